@@ -1,0 +1,1 @@
+//! What proves Nelly: floor plan, conformance, end to end.

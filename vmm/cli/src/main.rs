@@ -1,0 +1,3 @@
+//! The command a person types.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! OCI images: references, store, layers, the read-only file system image.

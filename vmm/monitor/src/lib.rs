@@ -1,0 +1,1 @@
+//! The machine: hypervisor back ends, devices, boot, life cycle.

@@ -1,0 +1,1 @@
+//! A container in a machine: specification, agent client, life.
