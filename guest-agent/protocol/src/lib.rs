@@ -1,1 +1,19 @@
-//! The agent's ttrpc protocol and port numbers.
+//! The protocol between a sandbox on the host and `nelly-agent`, PID 1 of the guest: the messages and the asynchronous
+//! ttrpc service and client generated from `proto/agent.proto`, the vsock ports, and the feature names. Nothing else.
+//!
+//! `proto/agent.proto` is the documentation of the messages; package `nelly.agent.v1` only ever grows.
+
+/// Major version of the protocol, said by both sides in `Hello`. Another major is refused.
+pub const PROTOCOL_MAJOR: u32 = 1;
+
+pub mod features;
+pub mod ports;
+
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+/// The messages of package `nelly.agent.v1`.
+pub use generated::agent as messages;
+/// The client (`AgentClient`), the service trait (`Agent`) and its registration (`create_agent`).
+pub use generated::agent_ttrpc as service;

@@ -1,0 +1,23 @@
+//! Names of what an agent can do beyond bare v1. A host names in `Hello` those that it needs; an agent that lacks one
+//! refuses by that name, so that nothing is ever silently skipped.
+
+/// Containers: `CreateContainer`, `StartContainer`, `Exec`, `Signal`, `Wait`, `State`.
+pub const CONTAINERS: &str = "containers";
+
+/// Terminals: `Stdio.terminal` and `ResizePty`.
+pub const TERMINAL: &str = "terminal";
+
+/// `Stats`, of a container and of the guest.
+pub const STATS: &str = "stats";
+
+/// `linux.seccomp` of the runtime spec is enforced.
+pub const SECCOMP: &str = "seccomp";
+
+/// `linux.resources.devices` of the runtime spec is enforced.
+pub const DEVICE_CGROUP: &str = "device-cgroup";
+
+/// Root file systems: a read-only block device below a writable layer in the guest's memory.
+pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
+
+/// Every feature of the agent built from this tree.
+pub const ALL: &[&str] = &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS];
