@@ -1,1 +1,17 @@
-//! The machine: hypervisor back ends, devices, boot, life cycle.
+//! The machine: a microVM on KVM or Hypervisor.framework.
+//!
+//! The rooms below stand on floors and import downwards only (`tests/floor_plan.rs` reads them):
+//! 0 `arch` `config` `sys`, 1 `memory`, 2 `hv`, 3 `bus` `irq` `disk`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
+
+pub mod arch;
+pub mod boot;
+pub mod bus;
+pub mod config;
+pub mod devices;
+pub mod disk;
+pub mod hv;
+pub mod irq;
+pub mod machine;
+pub mod memory;
+pub mod sys;
+pub mod virtio;

@@ -1,0 +1,78 @@
+//! x86-64: the address map and the state at the kernel's entry.
+
+/// How the guest's first instruction is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryMode {
+    /// 64-bit mode, paging on (Linux x86 boot protocol, "64-bit boot protocol").
+    Long,
+    /// 32-bit protected mode, paging off (PVH: Xen's x86/HVM direct boot ABI).
+    Protected,
+}
+
+/// General registers and mode at the guest's first instruction. Descriptor and page tables are in guest memory already, at the
+/// addresses of [`layout`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootState {
+    /// Mode of entry.
+    pub mode: EntryMode,
+    /// First instruction, guest physical (identity-mapped).
+    pub rip: u64,
+    /// RSI: the zero page for Linux's 64-bit protocol.
+    pub rsi: u64,
+    /// RBX: `hvm_start_info` for PVH.
+    pub rbx: u64,
+    /// RSP.
+    pub rsp: u64,
+    /// CR3, for [`EntryMode::Long`].
+    pub cr3: u64,
+    /// Base of the global descriptor table.
+    pub gdt_base: u64,
+    /// Its limit: size in bytes less one.
+    pub gdt_limit: u16,
+}
+
+/// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
+pub mod layout {
+    /// Descriptor table.
+    pub const GDT: u64 = 0x500;
+    /// Linux zero page (`boot_params`), 4 KiB.
+    pub const ZERO_PAGE: u64 = 0x7000;
+    /// PVH `hvm_start_info`, its memory map and module list.
+    pub const PVH_START_INFO: u64 = 0x6000;
+    /// Initial stack pointer.
+    pub const STACK: u64 = 0x8ff0;
+    /// Page tables of the 64-bit entry: PML4, PDPT, then page directories.
+    pub const PAGE_TABLES: u64 = 0x9000;
+    /// Command line, up to [`COMMAND_LINE_MAX`] bytes with its NUL.
+    pub const COMMAND_LINE: u64 = 0x2_0000;
+    /// Most bytes of a command line, NUL included.
+    pub const COMMAND_LINE_MAX: usize = 0x1_0000;
+    /// Start of the extended BIOS data area and end of low memory: 639 KiB. The MP table lies here.
+    pub const MP_TABLE: u64 = 0x9_fc00;
+    /// ACPI RSDP, where the kernel scans for it.
+    pub const RSDP: u64 = 0xe_0000;
+    /// Kernels load at 1 MiB or above.
+    pub const HIGH_MEMORY: u64 = 0x10_0000;
+    /// RAM below 4 GiB ends here; the rest continues at 4 GiB.
+    pub const MMIO_GAP: u64 = 0xd000_0000;
+    /// First virtio-mmio transport; one takes [`VIRTIO_STRIDE`].
+    pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+    /// Bytes of one virtio-mmio transport's range.
+    pub const VIRTIO_STRIDE: u64 = 0x1000;
+    /// I/O APIC.
+    pub const IO_APIC: u64 = 0xfec0_0000;
+    /// Local APIC.
+    pub const LOCAL_APIC: u64 = 0xfee0_0000;
+    /// TSS of KVM's real mode on Intel, three pages.
+    pub const KVM_TSS: u64 = 0xfffb_d000;
+    /// Identity map page of KVM on Intel.
+    pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+    /// Above-4-GiB RAM.
+    pub const HIGH_RAM: u64 = 0x1_0000_0000;
+    /// First serial port.
+    pub const COM1: u16 = 0x3f8;
+    /// Line of the first serial port.
+    pub const COM1_GSI: u32 = 4;
+    /// First line of a virtio-mmio transport; transports count up from here, then wrap nowhere: the I/O APIC has 24 pins.
+    pub const VIRTIO_GSI: u32 = 5;
+}

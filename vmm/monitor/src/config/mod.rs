@@ -1,0 +1,1 @@
+//! `MachineConfig` and its parts: plain data that is checked where it is made.

@@ -1,0 +1,1 @@
+//! The bytes behind virtio-blk: raw files; knows no device.

@@ -1,0 +1,174 @@
+//! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or Hypervisor.framework.
+//!
+//! Order that the caller keeps (see docs: registering memory after an interrupt controller or a doorbell costs an RCU grace
+//! period on Linux): `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created on the
+//! thread that runs it (Hypervisor.framework demands it).
+
+use std::sync::Arc;
+
+use crate::arch::BootState;
+use crate::irq::SharedLine;
+use crate::memory::Slot;
+use crate::sys::Notifier;
+
+/// A hypervisor of this host.
+pub trait Hypervisor {
+    /// The machines it makes.
+    type Vm: Vm;
+
+    /// Creates an empty machine.
+    fn create_vm(&self) -> Result<Self::Vm, HvError>;
+}
+
+/// An address the guest writes to notify a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DoorbellAddress {
+    /// Port I/O (x86 only).
+    Pio(u16),
+    /// Guest physical.
+    Mmio(u64),
+}
+
+/// Which interrupt controllers the machine gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqchipPlan {
+    /// vCPUs that will be created, 1 to 255.
+    pub vcpus: u8,
+    /// A programmable interval timer and the PIC, for kernels that calibrate by them (x86).
+    pub legacy_timer: bool,
+}
+
+/// A virtual machine: memory slots, interrupt controllers, vCPUs. Dropping it ends it.
+pub trait Vm: Send + Sync + 'static {
+    /// Its vCPUs.
+    type Vcpu: Vcpu;
+
+    /// Registers one memory slot.
+    fn map(&self, slot: &Slot) -> Result<(), HvError>;
+
+    /// Takes a memory slot away.
+    fn unmap(&self, slot: &Slot) -> Result<(), HvError>;
+
+    /// Creates the interrupt controllers. Once, after every `map` of start-up.
+    fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError>;
+
+    /// The line of a global system interrupt.
+    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError>;
+
+    /// Offers that writes of `value` (`width` bytes: 2 or 4; 0 = any value) to `address` go straight to `notifier`.
+    /// `false` means that the hypervisor cannot, and the write arrives as an exit: both must work.
+    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool;
+
+    /// Takes back an offer that was accepted.
+    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier);
+
+    /// Creates vCPU `index` of `count`, on the calling thread, which must be the one that runs it.
+    fn create_vcpu(&self, index: u32, count: u32) -> Result<Self::Vcpu, HvError>;
+}
+
+/// A virtual CPU. Not `Send`: it lives and dies on its thread.
+pub trait Vcpu {
+    /// Loads the state the guest starts with. Application processors wait for the boot processor's start-up message.
+    fn load(&mut self, state: &BootState) -> Result<(), HvError>;
+
+    /// Runs until something needs the monitor. A guest's fault is a value ([`Exit::Fault`]), not an error.
+    fn run(&mut self) -> Result<Exit<'_>, HvError>;
+
+    /// Completes a pending read or write without entering the guest (KVM: one run with immediate_exit), so that state is whole.
+    fn complete_pending(&mut self) -> Result<(), HvError>;
+
+    /// What makes a running or about to run vCPU return [`Exit::Kicked`], from any thread.
+    fn kicker(&self) -> Arc<dyn Kicker>;
+}
+
+/// Gets a vCPU out of the guest. A kick that arrives before `run` makes the next `run` return at once: none is lost.
+pub trait Kicker: Send + Sync {
+    /// Kicks.
+    fn kick(&self);
+}
+
+/// Why a vCPU came back. Data slices borrow from the vCPU: a read is answered by filling them before the next `run`.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// Read of guest physical memory that no slot backs.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// To be filled, 1 to 8 bytes.
+        data: &'a mut [u8],
+    },
+    /// Write to guest physical memory that no slot backs.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// What was written, 1 to 8 bytes.
+        data: &'a [u8],
+    },
+    /// `in` from a port; `data` holds one access, or several of a string instruction (`width` bytes each).
+    PioRead {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        width: u8,
+        /// To be filled.
+        data: &'a mut [u8],
+    },
+    /// `out` to a port.
+    PioWrite {
+        /// The port.
+        port: u16,
+        /// Bytes of one access: 1, 2 or 4.
+        width: u8,
+        /// What was written.
+        data: &'a [u8],
+    },
+    /// The vCPU halted and no controller in the hypervisor will wake it.
+    Halted,
+    /// Kicked, or a signal arrived.
+    Kicked,
+    /// Triple fault, or the hypervisor's own word for a shutdown.
+    TripleFault,
+    /// The guest asked the firmware (PSCI) to power off.
+    PowerOff,
+    /// The guest asked the firmware (PSCI) to reset.
+    Reset,
+    /// The guest did what the hypervisor cannot run; the sentence says what.
+    Fault(String),
+}
+
+/// What a hypervisor call can fail with: host failures, never the guest's.
+#[derive(Debug, thiserror::Error)]
+pub enum HvError {
+    /// No such hypervisor on this host, or not for this architecture.
+    #[error("{what} is unsupported on this host")]
+    Unsupported {
+        /// The hypervisor or the feature.
+        what: &'static str,
+    },
+    /// The device node cannot be opened.
+    #[error("cannot open {path}: {hint}")]
+    Open {
+        /// Path tried.
+        path: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A call failed.
+    #[error("{call} failed")]
+    Call {
+        /// The call, as the hypervisor names it.
+        call: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The host lacks a capability that the machine needs.
+    #[error("this hypervisor lacks {capability}")]
+    Missing {
+        /// Its name.
+        capability: &'static str,
+    },
+}

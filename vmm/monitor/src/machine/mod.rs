@@ -1,0 +1,1 @@
+//! A machine: assembled, run, paused, ended.

@@ -1,0 +1,5 @@
+//! Virtio 1.2 devices behind a memory-mapped transport.
+
+pub mod device;
+pub mod interrupt;
+pub mod queue;
