@@ -1,0 +1,61 @@
+//! How a long resolve tells what it does.
+
+use std::fmt;
+
+/// What a resolve is doing. Phases come in order; a cached image has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Another process builds the same image; bytes are not counted.
+    Waiting,
+    /// Decompressing an archive that is compressed as a whole; bytes of the compressed file.
+    Archive,
+    /// Reading, verifying and merging a layer; bytes of the layer as it is stored (compressed).
+    Layer {
+        /// 1 for the lowest layer.
+        number: usize,
+        /// How many layers the image has.
+        count: usize,
+    },
+    /// Copying a `rootfs:` directory; bytes of file contents, total unknown.
+    Rootfs,
+    /// Writing inodes and directories; bytes of the metadata.
+    Metadata,
+    /// Waiting until the finished image is on the disk; bytes are not counted.
+    Sync,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("waiting for another process that prepares this image"),
+            Self::Archive => f.write_str("decompressing the archive"),
+            Self::Layer { number, count } => write!(f, "unpacking layer {number} of {count}"),
+            Self::Rootfs => f.write_str("reading the directory"),
+            Self::Metadata => f.write_str("writing the file system"),
+            Self::Sync => f.write_str("syncing"),
+        }
+    }
+}
+
+/// Receives the progress of a resolve, on the thread that called it.
+pub trait Progress {
+    /// Called when a phase begins (with `done` 0), then about once a mebibyte, and when it ends.
+    ///
+    /// `done` and `total` are bytes; `total` is `None` when it is unknown.
+    fn update(&mut self, phase: Phase, done: u64, total: Option<u64>);
+
+    /// Asked about once a mebibyte: `true` ends the resolve with [`crate::ImageError::Cancelled`], and nothing
+    /// stays behind.
+    fn cancelled(&mut self) -> bool {
+        false
+    }
+}
+
+/// Progress that nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn update(&mut self, _phase: Phase, _done: u64, _total: Option<u64>) {}
+}

@@ -1,0 +1,237 @@
+//! What the command line's IMAGE word names.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The forms of an IMAGE word that work, for messages.
+const FORMS: &str =
+    "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR, builtin:busybox";
+
+/// An image named on the command line.
+///
+/// The path of the forms that take a tag ends at the first colon (as in skopeo and umoci), because a tag may
+/// itself hold one: `docker-archive:app.tar:example/app:1.2`. The path of `rootfs:` is the whole rest of the word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// `oci:DIR[:TAG]`: an OCI image layout directory.
+    OciLayout {
+        /// The directory that holds `oci-layout` and `index.json`.
+        dir: PathBuf,
+        /// The `org.opencontainers.image.ref.name` to pick; not needed when the layout holds one image.
+        tag: Option<String>,
+    },
+    /// `oci-archive:FILE[:TAG]`: an OCI image layout in a tar file, which may be compressed.
+    OciArchive {
+        /// The tar file.
+        file: PathBuf,
+        /// As in [`Reference::OciLayout`].
+        tag: Option<String>,
+    },
+    /// `docker-archive:FILE[:TAG]`: what `docker save` writes, which may be compressed.
+    DockerArchive {
+        /// The tar file.
+        file: PathBuf,
+        /// The repository tag to pick (`name:tag`); not needed when the archive holds one image.
+        tag: Option<String>,
+    },
+    /// `rootfs:DIR`: a directory that already is a root file system.
+    Rootfs {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// `builtin:busybox`: the small image that ships with the program.
+    BuiltinBusybox,
+}
+
+/// An IMAGE word that names no image.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ReferenceError {
+    /// The word is empty.
+    #[error("the image is an empty word; write one of {FORMS}")]
+    Empty,
+    /// The prefix is known but no path follows.
+    #[error("`{word}` names no path; write {form}")]
+    NoPath {
+        /// The whole word.
+        word: String,
+        /// How the form is spelled.
+        form: &'static str,
+    },
+    /// A colon announces a tag, and none follows.
+    #[error("`{word}` ends in an empty tag; name one or leave the colon out")]
+    EmptyTag {
+        /// The whole word.
+        word: String,
+    },
+    /// A NUL byte, which no path can hold.
+    #[error("the image holds a NUL byte: {word:?}")]
+    Nul {
+        /// The whole word.
+        word: String,
+    },
+    /// `builtin:` with a name that is not built in.
+    #[error("there is no built-in image `{name}`; the one there is: builtin:busybox")]
+    UnknownBuiltin {
+        /// What follows `builtin:`.
+        name: String,
+    },
+    /// A path without a prefix that says what lies there.
+    #[error("`{word}` looks like a path, and the word does not say what lies there; write one of {FORMS}")]
+    BarePath {
+        /// The whole word.
+        word: String,
+    },
+    /// A registry reference: there is no pull yet.
+    #[error("`{word}` is a registry reference, and pulling does not exist yet; what works: {FORMS}")]
+    Registry {
+        /// The whole word.
+        word: String,
+    },
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        if word.is_empty() {
+            return Err(ReferenceError::Empty);
+        }
+        if word.contains('\0') {
+            return Err(ReferenceError::Nul { word: word.to_owned() });
+        }
+        if let Some(rest) = word.strip_prefix("oci:") {
+            let (dir, tag) = path_and_tag(word, rest, "oci:DIR[:TAG]")?;
+            return Ok(Self::OciLayout { dir, tag });
+        }
+        if let Some(rest) = word.strip_prefix("oci-archive:") {
+            let (file, tag) = path_and_tag(word, rest, "oci-archive:FILE[:TAG]")?;
+            return Ok(Self::OciArchive { file, tag });
+        }
+        if let Some(rest) = word.strip_prefix("docker-archive:") {
+            let (file, tag) = path_and_tag(word, rest, "docker-archive:FILE[:TAG]")?;
+            return Ok(Self::DockerArchive { file, tag });
+        }
+        if let Some(rest) = word.strip_prefix("rootfs:") {
+            if rest.is_empty() {
+                return Err(ReferenceError::NoPath { word: word.to_owned(), form: "rootfs:DIR" });
+            }
+            return Ok(Self::Rootfs { dir: PathBuf::from(rest) });
+        }
+        if let Some(name) = word.strip_prefix("builtin:") {
+            if name == "busybox" {
+                return Ok(Self::BuiltinBusybox);
+            }
+            return Err(ReferenceError::UnknownBuiltin { name: name.to_owned() });
+        }
+        // No registry host starts with a slash or a dot.
+        if word.starts_with('/') || word.starts_with('.') || word.starts_with('~') {
+            return Err(ReferenceError::BarePath { word: word.to_owned() });
+        }
+        Err(ReferenceError::Registry { word: word.to_owned() })
+    }
+}
+
+fn path_and_tag(
+    word: &str,
+    rest: &str,
+    form: &'static str,
+) -> Result<(PathBuf, Option<String>), ReferenceError> {
+    let (path, tag) = match rest.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (rest, None),
+    };
+    if path.is_empty() {
+        return Err(ReferenceError::NoPath { word: word.to_owned(), form });
+    }
+    if tag.is_some_and(str::is_empty) {
+        return Err(ReferenceError::EmptyTag { word: word.to_owned() });
+    }
+    Ok((PathBuf::from(path), tag.map(str::to_owned)))
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (prefix, path, tag) = match self {
+            Self::OciLayout { dir, tag } => ("oci", dir, tag),
+            Self::OciArchive { file, tag } => ("oci-archive", file, tag),
+            Self::DockerArchive { file, tag } => ("docker-archive", file, tag),
+            Self::Rootfs { dir } => ("rootfs", dir, &None),
+            Self::BuiltinBusybox => return f.write_str("builtin:busybox"),
+        };
+        write!(f, "{prefix}:{}", path.display())?;
+        match tag {
+            Some(tag) => write!(f, ":{tag}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Reference {
+    /// The directory or file that the reference names; `None` for a built-in image.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::OciLayout { dir: path, .. }
+            | Self::OciArchive { file: path, .. }
+            | Self::DockerArchive { file: path, .. }
+            | Self::Rootfs { dir: path } => Some(path),
+            Self::BuiltinBusybox => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_that_name_an_image() {
+        let path = PathBuf::from;
+        let tag = |t: &str| Some(t.to_owned());
+        let table = [
+            ("oci:/var/img", Reference::OciLayout { dir: path("/var/img"), tag: None }),
+            ("oci:img:1.0", Reference::OciLayout { dir: path("img"), tag: tag("1.0") }),
+            ("oci:a:b:c", Reference::OciLayout { dir: path("a"), tag: tag("b:c") }),
+            ("oci-archive:x.tar", Reference::OciArchive { file: path("x.tar"), tag: None }),
+            ("oci-archive:x.tar:v", Reference::OciArchive { file: path("x.tar"), tag: tag("v") }),
+            ("docker-archive:x.tar", Reference::DockerArchive { file: path("x.tar"), tag: None }),
+            (
+                "docker-archive:x.tar:example/app:1.2",
+                Reference::DockerArchive { file: path("x.tar"), tag: tag("example/app:1.2") },
+            ),
+            ("rootfs:/a:b", Reference::Rootfs { dir: path("/a:b") }),
+            ("builtin:busybox", Reference::BuiltinBusybox),
+        ];
+        for (word, want) in table {
+            assert_eq!(word.parse::<Reference>().as_ref(), Ok(&want), "{word}");
+            assert_eq!(want.to_string(), word);
+        }
+    }
+
+    #[test]
+    fn words_that_name_none() {
+        for (word, needle) in [
+            ("", "empty word"),
+            ("oci:", "oci:DIR[:TAG]"),
+            ("oci::tag", "names no path"),
+            ("oci:dir:", "empty tag"),
+            ("oci-archive:", "oci-archive:FILE[:TAG]"),
+            ("docker-archive:f:", "empty tag"),
+            ("rootfs:", "rootfs:DIR"),
+            ("builtin:debian", "builtin:busybox"),
+            ("./image", "looks like a path"),
+            ("/image.tar", "looks like a path"),
+            ("alpine", "pulling does not exist yet"),
+            ("docker.io/library/alpine:3.20", "oci-archive:FILE[:TAG]"),
+            ("docker://alpine", "pulling does not exist yet"),
+            ("a\0b", "NUL"),
+        ] {
+            let message = word.parse::<Reference>().unwrap_err().to_string();
+            assert!(message.contains(needle), "{word:?}: {message}");
+        }
+    }
+}
