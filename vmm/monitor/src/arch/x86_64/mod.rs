@@ -75,4 +75,16 @@ pub mod layout {
     pub const COM1_GSI: u32 = 4;
     /// First line of a virtio-mmio transport; transports count up from here, then wrap nowhere: the I/O APIC has 24 pins.
     pub const VIRTIO_GSI: u32 = 5;
+    /// Pins of the I/O APIC: lines are 0 to 23.
+    pub const IO_APIC_PINS: u32 = 24;
+    /// ACPI sleep control register (reduced hardware, ACPI 6.5, 4.8.3.7), system I/O, 8 bits: SLP_TYP in bits 2 to 4, SLP_EN bit 5.
+    pub const ACPI_SLEEP_CONTROL: u16 = 0x600;
+    /// ACPI sleep status register, system I/O, 8 bits.
+    pub const ACPI_SLEEP_STATUS: u16 = 0x601;
+    /// ACPI reset register, system I/O, 8 bits.
+    pub const ACPI_RESET: u16 = 0x602;
+    /// What the guest writes to [`ACPI_RESET`].
+    pub const ACPI_RESET_VALUE: u8 = 1;
+    /// SLP_TYP of the soft-off state, first element of `\_S5`.
+    pub const ACPI_SLEEP_TYPE_S5: u8 = 5;
 }
