@@ -66,7 +66,8 @@ mod platform {
                 Ready {
                     token,
                     interest: Interest {
-                        readable: broken || flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP),
+                        readable: broken
+                            || flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP),
                         writable: broken || flags.contains(epoll::EventFlags::OUT),
                     },
                 }

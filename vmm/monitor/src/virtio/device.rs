@@ -9,8 +9,8 @@ use std::os::fd::BorrowedFd;
 
 use vm_memory::GuestMemoryMmap;
 
-use super::queue::Queue;
 use super::interrupt::Interrupt;
+use super::queue::Queue;
 use crate::sys::{Interest, Poller};
 
 /// A device as the transport sees it.

@@ -1,0 +1,71 @@
+//! What a sandbox is to be: plain data, checked where it is made.
+
+pub mod oci;
+pub mod process;
+pub mod size;
+
+pub use process::{Overrides, ProcessSpec, SpecError};
+
+/// A container as the agent is to make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Its first process.
+    pub process: ProcessSpec,
+    /// Host name within the container's UTS namespace.
+    pub hostname: String,
+    /// No writable layer: the root is the image itself.
+    pub read_only: bool,
+    /// Extra tmpfs mounts.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Largest size of the writable layer in bytes; 0 lets the agent take half of the guest's memory.
+    pub upper_bytes: u64,
+}
+
+/// A tmpfs in the container: `PATH[:OPTIONS]` as docker and podman spell it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tmpfs {
+    /// Absolute path in the container.
+    pub path: String,
+    /// Mount options, e.g. `size=64m`, `mode=1777`, `ro`, `noexec`.
+    pub options: Vec<String>,
+}
+
+impl std::str::FromStr for Tmpfs {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let (path, options) = text.split_once(':').unwrap_or((text, ""));
+        if !path.starts_with('/') || path == "/" || path.split('/').any(|part| part == "..") {
+            return Err(SpecError::Tmpfs { text: text.to_owned() });
+        }
+        let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+        Ok(Self { path: path.to_owned(), options })
+    }
+}
+
+/// The machine below the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// vCPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// Words added to the kernel's command line.
+    pub append: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tmpfs_takes_dockers_spelling_and_refuses_what_could_escape() {
+        let tmpfs: Tmpfs = "/cache:size=64m,mode=0700".parse().unwrap();
+        assert_eq!(tmpfs.path, "/cache");
+        assert_eq!(tmpfs.options, ["size=64m", "mode=0700"]);
+        assert_eq!("/run".parse::<Tmpfs>().unwrap().options, Vec::<String>::new());
+        for bad in ["", "cache", "/", "/a/../..", ":size=1m"] {
+            assert!(bad.parse::<Tmpfs>().is_err(), "{bad:?}");
+        }
+    }
+}

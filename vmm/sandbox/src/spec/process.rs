@@ -1,0 +1,208 @@
+//! The container's process: the image's configuration with what the caller overrides, by docker's rules.
+
+use oci_spec::image::Config;
+
+/// What a container runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessSpec {
+    /// Program and arguments, never empty.
+    pub args: Vec<String>,
+    /// `NAME=value` words; a name stands once.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// `name|uid[:group|gid]`; empty means root.
+    pub user: String,
+    /// A terminal instead of three pipes.
+    pub terminal: bool,
+    /// Standard input is connected.
+    pub stdin: bool,
+}
+
+/// What a caller says beside the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Replaces the image's entrypoint and drops its command, as docker does; an empty word means none.
+    pub entrypoint: Option<String>,
+    /// Replaces the image's command when not empty.
+    pub command: Vec<String>,
+    /// `NAME=value`, or `NAME` to unset the image's.
+    pub env: Vec<String>,
+    /// Replaces the image's working directory.
+    pub cwd: Option<String>,
+    /// Replaces the image's user.
+    pub user: Option<String>,
+    /// A terminal.
+    pub terminal: bool,
+    /// Standard input connected.
+    pub stdin: bool,
+}
+
+/// Why a specification is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// Neither image nor caller names a program.
+    #[error("no command: the image has neither entrypoint nor command; name one after IMAGE")]
+    NoCommand,
+    /// Not absolute.
+    #[error("working directory {0:?} is not an absolute path")]
+    Cwd(String),
+    /// A NUL byte, an empty name, or no name.
+    #[error("environment word {0:?} is not NAME=value")]
+    Env(String),
+    /// A NUL byte.
+    #[error("argument {0:?} holds a NUL byte")]
+    Argument(String),
+    /// See [`super::size::parse`].
+    #[error("size {text:?}: {hint}")]
+    Size {
+        /// As written.
+        text: String,
+        /// What to write.
+        hint: String,
+    },
+    /// See [`super::Tmpfs`].
+    #[error("tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path below /")]
+    Tmpfs {
+        /// As written.
+        text: String,
+    },
+}
+
+/// Where programs are looked up when the image sets no PATH.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl ProcessSpec {
+    /// Merges an image's configuration with a caller's overrides.
+    ///
+    /// # Errors
+    /// No command at all, a relative working directory, an environment word without a name, NUL bytes.
+    pub fn merge(image: &Config, overrides: &Overrides, hostname: &str) -> Result<Self, SpecError> {
+        let args = match &overrides.entrypoint {
+            Some(entrypoint) => {
+                let entrypoint = Some(entrypoint.clone()).filter(|word| !word.is_empty());
+                entrypoint.into_iter().chain(overrides.command.iter().cloned()).collect()
+            }
+            None => {
+                let command = Some(&overrides.command).filter(|words| !words.is_empty());
+                let command = command.or(image.cmd().as_ref()).into_iter().flatten();
+                image.entrypoint().iter().flatten().chain(command).cloned().collect::<Vec<_>>()
+            }
+        };
+        if args.is_empty() {
+            return Err(SpecError::NoCommand);
+        }
+        if let Some(bad) = args.iter().find(|word| word.contains('\0')) {
+            return Err(SpecError::Argument(bad.clone()));
+        }
+        let cwd = overrides.cwd.as_ref().or(image.working_dir().as_ref());
+        let cwd = cwd.filter(|cwd| !cwd.is_empty()).map_or("/", String::as_str);
+        if !cwd.starts_with('/') || cwd.contains('\0') {
+            return Err(SpecError::Cwd(cwd.to_owned()));
+        }
+        let user = overrides.user.as_ref().or(image.user().as_ref()).cloned().unwrap_or_default();
+        Ok(Self {
+            args,
+            env: environment(image, overrides, hostname)?,
+            cwd: cwd.to_owned(),
+            user,
+            terminal: overrides.terminal,
+            stdin: overrides.stdin,
+        })
+    }
+}
+
+/// PATH, HOSTNAME and TERM as docker sets them, then the image's words, then the caller's; a later word replaces an earlier one in
+/// its place. HOME is the agent's: only it can read the container's user database.
+fn environment(image: &Config, overrides: &Overrides, hostname: &str) -> Result<Vec<String>, SpecError> {
+    let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
+    if overrides.terminal {
+        env.push("TERM=xterm".to_owned());
+    }
+    for word in image.env().iter().flatten().chain(&overrides.env) {
+        let (name, value) = match word.split_once('=') {
+            Some((name, _)) => (name, Some(word)),
+            None => (word.as_str(), None),
+        };
+        if name.is_empty() || word.contains('\0') {
+            return Err(SpecError::Env(word.clone()));
+        }
+        let place = env.iter().position(|have| have.split('=').next() == Some(name));
+        match (place, value) {
+            (Some(place), Some(word)) => env[place].clone_from(word),
+            (None, Some(word)) => env.push(word.clone()),
+            (Some(place), None) => drop(env.remove(place)),
+            (None, None) => {}
+        }
+    }
+    Ok(env)
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::ConfigBuilder;
+
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn image(entrypoint: &[&str], cmd: &[&str]) -> Config {
+        let mut config =
+            ConfigBuilder::default().env(words(&["PATH=/bin", "A=1"])).user("web:www").working_dir("/srv");
+        if !entrypoint.is_empty() {
+            config = config.entrypoint(words(entrypoint));
+        }
+        if !cmd.is_empty() {
+            config = config.cmd(words(cmd));
+        }
+        config.build().unwrap()
+    }
+
+    #[test]
+    fn commands_merge_as_under_docker() {
+        let table: &[(&[&str], &[&str], Option<&str>, &[&str], &[&str])] = &[
+            (&[], &["sh"], None, &[], &["sh"]),
+            (&[], &["sh"], None, &["ls", "-l"], &["ls", "-l"]),
+            (&["/entry"], &["sh"], None, &[], &["/entry", "sh"]),
+            (&["/entry"], &["sh"], None, &["x"], &["/entry", "x"]),
+            (&["/entry"], &["sh"], Some("/other"), &[], &["/other"]),
+            (&["/entry"], &["sh"], Some("/other"), &["x"], &["/other", "x"]),
+            (&["/entry"], &["sh"], Some(""), &["x"], &["x"]),
+        ];
+        for (entrypoint, cmd, override_entrypoint, command, expected) in table {
+            let overrides = Overrides {
+                entrypoint: override_entrypoint.map(str::to_owned),
+                command: words(command),
+                ..Overrides::default()
+            };
+            let spec = ProcessSpec::merge(&image(entrypoint, cmd), &overrides, "box").unwrap();
+            assert_eq!(
+                spec.args,
+                words(expected),
+                "{entrypoint:?} {cmd:?} {override_entrypoint:?} {command:?}"
+            );
+        }
+        let nothing = ProcessSpec::merge(&image(&[], &[]), &Overrides::default(), "box");
+        assert_eq!(nothing, Err(SpecError::NoCommand));
+    }
+
+    #[test]
+    fn environment_keeps_places_replaces_and_unsets() {
+        let overrides =
+            Overrides { env: words(&["A=2", "B=3", "HOSTNAME"]), terminal: true, ..Overrides::default() };
+        let spec = ProcessSpec::merge(&image(&[], &["sh"]), &overrides, "box").unwrap();
+        assert_eq!(spec.env, words(&["PATH=/bin", "TERM=xterm", "A=2", "B=3"]));
+        assert_eq!((spec.user.as_str(), spec.cwd.as_str()), ("web:www", "/srv"));
+        for bad in ["=x", "A=\0"] {
+            let overrides = Overrides { env: words(&[bad]), ..Overrides::default() };
+            assert!(ProcessSpec::merge(&image(&[], &["sh"]), &overrides, "box").is_err());
+        }
+        let overrides = Overrides { cwd: Some("tmp".into()), ..Overrides::default() };
+        assert_eq!(
+            ProcessSpec::merge(&image(&[], &["sh"]), &overrides, "b"),
+            Err(SpecError::Cwd("tmp".into()))
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! Ids and names.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A sandbox's id: 32 random bytes, written as 64 hexadecimal digits, 12 of them shown to people.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Id([u8; 32]);
+
+impl Id {
+    /// A new one from the system's random source.
+    ///
+    /// # Errors
+    /// The system has no random source to give.
+    pub fn random() -> std::io::Result<Self> {
+        let mut bytes = [0; 32];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The twelve digits that people see.
+    #[must_use]
+    pub fn short(&self) -> String {
+        self.to_string()[..12].to_owned()
+    }
+
+    /// A name of two words picked by this id, for sandboxes that were given none.
+    #[must_use]
+    pub fn name(&self) -> Name {
+        let pick = |words: &[&str], byte: u8| words[usize::from(byte) % words.len()].to_owned();
+        Name(format!("{}-{}", pick(&ADJECTIVES, self.0[30]), pick(&ANIMALS, self.0[31])))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Id({})", self.short())
+    }
+}
+
+const ADJECTIVES: [&str; 32] = [
+    "amber", "bold", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fleet", "fond", "gentle",
+    "glad", "keen", "kind", "lively", "lucid", "merry", "mild", "neat", "nimble", "plain", "proud", "quick",
+    "quiet", "ready", "sharp", "sober", "spry", "steady", "swift", "warm",
+];
+
+const ANIMALS: [&str; 32] = [
+    "badger", "bee", "crane", "crow", "deer", "dove", "eagle", "falcon", "ferret", "finch", "fox", "gull",
+    "hare", "hawk", "heron", "horse", "ibis", "kite", "lark", "lynx", "marten", "mole", "newt", "otter",
+    "owl", "raven", "robin", "seal", "stoat", "swan", "tern", "wren",
+];
+
+/// A sandbox's name, also its host name: `[a-z0-9][a-z0-9_.-]{0,62}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A name that is not one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a name: 1 to 63 of a-z 0-9 _ . - and a letter or digit first")]
+pub struct NameError(String);
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let first = text.chars().next().is_some_and(plain);
+        if first && text.len() <= 63 && text.chars().all(|c| plain(c) || "_.-".contains(c)) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(NameError(text.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_differ_and_name_themselves() {
+        let (one, two) = (Id::random().unwrap(), Id::random().unwrap());
+        assert_ne!(one, two);
+        assert_eq!(one.to_string().len(), 64);
+        assert!(one.to_string().starts_with(&one.short()));
+        assert_eq!(one.name().as_str().parse::<Name>().unwrap(), one.name());
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let long = "a".repeat(63);
+        for good in ["a", "web-1", "0.x_y", &long] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        let longer = "a".repeat(64);
+        for bad in ["", "-a", ".a", "A", "a b", "ä", &longer] {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! How a process in a sandbox ended, and the exit code that says so.
+
+use serde::Serialize;
+
+/// `nelly` itself failed.
+pub const FAILED: u8 = 125;
+/// The program cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The program was not found.
+pub const NOT_FOUND: u8 = 127;
+/// `--timeout` was over.
+pub const TIMED_OUT: u8 = 124;
+/// `boot`: the guest's kernel panicked.
+pub const PANICKED: u8 = 121;
+/// `boot`: the guest's first processor met a triple fault.
+pub const TRIPLE_FAULT: u8 = 122;
+
+/// The table that `nelly help exit-codes` and the README show.
+pub const TABLE: [(&str, &str); 8] = [
+    ("0-255", "run: the container's own exit code"),
+    ("121", "boot: the guest's kernel panicked"),
+    ("122", "boot: triple fault"),
+    ("124", "--timeout was over"),
+    ("125", "nelly itself failed; usage errors of run and boot too"),
+    ("126", "run: the program cannot be executed"),
+    ("127", "run: no such program"),
+    ("128+n", "ended by signal n"),
+];
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Exit {
+    /// Its exit code, or 128 + the signal, or one of this module's.
+    pub code: u8,
+    /// Why, in a word: `exited`, `signaled`, `oom_killed`, `timeout`, `not_found`, `not_executable`, `failed`.
+    pub reason: &'static str,
+}

@@ -1,0 +1,61 @@
+//! Where things are on the host: data, cache, runtime directory, configuration (XDG, or all below NELLY_HOME).
+
+use std::path::PathBuf;
+
+/// The directories of one user. None is created by asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Images and kept sandboxes.
+    pub data: PathBuf,
+    /// What can be built or fetched again.
+    pub cache: PathBuf,
+    /// `config.toml` lies here.
+    pub config: PathBuf,
+}
+
+/// The environment says nothing of a home.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("neither NELLY_HOME, {0} nor HOME is set to an absolute path")]
+pub struct NoHome(&'static str);
+
+impl Places {
+    /// Reads them from an environment (`std::env::var_os` in life, a table in tests).
+    ///
+    /// # Errors
+    /// A directory's own variable, NELLY_HOME and HOME are all unset or relative.
+    pub fn from_env(get: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, NoHome> {
+        // The XDG specification: a relative path is to be ignored.
+        let absolute = |name: &str| get(name).filter(|path| path.is_absolute());
+        let place = |own: &'static str, below_nelly: &str, below_home: &str| match absolute("NELLY_HOME") {
+            Some(home) => Ok(home.join(below_nelly)),
+            None => match (absolute(own), absolute("HOME")) {
+                (Some(dir), _) => Ok(dir.join("nelly")),
+                (None, Some(home)) => Ok(home.join(below_home).join("nelly")),
+                (None, None) => Err(NoHome(own)),
+            },
+        };
+        Ok(Self {
+            data: place("XDG_DATA_HOME", "data", ".local/share")?,
+            cache: place("XDG_CACHE_HOME", "cache", ".cache")?,
+            config: place("XDG_CONFIG_HOME", "config", ".config")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nelly_home_moves_all_then_xdg_then_home() {
+        let with = |table: &[(&str, &str)]| {
+            Places::from_env(|name| table.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+        };
+        let moved = with(&[("NELLY_HOME", "/n"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/h")]).unwrap();
+        assert_eq!(moved.cache, PathBuf::from("/n/cache"));
+        let xdg = with(&[("XDG_CACHE_HOME", "/c"), ("XDG_DATA_HOME", "relative"), ("HOME", "/h")]).unwrap();
+        assert_eq!(xdg.cache, PathBuf::from("/c/nelly"));
+        assert_eq!(xdg.data, PathBuf::from("/h/.local/share/nelly"));
+        assert_eq!(with(&[]), Err(NoHome("XDG_DATA_HOME")));
+    }
+}
