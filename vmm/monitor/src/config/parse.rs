@@ -1,0 +1,76 @@
+//! The JSON form, read field by field so that every refusal names its field.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{ConfigError, DiskConfig, MachineConfig};
+
+/// The object's fields that were not taken yet.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// A field that may be missing or null.
+    fn optional<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ConfigError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => field(name, value).map(Some),
+        }
+    }
+
+    /// A field that stands for its default when it is missing.
+    fn or_default<T: DeserializeOwned + Default>(&mut self, name: &str) -> Result<T, ConfigError> {
+        Ok(self.optional(name)?.unwrap_or_default())
+    }
+
+    /// A field that must be there.
+    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ConfigError> {
+        self.optional(name)?.ok_or_else(|| ConfigError::new(name, "is missing".into()))
+    }
+}
+
+fn field<T: DeserializeOwned>(name: &str, value: Value) -> Result<T, ConfigError> {
+    serde_json::from_value(value).map_err(|error| ConfigError::new(name, error.to_string()))
+}
+
+/// Reads a machine.
+pub(super) fn machine(text: &[u8]) -> Result<MachineConfig, ConfigError> {
+    let value: Value = serde_json::from_slice(text)
+        .map_err(|error| ConfigError::new("(file)", format!("is not JSON: {error}")))?;
+    let Value::Object(map) = value else {
+        return Err(ConfigError::new("(file)", "is not a JSON object".into()));
+    };
+    let mut fields = Fields(map);
+    // First, so that a config of another version is refused for that and not for a field.
+    let schema: u32 = fields.required("schema")?;
+    if schema != super::SCHEMA {
+        let reason = format!("{schema} is unknown, this monitor reads {}", super::SCHEMA);
+        return Err(ConfigError::new("schema", reason));
+    }
+    let mut disks = Vec::new();
+    for (index, value) in fields.or_default::<Vec<Value>>("disks")?.into_iter().enumerate() {
+        disks.push(field::<DiskConfig>(&format!("disks[{index}]"), value)?);
+    }
+    let config = MachineConfig {
+        schema,
+        memory_bytes: fields.or_default("memory_bytes")?,
+        cpus: fields.or_default("cpus")?,
+        kernel: fields.required("kernel")?,
+        initrd: fields.optional("initrd")?,
+        command_line: fields.or_default("command_line")?,
+        boot_protocol: fields.or_default("boot_protocol")?,
+        platform: fields.or_default("platform")?,
+        disks,
+        rng: fields.or_default("rng")?,
+        console: fields.or_default("console")?,
+        serial: fields.or_default("serial")?,
+        vsock: fields.optional("vsock")?,
+        spare_slots: fields.or_default("spare_slots")?,
+        on_reset: fields.or_default("on_reset")?,
+        time_limit_ms: fields.optional("time_limit_ms")?,
+    };
+    if let Some(name) = fields.0.keys().next() {
+        return Err(ConfigError::new(name.clone(), "is not a field of a machine".into()));
+    }
+    config.validate()?;
+    Ok(config)
+}
