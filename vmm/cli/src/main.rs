@@ -1,3 +1,4 @@
-//! The command a person types.
-
-fn main() {}
+mod args;
+fn main() {
+    let _ = <args::Cli as clap::Parser>::parse();
+}

@@ -1,0 +1,298 @@
+//! The command line: flags of Nelly end at IMAGE, everything after it is the command, verbatim.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What a person typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nelly",
+    version,
+    about = "Runs a container, or boots a kernel, in a microVM of its own",
+    disable_help_subcommand = true,
+    propagate_version = false,
+    after_help = "Examples:\n  \
+        nelly run -- sh -c 'uname -a; id'              the built-in image\n  \
+        nelly run -it oci:./image sh                   a shell in an OCI layout\n  \
+        echo hi | nelly run -i docker-archive:app.tar cat\n  \
+        nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
+        nelly doctor                                   what this host can do\n\n\
+        Exit codes: nelly help exit-codes"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a command in a container in a new microVM
+    Run(Box<RunArgs>),
+    /// Boot a kernel in a new microVM, its console on this terminal
+    Boot(Box<BootArgs>),
+    /// Say what this host can do, and how to mend what it cannot
+    Doctor(JsonArgs),
+    /// Print the version and the build of every part
+    Version(JsonArgs),
+    /// Settings: their values and where each comes from
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// Help on a verb, or on exit-codes
+    Help {
+        /// run, boot, doctor, version, config, or exit-codes
+        topic: Option<String>,
+    },
+}
+
+/// Verbs of `config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Print every setting with its value and its source
+    Show(JsonArgs),
+}
+
+/// Output for programs.
+#[derive(Debug, Args)]
+pub(crate) struct JsonArgs {
+    /// Print JSON (schema 1)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How much Nelly says of itself on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// Only what failed
+    Error,
+    /// And what is suspicious
+    Warn,
+    /// And what is done
+    Info,
+    /// And how, with the guest's console
+    Debug,
+    /// And every detail
+    Trace,
+}
+
+/// Flags of the machine that `run` and `boot` share.
+#[derive(Debug, Args)]
+pub(crate) struct MachineArgs {
+    /// vCPUs of the machine, 1 to 32 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+    /// Memory of the machine with a suffix K, M or G [default: 512M]
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Words added to the kernel's command line
+    #[arg(long, value_name = "WORDS")]
+    pub(crate) append: Option<String>,
+    /// End the machine after this long: 500ms, 30s, 5m, 1h; exit code 124
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<String>,
+    /// How much Nelly says on stderr [env: NELLY_LOG] [default: warn]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+    /// Print what would be done as JSON and do nothing: no file is written, no machine started
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// `nelly run`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "nelly run [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly run [FLAGS] -- COMMAND [ARG...]",
+    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
+        With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
+        stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
+        The first Ctrl-C or SIGTERM reaches the container; a third Ctrl-C ends the machine.\n\n\
+        Examples:\n  \
+        nelly run -- echo hello\n  \
+        nelly run -it oci:./debian:12 bash\n  \
+        echo hi | nelly run -i -- cat\n  \
+        nelly run -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
+        nelly run --timeout 10s --result result.json -- sleep 60"
+)]
+pub(crate) struct RunArgs {
+    /// Connect standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set NAME=VALUE in the container; NAME alone passes it on from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Read NAME=VALUE lines from a file; # starts a comment line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User (and group) in the container, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Host name [default: the sandbox's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Name of the sandbox [default: two words]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Replace the image's entrypoint; an empty word means none
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Remove the sandbox when it ends (always done for now: sandboxes are not kept yet)
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Mount the image read-only, without a writable layer
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Mount a tmpfs, e.g. /cache:size=64m
+    #[arg(long, value_name = "PATH[:OPTIONS]")]
+    pub(crate) tmpfs: Vec<String>,
+    /// Kernel to boot [env: NELLY_KERNEL] [default: the one that ships with Nelly]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initramfs with the agent [env: NELLY_INITRD] [default: the one that ships with Nelly]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Write one JSON object {id, exit, reason, timings} to FILE or to descriptor N
+    #[arg(long, value_name = "FILE|fd:N")]
+    pub(crate) result: Option<String>,
+    /// No progress and no notes on stderr, only errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// The image, then the command
+    #[arg(value_name = "IMAGE [COMMAND [ARG...]]", trailing_var_arg = true)]
+    pub(crate) words: Vec<String>,
+}
+
+/// What to do when the guest resets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnReset {
+    /// End with exit code 0
+    Exit,
+    /// Start the machine again
+    Reboot,
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// By what the file is
+    Auto,
+    /// ELF by Linux's 64-bit entry
+    Elf64,
+    /// ELF by the PVH entry
+    Pvh,
+    /// bzImage by its 64-bit entry
+    Bzimage,
+}
+
+/// How the kernel learns of CPUs, interrupt lines and devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Platform {
+    /// By the kernel's own configuration, where it tells
+    Auto,
+    /// MP table, virtio-mmio on the command line
+    Mptable,
+    /// ACPI with reduced hardware
+    Acpi,
+}
+
+/// `nelly boot`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The machine's serial port is this terminal (Ctrl-] ends the machine); without a terminal it is stdin and stdout.\n\n\
+    Examples:\n  \
+    nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
+    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --cpus 4 -m 2G"
+)]
+pub(crate) struct BootArgs {
+    /// Kernel: vmlinux (ELF) or bzImage, also compressed by gzip, zstd, lz4 or xz
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// A raw disk, /dev/vda first; ,ro makes it read-only
+    #[arg(long, value_name = "FILE[,ro]")]
+    pub(crate) disk: Vec<String>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// What a reset by the guest does
+    #[arg(long, value_name = "WHAT", default_value = "exit")]
+    pub(crate) on_reset: OnReset,
+    /// How the kernel is entered
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) protocol: Protocol,
+    /// How the kernel learns of the hardware
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub(crate) platform: Platform,
+}
+
+/// Splits the words after `run`'s flags: what stands before `--` is the image; with nothing there it is the built-in one.
+///
+/// clap hands over the words without the first `--`, so the raw arguments say whether one stood right before them.
+pub(crate) fn image_and_command(raw: &[String], words: &[String]) -> (Option<String>, Vec<String>) {
+    let first = raw.len().saturating_sub(words.len());
+    let after_dashes = first > 0 && raw.get(first - 1).is_some_and(|word| word == "--");
+    match words.split_first() {
+        Some((image, command)) if !after_dashes => {
+            // `IMAGE -- CMD` is accepted: people expect `--` to end the flags there as well.
+            let command = command.strip_prefix(&["--".to_owned()][..]).unwrap_or(command);
+            (Some(image.clone()), command.to_vec())
+        }
+        _ => (None, words.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(words: &[&str]) -> (Option<String>, Vec<String>, RunArgs) {
+        let raw: Vec<String> = ["nelly", "run"].iter().chain(words).map(|w| (*w).to_owned()).collect();
+        let Verb::Run(args) = Cli::try_parse_from(&raw).unwrap().verb else { panic!("not run") };
+        let (image, command) = image_and_command(&raw, &args.words);
+        (image, command, *args)
+    }
+
+    #[test]
+    fn flags_end_at_the_image_and_dashes_mean_the_built_in_one() {
+        let table: &[(&[&str], Option<&str>, &[&str])] = &[
+            (&["--", "true"], None, &["true"]),
+            (&["-it", "--", "sh", "-c", "x"], None, &["sh", "-c", "x"]),
+            (&["oci:d"], Some("oci:d"), &[]),
+            (&["oci:d", "ls", "-l", "--rm"], Some("oci:d"), &["ls", "-l", "--rm"]),
+            (&["oci:d", "-i"], Some("oci:d"), &["-i"]),
+            (&["oci:d", "--", "ls"], Some("oci:d"), &["ls"]),
+            (&["oci:d", "sh", "--", "x"], Some("oci:d"), &["sh", "--", "x"]),
+            (&["--", "sh", "--", "x"], None, &["sh", "--", "x"]),
+            (&["--cpus", "2", "oci:d", "x"], Some("oci:d"), &["x"]),
+        ];
+        for (words, image, command) in table {
+            let (got_image, got_command, _) = run(words);
+            assert_eq!(
+                (got_image.as_deref(), got_command),
+                (*image, command.iter().map(|w| (*w).to_owned()).collect()),
+                "{words:?}"
+            );
+        }
+        let (_, _, args) = run(&["-i", "-e", "A=1", "-eB", "-u", "web", "-w/srv", "-m", "1G", "oci:d"]);
+        assert!(args.interactive && !args.tty);
+        assert_eq!(args.env, ["A=1", "B"]);
+        assert_eq!(args.machine.memory.as_deref(), Some("1G"));
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}
