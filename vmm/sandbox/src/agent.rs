@@ -1,1 +1,312 @@
-//! agent
+//! The client of `nelly-agent`: typed calls over a stream to the guest.
+
+use std::os::unix::net::UnixStream;
+
+use nelly_protocol::messages as wire;
+use nelly_protocol::service::AgentClient;
+use nelly_protocol::{PROTOCOL_MAJOR, features};
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context::Context;
+
+use crate::spec::{ContainerSpec, ProcessSpec, oci};
+
+/// Build id of this side: what the assets and the agent must carry too. `None` in a build that was given none.
+pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
+
+/// Longest wait for an answer that should come at once, in nanoseconds: a wedged guest is an error, not a hang.
+const CALL_NS: i64 = 60_000_000_000;
+
+/// Why a call to the agent failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The stream cannot be used.
+    #[error("cannot open the connection to the agent")]
+    Connect(#[source] std::io::Error),
+    /// The agent answered with an error, or the connection broke.
+    #[error("the agent's {call} failed")]
+    Call {
+        /// The method.
+        call: &'static str,
+        /// The status.
+        #[source]
+        source: ttrpc::Error,
+    },
+    /// The agent comes from another build.
+    #[error(
+        "the agent in the initramfs is of build {agent}, this nelly of build {host}: run `make` to build both"
+    )]
+    Build {
+        /// The agent's.
+        agent: String,
+        /// Ours.
+        host: String,
+    },
+}
+
+/// Why a program did not start, as the guest's kernel said it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct StartFailure {
+    /// 125, 126 or 127.
+    pub code: u8,
+    /// What was tried, on which path, and the answer.
+    pub message: String,
+}
+
+/// The ports of a process's streams and its first terminal size; see `Stdio` of the protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StdioPorts {
+    /// Standard input, or the terminal both ways; 0: /dev/null.
+    pub stdin: u32,
+    /// Standard output.
+    pub stdout: u32,
+    /// Standard error.
+    pub stderr: u32,
+    /// Rows and columns of the terminal; 0: the kernel's.
+    pub rows: u16,
+    /// See `rows`.
+    pub columns: u16,
+}
+
+/// What the agent said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// `uname -r` of the guest.
+    pub kernel_release: String,
+    /// Guest CLOCK_BOOTTIME in nanoseconds when PID 1 started.
+    pub boot_ns: u64,
+    /// Guest CLOCK_BOOTTIME in nanoseconds when the agent listened.
+    pub ready_ns: u64,
+}
+
+/// A connection to the agent, cheap to clone.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+}
+
+/// Which process: a container's first one, or an exec.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessId<'a> {
+    /// The container.
+    pub container: &'a str,
+    /// The exec; empty for the first process.
+    pub exec: &'a str,
+}
+
+fn context() -> Context {
+    ttrpc::context::with_timeout(CALL_NS)
+}
+
+fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
+    move |source| AgentError::Call { call, source }
+}
+
+fn stdio(process: &ProcessSpec, ports: StdioPorts) -> wire::Stdio {
+    wire::Stdio {
+        terminal: process.terminal,
+        rows: ports.rows.into(),
+        columns: ports.columns.into(),
+        stdin_port: ports.stdin,
+        stdout_port: ports.stdout,
+        stderr_port: ports.stderr,
+        ..Default::default()
+    }
+}
+
+impl Agent {
+    /// Takes over a stream to the agent's port. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// The descriptor cannot be made non-blocking or registered.
+    pub fn new(stream: UnixStream) -> Result<Self, AgentError> {
+        stream.set_nonblocking(true).map_err(AgentError::Connect)?;
+        let socket = Socket::try_from(stream).map_err(AgentError::Connect)?;
+        Ok(Self { client: AgentClient::new(Client::new(socket)) })
+    }
+
+    /// The first call. `now_unix_ns` sets the guest's clock, `entropy` (at most 64 bytes) its random pool.
+    ///
+    /// # Errors
+    /// Another protocol major, a feature that the agent lacks, another build.
+    pub async fn hello(
+        &self,
+        hostname: &str,
+        now_unix_ns: i64,
+        entropy: Vec<u8>,
+    ) -> Result<Greeting, AgentError> {
+        let needed =
+            [features::CONTAINERS, features::TERMINAL, features::DEVICE_CGROUP, features::OVERLAY_TMPFS];
+        let request = wire::HelloRequest {
+            protocol: PROTOCOL_MAJOR,
+            build: BUILD.unwrap_or_default().to_owned(),
+            features: needed.map(str::to_owned).to_vec(),
+            hostname: hostname.to_owned(),
+            now_unix_ns,
+            entropy,
+            ..Default::default()
+        };
+        let response = self.client.hello(context(), &request).await.map_err(failed("Hello"))?;
+        // A side that was built without an id (plain `cargo build`) has nothing to compare.
+        if let Some(host) = BUILD.filter(|host| !response.build.is_empty() && *host != response.build) {
+            return Err(AgentError::Build { agent: response.build, host: host.to_owned() });
+        }
+        Ok(Greeting {
+            kernel_release: response.kernel_release,
+            boot_ns: response.boot_ns,
+            ready_ns: response.ready_ns,
+        })
+    }
+
+    /// Prepares a container on the read-only image `device`; nothing of it runs yet.
+    ///
+    /// # Errors
+    /// What the guest could not prepare.
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &ContainerSpec,
+        device: &str,
+        ports: StdioPorts,
+    ) -> Result<(), AgentError> {
+        let rootfs = wire::Rootfs {
+            device: device.to_owned(),
+            filesystem: "erofs".to_owned(),
+            read_only: spec.read_only,
+            upper_bytes: spec.upper_bytes,
+            ..Default::default()
+        };
+        let request = wire::CreateContainerRequest {
+            id: id.to_owned(),
+            spec: oci::container(spec).to_string().into_bytes(),
+            user: spec.process.user.clone(),
+            rootfs: Some(rootfs).into(),
+            stdio: Some(stdio(&spec.process, ports)).into(),
+            ..Default::default()
+        };
+        self.client.create_container(context(), &request).await.map_err(failed("CreateContainer"))?;
+        Ok(())
+    }
+
+    /// Starts a created container's process.
+    ///
+    /// # Errors
+    /// A failed call; that the program cannot run is the inner error.
+    pub async fn start(&self, container: &str) -> Result<Result<u32, StartFailure>, AgentError> {
+        let request =
+            wire::StartContainerRequest { container_id: container.to_owned(), ..Default::default() };
+        let response =
+            self.client.start_container(context(), &request).await.map_err(failed("StartContainer"))?;
+        Ok(started(response))
+    }
+
+    /// Starts a further process in a running container.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub async fn exec(
+        &self,
+        id: ProcessId<'_>,
+        process: &ProcessSpec,
+        ports: StdioPorts,
+    ) -> Result<Result<u32, StartFailure>, AgentError> {
+        let request = wire::ExecRequest {
+            container_id: id.container.to_owned(),
+            exec_id: id.exec.to_owned(),
+            process: oci::process(process).to_string().into_bytes(),
+            user: process.user.clone(),
+            stdio: Some(stdio(process, ports)).into(),
+            ..Default::default()
+        };
+        let response = self.client.exec(context(), &request).await.map_err(failed("Exec"))?;
+        Ok(started(response))
+    }
+
+    /// Waits for a process's end, without a limit of time.
+    ///
+    /// # Errors
+    /// No such process, or the connection broke.
+    pub async fn wait(&self, id: ProcessId<'_>) -> Result<wire::WaitResponse, AgentError> {
+        let request = wire::WaitRequest {
+            container_id: id.container.to_owned(),
+            exec_id: id.exec.to_owned(),
+            ..Default::default()
+        };
+        self.client.wait(Context::default(), &request).await.map_err(failed("Wait"))
+    }
+
+    /// Sends a signal, Linux's number.
+    ///
+    /// # Errors
+    /// No such process.
+    pub async fn signal(&self, id: ProcessId<'_>, signal: u32) -> Result<(), AgentError> {
+        let request = wire::SignalRequest {
+            container_id: id.container.to_owned(),
+            exec_id: id.exec.to_owned(),
+            signal,
+            ..Default::default()
+        };
+        self.client.signal(context(), &request).await.map_err(failed("Signal"))?;
+        Ok(())
+    }
+
+    /// Tells a process's terminal its size.
+    ///
+    /// # Errors
+    /// No such process, or it has no terminal.
+    pub async fn resize(&self, id: ProcessId<'_>, rows: u16, columns: u16) -> Result<(), AgentError> {
+        let request = wire::ResizePtyRequest {
+            container_id: id.container.to_owned(),
+            exec_id: id.exec.to_owned(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..Default::default()
+        };
+        self.client.resize_pty(context(), &request).await.map_err(failed("ResizePty"))?;
+        Ok(())
+    }
+
+    /// Resource use of a container, or of the guest when `container` is empty.
+    ///
+    /// # Errors
+    /// No such container.
+    pub async fn stats(&self, container: &str) -> Result<wire::StatsResponse, AgentError> {
+        let request = wire::StatsRequest { container_id: container.to_owned(), ..Default::default() };
+        self.client.stats(context(), &request).await.map_err(failed("Stats"))
+    }
+
+    /// Ends every process (SIGTERM, `grace_ms`, SIGKILL), syncs, and switches the machine off.
+    ///
+    /// # Errors
+    /// The agent refused; a connection that ends is a success, for the machine does too.
+    pub async fn shutdown(&self, grace_ms: u32) -> Result<(), AgentError> {
+        let request = wire::ShutdownRequest { grace_ms, ..Default::default() };
+        let context = ttrpc::context::with_timeout(CALL_NS + i64::from(grace_ms) * 1_000_000);
+        match self.client.shutdown(context, &request).await {
+            Ok(_)
+            | Err(
+                ttrpc::Error::Socket(_)
+                | ttrpc::Error::RemoteClosed
+                | ttrpc::Error::LocalClosed
+                | ttrpc::Error::Eof,
+            ) => Ok(()),
+            Err(source) => Err(AgentError::Call { call: "Shutdown", source }),
+        }
+    }
+}
+
+fn started(response: wire::StartResponse) -> Result<u32, StartFailure> {
+    use wire::start_failure::Kind;
+    match response.failure.into_option() {
+        None => Ok(response.pid),
+        Some(failure) => {
+            let code = match failure.kind.enum_value() {
+                Ok(Kind::NOT_FOUND) => crate::state::outcome::NOT_FOUND,
+                Ok(Kind::NOT_EXECUTABLE) => crate::state::outcome::NOT_EXECUTABLE,
+                Ok(Kind::OTHER) | Err(_) => crate::state::outcome::FAILED,
+            };
+            Err(StartFailure { code, message: failure.message })
+        }
+    }
+}
