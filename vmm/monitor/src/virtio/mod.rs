@@ -3,3 +3,4 @@
 pub mod device;
 pub mod interrupt;
 pub mod queue;
+pub mod vsock;
