@@ -31,6 +31,29 @@ pub struct BootState {
     pub gdt_limit: u16,
 }
 
+/// Segment selectors of the start-up descriptor table, as Linux's 64-bit boot protocol numbers them (`__BOOT_CS`, `__BOOT_DS`).
+pub mod selector {
+    /// Code: 64-bit for [`EntryMode::Long`](super::EntryMode::Long), flat 32-bit for PVH.
+    pub const CODE: u16 = 0x10;
+    /// Flat data, for DS, ES, FS, GS and SS.
+    pub const DATA: u16 = 0x18;
+    /// A busy task state segment with base 0: hardware wants TR to name one.
+    pub const TASK: u16 = 0x20;
+}
+
+/// The start-up descriptor table, which lies at [`layout::GDT`] in guest memory: null, unused, code, data, task.
+#[must_use]
+pub const fn descriptor_table(mode: EntryMode) -> [u64; 5] {
+    let code = match mode {
+        // Present, ring 0, execute and read, accessed; L set, D clear; 4 KiB granularity, limit 4 GiB.
+        EntryMode::Long => 0x00af_9b00_0000_ffff,
+        // The same with D set and L clear.
+        EntryMode::Protected => 0x00cf_9b00_0000_ffff,
+    };
+    // Data: present, ring 0, read and write, accessed, 32-bit. Task: present, busy 32/64-bit TSS, limit 0x67.
+    [0, 0, code, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
+}
+
 /// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
 pub mod layout {
     /// Descriptor table.
@@ -49,8 +72,13 @@ pub mod layout {
     pub const COMMAND_LINE_MAX: usize = 0x1_0000;
     /// Start of the extended BIOS data area and end of low memory: 639 KiB. The MP table lies here.
     pub const MP_TABLE: u64 = 0x9_fc00;
-    /// ACPI RSDP, where the kernel scans for it.
+    /// ACPI RSDP, where the kernel scans for it. The other ACPI tables follow.
     pub const RSDP: u64 = 0xe_0000;
+    /// The MP configuration table that the pointer at [`MP_TABLE`] names: the 1 KiB there holds no more than some 40 CPUs. Never used
+    /// together with [`RSDP`].
+    pub const MP_CONFIG: u64 = 0xe_0000;
+    /// End of the platform tables that begin at [`RSDP`] or [`MP_CONFIG`].
+    pub const PLATFORM_TABLES_END: u64 = 0xf_0000;
     /// Kernels load at 1 MiB or above.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
     /// RAM below 4 GiB ends here; the rest continues at 4 GiB.
