@@ -3,6 +3,9 @@
 //! A region is one slot over one reserved range of host addresses whose pieces may have different backings (anonymous memory, a
 //! memfd, a private mapping of a kernel file's segments).
 
+mod vectored;
+
+pub use vectored::IoVecs;
 use vm_memory::GuestMemoryMmap;
 
 /// One slot as the hypervisor registers it. The host range stays mapped for as long as the [`GuestRam`] it came from.

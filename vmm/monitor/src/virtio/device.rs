@@ -1,16 +1,19 @@
 //! The seam between a virtio device, its transport and the loop that runs its worker.
 //!
 //! A device is in two parts. The [`Device`] stays with the transport and answers configuration reads on vCPU threads. When the
-//! driver is ready the transport moves the queues, each validated once, into a [`Worker`] that [`Device::activate`] makes, and hands
-//! it to the loop that the machine chose. Reset, detach, pause and snapshot all take it back by [`Worker::quiesce`]: one path.
+//! driver is ready the transport moves the queues, each validated once, into a [`Worker`] that [`Device::activate`] makes, wraps it
+//! as [`Running`] and gives that to the [`WorkerHost`] that the machine chose. Reset, detach, pause and snapshot all take it back by
+//! [`Running::stop`]: one path.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
-
-use vm_memory::GuestMemoryMmap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::interrupt::Interrupt;
-use super::queue::Queue;
+use super::queue::{Queue, QueueFault};
+use crate::memory::Memory;
 use crate::sys::{Interest, Poller};
 
 /// A device as the transport sees it.
@@ -24,17 +27,26 @@ pub trait Device: Send {
     /// The largest size of each queue, powers of two up to 32768.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the configuration space. Bytes beyond its end read as 0.
+    /// Reads the configuration space; `data` is zeroed. Bytes beyond its end stay 0.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// Writes the configuration space. Writes that the specification does not allow are ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered.
+    /// Whether the worker's requests block (file I/O), so that it should not share a loop with others.
+    fn blocks(&self) -> bool {
+        false
+    }
+
+    /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered. After a pause the queues are
+    /// those that the last worker returned, and [`Device::reclaim`] was called with its state, but not [`Device::reset`].
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
 
-    /// Takes back what a worker of this device returned, so that the driver may start again from reset.
-    fn reclaim(&mut self, state: Box<dyn std::any::Any + Send>);
+    /// Takes back what a worker of this device returned.
+    fn reclaim(&mut self, state: Box<dyn Any + Send>);
+
+    /// The driver reset the device: forget everything that belonged to it. Comes after [`Device::reclaim`].
+    fn reset(&mut self) {}
 }
 
 /// What a worker is made of.
@@ -42,11 +54,18 @@ pub struct Activation {
     /// Features both sides agreed on, all 64 bits.
     pub features: u64,
     /// Guest memory, for the worker's own use.
-    pub memory: GuestMemoryMmap,
+    pub memory: Memory,
     /// The queues in order; one the driver left disabled is `None`.
     pub queues: Vec<Option<Queue>>,
     /// How the worker interrupts the driver.
     pub interrupt: Interrupt,
+}
+
+impl Activation {
+    /// Takes queue `index`, which the device cannot work without.
+    pub fn take_queue(&mut self, index: usize) -> Result<Queue, ActivateError> {
+        self.queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::MissingQueue(index))
+    }
 }
 
 /// Why a device did not start; the transport answers with NEEDS_RESET.
@@ -60,27 +79,167 @@ pub enum ActivateError {
     Host(#[source] io::Error),
 }
 
+/// Why a worker cannot go on: the device gets NEEDS_RESET and waits for the driver.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFault {
+    /// The guest broke a ring or a descriptor chain.
+    #[error("the driver broke a queue")]
+    Queue(#[from] QueueFault),
+    /// The guest broke the device's protocol in a way that has no answer of its own.
+    #[error("the driver broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// The host side failed.
+    #[error("the device's host side failed")]
+    Host(#[from] io::Error),
+    /// The device could not start.
+    #[error("the device did not start")]
+    Activate(#[from] ActivateError),
+}
+
 /// The running part of a device. It lives on one loop and is never shared.
 pub trait Worker: Send {
-    /// Registers what the worker waits for: queue doorbells and host descriptors. Called when it starts and when it runs again after a pause.
-    fn register(&mut self, registrar: &mut Registrar<'_>) -> io::Result<()>;
+    /// Registers what the worker waits for: queue doorbells and host descriptors. Called once, when it starts; what was made
+    /// available before that must be looked at too (the driver may have rung before, or while the machine was paused).
+    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault>;
 
-    /// Something registered under `key` is ready. Never blocks: the loop has other devices.
-    fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>);
+    /// Removes every registration. Called once, before [`Worker::quiesce`] or after a fault.
+    fn unregister(&mut self, registrar: &mut Registrar<'_>);
 
-    /// Drains or cancels what is in flight and gives back device state and queues. Its registrations are removed by the loop.
+    /// Something registered under `key` is ready. Never waits for a peer: the loop may have other devices. After an error the worker
+    /// is unregistered and only [`Worker::quiesce`] is called.
+    fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault>;
+
+    /// Drains or cancels what is in flight and gives back device state and queues.
     fn quiesce(self: Box<Self>) -> Returned;
 }
 
 /// What a worker leaves behind: enough to start it again, or to write it down.
 pub struct Returned {
     /// For [`Device::reclaim`].
-    pub state: Box<dyn std::any::Any + Send>,
+    pub state: Box<dyn Any + Send>,
     /// The queues in their order.
     pub queues: Vec<Option<Queue>>,
 }
 
-/// A worker's view of its loop's poller: every registration is filed under the worker's slot, so the loop can remove them all.
+/// Who runs workers: the machine. Both calls return at once and are carried out in order.
+pub trait WorkerHost: Send + Sync {
+    /// Runs a worker: the loop calls [`Running::start`], then [`Running::ready`] for every event with its slot.
+    fn start(&self, running: Running);
+
+    /// Stops the worker of `slot`: the loop calls [`Running::stop`] when it comes round. A slot without worker is ignored.
+    fn stop(&self, slot: u16);
+}
+
+/// The way home for what a worker leaves behind: the loop deposits, the transport collects.
+#[derive(Clone, Default)]
+pub struct ReturnBox(Arc<(Mutex<Option<Returned>>, Condvar)>);
+
+impl ReturnBox {
+    fn deposit(&self, returned: Returned) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(returned);
+        self.0.1.notify_all();
+    }
+
+    /// What was deposited, if anything was.
+    #[must_use]
+    pub fn take(&self) -> Option<Returned> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits for the deposit, at most `timeout`.
+    #[must_use]
+    pub fn wait(&self, timeout: Duration) -> Option<Returned> {
+        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut guard, _) = self
+            .0
+            .1
+            .wait_timeout_while(guard, timeout, |returned| returned.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        guard.take()
+    }
+}
+
+/// A worker in the hands of a loop. A fault parks it until the driver resets the device; dropping it returns it like [`Running::stop`].
+pub struct Running {
+    slot: u16,
+    blocks: bool,
+    worker: Option<Box<dyn Worker>>,
+    interrupt: Interrupt,
+    home: ReturnBox,
+    registered: bool,
+}
+
+impl Running {
+    /// Wraps the worker of the device in `slot`; `home` is where it returns to.
+    #[must_use]
+    pub fn new(
+        slot: u16,
+        blocks: bool,
+        worker: Box<dyn Worker>,
+        interrupt: Interrupt,
+        home: ReturnBox,
+    ) -> Self {
+        Self { slot, blocks, worker: Some(worker), interrupt, home, registered: false }
+    }
+
+    /// Its slot: the upper half of its tokens.
+    #[must_use]
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Whether its requests block, see [`Device::blocks`].
+    #[must_use]
+    pub fn blocks(&self) -> bool {
+        self.blocks
+    }
+
+    /// Registers with the loop's poller.
+    pub fn start(&mut self, poller: &Poller) {
+        self.registered = true;
+        let slot = self.slot;
+        self.guarded(poller, |worker| worker.register(&mut Registrar::new(poller, slot)));
+    }
+
+    /// Passes an event on. Events that were under way when the worker was parked are ignored.
+    pub fn ready(&mut self, poller: &Poller, key: u32, ready: Interest) {
+        if self.registered {
+            let slot = self.slot;
+            self.guarded(poller, |worker| worker.ready(key, ready, &mut Registrar::new(poller, slot)));
+        }
+    }
+
+    /// Takes the worker off the poller and sends what it leaves behind to the transport.
+    pub fn stop(mut self, poller: &Poller) {
+        self.park(poller);
+    }
+
+    fn guarded(&mut self, poller: &Poller, step: impl FnOnce(&mut dyn Worker) -> Result<(), DeviceFault>) {
+        let Some(worker) = self.worker.as_deref_mut() else { return };
+        if let Err(fault) = step(worker) {
+            self.park(poller);
+            self.interrupt.fail(&fault);
+        }
+    }
+
+    fn park(&mut self, poller: &Poller) {
+        if std::mem::take(&mut self.registered)
+            && let Some(worker) = self.worker.as_deref_mut()
+        {
+            worker.unregister(&mut Registrar::new(poller, self.slot));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            self.home.deposit(worker.quiesce());
+        }
+    }
+}
+
+/// A worker's view of its loop's poller: its keys are filed under its slot.
 pub struct Registrar<'a> {
     poller: &'a Poller,
     slot: u16,
@@ -88,6 +247,7 @@ pub struct Registrar<'a> {
 
 impl<'a> Registrar<'a> {
     /// A registrar for the worker in `slot`.
+    #[must_use]
     pub fn new(poller: &'a Poller, slot: u16) -> Self {
         Self { poller, slot }
     }
@@ -96,6 +256,14 @@ impl<'a> Registrar<'a> {
     #[must_use]
     pub fn token(slot: u16, key: u32) -> u64 {
         (u64::from(slot) << 32) | u64::from(key)
+    }
+
+    /// Slot and key of a token.
+    #[must_use]
+    pub fn split(token: u64) -> (u16, u32) {
+        #[expect(clippy::cast_possible_truncation, reason = "the halves of a token are what is wanted")]
+        let halves = ((token >> 32) as u16, token as u32);
+        halves
     }
 
     /// Waits (level-triggered) for `interest` on `fd`.

@@ -3,4 +3,7 @@
 pub mod device;
 pub mod interrupt;
 pub mod queue;
+pub mod spec;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vsock;

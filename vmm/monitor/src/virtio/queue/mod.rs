@@ -1,0 +1,293 @@
+//! A split virtqueue (virtio 1.2, 2.7) that was validated at activation: the device's end of the rings.
+//!
+//! The guest writes into a [`QueueConfig`]; [`Queue::new`] makes rings of it only after [`QueueConfig::validate`], and moves into the
+//! device's worker. No lock, no second look at the addresses; indices and descriptors are read volatile and once.
+
+mod chain;
+mod config;
+#[cfg(test)]
+mod tests;
+
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+
+pub use chain::{Chain, Reader, Segment, Writer};
+pub use config::{QueueConfig, QueueConfigError, Rings};
+
+use super::device::DeviceFault;
+use super::interrupt::Interrupt;
+use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
+use crate::memory::Memory;
+use crate::sys::Notifier;
+
+/// What a driver may do to a queue that it must not. The device needs a reset after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueFault {
+    /// The available index ran ahead of the ring's size.
+    #[error("available index {index} is more than {size} ahead of {seen}")]
+    Available {
+        /// As read.
+        index: u16,
+        /// Where the device is.
+        seen: u16,
+        /// The ring's size.
+        size: u16,
+    },
+    /// A descriptor number beyond its table.
+    #[error("descriptor {index} of {entries}")]
+    Index {
+        /// The number.
+        index: u16,
+        /// Entries of the table.
+        entries: u32,
+    },
+    /// A chain longer than its table: a loop.
+    #[error("descriptor chain {head} does not end")]
+    Loop {
+        /// Its head.
+        head: u16,
+    },
+    /// An indirect table that was not negotiated, is nested, followed by another descriptor, or of a bad length.
+    #[error("descriptor chain {head} abuses an indirect table")]
+    Indirect {
+        /// Its head.
+        head: u16,
+    },
+    /// A segment to read after one to write.
+    #[error("descriptor chain {head} has a readable segment after a writable one")]
+    ReadAfterWrite {
+        /// Its head.
+        head: u16,
+    },
+    /// 2^32 bytes or more.
+    #[error("descriptor chain {head} is too long")]
+    TooLong {
+        /// Its head.
+        head: u16,
+    },
+    /// Not inside the guest's memory.
+    #[error("{len} bytes at {address:#x} are not inside the guest's memory")]
+    Outside {
+        /// Guest physical.
+        address: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// A chain with too few bytes for the message it carries.
+    #[error("descriptor chain without the {wanted} bytes that are needed")]
+    Short {
+        /// Bytes of the message.
+        wanted: u64,
+    },
+}
+
+/// Where a queue stands, as data: with its [`QueueConfig`] enough to go on in another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Next entry of the available ring.
+    pub next_available: u16,
+    /// Next entry of the used ring.
+    pub next_used: u16,
+    /// `next_used` when the driver was last told (or found not to want to be).
+    pub signalled_used: u16,
+}
+
+/// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so that a number from nowhere is no
+/// argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held(u16);
+
+impl From<&Chain> for Held {
+    fn from(chain: &Chain) -> Self {
+        chain.held()
+    }
+}
+
+/// One queue as a worker owns it.
+#[derive(Debug)]
+pub struct Queue {
+    rings: Rings,
+    indirect: bool,
+    event_idx: bool,
+    next_available: Wrapping<u16>,
+    next_used: Wrapping<u16>,
+    signalled_used: Wrapping<u16>,
+    doorbell: Notifier,
+}
+
+impl Queue {
+    /// A queue over validated rings. `features` are those negotiated; `doorbell` is what the driver's notification wakes.
+    #[must_use]
+    pub fn new(rings: Rings, features: u64, state: QueueState, doorbell: Notifier) -> Self {
+        let QueueState { next_available, next_used, signalled_used } = state;
+        Self {
+            rings,
+            indirect: features & feature::INDIRECT_DESC != 0,
+            event_idx: features & feature::EVENT_IDX != 0,
+            next_available: Wrapping(next_available),
+            next_used: Wrapping(next_used),
+            signalled_used: Wrapping(signalled_used),
+            doorbell,
+        }
+    }
+
+    /// Where the queue stands.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        let Self {
+            rings: _,
+            indirect: _,
+            event_idx: _,
+            next_available,
+            next_used,
+            signalled_used,
+            doorbell: _,
+        } = self;
+        QueueState {
+            next_available: next_available.0,
+            next_used: next_used.0,
+            signalled_used: signalled_used.0,
+        }
+    }
+
+    /// Its size: at most this many chains are held at once.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.rings.size
+    }
+
+    /// What the driver's notification wakes.
+    #[must_use]
+    pub fn doorbell(&self) -> &Notifier {
+        &self.doorbell
+    }
+
+    /// Takes the next chain of the driver, whole, bounded and inside its memory.
+    pub fn pop(&mut self, memory: &Memory) -> Result<Option<Chain>, QueueFault> {
+        if self.pending(memory)? == 0 {
+            return Ok(None);
+        }
+        let slot = u64::from(self.next_available.0 & (self.rings.size - 1));
+        let head: u16 = load(memory, self.rings.available + 4 + 2 * slot)?;
+        let chain = Chain::walk(memory, &self.rings, head, self.indirect)?;
+        self.next_available += 1;
+        Ok(Some(chain))
+    }
+
+    /// Puts the chain that was popped last back, as if it had not been popped.
+    pub fn unpop(&mut self, chain: Chain) {
+        drop(chain);
+        self.next_available -= 1;
+    }
+
+    /// Chains that wait to be popped.
+    pub fn pending(&self, memory: &Memory) -> Result<u16, QueueFault> {
+        let index: u16 = load(memory, self.rings.available + 2)?;
+        let pending = (Wrapping(index) - self.next_available).0;
+        if pending > self.rings.size {
+            return Err(QueueFault::Available { index, seen: self.next_available.0, size: self.rings.size });
+        }
+        Ok(pending)
+    }
+
+    /// Gives a chain back with `written` bytes in its writable segments. Ask [`Queue::signal`] afterwards, once for several.
+    pub fn push_used(
+        &mut self,
+        memory: &Memory,
+        chain: impl Into<Held>,
+        written: u32,
+    ) -> Result<(), QueueFault> {
+        let Held(head) = chain.into();
+        let slot = u64::from(self.next_used.0 & (self.rings.size - 1));
+        let element = self.rings.used + 4 + 8 * slot;
+        store(memory, element, u32::from(head))?;
+        store(memory, element + 4, written)?;
+        self.next_used += 1;
+        // The element must be visible before the index that announces it.
+        store(memory, self.rings.used + 2, self.next_used.0)
+    }
+
+    /// Whether the driver wants an interrupt for what was pushed since the last time this was asked (2.7.7).
+    pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
+        if self.next_used == self.signalled_used {
+            return Ok(false);
+        }
+        // Our index store comes before the load of the driver's wish; the driver orders them the other way round.
+        fence(Ordering::SeqCst);
+        let before = std::mem::replace(&mut self.signalled_used, self.next_used);
+        if self.event_idx {
+            let event: u16 = load(memory, self.rings.available + 4 + 2 * u64::from(self.rings.size))?;
+            return Ok((self.next_used - Wrapping(event) - Wrapping(1)).0 < (self.next_used - before).0);
+        }
+        let flags: u16 = load(memory, self.rings.available)?;
+        Ok(flags & AVAIL_NO_INTERRUPT == 0)
+    }
+
+    /// Interrupts the driver if it wants that.
+    pub fn signal(&mut self, memory: &Memory, interrupt: &Interrupt) -> Result<(), DeviceFault> {
+        if self.needs_interrupt(memory)? {
+            interrupt.used()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to ring for the next chain; `true` when one came in the meantime: then look again instead of waiting.
+    pub fn enable_notifications(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
+        if self.event_idx {
+            store(memory, self.avail_event(), self.next_available.0)?;
+        } else {
+            store(memory, self.rings.used, 0u16)?;
+        }
+        fence(Ordering::SeqCst);
+        Ok(self.pending(memory)? != 0)
+    }
+
+    /// Tells the driver not to ring: the worker looks by itself.
+    pub fn disable_notifications(&mut self, memory: &Memory) -> Result<(), QueueFault> {
+        // With event indices nothing needs to be written: the old index lies behind and is not reached again for 65536 chains.
+        if self.event_idx { Ok(()) } else { store(memory, self.rings.used, USED_NO_NOTIFY) }
+    }
+
+    fn avail_event(&self) -> u64 {
+        self.rings.used + 4 + 8 * u64::from(self.rings.size)
+    }
+}
+
+// The rings were validated, so neither of these fails; and if memory were taken away, that would be a fault, not a panic.
+
+fn load<T: Word>(memory: &Memory, address: u64) -> Result<T, QueueFault> {
+    let word = memory.load::<T>(GuestAddress(address), Ordering::Acquire);
+    word.map(T::of_le).map_err(|_| QueueFault::Outside { address, len: size_of::<T>() as u64 })
+}
+
+fn store<T: Word>(memory: &Memory, address: u64, word: T) -> Result<(), QueueFault> {
+    let result = memory.store(word.into_le(), GuestAddress(address), Ordering::Release);
+    result.map_err(|_| QueueFault::Outside { address, len: size_of::<T>() as u64 })
+}
+
+/// A little-endian word of the rings.
+trait Word: vm_memory::AtomicAccess {
+    fn of_le(self) -> Self;
+    fn into_le(self) -> Self;
+}
+
+impl Word for u16 {
+    fn of_le(self) -> Self {
+        Self::from_le(self)
+    }
+    fn into_le(self) -> Self {
+        self.to_le()
+    }
+}
+
+impl Word for u32 {
+    fn of_le(self) -> Self {
+        Self::from_le(self)
+    }
+    fn into_le(self) -> Self {
+        self.to_le()
+    }
+}
