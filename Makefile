@@ -1,0 +1,39 @@
+# `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to build (kernels, the
+# emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
+.DEFAULT_GOAL := help
+.PHONY: help run shell test build packages fmt lint cross fuzz clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+packages: ## install the Debian packages that are missing (as root), or print the one command that does
+	@tests/setup/packages
+
+build: packages ## build nelly, its monitor, agent, kernel and initramfs into target/nelly
+	@tests/setup/build
+
+run: build ## set everything up and run the main job: a container in a microVM
+	@echo '$$ nelly run -- sh -c '"'"'echo "hello from Linux $$(uname -r), pid $$$$"'"'" >&2
+	@tests/setup/nelly-shell nelly run -- sh -c 'echo "hello from Linux $$(uname -r), pid $$$$"'
+
+shell: build ## a shell with nelly on PATH, in the emulated host where this machine's KVM cannot run guests
+	@tests/setup/nelly-shell
+
+test: build ## set everything up and run every test
+	@tests/setup/test
+
+lint: ## formatting, clippy, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+cross: ## type-check the monitor for aarch64 Linux and macOS
+	@tests/cross/check
+
+fuzz: ## fuzz every trust boundary, FUZZ_SECONDS (60) a target
+	@fuzz/run
+
+fmt: ## format the code
+	cargo fmt --all
+
+clean: ## remove what was built (not the cache)
+	rm -rf target

@@ -1,0 +1,189 @@
+//! What ships with Nelly: kernel, initramfs, built-in image, monitor. Where each is looked for, and which won.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::settings::{Settings, Source};
+
+/// One file of the installation and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Asset {
+    pub(crate) path: PathBuf,
+    pub(crate) source: String,
+}
+
+/// `assets.json`, written by the build beside the files it describes.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Manifest {
+    /// 1.
+    pub(crate) schema: u32,
+    /// Build id of kernel, initramfs and built-in image.
+    pub(crate) build_id: String,
+    /// File name of the kernel.
+    pub(crate) kernel: String,
+    /// How the kernel learns of the hardware: `mptable` or `acpi`. Knowing it here saves reading it out of the image at each boot.
+    pub(crate) platform: String,
+    /// File name of the initramfs.
+    pub(crate) initramfs: String,
+    /// Directory name of the built-in image's OCI layout.
+    pub(crate) builtin: String,
+}
+
+/// Where things are looked for.
+#[derive(Debug)]
+pub(crate) struct Search {
+    /// The running program.
+    pub(crate) program: PathBuf,
+    /// The user's data directory.
+    pub(crate) data: PathBuf,
+}
+
+impl Search {
+    fn directories(&self) -> Vec<PathBuf> {
+        let bin = self.program.parent().unwrap_or(Path::new("/"));
+        vec![bin.join("../share/nelly"), bin.to_owned(), self.data.clone()]
+    }
+
+    /// The first directory that holds an `assets.json`, with what it says.
+    ///
+    /// # Errors
+    /// None does (the directories are named), or the file is not what it should be.
+    pub(crate) fn manifest(&self) -> Result<(PathBuf, Manifest)> {
+        for directory in self.directories() {
+            let path = directory.join("assets.json");
+            let text = match std::fs::read(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            };
+            let manifest: Manifest =
+                serde_json::from_slice(&text).with_context(|| format!("cannot use {}", path.display()))?;
+            if manifest.schema != 1 {
+                bail!("{} is of schema {}, this nelly reads 1: run `make` to build both", path.display(), manifest.schema);
+            }
+            return Ok((directory, manifest));
+        }
+        let tried: Vec<_> = self.directories().iter().map(|path| path.display().to_string()).collect();
+        bail!(
+            "no kernel and initramfs installed: looked for assets.json in {}; run `make`, or name them with --kernel and --initrd",
+            tried.join(", ")
+        )
+    }
+
+    /// The `nelly-monitor` program: setting, beside `nelly`, or `../libexec/nelly`.
+    ///
+    /// # Errors
+    /// None of them is there.
+    pub(crate) fn monitor(&self, settings: &Settings) -> Result<Asset> {
+        if let Some((path, source)) = settings.path("monitor", None) {
+            return existing(path, &source);
+        }
+        let bin = self.program.parent().unwrap_or(Path::new("/"));
+        let tried = [bin.join("nelly-monitor"), bin.join("../libexec/nelly/nelly-monitor")];
+        match tried.iter().find(|path| path.is_file()) {
+            Some(path) => Ok(Asset { path: path.clone(), source: "beside nelly".into() }),
+            None => bail!(
+                "no nelly-monitor: looked for {} and {}; run `make`, or set NELLY_MONITOR",
+                tried[0].display(),
+                tried[1].display()
+            ),
+        }
+    }
+}
+
+/// What `run` boots.
+#[derive(Debug)]
+pub(crate) struct Assets {
+    pub(crate) kernel: Asset,
+    pub(crate) initrd: Asset,
+    /// The built-in image's OCI layout.
+    pub(crate) builtin: Option<PathBuf>,
+    /// How the kernel learns of the hardware, where the manifest says; `None` for a kernel from elsewhere.
+    pub(crate) platform: Option<String>,
+    /// Build id of the installed assets.
+    pub(crate) build_id: Option<String>,
+}
+
+impl Assets {
+    /// Finds kernel and initramfs by flag, environment, file, and then the installation.
+    pub(crate) fn find(search: &Search, settings: &Settings, kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Self> {
+        let kernel = settings.path("kernel", kernel);
+        let initrd = settings.path("initrd", initrd);
+        let manifest = match search.manifest() {
+            Ok(found) => Some(found),
+            // With both files named, nothing of the installation is needed but the built-in image.
+            Err(_) if kernel.is_some() && initrd.is_some() => None,
+            Err(error) => return Err(error),
+        };
+        let installed = |name: fn(&Manifest) -> &str| {
+            let (directory, manifest) = manifest.as_ref()?;
+            Some(Asset { path: directory.join(name(manifest)), source: "installed".into() })
+        };
+        let own_kernel = kernel.is_none();
+        let pick = |named: Option<(PathBuf, Source)>, name: fn(&Manifest) -> &str| match named {
+            Some((path, source)) => existing(path, &source),
+            None => {
+                let asset = installed(name).unwrap_or_else(|| unreachable!("a manifest or a name"));
+                if !asset.path.is_file() {
+                    bail!("{} is missing: run `make`", asset.path.display());
+                }
+                Ok(asset)
+            }
+        };
+        Ok(Self {
+            kernel: pick(kernel, |manifest| &manifest.kernel)?,
+            initrd: pick(initrd, |manifest| &manifest.initramfs)?,
+            builtin: installed(|manifest| &manifest.builtin).map(|asset| asset.path),
+            platform: manifest.as_ref().filter(|_| own_kernel).map(|(_, manifest)| manifest.platform.clone()),
+            build_id: manifest.map(|(_, manifest)| manifest.build_id),
+        })
+    }
+}
+
+fn existing(path: PathBuf, source: &Source) -> Result<Asset> {
+    match std::fs::metadata(&path) {
+        Ok(meta) if meta.is_file() => Ok(Asset { path, source: source.to_string() }),
+        Ok(_) => bail!("{} (from {source}) is not a file", path.display()),
+        Err(error) => Err(error).with_context(|| format!("cannot use {} (from {source})", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn install(directory: &Path) {
+        std::fs::create_dir_all(directory).unwrap();
+        let manifest = r#"{"schema":1,"build_id":"b1","kernel":"vmlinux","platform":"mptable","initramfs":"i.cpio","builtin":"busybox"}"#;
+        std::fs::write(directory.join("assets.json"), manifest).unwrap();
+        std::fs::write(directory.join("vmlinux"), "k").unwrap();
+        std::fs::write(directory.join("i.cpio"), "i").unwrap();
+    }
+
+    #[test]
+    fn share_beats_the_data_directory_and_a_flag_beats_both() {
+        let top = tempfile::tempdir().unwrap();
+        let search = Search { program: top.path().join("bin/nelly"), data: top.path().join("data") };
+        std::fs::create_dir_all(top.path().join("bin")).unwrap();
+        let settings = Settings::default();
+        let error = Assets::find(&search, &settings, None, None).unwrap_err().to_string();
+        assert!(error.contains("assets.json") && error.contains("make"), "{error}");
+        install(&search.data);
+        let found = Assets::find(&search, &settings, None, None).unwrap();
+        assert_eq!(found.kernel.path, search.data.join("vmlinux"));
+        install(&top.path().join("share/nelly"));
+        let found = Assets::find(&search, &settings, None, None).unwrap();
+        assert_eq!(found.kernel.path, top.path().join("bin/../share/nelly/vmlinux"));
+        assert_eq!(found.platform.as_deref(), Some("mptable"));
+        let own = top.path().join("mine");
+        std::fs::write(&own, "k").unwrap();
+        let found = Assets::find(&search, &settings, Some(&own), None).unwrap();
+        assert_eq!((found.kernel.path, found.kernel.source.as_str()), (own, "--kernel"));
+        assert_eq!(found.platform, None);
+        let gone = top.path().join("gone");
+        let error = Assets::find(&search, &settings, Some(&gone), None).unwrap_err();
+        assert!(format!("{error:#}").contains("gone"));
+    }
+}

@@ -1,0 +1,158 @@
+//! Settings: one table of names, environment variables and defaults, and the order flag, environment, file, default.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// One setting. The table drives `config show`, the file's allowed keys and the documentation.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    /// Key in `config.toml`.
+    pub(crate) key: &'static str,
+    /// Environment variable.
+    pub(crate) env: &'static str,
+    /// Flag of `run` (and of `boot` where it has one).
+    pub(crate) flag: &'static str,
+    /// Value when nobody says anything; empty: found or made up at run time.
+    pub(crate) default: &'static str,
+    /// What it is.
+    pub(crate) about: &'static str,
+}
+
+/// Every setting.
+pub(crate) const TABLE: [Setting; 7] = [
+    Setting { key: "cpus", env: "NELLY_CPUS", flag: "--cpus", default: "1", about: "vCPUs of a machine" },
+    Setting { key: "memory", env: "NELLY_MEMORY", flag: "--memory", default: "512M", about: "memory of a machine" },
+    Setting { key: "kernel", env: "NELLY_KERNEL", flag: "--kernel", default: "", about: "kernel that run boots" },
+    Setting { key: "initrd", env: "NELLY_INITRD", flag: "--initrd", default: "", about: "initramfs with the agent" },
+    Setting { key: "append", env: "NELLY_APPEND", flag: "--append", default: "", about: "words added to the kernel's command line" },
+    Setting { key: "monitor", env: "NELLY_MONITOR", flag: "", default: "", about: "the nelly-monitor program" },
+    Setting { key: "log_level", env: "NELLY_LOG", flag: "--log-level", default: "warn", about: "error, warn, info, debug or trace" },
+];
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    Flag(&'static str),
+    Environment(&'static str),
+    File(PathBuf),
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => f.write_str(flag),
+            Self::Environment(name) => write!(f, "${name}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The settings below the flags: environment, file, defaults.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    file: Option<(PathBuf, BTreeMap<String, String>)>,
+    environment: BTreeMap<&'static str, String>,
+}
+
+impl Settings {
+    /// Reads the environment through `get` and `config.toml` in `directory`, if there is one.
+    pub(crate) fn load(directory: Option<&Path>, get: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let environment = TABLE
+            .iter()
+            .filter_map(|setting| Some((setting.key, get(setting.env).filter(|value| !value.is_empty())?)))
+            .collect();
+        let file = directory.map(|directory| directory.join("config.toml"));
+        let file = match file {
+            None => None,
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => {
+                    let values = parse(&text).with_context(|| format!("cannot use {}", path.display()))?;
+                    Some((path, values))
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            },
+        };
+        Ok(Self { file, environment })
+    }
+
+    /// The value of `key` and its source; `flag` is what the command line said. Empty when only an empty default exists.
+    pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, Source) {
+        let setting = TABLE.iter().find(|setting| setting.key == key).unwrap_or_else(|| unreachable!("no setting {key}"));
+        if let Some(value) = flag {
+            return (value.to_owned(), Source::Flag(setting.flag));
+        }
+        if let Some(value) = self.environment.get(key) {
+            return (value.clone(), Source::Environment(setting.env));
+        }
+        if let Some((path, value)) = self.file.as_ref().and_then(|(path, values)| Some((path, values.get(key)?))) {
+            return (value.clone(), Source::File(path.clone()));
+        }
+        (setting.default.to_owned(), Source::Default)
+    }
+
+    /// Like [`Settings::get`] for a path; `None` when nobody names one.
+    pub(crate) fn path(&self, key: &'static str, flag: Option<&Path>) -> Option<(PathBuf, Source)> {
+        if let Some(path) = flag {
+            let (_, source) = self.get(key, Some(""));
+            return Some((path.to_owned(), source));
+        }
+        let (value, source) = self.get(key, None);
+        (!value.is_empty()).then(|| (PathBuf::from(value), source))
+    }
+}
+
+fn parse(text: &str) -> Result<BTreeMap<String, String>> {
+    let table: toml::Table = text.parse().context("it is not TOML")?;
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        if !TABLE.iter().any(|setting| setting.key == key) {
+            let known: Vec<_> = TABLE.iter().map(|setting| setting.key).collect();
+            bail!("unknown setting {key:?}; known: {}", known.join(", "));
+        }
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            other => bail!("{key} is a {}, write a string or a number", other.type_str()),
+        };
+        values.insert(key, value);
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flag_beats_environment_beats_file_beats_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, "cpus = 2\nmemory = \"1G\"\n").unwrap();
+        let settings =
+            Settings::load(Some(directory.path()), |name| (name == "NELLY_CPUS").then(|| "3".to_owned())).unwrap();
+        assert_eq!(settings.get("cpus", Some("4")), ("4".into(), Source::Flag("--cpus")));
+        assert_eq!(settings.get("cpus", None), ("3".into(), Source::Environment("NELLY_CPUS")));
+        assert_eq!(settings.get("memory", None), ("1G".into(), Source::File(path)));
+        assert_eq!(settings.get("log_level", None), ("warn".into(), Source::Default));
+        assert_eq!(settings.path("kernel", None), None);
+    }
+
+    #[test]
+    fn a_file_with_an_unknown_key_or_a_wrong_type_is_refused_by_name() {
+        for (text, needle) in [("cpu = 1", "\"cpu\""), ("cpus = [1]", "cpus is a array"), ("cpus", "TOML")] {
+            let directory = tempfile::tempdir().unwrap();
+            std::fs::write(directory.path().join("config.toml"), text).unwrap();
+            let error = Settings::load(Some(directory.path()), |_| None).unwrap_err();
+            assert!(format!("{error:#}").contains(needle), "{error:#}");
+            assert!(format!("{error:#}").contains("config.toml"), "{error:#}");
+        }
+        let empty = tempfile::tempdir().unwrap();
+        assert!(Settings::load(Some(empty.path()), |_| None).is_ok());
+    }
+}
