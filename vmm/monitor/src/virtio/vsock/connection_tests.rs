@@ -233,7 +233,10 @@ impl Guest {
         assert_eq!((header.src_port, header.dst_port), (KEY.host, KEY.guest));
         self.host_alloc = header.buf_alloc;
         self.host_forwarded = header.fwd_cnt;
-        assert!(self.sent.wrapping_sub(self.host_forwarded) <= self.host_alloc, "forwarded what never was sent");
+        assert!(
+            self.sent.wrapping_sub(self.host_forwarded) <= self.host_alloc,
+            "forwarded what never was sent"
+        );
         match Op::from_raw(header.op).unwrap() {
             Op::Rw => {
                 assert!(!self.host_ended, "data behind SHUTDOWN");
