@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::interrupt::Interrupt;
-use super::queue::{Queue, QueueFault};
+use super::queue::{Queue, QueueConfigError, QueueFault};
 use crate::memory::Memory;
 use crate::sys::{Interest, Poller};
 
@@ -41,6 +41,12 @@ pub trait Device: Send {
     /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered. After a pause the queues are
     /// those that the last worker returned, and [`Device::reclaim`] was called with its state, but not [`Device::reset`].
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
+
+    /// The device's own state as data, for a snapshot; called while no worker has it. What the transport holds (status, features,
+    /// queues) is not part of it.
+    fn save(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// Takes back what a worker of this device returned.
     fn reclaim(&mut self, state: Box<dyn Any + Send>);
@@ -85,6 +91,9 @@ pub enum DeviceFault {
     /// The guest broke a ring or a descriptor chain.
     #[error("the driver broke a queue")]
     Queue(#[from] QueueFault),
+    /// The guest described a queue that cannot be used.
+    #[error("the driver described a bad queue")]
+    QueueConfig(#[from] QueueConfigError),
     /// The guest broke the device's protocol in a way that has no answer of its own.
     #[error("the driver broke the protocol: {0}")]
     Protocol(&'static str),

@@ -6,4 +6,5 @@ pub mod queue;
 pub mod spec;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transport;
 pub mod vsock;

@@ -126,7 +126,7 @@ impl DriverQueue {
     #[must_use]
     pub fn device_end(&self, features: u64) -> Queue {
         let rings = self.config.validate(&self.memory).expect("valid rings");
-        Queue::new(rings, features, QueueState::default(), Notifier::new().expect("a notifier"))
+        Queue::new(rings, features, QueueState::default(), Arc::new(Notifier::new().expect("a notifier")))
     }
 
     /// Reserves `len` bytes of buffer.
@@ -308,7 +308,7 @@ pub struct Bench {
     pub line: Arc<CountingLine>,
     /// The device's interrupt, with its fault count.
     pub interrupt: Interrupt,
-    doorbells: Vec<Notifier>,
+    doorbells: Vec<Arc<Notifier>>,
     poller: Poller,
     running: Option<Running>,
     home: ReturnBox,
@@ -350,10 +350,8 @@ impl Bench {
     /// # Panics
     /// When the device does not start.
     pub fn resume(&mut self, device: &mut dyn Device, features: u64, queues: Vec<Option<Queue>>) {
-        self.doorbells = queues
-            .iter()
-            .map(|queue| queue.as_ref().expect("a queue").doorbell().try_clone().expect("a doorbell"))
-            .collect();
+        self.doorbells =
+            queues.iter().map(|queue| queue.as_ref().expect("a queue").doorbell().clone()).collect();
         let activation =
             Activation { features, memory: self.memory.clone(), queues, interrupt: self.interrupt.clone() };
         let worker = device.activate(activation).expect("the device starts");

@@ -9,6 +9,7 @@ mod config;
 mod tests;
 
 use std::num::Wrapping;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
@@ -115,13 +116,13 @@ pub struct Queue {
     next_available: Wrapping<u16>,
     next_used: Wrapping<u16>,
     signalled_used: Wrapping<u16>,
-    doorbell: Notifier,
+    doorbell: Arc<Notifier>,
 }
 
 impl Queue {
     /// A queue over validated rings. `features` are those negotiated; `doorbell` is what the driver's notification wakes.
     #[must_use]
-    pub fn new(rings: Rings, features: u64, state: QueueState, doorbell: Notifier) -> Self {
+    pub fn new(rings: Rings, features: u64, state: QueueState, doorbell: Arc<Notifier>) -> Self {
         let QueueState { next_available, next_used, signalled_used } = state;
         Self {
             rings,
@@ -161,7 +162,7 @@ impl Queue {
 
     /// What the driver's notification wakes.
     #[must_use]
-    pub fn doorbell(&self) -> &Notifier {
+    pub fn doorbell(&self) -> &Arc<Notifier> {
         &self.doorbell
     }
 

@@ -1,0 +1,482 @@
+//! The transport without its registers: device status, feature negotiation, queue descriptions, and who has the worker.
+//!
+//! Everything here runs on vCPU threads (and on the machine's for pause and attach), under the bus's lock on this one device.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::irq::SharedLine;
+use crate::memory::Memory;
+use crate::sys::Notifier;
+use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::{Queue, QueueConfig, QueueState};
+use crate::virtio::spec::{feature, id, status};
+
+/// Features that the transport and the ring code bring to every device.
+const RING_FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;
+
+const FOUND: u8 = status::ACKNOWLEDGE;
+const DRIVEN: u8 = FOUND | status::DRIVER;
+const NEGOTIATED: u8 = DRIVEN | status::FEATURES_OK;
+const READY: u8 = NEGOTIATED | status::DRIVER_OK;
+
+/// The steps a driver may take (3.1.1): from, to. FAILED may join any state and 0 resets; all else is ignored.
+const STEPS: [(u8, u8); 5] =
+    [(0, FOUND), (0, DRIVEN), (FOUND, DRIVEN), (DRIVEN, NEGOTIATED), (NEGOTIATED, READY)];
+
+/// How long an access that needs a device at rest waits for a worker on its way home. A worker answers between two requests, so only
+/// a host disk that hangs comes near this.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What the driver wrote, as plain data.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Registers {
+    status: u8,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueConfig>,
+}
+
+impl Registers {
+    fn new(queue_sizes: &[u16]) -> Self {
+        Self { queues: queue_sizes.iter().map(|&size| QueueConfig::new(size)).collect(), ..Self::default() }
+    }
+}
+
+/// Who has the queues.
+enum Life {
+    /// No driver yet.
+    Idle,
+    /// The worker, on the machine's loop.
+    Running(ReturnBox),
+    /// The driver reset the device; the worker is on its way home.
+    Resetting(ReturnBox),
+    /// The machine pauses; the worker is on its way home.
+    Pausing(ReturnBox),
+    /// The transport, until the machine resumes.
+    Paused(Vec<Option<Queue>>),
+    /// Nobody: the device could not start or broke, and waits for a reset.
+    Broken,
+}
+
+/// The whole state of a transport as data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    /// The device's id; 0 for an empty slot.
+    pub device_id: u32,
+    registers: Registers,
+    /// Where each queue stands, if it was in use.
+    queues: Vec<Option<QueueState>>,
+    interrupt_status: u32,
+    generation: u32,
+    needs_reset: bool,
+    /// The device's own.
+    device: serde_json::Value,
+}
+
+/// Why a device was not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is one already.
+    #[error("slot {0} holds a device")]
+    Occupied(u16),
+    /// No descriptor left for a queue's doorbell.
+    #[error("cannot make a doorbell for slot {slot}")]
+    Doorbell {
+        /// The slot.
+        slot: u16,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// One slot of the machine: empty, or a device and everything its driver said to it.
+pub struct Transport {
+    slot: u16,
+    memory: Memory,
+    interrupt: Interrupt,
+    host: Arc<dyn WorkerHost>,
+    device: Option<Box<dyn Device>>,
+    doorbells: Vec<Arc<Notifier>>,
+    registers: Registers,
+    life: Life,
+    /// Accesses that the specification forbids and that were ignored.
+    ignored: u64,
+}
+
+impl Transport {
+    /// An empty slot. `slot` names its worker to `host`.
+    #[must_use]
+    pub fn new(slot: u16, memory: Memory, line: SharedLine, host: Arc<dyn WorkerHost>) -> Self {
+        Self {
+            slot,
+            memory,
+            interrupt: Interrupt::new(line),
+            host,
+            device: None,
+            doorbells: Vec::new(),
+            registers: Registers::default(),
+            life: Life::Idle,
+            ignored: 0,
+        }
+    }
+
+    /// Puts a device into the empty slot, at start or while the guest runs: then its driver finds it by probing the slot again.
+    /// The doorbells may be offered to the hypervisor afterwards.
+    pub fn attach(&mut self, device: Box<dyn Device>) -> Result<(), AttachError> {
+        if self.device.is_some() {
+            return Err(AttachError::Occupied(self.slot));
+        }
+        let bells: io::Result<Vec<_>> =
+            device.queue_sizes().iter().map(|_| Ok(Arc::new(Notifier::new()?))).collect();
+        self.doorbells = bells.map_err(|source| AttachError::Doorbell { slot: self.slot, source })?;
+        self.registers = Registers::new(device.queue_sizes());
+        self.device = Some(device);
+        Ok(())
+    }
+
+    /// What the driver writes to notify each queue, and what that must wake: for the hypervisor's short cut.
+    pub fn doorbells(&self) -> impl Iterator<Item = (u32, &Arc<Notifier>)> {
+        (0u32..).zip(&self.doorbells)
+    }
+
+    /// The slot's number.
+    #[must_use]
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// The device's interrupt: its registers, and how often the device broke.
+    #[must_use]
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Accesses so far that the specification forbids; they were ignored.
+    #[must_use]
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// The device's id, 0 for an empty slot.
+    #[must_use]
+    pub fn device_id(&self) -> u32 {
+        self.device.as_ref().map_or(id::NONE, |device| device.id())
+    }
+
+    /// Asks for the worker back, for a pause or a snapshot. Returns at once; [`Transport::paused`] tells when it is done.
+    pub fn pause(&mut self) {
+        self.life = match std::mem::replace(&mut self.life, Life::Broken) {
+            Life::Running(home) => {
+                self.host.stop(self.slot);
+                Life::Pausing(home)
+            }
+            other => other,
+        };
+    }
+
+    /// Waits at most `timeout` for what [`Transport::pause`] or a reset asked for; `true` when nothing of this device is in flight.
+    pub fn paused(&mut self, timeout: Duration) -> bool {
+        self.collect(timeout);
+        !matches!(self.life, Life::Running(_) | Life::Resetting(_) | Life::Pausing(_))
+    }
+
+    /// Starts the worker again, on the queues as they stood. Without a pause before, nothing happens.
+    pub fn resume(&mut self) {
+        match std::mem::replace(&mut self.life, Life::Broken) {
+            Life::Paused(_) if self.interrupt.needs_reset() => {}
+            Life::Paused(queues) => self.start(queues),
+            other => self.life = other,
+        }
+    }
+
+    /// The whole state as data; `None` while a worker is out.
+    #[must_use]
+    pub fn state(&self) -> Option<TransportState> {
+        // Taken apart so that a new field must be thought of here.
+        let Self {
+            slot: _,
+            memory: _,
+            interrupt,
+            host: _,
+            device,
+            doorbells: _,
+            registers,
+            life,
+            ignored: _,
+        } = self;
+        let queues = match life {
+            Life::Idle | Life::Broken => registers.queues.iter().map(|_| None).collect(),
+            Life::Paused(queues) => queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect(),
+            Life::Running(_) | Life::Resetting(_) | Life::Pausing(_) => return None,
+        };
+        Some(TransportState {
+            device_id: self.device_id(),
+            registers: registers.clone(),
+            queues,
+            interrupt_status: interrupt.status(),
+            generation: interrupt.generation(),
+            needs_reset: interrupt.needs_reset(),
+            device: device.as_ref().map_or(serde_json::Value::Null, |device| device.save()),
+        })
+    }
+
+    // What the registers ask for.
+
+    /// The status register. While a worker is on its way home after a reset, the old status: a driver polls for 0.
+    pub(super) fn status(&mut self) -> u8 {
+        self.collect(Duration::ZERO);
+        let broken = if self.interrupt.needs_reset() { status::NEEDS_RESET } else { 0 };
+        self.registers.status | broken
+    }
+
+    /// The driver writes the status register. Never blocks for a reset.
+    pub(super) fn set_status(&mut self, value: u8) {
+        if value == 0 {
+            return self.reset();
+        }
+        if !self.settled() {
+            return;
+        }
+        let now = self.registers.status;
+        // The driver may write NEEDS_RESET back as it read it; that bit is ours.
+        let value = value & !status::NEEDS_RESET;
+        if value == now {
+            return;
+        }
+        if value == now | status::FAILED {
+            self.registers.status = value;
+            return;
+        }
+        if self.device.is_none() || !STEPS.contains(&(now, value)) {
+            return self.ignore();
+        }
+        match value {
+            // Not set: the driver reads it back and gives up (3.1.1, step 6).
+            NEGOTIATED if !self.acceptable() => self.ignore(),
+            READY => {
+                self.registers.status = READY;
+                self.activate();
+            }
+            _ => self.registers.status = value,
+        }
+    }
+
+    fn acceptable(&self) -> bool {
+        let accepted = self.registers.driver_features;
+        accepted & !self.offered() == 0 && accepted & feature::VERSION_1 != 0
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.as_ref().map_or(0, |device| device.features() | RING_FEATURES)
+    }
+
+    /// The window of device features that the driver selected.
+    pub(super) fn device_features(&self) -> u32 {
+        window(self.offered(), self.registers.device_features_select)
+    }
+
+    pub(super) fn select_device_features(&mut self, select: u32) {
+        self.registers.device_features_select = select;
+    }
+
+    pub(super) fn select_driver_features(&mut self, select: u32) {
+        self.registers.driver_features_select = select;
+    }
+
+    /// The driver accepts features, only between DRIVER and FEATURES_OK.
+    pub(super) fn set_driver_features(&mut self, value: u32) {
+        if !self.settled() {
+            return;
+        }
+        if self.registers.status != DRIVEN {
+            return self.ignore();
+        }
+        let value = u64::from(value);
+        let features = &mut self.registers.driver_features;
+        match self.registers.driver_features_select {
+            0 => *features = *features & !0xffff_ffff | value,
+            1 => *features = *features & 0xffff_ffff | value << 32,
+            _ if value == 0 => {}
+            _ => self.ignore(),
+        }
+    }
+
+    pub(super) fn select_queue(&mut self, select: u32) {
+        self.registers.queue_select = select;
+    }
+
+    /// The queue the driver selected; `None` beyond the last. Waits for a reset that is under way: a driver that has read
+    /// QueueReady = 0 frees the rings.
+    pub(super) fn queue(&mut self) -> Option<&QueueConfig> {
+        self.settled();
+        let index = usize::try_from(self.registers.queue_select).ok()?;
+        self.registers.queues.get(index)
+    }
+
+    /// The driver describes the selected queue, only between FEATURES_OK and DRIVER_OK. What it writes is believed by nobody yet.
+    pub(super) fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) {
+        if !self.settled() {
+            return;
+        }
+        let index = usize::try_from(self.registers.queue_select).unwrap_or(usize::MAX);
+        match self.registers.queues.get_mut(index) {
+            Some(queue) if self.registers.status == NEGOTIATED => set(queue),
+            _ => self.ignore(),
+        }
+    }
+
+    /// The driver notifies a queue by an exit: the hypervisor did not take the short cut.
+    pub(super) fn notify(&mut self, queue: u32) {
+        let bell = usize::try_from(queue).ok().and_then(|queue| self.doorbells.get(queue));
+        match (&self.life, bell) {
+            // A full counter is no error, and nothing else can fail on a descriptor that is ours.
+            (Life::Running(_), Some(bell)) => drop(bell.notify()),
+            _ => self.ignore(),
+        }
+    }
+
+    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
+        if let Some(device) = &self.device {
+            device.read_config(offset, data);
+        }
+    }
+
+    pub(super) fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let Some(device) = &mut self.device {
+            device.write_config(offset, data);
+        }
+    }
+
+    pub(super) fn ignore(&mut self) {
+        self.ignored += 1;
+    }
+
+    // Life.
+
+    fn activate(&mut self) {
+        let features = self.registers.driver_features;
+        let queues: Result<Vec<_>, DeviceFault> = self
+            .registers
+            .queues
+            .iter()
+            .zip(&self.doorbells)
+            .map(|(config, bell)| {
+                if !config.ready {
+                    return Ok(None);
+                }
+                let rings = config.validate(&self.memory)?;
+                Ok(Some(Queue::new(rings, features, QueueState::default(), bell.clone())))
+            })
+            .collect();
+        match queues {
+            Ok(queues) => self.start(queues),
+            Err(fault) => self.broken(&fault),
+        }
+    }
+
+    fn start(&mut self, queues: Vec<Option<Queue>>) {
+        let Some(device) = &mut self.device else { return };
+        let activation = Activation {
+            features: self.registers.driver_features,
+            memory: self.memory.clone(),
+            queues,
+            interrupt: self.interrupt.clone(),
+        };
+        match device.activate(activation) {
+            Ok(worker) => {
+                let home = ReturnBox::default();
+                let blocks = device.blocks();
+                self.host.start(Running::new(
+                    self.slot,
+                    blocks,
+                    worker,
+                    self.interrupt.clone(),
+                    home.clone(),
+                ));
+                self.life = Life::Running(home);
+            }
+            Err(error) => self.broken(&error.into()),
+        }
+    }
+
+    fn broken(&mut self, fault: &DeviceFault) {
+        self.life = Life::Broken;
+        self.interrupt.fail(fault);
+    }
+
+    fn reset(&mut self) {
+        match std::mem::replace(&mut self.life, Life::Broken) {
+            Life::Running(home) => {
+                self.host.stop(self.slot);
+                self.life = Life::Resetting(home);
+            }
+            // A pause asked for the worker already; it comes home to a reset instead.
+            Life::Pausing(home) | Life::Resetting(home) => self.life = Life::Resetting(home),
+            Life::Idle | Life::Paused(_) | Life::Broken => self.forget(),
+        }
+        self.collect(Duration::ZERO);
+    }
+
+    /// Everything the driver said is forgotten.
+    fn forget(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.reset();
+            self.registers = Registers::new(device.queue_sizes());
+        } else {
+            self.registers = Registers::default();
+        }
+        self.interrupt.reset();
+        self.life = Life::Idle;
+    }
+
+    /// Takes the worker's return in, if it came within `timeout`.
+    fn collect(&mut self, timeout: Duration) {
+        let (Life::Resetting(home) | Life::Pausing(home)) = &self.life else { return };
+        let returned = if timeout.is_zero() { home.take() } else { home.wait(timeout) };
+        let Some(Returned { state, queues }) = returned else { return };
+        if let Some(device) = &mut self.device {
+            device.reclaim(state);
+        }
+        if matches!(self.life, Life::Pausing(_)) {
+            self.life = Life::Paused(queues);
+        } else {
+            self.forget();
+        }
+    }
+
+    /// Whether no reset is under way; waits for one that is. Linux does not poll the status of this transport after it wrote 0, but
+    /// goes on at once, so what comes next must not be lost.
+    fn settled(&mut self) -> bool {
+        if matches!(self.life, Life::Resetting(_)) {
+            self.collect(SETTLE);
+        }
+        !matches!(self.life, Life::Resetting(_))
+    }
+}
+
+impl Drop for Transport {
+    /// A worker that is out is called home, so that the device's resources end with the slot.
+    fn drop(&mut self) {
+        if let Life::Running(_) = self.life {
+            self.host.stop(self.slot);
+        }
+    }
+}
+
+/// 32 of 64 bits, as selected.
+fn window(bits: u64, select: u32) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "a window on the bits is what is wanted")]
+    match select {
+        0 => bits as u32,
+        1 => (bits >> 32) as u32,
+        _ => 0,
+    }
+}

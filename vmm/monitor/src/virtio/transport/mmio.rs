@@ -1,0 +1,168 @@
+//! The registers of a virtio-mmio device, version 2 (virtio 1.2, 4.2.2).
+//!
+//! Registers below 0x100 are 32 bits wide and take no other access; the configuration space behind them takes any. A forbidden
+//! access reads 0, changes nothing and is counted.
+
+use super::core::Transport;
+use crate::bus::{BusDevice, Effect};
+use crate::sys::Notifier;
+
+/// Offsets of the registers.
+pub mod register {
+    /// "virt" (R).
+    pub const MAGIC: u64 = 0x000;
+    /// 2 (R).
+    pub const VERSION: u64 = 0x004;
+    /// Device id, 0 for an empty slot (R).
+    pub const DEVICE_ID: u64 = 0x008;
+    /// Vendor (R).
+    pub const VENDOR_ID: u64 = 0x00c;
+    /// Window on the device's features (R).
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    /// Which window (W).
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    /// Window on the driver's features (W).
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    /// Which window (W).
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    /// Which queue the registers below speak of (W).
+    pub const QUEUE_SEL: u64 = 0x030;
+    /// Its largest size, 0 if there is no such queue (R).
+    pub const QUEUE_NUM_MAX: u64 = 0x034;
+    /// Its size (W).
+    pub const QUEUE_NUM: u64 = 0x038;
+    /// Enabled (RW).
+    pub const QUEUE_READY: u64 = 0x044;
+    /// A queue's number: it has chains (W).
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    /// Pending interrupts (R).
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    /// Those seen (W).
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    /// Device status (RW).
+    pub const STATUS: u64 = 0x070;
+    /// Descriptor table, low half; the high half follows (W).
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    /// Available ring, low half (W).
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    /// Used ring, low half (W).
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    /// Which shared memory region (W).
+    pub const SHM_SEL: u64 = 0x0ac;
+    /// Its length, low half; all ones: there is none (R).
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    /// Its base, high half (R).
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    /// Changes whenever the configuration does (R).
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    /// Configuration space.
+    pub const CONFIG: u64 = 0x100;
+}
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"NELY");
+
+/// A [`Transport`] on the MMIO bus. Its range takes at least 0x200 bytes.
+pub struct MmioTransport(pub Transport);
+
+impl MmioTransport {
+    /// Where the driver writes to notify a queue (4 bytes wide), what it writes, and what that must wake: offers for the hypervisor's
+    /// short cut. Declined, a write arrives here and does the same.
+    pub fn doorbells(&self) -> impl Iterator<Item = (u64, u32, &Notifier)> {
+        self.0.doorbells().map(|(queue, bell)| (register::QUEUE_NOTIFY, queue, &**bell))
+    }
+
+    fn register(&mut self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => VERSION,
+            register::DEVICE_ID => self.0.device_id(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => self.0.device_features(),
+            register::QUEUE_NUM_MAX => self.0.queue().map_or(0, |queue| u32::from(queue.max_size)),
+            register::QUEUE_READY => self.0.queue().map_or(0, |queue| u32::from(queue.ready)),
+            register::INTERRUPT_STATUS => self.0.interrupt().status(),
+            register::STATUS => u32::from(self.0.status()),
+            register::CONFIG_GENERATION => self.0.interrupt().generation(),
+            // No device here has a shared memory region (4.2.2.1).
+            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
+            _ => {
+                self.0.ignore();
+                0
+            }
+        }
+    }
+
+    fn set_register(&mut self, offset: u64, value: u32) {
+        match offset {
+            register::DEVICE_FEATURES_SEL => self.0.select_device_features(value),
+            register::DRIVER_FEATURES => self.0.set_driver_features(value),
+            register::DRIVER_FEATURES_SEL => self.0.select_driver_features(value),
+            register::QUEUE_SEL => self.0.select_queue(value),
+            // A size that does not fit 16 bits is as bad as 0, which activation refuses.
+            register::QUEUE_NUM => {
+                self.0.configure_queue(|queue| queue.size = u16::try_from(value).unwrap_or(0))
+            }
+            register::QUEUE_READY => self.0.configure_queue(|queue| queue.ready = value & 1 != 0),
+            register::QUEUE_NOTIFY => self.0.notify(value),
+            register::INTERRUPT_ACK => self.0.interrupt().acknowledge(value),
+            register::STATUS => match u8::try_from(value) {
+                Ok(value) => self.0.set_status(value),
+                Err(_) => self.0.ignore(),
+            },
+            0x080..=0x0a4 => self.set_address(offset, value),
+            register::SHM_SEL => {}
+            _ => self.0.ignore(),
+        }
+    }
+
+    /// One half of a ring's address.
+    fn set_address(&mut self, offset: u64, value: u32) {
+        let high = match offset & 0xf {
+            0 => false,
+            4 => true,
+            _ => return self.0.ignore(),
+        };
+        self.0.configure_queue(|queue| {
+            let address = match offset & 0xf0 {
+                register::QUEUE_DESC_LOW => &mut queue.descriptors,
+                register::QUEUE_DRIVER_LOW => &mut queue.available,
+                _ => &mut queue.used,
+            };
+            *address = if high {
+                *address & 0xffff_ffff | u64::from(value) << 32
+            } else {
+                *address & !0xffff_ffff | u64::from(value)
+            };
+        });
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if offset >= register::CONFIG {
+            self.0.read_config(offset - register::CONFIG, data);
+        } else if offset.is_multiple_of(4)
+            && let Ok(data) = <&mut [u8; 4]>::try_from(data)
+        {
+            *data = self.register(offset).to_le_bytes();
+        } else {
+            self.0.ignore();
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+        if offset >= register::CONFIG {
+            self.0.write_config(offset - register::CONFIG, data);
+        } else if offset.is_multiple_of(4)
+            && let Ok(data) = <[u8; 4]>::try_from(data)
+        {
+            self.set_register(offset, u32::from_le_bytes(data));
+        } else {
+            self.0.ignore();
+        }
+        Effect::None
+    }
+}
