@@ -6,7 +6,11 @@
 mod vectored;
 
 pub use vectored::IoVecs;
+mod file;
+
 use vm_memory::GuestMemoryMmap;
+
+pub use file::read_file_at;
 
 /// One slot as the hypervisor registers it. The host range stays mapped for as long as the [`GuestRam`] it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
