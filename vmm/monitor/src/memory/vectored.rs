@@ -56,6 +56,18 @@ impl<'a> IoVecs<'a> {
         self.bytes == 0
     }
 
+    /// Sends the pieces on a socket; returns the bytes taken. A peer that is gone is an error (`EPIPE`), never a signal. A non-blocking
+    /// socket may answer `WouldBlock`.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: every field of a message header may be zero: no name, no control data, no pieces.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.vecs.as_ptr().cast_mut();
+        // The field's type differs between systems; `push` stops at 1024.
+        message.msg_iovlen = self.vecs.len().try_into().unwrap_or_default();
+        // SAFETY: the header and the vectors it points to live until the call returns; the kernel only reads the pieces, see `write_at`.
+        retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
+    }
+
     fn count(&self) -> libc::c_int {
         // `push` stops at 1024.
         libc::c_int::try_from(self.vecs.len()).unwrap_or(libc::c_int::MAX)

@@ -20,28 +20,28 @@ pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 #[cfg(target_os = "linux")]
-const PAIR_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
+pub(super) const PAIR_FLAGS: SocketFlags = SocketFlags::CLOEXEC;
 #[cfg(target_os = "linux")]
 const RECEIVE_FLAGS: RecvFlags = RecvFlags::CMSG_CLOEXEC;
 #[cfg(target_os = "linux")]
-const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL;
 
 #[cfg(not(target_os = "linux"))]
-const PAIR_FLAGS: SocketFlags = SocketFlags::empty();
+pub(super) const PAIR_FLAGS: SocketFlags = SocketFlags::empty();
 #[cfg(not(target_os = "linux"))]
 const RECEIVE_FLAGS: RecvFlags = RecvFlags::empty();
 #[cfg(not(target_os = "linux"))]
-const SEND_FLAGS: SendFlags = SendFlags::empty();
+pub(super) const SEND_FLAGS: SendFlags = SendFlags::empty();
 
 /// Linux made them so atomically.
 #[cfg(target_os = "linux")]
 #[expect(clippy::unnecessary_wraps, reason = "elsewhere it can fail")]
-fn close_on_exec<'a>(_: impl IntoIterator<Item = &'a OwnedFd>) -> io::Result<()> {
+pub(super) fn close_on_exec<'a>(_: impl IntoIterator<Item = &'a OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
 #[cfg(not(target_os = "linux"))]
-fn close_on_exec<'a>(descriptors: impl IntoIterator<Item = &'a OwnedFd>) -> io::Result<()> {
+pub(super) fn close_on_exec<'a>(descriptors: impl IntoIterator<Item = &'a OwnedFd>) -> io::Result<()> {
     for fd in descriptors {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC)?;
     }

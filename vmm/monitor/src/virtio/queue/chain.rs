@@ -325,6 +325,12 @@ impl Reader<'_> {
         self.0.transfer(max, |vecs| vecs.write(stream))
     }
 
+    /// Sends at most `max` of the next bytes on a socket, without a signal when the peer is gone; otherwise as
+    /// [`Reader::write_to_at`].
+    pub fn send_to(&mut self, socket: BorrowedFd<'_>, max: u32) -> Result<io::Result<usize>, QueueFault> {
+        self.0.transfer(max, |vecs| vecs.send(socket))
+    }
+
     /// The next bytes, at most `max`, as pieces for a system call of the caller's own. Does not move.
     pub fn vecs(&self, max: u32) -> Result<IoVecs<'_>, QueueFault> {
         self.0.vecs(max)

@@ -1,0 +1,143 @@
+//! Unix stream sockets by path and the calls on them that never wait and never raise a signal.
+
+use std::ffi::OsString;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SocketAddrUnix, SocketType, recv, sendmsg, socket_with,
+};
+
+use super::passing::{PAIR_FLAGS, SEND_FLAGS, close_on_exec, set_nonblocking};
+
+/// Longest path a socket address takes everywhere (Linux: 107, macOS: 103).
+const ADDRESS_MAX: usize = 103;
+
+/// `path` in a form that fits a socket address. A long one is reached by a handle on its directory, which must stay open while the
+/// address is used; that works where the system shows open descriptors below `/proc/self/fd`.
+fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+    if path.as_os_str().len() <= ADDRESS_MAX {
+        return Ok((path.to_owned(), None));
+    }
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let directory = OwnedFd::from(std::fs::File::open(directory)?);
+    let mut short = OsString::from(format!("/proc/self/fd/{}/", directory.as_raw_fd()));
+    short.push(name);
+    Ok((short.into(), Some(directory)))
+}
+
+/// Binds and listens on `path`, non-blocking. The path may be longer than a socket address; its last part may not.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (address, _directory) = address(path)?;
+    let listener = UnixListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to the socket at `path` without waiting: a listener whose queue is full answers `WouldBlock`. The stream is prepared, see
+/// [`prepare`].
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (address, _directory) = address(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, PAIR_FLAGS, None)?;
+    close_on_exec([&socket])?;
+    prepare(&socket)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(address.as_path())?)?;
+    Ok(socket.into())
+}
+
+/// Makes a stream non-blocking, and silent where silence is an option of the socket.
+pub fn prepare(stream: impl AsFd) -> io::Result<()> {
+    #[cfg(target_vendor = "apple")]
+    rustix::net::sockopt::set_socket_nosigpipe(&stream, true)?;
+    set_nonblocking(stream)
+}
+
+/// Sends the pieces; returns the bytes taken. A peer that is gone is an error (`EPIPE`), never a signal on a prepared stream.
+pub fn send_vectored(stream: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| {
+        sendmsg(stream, pieces, &mut SendAncillaryBuffer::default(), SEND_FLAGS)
+    })?)
+}
+
+/// Reads up to and including the first `end`, or what there is; never a byte behind `end`. 0 is the end of the stream.
+pub fn receive_until(stream: BorrowedFd<'_>, end: u8, buffer: &mut [u8]) -> io::Result<usize> {
+    let (_, seen) = rustix::io::retry_on_intr(|| recv(stream, &mut *buffer, RecvFlags::PEEK))?;
+    let seen = seen.min(buffer.len());
+    let wanted = buffer[..seen].iter().position(|byte| *byte == end).map_or(seen, |at| at + 1);
+    if wanted == 0 {
+        return Ok(0);
+    }
+    Ok(rustix::io::retry_on_intr(|| recv(stream, &mut buffer[..wanted], RecvFlags::empty()))?.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn long_paths_connect_and_full_queues_do_not_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut path = directory.path().to_owned();
+        for _ in 0..10 {
+            path.push("a-directory-with-a-long-name");
+        }
+        std::fs::create_dir_all(&path).unwrap();
+        path.push("socket");
+        assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        let listener = listen(&path).unwrap();
+        let mut near = connect(&path).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        far.write_all(b"hello").unwrap();
+        let mut bytes = [0; 5];
+        near.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+        assert_eq!(near.read(&mut bytes).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let mut held = Vec::new();
+        let refused = loop {
+            match connect(&path) {
+                Ok(stream) => held.push(stream),
+                Err(error) => break error,
+            }
+            assert!(held.len() < 10_000);
+        };
+        assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn reads_a_line_and_nothing_behind_it() {
+        let (mut near, mut far) = UnixStream::pair().unwrap();
+        prepare(&near).unwrap();
+        let mut buffer = [0; 8];
+        let pending = receive_until(near.as_fd(), b'\n', &mut buffer).unwrap_err();
+        assert_eq!(pending.kind(), ErrorKind::WouldBlock);
+        far.write_all(b"ab").unwrap();
+        assert_eq!(receive_until(near.as_fd(), b'\n', &mut buffer).unwrap(), 2);
+        far.write_all(b"c\nrest").unwrap();
+        assert_eq!(receive_until(near.as_fd(), b'\n', &mut buffer).unwrap(), 2);
+        drop(far);
+        let mut rest = String::new();
+        near.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "rest");
+        assert_eq!(receive_until(near.as_fd(), b'\n', &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn sends_pieces_in_order() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        assert_eq!(send_vectored(near.as_fd(), &[IoSlice::new(b"one"), IoSlice::new(b"two")]).unwrap(), 6);
+        drop(near);
+        let mut text = String::new();
+        far.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "onetwo");
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(far);
+        let broken = send_vectored(near.as_fd(), &[IoSlice::new(b"x")]).unwrap_err();
+        assert_eq!(broken.kind(), ErrorKind::BrokenPipe);
+    }
+}
