@@ -1,6 +1,7 @@
 //! The JSON form, read field by field so that every refusal names its field.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::{ConfigError, DiskConfig, MachineConfig};
@@ -36,6 +37,16 @@ fn field<T: DeserializeOwned>(name: &str, value: Value) -> Result<T, ConfigError
 pub(super) fn machine(text: &[u8]) -> Result<MachineConfig, ConfigError> {
     let value: Value = serde_json::from_slice(text)
         .map_err(|error| ConfigError::new("(file)", format!("is not JSON: {error}")))?;
+    from_value(value)
+}
+
+impl<'de> Deserialize<'de> for MachineConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_value(Value::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
     let Value::Object(map) = value else {
         return Err(ConfigError::new("(file)", "is not a JSON object".into()));
     };

@@ -1,0 +1,504 @@
+//! The handle: what an embedder holds of a machine, wherever the machine runs.
+//!
+//! Every method but the constructors takes `&self` and may be called from any thread. Nothing polls: each wait has a descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
+use super::server;
+use super::wire::{self, Answer, Port, Received, Receiver, Request};
+use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
+use crate::sys;
+
+/// How long a dropped handle waits for `nelly-monitor` to end by itself. It takes milliseconds; what takes longer is stuck in the host.
+const DROP_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a machine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a process of its own: `nelly-monitor`, found at this path. It inherits standard error.
+    Process {
+        /// The program.
+        monitor: PathBuf,
+    },
+    /// In threads of this process.
+    Thread,
+}
+
+/// Files that a machine is given: [`FileSource::Fd`] of its config counts through them.
+#[derive(Debug, Default)]
+pub struct Resources(Vec<OwnedFd>);
+
+impl Resources {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file and says how the config names it.
+    pub fn add(&mut self, file: impl Into<OwnedFd>) -> FileSource {
+        let index = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        self.0.push(file.into());
+        FileSource::Fd(index)
+    }
+}
+
+/// A sentence of the monitor, and the one below it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct MonitorError {
+    sentence: String,
+    source: Option<Box<MonitorError>>,
+}
+
+impl MonitorError {
+    fn from_chain(chain: Vec<String>) -> Self {
+        let below = |source, sentence| Some(Box::new(Self { sentence, source }));
+        match chain.into_iter().rev().fold(None, below) {
+            Some(error) => *error,
+            None => Self { sentence: "the monitor refused without a word".into(), source: None },
+        }
+    }
+}
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The config contradicts itself.
+    #[error("the machine's configuration is refused")]
+    Config(#[from] ConfigError),
+    /// The monitor could not be started.
+    #[error("cannot start {}", .monitor.display())]
+    Spawn {
+        /// The program.
+        monitor: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection to the monitor failed.
+    #[error("cannot talk to the monitor")]
+    Talk(#[source] io::Error),
+    /// The monitor ended before it answered.
+    #[error("the monitor ended before the machine started: {0}")]
+    Died(String),
+    /// The machine was refused, or the host could not make it.
+    #[error("cannot start the machine")]
+    Refused(#[source] MonitorError),
+}
+
+/// Why a request to a machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The machine ended.
+    #[error("the machine has ended")]
+    Ended,
+    /// The connection to the monitor failed.
+    #[error("cannot talk to the monitor")]
+    Talk(#[source] io::Error),
+    /// The monitor refused or failed.
+    #[error("the machine refused")]
+    Refused(#[source] MonitorError),
+    /// The answer was not one to this question.
+    #[error("the monitor's answer makes no sense")]
+    Confused,
+}
+
+/// A running machine. Dropping it ends the machine at once and returns every descriptor, thread and mapping.
+#[derive(Debug)]
+pub struct Machine {
+    control: Control,
+    done: OwnedFd,
+    ending: Mutex<Ending>,
+    killed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Ending {
+    receiver: Receiver,
+    outcome: Option<Outcome>,
+    body: Option<Body>,
+}
+
+#[derive(Debug)]
+enum Body {
+    Process(Child),
+    Thread(JoinHandle<()>),
+}
+
+impl Machine {
+    /// Starts a machine and returns once its vCPUs run.
+    pub fn start(config: &MachineConfig, resources: Resources, place: &Place) -> Result<Self, StartError> {
+        config.validate()?;
+        let (control, theirs) = sys::stream_pair().map_err(StartError::Talk)?;
+        let body = match place {
+            Place::Process { monitor } => {
+                let child = Command::new(monitor)
+                    .args(["--control", "fd:0"])
+                    .stdin(Stdio::from(theirs))
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?;
+                Body::Process(child)
+            }
+            Place::Thread => Body::Thread(
+                std::thread::Builder::new()
+                    .name("nelly-loop".into())
+                    .stack_size(server::STACK_BYTES)
+                    .spawn(move || server::serve(theirs))
+                    .map_err(StartError::Talk)?,
+            ),
+        };
+        let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
+        let ending = Mutex::new(Ending { receiver: Receiver::default(), outcome: None, body: Some(body) });
+        let control = Control(Arc::new(Mutex::new(control)));
+        // From here on dropping the machine cleans up.
+        let machine = Self { control, done, ending, killed: AtomicBool::new(false) };
+        let mut extra = vec![their_done];
+        extra.extend(resources.0);
+        let request = Request::Start { config: Box::new(config.clone()) };
+        let answer = machine.control.ask(&request, &extra);
+        drop(extra);
+        match answer.and_then(Pending::done) {
+            Ok(()) => Ok(machine),
+            Err(ControlError::Refused(error)) => Err(StartError::Refused(error)),
+            Err(ControlError::Talk(error)) => Err(StartError::Talk(error)),
+            Err(ControlError::Ended | ControlError::Confused) => {
+                let how = match machine.wait().reason {
+                    EndReason::MonitorDied(how) => how,
+                    other => other.to_string(),
+                };
+                Err(StartError::Died(how))
+            }
+        }
+    }
+
+    /// Waits for the end.
+    pub fn wait(&self) -> Outcome {
+        loop {
+            if let Some(outcome) = self.try_wait() {
+                return outcome;
+            }
+            readable(self.done.as_fd(), None);
+        }
+    }
+
+    /// The end, if it came.
+    pub fn try_wait(&self) -> Option<Outcome> {
+        let mut ending = self.ending();
+        if ending.outcome.is_none() && readable(self.done.as_fd(), Some(Duration::ZERO)) {
+            // The last word of a monitor is one short frame: reading it does not wait.
+            let outcome = match ending.receiver.receive::<Outcome>(self.done.as_fd()) {
+                Ok(Received::Frame(outcome, _)) => Some(outcome),
+                _ => None,
+            };
+            let how = ending.reap();
+            ending.outcome = Some(outcome.unwrap_or_else(|| {
+                let killed = self.killed.load(Ordering::SeqCst);
+                Outcome::of(if killed { EndReason::Killed } else { EndReason::MonitorDied(how) })
+            }));
+        }
+        ending.outcome.clone()
+    }
+
+    /// Asks for an orderly end: devices drained and flushed. Returns when it is under way; [`Machine::wait`] tells when it is over. What
+    /// the guest should do before that is its agent's business.
+    pub fn stop(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Stop, &[])?.done()
+    }
+
+    /// Ends the machine at once: nothing is flushed.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::SeqCst);
+        let mut ending = self.ending();
+        match &mut ending.body {
+            // A failure means that it ended already.
+            Some(Body::Process(child)) => drop(child.kill()),
+            Some(Body::Thread(_)) => drop(self.control.ask(&Request::Kill, &[])),
+            None => {}
+        }
+    }
+
+    /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing is in flight.
+    pub fn pause(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Pause, &[])?.done()
+    }
+
+    /// Lets a paused machine run on.
+    pub fn resume(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Resume, &[])?.done()
+    }
+
+    /// Where the machine is in its life.
+    pub fn state(&self) -> Result<State, ControlError> {
+        match self.control.ask(&Request::State, &[])?.finish()? {
+            (Answer::State(state), _) => Ok(state),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// What made the vCPUs leave the guest so far. Counts of vCPUs that are in the guest may lag behind.
+    pub fn exit_counts(&self) -> Result<ExitCounts, ControlError> {
+        match self.control.ask(&Request::Counters, &[])?.finish()? {
+            (Answer::Counters(counts), _) => Ok(counts),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// What happens to the machine from now on.
+    pub fn events(&self) -> Result<Events, ControlError> {
+        let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
+        self.control.ask(&Request::Events, &[theirs])?.done()?;
+        Ok(Events { socket: ours, receiver: Receiver::default() })
+    }
+
+    /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest output; a second call takes the
+    /// console over from the first.
+    pub fn console(&self) -> Result<UnixStream, ControlError> {
+        self.control.ask(&Request::Attach { port: Port::Console }, &[])?.stream()
+    }
+
+    /// The stream of the serial port, see [`Machine::console`].
+    pub fn serial(&self) -> Result<UnixStream, ControlError> {
+        self.control.ask(&Request::Attach { port: Port::Serial }, &[])?.stream()
+    }
+
+    /// The guest's ports.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        Vsock(self.control.clone())
+    }
+
+    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`.
+    pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
+        self.control.ask(&Request::AttachDisk { disk: disk.clone() }, &resources.0)?.done()
+    }
+
+    /// The number of the monitor's process, when the machine has one of its own and has not ended.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        match &self.ending().body {
+            Some(Body::Process(child)) => Some(child.id()),
+            _ => None,
+        }
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Ending> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for Machine {
+    /// Readable once the machine has ended and for ever after.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // End of file on the control connection ends the machine.
+        self.control.close();
+        let ending = self.ending.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Body::Process(child)) = &mut ending.body
+            && !readable(self.done.as_fd(), Some(DROP_PATIENCE))
+        {
+            drop(child.kill());
+        }
+        ending.reap();
+    }
+}
+
+impl Ending {
+    /// Collects process or thread, which ends or has ended, and says how.
+    fn reap(&mut self) -> String {
+        match self.body.take() {
+            Some(Body::Process(mut child)) => match child.wait() {
+                Ok(status) => status.to_string(),
+                Err(error) => format!("its exit status is unknown: {error}"),
+            },
+            Some(Body::Thread(thread)) => match thread.join() {
+                Ok(()) => "its thread ended".into(),
+                Err(_) => "its thread panicked".into(),
+            },
+            None => "it was collected before".into(),
+        }
+    }
+}
+
+/// Waits until `fd` is readable or hung up; `false` when `timeout` was over first.
+fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    loop {
+        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(ready) => return ready > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+/// The control connection.
+#[derive(Clone, Debug)]
+struct Control(Arc<Mutex<OwnedFd>>);
+
+impl Control {
+    fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<Pending, ControlError> {
+        let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
+        let mut all = vec![theirs.as_fd()];
+        all.extend(descriptors.iter().map(AsFd::as_fd));
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match wire::send(socket.as_fd(), request, &all) {
+            Ok(()) => Ok(Pending { socket: ours, receiver: Receiver::default() }),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ControlError::Ended),
+            Err(error) => Err(ControlError::Talk(error)),
+        }
+    }
+
+    fn close(&self) {
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails when the other side is gone already, which is as good.
+        let _gone = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+    }
+}
+
+/// A request under way. Its descriptor is readable when the answer is there; dropping it takes the request back where that is possible.
+#[derive(Debug)]
+pub struct Pending {
+    socket: OwnedFd,
+    receiver: Receiver,
+}
+
+impl Pending {
+    fn finish(mut self) -> Result<(Answer, Vec<OwnedFd>), ControlError> {
+        match self.receiver.receive(self.socket.as_fd()) {
+            Ok(Received::Frame(Answer::Failed(chain), _)) => {
+                Err(ControlError::Refused(MonitorError::from_chain(chain)))
+            }
+            Ok(Received::Frame(answer, descriptors)) => Ok((answer, descriptors)),
+            Ok(Received::Nothing | Received::End) => Err(ControlError::Ended),
+            Err(error) => Err(ControlError::Talk(error)),
+        }
+    }
+
+    fn done(self) -> Result<(), ControlError> {
+        match self.finish()? {
+            (Answer::Done, _) => Ok(()),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// Waits for the stream that was asked for.
+    pub fn stream(self) -> Result<UnixStream, ControlError> {
+        match self.finish()? {
+            (Answer::Done, mut descriptors) if descriptors.len() == 1 => {
+                Ok(UnixStream::from(descriptors.remove(0)))
+            }
+            _ => Err(ControlError::Confused),
+        }
+    }
+}
+
+impl AsFd for Pending {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// What happens to a machine, as it happens.
+#[derive(Debug)]
+pub struct Events {
+    socket: OwnedFd,
+    receiver: Receiver,
+}
+
+impl Events {
+    /// Waits for the next event. `None` after the last one.
+    pub fn next(&mut self) -> io::Result<Option<Event>> {
+        match self.receiver.receive(self.socket.as_fd())? {
+            Received::Frame(event, _) => Ok(Some(event)),
+            Received::Nothing | Received::End => Ok(None),
+        }
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The guest's socket ports. Outlives nothing: after the machine's end every call answers [`ControlError::Ended`].
+#[derive(Clone, Debug)]
+pub struct Vsock(Control);
+
+impl Vsock {
+    /// A stream to `port` of the guest, once the guest has accepted it.
+    pub fn connect(&self, port: u32) -> Result<UnixStream, ControlError> {
+        self.begin_connect(port)?.stream()
+    }
+
+    /// The same in two steps, with a descriptor to poll in between.
+    pub fn begin_connect(&self, port: u32) -> Result<Pending, ControlError> {
+        self.0.ask(&Request::VsockConnect { port }, &[])
+    }
+
+    /// Takes what the guest dials on `port` of the host (context id 2), until the listener is dropped.
+    pub fn listen(&self, port: u32) -> Result<VsockListener, ControlError> {
+        let (channel, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
+        self.0.ask(&Request::VsockListen { port }, &[theirs])?.done()?;
+        Ok(VsockListener { channel, port })
+    }
+}
+
+/// A port of the host that the guest can dial.
+#[derive(Debug)]
+pub struct VsockListener {
+    channel: OwnedFd,
+    port: u32,
+}
+
+impl VsockListener {
+    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when there is none and the listener is non-blocking,
+    /// [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
+    pub fn accept(&self) -> io::Result<UnixStream> {
+        let (mut byte, mut descriptors) = ([0], Vec::new());
+        // One byte for each stream, so that none is merged with the next.
+        match sys::receive(self.channel.as_fd(), &mut byte, &mut descriptors)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => match descriptors.pop() {
+                Some(stream) => Ok(UnixStream::from(stream)),
+                None => Err(io::Error::new(io::ErrorKind::InvalidData, "the monitor sent no stream")),
+            },
+        }
+    }
+
+    /// Makes [`VsockListener::accept`] return instead of waiting.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        sys::set_nonblocking(&self.channel)
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+}
+
+impl AsFd for VsockListener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}

@@ -1,0 +1,165 @@
+//! What a machine tells about itself: its state, how it ended, what it counted.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Why.
+    pub reason: EndReason,
+    /// How long things took.
+    #[serde(default)]
+    pub timings: Timings,
+    /// What made the vCPUs leave the guest, over all starts of the machine.
+    #[serde(default)]
+    pub exits: ExitCounts,
+    /// Times the guest was started: 1, and one more for each reboot.
+    #[serde(default)]
+    pub starts: u32,
+}
+
+impl Outcome {
+    pub(super) fn of(reason: EndReason) -> Self {
+        Self { reason, timings: Timings::default(), exits: ExitCounts::default(), starts: 0 }
+    }
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset itself and `on_reset` is `exit`.
+    Reset,
+    /// The guest's kernel or agent gave up: its console or its agent said so.
+    Panic,
+    /// A vCPU could not go on: triple fault.
+    TripleFault,
+    /// `Machine::stop`, or the end of whoever held the machine.
+    Stopped,
+    /// `Machine::kill`.
+    Killed,
+    /// The configured time was over.
+    TimeLimit,
+    /// The monitor ended without a word; the text says how.
+    MonitorDied(String),
+    /// The host failed, or the guest did what the hypervisor cannot run; the text says what.
+    Error(String),
+}
+
+impl EndReason {
+    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 power-off, reset or stop; 121 panic; 122 triple fault; 124 time
+    /// limit; 125 failed; 137 killed.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Reset | Self::Stopped => 0,
+            Self::Panic => 121,
+            Self::TripleFault => 122,
+            Self::TimeLimit => 124,
+            Self::MonitorDied(_) | Self::Error(_) => 125,
+            Self::Killed => 137,
+        }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest switched itself off"),
+            Self::Reset => f.write_str("the guest reset itself"),
+            Self::Panic => f.write_str("the guest panicked"),
+            Self::TripleFault => f.write_str("the guest ended in a triple fault"),
+            Self::Stopped => f.write_str("the machine was stopped"),
+            Self::Killed => f.write_str("the machine was killed"),
+            Self::TimeLimit => f.write_str("the time limit was reached"),
+            Self::MonitorDied(how) => write!(f, "the monitor ended without a word: {how}"),
+            Self::Error(what) => f.write_str(what),
+        }
+    }
+}
+
+/// How long things took, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From the start of the server (the first line of `nelly-monitor`'s `main`) to the machine assembled.
+    pub assemble_ns: u64,
+    /// From the start of the server to the first entry into the guest.
+    pub first_entry_ns: u64,
+    /// From the start of the server to the guest's end.
+    pub run_ns: u64,
+    /// From the guest's end to everything given back.
+    pub teardown_ns: u64,
+}
+
+/// How often vCPUs left the guest, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitCounts {
+    /// `in` from a port.
+    pub pio_read: u64,
+    /// `out` to a port.
+    pub pio_write: u64,
+    /// Reads of memory that a device emulates.
+    pub mmio_read: u64,
+    /// Writes of memory that a device emulates.
+    pub mmio_write: u64,
+    /// Halts that the hypervisor handed out.
+    pub halted: u64,
+    /// Kicks by the monitor.
+    pub kicked: u64,
+    /// Everything else.
+    pub other: u64,
+}
+
+impl ExitCounts {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = *self;
+        pio_read + pio_write + mmio_read + mmio_write + halted + kicked + other
+    }
+
+    pub(super) fn add(&mut self, more: &Self) {
+        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = *more;
+        self.pio_read += pio_read;
+        self.pio_write += pio_write;
+        self.mmio_read += mmio_read;
+        self.mmio_write += mmio_write;
+        self.halted += halted;
+        self.kicked += kicked;
+        self.other += other;
+    }
+}
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Being assembled, or assembled again after a reset.
+    Starting,
+    /// vCPUs run.
+    Running,
+    /// On its way out of the guest.
+    Pausing,
+    /// vCPUs out, devices parked, nothing in flight.
+    Paused,
+    /// Being taken apart.
+    Ending,
+}
+
+/// What happens to a machine, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// It reached a state.
+    State(State),
+    /// The guest's console said that its kernel panicked.
+    PanicSeen,
+    /// It starts again after a reset.
+    Rebooting,
+    /// It ended; nothing follows.
+    Ended(Outcome),
+}
