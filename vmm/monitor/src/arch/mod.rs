@@ -1,5 +1,6 @@
 //! Address maps, register and descriptor types, and [`BootState`]: plain data, one room an architecture.
 
+pub mod aarch64;
 pub mod x86_64;
 
 /// The state a boot processor starts with: what the boot room makes and a vCPU loads.
@@ -7,4 +8,15 @@ pub mod x86_64;
 pub enum BootState {
     /// x86-64.
     X86(x86_64::BootState),
+    /// 64-bit Arm.
+    Arm64(aarch64::BootState),
+}
+
+/// Guest physical ranges (start, bytes) of `size` bytes of RAM on this host's architecture, by rising address.
+#[must_use]
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::ram_ranges(size);
+    #[cfg(target_arch = "aarch64")]
+    return aarch64::ram_ranges(size);
 }

@@ -4,10 +4,10 @@
 //! period on Linux): `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created on the
 //! thread that runs it (Hypervisor.framework demands it).
 
+use std::io;
 use std::sync::Arc;
 
 use crate::arch::BootState;
-use crate::irq::SharedLine;
 use crate::memory::Slot;
 use crate::sys::Notifier;
 
@@ -29,6 +29,20 @@ pub enum DoorbellAddress {
     Mmio(u64),
 }
 
+/// One interrupt line of the machine, from a device to the interrupt controller.
+///
+/// Cheap to call from any thread; a call is at most two system calls and never blocks. It keeps the machine it belongs to.
+pub trait IrqLine: Send + Sync {
+    /// An edge: the line goes up and down. What virtio and the 8250 use here.
+    fn pulse(&self) -> io::Result<()>;
+
+    /// Sets the level of a level-triggered line.
+    fn set(&self, high: bool) -> io::Result<()>;
+}
+
+/// A line shared by the parts of one device.
+pub type SharedLine = Arc<dyn IrqLine>;
+
 /// Which interrupt controllers the machine gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IrqchipPlan {
@@ -43,10 +57,10 @@ pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
-    /// Registers one memory slot.
+    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until `unmap` or the machine's end.
     fn map(&self, slot: &Slot) -> Result<(), HvError>;
 
-    /// Takes a memory slot away.
+    /// Takes a memory slot away. When it returns no vCPU reaches the slot any more.
     fn unmap(&self, slot: &Slot) -> Result<(), HvError>;
 
     /// Creates the interrupt controllers. Once, after every `map` of start-up.
@@ -66,9 +80,10 @@ pub trait Vm: Send + Sync + 'static {
     fn create_vcpu(&self, index: u32, count: u32) -> Result<Self::Vcpu, HvError>;
 }
 
-/// A virtual CPU. Not `Send`: it lives and dies on its thread.
+/// A virtual CPU. Not `Send`: it lives and dies on its thread. It keeps its machine.
 pub trait Vcpu {
-    /// Loads the state the guest starts with. Application processors wait for the boot processor's start-up message.
+    /// Loads the state the guest starts with: for vCPU 0. The others need no load, only `run`: they wait in it for the boot
+    /// processor's start-up message.
     fn load(&mut self, state: &BootState) -> Result<(), HvError>;
 
     /// Runs until something needs the monitor. A guest's fault is a value ([`Exit::Fault`]), not an error.

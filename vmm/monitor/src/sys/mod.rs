@@ -1,8 +1,12 @@
-//! What differs between operating systems below the hypervisor: wake-ups, polling, the terminal.
+//! What differs between operating systems below the hypervisor: wake-ups, polling, nameless files, descriptors over sockets, the
+//! terminal.
 
+pub mod anonymous;
+pub mod host;
 mod notifier;
 mod passing;
 mod poller;
+pub mod terminal;
 mod timer;
 pub mod unix;
 

@@ -54,6 +54,17 @@ pub const fn descriptor_table(mode: EntryMode) -> [u64; 5] {
     [0, 0, code, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
 }
 
+/// Ranges of `size` bytes of RAM: from 0 to [`layout::MMIO_GAP`], the rest from 4 GiB.
+#[must_use]
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(layout::MMIO_GAP);
+    let mut ranges = vec![(0, low)];
+    if size > low {
+        ranges.push((layout::HIGH_RAM, size - low));
+    }
+    ranges
+}
+
 /// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
 pub mod layout {
     /// Descriptor table.

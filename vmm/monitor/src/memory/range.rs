@@ -1,0 +1,97 @@
+//! One mapped range of host addresses.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+/// Protection of every guest page, as the C library writes it (`PROT_READ | PROT_WRITE`).
+pub(super) const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
+
+/// A range of host addresses, mapped from the start of its life to its end; pieces of it may be mapped over.
+#[derive(Debug)]
+pub(super) struct HostRange {
+    start: NonNull<u8>,
+    len: usize,
+    file: Option<Arc<File>>,
+    shared: bool,
+}
+
+// SAFETY: the range is plain memory that no Rust reference points into; mapping over a piece of it and reading or writing it with
+// volatile accesses is sound from any thread, and it is unmapped only by its one owner's drop.
+unsafe impl Send for HostRange {}
+// SAFETY: as above.
+unsafe impl Sync for HostRange {}
+
+impl HostRange {
+    /// Private anonymous memory; nothing is reserved or touched.
+    pub(super) fn anonymous(len: usize) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: without MAP_FIXED the system chooses addresses that nothing else uses.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, READ_WRITE, flags) }?;
+        Self::owned(start.cast(), len, None, false)
+    }
+
+    /// The first `len` bytes of `file`, which has that many.
+    pub(super) fn file(len: usize, file: File, shared: bool) -> io::Result<Self> {
+        let kind = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        let flags = kind | MapFlags::NORESERVE;
+        // SAFETY: as in `anonymous`.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, READ_WRITE, flags, file.as_fd(), 0) }?;
+        Self::owned(start.cast(), len, Some(Arc::new(file)), shared)
+    }
+
+    fn owned(start: *mut u8, len: usize, file: Option<Arc<File>>, shared: bool) -> io::Result<Self> {
+        let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, len, file, shared })
+    }
+
+    /// Maps `len` bytes of `file` from `offset` privately over the pages from `start`: all three in whole pages, and
+    /// `start + len` within the range (asserted).
+    pub(super) fn replace(
+        &self,
+        start: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        offset: u64,
+    ) -> io::Result<()> {
+        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "a piece lies within its range");
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the pages replaced lie within this range (asserted), which this object owns; nobody holds a Rust reference into
+        // it, so that its bytes may change under everybody's eyes, as they do whenever the guest writes.
+        unsafe { mmap(self.pointer().add(start).cast(), len, READ_WRITE, flags, file, offset) }?;
+        Ok(())
+    }
+
+    pub(super) fn pointer(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn backing_file(&self) -> Option<&Arc<File>> {
+        self.file.as_ref()
+    }
+
+    /// The mapping's flags, as the C library writes them.
+    pub(super) fn flags(&self) -> i32 {
+        let kind = if self.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let anonymous = if self.file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        kind | anonymous | libc::MAP_NORESERVE
+    }
+}
+
+impl Drop for HostRange {
+    fn drop(&mut self) {
+        // SAFETY: this object mapped the range and is its last user: whoever else reaches it holds an `Arc` of this object.
+        let result = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(result.is_ok(), "a mapped range can be unmapped");
+    }
+}

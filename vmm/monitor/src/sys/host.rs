@@ -1,0 +1,54 @@
+//! What the host has.
+
+use std::io;
+
+/// Bytes of physical memory.
+///
+/// # Errors
+/// The system does not say.
+#[cfg(target_os = "linux")]
+pub fn memory_bytes() -> io::Result<u64> {
+    let info = rustix::system::sysinfo();
+    // The field's type differs between architectures and C libraries.
+    #[allow(
+        clippy::useless_conversion,
+        clippy::unnecessary_fallible_conversions,
+        reason = "u32 on some targets"
+    )]
+    let total = u64::try_from(info.totalram).map_err(io::Error::other)?;
+    Ok(total.saturating_mul(u64::from(info.mem_unit)))
+}
+
+/// Bytes of physical memory.
+#[cfg(target_os = "macos")]
+#[allow(unsafe_code, reason = "sysctlbyname has no safe wrapper here")]
+pub fn memory_bytes() -> io::Result<u64> {
+    let mut bytes = 0u64;
+    let mut size = size_of::<u64>();
+    // SAFETY: the name is a C string, the buffer is 8 writable bytes as `size` says, and nothing is set.
+    let result = unsafe {
+        libc::sysctlbyname(
+            c"hw.memsize".as_ptr(),
+            std::ptr::from_mut(&mut bytes).cast(),
+            &raw mut size,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    if result == 0 && size == size_of::<u64>() { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Bytes of a page of this host: what mappings and memory slots are aligned to.
+#[must_use]
+pub fn page_size() -> u64 {
+    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_host_has_memory_in_pages() {
+        assert!(super::memory_bytes().unwrap() > 1 << 26);
+        assert!(super::page_size().is_power_of_two());
+    }
+}
