@@ -44,6 +44,19 @@ impl<'a> IoVecs<'a> {
         true
     }
 
+    /// Writes zeroes over the first `bytes` of the pieces; returns how many those were.
+    pub fn zero(&self, bytes: usize) -> io::Result<usize> {
+        let mut left = bytes.min(self.bytes);
+        let done = left;
+        for vec in &self.vecs {
+            let piece = vec.iov_len.min(left);
+            // SAFETY: the vector describes guest memory that stays mapped for 'a; nothing borrows it as a Rust reference.
+            unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, piece) };
+            left -= piece;
+        }
+        Ok(done)
+    }
+
     /// Bytes of all pieces.
     #[must_use]
     pub fn bytes(&self) -> usize {

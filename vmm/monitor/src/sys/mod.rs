@@ -6,6 +6,9 @@ pub mod host;
 mod notifier;
 mod passing;
 mod poller;
+
+mod random;
+mod range;
 pub mod terminal;
 mod timer;
 pub mod unix;
@@ -13,4 +16,6 @@ pub mod unix;
 pub use notifier::Notifier;
 pub use passing::{MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};
 pub use poller::{Interest, Poller, Ready};
+pub use random::random;
+pub use range::{punch_hole, zero_range};
 pub use timer::Timer;

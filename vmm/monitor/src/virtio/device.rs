@@ -290,3 +290,11 @@ impl<'a> Registrar<'a> {
         self.poller.remove(fd)
     }
 }
+
+/// Answers a read of a configuration space that is held as bytes. What lies beyond its end is left as it was.
+pub fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}

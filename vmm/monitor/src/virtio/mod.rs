@@ -1,8 +1,11 @@
 //! Virtio 1.2 devices behind a memory-mapped transport.
 
+pub mod blk;
+pub mod console;
 pub mod device;
 pub mod interrupt;
 pub mod queue;
+pub mod rng;
 pub mod spec;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

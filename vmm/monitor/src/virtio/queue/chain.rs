@@ -331,9 +331,14 @@ impl Reader<'_> {
         self.0.transfer(max, |vecs| vecs.send(socket))
     }
 
-    /// The next bytes, at most `max`, as pieces for a system call of the caller's own. Does not move.
-    pub fn vecs(&self, max: u32) -> Result<IoVecs<'_>, QueueFault> {
-        self.0.vecs(max)
+    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it moved. The outer error is the
+    /// guest's, the inner one that of `call`.
+    pub fn transfer(
+        &mut self,
+        max: u32,
+        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+    ) -> Result<io::Result<usize>, QueueFault> {
+        self.0.transfer(max, call)
     }
 }
 
@@ -387,8 +392,13 @@ impl Writer<'_> {
         self.0.transfer(max, |vecs| vecs.read(stream))
     }
 
-    /// The next bytes, at most `max`, as pieces for a system call of the caller's own. Does not move.
-    pub fn vecs(&self, max: u32) -> Result<IoVecs<'_>, QueueFault> {
-        self.0.vecs(max)
+    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it moved. The outer error is the
+    /// guest's, the inner one that of `call`.
+    pub fn transfer(
+        &mut self,
+        max: u32,
+        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+    ) -> Result<io::Result<usize>, QueueFault> {
+        self.0.transfer(max, call)
     }
 }

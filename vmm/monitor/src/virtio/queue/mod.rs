@@ -24,6 +24,9 @@ use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
 use crate::memory::Memory;
 use crate::sys::Notifier;
 
+/// Chains that are served before the driver hears of the first: an interrupt costs it two exits.
+const SIGNAL_EVERY: u16 = 16;
+
 /// What a driver may do to a queue that it must not. The device needs a reset after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueFault {
@@ -233,6 +236,34 @@ impl Queue {
             interrupt.used()?;
         }
         Ok(())
+    }
+
+    /// Serves what waits, after the doorbell rang: `serve` says how many bytes it wrote into each chain. At most one round of the ring
+    /// is served at once, so that a driver that never stops cannot keep the loop for itself; the doorbell brings the rest.
+    pub fn serve(
+        &mut self,
+        memory: &Memory,
+        interrupt: &Interrupt,
+        mut serve: impl FnMut(&Chain) -> Result<u32, DeviceFault>,
+    ) -> Result<(), DeviceFault> {
+        self.doorbell.consume()?;
+        self.disable_notifications(memory)?;
+        for served in 0..self.rings.size {
+            let Some(chain) = self.pop(memory)? else {
+                self.signal(memory, interrupt)?;
+                if self.enable_notifications(memory)? {
+                    break;
+                }
+                return Ok(());
+            };
+            let written = serve(&chain)?;
+            self.push_used(memory, &chain, written)?;
+            if served % SIGNAL_EVERY == SIGNAL_EVERY - 1 {
+                self.signal(memory, interrupt)?;
+            }
+        }
+        self.signal(memory, interrupt)?;
+        Ok(self.doorbell.notify()?)
     }
 
     /// Asks the driver to ring for the next chain; `true` when one came in the meantime: then look again instead of waiting.

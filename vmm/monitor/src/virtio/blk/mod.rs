@@ -1,0 +1,201 @@
+//! The block device (virtio 1.2, 5.2) over any [`Disk`]. Data moves between the disk and guest memory without a copy.
+
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::os::fd::AsFd;
+
+use self::request::Requests;
+use super::device::{ActivateError, Activation, Device, DeviceFault, Registrar, Returned, Worker};
+use super::interrupt::Interrupt;
+use super::queue::Queue;
+use super::spec::id;
+use crate::disk::{Disk, SECTOR};
+use crate::memory::Memory;
+use crate::sys::Interest;
+
+/// Features and limits (5.2.3, 5.2.4).
+pub mod spec {
+    /// `seg_max` counts.
+    pub const F_SEG_MAX: u64 = 1 << 2;
+    /// Writing is refused.
+    pub const F_RO: u64 = 1 << 5;
+    /// `blk_size` counts.
+    pub const F_BLK_SIZE: u64 = 1 << 6;
+    /// The driver may ask for a flush.
+    pub const F_FLUSH: u64 = 1 << 9;
+    /// `num_queues` counts.
+    pub const F_MQ: u64 = 1 << 12;
+    /// The driver may discard.
+    pub const F_DISCARD: u64 = 1 << 13;
+    /// The driver may write zeroes.
+    pub const F_WRITE_ZEROES: u64 = 1 << 14;
+
+    /// Request types (5.2.6).
+    pub const T_IN: u32 = 0;
+    /// Write.
+    pub const T_OUT: u32 = 1;
+    /// Flush.
+    pub const T_FLUSH: u32 = 4;
+    /// The device's name.
+    pub const T_GET_ID: u32 = 8;
+    /// Discard.
+    pub const T_DISCARD: u32 = 11;
+    /// Write zeroes.
+    pub const T_WRITE_ZEROES: u32 = 13;
+
+    /// Status: done.
+    pub const S_OK: u8 = 0;
+    /// Status: failed.
+    pub const S_IOERR: u8 = 1;
+    /// Status: unknown request.
+    pub const S_UNSUPP: u8 = 2;
+
+    /// Bytes of the device's name.
+    pub const ID_BYTES: usize = 20;
+    /// Requests a queue holds.
+    pub const QUEUE_SIZE: u16 = 256;
+    /// Data segments of a request: a queue's worth without header and status.
+    pub const SEG_MAX: u32 = 254;
+    /// Sectors of one range to discard or zero: 32 MiB, so that no request takes long.
+    pub const RANGE_SECTORS_MAX: u32 = 65536;
+    /// Ranges of one request.
+    pub const RANGES_MAX: u32 = 32;
+}
+
+/// The device. Its disk is with the worker while there is one.
+pub struct Block {
+    disk: Option<Box<dyn Disk>>,
+    id: [u8; spec::ID_BYTES],
+    features: u64,
+    queue_sizes: Vec<u16>,
+    config: [u8; 60],
+}
+
+impl Block {
+    /// A device named `id` (cut to 20 bytes) over `disk` with 1 to 32 request queues.
+    #[must_use]
+    pub fn new(disk: Box<dyn Disk>, id: &str, queues: u8) -> Self {
+        let queues = queues.clamp(1, 32);
+        let mut name = [0; spec::ID_BYTES];
+        for (to, from) in name.iter_mut().zip(id.bytes()) {
+            *to = from;
+        }
+        let writing = if disk.read_only() { spec::F_RO } else { spec::F_DISCARD | spec::F_WRITE_ZEROES };
+        let many = if queues > 1 { spec::F_MQ } else { 0 };
+        Self {
+            id: name,
+            features: spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing | many,
+            queue_sizes: vec![spec::QUEUE_SIZE; usize::from(queues)],
+            config: config(&*disk, queues),
+            disk: Some(disk),
+        }
+    }
+}
+
+/// The configuration space (5.2.4).
+fn config(disk: &dyn Disk, queues: u8) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &(disk.len() / SECTOR).to_le_bytes());
+    put(12, &spec::SEG_MAX.to_le_bytes());
+    put(20, &disk.block_size().to_le_bytes());
+    put(34, &u16::from(queues).to_le_bytes());
+    put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());
+    put(40, &spec::RANGES_MAX.to_le_bytes());
+    // discard_sector_alignment
+    put(44, &(disk.block_size() / 512).to_le_bytes());
+    put(48, &spec::RANGE_SECTORS_MAX.to_le_bytes());
+    put(52, &spec::RANGES_MAX.to_le_bytes());
+    // write_zeroes_may_unmap
+    put(56, &[1]);
+    config
+}
+
+impl Device for Block {
+    fn id(&self) -> u32 {
+        id::BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::device::read_bytes(&self.config, offset, data);
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        let Activation { features, memory, queues, interrupt } = activation;
+        if queues.first().is_none_or(Option::is_none) {
+            return Err(ActivateError::MissingQueue(0));
+        }
+        let disk =
+            self.disk.take().ok_or_else(|| ActivateError::Host(std::io::ErrorKind::ResourceBusy.into()))?;
+        // A driver that will never ask for a flush expects that what it wrote is safe (5.2.6.2).
+        let write_through = features & spec::F_FLUSH == 0;
+        let requests = Requests { disk, id: self.id, features, write_through };
+        Ok(Box::new(BlockWorker { requests, queues, memory, interrupt }))
+    }
+
+    fn reclaim(&mut self, state: Box<dyn Any + Send>) {
+        if let Ok(disk) = state.downcast::<Box<dyn Disk>>() {
+            self.disk = Some(*disk);
+        }
+    }
+}
+
+/// A request is done before the next one is taken, so between two events nothing is in flight.
+struct BlockWorker {
+    requests: Requests,
+    queues: Vec<Option<Queue>>,
+    memory: Memory,
+    interrupt: Interrupt,
+}
+
+impl Worker for BlockWorker {
+    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        for (key, queue) in (0u32..).zip(&self.queues) {
+            if let Some(queue) = queue {
+                registrar.add(queue.doorbell().as_fd(), key, Interest::READ)?;
+                queue.doorbell().notify()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unregister(&mut self, registrar: &mut Registrar<'_>) {
+        for queue in self.queues.iter().flatten() {
+            // A descriptor that was never added is not there any more: what was wanted.
+            let _ = registrar.remove(queue.doorbell().as_fd());
+        }
+    }
+
+    fn ready(
+        &mut self,
+        key: u32,
+        _ready: Interest,
+        _registrar: &mut Registrar<'_>,
+    ) -> Result<(), DeviceFault> {
+        let Self { requests, queues, memory, interrupt } = self;
+        let queue = usize::try_from(key).ok().and_then(|key| queues.get_mut(key)?.as_mut());
+        match queue {
+            Some(queue) => queue.serve(memory, interrupt, |chain| requests.serve(memory, chain)),
+            None => Ok(()),
+        }
+    }
+
+    fn quiesce(self: Box<Self>) -> Returned {
+        Returned { state: Box::new(self.requests.disk), queues: self.queues }
+    }
+}

@@ -1,0 +1,193 @@
+//! One request: header, data, status byte (virtio 1.2, 5.2.6).
+
+use std::io;
+
+use super::spec;
+use crate::disk::{Disk, SECTOR};
+use crate::memory::Memory;
+use crate::virtio::device::DeviceFault;
+use crate::virtio::queue::{Chain, QueueFault, Reader, Writer};
+
+/// Bytes of the header: type, reserved, sector.
+const HEADER: usize = 16;
+/// Bytes of a range to discard or zero: sector, count, flags.
+const RANGE: u32 = 16;
+/// Flag of a range: its space may be given back.
+const UNMAP: u32 = 1;
+
+/// What serves requests.
+pub(super) struct Requests {
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) id: [u8; spec::ID_BYTES],
+    pub(super) features: u64,
+    pub(super) write_through: bool,
+}
+
+/// Why a request fails: the status the driver reads, or a fault of the chain itself.
+enum Refused {
+    Status(u8),
+    Fault(QueueFault),
+}
+
+impl From<QueueFault> for Refused {
+    fn from(fault: QueueFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<io::Error> for Refused {
+    fn from(_: io::Error) -> Self {
+        IOERR
+    }
+}
+
+const IOERR: Refused = Refused::Status(spec::S_IOERR);
+const UNSUPP: Refused = Refused::Status(spec::S_UNSUPP);
+
+impl Requests {
+    /// Serves one chain and returns the bytes written into it. Only a chain without room for header or status is a fault.
+    pub(super) fn serve(&self, memory: &Memory, chain: &Chain) -> Result<u32, DeviceFault> {
+        let mut reader = chain.reader(memory);
+        let mut writer = chain.writer(memory);
+        let mut header = [0; HEADER];
+        reader.read_exact(&mut header)?;
+        // The last byte the device may write is the status.
+        let Some(room) = writer.left().checked_sub(1) else {
+            return Err(DeviceFault::Protocol("a block request without room for its status"));
+        };
+        let (kind, sector) =
+            (word(&header, 0), u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32);
+        let status = match self.execute(kind, sector, &mut reader, &mut writer, room) {
+            Ok(()) => spec::S_OK,
+            Err(Refused::Status(status)) => status,
+            Err(Refused::Fault(fault)) => return Err(fault.into()),
+        };
+        writer.skip(room.saturating_sub(writer.written()));
+        writer.write_all(&[status])?;
+        Ok(writer.written())
+    }
+
+    fn execute(
+        &self,
+        kind: u32,
+        sector: u64,
+        reader: &mut Reader<'_>,
+        writer: &mut Writer<'_>,
+        room: u32,
+    ) -> Result<(), Refused> {
+        match kind {
+            spec::T_IN => self.read(sector, writer, room),
+            spec::T_OUT => self.write(sector, reader),
+            spec::T_FLUSH => Ok(self.disk.flush()?),
+            spec::T_GET_ID => {
+                let bytes = usize::try_from(room).unwrap_or(spec::ID_BYTES).min(spec::ID_BYTES);
+                Ok(writer.write_all(&self.id[..bytes])?)
+            }
+            spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => self.ranges(reader, |range| {
+                if range.flags != 0 {
+                    return Err(UNSUPP);
+                }
+                Ok(self.disk.discard(range.offset, range.len)?)
+            }),
+            spec::T_WRITE_ZEROES if self.features & spec::F_WRITE_ZEROES != 0 => {
+                self.ranges(reader, |range| {
+                    if range.flags & !UNMAP != 0 {
+                        return Err(UNSUPP);
+                    }
+                    Ok(self.disk.write_zeroes(range.offset, range.len, range.flags & UNMAP != 0)?)
+                })
+            }
+            _ => Err(UNSUPP),
+        }
+    }
+
+    fn read(&self, sector: u64, writer: &mut Writer<'_>, room: u32) -> Result<(), Refused> {
+        let mut offset = self.extent(sector, u64::from(room))?;
+        let mut left = room;
+        while left > 0 {
+            let bytes = writer.transfer(left, |pieces| self.disk.read_at(pieces, offset))??;
+            (offset, left) = advance(offset, left, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, sector: u64, reader: &mut Reader<'_>) -> Result<(), Refused> {
+        let mut left = reader.left();
+        let mut offset = self.extent(sector, u64::from(left))?;
+        if self.disk.read_only() {
+            return Err(IOERR);
+        }
+        while left > 0 {
+            let bytes = reader.transfer(left, |pieces| self.disk.write_at(pieces, offset))??;
+            (offset, left) = advance(offset, left, bytes)?;
+        }
+        self.written()
+    }
+
+    /// After a change: on stable storage at once if the driver will not ask for it.
+    fn written(&self) -> Result<(), Refused> {
+        if self.write_through {
+            self.disk.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Where whole sectors of the disk begin, in bytes.
+    fn extent(&self, sector: u64, len: u64) -> Result<u64, Refused> {
+        let offset = sector.checked_mul(SECTOR).ok_or(IOERR)?;
+        let end = offset.checked_add(len).ok_or(IOERR)?;
+        if !len.is_multiple_of(SECTOR) || end > self.disk.len() {
+            return Err(IOERR);
+        }
+        Ok(offset)
+    }
+
+    /// Checks every range before the first is touched.
+    fn ranges(
+        &self,
+        reader: &mut Reader<'_>,
+        mut each: impl FnMut(&Range) -> Result<(), Refused>,
+    ) -> Result<(), Refused> {
+        let bytes = reader.left();
+        if self.disk.read_only()
+            || !bytes.is_multiple_of(RANGE)
+            || !(1..=spec::RANGES_MAX).contains(&(bytes / RANGE))
+        {
+            return Err(IOERR);
+        }
+        let mut ranges = Vec::new();
+        while reader.left() > 0 {
+            let mut raw = [0; 16];
+            reader.read_exact(&mut raw)?;
+            let sector = u64::from(word(&raw, 0)) | u64::from(word(&raw, 4)) << 32;
+            let (count, flags) = (word(&raw, 8), word(&raw, 12));
+            if count > spec::RANGE_SECTORS_MAX {
+                return Err(IOERR);
+            }
+            let len = u64::from(count) * SECTOR;
+            ranges.push(Range { offset: self.extent(sector, len)?, len, flags });
+        }
+        for range in ranges.iter().filter(|range| range.len > 0) {
+            each(range)?;
+        }
+        self.written()
+    }
+}
+
+struct Range {
+    offset: u64,
+    len: u64,
+    flags: u32,
+}
+
+/// A disk that moves nothing would never come to an end.
+fn advance(offset: u64, left: u32, bytes: usize) -> Result<(u64, u32), Refused> {
+    match u32::try_from(bytes).ok().and_then(|bytes| left.checked_sub(bytes)) {
+        Some(rest) if bytes > 0 => Ok((offset + bytes as u64, rest)),
+        _ => Err(IOERR),
+    }
+}
+
+fn word(bytes: &[u8; 16], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}

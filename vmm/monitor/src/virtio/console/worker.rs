@@ -1,0 +1,271 @@
+//! The console's worker: what waits for what.
+//!
+//! Input is watched only while the guest has room for it, output only while it is full; so a level-triggered poller never spins.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Ends, Idle, Progress};
+use crate::memory::Memory;
+use crate::sys::Interest;
+use crate::virtio::device::{DeviceFault, Registrar, Returned, Worker};
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::{Chain, Queue};
+
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const INPUT: u32 = 2;
+const OUTPUT: u32 = 3;
+
+/// Chains of one direction that one event moves at most: the loop has other devices.
+const ROUND: u32 = 64;
+
+pub(super) struct ConsoleWorker {
+    receive: Queue,
+    transmit: Queue,
+    memory: Memory,
+    interrupt: Interrupt,
+    input: Option<Stream>,
+    output: Option<Stream>,
+    /// The chain that output was too full for.
+    waiting: Option<Chain>,
+    progress: Progress,
+}
+
+/// A descriptor and whether the poller has it.
+struct Stream {
+    fd: OwnedFd,
+    watched: bool,
+    /// A regular file: always ready, and nothing a poller takes.
+    always: bool,
+}
+
+impl Stream {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd, watched: false, always: false }
+    }
+
+    fn watch(&mut self, key: u32, interest: Interest, registrar: &mut Registrar<'_>) -> io::Result<()> {
+        if self.watched || self.always {
+            return Ok(());
+        }
+        match registrar.add(self.fd.as_fd(), key, interest) {
+            Ok(()) => self.watched = true,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.always = true,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn ignore(&mut self, registrar: &mut Registrar<'_>) {
+        if std::mem::take(&mut self.watched) {
+            // It was added, and it is open.
+            let _ = registrar.remove(self.fd.as_fd());
+        }
+    }
+}
+
+/// What became of a chain that was offered to a stream.
+enum Moved {
+    /// This many bytes; it is done.
+    All(u32),
+    /// The stream takes or has nothing now.
+    Blocked,
+    /// The stream is at its end.
+    Ended,
+}
+
+impl ConsoleWorker {
+    pub(super) fn new(
+        idle: Idle,
+        receive: Queue,
+        transmit: Queue,
+        memory: Memory,
+        interrupt: Interrupt,
+    ) -> Self {
+        let Idle { ends: Ends { input, output }, progress } = idle;
+        Self {
+            receive,
+            transmit,
+            memory,
+            interrupt,
+            input: input.map(Stream::new),
+            output: output.map(Stream::new),
+            waiting: None,
+            progress,
+        }
+    }
+
+    /// Moves input into the guest's buffers, as far as both reach.
+    fn receive(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        self.receive.disable_notifications(&self.memory)?;
+        for _ in 0..ROUND {
+            let Some(input) = &mut self.input else { break };
+            let Some(chain) = self.receive.pop(&self.memory)? else {
+                input.ignore(registrar);
+                if self.receive.enable_notifications(&self.memory)? {
+                    continue;
+                }
+                return self.receive.signal(&self.memory, &self.interrupt);
+            };
+            match read(input, &self.memory, &chain)? {
+                Moved::All(bytes) => self.receive.push_used(&self.memory, &chain, bytes)?,
+                Moved::Blocked => {
+                    self.receive.unpop(chain);
+                    input.watch(INPUT, Interest::READ, registrar)?;
+                    return self.receive.signal(&self.memory, &self.interrupt);
+                }
+                Moved::Ended => {
+                    self.receive.unpop(chain);
+                    input.ignore(registrar);
+                    self.input = None;
+                }
+            }
+        }
+        self.receive.signal(&self.memory, &self.interrupt)?;
+        // The round is full and both sides may have more; without input nobody needs to look.
+        if self.input.is_some() { Ok(self.receive.doorbell().notify()?) } else { Ok(()) }
+    }
+
+    /// Moves the guest's output on, as far as the stream takes it.
+    fn transmit(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        self.transmit.disable_notifications(&self.memory)?;
+        for _ in 0..ROUND {
+            let next = match self.waiting.take() {
+                Some(chain) => Some(chain),
+                None => self.transmit.pop(&self.memory)?,
+            };
+            let Some(chain) = next else {
+                self.transmit.signal(&self.memory, &self.interrupt)?;
+                if self.transmit.enable_notifications(&self.memory)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let moved = match &mut self.output {
+                Some(output) => write(output, &self.memory, &chain, &mut self.progress)?,
+                None => Moved::All(0),
+            };
+            match moved {
+                Moved::All(_) => {
+                    self.progress = Progress::default();
+                    self.transmit.push_used(&self.memory, &chain, 0)?;
+                }
+                Moved::Blocked => {
+                    self.waiting = Some(chain);
+                    self.transmit.signal(&self.memory, &self.interrupt)?;
+                    if let Some(output) = &mut self.output {
+                        output.watch(OUTPUT, Interest::WRITE, registrar)?;
+                    }
+                    return Ok(());
+                }
+                Moved::Ended => {
+                    self.waiting = Some(chain);
+                    if let Some(mut output) = self.output.take() {
+                        output.ignore(registrar);
+                    }
+                }
+            }
+        }
+        self.transmit.signal(&self.memory, &self.interrupt)?;
+        Ok(self.transmit.doorbell().notify()?)
+    }
+}
+
+/// Fills a chain from the input once.
+fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceFault> {
+    let mut writer = chain.writer(memory);
+    let room = writer.left();
+    if room == 0 {
+        return Ok(Moved::All(0));
+    }
+    Ok(match writer.read_from(input.fd.as_fd(), room)? {
+        Ok(0) => Moved::Ended,
+        Ok(_) => Moved::All(writer.written()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Moved::Blocked,
+        // A terminal that hung up, a peer that reset: nothing will come any more.
+        Err(_) => Moved::Ended,
+    })
+}
+
+/// Passes on what a chain holds behind `progress`.
+fn write(
+    output: &Stream,
+    memory: &Memory,
+    chain: &Chain,
+    progress: &mut Progress,
+) -> Result<Moved, DeviceFault> {
+    let mut reader = chain.reader(memory);
+    reader.skip(progress.sent);
+    while reader.left() > 0 {
+        let left = reader.left();
+        match reader.write_to(output.fd.as_fd(), left)? {
+            Ok(0) => return Ok(Moved::Ended),
+            Ok(_) => progress.sent = chain.readable_len() - reader.left(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
+            // The reader is gone, the file system full: a console loses output rather than stop the guest.
+            Err(_) => return Ok(Moved::Ended),
+        }
+    }
+    Ok(Moved::All(progress.sent))
+}
+
+impl Worker for ConsoleWorker {
+    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        for (key, queue) in [(RECEIVE, &self.receive), (TRANSMIT, &self.transmit)] {
+            registrar.add(queue.doorbell().as_fd(), key, Interest::READ)?;
+            queue.doorbell().notify()?;
+        }
+        Ok(())
+    }
+
+    fn unregister(&mut self, registrar: &mut Registrar<'_>) {
+        for queue in [&self.receive, &self.transmit] {
+            // A descriptor that was never added is not there any more: what was wanted.
+            let _ = registrar.remove(queue.doorbell().as_fd());
+        }
+        for stream in [&mut self.input, &mut self.output].into_iter().flatten() {
+            stream.ignore(registrar);
+        }
+    }
+
+    fn ready(
+        &mut self,
+        key: u32,
+        _ready: Interest,
+        registrar: &mut Registrar<'_>,
+    ) -> Result<(), DeviceFault> {
+        match key {
+            RECEIVE => {
+                self.receive.doorbell().consume()?;
+                self.receive(registrar)
+            }
+            INPUT => self.receive(registrar),
+            TRANSMIT => {
+                self.transmit.doorbell().consume()?;
+                // What waits for the stream is not helped by more behind it.
+                if self.waiting.is_some() && self.output.is_some() {
+                    Ok(())
+                } else {
+                    self.transmit(registrar)
+                }
+            }
+            OUTPUT => {
+                if let Some(output) = &mut self.output {
+                    output.ignore(registrar);
+                }
+                self.transmit(registrar)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn quiesce(self: Box<Self>) -> Returned {
+        let Self { receive, mut transmit, memory: _, interrupt: _, input, output, waiting, progress } = *self;
+        if let Some(chain) = waiting {
+            transmit.unpop(chain);
+        }
+        let ends = Ends { input: input.map(|stream| stream.fd), output: output.map(|stream| stream.fd) };
+        Returned { state: Box::new(Idle { ends, progress }), queues: vec![Some(receive), Some(transmit)] }
+    }
+}
