@@ -1,1 +1,147 @@
-//! What proves Nelly: floor plan, conformance, end to end.
+//! What the tests share: finding the built programs, running them with a limit of time, a scratch directory.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The checkout.
+#[must_use]
+pub fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A program that `make` built (`nelly`, `nelly-monitor`).
+///
+/// # Panics
+/// It was not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let path = top().join("target/nelly/bin").join(name);
+    assert!(path.is_file(), "{} is missing: run `make build`", path.display());
+    path
+}
+
+/// A file that ships with Nelly (`vmlinux`, `initramfs.cpio`, `busybox`).
+///
+/// # Panics
+/// It was not built.
+#[must_use]
+pub fn asset(name: &str) -> PathBuf {
+    let path = top().join("target/nelly/share/nelly").join(name);
+    assert!(path.exists(), "{} is missing: run `make build`", path.display());
+    path
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Done {
+    /// Its exit code; 128 + the signal that ended it.
+    pub code: i32,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Done {
+    /// Standard output as text.
+    #[must_use]
+    pub fn out(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard error as text.
+    #[must_use]
+    pub fn err(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Fails the test, showing everything, when the exit code is another.
+    ///
+    /// # Panics
+    /// As said.
+    #[track_caller]
+    pub fn expect(&self, code: i32) -> &Self {
+        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.out(), self.err());
+        self
+    }
+}
+
+/// The exit code as a shell says it.
+#[must_use]
+pub fn code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// Waits for `child`, killing it at `limit`.
+///
+/// # Panics
+/// The limit was over.
+#[track_caller]
+pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let until = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            return status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the program did not end within {} s", limit.as_secs());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs `command` with `input` on its standard input, and collects its output.
+///
+/// # Panics
+/// It cannot be started, or does not end within `limit`.
+#[track_caller]
+pub fn run(command: &mut Command, input: &[u8], limit: Duration) -> Done {
+    let began = Instant::now();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    let input = input.to_vec();
+    // A program that ends without reading breaks the pipe: no failure of the test.
+    let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+    let stdout = collect(child.stdout.take().expect("piped"));
+    let stderr = collect(child.stderr.take().expect("piped"));
+    let status = wait(&mut child, limit);
+    writer.join().expect("the writer does not panic");
+    let (stdout, stderr) = (stdout.join().expect("reads"), stderr.join().expect("reads"));
+    Done { code: code(status), stdout, stderr, took: began.elapsed() }
+}
+
+fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).expect("reading a pipe");
+        bytes
+    })
+}
+
+/// `nelly` with `words`, in an environment of its own below `home`.
+#[must_use]
+pub fn nelly(home: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(program("nelly"));
+    command.args(words).env("NELLY_HOME", home);
+    for name in [
+        "NELLY_KERNEL",
+        "NELLY_INITRD",
+        "NELLY_MONITOR",
+        "NELLY_CPUS",
+        "NELLY_MEMORY",
+        "NELLY_APPEND",
+        "NELLY_LOG",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}

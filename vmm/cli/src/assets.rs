@@ -61,7 +61,11 @@ impl Search {
             let manifest: Manifest =
                 serde_json::from_slice(&text).with_context(|| format!("cannot use {}", path.display()))?;
             if manifest.schema != 1 {
-                bail!("{} is of schema {}, this nelly reads 1: run `make` to build both", path.display(), manifest.schema);
+                bail!(
+                    "{} is of schema {}, this nelly reads 1: run `make` to build both",
+                    path.display(),
+                    manifest.schema
+                );
             }
             return Ok((directory, manifest));
         }
@@ -108,7 +112,12 @@ pub(crate) struct Assets {
 
 impl Assets {
     /// Finds kernel and initramfs by flag, environment, file, and then the installation.
-    pub(crate) fn find(search: &Search, settings: &Settings, kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Self> {
+    pub(crate) fn find(
+        search: &Search,
+        settings: &Settings,
+        kernel: Option<&Path>,
+        initrd: Option<&Path>,
+    ) -> Result<Self> {
         let kernel = settings.path("kernel", kernel);
         let initrd = settings.path("initrd", initrd);
         let manifest = match search.manifest() {

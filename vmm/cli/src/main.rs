@@ -1,4 +1,105 @@
+//! `nelly`: the command a person types. A client: machines live in `nelly-monitor`.
+
 mod args;
-fn main() {
-    let _ = <args::Cli as clap::Parser>::parse();
+mod assets;
+mod boot;
+mod context;
+mod doctor;
+mod duration;
+mod environment;
+mod fail;
+mod host;
+mod machine;
+mod progress;
+mod result;
+mod run;
+mod settings;
+mod show;
+mod signals;
+mod stdio;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use args::{Cli, ConfigVerb, LogLevel, Verb};
+use clap::Parser;
+use clap::error::ErrorKind;
+use context::Context;
+use nelly_sandbox::state::outcome;
+
+/// What `run` and `boot` end with when they fail; other verbs end with [`FAILED`].
+const FAILED: u8 = 1;
+
+fn main() -> ExitCode {
+    let raw: Vec<String> = match std::env::args_os().map(std::ffi::OsString::into_string).collect() {
+        Ok(raw) => raw,
+        Err(word) => {
+            return fail::report(&anyhow::anyhow!("argument {word:?} is not UTF-8"), false, outcome::FAILED);
+        }
+    };
+    let cli = match Cli::try_parse_from(&raw) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &raw),
+    };
+    let (code, json) = match &cli.verb {
+        Verb::Run(_) | Verb::Boot(_) => (outcome::FAILED, false),
+        Verb::Doctor(args) | Verb::Version(args) | Verb::Config { verb: ConfigVerb::Show(args) } => {
+            (FAILED, args.json)
+        }
+        Verb::Help { .. } => (FAILED, false),
+    };
+    match dispatch(&cli.verb, &raw) {
+        Ok(code) => code,
+        Err(error) => fail::report(&error, json, code),
+    }
+}
+
+fn dispatch(verb: &Verb, raw: &[String]) -> Result<ExitCode> {
+    if let Verb::Help { topic } = verb {
+        return show::help(topic.as_deref());
+    }
+    let context = Context::load()?;
+    match verb {
+        Verb::Run(args) => {
+            log(args.machine.log_level, args.quiet, &context)?;
+            run::run(args, raw, &context)
+        }
+        Verb::Boot(args) => {
+            log(args.machine.log_level, false, &context)?;
+            boot::run(args, &context)
+        }
+        Verb::Doctor(args) => doctor::run(args.json, &context),
+        Verb::Version(args) => Ok(show::version(args.json, &context)),
+        Verb::Config { verb: ConfigVerb::Show(args) } => Ok(show::config(args.json, &context)),
+        Verb::Help { .. } => unreachable!("handled above"),
+    }
+}
+
+/// Usage errors of `run` and `boot` are 125, as of every failure that is not the container's; of other verbs 2.
+fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
+    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    // Printing fails only when nobody reads.
+    let _ = error.print();
+    match raw.get(1).map(String::as_str) {
+        _ if asked => ExitCode::SUCCESS,
+        Some("run" | "boot") => ExitCode::from(outcome::FAILED),
+        _ => ExitCode::from(2),
+    }
+}
+
+fn log(flag: Option<LogLevel>, quiet: bool, context: &Context) -> Result<()> {
+    use clap::ValueEnum;
+    let flag = flag.and_then(|level| level.to_possible_value()).map(|value| value.get_name().to_owned());
+    let flag = flag.or_else(|| quiet.then(|| "error".to_owned()));
+    let (word, source) = context.settings.get("log_level", flag.as_deref());
+    let level: tracing::Level = word.parse().map_err(|_| {
+        anyhow::anyhow!("log level {word:?} (from {source}) is not error, warn, info, debug or trace")
+    })?;
+    // Fails when a subscriber is set already, which only this function does.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+    Ok(())
 }

@@ -24,12 +24,48 @@ pub(crate) struct Setting {
 /// Every setting.
 pub(crate) const TABLE: [Setting; 7] = [
     Setting { key: "cpus", env: "NELLY_CPUS", flag: "--cpus", default: "1", about: "vCPUs of a machine" },
-    Setting { key: "memory", env: "NELLY_MEMORY", flag: "--memory", default: "512M", about: "memory of a machine" },
-    Setting { key: "kernel", env: "NELLY_KERNEL", flag: "--kernel", default: "", about: "kernel that run boots" },
-    Setting { key: "initrd", env: "NELLY_INITRD", flag: "--initrd", default: "", about: "initramfs with the agent" },
-    Setting { key: "append", env: "NELLY_APPEND", flag: "--append", default: "", about: "words added to the kernel's command line" },
-    Setting { key: "monitor", env: "NELLY_MONITOR", flag: "", default: "", about: "the nelly-monitor program" },
-    Setting { key: "log_level", env: "NELLY_LOG", flag: "--log-level", default: "warn", about: "error, warn, info, debug or trace" },
+    Setting {
+        key: "memory",
+        env: "NELLY_MEMORY",
+        flag: "--memory",
+        default: "512M",
+        about: "memory of a machine",
+    },
+    Setting {
+        key: "kernel",
+        env: "NELLY_KERNEL",
+        flag: "--kernel",
+        default: "",
+        about: "kernel that run boots",
+    },
+    Setting {
+        key: "initrd",
+        env: "NELLY_INITRD",
+        flag: "--initrd",
+        default: "",
+        about: "initramfs with the agent",
+    },
+    Setting {
+        key: "append",
+        env: "NELLY_APPEND",
+        flag: "--append",
+        default: "",
+        about: "words added to the kernel's command line",
+    },
+    Setting {
+        key: "monitor",
+        env: "NELLY_MONITOR",
+        flag: "",
+        default: "",
+        about: "the nelly-monitor program",
+    },
+    Setting {
+        key: "log_level",
+        env: "NELLY_LOG",
+        flag: "--log-level",
+        default: "warn",
+        about: "error, warn, info, debug or trace",
+    },
 ];
 
 /// Where a value comes from.
@@ -83,14 +119,19 @@ impl Settings {
 
     /// The value of `key` and its source; `flag` is what the command line said. Empty when only an empty default exists.
     pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, Source) {
-        let setting = TABLE.iter().find(|setting| setting.key == key).unwrap_or_else(|| unreachable!("no setting {key}"));
+        let setting = TABLE
+            .iter()
+            .find(|setting| setting.key == key)
+            .unwrap_or_else(|| unreachable!("no setting {key}"));
         if let Some(value) = flag {
             return (value.to_owned(), Source::Flag(setting.flag));
         }
         if let Some(value) = self.environment.get(key) {
             return (value.clone(), Source::Environment(setting.env));
         }
-        if let Some((path, value)) = self.file.as_ref().and_then(|(path, values)| Some((path, values.get(key)?))) {
+        if let Some((path, value)) =
+            self.file.as_ref().and_then(|(path, values)| Some((path, values.get(key)?)))
+        {
             return (value.clone(), Source::File(path.clone()));
         }
         (setting.default.to_owned(), Source::Default)
@@ -135,7 +176,8 @@ mod tests {
         let path = directory.path().join("config.toml");
         std::fs::write(&path, "cpus = 2\nmemory = \"1G\"\n").unwrap();
         let settings =
-            Settings::load(Some(directory.path()), |name| (name == "NELLY_CPUS").then(|| "3".to_owned())).unwrap();
+            Settings::load(Some(directory.path()), |name| (name == "NELLY_CPUS").then(|| "3".to_owned()))
+                .unwrap();
         assert_eq!(settings.get("cpus", Some("4")), ("4".into(), Source::Flag("--cpus")));
         assert_eq!(settings.get("cpus", None), ("3".into(), Source::Environment("NELLY_CPUS")));
         assert_eq!(settings.get("memory", None), ("1G".into(), Source::File(path)));

@@ -162,7 +162,15 @@ mod tests {
 
     #[test]
     fn commands_merge_as_under_docker() {
-        let table: &[(&[&str], &[&str], Option<&str>, &[&str], &[&str])] = &[
+        // entrypoint and command of the image, --entrypoint, command of the caller, what runs
+        type Row = (
+            &'static [&'static str],
+            &'static [&'static str],
+            Option<&'static str>,
+            &'static [&'static str],
+            &'static [&'static str],
+        );
+        let table: &[Row] = &[
             (&[], &["sh"], None, &[], &["sh"]),
             (&[], &["sh"], None, &["ls", "-l"], &["ls", "-l"]),
             (&["/entry"], &["sh"], None, &[], &["/entry", "sh"]),

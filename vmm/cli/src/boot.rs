@@ -1,0 +1,32 @@
+//! `nelly boot`: becomes `nelly-monitor` by exec, with the machine's configuration in a memory file.
+
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+use rustix::fs::MemfdFlags;
+
+use crate::args::BootArgs;
+use crate::context::Context;
+use crate::machine;
+
+/// Runs the verb. Returns only when the machine was not started.
+pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
+    let config = machine::boot(args, &context.settings)?;
+    let monitor = context.search.monitor(&context.settings)?;
+    if args.machine.dry_run {
+        println!("{}", config.to_json());
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Not close-on-exec: the monitor reads it after the exec.
+    let file = rustix::fs::memfd_create("nelly-config", MemfdFlags::empty())
+        .context("cannot create a memory file")?;
+    let mut file = File::from(file);
+    file.write_all(config.to_json().as_bytes()).context("cannot write the machine's configuration")?;
+    file.rewind().context("cannot rewind the machine's configuration")?;
+    let error = Command::new(&monitor.path).arg("--config").arg(format!("fd:{}", file.as_raw_fd())).exec();
+    Err(error).with_context(|| format!("cannot execute {}", monitor.path.display()))
+}

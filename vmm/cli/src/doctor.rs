@@ -1,0 +1,123 @@
+//! `nelly doctor`: what this host can do, and how to mend what it cannot.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::assets::Assets;
+use crate::context::Context;
+use crate::host::{self, Kvm};
+
+/// What a check found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line of the report.
+struct Finding {
+    check: &'static str,
+    verdict: Verdict,
+    text: String,
+    hint: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, text: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Ok, text: text.into(), hint: None }
+    }
+
+    fn new(check: &'static str, verdict: Verdict, text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { check, verdict, text: text.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// Runs the verb: exit code 0 when `nelly run` works here, else 1.
+pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
+    let mut findings = kvm();
+    findings.extend(installation(context));
+    findings.push(memory());
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
+    if as_json {
+        let rows: Vec<_> = findings
+            .iter()
+            .map(|finding| {
+                let verdict = word(finding.verdict);
+                json!({ "schema": 1, "check": finding.check, "verdict": verdict, "text": finding.text, "hint": finding.hint })
+            })
+            .collect();
+        println!("{}", serde_json::Value::Array(rows));
+    } else {
+        for finding in &findings {
+            println!("{:<5} {:<10} {}", word(finding.verdict), finding.check, finding.text);
+            if let Some(hint) = &finding.hint {
+                println!("{:<16} -> {hint}", "");
+            }
+        }
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "fail",
+    }
+}
+
+fn kvm() -> Vec<Finding> {
+    match host::kvm() {
+        Kvm::Mainstream => vec![Finding::ok("kvm", "/dev/kvm opens and the processor virtualises")],
+        Kvm::Paravirtual => vec![Finding::new(
+            "kvm",
+            Verdict::Fail,
+            "/dev/kvm opens, but the processor shows neither svm nor vmx: a paravirtual KVM that runs no stock kernel",
+            "switch on nested virtualisation, or use `make shell` for an emulated host",
+        )],
+        Kvm::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
+    }
+}
+
+fn installation(context: &Context) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match context.search.monitor(&context.settings) {
+        Ok(monitor) => {
+            findings.push(Finding::ok("monitor", format!("{} ({})", monitor.path.display(), monitor.source)))
+        }
+        Err(error) => {
+            findings.push(Finding::new("monitor", Verdict::Fail, format!("{error:#}"), "run `make`"))
+        }
+    }
+    match Assets::find(&context.search, &context.settings, None, None) {
+        Ok(assets) => {
+            for (check, asset) in [("kernel", &assets.kernel), ("initramfs", &assets.initrd)] {
+                findings.push(Finding::ok(check, format!("{} ({})", asset.path.display(), asset.source)));
+            }
+            if let (Some(host), Some(build)) = (nelly_sandbox::agent::BUILD, &assets.build_id)
+                && host != build
+            {
+                let text = format!("assets are of build {build}, nelly is of build {host}");
+                findings.push(Finding::new("build", Verdict::Warn, text, "run `make` to build both"));
+            }
+        }
+        Err(error) => {
+            findings.push(Finding::new("assets", Verdict::Fail, format!("{error:#}"), "run `make`"))
+        }
+    }
+    findings
+}
+
+fn memory() -> Finding {
+    match nelly_vmm::sys::host::memory_bytes() {
+        Ok(bytes) if bytes >= 1 << 30 => Finding::ok("memory", format!("{} MiB", bytes >> 20)),
+        Ok(bytes) => {
+            let text = format!("{} MiB in all", bytes >> 20);
+            Finding::new("memory", Verdict::Warn, text, "a machine has 512M by default: give it less with -m")
+        }
+        Err(error) => Finding::new("memory", Verdict::Warn, format!("unknown: {error}"), "is /proc mounted?"),
+    }
+}

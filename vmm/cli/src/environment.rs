@@ -1,0 +1,65 @@
+//! `-e` and `--env-file`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// Words for the container: files first, flags after them. A name without a value is passed on from `get`, and left out where
+/// that has none, as docker does.
+pub(crate) fn collect(
+    files: &[PathBuf],
+    flags: &[String],
+    get: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    let mut push = |word: &str| {
+        if word.contains('=') {
+            words.push(word.to_owned());
+        } else if let Some(value) = get(word) {
+            words.push(format!("{word}={value}"));
+        }
+    };
+    for file in files {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read --env-file {}", file.display()))?;
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let name = line.split('=').next().unwrap_or_default();
+            if name.is_empty() || name.contains(char::is_whitespace) {
+                bail!("--env-file {}, line {}: {line:?} is not NAME=VALUE", file.display(), number + 1);
+            }
+            push(line);
+        }
+    }
+    for word in flags {
+        if word.is_empty() || word.starts_with('=') {
+            bail!("-e {word:?} is not NAME=VALUE");
+        }
+        push(word);
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_then_flags_and_names_are_passed_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("env");
+        std::fs::write(&file, "# comment\n\nA=1\n  B=two words\nHOST\nGONE\n").unwrap();
+        let get = |name: &str| (name == "HOST").then(|| "h".to_owned());
+        let words = collect(std::slice::from_ref(&file), &["A=2".into(), "HOST".into()], get).unwrap();
+        assert_eq!(words, ["A=1", "B=two words", "HOST=h", "A=2", "HOST=h"]);
+        std::fs::write(&file, "A=1\nnot ok=1\n").unwrap();
+        let error = collect(&[file], &[], get).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(collect(&[], &["=x".into()], get).is_err());
+        let gone = collect(&["/nonexistent/env".into()], &[], get).unwrap_err();
+        assert!(format!("{gone:#}").contains("/nonexistent/env"));
+    }
+}

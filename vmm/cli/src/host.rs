@@ -1,0 +1,81 @@
+//! What this host can do: its KVM, its processor.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+
+use anyhow::{Error, Result};
+
+use crate::fail::Hint;
+
+/// What is known of the host's KVM without starting anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kvm {
+    /// It opens and the processor offers virtualisation.
+    Mainstream,
+    /// It opens, but below it is no hardware virtualisation: a paravirtual KVM, which runs a few instructions and no stock kernel.
+    Paravirtual,
+    /// It cannot be used; a sentence and what to do.
+    Unusable(String, &'static str),
+}
+
+/// Looks at /dev/kvm and /proc/cpuinfo.
+pub(crate) fn kvm() -> Kvm {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Kvm::Unusable(
+                "there is no /dev/kvm".into(),
+                "load kvm_intel or kvm_amd, switch on nested virtualisation if this is a virtual machine, or use `make shell` for an emulated host",
+            );
+        }
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            return Kvm::Unusable(
+                "/dev/kvm: permission denied".into(),
+                "join the group that owns it: sudo usermod -aG kvm $USER, then log in again",
+            );
+        }
+        Err(error) => return Kvm::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`"),
+    }
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if virtualises(&info) { Kvm::Mainstream } else { Kvm::Paravirtual }
+}
+
+/// Whether a processor of this /proc/cpuinfo has hardware virtualisation. Only x86 lists it; elsewhere an open /dev/kvm is proof.
+fn virtualises(info: &str) -> bool {
+    match info.lines().find_map(|line| line.strip_prefix("flags")) {
+        Some(flags) => flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),
+        None => true,
+    }
+}
+
+/// Refuses a host whose KVM cannot run a stock kernel, naming what serves instead.
+///
+/// # Errors
+/// No KVM, no permission, or a paravirtual one.
+pub(crate) fn require_mainstream() -> Result<()> {
+    match kvm() {
+        Kvm::Mainstream => Ok(()),
+        Kvm::Unusable(message, hint) => Err(Hint::error(message, hint)),
+        Kvm::Paravirtual => Err(paravirtual()),
+    }
+}
+
+fn paravirtual() -> Error {
+    Hint::error(
+        "this host's KVM is paravirtual (the processor shows neither svm nor vmx) and cannot run a stock kernel",
+        "`make shell` opens a shell in an emulated host with nelly on PATH; `nelly doctor` says more",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processors_flags_tell() {
+        assert!(virtualises("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(virtualises("flags\t\t: fpu svm\n"));
+        assert!(!virtualises("flags\t\t: fpu sse svm_lock\n"));
+        assert!(virtualises("Features\t: fp asimd\n"));
+    }
+}

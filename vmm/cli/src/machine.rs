@@ -1,0 +1,99 @@
+//! From flags to a machine's configuration: every refusal names its flag.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nelly_sandbox::spec::size;
+use nelly_vmm::config::{
+    BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
+    Platform, QueueCount,
+};
+
+use crate::args;
+use crate::settings::Settings;
+
+/// The parts that `run` and `boot` share.
+pub(crate) struct Common {
+    pub(crate) cpus: CpuCount,
+    pub(crate) memory: MemorySize,
+    pub(crate) append: String,
+    pub(crate) timeout: Option<std::time::Duration>,
+}
+
+/// Reads the shared flags, with settings behind them.
+pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Common> {
+    let cpus = args.cpus.map(|cpus| cpus.to_string());
+    let (cpus, source) = settings.get("cpus", cpus.as_deref());
+    let cpus: u64 = cpus.parse().map_err(|_| anyhow!("cpus {cpus:?} (from {source}) is not a number"))?;
+    let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
+    let (memory, source) = settings.get("memory", args.memory.as_deref());
+    let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
+    let memory = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory {memory}: {reason}"))?;
+    let (append, _) = settings.get("append", args.append.as_deref());
+    let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
+    Ok(Common { cpus, memory, append, timeout })
+}
+
+/// Refuses a file that is missing, no file, or empty, before anything is started.
+pub(crate) fn file(flag: &str, path: &Path) -> Result<()> {
+    let meta = std::fs::metadata(path).with_context(|| format!("{flag}: cannot use {}", path.display()))?;
+    if meta.is_dir() {
+        bail!("{flag}: {} is a directory", path.display());
+    }
+    if meta.is_file() && meta.len() == 0 {
+        bail!("{flag}: {} is empty", path.display());
+    }
+    std::fs::File::open(path).with_context(|| format!("{flag}: cannot open {}", path.display()))?;
+    Ok(())
+}
+
+/// The machine of `nelly boot`.
+pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<MachineConfig> {
+    let common = common(&args.machine, settings)?;
+    file("--kernel", &args.kernel)?;
+    let mut config = MachineConfig::new(FileSource::Path(args.kernel.clone()));
+    if let Some(initrd) = &args.initrd {
+        file("--initrd", initrd)?;
+        config.initrd = Some(FileSource::Path(initrd.clone()));
+    }
+    config.memory_bytes = common.memory;
+    config.cpus = common.cpus;
+    config.command_line = CommandLine::new(&common.append).map_err(|reason| anyhow!("--append: {reason}"))?;
+    config.boot_protocol = match args.protocol {
+        args::Protocol::Auto => BootProtocol::Auto,
+        args::Protocol::Elf64 => BootProtocol::Elf64,
+        args::Protocol::Pvh => BootProtocol::Pvh,
+        args::Protocol::Bzimage => BootProtocol::Bzimage,
+    };
+    config.platform = match args.platform {
+        args::Platform::Auto => Platform::Auto,
+        args::Platform::Mptable => Platform::Mptable,
+        args::Platform::Acpi => Platform::Acpi,
+    };
+    config.on_reset = match args.on_reset {
+        args::OnReset::Exit => OnReset::Exit,
+        args::OnReset::Reboot => OnReset::Reboot,
+    };
+    for (index, text) in args.disk.iter().enumerate() {
+        config.disks.push(disk(index, text)?);
+    }
+    config.rng = true;
+    config.serial = nelly_vmm::config::Endpoint::Stdio;
+    config.time_limit_ms =
+        common.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    config.validate()?;
+    Ok(config)
+}
+
+fn disk(index: usize, text: &str) -> Result<DiskConfig> {
+    let (path, read_only) = match text.rsplit_once(',') {
+        Some((path, "ro")) => (path, true),
+        Some((path, "rw")) => (path, false),
+        Some((_, word)) => bail!("--disk {text}: unknown word {word:?}, write FILE or FILE,ro"),
+        None => (text, false),
+    };
+    let path = PathBuf::from(path);
+    file("--disk", &path)?;
+    let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
+    Ok(DiskConfig { id, source: FileSource::Path(path), read_only, queues: QueueCount::default() })
+}

@@ -1,0 +1,84 @@
+//! Progress of the image store on stderr: a bar on a terminal, a line a phase elsewhere.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::time::{Duration, Instant};
+
+use nelly_image::{Phase, Progress};
+
+/// Draws at most ten times a second, and says nothing of what takes less than half a second.
+pub(crate) struct Bar {
+    started: Instant,
+    drawn: Option<Instant>,
+    phase: Option<String>,
+    terminal: bool,
+    quiet: bool,
+}
+
+/// Work shorter than this is not worth a word.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+impl Bar {
+    /// Quiet or as stderr is.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let terminal = stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        Self { started: Instant::now(), drawn: None, phase: None, terminal, quiet }
+    }
+
+    /// Takes the bar off the terminal.
+    pub(crate) fn finish(&mut self) {
+        if self.terminal && self.drawn.take().is_some() {
+            let _ = stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Progress for Bar {
+    fn update(&mut self, phase: Phase, done: u64, total: Option<u64>) {
+        if self.quiet || self.started.elapsed() < PATIENCE {
+            return;
+        }
+        let text = phase.to_string();
+        if self.terminal {
+            if self.drawn.is_some_and(|drawn| drawn.elapsed() < Duration::from_millis(100)) {
+                return;
+            }
+            self.drawn = Some(Instant::now());
+            let _ = write!(stderr(), "\r\x1b[K{}", line(&text, done, total));
+        } else if self.phase.as_ref() != Some(&text) {
+            eprintln!("nelly: {text}");
+            self.phase = Some(text);
+        }
+    }
+}
+
+fn line(text: &str, done: u64, total: Option<u64>) -> String {
+    let mebibytes = |bytes: u64| bytes >> 20;
+    match total.filter(|total| *total > 0) {
+        Some(total) => {
+            let tenths = usize::try_from(done.min(total).saturating_mul(20) / total).unwrap_or(20);
+            let bar: String = (0..20).map(|n| if n < tenths { '#' } else { '.' }).collect();
+            format!("{text} [{bar}] {} of {} MiB", mebibytes(done), mebibytes(total))
+        }
+        None if done > 0 => format!("{text}, {} MiB", mebibytes(done)),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_never_overflows() {
+        assert_eq!(line("x", 0, None), "x");
+        assert!(line("x", 5 << 20, Some(10 << 20)).contains("[##########..........] 5 of 10 MiB"));
+        assert!(line("x", 50, Some(10)).contains("[####################]"));
+        assert!(line("x", u64::MAX, Some(u64::MAX)).contains('#'));
+    }
+}

@@ -1,0 +1,73 @@
+//! `--result FILE|fd:N`: one JSON object about the run.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::state::Id;
+use serde_json::json;
+
+/// Where it goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    File(PathBuf),
+    Descriptor(u32),
+}
+
+impl Target {
+    /// Reads the flag's word.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        match text.strip_prefix("fd:") {
+            None if text.is_empty() => bail!("an empty name is no file"),
+            None => Ok(Self::File(text.into())),
+            Some(number) => match number.parse() {
+                Ok(number) => Ok(Self::Descriptor(number)),
+                Err(_) => bail!("{text:?}: write fd:N with the number of an open descriptor"),
+            },
+        }
+    }
+
+    /// Writes the object and a newline.
+    pub(crate) fn write(&self, id: &Id, code: u8, reason: &str, total: Duration) -> Result<()> {
+        let total = u64::try_from(total.as_nanos()).unwrap_or(u64::MAX);
+        let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": { "total_ns": total } });
+        let (mut file, name) = match self {
+            Self::File(path) => (File::create(path), path.display().to_string()),
+            // Opened anew by number: the descriptor itself stays its owner's.
+            Self::Descriptor(number) => (
+                File::options().append(true).open(format!("/dev/fd/{number}")),
+                format!("descriptor {number}"),
+            ),
+        };
+        let written = file.as_mut().map_err(|error| std::io::Error::new(error.kind(), error.to_string()));
+        written
+            .and_then(|file| writeln!(file, "{object}"))
+            .with_context(|| format!("--result: cannot write {name}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_parse_and_a_file_gets_one_object() {
+        assert_eq!(Target::parse("fd:3").unwrap(), Target::Descriptor(3));
+        assert!(Target::parse("fd:x").is_err() && Target::parse("").is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r.json");
+        let id = Id::random().unwrap();
+        Target::parse(path.to_str().unwrap())
+            .unwrap()
+            .write(&id, 7, "exited", Duration::from_nanos(5))
+            .unwrap();
+        let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!((object["exit"].as_u64(), object["reason"].as_str()), (Some(7), Some("exited")));
+        assert_eq!(object["id"], id.to_string());
+        let error =
+            Target::File("/nonexistent/r".into()).write(&id, 0, "exited", Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/r"));
+    }
+}

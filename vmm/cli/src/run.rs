@@ -1,0 +1,279 @@
+//! `nelly run`: a container in a machine of its own, in the foreground.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nelly_image::{ImageConfiguration, Reference, Store, StoreOptions};
+use nelly_sandbox::agent::ProcessId;
+use nelly_sandbox::instance::Sandbox;
+use nelly_sandbox::life::{self, Request};
+use nelly_sandbox::spec::{ContainerSpec, Overrides, ProcessSpec};
+use nelly_sandbox::state::{Exit, Id, Name, outcome};
+use nelly_vmm::config::{
+    CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, Platform, QueueCount, VsockConfig,
+};
+use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::sys::terminal;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::args::{self, RunArgs};
+use crate::assets::{Asset, Assets};
+use crate::context::Context;
+use crate::{environment, machine, progress, result, signals, stdio};
+
+/// The kernel's own words for a container's machine: its console only for what is an emergency, no waiting after a panic.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on";
+
+/// The block device of the image in the guest.
+const IMAGE_DEVICE: &str = "/dev/vda";
+
+/// Everything that was decided before anything is started.
+struct Plan {
+    id: Id,
+    name: Name,
+    container: ContainerSpec,
+    common: machine::Common,
+    assets: Assets,
+    monitor: Asset,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<ExitCode> {
+    let started = Instant::now();
+    let (image, command) = args::image_and_command(raw, &args.words);
+    let reference: Reference = image.as_deref().unwrap_or("builtin:busybox").parse().context("IMAGE")?;
+    if image.is_some_and(|image| image.is_empty())
+        || (args.words.is_empty() && !raw.iter().any(|word| word == "--"))
+    {
+        bail!("no IMAGE: write one, or `--` and a command for the built-in image; see nelly run --help");
+    }
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        bail!("-it needs a terminal on standard input; use -i alone for a pipe");
+    }
+    let result = args.result.as_deref().map(result::Target::parse).transpose().context("--result")?;
+    let assets =
+        Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
+    let mut options = StoreOptions::new(&context.places.cache);
+    options.builtin.clone_from(&assets.builtin);
+    let store = Store::open(options)?;
+    if args.machine.dry_run {
+        let planned = store.plan(&reference)?;
+        let plan = plan(args, command, &planned.config, assets, context)?;
+        let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
+        let config = config(&plan, disk, &Files::by_path(&plan))?;
+        let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
+        let spec = nelly_sandbox::spec::oci::container(&plan.container);
+        let object = json!({ "schema": 1, "id": plan.id.to_string(), "name": plan.name.as_str(), "image": reference.to_string(),
+            "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
+        println!("{object:#}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Refused before an image is unpacked for nothing.
+    crate::host::require_mainstream()?;
+    let mut bar = progress::Bar::new(args.quiet);
+    let image = store.resolve(&reference, &mut bar)?;
+    bar.finish();
+    let plan = plan(args, command, &image.config, assets, context)?;
+    let mut resources = Resources::new();
+    let disk = resources.add(image.disk);
+    let files = Files::opened(&plan, &mut resources)?;
+    let config = config(&plan, disk, &files)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let place = Place::Process { monitor: plan.monitor.path.clone() };
+    let exit = runtime.block_on(foreground(args, &plan, config, resources, place));
+    // A pump may still sit in a read of standard input; it ends with the process.
+    runtime.shutdown_background();
+    let code = match &exit {
+        Ok(exit) => exit.code,
+        Err(_) => outcome::FAILED,
+    };
+    if let Some(result) = result {
+        let reason = exit.as_ref().map_or("failed", |exit| exit.reason);
+        result.write(&plan.id, code, reason, started.elapsed())?;
+    }
+    exit.map(|exit| ExitCode::from(exit.code))
+}
+
+fn plan(
+    args: &RunArgs,
+    command: Vec<String>,
+    image: &ImageConfiguration,
+    assets: Assets,
+    context: &Context,
+) -> Result<Plan> {
+    let id = Id::random().context("cannot make an id")?;
+    let name: Name = match &args.name {
+        Some(name) => name.parse().context("--name")?,
+        None => id.name(),
+    };
+    let hostname: Name = match &args.hostname {
+        Some(name) => name.parse().context("--hostname")?,
+        None => name.clone(),
+    };
+    let overrides = Overrides {
+        entrypoint: args.entrypoint.clone(),
+        command,
+        env: environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?,
+        cwd: args.workdir.clone(),
+        user: args.user.clone(),
+        terminal: args.tty,
+        stdin: args.interactive,
+    };
+    let process =
+        ProcessSpec::merge(&image.config().clone().unwrap_or_default(), &overrides, hostname.as_str())?;
+    let container = ContainerSpec {
+        process,
+        hostname: hostname.to_string(),
+        read_only: args.read_only,
+        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
+        upper_bytes: 0,
+    };
+    let common = machine::common(&args.machine, &context.settings)?;
+    let monitor = context.search.monitor(&context.settings)?;
+    Ok(Plan { id, name, container, common, assets, monitor })
+}
+
+/// Kernel and initramfs as the monitor gets them.
+struct Files {
+    kernel: FileSource,
+    initrd: FileSource,
+}
+
+impl Files {
+    fn by_path(plan: &Plan) -> Self {
+        Self {
+            kernel: FileSource::Path(plan.assets.kernel.path.clone()),
+            initrd: FileSource::Path(plan.assets.initrd.path.clone()),
+        }
+    }
+
+    fn opened(plan: &Plan, resources: &mut Resources) -> Result<Self> {
+        let mut open = |flag: &str, asset: &Asset| {
+            machine::file(flag, &asset.path)?;
+            let file = File::open(&asset.path)
+                .with_context(|| format!("{flag}: cannot open {}", asset.path.display()))?;
+            Ok::<_, anyhow::Error>(resources.add(file))
+        };
+        Ok(Self {
+            kernel: open("--kernel", &plan.assets.kernel)?,
+            initrd: open("--initrd", &plan.assets.initrd)?,
+        })
+    }
+}
+
+fn config(plan: &Plan, disk: FileSource, files: &Files) -> Result<MachineConfig> {
+    let mut config = MachineConfig::new(files.kernel.clone());
+    config.initrd = Some(files.initrd.clone());
+    config.cpus = plan.common.cpus;
+    config.memory_bytes = plan.common.memory;
+    let command_line = format!("{COMMAND_LINE} {}", plan.common.append);
+    config.command_line =
+        CommandLine::new(command_line.trim_end()).map_err(|reason| anyhow!("--append: {reason}"))?;
+    config.platform = match plan.assets.platform.as_deref() {
+        Some("mptable") => Platform::Mptable,
+        Some("acpi") => Platform::Acpi,
+        _ => Platform::Auto,
+    };
+    let id = DiskId::new("image").map_err(|reason| anyhow!("image disk: {reason}"))?;
+    config.disks.push(DiskConfig { id, source: disk, read_only: true, queues: QueueCount::default() });
+    config.vsock =
+        Some(VsockConfig { power_port: Some(nelly_sandbox::instance::POWER_PORT), ..VsockConfig::default() });
+    config.serial = Endpoint::Stream;
+    config.validate()?;
+    Ok(config)
+}
+
+async fn foreground(
+    args: &RunArgs,
+    plan: &Plan,
+    config: MachineConfig,
+    resources: Resources,
+    place: Place,
+) -> Result<Exit> {
+    let (send, mut requests) = mpsc::unbounded_channel();
+    let mut signals = signals::Forward::new(send, args.tty)?;
+    let deadline = plan.common.timeout;
+    let began = Instant::now();
+    let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
+    let sandbox = tokio::select! {
+        sandbox = start => sandbox?,
+        // Until there is a container, a signal ends the whole attempt: dropping it ends the machine.
+        exit = until_started(&mut requests, &mut signals, deadline) => return Ok(exit),
+    };
+    tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
+    let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
+    let size = size.map(|size| (size.rows, size.columns));
+    let id = plan.id.to_string();
+    let streams = match sandbox.run(&id, &plan.container, IMAGE_DEVICE, size).await? {
+        Ok(streams) => streams,
+        Err(failure) => {
+            eprintln!("nelly: {}", failure.message);
+            let reason = match failure.code {
+                outcome::NOT_FOUND => "not_found",
+                outcome::NOT_EXECUTABLE => "not_executable",
+                _ => "failed",
+            };
+            return Ok(Exit { code: failure.code, reason });
+        }
+    };
+    // Raw only now: messages until here are read on a sane terminal.
+    let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
+    let raw = raw.context("cannot set the terminal to raw mode")?;
+    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive)?;
+    let process = ProcessId { container: &id, exec: "" };
+    let limit = deadline.map(|limit| limit.saturating_sub(began.elapsed()));
+    let exit = tokio::select! {
+        exit = life::attend(&sandbox, process, &mut requests, limit) => exit,
+        never = signals.run() => match never {},
+    };
+    let exit = match exit {
+        Ok(exit) => exit,
+        Err(error) => {
+            drop(raw);
+            return Err(sandbox.explain(error).await.into());
+        }
+    };
+    pumps.drain();
+    drop(raw);
+    if exit.reason == "oom_killed" && !args.quiet {
+        eprintln!(
+            "nelly: the container was killed: out of memory (machine has {} bytes; see -m)",
+            plan.common.memory.get()
+        );
+    }
+    std::io::stdout().flush().ok();
+    Ok(exit)
+}
+
+async fn until_started(
+    requests: &mut mpsc::UnboundedReceiver<Request>,
+    signals: &mut signals::Forward,
+    deadline: Option<Duration>,
+) -> Exit {
+    let limit = async {
+        match deadline {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(limit);
+    loop {
+        tokio::select! {
+            () = &mut limit => return Exit { code: outcome::TIMED_OUT, reason: "timeout" },
+            never = signals.run() => match never {},
+            request = requests.recv() => match request {
+                Some(Request::Signal(signal) | Request::Kill(signal)) => {
+                    return Exit { code: u8::try_from(128 + signal).unwrap_or(u8::MAX), reason: "signaled" };
+                }
+                Some(Request::Resize { .. }) | None => {}
+            },
+        }
+    }
+}

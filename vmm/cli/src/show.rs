@@ -1,0 +1,77 @@
+//! `version`, `config show` and `help`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::CommandFactory;
+use nelly_sandbox::state::outcome;
+use serde_json::json;
+
+use crate::args::Cli;
+use crate::context::Context;
+use crate::settings::TABLE;
+
+/// `nelly version`.
+pub(crate) fn version(as_json: bool, context: &Context) -> ExitCode {
+    let assets = context.search.manifest().ok();
+    let build = nelly_sandbox::agent::BUILD.unwrap_or("unset");
+    if as_json {
+        let object = json!({
+            "schema": 1,
+            "version": env!("CARGO_PKG_VERSION"),
+            "build_id": build,
+            "assets_build_id": assets.as_ref().map(|(_, manifest)| &manifest.build_id),
+            "assets_dir": assets.as_ref().map(|(directory, _)| directory),
+        });
+        println!("{object}");
+    } else {
+        println!("nelly {} (build {build})", env!("CARGO_PKG_VERSION"));
+        match assets {
+            Some((directory, manifest)) => {
+                println!("assets {} (build {})", directory.display(), manifest.build_id)
+            }
+            None => println!("assets: none installed"),
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// `nelly config show`.
+pub(crate) fn config(as_json: bool, context: &Context) -> ExitCode {
+    let rows = TABLE.iter().map(|setting| (setting, context.settings.get(setting.key, None)));
+    if as_json {
+        let rows: Vec<_> = rows
+            .map(|(setting, (value, source))| {
+                json!({ "schema": 1, "key": setting.key, "value": value, "source": source.to_string(),
+                        "env": setting.env, "flag": setting.flag, "about": setting.about })
+            })
+            .collect();
+        println!("{}", serde_json::Value::Array(rows));
+    } else {
+        for (setting, (value, source)) in rows {
+            let value = if value.is_empty() { "(found at run time)" } else { &value };
+            println!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about);
+        }
+        println!("file: {}", context.places.config.join("config.toml").display());
+    }
+    ExitCode::SUCCESS
+}
+
+/// `nelly help [TOPIC]`.
+pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
+    let mut command = Cli::command();
+    match topic {
+        None => command.print_help()?,
+        Some("exit-codes") => {
+            for (code, meaning) in outcome::TABLE {
+                println!("{code:>6}  {meaning}");
+            }
+            println!(" other verbs: 0 success, 1 failed, 2 usage");
+        }
+        Some(topic) => match command.find_subcommand_mut(topic) {
+            Some(verb) => verb.clone().bin_name(format!("nelly {topic}")).print_long_help()?,
+            None => bail!("no help on {topic:?}; topics: run, boot, doctor, version, config, exit-codes"),
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
