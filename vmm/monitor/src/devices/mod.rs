@@ -1,1 +1,9 @@
-//! Devices that are not virtio: serial port, clock, reset and power.
+//! Devices that are not virtio: the serial port, the clock, the keyboard controller's leftovers, reset and power registers.
+//!
+//! Each is a plain value behind [`crate::bus::BusDevice`] that knows neither machine nor host: what it needs is a parameter.
+
+pub mod i8042;
+pub mod panic_text;
+pub mod power;
+pub mod rtc;
+pub mod serial;
