@@ -1,0 +1,153 @@
+//! Input that is wrong: a clear error within a second that names the file or flag, exit code 125, nothing left behind.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Home;
+
+/// Far more than a second, for an emulated processor; what hangs or boots anyway takes longer.
+const PROMPT: Duration = Duration::from_secs(20);
+
+#[track_caller]
+fn refused(home: &Home, words: &[&str], names: &[&str]) {
+    let before = listing(home.path());
+    let done = home.nelly(words);
+    done.expect(125);
+    assert!(done.out().is_empty(), "stdout is the container's alone: {}", done.out());
+    for name in names {
+        assert!(done.err().contains(name), "{words:?} does not name {name:?}: {}", done.err());
+    }
+    assert!(done.took < PROMPT, "{words:?} took {:?}", done.took);
+    assert!(!done.err().contains("panicked"), "{}", done.err());
+    assert_eq!(listing(home.path()), before, "{words:?} left something behind");
+}
+
+/// Every path below `directory`, but for the locks and marks of an empty cache.
+fn listing(directory: &Path) -> Vec<String> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            paths.extend(listing(&path));
+        } else if !matches!(path.file_name().and_then(|name| name.to_str()), Some("version" | "lock")) {
+            paths.push(path.display().to_string());
+        }
+    }
+    paths.sort();
+    paths
+}
+
+#[test]
+fn flags_that_cannot_be() {
+    let home = Home::new();
+    for (words, names) in [
+        (&["run", "--cpus", "0", "--", "true"][..], &["--cpus"][..]),
+        (&["run", "--cpus", "10000", "--", "true"], &["--cpus", "10000"]),
+        (&["run", "-m", "512", "--", "true"], &["512M"]),
+        (&["run", "-m", "4K", "--", "true"], &["--memory"]),
+        (&["run", "-m", "1000T", "--", "true"], &["--memory"]),
+        (&["run", "--no-such-flag", "--", "true"], &["--no-such-flag"]),
+        (&["run"], &["IMAGE"]),
+        (&["run", "alpine"], &["registry"]),
+        (&["run", "--name", "Not A Name", "--", "true"], &["--name"]),
+        (&["run", "-w", "relative", "--", "true"], &["relative"]),
+        (&["run", "--tmpfs", "relative", "--", "true"], &["--tmpfs"]),
+        (&["run", "--timeout", "5", "--", "true"], &["--timeout", "5s"]),
+        (&["run", "--env-file", "/nonexistent/env", "--", "true"], &["/nonexistent/env"]),
+        (&["boot"], &["--kernel"]),
+    ] {
+        refused(&home, words, names);
+    }
+}
+
+#[test]
+fn kernels_that_are_none() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str, bytes: &[u8]| {
+        let path = files.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let vmlinux = fs::read(nelly_tests::asset("vmlinux")).unwrap();
+    let mut foreign = vmlinux[..8192].to_vec();
+    foreign[18..20].copy_from_slice(&183u16.to_le_bytes()); // EM_AARCH64
+    let cases = [
+        path("empty", b""),
+        path("text", b"this is no kernel, whatever its name says\n"),
+        path("truncated", &vmlinux[..vmlinux.len() / 3]),
+        path("header-only", &vmlinux[..64]),
+        path("foreign", &foreign),
+        path("gzip", b"\x1f\x8b\x08\x00garbage that is no deflate stream at all"),
+        path("zstd", b"\x28\xb5\x2f\xfdgarbage"),
+        path("xz", b"\xfd7zXZ\x00garbage"),
+    ];
+    for kernel in &cases {
+        refused(&home, &["boot", "--kernel", kernel], &[kernel]);
+        refused(&home, &["run", "--kernel", kernel, "--", "true"], &[]);
+    }
+    refused(&home, &["boot", "--kernel", "/nonexistent/vmlinux"], &["/nonexistent/vmlinux"]);
+    refused(&home, &["boot", "--kernel", "/"], &["--kernel", "directory"]);
+    let good = nelly_tests::asset("vmlinux");
+    let good = good.to_str().unwrap();
+    refused(&home, &["boot", "--kernel", good, "--initrd", "/nonexistent/initrd"], &["/nonexistent/initrd"]);
+    refused(&home, &["boot", "--kernel", good, "--initrd", &cases[0]], &[&cases[0]]);
+    refused(&home, &["boot", "--kernel", good, "--disk", "/nonexistent/disk"], &["/nonexistent/disk"]);
+    refused(&home, &["boot", "--kernel", good, "--disk", &cases[0]], &[&cases[0]]);
+    refused(&home, &["boot", "--kernel", good, "-m", "8M"], &["-m"]);
+    refused(&home, &["boot", "--kernel", good, "--append", &"x".repeat(70_000)], &["--append"]);
+}
+
+#[test]
+fn images_that_are_none() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    let empty = files.path().join("empty.tar");
+    fs::write(&empty, b"").unwrap();
+    let text = files.path().join("text.tar");
+    fs::write(&text, "no archive".repeat(1000)).unwrap();
+    let (empty, text) = (empty.to_str().unwrap(), text.to_str().unwrap());
+    let directory = files.path().to_str().unwrap();
+    for form in ["oci-archive", "docker-archive"] {
+        for file in [empty, text, "/nonexistent/image.tar"] {
+            refused(&home, &["run", &format!("{form}:{file}"), "true"], &[file]);
+        }
+    }
+    refused(&home, &["run", &format!("oci:{directory}"), "true"], &[directory]);
+    refused(&home, &["run", "oci:/nonexistent/layout", "true"], &["/nonexistent/layout"]);
+    refused(&home, &["run", "rootfs:/nonexistent/tree", "true"], &["/nonexistent/tree"]);
+    refused(&home, &["run", "builtin:debian", "true"], &["builtin:busybox"]);
+}
+
+#[test]
+fn a_corrupt_layer_is_refused_and_not_cached() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    let layout = files.path().join("layout");
+    copy(&nelly_tests::asset("busybox"), &layout);
+    // The biggest blob is the layer.
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let layer = blobs.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&layer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::write(&layer, &bytes).unwrap();
+    let image = format!("oci:{}", layout.display());
+    refused(&home, &["run", &image, "true"], &[layer.file_name().unwrap().to_str().unwrap()]);
+    fs::write(&layer, &bytes[..middle]).unwrap();
+    refused(&home, &["run", &image, "true"], &[]);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), &target).unwrap();
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `nelly run`: exit codes, streams, what the container sees.
+
+use super::Home;
+
+#[test]
+fn streams_and_exit_code_are_the_containers() {
+    let done = Home::new().sh("echo out; echo err >&2; exit 7");
+    done.expect(7);
+    assert_eq!(done.out(), "out\n");
+    assert_eq!(done.err(), "err\n");
+}
+
+#[test]
+fn the_container_is_alone_on_an_overlay_over_a_read_only_disk() {
+    let done = Home::new().sh("echo $$; ls /proc | grep '^[0-9]'; echo --; cat /proc/mounts; echo --; ls /dev/vd* 2>/dev/null; echo x > /new && cat /new");
+    done.expect(0);
+    let out = done.out();
+    let mut parts = out.split("--\n");
+    // The shell is process 1; `ls` and `grep` are the only others.
+    let pids: Vec<_> = parts.next().unwrap().lines().collect();
+    assert_eq!(&pids[..2], ["1", "1"], "{out}");
+    assert!(pids.len() <= 4, "processes that are not the container's: {out}");
+    let mounts = parts.next().unwrap();
+    let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/")).expect("a root mount");
+    assert!(root.starts_with("overlay / overlay rw"), "{root}");
+    assert!(!mounts.contains("/dev/vd"), "{mounts}");
+    assert_eq!(parts.next().unwrap(), "x\n");
+}
+
+#[test]
+fn input_reaches_the_container_and_ends() {
+    let done = Home::new().feed(&["run", "-i", "--", "cat"], b"hi\n");
+    done.expect(0);
+    assert_eq!(done.out(), "hi\n");
+    // Without -i there is no input at all.
+    let done = Home::new().feed(&["run", "--", "cat"], b"hi\n");
+    done.expect(0);
+    assert_eq!(done.out(), "");
+}
+
+#[test]
+fn programs_that_cannot_run_have_their_own_codes() {
+    let home = Home::new();
+    let done = home.nelly(&["run", "--", "/no/such/program"]);
+    done.expect(127);
+    assert!(done.err().contains("/no/such/program"), "{}", done.err());
+    let done = home.nelly(&["run", "--", "nosuchcommand"]);
+    done.expect(127);
+    let done = home.nelly(&["run", "--", "/etc/passwd"]);
+    done.expect(126);
+    assert!(done.err().contains("/etc/passwd"), "{}", done.err());
+    home.nelly(&["run", "--", "/etc"]).expect(126);
+    home.sh("kill -9 $$").expect(0);
+    home.sh("sh -c 'kill -9 $$'").expect(137);
+}
+
+#[test]
+fn flags_reach_the_container() {
+    let home = Home::new();
+    let script = "id -u; id -g; pwd; echo $A-$B; hostname; touch /x 2>/dev/null || echo read-only; grep -c ^processor /proc/cpuinfo; df /scratch | tail -n 1 | awk '{print $2}'";
+    let done = home.nelly(&[
+        "run", "-u", "1000:1001", "-w", "/tmp", "-e", "A=1", "--env", "B=two", "--hostname", "box", "--read-only", "--tmpfs", "/scratch:size=1m",
+        "--cpus", "2", "-m", "256M", "--", "sh", "-c", script,
+    ]);
+    done.expect(0);
+    assert_eq!(done.out(), "1000\n1001\n/tmp\n1-two\nbox\nread-only\n2\n1024\n", "{}", done.err());
+}
+
+#[test]
+fn a_time_limit_ends_the_machine() {
+    let home = Home::new();
+    let result = home.path().join("result.json");
+    let done = home.nelly(&["run", "--timeout", "8s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"]);
+    done.expect(124);
+    let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
+    assert_eq!(object["exit"], 124);
+    assert_eq!(object["reason"], "timeout");
+    assert_eq!(object["id"].as_str().map(str::len), Some(64));
+}
+
+#[test]
+fn memory_that_runs_out_is_told_from_a_kill() {
+    let home = Home::new();
+    let result = home.path().join("result.json");
+    // A shell that doubles a string until the machine has no memory left.
+    let script = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a$a$a; done";
+    let done = home.nelly(&["run", "-m", "96M", "--result", result.to_str().unwrap(), "--", "sh", "-c", script]);
+    done.expect(137);
+    let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
+    assert_eq!(object["reason"], "oom_killed", "{}", done.err());
+}
