@@ -9,7 +9,7 @@ const SMALLEST_CHUNK: usize = 4096;
 /// A first-in, first-out store of bytes in chunks; a chunk is allocated when bytes arrive and freed when they are gone.
 /// How much it may hold is the connection's credit, see [`super::connection`].
 #[derive(Debug, Default)]
-pub struct Backlog {
+pub(super) struct Backlog {
     chunks: VecDeque<Vec<u8>>,
     /// Bytes of the first chunk that are gone already.
     taken: usize,
@@ -18,19 +18,20 @@ pub struct Backlog {
 
 impl Backlog {
     /// Bytes stored.
+    #[cfg(test)]
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Nothing is stored (and nothing allocated).
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Appends `len` bytes that `fill` provides piece by piece, in order; an error of `fill` leaves what came before it.
-    pub fn append<E>(
+    pub(super) fn append<E>(
         &mut self,
         mut len: usize,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
@@ -57,7 +58,7 @@ impl Backlog {
 
     /// The oldest bytes, in at most 16 pieces.
     #[must_use]
-    pub fn front(&self) -> Vec<IoSlice<'_>> {
+    pub(super) fn front(&self) -> Vec<IoSlice<'_>> {
         let skip = |index: usize| if index == 0 { self.taken } else { 0 };
         self.chunks
             .iter()
@@ -68,7 +69,7 @@ impl Backlog {
     }
 
     /// Forgets the oldest `count` bytes, or all of them.
-    pub fn consume(&mut self, count: usize) {
+    pub(super) fn consume(&mut self, count: usize) {
         let mut count = count.min(self.len);
         self.len -= count;
         while let Some(first) = self.chunks.front() {

@@ -7,11 +7,11 @@ use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, 
 
 /// Who is who: the two ports of a connection. Both context ids are the device's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub(super) struct Key {
     /// The port in the guest.
-    pub guest: u32,
+    pub(super) guest: u32,
     /// The port on the host.
-    pub host: u32,
+    pub(super) host: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ enum Phase {
 
 /// What a packet from the guest means for the owner of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub(super) enum Heard {
     /// Nothing to be done beyond asking [`Connection::next`] and [`Connection::may_send`] again.
     Nothing,
     /// The guest accepted the host's request.
@@ -45,7 +45,7 @@ pub enum Heard {
 
 /// How a guest broke the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(super) enum Fault {
     /// An operation that does not fit the phase.
     OutOfPhase,
     /// More payload than we gave credit for.
@@ -67,7 +67,7 @@ mod todo {
 
 /// One connection's protocol state.
 #[derive(Clone, Debug)]
-pub struct Connection {
+pub(super) struct Connection {
     phase: Phase,
     todo: u8,
     /// CREDIT_REQUEST was said and no credit has come since.
@@ -108,20 +108,20 @@ impl Connection {
 
     /// The host dials: REQUEST is to be said. The guest may send `window` bytes before the host has taken any.
     #[must_use]
-    pub fn dial(window: u32) -> Self {
+    pub(super) fn dial(window: u32) -> Self {
         Self::new(Phase::Dialling, window, todo::REQUEST)
     }
 
     /// The host accepts the guest's REQUEST `header`: RESPONSE is to be said.
     #[must_use]
-    pub fn accept(window: u32, header: &Header) -> Self {
+    pub(super) fn accept(window: u32, header: &Header) -> Self {
         let mut connection = Self::new(Phase::Open, window, todo::RESPONSE);
         connection.take_credit(header);
         connection
     }
 
     /// Takes in one packet of the guest. RST is to be answered where the result says so, by the owner.
-    pub fn hear(&mut self, header: &Header) -> Heard {
+    pub(super) fn hear(&mut self, header: &Header) -> Heard {
         let Some(op) = Op::from_raw(header.op) else { return Heard::Fault(Fault::UnknownOp) };
         if op == Op::Rst {
             return Heard::Reset;
@@ -180,13 +180,13 @@ impl Connection {
     /// Payload bytes that may be sent now: 0 before the connection is open, without credit, and once either end closed
     /// this direction.
     #[must_use]
-    pub fn may_send(&self) -> u32 {
+    pub(super) fn may_send(&self) -> u32 {
         if self.wants_data() { self.credit() } else { 0 }
     }
 
     /// Data of the host would still be sent, were there credit.
     #[must_use]
-    pub fn wants_data(&self) -> bool {
+    pub(super) fn wants_data(&self) -> bool {
         self.phase == Phase::Open
             && self.todo & todo::RESPONSE == 0
             && self.guest_over & SHUTDOWN_RECEIVE == 0
@@ -194,7 +194,7 @@ impl Connection {
     }
 
     /// `count` payload bytes went out, at most [`Self::may_send`].
-    pub fn sent(&mut self, count: u32) {
+    pub(super) fn sent(&mut self, count: u32) {
         debug_assert!(count <= self.may_send());
         self.sent = self.sent.wrapping_add(count);
         self.todo &= !todo::CREDIT_UPDATE;
@@ -206,7 +206,7 @@ impl Connection {
     }
 
     /// The host side took `count` bytes of what [`Heard::Data`] gave.
-    pub fn forwarded(&mut self, count: u32) {
+    pub(super) fn forwarded(&mut self, count: u32) {
         self.forwarded = self.forwarded.wrapping_add(count);
         // Half the window keeps the guest sending and costs one packet per half window. A guest that waits for room finds
         // at least half the window once all is forwarded, so it never waits for ever.
@@ -217,12 +217,12 @@ impl Connection {
     }
 
     /// The host side has no more to send: everything it wrote has been sent.
-    pub fn host_ended(&mut self) {
+    pub(super) fn host_ended(&mut self) {
         self.close(SHUTDOWN_SEND);
     }
 
     /// The host side will take no more bytes; what still comes is discarded.
-    pub fn host_refuses(&mut self) {
+    pub(super) fn host_refuses(&mut self) {
         self.close(SHUTDOWN_RECEIVE);
         // What was received and not taken is for nobody now.
         self.forwarded = self.received;
@@ -237,49 +237,49 @@ impl Connection {
 
     /// The host accepted no more bytes by [`Self::host_refuses`].
     #[must_use]
-    pub fn refuses(&self) -> bool {
+    pub(super) fn refuses(&self) -> bool {
         self.host_over & SHUTDOWN_RECEIVE != 0
     }
 
     /// The host side came to its end by [`Self::host_ended`].
     #[must_use]
-    pub fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         self.host_over & SHUTDOWN_SEND != 0
     }
 
     /// The guest has said that it sends no more.
     #[must_use]
-    pub fn guest_ended(&self) -> bool {
+    pub(super) fn guest_ended(&self) -> bool {
         self.guest_over & SHUTDOWN_SEND != 0
     }
 
     /// The guest has said that it receives no more.
     #[must_use]
-    pub fn guest_refuses(&self) -> bool {
+    pub(super) fn guest_refuses(&self) -> bool {
         self.guest_over & SHUTDOWN_RECEIVE != 0
-    }
-
-    /// The guest has accepted, or was accepted.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
     }
 
     /// Our REQUEST has left and is not answered yet.
     #[must_use]
-    pub fn is_ringing(&self) -> bool {
+    pub(super) fn is_ringing(&self) -> bool {
         self.phase == Phase::Dialling && self.todo & todo::REQUEST == 0
     }
 
     /// Something other than data waits to be said.
     #[must_use]
-    pub fn has_word(&self) -> bool {
+    pub(super) fn has_word(&self) -> bool {
         self.todo != 0
     }
 
-    /// The next packet beside data, with its flags, taken off the list. Data has priority over credit and SHUTDOWN(RECEIVE)
-    /// only where the owner asks here second.
-    pub fn next(&mut self) -> Option<(Op, u32)> {
+    /// A word waits that data must not delay: an opening or a close.
+    #[must_use]
+    pub(super) fn is_urgent(&self) -> bool {
+        self.todo & (todo::REQUEST | todo::RESPONSE | todo::SHUTDOWN) != 0
+    }
+
+    /// The next packet beside data, with its flags, taken off the list. A data packet carries credit, so an owner with data sends that first unless
+    /// [`Self::is_urgent`].
+    pub(super) fn next(&mut self) -> Option<(Op, u32)> {
         let word = self.todo & self.todo.wrapping_neg();
         self.todo &= !word;
         Some(match word {
@@ -293,7 +293,7 @@ impl Connection {
     }
 
     /// The header of a packet to the guest on `guest_cid`; it carries our credit, which from here on the guest knows.
-    pub fn header(&mut self, guest_cid: u64, key: Key, op: Op, flags: u32, len: u32) -> Header {
+    pub(super) fn header(&mut self, guest_cid: u64, key: Key, op: Op, flags: u32, len: u32) -> Header {
         self.announced = self.forwarded;
         Header {
             src_cid: super::packet::HOST_CID,

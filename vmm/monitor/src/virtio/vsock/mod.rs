@@ -1,5 +1,158 @@
 //! virtio-vsock (virtio 1.2, section 5.10) in user space: every guest connection is a Unix stream on the host.
+//!
+//! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the guest accepted; the holder of the machine
+//! calls [`VsockControl::connect`]. Ways out: what the guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix
+//! socket beside the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]).
+//!
+//! `packet` `connection` `backlog` `table` are pure; `muxer` puts them together with descriptors; `worker` puts it on the queues.
 
 mod backlog;
 mod connection;
+mod control;
+mod door;
+mod muxer;
 mod packet;
+mod table;
+mod worker;
+
+use std::any::Any;
+use std::io;
+use std::path::PathBuf;
+
+pub use control::{CONNECT_TIMEOUT, ConnectReply, VsockControl, receive_accepted};
+
+use self::control::Inbox;
+use self::door::Door;
+use self::muxer::Muxer;
+use self::worker::{Rest, VsockWorker};
+use crate::config::VsockConfig;
+use crate::virtio::device::{ActivateError, Activation, Device, Worker};
+
+/// The device id (5.10.1).
+const ID: u32 = 19;
+/// VIRTIO_VSOCK_F_STREAM (5.10.3).
+const FEATURE_STREAM: u64 = 1;
+/// Packets to the guest, packets of the guest, events.
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+
+/// Keys of registrations; connections have theirs from their handles.
+const KEY_RX: u32 = 0;
+const KEY_TX: u32 = 1;
+const KEY_EVENT: u32 = 2;
+const KEY_BELL: u32 = 3;
+const KEY_TICK: u32 = 4;
+const KEY_DOOR: u32 = 5;
+
+/// What the guest's agent says last, one byte on the power port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerWord {
+    /// `o`: it is done.
+    Off,
+    /// `r`: it wants to start again.
+    Reboot,
+    /// `p`: it failed.
+    Panic,
+}
+
+/// Told of a [`PowerWord`], on the device's thread: must not block.
+pub type PowerSink = Box<dyn Fn(PowerWord) + Send>;
+
+/// Why the device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// The socket for `CONNECT` lines.
+    #[error("cannot listen on the Unix socket {path}", path = path.display())]
+    Listen {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A descriptor of the device's own.
+    #[error("cannot make the descriptors of the socket device")]
+    Descriptors(#[source] io::Error),
+}
+
+/// The socket device as the transport sees it.
+pub struct Vsock {
+    cid: u64,
+    /// `None` while a worker has it.
+    rest: Option<Rest>,
+}
+
+impl Vsock {
+    /// A device and the handle on it. `power` is told what comes on `config.power_port`, and is of no use without one. The socket of
+    /// `config.unix_socket` exists when this returns and is removed with the device.
+    pub fn new(config: &VsockConfig, power: Option<PowerSink>) -> Result<(Self, VsockControl), VsockError> {
+        let door = match &config.unix_socket {
+            None => None,
+            Some(path) => Some(
+                Door::new(path.clone())
+                    .map_err(|source| VsockError::Listen { path: path.clone(), source })?,
+            ),
+        };
+        let cid = u64::from(config.cid.get());
+        let (inbox, control) = Inbox::new().map_err(VsockError::Descriptors)?;
+        let muxer =
+            Muxer::new(cid, door, config.power_port.zip(power), inbox).map_err(VsockError::Descriptors)?;
+        Ok((Self { cid, rest: Some(Rest { muxer, reset_due: false }) }, control))
+    }
+
+    /// The guest is told, once it runs, that all its connections are gone: for a machine restored from a snapshot, whose connections
+    /// stayed behind (5.10.6.6).
+    pub fn announce_reset(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.reset_due = true;
+        }
+    }
+}
+
+impl Device for Vsock {
+    fn id(&self) -> u32 {
+        ID
+    }
+
+    fn features(&self) -> u64 {
+        FEATURE_STREAM
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // guest_cid, and nothing else (5.10.4).
+        let field = self.cid.to_le_bytes();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(field.len());
+        let len = data.len().min(field.len() - start);
+        data[..len].copy_from_slice(&field[start..start + len]);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        let Some(rest) = self.rest.take() else {
+            return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
+        };
+        match VsockWorker::new(activation, rest) {
+            Ok(worker) => Ok(Box::new(worker)),
+            Err((error, rest)) => {
+                self.rest = Some(rest);
+                Err(error)
+            }
+        }
+    }
+
+    fn reclaim(&mut self, state: Box<dyn Any + Send>) {
+        if let Ok(rest) = state.downcast::<Rest>() {
+            self.rest = Some(*rest);
+        }
+    }
+
+    fn reset(&mut self) {
+        if let Some(rest) = &mut self.rest {
+            rest.muxer.reset();
+            // A driver that starts anew has no connections to be told about.
+            rest.reset_due = false;
+        }
+    }
+}

@@ -1,25 +1,25 @@
 //! The header of a vsock packet (virtio 1.2, section 5.10.6).
 
 /// Bytes of a header on the rings.
-pub const HEADER_LEN: usize = 44;
+pub(super) const HEADER_LEN: usize = 44;
 
 /// The host's context id.
-pub const HOST_CID: u64 = 2;
+pub(super) const HOST_CID: u64 = 2;
 
 /// The only socket type this device speaks: a stream.
-pub const TYPE_STREAM: u16 = 1;
+pub(super) const TYPE_STREAM: u16 = 1;
 
 /// SHUTDOWN flag: the sender of the packet will receive no more.
-pub const SHUTDOWN_RECEIVE: u32 = 1;
+pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 /// SHUTDOWN flag: the sender of the packet will send no more.
-pub const SHUTDOWN_SEND: u32 = 2;
+pub(super) const SHUTDOWN_SEND: u32 = 2;
 /// Both SHUTDOWN flags: a clean close, answered by RST.
-pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// What a packet asks or tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-pub enum Op {
+pub(super) enum Op {
     /// Open a connection.
     Request = 1,
     /// The connection is open.
@@ -39,7 +39,7 @@ pub enum Op {
 impl Op {
     /// The operation numbered `raw`.
     #[must_use]
-    pub fn from_raw(raw: u16) -> Option<Self> {
+    pub(super) fn from_raw(raw: u16) -> Option<Self> {
         Some(match raw {
             1 => Self::Request,
             2 => Self::Response,
@@ -54,40 +54,40 @@ impl Op {
 
     /// Its number on the rings.
     #[must_use]
-    pub fn raw(self) -> u16 {
+    pub(super) fn raw(self) -> u16 {
         self as u16
     }
 }
 
 /// A header, field by field; nothing in it has been checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Header {
+pub(super) struct Header {
     /// Sender's context id.
-    pub src_cid: u64,
+    pub(super) src_cid: u64,
     /// Receiver's context id.
-    pub dst_cid: u64,
+    pub(super) dst_cid: u64,
     /// Sender's port.
-    pub src_port: u32,
+    pub(super) src_port: u32,
     /// Receiver's port.
-    pub dst_port: u32,
+    pub(super) dst_port: u32,
     /// Payload bytes behind the header.
-    pub len: u32,
+    pub(super) len: u32,
     /// Socket type, see [`TYPE_STREAM`].
-    pub kind: u16,
+    pub(super) kind: u16,
     /// Operation, see [`Op::from_raw`].
-    pub op: u16,
+    pub(super) op: u16,
     /// Meaning depends on `op`.
-    pub flags: u32,
+    pub(super) flags: u32,
     /// Size of the sender's receive buffer for this connection, in bytes.
-    pub buf_alloc: u32,
+    pub(super) buf_alloc: u32,
     /// Bytes the sender has taken out of that buffer so far, modulo 2^32.
-    pub fwd_cnt: u32,
+    pub(super) fwd_cnt: u32,
 }
 
 impl Header {
     /// Reads a header as it lies in guest memory (little endian).
     #[must_use]
-    pub fn decode(bytes: &[u8; HEADER_LEN]) -> Self {
+    pub(super) fn decode(bytes: &[u8; HEADER_LEN]) -> Self {
         let long = |at: usize| {
             let mut field = [0u8; 8];
             field.copy_from_slice(&bytes[at..at + 8]);
@@ -111,7 +111,7 @@ impl Header {
 
     /// Writes the header as it goes to guest memory.
     #[must_use]
-    pub fn encode(&self) -> [u8; HEADER_LEN] {
+    pub(super) fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0u8; HEADER_LEN];
         bytes[0..8].copy_from_slice(&self.src_cid.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.dst_cid.to_le_bytes());
@@ -128,7 +128,7 @@ impl Header {
 
     /// The RST that answers this packet: its addresses and type swapped round, no credit.
     #[must_use]
-    pub fn reset(&self) -> Self {
+    pub(super) fn reset(&self) -> Self {
         Self {
             src_cid: self.dst_cid,
             dst_cid: self.src_cid,

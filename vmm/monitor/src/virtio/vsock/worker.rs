@@ -1,0 +1,189 @@
+//! The device on its loop: three queues, a muxer, and the order in which they are served.
+
+use std::os::fd::AsFd;
+use std::time::Instant;
+
+use super::muxer::{Muxer, Served};
+use super::table::Handle;
+use super::{KEY_BELL, KEY_DOOR, KEY_EVENT, KEY_RX, KEY_TICK, KEY_TX};
+use crate::memory::Memory;
+use crate::sys::Interest;
+use crate::virtio::device::{ActivateError, Activation, DeviceFault, Registrar, Returned, Worker};
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::Queue;
+
+/// Chains of a queue served before other devices have their turn.
+const BUDGET: usize = 256;
+
+/// Event: all connections of the guest are gone (5.10.6.6).
+const TRANSPORT_RESET: u32 = 0;
+
+/// See the module.
+pub(super) struct VsockWorker {
+    muxer: Muxer,
+    rx: Queue,
+    tx: Queue,
+    event: Option<Queue>,
+    memory: Memory,
+    interrupt: Interrupt,
+    /// The guest's packets wait until some of the RSTs they caused have left.
+    choked: bool,
+    /// TRANSPORT_RESET is to be told.
+    reset_due: bool,
+}
+
+/// What a pause leaves for [`super::Vsock`].
+pub(super) struct Rest {
+    pub(super) muxer: Muxer,
+    pub(super) reset_due: bool,
+}
+
+impl VsockWorker {
+    pub(super) fn new(mut activation: Activation, rest: Rest) -> Result<Self, (ActivateError, Rest)> {
+        let queues = activation.take_queue(0).and_then(|rx| Ok((rx, activation.take_queue(1)?)));
+        let (rx, tx) = match queues {
+            Ok(queues) => queues,
+            Err(error) => return Err((error, rest)),
+        };
+        Ok(Self {
+            muxer: rest.muxer,
+            rx,
+            tx,
+            event: activation.take_queue(2).ok(),
+            memory: activation.memory,
+            interrupt: activation.interrupt,
+            choked: false,
+            reset_due: rest.reset_due,
+        })
+    }
+
+    /// Packets of the guest.
+    fn hear(&mut self) -> Result<(), DeviceFault> {
+        self.tx.disable_notifications(&self.memory)?;
+        for _ in 0..BUDGET {
+            self.choked = self.muxer.is_choked();
+            if self.choked {
+                // Room for a RST wakes us.
+                return Ok(());
+            }
+            match self.tx.pop(&self.memory)? {
+                Some(chain) => {
+                    self.muxer.hear(&chain, &self.memory)?;
+                    self.tx.push_used(&self.memory, &chain, 0)?;
+                }
+                None if self.tx.enable_notifications(&self.memory)? => {}
+                None => return Ok(()),
+            }
+        }
+        Ok(self.tx.doorbell().notify()?)
+    }
+
+    /// Packets to the guest.
+    fn speak(&mut self) -> Result<(), DeviceFault> {
+        self.rx.disable_notifications(&self.memory)?;
+        for _ in 0..BUDGET {
+            if !self.muxer.has_word() {
+                return Ok(());
+            }
+            let Some(chain) = self.rx.pop(&self.memory)? else {
+                if self.rx.enable_notifications(&self.memory)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            match self.muxer.serve(&chain, &self.memory)? {
+                Served::Written(len) => self.rx.push_used(&self.memory, &chain, len)?,
+                Served::Unused => self.rx.unpop(chain),
+            }
+        }
+        Ok(self.rx.doorbell().notify()?)
+    }
+
+    fn tell_reset(&mut self) -> Result<(), DeviceFault> {
+        let Some(event) = self.event.as_mut().filter(|_| self.reset_due) else { return Ok(()) };
+        let Some(chain) = event.pop(&self.memory)? else { return Ok(()) };
+        let written = chain.writer(&self.memory).write_all(&TRANSPORT_RESET.to_le_bytes()).is_ok();
+        event.push_used(&self.memory, &chain, if written { 4 } else { 0 })?;
+        self.reset_due = !written;
+        event.signal(&self.memory, &self.interrupt)
+    }
+
+    fn settle(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        self.speak()?;
+        if self.choked && !self.muxer.is_choked() {
+            self.hear()?;
+            self.speak()?;
+        }
+        self.tell_reset()?;
+        if self.muxer.sync(registrar)? {
+            self.rx.doorbell().notify()?;
+        }
+        self.tx.signal(&self.memory, &self.interrupt)?;
+        self.rx.signal(&self.memory, &self.interrupt)
+    }
+}
+
+impl Worker for VsockWorker {
+    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        registrar.add(self.rx.doorbell().as_fd(), KEY_RX, Interest::READ)?;
+        registrar.add(self.tx.doorbell().as_fd(), KEY_TX, Interest::READ)?;
+        if let Some(event) = &self.event {
+            registrar.add(event.doorbell().as_fd(), KEY_EVENT, Interest::READ)?;
+        }
+        registrar.add(self.muxer.bell().as_fd(), KEY_BELL, Interest::READ)?;
+        registrar.add(self.muxer.timer().as_fd(), KEY_TICK, Interest::READ)?;
+        self.muxer.resume();
+        self.hear()?;
+        self.settle(registrar)
+    }
+
+    fn unregister(&mut self, registrar: &mut Registrar<'_>) {
+        self.muxer.suspend(registrar);
+        // What a failed registration left out cannot be removed: nothing to be done about it.
+        let _ = registrar.remove(self.rx.doorbell().as_fd());
+        let _ = registrar.remove(self.tx.doorbell().as_fd());
+        if let Some(event) = &self.event {
+            let _ = registrar.remove(event.doorbell().as_fd());
+        }
+        let _ = registrar.remove(self.muxer.bell().as_fd());
+        let _ = registrar.remove(self.muxer.timer().as_fd());
+    }
+
+    fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        match key {
+            KEY_RX => {
+                self.rx.doorbell().consume()?;
+            }
+            KEY_TX => {
+                self.tx.doorbell().consume()?;
+                self.hear()?;
+            }
+            KEY_EVENT => {
+                if let Some(event) = &self.event {
+                    event.doorbell().consume()?;
+                }
+            }
+            KEY_BELL => {
+                self.muxer.bell().consume()?;
+                self.muxer.requests();
+            }
+            KEY_TICK => {
+                if self.muxer.timer().consume()? {
+                    self.muxer.tick(Instant::now());
+                }
+            }
+            KEY_DOOR => self.muxer.accept(),
+            _ => {
+                if let Some(handle) = Handle::from_key(key) {
+                    self.muxer.ready(handle, ready);
+                }
+            }
+        }
+        self.settle(registrar)
+    }
+
+    fn quiesce(self: Box<Self>) -> Returned {
+        let Self { muxer, rx, tx, event, memory: _, interrupt: _, choked: _, reset_due } = *self;
+        Returned { state: Box::new(Rest { muxer, reset_due }), queues: vec![Some(rx), Some(tx), event] }
+    }
+}
