@@ -44,6 +44,14 @@ impl<'a> IoVecs<'a> {
         true
     }
 
+    /// The first piece, as it was pushed.
+    #[cfg(test)]
+    pub(crate) fn first(&self) -> Option<VolatileSlice<'a>> {
+        let (vec, _) = (self.vecs.first()?, self.guards.first()?);
+        // SAFETY: the vector describes guest memory that stays mapped for 'a.
+        Some(unsafe { VolatileSlice::new(vec.iov_base.cast(), vec.iov_len) })
+    }
+
     /// Writes zeroes over the first `bytes` of the pieces; returns how many those were.
     pub fn zero(&self, bytes: usize) -> io::Result<usize> {
         let mut left = bytes.min(self.bytes);

@@ -1,1 +1,397 @@
+//! The block device under a fake driver.
 
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::disk::RawDisk;
+use crate::memory::IoVecs;
+use crate::virtio::spec::feature;
+use crate::virtio::testing::{Bench, Part, Used};
+
+const SECTORS: u64 = 256;
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+/// A disk whose sector n is filled with n, and a second handle on it.
+fn disk(read_only: bool) -> (Block, File) {
+    let mut file = tempfile::tempfile().unwrap();
+    for sector in 0..SECTORS {
+        file.write_all(&[u8::try_from(sector % 251).unwrap(); 512]).unwrap();
+    }
+    let other = file.try_clone().unwrap();
+    (Block::new(Box::new(RawDisk::new(file, read_only).unwrap()), "root", 1), other)
+}
+
+fn contents(file: &mut File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn request(bench: &mut Bench, parts: &[Part]) -> Used {
+    bench.queues[0].add(parts);
+    bench.kick(0);
+    bench.queues[0].used().expect("an answer")
+}
+
+/// The status byte of a request, which is the last byte the device may write.
+fn status(bench: &mut Bench, mut parts: Vec<Part>) -> u8 {
+    parts.push(Part::Write(1));
+    *request(bench, &parts).data.last().unwrap()
+}
+
+#[test]
+fn says_what_it_is() {
+    let (device, _file) = disk(false);
+    let field = |offset, len| {
+        let mut bytes = [0; 8];
+        device.read_config(offset, &mut bytes[..len]);
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(device.id(), 2);
+    assert_eq!((field(0, 8), field(12, 4), field(20, 4), field(34, 2)), (SECTORS, 254, 512, 1));
+    assert_eq!((field(36, 4), field(48, 4), field(56, 1)), (65536, 65536, 1));
+    assert_eq!((field(58, 8), field(1 << 40, 8), field(u64::MAX, 8)), (0, 0, 0));
+    assert_eq!(
+        device.features(),
+        spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_DISCARD | spec::F_WRITE_ZEROES
+    );
+    let (device, _file) = disk(true);
+    assert_eq!(device.features(), spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_RO);
+}
+
+#[test]
+fn reads_into_many_segments() {
+    let (mut device, _file) = disk(true);
+    let mut bench = Bench::new(&mut device, 64, None);
+    // The status byte shares a segment with data.
+    let used = request(
+        &mut bench,
+        &[Part::Read(header(spec::T_IN, 3)), Part::Write(100), Part::Write(900), Part::Write(25)],
+    );
+    assert_eq!((used.len, used.data.len()), (1025, 1025));
+    assert!(used.data[..512].iter().all(|&byte| byte == 3));
+    assert!(used.data[512..1024].iter().all(|&byte| byte == 4));
+    assert_eq!(used.data[1024], spec::S_OK);
+}
+
+#[test]
+fn writes_from_many_segments_and_a_split_header() {
+    let (mut device, mut file) = disk(false);
+    let mut bench = Bench::new(&mut device, 64, None);
+    let head = header(spec::T_OUT, 10);
+    let parts = [
+        Part::Read(head[..5].to_vec()),
+        Part::Read([&head[5..], &[0xee; 500][..]].concat()),
+        Part::Read(vec![0xef; 524]),
+        Part::Write(1),
+    ];
+    let used = request(&mut bench, &parts);
+    assert_eq!((used.len, &used.data[..]), (1, &[spec::S_OK][..]));
+    let bytes = contents(&mut file);
+    assert_eq!(bytes[5119], 9);
+    assert!(bytes[5120..5620].iter().all(|&byte| byte == 0xee));
+    assert!(bytes[5620..6144].iter().all(|&byte| byte == 0xef));
+    assert_eq!((bytes[6144], bytes.len()), (12, 512 * 256));
+}
+
+#[test]
+fn tells_its_name() {
+    let (mut device, _file) = disk(true);
+    let mut bench = Bench::new(&mut device, 64, None);
+    for room in [20u32, 30, 3] {
+        let used =
+            request(&mut bench, &[Part::Read(header(spec::T_GET_ID, 0)), Part::Write(room), Part::Write(1)]);
+        let name = b"root\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let told = usize::try_from(room.min(20)).unwrap();
+        assert_eq!(&used.data[..told], &name[..told]);
+        assert_eq!(used.data.last(), Some(&spec::S_OK));
+    }
+}
+
+#[test]
+fn refuses_by_status() {
+    let read = |sector, bytes| vec![Part::Read(header(spec::T_IN, sector)), Part::Write(bytes)];
+    let write = |sector, bytes| vec![Part::Read(header(spec::T_OUT, sector)), Part::Read(vec![0; bytes])];
+    let ranges = |kind, ranges: &[Vec<u8>]| vec![Part::Read(header(kind, 0)), Part::Read(ranges.concat())];
+    let one = |kind, sector, count, flags| ranges(kind, &[range(sector, count, flags)]);
+    let (discard, zero) = (spec::T_DISCARD, spec::T_WRITE_ZEROES);
+    let (ok, ioerr, unsupp) = (spec::S_OK, spec::S_IOERR, spec::S_UNSUPP);
+    let cases = [
+        (read(255, 512), ok),
+        (read(256, 512), ioerr),
+        (read(255, 1024), ioerr),
+        (read(u64::MAX, 512), ioerr),
+        (read(u64::MAX / 512, 512), ioerr),
+        (read(0, 511), ioerr),
+        (read(0, 0), ok),
+        (write(255, 512), ok),
+        (write(256, 512), ioerr),
+        (write(0, 100), ioerr),
+        (write(1 << 60, 512), ioerr),
+        (vec![Part::Read(header(spec::T_FLUSH, 0))], ok),
+        (vec![Part::Read(header(2, 0))], unsupp),
+        (vec![Part::Read(header(u32::MAX, 0))], unsupp),
+        (one(discard, 0, 8, 0), ok),
+        (one(discard, 0, 0, 0), ok),
+        (one(discard, 0, 8, 1), unsupp),
+        (one(discard, 0, 257, 0), ioerr),
+        (one(discard, u64::MAX, 1, 0), ioerr),
+        (one(discard, 0, u32::MAX, 0), ioerr),
+        (one(zero, 8, 8, 0), ok),
+        (one(zero, 8, 8, 1), ok),
+        (one(zero, 8, 8, 2), unsupp),
+        (one(zero, 250, 7, 0), ioerr),
+        (ranges(zero, &[range(0, 1, 0), range(300, 1, 0)]), ioerr),
+        (ranges(zero, &[]), ioerr),
+        (ranges(zero, &[vec![0; 15]]), ioerr),
+        (ranges(zero, &vec![range(0, 1, 0); 33]), ioerr),
+    ];
+    let (mut device, _file) = disk(false);
+    let mut bench = Bench::new(&mut device, 64, None);
+    for (parts, wanted) in cases {
+        assert_eq!(status(&mut bench, parts.clone()), wanted, "{parts:?}");
+    }
+    assert_eq!(bench.interrupt.faults(), 0, "none of these needs a reset");
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let (mut device, mut file) = disk(true);
+    let before = contents(&mut file);
+    let mut bench = Bench::new(&mut device, 64, None);
+    let write = vec![Part::Read(header(spec::T_OUT, 0)), Part::Read(vec![1; 512])];
+    assert_eq!(status(&mut bench, write), spec::S_IOERR);
+    for kind in [spec::T_DISCARD, spec::T_WRITE_ZEROES] {
+        let parts = vec![Part::Read(header(kind, 0)), Part::Read(range(0, 1, 0))];
+        assert_eq!(status(&mut bench, parts), spec::S_UNSUPP);
+    }
+    assert_eq!(status(&mut bench, vec![Part::Read(header(spec::T_FLUSH, 0))]), spec::S_OK);
+    assert_eq!(contents(&mut file), before);
+}
+
+#[test]
+fn zeroes_exactly_the_ranges() {
+    let (mut device, mut file) = disk(false);
+    let before = contents(&mut file);
+    let mut bench = Bench::new(&mut device, 64, None);
+    let ranges = [range(1, 2, 0), range(100, 50, 1)].concat();
+    assert_eq!(
+        status(&mut bench, vec![Part::Read(header(spec::T_WRITE_ZEROES, 0)), Part::Read(ranges)]),
+        spec::S_OK
+    );
+    for (at, (byte, was)) in contents(&mut file).iter().zip(before).enumerate() {
+        let zero = (512..1536).contains(&at) || (51_200..76_800).contains(&at);
+        assert_eq!(*byte, if zero { 0 } else { was }, "byte {at}");
+    }
+}
+
+#[test]
+fn a_chain_without_room_for_its_status_needs_a_reset() {
+    let cases = [
+        vec![Part::Read(header(spec::T_IN, 0))],
+        vec![Part::Read(header(spec::T_IN, 0)[..15].to_vec()), Part::Write(513)],
+        vec![Part::Write(513)],
+    ];
+    for parts in cases {
+        let (mut device, _file) = disk(false);
+        let mut bench = Bench::new(&mut device, 64, None);
+        bench.queues[0].add(&parts);
+        bench.kick(0);
+        assert!(bench.interrupt.needs_reset());
+        assert!(bench.queues[0].used().is_none());
+        let returned = bench.stop();
+        device.reclaim(returned.state);
+        drop(bench);
+        let mut bench = Bench::new(&mut device, 64, None);
+        assert_eq!(status(&mut bench, vec![Part::Read(header(spec::T_IN, 0)), Part::Write(512)]), spec::S_OK);
+    }
+}
+
+/// A disk that moves a few bytes at a time, counts flushes, and fails on demand.
+struct Reluctant {
+    inner: RawDisk,
+    flushes: Arc<AtomicUsize>,
+    fails: bool,
+}
+
+impl Reluctant {
+    /// At most 100 bytes of the pieces: what a file may do to us.
+    fn some(
+        &self,
+        pieces: &IoVecs<'_>,
+        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        if self.fails {
+            return Err(io::Error::other("a scratch"));
+        }
+        let mut few = IoVecs::with_capacity(1);
+        few.push(&pieces.first().unwrap().subslice(0, pieces.first().unwrap().len().min(100)).unwrap());
+        call(&few)
+    }
+}
+
+impl Disk for Reluctant {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn block_size(&self) -> u32 {
+        4096
+    }
+    fn read_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
+        self.some(pieces, |pieces| self.inner.read_at(pieces, offset))
+    }
+    fn write_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
+        self.some(pieces, |pieces| self.inner.write_at(pieces, offset))
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        if self.fails { Err(io::Error::other("a scratch")) } else { Ok(()) }
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.inner.write_zeroes(offset, len, unmap)
+    }
+}
+
+fn reluctant(fails: bool) -> (Block, Arc<AtomicUsize>) {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[9; 4096]).unwrap();
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let disk = Reluctant { inner: RawDisk::new(file, false).unwrap(), flushes: flushes.clone(), fails };
+    (Block::new(Box::new(disk), "slow", 1), flushes)
+}
+
+#[test]
+fn short_reads_and_writes_are_continued() {
+    let (mut device, _) = reluctant(false);
+    let mut bench = Bench::new(&mut device, 64, None);
+    let data: Vec<u8> = (0..1024u32).map(|i| u8::try_from(i % 249).unwrap()).collect();
+    let write = vec![
+        Part::Read(header(spec::T_OUT, 1)),
+        Part::Read(data[..300].to_vec()),
+        Part::Read(data[300..].to_vec()),
+    ];
+    assert_eq!(status(&mut bench, write), spec::S_OK);
+    let used = request(&mut bench, &[Part::Read(header(spec::T_IN, 1)), Part::Write(1024), Part::Write(1)]);
+    assert_eq!(used.data[..1024], data);
+}
+
+#[test]
+fn host_errors_are_the_requests_own() {
+    let (mut device, _) = reluctant(true);
+    let mut bench = Bench::new(&mut device, 64, None);
+    assert_eq!(status(&mut bench, vec![Part::Read(header(spec::T_IN, 0)), Part::Write(512)]), spec::S_IOERR);
+    assert_eq!(
+        status(&mut bench, vec![Part::Read(header(spec::T_OUT, 0)), Part::Read(vec![0; 512])]),
+        spec::S_IOERR
+    );
+    assert_eq!(status(&mut bench, vec![Part::Read(header(spec::T_FLUSH, 0))]), spec::S_IOERR);
+    assert_eq!(bench.interrupt.faults(), 0);
+}
+
+#[test]
+fn writes_through_for_a_driver_that_will_not_flush() {
+    for (features, flushes) in [(spec::F_FLUSH, 0), (0, 1)] {
+        let (mut device, counter) = reluctant(false);
+        let mut bench = Bench::new(&mut device, 64, Some(feature::VERSION_1 | features));
+        assert_eq!(
+            status(&mut bench, vec![Part::Read(header(spec::T_OUT, 0)), Part::Read(vec![0; 512])]),
+            spec::S_OK
+        );
+        assert_eq!(counter.load(Ordering::SeqCst), flushes);
+    }
+}
+
+#[test]
+fn many_queues_share_one_disk() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "many", 4);
+    assert_ne!(device.features() & spec::F_MQ, 0);
+    let mut bench = Bench::new(&mut device, 64, None);
+    for queue in 0..4 {
+        let fill = u8::try_from(queue).unwrap() + 1;
+        bench.queues[queue].add(&[
+            Part::Read(header(spec::T_OUT, queue as u64)),
+            Part::Read(vec![fill; 512]),
+            Part::Write(1),
+        ]);
+        bench.kick(queue);
+        assert_eq!(bench.queues[queue].used().unwrap().data, [spec::S_OK]);
+    }
+    let used = request(&mut bench, &[Part::Read(header(spec::T_IN, 0)), Part::Write(2048), Part::Write(1)]);
+    for (i, piece) in used.data[..2048].chunks(512).enumerate() {
+        assert!(piece.iter().all(|&byte| usize::from(byte) == i + 1));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Any request, sound or not, leaves the device answering; data reads back as a model of the disk has it.
+    #[test]
+    fn the_disk_is_a_disk(steps in prop::collection::vec((0..6u32, 0..300u64, 0..9u32, any::<u8>(), 1..700u32), 1..30)) {
+        let (mut device, mut file) = disk(false);
+        let mut model = contents(&mut file);
+        let mut bench = Bench::new(&mut device, 64, None);
+        for (kind, sector, count, fill, cut) in steps {
+            let (at, len) = (usize::try_from(sector).unwrap() * 512, usize::try_from(count).unwrap() * 512);
+            let fits = at + len <= model.len();
+            let span = at..at + len;
+            match kind {
+                0 => {
+                    let data = vec![fill; len];
+                    let split = usize::try_from(cut).unwrap().min(len);
+                    let parts = vec![Part::Read(header(spec::T_OUT, sector)), Part::Read(data[..split].to_vec()), Part::Read(data[split..].to_vec())];
+                    let done = status(&mut bench, parts);
+                    prop_assert_eq!(done, if fits { spec::S_OK } else { spec::S_IOERR });
+                    if fits { model[span].fill(fill) }
+                }
+                1 | 2 => {
+                    let bytes = u32::try_from(len).unwrap();
+                    let split = cut.min(bytes);
+                    let used = request(&mut bench, &[Part::Read(header(spec::T_IN, sector)), Part::Write(split), Part::Write(bytes - split), Part::Write(1)]);
+                    if fits {
+                        prop_assert_eq!(&used.data[..len], &model[span]);
+                    }
+                    prop_assert_eq!(used.data[len], if fits { spec::S_OK } else { spec::S_IOERR });
+                }
+                3 => {
+                    let parts = vec![Part::Read(header(spec::T_WRITE_ZEROES, 0)), Part::Read(range(sector, count, u32::from(fill & 1)))];
+                    prop_assert_eq!(status(&mut bench, parts), if fits { spec::S_OK } else { spec::S_IOERR });
+                    if fits { model[span].fill(0) }
+                }
+                4 => {
+                    let parts = vec![Part::Read(header(u32::from(fill), sector)), Part::Read(vec![fill; usize::try_from(cut).unwrap()])];
+                    if fill > 1 && fill != 11 && fill != 13 { status(&mut bench, parts); }
+                }
+                _ => {
+                    let returned = bench.stop();
+                    device.reclaim(returned.state);
+                    let features = device.features() | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1;
+                    bench.resume(&mut device, features, returned.queues);
+                }
+            }
+        }
+        prop_assert_eq!(bench.interrupt.faults(), 0);
+        prop_assert_eq!(contents(&mut file), model);
+    }
+}
