@@ -1,0 +1,63 @@
+//! Two containers, each in a machine of its own, held by one process: the shape of a daemon that embeds Nelly.
+//!
+//!     cargo run -p nelly-sandbox --example embed -- DIR
+//!
+//! DIR is an installation as `make build` leaves it in target/nelly: bin/nelly-monitor and share/nelly.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use nelly_image::{Reference, Silent, Store, StoreOptions};
+use nelly_sandbox::agent::ProcessId;
+use nelly_sandbox::instance::{POWER_PORT, Sandbox};
+use nelly_sandbox::spec::{ContainerSpec, Overrides, ProcessSpec};
+use nelly_vmm::config::{
+    CommandLine, DiskConfig, DiskId, MachineConfig, MemorySize, Platform, QueueCount, VsockConfig,
+};
+use nelly_vmm::machine::{Place, Resources};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let installation = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: embed DIR")?);
+    let monitor = Place::Process { monitor: installation.join("bin/nelly-monitor") };
+    // The same handle, out of process and in threads of this one.
+    let (first, second) =
+        tokio::join!(hello(&installation, monitor, "first"), hello(&installation, Place::Thread, "second"));
+    print!("{}{}", first?, second?);
+    Ok(())
+}
+
+/// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone afterwards.
+async fn hello(installation: &Path, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
+    let share = installation.join("share/nelly");
+    let cache = std::env::temp_dir().join("nelly-example-cache");
+    let mut options = StoreOptions::new(cache);
+    options.builtin = Some(share.join("busybox"));
+    let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
+
+    let mut resources = Resources::new();
+    let mut config = MachineConfig::new(resources.add(File::open(share.join("vmlinux"))?));
+    config.initrd = Some(resources.add(File::open(share.join("initramfs.cpio"))?));
+    config.platform = Platform::Mptable;
+    config.memory_bytes = MemorySize::new(256 << 20)?;
+    config.command_line = CommandLine::new("console=ttyS0 quiet loglevel=1 panic=-1 reboot=t")?;
+    let (id, queues) = (DiskId::new("image")?, QueueCount::default());
+    config.disks.push(DiskConfig { id, source: resources.add(image.disk), read_only: true, queues });
+    config.vsock = Some(VsockConfig { power_port: Some(POWER_PORT), ..VsockConfig::default() });
+
+    let sandbox = Sandbox::start(config, resources, place, name).await?;
+    let command = ["sh", "-c", "echo hello from $(hostname)"].map(str::to_owned).to_vec();
+    let overrides = Overrides { command, ..Overrides::default() };
+    let process = ProcessSpec::merge(&image.config.config().clone().unwrap_or_default(), &overrides, name)?;
+    let container =
+        ContainerSpec { process, hostname: name.to_owned(), read_only: false, tmpfs: Vec::new(), upper_bytes: 0 };
+    let streams = sandbox.run(name, &container, "/dev/vda", None).await??;
+    let end = sandbox.agent().wait(ProcessId { container: name, exec: "" }).await?;
+    let mut text = String::new();
+    if let Some(mut stdout) = streams.stdout {
+        stdout.read_to_string(&mut text)?;
+    }
+    if end.exit_code == 0 { Ok(text) } else { Err(format!("{name} ended with {}", end.exit_code).into()) }
+}
