@@ -15,7 +15,8 @@ fail() {
 apt_options=(-o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3)
 private_lists() {
   mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
-  apt_options+=(-o Dir::State::Lists="$cache/apt/lists" -o Dir::Cache="$cache/apt"
+  echo '#clear APT::Update::Post-Invoke;' >"$cache/apt/conf" # a container's clean-up, which only root may do
+  apt_options+=(-c "$cache/apt/conf" -o Dir::State::Lists="$cache/apt/lists" -o Dir::Cache="$cache/apt"
     -o Dir::Cache::archives="$cache/apt/archives" -o Debug::NoLocking=1)
   say "fetching package lists"
   apt-get "${apt_options[@]}" -qq update >&2
@@ -23,7 +24,7 @@ private_lists() {
 
 # newest_package PATTERN: the newest package whose whole name matches (grep -E)
 newest_package() {
-  apt-cache "${apt_options[@]}" pkgnames 2>/dev/null | grep -xE "$1" | sort -V | tail -n 1
+  apt-cache "${apt_options[@]}" pkgnames 2>/dev/null | { grep -xE "$1" || true; } | sort -V | tail -n 1
 }
 
 # fetch_package NAME [VERSION]: prints the path of the .deb in the cache, downloading it when absent; NAME may be a pattern
@@ -33,7 +34,7 @@ fetch_package() {
   if [ -n "$version" ]; then
     have=$(find "$cache/debs" -maxdepth 1 -name "$1_${version//:/%3a}_*.deb" | head -n 1)
   else
-    have=$(find "$cache/debs" -maxdepth 1 -name '*.deb' -printf '%f\n' | grep -E "^($1)_" | sort -V | tail -n 1)
+    have=$(find "$cache/debs" -maxdepth 1 -name '*.deb' -printf '%f\n' | { grep -E "^($1)_" || true; } | sort -V | tail -n 1)
     have=${have:+$cache/debs/$have}
   fi
   if [ -n "$have" ]; then
@@ -47,16 +48,19 @@ fetch_package() {
     name=$(newest_package "$1")
   fi
   [ -n "$name" ] || fail "no package named $1 in the archive: is this Debian with its security archive?"
-  if [ -n "$version" ] && ! apt-cache "${apt_options[@]}" madison "$name" | grep -qF " $version "; then
+  if [ -n "$version" ] && ! grep -qF " $version " <<<"$(apt-cache "${apt_options[@]}" madison "$name")"; then
     say "$name $version is no longer in the archive: taking its newest version"
     version=
   fi
-  say "downloading $name ${version}"
   local scratch
   scratch=$(mktemp -d "$cache/debs/.XXXXXX")
-  (cd "$scratch" && apt-get "${apt_options[@]}" -qq download "$name${version:+=$version}" >&2) || {
+  download() { (cd "$scratch" && apt-get "${apt_options[@]}" -qq download "$name${version:+=$version}" >&2); }
+  say "downloading $name${version:+ $version}"
+  if ! download; then # the machine's lists may be older than the archive
+    private_lists && name=$(newest_package "$1") && version='' && download
+  fi || {
     rm -rf "$scratch"
-    fail "cannot download $name"
+    fail "cannot download $1"
   }
   found=$(basename "$scratch"/*.deb)
   mv -f "$scratch/$found" "$cache/debs/$found"
