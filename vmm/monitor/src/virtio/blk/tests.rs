@@ -395,3 +395,45 @@ proptest! {
         prop_assert_eq!(contents(&mut file), model);
     }
 }
+
+/// Not a test but a gauge: `cargo test --release -p nelly-vmm --lib -- --ignored --nocapture gauge_block`.
+#[test]
+#[ignore = "a gauge: figures, no verdict"]
+fn gauge_block() {
+    const BYTES: u64 = 64 << 20;
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&vec![1; usize::try_from(BYTES).unwrap()]).unwrap();
+    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "gauge", 1);
+    let mut bench = Bench::new(&mut device, 256, None);
+    for (kind, bytes, depth) in [
+        (spec::T_IN, 4096u32, 1),
+        (spec::T_IN, 4096, 32),
+        (spec::T_IN, 131_072, 32),
+        (spec::T_OUT, 131_072, 32),
+    ] {
+        let (mut done, mut busy, mut sector) = (0u64, std::time::Duration::ZERO, 0);
+        while busy < std::time::Duration::from_millis(300) {
+            for _ in 0..depth {
+                let data = match kind {
+                    spec::T_OUT => Part::Read(vec![2; usize::try_from(bytes).unwrap()]),
+                    _ => Part::Write(bytes),
+                };
+                bench.queues[0].add_indirect(&[Part::Read(header(kind, sector)), data, Part::Write(1)]);
+                sector = (sector + u64::from(bytes) / 512) % (BYTES / 512);
+            }
+            let start = std::time::Instant::now();
+            bench.kick(0);
+            busy += start.elapsed();
+            while let Some(used) = bench.queues[0].used() {
+                assert_eq!(used.data.last(), Some(&spec::S_OK));
+                done += 1;
+            }
+        }
+        let per_second = f64::from(u32::try_from(done).unwrap()) / busy.as_secs_f64();
+        println!(
+            "{} {bytes} bytes, depth {depth}: {per_second:.0} requests/s, {:.2} GB/s",
+            if kind == spec::T_IN { "read" } else { "write" },
+            per_second * f64::from(bytes) / 1e9
+        );
+    }
+}
