@@ -59,8 +59,28 @@ fn flags_reach_the_container() {
     let home = Home::new();
     let script = "id -u; id -g; pwd; echo $A-$B; hostname; touch /x 2>/dev/null || echo read-only; grep -c ^processor /proc/cpuinfo; df /scratch | tail -n 1 | awk '{print $2}'";
     let done = home.nelly(&[
-        "run", "-u", "1000:1001", "-w", "/tmp", "-e", "A=1", "--env", "B=two", "--hostname", "box", "--read-only", "--tmpfs", "/scratch:size=1m",
-        "--cpus", "2", "-m", "256M", "--", "sh", "-c", script,
+        "run",
+        "-u",
+        "1000:1001",
+        "-w",
+        "/tmp",
+        "-e",
+        "A=1",
+        "--env",
+        "B=two",
+        "--hostname",
+        "box",
+        "--read-only",
+        "--tmpfs",
+        "/scratch:size=1m",
+        "--cpus",
+        "2",
+        "-m",
+        "256M",
+        "--",
+        "sh",
+        "-c",
+        script,
     ]);
     done.expect(0);
     assert_eq!(done.out(), "1000\n1001\n/tmp\n1-two\nbox\nread-only\n2\n1024\n", "{}", done.err());
@@ -70,7 +90,8 @@ fn flags_reach_the_container() {
 fn a_time_limit_ends_the_machine() {
     let home = Home::new();
     let result = home.path().join("result.json");
-    let done = home.nelly(&["run", "--timeout", "8s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"]);
+    let done =
+        home.nelly(&["run", "--timeout", "8s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"]);
     done.expect(124);
     let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
     assert_eq!(object["exit"], 124);
@@ -84,7 +105,8 @@ fn memory_that_runs_out_is_told_from_a_kill() {
     let result = home.path().join("result.json");
     // A shell that doubles a string until the machine has no memory left.
     let script = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a$a$a; done";
-    let done = home.nelly(&["run", "-m", "96M", "--result", result.to_str().unwrap(), "--", "sh", "-c", script]);
+    let done =
+        home.nelly(&["run", "-m", "96M", "--result", result.to_str().unwrap(), "--", "sh", "-c", script]);
     done.expect(137);
     let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
     assert_eq!(object["reason"], "oom_killed", "{}", done.err());

@@ -5,16 +5,15 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use nelly_image::{ImageConfiguration, Reference, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::life::{self, Request};
-use nelly_sandbox::spec::{ContainerSpec, Overrides, ProcessSpec};
+use nelly_sandbox::spec::machine::IMAGE_DEVICE;
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
 use nelly_sandbox::state::{Exit, Id, Name, outcome};
-use nelly_vmm::config::{
-    CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, Platform, QueueCount, VsockConfig,
-};
+use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
 use nelly_vmm::sys::terminal;
 use serde_json::json;
@@ -24,12 +23,6 @@ use crate::args::{self, RunArgs};
 use crate::assets::{Asset, Assets};
 use crate::context::Context;
 use crate::{environment, machine, progress, result, signals, stdio};
-
-/// The kernel's own words for a container's machine: its console only for what is an emergency, no waiting after a panic.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on";
-
-/// The block device of the image in the guest.
-const IMAGE_DEVICE: &str = "/dev/vda";
 
 /// Everything that was decided before anything is started.
 struct Plan {
@@ -64,7 +57,7 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
         let planned = store.plan(&reference)?;
         let plan = plan(args, command, &planned.config, assets, context)?;
         let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
-        let config = config(&plan, disk, &Files::by_path(&plan))?;
+        let config = machine_by_path(&plan, disk).config()?;
         let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
         let spec = nelly_sandbox::spec::oci::container(&plan.container);
         let object = json!({ "schema": 1, "id": plan.id.to_string(), "name": plan.name.as_str(), "image": reference.to_string(),
@@ -79,9 +72,7 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
     bar.finish();
     let plan = plan(args, command, &image.config, assets, context)?;
     let mut resources = Resources::new();
-    let disk = resources.add(image.disk);
-    let files = Files::opened(&plan, &mut resources)?;
-    let config = config(&plan, disk, &files)?;
+    let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -140,54 +131,40 @@ fn plan(
     Ok(Plan { id, name, container, common, assets, monitor })
 }
 
-/// Kernel and initramfs as the monitor gets them.
-struct Files {
-    kernel: FileSource,
-    initrd: FileSource,
+/// The machine with its files by path, for showing.
+fn machine_by_path(plan: &Plan, image: FileSource) -> MachineSpec {
+    let path = |asset: &Asset| FileSource::Path(asset.path.clone());
+    machine_spec(plan, path(&plan.assets.kernel), path(&plan.assets.initrd), image)
 }
 
-impl Files {
-    fn by_path(plan: &Plan) -> Self {
-        Self {
-            kernel: FileSource::Path(plan.assets.kernel.path.clone()),
-            initrd: FileSource::Path(plan.assets.initrd.path.clone()),
-        }
-    }
-
-    fn opened(plan: &Plan, resources: &mut Resources) -> Result<Self> {
-        let mut open = |flag: &str, asset: &Asset| {
-            machine::file(flag, &asset.path)?;
-            let file = File::open(&asset.path)
-                .with_context(|| format!("{flag}: cannot open {}", asset.path.display()))?;
-            Ok::<_, anyhow::Error>(resources.add(file))
-        };
-        Ok(Self {
-            kernel: open("--kernel", &plan.assets.kernel)?,
-            initrd: open("--initrd", &plan.assets.initrd)?,
-        })
-    }
+/// The machine with its files opened.
+fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result<MachineSpec> {
+    let mut open = |flag: &str, asset: &Asset| {
+        machine::file(flag, &asset.path)?;
+        let file = File::open(&asset.path)
+            .with_context(|| format!("{flag}: cannot open {}", asset.path.display()))?;
+        Ok::<_, anyhow::Error>(resources.add(file))
+    };
+    let (kernel, initrd) = (open("--kernel", &plan.assets.kernel)?, open("--initrd", &plan.assets.initrd)?);
+    Ok(machine_spec(plan, kernel, initrd, resources.add(image)))
 }
 
-fn config(plan: &Plan, disk: FileSource, files: &Files) -> Result<MachineConfig> {
-    let mut config = MachineConfig::new(files.kernel.clone());
-    config.initrd = Some(files.initrd.clone());
-    config.cpus = plan.common.cpus;
-    config.memory_bytes = plan.common.memory;
-    let command_line = format!("{COMMAND_LINE} {}", plan.common.append);
-    config.command_line =
-        CommandLine::new(command_line.trim_end()).map_err(|reason| anyhow!("--append: {reason}"))?;
-    config.platform = match plan.assets.platform.as_deref() {
+fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: FileSource) -> MachineSpec {
+    let platform = match plan.assets.platform.as_deref() {
         Some("mptable") => Platform::Mptable,
         Some("acpi") => Platform::Acpi,
         _ => Platform::Auto,
     };
-    let id = DiskId::new("image").map_err(|reason| anyhow!("image disk: {reason}"))?;
-    config.disks.push(DiskConfig { id, source: disk, read_only: true, queues: QueueCount::default() });
-    config.vsock =
-        Some(VsockConfig { power_port: Some(nelly_sandbox::instance::POWER_PORT), ..VsockConfig::default() });
-    config.serial = Endpoint::Stream;
-    config.validate()?;
-    Ok(config)
+    let append = plan.common.append.clone();
+    MachineSpec {
+        kernel,
+        initrd,
+        image,
+        platform,
+        cpus: plan.common.cpus,
+        memory: plan.common.memory,
+        append,
+    }
 }
 
 async fn foreground(

@@ -11,11 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
-use nelly_sandbox::instance::{POWER_PORT, Sandbox};
-use nelly_sandbox::spec::{ContainerSpec, Overrides, ProcessSpec};
-use nelly_vmm::config::{
-    CommandLine, DiskConfig, DiskId, MachineConfig, MemorySize, Platform, QueueCount, VsockConfig,
-};
+use nelly_sandbox::instance::Sandbox;
+use nelly_sandbox::spec::machine::IMAGE_DEVICE;
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
+use nelly_vmm::config::{MemorySize, Platform};
 use nelly_vmm::machine::{Place, Resources};
 
 #[tokio::main(flavor = "current_thread")]
@@ -38,22 +37,24 @@ async fn hello(installation: &Path, place: Place, name: &str) -> Result<String, 
     let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
 
     let mut resources = Resources::new();
-    let mut config = MachineConfig::new(resources.add(File::open(share.join("vmlinux"))?));
-    config.initrd = Some(resources.add(File::open(share.join("initramfs.cpio"))?));
-    config.platform = Platform::Mptable;
-    config.memory_bytes = MemorySize::new(256 << 20)?;
-    config.command_line = CommandLine::new("console=ttyS0 quiet loglevel=1 panic=-1 reboot=t")?;
-    let (id, queues) = (DiskId::new("image")?, QueueCount::default());
-    config.disks.push(DiskConfig { id, source: resources.add(image.disk), read_only: true, queues });
-    config.vsock = Some(VsockConfig { power_port: Some(POWER_PORT), ..VsockConfig::default() });
+    let kernel = resources.add(File::open(share.join("vmlinux"))?);
+    let initrd = resources.add(File::open(share.join("initramfs.cpio"))?);
+    let mut spec = MachineSpec::new(kernel, initrd, resources.add(image.disk));
+    spec.platform = Platform::Mptable;
+    spec.memory = MemorySize::new(256 << 20)?;
 
-    let sandbox = Sandbox::start(config, resources, place, name).await?;
+    let sandbox = Sandbox::start(spec.config()?, resources, place, name).await?;
     let command = ["sh", "-c", "echo hello from $(hostname)"].map(str::to_owned).to_vec();
     let overrides = Overrides { command, ..Overrides::default() };
     let process = ProcessSpec::merge(&image.config.config().clone().unwrap_or_default(), &overrides, name)?;
-    let container =
-        ContainerSpec { process, hostname: name.to_owned(), read_only: false, tmpfs: Vec::new(), upper_bytes: 0 };
-    let streams = sandbox.run(name, &container, "/dev/vda", None).await??;
+    let container = ContainerSpec {
+        process,
+        hostname: name.to_owned(),
+        read_only: false,
+        tmpfs: Vec::new(),
+        upper_bytes: 0,
+    };
+    let streams = sandbox.run(name, &container, IMAGE_DEVICE, None).await??;
     let end = sandbox.agent().wait(ProcessId { container: name, exec: "" }).await?;
     let mut text = String::new();
     if let Some(mut stdout) = streams.stdout {

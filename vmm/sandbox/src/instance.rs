@@ -9,13 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{ControlError, Machine, Place, Resources, StartError, VsockListener};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, StdioPorts};
 use crate::spec::{ContainerSpec, ProcessSpec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
-/// The port on which the agent tells the monitor how the guest ends: for the `power_port` of a sandbox's vsock device.
-pub const POWER_PORT: u32 = ports::POWER_PORT;
 
 /// Longest wait for the agent after the machine's start. A cold kernel under emulation needs seconds.
 const READY: Duration = Duration::from_secs(120);
@@ -89,7 +86,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a machine and waits for its agent. `config` needs a vsock device whose `power_port` is the protocol's.
+    /// Starts a machine and waits for its agent. `config` is what [`crate::spec::MachineSpec::config`] makes.
     ///
     /// # Errors
     /// The machine did not start or ended, or its agent did not answer, or is of another build or protocol.

@@ -1,9 +1,11 @@
 //! What a sandbox is to be: plain data, checked where it is made.
 
+pub mod machine;
 pub mod oci;
 pub mod process;
 pub mod size;
 
+pub use machine::MachineSpec;
 pub use process::{Overrides, ProcessSpec, SpecError};
 
 /// A container as the agent is to make it.
@@ -41,17 +43,6 @@ impl std::str::FromStr for Tmpfs {
         let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
         Ok(Self { path: path.to_owned(), options })
     }
-}
-
-/// The machine below the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MachineSpec {
-    /// vCPUs.
-    pub cpus: u32,
-    /// Guest memory in bytes, a multiple of 1 MiB.
-    pub memory_bytes: u64,
-    /// Words added to the kernel's command line.
-    pub append: String,
 }
 
 #[cfg(test)]

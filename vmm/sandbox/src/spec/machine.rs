@@ -1,0 +1,79 @@
+//! The machine below a container: what differs from one sandbox to the next, and the configuration made of it.
+
+use nelly_protocol::ports;
+use nelly_vmm::config::{
+    CommandLine, ConfigError, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize,
+    Platform, QueueCount, VsockConfig,
+};
+
+/// The kernel's own words: its console for emergencies only, an end instead of a wait after a panic, the processor's random numbers
+/// believed (the agent adds the host's).
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on";
+
+/// The block device in the guest that holds the container's image.
+pub const IMAGE_DEVICE: &str = "/dev/vda";
+
+/// A machine for containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// The kernel, as the machine's resources or paths name it.
+    pub kernel: FileSource,
+    /// The initramfs with the agent.
+    pub initrd: FileSource,
+    /// The container image's EROFS file; the guest sees it as [`IMAGE_DEVICE`], read-only.
+    pub image: FileSource,
+    /// How the kernel learns of the hardware.
+    pub platform: Platform,
+    /// vCPUs.
+    pub cpus: CpuCount,
+    /// Guest memory.
+    pub memory: MemorySize,
+    /// Words added to the kernel's command line.
+    pub append: String,
+}
+
+impl MachineSpec {
+    /// A machine of one vCPU and 512 MiB.
+    #[must_use]
+    pub fn new(kernel: FileSource, initrd: FileSource, image: FileSource) -> Self {
+        let memory = MemorySize::new(512 << 20).unwrap_or_default();
+        Self {
+            kernel,
+            initrd,
+            image,
+            platform: Platform::Auto,
+            cpus: CpuCount::default(),
+            memory,
+            append: String::new(),
+        }
+    }
+
+    /// The configuration that [`crate::instance::Sandbox::start`] takes.
+    ///
+    /// # Errors
+    /// The command line is too long or holds what no command line can.
+    pub fn config(&self) -> Result<MachineConfig, ConfigError> {
+        let refuse = |field: &str| {
+            let field = field.to_owned();
+            move |reason| ConfigError { field, reason }
+        };
+        let mut config = MachineConfig::new(self.kernel.clone());
+        config.initrd = Some(self.initrd.clone());
+        config.cpus = self.cpus;
+        config.memory_bytes = self.memory;
+        let command_line = format!("{COMMAND_LINE} {}", self.append);
+        config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
+        config.platform = self.platform;
+        let id = DiskId::new("image").map_err(refuse("disks[0]"))?;
+        config.disks.push(DiskConfig {
+            id,
+            source: self.image.clone(),
+            read_only: true,
+            queues: QueueCount::default(),
+        });
+        config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
+        config.serial = Endpoint::Stream;
+        config.validate()?;
+        Ok(config)
+    }
+}
