@@ -134,9 +134,6 @@ impl DriverQueue {
     /// # Panics
     /// When the region is full.
     pub fn allocate(&mut self, len: u64) -> u64 {
-        if self.outstanding.iter().all(Option::is_none) && self.at + len > self.heap.1 {
-            self.at = self.heap.0;
-        }
         let address = self.at;
         assert!(address + len <= self.heap.1, "no room for a buffer of {len}");
         self.at = (address + len).next_multiple_of(16);
@@ -292,6 +289,9 @@ impl DriverQueue {
             let mut piece = vec![0; usize::try_from(len).expect("a small buffer")];
             self.memory.read_slice(&mut piece, GuestAddress(address)).expect("a buffer");
             data.extend(piece);
+        }
+        if self.outstanding.iter().all(Option::is_none) {
+            self.at = self.heap.0;
         }
         assert!(u64::from(len) <= data.len() as u64, "the device claims {len} bytes of {}", data.len());
         Some(Used { head, len, data })
