@@ -1,2 +1,459 @@
 //! Kernels and what they are told: loaders, command line, tables. Turns memory + kernel + initrd + command line into a
 //! [`crate::arch::BootState`]; knows no hypervisor.
+//!
+//! [`load`] reads an ELF kernel (entered in 64-bit mode, or by PVH) or a bzImage, each also compressed as a whole by gzip, zstd, lz4
+//! (legacy frame) or xz. Files are input like any other: every length, offset and address in them is checked before it is used, and a
+//! kernel can be written nowhere but into guest memory at 1 MiB or above.
+//!
+//! A bzImage whose compressed kernel this room can unpack is unpacked here and entered as the vmlinux inside: its own unpacking would
+//! run in a guest that has just begun to fault its memory in. [`BootProtocol::Bzimage`] lets it unpack itself.
+
+use std::fs::File;
+use std::io;
+
+use vm_memory::{Bytes, GuestAddress};
+
+mod bzimage;
+mod compress;
+mod elf;
+mod error;
+mod platform;
+mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod x86;
+
+pub use error::BootError;
+pub use platform::Platform;
+
+use crate::arch::BootState;
+use crate::arch::x86_64::layout;
+use crate::config::{BootProtocol, Platform as PlatformChoice};
+use crate::memory::Memory;
+use bzimage::{BzImage, Packed};
+use compress::{Format, UNPACKED_MAX};
+use elf::Elf;
+use source::Source;
+use x86::entry::IDENTITY_MAX;
+use x86::map::Map;
+use x86::zero_page::ZeroPage;
+
+/// Longest command line that Linux keeps on x86, without the NUL.
+const LINUX_COMMAND_LINE_MAX: usize = 2047;
+const PAGE: u64 = 4096;
+/// Fewer bytes are copied faster than mapped.
+const MAP_MIN: u64 = 64 << 10;
+
+/// An open file that is to be loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// What messages call it.
+    pub name: &'a str,
+    /// Open for reading. Its position is neither used nor moved.
+    pub file: &'a File,
+    /// Nobody can truncate or change it while the machine runs (a sealed memfd, a file of our own cache), so that its pages may be
+    /// mapped into the guest instead of copied. Truncation under a mapping would end the monitor by SIGBUS.
+    pub mappable: bool,
+}
+
+/// One virtio-mmio transport, as the guest is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Guest physical address of its [`layout::VIRTIO_STRIDE`] bytes, below 4 GiB.
+    pub address: u64,
+    /// Its interrupt line, below [`layout::IO_APIC_PINS`]; edge-triggered.
+    pub gsi: u32,
+}
+
+/// What to boot, and what to tell it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The kernel.
+    pub kernel: Image<'a>,
+    /// The initial RAM disk.
+    pub initrd: Option<Image<'a>>,
+    /// The user's command line; the monitor's own arguments go before it.
+    pub command_line: &'a str,
+    /// Virtual CPUs; their APIC ids count from 0.
+    pub cpus: u32,
+    /// Virtio devices and spare slots.
+    pub transports: &'a [Transport],
+    /// How the machine describes itself; how `Auto` decides is written at [`Platform`]'s module.
+    pub platform: PlatformChoice,
+    /// How the kernel is entered.
+    pub protocol: BootProtocol,
+    /// The machine has a PIC whose output arrives at the boot CPU's LINT0.
+    pub legacy_pic: bool,
+}
+
+/// Puts `len` bytes of a file at an offset (third and fourth argument) into guest memory at an address (first), copy-on-write. All
+/// three are multiples of 4096 and the file holds all of the bytes.
+pub type MapFile<'a> = &'a mut dyn FnMut(u64, &File, u64, u64) -> io::Result<()>;
+
+/// A loaded machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// What the boot processor starts with.
+    pub state: BootState,
+    /// How the machine was described.
+    pub platform: Platform,
+    /// What the kernel was found to be, for people.
+    pub kind: String,
+    /// Guest memory that the kernel occupies: first byte and end.
+    pub kernel: (u64, u64),
+    /// Guest memory of the initrd: first byte and length.
+    pub initrd: Option<(u64, u64)>,
+    /// Bytes mapped instead of copied.
+    pub mapped_bytes: u64,
+}
+
+/// Loads a machine's memory. `memory` must be fresh: what a kernel expects to be zero is not written. With `map_file`, pages of
+/// [mappable](Image::mappable) files are mapped.
+///
+/// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
+pub fn load(
+    memory: &Memory,
+    request: &Request<'_>,
+    map_file: Option<MapFile<'_>>,
+) -> Result<Loaded, BootError> {
+    check_transports(request.transports)?;
+    let kernel = Kernel::open(request)?;
+    let map = Map::of(memory);
+    let platform = match request.platform {
+        PlatformChoice::Mptable => Platform::MpTable,
+        PlatformChoice::Acpi => Platform::Acpi,
+        PlatformChoice::Auto => kernel.platform().unwrap_or(Platform::Acpi),
+    };
+    let command_line = command_line(request, platform, kernel.command_line_max())?;
+    let place = kernel.place(&map)?;
+    let mut loader = Loader { memory, map_file, mapped_bytes: 0 };
+    kernel.write(&mut loader, request.kernel.mappable, place)?;
+    let initrd = match request.initrd {
+        Some(image) => Some(loader.initrd(image, &kernel, &map, place)?),
+        None => None,
+    };
+
+    let text = [command_line.as_bytes(), &[0]].concat();
+    memory
+        .write_slice(&text, GuestAddress(layout::COMMAND_LINE))
+        .map_err(|source| BootError::Memory { what: "command line", source })?;
+    let rsdp = match platform {
+        Platform::Acpi => Some(x86::acpi::write(memory, request.cpus, request.transports)?),
+        Platform::MpTable => {
+            x86::mptable::write(memory, request.cpus, request.legacy_pic)?;
+            None
+        }
+    };
+    let entries = map.entries();
+    let state = if let Some(entry) = kernel.pvh_entry() {
+        x86::pvh::write_start_info(memory, &entries, initrd, rsdp)?;
+        x86::entry::protected_mode(memory, entry)?
+    } else {
+        let image = kernel.image().map(|image| (image, place.0));
+        ZeroPage { image, initrd, command_line_len: command_line.len(), rsdp, map: &entries }
+            .write(memory)?;
+        x86::entry::long_mode(memory, kernel.entry(place.0), place.1)?
+    };
+    Ok(Loaded {
+        state: BootState::X86(state),
+        platform,
+        kind: kernel.kind,
+        kernel: place,
+        initrd,
+        mapped_bytes: loader.mapped_bytes,
+    })
+}
+
+fn check_transports(transports: &[Transport]) -> Result<(), BootError> {
+    for transport in transports {
+        let end = transport.address.saturating_add(layout::VIRTIO_STRIDE);
+        if transport.gsi >= layout::IO_APIC_PINS || end > layout::HIGH_RAM {
+            return Err(BootError::Transport { address: transport.address, gsi: transport.gsi });
+        }
+    }
+    Ok(())
+}
+
+/// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's init.
+fn command_line(request: &Request<'_>, platform: Platform, limit: usize) -> Result<String, BootError> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    if platform == Platform::MpTable {
+        for transport in request.transports {
+            let _ = write!(
+                text,
+                "virtio_mmio.device={}K@{:#x}:{} ",
+                layout::VIRTIO_STRIDE >> 10,
+                transport.address,
+                transport.gsi
+            );
+        }
+    }
+    let own = text.len();
+    text.push_str(request.command_line);
+    text.truncate(text.trim_end().len());
+    if text.contains('\0') {
+        return Err(BootError::CommandLineNul);
+    }
+    let limit = limit.min(layout::COMMAND_LINE_MAX - 1);
+    if text.len() > limit {
+        return Err(BootError::CommandLineTooLong { len: text.len(), own, limit });
+    }
+    Ok(text)
+}
+
+/// A kernel whose headers were read and checked.
+struct Kernel<'a> {
+    source: Source<'a>,
+    kind: String,
+    form: Form,
+    pvh: bool,
+}
+
+enum Form {
+    /// Entered in 64-bit mode, or by PVH. The header is that of the bzImage it came from.
+    Elf(Elf, Option<BzImage>),
+    /// Unpacks itself.
+    BzImage(BzImage),
+}
+
+impl<'a> Kernel<'a> {
+    fn open(request: &Request<'a>) -> Result<Self, BootError> {
+        let name = request.kernel.name;
+        let mut source = Source::open(name, request.kernel.file)?;
+        let mut kind = String::new();
+        let mut head = source.head(0x400)?;
+        if let Some(format) = Format::detect(&head) {
+            if source.len() > UNPACKED_MAX {
+                return Err(BootError::TooLarge {
+                    file: name.to_owned(),
+                    len: source.len(),
+                    limit: UNPACKED_MAX,
+                });
+            }
+            let whole = (0, source.len());
+            let bytes = compress::unpack(&source, format, whole, source.len() * 4, UNPACKED_MAX)?;
+            if bytes.is_empty() {
+                return Err(BootError::UnknownFormat { file: name.to_owned() });
+            }
+            source = Source::unpacked(name, bytes);
+            head = source.head(0x400)?;
+            kind = format!("{}-compressed ", format.name());
+        }
+        if head.starts_with(elf::MAGIC) {
+            kind.push_str("ELF");
+            Self::elf(request.protocol, source, kind, None)
+        } else if bzimage::detect(&head) {
+            kind.push_str("bzImage");
+            Self::bzimage(request.protocol, source, kind)
+        } else if head.get(56..60) == Some(b"ARM\x64") {
+            let machine = "AArch64".to_owned();
+            Err(BootError::WrongMachine { file: name.to_owned(), machine, wanted: "x86-64" })
+        } else {
+            Err(BootError::UnknownFormat { file: name.to_owned() })
+        }
+    }
+
+    fn elf(
+        protocol: BootProtocol,
+        source: Source<'a>,
+        kind: String,
+        outer: Option<BzImage>,
+    ) -> Result<Self, BootError> {
+        let wrong = |protocol, reason| {
+            Err(BootError::WrongProtocol { file: source.name().to_owned(), protocol, reason })
+        };
+        let elf = Elf::parse(&source)?;
+        let pvh = protocol == BootProtocol::Pvh;
+        if pvh && elf.pvh_entry.is_none() {
+            return wrong("PVH", "it has no PVH entry (CONFIG_PVH)");
+        }
+        if protocol == BootProtocol::Bzimage {
+            return wrong("bzImage", "it is an ELF file");
+        }
+        let kind = format!("{kind}, {} entry", if pvh { "PVH" } else { "64-bit" });
+        Ok(Self { source, kind, form: Form::Elf(elf, outer), pvh })
+    }
+
+    fn bzimage(protocol: BootProtocol, source: Source<'a>, kind: String) -> Result<Self, BootError> {
+        let image = BzImage::parse(&source)?;
+        let packed = image.packed_kernel(&source)?.filter(|_| protocol != BootProtocol::Bzimage);
+        if let Some(Packed { format, range, size }) = packed {
+            let bytes = compress::unpack(&source, format, range, size, UNPACKED_MAX)?;
+            let kind = format!("{kind}, {} payload unpacked", format.name());
+            let source = Source::unpacked(source.name(), bytes);
+            return Self::elf(protocol, source, kind, Some(image));
+        }
+        let wrong = |protocol| {
+            let reason = "it is a bzImage whose compressed kernel cannot be unpacked here";
+            Err(BootError::WrongProtocol { file: source.name().to_owned(), protocol, reason })
+        };
+        match protocol {
+            BootProtocol::Elf64 => wrong("ELF"),
+            BootProtocol::Pvh => wrong("PVH"),
+            BootProtocol::Auto | BootProtocol::Bzimage => {
+                let kind = format!("{kind}, unpacking itself");
+                Ok(Self { source, kind, form: Form::BzImage(image), pvh: false })
+            }
+        }
+    }
+
+    fn platform(&self) -> Option<Platform> {
+        match &self.form {
+            Form::Elf(elf, _) => platform::of(elf, &self.source),
+            Form::BzImage(_) => None,
+        }
+    }
+
+    fn image(&self) -> Option<&BzImage> {
+        match &self.form {
+            Form::Elf(_, image) => image.as_ref(),
+            Form::BzImage(image) => Some(image),
+        }
+    }
+
+    fn command_line_max(&self) -> usize {
+        match &self.form {
+            Form::Elf(_, Some(image)) | Form::BzImage(image) => image.command_line_max,
+            Form::Elf(elf, None) if elf.linux => LINUX_COMMAND_LINE_MAX,
+            Form::Elf(..) => usize::MAX,
+        }
+    }
+
+    fn pvh_entry(&self) -> Option<u64> {
+        match &self.form {
+            Form::Elf(elf, _) if self.pvh => elf.pvh_entry,
+            _ => None,
+        }
+    }
+
+    fn entry(&self, base: u64) -> u64 {
+        match &self.form {
+            Form::Elf(elf, _) => elf.entry,
+            Form::BzImage(_) => BzImage::entry(base),
+        }
+    }
+
+    /// Where the kernel will lie, first byte and end: all of it memory, none of it where tables are.
+    fn place(&self, map: &Map) -> Result<(u64, u64), BootError> {
+        let file = || self.source.name().to_owned();
+        let (start, end) = match &self.form {
+            Form::Elf(elf, _) => (elf.start(), elf.end()),
+            Form::BzImage(image) => {
+                let (wanted, len) = (image.preferred, image.init_size);
+                let lowest = image.alignment.map(|align| layout::HIGH_MEMORY.next_multiple_of(align));
+                // It wants its preferred address, and takes the lowest when memory ends before.
+                let base = match lowest {
+                    Some(low) if !map.holds(wanted, wanted + len) && map.holds(low, low + len) => low,
+                    _ => wanted,
+                };
+                (base, base + len)
+            }
+        };
+        if start < layout::HIGH_MEMORY {
+            return Err(BootError::KernelTooLow { file: file(), start });
+        }
+        if map.holds(start, end) && end <= IDENTITY_MAX {
+            return Ok((start, end));
+        }
+        let needs = if end <= layout::MMIO_GAP {
+            end
+        } else if start >= layout::HIGH_RAM && end <= IDENTITY_MAX {
+            end - layout::HIGH_RAM + layout::MMIO_GAP
+        } else {
+            return Err(BootError::KernelOutsideAnyMemory { file: file(), start, end });
+        };
+        Err(BootError::KernelOutsideMemory {
+            file: file(),
+            start,
+            end,
+            memory: map.total() >> 20,
+            needs: needs.div_ceil(1 << 20),
+        })
+    }
+
+    fn write(&self, loader: &mut Loader<'_, '_>, mappable: bool, place: (u64, u64)) -> Result<(), BootError> {
+        match &self.form {
+            Form::Elf(elf, _) => elf.segments.iter().try_for_each(|segment| {
+                let range = (segment.offset, segment.file_len);
+                loader.put(&self.source, mappable, segment.guest, range, "segments")
+            }),
+            Form::BzImage(image) => loader.put(&self.source, mappable, place.0, image.body, "kernel"),
+        }
+    }
+
+    /// Ends of memory that an initrd may lie below, the preferred one first.
+    fn initrd_limits(&self) -> [u64; 2] {
+        match &self.form {
+            _ if self.pvh => [layout::HIGH_RAM; 2],
+            Form::Elf(..) => [layout::HIGH_RAM, u64::MAX],
+            Form::BzImage(image) if image.initrd_high => [image.initrd_max + 1, u64::MAX],
+            Form::BzImage(image) => [image.initrd_max + 1; 2],
+        }
+    }
+}
+
+/// Writes files into guest memory, and counts what it mapped.
+struct Loader<'a, 'm> {
+    memory: &'a Memory,
+    map_file: Option<MapFile<'m>>,
+    mapped_bytes: u64,
+}
+
+impl Loader<'_, '_> {
+    /// Puts `len` bytes of `source` at `offset` into guest memory at `guest`: whole pages are mapped where that is allowed and
+    /// possible, the rest is copied. The caller has checked that memory is there.
+    fn put(
+        &mut self,
+        source: &Source<'_>,
+        mappable: bool,
+        guest: u64,
+        (offset, len): (u64, u64),
+        what: &'static str,
+    ) -> Result<(), BootError> {
+        let first = guest.next_multiple_of(PAGE);
+        let last = (guest + len) & !(PAGE - 1);
+        let congruent = guest % PAGE == offset % PAGE;
+        let file = source.file().filter(|_| mappable && congruent && last.saturating_sub(first) >= MAP_MIN);
+        let (Some(file), Some(map_file)) = (file, self.map_file.as_mut()) else {
+            return source.copy_to(self.memory, guest, offset, len, what);
+        };
+        source.check(offset, len, what)?;
+        let before = first - guest;
+        map_file(first, file, offset + before, last - first)
+            .map_err(|error| BootError::Map { file: source.name().to_owned(), source: error })?;
+        self.mapped_bytes += last - first;
+        source.copy_to(self.memory, guest, offset, before, what)?;
+        let done = last - guest;
+        source.copy_to(self.memory, last, offset + done, len - done, what)
+    }
+
+    /// Places and writes the initrd; gives its address and length.
+    fn initrd(
+        &mut self,
+        image: Image<'_>,
+        kernel: &Kernel<'_>,
+        map: &Map,
+        taken: (u64, u64),
+    ) -> Result<(u64, u64), BootError> {
+        let source = Source::open(image.name, image.file)?;
+        let len = source.len();
+        let limits = kernel.initrd_limits();
+        let place = limits.iter().find_map(|&limit| map.highest(len, limit, taken));
+        let Some(guest) = place else {
+            let file = image.name.to_owned();
+            let end = taken.1.saturating_add(len).saturating_add(PAGE);
+            return Err(if end > limits[1] || end > layout::MMIO_GAP && limits[1] <= layout::HIGH_RAM {
+                BootError::InitrdUnreachable { file, len, limit: limits[1].min(layout::MMIO_GAP) }
+            } else {
+                let memory = map.total() >> 20;
+                BootError::InitrdTooLarge { file, len, memory, needs: end.div_ceil(1 << 20) }
+            });
+        };
+        self.put(&source, image.mappable, guest, (0, len), "initrd")?;
+        Ok((guest, len))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! What is refused, and that the message names the file and the way out.
+
+use super::*;
+
+fn refused(bytes: &[u8], mib: u64) -> BootError {
+    load_bytes(bytes, &memory_of(mib)).unwrap_err()
+}
+
+#[test]
+fn what_is_no_kernel() {
+    let elf = sample(&[], &[]);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut elf = elf.clone();
+        elf[at..at + bytes.len()].copy_from_slice(bytes);
+        elf
+    };
+    let mut arm_image = vec![0; 64];
+    arm_image[56..60].copy_from_slice(b"ARM\x64");
+    let bz = testing::bzimage(16 * MIB, 0x80_0000, &testing::with_size(testing::gzip(&elf), &elf));
+    let bz_with = |at: usize, bytes: &[u8]| {
+        let mut bz = bz.clone();
+        bz[at..at + bytes.len()].copy_from_slice(bytes);
+        bz
+    };
+    let gz = testing::gzip(&elf);
+    let mut damaged = gz.clone();
+    damaged[gz.len() / 2] ^= 0x40;
+    let lz4 = testing::lz4(&elf, 8 << 20);
+    let zstd = packed_by("zstd", &["-q"], &elf);
+    let xz = packed_by("xz", &["--check=crc32"], &elf);
+
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (vec![], "KERNEL is empty"),
+        (b"\x7fEL".to_vec(), "neither ELF nor bzImage"),
+        (b"#!/bin/sh\necho no kernel\n".to_vec(), "neither ELF nor bzImage"),
+        (elf[..40].to_vec(), "truncated: its ELF header ends at byte 64, the file at byte 40"),
+        (elf[..100].to_vec(), "truncated: its program headers"),
+        (elf[..150_000].to_vec(), "truncated: its segments"),
+        (with(18, &[183, 0]), "KERNEL is a kernel for AArch64; this machine is x86-64"),
+        (with(18, &[243, 0]), "RISC-V"),
+        (with(4, &[1]), "32-bit addresses"),
+        (with(18, &[0x34, 0x12]), "numbers 4660"),
+        (with(16, &[1, 0]), "not an executable"),
+        (with(56, &[0, 0]), "no segments"),
+        (with(64, &[3]), "is a program, not a kernel"),
+        (with(24, &[0, 0, 0, 1]), "its entry 0x1000000 lies in none"),
+        (with(64 + 24, &[0, 0, 1]), "wants to lie at 0x10000: kernels load at 1 MiB"),
+        (with(64 + 40, &[0; 8]), "more bytes in the file than in memory"),
+        (with(64 + 40, &[0xff; 8]), "beyond the end of the address space"),
+        (with(64 + 8, &[0xff; 8]), "beyond the end of the address space"),
+        (arm_image, "AArch64"),
+        (bz_with(0x206, &[11, 2]), "protocol 2.11; 2.12"),
+        (bz_with(0x236, &[0]), "a kernel for 32-bit x86"),
+        (bz_with(0x211, &[0]), "zImage"),
+        (bz_with(0x1f4, &[0xff; 4]), "truncated: its kernel ends"),
+        (bz_with(0x248, &[0xff; 4]), "goes beyond its end"),
+        (bz_with(0x230, &[3]), "not a power of two"),
+        (bz[..0x210].to_vec(), "truncated: its set-up header"),
+        (bz_with(1024 + 0x300 + 400, &[0xaa; 400]), "cannot unpack KERNEL: its gzip data"),
+        (gz[..gz.len() / 2].to_vec(), "cannot unpack KERNEL: its gzip data is corrupt or truncated"),
+        (damaged, "cannot unpack KERNEL: its gzip data"),
+        (zstd[..zstd.len() / 2].to_vec(), "its zstd data"),
+        (xz[..xz.len() / 2].to_vec(), "its xz data"),
+        (lz4[..lz4.len() / 2].to_vec(), "its lz4 data"),
+        (testing::gzip(b"not a kernel"), "neither ELF nor bzImage"),
+        (testing::gzip(b""), "neither ELF nor bzImage"),
+        (b"BZh91AY&SY".to_vec(), "compressed by bzip2, which is not supported"),
+    ];
+    for (bytes, message) in cases {
+        let error = refused(&bytes, 64).to_string();
+        assert!(error.contains("KERNEL") && error.contains(message), "{error:?} lacks {message:?}");
+    }
+}
+
+#[test]
+fn a_damaged_zstd_stream_fails_its_checksum() {
+    let elf = sample(&[], &[]);
+    let mut packed = packed_by("zstd", &["-q", "--check"], &elf);
+    let last = packed.len() - 1;
+    packed[last] ^= 1;
+    assert!(matches!(refused(&packed, 64), BootError::Unpack { format: "zstd", .. }));
+}
+
+#[test]
+fn what_unpacks_without_end_is_stopped() {
+    let zeros = vec![0; 3 << 20];
+    for (format, bomb) in [
+        (Format::Gzip, testing::gzip(&zeros)),
+        (Format::Zstd, testing::zstd(&zeros)),
+        (Format::Lz4, testing::lz4(&zeros, 8 << 20)),
+        (Format::Xz, packed_by("xz", &["--check=crc32"], &zeros)),
+    ] {
+        let file = file_of(&bomb);
+        let source = Source::open("BOMB", &file).unwrap();
+        let unpack = |limit| compress::unpack(&source, format, (0, source.len()), u64::MAX, limit);
+        assert!(unpack(3 << 20).unwrap() == zeros);
+        let error = unpack((3 << 20) - 1).unwrap_err();
+        assert!(matches!(error, BootError::UnpackedTooLarge { limit: 0x2f_ffff, .. }), "{error}");
+    }
+    // A file of holes costs nobody anything, and is not read.
+    let holes = tempfile::tempfile().unwrap();
+    holes.set_len(100 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&holes, &[0x1f, 0x8b, 8], 0).unwrap();
+    assert!(matches!(load(&memory_of(16), &request(&holes), None), Err(BootError::TooLarge { .. })));
+}
+
+#[test]
+fn memory_that_is_too_small_says_how_much_is_needed() {
+    let kernel = |end: u64| {
+        let bytes =
+            testing::elf(BASE, &[Segment { address: BASE, bytes: b"x", memory: end - BASE }], &[], &[]);
+        refused(&bytes, 16).to_string()
+    };
+    let small = kernel(60 * MIB + 1);
+    assert!(small.contains("16 MiB") && small.contains("61 MiB with -m"), "{small}");
+    assert!(kernel(0xd800_0000).contains("where no machine has memory"));
+    let bz = testing::bzimage(16 * MIB, 0x200_0000, &[0xee; 100]);
+    let error = refused(&bz, 20).to_string();
+    assert!(error.contains("48 MiB with -m"), "{error}");
+
+    let file = file_of(&sample(&[], &[]));
+    let initrd = file_of(&[1; 20 << 20]);
+    let image = Image { name: "INITRD", file: &initrd, mappable: false };
+    let request = Request { initrd: Some(image), ..request(&file) };
+    let error = load(&memory_of(16), &request, None).unwrap_err().to_string();
+    assert!(error.contains("INITRD") && error.contains("give them with -m"), "{error}");
+}
+
+#[test]
+fn files_that_are_none() {
+    let directory = File::open("/").unwrap();
+    let error = load(&memory_of(16), &request(&directory), None).unwrap_err().to_string();
+    assert_eq!(error, "KERNEL is not a regular file");
+    let kernel = file_of(&sample(&[], &[]));
+    let empty = file_of(&[]);
+    let image = Image { name: "INITRD", file: &empty, mappable: false };
+    let request = Request { initrd: Some(image), ..request(&kernel) };
+    assert_eq!(load(&memory_of(16), &request, None).unwrap_err().to_string(), "INITRD is empty");
+}
+
+#[test]
+fn protocols_that_do_not_go_with_the_file() {
+    let elf = sample(&[], &[]);
+    let odd = testing::bzimage(16 * MIB, 0x80_0000, b"not packed by anything known");
+    let outside = sample(&testing::note("Xen", 18, &0x10_u32.to_le_bytes()), &[]);
+    for (bytes, protocol, message) in [
+        (&elf, BootProtocol::Pvh, "PVH protocol: it has no PVH entry"),
+        (&elf, BootProtocol::Bzimage, "bzImage protocol: it is an ELF file"),
+        (&odd, BootProtocol::Elf64, "ELF protocol: it is a bzImage"),
+        (&odd, BootProtocol::Pvh, "PVH protocol: it is a bzImage"),
+        (&outside, BootProtocol::Pvh, "its entry 0x10 lies in none"),
+    ] {
+        let file = file_of(bytes);
+        let request = Request { protocol, ..request(&file) };
+        let error = load(&memory_of(64), &request, None).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn command_lines_that_would_be_cut_off() {
+    let tiny = file_of(&sample(&[], &[]));
+    let linux = file_of(&sample(&testing::note("Linux", 1, &[0; 4]), &[]));
+    let bz = file_of(&testing::bzimage(16 * MIB, 0x80_0000, b"............"));
+    let transports = [Transport { address: 0xd000_0000, gsi: 5 }];
+    for (file, limit) in [(&tiny, 0xffff), (&linux, 2047), (&bz, 2047)] {
+        for (platform, own) in [(PlatformChoice::Acpi, 0), (PlatformChoice::Mptable, 35)] {
+            let text = "x".repeat(limit - own + 1);
+            let base = Request { platform, transports: &transports, ..request(file) };
+            let fits = Request { command_line: &text[1..], ..base };
+            load(&memory_of(64), &fits, None).unwrap();
+            let error = load(&memory_of(64), &Request { command_line: &text, ..base }, None).unwrap_err();
+            let BootError::CommandLineTooLong { len, own: found, limit: most } = error else {
+                panic!("{error}");
+            };
+            assert_eq!((len, found, most), (limit + 1, own, limit));
+        }
+    }
+    let nul = Request { command_line: "a\0b", ..request(&tiny) };
+    assert!(matches!(load(&memory_of(64), &nul, None), Err(BootError::CommandLineNul)));
+}
+
+#[test]
+fn machines_that_no_table_describes() {
+    let file = file_of(&sample(&[], &[]));
+    for (cpus, platform) in [
+        (0, PlatformChoice::Acpi),
+        (10_000, PlatformChoice::Acpi),
+        (0, PlatformChoice::Mptable),
+        (256, PlatformChoice::Mptable),
+    ] {
+        let request = Request { cpus, platform, ..request(&file) };
+        assert!(matches!(
+            load(&memory_of(64), &request, None),
+            Err(BootError::TooMany { what: "vCPUs", .. })
+        ));
+    }
+    for transport in [Transport { address: 0xd000_0000, gsi: 24 }, Transport { address: 0xffff_f001, gsi: 5 }]
+    {
+        let request = Request { transports: &[transport], ..request(&file) };
+        assert!(matches!(load(&memory_of(64), &request, None), Err(BootError::Transport { .. })));
+    }
+}
