@@ -19,9 +19,9 @@ pub enum BootError {
     Map {
         /// The file.
         file: String,
-        /// The system's answer.
+        /// Guest memory's answer.
         #[source]
-        source: io::Error,
+        source: crate::memory::MemoryError,
     },
     /// Not a regular file.
     #[error("{file} is not a regular file")]

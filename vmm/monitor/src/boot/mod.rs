@@ -9,7 +9,7 @@
 //! run in a guest that has just begun to fault its memory in. [`BootProtocol::Bzimage`] lets it unpack itself.
 
 use std::fs::File;
-use std::io;
+use std::os::fd::AsFd;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -29,7 +29,7 @@ pub use platform::Platform;
 use crate::arch::BootState;
 use crate::arch::x86_64::layout;
 use crate::config::{BootProtocol, Platform as PlatformChoice};
-use crate::memory::Memory;
+use crate::memory::GuestRam;
 use bzimage::{BzImage, Packed};
 use compress::{Format, UNPACKED_MAX};
 use elf::Elf;
@@ -86,10 +86,6 @@ pub struct Request<'a> {
     pub legacy_pic: bool,
 }
 
-/// Puts `len` bytes of a file at an offset (third and fourth argument) into guest memory at an address (first), copy-on-write. All
-/// three are multiples of 4096 and the file holds all of the bytes.
-pub type MapFile<'a> = &'a mut dyn FnMut(u64, &File, u64, u64) -> io::Result<()>;
-
 /// A loaded machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
@@ -107,15 +103,12 @@ pub struct Loaded {
     pub mapped_bytes: u64,
 }
 
-/// Loads a machine's memory. `memory` must be fresh: what a kernel expects to be zero is not written. With `map_file`, pages of
-/// [mappable](Image::mappable) files are mapped.
+/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
+/// [mappable](Image::mappable) files are mapped, all else is copied.
 ///
 /// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
-pub fn load(
-    memory: &Memory,
-    request: &Request<'_>,
-    map_file: Option<MapFile<'_>>,
-) -> Result<Loaded, BootError> {
+pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+    let memory = ram.memory();
     check_transports(request.transports)?;
     let kernel = Kernel::open(request)?;
     let map = Map::of(memory);
@@ -126,7 +119,7 @@ pub fn load(
     };
     let command_line = command_line(request, platform, kernel.command_line_max())?;
     let place = kernel.place(&map)?;
-    let mut loader = Loader { memory, map_file, mapped_bytes: 0 };
+    let mut loader = Loader { ram, mapped_bytes: 0 };
     kernel.write(&mut loader, request.kernel.mappable, place)?;
     let initrd = match request.initrd {
         Some(image) => Some(loader.initrd(image, &kernel, &map, place)?),
@@ -372,7 +365,7 @@ impl<'a> Kernel<'a> {
         })
     }
 
-    fn write(&self, loader: &mut Loader<'_, '_>, mappable: bool, place: (u64, u64)) -> Result<(), BootError> {
+    fn write(&self, loader: &mut Loader<'_>, mappable: bool, place: (u64, u64)) -> Result<(), BootError> {
         match &self.form {
             Form::Elf(elf, _) => elf.segments.iter().try_for_each(|segment| {
                 let range = (segment.offset, segment.file_len);
@@ -394,13 +387,12 @@ impl<'a> Kernel<'a> {
 }
 
 /// Writes files into guest memory, and counts what it mapped.
-struct Loader<'a, 'm> {
-    memory: &'a Memory,
-    map_file: Option<MapFile<'m>>,
+struct Loader<'a> {
+    ram: &'a GuestRam,
     mapped_bytes: u64,
 }
 
-impl Loader<'_, '_> {
+impl Loader<'_> {
     /// Puts `len` bytes of `source` at `offset` into guest memory at `guest`: whole pages are mapped where that is allowed and
     /// possible, the rest is copied. The caller has checked that memory is there.
     fn put(
@@ -415,17 +407,17 @@ impl Loader<'_, '_> {
         let last = (guest + len) & !(PAGE - 1);
         let congruent = guest % PAGE == offset % PAGE;
         let file = source.file().filter(|_| mappable && congruent && last.saturating_sub(first) >= MAP_MIN);
-        let (Some(file), Some(map_file)) = (file, self.map_file.as_mut()) else {
-            return source.copy_to(self.memory, guest, offset, len, what);
-        };
+        let memory = self.ram.memory();
+        let Some(file) = file else { return source.copy_to(memory, guest, offset, len, what) };
         source.check(offset, len, what)?;
         let before = first - guest;
-        map_file(first, file, offset + before, last - first)
+        self.ram
+            .map_file(first, file.as_fd(), offset + before, last - first)
             .map_err(|error| BootError::Map { file: source.name().to_owned(), source: error })?;
         self.mapped_bytes += last - first;
-        source.copy_to(self.memory, guest, offset, before, what)?;
+        source.copy_to(memory, guest, offset, before, what)?;
         let done = last - guest;
-        source.copy_to(self.memory, last, offset + done, len - done, what)
+        source.copy_to(memory, last, offset + done, len - done, what)
     }
 
     /// Places and writes the initrd; gives its address and length.

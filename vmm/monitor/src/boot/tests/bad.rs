@@ -101,7 +101,7 @@ fn what_unpacks_without_end_is_stopped() {
     let holes = tempfile::tempfile().unwrap();
     holes.set_len(100 << 30).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&holes, &[0x1f, 0x8b, 8], 0).unwrap();
-    assert!(matches!(load(&memory_of(16), &request(&holes), None), Err(BootError::TooLarge { .. })));
+    assert!(matches!(load(&memory_of(16), &request(&holes)), Err(BootError::TooLarge { .. })));
 }
 
 #[test]
@@ -122,20 +122,20 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
     let initrd = file_of(&[1; 20 << 20]);
     let image = Image { name: "INITRD", file: &initrd, mappable: false };
     let request = Request { initrd: Some(image), ..request(&file) };
-    let error = load(&memory_of(16), &request, None).unwrap_err().to_string();
+    let error = load(&memory_of(16), &request).unwrap_err().to_string();
     assert!(error.contains("INITRD") && error.contains("give them with -m"), "{error}");
 }
 
 #[test]
 fn files_that_are_none() {
     let directory = File::open("/").unwrap();
-    let error = load(&memory_of(16), &request(&directory), None).unwrap_err().to_string();
+    let error = load(&memory_of(16), &request(&directory)).unwrap_err().to_string();
     assert_eq!(error, "KERNEL is not a regular file");
     let kernel = file_of(&sample(&[], &[]));
     let empty = file_of(&[]);
     let image = Image { name: "INITRD", file: &empty, mappable: false };
     let request = Request { initrd: Some(image), ..request(&kernel) };
-    assert_eq!(load(&memory_of(16), &request, None).unwrap_err().to_string(), "INITRD is empty");
+    assert_eq!(load(&memory_of(16), &request).unwrap_err().to_string(), "INITRD is empty");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn protocols_that_do_not_go_with_the_file() {
     ] {
         let file = file_of(bytes);
         let request = Request { protocol, ..request(&file) };
-        let error = load(&memory_of(64), &request, None).unwrap_err().to_string();
+        let error = load(&memory_of(64), &request).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 }
@@ -168,8 +168,8 @@ fn command_lines_that_would_be_cut_off() {
             let text = "x".repeat(limit - own + 1);
             let base = Request { platform, transports: &transports, ..request(file) };
             let fits = Request { command_line: &text[1..], ..base };
-            load(&memory_of(64), &fits, None).unwrap();
-            let error = load(&memory_of(64), &Request { command_line: &text, ..base }, None).unwrap_err();
+            load(&memory_of(64), &fits).unwrap();
+            let error = load(&memory_of(64), &Request { command_line: &text, ..base }).unwrap_err();
             let BootError::CommandLineTooLong { len, own: found, limit: most } = error else {
                 panic!("{error}");
             };
@@ -177,7 +177,7 @@ fn command_lines_that_would_be_cut_off() {
         }
     }
     let nul = Request { command_line: "a\0b", ..request(&tiny) };
-    assert!(matches!(load(&memory_of(64), &nul, None), Err(BootError::CommandLineNul)));
+    assert!(matches!(load(&memory_of(64), &nul), Err(BootError::CommandLineNul)));
 }
 
 #[test]
@@ -190,14 +190,11 @@ fn machines_that_no_table_describes() {
         (256, PlatformChoice::Mptable),
     ] {
         let request = Request { cpus, platform, ..request(&file) };
-        assert!(matches!(
-            load(&memory_of(64), &request, None),
-            Err(BootError::TooMany { what: "vCPUs", .. })
-        ));
+        assert!(matches!(load(&memory_of(64), &request), Err(BootError::TooMany { what: "vCPUs", .. })));
     }
     for transport in [Transport { address: 0xd000_0000, gsi: 24 }, Transport { address: 0xffff_f001, gsi: 5 }]
     {
         let request = Request { transports: &[transport], ..request(&file) };
-        assert!(matches!(load(&memory_of(64), &request, None), Err(BootError::Transport { .. })));
+        assert!(matches!(load(&memory_of(64), &request), Err(BootError::Transport { .. })));
     }
 }

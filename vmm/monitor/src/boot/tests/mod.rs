@@ -23,9 +23,8 @@ fn file_of(bytes: &[u8]) -> File {
     file
 }
 
-fn memory_of(mib: u64) -> Memory {
-    let low = usize::try_from(mib * MIB).unwrap();
-    Memory::from_ranges(&[(GuestAddress(0), low)]).unwrap()
+fn memory_of(mib: u64) -> GuestRam {
+    GuestRam::new(mib * MIB, crate::memory::Backing::Anonymous).unwrap()
 }
 
 fn request(kernel: &File) -> Request<'_> {
@@ -56,31 +55,31 @@ fn sample(notes: &[u8], sections: &[(&str, &[u8])]) -> Vec<u8> {
     testing::elf(BASE + 0x40, &segments, notes, sections)
 }
 
-fn load_bytes(bytes: &[u8], memory: &Memory) -> Result<Loaded, BootError> {
+fn load_bytes(bytes: &[u8], memory: &GuestRam) -> Result<Loaded, BootError> {
     let file = file_of(bytes);
-    load(memory, &request(&file), None)
+    load(memory, &request(&file))
 }
 
 fn registers(loaded: &Loaded) -> x86_64::BootState {
-    let BootState::X86(state) = loaded.state;
+    let BootState::X86(state) = loaded.state else { panic!("not for x86") };
     state
 }
 
-fn read(memory: &Memory, at: u64, len: usize) -> Vec<u8> {
+fn read(memory: &GuestRam, at: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    memory.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
     bytes
 }
 
-fn read_u32(memory: &Memory, at: u64) -> u32 {
-    memory.read_obj(GuestAddress(at)).unwrap()
+fn read_u32(memory: &GuestRam, at: u64) -> u32 {
+    memory.memory().read_obj(GuestAddress(at)).unwrap()
 }
 
-fn read_u64(memory: &Memory, at: u64) -> u64 {
-    memory.read_obj(GuestAddress(at)).unwrap()
+fn read_u64(memory: &GuestRam, at: u64) -> u64 {
+    memory.memory().read_obj(GuestAddress(at)).unwrap()
 }
 
-fn read_text(memory: &Memory, at: u64) -> String {
+fn read_text(memory: &GuestRam, at: u64) -> String {
     let bytes = read(memory, at, 4096);
     let end = bytes.iter().position(|&byte| byte == 0).unwrap();
     String::from_utf8(bytes[..end].to_vec()).unwrap()

@@ -11,7 +11,7 @@ fn check(bytes: &[u8], protocol: BootProtocol) -> Result<(), TestCaseError> {
     let initrd = file_of(&[3; 5000]);
     let image = Image { name: "INITRD", file: &initrd, mappable: false };
     let request = Request { protocol, initrd: Some(image), ..request(&file) };
-    if let Ok(loaded) = load(&memory, &request, None) {
+    if let Ok(loaded) = load(&memory, &request) {
         let (start, end) = loaded.kernel;
         prop_assert!(layout::HIGH_MEMORY <= start && start < end && end <= 8 * MIB);
         let entry = registers(&loaded).rip;
