@@ -4,6 +4,14 @@
 //! period on Linux): `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created on the
 //! thread that runs it (Hypervisor.framework demands it).
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+pub mod hvf;
+#[cfg(target_os = "linux")]
+pub mod kvm;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+mod never;
+
 use std::io;
 use std::sync::Arc;
 
@@ -19,6 +27,18 @@ pub trait Hypervisor {
     /// Creates an empty machine.
     fn create_vm(&self) -> Result<Self::Vm, HvError>;
 }
+
+#[cfg(not(target_os = "linux"))]
+pub use hvf::open;
+#[cfg(target_os = "linux")]
+pub use kvm::open;
+
+/// The hypervisor of this host, as [`open`] returns it.
+#[cfg(target_os = "linux")]
+pub type Native = kvm::Kvm;
+/// The hypervisor of this host, as [`open`] returns it.
+#[cfg(not(target_os = "linux"))]
+pub type Native = hvf::Hvf;
 
 /// An address the guest writes to notify a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +110,9 @@ pub trait Vcpu {
     fn run(&mut self) -> Result<Exit<'_>, HvError>;
 
     /// Completes a pending read or write without entering the guest (KVM: one run with immediate_exit), so that state is whole.
-    fn complete_pending(&mut self) -> Result<(), HvError>;
+    /// [`Exit::Kicked`] says that it is; any other exit is the next part of the same instruction, to be served like those of `run`
+    /// and completed in turn.
+    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
 
     /// What makes a running or about to run vCPU return [`Exit::Kicked`], from any thread.
     fn kicker(&self) -> Arc<dyn Kicker>;

@@ -1,5 +1,11 @@
 //! x86-64: the address map and the state at the kernel's entry.
 
+pub mod cpuid;
+pub mod msr;
+mod registers;
+
+pub use registers::{Segment, SystemRegisters};
+
 /// How the guest's first instruction is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryMode {

@@ -1,0 +1,458 @@
+//! A hypervisor that plays a script: exits in, answers out. It drives the vCPU loop and the machine's life in tests, on any host.
+//!
+//! ```ignore
+//! let fake = Fake::new();
+//! fake.script(0, [Step::out(0x3f8, b"x"), Step::WaitForKick, Step::TripleFault]);
+//! // … run a machine on `fake` …
+//! assert_eq!(fake.record().answers, [..]);
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::marker::PhantomData;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
+use crate::arch::BootState;
+use crate::memory::Slot;
+use crate::sys::Notifier;
+
+/// One thing that a scripted vCPU does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Reads `width` bytes of guest physical memory that no slot backs.
+    MmioRead {
+        /// Guest physical address.
+        address: u64,
+        /// 1 to 8.
+        width: usize,
+    },
+    /// Writes there.
+    MmioWrite {
+        /// Guest physical address.
+        address: u64,
+        /// 1 to 8 bytes.
+        data: Vec<u8>,
+    },
+    /// `in`, `count` times at once.
+    PioRead {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        width: u8,
+        /// More than 1 for a string instruction.
+        count: usize,
+    },
+    /// `out`, as many times at once as `data` holds of `width`.
+    PioWrite {
+        /// The port.
+        port: u16,
+        /// 1, 2 or 4.
+        width: u8,
+        /// What is written.
+        data: Vec<u8>,
+    },
+    /// Computes until it is kicked.
+    WaitForKick,
+    /// Computes until the line of this number was pulsed or raised once more, or it is kicked.
+    WaitForLine(u32),
+    /// Computes for a while, unless it is kicked.
+    Compute(Duration),
+    /// Halts.
+    Halt,
+    /// Faults three times.
+    TripleFault,
+    /// Powers off by the firmware.
+    PowerOff,
+    /// Resets by the firmware.
+    Reset,
+    /// Does what the hypervisor cannot run.
+    Fault(String),
+    /// The hypervisor itself fails.
+    Fail,
+    /// The vCPU's thread panics: a bug of the monitor.
+    Panic,
+}
+
+impl Step {
+    /// Writes the bytes to a port, one by one.
+    #[must_use]
+    pub fn out(port: u16, data: &[u8]) -> Self {
+        Self::PioWrite { port, width: 1, data: data.to_vec() }
+    }
+
+    /// Writes a 32-bit register.
+    #[must_use]
+    pub fn write32(address: u64, value: u32) -> Self {
+        Self::MmioWrite { address, data: value.to_le_bytes().to_vec() }
+    }
+
+    /// Reads a 32-bit register.
+    #[must_use]
+    pub fn read32(address: u64) -> Self {
+        Self::MmioRead { address, width: 4 }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Answers to reads, in order, with the vCPU that read.
+    pub answers: Vec<(u32, Vec<u8>)>,
+    /// States loaded, with the vCPU.
+    pub loads: Vec<(u32, BootState)>,
+    /// Numbers of the slots registered now.
+    pub slots: Vec<u32>,
+    /// The interrupt controllers, once there are some.
+    pub irqchip: Option<IrqchipPlan>,
+    /// Edges and raises of each line.
+    pub lines: BTreeMap<u32, u64>,
+    /// Doorbells accepted and not withdrawn: address, value, width.
+    pub doorbells: Vec<(DoorbellAddress, u32, u8)>,
+    /// vCPUs alive.
+    pub vcpus: u32,
+    /// Machines alive.
+    pub machines: u32,
+    /// Exits returned as [`Exit::Kicked`].
+    pub kicks: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    record: Record,
+    scripts: BTreeMap<u32, VecDeque<Step>>,
+    bells: Vec<Notifier>,
+    kicked: BTreeMap<u32, bool>,
+    refuses_doorbells: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// The hypervisor. Clones share script and record.
+#[derive(Clone, Debug, Default)]
+pub struct Fake(Arc<Shared>);
+
+impl Fake {
+    /// One without a script: its vCPUs compute until kicked.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends to the script of vCPU `index`. At its end the vCPU computes until kicked.
+    pub fn script(&self, index: u32, steps: impl IntoIterator<Item = Step>) {
+        self.0.change(|state| state.scripts.entry(index).or_default().extend(steps));
+    }
+
+    /// Refuses all doorbells from now on, so that notifications arrive as exits.
+    pub fn refuse_doorbells(&self) {
+        self.0.change(|state| state.refuses_doorbells = true);
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn record(&self) -> Record {
+        self.0.lock().record.clone()
+    }
+
+    /// Waits until `condition` holds of the record, for at most 10 s; `false` when it never did.
+    pub fn wait_until(&self, condition: impl Fn(&Record) -> bool) -> bool {
+        let state = self.0.lock();
+        let wait = Duration::from_secs(10);
+        let done = |state: &mut State| !condition(&state.record);
+        let (_state, result) =
+            self.0.changed.wait_timeout_while(state, wait, done).unwrap_or_else(PoisonError::into_inner);
+        !result.timed_out()
+    }
+}
+
+impl Hypervisor for Fake {
+    type Vm = FakeVm;
+
+    fn create_vm(&self) -> Result<FakeVm, HvError> {
+        self.0.change(|state| state.record.machines += 1);
+        Ok(FakeVm(Arc::new(Machine(Arc::clone(&self.0)))))
+    }
+}
+
+/// A machine that is gone when its last vCPU and line are.
+#[derive(Debug)]
+struct Machine(Arc<Shared>);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.0.change(|state| {
+            state.record.machines -= 1;
+            state.record.slots.clear();
+        });
+    }
+}
+
+/// See [`Vm`].
+#[derive(Debug)]
+pub struct FakeVm(Arc<Machine>);
+
+fn failed(call: &'static str) -> HvError {
+    HvError::Call { call, source: io::ErrorKind::InvalidInput.into() }
+}
+
+impl FakeVm {
+    fn shared(&self) -> &Shared {
+        &self.0.0
+    }
+}
+
+impl Vm for FakeVm {
+    type Vcpu = FakeVcpu;
+
+    fn map(&self, slot: &Slot) -> Result<(), HvError> {
+        let mut state = self.shared().lock();
+        if state.record.slots.contains(&slot.index()) {
+            return Err(failed("map"));
+        }
+        state.record.slots.push(slot.index());
+        drop(state);
+        self.shared().changed.notify_all();
+        Ok(())
+    }
+
+    fn unmap(&self, slot: &Slot) -> Result<(), HvError> {
+        self.shared().change(|state| state.record.slots.retain(|index| *index != slot.index()));
+        Ok(())
+    }
+
+    fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
+        let mut state = self.shared().lock();
+        if state.record.irqchip.replace(plan).is_some() {
+            return Err(failed("create_irqchip"));
+        }
+        Ok(())
+    }
+
+    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError> {
+        Ok(Arc::new(FakeLine { machine: Arc::clone(&self.0), gsi }))
+    }
+
+    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
+        let mut state = self.shared().lock();
+        let bell = (address, value, width);
+        let Ok(notifier) = notifier.try_clone() else { return false };
+        if state.refuses_doorbells || state.record.doorbells.contains(&bell) {
+            return false;
+        }
+        state.record.doorbells.push(bell);
+        state.bells.push(notifier);
+        true
+    }
+
+    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, _notifier: &Notifier) {
+        let mut state = self.shared().lock();
+        if let Some(at) = state.record.doorbells.iter().position(|bell| *bell == (address, value, width)) {
+            state.record.doorbells.remove(at);
+            state.bells.remove(at);
+        }
+    }
+
+    fn create_vcpu(&self, index: u32, _count: u32) -> Result<FakeVcpu, HvError> {
+        self.shared().change(|state| state.record.vcpus += 1);
+        Ok(FakeVcpu {
+            machine: Arc::clone(&self.0),
+            index,
+            reading: false,
+            data: Vec::new(),
+            thread: PhantomData,
+        })
+    }
+}
+
+struct FakeLine {
+    machine: Arc<Machine>,
+    gsi: u32,
+}
+
+impl IrqLine for FakeLine {
+    fn pulse(&self) -> io::Result<()> {
+        self.set(true)
+    }
+
+    fn set(&self, high: bool) -> io::Result<()> {
+        if high {
+            self.machine.0.change(|state| *state.record.lines.entry(self.gsi).or_default() += 1);
+        }
+        Ok(())
+    }
+}
+
+/// See [`Vcpu`].
+#[derive(Debug)]
+pub struct FakeVcpu {
+    machine: Arc<Machine>,
+    index: u32,
+    /// `data` holds the answer to a read that was not recorded yet.
+    reading: bool,
+    data: Vec<u8>,
+    /// A vCPU stays on its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl FakeVcpu {
+    /// Takes the answer to the last read; that is what the hardware would complete.
+    fn complete(&mut self) {
+        if std::mem::take(&mut self.reading) {
+            let answer = (self.index, self.data.clone());
+            self.machine.0.change(|state| state.record.answers.push(answer));
+        }
+    }
+
+    /// Waits until kicked or `over`; `true` when kicked.
+    fn compute(&self, until: Option<Instant>, over: impl Fn(&State) -> bool) -> bool {
+        let shared = &self.machine.0;
+        let mut state = shared.lock();
+        loop {
+            if let Some(kicked) = state.kicked.get_mut(&self.index)
+                && std::mem::take(kicked)
+            {
+                state.record.kicks += 1;
+                drop(state);
+                shared.changed.notify_all();
+                return true;
+            }
+            let now = Instant::now();
+            if over(&state) || until.is_some_and(|until| now >= until) {
+                return false;
+            }
+            let wait = until.map_or(Duration::from_secs(1), |until| until - now);
+            state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The next step; `None` when kicked first.
+    fn next(&self) -> Option<Step> {
+        let index = self.index;
+        let waiting = |state: &State| state.scripts.get(&index).is_some_and(|script| !script.is_empty());
+        if self.compute(None, waiting) {
+            return None;
+        }
+        self.machine.0.lock().scripts.get_mut(&index)?.pop_front()
+    }
+
+    /// Whether a write went to a doorbell.
+    fn rings(&self, address: DoorbellAddress, data: &[u8]) -> bool {
+        let state = self.machine.0.lock();
+        let value = data.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        let bell = state.record.doorbells.iter().position(|(at, wanted, width)| {
+            *at == address
+                && (*width == 0 || usize::from(*width) == data.len() && u64::from(*wanted) == value)
+        });
+        bell.and_then(|bell| state.bells.get(bell)).is_some_and(|bell| bell.notify().is_ok())
+    }
+}
+
+impl Vcpu for FakeVcpu {
+    fn load(&mut self, state: &BootState) -> Result<(), HvError> {
+        let load = (self.index, state.clone());
+        self.machine.0.change(|state| state.record.loads.push(load));
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<Exit<'_>, HvError> {
+        self.complete();
+        loop {
+            let Some(step) = self.next() else { return Ok(Exit::Kicked) };
+            match step {
+                Step::MmioRead { address, width } => {
+                    (self.reading, self.data) = (true, vec![0; width]);
+                    return Ok(Exit::MmioRead { address, data: &mut self.data });
+                }
+                Step::PioRead { port, width, count } => {
+                    (self.reading, self.data) = (true, vec![0; usize::from(width) * count]);
+                    return Ok(Exit::PioRead { port, width, data: &mut self.data });
+                }
+                Step::MmioWrite { address, data } if self.rings(DoorbellAddress::Mmio(address), &data) => {}
+                Step::MmioWrite { address, data } => {
+                    self.data = data;
+                    return Ok(Exit::MmioWrite { address, data: &self.data });
+                }
+                Step::PioWrite { port, data, .. } if self.rings(DoorbellAddress::Pio(port), &data) => {}
+                Step::PioWrite { port, width, data } => {
+                    self.data = data;
+                    return Ok(Exit::PioWrite { port, width, data: &self.data });
+                }
+                Step::WaitForKick => {
+                    self.compute(None, |_| false);
+                    return Ok(Exit::Kicked);
+                }
+                Step::WaitForLine(gsi) => {
+                    let count = |state: &State| state.record.lines.get(&gsi).copied().unwrap_or(0);
+                    let before = count(&self.machine.0.lock());
+                    if self.compute(None, |state| count(state) > before) {
+                        self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
+                        return Ok(Exit::Kicked);
+                    }
+                }
+                Step::Compute(time) => {
+                    if self.compute(Some(Instant::now() + time), |_| false) {
+                        return Ok(Exit::Kicked);
+                    }
+                }
+                Step::Halt => return Ok(Exit::Halted),
+                Step::TripleFault => return Ok(Exit::TripleFault),
+                Step::PowerOff => return Ok(Exit::PowerOff),
+                Step::Reset => return Ok(Exit::Reset),
+                Step::Fault(text) => return Ok(Exit::Fault(text)),
+                Step::Fail => return Err(failed("run")),
+                Step::Panic => panic!("the script says so"),
+            }
+        }
+    }
+
+    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+        self.complete();
+        Ok(Exit::Kicked)
+    }
+
+    fn kicker(&self) -> Arc<dyn Kicker> {
+        Arc::new(FakeKicker { shared: Arc::clone(&self.machine.0), index: self.index })
+    }
+}
+
+impl Drop for FakeVcpu {
+    fn drop(&mut self) {
+        self.machine.0.change(|state| {
+            state.record.vcpus -= 1;
+            state.kicked.remove(&self.index);
+        });
+    }
+}
+
+struct FakeKicker {
+    shared: Arc<Shared>,
+    index: u32,
+}
+
+impl Kicker for FakeKicker {
+    fn kick(&self) {
+        self.shared.change(|state| {
+            state.kicked.insert(self.index, true);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+use super::*;
+
+const BELL: DoorbellAddress = DoorbellAddress::Mmio(0xd000_0050);
+
+#[test]
+fn plays_its_script_and_records_the_answers() {
+    let fake = Fake::new();
+    let vm = fake.create_vm().unwrap();
+    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    fake.script(0, [Step::out(0x3f8, b"a"), Step::read32(0x1000), Step::TripleFault]);
+    assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { port: 0x3f8, width: 1, data: b"a" }));
+    match vcpu.run().unwrap() {
+        Exit::MmioRead { address: 0x1000, data } => data.copy_from_slice(&[1, 2, 3, 4]),
+        exit => panic!("{exit:?}"),
+    }
+    assert!(fake.record().answers.is_empty(), "answered at the next entry, as hardware does");
+    assert!(matches!(vcpu.run().unwrap(), Exit::TripleFault));
+    assert_eq!(fake.record().answers, [(0, vec![1, 2, 3, 4])]);
+    drop((vcpu, vm));
+    let record = fake.record();
+    assert_eq!((record.vcpus, record.machines), (0, 0));
+}
+
+#[test]
+fn kicks_are_kept_and_doorbells_ring() {
+    let fake = Fake::new();
+    let vm = fake.create_vm().unwrap();
+    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    let bell = Notifier::new().unwrap();
+    assert!(vm.offer_doorbell(BELL, 3, 4, &bell));
+    fake.script(0, [Step::write32(0xd000_0050, 3), Step::write32(0xd000_0050, 4)]);
+    vcpu.kicker().kick();
+    assert!(matches!(vcpu.run().unwrap(), Exit::Kicked));
+    assert!(matches!(vcpu.run().unwrap(), Exit::MmioWrite { data: [4, 0, 0, 0], .. }));
+    assert!(bell.consume().unwrap());
+    vm.withdraw_doorbell(BELL, 3, 4, &bell);
+    fake.script(0, [Step::write32(0xd000_0050, 3)]);
+    assert!(matches!(vcpu.run().unwrap(), Exit::MmioWrite { data: [3, 0, 0, 0], .. }));
+    fake.refuse_doorbells();
+    assert!(!vm.offer_doorbell(BELL, 3, 4, &bell));
+}
+
+#[test]
+fn a_line_wakes_the_vcpu_that_waits_for_it() {
+    let fake = Fake::new();
+    let vm = fake.create_vm().unwrap();
+    let line = vm.irq_line(5).unwrap();
+    fake.script(0, [Step::out(1, b"r"), Step::WaitForLine(5), Step::Halt]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+            assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { .. }));
+            assert!(matches!(vcpu.run().unwrap(), Exit::Halted));
+        });
+        while fake.record().vcpus > 0 || fake.record().lines.is_empty() {
+            line.pulse().unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    assert!(fake.wait_until(|record| record.vcpus == 0));
+}

@@ -1,0 +1,152 @@
+//! Reading the `kvm_run` page that the kernel shares.
+
+#![allow(unsafe_code, reason = "the page is a union that the kernel fills")]
+
+use std::ptr::NonNull;
+
+use kvm_bindings as kvm;
+use kvm_bindings::kvm_run;
+
+use super::super::Exit;
+
+/// The page and what follows it, mapped for as long as the vCPU's descriptor is open. Only raw accesses: a kicker writes
+/// `immediate_exit` from other threads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RunPage {
+    pub(super) page: NonNull<kvm_run>,
+    /// Bytes mapped.
+    pub(super) len: usize,
+}
+
+/// What the caller of [`RunPage::exit`] must answer itself.
+pub(super) enum Decoded<'a> {
+    /// For the vCPU loop.
+    Exit(Exit<'a>),
+    /// Enter again: nothing to be done.
+    Again,
+    /// The guest did what KVM cannot run; the instruction's address is to be added.
+    Fault(String),
+}
+
+impl RunPage {
+    pub(super) fn immediate_exit(self) -> NonNull<u8> {
+        // SAFETY: a field of the mapped page; no reference is made.
+        unsafe { NonNull::new_unchecked(&raw mut (*self.page.as_ptr()).immediate_exit) }
+    }
+
+    /// Decodes the exit that KVM_RUN returned 0 with.
+    ///
+    /// # Safety
+    /// The page is mapped for `'a`, KVM_RUN is not running and does not run while the value lives, and no other value of this call
+    /// lives.
+    pub(super) unsafe fn exit<'a>(self) -> Decoded<'a> {
+        let run = self.page.as_ptr();
+        // SAFETY: the caller says that the page is mapped and still.
+        let reason = unsafe { (&raw const (*run).exit_reason).read() };
+        let text = match reason {
+            // SAFETY: as the caller says.
+            kvm::KVM_EXIT_IO => return unsafe { self.port_io() },
+            // SAFETY: as the caller says.
+            kvm::KVM_EXIT_MMIO => return unsafe { self.mmio() },
+            kvm::KVM_EXIT_HLT => return Decoded::Exit(Exit::Halted),
+            kvm::KVM_EXIT_SHUTDOWN => return Decoded::Exit(Exit::TripleFault),
+            kvm::KVM_EXIT_INTR | kvm::KVM_EXIT_IRQ_WINDOW_OPEN => return Decoded::Again,
+            kvm::KVM_EXIT_SYSTEM_EVENT => {
+                // SAFETY: the reason says which field of the union the kernel filled.
+                let kind = unsafe { (&raw const (*run).__bindgen_anon_1.system_event.type_).read() };
+                match kind {
+                    kvm::KVM_SYSTEM_EVENT_SHUTDOWN => return Decoded::Exit(Exit::PowerOff),
+                    kvm::KVM_SYSTEM_EVENT_RESET => return Decoded::Exit(Exit::Reset),
+                    kind => format!("the guest raised system event {kind}"),
+                }
+            }
+            kvm::KVM_EXIT_UNKNOWN => {
+                // SAFETY: as above.
+                let reason = unsafe { (&raw const (*run).__bindgen_anon_1.hw.hardware_exit_reason).read() };
+                format!("the processor left the guest for a reason unknown to KVM ({reason:#x})")
+            }
+            kvm::KVM_EXIT_FAIL_ENTRY => {
+                // SAFETY: as above.
+                let fail = unsafe { (&raw const (*run).__bindgen_anon_1.fail_entry).read() };
+                let reason = fail.hardware_entry_failure_reason;
+                format!("the processor refused to enter the guest (reason {reason:#x})")
+            }
+            // SAFETY: as the caller says.
+            kvm::KVM_EXIT_INTERNAL_ERROR => unsafe { self.internal_error() },
+            reason => format!("KVM left the guest for reason {reason}, which was not asked for"),
+        };
+        Decoded::Fault(text)
+    }
+
+    /// # Safety
+    /// As [`exit`](Self::exit), and the reason is KVM_EXIT_IO.
+    unsafe fn port_io<'a>(self) -> Decoded<'a> {
+        let run = self.page.as_ptr();
+        // SAFETY: the reason says which field of the union the kernel filled.
+        let io = unsafe { (&raw const (*run).__bindgen_anon_1.io).read() };
+        let wanted = usize::try_from(io.count).ok().and_then(|count| count.checked_mul(usize::from(io.size)));
+        let start = usize::try_from(io.data_offset).ok();
+        let inside = start
+            .zip(wanted)
+            .filter(|(start, len)| start.checked_add(*len).is_some_and(|end| end <= self.len));
+        let (Some((start, len)), 1 | 2 | 4) = (inside, io.size) else {
+            return Decoded::Fault("KVM described a port access that its page does not hold".into());
+        };
+        // SAFETY: the range was checked to lie in the mapping, past the header that kickers write to; the kernel leaves it alone
+        // until the next KVM_RUN, and the caller makes no second reference.
+        let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(start), len) };
+        Decoded::Exit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
+            Exit::PioRead { port: io.port, width: io.size, data }
+        } else {
+            Exit::PioWrite { port: io.port, width: io.size, data }
+        })
+    }
+
+    /// # Safety
+    /// As [`exit`](Self::exit), and the reason is KVM_EXIT_MMIO.
+    unsafe fn mmio<'a>(self) -> Decoded<'a> {
+        let run = self.page.as_ptr();
+        // SAFETY: the reason says which field of the union the kernel filled.
+        let mmio = unsafe { &raw mut (*run).__bindgen_anon_1.mmio };
+        // SAFETY: a valid pointer; plain integers.
+        let (address, len, write) = unsafe { ((*mmio).phys_addr, (*mmio).len, (*mmio).is_write != 0) };
+        let len = usize::try_from(len).map_or(8, |len| len.min(8));
+        // SAFETY: at most the 8 bytes of the field, which the kernel leaves alone until the next KVM_RUN; the caller makes no second
+        // reference.
+        let data = unsafe { std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), len) };
+        Decoded::Exit(if write {
+            Exit::MmioWrite { address, data }
+        } else {
+            Exit::MmioRead { address, data }
+        })
+    }
+
+    /// # Safety
+    /// As [`exit`](Self::exit), and the reason is KVM_EXIT_INTERNAL_ERROR.
+    unsafe fn internal_error(self) -> String {
+        let run = self.page.as_ptr();
+        // SAFETY: the reason says which field of the union the kernel filled; it is plain integers.
+        let error = unsafe { (&raw const (*run).__bindgen_anon_1.internal).read() };
+        match error.suberror {
+            kvm::KVM_INTERNAL_ERROR_EMULATION => {
+                // SAFETY: as above: this suberror has this form.
+                let failure = unsafe { (&raw const (*run).__bindgen_anon_1.emulation_failure).read() };
+                // SAFETY: plain integers, filled as `ndata` and the flags say.
+                let insn = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+                let told = failure.ndata >= 1
+                    && failure.flags & u64::from(kvm::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES)
+                        != 0;
+                let bytes = insn.insn_bytes.iter().take(usize::from(insn.insn_size));
+                let bytes: Vec<_> = bytes.map(|byte| format!("{byte:02x}")).collect();
+                if told && !bytes.is_empty() {
+                    format!("KVM cannot run the instruction {}", bytes.join(" "))
+                } else {
+                    "KVM cannot run an instruction".into()
+                }
+            }
+            kvm::KVM_INTERNAL_ERROR_SIMUL_EX => "KVM met an exception while it delivered another".into(),
+            kvm::KVM_INTERNAL_ERROR_DELIVERY_EV => "KVM could not deliver an exception or interrupt".into(),
+            other => format!("KVM failed inside (suberror {other})"),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! KVM. On x86-64; on other architectures [`open`] answers "unsupported".
+//!
+//! # What a start costs
+//! Opening: `open`, KVM_GET_API_VERSION. A machine: KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SUPPORTED_CPUID. Memory: one
+//! KVM_SET_USER_MEMORY_REGION a slot. Interrupt controllers: KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR, KVM_CREATE_IRQCHIP, and
+//! KVM_CREATE_PIT2 (which starts a kernel thread) when planned. A vCPU: KVM_CREATE_VCPU, one mmap, KVM_GET_TSC_KHZ, KVM_SET_CPUID2,
+//! KVM_SET_MSRS, KVM_SET_SIGNAL_MASK; the boot processor also KVM_SET_SREGS and KVM_SET_REGS. Nothing is asked that API version 12
+//! promises or that can be tried instead, and no state is read that is known: after reset.
+
+#[cfg(target_arch = "x86_64")]
+mod exit;
+#[cfg(target_arch = "x86_64")]
+mod kick;
+#[cfg(target_arch = "x86_64")]
+mod vcpu;
+#[cfg(target_arch = "x86_64")]
+mod vm;
+
+#[cfg(target_arch = "x86_64")]
+mod host {
+    use std::io;
+
+    use kvm_ioctls::Cap;
+
+    use super::super::{HvError, Hypervisor};
+    use super::vm::KvmVm;
+
+    /// `/dev/kvm`, open.
+    #[derive(Debug)]
+    pub struct Kvm(kvm_ioctls::Kvm);
+
+    const PATH: &str = "/dev/kvm";
+
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`HvError::Open`] with what to do when it is absent or forbidden, [`HvError::Missing`] for an API version other than 12.
+    pub fn open() -> Result<Kvm, HvError> {
+        let kvm = kvm_ioctls::Kvm::new().map_err(|error| {
+            let source: io::Error = error.into();
+            HvError::Open { path: PATH, hint: hint(&source), source }
+        })?;
+        // The stable interface since 2007; a kernel that says otherwise is none that this code knows.
+        if kvm.get_api_version() != 12 {
+            return Err(HvError::Missing { capability: "KVM API version 12" });
+        }
+        Ok(Kvm(kvm))
+    }
+
+    fn hint(error: &io::Error) -> &'static str {
+        match error.kind() {
+            io::ErrorKind::NotFound => {
+                "this host offers no KVM: load the kvm_intel or kvm_amd module, enable virtualisation in the firmware, or, in a \
+                 virtual machine, enable nested virtualisation; `make shell` opens an emulated host that has it"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "this user may not use KVM: join the group that owns the device (`sudo usermod -aG kvm $USER`, then log in again)"
+            }
+            _ => {
+                "KVM does not answer: the processor's virtualisation is switched off or used up; `make shell` opens an emulated \
+                 host that has it"
+            }
+        }
+    }
+
+    impl Kvm {
+        /// Largest number of vCPUs of one machine.
+        #[must_use]
+        pub fn max_vcpus(&self) -> u32 {
+            u32::try_from(self.0.check_extension_int(Cap::MaxVcpus)).unwrap_or(1)
+        }
+    }
+
+    impl Hypervisor for Kvm {
+        type Vm = KvmVm;
+
+        fn create_vm(&self) -> Result<KvmVm, HvError> {
+            KvmVm::new(&self.0)
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn each_way_not_to_open_has_its_hint() {
+            let hint = |code| hint(&io::Error::from_raw_os_error(code));
+            assert!(hint(libc::ENOENT).contains("nested"));
+            assert!(hint(libc::EACCES).contains("usermod"));
+            assert!(hint(libc::ENODEV).contains("switched off"));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use host::{Kvm, open};
+#[cfg(target_arch = "x86_64")]
+pub use vcpu::KvmVcpu;
+#[cfg(target_arch = "x86_64")]
+pub use vm::{KvmVm, RUNTIME_IOCTLS};
+
+/// KVM, once this architecture is supported.
+#[cfg(not(target_arch = "x86_64"))]
+pub type Kvm = super::never::Never;
+
+/// Opens KVM.
+///
+/// # Errors
+/// Always [`HvError::Unsupported`](super::HvError::Unsupported) on this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn open() -> Result<Kvm, super::HvError> {
+    Err(super::HvError::Unsupported { what: "KVM on this architecture" })
+}

@@ -1,0 +1,254 @@
+//! A vCPU on KVM.
+
+#![allow(
+    unsafe_code,
+    reason = "KVM_RUN fills a page shared with the kernel, and the signal mask has no wrapper"
+)]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
+    kvm_sregs,
+};
+use kvm_ioctls::VcpuFd;
+use rustix::io::Errno;
+use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
+
+use super::super::{Exit, HvError, Kicker, Vcpu};
+use super::exit::{Decoded, RunPage};
+use super::kick::Receiver;
+use super::vm::{Inner, failed, lend};
+use crate::arch::BootState;
+use crate::arch::x86_64::cpuid::{self, Leaf, Place};
+use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
+
+const KVMIO: u8 = 0xae;
+/// Where KVM_RUN's page begins: reserved RFLAGS bit 1 is always set.
+const RFLAGS_RESERVED: u64 = 1 << 1;
+/// `IA32_APIC_BASE`: enabled, and this is the boot processor.
+const APIC_BASE_BOOT: u64 = layout::LOCAL_APIC | 1 << 11 | 1 << 8;
+
+/// A vCPU, on its thread. Fields are dropped in order: kicks end first, then the page and descriptor, then (perhaps) the machine.
+#[derive(Debug)]
+pub struct KvmVcpu {
+    kick: Receiver,
+    run: RunPage,
+    fd: VcpuFd,
+    _machine: Arc<Inner>,
+}
+
+/// KVM's form of KVM_SET_SIGNAL_MASK with the mask behind it.
+#[repr(C)]
+struct SignalMask {
+    len: u32,
+    set: [u8; 8],
+}
+
+/// A leaf as KVM tells it.
+pub(super) fn leaf(entry: &kvm_cpuid_entry2) -> Leaf {
+    Leaf {
+        function: entry.function,
+        index: entry.index,
+        indexed: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    }
+}
+
+fn entry(leaf: &Leaf) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: leaf.function,
+        index: leaf.index,
+        flags: if leaf.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        eax: leaf.eax,
+        ebx: leaf.ebx,
+        ecx: leaf.ecx,
+        edx: leaf.edx,
+        ..kvm_cpuid_entry2::default()
+    }
+}
+
+fn segment(segment: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: segment.kind,
+        present: segment.present.into(),
+        dpl: segment.privilege,
+        db: segment.default_32.into(),
+        s: segment.code_or_data.into(),
+        l: segment.long.into(),
+        g: segment.granular.into(),
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+/// All of them, so that none needs to be read first.
+fn system_registers(state: &x86_64::BootState) -> kvm_sregs {
+    let registers = SystemRegisters::at_entry(state);
+    let data = segment(&registers.data);
+    let mut sregs = kvm_sregs {
+        cs: segment(&registers.code),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: segment(&registers.task),
+        // Nothing is loaded; a null table descriptor is unusable.
+        ldt: kvm_segment { type_: 2, unusable: 1, ..kvm_segment::default() },
+        cr0: registers.cr0,
+        cr3: registers.cr3,
+        cr4: registers.cr4,
+        efer: registers.efer,
+        apic_base: APIC_BASE_BOOT,
+        ..kvm_sregs::default()
+    };
+    sregs.gdt.base = state.gdt_base;
+    sregs.gdt.limit = state.gdt_limit;
+    sregs
+}
+
+fn general_registers(state: &x86_64::BootState) -> kvm_regs {
+    kvm_regs {
+        rip: state.rip,
+        rsp: state.rsp,
+        rsi: state.rsi,
+        rbx: state.rbx,
+        rflags: RFLAGS_RESERVED,
+        ..kvm_regs::default()
+    }
+}
+
+impl KvmVcpu {
+    pub(super) fn new(machine: &Arc<Inner>, index: u32, count: u32) -> Result<Self, HvError> {
+        if index >= count || count > 255 {
+            return Err(HvError::Unsupported { what: "this number of vCPUs" });
+        }
+        let mut fd = machine.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
+        let run = RunPage { page: NonNull::from(fd.get_kvm_run()), len: machine.fd.run_size() };
+        let kick = Receiver::new(run.immediate_exit())?;
+        let vcpu = Self { kick, run, fd, _machine: Arc::clone(machine) };
+        vcpu.set_signal_mask()?;
+
+        // Not every KVM tells, and the guest finds the frequency out by kvm-clock too.
+        let tsc_khz = vcpu.fd.get_tsc_khz().unwrap_or(0);
+        let leaves = cpuid::for_vcpu(&machine.supported, Place { index, count, tsc_khz });
+        let entries: Vec<_> = leaves.iter().map(entry).collect();
+        let entries = CpuId::from_entries(&entries)
+            .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;
+        vcpu.fd.set_cpuid2(&entries).map_err(failed("KVM_SET_CPUID2"))?;
+        vcpu.set_msrs()?;
+        // The floating-point state after KVM's reset is what a kernel expects (FCW 0x37f, MXCSR 0x1f80), and so is the local APIC:
+        // LINT0 passes on the legacy controller's interrupts on the boot processor. Kernels set the rest up themselves.
+        Ok(vcpu)
+    }
+
+    /// KVM_RUN blocks what this thread blocks, but for the kick.
+    fn set_signal_mask(&self) -> Result<(), HvError> {
+        const SET_SIGNAL_MASK: rustix::ioctl::Opcode = opcode::write::<u32>(KVMIO, 0x8b);
+        let mask = SignalMask { len: 8, set: self.kick.mask().to_ne_bytes() };
+        // SAFETY: the opcode (whose size is that of the header, as KVM defines it) reads the header and `len` bytes behind it.
+        unsafe { ioctl(lend(&self.fd), Setter::<SET_SIGNAL_MASK, _>::new(mask)) }
+            .map_err(|error| HvError::Call { call: "KVM_SET_SIGNAL_MASK", source: error.into() })
+    }
+
+    /// KVM stops at the first register that it does not know on this host: none of them is worth failing for.
+    fn set_msrs(&self) -> Result<(), HvError> {
+        let entries =
+            msr::initial().map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() });
+        let mut rest = entries.as_slice();
+        while !rest.is_empty() {
+            let list =
+                Msrs::from_entries(rest).map_err(|_| HvError::Missing { capability: "room for all MSRs" })?;
+            let done = self.fd.set_msrs(&list).map_err(failed("KVM_SET_MSRS"))?;
+            rest = rest.get(done + 1..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// One KVM_RUN.
+    fn enter(&self) -> Result<(), Errno> {
+        // SAFETY: the opcode takes no argument; the kernel writes to the shared page, of which no reference lives (`&self` of the
+        // callers is exclusive).
+        unsafe { ioctl(lend(&self.fd), NoArg::<{ opcode::none(KVMIO, 0x80) }>::new()) }
+    }
+
+    fn fault<'a>(&self, text: &str) -> Exit<'a> {
+        match self.fd.get_regs() {
+            Ok(registers) => Exit::Fault(format!("{text} at {:#x}", registers.rip)),
+            Err(_) => Exit::Fault(text.to_owned()),
+        }
+    }
+
+    /// What KVM_RUN's refusal means to the guest; a host failure otherwise.
+    fn refused<'a>(&self, errno: Errno) -> Result<Exit<'a>, HvError> {
+        match errno {
+            Errno::FAULT => Ok(self.fault("the guest used memory that the host cannot provide")),
+            errno => Err(HvError::Call { call: "KVM_RUN", source: io::Error::from(errno) }),
+        }
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn load(&mut self, state: &BootState) -> Result<(), HvError> {
+        let BootState::X86(state) = state else {
+            return Err(HvError::Unsupported { what: "a kernel of another architecture" });
+        };
+        self.fd.set_sregs(&system_registers(state)).map_err(failed("KVM_SET_SREGS"))?;
+        self.fd.set_regs(&general_registers(state)).map_err(failed("KVM_SET_REGS"))
+    }
+
+    fn run(&mut self) -> Result<Exit<'_>, HvError> {
+        loop {
+            if self.kick.is_pending() {
+                self.kick.take();
+                return Ok(Exit::Kicked);
+            }
+            match self.enter() {
+                Ok(()) => {}
+                Err(Errno::INTR) => {
+                    self.kick.take();
+                    return Ok(Exit::Kicked);
+                }
+                // A waiting processor got its start-up message.
+                Err(Errno::AGAIN) => continue,
+                Err(errno) => return self.refused(errno),
+            }
+            // SAFETY: the page is mapped while `self` lives, which the value borrows exclusively: no KVM_RUN, no second value.
+            match unsafe { self.run.exit() } {
+                Decoded::Exit(exit) => return Ok(exit),
+                Decoded::Again => {}
+                Decoded::Fault(text) => return Ok(self.fault(&text)),
+            }
+        }
+    }
+
+    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+        self.kick.set_immediate_exit(1);
+        let result = self.enter();
+        self.kick.set_immediate_exit(0);
+        match result {
+            Err(Errno::INTR | Errno::AGAIN) => Ok(Exit::Kicked),
+            Err(errno) => self.refused(errno),
+            // SAFETY: as in `run`.
+            Ok(()) => match unsafe { self.run.exit() } {
+                Decoded::Exit(exit) => Ok(exit),
+                Decoded::Again => Ok(Exit::Kicked),
+                Decoded::Fault(text) => Ok(self.fault(&text)),
+            },
+        }
+    }
+
+    fn kicker(&self) -> Arc<dyn Kicker> {
+        self.kick.kicker()
+    }
+}

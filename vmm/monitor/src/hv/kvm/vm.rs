@@ -1,0 +1,211 @@
+//! A machine on KVM.
+
+#![allow(
+    unsafe_code,
+    reason = "memory slots are host addresses, and doorbells have no safe wrapper that takes a borrowed descriptor"
+)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use rustix::ioctl::{Setter, ioctl, opcode};
+
+use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, Vm};
+use super::vcpu::KvmVcpu;
+use crate::arch::x86_64::cpuid::Leaf;
+use crate::arch::x86_64::layout;
+use crate::memory::Slot;
+use crate::sys::Notifier;
+
+/// The ioctl's magic number.
+const KVMIO: u8 = 0xae;
+
+/// A machine. Cheap to clone inside this room: its vCPUs and lines keep it.
+#[derive(Debug)]
+pub struct KvmVm(Arc<Inner>);
+
+/// Fields are dropped in order: the kernel's machine (whose vCPUs are gone, since they hold this) before the memory it maps.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) fd: VmFd,
+    /// What the hypervisor supports, asked once.
+    pub(super) supported: Vec<Leaf>,
+    /// Registered slots, which keep their host ranges mapped.
+    slots: Mutex<BTreeMap<u32, Slot>>,
+}
+
+/// The descriptor of one of the bindings' types, which own theirs and do not lend it.
+pub(super) fn lend(owner: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: `owner` is one of the bindings' objects; it keeps its descriptor open for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvError {
+    move |error| HvError::Call { call, source: error.into() }
+}
+
+impl KvmVm {
+    pub(super) fn new(kvm: &kvm_ioctls::Kvm) -> Result<Self, HvError> {
+        let fd = loop {
+            match kvm.create_vm() {
+                // A signal of the embedder's that arrived meanwhile is none of our business.
+                Err(error) if error.errno() == libc::EINTR => {}
+                result => break result.map_err(failed("KVM_CREATE_VM"))?,
+            }
+        };
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let supported = cpuid.as_slice().iter().map(super::vcpu::leaf).collect();
+        Ok(Self(Arc::new(Inner { fd, supported, slots: Mutex::default() })))
+    }
+}
+
+impl Inner {
+    fn set_region(&self, slot: &Slot, len: u64) -> Result<(), HvError> {
+        let region = kvm_userspace_memory_region {
+            slot: slot.index(),
+            flags: if slot.is_read_only() { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: slot.guest(),
+            memory_size: len,
+            userspace_addr: u64::try_from(slot.host().addr()).unwrap_or(u64::MAX),
+        };
+        // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as it is registered: until
+        // `unmap`, or until the kernel's machine is gone. Nobody holds Rust references into it.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
+    }
+
+    fn doorbell(
+        &self,
+        address: DoorbellAddress,
+        value: u32,
+        width: u8,
+        notifier: &Notifier,
+        flags: u32,
+    ) -> bool {
+        let (address, port) = match address {
+            DoorbellAddress::Pio(port) => (u64::from(port), 1 << kvm_bindings::kvm_ioeventfd_flag_nr_pio),
+            DoorbellAddress::Mmio(address) => (address, 0),
+        };
+        let matching = if width == 0 { 0 } else { 1 << kvm_bindings::kvm_ioeventfd_flag_nr_datamatch };
+        let request = kvm_ioeventfd {
+            datamatch: if width == 0 { 0 } else { u64::from(value) },
+            addr: address,
+            len: u32::from(width),
+            fd: notifier.as_fd().as_raw_fd(),
+            flags: flags | port | matching,
+            ..kvm_ioeventfd::default()
+        };
+        // SAFETY: this opcode (KVM_IOEVENTFD) reads one such struct and writes nothing; the descriptors are open.
+        unsafe {
+            ioctl(lend(&self.fd), Setter::<{ opcode::write::<kvm_ioeventfd>(KVMIO, 0x79) }, _>::new(request))
+        }
+        .is_ok()
+    }
+}
+
+impl Vm for KvmVm {
+    type Vcpu = KvmVcpu;
+
+    fn map(&self, slot: &Slot) -> Result<(), HvError> {
+        let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // KVM would take a second registration for a move of the first, whose host range would then be nobody's.
+        if slots.contains_key(&slot.index()) {
+            let source = io::Error::new(io::ErrorKind::AlreadyExists, "the slot's number is taken");
+            return Err(HvError::Call { call: "KVM_SET_USER_MEMORY_REGION", source });
+        }
+        self.0.set_region(slot, slot.len())?;
+        slots.insert(slot.index(), slot.clone());
+        Ok(())
+    }
+
+    fn unmap(&self, slot: &Slot) -> Result<(), HvError> {
+        let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // A length of 0 deletes. The kernel returns when no vCPU can reach the pages any more.
+        self.0.set_region(slot, 0)?;
+        slots.remove(&slot.index());
+        Ok(())
+    }
+
+    fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
+        let fd = &self.0.fd;
+        // Only Intel processors need these (pages for running real mode), and only they may refuse them.
+        let address = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+        tolerate(fd.set_tss_address(address)).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        tolerate(fd.set_identity_map_address(layout::KVM_IDENTITY_MAP))
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        if plan.legacy_timer {
+            // Port 0x61 answers as if a speaker were there, or kernels that look for the timer's output wait in vain.
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+            fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+        }
+        Ok(())
+    }
+
+    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError> {
+        Ok(Arc::new(Line { machine: Arc::clone(&self.0), gsi }))
+    }
+
+    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
+        self.0.doorbell(address, value, width, notifier, 0)
+    }
+
+    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) {
+        // An offer that was never accepted is not there to withdraw; nothing else can fail.
+        let _ = self.0.doorbell(
+            address,
+            value,
+            width,
+            notifier,
+            1 << kvm_bindings::kvm_ioeventfd_flag_nr_deassign,
+        );
+    }
+
+    fn create_vcpu(&self, index: u32, count: u32) -> Result<KvmVcpu, HvError> {
+        KvmVcpu::new(&self.0, index, count)
+    }
+}
+
+/// A call that a KVM without hardware support of the kind may not have.
+fn tolerate(result: Result<(), kvm_ioctls::Error>) -> Result<(), kvm_ioctls::Error> {
+    match result {
+        Err(error) if [libc::ENOTTY, libc::EINVAL].contains(&error.errno()) => Ok(()),
+        result => result,
+    }
+}
+
+/// A line of the in-kernel controllers. KVM_IRQ_LINE injects at once; an irqfd would need a registration a line and takes a detour
+/// through a kernel worker for anything but a message-signalled interrupt.
+#[derive(Debug)]
+struct Line {
+    machine: Arc<Inner>,
+    gsi: u32,
+}
+
+impl IrqLine for Line {
+    fn pulse(&self) -> io::Result<()> {
+        self.set(true)?;
+        self.set(false)
+    }
+
+    fn set(&self, high: bool) -> io::Result<()> {
+        self.machine.fd.set_irq_line(self.gsi, high).map_err(Into::into)
+    }
+}
+
+/// The ioctls that a running machine still makes on its descriptors, by number: what a filter of system calls must let through.
+pub const RUNTIME_IOCTLS: [u32; 6] = [
+    opcode::none(KVMIO, 0x80),
+    opcode::write::<kvm_bindings::kvm_irq_level>(KVMIO, 0x61),
+    opcode::write::<kvm_ioeventfd>(KVMIO, 0x79),
+    opcode::write::<kvm_userspace_memory_region>(KVMIO, 0x46),
+    opcode::read::<kvm_bindings::kvm_regs>(KVMIO, 0x81),
+    opcode::none(KVMIO, 0xad),
+];
