@@ -1,0 +1,9 @@
+//! The guest's PID 1 as a library, so that tests can drive its parts without a machine.
+//!
+//! Floors, imports go down only: `arch` and `sys`, then `mounts` and `cgroup`, `spawn`, `registry` (pure), `stdio`,
+//! `service`, and `main`.
+
+pub mod arch;
+pub mod cgroup;
+pub mod spawn;
+pub mod sys;

@@ -1,0 +1,72 @@
+//! The machine: clocks, the random pool, the end.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::check;
+
+fn clock(id: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live structure. Neither clock can fail.
+    unsafe { libc::clock_gettime(id, &raw mut time) };
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
+/// CLOCK_BOOTTIME in nanoseconds.
+#[must_use]
+pub fn boot_time_ns() -> u64 {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
+/// CLOCK_REALTIME in nanoseconds since 1970.
+#[must_use]
+pub fn real_time_ns() -> u64 {
+    clock(libc::CLOCK_REALTIME)
+}
+
+/// Sets CLOCK_REALTIME to nanoseconds since 1970.
+///
+/// # Errors
+/// Those of clock_settime(2).
+pub fn set_real_time_ns(now: u64) -> io::Result<()> {
+    let part = |value: u64| i64::try_from(value).map_err(io::Error::other);
+    let time = libc::timespec { tv_sec: part(now / 1_000_000_000)?, tv_nsec: part(now % 1_000_000_000)? };
+    // SAFETY: the pointer is to a live structure.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }).map(drop)
+}
+
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: libc::c_int,
+    bytes: libc::c_int,
+    buffer: [u8; 64],
+}
+
+/// Credits up to 64 bytes to the random pool; `device` is /dev/urandom.
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn add_entropy(device: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    // _IOW('R', 3, int[2])
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    let mut info = PoolInfo { entropy_bits: 0, bytes: 0, buffer: [0; 64] };
+    for (slot, byte) in info.buffer.iter_mut().zip(bytes) {
+        *slot = *byte;
+        info.bytes += 1;
+    }
+    info.entropy_bits = info.bytes * 8;
+    // `as _`: the request's type differs between C libraries.
+    // SAFETY: the pointer is to a live structure of the shape that the call reads.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) }).map(drop)
+}
+
+/// sync(2) and reboot(2): the last resort when nobody answers on the power port. Returns only if the kernel refuses.
+pub fn machine_end(reboot: bool) {
+    let command = if reboot { libc::RB_AUTOBOOT } else { libc::RB_POWER_OFF };
+    // SAFETY: neither call takes a pointer.
+    unsafe {
+        libc::sync();
+        libc::reboot(command);
+    }
+}
