@@ -153,16 +153,13 @@ impl Cgroup {
     pub fn stats(&self) -> CgroupStats {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
         let number = |file: &str| read(file).trim().parse().unwrap_or(0);
-        let cpu = read("cpu.stat");
         CgroupStats {
-            cpu_usage_ns: field(&cpu, "usage_usec").saturating_mul(1000),
-            cpu_user_ns: field(&cpu, "user_usec").saturating_mul(1000),
-            cpu_system_ns: field(&cpu, "system_usec").saturating_mul(1000),
             memory_current_bytes: number("memory.current"),
             memory_peak_bytes: number("memory.peak"),
             memory_limit_bytes: number("memory.max"),
             oom_kills: self.oom_kills(),
             pids_current: number("pids.current"),
+            ..cpu_figures(&self.path)
         }
     }
 
@@ -176,6 +173,18 @@ impl Cgroup {
 impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
+    }
+}
+
+/// Processor time of the cgroup at a path; the rest is 0.
+#[must_use]
+pub fn cpu_figures(cgroup: &Path) -> CgroupStats {
+    let text = fs::read_to_string(cgroup.join("cpu.stat")).unwrap_or_default();
+    CgroupStats {
+        cpu_usage_ns: field(&text, "usage_usec").saturating_mul(1000),
+        cpu_user_ns: field(&text, "user_usec").saturating_mul(1000),
+        cpu_system_ns: field(&text, "system_usec").saturating_mul(1000),
+        ..CgroupStats::default()
     }
 }
 

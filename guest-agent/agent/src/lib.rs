@@ -5,5 +5,9 @@
 
 pub mod arch;
 pub mod cgroup;
+pub mod mounts;
+pub mod registry;
+pub mod service;
 pub mod spawn;
+pub mod stdio;
 pub mod sys;

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 mod bpf;
 mod clone;
+mod event;
 mod mounting;
 mod net;
 mod power;
@@ -16,6 +17,7 @@ mod tty;
 
 pub use bpf::{Instruction, attach_device_program, install_seccomp};
 pub use clone::{CloneRequest, clone_exec};
+pub use event::watch;
 pub use mounting::{
     MountAttributes, clone_tree, mount, mount_attributes, move_tree, open_proc, pivot_here, set_propagation,
     unmount,

@@ -64,6 +64,8 @@ pub struct StagePlan {
 /// The surroundings of a new container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerPlan {
+    /// An existing empty directory in the guest's root, over which the stage mounts for itself.
+    pub workdir: String,
     /// Root file system.
     pub rootfs: RootfsPlan,
     /// Namespaces to join: flag of setns(2) and path in the guest's root.
@@ -270,6 +272,7 @@ pub fn container(
     let resources = linux.resources().clone().unwrap_or_default();
     let rules = resources.devices().clone().unwrap_or_default();
     let container = ContainerPlan {
+        workdir: String::new(),
         rootfs: rootfs_plan(rootfs, spec.root.is_some_and(|root| root.readonly))?,
         joins,
         namespaces,

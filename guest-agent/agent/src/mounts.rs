@@ -1,0 +1,125 @@
+//! The guest's own mounts. First the agent leaves the initramfs: pivot_root(2), which every container needs, cannot leave
+//! that one.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
+use thiserror::Error;
+
+use crate::cgroup::{self, CgroupError};
+use crate::sys::{self, MountAttributes};
+
+/// Where the agent's program is after the move: on a read-only mount, so that no container can write to it.
+pub const PROGRAM: &str = "/nelly-agent";
+
+/// An empty directory over which stages mount, each in its own mount namespace.
+pub const WORKDIR: &str = "/mnt";
+
+/// Mount of cgroup version 2.
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// linux/magic.h.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// A step of the set-up that failed.
+#[derive(Debug, Error)]
+pub enum MountError {
+    /// Neither initramfs nor tmpfs: its files are not ours to delete.
+    #[error("the root is no initramfs (file system type {0:#x})")]
+    NotInitramfs(i64),
+    /// A step.
+    #[error("cannot {0}")]
+    Step(String, #[source] io::Error),
+    /// Controllers.
+    #[error("cannot set cgroups up")]
+    Cgroup(#[source] CgroupError),
+}
+
+fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> MountError {
+    let what = what.into();
+    move |error| MountError::Step(what, error)
+}
+
+const NEW_ROOT: &str = "/.root";
+
+/// Moves the agent, whose program is at `program`, from the initramfs to a root of its own, and mounts what a guest needs.
+///
+/// # Errors
+/// [`MountError`]; the guest is of no use then.
+pub fn take_over(program: &str) -> Result<(), MountError> {
+    leave_initramfs(program)?;
+    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+    let nodev = flags | libc::MS_NODEV;
+    fs::create_dir_all("/dev/pts").map_err(step("make /dev/pts"))?;
+    for (kind, target, flags, data) in
+        [("devpts", "/dev/pts", flags, "mode=620,gid=5,ptmxmode=666"), ("cgroup2", CGROUP_ROOT, nodev, "")]
+    {
+        sys::mount(kind, target, kind, flags, data).map_err(step(format!("mount {kind} on {target}")))?;
+    }
+    cgroup::delegate_controllers(Path::new(CGROUP_ROOT)).map_err(MountError::Cgroup)
+}
+
+fn leave_initramfs(program: &str) -> Result<(), MountError> {
+    let kind = statfs("/").map_err(io::Error::from).map_err(step("look at the root"))?.filesystem_type();
+    if kind != RAMFS_MAGIC && kind != TMPFS_MAGIC {
+        return Err(MountError::NotInitramfs(kind.0));
+    }
+    fs::create_dir_all(NEW_ROOT).map_err(step("make the new root"))?;
+    sys::mount("tmpfs", NEW_ROOT, "tmpfs", libc::MS_NOSUID, "mode=755")
+        .map_err(step("mount the new root"))?;
+    let at = |path: &str| format!("{NEW_ROOT}{path}");
+    for directory in ["/proc", "/sys", "/dev", "/run", "/tmp", WORKDIR] {
+        fs::create_dir(at(directory)).map_err(step(format!("make {directory}")))?;
+    }
+    fs::set_permissions(at("/tmp"), fs::Permissions::from_mode(0o1777))
+        .map_err(step("open /tmp to everybody"))?;
+
+    // The program stays where it is in memory; only its name moves.
+    fs::write(at(PROGRAM), "").map_err(step("make the agent's place"))?;
+    let fail = |what: &str| step(format!("{what} the agent's program {program}"));
+    sys::mount(program, &at(PROGRAM), "", libc::MS_BIND, "").map_err(fail("bind"))?;
+    let read_only = MountAttributes { set: libc::MS_RDONLY, clear: 0 };
+    sys::mount_attributes(&at(PROGRAM), read_only).map_err(fail("protect"))?;
+
+    let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+    let nodev = flags | libc::MS_NODEV;
+    for (kind, target, flags) in
+        [("proc", "/proc", nodev), ("sysfs", "/sys", nodev), ("devtmpfs", "/dev", flags)]
+    {
+        sys::mount(kind, &at(target), kind, flags, "").map_err(step(format!("mount {kind} on {target}")))?;
+    }
+    free_initramfs();
+    std::env::set_current_dir(NEW_ROOT).map_err(step("enter the new root"))?;
+    sys::mount(".", "/", "", libc::MS_MOVE, "").map_err(step("move the new root"))?;
+    nix::unistd::chroot(".").map_err(io::Error::from).map_err(step("make the new root the root"))?;
+    std::env::set_current_dir("/").map_err(step("enter the root"))
+}
+
+/// Deletes what else was in the initramfs: nobody can reach it any more, but it would stay in memory. What cannot be
+/// deleted does no harm.
+fn free_initramfs() {
+    let Ok(root) = fs::metadata("/") else { return };
+    delete_below(Path::new("/"), root.dev(), 0);
+}
+
+/// An initramfs deeper than this keeps its depths.
+const DEEPEST: usize = 64;
+
+fn delete_below(directory: &Path, device: u64, depth: usize) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        if found.dev() != device {
+            continue;
+        }
+        if !found.is_dir() {
+            let _ = fs::remove_file(&path);
+        } else if depth < DEEPEST {
+            delete_below(&path, device, depth + 1);
+            let _ = fs::remove_dir(&path);
+        }
+    }
+}

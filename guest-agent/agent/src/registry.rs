@@ -1,0 +1,373 @@
+//! Which containers and processes there are and what may be done with them when. Pure: no system call, no waiting; what a
+//! container (`C`) and a process (`P`) are made of is the caller's affair.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use thiserror::Error;
+
+/// Why something is not possible now.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RegistryError {
+    /// Never made, or forgotten.
+    #[error("no such container: {0}")]
+    NoContainer(String),
+    /// Never made, or forgotten.
+    #[error("no such exec in container {0}: {1}")]
+    NoExec(String, String),
+    /// Ids are given once.
+    #[error("container {0} exists already")]
+    ContainerExists(String),
+    /// Ids are given once.
+    #[error("exec {1} exists already in container {0}")]
+    ExecExists(String, String),
+    /// Not in this state.
+    #[error("container {id} is {status}; it would have to be {wanted}")]
+    State {
+        /// Which.
+        id: String,
+        /// What it is.
+        status: Status,
+        /// What it would have to be.
+        wanted: &'static str,
+    },
+}
+
+/// Life of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Its surroundings are being made.
+    Creating,
+    /// Its first process stands at the gate.
+    Created,
+    /// The gate was opened.
+    Starting,
+    /// The program runs.
+    Running,
+    /// The first process ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Creating => "being created",
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 + signal when one ended it.
+    pub code: u32,
+    /// That signal, else 0.
+    pub signal: u32,
+    /// By the kernel's OOM killer.
+    pub oom_killed: bool,
+    /// CLOCK_BOOTTIME.
+    pub at_ns: u64,
+}
+
+/// Which process.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Container id.
+    pub container: String,
+    /// Exec id; nothing for the container's first process.
+    pub exec: Option<String>,
+}
+
+impl Key {
+    /// From the two ids of a request; an empty exec id means the first process.
+    #[must_use]
+    pub fn new(container: &str, exec: &str) -> Self {
+        let exec = if exec.is_empty() { None } else { Some(exec.to_owned()) };
+        Self { container: container.to_owned(), exec }
+    }
+}
+
+struct Process<P> {
+    pid: i32,
+    handle: P,
+}
+
+struct Entry<C, P> {
+    status: Status,
+    data: C,
+    first: Option<Process<P>>,
+    exit: Option<Exit>,
+    /// Nothing inside: reserved, its process is being made.
+    execs: BTreeMap<String, Option<Process<P>>>,
+}
+
+/// What there is to say of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Its id.
+    pub id: String,
+    /// Its state.
+    pub status: Status,
+    /// Its first process, 0 before there is one.
+    pub pid: i32,
+    /// How that ended.
+    pub exit: Option<Exit>,
+    /// Its execs, ended ones that nobody waited for among them.
+    pub exec_ids: Vec<String>,
+}
+
+/// All containers of the guest.
+pub struct Registry<C, P> {
+    containers: BTreeMap<String, Entry<C, P>>,
+    pids: HashMap<i32, Key>,
+}
+
+impl<C, P> Default for Registry<C, P> {
+    fn default() -> Self {
+        Self { containers: BTreeMap::new(), pids: HashMap::new() }
+    }
+}
+
+impl<C, P> Registry<C, P> {
+    fn entry(&self, id: &str) -> Result<&Entry<C, P>, RegistryError> {
+        self.containers.get(id).ok_or_else(|| RegistryError::NoContainer(id.to_owned()))
+    }
+
+    fn entry_mut(&mut self, id: &str) -> Result<&mut Entry<C, P>, RegistryError> {
+        self.containers.get_mut(id).ok_or_else(|| RegistryError::NoContainer(id.to_owned()))
+    }
+
+    /// Gives a container id away; the container is being created.
+    ///
+    /// # Errors
+    /// [`RegistryError::ContainerExists`].
+    pub fn reserve_container(&mut self, id: &str, data: C) -> Result<(), RegistryError> {
+        if self.containers.contains_key(id) {
+            return Err(RegistryError::ContainerExists(id.to_owned()));
+        }
+        let entry = Entry { status: Status::Creating, data, first: None, exit: None, execs: BTreeMap::new() };
+        self.containers.insert(id.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Gives an exec id away.
+    ///
+    /// # Errors
+    /// [`RegistryError`]: the container must run, the id must be new.
+    pub fn reserve_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
+        let entry = self.entry_mut(container)?;
+        if entry.status != Status::Running {
+            let (id, status) = (container.to_owned(), entry.status);
+            return Err(RegistryError::State { id, status, wanted: "running" });
+        }
+        if entry.execs.contains_key(exec) {
+            return Err(RegistryError::ExecExists(container.to_owned(), exec.to_owned()));
+        }
+        entry.execs.insert(exec.to_owned(), None);
+        Ok(())
+    }
+
+    /// Remembers the process of a reserved id.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the id is not reserved.
+    pub fn set_process(&mut self, key: &Key, pid: i32, handle: P) -> Result<(), RegistryError> {
+        let entry = self.entry_mut(&key.container)?;
+        let process = Some(Process { pid, handle });
+        match &key.exec {
+            None => entry.first = process,
+            Some(exec) => match entry.execs.get_mut(exec) {
+                Some(slot) => *slot = process,
+                None => return Err(RegistryError::NoExec(key.container.clone(), exec.clone())),
+            },
+        }
+        self.pids.insert(pid, key.clone());
+        Ok(())
+    }
+
+    /// Moves a container on; a container that stopped meanwhile stays so.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when it is not in the state `from`.
+    pub fn advance(&mut self, id: &str, from: Status, to: Status) -> Result<(), RegistryError> {
+        let entry = self.entry_mut(id)?;
+        if entry.status != from {
+            let wanted = match from {
+                Status::Creating => "being created",
+                Status::Created => "created",
+                Status::Starting => "starting",
+                Status::Running => "running",
+                Status::Stopped => "stopped",
+            };
+            return Err(RegistryError::State { id: id.to_owned(), status: entry.status, wanted });
+        }
+        entry.status = to;
+        Ok(())
+    }
+
+    /// Forgets a container with all its execs, or one exec. Its processes, if still alive, are nobody's.
+    pub fn forget(&mut self, key: &Key) {
+        match &key.exec {
+            None => {
+                self.containers.remove(&key.container);
+                self.pids.retain(|_, one| one.container != key.container);
+            }
+            Some(exec) => {
+                let entry = self.containers.get_mut(&key.container);
+                let slot = entry.and_then(|entry| entry.execs.remove(exec));
+                if let Some(Some(process)) = slot
+                    && self.pids.get(&process.pid) == Some(key)
+                {
+                    self.pids.remove(&process.pid);
+                }
+            }
+        }
+    }
+
+    /// A process was reaped: whose it was, if anybody's. Its number may be given to another from now on.
+    pub fn reaped(&mut self, pid: i32) -> Option<Key> {
+        self.pids.remove(&pid)
+    }
+
+    /// The first process of a container ended.
+    pub fn stopped(&mut self, id: &str, exit: Exit) {
+        if let Some(entry) = self.containers.get_mut(id) {
+            entry.status = Status::Stopped;
+            entry.exit = Some(exit);
+        }
+    }
+
+    /// A process.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when there is none (yet) under that key.
+    pub fn process(&self, key: &Key) -> Result<&P, RegistryError> {
+        let entry = self.entry(&key.container)?;
+        match &key.exec {
+            None => entry.first.as_ref().ok_or_else(|| RegistryError::NoContainer(key.container.clone())),
+            Some(exec) => entry
+                .execs
+                .get(exec)
+                .and_then(Option::as_ref)
+                .ok_or_else(|| RegistryError::NoExec(key.container.clone(), exec.clone())),
+        }
+        .map(|process| &process.handle)
+    }
+
+    /// A container's data.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoContainer`].
+    pub fn data(&mut self, id: &str) -> Result<&mut C, RegistryError> {
+        Ok(&mut self.entry_mut(id)?.data)
+    }
+
+    /// One container.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoContainer`].
+    pub fn summary(&self, id: &str) -> Result<Summary, RegistryError> {
+        let entry = self.entry(id)?;
+        Ok(Summary {
+            id: id.to_owned(),
+            status: entry.status,
+            pid: entry.first.as_ref().map_or(0, |process| process.pid),
+            exit: entry.exit,
+            exec_ids: entry.execs.keys().cloned().collect(),
+        })
+    }
+
+    /// All ids, in order.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        self.containers.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Plain = Registry<(), i32>;
+
+    fn running(id: &str, pid: i32) -> Plain {
+        let mut registry = Plain::default();
+        registry.reserve_container(id, ()).expect("new");
+        registry.set_process(&Key::new(id, ""), pid, pid).expect("reserved");
+        registry.advance(id, Status::Creating, Status::Created).expect("created");
+        registry.advance(id, Status::Created, Status::Starting).expect("starting");
+        registry.advance(id, Status::Starting, Status::Running).expect("running");
+        registry
+    }
+
+    #[test]
+    fn a_life() {
+        let mut registry = running("a", 10);
+        assert_eq!(registry.reserve_container("a", ()), Err(RegistryError::ContainerExists("a".into())));
+        registry.reserve_exec("a", "e").expect("running");
+        assert_eq!(registry.reserve_exec("a", "e"), Err(RegistryError::ExecExists("a".into(), "e".into())));
+        assert_eq!(registry.process(&Key::new("a", "e")), Err(RegistryError::NoExec("a".into(), "e".into())));
+        registry.set_process(&Key::new("a", "e"), 11, 11).expect("reserved");
+        assert_eq!(registry.process(&Key::new("a", "e")), Ok(&11));
+        assert_eq!(registry.reaped(11), Some(Key::new("a", "e")));
+        assert_eq!(registry.reaped(11), None);
+        registry.forget(&Key::new("a", "e"));
+        assert_eq!(registry.reaped(10), Some(Key::new("a", "")));
+        let exit = Exit { code: 7, ..Exit::default() };
+        registry.stopped("a", exit);
+        let summary = registry.summary("a").expect("still there");
+        assert_eq!((summary.status, summary.exit, summary.pid), (Status::Stopped, Some(exit), 10));
+        assert!(summary.exec_ids.is_empty());
+        assert!(matches!(registry.reserve_exec("a", "f"), Err(RegistryError::State { .. })));
+        registry.forget(&Key::new("a", ""));
+        assert!(registry.ids().is_empty());
+    }
+
+    #[test]
+    fn a_container_that_stopped_while_starting_stays_stopped() {
+        let mut registry = Plain::default();
+        registry.reserve_container("a", ()).expect("new");
+        assert!(registry.advance("a", Status::Created, Status::Starting).is_err());
+        registry.advance("a", Status::Creating, Status::Created).expect("created");
+        registry.advance("a", Status::Created, Status::Starting).expect("starting");
+        registry.stopped("a", Exit::default());
+        let error = registry.advance("a", Status::Starting, Status::Running).expect_err("it stopped");
+        assert_eq!(error.to_string(), "container a is stopped; it would have to be starting");
+    }
+
+    #[test]
+    fn a_number_given_again_belongs_to_the_new_process() {
+        let mut registry = running("a", 10);
+        registry.reserve_exec("a", "one").expect("running");
+        registry.set_process(&Key::new("a", "one"), 11, 11).expect("reserved");
+        registry.reaped(11);
+        registry.reserve_exec("a", "two").expect("running");
+        registry.set_process(&Key::new("a", "two"), 11, 11).expect("reserved");
+        registry.forget(&Key::new("a", "one"));
+        assert_eq!(registry.reaped(11), Some(Key::new("a", "two")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_thousand_execs_leave_nothing(ids in prop::collection::vec(0..50i32, 0..200)) {
+            let mut registry = running("a", 1);
+            for id in ids {
+                let key = Key::new("a", &id.to_string());
+                if registry.reserve_exec("a", &id.to_string()).is_ok() {
+                    registry.set_process(&key, 100 + id, id).expect("reserved");
+                }
+                if id % 3 != 0 {
+                    registry.reaped(100 + id);
+                }
+                registry.forget(&key);
+            }
+            prop_assert_eq!(registry.pids.len(), 1);
+            prop_assert!(registry.summary("a").expect("there").exec_ids.is_empty());
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The ttrpc service: thin. Each call checks its request, asks the life of containers, and turns answers and errors into
+//! messages. A client that goes away in the middle cancels nothing: what was begun is finished.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use nelly_protocol::messages::{self as m, container_state, start_failure};
+use nelly_protocol::service::{Agent, create_agent};
+use nelly_protocol::{PROTOCOL_MAJOR, features};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::{Code, get_status};
+
+use crate::registry::{Exit, Key, RegistryError, Status, Summary};
+use crate::spawn::plan::PlanError;
+use crate::spawn::{FailureKind, StageFailure, chain};
+
+mod guest;
+mod life;
+
+pub use guest::GuestError;
+pub use life::{Config, End, Guest, LifeError};
+
+/// One connection: the calls of the one service, open after Hello.
+struct Connection {
+    guest: Arc<Guest>,
+    greeted: AtomicBool,
+}
+
+/// Serves one connected stream until its other end closes it.
+///
+/// # Errors
+/// When the server cannot be started on it.
+pub async fn serve<S>(guest: Arc<Guest>, stream: S) -> ttrpc::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
+{
+    let (gone, closed) = oneshot::channel();
+    let stream = Tracked { stream, _gone: gone };
+    // One server a connection: it is the only way to know which connection a call came by, and so whether it said Hello.
+    let listener = Listener::new(Once(Some(stream)));
+    let connection = Arc::new(Connection { guest, greeted: AtomicBool::new(false) });
+    let mut server = Server::new().register_service(create_agent(connection)).add_listener(listener);
+    server.start().await?;
+    // The sender is dropped with the stream; that is the only message it ever has.
+    let _ = closed.await;
+    Ok(())
+}
+
+/// A stream of one connection.
+struct Once<S>(Option<S>);
+
+impl<S: Unpin> Stream for Once<S> {
+    type Item = io::Result<S>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.0.take() {
+            Some(stream) => Poll::Ready(Some(Ok(stream))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// Tells when the server let go of the stream.
+struct Tracked<S> {
+    stream: S,
+    _gone: oneshot::Sender<()>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Tracked<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tracked<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn status(code: Code, message: impl Into<String>) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(get_status(code, message.into()))
+}
+
+fn registry_status(error: &RegistryError) -> ttrpc::Error {
+    let code = match error {
+        RegistryError::NoContainer(_) | RegistryError::NoExec(..) => Code::NOT_FOUND,
+        RegistryError::ContainerExists(_) | RegistryError::ExecExists(..) => Code::ALREADY_EXISTS,
+        RegistryError::State { .. } => Code::FAILED_PRECONDITION,
+    };
+    status(code, error.to_string())
+}
+
+impl From<LifeError> for ttrpc::Error {
+    fn from(error: LifeError) -> Self {
+        match &error {
+            LifeError::Registry(inner) => registry_status(inner),
+            LifeError::Plan(PlanError::Unsupported(_)) => status(Code::UNIMPLEMENTED, chain(&error)),
+            LifeError::Plan(_)
+            | LifeError::Stdio(crate::stdio::StdioError::Port(_) | crate::stdio::StdioError::Terminal)
+            | LifeError::Signal(_) => status(Code::INVALID_ARGUMENT, chain(&error)),
+            LifeError::Ending | LifeError::Ended | LifeError::NoTerminal => {
+                status(Code::FAILED_PRECONDITION, chain(&error))
+            }
+            _ => status(Code::INTERNAL, chain(&error)),
+        }
+    }
+}
+
+/// Runs to its end whatever becomes of the caller.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, LifeError>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(ttrpc::Error::from),
+        Err(error) => Err(status(Code::INTERNAL, format!("the call was cut short: {error}"))),
+    }
+}
+
+fn start_response(started: Result<i32, StageFailure>) -> m::StartResponse {
+    let mut response = m::StartResponse::new();
+    match started {
+        Ok(pid) => response.pid = u32::try_from(pid).unwrap_or_default(),
+        Err(failure) => {
+            let kind = match failure.kind {
+                FailureKind::Other => start_failure::Kind::OTHER,
+                FailureKind::NotExecutable => start_failure::Kind::NOT_EXECUTABLE,
+                FailureKind::NotFound => start_failure::Kind::NOT_FOUND,
+            };
+            let failure =
+                m::StartFailure { kind: kind.into(), message: failure.message, ..m::StartFailure::default() };
+            response.failure = Some(failure).into();
+        }
+    }
+    response
+}
+
+fn wait_response(exit: Exit) -> m::WaitResponse {
+    m::WaitResponse {
+        exit_code: exit.code,
+        signal: exit.signal,
+        oom_killed: exit.oom_killed,
+        exited_ns: exit.at_ns,
+        ..m::WaitResponse::default()
+    }
+}
+
+fn container_state(summary: Summary) -> m::ContainerState {
+    let status = match summary.status {
+        Status::Creating => container_state::Status::UNKNOWN,
+        Status::Created | Status::Starting => container_state::Status::CREATED,
+        Status::Running => container_state::Status::RUNNING,
+        Status::Stopped => container_state::Status::STOPPED,
+    };
+    m::ContainerState {
+        id: summary.id,
+        status: status.into(),
+        pid: u32::try_from(summary.pid).unwrap_or_default(),
+        exit: summary.exit.map(wait_response).into(),
+        exec_ids: summary.exec_ids,
+        ..m::ContainerState::default()
+    }
+}
+
+impl Connection {
+    fn greeted(&self) -> ttrpc::Result<&Arc<Guest>> {
+        if self.greeted.load(Ordering::Relaxed) {
+            Ok(&self.guest)
+        } else {
+            Err(status(Code::FAILED_PRECONDITION, "the first call on a connection must be Hello"))
+        }
+    }
+}
+
+#[async_trait]
+impl Agent for Connection {
+    async fn hello(&self, _: &TtrpcContext, request: m::HelloRequest) -> ttrpc::Result<m::HelloResponse> {
+        if request.protocol != PROTOCOL_MAJOR {
+            let message = format!(
+                "protocol {} is not spoken here, {PROTOCOL_MAJOR} is (agent {})",
+                request.protocol,
+                guest::BUILD
+            );
+            return Err(status(Code::UNIMPLEMENTED, message));
+        }
+        if let Some(unknown) = request.features.iter().find(|one| !features::ALL.contains(&one.as_str())) {
+            return Err(status(Code::UNIMPLEMENTED, format!("this agent has no feature {unknown:?}")));
+        }
+        guest::apply(&request).map_err(|error| status(Code::INTERNAL, chain(&error)))?;
+        self.greeted.store(true, Ordering::Relaxed);
+        Ok(m::HelloResponse {
+            protocol: PROTOCOL_MAJOR,
+            build: guest::BUILD.to_owned(),
+            features: features::ALL.iter().map(|one| (*one).to_owned()).collect(),
+            kernel_release: guest::kernel_release(),
+            boot_ns: self.guest.config().boot_ns,
+            ready_ns: self.guest.config().ready_ns,
+            ..m::HelloResponse::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: m::CreateContainerRequest,
+    ) -> ttrpc::Result<m::CreateContainerResponse> {
+        let guest = self.greeted()?.clone();
+        detached(async move { guest.create(request).await }).await?;
+        Ok(m::CreateContainerResponse::new())
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: m::StartContainerRequest,
+    ) -> ttrpc::Result<m::StartResponse> {
+        let guest = self.greeted()?.clone();
+        let started = detached(async move { guest.start(&request.container_id).await }).await?;
+        Ok(start_response(started))
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
+        let guest = self.greeted()?.clone();
+        let started = detached(async move { guest.exec(request).await }).await?;
+        Ok(start_response(started))
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
+        let key = Key::new(&request.container_id, &request.exec_id);
+        self.greeted()?.signal(&key, request.signal, request.all)?;
+        Ok(m::Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
+        let key = Key::new(&request.container_id, &request.exec_id);
+        Ok(wait_response(self.greeted()?.wait(&key).await?))
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: m::ResizePtyRequest) -> ttrpc::Result<m::Empty> {
+        let size = |number: u32, name: &str| {
+            u16::try_from(number)
+                .map_err(|_| status(Code::INVALID_ARGUMENT, format!("{number} {name} are too many")))
+        };
+        let (rows, columns) = (size(request.rows, "rows")?, size(request.columns, "columns")?);
+        self.greeted()?.resize(&Key::new(&request.container_id, &request.exec_id), rows, columns)?;
+        Ok(m::Empty::new())
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: m::CloseStdinRequest) -> ttrpc::Result<m::Empty> {
+        self.greeted()?.close_stdin(&Key::new(&request.container_id, &request.exec_id))?;
+        Ok(m::Empty::new())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
+        let containers =
+            self.greeted()?.summaries(&request.container_id)?.into_iter().map(container_state).collect();
+        Ok(m::StateResponse { containers, ..m::StateResponse::default() })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
+        let guest = self.greeted()?;
+        let figures = guest.figures(&request.container_id)?;
+        let memory = guest::memory();
+        Ok(m::StatsResponse {
+            cpu_usage_ns: figures.cpu_usage_ns,
+            cpu_user_ns: figures.cpu_user_ns,
+            cpu_system_ns: figures.cpu_system_ns,
+            memory_current_bytes: figures.memory_current_bytes,
+            memory_peak_bytes: figures.memory_peak_bytes,
+            memory_limit_bytes: figures.memory_limit_bytes,
+            oom_kills: figures.oom_kills,
+            pids_current: figures.pids_current,
+            agent_resident_bytes: guest::agent_resident_bytes(),
+            guest_memory_total_bytes: memory.total_bytes,
+            guest_memory_available_bytes: memory.available_bytes,
+            ..m::StatsResponse::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {
+        self.greeted()?.request_end(End { reboot: request.reboot, grace_ms: request.grace_ms });
+        Ok(m::Empty::new())
+    }
+}

@@ -1,0 +1,134 @@
+//! What concerns the guest as a whole: Hello's wishes and its figures.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+
+use nelly_protocol::messages::HelloRequest;
+use thiserror::Error;
+
+use crate::cgroup::CgroupStats;
+use crate::sys;
+
+/// What this agent calls itself; tools that build an initramfs may set the variable.
+pub(super) const BUILD: &str = match option_env!("NELLY_BUILD_ID") {
+    Some(build) => build,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
+/// The clock is set when it is off by more than this.
+const TOLERANCE_NS: u64 = 10_000_000;
+
+/// Most bytes that Hello may credit to the random pool.
+const MOST_ENTROPY: usize = 64;
+
+/// A wish of Hello that could not be fulfilled.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// Host name.
+    #[error("cannot set the host name {0:?}")]
+    Hostname(String, #[source] io::Error),
+    /// Clock.
+    #[error("cannot set the clock")]
+    Clock(#[source] io::Error),
+    /// Random pool.
+    #[error("cannot credit {0} bytes to the random pool (64 at most)")]
+    Entropy(usize, #[source] io::Error),
+}
+
+/// Sets host name and clock and feeds the random pool, as far as asked.
+pub(super) fn apply(request: &HelloRequest) -> Result<(), GuestError> {
+    if !request.entropy.is_empty() {
+        let count = request.entropy.len();
+        let fail = |error| GuestError::Entropy(count, error);
+        if count > MOST_ENTROPY {
+            return Err(fail(io::Error::from_raw_os_error(libc::EINVAL)));
+        }
+        let pool = OpenOptions::new().write(true).open("/dev/urandom").map_err(fail)?;
+        sys::add_entropy(pool.as_fd(), &request.entropy).map_err(fail)?;
+    }
+    if let Ok(now @ 1..) = u64::try_from(request.now_unix_ns)
+        && now.abs_diff(sys::real_time_ns()) > TOLERANCE_NS
+    {
+        sys::set_real_time_ns(now).map_err(GuestError::Clock)?;
+    }
+    if !request.hostname.is_empty() {
+        nix::unistd::sethostname(&request.hostname)
+            .map_err(|error| GuestError::Hostname(request.hostname.clone(), error.into()))?;
+    }
+    Ok(())
+}
+
+pub(super) fn kernel_release() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
+}
+
+/// Memory of the guest.
+pub(super) struct Memory {
+    pub(super) total_bytes: u64,
+    pub(super) available_bytes: u64,
+}
+
+pub(super) fn memory() -> Memory {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = |name| kib_of(&text, name).saturating_mul(1024);
+    Memory { total_bytes: kib("MemTotal:"), available_bytes: kib("MemAvailable:") }
+}
+
+fn kib_of(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+pub(super) fn agent_resident_bytes() -> u64 {
+    kib_of(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").saturating_mul(1024)
+}
+
+/// Figures of all of the guest; `root` is the cgroup mount.
+pub(super) fn figures(root: &std::path::Path) -> CgroupStats {
+    let memory = memory();
+    let used = memory.total_bytes.saturating_sub(memory.available_bytes);
+    let cpu = crate::cgroup::cpu_figures(root);
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let vmstat = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let oom = vmstat.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
+    CgroupStats {
+        memory_current_bytes: used,
+        memory_peak_bytes: 0,
+        memory_limit_bytes: memory.total_bytes,
+        oom_kills: oom.unwrap_or(0),
+        pids_current: tasks(&load),
+        ..cpu
+    }
+}
+
+/// "0.00 0.00 0.00 1/57 61": 57 tasks.
+fn tasks(loadavg: &str) -> u64 {
+    let word = loadavg.split_whitespace().nth(3).and_then(|word| word.split_once('/'));
+    word.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_by_name() {
+        let text = "MemTotal:        2048 kB\nMemFree: 5 kB\nMemAvailable:    1024 kB\n";
+        assert_eq!(kib_of(text, "MemTotal:"), 2048);
+        assert_eq!(kib_of(text, "MemAvailable:"), 1024);
+        assert_eq!(kib_of(text, "Swap:"), 0);
+        assert_eq!(tasks("0.00 0.01 0.05 2/57 61\n"), 57);
+        assert_eq!(tasks(""), 0);
+        assert!(memory().total_bytes > memory().available_bytes);
+        assert!(agent_resident_bytes() > 0);
+    }
+
+    #[test]
+    fn too_much_entropy_is_refused() {
+        let request = HelloRequest { entropy: vec![0; 65], ..HelloRequest::default() };
+        assert!(matches!(apply(&request), Err(GuestError::Entropy(65, _))));
+    }
+}

@@ -1,0 +1,517 @@
+//! The life of containers and processes: makes them, waits for them, cleans up after them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nelly_protocol::messages::{CreateContainerRequest, ExecRequest};
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+
+use crate::cgroup::{Cgroup, CgroupError, CgroupStats};
+use crate::registry::{Exit, Key, Registry, RegistryError, Status, Summary};
+use crate::spawn::StageFailure;
+use crate::spawn::launch::{LaunchError, Launcher, Stage};
+use crate::spawn::plan::{self, PlanError};
+use crate::spawn::seccomp::Filter;
+use crate::stdio::{self, Dialer, HostStreams, Pumps, StdioError};
+use crate::sys::{self, Reaped};
+
+/// Why a call failed.
+#[derive(Debug, Error)]
+pub enum LifeError {
+    /// Ids and states.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The request.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// Limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The stage.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// What a stage could not do before its gate.
+    #[error("cannot create the container: {}", .0.message)]
+    Create(StageFailure),
+    /// The OOM score.
+    #[error("cannot set the OOM score of process {0}")]
+    OomScore(i32, #[source] io::Error),
+    /// Pumps.
+    #[error("cannot watch the terminal")]
+    Terminal(#[source] io::Error),
+    /// Not a signal.
+    #[error("{0} is no signal; 1 to 64 are")]
+    Signal(u32),
+    /// The kernel's answer to a signal.
+    #[error("cannot send signal {0}")]
+    Kill(i32, #[source] io::Error),
+    /// The process is gone.
+    #[error("the process has ended")]
+    Ended,
+    /// The process has none.
+    #[error("the process has no terminal")]
+    NoTerminal,
+    /// Shutdown was called.
+    #[error("the guest is shutting down")]
+    Ending,
+}
+
+/// How the machine is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Start again.
+    pub reboot: bool,
+    /// Milliseconds between SIGTERM and SIGKILL.
+    pub grace_ms: u32,
+}
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Makes stages.
+    pub launcher: Launcher,
+    /// Mount of cgroup version 2.
+    pub cgroup_root: PathBuf,
+    /// CLOCK_BOOTTIME when the agent began.
+    pub boot_ns: u64,
+    /// CLOCK_BOOTTIME when it listened.
+    pub ready_ns: u64,
+}
+
+/// Where a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Alive,
+    /// Reaped; its output may still be on its way.
+    Ended(Exit),
+    /// Its output is on its way no more.
+    Finished(Exit),
+}
+
+/// What the agent holds of a process.
+struct Process {
+    pidfd: Mutex<Option<Arc<OwnedFd>>>,
+    phase: watch::Sender<Phase>,
+    exited: watch::Sender<bool>,
+    pumps: Mutex<Option<Pumps>>,
+    oom_kills_before: u64,
+}
+
+/// What the agent holds of a container.
+#[derive(Default)]
+struct ContainerData {
+    cgroup: Option<Arc<Cgroup>>,
+    stage: Option<Stage>,
+    filter: Option<Filter>,
+    /// Its PID namespace is another's, so its processes do not end with its first one by themselves.
+    shares_pids: bool,
+    last_figures: CgroupStats,
+}
+
+type Containers = Registry<ContainerData, Arc<Process>>;
+
+/// The guest: everything that the calls of all connections share.
+pub struct Guest {
+    config: Config,
+    dialer: Box<dyn Dialer>,
+    registry: Mutex<Containers>,
+    end: mpsc::UnboundedSender<End>,
+}
+
+/// A poisoned lock would mean a panic, which ends the agent: there is nothing else to do about it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Process {
+    fn new(pidfd: Arc<OwnedFd>, oom_kills_before: u64) -> Arc<Self> {
+        Arc::new(Self {
+            pidfd: Mutex::new(Some(pidfd)),
+            phase: watch::Sender::new(Phase::Alive),
+            exited: watch::Sender::new(false),
+            pumps: Mutex::new(None),
+            oom_kills_before,
+        })
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), LifeError> {
+        let Some(pidfd) = lock(&self.pidfd).clone() else { return Err(LifeError::Ended) };
+        match sys::signal_pidfd(pidfd.as_fd(), signal) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(LifeError::Ended),
+            Err(error) => Err(LifeError::Kill(signal, error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn ended(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Alive).await;
+    }
+
+    async fn finished(&self) -> Option<Exit> {
+        match *self.phase.subscribe().wait_for(|phase| matches!(phase, Phase::Finished(_))).await.ok()? {
+            Phase::Finished(exit) | Phase::Ended(exit) => Some(exit),
+            Phase::Alive => None,
+        }
+    }
+}
+
+impl Guest {
+    /// A guest without containers. The second value tells when the machine is to end.
+    #[must_use]
+    pub fn new(config: Config, dialer: Box<dyn Dialer>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
+        let (end, ends) = mpsc::unbounded_channel();
+        (Arc::new(Self { config, dialer, registry: Mutex::default(), end }), ends)
+    }
+
+    /// Where things are.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Containers> {
+        lock(&self.registry)
+    }
+
+    /// Makes a container up to its gate.
+    pub(super) async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), LifeError> {
+        let mut checked = plan::container(
+            &request.id,
+            &request.spec,
+            &request.user,
+            &request.additional_groups,
+            &request.rootfs,
+            &request.stdio,
+        )?;
+        let data = ContainerData {
+            filter: checked.seccomp.take(),
+            shares_pids: checked.surroundings.pid_namespace.is_some(),
+            ..ContainerData::default()
+        };
+        self.registry().reserve_container(&request.id, data)?;
+        let result = self.create_reserved(&request, &mut checked).await;
+        if result.is_err() {
+            self.discard(&Key::new(&request.id, "")).await;
+        }
+        result
+    }
+
+    async fn create_reserved(
+        self: &Arc<Self>,
+        request: &CreateContainerRequest,
+        checked: &mut plan::ContainerRequest,
+    ) -> Result<(), LifeError> {
+        let key = Key::new(&request.id, "");
+        let streams = stdio::open(self.dialer.as_ref(), &request.stdio).await?;
+        let cgroup = Arc::new(Cgroup::create(&self.config.cgroup_root, &checked.surroundings.cgroup)?);
+        self.registry().data(&request.id)?.cgroup = Some(cgroup.clone());
+        for setting in &checked.surroundings.settings {
+            cgroup.set(&setting.file, &setting.value, setting.optional)?;
+        }
+        let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
+        drop(streams.child);
+        let process = self.remember(&key, &stage, &cgroup)?;
+        stage.ready().await.map_err(LifeError::Create)?;
+        // Only now: the stage itself had to open the image's block device.
+        cgroup.attach_devices(&checked.surroundings.device_program)?;
+        set_oom_score(stage.pid, checked.oom_score_adj)?;
+        start_pumps(&process, streams.host, &mut stage)?;
+        let mut registry = self.registry();
+        registry.data(&request.id)?.stage = Some(stage);
+        registry.advance(&request.id, Status::Creating, Status::Created)?;
+        Ok(())
+    }
+
+    /// Opens a container's gate.
+    pub(super) async fn start(self: &Arc<Self>, id: &str) -> Result<Result<i32, StageFailure>, LifeError> {
+        let stage = {
+            let mut registry = self.registry();
+            registry.advance(id, Status::Created, Status::Starting)?;
+            registry.data(id)?.stage.take()
+        };
+        let Some(stage) = stage else { return Err(LifeError::Ended) };
+        let pid = stage.pid;
+        match stage.start().await {
+            Ok(()) => {
+                // It may have ended already: then it stays stopped, and Wait tells.
+                let _ = self.registry().advance(id, Status::Starting, Status::Running);
+                Ok(Ok(pid))
+            }
+            Err(failure) => {
+                self.discard(&Key::new(id, "")).await;
+                Ok(Err(failure))
+            }
+        }
+    }
+
+    /// Makes and starts one more process of a container.
+    pub(super) async fn exec(
+        self: &Arc<Self>,
+        request: ExecRequest,
+    ) -> Result<Result<i32, StageFailure>, LifeError> {
+        plan::check_id("exec_id", &request.exec_id)?;
+        let key = Key::new(&request.container_id, &request.exec_id);
+        let filter = self.registry().data(&request.container_id)?.filter.clone();
+        let (checked, oom_score) =
+            plan::exec(&request.process, &request.user, &request.additional_groups, &request.stdio, filter)?;
+        self.registry().reserve_exec(&request.container_id, &request.exec_id)?;
+        let result = self.exec_reserved(&key, &request, &checked, oom_score).await;
+        if !matches!(result, Ok(Ok(_))) {
+            self.discard(&key).await;
+        }
+        result
+    }
+
+    async fn exec_reserved(
+        self: &Arc<Self>,
+        key: &Key,
+        request: &ExecRequest,
+        checked: &plan::StagePlan,
+        oom_score: Option<i32>,
+    ) -> Result<Result<i32, StageFailure>, LifeError> {
+        let streams = stdio::open(self.dialer.as_ref(), &request.stdio).await?;
+        let (cgroup, first) = {
+            let mut registry = self.registry();
+            let first = registry.process(&Key::new(&key.container, ""))?.clone();
+            (registry.data(&key.container)?.cgroup.clone(), first)
+        };
+        let first = lock(&first.pidfd).clone();
+        // Both are there while the container runs; it may have ended since it was asked.
+        let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(LifeError::Ended) };
+        let mut stage = self.config.launcher.exec(checked, first.as_fd(), &cgroup, &streams.child)?;
+        drop((streams.child, first));
+        let process = self.remember(key, &stage, &cgroup)?;
+        drop(cgroup);
+        if let Err(failure) = stage.ready().await {
+            return Ok(Err(failure));
+        }
+        set_oom_score(stage.pid, oom_score)?;
+        start_pumps(&process, streams.host, &mut stage)?;
+        let pid = stage.pid;
+        Ok(stage.start().await.map(|()| pid))
+    }
+
+    /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.
+    fn remember(&self, key: &Key, stage: &Stage, cgroup: &Cgroup) -> Result<Arc<Process>, LifeError> {
+        let process = Process::new(stage.pidfd.clone(), cgroup.oom_kills());
+        self.registry().set_process(key, stage.pid, process.clone())?;
+        Ok(process)
+    }
+
+    /// Ends and forgets what did not get to run.
+    async fn discard(self: &Arc<Self>, key: &Key) {
+        let process = self.registry().process(key).cloned();
+        if let Ok(process) = process {
+            // It may have ended by itself.
+            let _ = process.signal(libc::SIGKILL);
+            process.ended().await;
+        }
+        if key.exec.is_none() {
+            let cgroup = self.registry().data(&key.container).ok().and_then(|data| data.cgroup.take());
+            if let Some(cgroup) = cgroup {
+                // The container ran nothing of its own, so nothing is left in it.
+                let _ = cgroup.remove();
+            }
+        }
+        self.registry().forget(key);
+    }
+
+    /// To be called for every child that was reaped.
+    pub fn on_reaped(self: &Arc<Self>, reaped: Reaped) {
+        let mut registry = self.registry();
+        let Some(key) = registry.reaped(reaped.pid) else { return };
+        let Ok(process) = registry.process(&key).cloned() else { return };
+        let Ok(data) = registry.data(&key.container) else { return };
+        let oom_kills = data.cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
+        let signal = u32::from(reaped.signal);
+        let code = if signal == 0 { u32::from(reaped.code) } else { 128 + signal };
+        let killed = code == 128 + libc::SIGKILL.cast_unsigned();
+        let exit = Exit {
+            code,
+            signal,
+            oom_killed: killed && oom_kills > process.oom_kills_before,
+            at_ns: sys::boot_time_ns(),
+        };
+        if key.exec.is_none() {
+            data.stage = None;
+            if data.shares_pids
+                && let Some(cgroup) = &data.cgroup
+            {
+                // Without cgroup.kill the processes live on, as they would in any shared namespace.
+                let _ = cgroup.kill();
+            }
+            registry.stopped(&key.container, exit);
+        }
+        // An exec that the container's end killed may be the one that leaves the cgroup empty.
+        let status = registry.summary(&key.container).map(|summary| summary.status);
+        if status == Ok(Status::Stopped)
+            && let Ok(data) = registry.data(&key.container)
+        {
+            tidy(data);
+        }
+        drop(registry);
+        lock(&process.pidfd).take();
+        process.phase.send_replace(Phase::Ended(exit));
+        process.exited.send_replace(true);
+        tokio::spawn(async move { finish(&process, exit).await });
+    }
+
+    /// Waits for a process and its output. An exec is then forgotten.
+    pub(super) async fn wait(&self, key: &Key) -> Result<Exit, LifeError> {
+        let process = self.registry().process(key)?.clone();
+        let exit = process.finished().await.ok_or(LifeError::Ended)?;
+        if key.exec.is_some() {
+            let mut registry = self.registry();
+            // The same id may be another process by now.
+            if registry.process(key).is_ok_and(|known| Arc::ptr_eq(known, &process)) {
+                registry.forget(key);
+            }
+        }
+        Ok(exit)
+    }
+
+    /// Sends a signal to one process or to all of a container.
+    pub(super) fn signal(&self, key: &Key, signal: u32, all: bool) -> Result<(), LifeError> {
+        let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
+        let number = number.ok_or(LifeError::Signal(signal))?;
+        let mut registry = self.registry();
+        let process = registry.process(key)?.clone();
+        if !all {
+            drop(registry);
+            return process.signal(number);
+        }
+        let Some(cgroup) = registry.data(&key.container)?.cgroup.clone() else {
+            return Err(LifeError::Ended);
+        };
+        drop(registry);
+        if number == libc::SIGKILL {
+            return Ok(cgroup.kill()?);
+        }
+        for pid in cgroup.processes() {
+            // A process that ended between the two calls wants no signal; a pidfd makes sure that it is no other.
+            if let Ok(pidfd) = sys::open_pidfd(pid) {
+                let _ = sys::signal_pidfd(pidfd.as_fd(), number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a terminal.
+    pub(super) fn resize(&self, key: &Key, rows: u16, columns: u16) -> Result<(), LifeError> {
+        let process = self.registry().process(key)?.clone();
+        match lock(&process.pumps).as_ref().map(|pumps| pumps.resize(rows, columns)) {
+            Some(Ok(true)) => Ok(()),
+            Some(Err(error)) => Err(LifeError::Terminal(error)),
+            Some(Ok(false)) => Err(LifeError::NoTerminal),
+            None => Err(LifeError::Ended),
+        }
+    }
+
+    /// Ends a process's input.
+    pub(super) fn close_stdin(&self, key: &Key) -> Result<(), LifeError> {
+        let process = self.registry().process(key)?.clone();
+        if let Some(pumps) = lock(&process.pumps).as_ref() {
+            pumps.close_input();
+        }
+        Ok(())
+    }
+
+    /// One container, or all when the id is empty.
+    pub(super) fn summaries(&self, id: &str) -> Result<Vec<Summary>, LifeError> {
+        let registry = self.registry();
+        let ids = if id.is_empty() { registry.ids() } else { vec![id.to_owned()] };
+        Ok(ids.iter().map(|id| registry.summary(id)).collect::<Result<_, _>>()?)
+    }
+
+    /// Figures of one container (the last ones when it stopped), or of the guest when the id is empty.
+    pub(super) fn figures(&self, id: &str) -> Result<CgroupStats, LifeError> {
+        if id.is_empty() {
+            return Ok(super::guest::figures(&self.config.cgroup_root));
+        }
+        let mut registry = self.registry();
+        let data = registry.data(id)?;
+        Ok(data.cgroup.as_ref().map_or_else(|| data.last_figures.clone(), |cgroup| cgroup.stats()))
+    }
+
+    /// Asks for the machine's end.
+    pub(super) fn request_end(&self, end: End) {
+        // The receiver lives as long as the agent; in a test it may be gone, and then nothing ends.
+        let _ = self.end.send(end);
+    }
+
+    /// SIGTERM to every container's first process, `grace`, SIGKILL to the rest, and at most as long again.
+    pub async fn stop_containers(&self, grace: Duration) {
+        let everything = |signal: i32| {
+            let mut registry = self.registry();
+            let mut alive = Vec::new();
+            for id in registry.ids() {
+                let Ok(process) = registry.process(&Key::new(&id, "")).cloned() else { continue };
+                if *process.phase.borrow() != Phase::Alive {
+                    continue;
+                }
+                if signal == libc::SIGKILL
+                    && let Ok(Some(cgroup)) = registry.data(&id).map(|data| data.cgroup.clone())
+                {
+                    // The signal by pidfd below does it, too, where there is no cgroup.kill.
+                    let _ = cgroup.kill();
+                }
+                let _ = process.signal(signal);
+                alive.push(process);
+            }
+            alive
+        };
+        let all_ended = |processes: Vec<Arc<Process>>| async move {
+            for process in processes {
+                process.ended().await;
+            }
+        };
+        let alive = everything(libc::SIGTERM);
+        if tokio::time::timeout(grace, all_ended(alive)).await.is_err() {
+            let alive = everything(libc::SIGKILL);
+            // A process that even SIGKILL cannot end hangs in the kernel: the machine ends without it.
+            let _ = tokio::time::timeout(Duration::from_secs(2), all_ended(alive)).await;
+        }
+    }
+}
+
+/// Removes a stopped container's cgroup once it is empty, and keeps its last figures.
+fn tidy(data: &mut ContainerData) {
+    if let Some(cgroup) = &data.cgroup {
+        data.last_figures = cgroup.stats();
+        if cgroup.remove() {
+            data.cgroup = None;
+        }
+    }
+}
+
+fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {
+    let Some(score) = score else { return Ok(()) };
+    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        .map_err(|error| LifeError::OomScore(pid, error))
+}
+
+fn start_pumps(process: &Process, host: HostStreams, stage: &mut Stage) -> Result<(), LifeError> {
+    let pumps = host.start(stage.take_console(), &process.exited.subscribe()).map_err(LifeError::Terminal)?;
+    *lock(&process.pumps) = Some(pumps);
+    Ok(())
+}
+
+/// Waits for the output of a process that ended, and lets go of everything it had.
+async fn finish(process: &Process, exit: Exit) {
+    let drained = lock(&process.pumps).as_mut().map(Pumps::take_drained).unwrap_or_default();
+    for pump in drained {
+        // A pump that is gone has nothing more to move either.
+        let _ = pump.await;
+    }
+    lock(&process.pumps).take();
+    process.phase.send_replace(Phase::Finished(exit));
+}

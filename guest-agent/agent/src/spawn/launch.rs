@@ -1,0 +1,205 @@
+//! The agent's side of a stage: makes it, hears from it, opens its gate.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::plan::{ContainerRequest, StagePlan};
+use super::{FailureKind, StageFailure};
+use crate::cgroup::Cgroup;
+use crate::sys::{self, CloneRequest};
+
+/// Why there is no stage at all.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// The plan could not be passed on.
+    #[error("cannot write the plan of the new process")]
+    Plan(#[source] io::Error),
+    /// A namespace to be born in.
+    #[error("cannot open the namespace {0}")]
+    Namespace(String, #[source] io::Error),
+    /// The process.
+    #[error("cannot make the new process")]
+    Clone(#[source] io::Error),
+}
+
+/// How stages are made here.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    /// This program.
+    pub program: CString,
+    /// An empty directory over which each stage mounts in its own mount namespace.
+    pub workdir: String,
+}
+
+/// A process that is not yet what it will be.
+#[derive(Debug)]
+pub struct Stage {
+    /// Its id in the guest's root PID namespace.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: Arc<OwnedFd>,
+    channel: AsyncFd<OwnedFd>,
+    console: Option<OwnedFd>,
+}
+
+/// What a stage said.
+enum Word {
+    Console(OwnedFd),
+    Ready,
+    Executing,
+    Failed(StageFailure),
+    End,
+}
+
+impl Launcher {
+    /// Makes the first process of a container in `cgroup`, with these streams.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn container(
+        &self,
+        request: &mut ContainerRequest,
+        cgroup: &Cgroup,
+        streams: &[OwnedFd; 3],
+    ) -> Result<Stage, LaunchError> {
+        let mut namespaces = 0;
+        if let Some(container) = &mut request.stage.container {
+            container.workdir.clone_from(&self.workdir);
+            // The cgroup namespace's root is the cgroup that its maker is in: the stage makes it, once it is there.
+            namespaces = container.namespaces & !libc::CLONE_NEWCGROUP;
+        }
+        let pid_namespace = match &request.surroundings.pid_namespace {
+            Some(path) => {
+                Some(File::open(path).map_err(|error| LaunchError::Namespace(path.clone(), error))?)
+            }
+            None => None,
+        };
+        let pid_namespace = pid_namespace.as_ref().map(AsFd::as_fd);
+        self.launch(&request.stage, namespaces, cgroup, pid_namespace, None, streams)
+    }
+
+    /// Makes one more process in the container whose first process `first` is.
+    ///
+    /// # Errors
+    /// [`LaunchError`].
+    pub fn exec(
+        &self,
+        plan: &StagePlan,
+        first: BorrowedFd<'_>,
+        cgroup: &Cgroup,
+        streams: &[OwnedFd; 3],
+    ) -> Result<Stage, LaunchError> {
+        self.launch(plan, 0, cgroup, Some(first), Some(first), streams)
+    }
+
+    fn launch(
+        &self,
+        plan: &StagePlan,
+        namespaces: i32,
+        cgroup: &Cgroup,
+        pid_namespace: Option<BorrowedFd<'_>>,
+        join: Option<BorrowedFd<'_>>,
+        streams: &[OwnedFd; 3],
+    ) -> Result<Stage, LaunchError> {
+        let json = serde_json::to_vec(plan).map_err(|error| LaunchError::Plan(error.into()))?;
+        let plan = sys::memory_file(&json).map_err(LaunchError::Plan)?;
+        let (ours, theirs) = sys::socket_pair().map_err(LaunchError::Clone)?;
+        let [stdin, stdout, stderr] = streams;
+        let mut descriptors =
+            vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd(), plan.as_fd()];
+        descriptors.extend(join);
+        let (pid, pidfd) = sys::clone_exec(&CloneRequest {
+            namespaces,
+            cgroup: Some(cgroup.as_fd()),
+            pid_namespace,
+            descriptors: &descriptors,
+            program: &self.program,
+            arguments: [c"nelly-agent", c"init-stage"],
+        })
+        .map_err(LaunchError::Clone)?;
+        let channel = sys::watch(ours, Interest::READABLE).map_err(LaunchError::Clone)?;
+        Ok(Stage { pid, pidfd: Arc::new(pidfd), channel, console: None })
+    }
+}
+
+impl Stage {
+    /// Waits until the surroundings are made and the stage stands at its gate.
+    ///
+    /// # Errors
+    /// What the stage said it could not do.
+    pub async fn ready(&mut self) -> Result<(), StageFailure> {
+        loop {
+            match self.hear().await? {
+                Word::Console(console) => self.console = Some(console),
+                Word::Ready => return Ok(()),
+                Word::Failed(failure) => return Err(failure),
+                Word::Executing | Word::End => return Err(ended()),
+            }
+        }
+    }
+
+    /// The terminal, once ready.
+    pub fn take_console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    /// Opens the gate and waits until the program runs.
+    ///
+    /// # Errors
+    /// What the stage said it could not do.
+    pub async fn start(mut self) -> Result<(), StageFailure> {
+        // A stage that was killed at its gate: the next word is the end.
+        let _ = sys::send(self.channel.get_ref().as_fd(), b"g", None);
+        let mut executing = false;
+        loop {
+            match self.hear().await? {
+                Word::Executing => executing = true,
+                Word::End if executing => return Ok(()),
+                Word::Failed(failure) => return Err(failure),
+                Word::End | Word::Console(_) | Word::Ready => return Err(ended()),
+            }
+        }
+    }
+
+    async fn hear(&mut self) -> Result<Word, StageFailure> {
+        let mut buffer = [0; super::LONGEST_MESSAGE + 2];
+        let received = self
+            .channel
+            .async_io(Interest::READABLE, |channel| sys::receive(channel.as_fd(), &mut buffer))
+            .await;
+        let received = match received {
+            Ok(received) => received,
+            // A reset: the stage ended with our word unread.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Word::End),
+            Err(error) => {
+                let message = format!("cannot hear from the new process: {error}");
+                return Err(StageFailure { kind: FailureKind::Other, message });
+            }
+        };
+        let packet = buffer.get(..received.length).unwrap_or_default();
+        Ok(match (packet, received.descriptor) {
+            (b"c", Some(console)) => Word::Console(console),
+            (b"r", _) => Word::Ready,
+            (b"x", _) => Word::Executing,
+            ([b'e', kind, message @ ..], _) => Word::Failed(StageFailure {
+                kind: FailureKind::of_letter(*kind),
+                message: String::from_utf8_lossy(message).into_owned(),
+            }),
+            _ => Word::End,
+        })
+    }
+}
+
+fn ended() -> StageFailure {
+    StageFailure {
+        kind: FailureKind::Other,
+        message: "the new process ended before it ran the program (killed, or out of memory)".to_owned(),
+    }
+}

@@ -1,0 +1,150 @@
+//! The pre-exec stage: this program once more, with one thread, already born in the new namespaces. It makes the
+//! container's surroundings (or joins them), waits at the gate, and becomes the program.
+//!
+//! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the plan; 5 the pidfd of the container's
+//! first process when it joins. On the channel, packets: to the agent `c` with the terminal, `r` at the gate, `x` right
+//! before exec, `e` with a [`StageFailure`]; from the agent `g`. Exec closes the channel: end-of-file after `x` is success.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+
+use super::plan::StagePlan;
+use super::{FailureKind, StageFailure};
+use crate::sys;
+
+mod container;
+mod process;
+
+/// Number of the channel.
+const CHANNEL: i32 = 3;
+/// Number of the plan.
+const PLAN: i32 = 4;
+/// Number of the pidfd to join.
+const JOIN: i32 = 5;
+
+/// What a stage could not do.
+#[derive(Debug, Error)]
+enum StageError {
+    /// A step of the set-up.
+    #[error("cannot {0}")]
+    Step(String, #[source] io::Error),
+    /// The plan cannot be read.
+    #[error("cannot read the plan")]
+    Plan(#[source] serde_json::Error),
+    /// A descriptor that the agent should have given is missing.
+    #[error("descriptor {0} is missing")]
+    Descriptor(i32),
+    /// The agent went away or said something else.
+    #[error("the agent did not open the gate")]
+    Gate,
+    /// The user or a group is unknown.
+    #[error(transparent)]
+    User(#[from] super::users::UserError),
+    /// No such program.
+    #[error("{0}")]
+    NotFound(String),
+    /// A program that cannot be run.
+    #[error("{0}")]
+    NotExecutable(String),
+}
+
+impl StageError {
+    fn failure(&self) -> StageFailure {
+        let kind = match self {
+            Self::NotFound(_) => FailureKind::NotFound,
+            Self::NotExecutable(_) => FailureKind::NotExecutable,
+            _ => FailureKind::Other,
+        };
+        StageFailure { kind, message: super::chain(self) }
+    }
+}
+
+/// A failed step with its name.
+trait Named<T> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, StageError>;
+}
+
+impl<T> Named<T> for io::Result<T> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, StageError> {
+        self.map_err(|error| StageError::Step(what(), error))
+    }
+}
+
+impl<T> Named<T> for nix::Result<T> {
+    fn step(self, what: impl FnOnce() -> String) -> Result<T, StageError> {
+        self.map_err(|error| StageError::Step(what(), error.into()))
+    }
+}
+
+/// Runs the stage. Only ever returns when it failed: with the exit code, after the agent was told why.
+#[must_use]
+pub fn main() -> i32 {
+    let Some(channel) = sys::inherited(CHANNEL) else { return 125 };
+    let error = match run(&channel) {
+        Err(error) => error,
+        Ok(never) => match never {},
+    };
+    let failure = error.failure();
+    let mut packet = vec![b'e', failure.kind.letter()];
+    packet.extend(failure.message.bytes().take(super::LONGEST_MESSAGE));
+    // Should the agent not hear it, the exit code still tells the kind.
+    let _ = sys::send(channel.as_fd(), &packet, None);
+    failure.kind.exit_code()
+}
+
+fn run(channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
+    sys::set_not_dumpable().step(|| "hide from other processes".into())?;
+    umask(Mode::empty());
+    nix::unistd::setsid().step(|| "start a session".into())?;
+    let plan = File::from(sys::inherited(PLAN).ok_or(StageError::Descriptor(PLAN))?);
+    let plan: StagePlan = serde_json::from_reader(BufReader::new(plan)).map_err(StageError::Plan)?;
+
+    match &plan.container {
+        Some(container) => container::prepare(container, &plan.process.cwd)?,
+        None => join()?,
+    }
+    if let Some((rows, columns)) = plan.process.terminal {
+        terminal(channel, rows, columns, plan.container.is_some())?;
+    }
+    if let Some(container) = &plan.container {
+        container::seal(container)?;
+    }
+
+    sys::send(channel.as_fd(), b"r", None).step(|| "report to the agent".into())?;
+    let mut word = [0; 1];
+    match sys::receive(channel.as_fd(), &mut word) {
+        Ok(received) if received.length == 1 && word == *b"g" => {}
+        _ => return Err(StageError::Gate),
+    }
+    process::become_program(plan.process, channel)
+}
+
+/// Joins the namespaces of the container's first process; the PID namespace is joined already.
+fn join() -> Result<(), StageError> {
+    let first = sys::inherited(JOIN).ok_or(StageError::Descriptor(JOIN))?;
+    let kinds = libc::CLONE_NEWNS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
+    sys::join_namespaces(first.as_fd(), kinds).step(|| "join the container's namespaces".into())
+}
+
+fn terminal(channel: &OwnedFd, rows: u16, columns: u16, console: bool) -> Result<(), StageError> {
+    let terminal = sys::open_terminal("/dev/pts/ptmx").step(|| "open a terminal by /dev/pts/ptmx".into())?;
+    if rows != 0 && columns != 0 {
+        sys::set_window_size(terminal.slave.as_fd(), rows, columns)
+            .step(|| "set the size of the terminal".into())?;
+    }
+    sys::send(channel.as_fd(), b"c", Some(terminal.master.as_fd()))
+        .step(|| "hand the terminal to the agent".into())?;
+    if console {
+        container::bind_console(terminal.number)?;
+    }
+    sys::become_standard_streams(terminal.slave.as_fd()).step(|| "use the terminal".into())?;
+    sys::make_controlling(terminal.slave.as_fd()).step(|| "control the terminal".into())
+}

@@ -1,0 +1,229 @@
+//! The last steps: user, limits, capabilities, filter, program.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{AccessFlags, Uid, fchown};
+
+use super::{Named, StageError};
+use crate::spawn::caps::CapabilitySets;
+use crate::spawn::plan::{ProcessPlan, UserPlan};
+use crate::spawn::users::{self, Identity};
+use crate::sys;
+
+/// Where programs are looked for when the environment has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
+const LARGEST_FILE: u64 = 4 << 20;
+
+/// CAP_SYS_ADMIN: installing a filter without no_new_privs needs it.
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Becomes the program of the plan; only ever returns an error.
+pub(super) fn become_program(
+    mut plan: ProcessPlan,
+    channel: &OwnedFd,
+) -> Result<std::convert::Infallible, StageError> {
+    let identity = identity(&plan.user)?;
+    set_home(&mut plan.env, identity.home.as_deref());
+    own_streams(identity.uid);
+    let entered = std::env::set_current_dir(&plan.cwd);
+    for (resource, soft, hard) in &plan.rlimits {
+        sys::set_resource_limit(*resource, *soft, *hard)
+            .step(|| format!("set resource limit {resource} to {soft} and {hard}"))?;
+    }
+    if !plan.rlimits.iter().any(|(resource, ..)| *resource == libc::RLIMIT_NOFILE) {
+        // The agent's own limit is for thousands of streams; programs that count on select() want 1024.
+        sys::set_resource_limit(libc::RLIMIT_NOFILE, 1024, 524_288)
+            .step(|| "limit the number of open files".into())?;
+    }
+    umask(Mode::from_bits_truncate(plan.umask.unwrap_or(0o022)));
+    if plan.no_new_privileges {
+        sys::set_no_new_privileges().step(|| "set no_new_privs".into())?;
+    }
+    let sets = plan.capabilities;
+    // Until the filter is in place the stage may need a right that the program must not have.
+    let extra = if plan.seccomp.is_some() && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
+    sys::capabilities::limit_bounding(sets.bounding).step(|| "limit the capabilities".into())?;
+    sys::keep_capabilities().step(|| "keep the capabilities".into())?;
+    sys::set_ids(identity.uid, identity.gid, &identity.groups)
+        .step(|| format!("become user {} and group {}", identity.uid, identity.gid))?;
+    apply(&CapabilitySets { ambient: 0, ..sets }, extra)?;
+    if entered.is_err() {
+        // A directory that only the user may enter.
+        std::env::set_current_dir(&plan.cwd)
+            .step(|| format!("change to the working directory {}", plan.cwd))?;
+    }
+    std::env::current_dir()
+        .step(|| format!("find the working directory {} inside of the container", plan.cwd))?;
+
+    let program = find_program(&plan.args[0], &plan.env)?;
+    let strings =
+        |list: &[String]| list.iter().map(|text| sys::c_string(text)).collect::<io::Result<Vec<CString>>>();
+    let args = strings(&plan.args).step(|| "pass the arguments".into())?;
+    let env = strings(&plan.env).step(|| "pass the environment".into())?;
+    let path = sys::c_string(&program).step(|| "pass the program".into())?;
+    sys::mark_all_close_on_exec().step(|| "close descriptors".into())?;
+    sys::all_signals_default();
+    sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
+
+    // From here on the container's own filter judges what the stage does: only these few calls are left.
+    let install = || match &plan.seccomp {
+        Some(filter) => {
+            sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())
+        }
+        None => Ok(()),
+    };
+    if plan.no_new_privileges {
+        apply(&sets, 0)?;
+        install()?;
+    } else {
+        install()?;
+        apply(&sets, 0)?;
+    }
+    Err(exec_error(&program, &sys::execute(&path, &args, &env)))
+}
+
+fn apply(sets: &CapabilitySets, extra: u64) -> Result<(), StageError> {
+    sys::capabilities::apply(sets.effective | extra, sets.permitted | extra, sets.inheritable, sets.ambient)
+        .step(|| "set the capabilities".into())
+}
+
+fn identity(user: &UserPlan) -> Result<Identity, StageError> {
+    let passwd = read_small("/etc/passwd");
+    let group = read_small("/etc/group");
+    let mut identity = if user.name.is_empty() {
+        let home = users::home_of(user.uid, &passwd);
+        Identity { uid: user.uid, gid: user.gid, groups: user.groups.clone(), home }
+    } else {
+        let mut identity = users::resolve(&user.name, &passwd, &group)?;
+        users::push(&mut identity.groups, identity.gid);
+        for gid in &user.groups {
+            users::push(&mut identity.groups, *gid);
+        }
+        identity
+    };
+    for name in &user.more_groups {
+        users::push(&mut identity.groups, users::group_id(name, &group)?);
+    }
+    Ok(identity)
+}
+
+/// A text file of the container; nothing when it is absent or no ordinary file (which must not make the stage hang).
+fn read_small(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    if let Ok(file) = open
+        && file.metadata().is_ok_and(|found| found.is_file())
+    {
+        // What could be read counts: a line cut short matches nothing.
+        let _ = File::take(file, LARGEST_FILE).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn set_home(env: &mut Vec<String>, home: Option<&str>) {
+    if env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+        return;
+    }
+    env.retain(|entry| !entry.starts_with("HOME="));
+    env.push(format!("HOME={}", home.unwrap_or("/")));
+}
+
+/// The user must be able to open its own streams again, by /dev/stdout for example. /dev/null stays root's; a stream that
+/// cannot be given away is no reason to fail.
+fn own_streams(uid: u32) {
+    let streams = [
+        io::stdin().as_fd().try_clone_to_owned(),
+        io::stdout().as_fd().try_clone_to_owned(),
+        io::stderr().as_fd().try_clone_to_owned(),
+    ];
+    for stream in streams.into_iter().flatten() {
+        let file = File::from(stream);
+        let Ok(found) = file.metadata() else { continue };
+        if found.uid() != uid && found.rdev() != libc::makedev(1, 3) {
+            let _ = fchown(&file, Some(Uid::from_raw(uid)), None);
+        }
+    }
+}
+
+/// Looks a program up as exec would have it: by PATH of the environment that it will get when its name has no slash.
+fn find_program(name: &str, env: &[String]) -> Result<String, StageError> {
+    if name.contains('/') {
+        return match usable(name) {
+            Ok(()) => Ok(name.to_owned()),
+            Err(error) => Err(exec_error(name, &error)),
+        };
+    }
+    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    for directory in path.split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let candidate = format!("{}/{name}", directory.trim_end_matches('/'));
+        if usable(&candidate).is_ok() {
+            return Ok(candidate);
+        }
+    }
+    Err(StageError::NotFound(format!("{name:?}: executable file not found in PATH ({path})")))
+}
+
+fn usable(path: &str) -> io::Result<()> {
+    let found = std::fs::metadata(path)?;
+    if found.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    nix::unistd::faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, nix::fcntl::AtFlags::AT_EACCESS)
+        .map_err(io::Error::from)
+}
+
+fn exec_error(program: &str, error: &io::Error) -> StageError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) if std::fs::metadata(program).is_ok() => {
+            StageError::NotFound(format!("cannot execute {program}: its interpreter is missing: {error}"))
+        }
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            StageError::NotFound(format!("cannot execute {program}: {error}"))
+        }
+        _ => StageError::NotExecutable(format!("cannot execute {program}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn home_is_set_once() {
+        let mut env = vec!["A=1".to_owned()];
+        set_home(&mut env, Some("/home/app"));
+        assert_eq!(env, ["A=1", "HOME=/home/app"]);
+        set_home(&mut env, Some("/other"));
+        assert_eq!(env.len(), 2);
+        let mut env = vec!["HOME=".to_owned()];
+        set_home(&mut env, None);
+        assert_eq!(env, ["HOME=/"]);
+    }
+
+    #[test]
+    fn programs_are_found_by_the_programs_own_path() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+        std::fs::write(at("tool"), "#!/bin/sh\n").expect("written");
+        std::fs::set_permissions(at("tool"), std::fs::Permissions::from_mode(0o755))
+            .expect("made executable");
+        std::fs::write(at("text"), "no program").expect("written");
+        std::fs::set_permissions(at("text"), std::fs::Permissions::from_mode(0o644)).expect("not executable");
+        let env = vec![format!("PATH=/nowhere:{}", at(""))];
+        assert_eq!(find_program("tool", &env).expect("found"), at("tool"));
+        assert!(matches!(find_program("absent", &env), Err(StageError::NotFound(_))));
+        assert!(matches!(find_program(&at("absent"), &env), Err(StageError::NotFound(_))));
+        assert!(matches!(find_program(&at("text"), &env), Err(StageError::NotExecutable(_))));
+        assert!(matches!(find_program(&at("."), &env), Err(StageError::NotExecutable(_))));
+        assert!(matches!(find_program(&at("tool/x"), &env), Err(StageError::NotFound(_))));
+    }
+}
