@@ -2,7 +2,13 @@
 //! of a test stand side by side. Run where a stock kernel runs; KVM absent is a failure.
 
 mod bad_input;
+mod boot;
+mod bulk;
+mod images;
+mod kills;
+mod machine;
 mod run;
+mod terminal;
 
 use std::path::Path;
 use std::time::Duration;

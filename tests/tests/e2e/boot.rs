@@ -1,0 +1,199 @@
+//! `nelly boot`: our kernel and Debian's, by every entry, with one vCPU and many; disks; the ways a guest ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nelly_tests::{asset, nelly, run, top, wait};
+
+use super::{Home, LIMIT};
+
+/// An initramfs whose init runs `script` and resets.
+fn initramfs(home: &Home, script: Option<&str>, modules: Option<&str>) -> PathBuf {
+    let out = home.path().join("initramfs.cpio");
+    let mut command = Command::new(top().join("tests/setup/test-initramfs"));
+    command.arg(&out);
+    if let Some(script) = script {
+        let file = home.path().join("script");
+        fs::write(&file, script).unwrap();
+        command.arg("--init").arg(file);
+    }
+    if let Some(modules) = modules {
+        command.args(["--modules", modules]);
+    }
+    run(&mut command, b"", LIMIT).expect(0);
+    out
+}
+
+/// What `tests/setup/stock-kernel` prints under `key`.
+fn stock(key: &str) -> String {
+    let done = run(&mut Command::new(top().join("tests/setup/stock-kernel")), b"", LIMIT);
+    let out = done.expect(0).out();
+    let line = out.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("no {key} in {out}")).to_owned()
+}
+
+#[test]
+fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
+    let home = Home::new();
+    let initrd = initramfs(&home, Some("grep -c virtio /proc/cmdline; exit 3"), None);
+    let initrd = initrd.to_str().unwrap();
+    let vmlinux = asset("vmlinux");
+    for protocol in ["auto", "elf64", "pvh"] {
+        let done = home.nelly(&[
+            "boot",
+            "--kernel",
+            vmlinux.to_str().unwrap(),
+            "--initrd",
+            initrd,
+            "--protocol",
+            protocol,
+            "--append",
+            "console=ttyS0 quiet panic=-1 reboot=t",
+        ]);
+        done.expect(0);
+        assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());
+        assert!(done.out().contains("INIT-DONE 3"), "{protocol}: {}", done.out());
+    }
+}
+
+#[test]
+fn our_kernel_brings_up_thirty_two_cpus() {
+    let home = Home::new();
+    let initrd = initramfs(&home, Some("cat /sys/devices/system/cpu/online"), None);
+    let vmlinux = asset("vmlinux");
+    let done = home.nelly(&[
+        "boot",
+        "--kernel",
+        vmlinux.to_str().unwrap(),
+        "--initrd",
+        initrd.to_str().unwrap(),
+        "--cpus",
+        "32",
+        "--append",
+        "console=ttyS0 quiet panic=-1 reboot=t",
+    ]);
+    done.expect(0);
+    assert!(done.out().contains("INIT-READY cpus=32"), "{}", done.out());
+    assert!(done.out().contains("0-31"), "{}", done.out());
+}
+
+/// Types into the shell on the serial console and reads what it says.
+fn stock_kernel_to_a_shell(kernel: &str, cpus: &str) {
+    let home = Home::new();
+    let initrd = initramfs(&home, None, Some(&stock("modules")));
+    let mut command = nelly(
+        home.path(),
+        &[
+            "boot",
+            "--kernel",
+            kernel,
+            "--initrd",
+            initrd.to_str().unwrap(),
+            "--cpus",
+            cpus,
+            "--append",
+            "console=ttyS0 quiet panic=-1",
+            "--timeout",
+            "300s",
+        ],
+    );
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut said = String::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.unwrap()).into_owned();
+        said.push_str(&line);
+        said.push('\n');
+        if line.contains("INIT-READY") {
+            assert!(line.contains(&format!("cpus={cpus}")), "{said}");
+            // The shell is about to read; what is typed early waits in the port.
+            stdin.write_all(b"echo typed-$((6 * 7)); exit 5\n").unwrap();
+        }
+    }
+    let status = wait(&mut child, LIMIT);
+    assert!(said.contains("typed-42"), "{said}");
+    assert!(said.contains("INIT-DONE 5"), "{said}");
+    assert_eq!(status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn debians_bzimage_comes_to_a_shell_with_one_cpu_and_with_four() {
+    let kernel = stock("bzimage");
+    stock_kernel_to_a_shell(&kernel, "1");
+    stock_kernel_to_a_shell(&kernel, "4");
+}
+
+#[test]
+fn debians_vmlinux_comes_to_a_shell_with_one_cpu_and_with_four() {
+    let kernel = stock("vmlinux");
+    stock_kernel_to_a_shell(&kernel, "1");
+    stock_kernel_to_a_shell(&kernel, "4");
+}
+
+#[test]
+fn disks_are_written_synced_discarded_and_kept_from_writing() {
+    let home = Home::new();
+    let disk = home.path().join("disk.img");
+    let kept = home.path().join("kept.img");
+    let before: Vec<u8> = (0..8u32 << 20).map(|n| (n % 251) as u8).collect();
+    fs::write(&disk, &before).unwrap();
+    fs::write(&kept, &before).unwrap();
+    let script = "
+        set -e
+        printf nelly | dd of=/dev/vda bs=1 seek=1048576 conv=notrunc,fsync 2>/dev/null
+        blkdiscard -o 4194304 -l 1048576 /dev/vda
+        sync
+        if printf x | dd of=/dev/vdb bs=1 conv=notrunc,fsync 2>/dev/null; then echo WROTE-READ-ONLY; fi
+        dd if=/dev/vdb bs=1M 2>/dev/null | md5sum | cut -d' ' -f1
+        cat /sys/block/vdb/ro
+    ";
+    let initrd = initramfs(&home, Some(script), None);
+    let vmlinux = asset("vmlinux");
+    let done = home.nelly(&[
+        "boot",
+        "--kernel",
+        vmlinux.to_str().unwrap(),
+        "--initrd",
+        initrd.to_str().unwrap(),
+        "--append",
+        "console=ttyS0 quiet panic=-1 reboot=t",
+        "--disk",
+        disk.to_str().unwrap(),
+        "--disk",
+        &format!("{},ro", kept.display()),
+    ]);
+    done.expect(0);
+    let out = done.out();
+    assert!(out.contains("INIT-DONE 0") && !out.contains("WROTE-READ-ONLY"), "{out}");
+    let sum = run(Command::new("md5sum").arg(&kept), b"", LIMIT).out();
+    assert!(out.contains(sum.split(' ').next().unwrap()), "{out}");
+    let after = fs::read(&disk).unwrap();
+    let mut expected = before.clone();
+    expected[1 << 20..(1 << 20) + 5].copy_from_slice(b"nelly");
+    expected[4 << 20..5 << 20].fill(0);
+    assert!(after == expected, "the disk's bytes are not what was written");
+    assert!(fs::read(&kept).unwrap() == before, "a read-only disk changed");
+}
+
+#[test]
+fn a_panic_and_a_power_off_are_told_apart() {
+    let home = Home::new();
+    let vmlinux = asset("vmlinux");
+    let boot = |script: &str| {
+        let initrd = initramfs(&home, Some(script), None);
+        home.nelly(&[
+            "boot",
+            "--kernel",
+            vmlinux.to_str().unwrap(),
+            "--initrd",
+            initrd.to_str().unwrap(),
+            "--append",
+            "console=ttyS0 quiet panic=-1 reboot=t",
+        ])
+    };
+    let done = boot("echo c >/proc/sysrq-trigger; sleep 60");
+    done.expect(121);
+    boot("reboot -f").expect(0);
+}

@@ -1,0 +1,157 @@
+//! Ends that nobody planned: kill -9 of the client or of the monitor, SIGTERM, Ctrl-C. No process stays, and no path.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nelly_tests::{code, nelly, wait};
+
+use super::{Home, LIMIT};
+
+/// The monitors that belong to processes started with this home, by NELLY_HOME in their environment.
+fn monitors(home: &Path) -> Vec<u32> {
+    let mark = format!("NELLY_HOME={}", home.display());
+    let numbers =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|pid: &u32| {
+            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            command.starts_with("nelly-monitor")
+                && environment.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
+        })
+        .collect()
+}
+
+/// Every path below `directory` and its type; what a run must not add to.
+fn paths(directory: &Path) -> Vec<String> {
+    let done = Command::new("find").arg(directory).args(["-printf", "%y %p\n"]).output().unwrap();
+    let mut lines: Vec<_> = String::from_utf8_lossy(&done.stdout).lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/self/mounts").unwrap()
+}
+
+#[track_caller]
+fn nothing_runs(home: &Path) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !monitors(home).is_empty() {
+        assert!(Instant::now() < until, "monitors still run: {:?}", monitors(home));
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn start(home: &Home) -> Child {
+    let mut command = nelly(home.path(), &["run", "--", "sleep", "100000"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(pid: u32, name: &str) {
+    // A process that has ended meanwhile is what this is about.
+    let _ = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+#[test]
+fn kill_minus_nine_at_twenty_moments_leaves_nothing() {
+    let home = Home::new();
+    home.sh("true").expect(0);
+    let (before, mounted) = (paths(home.path()), mounts());
+    for moment in 0..20u64 {
+        let mut child = start(&home);
+        // From before the monitor's start to well after the container's.
+        thread::sleep(Duration::from_millis(moment * moment * 17 % 4000));
+        if moment % 2 == 0 {
+            signal(child.id(), "KILL");
+            assert_eq!(code(wait(&mut child, LIMIT)), 137);
+        } else {
+            match monitors(home.path()).first() {
+                Some(monitor) => {
+                    signal(*monitor, "KILL");
+                    assert_eq!(code(wait(&mut child, LIMIT)), 125, "moment {moment}");
+                }
+                None => {
+                    signal(child.id(), "KILL");
+                    wait(&mut child, LIMIT);
+                }
+            }
+        }
+        nothing_runs(home.path());
+    }
+    assert_eq!(paths(home.path()), before);
+    assert_eq!(mounts(), mounted);
+}
+
+#[test]
+fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
+    let home = Home::new();
+    home.sh("true").expect(0);
+    let before = paths(home.path());
+    for (name, expected) in [("TERM", 50), ("INT", 51)] {
+        let script = "trap 'exit 50' TERM; trap 'exit 51' INT; echo ready; while :; do sleep 0.1; done";
+        let mut command = nelly(home.path(), &["run", "--", "sh", "-c", script]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut ready = [0; 6];
+        std::io::Read::read_exact(&mut stdout, &mut ready).unwrap();
+        signal(child.id(), name);
+        assert_eq!(code(wait(&mut child, LIMIT)), expected, "{name}");
+        nothing_runs(home.path());
+    }
+    // Before there is a container, a signal ends the attempt.
+    let mut child = start(&home);
+    thread::sleep(Duration::from_millis(100));
+    signal(child.id(), "TERM");
+    let ended = code(wait(&mut child, LIMIT));
+    assert!(ended == 143 || ended == 0, "{ended}");
+    nothing_runs(home.path());
+    // A program that ignores Ctrl-C does not survive the third.
+    let mut command = nelly(
+        home.path(),
+        &["run", "--", "sh", "-c", "trap '' INT; echo ready; while :; do sleep 0.1; done"],
+    );
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    for _ in 0..3 {
+        signal(child.id(), "INT");
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(code(wait(&mut child, LIMIT)), 130);
+    nothing_runs(home.path());
+    assert_eq!(paths(home.path()), before);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let home = Home::new();
+    let trace = home.path().join("trace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o"]).arg(&trace).args([
+        "-e",
+        "trace=file,desc,process,memory,network",
+        "--",
+    ]);
+    command.arg(nelly_tests::program("nelly")).args(["run", "--dry-run", "-m", "1G", "--", "true"]);
+    command.env("NELLY_HOME", home.path().join("home"));
+    let done = nelly_tests::run(&mut command, b"", LIMIT);
+    done.expect(0);
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(text.contains("assets.json"), "the trace shows nothing");
+    for line in text.lines() {
+        let opens_to_write = line.contains("open")
+            && (line.contains("O_WRONLY") || line.contains("O_RDWR") || line.contains("O_CREAT"));
+        let makes = ["mkdir", "unlink", "rename", "symlink(", "linkat(", "mknod", "truncate", "fallocate"];
+        let starts =
+            ["execve("].iter().any(|call| line.contains(call)) && !line.contains("target/nelly/bin/nelly\"");
+        assert!(!opens_to_write && !starts && !makes.iter().any(|call| line.contains(call)), "{line}");
+    }
+    assert!(!home.path().join("home").exists());
+    let object: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(object["machine"]["memory_bytes"], 1u64 << 30);
+    assert_eq!(object["container"]["process"]["args"][0], "true");
+}
