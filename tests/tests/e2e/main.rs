@@ -8,6 +8,7 @@ mod images;
 mod kills;
 mod machine;
 mod run;
+mod sockets;
 mod terminal;
 
 use std::path::Path;
