@@ -9,11 +9,16 @@
 
 mod cache;
 mod digest;
+mod erofs;
 mod error;
+mod layer;
 mod limits;
 mod progress;
 mod reference;
 mod store;
+mod sys;
+mod tar;
+mod tree;
 
 pub use cache::CacheError;
 pub use digest::{Digest, DigestError};
