@@ -36,17 +36,17 @@ pub enum LayerError {
     #[error("it is corrupt: its digest is {found}, and the image names {wanted}")]
     Digest {
         /// What the manifest says.
-        wanted: Digest,
+        wanted: Box<Digest>,
         /// What the bytes have.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The layer's uncompressed bytes do not have the digest that the configuration lists.
     #[error("it is corrupt: its uncompressed digest is {found}, and the configuration lists {wanted}")]
     DiffId {
         /// What the configuration says.
-        wanted: Digest,
+        wanted: Box<Digest>,
         /// What the bytes have.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The layer's file could not be read.
     #[error("cannot read {name}")]

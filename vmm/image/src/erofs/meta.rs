@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::WriteError;
 use super::data::{Appender, Contents, len_u64};
 use super::dir::{self, Target};
 use super::format::{BLOCK, BLOCK_SIZE, Inode, Layout, SLOT, Superblock, device};
 use super::xattr::Shared;
-use super::{WriteError, format};
 use crate::tree::{Dir, FileData, Kind, Node, NodeId, ROOT, Tree};
 
 /// Partly filled blocks kept in mind for small inodes. More would scatter what belongs together.
@@ -276,13 +276,13 @@ impl Contents {
     /// Completes the image with the tree whose contents were given before. `tick` hears of done and all bytes of
     /// the inodes; when it answers `false` the writing ends with [`WriteError::Cancelled`].
     ///
-    /// Gives the file back, with its size in bytes. It is not synced.
+    /// The answer is the image's size in bytes. The file is not synced.
     pub(crate) fn complete(
         self,
         tree: &Tree,
         uuid: [u8; 16],
         tick: &mut dyn FnMut(u64, u64) -> bool,
-    ) -> Result<(File, u64), WriteError> {
+    ) -> Result<u64, WriteError> {
         let Self { mut image, mut tails, limit, .. } = self;
         tails.flush().map_err(WriteError::Io)?;
         // A hole at the end is no write.
@@ -312,7 +312,7 @@ impl Contents {
         file.set_len(bytes)
             .and_then(|()| file.write_all_at(&superblock.encode(), 0))
             .map_err(WriteError::Io)?;
-        Ok((file, bytes))
+        Ok(bytes)
     }
 }
 
@@ -328,7 +328,7 @@ mod tests {
         for _ in 0..3000 {
             bytes = (bytes * 7919 + 13) % 6000 + 32;
             let offset = places.take(bytes);
-            assert_eq!(offset % format::SLOT, 0);
+            assert_eq!(offset % SLOT, 0);
             assert!(offset >= 64);
             if bytes <= BLOCK {
                 assert_eq!(offset / BLOCK, (offset + bytes - 1) / BLOCK);

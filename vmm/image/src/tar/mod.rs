@@ -54,6 +54,20 @@ impl Input for &[u8] {
     }
 }
 
+impl<I: Input> Input for &mut I {
+    fn fill(&mut self) -> io::Result<&[u8]> {
+        (**self).fill()
+    }
+
+    fn consume(&mut self, n: usize) {
+        (**self).consume(n);
+    }
+
+    fn skip(&mut self, n: u64) -> io::Result<bool> {
+        (**self).skip(n)
+    }
+}
+
 /// A damaged tar stream, or one that cannot be read.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -173,17 +187,8 @@ impl<I: Input> Reader<I> {
         self.at
     }
 
-    /// Bytes of the present entry's data that are still to be read, as they are in the stream.
-    pub(crate) fn data_left(&self) -> u64 {
-        self.data_left
-    }
-
     fn damaged(&self, what: Damage) -> TarError {
         TarError::Damaged { what, at: self.at }
-    }
-
-    fn read_error(&self, source: io::Error) -> TarError {
-        TarError::Read { at: self.at, source }
     }
 
     fn skip(&mut self, n: u64) -> Result<(), TarError> {
@@ -372,11 +377,6 @@ impl<I: Input> Reader<I> {
             self.input.consume(have);
             self.at += to_u64(have);
         }
-    }
-
-    /// Maps an I/O error to the present position.
-    pub(crate) fn io_error(&self, source: io::Error) -> TarError {
-        self.read_error(source)
     }
 }
 
