@@ -32,6 +32,9 @@ pub struct MachineConfig {
     pub kernel: FileSource,
     /// The initial RAM disk.
     pub initrd: Option<FileSource>,
+    /// Nobody changes or truncates the files of kernel and initrd while the machine runs: their pages may be mapped instead of
+    /// copied. Sealed memory files are mapped in any case.
+    pub immutable_images: bool,
     /// The kernel command line, without what the monitor adds for its devices.
     pub command_line: CommandLine,
     /// How the kernel is entered.
@@ -66,6 +69,7 @@ impl MachineConfig {
             cpus: CpuCount::default(),
             kernel,
             initrd: None,
+            immutable_images: false,
             command_line: CommandLine::default(),
             boot_protocol: BootProtocol::Auto,
             platform: Platform::Auto,

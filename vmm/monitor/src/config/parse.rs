@@ -67,6 +67,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         cpus: fields.or_default("cpus")?,
         kernel: fields.required("kernel")?,
         initrd: fields.optional("initrd")?,
+        immutable_images: fields.or_default("immutable_images")?,
         command_line: fields.or_default("command_line")?,
         boot_protocol: fields.or_default("boot_protocol")?,
         platform: fields.or_default("platform")?,

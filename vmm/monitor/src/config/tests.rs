@@ -33,6 +33,7 @@ fn everything_survives_a_round_trip() {
         queues: QueueCount::new(2).unwrap(),
     }];
     config.rng = true;
+    config.immutable_images = true;
     config.console = Endpoint::Stream;
     config.serial = Endpoint::Pair { input: FileSource::Fd(0), output: FileSource::Fd(1) };
     config.vsock = Some(VsockConfig { power_port: Some(500_002), ..VsockConfig::default() });

@@ -19,6 +19,7 @@ use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
 use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
 use crate::sys;
+use crate::virtio::vsock::receive_accepted;
 
 /// How long a dropped handle waits for `nelly-monitor` to end by itself. It takes milliseconds; what takes longer is stuck in the host.
 const DROP_PATIENCE: Duration = Duration::from_secs(2);
@@ -471,17 +472,12 @@ pub struct VsockListener {
 }
 
 impl VsockListener {
-    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when there is none and the listener is non-blocking,
+    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when it has not and the listener is non-blocking,
     /// [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        let (mut byte, mut descriptors) = ([0], Vec::new());
-        // One byte for each stream, so that none is merged with the next.
-        match sys::receive(self.channel.as_fd(), &mut byte, &mut descriptors)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => match descriptors.pop() {
-                Some(stream) => Ok(UnixStream::from(stream)),
-                None => Err(io::Error::new(io::ErrorKind::InvalidData, "the monitor sent no stream")),
-            },
+        match receive_accepted(self.channel.as_fd())? {
+            Some((stream, _guest, _host)) => Ok(stream),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 

@@ -3,12 +3,20 @@
 //! One server serves both places: a thread of the embedder, or the process `nelly-monitor`. It speaks the same control protocol over a
 //! Unix socket pair, so the handle is the same code, and its end of file is the end of the machine.
 
+mod assemble;
+mod console;
+mod files;
 mod handle;
+mod lifecycle;
+mod mailbox;
 mod outcome;
+mod requests;
 mod server;
+mod vcpu;
 mod wire;
 
 pub use handle::{
     ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Vsock, VsockListener,
 };
 pub use outcome::{EndReason, Event, ExitCounts, Outcome, State, Timings};
+pub use server::{run_alone, serve};

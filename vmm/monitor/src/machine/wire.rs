@@ -46,8 +46,6 @@ pub(super) enum Request {
     AttachDisk {
         disk: DiskConfig,
     },
-    /// The machine outlives this connection.
-    Detach,
 }
 
 /// Which of the machine's byte streams.

@@ -3,16 +3,19 @@
 
 pub mod anonymous;
 pub mod host;
+mod inherited;
 mod notifier;
 mod passing;
 mod poller;
 
 mod random;
 mod range;
+pub mod signals;
 pub mod terminal;
 mod timer;
 pub mod unix;
 
+pub use inherited::inherited;
 pub use notifier::Notifier;
 pub use passing::{MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};
 pub use poller::{Interest, Poller, Ready};

@@ -7,7 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SocketAddrUnix, SocketType, recv, sendmsg, socket_with,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketType, recv, sendmsg,
+    socket_with,
 };
 
 use super::passing::{PAIR_FLAGS, SEND_FLAGS, close_on_exec, set_nonblocking};
@@ -61,6 +62,11 @@ pub fn send_vectored(stream: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Resu
     Ok(rustix::io::retry_on_intr(|| {
         sendmsg(stream, pieces, &mut SendAncillaryBuffer::default(), SEND_FLAGS)
     })?)
+}
+
+/// Sends what there is room for without waiting, whatever the socket's mode; never a signal on a prepared stream.
+pub fn try_send(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::net::send(stream, bytes, SEND_FLAGS | SendFlags::DONTWAIT))?)
 }
 
 /// Reads up to and including the first `end`, or what there is; never a byte behind `end`. 0 is the end of the stream.

@@ -1,0 +1,185 @@
+//! One machine in a process of its own.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nelly_vmm::config::{Endpoint, MachineConfig};
+use nelly_vmm::machine::{self, EndReason, Outcome};
+use nelly_vmm::sys;
+use nelly_vmm::sys::signals::Signals;
+use nelly_vmm::sys::terminal::{RawMode, is_terminal};
+
+const HELP: &str = "\
+Runs one virtual machine.
+
+Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
+       nelly-monitor --control fd:N
+
+  --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process
+  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timings, exits, starts
+  --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
+                       (nelly_vmm::machine::Machine), and ends with it
+  --help               this text
+  --version            the version
+
+On a terminal whose bytes go to the guest (\"serial\" or \"console\" is \"stdio\"), Ctrl-A x ends the machine and
+Ctrl-A Ctrl-A is Ctrl-A.
+
+Exit codes: 0 power-off or reset, 121 guest panic, 122 triple fault, 124 time limit, 125 failed,
+128+n ended by signal n.
+";
+
+/// Exit code for everything that is not the guest's doing, usage errors too.
+const FAILED: u8 = 125;
+/// SIGHUP, SIGINT, SIGTERM: an orderly end. The same numbers on Linux and macOS.
+const SIGNALS: [i32; 3] = [1, 2, 15];
+
+/// A file or an inherited descriptor.
+enum Place {
+    File(PathBuf),
+    Descriptor(u32),
+}
+
+enum Job {
+    Print(String),
+    Alone { config: Place, result: Option<Place> },
+    Held(u32),
+}
+
+fn main() -> ExitCode {
+    let job = match arguments(std::env::args_os().skip(1)) {
+        Ok(job) => job,
+        Err(error) => return complain(&format!("{error}\nTry nelly-monitor --help.")),
+    };
+    let code = match job {
+        Job::Print(text) => return print(&text),
+        Job::Held(number) => match sys::inherited(number) {
+            Ok(control) => {
+                machine::serve(control);
+                return ExitCode::SUCCESS;
+            }
+            Err(error) => Err(format!("--control fd:{number}: {error}")),
+        },
+        Job::Alone { config, result } => alone(&config, result.as_ref()),
+    };
+    match code {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => complain(&error),
+    }
+}
+
+fn arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Job, String> {
+    let (mut config, mut control, mut result) = (None, None, None);
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        let mut value = |name: &str| {
+            let value = arguments.next().ok_or(format!("{name} needs a value"))?;
+            match value.to_str().and_then(|text| text.strip_prefix("fd:")) {
+                Some(number) => match number.parse() {
+                    Ok(number) => Ok(Place::Descriptor(number)),
+                    Err(_) => Err(format!("{name} fd:{number}: not a descriptor number")),
+                },
+                None => Ok(Place::File(value.into())),
+            }
+        };
+        let (name, slot) = match argument.to_str() {
+            Some("--help" | "-h") => return Ok(Job::Print(HELP.into())),
+            Some("--version" | "-V") => {
+                return Ok(Job::Print(format!("nelly-monitor {}\n", env!("CARGO_PKG_VERSION"))));
+            }
+            Some(name @ "--config") => (name, &mut config),
+            Some(name @ "--control") => (name, &mut control),
+            Some(name @ "--result") => (name, &mut result),
+            _ => return Err(format!("{}: not an argument of nelly-monitor", argument.display())),
+        };
+        if slot.replace(value(name)?).is_some() {
+            return Err(format!("{name} is given twice"));
+        }
+    }
+    match (config, control, result) {
+        (Some(config), None, result) => Ok(Job::Alone { config, result }),
+        (None, Some(Place::Descriptor(number)), None) => Ok(Job::Held(number)),
+        (None, Some(Place::File(_)), _) => Err("--control takes fd:N".into()),
+        (None, None, _) => Err("--config or --control is needed".into()),
+        _ => Err("--control stands alone: its holder sends the machine and hears the result".into()),
+    }
+}
+
+/// Runs the machine of a config file, its console on the terminal if the config says so.
+fn alone(config: &Place, result: Option<&Place>) -> Result<u8, String> {
+    let (name, mut file) = match config {
+        Place::File(path) => {
+            (path.display().to_string(), File::open(path).map_err(|error| error.to_string()))
+        }
+        Place::Descriptor(number) => {
+            let file = sys::inherited(*number).map(File::from).map_err(|error| error.to_string());
+            (format!("fd:{number}"), file)
+        }
+    };
+    let mut text = Vec::new();
+    if let Ok(file) = &mut file {
+        file.read_to_end(&mut text).map_err(|error| format!("--config {name}: {error}"))?;
+    } else if let Err(error) = file {
+        return Err(format!("--config {name}: {error}"));
+    }
+    let config = MachineConfig::from_json(&text).map_err(|error| format!("--config {name}: {error}"))?;
+    // Opened now, so that a result that cannot be written is refused before the guest runs.
+    let result = result.map(open_result).transpose()?;
+
+    // Before any thread exists, so that all of them have the signals blocked.
+    let signals = Signals::block(&SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
+    let stop = signals.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let stdin = std::io::stdin();
+    let typed = config.serial == Endpoint::Stdio || config.console == Endpoint::Stdio;
+    let escape = typed && is_terminal(&stdin);
+    // A terminal that may not be changed (a process in the background) stays as it is.
+    let raw = if escape { RawMode::enter(&stdin).ok() } else { None };
+    let outcome = machine::run_alone(config, Some(stop), escape);
+    drop(raw);
+
+    if let EndReason::Error(what) = &outcome.reason {
+        eprintln!("nelly-monitor: {what}");
+    }
+    if let Some(result) = result {
+        write_result(result, &outcome)?;
+    }
+    let signal = signals.take().map_err(|error| error.to_string())?;
+    let by_signal = signal.filter(|_| outcome.reason == EndReason::Stopped);
+    Ok(match by_signal.and_then(|number| u8::try_from(number).ok()) {
+        Some(number) => 128 + number,
+        None => outcome.reason.exit_code(),
+    })
+}
+
+fn open_result(place: &Place) -> Result<OwnedFd, String> {
+    match place {
+        Place::File(path) => match File::create(path) {
+            Ok(file) => Ok(file.into()),
+            Err(error) => Err(format!("--result {}: {error}", path.display())),
+        },
+        Place::Descriptor(number) => {
+            sys::inherited(*number).map_err(|error| format!("--result fd:{number}: {error}"))
+        }
+    }
+}
+
+fn write_result(result: OwnedFd, outcome: &Outcome) -> Result<(), String> {
+    let mut text = serde_json::to_vec(outcome).map_err(|error| error.to_string())?;
+    text.push(b'\n');
+    File::from(result).write_all(&text).map_err(|error| format!("--result: {error}"))
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILED),
+    }
+}
+
+fn complain(error: &str) -> ExitCode {
+    eprintln!("nelly-monitor: {error}");
+    ExitCode::from(FAILED)
+}

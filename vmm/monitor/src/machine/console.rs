@@ -1,0 +1,555 @@
+//! The plumbing between a guest's console and whatever reads it: both ways, bounded, and never waiting for either side.
+//!
+//! Output that nobody takes fills a buffer, then the guest waits (a serial port holds its transmitter, a virtio console its queue). What a
+//! guest sends regardless is counted and announced in the output: nothing is lost silently.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+
+use super::mailbox::Bell;
+use crate::devices::panic_text::PanicText;
+use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
+use crate::sys::{self, Interest, Poller};
+use crate::virtio::device::Registrar;
+
+/// Output that waits before the guest is held back, and what is kept for a stream that nobody has asked for yet.
+const SOFT_LIMIT: usize = 64 << 10;
+/// Output of a guest that does not let itself be held back, before it is dropped and counted.
+const HARD_LIMIT: usize = 128 << 10;
+/// Bytes moved at once.
+const CHUNK: usize = 4096;
+/// A write of so much to a terminal or pipe that is ready does not wait.
+const SURE_WRITE: usize = 512;
+
+const KEY_INPUT: u32 = 0;
+const KEY_OUTPUT: u32 = 1;
+const KEY_NEAR: u32 = 2;
+
+/// The serial port's end of the line, on vCPU threads.
+pub(super) struct SerialLine(Arc<LineState>);
+
+/// What a line and its pump share.
+pub(super) struct LineState {
+    output: Mutex<VecDeque<u8>>,
+    /// Bytes that found no room.
+    lost: AtomicU64,
+    /// The guest saw a transmitter that holds, or wrote against it.
+    held: AtomicBool,
+    bell: Arc<Bell>,
+    /// There is something for the pump.
+    news: AtomicBool,
+}
+
+impl LineState {
+    fn new(bell: Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self {
+            output: Mutex::default(),
+            lost: AtomicU64::new(0),
+            held: AtomicBool::new(false),
+            bell,
+            news: AtomicBool::new(false),
+        })
+    }
+
+    fn output(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self) {
+        if !self.news.swap(true, Ordering::AcqRel) {
+            self.bell.ring();
+        }
+    }
+}
+
+impl Line for SerialLine {
+    fn ready(&self) -> bool {
+        let ready = self.0.output().len() < SOFT_LIMIT;
+        if !ready {
+            self.0.held.store(true, Ordering::Release);
+        }
+        ready
+    }
+
+    fn transmit(&mut self, byte: u8) {
+        let mut output = self.0.output();
+        if output.len() < HARD_LIMIT {
+            output.push_back(byte);
+        } else {
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(output);
+        self.0.tell();
+    }
+
+    fn input_wanted(&mut self) {
+        self.0.tell();
+    }
+}
+
+/// The guest's side of a pump.
+enum Near {
+    Serial {
+        line: Arc<LineState>,
+        port: Option<Arc<Mutex<Serial<SerialLine>>>>,
+    },
+    /// The other end of the socket pair that a virtio console speaks through.
+    Console(Watched),
+}
+
+/// The reader's side of a pump.
+enum Far {
+    /// Nobody, ever.
+    Nobody,
+    /// Nobody yet.
+    Waiting,
+    Open {
+        input: Option<Watched>,
+        output: Option<Watched>,
+        stream: bool,
+    },
+}
+
+/// What a reader typed that is meant for the monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    /// Ctrl-A, then x.
+    Quit,
+}
+
+/// One console.
+pub(super) struct Pump {
+    slot: u16,
+    near: Near,
+    far: Far,
+    /// From the guest, for the reader.
+    output: VecDeque<u8>,
+    /// From the reader, for a virtio console.
+    input: VecDeque<u8>,
+    panic: PanicText,
+    panicked: bool,
+    /// Ctrl-A is a prefix; `true` after it was typed.
+    escape: Option<bool>,
+}
+
+impl Pump {
+    /// The pump of the serial port, and the line for it.
+    pub(super) fn serial(slot: u16, bell: Arc<Bell>) -> (Self, SerialLine) {
+        let line = LineState::new(bell);
+        (Self::new(slot, Near::Serial { line: line.clone(), port: None }), SerialLine(line))
+    }
+
+    /// The pump of a virtio console, and the descriptor for it.
+    pub(super) fn console(slot: u16) -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = sys::stream_pair()?;
+        sys::set_nonblocking(&ours)?;
+        sys::set_nonblocking(&theirs)?;
+        Ok((Self::new(slot, Near::Console(Watched::new(ours, Kind::Socket))), theirs))
+    }
+
+    fn new(slot: u16, near: Near) -> Self {
+        Self {
+            slot,
+            near,
+            far: Far::Nobody,
+            output: VecDeque::new(),
+            input: VecDeque::new(),
+            panic: PanicText::default(),
+            panicked: false,
+            escape: None,
+        }
+    }
+
+    /// Its slot in the poller.
+    pub(super) fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Names the port that input goes to.
+    pub(super) fn set_port(&mut self, serial: &Arc<Mutex<Serial<SerialLine>>>) {
+        if let Near::Serial { port, .. } = &mut self.near {
+            *port = Some(serial.clone());
+        }
+    }
+
+    /// Keeps the latest output for a stream to come.
+    pub(super) fn wait_for_stream(&mut self) {
+        self.far = Far::Waiting;
+    }
+
+    /// Connects the descriptors of a reader. With `escape`, Ctrl-A is a prefix for the monitor.
+    pub(super) fn open(&mut self, input: Option<OwnedFd>, output: Option<OwnedFd>, escape: bool) {
+        self.escape = escape.then_some(false);
+        let watch = |fd: OwnedFd, flags| {
+            let (fd, kind) = independent(fd, flags);
+            Watched::new(fd, kind)
+        };
+        let input = input.map(|fd| watch(fd, OFlags::RDONLY));
+        let output = output.map(|fd| watch(fd, OFlags::WRONLY));
+        self.far = Far::Open { input, output, stream: false };
+    }
+
+    /// Gives the far side to whoever holds the other end of `stream`, in place of who had it before. `false`: this console has no stream.
+    pub(super) fn attach(&mut self, poller: &Poller, stream: OwnedFd) -> io::Result<bool> {
+        match &mut self.far {
+            Far::Waiting => {}
+            Far::Open { stream: true, input, output } => {
+                for watched in [input, output].into_iter().flatten() {
+                    watched.forget(poller);
+                }
+            }
+            Far::Nobody | Far::Open { .. } => return Ok(false),
+        }
+        sys::set_nonblocking(&stream)?;
+        let second = stream.try_clone()?;
+        self.far = Far::Open {
+            input: Some(Watched::new(stream, Kind::Socket)),
+            output: Some(Watched::new(second, Kind::Socket)),
+            stream: true,
+        };
+        Ok(true)
+    }
+
+    /// Takes over the reader of a console that is no more, and what it has not read yet. A pump of the same kind in the same machine,
+    /// off every poller.
+    pub(super) fn adopt(&mut self, old: Self) {
+        self.far = old.far;
+        self.output = old.output;
+        self.escape = old.escape;
+    }
+
+    /// Whether the kernel's last words went by.
+    pub(super) fn panicked(&self) -> bool {
+        self.panicked
+    }
+
+    /// Moves what can be moved, and waits (in the poller) for what cannot. Called when anything about this console was ready.
+    pub(super) fn turn(&mut self, poller: &Poller) -> Heard {
+        if let Near::Serial { line, .. } = &self.near {
+            line.news.store(false, Ordering::Release);
+        }
+        self.move_output();
+        let heard = self.move_input();
+        self.watch(poller);
+        heard
+    }
+
+    /// Whether the bell rang for this console.
+    pub(super) fn has_news(&self) -> bool {
+        matches!(&self.near, Near::Serial { line, .. } if line.news.load(Ordering::Acquire))
+    }
+
+    /// Delivers the rest of the output, waiting at most `patience` for the reader.
+    pub(super) fn finish(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        loop {
+            self.move_output();
+            let Far::Open { output: Some(output), .. } = &self.far else { return };
+            let rest = until.saturating_duration_since(Instant::now());
+            if self.output.is_empty() || rest.is_zero() {
+                return;
+            }
+            wait_writable(output.fd.as_fd(), rest);
+        }
+    }
+
+    fn move_output(&mut self) {
+        loop {
+            let taken = self.take_output();
+            let given = self.give_output();
+            if !given || !taken && self.output.is_empty() {
+                break;
+            }
+        }
+        if let Near::Serial { line, port } = &self.near
+            && line.output().len() < SOFT_LIMIT
+            && line.held.swap(false, Ordering::AcqRel)
+            && let Some(port) = port
+        {
+            port.lock().unwrap_or_else(PoisonError::into_inner).drained();
+        }
+    }
+
+    /// Takes what the guest sent; `true` if it was something.
+    fn take_output(&mut self) -> bool {
+        let before = self.output.len();
+        if before >= SOFT_LIMIT && !matches!(self.far, Far::Nobody | Far::Waiting) {
+            return false;
+        }
+        match &mut self.near {
+            Near::Serial { line, .. } => {
+                let mut sent = line.output();
+                let lost = line.lost.swap(0, Ordering::Relaxed);
+                self.output.append(&mut sent);
+                drop(sent);
+                if lost > 0 {
+                    self.output
+                        .extend(format!("\r\n[nelly: {lost} bytes of this console were lost]\r\n").bytes());
+                }
+            }
+            Near::Console(socket) => {
+                let mut chunk = [0; CHUNK];
+                if let Ok(count) = rustix::io::read(&socket.fd, &mut chunk) {
+                    self.output.extend(&chunk[..count]);
+                }
+            }
+        }
+        if self.output.len() == before {
+            return false;
+        }
+        let (front, back) = self.output.as_slices();
+        let skip_back = before.saturating_sub(front.len());
+        if before < front.len() {
+            self.panicked |= self.panic.feed(&front[before..]);
+        }
+        self.panicked |= self.panic.feed(&back[skip_back..]);
+        true
+    }
+
+    /// Gives the reader what it takes; `false` when it takes no more now.
+    fn give_output(&mut self) -> bool {
+        match &mut self.far {
+            Far::Nobody | Far::Open { output: None, .. } => self.output.clear(),
+            Far::Waiting => {
+                let excess = self.output.len().saturating_sub(SOFT_LIMIT);
+                self.output.drain(..excess);
+                return true;
+            }
+            Far::Open { output: slot @ Some(_), stream, .. } => {
+                let Some(output) = slot else { return true };
+                while !self.output.is_empty() {
+                    match output.write(self.output.as_slices().0) {
+                        Ok(count) => drop(self.output.drain(..count)),
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        // The reader is gone. A stream may be asked for again; anything else stays silent.
+                        Err(_) if *stream => {
+                            self.far = Far::Waiting;
+                            return true;
+                        }
+                        Err(_) => {
+                            *slot = None;
+                            return true;
+                        }
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn move_input(&mut self) -> Heard {
+        let mut heard = Heard::Nothing;
+        loop {
+            self.flush_input();
+            let room = self.input_room();
+            let Far::Open { input: slot @ Some(_), stream, .. } = &mut self.far else { return heard };
+            let Some(input) = slot else { return heard };
+            if room == 0 {
+                return heard;
+            }
+            let mut chunk = [0; CHUNK];
+            match input.read(&mut chunk[..room.min(CHUNK)]) {
+                Ok(0) if *stream => {
+                    self.far = Far::Waiting;
+                    return heard;
+                }
+                Ok(0) => *slot = None,
+                Ok(count) => {
+                    for byte in &chunk[..count] {
+                        heard = self.typed(*byte, heard);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => *slot = None,
+            }
+        }
+    }
+
+    /// One byte from the reader: for the guest, unless it follows the prefix.
+    fn typed(&mut self, byte: u8, heard: Heard) -> Heard {
+        const PREFIX: u8 = 0x01;
+        match (self.escape, byte) {
+            (Some(false), PREFIX) => self.escape = Some(true),
+            (Some(true), b'x' | b'X') => {
+                self.escape = Some(false);
+                return Heard::Quit;
+            }
+            (Some(true), _) => {
+                self.escape = Some(false);
+                // Typed twice the prefix is itself.
+                if byte != PREFIX {
+                    self.input.push_back(PREFIX);
+                }
+                self.input.push_back(byte);
+            }
+            _ => self.input.push_back(byte),
+        }
+        heard
+    }
+
+    fn input_room(&self) -> usize {
+        INPUT_CAPACITY.saturating_sub(self.input.len())
+    }
+
+    /// Passes on what was typed as far as the guest takes it.
+    fn flush_input(&mut self) {
+        if self.input.is_empty() {
+            return;
+        }
+        let bytes = self.input.make_contiguous();
+        let count = match &self.near {
+            Near::Serial { port: Some(port), .. } => {
+                port.lock().unwrap_or_else(PoisonError::into_inner).receive(bytes)
+            }
+            Near::Serial { port: None, .. } => bytes.len(),
+            Near::Console(socket) => rustix::io::write(&socket.fd, bytes).unwrap_or(0),
+        };
+        self.input.drain(..count);
+    }
+
+    /// Says to the poller what this console waits for now.
+    fn watch(&mut self, poller: &Poller) {
+        let token = |key| Registrar::token(self.slot, key);
+        let (room, pending) = (self.input_room() > 0, !self.output.is_empty());
+        if let Far::Open { input, output, .. } = &mut self.far {
+            if let Some(input) = input {
+                input.watch(poller, token(KEY_INPUT), Interest { readable: room, writable: false });
+            }
+            if let Some(output) = output {
+                output.watch(poller, token(KEY_OUTPUT), Interest { readable: false, writable: pending });
+            }
+        }
+        if let Near::Console(socket) = &mut self.near {
+            let interest =
+                Interest { readable: self.output.len() < SOFT_LIMIT, writable: !self.input.is_empty() };
+            socket.watch(poller, token(KEY_NEAR), interest);
+        }
+    }
+
+    /// Takes everything off the poller.
+    pub(super) fn forget(&mut self, poller: &Poller) {
+        if let Far::Open { input, output, .. } = &mut self.far {
+            for watched in [input, output].into_iter().flatten() {
+                watched.forget(poller);
+            }
+        }
+        if let Near::Console(socket) = &mut self.near {
+            socket.forget(poller);
+        }
+    }
+}
+
+/// How a descriptor is read and written without waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Socket,
+    /// Never waits, and cannot be polled.
+    File,
+    /// A terminal or pipe that is non-blocking.
+    NonBlocking,
+    /// A terminal or pipe whose file is shared with others, who would not like to see it made non-blocking.
+    Shared,
+}
+
+/// A descriptor and what the poller waits for on it.
+struct Watched {
+    fd: OwnedFd,
+    kind: Kind,
+    interest: Option<Interest>,
+}
+
+impl Watched {
+    fn new(fd: OwnedFd, kind: Kind) -> Self {
+        Self { fd, kind, interest: None }
+    }
+
+    fn watch(&mut self, poller: &Poller, token: u64, interest: Interest) {
+        let wanted = (interest != Interest::NONE).then_some(interest);
+        if self.kind == Kind::File || self.interest == wanted {
+            return;
+        }
+        let result = match (self.interest, wanted) {
+            (None, Some(interest)) => poller.add(self.fd.as_fd(), token, interest),
+            (Some(_), Some(interest)) => poller.modify(self.fd.as_fd(), token, interest),
+            (Some(_), None) => poller.remove(self.fd.as_fd()),
+            (None, None) => Ok(()),
+        };
+        match result {
+            Ok(()) => self.interest = wanted,
+            // What cannot be polled never waits.
+            Err(_) => self.kind = Kind::File,
+        }
+    }
+
+    fn forget(&mut self, poller: &Poller) {
+        if self.interest.take().is_some() {
+            drop(poller.remove(self.fd.as_fd()));
+        }
+    }
+
+    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.kind == Kind::Shared && !ready(self.fd.as_fd(), PollFlags::IN) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.kind == Kind::Socket {
+            return Ok(rustix::net::recv(&self.fd, bytes, rustix::net::RecvFlags::DONTWAIT)?.0);
+        }
+        Ok(rustix::io::read(&self.fd, bytes)?)
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.kind {
+            Kind::Socket => sys::unix::try_send(self.fd.as_fd(), bytes),
+            Kind::File | Kind::NonBlocking => Ok(rustix::io::write(&self.fd, bytes)?),
+            Kind::Shared if ready(self.fd.as_fd(), PollFlags::OUT) => {
+                Ok(rustix::io::write(&self.fd, &bytes[..bytes.len().min(SURE_WRITE)])?)
+            }
+            Kind::Shared => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+/// Whether a call on `fd` would not wait.
+fn ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, what)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
+}
+
+fn wait_writable(fd: BorrowedFd<'_>, patience: Duration) {
+    let timeout = Timespec::try_from(patience).ok();
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    // An error shows at the next write.
+    let _told_later = poll(&mut polled, timeout.as_ref());
+}
+
+/// A descriptor for the same file that can be non-blocking without a word to those who share it: terminals and named or nameless pipes
+/// are opened again where the system allows that.
+fn independent(fd: OwnedFd, mode: OFlags) -> (OwnedFd, Kind) {
+    let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match kind {
+        Ok(FileType::Socket) => (fd, Kind::Socket),
+        Ok(FileType::RegularFile | FileType::BlockDevice) => (fd, Kind::File),
+        _ => {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            match rustix::fs::open(path, flags, Mode::empty()) {
+                Ok(again) => (again, Kind::NonBlocking),
+                Err(_) => (fd, Kind::Shared),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "console_tests.rs"]
+mod tests;

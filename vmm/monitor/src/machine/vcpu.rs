@@ -1,0 +1,300 @@
+//! vCPU threads and their loop: one match that does not know its hypervisor.
+//!
+//! Order of waiting: a vCPU may wait for the loop (at the gate, or for a device's reset); the loop waits for no vCPU, it is told.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::mailbox::{Cause, Mailbox, Message, Word};
+use super::outcome::ExitCounts;
+use crate::arch::BootState;
+use crate::bus::{Bus, Effect};
+use crate::hv::{Exit, HvError, Vcpu, Vm};
+
+/// Stack of a vCPU's thread. Device models run on it.
+const STACK_BYTES: usize = 128 << 10;
+
+/// What vCPUs are told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Wait; nothing ran yet.
+    Hold,
+    /// Run the guest.
+    Run,
+    /// Come out, say so with this number, and wait.
+    Park(u64),
+    /// End the thread.
+    End,
+}
+
+/// Where vCPUs look for their command: before they run for the first time and whenever they were kicked.
+#[derive(Debug)]
+pub(super) struct Gate {
+    command: Mutex<Command>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { command: Mutex::new(Command::Hold), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Command> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a command. To be followed by kicks, unless everybody waits here.
+    pub(super) fn set(&self, command: Command) {
+        *self.lock() = command;
+        self.changed.notify_all();
+    }
+
+    fn get(&self) -> Command {
+        *self.lock()
+    }
+
+    /// Waits until the command is another than `old`.
+    fn wait_change(&self, old: Command) -> Command {
+        *self
+            .changed
+            .wait_while(self.lock(), |command| *command == old)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all vCPUs of a machine share.
+pub(super) struct Shared {
+    pub(super) gate: Gate,
+    pub(super) pio: Bus,
+    pub(super) mmio: Bus,
+    pub(super) mailbox: Mailbox,
+    /// When the server began.
+    pub(super) began: Instant,
+    /// Nanoseconds from `began` to the first entry; 0 before it.
+    pub(super) first_entry_ns: AtomicU64,
+    counters: Vec<Counters>,
+}
+
+impl Shared {
+    pub(super) fn new(cpus: u8, pio: Bus, mmio: Bus, mailbox: Mailbox, began: Instant) -> Self {
+        let counters = (0..cpus).map(|_| Counters::default()).collect();
+        Self { gate: Gate::new(), pio, mmio, mailbox, began, first_entry_ns: AtomicU64::new(0), counters }
+    }
+
+    /// The exits of all vCPUs so far.
+    pub(super) fn exits(&self) -> ExitCounts {
+        let mut sum = ExitCounts::default();
+        for counters in &self.counters {
+            sum.add(&counters.get());
+        }
+        sum
+    }
+
+    fn post(&self, index: u32, word: Word) {
+        self.mailbox.post(Message::Vcpu(index, word));
+    }
+}
+
+/// One vCPU's counts. Written by its thread alone.
+#[derive(Debug, Default)]
+struct Counters {
+    pio_read: AtomicU64,
+    pio_write: AtomicU64,
+    mmio_read: AtomicU64,
+    mmio_write: AtomicU64,
+    halted: AtomicU64,
+    kicked: AtomicU64,
+    other: AtomicU64,
+}
+
+impl Counters {
+    fn count(&self, exit: &Exit<'_>) {
+        let counter = match exit {
+            Exit::PioRead { .. } => &self.pio_read,
+            Exit::PioWrite { .. } => &self.pio_write,
+            Exit::MmioRead { .. } => &self.mmio_read,
+            Exit::MmioWrite { .. } => &self.mmio_write,
+            Exit::Halted => &self.halted,
+            Exit::Kicked => &self.kicked,
+            Exit::TripleFault | Exit::PowerOff | Exit::Reset | Exit::Fault(_) => &self.other,
+        };
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> ExitCounts {
+        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = self;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ExitCounts {
+            pio_read: read(pio_read),
+            pio_write: read(pio_write),
+            mmio_read: read(mmio_read),
+            mmio_write: read(mmio_write),
+            halted: read(halted),
+            kicked: read(kicked),
+            other: read(other),
+        }
+    }
+}
+
+/// Starts the thread of vCPU `index`, which makes the vCPU there. The boot processor gets `state`.
+pub(super) fn spawn<V: Vm>(
+    vm: &Arc<V>,
+    shared: &Arc<Shared>,
+    index: u32,
+    count: u32,
+    state: Option<BootState>,
+) -> std::io::Result<JoinHandle<()>> {
+    let (vm, shared) = (Arc::clone(vm), Arc::clone(shared));
+    let body = move || {
+        let life = || match create(&*vm, index, count, state.as_ref()) {
+            Ok(mut vcpu) => {
+                shared.post(index, Word::Created(vcpu.kicker()));
+                run(&mut vcpu, index, &shared);
+                Word::Ended
+            }
+            Err(error) => Word::Failed(error),
+        };
+        let last = catch_unwind(AssertUnwindSafe(life)).unwrap_or_else(|_bug| {
+            let bug = "a bug of the monitor: the thread of a vCPU panicked";
+            shared.post(index, Word::Stopped(Cause::Fault(bug.into())));
+            Word::Ended
+        });
+        // The machine ends with its last user: that shall not be this thread after its last word.
+        drop(vm);
+        shared.post(index, last);
+    };
+    std::thread::Builder::new().name(format!("nelly-cpu-{index}")).stack_size(STACK_BYTES).spawn(body)
+}
+
+fn create<V: Vm>(vm: &V, index: u32, count: u32, state: Option<&BootState>) -> Result<V::Vcpu, HvError> {
+    let mut vcpu = vm.create_vcpu(index, count)?;
+    if let Some(state) = state {
+        vcpu.load(state)?;
+    }
+    Ok(vcpu)
+}
+
+/// Runs a vCPU until it is told to end.
+fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
+    let mut command = shared.gate.wait_change(Command::Hold);
+    if index == 0 && command == Command::Run {
+        let now = u64::try_from(shared.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        shared.first_entry_ns.store(now.max(1), Ordering::Relaxed);
+    }
+    let mut stopped = false;
+    loop {
+        match command {
+            Command::Run if !stopped => match enter(vcpu, index, shared) {
+                None => command = shared.gate.get(),
+                Some(cause) => {
+                    stopped = true;
+                    shared.post(index, Word::Stopped(cause));
+                }
+            },
+            Command::Park(number) => {
+                if !stopped && let Some(cause) = complete(vcpu, shared) {
+                    stopped = true;
+                    shared.post(index, Word::Stopped(cause));
+                }
+                shared.post(index, Word::Parked(number));
+                command = shared.gate.wait_change(command);
+            }
+            Command::End => return,
+            Command::Hold | Command::Run => command = shared.gate.wait_change(command),
+        }
+    }
+}
+
+/// An access that was answered is finished inside the vCPU, so that its state is whole.
+fn complete<C: Vcpu>(vcpu: &mut C, shared: &Shared) -> Option<Cause> {
+    loop {
+        match vcpu.complete_pending() {
+            Ok(Exit::Kicked) => return None,
+            Ok(exit) => match serve(exit, shared) {
+                Served::Go => {}
+                Served::Wait => return None,
+                Served::Stop(cause) => return Some(cause),
+            },
+            Err(error) => return Some(Cause::Fault(sentence(&error))),
+        }
+    }
+}
+
+/// Runs the guest until a kick (`None`) or until it is not to be entered again.
+fn enter<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) -> Option<Cause> {
+    let counters = usize::try_from(index).ok().and_then(|index| shared.counters.get(index))?;
+    loop {
+        let exit = match vcpu.run() {
+            Ok(exit) => exit,
+            Err(error) => return Some(Cause::Fault(sentence(&error))),
+        };
+        counters.count(&exit);
+        if let Exit::Kicked = exit {
+            return None;
+        }
+        match serve(exit, shared) {
+            Served::Go => {}
+            Served::Wait => {
+                shared.gate.wait_change(Command::Run);
+                return None;
+            }
+            Served::Stop(cause) => return Some(cause),
+        }
+    }
+}
+
+/// What comes after an exit.
+enum Served {
+    /// The guest goes on.
+    Go,
+    /// Nothing will wake the guest but a command.
+    Wait,
+    /// It is not to be entered again.
+    Stop(Cause),
+}
+
+/// Carries out what an exit asks for: the one match.
+fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
+    let effect = match exit {
+        Exit::MmioRead { address, data } => {
+            shared.mmio.read(address, data);
+            Effect::None
+        }
+        Exit::MmioWrite { address, data } => shared.mmio.write(address, data),
+        Exit::PioRead { port, width, data } => {
+            for access in data.chunks_mut(usize::from(width).max(1)) {
+                shared.pio.read(u64::from(port), access);
+            }
+            Effect::None
+        }
+        Exit::PioWrite { port, width, data } => write_port(&shared.pio, port, width, data),
+        Exit::Kicked => Effect::None,
+        // Without a controller that could wake it there is nothing to run for.
+        Exit::Halted => return Served::Wait,
+        Exit::TripleFault => return Served::Stop(Cause::TripleFault),
+        Exit::PowerOff => Effect::PowerOff,
+        Exit::Reset => Effect::Reset,
+        Exit::Fault(what) => return Served::Stop(Cause::Fault(what)),
+    };
+    match effect {
+        Effect::None => Served::Go,
+        Effect::PowerOff => Served::Stop(Cause::PowerOff),
+        Effect::Reset => Served::Stop(Cause::Reset),
+    }
+}
+
+/// The accesses of one `out` or `outs`, up to the first with an effect.
+fn write_port(pio: &Bus, port: u16, width: u8, data: &[u8]) -> Effect {
+    data.chunks(usize::from(width).max(1))
+        .map(|access| pio.write(u64::from(port), access))
+        .find(|effect| *effect != Effect::None)
+        .unwrap_or_default()
+}
+
+/// An error and its sources in one line.
+pub(super) fn sentence(error: &dyn std::error::Error) -> String {
+    super::wire::chain(error).join(": ")
+}

@@ -1,0 +1,104 @@
+//! Signals as a descriptor, for programs that own their process. A library has no business here.
+
+#![allow(unsafe_code, reason = "signal sets and signalfd have no safe wrapper here")]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Signals that no longer end the process but wait in a descriptor.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+#[cfg(target_os = "linux")]
+impl Signals {
+    /// Blocks the signals of these numbers in this thread and in those it starts from now on. To be called before any other thread is.
+    ///
+    /// # Errors
+    /// A number that is none, or the host's refusal.
+    pub fn block(numbers: &[i32]) -> io::Result<Self> {
+        use std::os::fd::FromRawFd;
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initializes the set it is given.
+        let mut set = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            set.assume_init()
+        };
+        for number in numbers {
+            // SAFETY: the set is initialized; a bad number is answered by an error.
+            if unsafe { libc::sigaddset(&raw mut set, *number) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: the set is initialized and nothing is written through the null pointer.
+        let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        // SAFETY: the set is initialized; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call gave us this descriptor, which nobody else knows.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// The number of the next signal that arrived, if one did.
+    ///
+    /// # Errors
+    /// The descriptor cannot be read.
+    pub fn take(&self) -> io::Result<Option<i32>> {
+        let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(&self.0, &mut record) {
+            // The number is the record's first field, 32 bits.
+            Ok(_) => Ok(record.first_chunk().map(|number| i32::from_ne_bytes(*number))),
+            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Signals {
+    /// See the Linux form.
+    ///
+    /// # Errors
+    /// Always: not written for this system.
+    pub fn block(_numbers: &[i32]) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// See the Linux form.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn take(&self) -> io::Result<Option<i32>> {
+        Ok(None)
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable while a signal waits.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_signal_waits_in_the_descriptor() {
+        // In a thread of its own, whose mask goes with it.
+        let taken = std::thread::spawn(|| {
+            let signals = Signals::block(&[libc::SIGUSR2]).unwrap();
+            assert_eq!(signals.take().unwrap(), None);
+            // SAFETY: raises a signal that this thread blocks.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            (signals.take().unwrap(), signals.take().unwrap())
+        });
+        assert_eq!(taken.join().unwrap(), (Some(libc::SIGUSR2), None));
+        assert!(Signals::block(&[10_000]).is_err());
+    }
+}
