@@ -64,7 +64,7 @@ fn patch(bytes: &mut [u8], range: std::ops::Range<usize>, patches: &[(prop::samp
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn elf(patches in patches(), protocol in protocols(), cut in any::<Option<prop::sample::Index>>()) {
