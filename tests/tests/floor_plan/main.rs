@@ -1,0 +1,158 @@
+//! The floor plan is a test: it reads the imports of every crate and fails on one that climbs, on a cycle, on a fenced word outside its
+//! room, on `unsafe` and `cfg(target_*)` where they do not belong, on a dependency that a crate must not have.
+
+mod check;
+mod imports;
+mod plan;
+mod tokens;
+
+use std::path::Path;
+
+use plan::{CRATES, Crate};
+
+#[test]
+fn the_house_stands_as_planned() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = check::findings(top, CRATES);
+    found.extend(check::unplanned(top, CRATES));
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// A crate of two floors that nothing is wrong with.
+const SAMPLE: Crate = Crate {
+    directory: "vmm/sample",
+    floors: &[("low", 0), ("side", 1), ("middle", 1), ("high", 2)],
+    stands_on: &["nelly-image"],
+    never: &["tokio", "anyhow"],
+    unsafe_rooms: &["low::raw"],
+    target_rooms: &["low"],
+    program: false,
+};
+
+const MANIFEST: &str = "[dependencies]\nnelly-image.workspace = true\n[lints]\nworkspace = true\n";
+
+/// What is found in the sample crate with this one file more (or other).
+fn findings_with(file: &str, text: &str) -> Vec<String> {
+    let top = tempfile::tempdir().unwrap();
+    let files = [
+        ("Cargo.toml", MANIFEST),
+        ("src/lib.rs", "pub mod low; pub mod middle; pub mod high; fn f() { high::g() }"),
+        ("src/low/mod.rs", "#[cfg(target_os = \"linux\")] mod raw; //! crate::high\n"),
+        ("src/low/raw.rs", "fn f() { unsafe { g() } }"),
+        ("src/middle.rs", "use crate::low::Thing; const TEXT: &str = \"use crate::high; unsafe\";"),
+        ("src/high/mod.rs", "use crate::{low::Thing, middle::{self, Other}}; mod part;"),
+        ("src/high/part.rs", "use super::Name; use crate::middle;"),
+    ];
+    for (name, text) in files.into_iter().chain([(file, text)]) {
+        let path = top.path().join("vmm/sample").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    check::findings(top.path(), &[SAMPLE])
+}
+
+#[test]
+fn a_sound_crate_passes() {
+    assert_eq!(findings_with("src/high/part.rs", ""), [""; 0]);
+}
+
+#[test]
+fn every_way_to_break_the_plan_is_found() {
+    let cases = [
+        ("src/low/mod.rs", "use crate::middle::Other;", "`low` (floor 0) imports `middle::Other` (floor 1)"),
+        (
+            "src/low/raw.rs",
+            "use crate::{\n    low, high::{deep::{Name}}};",
+            "imports `high::deep::Name` (floor 2)",
+        ),
+        (
+            "src/low/raw.rs",
+            "fn f() { crate::high::g() }",
+            "src/low/raw.rs:1: `low` (floor 0) imports `high::g`",
+        ),
+        ("src/low/raw.rs", "mod tests { fn f() { super::super::super::high::g() } }", "imports `high::g`"),
+        (
+            "src/middle.rs",
+            "\n\npub use crate::side::Name;",
+            "src/middle.rs:3: `middle` (floor 1) imports `side::Name`",
+        ),
+        ("src/middle.rs", "use crate::Loose;", "`middle` imports `Loose`, which is no room"),
+        ("src/attic.rs", "", "room `attic` has no floor"),
+        ("src/high/part.rs", "use super::other::A;", ""),
+        ("src/high/one.rs", "use super::two::A; mod two { use crate::high::two; }", ""),
+        ("src/middle.rs", "use kvm_ioctls::Kvm;", "`kvm_ioctls` outside vmm/monitor hv::kvm"),
+        ("src/middle.rs", "fn f() { tokio::spawn(g) }", "`tokio` in vmm/sample"),
+        ("src/middle.rs", "fn f() { std::process::exit(1) }", "`process::exit` in a library"),
+        (
+            "src/middle.rs",
+            "use std::process::{self}; fn f() { process::exit(1) }",
+            "`process::exit` in a library",
+        ),
+        ("src/low/mod.rs", "unsafe fn f() {}", "`unsafe` outside low::raw"),
+        (
+            "src/middle.rs",
+            "#[cfg(all(unix, not(target_os = \"linux\")))] fn f() {}",
+            "`cfg(target_*)` outside low",
+        ),
+        ("src/middle.rs", "fn f() { if cfg!(target_arch = \"x86_64\") {} }", "`cfg(target_*)` outside low"),
+        ("Cargo.toml", "[dependencies]\ntokio = \"1\"\n[lints]\nworkspace = true\n", "depends on tokio"),
+        (
+            "Cargo.toml",
+            "[target.'cfg(unix)'.dependencies]\nanyhow.workspace = true\n[lints]\nworkspace = true\n",
+            "depends on anyhow",
+        ),
+        (
+            "Cargo.toml",
+            "[dependencies.nelly-vmm]\nversion = \"1\"\n[lints]\nworkspace = true\n",
+            "depends on nelly-vmm",
+        ),
+        ("Cargo.toml", "[dev-dependencies]\ntokio = \"1\"\n[lints]\nworkspace = true\n", ""),
+        ("Cargo.toml", "[dependencies]\n", "does not take the lints"),
+    ];
+    for (file, text, sentence) in cases {
+        let found = findings_with(file, text);
+        if sentence.is_empty() {
+            assert_eq!(found, [""; 0], "{file}: {text}");
+        } else {
+            assert!(found.iter().any(|line| line.contains(sentence)), "{text:?} gives {found:?}");
+        }
+    }
+}
+
+#[test]
+fn cycles_are_found_between_rooms_and_inside_them() {
+    const LOOSE: Crate = Crate { floors: &[], ..SAMPLE };
+    let top = tempfile::tempdir().unwrap();
+    let src = top.path().join("vmm/sample/src");
+    std::fs::create_dir_all(src.join("a")).unwrap();
+    std::fs::write(top.path().join("vmm/sample/Cargo.toml"), MANIFEST).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(src.join(name), text).unwrap();
+    write("lib.rs", "mod a; mod b; mod c;");
+    write("a/mod.rs", "mod x; mod y; use crate::b::B; use self::x::X;");
+    write("a/x.rs", "use super::A;");
+    write("a/y.rs", "use super::x::X;");
+    write("b.rs", "use crate::c::C;");
+    write("c.rs", "#[cfg(test)] mod tests { use crate::a::A; }");
+    assert_eq!(check::findings(top.path(), &[LOOSE]), [""; 0]);
+
+    write("c.rs", "use crate::a::A;");
+    assert_eq!(check::findings(top.path(), &[LOOSE]), ["vmm/sample: a cycle: a → b → c → a"]);
+
+    write("c.rs", "");
+    write("a/x.rs", "use super::y::Y;");
+    assert_eq!(check::findings(top.path(), &[LOOSE]), ["vmm/sample: a cycle: a::x → a::y → a::x"]);
+}
+
+#[test]
+fn a_crate_without_a_place_is_found() {
+    let top = tempfile::tempdir().unwrap();
+    std::fs::write(
+        top.path().join("Cargo.toml"),
+        "[workspace]\nmembers = [\n \"vmm/sample\", \"vmm/shed\", \"tests\",\n]\n",
+    )
+    .unwrap();
+    assert_eq!(
+        check::unplanned(top.path(), &[SAMPLE]),
+        ["vmm/shed is a member of the workspace without a place in the plan"]
+    );
+}

@@ -1,0 +1,122 @@
+//! The floor plan itself: what `docs` and README draw, as data.
+
+/// A crate and its rooms.
+pub struct Crate {
+    /// Its directory from the top of the repository.
+    pub directory: &'static str,
+    /// Rooms (top-level modules) and their floors. A room imports from lower floors only. Empty: any order without a cycle.
+    pub floors: &'static [(&'static str, u8)],
+    /// Our other crates that it may depend on.
+    pub stands_on: &'static [&'static str],
+    /// Packages it must not depend on, whoever asks for them.
+    pub never: &'static [&'static str],
+    /// Modules that may hold `unsafe` code.
+    pub unsafe_rooms: &'static [&'static str],
+    /// Modules that may ask what they are compiled for.
+    pub target_rooms: &'static [&'static str],
+    /// It is a program: its files may end the process and use `anyhow`.
+    pub program: bool,
+}
+
+/// Words that name a binding, the crate they may stand in, and its module.
+pub const FENCES: &[(&str, &str, &[&str])] = &[
+    ("kvm_ioctls", "vmm/monitor", &["hv::kvm"]),
+    ("kvm_bindings", "vmm/monitor", &["hv::kvm"]),
+    ("applevisor", "vmm/monitor", &["hv::hvf"]),
+    ("applevisor_sys", "vmm/monitor", &["hv::hvf"]),
+];
+
+/// What a library must leave to programs, beside what its `never` says.
+const HEAVY: &[&str] = &[
+    "tokio",
+    "clap",
+    "ttrpc",
+    "anyhow",
+    "reqwest",
+    "hyper",
+    "rustls",
+    "oci-client",
+    "libcontainer",
+    "protobuf",
+];
+
+/// Every crate.
+pub const CRATES: &[Crate] = &[
+    Crate {
+        directory: "vmm/monitor",
+        floors: &[
+            ("arch", 0),
+            ("config", 0),
+            ("sys", 0),
+            ("memory", 1),
+            ("hv", 2),
+            ("bus", 3),
+            ("irq", 3),
+            ("disk", 3),
+            ("usernet", 3),
+            ("devices", 4),
+            ("virtio", 4),
+            ("boot", 5),
+            ("machine", 6),
+        ],
+        stands_on: &[],
+        never: HEAVY,
+        unsafe_rooms: &["sys", "memory", "hv"],
+        target_rooms: &["arch", "hv", "sys", "machine::confine"],
+        program: false,
+    },
+    Crate {
+        directory: "vmm/image",
+        floors: &[],
+        stands_on: &[],
+        never: &["clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings"],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: false,
+    },
+    Crate {
+        directory: "vmm/sandbox",
+        floors: &[("spec", 0), ("state", 1), ("agent", 2), ("instance", 3), ("life", 4)],
+        stands_on: &["nelly-vmm", "nelly-image", "nelly-protocol"],
+        never: &["clap", "anyhow", "kvm-ioctls", "kvm-bindings"],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: false,
+    },
+    Crate {
+        directory: "vmm/cli",
+        floors: &[],
+        stands_on: &["nelly-vmm", "nelly-image", "nelly-sandbox"],
+        never: &["ttrpc", "kvm-ioctls", "kvm-bindings"],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: true,
+    },
+    Crate {
+        directory: "guest-agent/protocol",
+        floors: &[],
+        stands_on: &[],
+        never: &["clap", "anyhow"],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: false,
+    },
+    Crate {
+        directory: "guest-agent/agent",
+        floors: &[
+            ("arch", 0),
+            ("sys", 0),
+            ("cgroup", 1),
+            ("mounts", 2),
+            ("spawn", 3),
+            ("registry", 4),
+            ("stdio", 5),
+            ("service", 6),
+        ],
+        stands_on: &["nelly-protocol"],
+        never: &["clap", "reqwest", "kvm-ioctls", "kvm-bindings", "vm-memory"],
+        unsafe_rooms: &["sys"],
+        target_rooms: &["arch"],
+        program: true,
+    },
+];
