@@ -11,8 +11,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use super::fault::{ActivateError, DeviceFault};
 use super::interrupt::Interrupt;
-use super::queue::{Queue, QueueConfigError, QueueFault};
+use super::queue::Queue;
 use crate::memory::Memory;
 use crate::sys::{Interest, Poller};
 
@@ -72,37 +73,6 @@ impl Activation {
     pub fn take_queue(&mut self, index: usize) -> Result<Queue, ActivateError> {
         self.queues.get_mut(index).and_then(Option::take).ok_or(ActivateError::MissingQueue(index))
     }
-}
-
-/// Why a device did not start; the transport answers with NEEDS_RESET.
-#[derive(Debug, thiserror::Error)]
-pub enum ActivateError {
-    /// The driver left a queue disabled that the device cannot work without.
-    #[error("queue {0} is needed and was not enabled")]
-    MissingQueue(usize),
-    /// The host side could not be prepared.
-    #[error("cannot prepare the device's host side")]
-    Host(#[source] io::Error),
-}
-
-/// Why a worker cannot go on: the device gets NEEDS_RESET and waits for the driver.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceFault {
-    /// The guest broke a ring or a descriptor chain.
-    #[error("the driver broke a queue")]
-    Queue(#[from] QueueFault),
-    /// The guest described a queue that cannot be used.
-    #[error("the driver described a bad queue")]
-    QueueConfig(#[from] QueueConfigError),
-    /// The guest broke the device's protocol in a way that has no answer of its own.
-    #[error("the driver broke the protocol: {0}")]
-    Protocol(&'static str),
-    /// The host side failed.
-    #[error("the device's host side failed")]
-    Host(#[from] io::Error),
-    /// The device could not start.
-    #[error("the device did not start")]
-    Activate(#[from] ActivateError),
 }
 
 /// The running part of a device. It lives on one loop and is never shared.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::DeviceFault;
+use super::fault::DeviceFault;
 use crate::irq::SharedLine;
 
 /// The driver should look at the used rings (virtio 1.2, 4.2.2: InterruptStatus bit 0).

@@ -3,6 +3,7 @@
 pub mod blk;
 pub mod console;
 pub mod device;
+pub mod fault;
 pub mod interrupt;
 pub mod queue;
 pub mod rng;

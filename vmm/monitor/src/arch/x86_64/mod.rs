@@ -133,3 +133,15 @@ pub mod layout {
     /// SLP_TYP of the soft-off state, first element of `\_S5`.
     pub const ACPI_SLEEP_TYPE_S5: u8 = 5;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_leaves_the_device_gap_free() {
+        let gap = layout::MMIO_GAP;
+        assert_eq!(ram_ranges(gap), [(0, gap)]);
+        assert_eq!(ram_ranges(gap + 4096), [(0, gap), (1 << 32, 4096)]);
+    }
+}

@@ -10,6 +10,8 @@
 #[cfg(target_arch = "x86_64")]
 mod exit;
 #[cfg(target_arch = "x86_64")]
+mod inner;
+#[cfg(target_arch = "x86_64")]
 mod kick;
 #[cfg(target_arch = "x86_64")]
 mod vcpu;

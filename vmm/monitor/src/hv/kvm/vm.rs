@@ -5,21 +5,19 @@
     reason = "memory slots are host addresses, and doorbells have no safe wrapper that takes a borrowed descriptor"
 )]
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd, kvm_pit_config,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::VmFd;
 use rustix::ioctl::{Setter, ioctl, opcode};
 
 use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, Vm};
+use super::inner::{Inner, failed, lend};
 use super::vcpu::KvmVcpu;
-use crate::arch::x86_64::cpuid::Leaf;
 use crate::arch::x86_64::layout;
 use crate::memory::Slot;
 use crate::sys::Notifier;
@@ -30,26 +28,6 @@ const KVMIO: u8 = 0xae;
 /// A machine. Cheap to clone inside this room: its vCPUs and lines keep it.
 #[derive(Debug)]
 pub struct KvmVm(Arc<Inner>);
-
-/// Fields are dropped in order: the kernel's machine (whose vCPUs are gone, since they hold this) before the memory it maps.
-#[derive(Debug)]
-pub(super) struct Inner {
-    pub(super) fd: VmFd,
-    /// What the hypervisor supports, asked once.
-    pub(super) supported: Vec<Leaf>,
-    /// Registered slots, which keep their host ranges mapped.
-    slots: Mutex<BTreeMap<u32, Slot>>,
-}
-
-/// The descriptor of one of the bindings' types, which own theirs and do not lend it.
-pub(super) fn lend(owner: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: `owner` is one of the bindings' objects; it keeps its descriptor open for as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
-}
-
-pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvError {
-    move |error| HvError::Call { call, source: error.into() }
-}
 
 impl KvmVm {
     pub(super) fn new(kvm: &kvm_ioctls::Kvm) -> Result<Self, HvError> {

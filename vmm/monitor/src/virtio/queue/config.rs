@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::Memory;
+use crate::virtio::fault::QueueConfigError;
 use crate::virtio::spec::QUEUE_SIZE_MAX;
 
 /// A queue as the guest describes it, register by register. Nothing here is believed before [`QueueConfig::validate`].
@@ -21,39 +22,6 @@ pub struct QueueConfig {
     pub available: u64,
     /// Used ring ("device area").
     pub used: u64,
-}
-
-/// Why a queue cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QueueConfigError {
-    /// Not a power of two, zero, or more than the device offers.
-    #[error("queue size {size} is no power of two up to {max_size}")]
-    Size {
-        /// As written.
-        size: u16,
-        /// As offered.
-        max_size: u16,
-    },
-    /// A ring does not stand where the specification demands (2.7).
-    #[error("{ring} at {address:#x} is not aligned to {align} bytes")]
-    Alignment {
-        /// Which ring.
-        ring: &'static str,
-        /// Its address.
-        address: u64,
-        /// What it must be a multiple of.
-        align: u64,
-    },
-    /// A ring is not whole inside the guest's memory.
-    #[error("{ring} at {address:#x} with {len} bytes is not inside the guest's memory")]
-    Outside {
-        /// Which ring.
-        ring: &'static str,
-        /// Its address.
-        address: u64,
-        /// Its extent in bytes.
-        len: u64,
-    },
 }
 
 /// Rings whose size, alignment and whole extent were checked. Guest memory does not shrink while a machine runs.

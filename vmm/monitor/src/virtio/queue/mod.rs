@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 pub use chain::{Chain, Reader, Segment, Writer};
-pub use config::{QueueConfig, QueueConfigError, Rings};
+pub use config::{QueueConfig, Rings};
 
-use super::device::DeviceFault;
+use super::fault::DeviceFault;
+pub use super::fault::{QueueConfigError, QueueFault};
 use super::interrupt::Interrupt;
 use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
 use crate::memory::Memory;
@@ -26,67 +27,6 @@ use crate::sys::Notifier;
 
 /// Chains that are served before the driver hears of the first: an interrupt costs it two exits.
 const SIGNAL_EVERY: u16 = 16;
-
-/// What a driver may do to a queue that it must not. The device needs a reset after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QueueFault {
-    /// The available index ran ahead of the ring's size.
-    #[error("available index {index} is more than {size} ahead of {seen}")]
-    Available {
-        /// As read.
-        index: u16,
-        /// Where the device is.
-        seen: u16,
-        /// The ring's size.
-        size: u16,
-    },
-    /// A descriptor number beyond its table.
-    #[error("descriptor {index} of {entries}")]
-    Index {
-        /// The number.
-        index: u16,
-        /// Entries of the table.
-        entries: u32,
-    },
-    /// A chain longer than its table: a loop.
-    #[error("descriptor chain {head} does not end")]
-    Loop {
-        /// Its head.
-        head: u16,
-    },
-    /// An indirect table that was not negotiated, is nested, followed by another descriptor, or of a bad length.
-    #[error("descriptor chain {head} abuses an indirect table")]
-    Indirect {
-        /// Its head.
-        head: u16,
-    },
-    /// A segment to read after one to write.
-    #[error("descriptor chain {head} has a readable segment after a writable one")]
-    ReadAfterWrite {
-        /// Its head.
-        head: u16,
-    },
-    /// 2^32 bytes or more.
-    #[error("descriptor chain {head} is too long")]
-    TooLong {
-        /// Its head.
-        head: u16,
-    },
-    /// Not inside the guest's memory.
-    #[error("{len} bytes at {address:#x} are not inside the guest's memory")]
-    Outside {
-        /// Guest physical.
-        address: u64,
-        /// Bytes.
-        len: u64,
-    },
-    /// A chain with too few bytes for the message it carries.
-    #[error("descriptor chain without the {wanted} bytes that are needed")]
-    Short {
-        /// Bytes of the message.
-        wanted: u64,
-    },
-}
 
 /// Where a queue stands, as data: with its [`QueueConfig`] enough to go on in another process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
