@@ -1,0 +1,194 @@
+//! A machine of 2 MiB with a few instructions in it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nelly_vmm::arch::BootState;
+use nelly_vmm::arch::x86_64::{self, EntryMode, descriptor_table, layout};
+use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Kicker, Vcpu, Vm};
+use nelly_vmm::memory::{Backing, GuestRam, Memory};
+use vm_memory::{Bytes, GuestAddress};
+
+/// Where the code is loaded and entered.
+pub const CODE: u64 = 0x10_0000;
+/// Memory for the guest's own use.
+pub const SCRATCH: u64 = 0x18_0000;
+/// No slot is here.
+pub const DEVICE: u64 = layout::VIRTIO_MMIO;
+
+/// Defines `fn $name() -> &'static [u8]`: these instructions (Intel syntax, 64-bit unless they say otherwise).
+macro_rules! guest {
+    ($name:ident, $($line:expr),* $(,)?) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata",
+            concat!(".globl guest_", stringify!($name), "_start"),
+            concat!(".globl guest_", stringify!($name), "_end"),
+            concat!("guest_", stringify!($name), "_start:"),
+            $($line),*,
+            concat!("guest_", stringify!($name), "_end:"),
+            ".code64",
+            ".popsection",
+        );
+        fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                #[link_name = concat!("guest_", stringify!($name), "_start")]
+                static START: u8;
+                #[link_name = concat!("guest_", stringify!($name), "_end")]
+                static END: u8;
+            }
+            let (start, end) = (&raw const START, &raw const END);
+            // SAFETY: both labels are in the same section of this program, with the assembled bytes between them.
+            unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+        }
+    };
+}
+pub(crate) use guest;
+
+/// A machine whose only RAM is 2 MiB from address 0.
+pub struct Machine<H: Hypervisor> {
+    pub vm: H::Vm,
+    pub memory: Memory,
+}
+
+impl<H: Hypervisor> Machine<H> {
+    /// With interrupt controllers for `vcpus`, unless that is 0.
+    pub fn new(hypervisor: &H, code: &[u8], vcpus: u8) -> Self {
+        let ram = GuestRam::new(2 << 20, Backing::Anonymous).unwrap();
+        let vm = hypervisor.create_vm().unwrap();
+        for slot in ram.slots() {
+            vm.map(slot).unwrap();
+        }
+        if vcpus > 0 {
+            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer: false }).unwrap();
+        }
+        let memory = ram.memory().clone();
+        memory.write_slice(code, GuestAddress(CODE)).unwrap();
+        page_tables(&memory);
+        for (at, descriptor) in (0u64..).zip(descriptor_table(EntryMode::Long)) {
+            memory.write_obj(descriptor, GuestAddress(layout::GDT + 8 * at)).unwrap();
+        }
+        Self { vm, memory }
+    }
+
+    /// vCPU 0, at the code's first instruction.
+    pub fn boot(&self) -> Runner<<H::Vm as Vm>::Vcpu> {
+        let mut vcpu = self.vm.create_vcpu(0, 1).unwrap();
+        vcpu.load(&entry()).unwrap();
+        Runner::new(vcpu)
+    }
+}
+
+/// 64-bit entry at [`CODE`].
+pub fn entry() -> BootState {
+    BootState::X86(x86_64::BootState {
+        mode: EntryMode::Long,
+        rip: CODE,
+        rsi: 0x1234_5678_9abc,
+        rbx: 0x77,
+        rsp: SCRATCH,
+        cr3: layout::PAGE_TABLES,
+        gdt_base: layout::GDT,
+        gdt_limit: 39,
+    })
+}
+
+/// Identity mapping of the first 4 GiB by 2 MiB pages.
+fn page_tables(memory: &Memory) {
+    let base = layout::PAGE_TABLES;
+    let put = |at: u64, entry: u64| memory.write_obj(entry, GuestAddress(at)).unwrap();
+    put(base, (base + 0x1000) | 3);
+    for directory in 0..4 {
+        let table = base + 0x2000 + directory * 0x1000;
+        put(base + 0x1000 + directory * 8, table | 3);
+        for page in 0..512 {
+            put(table + page * 8, (directory << 30) | (page << 21) | 0x83);
+        }
+    }
+}
+
+/// An exit that owns its data.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    Out(u16, u8, Vec<u8>),
+    Read(u64, usize),
+    Write(u64, Vec<u8>),
+    In(u16, u8, usize),
+    Halted,
+    Kicked,
+    TripleFault,
+    Other(String),
+}
+
+/// A vCPU that cannot hang a test: after 20 s a kick gets it out, and the test fails for want of the exit it waits for.
+pub struct Runner<V: Vcpu> {
+    pub vcpu: V,
+    done: Option<Sender<()>>,
+    guard: Option<JoinHandle<()>>,
+}
+
+impl<V: Vcpu> Runner<V> {
+    pub fn new(vcpu: V) -> Self {
+        let kicker: Arc<dyn Kicker> = vcpu.kicker();
+        let (done, wait) = channel();
+        let guard = std::thread::spawn(move || {
+            let mut patience = Duration::from_secs(20);
+            while wait.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                kicker.kick();
+                patience = Duration::from_millis(100);
+            }
+        });
+        Self { vcpu, done: Some(done), guard: Some(guard) }
+    }
+
+    /// Runs to the next exit; reads are answered with `answer`, repeated as often as needed.
+    pub fn answer(&mut self, answer: &[u8]) -> Seen {
+        match self.vcpu.run().unwrap() {
+            Exit::PioWrite { port, width, data } => Seen::Out(port, width, data.to_vec()),
+            Exit::PioRead { port, width, data } => {
+                data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
+                Seen::In(port, width, data.len())
+            }
+            Exit::MmioWrite { address, data } => Seen::Write(address, data.to_vec()),
+            Exit::MmioRead { address, data } => {
+                data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
+                Seen::Read(address, data.len())
+            }
+            Exit::Halted => Seen::Halted,
+            Exit::Kicked => Seen::Kicked,
+            Exit::TripleFault => Seen::TripleFault,
+            other => Seen::Other(format!("{other:?}")),
+        }
+    }
+
+    /// Runs to the next exit, which must not be a read.
+    pub fn next(&mut self) -> Seen {
+        self.answer(&[])
+    }
+
+    /// Runs to the next exit, which must be a one-byte write to port 1, and returns the byte: how a guest speaks.
+    pub fn byte(&mut self) -> u8 {
+        match self.next() {
+            Seen::Out(1, 1, data) => data[0],
+            other => panic!("the guest was to speak and did {other:x?}"),
+        }
+    }
+
+    /// The bytes of the next `count` words of a guest that speaks by 32 bits.
+    pub fn word(&mut self) -> u32 {
+        match self.next() {
+            Seen::Out(1, 4, data) => u32::from_le_bytes(data.try_into().unwrap()),
+            other => panic!("the guest was to speak and did {other:x?}"),
+        }
+    }
+}
+
+impl<V: Vcpu> Drop for Runner<V> {
+    fn drop(&mut self) {
+        drop(self.done.take());
+        if let Some(guard) = self.guard.take() {
+            guard.join().unwrap();
+        }
+    }
+}

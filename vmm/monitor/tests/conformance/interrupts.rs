@@ -1,0 +1,154 @@
+//! The statements about interrupts that reach the guest.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nelly_vmm::hv::{Hypervisor, Vcpu, Vm};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::harness::{CODE, Machine, Runner, Seen, entry, guest};
+
+/// Interrupt descriptor table and its register image, in the guest's scratch memory.
+const IDT: u64 = 0x19_0000;
+/// Where [`handler_code`] lies.
+const HANDLER: u64 = 0x11_0000;
+const VECTOR: u64 = 0x40;
+const GSI: u32 = 5;
+
+guest!(
+    wait_code,
+    // Local APIC on (spurious vector register), the legacy controller's interrupts off (LINT0).
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "mov dword ptr [rbx + 0x350], 0x10000",
+    // I/O APIC pin 5: vector 0x40, edge, fixed, to APIC 0, unmasked.
+    "mov rbx, 0xfec00000",
+    "mov dword ptr [rbx], 0x1b",
+    "mov dword ptr [rbx + 0x10], 0",
+    "mov dword ptr [rbx], 0x1a",
+    "mov dword ptr [rbx + 0x10], 0x40",
+    "lidt [0x191000]",
+    "mov al, 1",
+    "out 1, al",
+    "sti",
+    "2: hlt",
+    "jmp 2b",
+);
+
+guest!(
+    handler_code,
+    "mov al, 0x40",
+    "out 1, al",
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xb0], 0",
+    "iretq",
+);
+
+guest!(
+    request_code,
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "mov rcx, 0xfec00000",
+    "mov dword ptr [rcx], 0x1b",
+    "mov dword ptr [rcx + 0x10], 0",
+    "mov dword ptr [rcx], 0x1a",
+    "mov dword ptr [rcx + 0x10], 0x40",
+    // Interrupt request register, vectors 0x40 to 0x5f: before and after each exit.
+    "2: mov eax, dword ptr [rbx + 0x220]",
+    "out 1, eax",
+    "jmp 2b",
+);
+
+/// An edge on a line is requested at the local APIC with the vector that the guest set up for it.
+pub fn line_reaches_the_local_apic<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::new(hypervisor, request_code(), 1);
+    let (line, other) = (machine.vm.irq_line(GSI).unwrap(), machine.vm.irq_line(GSI + 1).unwrap());
+    let mut run = machine.boot();
+    assert_eq!(run.word(), 0);
+    other.pulse().unwrap();
+    assert_eq!(run.word(), 0, "masked");
+    line.pulse().unwrap();
+    assert_eq!(run.word(), 1);
+}
+
+/// An edge on a line runs the handler that the guest set up for it, once an edge, out of a halt.
+pub fn line_reaches_a_handler<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::new(hypervisor, wait_code(), 1);
+    let memory = &machine.memory;
+    memory.write_slice(handler_code(), GuestAddress(HANDLER)).unwrap();
+    // A 64-bit interrupt gate to HANDLER in code segment 0x10.
+    let gate = [(HANDLER & 0xffff) | 0x10 << 16 | 0x8e00 << 32 | (HANDLER >> 16) << 48, 0];
+    memory.write_obj(gate[0], GuestAddress(IDT + VECTOR * 16)).unwrap();
+    memory.write_obj(gate[1], GuestAddress(IDT + VECTOR * 16 + 8)).unwrap();
+    memory.write_obj(0xfffu16, GuestAddress(0x19_1000)).unwrap();
+    memory.write_obj(IDT, GuestAddress(0x19_1002)).unwrap();
+    let line = machine.vm.irq_line(GSI).unwrap();
+    let mut run = machine.boot();
+    assert_eq!(run.byte(), 1);
+    for _ in 0..100 {
+        line.pulse().unwrap();
+        assert_eq!(run.byte(), 0x40);
+    }
+    // One edge while the handler has not ended is kept.
+    line.pulse().unwrap();
+    assert_eq!(run.byte(), 0x40);
+    line.pulse().unwrap();
+    assert_eq!(run.byte(), 0x40);
+}
+
+guest!(
+    startup_code,
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "mov dword ptr [rbx + 0x310], 0x01000000",
+    // INIT, then a start-up message for page 0x10.
+    "mov dword ptr [rbx + 0x300], 0x4500",
+    "mov dword ptr [rbx + 0x310], 0x01000000",
+    "mov dword ptr [rbx + 0x300], 0x4610",
+    "2: pause",
+    "cmp byte ptr [0x11000], 0x77",
+    "jne 2b",
+    "mov al, 0x77",
+    "out 1, al",
+    "2: jmp 2b",
+);
+
+guest!(
+    trampoline_code,
+    ".code16",
+    // Real mode, CS 0x1000.
+    "mov al, 0x33",
+    "out 1, al",
+    "mov ax, cs",
+    "mov ds, ax",
+    "mov byte ptr [0x1000], 0x77",
+    "2: jmp 2b",
+);
+
+/// The boot processor's start-up message starts the second one, in real mode at the page it names.
+pub fn startup_message<H: Hypervisor>(hypervisor: &H)
+where
+    H::Vm: Sync,
+{
+    assert_eq!(CODE, 0x10_0000);
+    let machine = Machine::new(hypervisor, startup_code(), 2);
+    machine.memory.write_slice(trampoline_code(), GuestAddress(0x1_0000)).unwrap();
+    let (vm, ended) = (&machine.vm, &AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (hand_over, kicker) = std::sync::mpsc::channel();
+        let second = scope.spawn(move || {
+            let mut run = Runner::new(vm.create_vcpu(1, 2).unwrap());
+            hand_over.send(run.vcpu.kicker()).unwrap();
+            assert_eq!(run.byte(), 0x33);
+            while !ended.load(Ordering::SeqCst) {
+                assert_eq!(run.next(), Seen::Kicked);
+            }
+        });
+        let kicker = kicker.recv().unwrap();
+        let mut vcpu = vm.create_vcpu(0, 2).unwrap();
+        vcpu.load(&entry()).unwrap();
+        assert_eq!(Runner::new(vcpu).byte(), 0x77);
+        ended.store(true, Ordering::SeqCst);
+        kicker.kick();
+        second.join().unwrap();
+    });
+}

@@ -1,0 +1,102 @@
+//! A machine leaves nothing behind: alone in its process, so that counts mean something.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(missing_docs, reason = "a test")]
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nelly_vmm::arch::BootState;
+use nelly_vmm::arch::x86_64::{self, EntryMode, layout};
+use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm, kvm};
+use nelly_vmm::memory::{Backing, GuestRam};
+use nelly_vmm::sys::Notifier;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Open descriptors, threads, mappings, and the mapped size in KiB.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    descriptors: usize,
+    threads: usize,
+    mappings: usize,
+    kvm_mappings: usize,
+    blocked_signals: String,
+}
+
+fn counts() -> Counts {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    Counts {
+        descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
+        threads: fs::read_dir("/proc/self/task").unwrap().count(),
+        mappings: maps.lines().count(),
+        kvm_mappings: maps.lines().filter(|line| line.contains("kvm")).count(),
+        blocked_signals: status.lines().find(|line| line.starts_with("SigBlk")).unwrap().to_owned(),
+    }
+}
+
+/// Two vCPUs on two threads, a doorbell, a line, a kicker that outlives the machine.
+fn live_and_die() {
+    let hypervisor = kvm::open().expect("this test needs the host's hypervisor");
+    let ram = GuestRam::new(4 << 20, Backing::SharedFile).unwrap();
+    let vm = hypervisor.create_vm().unwrap();
+    ram.slots().iter().for_each(|slot| vm.map(slot).unwrap());
+    vm.create_irqchip(IrqchipPlan { vcpus: 2, legacy_timer: true }).unwrap();
+    let bell = Notifier::new().unwrap();
+    assert!(vm.offer_doorbell(DoorbellAddress::Mmio(layout::VIRTIO_MMIO + 0x50), 1, 4, &bell));
+    let line = vm.irq_line(5).unwrap();
+    line.pulse().unwrap();
+    let memory = ram.memory().clone();
+    // out 1, al; jmp $
+    memory.write_slice(&[0xe6, 1, 0xeb, 0xfe], GuestAddress(0x1000)).unwrap();
+    let state = x86_64::BootState {
+        mode: EntryMode::Protected,
+        rip: 0x1000,
+        rsi: 0,
+        rbx: 0,
+        rsp: 0x8000,
+        cr3: 0,
+        gdt_base: layout::GDT,
+        gdt_limit: 39,
+    };
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (send, kickers) = std::sync::mpsc::channel();
+        for index in 0..2 {
+            let (vm, ended, send) = (&vm, &ended, send.clone());
+            scope.spawn(move || {
+                let mut vcpu = vm.create_vcpu(index, 2).unwrap();
+                if index == 0 {
+                    vcpu.load(&BootState::X86(state)).unwrap();
+                    assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { port: 1, .. }));
+                }
+                send.send(vcpu.kicker()).unwrap();
+                while !ended.load(Ordering::SeqCst) {
+                    assert!(matches!(vcpu.run().unwrap(), Exit::Kicked));
+                }
+            });
+        }
+        let kickers = [kickers.recv().unwrap(), kickers.recv().unwrap()];
+        std::thread::sleep(Duration::from_millis(2));
+        ended.store(true, Ordering::SeqCst);
+        kickers.iter().for_each(|kicker| kicker.kick());
+    });
+    // In an order that none of them cares for.
+    drop((memory, vm, bell, ram, line));
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    (0..3).for_each(|_| live_and_die());
+    let before = counts();
+    (0..20).for_each(|_| live_and_die());
+    // A thread that was joined may still be on its way out of the list.
+    for _ in 0..100 {
+        if counts() == before {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(counts(), before);
+    assert_eq!(before.kvm_mappings, 0);
+}
