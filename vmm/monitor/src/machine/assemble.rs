@@ -4,6 +4,7 @@
 //! is registered after the controllers costs the host a grace period.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
@@ -12,6 +13,7 @@ use std::{fs::OpenOptions, io};
 use super::console::{Pump, SerialLine};
 use super::files::{FileError, Files};
 use super::mailbox::{Host, Mailbox, Message};
+use super::outcome::ExitCounts;
 use super::vcpu::{self, Shared};
 use crate::arch::x86_64::layout;
 use crate::boot::{self, BootError, Image, Transport as Announced};
@@ -165,11 +167,19 @@ impl<H: Hypervisor> Site<'_, H> {
             _ram: ram,
         };
         if let Err(error) = assembled.spawn(u32::from(config.cpus.get()), loaded.state) {
-            assembled.take_apart();
+            drop(assembled.take_apart());
             return Err(AssembleError::Thread(error));
         }
         Ok(assembled)
     }
+}
+
+/// What outlives a machine.
+pub(super) struct Remains {
+    pub(super) pumps: Vec<Pump>,
+    pub(super) exits: ExitCounts,
+    /// Nanoseconds from the server's start to the guest's first instruction, 0 if it never came to that.
+    pub(super) first_entry_ns: u64,
 }
 
 impl<V: Vm> Assembled<V> {
@@ -196,8 +206,8 @@ impl<V: Vm> Assembled<V> {
     }
 
     /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and counts outlive it.
-    pub(super) fn take_apart(self) -> (Arc<Shared>, Vec<Pump>) {
-        let Self { vm, shared, threads, kickers, transports, pumps, vsock, host, _ram } = self;
+    pub(super) fn take_apart(self) -> Remains {
+        let Self { vm, shared, threads, kickers, transports, mut pumps, vsock, host, _ram } = self;
         shared.gate.set(vcpu::Command::End);
         for kicker in &kickers {
             kicker.kick();
@@ -207,8 +217,13 @@ impl<V: Vm> Assembled<V> {
         }
         drop((vsock, transports, kickers));
         host.join();
+        // Devices and their lines keep the machine: with the buses and the port the last of them goes.
+        let exits = shared.exits();
+        let first_entry_ns = shared.first_entry_ns.load(Ordering::Relaxed);
+        drop(shared);
+        pumps.iter_mut().for_each(Pump::unplug);
         drop(vm);
-        (shared, pumps)
+        Remains { pumps, exits, first_entry_ns }
     }
 }
 

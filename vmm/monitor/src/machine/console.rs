@@ -180,6 +180,13 @@ impl Pump {
         }
     }
 
+    /// The port is no more; what it said can still be read.
+    pub(super) fn unplug(&mut self) {
+        if let Near::Serial { port, .. } = &mut self.near {
+            *port = None;
+        }
+    }
+
     /// Keeps the latest output for a stream to come.
     pub(super) fn wait_for_stream(&mut self) {
         self.far = Far::Waiting;

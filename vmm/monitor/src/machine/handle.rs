@@ -153,14 +153,18 @@ impl Machine {
                     .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?;
                 Body::Process(child)
             }
-            Place::Thread => Body::Thread(
-                std::thread::Builder::new()
-                    .name("nelly-loop".into())
-                    .stack_size(server::STACK_BYTES)
-                    .spawn(move || server::serve(theirs))
-                    .map_err(StartError::Talk)?,
-            ),
+            Place::Thread => thread(move || server::serve(theirs))?,
         };
+        Self::hold(config, resources, control, body)
+    }
+
+    /// Holds the machine that `body` serves at the other end of `control`, once it has started.
+    fn hold(
+        config: &MachineConfig,
+        resources: Resources,
+        control: OwnedFd,
+        body: Body,
+    ) -> Result<Self, StartError> {
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
         let ending = Mutex::new(Ending { receiver: Receiver::default(), outcome: None, body: Some(body) });
         let control = Control(Arc::new(Mutex::new(control)));
@@ -338,6 +342,12 @@ impl Ending {
     }
 }
 
+/// The thread that serves a machine of this process.
+fn thread(serve: impl FnOnce() + Send + 'static) -> Result<Body, StartError> {
+    let builder = std::thread::Builder::new().name("nelly-loop".into()).stack_size(server::STACK_BYTES);
+    Ok(Body::Thread(builder.spawn(serve).map_err(StartError::Talk)?))
+}
+
 /// Waits until `fd` is readable or hung up; `false` when `timeout` was over first.
 fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
@@ -498,3 +508,7 @@ impl AsFd for VsockListener {
         self.channel.as_fd()
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

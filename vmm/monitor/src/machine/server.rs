@@ -5,21 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::assemble::{Assembled, SLOT_MACHINE, Site, lock};
+use super::assemble::{Assembled, Remains, SLOT_MACHINE, Site, lock};
 use super::console::{Heard, Pump};
 use super::files::Files;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Mailbox, Message, Word};
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::requests::Holder;
-use super::vcpu::{Command, Shared, sentence};
+use super::vcpu::{Command, sentence};
 use super::wire::{self, Received, Receiver, Reply, Request};
 use crate::config::{Endpoint, MachineConfig};
-use crate::hv::{self, Hypervisor, Vm};
+use crate::hv::{self, HvError, Hypervisor, Vm};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::virtio::device::{Registrar, Running};
 
@@ -37,6 +36,11 @@ const KEY_TIMER: u32 = 3;
 
 /// Serves the machine that the holder at the other end of `control` describes, until either ends.
 pub fn serve(control: OwnedFd) {
+    serve_on(hv::open, control);
+}
+
+/// The same on any hypervisor.
+pub(super) fn serve_on<H: Hypervisor>(open: impl FnOnce() -> Result<H, HvError>, control: OwnedFd) {
     let began = Instant::now();
     let mut receiver = Receiver::default();
     let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
@@ -54,7 +58,7 @@ pub fn serve(control: OwnedFd) {
     if let Err(error) = sys::set_nonblocking(&control) {
         return reply.failed(&error);
     }
-    let hypervisor = match hv::open() {
+    let hypervisor = match open() {
         Ok(hypervisor) => hypervisor,
         Err(error) => return reply.failed(&error),
     };
@@ -144,8 +148,7 @@ struct Ran {
     ending: Ending,
     panicked: bool,
     ended_at: Instant,
-    shared: Arc<Shared>,
-    pumps: Vec<Pump>,
+    remains: Remains,
 }
 
 impl<H: Hypervisor> Server<'_, H> {
@@ -163,9 +166,9 @@ impl<H: Hypervisor> Server<'_, H> {
                     break;
                 }
                 Ok(ran) => {
-                    outcome.exits.add(&ran.shared.exits());
+                    outcome.exits.add(&ran.remains.exits);
                     if outcome.starts == 1 {
-                        outcome.timings.first_entry_ns = ran.shared.first_entry_ns.load(Ordering::Relaxed);
+                        outcome.timings.first_entry_ns = ran.remains.first_entry_ns;
                     }
                     if let Some(reason) = verdict(&ran.ending, ran.panicked, self.config.on_reset) {
                         outcome.reason = reason;
@@ -173,7 +176,7 @@ impl<H: Hypervisor> Server<'_, H> {
                         outcome.timings.teardown_ns = nanoseconds(ran.ended_at.elapsed());
                         break;
                     }
-                    self.pumps = ran.pumps;
+                    self.pumps = ran.remains.pumps;
                 }
             }
             if let Some(holder) = &mut self.holder {
@@ -516,14 +519,14 @@ impl<V: Vm> Loop<V> {
             worker.stop(&poller);
         }
         let ending = life.ending().cloned().unwrap_or(Ending::Stop);
-        let (shared, mut pumps) = machine.take_apart();
+        let mut remains = machine.take_apart();
         let patience = if ending == Ending::Kill { Duration::ZERO } else { CONSOLE_PATIENCE };
-        for pump in &mut pumps {
+        for pump in &mut remains.pumps {
             pump.forget(&poller);
             pump.finish(patience);
         }
-        let panicked = pumps.iter().any(Pump::panicked);
-        Ran { ending, panicked, ended_at, shared, pumps }
+        let panicked = remains.pumps.iter().any(Pump::panicked);
+        Ran { ending, panicked, ended_at, remains }
     }
 }
 

@@ -186,7 +186,11 @@ impl Hypervisor for Fake {
     type Vm = FakeVm;
 
     fn create_vm(&self) -> Result<FakeVm, HvError> {
-        self.0.change(|state| state.record.machines += 1);
+        self.0.change(|state| {
+            state.record.machines += 1;
+            // A new machine has none yet.
+            state.record.irqchip = None;
+        });
         Ok(FakeVm(Arc::new(Machine(Arc::clone(&self.0)))))
     }
 }

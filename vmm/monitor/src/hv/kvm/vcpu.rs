@@ -19,8 +19,8 @@ use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 
 use super::super::{Exit, HvError, Kicker, Vcpu};
 use super::exit::{Decoded, RunPage};
-use super::kick::Receiver;
 use super::inner::{Inner, failed, lend};
+use super::kick::Receiver;
 use crate::arch::BootState;
 use crate::arch::x86_64::cpuid::{self, Leaf, Place};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};

@@ -1,0 +1,315 @@
+//! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
+
+use std::io::{Read, Write};
+
+use super::*;
+use crate::arch::x86_64::layout;
+use crate::boot::testing::{Segment, elf};
+use crate::config::{DiskId, Endpoint, OnReset, QueueCount, VsockConfig};
+use crate::hv::fake::{Fake, Step};
+
+const COM1: u16 = layout::COM1;
+
+fn kernel() -> OwnedFd {
+    let code = [0xf4];
+    let segment = Segment { address: 0x10_0000, bytes: &code, memory: 0x1000 };
+    let image = elf(0x10_0000, &[segment], &[], &[]);
+    let mut file = crate::sys::anonymous::memory_file("kernel").unwrap();
+    file.write_all(&image).unwrap();
+    file.into()
+}
+
+fn config(resources: &mut Resources) -> MachineConfig {
+    let mut config = MachineConfig::new(resources.add(kernel()));
+    config.memory_bytes = crate::config::MemorySize::new(4 << 20).unwrap();
+    config
+}
+
+fn start_with(fake: &Fake, config: &MachineConfig, resources: Resources) -> Result<Machine, StartError> {
+    let (control, theirs) = sys::stream_pair().unwrap();
+    let fake = fake.clone();
+    let body = thread(move || server::serve_on(|| Ok(fake), theirs)).unwrap();
+    Machine::hold(config, resources, control, body)
+}
+
+fn start(fake: &Fake, change: impl FnOnce(&mut MachineConfig)) -> Machine {
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    change(&mut config);
+    start_with(fake, &config, resources).unwrap()
+}
+
+/// Nothing of the machine is left.
+fn assert_gone(fake: &Fake) {
+    let record = fake.record();
+    assert_eq!((record.vcpus, record.machines, record.slots.len()), (0, 0, 0));
+}
+
+fn off() -> Step {
+    Step::out(layout::ACPI_SLEEP_CONTROL, &[0x34])
+}
+
+#[test]
+fn every_route_to_the_end_is_told_apart() {
+    let panic = || Step::out(COM1, b"\nKernel panic - not syncing: no init\n");
+    let table: Vec<(Vec<Step>, EndReason)> = vec![
+        (vec![off()], EndReason::PowerOff),
+        (vec![Step::out(layout::ACPI_RESET, &[1])], EndReason::Reset),
+        (vec![Step::out(0x64, &[0xfe])], EndReason::Reset),
+        (vec![Step::out(0xcf9, &[0x06])], EndReason::Reset),
+        (vec![Step::out(0x92, &[0x01])], EndReason::Reset),
+        (vec![Step::TripleFault], EndReason::TripleFault),
+        (vec![Step::PowerOff], EndReason::PowerOff),
+        (vec![Step::Reset], EndReason::Reset),
+        (vec![panic(), Step::out(0x64, &[0xfe])], EndReason::Panic),
+        (vec![panic(), Step::TripleFault], EndReason::Panic),
+        (
+            vec![Step::Fault("an impossible instruction".into())],
+            EndReason::Error("an impossible instruction".into()),
+        ),
+    ];
+    for (script, reason) in table {
+        let fake = Fake::new();
+        fake.script(0, script.clone());
+        let machine = start(&fake, |_| {});
+        let outcome = machine.wait();
+        assert_eq!(outcome.reason, reason, "{script:?}");
+        assert_eq!(outcome.starts, 1);
+        assert!(
+            outcome.timings.first_entry_ns > 0 && outcome.timings.run_ns >= outcome.timings.first_entry_ns
+        );
+        assert_gone(&fake);
+        assert!(matches!(machine.pause(), Err(ControlError::Ended)), "{script:?}");
+    }
+}
+
+#[test]
+fn a_failing_hypervisor_and_a_bug_end_the_machine_with_a_sentence() {
+    for step in [Step::Fail, Step::Panic] {
+        let fake = Fake::new();
+        fake.script(1, [step.clone()]);
+        let machine = start(&fake, |config| config.cpus = crate::config::CpuCount::new(3).unwrap());
+        let EndReason::Error(what) = machine.wait().reason else { panic!("{step:?}") };
+        assert!(!what.is_empty());
+        assert_gone(&fake);
+    }
+}
+
+#[test]
+fn a_pause_holds_every_vcpu_and_a_resume_lets_them_go_on() {
+    let fake = Fake::new();
+    for cpu in 0..4 {
+        fake.script(cpu, [Step::WaitForKick]);
+    }
+    fake.script(0, [Step::read32(layout::VIRTIO_MMIO + 8), off()]);
+    let machine = start(&fake, |config| {
+        config.cpus = crate::config::CpuCount::new(4).unwrap();
+        config.rng = true;
+    });
+    let mut events = machine.events().unwrap();
+    assert_eq!(machine.state().unwrap(), State::Running);
+    machine.pause().unwrap();
+    machine.pause().unwrap();
+    assert_eq!(machine.state().unwrap(), State::Paused);
+    assert_eq!((fake.record().kicks, fake.record().answers.len()), (4, 0));
+    machine.resume().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    // The entropy device's id, read after the pause.
+    assert_eq!(fake.record().answers, [(0, vec![4, 0, 0, 0])]);
+    let mut seen = Vec::new();
+    while let Some(event) = events.next().unwrap() {
+        seen.push(event);
+    }
+    let states = [State::Pausing, State::Paused, State::Running, State::Ending].map(Event::State);
+    assert_eq!(seen[..4], states);
+    assert!(matches!(&seen[4..], [Event::Ended(outcome)] if outcome.reason == EndReason::PowerOff));
+}
+
+#[test]
+fn stop_kill_drop_and_the_time_limit_end_a_machine_that_would_run_for_ever() {
+    for paused in [false, true] {
+        let fake = Fake::new();
+        let machine = start(&fake, |_| {});
+        assert!(machine.try_wait().is_none());
+        if paused {
+            machine.pause().unwrap();
+        }
+        machine.stop().unwrap();
+        assert_eq!(machine.wait().reason, EndReason::Stopped);
+        assert_gone(&fake);
+
+        let machine = start(&fake, |_| {});
+        if paused {
+            machine.pause().unwrap();
+        }
+        machine.kill();
+        assert_eq!(machine.wait().reason, EndReason::Killed);
+        machine.kill();
+        assert_gone(&fake);
+
+        let machine = start(&fake, |_| {});
+        if paused {
+            machine.pause().unwrap();
+        }
+        drop(machine);
+        assert_gone(&fake);
+    }
+    let fake = Fake::new();
+    let machine = start(&fake, |config| config.time_limit_ms = Some(20));
+    assert_eq!(machine.wait().reason, EndReason::TimeLimit);
+}
+
+#[test]
+fn a_reset_starts_the_guest_again_and_its_reader_stays() {
+    let fake = Fake::new();
+    fake.script(
+        0,
+        [Step::WaitForKick, Step::out(COM1, b"one "), Step::Reset, Step::out(COM1, b"two"), off()],
+    );
+    let machine = start(&fake, |config| {
+        config.on_reset = OnReset::Reboot;
+        config.serial = Endpoint::Stream;
+    });
+    let mut serial = machine.serial().unwrap();
+    machine.pause().unwrap();
+    machine.resume().unwrap();
+    let outcome = machine.wait();
+    assert_eq!((outcome.reason, outcome.starts, outcome.exits.pio_write), (EndReason::PowerOff, 2, 3));
+    let mut text = String::new();
+    serial.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "one two");
+    assert_gone(&fake);
+}
+
+#[test]
+fn the_serial_stream_carries_both_ways_and_starts_with_what_was_said_before() {
+    let fake = Fake::new();
+    fake.script(
+        0,
+        [Step::out(COM1, b"early"), Step::out(COM1 + 1, &[1]), Step::WaitForLine(layout::COM1_GSI)],
+    );
+    let read = |port, count| Step::PioRead { port, width: 1, count };
+    fake.script(0, [read(COM1 + 5, 1), read(COM1, 2), off()]);
+    let machine = start(&fake, |config| config.serial = Endpoint::Stream);
+    let mut serial = machine.serial().unwrap();
+    let mut text = [0; 5];
+    serial.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"early");
+    serial.write_all(b"hi").unwrap();
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    let answers = fake.record().answers;
+    assert_eq!(answers, [(0, vec![0x61]), (0, b"hi".to_vec())]);
+    assert_eq!(serial.read(&mut text).unwrap(), 0);
+}
+
+#[test]
+fn a_log_gets_everything_before_the_end_is_told() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let fake = Fake::new();
+    fake.script(0, [Step::out(COM1, &[b'x'; 20_000]), Step::TripleFault]);
+    let machine = start(&fake, |config| {
+        config.serial = Endpoint::Log(FileSource::Path(log.path().to_owned()));
+    });
+    machine.wait();
+    assert_eq!(std::fs::read(log.path()).unwrap(), vec![b'x'; 20_000]);
+}
+
+#[test]
+fn an_empty_slot_is_filled_while_the_machine_runs() {
+    let mut disk = crate::sys::anonymous::memory_file("disk").unwrap();
+    disk.write_all(&[7; 4096]).unwrap();
+    let fake = Fake::new();
+    let id = layout::VIRTIO_MMIO + 8;
+    fake.script(0, [Step::read32(id), Step::WaitForKick, Step::read32(id), Step::read32(id + 0xf8), off()]);
+    let machine = start(&fake, |config| config.spare_slots = 1);
+    assert!(fake.wait_until(|record| record.answers.len() == 1));
+    let wanted = |resources: &mut Resources| DiskConfig {
+        id: DiskId::new("late").unwrap(),
+        source: resources.add(disk.try_clone().unwrap()),
+        read_only: false,
+        queues: QueueCount::default(),
+    };
+    let mut resources = Resources::new();
+    let late = wanted(&mut resources);
+    machine.attach_disk(&late, resources).unwrap();
+    assert_eq!(fake.record().doorbells.len(), 1);
+    let mut resources = Resources::new();
+    let another = wanted(&mut resources);
+    let error = machine.attach_disk(&another, resources).unwrap_err();
+    assert!(matches!(error, ControlError::Refused(_)), "{error:?}");
+    machine.pause().unwrap();
+    machine.resume().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    // Nothing there, then a block device of eight sectors.
+    let answers: Vec<_> = fake.record().answers.into_iter().map(|(_, answer)| answer).collect();
+    assert_eq!(answers, [[0; 4], [2, 0, 0, 0], [8, 0, 0, 0]]);
+}
+
+#[test]
+fn what_cannot_start_says_why_and_leaves_nothing() {
+    let refused = |change: &dyn Fn(&mut MachineConfig)| {
+        let fake = Fake::new();
+        let mut resources = Resources::new();
+        let mut config = config(&mut resources);
+        change(&mut config);
+        let error = start_with(&fake, &config, resources).expect_err("it started");
+        assert_gone(&fake);
+        let StartError::Refused(error) = error else { panic!("{error:?}") };
+        wire::chain(&error).join(": ")
+    };
+    let missing = FileSource::Path("/no/such/file".into());
+    let kernel = refused(&|config| config.kernel = missing.clone());
+    assert!(kernel.starts_with("kernel: cannot open /no/such/file"), "{kernel}");
+    let initrd = refused(&|config| config.initrd = Some(FileSource::Fd(9)));
+    assert!(initrd.starts_with("initrd: descriptor 9 was not handed in"), "{initrd}");
+    let disk = refused(&|config| {
+        config.disks.push(DiskConfig {
+            id: DiskId::new("root").unwrap(),
+            source: FileSource::Path("/".into()),
+            read_only: true,
+            queues: QueueCount::default(),
+        });
+    });
+    assert!(disk.starts_with("disks: the disk \"root\" cannot be used"), "{disk}");
+    let stdio = refused(&|config| config.serial = Endpoint::Stdio);
+    assert!(stdio.starts_with("serial, console: "), "{stdio}");
+    let memory = refused(&|config| config.memory_bytes = crate::config::MemorySize::new(1 << 40).unwrap());
+    assert!(memory.starts_with("memory_bytes: "), "{memory}");
+}
+
+#[test]
+fn requests_that_the_machine_cannot_answer_are_refused() {
+    let fake = Fake::new();
+    let machine = start(&fake, |_| {});
+    assert!(matches!(machine.vsock().connect(1), Err(ControlError::Refused(_))));
+    assert!(matches!(machine.vsock().listen(1), Err(ControlError::Refused(_))));
+    assert!(matches!(machine.serial(), Err(ControlError::Refused(_))));
+    assert!(matches!(machine.console(), Err(ControlError::Refused(_))));
+    // Still in good order.
+    machine.resume().unwrap();
+    assert!(machine.exit_counts().is_ok());
+}
+
+#[test]
+fn a_machine_that_ends_answers_those_who_wait() {
+    let fake = Fake::new();
+    let machine = start(&fake, |config| config.vsock = Some(VsockConfig::default()));
+    let pending = machine.vsock().begin_connect(5).unwrap();
+    let listener = machine.vsock().listen(6).unwrap();
+    machine.stop().unwrap();
+    assert!(pending.stream().is_err());
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    machine.wait();
+    assert_gone(&fake);
+}
+
+#[test]
+fn a_monitor_that_dies_is_told_apart_from_one_that_speaks() {
+    let mut resources = Resources::new();
+    let config = config(&mut resources);
+    let place = Place::Process { monitor: "/bin/false".into() };
+    let error = Machine::start(&config, resources, &place).expect_err("it started");
+    assert!(matches!(error, StartError::Died(_) | StartError::Talk(_)), "{error:?}");
+    let place = Place::Process { monitor: "/no/such/monitor".into() };
+    assert!(matches!(Machine::start(&config, Resources::new(), &place), Err(StartError::Spawn { .. })));
+}
