@@ -1,0 +1,186 @@
+// The honest half: finds, starts, uses and resets a device.
+#include "virtio.h"
+
+volatile struct ring rings[QUEUES];
+volatile u8 pages[16][4096] __attribute__((aligned(4096)));
+
+void *memset(void *to, int byte, u64 len) {
+    void *start = to;
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(len) : "a"(byte) : "memory");
+    return start;
+}
+
+void *memcpy(void *to, const void *from, u64 len) {
+    void *start = to;
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
+    return start;
+}
+
+void clear_rings(struct device *d) {
+    memset((void *)rings, 0, sizeof rings);
+    for (u32 q = 0; q < QUEUES; q++) d->seen[q] = 0;
+}
+
+// Asks for a reset and polls until the device says that it is done.
+int reset(struct device *d) {
+    set(d, STATUS, 0);
+    for (u32 i = 0; i < 200000; i++)
+        if (get(d, STATUS) == 0) return 1;
+    return 0;
+}
+
+// Up to FEATURES_OK, with everything that is offered except event indices: this driver polls.
+int negotiate(struct device *d) {
+    set(d, STATUS, ACK);
+    set(d, STATUS, ACK | DRIVER);
+    for (u32 half = 0; half < 2; half++) {
+        set(d, FEATURES_SEL, half);
+        u32 offered = get(d, FEATURES);
+        if (half == 0) offered &= ~(1u << 29);
+        set(d, ACCEPT_SEL, half);
+        set(d, ACCEPT, offered);
+    }
+    set(d, STATUS, ACK | DRIVER | FEATURES_OK);
+    return get(d, STATUS) == (ACK | DRIVER | FEATURES_OK);
+}
+
+void describe(struct device *d, u32 queue, u32 size, u64 desc, u64 avail, u64 used) {
+    set(d, QUEUE_SEL, queue);
+    set(d, QUEUE_NUM, size);
+    set(d, DESC, (u32)desc);
+    set(d, DESC + 4, (u32)(desc >> 32));
+    set(d, AVAIL, (u32)avail);
+    set(d, AVAIL + 4, (u32)(avail >> 32));
+    set(d, USED, (u32)used);
+    set(d, USED + 4, (u32)(used >> 32));
+    set(d, QUEUE_READY, 1);
+}
+
+int start(struct device *d) {
+    clear_rings(d);
+    if (!negotiate(d)) return 0;
+    for (u32 q = 0; q < d->queues; q++)
+        describe(d, q, QS, address(rings[q].desc), address(&rings[q].avail), address(&rings[q].used));
+    set(d, STATUS, ACK | DRIVER | FEATURES_OK | DRIVER_OK);
+    return get(d, STATUS) == (ACK | DRIVER | FEATURES_OK | DRIVER_OK);
+}
+
+void put(u32 queue, u16 index, u64 addr, u32 len, u16 flags, u16 next) {
+    volatile struct desc *desc = &rings[queue].desc[index];
+    desc->addr = addr;
+    desc->len = len;
+    desc->flags = flags;
+    desc->next = next;
+}
+
+void offer(u32 queue, u16 head) {
+    u16 idx = rings[queue].avail.idx;
+    rings[queue].avail.ring[idx % QS] = head;
+    barrier();
+    rings[queue].avail.idx = idx + 1;
+    barrier();
+}
+
+void ring_bell(struct device *d, u32 queue) { set(d, NOTIFY, queue); }
+
+// Waits until the queue has an answer more or the device says that it is broken. A look at the status is an exit, so patience is
+// counted in microseconds.
+enum outcome await(struct device *d, u32 queue, u32 patience) {
+    for (u32 i = 0; i < patience; i++) {
+        barrier();
+        if (rings[queue].used.idx != d->seen[queue]) {
+            d->seen[queue]++;
+            return ANSWERED;
+        }
+        if (get(d, STATUS) & NEEDS_RESET) return BROKEN;
+    }
+    return NOTHING;
+}
+
+static int answered(struct device *d, u32 queue) {
+    ring_bell(d, queue);
+    return await(d, queue, 200000) == ANSWERED;
+}
+
+static u32 length(struct device *d, u32 queue) { return rings[queue].used.ring[(u16)(d->seen[queue] - 1) % QS].len; }
+
+static int use_rng(struct device *d) {
+    put(0, 0, address(pages[0]), 32, WRITE, 0);
+    offer(0, 0);
+    if (!answered(d, 0) || length(d, 0) != 32) return 0;
+    u32 sum = 0;
+    for (u32 i = 0; i < 32; i++) sum += pages[0][i];
+    return sum != 0;
+}
+
+static int block(struct device *d, u32 kind, u64 sector, volatile u8 *data) {
+    volatile u32 *header = (volatile u32 *)pages[0];
+    header[0] = kind;
+    header[1] = 0;
+    header[2] = (u32)sector;
+    header[3] = (u32)(sector >> 32);
+    pages[1][0] = 0xff;
+    put(0, 0, address(header), 16, NEXT, 1);
+    put(0, 1, address(data), 512, NEXT | (kind == 0 ? WRITE : 0), 2);
+    put(0, 2, address(pages[1]), 1, WRITE, 0);
+    offer(0, 0);
+    return answered(d, 0) && pages[1][0] == 0;
+}
+
+static int use_blk(struct device *d) {
+    static u8 pattern;
+    pattern++;
+    for (u32 i = 0; i < 512; i++) pages[2][i] = pattern + i;
+    if (!block(d, 1, 1, pages[2]) || !block(d, 0, 1, pages[3])) return 0;
+    for (u32 i = 0; i < 512; i++)
+        if (pages[3][i] != (u8)(pattern + i)) return 0;
+    return 1;
+}
+
+static int use_console(struct device *d) {
+    static const char line[] = "console works\n";
+    memcpy((void *)pages[0], line, sizeof line - 1);
+    put(1, 0, address(pages[0]), sizeof line - 1, 0, 0);
+    offer(1, 0);
+    return answered(d, 1);
+}
+
+// A stream to a host port where nobody listens: the host's answer is a reset of that stream.
+static int use_vsock(struct device *d) {
+    static u32 port = 1000;
+    port++;
+    volatile u32 *h = (volatile u32 *)pages[0];
+    for (u32 i = 0; i < 11; i++) h[i] = 0;
+    h[0] = get(d, CONFIG);
+    h[2] = 2;
+    h[4] = port;
+    h[5] = 9;
+    ((volatile u16 *)h)[14] = 1;
+    ((volatile u16 *)h)[15] = 1;
+    h[9] = 65536;
+    for (u16 i = 0; i < 8; i++) {
+        put(0, i, address(pages[4 + i]), 4096, WRITE, 0);
+        offer(0, i);
+    }
+    ring_bell(d, 0);
+    put(1, 0, address(h), 44, 0, 0);
+    offer(1, 0);
+    if (!answered(d, 1)) return 0;
+    for (u32 i = 0; i < 8; i++) {
+        if (await(d, 0, 200000) != ANSWERED) return 0;
+        volatile u8 *packet = pages[4 + rings[0].used.ring[(d->seen[0] - 1) % QS].id];
+        if (((volatile u32 *)packet)[5] == port && ((volatile u16 *)packet)[15] == 3) return 1;
+    }
+    return 0;
+}
+
+// Proper use of a device that was just started.
+int use(struct device *d) {
+    switch (d->id) {
+    case RNG: return use_rng(d);
+    case BLK: return use_blk(d);
+    case CONSOLE: return use_console(d);
+    case VSOCK: return use_vsock(d);
+    }
+    return 0;
+}
