@@ -60,7 +60,7 @@ int start(struct device *d) {
     clear_rings(d);
     if (!negotiate(d)) return 0;
     for (u32 q = 0; q < d->queues; q++)
-        describe(d, q, QS, address(rings[q].desc), address(&rings[q].avail), address(&rings[q].used));
+        describe(d, q, d->size[q], address(rings[q].desc), address(&rings[q].avail), address(&rings[q].used));
     set(d, STATUS, ACK | DRIVER | FEATURES_OK | DRIVER_OK);
     return get(d, STATUS) == (ACK | DRIVER | FEATURES_OK | DRIVER_OK);
 }
@@ -73,9 +73,9 @@ void put(u32 queue, u16 index, u64 addr, u32 len, u16 flags, u16 next) {
     desc->next = next;
 }
 
-void offer(u32 queue, u16 head) {
+void offer(struct device *d, u32 queue, u16 head) {
     u16 idx = rings[queue].avail.idx;
-    rings[queue].avail.ring[idx % QS] = head;
+    rings[queue].avail.ring[idx % d->size[queue]] = head;
     barrier();
     rings[queue].avail.idx = idx + 1;
     barrier();
@@ -102,11 +102,11 @@ static int answered(struct device *d, u32 queue) {
     return await(d, queue, 200000) == ANSWERED;
 }
 
-static u32 length(struct device *d, u32 queue) { return rings[queue].used.ring[(u16)(d->seen[queue] - 1) % QS].len; }
+static u32 length(struct device *d, u32 queue) { return rings[queue].used.ring[(u16)(d->seen[queue] - 1) % d->size[queue]].len; }
 
 static int use_rng(struct device *d) {
     put(0, 0, address(pages[0]), 32, WRITE, 0);
-    offer(0, 0);
+    offer(d, 0, 0);
     if (!answered(d, 0) || length(d, 0) != 32) return 0;
     u32 sum = 0;
     for (u32 i = 0; i < 32; i++) sum += pages[0][i];
@@ -123,7 +123,7 @@ static int block(struct device *d, u32 kind, u64 sector, volatile u8 *data) {
     put(0, 0, address(header), 16, NEXT, 1);
     put(0, 1, address(data), 512, NEXT | (kind == 0 ? WRITE : 0), 2);
     put(0, 2, address(pages[1]), 1, WRITE, 0);
-    offer(0, 0);
+    offer(d, 0, 0);
     return answered(d, 0) && pages[1][0] == 0;
 }
 
@@ -141,7 +141,7 @@ static int use_console(struct device *d) {
     static const char line[] = "console works\n";
     memcpy((void *)pages[0], line, sizeof line - 1);
     put(1, 0, address(pages[0]), sizeof line - 1, 0, 0);
-    offer(1, 0);
+    offer(d, 1, 0);
     return answered(d, 1);
 }
 
@@ -160,15 +160,15 @@ static int use_vsock(struct device *d) {
     h[9] = 65536;
     for (u16 i = 0; i < 8; i++) {
         put(0, i, address(pages[4 + i]), 4096, WRITE, 0);
-        offer(0, i);
+        offer(d, 0, i);
     }
     ring_bell(d, 0);
     put(1, 0, address(h), 44, 0, 0);
-    offer(1, 0);
+    offer(d, 1, 0);
     if (!answered(d, 1)) return 0;
     for (u32 i = 0; i < 8; i++) {
         if (await(d, 0, 200000) != ANSWERED) return 0;
-        volatile u8 *packet = pages[4 + rings[0].used.ring[(d->seen[0] - 1) % QS].id];
+        volatile u8 *packet = pages[4 + rings[0].used.ring[(d->seen[0] - 1) % d->size[0]].id];
         if (((volatile u32 *)packet)[5] == port && ((volatile u16 *)packet)[15] == 3) return 1;
     }
     return 0;

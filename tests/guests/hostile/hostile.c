@@ -66,33 +66,33 @@ static void failed(struct device *d, const char *attack, u32 queue, const char *
 
 // Chains. Each leaves one head on the queue; the device end meets it when it pops.
 
-static void chain_itself(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, 0), offer(q, 0); }
+static void chain_itself(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, 0), offer(d, q, 0); }
 static void chain_two(struct device *d, u32 q) {
     put(q, 0, address(pages[0]), 64, NEXT, 1);
     put(q, 1, address(pages[0]), 64, NEXT, 0);
-    offer(q, 0);
+    offer(d, q, 0);
 }
 static void chain_all(struct device *d, u32 q) {
-    for (u16 i = 0; i < QS; i++) put(q, i, address(pages[0]), 16, NEXT, (i + 1) % QS);
-    offer(q, 0);
+    for (u16 i = 0; i < d->size[q]; i++) put(q, i, address(pages[0]), 16, NEXT, (i + 1) % d->size[q]);
+    offer(d, q, 0);
 }
-static void next_beyond(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, QS), offer(q, 0); }
-static void next_far(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, 0xffff), offer(q, 0); }
-static void head_beyond(struct device *d, u32 q) { offer(q, QS); }
-static void head_far(struct device *d, u32 q) { offer(q, 0xffff); }
-static void outside(struct device *d, u32 q) { put(q, 0, 1ul << 40, 64, WRITE, 0), offer(q, 0); }
-static void outside_read(struct device *d, u32 q) { put(q, 0, 1ul << 40, 64, 0, 0), offer(q, 0); }
-static void into_devices(struct device *d, u32 q) { put(q, 0, FIRST, 4096, WRITE, 0), offer(q, 0); }
-static void over_the_end(struct device *d, u32 q) { put(q, 0, ram_end - 32, 64, WRITE, 0), offer(q, 0); }
-static void wraps(struct device *d, u32 q) { put(q, 0, ~0ul - 15, 64, WRITE, 0), offer(q, 0); }
-static void wraps_to_zero(struct device *d, u32 q) { put(q, 0, ~0ul - 63, 64, WRITE, 0), offer(q, 0); }
-static void all_ones(struct device *d, u32 q) { put(q, 0, ~0ul, ~0u, WRITE, 0), offer(q, 0); }
+static void next_beyond(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, d->size[q]), offer(d, q, 0); }
+static void next_far(struct device *d, u32 q) { put(q, 0, address(pages[0]), 64, NEXT, 0xffff), offer(d, q, 0); }
+static void head_beyond(struct device *d, u32 q) { offer(d, q, d->size[q]); }
+static void head_far(struct device *d, u32 q) { offer(d, q, 0xffff); }
+static void outside(struct device *d, u32 q) { put(q, 0, 1ul << 40, 64, WRITE, 0), offer(d, q, 0); }
+static void outside_read(struct device *d, u32 q) { put(q, 0, 1ul << 40, 64, 0, 0), offer(d, q, 0); }
+static void into_devices(struct device *d, u32 q) { put(q, 0, FIRST, 4096, WRITE, 0), offer(d, q, 0); }
+static void over_the_end(struct device *d, u32 q) { put(q, 0, ram_end - 32, 64, WRITE, 0), offer(d, q, 0); }
+static void wraps(struct device *d, u32 q) { put(q, 0, ~0ul - 15, 64, WRITE, 0), offer(d, q, 0); }
+static void wraps_to_zero(struct device *d, u32 q) { put(q, 0, ~0ul - 63, 64, WRITE, 0), offer(d, q, 0); }
+static void all_ones(struct device *d, u32 q) { put(q, 0, ~0ul, ~0u, WRITE, 0), offer(d, q, 0); }
 static void read_after_write(struct device *d, u32 q) {
     put(q, 0, address(pages[0]), 64, NEXT | WRITE, 1);
     put(q, 1, address(pages[1]), 64, 0, 0);
-    offer(q, 0);
+    offer(d, q, 0);
 }
-static void index_jump(struct device *d, u32 q) { rings[q].avail.idx = QS + 1; }
+static void index_jump(struct device *d, u32 q) { rings[q].avail.idx = d->size[q] + 1; }
 static void index_back(struct device *d, u32 q) { rings[q].avail.idx = 0xffff; }
 
 static volatile struct desc *table(void) { return (volatile struct desc *)pages[8]; }
@@ -102,28 +102,28 @@ static void entry(u32 i, u64 addr, u32 len, u16 flags, u16 next) {
     table()[i].flags = flags;
     table()[i].next = next;
 }
-static void indirect(u32 q, u64 addr, u32 len, u16 flags) { put(q, 0, addr, len, INDIRECT | flags, 1), offer(q, 0); }
-static void indirect_empty(struct device *d, u32 q) { indirect(q, address(pages[8]), 0, 0); }
-static void indirect_odd(struct device *d, u32 q) { indirect(q, address(pages[8]), 24, 0); }
-static void indirect_huge(struct device *d, u32 q) { indirect(q, address(pages[8]), 0xfffffff0, 0); }
-static void indirect_outside(struct device *d, u32 q) { indirect(q, 1ul << 40, 64, 0); }
-static void indirect_wraps(struct device *d, u32 q) { indirect(q, ~0ul - 7, 32, 0); }
+static void indirect(struct device *d, u32 q, u64 addr, u32 len, u16 flags) { put(q, 0, addr, len, INDIRECT | flags, 1), offer(d, q, 0); }
+static void indirect_empty(struct device *d, u32 q) { indirect(d, q, address(pages[8]), 0, 0); }
+static void indirect_odd(struct device *d, u32 q) { indirect(d, q, address(pages[8]), 24, 0); }
+static void indirect_huge(struct device *d, u32 q) { indirect(d, q, address(pages[8]), 0xfffffff0, 0); }
+static void indirect_outside(struct device *d, u32 q) { indirect(d, q, 1ul << 40, 64, 0); }
+static void indirect_wraps(struct device *d, u32 q) { indirect(d, q, ~0ul - 7, 32, 0); }
 static void indirect_next(struct device *d, u32 q) {
     entry(0, address(pages[0]), 64, 0, 0);
-    indirect(q, address(pages[8]), 16, NEXT);
+    indirect(d, q, address(pages[8]), 16, NEXT);
 }
 static void indirect_nested(struct device *d, u32 q) {
     entry(0, address(pages[8]), 16, INDIRECT, 0);
-    indirect(q, address(pages[8]), 16, 0);
+    indirect(d, q, address(pages[8]), 16, 0);
 }
 static void indirect_loop(struct device *d, u32 q) {
     entry(0, address(pages[0]), 64, NEXT, 1);
     entry(1, address(pages[0]), 64, NEXT, 0);
-    indirect(q, address(pages[8]), 32, 0);
+    indirect(d, q, address(pages[8]), 32, 0);
 }
 static void indirect_beyond(struct device *d, u32 q) {
     entry(0, address(pages[0]), 64, NEXT, 2);
-    indirect(q, address(pages[8]), 32, 0);
+    indirect(d, q, address(pages[8]), 32, 0);
 }
 static void four_gigabytes(struct device *d, u32 q) {
     // The same memory again and again, 8 MiB a time.
@@ -136,7 +136,7 @@ static void four_gigabytes(struct device *d, u32 q) {
         e->flags = i == 255 ? WRITE : WRITE | NEXT;
         e->next = 257 + i;
     }
-    indirect(q, address(pages[8]), 16 * 512, 0);
+    indirect(d, q, address(pages[8]), 16 * 512, 0);
 }
 
 static const struct attack chains[] = {
@@ -171,7 +171,7 @@ static const struct attack chains[] = {
 
 // Requests whose chain is sound and whose content is not.
 
-static void blk_request(u32 kind, u64 sector, u32 out, u32 in) {
+static void blk_request(struct device *d, u32 kind, u64 sector, u32 out, u32 in) {
     volatile u32 *header = (volatile u32 *)pages[0];
     header[0] = kind;
     header[1] = 0xffffffff;
@@ -183,31 +183,31 @@ static void blk_request(u32 kind, u64 sector, u32 out, u32 in) {
     if (out) put(0, at, address(pages[2]), out, NEXT, at + 1), at++;
     if (in) put(0, at, address(pages[3]), in, NEXT | WRITE, at + 1), at++;
     put(0, at, address(pages[1]), 1, WRITE, 0);
-    offer(0, 0);
+    offer(d, 0, 0);
 }
-static void blk_far(struct device *d, u32 q) { blk_request(0, ~0ul, 0, 512); }
-static void blk_far_write(struct device *d, u32 q) { blk_request(1, ~0ul / 512, 512, 0); }
-static void blk_over_end(struct device *d, u32 q) { blk_request(0, 1ul << 55, 0, 4096); }
-static void blk_odd(struct device *d, u32 q) { blk_request(0, 0, 0, 511); }
-static void blk_no_data(struct device *d, u32 q) { blk_request(0, 0, 0, 0); }
-static void blk_unknown(struct device *d, u32 q) { blk_request(0xdeadbeef, 0, 512, 512); }
-static void blk_discard_none(struct device *d, u32 q) { blk_request(11, 0, 0, 0); }
-static void blk_discard_odd(struct device *d, u32 q) { blk_request(11, 0, 17, 0); }
+static void blk_far(struct device *d, u32 q) { blk_request(d, 0, ~0ul, 0, 512); }
+static void blk_far_write(struct device *d, u32 q) { blk_request(d, 1, ~0ul / 512, 512, 0); }
+static void blk_over_end(struct device *d, u32 q) { blk_request(d, 0, 1ul << 55, 0, 4096); }
+static void blk_odd(struct device *d, u32 q) { blk_request(d, 0, 0, 0, 511); }
+static void blk_no_data(struct device *d, u32 q) { blk_request(d, 0, 0, 0, 0); }
+static void blk_unknown(struct device *d, u32 q) { blk_request(d, 0xdeadbeef, 0, 512, 512); }
+static void blk_discard_none(struct device *d, u32 q) { blk_request(d, 11, 0, 0, 0); }
+static void blk_discard_odd(struct device *d, u32 q) { blk_request(d, 11, 0, 17, 0); }
 static void blk_zero_garbage(struct device *d, u32 q) {
     for (u32 i = 0; i < 4096; i++) pages[2][i] = 0xff;
-    blk_request(13, 0, 4096, 0);
+    blk_request(d, 13, 0, 4096, 0);
 }
-static void blk_tiny_id(struct device *d, u32 q) { blk_request(8, 0, 0, 1); }
-static void blk_write_only(struct device *d, u32 q) { put(0, 0, address(pages[0]), 600, WRITE, 0), offer(0, 0); }
-static void blk_no_status(struct device *d, u32 q) { put(0, 0, address(pages[0]), 600, 0, 0), offer(0, 0); }
+static void blk_tiny_id(struct device *d, u32 q) { blk_request(d, 8, 0, 0, 1); }
+static void blk_write_only(struct device *d, u32 q) { put(0, 0, address(pages[0]), 600, WRITE, 0), offer(d, 0, 0); }
+static void blk_no_status(struct device *d, u32 q) { put(0, 0, address(pages[0]), 600, 0, 0), offer(d, 0, 0); }
 static void blk_short(struct device *d, u32 q) {
     put(0, 0, address(pages[0]), 15, NEXT, 1);
     put(0, 1, address(pages[1]), 1, WRITE, 0);
-    offer(0, 0);
+    offer(d, 0, 0);
 }
 static void blk_same_head(struct device *d, u32 q) {
-    blk_request(0, 0, 0, 512);
-    for (u32 i = 1; i < QS; i++) offer(0, 0);
+    blk_request(d, 0, 0, 0, 512);
+    for (u32 i = 1; i < QS; i++) offer(d, 0, 0);
 }
 
 static const struct attack blk[] = {
@@ -227,13 +227,13 @@ static const struct attack blk[] = {
     {"a short header", BREAKS, blk_short},
 };
 
-static void rng_readable(struct device *d, u32 q) { put(0, 0, address(pages[0]), 64, 0, 0), offer(0, 0); }
-static void rng_nothing(struct device *d, u32 q) { put(0, 0, address(pages[0]), 0, WRITE, 0), offer(0, 0); }
+static void rng_readable(struct device *d, u32 q) { put(0, 0, address(pages[0]), 64, 0, 0), offer(d, 0, 0); }
+static void rng_nothing(struct device *d, u32 q) { put(0, 0, address(pages[0]), 0, WRITE, 0), offer(d, 0, 0); }
 // Room of 8 MiB, most of which the device must leave alone: it is the top of memory.
-static void rng_everything(struct device *d, u32 q) { put(0, 0, ram_end - 0x800000, 0x800000, WRITE, 0), offer(0, 0); }
+static void rng_everything(struct device *d, u32 q) { put(0, 0, ram_end - 0x800000, 0x800000, WRITE, 0), offer(d, 0, 0); }
 static void rng_same_head(struct device *d, u32 q) {
     put(0, 0, address(pages[0]), 64, WRITE, 0);
-    for (u32 i = 0; i < QS; i++) offer(0, 0);
+    for (u32 i = 0; i < QS; i++) offer(d, 0, 0);
 }
 
 static const struct attack rng[] = {
@@ -243,12 +243,12 @@ static const struct attack rng[] = {
     {"the same head 64 times", ANSWERS, rng_same_head},
 };
 
-static void console_writable(struct device *d, u32 q) { put(1, 0, address(pages[0]), 64, WRITE, 0), offer(1, 0); }
-static void console_nothing(struct device *d, u32 q) { put(1, 0, address(pages[0]), 0, 0, 0), offer(1, 0); }
+static void console_writable(struct device *d, u32 q) { put(1, 0, address(pages[0]), 64, WRITE, 0), offer(d, 1, 0); }
+static void console_nothing(struct device *d, u32 q) { put(1, 0, address(pages[0]), 0, 0, 0), offer(d, 1, 0); }
 static void console_same_head(struct device *d, u32 q) {
     pages[0][0] = '.';
     put(1, 0, address(pages[0]), 1, 0, 0);
-    for (u32 i = 0; i < QS; i++) offer(1, 0);
+    for (u32 i = 0; i < QS; i++) offer(d, 1, 0);
 }
 
 static const struct attack console[] = {
@@ -277,13 +277,13 @@ static volatile struct packet *packet(struct device *d, u16 op) {
     return p;
 }
 static void send(struct device *d, u32 len) {
-    for (u16 i = 8; i < 16; i++) put(0, i, address(pages[i]), 4096, WRITE, 0), offer(0, i);
+    for (u16 i = 8; i < 16; i++) put(0, i, address(pages[i]), 4096, WRITE, 0), offer(d, 0, i);
     ring_bell(d, 0);
-    put(1, 0, address(pages[0]), len, 0, 0), offer(1, 0);
+    put(1, 0, address(pages[0]), len, 0, 0), offer(d, 1, 0);
 }
 static void vsock_short(struct device *d, u32 q) { packet(d, 1), send(d, 20); }
 static void vsock_byte(struct device *d, u32 q) { packet(d, 1), send(d, 1); }
-static void vsock_no_bytes(struct device *d, u32 q) { put(1, 0, address(pages[0]), 64, WRITE, 0), offer(1, 0); }
+static void vsock_no_bytes(struct device *d, u32 q) { put(1, 0, address(pages[0]), 64, WRITE, 0), offer(d, 1, 0); }
 static void vsock_long(struct device *d, u32 q) { packet(d, 5)->len = 0xffffffff, send(d, 44); }
 static void vsock_longer(struct device *d, u32 q) { packet(d, 5)->len = 100, send(d, 60); }
 static void vsock_too_long(struct device *d, u32 q) { packet(d, 5)->len = 4, send(d, 4096); }
@@ -305,20 +305,20 @@ static void vsock_shutdown(struct device *d, u32 q) { packet(d, 4)->flags = 0xff
 static void vsock_storm(struct device *d, u32 q) {
     packet(d, 1);
     put(1, 0, address(pages[0]), 44, 0, 0);
-    for (u32 i = 0; i < QS; i++) offer(1, 0);
+    for (u32 i = 0; i < QS; i++) offer(d, 1, 0);
 }
 // The answer to a sound request has to go into a broken chain.
 static void vsock_bad_room(struct device *d, u32 q) {
     packet(d, 1);
     chain_itself(d, 0);
-    put(1, 0, address(pages[0]), 44, 0, 0), offer(1, 0);
-    ring_bell(d, 0);
+    put(1, 0, address(pages[0]), 44, 0, 0), offer(d, 1, 0);
+    ring_bell(d, 1);
 }
 static void vsock_tiny_room(struct device *d, u32 q) {
     packet(d, 1);
-    put(0, 0, address(pages[8]), 10, WRITE, 0), offer(0, 0);
-    put(1, 0, address(pages[0]), 44, 0, 0), offer(1, 0);
-    ring_bell(d, 0);
+    put(0, 0, address(pages[8]), 10, WRITE, 0), offer(d, 0, 0);
+    put(1, 0, address(pages[0]), 44, 0, 0), offer(d, 1, 0);
+    ring_bell(d, 1);
 }
 
 static const struct attack vsock[] = {
@@ -339,6 +339,10 @@ static const struct attack vsock[] = {
     {"credit without a stream", SURVIVES, vsock_credit},
     {"shutdown with all flags", SURVIVES, vsock_shutdown},
     {"the same request 64 times", SURVIVES, vsock_storm},
+};
+
+// What the device meets when it answers.
+static const struct attack vsock_rooms[] = {
     {"no sound room for the answer", BREAKS, vsock_bad_room},
     {"too little room for the answer", SURVIVES, vsock_tiny_room},
 };
@@ -351,7 +355,8 @@ static void must_work(struct device *d, const char *attack, u32 queue) {
 }
 
 // A device pops these queues only when it has something to say, so a broken chain may lie there unseen.
-static int lazy(struct device *d, u32 queue) {
+static int lazy(struct device *d, const struct attack *a, u32 queue) {
+    if (a->act == vsock_bad_room) return 0;
     return (d->id == CONSOLE && queue == 0) || (d->id == VSOCK && queue != 1);
 }
 
@@ -360,7 +365,7 @@ static void attack(struct device *d, const struct attack *a, u32 queue) {
     if (!reset(d) || !start(d)) return failed(d, a->name, queue, "no start before");
     a->act(d, queue);
     ring_bell(d, queue);
-    u32 waits = lazy(d, queue) && a->expect == BREAKS;
+    u32 waits = lazy(d, a, queue) && a->expect == BREAKS;
     enum expect expect = waits ? SURVIVES : a->expect;
     enum outcome outcome = await(d, queue, expect == SURVIVES ? 20 : 200000);
     if ((expect == BREAKS && outcome != BROKEN) || (expect == ANSWERS && outcome != ANSWERED)) {
@@ -404,7 +409,7 @@ static void bad_rings(struct device *d) {
             continue;
         }
         for (u32 q = 1; q < d->queues; q++)
-            describe(d, q, QS, address(rings[q].desc), address(&rings[q].avail), address(&rings[q].used));
+            describe(d, q, d->size[q], address(rings[q].desc), address(&rings[q].avail), address(&rings[q].used));
         describe(d, 0, cases[i].size, cases[i].desc, cases[i].avail, cases[i].used);
         set(d, STATUS, ACK | DRIVER | FEATURES_OK | DRIVER_OK);
         if (!(get(d, STATUS) & NEEDS_RESET)) failed(d, cases[i].name, 0, "was not refused");
@@ -426,7 +431,7 @@ static void touch(volatile u8 *at, u32 width, u64 value, int write) {
     }
 }
 
-// Every offset, every width, read and written, in every state of the driver.
+// Every offset, every width, read and written, while the device runs; before that every register as it should be accessed.
 static void registers(struct device *d) {
     static const u64 values[] = {~0ul, 0x5a5a5a5a5a5a5a5aul};
     for (u32 state = 0; state < 3; state++) {
@@ -434,8 +439,8 @@ static void registers(struct device *d) {
         reset(d);
         if (state == 1) negotiate(d);
         if (state == 2) start(d);
-        for (u32 at = 0; at < 0x140; at++) {
-            for (u32 width = 1; width <= 8; width *= 2) {
+        for (u32 at = 0; at < 0x120; at += state == 2 ? 1 : 4) {
+            for (u32 width = state == 2 ? 1 : 4; width <= (state == 2 ? 8 : 4); width *= 2) {
                 touch(d->base + at, width, 0, 0);
                 touch(d->base + at, width, values[(at ^ width) & 1], 1);
             }
@@ -460,7 +465,7 @@ static void hasty(struct device *d) {
     u32 q = d->id == CONSOLE || d->id == VSOCK;
     for (u32 round = 0; round < 8; round++) {
         if (!reset(d) || !start(d)) return failed(d, "hasty reset", q, "no start before");
-        for (u16 i = 0; i < QS; i++) put(q, i, address(pages[0]), 64, q || d->id != RNG ? 0 : WRITE, 0), offer(q, i);
+        for (u16 i = 0; i < QS; i++) put(q, i, address(pages[0]), 64, q || d->id != RNG ? 0 : WRITE, 0), offer(d, q, i);
         ring_bell(d, q);
         set(d, STATUS, 0);
         if (!start(d)) return failed(d, "hasty reset", q, "no start without a look");
@@ -476,7 +481,9 @@ static void all(struct device *d, const struct attack *list, u32 count, u32 queu
 static void one(struct device *d) {
     for (d->queues = 0; d->queues < QUEUES; d->queues++) {
         set(d, QUEUE_SEL, d->queues);
-        if (get(d, QUEUE_NUM_MAX) == 0) break;
+        u32 max = get(d, QUEUE_NUM_MAX);
+        if (max == 0) break;
+        d->size[d->queues] = max < QS ? max : QS;
     }
     attacks++;
     must_work(d, "nothing yet", 0);
@@ -487,7 +494,7 @@ static void one(struct device *d) {
     case RNG: ALL(d, rng, 0); break;
     case BLK: ALL(d, blk, 0); break;
     case CONSOLE: ALL(d, console, 1); break;
-    case VSOCK: ALL(d, vsock, 1); break;
+    case VSOCK: ALL(d, vsock, 1), ALL(d, vsock_rooms, 0); break;
     }
     hasty(d);
 }
@@ -534,9 +541,20 @@ static void run(const u8 *zero_page) {
     print(" failures\n");
 }
 
+// The entry maps what the kernel needs; devices lie above. Maps the first 4 GiB to themselves by 2 MiB pages.
+static void map_devices(void) {
+    static volatile u64 top[512] __attribute__((aligned(4096))), pointers[512] __attribute__((aligned(4096)));
+    static volatile u64 directories[4][512] __attribute__((aligned(4096)));
+    for (u64 page = 0; page < 4 * 512; page++) directories[page / 512][page % 512] = page << 21 | 0x83;
+    for (u32 i = 0; i < 4; i++) pointers[i] = address(directories[i]) | 3;
+    top[0] = address(pointers) | 3;
+    __asm__ volatile("mov %0, %%cr3" : : "r"(top) : "memory");
+}
+
 static u8 stack[32768] __attribute__((aligned(16), used));
 
 __attribute__((used, noreturn)) static void main(const u8 *zero_page) {
+    map_devices();
     run(zero_page);
     // Reset by the keyboard controller.
     for (;;) out8(0x64, 0xfe);

@@ -41,6 +41,8 @@ struct device {
     volatile u8 *base;
     u32 id;
     u32 queues;
+    // The size of each queue: what it offers, at most QS.
+    u32 size[QUEUES];
     u16 seen[QUEUES];
 };
 
@@ -78,7 +80,7 @@ int negotiate(struct device *d);
 void describe(struct device *d, u32 queue, u32 size, u64 desc, u64 avail, u64 used);
 int start(struct device *d);
 void put(u32 queue, u16 index, u64 addr, u32 len, u16 flags, u16 next);
-void offer(u32 queue, u16 head);
+void offer(struct device *d, u32 queue, u16 head);
 void ring_bell(struct device *d, u32 queue);
 enum outcome await(struct device *d, u32 queue, u32 patience);
 int use(struct device *d);

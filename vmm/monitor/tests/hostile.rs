@@ -1,0 +1,209 @@
+//! The virtio devices, their transports and the ring code under a guest that attacks them on this host's hypervisor: the smallest
+//! machine that has them all (one vCPU, one loop), so that what breaks is theirs. `tests/` runs the same guest in `nelly-monitor`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nelly_vmm::arch::x86_64::layout;
+use nelly_vmm::boot::{self, Image, Request};
+use nelly_vmm::bus::{Bus, Effect};
+use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
+use nelly_vmm::disk::RawDisk;
+use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
+use nelly_vmm::memory::{Backing, GuestRam};
+use nelly_vmm::sys::{Interest, Notifier, Poller};
+use nelly_vmm::virtio::blk::Block;
+use nelly_vmm::virtio::console::{Console, Ends};
+use nelly_vmm::virtio::device::{Device, Registrar, Running, WorkerHost};
+use nelly_vmm::virtio::rng::Rng;
+use nelly_vmm::virtio::transport::{MmioTransport, Transport};
+use nelly_vmm::virtio::vsock::Vsock;
+
+/// Longer than any sound run by two orders of magnitude.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The token of the loop's own wake-up: no slot has this number.
+const WAKE: u64 = u64::MAX;
+
+enum Message {
+    Start(Running),
+    Stop(u16),
+    End,
+}
+
+/// One loop for every worker.
+struct Loop {
+    sender: Mutex<Sender<Message>>,
+    wake: Notifier,
+}
+
+impl Loop {
+    fn say(&self, message: Message) {
+        // After the loop's end there is nobody to tell: the workers went with it.
+        let _ = self.sender.lock().unwrap().send(message);
+        let _ = self.wake.notify();
+    }
+
+    fn run(&self, messages: &Receiver<Message>) {
+        let poller = Poller::new().unwrap();
+        poller.add(self.wake.as_fd(), WAKE, Interest::READ).unwrap();
+        let mut workers: HashMap<u16, Running> = HashMap::new();
+        let mut ready = Vec::new();
+        loop {
+            poller.wait(&mut ready, Some(PATIENCE)).unwrap();
+            for event in &ready {
+                if event.token == WAKE {
+                    self.wake.consume().unwrap();
+                    continue;
+                }
+                let (slot, key) = Registrar::split(event.token);
+                if let Some(worker) = workers.get_mut(&slot) {
+                    worker.ready(&poller, key, event.interest);
+                }
+            }
+            for message in messages.try_iter() {
+                match message {
+                    Message::Start(mut running) => {
+                        running.start(&poller);
+                        workers.insert(running.slot(), running);
+                    }
+                    Message::Stop(slot) => {
+                        if let Some(running) = workers.remove(&slot) {
+                            running.stop(&poller);
+                        }
+                    }
+                    Message::End => return,
+                }
+            }
+        }
+    }
+}
+
+impl WorkerHost for Loop {
+    fn start(&self, running: Running) {
+        self.say(Message::Start(running));
+    }
+
+    fn stop(&self, slot: u16) {
+        self.say(Message::Stop(slot));
+    }
+}
+
+/// Builds the guest with the host's C compiler.
+fn guest(folder: &Path) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/hostile/build.sh");
+    let elf = folder.join("hostile");
+    let status = Command::new(&script).arg(&elf).status().expect("the guest's build script starts");
+    assert!(status.success(), "the guest builds");
+    elf
+}
+
+fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
+    disk.set_len(1 << 20).unwrap();
+    let ends = Ends { input: None, output: Some(console.try_clone().unwrap().into()) };
+    let (vsock, _control) = Vsock::new(&VsockConfig::default(), None).unwrap();
+    vec![
+        Some(Box::new(Rng)),
+        Some(Box::new(Block::new(Box::new(RawDisk::new(disk, false).unwrap()), "attacked", 1))),
+        Some(Box::new(Console::new(ends))),
+        Some(Box::new(vsock)),
+        None,
+    ]
+}
+
+/// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits.
+fn run(elf: &Path, shortcut: bool) -> (String, u64) {
+    let hypervisor = hv::open().expect("a hypervisor");
+    let vm = hypervisor.create_vm().unwrap();
+    let ram = GuestRam::new(64 << 20, Backing::Anonymous).unwrap();
+    for slot in ram.slots() {
+        vm.map(slot).unwrap();
+    }
+    vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false }).unwrap();
+    let (sender, messages) = channel();
+    let host = Arc::new(Loop { sender: Mutex::new(sender), wake: Notifier::new().unwrap() });
+    let console = tempfile::tempfile().unwrap();
+    let (mut bus, mut slots, mut announced) = (Bus::new(), Vec::new(), Vec::new());
+    for (n, device) in (0u16..).zip(devices(tempfile::tempfile().unwrap(), &console)) {
+        let address = layout::VIRTIO_MMIO + u64::from(n) * layout::VIRTIO_STRIDE;
+        let gsi = layout::VIRTIO_GSI + u32::from(n);
+        let mut transport = Transport::new(n, ram.memory().clone(), vm.irq_line(gsi).unwrap(), host.clone());
+        if let Some(device) = device {
+            transport.attach(device).unwrap();
+        }
+        let mmio = MmioTransport(transport);
+        for (offset, value, bell) in mmio.doorbells().filter(|_| shortcut) {
+            assert!(vm.offer_doorbell(DoorbellAddress::Mmio(address + offset), value, 4, bell));
+        }
+        let mmio = Arc::new(Mutex::new(mmio));
+        slots.push(mmio.clone());
+        bus.insert(address, layout::VIRTIO_STRIDE, mmio).unwrap();
+        announced.push(boot::Transport { address, gsi });
+    }
+    let kernel = File::open(elf).unwrap();
+    let loaded = boot::load(&ram, &Request {
+        kernel: Image { name: "hostile", file: &kernel, mappable: false },
+        initrd: None,
+        command_line: "",
+        cpus: 1,
+        transports: &announced,
+        platform: Platform::Mptable,
+        protocol: BootProtocol::Elf64,
+        legacy_pic: false,
+    })
+    .unwrap();
+    let (mut text, mut exits) = (String::new(), 0);
+    std::thread::scope(|scope| {
+        let workers = host.clone();
+        scope.spawn(move || workers.run(&messages));
+        let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+        vcpu.load(&loaded.state).unwrap();
+        let start = Instant::now();
+        loop {
+            exits += 1;
+            match vcpu.run().unwrap() {
+                Exit::MmioRead { address, data } => bus.read(address, data),
+                Exit::MmioWrite { address, data } => assert_eq!(bus.write(address, data), Effect::None),
+                Exit::PioRead { data, .. } => data.fill(0x60),
+                Exit::PioWrite { port: layout::COM1, data, .. } => text.extend(data.iter().map(|&byte| char::from(byte))),
+                Exit::PioWrite { port: 0x64, .. } => break,
+                Exit::PioWrite { .. } => {}
+                other => {
+                    text.push_str(&format!("\n(the machine ended: {other:?})"));
+                    break;
+                }
+            }
+            if start.elapsed() > PATIENCE {
+                text.push_str("\n(the machine took too long)");
+                break;
+            }
+        }
+        host.say(Message::End);
+    });
+    let mut printed = Vec::new();
+    std::io::Seek::rewind(&mut &console).unwrap();
+    std::io::Read::read_to_end(&mut &console, &mut printed).unwrap();
+    assert!(printed.ends_with(b"console works\n"), "the console's last output arrived; the guest says:\n{text}");
+    let faults: u64 = slots.iter().map(|slot| slot.lock().unwrap().0.interrupt().faults()).sum();
+    assert!(faults > 100, "{faults} faults were counted");
+    (text, exits)
+}
+
+#[test]
+fn every_device_survives_a_hostile_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let elf = guest(folder.path());
+    for shortcut in [true, false] {
+        let start = Instant::now();
+        let (text, exits) = run(&elf, shortcut);
+        println!("{text}{exits} exits in {:?}", start.elapsed());
+        let verdict = text.lines().last().unwrap_or_default();
+        assert!(verdict.starts_with("hostile: PASSED 4 devices, "), "{text}");
+        assert!(verdict.ends_with(" 0 failures"), "{text}");
+    }
+}
