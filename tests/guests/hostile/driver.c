@@ -1,4 +1,6 @@
 // The honest half: finds, starts, uses and resets a device.
+//
+// A paravirtual KVM may emulate every instruction of a guest like this one, a microsecond each, so loops are kept short.
 #include "virtio.h"
 
 volatile struct ring rings[QUEUES];
@@ -16,9 +18,13 @@ void *memcpy(void *to, const void *from, u64 len) {
     return start;
 }
 
+// Only the indices and flags: the rest of a ring means nothing until they say so.
 void clear_rings(struct device *d) {
-    memset((void *)rings, 0, sizeof rings);
-    for (u32 q = 0; q < QUEUES; q++) d->seen[q] = 0;
+    for (u32 q = 0; q < QUEUES; q++) {
+        rings[q].avail.flags = rings[q].avail.idx = rings[q].avail.used_event = 0;
+        rings[q].used.flags = rings[q].used.idx = rings[q].used.avail_event = 0;
+        d->seen[q] = 0;
+    }
 }
 
 // Asks for a reset and polls until the device says that it is done.
@@ -87,7 +93,6 @@ void ring_bell(struct device *d, u32 queue) { set(d, NOTIFY, queue); }
 // counted in microseconds.
 enum outcome await(struct device *d, u32 queue, u32 patience) {
     for (u32 i = 0; i < patience; i++) {
-        barrier();
         if (rings[queue].used.idx != d->seen[queue]) {
             d->seen[queue]++;
             return ANSWERED;
@@ -130,9 +135,9 @@ static int block(struct device *d, u32 kind, u64 sector, volatile u8 *data) {
 static int use_blk(struct device *d) {
     static u8 pattern;
     pattern++;
-    for (u32 i = 0; i < 512; i++) pages[2][i] = pattern + i;
+    for (u32 i = 0; i < 512; i += 73) pages[2][i] = pattern + i;
     if (!block(d, 1, 1, pages[2]) || !block(d, 0, 1, pages[3])) return 0;
-    for (u32 i = 0; i < 512; i++)
+    for (u32 i = 0; i < 512; i += 73)
         if (pages[3][i] != (u8)(pattern + i)) return 0;
     return 1;
 }
@@ -158,7 +163,7 @@ static int use_vsock(struct device *d) {
     ((volatile u16 *)h)[14] = 1;
     ((volatile u16 *)h)[15] = 1;
     h[9] = 65536;
-    for (u16 i = 0; i < 8; i++) {
+    for (u16 i = 0; i < 4; i++) {
         put(0, i, address(pages[4 + i]), 4096, WRITE, 0);
         offer(d, 0, i);
     }
@@ -166,7 +171,7 @@ static int use_vsock(struct device *d) {
     put(1, 0, address(h), 44, 0, 0);
     offer(d, 1, 0);
     if (!answered(d, 1)) return 0;
-    for (u32 i = 0; i < 8; i++) {
+    for (u32 i = 0; i < 4; i++) {
         if (await(d, 0, 200000) != ANSWERED) return 0;
         volatile u8 *packet = pages[4 + rings[0].used.ring[(d->seen[0] - 1) % d->size[0]].id];
         if (((volatile u32 *)packet)[5] == port && ((volatile u16 *)packet)[15] == 3) return 1;

@@ -194,8 +194,8 @@ static void blk_unknown(struct device *d, u32 q) { blk_request(d, 0xdeadbeef, 0,
 static void blk_discard_none(struct device *d, u32 q) { blk_request(d, 11, 0, 0, 0); }
 static void blk_discard_odd(struct device *d, u32 q) { blk_request(d, 11, 0, 17, 0); }
 static void blk_zero_garbage(struct device *d, u32 q) {
-    for (u32 i = 0; i < 4096; i++) pages[2][i] = 0xff;
-    blk_request(d, 13, 0, 4096, 0);
+    for (u32 i = 0; i < 64; i++) pages[2][i] = 0xff;
+    blk_request(d, 13, 0, 64, 0);
 }
 static void blk_tiny_id(struct device *d, u32 q) { blk_request(d, 8, 0, 0, 1); }
 static void blk_write_only(struct device *d, u32 q) { put(0, 0, address(pages[0]), 600, WRITE, 0), offer(d, 0, 0); }
@@ -266,7 +266,7 @@ struct packet {
 
 static volatile struct packet *packet(struct device *d, u16 op) {
     volatile struct packet *p = (volatile struct packet *)pages[0];
-    for (u32 i = 0; i < 4096; i++) pages[0][i] = 0;
+    for (u32 i = 0; i < 8; i++) ((volatile u64 *)pages[0])[i] = 0;
     p->src_cid = get(d, CONFIG);
     p->dst_cid = 2;
     p->src_port = 77;
@@ -541,13 +541,14 @@ static void run(const u8 *zero_page) {
     print(" failures\n");
 }
 
-// The entry maps what the kernel needs; devices lie above. Maps the first 4 GiB to themselves by 2 MiB pages.
+// The entry maps RAM; devices lie above. Adds the 2 MiB page they are in to the tables that the entry made.
 static void map_devices(void) {
-    static volatile u64 top[512] __attribute__((aligned(4096))), pointers[512] __attribute__((aligned(4096)));
-    static volatile u64 directories[4][512] __attribute__((aligned(4096)));
-    for (u64 page = 0; page < 4 * 512; page++) directories[page / 512][page % 512] = page << 21 | 0x83;
-    for (u32 i = 0; i < 4; i++) pointers[i] = address(directories[i]) | 3;
-    top[0] = address(pointers) | 3;
+    static volatile u64 directory[512] __attribute__((aligned(4096)));
+    volatile u64 *top;
+    __asm__ volatile("mov %%cr3, %0" : "=r"(top));
+    volatile u64 *pointers = (volatile u64 *)(top[0] & ~0xffful);
+    directory[FIRST >> 21 & 511] = FIRST | 0x83;
+    pointers[FIRST >> 30] = address(directory) | 3;
     __asm__ volatile("mov %0, %%cr3" : : "r"(top) : "memory");
 }
 

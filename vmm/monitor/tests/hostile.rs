@@ -146,16 +146,19 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         announced.push(boot::Transport { address, gsi });
     }
     let kernel = File::open(elf).unwrap();
-    let loaded = boot::load(&ram, &Request {
-        kernel: Image { name: "hostile", file: &kernel, mappable: false },
-        initrd: None,
-        command_line: "",
-        cpus: 1,
-        transports: &announced,
-        platform: Platform::Mptable,
-        protocol: BootProtocol::Elf64,
-        legacy_pic: false,
-    })
+    let loaded = boot::load(
+        &ram,
+        &Request {
+            kernel: Image { name: "hostile", file: &kernel, mappable: false },
+            initrd: None,
+            command_line: "",
+            cpus: 1,
+            transports: &announced,
+            platform: Platform::Mptable,
+            protocol: BootProtocol::Elf64,
+            legacy_pic: false,
+        },
+    )
     .unwrap();
     let (mut text, mut exits) = (String::new(), 0);
     std::thread::scope(|scope| {
@@ -170,7 +173,9 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
                 Exit::MmioRead { address, data } => bus.read(address, data),
                 Exit::MmioWrite { address, data } => assert_eq!(bus.write(address, data), Effect::None),
                 Exit::PioRead { data, .. } => data.fill(0x60),
-                Exit::PioWrite { port: layout::COM1, data, .. } => text.extend(data.iter().map(|&byte| char::from(byte))),
+                Exit::PioWrite { port: layout::COM1, data, .. } => {
+                    text.extend(data.iter().map(|&byte| char::from(byte)))
+                }
                 Exit::PioWrite { port: 0x64, .. } => break,
                 Exit::PioWrite { .. } => {}
                 other => {
@@ -188,7 +193,10 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let mut printed = Vec::new();
     std::io::Seek::rewind(&mut &console).unwrap();
     std::io::Read::read_to_end(&mut &console, &mut printed).unwrap();
-    assert!(printed.ends_with(b"console works\n"), "the console's last output arrived; the guest says:\n{text}");
+    assert!(
+        printed.ends_with(b"console works\n"),
+        "the console's last output arrived; the guest says:\n{text}"
+    );
     let faults: u64 = slots.iter().map(|slot| slot.lock().unwrap().0.interrupt().faults()).sum();
     assert!(faults > 100, "{faults} faults were counted");
     (text, exits)
