@@ -459,7 +459,8 @@ static void registers(struct device *d) {
     must_work(d, "bells of queues that are not there", 0);
 }
 
-// Resets while requests are under way, and goes on without looking whether the reset is done, as Linux does.
+// Resets while requests are under way, and does not look whether the reset is done: as Linux does, it disables the queues and takes
+// their memory back.
 static void hasty(struct device *d) {
     attacks++;
     u32 q = d->id == CONSOLE || d->id == VSOCK;
@@ -468,6 +469,11 @@ static void hasty(struct device *d) {
         for (u16 i = 0; i < QS; i++) put(q, i, address(pages[0]), 64, q || d->id != RNG ? 0 : WRITE, 0), offer(d, q, i);
         ring_bell(d, q);
         set(d, STATUS, 0);
+        for (u32 i = 0; i < d->queues; i++) {
+            set(d, QUEUE_SEL, i);
+            set(d, QUEUE_READY, 0);
+            if (get(d, QUEUE_READY)) return failed(d, "hasty reset", i, "a queue is still ready");
+        }
         if (!start(d)) return failed(d, "hasty reset", q, "no start without a look");
         if (!use(d)) return failed(d, "hasty reset", q, "no proper use");
     }

@@ -215,3 +215,45 @@ fn every_device_survives_a_hostile_guest() {
         assert!(verdict.ends_with(" 0 failures"), "{text}");
     }
 }
+
+/// The same guest in the real program, with everything that a machine puts round its devices.
+#[test]
+fn the_monitor_survives_a_hostile_guest() {
+    let folder = tempfile::tempdir().unwrap();
+    let elf = guest(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    File::create(path("disk")).unwrap().set_len(1 << 20).unwrap();
+    File::create(path("console")).unwrap();
+    let config = serde_json::json!({
+        "schema": 1,
+        "memory_bytes": 64 << 20,
+        "kernel": {"path": elf},
+        "disks": [{"id": "attacked", "source": {"path": path("disk")}, "queues": 2}],
+        "rng": true,
+        "console": {"log": {"path": path("console")}},
+        "serial": "stdio",
+        "vsock": {},
+        "spare_slots": 2,
+        "time_limit_ms": 60_000,
+    });
+    std::fs::write(path("config"), config.to_string()).unwrap();
+    let start = Instant::now();
+    let done = Command::new(env!("CARGO_BIN_EXE_nelly-monitor"))
+        .args([
+            "--config".as_ref(),
+            path("config").as_os_str(),
+            "--result".as_ref(),
+            path("result").as_os_str(),
+        ])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let result = std::fs::read_to_string(path("result")).unwrap_or_default();
+    println!("{text}{errors}{result}\nin {:?}", start.elapsed());
+    assert_eq!(done.status.code(), Some(0), "{text}{errors}");
+    let verdict = text.lines().last().unwrap_or_default();
+    assert!(verdict.starts_with("hostile: PASSED 4 devices, "), "{text}{errors}");
+    let printed = std::fs::read(path("console")).unwrap();
+    assert!(printed.ends_with(b"console works\n"), "the console's last output arrived");
+}

@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::io::Errno;
+
 use super::{Ends, Idle, Progress};
 use crate::memory::Memory;
 use crate::sys::Interest;
@@ -38,11 +40,13 @@ struct Stream {
     watched: bool,
     /// A regular file: always ready, and nothing a poller takes.
     always: bool,
+    /// Not found to be something else: sending to a peer that is gone raises no signal, writing does.
+    socket: bool,
 }
 
 impl Stream {
     fn new(fd: OwnedFd) -> Self {
-        Self { fd, watched: false, always: false }
+        Self { fd, watched: false, always: false, socket: true }
     }
 
     fn watch(&mut self, key: u32, interest: Interest, registrar: &mut Registrar<'_>) -> io::Result<()> {
@@ -190,7 +194,7 @@ fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceF
 
 /// Passes on what a chain holds behind `progress`.
 fn write(
-    output: &Stream,
+    output: &mut Stream,
     memory: &Memory,
     chain: &Chain,
     progress: &mut Progress,
@@ -199,7 +203,15 @@ fn write(
     reader.skip(progress.sent);
     while reader.left() > 0 {
         let left = reader.left();
-        match reader.write_to(output.fd.as_fd(), left)? {
+        let sent = if output.socket {
+            reader.send_to(output.fd.as_fd(), left)?
+        } else {
+            reader.write_to(output.fd.as_fd(), left)?
+        };
+        match sent {
+            Err(error) if output.socket && Errno::from_io_error(&error) == Some(Errno::NOTSOCK) => {
+                output.socket = false;
+            }
             Ok(0) => return Ok(Moved::Ended),
             Ok(_) => progress.sent = chain.readable_len() - reader.left(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
