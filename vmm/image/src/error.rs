@@ -1,15 +1,62 @@
 //! What a resolve fails with.
 
+use std::error::Error as _;
+use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
 use crate::cache::CacheError;
+use crate::erofs::WriteError;
+use crate::layer::LayerError;
+use crate::reference::Reference;
+use crate::rootfs::RootfsError;
+use crate::source::SourceError;
 
 /// Why an image could not be resolved. The chain of sources names the file, digest, layer and entry concerned.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImageError {
+    /// The image's index, manifest, configuration or archive cannot be used.
+    #[error("cannot read the image {reference}")]
+    Source {
+        /// The image.
+        reference: Box<Reference>,
+        /// Why.
+        source: SourceError,
+    },
+    /// A layer cannot be used.
+    #[error("cannot unpack layer {number} of {count} ({name}) of {reference}")]
+    Layer {
+        /// The image.
+        reference: Box<Reference>,
+        /// 1 for the lowest layer.
+        number: usize,
+        /// How many there are.
+        count: usize,
+        /// Its digest.
+        name: String,
+        /// Why.
+        source: LayerError,
+    },
+    /// The directory of `rootfs:` cannot be used.
+    #[error("cannot make an image of {reference}")]
+    Rootfs {
+        /// The image.
+        reference: Box<Reference>,
+        /// Why.
+        source: RootfsError,
+    },
+    /// The file system image could not be written.
+    #[error("cannot prepare the disk of {reference} in {}", dir.display())]
+    Write {
+        /// The image.
+        reference: Box<Reference>,
+        /// The cache directory.
+        dir: PathBuf,
+        /// Why.
+        source: WriteError,
+    },
     /// The cache directory cannot be used.
     #[error("cannot use the image cache {}", dir.display())]
     Cache {
@@ -19,12 +66,12 @@ pub enum ImageError {
         source: CacheError,
     },
     /// The disk of the cache directory is full, or its quota reached. Nothing was left behind.
-    #[error("the disk that holds {} is full; nothing was left behind", dir.display())]
+    #[error("the disk that holds {} is full; free some space or set another cache directory", dir.display())]
     DiskFull {
         /// The cache directory.
         dir: PathBuf,
         /// The system's word.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// `builtin:busybox` was asked for, and the caller gave no layout for it.
     #[error("the built-in image is not installed")]
@@ -39,10 +86,34 @@ impl ImageError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Cache { .. } => "image_cache",
+            Self::Source { .. } => "image_unusable",
+            Self::Layer { .. } => "image_layer_unusable",
+            Self::Rootfs { .. } => "image_rootfs_unusable",
+            Self::Write { .. } => "image_write_failed",
+            Self::Cache { .. } => "image_cache_unusable",
             Self::DiskFull { .. } => "disk_full",
             Self::NoBuiltin => "image_no_builtin",
             Self::Cancelled => "cancelled",
         }
+    }
+
+    /// Full disks and cancellations by their own names, however deep they were met.
+    pub(crate) fn sorted(self, dir: PathBuf) -> Self {
+        match self {
+            Self::Layer { source: LayerError::Cancelled, .. }
+            | Self::Rootfs { source: RootfsError::Cancelled, .. }
+            | Self::Write { source: WriteError::Cancelled, .. } => return Self::Cancelled,
+            _ => {}
+        }
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<io::Error>()
+                && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            {
+                return Self::DiskFull { dir, source: error.kind().into() };
+            }
+            cause = error.source();
+        }
+        self
     }
 }

@@ -7,19 +7,57 @@
 //! The crate is synchronous, prints nothing, needs no privilege, unpacks nothing onto the host's file system and
 //! knows no machine. Everything it reads (layouts, archives, layers) is untrusted.
 
+mod archive;
+mod blob;
 mod cache;
 mod digest;
+mod erofs;
 mod error;
+mod layer;
+mod layout;
 mod limits;
+mod manifest;
 mod progress;
 mod reference;
+mod rootfs;
+mod source;
 mod store;
+mod sys;
+mod tar;
+mod tree;
 
 pub use cache::CacheError;
 pub use digest::{Digest, DigestError};
+pub use erofs::WriteError;
 pub use error::ImageError;
+pub use layer::LayerError;
 pub use limits::Limits;
 pub use oci_spec::image::ImageConfiguration;
 pub use progress::{Phase, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
+pub use rootfs::RootfsError;
+pub use source::SourceError;
 pub use store::{Image, Plan, PlannedLayer, Store, StoreOptions};
+pub use tar::{Damage, TarError};
+pub use tree::TreeError;
+
+/// Entry points for fuzzing, not for use.
+#[doc(hidden)]
+pub mod fuzz {
+    use crate::erofs::NullSink;
+    use crate::tar::Reader;
+    use crate::tree::Tree;
+    use crate::{Limits, layer};
+
+    /// Merges `data`, cut in two, as the uncompressed tar streams of two layers; whether both were accepted.
+    pub fn layers(data: &[u8]) -> bool {
+        let limits =
+            Limits { entries: 10_000, metadata_bytes: 1 << 20, disk_bytes: 1 << 30, ..Limits::default() };
+        let mut tree = Tree::new(&limits);
+        let (lower, upper) = data.split_at(data.len() / 1024 * 512);
+        [lower, upper].into_iter().all(|mut data| {
+            layer::apply(&mut Reader::new(&mut data), &mut tree, &mut NullSink::default(), &mut || true)
+                .is_ok()
+        })
+    }
+}

@@ -1,15 +1,25 @@
 //! The store: from a reference to an image, through the cache.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Config, ImageConfiguration};
 
+use crate::archive::{Archive, SpoolError};
+use crate::cache::{Cache, CacheError, Cached, Scratch};
 use crate::digest::Digest;
+use crate::erofs::{Contents, WRITER_VERSION, WriteError};
 use crate::error::ImageError;
+use crate::layer;
+use crate::layout::LayoutDir;
 use crate::limits::Limits;
-use crate::progress::Progress;
+use crate::manifest::host_architecture;
+use crate::progress::{Phase, Progress};
 use crate::reference::Reference;
+use crate::rootfs::{self, RootfsError};
+use crate::source::{Files, LayerRef, Loaded, SourceError, load_docker, load_layout};
+use crate::tar::Reader;
+use crate::tree::Tree;
 
 /// How to open a [`Store`].
 #[derive(Clone, Debug)]
@@ -35,6 +45,7 @@ impl StoreOptions {
 #[derive(Debug)]
 pub struct Store {
     options: StoreOptions,
+    cache: Cache,
 }
 
 /// A resolved image.
@@ -84,13 +95,80 @@ pub struct PlannedLayer {
     pub size: u64,
 }
 
+/// An image's files.
+enum Opened {
+    Layout(LayoutDir),
+    Archive(Archive),
+}
+
+impl Opened {
+    fn files(&self) -> &dyn Files {
+        match self {
+            Self::Layout(layout) => layout,
+            Self::Archive(archive) => archive,
+        }
+    }
+}
+
+/// The cache's key: what the disk's bytes depend on.
+fn cache_key(layers: &[LayerRef]) -> Digest {
+    let mut text = format!("nelly-erofs {WRITER_VERSION}\n");
+    for layer in layers {
+        text.push_str(&layer.diff_id.to_string());
+        text.push('\n');
+    }
+    Digest::sha256(text.as_bytes())
+}
+
+/// A UUID (version 8: made by a rule of one's own) from a digest.
+fn uuid(key: &Digest) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&key.bytes()[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+/// A phase of a resolve as its workers see it: they report often, the watcher hears about once a mebibyte.
+struct Watch<'a> {
+    progress: &'a mut dyn Progress,
+    phase: Phase,
+    total: Option<u64>,
+    told: u64,
+    done: u64,
+}
+
+impl<'a> Watch<'a> {
+    fn begin(progress: &'a mut dyn Progress, phase: Phase, total: Option<u64>) -> Self {
+        progress.update(phase, 0, total);
+        Self { progress, phase, total, told: 0, done: 0 }
+    }
+
+    /// Whether to go on.
+    fn tick(&mut self, done: u64) -> bool {
+        self.done = done;
+        if done - self.told < 1 << 20 {
+            return true;
+        }
+        self.told = done;
+        self.progress.update(self.phase, done, self.total);
+        !self.progress.cancelled()
+    }
+
+    fn end(self) {
+        self.progress.update(self.phase, self.total.unwrap_or(self.done), self.total);
+    }
+}
+
 impl Store {
     /// Opens the store. Nothing is written, and a cache directory that does not exist is no error.
     ///
     /// # Errors
     /// [`ImageError::Cache`] if the cache directory is of an unknown version or cannot be read.
     pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
-        Ok(Self { options })
+        let cache = Cache::open(&options.cache_dir)
+            .map_err(|source| ImageError::Cache { dir: options.cache_dir.clone(), source })?;
+        Ok(Self { options, cache })
     }
 
     /// Finds the image, builds and caches its file system if that was not done before, and opens it.
@@ -98,8 +176,11 @@ impl Store {
     /// # Errors
     /// [`ImageError`]; nothing new stays in the cache directory then.
     pub fn resolve(&self, reference: &Reference, progress: &mut dyn Progress) -> Result<Image, ImageError> {
-        let _ = (reference, progress, &self.options);
-        Err(ImageError::NoBuiltin)
+        let resolved = match reference {
+            Reference::Rootfs { dir } => self.resolve_rootfs(reference, dir, progress),
+            _ => self.resolve_layers(reference, progress),
+        };
+        resolved.map_err(|error| error.sorted(self.options.cache_dir.clone()))
     }
 
     /// What [`Store::resolve`] would do: reads the manifest and the configuration, verifies them, looks into the
@@ -108,7 +189,235 @@ impl Store {
     /// # Errors
     /// As [`Store::resolve`], except for what only shows when layers are read.
     pub fn plan(&self, reference: &Reference) -> Result<Plan, ImageError> {
-        let _ = (reference, &self.options);
-        Err(ImageError::NoBuiltin)
+        if let Reference::Rootfs { dir } = reference {
+            rootfs::check(dir).map_err(|source| rootfs_error(reference, source))?;
+            let (digest, config) = rootfs_config();
+            return Ok(Plan { digest, config, layers: Vec::new(), disk_path: None, cached: false });
+        }
+        let (opened, loaded) = self.load(reference)?;
+        let key = cache_key(&loaded.layers);
+        let cached = self.cache.find(&key).map_err(|source| self.cache_error(source))?.is_some();
+        if !cached {
+            // What is certain to fail later fails here.
+            for layer in &loaded.layers {
+                layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
+            }
+        }
+        let layers = loaded.layers.iter().map(|layer| PlannedLayer {
+            digest: layer.digest,
+            diff_id: layer.diff_id,
+            size: layer.size,
+        });
+        Ok(Plan {
+            digest: loaded.digest,
+            config: loaded.config,
+            layers: layers.collect(),
+            disk_path: Some(self.cache.image_path(&key)),
+            cached,
+        })
     }
+
+    fn cache_error(&self, source: CacheError) -> ImageError {
+        ImageError::Cache { dir: self.cache.dir().to_owned(), source }
+    }
+
+    fn write_error(&self, reference: &Reference, source: WriteError) -> ImageError {
+        ImageError::Write { reference: Box::new(reference.clone()), dir: self.cache.dir().to_owned(), source }
+    }
+
+    /// Reads manifest and configuration.
+    fn load(&self, reference: &Reference) -> Result<(Opened, Loaded), ImageError> {
+        let limits = &self.options.limits;
+        let arch = host_architecture();
+        let (opened, loaded) = match reference {
+            Reference::OciLayout { dir, tag } => {
+                let layout = LayoutDir::open(dir).map_err(|source| source_error(reference, source))?;
+                let loaded = load_layout(&layout, tag.as_deref(), arch, limits);
+                (Opened::Layout(layout), loaded)
+            }
+            Reference::OciArchive { file, tag } => {
+                let archive =
+                    Archive::open(file, limits).map_err(|source| source_error(reference, source))?;
+                let loaded = load_layout(&archive, tag.as_deref(), arch, limits);
+                (Opened::Archive(archive), loaded)
+            }
+            Reference::DockerArchive { file, tag } => {
+                let archive =
+                    Archive::open(file, limits).map_err(|source| source_error(reference, source))?;
+                let loaded = load_docker(&archive, tag.as_deref(), arch, limits);
+                (Opened::Archive(archive), loaded)
+            }
+            Reference::BuiltinBusybox | Reference::Rootfs { .. } => {
+                let dir = self.options.builtin.as_ref().ok_or(ImageError::NoBuiltin)?;
+                let layout = LayoutDir::open(dir).map_err(|source| source_error(reference, source))?;
+                let loaded = load_layout(&layout, None, arch, limits);
+                (Opened::Layout(layout), loaded)
+            }
+        };
+        Ok((opened, loaded.map_err(|source| source_error(reference, source))?))
+    }
+
+    fn resolve_layers(
+        &self,
+        reference: &Reference,
+        progress: &mut dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let (mut opened, loaded) = self.load(reference)?;
+        let key = cache_key(&loaded.layers);
+        let cache_error = |source| self.cache_error(source);
+        let image = |cached: Cached, found| Image {
+            digest: loaded.digest,
+            config: loaded.config.clone(),
+            disk: cached.file,
+            disk_bytes: cached.bytes,
+            disk_path: Some(cached.path),
+            cached: found,
+        };
+        if let Some(cached) = self.cache.find(&key).map_err(cache_error)? {
+            return Ok(image(cached, true));
+        }
+        // Truncated and missing layers are found before anything is written.
+        for layer in &loaded.layers {
+            layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
+        }
+        self.cache.prepare().map_err(cache_error)?;
+        let mut waiting = || progress.update(Phase::Waiting, 0, None);
+        let lock = self.cache.lock(&key, &mut waiting).map_err(cache_error)?;
+        if let Some(cached) = self.cache.find(&key).map_err(cache_error)? {
+            return Ok(image(cached, true));
+        }
+        if let Opened::Archive(archive) = &mut opened
+            && archive.needs_spool()
+        {
+            self.spool(reference, archive, progress)?;
+        }
+        let scratch = self.build(reference, &opened, &loaded, &key, progress)?;
+        progress.update(Phase::Sync, 0, None);
+        let cached = self.cache.publish(&lock, &key, scratch).map_err(cache_error)?;
+        Ok(image(cached, false))
+    }
+
+    /// Decompresses an archive that is compressed as a whole.
+    fn spool(
+        &self,
+        reference: &Reference,
+        archive: &mut Archive,
+        progress: &mut dyn Progress,
+    ) -> Result<(), ImageError> {
+        let file = self.cache.spool().map_err(|source| self.cache_error(source))?;
+        let mut watch = Watch::begin(progress, Phase::Archive, None);
+        let spooled = archive.spool(file, &mut |done, total| {
+            watch.total = Some(total);
+            watch.tick(done)
+        });
+        match spooled {
+            Ok(true) => {
+                watch.end();
+                Ok(())
+            }
+            Ok(false) => Err(ImageError::Cancelled),
+            Err(SpoolError::Source(source)) => Err(source_error(reference, source)),
+            Err(SpoolError::Write(source)) => Err(self.write_error(reference, WriteError::Io(source))),
+        }
+    }
+
+    /// Merges the layers into a new file system image.
+    fn build(
+        &self,
+        reference: &Reference,
+        opened: &Opened,
+        loaded: &Loaded,
+        key: &Digest,
+        progress: &mut dyn Progress,
+    ) -> Result<Scratch, ImageError> {
+        let limits = &self.options.limits;
+        let (scratch, mut contents) = self.contents(reference, &key.hex())?;
+        let mut tree = Tree::new(limits);
+        let mut budget = limits.unpacked_bytes;
+        let count = loaded.layers.len();
+        for (layer, number) in loaded.layers.iter().zip(1..) {
+            let blob = layer.open(opened.files()).map_err(|source| source_error(reference, source))?;
+            let mut watch = Watch::begin(progress, Phase::Layer { number, count }, Some(blob.blob.size()));
+            let read = blob.read(&mut budget, limits.unpacked_bytes, |stream| {
+                let done = stream.counter();
+                let mut tar = Reader::new(stream);
+                layer::apply(&mut tar, &mut tree, &mut contents, &mut || watch.tick(done.get()))
+            });
+            read.map_err(|source| {
+                let name = layer.digest.unwrap_or(layer.diff_id).to_string();
+                ImageError::Layer { reference: Box::new(reference.clone()), number, count, name, source }
+            })?;
+            watch.end();
+        }
+        self.complete(reference, contents, &tree, uuid(key), progress)?;
+        Ok(scratch)
+    }
+
+    fn contents(&self, reference: &Reference, prefix: &str) -> Result<(Scratch, Contents), ImageError> {
+        let cache_error = |source| self.cache_error(source);
+        let scratch = self.cache.scratch(prefix).map_err(cache_error)?;
+        let write_error = |source| self.write_error(reference, source);
+        let file = scratch.file.try_clone().map_err(|source| write_error(WriteError::Io(source)))?;
+        let spool = self.cache.spool().map_err(cache_error)?;
+        let contents = Contents::new(file, spool, self.options.limits.disk_bytes).map_err(write_error)?;
+        Ok((scratch, contents))
+    }
+
+    fn complete(
+        &self,
+        reference: &Reference,
+        contents: Contents,
+        tree: &Tree,
+        uuid: [u8; 16],
+        progress: &mut dyn Progress,
+    ) -> Result<u64, ImageError> {
+        let mut watch = Watch::begin(progress, Phase::Metadata, None);
+        let completed = contents.complete(tree, uuid, &mut |done, total| {
+            watch.total = Some(total);
+            watch.tick(done)
+        });
+        let bytes = completed.map_err(|source| self.write_error(reference, source))?;
+        watch.end();
+        Ok(bytes)
+    }
+
+    fn resolve_rootfs(
+        &self,
+        reference: &Reference,
+        dir: &Path,
+        progress: &mut dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let failed = |source| rootfs_error(reference, source);
+        rootfs::check(dir).map_err(failed)?;
+        self.cache.prepare().map_err(|source| self.cache_error(source))?;
+        let (scratch, mut contents) = self.contents(reference, "rootfs")?;
+        let mut tree = Tree::new(&self.options.limits);
+        let mut watch = Watch::begin(progress, Phase::Rootfs, None);
+        rootfs::read(dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
+        watch.end();
+        let (digest, config) = rootfs_config();
+        let disk_bytes = self.complete(reference, contents, &tree, uuid(&digest), progress)?;
+        let disk =
+            scratch.read_only().map_err(|source| self.write_error(reference, WriteError::Io(source)))?;
+        Ok(Image { digest, config, disk, disk_bytes, disk_path: None, cached: false })
+    }
+}
+
+fn source_error(reference: &Reference, source: SourceError) -> ImageError {
+    ImageError::Source { reference: Box::new(reference.clone()), source }
+}
+
+fn rootfs_error(reference: &Reference, source: RootfsError) -> ImageError {
+    ImageError::Rootfs { reference: Box::new(reference.clone()), source }
+}
+
+/// A bare directory says nothing about how to run it.
+fn rootfs_config() -> (Digest, ImageConfiguration) {
+    let mut config = ImageConfiguration::default();
+    config
+        .set_architecture(host_architecture().into())
+        .set_os("linux".into())
+        .set_config(Some(Config::default()));
+    let text = config.to_string().unwrap_or_default();
+    (Digest::sha256(text.as_bytes()), config)
 }

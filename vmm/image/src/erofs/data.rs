@@ -1,0 +1,229 @@
+//! Where file contents go while layers are read.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::WriteError;
+use super::format::{BLOCK, BLOCK_SIZE, EXTENDED_INODE};
+use crate::sys;
+use crate::tree::FileData;
+
+/// Bytes collected before a write.
+const BUFFER: usize = 1 << 20;
+/// What the format can address with 32 bits of block number.
+const ADDRESSABLE: u64 = (u32::MAX as u64) << 12;
+
+/// Takes the contents of files, one after the other.
+pub(crate) trait DataSink {
+    /// A file of `size` bytes begins. Its inode will carry `xattr_bytes` of attributes at most.
+    fn begin(&mut self, size: u64, xattr_bytes: usize) -> Result<(), WriteError>;
+    /// The next bytes of the file. No more than announced may come.
+    fn write(&mut self, data: &[u8]) -> Result<(), WriteError>;
+    /// The next bytes of the file, all zero.
+    fn zeros(&mut self, len: u64) -> Result<(), WriteError>;
+    /// The file is complete.
+    fn finish(&mut self) -> Result<FileData, WriteError>;
+    /// Contents that no name leads to any more.
+    fn discard(&mut self, data: &FileData) -> Result<(), WriteError>;
+}
+
+/// A sink that keeps nothing.
+#[derive(Debug, Default)]
+pub(crate) struct NullSink {
+    size: u64,
+}
+
+impl DataSink for NullSink {
+    fn begin(&mut self, size: u64, _xattr_bytes: usize) -> Result<(), WriteError> {
+        self.size = size;
+        Ok(())
+    }
+
+    fn write(&mut self, _data: &[u8]) -> Result<(), WriteError> {
+        Ok(())
+    }
+
+    fn zeros(&mut self, _len: u64) -> Result<(), WriteError> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<FileData, WriteError> {
+        Ok(FileData { size: self.size, ..FileData::default() })
+    }
+
+    fn discard(&mut self, _data: &FileData) -> Result<(), WriteError> {
+        Ok(())
+    }
+}
+
+/// A file written front to back through a buffer; runs of zeros become holes.
+#[derive(Debug)]
+pub(super) struct Appender {
+    file: File,
+    buffer: Vec<u8>,
+    /// Offset of the buffer's first byte.
+    start: u64,
+}
+
+impl Appender {
+    pub(super) fn new(file: File) -> Self {
+        Self { file, buffer: Vec::with_capacity(BUFFER), start: 0 }
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.start + len_u64(self.buffer.len())
+    }
+
+    pub(super) fn append(&mut self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            if self.buffer.is_empty() && data.len() >= BUFFER {
+                // Large pieces need no copy.
+                let (now, rest) = data.split_at(data.len() / BUFFER * BUFFER);
+                self.file.write_all_at(now, self.start)?;
+                self.start += len_u64(now.len());
+                data = rest;
+                continue;
+            }
+            let step = data.len().min(BUFFER - self.buffer.len());
+            self.buffer.extend_from_slice(&data[..step]);
+            data = &data[step..];
+            if self.buffer.len() == BUFFER {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends zeros; a hole where they are many.
+    pub(super) fn zeros(&mut self, len: u64) -> io::Result<()> {
+        if let Ok(few) = usize::try_from(len)
+            && few <= BUFFER - self.buffer.len()
+        {
+            self.buffer.resize(self.buffer.len() + few, 0);
+            return Ok(());
+        }
+        self.flush()?;
+        self.start += len;
+        Ok(())
+    }
+
+    /// Writes the buffer out.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.buffer.iter().any(|&b| b != 0) {
+            self.file.write_all_at(&self.buffer, self.start)?;
+        }
+        self.start += len_u64(self.buffer.len());
+        self.buffer.clear();
+        Ok(())
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
+}
+
+pub(super) fn len_u64(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+/// The first part of an image in the making: the contents of files.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(super) image: Appender,
+    /// The tails of files, one after the other.
+    pub(super) tails: Appender,
+    pub(super) limit: u64,
+    current: FileData,
+    /// Bytes of the present file that still go to the image; the rest are the tail.
+    whole_left: u64,
+}
+
+impl Contents {
+    /// Starts an image in `image`, an empty file. `spool` is another empty file, of no use afterwards. `limit` is in
+    /// bytes.
+    pub(crate) fn new(image: File, spool: File, limit: u64) -> Result<Self, WriteError> {
+        let mut image = Appender::new(image);
+        // The superblock's block, filled in at the end.
+        image.zeros(BLOCK).map_err(WriteError::Io)?;
+        Ok(Self {
+            image,
+            tails: Appender::new(spool),
+            limit: limit.min(ADDRESSABLE),
+            current: FileData::default(),
+            whole_left: 0,
+        })
+    }
+
+    fn zero_out(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        if sys::punch_hole(self.image.file(), offset, len).is_ok() {
+            return Ok(());
+        }
+        let zeros = [0; 64 << 10];
+        let mut done = 0;
+        while done < len {
+            let step = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
+            self.image.file().write_all_at(&zeros[..step], offset + done)?;
+            done += len_u64(step);
+        }
+        Ok(())
+    }
+}
+
+impl DataSink for Contents {
+    fn begin(&mut self, size: u64, xattr_bytes: usize) -> Result<(), WriteError> {
+        // The tail counts as well: it ends up in the image, too.
+        let end =
+            self.image.position().checked_add(size).and_then(|end| end.checked_add(self.tails.position()));
+        if end.is_none_or(|end| end > self.limit) {
+            return Err(WriteError::TooLarge(self.limit));
+        }
+        let tail = usize::try_from(size % BLOCK).unwrap_or(BLOCK_SIZE);
+        let inline_tail = tail > 0 && EXTENDED_INODE + xattr_bytes + tail <= BLOCK_SIZE;
+        let block =
+            u32::try_from(self.image.position() / BLOCK).map_err(|_| WriteError::TooLarge(self.limit))?;
+        self.current = FileData { size, block, tail: self.tails.position(), inline_tail };
+        self.whole_left = if inline_tail { size - size % BLOCK } else { size };
+        Ok(())
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), WriteError> {
+        let whole = usize::try_from(self.whole_left).unwrap_or(usize::MAX).min(data.len());
+        let (whole, tail) = data.split_at(whole);
+        self.image.append(whole).map_err(WriteError::Io)?;
+        self.whole_left -= len_u64(whole.len());
+        self.tails.append(tail).map_err(WriteError::Io)
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<(), WriteError> {
+        let whole = len.min(self.whole_left);
+        self.image.zeros(whole).map_err(WriteError::Io)?;
+        self.whole_left -= whole;
+        self.tails.zeros(len - whole).map_err(WriteError::Io)
+    }
+
+    fn finish(&mut self) -> Result<FileData, WriteError> {
+        let partial = self.image.position() % BLOCK;
+        if partial > 0 {
+            self.image.zeros(BLOCK - partial).map_err(WriteError::Io)?;
+        }
+        Ok(self.current)
+    }
+
+    fn discard(&mut self, data: &FileData) -> Result<(), WriteError> {
+        let bytes = if data.inline_tail { data.size - data.size % BLOCK } else { data.size };
+        if bytes == 0 {
+            return Ok(());
+        }
+        let offset = u64::from(data.block) * BLOCK;
+        let bytes = bytes.next_multiple_of(BLOCK);
+        if offset + bytes > self.image.start {
+            self.image.flush().map_err(WriteError::Io)?;
+        }
+        self.zero_out(offset, bytes).map_err(WriteError::Io)
+    }
+}

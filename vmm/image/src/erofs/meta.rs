@@ -1,0 +1,344 @@
+//! The second part of an image: inodes, directories, attributes, and the superblock.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::WriteError;
+use super::data::{Appender, Contents, len_u64};
+use super::dir::{self, Target};
+use super::format::{BLOCK, BLOCK_SIZE, Inode, Layout, SLOT, Superblock, device};
+use super::xattr::Shared;
+use crate::tree::{Dir, FileData, Kind, Node, NodeId, ROOT, Tree};
+
+/// Partly filled blocks kept in mind for small inodes. More would scatter what belongs together.
+const OPEN_BLOCKS: usize = 64;
+
+const S_IFIFO: u16 = 0o010_000;
+const S_IFCHR: u16 = 0o020_000;
+const S_IFDIR: u16 = 0o040_000;
+const S_IFBLK: u16 = 0o060_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFLNK: u16 = 0o120_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// Gives inodes their places: an inode with its attributes and its tail never crosses a block unless it is larger.
+struct Places {
+    /// Free bytes at the end of a block, and the block.
+    open: BTreeSet<(u64, u64)>,
+    next_block: u64,
+}
+
+impl Places {
+    fn new() -> Self {
+        // Inode number 0 would be taken for "no file" by old readers of directories.
+        Self { open: BTreeSet::from([(BLOCK - 2 * SLOT, 0)]), next_block: 1 }
+    }
+
+    /// Offset of a place for `bytes`.
+    fn take(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes.next_multiple_of(SLOT);
+        let (free, offset) = match self.open.range((bytes, 0)..).next().copied() {
+            Some((free, block)) => {
+                self.open.remove(&(free, block));
+                (free - bytes, (block + 1) * BLOCK - free)
+            }
+            None => {
+                let start = self.next_block;
+                self.next_block += bytes.div_ceil(BLOCK);
+                (bytes.next_multiple_of(BLOCK) - bytes, start * BLOCK)
+            }
+        };
+        if free > 0 {
+            let block = (offset + bytes) / BLOCK;
+            self.open.insert((free, block));
+            if self.open.len() > OPEN_BLOCKS {
+                self.open.pop_first();
+            }
+        }
+        offset
+    }
+}
+
+/// An inode with its place.
+struct Placed {
+    node: NodeId,
+    /// Offset in the area of inodes.
+    offset: u64,
+    inode: Inode,
+    xattrs: Vec<u8>,
+}
+
+/// What remains to be written, with everything in its place.
+struct Meta<'a> {
+    tree: &'a Tree,
+    shared: Shared<'a>,
+    placed: Vec<Placed>,
+    /// Inode number of each node; 0 if it has none.
+    nids: Vec<u64>,
+    /// Blocks of directories and links that do not fit beside their inodes.
+    extra_blocks: u64,
+    inode_blocks: u64,
+}
+
+fn file_mode(node: &Node) -> u16 {
+    node.attr.mode
+        | match node.kind {
+            Kind::Dir(_) => S_IFDIR,
+            Kind::File(_) => S_IFREG,
+            Kind::Symlink(_) => S_IFLNK,
+            Kind::Char { .. } => S_IFCHR,
+            Kind::Block { .. } => S_IFBLK,
+            Kind::Fifo => S_IFIFO,
+            Kind::Socket => S_IFSOCK,
+        }
+}
+
+fn index(node: NodeId) -> usize {
+    usize::try_from(node).unwrap_or(usize::MAX)
+}
+
+fn block_number(block: u64, limit: u64) -> Result<u32, WriteError> {
+    u32::try_from(block).map_err(|_| WriteError::TooLarge(limit))
+}
+
+impl<'a> Meta<'a> {
+    /// Places every inode of `tree`; blocks of directories follow from `first_block` on.
+    fn plan(tree: &'a Tree, first_block: u64, limit: u64) -> Result<Self, WriteError> {
+        let shared = Shared::collect(tree);
+        let mut places = Places::new();
+        let mut placed = Vec::new();
+        let mut nids = vec![0; tree.nodes.len()];
+        let mut extra_blocks = 0;
+        for (node, id) in tree.nodes.iter().zip(0..).filter(|(node, _)| node.links > 0) {
+            let xattrs = shared.encode(node.attr.xattrs.as_deref());
+            let number = u32::try_from(placed.len() + 1).unwrap_or(u32::MAX);
+            let mut inode = inode(tree, node, xattrs.len(), number);
+            let mut bytes = inode.bytes() + xattrs.len();
+            let tail = usize::try_from(inode.size % BLOCK).unwrap_or(0);
+            match node.kind {
+                Kind::File(data) => inode.layout = file_layout(data),
+                Kind::Dir(_) | Kind::Symlink(_) => {
+                    let in_blocks = if tail > 0 && bytes + tail <= BLOCK_SIZE {
+                        inode.layout = Layout::Inline;
+                        inode.size / BLOCK
+                    } else {
+                        inode.size.div_ceil(BLOCK)
+                    };
+                    if in_blocks > 0 {
+                        inode.location = block_number(first_block + extra_blocks, limit)?;
+                        extra_blocks += in_blocks;
+                    }
+                }
+                _ => {}
+            }
+            if inode.layout == Layout::Inline {
+                bytes += tail;
+            }
+            let offset = places.take(len_u64(bytes));
+            nids[index(id)] = offset / SLOT;
+            placed.push(Placed { node: id, offset, inode, xattrs });
+        }
+        Ok(Self { tree, shared, placed, nids, extra_blocks, inode_blocks: places.next_block })
+    }
+
+    fn encode_dir(&self, id: NodeId, dir: &Dir) -> Vec<u8> {
+        dir::encode(dir, |target| {
+            let node = match target {
+                Target::Itself => id,
+                Target::Parent => dir.parent,
+                Target::Node(node) => node,
+            };
+            (self.nids[index(node)], dir::file_type(&self.tree.node(node).kind))
+        })
+    }
+
+    /// Writes the blocks of directories and links that are not beside their inodes.
+    fn write_extra(&self, image: &mut Appender) -> io::Result<()> {
+        for Placed { node, inode, .. } in &self.placed {
+            let whole = match inode.layout {
+                Layout::Plain => inode.size,
+                Layout::Inline => inode.size - inode.size % BLOCK,
+            };
+            if whole == 0 {
+                continue;
+            }
+            let whole = usize::try_from(whole).unwrap_or(usize::MAX);
+            match &self.tree.node(*node).kind {
+                Kind::Dir(dir) => image.append(&self.encode_dir(*node, dir)[..whole])?,
+                Kind::Symlink(target) => image.append(&target[..whole])?,
+                _ => continue,
+            }
+            pad_to_block(image)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the inodes with what follows them.
+    fn write_inodes(
+        &mut self,
+        image: &mut Appender,
+        tails: &File,
+        tick: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), WriteError> {
+        self.placed.sort_unstable_by_key(|placed| placed.offset);
+        let start = image.position();
+        let total = self.inode_blocks * BLOCK;
+        let mut reported = 0;
+        let mut out = Vec::with_capacity(2 * BLOCK_SIZE);
+        for placed in &self.placed {
+            let at = image.position() - start;
+            image.zeros(placed.offset - at).map_err(WriteError::Io)?;
+            out.clear();
+            placed.inode.encode(&mut out);
+            out.extend(&placed.xattrs);
+            if placed.inode.layout == Layout::Inline {
+                self.append_tail(placed, tails, &mut out).map_err(WriteError::Io)?;
+            }
+            image.append(&out).map_err(WriteError::Io)?;
+            if at - reported >= 1 << 20 {
+                reported = at;
+                if !tick(at, total) {
+                    return Err(WriteError::Cancelled);
+                }
+            }
+        }
+        let at = image.position() - start;
+        image.zeros(total - at).map_err(WriteError::Io)
+    }
+
+    fn append_tail(&self, placed: &Placed, tails: &File, out: &mut Vec<u8>) -> io::Result<()> {
+        let tail = usize::try_from(placed.inode.size % BLOCK).unwrap_or(0);
+        match &self.tree.node(placed.node).kind {
+            Kind::File(data) => {
+                let start = out.len();
+                out.resize(start + tail, 0);
+                tails.read_exact_at(&mut out[start..], data.tail)
+            }
+            Kind::Dir(dir) => {
+                let data = self.encode_dir(placed.node, dir);
+                out.extend(&data[data.len() - tail..]);
+                Ok(())
+            }
+            Kind::Symlink(target) => {
+                out.extend(&target[target.len() - tail..]);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn file_layout(data: FileData) -> Layout {
+    if data.inline_tail { Layout::Inline } else { Layout::Plain }
+}
+
+/// The inode of `node`, its layout and place of data not yet decided unless it is a file.
+fn inode(tree: &Tree, node: &Node, xattr_bytes: usize, number: u32) -> Inode {
+    let mut links = node.links;
+    let (size, location) = match &node.kind {
+        Kind::File(data) => {
+            let in_blocks = data.size >= BLOCK || data.size > 0 && !data.inline_tail;
+            (data.size, if in_blocks { data.block } else { u32::MAX })
+        }
+        Kind::Dir(dir) => {
+            let is_dir = |id: NodeId| matches!(tree.node(id).kind, Kind::Dir(_));
+            let subdirs = dir.entries.values().filter(|entry| is_dir(entry.node)).count();
+            links = u32::try_from(2 + subdirs).unwrap_or(u32::MAX);
+            (dir::size(dir), u32::MAX)
+        }
+        Kind::Symlink(target) => (len_u64(target.len()), u32::MAX),
+        Kind::Char { major, minor } | Kind::Block { major, minor } => (0, device(*major, *minor)),
+        Kind::Fifo | Kind::Socket => (0, 0),
+    };
+    Inode {
+        layout: Layout::Plain,
+        xattr_bytes,
+        mode: file_mode(node),
+        links,
+        size,
+        location,
+        number,
+        uid: node.attr.uid,
+        gid: node.attr.gid,
+        mtime: node.attr.mtime,
+        mtime_nsec: node.attr.mtime_nsec,
+    }
+}
+
+fn pad_to_block(image: &mut Appender) -> io::Result<()> {
+    let partial = image.position() % BLOCK;
+    if partial > 0 { image.zeros(BLOCK - partial) } else { Ok(()) }
+}
+
+impl Contents {
+    /// Completes the image with the tree whose contents were given before. `tick` hears of done and all bytes of
+    /// the inodes; when it answers `false` the writing ends with [`WriteError::Cancelled`].
+    ///
+    /// The answer is the image's size in bytes. The file is not synced.
+    pub(crate) fn complete(
+        self,
+        tree: &Tree,
+        uuid: [u8; 16],
+        tick: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<u64, WriteError> {
+        let Self { mut image, mut tails, limit, .. } = self;
+        tails.flush().map_err(WriteError::Io)?;
+        // A hole at the end is no write.
+        tails.file().set_len(tails.position()).map_err(WriteError::Io)?;
+
+        let mut meta = Meta::plan(tree, image.position() / BLOCK, limit)?;
+        let xattr_block = image.position() / BLOCK + meta.extra_blocks;
+        let meta_block = xattr_block + meta.shared.len().div_ceil(BLOCK);
+        let blocks = meta_block + meta.inode_blocks;
+        let bytes = blocks * BLOCK;
+        if bytes > limit {
+            return Err(WriteError::TooLarge(limit));
+        }
+        let superblock = Superblock {
+            root_nid: u16::try_from(meta.nids[index(ROOT)]).unwrap_or(u16::MAX),
+            inodes: len_u64(meta.placed.len()),
+            blocks: block_number(blocks, limit)?,
+            meta_block: block_number(meta_block, limit)?,
+            xattr_block: block_number(xattr_block, limit)?,
+            uuid,
+        };
+        meta.write_extra(&mut image).map_err(WriteError::Io)?;
+        image.append(&meta.shared.bytes).and_then(|()| pad_to_block(&mut image)).map_err(WriteError::Io)?;
+        meta.write_inodes(&mut image, tails.file(), tick)?;
+        image.flush().map_err(WriteError::Io)?;
+        let file = image.into_file();
+        file.set_len(bytes)
+            .and_then(|()| file.write_all_at(&superblock.encode(), 0))
+            .map_err(WriteError::Io)?;
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_apart_and_do_not_cross_blocks() {
+        let mut places = Places::new();
+        let mut taken: Vec<(u64, u64)> = Vec::new();
+        let mut bytes = 1;
+        for _ in 0..3000 {
+            bytes = (bytes * 7919 + 13) % 6000 + 32;
+            let offset = places.take(bytes);
+            assert_eq!(offset % SLOT, 0);
+            assert!(offset >= 64);
+            if bytes <= BLOCK {
+                assert_eq!(offset / BLOCK, (offset + bytes - 1) / BLOCK);
+            } else {
+                assert_eq!(offset % BLOCK, 0);
+            }
+            taken.push((offset, offset + bytes));
+        }
+        taken.sort_unstable();
+        assert!(taken.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+        assert!(taken.last().unwrap().1 <= places.next_block * BLOCK);
+    }
+}

@@ -1,0 +1,226 @@
+//! Indexes, manifests and configurations: the JSON between a name and its layers.
+
+use std::collections::HashMap;
+
+use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::digest::Digest;
+use crate::source::SourceError;
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const LAYERS: [&str; 9] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+];
+/// Annotation that carries a tag.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// A pointer to a blob.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    digest: String,
+    pub(crate) size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+/// An OCI index or a docker manifest list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Index {
+    schema_version: u64,
+    pub(crate) manifests: Vec<Descriptor>,
+}
+
+/// An OCI or docker (schema 2) manifest.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Manifest {
+    schema_version: u64,
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// What a descriptor in an index leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Index,
+    Manifest,
+}
+
+/// Parses JSON; `name` says what it was for messages.
+pub(crate) fn parse<T: DeserializeOwned>(data: &[u8], name: &str) -> Result<T, SourceError> {
+    serde_json::from_slice(data).map_err(|source| SourceError::Json { name: name.to_owned(), source })
+}
+
+impl Descriptor {
+    /// The digest, which also is the blob's name: nothing that is no digest may reach a path.
+    pub(crate) fn digest(&self) -> Result<Digest, SourceError> {
+        self.digest.parse().map_err(|source| SourceError::BadDigest { source })
+    }
+
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
+    }
+
+    /// Whether it is of the kind that leads to an image, by its media type.
+    pub(crate) fn target(&self) -> Result<Target, SourceError> {
+        match self.media_type.as_str() {
+            OCI_INDEX | DOCKER_LIST => Ok(Target::Index),
+            // Old layouts leave the type out.
+            OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(Target::Manifest),
+            other => Err(SourceError::MediaType { what: "manifest", found: short(other) }),
+        }
+    }
+
+    /// How well it fits the host: 2 exactly, 1 if it does not say, 0 not.
+    fn fits(&self, architecture: &str) -> u8 {
+        match &self.platform {
+            None => 1,
+            Some(platform) if platform.os == "linux" && platform.architecture == architecture => 2,
+            Some(_) => 0,
+        }
+    }
+
+    fn platform(&self) -> String {
+        match &self.platform {
+            Some(platform) => short(&format!("{}/{}", platform.os, platform.architecture)),
+            None => "unnamed".to_owned(),
+        }
+    }
+}
+
+/// Words of a hostile file, cut so that they do not fill the terminal.
+fn short(word: &str) -> String {
+    word.chars().take(120).collect()
+}
+
+/// Words in order, separated by commas, for messages.
+pub(crate) fn list(words: impl Iterator<Item = String>) -> String {
+    const SHOWN: usize = 16;
+    let mut words: Vec<String> = words.collect();
+    words.sort();
+    words.dedup();
+    if words.len() > SHOWN {
+        words.truncate(SHOWN);
+        words.push("...".to_owned());
+    }
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+/// Go's name of an architecture, as images use them.
+pub(crate) fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+impl Index {
+    /// Picks the image: by `tag` if one is given, then by the host's platform.
+    pub(crate) fn pick(&self, tag: Option<&str>, architecture: &str) -> Result<&Descriptor, SourceError> {
+        if self.schema_version != 2 {
+            return Err(SourceError::SchemaVersion(self.schema_version));
+        }
+        if self.manifests.is_empty() {
+            return Err(SourceError::EmptyIndex);
+        }
+        let tags = || list(self.manifests.iter().filter_map(|m| m.tag()).map(short));
+        let tagged: Vec<&Descriptor> = match tag {
+            Some(wanted) => self.manifests.iter().filter(|m| m.tag() == Some(wanted)).collect(),
+            None => self.manifests.iter().collect(),
+        };
+        if let Some(wanted) = tag
+            && tagged.is_empty()
+        {
+            return Err(SourceError::NoSuchTag { wanted: short(wanted), tags: tags() });
+        }
+        let best = tagged.iter().map(|m| m.fits(architecture)).max().unwrap_or(0);
+        let fitting: Vec<&Descriptor> =
+            tagged.iter().copied().filter(|m| best > 0 && m.fits(architecture) == best).collect();
+        match fitting[..] {
+            [] => {
+                let platforms = list(tagged.iter().map(|m| m.platform()));
+                Err(SourceError::NoPlatform { wanted: format!("linux/{architecture}"), platforms })
+            }
+            [one] => Ok(one),
+            // The same image under several tags is no ambiguity.
+            [first, ..] if fitting.iter().all(|m| m.digest == first.digest) => Ok(first),
+            // Of a platform's variants (a tag was given, or there are none) the first is the preferred one.
+            [first, ..] if best == 2 && fitting.iter().all(|m| m.tag() == first.tag()) => Ok(first),
+            _ => Err(SourceError::Ambiguous { tags: tags() }),
+        }
+    }
+}
+
+impl Manifest {
+    /// Checks the parts that can be checked without the configuration.
+    pub(crate) fn check(&self, most_layers: usize) -> Result<(), SourceError> {
+        if self.schema_version != 2 {
+            return Err(SourceError::SchemaVersion(self.schema_version));
+        }
+        if !CONFIGS.contains(&self.config.media_type.as_str()) {
+            let found = short(&self.config.media_type);
+            return Err(SourceError::MediaType { what: "configuration", found });
+        }
+        if self.layers.len() > most_layers {
+            return Err(SourceError::TooManyLayers { found: self.layers.len(), limit: most_layers });
+        }
+        for layer in &self.layers {
+            if !LAYERS.contains(&layer.media_type.as_str()) {
+                return Err(SourceError::MediaType { what: "layer", found: short(&layer.media_type) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parses a configuration and checks that the host can run it and that it describes `layers` layers; gives the
+/// digests of the uncompressed layers, too.
+pub(crate) fn config(
+    data: &[u8],
+    layers: usize,
+    architecture: &str,
+) -> Result<(ImageConfiguration, Vec<Digest>), SourceError> {
+    let config: ImageConfiguration = parse(data, "configuration")?;
+    let (os, arch) = (config.os().to_string(), config.architecture().to_string());
+    if os != "linux" || arch != architecture {
+        return Err(SourceError::WrongPlatform {
+            found: short(&format!("{os}/{arch}")),
+            wanted: format!("linux/{architecture}"),
+        });
+    }
+    let ids = config.rootfs().diff_ids();
+    if ids.len() != layers {
+        return Err(SourceError::LayerCount { config: ids.len(), manifest: layers });
+    }
+    let parse_id = |id: &String| id.parse().map_err(|source| SourceError::BadDigest { source });
+    let ids = ids.iter().map(parse_id).collect::<Result<_, _>>()?;
+    Ok((config, ids))
+}

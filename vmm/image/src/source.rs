@@ -1,0 +1,375 @@
+//! Where images come from: layouts and archives, seen as named files, and what all of them can fail with.
+
+use std::io;
+
+use oci_spec::image::ImageConfiguration;
+use thiserror::Error;
+
+use crate::blob::{Blob, LayerBlob};
+use crate::digest::{Digest, DigestError};
+use crate::limits::Limits;
+use crate::manifest::{self, Descriptor, Index, Manifest, Target};
+use crate::tar::TarError;
+
+/// Indexes inside indexes that are followed.
+const NESTED: usize = 4;
+
+/// Why an image's files cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// A system call on one of the image's files failed.
+    #[error("cannot read {name}")]
+    Io {
+        /// The file.
+        name: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Something is not the kind of file that is needed.
+    #[error("{name} is not {wanted}")]
+    NotA {
+        /// The file.
+        name: String,
+        /// As in "is not a directory".
+        wanted: &'static str,
+    },
+    /// A file that the image needs is not there.
+    #[error("{name} does not exist")]
+    Missing {
+        /// The file.
+        name: String,
+    },
+    /// An empty file.
+    #[error("{name} is empty")]
+    Empty {
+        /// The file.
+        name: String,
+    },
+    /// An archive that is damaged, or no archive.
+    #[error("{name} is not a usable tar archive")]
+    Archive {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        source: TarError,
+    },
+    /// An archive compressed by something that is not supported.
+    #[error("{name} is compressed with {method}, which is not supported; gzip, zstd and none are")]
+    ArchiveCompression {
+        /// The file.
+        name: String,
+        /// bzip2, xz or lz4.
+        method: &'static str,
+    },
+    /// An archive over a limit.
+    #[error("{name} has more than {limit} {what}")]
+    ArchiveTooLarge {
+        /// The file.
+        name: String,
+        /// files, bytes of uncompressed data.
+        what: &'static str,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// Not the JSON that it should be.
+    #[error("{name} is not the JSON that it should be")]
+    Json {
+        /// Which part of the image.
+        name: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A JSON file over [`Limits::json_bytes`].
+    #[error("{name} has {size} bytes, over the limit of {limit} (limit `json_bytes`)")]
+    JsonTooLarge {
+        /// The file.
+        name: String,
+        /// Its size in bytes.
+        size: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A digest that is none.
+    #[error("a malformed digest")]
+    BadDigest {
+        /// How it is malformed.
+        source: DigestError,
+    },
+    /// A blob of another size than its descriptor says.
+    #[error("{name} has {found} bytes, and the image says {wanted}: it is truncated or corrupt")]
+    Size {
+        /// The blob.
+        name: String,
+        /// What the descriptor says.
+        wanted: u64,
+        /// What the file has.
+        found: u64,
+    },
+    /// A blob whose bytes do not have its digest.
+    #[error("{name} is corrupt: its bytes do not have the digest {wanted}")]
+    Corrupt {
+        /// The blob.
+        name: String,
+        /// What the image says.
+        wanted: Box<Digest>,
+    },
+    /// A media type that is not supported.
+    #[error("a {what} of the unsupported media type `{found}`")]
+    MediaType {
+        /// manifest, configuration, layer.
+        what: &'static str,
+        /// The type.
+        found: String,
+    },
+    /// A manifest or index of another schema.
+    #[error("a manifest or index of schema version {0}; 2 is supported")]
+    SchemaVersion(u64),
+    /// A layout of another version.
+    #[error("the layout is of version `{0}`; 1.0.0 is supported")]
+    LayoutVersion(String),
+    /// An index with nothing in it.
+    #[error("the index lists no image")]
+    EmptyIndex,
+    /// Indexes inside indexes without end.
+    #[error("indexes are nested more than {NESTED} deep")]
+    Nested,
+    /// The tag is not there.
+    #[error("there is no tag `{wanted}`; there are: {tags}")]
+    NoSuchTag {
+        /// What was asked for.
+        wanted: String,
+        /// What there is, separated by commas.
+        tags: String,
+    },
+    /// Several images and no tag to choose by.
+    #[error("there are several images; add a tag: {tags}")]
+    Ambiguous {
+        /// What there is, separated by commas.
+        tags: String,
+    },
+    /// No image for this host in an index.
+    #[error("there is no image for {wanted}; there are: {platforms}")]
+    NoPlatform {
+        /// The host's platform.
+        wanted: String,
+        /// What there is, separated by commas.
+        platforms: String,
+    },
+    /// The image is for another platform.
+    #[error("the image is for {found}, and this host runs {wanted}")]
+    WrongPlatform {
+        /// The image's.
+        found: String,
+        /// The host's.
+        wanted: String,
+    },
+    /// More layers than [`Limits::layers`].
+    #[error("the image has {found} layers, over the limit of {limit}")]
+    TooManyLayers {
+        /// How many.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Manifest and configuration disagree.
+    #[error("the configuration lists {config} layers, and the manifest {manifest}")]
+    LayerCount {
+        /// In the configuration.
+        config: usize,
+        /// In the manifest.
+        manifest: usize,
+    },
+}
+
+/// The files of an image, by name.
+pub(crate) trait Files {
+    /// The file at `path`, relative, with forward slashes.
+    fn open(&self, path: &str) -> Result<Blob, SourceError>;
+
+    /// Its size in bytes.
+    fn size(&self, path: &str) -> Result<u64, SourceError>;
+}
+
+/// An image whose manifest and configuration were read and verified. Layers are not read yet.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) digest: Digest,
+    pub(crate) config: ImageConfiguration,
+    pub(crate) layers: Vec<LayerRef>,
+}
+
+/// A layer, not opened yet.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerRef {
+    pub(crate) digest: Option<Digest>,
+    pub(crate) diff_id: Digest,
+    /// Stored bytes; for a docker archive known when it is opened.
+    pub(crate) size: u64,
+    /// Name among the image's files.
+    path: String,
+}
+
+impl LayerRef {
+    /// Checks that the layer is there with its size, which finds most damage before anything is read.
+    pub(crate) fn check(&self, files: &dyn Files) -> Result<(), SourceError> {
+        let found = files.size(&self.path)?;
+        if found != self.size {
+            return Err(SourceError::Size { name: self.path.clone(), wanted: self.size, found });
+        }
+        Ok(())
+    }
+
+    /// Opens the layer.
+    pub(crate) fn open(&self, files: &dyn Files) -> Result<LayerBlob, SourceError> {
+        self.check(files)?;
+        let blob = files.open(&self.path)?;
+        Ok(LayerBlob { blob, digest: self.digest, diff_id: self.diff_id })
+    }
+}
+
+pub(crate) fn read_json(files: &dyn Files, path: &str, limits: &Limits) -> Result<Vec<u8>, SourceError> {
+    let size = files.size(path)?;
+    if size > limits.json_bytes {
+        return Err(SourceError::JsonTooLarge { name: path.to_owned(), size, limit: limits.json_bytes });
+    }
+    let blob = files.open(path)?;
+    match blob.read_all() {
+        Ok(data) if data.is_empty() => Err(SourceError::Empty { name: blob.name }),
+        Ok(data) => Ok(data),
+        Err(source) => Err(SourceError::Io { name: blob.name, source }),
+    }
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// Reads the JSON blob that `descriptor` points to and verifies it.
+fn read_verified(
+    files: &dyn Files,
+    descriptor: &Descriptor,
+    limits: &Limits,
+) -> Result<(Digest, Vec<u8>), SourceError> {
+    let digest = descriptor.digest()?;
+    let path = blob_path(&digest);
+    let data = read_json(files, &path, limits)?;
+    let found = crate::tar::to_u64(data.len());
+    if found != descriptor.size {
+        return Err(SourceError::Size { name: path, wanted: descriptor.size, found });
+    }
+    if !digest.matches(&data) {
+        return Err(SourceError::Corrupt { name: path, wanted: Box::new(digest) });
+    }
+    Ok((digest, data))
+}
+
+/// Reads an OCI layout: `oci-layout`, `index.json`, and from there to the configuration.
+pub(crate) fn load_layout(
+    files: &dyn Files,
+    tag: Option<&str>,
+    architecture: &str,
+    limits: &Limits,
+) -> Result<Loaded, SourceError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Marker {
+        image_layout_version: String,
+    }
+    let marker: Marker = manifest::parse(&read_json(files, "oci-layout", limits)?, "oci-layout")?;
+    if marker.image_layout_version != "1.0.0" {
+        return Err(SourceError::LayoutVersion(marker.image_layout_version.chars().take(40).collect()));
+    }
+    let mut index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;
+    let mut tag = tag;
+    for _ in 0..NESTED {
+        let descriptor = index.pick(tag, architecture)?;
+        let target = descriptor.target()?;
+        let (digest, data) = read_verified(files, descriptor, limits)?;
+        match target {
+            Target::Index => index = manifest::parse(&data, &blob_path(&digest))?,
+            Target::Manifest => return load_manifest(files, digest, &data, architecture, limits),
+        }
+        // The tag chose among the outermost.
+        tag = None;
+    }
+    Err(SourceError::Nested)
+}
+
+fn load_manifest(
+    files: &dyn Files,
+    digest: Digest,
+    data: &[u8],
+    architecture: &str,
+    limits: &Limits,
+) -> Result<Loaded, SourceError> {
+    let manifest: Manifest = manifest::parse(data, &blob_path(&digest))?;
+    manifest.check(limits.layers)?;
+    let (_, config) = read_verified(files, &manifest.config, limits)?;
+    let (config, diff_ids) = manifest::config(&config, manifest.layers.len(), architecture)?;
+    let mut layers = Vec::with_capacity(diff_ids.len());
+    for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
+        let digest = layer.digest()?;
+        layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path: blob_path(&digest) });
+    }
+    Ok(Loaded { digest, config, layers })
+}
+
+/// Reads what `docker save` wrote: `manifest.json`, and from there to the configuration.
+pub(crate) fn load_docker(
+    files: &dyn Files,
+    tag: Option<&str>,
+    architecture: &str,
+    limits: &Limits,
+) -> Result<Loaded, SourceError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Item {
+        config: String,
+        #[serde(default)]
+        repo_tags: Option<Vec<String>>,
+        #[serde(default)]
+        layers: Option<Vec<String>>,
+    }
+    let items: Vec<Item> = manifest::parse(&read_json(files, "manifest.json", limits)?, "manifest.json")?;
+    let tags_of = |item: &Item| item.repo_tags.clone().unwrap_or_default();
+    let all_tags = || manifest::list(items.iter().flat_map(tags_of));
+    if items.is_empty() {
+        return Err(SourceError::EmptyIndex);
+    }
+    // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`.
+    let means = |tag: &str, wanted: &str| {
+        tag == wanted || tag.strip_suffix(":latest") == Some(wanted) || tag.rsplit(':').next() == Some(wanted)
+    };
+    let meant = |item: &&Item| tag.is_none_or(|wanted| tags_of(item).iter().any(|tag| means(tag, wanted)));
+    let found: Vec<&Item> = items.iter().filter(meant).collect();
+    let item = match (&found[..], tag) {
+        ([one], _) => *one,
+        ([], wanted) => {
+            let wanted = wanted.unwrap_or_default().to_owned();
+            return Err(SourceError::NoSuchTag { wanted, tags: all_tags() });
+        }
+        _ => return Err(SourceError::Ambiguous { tags: all_tags() }),
+    };
+    let data = read_json(files, &item.config, limits)?;
+    let digest = Digest::sha256(&data);
+    // The configuration's name is its digest, in both the old and the new form of these archives.
+    let name = item.config.rsplit('/').next().unwrap_or_default();
+    let stem = name.strip_suffix(".json").unwrap_or(name);
+    if let Ok(wanted) = format!("sha256:{stem}").parse::<Digest>()
+        && wanted != digest
+    {
+        return Err(SourceError::Corrupt { name: item.config.clone(), wanted: Box::new(wanted) });
+    }
+    let paths = item.layers.clone().unwrap_or_default();
+    if paths.len() > limits.layers {
+        return Err(SourceError::TooManyLayers { found: paths.len(), limit: limits.layers });
+    }
+    let (config, diff_ids) = manifest::config(&data, paths.len(), architecture)?;
+    let mut layers = Vec::with_capacity(paths.len());
+    for (path, diff_id) in paths.into_iter().zip(diff_ids) {
+        let size = files.size(&path)?;
+        layers.push(LayerRef { digest: None, diff_id, size, path });
+    }
+    Ok(Loaded { digest, config, layers })
+}

@@ -1,0 +1,182 @@
+//! A maker of OCI layouts, and the way from layers to a tree.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use nelly_image::{Digest, Image, ImageError, Limits, Reference, Silent, Store, StoreOptions};
+
+use super::erofs::{Item, Reader};
+
+pub const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pack {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+pub fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An OCI layout in the making.
+pub struct Layout {
+    pub dir: PathBuf,
+}
+
+impl Layout {
+    pub fn new(dir: &Path) -> Self {
+        fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self { dir: dir.to_owned() }
+    }
+
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    pub fn blob(&self, data: &[u8]) -> Digest {
+        let digest = Digest::sha256(data);
+        fs::write(self.blob_path(&digest), data).unwrap();
+        digest
+    }
+
+    pub fn descriptor(&self, media_type: &str, data: &[u8], more: &str) -> String {
+        let digest = self.blob(data);
+        format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{}{more}}}"#, data.len())
+    }
+
+    pub fn config(diff_ids: &[Digest], config: &str) -> String {
+        let ids: Vec<String> = diff_ids.iter().map(|id| format!("\"{id}\"")).collect();
+        format!(
+            r#"{{"architecture":"{ARCH}","os":"linux","config":{config},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+            ids.join(",")
+        )
+    }
+
+    /// A manifest over plain layers, as text.
+    pub fn manifest(&self, layers: &[(Vec<u8>, Pack)], config: &str) -> String {
+        let mut ids = Vec::new();
+        let mut descriptors = Vec::new();
+        for (tar, pack) in layers {
+            ids.push(Digest::sha256(tar));
+            let (suffix, data) = match pack {
+                Pack::Plain => ("", tar.clone()),
+                Pack::Gzip => ("+gzip", gzip(tar)),
+                Pack::Zstd => ("+zstd", zstd::encode_all(&tar[..], 1).unwrap()),
+            };
+            let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+            descriptors.push(self.descriptor(&media_type, &data, ""));
+        }
+        let config = Self::config(&ids, config);
+        let config = self.descriptor("application/vnd.oci.image.config.v1+json", config.as_bytes(), "");
+        format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{}]}}"#, descriptors.join(","))
+    }
+
+    pub fn index(&self, manifests: &[String]) {
+        let text = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, manifests.join(","));
+        fs::write(self.dir.join("index.json"), text).unwrap();
+    }
+
+    /// A layout with one image.
+    pub fn with(dir: &Path, layers: &[(Vec<u8>, Pack)], config: &str) -> Self {
+        let layout = Self::new(dir);
+        let manifest = layout.manifest(layers, config);
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let more = r#","annotations":{"org.opencontainers.image.ref.name":"latest"}"#;
+        layout.index(&[layout.descriptor(media_type, manifest.as_bytes(), more)]);
+        layout
+    }
+
+    pub fn reference(&self) -> Reference {
+        Reference::OciLayout { dir: self.dir.clone(), tag: None }
+    }
+}
+
+/// A temporary folder with a cache in it.
+pub struct Place {
+    pub dir: tempfile::TempDir,
+    pub limits: Limits,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), limits: Limits::default() }
+    }
+}
+
+impl Place {
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.path("cache")
+    }
+
+    pub fn store(&self) -> Store {
+        let mut options = StoreOptions::new(self.cache());
+        options.limits = self.limits;
+        Store::open(options).unwrap()
+    }
+
+    pub fn resolve(&self, reference: &Reference) -> Result<Image, ImageError> {
+        self.store().resolve(reference, &mut Silent)
+    }
+
+    pub fn layout(&self, layers: &[Vec<u8>]) -> Layout {
+        let layers: Vec<(Vec<u8>, Pack)> = layers.iter().map(|tar| (tar.clone(), Pack::Plain)).collect();
+        Layout::with(&self.path("layout"), &layers, "{}")
+    }
+
+    /// Files below the cache directory that are not directories nor the version file.
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut todo = vec![self.cache()];
+        while let Some(dir) = todo.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    todo.push(entry.path());
+                } else if entry.file_name() != "version" {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The tree that the layers make; erofs-utils must agree that the image is sound.
+pub fn tree_of(layers: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Item> {
+    let place = Place::default();
+    let image = place.resolve(&place.layout(layers).reference()).unwrap();
+    super::fsck(image.disk_path.as_deref().unwrap());
+    Reader::new(image.disk).tree()
+}
+
+/// What the layers are refused with: the whole chain of messages. Nothing may stay in the cache.
+pub fn refusal_of(layers: &[Vec<u8>]) -> String {
+    refusal(&Place::default(), layers)
+}
+
+pub fn refusal(place: &Place, layers: &[Vec<u8>]) -> String {
+    let error = place.resolve(&place.layout(layers).reference()).unwrap_err();
+    assert_eq!(place.leftovers(), [] as [PathBuf; 0]);
+    chain(&error)
+}
+
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text += &format!(": {error}");
+        next = error.source();
+    }
+    text
+}
