@@ -15,6 +15,8 @@ use super::files::{FileError, Files};
 use super::mailbox::{Host, Mailbox, Message};
 use super::outcome::ExitCounts;
 use super::vcpu::{self, Shared};
+use vm_memory::{Bytes, GuestAddress};
+
 use crate::arch::x86_64::layout;
 use crate::boot::{self, BootError, Image, Transport as Announced};
 use crate::bus::{Bus, BusError, SharedDevice};
@@ -54,6 +56,8 @@ pub(super) enum AssembleError {
         #[source]
         source: BootError,
     },
+    #[error("memory_bytes: cannot write the reset vector")]
+    ResetVector(#[source] io::Error),
     #[error("disks: the disk {id:?} cannot be used")]
     Disk {
         id: String,
@@ -134,6 +138,10 @@ impl<H: Hypervisor> Site<'_, H> {
         };
         let loaded = boot::load(&ram, &request)
             .map_err(|source| AssembleError::Boot { file: config.kernel.clone(), source })?;
+        let vector = GuestAddress(layout::RESET_VECTOR);
+        ram.memory()
+            .write_slice(&layout::RESET_VECTOR_CODE, vector)
+            .map_err(|error| AssembleError::ResetVector(io::Error::other(error)))?;
         vm.create_irqchip(plan)?;
 
         let host = Arc::new(Host::new(self.mailbox.clone()));

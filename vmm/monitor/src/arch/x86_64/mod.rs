@@ -122,6 +122,11 @@ pub mod layout {
     pub const VIRTIO_GSI: u32 = 5;
     /// Pins of the I/O APIC: lines are 0 to 23.
     pub const IO_APIC_PINS: u32 = 24;
+    /// Where a PC's processor starts after a reset, as seen from real mode: [`RESET_VECTOR_CODE`] lies there.
+    pub const RESET_VECTOR: u64 = 0xf_fff0;
+    /// Writes the reset register (`mov al, 1; mov dx, 0x602; out dx, al; hlt; jmp`). Linux on hardware-reduced ACPI without EFI restarts by
+    /// a jump to the reset vector, and by nothing else.
+    pub const RESET_VECTOR_CODE: [u8; 9] = [0xb0, ACPI_RESET_VALUE, 0xba, 0x02, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
     /// ACPI sleep control register (reduced hardware, ACPI 6.5, 4.8.3.7), system I/O, 8 bits: SLP_TYP in bits 2 to 4, SLP_EN bit 5.
     pub const ACPI_SLEEP_CONTROL: u16 = 0x600;
     /// ACPI sleep status register, system I/O, 8 bits.
