@@ -47,7 +47,6 @@ impl Timer {
 mod kqueue {
     use super::{Duration, Timer, io};
     use rustix::buffer::spare_capacity;
-    use rustix::event::Timespec;
     use rustix::event::kqueue::{Event, EventFilter, EventFlags, kevent, kqueue};
     use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
@@ -79,9 +78,8 @@ mod kqueue {
 
         #[allow(unsafe_code, reason = "kevent names descriptors by number; a timer's event names none")]
         fn exchange(&self, changes: &[Event], events: &mut Vec<Event>) -> Result<(), Errno> {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             // SAFETY: the only filter used is EVFILT_TIMER, which refers to no descriptor that could be closed meanwhile.
-            unsafe { kevent(&self.0, changes, spare_capacity(events), Some(&now)) }.map(|_| ())
+            unsafe { kevent(&self.0, changes, spare_capacity(events), Some(Duration::ZERO)) }.map(|_| ())
         }
     }
 }
