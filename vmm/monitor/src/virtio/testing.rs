@@ -266,6 +266,12 @@ impl DriverQueue {
         (read(self.config.used), read(self.config.used + 4 + 8 * u64::from(self.config.size)))
     }
 
+    /// Whether no descriptor is free.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty()
+    }
+
     /// Takes the next chain that came back.
     ///
     /// # Panics
@@ -396,10 +402,19 @@ impl Bench {
     /// # Panics
     /// When a worker never comes to rest.
     pub fn wait(&mut self, timeout: Duration) {
+        self.is_ready(timeout);
+        self.turn();
+    }
+
+    /// Waits up to `timeout` for something to be ready, and leaves it so.
+    ///
+    /// # Panics
+    /// When `timeout` is beyond the clock.
+    pub fn is_ready(&mut self, timeout: Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let timeout = Timespec::try_from(timeout).expect("a short time");
-        let _ = poll(&mut [PollFd::new(&self.poller.as_fd(), PollFlags::IN)], Some(&timeout));
-        self.turn();
+        poll(&mut [PollFd::new(&self.poller.as_fd(), PollFlags::IN)], Some(&timeout))
+            .is_ok_and(|count| count > 0)
     }
 
     /// Quiesces the worker.

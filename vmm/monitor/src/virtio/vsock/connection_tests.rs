@@ -256,7 +256,7 @@ impl Guest {
         self.got.extend(self.inbox.drain(..count));
         self.forwarded += u32::try_from(count).unwrap();
         // Like Linux: it tells of room once little is left.
-        if self.announced + self.alloc - self.received < self.alloc / 2 && self.forwarded != self.announced {
+        if self.announced + self.alloc - self.received <= self.alloc / 2 && self.forwarded != self.announced {
             self.owes_update = true;
         }
         count
@@ -407,8 +407,8 @@ proptest! {
             }
             if !moved { break; }
         }
-        prop_assert_eq!(&world.guest.got, &down);
-        prop_assert_eq!(&world.delivered, &up);
+        prop_assert!(world.guest.got == down, "{} of {} arrived in the guest", world.guest.got.len(), down.len());
+        prop_assert!(world.delivered == up, "{} of {} arrived on the host", world.delivered.len(), up.len());
         prop_assert!(world.guest.host_ended && world.connection.guest_ended());
         prop_assert!(world.backlog.is_empty());
     }

@@ -10,9 +10,13 @@ mod backlog;
 mod connection;
 mod control;
 mod door;
+#[cfg(any(test, feature = "testing"))]
+mod fuzz;
 mod muxer;
 mod packet;
 mod table;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::any::Any;
@@ -20,6 +24,9 @@ use std::io;
 use std::path::PathBuf;
 
 pub use control::{CONNECT_TIMEOUT, ConnectReply, VsockControl, receive_accepted};
+
+#[cfg(any(test, feature = "testing"))]
+pub use fuzz::fuzz_packets;
 
 use self::control::Inbox;
 use self::door::Door;

@@ -188,6 +188,9 @@ impl Slot {
     }
 }
 
+#[cfg(test)]
+pub(super) const SLOT_BYTES: usize = size_of::<Slot>();
+
 /// What became of a chain offered to [`Muxer::serve`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Served {
@@ -255,6 +258,11 @@ impl Muxer {
     /// So many RSTs wait that no further packet should be heard before some are served.
     pub(super) fn is_choked(&self) -> bool {
         self.resets.len() >= RESETS_MAX
+    }
+
+    #[cfg(test)]
+    pub(super) fn turns_len(&self) -> usize {
+        self.turns.len()
     }
 
     fn fault(&self) {
