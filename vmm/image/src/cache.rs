@@ -206,8 +206,23 @@ impl Cache {
             // The one who had it removed the name; only the file that has it counts.
             let ours = file.metadata().map_err(|source| io_error("look at", &path, source))?;
             if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino() && named.dev() == ours.dev()) {
+                let lock = Lock { path, _file: file };
                 self.remove_stale(&key.hex());
-                return Ok(Lock { path, _file: file });
+                self.sweep(&lock);
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Takes the locks that killed builders left, and removes what belongs to them.
+    fn sweep(&self, own: &Lock) {
+        let Ok(list) = fs::read_dir(self.dir.join("locks")) else { return };
+        for entry in list.flatten().filter(|entry| entry.path() != own.path) {
+            let Ok(file) = File::open(entry.path()) else { continue };
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                self.remove_stale(&entry.file_name().to_string_lossy());
+                // Whoever opened it just now finds the name gone, and takes a new file.
+                drop(Lock { path: entry.path(), _file: file });
             }
         }
     }
@@ -333,11 +348,18 @@ mod tests {
         let cache = Cache::open(dir.path()).unwrap();
         cache.prepare().unwrap();
         let (key, other) = (Digest::sha256(b"k"), Digest::sha256(b"other"));
-        let stale = dir.path().join("scratch").join(format!("{}.1.0", key.hex()));
-        let live = dir.path().join("scratch").join(format!("{}.1.0", other.hex()));
-        fs::write(&stale, "x").unwrap();
-        fs::write(&live, "x").unwrap();
+        let (dead, path) =
+            (Digest::sha256(b"dead"), |key: &Digest| dir.path().join("scratch").join(key.hex()));
+        let scratch = |key: &Digest| path(key).with_extension("1.0");
+        let held = cache.lock(&other, &mut || ()).unwrap();
+        for key in [&key, &other, &dead] {
+            fs::write(scratch(key), "x").unwrap();
+        }
+        // A killed process leaves its lock's name, and nobody holds it.
+        let name = dir.path().join("locks").join(dead.hex());
+        fs::write(&name, "").unwrap();
         let _lock = cache.lock(&key, &mut || ()).unwrap();
-        assert!(!stale.exists() && live.exists());
+        assert!(!scratch(&key).exists() && !scratch(&dead).exists() && !name.exists());
+        assert!(scratch(&other).exists() && held.path.exists());
     }
 }

@@ -419,12 +419,9 @@ impl Tree {
         let parts = components(path)?;
         let (name, parents) = parts.split_last().ok_or(TreeError::Whiteout)?;
         // What cannot be reached is not there to be hidden.
-        let parent = match self.walk(parents, false) {
-            Ok(Some(parent)) => parent,
-            Ok(None) | Err(TreeError::NotADirectory(_)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        if let Some(entry) = self.child(parent, name) {
+        if let Ok(Some(parent)) = self.walk(parents, false)
+            && let Some(entry) = self.child(parent, name)
+        {
             self.hide(parent, name, entry);
         }
         Ok(())
@@ -434,14 +431,10 @@ impl Tree {
     pub(crate) fn opaque(&mut self, path: &[u8]) -> Result<(), TreeError> {
         self.charge(0)?;
         let parts = components(path)?;
-        match self.walk(&parts, false) {
-            Ok(Some(dir)) => {
-                self.hide_below(dir);
-                Ok(())
-            }
-            Ok(None) | Err(TreeError::NotADirectory(_)) => Ok(()),
-            Err(error) => Err(error),
+        if let Ok(Some(dir)) = self.walk(&parts, false) {
+            self.hide_below(dir);
         }
+        Ok(())
     }
 
     /// Removes `entry` unless this layer made it or something below it. Recursion is bounded by `DEPTH_MAX`.

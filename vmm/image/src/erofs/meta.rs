@@ -111,6 +111,7 @@ impl<'a> Meta<'a> {
         let mut placed = Vec::new();
         let mut nids = vec![0; tree.nodes.len()];
         let mut extra_blocks = 0;
+        let mut end = 0;
         for (node, id) in tree.nodes.iter().zip(0..).filter(|(node, _)| node.links > 0) {
             let xattrs = shared.encode(node.attr.xattrs.as_deref());
             let number = u32::try_from(placed.len() + 1).unwrap_or(u32::MAX);
@@ -137,10 +138,14 @@ impl<'a> Meta<'a> {
                 bytes += tail;
             }
             let offset = places.take(len_u64(bytes));
+            end = end.max(offset + len_u64(bytes));
             nids[index(id)] = offset / SLOT;
             placed.push(Placed { node: id, offset, inode, xattrs });
         }
-        Ok(Self { tree, shared, placed, nids, extra_blocks, inode_blocks: places.next_block })
+        // Some readers look for attributes behind an inode before they look whether there are any: let there be
+        // something behind the last one.
+        let inode_blocks = places.next_block.max((end + SLOT).div_ceil(BLOCK));
+        Ok(Self { tree, shared, placed, nids, extra_blocks, inode_blocks })
     }
 
     fn encode_dir(&self, id: NodeId, dir: &Dir) -> Vec<u8> {
