@@ -83,8 +83,11 @@ impl<'a> IoVecs<'a> {
         // SAFETY: every field of a message header may be zero: no name, no control data, no pieces.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.vecs.as_ptr().cast_mut();
-        // The field's type differs between systems; `push` stops at 1024.
-        message.msg_iovlen = self.vecs.len().try_into().unwrap_or_default();
+        // `push` stops at 1024.
+        #[allow(clippy::useless_conversion, reason = "the field's type differs between systems")]
+        {
+            message.msg_iovlen = self.vecs.len().try_into().unwrap_or_default();
+        }
         // SAFETY: the header and the vectors it points to live until the call returns; the kernel only reads the pieces, see `write_at`.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
     }

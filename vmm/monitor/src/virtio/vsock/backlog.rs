@@ -135,6 +135,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn bytes_come_out_as_they_went_in(steps in proptest::collection::vec((0usize..9000, 0usize..9000), 1..60)) {
             let (mut backlog, mut fed, mut seen) = (Backlog::default(), Vec::new(), Vec::new());

@@ -370,7 +370,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     /// Whatever the interleaving, both streams arrive whole and in order, no end overruns the other, and when every end keeps
     /// working nothing is left waiting for credit that never comes.

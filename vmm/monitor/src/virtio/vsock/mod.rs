@@ -137,16 +137,7 @@ impl Device for Vsock {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        let Some(rest) = self.rest.take() else {
-            return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
-        };
-        match VsockWorker::new(activation, rest) {
-            Ok(worker) => Ok(Box::new(worker)),
-            Err((error, rest)) => {
-                self.rest = Some(rest);
-                Err(error)
-            }
-        }
+        Ok(Box::new(VsockWorker::new(activation, &mut self.rest)?))
     }
 
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {

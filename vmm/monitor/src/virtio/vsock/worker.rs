@@ -1,5 +1,6 @@
 //! The device on its loop: three queues, a muxer, and the order in which they are served.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -39,21 +40,21 @@ pub(super) struct Rest {
 }
 
 impl VsockWorker {
-    pub(super) fn new(mut activation: Activation, rest: Rest) -> Result<Self, (ActivateError, Rest)> {
-        let queues = activation.take_queue(0).and_then(|rx| Ok((rx, activation.take_queue(1)?)));
-        let (rx, tx) = match queues {
-            Ok(queues) => queues,
-            Err(error) => return Err((error, rest)),
+    /// A worker of what is left of the last one; what it lacks is left as it was.
+    pub(super) fn new(mut activation: Activation, rest: &mut Option<Rest>) -> Result<Self, ActivateError> {
+        let (rx, tx) = (activation.take_queue(0)?, activation.take_queue(1)?);
+        let Some(Rest { muxer, reset_due }) = rest.take() else {
+            return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
         };
         Ok(Self {
-            muxer: rest.muxer,
+            muxer,
             rx,
             tx,
             event: activation.take_queue(2).ok(),
             memory: activation.memory,
             interrupt: activation.interrupt,
             choked: false,
-            reset_due: rest.reset_due,
+            reset_due,
         })
     }
 

@@ -88,7 +88,7 @@ fn volume_to_a_slow_guest() {
         guest.pump();
         step += 1;
         // Reads little at a time, now and then nothing at all.
-        if step % 3 > 0 {
+        if !step.is_multiple_of(3) {
             guest.read(key, 24_000);
             guest.pump();
         }
