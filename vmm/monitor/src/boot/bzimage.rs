@@ -39,6 +39,17 @@ pub(super) struct BzImage {
     pub command_line_max: usize,
     /// The compressed kernel in the file, offset and length, if the header names one.
     pub payload: Option<(u64, u64)>,
+    /// `uname -r` of the kernel inside, as far as the header says it.
+    pub release: Vec<u8>,
+}
+
+/// The first word of the version text that lies 0x200 bytes behind `pointer`, which is 0 if there is none.
+fn release(source: &Source<'_>, pointer: u16) -> Vec<u8> {
+    let mut text = [0; 64];
+    if pointer == 0 || source.read(u64::from(pointer) + 0x200, &mut text, "version").is_err() {
+        return Vec::new();
+    }
+    text.split(|&byte| byte == b' ' || byte == 0).next().unwrap_or_default().to_vec()
 }
 
 /// The compressed kernel inside.
@@ -116,6 +127,7 @@ impl BzImage {
             initrd_high: features & XLF_ABOVE_4G != 0,
             command_line_max: usize::try_from(u32_at(&head, 0x238)).unwrap_or(usize::MAX),
             payload: (payload_len > 4).then_some((body + payload_at, payload_len)),
+            release: release(source, u16_at(&head, 0x20e)),
         })
     }
 

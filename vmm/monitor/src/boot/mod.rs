@@ -5,8 +5,9 @@
 //! (legacy frame) or xz. Files are input like any other: every length, offset and address in them is checked before it is used, and a
 //! kernel can be written nowhere but into guest memory at 1 MiB or above.
 //!
-//! A bzImage whose compressed kernel this room can unpack is unpacked here and entered as the vmlinux inside: its own unpacking would
-//! run in a guest that has just begun to fault its memory in. [`BootProtocol::Bzimage`] lets it unpack itself.
+//! A bzImage unpacks itself unless [`BootProtocol::Elf64`] or [`BootProtocol::Pvh`] asks for the vmlinux inside, which is then unpacked
+//! here. That is no faster: Debian's (58 MB, zstd) takes 0.3 s in the decompressor here and 0.15 s in its own, and in the emulated host
+//! 10 s against 5 s; our own (xz) takes the same time both ways.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -270,7 +271,8 @@ impl<'a> Kernel<'a> {
 
     fn bzimage(protocol: BootProtocol, source: Source<'a>, kind: String) -> Result<Self, BootError> {
         let image = BzImage::parse(&source)?;
-        let packed = image.packed_kernel(&source)?.filter(|_| protocol != BootProtocol::Bzimage);
+        let inside = matches!(protocol, BootProtocol::Elf64 | BootProtocol::Pvh);
+        let packed = if inside { image.packed_kernel(&source)? } else { None };
         if let Some(Packed { format, range, size }) = packed {
             let bytes = compress::unpack(&source, format, range, size, UNPACKED_MAX)?;
             let kind = format!("{kind}, {} payload unpacked", format.name());
@@ -294,7 +296,7 @@ impl<'a> Kernel<'a> {
     fn platform(&self) -> Option<Platform> {
         match &self.form {
             Form::Elf(elf, _) => platform::of(elf, &self.source),
-            Form::BzImage(_) => None,
+            Form::BzImage(image) => platform::of_release(&image.release),
         }
     }
 

@@ -8,9 +8,9 @@
 //!    `objcopy --add-section .nelly.platform=FILE vmlinux`. Finding it takes three small reads;
 //! 3. the kernel's own configuration (`CONFIG_IKCONFIG`), searched in the section `.rodata`: ACPI if it has `CONFIG_ACPI`, else an MP
 //!    table if it has both `CONFIG_X86_MPPARSE` and `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`;
-//! 4. ACPI, which every stock kernel reads.
-//!
-//! A bzImage is searched when it is unpacked here; one that unpacks itself counts as a stock kernel.
+//! 4. of a bzImage that unpacks itself, which cannot be searched, its release: `-nelly` in it is our own build's local version, and an
+//!    MP table;
+//! 5. ACPI, which every stock kernel reads.
 
 use std::io::Read;
 
@@ -30,6 +30,8 @@ pub enum Platform {
 
 /// The section that says it in a word.
 const SECTION: &str = ".nelly.platform";
+/// `CONFIG_LOCALVERSION` of our own kernel.
+const LOCAL_VERSION: &[u8] = b"-nelly";
 const CONFIG_START: &[u8] = b"IKCFG_ST";
 /// Most bytes that are searched for a kernel's configuration; Debian's `.rodata` has 6 MiB.
 const SEARCH_MAX: u64 = 64 << 20;
@@ -40,6 +42,11 @@ const CONFIG_MAX: u64 = 1 << 20;
 /// What `elf` reads, if it says so.
 pub(super) fn of(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
     by_section(elf, source).or_else(|| by_config(elf, source))
+}
+
+/// What a kernel of this release reads, if it is one of ours.
+pub(super) fn of_release(release: &[u8]) -> Option<Platform> {
+    memmem::find(release, LOCAL_VERSION).map(|_| Platform::MpTable)
 }
 
 fn by_section(elf: &Elf, source: &Source<'_>) -> Option<Platform> {

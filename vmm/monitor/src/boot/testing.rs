@@ -116,6 +116,8 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     put(0x258, &preferred.to_le_bytes());
     put(0x260, &init_size.to_le_bytes());
     let start = image.len();
+    image[0x3f0..0x400].copy_from_slice(b"6.12.0-test (x) ");
+    image[0x20e..0x210].copy_from_slice(&0x1f0_u16.to_le_bytes());
     image.resize(start + body, 0xcc);
     image[start + 0x300..][..payload.len()].copy_from_slice(payload);
     image

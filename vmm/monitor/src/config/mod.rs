@@ -160,12 +160,12 @@ impl std::fmt::Display for FileSource {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BootProtocol {
-    /// By what the file is: a bzImage as such, an ELF by its 64-bit entry.
+    /// By what the file is: an ELF by its 64-bit entry, a bzImage by its own, to unpack itself.
     #[default]
     Auto,
-    /// An ELF file by Linux's 64-bit entry.
+    /// An ELF file, or the one inside a bzImage, by Linux's 64-bit entry.
     Elf64,
-    /// An ELF file by its PVH note.
+    /// An ELF file, or the one inside a bzImage, by its PVH note.
     Pvh,
     /// A bzImage by its 64-bit entry.
     Bzimage,

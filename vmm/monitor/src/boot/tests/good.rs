@@ -89,18 +89,15 @@ fn bzimage_is_unpacked_or_unpacks_itself() {
         ("xz", packed_by("xz", &["--check=crc32", "--x86", "--lzma2=dict=32MiB"], &elf)),
     ] {
         let image = testing::bzimage(16 * MIB, 0x80_0000, &testing::with_size(payload, &elf));
+        let file = file_of(&image);
+        let inside = Request { protocol: BootProtocol::Elf64, ..request(&file) };
         let memory = memory_of(64);
-        let loaded = load_bytes(&image, &memory).unwrap();
+        let loaded = load(&memory, &inside).unwrap();
         assert_sample(&memory);
         assert_eq!(loaded.kind, format!("bzImage, {format} payload unpacked, 64-bit entry"));
         assert_eq!(registers(&loaded).rip, BASE + 0x40);
-        // The whole of it may be compressed once more.
-        let memory = memory_of(64);
-        load_bytes(&testing::gzip(&image), &memory).unwrap();
-        assert_sample(&memory);
 
-        let file = file_of(&image);
-        let own = Request { protocol: BootProtocol::Bzimage, ..request(&file) };
+        let own = request(&file);
         let memory = memory_of(64);
         let loaded = load(&memory, &own).unwrap();
         assert_eq!((loaded.kernel, registers(&loaded).rip), ((16 * MIB, 24 * MIB), 16 * MIB + 0x200));
@@ -117,10 +114,10 @@ fn bzimage_is_unpacked_or_unpacks_itself() {
 }
 
 #[test]
-fn a_bzimage_packed_by_what_is_not_read_here_unpacks_itself() {
+fn a_bzimage_may_be_compressed_as_a_whole_and_inside_by_anything() {
     let image = testing::bzimage(16 * MIB, 0x80_0000, b"BZh91AY&SY.......");
-    let loaded = load_bytes(&image, &memory_of(64)).unwrap();
-    assert_eq!(loaded.kind, "bzImage, unpacking itself");
+    let loaded = load_bytes(&testing::lz4(&image, 8 << 20), &memory_of(64)).unwrap();
+    assert_eq!(loaded.kind, "lz4-compressed bzImage, unpacking itself");
 }
 
 #[test]
@@ -217,9 +214,14 @@ fn what_the_kernel_reads_is_found_in_it() {
         let elf = sample(&[], sections);
         assert_eq!(load_bytes(&elf, &memory_of(64)).unwrap().platform, platform);
         let packed = testing::with_size(testing::gzip(&elf), &elf);
-        let image = testing::bzimage(16 * MIB, 0x80_0000, &packed);
-        assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, platform);
+        let image = file_of(&testing::bzimage(16 * MIB, 0x80_0000, &packed));
+        let request = Request { protocol: BootProtocol::Elf64, ..request(&image) };
+        assert_eq!(load(&memory_of(64), &request).unwrap().platform, platform);
     }
+    let mut image = testing::bzimage(16 * MIB, 0x80_0000, b"packed somehow");
+    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, Platform::Acpi);
+    image[0x3f0..0x400].copy_from_slice(b"6.12.117-nelly (");
+    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, Platform::MpTable);
 }
 
 #[test]
