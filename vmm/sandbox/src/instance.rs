@@ -1,6 +1,6 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,9 +44,14 @@ pub enum SandboxError {
         #[source]
         source: io::Error,
     },
-    /// The machine ended before its work was done.
-    #[error("the machine ended: {0}")]
-    Ended(String),
+    /// The machine ended before its work was done, or its guest failed.
+    #[error("{what}{console}")]
+    Guest {
+        /// How the machine ended, or what the guest failed at.
+        what: String,
+        /// The last lines of its console, introduced; empty when it said nothing.
+        console: String,
+    },
     /// The guest did not come up.
     #[error("the guest's agent did not answer within {} s", READY.as_secs())]
     NotReady,
@@ -234,14 +239,57 @@ impl Listeners {
 const LAST_WORD: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 async fn explain(machine: &Machine, error: SandboxError) -> SandboxError {
+    let console = last_words(machine).await;
     if let Ok(ended) = machine.as_fd().try_clone_to_owned() {
         let wait = move || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LAST_WORD));
         // Whether it ended or the moment is over is asked below.
         let _ = blocking(wait).await;
     }
-    match machine.try_wait() {
-        Some(outcome) => SandboxError::Ended(outcome.reason.to_string()),
-        None => error,
+    let what = match machine.try_wait() {
+        Some(outcome) => format!("the machine ended: {}", outcome.reason),
+        None => chain(&error),
+    };
+    SandboxError::Guest { what, console }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Most bytes of the guest's console that an error carries.
+const LAST_WORDS: usize = 2048;
+
+/// The end of what the guest said on its serial port, without control characters: a hostile guest writes it.
+async fn last_words(machine: &Machine) -> String {
+    let Ok(mut serial) = machine.serial() else { return String::new() };
+    let read = move || {
+        let mut said = Vec::new();
+        let mut chunk = [0; 4096];
+        // What is there already, and no more: the machine may go on.
+        while serial.set_read_timeout(Some(Duration::from_millis(50))).is_ok() {
+            match serial.read(&mut chunk) {
+                Ok(count) if count > 0 => said.extend_from_slice(&chunk[..count]),
+                _ => break,
+            }
+            if said.len() > 64 << 10 {
+                break;
+            }
+        }
+        said
+    };
+    let said = blocking(read).await;
+    let tail = String::from_utf8_lossy(&said[said.len().saturating_sub(LAST_WORDS)..]).into_owned();
+    let tail: String = tail.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
+    match tail.trim() {
+        "" => String::new(),
+        tail => format!("\nthe guest's console ends with:\n{tail}"),
     }
 }
 
