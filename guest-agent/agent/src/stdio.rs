@@ -109,18 +109,15 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the other side is gone altogether; what it says meanwhile is dropped.
+    /// Waits until the other side is gone altogether; what it says meanwhile is dropped. Not for ever after the other side
+    /// ended its sending: from then on only the next write tells.
     async fn gone(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return };
-            if sys::hung_up(self.as_fd()) {
-                return;
-            }
             let mut bytes = [0; 256];
             match ready.try_io(|fd| sys::read(fd.as_fd(), &mut bytes)) {
-                // It only ended its sending: the next event will be its closing.
-                Ok(Ok(0)) => ready.clear_ready(),
-                Ok(Err(_)) => return,
+                Ok(Ok(0)) if !sys::hung_up(self.as_fd()) => return pending().await,
+                Ok(Ok(0) | Err(_)) => return,
                 Ok(Ok(_)) | Err(_) => {}
             }
         }

@@ -29,7 +29,8 @@ pub use net::{
 pub use power::{add_entropy, boot_time_ns, machine_end, real_time_ns, set_real_time_ns};
 pub use process::{
     Reaped, all_signals_default, capabilities, keep_capabilities, mark_all_close_on_exec, open_pidfd, reap,
-    set_ids, set_no_new_privileges, set_not_dumpable, set_resource_limit, signal_fd, signal_pidfd,
+    resource_limit, set_ids, set_no_new_privileges, set_not_dumpable, set_resource_limit, signal_fd,
+    signal_pidfd,
 };
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};
 

@@ -115,7 +115,14 @@ pub fn hung_up(stream: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one live element.
     let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    n == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0
+    if n == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0 {
+        return true;
+    }
+    // vsock does not say so by poll, but refuses to send, even nothing.
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: no byte is read from the null pointer.
+    let sent = unsafe { libc::send(stream.as_raw_fd(), std::ptr::null(), 0, flags) };
+    sent < 0 && !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::ENOTSOCK))
 }
 
 /// Two connected packet sockets, both closed on exec: ours does not block, the other one does.

@@ -201,3 +201,16 @@ pub fn set_resource_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()>
     })
     .map(drop)
 }
+
+/// getrlimit(2) by number: soft and hard.
+///
+/// # Errors
+/// Those of prlimit64(2).
+pub fn resource_limit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live structure; no new value is given.
+    check_long(unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, null::<libc::rlimit64>(), &raw mut limit)
+    })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}

@@ -38,9 +38,7 @@ pub(super) fn become_program(
             .step(|| format!("set resource limit {resource} to {soft} and {hard}"))?;
     }
     if !plan.rlimits.iter().any(|(resource, ..)| *resource == libc::RLIMIT_NOFILE) {
-        // The agent's own limit is for thousands of streams; programs that count on select() want 1024.
-        sys::set_resource_limit(libc::RLIMIT_NOFILE, 1024, 524_288)
-            .step(|| "limit the number of open files".into())?;
+        usual_open_files().step(|| "limit the number of open files".into())?;
     }
     umask(Mode::from_bits_truncate(plan.umask.unwrap_or(0o022)));
     if plan.no_new_privileges {
@@ -87,6 +85,13 @@ pub(super) fn become_program(
         apply(&sets, 0)?;
     }
     Err(exec_error(&program, &sys::execute(&path, &args, &env)))
+}
+
+/// The agent's own limit is for thousands of streams; programs that count on select() want 1024, and may ask for more.
+fn usual_open_files() -> io::Result<()> {
+    let (_, hard) = sys::resource_limit(libc::RLIMIT_NOFILE)?;
+    let hard = hard.min(524_288);
+    sys::set_resource_limit(libc::RLIMIT_NOFILE, hard.min(1024), hard)
 }
 
 fn apply(sets: &CapabilitySets, extra: u64) -> Result<(), StageError> {

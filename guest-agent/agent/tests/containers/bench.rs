@@ -1,0 +1,478 @@
+//! What every scenario stands on: an image, a cgroup, a guest, a client.
+
+use std::collections::HashMap;
+use std::fs;
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nelly_agent::service::{Config, Guest, serve};
+use nelly_agent::spawn::launch::Launcher;
+use nelly_agent::stdio::{Dialer, Stream};
+use nelly_agent::sys;
+use nelly_protocol::messages as m;
+use nelly_protocol::service::AgentClient;
+use serde_json::{Value, json};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+type Running = Pin<Box<dyn Future<Output = ()>>>;
+
+/// One test.
+#[derive(Clone, Copy)]
+pub(crate) struct Scenario {
+    pub name: &'static str,
+    pub run: fn(Arc<World>) -> Running,
+}
+
+/// `scenarios!(a, b)`: a table of async functions.
+#[macro_export]
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        pub(crate) const ALL: &[$crate::bench::Scenario] = &[$($crate::bench::Scenario {
+            name: concat!(module_path!(), "::", stringify!($name)),
+            run: |world| Box::pin($name(world)),
+        }),*];
+    };
+}
+
+/// Longest time for one scenario.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) struct Bench {
+    directory: tempfile::TempDir,
+    cgroup: PathBuf,
+    runtime: tokio::runtime::Runtime,
+}
+
+type Doors = Arc<Mutex<HashMap<u32, UnixStream>>>;
+
+/// Answers a port with a pair of Unix sockets.
+struct Exchange(Doors);
+
+impl Dialer for Exchange {
+    fn dial(&self, port: u32) -> Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + '_>> {
+        Box::pin(async move {
+            let (ours, theirs) = UnixStream::pair()?;
+            self.0.lock().unwrap().insert(port, theirs);
+            Ok(ours.into())
+        })
+    }
+}
+
+/// What a scenario has.
+pub(crate) struct World {
+    pub guest: Arc<Guest>,
+    pub client: AgentClient,
+    pub image: String,
+    pub cgroup: PathBuf,
+    doors: Doors,
+    next_port: Mutex<u32>,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        sys::set_propagation("/", libc::MS_PRIVATE | libc::MS_REC).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for name in ["cgroup", "work"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        make_image(&at("root"), &at("image"));
+        let mount = at("cgroup");
+        sys::mount("cgroup2", mount.to_str().unwrap(), "cgroup2", 0, "").expect("mounting cgroup2");
+        let cgroup = mount.join(format!("nelly-test-{}", std::process::id()));
+        fs::create_dir(&cgroup).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { directory, cgroup, runtime }
+    }
+
+    /// Runs one scenario in a fresh guest; tells whether it passed.
+    pub(crate) fn run(&self, scenario: &Scenario) -> bool {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            self.runtime.block_on(async {
+                let (world, _serving, _reaping) = self.world().await;
+                let run = tokio::time::timeout(LIMIT, (scenario.run)(world.clone()));
+                run.await.expect("the scenario takes too long");
+                world.guest.stop_containers(Duration::ZERO).await;
+                let left = fs::read_dir(&self.cgroup).unwrap();
+                let left: Vec<_> = left.flatten().filter(|one| one.path().is_dir()).collect();
+                assert!(left.is_empty(), "cgroups are left: {left:?}");
+            });
+        }));
+        println!("test {} ... {}", scenario.name, if outcome.is_ok() { "ok" } else { "FAILED" });
+        if outcome.is_err() {
+            self.sweep();
+        }
+        outcome.is_ok()
+    }
+
+    /// What a failed scenario left running must not disturb the next.
+    fn sweep(&self) {
+        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
+        for _ in 0..20 {
+            while sys::reap().is_some() {}
+            for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    async fn world(&self) -> (Arc<World>, Aborting, Aborting) {
+        let at = |name: &str| self.directory.path().join(name).to_str().unwrap().to_owned();
+        let doors = Doors::default();
+        let launcher = Launcher {
+            program: sys::c_string(env!("CARGO_BIN_EXE_nelly-agent")).unwrap(),
+            workdir: at("work"),
+        };
+        let config = Config { launcher, cgroup_root: self.cgroup.clone(), boot_ns: 1, ready_ns: 2 };
+        let (guest, _) = Guest::new(config, Box::new(Exchange(doors.clone())));
+        let signals = sys::watch(sys::signal_fd().unwrap(), Interest::READABLE).unwrap();
+        let reaping = Aborting(tokio::spawn(reap(guest.clone(), signals)));
+        let (client, serving) = connect(&guest).await;
+        let mut hello = m::HelloRequest::new();
+        hello.protocol = 1;
+        client.hello(context(), &hello).await.unwrap();
+        let world = World {
+            guest,
+            client,
+            image: at("image"),
+            cgroup: self.cgroup.clone(),
+            doors,
+            next_port: Mutex::new(510_000),
+        };
+        (Arc::new(world), serving, reaping)
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.sweep();
+        let _ = fs::remove_dir(&self.cgroup);
+        let _ = sys::unmount(self.cgroup.parent().unwrap().to_str().unwrap());
+    }
+}
+
+pub(crate) struct Aborting(tokio::task::JoinHandle<()>);
+
+impl Drop for Aborting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
+    let mut info = [0; 128];
+    while signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await.is_ok() {
+        while let Some(reaped) = sys::reap() {
+            guest.on_reaped(reaped);
+        }
+    }
+}
+
+/// A connection that has not said Hello.
+pub(crate) async fn connect(guest: &Arc<Guest>) -> (AgentClient, Aborting) {
+    let (host, agent) = UnixStream::pair().unwrap();
+    let agent = Stream::new(agent.into()).unwrap();
+    let guest = guest.clone();
+    let serving = Aborting(tokio::spawn(async move { serve(guest, agent).await.unwrap() }));
+    let client = Client::new(Socket::new(Stream::new(host.into()).unwrap()));
+    (AgentClient::new(client), serving)
+}
+
+pub(crate) fn context() -> ttrpc::context::Context {
+    ttrpc::context::with_duration(Duration::from_secs(30))
+}
+
+/// A small root file system with every applet of busybox that the scenarios call.
+fn make_image(root: &std::path::Path, image: &std::path::Path) {
+    for directory in ["bin", "etc", "data", "proc", "home/app", "outside"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("a static busybox (busybox-static)");
+    for applet in [
+        "sh", "cat", "ls", "echo", "sleep", "id", "env", "pwd", "mkdir", "touch", "stty", "head", "true",
+        "grep", "hostname", "dd", "ps", "kill", "yes", "mknod", "tty", "umask", "stat", "ulimit", "setsid",
+        "wc", "ping", "ip", "readlink", "md5sum",
+    ] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n";
+    fs::write(root.join("etc/passwd"), passwd).unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\nextra:x:77:\n").unwrap();
+    fs::write(root.join("data/plain"), "not a program\n").unwrap();
+    fs::write(root.join("data/garbage"), [0x7f, 1, 2, 3]).unwrap();
+    fs::write(root.join("data/orphan"), "#!/no/such/interpreter\n").unwrap();
+    for name in ["garbage", "orphan"] {
+        let path = root.join("data").join(name);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // A link that leads out of the image, were it resolved outside of it.
+    symlink("../../../../../../../../outside", root.join("escape")).unwrap();
+    let made = Command::new("mkfs.erofs").arg("--quiet").arg(image).arg(root).output();
+    let made = made.expect("mkfs.erofs (erofs-utils)");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+/// A spec as the sandbox writes it.
+pub(crate) fn spec(args: &[&str]) -> Value {
+    let caps = json!([
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_KILL",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETUID",
+        "CAP_SETGID"
+    ]);
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "noNewPrivileges": true,
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "box",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777"]},
+            {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}, {"type": "cgroup"}],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "maskedPaths": ["/proc/kcore", "/proc/acpi", "/no/such/path"],
+            "readonlyPaths": ["/proc/sys", "/no/such/path"],
+        },
+    })
+}
+
+/// What came out of a process.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub stdout: String,
+    pub stderr: String,
+    pub exit: m::WaitResponse,
+}
+
+/// The host's ends of a process's streams.
+pub(crate) struct Streams {
+    pub stdio: m::Stdio,
+    ports: [u32; 3],
+    doors: Doors,
+}
+
+impl Streams {
+    fn take(&self, index: usize) -> UnixStream {
+        self.doors.lock().unwrap().remove(&self.ports[index]).expect("the agent dialled")
+    }
+
+    pub(crate) fn stdin(&self) -> UnixStream {
+        self.take(0)
+    }
+
+    pub(crate) fn stdout(&self) -> UnixStream {
+        self.take(1)
+    }
+
+    pub(crate) fn stderr(&self) -> UnixStream {
+        self.take(2)
+    }
+}
+
+impl World {
+    pub(crate) fn streams(&self) -> Streams {
+        let mut next = self.next_port.lock().unwrap();
+        let ports = [*next, *next + 1, *next + 2];
+        *next += 3;
+        let mut stdio = m::Stdio::new();
+        [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port] = ports;
+        Streams { stdio, ports, doors: self.doors.clone() }
+    }
+
+    pub(crate) fn terminal(&self, rows: u32, columns: u32) -> Streams {
+        let mut streams = self.streams();
+        streams.stdio.stdout_port = 0;
+        streams.stdio.stderr_port = 0;
+        streams.stdio.terminal = true;
+        (streams.stdio.rows, streams.stdio.columns) = (rows, columns);
+        streams
+    }
+
+    pub(crate) fn create_request(
+        &self,
+        id: &str,
+        spec: &Value,
+        stdio: &m::Stdio,
+    ) -> m::CreateContainerRequest {
+        let mut request = m::CreateContainerRequest::new();
+        request.id = id.to_owned();
+        request.spec = serde_json::to_vec(spec).unwrap();
+        request.stdio = Some(stdio.clone()).into();
+        let rootfs = m::Rootfs {
+            device: self.image.clone(),
+            filesystem: "erofs".to_owned(),
+            upper_bytes: 16 << 20,
+            ..m::Rootfs::default()
+        };
+        request.rootfs = Some(rootfs).into();
+        request
+    }
+
+    pub(crate) async fn create(&self, request: &m::CreateContainerRequest) -> ttrpc::Result<()> {
+        self.client.create_container(context(), request).await.map(drop)
+    }
+
+    pub(crate) async fn start(&self, id: &str) -> m::StartResponse {
+        let request = m::StartContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        self.client.start_container(context(), &request).await.unwrap()
+    }
+
+    pub(crate) async fn wait(&self, id: &str, exec: &str) -> m::WaitResponse {
+        let request =
+            m::WaitRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), ..Default::default() };
+        self.client.wait(context(), &request).await.unwrap()
+    }
+
+    pub(crate) async fn signal(&self, id: &str, exec: &str, signal: i32, all: bool) -> ttrpc::Result<()> {
+        let request = m::SignalRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal: u32::try_from(signal).unwrap(),
+            all,
+            ..Default::default()
+        };
+        self.client.signal(context(), &request).await.map(drop)
+    }
+
+    /// Runs a request to its end.
+    pub(crate) async fn run_request(
+        &self,
+        request: &m::CreateContainerRequest,
+        streams: &Streams,
+    ) -> Outcome {
+        self.create(request).await.unwrap();
+        let (stdout, stderr) = (reading(streams.stdout()), reading(streams.stderr()));
+        drop(streams.stdin());
+        let started = self.start(&request.id).await;
+        assert!(started.failure.is_none(), "{started:?}");
+        let exit = self.wait(&request.id, "").await;
+        Outcome { stdout: stdout.await, stderr: stderr.await, exit }
+    }
+
+    pub(crate) async fn run_spec(&self, id: &str, spec: &Value) -> Outcome {
+        let streams = self.streams();
+        let request = self.create_request(id, spec, &streams.stdio);
+        self.run_request(&request, &streams).await
+    }
+
+    /// A shell command in a container of its own.
+    pub(crate) async fn sh(&self, id: &str, script: &str) -> Outcome {
+        self.run_spec(id, &spec(&["sh", "-c", script])).await
+    }
+
+    /// A container that stays.
+    pub(crate) async fn idle(&self, id: &str) {
+        self.idle_spec(id, &spec(&["sleep", "1000"])).await;
+    }
+
+    pub(crate) async fn idle_spec(&self, id: &str, spec: &Value) {
+        self.create(&self.create_request(id, spec, &m::Stdio::new())).await.unwrap();
+        let started = self.start(id).await;
+        assert!(started.failure.is_none(), "{started:?}");
+    }
+
+    pub(crate) fn exec_request(
+        &self,
+        id: &str,
+        exec: &str,
+        args: &[&str],
+        stdio: &m::Stdio,
+    ) -> m::ExecRequest {
+        let process = json!({"args": args, "cwd": "/", "env": ["PATH=/bin"]});
+        m::ExecRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            process: serde_json::to_vec(&process).unwrap(),
+            stdio: Some(stdio.clone()).into(),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) async fn exec(&self, request: &m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
+        self.client.exec(context(), request).await
+    }
+
+    /// A shell command in a running container.
+    pub(crate) async fn exec_sh(&self, id: &str, exec: &str, script: &str) -> Outcome {
+        let streams = self.streams();
+        let request = self.exec_request(id, exec, &["sh", "-c", script], &streams.stdio);
+        let started = self.exec(&request).await.unwrap();
+        assert!(started.failure.is_none(), "{started:?}");
+        let (stdout, stderr) = (reading(streams.stdout()), reading(streams.stderr()));
+        drop(streams.stdin());
+        let exit = self.wait(id, exec).await;
+        Outcome { stdout: stdout.await, stderr: stderr.await, exit }
+    }
+}
+
+/// Reads a stream to its end, in a thread: what a test's agent has one of, the host may have many of.
+pub(crate) fn reading(mut stream: UnixStream) -> impl Future<Output = String> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let _ = tell.send(String::from_utf8_lossy(&bytes).into_owned());
+    });
+    async move { told.await.unwrap() }
+}
+
+/// Writes to a stream, in a thread, then shuts its sending down if asked.
+pub(crate) fn writing(mut stream: UnixStream, bytes: Vec<u8>, end: bool) -> impl Future<Output = UnixStream> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = stream.write_all(&bytes);
+        if end {
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        let _ = tell.send(stream);
+    });
+    async move { told.await.unwrap() }
+}
+
+/// Runs something that blocks beside the agent.
+pub(crate) fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = tell.send(work());
+    });
+    async move { told.await.unwrap() }
+}
+
+/// The code of a refused call, and its words.
+pub(crate) fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String) {
+    match result.expect_err("it must be refused") {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
+        other => panic!("{other}"),
+    }
+}

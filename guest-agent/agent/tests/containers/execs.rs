@@ -1,0 +1,148 @@
+//! More processes in a running container.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nelly_protocol::messages::{self as m, start_failure::Kind};
+use ttrpc::Code;
+
+use crate::bench::{World, context, refusal};
+
+crate::scenarios!(
+    an_exec_is_in_the_container,
+    execs_that_do_not_start,
+    the_record_is_forgotten_after_wait,
+    a_background_process_does_not_hold_wait,
+    a_thousand_leave_nothing,
+    an_exec_ends_with_its_container,
+    users_of_execs,
+);
+
+async fn an_exec_is_in_the_container(world: Arc<World>) {
+    world.idle("a").await;
+    let outcome = world
+        .exec_sh("a", "e1", "echo $$ > /data/pid; ps -o pid,args; hostname; cat /proc/self/cgroup; exit 9")
+        .await;
+    assert_eq!(outcome.exit.exit_code, 9);
+    assert!(outcome.stdout.contains("1 sleep 1000") && outcome.stdout.contains("box"), "{outcome:?}");
+    assert!(outcome.stdout.lines().any(|line| line.ends_with(":/") || line.ends_with("::/")), "{outcome:?}");
+    assert!(!outcome.stdout.contains("nelly-agent"), "{outcome:?}");
+    let second = world.exec_sh("a", "e2", "cat /data/pid").await;
+    assert_ne!(second.stdout.trim(), "1");
+    assert!(second.stdout.trim().parse::<u32>().unwrap() < 100, "the pid is not the container's: {second:?}");
+}
+
+async fn execs_that_do_not_start(world: Arc<World>) {
+    world.idle("a").await;
+    for (program, kind) in
+        [("nope", Kind::NOT_FOUND), ("/data/plain", Kind::NOT_EXECUTABLE), ("/data", Kind::NOT_EXECUTABLE)]
+    {
+        let streams = world.streams();
+        let started = world.exec(&world.exec_request("a", "e", &[program], &streams.stdio)).await.unwrap();
+        let failure = started.failure.as_ref().expect(program);
+        assert_eq!((started.pid, failure.kind.unwrap()), (0, kind), "{failure:?}");
+        assert_eq!(crate::bench::reading(streams.stdout()).await, "");
+        // The id is free again.
+    }
+    let mut request = world.exec_request("a", "e", &["true"], &m::Stdio::new());
+    request.process = br#"{"args":["true"],"cwd":"/data/plain"}"#.to_vec();
+    let failure = world.exec(&request).await.unwrap().failure.unwrap();
+    assert!(failure.kind.unwrap() == Kind::OTHER && failure.message.contains("/data/plain"), "{failure:?}");
+    request.process = b"{".to_vec();
+    assert_eq!(refusal(world.exec(&request).await).0, Code::INVALID_ARGUMENT);
+    request.container_id = "none".into();
+    assert_eq!(refusal(world.exec(&request).await).0, Code::NOT_FOUND);
+}
+
+async fn the_record_is_forgotten_after_wait(world: Arc<World>) {
+    world.idle("a").await;
+    let request = world.exec_request("a", "e", &["sleep", "0.2"], &m::Stdio::new());
+    world.exec(&request).await.unwrap();
+    assert_eq!(refusal(world.exec(&request).await).0, Code::ALREADY_EXISTS);
+    // Two waits at once both get it, a later one does not.
+    let (one, two) = tokio::join!(world.wait("a", "e"), world.wait("a", "e"));
+    assert_eq!((one.exit_code, two.exit_code), (0, 0));
+    let wait = m::WaitRequest { container_id: "a".into(), exec_id: "e".into(), ..Default::default() };
+    assert_eq!(refusal(world.client.wait(context(), &wait).await).0, Code::NOT_FOUND);
+    assert!(world.exec(&request).await.unwrap().failure.is_none());
+    world.wait("a", "e").await;
+}
+
+async fn a_background_process_does_not_hold_wait(world: Arc<World>) {
+    world.idle("a").await;
+    let begun = Instant::now();
+    let outcome = world.exec_sh("a", "e", "(while :; do sleep 0.3; echo more; done) & echo first").await;
+    assert_eq!((outcome.stdout.as_str(), outcome.exit.exit_code), ("first\n", 0));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    // It neither blocks nor dies of the stream that nobody reads any more.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let outcome = world.exec_sh("a", "f", "ps -o args | grep -c '[w]hile'").await;
+    assert_ne!(outcome.stdout, "0\n", "it is gone");
+}
+
+fn open_descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn a_thousand_leave_nothing(world: Arc<World>) {
+    world.idle("a").await;
+    let some = |count: usize| {
+        let world = world.clone();
+        async move {
+            for n in 0..count {
+                let exec = format!("e{n}");
+                let request = world.exec_request("a", &exec, &["true"], &m::Stdio::new());
+                assert!(world.exec(&request).await.unwrap().failure.is_none());
+                assert_eq!(world.wait("a", &exec).await.exit_code, 0);
+            }
+        }
+    };
+    some(100).await;
+    let streams = world.exec_sh("a", "with-streams", "echo x").await;
+    assert_eq!(streams.stdout, "x\n");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let before = (open_descriptors(), resident_kib());
+    some(900).await;
+    let outcome = world.exec_sh("a", "last", "ls -d /proc/[0-9]* | wc -l").await;
+    // The first process, the shell, ls and wc.
+    assert!(outcome.stdout.trim().parse::<u32>().unwrap() <= 4, "{outcome:?}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(open_descriptors(), before.0, "descriptors are left");
+    assert!(resident_kib() < before.1 + 512, "{} KiB became {}", before.1, resident_kib());
+    let state = world.client.state(context(), &m::StateRequest::new()).await.unwrap();
+    assert!(state.containers[0].exec_ids.is_empty());
+    let inside = fs::read_to_string(world.cgroup.join("a/cgroup.procs")).unwrap();
+    assert_eq!(inside.lines().count(), 1);
+}
+
+async fn an_exec_ends_with_its_container(world: Arc<World>) {
+    world.idle("a").await;
+    world.exec(&world.exec_request("a", "e", &["sleep", "1000"], &m::Stdio::new())).await.unwrap();
+    world.signal("a", "", libc::SIGKILL, false).await.unwrap();
+    assert_eq!(world.wait("a", "").await.exit_code, 137);
+    assert_eq!(world.wait("a", "e").await.exit_code, 137);
+    let exec = world.exec_request("a", "f", &["true"], &m::Stdio::new());
+    assert_eq!(refusal(world.exec(&exec).await).0, Code::FAILED_PRECONDITION);
+}
+
+async fn users_of_execs(world: Arc<World>) {
+    world.idle("a").await;
+    let streams = world.streams();
+    let mut request = world.exec_request("a", "e", &["sh", "-c", "id -u; id -g; echo $HOME"], &streams.stdio);
+    request.user = "app".into();
+    world.exec(&request).await.unwrap();
+    let stdout = crate::bench::reading(streams.stdout());
+    world.wait("a", "e").await;
+    assert_eq!(stdout.await, "1000\n1001\n/home/app\n");
+    let mut request = world.exec_request("a", "f", &["true"], &m::Stdio::new());
+    request.user = "stranger".into();
+    let failure = world.exec(&request).await.unwrap().failure.unwrap();
+    assert!(failure.message.contains("stranger"), "{failure:?}");
+}

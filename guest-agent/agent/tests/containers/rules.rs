@@ -1,0 +1,174 @@
+//! What a container may not do.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::bench::{World, spec};
+
+crate::scenarios!(
+    capabilities_and_new_privileges,
+    seccomp_decides,
+    devices_are_fenced,
+    masked_and_read_only_paths,
+    limits_of_resources,
+    kernel_parameters,
+    mounts_of_the_spec,
+);
+
+fn sh(script: &str) -> Value {
+    spec(&["sh", "-c", script])
+}
+
+fn field(status: &str, name: &str) -> u64 {
+    let line = status.lines().find(|line| line.starts_with(name)).expect(name);
+    u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+}
+
+/// Without a shell, which changes what happens on signals.
+fn plain() -> Value {
+    let mut spec = spec(&["cat", "/proc/self/status"]);
+    spec["process"]["capabilities"]["ambient"] = json!([]);
+    spec
+}
+
+async fn capabilities_and_new_privileges(world: Arc<World>) {
+    // CHOWN 0, DAC_OVERRIDE 1, KILL 5, SETGID 6, SETUID 7, NET_RAW 13, MKNOD 27.
+    let given = 1 | 1 << 1 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 27;
+    let status = world.run_spec("a", &plain()).await.stdout;
+    assert_eq!(field(&status, "CapBnd:"), given, "{status}");
+    assert_eq!(field(&status, "CapEff:"), given);
+    assert_eq!(field(&status, "CapPrm:"), given);
+    assert_eq!((field(&status, "CapInh:"), field(&status, "CapAmb:")), (0, 0));
+    assert_eq!(field(&status, "NoNewPrivs:"), 1);
+    assert_eq!(field(&status, "SigBlk:"), 0, "signals are blocked");
+    assert_eq!(field(&status, "SigIgn:"), 0, "signals are ignored");
+
+    let mut ambient = plain();
+    ambient["process"]["user"] = json!({"uid": 1000, "gid": 1000, "umask": 0o27});
+    let set = json!(["CAP_NET_RAW"]);
+    for name in ["bounding", "effective", "permitted", "inheritable", "ambient"] {
+        ambient["process"]["capabilities"][name] = set.clone();
+    }
+    ambient["process"]["noNewPrivileges"] = json!(false);
+    let status = world.run_spec("b", &ambient).await.stdout;
+    assert_eq!(field(&status, "CapEff:"), 1 << 13, "{status}");
+    assert_eq!(field(&status, "CapAmb:"), 1 << 13);
+    assert_eq!(field(&status, "NoNewPrivs:"), 0);
+    assert_eq!(field(&status, "Umask:"), 0x27);
+
+    let mut none = plain();
+    none["process"]["capabilities"] = Value::Null;
+    let status = world.run_spec("c", &none).await.stdout;
+    assert_eq!((field(&status, "CapEff:"), field(&status, "CapBnd:")), (0, 0));
+}
+
+async fn seccomp_decides(world: Arc<World>) {
+    for (id, no_new_privileges) in [("a", true), ("b", false)] {
+        let mut spec = sh(
+            "mkdir /x; echo $?; mkdir /y 2>&1; grep -c . /proc/self/status; grep Seccomp: /proc/self/status",
+        );
+        spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}],
+        });
+        let outcome = world.run_spec(id, &spec).await;
+        assert!(outcome.stdout.contains("No space left on device"), "{outcome:?}");
+        assert!(outcome.stdout.contains("Seccomp:\t2"), "{outcome:?}");
+        let status = world.client.state(crate::bench::context(), &Default::default()).await.unwrap();
+        assert!(!status.containers.is_empty());
+    }
+    // An exec is under the same filter.
+    let mut idle = spec(&["sleep", "1000"]);
+    idle["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}]});
+    world.idle_spec("c", &idle).await;
+    let outcome = world.exec_sh("c", "e", "mkdir /x; echo $?").await;
+    assert_eq!(outcome.stdout, "159\n", "{outcome:?}");
+}
+
+async fn devices_are_fenced(world: Arc<World>) {
+    // A node may be made, but not opened: 7:0 is a loop device, 1:1 is /dev/mem.
+    let script = "mknod /l b 7 0 && dd if=/l of=/dev/null count=1 2>&1; mknod /m c 1 1 && head -c1 /m 2>&1; \
+                  head -c4 /dev/zero | wc -c; echo x > /dev/full; ls /dev/";
+    let outcome = world.run_spec("a", &sh(script)).await;
+    assert_eq!(outcome.stdout.matches("Operation not permitted").count(), 2, "{outcome:?}");
+    assert!(outcome.stdout.contains("4\n"), "{outcome:?}");
+    assert!(outcome.stderr.contains("No space left"), "{outcome:?}");
+    for name in
+        ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "fd", "stdin", "stdout", "stderr"]
+    {
+        assert!(outcome.stdout.lines().any(|line| line == name), "{name}: {outcome:?}");
+    }
+    let mut open = sh("ls -l /dev/mine; : < /dev/mine");
+    open["linux"]["devices"] = json!([{"path": "/dev/mine", "type": "c", "major": 5, "minor": 1, "fileMode": 0o600, "uid": 5, "gid": 6}]);
+    open["linux"]["resources"]["devices"] =
+        json!([{"allow": true, "type": "c", "major": 5, "minor": 1, "access": "r"}]);
+    let outcome = world.run_spec("b", &open).await;
+    assert!(outcome.stdout.starts_with("crw-------") && outcome.stdout.contains("5,   1"), "{outcome:?}");
+    assert!(!outcome.stderr.contains("not permitted"), "{outcome:?}");
+}
+
+async fn masked_and_read_only_paths(world: Arc<World>) {
+    let mut spec =
+        sh("wc -c < /data/plain; ls /home; echo 1 > /proc/sys/vm/drop_caches; touch /sys/x; touch /etc/y");
+    spec["linux"]["maskedPaths"] = json!(["/data/plain", "/home"]);
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/etc"]);
+    let outcome = world.run_spec("a", &spec).await;
+    assert_eq!(outcome.stdout, "0\n", "{outcome:?}");
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 3, "{outcome:?}");
+}
+
+async fn limits_of_resources(world: Arc<World>) {
+    let mut spec = sh("ulimit -n; ulimit -c");
+    spec["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+    assert_eq!(world.run_spec("a", &spec).await.stdout, "100\n0\n");
+    let (_, hard) = nelly_agent::sys::resource_limit(libc::RLIMIT_NOFILE).unwrap();
+    let expected = format!("1024\n{}\n", hard.min(524_288));
+    assert_eq!(world.run_spec("b", &sh("ulimit -n; ulimit -Hn")).await.stdout, expected);
+    let mut spec = sh("cat /proc/self/oom_score_adj");
+    spec["process"]["oomScoreAdj"] = json!(321);
+    assert_eq!(world.run_spec("c", &spec).await.stdout, "321\n");
+}
+
+async fn kernel_parameters(world: Arc<World>) {
+    let mut spec = sh(
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/msgmax /proc/sys/kernel/domainname",
+    );
+    spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "77", "kernel.msgmax": "4242"});
+    spec["domainname"] = json!("where");
+    assert_eq!(world.run_spec("a", &spec).await.stdout, "77\n4242\nwhere\n");
+}
+
+async fn mounts_of_the_spec(world: Arc<World>) {
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), "from outside\n").unwrap();
+    let dir = source.path().to_str().unwrap();
+    let script = "cat /in/dir/file /in/file; touch /in/dir/x; touch /rw/made; touch /t/x; stat -c %a /t; grep -E ' /(in|rw|t|outside)' /proc/mounts; ls /outside";
+    let mut spec = sh(script);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(
+        json!({"destination": "/in/dir", "source": dir, "options": ["rbind", "ro", "nosuid", "noexec"]}),
+    );
+    mounts.push(json!({"destination": "/in/file", "type": "bind", "source": format!("{dir}/file"), "options": ["bind"]}));
+    mounts.push(json!({"destination": "/rw", "source": dir, "options": ["bind", "rw", "private"]}));
+    mounts.push(json!({"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": ["ro", "mode=700", "size=64k"]}));
+    mounts.push(json!({"destination": "/escape/here", "type": "tmpfs", "source": "tmpfs"}));
+    let outcome = world.run_spec("a", &spec).await;
+    assert!(outcome.stdout.starts_with("from outside\nfrom outside\n"), "{outcome:?}");
+    assert_eq!(outcome.stderr.matches("Read-only file system").count(), 2, "{outcome:?}");
+    assert!(source.path().join("made").exists() && !source.path().join("x").exists());
+    assert!(outcome.stdout.contains("700\n"), "{outcome:?}");
+    let line = |target: &str| {
+        let found = outcome.stdout.lines().find(|line| line.contains(&format!(" {target} ")));
+        found.unwrap_or_else(|| panic!("{target}: {outcome:?}")).to_owned()
+    };
+    assert!(line("/in/dir").contains(" ro,nosuid,noexec"), "{}", line("/in/dir"));
+    assert!(line("/rw").contains(" rw"));
+    // The link led to a place inside of the container, whatever it says.
+    line("/outside/here");
+    assert!(!std::path::Path::new("/outside").exists());
+}

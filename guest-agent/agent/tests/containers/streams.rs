@@ -1,0 +1,176 @@
+//! Bytes in and out, pipes and terminals.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nelly_protocol::messages as m;
+
+use crate::bench::{World, beside, context, reading, spec, writing};
+
+crate::scenarios!(
+    stdin_to_its_end,
+    close_stdin_ends_it_too,
+    much_data_and_a_slow_reader,
+    a_closed_output_is_a_broken_pipe,
+    a_stdin_that_nobody_reads,
+    a_terminal,
+    a_terminals_end_of_file,
+    a_terminal_without_a_viewer,
+);
+
+async fn stdin_to_its_end(world: Arc<World>) {
+    let streams = world.streams();
+    world.create(&world.create_request("a", &spec(&["cat"]), &streams.stdio)).await.unwrap();
+    let stdout = reading(streams.stdout());
+    let stdin = writing(streams.stdin(), b"hi\n".to_vec(), true);
+    world.start("a").await;
+    let exit = world.wait("a", "").await;
+    assert_eq!((stdout.await.as_str(), exit.exit_code), ("hi\n", 0));
+    drop(stdin.await);
+}
+
+async fn close_stdin_ends_it_too(world: Arc<World>) {
+    let streams = world.streams();
+    world.create(&world.create_request("a", &spec(&["cat"]), &streams.stdio)).await.unwrap();
+    let _stdin = streams.stdin();
+    world.start("a").await;
+    let request = m::CloseStdinRequest { container_id: "a".into(), ..Default::default() };
+    world.client.close_stdin(context(), &request).await.unwrap();
+    assert_eq!(world.wait("a", "").await.exit_code, 0);
+}
+
+async fn much_data_and_a_slow_reader(world: Arc<World>) {
+    const LENGTH: usize = 8 << 20;
+    let bytes: Vec<u8> = (0..LENGTH).map(|n| u8::try_from((n * 7 + n / 251) % 256).unwrap()).collect();
+    let streams = world.streams();
+    world.create(&world.create_request("a", &spec(&["cat"]), &streams.stdio)).await.unwrap();
+    let stdin = writing(streams.stdin(), bytes.clone(), true);
+    let mut stdout = streams.stdout();
+    let read = beside(move || {
+        let (mut all, mut buffer) = (Vec::<u8>::new(), vec![0u8; 100_000]);
+        loop {
+            match stdout.read(&mut buffer).unwrap() {
+                0 => return all,
+                n => all.extend(&buffer[..n]),
+            }
+            if all.len() < LENGTH / 4 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    });
+    world.start("a").await;
+    let exit = world.wait("a", "").await;
+    assert_eq!(exit.exit_code, 0);
+    assert!(read.await == bytes, "the bytes changed on their way");
+    drop(stdin.await);
+}
+
+async fn a_closed_output_is_a_broken_pipe(world: Arc<World>) {
+    let streams = world.streams();
+    world
+        .create(&world.create_request("a", &spec(&["sh", "-c", "yes; echo $? >&2"]), &streams.stdio))
+        .await
+        .unwrap();
+    drop(streams.stdout());
+    let stderr = reading(streams.stderr());
+    world.start("a").await;
+    world.wait("a", "").await;
+    assert_eq!(stderr.await, format!("{}\n", 128 + libc::SIGPIPE));
+    // The host's end of sending on an output stream is no close.
+    let streams = world.streams();
+    world
+        .create(&world.create_request("b", &spec(&["sh", "-c", "sleep 0.2; echo late"]), &streams.stdio))
+        .await
+        .unwrap();
+    let stdout = streams.stdout();
+    stdout.shutdown(std::net::Shutdown::Write).unwrap();
+    let stdout = reading(stdout);
+    world.start("b").await;
+    world.wait("b", "").await;
+    assert_eq!(stdout.await, "late\n");
+}
+
+async fn a_stdin_that_nobody_reads(world: Arc<World>) {
+    let streams = world.streams();
+    let script = "exec <&-; sleep 1000";
+    world.create(&world.create_request("a", &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
+    let mut stdin = streams.stdin();
+    world.start("a").await;
+    let refused = beside(move || (0..1000).any(|_| stdin.write_all(&[b'x'; 4096]).is_err()));
+    assert!(refused.await, "the host is not told that nobody reads");
+}
+
+/// Reads until a text came.
+fn read_until(stream: &mut impl Read, wanted: &str) -> String {
+    let (mut seen, mut byte) = (Vec::new(), [0]);
+    while !String::from_utf8_lossy(&seen).contains(wanted) {
+        match stream.read(&mut byte) {
+            Ok(1) => seen.push(byte[0]),
+            other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&seen)),
+        }
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+async fn a_terminal(world: Arc<World>) {
+    let streams = world.terminal(24, 80);
+    let mut spec = spec(&[
+        "sh",
+        "-c",
+        "tty; stty size; read line; stty size; echo \"got $line\"; ls -l /dev/console; read x",
+    ]);
+    spec["process"]["terminal"] = serde_json::json!(true);
+    world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
+    let mut terminal = streams.stdin();
+    world.start("a").await;
+    let (terminal, seen) = beside(move || {
+        let seen = read_until(&mut terminal, "24 80\r\n");
+        (terminal, seen)
+    })
+    .await;
+    assert!(seen.starts_with("/dev/pts/0\r\n"), "{seen:?}");
+    let resize =
+        m::ResizePtyRequest { container_id: "a".into(), rows: 40, columns: 100, ..Default::default() };
+    world.client.resize_pty(context(), &resize).await.unwrap();
+    let mut terminal = terminal;
+    let (terminal, seen) = beside(move || {
+        terminal.write_all(b"word\n").unwrap();
+        let seen = read_until(&mut terminal, "/dev/console\r\n");
+        (terminal, seen)
+    })
+    .await;
+    assert!(seen.contains("40 100\r\n") && seen.contains("got word\r\n"), "{seen:?}");
+    assert!(seen.contains("136,"), "/dev/console is no terminal: {seen:?}");
+    // Ctrl-C reaches the foreground process.
+    let mut terminal = terminal;
+    let rest = beside(move || {
+        terminal.write_all(&[3]).unwrap();
+        let mut rest = Vec::new();
+        let _ = terminal.read_to_end(&mut rest);
+        rest
+    });
+    let exit = world.wait("a", "").await;
+    assert_eq!(exit.exit_code, 130, "{exit:?}");
+    rest.await;
+}
+
+async fn a_terminals_end_of_file(world: Arc<World>) {
+    world.idle("a").await;
+    let streams = world.terminal(0, 0);
+    let request = world.exec_request("a", "e", &["cat"], &streams.stdio);
+    world.exec(&request).await.unwrap();
+    let terminal = writing(streams.stdin(), b"begun".to_vec(), true).await;
+    let seen = reading(terminal);
+    assert_eq!(world.wait("a", "e").await.exit_code, 0);
+    assert!(seen.await.contains("begun"));
+}
+
+async fn a_terminal_without_a_viewer(world: Arc<World>) {
+    let mut streams = world.terminal(0, 0);
+    streams.stdio.stdin_port = 0;
+    let script = "dd if=/dev/zero bs=1k count=512 2>/dev/null; exit 4";
+    world.create(&world.create_request("a", &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
+    world.start("a").await;
+    assert_eq!(world.wait("a", "").await.exit_code, 4);
+}
