@@ -208,7 +208,7 @@ pub(crate) enum Platform {
 /// `nelly boot`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The machine's serial port is this terminal (Ctrl-] ends the machine); without a terminal it is stdin and stdout.\n\n\
+    after_help = "The machine's serial port is this terminal (Ctrl-A x ends the machine); without a terminal it is stdin and stdout.\n\n\
     Examples:\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --cpus 4 -m 2G"

@@ -108,8 +108,9 @@ impl Sandbox {
             Ok::<_, SandboxError>((machine_handle, ready))
         })
         .await?;
-        match tokio::time::timeout(READY, blocking(move || ready.accept())).await {
-            Ok(Ok(stream)) => drop(stream),
+        let came = blocking(move || ready.accept()?.read_exact(&mut [0]));
+        match tokio::time::timeout(READY, came).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 return Err(explain(&machine_handle, host("the agent did not come")(error)).await);
             }

@@ -270,9 +270,11 @@ impl Pump {
 
     fn move_output(&mut self) {
         loop {
+            // What waits for a reader may have kept more from being taken; what is kept for a reader to come keeps nothing.
+            let backlog = matches!(self.far, Far::Open { .. }) && !self.output.is_empty();
             let taken = self.take_output();
             let given = self.give_output();
-            if !given || !taken && self.output.is_empty() {
+            if !given || !(taken || backlog) {
                 break;
             }
         }
