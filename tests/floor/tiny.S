@@ -1,7 +1,7 @@
 /* The tiny kernel of the start benchmark: an ELF that is entered in 64-bit mode at 1 MiB, writes one line to COM1 and resets the
  * machine by the keyboard controller; where that is not there, by a triple fault.
  *
- *     gcc -nostdlib -static -Wl,--build-id=none,-z,max-page-size=4096,-Ttext=0x100000 -o tiny tiny.S
+ *     gcc -nostdlib -static -Wl,--build-id=none,-N,-Ttext=0x100000 -o tiny tiny.S
  */
         .intel_syntax noprefix
         .globl _start
