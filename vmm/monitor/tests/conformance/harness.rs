@@ -12,11 +12,11 @@ use nelly_vmm::memory::{Backing, GuestRam, Memory};
 use vm_memory::{Bytes, GuestAddress};
 
 /// Where the code is loaded and entered.
-pub const CODE: u64 = 0x10_0000;
+pub(crate) const CODE: u64 = 0x10_0000;
 /// Memory for the guest's own use.
-pub const SCRATCH: u64 = 0x18_0000;
+pub(crate) const SCRATCH: u64 = 0x18_0000;
 /// No slot is here.
-pub const DEVICE: u64 = layout::VIRTIO_MMIO;
+pub(crate) const DEVICE: u64 = layout::VIRTIO_MMIO;
 
 /// Defines `fn $name() -> &'static [u8]`: these instructions (Intel syntax, 64-bit unless they say otherwise).
 macro_rules! guest {
@@ -47,21 +47,26 @@ macro_rules! guest {
 pub(crate) use guest;
 
 /// A machine whose only RAM is 2 MiB from address 0.
-pub struct Machine<H: Hypervisor> {
-    pub vm: H::Vm,
-    pub memory: Memory,
+pub(crate) struct Machine<H: Hypervisor> {
+    pub(crate) vm: H::Vm,
+    pub(crate) memory: Memory,
 }
 
 impl<H: Hypervisor> Machine<H> {
     /// With interrupt controllers for `vcpus`, unless that is 0.
-    pub fn new(hypervisor: &H, code: &[u8], vcpus: u8) -> Self {
+    pub(crate) fn new(hypervisor: &H, code: &[u8], vcpus: u8) -> Self {
+        Self::with_legacy(hypervisor, code, vcpus, false)
+    }
+
+    /// With the legacy controllers too.
+    pub(crate) fn with_legacy(hypervisor: &H, code: &[u8], vcpus: u8, legacy_timer: bool) -> Self {
         let ram = GuestRam::new(2 << 20, Backing::Anonymous).unwrap();
         let vm = hypervisor.create_vm().unwrap();
         for slot in ram.slots() {
             vm.map(slot).unwrap();
         }
         if vcpus > 0 {
-            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer: false }).unwrap();
+            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer }).unwrap();
         }
         let memory = ram.memory().clone();
         memory.write_slice(code, GuestAddress(CODE)).unwrap();
@@ -73,7 +78,7 @@ impl<H: Hypervisor> Machine<H> {
     }
 
     /// vCPU 0, at the code's first instruction.
-    pub fn boot(&self) -> Runner<<H::Vm as Vm>::Vcpu> {
+    pub(crate) fn boot(&self) -> Runner<<H::Vm as Vm>::Vcpu> {
         let mut vcpu = self.vm.create_vcpu(0, 1).unwrap();
         vcpu.load(&entry()).unwrap();
         Runner::new(vcpu)
@@ -81,7 +86,7 @@ impl<H: Hypervisor> Machine<H> {
 }
 
 /// 64-bit entry at [`CODE`].
-pub fn entry() -> BootState {
+pub(crate) fn entry() -> BootState {
     BootState::X86(x86_64::BootState {
         mode: EntryMode::Long,
         rip: CODE,
@@ -110,7 +115,7 @@ fn page_tables(memory: &Memory) {
 
 /// An exit that owns its data.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Seen {
+pub(crate) enum Seen {
     Out(u16, u8, Vec<u8>),
     Read(u64, usize),
     Write(u64, Vec<u8>),
@@ -122,14 +127,14 @@ pub enum Seen {
 }
 
 /// A vCPU that cannot hang a test: after 20 s a kick gets it out, and the test fails for want of the exit it waits for.
-pub struct Runner<V: Vcpu> {
-    pub vcpu: V,
+pub(crate) struct Runner<V: Vcpu> {
+    pub(crate) vcpu: V,
     done: Option<Sender<()>>,
     guard: Option<JoinHandle<()>>,
 }
 
 impl<V: Vcpu> Runner<V> {
-    pub fn new(vcpu: V) -> Self {
+    pub(crate) fn new(vcpu: V) -> Self {
         let kicker: Arc<dyn Kicker> = vcpu.kicker();
         let (done, wait) = channel();
         let guard = std::thread::spawn(move || {
@@ -143,7 +148,7 @@ impl<V: Vcpu> Runner<V> {
     }
 
     /// Runs to the next exit; reads are answered with `answer`, repeated as often as needed.
-    pub fn answer(&mut self, answer: &[u8]) -> Seen {
+    pub(crate) fn answer(&mut self, answer: &[u8]) -> Seen {
         match self.vcpu.run().unwrap() {
             Exit::PioWrite { port, width, data } => Seen::Out(port, width, data.to_vec()),
             Exit::PioRead { port, width, data } => {
@@ -163,12 +168,12 @@ impl<V: Vcpu> Runner<V> {
     }
 
     /// Runs to the next exit, which must not be a read.
-    pub fn next(&mut self) -> Seen {
+    pub(crate) fn next(&mut self) -> Seen {
         self.answer(&[])
     }
 
     /// Runs to the next exit, which must be a one-byte write to port 1, and returns the byte: how a guest speaks.
-    pub fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         match self.next() {
             Seen::Out(1, 1, data) => data[0],
             other => panic!("the guest was to speak and did {other:x?}"),
@@ -176,7 +181,7 @@ impl<V: Vcpu> Runner<V> {
     }
 
     /// The bytes of the next `count` words of a guest that speaks by 32 bits.
-    pub fn word(&mut self) -> u32 {
+    pub(crate) fn word(&mut self) -> u32 {
         match self.next() {
             Seen::Out(1, 4, data) => u32::from_le_bytes(data.try_into().unwrap()),
             other => panic!("the guest was to speak and did {other:x?}"),

@@ -31,7 +31,8 @@ mod kvm {
             kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end doorbells slots_come_and_go read_only_slot
             completes_without_entering floating_point_state several_vcpus;
         interrupts:
-            line_reaches_the_local_apic startup_message
+            controller_registers line_reaches_the_local_apic level_is_delivered_until_it_is_down
+            startup_message
             line_reaches_a_handler;
     }
 }

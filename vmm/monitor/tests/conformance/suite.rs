@@ -32,7 +32,7 @@ guest!(
 );
 
 /// Registers, mode and stack are as the boot state says.
-pub fn entry_state<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn entry_state<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, entry_code(), 1);
     let mut run = machine.boot();
     assert_eq!([run.word(), run.word()], [0x5678_9abc, 0x1234]);
@@ -54,7 +54,7 @@ guest!(
     "2: jmp 2b",
 );
 
-pub fn port_writes<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn port_writes<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, port_write_code(), 1);
     let mut run = machine.boot();
     assert_eq!(run.next(), Seen::Out(0x10, 1, vec![0x11]));
@@ -80,7 +80,7 @@ guest!(
     "2: jmp 2b",
 );
 
-pub fn port_reads<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn port_reads<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, port_read_code(), 1);
     let mut run = machine.boot();
     let answer = [0x11, 0x22, 0x33, 0x44];
@@ -116,10 +116,10 @@ guest!(
 );
 
 /// String instructions arrive whole or in parts; the sum is the same.
-pub fn string_ports<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn string_ports<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, string_code(), 1);
     let mut run = machine.boot();
-    let mut give = |run: &mut Runner<_>, port: u16, width: u8, bytes: &[u8]| {
+    let give = |run: &mut Runner<_>, port: u16, width: u8, bytes: &[u8]| {
         let mut given = 0;
         while given < bytes.len() {
             match run.answer(&bytes[given..]) {
@@ -166,7 +166,7 @@ guest!(
     "2: jmp 2b",
 );
 
-pub fn mmio_widths<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn mmio_widths<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, mmio_code(), 1);
     let mut run = machine.boot();
     let bytes = [0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
@@ -189,7 +189,7 @@ pub fn mmio_widths<H: Hypervisor>(hypervisor: &H) {
 guest!(halt_code, "mov al, 1", "out 1, al", "hlt", "mov al, 2", "out 1, al", "2: jmp 2b");
 
 /// Without a controller to wake it a halted vCPU is the monitor's business.
-pub fn halts_without_controllers<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn halts_without_controllers<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, halt_code(), 0);
     let mut run = machine.boot();
     assert_eq!(run.byte(), 1);
@@ -207,14 +207,14 @@ guest!(
     "ud2",
 );
 
-pub fn triple_fault<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn triple_fault<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, fault_code(), 1);
     assert_eq!(machine.boot().next(), Seen::TripleFault);
 }
 
 guest!(spin_code, "mov al, 1", "out 1, al", "2: pause", "inc rcx", "jmp 2b");
 
-pub fn kicks_a_spin<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn kicks_a_spin<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, spin_code(), 1);
     let mut run = machine.boot();
     assert_eq!(run.byte(), 1);
@@ -232,7 +232,7 @@ pub fn kicks_a_spin<H: Hypervisor>(hypervisor: &H) {
 }
 
 /// A kick before the run ends it at once, and once.
-pub fn kick_before_run<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn kick_before_run<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, spin_code(), 1);
     let mut run = machine.boot();
     let kicker = run.vcpu.kicker();
@@ -246,7 +246,7 @@ pub fn kick_before_run<H: Hypervisor>(hypervisor: &H) {
 
 /// Whenever a kick comes, the run that it meets or precedes ends: another thread kicks 500 times, each time after the last
 /// kick was seen.
-pub fn no_kick_is_lost<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn no_kick_is_lost<H: Hypervisor>(hypervisor: &H) {
     const KICKS: u64 = 500;
     let machine = Machine::new(hypervisor, spin_code(), 1);
     let mut run = machine.boot();
@@ -277,7 +277,7 @@ pub fn no_kick_is_lost<H: Hypervisor>(hypervisor: &H) {
 }
 
 /// A vCPU that sleeps in the hypervisor's own controllers is kicked out too.
-pub fn kick_out_of_a_halt<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn kick_out_of_a_halt<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, halt_code(), 1);
     let mut run = machine.boot();
     assert_eq!(run.byte(), 1);
@@ -291,7 +291,7 @@ pub fn kick_out_of_a_halt<H: Hypervisor>(hypervisor: &H) {
     });
 }
 
-pub fn kick_after_the_end<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn kick_after_the_end<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, spin_code(), 1);
     let run = machine.boot();
     let kicker = run.vcpu.kicker();
@@ -323,7 +323,7 @@ guest!(
 
 /// An accepted doorbell rings for its value and width alone; any other write, and a write after the withdrawal, is an exit. One that
 /// was refused is an exit from the start.
-pub fn doorbells<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn doorbells<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, doorbell_code(), 1);
     let bells = [Notifier::new().unwrap(), Notifier::new().unwrap(), Notifier::new().unwrap()];
     let at = DoorbellAddress::Mmio(DEVICE + 0x50);
@@ -357,7 +357,7 @@ pub fn doorbells<H: Hypervisor>(hypervisor: &H) {
 guest!(slot_code, "mov rbx, 0x40000000", "2: mov eax, dword ptr [rbx]", "out 1, eax", "jmp 2b",);
 
 /// Memory appears and disappears while the machine runs.
-pub fn slots_come_and_go<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn slots_come_and_go<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, slot_code(), 1);
     let mut run = machine.boot();
     for round in 1..4u32 {
@@ -387,7 +387,7 @@ guest!(
 );
 
 /// Reads of a read-only slot go to memory, writes exit and change nothing.
-pub fn read_only_slot<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn read_only_slot<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, read_only_code(), 1);
     let slot = Slot::new(7, 0x4000_0000, 4096, Backing::Anonymous, true).unwrap();
     view(std::slice::from_ref(&slot)).unwrap().write_obj(0x55aau32, GuestAddress(0x4000_0008)).unwrap();
@@ -412,7 +412,7 @@ guest!(
 );
 
 /// Completing takes the answer in, runs nothing of the guest, and loses no kick.
-pub fn completes_without_entering<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn completes_without_entering<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, pending_code(), 1);
     let mut run = machine.boot();
     let scratch = |at: u64| machine.memory.read_obj::<u32>(GuestAddress(SCRATCH + at)).unwrap();
@@ -446,7 +446,7 @@ guest!(
 );
 
 /// All exceptions masked, extended precision: what a kernel that never initialises it relies on.
-pub fn floating_point_state<H: Hypervisor>(hypervisor: &H) {
+pub(crate) fn floating_point_state<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, float_code(), 1);
     let mut run = machine.boot();
     assert_eq!([run.word(), run.word()], [0x37f, 0x1f80]);
@@ -469,7 +469,7 @@ guest!(
 );
 
 /// Each vCPU is made on its own thread and knows its place. (Only the first runs: the others wait for its start-up message.)
-pub fn several_vcpus<H: Hypervisor>(hypervisor: &H)
+pub(crate) fn several_vcpus<H: Hypervisor>(hypervisor: &H)
 where
     H::Vm: Sync,
 {

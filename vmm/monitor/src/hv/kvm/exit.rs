@@ -24,6 +24,8 @@ pub(super) enum Decoded<'a> {
     Exit(Exit<'a>),
     /// Enter again: nothing to be done.
     Again,
+    /// The guest ended the level-triggered interrupt of this vector.
+    EndOfInterrupt(u8),
     /// The guest did what KVM cannot run; the instruction's address is to be added.
     Fault(String),
 }
@@ -51,6 +53,12 @@ impl RunPage {
             kvm::KVM_EXIT_HLT => return Decoded::Exit(Exit::Halted),
             kvm::KVM_EXIT_SHUTDOWN => return Decoded::Exit(Exit::TripleFault),
             kvm::KVM_EXIT_INTR | kvm::KVM_EXIT_IRQ_WINDOW_OPEN => return Decoded::Again,
+            kvm::KVM_EXIT_IOAPIC_EOI => {
+                // SAFETY: the reason says which field of the union the kernel filled.
+                return Decoded::EndOfInterrupt(unsafe {
+                    (&raw const (*run).__bindgen_anon_1.eoi.vector).read()
+                });
+            }
             kvm::KVM_EXIT_SYSTEM_EVENT => {
                 // SAFETY: the reason says which field of the union the kernel filled.
                 let kind = unsafe { (&raw const (*run).__bindgen_anon_1.system_event.type_).read() };

@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
 use kvm_ioctls::VmFd;
 
 use super::super::HvError;
+use super::ioapic::{IoApic, Message};
 use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
 
@@ -20,6 +22,8 @@ pub(super) struct Inner {
     pub(super) supported: Vec<Leaf>,
     /// Registered slots, which keep their host ranges mapped.
     pub(super) slots: Mutex<BTreeMap<u32, Slot>>,
+    /// Ours, where the kernel has none.
+    pub(super) io_apic: OnceLock<Mutex<IoApic>>,
 }
 
 /// The descriptor of one of the bindings' types, which own theirs and do not lend it.
@@ -30,4 +34,65 @@ pub(super) fn lend(owner: &impl AsRawFd) -> BorrowedFd<'_> {
 
 pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvError {
     move |error| HvError::Call { call, source: error.into() }
+}
+
+/// The I/O APIC that is ours.
+impl Inner {
+    pub(super) fn io_apic(&self) -> Option<MutexGuard<'_, IoApic>> {
+        self.io_apic.get().map(|apic| apic.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves a read of the I/O APIC; `false` when the address is none of its.
+    pub(super) fn io_apic_read(&self, address: u64, data: &mut [u8]) -> bool {
+        let served = IoApic::offset(address).zip(self.io_apic());
+        served.is_some_and(|(offset, apic)| {
+            apic.read(offset, data);
+            true
+        })
+    }
+
+    /// Serves a write to the I/O APIC; `false` when the address is none of its.
+    pub(super) fn io_apic_write(&self, address: u64, data: &[u8]) -> Result<bool, HvError> {
+        let Some((offset, mut apic)) = IoApic::offset(address).zip(self.io_apic()) else { return Ok(false) };
+        let written = apic.write(offset, data);
+        if written.levels_changed {
+            // Under the lock, so that the last change is the one that counts.
+            self.report_ends(&apic.levels())?;
+        }
+        drop(apic);
+        self.signal(written.message);
+        Ok(true)
+    }
+
+    /// The guest ended a level-triggered interrupt.
+    pub(super) fn io_apic_end(&self, vector: u8) {
+        let due = self.io_apic().map(|mut apic| apic.end(vector));
+        self.signal(due.unwrap_or_default());
+    }
+
+    /// KVM reports the end of those interrupts alone that it knows as routes.
+    fn report_ends(&self, levels: &[(usize, Message)]) -> Result<(), HvError> {
+        let route = |(pin, message): &(usize, Message)| {
+            let mut entry = kvm_irq_routing_entry {
+                gsi: u32::try_from(*pin).unwrap_or(u32::MAX),
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..kvm_irq_routing_entry::default()
+            };
+            entry.u.msi.address_lo = message.address;
+            entry.u.msi.data = message.data;
+            entry
+        };
+        let routes: Vec<_> = levels.iter().map(route).collect();
+        let routes = KvmIrqRouting::from_entries(&routes)
+            .map_err(|_| HvError::Missing { capability: "room for all interrupt routes" })?;
+        self.fd.set_gsi_routing(&routes).map_err(failed("KVM_SET_GSI_ROUTING"))
+    }
+
+    /// Delivers messages. One whose destination the guest made up reaches nobody, as on a bus.
+    pub(super) fn signal(&self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            let msi = kvm_msi { address_lo: message.address, data: message.data, ..kvm_msi::default() };
+            let _nobody = self.fd.signal_msi(msi);
+        }
+    }
 }

@@ -37,7 +37,7 @@ pub struct KvmVcpu {
     kick: Receiver,
     run: RunPage,
     fd: VcpuFd,
-    _machine: Arc<Inner>,
+    machine: Arc<Inner>,
 }
 
 /// KVM's form of KVM_SET_SIGNAL_MASK with the mask behind it.
@@ -136,7 +136,7 @@ impl KvmVcpu {
         let mut fd = machine.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         let run = RunPage { page: NonNull::from(fd.get_kvm_run()), len: machine.fd.run_size() };
         let kick = Receiver::new(run.immediate_exit())?;
-        let vcpu = Self { kick, run, fd, _machine: Arc::clone(machine) };
+        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine) };
         vcpu.set_signal_mask()?;
 
         // Not every KVM tells, and the guest finds the frequency out by kvm-clock too.
@@ -182,6 +182,21 @@ impl KvmVcpu {
         unsafe { ioctl(lend(&self.fd), NoArg::<{ opcode::none(KVMIO, 0x80) }>::new()) }
     }
 
+    /// Serves what is this room's business: the I/O APIC that is ours. Everything else is handed on.
+    fn serve<'a>(&self, exit: Exit<'a>) -> Result<Option<Exit<'a>>, HvError> {
+        match exit {
+            Exit::MmioRead { address, data } => {
+                let served = self.machine.io_apic_read(address, data);
+                Ok((!served).then_some(Exit::MmioRead { address, data }))
+            }
+            Exit::MmioWrite { address, data } => {
+                let served = self.machine.io_apic_write(address, data)?;
+                Ok((!served).then_some(Exit::MmioWrite { address, data }))
+            }
+            exit => Ok(Some(exit)),
+        }
+    }
+
     fn fault<'a>(&self, text: &str) -> Exit<'a> {
         match self.fd.get_regs() {
             Ok(registers) => Exit::Fault(format!("{text} at {:#x}", registers.rip)),
@@ -225,7 +240,12 @@ impl Vcpu for KvmVcpu {
             }
             // SAFETY: the page is mapped while `self` lives, which the value borrows exclusively: no KVM_RUN, no second value.
             match unsafe { self.run.exit() } {
-                Decoded::Exit(exit) => return Ok(exit),
+                Decoded::Exit(exit) => {
+                    if let Some(exit) = self.serve(exit)? {
+                        return Ok(exit);
+                    }
+                }
+                Decoded::EndOfInterrupt(vector) => self.machine.io_apic_end(vector),
                 Decoded::Again => {}
                 Decoded::Fault(text) => return Ok(self.fault(&text)),
             }
@@ -233,18 +253,26 @@ impl Vcpu for KvmVcpu {
     }
 
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
-        self.kick.set_immediate_exit(1);
-        let result = self.enter();
-        self.kick.set_immediate_exit(0);
-        match result {
-            Err(Errno::INTR | Errno::AGAIN) => Ok(Exit::Kicked),
-            Err(errno) => self.refused(errno),
+        loop {
+            self.kick.set_immediate_exit(1);
+            let result = self.enter();
+            self.kick.set_immediate_exit(0);
+            match result {
+                Err(Errno::INTR | Errno::AGAIN) => return Ok(Exit::Kicked),
+                Err(errno) => return self.refused(errno),
+                Ok(()) => {}
+            }
             // SAFETY: as in `run`.
-            Ok(()) => match unsafe { self.run.exit() } {
-                Decoded::Exit(exit) => Ok(exit),
-                Decoded::Again => Ok(Exit::Kicked),
-                Decoded::Fault(text) => Ok(self.fault(&text)),
-            },
+            match unsafe { self.run.exit() } {
+                Decoded::Exit(exit) => {
+                    if let Some(exit) = self.serve(exit)? {
+                        return Ok(exit);
+                    }
+                }
+                Decoded::EndOfInterrupt(vector) => self.machine.io_apic_end(vector),
+                Decoded::Again => return Ok(Exit::Kicked),
+                Decoded::Fault(text) => return Ok(self.fault(&text)),
+            }
         }
     }
 

@@ -7,16 +7,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_ioeventfd, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_ioeventfd, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use rustix::ioctl::{Setter, ioctl, opcode};
 
 use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, Vm};
 use super::inner::{Inner, failed, lend};
+use super::ioapic::{self, IoApic};
 use super::vcpu::KvmVcpu;
 use crate::arch::x86_64::layout;
 use crate::memory::Slot;
@@ -41,7 +42,7 @@ impl KvmVm {
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let supported = cpuid.as_slice().iter().map(super::vcpu::leaf).collect();
-        Ok(Self(Arc::new(Inner { fd, supported, slots: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { fd, supported, slots: Mutex::default(), io_apic: OnceLock::new() })))
     }
 }
 
@@ -118,12 +119,17 @@ impl Vm for KvmVm {
         tolerate(fd.set_tss_address(address)).map_err(failed("KVM_SET_TSS_ADDR"))?;
         tolerate(fd.set_identity_map_address(layout::KVM_IDENTITY_MAP))
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
         if plan.legacy_timer {
+            fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
             // Port 0x61 answers as if a speaker were there, or kernels that look for the timer's output wait in vain.
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
-            fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
+            return fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"));
         }
+        // Local APICs in the kernel, everything else here.
+        let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
+        split.args[0] = u64::try_from(ioapic::PINS).unwrap_or(0);
+        fd.enable_cap(&split).map_err(failed("KVM_CAP_SPLIT_IRQCHIP"))?;
+        self.0.io_apic.get_or_init(|| Mutex::new(IoApic::new()));
         Ok(())
     }
 
@@ -159,8 +165,8 @@ fn tolerate(result: Result<(), kvm_ioctls::Error>) -> Result<(), kvm_ioctls::Err
     }
 }
 
-/// A line of the in-kernel controllers. KVM_IRQ_LINE injects at once; an irqfd would need a registration a line and takes a detour
-/// through a kernel worker for anything but a message-signalled interrupt.
+/// A line: of the kernel's controllers by KVM_IRQ_LINE, of ours by KVM_SIGNAL_MSI. Both inject at once; an irqfd would need a
+/// registration a line and takes a detour through a kernel worker for anything but a message-signalled interrupt.
 #[derive(Debug)]
 struct Line {
     machine: Arc<Inner>,
@@ -174,16 +180,24 @@ impl IrqLine for Line {
     }
 
     fn set(&self, high: bool) -> io::Result<()> {
-        self.machine.fd.set_irq_line(self.gsi, high).map_err(Into::into)
+        let Some(mut apic) = self.machine.io_apic() else {
+            return self.machine.fd.set_irq_line(self.gsi, high).map_err(Into::into);
+        };
+        let message = usize::try_from(self.gsi).ok().and_then(|pin| apic.set_line(pin, high));
+        drop(apic);
+        self.machine.signal(message);
+        Ok(())
     }
 }
 
 /// The ioctls that a running machine still makes on its descriptors, by number: what a filter of system calls must let through.
-pub const RUNTIME_IOCTLS: [u32; 6] = [
+pub const RUNTIME_IOCTLS: [u32; 8] = [
     opcode::none(KVMIO, 0x80),
     opcode::write::<kvm_bindings::kvm_irq_level>(KVMIO, 0x61),
     opcode::write::<kvm_ioeventfd>(KVMIO, 0x79),
     opcode::write::<kvm_userspace_memory_region>(KVMIO, 0x46),
     opcode::read::<kvm_bindings::kvm_regs>(KVMIO, 0x81),
     opcode::none(KVMIO, 0xad),
+    opcode::write::<kvm_msi>(KVMIO, 0xa5),
+    opcode::write::<[u8; 8]>(KVMIO, 0x6a),
 ];
