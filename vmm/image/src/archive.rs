@@ -40,6 +40,7 @@ pub(crate) struct Archive {
     name: String,
     whole: Blob,
     compression: Compression,
+    json_bytes: u64,
     members: HashMap<String, Member>,
     /// The uncompressed archive, where layers are read from; `None` while it is not there.
     plain: Option<Arc<File>>,
@@ -156,7 +157,8 @@ impl Archive {
         let compression = Compression::of(&start)
             .map_err(|method| SourceError::ArchiveCompression { name: name.clone(), method })?;
         let plain = (compression == Compression::None).then(|| file.clone());
-        let mut archive = Self { name: name.clone(), whole, compression, members: HashMap::new(), plain };
+        let (members, json_bytes) = (HashMap::new(), limits.json_bytes);
+        let mut archive = Self { name: name.clone(), whole, compression, json_bytes, members, plain };
         if compression == Compression::None {
             let input = Seeking(Buffered::new(archive.whole.reader(), HEADERS, u64::MAX));
             archive.members = archive.index(input, limits, false)?;
@@ -320,6 +322,9 @@ impl Files for Archive {
             (Some(kept), _) => Bytes::Memory(kept.clone()),
             (None, Some(file)) => Bytes::File { file: file.clone(), offset, size },
             (None, None) if size == 0 => Bytes::Memory(Arc::new([])),
+            (None, None) if size > self.json_bytes => {
+                return Err(SourceError::JsonTooLarge { name, size, limit: self.json_bytes });
+            }
             // It was of a size to be JSON, and did not look like it or came after too much of it.
             (None, None) => return Err(SourceError::NotA { name, wanted: "JSON" }),
         };

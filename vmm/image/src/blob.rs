@@ -51,7 +51,8 @@ impl Blob {
 
     /// All of it. The caller has checked that the size is bearable.
     pub(crate) fn read_all(&self) -> io::Result<Vec<u8>> {
-        let mut data = Vec::new();
+        // One byte more, so that the end is found without growing.
+        let mut data = Vec::with_capacity(usize::try_from(self.size()).unwrap_or(0).saturating_add(1));
         self.reader().read_to_end(&mut data)?;
         if to_u64(data.len()) != self.size() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -89,6 +90,9 @@ impl Read for BlobReader {
             Bytes::File { file, offset, size } => {
                 let most = usize::try_from(size.saturating_sub(self.at)).unwrap_or(usize::MAX);
                 let most = most.min(out.len());
+                if most == 0 {
+                    return Ok(0);
+                }
                 file.read_at(&mut out[..most], offset.saturating_add(self.at))?
             }
             Bytes::Memory(bytes) => {

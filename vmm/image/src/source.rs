@@ -229,11 +229,11 @@ impl LayerRef {
 }
 
 pub(crate) fn read_json(files: &dyn Files, path: &str, limits: &Limits) -> Result<Vec<u8>, SourceError> {
-    let size = files.size(path)?;
-    if size > limits.json_bytes {
-        return Err(SourceError::JsonTooLarge { name: path.to_owned(), size, limit: limits.json_bytes });
-    }
     let blob = files.open(path)?;
+    let (size, limit) = (blob.size(), limits.json_bytes);
+    if size > limit {
+        return Err(SourceError::JsonTooLarge { name: blob.name, size, limit });
+    }
     match blob.read_all() {
         Ok(data) if data.is_empty() => Err(SourceError::Empty { name: blob.name }),
         Ok(data) => Ok(data),

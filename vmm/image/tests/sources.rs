@@ -47,6 +47,7 @@ fn platform(os: &str, arch: &str) -> String {
 
 #[test]
 fn tags_platforms_and_nested_indexes() {
+    let arch = *ARCH;
     let place = Place::default();
     let layout = Layout::new(&place.path("layout"));
     let image = |text: &str, more: &str| {
@@ -58,12 +59,12 @@ fn tags_platforms_and_nested_indexes() {
             format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{}]}}"#, manifests.join(","));
         layout.descriptor(INDEX, text.as_bytes(), more)
     };
-    let other = if ARCH == "amd64" { "arm64" } else { "amd64" };
+    let other = if *ARCH == "amd64" { "arm64" } else { "amd64" };
     let multi = nested(
         &[
             image("other", &platform("linux", other)),
-            image("windows", &platform("windows", ARCH)),
-            image("host", &platform("linux", ARCH)),
+            image("windows", &platform("windows", &ARCH)),
+            image("host", &platform("linux", &ARCH)),
             image("attestation", &platform("unknown", "unknown")),
         ],
         &tagged("multi"),
@@ -80,7 +81,7 @@ fn tags_platforms_and_nested_indexes() {
         refusal(&other, &layout.reference()).contains("several images; add a tag: foreign, multi, one, two")
     );
     let message = refusal(&other, &tag("foreign"));
-    assert!(message.contains(&format!("no image for linux/{ARCH}; there are: linux/s390x")), "{message}");
+    assert!(message.contains(&format!("no image for linux/{arch}; there are: linux/s390x")), "{message}");
 
     // One image under two tags needs none.
     layout.index(&[image("one", &tagged("a")), image("one", &tagged("b"))]);
@@ -223,6 +224,7 @@ fn damaged_layouts() {
 
 #[test]
 fn a_configuration_that_does_not_fit() {
+    let arch = *ARCH;
     let place = Place::default();
     let layout = Layout::new(&place.path("layout"));
     let tar = layer("x");
@@ -233,7 +235,7 @@ fn a_configuration_that_does_not_fit() {
         (Layout::config(&[wrong], "{}"), format!("the configuration lists {wrong}")),
         (Layout::config(&[], "{}"), "lists 0 layers, and the manifest 1".to_owned()),
         (Layout::config(&[id, id], "{}"), "lists 2 layers, and the manifest 1".to_owned()),
-        (good.replace(ARCH, "riscv64"), format!("for linux/riscv64, and this host runs linux/{ARCH}")),
+        (good.replace(*ARCH, "riscv64"), format!("for linux/riscv64, and this host runs linux/{arch}")),
         (good.replace("linux", "windows"), "for windows/".to_owned()),
         (good.replace("sha256:", "sha256:../"), "malformed digest".to_owned()),
         ("{}".to_owned(), "not the JSON".to_owned()),
@@ -339,6 +341,11 @@ fn docker_archives() {
         (gzip(&tar)[..200].to_vec(), "not a usable tar archive"),
         (b"BZh91AY&SY".to_vec(), "compressed with bzip2"),
         (vec![0; 1024], "`manifest.json` in"),
+        (
+            gzip(&Tar::default().add(file("manifest.json"), &vec![b'['; 5 << 20]).end()),
+            "over the limit of 4194304",
+        ),
+        (gzip(&Tar::default().add(file("manifest.json"), b"no").end()), "is not JSON"),
         (Tar::default().add(file("manifest.json"), b"[]").end(), "lists no image"),
         (docker_archive(&[("gone", b"->nowhere")], &[&lower], "null").end(), "`gone` in"),
         (docker_archive(&[("a", b"->b"), ("b", b"->a")], &[&lower, &lower], "null").end(), "`a` in"),

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use nelly_image::{Digest, Image, ImageError, Limits, Reference, Silent, Store, StoreOptions};
 
 use super::erofs::{Item, Reader};
 
-pub const ARCH: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+/// The host's architecture as images name it.
+pub static ARCH: LazyLock<&str> = LazyLock::new(|| match std::env::consts::ARCH {
+    "aarch64" => "arm64",
+    _ => "amd64",
+});
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pack {
@@ -53,8 +58,9 @@ impl Layout {
 
     pub fn config(diff_ids: &[Digest], config: &str) -> String {
         let ids: Vec<String> = diff_ids.iter().map(|id| format!("\"{id}\"")).collect();
+        let arch = *ARCH;
         format!(
-            r#"{{"architecture":"{ARCH}","os":"linux","config":{config},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+            r#"{{"architecture":"{arch}","os":"linux","config":{config},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
             ids.join(",")
         )
     }

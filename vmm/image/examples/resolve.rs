@@ -1,0 +1,55 @@
+//! Resolves an image and says how long each phase took: `resolve CACHE_DIR IMAGE`.
+
+use std::time::{Duration, Instant};
+
+use nelly_image::{Phase, Progress, Reference, Store, StoreOptions};
+
+/// Takes the time of each phase.
+#[derive(Default)]
+struct Clock {
+    phases: Vec<(Phase, Duration, u64)>,
+    current: Option<(Phase, Instant, u64)>,
+}
+
+impl Clock {
+    fn end(&mut self) {
+        if let Some((phase, start, done)) = self.current.take() {
+            self.phases.push((phase, start.elapsed(), done));
+        }
+    }
+}
+
+impl Progress for Clock {
+    fn update(&mut self, phase: Phase, done: u64, _total: Option<u64>) {
+        match &mut self.current {
+            Some((current, _, bytes)) if *current == phase => *bytes = done,
+            _ => {
+                self.end();
+                self.current = Some((phase, Instant::now(), done));
+            }
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let (Some(cache), Some(word)) = (args.next(), args.next()) else {
+        return Err("usage: resolve CACHE_DIR IMAGE".into());
+    };
+    let reference: Reference = word.parse()?;
+    let store = Store::open(StoreOptions::new(cache))?;
+    let mut clock = Clock::default();
+    let start = Instant::now();
+    let image = store.resolve(&reference, &mut clock)?;
+    let whole = start.elapsed();
+    clock.end();
+    for (phase, time, bytes) in &clock.phases {
+        println!("{phase}: {time:.1?}, {bytes} bytes");
+    }
+    let rate = image.disk_bytes.checked_div(u64::try_from(whole.as_micros())?).unwrap_or(0);
+    println!(
+        "{} cached {} disk {} bytes in {whole:.1?} ({rate} MB/s)",
+        image.digest, image.cached, image.disk_bytes
+    );
+    Ok(())
+}
