@@ -290,7 +290,8 @@ impl LayerBlob {
                 LayerStream { full, empty, chunk, at, hasher, left: budget, over: false, shared };
             let applied = apply(&mut stream);
             let LayerStream { full, hasher, over, .. } = stream;
-            if matches!(applied, Err(LayerError::Cancelled)) {
+            // These have nothing to do with the layer's bytes; after others the rest is still verified.
+            if matches!(applied, Err(LayerError::Cancelled | LayerError::Write { .. })) {
                 shared.stop.store(true, Ordering::Relaxed);
             }
             drop(full);
