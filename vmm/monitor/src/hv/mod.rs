@@ -11,6 +11,7 @@ pub mod hvf;
 pub mod kvm;
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 mod never;
+pub mod probe;
 
 use std::io;
 use std::sync::Arc;

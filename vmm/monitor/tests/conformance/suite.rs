@@ -499,3 +499,13 @@ where
     });
     assert_eq!(ready.load(Ordering::SeqCst), 2);
 }
+
+/// Probing takes well under a second and answers for each kind of instruction.
+pub(crate) fn probes<H: Hypervisor>(hypervisor: &H) {
+    let start = Instant::now();
+    let findings = nelly_vmm::hv::probe::probe(hypervisor).unwrap();
+    let took = start.elapsed();
+    println!("{findings:?} in {took:?}");
+    assert_eq!(findings.len(), 3);
+    assert!(took < Duration::from_secs(2), "{took:?}: each guest has 150 ms, the rest is a busy host's");
+}
