@@ -150,7 +150,7 @@ fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result
     if read_u32(&mut reader)? != Some(LZ4_LEGACY_MAGIC) {
         return Err(corrupt("the magic number is missing"));
     }
-    let mut packed = Vec::new();
+    let (mut packed, mut block) = (Vec::new(), vec![0; LZ4_BLOCK]);
     while let Some(word) = read_u32(&mut reader)? {
         if word == LZ4_LEGACY_MAGIC {
             continue; // Frames may follow one another.
@@ -166,14 +166,12 @@ fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result
         }
         packed.resize(len, 0);
         reader.read_exact(&mut packed)?;
-        let start = out.len();
-        out.resize(start + LZ4_BLOCK, 0);
-        let got = lz4_flex::block::decompress_into(&packed, &mut out[start..])
+        let got = lz4_flex::block::decompress_into(&packed, &mut block)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        out.truncate(start + got);
-        if out.len() as u64 > limit {
+        if (out.len() + got) as u64 > limit {
             return Err(Failure::TooLarge);
         }
+        out.extend_from_slice(&block[..got]);
     }
     if out.is_empty() { Err(corrupt("it holds no block")) } else { Ok(()) }
 }

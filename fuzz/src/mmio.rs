@@ -1,0 +1,176 @@
+//! A driver made of arbitrary register accesses and memory writes against a virtio-mmio transport with a device behind it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nelly_vmm::bus::BusDevice;
+use nelly_vmm::sys::Poller;
+use nelly_vmm::virtio::device::{Registrar, Running, WorkerHost};
+use nelly_vmm::virtio::rng::Rng;
+use nelly_vmm::virtio::testing::{CountingLine, memory};
+use nelly_vmm::virtio::transport::{MmioTransport, Transport};
+use vm_memory::{Bytes as _, GuestAddress};
+
+use super::Bytes;
+
+const MEMORY: usize = 64 << 10;
+/// Accesses of one input.
+const STEPS: usize = 400;
+
+/// Runs workers on a loop that turns when it is told to.
+#[derive(Default)]
+struct Host {
+    starts: Mutex<Vec<Running>>,
+    stops: Mutex<Vec<u16>>,
+}
+
+impl WorkerHost for Host {
+    fn start(&self, running: Running) {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).push(running);
+    }
+
+    fn stop(&self, slot: u16) {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+    }
+}
+
+/// The loop.
+struct Loop {
+    host: Arc<Host>,
+    poller: Poller,
+    running: Option<Running>,
+}
+
+impl Loop {
+    fn turn(&mut self) {
+        for mut running in
+            std::mem::take(&mut *self.host.starts.lock().unwrap_or_else(PoisonError::into_inner))
+        {
+            running.start(&self.poller);
+            self.running = Some(running);
+        }
+        if !std::mem::take(&mut *self.host.stops.lock().unwrap_or_else(PoisonError::into_inner)).is_empty()
+            && let Some(running) = self.running.take()
+        {
+            running.stop(&self.poller);
+        }
+        let mut ready = Vec::new();
+        for _ in 0..10_000 {
+            self.poller.wait(&mut ready, Some(Duration::ZERO)).expect("a poller");
+            let Some(running) = self.running.as_mut().filter(|_| !ready.is_empty()) else { return };
+            for event in &ready {
+                running.ready(&self.poller, Registrar::split(event.token).1, event.interest);
+            }
+        }
+        panic!("the worker never comes to rest");
+    }
+}
+
+/// Carries out accesses of eight bytes each: a kind (bit 0 write, bits 1 and 2 the width, all set: memory), a register in words, a value, and the
+/// place in memory that is written instead.
+///
+/// # Panics
+/// When the transport or the device does.
+pub fn run(data: &[u8]) {
+    let _ = interrupts(data);
+}
+
+/// As [`run`]; whether the device interrupted its driver.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn interrupts(data: &[u8]) -> bool {
+    let line = Arc::new(CountingLine::default());
+    let memory = memory(MEMORY);
+    let host = Arc::new(Host::default());
+    let mut transport = MmioTransport(Transport::new(3, memory.clone(), line.clone(), host.clone()));
+    transport.0.attach(Box::new(Rng)).expect("an empty slot");
+    let mut workers = Loop { host, poller: Poller::new().expect("a poller"), running: None };
+    let mut input = Bytes(data);
+    for _ in 0..STEPS {
+        if input.is_empty() {
+            break;
+        }
+        let [kind, register, a, b, c, d, low, high] = input.take();
+        let (write, value) = (kind & 1 != 0, [a, b, c, d, a, b, c, d]);
+        let mut width = 1 << (kind >> 1 & 3);
+        if kind >> 3 == 31 {
+            let at = u64::from(u16::from_le_bytes([low, high])) & 0xfff8;
+            memory.write_slice(&value, GuestAddress(at)).expect("inside memory");
+            continue;
+        }
+        // Most accesses are of the width that counts.
+        if kind & 0x80 == 0 {
+            width = 4;
+        }
+        let offset = (u64::from(register) << 2) + u64::from(low & 3) * u64::from(kind & 0x80 != 0);
+        if write {
+            let _ = transport.write(offset, &value[..width]);
+        } else {
+            let mut answer = [0; 8];
+            transport.read(offset, &mut answer[..width]);
+        }
+        workers.turn();
+    }
+    // What a hostile driver left behind must not keep a sound one from the device.
+    let _ = transport.write(0x70, &[0; 4]);
+    workers.turn();
+    let mut status = [0xff; 4];
+    transport.read(0x70, &mut status);
+    assert_eq!(status, [0; 4], "a reset puts the device back");
+    line.take() > 0
+}
+
+/// A driver that starts the entropy device and asks it for bytes, then resets it.
+#[must_use]
+pub fn seeds() -> Vec<Vec<u8>> {
+    let write = |register: u8, value: u32| {
+        let [a, b, c, d] = value.to_le_bytes();
+        [5, register / 4, a, b, c, d, 0, 0]
+    };
+    let read = |register: u8| [4, register / 4, 0, 0, 0, 0, 0, 0];
+    let poke = |at: u16, value: u32| {
+        let ([a, b, c, d], [low, high]) = (value.to_le_bytes(), at.to_le_bytes());
+        [0xf8, 0, a, b, c, d, low, high]
+    };
+    let start = [
+        read(0),
+        read(4),
+        read(8),
+        write(0x70, 0),
+        write(0x70, 1),
+        write(0x70, 3),
+        write(0x14, 0),
+        read(0x10),
+        write(0x14, 1),
+        read(0x10),
+        write(0x24, 1),
+        write(0x20, 1),
+        write(0x70, 11),
+        read(0x70),
+        write(0x30, 0),
+        read(0x34),
+        write(0x38, 8),
+        write(0x80, 0),
+        write(0x84, 0),
+        write(0x90, 0x100),
+        write(0x94, 0),
+        write(0xa0, 0x200),
+        write(0xa4, 0),
+        write(0x44, 1),
+        write(0x70, 15),
+    ]
+    .concat();
+    // Memory is written eight bytes at a time, the value twice: 0x1000 bytes at 0x1000 are a descriptor good enough.
+    let ask = [
+        poke(0, 0x1000),
+        poke(8, 0x0002_0010),
+        poke(0x100, 0x0001_0000),
+        write(0x50, 0),
+        read(0x60),
+        write(0x64, 1),
+    ];
+    let whole = [start.as_slice(), &ask.concat(), &write(0x70, 0)].concat();
+    vec![start, whole]
+}

@@ -1,0 +1,139 @@
+//! Every fuzz target on its seeds and on some thousand mutations of them: the same ones in every run, on the stable compiler. `make fuzz`
+//! runs the same targets for long.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "a library of its own for the fuzzer")]
+mod targets;
+
+use std::path::Path;
+
+/// A generator that always gives the same numbers (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Less than `end`, which is not 0.
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() >> 16).unwrap_or(0) % end
+    }
+}
+
+/// Values that lengths and indexes break at.
+const EDGES: [u64; 10] =
+    [0, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, i64::MAX.cast_unsigned(), u64::MAX];
+
+/// Changes `input` in one to eight places.
+fn mutate(random: &mut Random, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+    for _ in 0..=random.below(8) {
+        if input.is_empty() {
+            input.push(0);
+        }
+        let at = random.below(input.len());
+        let len = (1 + random.below(64)).min(input.len() - at);
+        match random.below(9) {
+            0 => input[at] ^= 1 << random.below(8),
+            1 => input[at] = random.next().to_le_bytes()[0],
+            // Headers are small, and at the start.
+            2 | 3 => {
+                let at = random.below(input.len().min(256));
+                let edge = EDGES[random.below(EDGES.len())].to_le_bytes();
+                let width = (1 << random.below(4)).min(input.len() - at);
+                input[at..at + width].copy_from_slice(&edge[..width]);
+            }
+            4 => {
+                let edge = EDGES[random.below(EDGES.len())].wrapping_add(random.next() & 15).to_be_bytes();
+                let width = (1 << random.below(4)).min(input.len() - at);
+                input[at..at + width].copy_from_slice(&edge[8 - width..]);
+            }
+            5 => input.truncate(at),
+            6 => {
+                let piece = input[at..at + len].to_vec();
+                input.splice(at..at, piece);
+            }
+            7 => drop(input.drain(at..at + len)),
+            _ => {
+                let other = &seeds[random.below(seeds.len())];
+                if !other.is_empty() {
+                    let from = random.below(other.len());
+                    let len = len.min(other.len() - from);
+                    let end = (at + len).min(input.len());
+                    input.splice(at..end, other[from..from + len].iter().copied());
+                }
+            }
+        }
+    }
+    input.truncate(1 << 20);
+}
+
+fn corpus(name: &str) {
+    let target = targets::TARGETS.iter().find(|target| target.name == name).expect("a target");
+    let seeds = (target.seeds)();
+    assert!(!seeds.is_empty());
+    let started = std::time::Instant::now();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let inputs = seeds.iter().cloned().map(|seed| (seed, false));
+    let mutated = (0..target.rounds).map(|round| (seeds[round as usize % seeds.len()].clone(), true));
+    for (mut input, change) in inputs.chain(mutated) {
+        if change {
+            mutate(&mut random, &mut input, &seeds);
+        }
+        if let Err(panic) = std::panic::catch_unwind(|| (target.run)(&input)) {
+            let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
+            std::fs::write(&file, &input).unwrap();
+            eprintln!("{name} failed on {} bytes, kept as {}", input.len(), file.display());
+            std::panic::resume_unwind(panic);
+        }
+    }
+    println!("{name}: {} seeds and {} mutations in {:?}", seeds.len(), target.rounds, started.elapsed());
+}
+
+#[test]
+fn agent() {
+    corpus("agent");
+}
+
+#[test]
+fn kernel() {
+    corpus("kernel");
+}
+
+#[test]
+fn layers() {
+    corpus("layers");
+}
+
+#[test]
+fn mmio() {
+    corpus("mmio");
+}
+
+#[test]
+fn queue() {
+    corpus("queue");
+}
+
+#[test]
+fn vsock() {
+    corpus("vsock");
+}
+
+/// A seed that is refused at once tests nothing behind the first check.
+#[test]
+fn seeds_are_sound_and_every_target_has_its_test() {
+    let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "queue", "vsock"]);
+    assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
+    assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
+    // Without indirect tables negotiated, the second chain breaks the queue.
+    let chains: Vec<_> = targets::queue::seeds().iter().map(|seed| targets::queue::chains(seed)).collect();
+    assert_eq!(chains, [1, 2, 2]);
+    assert!(targets::mmio::interrupts(&targets::mmio::seeds()[1]), "the device answered");
+}
