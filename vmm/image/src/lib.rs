@@ -7,16 +7,13 @@
 //! The crate is synchronous, prints nothing, needs no privilege, unpacks nothing onto the host's file system and
 //! knows no machine. Everything it reads (layouts, archives, layers) is untrusted.
 
-mod archive;
 mod blob;
 mod cache;
 mod digest;
 mod erofs;
 mod error;
 mod layer;
-mod layout;
 mod limits;
-mod manifest;
 mod progress;
 mod reference;
 mod rootfs;

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Config, ImageConfiguration};
 
-use crate::archive::{Archive, SpoolError};
 use crate::cache::{Cache, CacheError, Cached, Scratch};
 use crate::digest::Digest;
 use crate::erofs::{Contents, WRITER_VERSION, WriteError};
 use crate::error::ImageError;
 use crate::layer;
-use crate::layout::LayoutDir;
 use crate::limits::Limits;
-use crate::manifest::host_architecture;
 use crate::progress::{Phase, Progress};
 use crate::reference::Reference;
 use crate::rootfs::{self, RootfsError};
-use crate::source::{Files, LayerRef, Loaded, SourceError, load_docker, load_layout};
+use crate::source::{
+    Archive, Files, LayerRef, LayoutDir, Loaded, SourceError, SpoolError, host_architecture, load_docker,
+    load_layout,
+};
 use crate::tar::Reader;
 use crate::tree::Tree;
 

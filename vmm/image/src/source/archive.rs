@@ -7,10 +7,10 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::layout::open_regular;
+use super::{Files, SourceError};
 use crate::blob::{Blob, BlobReader, Bytes, Compression, read_start};
-use crate::layout::open_regular;
 use crate::limits::Limits;
-use crate::source::{Files, SourceError};
 use crate::tar::{EntryKind, Input, Reader, to_u64};
 
 /// Files in an archive. An image with the most layers has a few thousand.

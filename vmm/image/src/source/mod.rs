@@ -1,5 +1,9 @@
 //! Where images come from: layouts and archives, seen as named files, and what all of them can fail with.
 
+mod archive;
+mod layout;
+mod manifest;
+
 use std::io;
 
 use oci_spec::image::ImageConfiguration;
@@ -8,8 +12,12 @@ use thiserror::Error;
 use crate::blob::{Blob, LayerBlob};
 use crate::digest::{Digest, DigestError};
 use crate::limits::Limits;
-use crate::manifest::{self, Descriptor, Index, Manifest, Target};
 use crate::tar::TarError;
+
+pub(crate) use archive::{Archive, SpoolError};
+pub(crate) use layout::LayoutDir;
+pub(crate) use manifest::host_architecture;
+use manifest::{Descriptor, Index, Manifest, Target};
 
 /// Indexes inside indexes that are followed.
 const NESTED: usize = 4;

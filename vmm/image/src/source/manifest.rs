@@ -6,8 +6,8 @@ use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::SourceError;
 use crate::digest::Digest;
-use crate::source::SourceError;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

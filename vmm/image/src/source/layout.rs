@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::{Files, SourceError};
 use crate::blob::{Blob, Bytes};
-use crate::source::{Files, SourceError};
 
 /// An OCI image layout directory.
 #[derive(Debug)]
