@@ -68,7 +68,7 @@ fn end_machine(word: u8) -> ! {
         // Whatever comes, a close or nothing: what follows is the same.
         let _ = nix::poll::poll(&mut wait, LAST_WORD_MS);
     }
-    sys::machine_end(word != POWER_OFF);
+    sys::reset_machine();
     std::process::exit(1)
 }
 

@@ -14,7 +14,7 @@ pub const READY_PORT: u32 = 500_001;
 
 /// The agent dials the host here as its very last act and sends one byte: [`POWER_OFF`], [`POWER_REBOOT`] or
 /// [`POWER_PANIC`]. The monitor answers this port and ends or resets the machine; the agent waits for the close and then
-/// falls back to reboot(2).
+/// falls back to a reset by reboot(2).
 pub const POWER_PORT: u32 = 500_002;
 
 /// First port that the host may name in `Stdio`; the guest dials it.

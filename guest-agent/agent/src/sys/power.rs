@@ -61,12 +61,9 @@ pub fn add_entropy(device: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) }).map(drop)
 }
 
-/// sync(2) and reboot(2): the last resort when nobody answers on the power port. Returns only if the kernel refuses.
-pub fn machine_end(reboot: bool) {
-    let command = if reboot { libc::RB_AUTOBOOT } else { libc::RB_POWER_OFF };
-    // SAFETY: neither call takes a pointer.
-    unsafe {
-        libc::sync();
-        libc::reboot(command);
-    }
+/// reboot(2): the last resort when nobody answers on the power port. Always a reset: a kernel without a way to power off
+/// would halt instead, and a halted machine runs for ever. Returns only if the kernel refuses.
+pub fn reset_machine() {
+    // SAFETY: no pointer.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
 }
