@@ -1,1 +1,199 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
+use super::*;
+use crate::bus::BusDevice;
+use crate::hv::IrqLine;
+use crate::machine::mailbox::Mailbox;
+
+struct NoLine;
+
+impl IrqLine for NoLine {
+    fn pulse(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set(&self, _high: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Rig {
+    pump: Pump,
+    port: Arc<Mutex<Serial<SerialLine>>>,
+    poller: Poller,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (mailbox, _) = Mailbox::new().unwrap();
+        let (mut pump, line) = Pump::serial(9, mailbox.bell().clone());
+        let port = Arc::new(Mutex::new(Serial::new(line, Arc::new(NoLine))));
+        pump.set_port(&port);
+        Self { pump, port, poller: Poller::new().unwrap() }
+    }
+
+    fn says(&mut self, text: &[u8]) {
+        let mut port = self.port.lock().unwrap();
+        for byte in text {
+            let _ = port.write(0, &[*byte]);
+        }
+    }
+
+    fn status(&mut self) -> u8 {
+        let mut status = [0];
+        self.port.lock().unwrap().read(5, &mut status);
+        status[0]
+    }
+
+    fn turn(&mut self) -> Heard {
+        self.pump.turn(&self.poller)
+    }
+
+    fn attach(&mut self) -> UnixStream {
+        let (ours, theirs) = sys::stream_pair().unwrap();
+        assert!(self.pump.attach(&self.poller, ours).unwrap());
+        self.turn();
+        let stream = UnixStream::from(theirs);
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+}
+
+fn everything(stream: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+    }
+    bytes
+}
+
+#[test]
+fn a_stream_starts_with_the_latest_output_and_can_be_taken_over() {
+    let mut rig = Rig::new();
+    rig.pump.wait_for_stream();
+    rig.says(&[b'x'; 70_000]);
+    rig.turn();
+    rig.says(b"the end");
+    for _ in 0..3 {
+        rig.turn();
+    }
+    let mut first = rig.attach();
+    let bytes = everything(&mut first);
+    assert_eq!(bytes.len(), SOFT_LIMIT);
+    assert!(bytes.ends_with(b"xthe end"));
+    let mut second = rig.attach();
+    assert_eq!(first.read(&mut [0]).unwrap(), 0, "taken over");
+    rig.says(b"more");
+    rig.turn();
+    assert_eq!(everything(&mut second), b"more");
+    // A reader that goes is as none before it.
+    drop(second);
+    rig.says(b"unheard");
+    rig.turn();
+    rig.turn();
+    assert_eq!(everything(&mut rig.attach()), b"unheard");
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_the_guest_and_loses_nothing_silently() {
+    let mut rig = Rig::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    rig.pump.open(None, Some(ours.into()), false);
+    let mut sent = 0;
+    // A guest that watches its transmitter.
+    while rig.status() & 0x20 != 0 {
+        rig.says(&[b'a'; 1000]);
+        rig.turn();
+        sent += 1000;
+        assert!(sent < 10_000_000, "nobody holds the guest");
+    }
+    assert!(sent > SOFT_LIMIT);
+    // One that does not watch it.
+    rig.says(&vec![b'b'; 2 * HARD_LIMIT]);
+    rig.turn();
+    let mut reader = theirs;
+    reader.set_nonblocking(true).unwrap();
+    let mut bytes = Vec::new();
+    loop {
+        let more = everything(&mut reader);
+        rig.turn();
+        if more.is_empty() {
+            break;
+        }
+        bytes.extend(more);
+    }
+    assert_eq!(rig.status() & 0x20, 0x20);
+    let text = String::from_utf8(bytes).unwrap();
+    let count = |letter| text.chars().filter(|c| *c == letter).count();
+    let lost: usize = text.split_once("[nelly: ").unwrap().1.split_once(' ').unwrap().0.parse().unwrap();
+    assert!(lost > 0);
+    assert_eq!(
+        count('b') - "[nelly:  bytes of this console were lost]".matches('b').count() + lost,
+        2 * HARD_LIMIT
+    );
+}
+
+#[test]
+fn the_prefix_reaches_the_monitor_and_everything_else_the_guest() {
+    let mut rig = Rig::new();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    rig.pump.open(Some(ours.into()), None, true);
+    // RTS.
+    let _ = rig.port.lock().unwrap().write(4, &[2]);
+    theirs.write_all(b"a\x01\x01\x01yb\x01").unwrap();
+    assert_eq!(rig.turn(), Heard::Nothing);
+    theirs.write_all(b"x").unwrap();
+    assert_eq!(rig.turn(), Heard::Quit);
+    let mut typed = Vec::new();
+    while rig.status() & 1 != 0 {
+        let mut byte = [0];
+        rig.port.lock().unwrap().read(0, &mut byte);
+        typed.push(byte[0]);
+    }
+    assert_eq!(typed, b"a\x01\x01yb");
+}
+
+#[test]
+fn input_beyond_the_guest_s_room_waits_outside() {
+    let mut rig = Rig::new();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    rig.pump.open(Some(ours.into()), None, false);
+    let _ = rig.port.lock().unwrap().write(4, &[2]);
+    let long: Vec<u8> = (0..20_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    theirs.write_all(&long).unwrap();
+    let mut typed = Vec::new();
+    while typed.len() < long.len() {
+        rig.turn();
+        assert!(rig.status() & 1 != 0, "stuck after {}", typed.len());
+        while rig.status() & 1 != 0 {
+            let mut byte = [0];
+            rig.port.lock().unwrap().read(0, &mut byte);
+            typed.push(byte[0]);
+        }
+    }
+    assert_eq!(typed, long);
+}
+
+#[test]
+fn a_virtio_console_s_pump_moves_both_ways_and_sees_a_panic() {
+    let (mut pump, end) = Pump::console(8).unwrap();
+    let poller = Poller::new().unwrap();
+    let mut guest = UnixStream::from(end);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let second = ours.try_clone().unwrap();
+    pump.open(Some(ours.into()), Some(second.into()), false);
+    guest.write_all(b"Kernel panic - ").unwrap();
+    pump.turn(&poller);
+    assert!(!pump.panicked());
+    guest.write_all(b"not syncing").unwrap();
+    theirs.write_all(b"typed").unwrap();
+    pump.turn(&poller);
+    assert!(pump.panicked());
+    theirs.set_nonblocking(true).unwrap();
+    assert_eq!(everything(&mut theirs), b"Kernel panic - not syncing");
+    assert_eq!(everything(&mut guest), b"typed");
+    pump.forget(&poller);
+}

@@ -76,19 +76,22 @@ pub(super) struct Life {
     /// vCPUs are parked, devices are being parked.
     vcpus_out: bool,
     ending: Option<Ending>,
+    /// What was asked for after that.
+    wish: Option<Ending>,
 }
 
 impl Life {
     pub(super) fn new() -> Self {
-        Self { state: State::Starting, vcpus_out: false, ending: None }
+        Self { state: State::Starting, vcpus_out: false, ending: None, wish: None }
     }
 
     pub(super) fn state(&self) -> State {
         self.state
     }
 
-    pub(super) fn ending(&self) -> Option<&Ending> {
-        self.ending.as_ref()
+    /// Why it ended, and what was asked for after that.
+    pub(super) fn endings(self) -> (Option<Ending>, Option<Ending>) {
+        (self.ending, self.wish)
     }
 
     /// One step.
@@ -110,7 +113,11 @@ impl Life {
                 (Running, vec![Action::RunDevices, Action::RunVcpus])
             }
             (Running, Input::Resume) => (Running, vec![]),
-            (Ends, Input::End(_)) => (Ends, vec![]),
+            // The first end counts. One that the guest would survive does not swallow what somebody else asked for meanwhile.
+            (Ends, Input::End(ending)) => {
+                self.wish.get_or_insert(ending);
+                (Ends, vec![])
+            }
             (Pausing, Input::End(ending)) => {
                 self.ending = Some(ending);
                 (Ends, vec![Action::RefusePause, Action::EndVcpus])
@@ -238,9 +245,9 @@ mod tests {
         assert_eq!(life.step(Input::Pause), Err(Unfit(State::Starting)));
         life.step(Input::End(Ending::Kill)).unwrap();
         assert_eq!(life.step(Input::Resume), Err(Unfit(State::Ending)));
-        assert_eq!(life.ending(), Some(&Ending::Kill));
         life.step(Input::End(Ending::Stop)).unwrap();
-        assert_eq!(life.ending(), Some(&Ending::Kill), "the first end counts");
+        life.step(Input::End(Ending::TimeLimit)).unwrap();
+        assert_eq!(life.endings(), (Some(Ending::Kill), Some(Ending::Stop)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::requests::Holder;
 use super::vcpu::{Command, sentence};
 use super::wire::{self, Received, Receiver, Reply, Request};
-use crate::config::{Endpoint, MachineConfig};
+use crate::config::{Endpoint, MachineConfig, OnReset};
 use crate::hv::{self, HvError, Hypervisor, Vm};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::virtio::device::{Registrar, Running};
@@ -146,9 +146,19 @@ pub(super) struct Loop<V> {
 /// What is left when a machine's run is over.
 struct Ran {
     ending: Ending,
+    /// What was asked for while it ended.
+    wish: Option<Ending>,
     panicked: bool,
     ended_at: Instant,
     remains: Remains,
+}
+
+impl Ran {
+    /// How the machine ended, or `None` for another start.
+    fn reason(&self, on_reset: OnReset) -> Option<EndReason> {
+        let wish = || self.wish.as_ref().and_then(|wish| verdict(wish, self.panicked, on_reset));
+        verdict(&self.ending, self.panicked, on_reset).or_else(wish)
+    }
 }
 
 impl<H: Hypervisor> Server<'_, H> {
@@ -170,7 +180,7 @@ impl<H: Hypervisor> Server<'_, H> {
                     if outcome.starts == 1 {
                         outcome.timings.first_entry_ns = ran.remains.first_entry_ns;
                     }
-                    if let Some(reason) = verdict(&ran.ending, ran.panicked, self.config.on_reset) {
+                    if let Some(reason) = ran.reason(self.config.on_reset) {
                         outcome.reason = reason;
                         outcome.timings.run_ns = nanoseconds(ran.ended_at - self.began);
                         outcome.timings.teardown_ns = nanoseconds(ran.ended_at.elapsed());
@@ -518,7 +528,8 @@ impl<V: Vm> Loop<V> {
         for (_, worker) in workers {
             worker.stop(&poller);
         }
-        let ending = life.ending().cloned().unwrap_or(Ending::Stop);
+        let (ending, wish) = life.endings();
+        let ending = ending.unwrap_or(Ending::Stop);
         let mut remains = machine.take_apart();
         let patience = if ending == Ending::Kill { Duration::ZERO } else { CONSOLE_PATIENCE };
         for pump in &mut remains.pumps {
@@ -526,7 +537,7 @@ impl<V: Vm> Loop<V> {
             pump.finish(patience);
         }
         let panicked = remains.pumps.iter().any(Pump::panicked);
-        Ran { ending, panicked, ended_at, remains }
+        Ran { ending, wish, panicked, ended_at, remains }
     }
 }
 

@@ -1,0 +1,275 @@
+//! The handle on real machines of a few instructions, in a process of their own and in threads of this one: how they end, and that nothing
+//! of them is left. One test, alone in its process, so that counts mean something.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![allow(missing_docs, reason = "a test")]
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nelly_vmm::config::{CpuCount, Endpoint, MachineConfig, MemorySize, OnReset, VsockConfig};
+use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources, State};
+use nelly_vmm::sys::anonymous::memory_file;
+
+/// mov dx, 0x3f8; then each byte: mov al, BYTE; out dx, al
+fn say(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03];
+    for byte in text.bytes() {
+        code.extend([0xb0, byte, 0xee]);
+    }
+    code
+}
+
+/// mov al, 0xfe; out 0x64, al; then jmp $
+const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+/// jmp $
+const SPIN: &[u8] = &[0xeb, 0xfe];
+/// mov dx, 0x600; mov al, 0x34; out dx, al; jmp $
+const OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
+/// xor eax, eax; push rax; push rax; lidt [rsp]; ud2: a table without a handler
+const TRIPLE: &[u8] = &[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b];
+/// Asserts RTS, then sends back what it receives plus one: mov dx, 0x3fc; mov al, 3; out dx, al; again: mov dx, 0x3fd; wait: in al, dx;
+/// test al, 1; jz wait; mov dx, 0x3f8; in al, dx; inc al; out dx, al; jmp again
+const ECHO: &[u8] = &[
+    0x66, 0xba, 0xfc, 0x03, 0xb0, 0x03, 0xee, 0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66,
+    0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee, 0xeb, 0xed,
+];
+
+/// A static ELF file that is nothing but `code`, at 1 MiB.
+fn kernel(code: &[u8]) -> OwnedFd {
+    const ENTRY: u64 = 0x10_0000;
+    let mut image = Vec::from(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    let mut put = |bytes: &[u8]| image.extend_from_slice(bytes);
+    // Executable, x86-64, version 1; entry, program headers, no section headers; flags and sizes.
+    put(&2u16.to_le_bytes());
+    put(&62u16.to_le_bytes());
+    put(&1u32.to_le_bytes());
+    for word in [ENTRY, 64, 0] {
+        put(&word.to_le_bytes());
+    }
+    put(&0u32.to_le_bytes());
+    for half in [64u16, 56, 1, 0, 0, 0] {
+        put(&half.to_le_bytes());
+    }
+    // One segment to load, readable, writable, executable.
+    put(&1u32.to_le_bytes());
+    put(&7u32.to_le_bytes());
+    let size = code.len() as u64;
+    for word in [0x1000, ENTRY, ENTRY, size, size, 0x1000] {
+        put(&word.to_le_bytes());
+    }
+    image.resize(0x1000, 0);
+    image.extend_from_slice(code);
+    let mut file = memory_file("kernel").unwrap();
+    file.write_all(&image).unwrap();
+    file.into()
+}
+
+fn places() -> [Place; 2] {
+    [Place::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() }, Place::Thread]
+}
+
+fn start(place: &Place, code: &[&[u8]], change: impl FnOnce(&mut MachineConfig)) -> Machine {
+    let mut resources = Resources::new();
+    let mut config = MachineConfig::new(resources.add(kernel(&code.concat())));
+    config.memory_bytes = MemorySize::new(16 << 20).unwrap();
+    config.serial = Endpoint::Stream;
+    change(&mut config);
+    Machine::start(&config, resources, place).unwrap()
+}
+
+/// Descriptors, threads, mappings of machines, child processes.
+fn holdings() -> (usize, usize, usize, String) {
+    let count = |path| fs::read_dir(path).unwrap().count();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let machines = maps.lines().filter(|line| line.contains("kvm") || line.contains("memfd")).count();
+    let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    (count("/proc/self/fd"), count("/proc/self/task"), machines, children)
+}
+
+fn ends(place: &Place) {
+    let panic = say("Kernel panic - not syncing: test\n");
+    let table: [(&[&[u8]], EndReason, &str); 5] = [
+        (&[&say("hi\n"), RESET], EndReason::Reset, "hi\n"),
+        (&[OFF], EndReason::PowerOff, ""),
+        (&[TRIPLE], EndReason::TripleFault, ""),
+        (&[&panic, RESET], EndReason::Panic, "Kernel panic - not syncing: test\n"),
+        (&[&panic, TRIPLE], EndReason::Panic, "Kernel panic - not syncing: test\n"),
+    ];
+    for (code, reason, text) in table {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let machine = start(place, code, |config| {
+            config.serial = Endpoint::Log(nelly_vmm::config::FileSource::Path(log.path().to_owned()));
+        });
+        let outcome = machine.wait();
+        assert_eq!(outcome.reason, reason, "{place:?} {text:?}");
+        assert_eq!(fs::read_to_string(log.path()).unwrap(), text);
+        assert_eq!(outcome.exits.pio_write as usize, text.len() + usize::from(!code.ends_with(&[TRIPLE])));
+    }
+    let machine = start(place, &[&say("x"), RESET], |config| config.on_reset = OnReset::Reboot);
+    let mut serial = machine.serial().unwrap();
+    let mut text = [0; 5];
+    serial.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"xxxxx");
+    machine.stop().unwrap();
+    let outcome = machine.wait();
+    assert!(outcome.reason == EndReason::Stopped && outcome.starts >= 5, "{outcome:?}");
+}
+
+fn talks_and_pauses(place: &Place) {
+    let machine = start(place, &[ECHO], |config| {
+        config.cpus = CpuCount::new(3).unwrap();
+        config.rng = true;
+        config.vsock = Some(VsockConfig::default());
+    });
+    let mut serial = machine.serial().unwrap();
+    let mut ask = |byte: u8| {
+        serial.write_all(&[byte])?;
+        let mut answer = [0];
+        serial.read_exact(&mut answer).map(|()| answer[0])
+    };
+    for byte in b'a'..=b'z' {
+        assert_eq!(ask(byte).unwrap(), byte + 1);
+    }
+    for _ in 0..20 {
+        machine.pause().unwrap();
+        assert_eq!(machine.state().unwrap(), State::Paused);
+        let exits = machine.exit_counts().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(machine.exit_counts().unwrap(), exits, "a paused guest runs");
+        machine.resume().unwrap();
+        assert_eq!(ask(b'0').unwrap(), b'1');
+    }
+    // The driver is not there, and never will be.
+    let pending = machine.vsock().begin_connect(1).unwrap();
+    machine.kill();
+    let killed = machine.wait().reason;
+    assert_eq!(killed, EndReason::Killed);
+    assert!(matches!(pending.stream(), Err(ControlError::Ended | ControlError::Refused(_))));
+    assert!(machine.stop().is_err());
+    assert_eq!(
+        ask(b'0').map_err(|error| matches!(
+            error.kind(),
+            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset
+        )),
+        Err(true)
+    );
+}
+
+fn drops(place: &Place) {
+    for cpus in [1, 4] {
+        let machine = start(place, &[SPIN], |config| config.cpus = CpuCount::new(cpus).unwrap());
+        let began = Instant::now();
+        drop(machine);
+        // Milliseconds; the bound is for a machine that builds something else meanwhile.
+        assert!(began.elapsed() < Duration::from_secs(2), "{place:?}");
+    }
+    let machine = start(place, &[SPIN], |config| config.time_limit_ms = Some(30));
+    assert_eq!(machine.wait().reason, EndReason::TimeLimit);
+    let mut polled = [rustix::event::PollFd::from_borrowed_fd(machine.as_fd(), rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut polled, Some(&now)), Ok(1));
+}
+
+/// A monitor whose holder is gone ends at once; killed, it leaves no word, and that is told.
+fn deaths() {
+    let place = &places()[0];
+    let machine = start(place, &[SPIN], |_| {});
+    let id = machine.process_id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-9", &id]).status().unwrap().success());
+    let reason = machine.wait().reason;
+    assert!(matches!(&reason, EndReason::MonitorDied(how) if how.contains('9')), "{reason:?}");
+    assert!(matches!(machine.pause(), Err(ControlError::Ended | ControlError::Talk(_))));
+
+    let (ours, theirs) = nelly_vmm::sys::stream_pair().unwrap();
+    let mut monitor = Command::new(env!("CARGO_BIN_EXE_nelly-monitor"))
+        .args(["--control", "fd:0"])
+        .stdin(Stdio::from(theirs))
+        .spawn()
+        .unwrap();
+    drop(ours);
+    assert!(monitor.wait().unwrap().success());
+}
+
+/// Without a holder, as `nelly boot` runs it.
+fn alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |code: &[&[u8]], more: &str| {
+        let path = directory.path().join("kernel");
+        let mut image = Vec::new();
+        let mut file = File::from(kernel(&code.concat()));
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut image).unwrap();
+        fs::write(&path, image).unwrap();
+        let config = directory.path().join("config");
+        let text = format!(
+            "{{\"schema\": 1, \"kernel\": {{\"path\": {path:?}}}, \"serial\": \"stdio\", \"time_limit_ms\": 20000{more}}}"
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nelly-monitor"));
+        command
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let table: [(&[&[u8]], &str, i32, &str); 6] = [
+        (&[&say("done"), OFF], "", 0, "done"),
+        (&[&say("again"), RESET], "", 0, "again"),
+        (&[&say("Kernel panic - not syncing"), RESET], "", 121, "Kernel panic - not syncing"),
+        (&[TRIPLE], "", 122, ""),
+        (&[SPIN], ", \"cpus\": 0", 125, ""),
+        (&[SPIN], ", \"time_limit_ms\": 50", 124, ""),
+    ];
+    for (code, more, exit, text) in table {
+        // A field given twice counts as its last.
+        let output = run(code, more).output().unwrap();
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()),
+            (Some(exit), text)
+        );
+        assert_eq!(output.stderr.is_empty(), exit != 125, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let mut spinning = run(&[&say("."), SPIN], "").spawn().unwrap();
+    // It has run once it has spoken.
+    spinning.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let id = spinning.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert_eq!(spinning.wait().unwrap().code(), Some(128 + 15));
+    for words in [&["--nonsense"][..], &["--config"], &[], &["--config", "/no/such/config"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_nelly-monitor")).args(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{words:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn machines_end_as_told_and_leave_nothing() {
+    let round = || {
+        for place in places() {
+            ends(&place);
+            talks_and_pauses(&place);
+            drops(&place);
+        }
+        deaths();
+    };
+    // The first round warms up what stays for good.
+    round();
+    let before = holdings();
+    round();
+    // A joined thread's entry in /proc goes a moment later.
+    let mut after = holdings();
+    for _ in 0..100 {
+        if after == before {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        after = holdings();
+    }
+    assert_eq!(after, before, "descriptors, threads, mappings, children");
+    alone();
+}
