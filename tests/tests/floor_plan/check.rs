@@ -8,7 +8,7 @@ use crate::plan::{Crate, FENCES};
 use crate::tokens::{Kind, Token};
 
 /// Everything in `top` that breaks the plan.
-pub fn findings(top: &Path, crates: &[Crate]) -> Vec<String> {
+pub(crate) fn findings(top: &Path, crates: &[Crate]) -> Vec<String> {
     let mut found = Vec::new();
     for plan in crates {
         let directory = top.join(plan.directory);
@@ -36,7 +36,7 @@ pub fn findings(top: &Path, crates: &[Crate]) -> Vec<String> {
 }
 
 /// Crates of the workspace that the plan does not know.
-pub fn unplanned(top: &Path, crates: &[Crate]) -> Vec<String> {
+pub(crate) fn unplanned(top: &Path, crates: &[Crate]) -> Vec<String> {
     let text = std::fs::read_to_string(top.join("Cargo.toml")).unwrap();
     let members = text.split("members = [").nth(1).and_then(|rest| rest.split(']').next()).unwrap_or("");
     members

@@ -6,28 +6,28 @@ use std::path::{Path, PathBuf};
 use crate::tokens::{Kind, Token, tokens};
 
 /// A file of a crate: where it stands among the crate's modules, and its tokens.
-pub struct Source {
+pub(crate) struct Source {
     /// The file, for messages.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Its modules from the root; empty for `lib.rs` and `main.rs`.
-    pub module: Vec<String>,
+    pub(crate) module: Vec<String>,
     /// What it holds.
-    pub tokens: Vec<Token>,
+    pub(crate) tokens: Vec<Token>,
 }
 
 /// One path that a file names.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Import {
+pub(crate) struct Import {
     /// The module that names it, inline modules included.
-    pub from: Vec<String>,
+    pub(crate) from: Vec<String>,
     /// What it names, from the crate's root. A glob gives its module.
-    pub to: Vec<String>,
+    pub(crate) to: Vec<String>,
     /// The line.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
 /// Every Rust file under `src`, in order of names.
-pub fn sources(src: &Path) -> Vec<Source> {
+pub(crate) fn sources(src: &Path) -> Vec<Source> {
     let mut files = Vec::new();
     collect(src, &mut files);
     files.sort();
@@ -93,7 +93,7 @@ fn path_attributes(sources: &[Source]) -> BTreeMap<PathBuf, Vec<String>> {
 
 impl Source {
     /// What it names by `crate::`, `self::` and `super::`, in imports and in code.
-    pub fn imports(&self) -> Vec<Import> {
+    pub(crate) fn imports(&self) -> Vec<Import> {
         let mut found = Vec::new();
         let mut module = self.module.clone();
         let mut inline: Vec<usize> = Vec::new(); // depths at which inline modules end

@@ -1,25 +1,25 @@
 //! The floor plan itself: what `docs` and README draw, as data.
 
 /// A crate and its rooms.
-pub struct Crate {
+pub(crate) struct Crate {
     /// Its directory from the top of the repository.
-    pub directory: &'static str,
+    pub(crate) directory: &'static str,
     /// Rooms (top-level modules) and their floors. A room imports from lower floors only. Empty: any order without a cycle.
-    pub floors: &'static [(&'static str, u8)],
+    pub(crate) floors: &'static [(&'static str, u8)],
     /// Our other crates that it may depend on.
-    pub stands_on: &'static [&'static str],
+    pub(crate) stands_on: &'static [&'static str],
     /// Packages it must not depend on, whoever asks for them.
-    pub never: &'static [&'static str],
+    pub(crate) never: &'static [&'static str],
     /// Modules that may hold `unsafe` code.
-    pub unsafe_rooms: &'static [&'static str],
+    pub(crate) unsafe_rooms: &'static [&'static str],
     /// Modules that may ask what they are compiled for.
-    pub target_rooms: &'static [&'static str],
+    pub(crate) target_rooms: &'static [&'static str],
     /// It is a program: its files may end the process and use `anyhow`.
-    pub program: bool,
+    pub(crate) program: bool,
 }
 
 /// Words that name a binding, the crate they may stand in, and its module.
-pub const FENCES: &[(&str, &str, &[&str])] = &[
+pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
     ("kvm_ioctls", "vmm/monitor", &["hv::kvm"]),
     ("kvm_bindings", "vmm/monitor", &["hv::kvm"]),
     ("applevisor", "vmm/monitor", &["hv::hvf"]),
@@ -41,7 +41,7 @@ const HEAVY: &[&str] = &[
 ];
 
 /// Every crate.
-pub const CRATES: &[Crate] = &[
+pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/monitor",
         floors: &[

@@ -2,16 +2,16 @@
 
 /// A token and its line, from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     /// What it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Where it begins.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
 /// Kinds of tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// An identifier or keyword.
     Word(String),
     /// A string's content, escapes as written.
@@ -24,17 +24,17 @@ pub enum Kind {
 
 impl Token {
     /// Whether it is this word.
-    pub fn is_word(&self, word: &str) -> bool {
+    pub(crate) fn is_word(&self, word: &str) -> bool {
         matches!(&self.kind, Kind::Word(found) if found == word)
     }
 
     /// Whether it is this mark.
-    pub fn is_mark(&self, mark: char) -> bool {
+    pub(crate) fn is_mark(&self, mark: char) -> bool {
         self.kind == Kind::Mark(mark)
     }
 
     /// The word, if it is one.
-    pub fn word(&self) -> Option<&str> {
+    pub(crate) fn word(&self) -> Option<&str> {
         match &self.kind {
             Kind::Word(word) => Some(word),
             _ => None,
@@ -43,7 +43,7 @@ impl Token {
 }
 
 /// Cuts `source`.
-pub fn tokens(source: &str) -> Vec<Token> {
+pub(crate) fn tokens(source: &str) -> Vec<Token> {
     let mut cutter = Cutter { chars: source.chars().collect(), at: 0, line: 1, out: Vec::new() };
     while cutter.at < cutter.chars.len() {
         cutter.step();
