@@ -56,7 +56,8 @@ fn climbing(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String
     if plan.floors.is_empty() {
         return;
     }
-    let Some(room) = source.module.first() else { return };
+    // Programs of a library's `src/bin` stand on all of it.
+    let Some(room) = source.module.first().filter(|room| *room != "bin") else { return };
     let Some(own) = floor(plan, room) else {
         return report(1, format!("room `{room}` has no floor"));
     };
@@ -144,8 +145,8 @@ fn asks_for_target(rest: &[Token]) -> bool {
     false
 }
 
-/// Cycles between the rooms of a crate, and between the modules beside each other in a room. A module and the one it lies in may
-/// know each other, and tests may know everything of their room.
+/// Cycles between the rooms of a crate, and between those of its halls. A room and the hall it lies in may know each other, and tests
+/// may know everything.
 fn cycles(plan: &Crate, sources: &[Source]) -> Vec<String> {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
     for source in sources {
@@ -155,6 +156,9 @@ fn cycles(plan: &Crate, sources: &[Source]) -> Vec<String> {
                 continue;
             }
             let shared = import.from.iter().zip(&import.to).take_while(|(a, b)| a == b).count();
+            if shared > 1 || shared == 1 && !plan.halls.contains(&import.from[0].as_str()) {
+                continue;
+            }
             let (Some(from), Some(to)) = (import.from.get(..=shared), import.to.get(..=shared)) else {
                 continue;
             };
