@@ -100,7 +100,9 @@ impl ProcessSpec {
         if !cwd.starts_with('/') || cwd.contains('\0') {
             return Err(SpecError::Cwd(cwd.to_owned()));
         }
-        let user = overrides.user.as_ref().or(image.user().as_ref()).cloned().unwrap_or_default();
+        let user = overrides.user.as_ref().or(image.user().as_ref()).filter(|user| !user.is_empty());
+        // By its number, so that the agent finds root's groups, as other engines do.
+        let user = user.map_or_else(|| "0".to_owned(), String::clone);
         Ok(Self {
             args,
             env: environment(image, overrides, hostname)?,

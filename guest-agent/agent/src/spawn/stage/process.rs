@@ -107,7 +107,6 @@ fn identity(user: &UserPlan) -> Result<Identity, StageError> {
         Identity { uid: user.uid, gid: user.gid, groups: user.groups.clone(), home }
     } else {
         let mut identity = users::resolve(&user.name, &passwd, &group)?;
-        users::push(&mut identity.groups, identity.gid);
         for gid in &user.groups {
             users::push(&mut identity.groups, *gid);
         }
