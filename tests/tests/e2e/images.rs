@@ -83,10 +83,10 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
     let mut spec = planned["container"].clone();
     // The agent resolves the user in the container; here the answer is known.
     spec["process"]["user"] = serde_json::json!({ "uid": 1000, "gid": 1001, "additionalGids": [1234] });
+    spec["root"]["path"] = work.join("bundle/rootfs").display().to_string().into();
     let bundle = work.join("runc");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-    symlink(work.join("bundle/rootfs"), bundle.join("rootfs")).unwrap();
     run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
 }
 

@@ -61,14 +61,14 @@ impl Drop for Tmux {
 fn a_shell_in_a_terminal_is_a_shell_in_a_terminal() {
     let home = Home::new();
     let tmux = Tmux::new(&home, "90", "25");
-    tmux.see("host# ");
+    tmux.see("host#");
     tmux.line("stty -a | md5sum > before");
     tmux.line(&format!(
         "NELLY_HOME={} {} run -it -e 'PS1=box# ' -- sh; echo code-$?",
         home.path().display(),
         program("nelly").display()
     ));
-    tmux.see("box# ");
+    tmux.see("box#");
     tmux.line("echo size-$(stty size | tr ' ' x)");
     tmux.see("size-25x90");
     tmux.ask(&["resize-window", "-x", "70", "-y", "20"]);
@@ -88,7 +88,7 @@ fn a_shell_in_a_terminal_is_a_shell_in_a_terminal() {
     tmux.ask(&["send-keys", "-l", "written in vi"]);
     tmux.keys(&["Escape"]);
     tmux.line(":wq");
-    tmux.see("box# ");
+    tmux.see("box#");
     tmux.line("clear; cat /tmp/note");
     tmux.see("written in vi");
     tmux.line("exit 9");

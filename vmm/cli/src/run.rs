@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nelly_image::{ImageConfiguration, Reference, Store, StoreOptions};
+use nelly_image::{Config, ImageConfiguration, Reference, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::life::{self, Request};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, SpecError, Tmpfs};
 use nelly_sandbox::state::{Exit, Id, Name, outcome};
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
@@ -24,14 +24,22 @@ use crate::assets::{Asset, Assets};
 use crate::context::Context;
 use crate::{environment, machine, progress, result, signals, stdio};
 
-/// Everything that was decided before anything is started.
-struct Plan {
+/// What the flags say, checked before an image is looked at.
+struct Wanted {
     id: Id,
     name: Name,
-    container: ContainerSpec,
+    hostname: Name,
+    overrides: Overrides,
+    tmpfs: Vec<Tmpfs>,
     common: machine::Common,
     assets: Assets,
     monitor: Asset,
+}
+
+/// Everything that was decided before anything is started.
+struct Plan {
+    wanted: Wanted,
+    container: ContainerSpec,
 }
 
 /// Runs the verb.
@@ -53,14 +61,15 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
     let mut options = StoreOptions::new(&context.places.cache);
     options.builtin.clone_from(&assets.builtin);
     let store = Store::open(options)?;
+    let wanted = wanted(args, command, assets, context)?;
     if args.machine.dry_run {
         let planned = store.plan(&reference)?;
-        let plan = plan(args, command, &planned.config, assets, context)?;
+        let plan = plan(args, wanted, &planned.config)?;
         let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
         let config = machine_by_path(&plan, disk).config()?;
         let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
         let spec = nelly_sandbox::spec::oci::container(&plan.container);
-        let object = json!({ "schema": 1, "id": plan.id.to_string(), "name": plan.name.as_str(), "image": reference.to_string(),
+        let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
         println!("{object:#}");
         return Ok(ExitCode::SUCCESS);
@@ -70,14 +79,14 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
     let mut bar = progress::Bar::new(args.quiet);
     let image = store.resolve(&reference, &mut bar)?;
     bar.finish();
-    let plan = plan(args, command, &image.config, assets, context)?;
+    let plan = plan(args, wanted, &image.config)?;
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let place = Place::Process { monitor: plan.monitor.path.clone() };
+    let place = Place::Process { monitor: plan.wanted.monitor.path.clone() };
     let exit = runtime.block_on(foreground(args, &plan, config, resources, place));
     // A pump may still sit in a read of standard input; it ends with the process.
     runtime.shutdown_background();
@@ -87,18 +96,12 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
     };
     if let Some(result) = result {
         let reason = exit.as_ref().map_or("failed", |exit| exit.reason);
-        result.write(&plan.id, code, reason, started.elapsed())?;
+        result.write(&plan.wanted.id, code, reason, started.elapsed())?;
     }
     exit.map(|exit| ExitCode::from(exit.code))
 }
 
-fn plan(
-    args: &RunArgs,
-    command: Vec<String>,
-    image: &ImageConfiguration,
-    assets: Assets,
-    context: &Context,
-) -> Result<Plan> {
+fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Context) -> Result<Wanted> {
     let id = Id::random().context("cannot make an id")?;
     let name: Name = match &args.name {
         Some(name) => name.parse().context("--name")?,
@@ -117,52 +120,70 @@ fn plan(
         terminal: args.tty,
         stdin: args.interactive,
     };
-    let process =
-        ProcessSpec::merge(&image.config().clone().unwrap_or_default(), &overrides, hostname.as_str())?;
+    // Against an image that says nothing: what the flags alone get wrong, shows here.
+    match ProcessSpec::merge(&Config::default(), &overrides, hostname.as_str()) {
+        Ok(_) | Err(SpecError::NoCommand) => {}
+        Err(error) => return Err(error.into()),
+    }
+    machine::file("--kernel", &assets.kernel.path)?;
+    machine::file("--initrd", &assets.initrd.path)?;
+    Ok(Wanted {
+        id,
+        name,
+        hostname,
+        overrides,
+        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
+        common: machine::common(&args.machine, &context.settings)?,
+        assets,
+        monitor: context.search.monitor(&context.settings)?,
+    })
+}
+
+fn plan(args: &RunArgs, wanted: Wanted, image: &ImageConfiguration) -> Result<Plan> {
+    let config = image.config().clone().unwrap_or_default();
+    let process = ProcessSpec::merge(&config, &wanted.overrides, wanted.hostname.as_str())?;
     let container = ContainerSpec {
         process,
-        hostname: hostname.to_string(),
+        hostname: wanted.hostname.to_string(),
         read_only: args.read_only,
-        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
+        tmpfs: wanted.tmpfs.clone(),
         upper_bytes: 0,
     };
-    let common = machine::common(&args.machine, &context.settings)?;
-    let monitor = context.search.monitor(&context.settings)?;
-    Ok(Plan { id, name, container, common, assets, monitor })
+    Ok(Plan { wanted, container })
 }
 
 /// The machine with its files by path, for showing.
 fn machine_by_path(plan: &Plan, image: FileSource) -> MachineSpec {
     let path = |asset: &Asset| FileSource::Path(asset.path.clone());
-    machine_spec(plan, path(&plan.assets.kernel), path(&plan.assets.initrd), image)
+    machine_spec(plan, path(&plan.wanted.assets.kernel), path(&plan.wanted.assets.initrd), image)
 }
 
 /// The machine with its files opened.
 fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result<MachineSpec> {
     let mut open = |flag: &str, asset: &Asset| {
-        machine::file(flag, &asset.path)?;
         let file = File::open(&asset.path)
             .with_context(|| format!("{flag}: cannot open {}", asset.path.display()))?;
         Ok::<_, anyhow::Error>(resources.add(file))
     };
-    let (kernel, initrd) = (open("--kernel", &plan.assets.kernel)?, open("--initrd", &plan.assets.initrd)?);
+    let (kernel, initrd) =
+        (open("--kernel", &plan.wanted.assets.kernel)?, open("--initrd", &plan.wanted.assets.initrd)?);
     Ok(machine_spec(plan, kernel, initrd, resources.add(image)))
 }
 
 fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: FileSource) -> MachineSpec {
-    let platform = match plan.assets.platform.as_deref() {
+    let platform = match plan.wanted.assets.platform.as_deref() {
         Some("mptable") => Platform::Mptable,
         Some("acpi") => Platform::Acpi,
         _ => Platform::Auto,
     };
-    let append = plan.common.append.clone();
+    let append = plan.wanted.common.append.clone();
     MachineSpec {
         kernel,
         initrd,
         image,
         platform,
-        cpus: plan.common.cpus,
-        memory: plan.common.memory,
+        cpus: plan.wanted.common.cpus,
+        memory: plan.wanted.common.memory,
         append,
     }
 }
@@ -176,7 +197,7 @@ async fn foreground(
 ) -> Result<Exit> {
     let (send, mut requests) = mpsc::unbounded_channel();
     let mut signals = signals::Forward::new(send, args.tty)?;
-    let deadline = plan.common.timeout;
+    let deadline = plan.wanted.common.timeout;
     let began = Instant::now();
     let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
     let sandbox = tokio::select! {
@@ -187,7 +208,7 @@ async fn foreground(
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let size = size.map(|size| (size.rows, size.columns));
-    let id = plan.id.to_string();
+    let id = plan.wanted.id.to_string();
     let streams = match sandbox.run(&id, &plan.container, IMAGE_DEVICE, size).await? {
         Ok(streams) => streams,
         Err(failure) => {
@@ -222,7 +243,7 @@ async fn foreground(
     if exit.reason == "oom_killed" && !args.quiet {
         eprintln!(
             "nelly: the container was killed: out of memory (machine has {} bytes; see -m)",
-            plan.common.memory.get()
+            plan.wanted.common.memory.get()
         );
     }
     std::io::stdout().flush().ok();

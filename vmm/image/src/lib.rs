@@ -29,7 +29,7 @@ pub use erofs::WriteError;
 pub use error::ImageError;
 pub use layer::LayerError;
 pub use limits::Limits;
-pub use oci_spec::image::ImageConfiguration;
+pub use oci_spec::image::{Config, ImageConfiguration};
 pub use progress::{Phase, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
 pub use rootfs::RootfsError;

@@ -346,8 +346,16 @@ pub(crate) fn load_docker(
         return Err(SourceError::EmptyIndex);
     }
     // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`.
+    // Archives carry the whole name, people write the familiar one: `docker.io/library/app:1` is `app:1`.
+    let familiar = |name: &str| {
+        let name = name.strip_prefix("docker.io/").unwrap_or(name);
+        name.strip_prefix("library/").unwrap_or(name).to_owned()
+    };
     let means = |tag: &str, wanted: &str| {
-        tag == wanted || tag.strip_suffix(":latest") == Some(wanted) || tag.rsplit(':').next() == Some(wanted)
+        let (tag, wanted) = (familiar(tag), familiar(wanted));
+        tag == wanted
+            || tag.strip_suffix(":latest") == Some(&wanted)
+            || tag.rsplit(':').next() == Some(&wanted)
     };
     let meant = |item: &&Item| tag.is_none_or(|wanted| tags_of(item).iter().any(|tag| means(tag, wanted)));
     let found: Vec<&Item> = items.iter().filter(meant).collect();
