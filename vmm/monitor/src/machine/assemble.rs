@@ -117,7 +117,7 @@ impl<H: Hypervisor> Site<'_, H> {
         for slot in ram.slots() {
             vm.map(slot)?;
         }
-        let plan = IrqchipPlan { vcpus: config.cpus.get(), legacy_timer: true };
+        let plan = IrqchipPlan { vcpus: config.cpus.get(), legacy_timer: false };
         let announced = announced(config.virtio_devices());
         let immutable = |file| config.immutable_images || sys::anonymous::is_sealed(file);
         let name = |source: &FileSource| source.to_string();
