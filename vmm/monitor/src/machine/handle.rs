@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,6 +150,8 @@ impl Machine {
                     .args(["--control", "fd:0"])
                     .stdin(Stdio::from(theirs))
                     .stdout(Stdio::null())
+                    // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask first.
+                    .process_group(0)
                     .spawn()
                     .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?;
                 Body::Process(child)
