@@ -98,7 +98,7 @@ pub fn main() -> i32 {
 
 fn run(channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
     sys::set_not_dumpable().step(|| "hide from other processes".into())?;
-    umask(Mode::empty());
+    umask(Mode::from_bits_truncate(0o022));
     nix::unistd::setsid().step(|| "start a session".into())?;
     let plan = File::from(sys::inherited(PLAN).ok_or(StageError::Descriptor(PLAN))?);
     let plan: StagePlan = serde_json::from_reader(BufReader::new(plan)).map_err(StageError::Plan)?;

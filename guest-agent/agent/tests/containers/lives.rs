@@ -74,15 +74,18 @@ async fn writable_layer_over_a_read_only_image(world: Arc<World>) {
 
 async fn read_only_root(world: Arc<World>) {
     let streams = world.streams();
-    let mut spec =
-        spec(&["sh", "-c", "touch /x; touch /dev/shm/y && echo shm; echo d > /dev/null && echo null; pwd"]);
+    let mut spec = spec(&[
+        "sh",
+        "-c",
+        "touch /x; touch /dev/shm/y && echo shm; echo d > /dev/null && echo null; pwd; stat -c %a /not /dev/null",
+    ]);
     spec["process"]["cwd"] = json!("/not/there/yet");
     let mut request = world.create_request("a", &spec, &streams.stdio);
     if let Some(rootfs) = request.rootfs.as_mut() {
         rootfs.read_only = true;
     }
     let outcome = world.run_request(&request, &streams).await;
-    assert_eq!(outcome.stdout, "shm\nnull\n/not/there/yet\n");
+    assert_eq!(outcome.stdout, "shm\nnull\n/not/there/yet\n755\n666\n");
     assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
 }
 

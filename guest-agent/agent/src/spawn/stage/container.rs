@@ -4,15 +4,15 @@
 //! tree and no symbolic link of an image can lead out of it. Sources of bind mounts are opened before, while the guest's
 //! tree is still there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Uid, chown, sethostname};
 
 use super::{Named, StageError};
@@ -53,6 +53,8 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     for (mount, source) in plan.mounts.iter().zip(sources) {
         make_mount(mount, source)?;
     }
+    // Devices get exactly the mode that was asked for, directories on the way the usual one.
+    let usual = umask(Mode::empty());
     let own_dev = !plan.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
     if own_dev {
         default_devices()?;
@@ -60,6 +62,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     for device in &plan.devices {
         make_device(device)?;
     }
+    umask(usual);
     set_kernel_parameters(plan)?;
     fs::create_dir_all(cwd).step(|| format!("make the working directory {cwd}"))
 }
@@ -191,7 +194,7 @@ const LINKS: [(&str, &str); 5] = [
 
 /// The devices and links that the runtime spec promises.
 fn default_devices() -> Result<(), StageError> {
-    fs::create_dir_all("/dev").step(|| "make /dev".into())?;
+    DirBuilder::new().recursive(true).mode(0o755).create("/dev").step(|| "make /dev".into())?;
     for (path, major, minor) in DEVICES {
         let mode = Mode::from_bits_truncate(0o666);
         match mknod(path, SFlag::S_IFCHR, mode, makedev(major, minor)) {
@@ -213,7 +216,9 @@ fn default_devices() -> Result<(), StageError> {
 fn make_device(device: &DevicePlan) -> Result<(), StageError> {
     let path = device.path.as_str();
     if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent).step(|| format!("make the directory of {path}"))?;
+        let mut directories = DirBuilder::new();
+        directories.recursive(true).mode(0o755);
+        directories.create(parent).step(|| format!("make the directory of {path}"))?;
     }
     let (kind, mode) = (SFlag::from_bits_truncate(device.mode), Mode::from_bits_truncate(device.mode));
     match mknod(path, kind, mode, makedev(device.major.into(), device.minor.into())) {

@@ -3,10 +3,10 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Uid, fchown};
 
 use super::{Named, StageError};
@@ -142,18 +142,15 @@ fn set_home(env: &mut Vec<String>, home: Option<&str>) {
 /// The user must be able to open its own streams again, by /dev/stdout for example. /dev/null stays root's; a stream that
 /// cannot be given away is no reason to fail.
 fn own_streams(uid: u32) {
-    let streams = [
-        io::stdin().as_fd().try_clone_to_owned(),
-        io::stdout().as_fd().try_clone_to_owned(),
-        io::stderr().as_fd().try_clone_to_owned(),
-    ];
-    for stream in streams.into_iter().flatten() {
-        let file = File::from(stream);
-        let Ok(found) = file.metadata() else { continue };
-        if found.uid() != uid && found.rdev() != libc::makedev(1, 3) {
-            let _ = fchown(&file, Some(Uid::from_raw(uid)), None);
+    let give = |stream: BorrowedFd<'_>| {
+        let Ok(found) = fstat(stream) else { return };
+        if found.st_uid != uid && found.st_rdev != libc::makedev(1, 3) {
+            let _ = fchown(stream, Some(Uid::from_raw(uid)), None);
         }
-    }
+    };
+    give(io::stdin().as_fd());
+    give(io::stdout().as_fd());
+    give(io::stderr().as_fd());
 }
 
 /// Looks a program up as exec would have it: by PATH of the environment that it will get when its name has no slash.
