@@ -140,7 +140,7 @@ pub enum BootError {
     },
     /// The kernel does not fit the machine's memory.
     #[error(
-        "{file} occupies guest memory from {start:#x} to {end:#x}, the machine's {memory} MiB do not: give it more than {needs} MiB with -m"
+        "{file} needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB: give it {needs} MiB or more with -m"
     )]
     KernelOutsideMemory {
         /// The file.
@@ -182,7 +182,7 @@ pub enum BootError {
     },
     /// The initial RAM disk does not fit beside the kernel.
     #[error(
-        "{file} is an initrd of {len} bytes, which do not fit the machine's {memory} MiB beside the kernel: about {needs} MiB are needed, give them with -m"
+        "{file} is an initrd of {len} bytes, which does not fit beside the kernel in the machine's {memory} MiB: give it {needs} MiB or more with -m"
     )]
     InitrdTooLarge {
         /// The file.

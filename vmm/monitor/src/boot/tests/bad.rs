@@ -111,18 +111,18 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
         refused(&bytes, 16).to_string()
     };
     let small = kernel(60 * MIB + 1);
-    assert!(small.contains("16 MiB") && small.contains("61 MiB with -m"), "{small}");
+    assert!(small.contains("16 MiB") && small.contains("61 MiB or more with -m"), "{small}");
     assert!(kernel(0xd800_0000).contains("where no machine has memory"));
     let bz = testing::bzimage(16 * MIB, 0x200_0000, &[0xee; 100]);
     let error = refused(&bz, 20).to_string();
-    assert!(error.contains("48 MiB with -m"), "{error}");
+    assert!(error.contains("48 MiB or more with -m"), "{error}");
 
     let file = file_of(&sample(&[], &[]));
     let initrd = file_of(&[1; 20 << 20]);
     let image = Image { name: "INITRD", file: &initrd, mappable: false };
     let request = Request { initrd: Some(image), ..request(&file) };
     let error = load(&memory_of(16), &request).unwrap_err().to_string();
-    assert!(error.contains("INITRD") && error.contains("give them with -m"), "{error}");
+    assert!(error.contains("INITRD") && error.contains("or more with -m"), "{error}");
 }
 
 #[test]

@@ -199,7 +199,8 @@ fn what_the_kernel_reads_is_found_in_it() {
     let both = config("CONFIG_X86_MPPARSE=y\nCONFIG_ACPI=y\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n");
     let neither = config("CONFIG_X86_MPPARSE=y\n");
     let broken = [b"IKCFG_ST".as_slice(), &[0x1f, 0x8b, 8, 0, 1, 2]].concat();
-    let cases: [(&[(&str, &[u8])], Platform); 9] = [
+    type Sections<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: [(Sections<'_>, Platform); 9] = [
         (&[], Platform::Acpi),
         (&[(".rodata", &ours)], Platform::MpTable),
         (&[(".rodata", &both)], Platform::Acpi),
