@@ -78,8 +78,10 @@ fn run(boot_ns: u64) -> anyhow::Result<End> {
         format!("cannot listen on vsock port {AGENT_PORT} (has the machine a vsock device?)")
     })?;
     let ready_ns = sys::boot_time_ns();
-    let ready = sys::connect_vsock(VsockAddress { cid: HOST_CID, port: READY_PORT }, true)
-        .with_context(|| format!("cannot dial the host's ready port {READY_PORT}"))?;
+    let ready =
+        sys::connect_vsock(VsockAddress { cid: HOST_CID, port: READY_PORT }, true).with_context(|| {
+            format!("cannot dial the host's ready port {READY_PORT} (has the machine a vsock device?)")
+        })?;
 
     let program = std::env::args().next().filter(|name| name.starts_with('/')).unwrap_or("/init".to_owned());
     mounts::take_over(&program).context("cannot set the guest up")?;

@@ -125,3 +125,15 @@ fn an_exec_inherits_the_filter_and_its_terminal() {
     assert!(exec(br#"{"args":["id"],"oomScoreAdj":5000}"#, "", &[], &stdio, None).is_err());
     assert!(exec(b"[", "", &[], &stdio, None).is_err());
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_spec_makes_it_panic(at in 0..SPEC.len(), cut in 0..40usize, put in "[ -~]{0,12}") {
+        let mut bytes = SPEC.as_bytes().to_vec();
+        let end = (at + cut).min(bytes.len());
+        bytes.splice(at..end, put.bytes());
+        // Whatever it says of the spec, it says it.
+        let _ = container("c1", &bytes, "", &[], &rootfs(), &Stdio::default());
+        let _ = exec(&bytes, "", &[], &Stdio::default(), None);
+    }
+}
