@@ -10,7 +10,7 @@ use nelly_tests::{asset, nelly, run, top, wait};
 use super::{Home, LIMIT};
 
 /// An initramfs whose init runs `script` and resets.
-fn initramfs(home: &Home, script: Option<&str>, modules: Option<&str>) -> PathBuf {
+pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<&str>) -> PathBuf {
     let out = home.path().join("initramfs.cpio");
     let mut command = Command::new(top().join("tests/setup/test-initramfs"));
     command.arg(&out);

@@ -7,6 +7,7 @@ mod bulk;
 mod images;
 mod kills;
 mod machine;
+mod pause;
 mod run;
 mod sockets;
 mod terminal;
