@@ -68,6 +68,19 @@ fn holdings() -> (usize, usize, usize) {
     (entries("/proc/self/fd").len(), entries("/proc/self/task").len(), of_machines.count())
 }
 
+/// What is held once nothing changes any more: a thread's entry in /proc goes a moment after its join.
+fn settled() -> (usize, usize, usize) {
+    let mut last = holdings();
+    let mut same = 0;
+    while same < 10 {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = holdings();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
+}
+
 fn children() -> String {
     fs::read_to_string("/proc/thread-self/children").unwrap_or_default()
 }
@@ -99,18 +112,9 @@ fn two_machines_of_one_process_give_everything_back() {
     };
     // The first round warms up what stays for good: the allocator, the cache, the runtime's own.
     round();
-    let before = holdings();
+    let before = settled();
     round();
-    // A dropped thread's entry in /proc goes a moment after its join.
-    let mut after = holdings();
-    for _ in 0..50 {
-        if after == before {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-        after = holdings();
-    }
-    assert_eq!(after, before, "descriptors, threads, mappings");
+    assert_eq!(settled(), before, "descriptors, threads, mappings");
     assert_eq!(children(), "", "processes");
 }
 

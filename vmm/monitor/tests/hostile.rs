@@ -1,5 +1,6 @@
 //! The virtio devices, their transports and the ring code under a guest that attacks them on this host's hypervisor: the smallest
 //! machine that has them all (one vCPU, one loop), so that what breaks is theirs. `tests/` runs the same guest in `nelly-monitor`.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! The handle on real machines of a few instructions, in a process of their own and in threads of this one: how they end, and that nothing
 //! of them is left. One test, alone in its process, so that counts mean something.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};

@@ -1,6 +1,6 @@
 //! A machine leaves nothing behind: alone in its process, so that counts mean something.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};

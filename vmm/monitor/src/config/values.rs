@@ -54,7 +54,7 @@ impl MemorySize {
                 Self::MAX
             ));
         }
-        if bytes % Self::PAGE != 0 {
+        if !bytes.is_multiple_of(Self::PAGE) {
             return Err(format!("{bytes} bytes are not a multiple of {}", Self::PAGE));
         }
         Ok(Self(bytes))

@@ -12,7 +12,12 @@ pub struct PanicText {
 impl PanicText {
     /// Takes the stream's next bytes; `true` when the words end in them.
     pub fn feed(&mut self, bytes: &[u8]) -> bool {
-        bytes.iter().fold(false, |found, byte| self.step(*byte) || found)
+        let mut found = false;
+        // Every byte moves the matcher, also after a match.
+        for byte in bytes {
+            found |= self.step(*byte);
+        }
+        found
     }
 
     fn step(&mut self, byte: u8) -> bool {

@@ -79,7 +79,7 @@ impl<C: Fn() -> u64 + Send> BusDevice for Rtc<C> {
 }
 
 fn bcd(value: u64) -> u8 {
-    u8::try_from((value / 10 % 10) << 4 | value % 10).unwrap_or(0)
+    u8::try_from(((value / 10 % 10) << 4) | (value % 10)).unwrap_or(0)
 }
 
 /// A moment in the Gregorian calendar, UTC.

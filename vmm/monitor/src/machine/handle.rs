@@ -440,7 +440,7 @@ pub struct Events {
 
 impl Events {
     /// Waits for the next event. `None` after the last one.
-    pub fn next(&mut self) -> io::Result<Option<Event>> {
+    pub fn next_event(&mut self) -> io::Result<Option<Event>> {
         match self.receiver.receive(self.socket.as_fd())? {
             Received::Frame(event, _) => Ok(Some(event)),
             Received::Nothing | Received::End => Ok(None),

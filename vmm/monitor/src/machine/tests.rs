@@ -128,7 +128,7 @@ fn a_pause_holds_every_vcpu_and_a_resume_lets_them_go_on() {
     // The entropy device's id, read after the pause.
     assert_eq!(fake.record().answers[4..], [(0, vec![4, 0, 0, 0])]);
     let mut seen = Vec::new();
-    while let Some(event) = events.next().unwrap() {
+    while let Some(event) = events.next_event().unwrap() {
         seen.push(event);
     }
     let states = [State::Pausing, State::Paused, State::Running, State::Ending].map(Event::State);

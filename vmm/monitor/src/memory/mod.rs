@@ -180,7 +180,7 @@ impl Slot {
 /// They overlap.
 pub fn view(slots: &[Slot]) -> Result<Memory, MemoryError> {
     let mut regions = slots.iter().map(Slot::region).collect::<Result<Vec<_>, _>>()?;
-    regions.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region));
+    regions.sort_by_key(vm_memory::GuestMemoryRegion::start_addr);
     Memory::from_regions(regions).map_err(|_| MemoryError::Overlap)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A host without a hypervisor fails here: nothing is skipped.
 #![cfg(target_arch = "x86_64")]
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 #![allow(unsafe_code, reason = "the guests are assembled into this program")]
 
 mod harness;

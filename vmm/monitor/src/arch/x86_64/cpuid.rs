@@ -249,7 +249,7 @@ mod tests {
                     assert_eq!(find(&leaves, function, 1), cores);
                     assert_eq!(find(&leaves, function, 2), leaf(function, Some(2), [0, 0, 2, index]));
                 }
-                assert_eq!(find(&leaves, 0x8000_0008, 0).ecx, count - 1 | id_bits(count) << 12);
+                assert_eq!(find(&leaves, 0x8000_0008, 0).ecx, (count - 1) | (id_bits(count) << 12));
                 assert_eq!(find(&leaves, 0x8000_001d, 0).eax, 0x121, "a core's own");
                 assert_eq!(find(&leaves, 0x8000_001d, 3).eax, 0x163 | (room - 1) << 14, "shared by all");
                 assert_eq!(find(&leaves, 0x8000_001d, 4).eax, 0, "the end stays the end");

@@ -110,7 +110,9 @@ fn broken_chains_are_named() {
 #[test]
 fn broken_indirect_tables_are_named() {
     let table = RAM / 2;
-    let cases: &[(&str, (u64, u32, u16, u16), QueueFault)] = &[
+    // address, length, flags, next
+    type Descriptor = (u64, u32, u16, u16);
+    let cases: &[(&str, Descriptor, QueueFault)] = &[
         ("nested", (table, 16, INDIRECT, 0), QueueFault::Indirect { head: 0 }),
         ("loop", (0, 1, NEXT, 0), QueueFault::Loop { head: 0 }),
         ("next beyond", (0, 1, NEXT, 2), QueueFault::Index { index: 2, entries: 2 }),

@@ -1,5 +1,7 @@
 //! The muxer's host side: descriptors that are ready, requests of the handle, time limits, and packets to the guest.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::*;
 use crate::virtio::device::Registrar;
 use crate::virtio::vsock::KEY_DOOR;
@@ -126,6 +128,7 @@ impl Muxer {
             match request {
                 Request::Connect { port, timeout, reply } => self.dial(port, timeout, reply),
                 Request::Listen { port, channel } => {
+                    self.forget_listeners();
                     // A channel that cannot be made non-blocking could stop the device: better none.
                     if crate::sys::set_nonblocking(&channel).is_ok() {
                         self.listeners.insert(port, channel);
@@ -199,6 +202,29 @@ impl Muxer {
                 let table = &self.table;
                 self.turns.retain(|handle| table.get(*handle).is_some());
             }
+        }
+    }
+
+    /// Closes the channels whose other end is gone. Asked for at each new one, so that those who listen once for each process of a
+    /// long-lived guest do not use up the descriptors.
+    fn forget_listeners(&mut self) {
+        let (ports, mut channels): (Vec<u32>, Vec<PollFd<'_>>) = self
+            .listeners
+            .iter()
+            .map(|(port, channel)| (*port, PollFd::new(channel, PollFlags::empty())))
+            .unzip();
+        if !matches!(poll(&mut channels, Some(&Timespec::default())), Ok(ready) if ready > 0) {
+            return;
+        }
+        let gone: Vec<u32> = ports
+            .into_iter()
+            .zip(&channels)
+            .filter(|(_, channel)| !channel.revents().is_empty())
+            .map(|(port, _)| port)
+            .collect();
+        drop(channels);
+        for port in gone {
+            self.listeners.remove(&port);
         }
     }
 
