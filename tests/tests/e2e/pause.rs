@@ -119,7 +119,9 @@ fn pauses_during_block_traffic_and_a_disk_that_comes_late() {
     let machine = Machine::start(&config, resources, &Place::Thread).unwrap();
     let mut lines = BufReader::new(machine.serial().unwrap()).lines().map(Result::unwrap);
     let mut next = |what: &str| {
-        lines.find(|line| line.contains(what)).unwrap_or_else(|| panic!("no {what} before the end: {:?}", machine.wait()))
+        lines
+            .find(|line| line.contains(what))
+            .unwrap_or_else(|| panic!("no {what} before the end: {:?}", machine.wait()))
     };
     next("INIT-READY");
     let over = AtomicBool::new(false);

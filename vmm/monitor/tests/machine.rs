@@ -106,7 +106,8 @@ fn ends(place: &Place) {
         let outcome = machine.wait();
         assert_eq!(outcome.reason, reason, "{place:?} {text:?}");
         assert_eq!(fs::read_to_string(log.path()).unwrap(), text);
-        assert_eq!(outcome.exits.pio_write as usize, text.len() + usize::from(!code.ends_with(&[TRIPLE])));
+        let exits = usize::try_from(outcome.exits.pio_write).unwrap();
+        assert_eq!(exits, text.len() + usize::from(!code.ends_with(&[TRIPLE])));
     }
     let machine = start(place, &[&say("x"), RESET], |config| config.on_reset = OnReset::Reboot);
     let mut serial = machine.serial().unwrap();
