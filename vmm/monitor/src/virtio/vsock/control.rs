@@ -49,8 +49,8 @@ impl VsockControl {
 
     /// Accepts what the guest dials on `port` of the host: for each connection one end of a socket pair goes over `channel`, to be
     /// taken by [`receive_accepted`] at the other end of it. `channel` is a Unix stream socket, see [`sys::stream_pair`]; it becomes
-    /// non-blocking, and a connection for which it has no room is reset. A second call replaces the channel. Once the other end of the
-    /// channel is closed the port is not listened on any more.
+    /// non-blocking, and a connection for which it has no room (Linux: some 250 wait) is reset. A second call replaces the channel. Once
+    /// the other end is closed the port is not listened on any more.
     pub fn listen(&self, port: u32, channel: OwnedFd) {
         self.ask(Request::Listen { port, channel });
     }

@@ -12,6 +12,7 @@ mod control;
 mod door;
 #[cfg(any(test, feature = "testing"))]
 mod fuzz;
+mod listeners;
 mod muxer;
 mod packet;
 mod table;

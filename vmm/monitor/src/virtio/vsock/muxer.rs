@@ -1,18 +1,19 @@
 //! All connections of a device: packets of the guest go in ([`Muxer::hear`]), packets for it come out ([`Muxer::serve`]), host
 //! descriptors are in between. Knows no queue: a packet is a chain.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::backlog::Backlog;
 use super::connection::{Connection, Heard, Key};
-use super::control::{Inbox, Reply, Request, send_accepted};
+use super::control::{Inbox, Reply, Request};
 use super::door::{Door, GREETINGS_MAX, Greeting, Line};
+use super::listeners::Listeners;
 use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{Handle, Table};
 use super::{PowerSink, PowerWord};
@@ -204,7 +205,7 @@ pub(super) enum Served {
 pub(super) struct Muxer {
     cid: u64,
     table: Table<Slot>,
-    listeners: HashMap<u32, OwnedFd>,
+    listeners: Listeners,
     door: Option<Door>,
     greetings: usize,
     power: Option<(u32, PowerSink)>,
@@ -232,7 +233,7 @@ impl Muxer {
         Ok(Self {
             cid,
             table: Table::new(CONNECTIONS_MAX),
-            listeners: HashMap::new(),
+            listeners: Listeners::default(),
             door,
             greetings: 0,
             power,
@@ -416,23 +417,8 @@ impl Muxer {
         if self.power.as_ref().is_some_and(|(port, _)| *port == key.host) {
             return Some(Host::Power);
         }
-        if let Some(channel) = self.listeners.get(&key.host) {
-            let (near, far) = pair().ok()?;
-            return match send_accepted(channel, &far, key.guest, key.host) {
-                Ok(()) => Some(Host::Stream(near)),
-                Err(error) => {
-                    let gone = matches!(
-                        error.kind(),
-                        io::ErrorKind::BrokenPipe
-                            | io::ErrorKind::ConnectionReset
-                            | io::ErrorKind::NotConnected
-                    );
-                    if gone {
-                        self.listeners.remove(&key.host);
-                    }
-                    None
-                }
-            };
+        if self.listeners.contains(key.host) {
+            return self.listeners.hand_over(key).map(Host::Stream);
         }
         self.door.as_ref()?.dial(key.host).ok().map(Host::Stream)
     }
@@ -529,7 +515,7 @@ impl Muxer {
 mod outbound;
 
 /// A stream for the device, prepared, and one for somebody else, blocking.
-fn pair() -> io::Result<(UnixStream, UnixStream)> {
+pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (near, far) = crate::sys::stream_pair()?;
     unix::prepare(&near)?;
     Ok((near.into(), far.into()))

@@ -1,7 +1,5 @@
 //! The muxer's host side: descriptors that are ready, requests of the handle, time limits, and packets to the guest.
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::*;
 use crate::virtio::device::Registrar;
 use crate::virtio::vsock::KEY_DOOR;
@@ -63,6 +61,11 @@ impl Muxer {
             _ => {}
         }
         self.touch(handle);
+    }
+
+    /// A listener's channel is ready.
+    pub(in super::super) fn channel_ready(&mut self, key: u32) {
+        self.listeners.ready(key);
     }
 
     /// Clients wait at the door.
@@ -127,16 +130,8 @@ impl Muxer {
         while let Some(request) = self.inbox.next() {
             match request {
                 Request::Connect { port, timeout, reply } => self.dial(port, timeout, reply),
-                Request::Listen { port, channel } => {
-                    self.forget_listeners();
-                    // A channel that cannot be made non-blocking could stop the device: better none.
-                    if crate::sys::set_nonblocking(&channel).is_ok() {
-                        self.listeners.insert(port, channel);
-                    }
-                }
-                Request::Unlisten { port } => {
-                    self.listeners.remove(&port);
-                }
+                Request::Listen { port, channel } => self.listeners.open(port, channel),
+                Request::Unlisten { port } => self.listeners.close(port),
             }
         }
     }
@@ -205,29 +200,6 @@ impl Muxer {
         }
     }
 
-    /// Closes the channels whose other end is gone. Asked for at each new one, so that those who listen once for each process of a
-    /// long-lived guest do not use up the descriptors.
-    fn forget_listeners(&mut self) {
-        let (ports, mut channels): (Vec<u32>, Vec<PollFd<'_>>) = self
-            .listeners
-            .iter()
-            .map(|(port, channel)| (*port, PollFd::new(channel, PollFlags::empty())))
-            .unzip();
-        if !matches!(poll(&mut channels, Some(&Timespec::default())), Ok(ready) if ready > 0) {
-            return;
-        }
-        let gone: Vec<u32> = ports
-            .into_iter()
-            .zip(&channels)
-            .filter(|(_, channel)| !channel.revents().is_empty())
-            .map(|(port, _)| port)
-            .collect();
-        drop(channels);
-        for port in gone {
-            self.listeners.remove(&port);
-        }
-    }
-
     /// Brings the poller's registrations to what is wanted now. `true`: a connection was lost doing so, and there is a RST to serve.
     pub(in super::super) fn sync(&mut self, registrar: &mut Registrar<'_>) -> io::Result<bool> {
         let resets = self.resets.len();
@@ -238,6 +210,7 @@ impl Muxer {
             // Closing takes it off the poller in any case.
             let _ = registrar.remove(stream.as_fd());
         }
+        self.listeners.sync(registrar);
         if let Some(door) = &mut self.door
             && door.registered == door.closed
         {
@@ -317,6 +290,7 @@ impl Muxer {
         for stream in self.buried.drain(..) {
             let _ = registrar.remove(stream.as_fd());
         }
+        self.listeners.suspend(registrar);
         if let Some(door) = &mut self.door
             && std::mem::take(&mut door.registered)
         {

@@ -174,11 +174,10 @@ impl Worker for VsockWorker {
                 }
             }
             KEY_DOOR => self.muxer.accept(),
-            _ => {
-                if let Some(handle) = Handle::from_key(key) {
-                    self.muxer.ready(handle, ready);
-                }
-            }
+            _ => match Handle::from_key(key) {
+                Some(handle) => self.muxer.ready(handle, ready),
+                None => self.muxer.channel_ready(key),
+            },
         }
         self.settle(registrar)
     }

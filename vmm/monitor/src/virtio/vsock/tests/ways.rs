@@ -194,6 +194,40 @@ fn what_the_guest_dials_is_handed_over_a_channel() {
 }
 
 #[test]
+fn a_listener_that_is_dropped_leaves_nothing() {
+    let mut guest = Guest::new(without_door());
+    let ends = |port: u32, control: &VsockControl| {
+        let (ours, theirs) = crate::sys::stream_pair().unwrap();
+        // What tells whether the device still holds its end, while it is the only one to.
+        control.listen(port, theirs);
+        ours
+    };
+    let held = |end: &std::os::fd::OwnedFd| {
+        crate::sys::set_nonblocking(end).unwrap();
+        !matches!(receive_accepted(end.as_fd()), Ok(None))
+    };
+    let kept: Vec<_> = (0..3).map(|port| ends(port, &guest.control)).collect();
+    let second = kept[2].try_clone().unwrap();
+    guest.pump();
+    let mut kept = kept.into_iter();
+    let (first, written, _third) = (kept.next().unwrap(), kept.next().unwrap(), kept.next().unwrap());
+    // Half a close is what the device sees of a whole one; here it can be seen what it does.
+    rustix::net::shutdown(&first, rustix::net::Shutdown::Write).unwrap();
+    std::fs::File::from(written.try_clone().unwrap()).write_all(b"nonsense").unwrap();
+    guest.pump();
+    assert!(!held(&first), "the channel was closed");
+    assert!(held(&written) && held(&second));
+    let [gone, there] = [guest.dial(0), guest.dial(1)];
+    assert!(guest.sockets[&gone].reset && guest.sockets[&there].accepted);
+    // A port that is listened on again has the new channel, before and after a pause.
+    let again = ends(1, &guest.control);
+    guest.pump();
+    let key = guest.dial(1);
+    assert!(guest.sockets[&key].accepted);
+    assert_eq!(receive_accepted(again.as_fd()).unwrap().unwrap().1, key.guest);
+}
+
+#[test]
 fn a_channel_that_nobody_empties_refuses_instead_of_waiting() {
     let mut guest = Guest::new(without_door());
     let (_ours, theirs) = crate::sys::stream_pair().unwrap();
