@@ -25,8 +25,9 @@ test: build ## set everything up and run every test
 lint: ## formatting, clippy, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	tests/setup/deny
 
-cross: ## type-check the monitor for aarch64 Linux and macOS
+cross: ## type-check the monitor for aarch64 Linux and macOS, the agent for aarch64 Linux
 	@tests/cross/check
 
 fuzz: ## fuzz every trust boundary, FUZZ_SECONDS (60) a target
