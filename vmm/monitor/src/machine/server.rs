@@ -360,6 +360,10 @@ impl<V: Vm> Loop<V> {
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;
+                // One that is heard of late may be in the guest already, and the command to end came without a kick for it.
+                if self.life.state() == State::Ending {
+                    kicker.kick();
+                }
                 self.machine.kickers.push(kicker);
                 if self.created == self.cpus {
                     self.started = true;
@@ -370,7 +374,6 @@ impl<V: Vm> Loop<V> {
                         reply.done();
                     }
                 }
-                // One that came late to a machine that ends already finds its command at the gate.
             }
             Message::Vcpu(index, Word::Failed(error)) => {
                 let what = format!("cannot make vCPU {index}: {}", sentence(&error));
@@ -422,6 +425,7 @@ impl<V: Vm> Loop<V> {
 
     fn act(&mut self, action: Action, holder: Option<&mut Holder>) {
         match action {
+            // At the start the last vCPU may have opened the gate already.
             Action::RunVcpus => self.machine.shared.gate.set(Command::Run),
             Action::ParkVcpus => {
                 self.pause += 1;

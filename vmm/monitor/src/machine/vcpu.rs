@@ -3,7 +3,7 @@
 //! Order of waiting: a vCPU may wait for the loop (at the gate, or for a device's reset); the loop waits for no vCPU, it is told.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -52,6 +52,15 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Lets the guest run unless another command came first.
+    pub(super) fn open(&self) {
+        let mut command = self.lock();
+        if *command == Command::Hold {
+            *command = Command::Run;
+            self.changed.notify_all();
+        }
+    }
+
     fn get(&self) -> Command {
         *self.lock()
     }
@@ -75,13 +84,24 @@ pub(super) struct Shared {
     pub(super) began: Instant,
     /// Nanoseconds from `began` to the first entry; 0 before it.
     pub(super) first_entry_ns: AtomicU64,
+    /// vCPUs made so far.
+    created: AtomicUsize,
     counters: Vec<Counters>,
 }
 
 impl Shared {
     pub(super) fn new(cpus: u8, pio: Bus, mmio: Bus, mailbox: Mailbox, began: Instant) -> Self {
         let counters = (0..cpus).map(|_| Counters::default()).collect();
-        Self { gate: Gate::new(), pio, mmio, mailbox, began, first_entry_ns: AtomicU64::new(0), counters }
+        Self {
+            gate: Gate::new(),
+            pio,
+            mmio,
+            mailbox,
+            began,
+            first_entry_ns: AtomicU64::new(0),
+            created: AtomicUsize::new(0),
+            counters,
+        }
     }
 
     /// The exits of all vCPUs so far.
@@ -152,6 +172,10 @@ pub(super) fn spawn<V: Vm>(
         let life = || match create(&*vm, index, count, state.as_ref()) {
             Ok(mut vcpu) => {
                 shared.post(index, Word::Created(vcpu.kicker()));
+                // The last one made opens the gate: the guest does not wait for the loop to have heard of it.
+                if shared.created.fetch_add(1, Ordering::AcqRel) + 1 == shared.counters.len() {
+                    shared.gate.open();
+                }
                 run(&mut vcpu, index, &shared);
                 Word::Ended
             }
