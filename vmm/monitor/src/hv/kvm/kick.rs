@@ -30,7 +30,6 @@ pub(super) struct Kick {
 
 #[derive(Debug)]
 struct Target {
-    process: libc::c_long,
     thread: libc::c_long,
     /// `kvm_run.immediate_exit`.
     immediate_exit: NonNull<u8>,
@@ -48,9 +47,10 @@ impl Kicker for Kick {
             return;
         }
         target.set_immediate_exit(1);
+        let process = std::process::id();
         // SAFETY: sends a signal to a thread of this process, which lives as long as `target` is set: its vCPU takes it away first.
         // The signal is blocked there, so that it interrupts KVM_RUN and nothing else.
-        unsafe { libc::syscall(libc::SYS_tgkill, target.process, target.thread, signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::c_long::from(process), target.thread, signal()) };
     }
 }
 
@@ -91,7 +91,6 @@ impl Receiver {
         let mask = (1..=64).filter(|number| *number != signal() && blocked(*number));
         let mask = mask.fold(0, |mask, number| mask | 1u64 << (number - 1));
         let target = Target {
-            process: std::process::id().into(),
             thread: rustix::thread::gettid().as_raw_nonzero().get().into(),
             immediate_exit,
         };
