@@ -70,7 +70,34 @@ fn word(verdict: Verdict) -> &'static str {
 }
 
 fn kvm() -> Vec<Finding> {
-    match host::kvm() {
+    let kvm = host::kvm();
+    let opens = !matches!(kvm, Kvm::Unusable(..));
+    let mut findings = describe(kvm);
+    if opens {
+        findings.extend(probe());
+    }
+    findings
+}
+
+/// Runs guests of a few instructions: what the processor's flags promise, they prove.
+fn probe() -> Vec<Finding> {
+    use nelly_vmm::hv::{self, probe::probe};
+    let hint = "this KVM is paravirtual or broken: use `make shell` for an emulated host";
+    let findings = match hv::open().map_err(anyhow::Error::from).and_then(|hv| Ok(probe(&hv)?)) {
+        Ok(findings) => findings,
+        Err(error) => return vec![Finding::new("probe", Verdict::Fail, format!("{error:#}"), hint)],
+    };
+    findings
+        .into_iter()
+        .map(|finding| match finding.trouble {
+            None => Finding::ok("probe", format!("{} works in a guest", finding.name)),
+            Some(why) => Finding::new("probe", Verdict::Fail, format!("{}: {why}", finding.name), hint),
+        })
+        .collect()
+}
+
+fn describe(kvm: Kvm) -> Vec<Finding> {
+    match kvm {
         Kvm::Mainstream => vec![Finding::ok("kvm", "/dev/kvm opens and the processor virtualises")],
         Kvm::Paravirtual => vec![Finding::new(
             "kvm",

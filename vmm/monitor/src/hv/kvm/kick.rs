@@ -90,10 +90,8 @@ impl Receiver {
         let blocked = |number| unsafe { libc::sigismember(&raw const before, number) } == 1;
         let mask = (1..=64).filter(|number| *number != signal() && blocked(*number));
         let mask = mask.fold(0, |mask, number| mask | 1u64 << (number - 1));
-        let target = Target {
-            thread: rustix::thread::gettid().as_raw_nonzero().get().into(),
-            immediate_exit,
-        };
+        let target =
+            Target { thread: rustix::thread::gettid().as_raw_nonzero().get().into(), immediate_exit };
         let shared = Kick { pending: AtomicBool::new(false), target: Mutex::new(Some(target)) };
         Ok(Self {
             shared: Arc::new(shared),
