@@ -30,7 +30,11 @@ use crate::sys::{self, VsockAddress};
 /// How long an output stream of a process that ended may stay silent before it counts as drained.
 pub const IDLE: Duration = Duration::from_millis(100);
 
-/// Bytes of a pump's buffer.
+/// Bytes of a pump's buffer. It begins small, because every page that a guest touches for the first time costs an exit of
+/// the machine, and most processes say little.
+const FIRST_BUFFER: usize = 4 * 1024;
+
+/// Bytes of the buffer of a pump that has much to move.
 const BUFFER: usize = 64 * 1024;
 
 /// VEOF of a new terminal.
@@ -365,12 +369,15 @@ async fn pump_in(socket: Stream, pipe: Stream, mut closing: watch::Receiver<bool
             () = pipe.unread() => return,
             () = closed(&mut closing) => return,
         }
-        buffer.resize(BUFFER, 0);
+        buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
         let Ok(n @ 1..) = socket.read(&mut buffer).await else { return };
         let bytes = buffer.get(..n).unwrap_or_default();
         tokio::select! {
             written = pipe.write_all(bytes) => if written.is_err() { return },
             () = closed(&mut closing) => return,
+        }
+        if n == buffer.len() {
+            buffer.resize(BUFFER, 0);
         }
     }
 }
@@ -424,13 +431,16 @@ async fn pump_out(
             () = socket.gone(), if !terminal => break false,
             () = silent_after_exit(&mut exited) => break true,
         }
-        buffer.resize(BUFFER, 0);
+        buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
         let read = source.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer));
         match read {
             Ok(n @ 1..) => {
                 if socket.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
                     // For a pipe, closing it is what tells the process; a terminal lives on without a viewer.
                     break terminal;
+                }
+                if n == buffer.len() {
+                    buffer.resize(BUFFER, 0);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -46,8 +46,8 @@ macro_rules! scenarios {
     };
 }
 
-/// Longest time for one scenario.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Longest time for one scenario: a hang is a failure, a busy machine is none.
+const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) struct Bench {
     directory: tempfile::TempDir,
