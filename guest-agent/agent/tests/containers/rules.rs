@@ -42,7 +42,8 @@ async fn capabilities_and_new_privileges(world: Arc<World>) {
     assert_eq!((field(&status, "CapInh:"), field(&status, "CapAmb:")), (0, 0));
     assert_eq!(field(&status, "NoNewPrivs:"), 1);
     assert_eq!(field(&status, "SigBlk:"), 0, "signals are blocked");
-    assert_eq!(field(&status, "SigIgn:"), 0, "signals are ignored");
+    // 32 and 33 are the C library's own: it resets them for nobody, and whoever started this test may have ignored them.
+    assert_eq!(field(&status, "SigIgn:") & !(3 << 31), 0, "signals are ignored");
 
     let mut ambient = plain();
     ambient["process"]["user"] = json!({"uid": 1000, "gid": 1000, "umask": 0o27});
