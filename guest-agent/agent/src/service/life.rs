@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -124,6 +125,7 @@ pub struct Guest {
     dialer: Box<dyn Dialer>,
     registry: Mutex<Containers>,
     end: mpsc::UnboundedSender<End>,
+    ending: AtomicBool,
 }
 
 /// A poisoned lock would mean a panic, which ends the agent: there is nothing else to do about it.
@@ -169,7 +171,16 @@ impl Guest {
     #[must_use]
     pub fn new(config: Config, dialer: Box<dyn Dialer>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
         let (end, ends) = mpsc::unbounded_channel();
-        (Arc::new(Self { config, dialer, registry: Mutex::default(), end }), ends)
+        (
+            Arc::new(Self {
+                config,
+                dialer,
+                registry: Mutex::default(),
+                end,
+                ending: AtomicBool::new(false),
+            }),
+            ends,
+        )
     }
 
     /// Where things are.
@@ -178,12 +189,17 @@ impl Guest {
         &self.config
     }
 
+    fn not_ending(&self) -> Result<(), LifeError> {
+        if self.ending.load(Ordering::Relaxed) { Err(LifeError::Ending) } else { Ok(()) }
+    }
+
     fn registry(&self) -> MutexGuard<'_, Containers> {
         lock(&self.registry)
     }
 
     /// Makes a container up to its gate.
     pub(super) async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), LifeError> {
+        self.not_ending()?;
         let mut checked = plan::container(
             &request.id,
             &request.spec,
@@ -233,6 +249,7 @@ impl Guest {
 
     /// Opens a container's gate.
     pub(super) async fn start(self: &Arc<Self>, id: &str) -> Result<Result<i32, StageFailure>, LifeError> {
+        self.not_ending()?;
         let stage = {
             let mut registry = self.registry();
             registry.advance(id, Status::Created, Status::Starting)?;
@@ -258,6 +275,7 @@ impl Guest {
         self: &Arc<Self>,
         request: ExecRequest,
     ) -> Result<Result<i32, StageFailure>, LifeError> {
+        self.not_ending()?;
         plan::check_id("exec_id", &request.exec_id)?;
         let key = Key::new(&request.container_id, &request.exec_id);
         let filter = self.registry().data(&request.container_id)?.filter.clone();
@@ -444,6 +462,7 @@ impl Guest {
 
     /// Asks for the machine's end.
     pub(super) fn request_end(&self, end: End) {
+        self.ending.store(true, Ordering::Relaxed);
         // The receiver lives as long as the agent; in a test it may be gone, and then nothing ends.
         let _ = self.end.send(end);
     }

@@ -22,6 +22,7 @@ crate::scenarios!(
     two_steps,
     users_and_groups,
     shutdown_with_grace,
+    after_shutdown_nothing_begins,
     stats_and_state,
     a_container_dies_with_its_first_process,
 );
@@ -297,6 +298,19 @@ async fn shutdown_with_grace(world: Arc<World>) {
     let begun = Instant::now();
     world.guest.stop_containers(Duration::from_secs(30)).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "nothing is left to wait for");
+}
+
+async fn after_shutdown_nothing_begins(world: Arc<World>) {
+    world.idle("a").await;
+    world.create(&world.create_request("b", &spec(&["true"]), &m::Stdio::new())).await.unwrap();
+    world.client.shutdown(context(), &m::ShutdownRequest::new()).await.unwrap();
+    let create = world.create(&world.create_request("c", &spec(&["true"]), &m::Stdio::new())).await;
+    let (code, words) = refusal(create);
+    assert!(code == Code::FAILED_PRECONDITION && words.contains("shutting down"), "{words}");
+    let exec = world.exec_request("a", "e", &["true"], &m::Stdio::new());
+    assert_eq!(refusal(world.exec(&exec).await).0, Code::FAILED_PRECONDITION);
+    let start = m::StartContainerRequest { container_id: "b".into(), ..Default::default() };
+    assert_eq!(refusal(world.client.start_container(context(), &start).await).0, Code::FAILED_PRECONDITION);
 }
 
 async fn stats_and_state(world: Arc<World>) {
