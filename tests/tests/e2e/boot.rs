@@ -50,7 +50,7 @@ fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
             "--protocol",
             protocol,
             "--append",
-            "console=ttyS0 quiet panic=-1 reboot=t",
+            "console=ttyS0 quiet panic=-1 reboot=k",
         ]);
         done.expect(0);
         assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());
@@ -72,7 +72,7 @@ fn our_kernel_brings_up_thirty_two_cpus() {
         "--cpus",
         "32",
         "--append",
-        "console=ttyS0 quiet panic=-1 reboot=t",
+        "console=ttyS0 quiet panic=-1 reboot=k",
     ]);
     done.expect(0);
     assert!(done.out().contains("INIT-READY cpus=32"), "{}", done.out());
@@ -158,7 +158,7 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
         "--initrd",
         initrd.to_str().unwrap(),
         "--append",
-        "console=ttyS0 quiet panic=-1 reboot=t",
+        "console=ttyS0 quiet panic=-1 reboot=k",
         "--disk",
         disk.to_str().unwrap(),
         "--disk",
@@ -190,7 +190,7 @@ fn a_panic_and_a_power_off_are_told_apart() {
             "--initrd",
             initrd.to_str().unwrap(),
             "--append",
-            "console=ttyS0 quiet panic=-1 reboot=t",
+            "console=ttyS0 quiet panic=-1 reboot=k",
         ])
     };
     let done = boot("echo c >/proc/sysrq-trigger; sleep 60");
