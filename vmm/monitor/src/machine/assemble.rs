@@ -85,6 +85,8 @@ pub(super) struct Assembled<V> {
     threads: Vec<JoinHandle<()>>,
     pub(super) kickers: Vec<Arc<dyn Kicker>>,
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
+    /// So many slots, from the first on, hold a device.
+    occupied: usize,
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
     host: Arc<Host>,
@@ -149,12 +151,13 @@ impl<H: Hypervisor> Site<'_, H> {
         let (mut pio, mut mmio) = (Bus::new(), Bus::new());
         platform_devices(&mut pio)?;
         devices.serial(&mut pio, vm.irq_line(layout::COM1_GSI)?)?;
-        let mut transports = Vec::with_capacity(announced.len());
+        let (mut transports, mut occupied) = (Vec::with_capacity(announced.len()), 0);
         for (slot, place) in (0u16..).zip(&announced) {
             let line = vm.irq_line(place.gsi)?;
             let mut transport = Transport::new(slot, ram.memory().clone(), line, host.clone());
             if let Some(device) = devices.take() {
                 transport.attach(device)?;
+                occupied += 1;
             }
             let transport = MmioTransport(transport);
             offer(&*vm, slot, &transport);
@@ -170,6 +173,7 @@ impl<H: Hypervisor> Site<'_, H> {
             threads: Vec::new(),
             kickers: Vec::new(),
             transports,
+            occupied,
             pumps: devices.pumps,
             vsock: devices.vsock,
             host,
@@ -201,22 +205,23 @@ impl<V: Vm> Assembled<V> {
     }
 
     /// Puts a disk into the first empty slot.
-    pub(super) fn attach(&self, disk: &DiskConfig, files: &Files) -> Result<(), AssembleError> {
+    pub(super) fn attach(&mut self, disk: &DiskConfig, files: &Files) -> Result<(), AssembleError> {
         let device = block(disk, "disk", files)?;
-        for (slot, transport) in (0u16..).zip(&self.transports) {
-            let mut transport = lock(transport);
-            if transport.0.device_id() == 0 {
-                transport.0.attach(device)?;
-                offer(&*self.vm, slot, &transport);
-                return Ok(());
-            }
-        }
-        Err(AssembleError::NoSlot(disk.id.as_str().to_owned()))
+        // Not found by asking: the lock of a device that a vCPU has just reset may be held until this loop comes round.
+        let Some(transport) = self.transports.get(self.occupied) else {
+            return Err(AssembleError::NoSlot(disk.id.as_str().to_owned()));
+        };
+        let mut transport = lock(transport);
+        transport.0.attach(device)?;
+        offer(&*self.vm, transport.0.slot(), &transport);
+        self.occupied += 1;
+        Ok(())
     }
 
     /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and counts outlive it.
     pub(super) fn take_apart(self) -> Remains {
-        let Self { vm, shared, threads, kickers, transports, mut pumps, vsock, host, _ram } = self;
+        let Self { vm, shared, threads, kickers, transports, occupied: _, mut pumps, vsock, host, _ram } =
+            self;
         shared.gate.set(vcpu::Command::End);
         for kicker in &kickers {
             kicker.kick();
