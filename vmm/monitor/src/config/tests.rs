@@ -101,3 +101,12 @@ fn standard_input_has_one_user() {
     object["console"] = json!("stdio");
     assert_eq!(parse(&object).unwrap_err().field, "console");
 }
+
+#[test]
+fn the_documented_machine_is_one_and_names_every_field() {
+    let document = include_str!("../../../../docs/machine-config.md");
+    let example = document.split_once("```json").unwrap().1.split_once("```").unwrap().0;
+    let config = MachineConfig::from_json(example.as_bytes()).unwrap();
+    let written: Value = serde_json::from_str(&config.to_json()).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(example).unwrap(), written);
+}
