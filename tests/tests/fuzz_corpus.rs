@@ -1,5 +1,5 @@
 //! Every fuzz target on its seeds and on some thousand mutations of them: the same ones in every run, on the stable compiler. `make fuzz`
-//! runs the same targets for long.
+//! runs the same targets for long; `FUZZ_FACTOR=n` makes this test so many times as long, where there is no nightly compiler.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -80,7 +80,9 @@ fn corpus(name: &str) {
     let started = std::time::Instant::now();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let inputs = seeds.iter().cloned().map(|seed| (seed, false));
-    let mutated = (0..target.rounds).map(|round| (seeds[round as usize % seeds.len()].clone(), true));
+    let factor = std::env::var("FUZZ_FACTOR").map_or(1, |factor| factor.parse().expect("a whole number"));
+    let mutated =
+        (0..target.rounds * factor).map(|round| (seeds[round as usize % seeds.len()].clone(), true));
     for (mut input, change) in inputs.chain(mutated) {
         if change {
             mutate(&mut random, &mut input, &seeds);
@@ -92,7 +94,12 @@ fn corpus(name: &str) {
             std::panic::resume_unwind(panic);
         }
     }
-    println!("{name}: {} seeds and {} mutations in {:?}", seeds.len(), target.rounds, started.elapsed());
+    println!(
+        "{name}: {} seeds and {} mutations in {:?}",
+        seeds.len(),
+        target.rounds * factor,
+        started.elapsed()
+    );
 }
 
 #[test]
