@@ -9,7 +9,7 @@ help: ## this list
 packages: ## install the Debian packages that are missing (as root), or print the one command that does
 	@tests/setup/packages
 
-build: packages ## build nelly, its monitor, agent, kernel and initramfs into target/nelly
+build: ## build nelly, its monitor, agent, kernel and initramfs into target/nelly
 	@tests/setup/build
 
 run: build ## set everything up and run the main job: a container in a microVM
