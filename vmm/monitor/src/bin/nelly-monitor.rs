@@ -50,6 +50,7 @@ enum Job {
 }
 
 fn main() -> ExitCode {
+    sys::host::share_one_heap();
     let job = match arguments(std::env::args_os().skip(1)) {
         Ok(job) => job,
         Err(error) => return complain(&format!("{error}\nTry nelly-monitor --help.")),
