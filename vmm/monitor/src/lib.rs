@@ -1,6 +1,6 @@
 //! The machine: a microVM on KVM or Hypervisor.framework.
 //!
-//! The rooms below stand on floors and import downwards only (`tests/floor_plan.rs` reads them):
+//! The rooms below stand on floors and import downwards only (`tests/tests/floor_plan/` reads them):
 //! 0 `arch` `config` `sys`, 1 `memory`, 2 `hv`, 3 `bus` `irq` `disk`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
 
 pub mod arch;
