@@ -11,6 +11,7 @@ mod pause;
 mod run;
 mod sockets;
 mod terminal;
+mod user;
 
 use std::path::Path;
 use std::time::Duration;

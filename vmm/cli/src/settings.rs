@@ -15,20 +15,30 @@ pub(crate) struct Setting {
     pub(crate) env: &'static str,
     /// Flag of `run` (and of `boot` where it has one).
     pub(crate) flag: &'static str,
-    /// Value when nobody says anything; empty: found or made up at run time.
+    /// Value when nobody says anything.
     pub(crate) default: &'static str,
+    /// What `config show` says instead of an empty value.
+    pub(crate) empty: &'static str,
     /// What it is.
     pub(crate) about: &'static str,
 }
 
 /// Every setting.
 pub(crate) const TABLE: [Setting; 7] = [
-    Setting { key: "cpus", env: "NELLY_CPUS", flag: "--cpus", default: "1", about: "vCPUs of a machine" },
+    Setting {
+        key: "cpus",
+        env: "NELLY_CPUS",
+        flag: "--cpus",
+        default: "1",
+        empty: "",
+        about: "vCPUs of a machine",
+    },
     Setting {
         key: "memory",
         env: "NELLY_MEMORY",
         flag: "--memory",
         default: "512M",
+        empty: "",
         about: "memory of a machine",
     },
     Setting {
@@ -36,6 +46,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         env: "NELLY_KERNEL",
         flag: "--kernel",
         default: "",
+        empty: "(the installed one)",
         about: "kernel that run boots",
     },
     Setting {
@@ -43,6 +54,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         env: "NELLY_INITRD",
         flag: "--initrd",
         default: "",
+        empty: "(the installed one)",
         about: "initramfs with the agent",
     },
     Setting {
@@ -50,6 +62,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         env: "NELLY_APPEND",
         flag: "--append",
         default: "",
+        empty: "(none)",
         about: "words added to the kernel's command line",
     },
     Setting {
@@ -57,6 +70,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         env: "NELLY_MONITOR",
         flag: "",
         default: "",
+        empty: "(beside nelly)",
         about: "the nelly-monitor program",
     },
     Setting {
@@ -64,6 +78,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         env: "NELLY_LOG",
         flag: "--log-level",
         default: "warn",
+        empty: "",
         about: "error, warn, info, debug or trace",
     },
 ];

@@ -49,7 +49,7 @@ pub(crate) fn config(as_json: bool, context: &Context) -> ExitCode {
         println!("{}", serde_json::Value::Array(rows));
     } else {
         for (setting, (value, source)) in rows {
-            let value = if value.is_empty() { "(found at run time)" } else { &value };
+            let value = if value.is_empty() { setting.empty } else { &value };
             println!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about);
         }
         println!("file: {}", context.places.config.join("config.toml").display());

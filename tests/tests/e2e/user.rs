@@ -1,0 +1,91 @@
+//! An ordinary user: no root, no capability, /dev/kvm by its group or not at all.
+//!
+//! Root (as in the emulated host) becomes that user, with a /dev/kvm of its own in a mount namespace: the machine's node stays as it is.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use nelly_tests::{Done, program, run};
+
+use super::{Home, LIMIT};
+
+/// User and group that own nothing.
+const NOBODY: u32 = 65534;
+/// A group that this test gives a /dev/kvm of mode 0660 to; its number is nobody's business.
+const KVM: &str = "4242";
+
+/// Puts a node of mode 0660 and group $1 over /dev/kvm, then becomes nobody in the groups $2 and runs the rest.
+const BECOME: &str = r#"
+set -e
+group=$1 groups=$2 place=$3
+shift 3
+mount -t tmpfs none "$place"
+mknod "$place/kvm" c 10 232
+chgrp "$group" "$place/kvm"
+chmod 660 "$place/kvm"
+mount --bind "$place/kvm" /dev/kvm
+exec setpriv --reuid 65534 --regid 65534 $groups --no-new-privs --bounding-set=-all --inh-caps=-all "$@"
+"#;
+
+/// `nelly WORDS` as an ordinary user who may or may not open /dev/kvm, its home at `home`.
+#[track_caller]
+fn nelly_as_nobody(home: &Path, may: bool, words: &[&str]) -> Done {
+    let place = tempfile::tempdir().unwrap();
+    let groups = if may { format!("--groups={KVM}") } else { "--clear-groups".to_owned() };
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", BECOME, "sh", KVM, &groups]).arg(place.path());
+    command.arg(program("nelly")).args(words).env("NELLY_HOME", home).env_remove("XDG_RUNTIME_DIR");
+    run(&mut command, b"", LIMIT)
+}
+
+/// A home that belongs to nobody.
+fn home() -> Home {
+    let home = Home::new();
+    std::os::unix::fs::chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("this test needs root");
+    std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    home
+}
+
+#[test]
+fn a_container_runs_without_root() {
+    if !rustix::process::getuid().is_root() {
+        // Whoever runs the tests is an ordinary user already.
+        let done = Home::new().sh("id -u; echo x > /new && cat /new; exit 7");
+        assert_eq!(done.expect(7).out(), "0\nx\n");
+        return;
+    }
+    let home = home();
+    let done = nelly_as_nobody(
+        home.path(),
+        true,
+        &["run", "--", "sh", "-c", "id -u; echo x > /new && cat /new; exit 7"],
+    );
+    assert_eq!(done.expect(7).out(), "0\nx\n");
+    // What it left is a cache, and that is the user's.
+    for entry in std::fs::read_dir(home.path()).unwrap() {
+        let owner = entry.unwrap().metadata().unwrap().uid();
+        assert_eq!(owner, NOBODY);
+    }
+    nelly_as_nobody(home.path(), true, &["doctor"]).expect(0);
+}
+
+#[test]
+fn without_permission_it_says_which_group_to_join() {
+    if !rustix::process::getuid().is_root() {
+        // A user cannot take /dev/kvm from itself; `make test` runs this as root in the emulated host.
+        return;
+    }
+    let home = home();
+    let done = nelly_as_nobody(home.path(), false, &["run", "--", "true"]);
+    done.expect(125);
+    assert!(done.err().contains("/dev/kvm: permission denied"), "{}", done.err());
+    assert!(done.err().contains("usermod"), "{}", done.err());
+    let kernel = nelly_tests::asset("vmlinux");
+    let done = nelly_as_nobody(home.path(), false, &["boot", "--kernel", kernel.to_str().unwrap()]);
+    done.expect(125);
+    assert!(done.err().contains("/dev/kvm"), "{}", done.err());
+    let done = nelly_as_nobody(home.path(), false, &["doctor"]);
+    done.expect(1);
+    assert!(done.out().contains("usermod"), "{}", done.out());
+}
