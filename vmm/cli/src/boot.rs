@@ -11,14 +11,14 @@ use rustix::fs::MemfdFlags;
 
 use crate::args::BootArgs;
 use crate::context::Context;
-use crate::machine;
+use crate::{machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     let config = machine::boot(args, &context.settings)?;
     let monitor = context.search.monitor(&context.settings)?;
     if args.machine.dry_run {
-        println!("{}", config.to_json());
+        out::line(config.to_json())?;
         return Ok(ExitCode::SUCCESS);
     }
     // Not close-on-exec: the monitor reads it after the exec.

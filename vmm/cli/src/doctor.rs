@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::assets::Assets;
 use crate::context::Context;
 use crate::host::{self, Kvm};
+use crate::out;
 
 /// What a check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +50,12 @@ pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
                 json!({ "schema": 1, "check": finding.check, "verdict": verdict, "text": finding.text, "hint": finding.hint })
             })
             .collect();
-        println!("{}", serde_json::Value::Array(rows));
+        out::line(serde_json::Value::Array(rows))?;
     } else {
         for finding in &findings {
-            println!("{:<5} {:<10} {}", word(finding.verdict), finding.check, finding.text);
+            out::line(format_args!("{:<5} {:<10} {}", word(finding.verdict), finding.check, finding.text))?;
             if let Some(hint) = &finding.hint {
-                println!("{:<16} -> {hint}", "");
+                out::line(format_args!("{:<16} -> {hint}", ""))?;
             }
         }
     }

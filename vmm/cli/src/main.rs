@@ -3,6 +3,7 @@
 mod args;
 mod assets;
 mod boot;
+mod console;
 mod context;
 mod doctor;
 mod duration;
@@ -10,6 +11,7 @@ mod environment;
 mod fail;
 mod host;
 mod machine;
+mod out;
 mod progress;
 mod result;
 mod run;
@@ -69,8 +71,8 @@ fn dispatch(verb: &Verb, raw: &[String]) -> Result<ExitCode> {
             boot::run(args, &context)
         }
         Verb::Doctor(args) => doctor::run(args.json, &context),
-        Verb::Version(args) => Ok(show::version(args.json, &context)),
-        Verb::Config { verb: ConfigVerb::Show(args) } => Ok(show::config(args.json, &context)),
+        Verb::Version(args) => show::version(args.json, &context),
+        Verb::Config { verb: ConfigVerb::Show(args) } => show::config(args.json, &context),
         Verb::Help { .. } => unreachable!("handled above"),
     }
 }

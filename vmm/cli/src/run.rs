@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::args::{self, RunArgs};
 use crate::assets::{Asset, Assets};
 use crate::context::Context;
-use crate::{environment, machine, progress, result, signals, stdio};
+use crate::{console, environment, machine, out, progress, result, signals, stdio};
 
 /// What the flags say, checked before an image is looked at.
 struct Wanted {
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
         let spec = nelly_sandbox::spec::oci::container(&plan.container);
         let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
-        println!("{object:#}");
+        out::line(format_args!("{object:#}"))?;
         return Ok(ExitCode::SUCCESS);
     }
     // Refused before an image is unpacked for nothing.
@@ -176,7 +176,10 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
         Some("acpi") => Platform::Acpi,
         _ => Platform::Auto,
     };
-    let append = plan.wanted.common.append.clone();
+    let mut append = plan.wanted.common.append.clone();
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        append = format!("{} {append}", console::TALKATIVE);
+    }
     MachineSpec {
         kernel,
         initrd,
@@ -206,6 +209,9 @@ async fn foreground(
         exit = until_started(&mut requests, &mut signals, deadline) => return Ok(exit),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        console::show(sandbox.machine().serial().context("cannot read the guest's console")?)?;
+    }
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let size = size.map(|size| (size.rows, size.columns));
     let id = plan.wanted.id.to_string();
@@ -242,8 +248,8 @@ async fn foreground(
     drop(raw);
     if exit.reason == "oom_killed" && !args.quiet {
         eprintln!(
-            "nelly: the container was killed: out of memory (machine has {} bytes; see -m)",
-            plan.wanted.common.memory.get()
+            "nelly: the container was killed: out of memory (the machine has {} MiB; see -m)",
+            plan.wanted.common.memory.get() >> 20
         );
     }
     std::io::stdout().flush().ok();

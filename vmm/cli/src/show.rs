@@ -9,10 +9,11 @@ use serde_json::json;
 
 use crate::args::Cli;
 use crate::context::Context;
+use crate::out;
 use crate::settings::TABLE;
 
 /// `nelly version`.
-pub(crate) fn version(as_json: bool, context: &Context) -> ExitCode {
+pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
     let assets = context.search.manifest().ok();
     let build = nelly_sandbox::agent::BUILD.unwrap_or("unset");
     if as_json {
@@ -23,21 +24,21 @@ pub(crate) fn version(as_json: bool, context: &Context) -> ExitCode {
             "assets_build_id": assets.as_ref().map(|(_, manifest)| &manifest.build_id),
             "assets_dir": assets.as_ref().map(|(directory, _)| directory),
         });
-        println!("{object}");
+        out::line(object)?;
     } else {
-        println!("nelly {} (build {build})", env!("CARGO_PKG_VERSION"));
+        out::line(format_args!("nelly {} (build {build})", env!("CARGO_PKG_VERSION")))?;
         match assets {
             Some((directory, manifest)) => {
-                println!("assets {} (build {})", directory.display(), manifest.build_id)
+                out::line(format_args!("assets {} (build {})", directory.display(), manifest.build_id))?;
             }
-            None => println!("assets: none installed"),
+            None => out::line("assets: none installed")?,
         }
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `nelly config show`.
-pub(crate) fn config(as_json: bool, context: &Context) -> ExitCode {
+pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
     let rows = TABLE.iter().map(|setting| (setting, context.settings.get(setting.key, None)));
     if as_json {
         let rows: Vec<_> = rows
@@ -46,30 +47,30 @@ pub(crate) fn config(as_json: bool, context: &Context) -> ExitCode {
                         "env": setting.env, "flag": setting.flag, "about": setting.about })
             })
             .collect();
-        println!("{}", serde_json::Value::Array(rows));
+        out::line(serde_json::Value::Array(rows))?;
     } else {
         for (setting, (value, source)) in rows {
             let value = if value.is_empty() { setting.empty } else { &value };
-            println!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about);
+            out::line(format_args!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about))?;
         }
-        println!("file: {}", context.places.config.join("config.toml").display());
+        out::line(format_args!("file: {}", context.places.config.join("config.toml").display()))?;
     }
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `nelly help [TOPIC]`.
 pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
     let mut command = Cli::command();
     match topic {
-        None => command.print_help()?,
+        None => out::line(command.render_help())?,
         Some("exit-codes") => {
             for (code, meaning) in outcome::TABLE {
-                println!("{code:>6}  {meaning}");
+                out::line(format_args!("{code:>6}  {meaning}"))?;
             }
-            println!(" other verbs: 0 success, 1 failed, 2 usage");
+            out::line(" other verbs: 0 success, 1 failed, 2 usage")?;
         }
         Some(topic) => match command.find_subcommand_mut(topic) {
-            Some(verb) => verb.clone().bin_name(format!("nelly {topic}")).print_long_help()?,
+            Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
             None => bail!("no help on {topic:?}; topics: run, boot, doctor, version, config, exit-codes"),
         },
     }
