@@ -24,7 +24,7 @@ test: build ## set everything up and run every test
 
 lint: ## formatting, clippy, licences
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --locked --features nelly-vmm/figures -- -D warnings
 	tests/setup/deny
 
 cross: ## type-check the monitor for aarch64 Linux and macOS, the agent for aarch64 Linux

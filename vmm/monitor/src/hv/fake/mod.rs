@@ -1,6 +1,6 @@
 //! A hypervisor that plays a script: exits in, answers out. It drives the vCPU loop and the machine's life in tests, on any host.
 //!
-//! ```ignore
+//! ```text
 //! let fake = Fake::new();
 //! fake.script(0, [Step::out(0x3f8, b"x"), Step::WaitForKick, Step::TripleFault]);
 //! // … run a machine on `fake` …

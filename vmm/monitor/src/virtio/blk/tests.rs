@@ -396,10 +396,10 @@ proptest! {
     }
 }
 
-/// Not a test but a gauge: `cargo test --release -p nelly-vmm --lib -- --ignored --nocapture gauge_block`.
+/// Not a test of behaviour: see the feature's line in `Cargo.toml`.
+#[cfg(feature = "figures")]
 #[test]
-#[ignore = "a gauge: figures, no verdict"]
-fn gauge_block() {
+fn figures() {
     const BYTES: u64 = 64 << 20;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![1; usize::try_from(BYTES).unwrap()]).unwrap();
