@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use nelly_sandbox::spec::installation::{self, Manifest};
+use nelly_vmm::config::Platform;
 
+use crate::fail::Hint;
 use crate::settings::{Settings, Source};
 
 /// One file of the installation and where it came from.
@@ -12,23 +14,6 @@ use crate::settings::{Settings, Source};
 pub(crate) struct Asset {
     pub(crate) path: PathBuf,
     pub(crate) source: String,
-}
-
-/// `assets.json`, written by the build beside the files it describes.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Manifest {
-    /// 1.
-    pub(crate) schema: u32,
-    /// Build id of kernel, initramfs and built-in image.
-    pub(crate) build_id: String,
-    /// File name of the kernel.
-    pub(crate) kernel: String,
-    /// How the kernel learns of the hardware: `mptable` or `acpi`. Knowing it here saves reading it out of the image at each boot.
-    pub(crate) platform: String,
-    /// File name of the initramfs.
-    pub(crate) initramfs: String,
-    /// Directory name of the built-in image's OCI layout.
-    pub(crate) builtin: String,
 }
 
 /// Where things are looked for.
@@ -52,21 +37,7 @@ impl Search {
     /// None does (the directories are named), or the file is not what it should be.
     pub(crate) fn manifest(&self) -> Result<(PathBuf, Manifest)> {
         for directory in self.directories() {
-            let path = directory.join("assets.json");
-            let text = match std::fs::read(&path) {
-                Ok(text) => text,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-            };
-            let manifest: Manifest =
-                serde_json::from_slice(&text).with_context(|| format!("cannot use {}", path.display()))?;
-            if manifest.schema != 1 {
-                bail!(
-                    "{} is of schema {}, this nelly reads 1: run `make` to build both",
-                    path.display(),
-                    manifest.schema
-                );
-            }
+            let Some(manifest) = Manifest::read(&directory)? else { continue };
             return Ok((directory, manifest));
         }
         let tried: Vec<_> = self.directories().iter().map(|path| path.display().to_string()).collect();
@@ -85,14 +56,9 @@ impl Search {
             return existing(path, &source);
         }
         let bin = self.program.parent().unwrap_or(Path::new("/"));
-        let tried = [bin.join("nelly-monitor"), bin.join("../libexec/nelly/nelly-monitor")];
-        match tried.iter().find(|path| path.is_file()) {
-            Some(path) => Ok(Asset { path: path.clone(), source: "beside nelly".into() }),
-            None => bail!(
-                "no nelly-monitor: looked for {} and {}; run `make`, or set NELLY_MONITOR",
-                tried[0].display(),
-                tried[1].display()
-            ),
+        match installation::find_monitor(bin) {
+            Ok(path) => Ok(Asset { path, source: "beside nelly".into() }),
+            Err(error) => Err(Hint::error(error.to_string(), "run `make`, or set NELLY_MONITOR")),
         }
     }
 }
@@ -105,7 +71,7 @@ pub(crate) struct Assets {
     /// The built-in image's OCI layout.
     pub(crate) builtin: Option<PathBuf>,
     /// How the kernel learns of the hardware, where the manifest says; `None` for a kernel from elsewhere.
-    pub(crate) platform: Option<String>,
+    pub(crate) platform: Option<Platform>,
     /// Build id of the installed assets.
     pub(crate) build_id: Option<String>,
 }
@@ -145,7 +111,7 @@ impl Assets {
             kernel: pick(kernel, |manifest| &manifest.kernel)?,
             initrd: pick(initrd, |manifest| &manifest.initramfs)?,
             builtin: installed(|manifest| &manifest.builtin).map(|asset| asset.path),
-            platform: manifest.as_ref().filter(|_| own_kernel).map(|(_, manifest)| manifest.platform.clone()),
+            platform: manifest.as_ref().filter(|_| own_kernel).map(|(_, manifest)| manifest.platform),
             build_id: manifest.map(|(_, manifest)| manifest.build_id),
         })
     }
@@ -185,7 +151,7 @@ mod tests {
         install(&top.path().join("share/nelly"));
         let found = Assets::find(&search, &settings, None, None).unwrap();
         assert_eq!(found.kernel.path, top.path().join("bin/../share/nelly/vmlinux"));
-        assert_eq!(found.platform.as_deref(), Some("mptable"));
+        assert_eq!(found.platform, Some(Platform::Mptable));
         let own = top.path().join("mine");
         std::fs::write(&own, "k").unwrap();
         let found = Assets::find(&search, &settings, Some(&own), None).unwrap();

@@ -171,11 +171,7 @@ fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result
 }
 
 fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: FileSource) -> MachineSpec {
-    let platform = match plan.wanted.assets.platform.as_deref() {
-        Some("mptable") => Platform::Mptable,
-        Some("acpi") => Platform::Acpi,
-        _ => Platform::Auto,
-    };
+    let platform = plan.wanted.assets.platform.unwrap_or(Platform::Auto);
     let mut append = plan.wanted.common.append.clone();
     if tracing::enabled!(tracing::Level::DEBUG) {
         append = format!("{} {append}", console::TALKATIVE);

@@ -5,22 +5,22 @@
 //! DIR is an installation as `make build` leaves it in target/nelly: bin/nelly-monitor and share/nelly.
 
 use std::error::Error;
-use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
-use nelly_vmm::config::{MemorySize, Platform};
+use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec};
+use nelly_vmm::config::MemorySize;
 use nelly_vmm::machine::{Place, Resources};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let installation = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: embed DIR")?);
-    let monitor = Place::Process { monitor: installation.join("bin/nelly-monitor") };
+    let directory = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: embed DIR")?);
+    let installation = Installation::at(&directory)?;
+    let monitor = Place::Process { monitor: installation.monitor.clone() };
     // The same handle, out of process and in threads of this one.
     let (first, second) =
         tokio::join!(hello(&installation, monitor, "first"), hello(&installation, Place::Thread, "second"));
@@ -29,18 +29,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone afterwards.
-async fn hello(installation: &Path, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
-    let share = installation.join("share/nelly");
+async fn hello(installation: &Installation, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
     let cache = std::env::temp_dir().join("nelly-example-cache");
     let mut options = StoreOptions::new(cache);
-    options.builtin = Some(share.join("busybox"));
+    options.builtin = Some(installation.builtin.clone());
     let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
 
     let mut resources = Resources::new();
-    let kernel = resources.add(File::open(share.join("vmlinux"))?);
-    let initrd = resources.add(File::open(share.join("initramfs.cpio"))?);
-    let mut spec = MachineSpec::new(kernel, initrd, resources.add(image.disk));
-    spec.platform = Platform::Mptable;
+    let mut spec = MachineSpec::installed(installation, resources.add(image.disk));
     spec.memory = MemorySize::new(256 << 20)?;
 
     let sandbox = Sandbox::start(spec.config()?, resources, place, name).await?;

@@ -6,6 +6,8 @@ use nelly_vmm::config::{
     Platform, QueueCount, VsockConfig,
 };
 
+use super::Installation;
+
 /// The kernel's own words: its console for emergencies only, an end instead of a wait after a panic, the processor's random numbers
 /// believed (the agent adds the host's).
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on";
@@ -46,6 +48,14 @@ impl MachineSpec {
             memory,
             append: String::new(),
         }
+    }
+
+    /// The same with the kernel and initramfs of an installation.
+    #[must_use]
+    pub fn installed(installation: &Installation, image: FileSource) -> Self {
+        let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
+        let spec = Self::new(path(&installation.kernel), path(&installation.initramfs), image);
+        Self { platform: installation.platform, ..spec }
     }
 
     /// The configuration that [`crate::instance::Sandbox::start`] takes.

@@ -1,10 +1,12 @@
 //! What a sandbox is to be: plain data, checked where it is made.
 
+pub mod installation;
 pub mod machine;
 pub mod oci;
 pub mod process;
 pub mod size;
 
+pub use installation::Installation;
 pub use machine::MachineSpec;
 pub use process::{Overrides, ProcessSpec, SpecError};
 

@@ -1,0 +1,182 @@
+//! What ships with Nelly: monitor, kernel, initramfs, built-in image, and the manifest that the build writes beside them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nelly_vmm::config::Platform;
+use serde::Deserialize;
+
+/// The schema of [`Manifest`] that this build reads.
+const SCHEMA: u32 = 1;
+
+/// Why an installation cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallationError {
+    /// The manifest is there and cannot be read.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// The manifest.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The manifest is not JSON, or lacks a field.
+    #[error("cannot use {}", .path.display())]
+    Json {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong, and where.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The manifest is of another time.
+    #[error("{} is of schema {found}, this nelly reads {SCHEMA}: run `make` to build both", .path.display())]
+    Schema {
+        /// The manifest.
+        path: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// There is no manifest.
+    #[error("no kernel and initramfs in {}: no assets.json", .directory.display())]
+    Missing {
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// There is no `nelly-monitor`.
+    #[error("no nelly-monitor: looked for {} and {}", .tried[0].display(), .tried[1].display())]
+    Monitor {
+        /// Where it was looked for.
+        tried: Box<[PathBuf; 2]>,
+    },
+}
+
+/// `assets.json`, written by the build beside the files it describes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Manifest {
+    /// 1.
+    schema: u32,
+    /// Build id of kernel, initramfs and built-in image.
+    pub build_id: String,
+    /// File name of the kernel.
+    pub kernel: String,
+    /// How the kernel learns of the hardware. Knowing it here saves reading it out of the image at each boot.
+    pub platform: Platform,
+    /// File name of the initramfs.
+    pub initramfs: String,
+    /// Directory name of the built-in image's OCI layout.
+    pub builtin: String,
+}
+
+impl Manifest {
+    /// Reads `assets.json` in `directory`; `None` when there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, is no manifest, or one of another schema.
+    pub fn read(directory: &Path) -> Result<Option<Self>, InstallationError> {
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: u32,
+        }
+        let path = directory.join("assets.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(InstallationError::Read { path, source }),
+        };
+        // Of another schema nothing else is known, so that is asked first.
+        match serde_json::from_slice(&text) {
+            Ok(Schema { schema: SCHEMA }) => {}
+            Ok(Schema { schema: found }) => return Err(InstallationError::Schema { path, found }),
+            Err(source) => return Err(InstallationError::Json { path, source }),
+        }
+        serde_json::from_slice(&text).map(Some).map_err(|source| InstallationError::Json { path, source })
+    }
+}
+
+/// Finds `nelly-monitor` in `bin` or in `bin/../libexec/nelly`.
+///
+/// # Errors
+/// It is in neither; the error names both.
+pub fn find_monitor(bin: &Path) -> Result<PathBuf, InstallationError> {
+    let tried = [bin.join("nelly-monitor"), bin.join("../libexec/nelly/nelly-monitor")];
+    match tried.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(InstallationError::Monitor { tried: Box::new(tried) }),
+    }
+}
+
+/// An installation, for those who embed Nelly: `PREFIX/bin`, `PREFIX/libexec/nelly` and `PREFIX/share/nelly`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// The `nelly-monitor` program.
+    pub monitor: PathBuf,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// The built-in image's OCI layout.
+    pub builtin: PathBuf,
+    /// How the kernel learns of the hardware.
+    pub platform: Platform,
+    /// Build id of kernel, initramfs and built-in image; the agent says it again in its greeting.
+    pub build_id: String,
+}
+
+impl Installation {
+    /// The installation below `prefix`.
+    ///
+    /// # Errors
+    /// It has no manifest or no monitor, or a manifest of another schema. That the other files exist is seen when they are opened.
+    pub fn at(prefix: &Path) -> Result<Self, InstallationError> {
+        let share = prefix.join("share/nelly");
+        let Some(manifest) = Manifest::read(&share)? else {
+            return Err(InstallationError::Missing { directory: share });
+        };
+        Ok(Self {
+            monitor: find_monitor(&prefix.join("bin"))?,
+            kernel: share.join(manifest.kernel),
+            initramfs: share.join(manifest.initramfs),
+            builtin: share.join(manifest.builtin),
+            platform: manifest.platform,
+            build_id: manifest.build_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"schema":1,"build_id":"b1","kernel":"vmlinux","platform":"mptable","initramfs":"i.cpio","builtin":"busybox"}"#;
+
+    #[test]
+    fn an_installation_is_found_whole_or_says_what_is_missing() {
+        let top = tempfile::tempdir().unwrap();
+        let (bin, share) = (top.path().join("bin"), top.path().join("share/nelly"));
+        let error = Installation::at(top.path()).unwrap_err();
+        assert!(matches!(error, InstallationError::Missing { ref directory } if *directory == share));
+        std::fs::create_dir_all(&share).unwrap();
+        std::fs::write(share.join("assets.json"), GOOD).unwrap();
+        let error = Installation::at(top.path()).unwrap_err().to_string();
+        assert!(error.contains("bin/nelly-monitor") && error.contains("libexec"), "{error}");
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::write(bin.join("nelly-monitor"), "").unwrap();
+        let found = Installation::at(top.path()).unwrap();
+        assert_eq!((found.platform, found.kernel), (Platform::Mptable, share.join("vmlinux")));
+    }
+
+    #[test]
+    fn a_manifest_of_another_kind_is_refused() {
+        let top = tempfile::tempdir().unwrap();
+        assert_eq!(Manifest::read(top.path()).unwrap(), None);
+        for (text, wanted) in
+            [("", "cannot use"), ("{\"schema\":1}", "cannot use"), ("{\"schema\":2}", "schema 2")]
+        {
+            std::fs::write(top.path().join("assets.json"), text).unwrap();
+            let error = Manifest::read(top.path()).unwrap_err().to_string();
+            assert!(error.contains(wanted) && error.contains("assets.json"), "{error}");
+        }
+    }
+}
