@@ -11,6 +11,7 @@ use nelly_vmm::machine::{self, EndReason, Outcome};
 use nelly_vmm::sys;
 use nelly_vmm::sys::signals::Signals;
 use nelly_vmm::sys::terminal::{RawMode, is_terminal};
+use nelly_vmm::timeline::{self, Recorder, name};
 
 const HELP: &str = "\
 Runs one virtual machine.
@@ -19,7 +20,8 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
        nelly-monitor --control fd:N
 
   --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process
-  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timings, exits, starts
+  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timings, timeline,
+                       exits, starts
   --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
                        (nelly_vmm::machine::Machine), and ends with it
   --help               this text
@@ -50,6 +52,7 @@ enum Job {
 }
 
 fn main() -> ExitCode {
+    let recorder = recorder();
     sys::host::share_one_heap();
     let job = match arguments(std::env::args_os().skip(1)) {
         Ok(job) => job,
@@ -59,17 +62,26 @@ fn main() -> ExitCode {
         Job::Print(text) => return print(&text),
         Job::Held(number) => match sys::inherited(number) {
             Ok(control) => {
-                machine::serve(control);
+                machine::serve(control, recorder);
                 return ExitCode::SUCCESS;
             }
             Err(error) => Err(format!("--control fd:{number}: {error}")),
         },
-        Job::Alone { config, result } => alone(&config, result.as_ref()),
+        Job::Alone { config, result } => alone(&config, result.as_ref(), recorder),
     };
     match code {
         Ok(code) => ExitCode::from(code),
         Err(error) => complain(&error),
     }
+}
+
+/// The first thing: when this process began.
+fn recorder() -> Recorder {
+    let main_ns = timeline::now_ns();
+    let recorder =
+        Recorder::new(timeline::origin(std::env::var(timeline::ORIGIN_VARIABLE).ok().as_deref(), main_ns));
+    recorder.stamp_at(name::MONITOR_MAIN, main_ns);
+    recorder
 }
 
 fn arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Job, String> {
@@ -110,7 +122,7 @@ fn arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Job,
 }
 
 /// Runs the machine of a config file, its console on the terminal if the config says so.
-fn alone(config: &Place, result: Option<&Place>) -> Result<u8, String> {
+fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u8, String> {
     let (name, mut file) = match config {
         Place::File(path) => {
             (path.display().to_string(), File::open(path).map_err(|error| error.to_string()))
@@ -138,7 +150,7 @@ fn alone(config: &Place, result: Option<&Place>) -> Result<u8, String> {
     let escape = typed && is_terminal(&stdin);
     // A terminal that may not be changed (a process in the background) stays as it is.
     let raw = if escape { RawMode::enter(&stdin).ok() } else { None };
-    let outcome = machine::run_alone(config, Some(stop), escape);
+    let outcome = machine::run_alone(config, Some(stop), escape, recorder);
     drop(raw);
 
     if let EndReason::Error(what) = &outcome.reason {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::arch::BootState;
 use crate::memory::Slot;
 use crate::sys::Notifier;
+use crate::timeline::GuestCounter;
 
 /// A hypervisor of this host.
 pub trait Hypervisor {
@@ -115,6 +116,12 @@ pub trait Vcpu {
     /// [`Exit::Kicked`] says that it is; any other exit is the next part of the same instruction, to be served like those of `run`
     /// and completed in turn.
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
+
+    /// Reads the guest's counter (x86: the TSC) beside the host's clock, on the vCPU's thread and out of the guest. `None` where the
+    /// hypervisor cannot tell.
+    fn counter(&mut self) -> Option<GuestCounter> {
+        None
+    }
 
     /// What makes a running or about to run vCPU return [`Exit::Kicked`], from any thread.
     fn kicker(&self) -> Arc<dyn Kicker>;

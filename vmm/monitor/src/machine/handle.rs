@@ -20,6 +20,7 @@ use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
 use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
 use crate::sys;
+use crate::timeline::{self, GuestCounter, Recorder, name};
 use crate::virtio::vsock::receive_accepted;
 
 /// How long a dropped handle waits for `nelly-monitor` to end by itself. It takes milliseconds; what takes longer is stuck in the host.
@@ -124,6 +125,7 @@ pub struct Machine {
     done: OwnedFd,
     ending: Mutex<Ending>,
     killed: AtomicBool,
+    spawned_ns: u64,
 }
 
 #[derive(Debug)]
@@ -150,13 +152,14 @@ impl Machine {
                     .args(["--control", "fd:0"])
                     .stdin(Stdio::from(theirs))
                     .stdout(Stdio::null())
+                    .env(timeline::ORIGIN_VARIABLE, timeline::now_ns().to_string())
                     // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask first.
                     .process_group(0)
                     .spawn()
                     .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?;
                 Body::Process(child)
             }
-            Place::Thread => thread(move || server::serve(theirs))?,
+            Place::Thread => thread(move || server::serve(theirs, recorder()))?,
         };
         Self::hold(config, resources, control, body)
     }
@@ -168,11 +171,12 @@ impl Machine {
         control: OwnedFd,
         body: Body,
     ) -> Result<Self, StartError> {
+        let spawned_ns = timeline::now_ns();
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
         let ending = Mutex::new(Ending { receiver: Receiver::default(), outcome: None, body: Some(body) });
         let control = Control(Arc::new(Mutex::new(control)));
         // From here on dropping the machine cleans up.
-        let machine = Self { control, done, ending, killed: AtomicBool::new(false) };
+        let machine = Self { control, done, ending, killed: AtomicBool::new(false), spawned_ns };
         let mut extra = vec![their_done];
         extra.extend(resources.0);
         let request = Request::Start { config: Box::new(config.clone()) };
@@ -238,6 +242,16 @@ impl Machine {
         }
     }
 
+    /// What dropping it does, and how it ended: at once, everything given back.
+    #[must_use]
+    pub fn close(self) -> Outcome {
+        self.control.close();
+        if !readable(self.done.as_fd(), Some(DROP_PATIENCE)) {
+            self.kill();
+        }
+        self.wait()
+    }
+
     /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing is in flight.
     pub fn pause(&self) -> Result<(), ControlError> {
         self.control.ask(&Request::Pause, &[])?.done()
@@ -262,6 +276,21 @@ impl Machine {
             (Answer::Counters(counts), _) => Ok(counts),
             _ => Err(ControlError::Confused),
         }
+    }
+
+    /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped. Gets every vCPU out of the guest
+    /// once. `None` when the hypervisor cannot tell; refused of a machine that does not run.
+    pub fn guest_counter(&self) -> Result<Option<GuestCounter>, ControlError> {
+        match self.control.ask(&Request::GuestCounter, &[])?.finish()? {
+            (Answer::GuestCounter(counter), _) => Ok(counter),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds when the machine's process or thread had been made.
+    #[must_use]
+    pub fn spawned_ns(&self) -> u64 {
+        self.spawned_ns
     }
 
     /// What happens to the machine from now on.
@@ -343,6 +372,14 @@ impl Ending {
             None => "it was collected before".into(),
         }
     }
+}
+
+/// For a machine whose server begins here.
+fn recorder() -> Recorder {
+    let now = timeline::now_ns();
+    let recorder = Recorder::new(now);
+    recorder.stamp_at(name::MONITOR_MAIN, now);
+    recorder
 }
 
 /// The thread that serves a machine of this process.

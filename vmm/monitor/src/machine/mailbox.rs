@@ -7,6 +7,7 @@ use std::{fmt, io};
 
 use crate::hv::Kicker;
 use crate::sys::{Interest, Notifier, Poller, Ready};
+use crate::timeline::GuestCounter;
 use crate::virtio::device::{Registrar, Running, WorkerHost};
 use crate::virtio::vsock::PowerWord;
 
@@ -32,6 +33,8 @@ pub(super) enum Word {
     Failed(crate::hv::HvError),
     /// It is out of the guest with nothing pending, for the pause of this number.
     Parked(u64),
+    /// What the guest's counter shows, when the hypervisor can tell.
+    Counter(Option<GuestCounter>),
     /// It will not enter the guest again.
     Stopped(Cause),
     /// Its thread ends.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::timeline::Timeline;
+
 /// How a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -12,6 +14,9 @@ pub struct Outcome {
     /// How long things took.
     #[serde(default)]
     pub timings: Timings,
+    /// When things happened, on the host's one clock: the monitor's stamps of the machine's first start and of its end.
+    #[serde(default)]
+    pub timeline: Timeline,
     /// What made the vCPUs leave the guest, over all starts of the machine.
     #[serde(default)]
     pub exits: ExitCounts,
@@ -22,7 +27,13 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn of(reason: EndReason) -> Self {
-        Self { reason, timings: Timings::default(), exits: ExitCounts::default(), starts: 0 }
+        Self {
+            reason,
+            timings: Timings::default(),
+            timeline: Timeline::default(),
+            exits: ExitCounts::default(),
+            starts: 0,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use super::assemble::Assembled;
 use super::files::Files;
@@ -12,6 +13,7 @@ use super::wire::{self, Answer, Port, Received, Receiver, Reply, Request};
 use crate::config::{FileSource, OnReset};
 use crate::hv::Vm;
 use crate::sys;
+use crate::timeline::GuestCounter;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,8 @@ pub(super) struct Holder {
     done: OwnedFd,
     watchers: Vec<OwnedFd>,
     pausers: Vec<Reply>,
+    /// Who waits for the guest's counter.
+    counter_readers: Vec<Reply>,
     /// Kept where a machine may start again: its new socket device gets them too.
     listeners: Vec<(u32, OwnedFd)>,
     keep_listeners: bool,
@@ -58,6 +62,7 @@ impl Holder {
             done,
             watchers: Vec::new(),
             pausers: Vec::new(),
+            counter_readers: Vec::new(),
             listeners: Vec::new(),
             keep_listeners: on_reset == OnReset::Reboot,
         }
@@ -95,6 +100,12 @@ impl Holder {
 
     pub(super) fn not_paused(&mut self) {
         self.pausers.drain(..).for_each(|reply| reply.failed(&Refusal::Ending));
+    }
+
+    /// vCPU 0 has read the guest's counter.
+    pub(super) fn counter_read(&mut self, counter: Option<GuestCounter>) {
+        let answer = Answer::GuestCounter(counter);
+        self.counter_readers.drain(..).for_each(|reply| reply.answer(&answer, None));
     }
 
     /// Gives the socket device of a machine that starts again the listeners of the one before.
@@ -139,6 +150,15 @@ impl Holder {
             }
             Request::State => reply.answer(&Answer::State(run.life.state()), None),
             Request::Counters => reply.answer(&Answer::Counters(run.exits()), None),
+            Request::GuestCounter => {
+                let state = run.life.state();
+                if state != State::Running {
+                    return Err((reply, Unfit(state).into()));
+                }
+                self.counter_readers.push(reply);
+                run.machine.shared.counter_wanted.store(true, Ordering::Release);
+                run.kick();
+            }
             Request::Events => {
                 let Some(watcher) = extra else { return Err((reply, Refusal::Descriptor)) };
                 if let Err(error) = sys::set_nonblocking(&watcher) {

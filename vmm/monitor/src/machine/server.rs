@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use super::assemble::{Assembled, Remains, SLOT_MACHINE, Site, lock};
 use super::console::{Heard, Pump};
@@ -20,6 +20,7 @@ use super::wire::{self, Received, Receiver, Reply, Request};
 use crate::config::{Endpoint, MachineConfig, OnReset};
 use crate::hv::{self, HvError, Hypervisor, Vm};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
+use crate::timeline::{self, Recorder, name};
 use crate::virtio::device::{Registrar, Running};
 
 /// Stack of the loop's thread.
@@ -34,14 +35,18 @@ const KEY_CONTROL: u32 = 1;
 const KEY_STOP: u32 = 2;
 const KEY_TIMER: u32 = 3;
 
-/// Serves the machine that the holder at the other end of `control` describes, until either ends.
-pub fn serve(control: OwnedFd) {
-    serve_on(hv::open, control);
+/// Serves the machine that the holder at the other end of `control` describes, until either ends. `recorder` has stamped where this
+/// process or thread began, and takes the machine's stamps.
+pub fn serve(control: OwnedFd, recorder: Recorder) {
+    serve_on(hv::open, control, recorder);
 }
 
 /// The same on any hypervisor.
-pub(super) fn serve_on<H: Hypervisor>(open: impl FnOnce() -> Result<H, HvError>, control: OwnedFd) {
-    let began = Instant::now();
+pub(super) fn serve_on<H: Hypervisor>(
+    open: impl FnOnce() -> Result<H, HvError>,
+    control: OwnedFd,
+    recorder: Recorder,
+) {
     let mut receiver = Receiver::default();
     let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
     let mut descriptors = descriptors.into_iter();
@@ -51,6 +56,7 @@ pub(super) fn serve_on<H: Hypervisor>(open: impl FnOnce() -> Result<H, HvError>,
     else {
         return;
     };
+    recorder.stamp(name::MONITOR_CONFIG);
     let reply = Reply::new(reply);
     if config.console == Endpoint::Stdio || config.serial == Endpoint::Stdio {
         return reply.failed(&Unheld);
@@ -67,7 +73,7 @@ pub(super) fn serve_on<H: Hypervisor>(open: impl FnOnce() -> Result<H, HvError>,
         hypervisor: &hypervisor,
         config: *config,
         files: Files::Sent(descriptors.collect()),
-        began,
+        recorder: Arc::new(recorder),
         holder: Some(holder),
         stop: None,
         escape: false,
@@ -84,10 +90,10 @@ pub(super) fn serve_on<H: Hypervisor>(open: impl FnOnce() -> Result<H, HvError>,
 struct Unheld;
 
 /// Runs a machine without a holder, to its end. Descriptors of `config` are those this process was started with. `stop` is readable when the
-/// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too.
+/// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too. `recorder` as in [`serve`].
 #[must_use]
-pub fn run_alone(config: MachineConfig, stop: Option<OwnedFd>, escape: bool) -> Outcome {
-    let began = Instant::now();
+pub fn run_alone(config: MachineConfig, stop: Option<OwnedFd>, escape: bool, recorder: Recorder) -> Outcome {
+    recorder.stamp(name::MONITOR_CONFIG);
     let hypervisor = match hv::open() {
         Ok(hypervisor) => hypervisor,
         Err(error) => return Outcome::of(EndReason::Error(sentence(&error))),
@@ -97,7 +103,7 @@ pub fn run_alone(config: MachineConfig, stop: Option<OwnedFd>, escape: bool) -> 
         hypervisor: &hypervisor,
         config,
         files,
-        began,
+        recorder: Arc::new(recorder),
         holder: None,
         stop,
         escape,
@@ -111,7 +117,7 @@ pub(super) struct Server<'h, H: Hypervisor> {
     pub(super) hypervisor: &'h H,
     pub(super) config: MachineConfig,
     pub(super) files: Files,
-    pub(super) began: Instant,
+    pub(super) recorder: Arc<Recorder>,
     /// Nobody holds it when it runs alone.
     pub(super) holder: Option<Holder>,
     /// Readable when it is to end, for a machine that runs alone.
@@ -149,7 +155,8 @@ struct Ran {
     /// What was asked for while it ended.
     wish: Option<Ending>,
     panicked: bool,
-    ended_at: Instant,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    ended_at: u64,
     remains: Remains,
 }
 
@@ -165,6 +172,7 @@ impl<H: Hypervisor> Server<'_, H> {
     /// Runs the machine to its end, through every reset that it survives, and says how it ended. `reply` hears whether it started.
     pub(super) fn run(mut self, mut reply: Option<Reply>) -> Outcome {
         let mut outcome = Outcome::of(EndReason::Stopped);
+        let began = self.began();
         let limit = match self.time_limit() {
             Ok(limit) => limit,
             Err(error) => return failed(outcome, reply, &error),
@@ -177,13 +185,11 @@ impl<H: Hypervisor> Server<'_, H> {
                 }
                 Ok(ran) => {
                     outcome.exits.add(&ran.remains.exits);
-                    if outcome.starts == 1 {
-                        outcome.timings.first_entry_ns = ran.remains.first_entry_ns;
-                    }
                     if let Some(reason) = ran.reason(self.config.on_reset) {
                         outcome.reason = reason;
-                        outcome.timings.run_ns = nanoseconds(ran.ended_at - self.began);
-                        outcome.timings.teardown_ns = nanoseconds(ran.ended_at.elapsed());
+                        outcome.timings.run_ns = ran.ended_at.saturating_sub(began);
+                        outcome.timings.teardown_ns = timeline::now_ns().saturating_sub(ran.ended_at);
+                        self.recorder.stamp_at(name::GUEST_END, ran.ended_at);
                         break;
                     }
                     self.pumps = ran.remains.pumps;
@@ -193,10 +199,18 @@ impl<H: Hypervisor> Server<'_, H> {
                 holder.tell(&Event::Rebooting);
             }
         }
+        let entered = self.recorder.at(name::FIRST_ENTRY);
+        outcome.timings.first_entry_ns = entered.map_or(0, |at| at.saturating_sub(began));
+        outcome.timeline = self.recorder.timeline();
         if let Some(holder) = self.holder {
             holder.end(&outcome);
         }
         outcome
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds when this server began.
+    fn began(&self) -> u64 {
+        self.recorder.at(name::MONITOR_MAIN).unwrap_or_else(|| self.recorder.origin_ns())
     }
 
     fn time_limit(&self) -> std::io::Result<Option<Timer>> {
@@ -230,7 +244,7 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         outcome.starts += 1;
         if outcome.starts == 1 {
-            outcome.timings.assemble_ns = nanoseconds(self.began.elapsed());
+            outcome.timings.assemble_ns = timeline::now_ns().saturating_sub(self.began());
         }
         if let Some(holder) = &mut self.holder {
             holder.reconnect(&run.machine);
@@ -276,7 +290,7 @@ impl<H: Hypervisor> Server<'_, H> {
             config: &self.config,
             files: &self.files,
             mailbox: &mailbox,
-            began: self.began,
+            recorder: &self.recorder,
             escape: self.escape,
         };
         let machine = site.assemble()?;
@@ -389,6 +403,11 @@ impl<V: Vm> Loop<V> {
                 }
             }
             Message::Vcpu(_, Word::Parked(_)) => {}
+            Message::Vcpu(_, Word::Counter(counter)) => {
+                if let Some(holder) = holder {
+                    holder.counter_read(counter);
+                }
+            }
             Message::Vcpu(_, Word::Stopped(cause)) => self.end(Ending::Guest(cause), holder),
             Message::Vcpu(_, Word::Ended) => {
                 self.ended += 1;
@@ -463,7 +482,8 @@ impl<V: Vm> Loop<V> {
         }
     }
 
-    fn kick(&self) {
+    /// Gets every vCPU out of the guest, to look what is wanted.
+    pub(super) fn kick(&self) {
         for kicker in &self.machine.kickers {
             kicker.kick();
         }
@@ -527,7 +547,7 @@ impl<V: Vm> Loop<V> {
 
     /// Takes the machine apart after its last turn.
     fn finish(self) -> Ran {
-        let ended_at = Instant::now();
+        let ended_at = timeline::now_ns();
         let Self { poller, life, machine, workers, .. } = self;
         for (_, worker) in workers {
             worker.stop(&poller);
@@ -551,8 +571,4 @@ fn failed(mut outcome: Outcome, reply: Option<Reply>, error: &dyn std::error::Er
         reply.failed(error);
     }
     outcome
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

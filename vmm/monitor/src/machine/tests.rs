@@ -28,7 +28,7 @@ fn config(resources: &mut Resources) -> MachineConfig {
 fn start_with(fake: &Fake, config: &MachineConfig, resources: Resources) -> Result<Machine, StartError> {
     let (control, theirs) = sys::stream_pair().unwrap();
     let fake = fake.clone();
-    let body = thread(move || server::serve_on(|| Ok(fake), theirs)).unwrap();
+    let body = thread(move || server::serve_on(|| Ok(fake), theirs, recorder())).unwrap();
     Machine::hold(config, resources, control, body)
 }
 
@@ -321,4 +321,56 @@ fn a_monitor_that_dies_is_told_apart_from_one_that_speaks() {
     assert!(matches!(error, StartError::Died(_) | StartError::Talk(_)), "{error:?}");
     let place = Place::Process { monitor: "/no/such/monitor".into() };
     assert!(matches!(Machine::start(&config, Resources::new(), &place), Err(StartError::Spawn { .. })));
+}
+
+#[test]
+fn the_monitor_stamps_a_start_once_and_in_order() {
+    let before = timeline::now_ns();
+    let fake = Fake::new();
+    fake.script(0, [Step::out(0x64, &[0xfe]), off()]);
+    let machine = start(&fake, |config| config.on_reset = OnReset::Reboot);
+    let (spawned, outcome) = (machine.spawned_ns(), machine.wait());
+    let timeline = outcome.timeline;
+    let names: Vec<_> = timeline.stamps.iter().map(|stamp| stamp.name.as_ref()).collect();
+    assert_eq!(outcome.starts, 2);
+    assert_eq!(
+        names,
+        [
+            name::MONITOR_MAIN,
+            name::MONITOR_CONFIG,
+            name::MEMORY_MAPPED,
+            name::KERNEL_LOADED,
+            name::VM_CREATED,
+            name::DEVICES_READY,
+            name::VCPU_CREATED,
+            name::FIRST_ENTRY,
+            name::GUEST_END
+        ]
+    );
+    let moments: Vec<_> = timeline.stamps.iter().map(|stamp| stamp.at_ns).collect();
+    assert!(moments.is_sorted() && before <= moments[0] && before <= spawned);
+    assert_eq!(timeline.at(name::MONITOR_MAIN), Some(timeline.origin_ns));
+    let since = |name| timeline.at(name).unwrap() - timeline.origin_ns;
+    assert_eq!(outcome.timings.first_entry_ns, since(name::FIRST_ENTRY));
+    assert_eq!(outcome.timings.run_ns, since(name::GUEST_END));
+}
+
+#[test]
+fn a_guests_counter_is_told_by_a_running_machine_or_not_at_all() {
+    let counter =
+        GuestCounter { at_ns: 7, counter: 9, error_ns: 1, span_ns: 2, span_ticks: 3, nominal_khz: 4 };
+    for known in [None, Some(counter)] {
+        let fake = Fake::new();
+        fake.set_counter(known);
+        fake.script(0, [sign(), Step::WaitForKick, Step::WaitForKick, off()]);
+        let machine = start(&fake, |_| {});
+        assert!(fake.wait_until(|record| !record.answers.is_empty()));
+        assert_eq!(machine.guest_counter().unwrap(), known);
+        machine.pause().unwrap();
+        let refused = machine.guest_counter().unwrap_err();
+        assert!(matches!(refused, ControlError::Refused(_)), "{refused:?}");
+        machine.resume().unwrap();
+        assert_eq!(machine.close().reason, EndReason::Killed);
+        assert_gone(&fake);
+    }
 }

@@ -3,16 +3,16 @@
 //! Order of waiting: a vCPU may wait for the loop (at the gate, or for a device's reset); the loop waits for no vCPU, it is told.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use super::mailbox::{Cause, Mailbox, Message, Word};
 use super::outcome::ExitCounts;
 use crate::arch::BootState;
 use crate::bus::{Bus, Effect};
 use crate::hv::{Exit, HvError, Vcpu, Vm};
+use crate::timeline::{Recorder, name};
 
 /// Stack of a vCPU's thread. Device models run on it.
 const STACK_BYTES: usize = 128 << 10;
@@ -80,25 +80,24 @@ pub(super) struct Shared {
     pub(super) pio: Bus,
     pub(super) mmio: Bus,
     pub(super) mailbox: Mailbox,
-    /// When the server began.
-    pub(super) began: Instant,
-    /// Nanoseconds from `began` to the first entry; 0 before it.
-    pub(super) first_entry_ns: AtomicU64,
+    recorder: Arc<Recorder>,
+    /// Somebody asks for the guest's counter: vCPU 0 answers when it is out of the guest.
+    pub(super) counter_wanted: AtomicBool,
     /// vCPUs made so far.
     created: AtomicUsize,
     counters: Vec<Counters>,
 }
 
 impl Shared {
-    pub(super) fn new(cpus: u8, pio: Bus, mmio: Bus, mailbox: Mailbox, began: Instant) -> Self {
+    pub(super) fn new(cpus: u8, pio: Bus, mmio: Bus, mailbox: Mailbox, recorder: Arc<Recorder>) -> Self {
         let counters = (0..cpus).map(|_| Counters::default()).collect();
         Self {
             gate: Gate::new(),
             pio,
             mmio,
             mailbox,
-            began,
-            first_entry_ns: AtomicU64::new(0),
+            recorder,
+            counter_wanted: AtomicBool::new(false),
             created: AtomicUsize::new(0),
             counters,
         }
@@ -171,6 +170,9 @@ pub(super) fn spawn<V: Vm>(
     let body = move || {
         let life = || match create(&*vm, index, count, state.as_ref()) {
             Ok(mut vcpu) => {
+                if index == 0 {
+                    shared.recorder.stamp(name::VCPU_CREATED);
+                }
                 shared.post(index, Word::Created(vcpu.kicker()));
                 // The last one made opens the gate: the guest does not wait for the loop to have heard of it.
                 if shared.created.fetch_add(1, Ordering::AcqRel) + 1 == shared.counters.len() {
@@ -205,11 +207,13 @@ fn create<V: Vm>(vm: &V, index: u32, count: u32, state: Option<&BootState>) -> R
 fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
     let mut command = shared.gate.wait_change(Command::Hold);
     if index == 0 && command == Command::Run {
-        let now = u64::try_from(shared.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        shared.first_entry_ns.store(now.max(1), Ordering::Relaxed);
+        shared.recorder.stamp(name::FIRST_ENTRY);
     }
     let mut stopped = false;
     loop {
+        if index == 0 && shared.counter_wanted.swap(false, Ordering::Acquire) {
+            shared.post(index, Word::Counter(vcpu.counter()));
+        }
         match command {
             Command::Run if !stopped => match enter(vcpu, index, shared) {
                 None => command = shared.gate.get(),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::outcome::{ExitCounts, State};
 use crate::config::{DiskConfig, MachineConfig};
 use crate::sys;
+use crate::timeline::GuestCounter;
 
 /// What a holder asks of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,8 @@ pub(super) enum Request {
     Kill,
     State,
     Counters,
+    /// Answered once vCPU 0 is out of the guest.
+    GuestCounter,
     /// Descriptors: the answer, the socket that events are written to.
     Events,
     /// Answered with a stream.
@@ -63,6 +66,7 @@ pub(super) enum Answer {
     Done,
     State(State),
     Counters(ExitCounts),
+    GuestCounter(Option<GuestCounter>),
     /// Refused or failed: the layers' sentences, outermost first.
     Failed(Vec<String>),
 }

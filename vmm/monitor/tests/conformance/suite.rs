@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
+use nelly_vmm::timeline;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::harness::{DEVICE, Machine, Runner, SCRATCH, Seen, entry, guest};
@@ -508,4 +509,25 @@ pub(crate) fn probes<H: Hypervisor>(hypervisor: &H) {
     println!("{findings:?} in {took:?}");
     assert_eq!(findings.len(), 3);
     assert!(took < Duration::from_secs(2), "{took:?}: each guest has 150 ms, the rest is a busy host's");
+}
+
+guest!(counter_code, "2: rdtsc", "out 1, eax", "mov eax, edx", "out 1, eax", "jmp 2b",);
+
+/// What a guest stamps by its counter lies, on the host's clock, between two moments of the host round it.
+pub(crate) fn counter_on_the_hosts_clock<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::new(hypervisor, counter_code(), 1);
+    let mut run = machine.boot();
+    let mut stamps = Vec::new();
+    for _ in 0..20 {
+        let before = timeline::now_ns();
+        let (low, high) = (run.word(), run.word());
+        stamps.push((before, u64::from(high) << 32 | u64::from(low), timeline::now_ns()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let counter = run.vcpu.counter().expect("every KVM tells its guests' TSC");
+    for (before, stamp, after) in stamps {
+        let at = counter.host_ns(stamp).unwrap();
+        let slack = 2 * counter.error_ns + 2_000;
+        assert!(before <= at + slack && at <= after + slack, "{before} {at} {after}: {counter:?}");
+    }
 }

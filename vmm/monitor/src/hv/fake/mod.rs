@@ -17,6 +17,7 @@ use super::{DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Ki
 use crate::arch::BootState;
 use crate::memory::Slot;
 use crate::sys::Notifier;
+use crate::timeline::GuestCounter;
 
 /// One thing that a scripted vCPU does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +126,7 @@ struct State {
     bells: Vec<Notifier>,
     kicked: BTreeMap<u32, bool>,
     refuses_doorbells: bool,
+    counter: Option<GuestCounter>,
 }
 
 #[derive(Debug, Default)]
@@ -163,6 +165,11 @@ impl Fake {
     /// Refuses all doorbells from now on, so that notifications arrive as exits.
     pub fn refuse_doorbells(&self) {
         self.0.change(|state| state.refuses_doorbells = true);
+    }
+
+    /// What vCPUs answer when they are asked for the guest's counter; at first `None`: they cannot tell.
+    pub fn set_counter(&self, counter: Option<GuestCounter>) {
+        self.0.change(|state| state.counter = counter);
     }
 
     /// What happened so far.
@@ -429,6 +436,10 @@ impl Vcpu for FakeVcpu {
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
         self.complete();
         Ok(Exit::Kicked)
+    }
+
+    fn counter(&mut self) -> Option<GuestCounter> {
+        self.machine.0.lock().counter
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {

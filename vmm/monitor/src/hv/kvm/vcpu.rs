@@ -24,8 +24,11 @@ use super::kick::Receiver;
 use crate::arch::BootState;
 use crate::arch::x86_64::cpuid::{self, Leaf, Place};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
+use crate::timeline::{GuestCounter, now_ns};
 
 const KVMIO: u8 = 0xae;
+/// How often the guest's TSC is read for one answer.
+const COUNTER_READINGS: u32 = 5;
 /// Where KVM_RUN's page begins: reserved RFLAGS bit 1 is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 /// `IA32_APIC_BASE`: enabled, and this is the boot processor.
@@ -38,6 +41,25 @@ pub struct KvmVcpu {
     run: RunPage,
     fd: VcpuFd,
     machine: Arc<Inner>,
+    /// The host's TSC beside its clock when the vCPU was made: one end of the span over which the TSC's speed is measured.
+    made: Moment,
+    /// What KVM says of the guest's TSC, in kHz; 0: it does not.
+    tsc_khz: u32,
+}
+
+/// Both of the host's clocks at one moment.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    ns: u64,
+    tsc: u64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        // SAFETY: every x86-64 processor has the instruction, and Linux does not forbid it to its processes.
+        let tsc = unsafe { std::arch::x86_64::_rdtsc() };
+        Self { ns: now_ns(), tsc }
+    }
 }
 
 /// KVM's form of KVM_SET_SIGNAL_MASK with the mask behind it.
@@ -136,11 +158,11 @@ impl KvmVcpu {
         let mut fd = machine.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         let run = RunPage { page: NonNull::from(fd.get_kvm_run()), len: machine.fd.run_size() };
         let kick = Receiver::new(run.immediate_exit())?;
-        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine) };
+        // Not every KVM tells, and the guest finds the frequency out by kvm-clock too.
+        let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
+        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), tsc_khz };
         vcpu.set_signal_mask()?;
 
-        // Not every KVM tells, and the guest finds the frequency out by kvm-clock too.
-        let tsc_khz = vcpu.fd.get_tsc_khz().unwrap_or(0);
         let leaves = cpuid::for_vcpu(&machine.supported, Place { index, count, tsc_khz });
         let entries: Vec<_> = leaves.iter().map(entry).collect();
         let entries = CpuId::from_entries(&entries)
@@ -173,6 +195,14 @@ impl KvmVcpu {
             rest = rest.get(done + 1..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// The guest's TSC now.
+    fn guest_tsc(&self) -> Option<u64> {
+        let wanted = kvm_msr_entry { index: msr::TIME_STAMP_COUNTER, ..kvm_msr_entry::default() };
+        let mut list = Msrs::from_entries(&[wanted]).ok()?;
+        let read = self.fd.get_msrs(&mut list).ok()?;
+        list.as_slice().get(..read)?.first().map(|entry| entry.data)
     }
 
     /// One KVM_RUN.
@@ -274,6 +304,30 @@ impl Vcpu for KvmVcpu {
                 Decoded::Fault(text) => return Ok(self.fault(&text)),
             }
         }
+    }
+
+    fn counter(&mut self) -> Option<GuestCounter> {
+        // The narrowest of a few: the host may take the processor away in between.
+        let mut best: Option<(u64, u64, Moment)> = None;
+        for _ in 0..COUNTER_READINGS {
+            let before = now_ns();
+            let guest = self.guest_tsc()?;
+            let after = Moment::now();
+            let took = after.ns.saturating_sub(before);
+            if best.is_none_or(|(_, narrowest, _)| took < narrowest) {
+                best = Some((guest, took, after));
+            }
+        }
+        let (counter, took, after) = best?;
+        let span_ticks = after.tsc.checked_sub(self.made.tsc).filter(|&ticks| ticks > 0)?;
+        Some(GuestCounter {
+            at_ns: after.ns - took / 2,
+            counter,
+            error_ns: took.div_ceil(2),
+            span_ns: after.ns.saturating_sub(self.made.ns),
+            span_ticks,
+            nominal_khz: self.tsc_khz.into(),
+        })
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {

@@ -191,7 +191,7 @@ impl IrqLine for Line {
 }
 
 /// The ioctls that a running machine still makes on its descriptors, by number: what a filter of system calls must let through.
-pub const RUNTIME_IOCTLS: [u32; 8] = [
+pub const RUNTIME_IOCTLS: [u32; 9] = [
     opcode::none(KVMIO, 0x80),
     opcode::write::<kvm_bindings::kvm_irq_level>(KVMIO, 0x61),
     opcode::write::<kvm_ioeventfd>(KVMIO, 0x79),
@@ -200,4 +200,5 @@ pub const RUNTIME_IOCTLS: [u32; 8] = [
     opcode::none(KVMIO, 0xad),
     opcode::write::<kvm_msi>(KVMIO, 0xa5),
     opcode::write::<[u8; 8]>(KVMIO, 0x6a),
+    opcode::read_write::<kvm_bindings::kvm_msrs>(KVMIO, 0x88),
 ];
