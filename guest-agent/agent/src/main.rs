@@ -10,7 +10,8 @@ use nelly_agent::service::{Config, End, Guest, serve};
 use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Stream, VsockDialer, connected};
 use nelly_agent::sys::{self, VsockAddress};
-use nelly_agent::{mounts, spawn};
+use nelly_agent::timeline::Marks;
+use nelly_agent::{arch, mounts, spawn};
 use nelly_protocol::ports::{
     AGENT_PORT, HOST_CID, POWER_OFF, POWER_PANIC, POWER_PORT, POWER_REBOOT, READY_BYTE, READY_PORT,
 };
@@ -24,6 +25,7 @@ const OPEN_FILES: u64 = 1 << 20;
 const LAST_WORD_MS: u16 = 3000;
 
 fn main() {
+    let began = arch::counter();
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "init-stage") {
         std::process::exit(spawn::stage::main());
     }
@@ -31,12 +33,13 @@ fn main() {
         eprintln!("nelly-agent is PID 1 of a Nelly guest; it does nothing elsewhere");
         std::process::exit(2);
     }
+    let marks = Arc::new(Marks::new(began));
     let boot_ns = sys::boot_time_ns();
     std::panic::set_hook(Box::new(|panic| {
         say(&format!("nelly-agent: bug: {panic}"));
         end_machine(POWER_PANIC);
     }));
-    match run(boot_ns) {
+    match run(boot_ns, marks) {
         Ok(End { reboot: true, .. }) => end_machine(POWER_REBOOT),
         Ok(End { reboot: false, .. }) => end_machine(POWER_OFF),
         Err(error) => {
@@ -72,11 +75,12 @@ fn end_machine(word: u8) -> ! {
     std::process::exit(1)
 }
 
-fn run(boot_ns: u64) -> anyhow::Result<End> {
+fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
     // The fast path: the host can connect before anything else is done; its calls wait in the backlog.
     let listener = sys::listen_vsock(AGENT_PORT).with_context(|| {
         format!("cannot listen on vsock port {AGENT_PORT} (has the machine a vsock device?)")
     })?;
+    marks.listening();
     let ready_ns = sys::boot_time_ns();
     let ready =
         sys::connect_vsock(VsockAddress { cid: HOST_CID, port: READY_PORT }, true).with_context(|| {
@@ -95,13 +99,13 @@ fn run(boot_ns: u64) -> anyhow::Result<End> {
         let launcher =
             Launcher { program: sys::c_string(mounts::PROGRAM)?, workdir: mounts::WORKDIR.to_owned() };
         let cgroup_root = mounts::CGROUP_ROOT.into();
-        let config = Config { launcher, cgroup_root, boot_ns, ready_ns };
+        let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
         let (guest, mut ends) = Guest::new(config, Box::new(VsockDialer));
         let signals = sys::watch(signals, Interest::READABLE)?;
         let listener = sys::watch(listener, Interest::READABLE)?;
         tokio::spawn(reap(guest.clone(), signals));
         tokio::spawn(accept(guest.clone(), listener));
-        tell_ready(ready).await.context("cannot tell the host that the agent is ready")?;
+        tell_ready(ready, &marks).await.context("cannot tell the host that the agent is ready")?;
 
         let end = ends.recv().await.context("the service is gone")?;
         // Lets the answer to the call out first: it takes a few turns of the loop to reach the socket.
@@ -113,8 +117,9 @@ fn run(boot_ns: u64) -> anyhow::Result<End> {
     })
 }
 
-async fn tell_ready(socket: OwnedFd) -> anyhow::Result<()> {
+async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {
     let socket = connected(socket).await?;
+    marks.ready();
     sys::write(socket.as_fd(), &[READY_BYTE])?;
     Ok(())
 }

@@ -22,6 +22,7 @@ use ttrpc::{Code, get_status};
 use crate::registry::{Exit, Key, RegistryError, Status, Summary};
 use crate::spawn::plan::PlanError;
 use crate::spawn::{FailureKind, StageFailure, chain};
+use crate::timeline::kernel_log;
 
 mod guest;
 mod life;
@@ -296,6 +297,22 @@ impl Agent for Connection {
             guest_memory_available_bytes: memory.available_bytes,
             ..m::StatsResponse::default()
         })
+    }
+
+    async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {
+        let guest = self.greeted()?;
+        let stamp =
+            |(name, at): (&str, u64)| m::GuestStamp { name: name.to_owned(), at, ..m::GuestStamp::default() };
+        let mut response = m::TimelineResponse::new();
+        response.agent = guest.config().marks.taken().map(stamp).collect();
+        // A guest without a log that can be read has the agent's stamps still.
+        if let Ok(log) = kernel_log() {
+            (response.counter, response.printk_ns) = (log.counter, log.printk_ns);
+            let init = log.init_ns.map(|at| ("init", at));
+            // The log's clock counts from there.
+            response.kernel = [("kernel_entry", 0)].into_iter().chain(init).map(stamp).collect();
+        }
+        Ok(response)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {

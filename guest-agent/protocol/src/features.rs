@@ -19,5 +19,8 @@ pub const DEVICE_CGROUP: &str = "device-cgroup";
 /// Root file systems: a read-only block device below a writable layer in the guest's memory.
 pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
 
+/// `Timeline`: the guest's stamps.
+pub const TIMELINE: &str = "timeline";
+
 /// Every feature of the agent built from this tree.
-pub const ALL: &[&str] = &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS];
+pub const ALL: &[&str] = &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE];

@@ -164,12 +164,25 @@ pub(crate) struct RunArgs {
     /// Write one JSON object {id, exit, reason, timings} to FILE or to descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
+    /// Print on stderr how long each phase took, from this program's start to the machine's end
+    #[arg(long)]
+    pub(crate) timings: bool,
+    /// Write the phases in the Chrome trace event format, for a trace viewer
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// No progress and no notes on stderr, only errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
     /// The image, then the command
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", trailing_var_arg = true)]
     pub(crate) words: Vec<String>,
+}
+
+impl RunArgs {
+    /// Whether somebody wants to know when everything happened.
+    pub(crate) fn wants_timeline(&self) -> bool {
+        self.timings || self.trace.is_some() || self.result.is_some()
+    }
 }
 
 /// What to do when the guest resets.
@@ -225,6 +238,9 @@ pub(crate) struct BootArgs {
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+    /// Write one JSON object {reason, timings, timeline, exits, starts} to FILE or to descriptor N
+    #[arg(long, value_name = "FILE|fd:N")]
+    pub(crate) result: Option<String>,
     /// What a reset by the guest does
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub(crate) on_reset: OnReset,

@@ -9,13 +9,17 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use rustix::fs::MemfdFlags;
 
+use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
+
 use crate::args::BootArgs;
 use crate::context::Context;
+use crate::result::Target;
 use crate::{machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
-pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
+pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     let config = machine::boot(args, &context.settings)?;
+    args.result.as_deref().map(Target::parse).transpose().context("--result")?;
     let monitor = context.search.monitor(&context.settings)?;
     if args.machine.dry_run {
         out::line(config.to_json())?;
@@ -27,6 +31,13 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     let mut file = File::from(file);
     file.write_all(config.to_json().as_bytes()).context("cannot write the machine's configuration")?;
     file.rewind().context("cannot rewind the machine's configuration")?;
-    let error = Command::new(&monitor.path).arg("--config").arg(format!("fd:{}", file.as_raw_fd())).exec();
+    let mut command = Command::new(&monitor.path);
+    command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
+    // The same process goes on: it began when this program did.
+    command.env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
+    if let Some(result) = &args.result {
+        command.arg("--result").arg(result);
+    }
+    let error = command.exec();
     Err(error).with_context(|| format!("cannot execute {}", monitor.path.display()))
 }

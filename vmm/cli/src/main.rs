@@ -28,11 +28,14 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use context::Context;
 use nelly_sandbox::state::outcome;
+use nelly_sandbox::timeline::name;
+use nelly_vmm::timeline::{self, Recorder};
 
 /// What `run` and `boot` end with when they fail; other verbs end with [`FAILED`].
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
+    let recorder = recorder();
     let raw: Vec<String> = match std::env::args_os().map(std::ffi::OsString::into_string).collect() {
         Ok(raw) => raw,
         Err(word) => {
@@ -50,13 +53,22 @@ fn main() -> ExitCode {
         }
         Verb::Help { .. } => (FAILED, false),
     };
-    match dispatch(&cli.verb, &raw) {
+    match dispatch(&cli.verb, &raw, &recorder) {
         Ok(code) => code,
         Err(error) => fail::report(&error, json, code),
     }
 }
 
-fn dispatch(verb: &Verb, raw: &[String]) -> Result<ExitCode> {
+/// When this process began: the first thing.
+fn recorder() -> Recorder {
+    let main_ns = timeline::now_ns();
+    let word = std::env::var(timeline::ORIGIN_VARIABLE).ok();
+    let recorder = Recorder::new(timeline::origin(word.as_deref(), main_ns));
+    recorder.stamp_at(name::MAIN, main_ns);
+    recorder
+}
+
+fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode> {
     if let Verb::Help { topic } = verb {
         return show::help(topic.as_deref());
     }
@@ -64,11 +76,11 @@ fn dispatch(verb: &Verb, raw: &[String]) -> Result<ExitCode> {
     match verb {
         Verb::Run(args) => {
             log(args.machine.log_level, args.quiet, &context)?;
-            run::run(args, raw, &context)
+            run::run(args, raw, &context, recorder)
         }
         Verb::Boot(args) => {
             log(args.machine.log_level, false, &context)?;
-            boot::run(args, &context)
+            boot::run(args, &context, recorder)
         }
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),

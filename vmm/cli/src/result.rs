@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nelly_sandbox::state::Id;
+use nelly_sandbox::timeline::Timeline;
 use serde_json::json;
 
 /// Where it goes.
@@ -29,10 +30,22 @@ impl Target {
         }
     }
 
-    /// Writes the object and a newline.
-    pub(crate) fn write(&self, id: &Id, code: u8, reason: &str, total: Duration) -> Result<()> {
+    /// Writes the object and a newline. `total` counts where nothing was stamped to the end.
+    pub(crate) fn write(
+        &self,
+        id: &Id,
+        code: u8,
+        reason: &str,
+        total: Duration,
+        timeline: Option<&Timeline>,
+    ) -> Result<()> {
         let total = u64::try_from(total.as_nanos()).unwrap_or(u64::MAX);
-        let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": { "total_ns": total } });
+        let timings = match timeline {
+            Some(timeline) => json!({ "total_ns": timeline.total_ns(), "timeline": timeline }),
+            None => json!({ "total_ns": total }),
+        };
+        let object =
+            json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings });
         let (mut file, name) = match self {
             Self::File(path) => (File::create(path), path.display().to_string()),
             // Opened anew by number: the descriptor itself stays its owner's.
@@ -61,13 +74,14 @@ mod tests {
         let id = Id::random().unwrap();
         Target::parse(path.to_str().unwrap())
             .unwrap()
-            .write(&id, 7, "exited", Duration::from_nanos(5))
+            .write(&id, 7, "exited", Duration::from_nanos(5), None)
             .unwrap();
         let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!((object["exit"].as_u64(), object["reason"].as_str()), (Some(7), Some("exited")));
         assert_eq!(object["id"], id.to_string());
+        assert_eq!(object["timings"], json!({ "total_ns": 5 }));
         let error =
-            Target::File("/nonexistent/r".into()).write(&id, 0, "exited", Duration::ZERO).unwrap_err();
+            Target::File("/nonexistent/r".into()).write(&id, 0, "exited", Duration::ZERO, None).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/r"));
     }
 }

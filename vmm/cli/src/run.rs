@@ -13,9 +13,11 @@ use nelly_sandbox::life::{self, Request};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, SpecError, Tmpfs};
 use nelly_sandbox::state::{Exit, Id, Name, outcome};
+use nelly_sandbox::timeline::{Timeline, name};
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
 use nelly_vmm::sys::terminal;
+use nelly_vmm::timeline::Recorder;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -43,7 +45,12 @@ struct Plan {
 }
 
 /// Runs the verb.
-pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<ExitCode> {
+pub(crate) fn run(
+    args: &RunArgs,
+    raw: &[String],
+    context: &Context,
+    recorder: &Recorder,
+) -> Result<ExitCode> {
     let started = Instant::now();
     let (image, command) = args::image_and_command(raw, &args.words);
     let reference: Reference = image.as_deref().unwrap_or("builtin:busybox").parse().context("IMAGE")?;
@@ -76,9 +83,11 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
     }
     // Refused before an image is unpacked for nothing.
     crate::host::require_mainstream()?;
+    recorder.stamp(name::CONFIG_PARSED);
     let mut bar = progress::Bar::new(args.quiet);
     let image = store.resolve(&reference, &mut bar)?;
     bar.finish();
+    recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, wanted, &image.config)?;
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
@@ -87,18 +96,34 @@ pub(crate) fn run(args: &RunArgs, raw: &[String], context: &Context) -> Result<E
         .build()
         .context("cannot start the runtime")?;
     let place = Place::Process { monitor: plan.wanted.monitor.path.clone() };
-    let exit = runtime.block_on(foreground(args, &plan, config, resources, place));
+    let ended = runtime.block_on(foreground(args, &plan, config, resources, place, recorder));
     // A pump may still sit in a read of standard input; it ends with the process.
     runtime.shutdown_background();
-    let code = match &exit {
-        Ok(exit) => exit.code,
-        Err(_) => outcome::FAILED,
+    let (exit, timeline) = match ended {
+        Ok((exit, timeline)) => (Ok(exit), timeline),
+        Err(error) => (Err(error), None),
     };
     if let Some(result) = result {
-        let reason = exit.as_ref().map_or("failed", |exit| exit.reason);
-        result.write(&plan.wanted.id, code, reason, started.elapsed())?;
+        let (code, reason) =
+            exit.as_ref().map_or((outcome::FAILED, "failed"), |exit| (exit.code, exit.reason));
+        result.write(&plan.wanted.id, code, reason, started.elapsed(), timeline.as_ref())?;
+    }
+    if let Some(timeline) = timeline {
+        tell(args, &timeline)?;
     }
     exit.map(|exit| ExitCode::from(exit.code))
+}
+
+/// Shows a timeline where the flags want it.
+fn tell(args: &RunArgs, timeline: &Timeline) -> Result<()> {
+    if let Some(path) = &args.trace {
+        std::fs::write(path, format!("{}\n", timeline.trace()))
+            .with_context(|| format!("--trace: cannot write {}", path.display()))?;
+    }
+    if args.timings {
+        eprint!("{}", timeline.table());
+    }
+    Ok(())
 }
 
 fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Context) -> Result<Wanted> {
@@ -187,13 +212,15 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
     }
 }
 
+/// A whole life: the machine, the container in it, their end; and when everything happened, if somebody wants to know.
 async fn foreground(
     args: &RunArgs,
     plan: &Plan,
     config: MachineConfig,
     resources: Resources,
     place: Place,
-) -> Result<Exit> {
+    recorder: &Recorder,
+) -> Result<(Exit, Option<Timeline>)> {
     let (send, mut requests) = mpsc::unbounded_channel();
     let mut signals = signals::Forward::new(send, args.tty)?;
     let deadline = plan.wanted.common.timeout;
@@ -202,12 +229,26 @@ async fn foreground(
     let sandbox = tokio::select! {
         sandbox = start => sandbox?,
         // Until there is a container, a signal ends the whole attempt: dropping it ends the machine.
-        exit = until_started(&mut requests, &mut signals, deadline) => return Ok(exit),
+        exit = until_started(&mut requests, &mut signals, deadline) => return Ok((exit, None)),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
     if tracing::enabled!(tracing::Level::DEBUG) {
         console::show(sandbox.machine().serial().context("cannot read the guest's console")?)?;
     }
+    let until = deadline.map(|limit| began + limit);
+    let exit = contained(args, plan, &sandbox, (&mut requests, &mut signals), until).await?;
+    let timeline = if args.wants_timeline() { Some(sandbox.finish(recorder).await) } else { None };
+    Ok((exit, timeline))
+}
+
+/// The container's life in a machine that is ready.
+async fn contained(
+    args: &RunArgs,
+    plan: &Plan,
+    sandbox: &Sandbox,
+    (requests, signals): (&mut mpsc::UnboundedReceiver<Request>, &mut signals::Forward),
+    until: Option<Instant>,
+) -> Result<Exit> {
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let size = size.map(|size| (size.rows, size.columns));
     let id = plan.wanted.id.to_string();
@@ -226,11 +267,11 @@ async fn foreground(
     // Raw only now: messages until here are read on a sane terminal.
     let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
-    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive)?;
+    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder())?;
     let process = ProcessId { container: &id, exec: "" };
-    let limit = deadline.map(|limit| limit.saturating_sub(began.elapsed()));
+    let limit = until.map(|until| until.saturating_duration_since(Instant::now()));
     let exit = tokio::select! {
-        exit = life::attend(&sandbox, process, &mut requests, limit) => exit,
+        exit = life::attend(sandbox, process, requests, limit) => exit,
         never = signals.run() => match never {},
     };
     let exit = match exit {

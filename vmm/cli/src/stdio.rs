@@ -4,10 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::instance::Streams;
+use nelly_sandbox::timeline::name;
+use nelly_vmm::timeline::Recorder;
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
@@ -18,24 +21,33 @@ pub(crate) struct Pumps {
 }
 
 impl Pumps {
-    /// Starts to carry bytes.
-    pub(crate) fn start(streams: Streams, terminal: bool, interactive: bool) -> Result<Self> {
+    /// Starts to carry bytes; `recorder` hears of the first of them.
+    pub(crate) fn start(
+        streams: Streams,
+        terminal: bool,
+        interactive: bool,
+        recorder: &Arc<Recorder>,
+    ) -> Result<Self> {
         let mut output = Vec::new();
+        let carry = |name: &str, from: UnixStream, to: BorrowedFd<'static>| {
+            let recorder = Arc::clone(recorder);
+            spawn(name, move || drop(copy_out(&from, to, &recorder)))
+        };
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
             if terminal {
                 let from = stream.try_clone().context("cannot share the terminal's stream")?;
-                output.push(spawn("terminal", move || drop(copy_out(&from, rustix::stdio::stdout())))?);
+                output.push(carry("terminal", from, rustix::stdio::stdout())?);
             }
             if interactive {
                 spawn("stdin", move || copy_in(&stream))?;
             }
         }
         if let Some(stream) = stdout {
-            output.push(spawn("stdout", move || drop(copy_out(&stream, rustix::stdio::stdout())))?);
+            output.push(carry("stdout", stream, rustix::stdio::stdout())?);
         }
         if let Some(stream) = stderr {
-            output.push(spawn("stderr", move || drop(copy_out(&stream, rustix::stdio::stderr())))?);
+            output.push(carry("stderr", stream, rustix::stdio::stderr())?);
         }
         Ok(Self { output })
     }
@@ -58,8 +70,9 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 /// Copies until the stream ends. When nobody reads our output any more the stream is closed, so that the container learns of it.
-fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>) -> io::Result<()> {
+fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, recorder: &Recorder) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
+    let mut first = true;
     loop {
         let count = match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
@@ -70,6 +83,9 @@ fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>) -> io::Result<()> {
         if let Err(error) = write_all(to, &buffer[..count]) {
             let _ = from.shutdown(Shutdown::Both);
             return Err(error);
+        }
+        if std::mem::take(&mut first) {
+            recorder.stamp(name::FIRST_BYTE);
         }
     }
 }

@@ -10,12 +10,16 @@ use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
 use crate::spec::{ContainerSpec, ProcessSpec, oci};
+use crate::timeline::GuestStamps;
 
 /// Build id of this side: what the assets and the agent must carry too. `None` in a build that was given none.
 pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
 
 /// Longest wait for an answer that should come at once, in nanoseconds: a wedged guest is an error, not a hang.
 const CALL_NS: i64 = 60_000_000_000;
+
+/// The same for stamps, which nobody waits long for.
+const TIMELINE_NS: i64 = 2_000_000_000;
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -274,6 +278,24 @@ impl Agent {
     pub async fn stats(&self, container: &str) -> Result<wire::StatsResponse, AgentError> {
         let request = wire::StatsRequest { container_id: container.to_owned(), ..Default::default() };
         self.client.stats(context(), &request).await.map_err(failed("Stats"))
+    }
+
+    /// What agent and kernel stamped, by the guest's own clocks.
+    ///
+    /// # Errors
+    /// An agent that takes no stamps, or the connection broke.
+    pub async fn timeline(&self) -> Result<GuestStamps, AgentError> {
+        let context = ttrpc::context::with_timeout(TIMELINE_NS);
+        let request = wire::TimelineRequest::default();
+        let response = self.client.timeline(context, &request).await.map_err(failed("Timeline"))?;
+        let plain =
+            |stamps: Vec<wire::GuestStamp>| stamps.into_iter().map(|stamp| (stamp.name, stamp.at)).collect();
+        Ok(GuestStamps {
+            agent: plain(response.agent),
+            kernel: plain(response.kernel),
+            counter: response.counter,
+            printk_ns: response.printk_ns,
+        })
     }
 
     /// Ends every process (SIGTERM, `grace_ms`, SIGKILL), syncs, and switches the machine off.

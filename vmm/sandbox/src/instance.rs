@@ -3,16 +3,19 @@
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{ControlError, Machine, Place, Resources, StartError, VsockListener};
+use nelly_vmm::timeline::{Recorder, now_ns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, StdioPorts};
 use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::timeline::{Timeline, Who, name};
 
 /// Longest wait for the agent after the machine's start. A cold kernel under emulation needs seconds.
 const READY: Duration = Duration::from_secs(120);
@@ -88,6 +91,7 @@ pub struct Sandbox {
     greeting: Greeting,
     machine: Machine,
     next_port: AtomicU32,
+    recorder: Arc<Recorder>,
 }
 
 impl Sandbox {
@@ -101,6 +105,7 @@ impl Sandbox {
         place: Place,
         hostname: &str,
     ) -> Result<Self, SandboxError> {
+        let recorder = Recorder::new(now_ns());
         let (machine_handle, ready) = blocking(move || {
             let machine_handle = Machine::start(&config, resources, &place)?;
             let ready = machine_handle.vsock().listen(ports::READY_PORT);
@@ -108,6 +113,7 @@ impl Sandbox {
             Ok::<_, SandboxError>((machine_handle, ready))
         })
         .await?;
+        recorder.stamp_at(name::MONITOR_SPAWNED, machine_handle.spawned_ns());
         let came = blocking(move || ready.accept()?.read_exact(&mut [0]));
         match tokio::time::timeout(READY, came).await {
             Ok(Ok(())) => {}
@@ -122,13 +128,50 @@ impl Sandbox {
             Ok(stream) => stream,
             Err(error) => return Err(explain(&machine_handle, error).await),
         };
+        recorder.stamp(name::AGENT_CONNECTED);
         let agent = Agent::new(stream)?;
         let entropy = entropy().map_err(host("cannot read random bytes"))?;
         let greeting = match agent.hello(hostname, now_unix_ns(), entropy).await {
             Ok(greeting) => greeting,
             Err(error) => return Err(explain(&machine_handle, error.into()).await),
         };
-        Ok(Self { agent, greeting, machine: machine_handle, next_port: AtomicU32::new(0) })
+        recorder.stamp(name::READY);
+        Ok(Self {
+            agent,
+            greeting,
+            machine: machine_handle,
+            next_port: AtomicU32::new(0),
+            recorder: Arc::new(recorder),
+        })
+    }
+
+    /// Takes this side's stamps; the first of a name counts.
+    #[must_use]
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.recorder
+    }
+
+    /// Ends the machine and everything in it, as dropping it does, and says when everything happened: the stamps of `client`, this
+    /// side's, the monitor's, and the guest's, where hypervisor and agent can tell them. The guest is asked first, which costs its
+    /// vCPUs one exit and is a phase of its own.
+    pub async fn finish(self, client: &Recorder) -> Timeline {
+        let Self { agent, machine, recorder, .. } = self;
+        // Of a machine that was killed or has ended there is nothing to hear.
+        let guest = agent.timeline().await.ok();
+        let asked = blocking(move || (machine.guest_counter().ok().flatten(), machine)).await;
+        let (counter, machine) = asked;
+        let read_ns = recorder.stamp(name::TIMELINE_READ);
+        let outcome = blocking(move || machine.close()).await;
+        recorder.stamp(name::MACHINE_GONE);
+
+        let mut timeline = Timeline::new(client.origin_ns());
+        timeline.merge(Who::Client, client.timeline());
+        timeline.merge(Who::Client, recorder.timeline());
+        timeline.merge(Who::Monitor, outcome.timeline);
+        if let (Some(guest), Some(counter)) = (guest, counter) {
+            timeline.merge_guest(&guest, &counter, read_ns);
+        }
+        timeline
     }
 
     /// What the agent said of itself.
@@ -156,8 +199,12 @@ impl Sandbox {
     ) -> Result<Result<Streams, StartFailure>, SandboxError> {
         let (listeners, stdio) = self.listen(&spec.process, size).await?;
         self.agent.create(id, spec, device, stdio).await?;
+        self.recorder.stamp(name::CONTAINER_CREATED);
         match self.agent.start(id).await? {
-            Ok(_) => Ok(Ok(listeners.streams().await?)),
+            Ok(_) => {
+                self.recorder.stamp(name::PROCESS_STARTED);
+                Ok(Ok(listeners.streams().await?))
+            }
             Err(failure) => Ok(Err(failure)),
         }
     }

@@ -8,6 +8,7 @@ use crate::agent::ProcessId;
 use crate::instance::{Sandbox, SandboxError};
 use crate::state::Exit;
 use crate::state::outcome::TIMED_OUT;
+use crate::timeline::name;
 
 /// What reaches a process from outside while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ pub async fn attend(
             biased;
             done = &mut wait => {
                 let done = done?;
+                sandbox.recorder().stamp(name::EXIT);
                 let reason = match (done.oom_killed, done.signal) {
                     (true, _) => "oom_killed",
                     (false, 0) => "exited",

@@ -1,4 +1,8 @@
-//! What differs between processor architectures, as data.
+//! What differs between processor architectures, as data, and the one instruction that does.
+
+mod counter;
+
+pub use counter::counter;
 
 /// System calls as lines of `name number`, in the order of their numbers.
 #[cfg(target_arch = "x86_64")]

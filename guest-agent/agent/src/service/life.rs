@@ -20,6 +20,7 @@ use crate::spawn::plan::{self, PlanError};
 use crate::spawn::seccomp::Filter;
 use crate::stdio::{self, Dialer, HostStreams, Pumps, StdioError};
 use crate::sys::{self, Reaped};
+use crate::timeline::Marks;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -85,6 +86,8 @@ pub struct Config {
     pub boot_ns: u64,
     /// CLOCK_BOOTTIME when it listened.
     pub ready_ns: u64,
+    /// The agent's stamps.
+    pub marks: Arc<Marks>,
 }
 
 /// Where a process is.

@@ -18,6 +18,7 @@ use nelly_agent::service::{Config, Guest, serve};
 use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Dialer, Stream};
 use nelly_agent::sys;
+use nelly_agent::timeline::Marks;
 use nelly_protocol::messages as m;
 use nelly_protocol::service::AgentClient;
 use serde_json::{Value, json};
@@ -137,7 +138,13 @@ impl Bench {
             program: sys::c_string(env!("CARGO_BIN_EXE_nelly-agent")).unwrap(),
             workdir: at("work"),
         };
-        let config = Config { launcher, cgroup_root: self.cgroup.clone(), boot_ns: 1, ready_ns: 2 };
+        let config = Config {
+            launcher,
+            cgroup_root: self.cgroup.clone(),
+            boot_ns: 1,
+            ready_ns: 2,
+            marks: Arc::new(Marks::new(1)),
+        };
         let (guest, _) = Guest::new(config, Box::new(Exchange(doors.clone())));
         let signals = sys::watch(sys::signal_fd().unwrap(), Interest::READABLE).unwrap();
         let reaping = Aborting(tokio::spawn(reap(guest.clone(), signals)));

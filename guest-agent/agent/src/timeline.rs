@@ -1,0 +1,142 @@
+//! When things happened in the guest: the agent's stamps by the raw counter, the kernel's out of its log.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arch::counter;
+
+/// The agent's own stamps, raw counts; 0: not yet.
+#[derive(Debug, Default)]
+pub struct Marks {
+    main: u64,
+    listening: AtomicU64,
+    ready: AtomicU64,
+}
+
+impl Marks {
+    /// Of a process whose `main` began at this count.
+    #[must_use]
+    pub fn new(main: u64) -> Self {
+        Self { main, ..Self::default() }
+    }
+
+    /// The agent listens now.
+    pub fn listening(&self) {
+        self.listening.store(counter(), Ordering::Relaxed);
+    }
+
+    /// The agent is ready now.
+    pub fn ready(&self) {
+        self.ready.store(counter(), Ordering::Relaxed);
+    }
+
+    /// Name and count of each that was taken.
+    pub fn taken(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let all = [
+            ("agent_main", self.main),
+            ("agent_listening", self.listening.load(Ordering::Relaxed)),
+            ("agent_ready", self.ready.load(Ordering::Relaxed)),
+        ];
+        all.into_iter().filter(|(_, count)| *count != 0)
+    }
+}
+
+/// The kernel's stamps and how its clock relates to the counter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelLog {
+    /// The counter when the log's clock showed `printk_ns`.
+    pub counter: u64,
+    /// In nanoseconds, of which the log tells whole microseconds.
+    pub printk_ns: u64,
+    /// When the kernel executed the first program, by the log's clock; nothing when that line is no longer in the log.
+    pub init_ns: Option<u64>,
+}
+
+/// Longest record of /dev/kmsg.
+const RECORD_BYTES: usize = 8192;
+
+/// Reads the kernel's log: from its first record, and then one line more that is written here, so that both clocks are read at one
+/// moment. The line is of the lowest level: no console prints it.
+///
+/// # Errors
+/// There is no /dev/kmsg, or it may not be used, or the line does not come back.
+pub fn kernel_log() -> io::Result<KernelLog> {
+    let path = "/dev/kmsg";
+    let mut log = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let before = counter();
+    let line = format!("nelly-agent: the timeline was read at count {before}");
+    // One more reading: formatting took its time.
+    let before = counter();
+    log.write_all(format!("<7>{line}\n").as_bytes())?;
+    let after = counter();
+    let mut found = KernelLog { counter: before + (after - before) / 2, ..KernelLog::default() };
+    let mut buffer = vec![0; RECORD_BYTES];
+    while let Some(text) = next_record(&mut log, &mut buffer)? {
+        let Some((at_ns, words)) = parse(&text) else { continue };
+        if words.starts_with("Run ") && words.ends_with(" as init process") {
+            found.init_ns = found.init_ns.or(Some(at_ns));
+        }
+        if words == line {
+            found.printk_ns = at_ns;
+            return Ok(found);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "the kernel's log does not give back what was written to it"))
+}
+
+/// The next record, or nothing at the end. Records that were overwritten meanwhile are passed over.
+fn next_record(log: &mut File, buffer: &mut [u8]) -> io::Result<Option<String>> {
+    loop {
+        match log.read(buffer) {
+            Ok(0) => return Ok(None),
+            Ok(count) => return Ok(Some(String::from_utf8_lossy(&buffer[..count]).into_owned())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// "6,339,5140900,-;text" and perhaps further lines: when, in nanoseconds, and the text.
+fn parse(record: &str) -> Option<(u64, &str)> {
+    let (head, text) = record.split_once(';')?;
+    let microseconds: u64 = head.split(',').nth(2)?.parse().ok()?;
+    Some((microseconds.checked_mul(1000)?, text.lines().next().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_by_their_fields() {
+        assert_eq!(parse("6,0,0,-;Linux version 6.12\n"), Some((0, "Linux version 6.12")));
+        assert_eq!(
+            parse("6,89,25047,-,caller=T1;Run /init as init process\n SUBSYSTEM=x\n"),
+            Some((25_047_000, "Run /init as init process"))
+        );
+        for strange in ["", "6,1", "6,1,2,-", "6,1,x,-;text", "6,1,18446744073709551615,-;text"] {
+            assert_eq!(parse(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn marks_that_were_not_taken_are_not_told() {
+        let marks = Marks::new(counter());
+        marks.ready();
+        let names: Vec<_> = marks.taken().map(|(name, _)| name).collect();
+        assert_eq!(names, ["agent_main", "agent_ready"]);
+        assert!(marks.taken().is_sorted_by_key(|(_, count)| count));
+        assert_eq!(Marks::default().taken().count(), 0);
+    }
+
+    #[test]
+    fn a_log_is_read_or_an_error() {
+        // A machine without /dev/kmsg, or a user who may not: an error and no invention.
+        if let Ok(log) = kernel_log() {
+            assert!(log.counter != 0 && log.init_ns.is_none_or(|at| at <= log.printk_ns), "{log:?}");
+        }
+    }
+}

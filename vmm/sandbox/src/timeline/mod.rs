@@ -1,0 +1,277 @@
+//! When everything happened: the stamps of client, monitor, kernel and agent on the host's one clock, and the phases between them.
+//! Pure. What each stamp means stands in docs/timeline.md.
+
+mod guest;
+mod show;
+
+use std::borrow::Cow;
+
+use nelly_vmm::timeline as stamped;
+use serde::Serialize;
+
+pub use guest::GuestStamps;
+
+/// What the client and the guest stamp; the monitor's names are in [`nelly_vmm::timeline::name`].
+pub mod name {
+    /// First line of the client's `main`.
+    pub const MAIN: &str = "main";
+    /// Flags, settings and environment were read and checked.
+    pub const CONFIG_PARSED: &str = "config_parsed";
+    /// The image is one file on this host.
+    pub const IMAGE_RESOLVED: &str = "image_resolved";
+    /// The monitor's process was made.
+    pub const MONITOR_SPAWNED: &str = "monitor_spawned";
+    /// The kernel's clock began to run, early in its set-up.
+    pub const KERNEL_ENTRY: &str = "kernel_entry";
+    /// The kernel executes the first program.
+    pub const INIT: &str = "init";
+    /// First line of the agent's `main`.
+    pub const AGENT_MAIN: &str = "agent_main";
+    /// The agent listens.
+    pub const AGENT_LISTENING: &str = "agent_listening";
+    /// The agent has set the guest up and says so.
+    pub const AGENT_READY: &str = "agent_ready";
+    /// The client has a stream to the agent.
+    pub const AGENT_CONNECTED: &str = "agent_connected";
+    /// The agent answered Hello.
+    pub const READY: &str = "ready";
+    /// The agent answered that the container exists.
+    pub const CONTAINER_CREATED: &str = "container_created";
+    /// The agent answered that the container's first process runs.
+    pub const PROCESS_STARTED: &str = "process_started";
+    /// The client passed on the first bytes of the container's output.
+    pub const FIRST_BYTE: &str = "first_byte";
+    /// The client heard how the container ended.
+    pub const EXIT: &str = "exit";
+    /// The guest was asked for its stamps: the cost of asking, on nobody's path but its own.
+    pub const TIMELINE_READ: &str = "timeline_read";
+    /// The monitor's process was collected.
+    pub const MACHINE_GONE: &str = "machine_gone";
+}
+
+/// Who took a stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// The command, or whoever embeds this library.
+    Client,
+    /// `nelly-monitor`.
+    Monitor,
+    /// The guest's kernel.
+    Kernel,
+    /// PID 1 of the guest.
+    Agent,
+}
+
+/// One moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stamp {
+    /// What happened then.
+    pub name: Cow<'static, str>,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub at_ns: u64,
+    /// Who says so.
+    pub who: Who,
+}
+
+/// The interval that ends in a stamp and begins in the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Phase<'a> {
+    /// Name of the stamp that ends it.
+    pub name: &'a str,
+    /// Who took that stamp.
+    pub who: Who,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub begin_ns: u64,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub end_ns: u64,
+}
+
+impl Phase<'_> {
+    /// How long it took, in nanoseconds.
+    #[must_use]
+    pub fn duration_ns(&self) -> u64 {
+        self.end_ns - self.begin_ns
+    }
+}
+
+/// All stamps of one run, in order of time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Timeline {
+    clock: &'static str,
+    origin_ns: u64,
+    stamps: Vec<Stamp>,
+}
+
+impl Timeline {
+    /// Empty, beginning at `origin_ns` of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn new(origin_ns: u64) -> Self {
+        Self { clock: stamped::CLOCK, origin_ns, stamps: Vec::new() }
+    }
+
+    /// Adds one stamp at its place in time. One before the origin cannot be of this run and is left out.
+    pub fn add(&mut self, who: Who, name: impl Into<Cow<'static, str>>, at_ns: u64) {
+        if at_ns >= self.origin_ns {
+            let place = self.stamps.partition_point(|stamp| stamp.at_ns <= at_ns);
+            self.stamps.insert(place, Stamp { name: name.into(), at_ns, who });
+        }
+    }
+
+    /// Adds all stamps of one process of the host.
+    pub fn merge(&mut self, who: Who, side: stamped::Timeline) {
+        for stamp in side.stamps {
+            self.add(who, stamp.name, stamp.at_ns);
+        }
+    }
+
+    /// Adds what the guest stamped: known names, and moments between the first entry into the guest and `until_ns`. A guest that lies
+    /// is left out.
+    pub fn merge_guest(&mut self, guest: &GuestStamps, counter: &stamped::GuestCounter, until_ns: u64) {
+        let Some(from) = self.at(stamped::name::FIRST_ENTRY) else { return };
+        for (who, name, at_ns) in guest.on_the_host(counter) {
+            if (from..=until_ns).contains(&at_ns) {
+                self.add(who, name, at_ns);
+            }
+        }
+    }
+
+    /// When it begins, in nanoseconds.
+    #[must_use]
+    pub fn origin_ns(&self) -> u64 {
+        self.origin_ns
+    }
+
+    /// The stamps, in order of time.
+    #[must_use]
+    pub fn stamps(&self) -> &[Stamp] {
+        &self.stamps
+    }
+
+    /// When `name` was stamped, in nanoseconds.
+    #[must_use]
+    pub fn at(&self, name: &str) -> Option<u64> {
+        self.stamps.iter().find(|stamp| stamp.name == name).map(|stamp| stamp.at_ns)
+    }
+
+    /// From the origin to the last stamp, in nanoseconds.
+    #[must_use]
+    pub fn total_ns(&self) -> u64 {
+        self.stamps.last().map_or(0, |last| last.at_ns - self.origin_ns)
+    }
+
+    /// The phases, in order: their durations add up to [`Timeline::total_ns`].
+    pub fn phases(&self) -> impl Iterator<Item = Phase<'_>> {
+        let mut begin_ns = self.origin_ns;
+        self.stamps.iter().map(move |stamp| {
+            let phase = Phase { name: &stamp.name, who: stamp.who, begin_ns, end_ns: stamp.at_ns };
+            begin_ns = stamp.at_ns;
+            phase
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WHO: [Who; 4] = [Who::Client, Who::Monitor, Who::Kernel, Who::Agent];
+
+    proptest! {
+        #[test]
+        fn phases_follow_each_other_and_add_up(origin in 0u64..1 << 40, moments in prop::collection::vec((0usize..4, 0u64..1 << 41), 0..40)) {
+            let mut timeline = Timeline::new(origin);
+            for (who, at) in &moments {
+                timeline.add(WHO[*who], at.to_string(), *at);
+            }
+            let kept = moments.iter().filter(|(_, at)| *at >= origin).count();
+            prop_assert_eq!(timeline.stamps().len(), kept);
+            prop_assert!(timeline.stamps().is_sorted_by_key(|stamp| stamp.at_ns));
+            prop_assert_eq!(timeline.phases().count(), kept);
+            prop_assert_eq!(timeline.phases().map(|phase| phase.duration_ns()).sum::<u64>(), timeline.total_ns());
+            let mut end = origin;
+            for phase in timeline.phases() {
+                prop_assert_eq!(phase.begin_ns, end);
+                prop_assert_eq!(timeline.at(phase.name), Some(phase.end_ns));
+                end = phase.end_ns;
+            }
+        }
+    }
+
+    #[test]
+    fn sides_are_merged_by_time_and_equal_moments_stay_in_order() {
+        let side = |stamps: &[(&'static str, u64)]| {
+            let recorder = stamped::Recorder::new(0);
+            stamps.iter().for_each(|(name, at)| recorder.stamp_at(name, *at));
+            recorder.timeline()
+        };
+        let mut timeline = Timeline::new(10);
+        timeline.merge(Who::Client, side(&[("main", 12), ("exit", 40), ("of_another_run", 9)]));
+        timeline.merge(Who::Monitor, side(&[("monitor_main", 20), ("guest_end", 40)]));
+        let seen: Vec<_> =
+            timeline.phases().map(|phase| (phase.name, phase.who, phase.duration_ns())).collect();
+        assert_eq!(
+            seen,
+            [
+                ("main", Who::Client, 2),
+                ("monitor_main", Who::Monitor, 8),
+                ("exit", Who::Client, 20),
+                ("guest_end", Who::Monitor, 0)
+            ]
+        );
+        assert_eq!((timeline.total_ns(), Timeline::new(7).total_ns()), (30, 0));
+    }
+
+    #[test]
+    fn the_json_is_as_documented() {
+        let mut timeline = Timeline::new(5);
+        timeline.add(Who::Client, name::MAIN, 7);
+        assert_eq!(
+            serde_json::to_string(&timeline).unwrap(),
+            r#"{"clock":"CLOCK_MONOTONIC","origin_ns":5,"stamps":[{"name":"main","at_ns":7,"who":"client"}]}"#
+        );
+    }
+
+    #[test]
+    fn a_guest_that_lies_is_left_out() {
+        let counter = stamped::GuestCounter {
+            at_ns: 2_000_000,
+            counter: 2_000,
+            error_ns: 0,
+            span_ns: 1_000,
+            span_ticks: 1,
+            nominal_khz: 1_000,
+        };
+        let guest = GuestStamps {
+            // One tick is a microsecond.
+            agent: vec![
+                (name::AGENT_MAIN.into(), 1_500),
+                ("rm -rf".into(), 1_500),
+                (name::AGENT_LISTENING.into(), 999),
+                (name::AGENT_READY.into(), 3_001),
+                (name::EXIT.into(), 1_501),
+            ],
+            kernel: vec![(name::KERNEL_ENTRY.into(), 0), (name::INIT.into(), 400_000)],
+            counter: 1_900,
+            printk_ns: 500_000,
+        };
+        let mut timeline = Timeline::new(0);
+        timeline.merge_guest(&guest, &counter, 3_000_000);
+        assert_eq!(timeline.stamps().len(), 0, "nothing before the first entry is known");
+        timeline.add(Who::Monitor, stamped::name::FIRST_ENTRY, 1_000_000);
+        timeline.merge_guest(&guest, &counter, 3_000_000);
+        let seen: Vec<_> = timeline.stamps().iter().map(|stamp| (&*stamp.name, stamp.at_ns)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("first_entry", 1_000_000),
+                (name::KERNEL_ENTRY, 1_400_000),
+                (name::AGENT_MAIN, 1_500_000),
+                (name::INIT, 1_800_000)
+            ]
+        );
+        assert_eq!(guest.on_the_host(&counter).count(), 5);
+    }
+}
