@@ -11,6 +11,7 @@ mod pause;
 mod run;
 mod sockets;
 mod terminal;
+mod timings;
 mod user;
 
 use std::path::Path;

@@ -24,6 +24,7 @@ crate::scenarios!(
     shutdown_with_grace,
     after_shutdown_nothing_begins,
     stats_and_state,
+    the_guests_stamps,
     a_container_dies_with_its_first_process,
 );
 
@@ -330,6 +331,24 @@ async fn stats_and_state(world: Arc<World>) {
     // The cgroup is gone, its last figures are not.
     assert!(!world.cgroup.join("a").exists());
     assert!(world.client.stats(context(), &of("a")).await.unwrap().cpu_usage_ns > 0);
+}
+
+async fn the_guests_stamps(world: Arc<World>) {
+    let (stranger, _serving) = connect(&world.guest).await;
+    let refused = stranger.timeline(context(), &m::TimelineRequest::new()).await;
+    assert_eq!(refusal(refused).0, Code::FAILED_PRECONDITION);
+    let told = world.client.timeline(context(), &m::TimelineRequest::new()).await.unwrap();
+    // This guest was never booted: what was not stamped is not told.
+    let agent: Vec<_> = told.agent.iter().map(|stamp| (stamp.name.as_str(), stamp.at)).collect();
+    assert_eq!(agent, [("agent_main", 1)]);
+    // The kernel's log of this machine, where it may be read.
+    assert_eq!(told.kernel.is_empty(), told.counter == 0, "{told:?}");
+    for stamp in &told.kernel {
+        assert!(
+            ["kernel_entry", "init"].contains(&stamp.name.as_str()) && stamp.at <= told.printk_ns,
+            "{told:?}"
+        );
+    }
 }
 
 async fn a_container_dies_with_its_first_process(world: Arc<World>) {
