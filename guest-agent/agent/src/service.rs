@@ -307,9 +307,9 @@ impl Agent for Connection {
         response.agent = guest.config().marks.taken().map(stamp).collect();
         // A guest without a log that can be read has the agent's stamps still.
         if let Ok(log) = kernel_log() {
-            (response.counter, response.printk_ns) = (log.counter, log.printk_ns);
+            (response.counter, response.clock_ns) = (log.counter, log.clock_ns);
             let init = log.init_ns.map(|at| ("init", at));
-            // The log's clock counts from there.
+            // The kernel's clock counts from there.
             response.kernel = [("kernel_entry", 0)].into_iter().chain(init).map(stamp).collect();
         }
         Ok(response)

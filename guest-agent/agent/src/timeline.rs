@@ -46,11 +46,11 @@ impl Marks {
 /// The kernel's stamps and how its clock relates to the counter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelLog {
-    /// The counter when the log's clock showed `printk_ns`.
+    /// The counter when the kernel's clock showed `clock_ns`.
     pub counter: u64,
-    /// In nanoseconds, of which the log tells whole microseconds.
-    pub printk_ns: u64,
-    /// When the kernel executed the first program, by the log's clock; nothing when that line is no longer in the log.
+    /// The kernel's scheduler clock, in nanoseconds since it began to run; the log tells whole microseconds.
+    pub clock_ns: u64,
+    /// When the kernel executed the first program, by that clock; nothing when that line is no longer in the log.
     pub init_ns: Option<u64>,
 }
 
@@ -71,16 +71,21 @@ pub fn kernel_log() -> io::Result<KernelLog> {
     let before = counter();
     log.write_all(format!("<7>{line}\n").as_bytes())?;
     let after = counter();
-    let mut found = KernelLog { counter: before + (after - before) / 2, ..KernelLog::default() };
+    let (mut shift, mut init) = (0, None);
     let mut buffer = vec![0; RECORD_BYTES];
     while let Some(text) = next_record(&mut log, &mut buffer)? {
         let Some((at_ns, words)) = parse(&text) else { continue };
+        if let Some(offset_ns) = stable_offset(words) {
+            shift = offset_ns;
+        }
         if words.starts_with("Run ") && words.ends_with(" as init process") {
-            found.init_ns = found.init_ns.or(Some(at_ns));
+            init = init.or(Some(at_ns));
         }
         if words == line {
-            found.printk_ns = at_ns;
-            return Ok(found);
+            let clock = |at_ns: u64| at_ns.checked_add_signed(-shift);
+            let Some(clock_ns) = clock(at_ns) else { break };
+            let counter = before + (after - before) / 2;
+            return Ok(KernelLog { counter, clock_ns, init_ns: init.and_then(clock) });
         }
     }
     Err(io::Error::new(io::ErrorKind::NotFound, "the kernel's log does not give back what was written to it"))
@@ -106,6 +111,16 @@ fn parse(record: &str) -> Option<(u64, &str)> {
     Some((microseconds.checked_mul(1000)?, text.lines().next().unwrap_or_default()))
 }
 
+/// What the log's times differ from the scheduler clock by, in nanoseconds, from this line on: "sched_clock: Marking stable (80002335,
+/// 98861470)->(203230856, -24367051)". Before it, an x86 kernel keeps its log by a clock that only ticks move, and that loses time; from it
+/// on, by the scheduler clock and this offset. Other kernels have one clock all the time.
+fn stable_offset(line: &str) -> Option<i64> {
+    let last = line.strip_prefix("sched_clock: Marking stable (")?.rsplit_once(", ")?.1;
+    let offset: i64 = last.strip_suffix(')')?.parse().ok()?;
+    // Its negative is needed.
+    (offset != i64::MIN).then_some(offset)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +134,18 @@ mod tests {
         );
         for strange in ["", "6,1", "6,1,2,-", "6,1,x,-;text", "6,1,18446744073709551615,-;text"] {
             assert_eq!(parse(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn the_offset_of_a_clock_that_became_stable() {
+        let line = "sched_clock: Marking stable (80002335, 98861470)->(203230856, -24367051)";
+        assert_eq!(stable_offset(line), Some(-24_367_051));
+        assert_eq!(stable_offset("sched_clock: Marking stable (1, 2)->(3, 4)"), Some(4));
+        for strange in
+            ["", "sched_clock: Marking unstable (1, 2)<-(3, 4)", "sched_clock: Marking stable (1, x)"]
+        {
+            assert_eq!(stable_offset(strange), None, "{strange}");
         }
     }
 

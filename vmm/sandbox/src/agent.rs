@@ -294,7 +294,7 @@ impl Agent {
             agent: plain(response.agent),
             kernel: plain(response.kernel),
             counter: response.counter,
-            printk_ns: response.printk_ns,
+            clock_ns: response.clock_ns,
         })
     }
 

@@ -345,7 +345,7 @@ async fn the_guests_stamps(world: Arc<World>) {
     assert_eq!(told.kernel.is_empty(), told.counter == 0, "{told:?}");
     for stamp in &told.kernel {
         assert!(
-            ["kernel_entry", "init"].contains(&stamp.name.as_str()) && stamp.at <= told.printk_ns,
+            ["kernel_entry", "init"].contains(&stamp.name.as_str()) && stamp.at <= told.clock_ns,
             "{told:?}"
         );
     }

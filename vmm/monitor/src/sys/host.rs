@@ -44,6 +44,18 @@ pub fn page_size() -> u64 {
     u64::try_from(rustix::param::page_size()).unwrap_or(4096)
 }
 
+/// CLOCK_MONOTONIC in nanoseconds. By the C library: it uses the vDSO in static programs too, where rustix 1.1 was seen to make a system
+/// call of it.
+#[must_use]
+#[allow(unsafe_code, reason = "the safe wrapper costs a system call")]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live structure. This clock cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+}
+
 /// Keeps glibc from giving each thread a heap of its own: for a program whose threads allocate little, the first thing its `main`
 /// does. It saves four system calls and resident pages a thread; libraries leave the choice to their program.
 #[cfg(target_env = "gnu")]

@@ -9,9 +9,9 @@ mod counter;
 use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use crate::sys;
 pub use counter::GuestCounter;
 
 /// The environment variable in which whoever starts a process may hand over the moment just before it did, as [`now_ns`] has it.
@@ -48,9 +48,7 @@ const PLAUSIBLE_NS: u64 = 60_000_000_000;
 /// CLOCK_MONOTONIC now, in nanoseconds.
 #[must_use]
 pub fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let part = |value: i64| u64::try_from(value).unwrap_or(0);
-    part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
+    sys::host::monotonic_ns()
 }
 
 /// When a process began that says at `main_ns` what its environment holds in [`ORIGIN_VARIABLE`]: the starter's word when it is a

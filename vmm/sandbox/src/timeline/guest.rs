@@ -9,12 +9,12 @@ use super::{Who, name};
 pub struct GuestStamps {
     /// The agent's own, by the processor's counter.
     pub agent: Vec<(String, u64)>,
-    /// The kernel's, by the clock of its log, in nanoseconds.
+    /// The kernel's, by its scheduler clock, in nanoseconds.
     pub kernel: Vec<(String, u64)>,
-    /// The counter when the clock of the kernel's log showed `printk_ns`; 0 when the agent could not relate them.
+    /// The counter when the kernel's clock showed `clock_ns`; 0 when the agent could not relate them.
     pub counter: u64,
     /// See `counter`.
-    pub printk_ns: u64,
+    pub clock_ns: u64,
 }
 
 const AGENT: [&str; 3] = [name::AGENT_MAIN, name::AGENT_LISTENING, name::AGENT_READY];
@@ -31,7 +31,7 @@ impl GuestStamps {
             Some((Who::Agent, name, counter.host_ns(raw)?))
         });
         let kernel = KERNEL.into_iter().filter_map(move |name| {
-            let elapsed = self.printk_ns.checked_sub(find(&self.kernel, name)?)?;
+            let elapsed = self.clock_ns.checked_sub(find(&self.kernel, name)?)?;
             let raw = counter.before(self.counter, elapsed).filter(|_| self.counter != 0)?;
             Some((Who::Kernel, name, counter.host_ns(raw)?))
         });

@@ -21,7 +21,7 @@ pub mod name {
     pub const IMAGE_RESOLVED: &str = "image_resolved";
     /// The monitor's process was made.
     pub const MONITOR_SPAWNED: &str = "monitor_spawned";
-    /// The kernel's clock began to run, early in its set-up.
+    /// The kernel's scheduler clock began to run, early in its set-up.
     pub const KERNEL_ENTRY: &str = "kernel_entry";
     /// The kernel executes the first program.
     pub const INIT: &str = "init";
@@ -255,7 +255,7 @@ mod tests {
             ],
             kernel: vec![(name::KERNEL_ENTRY.into(), 0), (name::INIT.into(), 400_000)],
             counter: 1_900,
-            printk_ns: 500_000,
+            clock_ns: 500_000,
         };
         let mut timeline = Timeline::new(0);
         timeline.merge_guest(&guest, &counter, 3_000_000);
