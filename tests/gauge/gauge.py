@@ -1,0 +1,205 @@
+"""Boots in the emulated host, in instruction-counted time: what `run` and `options` share.
+
+A *scenario* is a command that is timed from before its process exists to a mark. Each is run several times in one emulated host, from
+memory, alone; the first boot is cold and not counted, of the others the median is taken.
+
+    floor       tests/floor/minimal.c to its guest's first byte: the least that any monitor needs
+    first-byte  nelly-monitor with the tiny kernel to the guest's first byte
+    init        nelly-monitor with our kernel and command line, 128 MiB, to a byte that an init of ten instructions writes to the console
+    agent       nelly-monitor with the machine of `nelly run` to the ready byte of the agent
+    run         `nelly run -- true` from start to end
+"""
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(os.path.dirname(HERE))
+SCENARIOS = ("floor", "first-byte", "init", "agent", "run")
+BOOTS = 6
+# Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
+INSIDE = "/dev/shm/g"
+# SIGTERM ends the machine of `agent`: 128 + 15, as the monitor's exit code.
+STATUS = {"agent": 143 << 8}
+
+
+class Failed(Exception):
+    """The measurement failed; nothing is known of the speed."""
+
+
+def output(*command, **more):
+    """What a command prints; its own complaint otherwise."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, **more)
+    if done.returncode:
+        raise Failed(f"{shlex.join(command)} ended with {done.returncode}")
+    return done.stdout
+
+
+def first_line(*command):
+    """The first line of a command's output, or that it is not there."""
+    try:
+        return output(*command, stderr=subprocess.DEVNULL).splitlines()[0]
+    except (OSError, IndexError, Failed):
+        return "none"
+
+
+def environment():
+    """What counted time depends on beside our own sources: the emulated processor, the kernel on it, the compilers."""
+    place = output(f"{TOP}/tests/emulated-host/prepare").strip()
+    return {
+        "qemu": first_line("qemu-system-x86_64", "--version"),
+        "host_kernel": os.listdir(f"{place}/modules")[0],
+        "gcc": first_line("gcc", "--version"),
+        "rustc": first_line("rustc", "--version"),
+    }
+
+
+def stage(work, installation, words, files):
+    """Puts everything that the emulated host needs into `work`; `files` replace kernel or initrd."""
+    for part in ("bin", "share"):
+        source = os.path.join(installation, part)
+        if not os.path.isdir(source):
+            raise Failed(f"{source} is missing: run `make build` first")
+        shutil.copytree(source, f"{work}/{part}")
+    for name, asset in (("kernel", "vmlinux"), ("initrd", "initramfs.cpio")):
+        if files.get(name):
+            shutil.copyfile(files[name], f"{work}/share/nelly/{asset}")
+    output(f"{TOP}/tests/floor/build", work)
+    output("gcc", "-O2", "-Wall", "-static", "-o", f"{work}/stopwatch", f"{HERE}/stopwatch.c")
+    # Writable and executable in one segment: ten instructions, and the linker's warning about it.
+    output("gcc", "-nostdlib", "-static", "-Wl,--build-id=none,-N,--no-warn-rwx-segments", "-o", f"{work}/init", f"{HERE}/init.S")
+    spec = f"dir /dev 755\nnod /dev/console 600 c 5 1\nfile /init {shlex.quote(work)}/init 755\n"
+    output(f"{TOP}/rootfs/newc", "-", f"{work}/init.cpio", input=spec)
+    with open(f"{work}/disk.img", "wb") as disk:
+        disk.truncate(1 << 20)
+    for name, config in machines(work, words).items():
+        with open(f"{work}/{name}.json", "w") as file:
+            json.dump(config, file)
+
+
+def machines(work, words):
+    """The machines of the scenarios, by name: that of `nelly run`, and what is left of it without its devices."""
+    quiet = {**os.environ, "XDG_CACHE_HOME": f"{work}/cache", "NELLY_APPEND": words}
+    text = output(f"{work}/bin/nelly", "run", "--dry-run", "--", "true", env=quiet)
+    agent = json.loads(text)["machine"]
+    share = f"{INSIDE}/share/nelly"
+    agent["kernel"], agent["initrd"] = {"path": f"{share}/vmlinux"}, {"path": f"{share}/initramfs.cpio"}
+    agent["serial"] = "none"
+    agent["vsock"]["unix_socket"] = f"{INSIDE}/vsock"
+    for disk in agent["disks"]:
+        disk["source"] = {"path": f"{INSIDE}/disk.img"}
+    init = {key: agent[key] for key in ("schema", "kernel", "command_line", "platform", "immutable_images") if key in agent}
+    init |= {"initrd": {"path": f"{INSIDE}/init.cpio"}, "serial": "stdio", "memory_bytes": 128 << 20}
+    tiny = {"schema": 1, "kernel": {"path": f"{INSIDE}/tiny"}, "serial": "stdio", "memory_bytes": 128 << 20}
+    return {"agent": agent, "init": init, "first-byte": tiny}
+
+
+def command_of(scenario):
+    """The mark and the command of a scenario; `init@N` is `init` with a configuration of its own."""
+    monitor = [f"{INSIDE}/bin/nelly-monitor", "--config", f"{INSIDE}/{scenario}.json", "--result", "fd:3"]
+    return {
+        "floor": ["stdout:78", f"{INSIDE}/minimal"],
+        "first-byte": ["stdout:78", *monitor],
+        "init": ["stdout:2", *monitor],
+        "agent": [f"unix:{INSIDE}/vsock_500001", *monitor],
+        "run": ["end", f"{INSIDE}/bin/nelly", "run", "--result", "fd:3", "--", "true"],
+    }[scenario.split("@")[0]]
+
+
+def job(work, scenarios, boots, words, spin):
+    """The script that runs in the emulated host."""
+    lines = ["set -e", f"cp -r {shlex.quote(work)} {INSIDE}", f"cd {INSIDE}", "mkdir -p home run", "head -c 1 /dev/random >/dev/null"]
+    for scenario in scenarios:
+        # Few words and always the same: the environment's size is part of an exec's cost.
+        settings = [f"HOME={INSIDE}/home", f"XDG_RUNTIME_DIR={INSIDE}/run", f"NELLY_APPEND={words}"]
+        if spin.get(scenario):
+            settings.append(f"GAUGE_SPIN_NS={spin[scenario]}")
+        lines.append(shlex.join(["env", "-i", *settings, "./stopwatch", scenario, str(boots), *command_of(scenario)]))
+    return "\n".join(lines) + "\n"
+
+
+def session(script):
+    """Runs a script in the emulated host; what it prints."""
+    command = [f"{TOP}/tests/emulated-host/run", "--icount", "--timeout", "1800", "sh", "-c", script]
+    return output(*command, stdin=subprocess.DEVNULL)
+
+
+def samples_of(said):
+    """The stopwatch's lines as objects."""
+    return [json.loads(line) for line in said.splitlines() if line.startswith('{"scenario"')]
+
+
+def ended_well(sample):
+    """Whether the mark came and the process ended as it should."""
+    reached = sample["marker_ns"] or command_of(sample["scenario"])[0] == "end"
+    return bool(reached) and sample["status"] == STATUS.get(sample["scenario"], 0)
+
+
+def workplace():
+    """A directory that is gone afterwards, on a path that the emulated host sees."""
+    os.makedirs(f"{TOP}/target/gauge", exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=f"{TOP}/target/gauge")
+
+
+def boots(scenarios=SCENARIOS, count=BOOTS, installation=None, words="", spin=None, files=None):
+    """Runs the scenarios, `count` times each, and returns the stopwatch's lines as objects.
+
+    `words` are added to the kernel's command line, `spin` maps a scenario to nanoseconds that its process spends before it begins.
+    """
+    with workplace() as work:
+        stage(work, installation or f"{TOP}/target/nelly", words, files or {})
+        said = session(job(work, scenarios, count, words, spin or {}))
+    samples = samples_of(said)
+    for sample in samples:
+        if not ended_well(sample):
+            raise Failed(f"{sample['scenario']} did not end as it should: {json.dumps(sample)}")
+    if len(samples) != count * len(scenarios):
+        raise Failed(f"{count * len(scenarios)} boots were wanted, {len(samples)} came:\n{said[-2000:]}")
+    return samples
+
+
+def phases(sample):
+    """Nanoseconds of a boot by phase, in order. A phase ends with the stamp that names it, so they add up to the whole."""
+    result = sample["result"] or {}
+    timeline = result.get("timeline") or result.get("timings", {}).get("timeline") or {"stamps": []}
+    stamps = [(stamp["at_ns"], stamp["name"]) for stamp in timeline["stamps"]]
+    stamps += [(sample[key + "_ns"], key) for key in ("marker", "end") if sample[key + "_ns"]]
+    found, last = {}, sample["start_ns"]
+    for at, name in sorted(stamps):
+        # a stamp that comes twice (a second connection, say) is one phase
+        found[name] = found.get(name, 0) + at - last
+        last = at
+    return found
+
+
+def totals(sample):
+    """Nanoseconds from before the process exists to the mark and to the end."""
+    return {key: sample[key + "_ns"] - sample["start_ns"] for key in ("marker", "end") if sample[key + "_ns"]}
+
+
+def exits(sample):
+    """vCPU exits by kind, without those that never came."""
+    return {kind: count for kind, count in ((sample["result"] or {}).get("exits") or {}).items() if count}
+
+
+def medians(rows):
+    """The median of each figure that all rows have, in the order of the first."""
+    names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    return {name: int(statistics.median(row[name] for row in rows)) for name in names}
+
+
+def summary(samples):
+    """Medians by scenario without the first, cold boot: {scenario: {"totals": ..., "phases": ..., "exits": ...}}."""
+    found = {}
+    for scenario in dict.fromkeys(sample["scenario"] for sample in samples):
+        warm = [sample for sample in samples if sample["scenario"] == scenario][1:]
+        found[scenario] = {
+            "totals": medians([totals(sample) for sample in warm]),
+            "phases": medians([phases(sample) for sample in warm]),
+            "exits": medians([exits(sample) for sample in warm]),
+        }
+    return found
