@@ -8,7 +8,7 @@
 // Control port, towards us: frames of type (1 byte), length (4 bytes, little endian), data.
 //   J  the job: NUL-terminated strings "key=value" (see take_setting)    I  standard input    E  end of input
 //   W  window size, "rows columns"
-// Control port, from us: lines "READY", "STARTED", "RC ...".
+// Control port, from us: lines "READY", "STARTED", "ALIVE" every few seconds if asked for, "RC ...".
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -29,16 +29,18 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CONTROL_PORT "/dev/vport0p1"
 #define OUT_PORT "/dev/vport0p2"
 #define ERR_PORT "/dev/vport0p3"
 #define MAX_LIST 8192
+#define BEAT_SECONDS 5
 
 struct job {
     char *argv[MAX_LIST], *env[MAX_LIST], *shares[8], *binds[64];
-    int argc, envc, sharec, bindc, tty;
+    int argc, envc, sharec, bindc, tty, beat;
     char *cwd, *modules;
     struct winsize size;
 };
@@ -205,6 +207,8 @@ static void take_setting(char *text)
         job.cwd = value;
     else if (!strcmp(text, "modules"))
         job.modules = value;
+    else if (!strcmp(text, "beat"))
+        job.beat = 1;
     else if (!strcmp(text, "tty"))
         job.tty = 1, sscanf(value, "%hu %hu", &job.size.ws_row, &job.size.ws_col);
     else if (!strcmp(text, "time")) {
@@ -397,8 +401,21 @@ static int input_step(int *to)
 static volatile sig_atomic_t child_changed;
 static void on_child(int signal) { (void)signal; child_changed = 1; }
 
+// Tells a host that works from one that stands still: whoever waits for a slow command can wait for this.
+static void beat(void)
+{
+    static time_t last;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!job.beat || now.tv_sec < last + BEAT_SECONDS)
+        return;
+    last = now.tv_sec;
+    say("ALIVE\n");
+}
+
 static void tick(int terminal, int *in)
 {
+    beat();
     struct pollfd fds[4] = {
         // no more input is taken than the job reads: at most a few frames wait here
         { .fd = input_len - input_start < 262144 ? control : -1, .events = POLLIN },

@@ -1,8 +1,10 @@
 //! What the tests share: finding the built programs, running them with a limit of time, a scratch directory.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -125,6 +127,58 @@ fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
         from.read_to_end(&mut bytes).expect("reading a pipe");
         bytes
     })
+}
+
+/// Ends the whole test program, saying what every process of ours waits for, when it is not dropped within a limit. A test that hangs
+/// is a defect somewhere below it: this shows where, and ends the room long before its own limit.
+#[derive(Debug)]
+pub struct Watchdog {
+    /// Its drop stops the clock.
+    _keep: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    /// Starts the clock for the test of the calling thread.
+    ///
+    /// # Panics
+    /// No thread can be started.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        let (_keep, gone) = mpsc::channel();
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        thread::spawn(move || {
+            if gone.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{test} hangs: {} s are over. Processes:\n{}", limit.as_secs(), waits());
+                std::process::exit(3);
+            }
+        });
+        Self { _keep }
+    }
+}
+
+/// What each thread of this machine's `nelly` programs, and of this one, waits for.
+fn waits() -> String {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut text = String::new();
+    for process in entries(Path::new("/proc")) {
+        let command = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        if !["nelly", "e2e"].iter().any(|name| command.starts_with(name)) {
+            continue;
+        }
+        for task in entries(&process.join("task")) {
+            let read = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default().trim().to_owned();
+            let state =
+                read("status").lines().find(|line| line.starts_with("State")).unwrap_or_default().to_owned();
+            text += &format!(
+                "{} {} {state} syscall {}\n{}\n",
+                task.display(),
+                read("comm"),
+                read("syscall"),
+                read("stack")
+            );
+        }
+    }
+    text
 }
 
 /// `nelly` with `words`, in an environment of its own below `home`.

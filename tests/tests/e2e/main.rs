@@ -17,21 +17,28 @@ mod user;
 use std::path::Path;
 use std::time::Duration;
 
-use nelly_tests::{Done, nelly, run};
+use nelly_tests::{Done, Watchdog, nelly, run};
 
 /// Longest time for one command that boots a machine, under emulation and on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A home of its own for each test.
-struct Home(tempfile::TempDir);
+/// Longest time for one test, far beyond what any needs.
+const TEST_LIMIT: Duration = Duration::from_secs(600);
+
+/// A home of its own for each test, and the clock of that test.
+struct Home {
+    directory: tempfile::TempDir,
+    _clock: Watchdog,
+}
 
 impl Home {
     fn new() -> Self {
-        Self(tempfile::tempdir().expect("a scratch directory"))
+        let directory = tempfile::tempdir().expect("a scratch directory");
+        Self { directory, _clock: Watchdog::new(TEST_LIMIT) }
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        self.directory.path()
     }
 
     /// `nelly WORDS`, without input.
