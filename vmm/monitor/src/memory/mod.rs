@@ -26,6 +26,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::arch;
+use crate::sys::pages::{HUGE, Pages};
 use crate::sys::{anonymous, host};
 use range::HostRange;
 
@@ -205,6 +206,14 @@ impl GuestRam {
         let mut slots = Vec::with_capacity(2);
         for (index, (guest, len)) in (0u32..).zip(arch::ram_ranges(size)) {
             slots.push(Slot::new(index, guest, len, backing, false)?);
+        }
+        if backing == Backing::Anonymous {
+            for slot in &slots {
+                // Of the first pages a PC uses a dozen, for tables and its start.
+                let sparse = if slot.guest == 0 { HUGE } else { 0 };
+                slot.range.prefer(0, sparse, Pages::Small);
+                slot.range.prefer(sparse, usize::MAX, Pages::Huge);
+            }
         }
         let memory = view(&slots)?;
         Ok(Self { slots, memory, size })

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+use crate::sys::pages::{HUGE, Pages, prefer};
+
 /// Protection of every guest page, as the C library writes it (`PROT_READ | PROT_WRITE`).
 pub(super) const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -29,12 +31,45 @@ unsafe impl Send for HostRange {}
 unsafe impl Sync for HostRange {}
 
 impl HostRange {
-    /// Private anonymous memory; nothing is reserved or touched.
+    /// Private anonymous memory; nothing is reserved or touched. From one huge page on it is aligned to huge pages: a hypervisor maps a
+    /// huge page as one only if guest and host address agree in its lower bits.
     pub(super) fn anonymous(len: usize) -> io::Result<Self> {
+        let range = Self::unaligned(len)?;
+        let over = range.start.addr().get() % HUGE;
+        if len < HUGE || over == 0 {
+            return Ok(range);
+        }
+        // Recent kernels align by themselves. Elsewhere: more than is needed, and what is too much goes back.
+        drop(range);
+        let mut range = Self::unaligned(len + HUGE)?;
+        let before = (HUGE - range.start.addr().get() % HUGE) % HUGE;
+        // SAFETY: `before` is less than a huge page, which was asked for beyond `len`; the ends of the mapping are page-aligned, nobody
+        // knows of it yet, and what stays mapped is what `range` describes from here on.
+        unsafe {
+            let start = range.start.add(before);
+            if before > 0 {
+                munmap(range.start.as_ptr().cast(), before)?;
+            }
+            munmap(start.add(len).as_ptr().cast(), HUGE - before)?;
+            (range.start, range.len) = (start, len);
+        }
+        Ok(range)
+    }
+
+    fn unaligned(len: usize) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the system chooses addresses that nothing else uses.
         let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, READ_WRITE, flags) }?;
         Self::owned(start.cast(), len, None, false)
+    }
+
+    /// Chooses pages for the `len` bytes from `start`, in whole pages and within the range; what is beyond it is cut off.
+    pub(super) fn prefer(&self, start: usize, len: usize, pages: Pages) {
+        let len = len.min(self.len.saturating_sub(start));
+        if len > 0 {
+            // SAFETY: `start` is less than the range's length.
+            prefer(unsafe { self.start.add(start) }, len, pages);
+        }
     }
 
     /// The first `len` bytes of `file`, which has that many.

@@ -5,6 +5,7 @@ pub mod anonymous;
 pub mod host;
 mod inherited;
 mod notifier;
+pub mod pages;
 mod passing;
 mod poller;
 
