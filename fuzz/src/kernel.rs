@@ -38,6 +38,7 @@ pub fn accepts(data: &[u8]) -> bool {
         protocol: [BootProtocol::Auto, BootProtocol::Elf64, BootProtocol::Pvh, BootProtocol::Bzimage]
             [usize::from(choice & 3)],
         legacy_pic: false,
+        seed: None,
     };
     let Ok(loaded) = boot::load(&ram, &request) else { return false };
     let (start, end) = loaded.kernel;

@@ -125,7 +125,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     for slot in ram.slots() {
         vm.map(slot).unwrap();
     }
-    vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false }).unwrap();
+    vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false, lines: layout::IO_APIC_PINS }).unwrap();
     let (sender, messages) = channel();
     let host = Arc::new(Loop { sender: Mutex::new(sender), wake: Notifier::new().unwrap() });
     let console = tempfile::tempfile().unwrap();
@@ -158,6 +158,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
             platform: Platform::Mptable,
             protocol: BootProtocol::Elf64,
             legacy_pic: false,
+            seed: None,
         },
     )
     .unwrap();

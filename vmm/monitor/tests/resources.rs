@@ -41,7 +41,7 @@ fn live_and_die(legacy_timer: bool) {
     let ram = GuestRam::new(4 << 20, Backing::SharedFile).unwrap();
     let vm = hypervisor.create_vm().unwrap();
     ram.slots().iter().for_each(|slot| vm.map(slot).unwrap());
-    vm.create_irqchip(IrqchipPlan { vcpus: 2, legacy_timer }).unwrap();
+    vm.create_irqchip(IrqchipPlan { vcpus: 2, legacy_timer, lines: 24 }).unwrap();
     let bell = Notifier::new().unwrap();
     assert!(vm.offer_doorbell(DoorbellAddress::Mmio(layout::VIRTIO_MMIO + 0x50), 1, 4, &bell));
     let line = vm.irq_line(5).unwrap();

@@ -89,6 +89,8 @@ pub struct Request<'a> {
     pub protocol: BootProtocol,
     /// The machine has a PIC whose output arrives at the boot CPU's LINT0.
     pub legacy_pic: bool,
+    /// Random bytes for the guest's generator, which then need not wait for anything. Linux takes them by its 64-bit entry.
+    pub seed: Option<[u8; 32]>,
 }
 
 /// A loaded machine.
@@ -138,7 +140,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     let rsdp = match platform {
         Platform::Acpi => Some(x86::acpi::write(memory, request.cpus, request.transports)?),
         Platform::MpTable => {
-            x86::mptable::write(memory, request.cpus, request.legacy_pic)?;
+            x86::mptable::write(memory, request.cpus, lines(request.transports), request.legacy_pic)?;
             None
         }
     };
@@ -148,7 +150,8 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         x86::entry::protected_mode(memory, entry)?
     } else {
         let image = kernel.image().map(|image| (image, place.0));
-        ZeroPage { image, initrd, command_line_len: command_line.len(), rsdp, map: &entries }
+        let command_line_len = command_line.len();
+        ZeroPage { image, initrd, command_line_len, rsdp, seed: request.seed, map: &entries }
             .write(memory)?;
         x86::entry::long_mode(memory, kernel.entry(place.0), place.1)?
     };
@@ -160,6 +163,12 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         initrd,
         mapped_bytes: loader.mapped_bytes,
     })
+}
+
+/// Interrupt lines of a machine with these transports: those up to the last that one, or the serial port, uses.
+#[must_use]
+pub fn lines(transports: &[Transport]) -> u32 {
+    transports.iter().map(|transport| transport.gsi).fold(layout::COM1_GSI, u32::max) + 1
 }
 
 fn check_transports(transports: &[Transport]) -> Result<(), BootError> {

@@ -73,6 +73,8 @@ pub struct IrqchipPlan {
     /// A programmable interval timer and the PIC, for kernels that calibrate by them (x86). Without them a start and above all an
     /// end are faster.
     pub legacy_timer: bool,
+    /// Lines that devices use, from 0 on (x86: 1 to 24). A machine without a legacy timer has no others, which a guest need not set up.
+    pub lines: u32,
 }
 
 /// A virtual machine: memory slots, interrupt controllers, vCPUs. Dropping it ends it.

@@ -66,7 +66,7 @@ impl<H: Hypervisor> Machine<H> {
             vm.map(slot).unwrap();
         }
         if vcpus > 0 {
-            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer }).unwrap();
+            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer, lines: 24 }).unwrap();
         }
         let memory = ram.memory().clone();
         memory.write_slice(code, GuestAddress(CODE)).unwrap();

@@ -96,6 +96,9 @@ pub mod layout {
     pub const MP_CONFIG: u64 = 0xe_0000;
     /// End of the platform tables that begin at [`RSDP`] or [`MP_CONFIG`].
     pub const PLATFORM_TABLES_END: u64 = 0xf_0000;
+    /// What the zero page's `setup_data` names: the seed of the guest's random generator. Among what is reserved anyway, so that the
+    /// kernel's map of memory has no more ranges for it: it looks them up thousands of times.
+    pub const SETUP_DATA: u64 = 0xf_0000;
     /// Kernels load at 1 MiB or above.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
     /// RAM below 4 GiB ends here; the rest continues at 4 GiB.

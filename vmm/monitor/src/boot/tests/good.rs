@@ -32,6 +32,19 @@ fn elf_by_its_64_bit_entry() {
 }
 
 #[test]
+fn a_seed_reaches_the_guest_as_setup_data() {
+    let kernel = file_of(&sample(&[], &[]));
+    let memory = memory_of(64);
+    let pointer = layout::ZERO_PAGE + 0x250;
+    load(&memory, &request(&kernel)).unwrap();
+    assert_eq!(read_u64(&memory, pointer), 0);
+    load(&memory, &Request { seed: Some([7; 32]), ..request(&kernel) }).unwrap();
+    let at = read_u64(&memory, pointer);
+    assert_eq!((read_u64(&memory, at), read_u32(&memory, at + 8), read_u32(&memory, at + 12)), (0, 9, 32));
+    assert_eq!(read(&memory, at + 16, 32), [7; 32]);
+}
+
+#[test]
 fn elf_by_pvh() {
     for value in [&0x20_0080_u32.to_le_bytes()[..], &0x20_0080_u64.to_le_bytes()] {
         let notes = [testing::note("Linux", 1, &[0; 4]), testing::note("Xen", 18, value)].concat();

@@ -37,6 +37,7 @@ fn request(kernel: &File) -> Request<'_> {
         platform: PlatformChoice::Auto,
         protocol: BootProtocol::Auto,
         legacy_pic: false,
+        seed: None,
     }
 }
 

@@ -25,11 +25,16 @@ const CPU_FEATURES: u32 = 0x201; // FPU, APIC
 
 /// Writes the pointer at [`layout::MP_TABLE`] and the table it names at [`layout::MP_CONFIG`].
 ///
-/// `cpus` is 1 to [`CPUS_MAX`]; ids count up from the boot CPU's 0. Every pin of the I/O APIC is the ISA line of its number,
+/// `cpus` is 1 to [`CPUS_MAX`]; ids count up from the boot CPU's 0. Each of the I/O APIC's `lines` pins is the ISA line of its number,
 /// so edge-triggered and active high, as the bus defines it. With `legacy_pic` the PIC's output arrives at LINT0.
-pub(in crate::boot) fn write(memory: &Memory, cpus: u32, legacy_pic: bool) -> Result<(), BootError> {
+pub(in crate::boot) fn write(
+    memory: &Memory,
+    cpus: u32,
+    lines: u32,
+    legacy_pic: bool,
+) -> Result<(), BootError> {
     let error = |source| BootError::Memory { what: "MP table", source };
-    memory.write_slice(&table(cpus, legacy_pic)?, GuestAddress(layout::MP_CONFIG)).map_err(error)?;
+    memory.write_slice(&table(cpus, lines, legacy_pic)?, GuestAddress(layout::MP_CONFIG)).map_err(error)?;
     memory.write_slice(&pointer(), GuestAddress(layout::MP_TABLE)).map_err(error)
 }
 
@@ -42,7 +47,7 @@ fn pointer() -> Vec<u8> {
     bytes
 }
 
-fn table(cpus: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> {
+fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> {
     let ids = u8::try_from(cpus).ok().filter(|&ids| ids > 0).ok_or(BootError::TooMany {
         what: "vCPUs",
         count: u64::from(cpus),
@@ -65,7 +70,7 @@ fn table(cpus: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> {
     push(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d, ..] = layout::IO_APIC.to_le_bytes();
     push(&[2, IO_APIC_ID, IO_APIC_VERSION, 1, a, b, c, d]);
-    for line in 0..u8::try_from(layout::IO_APIC_PINS).unwrap_or(0) {
+    for line in 0..u8::try_from(lines.min(layout::IO_APIC_PINS)).unwrap_or(0) {
         push(&[3, INT, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
     }
     if legacy_pic {
@@ -121,7 +126,7 @@ mod tests {
     fn tells_every_cpu_and_line() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         for cpus in [1_u8, 4, 32, 255] {
-            write(&memory, cpus.into(), true).unwrap();
+            write(&memory, cpus.into(), 24, true).unwrap();
             let entries = parse(&memory);
             let of = |kind: u8| entries.iter().filter(move |entry| entry[0] == kind);
             let ids: Vec<u8> = of(0).map(|entry| entry[1]).collect();
@@ -133,14 +138,19 @@ mod tests {
             assert_eq!(lines, (0..24).map(|line| (line, line)).collect::<Vec<_>>());
             assert_eq!(of(4).map(|entry| entry[1]).collect::<Vec<_>>(), [EXT_INT, NMI]);
         }
-        assert!(write(&memory, 0, true).is_err());
-        assert!(write(&memory, 256, true).is_err());
+        assert!(write(&memory, 0, 24, true).is_err());
+        assert!(write(&memory, 256, 24, true).is_err());
     }
 
     #[test]
     fn without_a_pic_nothing_arrives_from_it() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        write(&memory, 1, false).unwrap();
+        write(&memory, 1, 6, false).unwrap();
         assert!(parse(&memory).iter().all(|entry| (entry[0], entry[1]) != (4, EXT_INT)));
+        assert_eq!(
+            parse(&memory).iter().filter(|entry| entry[0] == 3).count(),
+            6,
+            "as many lines as there are"
+        );
     }
 }

@@ -27,6 +27,8 @@ const CMDLINE_SIZE: usize = 0x238;
 const SETUP_DATA: usize = 0x250;
 const E820_TABLE: usize = 0x2d0;
 const E820_MAX: usize = 128;
+/// `struct setup_data`: next (8 bytes), type, length (4 each), data.
+const SETUP_RNG_SEED: u32 = 9;
 const LOADER_UNDEFINED: u8 = 0xff;
 const LOADED_HIGH: u8 = 1;
 const QUIET_FLAG: u8 = 1 << 5;
@@ -41,6 +43,8 @@ pub(in crate::boot) struct ZeroPage<'a> {
     pub command_line_len: usize,
     /// The ACPI root pointer.
     pub rsdp: Option<u64>,
+    /// Random bytes for the guest's generator.
+    pub seed: Option<[u8; 32]>,
     /// The memory map.
     pub map: &'a [Entry],
 }
@@ -48,9 +52,13 @@ pub(in crate::boot) struct ZeroPage<'a> {
 impl ZeroPage<'_> {
     /// Writes it at [`layout::ZERO_PAGE`].
     pub(in crate::boot) fn write(&self, memory: &Memory) -> Result<(), BootError> {
-        memory
-            .write_slice(&self.bytes()?, GuestAddress(layout::ZERO_PAGE))
-            .map_err(|source| BootError::Memory { what: "zero page", source })
+        let error = |source| BootError::Memory { what: "zero page", source };
+        if let Some(seed) = self.seed {
+            let head = [[0; 8].as_slice(), &SETUP_RNG_SEED.to_le_bytes(), &low(seed.len() as u64)].concat();
+            let data = [head.as_slice(), &seed].concat();
+            memory.write_slice(&data, GuestAddress(layout::SETUP_DATA)).map_err(error)?;
+        }
+        memory.write_slice(&self.bytes()?, GuestAddress(layout::ZERO_PAGE)).map_err(error)
     }
 
     fn bytes(&self) -> Result<Vec<u8>, BootError> {
@@ -67,6 +75,9 @@ impl ZeroPage<'_> {
             put(VERSION, &[0x0f, 2]);
             put(KERNEL_ALIGNMENT, &0x20_0000_u32.to_le_bytes());
             put(CMDLINE_SIZE, &low(self.command_line_len as u64));
+        }
+        if self.seed.is_some() {
+            put(SETUP_DATA, &layout::SETUP_DATA.to_le_bytes());
         }
         put(TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
         put(CMD_LINE_PTR, &low(layout::COMMAND_LINE));

@@ -6,7 +6,8 @@
 
 use crate::arch::x86_64::layout;
 
-/// Lines.
+/// Most lines. Guests read and write every one of theirs several times as they start, and each access is an exit: a machine has those
+/// that it uses.
 pub(super) const PINS: usize = layout::IO_APIC_PINS as usize;
 /// Bytes of its registers' page.
 const LEN: u64 = 0x1000;
@@ -18,8 +19,8 @@ const ID: u8 = 0;
 const VERSION: u8 = 1;
 const ARBITRATION: u8 = 2;
 const FIRST_ENTRY: u8 = 0x10;
-/// Version 0x11 (no EOI register), and the last pin's number.
-const VERSION_VALUE: u32 = 0x11 | (layout::IO_APIC_PINS - 1) << 16;
+/// Version 0x11: no EOI register.
+const VERSION_VALUE: u32 = 0x11;
 
 /// Bits of a redirection entry.
 const REMOTE_IRR: u64 = 1 << 14;
@@ -46,6 +47,8 @@ pub(super) struct Written {
 
 #[derive(Debug)]
 pub(super) struct IoApic {
+    /// Lines that there are, 1 to [`PINS`].
+    pins: u32,
     selected: u8,
     id: u32,
     entries: [u64; PINS],
@@ -54,8 +57,10 @@ pub(super) struct IoApic {
 }
 
 impl IoApic {
-    pub(super) fn new() -> Self {
-        Self { selected: 0, id: 0, entries: [MASKED; PINS], high: [false; PINS] }
+    /// With so many lines, at least one and at most [`PINS`].
+    pub(super) fn new(pins: u32) -> Self {
+        let pins = pins.clamp(1, layout::IO_APIC_PINS);
+        Self { pins, selected: 0, id: 0, entries: [MASKED; PINS], high: [false; PINS] }
     }
 
     /// The offset of a guest physical address in the registers' page.
@@ -77,7 +82,7 @@ impl IoApic {
     fn window(&self) -> u32 {
         match self.selected {
             ID | ARBITRATION => self.id,
-            VERSION => VERSION_VALUE,
+            VERSION => VERSION_VALUE | (self.pins - 1) << 16,
             _ => self.entry().map_or(0, |(pin, shift)| {
                 // Half of an entry.
                 u32::try_from(self.entries[pin] >> shift & 0xffff_ffff).unwrap_or(0)
@@ -88,8 +93,8 @@ impl IoApic {
     /// Pin and bit offset of the half entry that is selected.
     fn entry(&self) -> Option<(usize, u32)> {
         let index = self.selected.checked_sub(FIRST_ENTRY)?;
-        let pin = usize::from(index / 2);
-        (pin < PINS).then_some((pin, u32::from(index % 2) * 32))
+        let pin = index / 2;
+        (u32::from(pin) < self.pins).then_some((usize::from(pin), u32::from(index % 2) * 32))
     }
 
     /// Writes a register. Anything but a 32-bit write of the two that exist is ignored; so are writes to what is read-only.
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn starts_masked_and_tells_its_pins() {
-        let mut apic = IoApic::new();
+        let mut apic = IoApic::new(24);
         assert_eq!(get(&mut apic, 1), 0x0017_0011);
         for pin in 0..24 {
             assert_eq!([get(&mut apic, 0x10 + 2 * pin), get(&mut apic, 0x11 + 2 * pin)], [0x1_0000, 0]);
@@ -205,7 +210,7 @@ mod tests {
 
     #[test]
     fn an_edge_is_one_message_and_none_while_masked() {
-        let mut apic = IoApic::new();
+        let mut apic = IoApic::new(24);
         put(&mut apic, 0x1b, 3 << 24);
         assert_eq!(apic.set_line(5, true), None);
         apic.set_line(5, false);
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_level_is_delivered_again_until_it_is_down() {
-        let mut apic = IoApic::new();
+        let mut apic = IoApic::new(24);
         assert!(put(&mut apic, 0x20, 0x8055).levels_changed);
         let sent = Message { address: 0xfee0_0000, data: 0xc055 };
         assert_eq!(apic.levels(), [(8, sent)]);
@@ -248,7 +253,7 @@ mod tests {
         fn hostile_accesses_are_harmless(
             accesses in prop::collection::vec((0u64..0x1100, prop::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..200)
         ) {
-            let mut apic = IoApic::new();
+            let mut apic = IoApic::new(24);
             for (offset, mut data, write) in accesses {
                 // Half of all accesses hit a register that exists.
                 let offset = if offset % 2 == 0 { offset & 0x10 } else { offset };

@@ -17,7 +17,7 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 
 use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, Vm};
 use super::inner::{Inner, failed, lend};
-use super::ioapic::{self, IoApic};
+use super::ioapic::IoApic;
 use super::vcpu::KvmVcpu;
 use crate::arch::x86_64::layout;
 use crate::memory::Slot;
@@ -127,9 +127,9 @@ impl Vm for KvmVm {
         }
         // Local APICs in the kernel, everything else here.
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..kvm_enable_cap::default() };
-        split.args[0] = u64::try_from(ioapic::PINS).unwrap_or(0);
+        split.args[0] = u64::from(plan.lines);
         fd.enable_cap(&split).map_err(failed("KVM_CAP_SPLIT_IRQCHIP"))?;
-        self.0.io_apic.get_or_init(|| Mutex::new(IoApic::new()));
+        self.0.io_apic.get_or_init(|| Mutex::new(IoApic::new(plan.lines)));
         Ok(())
     }
 
