@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Run(Box<RunArgs>),
     /// Boot a kernel in a new microVM, its console on this terminal
     Boot(Box<BootArgs>),
+    /// Measure starts, execs and memory, beside other monitors
+    Bench(Box<crate::bench::BenchArgs>),
     /// Say what this host can do, and how to mend what it cannot
     Doctor(JsonArgs),
     /// Print the version and the build of every part
@@ -43,7 +45,7 @@ pub(crate) enum Verb {
     },
     /// Help on a verb, or on exit-codes
     Help {
-        /// run, boot, doctor, version, config, or exit-codes
+        /// run, boot, bench, doctor, version, config, or exit-codes
         topic: Option<String>,
     },
 }

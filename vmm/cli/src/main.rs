@@ -2,6 +2,7 @@
 
 mod args;
 mod assets;
+mod bench;
 mod boot;
 mod console;
 mod context;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) | Verb::Version(args) | Verb::Config { verb: ConfigVerb::Show(args) } => {
             (FAILED, args.json)
         }
-        Verb::Help { .. } => (FAILED, false),
+        Verb::Bench(_) | Verb::Help { .. } => (FAILED, false),
     };
     match dispatch(&cli.verb, &raw, &recorder) {
         Ok(code) => code,
@@ -82,6 +83,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)
         }
+        Verb::Bench(args) => bench::run(args, &context),
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),
         Verb::Config { verb: ConfigVerb::Show(args) } => show::config(args.json, &context),

@@ -71,7 +71,9 @@ pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
         }
         Some(topic) => match command.find_subcommand_mut(topic) {
             Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
-            None => bail!("no help on {topic:?}; topics: run, boot, doctor, version, config, exit-codes"),
+            None => {
+                bail!("no help on {topic:?}; topics: run, boot, bench, doctor, version, config, exit-codes")
+            }
         },
     }
     Ok(ExitCode::SUCCESS)

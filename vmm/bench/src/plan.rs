@@ -1,0 +1,224 @@
+//! What is to be measured: plain data, checked where it is made.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use nelly_vmm::config::{CpuCount, MemorySize, Platform};
+
+/// A monitor that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Vmm {
+    /// `nelly-monitor`.
+    Nelly,
+    /// Firecracker.
+    Firecracker,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// QEMU, its `microvm` machine.
+    Qemu,
+    /// Alioth.
+    Alioth,
+}
+
+impl Vmm {
+    /// Everyone but ourselves.
+    pub const PEERS: [Self; 4] = [Self::Firecracker, Self::CloudHypervisor, Self::Qemu, Self::Alioth];
+
+    /// The name in reports and after `--vs`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nelly => "nelly",
+            Self::Firecracker => "firecracker",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Qemu => "qemu",
+            Self::Alioth => "alioth",
+        }
+    }
+
+    /// The program that is looked for on PATH when no path is given.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Nelly => "nelly-monitor",
+            Self::Qemu => "qemu-system-x86_64",
+            other => other.name(),
+        }
+    }
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a `--vs` was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Nobody has that name.
+    #[error(
+        "no peer {0:?}: there are firecracker, cloud-hypervisor, qemu and alioth, each with =PATH or found on PATH"
+    )]
+    Unknown(String),
+    /// `NAME=` without a path.
+    #[error("{0}= needs a path behind it; without one, leave out the =")]
+    NoPath(&'static str),
+}
+
+/// A peer as a person names it: `NAME` or `NAME=PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Which.
+    pub vmm: Vmm,
+    /// Its program; `None` looks on PATH.
+    pub program: Option<PathBuf>,
+}
+
+impl FromStr for Peer {
+    type Err = PeerError;
+
+    fn from_str(text: &str) -> Result<Self, PeerError> {
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) => (name, Some(path)),
+            None => (text, None),
+        };
+        let Some(vmm) = Vmm::PEERS.into_iter().find(|vmm| vmm.name() == name) else {
+            return Err(PeerError::Unknown(name.to_owned()));
+        };
+        match path {
+            Some("") => Err(PeerError::NoPath(vmm.name())),
+            path => Ok(Self { vmm, program: path.map(PathBuf::from) }),
+        }
+    }
+}
+
+/// The guest that everyone boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Kernel, absolute.
+    pub kernel: PathBuf,
+    /// Initramfs, absolute; none for a kernel that needs none.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// vCPUs.
+    pub cpus: CpuCount,
+    /// Memory.
+    pub memory: MemorySize,
+    /// How Nelly's machine describes itself; peers have their own ways.
+    pub platform: Platform,
+}
+
+/// How often, and how long at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rounds {
+    /// Rounds that count, each with one start of everyone.
+    pub counted: u32,
+    /// Rounds before them that do not: caches fill.
+    pub warm_up: u32,
+    /// Longest time of one start.
+    pub limit: Duration,
+}
+
+impl Rounds {
+    /// Every turn in order, `(round, who)`, of `contestants`: interleaved, and each round begun by the next one, so that nobody always
+    /// follows the same. Rounds below `warm_up` do not count.
+    #[must_use]
+    pub fn turns(&self, contestants: usize) -> Vec<(u32, usize)> {
+        let rounds = 0..self.warm_up + self.counted;
+        let turn = |round: u32| {
+            let first = usize::try_from(round).unwrap_or(0);
+            (0..contestants).map(move |place| (round, (first + place) % contestants))
+        };
+        rounds.flat_map(turn).collect()
+    }
+}
+
+/// `bench boot`.
+#[derive(Clone, Debug)]
+pub struct BootPlan {
+    /// What everyone boots.
+    pub guest: Guest,
+    /// `nelly-monitor`.
+    pub monitor: PathBuf,
+    /// Who else.
+    pub peers: Vec<Peer>,
+    /// How often.
+    pub rounds: Rounds,
+    /// What ends a start when the serial console has said it.
+    pub marker: String,
+}
+
+/// A sandbox of the built-in image, for `bench exec`, `bench density` and `bench boot --until ready`.
+#[derive(Clone, Debug)]
+pub struct SandboxPlan {
+    /// `nelly-monitor`.
+    pub monitor: PathBuf,
+    /// The kernel and initramfs with the agent.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// How the machine describes itself.
+    pub platform: Platform,
+    /// The built-in image's OCI layout.
+    pub builtin: PathBuf,
+    /// Where images are cached.
+    pub cache: PathBuf,
+    /// vCPUs.
+    pub cpus: CpuCount,
+    /// Memory.
+    pub memory: MemorySize,
+    /// Words added to the kernel's command line.
+    pub append: String,
+}
+
+/// `bench run`: a whole process and its arguments.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// `nelly`.
+    pub program: PathBuf,
+    /// Flags of `nelly run`, without `--result`.
+    pub flags: Vec<String>,
+    /// The command in the container.
+    pub command: Vec<String>,
+    /// How often.
+    pub rounds: Rounds,
+}
+
+/// When `bench density` stops starting machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DensityLimit {
+    /// Most machines.
+    pub count: u32,
+    /// Most memory of all of them together, shared pages by their share; `None`: what the host has.
+    pub memory_bytes: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_named_and_others_refused() {
+        let peer = |text: &str| text.parse::<Peer>();
+        assert_eq!(peer("qemu"), Ok(Peer { vmm: Vmm::Qemu, program: None }));
+        let firecracker = Peer { vmm: Vmm::Firecracker, program: Some("/x/fc=1".into()) };
+        assert_eq!(peer("firecracker=/x/fc=1"), Ok(firecracker));
+        assert_eq!(peer("alioth="), Err(PeerError::NoPath("alioth")));
+        for unknown in ["", "nelly", "Qemu", "crosvm=/bin/crosvm"] {
+            let error = peer(unknown).unwrap_err().to_string();
+            assert!(error.contains("cloud-hypervisor"), "{error}");
+        }
+    }
+
+    #[test]
+    fn turns_are_interleaved_and_nobody_is_always_first() {
+        let rounds = Rounds { counted: 2, warm_up: 1, limit: Duration::from_secs(1) };
+        let turns = rounds.turns(3);
+        assert_eq!(turns, [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 0), (2, 2), (2, 0), (2, 1)]);
+        assert_eq!(rounds.turns(1), [(0, 0), (1, 0), (2, 0)]);
+    }
+}

@@ -1,0 +1,260 @@
+//! Machines with the agent, through the library: how long until it answers, and how long an exec takes in one that runs.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use nelly_image::{ImageConfiguration, Reference, Silent, Store, StoreOptions};
+use nelly_sandbox::agent::ProcessId;
+use nelly_sandbox::instance::Sandbox;
+use nelly_sandbox::spec::machine::IMAGE_DEVICE;
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
+use nelly_vmm::config::FileSource;
+use nelly_vmm::machine::{Outcome, Place, Resources};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::boot::{exits, record};
+use super::{Progress, RunnerError};
+use crate::host::{self, Environment};
+use crate::plan::{Rounds, SandboxPlan};
+use crate::record::{GuestRecord, Record, Sample, Series};
+use crate::sys;
+use crate::timeline::Timeline;
+
+/// What machines that are shut down may take for it.
+const LAST: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Runs `work` to its end, or to a signal; what it started is dropped, and with it ended, in both cases.
+pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) -> Result<T, RunnerError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(RunnerError::host("cannot start the runtime"))?;
+    let done = runtime.block_on(async {
+        let listen = |kind| signal(kind).map_err(RunnerError::host("cannot listen for signals"));
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut hangup = listen(SignalKind::hangup())?;
+        tokio::select! {
+            done = work => done,
+            _ = interrupt.recv() => Err(RunnerError::Interrupted(2)),
+            _ = terminate.recv() => Err(RunnerError::Interrupted(15)),
+            _ = hangup.recv() => Err(RunnerError::Interrupted(1)),
+        }
+    });
+    runtime.shutdown_background();
+    done
+}
+
+/// What every start of a plan shares.
+pub(super) struct Ground<'a> {
+    plan: &'a SandboxPlan,
+    disk: File,
+    image: ImageConfiguration,
+}
+
+impl<'a> Ground<'a> {
+    /// Unpacks the built-in image, unless it is cached.
+    pub(super) fn new(plan: &'a SandboxPlan) -> Result<Self, RunnerError> {
+        let mut options = StoreOptions::new(&plan.cache);
+        options.builtin = Some(plan.builtin.clone());
+        let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
+        Ok(Self { plan, disk: image.disk, image: image.config })
+    }
+
+    /// Starts a machine, and says when: the clock just before, with everything it needs at hand.
+    pub(super) async fn start(&self, name: &str) -> Result<(u64, Sandbox), RunnerError> {
+        let mut resources = Resources::new();
+        let disk = self.disk.try_clone().map_err(RunnerError::host("cannot share the image's descriptor"))?;
+        let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
+        let (kernel, initrd) = (path(&self.plan.kernel), path(&self.plan.initrd));
+        let mut spec = MachineSpec::new(kernel, initrd, resources.add(disk));
+        spec.platform = self.plan.platform;
+        spec.cpus = self.plan.cpus;
+        spec.memory = self.plan.memory;
+        spec.append.clone_from(&self.plan.append);
+        let config = spec.config()?;
+        let place = Place::Process { monitor: self.plan.monitor.clone() };
+        let start_ns = sys::now_ns();
+        Ok((start_ns, Sandbox::start(config, resources, place, name).await?))
+    }
+
+    /// The process of `command`, without streams but what it writes.
+    fn process(&self, command: &[String]) -> Result<ProcessSpec, RunnerError> {
+        let overrides = Overrides { command: command.to_vec(), ..Overrides::default() };
+        let config = self.image.config().clone().unwrap_or_default();
+        Ok(ProcessSpec::merge(&config, &overrides, "bench")?)
+    }
+
+    /// The guest, for the record.
+    pub(super) fn guest(&self) -> GuestRecord {
+        GuestRecord {
+            kernel: self.plan.kernel.display().to_string(),
+            initrd: Some(self.plan.initrd.display().to_string()),
+            command_line: self.plan.append.clone(),
+            cpus: self.plan.cpus.get(),
+            memory_bytes: self.plan.memory.get(),
+        }
+    }
+}
+
+/// Shuts a machine down and waits for its end; `None` when it did not come.
+pub(super) async fn shut_down(sandbox: &Sandbox) -> Option<Outcome> {
+    // An agent that cannot answer any more is ended below.
+    let _ = sandbox.agent().shutdown(0).await;
+    let machine = sandbox.machine();
+    let _ = poll(&mut [PollFd::new(&machine.as_fd(), PollFlags::IN)], Some(&LAST));
+    machine.try_wait()
+}
+
+/// Starts machines, one after the other, until the agent answers.
+///
+/// # Errors
+/// The host failed, or a signal came. That a start failed is in the record, and ends it.
+pub fn ready(
+    plan: &SandboxPlan,
+    rounds: &Rounds,
+    environment: Environment,
+    progress: Progress<'_>,
+) -> Result<Record, RunnerError> {
+    let ground = Ground::new(plan)?;
+    let mut record = record("boot", "ready", rounds, ground.guest(), environment);
+    let (mut samples, mut failures) = (Vec::new(), Vec::new());
+    block_on(async {
+        for (round, _) in rounds.turns(1) {
+            let number = round + 1;
+            progress(&format!("round {number} of {}: nelly", rounds.warm_up + rounds.counted));
+            match tokio::time::timeout(rounds.limit, ready_once(&ground)).await {
+                Ok(Ok(mut sample)) => {
+                    if let Some(counted) = round.checked_sub(rounds.warm_up) {
+                        sample.round = counted;
+                        samples.push(sample);
+                    }
+                }
+                Ok(Err(stop @ RunnerError::Host { .. })) => return Err(stop),
+                Ok(Err(error)) => failures.push(format!("round {number}: {}", error.chain())),
+                Err(_) => failures
+                    .push(format!("round {number}: no answer within {} s", rounds.limit.as_secs_f32())),
+            }
+            if !failures.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    })?;
+    let command = format!("Sandbox::start by {}", plan.monitor.display());
+    record.series.push(Series::new("nelly", command, samples, failures));
+    record.finish();
+    Ok(record)
+}
+
+async fn ready_once(ground: &Ground<'_>) -> Result<Sample, RunnerError> {
+    let before = sys::children();
+    let (start_ns, sandbox) = ground.start("bench").await?;
+    let end_ns = sys::now_ns();
+    let peak_rss_bytes = sandbox.machine().process_id().and_then(host::peak_rss_bytes);
+    let leave_ns = sys::now_ns();
+    let outcome = shut_down(&sandbox).await;
+    drop(sandbox);
+    let gone_ns = sys::now_ns();
+    let usage = sys::children().since(&before);
+    let said = outcome.and_then(|outcome| serde_json::to_value(outcome).ok()).unwrap_or(Value::Null);
+    let phases = Timeline::read(&said).map(|timeline| timeline.phases(start_ns, "ready", end_ns));
+    Ok(Sample {
+        round: 0,
+        total_ns: end_ns - start_ns,
+        teardown_ns: Some(gone_ns - leave_ns),
+        user_ns: Some(usage.user_ns),
+        system_ns: Some(usage.system_ns),
+        minor_faults: Some(usage.minor_faults),
+        major_faults: Some(usage.major_faults),
+        peak_rss_bytes,
+        exits: exits(&said),
+        unattributed_ns: phases.as_ref().map(|phases| phases.unattributed_ns),
+        phases: phases.map(|phases| phases.phases).unwrap_or_default(),
+    })
+}
+
+/// Runs `command` again and again in one container of one machine, from the call to its exit.
+///
+/// # Errors
+/// The machine did not start, the host failed, or a signal came. That an exec failed is in the record, and ends it.
+pub fn exec(
+    plan: &SandboxPlan,
+    command: &[String],
+    rounds: &Rounds,
+    environment: Environment,
+    progress: Progress<'_>,
+) -> Result<Record, RunnerError> {
+    let ground = Ground::new(plan)?;
+    let mut record = record("exec", "exit", rounds, ground.guest(), environment);
+    let (mut samples, mut failures) = (Vec::new(), Vec::new());
+    block_on(async {
+        progress("starting the machine");
+        let (_, sandbox) = ground.start("bench").await?;
+        // It stays as long as its machine does.
+        let first = ["sleep", "1000000000"].map(str::to_owned);
+        let container = ContainerSpec {
+            process: ground.process(&first)?,
+            hostname: "bench".to_owned(),
+            read_only: false,
+            tmpfs: Vec::new(),
+            upper_bytes: 0,
+        };
+        let started = sandbox.run("bench", &container, IMAGE_DEVICE, None).await?;
+        let _streams = started.map_err(|failure| failed(&first, failure.message))?;
+        let process = ground.process(command)?;
+        for (round, _) in rounds.turns(1) {
+            let number = round + 1;
+            progress(&format!("exec {number} of {}", rounds.warm_up + rounds.counted));
+            let id = format!("exec-{number}");
+            let once = exec_once(&sandbox, &id, &process, command);
+            match tokio::time::timeout(rounds.limit, once).await {
+                Ok(Ok(total_ns)) => {
+                    if let Some(round) = round.checked_sub(rounds.warm_up) {
+                        samples.push(Sample { round, total_ns, ..Sample::default() });
+                    }
+                }
+                Ok(Err(error)) => failures.push(format!("exec {number}: {}", error.chain())),
+                Err(_) => {
+                    failures.push(format!("exec {number}: no end within {} s", rounds.limit.as_secs_f32()))
+                }
+            }
+            if !failures.is_empty() {
+                break;
+            }
+        }
+        shut_down(&sandbox).await;
+        Ok(())
+    })?;
+    record.series.push(Series::new("nelly", command.join(" "), samples, failures));
+    record.finish();
+    Ok(record)
+}
+
+async fn exec_once(
+    sandbox: &Sandbox,
+    id: &str,
+    process: &ProcessSpec,
+    command: &[String],
+) -> Result<u64, RunnerError> {
+    let id = ProcessId { container: "bench", exec: id };
+    let start_ns = sys::now_ns();
+    let streams = sandbox.exec(id, process, None).await?;
+    let streams = streams.map_err(|failure| failed(command, failure.message))?;
+    let done = sandbox.agent().wait(id).await?;
+    let total_ns = sys::now_ns() - start_ns;
+    if done.exit_code != 0 {
+        let mut said = String::new();
+        if let Some(mut stderr) = streams.stderr {
+            // The process is gone, so its stream ends.
+            let _ = stderr.read_to_string(&mut said);
+        }
+        return Err(failed(command, format!("exit code {} {}", done.exit_code, said.trim())));
+    }
+    Ok(total_ns)
+}
+
+fn failed(command: &[String], how: String) -> RunnerError {
+    RunnerError::Command { command: command.join(" "), how: how.trim_end().to_owned() }
+}
