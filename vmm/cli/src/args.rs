@@ -33,7 +33,7 @@ pub(crate) enum Verb {
     /// Boot a kernel in a new microVM, its console on this terminal
     Boot(Box<BootArgs>),
     /// Measure starts, execs and memory, beside other monitors
-    Bench(Box<crate::bench::BenchArgs>),
+    Bench(Box<crate::bench_args::BenchArgs>),
     /// Say what this host can do, and how to mend what it cannot
     Doctor(JsonArgs),
     /// Print the version and the build of every part

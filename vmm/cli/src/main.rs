@@ -3,6 +3,7 @@
 mod args;
 mod assets;
 mod bench;
+mod bench_args;
 mod boot;
 mod console;
 mod context;
