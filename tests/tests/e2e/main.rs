@@ -2,6 +2,7 @@
 //! of a test stand side by side. Run where a stock kernel runs; KVM absent is a failure.
 
 mod bad_input;
+mod bench;
 mod boot;
 mod bulk;
 mod images;

@@ -9,6 +9,7 @@ use nelly_bench::plan::{BootPlan, DensityLimit, Guest, Rounds, RunPlan, SandboxP
 use nelly_bench::record::{GuestRecord, Record};
 use nelly_bench::report;
 use nelly_bench::runner::{self, RunnerError};
+use nelly_sandbox::spec::machine::COMMAND_LINE;
 use nelly_sandbox::spec::size;
 use nelly_vmm::config::{CommandLine, CpuCount, MemorySize, Platform};
 use nelly_vmm::sys::terminal;
@@ -18,9 +19,6 @@ use crate::bench_args::{BenchArgs, BenchVerb, BootFlags, CommandFlags, Common, C
 use crate::context::Context;
 use crate::host::{self, Kvm};
 use crate::{machine, out};
-
-/// What everyone's kernel is told.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t random.trust_cpu=on";
 
 /// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after signal n.
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
