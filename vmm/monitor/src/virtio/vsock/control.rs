@@ -93,6 +93,13 @@ pub fn receive_accepted(channel: BorrowedFd<'_>) -> io::Result<Option<(UnixStrea
     Ok(Some((stream.into(), u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))))
 }
 
+/// A stream for the device, prepared, and one for somebody else, blocking.
+pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (near, far) = sys::stream_pair()?;
+    sys::unix::prepare(&near)?;
+    Ok((near.into(), far.into()))
+}
+
 /// The other half of [`receive_accepted`].
 pub(super) fn send_accepted(channel: &OwnedFd, stream: &UnixStream, guest: u32, host: u32) -> io::Result<()> {
     let mut message = [0u8; ACCEPTED_LEN];

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use super::connection::Key;
-use super::control::send_accepted;
+use super::control::{pair, send_accepted};
 use crate::sys::{self, Interest};
 use crate::virtio::device::Registrar;
 
@@ -74,7 +74,7 @@ impl Listeners {
     /// Hands a stream to whoever listens on the host's port of `key`; our end of it. `None`: nobody, or nobody with room.
     pub(super) fn hand_over(&mut self, key: Key) -> Option<UnixStream> {
         let listener = self.by_port.get(&key.host)?;
-        let (near, far) = super::muxer::pair().ok()?;
+        let (near, far) = pair().ok()?;
         match send_accepted(&listener.channel, &far, key.guest, key.host) {
             Ok(()) => Some(near),
             Err(error) => {

@@ -439,7 +439,7 @@ impl Muxer {
                 }
                 slot.host = Host::Stream(stream);
             }
-            Caller::Handle(reply) => match pair() {
+            Caller::Handle(reply) => match super::control::pair() {
                 Ok((near, far)) => {
                     slot.host = Host::Stream(near);
                     reply.send(Ok(far));
@@ -513,10 +513,3 @@ impl Muxer {
 
 #[path = "outbound.rs"]
 mod outbound;
-
-/// A stream for the device, prepared, and one for somebody else, blocking.
-pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
-    let (near, far) = crate::sys::stream_pair()?;
-    unix::prepare(&near)?;
-    Ok((near.into(), far.into()))
-}
