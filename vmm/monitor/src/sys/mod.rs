@@ -4,6 +4,7 @@
 pub mod anonymous;
 pub mod host;
 mod inherited;
+mod leave;
 mod notifier;
 pub mod pages;
 mod passing;
@@ -17,6 +18,7 @@ mod timer;
 pub mod unix;
 
 pub use inherited::inherited;
+pub use leave::leave_behind;
 pub use notifier::Notifier;
 pub use passing::{MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};
 pub use poller::{Interest, Poller, Ready};

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "the bindings own their descriptors and do not lend them")]
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
@@ -13,6 +13,7 @@ use super::super::HvError;
 use super::ioapic::{IoApic, Message};
 use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
+use crate::sys::leave_behind;
 
 /// Fields are dropped in order: the kernel's machine (whose vCPUs are gone, since they hold this) before the memory it maps.
 #[derive(Debug)]
@@ -24,6 +25,23 @@ pub(super) struct Inner {
     pub(super) slots: Mutex<BTreeMap<u32, Slot>>,
     /// Ours, where the kernel has none.
     pub(super) io_apic: OnceLock<Mutex<IoApic>>,
+    /// Descriptors of vCPUs that are gone: the kernel's machine lives as long as they do.
+    pub(super) ended: Mutex<Vec<OwnedFd>>,
+}
+
+/// The end of a machine waits 10 ms and more in the kernel, for a grace period after the last nested page table. Nothing of ours depends
+/// on it, so that neither a process nor an embedder's thread waits for it.
+///
+/// What the kernel's machine still names is harmless meanwhile: its slots are ranges of this process, which it follows as they are
+/// unmapped, and without a vCPU's descriptor nobody can enter it.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut left: Vec<_> = ended.iter().map(AsFd::as_fd).collect();
+        left.push(lend(&self.fd));
+        // Refused: closing them takes its time.
+        let _slow = leave_behind(&left);
+    }
 }
 
 /// The descriptor of one of the bindings' types, which own theirs and do not lend it.

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
@@ -239,6 +239,15 @@ impl KvmVcpu {
         match errno {
             Errno::FAULT => Ok(self.fault("the guest used memory that the host cannot provide")),
             errno => Err(HvError::Call { call: "KVM_RUN", source: io::Error::from(errno) }),
+        }
+    }
+}
+
+impl Drop for KvmVcpu {
+    fn drop(&mut self) {
+        // Not to be had: then the machine's end is slow.
+        if let Ok(fd) = lend(&self.fd).try_clone_to_owned() {
+            self.machine.ended.lock().unwrap_or_else(PoisonError::into_inner).push(fd);
         }
     }
 }

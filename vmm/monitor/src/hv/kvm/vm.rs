@@ -42,7 +42,13 @@ impl KvmVm {
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let supported = cpuid.as_slice().iter().map(super::vcpu::leaf).collect();
-        Ok(Self(Arc::new(Inner { fd, supported, slots: Mutex::default(), io_apic: OnceLock::new() })))
+        Ok(Self(Arc::new(Inner {
+            fd,
+            supported,
+            slots: Mutex::default(),
+            io_apic: OnceLock::new(),
+            ended: Mutex::default(),
+        })))
     }
 }
 

@@ -189,7 +189,7 @@ impl Slot {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "figures"))]
 pub(super) const SLOT_BYTES: usize = size_of::<Slot>();
 
 /// What became of a chain offered to [`Muxer::serve`].
