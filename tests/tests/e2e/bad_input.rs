@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Home;
 
 /// Far more than a second, for an emulated processor; what hangs or boots anyway takes longer.
-const PROMPT: Duration = Duration::from_secs(20);
+const PROMPT: Duration = Duration::from_secs(60);
 
 #[track_caller]
 fn refused(home: &Home, words: &[&str], names: &[&str]) {

@@ -74,7 +74,7 @@ async fn a_background_process_does_not_hold_wait(world: Arc<World>) {
     let begun = Instant::now();
     let outcome = world.exec_sh("a", "e", "(while :; do sleep 0.3; echo more; done) & echo first").await;
     assert_eq!((outcome.stdout.as_str(), outcome.exit.exit_code), ("first\n", 0));
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(60));
     // It neither blocks nor dies of the stream that nobody reads any more.
     tokio::time::sleep(Duration::from_millis(800)).await;
     let outcome = world.exec_sh("a", "f", "ps -o args | grep -c '[w]hile'").await;

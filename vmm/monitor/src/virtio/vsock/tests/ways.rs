@@ -276,7 +276,7 @@ fn a_guest_that_never_answers_is_given_up() {
         if let Ok(result) = receiver.try_recv() {
             break result.unwrap_err();
         }
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
     };
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert_eq!(guest.control.connections(), 0);
