@@ -89,6 +89,17 @@ fn holdings() -> (usize, usize, usize, String) {
     (count("/proc/self/fd"), count("/proc/self/task"), machines, children)
 }
 
+/// The same, once threads that were joined are out of the list: they may still be on their way.
+fn settled(threads: usize) -> (usize, usize, usize, String) {
+    for _ in 0..500 {
+        if holdings().1 == threads {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    holdings()
+}
+
 fn ends(place: &Place) {
     let panic = say("Kernel panic - not syncing: test\n");
     let table: [(&[&[u8]], EndReason, &str); 5] = [
@@ -258,19 +269,12 @@ fn machines_end_as_told_and_leave_nothing() {
         }
         deaths();
     };
+    let threads = holdings().1;
     // The first round warms up what stays for good.
     round();
-    let before = holdings();
+    let before = settled(threads);
     round();
-    // A joined thread's entry in /proc goes a moment later.
-    let mut after = holdings();
-    for _ in 0..100 {
-        if after == before {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-        after = holdings();
-    }
+    let after = settled(threads);
     assert_eq!(after, before, "descriptors, threads, mappings, children");
     alone();
 }

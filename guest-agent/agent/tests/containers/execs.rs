@@ -113,7 +113,12 @@ async fn a_thousand_leave_nothing(world: Arc<World>) {
     let outcome = world.exec_sh("a", "last", "ls -d /proc/[0-9]* | wc -l").await;
     // The first process, the shell, ls and wc.
     assert!(outcome.stdout.trim().parse::<u32>().unwrap() <= 4, "{outcome:?}");
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    for _ in 0..200 {
+        if open_descriptors() == before.0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     assert_eq!(open_descriptors(), before.0, "descriptors are left");
     assert!(resident_kib() < before.1 + 512, "{} KiB became {}", before.1, resident_kib());
     let state = world.client.state(context(), &m::StateRequest::new()).await.unwrap();
