@@ -1,7 +1,7 @@
 /* The init of `nelly bench boot`: writes a marker line to the console, waits until it is sent, and resets. No library.
  *
- * `delay_ms=N` on the kernel's command line, which reaches init as its environment, makes it wait so long before: a change of known
- * size, to try a comparison on.
+ * Words of the kernel's command line reach init as its environment. `delay_ms=N` makes it wait so long before the marker: a change of known
+ * size, to try a comparison on. `hold_ms=N` makes it wait so long behind it: a guest that idles, to weigh its monitor.
  */
 enum { REBOOT_MAGIC1 = (int)0xfee1dead, REBOOT_MAGIC2 = 672274793, REBOOT_AUTOBOOT = 0x1234567, TCSBRK = 0x5409 };
 
@@ -30,10 +30,9 @@ __asm__(".globl _start\n_start: mov x29, #0\n mov x0, sp\n bl run\n");
 #error "no system calls for this machine"
 #endif
 
-/* The number behind `delay_ms=` in the environment, else 0. */
-static long delay(char **environment)
+/* Waits for the milliseconds behind `name` in the environment, if it is there. */
+static void wait_for(char **environment, const char *name)
 {
-    static const char name[] = "delay_ms=";
     for (; *environment; environment++) {
         int at = 0;
         while (name[at] && (*environment)[at] == name[at])
@@ -43,20 +42,19 @@ static long delay(char **environment)
         long value = 0;
         for (const char *digit = *environment + at; *digit >= '0' && *digit <= '9' && value < 1000000; digit++)
             value = value * 10 + (*digit - '0');
-        return value;
+        long time[2] = { value / 1000, value % 1000 * 1000000 };
+        call(SYS_nanosleep, (long)time, 0, 0);
     }
-    return 0;
 }
 
 __attribute__((used, noreturn)) void run(long *stack)
 {
     static const char marker[] = "NELLY-INIT\n";
-    long wait = delay((char **)(stack + stack[0] + 2));
-    long time[2] = { wait / 1000, wait % 1000 * 1000000 };
-    if (wait)
-        call(SYS_nanosleep, (long)time, 0, 0);
+    char **environment = (char **)(stack + stack[0] + 2);
+    wait_for(environment, "delay_ms=");
     call(SYS_write, 1, (long)marker, sizeof marker - 1);
     call(SYS_ioctl, 1, TCSBRK, 1);
+    wait_for(environment, "hold_ms=");
     for (;;)
         call(SYS_reboot, REBOOT_MAGIC1, REBOOT_MAGIC2, REBOOT_AUTOBOOT);
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Environment, Held};
+use crate::held::Held;
+use crate::host::Environment;
 use crate::stats::Summary;
 use crate::timeline::Phase;
 
@@ -66,6 +67,9 @@ pub struct Series {
     /// System calls of one more start, which is not timed; `None` where they were not counted.
     #[serde(default)]
     pub syscalls: Option<u64>,
+    /// What it holds when the guest has come to the end of a start, and idles; `None` where it was not weighed.
+    #[serde(default)]
+    pub held: Option<Held>,
     /// Raw, in order.
     pub samples: Vec<Sample>,
     /// Why it has no more samples; empty when all went well.
@@ -90,6 +94,7 @@ impl Series {
             phases: phases(&samples),
             unattributed_mean_ns: mean(&unattributed),
             syscalls: None,
+            held: None,
             samples,
             failures,
         }

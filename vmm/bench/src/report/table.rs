@@ -114,7 +114,7 @@ fn phases(record: &Record, out: &mut String) {
 /// Medians of what a start costs. A column that nobody has is left out.
 fn costs(record: &Record, out: &mut String) {
     type Figure = (&'static str, fn(&Series) -> Option<String>);
-    let figures: [Figure; 7] = [
+    let figures: [Figure; 8] = [
         ("CPU user", |series| series.median_of(|sample| sample.user_ns).map(time)),
         ("CPU system", |series| series.median_of(|sample| sample.system_ns).map(time)),
         ("page faults", |series| {
@@ -123,6 +123,7 @@ fn costs(record: &Record, out: &mut String) {
                 .map(|n| n.to_string())
         }),
         ("peak RSS", |series| series.median_of(|sample| sample.peak_rss_bytes).map(size)),
+        ("RSS beside the guest", |series| series.held.map(|held| size(held.outside_rss_bytes))),
         ("teardown", |series| series.median_of(|sample| sample.teardown_ns).map(time)),
         ("exits to the VMM", |series| {
             series.median_of(|sample| Some(sample.exits.as_ref()?.values().sum())).map(|n| n.to_string())

@@ -6,16 +6,18 @@ use std::fs;
 use nelly_vmm::sys::signals::Signals;
 use serde_json::Value;
 
-use super::child::{Seen, watch};
+use super::child::{Seen, watch, weigh};
 use super::{Progress, RunnerError, syscalls};
 use crate::host::Environment;
 use crate::peer::{self, Launch};
-use crate::plan::{BootPlan, Rounds, RunPlan, Vmm};
+use crate::plan::{BootPlan, Guest, Rounds, RunPlan, Vmm};
 use crate::record::{GuestRecord, Record, SCHEMA, Sample, Series, Skipped};
 use crate::timeline::Timeline;
 
 /// SIGHUP, SIGINT, SIGTERM.
 const SIGNALS: [i32; 3] = [1, 2, 15];
+/// The word that makes `rootfs/marker.c` wait behind its marker, far longer than a weighing takes.
+const IDLE: &str = "hold_ms=60000";
 
 /// Someone who takes a turn in each round.
 struct Contestant {
@@ -23,13 +25,15 @@ struct Contestant {
     launch: Launch,
     /// The marker, or `None` for a process that is measured whole.
     marker: Option<String>,
+    /// How it boots a guest that idles behind the marker, and that guest's memory in bytes: to be weighed.
+    idle: Option<(Launch, u64)>,
     samples: Vec<Sample>,
     failures: Vec<String>,
 }
 
 impl Contestant {
     fn new(name: &str, launch: Launch, marker: Option<String>) -> Self {
-        Self { name: name.to_owned(), launch, marker, samples: Vec::new(), failures: Vec::new() }
+        Self { name: name.to_owned(), launch, marker, idle: None, samples: Vec::new(), failures: Vec::new() }
     }
 
     /// One start.
@@ -84,9 +88,13 @@ pub fn boot(
     let signals = Signals::block(&SIGNALS).map_err(RunnerError::host("cannot wait for signals"))?;
     let scratch = tempfile::Builder::new().prefix("nelly-bench-").tempdir();
     let scratch = scratch.map_err(RunnerError::host("cannot make a directory for temporary files"))?;
+    // Our own init waits so long behind its marker; any other takes the word as it takes any.
+    let idle = Guest { command_line: format!("{} {IDLE}", plan.guest.command_line), ..plan.guest.clone() };
     let contestant = |vmm: Vmm, program: &std::path::Path| {
-        let launch = peer::launch(vmm, program, &plan.guest, scratch.path());
-        Contestant::new(vmm.name(), launch, Some(plan.marker.clone()))
+        let launch = |guest| peer::launch(vmm, program, guest, scratch.path());
+        let mut contestant = Contestant::new(vmm.name(), launch(&plan.guest), Some(plan.marker.clone()));
+        contestant.idle = Some((launch(&idle), idle.memory.get()));
+        contestant
     };
     let mut contestants = vec![contestant(Vmm::Nelly, &plan.monitor)];
     let mut skipped = Vec::new();
@@ -196,25 +204,43 @@ fn measure(
         }
     }
     for contestant in contestants {
-        let mut syscalls = None;
+        let (mut syscalls, mut held) = (None, None);
         if count_syscalls && contestant.failures.is_empty() {
             progress(&format!("counting system calls: {}", contestant.name));
-            match syscalls::count(&contestant.launch, contestant.marker.as_deref(), rounds.limit, signals) {
-                Ok(count) => syscalls = Some(count),
-                Err(RunnerError::Interrupted(number)) => return Err(RunnerError::Interrupted(number)),
-                Err(error) => {
-                    let name = &contestant.name;
-                    record.warnings.push(format!("{name}: system calls were not counted: {}", error.chain()));
-                }
-            }
+            let marker = contestant.marker.as_deref();
+            let count = syscalls::count(&contestant.launch, marker, rounds.limit, signals);
+            syscalls = beside(record, &contestant.name, "system calls were not counted", count)?;
+        }
+        if let (Some((launch, bytes)), Some(marker), []) =
+            (&contestant.idle, &contestant.marker, &contestant.failures[..])
+        {
+            progress(&format!("weighing: {}", contestant.name));
+            let weighed = weigh(launch, marker, *bytes, rounds.limit, signals);
+            held = beside(record, &contestant.name, "memory was not weighed", weighed)?;
         }
         let command = contestant.launch.command();
-        let mut series = Series::new(contestant.name, command, contestant.samples, contestant.failures);
-        series.syscalls = syscalls;
-        record.series.push(series);
+        let series = Series::new(contestant.name, command, contestant.samples, contestant.failures);
+        record.series.push(Series { syscalls, held, ..series });
     }
     record.finish();
     Ok(())
+}
+
+/// What was found out in a start that is not timed; that it could not be is a warning, and no more.
+fn beside<T>(
+    record: &mut Record,
+    name: &str,
+    not: &str,
+    found: Result<T, RunnerError>,
+) -> Result<Option<T>, RunnerError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(RunnerError::Interrupted(number)) => Err(RunnerError::Interrupted(number)),
+        Err(error) => {
+            record.warnings.push(format!("{name}: {not}: {}", error.chain()));
+            Ok(None)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One process from its start to its end: its console watched for the marker, its use of the host taken, always reaped.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -12,14 +12,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use super::RunnerError;
-use crate::host;
+use super::console::{Finder, drain};
+use crate::held::{self, Held};
 use crate::peer::Launch;
 use crate::sys::{self, Usage};
 
 /// What a process that ends itself may take for it once the marker is there.
 const LAST: Duration = Duration::from_secs(10);
-/// Most bytes of what it said that an error carries.
-const TAIL: usize = 600;
+/// Between the marker and the weighing of a guest that idles: what its monitor does at a start is over then.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// What was seen of one process.
 #[derive(Clone, Debug)]
@@ -34,35 +35,6 @@ pub(super) struct Seen {
     pub(super) usage: Usage,
     /// The most it held until the marker.
     pub(super) peak_rss_bytes: Option<u64>,
-}
-
-/// Finds a marker in a stream of chunks, also across their borders.
-struct Finder<'a> {
-    marker: &'a [u8],
-    kept: Vec<u8>,
-}
-
-impl Finder<'_> {
-    /// Whether the marker's last byte is in `chunk`.
-    fn feed(&mut self, chunk: &[u8]) -> bool {
-        self.kept.extend_from_slice(chunk);
-        let found = self.kept.windows(self.marker.len()).any(|window| window == self.marker);
-        // Enough for a marker that goes on in the next chunk, and for a person who asks what was said last.
-        let surplus = self.kept.len().saturating_sub(TAIL.max(self.marker.len()));
-        self.kept.drain(..surplus);
-        found
-    }
-
-    /// The end of what was said, without control characters: a guest writes it.
-    fn tail(&self, errors: &Self) -> String {
-        let mut said = String::from_utf8_lossy(&errors.kept).into_owned();
-        said.push_str(&String::from_utf8_lossy(&self.kept));
-        let said: String = said.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-        match said.trim() {
-            "" => "; it said nothing".to_owned(),
-            said => format!("; it said last:\n{said}"),
-        }
-    }
 }
 
 /// A child that does not outlive this value.
@@ -129,6 +101,46 @@ pub(super) fn watch(
     limit: Duration,
     signals: &Signals,
 ) -> Result<Seen, RunnerError> {
+    let (start_ns, watch) = start(launch, marker, signals)?;
+    match marker {
+        Some(marker) => watch.until_marker(launch, marker, start_ns, limit),
+        None => watch.until_gone(start_ns, limit),
+    }
+}
+
+/// Starts what `launch` says, lets its guest idle for a moment behind the marker, says what the process holds, and ends it. Of a guest that
+/// ends at its marker it is what was held there.
+///
+/// # Errors
+/// As [`watch`]; it was gone before it could be weighed, or its guest's memory, `guest_bytes`, cannot be told apart.
+pub(super) fn weigh(
+    launch: &Launch,
+    marker: &str,
+    guest_bytes: u64,
+    limit: Duration,
+    signals: &Signals,
+) -> Result<Held, RunnerError> {
+    let (start_ns, mut watch) = start(launch, Some(marker), signals)?;
+    watch.marker(marker, start_ns, limit)?;
+    let at_once = held::held(watch.child.id, guest_bytes);
+    let settled = after(sys::now_ns(), SETTLE);
+    let held = loop {
+        match watch.turn(settled)? {
+            // What was said before is found once more when something else is said.
+            Turn::Marker(_) => {}
+            Turn::Late => break held::held(watch.child.id, guest_bytes),
+            Turn::Gone(_) => break at_once,
+        }
+    };
+    held.map_err(RunnerError::host("cannot weigh a process"))
+}
+
+/// Starts what `launch` says; the clock just before.
+fn start<'a>(
+    launch: &Launch,
+    marker: Option<&'a str>,
+    signals: &'a Signals,
+) -> Result<(u64, Watch<'a>), RunnerError> {
     for (path, content) in &launch.files {
         let cannot = RunnerError::host(format!("cannot write {}", path.display()));
         fs::write(path, content).map_err(cannot)?;
@@ -156,13 +168,12 @@ pub(super) fn watch(
         let _ = child.wait();
         RunnerError::Host { what: "cannot watch a process".into(), source }
     })?;
-    let finder = |marker: &'static str| Finder { marker: marker.as_bytes(), kept: Vec::new() };
     let watch = Watch {
         child: Child { id, end, reaped: false },
         output: child.stdout.take(),
         errors: child.stderr.take(),
-        said: Finder { marker: marker.unwrap_or("\0never").as_bytes(), kept: Vec::new() },
-        complained: finder("\0never"),
+        said: Finder::new(marker.unwrap_or("\0never")),
+        complained: Finder::new("\0never"),
         signals,
     };
     for fd in [watch.output.as_ref().map(AsFd::as_fd), watch.errors.as_ref().map(AsFd::as_fd)] {
@@ -170,39 +181,44 @@ pub(super) fn watch(
         nelly_vmm::sys::set_nonblocking(fd)
             .map_err(RunnerError::host("cannot read a pipe without waiting"))?;
     }
-    let deadline = start_ns.saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));
-    match marker {
-        Some(marker) => watch.until_marker(launch, marker, start_ns, deadline, limit),
-        None => watch.until_gone(start_ns, deadline, limit),
-    }
+    Ok((start_ns, watch))
+}
+
+/// The clock at `from` and `time` later; without an end where that is too far.
+fn after(from: u64, time: Duration) -> u64 {
+    from.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Watch<'_> {
+    /// Waits for the marker; when it was there.
+    fn marker(&mut self, marker: &str, start_ns: u64, limit: Duration) -> Result<u64, RunnerError> {
+        match self.turn(after(start_ns, limit))? {
+            Turn::Marker(at) => Ok(at),
+            Turn::Gone(_) => {
+                let (status, _) = self.child.reap()?;
+                let before = format!("before {marker:?} was on its console");
+                Err(RunnerError::Died { status, before, tail: self.said.tail(&self.complained) })
+            }
+            Turn::Late => {
+                let what = format!("{marker:?} on its console");
+                Err(RunnerError::Late { what, limit, tail: self.said.tail(&self.complained) })
+            }
+        }
+    }
+
     fn until_marker(
         mut self,
         launch: &Launch,
         marker: &str,
         start_ns: u64,
-        deadline: u64,
         limit: Duration,
     ) -> Result<Seen, RunnerError> {
-        let end_ns = match self.turn(deadline)? {
-            Turn::Marker(at) => at,
-            Turn::Gone(_) => {
-                let (status, _) = self.child.reap()?;
-                let before = format!("before {marker:?} was on its console");
-                return Err(RunnerError::Died { status, before, tail: self.said.tail(&self.complained) });
-            }
-            Turn::Late => {
-                let what = format!("{marker:?} on its console");
-                return Err(RunnerError::Late { what, limit, tail: self.said.tail(&self.complained) });
-            }
-        };
+        let end_ns = self.marker(marker, start_ns, limit)?;
         // The clock has been read: this costs nobody. By rusage it could not be told from what this process holds.
-        let peak_rss_bytes = host::peak_rss_bytes(self.child.id);
+        let peak_rss_bytes = held::peak_rss_bytes(self.child.id);
         let mut gone_ns = None;
         if launch.ends_itself {
-            let last = sys::now_ns().saturating_add(u64::try_from(LAST.as_nanos()).unwrap_or(u64::MAX));
+            let last = after(sys::now_ns(), LAST);
             loop {
                 match self.turn(last)? {
                     Turn::Marker(_) => {}
@@ -218,7 +234,8 @@ impl Watch<'_> {
         Ok(Seen { start_ns, end_ns, gone_ns, usage, peak_rss_bytes })
     }
 
-    fn until_gone(mut self, start_ns: u64, deadline: u64, limit: Duration) -> Result<Seen, RunnerError> {
+    fn until_gone(mut self, start_ns: u64, limit: Duration) -> Result<Seen, RunnerError> {
+        let deadline = after(start_ns, limit);
         let end_ns = loop {
             match self.turn(deadline)? {
                 Turn::Marker(_) => {}
@@ -276,27 +293,6 @@ impl Watch<'_> {
     }
 }
 
-/// Reads what is there; the time of the read that completed the marker. A stream at its end is closed.
-fn drain(stream: &mut Option<impl Read>, finder: &mut Finder<'_>) -> Option<u64> {
-    let mut found = None;
-    let mut chunk = [0; 4096];
-    while let Some(open) = stream {
-        match open.read(&mut chunk) {
-            Ok(0) => *stream = None,
-            Ok(count) => {
-                let at = sys::now_ns();
-                if finder.feed(&chunk[..count]) && found.is_none() {
-                    found = Some(at);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(_) => *stream = None,
-        }
-    }
-    found
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -321,17 +317,6 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn a_marker_is_found_across_chunks() {
-        let mut finder = Finder { marker: b"MARK", kept: Vec::new() };
-        assert!(!finder.feed(b"xxMA"));
-        assert!(!finder.feed(b""));
-        assert!(finder.feed(b"RKyy"));
-        let mut finder = Finder { marker: b"MARK", kept: Vec::new() };
-        assert!(!finder.feed(&[b'x'; 5000]) && finder.kept.len() == TAIL);
-        assert!(finder.feed(b"MARK"));
-    }
 
     #[test]
     fn time_ends_at_the_marker_and_the_process_is_gone() {
@@ -366,6 +351,21 @@ mod tests {
     fn a_lot_of_output_does_not_stop_it() {
         let script = "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; echo NELLY-INIT; head -c 1000000 /dev/zero";
         assert!(seen(script, LONG).unwrap().gone_ns.is_some());
+    }
+
+    #[test]
+    fn a_guest_that_idles_is_weighed_and_one_that_is_gone_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let signals = Signals::block(&[12]).unwrap();
+        let weighed = |script: &str, guest_bytes| {
+            weigh(&stand_in(directory.path(), script), "NELLY-INIT", guest_bytes, LONG, &signals)
+        };
+        // Its heap and its stack stand for the guest's memory.
+        let held = weighed("echo NELLY-INIT; exec sleep 1000", 4096).unwrap();
+        assert!(held.rss_bytes > held.outside_rss_bytes && held.outside_rss_bytes > 0, "{held:?}");
+        let error = weighed("echo NELLY-INIT; exec sleep 1000", 1 << 46).unwrap_err().chain();
+        assert!(error.contains("no guest memory"), "{error}");
+        assert!(weighed("exit 1", 4096).is_err());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::boot::record;
 use super::sandbox::{Ground, block_on, shut_down};
 use super::{Progress, RunnerError};
-use crate::host::{self, Environment, Held};
+use crate::held::{Held, available_bytes, held};
+use crate::host::Environment;
 use crate::plan::{DensityLimit, Rounds, SandboxPlan};
 use crate::record::{Record, Step};
 use crate::sys;
@@ -37,7 +38,7 @@ pub fn density(
         let mut sandboxes: Vec<Sandbox> = Vec::new();
         for machines in 1..=limit.count {
             let before = steps.last().map_or(0, |step| step.all_pss_bytes);
-            if host::available_bytes() < guest_bytes + RESERVE {
+            if available_bytes() < guest_bytes + RESERVE {
                 stopped = Some("the host has too little memory left for one more".to_owned());
                 break;
             }
@@ -54,7 +55,7 @@ pub fn density(
                 all_pss_bytes,
                 marginal_pss_bytes: i64::try_from(all_pss_bytes).unwrap_or(i64::MAX)
                     - i64::try_from(before).unwrap_or(0),
-                available_bytes: host::available_bytes(),
+                available_bytes: available_bytes(),
             });
             if limit.memory_bytes.is_some_and(|most| all_pss_bytes >= most) {
                 stopped = Some("the machines hold as much memory as --memory-limit allows".to_owned());
@@ -82,7 +83,7 @@ fn weigh(sandboxes: &[Sandbox], guest_bytes: u64) -> Result<(Held, u64), RunnerE
     let mut newest = Held::default();
     for sandbox in sandboxes {
         let Some(id) = sandbox.machine().process_id() else { continue };
-        newest = host::held(id, guest_bytes).map_err(RunnerError::host("cannot weigh a machine"))?;
+        newest = held(id, guest_bytes).map_err(RunnerError::host("cannot weigh a machine"))?;
         all += newest.pss_bytes;
     }
     Ok((newest, all))

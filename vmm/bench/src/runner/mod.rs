@@ -2,6 +2,7 @@
 
 mod boot;
 mod child;
+mod console;
 mod density;
 mod sandbox;
 mod syscalls;

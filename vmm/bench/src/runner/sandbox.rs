@@ -17,7 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::boot::{exits, record};
 use super::{Progress, RunnerError};
-use crate::host::{self, Environment};
+use crate::held::{self, Held};
+use crate::host::Environment;
 use crate::plan::{Rounds, SandboxPlan};
 use crate::record::{GuestRecord, Record, Sample, Series};
 use crate::sys;
@@ -120,12 +121,14 @@ pub fn ready(
     let ground = Ground::new(plan)?;
     let mut record = record("boot", "ready", rounds, ground.guest(), environment);
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
+    let mut held = None;
     block_on(async {
         for (round, _) in rounds.turns(1) {
             let number = round + 1;
             progress(&format!("round {number} of {}: nelly", rounds.warm_up + rounds.counted));
             match tokio::time::timeout(rounds.limit, ready_once(&ground)).await {
-                Ok(Ok(mut sample)) => {
+                Ok(Ok((mut sample, weighed))) => {
+                    held = weighed.or(held);
                     if let Some(counted) = round.checked_sub(rounds.warm_up) {
                         sample.round = counted;
                         samples.push(sample);
@@ -143,16 +146,19 @@ pub fn ready(
         Ok(())
     })?;
     let command = format!("Sandbox::start by {}", plan.monitor.display());
-    record.series.push(Series::new("nelly", command, samples, failures));
+    record.series.push(Series { held, ..Series::new("nelly", command, samples, failures) });
     record.finish();
     Ok(record)
 }
 
-async fn ready_once(ground: &Ground<'_>) -> Result<Sample, RunnerError> {
+/// One start, and what its monitor holds then.
+async fn ready_once(ground: &Ground<'_>) -> Result<(Sample, Option<Held>), RunnerError> {
     let before = sys::children();
     let (start_ns, sandbox) = ground.start("bench").await?;
     let end_ns = sys::now_ns();
-    let peak_rss_bytes = sandbox.machine().process_id().and_then(host::peak_rss_bytes);
+    let id = sandbox.machine().process_id();
+    let peak_rss_bytes = id.and_then(held::peak_rss_bytes);
+    let held = id.and_then(|id| held::held(id, ground.plan.memory.get()).ok());
     let leave_ns = sys::now_ns();
     let outcome = shut_down(&sandbox).await;
     drop(sandbox);
@@ -160,7 +166,7 @@ async fn ready_once(ground: &Ground<'_>) -> Result<Sample, RunnerError> {
     let usage = sys::children().since(&before);
     let said = outcome.and_then(|outcome| serde_json::to_value(outcome).ok()).unwrap_or(Value::Null);
     let phases = Timeline::read(&said).map(|timeline| timeline.phases(start_ns, "ready", end_ns));
-    Ok(Sample {
+    let sample = Sample {
         round: 0,
         total_ns: end_ns - start_ns,
         teardown_ns: Some(gone_ns - leave_ns),
@@ -172,7 +178,8 @@ async fn ready_once(ground: &Ground<'_>) -> Result<Sample, RunnerError> {
         exits: exits(&said),
         unattributed_ns: phases.as_ref().map(|phases| phases.unattributed_ns),
         phases: phases.map(|phases| phases.phases).unwrap_or_default(),
-    })
+    };
+    Ok((sample, held))
 }
 
 /// Runs `command` again and again in one container of one machine, from the call to its exit.
