@@ -27,6 +27,8 @@ pub struct Launch {
     pub ours: bool,
     /// It ends by itself when the guest resets.
     pub ends_itself: bool,
+    /// It takes no standard input but a terminal.
+    pub terminal: bool,
 }
 
 impl Launch {
@@ -167,15 +169,17 @@ fn qemu(mut launch: Launch, guest: &Guest) -> Launch {
     launch
 }
 
-/// An ELF goes in by its PVH note, anything else as a bzImage. The spellings are those that old and new releases know.
+/// An ELF goes in by its PVH note, anything else as a bzImage. The spellings are those that old and new releases know; `--mem-size` is one, too, but
+/// chooses shared memory, which is slower.
 fn alioth(mut launch: Launch, guest: &Guest) -> Launch {
     let kernel = if is_elf(&guest.kernel) { "--pvh" } else { "--kernel" };
     launch.arguments = words(["run", kernel, &text(&guest.kernel), "--cmd-line", &guest.command_line]);
     if let Some(initrd) = &guest.initrd {
         launch.arguments.extend(words(["--initramfs", &text(initrd)]));
     }
-    let (cpus, memory) = (guest.cpus.get().to_string(), format!("{}M", mebibytes(guest)));
-    launch.arguments.extend(words(["--num-cpu", &cpus, "--mem-size", &memory]));
+    let (cpus, memory) = (guest.cpus.get().to_string(), format!("size={}M", mebibytes(guest)));
+    launch.arguments.extend(words(["--num-cpu", &cpus, "--memory", &memory]));
+    launch.terminal = true;
     launch
 }
 
@@ -220,7 +224,7 @@ mod tests {
         assert_eq!((after(&cloud, "--initramfs"), after(&cloud, "--serial")), ("/i.cpio", "tty"));
         assert!(!cloud.ends_itself);
         let alioth = launch(Vmm::Alioth, Path::new("/a"), &guest, scratch);
-        assert_eq!((after(&alioth, "--mem-size"), after(&alioth, "--num-cpu")), ("256M", "2"));
+        assert_eq!((after(&alioth, "--memory"), after(&alioth, "--num-cpu")), ("size=256M", "2"));
         assert_eq!(after(&alioth, "--kernel"), "/vmlinux");
         for launch in [qemu, cloud, alioth] {
             assert!(launch.files.is_empty() && launch.result.is_none() && !launch.ours);

@@ -1,11 +1,13 @@
-//! Two calls without a safe wrapper: the end of a child with what it used.
+//! The end of a child with what it used, by calls without a safe wrapper; the clock; a terminal.
 
 #![allow(unsafe_code, reason = "wait4 has no safe wrapper here")]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What a process and the children it waited for used.
@@ -80,6 +82,15 @@ pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
     number(now.tv_sec) * 1_000_000_000 + number(now.tv_nsec)
+}
+
+/// A terminal of nobody's: the end that keeps it, and the end for a program.
+pub(crate) fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let keeper = openpt(flags)?;
+    unlockpt(&keeper)?;
+    let user = ioctl_tiocgptpeer(&keeper, flags)?;
+    Ok((keeper, user))
 }
 
 /// Sends a signal to the calling thread.

@@ -72,6 +72,8 @@ impl Drop for Child {
 /// The ends of a running process that are watched.
 struct Watch<'a> {
     child: Child,
+    /// What keeps its terminal, if it has one.
+    _keeper: Option<OwnedFd>,
     output: Option<std::process::ChildStdout>,
     errors: Option<std::process::ChildStderr>,
     said: Finder<'a>,
@@ -145,10 +147,15 @@ fn start<'a>(
         let cannot = RunnerError::host(format!("cannot write {}", path.display()));
         fs::write(path, content).map_err(cannot)?;
     }
+    let (keeper, input) = match launch.terminal {
+        true => sys::terminal().map(|(keeper, user)| (Some(keeper), Stdio::from(user))),
+        false => Ok((None, Stdio::null())),
+    }
+    .map_err(RunnerError::host("cannot make a terminal"))?;
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // Ctrl-C at the terminal is for this program to answer.
@@ -170,6 +177,7 @@ fn start<'a>(
     })?;
     let watch = Watch {
         child: Child { id, end, reaped: false },
+        _keeper: keeper,
         output: child.stdout.take(),
         errors: child.stderr.take(),
         said: Finder::new(marker.unwrap_or("\0never")),
@@ -377,6 +385,17 @@ mod tests {
         let began = Instant::now();
         let seen = watch(&launch, Some("NELLY-INIT"), LONG, &signals).unwrap();
         assert!(seen.gone_ns.is_none() && began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn who_wants_a_terminal_has_one_that_says_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut launch = stand_in(directory.path(), "[ -t 0 ] || exit 5; echo NELLY-INIT; read word; exit 6");
+        launch.terminal = true;
+        launch.ends_itself = false;
+        let signals = Signals::block(&[12]).unwrap();
+        watch(&launch, Some("NELLY-INIT"), LONG, &signals).unwrap();
+        assert!(watch(&Launch { terminal: false, ..launch }, Some("NELLY-INIT"), LONG, &signals).is_err());
     }
 
     #[test]
