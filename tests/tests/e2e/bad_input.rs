@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use super::Home;
+use nelly_tests::{Done, program, run};
+
+use super::{Home, LIMIT};
 
 /// Far more than a second, for an emulated processor; what hangs or boots anyway takes longer.
 const PROMPT: Duration = Duration::from_secs(60);
@@ -47,6 +50,8 @@ fn flags_that_cannot_be() {
         (&["run", "-m", "512", "--", "true"], &["512M"]),
         (&["run", "-m", "4K", "--", "true"], &["--memory"]),
         (&["run", "-m", "1000T", "--", "true"], &["--memory"]),
+        // Less than the most that a machine may have, more than any host of this test.
+        (&["run", "-m", "900G", "--", "true"], &["--memory"]),
         (&["run", "--no-such-flag", "--", "true"], &["--no-such-flag"]),
         (&["run"], &["IMAGE"]),
         (&["run", "alpine"], &["registry"]),
@@ -85,6 +90,8 @@ fn kernels_that_are_none() {
         path("zstd", b"\x28\xb5\x2f\xfdgarbage"),
         path("xz", b"\xfd7zXZ\x00garbage"),
     ];
+    let oversized = &path("oversized", b"");
+    fs::File::options().write(true).open(oversized).unwrap().set_len(1 << 40).unwrap();
     for kernel in &cases {
         refused(&home, &["boot", "--kernel", kernel], &[kernel]);
         refused(&home, &["run", "--kernel", kernel, "--", "true"], &[]);
@@ -95,6 +102,7 @@ fn kernels_that_are_none() {
     let good = good.to_str().unwrap();
     refused(&home, &["boot", "--kernel", good, "--initrd", "/nonexistent/initrd"], &["/nonexistent/initrd"]);
     refused(&home, &["boot", "--kernel", good, "--initrd", &cases[0]], &[&cases[0]]);
+    refused(&home, &["boot", "--kernel", good, "--initrd", oversized], &[oversized]);
     refused(&home, &["boot", "--kernel", good, "--disk", "/nonexistent/disk"], &["/nonexistent/disk"]);
     refused(&home, &["boot", "--kernel", good, "--disk", &cases[0]], &[&cases[0]]);
     refused(&home, &["boot", "--kernel", good, "-m", "8M"], &["-m"]);
@@ -139,6 +147,35 @@ fn a_corrupt_layer_is_refused_and_not_cached() {
     refused(&home, &["run", &image, "true"], &[layer.file_name().unwrap().to_str().unwrap()]);
     fs::write(&layer, &bytes[..middle]).unwrap();
     refused(&home, &["run", &image, "true"], &[]);
+}
+
+/// `nelly run -- true` behind a script that changes its mounts, in a mount namespace of its own; root only.
+fn run_behind(home: &Home, script: &str) -> Done {
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-ec", &format!("{script}; exec \"$@\""), "sh"]);
+    command.arg(program("nelly")).args(["run", "--", "true"]).env("NELLY_HOME", home.path());
+    run(&mut command, b"", LIMIT)
+}
+
+#[test]
+fn a_host_without_kvm_and_a_full_disk() {
+    if !rustix::process::getuid().is_root() {
+        // Only root mounts; `make test` runs this as root in the emulated host.
+        return;
+    }
+    let home = Home::new();
+    let place = home.path().display();
+    for (script, names) in [
+        ("mount -t tmpfs none /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9".to_owned(), ["/dev/kvm", ""]),
+        // Less than the built-in image takes.
+        (format!("mount -t tmpfs -o size=256k none {place}"), ["No space left on device", &place.to_string()]),
+    ] {
+        let done = run_behind(&home, &script);
+        done.expect(125);
+        assert!(names.iter().all(|name| done.err().contains(name)), "{script}: {}", done.err());
+        assert!(done.out().is_empty() && done.took < PROMPT, "{script}: {:?} {}", done.took, done.out());
+        assert!(listing(home.path()).is_empty(), "{script} left {:?}", listing(home.path()));
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

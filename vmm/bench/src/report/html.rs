@@ -7,19 +7,23 @@ use super::{percent, size, time};
 use crate::host::hundredths;
 use crate::record::{Record, Series, mean};
 
+/// Light and dark as the reader has it; on a narrow screen tables and plots scroll in their own place, with letters as large as elsewhere.
 const STYLE: &str = "\
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:62rem;margin:2rem auto;padding:0 1rem}\
+:root{color-scheme:light dark;--text:#222;--soft:#555;--paper:#fff;--line:#ddd;--grid:#e3e3e3;--ink:#111;--warn:#8a4b00}\
+@media(prefers-color-scheme:dark){:root{--text:#ddd;--soft:#aaa;--paper:#16181b;--line:#3a3d42;--grid:#303338;--ink:#f4f4f4;--warn:#f0b060}}\
+body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--paper);max-width:62rem;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}\
-p.about{margin:.2rem 0;color:#555}\
+p.about{margin:.2rem 0;color:var(--soft);overflow-wrap:anywhere}\
 table{border-collapse:collapse;margin:.5rem 0;font-variant-numeric:tabular-nums}\
-td,th{padding:.2rem .9rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}\
+td,th{padding:.2rem .9rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}\
 td:first-child,th:first-child{text-align:left;padding-left:0}\
 div.wide{overflow-x:auto}\
 .swatch{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}\
-ul.warnings li{color:#8a4b00}ul.plain{list-style:none;padding:0}ul.plain li{display:inline-block;margin-right:1.2em}\
-svg{width:100%;height:auto;display:block}\
-svg text{font:12px system-ui,sans-serif;fill:#444}.tick{text-anchor:middle}.name{text-anchor:end}\
-.grid{stroke:#e3e3e3}.median{stroke:#111;stroke-width:2}.curve{fill:none;stroke-width:2}\
+ul.warnings{padding-left:1.2rem}ul.warnings li{color:var(--warn);overflow-wrap:anywhere}\
+ul.plain{list-style:none;padding:0}ul.plain li{display:inline-block;margin-right:1.2em}\
+svg{width:100%;min-width:44rem;height:auto;display:block}\
+svg text{font:13px system-ui,sans-serif;fill:var(--soft)}.tick{text-anchor:middle}.name{text-anchor:end}\
+.grid{stroke:var(--grid)}.median{stroke:var(--ink);stroke-width:2}.curve{fill:none;stroke-width:2}\
 code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}";
 
 /// A record as an HTML page (well-formed as XML too).
@@ -36,9 +40,9 @@ pub fn html(record: &Record) -> String {
         let _ = write!(
             out,
             "<h2>Resident memory of each machine</h2>\n<ul class=\"plain\">{}{}</ul>\n{}",
-            swatch(1, "monitor"),
-            swatch(0, "guest"),
-            held(record)
+            entry(1, "monitor"),
+            entry(0, "guest"),
+            wide(&held(record))
         );
         steps(record, &mut out);
     } else {
@@ -47,14 +51,14 @@ pub fn html(record: &Record) -> String {
         let _ = write!(
             out,
             "<h2>Every sample</h2>\n<p class=\"about\">The line is the median, the shade its 95 % interval.</p>\n{}",
-            strip(record)
+            wide(&strip(record))
         );
-        let _ = write!(out, "<h2>Cumulative distribution</h2>\n{}{}", legend(record), distribution(record));
+        let _ = write!(out, "<h2>Cumulative distribution</h2>\n{}{}", legend(record), wide(&distribution(record)));
         if record.series.iter().any(|series| !series.phases.is_empty()) {
             let _ = write!(
                 out,
                 "<h2>Mean phases</h2>\n<p class=\"about\">A phase bears the name of the stamp that ends it; grey is who says nothing of phases.</p>\n{}",
-                phases(record)
+                wide(&phases(record))
             );
             phase_tables(record, &mut out);
         }
@@ -64,27 +68,39 @@ pub fn html(record: &Record) -> String {
     out + "</body>\n</html>\n"
 }
 
+/// What scrolls by itself where the page is too narrow for it.
+fn wide(markup: &str) -> String {
+    format!("<div class=\"wide\">{markup}</div>\n")
+}
+
+/// Text behind a spot of its colour.
 fn swatch(index: usize, text: &str) -> String {
-    format!("<li><span class=\"swatch\" style=\"background:{}\"></span>{}</li>", colour(index), escape(text))
+    format!("<span class=\"swatch\" style=\"background:{}\"></span>{}", colour(index), escape(text))
+}
+
+fn entry(index: usize, text: &str) -> String {
+    format!("<li>{}</li>", swatch(index, text))
 }
 
 fn legend(record: &Record) -> String {
     let entries = record.series.iter().enumerate().filter(|(_, series)| series.summary_ns.is_some());
-    let entries: String = entries.map(|(index, series)| swatch(index, &series.name)).collect();
+    let entries: String = entries.map(|(index, series)| entry(index, &series.name)).collect();
     format!("<ul class=\"plain\">{entries}</ul>\n")
 }
 
-/// A table with a heading, its cells' text escaped here.
-fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) {
+/// A table with a heading, its cells' text escaped here. With `spots` each row begins with its number's colour, but the last.
+fn table(out: &mut String, head: &[&str], rows: &[Vec<String>], spots: bool) {
     out.push_str("<div class=\"wide\"><table>\n<tr>");
     for cell in head {
         let _ = write!(out, "<th>{}</th>", escape(cell));
     }
     out.push_str("</tr>\n");
-    for row in rows {
+    for (number, row) in rows.iter().enumerate() {
         out.push_str("<tr>");
-        for cell in row {
-            let _ = write!(out, "<td>{}</td>", escape(cell));
+        for (place, cell) in row.iter().enumerate() {
+            let spot = spots && place == 0 && number + 1 < rows.len();
+            let text = if spot { swatch(number, cell) } else { escape(cell) };
+            let _ = write!(out, "<td>{text}</td>");
         }
         out.push_str("</tr>\n");
     }
@@ -143,15 +159,12 @@ fn times(record: &Record, out: &mut String) {
         row.push(format!("{} to {}", time(s.p50_low), time(s.p50_high)));
         rows.push(row);
     }
-    table(out, &["", "samples", "min", "p50", "p90", "p99", "max", "95 % of p50"], &rows);
+    table(out, &["", "samples", "min", "p50", "p90", "p99", "max", "95 % of p50"], &rows, false);
 }
 
 fn phase_tables(record: &Record, out: &mut String) {
     for series in record.series.iter().filter(|series| !series.phases.is_empty()) {
         let whole = mean(&series.totals()).unwrap_or(0);
-        let entries = series.phases.iter().enumerate();
-        let entries: String = entries.map(|(index, phase)| swatch(index, &phase.name)).collect();
-        let _ = writeln!(out, "<ul class=\"plain\">{entries}</ul>");
         let mut rows: Vec<Vec<String>> = Vec::new();
         for phase in &series.phases {
             let share = percent(phase.mean_ns, whole);
@@ -159,7 +172,7 @@ fn phase_tables(record: &Record, out: &mut String) {
         }
         let rest = series.unattributed_mean_ns.unwrap_or(0);
         rows.push(vec!["(in no phase)".into(), time(rest), percent(rest, whole), String::new()]);
-        table(out, &[&series.name, "mean", "share", "p50"], &rows);
+        table(out, &[&series.name, "mean", "share", "p50"], &rows, true);
     }
 }
 
@@ -196,7 +209,7 @@ fn costs(record: &Record, out: &mut String) {
     ];
     if rows.iter().any(|row| row[1..].iter().any(|cell| cell != "-")) {
         out.push_str("<h2>What a start costs</h2>\n<p class=\"about\">Medians. Peak RSS includes the guest\u{2019}s memory; RSS beside the guest is the monitor\u{2019}s own, private and shared, in one more start whose guest idles; exits are those that reach the VMM.</p>\n");
-        table(out, &head, &rows);
+        table(out, &head, &rows, false);
     }
 }
 
@@ -229,7 +242,7 @@ fn steps(record: &Record, out: &mut String) {
         "of it private",
         "host has left",
     ];
-    table(out, &head, &rows.collect::<Vec<_>>());
+    table(out, &head, &rows.collect::<Vec<_>>(), false);
 }
 
 #[cfg(test)]

@@ -12,9 +12,11 @@ const RIGHT: f64 = 30.0;
 /// Height of a row of the strip plot and of the bars.
 const ROW: f64 = 44.0;
 
-/// Colours that people with any kind of sight tell apart.
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f"];
+/// Colours that people with any kind of sight tell apart, on light and on dark; then lighter ones for those that have many phases.
+const COLOURS: [&str; 16] = [
+    "#0080c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7fbfe3", "#eaae7f",
+    "#7fceb9", "#e5bcd3", "#f2cf7f", "#aad9f4", "#c5b698", "#bfbfbf",
+];
 
 /// The colour of number `index`.
 pub(super) fn colour(index: usize) -> &'static str {
