@@ -166,9 +166,15 @@ fn a_host_without_kvm_and_a_full_disk() {
     let home = Home::new();
     let place = home.path().display();
     for (script, names) in [
-        ("mount -t tmpfs none /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9".to_owned(), ["/dev/kvm", ""]),
+        (
+            "mount -t tmpfs none /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9".to_owned(),
+            ["/dev/kvm", ""],
+        ),
         // Less than the built-in image takes.
-        (format!("mount -t tmpfs -o size=256k none {place}"), ["No space left on device", &place.to_string()]),
+        (
+            format!("mount -t tmpfs -o size=256k none {place}"),
+            ["No space left on device", &place.to_string()],
+        ),
     ] {
         let done = run_behind(&home, &script);
         done.expect(125);

@@ -21,7 +21,7 @@ div.wide{overflow-x:auto}\
 .swatch{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}\
 ul.warnings{padding-left:1.2rem}ul.warnings li{color:var(--warn);overflow-wrap:anywhere}\
 ul.plain{list-style:none;padding:0}ul.plain li{display:inline-block;margin-right:1.2em}\
-svg{width:100%;min-width:44rem;height:auto;display:block}\
+svg{width:100%;min-width:54rem;height:auto;display:block}\
 svg text{font:13px system-ui,sans-serif;fill:var(--soft)}.tick{text-anchor:middle}.name{text-anchor:end}\
 .grid{stroke:var(--grid)}.median{stroke:var(--ink);stroke-width:2}.curve{fill:none;stroke-width:2}\
 code{font:13px ui-monospace,monospace;overflow-wrap:anywhere}";
@@ -53,7 +53,12 @@ pub fn html(record: &Record) -> String {
             "<h2>Every sample</h2>\n<p class=\"about\">The line is the median, the shade its 95 % interval.</p>\n{}",
             wide(&strip(record))
         );
-        let _ = write!(out, "<h2>Cumulative distribution</h2>\n{}{}", legend(record), wide(&distribution(record)));
+        let _ = write!(
+            out,
+            "<h2>Cumulative distribution</h2>\n{}{}",
+            legend(record),
+            wide(&distribution(record))
+        );
         if record.series.iter().any(|series| !series.phases.is_empty()) {
             let _ = write!(
                 out,
@@ -115,12 +120,15 @@ fn about(record: &Record, out: &mut String) {
             _ => format!("{} rounds, after {} to warm up", record.rounds, record.warm_up_rounds),
         },
         format!(
-            "Guest: {} vCPU, {}, kernel {}, initramfs {}, command line \u{201c}{}\u{201d}",
+            "Guest: {} vCPU, {}, kernel {}, initramfs {}{}",
             guest.cpus,
             size(guest.memory_bytes),
             guest.kernel,
             guest.initrd.as_deref().unwrap_or("none"),
-            guest.command_line
+            match guest.command_line.as_str() {
+                "" => String::new(),
+                words => format!(", command line \u{201c}{words}\u{201d}"),
+            }
         ),
         format!(
             "Host: {}, {} processors, {}, Linux {}, governor {}, KVM {}, load {} before and {} after",

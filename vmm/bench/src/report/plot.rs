@@ -12,10 +12,12 @@ const RIGHT: f64 = 30.0;
 /// Height of a row of the strip plot and of the bars.
 const ROW: f64 = 44.0;
 
+const MIB: f64 = 1_048_576.0;
+
 /// Colours that people with any kind of sight tell apart, on light and on dark; then lighter ones for those that have many phases.
 const COLOURS: [&str; 16] = [
-    "#0080c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7fbfe3", "#eaae7f",
-    "#7fceb9", "#e5bcd3", "#f2cf7f", "#aad9f4", "#c5b698", "#bfbfbf",
+    "#0080c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7fbfe3",
+    "#eaae7f", "#7fceb9", "#e5bcd3", "#f2cf7f", "#aad9f4", "#c5b698", "#bfbfbf",
 ];
 
 /// The colour of number `index`.
@@ -28,15 +30,20 @@ pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// An axis from 0 to `most`, in whatever unit.
+/// An axis from 0 to `most`, in whatever unit; its ticks are round in `unit`.
 struct Axis {
     most: f64,
+    unit: f64,
 }
 
 impl Axis {
     fn to(most: u64) -> Self {
         // A little air, and never nothing.
-        Self { most: (most as f64 * 1.03).max(1.0) }
+        Self { most: (most as f64 * 1.03).max(1.0), unit: 1.0 }
+    }
+
+    fn of_memory(most: u64) -> Self {
+        Self { unit: MIB, ..Self::to(most) }
     }
 
     fn x(&self, value: f64) -> f64 {
@@ -45,10 +52,10 @@ impl Axis {
 
     /// Round values, at most ten of them.
     fn ticks(&self) -> Vec<f64> {
-        let rough = self.most / 8.0;
+        let rough = self.most / self.unit / 8.0;
         let power = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|n| n * power).find(|step| *step >= rough);
-        let step = step.unwrap_or(rough);
+        let step = step.unwrap_or(rough) * self.unit;
         let mut ticks = Vec::new();
         let mut at = 0.0;
         while at <= self.most && ticks.len() < 12 {
@@ -214,11 +221,11 @@ pub(super) fn phases(record: &Record) -> String {
 
 /// What each machine of `density` holds: its guest's part, and its monitor's.
 pub(super) fn held(record: &Record) -> String {
-    let axis = Axis::to(record.steps.iter().map(|step| step.held.pss_bytes).max().unwrap_or(0));
+    let axis = Axis::of_memory(record.steps.iter().map(|step| step.held.pss_bytes).max().unwrap_or(0));
     let row = ROW * 0.6;
     let bottom = 10.0 + row * record.steps.len() as f64;
     let mut out = open(bottom + 26.0, "resident memory of each machine, shared pages by their share");
-    axis.draw(&mut out, 4.0, bottom, |bytes| format!("{:.1} MiB", bytes / f64::from(1 << 20)));
+    axis.draw(&mut out, 4.0, bottom, |bytes| format!("{} MiB", bytes / MIB));
     for (place, step) in record.steps.iter().enumerate() {
         let top = 10.0 + row * place as f64 + 4.0;
         name(&mut out, top + 13.0, &format!("machine {}", step.machines));
@@ -252,6 +259,8 @@ mod tests {
             assert!((4..=12).contains(&ticks.len()), "{most}: {ticks:?}");
             assert!(axis.x(0.0) >= LEFT && axis.x(most as f64 * 2.0) <= WIDTH - RIGHT + 0.1);
         }
+        let memory = Axis::of_memory(31 << 20).ticks();
+        assert_eq!(memory[..2], [0.0, 5.0 * MIB]);
         assert_eq!(time_label(4e7)(5_000_000.0), "5 ms");
         assert_eq!(time_label(1e6)(2_500.0), "2.5 us");
         assert_eq!(escape("a<b>&\"c"), "a&lt;b&gt;&amp;&quot;c");
