@@ -1,4 +1,4 @@
-//! PID 1 of the guest. Called with `init-stage` it is the pre-exec stage of a container's process instead.
+//! PID 1 of the guest.
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +11,7 @@ use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Stream, VsockDialer, connected};
 use nelly_agent::sys::{self, VsockAddress};
 use nelly_agent::timeline::Marks;
-use nelly_agent::{arch, mounts, spawn};
+use nelly_agent::{arch, mounts};
 use nelly_protocol::ports::{
     AGENT_PORT, HOST_CID, POWER_OFF, POWER_PANIC, POWER_PORT, POWER_REBOOT, READY_BYTE, READY_PORT,
 };
@@ -26,9 +26,6 @@ const LAST_WORD_MS: u16 = 3000;
 
 fn main() {
     let began = arch::counter();
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "init-stage") {
-        std::process::exit(spawn::stage::main());
-    }
     if std::process::id() != 1 {
         eprintln!("nelly-agent is PID 1 of a Nelly guest; it does nothing elsewhere");
         std::process::exit(2);
@@ -87,8 +84,7 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
             format!("cannot dial the host's ready port {READY_PORT} (has the machine a vsock device?)")
         })?;
 
-    let program = std::env::args().next().filter(|name| name.starts_with('/')).unwrap_or("/init".to_owned());
-    mounts::take_over(&program).context("cannot set the guest up")?;
+    mounts::take_over().context("cannot set the guest up")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
     sys::set_resource_limit(libc::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
         .context("cannot raise the number of open files")?;
@@ -96,8 +92,7 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        let launcher =
-            Launcher { program: sys::c_string(mounts::PROGRAM)?, workdir: mounts::WORKDIR.to_owned() };
+        let launcher = Launcher { workdir: mounts::WORKDIR.to_owned() };
         let cgroup_root = mounts::CGROUP_ROOT.into();
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
         let (guest, mut ends) = Guest::new(config, Box::new(VsockDialer));

@@ -10,10 +10,7 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, statfs};
 use thiserror::Error;
 
 use crate::cgroup::{self, CgroupError};
-use crate::sys::{self, MountAttributes};
-
-/// Where the agent's program is after the move: on a read-only mount, so that no container can write to it.
-pub const PROGRAM: &str = "/nelly-agent";
+use crate::sys;
 
 /// An empty directory over which stages mount, each in its own mount namespace.
 pub const WORKDIR: &str = "/mnt";
@@ -45,12 +42,13 @@ fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> MountError {
 
 const NEW_ROOT: &str = "/.root";
 
-/// Moves the agent, whose program is at `program`, from the initramfs to a root of its own, and mounts what a guest needs.
+/// Moves the agent from the initramfs to a root of its own, and mounts what a guest needs. Its program is deleted with the
+/// rest of the initramfs: it runs for ever, so its file stays in memory, without a name, and the kernel lets nobody write to it.
 ///
 /// # Errors
 /// [`MountError`]; the guest is of no use then.
-pub fn take_over(program: &str) -> Result<(), MountError> {
-    leave_initramfs(program)?;
+pub fn take_over() -> Result<(), MountError> {
+    leave_initramfs()?;
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     let nodev = flags | libc::MS_NODEV;
     fs::create_dir_all("/dev/pts").map_err(step("make /dev/pts"))?;
@@ -62,7 +60,7 @@ pub fn take_over(program: &str) -> Result<(), MountError> {
     cgroup::delegate_controllers(Path::new(CGROUP_ROOT)).map_err(MountError::Cgroup)
 }
 
-fn leave_initramfs(program: &str) -> Result<(), MountError> {
+fn leave_initramfs() -> Result<(), MountError> {
     let kind = statfs("/").map_err(io::Error::from).map_err(step("look at the root"))?.filesystem_type();
     if kind != RAMFS_MAGIC && kind != TMPFS_MAGIC {
         return Err(MountError::NotInitramfs(kind.0));
@@ -76,13 +74,6 @@ fn leave_initramfs(program: &str) -> Result<(), MountError> {
     }
     fs::set_permissions(at("/tmp"), fs::Permissions::from_mode(0o1777))
         .map_err(step("open /tmp to everybody"))?;
-
-    // The program stays where it is in memory; only its name moves.
-    fs::write(at(PROGRAM), "").map_err(step("make the agent's place"))?;
-    let fail = |what: &str| step(format!("{what} the agent's program {program}"));
-    sys::mount(program, &at(PROGRAM), "", libc::MS_BIND, "").map_err(fail("bind"))?;
-    let read_only = MountAttributes { set: libc::MS_RDONLY, clear: 0 };
-    sys::mount_attributes(&at(PROGRAM), read_only).map_err(fail("protect"))?;
 
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     let nodev = flags | libc::MS_NODEV;

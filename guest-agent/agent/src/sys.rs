@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 mod bpf;
 mod clone;
@@ -16,7 +16,7 @@ mod process;
 mod tty;
 
 pub use bpf::{Instruction, attach_device_program, install_seccomp};
-pub use clone::{CloneRequest, clone_exec};
+pub use clone::{CloneRequest, clone_child};
 pub use event::watch;
 pub use mounting::{
     MountAttributes, clone_tree, mount, mount_attributes, move_tree, open_proc, pivot_here, set_propagation,
@@ -108,25 +108,6 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
 
-/// A file in memory with these contents, read from its beginning.
-///
-/// # Errors
-/// Those of memfd_create(2) and write(2).
-pub fn memory_file(contents: &[u8]) -> io::Result<OwnedFd> {
-    // SAFETY: the name is a C string.
-    let fd = owned(unsafe { libc::memfd_create(c"plan".as_ptr(), libc::MFD_CLOEXEC) })?;
-    let mut rest = contents;
-    while !rest.is_empty() {
-        let n = write(fd.as_fd(), rest)?;
-        rest = &rest[n..];
-    }
-    // SAFETY: lseek takes no pointer.
-    if unsafe { libc::lseek(fd.as_raw_fd(), 0, libc::SEEK_SET) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(fd)
-}
-
 /// Takes over a descriptor that this process inherited by number; nothing if there is none.
 ///
 /// The caller must be the only one to ask for that number, which only the stage does, once, at its start.
@@ -136,7 +117,7 @@ pub fn inherited(number: RawFd) -> Option<OwnedFd> {
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: the number is open, and only this single-threaded stage at its start takes it, once each.
+    // SAFETY: the number is open, and only the single-threaded stage at its start takes it, once each.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

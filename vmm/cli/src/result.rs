@@ -55,8 +55,9 @@ impl Target {
             ),
         };
         let written = file.as_mut().map_err(|error| std::io::Error::new(error.kind(), error.to_string()));
+        // One write: formatting into the file would be a system call a word.
         written
-            .and_then(|file| writeln!(file, "{object}"))
+            .and_then(|file| file.write_all(format!("{object}\n").as_bytes()))
             .with_context(|| format!("--result: cannot write {name}"))
     }
 }

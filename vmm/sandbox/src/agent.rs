@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use nelly_protocol::messages as wire;
 use nelly_protocol::service::AgentClient;
 use nelly_protocol::{PROTOCOL_MAJOR, features};
+use serde::Serialize;
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
@@ -107,6 +108,10 @@ fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
     move |source| AgentError::Call { call, source }
 }
 
+fn json(call: &'static str, object: &impl Serialize) -> Result<Vec<u8>, AgentError> {
+    serde_json::to_vec(object).map_err(|error| failed(call)(ttrpc::Error::Others(error.to_string())))
+}
+
 fn stdio(process: &ProcessSpec, ports: StdioPorts) -> wire::Stdio {
     wire::Stdio {
         terminal: process.terminal,
@@ -183,7 +188,7 @@ impl Agent {
         };
         let request = wire::CreateContainerRequest {
             id: id.to_owned(),
-            spec: oci::container(spec).to_string().into_bytes(),
+            spec: json("CreateContainer", &oci::container(spec))?,
             user: spec.process.user.clone(),
             rootfs: Some(rootfs).into(),
             stdio: Some(stdio(&spec.process, ports)).into(),
@@ -218,7 +223,7 @@ impl Agent {
         let request = wire::ExecRequest {
             container_id: id.container.to_owned(),
             exec_id: id.exec.to_owned(),
-            process: oci::process(process).to_string().into_bytes(),
+            process: json("Exec", &oci::process(process))?,
             user: process.user.clone(),
             stdio: Some(stdio(process, ports)).into(),
             ..Default::default()

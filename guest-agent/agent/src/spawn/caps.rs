@@ -1,6 +1,5 @@
 //! Capabilities by number. Pure: names in, bit sets out; an unknown name is refused, never dropped.
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A capability name that the kernel headers of 6.12 do not know.
@@ -54,7 +53,7 @@ const NAMES: [&str; 41] = [
 ];
 
 /// The five sets of a process, one bit a capability.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CapabilitySets {
     /// What exec can ever give back.
     pub bounding: u64,

@@ -1,6 +1,5 @@
 //! The agent's side of a stage: makes it, hears from it, opens its gate.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,16 +10,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::plan::{ContainerRequest, StagePlan};
-use super::{FailureKind, StageFailure};
+use super::{FailureKind, StageFailure, stage};
 use crate::cgroup::Cgroup;
 use crate::sys::{self, CloneRequest};
 
 /// Why there is no stage at all.
 #[derive(Debug, Error)]
 pub enum LaunchError {
-    /// The plan could not be passed on.
-    #[error("cannot write the plan of the new process")]
-    Plan(#[source] io::Error),
     /// A namespace to be born in.
     #[error("cannot open the namespace {0}")]
     Namespace(String, #[source] io::Error),
@@ -32,8 +28,6 @@ pub enum LaunchError {
 /// How stages are made here.
 #[derive(Debug, Clone)]
 pub struct Launcher {
-    /// This program.
-    pub program: CString,
     /// An empty directory over which each stage mounts in its own mount namespace.
     pub workdir: String,
 }
@@ -82,7 +76,7 @@ impl Launcher {
             None => None,
         };
         let pid_namespace = pid_namespace.as_ref().map(AsFd::as_fd);
-        self.launch(&request.stage, namespaces, cgroup, pid_namespace, None, streams)
+        Self::launch(&request.stage, namespaces, cgroup, pid_namespace, None, streams)
     }
 
     /// Makes one more process in the container whose first process `first` is.
@@ -96,11 +90,10 @@ impl Launcher {
         cgroup: &Cgroup,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
-        self.launch(plan, 0, cgroup, Some(first), Some(first), streams)
+        Self::launch(plan, 0, cgroup, Some(first), Some(first), streams)
     }
 
     fn launch(
-        &self,
         plan: &StagePlan,
         namespaces: i32,
         cgroup: &Cgroup,
@@ -108,22 +101,17 @@ impl Launcher {
         join: Option<BorrowedFd<'_>>,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
-        let json = serde_json::to_vec(plan).map_err(|error| LaunchError::Plan(error.into()))?;
-        let plan = sys::memory_file(&json).map_err(LaunchError::Plan)?;
         let (ours, theirs) = sys::socket_pair().map_err(LaunchError::Clone)?;
         let [stdin, stdout, stderr] = streams;
-        let mut descriptors =
-            vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd(), plan.as_fd()];
+        let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
         descriptors.extend(join);
-        let (pid, pidfd) = sys::clone_exec(&CloneRequest {
+        let request = CloneRequest {
             namespaces,
             cgroup: Some(cgroup.as_fd()),
             pid_namespace,
             descriptors: &descriptors,
-            program: &self.program,
-            arguments: [c"nelly-agent", c"init-stage"],
-        })
-        .map_err(LaunchError::Clone)?;
+        };
+        let (pid, pidfd) = sys::clone_child(&request, || stage::main(plan)).map_err(LaunchError::Clone)?;
         let channel = sys::watch(ours, Interest::READABLE).map_err(LaunchError::Clone)?;
         Ok(Stage { pid, pidfd: Arc::new(pidfd), channel, console: None })
     }

@@ -1,6 +1,5 @@
 //! Mount options of the runtime spec as flags of mount(2). Pure; an option this agent cannot honour is refused by name.
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// An option that asks for something the agent does not do.
@@ -9,7 +8,7 @@ use thiserror::Error;
 pub struct UnsupportedOption(pub String);
 
 /// What the options of one mount mean.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountOptions {
     /// Flags of mount(2), `MS_BIND` and `MS_REC` among them.
     pub flags: u64,

@@ -3,7 +3,6 @@
 
 use nelly_protocol::messages::{Rootfs, Stdio};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::caps::{self, CapabilitySets, UnknownCapability};
@@ -53,7 +52,7 @@ pub enum PlanError {
 }
 
 /// What the agent sends to a stage.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct StagePlan {
     /// A new container; nothing when the stage joins one.
     pub container: Option<ContainerPlan>,
@@ -62,7 +61,7 @@ pub struct StagePlan {
 }
 
 /// The surroundings of a new container.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct ContainerPlan {
     /// An existing empty directory in the guest's root, over which the stage mounts for itself.
     pub workdir: String,
@@ -91,7 +90,7 @@ pub struct ContainerPlan {
 }
 
 /// Where the root comes from.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct RootfsPlan {
     /// Block device of the read-only image.
     pub device: String,
@@ -106,7 +105,7 @@ pub struct RootfsPlan {
 }
 
 /// One mount.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct MountPlan {
     /// Absolute, in the container.
     pub destination: String,
@@ -119,7 +118,7 @@ pub struct MountPlan {
 }
 
 /// One device node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct DevicePlan {
     /// Absolute, in the container.
     pub path: String,
@@ -136,7 +135,7 @@ pub struct DevicePlan {
 }
 
 /// The process that a stage becomes.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct ProcessPlan {
     /// Program and arguments, at least one.
     pub args: Vec<String>,
@@ -161,7 +160,7 @@ pub struct ProcessPlan {
 }
 
 /// Who a process runs as, before the container's files were asked.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug)]
 pub struct UserPlan {
     /// The image's `User`; empty: the numbers below.
     pub name: String,

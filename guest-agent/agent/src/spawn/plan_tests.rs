@@ -44,14 +44,6 @@ fn an_ordinary_spec() {
 }
 
 #[test]
-fn a_plan_survives_its_journey() {
-    let request = plan(SPEC).expect("a good spec");
-    let text = serde_json::to_string(&request.stage).expect("writes");
-    let back: StagePlan = serde_json::from_str(&text).expect("reads");
-    assert_eq!(serde_json::to_string(&back).expect("writes"), text);
-}
-
-#[test]
 fn what_cannot_be_enforced_is_named() {
     for (from, to, name) in [
         (r#""cwd":"/""#, r#""cwd":"/","apparmorProfile":"docker-default""#, "process.apparmorProfile"),

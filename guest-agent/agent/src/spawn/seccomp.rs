@@ -10,7 +10,6 @@ use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag,
     LinuxSeccompOperator as Operator, LinuxSyscall,
 };
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::arch;
@@ -42,7 +41,7 @@ pub enum SeccompError {
 }
 
 /// A filter ready for seccomp(2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// The program.
     pub program: Vec<Instruction>,

@@ -1,12 +1,12 @@
-//! The pre-exec stage: this program once more, with one thread, already born in the new namespaces. It makes the
-//! container's surroundings (or joins them), waits at the gate, and becomes the program.
+//! The pre-exec stage: a copy of the agent, with one thread, already born in the new namespaces. It makes the
+//! container's surroundings (or joins them), waits at the gate, and becomes the program. No exec of the agent's program stands
+//! between the two: its start, and the plan written and read again, would cost more than all mounts.
 //!
-//! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the plan; 5 the pidfd of the container's
-//! first process when it joins. On the channel, packets: to the agent `c` with the terminal, `r` at the gate, `x` right
+//! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the pidfd of the container's first process when
+//! it joins. Everything else of the agent is closed, and its memory goes with the exec of the program. On the channel, packets: to the agent `c` with the terminal, `r` at the gate, `x` right
 //! before exec, `e` with a [`StageFailure`]; from the agent `g`. Exec closes the channel: end-of-file after `x` is success.
 
-use std::fs::File;
-use std::io::{self, BufReader};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::stat::{Mode, umask};
@@ -21,10 +21,8 @@ mod process;
 
 /// Number of the channel.
 const CHANNEL: i32 = 3;
-/// Number of the plan.
-const PLAN: i32 = 4;
 /// Number of the pidfd to join.
-const JOIN: i32 = 5;
+const JOIN: i32 = 4;
 
 /// What a stage could not do.
 #[derive(Debug, Error)]
@@ -32,9 +30,6 @@ enum StageError {
     /// A step of the set-up.
     #[error("cannot {0}")]
     Step(String, #[source] io::Error),
-    /// The plan cannot be read.
-    #[error("cannot read the plan")]
-    Plan(#[source] serde_json::Error),
     /// A descriptor that the agent should have given is missing.
     #[error("descriptor {0} is missing")]
     Descriptor(i32),
@@ -82,9 +77,11 @@ impl<T> Named<T> for nix::Result<T> {
 
 /// Runs the stage. Only ever returns when it failed: with the exit code, after the agent was told why.
 #[must_use]
-pub fn main() -> i32 {
+pub fn main(plan: &StagePlan) -> i32 {
+    // The agent's own hook ends the machine.
+    drop(std::panic::take_hook());
     let Some(channel) = sys::inherited(CHANNEL) else { return 125 };
-    let error = match run(&channel) {
+    let error = match run(plan, &channel) {
         Err(error) => error,
         Ok(never) => match never {},
     };
@@ -96,13 +93,10 @@ pub fn main() -> i32 {
     failure.kind.exit_code()
 }
 
-fn run(channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
+fn run(plan: &StagePlan, channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
     sys::set_not_dumpable().step(|| "hide from other processes".into())?;
     umask(Mode::from_bits_truncate(0o022));
     nix::unistd::setsid().step(|| "start a session".into())?;
-    let plan = File::from(sys::inherited(PLAN).ok_or(StageError::Descriptor(PLAN))?);
-    let plan: StagePlan = serde_json::from_reader(BufReader::new(plan)).map_err(StageError::Plan)?;
-
     match &plan.container {
         Some(container) => container::prepare(container, &plan.process.cwd)?,
         None => join()?,
@@ -120,7 +114,7 @@ fn run(channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
         Ok(received) if received.length == 1 && word == *b"g" => {}
         _ => return Err(StageError::Gate),
     }
-    process::become_program(plan.process, channel)
+    process::become_program(&plan.process, channel)
 }
 
 /// Joins the namespaces of the container's first process; the PID namespace is joined already.

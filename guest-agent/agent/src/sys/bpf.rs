@@ -3,8 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use serde::{Deserialize, Serialize};
-
 use super::{check_long, owned_long};
 
 /// The head of `union bpf_attr` for BPF_PROG_LOAD (linux/bpf.h).
@@ -68,7 +66,7 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Res
 
 /// One instruction of classic BPF (linux/filter.h).
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instruction {
     /// Operation.
     pub code: u16,

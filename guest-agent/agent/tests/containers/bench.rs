@@ -134,10 +134,7 @@ impl Bench {
     async fn world(&self) -> (Arc<World>, Aborting, Aborting) {
         let at = |name: &str| self.directory.path().join(name).to_str().unwrap().to_owned();
         let doors = Doors::default();
-        let launcher = Launcher {
-            program: sys::c_string(env!("CARGO_BIN_EXE_nelly-agent")).unwrap(),
-            workdir: at("work"),
-        };
+        let launcher = Launcher { workdir: at("work") };
         let config = Config {
             launcher,
             cgroup_root: self.cgroup.clone(),
@@ -441,28 +438,49 @@ impl World {
     }
 }
 
-/// Reads a stream to its end, in a thread: what a test's agent has one of, the host may have many of.
-pub(crate) fn reading(mut stream: UnixStream) -> impl Future<Output = String> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
-        let _ = tell.send(String::from_utf8_lossy(&bytes).into_owned());
-    });
-    async move { told.await.unwrap() }
+fn watched(stream: UnixStream) -> tokio::net::UnixStream {
+    stream.set_nonblocking(true).unwrap();
+    tokio::net::UnixStream::from_std(stream).unwrap()
 }
 
-/// Writes to a stream, in a thread, then shuts its sending down if asked.
-pub(crate) fn writing(mut stream: UnixStream, bytes: Vec<u8>, end: bool) -> impl Future<Output = UnixStream> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let _ = stream.write_all(&bytes);
+/// Reads a stream to its end, in a task: a process can be made only while the agent has one thread.
+pub(crate) fn reading(stream: UnixStream) -> impl Future<Output = String> {
+    let stream = watched(stream);
+    let task = tokio::spawn(async move {
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            stream.readable().await.unwrap();
+            match stream.try_read(&mut buffer) {
+                Ok(n @ 1..) => bytes.extend(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return String::from_utf8_lossy(&bytes).into_owned(),
+            }
+        }
+    });
+    async move { task.await.unwrap() }
+}
+
+/// Writes to a stream, in a task, then shuts its sending down if asked.
+pub(crate) fn writing(stream: UnixStream, bytes: Vec<u8>, end: bool) -> impl Future<Output = UnixStream> {
+    let stream = watched(stream);
+    let task = tokio::spawn(async move {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            stream.writable().await.unwrap();
+            match stream.try_write(rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+        let stream = stream.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
         if end {
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
-        let _ = tell.send(stream);
+        stream
     });
-    async move { told.await.unwrap() }
+    async move { task.await.unwrap() }
 }
 
 /// Runs something that blocks beside the agent.

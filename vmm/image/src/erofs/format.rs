@@ -30,16 +30,29 @@ pub(super) struct Superblock {
     pub(super) uuid: [u8; 16],
 }
 
+/// What each value of a byte does to a CRC-32C.
+const CRC32C: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc: u32 = byte;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+            bit += 1;
+        }
+        table[byte as usize] = crc;
+        byte += 1;
+    }
+    table
+};
+
 /// CRC-32C as the kernel keeps it: without the final inversion.
 fn crc32c(data: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for &byte in data {
-        crc ^= u32::from(byte);
-        for _ in 0..8 {
-            crc = crc >> 1 ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-        }
-    }
-    crc
+    data.iter().fold(u32::MAX, |crc, byte| {
+        let [low, ..] = crc.to_le_bytes();
+        crc >> 8 ^ CRC32C[usize::from(low ^ byte)]
+    })
 }
 
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {

@@ -26,11 +26,12 @@ const SYS_ADMIN: u64 = 1 << 21;
 
 /// Becomes the program of the plan; only ever returns an error.
 pub(super) fn become_program(
-    mut plan: ProcessPlan,
+    plan: &ProcessPlan,
     channel: &OwnedFd,
 ) -> Result<std::convert::Infallible, StageError> {
     let identity = identity(&plan.user)?;
-    set_home(&mut plan.env, identity.home.as_deref());
+    let mut environment = plan.env.clone();
+    set_home(&mut environment, identity.home.as_deref());
     own_streams(identity.uid);
     let entered = std::env::set_current_dir(&plan.cwd);
     for (resource, soft, hard) in &plan.rlimits {
@@ -60,11 +61,11 @@ pub(super) fn become_program(
     std::env::current_dir()
         .step(|| format!("find the working directory {} inside of the container", plan.cwd))?;
 
-    let program = find_program(&plan.args[0], &plan.env)?;
+    let program = find_program(&plan.args[0], &environment)?;
     let strings =
         |list: &[String]| list.iter().map(|text| sys::c_string(text)).collect::<io::Result<Vec<CString>>>();
     let args = strings(&plan.args).step(|| "pass the arguments".into())?;
-    let env = strings(&plan.env).step(|| "pass the environment".into())?;
+    let env = strings(&environment).step(|| "pass the environment".into())?;
     let path = sys::c_string(&program).step(|| "pass the program".into())?;
     sys::mark_all_close_on_exec().step(|| "close descriptors".into())?;
     sys::all_signals_default();
