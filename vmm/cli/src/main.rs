@@ -26,7 +26,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use args::{Cli, ConfigVerb, LogLevel, Verb};
-use clap::Parser;
 use clap::error::ErrorKind;
 use context::Context;
 use nelly_sandbox::state::outcome;
@@ -44,7 +43,7 @@ fn main() -> ExitCode {
             return fail::report(&anyhow::anyhow!("argument {word:?} is not UTF-8"), false, outcome::FAILED);
         }
     };
-    let cli = match Cli::try_parse_from(&raw) {
+    let cli = match Cli::from_words(&raw) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, &raw),
     };

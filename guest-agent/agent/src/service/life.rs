@@ -1,6 +1,6 @@
 //! The life of containers and processes: makes them, waits for them, cleans up after them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -90,6 +90,10 @@ pub struct Config {
     pub marks: Arc<Marks>,
 }
 
+/// How long the mounts and the network of a container outlive it. The kernel takes them apart while its last process ends,
+/// unless somebody else holds them; nobody should wait for that, and a machine of one container ends before.
+const LINGER: Duration = Duration::from_millis(50);
+
 /// Where a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -114,6 +118,8 @@ struct Process {
 struct ContainerData {
     cgroup: Option<Arc<Cgroup>>,
     stage: Option<Stage>,
+    /// Its mounts and its network, see [`LINGER`].
+    namespaces: Vec<File>,
     filter: Option<Filter>,
     /// Its PID namespace is another's, so its processes do not end with its first one by themselves.
     shares_pids: bool,
@@ -245,7 +251,9 @@ impl Guest {
         set_oom_score(stage.pid, checked.oom_score_adj)?;
         start_pumps(&process, streams.host, &mut stage)?;
         let mut registry = self.registry();
-        registry.data(&request.id)?.stage = Some(stage);
+        let data = registry.data(&request.id)?;
+        data.namespaces = namespaces(stage.pid);
+        data.stage = Some(stage);
         registry.advance(&request.id, Status::Creating, Status::Created)?;
         Ok(())
     }
@@ -362,8 +370,10 @@ impl Guest {
             oom_killed: killed && oom_kills > process.oom_kills_before,
             at_ns: sys::boot_time_ns(),
         };
+        let mut namespaces = Vec::new();
         if key.exec.is_none() {
             data.stage = None;
+            namespaces = std::mem::take(&mut data.namespaces);
             if data.shares_pids
                 && let Some(cgroup) = &data.cgroup
             {
@@ -383,7 +393,12 @@ impl Guest {
         lock(&process.pidfd).take();
         process.phase.send_replace(Phase::Ended(exit));
         process.exited.send_replace(true);
-        tokio::spawn(async move { finish(&process, exit).await });
+        tokio::spawn(async move {
+            finish(&process, exit).await;
+            if !namespaces.is_empty() {
+                tokio::time::sleep(LINGER).await;
+            }
+        });
     }
 
     /// Waits for a process and its output. An exec is then forgotten.
@@ -513,6 +528,11 @@ fn tidy(data: &mut ContainerData) {
             data.cgroup = None;
         }
     }
+}
+
+/// The mounts and the network of a process. Without them its end takes longer, no more.
+fn namespaces(pid: i32) -> Vec<File> {
+    ["mnt", "net"].iter().filter_map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
 }
 
 fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {

@@ -3,6 +3,9 @@
 //! The last rule that speaks of a device and of a kind of access decides on it, so the program walks the rules backwards
 //! with the kinds of access still undecided in a register. What no rule speaks of is denied; the devices that every
 //! container must have (and making any node) come last and are therefore always granted.
+//!
+//! The kernel follows every path through a program before it takes it, and that was the dearest step of making a container: so
+//! what a later rule covers is left out, and what rules have in common is asked once.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use thiserror::Error;
@@ -106,7 +109,56 @@ pub fn compile(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, DeviceRuleError>
     Ok(assemble(rules.iter().chain(&ALWAYS).copied()))
 }
 
+impl Rule {
+    /// Whether this rule, coming later, decides on everything that `other` speaks of.
+    fn covers(&self, other: &Self) -> bool {
+        self.kind.is_none_or(|kind| other.kind == Some(kind))
+            && self.major.is_none_or(|major| other.major == Some(major))
+            && self.minor.is_none_or(|minor| other.minor == Some(minor))
+            && other.access & !self.access == 0
+    }
+
+    /// What has to hold, from type to minor number: a register and its value.
+    fn conditions(&self) -> [Option<(u8, i32)>; 3] {
+        let number = |number: u32| i32::from_ne_bytes(number.to_ne_bytes());
+        [
+            self.kind.map(|kind| (3, kind)),
+            self.major.map(|major| (4, number(major))),
+            self.minor.map(|minor| (5, number(minor))),
+        ]
+    }
+
+    /// A place among neighbours that decide alike: "any" comes after all values, every access after single ones, so that no
+    /// instruction is out of reach.
+    fn place(&self) -> ([(bool, Option<(u8, i32)>); 3], u8) {
+        (self.conditions().map(|condition| (condition.is_none(), condition)), self.access)
+    }
+
+    /// The end of the program where this rule holds and decides on all that is undecided.
+    fn decision(&self) -> Vec<u64> {
+        let rest = i32::from(EVERY & !self.access);
+        let undecided = match (self.allow, self.access) {
+            (_, EVERY) => vec![],
+            (true, _) => vec![insn(AND32_K, 2, 0, 0, rest), insn(JNE32_K, 2, 0, 2, 0)],
+            (false, access) => {
+                vec![insn(JSET32_K, 2, 0, 1, i32::from(access)), insn(JA, 0, 0, 2, 0)]
+            }
+        };
+        let answer = [insn(MOV64_K, 0, 0, 0, i32::from(self.allow)), insn(EXIT, 0, 0, 0, 0)];
+        undecided.into_iter().chain(answer).collect()
+    }
+}
+
+/// Most rules that share a condition: a jump goes over 32,767 instructions at most.
+const TOGETHER: usize = 1024;
+
 fn assemble(rules: impl DoubleEndedIterator<Item = Rule>) -> Vec<u64> {
+    let mut deciding: Vec<Rule> = Vec::new();
+    for rule in rules.rev() {
+        if !deciding.iter().any(|later| later.covers(&rule)) {
+            deciding.push(rule);
+        }
+    }
     let mut code = vec![
         insn(LDX_W, 2, 1, 0, 0),
         insn(MOV32, 3, 2, 0, 0),
@@ -115,39 +167,34 @@ fn assemble(rules: impl DoubleEndedIterator<Item = Rule>) -> Vec<u64> {
         insn(LDX_W, 4, 1, 4, 0),
         insn(LDX_W, 5, 1, 8, 0),
     ];
-    for rule in rules.rev() {
-        let access = i32::from(rule.access);
-        let mut block = if rule.allow {
-            vec![
-                insn(AND32_K, 2, 0, 0, i32::from(EVERY & !rule.access)),
-                insn(JNE32_K, 2, 0, 2, 0),
-                insn(MOV64_K, 0, 0, 0, 1),
-                insn(EXIT, 0, 0, 0, 0),
-            ]
-        } else {
-            vec![
-                insn(JSET32_K, 2, 0, 1, access),
-                insn(JA, 0, 0, 2, 0),
-                insn(MOV64_K, 0, 0, 0, 0),
-                insn(EXIT, 0, 0, 0, 0),
-            ]
-        };
-        let numbers = [(5, rule.minor), (4, rule.major)];
-        for (register, number) in numbers.into_iter().filter_map(|(r, n)| Some((r, n?))) {
-            let over = i16::try_from(block.len()).unwrap_or(i16::MAX);
-            block.insert(0, insn(JNE32_K, register, 0, over, i32::from_ne_bytes(number.to_ne_bytes())));
-        }
-        if let Some(kind) = rule.kind {
-            let over = i16::try_from(block.len()).unwrap_or(i16::MAX);
-            block.insert(0, insn(JNE32_K, 3, 0, over, kind));
-        }
-        code.extend(block);
-        if rule.kind.is_none() && rule.major.is_none() && rule.minor.is_none() && rule.access == EVERY {
-            break; // nothing before it can matter
-        }
+    for alike in deciding.chunk_by_mut(|one, next| one.allow == next.allow) {
+        // Their order does not count: each grants, or each denies.
+        alike.sort_by_key(Rule::place);
+        alike.chunks(TOGETHER).for_each(|rules| code.extend(block(rules, 0)));
     }
-    code.push(insn(MOV64_K, 0, 0, 0, 0));
-    code.push(insn(EXIT, 0, 0, 0, 0));
+    let everything = Rule { allow: false, kind: None, major: None, minor: None, access: EVERY };
+    if !deciding.last().is_some_and(|last| last.covers(&everything)) {
+        code.extend(everything.decision());
+    }
+    code
+}
+
+/// Instructions of rules that agree in their conditions before `depth`; they go on behind the last one where none decides.
+fn block(rules: &[Rule], depth: usize) -> Vec<u64> {
+    let same = |one: &Rule, next: &Rule| one.conditions().get(depth) == next.conditions().get(depth);
+    let mut code = Vec::new();
+    for group in rules.chunk_by(same) {
+        let Some(condition) = group.first().and_then(|rule| rule.conditions().get(depth).copied()) else {
+            group.iter().for_each(|rule| code.extend(rule.decision()));
+            continue;
+        };
+        let inner = block(group, depth + 1);
+        if let Some((register, value)) = condition {
+            let over = i16::try_from(inner.len()).unwrap_or(i16::MAX);
+            code.push(insn(JNE32_K, register, 0, over, value));
+        }
+        code.extend(inner);
+    }
     code
 }
 
@@ -201,6 +248,25 @@ mod tests {
         })
     }
 
+    fn all_reachable(code: &[u64]) -> bool {
+        let mut reached = vec![false; code.len()];
+        let mut open = vec![0];
+        while let Some(at) = open.pop() {
+            if std::mem::replace(&mut reached[at], true) {
+                continue;
+            }
+            let bytes = code[at].to_le_bytes();
+            let target = at + 1 + usize::try_from(i16::from_le_bytes([bytes[2], bytes[3]])).expect("forward");
+            match bytes[0] {
+                EXIT => {}
+                JA => open.push(target),
+                JNE32_K | JSET32_K => open.extend([at + 1, target]),
+                _ => open.push(at + 1),
+            }
+        }
+        reached.into_iter().all(|one| one)
+    }
+
     fn rules(json: &str) -> Vec<LinuxDeviceCgroup> {
         serde_json::from_str(json).expect("rules")
     }
@@ -229,6 +295,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_said_twice_is_asked_once() {
+        let plain = compile(&rules(r#"[{"allow":false,"access":"rwm"}]"#)).expect("compiles");
+        let twice = compile(&rules(
+            r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":3,"access":"rwm"},
+                {"allow":true,"type":"c","major":136,"access":"rwm"},{"allow":true,"type":"b","access":"m"}]"#,
+        ));
+        assert_eq!(twice, Ok(plain.clone()));
+        let jumps = plain.iter().filter(|one| [JNE32_K, JSET32_K].contains(&one.to_le_bytes()[0])).count();
+        assert!(jumps <= 16, "{jumps}");
+    }
+
+    #[test]
     fn bad_rules_are_refused() {
         assert_eq!(
             compile(&rules(r#"[{"allow":true,"access":"rx"}]"#)),
@@ -247,6 +325,7 @@ mod tests {
             access in 1..8u8, kind in 1..3i32, major in 0..4u32, minor in 0..4u32,
         ) {
             let code = assemble(rules.iter().copied());
+            prop_assert!(all_reachable(&code), "the kernel refuses what nothing reaches");
             prop_assert_eq!(run(&code, access, kind, major, minor), meaning(&rules, access, kind, major, minor));
         }
     }

@@ -197,7 +197,7 @@ async fn signals(world: Arc<World>) {
     world.create(&world.create_request("a", &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
     let mut stdout = streams.stdout();
     world.start("a").await;
-    let mut stdout = crate::bench::beside(move || {
+    let stdout = crate::bench::beside(move || {
         let mut line = [0; 6];
         std::io::Read::read_exact(&mut stdout, &mut line).unwrap();
         assert_eq!(&line, b"ready\n");
@@ -206,12 +206,7 @@ async fn signals(world: Arc<World>) {
     .await;
     world.signal("a", "", libc::SIGTERM, false).await.unwrap();
     assert_eq!(world.wait("a", "").await.exit_code, 5);
-    let rest = crate::bench::beside(move || {
-        let mut rest = String::new();
-        std::io::Read::read_to_string(&mut stdout, &mut rest).unwrap();
-        rest
-    });
-    assert_eq!(rest.await, "got\n");
+    assert_eq!(crate::bench::reading(stdout).await, "got\n");
     assert_eq!(refusal(world.signal("a", "", libc::SIGTERM, false).await).0, Code::FAILED_PRECONDITION);
 
     world.idle("b").await;
