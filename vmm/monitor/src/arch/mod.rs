@@ -20,3 +20,12 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     #[cfg(target_arch = "aarch64")]
     return aarch64::ram_ranges(size);
 }
+
+/// Where `len` bytes can be plugged into a machine that boots with `size` bytes, on this host's architecture.
+#[must_use]
+pub fn hotplug_start(size: u64, len: u64) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    return x86_64::hotplug_start(size, len);
+    #[cfg(target_arch = "aarch64")]
+    return aarch64::hotplug_start(size, len);
+}

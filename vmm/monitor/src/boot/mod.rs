@@ -119,7 +119,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     let memory = ram.memory();
     check_transports(request.transports)?;
     let kernel = Kernel::open(request)?;
-    let map = Map::of(memory);
+    let map = Map::of(ram);
     let platform = match request.platform {
         PlatformChoice::Mptable => Platform::MpTable,
         PlatformChoice::Acpi => Platform::Acpi,

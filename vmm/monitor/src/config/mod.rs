@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use values::{CommandLine, ContextId, CpuCount, DiskId, MemorySize, QueueCount};
+pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, MemorySize, QueueCount};
 
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -24,8 +24,11 @@ pub const MAX_VIRTIO_DEVICES: usize = 19;
 pub struct MachineConfig {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Guest memory in bytes.
+    /// Guest memory in bytes: what the kernel finds when it starts.
     pub memory_bytes: MemorySize,
+    /// Memory beyond that, which the guest gets while the machine runs, when its holder asks for it: a memory device (virtio-mem).
+    /// 0: none.
+    pub hotplug_bytes: HotplugSize,
     /// Virtual CPUs.
     pub cpus: CpuCount,
     /// The kernel image.
@@ -66,6 +69,7 @@ impl MachineConfig {
         Self {
             schema: SCHEMA,
             memory_bytes: MemorySize::default(),
+            hotplug_bytes: HotplugSize::default(),
             cpus: CpuCount::default(),
             kernel,
             initrd: None,
@@ -91,6 +95,7 @@ impl MachineConfig {
             + usize::from(self.rng)
             + usize::from(self.console != Endpoint::None)
             + usize::from(self.vsock.is_some())
+            + usize::from(self.hotplug_bytes.get() > 0)
             + usize::from(self.spare_slots)
     }
 
@@ -99,6 +104,10 @@ impl MachineConfig {
         if self.schema != SCHEMA {
             let reason = format!("{} is unknown, this monitor reads {SCHEMA}", self.schema);
             return Err(ConfigError::new("schema", reason));
+        }
+        if self.memory_bytes.get() + self.hotplug_bytes.get() > MemorySize::MAX {
+            let reason = format!("with memory_bytes it is more than {} bytes", MemorySize::MAX);
+            return Err(ConfigError::new("hotplug_bytes", reason));
         }
         for (index, disk) in self.disks.iter().enumerate() {
             if self.disks[..index].iter().any(|other| other.id == disk.id) {

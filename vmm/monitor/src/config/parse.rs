@@ -64,6 +64,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
     let config = MachineConfig {
         schema,
         memory_bytes: fields.or_default("memory_bytes")?,
+        hotplug_bytes: fields.or_default("hotplug_bytes")?,
         cpus: fields.or_default("cpus")?,
         kernel: fields.required("kernel")?,
         initrd: fields.optional("initrd")?,

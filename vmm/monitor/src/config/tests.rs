@@ -21,6 +21,7 @@ fn the_least_that_is_a_machine_is_the_default_one() {
 fn everything_survives_a_round_trip() {
     let mut config = MachineConfig::new(FileSource::Fd(3));
     config.memory_bytes = MemorySize::new(5 << 30).unwrap();
+    config.hotplug_bytes = HotplugSize::new(3 << 30).unwrap();
     config.cpus = CpuCount::new(32).unwrap();
     config.initrd = Some(FileSource::Path("/i".into()));
     config.command_line = CommandLine::new("a=b c=\"d e\"").unwrap();
@@ -57,6 +58,9 @@ fn every_refusal_names_its_field() {
         ("memory_bytes", "memory_bytes", json!((2u64 << 20) + 1)),
         ("memory_bytes", "memory_bytes", json!(1u64 << 41)),
         ("memory_bytes", "memory_bytes", json!("128M")),
+        ("hotplug_bytes", "hotplug_bytes", json!(64u64 << 20)),
+        ("hotplug_bytes", "hotplug_bytes", json!(1u64 << 40)),
+        ("hotplug_bytes", "hotplug_bytes", json!(1u64 << 41)),
         ("kernel", "kernel", json!(null)),
         ("kernel", "kernel", json!({"url": "x"})),
         ("initrd", "initrd", json!(5)),

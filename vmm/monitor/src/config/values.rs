@@ -73,6 +73,36 @@ impl Default for MemorySize {
     }
 }
 
+/// Memory that can be plugged in, in bytes: 0 to 1 TiB, a multiple of 128 MiB, by which Linux adds memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct HotplugSize(u64);
+
+impl HotplugSize {
+    /// What it is a multiple of.
+    pub const STEP: u64 = 128 << 20;
+
+    /// `bytes` of memory.
+    pub fn new(bytes: u64) -> Result<Self, String> {
+        if bytes > MemorySize::MAX {
+            return Err(format!(
+                "{bytes} bytes are not possible, at most {} can be plugged in",
+                MemorySize::MAX
+            ));
+        }
+        if !bytes.is_multiple_of(Self::STEP) {
+            return Err(format!("{bytes} bytes are not a multiple of {}", Self::STEP));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// A kernel command line: at most 65,535 bytes of text without NUL, line breaks or other control characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -198,7 +228,7 @@ macro_rules! number {
         }
     )*};
 }
-number!(CpuCount, MemorySize, QueueCount, ContextId);
+number!(CpuCount, MemorySize, HotplugSize, QueueCount, ContextId);
 
 macro_rules! text {
     ($($name:ident),*) => {$(

@@ -26,12 +26,13 @@ use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, Serial};
 use crate::disk::{DiskError, RawDisk};
 use crate::hv::{DoorbellAddress, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vm};
-use crate::memory::{Backing, GuestRam, MemoryError};
+use crate::memory::{Backing, GuestRam, MemoryError, Slot};
 use crate::sys;
 use crate::timeline::{Recorder, name};
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
+use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{AttachError, MmioTransport, Transport};
 use crate::virtio::vsock::{Vsock, VsockControl, VsockError};
@@ -91,9 +92,10 @@ pub(super) struct Assembled<V> {
     occupied: usize,
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
+    pub(super) memory: Option<MemoryControl>,
     host: Arc<Host>,
     /// Kept for the devices' sake until the last of them is gone.
-    _ram: GuestRam,
+    pub(super) ram: GuestRam,
 }
 
 /// What assembly is made of.
@@ -116,7 +118,12 @@ impl<H: Hypervisor> Site<'_, H> {
         let initrd = config.initrd.as_ref().map(|source| self.files.read("initrd", source)).transpose()?;
         let mut devices = Devices::open(self)?;
 
-        let ram = GuestRam::new(config.memory_bytes.get(), Backing::Anonymous)?;
+        let ram = GuestRam::with_hotplug(
+            config.memory_bytes.get(),
+            config.hotplug_bytes.get(),
+            Backing::Anonymous,
+        )?;
+        let memory = ram.hotplug_slot().map(|slot| devices.memory(slot));
         let vm = Arc::new(self.hypervisor.create_vm()?);
         for slot in ram.slots() {
             vm.map(slot)?;
@@ -186,8 +193,9 @@ impl<H: Hypervisor> Site<'_, H> {
             occupied,
             pumps: devices.pumps,
             vsock: devices.vsock,
+            memory,
             host,
-            _ram: ram,
+            ram,
         };
         if let Err(error) = assembled.spawn(u32::from(config.cpus.get()), loaded.state) {
             drop(assembled.take_apart());
@@ -228,8 +236,19 @@ impl<V: Vm> Assembled<V> {
 
     /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and counts outlive it.
     pub(super) fn take_apart(self) -> Remains {
-        let Self { vm, shared, threads, kickers, transports, occupied: _, mut pumps, vsock, host, _ram } =
-            self;
+        let Self {
+            vm,
+            shared,
+            threads,
+            kickers,
+            transports,
+            occupied: _,
+            mut pumps,
+            vsock,
+            memory,
+            host,
+            ram: _ram,
+        } = self;
         shared.gate.set(vcpu::Command::End);
         for kicker in &kickers {
             kicker.kick();
@@ -237,7 +256,7 @@ impl<V: Vm> Assembled<V> {
         for thread in threads {
             drop(thread.join());
         }
-        drop((vsock, transports, kickers));
+        drop((vsock, memory, transports, kickers));
         host.join();
         // Devices and their lines keep the machine: with the buses and the port the last of them goes.
         let exits = shared.exits();
@@ -344,6 +363,13 @@ impl Devices {
         }
         virtio.reverse();
         Ok(Self { virtio, pumps, serial_line: Some(serial_line), vsock })
+    }
+
+    /// The memory device comes last, so that every other one is where it is without it.
+    fn memory(&mut self, slot: &Slot) -> MemoryControl {
+        let (device, control) = MemoryDevice::new(slot.clone());
+        self.virtio.insert(0, Box::new(device));
+        control
     }
 
     fn take(&mut self) -> Option<Box<dyn Device>> {

@@ -322,6 +322,23 @@ impl Machine {
         self.control.ask(&Request::AttachDisk { disk: disk.clone() }, &resources.0)?.done()
     }
 
+    /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of
+    /// 2 MiB. The guest's driver is told and follows as soon as it can; whether it has, the guest knows.
+    ///
+    /// # Errors
+    /// The machine has ended, has no memory device, or cannot have so many bytes.
+    pub fn request_memory(&self, bytes: u64) -> Result<(), ControlError> {
+        self.begin_request_memory(bytes)?.done()
+    }
+
+    /// The same without waiting for the machine's answer, for which the result can be waited.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn begin_request_memory(&self, bytes: u64) -> Result<Pending, ControlError> {
+        self.control.ask(&Request::Memory { bytes }, &[])
+    }
+
     /// The number of the monitor's process, when the machine has one of its own and has not ended.
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {
@@ -444,7 +461,8 @@ impl Pending {
         }
     }
 
-    fn done(self) -> Result<(), ControlError> {
+    /// Waits until the machine says that it is done, or why not.
+    pub fn done(self) -> Result<(), ControlError> {
         match self.finish()? {
             (Answer::Done, _) => Ok(()),
             _ => Err(ControlError::Confused),

@@ -14,6 +14,7 @@ use crate::config::{FileSource, OnReset};
 use crate::hv::Vm;
 use crate::sys;
 use crate::timeline::GuestCounter;
+use crate::virtio::mem::BadSize;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,12 @@ enum Refusal {
     NoVsock,
     #[error("the {0:?} of this machine is not a stream")]
     NoStream(Port),
+    #[error("the machine has no memory device")]
+    NoMemoryDevice,
+    #[error("the machine starts with {0} bytes of memory and cannot have less")]
+    TooLittle(u64),
+    #[error(transparent)]
+    Size(#[from] BadSize),
     #[error("the machine was started already")]
     Started,
     #[error("the machine ended before it came to rest")]
@@ -52,6 +59,8 @@ pub(super) struct Holder {
     /// Kept where a machine may start again: its new socket device gets them too.
     listeners: Vec<(u32, OwnedFd)>,
     keep_listeners: bool,
+    /// What the guest shall have, likewise.
+    memory_bytes: Option<u64>,
 }
 
 impl Holder {
@@ -65,6 +74,7 @@ impl Holder {
             counter_readers: Vec::new(),
             listeners: Vec::new(),
             keep_listeners: on_reset == OnReset::Reboot,
+            memory_bytes: None,
         }
     }
 
@@ -108,8 +118,12 @@ impl Holder {
         self.counter_readers.drain(..).for_each(|reply| reply.answer(&answer, None));
     }
 
-    /// Gives the socket device of a machine that starts again the listeners of the one before.
+    /// Gives the devices of a machine that starts again what those of the one before were asked for: listeners and memory.
     pub(super) fn reconnect<V>(&mut self, machine: &Assembled<V>) {
+        if let Some(bytes) = self.memory_bytes {
+            // It was taken once, and the machine is the same.
+            drop(request_memory(bytes, machine));
+        }
         let Some(vsock) = &machine.vsock else { return };
         for (port, channel) in &self.listeners {
             if let Ok(channel) = channel.try_clone() {
@@ -194,6 +208,13 @@ impl Holder {
                 vsock.listen(port, channel);
                 reply.done();
             }
+            Request::Memory { bytes } => {
+                if let Err(refusal) = request_memory(bytes, &run.machine) {
+                    return Err((reply, refusal));
+                }
+                self.memory_bytes = Some(bytes);
+                reply.done();
+            }
             Request::AttachDisk { mut disk } => {
                 let files = Files::Sent(extra.into_iter().collect());
                 if let FileSource::Fd(number) = &mut disk.source {
@@ -231,6 +252,13 @@ impl Holder {
         }
         Ok(())
     }
+}
+
+/// Asks the guest to have `bytes` of memory in all.
+fn request_memory<V>(bytes: u64, machine: &Assembled<V>) -> Result<(), Refusal> {
+    let Some(control) = &machine.memory else { return Err(Refusal::NoMemoryDevice) };
+    let boot = machine.ram.size();
+    Ok(control.request(bytes.checked_sub(boot).ok_or(Refusal::TooLittle(boot))?)?)
 }
 
 /// A stream to one of the machine's consoles.

@@ -45,6 +45,10 @@ pub(super) enum Request {
     VsockListen {
         port: u32,
     },
+    /// Bytes that the guest shall have in all.
+    Memory {
+        bytes: u64,
+    },
     /// Descriptors: the answer and, when the disk's source is a descriptor, that.
     AttachDisk {
         disk: DiskConfig,

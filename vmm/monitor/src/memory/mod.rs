@@ -158,6 +158,16 @@ impl Slot {
         self.range.backing_file()
     }
 
+    /// Gives the pages of `len` bytes from byte `start` of the slot back to the host, both in whole pages: they are zero when they are
+    /// touched again. Nobody else reads them by mistake: whoever has a view of the slot may, and sees zeros.
+    ///
+    /// # Errors
+    /// Outside the slot, or the host's refusal.
+    pub fn discard(&self, start: u64, len: u64) -> io::Result<()> {
+        let number = |value| usize::try_from(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        self.range.discard(number(start)?, number(len)?)
+    }
+
     fn region(&self) -> Result<GuestRegionMmap<Lease>, MemoryError> {
         let refused = || MemoryError::Slot { guest: self.guest, len: self.len() };
         let lease = Lease { _range: Some(Arc::clone(&self.range)) };
@@ -189,6 +199,8 @@ pub fn view(slots: &[Slot]) -> Result<Memory, MemoryError> {
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     slots: Vec<Slot>,
+    /// So many of the slots, the first ones, are there from the start; the one behind them is memory that is plugged in later.
+    boot_slots: usize,
     memory: Memory,
     size: u64,
 }
@@ -199,13 +211,28 @@ impl GuestRam {
     /// # Errors
     /// A size of no or broken pages, more than the host's memory, or the host's refusal.
     pub fn new(size: u64, backing: Backing) -> Result<Self, MemoryError> {
-        let host = host::memory_bytes().map_err(|source| MemoryError::Map { len: size, source })?;
-        if size > host {
-            return Err(MemoryError::MoreThanHost { size, host });
+        Self::with_hotplug(size, 0, backing)
+    }
+
+    /// The same with room for `hotplug` bytes more, whole pages, that the guest gets while it runs: one more slot, see
+    /// [`GuestRam::hotplug_slot`].
+    ///
+    /// # Errors
+    /// As [`GuestRam::new`], for both together.
+    pub fn with_hotplug(size: u64, hotplug: u64, backing: Backing) -> Result<Self, MemoryError> {
+        let all = size.saturating_add(hotplug);
+        let host = host::memory_bytes().map_err(|source| MemoryError::Map { len: all, source })?;
+        if all > host {
+            return Err(MemoryError::MoreThanHost { size: all, host });
         }
-        let mut slots = Vec::with_capacity(2);
+        let mut slots = Vec::with_capacity(3);
         for (index, (guest, len)) in (0u32..).zip(arch::ram_ranges(size)) {
             slots.push(Slot::new(index, guest, len, backing, false)?);
+        }
+        let boot_slots = slots.len();
+        if hotplug > 0 {
+            let index = u32::try_from(boot_slots).unwrap_or(u32::MAX);
+            slots.push(Slot::new(index, arch::hotplug_start(size, hotplug), hotplug, backing, false)?);
         }
         if backing == Backing::Anonymous {
             for slot in &slots {
@@ -216,10 +243,10 @@ impl GuestRam {
             }
         }
         let memory = view(&slots)?;
-        Ok(Self { slots, memory, size })
+        Ok(Self { slots, boot_slots, memory, size })
     }
 
-    /// Bytes in all.
+    /// Bytes that are there from the start.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
@@ -229,6 +256,19 @@ impl GuestRam {
     #[must_use]
     pub fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    /// Those of them that a kernel finds when it starts.
+    #[must_use]
+    pub fn boot_slots(&self) -> &[Slot] {
+        &self.slots[..self.boot_slots]
+    }
+
+    /// The slot of memory that is plugged in later, if there is any. The hypervisor has all of it from the start, as devices do: what
+    /// of it the guest may use is between its driver and the device.
+    #[must_use]
+    pub fn hotplug_slot(&self) -> Option<&Slot> {
+        self.slots.get(self.boot_slots)
     }
 
     /// The view of all of it.
@@ -260,7 +300,7 @@ impl GuestRam {
                 .checked_sub(slot.guest)
                 .is_some_and(|start| start.checked_add(whole).is_some_and(|end| end <= slot.len()))
         };
-        let slot = self.slots.iter().find(inside).ok_or_else(refused)?;
+        let slot = self.boot_slots().iter().find(inside).ok_or_else(refused)?;
         if len == 0 || !guest.is_multiple_of(page) || !offset.is_multiple_of(page) {
             return Err(refused());
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::sys::pages::{HUGE, Pages, prefer};
+use crate::sys::pages::{HUGE, Pages, discard, prefer};
+use crate::sys::punch_hole;
 
 /// Protection of every guest page, as the C library writes it (`PROT_READ | PROT_WRITE`).
 pub(super) const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -101,6 +102,23 @@ impl HostRange {
         // it, so that its bytes may change under everybody's eyes, as they do whenever the guest writes.
         unsafe { mmap(self.pointer().add(start).cast(), len, READ_WRITE, flags, file, offset) }?;
         Ok(())
+    }
+
+    /// Gives the `len` bytes from `start`, in whole pages and within the range, back to the host. They read as zeros from then on. A
+    /// private mapping of a file has them from the file again, so such a range is refused.
+    pub(super) fn discard(&self, start: usize, len: usize) -> io::Result<()> {
+        if start.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match &self.file {
+            // SAFETY: the piece lies within this range, which is anonymous and private; nobody holds a Rust reference into it.
+            None => unsafe { discard(self.start.add(start), len) },
+            Some(file) if self.shared => {
+                let number = |value| u64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+                punch_hole(file.as_fd(), number(start)?, number(len)?)
+            }
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     pub(super) fn pointer(&self) -> *mut u8 {

@@ -32,3 +32,23 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
 /// See the Linux form.
 #[cfg(not(target_os = "linux"))]
 pub fn prefer(_start: NonNull<u8>, _len: usize, _pages: Pages) {}
+
+/// Gives the pages of `len` bytes from `start` back to the system, both in whole pages: what is touched next is zero.
+///
+/// # Safety
+/// The range is private anonymous memory of the caller's, into which nobody holds a Rust reference.
+#[cfg(target_os = "linux")]
+pub unsafe fn discard(start: NonNull<u8>, len: usize) -> std::io::Result<()> {
+    use rustix::mm::{Advice, madvise};
+    // SAFETY: the caller's promise.
+    Ok(unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontNeed) }?)
+}
+
+/// See the Linux form.
+///
+/// # Safety
+/// None is needed: it refuses.
+#[cfg(not(target_os = "linux"))]
+pub unsafe fn discard(_start: NonNull<u8>, _len: usize) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}

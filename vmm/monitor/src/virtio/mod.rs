@@ -5,6 +5,7 @@ pub mod console;
 pub mod device;
 pub mod fault;
 pub mod interrupt;
+pub mod mem;
 pub mod queue;
 pub mod rng;
 pub mod spec;

@@ -59,4 +59,6 @@ pub mod id {
     pub const ENTROPY: u32 = 4;
     /// Socket device.
     pub const VSOCK: u32 = 19;
+    /// Memory that is plugged in.
+    pub const MEMORY: u32 = 24;
 }

@@ -31,6 +31,12 @@ pub mod layout {
     pub const PL011_SPI: u32 = 1;
 }
 
+/// Where memory can be plugged into a machine that boots with `size` bytes: behind them, at a multiple of 128 MiB.
+#[must_use]
+pub fn hotplug_start(size: u64, _len: u64) -> u64 {
+    (layout::RAM + size).next_multiple_of(128 << 20)
+}
+
 /// Ranges of `size` bytes of RAM: one.
 #[must_use]
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {

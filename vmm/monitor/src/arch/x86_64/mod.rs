@@ -71,8 +71,20 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Where `len` bytes of memory can be plugged into a machine that boots with `size` bytes: behind them, below the devices if all of it
+/// fits there, otherwise above 4 GiB. A multiple of [`layout::HOTPLUG_ALIGN`].
+#[must_use]
+pub fn hotplug_start(size: u64, len: u64) -> u64 {
+    let end = ram_ranges(size).last().map_or(0, |(start, bytes)| start + bytes);
+    let start = end.next_multiple_of(layout::HOTPLUG_ALIGN);
+    if start.saturating_add(len) > layout::MMIO_GAP { start.max(layout::HIGH_RAM) } else { start }
+}
+
 /// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
 pub mod layout {
+    /// Memory that is plugged in begins and ends at multiples of this: Linux adds memory by blocks of it (128 MiB; larger ones only to
+    /// machines that boot with 64 GiB and more).
+    pub const HOTPLUG_ALIGN: u64 = 128 << 20;
     /// Descriptor table.
     pub const GDT: u64 = 0x500;
     /// Linux zero page (`boot_params`), 4 KiB.
@@ -151,5 +163,20 @@ mod tests {
         let gap = layout::MMIO_GAP;
         assert_eq!(ram_ranges(gap), [(0, gap)]);
         assert_eq!(ram_ranges(gap + 4096), [(0, gap), (1 << 32, 4096)]);
+    }
+
+    #[test]
+    fn hotplug_memory_is_aligned_and_clear_of_ram_and_devices() {
+        let (mib, gap, high) = (1 << 20, layout::MMIO_GAP, layout::HIGH_RAM);
+        for (size, len, start) in [
+            (128 * mib, 384 * mib, 128 * mib),
+            (200 * mib, 128 * mib, 256 * mib),
+            (128 * mib, gap - 128 * mib, 128 * mib),
+            (128 * mib, gap, high),
+            (gap, 128 * mib, high),
+            (gap + 4096, 128 * mib, high + 128 * mib),
+        ] {
+            assert_eq!(hotplug_start(size, len), start, "{size:#x} + {len:#x}");
+        }
     }
 }

@@ -1,9 +1,7 @@
 //! The machine's memory as its guest is told of it, and where things fit.
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-
 use crate::arch::x86_64::layout;
-use crate::memory::Memory;
+use crate::memory::GuestRam;
 
 /// What a range of the map is, by the numbers of the BIOS call E820 (and of PVH).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +36,12 @@ pub(in crate::boot) struct Map {
 }
 
 impl Map {
-    /// Of guest memory as it is registered.
-    pub(in crate::boot) fn of(memory: &Memory) -> Self {
+    /// Of the memory that is there from the start.
+    pub(in crate::boot) fn of(memory: &GuestRam) -> Self {
         let mut ram: Vec<(u64, u64)> = Vec::new();
-        for region in memory.iter() {
-            let start = region.start_addr().raw_value();
-            let end = start.saturating_add(region.len());
+        for slot in memory.boot_slots() {
+            let start = slot.guest();
+            let end = start.saturating_add(slot.len());
             match ram.last_mut() {
                 Some(last) if last.1 == start => last.1 = end,
                 _ => ram.push((start, end)),
