@@ -9,8 +9,9 @@ use nelly_tests::{asset, nelly, run, top, wait};
 
 use super::{Home, LIMIT};
 
-/// An initramfs whose init runs `script` and resets.
-pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<&str>) -> PathBuf {
+/// An initramfs whose init runs `script` and resets; `modules` are a directory of them, and those to load before (none named: what
+/// virtio-mmio machines need).
+pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str, &[&str])>) -> PathBuf {
     let out = home.path().join("initramfs.cpio");
     let mut command = Command::new(top().join("tests/setup/test-initramfs"));
     command.arg(&out);
@@ -19,15 +20,15 @@ pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<&str>
         fs::write(&file, script).unwrap();
         command.arg("--init").arg(file);
     }
-    if let Some(modules) = modules {
-        command.args(["--modules", modules]);
+    if let Some((directory, names)) = modules {
+        command.args(["--modules", directory]).args(names);
     }
     run(&mut command, b"", LIMIT).expect(0);
     out
 }
 
 /// What `tests/setup/stock-kernel` prints under `key`.
-fn stock(key: &str) -> String {
+pub(crate) fn stock(key: &str) -> String {
     let done = run(&mut Command::new(top().join("tests/setup/stock-kernel")), b"", LIMIT);
     let out = done.expect(0).out();
     let line = out.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -84,7 +85,7 @@ fn our_kernel_brings_up_thirty_two_cpus() {
 /// Types into the shell on the serial console and reads what it says.
 fn stock_kernel_to_a_shell(kernel: &str, cpus: &str) {
     let home = Home::new();
-    let initrd = initramfs(&home, None, Some(&stock("modules")));
+    let initrd = initramfs(&home, None, Some((&stock("modules"), &[])));
     let mut command = nelly(
         home.path(),
         &[

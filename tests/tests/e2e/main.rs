@@ -8,6 +8,7 @@ mod bulk;
 mod images;
 mod kills;
 mod machine;
+mod memory;
 mod pause;
 mod run;
 mod sockets;
