@@ -103,7 +103,7 @@ impl Blocks {
         if self.plugged_in(&blocks) > 0 {
             return Response::ERROR;
         }
-        // Not an error: the host may have changed its mind since the driver looked (5.15.6.1).
+        // Not an error: the host may have changed its mind since the driver looked (5.15.6).
         if self.plugged_bytes() + (blocks.end - blocks.start) * BLOCK > requested {
             return Response::NACK;
         }

@@ -6,7 +6,7 @@
 //!
 //! A guest can touch a block that is not plugged in, as it can touch any RAM. It then reads zeros, and what it writes costs the host
 //! memory that the machine was configured to have, never more: the slot is the bound. The device offers UNPLUGGED_INACCESSIBLE
-//! (5.15.3), so that a driver that takes it does neither, and serves drivers that do not take it alike: 5.15.6.2 lets those read
+//! (5.15.3), so that a driver that takes it does neither, and serves drivers that do not take it alike: 5.15.6 lets those read
 //! unplugged blocks.
 
 mod blocks;
@@ -162,7 +162,7 @@ impl Device for MemoryDevice {
         serde_json::json!({ "requested": shared.requested, "plugged": runs })
     }
 
-    /// What is plugged in stays so, through a reset by the driver too (5.15.6.2): a new driver unplugs it if it wants.
+    /// What is plugged in stays so, through a reset by the driver too (5.15.6): a new driver unplugs it if it wants.
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {
         if let Ok(blocks) = state.downcast::<Blocks>() {
             self.blocks = Some(*blocks);
