@@ -3,31 +3,28 @@
 //! Order of waiting: a vCPU may wait for the loop, whoever holds the handle may wait for both; the loop waits for nobody. What takes
 //! time (vCPUs leaving the guest, workers going home) is asked for and comes back as a message.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::assemble::{Assembled, Remains, SLOT_MACHINE, Site, lock};
-use super::console::{Heard, Pump};
+use super::assemble::{SLOT_MACHINE, Site};
+use super::console::Pump;
 use super::files::Files;
-use super::lifecycle::{Action, Ending, Input, Life, verdict};
-use super::mailbox::{Mailbox, Message, Word};
-use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
-use super::requests::Holder;
-use super::vcpu::{Command, sentence};
+use super::holder::Holder;
+use super::lifecycle::{Ending, Input};
+use super::mailbox::Mailbox;
+use super::outcome::{EndReason, Event, Outcome, State};
+use super::running::{Loop, Ran};
+use super::vcpu::sentence;
 use super::wire::{self, Received, Receiver, Reply, Request};
-use crate::config::{Endpoint, MachineConfig, OnReset};
-use crate::hv::{self, HvError, Hypervisor, Vm};
+use crate::config::{Endpoint, MachineConfig};
+use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::timeline::{self, Recorder, name};
-use crate::virtio::device::{Registrar, Running};
+use crate::virtio::device::Registrar;
 
 /// Stack of the loop's thread.
 pub(super) const STACK_BYTES: usize = 256 << 10;
-
-/// How long the rest of a console's output may take when the machine ends.
-const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Keys of what the loop itself waits for.
 const KEY_BELL: u32 = 0;
@@ -127,47 +124,6 @@ pub(super) struct Server<'h, H: Hypervisor> {
     pub(super) pumps: Vec<Pump>,
 }
 
-/// A machine that runs: everything the loop knows.
-pub(super) struct Loop<V> {
-    pub(super) poller: Poller,
-    pub(super) mailbox: Mailbox,
-    inbox: mpsc::Receiver<Message>,
-    pub(super) life: Life,
-    pub(super) machine: Assembled<V>,
-    workers: BTreeMap<u16, Running>,
-    cpus: u32,
-    created: u32,
-    ended: u32,
-    parked: u32,
-    /// Number of the pause under way or of the last one.
-    pause: u64,
-    /// Workers were called home and some are still out.
-    parking: bool,
-    /// Everything is at rest for good.
-    at_rest: bool,
-    panic_told: bool,
-    started: bool,
-}
-
-/// What is left when a machine's run is over.
-struct Ran {
-    ending: Ending,
-    /// What was asked for while it ended.
-    wish: Option<Ending>,
-    panicked: bool,
-    /// CLOCK_MONOTONIC in nanoseconds.
-    ended_at: u64,
-    remains: Remains,
-}
-
-impl Ran {
-    /// How the machine ended, or `None` for another start.
-    fn reason(&self, on_reset: OnReset) -> Option<EndReason> {
-        let wish = || self.wish.as_ref().and_then(|wish| verdict(wish, self.panicked, on_reset));
-        verdict(&self.ending, self.panicked, on_reset).or_else(wish)
-    }
-}
-
 impl<H: Hypervisor> Server<'_, H> {
     /// Runs the machine to its end, through every reset that it survives, and says how it ended. `reply` hears whether it started.
     pub(super) fn run(mut self, mut reply: Option<Reply>) -> Outcome {
@@ -252,7 +208,7 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         let mut failure = None;
         while !run.at_rest {
-            if let Err(error) = run.turn(self, limit, reply, &mut failure) {
+            if let Err(error) = self.turn(&mut run, limit, reply, &mut failure) {
                 failure.get_or_insert_with(|| sentence(&error));
                 run.step(Input::End(Ending::Host(sentence(&error))), self.holder.as_mut());
                 if !run.can_go_on() {
@@ -294,274 +250,63 @@ impl<H: Hypervisor> Server<'_, H> {
             escape: self.escape,
         };
         let machine = site.assemble()?;
-        Ok(Loop {
-            poller,
-            mailbox,
-            inbox,
-            life: Life::new(),
-            machine,
-            workers: BTreeMap::new(),
-            cpus: u32::from(self.config.cpus.get()),
-            created: 0,
-            ended: 0,
-            parked: 0,
-            pause: 0,
-            parking: false,
-            at_rest: false,
-            panic_told: false,
-            started: false,
-        })
+        Ok(Loop::new(poller, (mailbox, inbox), machine, u32::from(self.config.cpus.get())))
     }
-}
 
-impl<V: Vm> Loop<V> {
     /// Waits for something and carries it out.
-    fn turn<H: Hypervisor<Vm = V>>(
+    fn turn(
         &mut self,
-        server: &mut Server<'_, H>,
+        run: &mut Loop<H::Vm>,
         limit: Option<&Timer>,
         reply: &mut Option<Reply>,
         failure: &mut Option<String>,
     ) -> std::io::Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
-        self.poller.wait(&mut ready, None)?;
+        run.poller.wait(&mut ready, None)?;
         for event in &ready {
             match Registrar::split(event.token) {
-                (SLOT_MACHINE, KEY_BELL) => self.mailbox.bell().silence(),
-                (SLOT_MACHINE, KEY_CONTROL) => self.control(server),
-                (SLOT_MACHINE, KEY_STOP) => self.end(Ending::Stop, server.holder.as_mut()),
+                (SLOT_MACHINE, KEY_BELL) => run.mailbox.bell().silence(),
+                (SLOT_MACHINE, KEY_CONTROL) => self.control(run),
+                (SLOT_MACHINE, KEY_STOP) => run.end(Ending::Stop, self.holder.as_mut()),
                 (SLOT_MACHINE, _) => {
                     if let Some(limit) = limit {
                         limit.consume()?;
                     }
-                    self.end(Ending::TimeLimit, server.holder.as_mut());
+                    run.end(Ending::TimeLimit, self.holder.as_mut());
                 }
                 (slot, key) => {
-                    if let Some(worker) = self.workers.get_mut(&slot) {
-                        worker.ready(&self.poller, key, event.interest);
+                    if let Some(worker) = run.workers.get_mut(&slot) {
+                        worker.ready(&run.poller, key, event.interest);
                     } else {
-                        self.turn_pump(|pump| pump.slot() == slot, server.holder.as_mut());
+                        run.turn_pump(|pump| pump.slot() == slot, self.holder.as_mut());
                     }
                 }
             }
         }
-        while let Ok(message) = self.inbox.try_recv() {
-            self.message(message, server.holder.as_mut(), reply, failure);
+        while let Ok(message) = run.inbox.try_recv() {
+            run.message(message, self.holder.as_mut(), reply, failure);
         }
-        self.turn_pump(Pump::has_news, server.holder.as_mut());
-        self.look_for_rest(server.holder.as_mut());
+        run.turn_pump(Pump::has_news, self.holder.as_mut());
+        run.look_for_rest(self.holder.as_mut());
         Ok(())
     }
 
-    fn message(
-        &mut self,
-        message: Message,
-        mut holder: Option<&mut Holder>,
-        reply: &mut Option<Reply>,
-        failure: &mut Option<String>,
-    ) {
-        match message {
-            Message::StartWorker(mut running) => {
-                running.start(&self.poller);
-                self.workers.insert(running.slot(), running);
-            }
-            Message::StopWorker(slot) => {
-                if let Some(running) = self.workers.remove(&slot) {
-                    running.stop(&self.poller);
-                }
-            }
-            Message::WorkerHome => {}
-            Message::Agent(word) => self.end(Ending::Agent(word), holder),
-            Message::Vcpu(_, Word::Created(kicker)) => {
-                self.created += 1;
-                // One that is heard of late may be in the guest already, and the command to end came without a kick for it.
-                if self.life.state() == State::Ending {
-                    kicker.kick();
-                }
-                self.machine.kickers.push(kicker);
-                if self.created == self.cpus {
-                    self.started = true;
-                    self.step(Input::Assembled, holder.as_deref_mut());
-                    // The first look at who reads and writes the consoles.
-                    self.turn_pump(|_| true, holder);
-                    if let Some(reply) = reply.take() {
-                        reply.done();
-                    }
-                }
-            }
-            Message::Vcpu(index, Word::Failed(error)) => {
-                let what = format!("cannot make vCPU {index}: {}", sentence(&error));
-                failure.get_or_insert_with(|| what.clone());
-                self.ended += 1;
-                self.end(Ending::Host(what), holder);
-                self.look_for_ends(None);
-            }
-            Message::Vcpu(_, Word::Parked(number)) if number == self.pause => {
-                self.parked += 1;
-                if self.parked == self.cpus {
-                    self.step(Input::VcpusParked, holder);
-                }
-            }
-            Message::Vcpu(_, Word::Parked(_)) => {}
-            Message::Vcpu(_, Word::Counter(counter)) => {
-                if let Some(holder) = holder {
-                    holder.counter_read(counter);
-                }
-            }
-            Message::Vcpu(_, Word::Stopped(cause)) => self.end(Ending::Guest(cause), holder),
-            Message::Vcpu(_, Word::Ended) => {
-                self.ended += 1;
-                self.look_for_ends(holder);
-            }
-        }
-    }
-
-    fn look_for_ends(&mut self, holder: Option<&mut Holder>) {
-        if self.ended == self.cpus {
-            self.step(Input::VcpusEnded, holder);
-        }
-    }
-
-    /// Ends the machine, unless something else did before.
-    pub(super) fn end(&mut self, ending: Ending, holder: Option<&mut Holder>) {
-        self.step(Input::End(ending), holder);
-    }
-
-    /// Feeds the life and carries out what it says. A request that does not fit is the caller's to check before.
-    pub(super) fn step(&mut self, input: Input, mut holder: Option<&mut Holder>) {
-        let before = self.life.state();
-        let Ok(actions) = self.life.step(input) else { return };
-        for action in actions {
-            self.act(action, holder.as_deref_mut());
-        }
-        let after = self.life.state();
-        if before != after
-            && let Some(holder) = holder
-        {
-            holder.tell(&Event::State(after));
-        }
-    }
-
-    fn act(&mut self, action: Action, holder: Option<&mut Holder>) {
-        match action {
-            // At the start the last vCPU may have opened the gate already.
-            Action::RunVcpus => self.machine.shared.gate.set(Command::Run),
-            Action::ParkVcpus => {
-                self.pause += 1;
-                self.parked = 0;
-                self.machine.shared.gate.set(Command::Park(self.pause));
-                self.kick();
-            }
-            Action::EndVcpus => {
-                self.machine.shared.gate.set(Command::End);
-                self.kick();
-            }
-            Action::ParkDevices => {
-                self.parking = true;
-                for transport in &self.machine.transports {
-                    lock(transport).0.pause();
-                }
-                // Those of this loop were posted to its own inbox, and the bell rang.
-            }
-            Action::RunDevices => {
-                for transport in &self.machine.transports {
-                    lock(transport).0.resume();
-                }
-            }
-            Action::AnswerPause => {
-                if let Some(holder) = holder {
-                    holder.paused();
-                }
-            }
-            Action::RefusePause => {
-                if let Some(holder) = holder {
-                    holder.not_paused();
-                }
-            }
-            Action::TakeApart => self.at_rest = true,
-        }
-    }
-
-    /// Gets every vCPU out of the guest, to look what is wanted.
-    pub(super) fn kick(&self) {
-        for kicker in &self.machine.kickers {
-            kicker.kick();
-        }
-    }
-
-    /// Whether all workers that were called are home.
-    fn look_for_rest(&mut self, holder: Option<&mut Holder>) {
-        let mut transports = self.machine.transports.iter();
-        if self.parking && transports.all(|transport| lock(transport).0.paused(Duration::ZERO)) {
-            self.parking = false;
-            self.step(Input::DevicesParked, holder);
-        }
-    }
-
-    fn turn_pump(&mut self, which: impl Fn(&Pump) -> bool, mut holder: Option<&mut Holder>) {
-        let mut quit = false;
-        for pump in &mut self.machine.pumps {
-            if which(pump) {
-                quit |= pump.turn(&self.poller) == Heard::Quit;
-            }
-        }
-        let panicked = self.machine.pumps.iter().any(Pump::panicked);
-        if panicked && !self.panic_told {
-            self.panic_told = true;
-            if let Some(holder) = holder.as_deref_mut() {
-                holder.tell(&Event::PanicSeen);
-            }
-        }
-        if quit {
-            self.end(Ending::Stop, holder);
-        }
-    }
-
     /// The holder wants something, or is gone.
-    fn control<H: Hypervisor<Vm = V>>(&mut self, server: &mut Server<'_, H>) {
-        let Some(mut holder) = server.holder.take() else { return };
+    fn control(&mut self, run: &mut Loop<H::Vm>) {
+        let Some(mut holder) = self.holder.take() else { return };
         loop {
             match holder.next() {
-                Ok(Some(request)) => holder.carry_out(request, self),
+                Ok(Some(request)) => holder.carry_out(request, run),
                 Ok(None) => break,
                 // Nobody holds the machine any more: it ends at once.
                 Err(_gone) => {
-                    drop(self.poller.remove(holder.socket()));
-                    self.end(Ending::Kill, Some(&mut holder));
+                    drop(run.poller.remove(holder.socket()));
+                    run.end(Ending::Kill, Some(&mut holder));
                     break;
                 }
             }
         }
-        server.holder = Some(holder);
-    }
-
-    /// Whether a vCPU is left that can say that it ends.
-    fn can_go_on(&self) -> bool {
-        self.created > self.ended
-    }
-
-    /// Exits so far.
-    pub(super) fn exits(&self) -> ExitCounts {
-        self.machine.shared.exits()
-    }
-
-    /// Takes the machine apart after its last turn.
-    fn finish(self) -> Ran {
-        let ended_at = timeline::now_ns();
-        let Self { poller, life, machine, workers, .. } = self;
-        for (_, worker) in workers {
-            worker.stop(&poller);
-        }
-        let (ending, wish) = life.endings();
-        let ending = ending.unwrap_or(Ending::Stop);
-        let mut remains = machine.take_apart();
-        let patience = if ending == Ending::Kill { Duration::ZERO } else { CONSOLE_PATIENCE };
-        for pump in &mut remains.pumps {
-            pump.forget(&poller);
-            pump.finish(patience);
-        }
-        let panicked = remains.pumps.iter().any(Pump::panicked);
-        Ran { ending, wish, panicked, ended_at, remains }
+        self.holder = Some(holder);
     }
 }
 

@@ -1,0 +1,284 @@
+//! A machine that runs: what its event loop knows, and what it does with what vCPUs, workers and consoles say.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::assemble::{Assembled, Remains, lock};
+use super::console::{Heard, Pump};
+use super::holder::Holder;
+use super::lifecycle::{Action, Ending, Input, Life, verdict};
+use super::mailbox::{Mailbox, Message, Word};
+use super::outcome::{EndReason, Event, ExitCounts, State};
+use super::vcpu::{Command, sentence};
+use super::wire::Reply;
+use crate::config::OnReset;
+use crate::hv::Vm;
+use crate::sys::Poller;
+use crate::timeline;
+use crate::virtio::device::Running;
+
+/// How long the rest of a console's output may take when the machine ends.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A machine that runs: everything the loop knows.
+pub(super) struct Loop<V> {
+    pub(super) poller: Poller,
+    pub(super) mailbox: Mailbox,
+    pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) life: Life,
+    pub(super) machine: Assembled<V>,
+    pub(super) workers: BTreeMap<u16, Running>,
+    cpus: u32,
+    created: u32,
+    ended: u32,
+    parked: u32,
+    /// Number of the pause under way or of the last one.
+    pause: u64,
+    /// Workers were called home and some are still out.
+    parking: bool,
+    /// Everything is at rest for good.
+    pub(super) at_rest: bool,
+    panic_told: bool,
+    pub(super) started: bool,
+}
+
+/// What is left when a machine's run is over.
+pub(super) struct Ran {
+    ending: Ending,
+    /// What was asked for while it ended.
+    wish: Option<Ending>,
+    panicked: bool,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub(super) ended_at: u64,
+    pub(super) remains: Remains,
+}
+
+impl Ran {
+    /// How the machine ended, or `None` for another start.
+    pub(super) fn reason(&self, on_reset: OnReset) -> Option<EndReason> {
+        let wish = || self.wish.as_ref().and_then(|wish| verdict(wish, self.panicked, on_reset));
+        verdict(&self.ending, self.panicked, on_reset).or_else(wish)
+    }
+}
+
+impl<V: Vm> Loop<V> {
+    /// A machine whose vCPUs wait at the gate.
+    pub(super) fn new(
+        poller: Poller,
+        (mailbox, inbox): (Mailbox, mpsc::Receiver<Message>),
+        machine: Assembled<V>,
+        cpus: u32,
+    ) -> Self {
+        Self {
+            poller,
+            mailbox,
+            inbox,
+            life: Life::new(),
+            machine,
+            workers: BTreeMap::new(),
+            cpus,
+            created: 0,
+            ended: 0,
+            parked: 0,
+            pause: 0,
+            parking: false,
+            at_rest: false,
+            panic_told: false,
+            started: false,
+        }
+    }
+
+    pub(super) fn message(
+        &mut self,
+        message: Message,
+        mut holder: Option<&mut Holder>,
+        reply: &mut Option<Reply>,
+        failure: &mut Option<String>,
+    ) {
+        match message {
+            Message::StartWorker(mut running) => {
+                running.start(&self.poller);
+                self.workers.insert(running.slot(), running);
+            }
+            Message::StopWorker(slot) => {
+                if let Some(running) = self.workers.remove(&slot) {
+                    running.stop(&self.poller);
+                }
+            }
+            Message::WorkerHome => {}
+            Message::Agent(word) => self.end(Ending::Agent(word), holder),
+            Message::Vcpu(_, Word::Created(kicker)) => {
+                self.created += 1;
+                // One that is heard of late may be in the guest already, and the command to end came without a kick for it.
+                if self.life.state() == State::Ending {
+                    kicker.kick();
+                }
+                self.machine.kickers.push(kicker);
+                if self.created == self.cpus {
+                    self.started = true;
+                    self.step(Input::Assembled, holder.as_deref_mut());
+                    // The first look at who reads and writes the consoles.
+                    self.turn_pump(|_| true, holder);
+                    if let Some(reply) = reply.take() {
+                        reply.done();
+                    }
+                }
+            }
+            Message::Vcpu(index, Word::Failed(error)) => {
+                let what = format!("cannot make vCPU {index}: {}", sentence(&error));
+                failure.get_or_insert_with(|| what.clone());
+                self.ended += 1;
+                self.end(Ending::Host(what), holder);
+                self.look_for_ends(None);
+            }
+            Message::Vcpu(_, Word::Parked(number)) if number == self.pause => {
+                self.parked += 1;
+                if self.parked == self.cpus {
+                    self.step(Input::VcpusParked, holder);
+                }
+            }
+            Message::Vcpu(_, Word::Parked(_)) => {}
+            Message::Vcpu(_, Word::Counter(counter)) => {
+                if let Some(holder) = holder {
+                    holder.counter_read(counter);
+                }
+            }
+            Message::Vcpu(_, Word::Stopped(cause)) => self.end(Ending::Guest(cause), holder),
+            Message::Vcpu(_, Word::Ended) => {
+                self.ended += 1;
+                self.look_for_ends(holder);
+            }
+        }
+    }
+
+    fn look_for_ends(&mut self, holder: Option<&mut Holder>) {
+        if self.ended == self.cpus {
+            self.step(Input::VcpusEnded, holder);
+        }
+    }
+
+    /// Ends the machine, unless something else did before.
+    pub(super) fn end(&mut self, ending: Ending, holder: Option<&mut Holder>) {
+        self.step(Input::End(ending), holder);
+    }
+
+    /// Feeds the life and carries out what it says. A request that does not fit is the caller's to check before.
+    pub(super) fn step(&mut self, input: Input, mut holder: Option<&mut Holder>) {
+        let before = self.life.state();
+        let Ok(actions) = self.life.step(input) else { return };
+        for action in actions {
+            self.act(action, holder.as_deref_mut());
+        }
+        let after = self.life.state();
+        if before != after
+            && let Some(holder) = holder
+        {
+            holder.tell(&Event::State(after));
+        }
+    }
+
+    fn act(&mut self, action: Action, holder: Option<&mut Holder>) {
+        match action {
+            // At the start the last vCPU may have opened the gate already.
+            Action::RunVcpus => self.machine.shared.gate.set(Command::Run),
+            Action::ParkVcpus => {
+                self.pause += 1;
+                self.parked = 0;
+                self.machine.shared.gate.set(Command::Park(self.pause));
+                self.kick();
+            }
+            Action::EndVcpus => {
+                self.machine.shared.gate.set(Command::End);
+                self.kick();
+            }
+            Action::ParkDevices => {
+                self.parking = true;
+                for transport in &self.machine.transports {
+                    lock(transport).0.pause();
+                }
+                // Those of this loop were posted to its own inbox, and the bell rang.
+            }
+            Action::RunDevices => {
+                for transport in &self.machine.transports {
+                    lock(transport).0.resume();
+                }
+            }
+            Action::AnswerPause => {
+                if let Some(holder) = holder {
+                    holder.paused();
+                }
+            }
+            Action::RefusePause => {
+                if let Some(holder) = holder {
+                    holder.not_paused();
+                }
+            }
+            Action::TakeApart => self.at_rest = true,
+        }
+    }
+
+    /// Gets every vCPU out of the guest, to look what is wanted.
+    pub(super) fn kick(&self) {
+        for kicker in &self.machine.kickers {
+            kicker.kick();
+        }
+    }
+
+    /// Whether all workers that were called are home.
+    pub(super) fn look_for_rest(&mut self, holder: Option<&mut Holder>) {
+        let mut transports = self.machine.transports.iter();
+        if self.parking && transports.all(|transport| lock(transport).0.paused(Duration::ZERO)) {
+            self.parking = false;
+            self.step(Input::DevicesParked, holder);
+        }
+    }
+
+    pub(super) fn turn_pump(&mut self, which: impl Fn(&Pump) -> bool, mut holder: Option<&mut Holder>) {
+        let mut quit = false;
+        for pump in &mut self.machine.pumps {
+            if which(pump) {
+                quit |= pump.turn(&self.poller) == Heard::Quit;
+            }
+        }
+        let panicked = self.machine.pumps.iter().any(Pump::panicked);
+        if panicked && !self.panic_told {
+            self.panic_told = true;
+            if let Some(holder) = holder.as_deref_mut() {
+                holder.tell(&Event::PanicSeen);
+            }
+        }
+        if quit {
+            self.end(Ending::Stop, holder);
+        }
+    }
+
+    /// Whether a vCPU is left that can say that it ends.
+    pub(super) fn can_go_on(&self) -> bool {
+        self.created > self.ended
+    }
+
+    /// Exits so far.
+    pub(super) fn exits(&self) -> ExitCounts {
+        self.machine.shared.exits()
+    }
+
+    /// Takes the machine apart after its last turn.
+    pub(super) fn finish(self) -> Ran {
+        let ended_at = timeline::now_ns();
+        let Self { poller, life, machine, workers, .. } = self;
+        for (_, worker) in workers {
+            worker.stop(&poller);
+        }
+        let (ending, wish) = life.endings();
+        let ending = ending.unwrap_or(Ending::Stop);
+        let mut remains = machine.take_apart();
+        let patience = if ending == Ending::Kill { Duration::ZERO } else { CONSOLE_PATIENCE };
+        for pump in &mut remains.pumps {
+            pump.forget(&poller);
+            pump.finish(patience);
+        }
+        let panicked = remains.pumps.iter().any(Pump::panicked);
+        Ran { ending, wish, panicked, ended_at, remains }
+    }
+}
