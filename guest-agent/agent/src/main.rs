@@ -84,6 +84,8 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
             format!("cannot dial the host's ready port {READY_PORT} (has the machine a vsock device?)")
         })?;
 
+    // Stages begin as copies of this process, in containers: from their first moment on nobody there may look into them.
+    sys::set_not_dumpable().context("cannot hide the agent's memory")?;
     mounts::take_over().context("cannot set the guest up")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
     sys::set_resource_limit(libc::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)

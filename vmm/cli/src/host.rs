@@ -1,7 +1,7 @@
 //! What this host can do: its KVM, its processor.
 
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind};
 
 use anyhow::{Error, Result};
 
@@ -36,13 +36,18 @@ pub(crate) fn kvm() -> Kvm {
         }
         Err(error) => return Kvm::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`"),
     }
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if virtualises(&info) { Kvm::Mainstream } else { Kvm::Paravirtual }
+    let info = File::open("/proc/cpuinfo");
+    if info.map_or(true, |info| virtualises(BufReader::new(info))) {
+        Kvm::Mainstream
+    } else {
+        Kvm::Paravirtual
+    }
 }
 
 /// Whether a processor of this /proc/cpuinfo has hardware virtualisation. Only x86 lists it; elsewhere an open /dev/kvm is proof.
-fn virtualises(info: &str) -> bool {
-    match info.lines().find_map(|line| line.strip_prefix("flags")) {
+/// The first processor speaks for all: the kernel writes the file as it is read, and asks every processor for its share.
+fn virtualises(info: impl BufRead) -> bool {
+    match info.lines().map_while(Result::ok).find(|line| line.starts_with("flags")) {
         Some(flags) => flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),
         None => true,
     }
@@ -73,9 +78,9 @@ mod tests {
 
     #[test]
     fn the_processors_flags_tell() {
-        assert!(virtualises("processor\t: 0\nflags\t\t: fpu vmx sse\n"));
-        assert!(virtualises("flags\t\t: fpu svm\n"));
-        assert!(!virtualises("flags\t\t: fpu sse svm_lock\n"));
-        assert!(virtualises("Features\t: fp asimd\n"));
+        assert!(virtualises(b"processor\t: 0\nflags\t\t: fpu vmx sse\n".as_slice()));
+        assert!(virtualises(b"flags\t\t: fpu svm\n".as_slice()));
+        assert!(!virtualises(b"flags\t\t: fpu sse svm_lock\n".as_slice()));
+        assert!(virtualises(b"Features\t: fp asimd\n".as_slice()));
     }
 }

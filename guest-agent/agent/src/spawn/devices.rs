@@ -109,6 +109,9 @@ pub fn compile(rules: &[LinuxDeviceCgroup]) -> Result<Vec<u64>, DeviceRuleError>
     Ok(assemble(rules.iter().chain(&ALWAYS).copied()))
 }
 
+/// A register and the value that it must have; nothing means any.
+type Condition = Option<(u8, i32)>;
+
 impl Rule {
     /// Whether this rule, coming later, decides on everything that `other` speaks of.
     fn covers(&self, other: &Self) -> bool {
@@ -118,8 +121,8 @@ impl Rule {
             && other.access & !self.access == 0
     }
 
-    /// What has to hold, from type to minor number: a register and its value.
-    fn conditions(&self) -> [Option<(u8, i32)>; 3] {
+    /// What has to hold, from type to minor number.
+    fn conditions(&self) -> [Condition; 3] {
         let number = |number: u32| i32::from_ne_bytes(number.to_ne_bytes());
         [
             self.kind.map(|kind| (3, kind)),
@@ -130,7 +133,7 @@ impl Rule {
 
     /// A place among neighbours that decide alike: "any" comes after all values, every access after single ones, so that no
     /// instruction is out of reach.
-    fn place(&self) -> ([(bool, Option<(u8, i32)>); 3], u8) {
+    fn place(&self) -> ([(bool, Condition); 3], u8) {
         (self.conditions().map(|condition| (condition.is_none(), condition)), self.access)
     }
 
