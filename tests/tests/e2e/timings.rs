@@ -130,7 +130,7 @@ fn an_absurd_origin_is_not_believed_and_a_machine_that_is_killed_tells_what_the_
     let result = home.path().join("result.json");
     let mut command = nelly_tests::nelly(
         home.path(),
-        &["run", "--timeout", "8s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
+        &["run", "--timeout", "20s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
     );
     // From the future; a word from long ago would be a moment of the last minute on a host that has just booted.
     command.env("NELLY_ORIGIN_NS", u64::MAX.to_string());

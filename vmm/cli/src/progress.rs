@@ -1,4 +1,4 @@
-//! Progress of the image store on stderr: a bar on a terminal, a line a phase elsewhere.
+//! Progress of the image store: a bar on a terminal. Elsewhere stderr is the container's alone.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
@@ -9,9 +9,7 @@ use nelly_image::{Phase, Progress};
 pub(crate) struct Bar {
     started: Instant,
     drawn: Option<Instant>,
-    phase: Option<String>,
-    terminal: bool,
-    quiet: bool,
+    shown: bool,
 }
 
 /// Work shorter than this is not worth a word.
@@ -21,12 +19,12 @@ impl Bar {
     /// Quiet or as stderr is.
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self { started: Instant::now(), drawn: None, phase: None, terminal, quiet }
+        Self { started: Instant::now(), drawn: None, shown: terminal && !quiet }
     }
 
     /// Takes the bar off the terminal.
     pub(crate) fn finish(&mut self) {
-        if self.terminal && self.drawn.take().is_some() {
+        if self.drawn.take().is_some() {
             let _ = stderr().write_all(b"\r\x1b[K");
         }
     }
@@ -40,20 +38,12 @@ impl Drop for Bar {
 
 impl Progress for Bar {
     fn update(&mut self, phase: Phase, done: u64, total: Option<u64>) {
-        if self.quiet || self.started.elapsed() < PATIENCE {
+        let drawn = |drawn: Instant| drawn.elapsed() < Duration::from_millis(100);
+        if !self.shown || self.started.elapsed() < PATIENCE || self.drawn.is_some_and(drawn) {
             return;
         }
-        let text = phase.to_string();
-        if self.terminal {
-            if self.drawn.is_some_and(|drawn| drawn.elapsed() < Duration::from_millis(100)) {
-                return;
-            }
-            self.drawn = Some(Instant::now());
-            let _ = write!(stderr(), "\r\x1b[K{}", line(&text, done, total));
-        } else if self.phase.as_ref() != Some(&text) {
-            eprintln!("nelly: {text}");
-            self.phase = Some(text);
-        }
+        self.drawn = Some(Instant::now());
+        let _ = write!(stderr(), "\r\x1b[K{}", line(&phase.to_string(), done, total));
     }
 }
 
