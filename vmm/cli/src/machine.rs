@@ -28,10 +28,15 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
     let (memory, source) = settings.get("memory", args.memory.as_deref());
     let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
-    let memory = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory {memory}: {reason}"))?;
+    let memory_size = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory {memory}: {reason}"))?;
+    // The monitor refuses it as well, but only when an image has been unpacked for nothing.
+    let host = nelly_vmm::sys::host::memory_bytes().unwrap_or(u64::MAX);
+    if bytes > host {
+        bail!("--memory {memory}: more than this host's {} MiB", host >> 20);
+    }
     let (append, _) = settings.get("append", args.append.as_deref());
     let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
-    Ok(Common { cpus, memory, append, timeout })
+    Ok(Common { cpus, memory: memory_size, append, timeout })
 }
 
 /// Refuses a file that is missing, no file, or empty, before anything is started.
