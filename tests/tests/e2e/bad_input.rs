@@ -9,8 +9,8 @@ use nelly_tests::{Done, program, run};
 
 use super::{Home, LIMIT};
 
-/// Far more than a second, for an emulated processor; what hangs or boots anyway takes longer.
-const PROMPT: Duration = Duration::from_secs(60);
+/// Far more than a second, for an emulated processor; what hangs takes longer.
+const PROMPT: Duration = Duration::from_secs(20);
 
 #[track_caller]
 fn refused(home: &Home, words: &[&str], names: &[&str]) {

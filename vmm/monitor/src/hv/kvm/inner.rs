@@ -15,7 +15,7 @@ use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
 use crate::sys::leave_behind;
 
-/// Fields are dropped in order: the kernel's machine (whose vCPUs are gone, since they hold this) before the memory it maps.
+/// Dropped when the last vCPU is, since they hold this: from then on nobody can enter the machine or reach the memory it maps.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) fd: VmFd,

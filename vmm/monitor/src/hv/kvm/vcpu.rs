@@ -34,7 +34,8 @@ const RFLAGS_RESERVED: u64 = 1 << 1;
 /// `IA32_APIC_BASE`: enabled, and this is the boot processor.
 const APIC_BASE_BOOT: u64 = layout::LOCAL_APIC | 1 << 11 | 1 << 8;
 
-/// A vCPU, on its thread. Fields are dropped in order: kicks end first, then the page and descriptor, then (perhaps) the machine.
+/// A vCPU, on its thread. Fields are dropped in order: kicks end first, then the page and descriptor (a duplicate of which
+/// the machine keeps for its own end), then (perhaps) the machine.
 #[derive(Debug)]
 pub struct KvmVcpu {
     kick: Receiver,

@@ -61,8 +61,9 @@ impl Inner {
             memory_size: len,
             userspace_addr: u64::try_from(slot.host().addr()).unwrap_or(u64::MAX),
         };
-        // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as it is registered: until
-        // `unmap`, or until the kernel's machine is gone. Nobody holds Rust references into it.
+        // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as a guest can reach it: until
+        // `unmap`, or until the last vCPU is gone. The kernel's machine may be there a moment longer (see the drop of `Inner`); it
+        // has no vCPU to run, and follows the range as it is unmapped. Nobody holds Rust references into it.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
