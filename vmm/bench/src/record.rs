@@ -19,7 +19,7 @@ pub struct Sample {
     pub round: u32,
     /// From start to end.
     pub total_ns: u64,
-    /// From the end to the process's own end; `None` where it was ended, or is not a process.
+    /// From the last that the guest said to the process's own end; `None` where it was ended, or is not a process.
     pub teardown_ns: Option<u64>,
     /// Processor time of the process (and what it waited for), whole life.
     pub user_ns: Option<u64>,

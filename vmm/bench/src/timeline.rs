@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// The only clock.
+const CLOCK: &str = "CLOCK_MONOTONIC";
+
 /// A moment: absolute nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Stamp {
@@ -41,12 +44,31 @@ pub struct Phases {
 }
 
 impl Timeline {
+    /// One without stamps, of what began at `origin_ns`.
+    #[must_use]
+    pub fn from(origin_ns: u64) -> Self {
+        Self { clock: CLOCK.to_owned(), origin_ns, stamps: Vec::new() }
+    }
+
+    /// Adds what a guest says of itself: names, and how long before `end_ns`, in nanoseconds. What it says of a time before its
+    /// monitor's last word until then cannot be, and is left out.
+    pub fn add_ages(&mut self, ages: &[(&str, u64)], end_ns: u64) {
+        let earlier = self.stamps.iter().map(|stamp| stamp.at_ns).filter(|at| *at <= end_ns);
+        let least = earlier.max().unwrap_or(self.origin_ns);
+        let stamps = ages.iter().filter_map(|(name, age)| {
+            let at_ns = end_ns.checked_sub(*age).filter(|at| *at >= least)?;
+            Some(Stamp { name: (*name).to_owned(), at_ns })
+        });
+        self.stamps.extend(stamps);
+        self.stamps.sort_by_key(|stamp| stamp.at_ns);
+    }
+
     /// Reads the `timeline` field of `object`. `None` when it has none, or one of another clock or shape.
     #[must_use]
     pub fn read(object: &Value) -> Option<Self> {
         let mut timeline: Self = serde_json::from_value(object.get("timeline")?.clone()).ok()?;
         timeline.stamps.sort_by_key(|stamp| stamp.at_ns);
-        (timeline.clock == "CLOCK_MONOTONIC").then_some(timeline)
+        (timeline.clock == CLOCK).then_some(timeline)
     }
 
     /// The phases of what began at `start_ns` and ended, by the benchmark's own stamp `end`, at `end_ns`. Time before the program's
@@ -92,6 +114,24 @@ mod tests {
         assert_eq!(phases.unattributed_ns, 100);
         let late = read(TEXT).unwrap().phases(3000, "marker", 4000);
         assert_eq!(late.phases, [Phase { name: "marker".into(), duration_ns: 1000 }]);
+    }
+
+    #[test]
+    fn what_a_guest_says_stands_between_its_monitors_word_and_the_end() {
+        let mut timeline = read(TEXT).unwrap();
+        timeline.add_ages(&[("kernel_entry", 500), ("init", 100), ("early", 601), ("never", u64::MAX)], 2000);
+        let phases = timeline.phases(1000, "marker", 2000);
+        let seen: Vec<_> =
+            phases.phases.iter().map(|phase| (phase.name.as_str(), phase.duration_ns)).collect();
+        assert_eq!(
+            seen,
+            [("main", 100), ("first_entry", 300), ("kernel_entry", 100), ("init", 400), ("marker", 100)]
+        );
+
+        let mut alone = Timeline::from(1000);
+        alone.add_ages(&[("init", 100)], 2000);
+        let phases = alone.phases(1000, "marker", 2000);
+        assert_eq!((phases.phases.len(), phases.phases[0].duration_ns, phases.unattributed_ns), (2, 900, 0));
     }
 
     #[test]

@@ -52,12 +52,16 @@ impl Contestant {
 /// A sample of what was seen from outside and what the process said of itself.
 fn sample(seen: &Seen, said: &Value, end: &str) -> Sample {
     // `nelly run` has its timeline among its timings.
-    let timeline = Timeline::read(said).or_else(|| Timeline::read(said.get("timings")?));
+    let mut timeline = Timeline::read(said).or_else(|| Timeline::read(said.get("timings")?));
+    if !seen.stamps.is_empty() {
+        // Of a monitor that does not tell of itself, everything until the guest's first stamp is one phase.
+        timeline.get_or_insert(Timeline::from(seen.start_ns)).add_ages(&seen.stamps, seen.end_ns);
+    }
     let phases = timeline.map(|timeline| timeline.phases(seen.start_ns, end, seen.end_ns));
     Sample {
         round: 0,
         total_ns: seen.end_ns - seen.start_ns,
-        teardown_ns: seen.gone_ns.map(|gone| gone.saturating_sub(seen.end_ns)),
+        teardown_ns: seen.teardown_ns,
         user_ns: Some(seen.usage.user_ns),
         system_ns: Some(seen.usage.system_ns),
         minor_faults: Some(seen.usage.minor_faults),

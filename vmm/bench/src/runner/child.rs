@@ -19,6 +19,8 @@ use crate::sys::{self, Usage};
 
 /// What a process that ends itself may take for it once the marker is there.
 const LAST: Duration = Duration::from_secs(10);
+/// What our init may take to tell of its start behind the marker, where its machine does not end by itself.
+const TELLING: Duration = Duration::from_secs(1);
 /// Between the marker and the weighing of a guest that idles: what its monitor does at a start is over then.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -29,8 +31,10 @@ pub(super) struct Seen {
     pub(super) start_ns: u64,
     /// The marker's last byte, or, without a marker, the process's end.
     pub(super) end_ns: u64,
-    /// The process's end; `None` where it was ended.
-    pub(super) gone_ns: Option<u64>,
+    /// From the last that its guest said to the process's end; `None` where it was ended.
+    pub(super) teardown_ns: Option<u64>,
+    /// What the guest said of its own start: names, and how long before `end_ns`, in nanoseconds.
+    pub(super) stamps: Vec<(&'static str, u64)>,
     /// What it used over its life.
     pub(super) usage: Usage,
     /// The most it held until the marker.
@@ -224,22 +228,25 @@ impl Watch<'_> {
         let end_ns = self.marker(marker, start_ns, limit)?;
         // The clock has been read: this costs nobody. By rusage it could not be told from what this process holds.
         let peak_rss_bytes = held::peak_rss_bytes(self.child.id);
-        let mut gone_ns = None;
-        if launch.ends_itself {
-            let last = after(sys::now_ns(), LAST);
-            loop {
-                match self.turn(last)? {
-                    Turn::Marker(_) => {}
-                    Turn::Gone(at) => break gone_ns = Some(at),
-                    Turn::Late => break,
+        let (mut said_ns, mut teardown_ns) = (end_ns, None);
+        let patience = if launch.ends_itself { LAST } else { TELLING };
+        let last = after(sys::now_ns(), patience);
+        while launch.ends_itself || self.said.stamps().is_none() {
+            match self.turn(last)? {
+                Turn::Marker(at) => said_ns = at,
+                Turn::Gone(at) => {
+                    teardown_ns = Some(at.saturating_sub(said_ns));
+                    break;
                 }
+                Turn::Late => break,
             }
         }
-        if gone_ns.is_none() {
+        if teardown_ns.is_none() {
             self.child.kill();
         }
         let (_, usage) = self.child.reap()?;
-        Ok(Seen { start_ns, end_ns, gone_ns, usage, peak_rss_bytes })
+        let stamps = self.said.stamps().unwrap_or_default();
+        Ok(Seen { start_ns, end_ns, teardown_ns, stamps, usage, peak_rss_bytes })
     }
 
     fn until_gone(mut self, start_ns: u64, limit: Duration) -> Result<Seen, RunnerError> {
@@ -260,7 +267,7 @@ impl Watch<'_> {
             return Err(RunnerError::Died { status, before: "with an error".into(), tail });
         }
         let peak_rss_bytes = Some(usage.peak_rss_bytes);
-        Ok(Seen { start_ns, end_ns, gone_ns: None, usage, peak_rss_bytes })
+        Ok(Seen { start_ns, end_ns, teardown_ns: None, stamps: Vec::new(), usage, peak_rss_bytes })
     }
 
     /// Watches until something happens. What the process says goes on being read, so that it never waits for us.
@@ -331,7 +338,7 @@ mod tests {
         let script = "sleep 0.2; printf NELLY-; sleep 0.1; printf 'INIT\\n'; sleep 0.3";
         let seen = seen(script, LONG).unwrap();
         let total = seen.end_ns - seen.start_ns;
-        let teardown = seen.gone_ns.unwrap() - seen.end_ns;
+        let teardown = seen.teardown_ns.unwrap();
         assert!(total >= 300_000_000, "{total}");
         assert!(teardown >= 250_000_000, "{teardown}");
         assert!(seen.usage.minor_faults > 0);
@@ -358,7 +365,7 @@ mod tests {
     #[test]
     fn a_lot_of_output_does_not_stop_it() {
         let script = "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; echo NELLY-INIT; head -c 1000000 /dev/zero";
-        assert!(seen(script, LONG).unwrap().gone_ns.is_some());
+        assert!(seen(script, LONG).unwrap().teardown_ns.is_some());
     }
 
     #[test]
@@ -384,7 +391,24 @@ mod tests {
         let signals = Signals::block(&[12]).unwrap();
         let began = Instant::now();
         let seen = watch(&launch, Some("NELLY-INIT"), LONG, &signals).unwrap();
-        assert!(seen.gone_ns.is_none() && began.elapsed() < LONG);
+        assert!(seen.teardown_ns.is_none() && seen.stamps.is_empty() && began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_the_guest_tells_behind_its_marker_is_waited_for_and_is_no_teardown() {
+        let directory = tempfile::tempdir().unwrap();
+        let words = "echo NELLY-INIT; sleep 0.3; echo NELLY-STAMPS init=7";
+        let signals = Signals::block(&[12]).unwrap();
+        let endless =
+            Launch { ends_itself: false, ..stand_in(directory.path(), &format!("{words}; exec sleep 1000")) };
+        let seen = watch(&endless, Some("NELLY-INIT"), LONG, &signals).unwrap();
+        assert_eq!((seen.stamps.as_slice(), seen.teardown_ns), ([("init", 7)].as_slice(), None));
+        let ends = stand_in(directory.path(), words);
+        let before = sys::now_ns();
+        let seen = watch(&ends, Some("NELLY-INIT"), LONG, &signals).unwrap();
+        let whole = sys::now_ns() - before;
+        let teardown = seen.teardown_ns.unwrap();
+        assert!(seen.stamps == [("init", 7)] && teardown + 300_000_000 <= whole, "{teardown} of {whole}");
     }
 
     #[test]
@@ -415,7 +439,7 @@ mod tests {
         let signals = Signals::block(&[12]).unwrap();
         let good = stand_in(directory.path(), "sleep 0.1");
         let seen = watch(&good, None, LONG, &signals).unwrap();
-        assert!(seen.end_ns - seen.start_ns >= 100_000_000 && seen.gone_ns.is_none());
+        assert!(seen.end_ns - seen.start_ns >= 100_000_000 && seen.teardown_ns.is_none());
         let bad = stand_in(directory.path(), "exit 125");
         let error = watch(&bad, None, LONG, &signals).unwrap_err().to_string();
         assert!(error.contains("125") && error.contains("with an error"), "{error}");

@@ -1,4 +1,4 @@
-//! What a process says: searched for the marker, its end kept for an error.
+//! What a process says: searched for the marker and for what our init tells behind it, its end kept for an error.
 
 use std::io::{self, Read};
 
@@ -6,6 +6,11 @@ use crate::sys;
 
 /// Most bytes of what it said that an error carries.
 const TAIL: usize = 600;
+
+/// What our init says behind its marker: how long before it, in nanoseconds, the guest came to where the names say.
+const STAMPS: &str = "NELLY-STAMPS";
+/// Their names, as in docs/timeline.md. A guest may lie: others are not taken.
+const NAMES: [&str; 3] = ["kernel_entry", "init", "init_main"];
 
 /// Finds a marker in a stream of chunks, also across their borders.
 pub(super) struct Finder<'a> {
@@ -26,6 +31,17 @@ impl<'a> Finder<'a> {
         let surplus = self.kept.len().saturating_sub(TAIL.max(self.marker.len()));
         self.kept.drain(..surplus);
         found
+    }
+
+    /// What the guest said of its own start: names, and how long before the marker, in nanoseconds. `None` until the whole line is there.
+    pub(super) fn stamps(&self) -> Option<Vec<(&'static str, u64)>> {
+        let said = String::from_utf8_lossy(&self.kept);
+        let line = said.rsplit_once(STAMPS)?.1.split_once('\n')?.0;
+        let stamp = |word: &str| {
+            let (name, age) = word.split_once('=')?;
+            Some((*NAMES.iter().find(|known| **known == name)?, age.parse().ok()?))
+        };
+        Some(line.split_whitespace().filter_map(stamp).collect())
     }
 
     /// The end of what was said, without control characters: a guest writes it.
@@ -64,6 +80,17 @@ pub(super) fn drain(stream: &mut Option<impl Read>, finder: &mut Finder<'_>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guest_tells_of_its_start_in_a_whole_line() {
+        let mut finder = Finder::new("MARK");
+        finder.feed(b"MARK\r\n[    0.1] NELLY-STAMPS kernel_entry=900 init=30 in");
+        assert_eq!(finder.stamps(), None);
+        finder.feed(b"it_main=29\r\n");
+        assert_eq!(finder.stamps().unwrap(), [("kernel_entry", 900), ("init", 30), ("init_main", 29)]);
+        finder.feed(b"NELLY-STAMPS init=x init=-1 init=99999999999999999999 root=7 init_main=5 =\n");
+        assert_eq!(finder.stamps().unwrap(), [("init_main", 5)]);
+    }
 
     #[test]
     fn a_marker_is_found_across_chunks() {
