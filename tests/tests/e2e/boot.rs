@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use nelly_tests::{asset, nelly, run, top, wait};
+use nelly_tests::{Done, asset, nelly, run, top, wait};
 
 use super::{Home, LIMIT};
 
@@ -27,6 +27,17 @@ pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str
     out
 }
 
+/// Our kernel, its init running `script`, in a machine with `flags`.
+pub(crate) fn ours(home: &Home, script: &str, flags: &[&str]) -> Done {
+    let initrd = initramfs(home, Some(script), None);
+    let vmlinux = asset("vmlinux");
+    let (kernel, initrd) = (vmlinux.to_str().unwrap(), initrd.to_str().unwrap());
+    let append = "console=ttyS0 quiet panic=-1 reboot=k";
+    let words = [&["boot", "--kernel", kernel, "--initrd", initrd, "--append", append], flags].concat();
+    // One emulated processor takes turns with all of theirs.
+    run(&mut nelly(home.path(), &words), b"", 4 * LIMIT)
+}
+
 /// What `tests/setup/stock-kernel` prints under `key`.
 pub(crate) fn stock(key: &str) -> String {
     let done = run(&mut Command::new(top().join("tests/setup/stock-kernel")), b"", LIMIT);
@@ -38,21 +49,8 @@ pub(crate) fn stock(key: &str) -> String {
 #[test]
 fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
     let home = Home::new();
-    let initrd = initramfs(&home, Some("grep -c virtio /proc/cmdline; exit 3"), None);
-    let initrd = initrd.to_str().unwrap();
-    let vmlinux = asset("vmlinux");
     for protocol in ["auto", "elf64", "pvh"] {
-        let done = home.nelly(&[
-            "boot",
-            "--kernel",
-            vmlinux.to_str().unwrap(),
-            "--initrd",
-            initrd,
-            "--protocol",
-            protocol,
-            "--append",
-            "console=ttyS0 quiet panic=-1 reboot=k",
-        ]);
+        let done = ours(&home, "grep -c virtio /proc/cmdline; exit 3", &["--protocol", protocol]);
         done.expect(0);
         assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());
         assert!(done.out().contains("INIT-DONE 3"), "{protocol}: {}", done.out());
@@ -62,21 +60,7 @@ fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
 #[test]
 fn our_kernel_brings_up_thirty_two_cpus() {
     let home = Home::new();
-    let initrd = initramfs(&home, Some("cat /sys/devices/system/cpu/online"), None);
-    let vmlinux = asset("vmlinux");
-    let words = [
-        "boot",
-        "--kernel",
-        vmlinux.to_str().unwrap(),
-        "--initrd",
-        initrd.to_str().unwrap(),
-        "--cpus",
-        "32",
-        "--append",
-        "console=ttyS0 quiet panic=-1 reboot=k",
-    ];
-    // One emulated processor takes turns with all thirty-two.
-    let done = run(&mut nelly(home.path(), &words), b"", 4 * LIMIT);
+    let done = ours(&home, "cat /sys/devices/system/cpu/online", &["--cpus", "32"]);
     done.expect(0);
     assert!(done.out().contains("INIT-READY cpus=32"), "{}", done.out());
     assert!(done.out().contains("0-31"), "{}", done.out());
@@ -156,21 +140,8 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
         dd if=/dev/vdb bs=1M 2>/dev/null | md5sum | cut -d' ' -f1
         cat /sys/block/vdb/ro
     ";
-    let initrd = initramfs(&home, Some(script), None);
-    let vmlinux = asset("vmlinux");
-    let done = home.nelly(&[
-        "boot",
-        "--kernel",
-        vmlinux.to_str().unwrap(),
-        "--initrd",
-        initrd.to_str().unwrap(),
-        "--append",
-        "console=ttyS0 quiet panic=-1 reboot=k",
-        "--disk",
-        disk.to_str().unwrap(),
-        "--disk",
-        &format!("{},ro", kept.display()),
-    ]);
+    let (writable, read_only) = (disk.to_str().unwrap(), format!("{},ro", kept.display()));
+    let done = ours(&home, script, &["--disk", writable, "--disk", &read_only]);
     done.expect(0);
     let out = done.out();
     assert!(out.contains("INIT-DONE 0") && !out.contains("WROTE-READ-ONLY"), "{out}");
@@ -187,20 +158,6 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
 #[test]
 fn a_panic_and_a_power_off_are_told_apart() {
     let home = Home::new();
-    let vmlinux = asset("vmlinux");
-    let boot = |script: &str| {
-        let initrd = initramfs(&home, Some(script), None);
-        home.nelly(&[
-            "boot",
-            "--kernel",
-            vmlinux.to_str().unwrap(),
-            "--initrd",
-            initrd.to_str().unwrap(),
-            "--append",
-            "console=ttyS0 quiet panic=-1 reboot=k",
-        ])
-    };
-    let done = boot("echo c >/proc/sysrq-trigger; sleep 60");
-    done.expect(121);
-    boot("reboot -f").expect(0);
+    ours(&home, "echo c >/proc/sysrq-trigger; sleep 60", &[]).expect(121);
+    ours(&home, "reboot -f", &[]).expect(0);
 }

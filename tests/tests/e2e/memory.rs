@@ -1,15 +1,17 @@
-//! Memory that comes while the guest runs, by the driver of a kernel that is not ours.
+//! Memory that comes when it is needed, in our kernel, and while the guest runs, by the driver of a kernel that is not ours.
 
 use std::io::{BufRead, BufReader};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use nelly_tests::run;
 use nelly_vmm::config::{CommandLine, Endpoint, FileSource, HotplugSize, MachineConfig, MemorySize};
 use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources};
 
-use super::Home;
-use super::boot::{initramfs, stock};
+use super::boot::{initramfs, ours, stock};
 use super::machine::out_of_process;
+use super::{Home, LIMIT};
 
 const MIB: u64 = 1 << 20;
 
@@ -27,6 +29,64 @@ while :; do
   sleep 0.1
 done
 "#;
+
+/// What programs see of memory that nobody has made yet, what walks over all of it, and four processors that fill it at once, twice, the
+/// second time to the last page.
+const FILL: &str = r#"
+mount -t tmpfs -o size=92% tmpfs /mnt
+meminfo() { sed -n "s/^\(Mem[A-Za-z]*\): *\([0-9]*\) kB/$1\1 \2 END/p" /proc/meminfo; }
+meminfo BEFORE-
+echo 1 >/proc/sys/vm/compact_memory
+echo FLAGS $(cat /proc/kpageflags | wc -c) END
+for turn in 1 2; do
+  for writer in 1 2 3 4; do
+    (cd /mnt
+     yes "$turn-$writer" | head -c 1048576 >$writer
+     for times in 2 4 8 16 32 64; do cat $writer $writer >$writer.more && mv $writer.more $writer; done) &
+  done
+  wait
+  [ $turn = 1 ] || dd if=/dev/zero of=/mnt/rest bs=1M 2>/dev/null
+  for writer in 1 2 3 4; do
+    echo SUM-$turn-$writer $(md5sum </mnt/$writer | cut -d' ' -f1) END
+  done
+  [ $turn = 1 ] || echo MADE $(sed -n 's/^nr_free_pages //p' /proc/vmstat) END
+  [ $turn = 1 ] || meminfo FULL-
+  rm /mnt/*
+done
+echo 1 >/proc/sys/vm/compact_memory
+echo 100 >/proc/sys/vm/nr_hugepages
+echo HUGE $(cat /proc/sys/vm/nr_hugepages) END
+meminfo AFTER-
+"#;
+
+#[test]
+fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
+    let home = Home::new();
+    let done = ours(&home, FILL, &["--cpus", "4", "-m", "512M"]);
+    let out = done.expect(0).out();
+    let word = |name: &str| {
+        let line = out.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" END"));
+        line.unwrap_or_else(|| panic!("no {name} in {out}")).trim()
+    };
+    let figure = |name: &str| word(name).parse::<u64>().unwrap();
+    let total = figure("BEFORE-MemTotal");
+    let (free, available) = (figure("BEFORE-MemFree"), figure("BEFORE-MemAvailable"));
+    assert!(total > 490_000 && total < 512 << 10, "{out}");
+    assert!(free > total - 40_000 && free < total && available > total - 60_000, "{out}");
+    assert_eq!(figure("FLAGS"), (512 * MIB) / 4096 * 8, "{out}");
+    for (turn, writer) in [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4)] {
+        let expected = format!("{turn}-{writer}\n").repeat(64 << 18);
+        let expected = run(&mut Command::new("md5sum"), expected.as_bytes(), LIMIT).out();
+        assert_eq!(word(&format!("SUM-{turn}-{writer}")), &expected[..32], "{out}");
+    }
+    // The last of it was made: what is free is all in the allocator's lists, but for a moment's difference.
+    assert!(figure("FULL-MemFree").abs_diff(figure("MADE") * 4) < 4096, "{out}");
+    assert!(figure("FULL-MemFree") < 64 << 10, "{out}");
+    assert_eq!(figure("HUGE"), 100, "{out}");
+    // Counted once, though it was counted as managed before it was made.
+    assert_eq!(figure("AFTER-MemTotal"), total, "{out}");
+    assert!(out.contains("INIT-DONE 0"), "{out}");
+}
 
 /// Debian's kernel and its driver: takes what it is asked to take, gives it back, and takes it again; also across pauses.
 fn a_stock_driver_follows(place: &Place) {
