@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::plot::{colour, distribution, escape, held, phases, strip};
+use super::plot::{colour, distribution, escape, held, number_of, phases, strip};
 use super::{percent, size, time};
 use crate::host::hundredths;
 use crate::record::{Record, Series, mean};
@@ -93,8 +93,8 @@ fn legend(record: &Record) -> String {
     format!("<ul class=\"plain\">{entries}</ul>\n")
 }
 
-/// A table with a heading, its cells' text escaped here. With `spots` each row begins with its number's colour, but the last.
-fn table(out: &mut String, head: &[&str], rows: &[Vec<String>], spots: bool) {
+/// A table with a heading, its cells' text escaped here. A row begins with its colour, the number of which is in `spots`, if there is one.
+fn table(out: &mut String, head: &[&str], rows: &[Vec<String>], spots: &[usize]) {
     out.push_str("<div class=\"wide\"><table>\n<tr>");
     for cell in head {
         let _ = write!(out, "<th>{}</th>", escape(cell));
@@ -103,8 +103,8 @@ fn table(out: &mut String, head: &[&str], rows: &[Vec<String>], spots: bool) {
     for (number, row) in rows.iter().enumerate() {
         out.push_str("<tr>");
         for (place, cell) in row.iter().enumerate() {
-            let spot = spots && place == 0 && number + 1 < rows.len();
-            let text = if spot { swatch(number, cell) } else { escape(cell) };
+            let spot = spots.get(number).filter(|_| place == 0);
+            let text = spot.map_or_else(|| escape(cell), |spot| swatch(*spot, cell));
             let _ = write!(out, "<td>{text}</td>");
         }
         out.push_str("</tr>\n");
@@ -167,7 +167,7 @@ fn times(record: &Record, out: &mut String) {
         row.push(format!("{} to {}", time(s.p50_low), time(s.p50_high)));
         rows.push(row);
     }
-    table(out, &["", "samples", "min", "p50", "p90", "p99", "max", "95 % of p50"], &rows, false);
+    table(out, &["", "samples", "min", "p50", "p90", "p99", "max", "95 % of p50"], &rows, &[]);
 }
 
 fn phase_tables(record: &Record, out: &mut String) {
@@ -180,7 +180,8 @@ fn phase_tables(record: &Record, out: &mut String) {
         }
         let rest = series.unattributed_mean_ns.unwrap_or(0);
         rows.push(vec!["(in no phase)".into(), time(rest), percent(rest, whole), String::new()]);
-        table(out, &[&series.name, "mean", "share", "p50"], &rows, true);
+        let spots: Vec<_> = series.phases.iter().map(|phase| number_of(record, &phase.name)).collect();
+        table(out, &[&series.name, "mean", "share", "p50"], &rows, &spots);
     }
 }
 
@@ -217,7 +218,7 @@ fn costs(record: &Record, out: &mut String) {
     ];
     if rows.iter().any(|row| row[1..].iter().any(|cell| cell != "-")) {
         out.push_str("<h2>What a start costs</h2>\n<p class=\"about\">Medians. Peak RSS includes the guest\u{2019}s memory; RSS beside the guest is the monitor\u{2019}s own, private and shared, in one more start whose guest idles; exits are those that reach the VMM.</p>\n");
-        table(out, &head, &rows, false);
+        table(out, &head, &rows, &[]);
     }
 }
 
@@ -250,7 +251,7 @@ fn steps(record: &Record, out: &mut String) {
         "of it private",
         "host has left",
     ];
-    table(out, &head, &rows.collect::<Vec<_>>(), false);
+    table(out, &head, &rows.collect::<Vec<_>>(), &[]);
 }
 
 #[cfg(test)]
@@ -356,6 +357,20 @@ pub(super) mod tests {
         for forbidden in ["http:", "https:", "<script", "NaN", "inf"] {
             assert!(!text.contains(forbidden), "{forbidden}");
         }
+    }
+
+    #[test]
+    fn a_phase_has_one_colour_whoever_goes_through_it() {
+        let mut record = example();
+        let phase = record.series[0].phases.last().unwrap().clone();
+        record.series[1].phases = vec![phase.clone()];
+        let number = record.series[0].phases.len() - 1;
+        assert!(number > 0);
+        assert_eq!(number_of(&record, &phase.name), number);
+        let text = html(&record);
+        well_formed(&text);
+        assert_eq!(text.matches(&swatch(number, &phase.name)).count(), 2, "{text}");
+        assert_eq!(text.matches(&format!("fill=\"{}\"><title>{}", colour(number), phase.name)).count(), 2);
     }
 
     #[test]

@@ -25,6 +25,17 @@ pub(super) fn colour(index: usize) -> &'static str {
     COLOURS[index % COLOURS.len()]
 }
 
+/// The number of a phase: the same for every contestant, so that it has one colour.
+pub(super) fn number_of(record: &Record, phase: &str) -> usize {
+    let mut names: Vec<&str> = Vec::new();
+    for name in record.series.iter().flat_map(|series| &series.phases).map(|phase| phase.name.as_str()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.iter().position(|name| *name == phase).unwrap_or(0)
+}
+
 /// Text that is no markup.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
@@ -212,8 +223,8 @@ pub(super) fn phases(record: &Record) -> String {
         if series.phases.is_empty() {
             bar(whole(series), "#bdbdbd", "no timeline");
         }
-        for (number, phase) in series.phases.iter().enumerate() {
-            bar(phase.mean_ns, colour(number), &phase.name);
+        for phase in &series.phases {
+            bar(phase.mean_ns, colour(number_of(record, &phase.name)), &phase.name);
         }
     }
     out + "</svg>\n"
