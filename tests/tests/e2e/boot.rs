@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nelly_tests::{Done, asset, nelly, run, top, wait};
 
@@ -27,15 +28,14 @@ pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str
     out
 }
 
-/// Our kernel, its init running `script`, in a machine with `flags`.
-pub(crate) fn ours(home: &Home, script: &str, flags: &[&str]) -> Done {
+/// Our kernel, its init running `script`, in a machine with `flags`, within `limit`: one emulated processor takes turns with all of theirs.
+pub(crate) fn ours(home: &Home, script: &str, flags: &[&str], limit: Duration) -> Done {
     let initrd = initramfs(home, Some(script), None);
     let vmlinux = asset("vmlinux");
     let (kernel, initrd) = (vmlinux.to_str().unwrap(), initrd.to_str().unwrap());
     let append = "console=ttyS0 quiet panic=-1 reboot=k";
     let words = [&["boot", "--kernel", kernel, "--initrd", initrd, "--append", append], flags].concat();
-    // One emulated processor takes turns with all of theirs.
-    run(&mut nelly(home.path(), &words), b"", 4 * LIMIT)
+    run(&mut nelly(home.path(), &words), b"", limit)
 }
 
 /// What `tests/setup/stock-kernel` prints under `key`.
@@ -50,7 +50,7 @@ pub(crate) fn stock(key: &str) -> String {
 fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
     let home = Home::new();
     for protocol in ["auto", "elf64", "pvh"] {
-        let done = ours(&home, "grep -c virtio /proc/cmdline; exit 3", &["--protocol", protocol]);
+        let done = ours(&home, "grep -c virtio /proc/cmdline; exit 3", &["--protocol", protocol], LIMIT);
         done.expect(0);
         assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());
         assert!(done.out().contains("INIT-DONE 3"), "{protocol}: {}", done.out());
@@ -60,7 +60,7 @@ fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
 #[test]
 fn our_kernel_brings_up_thirty_two_cpus() {
     let home = Home::new();
-    let done = ours(&home, "cat /sys/devices/system/cpu/online", &["--cpus", "32"]);
+    let done = ours(&home, "cat /sys/devices/system/cpu/online", &["--cpus", "32"], 4 * LIMIT);
     done.expect(0);
     assert!(done.out().contains("INIT-READY cpus=32"), "{}", done.out());
     assert!(done.out().contains("0-31"), "{}", done.out());
@@ -141,7 +141,7 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
         cat /sys/block/vdb/ro
     ";
     let (writable, read_only) = (disk.to_str().unwrap(), format!("{},ro", kept.display()));
-    let done = ours(&home, script, &["--disk", writable, "--disk", &read_only]);
+    let done = ours(&home, script, &["--disk", writable, "--disk", &read_only], LIMIT);
     done.expect(0);
     let out = done.out();
     assert!(out.contains("INIT-DONE 0") && !out.contains("WROTE-READ-ONLY"), "{out}");
@@ -158,6 +158,6 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
 #[test]
 fn a_panic_and_a_power_off_are_told_apart() {
     let home = Home::new();
-    ours(&home, "echo c >/proc/sysrq-trigger; sleep 60", &[]).expect(121);
-    ours(&home, "reboot -f", &[]).expect(0);
+    ours(&home, "echo c >/proc/sysrq-trigger; sleep 60", &[], LIMIT).expect(121);
+    ours(&home, "reboot -f", &[], LIMIT).expect(0);
 }

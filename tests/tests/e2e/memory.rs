@@ -62,7 +62,7 @@ meminfo AFTER-
 #[test]
 fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
     let home = Home::new();
-    let done = ours(&home, FILL, &["--cpus", "4", "-m", "512M"]);
+    let done = ours(&home, FILL, &["--cpus", "4", "-m", "512M"], 4 * LIMIT);
     let out = done.expect(0).out();
     let word = |name: &str| {
         let line = out.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" END"));

@@ -46,7 +46,7 @@ pub struct Phases {
 impl Timeline {
     /// One without stamps, of what began at `origin_ns`.
     #[must_use]
-    pub fn from(origin_ns: u64) -> Self {
+    pub fn begun_at(origin_ns: u64) -> Self {
         Self { clock: CLOCK.to_owned(), origin_ns, stamps: Vec::new() }
     }
 
@@ -128,7 +128,7 @@ mod tests {
             [("main", 100), ("first_entry", 300), ("kernel_entry", 100), ("init", 400), ("marker", 100)]
         );
 
-        let mut alone = Timeline::from(1000);
+        let mut alone = Timeline::begun_at(1000);
         alone.add_ages(&[("init", 100)], 2000);
         let phases = alone.phases(1000, "marker", 2000);
         assert_eq!((phases.phases.len(), phases.phases[0].duration_ns, phases.unattributed_ns), (2, 900, 0));

@@ -55,7 +55,7 @@ fn sample(seen: &Seen, said: &Value, end: &str) -> Sample {
     let mut timeline = Timeline::read(said).or_else(|| Timeline::read(said.get("timings")?));
     if !seen.stamps.is_empty() {
         // Of a monitor that does not tell of itself, everything until the guest's first stamp is one phase.
-        timeline.get_or_insert(Timeline::from(seen.start_ns)).add_ages(&seen.stamps, seen.end_ns);
+        timeline.get_or_insert(Timeline::begun_at(seen.start_ns)).add_ages(&seen.stamps, seen.end_ns);
     }
     let phases = timeline.map(|timeline| timeline.phases(seen.start_ns, end, seen.end_ns));
     Sample {
