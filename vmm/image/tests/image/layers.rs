@@ -1,13 +1,11 @@
 //! Layers through the whole path: tar → tree → EROFS → an independent reader, with erofs-utils as the judge.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
-
-mod support;
+#![allow(clippy::cast_possible_truncation, reason = "tests")]
 
 use std::collections::BTreeMap;
 
-use support::erofs::Item;
-use support::image::{Pack, Place, refusal, refusal_of, tree_of};
-use support::tarball::{Head, Tar, dir, file, hard_link, symlink};
+use crate::support::erofs::Item;
+use crate::support::image::{Pack, Place, refusal, refusal_of, tree_of};
+use crate::support::tarball::{Head, Tar, dir, file, hard_link, symlink};
 
 fn names(tree: &BTreeMap<Vec<u8>, Item>) -> Vec<String> {
     tree.keys()
@@ -331,8 +329,8 @@ fn bombs_end_at_the_limit() {
     let mut bomb = Tar::default().add(file("zeros"), &vec![0; 24 << 20]).end();
     for pack in [Pack::Gzip, Pack::Zstd] {
         let dir = place.path(&format!("{pack:?}"));
-        let layout = support::image::Layout::with(&dir, &[(bomb.clone(), pack)], "{}");
-        let message = support::image::chain(&place.resolve(&layout.reference()).unwrap_err());
+        let layout = crate::support::image::Layout::with(&dir, &[(bomb.clone(), pack)], "{}");
+        let message = crate::support::image::chain(&place.resolve(&layout.reference()).unwrap_err());
         assert!(message.contains("unpack to more than 8388608 bytes"), "{message}");
     }
     // A sparse file is a bomb without any compression.

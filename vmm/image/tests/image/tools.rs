@@ -1,7 +1,4 @@
 //! Images made by other programs, and our images read by other programs: umoci, skopeo, tar, erofs-utils, the kernel.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -10,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::support::erofs::{Item, Reader};
+use crate::support::image::{Layout, Pack, Place};
+use crate::support::{fsck, is_root, run};
 use nelly_image::{Image, Reference};
-use support::erofs::{Item, Reader};
-use support::image::{Layout, Pack, Place};
-use support::{fsck, is_root, run};
 
 /// What a comparison looks at.
 #[derive(Clone, Copy, Default)]
@@ -248,7 +245,7 @@ fn an_image_of_umoci_in_every_form() {
             assert_eq!(built.digest, digest, "{reference}");
         }
     }
-    let message = support::image::chain(&place.resolve(&docker("docker.tar", Some("2"))).unwrap_err());
+    let message = crate::support::image::chain(&place.resolve(&docker("docker.tar", Some("2"))).unwrap_err());
     assert!(message.contains("no tag `2`; there are: docker.io/example/app:1.2"), "{message}");
 }
 

@@ -1,14 +1,12 @@
 //! Random layers against a model of what they mean, and damaged ones against the parser.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
-
-mod support;
+#![allow(clippy::cast_possible_truncation, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::support::erofs::Reader;
+use crate::support::image::{Layout, Pack, Place};
+use crate::support::tarball::{self, Head, Tar};
 use proptest::prelude::*;
-use support::erofs::Reader;
-use support::image::{Layout, Pack, Place};
-use support::tarball::{self, Head, Tar};
 
 /// What an entry of a layer does. Paths have one to four names.
 #[derive(Clone, Debug)]
@@ -234,7 +232,7 @@ fn check(layers: &[Vec<(Step, Attr)>]) {
     let place = Place::default();
     let layout = Layout::with(&place.path("layout"), &tars, "{}");
     let image = place.resolve(&layout.reference()).unwrap();
-    support::fsck(image.disk_path.as_deref().unwrap());
+    crate::support::fsck(image.disk_path.as_deref().unwrap());
     let tree = Reader::new(image.disk).tree();
 
     let ours: BTreeSet<&[u8]> = model.names.keys().map(String::as_bytes).collect();
@@ -331,7 +329,7 @@ fn seed() -> Vec<u8> {
 
 #[test]
 fn the_seed_is_sound() {
-    let tree = support::image::tree_of(&[seed()]);
+    let tree = crate::support::image::tree_of(&[seed()]);
     assert_eq!(tree[&b"old-sparse"[..]].size, 4096);
     assert_eq!(tree[&b"old-sparse"[..]].data[512..1024], [2; 512]);
     assert_eq!(tree[&b"new-sparse"[..]].size, 9000);

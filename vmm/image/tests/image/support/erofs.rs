@@ -32,7 +32,6 @@ pub struct Reader {
     xattr: u64,
     root: u64,
     pub inodes: u64,
-    pub uuid: [u8; 16],
 }
 
 fn le(data: &[u8], at: usize, len: usize) -> u64 {
@@ -57,7 +56,6 @@ impl Reader {
             xattr: le(&sb, 44, 4) * BLOCK,
             root: le(&sb, 14, 2),
             inodes: le(&sb, 16, 8),
-            uuid: sb[48..64].try_into().unwrap(),
         }
     }
 

@@ -1,7 +1,4 @@
 //! Layouts, archives and the cache: what is chosen, what is refused and how fast, what stays behind.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
 
 use std::fs;
 use std::io::Write;
@@ -9,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::erofs::Reader;
+use crate::support::image::{ARCH, Layout, Pack, Place, chain, gzip};
+use crate::support::tarball::{Tar, dir, file, hard_link, symlink};
 use nelly_image::{Digest, ImageError, Phase, Progress, Reference, Silent, Store, StoreOptions};
-use support::erofs::Reader;
-use support::image::{ARCH, Layout, Pack, Place, chain, gzip};
-use support::tarball::{Tar, dir, file, hard_link, symlink};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -367,7 +364,7 @@ fn oci_archives() {
     let layout = place.layout(&[layer("archived")]);
     let path = place.path("image.tar");
     let reference = Reference::OciArchive { file: path.clone(), tag: Some("latest".to_owned()) };
-    support::run("tar", &["-C", layout.dir.to_str().unwrap(), "-cf", path.to_str().unwrap(), "."]);
+    crate::support::run("tar", &["-C", layout.dir.to_str().unwrap(), "-cf", path.to_str().unwrap(), "."]);
     assert_eq!(name_in(place.resolve(&reference).unwrap()), "archived");
     // A whole layout by hard links, as deduplicating archivers write it.
     let mut tar = Tar::default();
@@ -539,7 +536,7 @@ fn a_directory_that_cannot_be_read() {
     fs::remove_file(&root).unwrap();
     fs::create_dir_all(root.join("a/b")).unwrap();
     fs::write(root.join("a/b/secret"), "x").unwrap();
-    if !support::is_root() {
+    if !crate::support::is_root() {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(root.join("a/b/secret"), fs::Permissions::from_mode(0o000)).unwrap();
         assert!(
@@ -548,7 +545,7 @@ fn a_directory_that_cannot_be_read() {
         );
     }
     // What is mounted in it stays out: here nothing is, so everything is in.
-    if support::is_root() {
+    if crate::support::is_root() {
         let tree = Reader::new(place.resolve(&reference).unwrap().disk).tree();
         assert_eq!(tree[&b"a/b/secret"[..]].data, b"x");
     }
@@ -585,13 +582,13 @@ impl Drop for Small {
 #[test]
 fn a_full_disk() {
     // Only root can mount one; others meet the same code through the limits.
-    if !support::is_root() {
+    if !crate::support::is_root() {
         eprintln!("not root: no small file system to fill");
         return;
     }
     let place = Place::default();
     fs::create_dir(place.cache()).unwrap();
-    support::run(
+    crate::support::run(
         "mount",
         &["-t", "tmpfs", "-o", "size=2m,mode=700", "none", place.cache().to_str().unwrap()],
     );
@@ -600,7 +597,7 @@ fn a_full_disk() {
         (0..6_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
     let layout = place.layout(&[Tar::default().add(file("noise"), &noise).end()]);
     let archive = place.path("image.tar.gz");
-    support::run("tar", &["-C", layout.dir.to_str().unwrap(), "-czf", archive.to_str().unwrap(), "."]);
+    crate::support::run("tar", &["-C", layout.dir.to_str().unwrap(), "-czf", archive.to_str().unwrap(), "."]);
     let root = place.path("root");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("noise"), &noise).unwrap();

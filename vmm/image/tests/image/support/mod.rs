@@ -1,6 +1,5 @@
 //! What the tests share: a reader of EROFS that knows nothing of the writer, and makers of tars and layouts.
-#![allow(dead_code, reason = "every test binary uses its own part")]
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, reason = "test support")]
+#![allow(missing_docs, unreachable_pub, reason = "test support")]
 #![allow(clippy::cast_possible_truncation, reason = "test data is small")]
 
 pub mod erofs;

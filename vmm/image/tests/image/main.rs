@@ -1,0 +1,8 @@
+//! Images as the outside sees them: one binary, so that what its rooms share is compiled, and checked for use, once.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod layers;
+mod random;
+mod sources;
+mod support;
+mod tools;
