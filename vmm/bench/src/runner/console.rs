@@ -16,17 +16,20 @@ const NAMES: [&str; 3] = ["kernel_entry", "init", "init_main"];
 pub(super) struct Finder<'a> {
     marker: &'a [u8],
     kept: Vec<u8>,
+    stamps: Option<Vec<(&'static str, u64)>>,
 }
 
 impl<'a> Finder<'a> {
     pub(super) fn new(marker: &'a str) -> Self {
-        Self { marker: marker.as_bytes(), kept: Vec::new() }
+        Self { marker: marker.as_bytes(), kept: Vec::new(), stamps: None }
     }
 
     /// Whether the marker's last byte is in `chunk`.
     fn feed(&mut self, chunk: &[u8]) -> bool {
         self.kept.extend_from_slice(chunk);
         let found = self.kept.windows(self.marker.len()).any(|window| window == self.marker);
+        // Now: a monitor that writes a log of its own ends with more than is kept.
+        self.stamps = self.stamps.take().or_else(|| stamps_in(&self.kept));
         // Enough for a marker that goes on in the next chunk, and for a person who asks what was said last.
         let surplus = self.kept.len().saturating_sub(TAIL.max(self.marker.len()));
         self.kept.drain(..surplus);
@@ -34,14 +37,8 @@ impl<'a> Finder<'a> {
     }
 
     /// What the guest said of its own start: names, and how long before the marker, in nanoseconds. `None` until the whole line is there.
-    pub(super) fn stamps(&self) -> Option<Vec<(&'static str, u64)>> {
-        let said = String::from_utf8_lossy(&self.kept);
-        let line = said.rsplit_once(STAMPS)?.1.split_once('\n')?.0;
-        let stamp = |word: &str| {
-            let (name, age) = word.split_once('=')?;
-            Some((*NAMES.iter().find(|known| **known == name)?, age.parse().ok()?))
-        };
-        Some(line.split_whitespace().filter_map(stamp).collect())
+    pub(super) fn stamps(&self) -> Option<&[(&'static str, u64)]> {
+        self.stamps.as_deref()
     }
 
     /// The end of what was said, without control characters: a guest writes it.
@@ -54,6 +51,16 @@ impl<'a> Finder<'a> {
             said => format!("; it said last:\n{said}"),
         }
     }
+}
+
+fn stamps_in(said: &[u8]) -> Option<Vec<(&'static str, u64)>> {
+    let said = String::from_utf8_lossy(said);
+    let line = said.rsplit_once(STAMPS)?.1.split_once('\n')?.0;
+    let stamp = |word: &str| {
+        let (name, age) = word.split_once('=')?;
+        Some((*NAMES.iter().find(|known| **known == name)?, age.parse().ok()?))
+    };
+    Some(line.split_whitespace().filter_map(stamp).collect())
 }
 
 /// Reads what is there; the time of the read that completed the marker. A stream at its end is closed.
