@@ -228,14 +228,14 @@ impl Watch<'_> {
         let end_ns = self.marker(marker, start_ns, limit)?;
         // The clock has been read: this costs nobody. By rusage it could not be told from what this process holds.
         let peak_rss_bytes = held::peak_rss_bytes(self.child.id);
-        let (mut said_ns, mut teardown_ns) = (end_ns, None);
+        let mut teardown_ns = None;
         let patience = if launch.ends_itself { LAST } else { TELLING };
         let last = after(sys::now_ns(), patience);
         while launch.ends_itself || self.said.stamps().is_none() {
             match self.turn(last)? {
-                Turn::Marker(at) => said_ns = at,
+                Turn::Marker(_) => {}
                 Turn::Gone(at) => {
-                    teardown_ns = Some(at.saturating_sub(said_ns));
+                    teardown_ns = Some(at.saturating_sub(self.said.told_ns().unwrap_or(end_ns)));
                     break;
                 }
                 Turn::Late => break,
@@ -245,7 +245,7 @@ impl Watch<'_> {
             self.child.kill();
         }
         let (_, usage) = self.child.reap()?;
-        let stamps = self.said.stamps().unwrap_or_default();
+        let stamps = self.said.stamps().unwrap_or_default().to_vec();
         Ok(Seen { start_ns, end_ns, teardown_ns, stamps, usage, peak_rss_bytes })
     }
 

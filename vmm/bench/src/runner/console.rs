@@ -16,20 +16,30 @@ const NAMES: [&str; 3] = ["kernel_entry", "init", "init_main"];
 pub(super) struct Finder<'a> {
     marker: &'a [u8],
     kept: Vec<u8>,
-    stamps: Option<Vec<(&'static str, u64)>>,
+    found: bool,
+    told: Option<Told>,
+}
+
+/// The guest's last word.
+struct Told {
+    /// When it was read.
+    at: u64,
+    /// Names, and how long before the marker.
+    stamps: Vec<(&'static str, u64)>,
 }
 
 impl<'a> Finder<'a> {
     pub(super) fn new(marker: &'a str) -> Self {
-        Self { marker: marker.as_bytes(), kept: Vec::new(), stamps: None }
+        Self { marker: marker.as_bytes(), kept: Vec::new(), found: false, told: None }
     }
 
-    /// Whether the marker's last byte is in `chunk`.
-    fn feed(&mut self, chunk: &[u8]) -> bool {
+    /// Whether the marker's last byte is in `chunk`, which was read at `at`.
+    fn feed(&mut self, chunk: &[u8], at: u64) -> bool {
         self.kept.extend_from_slice(chunk);
-        let found = self.kept.windows(self.marker.len()).any(|window| window == self.marker);
+        let found = !self.found && self.kept.windows(self.marker.len()).any(|window| window == self.marker);
+        self.found |= found;
         // Now: a monitor that writes a log of its own ends with more than is kept.
-        self.stamps = self.stamps.take().or_else(|| stamps_in(&self.kept));
+        self.told = self.told.take().or_else(|| Some(Told { at, stamps: stamps_in(&self.kept)? }));
         // Enough for a marker that goes on in the next chunk, and for a person who asks what was said last.
         let surplus = self.kept.len().saturating_sub(TAIL.max(self.marker.len()));
         self.kept.drain(..surplus);
@@ -38,7 +48,12 @@ impl<'a> Finder<'a> {
 
     /// What the guest said of its own start: names, and how long before the marker, in nanoseconds. `None` until the whole line is there.
     pub(super) fn stamps(&self) -> Option<&[(&'static str, u64)]> {
-        self.stamps.as_deref()
+        self.told.as_ref().map(|told| told.stamps.as_slice())
+    }
+
+    /// When the last byte of that was read.
+    pub(super) fn told_ns(&self) -> Option<u64> {
+        self.told.as_ref().map(|told| told.at)
     }
 
     /// The end of what was said, without control characters: a guest writes it.
@@ -72,7 +87,7 @@ pub(super) fn drain(stream: &mut Option<impl Read>, finder: &mut Finder<'_>) -> 
             Ok(0) => *stream = None,
             Ok(count) => {
                 let at = sys::now_ns();
-                if finder.feed(&chunk[..count]) && found.is_none() {
+                if finder.feed(&chunk[..count], at) {
                     found = Some(at);
                 }
             }
@@ -91,22 +106,27 @@ mod tests {
     #[test]
     fn the_guest_tells_of_its_start_in_a_whole_line() {
         let mut finder = Finder::new("MARK");
-        finder.feed(b"MARK\r\n[    0.1] NELLY-STAMPS kernel_entry=900 init=30 in");
+        assert!(finder.feed(b"MARK\r\n[    0.1] NELLY-STAMPS kernel_entry=900 init=30 in", 1));
         assert_eq!(finder.stamps(), None);
-        finder.feed(b"it_main=29\r\n");
+        assert!(!finder.feed(b"it_main=29\r\n", 2));
+        // What a monitor says afterwards, however much, is not the guest's word.
+        assert!(!finder.feed(&[b'x'; 5000], 3));
         assert_eq!(finder.stamps().unwrap(), [("kernel_entry", 900), ("init", 30), ("init_main", 29)]);
-        finder.feed(b"NELLY-STAMPS init=x init=-1 init=99999999999999999999 root=7 init_main=5 =\n");
+        assert_eq!(finder.told_ns(), Some(2));
+        let mut finder = Finder::new("MARK");
+        finder.feed(b"NELLY-STAMPS init=x init=-1 init=99999999999999999999 root=7 init_main=5 =\n", 1);
         assert_eq!(finder.stamps().unwrap(), [("init_main", 5)]);
     }
 
     #[test]
     fn a_marker_is_found_across_chunks() {
         let mut finder = Finder::new("MARK");
-        assert!(!finder.feed(b"xxMA"));
-        assert!(!finder.feed(b""));
-        assert!(finder.feed(b"RKyy"));
+        assert!(!finder.feed(b"xxMA", 1));
+        assert!(!finder.feed(b"", 1));
+        assert!(finder.feed(b"RKyy", 1));
         let mut finder = Finder::new("MARK");
-        assert!(!finder.feed(&[b'x'; 5000]) && finder.kept.len() == TAIL);
-        assert!(finder.feed(b"MARK"));
+        assert!(!finder.feed(&[b'x'; 5000], 1) && finder.kept.len() == TAIL);
+        assert!(finder.feed(b"MARK", 1));
+        assert!(!finder.feed(b"y", 1), "once");
     }
 }
