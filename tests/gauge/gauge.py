@@ -25,7 +25,7 @@ BOOTS = 6
 # Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
 INSIDE = "/dev/shm/g"
 # A run is half a minute on an idle machine. Exit codes of the emulated host: time was up, it failed.
-SESSION_SECONDS = 600
+SESSION_SECONDS = 300
 STOOD_STILL = (124, 70)
 # Exit codes of the monitor: our init ends in a triple fault (reboot=t), the machine of `agent` by SIGTERM (128 + 15).
 STATUS = {"init": 122 << 8, "agent": 143 << 8}

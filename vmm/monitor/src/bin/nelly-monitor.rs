@@ -1,10 +1,11 @@
 //! One machine in a process of its own.
 
+#![no_main]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use nelly_vmm::config::{Endpoint, MachineConfig};
 use nelly_vmm::machine::{self, EndReason, Outcome};
@@ -51,7 +52,9 @@ enum Job {
     Held(u32),
 }
 
-fn main() -> ExitCode {
+nelly_vmm::entry!(run);
+
+fn run() -> u8 {
     let recorder = recorder();
     sys::host::share_one_heap();
     let job = match arguments(std::env::args_os().skip(1)) {
@@ -63,16 +66,13 @@ fn main() -> ExitCode {
         Job::Held(number) => match sys::inherited(number) {
             Ok(control) => {
                 machine::serve(control, recorder);
-                return ExitCode::SUCCESS;
+                return 0;
             }
             Err(error) => Err(format!("--control fd:{number}: {error}")),
         },
         Job::Alone { config, result } => alone(&config, result.as_ref(), recorder),
     };
-    match code {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => complain(&error),
-    }
+    code.unwrap_or_else(|error| complain(&error))
 }
 
 /// The first thing: when this process began.
@@ -185,14 +185,16 @@ fn write_result(result: OwnedFd, outcome: &Outcome) -> Result<(), String> {
     File::from(result).write_all(&text).map_err(|error| format!("--result: {error}"))
 }
 
-fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(FAILED),
+fn print(text: &str) -> u8 {
+    let mut out = std::io::stdout();
+    // Nobody flushes at the end.
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(_) => FAILED,
     }
 }
 
-fn complain(error: &str) -> ExitCode {
+fn complain(error: &str) -> u8 {
     eprintln!("nelly-monitor: {error}");
-    ExitCode::from(FAILED)
+    FAILED
 }

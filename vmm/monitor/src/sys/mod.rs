@@ -2,6 +2,7 @@
 //! terminal.
 
 pub mod anonymous;
+mod entry;
 pub mod host;
 mod inherited;
 mod leave;
@@ -17,6 +18,7 @@ pub mod terminal;
 mod timer;
 pub mod unix;
 
+pub use entry::begin;
 pub use inherited::inherited;
 pub use leave::leave_behind;
 pub use notifier::Notifier;
