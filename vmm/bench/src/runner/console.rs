@@ -68,6 +68,7 @@ impl<'a> Finder<'a> {
     }
 }
 
+/// The stamps of the last line that has them, once it is whole. Names and numbers that are none are left out.
 fn stamps_in(said: &[u8]) -> Option<Vec<(&'static str, u64)>> {
     let said = String::from_utf8_lossy(said);
     let line = said.rsplit_once(STAMPS)?.1.split_once('\n')?.0;

@@ -9,8 +9,9 @@ use nelly_vmm::config::{
 use super::Installation;
 
 /// The kernel's own words: its console for emergencies only, an end instead of a wait after a panic. (That the processor's random numbers
-/// are believed is the default since 6.2; the agent adds the host's.) Each word costs some 30 us. On one vCPU a kernel rewrites its lock prefixes one by one, 3.6 ms in instruction-counted time:
-/// it shall not (`noreplace-smp`). Per-CPU memory comes by the page, so that nobody zeroes 2 MiB for 0.2 (0.7 ms).
+/// are believed is the default since 6.2; the agent adds the host's.) On one vCPU a kernel rewrites its lock prefixes one by one, 3.6 ms
+/// in instruction-counted time: it shall not (`noreplace-smp`). Per-CPU memory comes by the page, so that nobody zeroes 2 MiB for 0.2
+/// (0.7 ms).
 pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=1 panic=-1 reboot=t noreplace-smp percpu_alloc=page";
 
 /// The block device in the guest that holds the container's image.
