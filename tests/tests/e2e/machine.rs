@@ -68,13 +68,14 @@ fn holdings() -> (usize, usize, usize) {
     (entries("/proc/self/fd").len(), entries("/proc/self/task").len(), of_machines.count())
 }
 
-/// What is held once nothing changes any more: a thread's entry in /proc goes a moment after its join.
-fn settled() -> (usize, usize, usize) {
-    let mut last = holdings();
+/// What `count` says once nothing changes any more: a thread's entry in /proc goes a moment after its join, and a monitor closes a stream
+/// a moment after its peer did.
+fn settled<T: PartialEq>(count: impl Fn() -> T) -> T {
+    let mut last = count();
     let mut same = 0;
     while same < 10 {
         std::thread::sleep(Duration::from_millis(50));
-        let now = holdings();
+        let now = count();
         same = if now == last { same + 1 } else { 0 };
         last = now;
     }
@@ -112,9 +113,9 @@ fn two_machines_of_one_process_give_everything_back() {
     };
     // The first round warms up what stays for good: the allocator, the cache, the runtime's own.
     round();
-    let before = settled();
+    let before = settled(holdings);
     round();
-    assert_eq!(settled(), before, "descriptors, threads, mappings");
+    assert_eq!(settled(holdings), before, "descriptors, threads, mappings");
     assert_eq!(children(), "", "processes");
 }
 
@@ -145,14 +146,14 @@ fn many_execs_leave_nothing() {
             exec(number, &["true"]).await;
         }
         let in_guest = exec(20, &["sh", "-c", guest]).await;
-        let of_monitor = counts(monitor);
+        let of_monitor = settled(|| counts(monitor));
         let agent = sandbox.agent().stats("").await.unwrap().agent_resident_bytes;
         for number in 0..COUNT {
             let (code, out) = exec(100 + number, &["sh", "-c", &format!("echo {number}; exit {}", number % 200)]).await;
             assert_eq!((code as usize, out), (number % 200, format!("{number}\n")));
         }
         assert_eq!(exec(50, &["sh", "-c", guest]).await, in_guest, "processes and cgroups of the guest");
-        assert_eq!(counts(monitor), of_monitor, "descriptors and threads of the monitor");
+        assert_eq!(settled(|| counts(monitor)), of_monitor, "descriptors and threads of the monitor");
         let grown = sandbox.agent().stats("").await.unwrap().agent_resident_bytes;
         assert!(grown <= agent + (256 << 10), "the agent's memory went from {agent} to {grown}");
         drop(streams);
