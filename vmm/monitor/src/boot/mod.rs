@@ -447,7 +447,13 @@ impl Loader<'_> {
         let source = Source::open(image.name, image.file)?;
         let len = source.len();
         let limits = kernel.initrd_limits();
-        let place = limits.iter().find_map(|&limit| map.highest(len, limit, taken));
+        // Behind an ELF kernel, whose end is known, in pages that the host gives it anyway. What a bzImage needs when it unpacks itself
+        // lies there, so its initrd is as far away as can be.
+        let behind = match kernel.form {
+            Form::Elf(..) => map.lowest(len, taken.1, limits[0]),
+            Form::BzImage(_) => None,
+        };
+        let place = behind.or_else(|| limits.iter().find_map(|&limit| map.highest(len, limit, taken)));
         let Some(guest) = place else {
             let file = image.name.to_owned();
             let end = taken.1.saturating_add(len).saturating_add(PAGE);

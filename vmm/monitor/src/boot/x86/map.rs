@@ -78,6 +78,14 @@ impl Map {
         entries
     }
 
+    /// The first place, a multiple of 4096, for `len` bytes that lies in memory at `from` or above and ends at `limit` at the latest.
+    pub(in crate::boot) fn lowest(&self, len: u64, from: u64, limit: u64) -> Option<u64> {
+        self.ram.iter().find_map(|&(start, end)| {
+            let place = start.max(from).checked_next_multiple_of(0x1000)?;
+            (place.checked_add(len)? <= end.min(limit)).then_some(place)
+        })
+    }
+
     /// The highest place, a multiple of 4096, for `len` bytes that lies in memory at 1 MiB or above, ends at `limit` at the latest and
     /// stays clear of `taken`.
     pub(in crate::boot) fn highest(&self, len: u64, limit: u64, taken: (u64, u64)) -> Option<u64> {
@@ -107,6 +115,24 @@ mod tests {
             [(0, 0x9_fc00, 1), (0x9_fc00, MIB, 2), (MIB, 64 * MIB, 1), (1 << 32, (1 << 32) + MIB, 1)]
         );
         assert_eq!(map.total(), 65 * MIB);
+    }
+
+    #[test]
+    fn lowest_place() {
+        let map = Map { ram: vec![(0, 64 * MIB), (1 << 32, (1 << 32) + MIB)] };
+        let high = 1 << 33;
+        for (len, from, limit, place) in [
+            (1, 0, high, Some(0)),
+            (1, MIB + 1, high, Some(MIB + 4096)),
+            (MIB, 63 * MIB, high, Some(63 * MIB)),
+            (MIB, 63 * MIB + 1, high, Some(1 << 32)),
+            (MIB, 63 * MIB + 1, 1 << 32, None),
+            (MIB + 1, 63 * MIB, high, None),
+            (1, u64::MAX, high, None),
+            (u64::MAX, 0, u64::MAX, None),
+        ] {
+            assert_eq!(map.lowest(len, from, limit), place, "{len:#x} from {from:#x} below {limit:#x}");
+        }
     }
 
     #[test]
