@@ -42,6 +42,8 @@ use x86::zero_page::ZeroPage;
 /// Longest command line that Linux keeps on x86, without the NUL.
 const LINUX_COMMAND_LINE_MAX: usize = 2047;
 const PAGE: u64 = 4096;
+/// Bytes of a huge page.
+const HUGE: u64 = crate::sys::pages::HUGE as u64;
 /// Fewer bytes are copied faster than mapped.
 const MAP_MIN: u64 = 64 << 10;
 
@@ -127,6 +129,10 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     };
     let command_line = command_line(request, platform, kernel.command_line_max())?;
     let place = kernel.place(&map)?;
+    // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and takes a dozen pages.
+    if place.0 >= HUGE {
+        ram.system_starts();
+    }
     let mut loader = Loader { ram, mapped_bytes: 0 };
     kernel.write(&mut loader, request.kernel.mappable, place)?;
     let initrd = match request.initrd {

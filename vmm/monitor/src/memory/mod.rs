@@ -236,7 +236,7 @@ impl GuestRam {
         }
         if backing == Backing::Anonymous {
             for slot in &slots {
-                // Of the first pages a PC uses a dozen, for tables and its start.
+                // Of the first pages a program uses a dozen, for tables and its start; see `system_starts`.
                 let sparse = if slot.guest == 0 { HUGE } else { 0 };
                 slot.range.prefer(0, sparse, Pages::Small);
                 slot.range.prefer(sparse, usize::MAX, Pages::Huge);
@@ -244,6 +244,15 @@ impl GuestRam {
         }
         let memory = view(&slots)?;
         Ok(Self { slots, boot_slots, memory, size })
+    }
+
+    /// What starts is a system, which uses the first pages as it uses others, and looks through all that may hold firmware: of Linux's
+    /// 300 small pages there each is an exit, 2.2 ms in counted time, where a huge one is 0.5. To be said before anything is written
+    /// there; a wish, like all choices of pages.
+    pub fn system_starts(&self) {
+        if let Some(first) = self.slots.first().filter(|slot| slot.guest == 0 && slot.file().is_none()) {
+            first.range.prefer(0, HUGE, Pages::Huge);
+        }
     }
 
     /// Bytes that are there from the start.
