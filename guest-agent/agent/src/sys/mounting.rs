@@ -1,11 +1,23 @@
 //! Mounts.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::null;
 
 use super::{c_string, check, check_long, owned_long};
+
+/// How much of `disk`, a block device, the kernel reads around a page that a program touches, in whole sectors of 512 bytes. File systems
+/// that are mounted afterwards have it too.
+///
+/// # Errors
+/// Those of ioctl(2) BLKRASET.
+pub fn set_read_ahead(disk: &File, bytes: u32) -> io::Result<()> {
+    const BLKRASET: u32 = 0x1262;
+    // SAFETY: the request takes a number, no memory.
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKRASET as _, libc::c_ulong::from(bytes / 512)) }).map(drop)
+}
 
 /// mount(2).
 ///

@@ -122,6 +122,9 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str) -> Result<String, StageError> 
     Ok(root)
 }
 
+/// Bytes that are read around what a program touches of its image.
+const READ_AHEAD_BYTES: u32 = 512 << 10;
+
 /// Bytes of an image's metadata that are read at once.
 const METADATA_BYTES: u64 = 128 << 10;
 
@@ -130,6 +133,7 @@ const METADATA_BYTES: u64 = 128 << 10;
 fn read_metadata(device: &str) -> io::Result<File> {
     const META_BLOCK_AT: u64 = 1024 + 40;
     let disk = File::open(device)?;
+    sys::set_read_ahead(&disk, READ_AHEAD_BYTES)?;
     let mut block = [0; 4];
     disk.read_exact_at(&mut block, META_BLOCK_AT)?;
     let offset = i64::from(u32::from_le_bytes(block)) << 12;
