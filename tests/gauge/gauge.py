@@ -7,7 +7,8 @@ memory, alone; the first boot is cold and not counted, of the others the median 
     first-byte  nelly-monitor with the tiny kernel to the guest's first byte
     init        nelly-monitor with our kernel and command line, 128 MiB, to a byte that an init of ten instructions writes to the console
     agent       nelly-monitor with the machine of `nelly run` to the ready byte of the agent
-    run         `nelly run -- true` from start to end
+    run         `nelly run --result fd:3 -- true` from start to end, by phases
+    plain       the same without the result: what a run costs whoever measures nothing
 """
 import json
 import os
@@ -20,7 +21,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
-SCENARIOS = ("floor", "first-byte", "init", "agent", "run")
+SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain")
 BOOTS = 6
 # Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
 INSIDE = "/dev/shm/g"
@@ -113,6 +114,7 @@ def command_of(scenario):
         "init": ["stdout:2", *monitor],
         "agent": [f"unix:{INSIDE}/vsock_500001", *monitor],
         "run": ["end", f"{INSIDE}/bin/nelly", "run", "--result", "fd:3", "--", "true"],
+        "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--", "true"],
     }[scenario.split("@")[0]]
 
 

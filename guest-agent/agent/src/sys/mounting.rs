@@ -14,9 +14,9 @@ use super::{c_string, check, check_long, owned_long};
 /// # Errors
 /// Those of ioctl(2) BLKRASET.
 pub fn set_read_ahead(disk: &File, bytes: u32) -> io::Result<()> {
-    const BLKRASET: u32 = 0x1262;
+    const BLKRASET: libc::Ioctl = 0x1262;
     // SAFETY: the request takes a number, no memory.
-    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKRASET as _, libc::c_ulong::from(bytes / 512)) }).map(drop)
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKRASET, libc::c_ulong::from(bytes / 512)) }).map(drop)
 }
 
 /// mount(2).

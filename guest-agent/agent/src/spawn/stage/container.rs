@@ -122,13 +122,14 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str) -> Result<String, StageError> 
     Ok(root)
 }
 
-/// Bytes that are read around what a program touches of its image.
+/// Bytes that are read around what a program touches of its image: each read is a journey to the monitor and back, and costs as much as
+/// some hundred KiB more.
 const READ_AHEAD_BYTES: u32 = 512 << 10;
 
 /// Bytes of an image's metadata that are read at once.
 const METADATA_BYTES: u64 = 128 << 10;
 
-/// Begins to read the metadata of an EROFS image, whose first block the superblock tells (kernel: fs/erofs/erofs_fs.h). The
+/// Says how far to read ahead, and begins to read the metadata of an EROFS image, whose first block the superblock tells (kernel: fs/erofs/erofs_fs.h). The
 /// file system itself asks for it block by block, and each answer is a journey to the monitor and back.
 fn read_metadata(device: &str) -> io::Result<File> {
     const META_BLOCK_AT: u64 = 1024 + 40;

@@ -177,6 +177,19 @@ fn initrd_lies_right_behind_an_elf_kernel() {
 }
 
 #[test]
+fn initrd_of_a_kernel_that_unpacks_itself_lies_as_high_as_it_can() {
+    let kernel = file_of(&testing::bzimage(16 * MIB, 0x80_0000, b"packed somehow"));
+    for (len, mib) in [(1, 64), (4097, 64), (20 << 20, 48)] {
+        let initrd = file_of(&vec![0x5a; len]);
+        let image = Image { name: "INITRD", file: &initrd, mappable: false };
+        let loaded = load(&memory_of(mib), &Request { initrd: Some(image), ..request(&kernel) }).unwrap();
+        let (at, placed) = loaded.initrd.unwrap();
+        assert_eq!((at % 4096, placed), (0, len as u64));
+        assert!(at >= loaded.kernel.1 && mib * MIB - (at + placed) < 4096);
+    }
+}
+
+#[test]
 fn devices_stand_on_the_command_line_or_in_acpi_never_in_both() {
     let kernel = file_of(&sample(&[], &[]));
     let transports = [Transport { address: 0xd000_0000, gsi: 5 }, Transport { address: 0xd000_1000, gsi: 6 }];
