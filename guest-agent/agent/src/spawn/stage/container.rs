@@ -105,12 +105,13 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str) -> Result<String, StageError> 
         fs::create_dir(directory).step(|| format!("make {directory}"))?;
     }
     let RootfsPlan { device, filesystem, .. } = rootfs;
-    let metadata = (filesystem == "erofs").then(|| read_metadata(device)).transpose();
+    // A wish: without it the file system reads as it would.
+    let disk = (filesystem == "erofs").then(|| begin_reading(device)).transpose();
     let data = if filesystem == "ext4" { "noload" } else { "" };
     sys::mount(device, &lower, filesystem, libc::MS_RDONLY, data)
         .step(|| format!("mount the image {device} as {filesystem}"))?;
     // Until here: what was read of a disk that nobody has open any more is forgotten.
-    drop(metadata);
+    drop(disk);
     // The root directory of an overlay is that of the upper layer.
     let image = fs::metadata(&lower).step(|| "look at the image's root".into())?;
     fs::set_permissions(&upper, image.permissions()).step(|| "copy the mode of the image's root".into())?;
@@ -122,16 +123,15 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str) -> Result<String, StageError> 
     Ok(root)
 }
 
-/// Bytes that are read around what a program touches of its image: each read is a journey to the monitor and back, and costs as much as
-/// some hundred KiB more.
+/// Bytes that are read around what a program touches of its image: each read is a journey to the monitor and back.
 const READ_AHEAD_BYTES: u32 = 512 << 10;
 
 /// Bytes of an image's metadata that are read at once.
 const METADATA_BYTES: u64 = 128 << 10;
 
-/// Says how far to read ahead, and begins to read the metadata of an EROFS image, whose first block the superblock tells (kernel: fs/erofs/erofs_fs.h). The
-/// file system itself asks for it block by block, and each answer is a journey to the monitor and back.
-fn read_metadata(device: &str) -> io::Result<File> {
+/// Says how far to read ahead on a disk with an EROFS image, and begins to read its metadata, whose first block the superblock tells
+/// (kernel: fs/erofs/erofs_fs.h). The file system itself asks for it block by block. What was read is kept while the disk is open.
+fn begin_reading(device: &str) -> io::Result<File> {
     const META_BLOCK_AT: u64 = 1024 + 40;
     let disk = File::open(device)?;
     sys::set_read_ahead(&disk, READ_AHEAD_BYTES)?;
