@@ -17,13 +17,14 @@ use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
 use nelly_vmm::disk::RawDisk;
 use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
-use nelly_vmm::memory::{Backing, GuestRam};
+use nelly_vmm::memory::{Backing, GuestRam, RegisterPage, Slot};
 use nelly_vmm::sys::{Interest, Notifier, Poller};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
 use nelly_vmm::virtio::device::{Device, Registrar, Running, WorkerHost};
+use nelly_vmm::virtio::interrupt::Interrupt;
 use nelly_vmm::virtio::rng::Rng;
-use nelly_vmm::virtio::transport::{MmioTransport, Transport};
+use nelly_vmm::virtio::transport::{MmioTransport, PageHost, Transport, Window};
 use nelly_vmm::virtio::vsock::Vsock;
 
 /// Longer than any sound run by two orders of magnitude.
@@ -117,10 +118,24 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
     ]
 }
 
-/// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits.
+/// Shows registers to the guest.
+struct Pages<V>(Arc<V>);
+
+impl<V: Vm> PageHost for Pages<V> {
+    fn show(&self, page: &Slot) -> bool {
+        self.0.map(page).is_ok()
+    }
+
+    fn hide(&self, page: &Slot) -> bool {
+        self.0.unmap(page).is_ok()
+    }
+}
+
+/// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits. With `shortcut`, notifications go
+/// around the monitor and registers are read without it.
 fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let hypervisor = hv::open().expect("a hypervisor");
-    let vm = hypervisor.create_vm().unwrap();
+    let vm = Arc::new(hypervisor.create_vm().unwrap());
     let ram = GuestRam::new(64 << 20, Backing::Anonymous).unwrap();
     for slot in ram.slots() {
         vm.map(slot).unwrap();
@@ -133,11 +148,18 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     for (n, device) in (0u16..).zip(devices(tempfile::tempfile().unwrap(), &console)) {
         let address = layout::VIRTIO_MMIO + u64::from(n) * layout::VIRTIO_STRIDE;
         let gsi = layout::VIRTIO_GSI + u32::from(n);
-        let mut transport = Transport::new(n, ram.memory().clone(), vm.irq_line(gsi).unwrap(), host.clone());
+        let line = vm.irq_line(gsi).unwrap();
+        let page = shortcut.then(|| RegisterPage::new(0x100 + u32::from(n), address).unwrap());
+        let window = page.clone().map(|page| Window::new(page, Arc::new(Pages(vm.clone()))));
+        let interrupt = match page {
+            Some(page) => Interrupt::shown(line, page),
+            None => Interrupt::new(line),
+        };
+        let mut transport = Transport::new(n, ram.memory().clone(), interrupt, host.clone());
         if let Some(device) = device {
             transport.attach(device).unwrap();
         }
-        let mmio = MmioTransport(transport);
+        let mmio = MmioTransport::new(transport, window);
         for (offset, value, bell) in mmio.doorbells().filter(|_| shortcut) {
             assert!(vm.offer_doorbell(DoorbellAddress::Mmio(address + offset), value, 4, bell));
         }

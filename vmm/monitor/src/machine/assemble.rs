@@ -26,15 +26,16 @@ use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, Serial};
 use crate::disk::{DiskError, RawDisk};
 use crate::hv::{DoorbellAddress, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vm};
-use crate::memory::{Backing, GuestRam, MemoryError, Slot};
+use crate::memory::{Backing, GuestRam, MemoryError, RegisterPage, Slot};
 use crate::sys;
 use crate::timeline::{Recorder, name};
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::{AttachError, MmioTransport, Transport};
+use crate::virtio::transport::{AttachError, MmioTransport, PageHost, Transport, Window};
 use crate::virtio::vsock::{Vsock, VsockControl, VsockError};
 
 /// The poller's slots of the machine's own; devices count from 0.
@@ -166,14 +167,19 @@ impl<H: Hypervisor> Site<'_, H> {
         platform_devices(&mut pio)?;
         devices.serial(&mut pio, vm.irq_line(layout::COM1_GSI)?)?;
         let (mut transports, mut occupied) = (Vec::with_capacity(announced.len()), 0);
+        let pages = Arc::new(Pages(Arc::clone(&vm)));
         for (slot, place) in (0u16..).zip(&announced) {
             let line = vm.irq_line(place.gsi)?;
-            let mut transport = Transport::new(slot, ram.memory().clone(), line, host.clone());
+            let (interrupt, window) = match register_page(slot, place.address)? {
+                Some(page) => (Interrupt::shown(line, page.clone()), Some(Window::new(page, pages.clone()))),
+                None => (Interrupt::new(line), None),
+            };
+            let mut transport = Transport::new(slot, ram.memory().clone(), interrupt, host.clone());
             if let Some(device) = devices.take() {
                 transport.attach(device)?;
                 occupied += 1;
             }
-            let transport = MmioTransport(transport);
+            let transport = MmioTransport::new(transport, window);
             offer(&*vm, slot, &transport);
             let transport = Arc::new(Mutex::new(transport));
             mmio.insert(place.address, layout::VIRTIO_STRIDE, transport.clone())?;
@@ -288,6 +294,28 @@ fn announced(count: usize) -> Vec<Announced> {
             gsi: layout::VIRTIO_GSI + index,
         })
         .collect()
+}
+
+/// The first slot of registers; those of memory count from 0.
+const REGISTER_SLOTS: u32 = 0x100;
+
+/// The page of a transport's registers, where the host's pages are as large as their place.
+fn register_page(slot: u16, address: u64) -> Result<Option<RegisterPage>, MemoryError> {
+    let fits = sys::host::page_size() == RegisterPage::BYTES && layout::VIRTIO_STRIDE == RegisterPage::BYTES;
+    fits.then(|| RegisterPage::new(REGISTER_SLOTS + u32::from(slot), address)).transpose()
+}
+
+/// Shows registers to the guest, on vCPU threads.
+struct Pages<V>(Arc<V>);
+
+impl<V: Vm> PageHost for Pages<V> {
+    fn show(&self, page: &Slot) -> bool {
+        self.0.map(page).is_ok()
+    }
+
+    fn hide(&self, page: &Slot) -> bool {
+        self.0.unmap(page).is_ok()
+    }
 }
 
 /// Offers the hypervisor the short cut for every queue. What it declines arrives as an exit.

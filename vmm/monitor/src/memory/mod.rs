@@ -12,6 +12,7 @@
 
 mod file;
 mod range;
+mod registers;
 #[cfg(test)]
 mod tests;
 mod vectored;
@@ -31,6 +32,7 @@ use crate::sys::{anonymous, host};
 use range::HostRange;
 
 pub use file::read_file_at;
+pub use registers::RegisterPage;
 pub use vectored::IoVecs;
 
 /// What devices and loaders read and write guest memory through: volatile copies and checked ranges, cheap to clone. It keeps the

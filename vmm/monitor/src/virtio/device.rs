@@ -34,6 +34,11 @@ pub trait Device: Send {
     /// Writes the configuration space. Writes that the specification does not allow are ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// Whether the configuration space is the same until the driver writes to it, so that a copy may be read without an exit.
+    fn config_is_still(&self) -> bool {
+        false
+    }
+
     /// Whether the worker's requests block (file I/O), so that it should not share a loop with others.
     fn blocks(&self) -> bool {
         false

@@ -131,6 +131,10 @@ impl Device for Block {
         super::device::read_bytes(&self.config, offset, data);
     }
 
+    fn config_is_still(&self) -> bool {
+        true
+    }
+
     fn blocks(&self) -> bool {
         true
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::irq::SharedLine;
 use crate::memory::Memory;
 use crate::sys::Notifier;
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
@@ -114,11 +113,11 @@ pub struct Transport {
 impl Transport {
     /// An empty slot. `slot` names its worker to `host`.
     #[must_use]
-    pub fn new(slot: u16, memory: Memory, line: SharedLine, host: Arc<dyn WorkerHost>) -> Self {
+    pub fn new(slot: u16, memory: Memory, interrupt: Interrupt, host: Arc<dyn WorkerHost>) -> Self {
         Self {
             slot,
             memory,
-            interrupt: Interrupt::new(line),
+            interrupt,
             host,
             device: None,
             doorbells: Vec::new(),
@@ -226,6 +225,14 @@ impl Transport {
             needs_reset: interrupt.needs_reset(),
             device: device.as_ref().map_or(serde_json::Value::Null, |device| device.save()),
         })
+    }
+
+    /// Whether all that the registers tell stays as it is until the driver writes, but for what [`Interrupt`] keeps up to date: there is
+    /// a device whose configuration does, and no reset is under way.
+    pub(super) fn is_still(&mut self) -> bool {
+        self.collect(Duration::ZERO);
+        let still = self.device.as_ref().is_some_and(|device| device.config_is_still());
+        still && !matches!(self.life, Life::Resetting(_))
     }
 
     // What the registers ask for.
