@@ -6,7 +6,8 @@
 //!
 //! **Ownership.** The host range is unmapped by the last of its users, whoever that is. Every way to reach it holds a reference to
 //! it: a [`Slot`] (which the hypervisor keeps for as long as it is registered, and its vCPUs keep the machine), and every region of
-//! every clone of a [`Memory`] (through its [`Lease`]). No Rust reference into guest memory is ever made: all access is volatile.
+//! every clone of a [`Memory`] (through its [`Lease`]). No Rust reference into memory that the guest can write is ever
+//! made: all access is volatile. (A [`RegisterPage`], which it can only read, lends atomic words.)
 
 #![allow(unsafe_code, reason = "maps and unmaps the guest's memory")]
 
