@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fault::DeviceFault;
-use super::spec;
-use super::transport::mmio::register;
+use super::spec::{self, register};
 use crate::irq::SharedLine;
 use crate::memory::RegisterPage;
 

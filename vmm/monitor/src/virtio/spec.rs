@@ -62,3 +62,55 @@ pub mod id {
     /// Memory that is plugged in.
     pub const MEMORY: u32 = 24;
 }
+
+/// Offsets of the registers of a device on MMIO (4.2.2).
+pub mod register {
+    /// "virt" (R).
+    pub const MAGIC: u64 = 0x000;
+    /// 2 (R).
+    pub const VERSION: u64 = 0x004;
+    /// Device id, 0 for an empty slot (R).
+    pub const DEVICE_ID: u64 = 0x008;
+    /// Vendor (R).
+    pub const VENDOR_ID: u64 = 0x00c;
+    /// Window on the device's features (R).
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    /// Which window (W).
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    /// Window on the driver's features (W).
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    /// Which window (W).
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    /// Which queue the registers below speak of (W).
+    pub const QUEUE_SEL: u64 = 0x030;
+    /// Its largest size, 0 if there is no such queue (R).
+    pub const QUEUE_NUM_MAX: u64 = 0x034;
+    /// Its size (W).
+    pub const QUEUE_NUM: u64 = 0x038;
+    /// Enabled (RW).
+    pub const QUEUE_READY: u64 = 0x044;
+    /// A queue's number: it has chains (W).
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    /// Pending interrupts (R).
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    /// Those seen (W).
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    /// Device status (RW).
+    pub const STATUS: u64 = 0x070;
+    /// Descriptor table, low half; the high half follows (W).
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    /// Available ring, low half (W).
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    /// Used ring, low half (W).
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    /// Which shared memory region (W).
+    pub const SHM_SEL: u64 = 0x0ac;
+    /// Its length, low half; all ones: there is none (R).
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    /// Its base, high half (R).
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    /// Changes whenever the configuration does (R).
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    /// Configuration space.
+    pub const CONFIG: u64 = 0x100;
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::mmio::{READABLE, register as reg};
+use super::mmio::READABLE;
 use super::*;
 use crate::bus::{BusDevice, Effect};
 use crate::memory::{Memory, RegisterPage, Slot};
@@ -17,7 +17,7 @@ use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::rng::Rng;
 use crate::virtio::spec::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
-use crate::virtio::spec::{feature, id};
+use crate::virtio::spec::{feature, id, register as reg};
 use crate::virtio::testing::{CountingLine, DriverQueue, MIB, Part, memory};
 
 const DRIVEN: u8 = ACKNOWLEDGE | DRIVER;
