@@ -17,14 +17,14 @@ use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
 use nelly_vmm::disk::RawDisk;
 use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
-use nelly_vmm::memory::{Backing, GuestRam, RegisterPage, Slot};
+use nelly_vmm::memory::{Backing, GuestRam, RegisterPage};
 use nelly_vmm::sys::{Interest, Notifier, Poller};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
 use nelly_vmm::virtio::device::{Device, Registrar, Running, WorkerHost};
 use nelly_vmm::virtio::interrupt::Interrupt;
 use nelly_vmm::virtio::rng::Rng;
-use nelly_vmm::virtio::transport::{MmioTransport, PageHost, Transport, Window};
+use nelly_vmm::virtio::transport::{MmioTransport, Transport, Window};
 use nelly_vmm::virtio::vsock::Vsock;
 
 /// Longer than any sound run by two orders of magnitude.
@@ -118,19 +118,6 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
     ]
 }
 
-/// Shows registers to the guest.
-struct Pages<V>(Arc<V>);
-
-impl<V: Vm> PageHost for Pages<V> {
-    fn show(&self, page: &Slot) -> bool {
-        self.0.map(page).is_ok()
-    }
-
-    fn hide(&self, page: &Slot) -> bool {
-        self.0.unmap(page).is_ok()
-    }
-}
-
 /// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits. With `shortcut`, notifications go
 /// around the monitor and registers are read without it.
 fn run(elf: &Path, shortcut: bool) -> (String, u64) {
@@ -150,7 +137,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         let gsi = layout::VIRTIO_GSI + u32::from(n);
         let line = vm.irq_line(gsi).unwrap();
         let page = shortcut.then(|| RegisterPage::new(0x100 + u32::from(n), address).unwrap());
-        let window = page.clone().map(|page| Window::new(page, Arc::new(Pages(vm.clone()))));
+        let window = page.clone().map(|page| Window::new(page, vm.clone()));
         let interrupt = match page {
             Some(page) => Interrupt::shown(line, page),
             None => Interrupt::new(line),

@@ -72,7 +72,7 @@ fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
     of_config(&mut flate2::bufread::GzDecoder::new(reader).take(CONFIG_MAX))
 }
 
-/// Reads a configuration until it is clear what it says, which is in its first half. Whatever can be read of it counts: a damaged
+/// Reads a configuration until it is clear what it says. Whatever can be read of it counts: a damaged
 /// configuration must not keep a kernel from booting.
 fn of_config(config: &mut impl Read) -> Option<Platform> {
     let (mut buffer, mut filled, mut found) = ([0; UNPACK], 1, Options::default());

@@ -167,11 +167,10 @@ impl<H: Hypervisor> Site<'_, H> {
         platform_devices(&mut pio)?;
         devices.serial(&mut pio, vm.irq_line(layout::COM1_GSI)?)?;
         let (mut transports, mut occupied) = (Vec::with_capacity(announced.len()), 0);
-        let pages = Arc::new(Pages(Arc::clone(&vm)));
         for (slot, place) in (0u16..).zip(&announced) {
             let line = vm.irq_line(place.gsi)?;
             let (interrupt, window) = match register_page(slot, place.address)? {
-                Some(page) => (Interrupt::shown(line, page.clone()), Some(Window::new(page, pages.clone()))),
+                Some(page) => (Interrupt::shown(line, page.clone()), Some(Window::new(page, vm.clone()))),
                 None => (Interrupt::new(line), None),
             };
             let mut transport = Transport::new(slot, ram.memory().clone(), interrupt, host.clone());
@@ -305,16 +304,14 @@ fn register_page(slot: u16, address: u64) -> Result<Option<RegisterPage>, Memory
     fits.then(|| RegisterPage::new(REGISTER_SLOTS + u32::from(slot), address)).transpose()
 }
 
-/// Shows registers to the guest, on vCPU threads.
-struct Pages<V>(Arc<V>);
-
-impl<V: Vm> PageHost for Pages<V> {
+/// Every machine can show registers to its guest: transports know no hypervisor, and hypervisors no transport.
+impl<V: Vm> PageHost for V {
     fn show(&self, page: &Slot) -> bool {
-        self.0.map(page).is_ok()
+        self.map(page).is_ok()
     }
 
     fn hide(&self, page: &Slot) -> bool {
-        self.0.unmap(page).is_ok()
+        self.unmap(page).is_ok()
     }
 }
 

@@ -3,22 +3,22 @@
 use std::sync::atomic::AtomicU32;
 
 use super::{Backing, MemoryError, Slot};
+use crate::sys::host;
 
 /// One page in a slot of its own that is read-only to the guest: its reads go to memory, its writes exit as ever.
 #[derive(Clone, Debug)]
 pub struct RegisterPage(Slot);
 
 impl RegisterPage {
-    /// Bytes, also the pages of hosts where there can be one: where pages are larger, a slot has no place for a device alone.
+    /// Bytes of registers. Where the host's pages are larger the slot is one of them, and no place of a device alone can show it.
     pub const BYTES: u64 = 4096;
 
-    /// A page of zeros for guest physical address `guest`, a multiple of [`RegisterPage::BYTES`]. `index` is its slot's, unique in a
-    /// machine.
+    /// A page of zeros for guest physical address `guest`, in whole pages of the host. `index` is its slot's, unique in a machine.
     ///
     /// # Errors
-    /// The host's pages are larger, or the host's refusal.
+    /// An address that is not in whole pages, or the host's refusal.
     pub fn new(index: u32, guest: u64) -> Result<Self, MemoryError> {
-        Slot::new(index, guest, Self::BYTES, Backing::Anonymous, true).map(Self)
+        Slot::new(index, guest, host::page_size().max(Self::BYTES), Backing::Anonymous, true).map(Self)
     }
 
     /// The slot, for the hypervisor.
