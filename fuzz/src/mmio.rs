@@ -1,17 +1,15 @@
 //! A driver made of arbitrary register accesses and memory writes against a virtio-mmio transport with a device behind it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nelly_vmm::bus::BusDevice;
-use nelly_vmm::memory::{RegisterPage, Slot};
 use nelly_vmm::sys::Poller;
 use nelly_vmm::virtio::device::{Registrar, Running, WorkerHost};
 use nelly_vmm::virtio::interrupt::Interrupt;
 use nelly_vmm::virtio::rng::Rng;
 use nelly_vmm::virtio::testing::{CountingLine, memory};
-use nelly_vmm::virtio::transport::{MmioTransport, PageHost, Transport, Window};
+use nelly_vmm::virtio::transport::{MmioTransport, Transport};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::Bytes;
@@ -19,9 +17,6 @@ use super::Bytes;
 const MEMORY: usize = 64 << 10;
 /// Accesses of one input.
 const STEPS: usize = 400;
-
-/// Registers that change: the features and the queue that are looked at, the interrupt, the device status, the generation.
-const PAGE: [u64; 6] = [0x10, 0x34, 0x44, 0x60, 0x70, 0xfc];
 
 /// Runs workers on a loop that turns when it is told to.
 #[derive(Default)]
@@ -37,22 +32,6 @@ impl WorkerHost for Host {
 
     fn stop(&self, slot: u16) {
         self.stops.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
-    }
-}
-
-/// Whether the driver sees the page of registers.
-#[derive(Default)]
-struct Shown(AtomicBool);
-
-impl PageHost for Shown {
-    fn show(&self, _page: &Slot) -> bool {
-        assert!(!self.0.swap(true, Ordering::Relaxed), "shown once");
-        true
-    }
-
-    fn hide(&self, _page: &Slot) -> bool {
-        assert!(self.0.swap(false, Ordering::Relaxed), "hidden once");
-        true
     }
 }
 
@@ -106,10 +85,8 @@ pub fn interrupts(data: &[u8]) -> bool {
     let line = Arc::new(CountingLine::default());
     let memory = memory(MEMORY);
     let host = Arc::new(Host::default());
-    let (shown, page) = (Arc::new(Shown::default()), RegisterPage::new(0, 0).expect("a page"));
-    let interrupt = Interrupt::shown(line.clone(), page.clone());
-    let transport = Transport::new(3, memory.clone(), interrupt, host.clone());
-    let mut transport = MmioTransport::new(transport, Some(Window::new(page.clone(), shown.clone())));
+    let transport = Transport::new(3, memory.clone(), Interrupt::new(line.clone()), host.clone());
+    let mut transport = MmioTransport(transport);
     transport.0.attach(Box::new(Rng)).expect("an empty slot");
     let mut workers = Loop { host, poller: Poller::new().expect("a poller"), running: None };
     let mut input = Bytes(data);
@@ -137,12 +114,6 @@ pub fn interrupts(data: &[u8]) -> bool {
             transport.read(offset, &mut answer[..width]);
         }
         workers.turn();
-        for offset in PAGE.into_iter().filter(|_| shown.0.load(Ordering::Relaxed)) {
-            let mut answer = [0; 4];
-            transport.read(offset, &mut answer);
-            let seen = page.word(offset).load(Ordering::Relaxed);
-            assert_eq!(seen, u32::from_le_bytes(answer), "{offset:#x} in the page and by an exit");
-        }
     }
     // What a hostile driver left behind must not keep a sound one from the device.
     let _ = transport.write(0x70, &[0; 4]);

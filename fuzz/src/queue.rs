@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use nelly_vmm::sys::Notifier;
-use nelly_vmm::virtio::queue::{Queue, QueueConfig, QueueState};
+use nelly_vmm::virtio::queue::{Queue, QueueConfig};
 use nelly_vmm::virtio::spec::feature;
 use nelly_vmm::virtio::testing::memory;
 use vm_memory::{Bytes as _, GuestAddress};
@@ -49,8 +49,7 @@ pub fn chains(data: &[u8]) -> usize {
     if features & 2 != 0 {
         bits |= feature::EVENT_IDX;
     }
-    let mut queue =
-        Queue::new(rings, bits, QueueState::default(), Arc::new(Notifier::new().expect("a notifier")));
+    let mut queue = Queue::new(rings, bits, Arc::new(Notifier::new().expect("a notifier")));
     for count in 0..1000 {
         let Ok(Some(chain)) = queue.pop(&memory) else { return count };
         for segment in chain.readable().iter().chain(chain.writable()) {

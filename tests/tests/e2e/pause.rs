@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_tests::asset;
-use nelly_vmm::config::{
-    CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize, QueueCount,
-};
+use nelly_vmm::config::{CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize};
 use nelly_vmm::machine::{EndReason, Machine, Place, Resources, State};
 
 use super::Home;
@@ -68,7 +66,7 @@ fn pauses_during_vsock_traffic_lose_nothing() {
 }
 
 fn disk(id: &str, source: FileSource) -> DiskConfig {
-    DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false, queues: QueueCount::default() }
+    DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false }
 }
 
 /// Writes rounds of random bytes to the disk and reads each back from the device; then waits for a second disk in the empty slot.

@@ -54,7 +54,6 @@ pub(crate) const CRATES: &[Crate] = &[
             ("timeline", 1),
             ("hv", 2),
             ("bus", 3),
-            ("irq", 3),
             ("disk", 3),
             ("usernet", 3),
             ("devices", 4),

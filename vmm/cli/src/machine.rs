@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use nelly_sandbox::spec::size;
 use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
-    Platform, QueueCount,
+    Platform,
 };
 
 use crate::args;
@@ -100,5 +100,5 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
     let path = PathBuf::from(path);
     file("--disk", &path)?;
     let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
-    Ok(DiskConfig { id, source: FileSource::Path(path), read_only, queues: QueueCount::default() })
+    Ok(DiskConfig { id, source: FileSource::Path(path), read_only })
 }

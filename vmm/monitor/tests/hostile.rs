@@ -17,14 +17,14 @@ use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
 use nelly_vmm::disk::RawDisk;
 use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
-use nelly_vmm::memory::{Backing, GuestRam, RegisterPage};
+use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::sys::{Interest, Notifier, Poller};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
 use nelly_vmm::virtio::device::{Device, Registrar, Running, WorkerHost};
 use nelly_vmm::virtio::interrupt::Interrupt;
 use nelly_vmm::virtio::rng::Rng;
-use nelly_vmm::virtio::transport::{MmioTransport, Transport, Window};
+use nelly_vmm::virtio::transport::{MmioTransport, Transport};
 use nelly_vmm::virtio::vsock::Vsock;
 
 /// Longer than any sound run by two orders of magnitude.
@@ -111,7 +111,7 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
     let (vsock, _control) = Vsock::new(&VsockConfig::default(), None).unwrap();
     vec![
         Some(Box::new(Rng)),
-        Some(Box::new(Block::new(Box::new(RawDisk::new(disk, false).unwrap()), "attacked", 1))),
+        Some(Box::new(Block::new(Box::new(RawDisk::new(disk, false).unwrap()), "attacked"))),
         Some(Box::new(Console::new(ends))),
         Some(Box::new(vsock)),
         None,
@@ -119,10 +119,10 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
 }
 
 /// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits. With `shortcut`, notifications go
-/// around the monitor and registers are read without it.
+/// around the monitor.
 fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let hypervisor = hv::open().expect("a hypervisor");
-    let vm = Arc::new(hypervisor.create_vm().unwrap());
+    let vm = hypervisor.create_vm().unwrap();
     let ram = GuestRam::new(64 << 20, Backing::Anonymous).unwrap();
     for slot in ram.slots() {
         vm.map(slot).unwrap();
@@ -136,17 +136,11 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         let address = layout::VIRTIO_MMIO + u64::from(n) * layout::VIRTIO_STRIDE;
         let gsi = layout::VIRTIO_GSI + u32::from(n);
         let line = vm.irq_line(gsi).unwrap();
-        let page = shortcut.then(|| RegisterPage::new(0x100 + u32::from(n), address).unwrap());
-        let window = page.clone().map(|page| Window::new(page, vm.clone()));
-        let interrupt = match page {
-            Some(page) => Interrupt::shown(line, page),
-            None => Interrupt::new(line),
-        };
-        let mut transport = Transport::new(n, ram.memory().clone(), interrupt, host.clone());
+        let mut transport = Transport::new(n, ram.memory().clone(), Interrupt::new(line), host.clone());
         if let Some(device) = device {
             transport.attach(device).unwrap();
         }
-        let mmio = MmioTransport::new(transport, window);
+        let mmio = MmioTransport(transport);
         for (offset, value, bell) in mmio.doorbells().filter(|_| shortcut) {
             assert!(vm.offer_doorbell(DoorbellAddress::Mmio(address + offset), value, 4, bell));
         }
@@ -239,7 +233,7 @@ fn the_monitor_survives_a_hostile_guest() {
         "schema": 1,
         "memory_bytes": 64 << 20,
         "kernel": {"path": elf},
-        "disks": [{"id": "attacked", "source": {"path": path("disk")}, "queues": 2}],
+        "disks": [{"id": "attacked", "source": {"path": path("disk")}}],
         "rng": true,
         "console": {"log": {"path": path("console")}},
         "serial": "stdio",

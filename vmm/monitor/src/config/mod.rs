@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, MemorySize, QueueCount};
+pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, MemorySize};
 
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -204,9 +204,6 @@ pub struct DiskConfig {
     /// The guest may only read.
     #[serde(default)]
     pub read_only: bool,
-    /// Request queues.
-    #[serde(default)]
-    pub queues: QueueCount,
 }
 
 /// The socket device.

@@ -27,12 +27,8 @@ fn everything_survives_a_round_trip() {
     config.command_line = CommandLine::new("a=b c=\"d e\"").unwrap();
     config.boot_protocol = BootProtocol::Pvh;
     config.platform = Platform::Mptable;
-    config.disks = vec![DiskConfig {
-        id: DiskId::new("root").unwrap(),
-        source: FileSource::Fd(4),
-        read_only: true,
-        queues: QueueCount::new(2).unwrap(),
-    }];
+    config.disks =
+        vec![DiskConfig { id: DiskId::new("root").unwrap(), source: FileSource::Fd(4), read_only: true }];
     config.rng = true;
     config.immutable_images = true;
     config.console = Endpoint::Stream;
@@ -72,7 +68,7 @@ fn every_refusal_names_its_field() {
         ("disks[1]", "disks", json!([disk("a"), {"id": "b"}])),
         ("disks[0]", "disks", json!([{"id": "", "source": {"fd": 3}}])),
         ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "cache": true}])),
-        ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "queues": 0}])),
+        ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "read_only": 0}])),
         ("disks", "disks", json!([disk("a"), disk("a")])),
         ("disks", "disks", json!((0..20).map(|n| disk(&n.to_string())).collect::<Vec<_>>())),
         ("vsock", "vsock", json!({"cid": 2})),

@@ -156,36 +156,6 @@ impl DiskId {
     }
 }
 
-/// Request queues of a disk, 1 to 32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
-pub struct QueueCount(u8);
-
-impl QueueCount {
-    /// Most queues of a disk.
-    pub const MAX: u8 = 32;
-
-    /// `count` queues.
-    pub fn new(count: u64) -> Result<Self, String> {
-        match u8::try_from(count) {
-            Ok(count) if (1..=Self::MAX).contains(&count) => Ok(Self(count)),
-            _ => Err(format!("{count} queues are not possible, a disk has 1 to {}", Self::MAX)),
-        }
-    }
-
-    /// The number.
-    #[must_use]
-    pub fn get(self) -> u8 {
-        self.0
-    }
-}
-
-impl Default for QueueCount {
-    fn default() -> Self {
-        Self(1)
-    }
-}
-
 /// The guest's context id on the socket device: 3 to 4294967294 (0 to 2 and the last one have meanings of their own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
@@ -228,7 +198,7 @@ macro_rules! number {
         }
     )*};
 }
-number!(CpuCount, MemorySize, HotplugSize, QueueCount, ContextId);
+number!(CpuCount, MemorySize, HotplugSize, ContextId);
 
 macro_rules! text {
     ($($name:ident),*) => {$(

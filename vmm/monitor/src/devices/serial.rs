@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::bus::{BusDevice, Effect};
-use crate::irq::SharedLine;
+use crate::hv::SharedLine;
 
 /// Bytes of the port's register range.
 pub const REGISTERS: u64 = 8;
@@ -261,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::irq::IrqLine;
+    use crate::hv::IrqLine;
 
     #[derive(Default)]
     struct Edges(AtomicU32);

@@ -82,11 +82,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
-    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until `unmap` or the machine's end.
+    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the machine's end.
     fn map(&self, slot: &Slot) -> Result<(), HvError>;
-
-    /// Takes a memory slot away. When it returns no vCPU reaches the slot any more.
-    fn unmap(&self, slot: &Slot) -> Result<(), HvError>;
 
     /// Creates the interrupt controllers. Once, after every `map` of start-up.
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError>;
@@ -97,9 +94,6 @@ pub trait Vm: Send + Sync + 'static {
     /// Offers that writes of `value` (`width` bytes: 2 or 4; 0 = any value) to `address` go straight to `notifier`.
     /// `false` means that the hypervisor cannot, and the write arrives as an exit: both must work.
     fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool;
-
-    /// Takes back an offer that was accepted.
-    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier);
 
     /// Creates vCPU `index` of `count`, on the calling thread, which must be the one that runs it.
     fn create_vcpu(&self, index: u32, count: u32) -> Result<Self::Vcpu, HvError>;

@@ -27,10 +27,6 @@ impl Vm for Never {
         match self.0 {}
     }
 
-    fn unmap(&self, _: &Slot) -> Result<(), HvError> {
-        match self.0 {}
-    }
-
     fn create_irqchip(&self, _: IrqchipPlan) -> Result<(), HvError> {
         match self.0 {}
     }
@@ -40,10 +36,6 @@ impl Vm for Never {
     }
 
     fn offer_doorbell(&self, _: DoorbellAddress, _: u32, _: u8, _: &Notifier) -> bool {
-        match self.0 {}
-    }
-
-    fn withdraw_doorbell(&self, _: DoorbellAddress, _: u32, _: u8, _: &Notifier) {
         match self.0 {}
     }
 

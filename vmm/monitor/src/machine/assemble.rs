@@ -26,7 +26,7 @@ use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, Serial};
 use crate::disk::{DiskError, RawDisk};
 use crate::hv::{DoorbellAddress, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vm};
-use crate::memory::{Backing, GuestRam, MemoryError, RegisterPage, Slot};
+use crate::memory::{Backing, GuestRam, MemoryError, Slot};
 use crate::sys;
 use crate::timeline::{Recorder, name};
 use crate::virtio::blk::Block;
@@ -35,7 +35,7 @@ use crate::virtio::device::Device;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::{AttachError, MmioTransport, PageHost, Transport, Window};
+use crate::virtio::transport::{AttachError, MmioTransport, Transport};
 use crate::virtio::vsock::{Vsock, VsockControl, VsockError};
 
 /// The poller's slots of the machine's own; devices count from 0.
@@ -168,17 +168,13 @@ impl<H: Hypervisor> Site<'_, H> {
         devices.serial(&mut pio, vm.irq_line(layout::COM1_GSI)?)?;
         let (mut transports, mut occupied) = (Vec::with_capacity(announced.len()), 0);
         for (slot, place) in (0u16..).zip(&announced) {
-            let line = vm.irq_line(place.gsi)?;
-            let (interrupt, window) = match register_page(slot, place.address)? {
-                Some(page) => (Interrupt::shown(line, page.clone()), Some(Window::new(page, vm.clone()))),
-                None => (Interrupt::new(line), None),
-            };
+            let interrupt = Interrupt::new(vm.irq_line(place.gsi)?);
             let mut transport = Transport::new(slot, ram.memory().clone(), interrupt, host.clone());
             if let Some(device) = devices.take() {
                 transport.attach(device)?;
                 occupied += 1;
             }
-            let transport = MmioTransport::new(transport, window);
+            let transport = MmioTransport(transport);
             offer(&*vm, slot, &transport);
             let transport = Arc::new(Mutex::new(transport));
             mmio.insert(place.address, layout::VIRTIO_STRIDE, transport.clone())?;
@@ -295,26 +291,6 @@ fn announced(count: usize) -> Vec<Announced> {
         .collect()
 }
 
-/// The first slot of registers; those of memory count from 0.
-const REGISTER_SLOTS: u32 = 0x100;
-
-/// The page of a transport's registers, where the host's pages are as large as their place.
-fn register_page(slot: u16, address: u64) -> Result<Option<RegisterPage>, MemoryError> {
-    let fits = sys::host::page_size() == RegisterPage::BYTES && layout::VIRTIO_STRIDE == RegisterPage::BYTES;
-    fits.then(|| RegisterPage::new(REGISTER_SLOTS + u32::from(slot), address)).transpose()
-}
-
-/// Every machine can show registers to its guest: transports know no hypervisor, and hypervisors no transport.
-impl<V: Vm> PageHost for V {
-    fn show(&self, page: &Slot) -> bool {
-        self.map(page).is_ok()
-    }
-
-    fn hide(&self, page: &Slot) -> bool {
-        self.unmap(page).is_ok()
-    }
-}
-
 /// Offers the hypervisor the short cut for every queue. What it declines arrives as an exit.
 fn offer<V: Vm>(vm: &V, slot: u16, transport: &MmioTransport) {
     let base = layout::VIRTIO_MMIO + u64::from(slot) * layout::VIRTIO_STRIDE;
@@ -346,7 +322,7 @@ fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device
     let id = disk.id.as_str();
     let raw = RawDisk::new(file, disk.read_only)
         .map_err(|source| AssembleError::Disk { id: id.to_owned(), source })?;
-    Ok(Box::new(Block::new(Box::new(raw), id, disk.queues.get())))
+    Ok(Box::new(Block::new(Box::new(raw), id)))
 }
 
 /// The devices of a config before they have a place.

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use super::*;
 use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
-use crate::config::{DiskId, Endpoint, OnReset, QueueCount, VsockConfig};
+use crate::config::{DiskId, Endpoint, OnReset, VsockConfig};
 use crate::hv::fake::{Fake, Step};
 
 const COM1: u16 = layout::COM1;
@@ -236,7 +236,6 @@ fn an_empty_slot_is_filled_while_the_machine_runs() {
         id: DiskId::new("late").unwrap(),
         source: resources.add(disk.try_clone().unwrap()),
         read_only: false,
-        queues: QueueCount::default(),
     };
     let mut resources = Resources::new();
     let late = wanted(&mut resources);
@@ -276,7 +275,6 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
             id: DiskId::new("root").unwrap(),
             source: FileSource::Path("/".into()),
             read_only: true,
-            queues: QueueCount::default(),
         });
     });
     assert!(disk.starts_with("disks: the disk \"root\" cannot be used"), "{disk}");

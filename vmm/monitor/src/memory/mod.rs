@@ -7,13 +7,12 @@
 //! **Ownership.** The host range is unmapped by the last of its users, whoever that is. Every way to reach it holds a reference to
 //! it: a [`Slot`] (which the hypervisor keeps for as long as it is registered, and its vCPUs keep the machine), and every region of
 //! every clone of a [`Memory`] (through its [`Lease`]). No Rust reference into memory that the guest can write is ever
-//! made: all access is volatile. (A [`RegisterPage`], which it can only read, lends atomic words.)
+//! made: all access is volatile.
 
 #![allow(unsafe_code, reason = "maps and unmaps the guest's memory")]
 
 mod file;
 mod range;
-mod registers;
 #[cfg(test)]
 mod tests;
 mod vectored;
@@ -33,7 +32,6 @@ use crate::sys::{anonymous, host};
 use range::HostRange;
 
 pub use file::read_file_at;
-pub use registers::RegisterPage;
 pub use vectored::IoVecs;
 
 /// What devices and loaders read and write guest memory through: volatile copies and checked ranges, cheap to clone. It keeps the

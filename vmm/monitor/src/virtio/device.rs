@@ -34,11 +34,6 @@ pub trait Device: Send {
     /// Writes the configuration space. Writes that the specification does not allow are ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Whether the configuration space is the same until the driver writes to it, so that a copy may be read without an exit.
-    fn config_is_still(&self) -> bool {
-        false
-    }
-
     /// Whether the worker's requests block (file I/O), so that it should not share a loop with others.
     fn blocks(&self) -> bool {
         false
@@ -47,12 +42,6 @@ pub trait Device: Send {
     /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered. After a pause the queues are
     /// those that the last worker returned, and [`Device::reclaim`] was called with its state, but not [`Device::reset`].
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
-
-    /// The device's own state as data, for a snapshot; called while no worker has it. What the transport holds (status, features,
-    /// queues) is not part of it.
-    fn save(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
 
     /// Takes back what a worker of this device returned.
     fn reclaim(&mut self, state: Box<dyn Any + Send>);

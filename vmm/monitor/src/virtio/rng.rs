@@ -33,10 +33,6 @@ impl Device for Rng {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn config_is_still(&self) -> bool {
-        true
-    }
-
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let queue = activation.take_queue(0)?;
         let Activation { features: _, memory, queues: _, interrupt } = activation;

@@ -9,9 +9,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::device::{Activation, Device, Registrar, ReturnBox, Returned, Running};
 use super::interrupt::Interrupt;
-use super::queue::{Queue, QueueConfig, QueueState};
+use super::queue::{Queue, QueueConfig};
 use super::spec::{descriptor as flag, feature};
-use crate::irq::IrqLine;
+use crate::hv::IrqLine;
 use crate::memory::Memory;
 use crate::sys::{Notifier, Poller};
 
@@ -126,7 +126,7 @@ impl DriverQueue {
     #[must_use]
     pub fn device_end(&self, features: u64) -> Queue {
         let rings = self.config.validate(&self.memory).expect("valid rings");
-        Queue::new(rings, features, QueueState::default(), Arc::new(Notifier::new().expect("a notifier")))
+        Queue::new(rings, features, Arc::new(Notifier::new().expect("a notifier")))
     }
 
     /// Reserves `len` bytes of buffer.

@@ -3,7 +3,7 @@
 use nelly_protocol::ports;
 use nelly_vmm::config::{
     CommandLine, ConfigError, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize,
-    Platform, QueueCount, VsockConfig,
+    Platform, VsockConfig,
 };
 
 use super::Installation;
@@ -78,12 +78,7 @@ impl MachineSpec {
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
         config.platform = self.platform;
         let id = DiskId::new("image").map_err(refuse("disks[0]"))?;
-        config.disks.push(DiskConfig {
-            id,
-            source: self.image.clone(),
-            read_only: true,
-            queues: QueueCount::default(),
-        });
+        config.disks.push(DiskConfig { id, source: self.image.clone(), read_only: true });
         config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
         config.serial = Endpoint::Stream;
         config.validate()?;

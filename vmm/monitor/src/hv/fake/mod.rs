@@ -109,7 +109,7 @@ pub struct Record {
     pub irqchip: Option<IrqchipPlan>,
     /// Edges and raises of each line.
     pub lines: BTreeMap<u32, u64>,
-    /// Doorbells accepted and not withdrawn: address, value, width.
+    /// Doorbells accepted: address, value, width.
     pub doorbells: Vec<(DoorbellAddress, u32, u8)>,
     /// vCPUs alive.
     pub vcpus: u32,
@@ -243,11 +243,6 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn unmap(&self, slot: &Slot) -> Result<(), HvError> {
-        self.shared().change(|state| state.record.slots.retain(|index| *index != slot.index()));
-        Ok(())
-    }
-
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
         let mut state = self.shared().lock();
         if state.record.irqchip.replace(plan).is_some() {
@@ -270,14 +265,6 @@ impl Vm for FakeVm {
         state.record.doorbells.push(bell);
         state.bells.push(notifier);
         true
-    }
-
-    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, _notifier: &Notifier) {
-        let mut state = self.shared().lock();
-        if let Some(at) = state.record.doorbells.iter().position(|bell| *bell == (address, value, width)) {
-            state.record.doorbells.remove(at);
-            state.bells.remove(at);
-        }
     }
 
     fn create_vcpu(&self, index: u32, _count: u32) -> Result<FakeVcpu, HvError> {

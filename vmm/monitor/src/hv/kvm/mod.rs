@@ -103,7 +103,7 @@ pub use host::{Kvm, open};
 #[cfg(target_arch = "x86_64")]
 pub use vcpu::KvmVcpu;
 #[cfg(target_arch = "x86_64")]
-pub use vm::{KvmVm, RUNTIME_IOCTLS};
+pub use vm::KvmVm;
 
 /// KVM, once this architecture is supported.
 #[cfg(not(target_arch = "x86_64"))]

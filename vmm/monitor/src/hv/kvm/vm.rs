@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
-    kvm_ioeventfd, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+    kvm_ioeventfd, kvm_pit_config, kvm_userspace_memory_region,
 };
 use rustix::ioctl::{Setter, ioctl, opcode};
 
@@ -53,28 +53,21 @@ impl KvmVm {
 }
 
 impl Inner {
-    fn set_region(&self, slot: &Slot, len: u64) -> Result<(), HvError> {
+    fn set_region(&self, slot: &Slot) -> Result<(), HvError> {
         let region = kvm_userspace_memory_region {
             slot: slot.index(),
             flags: if slot.is_read_only() { KVM_MEM_READONLY } else { 0 },
             guest_phys_addr: slot.guest(),
-            memory_size: len,
+            memory_size: slot.len(),
             userspace_addr: u64::try_from(slot.host().addr()).unwrap_or(u64::MAX),
         };
         // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as a guest can reach it: until
-        // `unmap`, or until the last vCPU is gone. The kernel's machine may be there a moment longer (see the drop of `Inner`); it
+        // the last vCPU is gone. The kernel's machine may be there a moment longer (see the drop of `Inner`); it
         // has no vCPU to run, and follows the range as it is unmapped. Nobody holds Rust references into it.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    fn doorbell(
-        &self,
-        address: DoorbellAddress,
-        value: u32,
-        width: u8,
-        notifier: &Notifier,
-        flags: u32,
-    ) -> bool {
+    fn doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
         let (address, port) = match address {
             DoorbellAddress::Pio(port) => (u64::from(port), 1 << kvm_bindings::kvm_ioeventfd_flag_nr_pio),
             DoorbellAddress::Mmio(address) => (address, 0),
@@ -85,7 +78,7 @@ impl Inner {
             addr: address,
             len: u32::from(width),
             fd: notifier.as_fd().as_raw_fd(),
-            flags: flags | port | matching,
+            flags: port | matching,
             ..kvm_ioeventfd::default()
         };
         // SAFETY: this opcode (KVM_IOEVENTFD) reads one such struct and writes nothing; the descriptors are open.
@@ -106,16 +99,8 @@ impl Vm for KvmVm {
             let source = io::Error::new(io::ErrorKind::AlreadyExists, "the slot's number is taken");
             return Err(HvError::Call { call: "KVM_SET_USER_MEMORY_REGION", source });
         }
-        self.0.set_region(slot, slot.len())?;
+        self.0.set_region(slot)?;
         slots.insert(slot.index(), slot.clone());
-        Ok(())
-    }
-
-    fn unmap(&self, slot: &Slot) -> Result<(), HvError> {
-        let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        // A length of 0 deletes. The kernel returns when no vCPU can reach the pages any more.
-        self.0.set_region(slot, 0)?;
-        slots.remove(&slot.index());
         Ok(())
     }
 
@@ -145,18 +130,7 @@ impl Vm for KvmVm {
     }
 
     fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
-        self.0.doorbell(address, value, width, notifier, 0)
-    }
-
-    fn withdraw_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) {
-        // An offer that was never accepted is not there to withdraw; nothing else can fail.
-        let _ = self.0.doorbell(
-            address,
-            value,
-            width,
-            notifier,
-            1 << kvm_bindings::kvm_ioeventfd_flag_nr_deassign,
-        );
+        self.0.doorbell(address, value, width, notifier)
     }
 
     fn create_vcpu(&self, index: u32, count: u32) -> Result<KvmVcpu, HvError> {
@@ -196,16 +170,3 @@ impl IrqLine for Line {
         Ok(())
     }
 }
-
-/// The ioctls that a running machine still makes on its descriptors, by number: what a filter of system calls must let through.
-pub const RUNTIME_IOCTLS: [u32; 9] = [
-    opcode::none(KVMIO, 0x80),
-    opcode::write::<kvm_bindings::kvm_irq_level>(KVMIO, 0x61),
-    opcode::write::<kvm_ioeventfd>(KVMIO, 0x79),
-    opcode::write::<kvm_userspace_memory_region>(KVMIO, 0x46),
-    opcode::read::<kvm_bindings::kvm_regs>(KVMIO, 0x81),
-    opcode::none(KVMIO, 0xad),
-    opcode::write::<kvm_msi>(KVMIO, 0xa5),
-    opcode::write::<[u8; 8]>(KVMIO, 0x6a),
-    opcode::read_write::<kvm_bindings::kvm_msrs>(KVMIO, 0x88),
-];

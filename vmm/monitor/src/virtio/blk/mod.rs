@@ -26,8 +26,6 @@ pub mod spec {
     pub const F_BLK_SIZE: u64 = 1 << 6;
     /// The driver may ask for a flush.
     pub const F_FLUSH: u64 = 1 << 9;
-    /// `num_queues` counts.
-    pub const F_MQ: u64 = 1 << 12;
     /// The driver may discard.
     pub const F_DISCARD: u64 = 1 << 13;
     /// The driver may write zeroes.
@@ -70,39 +68,34 @@ pub struct Block {
     disk: Option<Box<dyn Disk>>,
     id: [u8; spec::ID_BYTES],
     features: u64,
-    queue_sizes: Vec<u16>,
     config: [u8; 60],
 }
 
 impl Block {
-    /// A device named `id` (cut to 20 bytes) over `disk` with 1 to 32 request queues.
+    /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue: requests are served one by one.
     #[must_use]
-    pub fn new(disk: Box<dyn Disk>, id: &str, queues: u8) -> Self {
-        let queues = queues.clamp(1, 32);
+    pub fn new(disk: Box<dyn Disk>, id: &str) -> Self {
         let mut name = [0; spec::ID_BYTES];
         for (to, from) in name.iter_mut().zip(id.bytes()) {
             *to = from;
         }
         let writing = if disk.read_only() { spec::F_RO } else { spec::F_DISCARD | spec::F_WRITE_ZEROES };
-        let many = if queues > 1 { spec::F_MQ } else { 0 };
         Self {
             id: name,
-            features: spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing | many,
-            queue_sizes: vec![spec::QUEUE_SIZE; usize::from(queues)],
-            config: config(&*disk, queues),
+            features: spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing,
+            config: config(&*disk),
             disk: Some(disk),
         }
     }
 }
 
 /// The configuration space (5.2.4).
-fn config(disk: &dyn Disk, queues: u8) -> [u8; 60] {
+fn config(disk: &dyn Disk) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(disk.len() / SECTOR).to_le_bytes());
     put(12, &spec::SEG_MAX.to_le_bytes());
     put(20, &disk.block_size().to_le_bytes());
-    put(34, &u16::from(queues).to_le_bytes());
     put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());
     put(40, &spec::RANGES_MAX.to_le_bytes());
     // discard_sector_alignment
@@ -124,32 +117,26 @@ impl Device for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
+        &[spec::QUEUE_SIZE]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         super::device::read_bytes(&self.config, offset, data);
     }
 
-    fn config_is_still(&self) -> bool {
-        true
-    }
-
     fn blocks(&self) -> bool {
         true
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
-        let Activation { features, memory, queues, interrupt } = activation;
-        if queues.first().is_none_or(Option::is_none) {
-            return Err(ActivateError::MissingQueue(0));
-        }
+    fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
+        let queue = activation.take_queue(0)?;
+        let Activation { features, memory, queues: _, interrupt } = activation;
         let disk =
             self.disk.take().ok_or_else(|| ActivateError::Host(std::io::ErrorKind::ResourceBusy.into()))?;
         // A driver that will never ask for a flush expects that what it wrote is safe (5.2.6.2).
         let write_through = features & spec::F_FLUSH == 0;
         let requests = Requests { disk, id: self.id, features, write_through };
-        Ok(Box::new(BlockWorker { requests, queues, memory, interrupt }))
+        Ok(Box::new(BlockWorker { requests, queue, memory, interrupt }))
     }
 
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {
@@ -162,44 +149,33 @@ impl Device for Block {
 /// A request is done before the next one is taken, so between two events nothing is in flight.
 struct BlockWorker {
     requests: Requests,
-    queues: Vec<Option<Queue>>,
+    queue: Queue,
     memory: Memory,
     interrupt: Interrupt,
 }
 
 impl Worker for BlockWorker {
     fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        for (key, queue) in (0u32..).zip(&self.queues) {
-            if let Some(queue) = queue {
-                registrar.add(queue.doorbell().as_fd(), key, Interest::READ)?;
-                queue.doorbell().notify()?;
-            }
-        }
-        Ok(())
+        registrar.add(self.queue.doorbell().as_fd(), 0, Interest::READ)?;
+        Ok(self.queue.doorbell().notify()?)
     }
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
-        for queue in self.queues.iter().flatten() {
-            // A descriptor that was never added is not there any more: what was wanted.
-            let _ = registrar.remove(queue.doorbell().as_fd());
-        }
+        // A descriptor that was never added is not there any more: what was wanted.
+        let _ = registrar.remove(self.queue.doorbell().as_fd());
     }
 
     fn ready(
         &mut self,
-        key: u32,
+        _key: u32,
         _ready: Interest,
         _registrar: &mut Registrar<'_>,
     ) -> Result<(), DeviceFault> {
-        let Self { requests, queues, memory, interrupt } = self;
-        let queue = usize::try_from(key).ok().and_then(|key| queues.get_mut(key)?.as_mut());
-        match queue {
-            Some(queue) => queue.serve(memory, interrupt, |chain| requests.serve(memory, chain)),
-            None => Ok(()),
-        }
+        let Self { requests, queue, memory, interrupt } = self;
+        queue.serve(memory, interrupt, |chain| requests.serve(memory, chain))
     }
 
     fn quiesce(self: Box<Self>) -> Returned {
-        Returned { state: Box::new(self.requests.disk), queues: self.queues }
+        Returned { state: Box::new(self.requests.disk), queues: vec![Some(self.queue)] }
     }
 }

@@ -30,7 +30,7 @@ fn disk(read_only: bool) -> (Block, File) {
         file.write_all(&[u8::try_from(sector % 251).unwrap(); 512]).unwrap();
     }
     let other = file.try_clone().unwrap();
-    (Block::new(Box::new(RawDisk::new(file, read_only).unwrap()), "root", 1), other)
+    (Block::new(Box::new(RawDisk::new(file, read_only).unwrap()), "root"), other)
 }
 
 fn contents(file: &mut File) -> Vec<u8> {
@@ -61,7 +61,7 @@ fn says_what_it_is() {
         u64::from_le_bytes(bytes)
     };
     assert_eq!(device.id(), 2);
-    assert_eq!((field(0, 8), field(12, 4), field(20, 4), field(34, 2)), (SECTORS, 254, 512, 1));
+    assert_eq!((field(0, 8), field(12, 4), field(20, 4), field(34, 2)), (SECTORS, 254, 512, 0));
     assert_eq!((field(36, 4), field(48, 4), field(56, 1)), (65536, 65536, 1));
     assert_eq!((field(58, 8), field(1 << 40, 8), field(u64::MAX, 8)), (0, 0, 0));
     assert_eq!(
@@ -276,7 +276,7 @@ fn reluctant(fails: bool) -> (Block, Arc<AtomicUsize>) {
     file.write_all(&[9; 4096]).unwrap();
     let flushes = Arc::new(AtomicUsize::new(0));
     let disk = Reluctant { inner: RawDisk::new(file, false).unwrap(), flushes: flushes.clone(), fails };
-    (Block::new(Box::new(disk), "slow", 1), flushes)
+    (Block::new(Box::new(disk), "slow"), flushes)
 }
 
 #[test]
@@ -317,29 +317,6 @@ fn writes_through_for_a_driver_that_will_not_flush() {
             spec::S_OK
         );
         assert_eq!(counter.load(Ordering::SeqCst), flushes);
-    }
-}
-
-#[test]
-fn many_queues_share_one_disk() {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(SECTORS * 512).unwrap();
-    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "many", 4);
-    assert_ne!(device.features() & spec::F_MQ, 0);
-    let mut bench = Bench::new(&mut device, 64, None);
-    for queue in 0..4 {
-        let fill = u8::try_from(queue).unwrap() + 1;
-        bench.queues[queue].add(&[
-            Part::Read(header(spec::T_OUT, queue as u64)),
-            Part::Read(vec![fill; 512]),
-            Part::Write(1),
-        ]);
-        bench.kick(queue);
-        assert_eq!(bench.queues[queue].used().unwrap().data, [spec::S_OK]);
-    }
-    let used = request(&mut bench, &[Part::Read(header(spec::T_IN, 0)), Part::Write(2048), Part::Write(1)]);
-    for (i, piece) in used.data[..2048].chunks(512).enumerate() {
-        assert!(piece.iter().all(|&byte| usize::from(byte) == i + 1));
     }
 }
 
@@ -403,7 +380,7 @@ fn figures() {
     const BYTES: u64 = 64 << 20;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![1; usize::try_from(BYTES).unwrap()]).unwrap();
-    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "gauge", 1);
+    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "gauge");
     let mut bench = Bench::new(&mut device, 256, None);
     for (kind, bytes, depth) in [
         (spec::T_IN, 4096u32, 1),

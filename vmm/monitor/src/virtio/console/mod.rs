@@ -11,8 +11,6 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
-
 use self::worker::ConsoleWorker;
 use super::device::{ActivateError, Activation, Device, Worker};
 use super::interrupt::Interrupt;
@@ -38,7 +36,7 @@ struct Idle {
 }
 
 /// What is under way, as data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Progress {
     /// Bytes of the transmit queue's next chain that were passed on already.
     sent: u32,
@@ -123,11 +121,6 @@ impl Device for Console {
         let Activation { features, memory, queues: _, interrupt } = activation;
         self.size.tell((features & F_SIZE != 0).then(|| interrupt.clone()));
         Ok(Box::new(ConsoleWorker::new(idle, receive, transmit, memory, interrupt)))
-    }
-
-    fn save(&self) -> serde_json::Value {
-        let progress = self.idle.as_ref().map(|idle| idle.progress);
-        serde_json::json!({ "sent": progress.unwrap_or_default().sent, "size": self.size.packed.load(Ordering::SeqCst) })
     }
 
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {

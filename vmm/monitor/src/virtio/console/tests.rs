@@ -95,7 +95,7 @@ fn a_pause_in_the_middle_of_a_chain_repeats_and_loses_nothing() {
     while seen.len() < chunk.len() {
         let returned = bench.stop();
         console.reclaim(returned.state);
-        let now = console.save()["sent"].as_u64().unwrap();
+        let now = console.idle.as_ref().unwrap().progress.sent;
         assert!(now >= sent || now == 0);
         sent = now;
         bench.resume(&mut console, FEATURES, returned.queues);

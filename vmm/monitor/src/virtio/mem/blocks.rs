@@ -167,7 +167,8 @@ impl Blocks {
         self.plugged_count = if plugged { self.plugged_count + count } else { self.plugged_count - count };
     }
 
-    /// Runs of plugged blocks, first block and end, for a snapshot.
+    /// Runs of plugged blocks, first block and end.
+    #[cfg(test)]
     pub(super) fn runs(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         for block in (0..self.count).filter(|&block| self.plugged_in(&(block..block + 1)) == 1) {

@@ -156,12 +156,6 @@ impl Device for MemoryDevice {
         Ok(Box::new(MemoryWorker { queue, memory, interrupt, slot, shared, blocks }))
     }
 
-    fn save(&self) -> serde_json::Value {
-        let shared = lock(&self.shared);
-        let runs = self.blocks.as_ref().map(Blocks::runs);
-        serde_json::json!({ "requested": shared.requested, "plugged": runs })
-    }
-
     /// What is plugged in stays so, through a reset by the driver too (5.15.6): a new driver unplugs it if it wants.
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {
         if let Ok(blocks) = state.downcast::<Blocks>() {

@@ -1,6 +1,5 @@
 //! What the guest writes about a queue, and the one check that turns it into rings the device may use.
 
-use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::Memory;
@@ -8,7 +7,7 @@ use crate::virtio::fault::QueueConfigError;
 use crate::virtio::spec::QUEUE_SIZE_MAX;
 
 /// A queue as the guest describes it, register by register. Nothing here is believed before [`QueueConfig::validate`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueConfig {
     /// The largest size the device offers (QueueNumMax).
     pub max_size: u16,

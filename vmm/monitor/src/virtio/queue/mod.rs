@@ -12,7 +12,6 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 pub use chain::{Chain, Reader, Segment, Writer};
@@ -27,17 +26,6 @@ use crate::sys::Notifier;
 
 /// Chains that are served before the driver hears of the first: an interrupt costs it two exits.
 const SIGNAL_EVERY: u16 = 16;
-
-/// Where a queue stands, as data: with its [`QueueConfig`] enough to go on in another process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueState {
-    /// Next entry of the available ring.
-    pub next_available: u16,
-    /// Next entry of the used ring.
-    pub next_used: u16,
-    /// `next_used` when the driver was last told (or found not to want to be).
-    pub signalled_used: u16,
-}
 
 /// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so that a number from nowhere is no
 /// argument.
@@ -58,42 +46,23 @@ pub struct Queue {
     event_idx: bool,
     next_available: Wrapping<u16>,
     next_used: Wrapping<u16>,
+    /// `next_used` when the driver was last told (or found not to want to be).
     signalled_used: Wrapping<u16>,
     doorbell: Arc<Notifier>,
 }
 
 impl Queue {
-    /// A queue over validated rings. `features` are those negotiated; `doorbell` is what the driver's notification wakes.
+    /// A queue at the start of validated rings. `features` are those negotiated; `doorbell` is what the driver's notification wakes.
     #[must_use]
-    pub fn new(rings: Rings, features: u64, state: QueueState, doorbell: Arc<Notifier>) -> Self {
-        let QueueState { next_available, next_used, signalled_used } = state;
+    pub fn new(rings: Rings, features: u64, doorbell: Arc<Notifier>) -> Self {
         Self {
             rings,
             indirect: features & feature::INDIRECT_DESC != 0,
             event_idx: features & feature::EVENT_IDX != 0,
-            next_available: Wrapping(next_available),
-            next_used: Wrapping(next_used),
-            signalled_used: Wrapping(signalled_used),
+            next_available: Wrapping(0),
+            next_used: Wrapping(0),
+            signalled_used: Wrapping(0),
             doorbell,
-        }
-    }
-
-    /// Where the queue stands.
-    #[must_use]
-    pub fn state(&self) -> QueueState {
-        let Self {
-            rings: _,
-            indirect: _,
-            event_idx: _,
-            next_available,
-            next_used,
-            signalled_used,
-            doorbell: _,
-        } = self;
-        QueueState {
-            next_available: next_available.0,
-            next_used: next_used.0,
-            signalled_used: signalled_used.0,
         }
     }
 

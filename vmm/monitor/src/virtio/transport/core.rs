@@ -6,13 +6,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::memory::Memory;
 use crate::sys::Notifier;
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Queue, QueueConfig, QueueState};
+use crate::virtio::queue::{Queue, QueueConfig};
 use crate::virtio::spec::{feature, id, status};
 
 /// Features that the transport and the ring code bring to every device.
@@ -32,7 +30,7 @@ const STEPS: [(u8, u8); 5] =
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// What the driver wrote, as plain data.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Registers {
     status: u8,
     device_features_select: u32,
@@ -62,21 +60,6 @@ enum Life {
     Paused(Vec<Option<Queue>>),
     /// Nobody: the device could not start or broke, and waits for a reset.
     Broken,
-}
-
-/// The whole state of a transport as data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TransportState {
-    /// The device's id; 0 for an empty slot.
-    pub device_id: u32,
-    registers: Registers,
-    /// Where each queue stands, if it was in use.
-    queues: Vec<Option<QueueState>>,
-    interrupt_status: u32,
-    generation: u32,
-    needs_reset: bool,
-    /// The device's own.
-    device: serde_json::Value,
 }
 
 /// Why a device was not attached.
@@ -194,45 +177,6 @@ impl Transport {
             Life::Paused(queues) => self.start(queues),
             other => self.life = other,
         }
-    }
-
-    /// The whole state as data; `None` while a worker is out.
-    #[must_use]
-    pub fn state(&self) -> Option<TransportState> {
-        // Taken apart so that a new field must be thought of here.
-        let Self {
-            slot: _,
-            memory: _,
-            interrupt,
-            host: _,
-            device,
-            doorbells: _,
-            registers,
-            life,
-            ignored: _,
-        } = self;
-        let queues = match life {
-            Life::Idle | Life::Broken => registers.queues.iter().map(|_| None).collect(),
-            Life::Paused(queues) => queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect(),
-            Life::Running(_) | Life::Resetting(_) | Life::Pausing(_) => return None,
-        };
-        Some(TransportState {
-            device_id: self.device_id(),
-            registers: registers.clone(),
-            queues,
-            interrupt_status: interrupt.status(),
-            generation: interrupt.generation(),
-            needs_reset: interrupt.needs_reset(),
-            device: device.as_ref().map_or(serde_json::Value::Null, |device| device.save()),
-        })
-    }
-
-    /// Whether all that the registers tell stays as it is until the driver writes, but for what [`Interrupt`] keeps up to date: there is
-    /// a device whose configuration does, and no reset is under way.
-    pub(super) fn is_still(&mut self) -> bool {
-        self.collect(Duration::ZERO);
-        let still = self.device.as_ref().is_some_and(|device| device.config_is_still());
-        still && !matches!(self.life, Life::Resetting(_))
     }
 
     // What the registers ask for.
@@ -380,7 +324,7 @@ impl Transport {
                     return Ok(None);
                 }
                 let rings = config.validate(&self.memory)?;
-                Ok(Some(Queue::new(rings, features, QueueState::default(), bell.clone())))
+                Ok(Some(Queue::new(rings, features, bell.clone())))
             })
             .collect();
         match queues {

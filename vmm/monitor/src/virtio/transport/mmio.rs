@@ -4,7 +4,6 @@
 //! access reads 0, changes nothing and is counted.
 
 use super::core::Transport;
-use super::window::Window;
 use crate::bus::{BusDevice, Effect};
 use crate::sys::Notifier;
 use crate::virtio::spec::register;
@@ -13,92 +12,14 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"NELY");
 
-/// What of the configuration space a window shows: more than any device here has; the rest of it reads 0 anyway.
-const CONFIG_SHOWN: usize = 0x100;
-
-/// The registers that a write may change, beside the device status.
-const CHANGING: [u64; 3] = [register::DEVICE_FEATURES, register::QUEUE_NUM_MAX, register::QUEUE_READY];
-
-/// Those that can be read, but for the three that [`Interrupt`](crate::virtio::interrupt::Interrupt) keeps in the window.
-pub(super) const READABLE: [u64; 11] = [
-    register::MAGIC,
-    register::VERSION,
-    register::DEVICE_ID,
-    register::VENDOR_ID,
-    register::DEVICE_FEATURES,
-    register::QUEUE_NUM_MAX,
-    register::QUEUE_READY,
-    register::SHM_LEN_LOW,
-    register::SHM_LEN_LOW + 4,
-    register::SHM_BASE_HIGH - 4,
-    register::SHM_BASE_HIGH,
-];
-
 /// A [`Transport`] on the MMIO bus. Its range takes at least 0x200 bytes.
-pub struct MmioTransport(pub Transport, Option<Window>);
+pub struct MmioTransport(pub Transport);
 
 impl MmioTransport {
-    /// Puts registers in front of a transport. With a `window`, which is on the page of its interrupt, a guest that reads one of them is
-    /// shown all.
-    #[must_use]
-    pub fn new(transport: Transport, window: Option<Window>) -> Self {
-        Self(transport, window)
-    }
-
     /// Where the driver writes to notify a queue (4 bytes wide), what it writes, and what that must wake: offers for the hypervisor's
     /// short cut. Declined, a write arrives here and does the same.
     pub fn doorbells(&self) -> impl Iterator<Item = (u64, u32, &Notifier)> {
         self.0.doorbells().map(|(queue, bell)| (register::QUEUE_NOTIFY, queue, &**bell))
-    }
-
-    /// Writes into the window what `registers` and the device status tell now.
-    fn publish(&mut self, registers: &[u64]) {
-        for &offset in registers {
-            let value = self.register(offset);
-            if let Some(window) = &self.1 {
-                window.put(offset, value);
-            }
-        }
-        let status = self.0.status();
-        self.0.interrupt().show_device_status(status);
-    }
-
-    fn publish_config(&mut self) {
-        let Some(window) = &self.1 else { return };
-        let mut config = [0; CONFIG_SHOWN];
-        self.0.read_config(0, &mut config);
-        let (words, _) = config.as_chunks();
-        for (offset, word) in (register::CONFIG..).step_by(4).zip(words) {
-            window.put(offset, u32::from_le_bytes(*word));
-        }
-    }
-
-    /// After a read that exited: the next ones need not.
-    fn show(&mut self) {
-        if self.1.as_ref().is_some_and(|window| !window.is_settled()) && self.0.is_still() {
-            self.publish(&READABLE);
-            self.publish_config();
-            if let Some(window) = &mut self.1 {
-                window.show();
-            }
-        }
-    }
-
-    /// After a write: what the guest reads is as it left it.
-    fn refresh(&mut self, offset: u64) {
-        if !self.1.as_ref().is_some_and(Window::is_shown) || offset == register::QUEUE_NOTIFY {
-            return;
-        }
-        if !self.0.is_still() {
-            if let Some(window) = &mut self.1 {
-                window.hide();
-            }
-            return;
-        }
-        self.publish(&CHANGING);
-        if offset >= register::CONFIG {
-            self.publish_config();
-        }
     }
 
     fn register(&mut self, offset: u64) -> u32 {
@@ -179,7 +100,6 @@ impl BusDevice for MmioTransport {
         } else {
             self.0.ignore();
         }
-        self.show();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
@@ -192,7 +112,6 @@ impl BusDevice for MmioTransport {
         } else {
             self.0.ignore();
         }
-        self.refresh(offset);
         Effect::None
     }
 }

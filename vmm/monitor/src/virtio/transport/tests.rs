@@ -1,17 +1,14 @@
 //! The transport through its registers, with a host of workers that runs when the test says so.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::mmio::READABLE;
 use super::*;
 use crate::bus::{BusDevice, Effect};
-use crate::memory::{Memory, RegisterPage, Slot};
+use crate::memory::Memory;
 use crate::sys::Poller;
-use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::{Registrar, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::QueueConfig;
@@ -81,38 +78,9 @@ impl Host {
     }
 }
 
-/// Whether the guest sees the page of registers; `refuses` is a hypervisor that does not show any.
-#[derive(Default)]
-struct Pages(Mutex<View>);
-
-#[derive(Default)]
-struct View {
-    shown: bool,
-    refuses: bool,
-    /// Times that it was asked to show the page.
-    asked: usize,
-}
-
-impl PageHost for Pages {
-    fn show(&self, _page: &Slot) -> bool {
-        let mut view = self.0.lock().unwrap();
-        assert!(!view.shown, "shown once");
-        view.asked += 1;
-        view.shown = !view.refuses;
-        view.shown
-    }
-
-    fn hide(&self, _page: &Slot) -> bool {
-        assert!(std::mem::take(&mut self.0.lock().unwrap().shown), "hidden once");
-        true
-    }
-}
-
 struct Machine {
     memory: Memory,
     mmio: MmioTransport,
-    pages: Arc<Pages>,
-    page: RegisterPage,
     host: Arc<Host>,
     poller: Poller,
     line: Arc<CountingLine>,
@@ -124,11 +92,9 @@ impl Machine {
         let memory = memory(MIB);
         let driver = DriverQueue::new(&memory, 0, MIB as u64, 64);
         let (host, line) = (Arc::new(Host::default()), Arc::new(CountingLine::default()));
-        let (pages, page) = (Arc::new(Pages::default()), RegisterPage::new(0, 0).unwrap());
-        let interrupt = Interrupt::shown(line.clone(), page.clone());
-        let transport = Transport::new(5, memory.clone(), interrupt, host.clone());
-        let mmio = MmioTransport::new(transport, Some(Window::new(page.clone(), pages.clone())));
-        Self { memory, mmio, pages, page, host, poller: Poller::new().unwrap(), line, driver }
+        let transport = Transport::new(5, memory.clone(), Interrupt::new(line.clone()), host.clone());
+        let mmio = MmioTransport(transport);
+        Self { memory, mmio, host, poller: Poller::new().unwrap(), line, driver }
     }
 
     fn with_rng() -> Self {
@@ -137,20 +103,7 @@ impl Machine {
         machine
     }
 
-    fn sees_page(&self) -> bool {
-        self.pages.0.lock().unwrap().shown
-    }
-
-    /// As the guest: without an exit if it sees the page.
     fn read(&mut self, offset: u64) -> u32 {
-        if self.sees_page() {
-            return self.page.word(offset).load(Ordering::SeqCst);
-        }
-        self.exit(offset)
-    }
-
-    /// A read that exits.
-    fn exit(&mut self, offset: u64) -> u32 {
         let mut data = [0xa5; 4];
         self.mmio.read(offset, &mut data);
         u32::from_le_bytes(data)
@@ -158,18 +111,6 @@ impl Machine {
 
     fn write(&mut self, offset: u64, value: u32) {
         assert_eq!(self.mmio.write(offset, &value.to_le_bytes()), Effect::None);
-    }
-
-    /// Whatever the guest may read of the page is what an exit would have told.
-    fn compare(&mut self) {
-        let changing = [reg::STATUS, reg::INTERRUPT_STATUS, reg::CONFIG_GENERATION];
-        let config = (reg::CONFIG..0x200).step_by(4);
-        for offset in READABLE.into_iter().chain(changing).chain(config) {
-            if self.sees_page() {
-                let seen = self.read(offset);
-                assert_eq!(seen, self.exit(offset), "{offset:#x}");
-            }
-        }
     }
 
     fn status(&mut self) -> u8 {
@@ -461,20 +402,14 @@ fn the_short_cut_and_the_exit_ring_the_same_bell() {
 }
 
 #[test]
-fn a_pause_keeps_everything_and_says_it_as_data() {
+fn a_pause_keeps_everything() {
     let mut machine = Machine::with_rng();
-    assert!(machine.mmio.0.state().is_some(), "at rest before a driver comes");
     machine.drive();
     machine.use_it();
-    assert_eq!(machine.mmio.0.state(), None, "the worker is out");
     machine.mmio.0.pause();
     assert!(!machine.mmio.0.paused(Duration::ZERO));
     machine.turn();
-    assert!(machine.mmio.0.paused(Duration::from_secs(5)));
-    let state = machine.mmio.0.state().unwrap();
-    let text = serde_json::to_string(&state).unwrap();
-    assert!(text.contains(r#""next_available":1,"next_used":1"#), "{text}");
-    assert_eq!(serde_json::from_str::<TransportState>(&text).unwrap(), state);
+    assert!(machine.mmio.0.paused(Duration::ZERO));
     machine.driver.add(&[Part::Write(8)]);
     machine.mmio.0.resume();
     machine.turn();
@@ -580,78 +515,6 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-#[test]
-fn a_driver_that_read_one_register_reads_the_others_without_an_exit() {
-    let mut machine = Machine::with_rng();
-    assert!(!machine.sees_page(), "nobody asked");
-    assert_eq!(machine.read(reg::MAGIC), u32::from_le_bytes(*b"virt"));
-    assert!(machine.sees_page());
-    assert_eq!((machine.read(reg::DEVICE_ID), machine.read(reg::SHM_BASE_HIGH)), (id::ENTROPY, u32::MAX));
-    machine.drive();
-    machine.use_it();
-    machine.compare();
-    assert!(machine.sees_page());
-    assert_eq!(machine.pages.0.lock().unwrap().asked, 1);
-}
-
-#[test]
-fn registers_are_hidden_while_a_reset_waits_for_the_worker() {
-    let mut machine = Machine::with_rng();
-    machine.drive();
-    machine.use_it();
-    machine.set_status(0);
-    assert!(!machine.sees_page(), "the status changes by itself");
-    assert_eq!(machine.status(), READY);
-    assert!(!machine.sees_page());
-    machine.turn();
-    assert_eq!(machine.status(), 0);
-    assert!(machine.sees_page());
-    machine.compare();
-    machine.drive();
-    machine.use_it();
-}
-
-#[test]
-fn a_worker_that_fails_shows_in_the_page() {
-    let mut machine = Machine::with_rng();
-    machine.drive();
-    let generation = machine.read(reg::CONFIG_GENERATION);
-    machine.driver.offer(9999);
-    machine.write(reg::QUEUE_NOTIFY, 0);
-    machine.turn();
-    assert!(machine.sees_page());
-    assert_eq!(machine.status(), READY | NEEDS_RESET);
-    assert_eq!(
-        (machine.read(reg::CONFIG_GENERATION), machine.read(reg::INTERRUPT_STATUS)),
-        (generation + 1, 2)
-    );
-    machine.reset();
-    machine.drive();
-    machine.use_it();
-}
-
-#[test]
-fn registers_that_change_by_themselves_are_not_shown() {
-    let mut empty = Machine::empty();
-    assert_eq!(empty.read(reg::DEVICE_ID), id::NONE);
-    assert!(!empty.sees_page());
-    let mut console = Machine::empty();
-    console.mmio.0.attach(Box::new(Console::new(Ends { input: None, output: None }))).unwrap();
-    assert_eq!(console.read(reg::DEVICE_ID), id::CONSOLE);
-    assert!(!console.sees_page(), "its size changes");
-}
-
-#[test]
-fn a_hypervisor_that_shows_nothing_is_asked_once() {
-    let mut machine = Machine::with_rng();
-    machine.pages.0.lock().unwrap().refuses = true;
-    machine.drive();
-    machine.use_it();
-    machine.reset();
-    machine.drive();
-    assert_eq!(machine.pages.0.lock().unwrap().asked, 1);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
@@ -660,7 +523,6 @@ proptest! {
     fn any_history_ends_well_after_a_reset(steps in prop::collection::vec(step(), 0..60)) {
         let mut machine = Machine::empty();
         for step in steps {
-            machine.compare();
             match step {
                 Step::Read(offset, width) => machine.mmio.read(offset, &mut [0; 8][..width]),
                 Step::Write(offset, width, value) => {

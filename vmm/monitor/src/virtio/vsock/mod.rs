@@ -137,10 +137,6 @@ impl Device for Vsock {
         data[..len].copy_from_slice(&field[start..start + len]);
     }
 
-    fn config_is_still(&self) -> bool {
-        true
-    }
-
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         Ok(Box::new(VsockWorker::new(activation, &mut self.rest)?))
     }
