@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nelly_vmm::bus::BusDevice;
+use nelly_vmm::bus::{BusDevice, Effect};
 use nelly_vmm::sys::Poller;
 use nelly_vmm::virtio::device::{Registrar, Running, WorkerHost};
 use nelly_vmm::virtio::interrupt::Interrupt;
@@ -108,7 +108,10 @@ pub fn interrupts(data: &[u8]) -> bool {
         }
         let offset = (u64::from(register) << 2) + u64::from(low & 3) * u64::from(kind & 0x80 != 0);
         if write {
-            let _ = transport.write(offset, &value[..width]);
+            if transport.write(offset, &value[..width]) == Effect::Again {
+                workers.turn();
+                assert_eq!(transport.write(offset, &value[..width]), Effect::None, "the worker is home");
+            }
         } else {
             let mut answer = [0; 8];
             transport.read(offset, &mut answer[..width]);

@@ -13,11 +13,13 @@ pub enum Effect {
     PowerOff,
     /// The guest resets the machine.
     Reset,
+    /// The device is on its way back from a reset and has not taken the write: it is to be made again once a worker has come home.
+    Again,
 }
 
 /// A device on the port I/O or MMIO bus. `offset` counts from the start of the device's range.
 ///
-/// An access never blocks, whatever the guest writes; widths are 1, 2, 4 or 8 bytes and the bus has checked that
+/// An access never blocks, whatever the guest writes: a device that is not ready says [`Effect::Again`]. Widths are 1, 2, 4 or 8 bytes and the bus has checked that
 /// `offset + data.len()` lies within the range.
 pub trait BusDevice: Send {
     /// Fills `data` (little endian). What a device does not implement reads as the device's class demands (0 or all ones).

@@ -152,10 +152,20 @@ impl Host {
             .name(format!("nelly-dev-{slot}"))
             .stack_size(WORKER_STACK_BYTES)
             .spawn(move || {
+                // Said when the worker is home, even by a panic: a vCPU may wait for it.
+                let _said = SayHome(mailbox);
                 run_worker(running, &poller);
-                mailbox.post(Message::WorkerHome);
             })?;
         Ok(WorkerThread { slot, stop, thread })
+    }
+}
+
+/// Tells the loop that a worker on a thread of its own is home.
+struct SayHome(Mailbox);
+
+impl Drop for SayHome {
+    fn drop(&mut self) {
+        self.0.post(Message::WorkerHome);
     }
 }
 

@@ -105,8 +105,9 @@ impl<V: Vm> Loop<V> {
                 if let Some(running) = self.workers.remove(&slot) {
                     running.stop(&self.poller);
                 }
+                self.machine.shared.gate.worker_home();
             }
-            Message::WorkerHome => {}
+            Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;
@@ -228,7 +229,7 @@ impl<V: Vm> Loop<V> {
     /// Whether all workers that were called are home.
     pub(super) fn look_for_rest(&mut self, holder: Option<&mut Holder>) {
         let mut transports = self.machine.transports.iter();
-        if self.parking && transports.all(|transport| lock(transport).0.paused(Duration::ZERO)) {
+        if self.parking && transports.all(|transport| lock(transport).0.paused()) {
             self.parking = false;
             self.step(Input::DevicesParked, holder);
         }

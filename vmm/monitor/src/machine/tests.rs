@@ -137,6 +137,26 @@ fn a_pause_holds_every_vcpu_and_a_resume_lets_them_go_on() {
 }
 
 #[test]
+fn what_a_driver_writes_after_a_reset_is_not_lost() {
+    let fake = Fake::new();
+    let at = |register| layout::VIRTIO_MMIO + register;
+    let status = |value| Step::write32(at(0x70), value);
+    // The entropy device with a queue of zeros, started; reset; and found again at once, as Linux does.
+    let mut script = vec![status(1), status(3)];
+    script.extend(
+        [(0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8)].map(|(r, v)| Step::write32(at(r), v)),
+    );
+    script.extend(
+        [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1)].map(|(r, v)| Step::write32(at(r), v)),
+    );
+    script.extend([status(15), Step::read32(at(0x70)), status(0), status(1), Step::read32(at(0x70)), off()]);
+    fake.script(0, script);
+    let machine = start(&fake, |config| config.rng = true);
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    assert_eq!(fake.record().answers, [(0, vec![15, 0, 0, 0]), (0, vec![1, 0, 0, 0])]);
+}
+
+#[test]
 fn stop_kill_drop_and_the_time_limit_end_a_machine_that_would_run_for_ever() {
     for paused in [false, true] {
         let fake = Fake::new();

@@ -1,6 +1,11 @@
 //! vCPU threads and their loop: one match that does not know its hypervisor.
 //!
-//! Order of waiting: a vCPU may wait for the loop (at the gate, or for a device's reset); the loop waits for no vCPU, it is told.
+//! Order of waiting: a vCPU may wait for the loop, at the gate: for a command, or for a worker that a reset called home. It holds no
+//! lock meanwhile. The loop waits for no vCPU, it is told.
+//!
+//! Order of locks, the outermost first: one device on a bus, never two; then one of the list of worker threads, the line of a console and
+//! the I/O APIC; then the leaves, which are the gate, the mailbox, what a worker leaves behind and what devices count. Whoever holds
+//! one of them waits for no thread, no peer and no descriptor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -33,44 +38,72 @@ pub(super) enum Command {
 /// Where vCPUs look for their command: before they run for the first time and whenever they were kicked.
 #[derive(Debug)]
 pub(super) struct Gate {
-    command: Mutex<Command>,
+    posted: Mutex<Posted>,
     changed: Condvar,
+}
+
+/// What vCPUs find at the gate.
+#[derive(Debug)]
+struct Posted {
+    command: Command,
+    /// Times that a worker came home.
+    homecomings: u64,
 }
 
 impl Gate {
     fn new() -> Self {
-        Self { command: Mutex::new(Command::Hold), changed: Condvar::new() }
+        Self {
+            posted: Mutex::new(Posted { command: Command::Hold, homecomings: 0 }),
+            changed: Condvar::new(),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Command> {
-        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Posted> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a command. To be followed by kicks, unless everybody waits here.
     pub(super) fn set(&self, command: Command) {
-        *self.lock() = command;
+        self.lock().command = command;
         self.changed.notify_all();
     }
 
     /// Lets the guest run unless another command came first.
     pub(super) fn open(&self) {
-        let mut command = self.lock();
-        if *command == Command::Hold {
-            *command = Command::Run;
+        let mut posted = self.lock();
+        if posted.command == Command::Hold {
+            posted.command = Command::Run;
             self.changed.notify_all();
         }
     }
 
+    /// A worker has come home: writes that waited for it can be made again.
+    pub(super) fn worker_home(&self) {
+        self.lock().homecomings += 1;
+        self.changed.notify_all();
+    }
+
     fn get(&self) -> Command {
-        *self.lock()
+        self.lock().command
+    }
+
+    fn homecomings(&self) -> u64 {
+        self.lock().homecomings
+    }
+
+    /// Waits until another worker than the first `seen` has come home; `false` when the machine ends instead.
+    fn wait_home(&self, seen: u64) -> bool {
+        let waits = |posted: &mut Posted| posted.homecomings == seen && posted.command != Command::End;
+        let posted = self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        posted.command != Command::End
     }
 
     /// Waits until the command is another than `old`.
     fn wait_change(&self, old: Command) -> Command {
-        *self
-            .changed
-            .wait_while(self.lock(), |command| *command == old)
+        self.changed
+            .wait_while(self.lock(), |posted| posted.command == old)
             .unwrap_or_else(PoisonError::into_inner)
+            .command
     }
 }
 
@@ -114,6 +147,19 @@ impl Shared {
 
     fn post(&self, index: u32, word: Word) {
         self.mailbox.post(Message::Vcpu(index, word));
+    }
+
+    /// Writes to a bus. What a device cannot take on its way back from a reset is written again whenever a worker has come home. A
+    /// pause waits as long, for it needs that worker too; only the machine's end does not.
+    fn write(&self, bus: &Bus, address: u64, data: &[u8]) -> Effect {
+        loop {
+            let seen = self.gate.homecomings();
+            match bus.write(address, data) {
+                Effect::Again if self.gate.wait_home(seen) => {}
+                Effect::Again => return Effect::None,
+                effect => return effect,
+            }
+        }
     }
 }
 
@@ -291,14 +337,14 @@ fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
             shared.mmio.read(address, data);
             Effect::None
         }
-        Exit::MmioWrite { address, data } => shared.mmio.write(address, data),
+        Exit::MmioWrite { address, data } => shared.write(&shared.mmio, address, data),
         Exit::PioRead { port, width, data } => {
             for access in data.chunks_mut(usize::from(width).max(1)) {
                 shared.pio.read(u64::from(port), access);
             }
             Effect::None
         }
-        Exit::PioWrite { port, width, data } => write_port(&shared.pio, port, width, data),
+        Exit::PioWrite { port, width, data } => write_port(shared, port, width, data),
         Exit::Kicked => Effect::None,
         // Without a controller that could wake it there is nothing to run for.
         Exit::Halted => return Served::Wait,
@@ -308,16 +354,16 @@ fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
         Exit::Fault(what) => return Served::Stop(Cause::Fault(what)),
     };
     match effect {
-        Effect::None => Served::Go,
+        Effect::None | Effect::Again => Served::Go,
         Effect::PowerOff => Served::Stop(Cause::PowerOff),
         Effect::Reset => Served::Stop(Cause::Reset),
     }
 }
 
 /// The accesses of one `out` or `outs`, up to the first with an effect.
-fn write_port(pio: &Bus, port: u16, width: u8, data: &[u8]) -> Effect {
+fn write_port(shared: &Shared, port: u16, width: u8, data: &[u8]) -> Effect {
     data.chunks(usize::from(width).max(1))
-        .map(|access| pio.write(u64::from(port), access))
+        .map(|access| shared.write(&shared.pio, u64::from(port), access))
         .find(|effect| *effect != Effect::None)
         .unwrap_or_default()
 }
@@ -325,4 +371,36 @@ fn write_port(pio: &Bus, port: u16, width: u8, data: &[u8]) -> Effect {
 /// An error and its sources in one line.
 pub(super) fn sentence(error: &dyn std::error::Error) -> String {
     super::wire::chain(error).join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_for_a_worker_ends_with_its_homecoming_or_the_machine() {
+        let gate = Gate::new();
+        gate.set(Command::Run);
+        let seen = gate.homecomings();
+        gate.worker_home();
+        assert!(gate.wait_home(seen), "it came before the wait");
+        for (end, expected) in [(false, true), (true, false)] {
+            let seen = gate.homecomings();
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| gate.wait_home(seen));
+                // A pause is no reason to give up a write.
+                gate.set(Command::Park(1));
+                std::thread::sleep(Duration::from_millis(20));
+                assert!(!waiting.is_finished());
+                if end {
+                    gate.set(Command::End)
+                } else {
+                    gate.worker_home()
+                }
+                assert_eq!(waiting.join().unwrap(), expected);
+            });
+        }
+    }
 }

@@ -8,8 +8,7 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use super::fault::{ActivateError, DeviceFault};
 use super::interrupt::Interrupt;
@@ -105,30 +104,17 @@ pub trait WorkerHost: Send + Sync {
 
 /// The way home for what a worker leaves behind: the loop deposits, the transport collects.
 #[derive(Clone, Default)]
-pub struct ReturnBox(Arc<(Mutex<Option<Returned>>, Condvar)>);
+pub struct ReturnBox(Arc<Mutex<Option<Returned>>>);
 
 impl ReturnBox {
     fn deposit(&self, returned: Returned) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(returned);
-        self.0.1.notify_all();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(returned);
     }
 
     /// What was deposited, if anything was.
     #[must_use]
     pub fn take(&self) -> Option<Returned> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Waits for the deposit, at most `timeout`.
-    #[must_use]
-    pub fn wait(&self, timeout: Duration) -> Option<Returned> {
-        let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut guard, _) = self
-            .0
-            .1
-            .wait_timeout_while(guard, timeout, |returned| returned.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        guard.take()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

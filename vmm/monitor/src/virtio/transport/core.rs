@@ -1,11 +1,12 @@
 //! The transport without its registers: device status, feature negotiation, queue descriptions, and who has the worker.
 //!
-//! Everything here runs on vCPU threads (and on the machine's for pause and attach), under the bus's lock on this one device.
+//! Everything here runs on vCPU threads (and on the machine's for pause and attach), under the bus's lock on this one device, and so
+//! nothing here waits. A driver that goes on at once after a reset, as Linux does, is told to write again until the worker is home.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::bus::Effect;
 use crate::memory::Memory;
 use crate::sys::Notifier;
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
@@ -24,10 +25,6 @@ const READY: u8 = NEGOTIATED | status::DRIVER_OK;
 /// The steps a driver may take (3.1.1): from, to. FAILED may join any state and 0 resets; all else is ignored.
 const STEPS: [(u8, u8); 5] =
     [(0, FOUND), (0, DRIVEN), (FOUND, DRIVEN), (DRIVEN, NEGOTIATED), (NEGOTIATED, READY)];
-
-/// How long an access that needs a device at rest waits for a worker on its way home. A worker answers between two requests, so only
-/// a host disk that hangs comes near this.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// What the driver wrote, as plain data.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -164,9 +161,9 @@ impl Transport {
         };
     }
 
-    /// Waits at most `timeout` for what [`Transport::pause`] or a reset asked for; `true` when nothing of this device is in flight.
-    pub fn paused(&mut self, timeout: Duration) -> bool {
-        self.collect(timeout);
+    /// Whether nothing of this device is in flight: what [`Transport::pause`] or a reset asked for is done.
+    pub fn paused(&mut self) -> bool {
+        self.collect();
         !matches!(self.life, Life::Running(_) | Life::Resetting(_) | Life::Pausing(_))
     }
 
@@ -183,19 +180,25 @@ impl Transport {
 
     /// The status register. While a worker is on its way home after a reset, the old status: a driver polls for 0.
     pub(super) fn status(&mut self) -> u8 {
-        self.collect(Duration::ZERO);
+        self.collect();
         let broken = if self.interrupt.needs_reset() { status::NEEDS_RESET } else { 0 };
         self.registers.status | broken
     }
 
-    /// The driver writes the status register. Never blocks for a reset.
-    pub(super) fn set_status(&mut self, value: u8) {
+    /// The driver writes the status register.
+    pub(super) fn set_status(&mut self, value: u8) -> Effect {
         if value == 0 {
-            return self.reset();
+            self.reset();
+        } else if !self.settled() {
+            return Effect::Again;
+        } else {
+            self.step(value);
         }
-        if !self.settled() {
-            return;
-        }
+        Effect::None
+    }
+
+    /// A step of the driver's, if it is one.
+    fn step(&mut self, value: u8) {
         let now = self.registers.status;
         // The driver may write NEEDS_RESET back as it read it; that bit is ours.
         let value = value & !status::NEEDS_RESET;
@@ -243,12 +246,13 @@ impl Transport {
     }
 
     /// The driver accepts features, only between DRIVER and FEATURES_OK.
-    pub(super) fn set_driver_features(&mut self, value: u32) {
+    pub(super) fn set_driver_features(&mut self, value: u32) -> Effect {
         if !self.settled() {
-            return;
+            return Effect::Again;
         }
         if self.registers.status != DRIVEN {
-            return self.ignore();
+            self.ignore();
+            return Effect::None;
         }
         let value = u64::from(value);
         let features = &mut self.registers.driver_features;
@@ -258,30 +262,32 @@ impl Transport {
             _ if value == 0 => {}
             _ => self.ignore(),
         }
+        Effect::None
     }
 
     pub(super) fn select_queue(&mut self, select: u32) {
         self.registers.queue_select = select;
     }
 
-    /// The queue the driver selected; `None` beyond the last. Waits for a reset that is under way: a driver that has read
-    /// QueueReady = 0 frees the rings.
+    /// The queue the driver selected; `None` beyond the last. While a worker is on its way home after a reset it is as it was: a driver
+    /// that has read QueueReady = 0 frees the rings.
     pub(super) fn queue(&mut self) -> Option<&QueueConfig> {
-        self.settled();
+        self.collect();
         let index = usize::try_from(self.registers.queue_select).ok()?;
         self.registers.queues.get(index)
     }
 
     /// The driver describes the selected queue, only between FEATURES_OK and DRIVER_OK. What it writes is believed by nobody yet.
-    pub(super) fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) {
+    pub(super) fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) -> Effect {
         if !self.settled() {
-            return;
+            return Effect::Again;
         }
         let index = usize::try_from(self.registers.queue_select).unwrap_or(usize::MAX);
         match self.registers.queues.get_mut(index) {
             Some(queue) if self.registers.status == NEGOTIATED => set(queue),
             _ => self.ignore(),
         }
+        Effect::None
     }
 
     /// The driver notifies a queue by an exit: the hypervisor did not take the short cut.
@@ -373,7 +379,7 @@ impl Transport {
             Life::Pausing(home) | Life::Resetting(home) => self.life = Life::Resetting(home),
             Life::Idle | Life::Paused(_) | Life::Broken => self.forget(),
         }
-        self.collect(Duration::ZERO);
+        self.collect();
     }
 
     /// Everything the driver said is forgotten.
@@ -388,11 +394,10 @@ impl Transport {
         self.life = Life::Idle;
     }
 
-    /// Takes the worker's return in, if it came within `timeout`.
-    fn collect(&mut self, timeout: Duration) {
+    /// Takes the worker's return in, if it came.
+    fn collect(&mut self) {
         let (Life::Resetting(home) | Life::Pausing(home)) = &self.life else { return };
-        let returned = if timeout.is_zero() { home.take() } else { home.wait(timeout) };
-        let Some(Returned { state, queues }) = returned else { return };
+        let Some(Returned { state, queues }) = home.take() else { return };
         if let Some(device) = &mut self.device {
             device.reclaim(state);
         }
@@ -403,12 +408,9 @@ impl Transport {
         }
     }
 
-    /// Whether no reset is under way; waits for one that is. Linux does not poll the status of this transport after it wrote 0, but
-    /// goes on at once, so what comes next must not be lost.
+    /// Whether no reset is under way.
     fn settled(&mut self) -> bool {
-        if matches!(self.life, Life::Resetting(_)) {
-            self.collect(SETTLE);
-        }
+        self.collect();
         !matches!(self.life, Life::Resetting(_))
     }
 }

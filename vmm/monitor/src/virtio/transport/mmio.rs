@@ -43,35 +43,39 @@ impl MmioTransport {
         }
     }
 
-    fn set_register(&mut self, offset: u64, value: u32) {
+    fn set_register(&mut self, offset: u64, value: u32) -> Effect {
         match offset {
             register::DEVICE_FEATURES_SEL => self.0.select_device_features(value),
-            register::DRIVER_FEATURES => self.0.set_driver_features(value),
+            register::DRIVER_FEATURES => return self.0.set_driver_features(value),
             register::DRIVER_FEATURES_SEL => self.0.select_driver_features(value),
             register::QUEUE_SEL => self.0.select_queue(value),
             // A size that does not fit 16 bits is as bad as 0, which activation refuses.
             register::QUEUE_NUM => {
-                self.0.configure_queue(|queue| queue.size = u16::try_from(value).unwrap_or(0))
+                return self.0.configure_queue(|queue| queue.size = u16::try_from(value).unwrap_or(0));
             }
-            register::QUEUE_READY => self.0.configure_queue(|queue| queue.ready = value & 1 != 0),
+            register::QUEUE_READY => return self.0.configure_queue(|queue| queue.ready = value & 1 != 0),
             register::QUEUE_NOTIFY => self.0.notify(value),
             register::INTERRUPT_ACK => self.0.interrupt().acknowledge(value),
             register::STATUS => match u8::try_from(value) {
-                Ok(value) => self.0.set_status(value),
+                Ok(value) => return self.0.set_status(value),
                 Err(_) => self.0.ignore(),
             },
-            0x080..=0x0a4 => self.set_address(offset, value),
+            0x080..=0x0a4 => return self.set_address(offset, value),
             register::SHM_SEL => {}
             _ => self.0.ignore(),
         }
+        Effect::None
     }
 
     /// One half of a ring's address.
-    fn set_address(&mut self, offset: u64, value: u32) {
+    fn set_address(&mut self, offset: u64, value: u32) -> Effect {
         let high = match offset & 0xf {
             0 => false,
             4 => true,
-            _ => return self.0.ignore(),
+            _ => {
+                self.0.ignore();
+                return Effect::None;
+            }
         };
         self.0.configure_queue(|queue| {
             let address = match offset & 0xf0 {
@@ -84,7 +88,7 @@ impl MmioTransport {
             } else {
                 *address & !0xffff_ffff | u64::from(value)
             };
-        });
+        })
     }
 }
 
@@ -108,7 +112,7 @@ impl BusDevice for MmioTransport {
         } else if offset.is_multiple_of(4)
             && let Ok(data) = <[u8; 4]>::try_from(data)
         {
-            self.set_register(offset, u32::from_le_bytes(data));
+            return self.set_register(offset, u32::from_le_bytes(data));
         } else {
             self.0.ignore();
         }
