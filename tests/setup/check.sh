@@ -1,25 +1,9 @@
-# Sourced by the check scripts: `check NAME COMMAND...` prints "ok NAME" or "FAILED NAME" with the command's output;
-# `checked` prints the count and ends the script, failing when a check failed.
+#!/bin/bash
+# check.sh: what sets the project up keeps its promises: the scheduler of `make test`, and the check of licences and origins.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/checking.sh"
 
-passed=0 failed=0
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-
-check() {
-  local name=$1 begin=$SECONDS
-  shift
-  if "$@" >"$scratch/output" 2>&1; then
-    passed=$((passed + 1))
-    echo "ok $name ($((SECONDS - begin)) s)"
-  else
-    failed=$((failed + 1))
-    echo "FAILED $name"
-    sed 's/^/    /' "$scratch/output"
-  fi
-}
-
-checked() {
-  echo "${0##*/}: $passed passed, $failed failed"
-  [ "$failed" = 0 ]
-  exit
-}
+check "setup: the scheduler of make test" python3 "$here/schedule_check.py"
+check "setup: what deny.toml forbids is found" python3 "$here/deny_check.py"
+checked

@@ -80,12 +80,21 @@ pub fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// Waits for `child`, killing it at `limit`.
+/// `limit` on a machine that may be slower than the one it was made for: `make test` measures how many times, and says so in
+/// `NELLY_SLOWNESS`.
+#[must_use]
+pub fn scaled(limit: Duration) -> Duration {
+    let slowness = std::env::var("NELLY_SLOWNESS").ok().and_then(|text| text.parse().ok());
+    limit.mul_f64(slowness.unwrap_or(1.0_f64).clamp(1.0, 10.0))
+}
+
+/// Waits for `child`, killing it at `limit` ([`scaled`]).
 ///
 /// # Panics
 /// The limit was over.
 #[track_caller]
 pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let limit = scaled(limit);
     let until = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().expect("waiting for a child") {
@@ -138,12 +147,13 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the clock for the test of the calling thread.
+    /// Starts the clock, with a [`scaled`] limit, for the test of the calling thread.
     ///
     /// # Panics
     /// No thread can be started.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
+        let limit = scaled(limit);
         let (_keep, gone) = mpsc::channel();
         let test = thread::current().name().unwrap_or("a test").to_owned();
         thread::spawn(move || {
