@@ -52,6 +52,23 @@ class Scheduler(unittest.TestCase):
             runner.together(lane([Job("compiler", ["bash", "-c", script, left])]))
             self.assertEqual(runner.counts, Counts(passed=1), self.heard)
 
+    def test_cargo_compiles_with_no_more_than_the_tokens_that_are_left(self):
+        # Four crates that do not need each other, and a compiler that sees whether another one runs.
+        for name in "abcd":
+            os.makedirs(f"{self.place}/{name}/src")
+            write(f"{self.place}/{name}/Cargo.toml", f'[package]\nname = "{name}"\nversion = "0.0.0"\nedition = "2024"\n')
+            write(f"{self.place}/{name}/src/lib.rs", "")
+        write(f"{self.place}/Cargo.toml", '[workspace]\nmembers = ["a", "b", "c", "d"]\nresolver = "3"\n')
+        write(f"{self.place}/rustc", '#!/bin/sh\ncase "$*" in *--crate-name\\ [abcd]\\ *)\n'
+              'mkdir "$P/one" || exit 9; sleep 0.2; rmdir "$P/one";; esac\nexec "$@"\n')
+        os.chmod(f"{self.place}/rustc", 0o755)
+        runner = self.runner(1)
+        runner.together(lane([Job("cargo", ["cargo", "check", "--offline", "--manifest-path", f"{self.place}/Cargo.toml"],
+                                  env={"RUSTC_WRAPPER": f"{self.place}/rustc", "CARGO_TARGET_DIR": f"{self.place}/target"})]))
+        self.assertEqual(runner.counts, Counts(passed=1), self.heard)
+        with open(f"{self.place}/cargo.log") as log:
+            self.assertRegex(log.read(), "Checking d ")
+
     def test_a_failure_is_counted_and_its_log_shown(self):
         runner = self.runner()
         runner.together(lane([Job("good", ["true"]), Job("bad", ["sh", "-c", "echo error: why >&2; exit 3"]), Job("none", ["/no/such"])]))
@@ -112,8 +129,7 @@ class Scheduler(unittest.TestCase):
         seconds.keep()
         self.assertEqual(schedule.Seconds(seconds.path).of("a", 7), 3)
         for broken in ("{", "[]", '{"a": "x"}', '{"a": []}'):
-            with open(seconds.path, "w") as file:
-                file.write(broken)
+            write(seconds.path, broken)
             self.assertEqual(schedule.Seconds(seconds.path).of("a", 7), 7)
 
 
@@ -155,6 +171,12 @@ class Program(unittest.TestCase):
             self.assertEqual(process.returncode, 128 + number)
             self.assertNotRegex(out, re.compile(r"^\d+ passed", re.M))
             self.assertFalse(alive(f"{place}/child"))
+
+
+def write(path, text):
+    """Makes a file."""
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def alive(path):
