@@ -9,7 +9,7 @@ use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_tests::{asset, program};
 use nelly_vmm::config::{MemorySize, Platform};
 use nelly_vmm::machine::{Place, Resources};
@@ -29,6 +29,7 @@ pub(crate) fn container(words: &[&str]) -> ContainerSpec {
         read_only: false,
         tmpfs: Vec::new(),
         upper_bytes: 0,
+        seccomp: Seccomp::Default,
     }
 }
 

@@ -142,6 +142,7 @@ pub(crate) struct MachineArgs {
         nelly run -it oci:./debian:12 bash\n  \
         echo hi | nelly run -i -- cat\n  \
         nelly run -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
+        nelly run --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
         nelly run --timeout 10s --result result.json -- sleep 60"
 )]
 pub(crate) struct RunArgs {
@@ -181,6 +182,9 @@ pub(crate) struct RunArgs {
     /// Mount a tmpfs, e.g. /cache:size=64m
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub(crate) tmpfs: Vec<String>,
+    /// Lift the default seccomp profile (seccomp=unconfined), or use another (seccomp=FILE, docker's form or the runtime spec's)
+    #[arg(long, value_name = "seccomp=unconfined|FILE")]
+    pub(crate) security_opt: Option<String>,
     /// Kernel to boot [env: NELLY_KERNEL] [default: the one that ships with Nelly]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::life::{self, Request};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, SpecError, Tmpfs};
+use nelly_sandbox::spec::{
+    ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp, SecurityOption, SpecError, Tmpfs, oci,
+};
 use nelly_sandbox::state::{Exit, Id, Name, outcome};
 use nelly_sandbox::timeline::{Timeline, name};
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
@@ -33,6 +36,7 @@ struct Wanted {
     hostname: Name,
     overrides: Overrides,
     tmpfs: Vec<Tmpfs>,
+    seccomp: Seccomp,
     common: machine::Common,
     assets: Assets,
     monitor: Asset,
@@ -75,7 +79,7 @@ pub(crate) fn run(
         let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
         let config = machine_by_path(&plan, disk).config()?;
         let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
-        let spec = nelly_sandbox::spec::oci::container(&plan.container);
+        let spec = oci::container(&plan.container);
         let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
         out::line(format_args!("{object:#}"))?;
@@ -158,10 +162,24 @@ fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Contex
         hostname,
         overrides,
         tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
+        seccomp: seccomp(args.security_opt.as_deref()).context("--security-opt")?,
         common: machine::common(&args.machine, &context.settings)?,
         assets,
         monitor: context.search.monitor(&context.settings)?,
     })
+}
+
+fn seccomp(option: Option<&str>) -> Result<Seccomp> {
+    match option.map(str::parse).transpose()? {
+        None => Ok(Seccomp::Default),
+        Some(SecurityOption::Unconfined) => Ok(Seccomp::Unconfined),
+        Some(SecurityOption::Profile(path)) => {
+            machine::file("seccomp", Path::new(&path))?;
+            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            Seccomp::from_json(&text, &oci::CAPABILITIES)
+                .with_context(|| format!("{path} is no seccomp profile"))
+        }
+    }
 }
 
 fn plan(args: &RunArgs, wanted: Wanted, image: &ImageConfiguration) -> Result<Plan> {
@@ -173,6 +191,7 @@ fn plan(args: &RunArgs, wanted: Wanted, image: &ImageConfiguration) -> Result<Pl
         read_only: args.read_only,
         tmpfs: wanted.tmpfs.clone(),
         upper_bytes: 0,
+        seccomp: wanted.seccomp.clone(),
     };
     Ok(Plan { wanted, container })
 }

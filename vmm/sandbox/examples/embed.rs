@@ -12,7 +12,7 @@ use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec};
+use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_vmm::config::MemorySize;
 use nelly_vmm::machine::{Place, Resources};
 
@@ -49,6 +49,7 @@ async fn hello(installation: &Installation, place: Place, name: &str) -> Result<
         read_only: false,
         tmpfs: Vec::new(),
         upper_bytes: 0,
+        seccomp: Seccomp::Default,
     };
     let streams = sandbox.run(name, &container, IMAGE_DEVICE, None).await??;
     let end = sandbox.agent().wait(ProcessId { container: name, exec: "" }).await?;

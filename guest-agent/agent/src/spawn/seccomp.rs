@@ -2,7 +2,8 @@
 //!
 //! Rules are tried in the profile's order and the first that matches decides; a rule without arguments ends the search.
 //! Dispatch is a binary search over ranges of system call numbers, because every call of the container runs through it.
-//! Calls of another architecture, listed in the profile or not, end the process: never looser than the profile.
+//! Calls of another architecture, listed in the profile or not, end the process: never looser than the profile. Where calls are refused
+//! that no rule names, those that nobody here has heard of answer ENOSYS, as a kernel without them does: programs try the next best then.
 
 use std::collections::BTreeMap;
 
@@ -71,6 +72,7 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 
 const LONGEST: usize = 4096;
 const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
 
 const fn op(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
@@ -129,7 +131,13 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         program.push(jump(JGE, foreign, 0, 1));
         program.push(op(RET, RET_KILL_PROCESS));
     }
-    program.extend(dispatch(&ranges(calls, default), default));
+    let mut ranges = ranges(calls, default);
+    if profile.default_action() == Action::ScmpActErrno {
+        let start = arch::unknown_syscalls();
+        ranges.retain(|(other, _)| *other < start);
+        ranges.push((start, vec![Rule { conditions: Vec::new(), verdict: RET_ERRNO | ENOSYS }]));
+    }
+    program.extend(dispatch(&ranges, default));
     if program.len() > LONGEST {
         return Err(SeccompError::TooLong(program.len()));
     }
@@ -339,8 +347,8 @@ fn dispatch(ranges: &[(u32, Vec<Rule>)], default: u32) -> Vec<Instruction> {
         Ok(over) => code.push(jump(JGE, *start, over, 0)),
         Err(_) => {
             code.push(jump(JGE, *start, 0, 1));
-            // A filter is refused above 4096 instructions, so the saturated value is never run.
-            code.push(op(JA, u32::try_from(left.len()).unwrap_or(u32::MAX)));
+            let over = u32::try_from(left.len()).expect("a profile has fewer rules than there are numbers");
+            code.push(op(JA, over));
         }
     }
     code.extend(left);
@@ -364,8 +372,8 @@ fn leaf(rules: &[Rule], default: u32) -> Vec<Instruction> {
 fn rule_code(rule: &Rule) -> Vec<Instruction> {
     let mut code = vec![op(RET, rule.verdict)];
     for condition in rule.conditions.iter().rev() {
-        // At most six conditions of six instructions each: the distance always fits.
-        let rest = u8::try_from(code.len()).unwrap_or(u8::MAX);
+        let rest = u8::try_from(code.len())
+            .expect("six conditions of six instructions each are within a jump's reach");
         let mut block = condition_code(*condition, rest);
         block.extend(code);
         code = block;
@@ -479,6 +487,12 @@ mod tests {
             {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":[{"index":0,"value":8,"op":"SCMP_CMP_EQ"}]}]}"#;
         assert_eq!(answer(json, "read", [0; 6]), RET_ALLOW);
         assert_eq!(answer(json, "openat", [0; 6]), RET_ERRNO | 38);
+        let filter = compile(&profile(&json.replace("\"defaultErrnoRet\":38,", ""))).expect("compiles");
+        let at = |number| run(&filter.program, arch::AUDIT_ARCH, number, [0; 6]);
+        assert_eq!(
+            (at(arch::unknown_syscalls() - 1), at(arch::unknown_syscalls())),
+            (RET_ERRNO | 1, RET_ERRNO | 38)
+        );
         assert_eq!(answer(json, "clone3", [0; 6]), RET_ERRNO | 1);
         assert_eq!(answer(json, "personality", [8, 0, 0, 0, 0, 0]), RET_ALLOW);
         assert_eq!(answer(json, "personality", [8 | 1 << 40, 0, 0, 0, 0, 0]), RET_ERRNO | 38);

@@ -8,7 +8,7 @@ use nelly_image::{ImageConfiguration, Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_vmm::config::FileSource;
 use nelly_vmm::machine::{Outcome, Place, Resources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -207,6 +207,7 @@ pub fn exec(
             read_only: false,
             tmpfs: Vec::new(),
             upper_bytes: 0,
+            seccomp: Seccomp::Default,
         };
         let started = sandbox.run("bench", &container, IMAGE_DEVICE, None).await?;
         let _streams = started.map_err(|failure| failed(&first, failure.message))?;

@@ -4,11 +4,13 @@ pub mod installation;
 pub mod machine;
 pub mod oci;
 pub mod process;
+pub mod seccomp;
 pub mod size;
 
 pub use installation::Installation;
 pub use machine::MachineSpec;
 pub use process::{Overrides, ProcessSpec, SpecError};
+pub use seccomp::{Seccomp, SecurityOption};
 
 /// A container as the agent is to make it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +23,10 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// Extra tmpfs mounts.
     pub tmpfs: Vec<Tmpfs>,
-    /// Largest size of the writable layer in bytes; 0 lets the agent take half of the guest's memory.
+    /// Largest size of the writable layer in bytes; 0 lets the agent choose, half of the guest's memory at most.
     pub upper_bytes: u64,
+    /// The system calls that it may make.
+    pub seccomp: Seccomp,
 }
 
 /// A tmpfs in the container: `PATH[:OPTIONS]` as docker and podman spell it.

@@ -5,6 +5,7 @@
 
 use serde::Serialize;
 
+use super::seccomp::Filter;
 use super::{ContainerSpec, ProcessSpec};
 
 /// Docker's default capabilities: what images are written for.
@@ -77,7 +78,7 @@ pub struct Container<'a> {
     root: Root,
     hostname: &'a str,
     mounts: Vec<Mount<'a>>,
-    linux: Linux,
+    linux: Linux<'a>,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,11 +98,13 @@ struct Mount<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Linux {
+struct Linux<'a> {
     namespaces: [Namespace; 6],
     resources: Resources,
     masked_paths: [&'static str; 12],
     readonly_paths: [&'static str; 5],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seccomp: Option<Filter<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,7 +115,7 @@ struct Namespace {
 
 #[derive(Debug, Serialize)]
 struct Resources {
-    devices: [DeviceRule; 13],
+    devices: [DeviceRule; 12],
 }
 
 /// A number that is absent means all.
@@ -160,6 +163,7 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
             resources: Resources { devices: devices() },
             masked_paths: MASKED,
             readonly_paths: READ_ONLY,
+            seccomp: container.seccomp.filter(&CAPABILITIES),
         },
     }
 }
@@ -194,8 +198,9 @@ fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
     mounts
 }
 
-/// Everything denied, then docker's list: making nodes, the standard devices, terminals, and no disk.
-fn devices() -> [DeviceRule; 13] {
+/// Everything denied, then docker's list: making nodes, the standard devices, terminals, and no disk. Not the console (5:1): here that is
+/// the machine's, on which the kernel's last words are believed; a container with a terminal has that one at /dev/console.
+fn devices() -> [DeviceRule; 12] {
     let allow =
         |kind, major, minor, access| DeviceRule { allow: true, kind: Some(kind), major, minor, access };
     [
@@ -208,7 +213,6 @@ fn devices() -> [DeviceRule; 13] {
         allow("c", Some(1), Some(8), "rwm"),
         allow("c", Some(1), Some(9), "rwm"),
         allow("c", Some(5), Some(0), "rwm"),
-        allow("c", Some(5), Some(1), "rwm"),
         allow("c", Some(5), Some(2), "rwm"),
         allow("c", Some(136), None, "rwm"),
         allow("c", Some(10), Some(200), "rwm"),
@@ -220,7 +224,7 @@ mod tests {
     use oci_spec::runtime::Spec;
 
     use super::*;
-    use crate::spec::Tmpfs;
+    use crate::spec::{Seccomp, Tmpfs};
 
     #[test]
     fn the_specification_parses_and_says_what_was_asked() {
@@ -236,6 +240,7 @@ mod tests {
             read_only: true,
             tmpfs: vec![Tmpfs { path: "/cache".into(), options: vec!["size=1m".into()] }],
             upper_bytes: 0,
+            seccomp: Seccomp::Default,
         };
         let parsed: Spec = serde_json::from_slice(&serde_json::to_vec(&container(&spec)).unwrap()).unwrap();
         let process = parsed.process().as_ref().unwrap();
@@ -250,5 +255,13 @@ mod tests {
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), 6);
         let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
         assert!(!rules[0].allow() && rules[1..].iter().all(oci_spec::runtime::LinuxDeviceCgroup::allow));
+        assert!(
+            rules.iter().all(|rule| (rule.major(), rule.minor()) != (Some(5), Some(1))),
+            "the machine's console"
+        );
+        let confined = linux.seccomp().is_some();
+        let spec = ContainerSpec { seccomp: Seccomp::Unconfined, ..spec };
+        let parsed: Spec = serde_json::from_slice(&serde_json::to_vec(&container(&spec)).unwrap()).unwrap();
+        assert!(confined && parsed.linux().as_ref().unwrap().seccomp().is_none());
     }
 }

@@ -61,6 +61,12 @@ pub enum SpecError {
         /// What to write.
         hint: String,
     },
+    /// See [`super::SecurityOption`].
+    #[error("security option {text:?}: write seccomp=unconfined, or seccomp=FILE with a profile")]
+    SecurityOption {
+        /// As written.
+        text: String,
+    },
     /// See [`super::Tmpfs`].
     #[error("tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path below /")]
     Tmpfs {
