@@ -193,7 +193,8 @@ fn block(rules: &[Rule], depth: usize) -> Vec<u64> {
         };
         let inner = block(group, depth + 1);
         if let Some((register, value)) = condition {
-            let over = i16::try_from(inner.len()).unwrap_or(i16::MAX);
+            let over =
+                i16::try_from(inner.len()).expect("rules that share a condition are few enough for one jump");
             code.push(insn(JNE32_K, register, 0, over, value));
         }
         code.extend(inner);

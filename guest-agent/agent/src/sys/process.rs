@@ -48,7 +48,8 @@ pub fn reap() -> Option<Reaped> {
     }
     let (code, signal) =
         if libc::WIFSIGNALED(status) { (0, libc::WTERMSIG(status)) } else { (libc::WEXITSTATUS(status), 0) };
-    Some(Reaped { pid, code: u8::try_from(code).unwrap_or(255), signal: u8::try_from(signal).unwrap_or(0) })
+    let byte = |value: i32| u8::try_from(value).expect("the kernel's exit codes and signals are of one byte");
+    Some(Reaped { pid, code: byte(code), signal: byte(signal) })
 }
 
 /// Blocks SIGCHLD and answers a descriptor that becomes readable when one comes; it does not block.
