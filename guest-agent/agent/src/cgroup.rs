@@ -1,9 +1,15 @@
-//! cgroup version 2: one directory a container, made before its first process and removed after its last.
+//! cgroup version 2: a tree a container, made before its first process and removed after its last.
+//!
+//! `ID` has the limits and the device program, and no process: nothing in the container ever sees it. Below it `container` is where the
+//! first process is born and the root of the container's cgroup namespace: root in there may do in it what it likes. It has the
+//! limits too, for programs that look for them. `exec` is where later processes are born, out of the container's reach: whatever became
+//! of `container` (a cgroup with controllers of its own takes no process), an exec has its place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use thiserror::Error;
 
@@ -51,12 +57,25 @@ pub struct CgroupStats {
     pub pids_current: u64,
 }
 
-/// A container's cgroup. Dropping it leaves the directory: see [`Cgroup::remove`].
+/// A container's cgroups. Dropping this leaves the directories: see [`Cgroup::remove`].
 #[derive(Debug)]
 pub struct Cgroup {
+    /// The one with the limits.
     path: PathBuf,
-    directory: File,
+    limits: File,
+    container: File,
+    /// Made with the first exec.
+    exec: OnceLock<File>,
 }
+
+/// Where the first process of a container is born.
+const CONTAINER: &str = "container";
+
+/// Where its later ones are.
+const EXEC: &str = "exec";
+
+/// How deep a container may nest cgroups and how many it may have: the agent walks them, and each takes memory of the guest's kernel.
+const NESTING: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.descendants", "1024")];
 
 /// Hands every controller that the cgroup has to its children.
 ///
@@ -86,59 +105,108 @@ fn write(file: &Path, value: &str) -> Result<(), CgroupError> {
         .map_err(|source| CgroupError::Write { file: file.to_owned(), value: value.to_owned(), source })
 }
 
+/// Writes to a file of a cgroup that may lack it.
+fn write_if_there(file: &Path, value: &str) -> Result<(), CgroupError> {
+    if file.exists() { write(file, value) } else { Ok(()) }
+}
+
+fn make(path: &Path) -> Result<File, CgroupError> {
+    fs::create_dir(path)
+        .and_then(|()| File::open(path))
+        .map_err(|error| CgroupError::Create(path.to_owned(), error))
+}
+
 impl Cgroup {
-    /// Makes the cgroup `path` below the mount `root`, handing controllers down on the way.
+    /// Makes the cgroup `path` below the mount `root` (which hands its controllers down, see [`delegate_controllers`]), with the one
+    /// in it where the container's first process is born.
     ///
     /// # Errors
     /// [`CgroupError`]; a directory that is there already is one (two containers must not share limits).
     pub fn create(root: &Path, path: &str) -> Result<Self, CgroupError> {
         let mut current = root.to_owned();
-        let mut parts = path.split('/').peekable();
-        while let Some(part) = parts.next() {
-            delegate_controllers(&current)?;
+        let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));
+        for part in above.into_iter().flat_map(|above| above.split('/')) {
             current.push(part);
             match fs::create_dir(&current) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists || parts.peek().is_none() => {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(CgroupError::Create(current, error));
                 }
-                _ => {}
+                _ => delegate_controllers(&current)?,
             }
         }
-        let directory = File::open(&current).map_err(|error| CgroupError::Create(current.clone(), error))?;
-        Ok(Self { path: current, directory })
+        current.push(name);
+        let limits = make(&current)?;
+        for (file, value) in NESTING {
+            write_if_there(&current.join(file), value)?;
+        }
+        delegate_controllers(&current)?;
+        let container = make(&current.join(CONTAINER))?;
+        Ok(Self { path: current, limits, container, exec: OnceLock::new() })
     }
 
-    /// Writes a value to one of its files; with `optional` a file that the kernel does not have is fine.
+    /// Limits the container: writes a value to one of its files, and to the same one of the cgroup that the container sees. With
+    /// `optional` a file that the kernel does not have is fine.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
     pub fn set(&self, file: &str, value: &str, optional: bool) -> Result<(), CgroupError> {
+        let shown = self.path.join(CONTAINER).join(file);
         let path = self.path.join(file);
-        if optional && !path.exists() { Ok(()) } else { write(&path, value) }
+        if optional {
+            write_if_there(&path, value)?;
+            return write_if_there(&shown, value);
+        }
+        write(&path, value)?;
+        write(&shown, value)
     }
 
-    /// Attaches the device program.
+    /// Attaches the device program: it holds for all below.
     ///
     /// # Errors
     /// [`CgroupError::Devices`].
     pub fn attach_devices(&self, program: &[u64]) -> Result<(), CgroupError> {
-        sys::attach_device_program(self.directory.as_fd(), program)
+        sys::attach_device_program(self.limits.as_fd(), program)
             .map_err(|error| CgroupError::Devices(self.path.clone(), error))
     }
 
-    /// Sends SIGKILL to everything in it, atomically.
+    /// The cgroup in which the container's first process is born.
+    #[must_use]
+    pub fn of_container(&self) -> BorrowedFd<'_> {
+        self.container.as_fd()
+    }
+
+    /// The cgroup in which its later processes are born.
+    ///
+    /// # Errors
+    /// [`CgroupError::Create`].
+    pub fn of_execs(&self) -> Result<BorrowedFd<'_>, CgroupError> {
+        if let Some(made) = self.exec.get() {
+            return Ok(made.as_fd());
+        }
+        let made = make(&self.path.join(EXEC))?;
+        Ok(self.exec.get_or_init(|| made).as_fd())
+    }
+
+    /// Sends SIGKILL to everything in it and below, atomically.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.set("cgroup.kill", "1", false)
+        write(&self.path.join("cgroup.kill"), "1")
     }
 
-    /// Process ids in it (not in cgroups below), in our PID namespace.
+    /// Ids of all its processes, in our PID namespace.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
-        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        let mut found = Vec::new();
+        let mut open = vec![self.path.clone()];
+        while let Some(path) = open.pop() {
+            let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten();
+            open.extend(entries.filter(is_directory).map(|entry| entry.path()));
+        }
+        found
     }
 
     /// How often the kernel's OOM killer struck in it or below.
@@ -170,10 +238,8 @@ impl Cgroup {
     }
 }
 
-impl AsFd for Cgroup {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
-    }
+fn is_directory(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 /// Processor time of the cgroup at a path; the rest is 0.
@@ -188,8 +254,8 @@ pub fn cpu_figures(cgroup: &Path) -> CgroupStats {
     }
 }
 
-/// A container may nest cgroups as it likes; the agent's stack is not its to use up.
-const DEEPEST: usize = 32;
+/// What [`NESTING`] lets a container make, and its own cgroup; the agent's stack is not the container's to use up.
+const DEEPEST: usize = 33;
 
 fn remove_tree(path: &Path, depth: usize) -> bool {
     match fs::remove_dir(path) {
@@ -199,7 +265,7 @@ fn remove_tree(path: &Path, depth: usize) -> bool {
         Err(_) => {}
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !remove_tree(&entry.path(), depth + 1) {
+        if is_directory(&entry) && !remove_tree(&entry.path(), depth + 1) {
             return false;
         }
     }
@@ -229,13 +295,15 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let cgroup = Cgroup::create(root.path(), "a/b").expect("plain directories do");
         let dir = root.path().join("a/b");
+        cgroup.of_execs().expect("made");
         for (file, text) in [
             ("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\n"),
             ("memory.current", "4096\n"),
             ("memory.max", "max\n"),
             ("memory.events", "oom_kill 1\n"),
             ("pids.current", "2\n"),
-            ("cgroup.procs", "12\n13\n"),
+            ("container/cgroup.procs", "12\n13\n"),
+            ("exec/cgroup.procs", "14\n"),
         ] {
             fs::write(dir.join(file), text).expect("written");
         }
@@ -243,7 +311,9 @@ mod tests {
         assert_eq!((stats.cpu_usage_ns, stats.cpu_user_ns, stats.cpu_system_ns), (30_000, 20_000, 10_000));
         assert_eq!((stats.memory_current_bytes, stats.memory_limit_bytes), (4096, 0));
         assert_eq!((stats.oom_kills, stats.pids_current), (1, 2));
-        assert_eq!(cgroup.processes(), vec![12, 13]);
+        let mut processes = cgroup.processes();
+        processes.sort_unstable();
+        assert_eq!(processes, vec![12, 13, 14]);
     }
 
     #[test]

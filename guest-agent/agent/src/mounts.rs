@@ -1,8 +1,8 @@
 //! The guest's own mounts. First the agent leaves the initramfs: pivot_root(2), which every container needs, cannot leave
 //! that one.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -17,6 +17,14 @@ pub const WORKDIR: &str = "/mnt";
 
 /// Mount of cgroup version 2.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// A cgroup namespace is a boundary: nobody moves a process across it, or writes the limits at its root. Memory that is kept for a
+/// container is kept for what is below its cgroup.
+pub const CGROUP_OPTIONS: &str = "nsdelegate,memory_recursiveprot";
+
+/// Without a capability nobody loads BPF programs or reads the kernel's log. A kernel that has no such thing lacks the file.
+const KERNEL_PARAMETERS: [(&str, &str); 2] =
+    [("kernel/unprivileged_bpf_disabled", "1"), ("kernel/dmesg_restrict", "1")];
 
 /// linux/magic.h.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -52,10 +60,20 @@ pub fn take_over() -> Result<(), MountError> {
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
     let nodev = flags | libc::MS_NODEV;
     fs::create_dir_all("/dev/pts").map_err(step("make /dev/pts"))?;
-    for (kind, target, flags, data) in
-        [("devpts", "/dev/pts", flags, "mode=620,gid=5,ptmxmode=666"), ("cgroup2", CGROUP_ROOT, nodev, "")]
-    {
+    for (kind, target, flags, data) in [
+        ("devpts", "/dev/pts", flags, "mode=620,gid=5,ptmxmode=666"),
+        ("cgroup2", CGROUP_ROOT, nodev, CGROUP_OPTIONS),
+    ] {
         sys::mount(kind, target, kind, flags, data).map_err(step(format!("mount {kind} on {target}")))?;
+    }
+    for (parameter, value) in KERNEL_PARAMETERS {
+        let file = OpenOptions::new().write(true).open(format!("/proc/sys/{parameter}"));
+        match file.and_then(|mut file| file.write_all(value.as_bytes())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(step(format!("set the kernel parameter {parameter} to {value}"))(error));
+            }
+            _ => {}
+        }
     }
     cgroup::delegate_controllers(Path::new(CGROUP_ROOT)).map_err(MountError::Cgroup)
 }

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::plan::{ContainerRequest, StagePlan};
 use super::{FailureKind, StageFailure, stage};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::sys::{self, CloneRequest};
 
 /// Why there is no stage at all.
@@ -20,6 +20,9 @@ pub enum LaunchError {
     /// A namespace to be born in.
     #[error("cannot open the namespace {0}")]
     Namespace(String, #[source] io::Error),
+    /// The cgroup of later processes.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The process.
     #[error("cannot make the new process")]
     Clone(#[source] io::Error),
@@ -53,7 +56,7 @@ enum Word {
 }
 
 impl Launcher {
-    /// Makes the first process of a container in `cgroup`, with these streams.
+    /// Makes the first process of a container with these cgroups and streams.
     ///
     /// # Errors
     /// [`LaunchError`].
@@ -76,7 +79,7 @@ impl Launcher {
             None => None,
         };
         let pid_namespace = pid_namespace.as_ref().map(AsFd::as_fd);
-        Self::launch(&request.stage, namespaces, cgroup, pid_namespace, None, streams)
+        Self::launch(&request.stage, namespaces, cgroup.of_container(), pid_namespace, None, streams)
     }
 
     /// Makes one more process in the container whose first process `first` is.
@@ -90,13 +93,13 @@ impl Launcher {
         cgroup: &Cgroup,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
-        Self::launch(plan, 0, cgroup, Some(first), Some(first), streams)
+        Self::launch(plan, 0, cgroup.of_execs()?, Some(first), Some(first), streams)
     }
 
     fn launch(
         plan: &StagePlan,
         namespaces: i32,
-        cgroup: &Cgroup,
+        cgroup: BorrowedFd<'_>,
         pid_namespace: Option<BorrowedFd<'_>>,
         join: Option<BorrowedFd<'_>>,
         streams: &[OwnedFd; 3],
@@ -105,12 +108,8 @@ impl Launcher {
         let [stdin, stdout, stderr] = streams;
         let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
         descriptors.extend(join);
-        let request = CloneRequest {
-            namespaces,
-            cgroup: Some(cgroup.as_fd()),
-            pid_namespace,
-            descriptors: &descriptors,
-        };
+        let request =
+            CloneRequest { namespaces, cgroup: Some(cgroup), pid_namespace, descriptors: &descriptors };
         let (pid, pidfd) = sys::clone_child(&request, || stage::main(plan)).map_err(LaunchError::Clone)?;
         let channel = sys::watch(ours, Interest::READABLE).map_err(LaunchError::Clone)?;
         Ok(Stage { pid, pidfd: Arc::new(pidfd), channel, console: None })

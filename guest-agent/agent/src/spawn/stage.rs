@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
@@ -117,15 +118,13 @@ fn run(plan: &StagePlan, channel: &OwnedFd) -> Result<std::convert::Infallible, 
     process::become_program(&plan.process, channel)
 }
 
-/// Joins the namespaces of the container's first process; the PID namespace is joined already.
+/// Joins the namespaces of the container's first process; the PID namespace is joined already. Not its cgroup namespace: this process was
+/// born beside the container's cgroup, and has one of its own in which it sees itself at the root, as the first process does.
 fn join() -> Result<(), StageError> {
     let first = sys::inherited(JOIN).ok_or(StageError::Descriptor(JOIN))?;
-    let kinds = libc::CLONE_NEWNS
-        | libc::CLONE_NEWIPC
-        | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWNET
-        | libc::CLONE_NEWCGROUP;
-    sys::join_namespaces(first.as_fd(), kinds).step(|| "join the container's namespaces".into())
+    let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+    sys::join_namespaces(first.as_fd(), kinds).step(|| "join the container's namespaces".into())?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).step(|| "make a cgroup namespace".into())
 }
 
 fn terminal(channel: &OwnedFd, rows: u16, columns: u16, console: bool) -> Result<(), StageError> {

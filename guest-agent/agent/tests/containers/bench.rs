@@ -8,12 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nelly_agent::cgroup::delegate_controllers;
+use nelly_agent::mounts;
 use nelly_agent::service::{Config, Guest, serve};
 use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Dialer, Stream};
@@ -92,9 +94,13 @@ impl Bench {
         }
         make_image(&at("root"), &at("image"));
         let mount = at("cgroup");
-        sys::mount("cgroup2", mount.to_str().unwrap(), "cgroup2", 0, "").expect("mounting cgroup2");
+        sys::mount("cgroup2", mount.to_str().unwrap(), "cgroup2", 0, mounts::CGROUP_OPTIONS)
+            .expect("mounting cgroup2");
         let cgroup = mount.join(format!("nelly-test-{}", std::process::id()));
         fs::create_dir(&cgroup).unwrap();
+        for cgroup in [&mount, &cgroup] {
+            delegate_controllers(cgroup).expect("cgroups without processes of their own");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { directory, cgroup, runtime }
     }
@@ -124,9 +130,7 @@ impl Bench {
         let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
         for _ in 0..20 {
             while sys::reap().is_some() {}
-            for entry in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
-                let _ = fs::remove_dir(entry.path());
-            }
+            remove_below(&self.cgroup);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -158,6 +162,16 @@ impl Bench {
             next_port: Mutex::new(510_000),
         };
         (Arc::new(world), serving, reaping)
+    }
+}
+
+/// Removes cgroups that are empty of processes.
+fn remove_below(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_below(&entry.path());
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 
@@ -201,15 +215,15 @@ pub(crate) fn context() -> ttrpc::context::Context {
 }
 
 /// A small root file system with every applet of busybox that the scenarios call.
-fn make_image(root: &std::path::Path, image: &std::path::Path) {
-    for directory in ["bin", "etc", "data", "proc", "home/app", "outside"] {
+fn make_image(root: &Path, image: &Path) {
+    for directory in ["bin", "etc", "data", "proc", "home/app", "outside", "mnt"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("a static busybox (busybox-static)");
     for applet in [
         "sh", "cat", "ls", "echo", "sleep", "id", "env", "pwd", "mkdir", "touch", "stty", "head", "true",
         "grep", "hostname", "dd", "ps", "kill", "yes", "mknod", "tty", "umask", "stat", "ulimit", "setsid",
-        "wc", "ping", "ip", "readlink", "md5sum",
+        "wc", "ping", "ip", "readlink", "md5sum", "mount",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

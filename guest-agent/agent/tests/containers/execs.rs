@@ -123,8 +123,9 @@ async fn a_thousand_leave_nothing(world: Arc<World>) {
     assert!(resident_kib() < before.1 + 512, "{} KiB became {}", before.1, resident_kib());
     let state = world.client.state(context(), &m::StateRequest::new()).await.unwrap();
     assert!(state.containers[0].exec_ids.is_empty());
-    let inside = fs::read_to_string(world.cgroup.join("a/cgroup.procs")).unwrap();
+    let inside = fs::read_to_string(world.cgroup.join("a/container/cgroup.procs")).unwrap();
     assert_eq!(inside.lines().count(), 1);
+    assert_eq!(fs::read_to_string(world.cgroup.join("a/exec/cgroup.procs")).unwrap(), "");
 }
 
 async fn an_exec_ends_with_its_container(world: Arc<World>) {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod bench;
+mod calls;
 mod execs;
 mod lives;
 mod rules;
@@ -15,6 +16,11 @@ use std::process::ExitCode;
 use bench::{Bench, Scenario};
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(calls::WORD) {
+        calls::make(words);
+        return ExitCode::SUCCESS;
+    }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let scenarios: Vec<Scenario> =
         [lives::ALL, streams::ALL, execs::ALL, rules::ALL].concat().into_iter().collect();

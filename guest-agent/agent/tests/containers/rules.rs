@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::bench::{World, spec};
+use crate::bench::{World, reading, spec};
+use crate::calls;
 
 crate::scenarios!(
     capabilities_and_new_privileges,
     seccomp_decides,
+    the_default_profile_refuses_ways_out,
+    limits_cannot_be_lifted,
     devices_are_fenced,
     masked_and_read_only_paths,
     limits_of_resources,
@@ -88,6 +91,100 @@ async fn seccomp_decides(world: Arc<World>) {
     world.idle_spec("c", &idle).await;
     let outcome = world.exec_sh("c", "e", "mkdir /x; echo $?").await;
     assert_eq!(outcome.stdout, "159\n", "{outcome:?}");
+}
+
+/// What the sandbox sends; a test of its own holds the two together.
+const DEFAULT_PROFILE: &str = include_str!("default-seccomp.json");
+
+async fn the_default_profile_refuses_ways_out(world: Arc<World>) {
+    let table = [
+        // To the host, and around filters.
+        ("socket:28,1", -libc::EPERM),
+        ("socket:100000028,1", -libc::EPERM),
+        ("socketpair:28,1", -libc::EPERM),
+        ("io_uring_setup:1", -libc::EPERM),
+        ("io_uring_enter", -libc::EPERM),
+        ("io_uring_register", -libc::EPERM),
+        ("userfaultfd", -libc::EPERM),
+        // Namespaces of users: by each call that makes one.
+        ("unshare:10000000", -libc::EPERM),
+        ("clone:10000011", -libc::EPERM),
+        ("clone3", -libc::ENOSYS),
+        ("setns", -libc::EPERM),
+        ("keyctl", -libc::EPERM),
+        ("add_key", -libc::EPERM),
+        ("bpf", -libc::EPERM),
+        ("mount", -libc::EPERM),
+        // And what programs need.
+        ("socket:2,1", 3),
+        ("personality:ffffffff", 0),
+        ("ptrace", 0),
+    ];
+    let calls: Vec<_> = table.iter().map(|(call, _)| *call).collect();
+    let mut spec = calls::program(spec(&[]), &calls);
+    spec["linux"]["seccomp"] = serde_json::from_str(DEFAULT_PROFILE).unwrap();
+    spec["process"]["noNewPrivileges"] = json!(false);
+    let outcome = world.run_spec("a", &spec).await;
+    let expected: String = table
+        .iter()
+        .map(|(call, result)| format!("{} {result}\n", call.split(':').next().unwrap_or_default()))
+        .collect();
+    assert_eq!(outcome.stdout, expected, "{outcome:?}");
+}
+
+async fn limits_cannot_be_lifted(world: Arc<World>) {
+    // The container's root, in a user and a cgroup namespace of its own, mounts its cgroups to write. It tries to lift the limit at
+    // their root, first as that root, then from below it; it moves everything into a child, and hands down what controllers there are.
+    let script = r#"
+        trap 'echo first; exit 0' TERM
+        exec 2>&1
+        /bin/unshare -UrmC sh -c '
+            mount -t cgroup2 none /mnt || exit
+            cd /mnt
+            (echo max > cgroup.max.descendants) 2>/dev/null
+            mkdir child
+            while grep -q . cgroup.procs; do
+                for pid in $(cat cgroup.procs); do (echo $pid > child/cgroup.procs) 2>/dev/null; done
+            done
+            /bin/unshare -C sh -c "echo max > cgroup.max.descendants" 2>/dev/null
+            for controller in $(cat cgroup.controllers); do echo +$controller > cgroup.subtree_control; done
+            trap "echo nested; exit 0" TERM
+            echo ready
+            while :; do sleep 0.05; done' &
+        while :; do sleep 0.05; done"#;
+    let mut spec = sh(script);
+    // Without this right nobody maps root into a namespace of users; docker's containers have it.
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SETFCAP"));
+    }
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/bin/unshare", "type": "bind", "source": "/usr/bin/unshare", "options": ["bind", "ro"]}));
+    calls::libraries(mounts);
+    let streams = world.streams();
+    world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
+    let mut stdout = streams.stdout();
+    world.start("a").await;
+    let stdout = crate::bench::beside(move || {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while byte != *b"\n" {
+            std::io::Read::read_exact(&mut stdout, &mut byte).unwrap();
+            line.extend(byte);
+        }
+        assert_eq!(String::from_utf8_lossy(&line), "ready\n");
+        stdout
+    })
+    .await;
+    let limits = |file: &str| std::fs::read_to_string(world.cgroup.join("a").join(file)).unwrap();
+    assert_eq!(limits("cgroup.max.descendants"), "1024\n");
+    assert_eq!(limits("container/cgroup.procs"), "", "it moved itself");
+    // An exec still has its place, and sees itself at the root as any process does.
+    let outcome = world.exec_sh("a", "e", "grep ^0: /proc/self/cgroup").await;
+    assert_eq!(outcome.stdout, "0::/\n", "{outcome:?}");
+    // Signals find what moved.
+    world.signal("a", "", libc::SIGTERM, true).await.unwrap();
+    assert_eq!(world.wait("a", "").await.exit_code, 0);
+    let said = reading(stdout).await;
+    assert!(said.contains("first\n") && said.contains("nested\n"), "{said:?}");
 }
 
 async fn devices_are_fenced(world: Arc<World>) {
