@@ -101,6 +101,7 @@ struct Mount<'a> {
 struct Linux<'a> {
     namespaces: [Namespace; 6],
     resources: Resources,
+    sysctl: Sysctl,
     masked_paths: [&'static str; 12],
     readonly_paths: [&'static str; 5],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,6 +112,15 @@ struct Linux<'a> {
 struct Namespace {
     #[serde(rename = "type")]
     kind: &'static str,
+}
+
+/// What any user of a container may do in its network, as under docker: nobody else's ports are there.
+#[derive(Debug, Serialize)]
+struct Sysctl {
+    #[serde(rename = "net.ipv4.ip_unprivileged_port_start")]
+    unprivileged_port_start: &'static str,
+    #[serde(rename = "net.ipv4.ping_group_range")]
+    ping_group_range: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -161,6 +171,7 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
         linux: Linux {
             namespaces: ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| Namespace { kind }),
             resources: Resources { devices: devices() },
+            sysctl: Sysctl { unprivileged_port_start: "0", ping_group_range: "0 2147483647" },
             masked_paths: MASKED,
             readonly_paths: READ_ONLY,
             seccomp: container.seccomp.filter(&CAPABILITIES),
@@ -168,6 +179,7 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
     }
 }
 
+/// The agent gives a size to each file system in memory that says none: it knows how much there is for all of them.
 fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
     let fixed = |destination, kind, source, options: &[&'static str]| Mount {
         destination,
@@ -177,14 +189,14 @@ fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
     };
     let mut mounts = vec![
         fixed("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        fixed("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        fixed("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755"]),
         fixed(
             "/dev/pts",
             "devpts",
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        fixed("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        fixed("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
         fixed("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         fixed("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         fixed("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
@@ -259,6 +271,9 @@ mod tests {
             rules.iter().all(|rule| (rule.major(), rule.minor()) != (Some(5), Some(1))),
             "the machine's console"
         );
+        let sysctl = linux.sysctl().as_ref().unwrap();
+        assert_eq!(sysctl["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert_eq!(sysctl["net.ipv4.ping_group_range"], "0 2147483647");
         let confined = linux.seccomp().is_some();
         let spec = ContainerSpec { seccomp: Seccomp::Unconfined, ..spec };
         let parsed: Spec = serde_json::from_slice(&serde_json::to_vec(&container(&spec)).unwrap()).unwrap();
