@@ -19,7 +19,7 @@ pub use bpf::{Instruction, attach_device_program, install_seccomp};
 pub use clone::{CloneRequest, clone_child};
 pub use event::watch;
 pub use mounting::{
-    MountAttributes, clone_tree, mount, mount_attributes, move_tree, open_proc, pivot_here, set_propagation,
+    MountAttributes, clone_tree, mount, mount_attributes, move_tree, pivot_here, set_propagation,
     set_read_ahead, unmount,
 };
 pub use net::{
@@ -28,9 +28,9 @@ pub use net::{
 };
 pub use power::{add_entropy, boot_time_ns, real_time_ns, reset_machine, set_real_time_ns};
 pub use process::{
-    Reaped, all_signals_default, capabilities, keep_capabilities, mark_all_close_on_exec, open_pidfd, reap,
-    resource_limit, set_ids, set_no_new_privileges, set_not_dumpable, set_resource_limit, signal_fd,
-    signal_pidfd,
+    Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,
+    mark_all_close_on_exec, memory_bytes, open_pidfd, reap, resource_limit, set_ids, set_no_new_privileges,
+    set_not_dumpable, set_resource_limit, signal_fd, signal_pidfd,
 };
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};
 

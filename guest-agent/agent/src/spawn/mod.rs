@@ -3,11 +3,13 @@
 
 pub mod caps;
 pub mod devices;
+pub mod elf;
 pub mod launch;
 pub mod limits;
 pub mod mount_options;
 pub mod plan;
 pub mod seccomp;
+pub mod shares;
 pub mod spec;
 pub mod stage;
 pub mod users;

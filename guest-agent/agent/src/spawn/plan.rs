@@ -100,7 +100,7 @@ pub struct RootfsPlan {
     pub read_only: bool,
     /// The root mount is read-only for the container.
     pub mount_read_only: bool,
-    /// Bytes of the writable layer; 0 is half of the memory.
+    /// Bytes of the writable layer; 0 is its share, see [`super::shares`].
     pub upper_bytes: u64,
 }
 
@@ -380,7 +380,13 @@ fn process(
             "a part of permitted and inheritable is needed",
         ));
     }
-    let size = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
+    let size = |field, number: u32| {
+        u16::try_from(number).map_err(|_| value(field, &number.to_string(), "0 to 65535 are possible"))
+    };
+    let terminal = match stdio.terminal {
+        true => Some((size("stdio.rows", stdio.rows)?, size("stdio.columns", stdio.columns)?)),
+        false => None,
+    };
     Ok(ProcessPlan {
         args: process.args,
         env: process.env,
@@ -406,7 +412,7 @@ fn process(
             .collect::<Result<_, _>>()?,
         umask: process.user.umask,
         seccomp: None,
-        terminal: stdio.terminal.then(|| (size(stdio.rows), size(stdio.columns))),
+        terminal,
     })
 }
 

@@ -100,7 +100,7 @@ fn ids_and_root_file_systems() {
 
 #[test]
 fn an_exec_inherits_the_filter_and_its_terminal() {
-    let stdio = Stdio { terminal: true, rows: 24, columns: 70_000, ..Stdio::default() };
+    let stdio = Stdio { terminal: true, rows: 24, columns: 80, ..Stdio::default() };
     let filter = Filter { program: Vec::new(), flags: 0 };
     let (plan, score) = exec(
         br#"{"args":["id"],"oomScoreAdj":5}"#,
@@ -110,12 +110,15 @@ fn an_exec_inherits_the_filter_and_its_terminal() {
         Some(filter.clone()),
     )
     .expect("a good process");
-    assert_eq!(plan.process.terminal, Some((24, u16::MAX)));
+    assert_eq!(plan.process.terminal, Some((24, 80)));
     assert_eq!(plan.process.seccomp, Some(filter));
     assert_eq!(plan.process.cwd, "/");
     assert_eq!(score, Some(5));
     assert!(exec(br#"{"args":["id"],"oomScoreAdj":5000}"#, "", &[], &stdio, None).is_err());
     assert!(exec(b"[", "", &[], &stdio, None).is_err());
+    let wide = Stdio { columns: 70_000, ..stdio };
+    let error = exec(br#"{"args":["id"]}"#, "", &[], &wide, None).expect_err("no terminal is so wide");
+    assert!(error.to_string().contains("stdio.columns is \"70000\""), "{error}");
 }
 
 proptest::proptest! {

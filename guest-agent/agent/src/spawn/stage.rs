@@ -18,6 +18,9 @@ use super::{FailureKind, StageFailure};
 use crate::sys;
 
 mod container;
+mod files;
+mod nodes;
+mod places;
 mod process;
 
 /// Number of the channel.
@@ -136,7 +139,7 @@ fn terminal(channel: &OwnedFd, rows: u16, columns: u16, console: bool) -> Result
     sys::send(channel.as_fd(), b"c", Some(terminal.master.as_fd()))
         .step(|| "hand the terminal to the agent".into())?;
     if console {
-        container::bind_console(terminal.number)?;
+        nodes::bind_console(terminal.number)?;
     }
     sys::become_standard_streams(terminal.slave.as_fd()).step(|| "use the terminal".into())?;
     sys::make_controlling(terminal.slave.as_fd()).step(|| "control the terminal".into())

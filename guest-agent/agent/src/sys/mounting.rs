@@ -1,6 +1,5 @@
 //! Mounts.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -173,29 +172,4 @@ pub fn mount_attributes(target: &str, wanted: MountAttributes) -> io::Result<()>
         )
     };
     check_long(result).map(drop)
-}
-
-/// A proc file system of our own PID namespace that is mounted nowhere: nothing in a container can stand in its way.
-///
-/// # Errors
-/// Those of fsopen(2), fsconfig(2) and fsmount(2).
-pub fn open_proc() -> io::Result<OwnedFd> {
-    const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-    const CLOEXEC: libc::c_uint = 1;
-    let kind: &CStr = c"proc";
-    // SAFETY: a C string.
-    let context = owned_long(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), CLOEXEC) })?;
-    // SAFETY: the command takes no key, value or auxiliary number.
-    check_long(unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            null::<libc::c_char>(),
-            null::<libc::c_void>(),
-            0,
-        )
-    })?;
-    // SAFETY: fsmount takes no pointer.
-    owned_long(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })
 }

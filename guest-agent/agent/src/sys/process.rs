@@ -86,6 +86,36 @@ pub fn mark_all_close_on_exec() -> io::Result<()> {
         .map(drop)
 }
 
+/// keyctl(2) with a session keyring that is new and has no name: what is in another's cannot be found from it. A kernel without keys has none
+/// to part with.
+///
+/// # Errors
+/// Those of keyctl(2).
+pub fn join_new_session_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: the name may be null.
+    let joined =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, null::<libc::c_char>()) };
+    match check_long(joined) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Memory that the kernel has to give, in bytes.
+///
+/// # Errors
+/// Those of sysinfo(2).
+pub fn memory_bytes() -> io::Result<u64> {
+    // SAFETY: an all-zero structure is valid, and the call gets a pointer to a live one.
+    let info = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        check(libc::sysinfo(&raw mut info))?;
+        info
+    };
+    Ok(info.totalram * u64::from(info.mem_unit))
+}
+
 /// `PR_SET_NO_NEW_PRIVS`.
 ///
 /// # Errors

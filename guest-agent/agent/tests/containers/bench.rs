@@ -223,7 +223,7 @@ fn make_image(root: &Path, image: &Path) {
     for applet in [
         "sh", "cat", "ls", "echo", "sleep", "id", "env", "pwd", "mkdir", "touch", "stty", "head", "true",
         "grep", "hostname", "dd", "ps", "kill", "yes", "mknod", "tty", "umask", "stat", "ulimit", "setsid",
-        "wc", "ping", "ip", "readlink", "md5sum", "mount",
+        "wc", "ping", "ip", "readlink", "md5sum", "mount", "nc",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -233,12 +233,23 @@ fn make_image(root: &Path, image: &Path) {
     fs::write(root.join("data/plain"), "not a program\n").unwrap();
     fs::write(root.join("data/garbage"), [0x7f, 1, 2, 3]).unwrap();
     fs::write(root.join("data/orphan"), "#!/no/such/interpreter\n").unwrap();
-    for name in ["garbage", "orphan"] {
+    // The head of a program of 32 bits, and no more of it.
+    let small = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0";
+    fs::write(root.join("data/small"), small.iter().chain(&[0; 40]).copied().collect::<Vec<_>>()).unwrap();
+    fs::write(root.join("data/small-script"), "#!/data/small -x\n").unwrap();
+    for name in ["garbage", "orphan", "small", "small-script"] {
         let path = root.join("data").join(name);
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     // A link that leads out of the image, were it resolved outside of it.
     symlink("../../../../../../../../outside", root.join("escape")).unwrap();
+    symlink("/srv/target", root.join("dangling")).unwrap();
+    symlink("around", root.join("around")).unwrap();
+    fs::write(root.join("etc/resolv.conf"), "nameserver 10.9.8.7\n").unwrap();
+    // What an image has at /dev, most containers never see.
+    fs::create_dir(root.join("dev")).unwrap();
+    symlink("/data/plain", root.join("dev/null")).unwrap();
+    fs::write(root.join("dev/zero"), "no device\n").unwrap();
     let made = Command::new("mkfs.erofs").arg("--quiet").arg(image).arg(root).output();
     let made = made.expect("mkfs.erofs (erofs-utils)");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

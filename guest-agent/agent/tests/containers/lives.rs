@@ -14,6 +14,8 @@ crate::scenarios!(
     first_process_sees_only_its_own,
     writable_layer_over_a_read_only_image,
     read_only_root,
+    paths_lead_through_links,
+    names_where_the_image_has_none,
     start_failures_are_exact,
     hello_comes_first,
     ids_and_states,
@@ -91,6 +93,50 @@ async fn read_only_root(world: Arc<World>) {
     assert!(outcome.stderr.contains("Read-only file system"), "{outcome:?}");
 }
 
+async fn paths_lead_through_links(world: Arc<World>) {
+    for (n, (cwd, expected)) in [
+        ("/dangling", "/srv/target\n"),
+        ("/dangling/a/b", "/srv/target/a/b\n"),
+        ("/escape/x", "/outside/x\n"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut spec = spec(&["sh", "-c", "readlink -f ."]);
+        spec["process"]["cwd"] = json!(cwd);
+        assert_eq!(world.run_spec(&format!("c{n}"), &spec).await.stdout, expected, "{cwd}");
+    }
+    // Mounts and devices follow them, too.
+    let mut spec = spec(&["sh", "-c", "grep -c ' /srv/target/[mf] ' /proc/mounts; ls /srv/target"]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/dangling/m", "type": "tmpfs", "source": "tmpfs"}));
+    mounts.push(
+        json!({"destination": "/dangling/f", "type": "bind", "source": "/etc/passwd", "options": ["bind"]}),
+    );
+    spec["linux"]["devices"] = json!([{"path": "/dangling/d", "type": "c", "major": 1, "minor": 3}]);
+    assert_eq!(world.run_spec("mounts", &spec).await.stdout, "2\nd\nf\nm\n");
+    spec["process"]["cwd"] = json!("/around/x");
+    let request = world.create_request("around", &spec, &m::Stdio::new());
+    let (_, words) = refusal(world.create(&request).await);
+    assert!(words.contains("/around/x") && words.contains("symbolic links"), "{words}");
+}
+
+async fn names_where_the_image_has_none(world: Arc<World>) {
+    for (id, read_only) in [("a", false), ("b", true)] {
+        let streams = world.streams();
+        let script = "cat /etc/hosts /etc/hostname /etc/resolv.conf; ls -l /etc/hosts";
+        let mut request = world.create_request(id, &spec(&["sh", "-c", script]), &streams.stdio);
+        request.rootfs.as_mut().unwrap().read_only = read_only;
+        let outcome = world.run_request(&request, &streams).await;
+        let (names, list) = outcome.stdout.split_once("-rw-r--r--").expect(&outcome.stdout);
+        assert_eq!(
+            names,
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\nbox\nnameserver 10.9.8.7\n"
+        );
+        assert!(list.contains(" root "), "{list}");
+    }
+}
+
 async fn start_failures_are_exact(world: Arc<World>) {
     for (n, (program, kind, words)) in [
         ("no-such-program", Kind::NOT_FOUND, "not found in PATH"),
@@ -99,6 +145,12 @@ async fn start_failures_are_exact(world: Arc<World>) {
         ("/data/orphan", Kind::NOT_FOUND, "interpreter"),
         ("/data/plain", Kind::NOT_EXECUTABLE, "Permission denied"),
         ("/data/garbage", Kind::NOT_EXECUTABLE, "Exec format"),
+        (
+            "/data/small",
+            Kind::NOT_EXECUTABLE,
+            "/data/small is a 32-bit program (i386); the guest runs 64-bit",
+        ),
+        ("/data/small-script", Kind::NOT_EXECUTABLE, "/data/small is a 32-bit program"),
         ("/data", Kind::NOT_EXECUTABLE, "directory"),
     ]
     .into_iter()

@@ -12,10 +12,14 @@ crate::scenarios!(
     seccomp_decides,
     the_default_profile_refuses_ways_out,
     limits_cannot_be_lifted,
+    a_filter_has_no_say_in_capabilities,
+    a_session_keyring_each,
     devices_are_fenced,
+    an_images_devices_are_not_believed,
     masked_and_read_only_paths,
     limits_of_resources,
     kernel_parameters,
+    users_have_ports_and_pings,
     mounts_of_the_spec,
 );
 
@@ -187,6 +191,33 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     assert!(said.contains("first\n") && said.contains("nested\n"), "{said:?}");
 }
 
+async fn a_filter_has_no_say_in_capabilities(world: Arc<World>) {
+    // Without no_new_privs the stage needs CAP_SYS_ADMIN to install a filter, and this one says that it gave it back.
+    for (n, (errno, uid)) in
+        [(0, 0), (0, 1000), (libc::EPERM, 0), (libc::EPERM, 1000)].into_iter().enumerate()
+    {
+        let mut spec = plain();
+        spec["process"]["noNewPrivileges"] = json!(false);
+        spec["process"]["user"] = json!({"uid": uid, "gid": uid});
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["capset", "prctl"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}]});
+        let status = world.run_spec(&format!("c{n}"), &spec).await.stdout;
+        let given = field(&status, "CapBnd:");
+        assert_eq!(given & 1 << 21, 0, "{status}");
+        let expected = if uid == 0 { given } else { 0 };
+        assert_eq!((field(&status, "CapEff:"), field(&status, "CapPrm:")), (expected, expected), "{status}");
+        assert_eq!(field(&status, "CapAmb:"), 0);
+    }
+}
+
+async fn a_session_keyring_each(world: Arc<World>) {
+    // KEYCTL_GET_KEYRING_ID of KEY_SPEC_SESSION_KEYRING: its number, as the process sees it.
+    let spec = calls::program(spec(&[]), &["keyctl:0,fffffffffffffffd"]);
+    let (one, other) = (world.run_spec("a", &spec).await.stdout, world.run_spec("b", &spec).await.stdout);
+    assert!(one.starts_with("keyctl ") && !one.contains('-'), "{one}");
+    assert_ne!(one, other);
+}
+
 async fn devices_are_fenced(world: Arc<World>) {
     // A node may be made, but not opened: 7:0 is a loop device, 1:1 is /dev/mem.
     let script = "mknod /l b 7 0 && dd if=/l of=/dev/null count=1 2>&1; mknod /m c 1 1 && head -c1 /m 2>&1; \
@@ -207,6 +238,21 @@ async fn devices_are_fenced(world: Arc<World>) {
     let outcome = world.run_spec("b", &open).await;
     assert!(outcome.stdout.starts_with("crw-------") && outcome.stdout.contains("5,   1"), "{outcome:?}");
     assert!(!outcome.stderr.contains("not permitted"), "{outcome:?}");
+}
+
+async fn an_images_devices_are_not_believed(world: Arc<World>) {
+    // At /dev is what the image has: its null leads to a file, its zero is one.
+    let script = "echo lost > /dev/null; head -c 4 /dev/zero | wc -c; wc -c < /data/garbage; cat /data/plain; ls -l /dev/null";
+    let mut spec = sh(script);
+    spec["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+    spec["linux"]["maskedPaths"] = json!(["/data/garbage", "/data/plain/below", "/around", "/dangling"]);
+    let outcome = world.run_spec("a", &spec).await;
+    let (said, list) = outcome.stdout.split_once("crw-rw-rw-").unwrap_or_else(|| panic!("{outcome:?}"));
+    assert_eq!(said, "4\n0\nnot a program\n", "{outcome:?}");
+    assert!(list.contains("1,   3"), "{outcome:?}");
 }
 
 async fn masked_and_read_only_paths(world: Arc<World>) {
@@ -239,6 +285,24 @@ async fn kernel_parameters(world: Arc<World>) {
     spec["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "77", "kernel.msgmax": "4242"});
     spec["domainname"] = json!("where");
     assert_eq!(world.run_spec("a", &spec).await.stdout, "77\n4242\nwhere\n");
+}
+
+async fn users_have_ports_and_pings(world: Arc<World>) {
+    let user = |mut spec: Value| {
+        // As the sandbox has them.
+        spec["linux"]["sysctl"] =
+            json!({"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"});
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        spec
+    };
+    let script = "nc -l -p 80 < /dev/null & \
+                  until echo x | nc 127.0.0.1 80 2> /dev/null || ! kill -0 $! 2> /dev/null; do sleep 0.05; done; \
+                  wait $!; echo port $?";
+    let outcome = world.run_spec("a", &user(sh(script))).await;
+    assert!(outcome.stdout.contains("port 0\n"), "{outcome:?}");
+    // A socket for ICMP's echo.
+    let outcome = world.run_spec("b", &user(calls::program(spec(&[]), &["socket:2,2,1"]))).await;
+    assert_eq!(outcome.stdout, "socket 3\n", "{outcome:?}");
 }
 
 async fn mounts_of_the_spec(world: Arc<World>) {

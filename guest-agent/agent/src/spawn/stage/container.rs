@@ -1,22 +1,22 @@
-//! The surroundings of a new container: root file system, mounts, devices, names.
+//! The surroundings of a new container: namespaces, root file system, mounts.
 //!
 //! The order matters: the root is pivoted into first, so that every path of the spec is resolved by the container's own
 //! tree and no symbolic link of an image can lead out of it. Sources of bind mounts are opened before, while the guest's
 //! tree is still there.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-use nix::fcntl::{OFlag, PosixFadviseAdvice, openat, posix_fadvise};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Uid, chown, sethostname};
 
-use super::{Named, StageError};
-use crate::spawn::plan::{ContainerPlan, DevicePlan, MountPlan, RootfsPlan};
+use super::places::{self, End, ROOT};
+use super::{Named, StageError, files, nodes};
+use crate::spawn::plan::{ContainerPlan, MountPlan, RootfsPlan};
+use crate::spawn::shares;
 use crate::sys::{self, MountAttributes};
 
 /// Where a bind mount comes from, opened before the guest's tree is left.
@@ -37,12 +37,15 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     if plan.namespaces & libc::CLONE_NEWNET != 0 {
         sys::loopback_up().step(|| "bring the loopback interface up".into())?;
     }
+    set_kernel_parameters(plan)?;
     if let Some(name) = &plan.hostname {
         sethostname(name).step(|| format!("set the host name {name:?}"))?;
     }
     sys::set_propagation("/", libc::MS_PRIVATE | libc::MS_REC)
         .step(|| "detach from the guest's mounts".into())?;
-    let root = mount_root(&plan.rootfs, &plan.workdir)?;
+    let total = sys::memory_bytes().step(|| "find the size of memory".into())?;
+    let shares = shares::divide(total, plan.rootfs.upper_bytes, &plan.mounts);
+    let root = mount_root(&plan.rootfs, &plan.workdir, shares.root)?;
     let mut sources = Vec::with_capacity(plan.mounts.len());
     for mount in &plan.mounts {
         sources.push(open_source(mount)?);
@@ -50,21 +53,12 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     std::env::set_current_dir(&root).step(|| format!("enter {root}"))?;
     sys::pivot_here().step(|| "make the container's root the root".into())?;
 
-    for (mount, source) in plan.mounts.iter().zip(sources) {
-        make_mount(mount, source)?;
+    files::write_names(ROOT, plan.hostname.as_deref())?;
+    for ((mount, source), share) in plan.mounts.iter().zip(sources).zip(shares.mounts) {
+        make_mount(mount, source, share)?;
     }
-    // Devices get exactly the mode that was asked for, directories on the way the usual one.
-    let usual = umask(Mode::empty());
-    let own_dev = !plan.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
-    if own_dev {
-        default_devices()?;
-    }
-    for device in &plan.devices {
-        make_device(device)?;
-    }
-    umask(usual);
-    set_kernel_parameters(plan)?;
-    fs::create_dir_all(cwd).step(|| format!("make the working directory {cwd}"))
+    nodes::make(plan)?;
+    places::make(ROOT, cwd, End::Directory).step(|| format!("make the working directory {cwd}")).map(drop)
 }
 
 /// What makes things unchangeable, after the terminal was made.
@@ -73,7 +67,7 @@ pub(super) fn seal(plan: &ContainerPlan) -> Result<(), StageError> {
         make_read_only(path).step(|| format!("make {path} read-only"))?;
     }
     for path in &plan.masked {
-        mask(path).step(|| format!("mask {path}"))?;
+        nodes::mask(path).step(|| format!("mask {path}"))?;
     }
     for mount in plan.mounts.iter().filter(|mount| deferred_read_only(mount)) {
         let read_only = MountAttributes { set: libc::MS_RDONLY, clear: 0 };
@@ -92,13 +86,9 @@ pub(super) fn seal(plan: &ContainerPlan) -> Result<(), StageError> {
 
 /// Mounts the image read-only below a writable layer in memory; answers where. A root without a writable layer still gets
 /// the layer, because mount points that the image lacks must be made somewhere: it is sealed afterwards.
-fn mount_root(rootfs: &RootfsPlan, workdir: &str) -> Result<String, StageError> {
-    let size = match rootfs.upper_bytes {
-        0 => "50%".to_owned(),
-        bytes => bytes.to_string(),
-    };
+fn mount_root(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, StageError> {
     sys::mount("tmpfs", workdir, "tmpfs", 0, &format!("mode=755,size={size}"))
-        .step(|| format!("mount the writable layer ({size}) on {workdir}"))?;
+        .step(|| format!("mount the writable layer ({size} bytes) on {workdir}"))?;
     let [lower, upper, work, root] =
         ["lower", "upper", "work", "root"].map(|name| format!("{workdir}/{name}"));
     for directory in [&lower, &upper, &work, &root] {
@@ -159,117 +149,44 @@ fn deferred_read_only(mount: &MountPlan) -> bool {
     mount.kind == "tmpfs" && mount.options.flags & libc::MS_RDONLY != 0
 }
 
-fn make_mount(mount: &MountPlan, source: Option<Source>) -> Result<(), StageError> {
+/// `share` is the size of a tmpfs that does not say its own.
+fn make_mount(mount: &MountPlan, source: Option<Source>, share: Option<u64>) -> Result<(), StageError> {
     let MountPlan { destination, kind, options, .. } = mount;
+    let end = match &source {
+        Some(Source { is_directory: false, .. }) => End::File,
+        _ => End::Directory,
+    };
+    let place =
+        places::make(ROOT, destination, end).step(|| format!("make the mount point {destination}"))?;
     if let Some(source) = source {
-        make_mount_point(destination, source.is_directory)
-            .step(|| format!("make the mount point {destination}"))?;
-        sys::move_tree(source.tree.as_fd(), destination)
+        sys::move_tree(source.tree.as_fd(), &place)
             .step(|| format!("mount {} on {destination}", mount.source))?;
         let attributes = MountAttributes { set: options.flags, clear: options.cleared };
-        sys::mount_attributes(destination, attributes)
+        sys::mount_attributes(&place, attributes)
             .step(|| format!("set the options of the mount on {destination}"))?;
     } else {
-        make_mount_point(destination, true).step(|| format!("make the mount point {destination}"))?;
         let later = if deferred_read_only(mount) { libc::MS_RDONLY } else { 0 };
         let source = if mount.source.is_empty() { "none" } else { &mount.source };
-        sys::mount(source, destination, kind, options.flags & !later, &options.data)
-            .step(|| format!("mount {kind} ({}) on {destination}", options.data))?;
+        let size = share.map(|bytes| format!("size={bytes}"));
+        let data = [Some(options.data.clone()).filter(|data| !data.is_empty()), size];
+        let data = data.into_iter().flatten().collect::<Vec<_>>().join(",");
+        sys::mount(source, &place, kind, options.flags & !later, &data)
+            .step(|| format!("mount {kind} ({data}) on {destination}"))?;
     }
     for flags in &options.propagation {
-        sys::set_propagation(destination, *flags).step(|| format!("set the propagation of {destination}"))?;
+        sys::set_propagation(&place, *flags).step(|| format!("set the propagation of {destination}"))?;
     }
     Ok(())
 }
 
-fn make_mount_point(path: &str, directory: bool) -> io::Result<()> {
-    if directory {
-        return fs::create_dir_all(path);
-    }
-    if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent)?;
-    }
-    make_file(path)
-}
-
-fn make_file(path: &str) -> io::Result<()> {
-    if fs::metadata(path).is_ok() {
-        return Ok(());
-    }
-    OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(path).map(drop)
-}
-
-const DEVICES: [(&str, u64, u64); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-const LINKS: [(&str, &str); 5] = [
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
-    ("/dev/ptmx", "pts/ptmx"),
-];
-
-/// The devices and links that the runtime spec promises.
-fn default_devices() -> Result<(), StageError> {
-    DirBuilder::new().recursive(true).mode(0o755).create("/dev").step(|| "make /dev".into())?;
-    for (path, major, minor) in DEVICES {
-        let mode = Mode::from_bits_truncate(0o666);
-        match mknod(path, SFlag::S_IFCHR, mode, makedev(major, minor)) {
-            Ok(()) | Err(nix::Error::EEXIST) => {}
-            Err(error) => return Err(error).step(|| format!("make the device {path}")),
-        }
-    }
-    for (path, target) in LINKS {
-        match symlink(target, path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).step(|| format!("make the link {path}"));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn make_device(device: &DevicePlan) -> Result<(), StageError> {
-    let path = device.path.as_str();
-    if let Some(parent) = Path::new(path).parent() {
-        let mut directories = DirBuilder::new();
-        directories.recursive(true).mode(0o755);
-        directories.create(parent).step(|| format!("make the directory of {path}"))?;
-    }
-    let (kind, mode) = (SFlag::from_bits_truncate(device.mode), Mode::from_bits_truncate(device.mode));
-    match mknod(path, kind, mode, makedev(device.major.into(), device.minor.into())) {
-        Ok(()) | Err(nix::Error::EEXIST) => {}
-        Err(error) => return Err(error).step(|| format!("make the device {path}")),
-    }
-    chown(path, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)))
-        .step(|| format!("give the device {path} to its owner"))
-}
-
-/// Kernel parameters and the domain name go through a proc that no mount of the container can stand in for.
+/// Kernel parameters and the domain name. Which namespaces they are of, the guest's proc knows by who asks; nothing of the container stands
+/// in its way yet.
 fn set_kernel_parameters(plan: &ContainerPlan) -> Result<(), StageError> {
-    let domain = plan.domainname.iter().map(|name| ("kernel/domainname".to_owned(), name.clone()));
-    let parameters = plan.sysctls.iter().map(|(name, value)| (parameter_path(name), value.clone()));
-    let mut all = domain.chain(parameters).peekable();
-    if all.peek().is_none() {
-        return Ok(());
-    }
-    let proc = sys::open_proc().step(|| "open proc".into())?;
-    for (path, value) in all {
-        let open = openat(
-            proc.as_fd(),
-            format!("sys/{path}").as_str(),
-            OFlag::O_WRONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        );
-        let mut file = File::from(open.step(|| format!("open the kernel parameter {path}"))?);
+    let domain = plan.domainname.iter().map(|name| ("kernel/domainname".to_owned(), name.as_str()));
+    let parameters = plan.sysctls.iter().map(|(name, value)| (parameter_path(name), value.as_str()));
+    for (path, value) in domain.chain(parameters) {
+        let file = OpenOptions::new().write(true).open(format!("/proc/sys/{path}"));
+        let mut file = file.step(|| format!("open the kernel parameter {path}"))?;
         file.write_all(value.as_bytes()).step(|| format!("set the kernel parameter {path} to {value:?}"))?;
     }
     Ok(())
@@ -297,30 +214,6 @@ fn make_read_only(path: &str) -> io::Result<()> {
     let tree = sys::clone_tree(path, true)?;
     sys::move_tree(tree.as_fd(), path)?;
     sys::mount_attributes(path, MountAttributes { set: libc::MS_RDONLY, clear: 0 })
-}
-
-fn mask(path: &str) -> io::Result<()> {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(found) if found.is_dir() => {
-            // As runc masks: what can be seen of it is the same.
-            let flags = libc::MS_RDONLY;
-            sys::mount("tmpfs", path, "tmpfs", flags, "nr_blocks=1,nr_inodes=1")
-        }
-        Ok(_) => {
-            let tree = sys::clone_tree("/dev/null", false)?;
-            sys::move_tree(tree.as_fd(), path)
-        }
-    }
-}
-
-/// The container's terminal is its console.
-pub(super) fn bind_console(number: u32) -> Result<(), StageError> {
-    make_file("/dev/console").step(|| "make /dev/console".into())?;
-    let path = format!("/dev/pts/{number}");
-    let tree = sys::clone_tree(&path, false).step(|| format!("open {path}"))?;
-    sys::move_tree(tree.as_fd(), "/dev/console").step(|| format!("mount {path} on /dev/console"))
 }
 
 #[cfg(test)]

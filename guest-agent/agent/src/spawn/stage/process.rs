@@ -11,6 +11,7 @@ use nix::unistd::{AccessFlags, Uid, fchown};
 
 use super::{Named, StageError};
 use crate::spawn::caps::CapabilitySets;
+use crate::spawn::elf;
 use crate::spawn::plan::{ProcessPlan, UserPlan};
 use crate::spawn::users::{self, Identity};
 use crate::sys;
@@ -21,6 +22,9 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
+/// Bytes of a program that tell what it is; the kernel reads as many of a script's first line.
+const LONGEST_LINE: u64 = 256;
+
 /// CAP_SYS_ADMIN: installing a filter without no_new_privs needs it.
 const SYS_ADMIN: u64 = 1 << 21;
 
@@ -29,6 +33,7 @@ pub(super) fn become_program(
     plan: &ProcessPlan,
     channel: &OwnedFd,
 ) -> Result<std::convert::Infallible, StageError> {
+    sys::join_new_session_keyring().step(|| "make a session keyring".into())?;
     let identity = identity(&plan.user)?;
     let mut environment = plan.env.clone();
     set_home(&mut environment, identity.home.as_deref());
@@ -52,7 +57,7 @@ pub(super) fn become_program(
     sys::keep_capabilities().step(|| "keep the capabilities".into())?;
     sys::set_ids(identity.uid, identity.gid, &identity.groups)
         .step(|| format!("become user {} and group {}", identity.uid, identity.gid))?;
-    apply(&CapabilitySets { ambient: 0, ..sets }, extra)?;
+    apply(&sets, extra)?;
     if entered.is_err() {
         // A directory that only the user may enter.
         std::env::set_current_dir(&plan.cwd)
@@ -71,19 +76,11 @@ pub(super) fn become_program(
     sys::all_signals_default();
     sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
 
-    // From here on the container's own filter judges what the stage does: only these few calls are left.
-    let install = || match &plan.seccomp {
-        Some(filter) => {
-            sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())
-        }
-        None => Ok(()),
-    };
-    if plan.no_new_privileges {
-        apply(&sets, 0)?;
-        install()?;
-    } else {
-        install()?;
-        apply(&sets, 0)?;
+    // From here on the container's own filter judges what the stage does: exec is all that is left. The filter has no say in the
+    // capabilities, then: what the stage has beyond the plan goes with the exec, which gives nothing that is not bounding, inheritable or
+    // ambient.
+    if let Some(filter) = &plan.seccomp {
+        sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())?;
     }
     Err(exec_error(&program, &sys::execute(&path, &args, &env)))
 }
@@ -190,7 +187,30 @@ fn exec_error(program: &str, error: &io::Error) -> StageError {
         Some(libc::ENOENT | libc::ENOTDIR) => {
             StageError::NotFound(format!("cannot execute {program}: {error}"))
         }
+        Some(libc::ENOEXEC) => {
+            let what = foreign(program).map(|(path, what)| format!("{path} {what}"));
+            let what = what.unwrap_or_else(|| error.to_string());
+            StageError::NotExecutable(format!("cannot execute {program}: {what}"))
+        }
         _ => StageError::NotExecutable(format!("cannot execute {program}: {error}")),
+    }
+}
+
+/// The program, or the interpreter of a script, when it is of a kind that the guest cannot run; and which kind.
+fn foreign(program: &str) -> Option<(String, String)> {
+    let head = |path: &str| {
+        let mut head = Vec::new();
+        File::open(path).and_then(|file| file.take(LONGEST_LINE).read_to_end(&mut head)).ok()?;
+        Some(head)
+    };
+    let found = head(program)?;
+    match found.strip_prefix(b"#!") {
+        Some(line) => {
+            let line = line.split(|byte| *byte == b'\n').next()?;
+            let interpreter = String::from_utf8_lossy(line).split_whitespace().next()?.to_owned();
+            elf::foreign(&head(&interpreter)?).map(|what| (interpreter, what))
+        }
+        None => elf::foreign(&found).map(|what| (program.to_owned(), what)),
     }
 }
 
