@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod boot;
+mod boundary;
 mod bulk;
 mod images;
 mod kills;
