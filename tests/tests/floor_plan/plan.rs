@@ -73,10 +73,12 @@ pub(crate) const CRATES: &[Crate] = &[
         floors: &[
             ("digest", 0),
             ("limits", 0),
+            ("num", 0),
             ("progress", 0),
             ("reference", 0),
             ("sys", 0),
             ("tree", 1),
+            ("trusted", 1),
             ("tar", 2),
             ("erofs", 2),
             ("cache", 3),

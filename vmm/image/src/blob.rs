@@ -10,7 +10,8 @@ use std::thread;
 
 use crate::digest::{Digest, Hasher};
 use crate::layer::LayerError;
-use crate::tar::{Input, to_u64};
+use crate::num::{at_most, fits, to_u64};
+use crate::tar::Input;
 
 /// Bytes handed from one thread to the other at a time.
 const CHUNK: usize = 256 << 10;
@@ -52,7 +53,8 @@ impl Blob {
     /// All of it. The caller has checked that the size is bearable.
     pub(crate) fn read_all(&self) -> io::Result<Vec<u8>> {
         // One byte more, so that the end is found without growing.
-        let mut data = Vec::with_capacity(usize::try_from(self.size()).unwrap_or(0).saturating_add(1));
+        let size: usize = fits(self.size(), "what is read whole fits into memory");
+        let mut data = Vec::with_capacity(size.saturating_add(1));
         self.reader().read_to_end(&mut data)?;
         if to_u64(data.len()) != self.size() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -88,15 +90,14 @@ impl Read for BlobReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let got = match &self.bytes {
             Bytes::File { file, offset, size } => {
-                let most = usize::try_from(size.saturating_sub(self.at)).unwrap_or(usize::MAX);
-                let most = most.min(out.len());
+                let most = at_most(size.saturating_sub(self.at), out.len());
                 if most == 0 {
                     return Ok(0);
                 }
                 file.read_at(&mut out[..most], offset.saturating_add(self.at))?
             }
             Bytes::Memory(bytes) => {
-                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
+                let at: usize = fits(self.at, "a place in memory");
                 bytes.get(at..).unwrap_or_default().read(out)?
             }
         };
@@ -207,7 +208,7 @@ pub(crate) struct LayerStream<'a> {
     empty: SyncSender<Vec<u8>>,
     chunk: Vec<u8>,
     at: usize,
-    hasher: Option<Hasher>,
+    hasher: Hasher,
     /// Uncompressed bytes that may still come.
     left: &'a mut u64,
     over: bool,
@@ -245,9 +246,7 @@ impl Input for LayerStream<'_> {
                     return Err(io::ErrorKind::FileTooLarge.into());
                 };
                 *self.left = left;
-                if let Some(hasher) = &mut self.hasher {
-                    hasher.update(&chunk);
-                }
+                self.hasher.update(&chunk);
                 self.chunk = chunk;
             }
         }
@@ -275,8 +274,6 @@ impl LayerBlob {
         let shared =
             Shared { done: AtomicU64::new(0), stop: AtomicBool::new(false), failure: Mutex::new(None) };
         let shared = &shared;
-        // A layer stored as it is needs to be hashed once only.
-        let same = self.digest == Some(self.diff_id);
         thread::scope(|scope| {
             let (full_in, full) = sync_channel(CHUNKS);
             let (empty, empty_out) = sync_channel(CHUNKS);
@@ -284,7 +281,8 @@ impl LayerBlob {
                 .name("layer".to_owned())
                 .spawn_scoped(scope, move || self.pump(shared, &full_in, &empty_out))
                 .map_err(|source| LayerError::Read { name: self.blob.name.clone(), source })?;
-            let hasher = (!same).then(|| self.diff_id.hasher());
+            // Also where the two digests are the same: that says what the image claims, not what is in the stream.
+            let hasher = self.diff_id.hasher();
             let (chunk, at) = (Vec::new(), 0);
             let mut stream =
                 LayerStream { full, empty, chunk, at, hasher, left: budget, over: false, shared };
@@ -306,12 +304,11 @@ impl LayerBlob {
                 (_, Err(error)) => return Err(error),
                 (None, Ok(())) => {}
             }
-            match hasher.map(Hasher::finish) {
-                Some(found) if found != self.diff_id => {
-                    Err(LayerError::DiffId { wanted: Box::new(self.diff_id), found: Box::new(found) })
-                }
-                _ => Ok(()),
+            let found = hasher.finish();
+            if found != self.diff_id {
+                return Err(LayerError::DiffId { wanted: Box::new(self.diff_id), found: Box::new(found) });
             }
+            Ok(())
         })
     }
 

@@ -3,15 +3,17 @@
 //! ```text
 //! version               which layout this is
 //! images/KEY.erofs      finished images, never changed
+//! verified/DIGEST       empty: the layers of this manifest were seen here, and had their digests
 //! locks/KEY             held while KEY is built, removed afterwards
 //! scratch/              images in the making, where the file system has no files without names
 //! ```
 //!
-//! An image in the making has no name: whatever kills its maker, nothing stays.
+//! An image in the making has no name: whatever kills its maker, nothing stays. All of it is the caller's or root's, and
+//! reached through descriptors ([`crate::trusted`]): what another user put there is refused, and never followed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,6 +24,7 @@ use thiserror::Error;
 use crate::digest::Digest;
 use crate::erofs::{BLOCK_SIZE, check_superblock};
 use crate::sys;
+use crate::trusted::{Dir, TrustError, io_error};
 
 /// What the `version` file of a cache directory holds.
 const VERSION: &str = "nelly-cache 1\n";
@@ -30,16 +33,9 @@ const VERSION: &str = "nelly-cache 1\n";
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// A system call on a file of the cache failed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, as in "cannot open".
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The system's word.
-        source: io::Error,
-    },
+    /// A file of the cache cannot be used, or is not the caller's alone.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The `version` file is of another program version.
     #[error(
         "{} says {found:?}, and this program knows only {:?}; remove the directory or name another",
@@ -54,14 +50,22 @@ pub enum CacheError {
     },
 }
 
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> CacheError {
-    CacheError::Io { action, path: path.to_owned(), source }
-}
-
 /// A cache directory, which need not exist yet.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    dir: PathBuf,
+    path: PathBuf,
+    /// The directory, if it existed at the start.
+    dir: Option<Dir>,
+}
+
+/// The cache's directories, made and opened: what it takes to put an image in.
+#[derive(Debug)]
+pub(crate) struct Workshop {
+    dir: Dir,
+    images: Dir,
+    verified: Dir,
+    locks: Dir,
+    scratch: Dir,
 }
 
 /// An image found in the cache.
@@ -74,139 +78,191 @@ pub(crate) struct Cached {
 
 /// Holds the right to build one image, until dropped.
 #[derive(Debug)]
-pub(crate) struct Lock {
-    path: PathBuf,
+pub(crate) struct Lock<'a> {
+    locks: &'a Dir,
+    name: String,
     _file: File,
 }
 
-impl Drop for Lock {
+impl Drop for Lock<'_> {
     fn drop(&mut self) {
         // Still locked: whoever waits finds after its turn comes that the name is gone, and takes a new file.
-        let _ = fs::remove_file(&self.path);
+        let _ = self.locks.remove(&self.name);
     }
 }
 
 /// A file in the making.
 #[derive(Debug)]
-pub(crate) struct Scratch {
+pub(crate) struct Scratch<'a> {
     pub(crate) file: File,
+    scratch: &'a Dir,
     /// Its name, where files without one do not exist; removed on drop.
-    name: Option<PathBuf>,
+    name: Option<String>,
 }
 
-impl Drop for Scratch {
+impl Drop for Scratch<'_> {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            let _ = fs::remove_file(name);
+            let _ = self.scratch.remove(name);
         }
     }
 }
 
-impl Scratch {
+impl Scratch<'_> {
     /// The file, for reading only.
-    pub(crate) fn read_only(&self) -> io::Result<File> {
+    pub(crate) fn read_only(&self) -> Result<File, CacheError> {
         match &self.name {
-            Some(name) => File::open(name),
-            None => sys::reopen_read_only(&self.file),
+            Some(name) => Ok(self
+                .scratch
+                .read(name)?
+                .ok_or_else(|| io_error("open", &self.scratch.path().join(name), Errno::NOENT))?),
+            None => Ok(sys::reopen_read_only(&self.file)
+                .map_err(|source| io_error("reopen a file in", self.scratch.path(), source))?),
         }
     }
+}
+
+/// Checks the version of `dir`; whether it has one.
+fn check_version(dir: &Dir) -> Result<bool, CacheError> {
+    let Some(file) = dir.read("version")? else { return Ok(false) };
+    let path = dir.path().join("version");
+    let mut found = Vec::new();
+    file.take(64).read_to_end(&mut found).map_err(|source| io_error("read", &path, source))?;
+    if found != VERSION.as_bytes() {
+        let found = String::from_utf8_lossy(&found).trim_end().to_owned();
+        return Err(CacheError::Version { path, found });
+    }
+    Ok(true)
+}
+
+fn image_name(key: &Digest) -> String {
+    format!("{}.erofs", key.hex())
+}
+
+fn manifest_name(manifest: &Digest) -> String {
+    format!("{}-{}", manifest.algorithm(), manifest.hex())
+}
+
+/// Whether the layers of this manifest were seen.
+fn was_verified(verified: &Dir, manifest: &Digest) -> Result<bool, CacheError> {
+    Ok(verified.read(manifest_name(manifest))?.is_some())
+}
+
+/// The image of this key, if it is there and whole.
+fn find_in(images: &Dir, key: &Digest) -> Result<Option<Cached>, CacheError> {
+    let name = image_name(key);
+    let Some(file) = images.read(&name)? else { return Ok(None) };
+    let path = images.path().join(name);
+    let bytes = file.metadata().map_err(|source| io_error("look at", &path, source))?.len();
+    let mut block = [0; BLOCK_SIZE];
+    let whole = file.read_exact_at(&mut block, 0).is_ok() && check_superblock(&block, bytes);
+    Ok(whole.then_some(Cached { file, bytes, path }))
 }
 
 impl Cache {
-    /// Checks the version of `dir` if it has one.
-    pub(crate) fn open(dir: &Path) -> Result<Self, CacheError> {
-        let path = dir.join("version");
-        let mut found = Vec::new();
-        match File::open(&path) {
-            Ok(file) => {
-                file.take(64).read_to_end(&mut found).map_err(|source| io_error("read", &path, source))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => found.extend(VERSION.as_bytes()),
-            Err(source) => return Err(io_error("open", &path, source)),
+    /// Opens `path` if it exists, and checks its version if it has one.
+    pub(crate) fn open(path: &Path) -> Result<Self, CacheError> {
+        let dir = Dir::open(path)?;
+        if let Some(dir) = &dir {
+            check_version(dir)?;
         }
-        if found != VERSION.as_bytes() {
-            let found = String::from_utf8_lossy(&found).trim_end().to_owned();
-            return Err(CacheError::Version { path, found });
-        }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { path: path.to_owned(), dir })
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Where the image of this key belongs.
     pub(crate) fn image_path(&self, key: &Digest) -> PathBuf {
-        self.dir.join("images").join(format!("{}.erofs", key.hex()))
+        self.path.join("images").join(image_name(key))
     }
 
-    /// The image of this key, if it is there and whole.
+    /// The image of this key, if it is there and whole, and was there when the cache was opened.
     pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
-        let path = self.image_path(key);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(io_error("open", &path, source)),
-        };
-        let metadata = file.metadata().map_err(|source| io_error("look at", &path, source))?;
-        let mut block = [0; BLOCK_SIZE];
-        let whole = metadata.is_file()
-            && file.read_exact_at(&mut block, 0).is_ok()
-            && check_superblock(&block, metadata.len());
-        Ok(whole.then(|| Cached { file, bytes: metadata.len(), path }))
+        let Some(dir) = &self.dir else { return Ok(None) };
+        let Some(images) = dir.subdirectory("images")? else { return Ok(None) };
+        find_in(&images, key)
+    }
+
+    /// Whether this cache has seen the layers of this manifest.
+    pub(crate) fn has_verified(&self, manifest: &Digest) -> Result<bool, CacheError> {
+        let Some(dir) = &self.dir else { return Ok(false) };
+        let Some(verified) = dir.subdirectory("verified")? else { return Ok(false) };
+        was_verified(&verified, manifest)
     }
 
     /// Makes the directories and the version file.
-    pub(crate) fn prepare(&self) -> Result<(), CacheError> {
-        for name in ["images", "locks", "scratch"] {
-            let path = self.dir.join(name);
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&path)
-                .map_err(|source| io_error("create", &path, source))?;
+    pub(crate) fn prepare(&self) -> Result<Workshop, CacheError> {
+        let dir = Dir::make(&self.path)?;
+        let versioned = check_version(&dir)?;
+        let [images, verified, locks, scratch] =
+            ["images", "verified", "locks", "scratch"].map(|name| dir.make_subdirectory(name));
+        let workshop =
+            Workshop { dir, images: images?, verified: verified?, locks: locks?, scratch: scratch? };
+        if !versioned {
+            workshop.write_version()?;
         }
-        let path = self.dir.join("version");
-        if path.exists() {
-            return Ok(());
-        }
+        Ok(workshop)
+    }
+}
+
+impl Workshop {
+    fn write_version(&self) -> Result<(), CacheError> {
+        let path = self.dir.path().join("version");
         let scratch = self.scratch("version")?;
         scratch
             .file
             .write_all_at(VERSION.as_bytes(), 0)
             .map_err(|source| io_error("write", &path, source))?;
-        match self.link(scratch, &path) {
+        match link(scratch, &self.dir, "version") {
             // Another process was faster; it wrote the same.
-            Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
+            Err(TrustError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => Ok(other?),
         }
     }
 
+    /// The image of this key, if it is there and whole.
+    pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
+        find_in(&self.images, key)
+    }
+
+    /// Whether this cache has seen the layers of this manifest.
+    pub(crate) fn has_verified(&self, manifest: &Digest) -> Result<bool, CacheError> {
+        was_verified(&self.verified, manifest)
+    }
+
+    /// Remembers that the layers of this manifest were seen, with their digests.
+    pub(crate) fn remember(&self, manifest: &Digest) -> Result<(), CacheError> {
+        self.verified.open_or_make(&manifest_name(manifest))?;
+        Ok(())
+    }
+
+    /// The file system that holds it: bytes that may still be written to it; `None` if there is no bound.
+    pub(crate) fn free_bytes(&self) -> Result<Option<u64>, CacheError> {
+        let path = self.dir.path();
+        Ok(sys::free_bytes(&self.dir)
+            .map_err(|source| io_error("look at the file system of", path, source))?)
+    }
+
     /// The right to build the image of this key. `waiting` is called once if another process has it.
-    pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock, CacheError> {
-        let path = self.dir.join("locks").join(key.hex());
+    pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock<'_>, CacheError> {
+        let name = key.hex();
+        let path = self.locks.path().join(&name);
         loop {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(|source| io_error("open", &path, source))?;
+            let file = self.locks.open_or_make(&name)?;
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
                     waiting();
                     rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
-                        .map_err(|error| io_error("lock", &path, error.into()))?;
+                        .map_err(|error| io_error("lock", &path, error))?;
                 }
-                Err(error) => return Err(io_error("lock", &path, error.into())),
+                Err(error) => return Err(io_error("lock", &path, error).into()),
             }
             // The one who had it removed the name; only the file that has it counts.
-            let ours = file.metadata().map_err(|source| io_error("look at", &path, source))?;
-            if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino() && named.dev() == ours.dev()) {
-                let lock = Lock { path, _file: file };
+            if self.locks.leads_to(&name, &file)? {
+                let lock = Lock { locks: &self.locks, name, _file: file };
                 self.remove_stale(&key.hex());
                 self.sweep(&lock);
                 return Ok(lock);
@@ -215,95 +271,95 @@ impl Cache {
     }
 
     /// Takes the locks that killed builders left, and removes what belongs to them.
-    fn sweep(&self, own: &Lock) {
-        let Ok(list) = fs::read_dir(self.dir.join("locks")) else { return };
-        for entry in list.flatten().filter(|entry| entry.path() != own.path) {
-            let Ok(file) = File::open(entry.path()) else { continue };
+    fn sweep(&self, own: &Lock<'_>) {
+        let Ok(names) = self.locks.names() else { return };
+        for name in names.into_iter().filter(|name| *name != *own.name) {
+            let Ok(Some(file)) = self.locks.read(&name) else { continue };
+            let name = name.to_string_lossy().into_owned();
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                self.remove_stale(&entry.file_name().to_string_lossy());
+                self.remove_stale(&name);
                 // Whoever opened it just now finds the name gone, and takes a new file.
-                drop(Lock { path: entry.path(), _file: file });
+                drop(Lock { locks: &self.locks, name, _file: file });
             }
         }
     }
 
     /// Removes what a killed builder left. Only the holder of the lock makes files of this prefix.
     fn remove_stale(&self, prefix: &str) {
-        let Ok(list) = fs::read_dir(self.dir.join("scratch")) else { return };
-        for entry in list.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(prefix) {
-                let _ = fs::remove_file(entry.path());
-            }
+        let Ok(names) = self.scratch.names() else { return };
+        for name in names.iter().filter(|name| name.to_string_lossy().starts_with(prefix)) {
+            let _ = self.scratch.remove(name);
         }
     }
 
     /// A new empty file, without a name where that can be, else one that begins with `prefix`.
-    pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch, CacheError> {
+    pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch<'_>, CacheError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let dir = self.dir.join("scratch");
-        match sys::nameless(&dir) {
-            Ok(file) => return Ok(Scratch { file, name: None }),
+        let scratch = &self.scratch;
+        match sys::nameless(scratch) {
+            Ok(file) => return Ok(Scratch { file, scratch, name: None }),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(source) => return Err(io_error("create a file in", &dir, source)),
+            Err(source) => return Err(io_error("create a file in", scratch.path(), source).into()),
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!("{prefix}.{}.{count}", std::process::id()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| io_error("create", &path, source))?;
-        Ok(Scratch { file, name: Some(path) })
+        let name = format!("{prefix}.{}.{count}", std::process::id());
+        Ok(Scratch { file: scratch.make_new(&name)?, scratch, name: Some(name) })
     }
 
     /// A new empty file that nobody will name.
     pub(crate) fn spool(&self) -> Result<File, CacheError> {
         let scratch = self.scratch("spool")?;
-        let path = scratch.name.as_deref().unwrap_or(&self.dir);
         // The name goes here, where there is one; the descriptor stays.
-        scratch.file.try_clone().map_err(|source| io_error("open", path, source))
-    }
-
-    /// Gives a finished file its name.
-    fn link(&self, mut scratch: Scratch, path: &Path) -> Result<(), CacheError> {
-        match scratch.name.take() {
-            None => sys::publish(&scratch.file, path).map_err(|source| io_error("create", path, source)),
-            Some(name) => fs::rename(name, path).map_err(|source| io_error("create", path, source)),
-        }
+        Ok(scratch
+            .file
+            .try_clone()
+            .map_err(|source| io_error("open a file in", self.scratch.path(), source))?)
     }
 
     /// Publishes a finished image, whose bytes are on the disk afterwards. The lock proves that nobody else does.
-    pub(crate) fn publish(&self, _lock: &Lock, key: &Digest, scratch: Scratch) -> Result<Cached, CacheError> {
-        let path = self.image_path(key);
+    pub(crate) fn publish(
+        &self,
+        _lock: &Lock<'_>,
+        key: &Digest,
+        scratch: Scratch<'_>,
+    ) -> Result<Cached, CacheError> {
+        let name = image_name(key);
+        let path = self.images.path().join(&name);
         rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
-            .map_err(|error| io_error("change the mode of", &path, error.into()))?;
+            .map_err(|error| io_error("change the mode of", &path, error))?;
         // Without this a crash of the host could leave a name with less than the whole file behind it.
         scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
         // What is there is damaged, or it would have been used.
-        match fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(io_error("replace", &path, source)),
-        }
-        self.link(scratch, &path)?;
+        self.images.remove(&name)?;
+        link(scratch, &self.images, &name)?;
         match self.find(key)? {
             Some(cached) => Ok(cached),
-            None => Err(io_error("read back", &path, io::ErrorKind::InvalidData.into())),
+            None => Err(io_error("read back", &path, io::Error::from(io::ErrorKind::InvalidData)).into()),
         }
     }
 }
 
+/// Gives a finished file its name.
+fn link(mut scratch: Scratch<'_>, dir: &Dir, name: &str) -> Result<(), TrustError> {
+    let linked = match scratch.name.take() {
+        None => sys::publish(&scratch.file, dir, name),
+        Some(old) => rustix::fs::renameat(scratch.scratch, old, dir, name).map_err(io::Error::from),
+    };
+    linked.map_err(|source| io_error("create", &dir.path().join(name), source))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
     fn an_unknown_version_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         Cache::open(dir.path()).unwrap().prepare().unwrap();
-        Cache::open(dir.path()).unwrap();
+        Cache::open(dir.path()).unwrap().prepare().unwrap();
         for found in ["", "nelly-cache 2\n", &"x".repeat(1000)] {
             fs::write(dir.path().join("version"), found).unwrap();
             assert!(matches!(Cache::open(dir.path()), Err(CacheError::Version { .. })), "{found}");
@@ -316,21 +372,21 @@ mod tests {
         let missing = dir.path().join("a/b");
         let cache = Cache::open(&missing).unwrap();
         assert!(cache.find(&Digest::sha256(b"")).unwrap().is_none());
+        assert!(!cache.has_verified(&Digest::sha256(b"")).unwrap());
         assert!(!missing.exists());
     }
 
     #[test]
     fn one_lock_at_a_time_and_no_file_afterwards() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
-        cache.prepare().unwrap();
+        let workshop = Cache::open(dir.path()).unwrap().prepare().unwrap();
         let key = Digest::sha256(b"k");
         let inside = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let lock = cache.lock(&key, &mut || ()).unwrap();
+                        let lock = workshop.lock(&key, &mut || ()).unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
@@ -345,21 +401,39 @@ mod tests {
     #[test]
     fn stale_files_go_when_the_lock_is_taken() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
-        cache.prepare().unwrap();
+        let workshop = Cache::open(dir.path()).unwrap().prepare().unwrap();
         let (key, other) = (Digest::sha256(b"k"), Digest::sha256(b"other"));
         let (dead, path) =
             (Digest::sha256(b"dead"), |key: &Digest| dir.path().join("scratch").join(key.hex()));
         let scratch = |key: &Digest| path(key).with_extension("1.0");
-        let held = cache.lock(&other, &mut || ()).unwrap();
+        let held = workshop.lock(&other, &mut || ()).unwrap();
         for key in [&key, &other, &dead] {
             fs::write(scratch(key), "x").unwrap();
         }
         // A killed process leaves its lock's name, and nobody holds it.
         let name = dir.path().join("locks").join(dead.hex());
         fs::write(&name, "").unwrap();
-        let _lock = cache.lock(&key, &mut || ()).unwrap();
+        let _lock = workshop.lock(&key, &mut || ()).unwrap();
         assert!(!scratch(&key).exists() && !scratch(&dead).exists() && !name.exists());
-        assert!(scratch(&other).exists() && held.path.exists());
+        assert!(scratch(&other).exists() && dir.path().join("locks").join(&held.name).exists());
+    }
+
+    #[test]
+    fn a_planted_link_is_neither_followed_nor_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let workshop = cache.prepare().unwrap();
+        let key = Digest::sha256(b"k");
+        let target = dir.path().join("anywhere");
+        symlink(&target, dir.path().join("locks").join(key.hex())).unwrap();
+        assert!(workshop.lock(&key, &mut || ()).is_err());
+        symlink(&target, dir.path().join("images").join(image_name(&key))).unwrap();
+        assert!(workshop.find(&key).is_err());
+        symlink(&target, dir.path().join("verified").join(manifest_name(&key))).unwrap();
+        assert!(workshop.remember(&key).is_err());
+        assert!(!target.exists());
+        fs::remove_dir_all(dir.path().join("scratch")).unwrap();
+        symlink("/", dir.path().join("scratch")).unwrap();
+        assert!(cache.prepare().is_err());
     }
 }

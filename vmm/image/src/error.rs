@@ -18,10 +18,12 @@ use crate::source::SourceError;
 #[non_exhaustive]
 pub enum ImageError {
     /// The image's index, manifest, configuration or archive cannot be used.
-    #[error("cannot read the image {reference}")]
+    #[error("cannot read the image {reference}{advice}")]
     Source {
         /// The image.
         reference: Box<Reference>,
+        /// What the reference itself may have wrong; else empty.
+        advice: String,
         /// Why.
         source: SourceError,
     },
@@ -65,8 +67,11 @@ pub enum ImageError {
         /// What failed.
         source: CacheError,
     },
-    /// The disk of the cache directory is full, or its quota reached. Nothing was left behind.
-    #[error("the disk that holds {} is full; free some space or set another cache directory", dir.display())]
+    /// The disk of the cache directory is full, or its quota reached, or would be. Nothing was left behind.
+    #[error(
+        "the disk that holds {} has too little space for the image; free some, or name another place (NELLY_HOME)",
+        dir.display()
+    )]
     DiskFull {
         /// The cache directory.
         dir: PathBuf,
@@ -100,7 +105,8 @@ impl ImageError {
     /// Full disks and cancellations by their own names, however deep they were met.
     pub(crate) fn sorted(self, dir: PathBuf) -> Self {
         match self {
-            Self::Layer { source: LayerError::Cancelled, .. }
+            Self::Source { source: SourceError::Cancelled, .. }
+            | Self::Layer { source: LayerError::Cancelled, .. }
             | Self::Rootfs { source: RootfsError::Cancelled, .. }
             | Self::Write { source: WriteError::Cancelled, .. } => return Self::Cancelled,
             _ => {}
@@ -110,7 +116,8 @@ impl ImageError {
             if let Some(error) = error.downcast_ref::<io::Error>()
                 && matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             {
-                return Self::DiskFull { dir, source: error.kind().into() };
+                let source = io::Error::new(error.kind(), error.to_string());
+                return Self::DiskFull { dir, source };
             }
             cause = error.source();
         }

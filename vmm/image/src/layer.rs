@@ -6,8 +6,9 @@ use thiserror::Error;
 
 use crate::digest::Digest;
 use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
-use crate::tar::{Entry, EntryKind, Input, Reader, Segment, TarError, to_u64};
-use crate::tree::{Attr, Kind, Tree, TreeError};
+use crate::num::{at_most, to_u64};
+use crate::tar::{Entry, EntryKind, Input, Reader, Segment, TarError};
+use crate::tree::{Attr, EMPTY_WHITEOUT, Kind, Tree, TreeError};
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, Error)]
@@ -88,7 +89,7 @@ fn lossy(path: &[u8]) -> String {
 }
 
 /// Applies a layer to `tree`, its files' contents going to `sink`. Reads the archive up to its end mark, and then
-/// whatever follows. `tick` is asked now and then: `false` ends it with [`LayerError::Cancelled`].
+/// whatever follows. `tick` is asked for every entry: `false` ends it with [`LayerError::Cancelled`].
 pub(crate) fn apply<I: Input>(
     tar: &mut Reader<I>,
     tree: &mut Tree,
@@ -96,17 +97,28 @@ pub(crate) fn apply<I: Input>(
     tick: &mut dyn FnMut() -> bool,
 ) -> Result<(), LayerError> {
     tree.begin_layer();
-    let mut next_tick = 0;
     while let Some(entry) = tar.next().map_err(LayerError::Tar)? {
-        if tar.position() >= next_tick {
-            next_tick = tar.position() + (1 << 20);
-            if !tick() {
-                return Err(LayerError::Cancelled);
-            }
+        if !tick() {
+            return Err(LayerError::Cancelled);
         }
         apply_entry(tar, entry, tree, sink, tick)?;
     }
     tar.drain().map_err(LayerError::Tar)
+}
+
+/// Reads a layer's stream to its end and does nothing with it: for those who hash it.
+pub(crate) fn pass(stream: &mut impl Input, tick: &mut dyn FnMut() -> bool) -> Result<(), LayerError> {
+    let read_error = |source| LayerError::Tar(TarError::Read { at: 0, source });
+    loop {
+        let have = stream.fill().map_err(read_error)?.len();
+        if have == 0 {
+            return Ok(());
+        }
+        stream.consume(have);
+        if !tick() {
+            return Err(LayerError::Cancelled);
+        }
+    }
 }
 
 fn apply_entry<I: Input>(
@@ -131,7 +143,7 @@ fn apply_entry<I: Input>(
         return Ok(());
     } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
         if matches!(hidden, b"" | b"." | b"..") {
-            return Err(refused(TreeError::Whiteout));
+            return Err(refused(EMPTY_WHITEOUT));
         }
         tree.whiteout(&[parent, hidden].concat()).map_err(refused)?;
     } else if entry.kind == EntryKind::HardLink {
@@ -202,7 +214,7 @@ fn copy<I: Input>(
         let mut left = segment.len;
         while left > 0 {
             let data = tar.data().map_err(LayerError::Tar)?;
-            let step = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let step = at_most(left, data.len());
             sink.write(&data[..step]).map_err(not_stored)?;
             tar.consume(step);
             left -= to_u64(step);

@@ -14,6 +14,7 @@ mod erofs;
 mod error;
 mod layer;
 mod limits;
+mod num;
 mod progress;
 mod reference;
 mod rootfs;
@@ -22,6 +23,7 @@ mod store;
 mod sys;
 mod tar;
 mod tree;
+pub mod trusted;
 
 pub use cache::CacheError;
 pub use digest::{Digest, DigestError};

@@ -5,7 +5,8 @@
 /// Exceeding one is an error that names the limit and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the file system image, holes included. At most 16 TiB, what the format can address.
+    /// Bytes of the file system image, holes included. At most 16 TiB, what the format can address. Whatever it says,
+    /// an image takes no more than fifteen sixteenths of what is free where the cache lies.
     pub disk_bytes: u64,
     /// Bytes that all layers may decompress to, padding and overwritten files included.
     pub unpacked_bytes: u64,
@@ -13,6 +14,8 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of names, symbolic link targets and extended attributes of all layers together.
     pub metadata_bytes: u64,
+    /// Names looked at in the paths, links and whiteouts of all layers together: what merging them costs in time.
+    pub walked_names: u64,
     /// Bytes of one index, manifest or configuration.
     pub json_bytes: u64,
     /// Layers of one image.
@@ -26,6 +29,7 @@ impl Default for Limits {
             unpacked_bytes: 64 << 30,
             entries: 4_000_000,
             metadata_bytes: 512 << 20,
+            walked_names: 64 << 20,
             json_bytes: 4 << 20,
             layers: 512,
         }

@@ -45,7 +45,7 @@ pub trait Progress {
     /// `done` and `total` are bytes; `total` is `None` when it is unknown.
     fn update(&mut self, phase: Phase, done: u64, total: Option<u64>);
 
-    /// Asked about once a mebibyte: `true` ends the resolve with [`crate::ImageError::Cancelled`], and nothing
+    /// Asked for every entry and every piece of a file: `true` ends the resolve with [`crate::ImageError::Cancelled`], and nothing
     /// stays behind.
     fn cancelled(&mut self) -> bool {
         false

@@ -171,6 +171,27 @@ impl fmt::Display for Reference {
 }
 
 impl Reference {
+    /// What an error says of a reference whose path was probably meant to hold a colon: what stands before the first
+    /// one does not exist, or the whole does. Else nothing.
+    pub(crate) fn colon_advice(&self) -> String {
+        let (Self::OciLayout { dir: path, tag: Some(tag) }
+        | Self::OciArchive { file: path, tag: Some(tag) }
+        | Self::DockerArchive { file: path, tag: Some(tag) }) = self
+        else {
+            return String::new();
+        };
+        let mut whole = path.as_os_str().to_owned();
+        whole.push(format!(":{tag}"));
+        if path.exists() && !Path::new(&whole).exists() {
+            return String::new();
+        }
+        let path = path.display();
+        format!(
+            " (its path ends at the first colon: the path is `{path}`, the tag `{tag}`; \
+             a path with a colon in it is reached through a symbolic link without one)"
+        )
+    }
+
     /// The directory or file that the reference names; `None` for a built-in image.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

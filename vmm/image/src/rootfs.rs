@@ -1,21 +1,31 @@
 //! A directory of the host as the tree of an image.
+//!
+//! The directory may change while it is read, and whoever changes it may mean harm. So it is opened once, and everything
+//! else is reached through descriptors: directories below the first one without any link on the way, files below their
+//! directory; and what was opened must be what was looked at, by device and inode. Nothing outside comes in.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
-use crate::tar::to_u64;
+use crate::num::{fits, to_u64};
+use crate::sys;
 use crate::tree::{Attr, Dir, Kind, Tree, TreeError, Xattrs};
 
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 20;
+/// Bytes of an extended attribute's value, or of all names, in Linux.
+const XATTR_MAX: usize = 65536;
 
 /// Why a directory cannot be an image.
 #[derive(Debug, Error)]
@@ -64,42 +74,66 @@ pub enum RootfsError {
     Cancelled,
 }
 
+/// Device and inode: which file it is, whatever its name.
+type Identity = (u64, u64);
+
+fn identity(stat: &Stat) -> Identity {
+    (fits(stat.st_dev, "a device number has at most 64 bits"), stat.st_ino)
+}
+
 /// The state of a walk.
 struct Walk<'a, S> {
+    root: &'a File,
+    /// The path of the root, for messages.
+    name: &'a Path,
     tree: &'a mut Tree,
     sink: &'a mut S,
     /// Files with several names: where the first stands in the image.
-    linked: HashMap<(u64, u64), Vec<u8>>,
-    /// The file system of the root: what is mounted inside stays out, as an empty directory.
-    device: u64,
+    linked: HashMap<Identity, Vec<u8>>,
     buffer: Vec<u8>,
     done: u64,
     tick: &'a mut dyn FnMut(u64) -> bool,
 }
 
-/// Reads `dir` into `tree`, contents going to `sink`. `tick` hears of the bytes read; `false` ends it with
-/// [`RootfsError::Cancelled`]. Entries are taken in the order of their names.
+/// Something in a directory.
+struct Item<'a> {
+    dir: &'a OwnedFd,
+    name: &'a OsStr,
+    /// On the host, for messages.
+    path: PathBuf,
+    stat: Stat,
+}
+
+/// Opens `dir`, following links: it is the caller who named it.
+pub(crate) fn open(dir: &Path) -> Result<File, RootfsError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::empty()) {
+        Ok(fd) => Ok(fd.into()),
+        Err(Errno::NOTDIR) => Err(RootfsError::NotADirectory { path: dir.to_owned() }),
+        Err(error) => Err(io_error("open", dir, error)),
+    }
+}
+
+/// Reads the directory `root`, opened from `name`, into `tree`, contents going to `sink`. `tick` is asked for every
+/// entry and hears of the bytes read; `false` ends it with [`RootfsError::Cancelled`]. Entries are taken in the order
+/// of their names.
 pub(crate) fn read(
-    dir: &Path,
+    root: &File,
+    name: &Path,
     tree: &mut Tree,
     sink: &mut impl DataSink,
     tick: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), RootfsError> {
-    let metadata = check(dir)?;
-    let mut walk = Walk {
-        tree,
-        sink,
-        linked: HashMap::new(),
-        device: metadata.dev(),
-        buffer: vec![0; BUFFER],
-        done: 0,
-        tick,
-    };
-    let root = fs::canonicalize(dir).map_err(|source| io_error("open", dir, source))?;
-    walk.add(&root, b"", &metadata)?;
-    let mut dirs = vec![(root, Vec::new())];
-    while let Some((host, image)) = dirs.pop() {
-        let mut below = walk.entries(&host, &image)?;
+    let stat = rustix::fs::fstat(root).map_err(|error| io_error("look at", name, error))?;
+    let (linked, buffer, root_is) = (HashMap::new(), vec![0; BUFFER], identity(&stat));
+    let mut walk = Walk { root, name, tree, sink, linked, buffer, done: 0, tick };
+    let dir = walk.enter(Path::new(""), root_is)?;
+    walk.add(&Item { dir: &dir, name: OsStr::new("."), path: name.to_owned(), stat }, b"")?;
+    let mut dirs = vec![(PathBuf::new(), root_is)];
+    while let Some((inside, is)) = dirs.pop() {
+        let mut below = walk.entries(&inside, is)?;
+        // What is mounted inside stays out, as an empty directory.
+        below.retain(|(_, is)| is.0 == root_is.0);
         // The last one pushed is the next one read.
         below.reverse();
         dirs.append(&mut below);
@@ -107,34 +141,46 @@ pub(crate) fn read(
     Ok(())
 }
 
-/// Whether `dir` is a directory.
-pub(crate) fn check(dir: &Path) -> Result<Metadata, RootfsError> {
-    let metadata = fs::metadata(dir).map_err(|source| io_error("open", dir, source))?;
-    if metadata.is_dir() { Ok(metadata) } else { Err(RootfsError::NotADirectory { path: dir.to_owned() }) }
-}
-
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> RootfsError {
-    RootfsError::Io { action, path: path.to_owned(), source }
+fn io_error(action: &'static str, path: &Path, source: impl Into<io::Error>) -> RootfsError {
+    RootfsError::Io { action, path: path.to_owned(), source: source.into() }
 }
 
 impl<S: DataSink> Walk<'_, S> {
-    /// Adds what is in a directory, and tells which of it are directories to be read.
-    fn entries(&mut self, host: &Path, image: &[u8]) -> Result<Vec<(PathBuf, Vec<u8>)>, RootfsError> {
-        let list = fs::read_dir(host).map_err(|source| io_error("list", host, source))?;
-        let mut names = Vec::new();
-        for entry in list {
-            names.push(entry.map_err(|source| io_error("list", host, source))?.file_name());
-        }
+    /// Opens the directory `inside`, relative to the root, which must be the one that was looked at.
+    fn enter(&self, inside: &Path, is: Identity) -> Result<OwnedFd, RootfsError> {
+        let path = self.name.join(inside);
+        let below = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
+        let dir = match sys::directory_beneath(self.root, below) {
+            Ok(dir) => dir,
+            Err(error) => {
+                return Err(match Errno::from_io_error(&error) {
+                    Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {
+                        RootfsError::Changed { path }
+                    }
+                    _ => io_error("open", &path, error),
+                });
+            }
+        };
+        let opened = rustix::fs::fstat(&dir).map_err(|error| io_error("look at", &path, error))?;
+        if identity(&opened) == is { Ok(dir) } else { Err(RootfsError::Changed { path }) }
+    }
+
+    /// Adds what is in a directory, and tells which of it are directories.
+    fn entries(&mut self, inside: &Path, is: Identity) -> Result<Vec<(PathBuf, Identity)>, RootfsError> {
+        let dir = self.enter(inside, is)?;
+        let host = self.name.join(inside);
+        let mut names: Vec<OsString> = sys::names(&dir).map_err(|source| io_error("list", &host, source))?;
         names.sort_unstable_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
         let mut dirs = Vec::new();
-        for name in names {
-            let path = host.join(&name);
-            let inside = [image, b"/", name.as_bytes()].concat();
-            let metadata =
-                fs::symlink_metadata(&path).map_err(|source| io_error("look at", &path, source))?;
-            self.add(&path, &inside, &metadata)?;
-            if metadata.is_dir() && metadata.dev() == self.device {
-                dirs.push((path, inside));
+        for name in &names {
+            let path = host.join(name);
+            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| io_error("look at", &path, error))?;
+            let below = inside.join(name);
+            let item = Item { dir: &dir, name, path, stat };
+            self.add(&item, below.as_os_str().as_bytes())?;
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                dirs.push((below, identity(&stat)));
             }
             if !(self.tick)(self.done) {
                 return Err(RootfsError::Cancelled);
@@ -143,64 +189,59 @@ impl<S: DataSink> Walk<'_, S> {
         Ok(dirs)
     }
 
-    fn add(&mut self, host: &Path, image: &[u8], metadata: &Metadata) -> Result<(), RootfsError> {
-        let entry_error = |source| RootfsError::Entry { path: host.to_owned(), source };
-        let identity = (metadata.dev(), metadata.ino());
-        let several = metadata.nlink() > 1 && !metadata.is_dir();
-        if several && let Some(first) = self.linked.get(&identity) {
+    fn add(&mut self, item: &Item<'_>, image: &[u8]) -> Result<(), RootfsError> {
+        let entry_error = |source| RootfsError::Entry { path: item.path.clone(), source };
+        let (stat, kind) = (&item.stat, FileType::from_raw_mode(item.stat.st_mode));
+        let several = stat.st_nlink > 1 && kind != FileType::Directory;
+        if several && let Some(first) = self.linked.get(&identity(stat)) {
             return self.tree.link(image, first).map_err(entry_error);
         }
-        let kind = metadata.file_type();
-        let xattrs = xattrs(host)?;
-        let mode = if kind.is_symlink() { 0o777 } else { metadata.mode() & 0o7777 };
+        // A file's attributes are those of what is read; of the others no descriptor is needed.
+        let file = if kind == FileType::RegularFile { Some(item.open()?) } else { None };
+        let xattrs = item.xattrs(file.as_ref())?;
+        let mode: u32 = fits(stat.st_mode, "a mode has 16 bits");
+        let mode = if kind == FileType::Symlink { 0o777 } else { mode & 0o7777 };
+        let bad_time = |_| io_error("understand the time of", &item.path, io::ErrorKind::InvalidData);
         let attr = Attr {
-            mode: u16::try_from(mode).unwrap_or(0o7777),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            mtime: metadata.mtime(),
-            mtime_nsec: u32::try_from(metadata.mtime_nsec()).unwrap_or(0),
+            mode: fits(mode, "permissions have twelve bits"),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: stat.st_mtime,
+            mtime_nsec: u32::try_from(stat.st_mtime_nsec).map_err(bad_time)?,
             xattrs: (!xattrs.is_empty()).then(|| Box::new(xattrs)),
         };
-        let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-        let kind = if kind.is_dir() {
-            Kind::Dir(Dir::default())
-        } else if kind.is_symlink() {
-            let target = fs::read_link(host).map_err(|source| io_error("read the link", host, source))?;
-            Kind::Symlink(target.as_os_str().as_bytes().into())
-        } else if kind.is_char_device() {
-            Kind::Char { major, minor }
-        } else if kind.is_block_device() {
-            Kind::Block { major, minor }
-        } else if kind.is_fifo() {
-            Kind::Fifo
-        } else if kind.is_socket() {
-            Kind::Socket
-        } else {
-            self.tree.check_add(image, &attr).map_err(entry_error)?;
-            self.copy(host, metadata, &attr)?
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        let kind = match kind {
+            FileType::Directory => Kind::Dir(Dir::default()),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(item.dir, item.name, Vec::new())
+                    .map_err(|error| io_error("read the link", &item.path, error))?;
+                Kind::Symlink(target.as_bytes().into())
+            }
+            FileType::CharacterDevice => Kind::Char { major, minor },
+            FileType::BlockDevice => Kind::Block { major, minor },
+            FileType::Fifo => Kind::Fifo,
+            FileType::Socket => Kind::Socket,
+            _ => {
+                self.tree.check_add(image, &attr).map_err(entry_error)?;
+                let Some(file) = file else { return Err(RootfsError::Changed { path: item.path.clone() }) };
+                self.copy(&item.path, file, &attr)?
+            }
         };
         self.tree.add(image, attr, kind).map_err(entry_error)?;
         if several {
-            self.linked.insert(identity, image.to_vec());
+            self.linked.insert(identity(stat), image.to_vec());
         }
         Ok(())
     }
 
-    fn copy(&mut self, host: &Path, metadata: &Metadata, attr: &Attr) -> Result<Kind, RootfsError> {
-        use rustix::fs::{Mode, OFlags};
+    fn copy(&mut self, host: &Path, mut file: File, attr: &Attr) -> Result<Kind, RootfsError> {
         let write_error = |source| match source {
             WriteError::Cancelled => RootfsError::Cancelled,
             source => RootfsError::Write { path: host.to_owned(), source },
         };
         let changed = || RootfsError::Changed { path: host.to_owned() };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
-        let file = rustix::fs::open(host, flags, Mode::empty());
-        let mut file: File = file.map_err(|error| io_error("open", host, error.into()))?.into();
-        let opened = file.metadata().map_err(|source| io_error("look at", host, source))?;
-        if (opened.dev(), opened.ino()) != (metadata.dev(), metadata.ino()) {
-            return Err(changed());
-        }
-        let size = opened.len();
+        let size = file.metadata().map_err(|source| io_error("look at", host, source))?.size();
         self.sink.begin(size, attr.xattrs.as_deref().map_or(0, xattr_bytes)).map_err(write_error)?;
         let mut left = size;
         loop {
@@ -226,28 +267,52 @@ impl<S: DataSink> Walk<'_, S> {
     }
 }
 
-/// The extended attributes that an image keeps.
-fn xattrs(path: &Path) -> Result<Xattrs, RootfsError> {
-    use rustix::io::Errno;
-    let failed = |error: Errno| io_error("read the extended attributes of", path, error.into());
-    let mut xattrs = Xattrs::new();
-    let mut names = [0u8; 65536];
-    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
-        Ok(len) => len,
-        Err(Errno::NOTSUP) => 0,
-        Err(error) => return Err(failed(error)),
-    };
-    for name in names[..len].split(|&b| b == 0).filter(|name| keeps_xattr(name)) {
-        let mut value = vec![0u8; 65536];
-        match rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value[..]) {
-            Ok(len) => {
-                value.truncate(len);
-                xattrs.insert(name.into(), value.into());
-            }
-            // Gone since it was listed.
-            Err(Errno::NODATA) => {}
-            Err(error) => return Err(failed(error)),
-        }
+impl Item<'_> {
+    /// Opens the file, which must be the one that was looked at.
+    fn open(&self) -> Result<File, RootfsError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        let changed = || RootfsError::Changed { path: self.path.clone() };
+        let file = match rustix::fs::openat(self.dir, self.name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::LOOP | Errno::NOENT) => return Err(changed()),
+            Err(error) => return Err(io_error("open", &self.path, error)),
+        };
+        let opened = rustix::fs::fstat(&file).map_err(|error| io_error("look at", &self.path, error))?;
+        if identity(&opened) == identity(&self.stat) { Ok(file.into()) } else { Err(changed()) }
     }
-    Ok(xattrs)
+
+    /// The extended attributes that an image keeps: of `file`, or of what has the name and is no file.
+    fn xattrs(&self, file: Option<&File>) -> Result<Xattrs, RootfsError> {
+        let failed = |error: Errno| io_error("read the extended attributes of", &self.path, error);
+        let path = sys::path_in(self.dir, self.name, &self.path);
+        let mut xattrs = Xattrs::new();
+        let mut names = [0u8; XATTR_MAX];
+        let listed = match file {
+            Some(file) => rustix::fs::flistxattr(file.as_fd(), &mut names[..]),
+            None => rustix::fs::llistxattr(&path, &mut names[..]),
+        };
+        let len = match listed {
+            Ok(len) => len,
+            Err(Errno::NOTSUP) => 0,
+            Err(error) => return Err(failed(error)),
+        };
+        for name in names[..len].split(|&b| b == 0).filter(|name| keeps_xattr(name)) {
+            let mut value = vec![0u8; XATTR_MAX];
+            let key = OsStr::from_bytes(name);
+            let got = match file {
+                Some(file) => rustix::fs::fgetxattr(file.as_fd(), key, &mut value[..]),
+                None => rustix::fs::lgetxattr(&path, key, &mut value[..]),
+            };
+            match got {
+                Ok(len) => {
+                    value.truncate(len);
+                    xattrs.insert(name.into(), value.into());
+                }
+                // Gone since it was listed.
+                Err(Errno::NODATA) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(xattrs)
+    }
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Config, ImageConfiguration};
 
-use crate::cache::{Cache, CacheError, Cached, Scratch};
+use crate::blob::LayerStream;
+use crate::cache::{Cache, CacheError, Cached, Scratch, Workshop};
 use crate::digest::Digest;
 use crate::erofs::{Contents, WRITER_VERSION, WriteError};
 use crate::error::ImageError;
-use crate::layer;
+use crate::layer::{self, LayerError};
 use crate::limits::Limits;
 use crate::progress::{Phase, Progress};
 use crate::reference::Reference;
@@ -25,7 +26,8 @@ use crate::tree::Tree;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    /// The cache directory, by contract `$XDG_CACHE_HOME/nelly`. Made when the first image is cached.
+    /// The cache directory, by contract `$XDG_CACHE_HOME/nelly`. Made when the first image is cached. It must be the
+    /// caller's or root's and not writable by others, and so must the directories on the way to it ([`crate::trusted`]).
     pub cache_dir: PathBuf,
     /// The OCI layout directory behind `builtin:busybox`, if it is installed.
     pub builtin: Option<PathBuf>,
@@ -95,6 +97,10 @@ pub struct PlannedLayer {
     pub size: u64,
 }
 
+/// What is done with a layer's stream; it asks the function now and then whether to go on.
+type ApplyLayer<'a> =
+    dyn FnMut(&mut LayerStream<'_>, &mut dyn FnMut() -> bool) -> Result<(), LayerError> + 'a;
+
 /// An image's files.
 enum Opened {
     Layout(LayoutDir),
@@ -147,11 +153,10 @@ impl<'a> Watch<'a> {
     /// Whether to go on.
     fn tick(&mut self, done: u64) -> bool {
         self.done = done;
-        if done - self.told < 1 << 20 {
-            return true;
+        if done - self.told >= 1 << 20 {
+            self.told = done;
+            self.progress.update(self.phase, done, self.total);
         }
-        self.told = done;
-        self.progress.update(self.phase, done, self.total);
         !self.progress.cancelled()
     }
 
@@ -164,7 +169,8 @@ impl Store {
     /// Opens the store. Nothing is written, and a cache directory that does not exist is no error.
     ///
     /// # Errors
-    /// [`ImageError::Cache`] if the cache directory is of an unknown version or cannot be read.
+    /// [`ImageError::Cache`] if the cache directory is of an unknown version, cannot be read, or could have been
+    /// written by somebody else.
     pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
         let cache = Cache::open(&options.cache_dir)
             .map_err(|source| ImageError::Cache { dir: options.cache_dir.clone(), source })?;
@@ -190,14 +196,15 @@ impl Store {
     /// As [`Store::resolve`], except for what only shows when layers are read.
     pub fn plan(&self, reference: &Reference) -> Result<Plan, ImageError> {
         if let Reference::Rootfs { dir } = reference {
-            rootfs::check(dir).map_err(|source| rootfs_error(reference, source))?;
+            rootfs::open(dir).map_err(|source| rootfs_error(reference, source))?;
             let (digest, config) = rootfs_config();
             return Ok(Plan { digest, config, layers: Vec::new(), disk_path: None, cached: false });
         }
-        let (opened, loaded) = self.load(reference)?;
+        let (opened, loaded) = self.load(reference, &mut || false)?;
         let key = cache_key(&loaded.layers);
-        let cached = self.cache.find(&key).map_err(|source| self.cache_error(source))?.is_some();
-        if !cached {
+        let cache_error = |source| self.cache_error(source);
+        let cached = self.cache.find(&key).map_err(cache_error)?.is_some();
+        if !cached || !self.cache.has_verified(&loaded.digest).map_err(cache_error)? {
             // What is certain to fail later fails here.
             for layer in &loaded.layers {
                 layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
@@ -218,15 +225,23 @@ impl Store {
     }
 
     fn cache_error(&self, source: CacheError) -> ImageError {
-        ImageError::Cache { dir: self.cache.dir().to_owned(), source }
+        ImageError::Cache { dir: self.cache.path().to_owned(), source }
     }
 
     fn write_error(&self, reference: &Reference, source: WriteError) -> ImageError {
-        ImageError::Write { reference: Box::new(reference.clone()), dir: self.cache.dir().to_owned(), source }
+        ImageError::Write {
+            reference: Box::new(reference.clone()),
+            dir: self.cache.path().to_owned(),
+            source,
+        }
     }
 
     /// Reads manifest and configuration.
-    fn load(&self, reference: &Reference) -> Result<(Opened, Loaded), ImageError> {
+    fn load(
+        &self,
+        reference: &Reference,
+        cancelled: &mut dyn FnMut() -> bool,
+    ) -> Result<(Opened, Loaded), ImageError> {
         let limits = &self.options.limits;
         let arch = host_architecture();
         let (opened, loaded) = match reference {
@@ -236,14 +251,14 @@ impl Store {
                 (Opened::Layout(layout), loaded)
             }
             Reference::OciArchive { file, tag } => {
-                let archive =
-                    Archive::open(file, limits).map_err(|source| source_error(reference, source))?;
+                let archive = Archive::open(file, limits, cancelled)
+                    .map_err(|source| source_error(reference, source))?;
                 let loaded = load_layout(&archive, tag.as_deref(), arch, limits);
                 (Opened::Archive(archive), loaded)
             }
             Reference::DockerArchive { file, tag } => {
-                let archive =
-                    Archive::open(file, limits).map_err(|source| source_error(reference, source))?;
+                let archive = Archive::open(file, limits, cancelled)
+                    .map_err(|source| source_error(reference, source))?;
                 let loaded = load_docker(&archive, tag.as_deref(), arch, limits);
                 (Opened::Archive(archive), loaded)
             }
@@ -262,7 +277,7 @@ impl Store {
         reference: &Reference,
         progress: &mut dyn Progress,
     ) -> Result<Image, ImageError> {
-        let (mut opened, loaded) = self.load(reference)?;
+        let (mut opened, loaded) = self.load(reference, &mut || progress.cancelled())?;
         let key = cache_key(&loaded.layers);
         let cache_error = |source| self.cache_error(source);
         let image = |cached: Cached, found| Image {
@@ -273,28 +288,40 @@ impl Store {
             disk_path: Some(cached.path),
             cached: found,
         };
-        if let Some(cached) = self.cache.find(&key).map_err(cache_error)? {
+        if self.cache.has_verified(&loaded.digest).map_err(cache_error)?
+            && let Some(cached) = self.cache.find(&key).map_err(cache_error)?
+        {
             return Ok(image(cached, true));
         }
         // Truncated and missing layers are found before anything is written.
         for layer in &loaded.layers {
             layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
         }
-        self.cache.prepare().map_err(cache_error)?;
+        let workshop = self.cache.prepare().map_err(cache_error)?;
         let mut waiting = || progress.update(Phase::Waiting, 0, None);
-        let lock = self.cache.lock(&key, &mut waiting).map_err(cache_error)?;
-        if let Some(cached) = self.cache.find(&key).map_err(cache_error)? {
+        let lock = workshop.lock(&key, &mut waiting).map_err(cache_error)?;
+        let mut found = workshop.find(&key).map_err(cache_error)?;
+        if workshop.has_verified(&loaded.digest).map_err(cache_error)?
+            && let Some(cached) = found.take()
+        {
             return Ok(image(cached, true));
         }
         if let Opened::Archive(archive) = &mut opened
             && archive.needs_spool()
         {
-            self.spool(reference, archive, progress)?;
+            self.spool(reference, archive, &workshop, progress)?;
         }
-        let scratch = self.build(reference, &opened, &loaded, &key, progress)?;
-        progress.update(Phase::Sync, 0, None);
-        let cached = self.cache.publish(&lock, &key, scratch).map_err(cache_error)?;
-        Ok(image(cached, false))
+        let image = if let Some(cached) = found {
+            // Who names the layers of a cached image does not have them yet.
+            self.verify(reference, &opened, &loaded, progress)?;
+            image(cached, true)
+        } else {
+            let scratch = self.build(reference, &opened, &loaded, &key, &workshop, progress)?;
+            progress.update(Phase::Sync, 0, None);
+            image(workshop.publish(&lock, &key, scratch).map_err(cache_error)?, false)
+        };
+        workshop.remember(&loaded.digest).map_err(cache_error)?;
+        Ok(image)
     }
 
     /// Decompresses an archive that is compressed as a whole.
@@ -302,11 +329,13 @@ impl Store {
         &self,
         reference: &Reference,
         archive: &mut Archive,
+        workshop: &Workshop,
         progress: &mut dyn Progress,
     ) -> Result<(), ImageError> {
-        let file = self.cache.spool().map_err(|source| self.cache_error(source))?;
+        let file = workshop.spool().map_err(|source| self.cache_error(source))?;
+        let room = self.room(workshop)?;
         let mut watch = Watch::begin(progress, Phase::Archive, None);
-        let spooled = archive.spool(file, &mut |done, total| {
+        let spooled = archive.spool(file, room, &mut |done, total| {
             watch.total = Some(total);
             watch.tick(done)
         });
@@ -321,27 +350,60 @@ impl Store {
         }
     }
 
+    /// What an image may write: a sixteenth of what is free stays with everybody else.
+    fn room(&self, workshop: &Workshop) -> Result<u64, ImageError> {
+        let free = workshop.free_bytes().map_err(|source| self.cache_error(source))?;
+        Ok(free.map_or(u64::MAX, |free| free - free / 16))
+    }
+
     /// Merges the layers into a new file system image.
-    fn build(
+    fn build<'a>(
         &self,
         reference: &Reference,
         opened: &Opened,
         loaded: &Loaded,
         key: &Digest,
+        workshop: &'a Workshop,
         progress: &mut dyn Progress,
-    ) -> Result<Scratch, ImageError> {
-        let limits = &self.options.limits;
-        let (scratch, mut contents) = self.contents(reference, &key.hex())?;
-        let mut tree = Tree::new(limits);
-        let mut budget = limits.unpacked_bytes;
+    ) -> Result<Scratch<'a>, ImageError> {
+        let (scratch, mut contents) = self.contents(reference, &key.hex(), workshop)?;
+        let mut tree = Tree::new(&self.options.limits);
+        self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| {
+            layer::apply(&mut Reader::new(stream), &mut tree, &mut contents, tick)
+        })?;
+        self.complete(reference, contents, &tree, uuid(key), progress)?;
+        Ok(scratch)
+    }
+
+    /// Reads the layers for their digests alone.
+    fn verify(
+        &self,
+        reference: &Reference,
+        opened: &Opened,
+        loaded: &Loaded,
+        progress: &mut dyn Progress,
+    ) -> Result<(), ImageError> {
+        self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| layer::pass(stream, tick))
+    }
+
+    /// Reads the layers and verifies them, each being given to `apply` with what asks whether to go on.
+    fn read_layers(
+        &self,
+        reference: &Reference,
+        opened: &Opened,
+        loaded: &Loaded,
+        progress: &mut dyn Progress,
+        apply: &mut ApplyLayer<'_>,
+    ) -> Result<(), ImageError> {
+        let most = self.options.limits.unpacked_bytes;
+        let mut budget = most;
         let count = loaded.layers.len();
         for (layer, number) in loaded.layers.iter().zip(1..) {
             let blob = layer.open(opened.files()).map_err(|source| source_error(reference, source))?;
             let mut watch = Watch::begin(progress, Phase::Layer { number, count }, Some(blob.blob.size()));
-            let read = blob.read(&mut budget, limits.unpacked_bytes, |stream| {
+            let read = blob.read(&mut budget, most, |stream| {
                 let done = stream.counter();
-                let mut tar = Reader::new(stream);
-                layer::apply(&mut tar, &mut tree, &mut contents, &mut || watch.tick(done.get()))
+                apply(stream, &mut || watch.tick(done.get()))
             });
             read.map_err(|source| {
                 let name = layer.digest.unwrap_or(layer.diff_id).to_string();
@@ -349,17 +411,23 @@ impl Store {
             })?;
             watch.end();
         }
-        self.complete(reference, contents, &tree, uuid(key), progress)?;
-        Ok(scratch)
+        Ok(())
     }
 
-    fn contents(&self, reference: &Reference, prefix: &str) -> Result<(Scratch, Contents), ImageError> {
+    fn contents<'a>(
+        &self,
+        reference: &Reference,
+        prefix: &str,
+        workshop: &'a Workshop,
+    ) -> Result<(Scratch<'a>, Contents), ImageError> {
         let cache_error = |source| self.cache_error(source);
-        let scratch = self.cache.scratch(prefix).map_err(cache_error)?;
+        let room = self.room(workshop)?;
+        let scratch = workshop.scratch(prefix).map_err(cache_error)?;
         let write_error = |source| self.write_error(reference, source);
         let file = scratch.file.try_clone().map_err(|source| write_error(WriteError::Io(source)))?;
-        let spool = self.cache.spool().map_err(cache_error)?;
-        let contents = Contents::new(file, spool, self.options.limits.disk_bytes).map_err(write_error)?;
+        let spool = workshop.spool().map_err(cache_error)?;
+        let contents =
+            Contents::new(file, spool, self.options.limits.disk_bytes, room).map_err(write_error)?;
         Ok((scratch, contents))
     }
 
@@ -388,23 +456,23 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<Image, ImageError> {
         let failed = |source| rootfs_error(reference, source);
-        rootfs::check(dir).map_err(failed)?;
-        self.cache.prepare().map_err(|source| self.cache_error(source))?;
-        let (scratch, mut contents) = self.contents(reference, "rootfs")?;
+        let cache_error = |source| self.cache_error(source);
+        let root = rootfs::open(dir).map_err(failed)?;
+        let workshop = self.cache.prepare().map_err(cache_error)?;
+        let (scratch, mut contents) = self.contents(reference, "rootfs", &workshop)?;
         let mut tree = Tree::new(&self.options.limits);
         let mut watch = Watch::begin(progress, Phase::Rootfs, None);
-        rootfs::read(dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
+        rootfs::read(&root, dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
         watch.end();
         let (digest, config) = rootfs_config();
         let disk_bytes = self.complete(reference, contents, &tree, uuid(&digest), progress)?;
-        let disk =
-            scratch.read_only().map_err(|source| self.write_error(reference, WriteError::Io(source)))?;
+        let disk = scratch.read_only().map_err(cache_error)?;
         Ok(Image { digest, config, disk, disk_bytes, disk_path: None, cached: false })
     }
 }
 
 fn source_error(reference: &Reference, source: SourceError) -> ImageError {
-    ImageError::Source { reference: Box::new(reference.clone()), source }
+    ImageError::Source { reference: Box::new(reference.clone()), advice: reference.colon_advice(), source }
 }
 
 fn rootfs_error(reference: &Reference, source: RootfsError) -> ImageError {

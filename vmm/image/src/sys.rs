@@ -1,48 +1,106 @@
 //! The few system calls whose form depends on the system.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+/// How a directory is opened only to reach what is below it: that needs no permission to list it.
+#[cfg(target_os = "linux")]
+pub(crate) const SEARCH: OFlags = OFlags::PATH;
+/// As on Linux, had the system such descriptors.
+#[cfg(not(target_os = "linux"))]
+pub(crate) const SEARCH: OFlags = OFlags::RDONLY;
 
 /// A new file in `dir` without a name, open for reading and writing, mode 0600: it ends with its descriptor
 /// unless [`publish`] gives it a name.
 ///
 /// # Errors
-/// `NotSupported` where the system or the file system has no such files.
+/// `Unsupported` where the system or the file system has no such files.
 #[cfg(target_os = "linux")]
-pub(crate) fn nameless(dir: &Path) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
+pub(crate) fn nameless(dir: impl AsFd) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+    match rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) {
         Ok(fd) => Ok(fd.into()),
         // An old kernel takes the flag for O_DIRECTORY, and a directory is not opened for writing.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
-            Err(io::ErrorKind::Unsupported.into())
-        }
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => Err(io::ErrorKind::Unsupported.into()),
         Err(error) => Err(error.into()),
     }
 }
 
 /// As on Linux, had the system such files.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn nameless(_dir: &Path) -> io::Result<File> {
+pub(crate) fn nameless(_dir: impl AsFd) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Gives a file made by [`nameless`] the name `path`, which must be free.
-pub(crate) fn publish(file: &File, path: &Path) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
+/// Gives a file made by [`nameless`] the name `name` in `dir`, which must be free.
+pub(crate) fn publish(file: &File, dir: impl AsFd, name: &str) -> io::Result<()> {
     // AT_EMPTY_PATH would need a capability.
     let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::linkat(rustix::fs::CWD, from, rustix::fs::CWD, path, rustix::fs::AtFlags::SYMLINK_FOLLOW)?;
+    rustix::fs::linkat(rustix::fs::CWD, from, dir, name, AtFlags::SYMLINK_FOLLOW)?;
     Ok(())
 }
 
 /// Another descriptor of the same file, for reading only, at offset 0.
 pub(crate) fn reopen_read_only(file: &File) -> io::Result<File> {
-    use std::os::fd::AsRawFd;
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The names in a directory, in no order.
+pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Opens the directory at `path`, relative and without `..`, below `root`: no name on the way may be a symbolic link.
+#[cfg(target_os = "linux")]
+pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::ResolveFlags;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
+}
+
+/// As on Linux, one name after the other.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut here = rustix::fs::openat(root, ".", flags, Mode::empty())?;
+    for name in path.components() {
+        here = rustix::fs::openat(&here, name.as_os_str(), flags, Mode::empty())?;
+    }
+    Ok(here)
+}
+
+/// A path that leads to `name` in the directory `dir` by its descriptor, for the calls that take no descriptor.
+#[cfg(target_os = "linux")]
+pub(crate) fn path_in(dir: impl AsFd, name: &OsStr, _whole: &Path) -> PathBuf {
+    Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
+}
+
+/// The whole path, where the system has no other.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn path_in(_dir: impl AsFd, _name: &OsStr, whole: &Path) -> PathBuf {
+    whole.to_owned()
+}
+
+/// Bytes that may still be written to the file system of `file`; `None` where it has no bound of its own.
+pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
+    let found = rustix::fs::fstatvfs(file)?;
+    Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
 /// Gives the bytes back to the file system; they read as zeros afterwards.

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::WriteError;
 use super::format::{BLOCK, BLOCK_SIZE, EXTENDED_INODE};
+use crate::num::{at_most, fits, to_u64};
 use crate::sys;
 use crate::tree::FileData;
 
@@ -64,15 +65,22 @@ pub(super) struct Appender {
     buffer: Vec<u8>,
     /// Offset of the buffer's first byte.
     start: u64,
+    /// Bytes that were written to the file system: not its holes.
+    written: u64,
 }
 
 impl Appender {
     pub(super) fn new(file: File) -> Self {
-        Self { file, buffer: Vec::with_capacity(BUFFER), start: 0 }
+        Self { file, buffer: Vec::with_capacity(BUFFER), start: 0, written: 0 }
     }
 
     pub(super) fn position(&self) -> u64 {
-        self.start + len_u64(self.buffer.len())
+        self.start + to_u64(self.buffer.len())
+    }
+
+    /// Bytes that it takes of the file system, once the buffer is written.
+    fn taken(&self) -> u64 {
+        self.written + to_u64(self.buffer.len())
     }
 
     pub(super) fn append(&mut self, mut data: &[u8]) -> io::Result<()> {
@@ -81,7 +89,8 @@ impl Appender {
                 // Large pieces need no copy.
                 let (now, rest) = data.split_at(data.len() / BUFFER * BUFFER);
                 self.file.write_all_at(now, self.start)?;
-                self.start += len_u64(now.len());
+                self.start += to_u64(now.len());
+                self.written += to_u64(now.len());
                 data = rest;
                 continue;
             }
@@ -112,8 +121,9 @@ impl Appender {
     pub(super) fn flush(&mut self) -> io::Result<()> {
         if self.buffer.iter().any(|&b| b != 0) {
             self.file.write_all_at(&self.buffer, self.start)?;
+            self.written += to_u64(self.buffer.len());
         }
-        self.start += len_u64(self.buffer.len());
+        self.start += to_u64(self.buffer.len());
         self.buffer.clear();
         Ok(())
     }
@@ -127,8 +137,11 @@ impl Appender {
     }
 }
 
-pub(super) fn len_u64(len: usize) -> u64 {
-    u64::try_from(len).unwrap_or(u64::MAX)
+/// What the system would say a little later, when nobody else could write either.
+pub(crate) fn no_room(room: u64) -> io::Error {
+    let why =
+        format!("the image needs more than {room} bytes, and that is all but a sixteenth of what is free");
+    io::Error::new(io::ErrorKind::StorageFull, why)
 }
 
 /// The first part of an image in the making: the contents of files.
@@ -138,15 +151,19 @@ pub(crate) struct Contents {
     /// The tails of files, one after the other.
     pub(super) tails: Appender,
     pub(super) limit: u64,
+    /// Bytes that may be written, whatever the limit allows.
+    room: u64,
+    /// Bytes that were given back to the file system.
+    given_back: u64,
     current: FileData,
     /// Bytes of the present file that still go to the image; the rest are the tail.
     whole_left: u64,
 }
 
 impl Contents {
-    /// Starts an image in `image`, an empty file. `spool` is another empty file, of no use afterwards. `limit` is in
-    /// bytes.
-    pub(crate) fn new(image: File, spool: File, limit: u64) -> Result<Self, WriteError> {
+    /// Starts an image in `image`, an empty file. `spool` is another empty file, of no use afterwards. The image has
+    /// at most `limit` bytes, holes included, and writes at most `room` bytes.
+    pub(crate) fn new(image: File, spool: File, limit: u64, room: u64) -> Result<Self, WriteError> {
         let mut image = Appender::new(image);
         // The superblock's block, filled in at the end.
         image.zeros(BLOCK).map_err(WriteError::Io)?;
@@ -154,6 +171,8 @@ impl Contents {
             image,
             tails: Appender::new(spool),
             limit: limit.min(ADDRESSABLE),
+            room,
+            given_back: 0,
             current: FileData::default(),
             whole_left: 0,
         })
@@ -166,9 +185,9 @@ impl Contents {
         let zeros = [0; 64 << 10];
         let mut done = 0;
         while done < len {
-            let step = usize::try_from(len - done).unwrap_or(usize::MAX).min(zeros.len());
+            let step = at_most(len - done, zeros.len());
             self.image.file().write_all_at(&zeros[..step], offset + done)?;
-            done += len_u64(step);
+            done += to_u64(step);
         }
         Ok(())
     }
@@ -182,7 +201,7 @@ impl DataSink for Contents {
         if end.is_none_or(|end| end > self.limit) {
             return Err(WriteError::TooLarge(self.limit));
         }
-        let tail = usize::try_from(size % BLOCK).unwrap_or(BLOCK_SIZE);
+        let tail: usize = fits(size % BLOCK, "a part of a block");
         let inline_tail = tail > 0 && EXTENDED_INODE + xattr_bytes + tail <= BLOCK_SIZE;
         let block =
             u32::try_from(self.image.position() / BLOCK).map_err(|_| WriteError::TooLarge(self.limit))?;
@@ -192,10 +211,14 @@ impl DataSink for Contents {
     }
 
     fn write(&mut self, data: &[u8]) -> Result<(), WriteError> {
-        let whole = usize::try_from(self.whole_left).unwrap_or(usize::MAX).min(data.len());
+        let taken = self.image.taken() + self.tails.taken() + to_u64(data.len());
+        if taken.saturating_sub(self.given_back) > self.room {
+            return Err(WriteError::Io(no_room(self.room)));
+        }
+        let whole = at_most(self.whole_left, data.len());
         let (whole, tail) = data.split_at(whole);
         self.image.append(whole).map_err(WriteError::Io)?;
-        self.whole_left -= len_u64(whole.len());
+        self.whole_left -= to_u64(whole.len());
         self.tails.append(tail).map_err(WriteError::Io)
     }
 
@@ -224,6 +247,8 @@ impl DataSink for Contents {
         if offset + bytes > self.image.start {
             self.image.flush().map_err(WriteError::Io)?;
         }
-        self.zero_out(offset, bytes).map_err(WriteError::Io)
+        self.zero_out(offset, bytes).map_err(WriteError::Io)?;
+        self.given_back += bytes;
+        Ok(())
     }
 }

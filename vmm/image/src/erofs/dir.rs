@@ -1,6 +1,7 @@
 //! Directory blocks: fixed records first, then the names, sorted by bytes throughout.
 
 use super::format::BLOCK_SIZE;
+use crate::num::{fits, to_u64};
 use crate::tree::{Dir, Kind, NodeId};
 
 /// Bytes of a record.
@@ -18,7 +19,7 @@ pub(super) fn size(dir: &Dir) -> u64 {
         }
         used += bytes;
     }
-    whole * super::format::BLOCK + super::data::len_u64(used)
+    whole * super::format::BLOCK + to_u64(used)
 }
 
 /// The entries with `.` and `..` in their places; `None` stands for `..`, its own id for `.`.
@@ -79,8 +80,8 @@ fn encode_block(block: &[(&[u8], Target)], locate: impl Fn(Target) -> (u64, u8),
     for (name, target) in block {
         let (nid, file_type) = locate(*target);
         out.extend(nid.to_le_bytes());
-        // Offsets are inside a block, so they fit.
-        out.extend(u16::try_from(name_offset).unwrap_or(u16::MAX).to_le_bytes());
+        let offset: u16 = fits(name_offset, "an offset in a block");
+        out.extend(offset.to_le_bytes());
         out.extend([file_type, 0]);
         name_offset += name.len();
     }

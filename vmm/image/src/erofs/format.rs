@@ -1,5 +1,7 @@
 //! The on-disk structures (kernel: fs/erofs/erofs_fs.h). Everything is little-endian.
 
+use crate::num::fits;
+
 /// log2 of the block size: 4096 bytes, which every kernel mounts.
 const BLOCK_BITS: u8 = 12;
 /// Bytes of a block.
@@ -147,9 +149,9 @@ impl Inode {
             Layout::Inline => 2,
         };
         // 12 bytes count as 1, each 4 more as another.
-        let xattr_count = match self.xattr_bytes {
+        let xattr_count: u16 = match self.xattr_bytes {
             0 => 0,
-            bytes => u16::try_from((bytes - 12) / 4 + 1).unwrap_or(u16::MAX),
+            bytes => fits((bytes - 12) / 4 + 1, "the tree refuses more attributes than that"),
         };
         if let Some((links, size, uid, gid)) = self.compact() {
             out.extend((layout << 1).to_le_bytes());

@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::WriteError;
-use super::data::{Appender, Contents, len_u64};
+use super::data::{Appender, Contents};
 use super::dir::{self, Target};
 use super::format::{BLOCK, BLOCK_SIZE, Inode, Layout, SLOT, Superblock, device};
 use super::xattr::Shared;
+use crate::num::{fits, to_u64};
 use crate::tree::{Dir, FileData, Kind, Node, NodeId, ROOT, Tree};
 
 /// Partly filled blocks kept in mind for small inodes. More would scatter what belongs together.
@@ -96,7 +97,7 @@ fn file_mode(node: &Node) -> u16 {
 }
 
 fn index(node: NodeId) -> usize {
-    usize::try_from(node).unwrap_or(usize::MAX)
+    fits(node, "a node's number is an index of a vector")
 }
 
 fn block_number(block: u64, limit: u64) -> Result<u32, WriteError> {
@@ -114,10 +115,10 @@ impl<'a> Meta<'a> {
         let mut end = 0;
         for (node, id) in tree.nodes.iter().zip(0..).filter(|(node, _)| node.links > 0) {
             let xattrs = shared.encode(node.attr.xattrs.as_deref());
-            let number = u32::try_from(placed.len() + 1).unwrap_or(u32::MAX);
+            let number = fits(placed.len() + 1, "nodes are numbered with 32 bits");
             let mut inode = inode(tree, node, xattrs.len(), number);
             let mut bytes = inode.bytes() + xattrs.len();
-            let tail = usize::try_from(inode.size % BLOCK).unwrap_or(0);
+            let tail: usize = fits(inode.size % BLOCK, "a part of a block");
             match node.kind {
                 Kind::File(data) => inode.layout = file_layout(data),
                 Kind::Dir(_) | Kind::Symlink(_) => {
@@ -137,8 +138,8 @@ impl<'a> Meta<'a> {
             if inode.layout == Layout::Inline {
                 bytes += tail;
             }
-            let offset = places.take(len_u64(bytes));
-            end = end.max(offset + len_u64(bytes));
+            let offset = places.take(to_u64(bytes));
+            end = end.max(offset + to_u64(bytes));
             nids[index(id)] = offset / SLOT;
             placed.push(Placed { node: id, offset, inode, xattrs });
         }
@@ -169,10 +170,10 @@ impl<'a> Meta<'a> {
             if whole == 0 {
                 continue;
             }
-            let whole = usize::try_from(whole).unwrap_or(usize::MAX);
+            let in_memory = |bytes: u64| -> usize { fits(bytes, "it is in memory as a whole") };
             match &self.tree.node(*node).kind {
-                Kind::Dir(dir) => image.append(&self.encode_dir(*node, dir)[..whole])?,
-                Kind::Symlink(target) => image.append(&target[..whole])?,
+                Kind::Dir(dir) => image.append(&self.encode_dir(*node, dir)[..in_memory(whole)])?,
+                Kind::Symlink(target) => image.append(&target[..in_memory(whole)])?,
                 _ => continue,
             }
             pad_to_block(image)?;
@@ -190,7 +191,6 @@ impl<'a> Meta<'a> {
         self.placed.sort_unstable_by_key(|placed| placed.offset);
         let start = image.position();
         let total = self.inode_blocks * BLOCK;
-        let mut reported = 0;
         let mut out = Vec::with_capacity(2 * BLOCK_SIZE);
         for placed in &self.placed {
             let at = image.position() - start;
@@ -202,11 +202,8 @@ impl<'a> Meta<'a> {
                 self.append_tail(placed, tails, &mut out).map_err(WriteError::Io)?;
             }
             image.append(&out).map_err(WriteError::Io)?;
-            if at - reported >= 1 << 20 {
-                reported = at;
-                if !tick(at, total) {
-                    return Err(WriteError::Cancelled);
-                }
+            if !tick(at, total) {
+                return Err(WriteError::Cancelled);
             }
         }
         let at = image.position() - start;
@@ -214,7 +211,7 @@ impl<'a> Meta<'a> {
     }
 
     fn append_tail(&self, placed: &Placed, tails: &File, out: &mut Vec<u8>) -> io::Result<()> {
-        let tail = usize::try_from(placed.inode.size % BLOCK).unwrap_or(0);
+        let tail: usize = fits(placed.inode.size % BLOCK, "a part of a block");
         match &self.tree.node(placed.node).kind {
             Kind::File(data) => {
                 let start = out.len();
@@ -250,10 +247,10 @@ fn inode(tree: &Tree, node: &Node, xattr_bytes: usize, number: u32) -> Inode {
         Kind::Dir(dir) => {
             let is_dir = |id: NodeId| matches!(tree.node(id).kind, Kind::Dir(_));
             let subdirs = dir.entries.values().filter(|entry| is_dir(entry.node)).count();
-            links = u32::try_from(2 + subdirs).unwrap_or(u32::MAX);
+            links = fits(2 + subdirs, "nodes are numbered with 32 bits");
             (dir::size(dir), u32::MAX)
         }
-        Kind::Symlink(target) => (len_u64(target.len()), u32::MAX),
+        Kind::Symlink(target) => (to_u64(target.len()), u32::MAX),
         Kind::Char { major, minor } | Kind::Block { major, minor } => (0, device(*major, *minor)),
         Kind::Fifo | Kind::Socket => (0, 0),
     };
@@ -302,8 +299,8 @@ impl Contents {
             return Err(WriteError::TooLarge(limit));
         }
         let superblock = Superblock {
-            root_nid: u16::try_from(meta.nids[index(ROOT)]).unwrap_or(u16::MAX),
-            inodes: len_u64(meta.placed.len()),
+            root_nid: fits(meta.nids[index(ROOT)], "the root has one of the first places"),
+            inodes: to_u64(meta.placed.len()),
             blocks: block_number(blocks, limit)?,
             meta_block: block_number(meta_block, limit)?,
             xattr_block: block_number(xattr_block, limit)?,

@@ -20,7 +20,7 @@ use std::io;
 
 use thiserror::Error;
 
-pub(crate) use data::{Contents, DataSink, NullSink};
+pub(crate) use data::{Contents, DataSink, NullSink, no_room};
 pub(crate) use format::{BLOCK_SIZE, check_superblock};
 pub(crate) use xattr::{keeps as keeps_xattr, most_bytes as xattr_bytes};
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::data::len_u64;
+use crate::num::{fits, to_u64};
 use crate::tree::{Tree, Xattrs};
 
 /// Bytes before the attributes of an inode.
@@ -50,10 +50,10 @@ pub(crate) fn most_bytes(xattrs: &Xattrs) -> usize {
 }
 
 fn encode_entry(number: u8, rest: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    // The tree refuses longer ones.
-    out.push(u8::try_from(rest.len()).unwrap_or(u8::MAX));
-    out.push(number);
-    out.extend(u16::try_from(value.len()).unwrap_or(u16::MAX).to_le_bytes());
+    let name_bytes: u8 = fits(rest.len(), "the tree refuses longer names");
+    let value_bytes: u16 = fits(value.len(), "the tree refuses longer values");
+    out.extend([name_bytes, number]);
+    out.extend(value_bytes.to_le_bytes());
     out.extend(rest);
     out.extend(value);
     out.resize(out.len().next_multiple_of(4), 0);
@@ -103,7 +103,7 @@ impl<'a> Shared<'a> {
             return own;
         }
         let mut out = vec![0; HEADER];
-        out[4] = u8::try_from(ids.len()).unwrap_or(u8::MAX);
+        out[4] = fits(ids.len(), "there are at most SHARED_MAX");
         out.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
         out.extend(own);
         out
@@ -111,7 +111,7 @@ impl<'a> Shared<'a> {
 
     /// Bytes of the shared area.
     pub(super) fn len(&self) -> u64 {
-        len_u64(self.bytes.len())
+        to_u64(self.bytes.len())
     }
 }
 

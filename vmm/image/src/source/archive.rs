@@ -8,10 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::layout::open_regular;
-use super::{Files, SourceError};
+use super::{Files, SourceError, json_too_large};
 use crate::blob::{Blob, BlobReader, Bytes, Compression, read_start};
+use crate::erofs::no_room;
 use crate::limits::Limits;
-use crate::tar::{EntryKind, Input, Reader, to_u64};
+use crate::num::to_u64;
+use crate::tar::{EntryKind, Input, Reader};
 
 /// Files in an archive. An image with the most layers has a few thousand.
 const FILES_MAX: usize = 100_000;
@@ -140,34 +142,38 @@ fn normal(path: &str) -> Option<String> {
 }
 
 impl Archive {
-    /// Opens an archive and reads its names. Nothing is written.
+    /// Opens an archive and reads its names. Nothing is written. `cancelled` is asked for every one.
     ///
     /// # Errors
     /// If it is no archive, damaged as far as names go, or over a limit.
-    pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Self, SourceError> {
+    pub(crate) fn open(
+        path: &Path,
+        limits: &Limits,
+        cancelled: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, SourceError> {
         let name = path.display().to_string();
         let (file, size) = open_regular(path)?;
         if size == 0 {
-            return Err(SourceError::Empty { name });
+            return Err(SourceError::corrupt(name, "is empty"));
         }
         let file = Arc::new(file);
         let whole = Blob { name: name.clone(), bytes: Bytes::File { file: file.clone(), offset: 0, size } };
         let io_error = |source| SourceError::Io { name: name.clone(), source };
         let start = read_start(&mut whole.reader()).map_err(io_error)?;
         let compression = Compression::of(&start)
-            .map_err(|method| SourceError::ArchiveCompression { name: name.clone(), method })?;
+            .map_err(|method| SourceError::unsupported(&name, unsupported_compression(method)))?;
         let plain = (compression == Compression::None).then(|| file.clone());
         let (members, json_bytes) = (HashMap::new(), limits.json_bytes);
         let mut archive = Self { name: name.clone(), whole, compression, json_bytes, members, plain };
         if compression == Compression::None {
             let input = Seeking(Buffered::new(archive.whole.reader(), HEADERS, u64::MAX));
-            archive.members = archive.index(input, limits, false)?;
+            archive.members = archive.index(input, limits, false, cancelled)?;
         } else {
             let mut reader = archive.whole.reader();
             let start = read_start(&mut reader).map_err(io_error)?;
             let decoder = compression.decoder(start, reader).map_err(io_error)?;
             let input = Streamed(Buffered::new(decoder, STREAM, limits.unpacked_bytes));
-            archive.members = archive.index(input, limits, true)?;
+            archive.members = archive.index(input, limits, true, cancelled)?;
         }
         Ok(archive)
     }
@@ -177,15 +183,19 @@ impl Archive {
         input: impl Input,
         limits: &Limits,
         keep_json: bool,
+        cancelled: &mut dyn FnMut() -> bool,
     ) -> Result<HashMap<String, Member>, SourceError> {
         let damaged = |source| SourceError::Archive { name: self.name.clone(), source };
         let mut members = HashMap::new();
         let mut kept_left = KEPT_MAX;
         let mut tar = Reader::new(input);
         while let Some(entry) = tar.next().map_err(damaged)? {
+            if cancelled() {
+                return Err(SourceError::Cancelled);
+            }
             if members.len() >= FILES_MAX {
-                let limit = to_u64(FILES_MAX);
-                return Err(SourceError::ArchiveTooLarge { name: self.name.clone(), what: "files", limit });
+                let (name, limit) = (self.name.clone(), FILES_MAX.to_string());
+                return Err(SourceError::TooLarge { name, found: "more files".to_owned(), limit });
             }
             // Names of an image are plain; others are not looked up.
             let (Ok(path), Ok(link)) = (String::from_utf8(entry.path), String::from_utf8(entry.link)) else {
@@ -225,7 +235,7 @@ impl Archive {
         self.plain.is_none()
     }
 
-    /// Decompresses the archive into `file`, an empty one. `tick` hears of compressed bytes done and in all;
+    /// Decompresses the archive into `file`, an empty one, of at most `room` bytes. `tick` hears of compressed bytes done and in all;
     /// `false` ends it, with `Ok(false)`.
     ///
     /// # Errors
@@ -233,6 +243,7 @@ impl Archive {
     pub(crate) fn spool(
         &mut self,
         file: File,
+        room: u64,
         tick: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<bool, SpoolError> {
         use io::Write as _;
@@ -245,6 +256,7 @@ impl Archive {
             self.compression.decoder(start, Counting { reader, done: &done }).map_err(source)?;
         let mut buffer = vec![0; 1 << 20];
         let mut out = &file;
+        let mut left = room;
         loop {
             let got = match decoder.read(&mut buffer) {
                 Ok(0) => break,
@@ -252,6 +264,7 @@ impl Archive {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(source(error)),
             };
+            left = left.checked_sub(to_u64(got)).ok_or_else(|| SpoolError::Write(no_room(room)))?;
             out.write_all(&buffer[..got]).map_err(SpoolError::Write)?;
             if !tick(done.get(), total) {
                 return Ok(false);
@@ -264,7 +277,7 @@ impl Archive {
 
     /// Follows links to a file.
     fn find(&self, path: &str) -> Result<Found<'_>, SourceError> {
-        let missing = || SourceError::Missing { name: format!("`{path}` in {}", self.name) };
+        let missing = || SourceError::missing(format!("`{path}` in {}", self.name));
         let mut here = normal(path).ok_or_else(missing)?;
         for _ in 0..FOLLOW_MAX {
             match self.members.get(&here).ok_or_else(missing)? {
@@ -281,6 +294,10 @@ impl Archive {
 pub(crate) enum SpoolError {
     Source(SourceError),
     Write(io::Error),
+}
+
+fn unsupported_compression(method: &str) -> String {
+    format!("is compressed with {method}, which is not supported; gzip, zstd and none are")
 }
 
 /// Counts what was read.
@@ -323,7 +340,7 @@ impl Files for Archive {
             (None, Some(file)) => Bytes::File { file: file.clone(), offset, size },
             (None, None) if size == 0 => Bytes::Memory(Arc::new([])),
             (None, None) if size > self.json_bytes => {
-                return Err(SourceError::JsonTooLarge { name, size, limit: self.json_bytes });
+                return Err(json_too_large(name, size, self.json_bytes));
             }
             // It was of a size to be JSON, and did not look like it or came after too much of it.
             (None, None) => return Err(SourceError::NotA { name, wanted: "JSON" }),

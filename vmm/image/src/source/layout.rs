@@ -22,9 +22,7 @@ impl LayoutDir {
         match dir.metadata() {
             Ok(metadata) if metadata.is_dir() => Ok(Self { dir: dir.to_owned() }),
             Ok(_) => Err(SourceError::NotA { name: name(), wanted: "a directory" }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(SourceError::Missing { name: name() })
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(SourceError::missing(name())),
             Err(source) => Err(SourceError::Io { name: name(), source }),
         }
     }
@@ -37,7 +35,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), SourceError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file: File = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(fd) => fd.into(),
-        Err(rustix::io::Errno::NOENT) => return Err(SourceError::Missing { name: name() }),
+        Err(rustix::io::Errno::NOENT) => return Err(SourceError::missing(name())),
         Err(error) => return Err(SourceError::Io { name: name(), source: error.into() }),
     };
     let metadata = file.metadata().map_err(|source| SourceError::Io { name: name(), source })?;

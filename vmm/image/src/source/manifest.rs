@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::SourceError;
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestError};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -15,16 +15,13 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-const LAYERS: [&str; 9] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+/// Layers: what their types begin with, how it goes on (how they are compressed is told by their bytes), and whether
+/// images may leave their data out.
+const LAYERS: [(&str, [&str; 3], bool); 4] = [
+    ("application/vnd.oci.image.layer.v1.tar", ["", "+gzip", "+zstd"], false),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", ["", "+gzip", "+zstd"], true),
+    ("application/vnd.docker.image.rootfs.diff.tar", ["", ".gzip", ".zstd"], false),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", ["", ".gzip", ".zstd"], true),
 ];
 /// Annotation that carries a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -81,7 +78,7 @@ pub(crate) fn parse<T: DeserializeOwned>(data: &[u8], name: &str) -> Result<T, S
 impl Descriptor {
     /// The digest, which also is the blob's name: nothing that is no digest may reach a path.
     pub(crate) fn digest(&self) -> Result<Digest, SourceError> {
-        self.digest.parse().map_err(|source| SourceError::BadDigest { source })
+        self.digest.parse().map_err(|error| bad_digest("a descriptor", &error))
     }
 
     pub(crate) fn tag(&self) -> Option<&str> {
@@ -94,7 +91,7 @@ impl Descriptor {
             OCI_INDEX | DOCKER_LIST => Ok(Target::Index),
             // Old layouts leave the type out.
             OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(Target::Manifest),
-            other => Err(SourceError::MediaType { what: "manifest", found: short(other) }),
+            other => Err(media_type("manifest", other)),
         }
     }
 
@@ -113,6 +110,34 @@ impl Descriptor {
             None => "unnamed".to_owned(),
         }
     }
+}
+
+fn bad_digest(name: &str, error: &DigestError) -> SourceError {
+    SourceError::corrupt(name, format!("holds a malformed digest: {error}"))
+}
+
+fn media_type(what: &str, found: &str) -> SourceError {
+    SourceError::unsupported(
+        format!("a {what}"),
+        format!("is of the unsupported media type `{}`", short(found)),
+    )
+}
+
+fn schema_version(name: &str, found: u64) -> SourceError {
+    SourceError::unsupported(name, format!("is of schema version {found}; 2 is supported"))
+}
+
+/// Whether `media_type` is that of a layer, and then whether images may leave its data out.
+fn layer_kind(media_type: &str) -> Option<bool> {
+    LAYERS.iter().find_map(|(base, ends, foreign)| {
+        let end = media_type.strip_prefix(base)?;
+        ends.contains(&end).then_some(*foreign)
+    })
+}
+
+/// The media type of a layer whose data images may leave out.
+pub(crate) fn foreign(media_type: &str) -> Option<String> {
+    layer_kind(media_type)?.then(|| media_type.to_owned())
 }
 
 /// Words of a hostile file, cut so that they do not fill the terminal.
@@ -146,10 +171,10 @@ impl Index {
     /// Picks the image: by `tag` if one is given, then by the host's platform.
     pub(crate) fn pick(&self, tag: Option<&str>, architecture: &str) -> Result<&Descriptor, SourceError> {
         if self.schema_version != 2 {
-            return Err(SourceError::SchemaVersion(self.schema_version));
+            return Err(schema_version("an index", self.schema_version));
         }
         if self.manifests.is_empty() {
-            return Err(SourceError::EmptyIndex);
+            return Err(SourceError::corrupt("the index", "lists no image"));
         }
         let tags = || list(self.manifests.iter().filter_map(|m| m.tag()).map(short));
         let tagged: Vec<&Descriptor> = match tag {
@@ -167,7 +192,7 @@ impl Index {
         match fitting[..] {
             [] => {
                 let platforms = list(tagged.iter().map(|m| m.platform()));
-                Err(SourceError::NoPlatform { wanted: format!("linux/{architecture}"), platforms })
+                Err(SourceError::Platform { wanted: format!("linux/{architecture}"), platforms })
             }
             [one] => Ok(one),
             // The same image under several tags is no ambiguity.
@@ -183,18 +208,17 @@ impl Manifest {
     /// Checks the parts that can be checked without the configuration.
     pub(crate) fn check(&self, most_layers: usize) -> Result<(), SourceError> {
         if self.schema_version != 2 {
-            return Err(SourceError::SchemaVersion(self.schema_version));
+            return Err(schema_version("a manifest", self.schema_version));
         }
         if !CONFIGS.contains(&self.config.media_type.as_str()) {
-            let found = short(&self.config.media_type);
-            return Err(SourceError::MediaType { what: "configuration", found });
+            return Err(media_type("configuration", &self.config.media_type));
         }
         if self.layers.len() > most_layers {
-            return Err(SourceError::TooManyLayers { found: self.layers.len(), limit: most_layers });
+            return Err(SourceError::too_many_layers(self.layers.len(), most_layers));
         }
         for layer in &self.layers {
-            if !LAYERS.contains(&layer.media_type.as_str()) {
-                return Err(SourceError::MediaType { what: "layer", found: short(&layer.media_type) });
+            if layer_kind(&layer.media_type).is_none() {
+                return Err(media_type("layer", &layer.media_type));
             }
         }
         Ok(())
@@ -211,16 +235,17 @@ pub(crate) fn config(
     let config: ImageConfiguration = parse(data, "configuration")?;
     let (os, arch) = (config.os().to_string(), config.architecture().to_string());
     if os != "linux" || arch != architecture {
-        return Err(SourceError::WrongPlatform {
-            found: short(&format!("{os}/{arch}")),
+        return Err(SourceError::Platform {
             wanted: format!("linux/{architecture}"),
+            platforms: short(&format!("{os}/{arch}")),
         });
     }
     let ids = config.rootfs().diff_ids();
     if ids.len() != layers {
-        return Err(SourceError::LayerCount { config: ids.len(), manifest: layers });
+        let why = format!("lists {} layers, and the manifest {layers}", ids.len());
+        return Err(SourceError::corrupt("the configuration", why));
     }
-    let parse_id = |id: &String| id.parse().map_err(|source| SourceError::BadDigest { source });
+    let parse_id = |id: &String| id.parse().map_err(|error| bad_digest("the configuration", &error));
     let ids = ids.iter().map(parse_id).collect::<Result<_, _>>()?;
     Ok((config, ids))
 }

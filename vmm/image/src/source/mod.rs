@@ -10,8 +10,9 @@ use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
 
 use crate::blob::{Blob, LayerBlob};
-use crate::digest::{Digest, DigestError};
+use crate::digest::Digest;
 use crate::limits::Limits;
+use crate::num::to_u64;
 use crate::tar::TarError;
 
 pub(crate) use archive::{Archive, SpoolError};
@@ -43,16 +44,12 @@ pub enum SourceError {
         wanted: &'static str,
     },
     /// A file that the image needs is not there.
-    #[error("{name} does not exist")]
+    #[error("{name} does not exist{}", foreign.as_deref().map(foreign_note).unwrap_or_default())]
     Missing {
         /// The file.
         name: String,
-    },
-    /// An empty file.
-    #[error("{name} is empty")]
-    Empty {
-        /// The file.
-        name: String,
+        /// The media type, if it is one whose data images leave out.
+        foreign: Option<String>,
     },
     /// An archive that is damaged, or no archive.
     #[error("{name} is not a usable tar archive")]
@@ -62,24 +59,6 @@ pub enum SourceError {
         /// What is wrong with it.
         source: TarError,
     },
-    /// An archive compressed by something that is not supported.
-    #[error("{name} is compressed with {method}, which is not supported; gzip, zstd and none are")]
-    ArchiveCompression {
-        /// The file.
-        name: String,
-        /// bzip2, xz or lz4.
-        method: &'static str,
-    },
-    /// An archive over a limit.
-    #[error("{name} has more than {limit} {what}")]
-    ArchiveTooLarge {
-        /// The file.
-        name: String,
-        /// files, bytes of uncompressed data.
-        what: &'static str,
-        /// How many are allowed.
-        limit: u64,
-    },
     /// Not the JSON that it should be.
     #[error("{name} is not the JSON that it should be")]
     Json {
@@ -88,60 +67,32 @@ pub enum SourceError {
         /// Where and why.
         source: serde_json::Error,
     },
-    /// A JSON file over [`Limits::json_bytes`].
-    #[error("{name} has {size} bytes, over the limit of {limit} (limit `json_bytes`)")]
-    JsonTooLarge {
-        /// The file.
-        name: String,
-        /// Its size in bytes.
-        size: u64,
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// A digest that is none.
-    #[error("a malformed digest")]
-    BadDigest {
-        /// How it is malformed.
-        source: DigestError,
-    },
-    /// A blob of another size than its descriptor says.
-    #[error("{name} has {found} bytes, and the image says {wanted}: it is truncated or corrupt")]
-    Size {
-        /// The blob.
-        name: String,
-        /// What the descriptor says.
-        wanted: u64,
-        /// What the file has.
-        found: u64,
-    },
-    /// A blob whose bytes do not have its digest.
-    #[error("{name} is corrupt: its bytes do not have the digest {wanted}")]
+    /// The parts of the image do not fit together: sizes, digests, numbers of layers.
+    #[error("{name} {why}")]
     Corrupt {
-        /// The blob.
+        /// Which part of the image.
         name: String,
-        /// What the image says.
-        wanted: Box<Digest>,
+        /// What is wrong with it.
+        why: String,
     },
-    /// A media type that is not supported.
-    #[error("a {what} of the unsupported media type `{found}`")]
-    MediaType {
-        /// manifest, configuration, layer.
-        what: &'static str,
-        /// The type.
+    /// A form of images, or a compression, that is not supported.
+    #[error("{name} {what}")]
+    Unsupported {
+        /// Which part of the image.
+        name: String,
+        /// What it is, and what is supported.
+        what: String,
+    },
+    /// More than a limit allows; if it is one of [`Limits`], the message names it.
+    #[error("{name} has {found}, over the limit of {limit}")]
+    TooLarge {
+        /// Which part of the image.
+        name: String,
+        /// How much of what.
         found: String,
+        /// How much is allowed.
+        limit: String,
     },
-    /// A manifest or index of another schema.
-    #[error("a manifest or index of schema version {0}; 2 is supported")]
-    SchemaVersion(u64),
-    /// A layout of another version.
-    #[error("the layout is of version `{0}`; 1.0.0 is supported")]
-    LayoutVersion(String),
-    /// An index with nothing in it.
-    #[error("the index lists no image")]
-    EmptyIndex,
-    /// Indexes inside indexes without end.
-    #[error("indexes are nested more than {NESTED} deep")]
-    Nested,
     /// The tag is not there.
     #[error("there is no tag `{wanted}`; there are: {tags}")]
     NoSuchTag {
@@ -156,38 +107,52 @@ pub enum SourceError {
         /// What there is, separated by commas.
         tags: String,
     },
-    /// No image for this host in an index.
-    #[error("there is no image for {wanted}; there are: {platforms}")]
-    NoPlatform {
+    /// The image is for other platforms.
+    #[error("there is no image for {wanted}, the platform of this host; there are: {platforms}")]
+    Platform {
         /// The host's platform.
         wanted: String,
         /// What there is, separated by commas.
         platforms: String,
     },
-    /// The image is for another platform.
-    #[error("the image is for {found}, and this host runs {wanted}")]
-    WrongPlatform {
-        /// The image's.
-        found: String,
-        /// The host's.
-        wanted: String,
-    },
-    /// More layers than [`Limits::layers`].
-    #[error("the image has {found} layers, over the limit of {limit}")]
-    TooManyLayers {
-        /// How many.
-        found: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// Manifest and configuration disagree.
-    #[error("the configuration lists {config} layers, and the manifest {manifest}")]
-    LayerCount {
-        /// In the configuration.
-        config: usize,
-        /// In the manifest.
-        manifest: usize,
-    },
+    /// The caller gave up.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+fn foreign_note(media_type: &str) -> String {
+    format!(
+        "; it is a layer of the type `{media_type}`, whose data this image leaves out: \
+         copy the image with its foreign layers"
+    )
+}
+
+impl SourceError {
+    fn corrupt(name: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Corrupt { name: name.into(), why: why.into() }
+    }
+
+    fn unsupported(name: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Unsupported { name: name.into(), what: what.into() }
+    }
+
+    fn missing(name: impl Into<String>) -> Self {
+        Self::Missing { name: name.into(), foreign: None }
+    }
+
+    fn wrong_size(name: &str, wanted: u64, found: u64) -> Self {
+        let why = format!("has {found} bytes, and the image says {wanted}: it is truncated or corrupt");
+        Self::corrupt(name, why)
+    }
+
+    fn wrong_digest(name: &str, wanted: &Digest) -> Self {
+        Self::corrupt(name, format!("is corrupt: its bytes do not have the digest {wanted}"))
+    }
+
+    fn too_many_layers(found: usize, limit: usize) -> Self {
+        let found = format!("{found} layers");
+        Self::TooLarge { name: "the image".to_owned(), found, limit: format!("{limit} (limit `layers`)") }
+    }
 }
 
 /// The files of an image, by name.
@@ -216,16 +181,20 @@ pub(crate) struct LayerRef {
     pub(crate) size: u64,
     /// Name among the image's files.
     path: String,
+    /// The media type, if it is one whose data images may leave out.
+    foreign: Option<String>,
 }
 
 impl LayerRef {
     /// Checks that the layer is there with its size, which finds most damage before anything is read.
     pub(crate) fn check(&self, files: &dyn Files) -> Result<(), SourceError> {
-        let found = files.size(&self.path)?;
-        if found != self.size {
-            return Err(SourceError::Size { name: self.path.clone(), wanted: self.size, found });
-        }
-        Ok(())
+        let found = match files.size(&self.path) {
+            Err(SourceError::Missing { name, .. }) => {
+                return Err(SourceError::Missing { name, foreign: self.foreign.clone() });
+            }
+            other => other?,
+        };
+        if found == self.size { Ok(()) } else { Err(SourceError::wrong_size(&self.path, self.size, found)) }
     }
 
     /// Opens the layer.
@@ -236,14 +205,19 @@ impl LayerRef {
     }
 }
 
+fn json_too_large(name: String, size: u64, limit: u64) -> SourceError {
+    let limit = format!("{limit} (limit `json_bytes`)");
+    SourceError::TooLarge { name, found: format!("{size} bytes"), limit }
+}
+
 pub(crate) fn read_json(files: &dyn Files, path: &str, limits: &Limits) -> Result<Vec<u8>, SourceError> {
     let blob = files.open(path)?;
     let (size, limit) = (blob.size(), limits.json_bytes);
     if size > limit {
-        return Err(SourceError::JsonTooLarge { name: blob.name, size, limit });
+        return Err(json_too_large(blob.name, size, limit));
     }
     match blob.read_all() {
-        Ok(data) if data.is_empty() => Err(SourceError::Empty { name: blob.name }),
+        Ok(data) if data.is_empty() => Err(SourceError::corrupt(blob.name, "is empty")),
         Ok(data) => Ok(data),
         Err(source) => Err(SourceError::Io { name: blob.name, source }),
     }
@@ -262,12 +236,12 @@ fn read_verified(
     let digest = descriptor.digest()?;
     let path = blob_path(&digest);
     let data = read_json(files, &path, limits)?;
-    let found = crate::tar::to_u64(data.len());
+    let found = to_u64(data.len());
     if found != descriptor.size {
-        return Err(SourceError::Size { name: path, wanted: descriptor.size, found });
+        return Err(SourceError::wrong_size(&path, descriptor.size, found));
     }
     if !digest.matches(&data) {
-        return Err(SourceError::Corrupt { name: path, wanted: Box::new(digest) });
+        return Err(SourceError::wrong_digest(&path, &digest));
     }
     Ok((digest, data))
 }
@@ -286,7 +260,9 @@ pub(crate) fn load_layout(
     }
     let marker: Marker = manifest::parse(&read_json(files, "oci-layout", limits)?, "oci-layout")?;
     if marker.image_layout_version != "1.0.0" {
-        return Err(SourceError::LayoutVersion(marker.image_layout_version.chars().take(40).collect()));
+        let version: String = marker.image_layout_version.chars().take(40).collect();
+        let what = format!("says that the layout is of version `{version}`; 1.0.0 is supported");
+        return Err(SourceError::unsupported("oci-layout", what));
     }
     let mut index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;
     let mut tag = tag;
@@ -301,7 +277,8 @@ pub(crate) fn load_layout(
         // The tag chose among the outermost.
         tag = None;
     }
-    Err(SourceError::Nested)
+    let found = format!("indexes nested more than {NESTED} deep");
+    Err(SourceError::TooLarge { name: "index.json".to_owned(), found, limit: NESTED.to_string() })
 }
 
 fn load_manifest(
@@ -318,7 +295,9 @@ fn load_manifest(
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
         let digest = layer.digest()?;
-        layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path: blob_path(&digest) });
+        let foreign = manifest::foreign(&layer.media_type);
+        let path = blob_path(&digest);
+        layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path, foreign });
     }
     Ok(Loaded { digest, config, layers })
 }
@@ -343,7 +322,7 @@ pub(crate) fn load_docker(
     let tags_of = |item: &Item| item.repo_tags.clone().unwrap_or_default();
     let all_tags = || manifest::list(items.iter().flat_map(tags_of));
     if items.is_empty() {
-        return Err(SourceError::EmptyIndex);
+        return Err(SourceError::corrupt("manifest.json", "lists no image"));
     }
     // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`.
     // Archives carry the whole name, people write the familiar one: `docker.io/library/app:1` is `app:1`.
@@ -375,17 +354,17 @@ pub(crate) fn load_docker(
     if let Ok(wanted) = format!("sha256:{stem}").parse::<Digest>()
         && wanted != digest
     {
-        return Err(SourceError::Corrupt { name: item.config.clone(), wanted: Box::new(wanted) });
+        return Err(SourceError::wrong_digest(&item.config, &wanted));
     }
     let paths = item.layers.clone().unwrap_or_default();
     if paths.len() > limits.layers {
-        return Err(SourceError::TooManyLayers { found: paths.len(), limit: limits.layers });
+        return Err(SourceError::too_many_layers(paths.len(), limits.layers));
     }
     let (config, diff_ids) = manifest::config(&data, paths.len(), architecture)?;
     let mut layers = Vec::with_capacity(paths.len());
     for (path, diff_id) in paths.into_iter().zip(diff_ids) {
         let size = files.size(&path)?;
-        layers.push(LayerRef { digest: None, diff_id, size, path });
+        layers.push(LayerRef { digest: None, diff_id, size, path, foreign: None });
     }
     Ok(Loaded { digest, config, layers })
 }

@@ -11,6 +11,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::num::{at_most, to_u64};
 use crate::tree::{PATH_MAX, Xattrs};
 use header::Header;
 pub(crate) use sparse::Segment;
@@ -36,7 +37,7 @@ pub(crate) trait Input {
             if have == 0 {
                 return Ok(false);
             }
-            let step = usize::try_from(n).unwrap_or(usize::MAX).min(have);
+            let step = at_most(n, have);
             self.consume(step);
             n -= to_u64(step);
         }
@@ -167,10 +168,6 @@ pub(crate) struct Reader<I> {
     data_left: u64,
     /// Padding after them.
     padding: u64,
-}
-
-pub(crate) fn to_u64(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 fn padding(size: u64) -> u64 {
@@ -352,12 +349,11 @@ impl<I: Input> Reader<I> {
             return Ok(&[]);
         }
         let at = self.at;
-        let most = usize::try_from(self.data_left).unwrap_or(usize::MAX);
         let data = self.input.fill().map_err(|source| TarError::Read { at, source })?;
         if data.is_empty() {
             return Err(TarError::Damaged { what: Damage::Truncated, at });
         }
-        Ok(&data[..data.len().min(most)])
+        Ok(&data[..at_most(self.data_left, data.len())])
     }
 
     /// `n` bytes of what [`Reader::data`] showed were used.

@@ -310,7 +310,7 @@ fn limits_hold() {
     let message = refusal(&with(&|l| l.entries = 50), &[many(40), many(20)]);
     assert!(message.contains("more than 50 files") && message.contains("layer 2 of 2"), "{message}");
     let message = refusal(&with(&|l| l.metadata_bytes = 100), &[many(50)]);
-    assert!(message.contains("exceed 100 bytes"), "{message}");
+    assert!(message.contains("more than 100 bytes of names"), "{message}");
     let message = refusal(&with(&|l| l.disk_bytes = 100_000), &[many(200)]);
     assert!(message.contains("more than 100000 bytes (limit `disk_bytes`)"), "{message}");
     let message = refusal(&with(&|l| l.unpacked_bytes = 50_000), &[many(10), many(50)]);

@@ -1,6 +1,7 @@
 //! Images as the outside sees them: one binary, so that what its rooms share is compiled, and checked for use, once.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod hostile;
 mod layers;
 mod random;
 mod sources;

@@ -140,7 +140,7 @@ impl Place {
         Layout::with(&self.path("layout"), &layers, "{}")
     }
 
-    /// Files below the cache directory that are not directories nor the version file.
+    /// Files below the cache directory that are neither directories, nor the version file, nor say what was verified.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut todo = vec![self.cache()];
@@ -149,7 +149,9 @@ impl Place {
                 let entry = entry.unwrap();
                 if entry.file_type().unwrap().is_dir() {
                     todo.push(entry.path());
-                } else if entry.file_name() != "version" {
+                } else if entry.file_name() != "version"
+                    && !entry.path().parent().unwrap().ends_with("verified")
+                {
                     found.push(entry.path());
                 }
             }
