@@ -18,6 +18,7 @@ impl Context {
     /// Reads environment and configuration file; writes nothing.
     pub(crate) fn load() -> Result<Self> {
         let places = Places::from_env(|name| std::env::var_os(name).map(Into::into))?;
+        places.check().context("the data directory is not used")?;
         let settings = Settings::load(Some(&places.config), |name| std::env::var(name).ok())?;
         let program = std::env::current_exe().context("cannot find the running program")?;
         let search = Search { program, data: places.data.clone() };

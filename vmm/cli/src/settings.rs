@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nelly_image::trusted;
 
 /// One setting. The table drives `config show`, the file's allowed keys and the documentation.
 #[derive(Debug)]
@@ -120,13 +121,15 @@ impl Settings {
         let file = directory.map(|directory| directory.join("config.toml"));
         let file = match file {
             None => None,
-            Some(path) => match std::fs::read_to_string(&path) {
-                Ok(text) => {
+            // It names programs that are run: what another user could have written is not read.
+            Some(path) => match trusted::open_file(&path).context("the configuration file is not used")? {
+                Some(file) => {
+                    let text = std::io::read_to_string(file)
+                        .with_context(|| format!("cannot read {}", path.display()))?;
                     let values = parse(&text).with_context(|| format!("cannot use {}", path.display()))?;
                     Some((path, values))
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+                None => None,
             },
         };
         Ok(Self { file, environment })
@@ -211,5 +214,26 @@ mod tests {
         }
         let empty = tempfile::tempdir().unwrap();
         assert!(Settings::load(Some(empty.path()), |_| None).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_others_could_have_written_is_refused_by_name() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        let refusal = || format!("{:#}", Settings::load(Some(directory.path()), |_| None).unwrap_err());
+        std::fs::write(&path, "monitor = \"/tmp/planted\"\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let message = refusal();
+        assert!(message.contains("config.toml may be written by users other"), "{message}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(Settings::load(Some(directory.path()), |_| None).is_ok());
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(refusal().contains("chmod go-w"));
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(12345), None).unwrap();
+            assert!(refusal().contains("config.toml belongs to user 12345"));
+        }
     }
 }

@@ -13,6 +13,7 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec, Seccomp};
+use nelly_sandbox::state::Places;
 use nelly_vmm::config::MemorySize;
 use nelly_vmm::machine::{Place, Resources};
 
@@ -30,8 +31,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone afterwards.
 async fn hello(installation: &Installation, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
-    let cache = std::env::temp_dir().join("nelly-example-cache");
-    let mut options = StoreOptions::new(cache);
+    // The user's own cache. A name below /tmp that others can guess is one that others can make first.
+    let places = Places::from_env(|name| std::env::var_os(name).map(Into::into))?;
+    let mut options = StoreOptions::new(places.cache);
     options.builtin = Some(installation.builtin.clone());
     let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
 

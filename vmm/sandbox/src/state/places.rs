@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-/// The directories of one user. None is created by asking.
+use nelly_image::trusted::{Dir, TrustError};
+
+/// The directories of one user. None is created by asking. What lies in them is believed (kernels, images, settings), so
+/// they must be the caller's or root's, and nobody else may write to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     /// Images and kept sandboxes.
@@ -40,6 +43,16 @@ impl Places {
             config: place("XDG_CONFIG_HOME", "config", ".config")?,
         })
     }
+
+    /// Looks whether the data directory, if there is one, is what it should be. The image store does so with its cache,
+    /// and who reads `config.toml` opens it with [`nelly_image::trusted::open_file`].
+    ///
+    /// # Errors
+    /// It, or a directory on the way to it, is another user's or can be written by others.
+    pub fn check(&self) -> Result<(), TrustError> {
+        Dir::open(&self.data)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -57,5 +70,18 @@ mod tests {
         assert_eq!(xdg.cache, PathBuf::from("/c/nelly"));
         assert_eq!(xdg.data, PathBuf::from("/h/.local/share/nelly"));
         assert_eq!(with(&[]), Err(NoHome("XDG_DATA_HOME")));
+    }
+
+    #[test]
+    fn a_data_directory_that_others_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().unwrap();
+        let places = Places::from_env(|name| (name == "NELLY_HOME").then(|| home.path().into())).unwrap();
+        places.check().unwrap();
+        std::fs::create_dir(&places.data).unwrap();
+        places.check().unwrap();
+        std::fs::set_permissions(&places.data, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let message = places.check().unwrap_err().to_string();
+        assert!(message.starts_with(&places.data.display().to_string()), "{message}");
     }
 }
