@@ -106,6 +106,17 @@ fn kernels_that_are_none() {
     refused(&home, &["boot", "--kernel", good, "--disk", "/nonexistent/disk"], &["/nonexistent/disk"]);
     refused(&home, &["boot", "--kernel", good, "--disk", &cases[0]], &[&cases[0]]);
     refused(&home, &["boot", "--kernel", good, "-m", "8M"], &["-m"]);
+    // What nobody writes to is not waited for.
+    let fifo = files.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    refused(&home, &["boot", "--kernel", fifo], &["--kernel", fifo]);
+    refused(&home, &["boot", "--kernel", good, "--initrd", fifo], &["--initrd", fifo]);
+    refused(&home, &["boot", "--kernel", good, "--disk", fifo], &["--disk", fifo]);
+    refused(&home, &["boot", "--kernel", good, "--disk", &format!("{fifo},ro")], &["--disk", fifo]);
+    refused(&home, &["run", "--kernel", fifo, "--", "true"], &["--kernel", fifo]);
+    refused(&home, &["run", "--initrd", fifo, "--", "true"], &["--initrd", fifo]);
+    refused(&home, &["run", "--env-file", fifo, "--", "true"], &["--env-file", fifo]);
     refused(&home, &["boot", "--kernel", good, "--append", &"x".repeat(70_000)], &["--append"]);
 }
 

@@ -1,12 +1,12 @@
 //! `nelly boot`: our kernel and Debian's, by every entry, with one vCPU and many; disks; the ways a guest ends.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nelly_tests::{Done, asset, nelly, run, top, wait};
+use nelly_tests::{Done, asset, nelly, program, run, top, wait};
 
 use super::{Home, LIMIT};
 
@@ -55,6 +55,53 @@ fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
         assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());
         assert!(done.out().contains("INIT-DONE 3"), "{protocol}: {}", done.out());
     }
+}
+
+#[test]
+fn a_guest_is_shown_virtualisation_only_when_it_is_asked_for() {
+    let home = Home::new();
+    let count = "grep -cwE 'svm|vmx' /proc/cpuinfo";
+    // The emulated host's processor has SVM, so the second guest sees it.
+    for (flags, expected) in [(&[][..], "INIT-DONE 1"), (&["--nested"][..], "INIT-DONE 0")] {
+        let done = ours(&home, count, flags, LIMIT);
+        done.expect(0);
+        assert!(done.out().contains(expected), "{flags:?}: {}", done.out());
+    }
+}
+
+/// A file that boots: it says "." on the serial port and runs for ever.
+fn tiny_kernel() -> Vec<u8> {
+    use nelly_vmm::boot::testing::{Segment, elf};
+    // mov dx, 0x3f8; mov al, '.'; out dx, al; jmp $
+    let code = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfe];
+    elf(0x10_0000, &[Segment { address: 0x10_0000, bytes: &code, memory: 0x1000 }], &[], &[])
+}
+
+#[test]
+fn the_monitor_that_boot_becomes_has_nothing_of_its_caller() {
+    let home = Home::new();
+    let within = |name: &str| home.path().join(name);
+    fs::write(within("kernel"), tiny_kernel()).unwrap();
+    fs::write(within("stray"), "secret").unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 9<stray; exec \"$0\" boot --kernel kernel --result result"]);
+    command.arg(program("nelly")).current_dir(home.path());
+    command.env("NELLY_HOME", home.path()).env("AWS_SECRET_ACCESS_KEY", "secret");
+    let mut monitor = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // It has begun once its guest has spoken.
+    monitor.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let process = PathBuf::from(format!("/proc/{}", monitor.id()));
+    let environment = fs::read(process.join("environ")).unwrap();
+    assert!(environment.iter().all(|&byte| byte == 0), "{}", String::from_utf8_lossy(&environment));
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), Path::new("/"));
+    let files: Vec<_> = fs::read_dir(process.join("fd"))
+        .unwrap()
+        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap())
+        .collect();
+    assert!(files.contains(&within("result")) && !files.contains(&within("stray")), "{files:?}");
+    run(Command::new("kill").arg(monitor.id().to_string()), b"", LIMIT).expect(0);
+    assert_eq!(wait(&mut monitor, LIMIT).code(), Some(128 + 15));
+    assert!(fs::read_to_string(within("result")).unwrap().contains("stopped"));
 }
 
 #[test]

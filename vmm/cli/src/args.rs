@@ -115,6 +115,9 @@ pub(crate) struct MachineArgs {
     /// Memory of the machine with a suffix K, M or G [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
+    /// Show the guest the processor's virtualisation, so that it can run machines of its own
+    #[arg(long)]
+    pub(crate) nested: bool,
     /// Words added to the kernel's command line
     #[arg(long, value_name = "WORDS")]
     pub(crate) append: Option<String>,

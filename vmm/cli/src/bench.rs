@@ -12,6 +12,7 @@ use nelly_bench::runner::{self, RunnerError};
 use nelly_sandbox::spec::machine::COMMAND_LINE;
 use nelly_sandbox::spec::size;
 use nelly_vmm::config::{CommandLine, CpuCount, MemorySize, Platform};
+use nelly_vmm::sys::files::Accept;
 use nelly_vmm::sys::terminal;
 
 use crate::assets::Assets;
@@ -151,14 +152,14 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
             (assets.kernel.path, assets.platform.unwrap_or(Platform::Auto))
         }
     };
-    machine::file("--kernel", &kernel)?;
+    machine::open("--kernel", &kernel, Accept::Regular)?;
     let initrd = match &flags.initrd {
         _ if flags.no_initrd => None,
         Some(initrd) => Some(initrd.clone()),
         None => Some(context.search.manifest()?.0.join("marker.cpio")),
     };
     if let Some(initrd) = &initrd {
-        machine::file("--initrd", initrd)?;
+        machine::open("--initrd", initrd, Accept::Regular)?;
     }
     let absolute =
         |path: PathBuf| path.canonicalize().with_context(|| format!("cannot use {}", path.display()));

@@ -33,8 +33,8 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     file.rewind().context("cannot rewind the machine's configuration")?;
     let mut command = Command::new(&monitor.path);
     command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
-    // The same process goes on: it began when this program did.
-    command.env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
+    // It needs nothing of the user's environment. The same process goes on: it began when this program did.
+    command.env_clear().env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
     if let Some(result) = &args.result {
         command.arg("--result").arg(result);
     }

@@ -1,8 +1,10 @@
 //! `-e` and `--env-file`.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nelly_vmm::sys::files::{self, Accept};
 
 /// Words for the container: files first, flags after them. A name without a value is passed on from `get`, and left out where
 /// that has none, as docker does.
@@ -20,8 +22,7 @@ pub(crate) fn collect(
         }
     };
     for file in files {
-        let text = std::fs::read_to_string(file)
-            .with_context(|| format!("cannot read --env-file {}", file.display()))?;
+        let text = read(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
         for (number, line) in text.lines().enumerate() {
             let line = line.trim_start();
             if line.is_empty() || line.starts_with('#') {
@@ -43,6 +44,11 @@ pub(crate) fn collect(
     Ok(words)
 }
 
+fn read(path: &Path) -> std::io::Result<String> {
+    let file = files::open(path, OpenOptions::new().read(true), Accept::Text)?;
+    std::io::read_to_string(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +67,9 @@ mod tests {
         assert!(collect(&[], &["=x".into()], get).is_err());
         let gone = collect(&["/nonexistent/env".into()], &[], get).unwrap_err();
         assert!(format!("{gone:#}").contains("/nonexistent/env"));
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        let waits = collect(&[fifo], &[], get).unwrap_err();
+        assert!(format!("{waits:#}").contains("FIFO"));
     }
 }

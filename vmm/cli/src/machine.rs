@@ -1,5 +1,6 @@
 //! From flags to a machine's configuration: every refusal names its flag.
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -8,6 +9,7 @@ use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
     Platform,
 };
+use nelly_vmm::sys::files::{self, Accept};
 
 use crate::args;
 use crate::settings::Settings;
@@ -16,6 +18,7 @@ use crate::settings::Settings;
 pub(crate) struct Common {
     pub(crate) cpus: CpuCount,
     pub(crate) memory: MemorySize,
+    pub(crate) nested: bool,
     pub(crate) append: String,
     pub(crate) timeout: Option<std::time::Duration>,
 }
@@ -36,33 +39,32 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     }
     let (append, _) = settings.get("append", args.append.as_deref());
     let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
-    Ok(Common { cpus, memory: memory_size, append, timeout })
+    Ok(Common { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 
-/// Refuses a file that is missing, no file, or empty, before anything is started.
-pub(crate) fn file(flag: &str, path: &Path) -> Result<()> {
-    let meta = std::fs::metadata(path).with_context(|| format!("{flag}: cannot use {}", path.display()))?;
-    if meta.is_dir() {
-        bail!("{flag}: {} is a directory", path.display());
-    }
+/// Opens a file that a flag names, at once, or says why it is none before anything is started: missing, empty, or something else.
+pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
+    let file = files::open(path, OpenOptions::new().read(true), accept)
+        .with_context(|| format!("{flag}: cannot use {}", path.display()))?;
+    let meta = file.metadata().with_context(|| format!("{flag}: cannot use {}", path.display()))?;
     if meta.is_file() && meta.len() == 0 {
         bail!("{flag}: {} is empty", path.display());
     }
-    std::fs::File::open(path).with_context(|| format!("{flag}: cannot open {}", path.display()))?;
-    Ok(())
+    Ok(file)
 }
 
 /// The machine of `nelly boot`.
 pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<MachineConfig> {
     let common = common(&args.machine, settings)?;
-    file("--kernel", &args.kernel)?;
+    open("--kernel", &args.kernel, Accept::Regular)?;
     let mut config = MachineConfig::new(FileSource::Path(args.kernel.clone()));
     if let Some(initrd) = &args.initrd {
-        file("--initrd", initrd)?;
+        open("--initrd", initrd, Accept::Regular)?;
         config.initrd = Some(FileSource::Path(initrd.clone()));
     }
     config.memory_bytes = common.memory;
     config.cpus = common.cpus;
+    config.nested = common.nested;
     config.command_line = CommandLine::new(&common.append).map_err(|reason| anyhow!("--append: {reason}"))?;
     config.boot_protocol = match args.protocol {
         args::Protocol::Auto => BootProtocol::Auto,
@@ -98,7 +100,32 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
         None => (text, false),
     };
     let path = PathBuf::from(path);
-    file("--disk", &path)?;
+    open("--disk", &path, Accept::Disk)?;
     let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
     Ok(DiskConfig { id, source: FileSource::Path(path), read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once_and_names_its_flag() {
+        let directory = tempfile::tempdir().unwrap();
+        let (fifo, empty) = (directory.path().join("fifo"), directory.path().join("empty"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        std::fs::write(&empty, "").unwrap();
+        for (path, what) in [
+            (fifo.as_path(), "FIFO"),
+            (empty.as_path(), "is empty"),
+            (directory.path(), "a directory"),
+            (Path::new("/nonexistent/file"), "No such file"),
+        ] {
+            for (flag, accept) in [("--kernel", Accept::Regular), ("--disk", Accept::Disk)] {
+                let error = format!("{:#}", open(flag, path, accept).unwrap_err());
+                let named = error.starts_with(flag) && error.contains(&*path.to_string_lossy());
+                assert!(named && error.contains(what), "{error}");
+            }
+        }
+    }
 }

@@ -19,6 +19,7 @@ use nelly_sandbox::state::{Exit, Id, Name, outcome};
 use nelly_sandbox::timeline::{Timeline, name};
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::sys::files::Accept;
 use nelly_vmm::sys::terminal;
 use nelly_vmm::timeline::Recorder;
 use serde_json::json;
@@ -154,8 +155,8 @@ fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Contex
         Ok(_) | Err(SpecError::NoCommand) => {}
         Err(error) => return Err(error.into()),
     }
-    machine::file("--kernel", &assets.kernel.path)?;
-    machine::file("--initrd", &assets.initrd.path)?;
+    machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
+    machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
     Ok(Wanted {
         id,
         name,
@@ -174,8 +175,8 @@ fn seccomp(option: Option<&str>) -> Result<Seccomp> {
         None => Ok(Seccomp::Default),
         Some(SecurityOption::Unconfined) => Ok(Seccomp::Unconfined),
         Some(SecurityOption::Profile(path)) => {
-            machine::file("seccomp", Path::new(&path))?;
-            let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            let file = machine::open("seccomp", Path::new(&path), Accept::Text)?;
+            let text = std::io::read_to_string(file).with_context(|| format!("cannot read {path}"))?;
             Seccomp::from_json(&text, &oci::CAPABILITIES)
                 .with_context(|| format!("{path} is no seccomp profile"))
         }
@@ -205,9 +206,7 @@ fn machine_by_path(plan: &Plan, image: FileSource) -> MachineSpec {
 /// The machine with its files opened.
 fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result<MachineSpec> {
     let mut open = |flag: &str, asset: &Asset| {
-        let file = File::open(&asset.path)
-            .with_context(|| format!("{flag}: cannot open {}", asset.path.display()))?;
-        Ok::<_, anyhow::Error>(resources.add(file))
+        Ok::<_, anyhow::Error>(resources.add(machine::open(flag, &asset.path, Accept::Regular)?))
     };
     let (kernel, initrd) =
         (open("--kernel", &plan.wanted.assets.kernel)?, open("--initrd", &plan.wanted.assets.initrd)?);
@@ -227,6 +226,7 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
         platform,
         cpus: plan.wanted.common.cpus,
         memory: plan.wanted.common.memory,
+        nested: plan.wanted.common.nested,
         append,
     }
 }

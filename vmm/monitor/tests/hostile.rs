@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nelly_vmm::arch::Nested;
 use nelly_vmm::arch::x86_64::layout;
 use nelly_vmm::boot::{self, Image, Request};
 use nelly_vmm::bus::{Bus, Effect};
@@ -122,7 +123,7 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
 /// around the monitor.
 fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let hypervisor = hv::open().expect("a hypervisor");
-    let vm = hypervisor.create_vm().unwrap();
+    let vm = hypervisor.create_vm(Nested::Hidden).unwrap();
     let ram = GuestRam::new(64 << 20, Backing::Anonymous).unwrap();
     for slot in ram.slots() {
         vm.map(slot).unwrap();

@@ -3,15 +3,17 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
-use std::fs::{self, File};
+mod support;
+
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nelly_vmm::config::{CpuCount, Endpoint, MachineConfig, MemorySize, OnReset, VsockConfig};
 use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources, State};
-use nelly_vmm::sys::anonymous::memory_file;
+use support::{SPIN, image, kernel};
 
 /// mov dx, 0x3f8; then each byte: mov al, BYTE; out dx, al
 fn say(text: &str) -> Vec<u8> {
@@ -24,8 +26,6 @@ fn say(text: &str) -> Vec<u8> {
 
 /// mov al, 0xfe; out 0x64, al; then jmp $
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
-/// jmp $
-const SPIN: &[u8] = &[0xeb, 0xfe];
 /// mov dx, 0x600; mov al, 0x34; out dx, al; jmp $
 const OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
 /// xor eax, eax; push rax; push rax; lidt [rsp]; ud2: a table without a handler
@@ -36,36 +36,6 @@ const ECHO: &[u8] = &[
     0x66, 0xba, 0xfc, 0x03, 0xb0, 0x03, 0xee, 0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66,
     0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee, 0xeb, 0xed,
 ];
-
-/// A static ELF file that is nothing but `code`, at 1 MiB.
-fn kernel(code: &[u8]) -> OwnedFd {
-    const ENTRY: u64 = 0x10_0000;
-    let mut image = Vec::from(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    let mut put = |bytes: &[u8]| image.extend_from_slice(bytes);
-    // Executable, x86-64, version 1; entry, program headers, no section headers; flags and sizes.
-    put(&2u16.to_le_bytes());
-    put(&62u16.to_le_bytes());
-    put(&1u32.to_le_bytes());
-    for word in [ENTRY, 64, 0] {
-        put(&word.to_le_bytes());
-    }
-    put(&0u32.to_le_bytes());
-    for half in [64u16, 56, 1, 0, 0, 0] {
-        put(&half.to_le_bytes());
-    }
-    // One segment to load, readable, writable, executable.
-    put(&1u32.to_le_bytes());
-    put(&7u32.to_le_bytes());
-    let size = code.len() as u64;
-    for word in [0x1000, ENTRY, ENTRY, size, size, 0x1000] {
-        put(&word.to_le_bytes());
-    }
-    image.resize(0x1000, 0);
-    image.extend_from_slice(code);
-    let mut file = memory_file("kernel").unwrap();
-    file.write_all(&image).unwrap();
-    file.into()
-}
 
 fn places() -> [Place; 2] {
     [Place::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() }, Place::Thread]
@@ -210,11 +180,7 @@ fn alone() {
     let directory = tempfile::tempdir().unwrap();
     let run = |code: &[&[u8]], more: &str| {
         let path = directory.path().join("kernel");
-        let mut image = Vec::new();
-        let mut file = File::from(kernel(&code.concat()));
-        std::io::Seek::rewind(&mut file).unwrap();
-        file.read_to_end(&mut image).unwrap();
-        fs::write(&path, image).unwrap();
+        fs::write(&path, image(&code.concat())).unwrap();
         let config = directory.path().join("config");
         let text = format!(
             "{{\"schema\": 1, \"kernel\": {{\"path\": {path:?}}}, \"serial\": \"stdio\", \"time_limit_ms\": 20000{more}}}"

@@ -6,8 +6,8 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nelly_vmm::arch::BootState;
 use nelly_vmm::arch::x86_64::{self, EntryMode, layout};
+use nelly_vmm::arch::{BootState, Nested};
 use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm, kvm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::sys::Notifier;
@@ -44,7 +44,7 @@ fn counts() -> Counts {
 fn live_and_die(legacy_timer: bool) {
     let hypervisor = kvm::open().expect("this test needs the host's hypervisor");
     let ram = GuestRam::new(4 << 20, Backing::SharedFile).unwrap();
-    let vm = hypervisor.create_vm().unwrap();
+    let vm = hypervisor.create_vm(Nested::Hidden).unwrap();
     ram.slots().iter().for_each(|slot| vm.map(slot).unwrap());
     vm.create_irqchip(IrqchipPlan { vcpus: 2, legacy_timer, lines: 24 }).unwrap();
     let bell = Notifier::new().unwrap();

@@ -12,6 +12,16 @@ pub enum BootState {
     Arm64(aarch64::BootState),
 }
 
+/// Whether a guest is shown the processor's virtualisation, with which it can run machines of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nested {
+    /// A processor without it: what a guest does not see, it cannot reach.
+    #[default]
+    Hidden,
+    /// As the hypervisor offers it.
+    Shown,
+}
+
 /// Guest physical ranges (start, bytes) of `size` bytes of RAM on this host's architecture, by rising address.
 #[must_use]
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {

@@ -2,14 +2,16 @@
 
 #![no_main]
 
-use std::fs::File;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nelly_vmm::config::{Endpoint, MachineConfig};
 use nelly_vmm::machine::{self, EndReason, Outcome};
 use nelly_vmm::sys;
+use nelly_vmm::sys::files::{self, Accept};
 use nelly_vmm::sys::signals::Signals;
 use nelly_vmm::sys::terminal::{RawMode, is_terminal};
 use nelly_vmm::timeline::{self, Recorder, name};
@@ -20,7 +22,8 @@ Runs one virtual machine.
 Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
        nelly-monitor --control fd:N
 
-  --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process
+  --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process, which closes
+                       all others from 3 on
   --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timings, timeline,
                        exits, starts
   --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
@@ -52,10 +55,10 @@ enum Job {
     Held(u32),
 }
 
-nelly_vmm::entry!(run);
+nelly_vmm::entry!(run, keeping timeline::ORIGIN_VARIABLE);
 
-fn run() -> u8 {
-    let recorder = recorder();
+fn run(origin: Option<OsString>) -> u8 {
+    let recorder = recorder(origin);
     sys::host::share_one_heap();
     let job = match arguments(std::env::args_os().skip(1)) {
         Ok(job) => job,
@@ -63,28 +66,22 @@ fn run() -> u8 {
     };
     let code = match job {
         Job::Print(text) => return print(&text),
-        Job::Held(number) => match sys::inherited(number) {
-            Ok(control) => {
-                machine::serve(control, recorder);
-                return 0;
-            }
-            Err(error) => Err(format!("--control fd:{number}: {error}")),
-        },
+        Job::Held(number) => held(number, recorder),
         Job::Alone { config, result } => alone(&config, result.as_ref(), recorder),
     };
     code.unwrap_or_else(|error| complain(&error))
 }
 
 /// The first thing: when this process began.
-fn recorder() -> Recorder {
+fn recorder(origin: Option<OsString>) -> Recorder {
     let main_ns = timeline::now_ns();
-    let recorder =
-        Recorder::new(timeline::origin(std::env::var(timeline::ORIGIN_VARIABLE).ok().as_deref(), main_ns));
+    let origin = origin.and_then(|word| word.into_string().ok());
+    let recorder = Recorder::new(timeline::origin(origin.as_deref(), main_ns));
     recorder.stamp_at(name::MONITOR_MAIN, main_ns);
     recorder
 }
 
-fn arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Job, String> {
+fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
     let (mut config, mut control, mut result) = (None, None, None);
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
@@ -121,26 +118,43 @@ fn arguments(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Job,
     }
 }
 
+/// Closes what this process was started with and nobody handed over: a guest that took the process over could use it. The environment
+/// is gone already.
+fn close_strays(handed: &[u32]) -> Result<(), String> {
+    sys::close_all_but(handed)
+        .map_err(|error| format!("cannot close what was left open to this process: {error}"))
+}
+
+/// Leaves the directory of whoever started this process.
+fn leave() -> Result<(), String> {
+    rustix::process::chdir("/").map_err(|error| format!("cannot change to the root directory: {error}"))
+}
+
+/// Serves a holder to the machine's end.
+fn held(number: u32, recorder: Recorder) -> Result<u8, String> {
+    close_strays(&[number])?;
+    leave()?;
+    let control = sys::inherited(number).map_err(|error| format!("--control fd:{number}: {error}"))?;
+    machine::serve(control, recorder);
+    Ok(0)
+}
+
 /// Runs the machine of a config file, its console on the terminal if the config says so.
 fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u8, String> {
-    let (name, mut file) = match config {
-        Place::File(path) => {
-            (path.display().to_string(), File::open(path).map_err(|error| error.to_string()))
-        }
-        Place::Descriptor(number) => {
-            let file = sys::inherited(*number).map(File::from).map_err(|error| error.to_string());
-            (format!("fd:{number}"), file)
-        }
+    let name = match config {
+        Place::File(path) => path.display().to_string(),
+        Place::Descriptor(number) => format!("fd:{number}"),
     };
-    let mut text = Vec::new();
-    if let Ok(file) = &mut file {
-        file.read_to_end(&mut text).map_err(|error| format!("--config {name}: {error}"))?;
-    } else if let Err(error) = file {
-        return Err(format!("--config {name}: {error}"));
-    }
-    let config = MachineConfig::from_json(&text).map_err(|error| format!("--config {name}: {error}"))?;
+    let text = read(config).map_err(|error| format!("--config {name}: {error}"))?;
+    let config = MachineConfig::from_json(&text)
+        .and_then(MachineConfig::with_absolute_paths)
+        .map_err(|error| format!("--config {name}: {error}"))?;
     // Opened now, so that a result that cannot be written is refused before the guest runs.
     let result = result.map(open_result).transpose()?;
+    let mut handed = config.descriptors();
+    handed.extend(result.iter().map(|result| result.as_raw_fd().cast_unsigned()));
+    close_strays(&handed)?;
+    leave()?;
 
     // Before any thread exists, so that all of them have the signals blocked.
     let signals = Signals::block(&SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
@@ -167,12 +181,26 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     })
 }
 
+fn read(config: &Place) -> std::io::Result<Vec<u8>> {
+    let mut file = match config {
+        Place::File(path) => files::open(path, OpenOptions::new().read(true), Accept::Text)?,
+        Place::Descriptor(number) => sys::inherited(*number)?.into(),
+    };
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(text)
+}
+
 fn open_result(place: &Place) -> Result<OwnedFd, String> {
     match place {
-        Place::File(path) => match File::create(path) {
-            Ok(file) => Ok(file.into()),
-            Err(error) => Err(format!("--result {}: {error}", path.display())),
-        },
+        Place::File(path) => {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true);
+            match files::open(path, &options, Accept::Stream) {
+                Ok(file) => Ok(file.into()),
+                Err(error) => Err(format!("--result {}: {error}", path.display())),
+            }
+        }
         Place::Descriptor(number) => {
             sys::inherited(*number).map_err(|error| format!("--result fd:{number}: {error}"))
         }

@@ -3,6 +3,7 @@
 //! The JSON form is the door for embedders in other languages: `schema` 1, snake_case names with their unit, unknown keys refused,
 //! and every refusal names the field. Values that cannot be right cannot be held: sizes, counts and names are types of their own.
 
+mod files;
 mod parse;
 mod values;
 
@@ -31,6 +32,8 @@ pub struct MachineConfig {
     pub hotplug_bytes: HotplugSize,
     /// Virtual CPUs.
     pub cpus: CpuCount,
+    /// The guest is shown the processor's virtualisation, and can run machines of its own.
+    pub nested: bool,
     /// The kernel image.
     pub kernel: FileSource,
     /// The initial RAM disk.
@@ -71,6 +74,7 @@ impl MachineConfig {
             memory_bytes: MemorySize::default(),
             hotplug_bytes: HotplugSize::default(),
             cpus: CpuCount::default(),
+            nested: false,
             kernel,
             initrd: None,
             immutable_images: false,

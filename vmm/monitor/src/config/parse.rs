@@ -66,6 +66,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         memory_bytes: fields.or_default("memory_bytes")?,
         hotplug_bytes: fields.or_default("hotplug_bytes")?,
         cpus: fields.or_default("cpus")?,
+        nested: fields.or_default("nested")?,
         kernel: fields.required("kernel")?,
         initrd: fields.optional("initrd")?,
         immutable_images: fields.or_default("immutable_images")?,

@@ -23,6 +23,7 @@ fn everything_survives_a_round_trip() {
     config.memory_bytes = MemorySize::new(5 << 30).unwrap();
     config.hotplug_bytes = HotplugSize::new(3 << 30).unwrap();
     config.cpus = CpuCount::new(32).unwrap();
+    config.nested = true;
     config.initrd = Some(FileSource::Path("/i".into()));
     config.command_line = CommandLine::new("a=b c=\"d e\"").unwrap();
     config.boot_protocol = BootProtocol::Pvh;
@@ -50,6 +51,7 @@ fn every_refusal_names_its_field() {
         ("cpus", "cpus", json!(10_000)),
         ("cpus", "cpus", json!("two")),
         ("cpus", "cpus", json!(-1)),
+        ("nested", "nested", json!("yes")),
         ("memory_bytes", "memory_bytes", json!(4096)),
         ("memory_bytes", "memory_bytes", json!((2u64 << 20) + 1)),
         ("memory_bytes", "memory_bytes", json!(1u64 << 41)),

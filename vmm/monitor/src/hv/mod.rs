@@ -16,7 +16,7 @@ pub mod probe;
 use std::io;
 use std::sync::Arc;
 
-use crate::arch::BootState;
+use crate::arch::{BootState, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
@@ -26,8 +26,8 @@ pub trait Hypervisor {
     /// The machines it makes.
     type Vm: Vm;
 
-    /// Creates an empty machine.
-    fn create_vm(&self) -> Result<Self::Vm, HvError>;
+    /// Creates an empty machine, whose processors show their virtualisation or do not. Asked for what the host cannot show, it refuses.
+    fn create_vm(&self, nested: Nested) -> Result<Self::Vm, HvError>;
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use super::{DoorbellAddress, Exit, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
-use crate::arch::BootState;
+use crate::arch::{BootState, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
 
@@ -15,7 +15,7 @@ pub struct Never(Infallible);
 impl Hypervisor for Never {
     type Vm = Self;
 
-    fn create_vm(&self) -> Result<Self, HvError> {
+    fn create_vm(&self, _nested: Nested) -> Result<Self, HvError> {
         match self.0 {}
     }
 }

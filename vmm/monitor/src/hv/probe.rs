@@ -8,8 +8,8 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, HvError, Hypervisor, Kicker, Vcpu, Vm};
-use crate::arch::BootState;
 use crate::arch::x86_64::{self, EntryMode, descriptor_table, layout};
+use crate::arch::{BootState, Nested};
 use crate::memory::{Backing, MemoryError, Slot, view};
 
 /// How long one guest may take. Hardware takes microseconds.
@@ -75,7 +75,7 @@ pub fn probe<H: Hypervisor>(hypervisor: &H) -> Result<Vec<Finding>, ProbeError> 
 fn trouble<H: Hypervisor>(hypervisor: &H, code: &[u8]) -> Result<Option<String>, ProbeError> {
     let slot = Slot::new(0, 0, 2 << 20, Backing::Anonymous, false)?;
     fill(&slot, code)?;
-    let vm = hypervisor.create_vm()?;
+    let vm = hypervisor.create_vm(Nested::Hidden)?;
     vm.map(&slot)?;
     let mut vcpu = vm.create_vcpu(0, 1)?;
     vcpu.load(&BootState::X86(x86_64::BootState {

@@ -16,6 +16,7 @@ use super::outcome::ExitCounts;
 use super::vcpu::{self, Shared};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::arch::Nested;
 use crate::arch::x86_64::layout;
 use crate::boot::{self, BootError, Image, Transport as Announced};
 use crate::bus::{Bus, BusError, SharedDevice};
@@ -28,6 +29,7 @@ use crate::disk::{DiskError, RawDisk};
 use crate::hv::{DoorbellAddress, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vm};
 use crate::memory::{Backing, GuestRam, MemoryError, Slot};
 use crate::sys;
+use crate::sys::files::Accept;
 use crate::timeline::{Recorder, name};
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
@@ -115,8 +117,9 @@ impl<H: Hypervisor> Site<'_, H> {
     pub(super) fn assemble(&self) -> Result<Assembled<H::Vm>, AssembleError> {
         let config = self.config;
         // What can be refused without a hypervisor is refused before there is one.
-        let kernel = self.files.read("kernel", &config.kernel)?;
-        let initrd = config.initrd.as_ref().map(|source| self.files.read("initrd", source)).transpose()?;
+        let kernel = self.files.read("kernel", &config.kernel, Accept::Regular)?;
+        let initrd = config.initrd.as_ref();
+        let initrd = initrd.map(|source| self.files.read("initrd", source, Accept::Regular)).transpose()?;
         let mut devices = Devices::open(self)?;
 
         let ram = GuestRam::with_hotplug(
@@ -125,7 +128,8 @@ impl<H: Hypervisor> Site<'_, H> {
             Backing::Anonymous,
         )?;
         let memory = ram.hotplug_slot().map(|slot| devices.memory(slot));
-        let vm = Arc::new(self.hypervisor.create_vm()?);
+        let nested = if config.nested { Nested::Shown } else { Nested::Hidden };
+        let vm = Arc::new(self.hypervisor.create_vm(nested)?);
         for slot in ram.slots() {
             vm.map(slot)?;
         }
@@ -318,7 +322,8 @@ fn platform_devices(pio: &mut Bus) -> Result<(), BusError> {
 }
 
 fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
-    let file = files.open(field, &disk.source, OpenOptions::new().read(true).write(!disk.read_only))?;
+    let options = OpenOptions::new().read(true).write(!disk.read_only).clone();
+    let file = files.open(field, &disk.source, &options, Accept::Disk)?;
     let id = disk.id.as_str();
     let raw = RawDisk::new(file, disk.read_only)
         .map_err(|source| AssembleError::Disk { id: id.to_owned(), source })?;
@@ -404,12 +409,13 @@ fn connect<H>(
             pump.open(Some(own(0)?), Some(own(1)?), site.escape);
         }
         Endpoint::Log(file) => {
-            let log = site.files.open(field, file, OpenOptions::new().append(true).create(true))?;
+            let options = OpenOptions::new().append(true).create(true).clone();
+            let log = site.files.open(field, file, &options, Accept::Stream)?;
             pump.open(None, Some(OwnedFd::from(log)), false);
         }
         Endpoint::Pair { input, output } => {
-            let input = site.files.read(field, input)?;
-            let output = site.files.open(field, output, OpenOptions::new().write(true))?;
+            let input = site.files.read(field, input, Accept::Stream)?;
+            let output = site.files.open(field, output, OpenOptions::new().write(true), Accept::Stream)?;
             pump.open(Some(input.into()), Some(output.into()), false);
         }
     }

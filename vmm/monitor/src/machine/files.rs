@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 
 use crate::config::FileSource;
 use crate::sys;
+use crate::sys::files::Accept;
 
 /// Where [`FileSource::Fd`] leads.
 #[derive(Debug)]
@@ -31,16 +32,18 @@ pub(super) enum FileError {
 }
 
 impl Files {
-    /// Opens `source` for the config's `field`. A descriptor is duplicated, so that a machine can start again with it.
+    /// Opens `source` for the config's `field`, without waiting for it. A descriptor is duplicated, so that a machine can start again
+    /// with it.
     pub(super) fn open(
         &self,
         field: &str,
         source: &FileSource,
         options: &OpenOptions,
+        accept: Accept,
     ) -> Result<File, FileError> {
         let failed = |error| FileError::Open { field: field.to_owned(), source_name: source.clone(), error };
         match (source, self) {
-            (FileSource::Path(path), _) => options.open(path).map_err(failed),
+            (FileSource::Path(path), _) => sys::files::open(path, options, accept).map_err(failed),
             (FileSource::Fd(number), Self::Inherited) => Ok(sys::inherited(*number).map_err(failed)?.into()),
             (FileSource::Fd(number), Self::Sent(sent)) => {
                 let sent = usize::try_from(*number).ok().and_then(|number| sent.get(number));
@@ -53,7 +56,7 @@ impl Files {
     }
 
     /// For reading only.
-    pub(super) fn read(&self, field: &str, source: &FileSource) -> Result<File, FileError> {
-        self.open(field, source, OpenOptions::new().read(true))
+    pub(super) fn read(&self, field: &str, source: &FileSource, accept: Accept) -> Result<File, FileError> {
+        self.open(field, source, OpenOptions::new().read(true), accept)
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -145,23 +145,15 @@ impl Machine {
     /// Starts a machine and returns once its vCPUs run.
     pub fn start(config: &MachineConfig, resources: Resources, place: &Place) -> Result<Self, StartError> {
         config.validate()?;
+        // The monitor is not where its holder is.
+        let config = config.clone().with_absolute_paths()?;
         let (control, theirs) = sys::stream_pair().map_err(StartError::Talk)?;
         let body = match place {
-            Place::Process { monitor } => {
-                let child = Command::new(monitor)
-                    .args(["--control", "fd:0"])
-                    .stdin(Stdio::from(theirs))
-                    .stdout(Stdio::null())
-                    .env(timeline::ORIGIN_VARIABLE, timeline::now_ns().to_string())
-                    // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask first.
-                    .process_group(0)
-                    .spawn()
-                    .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?;
-                Body::Process(child)
-            }
+            Place::Process { monitor } => spawn(monitor, theirs)
+                .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?,
             Place::Thread => thread(move || server::serve(theirs, recorder()))?,
         };
-        Self::hold(config, resources, control, body)
+        Self::hold(&config, resources, control, body)
     }
 
     /// Holds the machine that `body` serves at the other end of `control`, once it has started.
@@ -319,7 +311,12 @@ impl Machine {
 
     /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`.
     pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
-        self.control.ask(&Request::AttachDisk { disk: disk.clone() }, &resources.0)?.done()
+        let mut disk = disk.clone();
+        disk.source = disk
+            .source
+            .with_absolute_path("disk")
+            .map_err(|error| ControlError::Refused(MonitorError::from_chain(vec![error.to_string()])))?;
+        self.control.ask(&Request::AttachDisk { disk }, &resources.0)?.done()
     }
 
     /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of
@@ -389,6 +386,21 @@ impl Ending {
             None => "it was collected before".into(),
         }
     }
+}
+
+/// The process that serves the machine of the holder at the other end of `control`. It gets that and standard error, and nothing else of
+/// this process's: it closes what descriptors were left open to programs that are executed, and leaves the current directory.
+fn spawn(monitor: &Path, control: OwnedFd) -> io::Result<Body> {
+    let child = Command::new(std::path::absolute(monitor)?)
+        .args(["--control", "fd:0"])
+        .stdin(Stdio::from(control))
+        .stdout(Stdio::null())
+        .env_clear()
+        .env(timeline::ORIGIN_VARIABLE, timeline::now_ns().to_string())
+        // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask first.
+        .process_group(0)
+        .spawn()?;
+    Ok(Body::Process(child))
 }
 
 /// For a machine whose server begins here.

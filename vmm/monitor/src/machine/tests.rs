@@ -297,7 +297,7 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
             read_only: true,
         });
     });
-    assert!(disk.starts_with("disks: the disk \"root\" cannot be used"), "{disk}");
+    assert!(disk.starts_with("disks[0]: cannot open /: it is a directory"), "{disk}");
     let stdio = refused(&|config| config.serial = Endpoint::Stdio);
     assert!(stdio.starts_with("serial, console: "), "{stdio}");
     let memory = refused(&|config| config.memory_bytes = crate::config::MemorySize::new(1 << 40).unwrap());

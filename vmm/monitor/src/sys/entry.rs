@@ -6,30 +6,36 @@
 
 #![allow(unsafe_code, reason = "a signal's disposition and a descriptor's number have no safe wrapper")]
 
+use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, IntoRawFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, fcntl_getfd};
 
-/// Makes `$run`, a function without arguments that returns the exit code, the program's first. For programs with `#![no_main]`;
-/// `std::env::args_os` works.
+use super::inherited::forget_environment;
+
+/// Makes `$run` the program's first function: it gets the value of the environment's variable `$variable`, the only one that is kept,
+/// and returns the exit code. For programs with `#![no_main]`; `std::env::args_os` works.
 #[macro_export]
 macro_rules! entry {
-    ($run:path) => {
+    ($run:path, keeping $variable:expr) => {
         /// What the C library calls.
         #[allow(unsafe_code, reason = "the C library knows it by its name")]
         #[unsafe(no_mangle)]
         pub extern "C" fn main() -> i32 {
-            $crate::sys::begin();
-            let code: u8 = $run();
+            let code: u8 = $run($crate::sys::begin($variable));
             code.into()
         }
     };
 }
 
-/// What every program does first: a pipe that nobody reads is an error of the write, not the program's end, and descriptors 0 to 2 are
-/// open, so that no file of the program's gets one of their numbers.
-pub fn begin() {
+/// What every program does first: a pipe that nobody reads is an error of the write, not the program's end; descriptors 0 to 2 are
+/// open, so that no file of the program's gets one of their numbers; and the environment, where callers have their secrets, is gone
+/// but for the value of `kept`, which is returned.
+pub fn begin(kept: &str) -> Option<OsString> {
+    let value = std::env::var_os(kept);
+    // SAFETY: nothing else runs yet, and the value is a copy.
+    unsafe { forget_environment() };
     // SAFETY: nothing else runs yet, and no handler is installed.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     for number in 0..3 {
@@ -42,4 +48,5 @@ pub fn begin() {
             let _kept = nothing.into_raw_fd();
         }
     }
+    value
 }

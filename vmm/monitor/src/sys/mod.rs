@@ -3,6 +3,7 @@
 
 pub mod anonymous;
 mod entry;
+pub mod files;
 pub mod host;
 mod inherited;
 mod leave;
@@ -19,7 +20,7 @@ mod timer;
 pub mod unix;
 
 pub use entry::begin;
-pub use inherited::inherited;
+pub use inherited::{close_all_but, inherited};
 pub use leave::leave_behind;
 pub use notifier::Notifier;
 pub use passing::{MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};

@@ -5,8 +5,8 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nelly_vmm::arch::BootState;
 use nelly_vmm::arch::x86_64::{self, EntryMode, descriptor_table, layout};
+use nelly_vmm::arch::{BootState, Nested};
 use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Kicker, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, GuestRam, Memory};
 use vm_memory::{Bytes, GuestAddress};
@@ -60,8 +60,12 @@ impl<H: Hypervisor> Machine<H> {
 
     /// With the legacy controllers too.
     pub(crate) fn with_legacy(hypervisor: &H, code: &[u8], vcpus: u8, legacy_timer: bool) -> Self {
+        Self::of(hypervisor.create_vm(Nested::Hidden).unwrap(), code, vcpus, legacy_timer)
+    }
+
+    /// An empty machine furnished.
+    pub(crate) fn of(vm: H::Vm, code: &[u8], vcpus: u8, legacy_timer: bool) -> Self {
         let ram = GuestRam::new(2 << 20, Backing::Anonymous).unwrap();
-        let vm = hypervisor.create_vm().unwrap();
         for slot in ram.slots() {
             vm.map(slot).unwrap();
         }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nelly_vmm::arch::Nested;
 use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
@@ -490,6 +491,52 @@ where
         assert_eq!([run.word(), run.word()], [3, 0]);
     });
     assert_eq!(ready.load(Ordering::SeqCst), 2);
+}
+
+guest!(
+    virtualisation_code,
+    "mov eax, 1",
+    "cpuid",
+    "mov eax, ecx",
+    "out 1, eax",
+    "mov eax, 0x80000001",
+    "cpuid",
+    "mov eax, ecx",
+    "out 1, eax",
+    "mov eax, 0x8000000a",
+    "cpuid",
+    "or eax, ebx",
+    "or eax, ecx",
+    "or eax, edx",
+    "out 1, eax",
+    // EFER.SVME
+    "mov ecx, 0xc0000080",
+    "rdmsr",
+    "or eax, 0x1000",
+    "wrmsr",
+    "out 1, eax",
+    "2: jmp 2b",
+);
+
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
+
+/// A guest sees neither VMX nor SVM, and what it tries faults, unless the machine is to have it; then the host has it or refuses.
+pub(crate) fn virtualisation_is_hidden<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::new(hypervisor, virtualisation_code(), 1);
+    let mut run = machine.boot();
+    let (basic, extended, svm) = (run.word(), run.word(), run.word());
+    assert_eq!((basic & VMX, extended & SVM, svm), (0, 0, 0));
+    assert_eq!(run.next(), Seen::TripleFault, "a register of SVM was written");
+    drop(run);
+    match hypervisor.create_vm(Nested::Shown) {
+        Ok(vm) => {
+            let machine = Machine::<H>::of(vm, virtualisation_code(), 1, false);
+            let mut run = machine.boot();
+            assert!(run.word() & VMX != 0 || run.word() & SVM != 0);
+        }
+        Err(error) => assert!(error.to_string().contains("nested=1"), "{error}"),
+    }
 }
 
 /// Probing ends (in well under a second on an idle host) and answers for each kind of instruction.

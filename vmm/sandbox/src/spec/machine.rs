@@ -33,6 +33,8 @@ pub struct MachineSpec {
     pub cpus: CpuCount,
     /// Guest memory.
     pub memory: MemorySize,
+    /// The guest is shown the processor's virtualisation.
+    pub nested: bool,
     /// Words added to the kernel's command line.
     pub append: String,
 }
@@ -49,6 +51,7 @@ impl MachineSpec {
             platform: Platform::Auto,
             cpus: CpuCount::default(),
             memory,
+            nested: false,
             append: String::new(),
         }
     }
@@ -74,6 +77,7 @@ impl MachineSpec {
         config.initrd = Some(self.initrd.clone());
         config.cpus = self.cpus;
         config.memory_bytes = self.memory;
+        config.nested = self.nested;
         let command_line = format!("{COMMAND_LINE} {}", self.append);
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
         config.platform = self.platform;

@@ -2,6 +2,12 @@
 //!
 //! One package, one core a vCPU, one thread a core; APIC ids count from 0 without a gap. Leaves are those of the Intel manual (volume
 //! 2A, CPUID) and the AMD manual (volume 3, appendix E); 0x4000_00xx are KVM's (`Documentation/virt/kvm/x86/cpuid.rst`).
+//!
+//! A guest has VMX and SVM when it is to run machines of its own ([`Nested::Shown`]), and not otherwise: the code that emulates them is
+//! the largest that a guest can reach in a hypervisor. What these bits do not show is refused by KVM as well, register by register:
+//! CR4.VMXE, EFER.SVME and the registers of both.
+
+use crate::arch::Nested;
 
 /// One leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -31,12 +37,18 @@ pub struct Place {
     pub count: u32,
     /// Its time stamp counter's frequency in kHz; 0 when the hypervisor does not say.
     pub tsc_khz: u32,
+    /// Whether it shows VMX or SVM, if the hypervisor supports it.
+    pub nested: Nested,
 }
 
 /// Bits of leaf 1.
 mod feature {
     /// ECX: MONITOR and MWAIT, which KVM runs as no-operations unless told otherwise.
     pub(super) const MONITOR: u32 = 1 << 3;
+    /// ECX: VMX, Intel's virtualisation.
+    pub(super) const VMX: u32 = 1 << 5;
+    /// ECX: SMX, which measures what VMX then runs.
+    pub(super) const SMX: u32 = 1 << 6;
     /// ECX: performance capabilities register.
     pub(super) const PDCM: u32 = 1 << 15;
     /// ECX: x2APIC, which the in-kernel local APIC has.
@@ -52,6 +64,14 @@ mod feature {
     pub(super) const HTT: u32 = 1 << 28;
 }
 
+/// Bits of leaf 0x8000_0001.
+mod extended {
+    /// ECX: SVM, AMD's virtualisation.
+    pub(super) const SVM: u32 = 1 << 2;
+    /// ECX: SKINIT and STGI, which start what SVM then runs.
+    pub(super) const SKINIT: u32 = 1 << 12;
+}
+
 /// The leaf of frequencies: EAX is the TSC's, EBX the local APIC timer's, both in kHz.
 const FREQUENCIES: u32 = 0x4000_0010;
 /// KVM's local APIC timer counts nanoseconds.
@@ -63,6 +83,16 @@ pub const fn id_bits(count: u32) -> u32 {
     if count <= 1 { 0 } else { u32::BITS - (count - 1).leading_zeros() }
 }
 
+/// Whether a guest can run machines of its own on a hypervisor that supports `supported`.
+#[must_use]
+pub fn can_nest(supported: &[Leaf]) -> bool {
+    supported.iter().any(|leaf| match leaf.function {
+        0x1 => leaf.ecx & feature::VMX != 0,
+        0x8000_0001 => leaf.ecx & extended::SVM != 0,
+        _ => false,
+    })
+}
+
 /// The leaves of the vCPU at `place` on a hypervisor that supports `supported`.
 #[must_use]
 pub fn for_vcpu(supported: &[Leaf], place: Place) -> Vec<Leaf> {
@@ -72,6 +102,9 @@ pub fn for_vcpu(supported: &[Leaf], place: Place) -> Vec<Leaf> {
     leaves.extend(supported.iter().filter(|leaf| !is_ours(leaf.function)).map(|leaf| {
         let mut leaf = *leaf;
         patch(&mut leaf, place, amd);
+        if place.nested == Nested::Hidden {
+            hide_virtualisation(&mut leaf);
+        }
         leaf
     }));
     for function in [0xb, 0x1f] {
@@ -133,6 +166,16 @@ fn patch(leaf: &mut Leaf, place: Place, amd: bool) {
         }
         // Extended APIC id; core id and one thread a core; one node.
         0x8000_001e if amd => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (id, id & 0xff, 0, 0),
+        _ => {}
+    }
+}
+
+fn hide_virtualisation(leaf: &mut Leaf) {
+    match leaf.function {
+        0x1 => leaf.ecx &= !(feature::VMX | feature::SMX),
+        0x8000_0001 => leaf.ecx &= !(extended::SVM | extended::SKINIT),
+        // SVM's revision, address spaces and features.
+        0x8000_000a => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
         _ => {}
     }
 }
@@ -199,6 +242,7 @@ mod tests {
             leaf(0x4000_0000, None, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
             leaf(0x8000_0001, None, ALL),
             leaf(0x8000_0008, None, [0x3030, 0, 0x7001, 0]),
+            leaf(0x8000_000a, None, ALL),
             leaf(0x8000_001d, Some(0), [0x121, 0, 0, 0]),
             leaf(0x8000_001d, Some(3), [0x03ff_c163, 0, 0, 0]),
             leaf(0x8000_001d, Some(4), [0, 0, 0, 0]),
@@ -217,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_lone_vcpu_has_no_neighbours() {
-        let leaves = for_vcpu(&amd(), Place { index: 0, count: 1, tsc_khz: 2_000_000 });
+        let leaves =
+            for_vcpu(&amd(), Place { index: 0, count: 1, tsc_khz: 2_000_000, nested: Nested::Hidden });
         let one = find(&leaves, 1, 0);
         assert_eq!(one.ebx, 0x0001_0800);
         assert_eq!(one.edx & (1 << 28), 0, "HTT");
@@ -238,7 +283,7 @@ mod tests {
     fn each_of_several_vcpus_knows_its_place() {
         for count in [2, 3, 4, 32, 255] {
             for index in [0, 1, count - 1] {
-                let leaves = for_vcpu(&amd(), Place { index, count, tsc_khz: 0 });
+                let leaves = for_vcpu(&amd(), Place { index, count, tsc_khz: 0, nested: Nested::Hidden });
                 let room = 1u32 << id_bits(count);
                 let one = find(&leaves, 1, 0);
                 assert_eq!(one.ebx, index << 24 | room.min(255) << 16 | 0x800);
@@ -262,13 +307,30 @@ mod tests {
 
     #[test]
     fn the_hosts_topology_and_counters_do_not_leak() {
-        let leaves = for_vcpu(&amd(), Place { index: 1, count: 2, tsc_khz: 0 });
+        let leaves = for_vcpu(&amd(), Place { index: 1, count: 2, tsc_khz: 0, nested: Nested::Hidden });
         assert!(!leaves.iter().any(|leaf| leaf.function == 0x8000_0026));
         for function in [0xa, 0x8000_0022] {
             assert_eq!(find(&leaves, function, 0), leaf(function, None, [0; 4]));
         }
         let seven = find(&leaves, 7, 0);
         assert_eq!((seven.ebx, seven.ecx, seven.edx), (!(1 << 2), !(1 << 30), !(1 << 19)));
+    }
+
+    #[test]
+    fn virtualisation_is_shown_when_it_is_asked_for_and_never_otherwise() {
+        let intel = [vendor(b"GenuineIntel", 0xd), leaf(1, None, [0, 0, u32::MAX, 0])];
+        let none = [vendor(b"GenuineIntel", 0xd), leaf(1, None, [0, 0, !(1 << 5), 0])];
+        assert!(can_nest(&amd()) && can_nest(&intel) && !can_nest(&none) && !can_nest(&[]));
+        for count in [1, 4] {
+            let see = |host: &[Leaf], nested| for_vcpu(host, Place { index: 0, count, tsc_khz: 0, nested });
+            let (hidden, shown) = (see(&amd(), Nested::Hidden), see(&amd(), Nested::Shown));
+            let ecx = |leaves: &[Leaf]| find(leaves, 0x8000_0001, 0).ecx & (1 << 2 | 1 << 12);
+            assert_eq!((ecx(&hidden), ecx(&shown)), (0, 1 << 2 | 1 << 12));
+            assert_eq!(find(&hidden, 0x8000_000a, 0), leaf(0x8000_000a, None, [0; 4]));
+            assert_eq!(find(&shown, 0x8000_000a, 0), leaf(0x8000_000a, None, ALL));
+            let ecx = |nested| find(&see(&intel, nested), 1, 0).ecx & (1 << 5 | 1 << 6);
+            assert_eq!((ecx(Nested::Hidden), ecx(Nested::Shown)), (0, 1 << 5 | 1 << 6));
+        }
     }
 
     #[test]
@@ -280,7 +342,7 @@ mod tests {
             leaf(4, Some(4), [0, 0, 0, 0]),
             leaf(0x8000_0008, None, [0x3030, 0, 0, 0]),
         ];
-        let leaves = for_vcpu(&host, Place { index: 2, count: 4, tsc_khz: 0 });
+        let leaves = for_vcpu(&host, Place { index: 2, count: 4, tsc_khz: 0, nested: Nested::Hidden });
         assert_eq!(find(&leaves, 4, 0), leaf(4, Some(0), [0x0c00_0121, 1, 2, 3]));
         assert_eq!(find(&leaves, 4, 3), leaf(4, Some(3), [0x0c00_c163, 1, 2, 3]));
         assert_eq!(find(&leaves, 4, 4).eax, 0);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
-use crate::arch::BootState;
+use crate::arch::{BootState, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
@@ -192,7 +192,7 @@ impl Fake {
 impl Hypervisor for Fake {
     type Vm = FakeVm;
 
-    fn create_vm(&self) -> Result<FakeVm, HvError> {
+    fn create_vm(&self, _nested: Nested) -> Result<FakeVm, HvError> {
         self.0.change(|state| {
             state.record.machines += 1;
             // A new machine has none yet.

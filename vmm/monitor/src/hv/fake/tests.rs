@@ -5,7 +5,7 @@ const BELL: DoorbellAddress = DoorbellAddress::Mmio(0xd000_0050);
 #[test]
 fn plays_its_script_and_records_the_answers() {
     let fake = Fake::new();
-    let vm = fake.create_vm().unwrap();
+    let vm = fake.create_vm(Nested::Hidden).unwrap();
     let mut vcpu = vm.create_vcpu(0, 1).unwrap();
     fake.script(0, [Step::out(0x3f8, b"a"), Step::read32(0x1000), Step::TripleFault]);
     assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { port: 0x3f8, width: 1, data: b"a" }));
@@ -24,7 +24,7 @@ fn plays_its_script_and_records_the_answers() {
 #[test]
 fn kicks_are_kept_and_doorbells_ring() {
     let fake = Fake::new();
-    let vm = fake.create_vm().unwrap();
+    let vm = fake.create_vm(Nested::Hidden).unwrap();
     let mut vcpu = vm.create_vcpu(0, 1).unwrap();
     let bell = Notifier::new().unwrap();
     assert!(vm.offer_doorbell(BELL, 3, 4, &bell));
@@ -40,7 +40,7 @@ fn kicks_are_kept_and_doorbells_ring() {
 #[test]
 fn a_line_wakes_the_vcpu_that_waits_for_it() {
     let fake = Fake::new();
-    let vm = fake.create_vm().unwrap();
+    let vm = fake.create_vm(Nested::Hidden).unwrap();
     let line = vm.irq_line(5).unwrap();
     fake.script(0, [Step::out(1, b"r"), Step::WaitForLine(5), Step::Halt]);
     std::thread::scope(|scope| {

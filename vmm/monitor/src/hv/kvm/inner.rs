@@ -11,6 +11,7 @@ use kvm_ioctls::VmFd;
 
 use super::super::HvError;
 use super::ioapic::{IoApic, Message};
+use crate::arch::Nested;
 use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
 use crate::sys::leave_behind;
@@ -21,6 +22,8 @@ pub(super) struct Inner {
     pub(super) fd: VmFd,
     /// What the hypervisor supports, asked once.
     pub(super) supported: Vec<Leaf>,
+    /// Whether vCPUs show their virtualisation.
+    pub(super) nested: Nested,
     /// Registered slots, which keep their host ranges mapped.
     pub(super) slots: Mutex<BTreeMap<u32, Slot>>,
     /// Ours, where the kernel has none.

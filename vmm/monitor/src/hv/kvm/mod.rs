@@ -29,6 +29,7 @@ mod host {
 
     use super::super::{HvError, Hypervisor};
     use super::vm::KvmVm;
+    use crate::arch::Nested;
 
     /// `/dev/kvm`, open.
     #[derive(Debug)]
@@ -79,8 +80,8 @@ mod host {
     impl Hypervisor for Kvm {
         type Vm = KvmVm;
 
-        fn create_vm(&self) -> Result<KvmVm, HvError> {
-            KvmVm::new(&self.0)
+        fn create_vm(&self, nested: Nested) -> Result<KvmVm, HvError> {
+            KvmVm::new(&self.0, nested)
         }
     }
 

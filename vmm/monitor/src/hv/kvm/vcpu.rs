@@ -164,7 +164,8 @@ impl KvmVcpu {
         let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), tsc_khz };
         vcpu.set_signal_mask()?;
 
-        let leaves = cpuid::for_vcpu(&machine.supported, Place { index, count, tsc_khz });
+        let place = Place { index, count, tsc_khz, nested: machine.nested };
+        let leaves = cpuid::for_vcpu(&machine.supported, place);
         let entries: Vec<_> = leaves.iter().map(entry).collect();
         let entries = CpuId::from_entries(&entries)
             .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;

@@ -19,6 +19,8 @@ use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, V
 use super::inner::{Inner, failed, lend};
 use super::ioapic::IoApic;
 use super::vcpu::KvmVcpu;
+use crate::arch::Nested;
+use crate::arch::x86_64::cpuid::can_nest;
 use crate::arch::x86_64::layout;
 use crate::memory::Slot;
 use crate::sys::Notifier;
@@ -31,7 +33,7 @@ const KVMIO: u8 = 0xae;
 pub struct KvmVm(Arc<Inner>);
 
 impl KvmVm {
-    pub(super) fn new(kvm: &kvm_ioctls::Kvm) -> Result<Self, HvError> {
+    pub(super) fn new(kvm: &kvm_ioctls::Kvm, nested: Nested) -> Result<Self, HvError> {
         let fd = loop {
             match kvm.create_vm() {
                 // A signal of the embedder's that arrived meanwhile is none of our business.
@@ -41,10 +43,17 @@ impl KvmVm {
         };
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        let supported = cpuid.as_slice().iter().map(super::vcpu::leaf).collect();
+        let supported: Vec<_> = cpuid.as_slice().iter().map(super::vcpu::leaf).collect();
+        if nested == Nested::Shown && !can_nest(&supported) {
+            return Err(HvError::Missing {
+                capability: "nested virtualisation, which the configuration asks for: load kvm_amd or kvm_intel with nested=1, and \
+                             inside a virtual machine have it enabled for that one",
+            });
+        }
         Ok(Self(Arc::new(Inner {
             fd,
             supported,
+            nested,
             slots: Mutex::default(),
             io_apic: OnceLock::new(),
             ended: Mutex::default(),

@@ -1,0 +1,148 @@
+//! The files of a machine: which descriptors it names, and its paths made independent of a directory.
+
+use std::path::{Path, PathBuf};
+
+use super::{ConfigError, Endpoint, FileSource, MachineConfig};
+
+impl MachineConfig {
+    /// The numbers of the descriptors that it names, also by a path like `/dev/fd/5`.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<u32> {
+        // Only looked at; that every file is found is written once.
+        let mut copy = self.clone();
+        let numbers = copy.files().into_iter().filter_map(|(_, file)| match file {
+            FileSource::Fd(number) => Some(*number),
+            FileSource::Path(path) => descriptor(path),
+        });
+        numbers.collect()
+    }
+
+    /// The same machine with absolute paths: whoever opens its files may be elsewhere.
+    ///
+    /// # Errors
+    /// A path is empty, or relative to a current directory that has no name any more.
+    pub fn with_absolute_paths(mut self) -> Result<Self, ConfigError> {
+        for (field, file) in self.files() {
+            if let FileSource::Path(path) = file {
+                *path = absolute(&field, path)?;
+            }
+        }
+        if let Some(path) = self.vsock.as_mut().and_then(|vsock| vsock.unix_socket.as_mut()) {
+            *path = absolute("vsock", path)?;
+        }
+        Ok(self)
+    }
+
+    /// Every file with the field that names it.
+    fn files(&mut self) -> Vec<(String, &mut FileSource)> {
+        // Taken apart, so that nobody adds a field with a file and forgets it here.
+        let Self {
+            schema: _,
+            memory_bytes: _,
+            hotplug_bytes: _,
+            cpus: _,
+            nested: _,
+            kernel,
+            initrd,
+            immutable_images: _,
+            command_line: _,
+            boot_protocol: _,
+            platform: _,
+            disks,
+            rng: _,
+            console,
+            serial,
+            vsock: _,
+            spare_slots: _,
+            on_reset: _,
+            time_limit_ms: _,
+        } = self;
+        let mut files = vec![("kernel".to_owned(), kernel)];
+        files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), file)));
+        for (index, disk) in disks.iter_mut().enumerate() {
+            files.push((format!("disks[{index}]"), &mut disk.source));
+        }
+        for (field, endpoint) in [("console", console), ("serial", serial)] {
+            match endpoint {
+                Endpoint::None | Endpoint::Stdio | Endpoint::Stream => {}
+                Endpoint::Log(file) => files.push((field.to_owned(), file)),
+                Endpoint::Pair { input, output } => {
+                    files.extend([(field.to_owned(), input), (field.to_owned(), output)]);
+                }
+            }
+        }
+        files
+    }
+}
+
+impl FileSource {
+    /// The same file, by an absolute path if by a path, for the config's `field`.
+    ///
+    /// # Errors
+    /// As of [`MachineConfig::with_absolute_paths`].
+    pub fn with_absolute_path(self, field: &str) -> Result<Self, ConfigError> {
+        match self {
+            Self::Path(path) => absolute(field, &path).map(Self::Path),
+            Self::Fd(number) => Ok(Self::Fd(number)),
+        }
+    }
+}
+
+/// The descriptor that a path stands for.
+fn descriptor(path: &Path) -> Option<u32> {
+    let mut directories = ["/dev/fd", "/proc/self/fd"].into_iter();
+    directories.find_map(|directory| path.strip_prefix(directory).ok()?.to_str()?.parse().ok())
+}
+
+fn absolute(field: &str, path: &Path) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path)
+        .map_err(|error| ConfigError::new(field, format!("the path {path:?} leads nowhere: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DiskConfig, DiskId, VsockConfig};
+
+    fn machine() -> MachineConfig {
+        let path = |name: &str| FileSource::Path(name.into());
+        let disk = |id: &str, source| DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false };
+        let mut config = MachineConfig::new(path("vmlinux"));
+        config.initrd = Some(FileSource::Fd(7));
+        config.disks = vec![disk("a", path("/disks/a")), disk("b", FileSource::Fd(3)), disk("c", path("c"))];
+        config.console = Endpoint::Log(path("log"));
+        config.serial = Endpoint::Pair { input: FileSource::Fd(0), output: path("out") };
+        config.vsock = Some(VsockConfig { unix_socket: Some("socket".into()), ..VsockConfig::default() });
+        config
+    }
+
+    #[test]
+    fn every_descriptor_is_named_and_every_path_becomes_absolute() {
+        let here = std::env::current_dir().unwrap();
+        let mut config = machine().with_absolute_paths().unwrap();
+        assert_eq!(config.descriptors(), [7, 3, 0]);
+        config.initrd = Some(FileSource::Path("/dev/fd/12".into()));
+        assert_eq!(config.descriptors(), [12, 3, 0]);
+        config.initrd = None;
+        let paths: Vec<_> = config
+            .files()
+            .into_iter()
+            .filter_map(|(field, file)| match file {
+                FileSource::Path(path) => Some((field, path.clone())),
+                FileSource::Fd(_) => None,
+            })
+            .collect();
+        let expected = [
+            ("kernel", here.join("vmlinux")),
+            ("disks[0]", "/disks/a".into()),
+            ("disks[2]", here.join("c")),
+            ("console", here.join("log")),
+            ("serial", here.join("out")),
+        ];
+        assert_eq!(paths, expected.map(|(field, path)| (field.to_owned(), path)));
+        assert_eq!(config.vsock.unwrap().unix_socket.unwrap(), here.join("socket"));
+        let mut empty = machine();
+        empty.disks[2].source = FileSource::Path(PathBuf::new());
+        assert_eq!(empty.with_absolute_paths().unwrap_err().field, "disks[2]");
+    }
+}
