@@ -5,7 +5,7 @@ pub fn run(data: &[u8]) {
     let _ = nelly_image::fuzz::layers(data);
 }
 
-/// A layer with a directory, a file, a hard link and a symbolic link, and one that takes some of it away.
+/// A layer with a directory, a file, a hard link and symbolic links, and one that takes some of it away, twice.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let lower = [
@@ -13,6 +13,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         entry("etc/motd", b'0', "", b"hello\n"),
         entry("etc/issue", b'1', "etc/motd", b""),
         entry("bin/sh", b'2', "busybox", b""),
+        entry("conf", b'2', "bin/../etc", b""),
+        entry("link", b'2', "/conf", b""),
+        entry("link/hosts", b'0', "", b"::1\n"),
         entry("dev/null", b'3', "", b""),
     ]
     .concat();
@@ -20,6 +23,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let upper = [
         entry("etc/.wh.motd", b'0', "", b""),
         entry("etc/.wh..wh..opq", b'0', "", b""),
+        entry("link/added", b'0', "", b"x"),
+        entry("link/.wh..wh..opq", b'0', "", b""),
+        entry("conf", b'5', "", b""),
+        entry("link/again", b'0', "", b"x"),
+        entry(".wh.etc", b'0', "", b""),
         entry("PaxHeaders/x", b'x', "", extended),
         entry("short", b'0', "", b"contents"),
     ]

@@ -50,8 +50,13 @@ pub mod fuzz {
 
     /// Merges `data`, cut in two, as the uncompressed tar streams of two layers; whether both were accepted.
     pub fn layers(data: &[u8]) -> bool {
-        let limits =
-            Limits { entries: 10_000, metadata_bytes: 1 << 20, disk_bytes: 1 << 30, ..Limits::default() };
+        let limits = Limits {
+            entries: 10_000,
+            metadata_bytes: 1 << 20,
+            walked_names: 1 << 20,
+            disk_bytes: 1 << 30,
+            ..Limits::default()
+        };
         let mut tree = Tree::new(&limits);
         let (lower, upper) = data.split_at(data.len() / 1024 * 512);
         [lower, upper].into_iter().all(|mut data| {

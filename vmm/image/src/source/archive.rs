@@ -13,7 +13,7 @@ use crate::blob::{Blob, BlobReader, Bytes, Compression, read_start};
 use crate::erofs::no_room;
 use crate::limits::Limits;
 use crate::num::to_u64;
-use crate::tar::{EntryKind, Input, Reader};
+use crate::tar::{EntryKind, Input, Reader, TarError};
 
 /// Files in an archive. An image with the most layers has a few thousand.
 const FILES_MAX: usize = 100_000;
@@ -88,6 +88,23 @@ impl<R: Read> Buffered<R> {
     }
 }
 
+/// A reader that asks before every read whether it is still wanted.
+struct Asking<'a, R> {
+    reader: R,
+    cancelled: &'a mut dyn FnMut() -> bool,
+}
+
+/// What a read says that is not wanted any more.
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled")]
+struct Unwanted;
+
+impl<R: Read> Read for Asking<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if (self.cancelled)() { Err(io::Error::other(Unwanted)) } else { self.reader.read(out) }
+    }
+}
+
 /// Input from a compressed archive.
 struct Streamed<R>(Buffered<R>);
 
@@ -102,9 +119,9 @@ impl<R: Read> Input for Streamed<R> {
 }
 
 /// Input from a plain archive, which can seek.
-struct Seeking(Buffered<BlobReader>);
+struct Seeking<'a>(Buffered<Asking<'a, BlobReader>>);
 
-impl Input for Seeking {
+impl Input for Seeking<'_> {
     fn fill(&mut self) -> io::Result<&[u8]> {
         self.0.refill()
     }
@@ -122,7 +139,7 @@ impl Input for Seeking {
             return Ok(true);
         }
         self.0.advance(buffered);
-        Ok(self.0.reader.seek_forward(n - to_u64(buffered)))
+        Ok(self.0.reader.reader.seek_forward(n - to_u64(buffered)))
     }
 }
 
@@ -142,7 +159,7 @@ fn normal(path: &str) -> Option<String> {
 }
 
 impl Archive {
-    /// Opens an archive and reads its names. Nothing is written. `cancelled` is asked for every one.
+    /// Opens an archive and reads its names. Nothing is written. `cancelled` is asked before every read.
     ///
     /// # Errors
     /// If it is no archive, damaged as far as names go, or over a limit.
@@ -166,14 +183,16 @@ impl Archive {
         let (members, json_bytes) = (HashMap::new(), limits.json_bytes);
         let mut archive = Self { name: name.clone(), whole, compression, json_bytes, members, plain };
         if compression == Compression::None {
-            let input = Seeking(Buffered::new(archive.whole.reader(), HEADERS, u64::MAX));
-            archive.members = archive.index(input, limits, false, cancelled)?;
+            let reader = Asking { reader: archive.whole.reader(), cancelled };
+            let input = Seeking(Buffered::new(reader, HEADERS, u64::MAX));
+            archive.members = archive.index(input, limits, false)?;
         } else {
             let mut reader = archive.whole.reader();
             let start = read_start(&mut reader).map_err(io_error)?;
             let decoder = compression.decoder(start, reader).map_err(io_error)?;
-            let input = Streamed(Buffered::new(decoder, STREAM, limits.unpacked_bytes));
-            archive.members = archive.index(input, limits, true, cancelled)?;
+            let reader = Asking { reader: decoder, cancelled };
+            let input = Streamed(Buffered::new(reader, STREAM, limits.unpacked_bytes));
+            archive.members = archive.index(input, limits, true)?;
         }
         Ok(archive)
     }
@@ -183,16 +202,17 @@ impl Archive {
         input: impl Input,
         limits: &Limits,
         keep_json: bool,
-        cancelled: &mut dyn FnMut() -> bool,
     ) -> Result<HashMap<String, Member>, SourceError> {
-        let damaged = |source| SourceError::Archive { name: self.name.clone(), source };
+        let damaged = |source| match source {
+            TarError::Read { source, .. } if source.get_ref().is_some_and(|why| why.is::<Unwanted>()) => {
+                SourceError::Cancelled
+            }
+            source => SourceError::Archive { name: self.name.clone(), source },
+        };
         let mut members = HashMap::new();
         let mut kept_left = KEPT_MAX;
         let mut tar = Reader::new(input);
         while let Some(entry) = tar.next().map_err(damaged)? {
-            if cancelled() {
-                return Err(SourceError::Cancelled);
-            }
             if members.len() >= FILES_MAX {
                 let (name, limit) = (self.name.clone(), FILES_MAX.to_string());
                 return Err(SourceError::TooLarge { name, found: "more files".to_owned(), limit });
@@ -315,7 +335,7 @@ impl<R: Read> Read for Counting<'_, R> {
 }
 
 /// The present entry's data if it looks like JSON.
-fn keep<I: Input>(tar: &mut Reader<I>) -> Result<Option<Arc<[u8]>>, crate::tar::TarError> {
+fn keep<I: Input>(tar: &mut Reader<I>) -> Result<Option<Arc<[u8]>>, TarError> {
     if !matches!(tar.data()?.first(), Some(b'{' | b'[' | b' ' | b'\n')) {
         return Ok(None);
     }

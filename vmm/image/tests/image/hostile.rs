@@ -217,12 +217,15 @@ fn whether_to_go_on_is_asked_for_every_entry() {
     }
     let (result, asked) = resolve(u32::MAX);
     assert!(result.is_ok() && asked >= 200, "100 entries and 101 inodes: {asked}");
-    // Names of archives, too, of which the first pass keeps nothing.
+    // And while an archive is looked through for its names, in the middle of a file of it, too.
     let archive = place.path("image.tar");
-    fs::write(&archive, Tar::default().add(file("manifest.json"), b"[]").add(file("x"), b"").end()).unwrap();
-    let reference = Reference::DockerArchive { file: archive, tag: None };
-    let mut hook = Hook { at: 2, asked: 0, run: || true };
-    assert!(matches!(place.store().resolve(&reference, &mut hook), Err(ImageError::Cancelled)));
+    let tar = Tar::default().add(file("large"), &vec![7; 8 << 20]).add(file("manifest.json"), b"[]").end();
+    for (data, at) in [(gzip(&tar), 20), (tar, 2)] {
+        fs::write(&archive, data).unwrap();
+        let reference = Reference::DockerArchive { file: archive.clone(), tag: None };
+        let mut hook = Hook { at, asked: 0, run: || true };
+        assert!(matches!(place.store().resolve(&reference, &mut hook), Err(ImageError::Cancelled)), "{at}");
+    }
 }
 
 /// A layout whose configuration lists `ids` and whose manifest lists `blobs`, of which only some are there.
