@@ -264,6 +264,14 @@ fn the_monitor_survives_a_hostile_guest() {
     assert_eq!(done.status.code(), Some(0), "{text}{errors}");
     let verdict = text.lines().last().unwrap_or_default();
     assert!(verdict.starts_with("hostile: PASSED 4 devices, "), "{text}{errors}");
+    // What it broke is told once a kind, and counted.
+    let result: serde_json::Value = serde_json::from_str(&result).unwrap();
+    let faults = result["faults"].as_array().unwrap();
+    assert!(errors.lines().all(|line| line.starts_with("nelly-monitor: guest fault in device ")), "{errors}");
+    assert_eq!(errors.lines().count(), faults.len());
+    assert!(errors.contains(" (block attacked): "), "{errors}");
+    let total: u64 = faults.iter().map(|fault| fault["count"].as_u64().unwrap()).sum();
+    assert!(total > 100 && faults.len() < 64, "{total} faults of {} kinds", faults.len());
     let printed = std::fs::read(path("console")).unwrap();
     assert!(printed.ends_with(b"console works\n"), "the console's last output arrived");
 }

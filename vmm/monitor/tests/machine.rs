@@ -121,6 +121,10 @@ fn talks_and_pauses(place: &Place) {
         let exits = machine.exit_counts().unwrap();
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(machine.exit_counts().unwrap(), exits, "a paused guest runs");
+        let seen = machine.inspect().unwrap();
+        let kinds: Vec<_> = seen.devices.iter().map(|device| device.kind.as_str()).collect();
+        assert_eq!((kinds, seen.vcpus.len()), (vec!["entropy", "vsock"], 3));
+        assert_eq!((seen.state, seen.exits), (State::Paused, exits));
         machine.resume().unwrap();
         assert_eq!(ask(b'0').unwrap(), b'1');
     }
@@ -143,6 +147,8 @@ fn talks_and_pauses(place: &Place) {
 fn drops(place: &Place) {
     for cpus in [1, 4] {
         let machine = start(place, &[SPIN], |config| config.cpus = CpuCount::new(cpus).unwrap());
+        // Of vCPUs that never leave the guest, too.
+        assert_eq!(machine.inspect().unwrap().vcpus.len(), usize::try_from(cpus).unwrap());
         let began = Instant::now();
         drop(machine);
         // Milliseconds; the bound is for a machine that builds something else meanwhile.

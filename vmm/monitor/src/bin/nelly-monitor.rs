@@ -72,6 +72,11 @@ fn run(origin: Option<OsString>) -> u8 {
     code.unwrap_or_else(|error| complain(&error))
 }
 
+/// Where faults of the guest are said.
+fn stderr() -> Option<OwnedFd> {
+    sys::inherited(2).ok()
+}
+
 /// The first thing: when this process began.
 fn recorder(origin: Option<OsString>) -> Recorder {
     let main_ns = timeline::now_ns();
@@ -135,7 +140,7 @@ fn held(number: u32, recorder: Recorder) -> Result<u8, String> {
     close_strays(&[number])?;
     leave()?;
     let control = sys::inherited(number).map_err(|error| format!("--control fd:{number}: {error}"))?;
-    machine::serve(control, recorder);
+    machine::serve(control, recorder, stderr());
     Ok(0)
 }
 
@@ -164,7 +169,7 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     let escape = typed && is_terminal(&stdin);
     // A terminal that may not be changed (a process in the background) stays as it is.
     let raw = if escape { RawMode::enter(&stdin).ok() } else { None };
-    let outcome = machine::run_alone(config, Some(stop), escape, recorder);
+    let outcome = machine::run_alone(config, Some(stop), escape, recorder, stderr());
     drop(raw);
 
     if let EndReason::Error(what) = &outcome.reason {

@@ -1,5 +1,6 @@
 //! The bus: address ranges → devices, and the effects an access may have.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an access asks of the machine. Devices never call upward: they return this.
@@ -60,6 +61,8 @@ pub enum BusError {
 pub struct Bus {
     /// Sorted by base, disjoint.
     ranges: Vec<Range>,
+    /// Accesses that no device claims.
+    unclaimed: AtomicU64,
 }
 
 struct Range {
@@ -96,7 +99,10 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
             Some((device, offset)) => lock(device).read(offset, data),
-            None => data.fill(0xff),
+            None => {
+                self.unclaimed.fetch_add(1, Ordering::Relaxed);
+                data.fill(0xff);
+            }
         }
     }
 
@@ -104,8 +110,17 @@ impl Bus {
     pub fn write(&self, address: u64, data: &[u8]) -> Effect {
         match self.find(address, data.len()) {
             Some((device, offset)) => lock(device).write(offset, data),
-            None => Effect::None,
+            None => {
+                self.unclaimed.fetch_add(1, Ordering::Relaxed);
+                Effect::None
+            }
         }
+    }
+
+    /// Accesses so far that no device claims whole.
+    #[must_use]
+    pub fn unclaimed(&self) -> u64 {
+        self.unclaimed.load(Ordering::Relaxed)
     }
 
     fn find(&self, address: u64, width: usize) -> Option<(&SharedDevice, u64)> {

@@ -11,8 +11,9 @@ use std::{fs::OpenOptions, io};
 
 use super::console::{Pump, SerialLine};
 use super::files::{FileError, Files};
+use super::inspect;
 use super::mailbox::{Host, Mailbox, Message};
-use super::outcome::ExitCounts;
+use super::outcome::{DeviceFaults, ExitCounts};
 use super::vcpu::{self, Shared};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -37,6 +38,7 @@ use crate::virtio::device::Device;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::rng::Rng;
+use crate::virtio::tally::Fault;
 use crate::virtio::transport::{AttachError, MmioTransport, Transport};
 use crate::virtio::vsock::{Vsock, VsockControl, VsockError};
 
@@ -91,6 +93,8 @@ pub(super) struct Assembled<V> {
     threads: Vec<JoinHandle<()>>,
     pub(super) kickers: Vec<Arc<dyn Kicker>>,
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
+    /// Those of the slots, with what the slots count.
+    pub(super) interrupts: Vec<Interrupt>,
     /// So many slots, from the first on, hold a device.
     occupied: usize,
     pub(super) pumps: Vec<Pump>,
@@ -171,8 +175,12 @@ impl<H: Hypervisor> Site<'_, H> {
         platform_devices(&mut pio)?;
         devices.serial(&mut pio, vm.irq_line(layout::COM1_GSI)?)?;
         let (mut transports, mut occupied) = (Vec::with_capacity(announced.len()), 0);
+        let mut interrupts = Vec::with_capacity(announced.len());
         for (slot, place) in (0u16..).zip(&announced) {
-            let interrupt = Interrupt::new(vm.irq_line(place.gsi)?);
+            let mailbox = self.mailbox.clone();
+            let told = move |fault: &Fault| mailbox.post(Message::Fault(slot, fault.clone()));
+            let interrupt = Interrupt::telling(vm.irq_line(place.gsi)?, Box::new(told));
+            interrupts.push(interrupt.clone());
             let mut transport = Transport::new(slot, ram.memory().clone(), interrupt, host.clone());
             if let Some(device) = devices.take() {
                 transport.attach(device)?;
@@ -195,6 +203,7 @@ impl<H: Hypervisor> Site<'_, H> {
             threads: Vec::new(),
             kickers: Vec::new(),
             transports,
+            interrupts,
             occupied,
             pumps: devices.pumps,
             vsock: devices.vsock,
@@ -214,6 +223,7 @@ impl<H: Hypervisor> Site<'_, H> {
 pub(super) struct Remains {
     pub(super) pumps: Vec<Pump>,
     pub(super) exits: ExitCounts,
+    pub(super) faults: Vec<DeviceFaults>,
 }
 
 impl<V: Vm> Assembled<V> {
@@ -247,6 +257,7 @@ impl<V: Vm> Assembled<V> {
             threads,
             kickers,
             transports,
+            interrupts,
             occupied: _,
             mut pumps,
             vsock,
@@ -263,12 +274,14 @@ impl<V: Vm> Assembled<V> {
         }
         drop((vsock, memory, transports, kickers));
         host.join();
+        let faults = inspect::faults(&interrupts);
+        drop(interrupts);
         // Devices and their lines keep the machine: with the buses and the port the last of them goes.
         let exits = shared.exits();
         drop(shared);
         pumps.iter_mut().for_each(Pump::unplug);
         drop(vm);
-        Remains { pumps, exits }
+        Remains { pumps, exits, faults }
     }
 }
 

@@ -5,15 +5,17 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::OFlags;
 
+use super::inspect::ConsoleState;
 use super::mailbox::Bell;
+use super::watched::{Kind, Watched};
 use crate::devices::panic_text::PanicText;
 use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
 use crate::sys::{self, Interest, Poller};
@@ -25,8 +27,6 @@ const SOFT_LIMIT: usize = 64 << 10;
 const HARD_LIMIT: usize = 128 << 10;
 /// Bytes moved at once.
 const CHUNK: usize = 4096;
-/// A write of so much to a terminal or pipe that is ready does not wait.
-const SURE_WRITE: usize = 512;
 
 const KEY_INPUT: u32 = 0;
 const KEY_OUTPUT: u32 = 1;
@@ -138,6 +138,9 @@ pub(super) struct Pump {
     panicked: bool,
     /// Ctrl-A is a prefix; `true` after it was typed.
     escape: Option<bool>,
+    /// Bytes of the guest so far, and those of them that were dropped.
+    taken_bytes: u64,
+    lost_bytes: u64,
 }
 
 impl Pump {
@@ -165,6 +168,8 @@ impl Pump {
             panic: PanicText::default(),
             panicked: false,
             escape: None,
+            taken_bytes: 0,
+            lost_bytes: 0,
         }
     }
 
@@ -195,12 +200,8 @@ impl Pump {
     /// Connects the descriptors of a reader. With `escape`, Ctrl-A is a prefix for the monitor.
     pub(super) fn open(&mut self, input: Option<OwnedFd>, output: Option<OwnedFd>, escape: bool) {
         self.escape = escape.then_some(false);
-        let watch = |fd: OwnedFd, flags| {
-            let (fd, kind) = independent(fd, flags);
-            Watched::new(fd, kind)
-        };
-        let input = input.map(|fd| watch(fd, OFlags::RDONLY));
-        let output = output.map(|fd| watch(fd, OFlags::WRONLY));
+        let input = input.map(|fd| Watched::independent(fd, OFlags::RDONLY));
+        let output = output.map(|fd| Watched::independent(fd, OFlags::WRONLY));
         self.far = Far::Open { input, output, stream: false };
     }
 
@@ -231,6 +232,23 @@ impl Pump {
         self.far = old.far;
         self.output = old.output;
         self.escape = old.escape;
+        self.taken_bytes = old.taken_bytes;
+        self.lost_bytes = old.lost_bytes;
+    }
+
+    /// What it shows of itself.
+    pub(super) fn inspect(&self) -> ConsoleState {
+        let (port, held) = match &self.near {
+            Near::Serial { line, .. } => ("serial", line.output().len()),
+            Near::Console(_) => ("console", 0),
+        };
+        ConsoleState {
+            port: port.to_owned(),
+            output_bytes: self.taken_bytes,
+            lost_bytes: self.lost_bytes,
+            waiting_output_bytes: (self.output.len() + held) as u64,
+            waiting_input_bytes: self.input.len() as u64,
+        }
     }
 
     /// Whether the kernel's last words went by.
@@ -297,6 +315,8 @@ impl Pump {
             Near::Serial { line, .. } => {
                 let mut sent = line.output();
                 let lost = line.lost.swap(0, Ordering::Relaxed);
+                self.taken_bytes += sent.len() as u64 + lost;
+                self.lost_bytes += lost;
                 self.output.append(&mut sent);
                 drop(sent);
                 if lost > 0 {
@@ -307,6 +327,7 @@ impl Pump {
             Near::Console(socket) => {
                 let mut chunk = [0; CHUNK];
                 if let Ok(count) = rustix::io::read(&socket.fd, &mut chunk) {
+                    self.taken_bytes += count as u64;
                     self.output.extend(&chunk[..count]);
                 }
             }
@@ -458,105 +479,11 @@ impl Pump {
     }
 }
 
-/// How a descriptor is read and written without waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Socket,
-    /// Never waits, and cannot be polled.
-    File,
-    /// A terminal or pipe that is non-blocking.
-    NonBlocking,
-    /// A terminal or pipe whose file is shared with others, who would not like to see it made non-blocking.
-    Shared,
-}
-
-/// A descriptor and what the poller waits for on it.
-struct Watched {
-    fd: OwnedFd,
-    kind: Kind,
-    interest: Option<Interest>,
-}
-
-impl Watched {
-    fn new(fd: OwnedFd, kind: Kind) -> Self {
-        Self { fd, kind, interest: None }
-    }
-
-    fn watch(&mut self, poller: &Poller, token: u64, interest: Interest) {
-        let wanted = (interest != Interest::NONE).then_some(interest);
-        if self.kind == Kind::File || self.interest == wanted {
-            return;
-        }
-        let result = match (self.interest, wanted) {
-            (None, Some(interest)) => poller.add(self.fd.as_fd(), token, interest),
-            (Some(_), Some(interest)) => poller.modify(self.fd.as_fd(), token, interest),
-            (Some(_), None) => poller.remove(self.fd.as_fd()),
-            (None, None) => Ok(()),
-        };
-        match result {
-            Ok(()) => self.interest = wanted,
-            // What cannot be polled never waits.
-            Err(_) => self.kind = Kind::File,
-        }
-    }
-
-    fn forget(&mut self, poller: &Poller) {
-        if self.interest.take().is_some() {
-            drop(poller.remove(self.fd.as_fd()));
-        }
-    }
-
-    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        if self.kind == Kind::Shared && !ready(self.fd.as_fd(), PollFlags::IN) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        if self.kind == Kind::Socket {
-            return Ok(rustix::net::recv(&self.fd, bytes, rustix::net::RecvFlags::DONTWAIT)?.0);
-        }
-        Ok(rustix::io::read(&self.fd, bytes)?)
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self.kind {
-            Kind::Socket => sys::unix::try_send(self.fd.as_fd(), bytes),
-            Kind::File | Kind::NonBlocking => Ok(rustix::io::write(&self.fd, bytes)?),
-            Kind::Shared if ready(self.fd.as_fd(), PollFlags::OUT) => {
-                Ok(rustix::io::write(&self.fd, &bytes[..bytes.len().min(SURE_WRITE)])?)
-            }
-            Kind::Shared => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-}
-
-/// Whether a call on `fd` would not wait.
-fn ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(fd, what)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
-}
-
 fn wait_writable(fd: BorrowedFd<'_>, patience: Duration) {
     let timeout = Timespec::try_from(patience).ok();
     let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
     // An error shows at the next write.
     let _told_later = poll(&mut polled, timeout.as_ref());
-}
-
-/// A descriptor for the same file that can be non-blocking without a word to those who share it: terminals and named or nameless pipes
-/// are opened again where the system allows that.
-fn independent(fd: OwnedFd, mode: OFlags) -> (OwnedFd, Kind) {
-    let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    match kind {
-        Ok(FileType::Socket) => (fd, Kind::Socket),
-        Ok(FileType::RegularFile | FileType::BlockDevice) => (fd, Kind::File),
-        _ => {
-            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            match rustix::fs::open(path, flags, Mode::empty()) {
-                Ok(again) => (again, Kind::NonBlocking),
-                Err(_) => (fd, Kind::Shared),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

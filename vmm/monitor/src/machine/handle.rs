@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::inspect::Inspection;
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
@@ -40,7 +41,10 @@ pub enum Place {
 
 /// Files that a machine is given: [`FileSource::Fd`] of its config counts through them.
 #[derive(Debug, Default)]
-pub struct Resources(Vec<OwnedFd>);
+pub struct Resources {
+    files: Vec<OwnedFd>,
+    log: Option<OwnedFd>,
+}
 
 impl Resources {
     /// None.
@@ -51,9 +55,15 @@ impl Resources {
 
     /// Adds a file and says how the config names it.
     pub fn add(&mut self, file: impl Into<OwnedFd>) -> FileSource {
-        let index = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
-        self.0.push(file.into());
+        let index = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+        self.files.push(file.into());
         FileSource::Fd(index)
+    }
+
+    /// Where the machine says a line for the first fault of each kind that its guest makes. Without it `nelly-monitor` says them on
+    /// its standard error, and a machine in threads nowhere: [`Machine::inspect`], [`Outcome::faults`] and [`Event::Fault`] tell them too.
+    pub fn log_to(&mut self, log: impl Into<OwnedFd>) {
+        self.log = Some(log.into());
     }
 }
 
@@ -151,7 +161,7 @@ impl Machine {
         let body = match place {
             Place::Process { monitor } => spawn(monitor, theirs)
                 .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?,
-            Place::Thread => thread(move || server::serve(theirs, recorder()))?,
+            Place::Thread => thread(move || server::serve(theirs, recorder(), None))?,
         };
         Self::hold(&config, resources, control, body)
     }
@@ -169,9 +179,9 @@ impl Machine {
         let control = Control(Arc::new(Mutex::new(control)));
         // From here on dropping the machine cleans up.
         let machine = Self { control, done, ending, killed: AtomicBool::new(false), spawned_ns };
-        let mut extra = vec![their_done];
-        extra.extend(resources.0);
-        let request = Request::Start { config: Box::new(config.clone()) };
+        let Resources { files, log } = resources;
+        let request = Request::Start { config: Box::new(config.clone()), log: log.is_some() };
+        let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
         let answer = machine.control.ask(&request, &extra);
         drop(extra);
         match answer.and_then(Pending::done) {
@@ -270,6 +280,15 @@ impl Machine {
         }
     }
 
+    /// What the machine shows of itself: every device's counters, faults and queue positions, exits, memory, consoles. Waits for no vCPU,
+    /// whatever it does, and works in a pause too.
+    pub fn inspect(&self) -> Result<Inspection, ControlError> {
+        match self.control.ask(&Request::Inspect, &[])?.finish()? {
+            (Answer::Inspection(inspection), _) => Ok(*inspection),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
     /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped. Gets every vCPU out of the guest
     /// once. `None` when the hypervisor cannot tell; refused of a machine that does not run.
     pub fn guest_counter(&self) -> Result<Option<GuestCounter>, ControlError> {
@@ -316,7 +335,7 @@ impl Machine {
             .source
             .with_absolute_path("disk")
             .map_err(|error| ControlError::Refused(MonitorError::from_chain(vec![error.to_string()])))?;
-        self.control.ask(&Request::AttachDisk { disk }, &resources.0)?.done()
+        self.control.ask(&Request::AttachDisk { disk }, &resources.files)?.done()
     }
 
     /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of

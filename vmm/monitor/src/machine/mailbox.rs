@@ -9,6 +9,8 @@ use crate::hv::Kicker;
 use crate::sys::{Interest, Notifier, Poller, Ready};
 use crate::timeline::GuestCounter;
 use crate::virtio::device::{Registrar, Running, WorkerHost};
+use crate::virtio::fault::DeviceFault;
+use crate::virtio::tally::Fault;
 use crate::virtio::vsock::PowerWord;
 
 /// One message.
@@ -23,6 +25,8 @@ pub(super) enum Message {
     Vcpu(u32, Word),
     /// The guest's agent said how it ends.
     Agent(PowerWord),
+    /// The first fault of its kind in the device of a slot.
+    Fault(u16, Fault),
 }
 
 /// What a vCPU's thread says.
@@ -192,10 +196,14 @@ impl WorkerHost for Host {
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|worker| !worker.thread.is_finished());
+        let interrupt = running.interrupt().clone();
         match self.spawn(running) {
             Ok(worker) => threads.push(worker),
-            // The worker went home with the failed thread, and the device looks dead to its driver until the next reset.
-            Err(_out_of_threads) => self.mailbox.post(Message::WorkerHome),
+            // The worker went home with the failed thread.
+            Err(out_of_threads) => {
+                interrupt.fail(&DeviceFault::Host(out_of_threads));
+                self.mailbox.post(Message::WorkerHome);
+            }
         }
     }
 

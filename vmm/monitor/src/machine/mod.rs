@@ -5,9 +5,11 @@
 
 mod assemble;
 mod console;
+mod faults;
 mod files;
 mod handle;
 mod holder;
+mod inspect;
 mod lifecycle;
 mod mailbox;
 mod outcome;
@@ -15,10 +17,12 @@ mod requests;
 mod running;
 mod server;
 mod vcpu;
+mod watched;
 mod wire;
 
 pub use handle::{
     ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Vsock, VsockListener,
 };
-pub use outcome::{EndReason, Event, ExitCounts, Outcome, State, Timings};
+pub use inspect::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
+pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State, Timings};
 pub use server::{run_alone, serve};

@@ -23,6 +23,9 @@ pub struct Outcome {
     /// Times the guest was started: 1, and one more for each reboot.
     #[serde(default)]
     pub starts: u32,
+    /// What the guest's drivers broke, over all starts of the machine.
+    #[serde(default)]
+    pub faults: Vec<DeviceFaults>,
 }
 
 impl Outcome {
@@ -33,8 +36,34 @@ impl Outcome {
             timeline: Timeline::default(),
             exits: ExitCounts::default(),
             starts: 0,
+            faults: Vec::new(),
         }
     }
+
+    /// Adds what was broken in one start.
+    pub(super) fn add_faults(&mut self, more: Vec<DeviceFaults>) {
+        for fault in more {
+            match self.faults.iter_mut().find(|same| (same.slot, &same.kind) == (fault.slot, &fault.kind)) {
+                Some(same) => same.count += fault.count,
+                None => self.faults.push(fault),
+            }
+        }
+    }
+}
+
+/// Faults of one kind in one device: what a driver did that it must not, or what failed behind the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFaults {
+    /// The device's slot.
+    pub slot: u16,
+    /// What people call the device: its kind, and a disk's id.
+    pub device: String,
+    /// One word.
+    pub kind: String,
+    /// What the first of them was.
+    pub first: String,
+    /// So many there were.
+    pub count: u64,
 }
 
 /// Why a machine ended.
@@ -171,6 +200,8 @@ pub enum Event {
     PanicSeen,
     /// It starts again after a reset.
     Rebooting,
+    /// Its guest broke something in a way that was not told before.
+    Fault(DeviceFaults),
     /// It ended; nothing follows.
     Ended(Outcome),
 }

@@ -46,6 +46,7 @@ impl Holder {
             }
             Request::State => reply.answer(&Answer::State(run.life.state()), None),
             Request::Counters => reply.answer(&Answer::Counters(run.exits()), None),
+            Request::Inspect => reply.answer(&Answer::Inspection(Box::new(run.inspect())), None),
             Request::GuestCounter => {
                 let state = run.life.state();
                 if state != State::Running {

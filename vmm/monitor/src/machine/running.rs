@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::assemble::{Assembled, Remains, lock};
 use super::console::{Heard, Pump};
 use super::holder::Holder;
+use super::inspect::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Mailbox, Message, Word};
-use super::outcome::{EndReason, Event, ExitCounts, State};
+use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
 use super::vcpu::{Command, sentence};
 use super::wire::Reply;
 use crate::config::OnReset;
@@ -41,6 +42,10 @@ pub(super) struct Loop<V> {
     pub(super) at_rest: bool,
     panic_told: bool,
     pub(super) started: bool,
+    /// Times that the guest was started, this one counted.
+    pub(super) starts: u32,
+    /// First faults of their kinds, to be told.
+    pub(super) faults: Vec<DeviceFaults>,
 }
 
 /// What is left when a machine's run is over.
@@ -86,6 +91,8 @@ impl<V: Vm> Loop<V> {
             at_rest: false,
             panic_told: false,
             started: false,
+            starts: 1,
+            faults: Vec::new(),
         }
     }
 
@@ -109,6 +116,7 @@ impl<V: Vm> Loop<V> {
             }
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
+            Message::Fault(slot, fault) => self.faults.push(self.machine.told(slot, fault)),
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;
                 // One that is heard of late may be in the guest already, and the command to end came without a kick for it.
@@ -257,6 +265,11 @@ impl<V: Vm> Loop<V> {
     /// Whether a vCPU is left that can say that it ends.
     pub(super) fn can_go_on(&self) -> bool {
         self.created > self.ended
+    }
+
+    /// The machine as it is now.
+    pub(super) fn inspect(&self) -> Inspection {
+        self.machine.inspect(self.life.state(), self.starts)
     }
 
     /// Exits so far.

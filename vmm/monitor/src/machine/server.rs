@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::assemble::{SLOT_MACHINE, Site};
 use super::console::Pump;
+use super::faults::FaultLog;
 use super::files::Files;
 use super::holder::Holder;
 use super::lifecycle::{Ending, Input};
@@ -33,9 +34,9 @@ const KEY_STOP: u32 = 2;
 const KEY_TIMER: u32 = 3;
 
 /// Serves the machine that the holder at the other end of `control` describes, until either ends. `recorder` has stamped where this
-/// process or thread began, and takes the machine's stamps.
-pub fn serve(control: OwnedFd, recorder: Recorder) {
-    serve_on(hv::open, control, recorder);
+/// process or thread began, and takes the machine's stamps. What the guest breaks is said on `log`, unless the holder has a place for it.
+pub fn serve(control: OwnedFd, recorder: Recorder, log: Option<OwnedFd>) {
+    serve_on(hv::open, control, recorder, log);
 }
 
 /// The same on any hypervisor.
@@ -43,16 +44,18 @@ pub(super) fn serve_on<H: Hypervisor>(
     open: impl FnOnce() -> Result<H, HvError>,
     control: OwnedFd,
     recorder: Recorder,
+    log: Option<OwnedFd>,
 ) {
     let mut receiver = Receiver::default();
     let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
     let mut descriptors = descriptors.into_iter();
     // A holder that says something else first, or too little, is none.
-    let (Request::Start { config }, Some(reply), Some(done)) =
+    let (Request::Start { config, log: logged }, Some(reply), Some(done)) =
         (request, descriptors.next(), descriptors.next())
     else {
         return;
     };
+    let log = if logged { descriptors.next() } else { log };
     recorder.stamp(name::MONITOR_CONFIG);
     let reply = Reply::new(reply);
     if config.console == Endpoint::Stdio || config.serial == Endpoint::Stdio {
@@ -75,6 +78,7 @@ pub(super) fn serve_on<H: Hypervisor>(
         stop: None,
         escape: false,
         pumps: Vec::new(),
+        log: FaultLog::new(log),
     };
     server.run(Some(reply));
 }
@@ -87,9 +91,15 @@ pub(super) fn serve_on<H: Hypervisor>(
 struct Unheld;
 
 /// Runs a machine without a holder, to its end. Descriptors of `config` are those this process was started with. `stop` is readable when the
-/// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too. `recorder` as in [`serve`].
+/// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too. `recorder` and `log` as in [`serve`].
 #[must_use]
-pub fn run_alone(config: MachineConfig, stop: Option<OwnedFd>, escape: bool, recorder: Recorder) -> Outcome {
+pub fn run_alone(
+    config: MachineConfig,
+    stop: Option<OwnedFd>,
+    escape: bool,
+    recorder: Recorder,
+    log: Option<OwnedFd>,
+) -> Outcome {
     recorder.stamp(name::MONITOR_CONFIG);
     let hypervisor = match hv::open() {
         Ok(hypervisor) => hypervisor,
@@ -105,6 +115,7 @@ pub fn run_alone(config: MachineConfig, stop: Option<OwnedFd>, escape: bool, rec
         stop,
         escape,
         pumps: Vec::new(),
+        log: FaultLog::new(log),
     };
     server.run(None)
 }
@@ -122,6 +133,7 @@ pub(super) struct Server<'h, H: Hypervisor> {
     pub(super) escape: bool,
     /// Consoles of the run before: what reads them stays connected through a reset.
     pub(super) pumps: Vec<Pump>,
+    pub(super) log: FaultLog,
 }
 
 impl<H: Hypervisor> Server<'_, H> {
@@ -141,6 +153,7 @@ impl<H: Hypervisor> Server<'_, H> {
                 }
                 Ok(ran) => {
                     outcome.exits.add(&ran.remains.exits);
+                    outcome.add_faults(ran.remains.faults.clone());
                     if let Some(reason) = ran.reason(self.config.on_reset) {
                         outcome.reason = reason;
                         outcome.timings.run_ns = ran.ended_at.saturating_sub(began);
@@ -199,6 +212,7 @@ impl<H: Hypervisor> Server<'_, H> {
             }
         }
         outcome.starts += 1;
+        run.starts = outcome.starts;
         if outcome.starts == 1 {
             outcome.timings.assemble_ns = timeline::now_ns().saturating_sub(self.began());
         }
@@ -285,6 +299,14 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         while let Ok(message) = run.inbox.try_recv() {
             run.message(message, self.holder.as_mut(), reply, failure);
+        }
+        for fault in run.faults.drain(..) {
+            // A machine that starts again does not say again what was said.
+            if self.log.say(&fault)
+                && let Some(holder) = &mut self.holder
+            {
+                holder.tell(&Event::Fault(fault));
+            }
         }
         run.turn_pump(Pump::has_news, self.holder.as_mut());
         run.look_for_rest(self.holder.as_mut());

@@ -7,6 +7,7 @@ use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
 use crate::config::{DiskId, Endpoint, OnReset, VsockConfig};
 use crate::hv::fake::{Fake, Step};
+use crate::machine::QueueState;
 
 const COM1: u16 = layout::COM1;
 
@@ -28,7 +29,7 @@ fn config(resources: &mut Resources) -> MachineConfig {
 fn start_with(fake: &Fake, config: &MachineConfig, resources: Resources) -> Result<Machine, StartError> {
     let (control, theirs) = sys::stream_pair().unwrap();
     let fake = fake.clone();
-    let body = thread(move || server::serve_on(|| Ok(fake), theirs, recorder())).unwrap();
+    let body = thread(move || server::serve_on(|| Ok(fake), theirs, recorder(), None)).unwrap();
     Machine::hold(config, resources, control, body)
 }
 
@@ -136,24 +137,104 @@ fn a_pause_holds_every_vcpu_and_a_resume_lets_them_go_on() {
     assert!(matches!(&seen[4..], [Event::Ended(outcome)] if outcome.reason == EndReason::PowerOff));
 }
 
+/// The entropy device found, and its one queue of 8 entries described with the descriptor table at `table`.
+fn drive_rng(table: u32) -> Vec<Step> {
+    let registers = [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 1),
+        (0x20, 1),
+        (0x70, 11),
+        (0x30, 0),
+        (0x38, 8),
+        (0x80, table),
+        (0x90, 0x2000),
+        (0xa0, 0x3000),
+        (0x44, 1),
+        (0x70, 15),
+    ];
+    registers.map(|(register, value)| Step::write32(layout::VIRTIO_MMIO + register, value)).into()
+}
+
 #[test]
 fn what_a_driver_writes_after_a_reset_is_not_lost() {
     let fake = Fake::new();
-    let at = |register| layout::VIRTIO_MMIO + register;
-    let status = |value| Step::write32(at(0x70), value);
-    // The entropy device with a queue of zeros, started; reset; and found again at once, as Linux does.
-    let mut script = vec![status(1), status(3)];
-    script.extend(
-        [(0x24, 1), (0x20, 1), (0x70, 11), (0x30, 0), (0x38, 8)].map(|(r, v)| Step::write32(at(r), v)),
-    );
-    script.extend(
-        [(0x80, 0x1000), (0x90, 0x2000), (0xa0, 0x3000), (0x44, 1)].map(|(r, v)| Step::write32(at(r), v)),
-    );
-    script.extend([status(15), Step::read32(at(0x70)), status(0), status(1), Step::read32(at(0x70)), off()]);
+    let status = layout::VIRTIO_MMIO + 0x70;
+    let mut script = drive_rng(0x1000);
+    // It goes on at once, as Linux does.
+    script.extend([Step::read32(status), Step::write32(status, 0), Step::write32(status, 1)]);
+    script.extend([Step::read32(status), off()]);
     fake.script(0, script);
     let machine = start(&fake, |config| config.rng = true);
     assert_eq!(machine.wait().reason, EndReason::PowerOff);
     assert_eq!(fake.record().answers, [(0, vec![15, 0, 0, 0]), (0, vec![1, 0, 0, 0])]);
+}
+
+#[test]
+fn what_a_guest_breaks_is_told_once_a_kind_and_counted() {
+    let fake = Fake::new();
+    let reset = || Step::write32(layout::VIRTIO_MMIO + 0x70, 0);
+    let mut script = vec![Step::read32(0xdead_0000), linger()];
+    for table in [0x1008, 0x1008, 0xffff_f000] {
+        script.extend(drive_rng(table));
+        script.push(reset());
+    }
+    script.extend(drive_rng(0x1000));
+    script.extend([sign(), linger(), off()]);
+    fake.script(0, script);
+    let (ours, theirs) = sys::stream_pair().unwrap();
+    let mut resources = Resources::new();
+    let mut wanted = config(&mut resources);
+    (wanted.rng, wanted.spare_slots, wanted.serial) = (true, 1, Endpoint::Stream);
+    resources.log_to(theirs);
+    let machine = start_with(&fake, &wanted, resources).unwrap();
+    let mut events = machine.events().unwrap();
+    let before = machine.inspect().unwrap();
+    assert_eq!((before.schema, before.starts, before.devices.len()), (1, 1, 2));
+    assert!(fake.wait_until(|record| record.answers.len() == 1));
+    machine.pause().unwrap();
+    machine.resume().unwrap();
+    assert!(fake.wait_until(|record| record.answers.len() == 2));
+    machine.pause().unwrap();
+    let seen = machine.inspect().unwrap();
+    assert_eq!(seen.state, State::Paused);
+    let [rng, empty] = &seen.devices[..] else { panic!("{seen:?}") };
+    assert_eq!((rng.kind.as_str(), rng.status, rng.needs_reset, rng.interrupts), ("entropy", 15, false, 3));
+    assert_eq!((empty.kind.as_str(), empty.queues.len()), ("none", 0));
+    let position = QueueState {
+        chains: 0,
+        size: Some(8),
+        driver_available: Some(0),
+        next_available: Some(0),
+        next_used: Some(0),
+    };
+    assert_eq!(rng.queues, [position]);
+    assert_eq!((seen.memory.boot_bytes, seen.exits.mmio_read), (4 << 20, 2));
+    assert_eq!((seen.unclaimed_memory_accesses, &seen.vcpus[..]), (2, &[seen.exits][..]));
+    assert_eq!(seen.consoles.iter().map(|console| console.port.as_str()).collect::<Vec<_>>(), ["serial"]);
+    machine.resume().unwrap();
+    let outcome = machine.wait();
+    let kinds: Vec<_> =
+        outcome.faults.iter().map(|f| (f.device.as_str(), f.kind.as_str(), f.count)).collect();
+    assert_eq!(kinds, [("entropy", "ring_alignment", 2), ("entropy", "ring_outside_memory", 1)]);
+    assert_eq!(rng.faults, outcome.faults);
+    let mut told = Vec::new();
+    while let Some(event) = events.next_event().unwrap() {
+        if let Event::Fault(fault) = event {
+            told.push(fault.kind);
+        }
+    }
+    assert_eq!(told, ["ring_alignment", "ring_outside_memory"]);
+    let mut text = String::new();
+    std::fs::File::from(ours).read_to_string(&mut text).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let says = |line: &str, what| {
+        line.contains("device 0 (entropy): the driver described a bad queue: ") && line.contains(what)
+    };
+    assert!(
+        lines.len() == 2 && says(lines[0], "0x1008 is not aligned") && says(lines[1], "0xfffff000"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -136,6 +136,11 @@ impl Shared {
         }
     }
 
+    /// The exits of each vCPU so far.
+    pub(super) fn exits_by_vcpu(&self) -> Vec<ExitCounts> {
+        self.counters.iter().map(Counters::get).collect()
+    }
+
     /// The exits of all vCPUs so far.
     pub(super) fn exits(&self) -> ExitCounts {
         let mut sum = ExitCounts::default();

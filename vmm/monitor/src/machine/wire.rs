@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::inspect::Inspection;
 use super::outcome::{ExitCounts, State};
 use crate::config::{DiskConfig, MachineConfig};
 use crate::sys;
@@ -18,10 +19,12 @@ use crate::timeline::GuestCounter;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub(super) enum Request {
-    /// The first one. Descriptors: the answer, the socket for the outcome, the config's resources in order.
+    /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said, the config's resources in order.
     Start {
         /// The machine.
         config: Box<MachineConfig>,
+        /// Whether there is a descriptor to say faults on.
+        log: bool,
     },
     Pause,
     Resume,
@@ -29,6 +32,7 @@ pub(super) enum Request {
     Kill,
     State,
     Counters,
+    Inspect,
     /// Answered once vCPU 0 is out of the guest.
     GuestCounter,
     /// Descriptors: the answer, the socket that events are written to.
@@ -70,6 +74,7 @@ pub(super) enum Answer {
     Done,
     State(State),
     Counters(ExitCounts),
+    Inspection(Box<Inspection>),
     GuestCounter(Option<GuestCounter>),
     /// Refused or failed: the layers' sentences, outermost first.
     Failed(Vec<String>),
@@ -206,8 +211,8 @@ mod tests {
     #[test]
     fn a_config_travels_as_it_is_and_a_wrong_one_is_refused() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
-        let text = serde_json::to_string(&Request::Start { config: config.clone() }).unwrap();
-        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Start { config });
+        let text = serde_json::to_string(&Request::Start { config: config.clone(), log: false }).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Start { config, log: false });
         let wrong = text.replace("\"cpus\":1", "\"cpus\":99");
         assert!(serde_json::from_str::<Request>(&wrong).unwrap_err().to_string().starts_with("cpus: "));
     }

@@ -21,6 +21,11 @@ pub trait Device: Send {
     /// The virtio device id (virtio 1.2, section 5).
     fn id(&self) -> u32;
 
+    /// What it is called beside its kind.
+    fn name(&self) -> Option<String> {
+        None
+    }
+
     /// Feature bits offered, without those of the transport (VERSION_1 and ring features are added by it).
     fn features(&self) -> u64;
 
@@ -145,6 +150,12 @@ impl Running {
     #[must_use]
     pub fn slot(&self) -> u16 {
         self.slot
+    }
+
+    /// Its device's interrupt, and what its slot counts.
+    #[must_use]
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 
     /// Whether its requests block, see [`Device::blocks`].

@@ -33,6 +33,29 @@ pub enum DeviceFault {
     Activate(#[from] ActivateError),
 }
 
+impl DeviceFault {
+    /// What kind of fault it is, whatever numbers the driver put into it: one word for a count.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Queue(QueueFault::Available { .. }) => "available_index",
+            Self::Queue(QueueFault::Index { .. }) => "descriptor_index",
+            Self::Queue(QueueFault::Loop { .. }) => "descriptor_loop",
+            Self::Queue(QueueFault::Indirect { .. }) => "indirect_table",
+            Self::Queue(QueueFault::ReadAfterWrite { .. }) => "read_after_write",
+            Self::Queue(QueueFault::TooLong { .. }) => "chain_too_long",
+            Self::Queue(QueueFault::Outside { .. }) => "outside_memory",
+            Self::Queue(QueueFault::Short { .. }) => "chain_too_short",
+            Self::QueueConfig(QueueConfigError::Size { .. }) => "queue_size",
+            Self::QueueConfig(QueueConfigError::Alignment { .. }) => "ring_alignment",
+            Self::QueueConfig(QueueConfigError::Outside { .. }) => "ring_outside_memory",
+            Self::Activate(ActivateError::MissingQueue(_)) => "missing_queue",
+            Self::Protocol(_) => "protocol",
+            Self::Host(_) | Self::Activate(ActivateError::Host(_)) => "host",
+        }
+    }
+}
+
 /// What a driver may do to a queue that it must not. The device needs a reset after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueFault {

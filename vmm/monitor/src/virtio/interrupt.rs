@@ -1,10 +1,11 @@
 //! A device's interrupt: the transport's status register, the line behind it, and the device's word that it cannot go on.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fault::DeviceFault;
+use super::tally::{FaultSink, Tally};
 use crate::hv::SharedLine;
 
 /// The driver should look at the used rings (virtio 1.2, 4.2.2: InterruptStatus bit 0).
@@ -24,24 +25,40 @@ struct Shared {
     status: AtomicU32,
     generation: AtomicU32,
     needs_reset: AtomicBool,
-    faults: AtomicU64,
-    last_fault: Mutex<Option<String>>,
+    broken: AtomicU64,
+    tally: Tally,
 }
 
 impl Interrupt {
     /// An interrupt on `line` with nothing pending.
     #[must_use]
     pub fn new(line: SharedLine) -> Self {
+        Self::counting(line, Tally::new(None))
+    }
+
+    /// The same, whose device's first fault of each kind `told` hears of.
+    #[must_use]
+    pub fn telling(line: SharedLine, told: FaultSink) -> Self {
+        Self::counting(line, Tally::new(Some(told)))
+    }
+
+    fn counting(line: SharedLine, tally: Tally) -> Self {
         Self {
             shared: Arc::new(Shared {
                 line,
                 status: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
                 needs_reset: AtomicBool::new(false),
-                faults: AtomicU64::new(0),
-                last_fault: Mutex::new(None),
+                broken: AtomicU64::new(0),
+                tally,
             }),
         }
+    }
+
+    /// What the slot counts.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.shared.tally
     }
 
     /// Tells the driver that a used ring moved.
@@ -57,18 +74,15 @@ impl Interrupt {
 
     /// The device cannot go on until the driver resets it (2.1.2): NEEDS_RESET appears in the status and the driver is told. Counted.
     pub fn fail(&self, fault: &DeviceFault) {
-        self.shared.faults.fetch_add(1, Ordering::Relaxed);
-        let text = match std::error::Error::source(fault) {
-            None => fault.to_string(),
-            Some(source) => format!("{fault}: {source}"),
-        };
-        *self.shared.last_fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        self.shared.broken.fetch_add(1, Ordering::Relaxed);
+        self.shared.tally.fault(fault);
         self.shared.needs_reset.store(true, Ordering::SeqCst);
         // An interrupt that cannot be delivered leaves a driver that reads NEEDS_RESET when it looks.
         let _ = self.config_changed();
     }
 
     fn raise(&self, bit: u32) -> io::Result<()> {
+        self.shared.tally.interrupt();
         self.shared.status.fetch_or(bit, Ordering::SeqCst);
         self.shared.line.pulse()
     }
@@ -99,13 +113,7 @@ impl Interrupt {
     /// How often the guest (or its host side) brought the device to NEEDS_RESET since the machine started.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        self.shared.faults.load(Ordering::Relaxed)
-    }
-
-    /// What the last of them was.
-    #[must_use]
-    pub fn last_fault(&self) -> Option<String> {
-        self.shared.last_fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.broken.load(Ordering::Relaxed)
     }
 
     /// Back to the state before the driver came; faults stay counted.

@@ -9,6 +9,7 @@ pub mod mem;
 pub mod queue;
 pub mod rng;
 pub mod spec;
+pub mod tally;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

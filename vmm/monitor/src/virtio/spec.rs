@@ -61,6 +61,21 @@ pub mod id {
     pub const VSOCK: u32 = 19;
     /// Memory that is plugged in.
     pub const MEMORY: u32 = 24;
+
+    /// What people call the devices that there are here.
+    #[must_use]
+    pub fn name(id: u32) -> &'static str {
+        match id {
+            NONE => "none",
+            NET => "net",
+            BLOCK => "block",
+            CONSOLE => "console",
+            ENTROPY => "entropy",
+            VSOCK => "vsock",
+            MEMORY => "memory",
+            _ => "unknown",
+        }
+    }
 }
 
 /// Offsets of the registers of a device on MMIO (4.2.2).

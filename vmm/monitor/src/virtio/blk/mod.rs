@@ -66,6 +66,7 @@ pub mod spec {
 /// The device. Its disk is with the worker while there is one.
 pub struct Block {
     disk: Option<Box<dyn Disk>>,
+    name: String,
     id: [u8; spec::ID_BYTES],
     features: u64,
     config: [u8; 60],
@@ -75,13 +76,14 @@ impl Block {
     /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue: requests are served one by one.
     #[must_use]
     pub fn new(disk: Box<dyn Disk>, id: &str) -> Self {
-        let mut name = [0; spec::ID_BYTES];
-        for (to, from) in name.iter_mut().zip(id.bytes()) {
+        let mut cut = [0; spec::ID_BYTES];
+        for (to, from) in cut.iter_mut().zip(id.bytes()) {
             *to = from;
         }
         let writing = if disk.read_only() { spec::F_RO } else { spec::F_DISCARD | spec::F_WRITE_ZEROES };
         Self {
-            id: name,
+            name: id.to_owned(),
+            id: cut,
             features: spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing,
             config: config(&*disk),
             disk: Some(disk),
@@ -110,6 +112,10 @@ fn config(disk: &dyn Disk) -> [u8; 60] {
 impl Device for Block {
     fn id(&self) -> u32 {
         id::BLOCK
+    }
+
+    fn name(&self) -> Option<String> {
+        Some(self.name.clone())
     }
 
     fn features(&self) -> u64 {

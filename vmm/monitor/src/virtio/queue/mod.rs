@@ -5,6 +5,7 @@
 
 mod chain;
 mod config;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use chain::{Chain, Reader, Segment, Writer};
 pub use config::{QueueConfig, Rings};
+pub use tally::{QueuePosition, QueueTally};
 
 use super::fault::DeviceFault;
 pub use super::fault::{QueueConfigError, QueueFault};
@@ -49,6 +51,7 @@ pub struct Queue {
     /// `next_used` when the driver was last told (or found not to want to be).
     signalled_used: Wrapping<u16>,
     doorbell: Arc<Notifier>,
+    tally: Arc<QueueTally>,
 }
 
 impl Queue {
@@ -63,7 +66,16 @@ impl Queue {
             next_used: Wrapping(0),
             signalled_used: Wrapping(0),
             doorbell,
+            tally: Arc::default(),
         }
+    }
+
+    /// The same, written down in `tally` for whoever looks at it.
+    #[must_use]
+    pub fn counted(mut self, tally: Arc<QueueTally>) -> Self {
+        tally.begin(self.rings);
+        self.tally = tally;
+        self
     }
 
     /// Its size: at most this many chains are held at once.
@@ -87,6 +99,7 @@ impl Queue {
         let head: u16 = load(memory, self.rings.available + 4 + 2 * slot)?;
         let chain = Chain::walk(memory, &self.rings, head, self.indirect)?;
         self.next_available += 1;
+        self.tally.taken(self.next_available.0);
         Ok(Some(chain))
     }
 
@@ -94,6 +107,7 @@ impl Queue {
     pub fn unpop(&mut self, chain: Chain) {
         drop(chain);
         self.next_available -= 1;
+        self.tally.taken(self.next_available.0);
     }
 
     /// Chains that wait to be popped.
@@ -119,6 +133,7 @@ impl Queue {
         store(memory, element, u32::from(head))?;
         store(memory, element + 4, written)?;
         self.next_used += 1;
+        self.tally.given(self.next_used.0);
         // The element must be visible before the index that announces it.
         store(memory, self.rings.used + 2, self.next_used.0)
     }

@@ -11,8 +11,9 @@ use crate::memory::Memory;
 use crate::sys::Notifier;
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Queue, QueueConfig};
+use crate::virtio::queue::{Queue, QueueConfig, QueueTally};
 use crate::virtio::spec::{feature, id, status};
+use crate::virtio::tally::Identity;
 
 /// Features that the transport and the ring code bring to every device.
 const RING_FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;
@@ -86,8 +87,6 @@ pub struct Transport {
     doorbells: Vec<Arc<Notifier>>,
     registers: Registers,
     life: Life,
-    /// Accesses that the specification forbids and that were ignored.
-    ignored: u64,
 }
 
 impl Transport {
@@ -103,7 +102,6 @@ impl Transport {
             doorbells: Vec::new(),
             registers: Registers::default(),
             life: Life::Idle,
-            ignored: 0,
         }
     }
 
@@ -117,6 +115,8 @@ impl Transport {
             device.queue_sizes().iter().map(|_| Ok(Arc::new(Notifier::new()?))).collect();
         self.doorbells = bells.map_err(|source| AttachError::Doorbell { slot: self.slot, source })?;
         self.registers = Registers::new(device.queue_sizes());
+        let queues = device.queue_sizes().iter().map(|_| Arc::default()).collect();
+        self.interrupt.tally().identify(Identity { device_id: device.id(), name: device.name(), queues });
         self.device = Some(device);
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Transport {
     /// Accesses so far that the specification forbids; they were ignored.
     #[must_use]
     pub fn ignored(&self) -> u64 {
-        self.ignored
+        self.interrupt.tally().ignored()
     }
 
     /// The device's id, 0 for an empty slot.
@@ -194,6 +194,7 @@ impl Transport {
         } else {
             self.step(value);
         }
+        self.interrupt.tally().set_status(self.registers.status);
         Effect::None
     }
 
@@ -313,7 +314,7 @@ impl Transport {
     }
 
     pub(super) fn ignore(&mut self) {
-        self.ignored += 1;
+        self.interrupt.tally().ignore();
     }
 
     // Life.
@@ -325,12 +326,13 @@ impl Transport {
             .queues
             .iter()
             .zip(&self.doorbells)
-            .map(|(config, bell)| {
+            .zip(self.queue_tallies())
+            .map(|((config, bell), tally)| {
                 if !config.ready {
                     return Ok(None);
                 }
                 let rings = config.validate(&self.memory)?;
-                Ok(Some(Queue::new(rings, features, bell.clone())))
+                Ok(Some(Queue::new(rings, features, bell.clone()).counted(tally.clone())))
             })
             .collect();
         match queues {
@@ -391,7 +393,13 @@ impl Transport {
             self.registers = Registers::default();
         }
         self.interrupt.reset();
+        self.interrupt.tally().set_status(0);
+        self.queue_tallies().iter().for_each(|tally| tally.end());
         self.life = Life::Idle;
+    }
+
+    fn queue_tallies(&self) -> &[Arc<QueueTally>] {
+        self.interrupt.tally().identity().map_or(&[], |identity| &identity.queues)
     }
 
     /// Takes the worker's return in, if it came.

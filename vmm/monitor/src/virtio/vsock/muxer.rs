@@ -266,6 +266,11 @@ impl Muxer {
         self.turns.len()
     }
 
+    /// Packets and buffers so far that broke the protocol.
+    pub(super) fn faults(&self) -> u64 {
+        self.inbox.counters.faults.load(Ordering::Relaxed)
+    }
+
     fn fault(&self) {
         self.inbox.counters.faults.fetch_add(1, Ordering::Relaxed);
     }

@@ -31,6 +31,8 @@ pub(super) struct VsockWorker {
     choked: bool,
     /// TRANSPORT_RESET is to be told.
     reset_due: bool,
+    /// Faults of the muxer that the device's slot has counted.
+    counted: u64,
 }
 
 /// What a pause leaves for [`super::Vsock`].
@@ -47,6 +49,7 @@ impl VsockWorker {
             return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
         };
         Ok(Self {
+            counted: muxer.faults(),
             muxer,
             rx,
             tx,
@@ -119,6 +122,11 @@ impl VsockWorker {
         if self.muxer.sync(registrar)? {
             self.rx.doorbell().notify()?;
         }
+        while self.counted < self.muxer.faults() {
+            self.counted += 1;
+            let fault = DeviceFault::Protocol("a packet or buffer of the socket device is not as it must be");
+            self.interrupt.tally().fault(&fault);
+        }
         self.tx.signal(&self.memory, &self.interrupt)?;
         self.rx.signal(&self.memory, &self.interrupt)
     }
@@ -183,7 +191,7 @@ impl Worker for VsockWorker {
     }
 
     fn quiesce(self: Box<Self>) -> Returned {
-        let Self { muxer, rx, tx, event, memory: _, interrupt: _, choked: _, reset_due } = *self;
+        let Self { muxer, rx, tx, event, memory: _, interrupt: _, choked: _, reset_due, counted: _ } = *self;
         Returned { state: Box::new(Rest { muxer, reset_due }), queues: vec![Some(rx), Some(tx), event] }
     }
 }

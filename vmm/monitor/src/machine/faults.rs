@@ -1,0 +1,82 @@
+//! Where a machine says what its guest broke: one line for the first fault of each kind of each device.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+
+use super::outcome::DeviceFaults;
+use super::watched::Watched;
+
+/// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts tell anyway.
+pub(super) struct FaultLog {
+    to: Option<OwnedFd>,
+    /// Made of `to` by the first line: most machines never say one.
+    open: Option<Watched>,
+    /// Slots and kinds that were said.
+    said: BTreeSet<(u16, String)>,
+}
+
+impl FaultLog {
+    /// Writes to `to`; `None`: nothing is written.
+    pub(super) fn new(to: Option<OwnedFd>) -> Self {
+        Self { to, open: None, said: BTreeSet::new() }
+    }
+
+    /// Says a fault, unless one of its kind was said of the device before; `true`: it was new.
+    pub(super) fn say(&mut self, fault: &DeviceFaults) -> bool {
+        if !self.said.insert((fault.slot, fault.kind.clone())) {
+            return false;
+        }
+        if let Some(to) = self.to.take() {
+            self.open = Some(Watched::independent(to, OFlags::WRONLY));
+        }
+        if let Some(open) = &self.open {
+            let _nobody_reads = open.write(line(fault).as_bytes());
+        }
+        true
+    }
+}
+
+fn line(fault: &DeviceFaults) -> String {
+    let DeviceFaults { slot, device, kind: _, first, count: _ } = fault;
+    format!(
+        "nelly-monitor: guest fault in device {slot} ({device}): {first}; more of this kind are counted, not told\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn fault() -> DeviceFaults {
+        DeviceFaults {
+            slot: 1,
+            device: "block root".into(),
+            kind: "descriptor_index".into(),
+            first: "the driver broke a queue: descriptor 64 of 64".into(),
+            count: 1,
+        }
+    }
+
+    #[test]
+    fn a_line_names_device_and_reason_and_waits_for_no_reader() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut log = FaultLog::new(Some(near.into()));
+        // Far more than the socket holds.
+        for n in 0..20_000 {
+            let more = DeviceFaults { kind: n.to_string(), ..fault() };
+            assert!(log.say(&more));
+            assert!(!log.say(&more), "said once");
+        }
+        let mut bytes = [0; 200];
+        far.read_exact(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        let wanted = "nelly-monitor: guest fault in device 1 (block root): the driver broke a queue: descriptor 64 of 64; ";
+        assert!(text.starts_with(wanted), "{text}");
+        assert!(FaultLog::new(None).say(&fault()));
+    }
+}

@@ -1,0 +1,154 @@
+//! What can be seen of a slot from outside while its device runs: written by whoever has the part, read by anybody, and never behind the
+//! lock of the device, which may be busy with an access of the guest.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::fault::DeviceFault;
+use super::queue::QueueTally;
+
+/// Told of the first fault of each kind, on the thread that met it: must not block.
+pub type FaultSink = Box<dyn Fn(&Fault) + Send + Sync>;
+
+/// What a device is, from when it is in its slot.
+#[derive(Debug)]
+pub struct Identity {
+    /// The virtio device id.
+    pub device_id: u32,
+    /// What it is called beside its kind: a disk's id.
+    pub name: Option<String>,
+    /// Its queues, in order.
+    pub queues: Vec<Arc<QueueTally>>,
+}
+
+/// Faults of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The kind, see [`DeviceFault::kind`].
+    pub kind: &'static str,
+    /// What the first of them was.
+    pub first: String,
+    /// So many there were.
+    pub count: u64,
+}
+
+/// What one slot counts.
+#[derive(Default)]
+pub struct Tally {
+    identity: OnceLock<Identity>,
+    status: AtomicU8,
+    ignored: AtomicU64,
+    interrupts: AtomicU64,
+    /// One of each kind, and kinds are few.
+    faults: Mutex<Vec<Fault>>,
+    told: Option<FaultSink>,
+}
+
+impl Tally {
+    /// Of an empty slot. `told` hears of the first fault of each kind.
+    #[must_use]
+    pub fn new(told: Option<FaultSink>) -> Self {
+        Self { told, ..Self::default() }
+    }
+
+    /// A device is in the slot, where it stays.
+    pub(super) fn identify(&self, identity: Identity) {
+        assert!(self.identity.set(identity).is_ok(), "a slot gets one device, and keeps it");
+    }
+
+    /// What is in the slot; `None`: nothing yet.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.get()
+    }
+
+    pub(super) fn set_status(&self, status: u8) {
+        self.status.store(status, Ordering::Relaxed);
+    }
+
+    /// The device status as the driver left it.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        self.status.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn ignore(&self) {
+        self.ignored.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Accesses so far that the specification forbids; they were ignored.
+    #[must_use]
+    pub fn ignored(&self) -> u64 {
+        self.ignored.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn interrupt(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Interrupts so far.
+    #[must_use]
+    pub fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
+    }
+
+    /// Counts a fault, whether the device needs a reset after it or not.
+    pub fn fault(&self, fault: &DeviceFault) {
+        let kind = fault.kind();
+        let mut faults = self.lock();
+        if let Some(same) = faults.iter_mut().find(|same| same.kind == kind) {
+            same.count += 1;
+            return;
+        }
+        let first = match std::error::Error::source(fault) {
+            None => fault.to_string(),
+            Some(source) => format!("{fault}: {source}"),
+        };
+        let fresh = Fault { kind, first, count: 1 };
+        faults.push(fresh.clone());
+        drop(faults);
+        if let Some(told) = &self.told {
+            told(&fresh);
+        }
+    }
+
+    /// Faults so far, by kind, in the order in which the kinds came.
+    #[must_use]
+    pub fn faults(&self) -> Vec<Fault> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::fault::QueueFault;
+
+    #[test]
+    fn the_first_fault_of_each_kind_is_told_and_all_are_counted() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let hears = told.clone();
+        let tally = Tally::new(Some(Box::new(move |fault| hears.lock().unwrap().push(fault.clone()))));
+        let index = |index| DeviceFault::Queue(QueueFault::Index { index, entries: 64 });
+        for n in 64..100 {
+            tally.fault(&index(n));
+        }
+        tally.fault(&DeviceFault::Queue(QueueFault::Loop { head: 3 }));
+        tally.fault(&index(1000));
+        let kinds = ["descriptor_index", "descriptor_loop"];
+        let firsts = [
+            "the driver broke a queue: descriptor 64 of 64",
+            "the driver broke a queue: descriptor chain 3 does not end",
+        ];
+        for (counts, faults) in [([37, 1], tally.faults()), ([1, 1], told.lock().unwrap().clone())] {
+            for (n, fault) in faults.iter().enumerate() {
+                assert_eq!((fault.kind, fault.first.as_str(), fault.count), (kinds[n], firsts[n], counts[n]));
+            }
+            assert_eq!(faults.len(), 2);
+        }
+    }
+}
