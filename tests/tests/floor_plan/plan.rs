@@ -50,6 +50,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("arch", 0),
             ("config", 0),
             ("sys", 0),
+            ("text", 0),
             ("memory", 1),
             ("timeline", 1),
             ("hv", 2),

@@ -1,7 +1,7 @@
 //! The machine: a microVM on KVM or Hypervisor.framework.
 //!
 //! The rooms below stand on floors and import downwards only (`tests/tests/floor_plan/` reads them):
-//! 0 `arch` `config` `sys`, 1 `memory` `timeline`, 2 `hv`, 3 `bus` `disk`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
+//! 0 `arch` `config` `sys` `text`, 1 `memory` `timeline`, 2 `hv`, 3 `bus` `disk`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
 
 pub mod arch;
 pub mod boot;
@@ -13,5 +13,6 @@ pub mod hv;
 pub mod machine;
 pub mod memory;
 pub mod sys;
+pub mod text;
 pub mod timeline;
 pub mod virtio;

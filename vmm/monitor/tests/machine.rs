@@ -26,6 +26,8 @@ fn say(text: &str) -> Vec<u8> {
 
 /// mov al, 0xfe; out 0x64, al; then jmp $
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+/// mov dx, 0x3f8; mov al, '.'; again: out dx, al; jmp again
+const CHATTER: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfd];
 /// mov dx, 0x600; mov al, 0x34; out dx, al; jmp $
 const OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
 /// xor eax, eax; push rax; push rax; lidt [rsp]; ud2: a table without a handler
@@ -181,6 +183,34 @@ fn deaths() {
     assert!(monitor.wait().unwrap().success());
 }
 
+/// A console whose reader is gone ends the machine once the guest writes, and output that is lost is no success. Signals that were ignored
+/// at the start stay ignored.
+fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
+    let left = |code: &[&[u8]], more: &str| {
+        let mut monitor = run(code, more).spawn().unwrap();
+        monitor.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        monitor.wait().unwrap().code()
+    };
+    assert_eq!(left(&[CHATTER], ""), Some(141));
+    assert_eq!(left(&[&say("."), SPIN], ", \"time_limit_ms\": 50"), Some(124));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = run(&[&say("lost"), OFF], "").stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(125) && said.contains("console"), "{output:?}");
+
+    let monitor = run(&[&say("."), SPIN], "");
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP INT; exec \"$0\" \"$@\""]).arg(monitor.get_program());
+    command.args(monitor.get_args()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut monitor = command.spawn().unwrap();
+    monitor.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let id = monitor.id().to_string();
+    for signal in ["-HUP", "-INT", "-TERM"] {
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    }
+    assert_eq!(monitor.wait().unwrap().code(), Some(128 + 15));
+}
+
 /// Without a holder, as `nelly boot` runs it.
 fn alone() {
     let directory = tempfile::tempdir().unwrap();
@@ -224,6 +254,7 @@ fn alone() {
     let id = spinning.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     assert_eq!(spinning.wait().unwrap().code(), Some(128 + 15));
+    readers_that_leave(run);
     for words in [&["--nonsense"][..], &["--config"], &[], &["--config", "/no/such/config"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_nelly-monitor")).args(words).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{words:?}");

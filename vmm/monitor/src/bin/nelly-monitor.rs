@@ -12,8 +12,9 @@ use nelly_vmm::config::{Endpoint, MachineConfig};
 use nelly_vmm::machine::{self, EndReason, Outcome};
 use nelly_vmm::sys;
 use nelly_vmm::sys::files::{self, Accept};
-use nelly_vmm::sys::signals::Signals;
+use nelly_vmm::sys::signals::{self, Signals};
 use nelly_vmm::sys::terminal::{RawMode, is_terminal};
+use nelly_vmm::text;
 use nelly_vmm::timeline::{self, Recorder, name};
 
 const HELP: &str = "\
@@ -24,8 +25,8 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
 
   --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process, which closes
                        all others from 3 on
-  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timings, timeline,
-                       exits, starts
+  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timeline, exits,
+                       starts
   --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
                        (nelly_vmm::machine::Machine), and ends with it
   --help               this text
@@ -35,7 +36,7 @@ On a terminal whose bytes go to the guest (\"serial\" or \"console\" is \"stdio\
 Ctrl-A Ctrl-A is Ctrl-A.
 
 Exit codes: 0 power-off or reset, 121 guest panic, 122 triple fault, 124 time limit, 125 failed,
-128+n ended by signal n.
+141 nobody reads the console any more, 128+n ended by signal n.
 ";
 
 /// Exit code for everything that is not the guest's doing, usage errors too.
@@ -62,7 +63,7 @@ fn run(origin: Option<OsString>) -> u8 {
     sys::host::share_one_heap();
     let job = match arguments(std::env::args_os().skip(1)) {
         Ok(job) => job,
-        Err(error) => return complain(&format!("{error}\nTry nelly-monitor --help.")),
+        Err(error) => return complain(&format!("{error}; see nelly-monitor --help")),
     };
     let code = match job {
         Job::Print(text) => return print(&text),
@@ -162,7 +163,10 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     leave()?;
 
     // Before any thread exists, so that all of them have the signals blocked.
-    let signals = Signals::block(&SIGNALS).map_err(|error| format!("cannot wait for signals: {error}"))?;
+    // Those that whoever started this process had ignored (nohup, background jobs of shells) stay ignored.
+    let mut numbers = SIGNALS.to_vec();
+    numbers.retain(|number| !signals::ignored(*number).unwrap_or(false));
+    let signals = Signals::block(&numbers).map_err(|error| format!("cannot wait for signals: {error}"))?;
     let stop = signals.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     let stdin = std::io::stdin();
     let typed = config.serial == Endpoint::Stdio || config.console == Endpoint::Stdio;
@@ -173,7 +177,7 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     drop(raw);
 
     if let EndReason::Error(what) = &outcome.reason {
-        eprintln!("nelly-monitor: {what}");
+        say(what);
     }
     if let Some(result) = result {
         write_result(result, &outcome)?;
@@ -228,6 +232,12 @@ fn print(text: &str) -> u8 {
 }
 
 fn complain(error: &str) -> u8 {
-    eprintln!("nelly-monitor: {error}");
+    say(error);
     FAILED
+}
+
+/// One message on standard error, fit for a terminal: paths and what guests did come into it.
+fn say(message: &str) {
+    // A standard error that is gone is no reason to fail: there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "nelly-monitor: {}", text::line(message));
 }

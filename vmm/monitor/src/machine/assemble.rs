@@ -420,6 +420,7 @@ fn connect<H>(
         Endpoint::Stdio => {
             let own = |number| sys::inherited(number).map_err(AssembleError::Console);
             pump.open(Some(own(0)?), Some(own(1)?), site.escape);
+            pump.need_reader();
         }
         Endpoint::Log(file) => {
             let options = OpenOptions::new().append(true).create(true).clone();

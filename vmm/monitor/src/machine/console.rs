@@ -123,6 +123,17 @@ pub(super) enum Heard {
     Nothing,
     /// Ctrl-A, then x.
     Quit,
+    /// It took no more of the output, and the machine is not to go on without it: see [`Pump::lost`].
+    Lost,
+}
+
+/// Why a reader took no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It left.
+    Gone,
+    /// The host failed; a sentence.
+    Failed(String),
 }
 
 /// One console.
@@ -141,6 +152,9 @@ pub(super) struct Pump {
     /// Bytes of the guest so far, and those of them that were dropped.
     taken_bytes: u64,
     lost_bytes: u64,
+    /// The machine is there for its reader.
+    needs_reader: bool,
+    lost: Option<Lost>,
 }
 
 impl Pump {
@@ -170,6 +184,8 @@ impl Pump {
             escape: None,
             taken_bytes: 0,
             lost_bytes: 0,
+            needs_reader: false,
+            lost: None,
         }
     }
 
@@ -205,6 +221,16 @@ impl Pump {
         self.far = Far::Open { input, output, stream: false };
     }
 
+    /// The machine is not to go on when output can no longer be written to the reader.
+    pub(super) fn need_reader(&mut self) {
+        self.needs_reader = true;
+    }
+
+    /// Why output could not be written to the reader that the machine needs.
+    pub(super) fn lost(&self) -> Option<&Lost> {
+        self.lost.as_ref()
+    }
+
     /// Gives the far side to whoever holds the other end of `stream`, in place of who had it before. `false`: this console has no stream.
     pub(super) fn attach(&mut self, poller: &Poller, stream: OwnedFd) -> io::Result<bool> {
         match &mut self.far {
@@ -232,6 +258,8 @@ impl Pump {
         self.far = old.far;
         self.output = old.output;
         self.escape = old.escape;
+        self.needs_reader = old.needs_reader;
+        self.lost = old.lost;
         self.taken_bytes = old.taken_bytes;
         self.lost_bytes = old.lost_bytes;
     }
@@ -264,7 +292,7 @@ impl Pump {
         self.move_output();
         let heard = self.move_input();
         self.watch(poller);
-        heard
+        if self.lost.is_some() { Heard::Lost } else { heard }
     }
 
     /// Whether the bell rang for this console.
@@ -365,8 +393,14 @@ impl Pump {
                             self.far = Far::Waiting;
                             return true;
                         }
-                        Err(_) => {
+                        Err(error) => {
                             *slot = None;
+                            if self.needs_reader {
+                                self.lost = Some(match error.kind() {
+                                    io::ErrorKind::BrokenPipe => Lost::Gone,
+                                    _ => Lost::Failed(format!("cannot write the guest's console: {error}")),
+                                });
+                            }
                             return true;
                         }
                     }

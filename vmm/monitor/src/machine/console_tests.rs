@@ -197,3 +197,29 @@ fn a_virtio_console_s_pump_moves_both_ways_and_sees_a_panic() {
     assert_eq!(everything(&mut guest), b"typed");
     pump.forget(&poller);
 }
+
+#[test]
+fn a_reader_that_the_machine_needs_is_missed_when_something_is_written() {
+    let lost = |output: OwnedFd, needed| {
+        let mut rig = Rig::new();
+        rig.pump.open(None, Some(output), false);
+        if needed {
+            rig.pump.need_reader();
+        }
+        // While nothing is written, nothing changes.
+        assert_eq!(rig.turn(), Heard::Nothing);
+        rig.says(b"one");
+        (rig.turn(), rig.pump.lost().cloned())
+    };
+    let left = || {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        OwnedFd::from(writer)
+    };
+    assert_eq!(lost(left(), true), (Heard::Lost, Some(Lost::Gone)));
+    assert_eq!(lost(left(), false), (Heard::Nothing, None));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (heard, why) = lost(full.into(), true);
+    let Some(Lost::Failed(why)) = why else { panic!("{why:?}") };
+    assert!(heard == Heard::Lost && why.contains("console"), "{why}");
+}

@@ -154,6 +154,15 @@ enum Body {
 impl Machine {
     /// Starts a machine and returns once its vCPUs run.
     pub fn start(config: &MachineConfig, resources: Resources, place: &Place) -> Result<Self, StartError> {
+        Self::begin(config, resources, place)?.done()
+    }
+
+    /// The same in two steps, with a descriptor to poll in between: whoever starts a machine may give it up at any time.
+    pub fn begin(
+        config: &MachineConfig,
+        resources: Resources,
+        place: &Place,
+    ) -> Result<Starting, StartError> {
         config.validate()?;
         // The monitor is not where its holder is.
         let config = config.clone().with_absolute_paths()?;
@@ -166,13 +175,13 @@ impl Machine {
         Self::hold(&config, resources, control, body)
     }
 
-    /// Holds the machine that `body` serves at the other end of `control`, once it has started.
+    /// Holds the machine that `body` serves at the other end of `control`, and asks for its start.
     fn hold(
         config: &MachineConfig,
         resources: Resources,
         control: OwnedFd,
         body: Body,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Starting, StartError> {
         let spawned_ns = timeline::now_ns();
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
         let ending = Mutex::new(Ending { receiver: Receiver::default(), outcome: None, body: Some(body) });
@@ -183,19 +192,7 @@ impl Machine {
         let request = Request::Start { config: Box::new(config.clone()), log: log.is_some() };
         let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
         let answer = machine.control.ask(&request, &extra);
-        drop(extra);
-        match answer.and_then(Pending::done) {
-            Ok(()) => Ok(machine),
-            Err(ControlError::Refused(error)) => Err(StartError::Refused(error)),
-            Err(ControlError::Talk(error)) => Err(StartError::Talk(error)),
-            Err(ControlError::Ended | ControlError::Confused) => {
-                let how = match machine.wait().reason {
-                    EndReason::MonitorDied(how) => how,
-                    other => other.to_string(),
-                };
-                Err(StartError::Died(how))
-            }
-        }
+        Ok(Starting { machine, answer })
     }
 
     /// Waits for the end.
@@ -244,9 +241,8 @@ impl Machine {
         }
     }
 
-    /// What dropping it does, and how it ended: at once, everything given back.
-    #[must_use]
-    pub fn close(self) -> Outcome {
+    /// What dropping it does, and how it ended: at once, every thread and mapping given back.
+    pub fn close(&self) -> Outcome {
         self.control.close();
         if !readable(self.done.as_fd(), Some(DROP_PATIENCE)) {
             self.kill();
@@ -387,6 +383,53 @@ impl Drop for Machine {
             drop(child.kill());
         }
         ending.reap();
+    }
+}
+
+/// A machine that was asked to start. Dropping it ends the machine.
+#[derive(Debug)]
+pub struct Starting {
+    machine: Machine,
+    answer: Result<Pending, ControlError>,
+}
+
+impl Starting {
+    /// Waits until the machine's vCPUs run.
+    pub fn done(self) -> Result<Machine, StartError> {
+        let Self { machine, answer } = self;
+        match answer.and_then(Pending::done) {
+            Ok(()) => Ok(machine),
+            Err(ControlError::Refused(error)) => Err(StartError::Refused(error)),
+            Err(ControlError::Talk(error)) => Err(StartError::Talk(error)),
+            Err(ControlError::Ended | ControlError::Confused) => {
+                let how = match machine.wait().reason {
+                    EndReason::MonitorDied(how) => how,
+                    other => other.to_string(),
+                };
+                Err(StartError::Died(how))
+            }
+        }
+    }
+
+    /// Ends the machine at once, as [`Machine::kill`] does.
+    pub fn kill(&self) {
+        self.machine.kill();
+    }
+
+    /// The guest's ports. What is asked of them is answered once the machine has started.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        self.machine.vsock()
+    }
+}
+
+impl AsFd for Starting {
+    /// Readable once [`Starting::done`] need not wait.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.answer {
+            Ok(answer) => answer.as_fd(),
+            Err(_) => self.machine.as_fd(),
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) enum Ending {
     Kill,
     /// The configured time is over.
     TimeLimit,
+    /// Whoever read the console left.
+    ReaderGone,
     /// The host failed.
     Host(String),
 }
@@ -162,6 +164,7 @@ pub(super) fn verdict(ending: &Ending, panicked: bool, on_reset: OnReset) -> Opt
         Ending::Stop => Some(EndReason::Stopped),
         Ending::Kill => Some(EndReason::Killed),
         Ending::TimeLimit => Some(EndReason::TimeLimit),
+        Ending::ReaderGone => Some(EndReason::ReaderGone),
         Ending::Host(what) => Some(EndReason::Error(what.clone())),
     }
 }
@@ -267,6 +270,7 @@ mod tests {
             (Ending::Agent(PowerWord::Panic), false, Some(R::Panic), Some(R::Panic)),
             (Ending::Stop, true, Some(R::Stopped), Some(R::Stopped)),
             (Ending::TimeLimit, false, Some(R::TimeLimit), Some(R::TimeLimit)),
+            (Ending::ReaderGone, false, Some(R::ReaderGone), Some(R::ReaderGone)),
         ];
         for (ending, panicked, exit, reboot) in table {
             assert_eq!(verdict(&ending, panicked, OnReset::Exit), exit, "{ending:?}");

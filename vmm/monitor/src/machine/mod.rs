@@ -21,8 +21,9 @@ mod watched;
 mod wire;
 
 pub use handle::{
-    ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Vsock, VsockListener,
+    ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Starting, Vsock,
+    VsockListener,
 };
 pub use inspect::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
-pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State, Timings};
+pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State};
 pub use server::{run_alone, serve};

@@ -11,9 +11,6 @@ use crate::timeline::Timeline;
 pub struct Outcome {
     /// Why.
     pub reason: EndReason,
-    /// How long things took.
-    #[serde(default)]
-    pub timings: Timings,
     /// When things happened, on the host's one clock: the monitor's stamps of the machine's first start and of its end.
     #[serde(default)]
     pub timeline: Timeline,
@@ -32,7 +29,6 @@ impl Outcome {
     pub(super) fn of(reason: EndReason) -> Self {
         Self {
             reason,
-            timings: Timings::default(),
             timeline: Timeline::default(),
             exits: ExitCounts::default(),
             starts: 0,
@@ -84,6 +80,8 @@ pub enum EndReason {
     Killed,
     /// The configured time was over.
     TimeLimit,
+    /// Whoever read the console on this process's standard output left, and the guest went on writing.
+    ReaderGone,
     /// The monitor ended without a word; the text says how.
     MonitorDied(String),
     /// The host failed, or the guest did what the hypervisor cannot run; the text says what.
@@ -92,7 +90,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 power-off, reset or stop; 121 panic; 122 triple fault; 124 time
-    /// limit; 125 failed; 137 killed.
+    /// limit; 125 failed; 137 killed; 141, as of SIGPIPE, when nobody read the console any more.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -102,6 +100,7 @@ impl EndReason {
             Self::TimeLimit => 124,
             Self::MonitorDied(_) | Self::Error(_) => 125,
             Self::Killed => 137,
+            Self::ReaderGone => 141,
         }
     }
 }
@@ -116,23 +115,11 @@ impl fmt::Display for EndReason {
             Self::Stopped => f.write_str("the machine was stopped"),
             Self::Killed => f.write_str("the machine was killed"),
             Self::TimeLimit => f.write_str("the time limit was reached"),
+            Self::ReaderGone => f.write_str("nobody reads the console any more"),
             Self::MonitorDied(how) => write!(f, "the monitor ended without a word: {how}"),
             Self::Error(what) => f.write_str(what),
         }
     }
-}
-
-/// How long things took, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timings {
-    /// From the start of the server (the first line of `nelly-monitor`'s `main`) to the machine assembled.
-    pub assemble_ns: u64,
-    /// From the start of the server to the first entry into the guest.
-    pub first_entry_ns: u64,
-    /// From the start of the server to the guest's end.
-    pub run_ns: u64,
-    /// From the guest's end to everything given back.
-    pub teardown_ns: u64,
 }
 
 /// How often vCPUs left the guest, by kind.

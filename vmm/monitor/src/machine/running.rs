@@ -5,17 +5,18 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::assemble::{Assembled, Remains, lock};
-use super::console::{Heard, Pump};
+use super::console::{Heard, Lost, Pump};
 use super::holder::Holder;
 use super::inspect::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Mailbox, Message, Word};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
-use super::vcpu::{Command, sentence};
+use super::vcpu::Command;
 use super::wire::Reply;
 use crate::config::OnReset;
 use crate::hv::Vm;
 use crate::sys::Poller;
+use crate::text::chain;
 use crate::timeline;
 use crate::virtio::device::Running;
 
@@ -63,7 +64,12 @@ impl Ran {
     /// How the machine ended, or `None` for another start.
     pub(super) fn reason(&self, on_reset: OnReset) -> Option<EndReason> {
         let wish = || self.wish.as_ref().and_then(|wish| verdict(wish, self.panicked, on_reset));
-        verdict(&self.ending, self.panicked, on_reset).or_else(wish)
+        let reason = verdict(&self.ending, self.panicked, on_reset).or_else(wish)?;
+        // Output that was lost while the guest ended well, or after it, is no good end.
+        Some(match self.remains.pumps.iter().find_map(Pump::lost) {
+            Some(Lost::Failed(what)) if reason.exit_code() == 0 => EndReason::Error(what.clone()),
+            _ => reason,
+        })
     }
 }
 
@@ -135,7 +141,7 @@ impl<V: Vm> Loop<V> {
                 }
             }
             Message::Vcpu(index, Word::Failed(error)) => {
-                let what = format!("cannot make vCPU {index}: {}", sentence(&error));
+                let what = format!("cannot make vCPU {index}: {}", chain(&error));
                 failure.get_or_insert_with(|| what.clone());
                 self.ended += 1;
                 self.end(Ending::Host(what), holder);
@@ -244,10 +250,19 @@ impl<V: Vm> Loop<V> {
     }
 
     pub(super) fn turn_pump(&mut self, which: impl Fn(&Pump) -> bool, mut holder: Option<&mut Holder>) {
-        let mut quit = false;
+        let mut ending = None;
         for pump in &mut self.machine.pumps {
             if which(pump) {
-                quit |= pump.turn(&self.poller) == Heard::Quit;
+                match pump.turn(&self.poller) {
+                    Heard::Nothing => {}
+                    Heard::Quit => ending = Some(Ending::Stop),
+                    Heard::Lost => {
+                        ending = pump.lost().map(|lost| match lost {
+                            Lost::Gone => Ending::ReaderGone,
+                            Lost::Failed(what) => Ending::Host(what.clone()),
+                        });
+                    }
+                }
             }
         }
         let panicked = self.machine.pumps.iter().any(Pump::panicked);
@@ -257,8 +272,8 @@ impl<V: Vm> Loop<V> {
                 holder.tell(&Event::PanicSeen);
             }
         }
-        if quit {
-            self.end(Ending::Stop, holder);
+        if let Some(ending) = ending {
+            self.end(ending, holder);
         }
     }
 

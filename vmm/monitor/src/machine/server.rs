@@ -16,12 +16,12 @@ use super::lifecycle::{Ending, Input};
 use super::mailbox::Mailbox;
 use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
-use super::vcpu::sentence;
 use super::wire::{self, Received, Receiver, Reply, Request};
 use crate::config::{Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
-use crate::timeline::{self, Recorder, name};
+use crate::text::chain;
+use crate::timeline::{Recorder, name};
 use crate::virtio::device::Registrar;
 
 /// Stack of the loop's thread.
@@ -103,7 +103,7 @@ pub fn run_alone(
     recorder.stamp(name::MONITOR_CONFIG);
     let hypervisor = match hv::open() {
         Ok(hypervisor) => hypervisor,
-        Err(error) => return Outcome::of(EndReason::Error(sentence(&error))),
+        Err(error) => return Outcome::of(EndReason::Error(chain(&error))),
     };
     let files = Files::Inherited;
     let server = Server {
@@ -140,7 +140,6 @@ impl<H: Hypervisor> Server<'_, H> {
     /// Runs the machine to its end, through every reset that it survives, and says how it ended. `reply` hears whether it started.
     pub(super) fn run(mut self, mut reply: Option<Reply>) -> Outcome {
         let mut outcome = Outcome::of(EndReason::Stopped);
-        let began = self.began();
         let limit = match self.time_limit() {
             Ok(limit) => limit,
             Err(error) => return failed(outcome, reply, &error),
@@ -156,8 +155,6 @@ impl<H: Hypervisor> Server<'_, H> {
                     outcome.add_faults(ran.remains.faults.clone());
                     if let Some(reason) = ran.reason(self.config.on_reset) {
                         outcome.reason = reason;
-                        outcome.timings.run_ns = ran.ended_at.saturating_sub(began);
-                        outcome.timings.teardown_ns = timeline::now_ns().saturating_sub(ran.ended_at);
                         self.recorder.stamp_at(name::GUEST_END, ran.ended_at);
                         break;
                     }
@@ -168,18 +165,11 @@ impl<H: Hypervisor> Server<'_, H> {
                 holder.tell(&Event::Rebooting);
             }
         }
-        let entered = self.recorder.at(name::FIRST_ENTRY);
-        outcome.timings.first_entry_ns = entered.map_or(0, |at| at.saturating_sub(began));
         outcome.timeline = self.recorder.timeline();
         if let Some(holder) = self.holder {
             holder.end(&outcome);
         }
         outcome
-    }
-
-    /// CLOCK_MONOTONIC in nanoseconds when this server began.
-    fn began(&self) -> u64 {
-        self.recorder.at(name::MONITOR_MAIN).unwrap_or_else(|| self.recorder.origin_ns())
     }
 
     fn time_limit(&self) -> std::io::Result<Option<Timer>> {
@@ -200,7 +190,7 @@ impl<H: Hypervisor> Server<'_, H> {
             if let Some(reply) = reply.take() {
                 reply.failed(error);
             }
-            EndReason::Error(sentence(error))
+            EndReason::Error(chain(error))
         };
         let mut run = match self.assemble(limit) {
             Ok(run) => run,
@@ -213,9 +203,6 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         outcome.starts += 1;
         run.starts = outcome.starts;
-        if outcome.starts == 1 {
-            outcome.timings.assemble_ns = timeline::now_ns().saturating_sub(self.began());
-        }
         if let Some(holder) = &mut self.holder {
             holder.reconnect(&run.machine);
             holder.tell(&Event::State(State::Starting));
@@ -223,8 +210,8 @@ impl<H: Hypervisor> Server<'_, H> {
         let mut failure = None;
         while !run.at_rest {
             if let Err(error) = self.turn(&mut run, limit, reply, &mut failure) {
-                failure.get_or_insert_with(|| sentence(&error));
-                run.step(Input::End(Ending::Host(sentence(&error))), self.holder.as_mut());
+                failure.get_or_insert_with(|| chain(&error));
+                run.step(Input::End(Ending::Host(chain(&error))), self.holder.as_mut());
                 if !run.can_go_on() {
                     break;
                 }
@@ -333,7 +320,7 @@ impl<H: Hypervisor> Server<'_, H> {
 }
 
 fn failed(mut outcome: Outcome, reply: Option<Reply>, error: &dyn std::error::Error) -> Outcome {
-    outcome.reason = EndReason::Error(sentence(error));
+    outcome.reason = EndReason::Error(chain(error));
     if let Some(reply) = reply {
         reply.failed(error);
     }

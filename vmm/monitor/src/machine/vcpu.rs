@@ -17,6 +17,7 @@ use super::outcome::ExitCounts;
 use crate::arch::BootState;
 use crate::bus::{Bus, Effect};
 use crate::hv::{Exit, HvError, Vcpu, Vm};
+use crate::text::chain;
 use crate::timeline::{Recorder, name};
 
 /// Stack of a vCPU's thread. Device models run on it.
@@ -297,7 +298,7 @@ fn complete<C: Vcpu>(vcpu: &mut C, shared: &Shared) -> Option<Cause> {
                 Served::Wait => return None,
                 Served::Stop(cause) => return Some(cause),
             },
-            Err(error) => return Some(Cause::Fault(sentence(&error))),
+            Err(error) => return Some(Cause::Fault(chain(&error))),
         }
     }
 }
@@ -308,7 +309,7 @@ fn enter<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) -> Option<Cause> {
     loop {
         let exit = match vcpu.run() {
             Ok(exit) => exit,
-            Err(error) => return Some(Cause::Fault(sentence(&error))),
+            Err(error) => return Some(Cause::Fault(chain(&error))),
         };
         counters.count(&exit);
         if let Exit::Kicked = exit {
@@ -371,11 +372,6 @@ fn write_port(shared: &Shared, port: u16, width: u8, data: &[u8]) -> Effect {
         .map(|access| shared.write(&shared.pio, u64::from(port), access))
         .find(|effect| *effect != Effect::None)
         .unwrap_or_default()
-}
-
-/// An error and its sources in one line.
-pub(super) fn sentence(error: &dyn std::error::Error) -> String {
-    super::wire::chain(error).join(": ")
 }
 
 #[cfg(test)]

@@ -5,6 +5,20 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+/// Whether the signal of this number is ignored: whoever started the process wanted it so (`nohup`, a shell's background jobs).
+///
+/// # Errors
+/// A number that is none.
+pub fn ignored(number: i32) -> io::Result<bool> {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null action changes nothing, and the current one is written to a place of its type.
+    if unsafe { libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it wrote the whole action.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
+}
+
 /// Signals that no longer end the process but wait in a descriptor.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
@@ -87,6 +101,14 @@ impl AsFd for Signals {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_ignored_from_the_start_is_known() {
+        // The standard library ignores it before main, and nobody here ignores the other.
+        assert!(ignored(libc::SIGPIPE).unwrap());
+        assert!(!ignored(libc::SIGUSR1).unwrap());
+        assert!(ignored(10_000).is_err());
+    }
 
     #[test]
     fn a_blocked_signal_waits_in_the_descriptor() {

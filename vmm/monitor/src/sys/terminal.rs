@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{
     OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
 };
@@ -37,6 +39,20 @@ pub fn size(fd: impl AsFd) -> io::Result<Size> {
 pub fn set_size(fd: impl AsFd, size: Size) -> io::Result<()> {
     let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     Ok(tcsetwinsize(fd, size)?)
+}
+
+/// Waits until the terminal behind `fd` has hung up, at most for `limit`; `false` when it has not, or cannot be watched. What is typed
+/// meanwhile stays for others to read.
+pub fn hung_up(fd: impl AsFd, limit: Option<Duration>) -> bool {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    let mut polled = [PollFd::new(&fd, PollFlags::empty())];
+    loop {
+        match poll(&mut polled, limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) | Ok(0) => return false,
+            Ok(_) => return polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR),
+        }
+    }
 }
 
 /// A terminal in raw mode: bytes pass as they are typed, no signal keys, no echo. Dropping the guard restores what was before.
@@ -102,6 +118,17 @@ mod tests {
         assert!(!cooked(&user));
         drop(guard);
         assert!(cooked(&user));
+    }
+
+    #[test]
+    fn a_terminal_hangs_up_with_its_other_end_and_not_before() {
+        let (main, user) = pty();
+        assert!(!hung_up(&user, Some(Duration::ZERO)));
+        rustix::io::write(&main, b"typed\n").unwrap();
+        assert!(!hung_up(&user, Some(Duration::ZERO)));
+        let watcher = std::thread::spawn(move || hung_up(&user, None));
+        drop(main);
+        assert!(watcher.join().unwrap());
     }
 
     #[test]
