@@ -130,7 +130,7 @@ impl Rounds {
     pub fn turns(&self, contestants: usize) -> Vec<(u32, usize)> {
         let rounds = 0..self.warm_up + self.counted;
         let turn = |round: u32| {
-            let first = usize::try_from(round).unwrap_or(0);
+            let first = usize::try_from(round).expect("32 bits fit everywhere that this runs");
             (0..contestants).map(move |place| (round, (first + place) % contestants))
         };
         rounds.flat_map(turn).collect()

@@ -28,7 +28,7 @@ impl Random {
     /// An index below `count`, which is not zero. The bias of the multiplication is below 2^-32.
     fn below(&mut self, count: usize) -> usize {
         let high = (u128::from(self.next()) * count as u128) >> 64;
-        usize::try_from(high).unwrap_or(0).min(count - 1)
+        usize::try_from(high).expect("the high half of a product with count is below count")
     }
 }
 
@@ -82,7 +82,7 @@ pub fn quantile(sorted: &[u64], permille: usize) -> u64 {
     let low = sorted[place / 1000];
     let high = sorted[(place / 1000 + 1).min(last)];
     let part = u128::from(high - low) * (place % 1000) as u128 / 1000;
-    low + u64::try_from(part).unwrap_or(0)
+    low + u64::try_from(part).expect("a part of the distance between two samples is not more than it")
 }
 
 /// The median of samples in any order; 0 of none.

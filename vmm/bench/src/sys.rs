@@ -22,9 +22,13 @@ pub(crate) struct Usage {
     pub(crate) peak_rss_bytes: u64,
 }
 
+/// A count or a time of the kernel's.
+fn number(value: i64) -> u64 {
+    u64::try_from(value).expect("the kernel counts from zero upwards")
+}
+
 impl Usage {
     fn of(raw: &libc::rusage) -> Self {
-        let number = |value: i64| u64::try_from(value).unwrap_or(0);
         let time = |time: libc::timeval| number(time.tv_sec) * 1_000_000_000 + number(time.tv_usec) * 1000;
         Self {
             user_ns: time(raw.ru_utime),
@@ -80,7 +84,6 @@ pub(crate) fn children() -> Usage {
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub(crate) fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    let number = |value: i64| u64::try_from(value).unwrap_or(0);
     number(now.tv_sec) * 1_000_000_000 + number(now.tv_nsec)
 }
 

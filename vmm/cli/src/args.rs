@@ -273,7 +273,7 @@ pub(crate) struct BootArgs {
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, timings, timeline, exits, starts} to FILE or to descriptor N
+    /// Write one JSON object {reason, timeline, exits, starts} to FILE or to descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// What a reset by the guest does

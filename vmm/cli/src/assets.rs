@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nelly_sandbox::spec::installation::{self, Manifest};
+use nelly_sandbox::spec::installation::{InstallationError, Manifest, Search};
 use nelly_vmm::config::Platform;
 
 use crate::fail::Hint;
@@ -16,50 +16,30 @@ pub(crate) struct Asset {
     pub(crate) source: String,
 }
 
-/// Where things are looked for.
-#[derive(Debug)]
-pub(crate) struct Search {
-    /// The running program.
-    pub(crate) program: PathBuf,
-    /// The user's data directory.
-    pub(crate) data: PathBuf,
+/// The first directory that holds an `assets.json`, with what it says.
+///
+/// # Errors
+/// None does, or the file is not what it should be.
+pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, Manifest)> {
+    match search.manifest() {
+        Err(error @ InstallationError::Missing { .. }) => {
+            Err(Hint::error(error.to_string(), "run `make`, or name the files with --kernel and --initrd"))
+        }
+        found => Ok(found?),
+    }
 }
 
-impl Search {
-    fn directories(&self) -> Vec<PathBuf> {
-        let bin = self.program.parent().unwrap_or(Path::new("/"));
-        vec![bin.join("../share/nelly"), bin.to_owned(), self.data.clone()]
+/// The `nelly-monitor` program: setting, or the installation's.
+///
+/// # Errors
+/// None of them is there.
+pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
+    if let Some((path, source)) = settings.path("monitor", None) {
+        return existing(path, &source);
     }
-
-    /// The first directory that holds an `assets.json`, with what it says.
-    ///
-    /// # Errors
-    /// None does (the directories are named), or the file is not what it should be.
-    pub(crate) fn manifest(&self) -> Result<(PathBuf, Manifest)> {
-        for directory in self.directories() {
-            let Some(manifest) = Manifest::read(&directory)? else { continue };
-            return Ok((directory, manifest));
-        }
-        let tried: Vec<_> = self.directories().iter().map(|path| path.display().to_string()).collect();
-        bail!(
-            "no kernel and initramfs installed: looked for assets.json in {}; run `make`, or name them with --kernel and --initrd",
-            tried.join(", ")
-        )
-    }
-
-    /// The `nelly-monitor` program: setting, beside `nelly`, or `../libexec/nelly`.
-    ///
-    /// # Errors
-    /// None of them is there.
-    pub(crate) fn monitor(&self, settings: &Settings) -> Result<Asset> {
-        if let Some((path, source)) = settings.path("monitor", None) {
-            return existing(path, &source);
-        }
-        let bin = self.program.parent().unwrap_or(Path::new("/"));
-        match installation::find_monitor(bin) {
-            Ok(path) => Ok(Asset { path, source: "beside nelly".into() }),
-            Err(error) => Err(Hint::error(error.to_string(), "run `make`, or set NELLY_MONITOR")),
-        }
+    match search.monitor() {
+        Ok(path) => Ok(Asset { path, source: "beside nelly".into() }),
+        Err(error) => Err(Hint::error(error.to_string(), "run `make`, or set NELLY_MONITOR")),
     }
 }
 
@@ -86,7 +66,7 @@ impl Assets {
     ) -> Result<Self> {
         let kernel = settings.path("kernel", kernel);
         let initrd = settings.path("initrd", initrd);
-        let manifest = match search.manifest() {
+        let manifest = match manifest(search) {
             Ok(found) => Some(found),
             // With both files named, nothing of the installation is needed but the built-in image.
             Err(_) if kernel.is_some() && initrd.is_some() => None,
@@ -140,14 +120,15 @@ mod tests {
     #[test]
     fn share_beats_the_data_directory_and_a_flag_beats_both() {
         let top = tempfile::tempdir().unwrap();
-        let search = Search { program: top.path().join("bin/nelly"), data: top.path().join("data") };
+        let data = top.path().join("data");
+        let search = Search { bin: top.path().join("bin"), data: Some(data.clone()) };
         std::fs::create_dir_all(top.path().join("bin")).unwrap();
         let settings = Settings::default();
         let error = Assets::find(&search, &settings, None, None).unwrap_err().to_string();
-        assert!(error.contains("assets.json") && error.contains("make"), "{error}");
-        install(&search.data);
+        assert!(error.contains("assets.json"), "{error}");
+        install(&data);
         let found = Assets::find(&search, &settings, None, None).unwrap();
-        assert_eq!(found.kernel.path, search.data.join("vmlinux"));
+        assert_eq!(found.kernel.path, data.join("vmlinux"));
         install(&top.path().join("share/nelly"));
         let found = Assets::find(&search, &settings, None, None).unwrap();
         assert_eq!(found.kernel.path, top.path().join("bin/../share/nelly/vmlinux"));

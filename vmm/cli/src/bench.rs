@@ -14,8 +14,9 @@ use nelly_sandbox::spec::size;
 use nelly_vmm::config::{CommandLine, CpuCount, MemorySize, Platform};
 use nelly_vmm::sys::files::Accept;
 use nelly_vmm::sys::terminal;
+use nelly_vmm::text;
 
-use crate::assets::Assets;
+use crate::assets::{self, Assets};
 use crate::bench_args::{BenchArgs, BenchVerb, BootFlags, CommandFlags, Common, CompareFlags, Often, Until};
 use crate::context::Context;
 use crate::host::{self, Kvm};
@@ -44,8 +45,8 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     match measured {
         Ok(record) => deliver(&record, common),
         Err(RunnerError::Interrupted(number)) => {
-            eprintln!("nelly: interrupted; everything that was started was ended");
-            Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(1)))
+            out::say("interrupted; everything that was started was ended");
+            Ok(ExitCode::from(u8::try_from(128 + number).expect("signals end at 64")))
         }
         Err(error) => Err(error.into()),
     }
@@ -71,11 +72,11 @@ fn deliver(record: &Record, common: &Common) -> Result<ExitCode> {
 /// A line on a terminal that takes the place of the one before; nothing elsewhere but what is no counting.
 fn progress() -> impl FnMut(&str) {
     let live = terminal::is_terminal(std::io::stderr());
-    move |text| {
+    move |said| {
         if live {
-            eprint!("\r\x1b[K{text}\r");
-        } else if text.contains("skipped") {
-            eprintln!("nelly: {text}");
+            eprint!("\r\x1b[K{}\r", text::line(said));
+        } else if said.contains("skipped") {
+            out::say(said);
         }
     }
 }
@@ -114,7 +115,7 @@ fn sandbox(common: &Common, context: &Context) -> Result<SandboxPlan> {
     let assets = Assets::find(&context.search, &context.settings, None, None)?;
     let (cpus, memory) = hardware(common)?;
     Ok(SandboxPlan {
-        monitor: context.search.monitor(&context.settings)?.path,
+        monitor: assets::monitor(&context.search, &context.settings)?.path,
         kernel: assets.kernel.path,
         initrd: assets.initrd.path,
         platform: assets.platform.unwrap_or(Platform::Auto),
@@ -156,7 +157,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     let initrd = match &flags.initrd {
         _ if flags.no_initrd => None,
         Some(initrd) => Some(initrd.clone()),
-        None => Some(context.search.manifest()?.0.join("marker.cpio")),
+        None => Some(assets::manifest(&context.search)?.0.join("marker.cpio")),
     };
     if let Some(initrd) = &initrd {
         machine::open("--initrd", initrd, Accept::Regular)?;
@@ -176,7 +177,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     };
     let plan = BootPlan {
         guest,
-        monitor: context.search.monitor(&context.settings)?.path,
+        monitor: assets::monitor(&context.search, &context.settings)?.path,
         peers: flags.vs.clone(),
         rounds,
         marker: flags.marker.clone(),
@@ -200,7 +201,7 @@ fn whole(flags: &CommandFlags, context: &Context) -> Result<Measured> {
         cpus: plan.cpus.get(),
         memory_bytes: plan.memory.get(),
     };
-    let program = context.search.program.clone();
+    let program = context.program.clone();
     let plan = RunPlan { program, flags: words, command: command(flags), rounds };
     Ok(runner::run(&plan, guest, environment(), false, &mut progress()))
 }
@@ -212,7 +213,7 @@ fn compare(flags: &CompareFlags) -> Result<ExitCode> {
     };
     let comparison = report::compare(&read(&flags.before)?, &read(&flags.after)?, flags.least * 10)?;
     if flags.json {
-        out::line(serde_json::to_string(&comparison)?)?;
+        out::json(serde_json::to_string(&comparison)?)?;
     } else {
         out::line(comparison.table())?;
     }

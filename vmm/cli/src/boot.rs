@@ -14,15 +14,15 @@ use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 use crate::args::BootArgs;
 use crate::context::Context;
 use crate::result::Target;
-use crate::{machine, out};
+use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     let config = machine::boot(args, &context.settings)?;
     args.result.as_deref().map(Target::parse).transpose().context("--result")?;
-    let monitor = context.search.monitor(&context.settings)?;
+    let monitor = assets::monitor(&context.search, &context.settings)?;
     if args.machine.dry_run {
-        out::line(config.to_json())?;
+        out::json(config.to_json())?;
         return Ok(ExitCode::SUCCESS);
     }
     // Not close-on-exec: the monitor reads it after the exec.

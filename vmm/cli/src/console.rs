@@ -5,6 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 use anyhow::{Context as _, Result};
+use nelly_vmm::text;
+
+use crate::out;
 
 /// Kernel words that undo the silence of the usual ones: the last `loglevel` counts.
 pub(crate) const TALKATIVE: &str = "loglevel=7";
@@ -17,18 +20,18 @@ const LONGEST: usize = 1024;
 /// # Errors
 /// No thread could be started.
 pub(crate) fn show(serial: UnixStream) -> Result<()> {
-    let work = move || lines(BufReader::new(serial), |line| eprintln!("guest: {line}"));
+    let work = move || lines(BufReader::new(serial), |line| out::note(format_args!("guest: {line}\n")));
     thread::Builder::new().name("console".into()).spawn(work).context("cannot start the console's thread")?;
     Ok(())
 }
 
-/// Cuts what a guest says into lines without control characters: it is hostile, and stderr may be a terminal.
+/// Cuts what a guest says into lines: it is hostile, and stderr may be a terminal.
 fn lines(from: impl BufRead, mut say: impl FnMut(&str)) {
     let mut line = Vec::new();
     let mut tell = |line: &mut Vec<u8>| {
-        let text: String = String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).collect();
-        if !text.trim().is_empty() {
-            say(&text);
+        let said = String::from_utf8_lossy(line);
+        if !said.trim().is_empty() {
+            say(&text::line(said.trim_end()));
         }
         line.clear();
     };
@@ -57,6 +60,6 @@ mod tests {
         let long = "x".repeat(LONGEST + 1);
         let text = format!("[0.1] one\r\n\n\x1b[2Jtwo\x07\n{long}\nlast");
         lines(text.as_bytes(), |line| said.push(line.to_owned()));
-        assert_eq!(said, ["[0.1] one", "[2Jtwo", &long[..LONGEST], "x", "last"]);
+        assert_eq!(said, ["[0.1] one", "\\u{1b}[2Jtwo\\u{7}", &long[..LONGEST], "x", "last"]);
     }
 }

@@ -1,9 +1,11 @@
 //! What every verb needs: settings, places, where the installation is.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
+use nelly_sandbox::spec::installation::Search;
 use nelly_sandbox::state::Places;
 
-use crate::assets::Search;
 use crate::settings::Settings;
 
 /// Read once, at the start.
@@ -11,6 +13,8 @@ use crate::settings::Settings;
 pub(crate) struct Context {
     pub(crate) settings: Settings,
     pub(crate) places: Places,
+    /// The running program.
+    pub(crate) program: PathBuf,
     pub(crate) search: Search,
 }
 
@@ -21,7 +25,8 @@ impl Context {
         places.check().context("the data directory is not used")?;
         let settings = Settings::load(Some(&places.config), |name| std::env::var(name).ok())?;
         let program = std::env::current_exe().context("cannot find the running program")?;
-        let search = Search { program, data: places.data.clone() };
-        Ok(Self { settings, places, search })
+        let bin = program.parent().map(PathBuf::from).unwrap_or_default();
+        let search = Search { bin, data: Some(places.data.clone()) };
+        Ok(Self { settings, places, program, search })
     }
 }

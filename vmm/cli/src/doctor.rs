@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::assets::Assets;
+use crate::assets::{self, Assets};
 use crate::context::Context;
 use crate::host::{self, Kvm};
 use crate::out;
@@ -50,7 +50,7 @@ pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
                 json!({ "schema": 1, "check": finding.check, "verdict": verdict, "text": finding.text, "hint": finding.hint })
             })
             .collect();
-        out::line(serde_json::Value::Array(rows))?;
+        out::json(serde_json::Value::Array(rows))?;
     } else {
         for finding in &findings {
             out::line(format_args!("{:<5} {:<10} {}", word(finding.verdict), finding.check, finding.text))?;
@@ -112,7 +112,7 @@ fn describe(kvm: Kvm) -> Vec<Finding> {
 
 fn installation(context: &Context) -> Vec<Finding> {
     let mut findings = Vec::new();
-    match context.search.monitor(&context.settings) {
+    match assets::monitor(&context.search, &context.settings) {
         Ok(monitor) => {
             findings.push(Finding::ok("monitor", format!("{} ({})", monitor.path.display(), monitor.source)))
         }

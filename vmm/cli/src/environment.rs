@@ -23,6 +23,8 @@ pub(crate) fn collect(
     };
     for file in files {
         let text = read(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
+        // Editors of some systems begin a file with a byte order mark, which is no part of the first name.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (number, line) in text.lines().enumerate() {
             let line = line.trim_start();
             if line.is_empty() || line.starts_with('#') {
@@ -61,6 +63,9 @@ mod tests {
         let get = |name: &str| (name == "HOST").then(|| "h".to_owned());
         let words = collect(std::slice::from_ref(&file), &["A=2".into(), "HOST".into()], get).unwrap();
         assert_eq!(words, ["A=1", "B=two words", "HOST=h", "A=2", "HOST=h"]);
+        // A byte order mark is dropped at the beginning, and nowhere else.
+        std::fs::write(&file, "\u{feff}A=1\r\nB=\u{feff}\n").unwrap();
+        assert_eq!(collect(std::slice::from_ref(&file), &[], get).unwrap(), ["A=1", "B=\u{feff}"]);
         std::fs::write(&file, "A=1\nnot ok=1\n").unwrap();
         let error = collect(&[file], &[], get).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");

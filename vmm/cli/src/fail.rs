@@ -3,34 +3,43 @@
 use std::process::ExitCode;
 
 use anyhow::Error;
+use nelly_sandbox::instance::SandboxError;
+use nelly_sandbox::spec::SpecError;
+use nelly_sandbox::state::outcome;
+use nelly_vmm::text;
 use serde_json::json;
+
+use crate::out;
 
 /// Prints `error` as a chain on stderr, or as one JSON object {code, message, hint}.
 pub(crate) fn report(error: &Error, json: bool, code: u8) -> ExitCode {
-    let message = chain(error);
+    let message = text::chain(error.as_ref());
     if json {
         let object = json!({ "schema": 1, "code": code, "message": message, "hint": hint(error) });
-        eprintln!("{object}");
+        out::note(format_args!("{}\n", text::json(&object.to_string())));
     } else {
-        eprintln!("nelly: {message}");
+        out::say(message);
+        if let Some(console) = console(error) {
+            out::note(format_args!("the guest's console ends with:\n{console}\n"));
+        }
         if let Some(hint) = hint(error) {
-            eprintln!("  hint: {hint}");
+            out::note(format_args!("  hint: {hint}\n"));
         }
     }
     ExitCode::from(code)
 }
 
-/// The chain in one line, without a cause that its parent's sentence ends with already.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
+/// The exit code of an error that has one of its own, whatever the verb.
+pub(crate) fn code(error: &Error) -> Option<u8> {
+    matches!(error.downcast_ref(), Some(SpecError::EmptyProgram)).then_some(outcome::NOT_FOUND)
+}
+
+/// What the guest said last, where that may explain the error.
+fn console(error: &Error) -> Option<&str> {
+    match error.downcast_ref() {
+        Some(SandboxError::Guest { console, .. }) if !console.is_empty() => Some(console),
+        _ => None,
     }
-    text
 }
 
 /// What to do, carried in the chain as a [`Hint`].
@@ -67,10 +76,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_that_was_said_is_not_said_again() {
-        let error = anyhow::anyhow!("no such file").context("cannot open /k: no such file").context("boot");
-        assert_eq!(chain(&error), "boot: cannot open /k: no such file");
+    fn a_hint_and_a_console_are_found_below_what_was_tried() {
         let hinted = Err::<(), _>(Hint::error("no KVM", "modprobe kvm")).context("doctor").unwrap_err();
-        assert_eq!(hint(&hinted), Some("modprobe kvm"));
+        assert_eq!((hint(&hinted), console(&hinted)), (Some("modprobe kvm"), None));
+        let guest = SandboxError::Guest { what: "the guest panicked".into(), console: "Oops".into() };
+        let guest = Err::<(), _>(guest).context("run").unwrap_err();
+        assert_eq!((hint(&guest), console(&guest)), (None, Some("Oops")));
+        let empty = Err::<(), _>(SpecError::EmptyProgram).context("run").unwrap_err();
+        assert_eq!((code(&empty), code(&guest)), (Some(127), None));
     }
 }

@@ -33,8 +33,9 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
     let memory_size = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory {memory}: {reason}"))?;
     // The monitor refuses it as well, but only when an image has been unpacked for nothing.
-    let host = nelly_vmm::sys::host::memory_bytes().unwrap_or(u64::MAX);
-    if bytes > host {
+    if let Ok(host) = nelly_vmm::sys::host::memory_bytes()
+        && bytes > host
+    {
         bail!("--memory {memory}: more than this host's {} MiB", host >> 20);
     }
     let (append, _) = settings.get("append", args.append.as_deref());
@@ -86,8 +87,9 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     }
     config.rng = true;
     config.serial = nelly_vmm::config::Endpoint::Stdio;
-    config.time_limit_ms =
-        common.timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    let milliseconds =
+        |limit: std::time::Duration| u64::try_from(limit.as_millis()).expect("a year at most was parsed");
+    config.time_limit_ms = common.timeout.map(milliseconds);
     config.validate()?;
     Ok(config)
 }

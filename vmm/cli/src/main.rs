@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     };
     match dispatch(&cli.verb, &raw, &recorder) {
         Ok(code) => code,
-        Err(error) => fail::report(&error, json, code),
+        Err(error) => fail::report(&error, json, fail::code(&error).unwrap_or(code)),
     }
 }
 
@@ -94,8 +94,13 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
 /// Usage errors of `run` and `boot` are 125, as of every failure that is not the container's; of other verbs 2.
 fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    // Printing fails only when nobody reads.
-    let _ = error.print();
+    if asked {
+        // Printing fails only when nobody reads.
+        let _ = error.print();
+    } else {
+        // It repeats words of the command line, which may be somebody else's.
+        out::note(error);
+    }
     match raw.get(1).map(String::as_str) {
         _ if asked => ExitCode::SUCCESS,
         Some("run" | "boot") => ExitCode::from(outcome::FAILED),
@@ -114,7 +119,7 @@ fn log(flag: Option<LogLevel>, quiet: bool, context: &Context) -> Result<()> {
     // Fails when a subscriber is set already, which only this function does.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(|| out::Log)
         .with_target(false)
         .try_init();
     Ok(())

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nelly_sandbox::state::Id;
 use nelly_sandbox::timeline::Timeline;
+use nelly_vmm::text;
 use serde_json::json;
 
 /// Where it goes.
@@ -39,7 +40,7 @@ impl Target {
         total: Duration,
         timeline: Option<&Timeline>,
     ) -> Result<()> {
-        let total = u64::try_from(total.as_nanos()).unwrap_or(u64::MAX);
+        let total = u64::try_from(total.as_nanos()).expect("nobody waits for 584 years");
         let timings = match timeline {
             Some(timeline) => json!({ "total_ns": timeline.total_ns(), "timeline": timeline }),
             None => json!({ "total_ns": total }),
@@ -57,7 +58,7 @@ impl Target {
         let written = file.as_mut().map_err(|error| std::io::Error::new(error.kind(), error.to_string()));
         // One write: formatting into the file would be a system call a word.
         written
-            .and_then(|file| file.write_all(format!("{object}\n").as_bytes()))
+            .and_then(|file| file.write_all(format!("{}\n", text::json(&object.to_string())).as_bytes()))
             .with_context(|| format!("--result: cannot write {name}"))
     }
 }

@@ -1,7 +1,7 @@
 //! `nelly run`: a container in a machine of its own, in the foreground.
 
 use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,23 +10,24 @@ use anyhow::{Context as _, Result, bail};
 use nelly_image::{Config, ImageConfiguration, Reference, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
-use nelly_sandbox::life::{self, Request};
+use nelly_sandbox::life::{Ended, Outside};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{
     ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp, SecurityOption, SpecError, Tmpfs, oci,
 };
-use nelly_sandbox::state::{Exit, Id, Name, outcome};
+use nelly_sandbox::state::{Exit, Hostname, Id, Name, outcome};
 use nelly_sandbox::timeline::{Timeline, name};
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
 use nelly_vmm::sys::files::Accept;
 use nelly_vmm::sys::terminal;
+use nelly_vmm::text;
 use nelly_vmm::timeline::Recorder;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::args::{self, RunArgs};
-use crate::assets::{Asset, Assets};
+use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
 use crate::{console, environment, machine, out, progress, result, signals, stdio};
 
@@ -34,7 +35,7 @@ use crate::{console, environment, machine, out, progress, result, signals, stdio
 struct Wanted {
     id: Id,
     name: Name,
-    hostname: Name,
+    hostname: Hostname,
     overrides: Overrides,
     tmpfs: Vec<Tmpfs>,
     seccomp: Seccomp,
@@ -83,7 +84,7 @@ pub(crate) fn run(
         let spec = oci::container(&plan.container);
         let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
-        out::line(format_args!("{object:#}"))?;
+        out::json(format_args!("{object:#}"))?;
         return Ok(ExitCode::SUCCESS);
     }
     // Refused before an image is unpacked for nothing.
@@ -126,7 +127,7 @@ fn tell(args: &RunArgs, timeline: &Timeline) -> Result<()> {
             .with_context(|| format!("--trace: cannot write {}", path.display()))?;
     }
     if args.timings {
-        eprint!("{}", timeline.table());
+        out::note(timeline.table());
     }
     Ok(())
 }
@@ -137,9 +138,9 @@ fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Contex
         Some(name) => name.parse().context("--name")?,
         None => id.name(),
     };
-    let hostname: Name = match &args.hostname {
+    let hostname: Hostname = match &args.hostname {
         Some(name) => name.parse().context("--hostname")?,
-        None => name.clone(),
+        None => name.clone().into(),
     };
     let overrides = Overrides {
         entrypoint: args.entrypoint.clone(),
@@ -166,7 +167,7 @@ fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Contex
         seccomp: seccomp(args.security_opt.as_deref()).context("--security-opt")?,
         common: machine::common(&args.machine, &context.settings)?,
         assets,
-        monitor: context.search.monitor(&context.settings)?,
+        monitor: assets::monitor(&context.search, &context.settings)?,
     })
 }
 
@@ -231,7 +232,12 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
     }
 }
 
+/// How long the rest of the output of a machine that was ended may take.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
+
 /// A whole life: the machine, the container in it, their end; and when everything happened, if somebody wants to know.
+///
+/// Whatever is waited for, a signal and the limit of time are heard beside it.
 async fn foreground(
     args: &RunArgs,
     plan: &Plan,
@@ -240,100 +246,97 @@ async fn foreground(
     place: Place,
     recorder: &Recorder,
 ) -> Result<(Exit, Option<Timeline>)> {
-    let (send, mut requests) = mpsc::unbounded_channel();
-    let mut signals = signals::Forward::new(send, args.tty)?;
-    let deadline = plan.wanted.common.timeout;
-    let began = Instant::now();
+    let (send, requests) = mpsc::unbounded_channel();
+    let mut outside = Outside::new(requests, plan.wanted.common.timeout);
+    signals::forward(&send, args.tty)?;
     let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
-    let sandbox = tokio::select! {
-        sandbox = start => sandbox?,
-        // Until there is a container, a signal ends the whole attempt: dropping it ends the machine.
-        exit = until_started(&mut requests, &mut signals, deadline) => return Ok((exit, None)),
+    // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its machine.
+    let sandbox = match outside.during(start).await {
+        Ok(sandbox) => sandbox?,
+        Err(exit) => return Ok((exit, None)),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        console::show(sandbox.machine().serial().context("cannot read the guest's console")?)?;
+    let exit = match contained(args, plan, &sandbox, &mut outside).await? {
+        Ended::Exited(exit) => exit,
+        Ended::Left(exit) => {
+            sandbox.machine().kill();
+            exit
+        }
+    };
+    if !args.wants_timeline() {
+        return Ok((exit, None));
     }
-    let until = deadline.map(|limit| began + limit);
-    let exit = contained(args, plan, &sandbox, (&mut requests, &mut signals), until).await?;
-    let timeline = if args.wants_timeline() { Some(sandbox.finish(recorder).await) } else { None };
+    // The container's exit stands. Nobody has to wait for the rest.
+    let timeline = outside.during(sandbox.finish(recorder)).await.ok();
     Ok((exit, timeline))
 }
 
-/// The container's life in a machine that is ready.
-async fn contained(
-    args: &RunArgs,
-    plan: &Plan,
-    sandbox: &Sandbox,
-    (requests, signals): (&mut mpsc::UnboundedReceiver<Request>, &mut signals::Forward),
-    until: Option<Instant>,
-) -> Result<Exit> {
+/// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the caller's to end.
+async fn contained(args: &RunArgs, plan: &Plan, sandbox: &Sandbox, outside: &mut Outside) -> Result<Ended> {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        match outside.during(sandbox.serial()).await {
+            Ok(serial) => console::show(serial?)?,
+            Err(exit) => return Ok(Ended::Left(exit)),
+        }
+    }
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let size = size.map(|size| (size.rows, size.columns));
     let id = plan.wanted.id.to_string();
-    let streams = match sandbox.run(&id, &plan.container, IMAGE_DEVICE, size).await? {
+    let streams = match outside.during(sandbox.run(&id, &plan.container, IMAGE_DEVICE, size)).await {
+        Ok(streams) => streams?,
+        Err(exit) => return Ok(Ended::Left(exit)),
+    };
+    let streams = match streams {
         Ok(streams) => streams,
         Err(failure) => {
-            eprintln!("nelly: {}", failure.message);
+            out::say(&failure.message);
             let reason = match failure.code {
                 outcome::NOT_FOUND => "not_found",
                 outcome::NOT_EXECUTABLE => "not_executable",
                 _ => "failed",
             };
-            return Ok(Exit { code: failure.code, reason });
+            return Ok(Ended::Exited(Exit { code: failure.code, reason }));
         }
     };
     // Raw only now: messages until here are read on a sane terminal.
     let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder())?;
-    let process = ProcessId { container: &id, exec: "" };
-    let limit = until.map(|until| until.saturating_duration_since(Instant::now()));
-    let exit = tokio::select! {
-        exit = life::attend(sandbox, process, requests, limit) => exit,
-        never = signals.run() => match never {},
-    };
-    let exit = match exit {
-        Ok(exit) => exit,
+    let ended = outside.attend(sandbox.agent(), ProcessId { container: &id, exec: "" }).await;
+    let exit = match ended {
+        Ok(Ended::Exited(exit)) => exit,
+        Ok(Ended::Left(exit)) => {
+            sandbox.machine().kill();
+            // What was said is passed on; a reader that does not read keeps nobody.
+            let _late = tokio::time::timeout(LAST_OUTPUT, pumps.drain()).await;
+            return Ok(Ended::Left(exit));
+        }
         Err(error) => {
             drop(raw);
-            return Err(sandbox.explain(error).await.into());
+            return match outside.during(sandbox.explain(error.into())).await {
+                Ok(error) => Err(error.into()),
+                Err(exit) => Ok(Ended::Left(exit)),
+            };
         }
     };
-    pumps.drain();
+    sandbox.recorder().stamp(name::EXIT);
+    let drained = match outside.during(pumps.drain()).await {
+        Ok(drained) => drained,
+        Err(exit) => return Ok(Ended::Left(exit)),
+    };
     drop(raw);
     if exit.reason == "oom_killed" && !args.quiet {
-        eprintln!(
-            "nelly: the container was killed: out of memory (the machine has {} MiB; see -m)",
+        out::say(format_args!(
+            "the container was killed: out of memory (the machine has {} MiB; see -m)",
             plan.wanted.common.memory.get() >> 20
-        );
+        ));
     }
-    std::io::stdout().flush().ok();
-    Ok(exit)
-}
-
-async fn until_started(
-    requests: &mut mpsc::UnboundedReceiver<Request>,
-    signals: &mut signals::Forward,
-    deadline: Option<Duration>,
-) -> Exit {
-    let limit = async {
-        match deadline {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
+    Ok(Ended::Exited(match drained {
+        Ok(()) => exit,
+        Err(error) => {
+            out::say(text::chain(error.as_ref()));
+            // What the program itself failed at says more.
+            if exit.code == 0 { Exit { code: outcome::FAILED, reason: "output_lost" } } else { exit }
         }
-    };
-    tokio::pin!(limit);
-    loop {
-        tokio::select! {
-            () = &mut limit => return Exit { code: outcome::TIMED_OUT, reason: "timeout" },
-            never = signals.run() => match never {},
-            request = requests.recv() => match request {
-                Some(Request::Signal(signal) | Request::Kill(signal)) => {
-                    return Exit { code: u8::try_from(128 + signal).unwrap_or(u8::MAX), reason: "signaled" };
-                }
-                Some(Request::Resize { .. }) | None => {}
-            },
-        }
-    }
+    }))
 }

@@ -9,12 +9,12 @@ use serde_json::json;
 
 use crate::args::Cli;
 use crate::context::Context;
-use crate::out;
 use crate::settings::TABLE;
+use crate::{assets, out};
 
 /// `nelly version`.
 pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
-    let assets = context.search.manifest().ok();
+    let assets = assets::manifest(&context.search).ok();
     let build = nelly_sandbox::agent::BUILD.unwrap_or("unset");
     if as_json {
         let object = json!({
@@ -24,7 +24,7 @@ pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
             "assets_build_id": assets.as_ref().map(|(_, manifest)| &manifest.build_id),
             "assets_dir": assets.as_ref().map(|(directory, _)| directory),
         });
-        out::line(object)?;
+        out::json(object)?;
     } else {
         out::line(format_args!("nelly {} (build {build})", env!("CARGO_PKG_VERSION")))?;
         match assets {
@@ -47,7 +47,7 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
                         "env": setting.env, "flag": setting.flag, "about": setting.about })
             })
             .collect();
-        out::line(serde_json::Value::Array(rows))?;
+        out::json(serde_json::Value::Array(rows))?;
     } else {
         for (setting, (value, source)) in rows {
             let value = if value.is_empty() { setting.empty } else { &value };

@@ -1,77 +1,87 @@
-//! Signals to this process become requests to the container.
+//! Signals to this process, and the end of its terminal, become requests to the container.
 
-use std::convert::Infallible;
+use std::thread;
 
 use anyhow::{Context as _, Result};
-use nelly_sandbox::life::Request;
-use nelly_vmm::sys::terminal;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nelly_sandbox::life::{Request, Signal};
+use nelly_vmm::sys::{signals, terminal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
-
-/// Linux's numbers, the guest's whatever the host is.
-const SIGHUP: u32 = 1;
-const SIGINT: u32 = 2;
-const SIGQUIT: u32 = 3;
-const SIGUSR1: u32 = 10;
-const SIGUSR2: u32 = 12;
-const SIGTERM: u32 = 15;
 
 /// So many Ctrl-C end the machine: the first processes of containers often ignore the signal.
 const INSIST: u32 = 3;
 
-/// Listens and forwards.
-pub(crate) struct Forward {
-    to: UnboundedSender<Request>,
-    hangup: Signal,
-    interrupt: Signal,
-    quit: Signal,
-    user1: Signal,
-    user2: Signal,
-    terminate: Signal,
-    resize: Option<Signal>,
-    interrupts: u32,
+/// Takes over the signals from here on, and forwards them for as long as the runtime runs. SIGHUP, SIGINT and SIGQUIT that whoever
+/// started us had ignored stay ignored. With `resizes`, the terminal's new sizes are forwarded too.
+pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()> {
+    let plain = [
+        (SignalKind::user_defined1(), Signal::USR1),
+        (SignalKind::user_defined2(), Signal::USR2),
+        (SignalKind::terminate(), Signal::TERM),
+    ];
+    for (kind, number) in plain {
+        each(kind, to, move |_| Some(Request::Signal(number)))?;
+    }
+    if heard(SignalKind::quit())? {
+        each(SignalKind::quit(), to, |_| Some(Request::Signal(Signal::QUIT)))?;
+    }
+    if heard(SignalKind::interrupt())? {
+        each(SignalKind::interrupt(), to, |times| {
+            let insists = times >= INSIST;
+            Some(if insists { Request::Kill(Signal::INT) } else { Request::Signal(Signal::INT) })
+        })?;
+    }
+    if heard(SignalKind::hangup())? {
+        each(SignalKind::hangup(), to, |_| Some(Request::HangUp))?;
+        watch_the_terminal(to.clone());
+    }
+    if resizes {
+        each(SignalKind::window_change(), to, |_| {
+            let size = terminal::size(std::io::stdout()).ok()?;
+            Some(Request::Resize { rows: size.rows, columns: size.columns })
+        })?;
+    }
+    Ok(())
 }
 
-impl Forward {
-    /// Takes over the signals from here on.
-    pub(crate) fn new(to: UnboundedSender<Request>, terminal: bool) -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            to,
-            hangup: listen(SignalKind::hangup())?,
-            interrupt: listen(SignalKind::interrupt())?,
-            quit: listen(SignalKind::quit())?,
-            user1: listen(SignalKind::user_defined1())?,
-            user2: listen(SignalKind::user_defined2())?,
-            terminate: listen(SignalKind::terminate())?,
-            resize: terminal.then(|| listen(SignalKind::window_change())).transpose()?,
-            interrupts: 0,
-        })
-    }
+/// Whether a signal was not ignored when this process began. To be asked before anybody listens for it.
+fn heard(kind: SignalKind) -> Result<bool> {
+    Ok(!signals::ignored(kind.as_raw_value()).context("cannot look at the signals")?)
+}
 
-    /// Forwards for ever. Safe to drop and call again between signals.
-    pub(crate) async fn run(&mut self) -> Infallible {
-        loop {
-            let resized = async {
-                match &mut self.resize {
-                    Some(signal) => signal.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let request = tokio::select! {
-                _ = self.hangup.recv() => Some(Request::Signal(SIGHUP)),
-                _ = self.quit.recv() => Some(Request::Signal(SIGQUIT)),
-                _ = self.user1.recv() => Some(Request::Signal(SIGUSR1)),
-                _ = self.user2.recv() => Some(Request::Signal(SIGUSR2)),
-                _ = self.terminate.recv() => Some(Request::Signal(SIGTERM)),
-                _ = self.interrupt.recv() => {
-                    self.interrupts += 1;
-                    Some(if self.interrupts >= INSIST { Request::Kill(SIGINT) } else { Request::Signal(SIGINT) })
-                }
-                _ = resized => terminal::size(std::io::stdout()).ok().map(|size| Request::Resize { rows: size.rows, columns: size.columns }),
-            };
-            // The receiver lives as long as this does.
-            request.map(|request| self.to.send(request));
+/// Forwards what `request` makes of each signal of a kind, and of how many came so far.
+fn each(
+    kind: SignalKind,
+    to: &UnboundedSender<Request>,
+    request: impl Fn(u32) -> Option<Request> + Send + 'static,
+) -> Result<()> {
+    let mut signal: unix::Signal = signal(kind).context("cannot listen for signals")?;
+    let to = to.clone();
+    tokio::spawn(async move {
+        let mut times = 0u32;
+        while signal.recv().await.is_some() {
+            times = times.saturating_add(1);
+            if let Some(request) = request(times)
+                && to.send(request).is_err()
+            {
+                // The life is over.
+                break;
+            }
         }
-    }
+    });
+    Ok(())
+}
+
+/// Tells when the terminal among the standard streams hangs up. SIGHUP alone is not enough: it is sent to the session's leader and to the
+/// foreground, and a process that is neither learns of it by its descriptors only.
+fn watch_the_terminal(to: UnboundedSender<Request>) {
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let Some(watched) = streams.into_iter().find(|stream| terminal::is_terminal(stream)) else { return };
+    let watch = move || {
+        if terminal::hung_up(watched, None) {
+            let _nobody_left = to.send(Request::HangUp);
+        }
+    };
+    // It ends with the process. Without it SIGHUP is still heard.
+    drop(thread::Builder::new().name("terminal".into()).stack_size(64 << 10).spawn(watch));
 }

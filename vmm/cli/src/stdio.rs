@@ -5,19 +5,20 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::instance::Streams;
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::Recorder;
+use tokio::sync::oneshot;
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
 
 /// The threads that carry output. The one that carries input ends with the process.
 pub(crate) struct Pumps {
-    output: Vec<JoinHandle<()>>,
+    output: Vec<(&'static str, oneshot::Receiver<io::Result<()>>)>,
 }
 
 impl Pumps {
@@ -29,67 +30,77 @@ impl Pumps {
         recorder: &Arc<Recorder>,
     ) -> Result<Self> {
         let mut output = Vec::new();
-        let carry = |name: &str, from: UnixStream, to: BorrowedFd<'static>| {
+        let mut carry = |name: &'static str, from: UnixStream, to: BorrowedFd<'static>| {
             let recorder = Arc::clone(recorder);
-            spawn(name, move || drop(copy_out(&from, to, &recorder)))
+            let (tell, end) = oneshot::channel();
+            output.push((name, end));
+            // Nobody waits any more for the end of a run that was left.
+            let first = move || {
+                recorder.stamp(name::FIRST_BYTE);
+            };
+            spawn(name, move || drop(tell.send(copy_out(&from, to, first))))
         };
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
             if terminal {
                 let from = stream.try_clone().context("cannot share the terminal's stream")?;
-                output.push(carry("terminal", from, rustix::stdio::stdout())?);
+                carry("output", from, rustix::stdio::stdout())?;
             }
             if interactive {
-                spawn("stdin", move || copy_in(&stream))?;
+                spawn("input", move || copy_in(&stream))?;
             }
         }
         if let Some(stream) = stdout {
-            output.push(carry("stdout", stream, rustix::stdio::stdout())?);
+            carry("output", stream, rustix::stdio::stdout())?;
         }
         if let Some(stream) = stderr {
-            output.push(carry("stderr", stream, rustix::stdio::stderr())?);
+            carry("error output", stream, rustix::stdio::stderr())?;
         }
         Ok(Self { output })
     }
 
     /// Waits until every byte of output is written.
-    pub(crate) fn drain(self) {
-        for pump in self.output {
+    ///
+    /// # Errors
+    /// Output was lost.
+    pub(crate) async fn drain(self) -> Result<()> {
+        for (name, end) in self.output {
             // A pump that panicked has said so on stderr.
-            let _ = pump.join();
+            let end = end.await.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+            end.with_context(|| format!("cannot write the container's {name}"))?;
         }
+        Ok(())
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .stack_size(256 << 10)
-        .spawn(work)
-        .with_context(|| format!("cannot start the {name} thread"))
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
+    thread.spawn(work).map(drop).with_context(|| format!("cannot start the thread for {name}"))
 }
 
-/// Copies until the stream ends. When nobody reads our output any more the stream is closed, so that the container learns of it.
-fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, recorder: &Recorder) -> io::Result<()> {
+/// Copies until the stream ends, or until nothing can be written any more: then the stream is closed, so that its writers in the container
+/// learn of it as they would here. A reader that left took what it wanted, which is no error.
+fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, first: impl FnOnce()) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
-    let mut first = true;
+    let mut first = Some(first);
     loop {
         let count = match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            // The machine is gone, which others tell.
+            Err(_) => return Ok(()),
         };
         if let Err(error) = write_all(to, &buffer[..count]) {
+            // It fails when the container has closed its end already.
             let _ = from.shutdown(Shutdown::Both);
-            return Err(error);
+            return if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) };
         }
-        if std::mem::take(&mut first) {
-            recorder.stamp(name::FIRST_BYTE);
+        if let Some(first) = first.take() {
+            first();
         }
     }
 }
-
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
@@ -126,4 +137,31 @@ fn copy_in(mut to: &UnixStream) {
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// What `copy_out` says of `said` and `to`, and whether the one who said it could go on.
+    fn copied(said: &[u8], to: impl AsFd) -> (io::Result<()>, io::Result<()>) {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        near.write_all(said).unwrap();
+        let done = copy_out(&far, to.as_fd(), || {});
+        (done, near.write_all(b"more"))
+    }
+
+    #[test]
+    fn output_that_cannot_be_written_closes_the_stream_and_only_a_reader_that_left_is_no_error() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (done, more) = copied(b"said", &writer);
+        assert!(done.is_ok());
+        assert_eq!(more.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let (done, more) = copied(b"said", File::options().write(true).open("/dev/full").unwrap());
+        assert_eq!(done.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(more.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
 }

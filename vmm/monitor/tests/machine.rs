@@ -193,7 +193,7 @@ fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
     };
     assert_eq!(left(&[CHATTER], ""), Some(141));
     assert_eq!(left(&[&say("."), SPIN], ", \"time_limit_ms\": 50"), Some(124));
-    let full = File::options().write(true).open("/dev/full").unwrap();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = run(&[&say("lost"), OFF], "").stdout(full).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(125) && said.contains("console"), "{output:?}");

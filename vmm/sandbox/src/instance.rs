@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
-use nelly_vmm::machine::{ControlError, Machine, Place, Resources, StartError, VsockListener};
+use nelly_vmm::machine::{ControlError, Machine, Place, Resources, StartError, Starting, VsockListener};
+use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -19,6 +20,9 @@ use crate::timeline::{Timeline, Who, name};
 
 /// Longest wait for the agent after the machine's start. A cold kernel under emulation needs seconds.
 const READY: Duration = Duration::from_secs(120);
+
+/// Longest wait for a guest's counter, which only a timeline wants.
+const COUNTER: Duration = Duration::from_secs(2);
 
 /// Longest wait for streams that the agent has dialled before it answered.
 const STREAMS: Duration = Duration::from_secs(30);
@@ -48,11 +52,11 @@ pub enum SandboxError {
         source: io::Error,
     },
     /// The machine ended before its work was done, or its guest failed.
-    #[error("{what}{console}")]
+    #[error("{what}")]
     Guest {
         /// How the machine ended, or what the guest failed at.
         what: String,
-        /// The last lines of its console, introduced; empty when it said nothing.
+        /// The last lines of its console, as it wrote them: not fit for a terminal. Empty when it said nothing.
         console: String,
     },
     /// The guest did not come up.
@@ -89,13 +93,14 @@ pub struct Streams {
 pub struct Sandbox {
     agent: Agent,
     greeting: Greeting,
-    machine: Machine,
+    machine: Arc<Machine>,
     next_port: AtomicU32,
     recorder: Arc<Recorder>,
 }
 
 impl Sandbox {
-    /// Starts a machine and waits for its agent. `config` is what [`crate::spec::MachineSpec::config`] makes.
+    /// Starts a machine and waits for its agent. `config` is what [`crate::spec::MachineSpec::config`] makes. Dropping the future kills
+    /// the machine, however little its guest or its monitor answers.
     ///
     /// # Errors
     /// The machine did not start or ended, or its agent did not answer, or is of another build or protocol.
@@ -106,14 +111,18 @@ impl Sandbox {
         hostname: &str,
     ) -> Result<Self, SandboxError> {
         let recorder = Recorder::new(now_ns());
-        let (machine_handle, ready) = blocking(move || {
-            let machine_handle = Machine::start(&config, resources, &place)?;
-            let ready = machine_handle.vsock().listen(ports::READY_PORT);
-            let ready = ready.map_err(machine("cannot listen for the agent"))?;
-            Ok::<_, SandboxError>((machine_handle, ready))
+        let starting = Doomed::new(Machine::begin(&config, resources, &place)?, Starting::kill);
+        let answered = starting.as_fd().try_clone_to_owned().map_err(host("cannot wait for the machine"))?;
+        let vsock = starting.vsock();
+        let ready = blocking(move || {
+            // What poll cannot say, the call below does.
+            let _ = poll(&mut [PollFd::new(&answered, PollFlags::IN)], None);
+            vsock.listen(ports::READY_PORT)
         })
-        .await?;
+        .await;
+        let machine_handle = Doomed::new(Arc::new(starting.spare().done()?), |machine| machine.kill());
         recorder.stamp_at(name::MONITOR_SPAWNED, machine_handle.spawned_ns());
+        let ready = ready.map_err(machine("cannot listen for the agent"))?;
         let came = blocking(move || ready.accept()?.read_exact(&mut [0]));
         match tokio::time::timeout(READY, came).await {
             Ok(Ok(())) => {}
@@ -139,7 +148,7 @@ impl Sandbox {
         Ok(Self {
             agent,
             greeting,
-            machine: machine_handle,
+            machine: machine_handle.spare(),
             next_port: AtomicU32::new(0),
             recorder: Arc::new(recorder),
         })
@@ -153,15 +162,21 @@ impl Sandbox {
 
     /// Ends the machine and everything in it, as dropping it does, and says when everything happened: the stamps of `client`, this
     /// side's, the monitor's, and the guest's, where hypervisor and agent can tell them. The guest is asked first, which costs its
-    /// vCPUs one exit and is a phase of its own.
+    /// vCPUs one exit and is a phase of its own. Dropping the future kills the machine.
     pub async fn finish(self, client: &Recorder) -> Timeline {
         let Self { agent, machine, recorder, .. } = self;
+        let machine = Doomed::new(machine, |machine| machine.kill());
         // Of a machine that was killed or has ended there is nothing to hear.
         let guest = agent.timeline().await.ok();
-        let asked = blocking(move || (machine.guest_counter().ok().flatten(), machine)).await;
-        let (counter, machine) = asked;
+        let asked = Arc::clone(&machine);
+        let counter = blocking(move || asked.guest_counter());
+        let counter = match tokio::time::timeout(COUNTER, counter).await {
+            Ok(counter) => counter.ok().flatten(),
+            Err(_) => None,
+        };
         let read_ns = recorder.stamp(name::TIMELINE_READ);
-        let outcome = blocking(move || machine.close()).await;
+        let ending = Arc::clone(&machine);
+        let outcome = blocking(move || ending.close()).await;
         recorder.stamp(name::MACHINE_GONE);
 
         let mut timeline = Timeline::new(client.origin_ns());
@@ -232,6 +247,15 @@ impl Sandbox {
         &self.machine
     }
 
+    /// What the guest says on its console from now on, beginning with the latest of what it said.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub async fn serial(&self) -> Result<UnixStream, SandboxError> {
+        let asked = Arc::clone(&self.machine);
+        blocking(move || asked.serial()).await.map_err(machine("cannot read the guest's console"))
+    }
+
     /// Why a call failed, seen from the machine: when it has ended, that is the reason, and a broken connection only its symptom.
     pub async fn explain(&self, error: SandboxError) -> SandboxError {
         explain(&self.machine, error).await
@@ -286,7 +310,40 @@ impl Listeners {
 /// A machine that is ending has a moment to say so.
 const LAST_WORD: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
-async fn explain(machine: &Machine, error: SandboxError) -> SandboxError {
+/// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a while for an orderly end.
+struct Doomed<T> {
+    held: Option<T>,
+    kill: fn(&T),
+}
+
+impl<T> Doomed<T> {
+    fn new(held: T, kill: fn(&T)) -> Self {
+        Self { held: Some(held), kill }
+    }
+
+    /// Lets it live.
+    fn spare(mut self) -> T {
+        self.held.take().expect("it is taken here alone, which ends this value")
+    }
+}
+
+impl<T> std::ops::Deref for Doomed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.held.as_ref().expect("it is taken only where this value ends")
+    }
+}
+
+impl<T> Drop for Doomed<T> {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            (self.kill)(held);
+        }
+    }
+}
+
+async fn explain(machine: &Arc<Machine>, error: SandboxError) -> SandboxError {
     let console = last_words(machine).await;
     if let Ok(ended) = machine.as_fd().try_clone_to_owned() {
         let wait = move || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LAST_WORD));
@@ -295,30 +352,23 @@ async fn explain(machine: &Machine, error: SandboxError) -> SandboxError {
     }
     let what = match machine.try_wait() {
         Some(outcome) => format!("the machine ended: {}", outcome.reason),
-        None => chain(&error),
+        None => text::chain(&error),
     };
     SandboxError::Guest { what, console }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
+/// Longest wait for them.
+const LAST_WORDS_WAIT: Duration = Duration::from_secs(2);
 
 /// Most bytes of the guest's console that an error carries.
 const LAST_WORDS: usize = 2048;
 
-/// The end of what the guest said on its serial port, without control characters: a hostile guest writes it.
-async fn last_words(machine: &Machine) -> String {
-    let Ok(mut serial) = machine.serial() else { return String::new() };
+/// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`] makes it fit for a terminal.
+async fn last_words(machine: &Arc<Machine>) -> String {
+    let machine = Arc::clone(machine);
     let read = move || {
         let mut said = Vec::new();
+        let Ok(mut serial) = machine.serial() else { return said };
         let mut chunk = [0; 4096];
         // What is there already, and no more: the machine may go on.
         while serial.set_read_timeout(Some(Duration::from_millis(50))).is_ok() {
@@ -332,13 +382,9 @@ async fn last_words(machine: &Machine) -> String {
         }
         said
     };
-    let said = blocking(read).await;
-    let tail = String::from_utf8_lossy(&said[said.len().saturating_sub(LAST_WORDS)..]).into_owned();
-    let tail: String = tail.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
-    match tail.trim() {
-        "" => String::new(),
-        tail => format!("\nthe guest's console ends with:\n{tail}"),
-    }
+    // A monitor that does not answer has no last words.
+    let said = tokio::time::timeout(LAST_WORDS_WAIT, blocking(read)).await.unwrap_or_default();
+    String::from_utf8_lossy(&said[said.len().saturating_sub(LAST_WORDS)..]).trim().to_owned()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

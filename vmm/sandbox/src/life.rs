@@ -1,20 +1,70 @@
-//! The life of one container in the foreground: signals and resizes in, an exit out.
+//! The life of one container in the foreground: what reaches it from outside, and its exit.
+//!
+//! A guest that stopped answering must not keep whoever runs it: what is asked of the guest is asked beside the wait for a wish to end,
+//! never before it. Nothing here knows a machine: a life that was left says with which exit, and its caller ends the machine.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::Duration;
 
+use nelly_protocol::messages::WaitResponse;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep_until};
 
-use crate::agent::ProcessId;
-use crate::instance::{Sandbox, SandboxError};
-use crate::state::Exit;
-use crate::state::outcome::TIMED_OUT;
-use crate::timeline::name;
+use crate::agent::{Agent, AgentError, ProcessId};
+use crate::state::outcome::{self, Exit};
+
+/// How long an agent may take to say that it passed on a signal that asks for an end. One that takes longer has stopped answering, and
+/// the machine is ended within a second of the wish.
+const ANSWER: Duration = Duration::from_millis(900);
+
+/// How long a program may go on after its terminal hung up.
+pub const HANG_UP_GRACE: Duration = Duration::from_secs(5);
+
+/// A signal of Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(u8);
+
+impl Signal {
+    /// The terminal hung up.
+    pub const HUP: Self = Self(1);
+    /// Ctrl-C.
+    pub const INT: Self = Self(2);
+    /// Ctrl-\.
+    pub const QUIT: Self = Self(3);
+    /// For the program's own use.
+    pub const USR1: Self = Self(10);
+    /// For the program's own use.
+    pub const USR2: Self = Self(12);
+    /// An end, in order.
+    pub const TERM: Self = Self(15);
+
+    /// By its number, 1 to 64.
+    #[must_use]
+    pub fn new(number: u8) -> Option<Self> {
+        (1..=64).contains(&number).then_some(Self(number))
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The exit code of what it ended.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        128 + self.0
+    }
+}
 
 /// What reaches a process from outside while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A signal by Linux's number.
-    Signal(u32),
+    /// A signal for the process.
+    Signal(Signal),
+    /// The terminal hung up: SIGHUP for the process, and after [`HANG_UP_GRACE`] the end.
+    HangUp,
     /// The terminal's new size.
     Resize {
         /// Rows.
@@ -22,56 +72,195 @@ pub enum Request {
         /// Columns.
         columns: u16,
     },
-    /// End the machine now; the exit is 128 + this signal.
-    Kill(u32),
+    /// End now; the exit is 128 + this signal.
+    Kill(Signal),
 }
 
-/// Waits for a process's end and passes on what comes through `requests` meanwhile. At `limit` the machine is killed.
-///
-/// # Errors
-/// The agent's connection broke, which is how a machine that ends looks from here.
-pub async fn attend(
-    sandbox: &Sandbox,
-    id: ProcessId<'_>,
-    requests: &mut UnboundedReceiver<Request>,
-    limit: Option<Duration>,
-) -> Result<Exit, SandboxError> {
-    let deadline = async {
-        match limit {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
-        }
-    };
-    let wait = sandbox.agent().wait(id);
-    tokio::pin!(deadline, wait);
-    let mut open = true;
-    loop {
-        tokio::select! {
-            biased;
-            done = &mut wait => {
-                let done = done?;
-                sandbox.recorder().stamp(name::EXIT);
-                let reason = match (done.oom_killed, done.signal) {
-                    (true, _) => "oom_killed",
-                    (false, 0) => "exited",
-                    (false, _) => "signaled",
-                };
-                return Ok(Exit { code: u8::try_from(done.exit_code & 0xff).unwrap_or(u8::MAX), reason });
+/// A moment at which a life is left, and the exit it then has.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    at: Instant,
+    exit: Exit,
+}
+
+/// Whoever runs a container: its requests, and the end of its patience. One value for a whole life, from before the machine's start.
+#[derive(Debug)]
+pub struct Outside {
+    requests: UnboundedReceiver<Request>,
+    /// Nobody asks any more.
+    closed: bool,
+    limit: Option<End>,
+    hung_up: Option<End>,
+}
+
+impl Outside {
+    /// With what comes through `requests`, and a limit of time that begins now.
+    #[must_use]
+    pub fn new(requests: UnboundedReceiver<Request>, limit: Option<Duration>) -> Self {
+        let exit = Exit { code: outcome::TIMED_OUT, reason: "timeout" };
+        let limit = limit.map(|limit| End { at: Instant::now() + limit, exit });
+        Self { requests, closed: false, limit, hung_up: None }
+    }
+
+    /// Does `work` that no process runs beside: whatever asks for an end, ends it. `work` is dropped then.
+    ///
+    /// # Errors
+    /// The end was asked for, or time was over.
+    pub async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Exit> {
+        let mut work = pin!(work);
+        loop {
+            let ends = self.ends(None);
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                exit = at(ends) => return Err(exit),
+                request = self.next() => match request {
+                    Request::Signal(signal) | Request::Kill(signal) => return Err(by(signal, "signaled")),
+                    Request::HangUp => return Err(by(Signal::HUP, "hung_up")),
+                    Request::Resize { .. } => {}
+                },
             }
-            () = &mut deadline => {
-                sandbox.machine().kill();
-                return Ok(Exit { code: TIMED_OUT, reason: "timeout" });
-            }
-            request = requests.recv(), if open => match request {
-                None => open = false,
-                Some(Request::Kill(signal)) => {
-                    sandbox.machine().kill();
-                    return Ok(Exit { code: u8::try_from(128 + signal).unwrap_or(u8::MAX), reason: "killed" });
-                }
-                // A process that has just ended cannot be told: its exit is on the way.
-                Some(Request::Signal(signal)) => drop(sandbox.agent().signal(id, signal).await),
-                Some(Request::Resize { rows, columns }) => drop(sandbox.agent().resize(id, rows, columns).await),
-            },
         }
     }
+
+    /// Waits for a process's end, and passes on what comes for it meanwhile. The machine may live on: where the exit is not the
+    /// process's own ([`Ended::Left`]) it is the caller's to end.
+    ///
+    /// # Errors
+    /// The agent's connection broke, which is how a machine that ends looks from here.
+    pub async fn attend(&mut self, agent: &Agent, id: ProcessId<'_>) -> Result<Ended, AgentError> {
+        let mut wait = pin!(agent.wait(id));
+        let mut waiting = Waiting::default();
+        let mut sending = None;
+        // Until when an asked-for end must have been passed on.
+        let mut unanswered: Option<End> = None;
+        loop {
+            if sending.is_none() {
+                sending = waiting.take().map(|request| Box::pin(send(agent, id, request)));
+            }
+            let ends = self.ends(unanswered);
+            let sent = async {
+                match &mut sending {
+                    Some(sending) => sending.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                done = &mut wait => return Ok(Ended::Exited(exit(&done?))),
+                exit = at(ends) => return Ok(Ended::Left(exit)),
+                request = self.next() => {
+                    let asks = match request {
+                        Request::Kill(signal) => return Ok(Ended::Left(by(signal, "killed"))),
+                        Request::HangUp => {
+                            let end = End { at: Instant::now() + HANG_UP_GRACE, exit: by(Signal::HUP, "hung_up") };
+                            self.hung_up.get_or_insert(end);
+                            waiting.add(Request::Signal(Signal::HUP));
+                            Some(by(Signal::HUP, "hung_up"))
+                        }
+                        request => {
+                            waiting.add(request);
+                            (request == Request::Signal(Signal::TERM)).then(|| by(Signal::TERM, "killed"))
+                        }
+                    };
+                    if let Some(exit) = asks {
+                        unanswered.get_or_insert(End { at: Instant::now() + ANSWER, exit });
+                    }
+                }
+                () = sent => {
+                    sending = None;
+                    if !waiting.asks_for_the_end() {
+                        unanswered = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next request; waits for ever after the last.
+    async fn next(&mut self) -> Request {
+        if !self.closed {
+            match self.requests.recv().await {
+                Some(request) => return request,
+                None => self.closed = true,
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// The first of the moments at which this ends.
+    fn ends(&self, unanswered: Option<End>) -> Option<End> {
+        [self.limit, self.hung_up, unanswered].into_iter().flatten().min_by_key(|end| end.at)
+    }
 }
+
+/// How a process's life was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The process ended.
+    Exited(Exit),
+    /// It may still run: its time was over, or somebody wanted the end.
+    Left(Exit),
+}
+
+async fn at(end: Option<End>) -> Exit {
+    match end {
+        Some(end) => {
+            sleep_until(end.at).await;
+            end.exit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn by(signal: Signal, reason: &'static str) -> Exit {
+    Exit { code: signal.exit_code(), reason }
+}
+
+fn exit(done: &WaitResponse) -> Exit {
+    let reason = match (done.oom_killed, done.signal) {
+        (true, _) => "oom_killed",
+        (false, 0) => "exited",
+        (false, _) => "signaled",
+    };
+    // As wait(2) has it: the low byte.
+    let [code, ..] = done.exit_code.to_le_bytes();
+    Exit { code, reason }
+}
+
+/// Passes one request on. A process that has just ended cannot be told: its exit is on the way.
+async fn send(agent: &Agent, id: ProcessId<'_>, request: Request) {
+    let _told = match request {
+        Request::Signal(signal) | Request::Kill(signal) => agent.signal(id, signal.number().into()).await,
+        Request::HangUp => agent.signal(id, Signal::HUP.number().into()).await,
+        Request::Resize { rows, columns } => agent.resize(id, rows, columns).await,
+    };
+}
+
+/// What waits to be passed on, in order, each once: as with a process's own pending signals, a second of a kind says nothing new, and the
+/// latest size counts.
+#[derive(Debug, Default)]
+struct Waiting(VecDeque<Request>);
+
+impl Waiting {
+    fn add(&mut self, request: Request) {
+        if let Request::Resize { .. } = request {
+            self.0.retain(|other| !matches!(other, Request::Resize { .. }));
+        }
+        if !self.0.contains(&request) {
+            self.0.push_back(request);
+        }
+    }
+
+    fn take(&mut self) -> Option<Request> {
+        self.0.pop_front()
+    }
+
+    fn asks_for_the_end(&self) -> bool {
+        self.0.iter().any(|request| matches!(request, Request::Signal(Signal::TERM | Signal::HUP)))
+    }
+}
+
+#[cfg(test)]
+#[path = "life_tests.rs"]
+mod tests;

@@ -126,9 +126,11 @@ impl Comparison {
                 Verdict::More => "SLOWER".to_owned(),
             };
             let signed = |ns: i64| format!("{}{}", if ns < 0 { "-" } else { "+" }, time(ns.unsigned_abs()));
-            let by = signed(
-                i64::try_from(i128::from(change.after) - i128::from(change.before)).unwrap_or(i64::MAX),
-            );
+            let (sign, by) = match change.after.checked_sub(change.before) {
+                Some(more) => ("+", more),
+                None => ("-", change.before - change.after),
+            };
+            let by = format!("{sign}{}", time(by));
             let _ = writeln!(
                 out,
                 "{name}: {says}: median {} -> {} ({by}; 99 % within {} to {}; by chance {:.4})",

@@ -191,7 +191,7 @@ fn steps(record: &Record, out: &mut String) {
         crate::stats::median(&later.iter().map(figure).collect::<Vec<_>>())
     };
     if !later.is_empty() {
-        let marginal = median(|step| u64::try_from(step.marginal_pss_bytes).unwrap_or(0));
+        let marginal = median(|step| step.marginal_pss_bytes.max(0).unsigned_abs());
         let outside = median(|step| step.held.outside_private_bytes);
         let _ = writeln!(
             out,

@@ -12,7 +12,7 @@ use crate::host::Environment;
 use crate::peer::{self, Launch};
 use crate::plan::{BootPlan, Guest, Rounds, RunPlan, Vmm};
 use crate::record::{GuestRecord, Record, SCHEMA, Sample, Series, Skipped};
-use crate::timeline::Timeline;
+use crate::timeline;
 
 /// SIGHUP, SIGINT, SIGTERM.
 const SIGNALS: [i32; 3] = [1, 2, 15];
@@ -52,12 +52,13 @@ impl Contestant {
 /// A sample of what was seen from outside and what the process said of itself.
 fn sample(seen: &Seen, said: &Value, end: &str) -> Sample {
     // `nelly run` has its timeline among its timings.
-    let mut timeline = Timeline::read(said).or_else(|| Timeline::read(said.get("timings")?));
+    let mut timeline = timeline::read(said).or_else(|| timeline::read(said.get("timings")?));
     if !seen.stamps.is_empty() {
         // Of a monitor that does not tell of itself, everything until the guest's first stamp is one phase.
-        timeline.get_or_insert(Timeline::begun_at(seen.start_ns)).add_ages(&seen.stamps, seen.end_ns);
+        let timeline = timeline.get_or_insert(timeline::begun_at(seen.start_ns));
+        timeline::add_ages(timeline, &seen.stamps, seen.end_ns);
     }
-    let phases = timeline.map(|timeline| timeline.phases(seen.start_ns, end, seen.end_ns));
+    let phases = timeline.map(|timeline| timeline::phases(&timeline, seen.start_ns, end, seen.end_ns));
     Sample {
         round: 0,
         total_ns: seen.end_ns - seen.start_ns,

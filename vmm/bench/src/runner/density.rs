@@ -53,8 +53,9 @@ pub fn density(
                 start_ns,
                 held,
                 all_pss_bytes,
-                marginal_pss_bytes: i64::try_from(all_pss_bytes).unwrap_or(i64::MAX)
-                    - i64::try_from(before).unwrap_or(0),
+                marginal_pss_bytes: all_pss_bytes
+                    .checked_signed_diff(before)
+                    .expect("a host has less than 2^63 bytes of memory"),
                 available_bytes: available_bytes(),
             });
             if limit.memory_bytes.is_some_and(|most| all_pss_bytes >= most) {

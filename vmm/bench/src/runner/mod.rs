@@ -16,6 +16,7 @@ use nelly_sandbox::agent::AgentError;
 use nelly_sandbox::instance::SandboxError;
 use nelly_sandbox::spec::SpecError;
 use nelly_vmm::config::ConfigError;
+use nelly_vmm::text;
 
 pub use boot::{boot, run};
 pub use density::density;
@@ -96,15 +97,15 @@ impl RunnerError {
         move |source| Self::Host { what, source }
     }
 
-    /// The error and its causes in one line.
+    /// The error and its causes in one sentence, and what a guest said last.
     fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
+        let sentence = text::chain(self);
+        match self {
+            Self::Sandbox(SandboxError::Guest { console, .. }) if !console.is_empty() => {
+                format!("{sentence}\nthe guest's console ends with:\n{console}")
+            }
+            _ => sentence,
         }
-        text
     }
 }
 

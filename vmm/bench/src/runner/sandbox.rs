@@ -22,7 +22,7 @@ use crate::host::Environment;
 use crate::plan::{Rounds, SandboxPlan};
 use crate::record::{GuestRecord, Record, Sample, Series};
 use crate::sys;
-use crate::timeline::Timeline;
+use crate::timeline;
 
 /// What machines that are shut down may take for it.
 const LAST: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
@@ -165,7 +165,7 @@ async fn ready_once(ground: &Ground<'_>) -> Result<(Sample, Option<Held>), Runne
     let gone_ns = sys::now_ns();
     let usage = sys::children().since(&before);
     let said = outcome.and_then(|outcome| serde_json::to_value(outcome).ok()).unwrap_or(Value::Null);
-    let phases = Timeline::read(&said).map(|timeline| timeline.phases(start_ns, "ready", end_ns));
+    let phases = timeline::read(&said).map(|timeline| timeline::phases(&timeline, start_ns, "ready", end_ns));
     let sample = Sample {
         round: 0,
         total_ns: end_ns - start_ns,

@@ -39,17 +39,22 @@ pub enum InstallationError {
         found: u32,
     },
     /// There is no manifest.
-    #[error("no kernel and initramfs in {}: no assets.json", .directory.display())]
+    #[error("no kernel and initramfs installed: no assets.json in {}", listed(.tried))]
     Missing {
         /// Where it was looked for.
-        directory: PathBuf,
+        tried: Vec<PathBuf>,
     },
     /// There is no `nelly-monitor`.
-    #[error("no nelly-monitor: looked for {} and {}", .tried[0].display(), .tried[1].display())]
+    #[error("no nelly-monitor: looked for {}", listed(.tried))]
     Monitor {
         /// Where it was looked for.
-        tried: Box<[PathBuf; 2]>,
+        tried: Vec<PathBuf>,
     },
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
 }
 
 /// `assets.json`, written by the build beside the files it describes.
@@ -95,15 +100,41 @@ impl Manifest {
     }
 }
 
-/// Finds `nelly-monitor` in `bin` or in `bin/../libexec/nelly`.
-///
-/// # Errors
-/// It is in neither; the error names both.
-pub fn find_monitor(bin: &Path) -> Result<PathBuf, InstallationError> {
-    let tried = [bin.join("nelly-monitor"), bin.join("../libexec/nelly/nelly-monitor")];
-    match tried.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => Err(InstallationError::Monitor { tried: Box::new(tried) }),
+/// Where the parts of an installation are looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the monitor in it or in `../libexec/nelly`.
+    pub bin: PathBuf,
+    /// A user's own directory, where assets are looked for last.
+    pub data: Option<PathBuf>,
+}
+
+impl Search {
+    /// The first directory that holds an `assets.json`, with what it says.
+    ///
+    /// # Errors
+    /// None does (the directories are named), or the file is not what it should be.
+    pub fn manifest(&self) -> Result<(PathBuf, Manifest), InstallationError> {
+        let beside = [self.bin.join("../share/nelly"), self.bin.clone()];
+        let tried: Vec<PathBuf> = beside.into_iter().chain(self.data.clone()).collect();
+        for directory in &tried {
+            if let Some(manifest) = Manifest::read(directory)? {
+                return Ok((directory.clone(), manifest));
+            }
+        }
+        Err(InstallationError::Missing { tried })
+    }
+
+    /// The `nelly-monitor` program.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn monitor(&self) -> Result<PathBuf, InstallationError> {
+        let tried = vec![self.bin.join("nelly-monitor"), self.bin.join("../libexec/nelly/nelly-monitor")];
+        match tried.iter().find(|path| path.is_file()) {
+            Some(path) => Ok(path.clone()),
+            None => Err(InstallationError::Monitor { tried }),
+        }
     }
 }
 
@@ -130,12 +161,10 @@ impl Installation {
     /// # Errors
     /// It has no manifest or no monitor, or a manifest of another schema. That the other files exist is seen when they are opened.
     pub fn at(prefix: &Path) -> Result<Self, InstallationError> {
-        let share = prefix.join("share/nelly");
-        let Some(manifest) = Manifest::read(&share)? else {
-            return Err(InstallationError::Missing { directory: share });
-        };
+        let search = Search { bin: prefix.join("bin"), data: None };
+        let (share, manifest) = search.manifest()?;
         Ok(Self {
-            monitor: find_monitor(&prefix.join("bin"))?,
+            monitor: search.monitor()?,
             kernel: share.join(manifest.kernel),
             initramfs: share.join(manifest.initramfs),
             builtin: share.join(manifest.builtin),
@@ -156,15 +185,25 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let (bin, share) = (top.path().join("bin"), top.path().join("share/nelly"));
         let error = Installation::at(top.path()).unwrap_err();
-        assert!(matches!(error, InstallationError::Missing { ref directory } if *directory == share));
+        assert!(matches!(error, InstallationError::Missing { ref tried } if tried.len() == 2), "{error}");
         std::fs::create_dir_all(&share).unwrap();
+        std::fs::create_dir_all(&bin).unwrap();
         std::fs::write(share.join("assets.json"), GOOD).unwrap();
         let error = Installation::at(top.path()).unwrap_err().to_string();
         assert!(error.contains("bin/nelly-monitor") && error.contains("libexec"), "{error}");
-        std::fs::create_dir_all(&bin).unwrap();
         std::fs::write(bin.join("nelly-monitor"), "").unwrap();
         let found = Installation::at(top.path()).unwrap();
-        assert_eq!((found.platform, found.kernel), (Platform::Mptable, share.join("vmlinux")));
+        let kernel = bin.join("../share/nelly/vmlinux");
+        assert_eq!((found.platform, found.kernel), (Platform::Mptable, kernel));
+        // A user's own is the last choice, and one where nothing else is.
+        let data = top.path().join("data");
+        let search = |bin: &str| Search { bin: top.path().join(bin), data: Some(data.clone()) };
+        let error = search("elsewhere").manifest().unwrap_err().to_string();
+        assert!(error.contains("elsewhere") && error.contains("data"), "{error}");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("assets.json"), GOOD).unwrap();
+        assert_eq!(search("elsewhere").manifest().unwrap().0, data);
+        assert_ne!(search("bin").manifest().unwrap().0, data);
     }
 
     #[test]

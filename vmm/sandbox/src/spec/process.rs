@@ -44,6 +44,9 @@ pub enum SpecError {
     /// Neither image nor caller names a program.
     #[error("no command: the image has neither entrypoint nor command; name one after IMAGE")]
     NoCommand,
+    /// The program's name is an empty word.
+    #[error("the command's first word is empty, and no program has an empty name")]
+    EmptyProgram,
     /// Not absolute.
     #[error("working directory {0:?} is not an absolute path")]
     Cwd(String),
@@ -82,7 +85,7 @@ impl ProcessSpec {
     /// Merges an image's configuration with a caller's overrides.
     ///
     /// # Errors
-    /// No command at all, a relative working directory, an environment word without a name, NUL bytes.
+    /// No command at all, an empty word as program, a relative working directory, an environment word without a name, NUL bytes.
     pub fn merge(image: &Config, overrides: &Overrides, hostname: &str) -> Result<Self, SpecError> {
         let args = match &overrides.entrypoint {
             Some(entrypoint) => {
@@ -92,11 +95,15 @@ impl ProcessSpec {
             None => {
                 let command = Some(&overrides.command).filter(|words| !words.is_empty());
                 let command = command.or(image.cmd().as_ref()).into_iter().flatten();
-                image.entrypoint().iter().flatten().chain(command).cloned().collect::<Vec<_>>()
+                // `ENTRYPOINT [""]` is how an image lifts the entrypoint of the one that it was made from.
+                let entrypoint = image.entrypoint().as_deref().filter(|words| *words != [""]);
+                entrypoint.into_iter().flatten().chain(command).cloned().collect::<Vec<_>>()
             }
         };
-        if args.is_empty() {
-            return Err(SpecError::NoCommand);
+        match args.first() {
+            None => return Err(SpecError::NoCommand),
+            Some(program) if program.is_empty() => return Err(SpecError::EmptyProgram),
+            Some(_) => {}
         }
         if let Some(bad) = args.iter().find(|word| word.contains('\0')) {
             return Err(SpecError::Argument(bad.clone()));
@@ -186,6 +193,9 @@ mod tests {
             (&["/entry"], &["sh"], Some("/other"), &[], &["/other"]),
             (&["/entry"], &["sh"], Some("/other"), &["x"], &["/other", "x"]),
             (&["/entry"], &["sh"], Some(""), &["x"], &["x"]),
+            (&[""], &["sh"], None, &[], &["sh"]),
+            (&[""], &["sh"], None, &["x"], &["x"]),
+            (&["/entry"], &[], None, &[""], &["/entry", ""]),
         ];
         for (entrypoint, cmd, override_entrypoint, command, expected) in table {
             let overrides = Overrides {
@@ -202,6 +212,13 @@ mod tests {
         }
         let nothing = ProcessSpec::merge(&image(&[], &[]), &Overrides::default(), "box");
         assert_eq!(nothing, Err(SpecError::NoCommand));
+        let nothing = ProcessSpec::merge(&image(&[""], &[]), &Overrides::default(), "box");
+        assert_eq!(nothing, Err(SpecError::NoCommand));
+        for (entrypoint, command) in [(&[][..], &[""][..]), (&["", "sh"], &[]), (&[""], &["", "x"])] {
+            let overrides = Overrides { command: words(command), ..Overrides::default() };
+            let empty = ProcessSpec::merge(&image(entrypoint, &["sh"]), &overrides, "box");
+            assert_eq!(empty, Err(SpecError::EmptyProgram), "{entrypoint:?} {command:?}");
+        }
     }
 
     #[test]

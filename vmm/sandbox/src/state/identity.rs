@@ -59,7 +59,7 @@ const ANIMALS: [&str; 32] = [
     "owl", "raven", "robin", "seal", "stoat", "swan", "tern", "wren",
 ];
 
-/// A sandbox's name, also its host name: `[a-z0-9][a-z0-9_.-]{0,62}`.
+/// A sandbox's name, its host name too where none was given: `[a-z0-9][a-z0-9_.-]{0,62}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Name(String);
 
@@ -96,6 +96,50 @@ impl FromStr for Name {
     }
 }
 
+/// A host name, as Linux has it: 1 to 64 bytes. The bytes are those that names of hosts are written with, letters of both cases,
+/// digits, `_`, `.` and `-`; a letter or digit stands first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hostname(String);
+
+impl Hostname {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Name> for Hostname {
+    fn from(name: Name) -> Self {
+        Self(name.0)
+    }
+}
+
+/// A host name that is not one.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0:?} is not a host name: 1 to 64 of A-Z a-z 0-9 _ . - and a letter or digit first")]
+pub struct HostnameError(String);
+
+impl FromStr for Hostname {
+    type Err = HostnameError;
+
+    fn from_str(text: &str) -> Result<Self, HostnameError> {
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if first && text.len() <= 64 && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(HostnameError(text.to_owned()))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +163,18 @@ mod tests {
         for bad in ["", "-a", ".a", "A", "a b", "ä", &longer] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn host_names_are_what_linux_takes() {
+        let (long, longer) = ("H".repeat(64), "h".repeat(65));
+        for good in ["h", "WEB-1.Example.COM", "0_x", &long] {
+            assert_eq!(good.parse::<Hostname>().unwrap().as_str(), good);
+        }
+        for bad in ["", "-a", ".", "a b", "a\n", "ä", &longer] {
+            assert!(bad.parse::<Hostname>().is_err(), "{bad:?}");
+        }
+        let name: Name = "web".parse().unwrap();
+        assert_eq!(Hostname::from(name).to_string(), "web");
     }
 }

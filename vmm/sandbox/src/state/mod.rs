@@ -4,6 +4,6 @@ pub mod identity;
 pub mod outcome;
 pub mod places;
 
-pub use identity::{Id, Name};
+pub use identity::{Hostname, Id, Name};
 pub use outcome::Exit;
 pub use places::Places;
