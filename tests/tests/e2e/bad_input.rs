@@ -67,6 +67,36 @@ fn flags_that_cannot_be() {
 }
 
 #[test]
+fn a_command_that_is_an_empty_word_is_not_found() {
+    let done = Home::new().nelly(&["run", "--", "", "x"]);
+    done.expect(127);
+    assert!(done.err().contains("empty"), "{}", done.err());
+}
+
+/// Neither messages nor JSON may retitle a terminal, clear it, or forge a line.
+#[test]
+fn nothing_that_nelly_says_steers_a_terminal() {
+    let home = Home::new();
+    let name = "\x1b]0;t\x07\u{9b}2J\u{202e}x\nnelly: all is well";
+    let plain = |text: &str| text.chars().all(|c| c == '\n' || nelly_vmm::text::is_plain(c));
+    for words in [
+        &["run", &format!("oci:/nonexistent/{name}"), "true"][..],
+        &["run", "--name", name, "--", "true"],
+        &["run", &format!("--{name}"), "--", "true"],
+        &["boot", "--kernel", &format!("/nonexistent/{name}")],
+    ] {
+        let done = home.nelly(words);
+        done.expect(125);
+        assert!(plain(&done.err()), "{:?}", done.err());
+        assert!(done.err().contains(r"\u{202e}"), "{}", done.err());
+    }
+    let done = home.nelly(&["run", "--dry-run", "-e", &format!("NAME={name}"), "--", "true"]);
+    assert!(plain(&done.expect(0).out()), "{:?}", done.out());
+    let object: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(object["container"]["process"]["env"].to_string().contains("all is well"));
+}
+
+#[test]
 fn kernels_that_are_none() {
     let home = Home::new();
     // The image is cached before: a good image stays, whatever the kernel is.

@@ -127,6 +127,72 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     assert_eq!(paths(home.path()), before);
 }
 
+/// Starts `nelly run FLAGS -- sh -c SCRIPT` behind `before` (words of a shell) and waits for its first output.
+fn ready(home: &Home, before: &str, flags: &[&str], script: &str) -> Child {
+    let words = [&["run"], flags, &["--", "sh", "-c", script]].concat();
+    let nelly = nelly(home.path(), &words);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("{before} exec \"$0\" \"$@\"")])
+        .arg(nelly.get_program())
+        .args(nelly.get_args());
+    command.envs(nelly.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+    child
+}
+
+/// Far less than the minute after which a call to an agent fails, far more than the second that it takes.
+const PROMPT: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_guest_that_stopped_answering_can_be_left() {
+    let home = Home::new();
+    let script = "trap '' TERM INT; echo ready; while :; do sleep 0.1; done";
+    // A monitor that is stopped is a guest that answers nothing, and neither does the monitor.
+    for (name, times, expected) in [("TERM", 1, 143), ("INT", 3, 130), ("HUP", 1, 129)] {
+        let mut child = ready(&home, "", &[], script);
+        signal(monitors(home.path())[0], "STOP");
+        for _ in 0..times {
+            signal(child.id(), name);
+            // Two of a kind that come at once are one.
+            thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(code(wait(&mut child, PROMPT)), expected, "{name}");
+        nothing_runs(home.path());
+    }
+    // The limit of time counts while the machine starts, and while nobody reads what the container writes.
+    let mut command = nelly(home.path(), &["run", "--timeout", "2s", "--", "true"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    while monitors(home.path()).is_empty() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    signal(monitors(home.path())[0], "STOP");
+    assert_eq!(code(wait(&mut child, PROMPT)), 124);
+    nothing_runs(home.path());
+    let mut child = ready(&home, "", &["--timeout", "12s"], "echo ready; yes");
+    assert_eq!(code(wait(&mut child, LIMIT)), 124);
+    nothing_runs(home.path());
+}
+
+#[test]
+fn signals_that_were_ignored_at_the_start_stay_ignored() {
+    let home = Home::new();
+    let script =
+        "trap 'echo int' INT; trap 'echo quit' QUIT; trap 'echo hup' HUP; trap 'echo term; exit 50' TERM
+        echo ready; while :; do sleep 0.1; done";
+    let mut child = ready(&home, "trap '' HUP INT QUIT;", &[], script);
+    for name in ["INT", "INT", "INT", "QUIT", "HUP", "TERM"] {
+        signal(child.id(), name);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(code(wait(&mut child, LIMIT)), 50);
+    let mut rest = String::new();
+    std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut rest).unwrap();
+    assert_eq!(rest, "term\n");
+    nothing_runs(home.path());
+}
+
 #[test]
 fn a_dry_run_writes_nothing() {
     let home = Home::new();

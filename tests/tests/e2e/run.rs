@@ -1,6 +1,12 @@
 //! `nelly run`: exit codes, streams, what the container sees.
 
-use super::Home;
+use std::fs::File;
+use std::io::Read;
+use std::process::Stdio;
+
+use nelly_tests::{code, nelly, wait};
+
+use super::{Home, LIMIT};
 
 #[test]
 fn streams_and_exit_code_are_the_containers() {
@@ -33,6 +39,32 @@ fn loopback_answers_from_the_first_packet() {
     let done = Home::new().sh("ping -c 2 127.0.0.1 && ping -c 1 ::1");
     done.expect(0);
     assert_eq!(done.out().matches(" 0% packet loss").count(), 2, "{}", done.out());
+}
+
+/// As with a program of the host: a reader that leaves ends whoever goes on writing.
+#[test]
+fn a_reader_that_leaves_ends_the_writer() {
+    let home = Home::new();
+    let words = ["run", "--", "sh", "-c", "while :; do echo line; done"];
+    let mut command = nelly(home.path(), &words);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 5];
+    child.stdout.take().unwrap().read_exact(&mut line).unwrap();
+    assert_eq!((&line, code(wait(&mut child, LIMIT))), (b"line\n", 141));
+}
+
+#[test]
+fn output_that_cannot_be_written_is_no_success() {
+    let home = Home::new();
+    // The code of a program that failed by itself says more.
+    for (script, expected) in [("echo hi", 125), ("echo hi; trap '' PIPE; sleep 1; exit 3", 3)] {
+        let mut command = nelly(home.path(), &["run", "--", "sh", "-c", script]);
+        command.stdin(Stdio::null()).stdout(File::options().write(true).open("/dev/full").unwrap());
+        let done = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(expected), "{said}");
+        assert!(said.contains("cannot write the container's output: No space left on device"), "{said}");
+    }
 }
 
 #[test]
@@ -78,7 +110,7 @@ fn flags_reach_the_container() {
         "--env",
         "B=two",
         "--hostname",
-        "box",
+        "Box-1.Example",
         "--read-only",
         "--tmpfs",
         "/scratch:size=1m",
@@ -92,7 +124,7 @@ fn flags_reach_the_container() {
         script,
     ]);
     done.expect(0);
-    assert_eq!(done.out(), "1000\n1001\n/tmp\n1-two\nbox\nread-only\n2\n1024\n", "{}", done.err());
+    assert_eq!(done.out(), "1000\n1001\n/tmp\n1-two\nBox-1.Example\nread-only\n2\n1024\n", "{}", done.err());
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `nelly run -it` in a real terminal (tmux): size, resize, Ctrl-C, a full-screen editor, and the terminal as it was.
 
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +52,65 @@ impl Tmux {
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// What `--result` wrote, once it is there.
+#[track_caller]
+fn result(path: &Path) -> serde_json::Value {
+    let until = Instant::now() + LIMIT;
+    loop {
+        // Written at once, but seen empty between its making and its writing.
+        if let Ok(object) = serde_json::from_slice(&fs::read(path).unwrap_or_default()) {
+            return object;
+        }
+        assert!(Instant::now() < until, "{} did not come", path.display());
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
+    let home = Home::new();
+    home.sh("true").expect(0);
+    let tmux = Tmux::new(&home, "80", "24");
+    let place = home.path().display().to_string();
+    let program = program("nelly").display().to_string();
+    let fifo = home.path().join("fifo");
+    run(Command::new("mkfifo").arg(&fifo), b"", LIMIT).expect(0);
+    // With a terminal and without, by a shell and without one, and one that was told not to hear of it.
+    let run = |name: &str, flags: &str, command: &str| {
+        format!("NELLY_HOME={place} {program} run {flags} --result {place}/{name} -- {command}")
+    };
+    let say = "sh -c 'echo up-$((40 + 2)); exec sleep 100000'";
+    let windows = [
+        run("with", "-it", say),
+        run("without", "", say),
+        format!("exec nohup {} <{place}/fifo 2>/dev/null", run("ignoring", "-i", "sh -c 'echo ready; cat'")),
+    ];
+    tmux.see("host#");
+    tmux.line(&windows[0]);
+    tmux.see("up-42");
+    tmux.ask(&["new-window", "sh"]);
+    tmux.line(&windows[1]);
+    tmux.see("up-42");
+    tmux.ask(&["new-window", "sh", "-c", &format!("cd {place}; {}", windows[2])]);
+    let mut input = fs::File::options().write(true).open(&fifo).unwrap();
+    let output = home.path().join("nohup.out");
+    let until = Instant::now() + LIMIT;
+    while fs::read_to_string(&output).unwrap_or_default() != "ready\n" {
+        assert!(Instant::now() < until, "the third did not start");
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(tmux);
+    for name in ["with", "without"] {
+        let object = result(&home.path().join(name));
+        assert_eq!((&object["exit"], &object["reason"]), (&129.into(), &"hung_up".into()), "{name}");
+    }
+    // Longer than the grace of the others, and it still listens.
+    input.write_all(b"alive\n").unwrap();
+    drop(input);
+    assert_eq!(result(&home.path().join("ignoring"))["exit"], 0);
+    assert_eq!(fs::read_to_string(&output).unwrap(), "ready\nalive\n");
 }
 
 impl Drop for Tmux {
