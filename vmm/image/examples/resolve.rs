@@ -1,5 +1,5 @@
-//! Resolves an image and says how long each phase took: `resolve CACHE_DIR IMAGE`. CACHE_DIR is made if it does not
-//! exist; it must be the caller's own ([`nelly_image::trusted`]).
+//! Resolves an image and says how long each phase took: `resolve CACHE_DIR IMAGE`. CACHE_DIR is
+//! made if it does not exist; it must be the caller's own ([`nelly_image::trusted`]).
 
 use std::time::{Duration, Instant};
 

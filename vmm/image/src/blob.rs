@@ -281,7 +281,8 @@ impl LayerBlob {
                 .name("layer".to_owned())
                 .spawn_scoped(scope, move || self.pump(shared, &full_in, &empty_out))
                 .map_err(|source| LayerError::Read { name: self.blob.name.clone(), source })?;
-            // Also where the two digests are the same: that says what the image claims, not what is in the stream.
+            // Also where the two digests are the same: that says what the image claims, not what is
+            // in the stream.
             let hasher = self.diff_id.hasher();
             let (chunk, at) = (Vec::new(), 0);
             let mut stream =

@@ -8,8 +8,9 @@
 //! scratch/              images in the making, where the file system has no files without names
 //! ```
 //!
-//! An image in the making has no name: whatever kills its maker, nothing stays. All of it is the caller's or root's, and
-//! reached through descriptors ([`crate::trusted`]): what another user put there is refused, and never followed.
+//! An image in the making has no name: whatever kills its maker, nothing stays. All of it is the
+//! caller's or root's, and reached through descriptors ([`crate::trusted`]): what another user put
+//! there is refused, and never followed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -238,7 +239,8 @@ impl Workshop {
         Ok(())
     }
 
-    /// The file system that holds it: bytes that may still be written to it; `None` if there is no bound.
+    /// The file system that holds it: bytes that may still be written to it; `None` if there is no
+    /// bound.
     pub(crate) fn free_bytes(&self) -> Result<Option<u64>, CacheError> {
         let path = self.dir.path();
         Ok(sys::free_bytes(&self.dir)

@@ -67,7 +67,8 @@ pub enum ImageError {
         /// What failed.
         source: CacheError,
     },
-    /// The disk of the cache directory is full, or its quota reached, or would be. Nothing was left behind.
+    /// The disk of the cache directory is full, or its quota reached, or would be. Nothing was left
+    /// behind.
     #[error(
         "the disk that holds {} has too little space for the image; free some, or name another place (NELLY_HOME)",
         dir.display()

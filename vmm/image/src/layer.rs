@@ -88,8 +88,9 @@ fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(&path[..path.len().min(SHOWN)]).into_owned()
 }
 
-/// Applies a layer to `tree`, its files' contents going to `sink`. Reads the archive up to its end mark, and then
-/// whatever follows. `tick` is asked for every entry: `false` ends it with [`LayerError::Cancelled`].
+/// Applies a layer to `tree`, its files' contents going to `sink`. Reads the archive up to its end
+/// mark, and then whatever follows. `tick` is asked for every entry: `false` ends it with
+/// [`LayerError::Cancelled`].
 pub(crate) fn apply<I: Input>(
     tar: &mut Reader<I>,
     tree: &mut Tree,

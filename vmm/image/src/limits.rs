@@ -5,8 +5,9 @@
 /// Exceeding one is an error that names the limit and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the file system image, holes included. At most 16 TiB, what the format can address. Whatever it says,
-    /// an image takes no more than fifteen sixteenths of what is free where the cache lies.
+    /// Bytes of the file system image, holes included. At most 16 TiB, what the format can address.
+    /// Whatever it says, an image takes no more than fifteen sixteenths of what is free where the
+    /// cache lies.
     pub disk_bytes: u64,
     /// Bytes that all layers may decompress to, padding and overwritten files included.
     pub unpacked_bytes: u64,
@@ -14,7 +15,8 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of names, symbolic link targets and extended attributes of all layers together.
     pub metadata_bytes: u64,
-    /// Names looked at in the paths, links and whiteouts of all layers together: what merging them costs in time.
+    /// Names looked at in the paths, links and whiteouts of all layers together: what merging them
+    /// costs in time.
     pub walked_names: u64,
     /// Bytes of one index, manifest or configuration.
     pub json_bytes: u64,

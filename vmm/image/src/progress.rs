@@ -45,8 +45,8 @@ pub trait Progress {
     /// `done` and `total` are bytes; `total` is `None` when it is unknown.
     fn update(&mut self, phase: Phase, done: u64, total: Option<u64>);
 
-    /// Asked for every entry and every piece of a file: `true` ends the resolve with [`crate::ImageError::Cancelled`], and nothing
-    /// stays behind.
+    /// Asked for every entry and every piece of a file: `true` ends the resolve with
+    /// [`crate::ImageError::Cancelled`], and nothing stays behind.
     fn cancelled(&mut self) -> bool {
         false
     }

@@ -171,8 +171,8 @@ impl fmt::Display for Reference {
 }
 
 impl Reference {
-    /// What an error says of a reference whose path was probably meant to hold a colon: what stands before the first
-    /// one does not exist, or the whole does. Else nothing.
+    /// What an error says of a reference whose path was probably meant to hold a colon: what stands
+    /// before the first one does not exist, or the whole does. Else nothing.
     pub(crate) fn colon_advice(&self) -> String {
         let (Self::OciLayout { dir: path, tag: Some(tag) }
         | Self::OciArchive { file: path, tag: Some(tag) }

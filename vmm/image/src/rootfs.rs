@@ -1,8 +1,9 @@
 //! A directory of the host as the tree of an image.
 //!
-//! The directory may change while it is read, and whoever changes it may mean harm. So it is opened once, and everything
-//! else is reached through descriptors: directories below the first one without any link on the way, files below their
-//! directory; and what was opened must be what was looked at, by device and inode. Nothing outside comes in.
+//! The directory may change while it is read, and whoever changes it may mean harm. So it is opened
+//! once, and everything else is reached through descriptors: directories below the first one
+//! without any link on the way, files below their directory; and what was opened must be what was
+//! looked at, by device and inode. Nothing outside comes in.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -114,9 +115,9 @@ pub(crate) fn open(dir: &Path) -> Result<File, RootfsError> {
     }
 }
 
-/// Reads the directory `root`, opened from `name`, into `tree`, contents going to `sink`. `tick` is asked for every
-/// entry and hears of the bytes read; `false` ends it with [`RootfsError::Cancelled`]. Entries are taken in the order
-/// of their names.
+/// Reads the directory `root`, opened from `name`, into `tree`, contents going to `sink`. `tick` is
+/// asked for every entry and hears of the bytes read; `false` ends it with
+/// [`RootfsError::Cancelled`]. Entries are taken in the order of their names.
 pub(crate) fn read(
     root: &File,
     name: &Path,
@@ -146,7 +147,8 @@ fn io_error(action: &'static str, path: &Path, source: impl Into<io::Error>) -> 
 }
 
 impl<S: DataSink> Walk<'_, S> {
-    /// Opens the directory `inside`, relative to the root, which must be the one that was looked at.
+    /// Opens the directory `inside`, relative to the root, which must be the one that was looked
+    /// at.
     fn enter(&self, inside: &Path, is: Identity) -> Result<OwnedFd, RootfsError> {
         let path = self.name.join(inside);
         let below = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
@@ -281,7 +283,8 @@ impl Item<'_> {
         if identity(&opened) == identity(&self.stat) { Ok(file.into()) } else { Err(changed()) }
     }
 
-    /// The extended attributes that an image keeps: of `file`, or of what has the name and is no file.
+    /// The extended attributes that an image keeps: of `file`, or of what has the name and is no
+    /// file.
     fn xattrs(&self, file: Option<&File>) -> Result<Xattrs, RootfsError> {
         let failed = |error: Errno| io_error("read the extended attributes of", &self.path, error);
         let path = sys::path_in(self.dir, self.name, &self.path);

@@ -26,8 +26,9 @@ use crate::tree::Tree;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    /// The cache directory, by contract `$XDG_CACHE_HOME/nelly`. Made when the first image is cached. It must be the
-    /// caller's or root's and not writable by others, and so must the directories on the way to it ([`crate::trusted`]).
+    /// The cache directory, by contract `$XDG_CACHE_HOME/nelly`. Made when the first image is
+    /// cached. It must be the caller's or root's and not writable by others, and so must the
+    /// directories on the way to it ([`crate::trusted`]).
     pub cache_dir: PathBuf,
     /// The OCI layout directory behind `builtin:busybox`, if it is installed.
     pub builtin: Option<PathBuf>,
@@ -169,8 +170,8 @@ impl Store {
     /// Opens the store. Nothing is written, and a cache directory that does not exist is no error.
     ///
     /// # Errors
-    /// [`ImageError::Cache`] if the cache directory is of an unknown version, cannot be read, or could have been
-    /// written by somebody else.
+    /// [`ImageError::Cache`] if the cache directory is of an unknown version, cannot be read, or
+    /// could have been written by somebody else.
     pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
         let cache = Cache::open(&options.cache_dir)
             .map_err(|source| ImageError::Cache { dir: options.cache_dir.clone(), source })?;
@@ -386,7 +387,8 @@ impl Store {
         self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| layer::pass(stream, tick))
     }
 
-    /// Reads the layers and verifies them, each being given to `apply` with what asks whether to go on.
+    /// Reads the layers and verifies them, each being given to `apply` with what asks whether to go
+    /// on.
     fn read_layers(
         &self,
         reference: &Reference,

@@ -65,7 +65,8 @@ pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Opens the directory at `path`, relative and without `..`, below `root`: no name on the way may be a symbolic link.
+/// Opens the directory at `path`, relative and without `..`, below `root`: no name on the way may
+/// be a symbolic link.
 #[cfg(target_os = "linux")]
 pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     use rustix::fs::ResolveFlags;
@@ -85,7 +86,8 @@ pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<Owne
     Ok(here)
 }
 
-/// A path that leads to `name` in the directory `dir` by its descriptor, for the calls that take no descriptor.
+/// A path that leads to `name` in the directory `dir` by its descriptor, for the calls that take no
+/// descriptor.
 #[cfg(target_os = "linux")]
 pub(crate) fn path_in(dir: impl AsFd, name: &OsStr, _whole: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
@@ -97,7 +99,8 @@ pub(crate) fn path_in(_dir: impl AsFd, _name: &OsStr, whole: &Path) -> PathBuf {
     whole.to_owned()
 }
 
-/// Bytes that may still be written to the file system of `file`; `None` where it has no bound of its own.
+/// Bytes that may still be written to the file system of `file`; `None` where it has no bound of
+/// its own.
 pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     let found = rustix::fs::fstatvfs(file)?;
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))

@@ -75,7 +75,8 @@ pub(crate) struct Dir {
     pub(crate) entries: BTreeMap<Box<[u8]>, Entry>,
     pub(crate) parent: NodeId,
     depth: u16,
-    /// The layer that last hid what was older in it: what it holds since then is that layer's, or holds something of it.
+    /// The layer that last hid what was older in it: what it holds since then is that layer's, or
+    /// holds something of it.
     cleared: u32,
 }
 
@@ -107,7 +108,8 @@ pub enum TreeError {
     /// `..` leads out of the image's root.
     #[error("the path leaves the image's root")]
     Escapes,
-    /// It says nothing that a file system could hold: a NUL byte, a link to nothing, a whiteout of nothing.
+    /// It says nothing that a file system could hold: a NUL byte, a link to nothing, a whiteout of
+    /// nothing.
     #[error("{0}")]
     Malformed(&'static str),
     /// A name, path, number or attribute beyond what Linux can represent.
@@ -165,8 +167,8 @@ pub(crate) struct Tree {
     metadata_left: u64,
     /// Names looked at so far.
     walked: u64,
-    /// Where links to directories lead, by the directory they are in, and over how many links; so that a link's target
-    /// is walked once. Forgotten when a name of a directory or a link goes.
+    /// Where links to directories lead, by the directory they are in, and over how many links; so
+    /// that a link's target is walked once. Forgotten when a name of a directory or a link goes.
     resolved: HashMap<(NodeId, NodeId), (NodeId, u32)>,
     limits: Limits,
 }
@@ -174,7 +176,8 @@ pub(crate) struct Tree {
 /// What is still to be walked of a symbolic link.
 enum Step {
     Name(Box<[u8]>),
-    /// The target of this link, in this directory, was walked: it leads here. So many links were followed before it.
+    /// The target of this link, in this directory, was walked: it leads here. So many links were
+    /// followed before it.
     Resolved {
         dir: NodeId,
         link: NodeId,
@@ -271,7 +274,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Charges names that were looked at, on the way of a path or to be hidden: what a layer costs in time.
+    /// Charges names that were looked at, on the way of a path or to be hidden: what a layer costs
+    /// in time.
     fn charge_walk(&mut self, names: usize) -> Result<(), TreeError> {
         self.walked += to_u64(names);
         if self.walked <= self.limits.walked_names {
@@ -511,8 +515,9 @@ impl Tree {
         entry.stamp == self.layer || self.dir(entry.node).is_some_and(|dir| !dir.entries.is_empty())
     }
 
-    /// Removes what is below `top` and not of this layer, but for the directories on the way to what is. A directory is
-    /// looked through once a layer: nothing of an earlier one can come into it again.
+    /// Removes what is below `top` and not of this layer, but for the directories on the way to
+    /// what is. A directory is looked through once a layer: nothing of an earlier one can come into
+    /// it again.
     fn hide_below(&mut self, top: NodeId) -> Result<(), TreeError> {
         let layer = self.layer;
         let has_older = |tree: &Self, id| tree.dir(id).is_some_and(|dir| dir.cleared != layer);

@@ -1,8 +1,9 @@
 //! Directories and files of the host that nobody can change but the caller and root.
 //!
-//! Whoever owns a directory on the way to a file, or may write into it, can put another file there. So a path is
-//! walked from `/` one name at a time: each directory is opened below the one before, without following links, and
-//! looked at through its descriptor. What lies below the last one is opened and made through that descriptor only.
+//! Whoever owns a directory on the way to a file, or may write into it, can put another file there.
+//! So a path is walked from `/` one name at a time: each directory is opened below the one before,
+//! without following links, and looked at through its descriptor. What lies below the last one is
+//! opened and made through that descriptor only.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -96,8 +97,8 @@ impl<'a> Found<'a> {
         Self { path, owner: stat.st_uid, mode: fits(stat.st_mode, "a mode has 16 bits") }
     }
 
-    /// Whether it belongs to `user`, to root, or to whom `/` belongs: the last can change everything anyway, and is
-    /// shown as somebody else inside a user namespace.
+    /// Whether it belongs to `user`, to root, or to whom `/` belongs: the last can change
+    /// everything anyway, and is shown as somebody else inside a user namespace.
     fn owned_by(&self, user: u32, root: u32) -> Result<(), TrustError> {
         if [user, 0, root].contains(&self.owner) {
             return Ok(());
@@ -109,8 +110,8 @@ impl<'a> Found<'a> {
         TrustError::Writable { path: self.path.to_owned(), owner: self.owner, mode: self.mode & 0o7777 }
     }
 
-    /// A directory on the way. Of one with the sticky bit, as `/tmp`, others cannot remove or rename what is not
-    /// theirs; what they put there first is theirs, and refused for that.
+    /// A directory on the way. Of one with the sticky bit, as `/tmp`, others cannot remove or
+    /// rename what is not theirs; what they put there first is theirs, and refused for that.
     fn on_the_way(&self, user: u32, root: u32) -> Result<(), TrustError> {
         self.owned_by(user, root)?;
         if self.mode & 0o022 != 0 && self.mode & 0o1000 == 0 { Err(self.writable()) } else { Ok(()) }
@@ -139,7 +140,8 @@ struct Walk {
     root: u32,
     /// Whether what is missing is made.
     make: bool,
-    /// What was found wrong on the way: of no interest until there is something at its end that would be believed.
+    /// What was found wrong on the way: of no interest until there is something at its end that
+    /// would be believed.
     wrong: Option<TrustError>,
 }
 
@@ -172,7 +174,8 @@ impl Walk {
         }
     }
 
-    /// Nothing is made where others may do the same; what is only looked for may as well not be there.
+    /// Nothing is made where others may do the same; what is only looked for may as well not be
+    /// there.
     fn judge(&mut self, verdict: Result<(), TrustError>) -> Result<(), TrustError> {
         if self.make {
             return verdict;
@@ -210,7 +213,8 @@ impl Walk {
         Ok(true)
     }
 
-    /// Puts a link's target before the rest. The link must be the caller's or root's, as everything else.
+    /// Puts a link's target before the rest. The link must be the caller's or root's, as everything
+    /// else.
     fn follow(&mut self, name: &OsStr, path: &Path, wanted: &'static str) -> Result<(), TrustError> {
         let stat = rustix::fs::statat(&self.here, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| io_error("look at", path, error))?;
@@ -243,7 +247,8 @@ fn root_directory() -> Result<(OwnedFd, u32), TrustError> {
     Ok((fd, stat.st_uid))
 }
 
-/// Makes a directory for its owner alone. That it is there already is as good; who made it shows when it is opened.
+/// Makes a directory for its owner alone. That it is there already is as good; who made it shows
+/// when it is opened.
 fn make_directory(parent: impl AsFd, name: &OsStr, path: &Path) -> Result<(), TrustError> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -261,11 +266,12 @@ fn believed_file(fd: OwnedFd, path: &Path) -> Result<File, TrustError> {
     Ok(fd.into())
 }
 
-/// Opens the file at `path` for reading; `None` if it does not exist. Links on the way, and the file itself as one, are
-/// followed if they and everything on their way are the caller's or root's.
+/// Opens the file at `path` for reading; `None` if it does not exist. Links on the way, and the
+/// file itself as one, are followed if they and everything on their way are the caller's or root's.
 ///
 /// # Errors
-/// [`TrustError`]: the file, or a directory on the way, is somebody else's or can be written by others.
+/// [`TrustError`]: the file, or a directory on the way, is somebody else's or can be written by
+/// others.
 pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
     let mut walk = Walk::new(path, false)?;
     loop {
@@ -288,7 +294,8 @@ pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
     }
 }
 
-/// A directory that nobody can change but the caller and root, and what lies below it, reached through its descriptor.
+/// A directory that nobody can change but the caller and root, and what lies below it, reached
+/// through its descriptor.
 #[derive(Debug)]
 pub struct Dir {
     fd: OwnedFd,
@@ -299,13 +306,15 @@ impl Dir {
     /// Opens the directory at `path`; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`TrustError`]: it, or a directory on the way, is somebody else's or can be written by others.
+    /// [`TrustError`]: it, or a directory on the way, is somebody else's or can be written by
+    /// others.
     pub fn open(path: &Path) -> Result<Option<Self>, TrustError> {
         let mut walk = Walk::new(path, false)?;
         if walk.directories(0)? { Self::arrived(walk).map(Some) } else { Ok(None) }
     }
 
-    /// Opens the directory at `path` and makes it, and those on the way, with mode 0700 where they are missing.
+    /// Opens the directory at `path` and makes it, and those on the way, with mode 0700 where they
+    /// are missing.
     ///
     /// # Errors
     /// As [`Dir::open`].
@@ -361,7 +370,8 @@ impl Dir {
     /// Opens the file `name` for reading; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`TrustError`]: it is no regular file (a link is none), somebody else's, or can be written by others.
+    /// [`TrustError`]: it is no regular file (a link is none), somebody else's, or can be written
+    /// by others.
     pub fn read(&self, name: impl AsRef<OsStr>) -> Result<Option<File>, TrustError> {
         self.file(name.as_ref(), OFlags::RDONLY)
     }
@@ -444,7 +454,8 @@ mod tests {
         assert!(!believed(0, 0, 0o770) && !believed(0, 0, 0o707) && !believed(0, 0, 0o1777));
         assert!(passed(1000, 0, 0o1777) && passed(1000, 1000, 0o1770) && passed(0, 0, 0o755));
         assert!(!passed(0, 0, 0o777) && !passed(1000, 1000, 0o775) && !passed(0, 1000, 0o700));
-        // Inside a user namespace `/` belongs to nobody, and so may what lies on the way, but not what is believed.
+        // Inside a user namespace `/` belongs to nobody, and so may what lies on the way, but not
+        // what is believed.
         assert!(found(65534, 0o755).on_the_way(1000, 65534).is_ok() && !believed(1000, 65534, 0o755));
     }
 

@@ -31,7 +31,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone afterwards.
 async fn hello(installation: &Installation, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
-    // The user's own cache. A name below /tmp that others can guess is one that others can make first.
+    // The user's own cache. A name below /tmp that others can guess is one that others can make
+    // first.
     let places = Places::from_env(|name| std::env::var_os(name).map(Into::into))?;
     let mut options = StoreOptions::new(places.cache);
     options.builtin = Some(installation.builtin.clone());

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::WriteError;
 use super::format::{BLOCK, BLOCK_SIZE, EXTENDED_INODE};
@@ -83,6 +83,11 @@ impl Appender {
         self.written + to_u64(self.buffer.len())
     }
 
+    /// What the file takes of its file system, in units of 512 bytes.
+    fn blocks(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks())
+    }
+
     pub(super) fn append(&mut self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             if self.buffer.is_empty() && data.len() >= BUFFER {
@@ -161,8 +166,9 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
-    /// Starts an image in `image`, an empty file. `spool` is another empty file, of no use afterwards. The image has
-    /// at most `limit` bytes, holes included, and writes at most `room` bytes.
+    /// Starts an image in `image`, an empty file. `spool` is another empty file, of no use
+    /// afterwards. The image has at most `limit` bytes, holes included, and writes at most `room`
+    /// bytes.
     pub(crate) fn new(image: File, spool: File, limit: u64, room: u64) -> Result<Self, WriteError> {
         let mut image = Appender::new(image);
         // The superblock's block, filled in at the end.
@@ -247,8 +253,42 @@ impl DataSink for Contents {
         if offset + bytes > self.image.start {
             self.image.flush().map_err(WriteError::Io)?;
         }
+        // Not the file's size: of a hole nothing comes back.
+        let before = self.image.blocks().map_err(WriteError::Io)?;
         self.zero_out(offset, bytes).map_err(WriteError::Io)?;
-        self.given_back += bytes;
+        let after = self.image.blocks().map_err(WriteError::Io)?;
+        self.given_back += before.saturating_sub(after).saturating_mul(512).min(bytes);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_written_than_there_is_room_for() {
+        let file = || tempfile::tempfile().unwrap();
+        let mut contents = Contents::new(file(), file(), 1 << 40, 64 << 10).unwrap();
+        let mut put = |size: u64, data: &[u8]| {
+            contents.begin(size, 0)?;
+            contents.write(data)?;
+            contents.zeros(size - to_u64(data.len()))?;
+            let data = contents.finish()?;
+            contents.discard(&data)
+        };
+        // What is given back may be written again, and a hole takes nothing.
+        for _ in 0..20 {
+            put(40 << 10, &[1; 40 << 10]).unwrap();
+            put(1 << 30, &[1; 4096]).unwrap();
+        }
+        let WriteError::Io(error) = put(80 << 10, &[1; 80 << 10]).unwrap_err() else {
+            panic!("no room is an error of the disk")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let mut contents = Contents::new(file(), file(), 1 << 40, 64 << 10).unwrap();
+        contents.begin(70 << 10, 0).unwrap();
+        let written = (0..70).take_while(|_| contents.write(&[1; 1024]).is_ok()).count();
+        assert!((32..=64).contains(&written), "{written} KiB of 64");
     }
 }

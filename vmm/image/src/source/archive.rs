@@ -159,7 +159,8 @@ fn normal(path: &str) -> Option<String> {
 }
 
 impl Archive {
-    /// Opens an archive and reads its names. Nothing is written. `cancelled` is asked before every read.
+    /// Opens an archive and reads its names. Nothing is written. `cancelled` is asked before every
+    /// read.
     ///
     /// # Errors
     /// If it is no archive, damaged as far as names go, or over a limit.
@@ -255,8 +256,8 @@ impl Archive {
         self.plain.is_none()
     }
 
-    /// Decompresses the archive into `file`, an empty one, of at most `room` bytes. `tick` hears of compressed bytes done and in all;
-    /// `false` ends it, with `Ok(false)`.
+    /// Decompresses the archive into `file`, an empty one, of at most `room` bytes. `tick` hears of
+    /// compressed bytes done and in all; `false` ends it, with `Ok(false)`.
     ///
     /// # Errors
     /// [`SpoolError`]: what reading the archive or writing the file failed with.

@@ -15,8 +15,8 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-/// Layers: what their types begin with, how it goes on (how they are compressed is told by their bytes), and whether
-/// images may leave their data out.
+/// Layers: what their types begin with, how it goes on (how they are compressed is told by their
+/// bytes), and whether images may leave their data out.
 const LAYERS: [(&str, [&str; 3], bool); 4] = [
     ("application/vnd.oci.image.layer.v1.tar", ["", "+gzip", "+zstd"], false),
     ("application/vnd.oci.image.layer.nondistributable.v1.tar", ["", "+gzip", "+zstd"], true),

@@ -130,8 +130,8 @@ fn a_planted_link_makes_no_file_elsewhere() {
     assert_eq!(name_in(place.resolve(&layout.reference()).unwrap()), "good");
 }
 
-/// Reads a directory that `swap` changes when the walk asks for the `at`th time whether to go on; `None` if it never
-/// does so often.
+/// Reads a directory that `swap` changes when the walk asks for the `at`th time whether to go on;
+/// `None` if it never does so often.
 fn read_while(at: u32, swap: impl Fn(&Path, &Path)) -> Option<Result<Image, ImageError>> {
     let place = Place::default();
     let (root, outside) = (place.path("root"), place.path("outside"));
@@ -228,7 +228,8 @@ fn whether_to_go_on_is_asked_for_every_entry() {
     }
 }
 
-/// A layout whose configuration lists `ids` and whose manifest lists `blobs`, of which only some are there.
+/// A layout whose configuration lists `ids` and whose manifest lists `blobs`, of which only some
+/// are there.
 fn forged(dir: &Path, ids: &[Digest], blobs: &[&[u8]], there: bool) -> Layout {
     let layout = Layout::new(dir);
     let config = layout.descriptor(CONFIG, Layout::config(ids, "{}").as_bytes(), "");

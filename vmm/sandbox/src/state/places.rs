@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use nelly_image::trusted::{Dir, TrustError};
 
-/// The directories of one user. None is created by asking. What lies in them is believed (kernels, images, settings), so
-/// they must be the caller's or root's, and nobody else may write to them.
+/// The directories of one user. None is created by asking. What lies in them is believed (kernels,
+/// images, settings), so they must be the caller's or root's, and nobody else may write to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     /// Images and kept sandboxes.
@@ -44,8 +44,9 @@ impl Places {
         })
     }
 
-    /// Looks whether the data directory, if there is one, is what it should be. The image store does so with its cache,
-    /// and who reads `config.toml` opens it with [`nelly_image::trusted::open_file`].
+    /// Looks whether the data directory, if there is one, is what it should be. The image store
+    /// does so with its cache, and who reads `config.toml` opens it with
+    /// [`nelly_image::trusted::open_file`].
     ///
     /// # Errors
     /// It, or a directory on the way to it, is another user's or can be written by others.

@@ -140,7 +140,8 @@ impl Place {
         Layout::with(&self.path("layout"), &layers, "{}")
     }
 
-    /// Files below the cache directory that are neither directories, nor the version file, nor say what was verified.
+    /// Files below the cache directory that are neither directories, nor the version file, nor say
+    /// what was verified.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut todo = vec![self.cache()];
