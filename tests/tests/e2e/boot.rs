@@ -203,8 +203,20 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
 }
 
 #[test]
-fn a_panic_and_a_power_off_are_told_apart() {
+fn a_panic_a_reset_a_power_off_and_a_halt_are_told_apart() {
     let home = Home::new();
-    ours(&home, "echo c >/proc/sysrq-trigger; sleep 60", &[], LIMIT).expect(121);
-    ours(&home, "reboot -f", &[], LIMIT).expect(0);
+    let result = home.path().join("result");
+    for (script, cpus, code, reason) in [
+        ("echo c >/proc/sysrq-trigger; sleep 60", "1", 121, "panic"),
+        ("reboot -f", "1", 0, "reset"),
+        ("poweroff -f", "1", 0, "power_off"),
+        ("poweroff -f", "4", 0, "power_off"),
+        ("halt -f", "4", 0, "halted"),
+    ] {
+        let flags = ["--cpus", cpus, "--result", result.to_str().unwrap()];
+        let done = ours(&home, script, &flags, LIMIT);
+        done.expect(code);
+        let object: serde_json::Value = serde_json::from_slice(&fs::read(&result).unwrap()).unwrap();
+        assert_eq!(object["reason"], reason, "{script}: {}", done.out());
+    }
 }

@@ -35,7 +35,7 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
 On a terminal whose bytes go to the guest (\"serial\" or \"console\" is \"stdio\"), Ctrl-A x ends the machine and
 Ctrl-A Ctrl-A is Ctrl-A.
 
-Exit codes: 0 power-off or reset, 121 guest panic, 122 triple fault, 124 time limit, 125 failed,
+Exit codes: 0 power-off, halt or reset, 121 guest panic, 122 triple fault, 124 time limit, 125 failed,
 141 nobody reads the console any more, 128+n ended by signal n.
 ";
 

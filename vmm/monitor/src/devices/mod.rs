@@ -3,7 +3,7 @@
 //! Each is a plain value behind [`crate::bus::BusDevice`] that knows neither machine nor host: what it needs is a parameter.
 
 pub mod i8042;
-pub mod panic_text;
+pub mod last_words;
 pub mod power;
 pub mod rtc;
 pub mod serial;

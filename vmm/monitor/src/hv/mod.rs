@@ -119,6 +119,12 @@ pub trait Vcpu {
         None
     }
 
+    /// Whether nothing but another vCPU can make this one go on: it halted with interrupts disabled, or waits for its start-up message.
+    /// Asked out of the guest, with nothing pending. `false` where the hypervisor cannot tell.
+    fn sleeps_for_good(&mut self) -> bool {
+        false
+    }
+
     /// What makes a running or about to run vCPU return [`Exit::Kicked`], from any thread.
     fn kicker(&self) -> Arc<dyn Kicker>;
 }

@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 use super::inspect::ConsoleState;
 use super::mailbox::Bell;
 use super::watched::{Kind, Watched};
-use crate::devices::panic_text::PanicText;
+use crate::devices::last_words::{LastWords, Said};
 use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
 use crate::sys::{self, Interest, Poller};
 use crate::virtio::device::Registrar;
@@ -145,8 +145,7 @@ pub(super) struct Pump {
     output: VecDeque<u8>,
     /// From the reader, for a virtio console.
     input: VecDeque<u8>,
-    panic: PanicText,
-    panicked: bool,
+    words: LastWords,
     /// Ctrl-A is a prefix; `true` after it was typed.
     escape: Option<bool>,
     /// Bytes of the guest so far, and those of them that were dropped.
@@ -179,8 +178,7 @@ impl Pump {
             far: Far::Nobody,
             output: VecDeque::new(),
             input: VecDeque::new(),
-            panic: PanicText::default(),
-            panicked: false,
+            words: LastWords::default(),
             escape: None,
             taken_bytes: 0,
             lost_bytes: 0,
@@ -279,9 +277,9 @@ impl Pump {
         }
     }
 
-    /// Whether the kernel's last words went by.
-    pub(super) fn panicked(&self) -> bool {
-        self.panicked
+    /// Which of a kernel's last words went by.
+    pub(super) fn said(&self) -> Said {
+        self.words.said()
     }
 
     /// Moves what can be moved, and waits (in the poller) for what cannot. Called when anything about this console was ready.
@@ -366,9 +364,9 @@ impl Pump {
         let (front, back) = self.output.as_slices();
         let skip_back = before.saturating_sub(front.len());
         if before < front.len() {
-            self.panicked |= self.panic.feed(&front[before..]);
+            self.words.feed(&front[before..]);
         }
-        self.panicked |= self.panic.feed(&back[skip_back..]);
+        self.words.feed(&back[skip_back..]);
         true
     }
 

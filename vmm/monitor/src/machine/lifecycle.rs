@@ -158,7 +158,11 @@ pub(super) fn verdict(ending: &Ending, panicked: bool, on_reset: OnReset) -> Opt
         Ending::Agent(PowerWord::Panic) => Some(EndReason::Panic),
         Ending::Agent(PowerWord::Reboot) => reset(),
         // A kernel that panics ends in whatever its panic= and reboot= say: the last words tell.
-        Ending::Guest(Cause::Reset | Cause::TripleFault) if panicked => Some(EndReason::Panic),
+        Ending::Guest(Cause::Reset | Cause::TripleFault | Cause::Halt { .. }) if panicked => {
+            Some(EndReason::Panic)
+        }
+        Ending::Guest(Cause::Halt { power_off: true }) => Some(EndReason::PowerOff),
+        Ending::Guest(Cause::Halt { power_off: false }) => Some(EndReason::Halted),
         Ending::Guest(Cause::TripleFault) => Some(EndReason::TripleFault),
         Ending::Guest(Cause::Reset) => reset(),
         Ending::Stop => Some(EndReason::Stopped),
@@ -261,6 +265,9 @@ mod tests {
         let table = [
             (guest(Cause::PowerOff), false, Some(R::PowerOff), Some(R::PowerOff)),
             (guest(Cause::PowerOff), true, Some(R::PowerOff), Some(R::PowerOff)),
+            (guest(Cause::Halt { power_off: true }), false, Some(R::PowerOff), Some(R::PowerOff)),
+            (guest(Cause::Halt { power_off: false }), false, Some(R::Halted), Some(R::Halted)),
+            (guest(Cause::Halt { power_off: false }), true, Some(R::Panic), Some(R::Panic)),
             (guest(Cause::Reset), false, Some(R::Reset), None),
             (guest(Cause::Reset), true, Some(R::Panic), Some(R::Panic)),
             (guest(Cause::TripleFault), false, Some(R::TripleFault), Some(R::TripleFault)),

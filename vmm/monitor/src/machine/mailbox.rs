@@ -37,6 +37,8 @@ pub(super) enum Word {
     Failed(crate::hv::HvError),
     /// It is out of the guest with nothing pending, for the pause of this number.
     Parked(u64),
+    /// It is out of the guest for the look of this number; whether it sleeps for good.
+    Looked(u64, bool),
     /// What the guest's counter shows, when the hypervisor can tell.
     Counter(Option<GuestCounter>),
     /// It will not enter the guest again.
@@ -54,6 +56,11 @@ pub(super) enum Cause {
     Reset,
     /// Triple fault.
     TripleFault,
+    /// Every vCPU halted for good; whether the kernel said that it was to switch off.
+    Halt {
+        /// It said so.
+        power_off: bool,
+    },
     /// The guest did what the hypervisor cannot run, or the hypervisor failed.
     Fault(String),
 }

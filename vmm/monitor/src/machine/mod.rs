@@ -7,6 +7,7 @@ mod assemble;
 mod console;
 mod faults;
 mod files;
+mod halt;
 mod handle;
 mod holder;
 mod inspect;

@@ -68,6 +68,8 @@ pub struct DeviceFaults {
 pub enum EndReason {
     /// The guest switched itself off.
     PowerOff,
+    /// The guest's kernel halted every vCPU for good.
+    Halted,
     /// The guest reset itself and `on_reset` is `exit`.
     Reset,
     /// The guest's kernel or agent gave up: its console or its agent said so.
@@ -89,12 +91,12 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 power-off, reset or stop; 121 panic; 122 triple fault; 124 time
+    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 power-off, halt, reset or stop; 121 panic; 122 triple fault; 124 time
     /// limit; 125 failed; 137 killed; 141, as of SIGPIPE, when nobody read the console any more.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Reset | Self::Stopped => 0,
+            Self::PowerOff | Self::Halted | Self::Reset | Self::Stopped => 0,
             Self::Panic => 121,
             Self::TripleFault => 122,
             Self::TimeLimit => 124,
@@ -109,6 +111,7 @@ impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PowerOff => f.write_str("the guest switched itself off"),
+            Self::Halted => f.write_str("the guest halted"),
             Self::Reset => f.write_str("the guest reset itself"),
             Self::Panic => f.write_str("the guest panicked"),
             Self::TripleFault => f.write_str("the guest ended in a triple fault"),

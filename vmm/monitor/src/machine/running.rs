@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::assemble::{Assembled, Remains, lock};
 use super::console::{Heard, Lost, Pump};
+use super::halt::HaltWatch;
 use super::holder::Holder;
 use super::inspect::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
@@ -31,7 +32,8 @@ pub(super) struct Loop<V> {
     pub(super) life: Life,
     pub(super) machine: Assembled<V>,
     pub(super) workers: BTreeMap<u16, Running>,
-    cpus: u32,
+    pub(super) halt: HaltWatch,
+    pub(super) cpus: u32,
     created: u32,
     ended: u32,
     parked: u32,
@@ -88,6 +90,7 @@ impl<V: Vm> Loop<V> {
             life: Life::new(),
             machine,
             workers: BTreeMap::new(),
+            halt: HaltWatch::default(),
             cpus,
             created: 0,
             ended: 0,
@@ -154,6 +157,7 @@ impl<V: Vm> Loop<V> {
                 }
             }
             Message::Vcpu(_, Word::Parked(_)) => {}
+            Message::Vcpu(_, Word::Looked(number, sleeps)) => self.looked(number, sleeps, holder),
             Message::Vcpu(_, Word::Counter(counter)) => {
                 if let Some(holder) = holder {
                     holder.counter_read(counter);
@@ -265,7 +269,10 @@ impl<V: Vm> Loop<V> {
                 }
             }
         }
-        let panicked = self.machine.pumps.iter().any(Pump::panicked);
+        if self.machine.pumps.iter().any(|pump| pump.said().halt) {
+            drop(self.expect_halt());
+        }
+        let panicked = self.machine.pumps.iter().any(|pump| pump.said().panic);
         if panicked && !self.panic_told {
             self.panic_told = true;
             if let Some(holder) = holder.as_deref_mut() {
@@ -307,7 +314,7 @@ impl<V: Vm> Loop<V> {
             pump.forget(&poller);
             pump.finish(patience);
         }
-        let panicked = remains.pumps.iter().any(Pump::panicked);
+        let panicked = remains.pumps.iter().any(|pump| pump.said().panic);
         Ran { ending, wish, panicked, ended_at, remains }
     }
 }

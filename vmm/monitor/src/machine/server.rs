@@ -11,6 +11,7 @@ use super::assemble::{SLOT_MACHINE, Site};
 use super::console::Pump;
 use super::faults::FaultLog;
 use super::files::Files;
+use super::halt::KEY_HALT;
 use super::holder::Holder;
 use super::lifecycle::{Ending, Input};
 use super::mailbox::Mailbox;
@@ -268,6 +269,7 @@ impl<H: Hypervisor> Server<'_, H> {
             match Registrar::split(event.token) {
                 (SLOT_MACHINE, KEY_BELL) => run.mailbox.bell().silence(),
                 (SLOT_MACHINE, KEY_CONTROL) => self.control(run),
+                (SLOT_MACHINE, KEY_HALT) => run.look_for_halt()?,
                 (SLOT_MACHINE, KEY_STOP) => run.end(Ending::Stop, self.holder.as_mut()),
                 (SLOT_MACHINE, _) => {
                     if let Some(limit) = limit {

@@ -96,6 +96,44 @@ fn every_route_to_the_end_is_told_apart() {
 }
 
 #[test]
+fn a_guest_that_says_that_it_halts_and_does_is_at_its_end() {
+    let words = |text: &str| Step::out(COM1, text.as_bytes());
+    let halted = "[    1.000000] reboot: System halted\n";
+    let off = "[    1.000000] reboot: Power off not available: System halted instead\n";
+    for (text, reason) in [(halted, EndReason::Halted), (off, EndReason::PowerOff)] {
+        let fake = Fake::new();
+        fake.script(0, [words(text), Step::Sleep]);
+        fake.script(1, [Step::Sleep]);
+        let machine = start(&fake, |config| config.cpus = crate::config::CpuCount::new(2).unwrap());
+        assert_eq!(machine.wait().reason, reason);
+        assert_gone(&fake);
+    }
+}
+
+#[test]
+fn words_of_a_halt_alone_end_nothing() {
+    let fake = Fake::new();
+    // The second vCPU goes on, as if a program had written the words; each look kicks it once.
+    fake.script(0, [Step::out(COM1, b"System halted\n"), Step::Sleep]);
+    let machine = start(&fake, |config| config.cpus = crate::config::CpuCount::new(2).unwrap());
+    assert!(fake.wait_until(|record| record.kicks >= 6));
+    assert_eq!(machine.state().unwrap(), State::Running);
+    // A pause and looks do not get into each other's way.
+    machine.pause().unwrap();
+    assert_eq!(machine.state().unwrap(), State::Paused);
+    machine.resume().unwrap();
+    let kicks = fake.record().kicks;
+    assert!(fake.wait_until(|record| record.kicks > kicks));
+    machine.stop().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::Stopped);
+    // One that only halts, without a word, is not looked at.
+    let fake = Fake::new();
+    fake.script(0, [sign(), Step::Sleep]);
+    let machine = start(&fake, |config| config.time_limit_ms = Some(100));
+    assert_eq!(machine.wait().reason, EndReason::TimeLimit);
+}
+
+#[test]
 fn a_failing_hypervisor_and_a_bug_end_the_machine_with_a_sentence() {
     for step in [Step::Fail, Step::Panic] {
         let fake = Fake::new();

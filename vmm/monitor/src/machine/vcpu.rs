@@ -32,6 +32,8 @@ pub(super) enum Command {
     Run,
     /// Come out, say so with this number, and wait.
     Park(u64),
+    /// Come out, say with this number whether you sleep for good, and wait.
+    Look(u64),
     /// End the thread.
     End,
 }
@@ -280,6 +282,10 @@ fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
                     shared.post(index, Word::Stopped(cause));
                 }
                 shared.post(index, Word::Parked(number));
+                command = shared.gate.wait_change(command);
+            }
+            Command::Look(number) => {
+                shared.post(index, Word::Looked(number, !stopped && vcpu.sleeps_for_good()));
                 command = shared.gate.wait_change(command);
             }
             Command::End => return,

@@ -493,6 +493,34 @@ where
     assert_eq!(ready.load(Ordering::SeqCst), 2);
 }
 
+guest!(awake_code, "sti", "2: hlt", "jmp 2b");
+guest!(asleep_code, "cli", "2: hlt", "jmp 2b");
+
+/// A vCPU sleeps for good when it halted with interrupts disabled, or was never started.
+pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
+    for (code, sleeps) in [(awake_code(), false), (asleep_code(), true), (spin_code(), false)] {
+        let machine = Machine::new(hypervisor, code, 2);
+        let mut run = machine.boot();
+        let kicker = run.vcpu.kicker();
+        // A kick may come before the instruction: asked again until it must have been reached.
+        let mut found = false;
+        for _ in 0..20 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(5));
+                    kicker.kick();
+                });
+                while run.next() != Seen::Kicked {}
+            });
+            assert!(matches!(run.vcpu.complete_pending(), Ok(Exit::Kicked)));
+            found |= run.vcpu.sleeps_for_good();
+        }
+        assert_eq!(found, sleeps);
+        let mut never_started = machine.vm.create_vcpu(1, 2).unwrap();
+        assert!(never_started.sleeps_for_good());
+    }
+}
+
 guest!(
     virtualisation_code,
     "mov eax, 1",

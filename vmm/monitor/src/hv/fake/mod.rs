@@ -62,6 +62,8 @@ pub enum Step {
     Compute(Duration),
     /// Halts.
     Halt,
+    /// Halts, inside the hypervisor, with interrupts disabled: a kick gets it out, and nothing makes it go on.
+    Sleep,
     /// Faults three times.
     TripleFault,
     /// Powers off by the firmware.
@@ -274,6 +276,7 @@ impl Vm for FakeVm {
             index,
             reading: false,
             data: Vec::new(),
+            sleeps: false,
             thread: PhantomData,
         })
     }
@@ -305,6 +308,7 @@ pub struct FakeVcpu {
     /// `data` holds the answer to a read that was not recorded yet.
     reading: bool,
     data: Vec<u8>,
+    sleeps: bool,
     /// A vCPU stays on its thread.
     thread: PhantomData<*const ()>,
 }
@@ -410,6 +414,12 @@ impl Vcpu for FakeVcpu {
                     }
                 }
                 Step::Halt => return Ok(Exit::Halted),
+                Step::Sleep => {
+                    self.sleeps = true;
+                    self.compute(None, |_| false);
+                    self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
+                    return Ok(Exit::Kicked);
+                }
                 Step::TripleFault => return Ok(Exit::TripleFault),
                 Step::PowerOff => return Ok(Exit::PowerOff),
                 Step::Reset => return Ok(Exit::Reset),
@@ -427,6 +437,10 @@ impl Vcpu for FakeVcpu {
 
     fn counter(&mut self) -> Option<GuestCounter> {
         self.machine.0.lock().counter
+    }
+
+    fn sleeps_for_good(&mut self) -> bool {
+        self.sleeps
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {

@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, PoisonError};
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
-    kvm_sregs,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
@@ -31,6 +31,8 @@ const KVMIO: u8 = 0xae;
 const COUNTER_READINGS: u32 = 5;
 /// Where KVM_RUN's page begins: reserved RFLAGS bit 1 is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
+/// RFLAGS: interrupts are taken.
+const RFLAGS_INTERRUPT: u64 = 1 << 9;
 /// `IA32_APIC_BASE`: enabled, and this is the boot processor.
 const APIC_BASE_BOOT: u64 = layout::LOCAL_APIC | 1 << 11 | 1 << 8;
 
@@ -339,6 +341,24 @@ impl Vcpu for KvmVcpu {
             span_ticks,
             nominal_khz: self.tsc_khz.into(),
         })
+    }
+
+    fn sleeps_for_good(&mut self) -> bool {
+        let state = self.fd.get_mp_state().map(|state| state.mp_state);
+        match state {
+            Ok(KVM_MP_STATE_UNINITIALIZED | KVM_MP_STATE_INIT_RECEIVED) => true,
+            Ok(KVM_MP_STATE_HALTED) => {
+                let masked =
+                    self.fd.get_regs().is_ok_and(|registers| registers.rflags & RFLAGS_INTERRUPT == 0);
+                // What a disabled interrupt flag does not keep away.
+                let events = self.fd.get_vcpu_events();
+                masked
+                    && events.is_ok_and(|events| {
+                        (events.nmi.pending, events.nmi.injected, events.smi.pending) == (0, 0, 0)
+                    })
+            }
+            _ => false,
+        }
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {
