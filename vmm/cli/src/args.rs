@@ -139,7 +139,8 @@ pub(crate) struct MachineArgs {
     after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
         stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
-        The first Ctrl-C or SIGTERM reaches the container; a third Ctrl-C ends the machine.\n\n\
+        Ctrl-C, SIGTERM and other signals reach the container. A third Ctrl-C ends the machine, as SIGTERM does when\n\
+        the guest does not answer it, and a terminal that hangs up when the container goes on for 5 seconds.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \
         nelly run -it oci:./debian:12 bash\n  \
@@ -196,7 +197,7 @@ pub(crate) struct RunArgs {
     pub(crate) initrd: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {id, exit, reason, timings} to FILE or to descriptor N
+    /// Write one JSON object {id, exit, reason, timings, faults} to FILE or to descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// Print on stderr how long each phase took, from this program's start to the machine's end
@@ -273,7 +274,7 @@ pub(crate) struct BootArgs {
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, timeline, exits, starts} to FILE or to descriptor N
+    /// Write one JSON object {reason, timeline, exits, starts, faults} to FILE or to descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// What a reset by the guest does

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::instance::Finished;
 use nelly_sandbox::state::Id;
-use nelly_sandbox::timeline::Timeline;
 use nelly_vmm::text;
 use serde_json::json;
 
@@ -38,15 +38,18 @@ impl Target {
         code: u8,
         reason: &str,
         total: Duration,
-        timeline: Option<&Timeline>,
+        finished: Option<&Finished>,
     ) -> Result<()> {
         let total = u64::try_from(total.as_nanos()).expect("nobody waits for 584 years");
-        let timings = match timeline {
-            Some(timeline) => json!({ "total_ns": timeline.total_ns(), "timeline": timeline }),
+        let timings = match finished {
+            Some(Finished { timeline, .. }) => {
+                json!({ "total_ns": timeline.total_ns(), "timeline": timeline })
+            }
             None => json!({ "total_ns": total }),
         };
-        let object =
-            json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings });
+        let faults = finished.and_then(|finished| finished.faults.as_ref());
+        let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings,
+            "faults": faults });
         let (mut file, name) = match self {
             Self::File(path) => (File::create(path), path.display().to_string()),
             // Opened anew by number: the descriptor itself stays its owner's.
@@ -65,6 +68,9 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
+    use nelly_sandbox::timeline::Timeline;
+    use nelly_vmm::machine::DeviceFaults;
+
     use super::*;
 
     #[test]
@@ -82,6 +88,22 @@ mod tests {
         assert_eq!((object["exit"].as_u64(), object["reason"].as_str()), (Some(7), Some("exited")));
         assert_eq!(object["id"], id.to_string());
         assert_eq!(object["timings"], json!({ "total_ns": 5 }));
+        assert_eq!(object["faults"], serde_json::Value::Null);
+        let fault = DeviceFaults {
+            slot: 2,
+            device: "disk image".into(),
+            kind: "driver".into(),
+            first: "\u{9b}2J".into(),
+            count: 3,
+        };
+        let finished = Finished { timeline: Timeline::new(7), faults: Some(vec![fault]) };
+        let target = Target::parse(path.to_str().unwrap()).unwrap();
+        target.write(&id, 0, "exited", Duration::ZERO, Some(&finished)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.is_ascii(), "{text}");
+        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(object["faults"][0]["count"], 3);
+        assert_eq!(object["faults"][0]["first"], "\u{9b}2J");
         let error =
             Target::File("/nonexistent/r".into()).write(&id, 0, "exited", Duration::ZERO, None).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/r"));

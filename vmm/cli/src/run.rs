@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nelly_image::{Config, ImageConfiguration, Reference, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
-use nelly_sandbox::instance::Sandbox;
+use nelly_sandbox::instance::{Finished, Sandbox};
 use nelly_sandbox::life::{Ended, Outside};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{
@@ -105,17 +105,17 @@ pub(crate) fn run(
     let ended = runtime.block_on(foreground(args, &plan, config, resources, place, recorder));
     // A pump may still sit in a read of standard input; it ends with the process.
     runtime.shutdown_background();
-    let (exit, timeline) = match ended {
-        Ok((exit, timeline)) => (Ok(exit), timeline),
+    let (exit, finished) = match ended {
+        Ok((exit, finished)) => (Ok(exit), finished),
         Err(error) => (Err(error), None),
     };
     if let Some(result) = result {
         let (code, reason) =
             exit.as_ref().map_or((outcome::FAILED, "failed"), |exit| (exit.code, exit.reason));
-        result.write(&plan.wanted.id, code, reason, started.elapsed(), timeline.as_ref())?;
+        result.write(&plan.wanted.id, code, reason, started.elapsed(), finished.as_ref())?;
     }
-    if let Some(timeline) = timeline {
-        tell(args, &timeline)?;
+    if let Some(finished) = finished {
+        tell(args, &finished.timeline)?;
     }
     exit.map(|exit| ExitCode::from(exit.code))
 }
@@ -235,7 +235,7 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
 /// How long the rest of the output of a machine that was ended may take.
 const LAST_OUTPUT: Duration = Duration::from_millis(100);
 
-/// A whole life: the machine, the container in it, their end; and when everything happened, if somebody wants to know.
+/// A whole life: the machine, the container in it, their end; and what is known of them then, if somebody wants to know.
 ///
 /// Whatever is waited for, a signal and the limit of time are heard beside it.
 async fn foreground(
@@ -245,7 +245,7 @@ async fn foreground(
     resources: Resources,
     place: Place,
     recorder: &Recorder,
-) -> Result<(Exit, Option<Timeline>)> {
+) -> Result<(Exit, Option<Finished>)> {
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.wanted.common.timeout);
     signals::forward(&send, args.tty)?;
@@ -267,8 +267,8 @@ async fn foreground(
         return Ok((exit, None));
     }
     // The container's exit stands. Nobody has to wait for the rest.
-    let timeline = outside.during(sandbox.finish(recorder)).await.ok();
-    Ok((exit, timeline))
+    let finished = outside.during(sandbox.finish(recorder)).await.ok();
+    Ok((exit, finished))
 }
 
 /// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the caller's to end.

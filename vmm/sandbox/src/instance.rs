@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
-use nelly_vmm::machine::{ControlError, Machine, Place, Resources, StartError, Starting, VsockListener};
+use nelly_vmm::machine::{
+    ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting, VsockListener,
+};
 use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -98,6 +100,15 @@ pub struct Sandbox {
     recorder: Arc<Recorder>,
 }
 
+/// What is known of a sandbox after its end.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// When everything happened.
+    pub timeline: Timeline,
+    /// What the guest's drivers broke, and what failed behind its devices; `None` of a machine that was killed, which cannot tell.
+    pub faults: Option<Vec<DeviceFaults>>,
+}
+
 impl Sandbox {
     /// Starts a machine and waits for its agent. `config` is what [`crate::spec::MachineSpec::config`] makes. Dropping the future kills
     /// the machine, however little its guest or its monitor answers.
@@ -163,7 +174,7 @@ impl Sandbox {
     /// Ends the machine and everything in it, as dropping it does, and says when everything happened: the stamps of `client`, this
     /// side's, the monitor's, and the guest's, where hypervisor and agent can tell them. The guest is asked first, which costs its
     /// vCPUs one exit and is a phase of its own. Dropping the future kills the machine.
-    pub async fn finish(self, client: &Recorder) -> Timeline {
+    pub async fn finish(self, client: &Recorder) -> Finished {
         let Self { agent, machine, recorder, .. } = self;
         let machine = Doomed::new(machine, |machine| machine.kill());
         // Of a machine that was killed or has ended there is nothing to hear.
@@ -186,7 +197,8 @@ impl Sandbox {
         if let (Some(guest), Some(counter)) = (guest, counter) {
             timeline.merge_guest(&guest, &counter, read_ns);
         }
-        timeline
+        // A monitor that was killed has told of no start.
+        Finished { timeline, faults: (outcome.starts > 0).then_some(outcome.faults) }
     }
 
     /// What the agent said of itself.

@@ -16,15 +16,16 @@ pub const PANICKED: u8 = 121;
 pub const TRIPLE_FAULT: u8 = 122;
 
 /// The table that `nelly help exit-codes` and the README show.
-pub const TABLE: [(&str, &str); 8] = [
+pub const TABLE: [(&str, &str); 9] = [
     ("0-255", "run: the container's own exit code"),
     ("121", "boot: the guest's kernel panicked"),
     ("122", "boot: triple fault"),
     ("124", "--timeout was over"),
-    ("125", "nelly itself failed; usage errors of run and boot too"),
+    ("125", "nelly itself failed, or output could not be written; usage errors of run and boot too"),
     ("126", "run: the program cannot be executed"),
     ("127", "run: no such program"),
     ("128+n", "ended by signal n"),
+    ("141", "among them: nobody reads the output any more (SIGPIPE)"),
 ];
 
 /// How a process ended.
