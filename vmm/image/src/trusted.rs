@@ -54,7 +54,7 @@ pub enum TrustError {
     /// It belongs to somebody who could put anything there.
     #[error(
         "{} belongs to user {owner}, and this program runs as user {user}, who trusts nobody but itself and root; \
-         give it to user {user} (`chown`), or name another place (NELLY_HOME)",
+         name a place of its own (NELLY_HOME), or give this one to user {user} (`chown`)",
         path.display()
     )]
     Owner {
