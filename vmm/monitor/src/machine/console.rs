@@ -27,6 +27,9 @@ const SOFT_LIMIT: usize = 64 << 10;
 const HARD_LIMIT: usize = 128 << 10;
 /// Bytes moved at once.
 const CHUNK: usize = 4096;
+/// Times that one turn moves output, and input. What is left then has another turn, after the loop has looked at everything else: a guest
+/// and a reader that never stop do not keep the loop for themselves.
+const ROUNDS: usize = 4;
 
 const KEY_INPUT: u32 = 0;
 const KEY_OUTPUT: u32 = 1;
@@ -313,14 +316,20 @@ impl Pump {
     }
 
     fn move_output(&mut self) {
-        loop {
+        let mut more = true;
+        for _ in 0..ROUNDS {
             // What waits for a reader may have kept more from being taken; what is kept for a reader to come keeps nothing.
             let backlog = matches!(self.far, Far::Open { .. }) && !self.output.is_empty();
             let taken = self.take_output();
             let given = self.give_output();
-            if !given || !(taken || backlog) {
+            more = given && (taken || backlog);
+            if !more {
                 break;
             }
+        }
+        if more && let Near::Serial { line, .. } = &self.near {
+            // The descriptor of a virtio console is looked at again as long as it is readable.
+            line.tell();
         }
         if let Near::Serial { line, port } = &self.near
             && line.output().len() < SOFT_LIMIT
@@ -410,7 +419,8 @@ impl Pump {
 
     fn move_input(&mut self) -> Heard {
         let mut heard = Heard::Nothing;
-        loop {
+        // What is left is readable, and has another turn.
+        for _ in 0..ROUNDS {
             self.flush_input();
             let room = self.input_room();
             let Far::Open { input: slot @ Some(_), stream, .. } = &mut self.far else { return heard };
@@ -435,6 +445,8 @@ impl Pump {
                 Err(_) => *slot = None,
             }
         }
+        self.flush_input();
+        heard
     }
 
     /// One byte from the reader: for the guest, unless it follows the prefix.

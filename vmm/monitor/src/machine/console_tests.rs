@@ -136,6 +136,41 @@ fn a_reader_that_does_not_read_holds_the_guest_and_loses_nothing_silently() {
 }
 
 #[test]
+fn a_guest_that_never_stops_and_a_reader_that_never_stops_do_not_keep_the_loop() {
+    use std::sync::atomic::AtomicBool;
+
+    let mut rig = Rig::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    rig.pump.open(None, Some(ours.into()), false);
+    let (port, done) = (rig.port.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (port, done) = (&port, &done);
+        for _ in 0..4 {
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = port.lock().unwrap().write(0, b"x");
+                }
+            });
+        }
+        scope.spawn(move || {
+            let mut reader = theirs;
+            while reader.read(&mut [0; 1 << 16]).is_ok_and(|count| count > 0) {}
+        });
+        // Each turn ends by itself, and when it leaves something it asks for another.
+        let mut again = 0;
+        while again < 200 {
+            rig.turn();
+            again += usize::from(rig.pump.has_news());
+        }
+        done.store(true, Ordering::Relaxed);
+        while rig.pump.has_news() {
+            rig.turn();
+        }
+        drop(rig);
+    });
+}
+
+#[test]
 fn the_prefix_reaches_the_monitor_and_everything_else_the_guest() {
     let mut rig = Rig::new();
     let (ours, mut theirs) = UnixStream::pair().unwrap();
