@@ -41,6 +41,17 @@ const ECHO: &[u8] = &[
     0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee, 0xeb, 0xed,
 ];
 
+/// Starts every other vCPU in real mode at 0x8000, by messages of the x2APIC, and writes to COM1 without end on all of them:
+/// mov rax, (mov dx, 0x3f8; mov al, 'x'; again: out dx, al; jmp again); mov [0x8000], rax; mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr;
+/// xor edx, edx; mov ecx, 0x830; mov eax, 0xc4500 (INIT); wrmsr; mov eax, 0xc4608 (start-up); wrmsr; mov edx, 0x3f8; mov al, 'x';
+/// again: out dx, al; jmp again
+const FLOOD: &[u8] = &[
+    0x48, 0xb8, 0xba, 0xf8, 0x03, 0xb0, 0x78, 0xee, 0xeb, 0xfd, 0x48, 0x89, 0x04, 0x25, 0x00, 0x80, 0x00,
+    0x00, 0xb9, 0x1b, 0x00, 0x00, 0x00, 0x0f, 0x32, 0x0d, 0x00, 0x0c, 0x00, 0x00, 0x0f, 0x30, 0x31, 0xd2,
+    0xb9, 0x30, 0x08, 0x00, 0x00, 0xb8, 0x00, 0x45, 0x0c, 0x00, 0x0f, 0x30, 0xb8, 0x08, 0x46, 0x0c, 0x00,
+    0x0f, 0x30, 0xba, 0xf8, 0x03, 0x00, 0x00, 0xb0, 0x78, 0xee, 0xeb, 0xfd,
+];
+
 fn places() -> [Place; 2] {
     [Place::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() }, Place::Thread]
 }
@@ -168,6 +179,35 @@ fn drops(place: &Place) {
     assert_eq!(rustix::event::poll(&mut polled, Some(&now)), Ok(1));
 }
 
+/// Four vCPUs that write to the serial port without end, and a reader that keeps up, hold up nobody.
+fn floods(place: &Place) {
+    let flood = |limit| {
+        let machine = start(place, &[FLOOD], |config| {
+            config.cpus = CpuCount::new(4).unwrap();
+            config.time_limit_ms = limit;
+        });
+        let mut serial = machine.serial().unwrap();
+        let reader = std::thread::spawn(move || {
+            let mut chunk = vec![0; 1 << 16];
+            while serial.read(&mut chunk).is_ok_and(|count| count > 0) {}
+        });
+        (machine, reader)
+    };
+    let (machine, reader) = flood(None);
+    let everybody_writes = || machine.inspect().unwrap().vcpus.iter().all(|exits| exits.pio_write > 1000);
+    for _ in 0..3 {
+        while !everybody_writes() {}
+        machine.pause().unwrap();
+        machine.resume().unwrap();
+    }
+    machine.kill();
+    assert_eq!(machine.wait().reason, EndReason::Killed);
+    reader.join().unwrap();
+    let (machine, reader) = flood(Some(100));
+    assert_eq!(machine.wait().reason, EndReason::TimeLimit);
+    reader.join().unwrap();
+}
+
 /// A monitor whose holder is gone ends at once; killed, it leaves no word, and that is told.
 fn deaths() {
     let place = &places()[0];
@@ -214,6 +254,37 @@ fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
     assert_eq!(monitor.wait().unwrap().code(), Some(128 + 15));
+}
+
+/// A monitor without room for one more descriptor loses a request, not its machine.
+fn exhausts() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+    let machine = start(&places()[0], &[SPIN], |config| config.vsock = Some(VsockConfig::default()));
+    let id = machine.process_id().unwrap();
+    let pid = Pid::from_raw(id.cast_signed()).unwrap();
+    // What this process has, it inherited.
+    let before = getrlimit(Resource::Nofile);
+    let limit = |current| {
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum: before.maximum }).unwrap();
+    };
+    limit(Some(0));
+    let lost = machine.state();
+    assert!(matches!(lost, Err(ControlError::Unanswered)), "{lost:?}");
+    // What earlier requests brought is closed by now. Room for one.
+    let open: Vec<u64> = fs::read_dir(format!("/proc/{id}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free: Vec<u64> = (0..).filter(|number| !open.contains(number)).take(2).collect();
+    limit(Some(free[1]));
+    let refused = machine.vsock().listen(5).err();
+    assert!(matches!(&refused, Some(ControlError::Refused(_))), "{refused:?}");
+    limit(before.current);
+    assert_eq!(machine.state().unwrap(), State::Running);
+    drop(machine.vsock().listen(5).unwrap());
+    machine.kill();
+    assert_eq!(machine.wait().reason, EndReason::Killed);
 }
 
 /// Without a holder, as `nelly boot` runs it.
@@ -274,8 +345,10 @@ fn machines_end_as_told_and_leave_nothing() {
             ends(&place);
             talks_and_pauses(&place);
             drops(&place);
+            floods(&place);
         }
         deaths();
+        exhausts();
     };
     let threads = holdings().1;
     // The first round warms up what stays for good.

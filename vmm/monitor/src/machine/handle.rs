@@ -20,7 +20,7 @@ use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
 use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
-use crate::sys;
+use crate::sys::{self, Killer};
 use crate::timeline::{self, GuestCounter, Recorder, name};
 use crate::virtio::vsock::receive_accepted;
 
@@ -123,6 +123,16 @@ pub enum ControlError {
     /// The monitor refused or failed.
     #[error("the machine refused")]
     Refused(#[source] MonitorError),
+    /// The machine goes on, but this one request was lost.
+    #[error(
+        "the machine did not answer: its monitor has no room for more descriptors, raise its limit on open files"
+    )]
+    Unanswered,
+    /// The stream of the answer did not arrive.
+    #[error(
+        "the stream did not arrive: this process has no room for more descriptors, raise the limit on open files"
+    )]
+    Descriptor,
     /// The answer was not one to this question.
     #[error("the monitor's answer makes no sense")]
     Confused,
@@ -132,9 +142,10 @@ pub enum ControlError {
 #[derive(Debug)]
 pub struct Machine {
     control: Control,
-    done: OwnedFd,
     ending: Mutex<Ending>,
     killed: AtomicBool,
+    /// Of a machine in a process of its own, where the system has such.
+    killer: Option<Killer>,
     spawned_ns: u64,
 }
 
@@ -184,10 +195,14 @@ impl Machine {
     ) -> Result<Starting, StartError> {
         let spawned_ns = timeline::now_ns();
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
-        let ending = Mutex::new(Ending { receiver: Receiver::default(), outcome: None, body: Some(body) });
-        let control = Control(Arc::new(Mutex::new(control)));
+        let killer = match &body {
+            Body::Process(child) => Killer::of(child).ok(),
+            Body::Thread(_) => None,
+        };
+        let ending = Mutex::new(Ending { receiver: Receiver::new(0), outcome: None, body: Some(body) });
+        let control = Control(Arc::new(Connection { socket: control, sending: Mutex::new(()), done }));
         // From here on dropping the machine cleans up.
-        let machine = Self { control, done, ending, killed: AtomicBool::new(false), spawned_ns };
+        let machine = Self { control, ending, killed: AtomicBool::new(false), killer, spawned_ns };
         let Resources { files, log } = resources;
         let request = Request::Start { config: Box::new(config.clone()), log: log.is_some() };
         let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
@@ -201,16 +216,16 @@ impl Machine {
             if let Some(outcome) = self.try_wait() {
                 return outcome;
             }
-            readable(self.done.as_fd(), None);
+            readable(self.as_fd(), None);
         }
     }
 
     /// The end, if it came.
     pub fn try_wait(&self) -> Option<Outcome> {
         let mut ending = self.ending();
-        if ending.outcome.is_none() && readable(self.done.as_fd(), Some(Duration::ZERO)) {
+        if ending.outcome.is_none() && readable(self.as_fd(), Some(Duration::ZERO)) {
             // The last word of a monitor is one short frame: reading it does not wait.
-            let outcome = match ending.receiver.receive::<Outcome>(self.done.as_fd()) {
+            let outcome = match ending.receiver.receive::<Outcome>(self.as_fd()) {
                 Ok(Received::Frame(outcome, _)) => Some(outcome),
                 _ => None,
             };
@@ -229,22 +244,26 @@ impl Machine {
         self.control.ask(&Request::Stop, &[])?.done()
     }
 
-    /// Ends the machine at once: nothing is flushed.
+    /// Ends the machine at once: nothing is flushed. Waits for nobody and nothing: neither for requests that other threads have under way,
+    /// nor for a monitor that reads none.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::SeqCst);
-        let mut ending = self.ending();
-        match &mut ending.body {
-            // A failure means that it ended already.
-            Some(Body::Process(child)) => drop(child.kill()),
-            Some(Body::Thread(_)) => drop(self.control.ask(&Request::Kill, &[])),
-            None => {}
+        if let Some(killer) = &self.killer {
+            killer.kill();
+        } else if let Ok(mut ending) = self.ending.try_lock()
+            && let Some(Body::Process(child)) = &mut ending.body
+        {
+            // A failure means that it ended already, as does a lock that is taken: somebody collects it.
+            drop(child.kill());
         }
+        // A server without a holder ends its machine at once, and there is no other way to a thread.
+        self.control.close();
     }
 
     /// What dropping it does, and how it ended: at once, every thread and mapping given back.
     pub fn close(&self) -> Outcome {
         self.control.close();
-        if !readable(self.done.as_fd(), Some(DROP_PATIENCE)) {
+        if !readable(self.as_fd(), Some(DROP_PATIENCE)) {
             self.kill();
         }
         self.wait()
@@ -304,7 +323,7 @@ impl Machine {
     pub fn events(&self) -> Result<Events, ControlError> {
         let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
         self.control.ask(&Request::Events, &[theirs])?.done()?;
-        Ok(Events { socket: ours, receiver: Receiver::default() })
+        Ok(Events { socket: ours, receiver: Receiver::new(0) })
     }
 
     /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest output; a second call takes the
@@ -368,7 +387,7 @@ impl Machine {
 impl AsFd for Machine {
     /// Readable once the machine has ended and for ever after.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.done.as_fd()
+        self.control.0.done.as_fd()
     }
 }
 
@@ -378,7 +397,7 @@ impl Drop for Machine {
         self.control.close();
         let ending = self.ending.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(Body::Process(child)) = &mut ending.body
-            && !readable(self.done.as_fd(), Some(DROP_PATIENCE))
+            && !readable(self.control.0.done.as_fd(), Some(DROP_PATIENCE))
         {
             drop(child.kill());
         }
@@ -401,7 +420,8 @@ impl Starting {
             Ok(()) => Ok(machine),
             Err(ControlError::Refused(error)) => Err(StartError::Refused(error)),
             Err(ControlError::Talk(error)) => Err(StartError::Talk(error)),
-            Err(ControlError::Ended | ControlError::Confused) => {
+            Err(_) => {
+                machine.control.close();
                 let how = match machine.wait().reason {
                     EndReason::MonitorDied(how) => how,
                     other => other.to_string(),
@@ -494,25 +514,48 @@ fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
 
 /// The control connection.
 #[derive(Clone, Debug)]
-struct Control(Arc<Mutex<OwnedFd>>);
+struct Control(Arc<Connection>);
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    /// Held while a request is written, so that two do not mix.
+    sending: Mutex<()>,
+    /// Readable once the machine has ended.
+    done: OwnedFd,
+}
+
+impl Connection {
+    fn is_over(&self) -> bool {
+        let mut polled = [
+            PollFd::from_borrowed_fd(self.done.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::empty()),
+        ];
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_or(true, |ready| ready > 0)
+    }
+}
 
 impl Control {
     fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<Pending, ControlError> {
         let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
         let mut all = vec![theirs.as_fd()];
         all.extend(descriptors.iter().map(AsFd::as_fd));
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match wire::send(socket.as_fd(), request, &all) {
-            Ok(()) => Ok(Pending { socket: ours, receiver: Receiver::default() }),
+        let sending = self.0.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = wire::send(self.0.socket.as_fd(), request, &all);
+        drop(sending);
+        match sent {
+            Ok(()) => {
+                Ok(Pending { socket: ours, receiver: Receiver::new(1), connection: Arc::clone(&self.0) })
+            }
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ControlError::Ended),
             Err(error) => Err(ControlError::Talk(error)),
         }
     }
 
+    /// Without the lock: whoever writes a request that nobody reads is woken by this.
     fn close(&self) {
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Fails when the other side is gone already, which is as good.
-        let _gone = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
+        let _gone = rustix::net::shutdown(&self.0.socket, rustix::net::Shutdown::Both);
     }
 }
 
@@ -521,6 +564,7 @@ impl Control {
 pub struct Pending {
     socket: OwnedFd,
     receiver: Receiver,
+    connection: Arc<Connection>,
 }
 
 impl Pending {
@@ -529,8 +573,12 @@ impl Pending {
             Ok(Received::Frame(Answer::Failed(chain), _)) => {
                 Err(ControlError::Refused(MonitorError::from_chain(chain)))
             }
+            Ok(Received::Frame(Answer::Ended, _)) => Err(ControlError::Ended),
             Ok(Received::Frame(answer, descriptors)) => Ok((answer, descriptors)),
-            Ok(Received::Nothing | Received::End) => Err(ControlError::Ended),
+            // A machine that ends says so, unless it is killed.
+            Ok(Received::Nothing | Received::End) => {
+                Err(if self.connection.is_over() { ControlError::Ended } else { ControlError::Unanswered })
+            }
             Err(error) => Err(ControlError::Talk(error)),
         }
     }
@@ -549,6 +597,7 @@ impl Pending {
             (Answer::Done, mut descriptors) if descriptors.len() == 1 => {
                 Ok(UnixStream::from(descriptors.remove(0)))
             }
+            (Answer::Done, _) => Err(ControlError::Descriptor),
             _ => Err(ControlError::Confused),
         }
     }

@@ -28,7 +28,9 @@ pub(super) enum Refusal {
     Started,
     #[error("the machine ended before it came to rest")]
     Ending,
-    #[error("the request lacks a descriptor")]
+    #[error(
+        "a descriptor of the request did not arrive: the monitor has no room for more, raise its limit on open files"
+    )]
     Descriptor,
     #[error("the guest did not accept on port {port}")]
     Connect {

@@ -28,6 +28,9 @@ use crate::virtio::device::Registrar;
 /// Stack of the loop's thread.
 pub(super) const STACK_BYTES: usize = 256 << 10;
 
+/// Most messages of one turn: vCPUs that reset devices without end send without end.
+const MESSAGES: usize = 64;
+
 /// Keys of what the loop itself waits for.
 const KEY_BELL: u32 = 0;
 const KEY_CONTROL: u32 = 1;
@@ -47,7 +50,7 @@ pub(super) fn serve_on<H: Hypervisor>(
     recorder: Recorder,
     log: Option<OwnedFd>,
 ) {
-    let mut receiver = Receiver::default();
+    let mut receiver = Receiver::new(sys::MAX_DESCRIPTORS);
     let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
     let mut descriptors = descriptors.into_iter();
     // A holder that says something else first, or too little, is none.
@@ -286,8 +289,13 @@ impl<H: Hypervisor> Server<'_, H> {
                 }
             }
         }
-        while let Ok(message) = run.inbox.try_recv() {
+        for served in 1..=MESSAGES {
+            let Ok(message) = run.inbox.try_recv() else { break };
             run.message(message, self.holder.as_mut(), reply, failure);
+            if served == MESSAGES {
+                // The rest comes next, after everything else that is ready.
+                run.mailbox.bell().ring();
+            }
         }
         for fault in run.faults.drain(..) {
             // A machine that starts again does not say again what was said.

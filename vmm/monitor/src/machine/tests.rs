@@ -311,6 +311,39 @@ fn stop_kill_drop_and_the_time_limit_end_a_machine_that_would_run_for_ever() {
 }
 
 #[test]
+fn kill_waits_neither_for_requests_under_way_nor_for_a_machine_that_reads_none() {
+    let (control, theirs) = sys::stream_pair().unwrap();
+    // A server that says that the machine runs, and reads nothing more until its holder is gone.
+    let body = thread(move || {
+        let Ok(Received::Frame(Request::Start { .. }, mut descriptors)) =
+            Receiver::new(sys::MAX_DESCRIPTORS).receive(theirs.as_fd())
+        else {
+            return;
+        };
+        wire::Reply::new(descriptors.remove(0)).done();
+        let mut polled = [PollFd::from_borrowed_fd(theirs.as_fd(), PollFlags::empty())];
+        assert_eq!(poll(&mut polled, None), Ok(1));
+    })
+    .unwrap();
+    let mut resources = Resources::new();
+    let config = config(&mut resources);
+    let machine = Machine::hold(&config, resources, control, body).unwrap().done().unwrap();
+    let (asking, asked) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let machine = &machine;
+        scope.spawn(move || {
+            // The last one waits for room that never comes.
+            while machine.control.ask(&Request::State, &[]).is_ok() {
+                asking.send(()).unwrap();
+            }
+        });
+        asked.recv().unwrap();
+        machine.kill();
+    });
+    assert_eq!(machine.wait().reason, EndReason::Killed);
+}
+
+#[test]
 fn a_reset_starts_the_guest_again_and_its_reader_stays() {
     let fake = Fake::new();
     fake.script(0, [sign(), linger(), Step::out(COM1, b"one "), Step::Reset, Step::out(COM1, b"two"), off()]);

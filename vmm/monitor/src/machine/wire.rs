@@ -1,4 +1,4 @@
-//! Frames of the control protocol: a length, a descriptor count, JSON; descriptors beside the first byte.
+//! Frames of the control protocol: a length and JSON; descriptors beside the first byte.
 //!
 //! A request carries the socket its answer is written to, as its first descriptor. So every request can be waited for on its own,
 //! dropped by whoever asked, and the server never waits for a reader: an answer is one short write to an empty socket.
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::inspect::Inspection;
 use super::outcome::{ExitCounts, State};
 use crate::config::{DiskConfig, MachineConfig};
-use crate::sys;
+use crate::sys::{self, Arrived};
 use crate::timeline::GuestCounter;
 
 /// What a holder asks of a machine.
@@ -78,12 +78,14 @@ pub(super) enum Answer {
     GuestCounter(Option<GuestCounter>),
     /// Refused or failed: the layers' sentences, outermost first.
     Failed(Vec<String>),
+    /// The machine ended before it could be answered.
+    Ended,
 }
 
 /// Longest JSON of a frame. A command line and nineteen disks fit many times.
 const MAX_FRAME: usize = 1 << 20;
-/// Bytes before the JSON: its length and the number of descriptors, little endian.
-const HEADER: usize = 8;
+/// Bytes before the JSON: its length, little endian.
+const HEADER: usize = 4;
 
 /// Sends one frame.
 pub(super) fn send<T: Serialize>(
@@ -95,23 +97,26 @@ pub(super) fn send<T: Serialize>(
     serde_json::to_writer(&mut frame, message)?;
     let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let length = u32::try_from(frame.len() - HEADER).map_err(too_long)?;
-    let count = u32::try_from(descriptors.len()).map_err(too_long)?;
-    frame[..4].copy_from_slice(&length.to_le_bytes());
-    frame[4..HEADER].copy_from_slice(&count.to_le_bytes());
+    frame[..HEADER].copy_from_slice(&length.to_le_bytes());
     sys::send(socket, &frame, descriptors)
 }
 
 /// Frames as they arrive on a socket, blocking or not.
-#[derive(Debug, Default)]
+///
+/// Never a byte behind a frame is read before the frame is taken, so that descriptors which arrive belong to that frame, whatever became
+/// of those of others.
+#[derive(Debug)]
 pub(super) struct Receiver {
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+    /// Most descriptors of a frame; what is beyond is closed.
+    most: usize,
 }
 
 /// What one look at the socket found.
 #[derive(Debug)]
 pub(super) enum Received<T> {
-    /// A frame.
+    /// A frame. Descriptors may be fewer than were sent with it, when this process has no room for more.
     Frame(T, Vec<OwnedFd>),
     /// Not yet (non-blocking sockets).
     Nothing,
@@ -120,16 +125,25 @@ pub(super) enum Received<T> {
 }
 
 impl Receiver {
+    /// Of frames with at most `most` descriptors.
+    pub(super) fn new(most: usize) -> Self {
+        Self { bytes: Vec::new(), descriptors: Vec::new(), most }
+    }
+
     /// Reads until a frame is whole.
     pub(super) fn receive<T: DeserializeOwned>(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received<T>> {
         loop {
-            if let Some((message, descriptors)) = self.take()? {
-                return Ok(Received::Frame(message, descriptors));
+            let missing = self.missing()?;
+            if missing == 0 {
+                let message = serde_json::from_slice(&self.bytes[HEADER..])?;
+                self.bytes.clear();
+                return Ok(Received::Frame(message, std::mem::take(&mut self.descriptors)));
             }
             let mut chunk = [0; 4096];
-            match sys::receive(socket, &mut chunk, &mut self.descriptors) {
-                Ok(0) => return Ok(Received::End),
-                Ok(count) => self.bytes.extend_from_slice(&chunk[..count]),
+            let room = missing.min(chunk.len());
+            match sys::receive(socket, &mut chunk[..room], &mut self.descriptors, self.most) {
+                Ok(Arrived { bytes: 0, .. }) => return Ok(Received::End),
+                Ok(Arrived { bytes, .. }) => self.bytes.extend_from_slice(&chunk[..bytes]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Received::End),
                 Err(error) => return Err(error),
@@ -137,42 +151,36 @@ impl Receiver {
         }
     }
 
-    fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
-        let [a, b, c, d, e, f, g, h] = *header;
-        let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        let count = usize::try_from(u32::from_le_bytes([e, f, g, h])).unwrap_or(usize::MAX);
-        if length > MAX_FRAME || count > sys::MAX_DESCRIPTORS {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "a frame of the control protocol is too long",
-            ));
+    /// Bytes that the frame, or its header, still lacks.
+    fn missing(&self) -> io::Result<usize> {
+        let Some(header) = self.bytes.first_chunk() else { return Ok(HEADER - self.bytes.len()) };
+        match usize::try_from(u32::from_le_bytes(*header)) {
+            Ok(length) if length <= MAX_FRAME => Ok(HEADER + length - self.bytes.len()),
+            _ => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of the control protocol is too long"))
+            }
         }
-        if self.bytes.len() < HEADER + length {
-            return Ok(None);
-        }
-        if self.descriptors.len() < count {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame came without its descriptors"));
-        }
-        let message = serde_json::from_slice(&self.bytes[HEADER..HEADER + length])?;
-        self.bytes.drain(..HEADER + length);
-        Ok(Some((message, self.descriptors.drain(..count).collect())))
     }
 }
 
 /// The server's end of one request's answer. Dropped unanswered, it tells that the machine ended.
 #[derive(Debug)]
-pub(super) struct Reply(OwnedFd);
+pub(super) struct Reply(Option<OwnedFd>);
 
 impl Reply {
     pub(super) fn new(socket: OwnedFd) -> Self {
-        Self(socket)
+        Self(Some(socket))
     }
 
     /// Answers. Whoever asked may be gone: then nobody needs to know.
-    pub(super) fn answer(self, answer: &Answer, descriptor: Option<OwnedFd>) {
-        let descriptor: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-        let _gone = send(self.0.as_fd(), answer, &descriptor);
+    pub(super) fn answer(mut self, answer: &Answer, descriptor: Option<OwnedFd>) {
+        self.send(answer, descriptor.as_ref());
+    }
+
+    fn send(&mut self, answer: &Answer, descriptor: Option<&OwnedFd>) {
+        let Some(socket) = self.0.take() else { return };
+        let descriptor: Vec<_> = descriptor.into_iter().map(AsFd::as_fd).collect();
+        let _gone = send(socket.as_fd(), answer, &descriptor);
     }
 
     pub(super) fn done(self) {
@@ -181,6 +189,12 @@ impl Reply {
 
     pub(super) fn failed(self, error: &dyn std::error::Error) {
         self.answer(&Answer::Failed(chain(error)), None);
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.send(&Answer::Ended, None);
     }
 }
 
@@ -200,7 +214,7 @@ mod tests {
         send(near.as_fd(), &Request::Pause, &[extra.as_fd()]).unwrap();
         send(near.as_fd(), &Request::VsockConnect { port: 7 }, &[extra.as_fd(), extra.as_fd()]).unwrap();
         drop(near);
-        let mut receiver = Receiver::default();
+        let mut receiver = Receiver::new(2);
         let mut seen = Vec::new();
         while let Received::Frame(request, descriptors) = receiver.receive::<Request>(far.as_fd()).unwrap() {
             seen.push((request, descriptors.len()));
@@ -218,12 +232,35 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_lies_about_its_size_is_an_error() {
+    fn a_frame_that_is_too_long_is_an_error() {
         let (near, far) = sys::stream_pair().unwrap();
-        sys::send(near.as_fd(), &[0xff; 8], &[]).unwrap();
-        assert!(Receiver::default().receive::<Request>(far.as_fd()).is_err());
+        sys::send(near.as_fd(), &[0xff; 4], &[]).unwrap();
+        assert!(Receiver::new(1).receive::<Request>(far.as_fd()).is_err());
+    }
+
+    #[test]
+    fn surplus_descriptors_are_closed_and_missing_ones_do_not_move_those_of_the_next_frame() {
         let (near, far) = sys::stream_pair().unwrap();
-        sys::send(near.as_fd(), &[2, 0, 0, 0, 1, 0, 0, 0, b'{', b'}'], &[]).unwrap();
-        assert!(Receiver::default().receive::<Request>(far.as_fd()).is_err());
+        let (extra, other) = sys::stream_pair().unwrap();
+        // Byte by byte with a descriptor each, as no sender of ours would.
+        let mut frame = Vec::new();
+        serde_json::to_writer(&mut frame, &Request::Pause).unwrap();
+        let length = u32::try_from(frame.len()).unwrap();
+        for byte in length.to_le_bytes().into_iter().chain(frame) {
+            sys::send(near.as_fd(), &[byte], &[extra.as_fd()]).unwrap();
+        }
+        send(near.as_fd(), &Request::Stop, &[]).unwrap();
+        send(near.as_fd(), &Request::Resume, &[extra.as_fd()]).unwrap();
+        drop(extra);
+        let mut receiver = Receiver::new(1);
+        let mut next = || match receiver.receive::<Request>(far.as_fd()).unwrap() {
+            Received::Frame(request, descriptors) => (request, descriptors),
+            other => panic!("{other:?}"),
+        };
+        for (request, count) in [(Request::Pause, 1), (Request::Stop, 0), (Request::Resume, 1)] {
+            let (seen, descriptors) = next();
+            assert_eq!((seen, descriptors.len()), (request, count));
+        }
+        assert_eq!(rustix::io::read(&other, &mut [0; 1]), Ok(0), "nobody holds one more");
     }
 }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
@@ -75,30 +75,46 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
     Ok(())
 }
 
-/// Receives into `bytes` and appends what descriptors came along. 0 is the end of the stream.
+/// What one call received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Bytes; 0 is the end of the stream.
+    pub bytes: usize,
+    /// Descriptors came along that were not taken: more than were wanted, or this process has no room for more.
+    pub lost: bool,
+}
+
+/// Receives into `bytes` and appends what descriptors came along, until `descriptors` holds `most`; what is beyond that is closed.
 pub fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
-) -> io::Result<usize> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    most: usize,
+) -> io::Result<Arrived> {
+    let first = descriptors.len();
+    let room = most.saturating_sub(first).min(MAX_DESCRIPTORS);
+    // Without room for one the kernel closes what comes.
+    let size = if room == 0 { 0 } else { rustix::cmsg_space!(ScmRights(room)) };
+    let mut space = vec![MaybeUninit::uninit(); size];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
+    let (received, flags) = loop {
         let mut slices = [IoSliceMut::new(bytes)];
         match recvmsg(socket, &mut slices, &mut ancillary, RECEIVE_FLAGS) {
-            Ok(received) => break received.bytes,
+            Ok(received) => break (received.bytes, received.flags),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     };
-    let first = descriptors.len();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             descriptors.extend(rights);
         }
     }
+    // The space is rounded up to whole words, which may hold one more.
+    let surplus = descriptors.len() > first + room;
+    descriptors.truncate(first + room);
     close_on_exec(&descriptors[first..])?;
-    Ok(received)
+    Ok(Arrived { bytes: received, lost: surplus || flags.contains(ReturnFlags::CTRUNC) })
 }
 
 /// Makes reads and writes of a descriptor return instead of waiting. The flag belongs to the open file, not to the descriptor: whoever
@@ -122,12 +138,13 @@ mod tests {
         send(ours.as_fd(), b"two", &[]).unwrap();
         drop(far);
         let (mut bytes, mut descriptors) = ([0; 1], Vec::new());
-        assert_eq!(receive(theirs.as_fd(), &mut bytes, &mut descriptors).unwrap(), 1);
+        let one = receive(theirs.as_fd(), &mut bytes, &mut descriptors, 2).unwrap();
+        assert_eq!(one, Arrived { bytes: 1, lost: false });
         assert_eq!(descriptors.len(), 2);
         let mut bytes = [0; 16];
         let mut rest = 0;
         while rest < 5 {
-            rest += receive(theirs.as_fd(), &mut bytes[rest..], &mut descriptors).unwrap();
+            rest += receive(theirs.as_fd(), &mut bytes[rest..], &mut descriptors, 2).unwrap().bytes;
         }
         assert_eq!((&bytes[..5], descriptors.len()), (&b"netwo"[..], 2));
         std::fs::File::from(descriptors.remove(0)).write_all(b"through").unwrap();
@@ -136,6 +153,22 @@ mod tests {
         std::fs::File::from(near).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
         drop(ours);
-        assert_eq!(receive(theirs.as_fd(), &mut [0; 1], &mut Vec::new()).unwrap(), 0);
+        assert_eq!(receive(theirs.as_fd(), &mut [0; 1], &mut Vec::new(), 0).unwrap().bytes, 0);
+    }
+
+    #[test]
+    fn no_more_descriptors_are_taken_than_were_wanted() {
+        let (ours, theirs) = stream_pair().unwrap();
+        for most in 0..4 {
+            let (near, far) = stream_pair().unwrap();
+            send(ours.as_fd(), b"x", &[far.as_fd(); 5]).unwrap();
+            drop(far);
+            let mut descriptors = Vec::new();
+            let arrived = receive(theirs.as_fd(), &mut [0; 1], &mut descriptors, most).unwrap();
+            assert_eq!((arrived, descriptors.len()), (Arrived { bytes: 1, lost: true }, most));
+            drop(descriptors);
+            // The surplus is closed: nobody holds the other end.
+            assert_eq!(std::fs::File::from(near).read(&mut [0; 1]).unwrap(), 0);
+        }
     }
 }

@@ -85,11 +85,15 @@ impl VsockControl {
 /// the host's. Waits if the channel is blocking. `None`: the device listens no more.
 pub fn receive_accepted(channel: BorrowedFd<'_>) -> io::Result<Option<(UnixStream, u32, u32)>> {
     let (mut message, mut descriptors) = ([0u8; ACCEPTED_LEN], Vec::new());
-    if sys::receive(channel, &mut message, &mut descriptors)? == 0 {
+    let arrived = sys::receive(channel, &mut message, &mut descriptors, 1)?;
+    if arrived.bytes == 0 {
         return Ok(None);
     }
     let [a, b, c, d, e, f, g, h] = message;
-    let stream = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
+    let stream = descriptors.pop().ok_or_else(|| match arrived.lost {
+        true => io::Error::other("a connection is lost: this process has no room for more descriptors, raise the limit on open files"),
+        false => io::ErrorKind::InvalidData.into(),
+    })?;
     Ok(Some((stream.into(), u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))))
 }
 

@@ -1,0 +1,60 @@
+//! The end of another process, by a handle that can mean no other one.
+
+use std::io;
+use std::process::Child;
+
+/// Kills one process, from any thread, also while another waits for it. A number could be another process's by then.
+#[derive(Debug)]
+pub struct Killer(platform::Handle);
+
+impl Killer {
+    /// For a child that nobody has collected.
+    ///
+    /// # Errors
+    /// The system has no such handles, or no descriptor is left.
+    pub fn of(child: &Child) -> io::Result<Self> {
+        platform::open(child).map(Self)
+    }
+
+    /// Ends the process. One that has ended already stays as it is.
+    pub fn kill(&self) {
+        platform::kill(&self.0);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::io;
+    use std::os::fd::OwnedFd;
+    use std::process::Child;
+
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+    pub(super) type Handle = OwnedFd;
+
+    pub(super) fn open(child: &Child) -> io::Result<Handle> {
+        Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+    }
+
+    pub(super) fn kill(process: &Handle) {
+        // Refused of a process that is gone, which is what was wanted.
+        let _gone = pidfd_send_signal(process, Signal::KILL);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod platform {
+    use std::convert::Infallible;
+    use std::io;
+    use std::process::Child;
+
+    pub(super) type Handle = Infallible;
+
+    pub(super) fn open(_child: &Child) -> io::Result<Handle> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn kill(process: &Handle) {
+        match *process {}
+    }
+}
