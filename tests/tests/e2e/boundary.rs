@@ -1,8 +1,9 @@
 //! What a container may not do to the machine that it is in, and what it may not take from it.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::Command;
 
 use nelly_sandbox::agent::{ProcessId, StartFailure};
 use nelly_sandbox::instance::Sandbox;
@@ -33,12 +34,36 @@ fn image(home: &Home) -> String {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    symlink("busybox", root.join("bin/sh")).unwrap();
+    for applet in ["sh", "cat", "dmesg", "grep", "ls", "mkdir", "mknod", "mount", "nc", "sleep", "tail"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
     fs::copy(top().join("target/nelly/tests/guest-vsock"), root.join("bin/guest-vsock")).unwrap();
     fs::write(root.join("bin/small"), small()).unwrap();
     fs::set_permissions(root.join("bin/small"), fs::Permissions::from_mode(0o755)).unwrap();
+    // util-linux's unshare knows cgroup namespaces, with what it is linked against.
+    let linked = Command::new("ldd").arg("/usr/bin/unshare").output().unwrap();
+    let linked = String::from_utf8(linked.stdout).unwrap();
+    for file in linked.split_whitespace().filter(|word| word.starts_with('/')).chain(["/usr/bin/unshare"]) {
+        let place = root.join(file.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(file, place).unwrap();
+    }
     format!("rootfs:{}", root.display())
 }
+
+/// As root of a container does it that has no filter: in namespaces of its own it mounts its cgroups to write, tries the limits at their
+/// root, moves all that runs into a child, and hands every controller down, so that its own cgroup takes no process any more.
+const LIFT: &str = r#"
+/usr/bin/unshare -UrmC sh -c '
+    mount -t cgroup2 none /tmp && cd /tmp || exit
+    for file in memory.max pids.max cgroup.max.descendants; do (echo 99999 > $file) 2>&1; done
+    mkdir child
+    while grep -q . cgroup.procs; do
+        for pid in $(cat cgroup.procs); do (echo $pid > child/cgroup.procs) 2>/dev/null; done
+    done
+    for controller in memory pids; do echo +$controller > cgroup.subtree_control; done
+    cat cgroup.subtree_control
+    exec sleep 100000'"#;
 
 /// Runs one process more in the container `c`: its exit code, its output and its errors.
 async fn exec(
@@ -46,7 +71,16 @@ async fn exec(
     name: &str,
     process: &ProcessSpec,
 ) -> Result<(u32, String, String), StartFailure> {
-    let id = ProcessId { container: "c", exec: name };
+    exec_in(sandbox, "c", name, process).await
+}
+
+async fn exec_in(
+    sandbox: &Sandbox,
+    container: &str,
+    name: &str,
+    process: &ProcessSpec,
+) -> Result<(u32, String, String), StartFailure> {
+    let id = ProcessId { container, exec: name };
     let streams = sandbox.exec(id, process, None).await.unwrap()?;
     let end = sandbox.agent().wait(id).await.unwrap();
     let text = |stream: Option<std::os::unix::net::UnixStream>| {
@@ -84,6 +118,15 @@ fn a_container_stays_within_its_bounds() {
         stream.write_all(&(u64::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
         assert_eq!(sandbox.agent().wait(ProcessId { container: "u", exec: "" }).await.unwrap().exit_code, 0);
         drop(lifted);
+
+        let lifting = ContainerSpec { seccomp: Seccomp::Unconfined, ..container(&["sh", "-c", LIFT]) };
+        let lifting = sandbox.run("l", &lifting, IMAGE_DEVICE, None).await.unwrap().unwrap();
+        let said: Vec<_> =
+            BufReader::new(lifting.stdout.unwrap()).lines().take(4).map(|line| line.unwrap()).collect();
+        assert!(said[..3].iter().all(|line| line.contains("Operation not permitted")), "{said:?}");
+        assert_eq!(said[3], "memory pids");
+        let inside = exec_in(&sandbox, "l", "e", &process(&["cat", "/proc/self/cgroup"])).await;
+        assert_eq!(inside.unwrap(), (0, "0::/\n".to_owned(), String::new()));
 
         // The machine's console is nobody's but the kernel's: a forged panic would be believed.
         let forged = "mknod /tmp/c c 5 1; for place in /tmp/c /dev/console /dev/kmsg; do \
