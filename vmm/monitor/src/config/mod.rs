@@ -221,7 +221,8 @@ pub struct VsockConfig {
     /// path with `_port` appended. `None`: streams through the handle only, and nothing is made in the file system.
     #[serde(default)]
     pub unix_socket: Option<PathBuf>,
-    /// The port on which the guest's agent says how it ends, one byte: `o` off, `r` reboot, `p` panic.
+    /// The port on which the guest's agent says how it ends, one byte: `o` off, `r` reboot, `p` panic. It takes one connection each time
+    /// the guest's driver starts, the agent's, which dials before anybody else runs; others are refused.
     #[serde(default)]
     pub power_port: Option<u32>,
 }

@@ -2,7 +2,8 @@
 //!
 //! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the guest accepted; the holder of the machine
 //! calls [`VsockControl::connect`]. Ways out: what the guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix
-//! socket beside the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]).
+//! socket beside the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]), for one connection each time the guest's
+//! driver starts. What the guest dials takes half of the connections at most, and silence keeps no place where places are short.
 //!
 //! `packet` `connection` `backlog` `table` are pure; `muxer` puts them together with descriptors; `worker` puts it on the queues.
 
@@ -132,7 +133,8 @@ impl Device for Vsock {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // guest_cid, and nothing else (5.10.4).
         let field = self.cid.to_le_bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(field.len());
+        // Whatever the guest asks for behind the field is nothing.
+        let start = usize::try_from(offset).map_or(field.len(), |offset| offset.min(field.len()));
         let len = data.len().min(field.len() - start);
         data[..len].copy_from_slice(&field[start..start + len]);
     }

@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::backlog::Backlog;
 use super::connection::{Connection, Heard, Key};
 use super::control::{Inbox, Reply, Request};
@@ -23,6 +25,11 @@ use crate::virtio::queue::{Chain, QueueFault, Reader};
 
 /// Most connections at once.
 pub(super) const CONNECTIONS_MAX: usize = 16_384;
+/// Most of them that the guest dialled: the host's own find a place whatever the guest does.
+const DIALLED_MAX: usize = CONNECTIONS_MAX / 2;
+/// With half of these taken, a connection that the guest dialled and on which nothing was said for so many ticks is reset: silence
+/// keeps nobody else out. With fewer, it may be silent for ever.
+pub(super) const SILENT_TICKS: u8 = if cfg!(test) { 2 } else { 30 };
 /// [`HEADER_LEN`] as chains count.
 const HEADER_SIZE: u32 = 44;
 /// Most payload of one packet to the guest (and of one from a Linux guest), in bytes.
@@ -44,6 +51,12 @@ fn window(connections: usize) -> u32 {
         512..4096 => 16 << 10,
         _ => 4 << 10,
     }
+}
+
+/// Descriptors that this process may have: each connection to somebody on the host costs it at least one.
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// Who waits for the guest's answer.
@@ -101,6 +114,10 @@ struct Slot {
     queued: bool,
     /// It stands in `touched`.
     touched: bool,
+    /// The guest dialled.
+    dialled: bool,
+    /// Ticks since something was said on it, where they count.
+    silent: u8,
 }
 
 impl Slot {
@@ -114,6 +131,8 @@ impl Slot {
             readable: false,
             queued: false,
             touched: false,
+            dialled: false,
+            silent: 0,
         }
     }
 
@@ -168,7 +187,7 @@ impl Slot {
             match unix::send_vectored(stream.as_fd(), &self.backlog.front()) {
                 Ok(count) => {
                     self.backlog.consume(count);
-                    self.protocol.forwarded(u32::try_from(count).unwrap_or(u32::MAX));
+                    self.protocol.forwarded(u32::try_from(count).expect("a backlog is at most a window"));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.refuse(),
@@ -201,6 +220,14 @@ pub(super) enum Served {
     Unused,
 }
 
+/// The monitor's own port.
+struct Power {
+    port: u32,
+    sink: PowerSink,
+    /// The guest has had its one connection: what dials now is not its agent.
+    taken: bool,
+}
+
 /// See the module.
 pub(super) struct Muxer {
     cid: u64,
@@ -208,7 +235,10 @@ pub(super) struct Muxer {
     listeners: Listeners,
     door: Option<Door>,
     greetings: usize,
-    power: Option<(u32, PowerSink)>,
+    /// Connections that the guest dialled, and how many they may be.
+    dialled: usize,
+    dialled_max: usize,
+    power: Option<Power>,
     inbox: Inbox,
     timer: Timer,
     ticking: bool,
@@ -236,7 +266,9 @@ impl Muxer {
             listeners: Listeners::default(),
             door,
             greetings: 0,
-            power,
+            dialled: 0,
+            dialled_max: DIALLED_MAX.min(descriptors() / 2),
+            power: power.map(|(port, sink)| Power { port, sink, taken: false }),
             inbox,
             timer: Timer::new()?,
             ticking: false,
@@ -348,6 +380,7 @@ impl Muxer {
         len: u32,
     ) -> Result<(), QueueFault> {
         let Some(slot) = self.table.get_mut(handle) else { return Ok(()) };
+        slot.silent = 0;
         if let Host::Power = slot.host {
             slot.protocol.forwarded(len);
             return self.power_word(handle, header, reader, len);
@@ -359,7 +392,7 @@ impl Muxer {
         {
             match reader.send_to(stream.as_fd(), len)? {
                 Ok(count) => {
-                    let count = u32::try_from(count).unwrap_or(len).min(len);
+                    let count = u32::try_from(count).expect("at most what was to be sent");
                     slot.protocol.forwarded(count);
                     left -= count;
                 }
@@ -370,7 +403,8 @@ impl Muxer {
                 }
             }
         }
-        slot.backlog.append(usize::try_from(left).unwrap_or(0), |piece| reader.read_exact(piece))
+        let left = usize::try_from(left).expect("a window fits a size");
+        slot.backlog.append(left, |piece| reader.read_exact(piece))
     }
 
     fn power_word(
@@ -396,8 +430,8 @@ impl Muxer {
             }
         };
         // The connection stays: the guest waits for its close in vain while the machine ends.
-        if let Some((_, sink)) = &self.power {
-            sink(word);
+        if let Some(power) = &self.power {
+            (power.sink)(word);
         }
         Ok(())
     }
@@ -406,11 +440,14 @@ impl Muxer {
     fn dialled(&mut self, key: Key, header: &Header) {
         // A listener asked for before the guest was told of the port may still be in the inbox.
         self.requests();
-        let host = if self.table.is_full() { None } else { self.answer_dial(key) };
+        let full = self.table.is_full() || self.dialled >= self.dialled_max;
+        let host = if full { None } else { self.answer_dial(key) };
         let Some(host) = host else { return self.answer_reset(header) };
         let protocol = Connection::accept(window(self.table.len()), header);
-        match self.table.insert(Slot::new(Some(key), protocol, host)) {
+        let slot = Slot { dialled: true, ..Slot::new(Some(key), protocol, host) };
+        match self.table.insert(slot) {
             Ok(handle) => {
+                self.dialled += 1;
                 self.table.bind(key, handle);
                 self.touch(handle);
             }
@@ -419,8 +456,8 @@ impl Muxer {
     }
 
     fn answer_dial(&mut self, key: Key) -> Option<Host> {
-        if self.power.as_ref().is_some_and(|(port, _)| *port == key.host) {
-            return Some(Host::Power);
+        if let Some(power) = self.power.as_mut().filter(|power| power.port == key.host) {
+            return (!std::mem::replace(&mut power.taken, true)).then_some(Host::Power);
         }
         if self.listeners.contains(key.host) {
             return self.listeners.hand_over(key).map(Host::Stream);
@@ -494,6 +531,7 @@ impl Muxer {
         if let Some(key) = slot.key {
             self.table.unbind(key);
         }
+        self.dialled -= usize::from(slot.dialled);
         self.bury(slot.host, slot.registered);
     }
 

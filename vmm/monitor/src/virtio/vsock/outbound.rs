@@ -150,10 +150,17 @@ impl Muxer {
 
     /// Ends what took too long.
     pub(in super::super) fn tick(&mut self, now: Instant) {
-        let mut waiting = false;
+        let mut waiting = self.is_crowded();
+        let crowded = waiting;
         for handle in self.table.handles() {
-            let Some(slot) = self.table.get(handle) else { continue };
+            let Some(slot) = self.table.get_mut(handle) else { continue };
             match &slot.host {
+                Host::Stream(_) | Host::Gone if slot.dialled => {
+                    slot.silent = if crowded { slot.silent.saturating_add(1) } else { 0 };
+                    if slot.silent > SILENT_TICKS {
+                        self.lose(handle, io::ErrorKind::TimedOut);
+                    }
+                }
                 Host::Greeting(greeting) if greeting.deadline <= now => self.remove(handle),
                 Host::Ringing(ringing) if ringing.deadline <= now => self.give_up(handle),
                 Host::Greeting(_) | Host::Ringing(_) => waiting = true,
@@ -258,23 +265,30 @@ impl Muxer {
         };
         match result {
             Ok(()) => slot.registered = wanted,
-            Err(_) => self.lose(handle),
+            Err(_) => self.lose(handle, io::ErrorKind::QuotaExceeded),
         }
     }
 
-    /// The poller takes no more: the connection cannot go on.
-    fn lose(&mut self, handle: Handle) {
+    /// The connection cannot go on: the poller takes no more, or others need its place.
+    fn lose(&mut self, handle: Handle, why: io::ErrorKind) {
         if let Some(slot) = self.table.get_mut(handle) {
             slot.backlog = Backlog::default();
             if let Some(key) = slot.key {
                 self.resets.push_back(slot.protocol.header(self.cid, key, Op::Rst, 0, 0));
             }
         }
-        self.retire(handle, io::ErrorKind::QuotaExceeded);
+        self.retire(handle, why);
+    }
+
+    /// So much of the guest's share is taken that silent connections must not stay for ever.
+    fn is_crowded(&self) -> bool {
+        self.dialled > self.dialled_max / 2
     }
 
     fn needs_ticks(&mut self) -> bool {
-        std::mem::take(&mut self.waiting) || self.door.as_ref().is_some_and(|door| door.closed)
+        std::mem::take(&mut self.waiting)
+            || self.is_crowded()
+            || self.door.as_ref().is_some_and(|door| door.closed)
     }
 
     /// The poller forgets everything: the worker is about to stop.
@@ -328,6 +342,9 @@ impl Muxer {
             self.retire(handle, io::ErrorKind::ConnectionReset);
         }
         self.turns.clear();
+        if let Some(power) = &mut self.power {
+            power.taken = false;
+        }
     }
 }
 
@@ -354,7 +371,8 @@ fn say(
                 slot.protocol.host_ended();
             }
             Ok(count) => {
-                let count = u32::try_from(count).unwrap_or(most).min(most);
+                let count = u32::try_from(count).expect("at most what was asked for");
+                slot.silent = 0;
                 // A short read emptied the stream.
                 slot.readable = count == most;
                 slot.protocol.sent(count);

@@ -18,12 +18,12 @@ pub(super) struct Handle(u32);
 
 impl Handle {
     fn new(place: usize, generation: u16) -> Self {
-        let place = u32::try_from(place).unwrap_or(0) & PLACE_MASK;
+        let place = u32::try_from(place).expect("a table has at most 131072 places");
         Self((u32::from(generation) << PLACE_BITS | place) & !KEY_BIT)
     }
 
     fn place(self) -> usize {
-        usize::try_from(self.0 & PLACE_MASK).unwrap_or(usize::MAX)
+        usize::try_from(self.0 & PLACE_MASK).expect("17 bits fit a size")
     }
 
     /// The handle as the key of a registration.

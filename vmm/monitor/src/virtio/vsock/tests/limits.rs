@@ -81,3 +81,58 @@ fn out_of_descriptors() {
     assert!(receive_accepted(ours.as_fd()).unwrap().is_some());
     assert_ne!(client.read(&mut [0; 64]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
 }
+
+#[test]
+fn silent_connections_of_the_guest_keep_nobody_out() {
+    if !in_child("silent_connections_of_the_guest_keep_nobody_out") {
+        return;
+    }
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(400), ..before }).unwrap();
+    let mut guest = Guest::new(without_door());
+    setrlimit(Resource::Nofile, before).unwrap();
+    let (ours, theirs) = crate::sys::stream_pair().unwrap();
+    guest.control.listen(6, theirs);
+    let take = || receive_accepted(ours.as_fd()).unwrap().unwrap().0;
+
+    // Every second descriptor that the process may have is the guest's to use up.
+    let talker = guest.dial(6);
+    let mut heard = vec![take()];
+    for _ in 1..200 {
+        let key = guest.dial(6);
+        assert!(guest.sockets[&key].accepted);
+        heard.push(take());
+    }
+    let key = guest.dial(6);
+    assert!(guest.sockets[&key].reset && !guest.sockets[&key].accepted);
+    // What the host dials has a place all the same.
+    let (mut stream, key) = joined(&mut guest, 5);
+    stream.write_all(b"still here").unwrap();
+    guest.pump();
+    assert_eq!(guest.sockets[&key].received, b"still here");
+
+    // Those on which nothing is said go, so that the next one is let in; the one that talks stays.
+    let start = std::time::Instant::now();
+    let late = loop {
+        guest.write_all(talker, b".");
+        guest.bench.wait(Duration::from_millis(100));
+        guest.pump();
+        let key = guest.dial(6);
+        if guest.sockets[&key].accepted {
+            break key;
+        }
+        assert!(start.elapsed() < Duration::from_secs(120), "silent connections stay");
+    };
+    let open = guest.open();
+    assert!(open.contains(&talker) && open.contains(&late) && open.contains(&key));
+    assert_eq!(guest.control.connections(), open.len());
+    // With room for everybody the clock stands still, and silence is nobody's business.
+    drop(heard);
+    guest.pump();
+    let quiet = guest.dial(6);
+    while guest.bench.is_ready(Duration::from_millis(1500)) {
+        guest.pump();
+        assert!(start.elapsed() < Duration::from_secs(120), "the clock goes on");
+    }
+    assert!(guest.open().contains(&quiet));
+}

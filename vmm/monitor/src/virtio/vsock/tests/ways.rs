@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::super::packet::{Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::super::{PowerWord, receive_accepted};
 use super::*;
+use crate::virtio::device::Device;
 
 fn nonblocking(stream: &UnixStream) -> &UnixStream {
     stream.set_nonblocking(true).unwrap();
@@ -332,6 +333,39 @@ fn the_power_port_is_the_monitors() {
         assert_eq!(words.try_recv().ok(), expected);
         assert_eq!(guest.sockets[&key].reset, expected.is_none());
     }
+}
+
+#[test]
+fn the_power_port_takes_one_connection_each_time_the_driver_starts() {
+    let (sender, words) = mpsc::channel();
+    let config = VsockConfig { power_port: Some(500_002), ..VsockConfig::default() };
+    let sink = Box::new(move |word| sender.send(word).unwrap());
+    let mut guest = Guest::new(Vsock::new(&config, Some(sink)).unwrap());
+    let agents = guest.dial(500_002);
+    // Any process of the guest can dial, say a word as soon as it may, and go away again.
+    for _ in 0..1000 {
+        let key = guest.dial(500_002);
+        assert!(guest.sockets[&key].reset && !guest.sockets[&key].accepted);
+        let word = Guest::header(key, Op::Rw, 0, 1);
+        guest.send(word, b"o");
+        guest.pump();
+    }
+    assert!(words.try_recv().is_err());
+    assert_eq!(guest.control.connections(), 1);
+    guest.write_all(agents, b"r");
+    assert_eq!(words.try_recv(), Ok(PowerWord::Reboot));
+    // Not even the end of the first lets another one in.
+    guest.shutdown(agents, SHUTDOWN_BOTH);
+    let key = guest.dial(500_002);
+    assert!(guest.sockets[&key].reset && !guest.sockets[&key].accepted);
+    // A guest that starts again has an agent that dials again.
+    let returned = guest.bench.stop();
+    guest.device.reclaim(returned.state);
+    guest.device.reset();
+    let Guest { device, control, .. } = guest;
+    let mut guest = Guest::new((device, control));
+    let [agents, other] = [guest.dial(500_002), guest.dial(500_002)];
+    assert!(guest.sockets[&agents].accepted && !guest.sockets[&other].accepted);
 }
 
 #[test]
