@@ -1,20 +1,24 @@
 //! PID 1 of the guest.
 
+use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
 use nelly_agent::service::{Config, End, Guest, serve};
 use nelly_agent::spawn::launch::Launcher;
-use nelly_agent::stdio::{Stream, VsockDialer, connected};
+use nelly_agent::stdio::{Patience, Promises, Stream, connected};
 use nelly_agent::sys::{self, VsockAddress};
 use nelly_agent::timeline::Marks;
 use nelly_agent::{arch, mounts};
 use nelly_protocol::ports::{
     AGENT_PORT, HOST_CID, POWER_OFF, POWER_PANIC, POWER_PORT, POWER_REBOOT, READY_BYTE, READY_PORT,
+    STREAM_PORT,
 };
+use nix::poll::{PollFd, PollFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -23,6 +27,10 @@ const OPEN_FILES: u64 = 1 << 20;
 
 /// How long the monitor may take to end the machine after the agent's word, in milliseconds.
 const LAST_WORD_MS: u16 = 3000;
+
+/// The connection to the power port. It is made before there is any container, for any process of the guest could make one, and
+/// the monitor takes no second.
+static POWER: OnceLock<OwnedFd> = OnceLock::new();
 
 fn main() {
     let began = arch::counter();
@@ -60,13 +68,16 @@ fn end_machine(word: u8) -> ! {
     if word != POWER_PANIC {
         nix::unistd::sync();
     }
-    let host = VsockAddress { cid: HOST_CID, port: POWER_PORT };
-    if let Ok(socket) = sys::connect_vsock(host, false)
-        && sys::write(socket.as_fd(), &[word]).is_ok()
-    {
-        let mut wait = [nix::poll::PollFd::new(socket.as_fd(), nix::poll::PollFlags::POLLIN)];
-        // Whatever comes, a close or nothing: what follows is the same.
-        let _ = nix::poll::poll(&mut wait, LAST_WORD_MS);
+    if let Some(power) = POWER.get() {
+        let wait = |what| {
+            // Whatever comes, also nothing: what follows is the same.
+            let _ = nix::poll::poll(&mut [PollFd::new(power.as_fd(), what)], LAST_WORD_MS);
+        };
+        // A guest that fails at once has not heard from the monitor yet.
+        wait(PollFlags::POLLOUT);
+        if sys::write(power.as_fd(), &[word]).is_ok() {
+            wait(PollFlags::POLLIN);
+        }
     }
     sys::reset_machine();
     std::process::exit(1)
@@ -74,19 +85,28 @@ fn end_machine(word: u8) -> ! {
 
 fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
     // The fast path: the host can connect before anything else is done; its calls wait in the backlog.
-    let listener = sys::listen_vsock(AGENT_PORT).with_context(|| {
-        format!("cannot listen on vsock port {AGENT_PORT} (has the machine a vsock device?)")
-    })?;
+    let listen = |port| {
+        sys::listen_vsock(port)
+            .with_context(|| format!("cannot listen on vsock port {port} (has the machine a vsock device?)"))
+    };
+    let dial = |port| {
+        sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true)
+            .with_context(|| format!("cannot dial the host's port {port} (has the machine a vsock device?)"))
+    };
+    let (calls, streams) = (listen(AGENT_PORT)?, listen(STREAM_PORT)?);
     marks.listening();
     let ready_ns = sys::boot_time_ns();
-    let ready =
-        sys::connect_vsock(VsockAddress { cid: HOST_CID, port: READY_PORT }, true).with_context(|| {
-            format!("cannot dial the host's ready port {READY_PORT} (has the machine a vsock device?)")
-        })?;
+    let power = dial(POWER_PORT)?;
+    let begun = power.try_clone().context("cannot hold the connection to the power port")?;
+    POWER.get_or_init(|| power);
+    let ready = dial(READY_PORT)?;
 
     // Stages begin as copies of this process, in containers: from their first moment on nobody there may look into them.
     sys::set_not_dumpable().context("cannot hide the agent's memory")?;
     mounts::take_over().context("cannot set the guest up")?;
+    // A container that begins as /proc/self/exe, or names it as an interpreter, would run this program.
+    fs::set_permissions("/proc/self/exe", Permissions::from_mode(0o400))
+        .context("cannot make the agent's program one that nobody can execute again")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
     sys::set_resource_limit(libc::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
         .context("cannot raise the number of open files")?;
@@ -97,11 +117,17 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
         let launcher = Launcher { workdir: mounts::WORKDIR.to_owned() };
         let cgroup_root = mounts::CGROUP_ROOT.into();
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
-        let (guest, mut ends) = Guest::new(config, Box::new(VsockDialer));
+        let promises = Promises::new(Patience::default());
+        let (guest, mut ends) = Guest::new(config, promises.clone());
         let signals = sys::watch(signals, Interest::READABLE)?;
-        let listener = sys::watch(listener, Interest::READABLE)?;
         tokio::spawn(reap(guest.clone(), signals));
-        tokio::spawn(accept(guest.clone(), listener));
+        let (calls, streams) =
+            (sys::watch(calls, Interest::READABLE)?, sys::watch(streams, Interest::READABLE)?);
+        let served = guest.clone();
+        tokio::spawn(accept(calls, move |connection| attend(served.clone(), connection)));
+        tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
+        // A monitor without a power port refuses: the machine then ends by a reset.
+        let _ = connected(begun).await;
         tell_ready(ready, &marks).await.context("cannot tell the host that the agent is ready")?;
 
         let end = ends.recv().await.context("the service is gone")?;
@@ -137,25 +163,15 @@ async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
     }
 }
 
-async fn accept(guest: Arc<Guest>, listener: AsyncFd<OwnedFd>) {
+/// Hands what the host dials to `take`.
+async fn accept(listener: AsyncFd<OwnedFd>, take: impl Fn(OwnedFd)) {
     loop {
         let accepted =
             listener.async_io(Interest::READABLE, |listener| sys::accept_vsock(listener.as_fd())).await;
-        let stream = match accepted {
-            // A container could dial the guest's own address where the kernel has vsock loopback.
-            Ok((_, peer)) if peer.cid != HOST_CID => continue,
-            Ok((socket, _)) => Stream::new(socket),
-            Err(error) => Err(error),
-        };
-        match stream {
-            Ok(stream) => {
-                let guest = guest.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = serve(guest, stream).await {
-                        say(&format!("nelly-agent: cannot serve a connection: {error}"));
-                    }
-                });
-            }
+        match accepted {
+            Ok((connection, VsockAddress { cid: HOST_CID, .. })) => take(connection),
+            // A container could dial the guest's own address where the kernel has vsock loopback: it is closed at once.
+            Ok(_) => {}
             Err(error) => {
                 say(&format!("nelly-agent: cannot accept a connection: {error}"));
                 // Out of descriptors or memory: it may pass, and must not make the loop spin.
@@ -163,4 +179,17 @@ async fn accept(guest: Arc<Guest>, listener: AsyncFd<OwnedFd>) {
             }
         }
     }
+}
+
+/// Answers the calls of one connection.
+fn attend(guest: Arc<Guest>, connection: OwnedFd) {
+    tokio::spawn(async move {
+        let failed = match Stream::new(connection) {
+            Ok(stream) => serve(guest, stream).await.err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = failed {
+            say(&format!("nelly-agent: cannot serve a connection: {error}"));
+        }
+    });
 }

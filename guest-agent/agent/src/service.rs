@@ -22,6 +22,7 @@ use ttrpc::{Code, get_status};
 use crate::registry::{Exit, Key, RegistryError, Status, Summary};
 use crate::spawn::plan::PlanError;
 use crate::spawn::{FailureKind, StageFailure, chain};
+use crate::stdio::StdioError;
 use crate::timeline::kernel_log;
 
 mod guest;
@@ -118,9 +119,9 @@ impl From<LifeError> for ttrpc::Error {
         match &error {
             LifeError::Registry(inner) => registry_status(inner),
             LifeError::Plan(PlanError::Unsupported(_)) => status(Code::UNIMPLEMENTED, chain(&error)),
-            LifeError::Plan(_)
-            | LifeError::Stdio(crate::stdio::StdioError::Port(_) | crate::stdio::StdioError::Terminal)
-            | LifeError::Signal(_) => status(Code::INVALID_ARGUMENT, chain(&error)),
+            LifeError::Plan(_) | LifeError::Stdio(StdioError::Terminal) | LifeError::Signal(_) => {
+                status(Code::INVALID_ARGUMENT, chain(&error))
+            }
             LifeError::Ending | LifeError::Ended | LifeError::NoTerminal => {
                 status(Code::FAILED_PRECONDITION, chain(&error))
             }
@@ -139,10 +140,18 @@ async fn detached<T: Send + 'static>(
     }
 }
 
-fn start_response(started: Result<i32, StageFailure>) -> m::StartResponse {
+/// A process's number as the host hears it.
+fn pid(pid: i32) -> u32 {
+    u32::try_from(pid).expect("the kernel numbers processes from 1")
+}
+
+fn start_response(started: Result<(i32, m::StreamTokens), StageFailure>) -> m::StartResponse {
     let mut response = m::StartResponse::new();
     match started {
-        Ok(pid) => response.pid = u32::try_from(pid).unwrap_or_default(),
+        Ok((number, tokens)) => {
+            response.pid = pid(number);
+            response.streams = Some(tokens).into();
+        }
         Err(failure) => {
             let kind = match failure.kind {
                 FailureKind::Other => start_failure::Kind::OTHER,
@@ -177,7 +186,7 @@ fn container_state(summary: Summary) -> m::ContainerState {
     m::ContainerState {
         id: summary.id,
         status: status.into(),
-        pid: u32::try_from(summary.pid).unwrap_or_default(),
+        pid: pid(summary.pid),
         exit: summary.exit.map(wait_response).into(),
         exec_ids: summary.exec_ids,
         ..m::ContainerState::default()
@@ -227,8 +236,8 @@ impl Agent for Connection {
         request: m::CreateContainerRequest,
     ) -> ttrpc::Result<m::CreateContainerResponse> {
         let guest = self.greeted()?.clone();
-        detached(async move { guest.create(request).await }).await?;
-        Ok(m::CreateContainerResponse::new())
+        let tokens = detached(async move { guest.create(request).await }).await?;
+        Ok(m::CreateContainerResponse { streams: Some(tokens).into(), ..Default::default() })
     }
 
     async fn start_container(
@@ -238,7 +247,7 @@ impl Agent for Connection {
     ) -> ttrpc::Result<m::StartResponse> {
         let guest = self.greeted()?.clone();
         let started = detached(async move { guest.start(&request.container_id).await }).await?;
-        Ok(start_response(started))
+        Ok(start_response(started.map(|pid| (pid, m::StreamTokens::new()))))
     }
 
     async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {

@@ -1,7 +1,9 @@
-//! Streams of processes: the guest dials the host, and pumps move the bytes, one buffer a direction, as fast as the slower
-//! side takes them.
+//! Streams of processes: the host dials each with a token (`promises`), and pumps move the bytes, one buffer a direction, as fast as the
+//! slower side takes them.
 //!
-//! A process gets pipes (or a terminal), never the sockets themselves: a socket cannot be opened again by /dev/stdout.
+//! A process gets pipes (or a terminal), never the sockets themselves: a socket cannot be opened again by /dev/stdout. It does not wait
+//! for the host: what it says before the host has dialled stays in the pipe. A stream that the host does not dial in time
+//! counts as closed by it.
 //!
 //! How they end: the host ends stdin by shutting down its sending side; the pipe closes (a terminal gets VEOF). An output
 //! stream ends when every writer is gone. A writer that outlives its process (in the background of an exec) keeps it open
@@ -9,23 +11,27 @@
 //! the writer neither blocks nor dies of it. When the host closes an output stream, the pipe closes too.
 
 use std::fs::OpenOptions;
-use std::future::{Future, pending};
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nelly_protocol::messages::Stdio;
-use nelly_protocol::ports::{HOST_CID, STDIO_FIRST, STDIO_LAST};
+use nelly_protocol::messages::{Stdio, StreamTokens};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::sys::{self, VsockAddress};
+use crate::sys;
+
+mod promises;
+
+use promises::Promised;
+pub use promises::{Patience, Promises};
 
 /// How long an output stream of a process that ended may stay silent before it counts as drained.
 pub const IDLE: Duration = Duration::from_millis(100);
@@ -43,36 +49,20 @@ const END_OF_FILE: u8 = 4;
 /// Why a process has no streams.
 #[derive(Debug, Error)]
 pub enum StdioError {
-    /// Not a port that the host may name.
-    #[error("stdio port {0} is outside of {STDIO_FIRST} to {STDIO_LAST}")]
-    Port(u32),
     /// A terminal has one stream.
-    #[error("a terminal's bytes travel on stdin_port; stdout_port and stderr_port must be 0")]
+    #[error("a terminal's bytes travel on stdin; stdout and stderr must not be asked for beside it")]
     Terminal,
-    /// The host did not answer.
-    #[error("cannot dial the host's stdio port {0}")]
-    Dial(u32, #[source] io::Error),
+    /// Random bytes for a token.
+    #[error("cannot make the token of a stream")]
+    Token(#[source] io::Error),
     /// A pipe or /dev/null.
     #[error("cannot make the streams of the process")]
     Make(#[source] io::Error),
 }
 
-/// Opens streams to the host. Tests put Unix sockets in its place.
-pub trait Dialer: Send + Sync {
-    /// A connected stream that does not block.
-    fn dial(&self, port: u32) -> Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + '_>>;
-}
-
-/// The real one.
-#[derive(Debug, Clone, Copy)]
-pub struct VsockDialer;
-
-impl Dialer for VsockDialer {
-    fn dial(&self, port: u32) -> Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + '_>> {
-        Box::pin(
-            async move { connected(sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true)?).await },
-        )
-    }
+/// A poisoned lock would mean a panic, which ends the agent: there is nothing else to do about it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a connect that was begun without blocking.
@@ -191,62 +181,57 @@ pub struct Streams {
     pub child: [OwnedFd; 3],
     /// What the pumps get.
     pub host: HostStreams,
+    /// What the host gets to dial them.
+    pub tokens: StreamTokens,
 }
 
 /// Our ends.
 pub struct HostStreams {
     /// Bytes for the process, and where they go.
-    stdin: Option<(Stream, Stream)>,
+    stdin: Option<(Promised, Stream)>,
     /// Bytes of the process, and where they go.
-    outputs: Vec<(Stream, Stream)>,
+    outputs: Vec<(Stream, Promised)>,
     /// The one stream of a terminal.
-    terminal: Option<Stream>,
+    terminal: Option<Promised>,
 }
 
-/// Dials what the request names and makes the pipes.
+/// Promises the streams that the request asks for and makes the pipes.
 ///
 /// # Errors
 /// [`StdioError`].
-pub async fn open(dialer: &dyn Dialer, stdio: &Stdio) -> Result<Streams, StdioError> {
-    if stdio.terminal && (stdio.stdout_port != 0 || stdio.stderr_port != 0) {
+pub fn open(promises: &Arc<Promises>, stdio: &Stdio) -> Result<Streams, StdioError> {
+    if stdio.terminal && (stdio.stdout || stdio.stderr) {
         return Err(StdioError::Terminal);
     }
-    let (stdin, stdout, stderr) = tokio::try_join!(
-        dial(dialer, stdio.stdin_port),
-        dial(dialer, stdio.stdout_port),
-        dial(dialer, stdio.stderr_port)
-    )?;
+    let promise = |wanted: bool| wanted.then(|| promises.promise()).transpose().map_err(StdioError::Token);
+    let [stdin, stdout, stderr] = [promise(stdio.stdin)?, promise(stdio.stdout)?, promise(stdio.stderr)?];
+    let token = |promised: &Option<Promised>| promised.as_ref().map(Promised::token).unwrap_or_default();
+    let tokens = StreamTokens {
+        stdin: token(&stdin),
+        stdout: token(&stdout),
+        stderr: token(&stderr),
+        ..StreamTokens::default()
+    };
     let mut host = HostStreams { stdin: None, outputs: Vec::new(), terminal: None };
     if stdio.terminal {
         host.terminal = stdin;
-        return Ok(Streams { child: [null()?, null()?, null()?], host });
+        return Ok(Streams { child: [null()?, null()?, null()?], host, tokens });
     }
     let child_stdin = match stdin {
         None => null()?,
-        Some(socket) => {
+        Some(promised) => {
             let (read, write) = sys::pipe().map_err(StdioError::Make)?;
-            host.stdin = Some((socket, Stream::new(write).map_err(StdioError::Make)?));
+            host.stdin = Some((promised, Stream::new(write).map_err(StdioError::Make)?));
             read
         }
     };
     let child = [child_stdin, host.output(stdout)?, host.output(stderr)?];
-    Ok(Streams { child, host })
+    Ok(Streams { child, host, tokens })
 }
 
 fn null() -> Result<OwnedFd, StdioError> {
     let open = OpenOptions::new().read(true).write(true).open("/dev/null");
     open.map(OwnedFd::from).map_err(StdioError::Make)
-}
-
-async fn dial(dialer: &dyn Dialer, port: u32) -> Result<Option<Stream>, StdioError> {
-    match port {
-        0 => Ok(None),
-        STDIO_FIRST..=STDIO_LAST => {
-            let socket = dialer.dial(port).await.map_err(|error| StdioError::Dial(port, error))?;
-            Stream::new(socket).map(Some).map_err(StdioError::Make)
-        }
-        _ => Err(StdioError::Port(port)),
-    }
 }
 
 /// The pumps of one process.
@@ -260,10 +245,10 @@ pub struct Pumps {
 }
 
 impl HostStreams {
-    fn output(&mut self, socket: Option<Stream>) -> Result<OwnedFd, StdioError> {
-        let Some(socket) = socket else { return null() };
+    fn output(&mut self, promised: Option<Promised>) -> Result<OwnedFd, StdioError> {
+        let Some(promised) = promised else { return null() };
         let (read, write) = sys::pipe().map_err(StdioError::Make)?;
-        self.outputs.push((Stream::new(read).map_err(StdioError::Make)?, socket));
+        self.outputs.push((Stream::new(read).map_err(StdioError::Make)?, promised));
         Ok(write)
     }
 
@@ -274,21 +259,23 @@ impl HostStreams {
     pub fn start(self, console: Option<OwnedFd>, exited: &watch::Receiver<bool>) -> io::Result<Pumps> {
         let (close_input, closing) = watch::channel(false);
         let mut pumps = Pumps { input: None, drained: Vec::new(), close_input, terminal: None };
-        if let Some((socket, pipe)) = self.stdin {
-            pumps.input = Some(tokio::spawn(pump_in(socket, pipe, closing.clone())));
+        if let Some((promised, pipe)) = self.stdin {
+            pumps.input = Some(tokio::spawn(pump_in(promised, pipe, closing.clone())));
         }
-        for (pipe, socket) in self.outputs {
-            pumps.output(Arc::new(pipe), Arc::new(socket), false, exited);
+        for (pipe, promised) in self.outputs {
+            let (drained, exited) = (pumps.drained(), exited.clone());
+            tokio::spawn(async move {
+                // Without a stream the pipe closes, and with it the promise to wait for it.
+                if let Some(socket) = promised.stream().await {
+                    pump_out(Arc::new(pipe), Arc::new(socket), false, exited, drained).await;
+                }
+            });
         }
         if let Some(console) = console {
             let terminal = Arc::new(Stream::new(console)?);
-            if let Some(socket) = self.terminal {
-                let socket = Arc::new(socket);
-                let input = pump_terminal_in(socket.clone(), terminal.clone(), closing);
-                pumps.input = Some(tokio::spawn(input));
-                pumps.output(terminal.clone(), socket, true, exited);
-            } else {
-                pumps.discard(terminal.clone());
+            match self.terminal {
+                Some(promised) => pumps.terminal(&terminal, promised, closing, exited.clone()),
+                None => drop(tokio::spawn(drop_all(terminal.clone()))),
             }
             pumps.terminal = Some(terminal);
         }
@@ -297,21 +284,41 @@ impl HostStreams {
 }
 
 impl Pumps {
-    fn output(
-        &mut self,
-        source: Arc<Stream>,
-        socket: Arc<Stream>,
-        terminal: bool,
-        exited: &watch::Receiver<bool>,
-    ) {
+    /// One more output to be waited for after the process ended, until the sender is used or dropped.
+    fn drained(&mut self) -> oneshot::Sender<()> {
         let (tell, drained) = oneshot::channel();
         self.drained.push(drained);
-        tokio::spawn(pump_out(source, socket, terminal, exited.clone(), tell));
+        tell
     }
 
-    /// A terminal that nobody watches must not fill up.
-    fn discard(&mut self, source: Arc<Stream>) {
-        tokio::spawn(async move { drop_all(&source).await });
+    /// Both ways of a terminal, once the host has dialled its one stream.
+    fn terminal(
+        &mut self,
+        terminal: &Arc<Stream>,
+        promised: Promised,
+        mut closing: watch::Receiver<bool>,
+        exited: watch::Receiver<bool>,
+    ) {
+        let (share, shared) = oneshot::channel::<Arc<Stream>>();
+        let (input, output) = (terminal.clone(), terminal.clone());
+        self.input = Some(tokio::spawn(async move {
+            let socket = tokio::select! {
+                socket = shared => socket.ok(),
+                () = closed(&mut closing) => None,
+            };
+            pump_terminal_in(socket, input, closing).await;
+        }));
+        let drained = self.drained();
+        tokio::spawn(async move {
+            let Some(socket) = promised.stream().await.map(Arc::new) else {
+                // Neither the input nor whoever waits for the output need wait longer.
+                drop((share, drained));
+                return drop_all(output).await;
+            };
+            // An input that is closed already needs no stream.
+            let _ = share.send(socket.clone());
+            pump_out(output, socket, true, exited, drained).await;
+        });
     }
 
     /// Ends the process's input.
@@ -358,7 +365,12 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 }
 
 /// Host to pipe. Dropping the pipe is the process's end-of-file; dropping the socket tells the host that nobody reads.
-async fn pump_in(socket: Stream, pipe: Stream, mut closing: watch::Receiver<bool>) {
+async fn pump_in(promised: Promised, pipe: Stream, mut closing: watch::Receiver<bool>) {
+    let socket = tokio::select! {
+        socket = promised.stream() => socket,
+        () = closed(&mut closing) => None,
+    };
+    let Some(socket) = socket else { return };
     let mut buffer = Vec::new();
     loop {
         tokio::select! {
@@ -370,7 +382,12 @@ async fn pump_in(socket: Stream, pipe: Stream, mut closing: watch::Receiver<bool
             () = closed(&mut closing) => return,
         }
         buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
-        let Ok(n @ 1..) = socket.read(&mut buffer).await else { return };
+        // What was ready may have been read before, with the token.
+        let n = match socket.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer)) {
+            Ok(n @ 1..) => n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Ok(_) | Err(_) => return,
+        };
         let bytes = buffer.get(..n).unwrap_or_default();
         tokio::select! {
             written = pipe.write_all(bytes) => if written.is_err() { return },
@@ -382,14 +399,22 @@ async fn pump_in(socket: Stream, pipe: Stream, mut closing: watch::Receiver<bool
     }
 }
 
-/// Host to terminal. A terminal has no end: VEOF stands for it, twice when a line was begun.
-async fn pump_terminal_in(socket: Arc<Stream>, terminal: Arc<Stream>, mut closing: watch::Receiver<bool>) {
+/// Host to terminal, which is at its end at once without a host. A terminal has no end: VEOF stands for it, twice when a line was
+/// begun.
+async fn pump_terminal_in(
+    socket: Option<Arc<Stream>>,
+    terminal: Arc<Stream>,
+    mut closing: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; 4096];
     let mut line_begun = false;
     loop {
-        let n = tokio::select! {
-            n = socket.read(&mut buffer) => n.unwrap_or(0),
-            () = closed(&mut closing) => 0,
+        let n = match &socket {
+            None => 0,
+            Some(socket) => tokio::select! {
+                n = socket.read(&mut buffer) => n.unwrap_or(0),
+                () = closed(&mut closing) => 0,
+            },
         };
         let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else {
             let ends = if line_begun { &[END_OF_FILE, END_OF_FILE][..] } else { &[END_OF_FILE] };
@@ -454,11 +479,12 @@ async fn pump_out(
     // Nobody waits any more when the process was forgotten.
     let _ = drained.send(());
     if lingering {
-        drop_all(&source).await;
+        drop_all(source).await;
     }
 }
 
-async fn drop_all(source: &Stream) {
+/// Reads to the end, so that the writers neither block nor die of it.
+async fn drop_all(source: Arc<Stream>) {
     let mut buffer = [0; 4096];
     while let Ok(1..) = source.read(&mut buffer).await {}
 }

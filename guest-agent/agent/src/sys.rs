@@ -26,7 +26,7 @@ pub use net::{
     Received, VsockAddress, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock, loopback_up,
     receive, send, shutdown_write, socket_pair,
 };
-pub use power::{add_entropy, boot_time_ns, real_time_ns, reset_machine, set_real_time_ns};
+pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_machine, set_real_time_ns};
 pub use process::{
     Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,
     mark_all_close_on_exec, memory_bytes, open_pidfd, reap, resource_limit, set_ids, set_no_new_privileges,

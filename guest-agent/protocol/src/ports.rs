@@ -1,27 +1,31 @@
-//! vsock ports, all in one range that starts at [`AGENT_PORT`] and ends at [`STDIO_LAST`].
+//! vsock ports, all in one range that starts at [`AGENT_PORT`] and ends at [`STREAM_PORT`].
 //!
-//! Order at boot: the agent listens on [`AGENT_PORT`], then dials [`READY_PORT`]. Order at the end: the agent dials
-//! [`POWER_PORT`], says its word and waits for the machine to end.
+//! Two are the guest's, which the host dials: [`AGENT_PORT`] and [`STREAM_PORT`]. Two are the host's, which the agent dials, once
+//! each and before there is any container: [`POWER_PORT`] and [`READY_PORT`]. Every process of the guest can dial the host, so nothing
+//! that comes later on a port of the host is believed; and the agent believes no connection but the host's ([`HOST_CID`]).
+//!
+//! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is ready once both connections
+//! stand. Order at the end: it says its word on the connection to [`POWER_PORT`] and waits for the machine to end.
 
-/// Context id of the host, which the guest dials.
+/// Context id of the host.
 pub const HOST_CID: u32 = 2;
 
 /// The agent listens here in the guest; ttrpc, service `nelly.agent.v1.Agent`.
 pub const AGENT_PORT: u32 = 500_000;
 
-/// The agent dials the host here once it listens on [`AGENT_PORT`], sends one byte ([`READY_BYTE`]) and closes.
+/// The agent dials the host here while it boots, sends one byte ([`READY_BYTE`]) when it can be called, and closes.
 pub const READY_PORT: u32 = 500_001;
 
-/// The agent dials the host here as its very last act and sends one byte: [`POWER_OFF`], [`POWER_REBOOT`] or
-/// [`POWER_PANIC`]. The monitor answers this port and ends or resets the machine; the agent waits for the close and then
-/// falls back to a reset by reboot(2).
+/// The agent dials the host here while it boots and holds the connection. As its very last act it sends one byte: [`POWER_OFF`],
+/// [`POWER_REBOOT`] or [`POWER_PANIC`]. The monitor answers this port, once for each start of the guest, and ends or resets the
+/// machine; the agent waits for the close and then falls back to a reset by reboot(2).
 pub const POWER_PORT: u32 = 500_002;
 
-/// First port that the host may name in `Stdio`; the guest dials it.
-pub const STDIO_FIRST: u32 = 510_000;
+/// The agent listens here in the guest for the streams of processes; a connection begins with the token of its stream, see `Stdio`.
+pub const STREAM_PORT: u32 = 500_003;
 
-/// Last port that the host may name in `Stdio`.
-pub const STDIO_LAST: u32 = 599_999;
+/// Bytes of a stream's token.
+pub const TOKEN_BYTES: usize = 16;
 
 /// What the agent sends on [`READY_PORT`].
 pub const READY_BYTE: u8 = b'!';

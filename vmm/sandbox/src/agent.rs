@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 
 use nelly_protocol::messages as wire;
+use nelly_protocol::ports::TOKEN_BYTES;
 use nelly_protocol::service::AgentClient;
 use nelly_protocol::{PROTOCOL_MAJOR, features};
 use serde::Serialize;
@@ -33,9 +34,18 @@ pub enum AgentError {
     Call {
         /// The method.
         call: &'static str,
-        /// The status.
+        /// The answer.
         #[source]
-        source: ttrpc::Error,
+        source: CallError,
+    },
+    /// A request that cannot be written down.
+    #[error("cannot write the request of the agent's {call}")]
+    Request {
+        /// The method.
+        call: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
     },
     /// The agent comes from another build.
     #[error(
@@ -49,6 +59,28 @@ pub enum AgentError {
     },
 }
 
+/// Why a call has no answer that it wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The agent's own words.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection to it, or what came over it.
+    #[error(transparent)]
+    Connection(ttrpc::Error),
+}
+
+impl From<ttrpc::Error> for CallError {
+    /// A status is what the agent said, and of interest is that alone; the library would show it with its numbers and empty fields.
+    fn from(error: ttrpc::Error) -> Self {
+        match error {
+            ttrpc::Error::RpcStatus(status) if !status.message.is_empty() => Self::Refused(status.message),
+            ttrpc::Error::RpcStatus(status) => Self::Refused(format!("status {:?}", status.code())),
+            other => Self::Connection(other),
+        }
+    }
+}
+
 /// Why a program did not start, as the guest's kernel said it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -59,19 +91,18 @@ pub struct StartFailure {
     pub message: String,
 }
 
-/// The ports of a process's streams and its first terminal size; see `Stdio` of the protocol.
+/// What the host says to dial a stream of a process, see `Stdio` of the protocol.
+pub type Token = [u8; TOKEN_BYTES];
+
+/// The streams that a process has, each with its token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StdioPorts {
-    /// Standard input, or the terminal both ways; 0: /dev/null.
-    pub stdin: u32,
-    /// Standard output.
-    pub stdout: u32,
-    /// Standard error.
-    pub stderr: u32,
-    /// Rows and columns of the terminal; 0: the kernel's.
-    pub rows: u16,
-    /// See `rows`.
-    pub columns: u16,
+pub struct Tokens {
+    /// Standard input, or the terminal both ways.
+    pub stdin: Option<Token>,
+    /// Standard output; none with a terminal.
+    pub stdout: Option<Token>,
+    /// Standard error; none with a terminal.
+    pub stderr: Option<Token>,
 }
 
 /// What the agent said of itself.
@@ -105,23 +136,40 @@ fn context() -> Context {
 }
 
 fn failed(call: &'static str) -> impl FnOnce(ttrpc::Error) -> AgentError {
-    move |source| AgentError::Call { call, source }
+    move |source| AgentError::Call { call, source: source.into() }
 }
 
 fn json(call: &'static str, object: &impl Serialize) -> Result<Vec<u8>, AgentError> {
-    serde_json::to_vec(object).map_err(|error| failed(call)(ttrpc::Error::Others(error.to_string())))
+    serde_json::to_vec(object).map_err(|source| AgentError::Request { call, source })
 }
 
-fn stdio(process: &ProcessSpec, ports: StdioPorts) -> wire::Stdio {
+/// The streams that a process wants; `size` is its terminal's first, rows and columns.
+fn stdio(process: &ProcessSpec, size: Option<(u16, u16)>) -> wire::Stdio {
+    // A terminal without a size has the kernel's, which 0 stands for.
+    let (rows, columns) = size.unwrap_or((0, 0));
     wire::Stdio {
         terminal: process.terminal,
-        rows: ports.rows.into(),
-        columns: ports.columns.into(),
-        stdin_port: ports.stdin,
-        stdout_port: ports.stdout,
-        stderr_port: ports.stderr,
+        rows: rows.into(),
+        columns: columns.into(),
+        stdin: process.stdin || process.terminal,
+        stdout: !process.terminal,
+        stderr: !process.terminal,
         ..Default::default()
     }
+}
+
+/// The tokens of an answer, which must be those of the streams that were asked for.
+fn tokens(call: &'static str, asked: &wire::Stdio, given: wire::StreamTokens) -> Result<Tokens, AgentError> {
+    let take = |asked: bool, given: Vec<u8>| match (asked, Token::try_from(given)) {
+        (true, Ok(token)) => Ok(Some(token)),
+        (false, Err(given)) if given.is_empty() => Ok(None),
+        _ => Err(failed(call)(ttrpc::Error::Others("its answer has not the tokens of the streams".into()))),
+    };
+    Ok(Tokens {
+        stdin: take(asked.stdin, given.stdin)?,
+        stdout: take(asked.stdout, given.stdout)?,
+        stderr: take(asked.stderr, given.stderr)?,
+    })
 }
 
 impl Agent {
@@ -168,7 +216,8 @@ impl Agent {
         })
     }
 
-    /// Prepares a container on the read-only image `device`; nothing of it runs yet.
+    /// Prepares a container on the read-only image `device`; nothing of it runs yet. Its first process has the streams whose tokens
+    /// are answered, and a terminal of `size`, rows and columns, if it has one.
     ///
     /// # Errors
     /// What the guest could not prepare.
@@ -177,8 +226,8 @@ impl Agent {
         id: &str,
         spec: &ContainerSpec,
         device: &str,
-        ports: StdioPorts,
-    ) -> Result<(), AgentError> {
+        size: Option<(u16, u16)>,
+    ) -> Result<Tokens, AgentError> {
         let rootfs = wire::Rootfs {
             device: device.to_owned(),
             filesystem: "erofs".to_owned(),
@@ -186,16 +235,18 @@ impl Agent {
             upper_bytes: spec.upper_bytes,
             ..Default::default()
         };
+        let stdio = stdio(&spec.process, size);
         let request = wire::CreateContainerRequest {
             id: id.to_owned(),
             spec: json("CreateContainer", &oci::container(spec))?,
             user: spec.process.user.clone(),
             rootfs: Some(rootfs).into(),
-            stdio: Some(stdio(&spec.process, ports)).into(),
+            stdio: Some(stdio.clone()).into(),
             ..Default::default()
         };
-        self.client.create_container(context(), &request).await.map_err(failed("CreateContainer"))?;
-        Ok(())
+        let response = self.client.create_container(context(), &request).await;
+        let response = response.map_err(failed("CreateContainer"))?;
+        tokens("CreateContainer", &stdio, response.streams.unwrap_or_default())
     }
 
     /// Starts a created container's process.
@@ -210,7 +261,7 @@ impl Agent {
         Ok(started(response))
     }
 
-    /// Starts a further process in a running container.
+    /// Starts a further process in a running container, otherwise as [`Agent::create`] and [`Agent::start`].
     ///
     /// # Errors
     /// As [`Agent::start`].
@@ -218,18 +269,23 @@ impl Agent {
         &self,
         id: ProcessId<'_>,
         process: &ProcessSpec,
-        ports: StdioPorts,
-    ) -> Result<Result<u32, StartFailure>, AgentError> {
+        size: Option<(u16, u16)>,
+    ) -> Result<Result<Tokens, StartFailure>, AgentError> {
+        let stdio = stdio(process, size);
         let request = wire::ExecRequest {
             container_id: id.container.to_owned(),
             exec_id: id.exec.to_owned(),
             process: json("Exec", &oci::process(process))?,
             user: process.user.clone(),
-            stdio: Some(stdio(process, ports)).into(),
+            stdio: Some(stdio.clone()).into(),
             ..Default::default()
         };
-        let response = self.client.exec(context(), &request).await.map_err(failed("Exec"))?;
-        Ok(started(response))
+        let mut response = self.client.exec(context(), &request).await.map_err(failed("Exec"))?;
+        let given = response.streams.take().unwrap_or_default();
+        match started(response) {
+            Ok(_) => tokens("Exec", &stdio, given).map(Ok),
+            Err(failure) => Ok(Err(failure)),
+        }
     }
 
     /// Waits for a process's end, without a limit of time.
@@ -318,7 +374,7 @@ impl Agent {
                 | ttrpc::Error::LocalClosed
                 | ttrpc::Error::Eof,
             ) => Ok(()),
-            Err(source) => Err(AgentError::Call { call: "Shutdown", source }),
+            Err(error) => Err(failed("Shutdown")(error)),
         }
     }
 }
@@ -334,6 +390,50 @@ fn started(response: wire::StartResponse) -> Result<u32, StartFailure> {
                 Ok(Kind::OTHER) | Err(_) => crate::state::outcome::FAILED,
             };
             Err(StartFailure { code, message: failure.message })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+
+    /// An error as a person sees it.
+    fn shown(error: &dyn Error) -> String {
+        std::iter::successors(Some(error), |error| error.source())
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(": ")
+    }
+
+    #[test]
+    fn what_the_agent_says_is_shown_alone() {
+        let status = |message: &str| {
+            failed("Exec")(ttrpc::Error::RpcStatus(ttrpc::get_status(
+                ttrpc::Code::NOT_FOUND,
+                message.to_owned(),
+            )))
+        };
+        assert_eq!(shown(&status("no such container: c")), "the agent's Exec failed: no such container: c");
+        assert_eq!(shown(&status("")), "the agent's Exec failed: status NOT_FOUND");
+        let broken = shown(&failed("Wait")(ttrpc::Error::RemoteClosed));
+        assert!(broken.starts_with("the agent's Wait failed: ") && !broken.contains('{'), "{broken}");
+    }
+
+    #[test]
+    fn an_answer_has_the_tokens_of_the_streams_and_no_other() {
+        let asked = wire::Stdio { stdout: true, ..Default::default() };
+        let given = |stdin: usize, stdout: usize| wire::StreamTokens {
+            stdin: vec![1; stdin],
+            stdout: vec![2; stdout],
+            ..Default::default()
+        };
+        let right = tokens("Exec", &asked, given(0, 16)).unwrap();
+        assert_eq!(right, Tokens { stdout: Some([2; 16]), ..Tokens::default() });
+        for (stdin, stdout) in [(0, 0), (0, 15), (0, 17), (16, 16), (1, 16)] {
+            assert!(tokens("Exec", &asked, given(stdin, stdout)).is_err(), "{stdin} {stdout}");
         }
     }
 }

@@ -1,22 +1,21 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{
-    ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting, VsockListener,
+    ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting,
 };
 use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, StdioPorts};
+use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Tokens};
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::timeline::{Timeline, Who, name};
 
@@ -25,9 +24,6 @@ const READY: Duration = Duration::from_secs(120);
 
 /// Longest wait for a guest's counter, which only a timeline wants.
 const COUNTER: Duration = Duration::from_secs(2);
-
-/// Longest wait for streams that the agent has dialled before it answered.
-const STREAMS: Duration = Duration::from_secs(30);
 
 /// Why a sandbox failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +63,6 @@ pub enum SandboxError {
     /// The agent failed a call.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The guest did not dial a stream that it said it had.
-    #[error("the guest did not connect the process's streams")]
-    Streams,
 }
 
 fn machine(what: &'static str) -> impl FnOnce(ControlError) -> SandboxError {
@@ -96,7 +89,6 @@ pub struct Sandbox {
     agent: Agent,
     greeting: Greeting,
     machine: Arc<Machine>,
-    next_port: AtomicU32,
     recorder: Arc<Recorder>,
 }
 
@@ -160,7 +152,6 @@ impl Sandbox {
             agent,
             greeting,
             machine: machine_handle.spare(),
-            next_port: AtomicU32::new(0),
             recorder: Arc::new(recorder),
         })
     }
@@ -224,14 +215,19 @@ impl Sandbox {
         device: &str,
         size: Option<(u16, u16)>,
     ) -> Result<Result<Streams, StartFailure>, SandboxError> {
-        let (listeners, stdio) = self.listen(&spec.process, size).await?;
-        self.agent.create(id, spec, device, stdio).await?;
+        let tokens = self.agent.create(id, spec, device, size).await?;
         self.recorder.stamp(name::CONTAINER_CREATED);
-        match self.agent.start(id).await? {
-            Ok(_) => {
+        let start = async {
+            let started = self.agent.start(id).await;
+            if let Ok(Ok(_)) = started {
                 self.recorder.stamp(name::PROCESS_STARTED);
-                Ok(Ok(listeners.streams().await?))
             }
+            started
+        };
+        // Side by side: what the process says first waits for its streams.
+        let (started, streams) = tokio::join!(start, self.dial(tokens));
+        match started? {
+            Ok(_) => Ok(Ok(streams?)),
             Err(failure) => Ok(Err(failure)),
         }
     }
@@ -246,9 +242,8 @@ impl Sandbox {
         process: &ProcessSpec,
         size: Option<(u16, u16)>,
     ) -> Result<Result<Streams, StartFailure>, SandboxError> {
-        let (listeners, stdio) = self.listen(process, size).await?;
-        match self.agent.exec(id, process, stdio).await? {
-            Ok(_) => Ok(Ok(listeners.streams().await?)),
+        match self.agent.exec(id, process, size).await? {
+            Ok(tokens) => Ok(Ok(self.dial(tokens).await?)),
             Err(failure) => Ok(Err(failure)),
         }
     }
@@ -273,49 +268,28 @@ impl Sandbox {
         explain(&self.machine, error).await
     }
 
-    async fn listen(
-        &self,
-        process: &ProcessSpec,
-        size: Option<(u16, u16)>,
-    ) -> Result<(Listeners, StdioPorts), SandboxError> {
+    /// Dials the streams of a process side by side. A token is written without waiting for an answer: there is none.
+    async fn dial(&self, tokens: Tokens) -> Result<Streams, SandboxError> {
         let vsock = self.machine.vsock();
-        let wanted = [process.stdin || process.terminal, !process.terminal, !process.terminal];
-        // Ports go round: one is used again after ninety thousand others.
-        let first = self.next_port.fetch_add(3, Ordering::Relaxed);
-        let span = ports::STDIO_LAST - ports::STDIO_FIRST + 1;
-        let port = |index: u32| ports::STDIO_FIRST + first.wrapping_add(index) % span;
-        let numbers = [port(0), port(1), port(2)];
-        let listeners = blocking(move || {
-            let mut listeners = [None, None, None];
-            for ((slot, wanted), number) in listeners.iter_mut().zip(wanted).zip(numbers) {
-                if wanted {
-                    *slot = Some(vsock.listen(number)?);
-                }
-            }
-            Ok::<_, ControlError>(listeners)
-        })
-        .await
-        .map_err(machine("cannot listen for the process's streams"))?;
-        let number = |index: usize| if listeners[index].is_some() { numbers[index] } else { 0 };
-        let (rows, columns) = size.unwrap_or_default();
-        let ports = StdioPorts { stdin: number(0), stdout: number(1), stderr: number(2), rows, columns };
-        Ok((Listeners(listeners), ports))
-    }
-}
-
-/// What the guest will dial.
-struct Listeners([Option<VsockListener>; 3]);
-
-impl Listeners {
-    /// They were dialled before the start call returned, so this waits for nothing but a guest that lies.
-    async fn streams(self) -> Result<Streams, SandboxError> {
-        let take = blocking(move || {
-            let [stdin, stdout, stderr] =
-                self.0.map(|listener| listener.map(|listener| listener.accept()).transpose());
-            Ok::<_, io::Error>(Streams { stdin: stdin?, stdout: stdout?, stderr: stderr? })
+        let dialled = blocking(move || {
+            let begin = |token: Option<_>| {
+                token.map(|token| Ok((vsock.begin_connect(ports::STREAM_PORT)?, token))).transpose()
+            };
+            let begun = [begin(tokens.stdin)?, begin(tokens.stdout)?, begin(tokens.stderr)?];
+            let [stdin, stdout, stderr] = begun.map(|begun| {
+                begun.map(|(pending, token)| {
+                    let mut stream = pending.stream()?;
+                    stream.write_all(&token).map_err(ControlError::Talk)?;
+                    Ok(stream)
+                })
+            });
+            Ok(Streams {
+                stdin: stdin.transpose()?,
+                stdout: stdout.transpose()?,
+                stderr: stderr.transpose()?,
+            })
         });
-        let streams = tokio::time::timeout(STREAMS, take).await.map_err(|_| SandboxError::Streams)?;
-        streams.map_err(host("cannot take the process's streams"))
+        dialled.await.map_err(machine("cannot connect the process's streams"))
     }
 }
 
@@ -407,8 +381,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 fn now_unix_ns() -> i64 {
+    // A host whose clock stands before 1970 has no time to tell: 0 leaves the guest's.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_nanos()).unwrap_or(0)
+    i64::try_from(now.as_nanos()).expect("nanoseconds since 1970 fit until 2262")
 }
 
 fn entropy() -> io::Result<Vec<u8>> {

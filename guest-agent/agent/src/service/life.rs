@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use nelly_protocol::messages::{CreateContainerRequest, ExecRequest};
+use nelly_protocol::messages::{CreateContainerRequest, ExecRequest, StreamTokens};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
@@ -18,7 +18,7 @@ use crate::spawn::StageFailure;
 use crate::spawn::launch::{LaunchError, Launcher, Stage};
 use crate::spawn::plan::{self, PlanError};
 use crate::spawn::seccomp::Filter;
-use crate::stdio::{self, Dialer, HostStreams, Pumps, StdioError};
+use crate::stdio::{self, HostStreams, Promises, Pumps, StdioError, lock};
 use crate::sys::{self, Reaped};
 use crate::timeline::Marks;
 
@@ -131,15 +131,10 @@ type Containers = Registry<ContainerData, Arc<Process>>;
 /// The guest: everything that the calls of all connections share.
 pub struct Guest {
     config: Config,
-    dialer: Box<dyn Dialer>,
+    promises: Arc<Promises>,
     registry: Mutex<Containers>,
     end: mpsc::UnboundedSender<End>,
     ending: AtomicBool,
-}
-
-/// A poisoned lock would mean a panic, which ends the agent: there is nothing else to do about it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Process {
@@ -176,14 +171,14 @@ impl Process {
 }
 
 impl Guest {
-    /// A guest without containers. The second value tells when the machine is to end.
+    /// A guest without containers, whose processes' streams come to `promises`. The second value tells when the machine is to end.
     #[must_use]
-    pub fn new(config: Config, dialer: Box<dyn Dialer>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
+    pub fn new(config: Config, promises: Arc<Promises>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
         let (end, ends) = mpsc::unbounded_channel();
         (
             Arc::new(Self {
                 config,
-                dialer,
+                promises,
                 registry: Mutex::default(),
                 end,
                 ending: AtomicBool::new(false),
@@ -206,8 +201,11 @@ impl Guest {
         lock(&self.registry)
     }
 
-    /// Makes a container up to its gate.
-    pub(super) async fn create(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), LifeError> {
+    /// Makes a container up to its gate. What its first process is fed by and writes to waits for who knows the tokens.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<StreamTokens, LifeError> {
         self.not_ending()?;
         let mut checked = plan::container(
             &request.id,
@@ -234,9 +232,9 @@ impl Guest {
         self: &Arc<Self>,
         request: &CreateContainerRequest,
         checked: &mut plan::ContainerRequest,
-    ) -> Result<(), LifeError> {
+    ) -> Result<StreamTokens, LifeError> {
         let key = Key::new(&request.id, "");
-        let streams = stdio::open(self.dialer.as_ref(), &request.stdio).await?;
+        let streams = stdio::open(&self.promises, &request.stdio)?;
         let cgroup = Arc::new(Cgroup::create(&self.config.cgroup_root, &checked.surroundings.cgroup)?);
         self.registry().data(&request.id)?.cgroup = Some(cgroup.clone());
         for setting in &checked.surroundings.settings {
@@ -255,7 +253,7 @@ impl Guest {
         data.namespaces = namespaces(stage.pid);
         data.stage = Some(stage);
         registry.advance(&request.id, Status::Creating, Status::Created)?;
-        Ok(())
+        Ok(streams.tokens)
     }
 
     /// Opens a container's gate.
@@ -285,7 +283,7 @@ impl Guest {
     pub(super) async fn exec(
         self: &Arc<Self>,
         request: ExecRequest,
-    ) -> Result<Result<i32, StageFailure>, LifeError> {
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
         self.not_ending()?;
         plan::check_id("exec_id", &request.exec_id)?;
         let key = Key::new(&request.container_id, &request.exec_id);
@@ -306,8 +304,8 @@ impl Guest {
         request: &ExecRequest,
         checked: &plan::StagePlan,
         oom_score: Option<i32>,
-    ) -> Result<Result<i32, StageFailure>, LifeError> {
-        let streams = stdio::open(self.dialer.as_ref(), &request.stdio).await?;
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
+        let streams = stdio::open(&self.promises, &request.stdio)?;
         let (cgroup, first) = {
             let mut registry = self.registry();
             let first = registry.process(&Key::new(&key.container, ""))?.clone();
@@ -326,7 +324,7 @@ impl Guest {
         set_oom_score(stage.pid, oom_score)?;
         start_pumps(&process, streams.host, &mut stage)?;
         let pid = stage.pid;
-        Ok(stage.start().await.map(|()| pid))
+        Ok(stage.start().await.map(|()| (pid, streams.tokens)))
     }
 
     /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.

@@ -19,7 +19,7 @@ impl VsockAddress {
     fn raw(self) -> libc::sockaddr_vm {
         // SAFETY: an all-zero address is valid.
         let mut address: libc::sockaddr_vm = unsafe { zeroed() };
-        address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).unwrap_or_default();
+        address.svm_family = libc::sa_family_t::try_from(libc::AF_VSOCK).expect("AF_VSOCK is 40");
         address.svm_cid = self.cid;
         address.svm_port = self.port;
         address
@@ -34,6 +34,9 @@ fn vsock_socket(nonblocking: bool) -> io::Result<OwnedFd> {
     owned(unsafe { libc::socket(libc::AF_VSOCK, flags, 0) })
 }
 
+/// Connections that may wait to be accepted: the streams of many processes that start at once.
+const BACKLOG: libc::c_int = 4096;
+
 /// A listening socket on a vsock port, not blocking.
 ///
 /// # Errors
@@ -44,7 +47,7 @@ pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     // SAFETY: the address has the length given.
     unsafe {
         check(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LENGTH))?;
-        check(libc::listen(socket.as_raw_fd(), 128))?;
+        check(libc::listen(socket.as_raw_fd(), BACKLOG))?;
     }
     Ok(socket)
 }

@@ -9,7 +9,7 @@ fn clock(id: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a live structure. Neither clock can fail.
     unsafe { libc::clock_gettime(id, &raw mut time) };
-    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    let part = |value: i64| u64::try_from(value).expect("these clocks count from 1970 or the boot");
     part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }
 
@@ -59,6 +59,21 @@ pub fn add_entropy(device: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     // `as _`: the request's type differs between C libraries.
     // SAFETY: the pointer is to a live structure of the shape that the call reads.
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) }).map(drop)
+}
+
+/// Fills `bytes`, at most 256, from the kernel's random pool. Waits until that has been fed, once in the life of a guest.
+///
+/// # Errors
+/// Those of getrandom(2).
+pub fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of a live, writable slice.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    match usize::try_from(count) {
+        Ok(count) if count == bytes.len() => Ok(()),
+        // So few bytes come whole: a signal does not cut them short.
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
 }
 
 /// reboot(2): the last resort when nobody answers on the power port. Always a reset: a kernel without a way to power off

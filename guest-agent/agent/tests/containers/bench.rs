@@ -1,9 +1,8 @@
 //! What every scenario stands on: an image, a cgroup, a guest, a client.
 
-use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -18,7 +17,7 @@ use nelly_agent::cgroup::delegate_controllers;
 use nelly_agent::mounts;
 use nelly_agent::service::{Config, Guest, serve};
 use nelly_agent::spawn::launch::Launcher;
-use nelly_agent::stdio::{Dialer, Stream};
+use nelly_agent::stdio::{Patience, Promises, Stream};
 use nelly_agent::sys;
 use nelly_agent::timeline::Marks;
 use nelly_protocol::messages as m;
@@ -36,41 +35,35 @@ type Running = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Scenario {
     pub name: &'static str,
     pub run: fn(Arc<World>) -> Running,
+    /// How long the agent waits for streams to be dialled.
+    pub claim: Duration,
 }
 
-/// `scenarios!(a, b)`: a table of async functions.
+/// `scenarios!(a, b)`: a table of async functions. `scenarios!(a, b; c)`: in `c` the agent does not wait for streams.
 #[macro_export]
 macro_rules! scenarios {
-    ($($name:ident),* $(,)?) => {
-        pub(crate) const ALL: &[$crate::bench::Scenario] = &[$($crate::bench::Scenario {
+    ($($name:ident),* $(,)? $(; $impatient:ident)?) => {
+        pub(crate) const ALL: &[$crate::bench::Scenario] = &[
+            $($crate::scenarios!(@one $name, $crate::bench::LIMIT),)*
+            $($crate::scenarios!(@one $impatient, std::time::Duration::from_millis(1)),)?
+        ];
+    };
+    (@one $name:ident, $claim:expr) => {
+        $crate::bench::Scenario {
             name: concat!(module_path!(), "::", stringify!($name)),
             run: |world| Box::pin($name(world)),
-        }),*];
+            claim: $claim,
+        }
     };
 }
 
 /// Longest time for one scenario: a hang is a failure, a busy machine is none.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) struct Bench {
     directory: tempfile::TempDir,
     cgroup: PathBuf,
     runtime: tokio::runtime::Runtime,
-}
-
-type Doors = Arc<Mutex<HashMap<u32, UnixStream>>>;
-
-/// Answers a port with a pair of Unix sockets.
-struct Exchange(Doors);
-
-impl Dialer for Exchange {
-    fn dial(&self, port: u32) -> Pin<Box<dyn Future<Output = io::Result<OwnedFd>> + Send + '_>> {
-        Box::pin(async move {
-            let (ours, theirs) = UnixStream::pair()?;
-            self.0.lock().unwrap().insert(port, theirs);
-            Ok(ours.into())
-        })
-    }
 }
 
 /// What a scenario has.
@@ -79,8 +72,9 @@ pub(crate) struct World {
     pub client: AgentClient,
     pub image: String,
     pub cgroup: PathBuf,
-    doors: Doors,
-    next_port: Mutex<u32>,
+    pub promises: Arc<Promises>,
+    /// The streams made last, until an answer has their tokens.
+    asked: Mutex<Option<Ends>>,
 }
 
 impl Bench {
@@ -109,7 +103,7 @@ impl Bench {
     pub(crate) fn run(&self, scenario: &Scenario) -> bool {
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
             self.runtime.block_on(async {
-                let (world, _serving, _reaping) = self.world().await;
+                let (world, _serving, _reaping) = self.world(scenario.claim).await;
                 let run = tokio::time::timeout(LIMIT, (scenario.run)(world.clone()));
                 run.await.expect("the scenario takes too long");
                 world.guest.stop_containers(Duration::ZERO).await;
@@ -135,9 +129,8 @@ impl Bench {
         }
     }
 
-    async fn world(&self) -> (Arc<World>, Aborting, Aborting) {
+    async fn world(&self, claim: Duration) -> (Arc<World>, Aborting, Aborting) {
         let at = |name: &str| self.directory.path().join(name).to_str().unwrap().to_owned();
-        let doors = Doors::default();
         let launcher = Launcher { workdir: at("work") };
         let config = Config {
             launcher,
@@ -146,7 +139,8 @@ impl Bench {
             ready_ns: 2,
             marks: Arc::new(Marks::new(1)),
         };
-        let (guest, _) = Guest::new(config, Box::new(Exchange(doors.clone())));
+        let promises = Promises::new(Patience { claim, ..Patience::default() });
+        let (guest, _) = Guest::new(config, promises.clone());
         let signals = sys::watch(sys::signal_fd().unwrap(), Interest::READABLE).unwrap();
         let reaping = Aborting(tokio::spawn(reap(guest.clone(), signals)));
         let (client, serving) = connect(&guest).await;
@@ -158,8 +152,8 @@ impl Bench {
             client,
             image: at("image"),
             cgroup: self.cgroup.clone(),
-            doors,
-            next_port: Mutex::new(510_000),
+            promises,
+            asked: Mutex::default(),
         };
         (Arc::new(world), serving, reaping)
     }
@@ -302,16 +296,18 @@ pub(crate) struct Outcome {
     pub exit: m::WaitResponse,
 }
 
-/// The host's ends of a process's streams.
+/// The host's ends of a process's streams, dialled when the answer to the request came.
 pub(crate) struct Streams {
     pub stdio: m::Stdio,
-    ports: [u32; 3],
-    doors: Doors,
+    ends: Ends,
 }
+
+/// Standard input, output and error.
+type Ends = Arc<Mutex<[Option<UnixStream>; 3]>>;
 
 impl Streams {
     fn take(&self, index: usize) -> UnixStream {
-        self.doors.lock().unwrap().remove(&self.ports[index]).expect("the agent dialled")
+        self.ends.lock().unwrap()[index].take().expect("the answer had a token")
     }
 
     pub(crate) fn stdin(&self) -> UnixStream {
@@ -327,20 +323,34 @@ impl Streams {
     }
 }
 
+/// A connection of the host that began with these bytes.
+pub(crate) fn dial(promises: &Arc<Promises>, first: &[u8]) -> UnixStream {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.write_all(first).unwrap();
+    promises.admit(theirs.into());
+    ours
+}
+
 impl World {
     pub(crate) fn streams(&self) -> Streams {
-        let mut next = self.next_port.lock().unwrap();
-        let ports = [*next, *next + 1, *next + 2];
-        *next += 3;
         let mut stdio = m::Stdio::new();
-        [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port] = ports;
-        Streams { stdio, ports, doors: self.doors.clone() }
+        (stdio.stdin, stdio.stdout, stdio.stderr) = (true, true, true);
+        let ends = Ends::default();
+        *self.asked.lock().unwrap() = Some(ends.clone());
+        Streams { stdio, ends }
+    }
+
+    /// Dials the streams of an answer, as the host does.
+    fn answered(&self, given: Option<&m::StreamTokens>) {
+        let Some(given) = given.filter(|given| **given != m::StreamTokens::new()) else { return };
+        let asked = self.asked.lock().unwrap().take().expect("streams that were asked for");
+        let dial = |token: &[u8]| (!token.is_empty()).then(|| dial(&self.promises, token));
+        *asked.lock().unwrap() = [dial(&given.stdin), dial(&given.stdout), dial(&given.stderr)];
     }
 
     pub(crate) fn terminal(&self, rows: u32, columns: u32) -> Streams {
         let mut streams = self.streams();
-        streams.stdio.stdout_port = 0;
-        streams.stdio.stderr_port = 0;
+        (streams.stdio.stdout, streams.stdio.stderr) = (false, false);
         streams.stdio.terminal = true;
         (streams.stdio.rows, streams.stdio.columns) = (rows, columns);
         streams
@@ -367,7 +377,9 @@ impl World {
     }
 
     pub(crate) async fn create(&self, request: &m::CreateContainerRequest) -> ttrpc::Result<()> {
-        self.client.create_container(context(), request).await.map(drop)
+        let answer = self.client.create_container(context(), request).await?;
+        self.answered(answer.streams.as_ref());
+        Ok(())
     }
 
     pub(crate) async fn start(&self, id: &str) -> m::StartResponse {
@@ -447,7 +459,9 @@ impl World {
     }
 
     pub(crate) async fn exec(&self, request: &m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
-        self.client.exec(context(), request).await
+        let answer = self.client.exec(context(), request).await?;
+        self.answered(answer.streams.as_ref());
+        Ok(answer)
     }
 
     /// A shell command in a running container.

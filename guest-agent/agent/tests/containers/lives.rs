@@ -229,8 +229,9 @@ async fn bad_requests_leave_nothing(world: Arc<World>) {
     request.rootfs.as_mut().unwrap().device = "/no/such/device".into();
     cases.push((request, Code::INTERNAL, "/no/such/device"));
     let mut request = good.clone();
-    request.stdio.as_mut().unwrap().stdin_port = 80;
-    cases.push((request, Code::INVALID_ARGUMENT, "80"));
+    let stdio = request.stdio.as_mut().unwrap();
+    (stdio.terminal, stdio.stdout) = (true, true);
+    cases.push((request, Code::INVALID_ARGUMENT, "terminal"));
     let mut request = good.clone();
     request.id = "../a".into();
     cases.push((request, Code::INVALID_ARGUMENT, "../a"));

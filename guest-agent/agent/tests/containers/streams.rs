@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nelly_protocol::messages as m;
 
-use crate::bench::{World, beside, context, reading, spec, writing};
+use crate::bench::{World, beside, context, dial, reading, spec, writing};
 
 crate::scenarios!(
     stdin_to_its_end,
@@ -17,6 +17,8 @@ crate::scenarios!(
     a_terminal,
     a_terminals_end_of_file,
     a_terminal_without_a_viewer,
+    a_token_is_for_one_stream_of_one_process;
+    streams_that_nobody_dials
 );
 
 async fn stdin_to_its_end(world: Arc<World>) {
@@ -168,9 +170,74 @@ async fn a_terminals_end_of_file(world: Arc<World>) {
 
 async fn a_terminal_without_a_viewer(world: Arc<World>) {
     let mut streams = world.terminal(0, 0);
-    streams.stdio.stdin_port = 0;
+    streams.stdio.stdin = false;
     let script = "dd if=/dev/zero bs=1k count=512 2>/dev/null; exit 4";
     world.create(&world.create_request("a", &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
     world.start("a").await;
     assert_eq!(world.wait("a", "").await.exit_code, 4);
+}
+
+/// The agent closes a stream without a word.
+async fn refused(stream: std::os::unix::net::UnixStream) -> bool {
+    reading(stream).await.is_empty()
+}
+
+async fn streams_that_nobody_dials(world: Arc<World>) {
+    // Each process runs to its end, as if its streams had been closed.
+    let piped = m::Stdio { stdin: true, stdout: true, stderr: true, ..Default::default() };
+    let terminal = m::Stdio { terminal: true, stdin: true, ..Default::default() };
+    for (id, script, stdio) in [
+        ("a", "cat; exit 3", &piped),
+        ("b", "dd if=/dev/zero bs=1k count=512 & wait $!; exit 3", &piped),
+        ("c", "cat; dd if=/dev/zero bs=1k count=512; exit 3", &terminal),
+    ] {
+        let mut spec = spec(&["sh", "-c", script]);
+        spec["process"]["terminal"] = serde_json::json!(stdio.terminal);
+        let request = world.create_request(id, &spec, stdio);
+        let answer = world.client.create_container(context(), &request).await.unwrap();
+        world.start(id).await;
+        assert_eq!(world.wait(id, "").await.exit_code, 3);
+        let late = answer.streams.as_ref().unwrap();
+        for token in [&late.stdin, &late.stdout, &late.stderr].into_iter().filter(|token| !token.is_empty()) {
+            assert!(refused(dial(&world.promises, token)).await, "a token is good for ever");
+        }
+    }
+}
+
+async fn a_token_is_for_one_stream_of_one_process(world: Arc<World>) {
+    world.idle("a").await;
+    // Ten thousand connections that say nothing, or half a token, or a wrong one, come first.
+    let mut strangers = Vec::new();
+    for n in 0..10_000 {
+        strangers.push(dial(&world.promises, &[0; 16][..[0, 8, 16][n % 3]]));
+        if strangers.len() > 200 {
+            strangers.remove(0);
+        }
+        if n % 100 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let request = |exec: &str, streams: &crate::bench::Streams| {
+        world.exec_request("a", exec, &["sh", "-c", "cat; echo done >&2"], &streams.stdio)
+    };
+    let one = world.streams();
+    let answer = world.exec(&request("one", &one)).await.unwrap();
+    let two = world.streams();
+    let other = world.exec(&request("two", &two)).await.unwrap();
+    let tokens = [answer.streams, other.streams].map(|tokens| tokens.unwrap());
+    let all = tokens.iter().flat_map(|one| [&one.stdin, &one.stdout, &one.stderr]);
+    let different: std::collections::HashSet<_> = all.clone().collect();
+    assert!(different.len() == 6 && all.clone().all(|token| token.len() == 16), "{tokens:?}");
+
+    let (out, err) = (reading(one.stdout()), reading(one.stderr()));
+    let _stdin = writing(one.stdin(), b"for one\n".to_vec(), true).await;
+    assert!(refused(dial(&world.promises, &tokens[0].stdin)).await, "a token is used twice");
+    assert_eq!(world.wait("a", "one").await.exit_code, 0);
+    assert_eq!((out.await.as_str(), err.await.as_str()), ("for one\n", "done\n"));
+    // The other one has heard nothing of it.
+    let (out, err) = (reading(two.stdout()), reading(two.stderr()));
+    let _stdin = writing(two.stdin(), b"for two\n".to_vec(), true).await;
+    assert_eq!(world.wait("a", "two").await.exit_code, 0);
+    assert_eq!((out.await.as_str(), err.await.as_str()), ("for two\n", "done\n"));
+    drop(strangers);
 }
