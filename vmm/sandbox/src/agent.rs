@@ -401,11 +401,9 @@ mod tests {
     use super::*;
 
     /// An error as a person sees it.
-    fn shown(error: &dyn Error) -> String {
-        std::iter::successors(Some(error), |error| error.source())
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(": ")
+    fn shown(error: &(dyn Error + 'static)) -> String {
+        let chain = std::iter::successors(Some(error), |error| (*error).source());
+        chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     #[test]
