@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
-use nelly_vmm::machine::{
-    ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting,
-};
+use nelly_vmm::machine::{ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting};
 use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -148,12 +146,7 @@ impl Sandbox {
             Err(error) => return Err(explain(&machine_handle, error.into()).await),
         };
         recorder.stamp(name::READY);
-        Ok(Self {
-            agent,
-            greeting,
-            machine: machine_handle.spare(),
-            recorder: Arc::new(recorder),
-        })
+        Ok(Self { agent, greeting, machine: machine_handle.spare(), recorder: Arc::new(recorder) })
     }
 
     /// Takes this side's stamps; the first of a name counts.
