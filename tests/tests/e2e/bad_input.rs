@@ -82,7 +82,6 @@ fn nothing_that_nelly_says_steers_a_terminal() {
     for words in [
         &["run", &format!("oci:/nonexistent/{name}"), "true"][..],
         &["run", "--name", name, "--", "true"],
-        &["run", &format!("--{name}"), "--", "true"],
         &["boot", "--kernel", &format!("/nonexistent/{name}")],
     ] {
         let done = home.nelly(words);
@@ -90,6 +89,8 @@ fn nothing_that_nelly_says_steers_a_terminal() {
         assert!(plain(&done.err()), "{:?}", done.err());
         assert!(done.err().contains(r"\u{202e}"), "{}", done.err());
     }
+    let done = home.nelly(&["run", &format!("--{name}"), "--", "true"]);
+    assert!(plain(&done.expect(125).err()), "{:?}", done.err());
     let done = home.nelly(&["run", "--dry-run", "-e", &format!("NAME={name}"), "--", "true"]);
     assert!(plain(&done.expect(0).out()), "{:?}", done.out());
     let object: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();

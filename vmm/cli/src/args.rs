@@ -139,8 +139,8 @@ pub(crate) struct MachineArgs {
     after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
         stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
-        Ctrl-C, SIGTERM and other signals reach the container. A third Ctrl-C ends the machine, as SIGTERM does when\n\
-        the guest does not answer it, and a terminal that hangs up when the container goes on for 5 seconds.\n\n\
+        Ctrl-C, SIGTERM and other signals reach the container. The machine ends at the third Ctrl-C, at a SIGTERM that\n\
+        the guest does not answer, and 5 seconds after the terminal hung up.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \
         nelly run -it oci:./debian:12 bash\n  \
@@ -260,7 +260,7 @@ pub(crate) enum Platform {
     after_help = "The machine's serial port is this terminal (Ctrl-A x ends the machine); without a terminal it is stdin and stdout.\n\n\
     Examples:\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
-    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --cpus 4 -m 2G"
+    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G"
 )]
 pub(crate) struct BootArgs {
     /// Kernel: vmlinux (ELF) or bzImage, also compressed by gzip, zstd, lz4 or xz
