@@ -157,8 +157,14 @@ async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
             say(&format!("nelly-agent: cannot watch for children that end: {error}"));
             return;
         }
-        while let Some(reaped) = sys::reap() {
-            guest.on_reaped(reaped);
+        let mut heard = 0_usize;
+        while let Some(news) = sys::reap() {
+            guest.on_news(news);
+            heard += 1;
+            // A container can make news without end, others want to be served as well.
+            if heard.is_multiple_of(64) {
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

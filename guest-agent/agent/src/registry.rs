@@ -228,6 +228,12 @@ impl<C, P> Registry<C, P> {
         }
     }
 
+    /// Whose process this is, if anybody's.
+    #[must_use]
+    pub fn owner(&self, pid: i32) -> Option<&Key> {
+        self.pids.get(&pid)
+    }
+
     /// A process was reaped: whose it was, if anybody's. Its number may be given to another from now on.
     pub fn reaped(&mut self, pid: i32) -> Option<Key> {
         self.pids.remove(&pid)

@@ -8,7 +8,8 @@
 //! How they end: the host ends stdin by shutting down its sending side; the pipe closes (a terminal gets VEOF). An output
 //! stream ends when every writer is gone. A writer that outlives its process (in the background of an exec) keeps it open
 //! for [`IDLE`] of silence at most; then the stream ends for the host, and what still comes is read and dropped, so that
-//! the writer neither blocks nor dies of it. When the host closes an output stream, the pipe closes too.
+//! the writer neither blocks nor dies of it. When the host closes an output stream, the pipe closes too; the first process of a PID namespace,
+//! to which the kernel gives no SIGPIPE at its default action, is traced from then on, and ended for it by the agent.
 
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -252,11 +253,17 @@ impl HostStreams {
         Ok(write)
     }
 
-    /// Sets the pumps going; `console` is the terminal if there is one, `exited` tells that the process ended.
+    /// Sets the pumps going; `console` is the terminal if there is one, `exited` tells that the process ended. `immune` is the process's
+    /// number if the kernel gives it no SIGPIPE: then an output that the host closes makes the agent hear of it.
     ///
     /// # Errors
     /// Those of registering the terminal with the event loop.
-    pub fn start(self, console: Option<OwnedFd>, exited: &watch::Receiver<bool>) -> io::Result<Pumps> {
+    pub fn start(
+        self,
+        console: Option<OwnedFd>,
+        exited: &watch::Receiver<bool>,
+        immune: Option<i32>,
+    ) -> io::Result<Pumps> {
         let (close_input, closing) = watch::channel(false);
         let mut pumps = Pumps { input: None, drained: Vec::new(), close_input, terminal: None };
         if let Some((promised, pipe)) = self.stdin {
@@ -265,10 +272,21 @@ impl HostStreams {
         for (pipe, promised) in self.outputs {
             let (drained, exited) = (pumps.drained(), exited.clone());
             tokio::spawn(async move {
-                // Without a stream the pipe closes, and with it the promise to wait for it.
-                if let Some(socket) = promised.stream().await {
-                    pump_out(Arc::new(pipe), Arc::new(socket), false, exited, drained).await;
+                let pipe = Arc::new(pipe);
+                // A stream that does not come is one that was closed.
+                let closed = match promised.stream().await {
+                    Some(socket) => {
+                        pump_out(pipe.clone(), Arc::new(socket), false, exited.clone(), drained).await
+                    }
+                    None => true,
+                };
+                // A number is the process's own as long as it was not reaped.
+                if let Some(pid) = immune.filter(|_| closed && !*exited.borrow()) {
+                    // Without it the process gets EPIPE, and may go on with that.
+                    let _ = sys::trace(pid);
                 }
+                // Only now the pipe closes.
+                drop(pipe);
             });
         }
         if let Some(console) = console {
@@ -436,33 +454,44 @@ async fn silent_after_exit(exited: &mut watch::Receiver<bool>) {
     tokio::time::sleep(IDLE).await;
 }
 
-/// Pipe or terminal to host, until its end, or the host's, or silence after the process's.
+/// Why an output ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Every writer is gone.
+    Source,
+    /// The host closed it.
+    Host,
+    /// Its process is gone, and whoever else may write says nothing.
+    Silence,
+}
+
+/// Pipe or terminal to host, until its end, or the host's, or silence after the process's. True when it was the host that closed it, and
+/// the pipe is to be closed for the process as well.
 async fn pump_out(
     source: Arc<Stream>,
     socket: Arc<Stream>,
     terminal: bool,
     mut exited: watch::Receiver<bool>,
     drained: oneshot::Sender<()>,
-) {
+) -> bool {
     let mut buffer = Vec::new();
-    let lingering = loop {
+    let end = loop {
         tokio::select! {
             biased;
             ready = source.0.readable() => match ready {
                 Ok(mut ready) => ready.retain_ready(),
-                Err(_) => break false,
+                Err(_) => break End::Source,
             },
             // A terminal's socket also carries its input, whose pump notices.
-            () = socket.gone(), if !terminal => break false,
-            () = silent_after_exit(&mut exited) => break true,
+            () = socket.gone(), if !terminal => break End::Host,
+            () = silent_after_exit(&mut exited) => break End::Silence,
         }
         buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
         let read = source.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer));
         match read {
             Ok(n @ 1..) => {
                 if socket.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
-                    // For a pipe, closing it is what tells the process; a terminal lives on without a viewer.
-                    break terminal;
+                    break End::Host;
                 }
                 if n == buffer.len() {
                     buffer.resize(BUFFER, 0);
@@ -470,7 +499,7 @@ async fn pump_out(
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The end; a terminal says EIO.
-            Ok(_) | Err(_) => break false,
+            Ok(_) | Err(_) => break End::Source,
         }
     };
     drop(buffer);
@@ -478,9 +507,11 @@ async fn pump_out(
     drop(socket);
     // Nobody waits any more when the process was forgotten.
     let _ = drained.send(());
-    if lingering {
+    // For a pipe, closing it is what tells the process; a terminal lives on without a viewer.
+    if end == End::Silence || end == End::Host && terminal {
         drop_all(source).await;
     }
+    end == End::Host
 }
 
 /// Reads to the end, so that the writers neither block nor die of it.

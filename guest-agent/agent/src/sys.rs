@@ -13,6 +13,7 @@ mod mounting;
 mod net;
 mod power;
 mod process;
+mod trace;
 mod tty;
 
 pub use bpf::{Instruction, attach_device_program, install_seccomp};
@@ -28,10 +29,11 @@ pub use net::{
 };
 pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_machine, set_real_time_ns};
 pub use process::{
-    Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,
+    News, Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,
     mark_all_close_on_exec, memory_bytes, open_pidfd, reap, resource_limit, set_ids, set_no_new_privileges,
     set_not_dumpable, set_resource_limit, signal_fd, signal_pidfd,
 };
+pub use trace::{trace, untrace};
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};
 
 /// Turns the C library's -1 into an error.

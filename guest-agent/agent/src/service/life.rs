@@ -19,7 +19,7 @@ use crate::spawn::launch::{LaunchError, Launcher, Stage};
 use crate::spawn::plan::{self, PlanError};
 use crate::spawn::seccomp::Filter;
 use crate::stdio::{self, HostStreams, Promises, Pumps, StdioError, lock};
-use crate::sys::{self, Reaped};
+use crate::sys::{self, News, Reaped};
 use crate::timeline::Marks;
 
 /// Why a call failed.
@@ -94,6 +94,9 @@ pub struct Config {
 /// unless somebody else holds them; nobody should wait for that, and a machine of one container ends before.
 const LINGER: Duration = Duration::from_millis(50);
 
+/// SIGPIPE.
+const BROKEN_PIPE: u8 = 13;
+
 /// Where a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -111,6 +114,8 @@ struct Process {
     exited: watch::Sender<bool>,
     pumps: Mutex<Option<Pumps>>,
     oom_kills_before: u64,
+    /// It was ended for a SIGPIPE that the kernel does not give it.
+    broken_pipe: AtomicBool,
 }
 
 /// What the agent holds of a container.
@@ -145,6 +150,7 @@ impl Process {
             exited: watch::Sender::new(false),
             pumps: Mutex::new(None),
             oom_kills_before,
+            broken_pipe: AtomicBool::new(false),
         })
     }
 
@@ -247,7 +253,9 @@ impl Guest {
         // Only now: the stage itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
         set_oom_score(stage.pid, checked.oom_score_adj)?;
-        start_pumps(&process, streams.host, &mut stage)?;
+        // In a PID namespace of its own it is the first process.
+        let immune = checked.surroundings.pid_namespace.is_none().then_some(stage.pid);
+        start_pumps(&process, streams.host, &mut stage, immune)?;
         let mut registry = self.registry();
         let data = registry.data(&request.id)?;
         data.namespaces = namespaces(stage.pid);
@@ -322,7 +330,7 @@ impl Guest {
             return Ok(Err(failure));
         }
         set_oom_score(stage.pid, oom_score)?;
-        start_pumps(&process, streams.host, &mut stage)?;
+        start_pumps(&process, streams.host, &mut stage, None)?;
         let pid = stage.pid;
         Ok(stage.start().await.map(|()| (pid, streams.tokens)))
     }
@@ -352,12 +360,44 @@ impl Guest {
         self.registry().forget(key);
     }
 
-    /// To be called for every child that was reaped.
-    pub fn on_reaped(self: &Arc<Self>, reaped: Reaped) {
+    /// To be called for everything that there is to hear of children.
+    pub fn on_news(self: &Arc<Self>, news: News) {
+        match news {
+            News::Ended(reaped) => self.on_reaped(reaped),
+            News::BrokenPipe(thread) => {
+                if !self.end_by_broken_pipe(thread) {
+                    // It ignores the signal or has a handler for it; or it is gone.
+                    let _ = sys::untrace(thread, libc::SIGPIPE);
+                }
+            }
+        }
+    }
+
+    /// Ends a container's first process as its SIGPIPE would, were it any other process, if that is at its default action.
+    fn end_by_broken_pipe(&self, thread: i32) -> bool {
+        let Some(pid) =
+            dies_of_sigpipe(&fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default())
+        else {
+            return false;
+        };
+        let process = {
+            let registry = self.registry();
+            let key = registry.owner(pid).cloned();
+            key.and_then(|key| registry.process(&key).ok().cloned())
+        };
+        let Some(process) = process else { return false };
+        process.broken_pipe.store(true, Ordering::Relaxed);
+        process.signal(libc::SIGKILL).is_ok()
+    }
+
+    fn on_reaped(self: &Arc<Self>, mut reaped: Reaped) {
         let mut registry = self.registry();
         let Some(key) = registry.reaped(reaped.pid) else { return };
         let Ok(process) = registry.process(&key).cloned() else { return };
         let Ok(data) = registry.data(&key.container) else { return };
+        if process.broken_pipe.load(Ordering::Relaxed) && i32::from(reaped.signal) == libc::SIGKILL {
+            reaped.signal = BROKEN_PIPE;
+        }
         let oom_kills = data.cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
         let signal = u32::from(reaped.signal);
         let code = if signal == 0 { u32::from(reaped.code) } else { 128 + signal };
@@ -533,14 +573,31 @@ fn namespaces(pid: i32) -> Vec<File> {
     ["mnt", "net"].iter().filter_map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
 }
 
+/// The process of a thread, by its `/proc/TID/status`, if SIGPIPE is at its default action there.
+fn dies_of_sigpipe(status: &str) -> Option<i32> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let minds = |name: &str| {
+        let set = field(name).and_then(|set| u64::from_str_radix(set, 16).ok());
+        set.is_none_or(|set| set & 1 << (BROKEN_PIPE - 1) != 0)
+    };
+    if minds("SigIgn:") || minds("SigCgt:") { None } else { field("Tgid:")?.parse().ok() }
+}
+
 fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {
     let Some(score) = score else { return Ok(()) };
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
         .map_err(|error| LifeError::OomScore(pid, error))
 }
 
-fn start_pumps(process: &Process, host: HostStreams, stage: &mut Stage) -> Result<(), LifeError> {
-    let pumps = host.start(stage.take_console(), &process.exited.subscribe()).map_err(LifeError::Terminal)?;
+/// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at its default action.
+fn start_pumps(
+    process: &Process,
+    host: HostStreams,
+    stage: &mut Stage,
+    immune: Option<i32>,
+) -> Result<(), LifeError> {
+    let pumps = host.start(stage.take_console(), &process.exited.subscribe(), immune);
+    let pumps = pumps.map_err(LifeError::Terminal)?;
     *lock(&process.pumps) = Some(pumps);
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{null, null_mut};
 
-use super::{check, check_long, owned, owned_long};
+use super::{check, check_long, owned, owned_long, trace};
 /// pidfd_open(2).
 ///
 /// # Errors
@@ -37,19 +37,36 @@ pub struct Reaped {
     pub signal: u8,
 }
 
-/// Reaps one child that ended, if there is one.
+/// What there is to hear of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It ended.
+    Ended(Reaped),
+    /// This traced thread wrote to a pipe or socket that nobody reads, and waits for [`super::untrace`] with the signal for it.
+    BrokenPipe(i32),
+}
+
+/// Reaps one child that ended, or hears of one that is traced, if there is one.
 #[must_use]
-pub fn reap() -> Option<Reaped> {
+pub fn reap() -> Option<News> {
     let mut status = 0;
-    // SAFETY: the pointer is to a live integer.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    if pid <= 0 {
-        return None;
-    }
+    let pid = loop {
+        // SAFETY: the pointer is to a live integer.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        if pid <= 0 {
+            return None;
+        }
+        if !libc::WIFSTOPPED(status) {
+            break pid;
+        }
+        if trace::stopped(pid, status) {
+            return Some(News::BrokenPipe(pid));
+        }
+    };
     let (code, signal) =
         if libc::WIFSIGNALED(status) { (0, libc::WTERMSIG(status)) } else { (libc::WEXITSTATUS(status), 0) };
     let byte = |value: i32| u8::try_from(value).expect("the kernel's exit codes and signals are of one byte");
-    Some(Reaped { pid, code: byte(code), signal: byte(signal) })
+    Some(News::Ended(Reaped { pid, code: byte(code), signal: byte(signal) }))
 }
 
 /// Blocks SIGCHLD and answers a descriptor that becomes readable when one comes; it does not block.

@@ -188,8 +188,8 @@ impl Drop for Aborting {
 async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
     let mut info = [0; 128];
     while signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await.is_ok() {
-        while let Some(reaped) = sys::reap() {
-            guest.on_reaped(reaped);
+        while let Some(news) = sys::reap() {
+            guest.on_news(news);
         }
     }
 }

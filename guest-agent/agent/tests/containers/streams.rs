@@ -17,6 +17,9 @@ crate::scenarios!(
     a_terminal,
     a_terminals_end_of_file,
     a_terminal_without_a_viewer,
+    a_first_process_ends_with_the_reader_of_its_output,
+    a_first_process_that_minds_goes_on,
+    a_reader_that_leaves_changes_nothing_by_itself,
     a_token_is_for_one_stream_of_one_process;
     streams_that_nobody_dials
 );
@@ -91,6 +94,63 @@ async fn a_closed_output_is_a_broken_pipe(world: Arc<World>) {
     world.start("b").await;
     world.wait("b", "").await;
     assert_eq!(stdout.await, "late\n");
+}
+
+/// Runs a script as a first process until it said `begin` on the stream of that number, then closes the stream.
+async fn left_alone(world: &World, id: &str, script: &str, error: bool) -> crate::bench::Streams {
+    let streams = world.streams();
+    world.create(&world.create_request(id, &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
+    let mut output = if error { streams.stderr() } else { streams.stdout() };
+    world.start(id).await;
+    beside(move || drop(read_until(&mut output, "begin"))).await;
+    streams
+}
+
+async fn a_first_process_ends_with_the_reader_of_its_output(world: Arc<World>) {
+    for (id, script, error) in [
+        ("a", "while :; do echo begin; done", false),
+        ("b", "while :; do echo begin >&2; done", true),
+        // Somebody else could write as well, but does not.
+        ("c", "sleep 1000 & while :; do echo begin; done", false),
+        ("d", "exec yes begin", false),
+    ] {
+        let _streams = left_alone(&world, id, script, error).await;
+        let exit = world.wait(id, "").await;
+        let pipe = libc::SIGPIPE.cast_unsigned();
+        assert_eq!((exit.exit_code, exit.signal, exit.oom_killed), (128 + pipe, pipe, false), "{script}");
+    }
+}
+
+async fn a_first_process_that_minds_goes_on(world: Arc<World>) {
+    for (id, script, code) in [
+        ("a", "trap '' PIPE; while echo begin 2>/dev/null; do :; done; exit 3", 3),
+        ("b", "trap : PIPE; while echo begin 2>/dev/null; do :; done; exit 4", 4),
+        // A process of the container dies of it, as it does anywhere; the first one wrote nothing.
+        ("c", "yes begin; exit 5", 5),
+        // Not of its own writing.
+        (
+            "d",
+            "trap 'exit 6' TERM; echo begin; (sleep 0.1; kill -PIPE 1; kill -TERM 1) & while :; do sleep 0.05; done",
+            6,
+        ),
+    ] {
+        let _streams = left_alone(&world, id, script, false).await;
+        assert_eq!(world.wait(id, "").await.exit_code, code, "{script}");
+    }
+}
+
+async fn a_reader_that_leaves_changes_nothing_by_itself(world: Arc<World>) {
+    let script = "trap 'exit 5' TERM; echo begin; while :; do sleep 0.05; done";
+    let _streams = left_alone(&world, "a", script, false).await;
+    // The process is as it was, for other signals too.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for signal in [libc::SIGSTOP, libc::SIGCONT, libc::SIGWINCH, libc::SIGTERM] {
+        world.signal("a", "", signal, false).await.unwrap();
+    }
+    assert_eq!(world.wait("a", "").await.exit_code, 5);
+    let streams = left_alone(&world, "b", "echo begin; read line; exit 6", false).await;
+    let _stdin = writing(streams.stdin(), b"line\n".to_vec(), false).await;
+    assert_eq!(world.wait("b", "").await.exit_code, 6);
 }
 
 async fn a_stdin_that_nobody_reads(world: Arc<World>) {
