@@ -36,7 +36,7 @@ fn frames(mut data: &[u8]) -> Vec<u8> {
     let mut stream: u32 = 1;
     while let [len, rest @ ..] = data {
         let (body, tail) = rest.split_at(rest.len().min(usize::from(*len)));
-        sent.extend_from_slice(&u32::try_from(body.len()).unwrap_or(0).to_be_bytes());
+        sent.extend_from_slice(&u32::try_from(body.len()).expect("at most 255").to_be_bytes());
         sent.extend_from_slice(&stream.to_be_bytes());
         sent.extend_from_slice(&[2, 0]);
         sent.extend_from_slice(body);
@@ -51,11 +51,11 @@ fn frames(mut data: &[u8]) -> Vec<u8> {
 pub fn seeds() -> Vec<Vec<u8>> {
     // Response { payload (field 2): { 1: varint 1, 2: "build", 3: "feature" } }
     let payload = [&[0x08, 1, 0x12, 5], b"build".as_slice(), &[0x1a, 7], b"feature"].concat();
-    let mut response = vec![0x12, u8::try_from(payload.len()).unwrap_or(0)];
+    let mut response = vec![0x12, u8::try_from(payload.len()).expect("a short seed")];
     response.extend_from_slice(&payload);
     // Response { status (field 1): { code: 5, message: "no" } }
     let refused = [0x0a, 6, 0x08, 5, 0x12, 2, b'n', b'o'];
-    let framed = |body: &[u8]| [&[u8::try_from(body.len()).unwrap_or(0)], body].concat();
+    let framed = |body: &[u8]| [&[u8::try_from(body.len()).expect("a short seed")], body].concat();
     vec![
         [&[1], framed(&response).as_slice(), &framed(&response), &framed(&refused)].concat(),
         [&[0], frames(&framed(&refused)).as_slice()].concat(),
