@@ -2,21 +2,25 @@
 //!
 //!     guest-vsock dial PORT COUNT     dials the host, sends a number on each, expects it back increased by one
 //!     guest-vsock listen PORT COUNT   accepts from the host, answers each number increased by one
+//!     guest-vsock attack PORT COUNT   dials the host and the guest itself as often as that, says a word wherever it is let in
+//!     guest-vsock hold PORT COUNT     dials the host as often as that, and holds what it is let in to without a word
 
 use std::error::Error;
 use std::io::{Read, Write};
 
-use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VMADDR_CID_LOCAL, VsockListener, VsockStream};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().collect();
     let [_, mode, port, count] = &words[..] else {
-        return Err("usage: guest-vsock dial|listen PORT COUNT".into());
+        return Err("usage: guest-vsock dial|listen|attack|hold PORT COUNT".into());
     };
     let (port, count): (u32, u64) = (port.parse()?, count.parse()?);
     match mode.as_str() {
         "dial" => dial(port, count)?,
         "listen" => listen(port, count)?,
+        "attack" => attack(port, count),
+        "hold" => hold(port, count),
         other => return Err(format!("unknown mode {other}").into()),
     }
     println!("ok {count}");
@@ -57,4 +61,29 @@ fn listen(port: u32, count: u64) -> Result<(), Box<dyn Error>> {
         stream.read_to_end(&mut Vec::new())?;
     }
     Ok(())
+}
+
+/// The guest's own number, as its host configured it.
+const OWN: u32 = 3;
+
+fn attack(port: u32, count: u64) {
+    let mut heard = 0;
+    for _ in 0..count {
+        for cid in [VMADDR_CID_HOST, VMADDR_CID_LOCAL, OWN] {
+            let Ok(mut stream) = VsockStream::connect_with_cid_port(cid, port) else { continue };
+            // Sixteen bytes would be a token, the first of them ends the machine on the port for that.
+            let said = stream.write_all(b"oooooooooooooooo").and_then(|()| stream.read(&mut [0]));
+            heard += u64::from(matches!(said, Ok(1)));
+        }
+    }
+    println!("port {port}: heard {heard} times");
+}
+
+fn hold(port: u32, count: u64) -> ! {
+    let dial = |_| VsockStream::connect_with_cid_port(VMADDR_CID_HOST, port).ok();
+    let held: Vec<_> = (0..count).filter_map(dial).collect();
+    println!("held {}", held.len());
+    loop {
+        std::thread::park();
+    }
 }

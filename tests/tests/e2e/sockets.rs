@@ -1,18 +1,21 @@
-//! Two thousand vsock connections at once, each way.
+//! Two thousand vsock connections at once, each way; and those that a container must not have.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 
+use nelly_protocol::messages as wire;
+use nelly_protocol::ports::{AGENT_PORT, POWER_PORT, STREAM_PORT, TOKEN_BYTES};
+use nelly_protocol::service::AgentClient;
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, Seccomp};
+use nelly_sandbox::spec::{ContainerSpec, ProcessSpec, Seccomp, oci};
 use nelly_tests::top;
 
 use super::Home;
-use super::machine::{container, out_of_process, sandbox};
+use super::machine::{container, out_of_process, process, sandbox};
 
 const COUNT: u64 = 2000;
 
@@ -27,6 +30,9 @@ fn image(home: &Home) -> String {
     let helper = top().join("target/nelly/tests/guest-vsock");
     fs::copy(&helper, root.join("bin/guest-vsock"))
         .unwrap_or_else(|error| panic!("{}: {error}", helper.display()));
+    // A program that the agent's own would have to interpret.
+    fs::write(root.join("bin/again"), "#!/proc/self/exe\n").unwrap();
+    fs::set_permissions(root.join("bin/again"), fs::Permissions::from_mode(0o755)).unwrap();
     format!("rootfs:{}", root.display())
 }
 
@@ -90,5 +96,123 @@ fn two_thousand_connections_to_the_guest() {
         }
         drop(streams);
         assert_eq!(end(&sandbox).await, 0);
+    });
+}
+
+const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
+    NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT \
+    SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE \
+    MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE";
+
+/// Starts a container that has every capability and no filter; answers what it says. The library makes none: this speaks to the agent.
+async fn almighty(sandbox: &Sandbox, id: &str, script: &str) -> BufReader<UnixStream> {
+    let vsock = sandbox.machine().vsock();
+    let stream = vsock.connect(AGENT_PORT).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let client = AgentClient::new(ttrpc::r#async::Client::new(stream.try_into().unwrap()));
+    let context = || ttrpc::context::with_timeout(60_000_000_000);
+    let hello = wire::HelloRequest { protocol: 1, ..Default::default() };
+    client.hello(context(), &hello).await.unwrap();
+
+    let container = ContainerSpec { seccomp: Seccomp::Unconfined, ..container(&["sh", "-c", script]) };
+    let mut spec = serde_json::to_value(oci::container(&container)).unwrap();
+    let all: Vec<_> = CAPABILITIES.split_whitespace().map(|name| format!("CAP_{name}")).collect();
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = all.clone().into();
+    }
+    let rootfs = wire::Rootfs {
+        device: IMAGE_DEVICE.into(),
+        filesystem: "erofs".into(),
+        upper_bytes: 16 << 20,
+        ..Default::default()
+    };
+    let request = wire::CreateContainerRequest {
+        id: id.into(),
+        spec: serde_json::to_vec(&spec).unwrap(),
+        rootfs: Some(rootfs).into(),
+        stdio: Some(wire::Stdio { stdout: true, ..Default::default() }).into(),
+        ..Default::default()
+    };
+    let answer = client.create_container(context(), &request).await.unwrap();
+    let start = wire::StartContainerRequest { container_id: id.into(), ..Default::default() };
+    let started = client.start_container(context(), &start).await.unwrap();
+    assert!(started.failure.is_none(), "{started:?}");
+    let mut stdout = vsock.connect(STREAM_PORT).unwrap();
+    stdout.write_all(&answer.streams.stdout).unwrap();
+    BufReader::new(stdout)
+}
+
+/// One process more in the container `c`, which answers what it is told: its streams are its own, whoever else dials.
+async fn echoes(sandbox: &Sandbox, name: &str) {
+    let id = ProcessId { container: "c", exec: name };
+    let cat = ProcessSpec { stdin: true, ..process(&["sh", "-c", "cat; echo done >&2"]) };
+    let streams = sandbox.exec(id, &cat, None).await.unwrap().unwrap();
+    let mut stdin = streams.stdin.unwrap();
+    stdin.write_all(name.as_bytes()).unwrap();
+    stdin.shutdown(std::net::Shutdown::Write).unwrap();
+    let text = |stream: Option<UnixStream>| {
+        let mut text = String::new();
+        stream.unwrap().read_to_string(&mut text).unwrap();
+        text
+    };
+    assert_eq!((text(streams.stdout).as_str(), text(streams.stderr).as_str()), (name, "done\n"));
+    assert_eq!(sandbox.agent().wait(id).await.unwrap().exit_code, 0);
+}
+
+#[test]
+fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
+    let home = Home::new();
+    run(async {
+        let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
+        let _streams =
+            sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
+        let listener = sandbox.machine().vsock().listen(7000).unwrap();
+
+        // Ten thousand dials to each port of the agent, from both sides, while others use them; then as many that stay and are silent.
+        let attacks =
+            [AGENT_PORT, POWER_PORT, STREAM_PORT].map(|port| format!("guest-vsock attack {port} 10000 & "));
+        let script = format!("ulimit -n 20000; {}wait; exec guest-vsock hold 7000 10000", attacks.concat());
+        let mut evil = almighty(&sandbox, "evil", &script).await;
+        for number in 0..20 {
+            echoes(&sandbox, &format!("beside-{number}")).await;
+        }
+        let (evil, mut said) = tokio::task::spawn_blocking(move || {
+            let mut said = Vec::new();
+            while said.iter().filter(|line: &&String| !line.starts_with("ok")).count() < 4 {
+                let mut line = String::new();
+                assert!(evil.read_line(&mut line).unwrap() > 0, "it ended after {said:?}");
+                said.push(line);
+            }
+            (evil, said)
+        })
+        .await
+        .unwrap();
+        said.retain(|line| line.starts_with("port"));
+        said.sort();
+        let expected =
+            [AGENT_PORT, POWER_PORT, STREAM_PORT].map(|port| format!("port {port}: heard 0 times\n"));
+        assert_eq!(said, expected);
+        assert!(sandbox.machine().try_wait().is_none(), "a container ended the machine");
+        for number in 0..20 {
+            echoes(&sandbox, &format!("after-{number}")).await;
+        }
+        drop((listener, evil));
+
+        // The host itself gets no stream without a token.
+        let mut wrong = sandbox.machine().vsock().connect(STREAM_PORT).unwrap();
+        wrong.write_all(&[b'o'; TOKEN_BYTES]).unwrap();
+        assert_eq!(wrong.read(&mut [0]).unwrap(), 0);
+
+        // Nobody becomes the agent, which would dial the monitor as its first act.
+        for program in ["/proc/self/exe", "/bin/again"] {
+            let id = ProcessId { container: "c", exec: "again" };
+            let failure = sandbox.exec(id, &process(&[program]), None).await.unwrap().unwrap_err();
+            assert_eq!(failure.code, 126, "{failure}");
+            assert!(failure.message.contains("Permission denied"), "{failure}");
+        }
+        // The connection that was the first is still the one.
+        sandbox.agent().shutdown(0).await.unwrap();
+        let ended = sandbox.machine().wait();
+        assert!(matches!(ended.reason, nelly_vmm::machine::EndReason::PowerOff), "{:?}", ended.reason);
     });
 }
