@@ -113,6 +113,20 @@ fn our_kernel_brings_up_thirty_two_cpus() {
     assert!(done.out().contains("0-31"), "{}", done.out());
 }
 
+/// The first of these machines ends below the devices' addresses, the second has 72 MiB above 4 GiB: it has them for itself.
+#[test]
+fn memory_above_four_gib_costs_no_bounce_buffers() {
+    let home = Home::new();
+    let total = |size: &str| -> u64 {
+        let done = ours(&home, "grep MemTotal /proc/meminfo", &["-m", size], LIMIT);
+        let out = done.expect(0).out();
+        let line = out.lines().find(|line| line.contains("MemTotal")).unwrap_or_else(|| panic!("{out}"));
+        line.split_whitespace().rev().nth(1).unwrap().parse().unwrap()
+    };
+    let (below, above) = (total("3328M"), total("3400M"));
+    assert!(above > below + (60 << 10), "{below} and {above} KiB");
+}
+
 /// Types into the shell on the serial console and reads what it says.
 fn stock_kernel_to_a_shell(kernel: &str, cpus: &str) {
     let home = Home::new();

@@ -176,8 +176,10 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     let outcome = machine::run_alone(config, Some(stop), escape, recorder, stderr());
     drop(raw);
 
-    if let EndReason::Error(what) = &outcome.reason {
-        say(what);
+    match (&outcome.reason, &outcome.hint) {
+        (reason, Some(hint)) => say(&format!("{reason}: {hint}")),
+        (EndReason::Error(what), None) => say(what),
+        _ => {}
     }
     if let Some(result) = result {
         write_result(result, &outcome)?;

@@ -70,24 +70,20 @@ pub(super) fn detect(head: &[u8]) -> bool {
 impl BzImage {
     /// Reads the header.
     pub(super) fn parse(source: &Source<'_>) -> Result<Self, BootError> {
-        let file = || source.name().to_owned();
-        let corrupt = |what| BootError::Corrupt { file: file(), what };
+        let corrupt = |what| BootError::corrupt(source.name(), what);
         let mut head = vec![0; HEAD];
         source.read(0, &mut head, "set-up header")?;
         let [minor, major] = u16_at(&head, 0x206).to_le_bytes();
         if (major, minor) < (2, 12) {
-            return Err(BootError::OldProtocol { file: file(), major, minor });
+            let why = format!("speaks boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed");
+            return Err(BootError::unfit(source.name(), why));
         }
         if head[0x211] & 1 == 0 {
             return Err(corrupt("it is a zImage, which loads below 1 MiB"));
         }
         let features = u16_at(&head, 0x236);
         if features & XLF_KERNEL_64 == 0 {
-            return Err(BootError::WrongMachine {
-                file: file(),
-                machine: "32-bit x86".to_owned(),
-                wanted: "x86-64",
-            });
+            return Err(BootError::wrong_machine(source.name(), "32-bit x86"));
         }
         let header_end = MAGIC_AT + usize::from(head[0x201]);
         if !(HEAD..=SETUP_HEADER_END_MAX).contains(&header_end) {

@@ -100,14 +100,21 @@ pub(super) fn unpack(
         Format::Lz4 => unpack_lz4(reader, &mut out, limit),
         Format::Other(_) => Err(Failure::Unsupported),
     };
-    let file = || source.name().to_owned();
     match result {
         Ok(()) => Ok(out),
-        Err(Failure::TooLarge) => Err(BootError::UnpackedTooLarge { file: file(), limit }),
-        Err(Failure::Unsupported) => {
-            Err(BootError::UnknownCompression { file: file(), format: format.name() })
+        Err(Failure::TooLarge) => {
+            let why = format!("unpacks to more than {limit} bytes: no kernel is that large");
+            Err(BootError::unfit(source.name(), why))
         }
-        Err(Failure::Data(source)) => Err(BootError::Unpack { file: file(), format: format.name(), source }),
+        Err(Failure::Unsupported) => {
+            let known = "use gzip, zstd, lz4 (legacy) or xz, or unpack it";
+            let why = format!("is compressed by {}, which is not supported: {known}", format.name());
+            Err(BootError::unfit(source.name(), why))
+        }
+        Err(Failure::Data(error)) => {
+            let file = source.name().to_owned();
+            Err(BootError::Unpack { file, format: format.name(), source: error })
+        }
     }
 }
 

@@ -17,6 +17,7 @@ const EHDR_LEN: usize = 64;
 const PHDR_LEN: usize = 56;
 const SHDR_LEN: usize = 64;
 const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const SHT_NOBITS: u32 = 8;
@@ -81,7 +82,7 @@ pub(super) struct Elf {
 impl Elf {
     /// Reads the headers.
     pub(super) fn parse(source: &Source<'_>) -> Result<Self, BootError> {
-        let corrupt = |what| BootError::Corrupt { file: source.name().to_owned(), what };
+        let corrupt = |what| BootError::corrupt(source.name(), what);
         let mut header = [0; EHDR_LEN];
         source.read(0, &mut header, "ELF header")?;
         check_identity(source.name(), &header)?;
@@ -110,13 +111,23 @@ impl Elf {
         if usize::from(u16_at(&header, 58)) != SHDR_LEN || elf.section_count > MAX_SECTIONS {
             elf.section_count = 0; // Sections only help: a file without them boots.
         }
+        let mut dynamic = false;
         for header in headers.chunks_exact(PHDR_LEN) {
             match u32_at(header, 0) {
                 PT_LOAD => elf.segments.extend(load_segment(source, header)?),
                 PT_NOTE => elf.read_notes(source, header)?,
-                PT_INTERP => return Err(BootError::Program { file: source.name().to_owned() }),
+                PT_INTERP => {
+                    let why = "is a program, not a kernel: it asks for a dynamic linker";
+                    return Err(BootError::unfit(source.name(), why));
+                }
+                PT_DYNAMIC => dynamic = true,
                 _ => {}
             }
+        }
+        // A kernel may be one that moves itself, and then it says whose.
+        if dynamic && !elf.linux && elf.pvh_entry.is_none() {
+            let why = "is a program or a library, not a kernel: it is linked for any address";
+            return Err(BootError::unfit(source.name(), why));
         }
         if elf.segments.is_empty() {
             return Err(corrupt("none of its segments is to be loaded"));
@@ -125,7 +136,7 @@ impl Elf {
         if let Some(entry) = elf.pvh_entry
             && !elf.segments.iter().any(|s| (s.guest..s.end()).contains(&entry))
         {
-            return Err(BootError::EntryOutside { file: source.name().to_owned(), entry });
+            return Err(BootError::entry_outside(source.name(), entry));
         }
         Ok(elf)
     }
@@ -164,10 +175,7 @@ impl Elf {
     fn read_notes(&mut self, source: &Source<'_>, header: &[u8]) -> Result<(), BootError> {
         let len = u64_at(header, 32);
         if len > MAX_NOTES {
-            return Err(BootError::Corrupt {
-                file: source.name().to_owned(),
-                what: "its notes are impossibly long",
-            });
+            return Err(BootError::corrupt(source.name(), "its notes are impossibly long"));
         }
         let align = if u64_at(header, 48) == 8 { 8 } else { 4 };
         let mut notes = vec![0; usize::try_from(len).unwrap_or(0)];
@@ -198,23 +206,19 @@ impl Elf {
             .find_map(|s| {
                 entry.checked_sub(s.virt).filter(|&offset| offset < s.memory_len).map(|o| s.guest + o)
             })
-            .ok_or(BootError::EntryOutside { file: file.to_owned(), entry })
+            .ok_or_else(|| BootError::entry_outside(file, entry))
     }
 }
 
 fn check_identity(name: &str, header: &[u8; EHDR_LEN]) -> Result<(), BootError> {
-    let corrupt = |what| BootError::Corrupt { file: name.to_owned(), what };
+    let corrupt = |what| BootError::corrupt(name, what);
     let machine =
         if header[5] == 2 { u16::from_be_bytes([header[18], header[19]]) } else { u16_at(header, 18) };
     if header[4] != 2 || header[5] != 1 || machine != EM_X86_64 {
         if header[4] == 2 && machine == EM_X86_64 {
             return Err(corrupt("it is an x86-64 ELF file of the wrong byte order"));
         }
-        return Err(BootError::WrongMachine {
-            file: name.to_owned(),
-            machine: machine_name(machine),
-            wanted: "x86-64",
-        });
+        return Err(BootError::wrong_machine(name, &machine_name(machine)));
     }
     match u16_at(header, 16) {
         ET_EXEC | ET_DYN => Ok(()),
@@ -241,7 +245,7 @@ fn machine_name(machine: u16) -> String {
 }
 
 fn load_segment(source: &Source<'_>, header: &[u8]) -> Result<Option<Segment>, BootError> {
-    let corrupt = |what| BootError::Corrupt { file: source.name().to_owned(), what };
+    let corrupt = |what| BootError::corrupt(source.name(), what);
     let segment = Segment {
         offset: u64_at(header, 8),
         virt: u64_at(header, 16),

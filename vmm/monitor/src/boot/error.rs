@@ -1,11 +1,11 @@
-//! What loading a kernel can fail with.
+//! What loading a kernel can fail with: one variant for each thing that the caller can do about it.
 
 use std::io;
 
 /// Why a machine could not be loaded. Every message names the file, or the flag to change.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The file cannot be read.
+    /// The file cannot be read: look at the host.
     #[error("cannot read {file}")]
     Read {
         /// The file, as the user named it.
@@ -14,7 +14,7 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The file cannot be mapped into guest memory.
+    /// The file cannot be mapped into guest memory: look at the host.
     #[error("cannot map {file} into guest memory")]
     Map {
         /// The file.
@@ -23,59 +23,32 @@ pub enum BootError {
         #[source]
         source: crate::memory::MemoryError,
     },
-    /// Not a regular file.
-    #[error("{file} is not a regular file")]
-    NotAFile {
-        /// The file.
-        file: String,
-    },
-    /// The file has no bytes.
-    #[error("{file} is empty")]
-    Empty {
-        /// The file.
-        file: String,
-    },
-    /// The file ends before what its own headers name.
-    #[error("{file} is truncated: its {what} ends at byte {needs}, the file at byte {len}")]
-    Truncated {
-        /// The file.
-        file: String,
-        /// The part that is cut off.
+    /// Guest memory is smaller than the tables.
+    #[error("cannot write the {what} into guest memory")]
+    Memory {
+        /// What was to be written.
         what: &'static str,
-        /// Where that part ends.
-        needs: u64,
-        /// Length of the file in bytes.
-        len: u64,
+        /// Guest memory's answer.
+        #[source]
+        source: vm_memory::GuestMemoryError,
     },
-    /// The file is larger than any kernel.
-    #[error("{file} is too large for a kernel: {len} bytes, at most {limit} are read")]
-    TooLarge {
+    /// The file is none that can be booted, or booted with: give another.
+    #[error("{file} {why}")]
+    Unfit {
         /// The file.
         file: String,
-        /// Its size in bytes.
-        len: u64,
-        /// The limit in bytes.
-        limit: u64,
+        /// What it is instead.
+        why: String,
     },
-    /// None of the known formats.
-    #[error(
-        "{file} is not a kernel: neither ELF nor bzImage, nor one of these compressed by gzip, zstd, lz4 or xz"
-    )]
-    UnknownFormat {
+    /// The file is damaged: make or copy it anew.
+    #[error("{file} is {how}")]
+    Damaged {
         /// The file.
         file: String,
+        /// `corrupt` or `truncated`, and where.
+        how: String,
     },
-    /// Compressed by a program whose format is not read.
-    #[error(
-        "{file} is compressed by {format}, which is not supported: use gzip, zstd, lz4 (legacy) or xz, or unpack it"
-    )]
-    UnknownCompression {
-        /// The file.
-        file: String,
-        /// The compressor.
-        format: &'static str,
-    },
-    /// Unpacking failed.
+    /// The compressed file is damaged.
     #[error("cannot unpack {file}: its {format} data is corrupt or truncated")]
     Unpack {
         /// The file.
@@ -86,49 +59,7 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// Unpacking gives more than any kernel has.
-    #[error("{file} unpacks to more than {limit} bytes: no kernel is that large")]
-    UnpackedTooLarge {
-        /// The file.
-        file: String,
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// A kernel for another processor.
-    #[error("{file} is a kernel for {machine}; this machine is {wanted}")]
-    WrongMachine {
-        /// The file.
-        file: String,
-        /// What the file is for.
-        machine: String,
-        /// What the machine is.
-        wanted: &'static str,
-    },
-    /// A header contradicts itself.
-    #[error("{file} is corrupt: {what}")]
-    Corrupt {
-        /// The file.
-        file: String,
-        /// What is wrong.
-        what: &'static str,
-    },
-    /// An executable that wants an operating system below it.
-    #[error("{file} is a program, not a kernel: it asks for a dynamic linker")]
-    Program {
-        /// The file.
-        file: String,
-    },
-    /// A bzImage older than the boot protocol that is spoken.
-    #[error("{file} speaks boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed")]
-    OldProtocol {
-        /// The file.
-        file: String,
-        /// Major number.
-        major: u8,
-        /// Minor number.
-        minor: u8,
-    },
-    /// The boot protocol that was asked for does not go with this file.
+    /// The boot protocol that was asked for does not go with this file: ask for another.
     #[error("{file} cannot be booted by the {protocol} protocol: {reason}")]
     WrongProtocol {
         /// The file.
@@ -138,73 +69,25 @@ pub enum BootError {
         /// Why not.
         reason: &'static str,
     },
-    /// The kernel does not fit the machine's memory.
-    #[error(
-        "{file} needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB: give it {needs} MiB or more with -m"
-    )]
-    KernelOutsideMemory {
+    /// Kernel or initrd do not fit the machine's memory: give it more.
+    #[error("{file} {what}: give it {needs} MiB or more with -m")]
+    TooLittleMemory {
         /// The file.
         file: String,
-        /// First byte it needs.
-        start: u64,
-        /// Where what it needs ends.
-        end: u64,
-        /// What the machine has, in MiB.
-        memory: u64,
-        /// The least that would do, in MiB, when the need lies below the gap.
-        needs: u64,
-    },
-    /// The kernel wants memory that no machine has there.
-    #[error("{file} wants to lie at {start:#x} to {end:#x}, where no machine has memory")]
-    KernelOutsideAnyMemory {
-        /// The file.
-        file: String,
-        /// First byte it needs.
-        start: u64,
-        /// Where what it needs ends.
-        end: u64,
-    },
-    /// The kernel would overwrite the tables it starts with.
-    #[error("{file} wants to lie at {start:#x}: kernels load at 1 MiB or above")]
-    KernelTooLow {
-        /// The file.
-        file: String,
-        /// First byte it needs.
-        start: u64,
-    },
-    /// The first instruction is not part of the kernel.
-    #[error("{file} is corrupt: its entry {entry:#x} lies in none of its segments")]
-    EntryOutside {
-        /// The file.
-        file: String,
-        /// The entry.
-        entry: u64,
-    },
-    /// The initial RAM disk does not fit beside the kernel.
-    #[error(
-        "{file} is an initrd of {len} bytes, which does not fit beside the kernel in the machine's {memory} MiB: give it {needs} MiB or more with -m"
-    )]
-    InitrdTooLarge {
-        /// The file.
-        file: String,
-        /// Its size in bytes.
-        len: u64,
-        /// What the machine has, in MiB.
-        memory: u64,
+        /// What it needs, and what the machine has.
+        what: String,
         /// About what would do, in MiB.
         needs: u64,
     },
-    /// The initial RAM disk lies above what its kernel can reach, however much memory there is.
-    #[error("{file} is an initrd of {len} bytes, more than this kernel can be given below {limit:#x}")]
-    InitrdUnreachable {
+    /// No machine has memory where the file is to lie: link it anew, or make it smaller.
+    #[error("{file} {why}")]
+    Unplaceable {
         /// The file.
         file: String,
-        /// Its size in bytes.
-        len: u64,
-        /// Where what the kernel reaches ends.
-        limit: u64,
+        /// Where it is to lie.
+        why: String,
     },
-    /// The command line is cut off by this kernel.
+    /// The command line is cut off by this kernel: shorten it.
     #[error(
         "the kernel command line is too long: {len} bytes ({own} of them describe the machine's devices), {limit} at most: shorten --append"
     )]
@@ -219,33 +102,47 @@ pub enum BootError {
     /// The command line has a NUL byte.
     #[error("the kernel command line holds a NUL byte")]
     CommandLineNul,
-    /// Tables for so many vCPUs or devices do not fit.
-    #[error("{count} {what} are more than the {limit} that the machine's tables can describe")]
-    TooMany {
-        /// `vCPUs` or `interrupt lines`.
-        what: &'static str,
-        /// How many were asked for.
-        count: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// A device where no table can describe it.
-    #[error(
-        "a virtio device at {address:#x} on line {gsi} cannot be described: below 4 GiB and line 24 they can"
-    )]
-    Transport {
-        /// Guest physical address.
-        address: u64,
-        /// Its interrupt line.
-        gsi: u32,
-    },
-    /// Guest memory is smaller than the tables.
-    #[error("cannot write the {what} into guest memory")]
-    Memory {
-        /// What was to be written.
-        what: &'static str,
-        /// Guest memory's answer.
-        #[source]
-        source: vm_memory::GuestMemoryError,
-    },
+    /// The machine has what its tables cannot describe: give it less.
+    #[error("{0}")]
+    Undescribable(String),
+}
+
+impl BootError {
+    /// `file` is something else, as `why` says.
+    pub(super) fn unfit(file: &str, why: impl Into<String>) -> Self {
+        Self::Unfit { file: file.to_owned(), why: why.into() }
+    }
+
+    /// None of the known formats.
+    pub(super) fn unknown_format(file: &str) -> Self {
+        let formats = "neither ELF nor bzImage, nor one of these compressed by gzip, zstd, lz4 or xz";
+        Self::unfit(file, format!("is not a kernel: {formats}"))
+    }
+
+    /// A kernel for another processor.
+    pub(super) fn wrong_machine(file: &str, machine: &str) -> Self {
+        Self::unfit(file, format!("is a kernel for {machine}; this machine is x86-64"))
+    }
+
+    /// A header contradicts itself.
+    pub(super) fn corrupt(file: &str, what: &str) -> Self {
+        Self::Damaged { file: file.to_owned(), how: format!("corrupt: {what}") }
+    }
+
+    /// The first instruction is not part of the kernel.
+    pub(super) fn entry_outside(file: &str, entry: u64) -> Self {
+        Self::corrupt(file, &format!("its entry {entry:#x} lies in none of its segments"))
+    }
+
+    /// The file ends, at `len`, before what its own headers name ends, at `needs`.
+    pub(super) fn truncated(file: &str, what: &str, needs: u64, len: u64) -> Self {
+        let how = format!("truncated: its {what} ends at byte {needs}, the file at byte {len}");
+        Self::Damaged { file: file.to_owned(), how }
+    }
+
+    /// Tables for so many `what` do not fit.
+    pub(super) fn too_many(what: &str, count: u64, limit: u64) -> Self {
+        let text = format!("{count} {what} are more than the {limit} that the machine's tables can describe");
+        Self::Undescribable(text)
+    }
 }

@@ -111,6 +111,8 @@ pub struct Loaded {
     pub initrd: Option<(u64, u64)>,
     /// Bytes mapped instead of copied.
     pub mapped_bytes: u64,
+    /// The file says that it is a kernel: a bzImage, or an ELF file with notes of Linux or for PVH.
+    pub says_kernel: bool,
 }
 
 /// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
@@ -127,7 +129,8 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         PlatformChoice::Acpi => Platform::Acpi,
         PlatformChoice::Auto => kernel.platform().unwrap_or(Platform::Acpi),
     };
-    let command_line = command_line(request, platform, kernel.command_line_max())?;
+    let bounce = !(kernel.is_linux() && map.is_high());
+    let command_line = command_line(request, platform, bounce, kernel.command_line_max())?;
     let place = kernel.place(&map)?;
     // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and takes a dozen pages.
     if place.0 >= HUGE {
@@ -162,6 +165,8 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
             .write(memory)?;
         x86::entry::long_mode(memory, kernel.entry(place.0), place.1)?
     };
+    let says_kernel =
+        kernel.is_linux() || matches!(&kernel.form, Form::Elf(elf, _) if elf.pvh_entry.is_some());
     Ok(Loaded {
         state: BootState::X86(state),
         platform,
@@ -169,6 +174,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         kernel: place,
         initrd,
         mapped_bytes: loader.mapped_bytes,
+        says_kernel,
     })
 }
 
@@ -182,16 +188,30 @@ fn check_transports(transports: &[Transport]) -> Result<(), BootError> {
     for transport in transports {
         let end = transport.address.saturating_add(layout::VIRTIO_STRIDE);
         if transport.gsi >= layout::IO_APIC_PINS || end > layout::HIGH_RAM {
-            return Err(BootError::Transport { address: transport.address, gsi: transport.gsi });
+            let place = format!("at {:#x} on line {}", transport.address, transport.gsi);
+            return Err(BootError::Undescribable(format!(
+                "a virtio device {place} cannot be described: below 4 GiB and line 24 they can"
+            )));
         }
     }
     Ok(())
 }
 
 /// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's init.
-fn command_line(request: &Request<'_>, platform: Platform, limit: usize) -> Result<String, BootError> {
+///
+/// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits could reach the rest. No device here is
+/// one, so it is told not to, unless `bounce` or the user speaks of it.
+fn command_line(
+    request: &Request<'_>,
+    platform: Platform,
+    bounce: bool,
+    limit: usize,
+) -> Result<String, BootError> {
     use std::fmt::Write;
     let mut text = String::new();
+    if !bounce && !request.command_line.contains("swiotlb=") {
+        text.push_str("swiotlb=noforce ");
+    }
     if platform == Platform::MpTable {
         for transport in request.transports {
             let _ = write!(
@@ -239,16 +259,14 @@ impl<'a> Kernel<'a> {
         let mut head = source.head(0x400)?;
         if let Some(format) = Format::detect(&head) {
             if source.len() > UNPACKED_MAX {
-                return Err(BootError::TooLarge {
-                    file: name.to_owned(),
-                    len: source.len(),
-                    limit: UNPACKED_MAX,
-                });
+                let (len, limit) = (source.len(), UNPACKED_MAX);
+                let why = format!("is too large for a kernel: {len} bytes, at most {limit} are read");
+                return Err(BootError::unfit(name, why));
             }
             let whole = (0, source.len());
             let bytes = compress::unpack(&source, format, whole, source.len() * 4, UNPACKED_MAX)?;
             if bytes.is_empty() {
-                return Err(BootError::UnknownFormat { file: name.to_owned() });
+                return Err(BootError::unknown_format(name));
             }
             source = Source::unpacked(name, bytes);
             head = source.head(0x400)?;
@@ -261,10 +279,9 @@ impl<'a> Kernel<'a> {
             kind.push_str("bzImage");
             Self::bzimage(request.protocol, source, kind)
         } else if head.get(56..60) == Some(b"ARM\x64") {
-            let machine = "AArch64".to_owned();
-            Err(BootError::WrongMachine { file: name.to_owned(), machine, wanted: "x86-64" })
+            Err(BootError::wrong_machine(name, "AArch64"))
         } else {
-            Err(BootError::UnknownFormat { file: name.to_owned() })
+            Err(BootError::unknown_format(name))
         }
     }
 
@@ -327,6 +344,14 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// Whether it says of itself that it is Linux.
+    fn is_linux(&self) -> bool {
+        match &self.form {
+            Form::Elf(_, Some(_)) | Form::BzImage(_) => true,
+            Form::Elf(elf, None) => elf.linux,
+        }
+    }
+
     fn command_line_max(&self) -> usize {
         match &self.form {
             Form::Elf(_, Some(image)) | Form::BzImage(image) => image.command_line_max,
@@ -366,7 +391,8 @@ impl<'a> Kernel<'a> {
             }
         };
         if start < layout::HIGH_MEMORY {
-            return Err(BootError::KernelTooLow { file: file(), start });
+            let why = format!("wants to lie at {start:#x}: kernels load at 1 MiB or above");
+            return Err(BootError::Unplaceable { file: file(), why });
         }
         if map.holds(start, end) && end <= IDENTITY_MAX {
             return Ok((start, end));
@@ -376,15 +402,13 @@ impl<'a> Kernel<'a> {
         } else if start >= layout::HIGH_RAM && end <= IDENTITY_MAX {
             end - layout::HIGH_RAM + layout::MMIO_GAP
         } else {
-            return Err(BootError::KernelOutsideAnyMemory { file: file(), start, end });
+            let why = format!("wants to lie at {start:#x} to {end:#x}, where no machine has memory");
+            return Err(BootError::Unplaceable { file: file(), why });
         };
-        Err(BootError::KernelOutsideMemory {
-            file: file(),
-            start,
-            end,
-            memory: map.total() >> 20,
-            needs: needs.div_ceil(1 << 20),
-        })
+        let memory = map.total() >> 20;
+        let what =
+            format!("needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB");
+        Err(BootError::TooLittleMemory { file: file(), what, needs: needs.div_ceil(1 << 20) })
     }
 
     fn write(&self, loader: &mut Loader<'_>, mappable: bool, place: (u64, u64)) -> Result<(), BootError> {
@@ -464,10 +488,17 @@ impl Loader<'_> {
             let file = image.name.to_owned();
             let end = taken.1.saturating_add(len).saturating_add(PAGE);
             return Err(if end > limits[1] || end > layout::MMIO_GAP && limits[1] <= layout::HIGH_RAM {
-                BootError::InitrdUnreachable { file, len, limit: limits[1].min(layout::MMIO_GAP) }
+                let limit = limits[1].min(layout::MMIO_GAP);
+                let why = format!(
+                    "is an initrd of {len} bytes, more than this kernel can be given below {limit:#x}"
+                );
+                BootError::Unplaceable { file, why }
             } else {
                 let memory = map.total() >> 20;
-                BootError::InitrdTooLarge { file, len, memory, needs: end.div_ceil(1 << 20) }
+                let what = format!(
+                    "is an initrd of {len} bytes, which does not fit beside the kernel in the machine's {memory} MiB"
+                );
+                BootError::TooLittleMemory { file, what, needs: end.div_ceil(1 << 20) }
             });
         };
         self.put(&source, image.mappable, guest, (0, len), "initrd")?;

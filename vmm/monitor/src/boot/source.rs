@@ -26,10 +26,10 @@ impl<'a> Source<'a> {
     pub(super) fn open(name: &'a str, file: &'a File) -> Result<Self, BootError> {
         let meta = file.metadata().map_err(|source| BootError::Read { file: name.to_owned(), source })?;
         if !meta.is_file() {
-            return Err(BootError::NotAFile { file: name.to_owned() });
+            return Err(BootError::unfit(name, "is not a regular file"));
         }
         if meta.len() == 0 {
-            return Err(BootError::Empty { file: name.to_owned() });
+            return Err(BootError::unfit(name, "is empty"));
         }
         Ok(Self { name, bytes: Stored::File(file), len: meta.len() })
     }
@@ -60,12 +60,10 @@ impl<'a> Source<'a> {
 
     /// Fails when `len` bytes at `offset` are not all there; `what` names them.
     pub(super) fn check(&self, offset: u64, len: u64, what: &'static str) -> Result<(), BootError> {
-        let needs = offset.checked_add(len).ok_or(BootError::Corrupt {
-            file: self.name.to_owned(),
-            what: "a header names bytes beyond the end of the address space",
-        })?;
+        let beyond = "a header names bytes beyond the end of the address space";
+        let needs = offset.checked_add(len).ok_or_else(|| BootError::corrupt(self.name, beyond))?;
         if needs > self.len {
-            return Err(BootError::Truncated { file: self.name.to_owned(), what, needs, len: self.len });
+            return Err(BootError::truncated(self.name, what, needs, self.len));
         }
         Ok(())
     }
@@ -125,7 +123,7 @@ impl<'a> Source<'a> {
     }
 
     fn impossible(&self) -> BootError {
-        BootError::Corrupt { file: self.name.to_owned(), what: "a header names bytes beyond its end" }
+        BootError::corrupt(self.name, "a header names bytes beyond its end")
     }
 }
 

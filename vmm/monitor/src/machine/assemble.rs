@@ -103,6 +103,8 @@ pub(super) struct Assembled<V> {
     host: Arc<Host>,
     /// Kept for the devices' sake until the last of them is gone.
     pub(super) ram: GuestRam,
+    /// See [`Remains`].
+    says_kernel: bool,
 }
 
 /// What assembly is made of.
@@ -210,6 +212,7 @@ impl<H: Hypervisor> Site<'_, H> {
             memory,
             host,
             ram,
+            says_kernel: loaded.says_kernel,
         };
         if let Err(error) = assembled.spawn(u32::from(config.cpus.get()), loaded.state) {
             drop(assembled.take_apart());
@@ -221,6 +224,8 @@ impl<H: Hypervisor> Site<'_, H> {
 
 /// What outlives a machine.
 pub(super) struct Remains {
+    /// What was booted says that it is a kernel.
+    pub(super) says_kernel: bool,
     pub(super) pumps: Vec<Pump>,
     pub(super) exits: ExitCounts,
     pub(super) faults: Vec<DeviceFaults>,
@@ -264,6 +269,7 @@ impl<V: Vm> Assembled<V> {
             memory,
             host,
             ram: _ram,
+            says_kernel,
         } = self;
         shared.gate.set(vcpu::Command::End);
         for kicker in &kickers {
@@ -281,7 +287,7 @@ impl<V: Vm> Assembled<V> {
         drop(shared);
         pumps.iter_mut().for_each(Pump::unplug);
         drop(vm);
-        Remains { pumps, exits, faults }
+        Remains { says_kernel, pumps, exits, faults }
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Outcome {
     /// What the guest's drivers broke, over all starts of the machine.
     #[serde(default)]
     pub faults: Vec<DeviceFaults>,
+    /// What may be the cause of a guest's end in its first instructions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl Outcome {
@@ -33,6 +36,7 @@ impl Outcome {
             exits: ExitCounts::default(),
             starts: 0,
             faults: Vec::new(),
+            hint: None,
         }
     }
 

@@ -10,7 +10,7 @@ use super::halt::HaltWatch;
 use super::holder::Holder;
 use super::inspect::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
-use super::mailbox::{Mailbox, Message, Word};
+use super::mailbox::{Cause, Mailbox, Message, Word};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
 use super::vcpu::Command;
 use super::wire::Reply;
@@ -72,6 +72,15 @@ impl Ran {
             Some(Lost::Failed(what)) if reason.exit_code() == 0 => EndReason::Error(what.clone()),
             _ => reason,
         })
+    }
+}
+
+impl Ran {
+    /// Whether the guest failed before it had done anything, of a file that does not even say that it is a kernel.
+    pub(super) fn was_no_kernel(&self) -> bool {
+        let failed = matches!(self.ending, Ending::Guest(Cause::TripleFault | Cause::Fault(_)));
+        let exits = &self.remains.exits;
+        failed && !self.remains.says_kernel && exits.pio_write + exits.mmio_write == 0
     }
 }
 

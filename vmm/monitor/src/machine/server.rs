@@ -159,6 +159,9 @@ impl<H: Hypervisor> Server<'_, H> {
                     outcome.add_faults(ran.remains.faults.clone());
                     if let Some(reason) = ran.reason(self.config.on_reset) {
                         outcome.reason = reason;
+                        outcome.hint = ran
+                            .was_no_kernel()
+                            .then(|| format!("{} does not look like a Linux kernel", self.config.kernel));
                         self.recorder.stamp_at(name::GUEST_END, ran.ended_at);
                         break;
                     }

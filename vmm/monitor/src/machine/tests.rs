@@ -111,6 +111,18 @@ fn a_guest_that_says_that_it_halts_and_does_is_at_its_end() {
 }
 
 #[test]
+fn a_file_that_is_no_kernel_is_named_at_its_first_fault() {
+    // A kernel of the test says nothing of itself; one that has done something was one.
+    for (script, named) in [(vec![Step::TripleFault], true), (vec![off(), Step::TripleFault], false)] {
+        let fake = Fake::new();
+        fake.script(0, script);
+        let outcome = start(&fake, |_| {}).wait();
+        let hint = outcome.hint.unwrap_or_default();
+        assert_eq!(hint == "descriptor 0 does not look like a Linux kernel", named, "{hint}");
+    }
+}
+
+#[test]
 fn words_of_a_halt_alone_end_nothing() {
     let fake = Fake::new();
     // The second vCPU goes on, as if a program had written the words; each look kicks it once.

@@ -259,3 +259,24 @@ fn an_entry_that_is_virtual_is_translated() {
     let loaded = load_bytes(&bytes, &memory_of(64)).unwrap();
     assert_eq!(registers(&loaded).rip, BASE + 0x40);
 }
+
+#[test]
+fn linux_sets_no_memory_aside_for_devices_that_are_not_there() {
+    let linux = file_of(&sample(&testing::note("Linux", 1, &[0; 4]), &[]));
+    let other = file_of(&sample(&[], &[]));
+    let bz = file_of(&testing::bzimage(16 * MIB, 0x80_0000, b"............"));
+    let words = "swiotlb=noforce console=ttyS0";
+    let table = [
+        (&linux, 3328, "console=ttyS0", "console=ttyS0", true),
+        (&linux, 3329, "console=ttyS0", words, true),
+        (&bz, 3329, "console=ttyS0", words, true),
+        (&other, 3329, "console=ttyS0", "console=ttyS0", false),
+        (&linux, 3329, "swiotlb=512 quiet", "swiotlb=512 quiet", true),
+    ];
+    for (file, mib, given, told, says_kernel) in table {
+        let memory = memory_of(mib);
+        let loaded = load(&memory, &Request { command_line: given, ..request(file) }).unwrap();
+        assert_eq!(read_text(&memory, layout::COMMAND_LINE), told);
+        assert_eq!(loaded.says_kernel, says_kernel);
+    }
+}

@@ -28,7 +28,7 @@ const NO_CMOS_CLOCK: u16 = 1 << 5;
 /// Writes the tables from [`layout::RSDP`] on, whose address it returns. `cpus` is 1 to [`CPUS_MAX`], their APIC ids count from 0.
 pub(in crate::boot) fn write(memory: &Memory, cpus: u32, transports: &[Transport]) -> Result<u64, BootError> {
     if !(1..=CPUS_MAX).contains(&cpus) {
-        return Err(BootError::TooMany { what: "vCPUs", count: u64::from(cpus), limit: u64::from(CPUS_MAX) });
+        return Err(BootError::too_many("vCPUs", cpus.into(), CPUS_MAX.into()));
     }
     let mut place = Placer { memory, next: layout::RSDP + 48 };
     let dsdt = place.put(&table(*b"DSDT", 2, &dsdt_body(transports)?))?;
@@ -50,11 +50,8 @@ impl Placer<'_> {
         let at = self.next;
         let end = at + bytes.len() as u64;
         if end > layout::PLATFORM_TABLES_END {
-            return Err(BootError::TooMany {
-                what: "bytes of ACPI tables",
-                count: end - layout::RSDP,
-                limit: layout::PLATFORM_TABLES_END - layout::RSDP,
-            });
+            let limit = layout::PLATFORM_TABLES_END - layout::RSDP;
+            return Err(BootError::too_many("bytes of ACPI tables", end - layout::RSDP, limit));
         }
         self.memory
             .write_slice(bytes, GuestAddress(at))
@@ -147,8 +144,8 @@ fn dsdt_body(transports: &[Transport]) -> Result<Vec<u8>, BootError> {
     ];
     let mut devices = aml::device("COM1", &com1.concat());
     for (index, transport) in transports.iter().enumerate() {
-        let too_many = BootError::TooMany { what: "devices", count: transports.len() as u64, limit: 256 };
-        let number = u8::try_from(index).map_err(|_| too_many)?;
+        let too_many = || BootError::too_many("devices", transports.len() as u64, 256);
+        let number = u8::try_from(index).map_err(|_| too_many())?;
         let address = u32::try_from(transport.address).unwrap_or(0); // checked by the caller
         let len = u32::try_from(layout::VIRTIO_STRIDE).unwrap_or(0x1000);
         let body = [

@@ -55,6 +55,11 @@ impl Map {
         self.ram.iter().map(|(start, end)| end - start).sum()
     }
 
+    /// Whether some of it lies above 4 GiB.
+    pub(in crate::boot) fn is_high(&self) -> bool {
+        self.ram.last().is_some_and(|&(_, end)| end > layout::HIGH_RAM)
+    }
+
     /// Whether all of `start..end` is memory.
     pub(in crate::boot) fn holds(&self, start: u64, end: u64) -> bool {
         self.ram.iter().any(|&(first, last)| first <= start && end <= last)

@@ -48,11 +48,10 @@ fn pointer() -> Vec<u8> {
 }
 
 fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> {
-    let ids = u8::try_from(cpus).ok().filter(|&ids| ids > 0).ok_or(BootError::TooMany {
-        what: "vCPUs",
-        count: u64::from(cpus),
-        limit: u64::from(CPUS_MAX),
-    })?;
+    let ids = u8::try_from(cpus)
+        .ok()
+        .filter(|&ids| ids > 0)
+        .ok_or_else(|| BootError::too_many("vCPUs", cpus.into(), CPUS_MAX.into()))?;
     let mut bytes = vec![0; HEADER_LEN];
     let mut entries: u16 = 0;
     let mut push = |entry: &[u8]| {

@@ -92,13 +92,10 @@ impl ZeroPage<'_> {
         if let Some(rsdp) = self.rsdp {
             put(ACPI_RSDP, &rsdp.to_le_bytes());
         }
-        let count = u8::try_from(self.map.len()).ok().filter(|&count| usize::from(count) <= E820_MAX).ok_or(
-            BootError::TooMany {
-                what: "ranges of memory",
-                count: self.map.len() as u64,
-                limit: E820_MAX as u64,
-            },
-        )?;
+        let count = u8::try_from(self.map.len())
+            .ok()
+            .filter(|&count| usize::from(count) <= E820_MAX)
+            .ok_or_else(|| BootError::too_many("ranges of memory", self.map.len() as u64, E820_MAX as u64))?;
         put(E820_ENTRIES, &[count]);
         for (entry, at) in self.map.iter().zip((E820_TABLE..).step_by(20)) {
             put(at, &entry.start.to_le_bytes());
