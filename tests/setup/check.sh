@@ -1,6 +1,7 @@
 #!/bin/bash
-# check.sh: what sets the project up keeps its promises: packages from an archive that moves on while lists and cache grow old, the
-# scheduler of `make test`, the check of licences and origins. The archive is one of a few small packages, made here; no network.
+# check.sh: what sets the project up keeps its promises: packages from an archive that moves on
+# while lists and cache grow old, the scheduler of `make test`, the check of licences and origins.
+# The archive is one of a few small packages, made here; no network.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -23,7 +24,8 @@ published() {
   done >"$scratch/archive/Packages"
   rm -f "$NELLY_BUILD_CACHE/apt/fetched" # its lists are no longer of the last ten minutes
 }
-# A machine whose lists are what the archive had when `machine` was called, and an empty build cache.
+# A machine whose lists are what the archive had when `machine` was called, and an empty build
+# cache.
 machine() {
   export NELLY_BUILD_CACHE=$scratch/cache APT_CONFIG=$scratch/apt.conf
   rm -rf "$scratch/cache" "$scratch/machine"
@@ -57,7 +59,8 @@ lists_too_old() {
   rm -rf "$scratch/archive"
   deb tool 1.85-1 && machine || return 1
   [ "$(fetched fetch_package tool)" = tool_1.85-1_all.deb ] || return 1
-  # the archive moves on: neither the lists nor what is cached will do, and what the lists name is gone
+  # the archive moves on: neither the lists nor what is cached will do, and what the lists name is
+  # gone
   rm -rf "$scratch/archive" && deb tool 1.96-1 && published || return 1
   [ "$(fetched fetch_package tool '' 1.95)" = tool_1.96-1_all.deb ] || return 1
   # what is in the cache now serves without an archive
@@ -104,7 +107,8 @@ pins_hold() {
   told "thing tool-2 2-1 $(sha256sum <"$scratch/archive/tool-2_2-1_all.deb" | head -c 64)"
 }
 
-# kernel_package VERSION LINE: a kernel source of a Makefile, whose configuration is the fragments as they are, and a file to patch
+# kernel_package VERSION LINE: a kernel source of a Makefile, whose configuration is the fragments
+# as they are, and a file to patch
 kernel_package() {
   local source=$scratch/linux-source
   rm -rf "$source" "$scratch/package" && mkdir -p "$source/mm" "$scratch/package/usr/src"

@@ -1,7 +1,9 @@
-# Sourced by the scripts that fetch or build what the project boots: where the cache is, how a Debian package comes into it.
+# Sourced by the scripts that fetch or build what the project boots: where the cache is, how a
+# Debian package comes into it.
 
 setup=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# The build cache: kernels, packages, saved states. Nothing in it is precious; nothing of it is in the checkout.
+# The build cache: kernels, packages, saved states. Nothing in it is precious; nothing of it is in
+# the checkout.
 cache=${NELLY_BUILD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nelly-build}
 mkdir -p "$cache/debs"
 cache=$(cd "$cache" && pwd)
@@ -15,7 +17,8 @@ fail() {
 # rust_version: the oldest compiler that the workspace is built with
 rust_version() { sed -n 's/^rust-version = "\([0-9.]*\)"$/\1/p' "$setup/../../Cargo.toml"; }
 
-# apt with the machine's own lists; with lists in the cache, which an ordinary user can fetch, where those do not have what is wanted.
+# apt with the machine's own lists; with lists in the cache, which an ordinary user can fetch, where
+# those do not have what is wanted.
 apt_options=(-o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3)
 private_lists=(-c "$cache/apt/conf" -o Dir::State::Lists="$cache/apt/lists" -o Dir::Cache="$cache/apt"
   -o Dir::Cache::archives="$cache/apt/archives" -o Debug::NoLocking=1)
@@ -31,8 +34,9 @@ fresh_lists() {
   touch "$cache/apt/fetched"
 }
 
-# offered PATTERN [VERSION [LEAST]]: "NAME VERSION" of the newest package whose whole name matches (grep -E), of this version, or of one
-# that is not older than LEAST; nothing when the lists have none
+# offered PATTERN [VERSION [LEAST]]: "NAME VERSION" of the newest package whose whole name matches
+# (grep -E), of this version, or of one that is not older than LEAST; nothing when the lists have
+# none
 offered() {
   local name found
   for name in $(apt-cache "${apt_options[@]}" pkgnames 2>/dev/null | { grep -xE "$1" || true; } | sort -Vr); do
@@ -48,7 +52,8 @@ offered() {
   done
 }
 
-# cached PATTERN [VERSION [LEAST]]: the path of such a package in the cache, the newest; nothing when there is none
+# cached PATTERN [VERSION [LEAST]]: the path of such a package in the cache, the newest; nothing
+# when there is none
 cached() {
   local file version
   for file in $(find "$cache/debs" -maxdepth 1 -name '*.deb' -printf '%f\n' | { grep -E "^($1)_" || true; } | sort -Vr); do
@@ -65,9 +70,9 @@ cached() {
 
 GONE=4
 
-# fetch_package PATTERN [VERSION [LEAST]]: prints the path of the .deb in the cache, fetching it when absent: of this version, or the newest
-# that is not older than LEAST. Lists that do not offer it are refreshed. The exit code is GONE when
-# the archive, asked just now, has none.
+# fetch_package PATTERN [VERSION [LEAST]]: prints the path of the .deb in the cache, fetching it
+# when absent: of this version, or the newest that is not older than LEAST. Lists that do not offer
+# it are refreshed. The exit code is GONE when the archive, asked just now, has none.
 fetch_package() {
   local pattern=$1 version=${2:-} least=${3:-} have found='' scratch try
   local wanted="$1${2:+ $2}${3:+, $3 or newer}"
@@ -103,7 +108,8 @@ fetch_package() {
   echo "$cache/debs/$have"
 }
 
-# fetch_newest PATTERN: prints the path of the newest package that the archive has, whatever is in the cache
+# fetch_newest PATTERN: prints the path of the newest package that the archive has, whatever is in
+# the cache
 fetch_newest() {
   local found
   fresh_lists || fail "cannot refresh the package lists"
@@ -120,8 +126,8 @@ verified() {
 if the archive gives out another file under the same version, find out why before you trust it"
 }
 
-# fetch_pinned FOR PATTERN: prints the path of the package that tests/setup/pins names for something; when the archive no longer has it, of
-# the newest that matches, and says what to write
+# fetch_pinned FOR PATTERN: prints the path of the package that tests/setup/pins names for
+# something; when the archive no longer has it, of the newest that matches, and says what to write
 fetch_pinned() {
   local name version hash deb status=0
   read -r name version hash < <(awk -v what="$1" '$1 == what { print $2, $3, $4 }' "$setup/pins")

@@ -1,7 +1,9 @@
-"""Runs checks and tests side by side, never more of them than there are processors, and counts what came of them.
+"""Runs checks and tests side by side, never more of them than there are processors, and counts what
+came of them.
 
-A job holds a token while it runs, and there are as many tokens as processors. Compilers take those that are left: cargo is told of the
-pipe they lie in (the jobserver of GNU make), so it compiles with all processors when it is alone, and with one beside an emulated host.
+A job holds a token while it runs, and there are as many tokens as processors. Compilers take those
+that are left: cargo is told of the pipe they lie in (the jobserver of GNU make), so it compiles
+with all processors when it is alone, and with one beside an emulated host.
 """
 import collections
 import json
@@ -38,7 +40,9 @@ class Counts(collections.namedtuple("Counts", "passed failed skipped", defaults=
 
 
 class Output:
-    """What a command did: its exit code, the seconds it took, the lines of its standard output, each with the second it came."""
+    """What a command did: its exit code, the seconds it took, the lines of its standard output,
+    each with the second it came.
+    """
 
     def __init__(self):
         self.code, self.seconds, self.lines = None, 0.0, []
@@ -60,7 +64,9 @@ class Job:
 
 
 class Suite(Job):
-    """Programs of Rust's test harness, whose own counts are added up. One that ran no test has failed."""
+    """Programs of Rust's test harness, whose own counts are added up. One that ran no test has
+    failed.
+    """
 
     def judge(self, output):
         found = sum((Counts(*map(int, match.groups())) for _, line in output.lines if (match := RESULT.match(line))), Counts())
@@ -71,7 +77,9 @@ class Suite(Job):
 
 
 class Rooms(Job):
-    """Tests of one program, of one room or several, in one host where guests run: each room is told and timed by itself."""
+    """Tests of one program, of one room or several, in one host where guests run: each room is told
+    and timed by itself.
+    """
 
     def __init__(self, tests, command, **more):
         rooms = list(dict.fromkeys(room_of(test) for test in tests))
@@ -126,12 +134,15 @@ class Tokens:
         os.write(self.pipe, b"+")
 
     def environment(self):
-        """How cargo finds the tokens. Not MAKEFLAGS: Debian's make does not know pipes with names."""
+        """How cargo finds the tokens. Not MAKEFLAGS: Debian's make does not know pipes with names.
+        """
         return {"CARGO_MAKEFLAGS": f"-j --jobserver-auth=fifo:{self.path}"}
 
 
 class Seconds:
-    """How long jobs took the last time, from a file: the longest begin first. It is a guess, and no harm is done when it is wrong."""
+    """How long jobs took the last time, from a file: the longest begin first. It is a guess, and no
+    harm is done when it is wrong.
+    """
 
     def __init__(self, path):
         self.path = path
@@ -153,7 +164,9 @@ class Seconds:
 
 
 def shared(rooms, together):
-    """Groups of rooms, longest first: `rooms` maps each to its seconds, and those that take `together` seconds at most share a host."""
+    """Groups of rooms, longest first: `rooms` maps each to its seconds, and those that take
+    `together` seconds at most share a host.
+    """
     groups = []
     for room, seconds in sorted(rooms.items(), key=lambda item: (-item[1], item[0])):
         group = next((group for group in groups if group[0] + seconds <= together), None)
@@ -180,7 +193,9 @@ class Runner:
                 print("\n".join(lines), flush=True)
 
     def together(self, *lanes):
-        """Runs lanes of jobs side by side, each in its order; a lane that is given several times is worked off by as many at once."""
+        """Runs lanes of jobs side by side, each in its order; a lane that is given several times is
+        worked off by as many at once.
+        """
         threads = [threading.Thread(target=self.lane, args=[jobs], daemon=True) for jobs in lanes]
         for thread in threads:
             thread.start()
@@ -210,6 +225,8 @@ class Runner:
         if job.again(output):
             self.say(f"  again {job.name}: the emulated host stood still or failed; see {path}")
             output = self.execute(job, path)
+        if self.stopping:
+            raise Ended  # it did not end by itself
         verdicts = job.judge(output)
         lines = []
         for name, counts, seconds in verdicts:
@@ -271,7 +288,9 @@ class Runner:
 
 
 def end_group(process):
-    """Ends a process and those of its group: asks first, for an emulated host tidies up. Returns when they are gone."""
+    """Ends a process and those of its group: asks first, for an emulated host tidies up. Returns
+    when they are gone.
+    """
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -316,7 +335,9 @@ def signals_end():
 
 
 def finish(runner, work):
-    """Does `work`, prints the counts as the last line, and ends the program: 0 only when something passed and nothing failed."""
+    """Does `work`, prints the counts as the last line, and ends the program: 0 only when something
+    passed and nothing failed.
+    """
     signals_end()
     try:
         work()
