@@ -60,6 +60,8 @@ pub struct CgroupStats {
 /// A container's cgroups. Dropping this leaves the directories: see [`Cgroup::remove`].
 #[derive(Debug)]
 pub struct Cgroup {
+    /// The mount.
+    root: PathBuf,
     /// The one with the limits.
     path: PathBuf,
     limits: File,
@@ -77,7 +79,11 @@ const EXEC: &str = "exec";
 /// How deep a container may nest cgroups and how many it may have: the agent walks them, and each takes memory of the guest's kernel.
 const NESTING: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.descendants", "1024")];
 
-/// Hands every controller that the cgroup has to its children.
+/// Controllers that every container has: for its figures, for its share of processors, and for the programs in it that look for limits.
+/// Each other one costs every container's start, and is handed down with the first limit that needs it.
+const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Hands the usual controllers, of those that the cgroup has, to its children.
 ///
 /// # Errors
 /// [`CgroupError::Write`]. A cgroup without controllers is no error: then limits are, when one is set.
@@ -86,7 +92,9 @@ pub fn delegate_controllers(cgroup: &Path) -> Result<(), CgroupError> {
     let given = fs::read_to_string(cgroup.join("cgroup.subtree_control")).unwrap_or_default();
     let missing: Vec<_> = known
         .split_whitespace()
-        .filter(|controller| !given.split_whitespace().any(|one| one == *controller))
+        .filter(|controller| {
+            USUAL.contains(controller) && !given.split_whitespace().any(|one| one == *controller)
+        })
         .map(|controller| format!("+{controller}"))
         .collect();
     if missing.is_empty() {
@@ -141,7 +149,7 @@ impl Cgroup {
         }
         delegate_controllers(&current)?;
         let container = make(&current.join(CONTAINER))?;
-        Ok(Self { path: current, limits, container, exec: OnceLock::new() })
+        Ok(Self { root: root.to_owned(), path: current, limits, container, exec: OnceLock::new() })
     }
 
     /// Limits the container: writes a value to one of its files, and to the same one of the cgroup that the container sees. With
@@ -152,12 +160,24 @@ impl Cgroup {
     pub fn set(&self, file: &str, value: &str, optional: bool) -> Result<(), CgroupError> {
         let shown = self.path.join(CONTAINER).join(file);
         let path = self.path.join(file);
+        self.hand_down(file);
         if optional {
             write_if_there(&path, value)?;
             return write_if_there(&shown, value);
         }
         write(&path, value)?;
         write(&shown, value)
+    }
+
+    /// Hands the controller of a file down to the container. Where there is none, the file is missing, and that is what is said.
+    fn hand_down(&self, file: &str) {
+        let Some((controller, _)) = file.split_once('.').filter(|(name, _)| !USUAL.contains(name)) else {
+            return;
+        };
+        let above: Vec<_> = self.path.ancestors().take_while(|above| above.starts_with(&self.root)).collect();
+        for cgroup in above.into_iter().rev() {
+            let _ = write(&cgroup.join("cgroup.subtree_control"), &format!("+{controller}"));
+        }
     }
 
     /// Attaches the device program: it holds for all below.

@@ -95,6 +95,8 @@ impl Bench {
         for cgroup in [&mount, &cgroup] {
             delegate_controllers(cgroup).expect("cgroups without processes of their own");
         }
+        // A controller that no container has by itself; a machine may lack it.
+        let _ = fs::write(mount.join("cgroup.subtree_control"), "+hugetlb");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { directory, cgroup, runtime }
     }

@@ -157,6 +157,11 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
             while :; do sleep 0.05; done' &
         while :; do sleep 0.05; done"#;
     let mut spec = sh(script);
+    let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
+    let hugetlb = controllers.split_whitespace().any(|one| one == "hugetlb");
+    if hugetlb {
+        spec["linux"]["resources"]["unified"] = json!({"hugetlb.2MB.max": "4194304"});
+    }
     // Without this right nobody maps root into a namespace of users; docker's containers have it.
     for set in ["bounding", "effective", "permitted"] {
         spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SETFCAP"));
@@ -181,6 +186,13 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     let limits = |file: &str| std::fs::read_to_string(world.cgroup.join("a").join(file)).unwrap();
     assert_eq!(limits("cgroup.max.descendants"), "1024\n");
     assert_eq!(limits("container/cgroup.procs"), "", "it moved itself");
+    if hugetlb {
+        assert_eq!(limits("hugetlb.2MB.max"), "4194304\n");
+        assert!(
+            limits("container/cgroup.subtree_control").contains("hugetlb"),
+            "its cgroup takes no process"
+        );
+    }
     // An exec still has its place, and sees itself at the root as any process does.
     let outcome = world.exec_sh("a", "e", "grep ^0: /proc/self/cgroup").await;
     assert_eq!(outcome.stdout, "0::/\n", "{outcome:?}");
