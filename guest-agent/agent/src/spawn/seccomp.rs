@@ -5,8 +5,6 @@
 //! Calls of another architecture, listed in the profile or not, end the process: never looser than the profile. Where calls are refused
 //! that no rule names, those that nobody here has heard of answer ENOSYS, as a kernel without them does: programs try the next best then.
 
-use std::collections::BTreeMap;
-
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag,
     LinuxSeccompOperator as Operator, LinuxSyscall,
@@ -89,6 +87,9 @@ struct Rule {
     verdict: u32,
 }
 
+/// A system call's number, and the place of a rule that speaks of it among all.
+type Call = (u32, usize);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Condition {
     index: u8,
@@ -117,9 +118,9 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         };
     }
     let default = verdict(profile.default_action(), profile.default_errno_ret())?;
-    let mut calls: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+    let (mut all, mut calls) = (Vec::new(), Vec::new());
     for syscall in profile.syscalls().iter().flatten() {
-        add(syscall, default, &mut calls)?;
+        add(syscall, default, &mut all, &mut calls)?;
     }
     let mut program = vec![
         op(LD, OFFSET_ARCH),
@@ -131,7 +132,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         program.push(jump(JGE, foreign, 0, 1));
         program.push(op(RET, RET_KILL_PROCESS));
     }
-    let mut ranges = ranges(calls, default);
+    let mut ranges = ranges(calls, &all, default);
     if profile.default_action() == Action::ScmpActErrno {
         let start = arch::unknown_syscalls();
         ranges.retain(|(other, _)| *other < start);
@@ -161,13 +162,15 @@ fn verdict(action: Action, errno: Option<u32>) -> Result<u32, SeccompError> {
 fn add(
     syscall: &LinuxSyscall,
     default: u32,
-    calls: &mut BTreeMap<u32, Vec<Rule>>,
+    all: &mut Vec<Rule>,
+    calls: &mut Vec<Call>,
 ) -> Result<(), SeccompError> {
     let verdict = verdict(syscall.action(), syscall.errno_ret())?;
-    let rules = rules(syscall, verdict)?;
+    let first = all.len();
+    all.extend(rules(syscall, verdict)?);
     for name in syscall.names() {
         match arch::syscall_number(name) {
-            Some(number) => calls.entry(number).or_default().extend(rules.iter().cloned()),
+            Some(number) => calls.extend((first..all.len()).map(|rule| (number, rule))),
             // A permission for a call that this architecture lacks cannot be used; a restriction of a call nobody has
             // ever heard of is a promise that cannot be kept.
             None if loosens(verdict, default) || FOREIGN.contains(&name.as_str()) => {}
@@ -311,28 +314,46 @@ fn condition(arg: &LinuxSeccompArg) -> Option<Condition> {
     Some(Condition { index, op: arg.op(), value: arg.value(), second: arg.value_two().unwrap_or(0) })
 }
 
-/// Ranges of numbers that share their rules: each begins at its number and ends before the next.
-fn ranges(calls: BTreeMap<u32, Vec<Rule>>, default: u32) -> Vec<(u32, Vec<Rule>)> {
+/// Ranges of numbers that share their rules: each begins at its number and ends before the next. A profile names hundreds of calls by a
+/// few rules, so rules are copied for a range and not for a call.
+fn ranges(mut calls: Vec<Call>, all: &[Rule], default: u32) -> Vec<(u32, Vec<Rule>)> {
+    calls.sort_unstable();
     let mut ranges: Vec<(u32, Vec<Rule>)> = vec![(0, Vec::new())];
     let mut push = |start: u32, rules: Vec<Rule>| match ranges.last_mut() {
         Some(last) if last.1 == rules => {}
         Some(last) if last.0 == start => last.1 = rules,
         _ => ranges.push((start, rules)),
     };
-    for (number, mut rules) in calls {
-        if let Some(end) = rules.iter().position(|rule| rule.conditions.is_empty()) {
-            rules.truncate(end + 1);
+    let mut groups = calls.chunk_by(|one, next| one.0 == next.0).peekable();
+    while let Some(group) = groups.next() {
+        let Some((number, _)) = group.first() else { continue };
+        push(*number, deciding(group, all, default));
+        let mut end = number + 1;
+        let same = |next: &&[Call], end: u32| {
+            next.first().is_some_and(|(number, _)| *number == end)
+                && next.iter().map(|call| call.1).eq(group.iter().map(|call| call.1))
+        };
+        while groups.next_if(|next| same(next, end)).is_some() {
+            end += 1;
         }
-        // Rules at the tail that only repeat the default say nothing.
-        while rules.last().is_some_and(|rule| rule.verdict == default) {
-            rules.pop();
-        }
-        push(number, rules);
-        push(number + 1, Vec::new());
+        push(end, Vec::new());
     }
     // `push(n + 1, empty)` followed by `push(n + 1, rules)` replaced the former, which may equal its new neighbour.
     ranges.dedup_by(|later, earlier| later.1 == earlier.1);
     ranges
+}
+
+/// The rules of one call, as far as they decide anything.
+fn deciding(group: &[Call], all: &[Rule], default: u32) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = group.iter().filter_map(|(_, rule)| all.get(*rule)).cloned().collect();
+    if let Some(end) = rules.iter().position(|rule| rule.conditions.is_empty()) {
+        rules.truncate(end + 1);
+    }
+    // Rules at the tail that only repeat the default say nothing.
+    while rules.last().is_some_and(|rule| rule.verdict == default) {
+        rules.pop();
+    }
+    rules
 }
 
 fn dispatch(ranges: &[(u32, Vec<Rule>)], default: u32) -> Vec<Instruction> {
@@ -439,8 +460,9 @@ fn condition_code(condition: Condition, rest: u8) -> Vec<Instruction> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// What the kernel would answer: a small machine for classic BPF over `seccomp_data`.
     fn run(program: &[Instruction], arch: u32, nr: u32, args: [u64; 6]) -> u32 {
@@ -601,21 +623,23 @@ mod tests {
     proptest! {
         #[test]
         fn the_program_decides_as_the_rules_say(
-            calls in prop::collection::btree_map(0..40u32, prop::collection::vec((conditions(), 0..5u32), 0..4), 0..40),
+            all in prop::collection::vec((conditions(), 0..5u32), 1..8),
+            calls in prop::collection::btree_map(0..40u32, prop::collection::btree_set(0..8usize, 0..4), 0..40),
             queries in prop::collection::vec((0..45u32, prop::array::uniform6(interesting())), 1..40),
         ) {
-            let calls: BTreeMap<u32, Vec<Rule>> = calls.into_iter().map(|(number, rules)| {
-                let rules = rules.into_iter()
-                    .map(|(conditions, errno)| Rule { conditions, verdict: RET_ERRNO | errno }).collect();
-                (number, rules)
-            }).collect();
-            let program = dispatch(&ranges(calls.clone(), RET_ERRNO), RET_ERRNO);
+            let all: Vec<Rule> = all.into_iter()
+                .map(|(conditions, errno)| Rule { conditions, verdict: RET_ERRNO | errno }).collect();
+            let bound: Vec<Call> = calls.iter()
+                .flat_map(|(number, own)| own.iter().filter(|rule| **rule < all.len()).map(|rule| (*number, *rule)))
+                .collect();
+            let program = dispatch(&ranges(bound.clone(), &all, RET_ERRNO), RET_ERRNO);
             let mut program_at_nr = vec![op(LD, OFFSET_NR)];
             program_at_nr.extend(program);
             for (number, args) in queries {
-                let expected = calls.get(&number).and_then(|rules| rules.iter().find(|rule| {
+                let own = bound.iter().filter(|call| call.0 == number).map(|call| &all[call.1]);
+                let expected = own.clone().find(|rule| {
                     rule.conditions.iter().all(|c| holds(c, args[usize::from(c.index)]))
-                })).map_or(RET_ERRNO, |rule| rule.verdict);
+                }).map_or(RET_ERRNO, |rule| rule.verdict);
                 prop_assert_eq!(run(&program_at_nr, 0, number, args), expected);
             }
         }
