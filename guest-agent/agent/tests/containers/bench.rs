@@ -479,7 +479,8 @@ impl World {
     }
 }
 
-fn watched(stream: UnixStream) -> tokio::net::UnixStream {
+/// For reading and writing in tasks.
+pub(crate) fn watched(stream: UnixStream) -> tokio::net::UnixStream {
     stream.set_nonblocking(true).unwrap();
     tokio::net::UnixStream::from_std(stream).unwrap()
 }

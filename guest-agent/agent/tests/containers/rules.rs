@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::bench::{World, reading, spec};
+use crate::bench::{World, reading, spec, watched};
 use crate::calls;
 
 crate::scenarios!(
@@ -140,7 +140,7 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     // The container's root, in a user and a cgroup namespace of its own, mounts its cgroups to write. It tries to lift the limit at
     // their root, first as that root, then from below it; it moves everything into a child, and hands down what controllers there are.
     let script = r#"
-        trap 'echo first; exit 0' TERM
+        trap 'echo first; wait; exit 0' TERM
         exec 2>&1
         /bin/unshare -UrmC sh -c '
             mount -t cgroup2 none /mnt || exit
@@ -171,18 +171,19 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     calls::libraries(mounts);
     let streams = world.streams();
     world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
-    let mut stdout = streams.stdout();
     world.start("a").await;
-    let stdout = crate::bench::beside(move || {
-        let (mut line, mut byte) = (Vec::new(), [0]);
-        while byte != *b"\n" {
-            std::io::Read::read_exact(&mut stdout, &mut byte).unwrap();
-            line.extend(byte);
+    // Here and not in a thread beside: an exec is made by an agent with one thread.
+    let stdout = watched(streams.stdout());
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        stdout.readable().await.unwrap();
+        let mut byte = [0];
+        match stdout.try_read(&mut byte) {
+            Ok(count) => line.extend(&byte[..count]),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
-        assert_eq!(String::from_utf8_lossy(&line), "ready\n");
-        stdout
-    })
-    .await;
+    }
+    assert_eq!(String::from_utf8_lossy(&line), "ready\n");
     let limits = |file: &str| std::fs::read_to_string(world.cgroup.join("a").join(file)).unwrap();
     assert_eq!(limits("cgroup.max.descendants"), "1024\n");
     assert_eq!(limits("container/cgroup.procs"), "", "it moved itself");
@@ -199,7 +200,7 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     // Signals find what moved.
     world.signal("a", "", libc::SIGTERM, true).await.unwrap();
     assert_eq!(world.wait("a", "").await.exit_code, 0);
-    let said = reading(stdout).await;
+    let said = reading(stdout.into_std().unwrap()).await;
     assert!(said.contains("first\n") && said.contains("nested\n"), "{said:?}");
 }
 
