@@ -52,6 +52,7 @@ impl MachineConfig {
             rng: _,
             console,
             serial,
+            log_bytes: _,
             vsock: _,
             spare_slots: _,
             on_reset: _,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, MemorySize};
+pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize};
 
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -55,6 +55,8 @@ pub struct MachineConfig {
     pub console: Endpoint,
     /// The first serial port; `none` keeps the port and discards what the guest writes.
     pub serial: Endpoint,
+    /// Most bytes of a console's log: a full one is renamed to `NAME.1`, in place of the one before, and begins anew.
+    pub log_bytes: LogSize,
     /// The socket device.
     pub vsock: Option<VsockConfig>,
     /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine runs. 0 to 19 with all other devices.
@@ -85,6 +87,7 @@ impl MachineConfig {
             rng: false,
             console: Endpoint::None,
             serial: Endpoint::None,
+            log_bytes: LogSize::default(),
             vsock: None,
             spare_slots: 0,
             on_reset: OnReset::Exit,
@@ -238,7 +241,7 @@ pub enum Endpoint {
     Stdio,
     /// A stream that the handle hands out. Until it is asked for, the latest 64 KiB are kept for it.
     Stream,
-    /// Output is appended to a file; there is no input.
+    /// Output is appended to a file, see [`MachineConfig::log_bytes`]; there is no input.
     Log(FileSource),
     /// Two descriptors.
     Pair {

@@ -77,6 +77,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         rng: fields.or_default("rng")?,
         console: fields.or_default("console")?,
         serial: fields.or_default("serial")?,
+        log_bytes: fields.or_default("log_bytes")?,
         vsock: fields.optional("vsock")?,
         spare_slots: fields.or_default("spare_slots")?,
         on_reset: fields.or_default("on_reset")?,

@@ -59,6 +59,8 @@ fn every_refusal_names_its_field() {
         ("hotplug_bytes", "hotplug_bytes", json!(64u64 << 20)),
         ("hotplug_bytes", "hotplug_bytes", json!(1u64 << 40)),
         ("hotplug_bytes", "hotplug_bytes", json!(1u64 << 41)),
+        ("log_bytes", "log_bytes", json!(4095)),
+        ("log_bytes", "log_bytes", json!((1u64 << 40) + 1)),
         ("kernel", "kernel", json!(null)),
         ("kernel", "kernel", json!({"url": "x"})),
         ("initrd", "initrd", json!(5)),

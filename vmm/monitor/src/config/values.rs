@@ -103,6 +103,42 @@ impl HotplugSize {
     }
 }
 
+/// Most bytes of a console's log: 4 KiB to 1 TiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct LogSize(u64);
+
+impl LogSize {
+    /// The least.
+    pub const MIN: u64 = 4 << 10;
+    /// The most.
+    pub const MAX: u64 = 1 << 40;
+
+    /// `bytes` of a log.
+    pub fn new(bytes: u64) -> Result<Self, String> {
+        if !(Self::MIN..=Self::MAX).contains(&bytes) {
+            return Err(format!(
+                "{bytes} bytes are not possible, a log has at most {} to {} bytes",
+                Self::MIN,
+                Self::MAX
+            ));
+        }
+        Ok(Self(bytes))
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl Default for LogSize {
+    fn default() -> Self {
+        Self(16 << 20)
+    }
+}
+
 /// A kernel command line: at most 65,535 bytes of text without NUL, line breaks or other control characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -198,7 +234,7 @@ macro_rules! number {
         }
     )*};
 }
-number!(CpuCount, MemorySize, HotplugSize, ContextId);
+number!(CpuCount, MemorySize, HotplugSize, LogSize, ContextId);
 
 macro_rules! text {
     ($($name:ident),*) => {$(

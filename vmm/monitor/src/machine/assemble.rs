@@ -3,7 +3,6 @@
 //! Order: memory, its slots, the loaded kernel, interrupt controllers, devices with their lines and doorbells, vCPU threads. Memory that
 //! is registered after the controllers costs the host a grace period.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::SystemTime;
@@ -14,6 +13,7 @@ use super::files::{FileError, Files};
 use super::inspect;
 use super::mailbox::{Host, Mailbox, Message};
 use super::outcome::{DeviceFaults, ExitCounts};
+use super::output::Output;
 use super::vcpu::{self, Shared};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -431,7 +431,12 @@ fn connect<H>(
         Endpoint::Log(file) => {
             let options = OpenOptions::new().append(true).create(true).clone();
             let log = site.files.open(field, file, &options, Accept::Stream)?;
-            pump.open(None, Some(OwnedFd::from(log)), false);
+            let path = match file {
+                FileSource::Path(path) => Some(path.as_path()),
+                FileSource::Fd(_) => None,
+            };
+            let most = site.config.log_bytes.get();
+            pump.log(Output::log(log, path, most).map_err(AssembleError::Console)?);
         }
         Endpoint::Pair { input, output } => {
             let input = site.files.read(field, input, Accept::Stream)?;

@@ -5,16 +5,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
 use super::inspect::ConsoleState;
 use super::mailbox::Bell;
+use super::output::Output;
 use super::watched::{Kind, Watched};
 use crate::devices::last_words::{LastWords, Said};
 use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
@@ -115,7 +115,7 @@ enum Far {
     Waiting,
     Open {
         input: Option<Watched>,
-        output: Option<Watched>,
+        output: Option<Output>,
         stream: bool,
     },
 }
@@ -218,7 +218,7 @@ impl Pump {
     pub(super) fn open(&mut self, input: Option<OwnedFd>, output: Option<OwnedFd>, escape: bool) {
         self.escape = escape.then_some(false);
         let input = input.map(|fd| Watched::independent(fd, OFlags::RDONLY));
-        let output = output.map(|fd| Watched::independent(fd, OFlags::WRONLY));
+        let output = output.map(|fd| Output::Descriptor(Watched::independent(fd, OFlags::WRONLY)));
         self.far = Far::Open { input, output, stream: false };
     }
 
@@ -232,22 +232,23 @@ impl Pump {
         self.lost.as_ref()
     }
 
+    /// Output goes to a log, and there is no input.
+    pub(super) fn log(&mut self, output: Output) {
+        self.far = Far::Open { input: None, output: Some(output), stream: false };
+    }
+
     /// Gives the far side to whoever holds the other end of `stream`, in place of who had it before. `false`: this console has no stream.
     pub(super) fn attach(&mut self, poller: &Poller, stream: OwnedFd) -> io::Result<bool> {
-        match &mut self.far {
+        match &self.far {
             Far::Waiting => {}
-            Far::Open { stream: true, input, output } => {
-                for watched in [input, output].into_iter().flatten() {
-                    watched.forget(poller);
-                }
-            }
+            Far::Open { stream: true, .. } => self.forget_far(poller),
             Far::Nobody | Far::Open { .. } => return Ok(false),
         }
         sys::set_nonblocking(&stream)?;
         let second = stream.try_clone()?;
         self.far = Far::Open {
             input: Some(Watched::new(stream, Kind::Socket)),
-            output: Some(Watched::new(second, Kind::Socket)),
+            output: Some(Output::Descriptor(Watched::new(second, Kind::Socket))),
             stream: true,
         };
         Ok(true)
@@ -311,7 +312,7 @@ impl Pump {
             if self.output.is_empty() || rest.is_zero() {
                 return;
             }
-            wait_writable(output.fd.as_fd(), rest);
+            output.wait_writable(rest);
         }
     }
 
@@ -512,22 +513,21 @@ impl Pump {
 
     /// Takes everything off the poller.
     pub(super) fn forget(&mut self, poller: &Poller) {
-        if let Far::Open { input, output, .. } = &mut self.far {
-            for watched in [input, output].into_iter().flatten() {
-                watched.forget(poller);
-            }
-        }
+        self.forget_far(poller);
         if let Near::Console(socket) = &mut self.near {
             socket.forget(poller);
         }
     }
-}
 
-fn wait_writable(fd: BorrowedFd<'_>, patience: Duration) {
-    let timeout = Timespec::try_from(patience).ok();
-    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
-    // An error shows at the next write.
-    let _told_later = poll(&mut polled, timeout.as_ref());
+    fn forget_far(&mut self, poller: &Poller) {
+        let Far::Open { input, output, .. } = &mut self.far else { return };
+        if let Some(input) = input {
+            input.forget(poller);
+        }
+        if let Some(output) = output {
+            output.forget(poller);
+        }
+    }
 }
 
 #[cfg(test)]

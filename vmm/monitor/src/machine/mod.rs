@@ -14,6 +14,7 @@ mod inspect;
 mod lifecycle;
 mod mailbox;
 mod outcome;
+mod output;
 mod requests;
 mod running;
 mod server;

@@ -409,6 +409,23 @@ fn a_log_gets_everything_before_the_end_is_told() {
 }
 
 #[test]
+fn a_guest_that_never_stops_does_not_fill_the_disk_by_its_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, older) = (folder.path().join("log"), folder.path().join("log.1"));
+    let fake = Fake::new();
+    let line = |byte| Step::out(COM1, &[byte; 10_000]);
+    fake.script(0, [line(b'a'), line(b'b'), line(b'c'), off()]);
+    let machine = start(&fake, |config| {
+        config.serial = Endpoint::Log(FileSource::Path(path.clone()));
+        config.log_bytes = crate::config::LogSize::new(4096).unwrap();
+    });
+    machine.wait();
+    // 30,000 bytes are seven files of 4096 and a rest.
+    assert_eq!(std::fs::read(path).unwrap(), vec![b'c'; 30_000 - 7 * 4096]);
+    assert_eq!(std::fs::read(older).unwrap(), vec![b'c'; 4096]);
+}
+
+#[test]
 fn an_empty_slot_is_filled_while_the_machine_runs() {
     let mut disk = crate::sys::anonymous::memory_file("disk").unwrap();
     disk.write_all(&[7; 4096]).unwrap();
