@@ -2,6 +2,7 @@
 //! ignored: the host's clock is the clock.
 
 use crate::bus::{BusDevice, Effect};
+use crate::sys::fits;
 
 /// First port.
 pub const PORT: u64 = 0x70;
@@ -79,7 +80,7 @@ impl<C: Fn() -> u64 + Send> BusDevice for Rtc<C> {
 }
 
 fn bcd(value: u64) -> u8 {
-    u8::try_from(((value / 10 % 10) << 4) | (value % 10)).unwrap_or(0)
+    fits(((value / 10 % 10) << 4) | (value % 10), "two decimal digits")
 }
 
 /// A moment in the Gregorian calendar, UTC.

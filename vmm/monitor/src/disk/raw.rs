@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{Disk, SECTOR};
 use crate::memory::IoVecs;
-use crate::sys;
+use crate::sys::{self, fits};
 
 /// A raw image or block device. The lock on it (many readers, or one writer) goes with the open file description.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Disk for RawDisk {
         match pieces.read_at(self.file.as_fd(), offset)? {
             // The rest of the last sector reads as zeroes. Anything before it was there when the disk was opened.
             0 if offset >= self.bytes => {
-                let rest = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(0);
+                let rest = fits(self.len().saturating_sub(offset), "hosts of Nelly have 64 bits");
                 pieces.zero(rest)
             }
             0 => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -20,7 +20,7 @@ use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
 use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
-use crate::sys::{self, Killer};
+use crate::sys::{self, Killer, fits};
 use crate::timeline::{self, GuestCounter, Recorder, name};
 use crate::virtio::vsock::receive_accepted;
 
@@ -55,7 +55,7 @@ impl Resources {
 
     /// Adds a file and says how the config names it.
     pub fn add(&mut self, file: impl Into<OwnedFd>) -> FileSource {
-        let index = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
+        let index = fits(self.files.len(), "nobody has 2^32 descriptors");
         self.files.push(file.into());
         FileSource::Fd(index)
     }

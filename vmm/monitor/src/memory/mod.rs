@@ -28,7 +28,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 
 use crate::arch;
 use crate::sys::pages::{HUGE, Pages};
-use crate::sys::{anonymous, host};
+use crate::sys::{anonymous, fits, host};
 use range::HostRange;
 
 pub use file::read_file_at;
@@ -132,7 +132,7 @@ impl Slot {
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        u64::try_from(self.range.len()).unwrap_or(u64::MAX)
+        fits(self.range.len(), "no host has more than 64 bits")
     }
 
     /// Never: a slot has at least one page.
@@ -232,7 +232,7 @@ impl GuestRam {
         }
         let boot_slots = slots.len();
         if hotplug > 0 {
-            let index = u32::try_from(boot_slots).unwrap_or(u32::MAX);
+            let index = fits(boot_slots, "memory has one or two slots");
             slots.push(Slot::new(index, arch::hotplug_start(size, hotplug), hotplug, backing, false)?);
         }
         if backing == Backing::Anonymous {

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::number::fits;
+
 /// Bytes of physical memory.
 ///
 /// # Errors
@@ -41,7 +43,7 @@ pub fn memory_bytes() -> io::Result<u64> {
 /// Bytes of a page of this host: what mappings and memory slots are aligned to.
 #[must_use]
 pub fn page_size() -> u64 {
-    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+    fits(rustix::param::page_size(), "no host has more than 64 bits")
 }
 
 /// CLOCK_MONOTONIC in nanoseconds. By the C library: it uses the vDSO in static programs too, where rustix 1.1 was seen to make a system
@@ -52,7 +54,7 @@ pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a live structure. This clock cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    let part = |value: i64| fits::<_, u64>(value, "the clock counts up from the start of the host");
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 

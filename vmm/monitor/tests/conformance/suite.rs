@@ -323,8 +323,7 @@ guest!(
     "2: jmp 2b",
 );
 
-/// An accepted doorbell rings for its value and width alone; any other write, and a write after the withdrawal, is an exit. One that
-/// was refused is an exit from the start.
+/// An accepted doorbell rings for its value and width alone; any other write is an exit. One that was refused is an exit, too.
 pub(crate) fn doorbells<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, doorbell_code(), 1);
     let bells = [Notifier::new().unwrap(), Notifier::new().unwrap(), Notifier::new().unwrap()];

@@ -8,6 +8,7 @@ use kvm_bindings as kvm;
 use kvm_bindings::kvm_run;
 
 use super::super::Exit;
+use crate::sys::fits;
 
 /// The page and what follows it, mapped for as long as the vCPU's descriptor is open. Only raw accesses: a kicker writes
 /// `immediate_exit` from other threads.
@@ -118,7 +119,7 @@ impl RunPage {
         let mmio = unsafe { &raw mut (*run).__bindgen_anon_1.mmio };
         // SAFETY: a valid pointer; plain integers.
         let (address, len, write) = unsafe { ((*mmio).phys_addr, (*mmio).len, (*mmio).is_write != 0) };
-        let len = usize::try_from(len).map_or(8, |len| len.min(8));
+        let len = fits::<_, usize>(len, "usize has at least 32 bits on every host of Nelly").min(8);
         // SAFETY: at most the 8 bytes of the field, which the kernel leaves alone until the next KVM_RUN; the caller makes no second
         // reference.
         let data = unsafe { std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), len) };

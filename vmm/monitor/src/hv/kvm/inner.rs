@@ -14,7 +14,7 @@ use super::ioapic::{IoApic, Message};
 use crate::arch::Nested;
 use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
-use crate::sys::leave_behind;
+use crate::sys::{fits, leave_behind};
 
 /// Dropped when the last vCPU is, since they hold this: from then on nobody can enter the machine or reach the memory it maps.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Inner {
     fn report_ends(&self, levels: &[(usize, Message)]) -> Result<(), HvError> {
         let route = |(pin, message): &(usize, Message)| {
             let mut entry = kvm_irq_routing_entry {
-                gsi: u32::try_from(*pin).unwrap_or(u32::MAX),
+                gsi: fits(*pin, "an I/O APIC has some lines"),
                 type_: KVM_IRQ_ROUTING_MSI,
                 ..kvm_irq_routing_entry::default()
             };

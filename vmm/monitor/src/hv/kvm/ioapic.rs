@@ -5,6 +5,7 @@
 //! kernel), and a guest without the legacy PIC sets this one up with fewer accesses than that one.
 
 use crate::arch::x86_64::layout;
+use crate::sys::fits;
 
 /// Most lines. Guests read and write every one of theirs several times as they start, and each access is an exit: a machine has those
 /// that it uses.
@@ -85,7 +86,7 @@ impl IoApic {
             VERSION => VERSION_VALUE | (self.pins - 1) << 16,
             _ => self.entry().map_or(0, |(pin, shift)| {
                 // Half of an entry.
-                u32::try_from(self.entries[pin] >> shift & 0xffff_ffff).unwrap_or(0)
+                fits(self.entries[pin] >> shift & 0xffff_ffff, "half of 64 bits")
             }),
         }
     }
@@ -170,7 +171,8 @@ impl IoApic {
 
 /// Redirection entry to message: destination and its mode to the address; vector, delivery mode and trigger to the data.
 fn message(entry: u64) -> Message {
-    let bits = |at: u32, width: u32| u32::try_from(entry >> at & ((1 << width) - 1)).unwrap_or(0);
+    let bits =
+        |at: u32, width: u32| fits::<_, u32>(entry >> at & ((1 << width) - 1), "fields have at most 8 bits");
     let level = bits(15, 1);
     let address = 0xfee0_0000 | bits(56, 8) << 12 | bits(11, 1) << 2;
     Message { address, data: bits(0, 8) | bits(8, 3) << 8 | level << 14 | level << 15 }

@@ -23,7 +23,7 @@ use crate::arch::Nested;
 use crate::arch::x86_64::cpuid::can_nest;
 use crate::arch::x86_64::layout;
 use crate::memory::Slot;
-use crate::sys::Notifier;
+use crate::sys::{Notifier, fits};
 
 /// The ioctl's magic number.
 const KVMIO: u8 = 0xae;
@@ -68,7 +68,7 @@ impl Inner {
             flags: if slot.is_read_only() { KVM_MEM_READONLY } else { 0 },
             guest_phys_addr: slot.guest(),
             memory_size: slot.len(),
-            userspace_addr: u64::try_from(slot.host().addr()).unwrap_or(u64::MAX),
+            userspace_addr: fits(slot.host().addr(), "no host has more than 64 bits"),
         };
         // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as a guest can reach it: until
         // the last vCPU is gone. The kernel's machine may be there a moment longer (see the drop of `Inner`); it
@@ -116,7 +116,7 @@ impl Vm for KvmVm {
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
         let fd = &self.0.fd;
         // Only Intel processors need these (pages for running real mode), and only they may refuse them.
-        let address = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+        let address = fits(layout::KVM_TSS, "hosts of Nelly have 64 bits");
         tolerate(fd.set_tss_address(address)).map_err(failed("KVM_SET_TSS_ADDR"))?;
         tolerate(fd.set_identity_map_address(layout::KVM_IDENTITY_MAP))
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::spec::{request, response, state};
+use crate::sys::fits;
 
 /// Bytes of a block: what memory is plugged in by. A huge page, so that no block keeps another's from being one.
 pub(super) const BLOCK: u64 = 2 << 20;
@@ -72,7 +73,7 @@ impl Blocks {
     /// The region of `len` bytes at `start`, both multiples of [`BLOCK`], with nothing plugged in.
     pub(super) fn new(start: u64, len: u64) -> Self {
         let count = len / BLOCK;
-        let words = usize::try_from(count.div_ceil(64)).unwrap_or(usize::MAX);
+        let words = fits(count.div_ceil(64), "hosts of Nelly have 64 bits");
         Self { start, count, plugged: vec![0; words], plugged_count: 0 }
     }
 
@@ -188,6 +189,6 @@ fn words(blocks: &Range<u64>) -> impl Iterator<Item = (usize, u64)> {
         let from = first.saturating_sub(word * 64);
         let to = (end - word * 64).min(64);
         let mask = (u64::MAX >> (64 - (to - from))) << from;
-        (usize::try_from(word).unwrap_or(usize::MAX), mask)
+        (fits(word, "hosts of Nelly have 64 bits"), mask)
     })
 }

@@ -9,6 +9,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 use super::config::Rings;
 use super::{Held, QueueFault};
 use crate::memory::{IoVecs, Memory};
+use crate::sys::fits;
 use crate::virtio::spec::descriptor as flag;
 
 /// Most descriptors of an indirect table. A driver may go beyond the queue's size there (Linux does), so the bound is ours.
@@ -221,6 +222,7 @@ impl Cursor<'_> {
     ) -> Result<usize, QueueFault> {
         let mut at = 0;
         while at < len {
+            // A longer rest comes in further pieces.
             let want = u32::try_from(len - at).unwrap_or(u32::MAX);
             let Some((address, piece)) = self.step(want) else { break };
             let bytes = usize_of(piece);
@@ -261,16 +263,17 @@ impl Cursor<'_> {
         let result = call(&vecs);
         drop(vecs);
         if let Ok(bytes) = &result {
-            // The system never moves more than it was given, and that was at most `max`.
-            self.skip(u32::try_from(*bytes).unwrap_or(max));
+            self.skip(fits(
+                *bytes,
+                "the system never moves more than it was given, which was less than 4 GiB",
+            ));
         }
         Ok(result)
     }
 }
 
 fn usize_of(len: u32) -> usize {
-    // usize has at least 32 bits on every host of Nelly.
-    usize::try_from(len).unwrap_or(usize::MAX)
+    fits(len, "usize has at least 32 bits on every host of Nelly")
 }
 
 /// Reads what the driver sent, from front to back.

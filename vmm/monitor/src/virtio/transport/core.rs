@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::bus::Effect;
 use crate::memory::Memory;
-use crate::sys::Notifier;
+use crate::sys::{Notifier, fits};
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Queue, QueueConfig, QueueTally};
@@ -283,7 +283,10 @@ impl Transport {
         if !self.settled() {
             return Effect::Again;
         }
-        let index = usize::try_from(self.registers.queue_select).unwrap_or(usize::MAX);
+        let index = fits::<_, usize>(
+            self.registers.queue_select,
+            "usize has at least 32 bits on every host of Nelly",
+        );
         match self.registers.queues.get_mut(index) {
             Some(queue) if self.registers.status == NEGOTIATED => set(queue),
             _ => self.ignore(),

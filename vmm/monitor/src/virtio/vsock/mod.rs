@@ -35,7 +35,7 @@ use self::door::Door;
 use self::muxer::Muxer;
 use self::worker::{Rest, VsockWorker};
 use crate::config::VsockConfig;
-use crate::virtio::device::{ActivateError, Activation, Device, Worker};
+use crate::virtio::device::{ActivateError, Activation, Device, Worker, read_bytes};
 
 /// The device id (5.10.1).
 const ID: u32 = 19;
@@ -132,11 +132,7 @@ impl Device for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // guest_cid, and nothing else (5.10.4).
-        let field = self.cid.to_le_bytes();
-        // Whatever the guest asks for behind the field is nothing.
-        let start = usize::try_from(offset).map_or(field.len(), |offset| offset.min(field.len()));
-        let len = data.len().min(field.len() - start);
-        data[..len].copy_from_slice(&field[start..start + len]);
+        read_bytes(&self.cid.to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {

@@ -20,7 +20,7 @@ use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{Handle, Table};
 use super::{PowerSink, PowerWord};
 use crate::memory::Memory;
-use crate::sys::{Interest, Notifier, Timer, unix};
+use crate::sys::{Interest, Notifier, Timer, fits, unix};
 use crate::virtio::queue::{Chain, QueueFault, Reader};
 
 /// Most connections at once.
@@ -187,7 +187,7 @@ impl Slot {
             match unix::send_vectored(stream.as_fd(), &self.backlog.front()) {
                 Ok(count) => {
                     self.backlog.consume(count);
-                    self.protocol.forwarded(u32::try_from(count).expect("a backlog is at most a window"));
+                    self.protocol.forwarded(fits(count, "a backlog is at most the credit of its connection"));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.refuse(),
@@ -403,8 +403,9 @@ impl Muxer {
                 }
             }
         }
-        let left = usize::try_from(left).expect("a window fits a size");
-        slot.backlog.append(left, |piece| reader.read_exact(piece))
+        slot.backlog.append(fits(left, "usize has at least 32 bits on every host of Nelly"), |piece| {
+            reader.read_exact(piece)
+        })
     }
 
     fn power_word(

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::connection::Key;
+use crate::sys::fits;
 
 /// Bits of a handle that number the place; the rest counts how often the place was reused.
 const PLACE_BITS: u32 = 17;
@@ -18,12 +19,12 @@ pub(super) struct Handle(u32);
 
 impl Handle {
     fn new(place: usize, generation: u16) -> Self {
-        let place = u32::try_from(place).expect("a table has at most 131072 places");
+        let place = fits::<_, u32>(place, "a table has fewer entries than a place has values") & PLACE_MASK;
         Self((u32::from(generation) << PLACE_BITS | place) & !KEY_BIT)
     }
 
     fn place(self) -> usize {
-        usize::try_from(self.0 & PLACE_MASK).expect("17 bits fit a size")
+        fits(self.0 & PLACE_MASK, "usize has at least 32 bits on every host of Nelly")
     }
 
     /// The handle as the key of a registration.
