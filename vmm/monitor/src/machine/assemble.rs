@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use std::{fs::OpenOptions, io};
 
 use super::console::{Pump, SerialLine};
+use super::faults;
 use super::files::{FileError, Files};
-use super::inspect;
 use super::mailbox::{Host, Mailbox, Message};
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::output::Output;
@@ -280,7 +280,7 @@ impl<V: Vm> Assembled<V> {
         }
         drop((vsock, memory, transports, kickers));
         host.join();
-        let faults = inspect::faults(&interrupts);
+        let faults = faults::faults(&interrupts);
         drop(interrupts);
         // Devices and their lines keep the machine: with the buses and the port the last of them goes.
         let exits = shared.exits();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
-use super::inspect::ConsoleState;
+use super::inspection::ConsoleState;
 use super::mailbox::Bell;
 use super::output::Output;
 use super::watched::{Kind, Watched};

@@ -7,6 +7,9 @@ use rustix::fs::OFlags;
 
 use super::outcome::DeviceFaults;
 use super::watched::Watched;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::spec;
+use crate::virtio::tally::{Fault, Identity, Tally};
 
 /// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts tell anyway.
 pub(super) struct FaultLog {
@@ -43,6 +46,32 @@ fn line(fault: &DeviceFaults) -> String {
     format!(
         "nelly-monitor: guest fault in device {slot} ({device}): {first}; more of this kind are counted, not told\n"
     )
+}
+
+/// What the drivers broke so far, by slot.
+pub(super) fn faults(interrupts: &[Interrupt]) -> Vec<DeviceFaults> {
+    (0..).zip(interrupts).flat_map(|(slot, interrupt)| faults_of(slot, interrupt.tally())).collect()
+}
+
+/// The same of one slot.
+pub(super) fn faults_of(slot: u16, tally: &Tally) -> Vec<DeviceFaults> {
+    tally.faults().into_iter().map(|fault| named(slot, tally.identity(), fault)).collect()
+}
+
+/// A fault with its device's name.
+pub(super) fn named(slot: u16, identity: Option<&Identity>, fault: Fault) -> DeviceFaults {
+    let Fault { kind, first, count } = fault;
+    DeviceFaults { slot, device: label(identity), kind: kind.to_owned(), first, count }
+}
+
+/// What people call the device: its kind, and a disk's id.
+fn label(identity: Option<&Identity>) -> String {
+    let Some(identity) = identity else { return spec::id::name(spec::id::NONE).to_owned() };
+    let kind = spec::id::name(identity.device_id);
+    match &identity.name {
+        Some(name) => format!("{kind} {name}"),
+        None => kind.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::inspect::Inspection;
+use super::inspection::Inspection;
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
 use super::wire::{self, Answer, Port, Received, Receiver, Request};

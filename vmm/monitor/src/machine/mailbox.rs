@@ -155,6 +155,8 @@ impl Host {
         }
     }
 
+    /// Starts a worker's thread. It waits for what its device serves, and for nobody of the machine; the loop is told when it is home.
+    /// The order of locks stands in `vcpu`.
     fn spawn(&self, running: Running) -> io::Result<WorkerThread> {
         let (slot, poller, stop) = (running.slot(), Poller::new()?, Arc::new(Notifier::new()?));
         poller.add(std::os::fd::AsFd::as_fd(&*stop), STOP_TOKEN, Interest::READ)?;

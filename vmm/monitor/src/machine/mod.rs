@@ -11,6 +11,7 @@ mod halt;
 mod handle;
 mod holder;
 mod inspect;
+mod inspection;
 mod lifecycle;
 mod mailbox;
 mod outcome;
@@ -26,6 +27,6 @@ pub use handle::{
     ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Starting, Vsock,
     VsockListener,
 };
-pub use inspect::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
+pub use inspection::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
 pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State};
 pub use server::{run_alone, serve};

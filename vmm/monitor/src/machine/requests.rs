@@ -39,10 +39,9 @@ impl Holder {
         match request {
             Request::Start { .. } => return Err((reply, Refusal::Started)),
             Request::Pause | Request::Resume => return self.pause_or_resume(&request, reply, run),
-            Request::Stop | Request::Kill => {
+            Request::Stop => {
                 reply.done();
-                let ending = if request == Request::Stop { Ending::Stop } else { Ending::Kill };
-                run.end(ending, Some(self));
+                run.end(Ending::Stop, Some(self));
             }
             Request::State => reply.answer(&Answer::State(run.life.state()), None),
             Request::Counters => reply.answer(&Answer::Counters(run.exits()), None),

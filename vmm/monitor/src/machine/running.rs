@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::assemble::{Assembled, Remains, lock};
 use super::console::{Heard, Lost, Pump};
+use super::faults::named;
 use super::halt::HaltWatch;
 use super::holder::Holder;
-use super::inspect::Inspection;
+use super::inspection::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Cause, Mailbox, Message, Word};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
@@ -20,6 +21,8 @@ use crate::sys::Poller;
 use crate::text::chain;
 use crate::timeline;
 use crate::virtio::device::Running;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::tally::Tally;
 
 /// How long the rest of a console's output may take when the machine ends.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
@@ -134,7 +137,10 @@ impl<V: Vm> Loop<V> {
             }
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
-            Message::Fault(slot, fault) => self.faults.push(self.machine.told(slot, fault)),
+            Message::Fault(slot, fault) => {
+                let tally = self.machine.interrupts.get(usize::from(slot)).map(Interrupt::tally);
+                self.faults.push(named(slot, tally.and_then(Tally::identity), fault));
+            }
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;
                 // One that is heard of late may be in the guest already, and the command to end came without a kick for it.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::inspect::Inspection;
+use super::inspection::Inspection;
 use super::outcome::{ExitCounts, State};
 use crate::config::{DiskConfig, MachineConfig};
 use crate::sys::{self, Arrived};
@@ -29,7 +29,6 @@ pub(super) enum Request {
     Pause,
     Resume,
     Stop,
-    Kill,
     State,
     Counters,
     Inspect,

@@ -1,11 +1,13 @@
-//! What can be seen of a slot from outside while its device runs: written by whoever has the part, read by anybody, and never behind the
+//! What can be seen of a slot and its queues from outside while the device runs: written by whoever has the part, read by anybody, and never behind the
 //! lock of the device, which may be busy with an access of the guest.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::fault::DeviceFault;
-use super::queue::QueueTally;
+use crate::memory::Memory;
 
 /// Told of the first fault of each kind, on the thread that met it: must not block.
 pub type FaultSink = Box<dyn Fn(&Fault) + Send + Sync>;
@@ -120,6 +122,76 @@ impl Tally {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a queue's worker writes down of it.
+#[derive(Debug, Default)]
+pub struct QueueTally {
+    /// Entries of its rings; 0: the driver does not use it.
+    size: AtomicU16,
+    /// Where the available ring lies.
+    available: AtomicU64,
+    next_available: AtomicU16,
+    next_used: AtomicU16,
+    chains: AtomicU64,
+}
+
+/// A queue at one moment. Indices run freely from 0 to 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePosition {
+    /// Entries of its rings.
+    pub size: u16,
+    /// The available index as the driver's memory has it.
+    pub driver_available: u16,
+    /// The next entry of the available ring that the device takes.
+    pub next_available: u16,
+    /// The next entry of the used ring that the device fills.
+    pub next_used: u16,
+}
+
+impl QueueTally {
+    /// A queue begins, with so many entries and its available ring at a guest physical address.
+    pub(super) fn begin(&self, size: u16, available: u64) {
+        self.available.store(available, Ordering::Relaxed);
+        self.taken(0);
+        self.next_used.store(0, Ordering::Relaxed);
+        self.size.store(size, Ordering::Release);
+    }
+
+    /// The driver forgot it.
+    pub(super) fn end(&self) {
+        self.size.store(0, Ordering::Release);
+    }
+
+    pub(super) fn taken(&self, next_available: u16) {
+        self.next_available.store(next_available, Ordering::Relaxed);
+    }
+
+    pub(super) fn given(&self, next_used: u16) {
+        self.next_used.store(next_used, Ordering::Relaxed);
+        self.chains.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Chains that were given back since the machine started.
+    #[must_use]
+    pub fn chains(&self) -> u64 {
+        self.chains.load(Ordering::Relaxed)
+    }
+
+    /// Where it stands; `None`: the driver does not use it.
+    #[must_use]
+    pub fn position(&self, memory: &Memory) -> Option<QueuePosition> {
+        let size = self.size.load(Ordering::Acquire);
+        let index = GuestAddress(self.available.load(Ordering::Relaxed) + 2);
+        // Rings in use were checked to lie in memory, which does not shrink.
+        let driver_available: u16 = memory.load(index, Ordering::Acquire).ok()?;
+        (size > 0).then(|| QueuePosition {
+            size,
+            driver_available: u16::from_le(driver_available),
+            next_available: self.next_available.load(Ordering::Relaxed),
+            next_used: self.next_used.load(Ordering::Relaxed),
+        })
     }
 }
 

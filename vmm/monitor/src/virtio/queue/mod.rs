@@ -5,7 +5,6 @@
 
 mod chain;
 mod config;
-mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +16,12 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub use chain::{Chain, Reader, Segment, Writer};
 pub use config::{QueueConfig, Rings};
-pub use tally::{QueuePosition, QueueTally};
 
 use super::fault::DeviceFault;
 pub use super::fault::{QueueConfigError, QueueFault};
 use super::interrupt::Interrupt;
 use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
+use super::tally::QueueTally;
 use crate::memory::Memory;
 use crate::sys::Notifier;
 
@@ -73,7 +72,7 @@ impl Queue {
     /// The same, written down in `tally` for whoever looks at it.
     #[must_use]
     pub fn counted(mut self, tally: Arc<QueueTally>) -> Self {
-        tally.begin(self.rings);
+        tally.begin(self.rings.size, self.rings.available);
         self.tally = tally;
         self
     }

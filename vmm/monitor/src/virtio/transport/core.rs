@@ -11,9 +11,9 @@ use crate::memory::Memory;
 use crate::sys::{Notifier, fits};
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Queue, QueueConfig, QueueTally};
+use crate::virtio::queue::{Queue, QueueConfig};
 use crate::virtio::spec::{feature, id, status};
-use crate::virtio::tally::Identity;
+use crate::virtio::tally::{Identity, QueueTally};
 
 /// Features that the transport and the ring code bring to every device.
 const RING_FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;

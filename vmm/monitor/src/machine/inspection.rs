@@ -1,0 +1,98 @@
+//! What a running machine shows of itself, as data.
+
+use serde::{Deserialize, Serialize};
+
+use super::outcome::{DeviceFaults, ExitCounts, State};
+
+/// A machine at one moment, as one JSON value: `schema` 1, fields are only ever added. Counts of parts that run meanwhile may lag behind
+/// each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// 1.
+    pub schema: u32,
+    /// Where it is in its life.
+    pub state: State,
+    /// Times that the guest was started.
+    pub starts: u32,
+    /// Its memory.
+    pub memory: MemorySizes,
+    /// What made all vCPUs leave the guest since the last start.
+    pub exits: ExitCounts,
+    /// The same of each.
+    pub vcpus: Vec<ExitCounts>,
+    /// Port accesses that no device answers to.
+    pub unclaimed_port_accesses: u64,
+    /// The same in memory.
+    pub unclaimed_memory_accesses: u64,
+    /// The virtio devices, by slot.
+    pub devices: Vec<DeviceState>,
+    /// Serial port and console.
+    pub consoles: Vec<ConsoleState>,
+}
+
+/// Guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemorySizes {
+    /// There from the start.
+    pub boot_bytes: u64,
+    /// What the holder wants the guest to have beyond that.
+    pub requested_bytes: u64,
+    /// What the guest has plugged in of it.
+    pub plugged_bytes: u64,
+}
+
+/// A virtio device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Its slot.
+    pub slot: u16,
+    /// What it is: `block`, `vsock`, ...; `none` for an empty slot.
+    pub kind: String,
+    /// A disk's id.
+    pub name: Option<String>,
+    /// The device status register without NEEDS_RESET (15: the driver is ready).
+    pub status: u8,
+    /// It cannot go on until the driver resets it.
+    pub needs_reset: bool,
+    /// Interrupts since the last start.
+    pub interrupts: u64,
+    /// Accesses that the specification forbids; they were ignored.
+    pub ignored_accesses: u64,
+    /// What the driver broke, by kind.
+    pub faults: Vec<DeviceFaults>,
+    /// Its queues, in order.
+    pub queues: Vec<QueueState>,
+    /// Connections of the socket device now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
+}
+
+/// A queue. Indices run freely from 0 to 65535; they are `null` while the driver does not use the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Requests given back since the last start.
+    pub chains: u64,
+    /// Entries of its rings.
+    pub size: Option<u16>,
+    /// The driver's available index. Ahead of `next_available` by the requests that the device has not taken.
+    pub driver_available: Option<u16>,
+    /// What the device takes next. Ahead of `next_used` by the requests that it works on.
+    pub next_available: Option<u16>,
+    /// What the device gives back next.
+    pub next_used: Option<u16>,
+}
+
+/// A console.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState {
+    /// `serial` or `console`.
+    pub port: String,
+    /// Bytes of the guest so far.
+    pub output_bytes: u64,
+    /// Bytes that the guest sent although it was held back, and that were dropped.
+    pub lost_bytes: u64,
+    /// Bytes that wait for the reader.
+    pub waiting_output_bytes: u64,
+    /// Bytes that wait for the guest.
+    pub waiting_input_bytes: u64,
+}
