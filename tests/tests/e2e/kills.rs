@@ -158,9 +158,10 @@ fn a_guest_that_stopped_answering_can_be_left() {
         nothing_runs();
     }
     // The limit of time counts while the machine starts.
-    let mut command = nelly(home.path(), &["run", "--timeout", "2s", "--", "true"]);
+    let mut command = nelly(home.path(), &["run", "--timeout", "5s", "--", "sleep", "1000"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     while monitors().is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its machine was seen");
         thread::sleep(Duration::from_millis(1));
     }
     signal(monitors()[0], "STOP");
