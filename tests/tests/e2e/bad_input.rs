@@ -213,7 +213,7 @@ fn a_host_without_kvm_and_a_full_disk() {
             ["/dev/kvm", ""],
         ),
         // Less than the built-in image takes.
-        (format!("mount -t tmpfs -o size=256k none {place}"), ["is full", &place.to_string()]),
+        (format!("mount -t tmpfs -o size=256k none {place}"), ["too little space", &place.to_string()]),
     ] {
         let done = run_behind(&home, &script);
         done.expect(125);

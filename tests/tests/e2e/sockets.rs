@@ -26,7 +26,9 @@ fn image(home: &Home) -> String {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    symlink("busybox", root.join("bin/sh")).unwrap();
+    for applet in ["sh", "sleep"] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
     let helper = top().join("target/nelly/tests/guest-vsock");
     fs::copy(&helper, root.join("bin/guest-vsock"))
         .unwrap_or_else(|error| panic!("{}: {error}", helper.display()));

@@ -85,7 +85,10 @@ fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
     let windows = [
         run("with", "-it", say),
         run("without", "", say),
-        format!("exec nohup {} <{place}/fifo 2>/dev/null", run("ignoring", "-i", "sh -c 'echo ready; cat'")),
+        format!(
+            "exec nohup env {} <{place}/fifo 2>/dev/null",
+            run("ignoring", "-i", "sh -c 'echo ready; cat'")
+        ),
     ];
     tmux.see("host#");
     tmux.line(&windows[0]);

@@ -235,6 +235,9 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
 /// How long the rest of the output of a machine that was ended may take.
 const LAST_OUTPUT: Duration = Duration::from_millis(100);
 
+/// How long a machine that was killed may take to be gone, for what is then known of it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// A whole life: the machine, the container in it, their end; and what is known of them then, if somebody wants to know.
 ///
 /// Whatever is waited for, a signal and the limit of time are heard beside it.
@@ -256,18 +259,21 @@ async fn foreground(
         Err(exit) => return Ok((exit, None)),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
-    let exit = match contained(args, plan, &sandbox, &mut outside).await? {
-        Ended::Exited(exit) => exit,
-        Ended::Left(exit) => {
-            sandbox.machine().kill();
-            exit
-        }
-    };
+    let ended = contained(args, plan, &sandbox, &mut outside).await?;
+    if let Ended::Left(_) = &ended {
+        sandbox.machine().kill();
+    }
+    let (Ended::Exited(exit) | Ended::Left(exit)) = ended;
     if !args.wants_timeline() {
         return Ok((exit, None));
     }
-    // The container's exit stands. Nobody has to wait for the rest.
-    let finished = outside.during(sandbox.finish(recorder)).await.ok();
+    let finish = sandbox.finish(recorder);
+    let finished = match ended {
+        // The container's exit stands. Nobody has to wait for the rest.
+        Ended::Exited(_) => outside.during(finish).await.ok(),
+        // The limit of time is over already. A machine that was killed is gone at once, unless the host's kernel is stuck.
+        Ended::Left(_) => tokio::time::timeout(LAST_WORDS, finish).await.ok(),
+    };
     Ok((exit, finished))
 }
 
