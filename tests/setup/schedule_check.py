@@ -78,7 +78,7 @@ class Scheduler(unittest.TestCase):
 
     def test_a_job_beyond_its_limit_is_ended_with_its_children_and_failed(self):
         runner = self.runner()
-        runner.together(lane([Job("slow", ["sh", "-c", 'sleep 1000 & echo $! >"$P/child"; wait'], limit=1)]))
+        runner.together(lane([Job("slow", ["sh", "-c", 'sleep 1000 & echo $! >"$P/child"; wait'], limit=5)]))
         self.assertEqual(runner.counts, Counts(failed=1))
         self.assertFalse(alive(f"{self.place}/child"))
 

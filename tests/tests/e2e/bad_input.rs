@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use nelly_tests::{Done, program, run};
+use nelly_tests::{Done, program, run, scaled};
 
 use super::{Home, LIMIT};
 
@@ -21,7 +21,7 @@ fn refused(home: &Home, words: &[&str], names: &[&str]) {
     for name in names {
         assert!(done.err().contains(name), "{words:?} does not name {name:?}: {}", done.err());
     }
-    assert!(done.took < PROMPT, "{words:?} took {:?}", done.took);
+    assert!(done.took < scaled(PROMPT), "{words:?} took {:?}", done.took);
     assert!(!done.err().contains("panicked"), "{}", done.err());
     assert_eq!(listing(home.path()), before, "{words:?} left something behind");
 }
@@ -218,7 +218,12 @@ fn a_host_without_kvm_and_a_full_disk() {
         let done = run_behind(&home, &script);
         done.expect(125);
         assert!(names.iter().all(|name| done.err().contains(name)), "{script}: {}", done.err());
-        assert!(done.out().is_empty() && done.took < PROMPT, "{script}: {:?} {}", done.took, done.out());
+        assert!(
+            done.out().is_empty() && done.took < scaled(PROMPT),
+            "{script}: {:?} {}",
+            done.took,
+            done.out()
+        );
         assert!(listing(home.path()).is_empty(), "{script} left {:?}", listing(home.path()));
     }
 }

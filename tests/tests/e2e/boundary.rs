@@ -145,7 +145,7 @@ fn a_container_stays_within_its_bounds() {
              dmesg: klogctl: Operation not permitted\n\
              127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\ttest\ntest\n"
         );
-        let served = "nc -l -p 80 < /dev/null & until echo x | nc 127.0.0.1 80 2> /dev/null; do sleep 0.1; done; wait $!; echo $?";
+        let served = "nc -l -p 80 < /dev/null & until echo x | nc 127.0.0.1 80 2> /dev/null; do kill -0 $! 2> /dev/null || break; sleep 0.1; done; wait $!; echo $?";
         assert_eq!(sh(&sandbox, "serve", "1000", served).await, "x\n0\n");
 
         let failure = exec(&sandbox, "small", &process(&["/bin/small"])).await.unwrap_err();

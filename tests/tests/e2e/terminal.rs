@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nelly_tests::{program, run};
+use nelly_tests::{program, run, scaled};
 
 use super::{Home, LIMIT};
 
@@ -42,7 +42,7 @@ impl Tmux {
     /// Waits until the screen shows `text`.
     #[track_caller]
     fn see(&self, text: &str) -> String {
-        let until = Instant::now() + LIMIT;
+        let until = Instant::now() + scaled(LIMIT);
         loop {
             let screen = self.ask(&["capture-pane", "-p"]);
             if screen.contains(text) {
@@ -57,7 +57,7 @@ impl Tmux {
 /// What `--result` wrote, once it is there.
 #[track_caller]
 fn result(path: &Path) -> serde_json::Value {
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + scaled(LIMIT);
     loop {
         // Written at once, but seen empty between its making and its writing.
         if let Ok(object) = serde_json::from_slice(&fs::read(path).unwrap_or_default()) {
@@ -99,7 +99,7 @@ fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
     tmux.ask(&["new-window", "sh", "-c", &format!("cd {place}; {}", windows[2])]);
     let mut input = fs::File::options().write(true).open(&fifo).unwrap();
     let output = home.path().join("nohup.out");
-    let until = Instant::now() + LIMIT;
+    let until = Instant::now() + scaled(LIMIT);
     while fs::read_to_string(&output).unwrap_or_default() != "ready\n" {
         assert!(Instant::now() < until, "the third did not start");
         thread::sleep(Duration::from_millis(100));

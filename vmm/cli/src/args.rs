@@ -112,7 +112,7 @@ pub(crate) struct MachineArgs {
     /// vCPUs of the machine, 1 to 32 [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Memory of the machine with a suffix K, M or G [default: 512M]
+    /// Memory of the machine with a suffix K, M, G or T [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Show the guest the processor's virtualisation, so that it can run machines of its own
@@ -139,8 +139,8 @@ pub(crate) struct MachineArgs {
     after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
         stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
-        Ctrl-C, SIGTERM and other signals reach the container. The machine ends at the third Ctrl-C, at a SIGTERM that\n\
-        the guest does not answer, and 5 seconds after the terminal hung up.\n\n\
+        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 reach the container. The machine ends at the third\n\
+        Ctrl-C, at a SIGTERM that the guest does not answer, and 5 seconds after the terminal hung up.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \
         nelly run -it oci:./debian:12 bash\n  \
@@ -187,7 +187,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub(crate) tmpfs: Vec<String>,
     /// Lift the default seccomp profile (seccomp=unconfined), or use another (seccomp=FILE, docker's form or the runtime spec's)
-    #[arg(long, value_name = "seccomp=unconfined|FILE")]
+    #[arg(long, value_name = "seccomp=unconfined|seccomp=FILE")]
     pub(crate) security_opt: Option<String>,
     /// Kernel to boot [env: NELLY_KERNEL] [default: the one that ships with Nelly]
     #[arg(long, value_name = "FILE")]
@@ -274,7 +274,7 @@ pub(crate) struct BootArgs {
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, timeline, exits, starts, faults} to FILE or to descriptor N
+    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or to descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// What a reset by the guest does

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::CommandFactory;
 use nelly_sandbox::state::outcome;
 use serde_json::json;
@@ -72,7 +72,10 @@ pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
         Some(topic) => match command.find_subcommand_mut(topic) {
             Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
             None => {
-                bail!("no help on {topic:?}; topics: run, boot, bench, doctor, version, config, exit-codes")
+                out::say(format_args!(
+                    "no help on {topic:?}; topics: run, boot, bench, doctor, version, config, exit-codes"
+                ));
+                return Ok(ExitCode::from(2));
             }
         },
     }

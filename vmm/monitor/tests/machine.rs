@@ -237,7 +237,7 @@ fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
         monitor.wait().unwrap().code()
     };
     assert_eq!(left(&[CHATTER], ""), Some(141));
-    assert_eq!(left(&[&say("."), SPIN], ", \"time_limit_ms\": 50"), Some(124));
+    assert_eq!(left(&[&say("."), SPIN], ", \"time_limit_ms\": 2000"), Some(124));
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let output = run(&[&say("lost"), OFF], "").stdout(full).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -313,7 +313,7 @@ fn alone() {
         (&[&say("Kernel panic - not syncing"), RESET], "", 121, "Kernel panic - not syncing"),
         (&[TRIPLE], "", 122, ""),
         (&[SPIN], ", \"cpus\": 0", 125, ""),
-        (&[SPIN], ", \"time_limit_ms\": 50", 124, ""),
+        (&[SPIN], ", \"time_limit_ms\": 2000", 124, ""),
     ];
     for (code, more, exit, text) in table {
         // A field given twice counts as its last.

@@ -18,6 +18,9 @@ use crate::state::outcome::{self, Exit};
 /// the machine is ended within a second of the wish.
 const ANSWER: Duration = Duration::from_millis(900);
 
+// A machine whose guest does not answer is given up within a second.
+const _: () = assert!(ANSWER.as_millis() < 1000);
+
 /// How long a program may go on after its terminal hung up.
 pub const HANG_UP_GRACE: Duration = Duration::from_secs(5);
 
@@ -115,7 +118,7 @@ impl Outside {
                 done = &mut work => return Ok(done),
                 exit = at(ends) => return Err(exit),
                 request = self.next() => match request {
-                    Request::Signal(signal) | Request::Kill(signal) => return Err(by(signal, "signaled")),
+                    Request::Signal(signal) | Request::Kill(signal) => return Err(by(signal, "killed")),
                     Request::HangUp => return Err(by(Signal::HUP, "hung_up")),
                     Request::Resize { .. } => {}
                 },

@@ -116,16 +116,17 @@ async fn a_stage_without_a_process_is_left_at_once() {
     let (_send, mut timed) = outside(Some(Duration::from_millis(10)));
     let exit = timed.during(std::future::pending::<()>()).await.unwrap_err();
     assert_eq!(exit, Exit { code: 124, reason: "timeout" });
-    for (request, code) in [
-        (Request::Signal(Signal::TERM), 143),
-        (Request::Signal(Signal::USR1), 138),
-        (Request::Kill(Signal::INT), 130),
-        (Request::HangUp, 129),
+    for (request, code, reason) in [
+        (Request::Signal(Signal::TERM), 143, "killed"),
+        (Request::Signal(Signal::USR1), 138, "killed"),
+        (Request::Kill(Signal::INT), 130, "killed"),
+        (Request::HangUp, 129, "hung_up"),
     ] {
         let (send, mut outside) = outside(None);
         send.send(Request::Resize { rows: 1, columns: 1 }).unwrap();
         send.send(request).unwrap();
-        assert_eq!(outside.during(std::future::pending::<()>()).await.unwrap_err().code, code);
+        let exit = outside.during(std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(exit, Exit { code, reason });
     }
     // Without anybody who could ask, it is as if nothing were asked.
     let (send, mut alone) = outside(None);

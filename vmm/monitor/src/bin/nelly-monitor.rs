@@ -25,8 +25,8 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
 
   --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process, which closes
                        all others from 3 on
-  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, timeline, exits,
-                       starts
+  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, hint, timeline,
+                       exits, starts, faults
   --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
                        (nelly_vmm::machine::Machine), and ends with it
   --help               this text

@@ -501,9 +501,11 @@ pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
         let machine = Machine::new(hypervisor, code, 2);
         let mut run = machine.boot();
         let kicker = run.vcpu.kicker();
-        // A kick may come before the instruction: asked again until it must have been reached.
-        let mut found = false;
-        for _ in 0..20 {
+        // A kick may come before the instruction: one that is to be found is asked for until it was reached.
+        let until = Instant::now() + Duration::from_secs(60);
+        let (mut found, mut asked) = (false, 0);
+        while !found && (asked < 20 || sleeps && Instant::now() < until) {
+            asked += 1;
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     std::thread::sleep(Duration::from_millis(5));

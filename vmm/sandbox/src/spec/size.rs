@@ -11,7 +11,7 @@ pub fn parse(text: &str) -> Result<u64, SpecError> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let suffix = &text[digits.len()..];
     let number: u64 =
-        digits.parse().map_err(|_| refuse("write a whole number and K, M or G, e.g. 512M".into()))?;
+        digits.parse().map_err(|_| refuse("write a whole number and K, M, G or T, e.g. 512M".into()))?;
     let shift = match suffix.to_ascii_uppercase().as_str() {
         "K" | "KIB" => 10,
         "M" | "MIB" => 20,

@@ -15,16 +15,20 @@ pub const PANICKED: u8 = 121;
 /// `boot`: the guest's first processor met a triple fault.
 pub const TRIPLE_FAULT: u8 = 122;
 
-/// The table that `nelly help exit-codes` and the README show.
-pub const TABLE: [(&str, &str); 9] = [
+/// The table of `nelly help exit-codes`. README has the same.
+pub const TABLE: [(&str, &str); 10] = [
     ("0-255", "run: the container's own exit code"),
     ("121", "boot: the guest's kernel panicked"),
     ("122", "boot: triple fault"),
     ("124", "--timeout was over"),
-    ("125", "nelly itself failed, or output could not be written; usage errors of run and boot too"),
+    (
+        "125",
+        "nelly itself failed, or output of a program that did not fail could not be written; usage errors of run and boot too",
+    ),
     ("126", "run: the program cannot be executed"),
     ("127", "run: no such program"),
     ("128+n", "ended by signal n"),
+    ("129", "among them: the terminal hung up"),
     ("141", "among them: nobody reads the output any more (SIGPIPE)"),
 ];
 

@@ -1,4 +1,4 @@
-//! Where things are on the host: data, cache, runtime directory, configuration (XDG, or all below NELLY_HOME).
+//! Where things are on the host: data, cache, configuration (XDG, or all below NELLY_HOME).
 
 use std::path::PathBuf;
 

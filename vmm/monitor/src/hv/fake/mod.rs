@@ -180,10 +180,10 @@ impl Fake {
         self.0.lock().record.clone()
     }
 
-    /// Waits until `condition` holds of the record, for at most 10 s; `false` when it never did.
+    /// Waits until `condition` holds of the record, for at most a minute; `false` when it never did.
     pub fn wait_until(&self, condition: impl Fn(&Record) -> bool) -> bool {
         let state = self.0.lock();
-        let wait = Duration::from_secs(10);
+        let wait = Duration::from_secs(60);
         let done = |state: &mut State| !condition(&state.record);
         let (_state, result) =
             self.0.changed.wait_timeout_while(state, wait, done).unwrap_or_else(PoisonError::into_inner);
