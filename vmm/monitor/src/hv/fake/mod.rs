@@ -56,7 +56,8 @@ pub enum Step {
     },
     /// Computes until it is kicked.
     WaitForKick,
-    /// Computes until the line of this number was pulsed or raised once more, or it is kicked.
+    /// Computes until the line of this number was pulsed or raised more often than when such a wait last ended (at first: at all). A kick
+    /// interrupts it.
     WaitForLine(u32),
     /// Computes for a while, unless it is kicked.
     Compute(Duration),
@@ -277,6 +278,7 @@ impl Vm for FakeVm {
             reading: false,
             data: Vec::new(),
             sleeps: false,
+            heard: BTreeMap::new(),
             thread: PhantomData,
         })
     }
@@ -309,6 +311,8 @@ pub struct FakeVcpu {
     reading: bool,
     data: Vec<u8>,
     sleeps: bool,
+    /// Edges and raises of each line when a wait for it last ended.
+    heard: BTreeMap<u32, u64>,
     /// A vCPU stays on its thread.
     thread: PhantomData<*const ()>,
 }
@@ -402,11 +406,13 @@ impl Vcpu for FakeVcpu {
                 }
                 Step::WaitForLine(gsi) => {
                     let count = |state: &State| state.record.lines.get(&gsi).copied().unwrap_or(0);
-                    let before = count(&self.machine.0.lock());
-                    if self.compute(None, |state| count(state) > before) {
+                    // Not counted from here: the edge may have come before the wait begins.
+                    let heard = self.heard.get(&gsi).copied().unwrap_or(0);
+                    if self.compute(None, |state| count(state) > heard) {
                         self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
                         return Ok(Exit::Kicked);
                     }
+                    self.heard.insert(gsi, count(&self.machine.0.lock()));
                 }
                 Step::Compute(time) => {
                     if self.compute(Some(Instant::now() + time), |_| false) {
