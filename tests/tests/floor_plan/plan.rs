@@ -56,7 +56,6 @@ pub(crate) const CRATES: &[Crate] = &[
             ("hv", 2),
             ("bus", 3),
             ("disk", 3),
-            ("usernet", 3),
             ("devices", 4),
             ("virtio", 4),
             ("boot", 5),
@@ -66,7 +65,7 @@ pub(crate) const CRATES: &[Crate] = &[
         stands_on: &[],
         never: HEAVY,
         unsafe_rooms: &["sys", "memory", "hv"],
-        target_rooms: &["arch", "hv", "sys", "machine::confine"],
+        target_rooms: &["arch", "hv", "sys"],
         program: false,
     },
     Crate {

@@ -139,7 +139,7 @@ impl Outside {
         let mut unanswered: Option<End> = None;
         loop {
             if sending.is_none() {
-                sending = waiting.take().map(|request| Box::pin(send(agent, id, request)));
+                sending = waiting.take().map(|word| Box::pin(send(agent, id, word)));
             }
             let ends = self.ends(unanswered);
             let sent = async {
@@ -158,12 +158,16 @@ impl Outside {
                         Request::HangUp => {
                             let end = End { at: Instant::now() + HANG_UP_GRACE, exit: by(Signal::HUP, "hung_up") };
                             self.hung_up.get_or_insert(end);
-                            waiting.add(Request::Signal(Signal::HUP));
+                            waiting.add(Word::Signal(Signal::HUP));
                             Some(by(Signal::HUP, "hung_up"))
                         }
-                        request => {
-                            waiting.add(request);
-                            (request == Request::Signal(Signal::TERM)).then(|| by(Signal::TERM, "killed"))
+                        Request::Signal(signal) => {
+                            waiting.add(Word::Signal(signal));
+                            (signal == Signal::TERM).then(|| by(signal, "killed"))
+                        }
+                        Request::Resize { rows, columns } => {
+                            waiting.add(Word::Resize { rows, columns });
+                            None
                         }
                     };
                     if let Some(exit) = asks {
@@ -231,36 +235,42 @@ fn exit(done: &WaitResponse) -> Exit {
     Exit { code, reason }
 }
 
-/// Passes one request on. A process that has just ended cannot be told: its exit is on the way.
-async fn send(agent: &Agent, id: ProcessId<'_>, request: Request) {
-    let _told = match request {
-        Request::Signal(signal) | Request::Kill(signal) => agent.signal(id, signal.number().into()).await,
-        Request::HangUp => agent.signal(id, Signal::HUP.number().into()).await,
-        Request::Resize { rows, columns } => agent.resize(id, rows, columns).await,
+/// What a process can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Signal(Signal),
+    Resize { rows: u16, columns: u16 },
+}
+
+/// Passes one word on. A process that has just ended cannot be told: its exit is on the way.
+async fn send(agent: &Agent, id: ProcessId<'_>, word: Word) {
+    let _told = match word {
+        Word::Signal(signal) => agent.signal(id, signal.number().into()).await,
+        Word::Resize { rows, columns } => agent.resize(id, rows, columns).await,
     };
 }
 
 /// What waits to be passed on, in order, each once: as with a process's own pending signals, a second of a kind says nothing new, and the
 /// latest size counts.
 #[derive(Debug, Default)]
-struct Waiting(VecDeque<Request>);
+struct Waiting(VecDeque<Word>);
 
 impl Waiting {
-    fn add(&mut self, request: Request) {
-        if let Request::Resize { .. } = request {
-            self.0.retain(|other| !matches!(other, Request::Resize { .. }));
+    fn add(&mut self, word: Word) {
+        if let Word::Resize { .. } = word {
+            self.0.retain(|other| !matches!(other, Word::Resize { .. }));
         }
-        if !self.0.contains(&request) {
-            self.0.push_back(request);
+        if !self.0.contains(&word) {
+            self.0.push_back(word);
         }
     }
 
-    fn take(&mut self) -> Option<Request> {
+    fn take(&mut self) -> Option<Word> {
         self.0.pop_front()
     }
 
     fn asks_for_the_end(&self) -> bool {
-        self.0.iter().any(|request| matches!(request, Request::Signal(Signal::TERM | Signal::HUP)))
+        self.0.iter().any(|word| matches!(word, Word::Signal(Signal::TERM | Signal::HUP)))
     }
 }
 

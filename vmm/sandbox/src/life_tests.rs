@@ -164,10 +164,10 @@ async fn a_program_that_outlives_its_terminal_has_a_grace() {
 #[test]
 fn what_waits_says_nothing_twice_and_the_latest_size_counts() {
     let mut waiting = Waiting::default();
-    let size = |rows| Request::Resize { rows, columns: 80 };
-    let (user, term) = (Request::Signal(Signal::USR1), Request::Signal(Signal::TERM));
-    for request in [size(1), user, term, user, size(2)] {
-        waiting.add(request);
+    let size = |rows| Word::Resize { rows, columns: 80 };
+    let (user, term) = (Word::Signal(Signal::USR1), Word::Signal(Signal::TERM));
+    for word in [size(1), user, term, user, size(2)] {
+        waiting.add(word);
     }
     assert!(waiting.asks_for_the_end());
     let order: Vec<_> = std::iter::from_fn(|| waiting.take()).collect();

@@ -103,8 +103,6 @@ impl Interest {
     pub const READ: Self = Self { readable: true, writable: false };
     /// Writing only.
     pub const WRITE: Self = Self { readable: false, writable: true };
-    /// Both.
-    pub const BOTH: Self = Self { readable: true, writable: true };
     /// Neither: the descriptor stays registered and only a hang-up is reported.
     pub const NONE: Self = Self { readable: false, writable: false };
 }

@@ -10,10 +10,6 @@ pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 /// `--timeout` was over.
 pub const TIMED_OUT: u8 = 124;
-/// `boot`: the guest's kernel panicked.
-pub const PANICKED: u8 = 121;
-/// `boot`: the guest's first processor met a triple fault.
-pub const TRIPLE_FAULT: u8 = 122;
 
 /// The table of `nelly help exit-codes`. README has the same.
 pub const TABLE: [(&str, &str); 10] = [

@@ -25,8 +25,6 @@ mod vm;
 mod host {
     use std::io;
 
-    use kvm_ioctls::Cap;
-
     use super::super::{HvError, Hypervisor};
     use super::vm::KvmVm;
     use crate::arch::Nested;
@@ -66,14 +64,6 @@ mod host {
                 "KVM does not answer: the processor's virtualisation is switched off or used up; `make shell` opens an emulated \
                  host that has it"
             }
-        }
-    }
-
-    impl Kvm {
-        /// Largest number of vCPUs of one machine.
-        #[must_use]
-        pub fn max_vcpus(&self) -> u32 {
-            u32::try_from(self.0.check_extension_int(Cap::MaxVcpus)).unwrap_or(1)
         }
     }
 

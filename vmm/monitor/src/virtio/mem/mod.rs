@@ -29,9 +29,6 @@ use crate::memory::{Memory, Slot};
 use crate::sys::Interest;
 use blocks::{BLOCK, Blocks, Request};
 
-/// What is requested is a multiple of this.
-pub const BLOCK_BYTES: u64 = BLOCK;
-
 /// The device.
 pub struct MemoryDevice {
     slot: Slot,
@@ -84,7 +81,7 @@ impl MemoryControl {
     /// it then. That it follows is up to the guest.
     ///
     /// # Errors
-    /// Not a multiple of [`BLOCK_BYTES`], or more than the region.
+    /// Not a multiple of 2 MiB, or more than the region.
     pub fn request(&self, bytes: u64) -> Result<(), BadSize> {
         if bytes > self.region || !bytes.is_multiple_of(BLOCK) {
             return Err(BadSize { bytes, region: self.region });
@@ -106,7 +103,7 @@ impl MemoryControl {
 }
 
 impl MemoryDevice {
-    /// The device for the region that `slot` is, with nothing requested. Its guest address and length are multiples of [`BLOCK_BYTES`].
+    /// The device for the region that `slot` is, with nothing requested. Its guest address and length are multiples of 2 MiB.
     #[must_use]
     pub fn new(slot: Slot) -> (Self, MemoryControl) {
         let shared = Shared { requested: 0, plugged: 0, untold: false, interrupt: None };
