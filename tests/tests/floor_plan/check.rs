@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::imports::{Source, sources};
-use crate::plan::{Crate, FENCES};
+use crate::plan::{Crate, FENCES, SILENT};
 use crate::tokens::{Kind, Token};
 
 /// Everything in `top` that breaks the plan.
@@ -21,6 +21,9 @@ pub(crate) fn findings(top: &Path, crates: &[Crate]) -> Vec<String> {
             };
             climbing(plan, source, &mut report);
             words(plan, source, &mut report);
+            if !SILENT.iter().any(|(file, _)| source.file == top.join(file)) {
+                silent_numbers(source, &mut report);
+            }
         }
         found.extend(cycles(plan, &sources));
         let manifest = directory.join("Cargo.toml");
@@ -115,6 +118,50 @@ fn words(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) 
             }
         }
     }
+}
+
+/// Conversions that give another number where one does not fit: `try_from(..)` or `try_into()`, an `.ok()` perhaps, and then
+/// `.unwrap_or(..)` or `.unwrap_or_default()`.
+fn silent_numbers(source: &Source, report: &mut impl FnMut(usize, String)) {
+    let tokens = &source.tokens;
+    for (at, token) in tokens.iter().enumerate() {
+        let Some(convert @ ("try_from" | "try_into")) = token.word() else { continue };
+        let Some(mut rest) = behind_parentheses(&tokens[at + 1..]) else { continue };
+        if let [dot, ok, call @ ..] = rest
+            && dot.is_mark('.')
+            && ok.is_word("ok")
+            && let Some(behind) = behind_parentheses(call)
+        {
+            // The conversion may be the whole of a closure, whose call ends here.
+            let ends = behind.iter().take_while(|token| token.is_mark(')')).count();
+            rest = &behind[ends..];
+        }
+        if let [dot, word, ..] = rest
+            && dot.is_mark('.')
+            && let Some(instead @ ("unwrap_or" | "unwrap_or_default")) = word.word()
+        {
+            report(
+                token.line,
+                format!(
+                    "`{convert}(..).{instead}(..)` hides what does not fit: `fits`, `at_most` or an error"
+                ),
+            );
+        }
+    }
+}
+
+/// What follows the parentheses that `tokens` begin with.
+fn behind_parentheses(tokens: &[Token]) -> Option<&[Token]> {
+    let mut depth = 0;
+    let end = tokens.iter().position(|token| {
+        match token.kind {
+            Kind::Mark('(') => depth += 1,
+            Kind::Mark(')') => depth -= 1,
+            _ => {}
+        }
+        depth <= 0
+    })?;
+    (end > 0).then(|| &tokens[end + 1..])
 }
 
 /// Files of `src/bin`, and `main.rs`, are programs.

@@ -1,5 +1,6 @@
 //! The floor plan is a test: it reads the imports of every crate and fails on one that climbs, on a cycle, on a fenced word outside its
-//! room, on `unsafe` and `cfg(target_*)` where they do not belong, on a dependency that a crate must not have.
+//! room, on `unsafe` and `cfg(target_*)` where they do not belong, on a dependency that a crate must not have, on a
+//! conversion that gives another number where one does not fit.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -93,6 +94,20 @@ fn every_way_to_break_the_plan_is_found() {
             "`process::exit` in a library",
         ),
         ("src/low/mod.rs", "unsafe fn f() {}", "`unsafe` outside low::raw"),
+        (
+            "src/low/mod.rs",
+            "fn f(n: u64) -> u8 {\n    u8::try_from(n & g(1))\n        .unwrap_or(0)\n}",
+            "src/low/mod.rs:2: `try_from(..).unwrap_or(..)` hides what does not fit",
+        ),
+        ("src/low/mod.rs", "fn f() { x = n.try_into().unwrap_or_default(); }", "hides what does not fit"),
+        ("src/low/mod.rs", "fn f() { n.and_then(|n| u8::try_from(n).ok()).unwrap_or(9) }", "hides what"),
+        ("src/low/mod.rs", "fn f() { u8::try_from(n).ok().unwrap_or(u8::MAX) }", "hides what does not fit"),
+        (
+            "src/low/mod.rs",
+            "fn f() { n.map(u8::try_from).unwrap_or(0); u8::try_from(n).expect(\"it fits\") }",
+            "",
+        ),
+        ("src/low/mod.rs", "fn f() { g(u8::try_from(n)?, m.unwrap_or(0)).unwrap_or(0) }", ""),
         (
             "src/middle.rs",
             "#[cfg(all(unix, not(target_os = \"linux\")))] fn f() {}",

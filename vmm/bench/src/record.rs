@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nelly_vmm::sys::at_most;
 use serde::{Deserialize, Serialize};
 
 use crate::held::Held;
@@ -255,7 +256,7 @@ impl Record {
 #[must_use]
 pub(crate) fn permille(part: u64, whole: u64) -> u64 {
     let permille = u128::from(part) * 1000;
-    permille.checked_div(u128::from(whole)).and_then(|value| u64::try_from(value).ok()).unwrap_or(0)
+    permille.checked_div(u128::from(whole)).map_or(0, |value| at_most(value, u64::MAX))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What samples say: quantiles, how sure the median is, and whether two sets differ. Pure, and the same for the same samples and seed.
 
+use nelly_vmm::sys::fits;
 use serde::{Deserialize, Serialize};
 
 /// Resamples behind an interval of confidence.
@@ -124,7 +125,8 @@ fn difference_interval(a: &[u64], b: &[u64], seed: u64) -> (i64, i64) {
 }
 
 fn minus(a: u64, b: u64) -> i64 {
-    i64::try_from(i128::from(a) - i128::from(b)).unwrap_or(if a > b { i64::MAX } else { i64::MIN })
+    let difference = i128::from(a) - i128::from(b);
+    fits(difference.clamp(i64::MIN.into(), i64::MAX.into()), "it was clamped to 64 bits")
 }
 
 /// How likely samples of one source would be parted as `a` and `b` are, or further: a permutation test of the sum of ranks, ties

@@ -51,8 +51,8 @@ fn line(text: &str, done: u64, total: Option<u64>) -> String {
     let mebibytes = |bytes: u64| bytes >> 20;
     match total.filter(|total| *total > 0) {
         Some(total) => {
-            let tenths = usize::try_from(done.min(total).saturating_mul(20) / total).unwrap_or(20);
-            let bar: String = (0..20).map(|n| if n < tenths { '#' } else { '.' }).collect();
+            let done_of_20 = done.min(total).saturating_mul(20) / total;
+            let bar: String = (0..20).map(|n| if n < done_of_20 { '#' } else { '.' }).collect();
             format!("{text} [{bar}] {} of {} MiB", mebibytes(done), mebibytes(total))
         }
         None if done > 0 => format!("{text}, {} MiB", mebibytes(done)),

@@ -8,6 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nelly_vmm::sys::signals::Signals;
+use nelly_vmm::sys::{at_most, fits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
@@ -198,7 +199,7 @@ fn start<'a>(
 
 /// The clock at `from` and `time` later; without an end where that is too far.
 fn after(from: u64, time: Duration) -> u64 {
-    from.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    from.saturating_add(at_most(time.as_nanos(), u64::MAX))
 }
 
 impl Watch<'_> {
@@ -278,7 +279,7 @@ impl Watch<'_> {
                 return Ok(Turn::Late);
             };
             let left = Duration::from_nanos(left);
-            let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+            let left: Timespec = fits(left, "2^64 nanoseconds are less than 600 years");
             let mut fds =
                 vec![PollFd::new(self.signals, PollFlags::IN), PollFd::new(&self.child.end, PollFlags::IN)];
             fds.extend(self.output.as_ref().map(|output| PollFd::new(output, PollFlags::IN)));

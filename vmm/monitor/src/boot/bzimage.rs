@@ -4,6 +4,7 @@ use super::compress::Format;
 use super::elf::{u16_at, u32_at, u64_at};
 use super::error::BootError;
 use super::source::Source;
+use crate::sys::{at_most, fits};
 
 /// Where the set-up header begins in the file, and in the zero page.
 pub(super) const SETUP_HEADER: usize = 0x1f1;
@@ -121,7 +122,7 @@ impl BzImage {
             alignment: (head[0x234] != 0).then_some(alignment.max(4096)),
             initrd_max: u64::from(u32_at(&head, 0x22c)),
             initrd_high: features & XLF_ABOVE_4G != 0,
-            command_line_max: usize::try_from(u32_at(&head, 0x238)).unwrap_or(usize::MAX),
+            command_line_max: fits(u32_at(&head, 0x238), "hosts of Nelly have 64 bits"),
             payload: (payload_len > 4).then_some((body + payload_at, payload_len)),
             release: release(source, u16_at(&head, 0x20e)),
         })
@@ -136,7 +137,7 @@ impl BzImage {
     pub(super) fn packed_kernel(&self, source: &Source<'_>) -> Result<Option<Packed>, BootError> {
         let Some((at, len)) = self.payload else { return Ok(None) };
         let mut magic = [0; 6];
-        source.read(at, &mut magic[..usize::try_from(len.min(6)).unwrap_or(0)], "compressed kernel")?;
+        source.read(at, &mut magic[..at_most(len, 6)], "compressed kernel")?;
         let Some(format) = Format::detect(&magic).filter(|format| !matches!(format, Format::Other(_))) else {
             return Ok(None);
         };

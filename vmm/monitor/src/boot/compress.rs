@@ -6,6 +6,7 @@ use ruzstd::decoding::FrameDecoder;
 
 use super::error::BootError;
 use super::source::Source;
+use crate::sys::{at_most, fits};
 
 /// Most bytes a kernel may unpack to: Debian's cloud kernel has 58 MB. What claims to be more is refused within half a second.
 pub(super) const UNPACKED_MAX: u64 = 256 << 20;
@@ -89,7 +90,7 @@ pub(super) fn unpack(
     limit: u64,
 ) -> Result<Vec<u8>, BootError> {
     let reader = BufReader::with_capacity(64 << 10, source.reader(offset, len));
-    let reserve = usize::try_from(size_hint.min(limit).min(256 << 20)).unwrap_or(0);
+    let reserve = at_most(size_hint.min(limit), 256 << 20);
     let mut out = Vec::with_capacity(reserve);
     let result = match format {
         Format::Gzip => drain(flate2::bufread::GzDecoder::new(reader), &mut out, limit),
@@ -164,10 +165,10 @@ fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result
         }
         if reader.fill_buf()?.is_empty() {
             // The kernel's build appends the size.
-            let size = u32::try_from(out.len() & 0xffff_ffff).unwrap_or(0);
+            let size: u32 = fits(out.len() & 0xffff_ffff, "32 bits");
             return if word == size { Ok(()) } else { Err(corrupt("it ends after the length of a block")) };
         }
-        let len = usize::try_from(word).unwrap_or(usize::MAX);
+        let len: usize = fits(word, "hosts of Nelly have 64 bits");
         if len == 0 || len > LZ4_BLOCK_PACKED_MAX {
             return Err(corrupt("a block's length is impossible"));
         }

@@ -9,6 +9,7 @@
 
 use super::error::BootError;
 use super::source::Source;
+use crate::sys::fits;
 
 /// The four bytes an ELF file begins with.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
@@ -178,7 +179,7 @@ impl Elf {
             return Err(BootError::corrupt(source.name(), "its notes are impossibly long"));
         }
         let align = if u64_at(header, 48) == 8 { 8 } else { 4 };
-        let mut notes = vec![0; usize::try_from(len).unwrap_or(0)];
+        let mut notes = vec![0; fits(len, "notes of more than a mebibyte were refused")];
         source.read(u64_at(header, 8), &mut notes, "notes")?;
         for (owner, kind, value) in (Notes { bytes: &notes, align }) {
             match (owner, kind) {

@@ -18,6 +18,7 @@ use memchr::memmem;
 
 use super::elf::{Elf, Range};
 use super::source::Source;
+use crate::sys::at_most;
 
 /// How the machine describes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +138,7 @@ fn find(source: &Source<'_>, range: Range) -> Option<u64> {
     let mut buffer = vec![0; CHUNK];
     let mut at = range.offset;
     while at < end {
-        let len = usize::try_from(end - at).map_or(CHUNK, |left| left.min(CHUNK));
+        let len = at_most(end - at, CHUNK);
         let chunk = &mut buffer[..len];
         source.read(at, chunk, "section").ok()?;
         if let Some(found) = finder.find(chunk) {

@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::error::BootError;
 use crate::memory::Memory;
+use crate::sys::at_most;
 
 /// The bytes of a file, read in place.
 pub(super) struct Source<'a> {
@@ -86,7 +87,7 @@ impl<'a> Source<'a> {
 
     /// Reads up to `limit` bytes from the start, fewer if the file is shorter.
     pub(super) fn head(&self, limit: usize) -> Result<Vec<u8>, BootError> {
-        let len = usize::try_from(self.len).map_or(limit, |len| len.min(limit));
+        let len = at_most(self.len, limit);
         let mut head = vec![0; len];
         self.read(0, &mut head, "start")?;
         Ok(head)
@@ -135,8 +136,7 @@ struct SourceReader<'a> {
 
 impl Read for SourceReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
-        let want = left.min(buffer.len());
+        let want = at_most(self.end - self.position, buffer.len());
         let got = match &self.source.bytes {
             Stored::File(file) => file.read_at(&mut buffer[..want], self.position)?,
             Stored::Unpacked(bytes) => {

@@ -3,6 +3,8 @@
 
 use std::io::Write;
 
+use crate::sys::fits;
+
 /// A segment of [`elf`].
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
@@ -22,7 +24,7 @@ pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str
     let mut body = vec![0; 64 + 56 * count];
     let mut headers = Vec::new();
     for segment in segments {
-        let congruent = usize::try_from(segment.address % 4096).unwrap_or(0);
+        let congruent = fits::<_, usize>(segment.address % 4096, "less than a page");
         body.resize(body.len().next_multiple_of(4096) + congruent, 0);
         headers.push((1_u32, body.len(), segment.address, segment.bytes.len() as u64, segment.memory));
         body.extend_from_slice(segment.bytes);
@@ -35,7 +37,7 @@ pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str
     let mut table = vec![0; 64];
     let mut section = |name: &str, bytes: &[u8], names: &mut Vec<u8>, body: &mut Vec<u8>| {
         let mut header = [0; 64];
-        header[..4].copy_from_slice(&u32::try_from(names.len()).unwrap_or(0).to_le_bytes());
+        header[..4].copy_from_slice(&word(names.len()));
         header[4] = 1;
         header[24..32].copy_from_slice(&(body.len() as u64).to_le_bytes());
         names.extend_from_slice(name.as_bytes());
@@ -49,7 +51,7 @@ pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str
         section(name, bytes, &mut names, &mut body);
     }
     section(".shstrtab", &[], &mut names, &mut body);
-    let section_count = u16::try_from(table.len() / 64).unwrap_or(0);
+    let section_count = fits::<_, u16>(table.len() / 64, "a test has a handful of sections");
 
     body[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
     let mut put = |at: usize, bytes: &[u8]| body[at..at + bytes.len()].copy_from_slice(bytes);
@@ -59,7 +61,7 @@ pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str
     for (at, half) in [
         (52, 64),
         (54, 56),
-        (56, u16::try_from(count).unwrap_or(0)),
+        (56, fits(count, "a test has a handful of segments")),
         (58, 64),
         (60, section_count),
         (62, section_count - 1),
@@ -84,8 +86,8 @@ pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str
 #[must_use]
 pub fn note(owner: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for word in [owner.len() + 1, value.len()] {
-        bytes.extend_from_slice(&u32::try_from(word).unwrap_or(0).to_le_bytes());
+    for len in [owner.len() + 1, value.len()] {
+        bytes.extend_from_slice(&word(len));
     }
     bytes.extend_from_slice(&kind.to_le_bytes());
     bytes.extend_from_slice(owner.as_bytes());
@@ -103,7 +105,7 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
     let body = (0x300 + payload.len()).next_multiple_of(16);
     put(0x1f1, &[1]);
-    put(0x1f4, &u32::try_from(body / 16).unwrap_or(0).to_le_bytes());
+    put(0x1f4, &word(body / 16));
     put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
     put(0x202, b"HdrS\x0f\x02");
     put(0x211, &[1]);
@@ -112,7 +114,7 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     put(0x234, &[1, 21, 0x3f, 0]);
     put(0x238, &2047_u32.to_le_bytes());
     put(0x248, &0x300_u32.to_le_bytes());
-    put(0x24c, &u32::try_from(payload.len()).unwrap_or(0).to_le_bytes());
+    put(0x24c, &word(payload.len()));
     put(0x258, &preferred.to_le_bytes());
     put(0x260, &init_size.to_le_bytes());
     let start = image.len();
@@ -127,8 +129,8 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    let _ = encoder.write_all(bytes);
-    encoder.finish().unwrap_or_default()
+    encoder.write_all(bytes).expect("memory takes every byte");
+    encoder.finish().expect("memory takes every byte")
 }
 
 /// Packs `bytes` as `zstd` would.
@@ -143,7 +145,7 @@ pub fn lz4(bytes: &[u8], block: usize) -> Vec<u8> {
     let mut out = 0x184c_2102_u32.to_le_bytes().to_vec();
     for part in bytes.chunks(block) {
         let packed = lz4_flex::block::compress(part);
-        out.extend_from_slice(&u32::try_from(packed.len()).unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&word(packed.len()));
         out.extend_from_slice(&packed);
     }
     out
@@ -152,6 +154,11 @@ pub fn lz4(bytes: &[u8], block: usize) -> Vec<u8> {
 /// What kernels append to their packed selves: the size.
 #[must_use]
 pub fn with_size(mut packed: Vec<u8>, bytes: &[u8]) -> Vec<u8> {
-    packed.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
+    packed.extend_from_slice(&word(bytes.len()));
     packed
+}
+
+/// A size as the formats have it.
+fn word(size: usize) -> [u8; 4] {
+    fits::<_, u32>(size, "what a test makes is less than 4 GiB").to_le_bytes()
 }

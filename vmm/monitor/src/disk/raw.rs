@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{Disk, SECTOR};
 use crate::memory::IoVecs;
-use crate::sys::{self, fits};
+use crate::sys::{self, at_most, fits};
 
 /// A raw image or block device. The lock on it (many readers, or one writer) goes with the open file description.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl Disk for RawDisk {
 fn zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
     static ZEROES: [u8; 65536] = [0; 65536];
     while len > 0 {
-        let piece = usize::try_from(len).unwrap_or(ZEROES.len()).min(ZEROES.len());
+        let piece = at_most(len, ZEROES.len());
         file.write_all_at(&ZEROES[..piece], offset)?;
         offset += piece as u64;
         len -= piece as u64;

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, fstat, openat, renameat, statat};
 
 use super::watched::Watched;
-use crate::sys::{Interest, Poller};
+use crate::sys::{Interest, Poller, at_most};
 
 /// See the module.
 pub(super) enum Output {
@@ -82,7 +82,7 @@ impl Log {
         if self.bytes >= self.most {
             self.begin_anew()?;
         }
-        let room = usize::try_from(self.most - self.bytes).map_or(bytes.len(), |room| room.min(bytes.len()));
+        let room = at_most(self.most - self.bytes, bytes.len());
         let count = self.file.write(&bytes[..room])?;
         self.bytes += count as u64;
         Ok(count)

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuardMut;
 
+use crate::sys::fits;
+
 /// Most pieces one system call takes (POSIX promises 16, Linux and macOS take 1024).
 const PIECES_MAX: usize = 1024;
 
@@ -83,18 +85,14 @@ impl<'a> IoVecs<'a> {
         // SAFETY: every field of a message header may be zero: no name, no control data, no pieces.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.vecs.as_ptr().cast_mut();
-        // `push` stops at 1024.
-        #[allow(clippy::useless_conversion, reason = "the field's type differs between systems")]
-        {
-            message.msg_iovlen = self.vecs.len().try_into().unwrap_or_default();
-        }
+        // The field's type differs between systems.
+        message.msg_iovlen = fits(self.vecs.len(), "one call takes at most 1024 pieces");
         // SAFETY: the header and the vectors it points to live until the call returns; the kernel only reads the pieces, see `write_at`.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
     }
 
     fn count(&self) -> libc::c_int {
-        // `push` stops at 1024.
-        libc::c_int::try_from(self.vecs.len()).unwrap_or(libc::c_int::MAX)
+        fits(self.vecs.len(), "one call takes at most 1024 pieces")
     }
 
     /// Reads from `file` at byte `offset` into the pieces; returns the bytes read, 0 at the end of the file.

@@ -26,7 +26,7 @@ pub use inherited::{close_all_but, inherited};
 pub use killer::Killer;
 pub use leave::leave_behind;
 pub use notifier::Notifier;
-pub use number::fits;
+pub use number::{at_most, fits};
 pub use passing::{Arrived, MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};
 pub use poller::{Interest, Poller, Ready};
 pub use random::random;

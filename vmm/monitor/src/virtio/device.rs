@@ -14,7 +14,7 @@ pub use super::fault::{ActivateError, DeviceFault};
 use super::interrupt::Interrupt;
 use super::queue::Queue;
 use crate::memory::Memory;
-use crate::sys::{Interest, Poller};
+use crate::sys::{Interest, Poller, at_most};
 
 /// A device as the transport sees it.
 pub trait Device: Send {
@@ -254,8 +254,8 @@ impl<'a> Registrar<'a> {
 
 /// Answers a read of a configuration space that is held as bytes. What lies beyond its end is left as it was.
 pub fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
-    for (to, from) in data.iter_mut().zip(rest) {
+    let from = at_most(offset, config.len());
+    for (to, from) in data.iter_mut().zip(&config[from..]) {
         *to = *from;
     }
 }

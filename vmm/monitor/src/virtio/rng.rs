@@ -8,7 +8,7 @@ use super::interrupt::Interrupt;
 use super::queue::{Chain, Queue};
 use super::spec::id;
 use crate::memory::Memory;
-use crate::sys::{self, Interest};
+use crate::sys::{self, Interest, at_most};
 
 /// Most bytes a request gets: the specification lets a device give fewer than there is room for, and a guest that asks for a gigabyte
 /// shall not keep the loop.
@@ -77,7 +77,7 @@ impl Worker for RngWorker {
 fn fill(memory: &Memory, chain: &Chain) -> Result<u32, DeviceFault> {
     let mut buffer = [0u8; REQUEST_MAX];
     let mut writer = chain.writer(memory);
-    let len = usize::try_from(writer.left()).unwrap_or(REQUEST_MAX).min(REQUEST_MAX);
+    let len = at_most(writer.left(), REQUEST_MAX);
     sys::random(&mut buffer[..len])?;
     writer.write_all(&buffer[..len])?;
     Ok(writer.written())

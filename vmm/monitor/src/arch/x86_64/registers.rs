@@ -31,20 +31,20 @@ impl Segment {
     /// What the processor makes of `descriptor` when `selector` is loaded.
     #[must_use]
     pub fn from_descriptor(selector: u16, descriptor: u64) -> Self {
-        let bits = |at: u32, width: u32| (descriptor >> at) & ((1 << width) - 1);
-        let granular = bits(55, 1) == 1;
-        // 20 bits.
-        let limit = u32::try_from(bits(48, 4) << 16 | bits(0, 16)).unwrap_or(0);
+        let [limit_0, limit_1, base_0, base_1, base_2, access, flags, base_3] = descriptor.to_le_bytes();
+        let has = |byte: u8, bit: u32| byte >> bit & 1 == 1;
+        let granular = has(flags, 7);
+        let limit = u32::from_le_bytes([limit_0, limit_1, flags & 0xf, 0]);
         Self {
             selector,
-            base: bits(56, 8) << 24 | bits(16, 24),
+            base: u32::from_le_bytes([base_0, base_1, base_2, base_3]).into(),
             limit: if granular { limit << 12 | 0xfff } else { limit },
-            kind: u8::try_from(bits(40, 4)).unwrap_or(0),
-            code_or_data: bits(44, 1) == 1,
-            privilege: u8::try_from(bits(45, 2)).unwrap_or(0),
-            present: bits(47, 1) == 1,
-            long: bits(53, 1) == 1,
-            default_32: bits(54, 1) == 1,
+            kind: access & 0xf,
+            code_or_data: has(access, 4),
+            privilege: access >> 5 & 3,
+            present: has(access, 7),
+            long: has(flags, 5),
+            default_32: has(flags, 6),
             granular,
         }
     }

@@ -11,6 +11,7 @@ use crate::arch::x86_64::layout;
 use crate::boot::Transport;
 use crate::boot::error::BootError;
 use crate::memory::Memory;
+use crate::sys::fits;
 
 /// Most CPUs that the tables' range has room for.
 pub(in crate::boot) const CPUS_MAX: u32 = 1024;
@@ -73,7 +74,7 @@ fn rsdp(xsdt: u64) -> Vec<u8> {
 
 fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     let mut bytes = signature.to_vec();
-    let len = u32::try_from(HEADER_LEN + body.len()).unwrap_or(u32::MAX);
+    let len: u32 = fits(HEADER_LEN + body.len(), "no table lists more than 1024 CPUs or 256 devices");
     bytes.extend_from_slice(&len.to_le_bytes());
     bytes.extend_from_slice(&[revision, 0]);
     bytes.extend_from_slice(b"NELLY MICROVM ");
@@ -146,8 +147,8 @@ fn dsdt_body(transports: &[Transport]) -> Result<Vec<u8>, BootError> {
     for (index, transport) in transports.iter().enumerate() {
         let too_many = || BootError::too_many("devices", transports.len() as u64, 256);
         let number = u8::try_from(index).map_err(|_| too_many())?;
-        let address = u32::try_from(transport.address).unwrap_or(0); // checked by the caller
-        let len = u32::try_from(layout::VIRTIO_STRIDE).unwrap_or(0x1000);
+        let address = fits(transport.address, "transports above 4 GiB were refused");
+        let len = fits(layout::VIRTIO_STRIDE, "transports lie below 4 GiB");
         let body = [
             aml::name("_HID", &aml::string("LNRO0005")),
             aml::name("_UID", &aml::integer(number.into())),

@@ -1,5 +1,7 @@
 //! As much AML (ACPI 6.5, chapter 20) as a list of devices takes.
 
+use crate::sys::fits;
+
 /// A name of exactly four characters, or `\` and such a name.
 pub(super) type Name<'a> = &'a str;
 
@@ -21,7 +23,7 @@ pub(super) fn device(name: Name<'_>, body: &[u8]) -> Vec<u8> {
 /// `Package () { elements }`, at most 255 of them.
 pub(super) fn package(elements: &[Vec<u8>]) -> Vec<u8> {
     let body = elements.concat();
-    let count = u8::try_from(elements.len()).unwrap_or(u8::MAX);
+    let count = fits(elements.len(), "a package has at most 255 elements");
     [&[0x12], package_length(1 + body.len()).as_slice(), &[count], &body].concat()
 }
 
@@ -53,7 +55,7 @@ pub(super) fn eisa_id(id: &[u8; 7]) -> Vec<u8> {
 /// `ResourceTemplate () { descriptors }`.
 pub(super) fn resources(descriptors: &[Vec<u8>]) -> Vec<u8> {
     let body = [descriptors.concat().as_slice(), &[0x79, 0]].concat();
-    let len = integer(u32::try_from(body.len()).unwrap_or(u32::MAX));
+    let len = integer(fits(body.len(), "a device has a handful of resources"));
     [&[0x11], package_length(len.len() + body.len()).as_slice(), &len, &body].concat()
 }
 
@@ -76,14 +78,14 @@ pub(super) fn edge_interrupt(line: u32) -> Vec<u8> {
 /// The length that stands before `body` bytes: it counts itself.
 fn package_length(body: usize) -> Vec<u8> {
     if body + 1 < 0x40 {
-        return vec![u8::try_from(body + 1).unwrap_or(0)];
+        return vec![fits(body + 1, "it has six bits")];
     }
     let extra = [(1, 1 << 12), (2, 1 << 20), (3, 1 << 28)]
         .into_iter()
         .find(|&(extra, limit)| body + 1 + extra < limit)
         .map_or(3, |(extra, _)| extra);
-    let total = u32::try_from(body + 1 + extra).unwrap_or(u32::MAX);
-    let lead = u8::try_from(extra << 6 | (body + 1 + extra) & 0xf).unwrap_or(0);
+    let total: u32 = fits(body + 1 + extra, "the tables list at most 256 devices");
+    let lead = fits(extra << 6 | (body + 1 + extra) & 0xf, "two bits, and four");
     [&[lead], &(total >> 4).to_le_bytes()[..extra]].concat()
 }
 

@@ -5,6 +5,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::arch::x86_64::layout;
 use crate::boot::error::BootError;
 use crate::memory::Memory;
+use crate::sys::fits;
 
 /// Most CPUs of an MP table: APIC ids have eight bits, 255 means all of them.
 pub(in crate::boot) const CPUS_MAX: u32 = 255;
@@ -69,7 +70,8 @@ fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> 
     push(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d, ..] = layout::IO_APIC.to_le_bytes();
     push(&[2, IO_APIC_ID, IO_APIC_VERSION, 1, a, b, c, d]);
-    for line in 0..u8::try_from(lines.min(layout::IO_APIC_PINS)).unwrap_or(0) {
+    let lines: u8 = fits(lines.min(layout::IO_APIC_PINS), "an I/O APIC has 24 lines");
+    for line in 0..lines {
         push(&[3, INT, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
     }
     if legacy_pic {
@@ -77,7 +79,7 @@ fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> 
     }
     push(&[4, NMI, 0, 0, ISA_BUS, 0, ALL_CPUS, 1]);
 
-    let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    let len: u16 = fits(bytes.len(), "255 CPUs and 24 lines take less than 6 KiB");
     bytes[..4].copy_from_slice(b"PCMP");
     bytes[4..6].copy_from_slice(&len.to_le_bytes());
     bytes[6] = VERSION;

@@ -6,6 +6,7 @@ use super::map::Entry;
 use crate::arch::x86_64::layout;
 use crate::boot::error::BootError;
 use crate::memory::Memory;
+use crate::sys::fits;
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -22,7 +23,7 @@ pub(in crate::boot) fn write_start_info(
 ) -> Result<(), BootError> {
     let modules = layout::PVH_START_INFO + INFO_LEN;
     let entries = modules + MODULE_LEN;
-    let count = u32::try_from(map.len()).unwrap_or(0);
+    let count: u32 = fits(map.len(), "a machine has a handful of ranges of memory");
     let mut bytes = Vec::new();
     for word in [MAGIC, VERSION, 0, u32::from(initrd.is_some())] {
         bytes.extend_from_slice(&word.to_le_bytes());

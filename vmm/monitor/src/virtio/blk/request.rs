@@ -5,6 +5,7 @@ use std::io;
 use super::spec;
 use crate::disk::{Disk, SECTOR};
 use crate::memory::Memory;
+use crate::sys::at_most;
 use crate::virtio::device::DeviceFault;
 use crate::virtio::queue::{Chain, QueueFault, Reader, Writer};
 
@@ -80,7 +81,7 @@ impl Requests {
             spec::T_OUT => self.write(sector, reader),
             spec::T_FLUSH => Ok(self.disk.flush()?),
             spec::T_GET_ID => {
-                let bytes = usize::try_from(room).unwrap_or(spec::ID_BYTES).min(spec::ID_BYTES);
+                let bytes = at_most(room, spec::ID_BYTES);
                 Ok(writer.write_all(&self.id[..bytes])?)
             }
             spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => self.ranges(reader, |range| {

@@ -9,7 +9,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend};
 use super::config::Rings;
 use super::{Held, QueueFault};
 use crate::memory::{IoVecs, Memory};
-use crate::sys::fits;
+use crate::sys::{at_most, fits};
 use crate::virtio::spec::descriptor as flag;
 
 /// Most descriptors of an indirect table. A driver may go beyond the queue's size there (Linux does), so the bound is ours.
@@ -223,7 +223,7 @@ impl Cursor<'_> {
         let mut at = 0;
         while at < len {
             // A longer rest comes in further pieces.
-            let want = u32::try_from(len - at).unwrap_or(u32::MAX);
+            let want = at_most(len - at, u32::MAX);
             let Some((address, piece)) = self.step(want) else { break };
             let bytes = usize_of(piece);
             copy(self.memory, address, at, bytes)

@@ -20,7 +20,7 @@ use super::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use super::table::{Handle, Table};
 use super::{PowerSink, PowerWord};
 use crate::memory::Memory;
-use crate::sys::{Interest, Notifier, Timer, fits, unix};
+use crate::sys::{Interest, Notifier, Timer, at_most, fits, unix};
 use crate::virtio::queue::{Chain, QueueFault, Reader};
 
 /// Most connections at once.
@@ -56,7 +56,7 @@ fn window(connections: usize) -> u32 {
 /// Descriptors that this process may have: each connection to somebody on the host costs it at least one.
 fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
-    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+    limit.map_or(usize::MAX, |limit| at_most(limit, usize::MAX))
 }
 
 /// Who waits for the guest's answer.
