@@ -43,18 +43,12 @@ pub enum LifeError {
     /// What a stage could not do before its gate.
     #[error("cannot create the container: {}", .0.message)]
     Create(StageFailure),
-    /// The OOM score.
-    #[error("cannot set the OOM score of process {0}")]
-    OomScore(i32, #[source] io::Error),
-    /// Pumps.
-    #[error("cannot watch the terminal")]
-    Terminal(#[source] io::Error),
+    /// What the guest's kernel refused, in words.
+    #[error("{0}")]
+    Kernel(String, #[source] io::Error),
     /// Not a signal.
     #[error("{0} is no signal; 1 to 64 are")]
     Signal(u32),
-    /// The kernel's answer to a signal.
-    #[error("cannot send signal {0}")]
-    Kill(i32, #[source] io::Error),
     /// The process is gone.
     #[error("the process has ended")]
     Ended,
@@ -158,7 +152,7 @@ impl Process {
         let Some(pidfd) = lock(&self.pidfd).clone() else { return Err(LifeError::Ended) };
         match sys::signal_pidfd(pidfd.as_fd(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(LifeError::Ended),
-            Err(error) => Err(LifeError::Kill(signal, error)),
+            Err(error) => Err(LifeError::Kernel(format!("cannot send signal {signal}"), error)),
             Ok(()) => Ok(()),
         }
     }
@@ -484,7 +478,7 @@ impl Guest {
         let process = self.registry().process(key)?.clone();
         match lock(&process.pumps).as_ref().map(|pumps| pumps.resize(rows, columns)) {
             Some(Ok(true)) => Ok(()),
-            Some(Err(error)) => Err(LifeError::Terminal(error)),
+            Some(Err(error)) => Err(LifeError::Kernel("cannot resize the terminal".to_owned(), error)),
             Some(Ok(false)) => Err(LifeError::NoTerminal),
             None => Err(LifeError::Ended),
         }
@@ -586,7 +580,7 @@ fn dies_of_sigpipe(status: &str) -> Option<i32> {
 fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {
     let Some(score) = score else { return Ok(()) };
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-        .map_err(|error| LifeError::OomScore(pid, error))
+        .map_err(|error| LifeError::Kernel(format!("cannot set the OOM score of process {pid}"), error))
 }
 
 /// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at its default action.
@@ -597,7 +591,7 @@ fn start_pumps(
     immune: Option<i32>,
 ) -> Result<(), LifeError> {
     let pumps = host.start(stage.take_console(), &process.exited.subscribe(), immune);
-    let pumps = pumps.map_err(LifeError::Terminal)?;
+    let pumps = pumps.map_err(|error| LifeError::Kernel("cannot watch the terminal".to_owned(), error))?;
     *lock(&process.pumps) = Some(pumps);
     Ok(())
 }

@@ -62,10 +62,6 @@ pub(super) enum AssembleError {
         #[source]
         source: BootError,
     },
-    #[error("memory_bytes: cannot write the reset vector")]
-    ResetVector(#[source] io::Error),
-    #[error("cannot read random bytes of the host")]
-    Random(#[source] io::Error),
     #[error("disks: the disk {id:?} cannot be used")]
     Disk {
         id: String,
@@ -78,12 +74,16 @@ pub(super) enum AssembleError {
     Bus(#[from] BusError),
     #[error("cannot put a device into its slot")]
     Attach(#[from] AttachError),
-    #[error("cannot prepare the console")]
-    Console(#[source] io::Error),
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
+    /// What the host refused, in words: memory, a thread, a descriptor or random bytes.
+    #[error("{0}")]
+    Host(&'static str, #[source] io::Error),
     #[error("no spare slot is left for the disk {0:?}")]
     NoSlot(String),
+}
+
+/// The error of a console's descriptors.
+fn console(error: io::Error) -> AssembleError {
+    AssembleError::Host("cannot prepare the console", error)
 }
 
 /// A machine that is assembled.
@@ -165,9 +165,9 @@ impl<H: Hypervisor> Site<'_, H> {
         let loaded = boot::load(&ram, &request)
             .map_err(|source| AssembleError::Boot { file: config.kernel.clone(), source })?;
         let vector = GuestAddress(layout::RESET_VECTOR);
-        ram.memory()
-            .write_slice(&layout::RESET_VECTOR_CODE, vector)
-            .map_err(|error| AssembleError::ResetVector(io::Error::other(error)))?;
+        ram.memory().write_slice(&layout::RESET_VECTOR_CODE, vector).map_err(|error| {
+            AssembleError::Host("memory_bytes: cannot write the reset vector", io::Error::other(error))
+        })?;
         self.recorder.stamp(name::KERNEL_LOADED);
         vm.create_irqchip(plan)?;
         self.recorder.stamp(name::VM_CREATED);
@@ -216,7 +216,7 @@ impl<H: Hypervisor> Site<'_, H> {
         };
         if let Err(error) = assembled.spawn(u32::from(config.cpus.get()), loaded.state) {
             drop(assembled.take_apart());
-            return Err(AssembleError::Thread(error));
+            return Err(AssembleError::Host("cannot start a thread", error));
         }
         Ok(assembled)
     }
@@ -299,7 +299,8 @@ pub(super) fn lock(transport: &Mutex<MmioTransport>) -> MutexGuard<'_, MmioTrans
 /// Every start of a guest has one of its own.
 fn seed() -> Result<[u8; 32], AssembleError> {
     let mut seed = [0; 32];
-    sys::random(&mut seed).map_err(AssembleError::Random)?;
+    sys::random(&mut seed)
+        .map_err(|error| AssembleError::Host("cannot read random bytes of the host", error))?;
     Ok(seed)
 }
 
@@ -372,10 +373,10 @@ impl Devices {
         connect(&mut serial, "serial", &config.serial, site)?;
         let mut pumps = vec![serial];
         if config.console != Endpoint::None {
-            let (mut pump, end) = Pump::console(SLOT_CONSOLE).map_err(AssembleError::Console)?;
+            let (mut pump, end) = Pump::console(SLOT_CONSOLE).map_err(console)?;
             connect(&mut pump, "console", &config.console, site)?;
             pumps.push(pump);
-            let second = end.try_clone().map_err(AssembleError::Console)?;
+            let second = end.try_clone().map_err(console)?;
             virtio.push(Box::new(Console::new(Ends { input: Some(end), output: Some(second) })));
         }
         let mut vsock = None;
@@ -424,7 +425,7 @@ fn connect<H>(
         Endpoint::None => {}
         Endpoint::Stream => pump.wait_for_stream(),
         Endpoint::Stdio => {
-            let own = |number| sys::inherited(number).map_err(AssembleError::Console);
+            let own = |number| sys::inherited(number).map_err(console);
             pump.open(Some(own(0)?), Some(own(1)?), site.escape);
             pump.need_reader();
         }
@@ -436,7 +437,7 @@ fn connect<H>(
                 FileSource::Fd(_) => None,
             };
             let most = site.config.log_bytes.get();
-            pump.log(Output::log(log, path, most).map_err(AssembleError::Console)?);
+            pump.log(Output::log(log, path, most).map_err(console)?);
         }
         Endpoint::Pair { input, output } => {
             let input = site.files.read(field, input, Accept::Stream)?;
