@@ -1,15 +1,19 @@
 //! cgroup version 2: a tree a container, made before its first process and removed after its last.
 //!
-//! `ID` has the limits and the device program, and no process: nothing in the container ever sees it. Below it `container` is where the
-//! first process is born and the root of the container's cgroup namespace: root in there may do in it what it likes. It has the
-//! limits too, for programs that look for them. `exec` is where later processes are born, out of the container's reach: whatever became
-//! of `container` (a cgroup with controllers of its own takes no process), an exec has its place.
+//! `ID` has the limits and the device program, and no process: nothing in the container ever sees it. Below it is `container`, and an
+//! `exec-N` for each later process: none of them is seen either, and each bounds the number of cgroups below it. In each of them `root` is
+//! where the process is born, and the root of its cgroup namespace: who is root in there may do in it what they like. That of the first
+//! process has the limits too, for programs that look for them.
+//!
+//! Whatever became of `container` or of an exec's cgroup (one with controllers of its own takes no process, one that is full no other
+//! cgroup), the next exec has its place: there is no bound on `ID` that the container could use up.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
@@ -66,18 +70,30 @@ pub struct Cgroup {
     path: PathBuf,
     limits: File,
     container: File,
-    /// Made with the first exec.
-    exec: OnceLock<File>,
+    /// How many execs there were.
+    execs: AtomicU64,
+    /// Cgroups of execs that ended while processes that they left behind lived on.
+    left: Mutex<Vec<PathBuf>>,
 }
 
-/// Where the first process of a container is born.
+/// The cgroups of one exec, for [`Cgroup::remove_exec`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecCgroup(PathBuf);
+
+/// What the container's first process has.
 const CONTAINER: &str = "container";
 
-/// Where its later ones are.
-const EXEC: &str = "exec";
+/// Where a process is born, below [`CONTAINER`] and below the cgroup of each exec.
+const ROOT: &str = "root";
 
-/// How deep a container may nest cgroups and how many it may have: the agent walks them, and each takes memory of the guest's kernel.
-const NESTING: [(&str, &str); 2] = [("cgroup.max.depth", "32"), ("cgroup.max.descendants", "1024")];
+/// How deep cgroups may nest below a container's: the agent walks them.
+const DEPTH: usize = 32;
+
+/// How many a container may have, the one where it is born among them: each takes memory of the guest's kernel.
+const MOST: usize = 1024;
+
+/// How many each of its execs may have.
+const MOST_OF_EXEC: usize = 64;
 
 /// Controllers that every container has: for its figures, for its share of processors, and for the programs in it that look for limits.
 /// Each other one costs every container's start, and is handed down with the first limit that needs it.
@@ -124,6 +140,13 @@ fn make(path: &Path) -> Result<File, CgroupError> {
         .map_err(|error| CgroupError::Create(path.to_owned(), error))
 }
 
+/// Makes a cgroup with at most so many others below it, and the first of these.
+fn make_bounded(path: &Path, most: usize) -> Result<File, CgroupError> {
+    make(path)?;
+    write_if_there(&path.join("cgroup.max.descendants"), &most.to_string())?;
+    make(&path.join(ROOT))
+}
+
 impl Cgroup {
     /// Makes the cgroup `path` below the mount `root` (which hands its controllers down, see [`delegate_controllers`]), with the one
     /// in it where the container's first process is born.
@@ -144,12 +167,12 @@ impl Cgroup {
         }
         current.push(name);
         let limits = make(&current)?;
-        for (file, value) in NESTING {
-            write_if_there(&current.join(file), value)?;
-        }
+        write_if_there(&current.join("cgroup.max.depth"), &DEPTH.to_string())?;
         delegate_controllers(&current)?;
-        let container = make(&current.join(CONTAINER))?;
-        Ok(Self { root: root.to_owned(), path: current, limits, container, exec: OnceLock::new() })
+        let container = make_bounded(&current.join(CONTAINER), MOST)?;
+        delegate_controllers(&current.join(CONTAINER))?;
+        let (execs, left) = (AtomicU64::default(), Mutex::default());
+        Ok(Self { root: root.to_owned(), path: current, limits, container, execs, left })
     }
 
     /// Limits the container: writes a value to one of its files, and to the same one of the cgroup that the container sees. With
@@ -158,7 +181,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Write`].
     pub fn set(&self, file: &str, value: &str, optional: bool) -> Result<(), CgroupError> {
-        let shown = self.path.join(CONTAINER).join(file);
+        let shown = self.path.join(CONTAINER).join(ROOT).join(file);
         let path = self.path.join(file);
         self.hand_down(file);
         if optional {
@@ -174,7 +197,8 @@ impl Cgroup {
         let Some((controller, _)) = file.split_once('.').filter(|(name, _)| !USUAL.contains(name)) else {
             return;
         };
-        let above: Vec<_> = self.path.ancestors().take_while(|above| above.starts_with(&self.root)).collect();
+        let container = self.path.join(CONTAINER);
+        let above: Vec<_> = container.ancestors().take_while(|above| above.starts_with(&self.root)).collect();
         for cgroup in above.into_iter().rev() {
             let _ = write(&cgroup.join("cgroup.subtree_control"), &format!("+{controller}"));
         }
@@ -195,16 +219,28 @@ impl Cgroup {
         self.container.as_fd()
     }
 
-    /// The cgroup in which its later processes are born.
+    /// Makes the cgroups of one more process, and gives the one in which it is born. Those of earlier ones go first, when whatever they
+    /// left behind has ended.
     ///
     /// # Errors
-    /// [`CgroupError::Create`].
-    pub fn of_execs(&self) -> Result<BorrowedFd<'_>, CgroupError> {
-        if let Some(made) = self.exec.get() {
-            return Ok(made.as_fd());
+    /// [`CgroupError`].
+    pub fn make_exec(&self) -> Result<(ExecCgroup, File), CgroupError> {
+        self.left().retain(|left| !remove_unless_populated(left));
+        let number = self.execs.fetch_add(1, Ordering::Relaxed);
+        let path = self.path.join(format!("exec-{number}"));
+        let born = make_bounded(&path, MOST_OF_EXEC)?;
+        Ok((ExecCgroup(path), born))
+    }
+
+    /// Removes the cgroups of an exec that ended: now, or when what it left behind has ended.
+    pub fn remove_exec(&self, exec: ExecCgroup) {
+        if !remove_unless_populated(&exec.0) {
+            self.left().push(exec.0);
         }
-        let made = make(&self.path.join(EXEC))?;
-        Ok(self.exec.get_or_init(|| made).as_fd())
+    }
+
+    fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends SIGKILL to everything in it and below, atomically.
@@ -274,14 +310,18 @@ pub fn cpu_figures(cgroup: &Path) -> CgroupStats {
     }
 }
 
-/// What [`NESTING`] lets a container make, and its own cgroup; the agent's stack is not the container's to use up.
-const DEEPEST: usize = 33;
+/// False while processes are in it: those may need the cgroups that they made.
+fn remove_unless_populated(path: &Path) -> bool {
+    let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+    field(&events, "populated") == 0 && remove_tree(path, 1)
+}
 
 fn remove_tree(path: &Path, depth: usize) -> bool {
     match fs::remove_dir(path) {
         Ok(()) => return true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
-        Err(_) if depth >= DEEPEST => return false,
+        // The agent's stack is not the container's to use up.
+        Err(_) if depth >= DEPTH => return false,
         Err(_) => {}
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
@@ -315,15 +355,15 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let cgroup = Cgroup::create(root.path(), "a/b").expect("plain directories do");
         let dir = root.path().join("a/b");
-        cgroup.of_execs().expect("made");
+        let (exec, _) = cgroup.make_exec().expect("made");
         for (file, text) in [
             ("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\n"),
             ("memory.current", "4096\n"),
             ("memory.max", "max\n"),
             ("memory.events", "oom_kill 1\n"),
             ("pids.current", "2\n"),
-            ("container/cgroup.procs", "12\n13\n"),
-            ("exec/cgroup.procs", "14\n"),
+            ("container/root/cgroup.procs", "12\n13\n"),
+            ("exec-0/root/cgroup.procs", "14\n"),
         ] {
             fs::write(dir.join(file), text).expect("written");
         }
@@ -334,6 +374,27 @@ mod tests {
         let mut processes = cgroup.processes();
         processes.sort_unstable();
         assert_eq!(processes, vec![12, 13, 14]);
+        assert_eq!(exec.0, dir.join("exec-0"));
+    }
+
+    #[test]
+    fn an_execs_cgroups_go_when_they_are_empty() {
+        let root = tempfile::tempdir().expect("a directory");
+        let cgroup = Cgroup::create(root.path(), "x").expect("made");
+        let dir = root.path().join("x");
+        let (first, _) = cgroup.make_exec().expect("made");
+        let (second, _) = cgroup.make_exec().expect("made");
+        fs::create_dir_all(dir.join("exec-0/root/of/its/own")).expect("nested");
+        fs::create_dir_all(dir.join("exec-1/root/of/its/own")).expect("nested");
+        fs::write(dir.join("exec-1/cgroup.events"), "populated 1\nfrozen 0\n").expect("written");
+        cgroup.remove_exec(first);
+        cgroup.remove_exec(second);
+        assert!(!dir.join("exec-0").exists());
+        assert!(dir.join("exec-1/root/of/its/own").exists(), "what lives on may need it");
+        // Unlike the kernel's, this file would be in the way of the removal.
+        fs::remove_file(dir.join("exec-1/cgroup.events")).expect("removed");
+        cgroup.make_exec().expect("made");
+        assert!(!dir.join("exec-1").exists() && dir.join("exec-2").exists());
     }
 
     #[test]

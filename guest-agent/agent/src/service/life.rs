@@ -12,7 +12,7 @@ use nelly_protocol::messages::{CreateContainerRequest, ExecRequest, StreamTokens
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
-use crate::cgroup::{Cgroup, CgroupError, CgroupStats};
+use crate::cgroup::{Cgroup, CgroupError, CgroupStats, ExecCgroup};
 use crate::registry::{Exit, Key, Registry, RegistryError, Status, Summary};
 use crate::spawn::StageFailure;
 use crate::spawn::launch::{LaunchError, Launcher, Stage};
@@ -108,6 +108,8 @@ struct Process {
     exited: watch::Sender<bool>,
     pumps: Mutex<Option<Pumps>>,
     oom_kills_before: u64,
+    /// That of an exec.
+    cgroup: Option<ExecCgroup>,
     /// It was ended for a SIGPIPE that the kernel does not give it.
     broken_pipe: AtomicBool,
 }
@@ -137,13 +139,14 @@ pub struct Guest {
 }
 
 impl Process {
-    fn new(pidfd: Arc<OwnedFd>, oom_kills_before: u64) -> Arc<Self> {
+    fn new(pidfd: Arc<OwnedFd>, oom_kills_before: u64, cgroup: Option<ExecCgroup>) -> Arc<Self> {
         Arc::new(Self {
             pidfd: Mutex::new(Some(pidfd)),
             phase: watch::Sender::new(Phase::Alive),
             exited: watch::Sender::new(false),
             pumps: Mutex::new(None),
             oom_kills_before,
+            cgroup,
             broken_pipe: AtomicBool::new(false),
         })
     }
@@ -242,7 +245,7 @@ impl Guest {
         }
         let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
         drop(streams.child);
-        let process = self.remember(&key, &stage, &cgroup)?;
+        let process = self.remember(&key, &stage, &cgroup, None)?;
         stage.ready().await.map_err(LifeError::Create)?;
         // Only now: the stage itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
@@ -316,9 +319,14 @@ impl Guest {
         let first = lock(&first.pidfd).clone();
         // Both are there while the container runs; it may have ended since it was asked.
         let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(LifeError::Ended) };
-        let mut stage = self.config.launcher.exec(checked, first.as_fd(), &cgroup, &streams.child)?;
-        drop((streams.child, first));
-        let process = self.remember(key, &stage, &cgroup)?;
+        let (place, born) = cgroup.make_exec()?;
+        let launched = self.config.launcher.exec(checked, first.as_fd(), born.as_fd(), &streams.child);
+        if launched.is_err() {
+            cgroup.remove_exec(place.clone());
+        }
+        let mut stage = launched?;
+        drop((streams.child, first, born));
+        let process = self.remember(key, &stage, &cgroup, Some(place))?;
         drop(cgroup);
         if let Err(failure) = stage.ready().await {
             return Ok(Err(failure));
@@ -330,8 +338,14 @@ impl Guest {
     }
 
     /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.
-    fn remember(&self, key: &Key, stage: &Stage, cgroup: &Cgroup) -> Result<Arc<Process>, LifeError> {
-        let process = Process::new(stage.pidfd.clone(), cgroup.oom_kills());
+    fn remember(
+        &self,
+        key: &Key,
+        stage: &Stage,
+        cgroup: &Cgroup,
+        exec: Option<ExecCgroup>,
+    ) -> Result<Arc<Process>, LifeError> {
+        let process = Process::new(stage.pidfd.clone(), cgroup.oom_kills(), exec);
         self.registry().set_process(key, stage.pid, process.clone())?;
         Ok(process)
     }
@@ -393,6 +407,9 @@ impl Guest {
             reaped.signal = BROKEN_PIPE;
         }
         let oom_kills = data.cgroup.as_ref().map_or(0, |cgroup| cgroup.oom_kills());
+        if let (Some(cgroup), Some(exec)) = (&data.cgroup, &process.cgroup) {
+            cgroup.remove_exec(exec.clone());
+        }
         let signal = u32::from(reaped.signal);
         let code = if signal == 0 { u32::from(reaped.code) } else { 128 + signal };
         let killed = code == 128 + libc::SIGKILL.cast_unsigned();

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::plan::{ContainerRequest, StagePlan};
 use super::{FailureKind, StageFailure, stage};
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::Cgroup;
 use crate::sys::{self, CloneRequest};
 
 /// Why there is no stage at all.
@@ -20,9 +20,6 @@ pub enum LaunchError {
     /// A namespace to be born in.
     #[error("cannot open the namespace {0}")]
     Namespace(String, #[source] io::Error),
-    /// The cgroup of later processes.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
     /// The process.
     #[error("cannot make the new process")]
     Clone(#[source] io::Error),
@@ -82,7 +79,7 @@ impl Launcher {
         Self::launch(&request.stage, namespaces, cgroup.of_container(), pid_namespace, None, streams)
     }
 
-    /// Makes one more process in the container whose first process `first` is.
+    /// Makes one more process in the container whose first process `first` is, in this cgroup.
     ///
     /// # Errors
     /// [`LaunchError`].
@@ -90,10 +87,10 @@ impl Launcher {
         &self,
         plan: &StagePlan,
         first: BorrowedFd<'_>,
-        cgroup: &Cgroup,
+        cgroup: BorrowedFd<'_>,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
-        Self::launch(plan, 0, cgroup.of_execs()?, Some(first), Some(first), streams)
+        Self::launch(plan, 0, cgroup, Some(first), Some(first), streams)
     }
 
     fn launch(

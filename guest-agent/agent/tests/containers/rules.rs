@@ -12,6 +12,7 @@ crate::scenarios!(
     seccomp_decides,
     the_default_profile_refuses_ways_out,
     limits_cannot_be_lifted,
+    an_exec_spoils_no_other,
     a_filter_has_no_say_in_capabilities,
     a_session_keyring_each,
     devices_are_fenced,
@@ -136,32 +137,25 @@ async fn the_default_profile_refuses_ways_out(world: Arc<World>) {
     assert_eq!(outcome.stdout, expected, "{outcome:?}");
 }
 
-async fn limits_cannot_be_lifted(world: Arc<World>) {
-    // The container's root, in a user and a cgroup namespace of its own, mounts its cgroups to write. It tries to lift the limit at
-    // their root, first as that root, then from below it; it moves everything into a child, and hands down what controllers there are.
-    let script = r#"
-        trap 'echo first; wait; exit 0' TERM
-        exec 2>&1
-        /bin/unshare -UrmC sh -c '
-            mount -t cgroup2 none /mnt || exit
-            cd /mnt
-            (echo max > cgroup.max.descendants) 2>/dev/null
-            mkdir child
-            while grep -q . cgroup.procs; do
-                for pid in $(cat cgroup.procs); do (echo $pid > child/cgroup.procs) 2>/dev/null; done
-            done
-            /bin/unshare -C sh -c "echo max > cgroup.max.descendants" 2>/dev/null
-            for controller in $(cat cgroup.controllers); do echo +$controller > cgroup.subtree_control; done
-            trap "echo nested; exit 0" TERM
-            echo ready
-            while :; do sleep 0.05; done' &
-        while :; do sleep 0.05; done"#;
-    let mut spec = sh(script);
-    let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
-    let hugetlb = controllers.split_whitespace().any(|one| one == "hugetlb");
-    if hugetlb {
-        spec["linux"]["resources"]["unified"] = json!({"hugetlb.2MB.max": "4194304"});
-    }
+/// Root in a user and a cgroup namespace of its own mounts its cgroups to write. It tries to lift the limits at their root, first as
+/// that root, then from below it; it moves everything into a child, hands down what controllers there are, and makes cgroups until it
+/// may make no more.
+const REARRANGE: &str = r#"
+    mount -t cgroup2 none /mnt || exit
+    cd /mnt
+    lift="for file in descendants depth; do (echo max > cgroup.max.\$file) 2>/dev/null; done"
+    eval "$lift"
+    mkdir child
+    while grep -q . cgroup.procs; do
+        for pid in $(cat cgroup.procs); do (echo $pid > child/cgroup.procs) 2>/dev/null; done
+    done
+    /bin/unshare -C sh -c "$lift"
+    for controller in $(cat cgroup.controllers); do echo +$controller > cgroup.subtree_control; done
+    /bin/busybox mkdir $(/bin/busybox seq 1100) 2>/dev/null
+    echo ready"#;
+
+/// A container whose root may be root in namespaces of its own, too.
+fn unshared(mut spec: Value) -> Value {
     // Without this right nobody maps root into a namespace of users; docker's containers have it.
     for set in ["bounding", "effective", "permitted"] {
         spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SETFCAP"));
@@ -169,28 +163,55 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     let mounts = spec["mounts"].as_array_mut().unwrap();
     mounts.push(json!({"destination": "/bin/unshare", "type": "bind", "source": "/usr/bin/unshare", "options": ["bind", "ro"]}));
     calls::libraries(mounts);
-    let streams = world.streams();
-    world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
-    world.start("a").await;
-    // Here and not in a thread beside: an exec is made by an agent with one thread.
-    let stdout = watched(streams.stdout());
+    spec
+}
+
+/// Here and not in a thread beside: an exec is made by an agent with one thread.
+async fn line_of(stdout: &tokio::net::UnixStream) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         stdout.readable().await.unwrap();
         let mut byte = [0];
         match stdout.try_read(&mut byte) {
+            Ok(0) => break,
             Ok(count) => line.extend(&byte[..count]),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
     }
-    assert_eq!(String::from_utf8_lossy(&line), "ready\n");
+    String::from_utf8_lossy(&line).into_owned()
+}
+
+async fn limits_cannot_be_lifted(world: Arc<World>) {
+    let script = format!(
+        r#"
+        trap 'echo first; wait; exit 0' TERM
+        exec 2>&1
+        /bin/unshare -UrmC sh -c '
+            trap "echo nested; exit 0" TERM
+            {REARRANGE}
+            while :; do sleep 0.05; done' &
+        while :; do sleep 0.05; done"#
+    );
+    let mut spec = unshared(sh(&script));
+    let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
+    let hugetlb = controllers.split_whitespace().any(|one| one == "hugetlb");
+    if hugetlb {
+        spec["linux"]["resources"]["unified"] = json!({"hugetlb.2MB.max": "4194304"});
+    }
+    let streams = world.streams();
+    world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
+    world.start("a").await;
+    let stdout = watched(streams.stdout());
+    assert_eq!(line_of(&stdout).await, "ready\n");
     let limits = |file: &str| std::fs::read_to_string(world.cgroup.join("a").join(file)).unwrap();
-    assert_eq!(limits("cgroup.max.descendants"), "1024\n");
-    assert_eq!(limits("container/cgroup.procs"), "", "it moved itself");
+    assert_eq!(limits("cgroup.max.depth"), "32\n");
+    assert_eq!(limits("container/cgroup.max.descendants"), "1024\n");
+    assert!(limits("container/cgroup.stat").contains("nr_descendants 1024\n"), "it made others");
+    assert_eq!(limits("container/root/cgroup.procs"), "", "it moved itself");
     if hugetlb {
         assert_eq!(limits("hugetlb.2MB.max"), "4194304\n");
         assert!(
-            limits("container/cgroup.subtree_control").contains("hugetlb"),
+            limits("container/root/cgroup.subtree_control").contains("hugetlb"),
             "its cgroup takes no process"
         );
     }
@@ -202,6 +223,35 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
     assert_eq!(world.wait("a", "").await.exit_code, 0);
     let said = reading(stdout.into_std().unwrap()).await;
     assert!(said.contains("first\n") && said.contains("nested\n"), "{said:?}");
+}
+
+async fn an_exec_spoils_no_other(world: Arc<World>) {
+    let spec = unshared(spec(&["sleep", "1000"]));
+    world.idle_spec("a", &spec).await;
+    let streams = world.streams();
+    let mut request = world.exec_request("a", "bad", &[], &streams.stdio);
+    let script = format!("{REARRANGE}; sleep 1000 < /dev/null > /dev/null 2>&1 &");
+    let process = json!({"args": ["/bin/unshare", "-UrmC", "sh", "-c", script], "cwd": "/",
+        "env": ["PATH=/bin"], "capabilities": spec["process"]["capabilities"]});
+    request.process = serde_json::to_vec(&process).unwrap();
+    world.exec(&request).await.unwrap();
+    let (stdout, stderr) = (reading(streams.stdout()), reading(streams.stderr()));
+    assert_eq!(world.wait("a", "bad").await.exit_code, 0);
+    assert_eq!((stdout.await, stderr.await), ("ready\n".to_owned(), String::new()));
+
+    let place = world.cgroup.join("a/exec-0");
+    let limits = |file: &str| std::fs::read_to_string(place.join(file)).unwrap();
+    assert_eq!(limits("cgroup.max.descendants"), "64\n");
+    assert!(limits("cgroup.stat").contains("nr_descendants 64\n"), "it made others");
+    assert_eq!(limits("root/cgroup.procs"), "", "it moved itself");
+    let outcome = world.exec_sh("a", "e", "grep ^0: /proc/self/cgroup").await;
+    assert_eq!(outcome.stdout, "0::/\n", "{outcome:?}");
+    // What the first one left behind still has its cgroups, and hears a signal to all; a first process ignores that one.
+    assert_ne!(limits("root/child/cgroup.procs"), "");
+    world.signal("a", "", libc::SIGTERM, true).await.unwrap();
+    while place.exists() {
+        assert_eq!(world.exec_sh("a", "e", "echo x").await.stdout, "x\n");
+    }
 }
 
 async fn a_filter_has_no_say_in_capabilities(world: Arc<World>) {
