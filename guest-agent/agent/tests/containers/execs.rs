@@ -123,9 +123,11 @@ async fn a_thousand_leave_nothing(world: Arc<World>) {
     assert!(resident_kib() < before.1 + 512, "{} KiB became {}", before.1, resident_kib());
     let state = world.client.state(context(), &m::StateRequest::new()).await.unwrap();
     assert!(state.containers[0].exec_ids.is_empty());
-    let inside = fs::read_to_string(world.cgroup.join("a/container/cgroup.procs")).unwrap();
+    let inside = fs::read_to_string(world.cgroup.join("a/container/root/cgroup.procs")).unwrap();
     assert_eq!(inside.lines().count(), 1);
-    assert_eq!(fs::read_to_string(world.cgroup.join("a/exec/cgroup.procs")).unwrap(), "");
+    // The container's, the one in that, and no exec's.
+    let counts = fs::read_to_string(world.cgroup.join("a/cgroup.stat")).unwrap();
+    assert!(counts.contains("nr_descendants 2\n"), "{counts}");
 }
 
 async fn an_exec_ends_with_its_container(world: Arc<World>) {
