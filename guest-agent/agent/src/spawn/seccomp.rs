@@ -87,6 +87,9 @@ struct Rule {
     verdict: u32,
 }
 
+/// The number -1: no system call.
+const NO_SYSCALL: u32 = u32::MAX;
+
 /// A system call's number, and the place of a rule that speaks of it among all.
 type Call = (u32, usize);
 
@@ -128,9 +131,15 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         op(RET, RET_KILL_PROCESS),
         op(LD, OFFSET_NR),
     ];
-    if let Some(foreign) = arch::FOREIGN_SYSCALLS {
-        program.push(jump(JGE, foreign, 0, 1));
-        program.push(op(RET, RET_KILL_PROCESS));
+    // A tracer skips a call by the number -1, and the filter is asked after the tracer: the kernel does nothing for it.
+    let skipped = [jump(JEQ, NO_SYSCALL, 0, 1), op(RET, RET_ALLOW)];
+    match arch::FOREIGN_SYSCALLS {
+        Some(foreign) => {
+            program.push(jump(JGE, foreign, 0, 3));
+            program.extend(skipped);
+            program.push(op(RET, RET_KILL_PROCESS));
+        }
+        None => program.extend(skipped),
     }
     let mut ranges = ranges(calls, &all, default);
     if profile.default_action() == Action::ScmpActErrno {
@@ -550,6 +559,20 @@ mod tests {
         assert_eq!(run(&filter.program, arch::AUDIT_ARCH, 1, [0; 6]), RET_ALLOW);
         if let Some(foreign) = arch::FOREIGN_SYSCALLS {
             assert_eq!(run(&filter.program, arch::AUDIT_ARCH, foreign + 1, [0; 6]), RET_KILL_PROCESS);
+        }
+    }
+
+    /// A debugger that skips a call, or a supervisor by ptrace(2).
+    #[test]
+    fn a_call_that_a_tracer_skips_is_let_through() {
+        for default in ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"] {
+            let json = r#"{"defaultAction":"DEFAULT","syscalls":[]}"#.replace("DEFAULT", default);
+            let filter = compile(&profile(&json)).expect("compiles");
+            let at = |number| run(&filter.program, arch::AUDIT_ARCH, number, [0; 6]);
+            assert_eq!(at(u32::MAX), RET_ALLOW, "{default}");
+            if arch::FOREIGN_SYSCALLS.is_some() {
+                assert_eq!(at(u32::MAX - 1), RET_KILL_PROCESS, "{default}");
+            }
         }
     }
 
