@@ -148,6 +148,14 @@ fn kernels_that_are_none() {
     refused(&home, &["run", "--kernel", fifo, "--", "true"], &["--kernel", fifo]);
     refused(&home, &["run", "--initrd", fifo, "--", "true"], &["--initrd", fifo]);
     refused(&home, &["run", "--env-file", fifo, "--", "true"], &["--env-file", fifo]);
+    // Nor what nobody reads, which would be found when the container has ended.
+    let unwritable = "/nonexistent/told";
+    for target in [fifo, unwritable] {
+        refused(&home, &["boot", "--kernel", good, "--result", target], &["--result", target]);
+        refused(&home, &["run", "--result", target, "--", "true"], &["--result", target]);
+        refused(&home, &["run", "--trace", target, "--", "true"], &["--trace", target]);
+    }
+    refused(&home, &["run", "--result", "fd:99", "--", "true"], &["--result", "99"]);
     refused(&home, &["boot", "--kernel", good, "--append", &"x".repeat(70_000)], &["--append"]);
 }
 

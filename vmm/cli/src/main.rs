@@ -21,6 +21,7 @@ mod settings;
 mod show;
 mod signals;
 mod stdio;
+mod target;
 
 use std::process::ExitCode;
 

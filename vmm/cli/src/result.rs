@@ -1,24 +1,24 @@
 //! `--result FILE|fd:N`: one JSON object about the run.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nelly_sandbox::instance::Finished;
 use nelly_sandbox::state::Id;
 use nelly_vmm::text;
 use serde_json::json;
 
+use crate::target::Target;
+
 /// Where it goes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum Place {
     File(PathBuf),
     Descriptor(u32),
 }
 
-impl Target {
+impl Place {
     /// Reads the flag's word.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         match text.strip_prefix("fd:") {
@@ -31,39 +31,37 @@ impl Target {
         }
     }
 
-    /// Writes the object and a newline. `total` counts where nothing was stamped to the end.
-    pub(crate) fn write(
-        &self,
-        id: &Id,
-        code: u8,
-        reason: &str,
-        total: Duration,
-        finished: Option<&Finished>,
-    ) -> Result<()> {
-        let total = u64::try_from(total.as_nanos()).expect("nobody waits for 584 years");
-        let timings = match finished {
-            Some(Finished { timeline, .. }) => {
-                json!({ "total_ns": timeline.total_ns(), "timeline": timeline })
-            }
-            None => json!({ "total_ns": total }),
-        };
-        let faults = finished.and_then(|finished| finished.faults.as_ref());
-        let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings,
-            "faults": faults });
-        let (mut file, name) = match self {
-            Self::File(path) => (File::create(path), path.display().to_string()),
-            // Opened anew by number: the descriptor itself stays its owner's.
-            Self::Descriptor(number) => (
-                File::options().append(true).open(format!("/dev/fd/{number}")),
-                format!("descriptor {number}"),
-            ),
-        };
-        let written = file.as_mut().map_err(|error| std::io::Error::new(error.kind(), error.to_string()));
-        // One write: formatting into the file would be a system call a word.
-        written
-            .and_then(|file| file.write_all(format!("{}\n", text::json(&object.to_string())).as_bytes()))
-            .with_context(|| format!("--result: cannot write {name}"))
+    /// Opens it, before anything is started.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn open(&self) -> Result<Target> {
+        match self {
+            Self::File(path) => Target::file("--result", path),
+            Self::Descriptor(number) => Target::descriptor("--result", *number),
+        }
     }
+}
+
+/// The object, fit for a terminal. `total` counts where nothing was stamped to the end.
+pub(crate) fn object(
+    id: &Id,
+    code: u8,
+    reason: &str,
+    total: Duration,
+    finished: Option<&Finished>,
+) -> String {
+    let total = u64::try_from(total.as_nanos()).expect("nobody waits for 584 years");
+    let timings = match finished {
+        Some(Finished { timeline, .. }) => {
+            json!({ "total_ns": timeline.total_ns(), "timeline": timeline })
+        }
+        None => json!({ "total_ns": total }),
+    };
+    let faults = finished.and_then(|finished| finished.faults.as_ref());
+    let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings,
+        "faults": faults });
+    text::json(&object.to_string()).into_owned()
 }
 
 #[cfg(test)]
@@ -74,21 +72,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_parse_and_a_file_gets_one_object() {
-        assert_eq!(Target::parse("fd:3").unwrap(), Target::Descriptor(3));
-        assert!(Target::parse("fd:x").is_err() && Target::parse("").is_err());
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("r.json");
+    fn places_parse_and_a_run_is_one_object() {
+        assert_eq!(Place::parse("fd:3").unwrap(), Place::Descriptor(3));
+        assert_eq!(Place::parse("fd").unwrap(), Place::File("fd".into()));
+        assert!(Place::parse("fd:x").is_err() && Place::parse("").is_err());
         let id = Id::random().unwrap();
-        Target::parse(path.to_str().unwrap())
-            .unwrap()
-            .write(&id, 7, "exited", Duration::from_nanos(5), None)
-            .unwrap();
-        let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        assert_eq!((object["exit"].as_u64(), object["reason"].as_str()), (Some(7), Some("exited")));
-        assert_eq!(object["id"], id.to_string());
-        assert_eq!(object["timings"], json!({ "total_ns": 5 }));
-        assert_eq!(object["faults"], serde_json::Value::Null);
+        let told = object(&id, 7, "exited", Duration::from_nanos(5), None);
+        let read: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((read["exit"].as_u64(), read["reason"].as_str()), (Some(7), Some("exited")));
+        assert_eq!(read["id"], id.to_string());
+        assert_eq!(read["timings"], json!({ "total_ns": 5 }));
+        assert_eq!(read["faults"], serde_json::Value::Null);
         let fault = DeviceFaults {
             slot: 2,
             device: "disk image".into(),
@@ -97,15 +91,10 @@ mod tests {
             count: 3,
         };
         let finished = Finished { timeline: Timeline::new(7), faults: Some(vec![fault]) };
-        let target = Target::parse(path.to_str().unwrap()).unwrap();
-        target.write(&id, 0, "exited", Duration::ZERO, Some(&finished)).unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.is_ascii(), "{text}");
-        let object: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(object["faults"][0]["count"], 3);
-        assert_eq!(object["faults"][0]["first"], "\u{9b}2J");
-        let error =
-            Target::File("/nonexistent/r".into()).write(&id, 0, "exited", Duration::ZERO, None).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/r"));
+        let told = object(&id, 0, "exited", Duration::ZERO, Some(&finished));
+        assert!(told.is_ascii() && !told.contains('\n'), "{told}");
+        let read: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!(read["faults"][0]["count"], 3);
+        assert_eq!(read["faults"][0]["first"], "\u{9b}2J");
     }
 }

@@ -16,7 +16,7 @@ use nelly_sandbox::spec::{
     ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp, SecurityOption, SpecError, Tmpfs, oci,
 };
 use nelly_sandbox::state::{Exit, Hostname, Id, Name, outcome};
-use nelly_sandbox::timeline::{Timeline, name};
+use nelly_sandbox::timeline::name;
 use nelly_vmm::config::{FileSource, MachineConfig, Platform};
 use nelly_vmm::machine::{Place, Resources};
 use nelly_vmm::sys::files::Accept;
@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use crate::args::{self, RunArgs};
 use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
+use crate::target::Target;
 use crate::{console, environment, machine, out, progress, result, signals, stdio};
 
 /// What the flags say, checked before an image is looked at.
@@ -68,7 +69,7 @@ pub(crate) fn run(
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("-it needs a terminal on standard input; use -i alone for a pipe");
     }
-    let result = args.result.as_deref().map(result::Target::parse).transpose().context("--result")?;
+    let result = args.result.as_deref().map(result::Place::parse).transpose().context("--result")?;
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
     let mut options = StoreOptions::new(&context.places.cache);
@@ -89,6 +90,8 @@ pub(crate) fn run(
     }
     // Refused before an image is unpacked for nothing.
     crate::host::require_mainstream()?;
+    let result = result.map(|place| place.open()).transpose()?;
+    let trace = args.trace.as_deref().map(|path| Target::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
     let mut bar = progress::Bar::new(args.quiet);
     let image = store.resolve(&reference, &mut bar)?;
@@ -105,6 +108,8 @@ pub(crate) fn run(
     let ended = runtime.block_on(foreground(args, &plan, config, resources, place, recorder));
     // A pump may still sit in a read of standard input; it ends with the process.
     runtime.shutdown_background();
+    // What is left to do may wait for a reader, and a signal ends it.
+    signals::release();
     let (exit, finished) = match ended {
         Ok((exit, finished)) => (Ok(exit), finished),
         Err(error) => (Err(error), None),
@@ -112,24 +117,18 @@ pub(crate) fn run(
     if let Some(result) = result {
         let (code, reason) =
             exit.as_ref().map_or((outcome::FAILED, "failed"), |exit| (exit.code, exit.reason));
-        result.write(&plan.wanted.id, code, reason, started.elapsed(), finished.as_ref())?;
+        let object = result::object(&plan.wanted.id, code, reason, started.elapsed(), finished.as_ref());
+        result.write(&object)?;
     }
     if let Some(finished) = finished {
-        tell(args, &finished.timeline)?;
+        if let Some(trace) = trace {
+            trace.write(&finished.timeline.trace().to_string())?;
+        }
+        if args.timings {
+            out::note(finished.timeline.table());
+        }
     }
     exit.map(|exit| ExitCode::from(exit.code))
-}
-
-/// Shows a timeline where the flags want it.
-fn tell(args: &RunArgs, timeline: &Timeline) -> Result<()> {
-    if let Some(path) = &args.trace {
-        std::fs::write(path, format!("{}\n", timeline.trace()))
-            .with_context(|| format!("--trace: cannot write {}", path.display()))?;
-    }
-    if args.timings {
-        out::note(timeline.table());
-    }
-    Ok(())
 }
 
 fn wanted(args: &RunArgs, command: Vec<String>, assets: Assets, context: &Context) -> Result<Wanted> {

@@ -44,6 +44,15 @@ pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()
     Ok(())
 }
 
+/// Lets the signals act as they do by default again, once nobody hears them any more: the runtime's handlers outlive it, and would
+/// swallow them. Those that are ignored stay so.
+pub(crate) fn release() {
+    for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2] {
+        let released = signals::act_by_default(signal.number().into());
+        released.expect("each of these signals may be left to its default action");
+    }
+}
+
 /// Whether a signal was not ignored when this process began. To be asked before anybody listens for it.
 fn heard(kind: SignalKind) -> Result<bool> {
     Ok(!signals::ignored(kind.as_raw_value()).context("cannot look at the signals")?)
@@ -84,4 +93,33 @@ fn watch_the_terminal(to: UnboundedSender<Request>) {
     };
     // It ends with the process. Without it SIGHUP is still heard.
     drop(thread::Builder::new().name("terminal".into()).stack_size(64 << 10).spawn(watch));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Which signals this process catches, a bit each from the first on.
+    fn caught() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap()
+    }
+
+    #[test]
+    fn signals_act_again_after_the_runtime() {
+        let ours = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
+        // Whoever runs this test may ignore some.
+        let heard = ours.into_iter().filter(|signal| !signals::ignored(signal.number().into()).unwrap());
+        let mask = heard.fold(0, |mask, signal| mask | 1 << (signal.number() - 1));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (send, _requests) = mpsc::unbounded_channel();
+        runtime.block_on(async { forward(&send, false) }).unwrap();
+        runtime.shutdown_background();
+        assert_eq!(caught() & mask, mask);
+        release();
+        assert_eq!(caught() & mask, 0);
+    }
 }

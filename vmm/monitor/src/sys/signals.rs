@@ -19,6 +19,21 @@ pub fn ignored(number: i32) -> io::Result<bool> {
     Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
+/// Undoes what was set to handle the signal of this number; one that is ignored stays so.
+///
+/// # Errors
+/// A number that is none, or of a signal whose action cannot be set.
+pub fn act_by_default(number: i32) -> io::Result<()> {
+    if ignored(number)? {
+        return Ok(());
+    }
+    // SAFETY: the default action runs no code of this process.
+    if unsafe { libc::signal(number, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Signals that no longer end the process but wait in a descriptor.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
@@ -108,6 +123,9 @@ mod tests {
         assert!(ignored(libc::SIGPIPE).unwrap());
         assert!(!ignored(libc::SIGUSR1).unwrap());
         assert!(ignored(10_000).is_err());
+        act_by_default(libc::SIGPIPE).unwrap();
+        assert!(ignored(libc::SIGPIPE).unwrap());
+        assert!(act_by_default(10_000).is_err() && act_by_default(libc::SIGKILL).is_err());
     }
 
     #[test]
