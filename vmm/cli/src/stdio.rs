@@ -59,17 +59,18 @@ impl Pumps {
         Ok(Self { output })
     }
 
-    /// Waits until every byte of output is written.
+    /// Waits until every byte of output is written that can be: the failure of one stream costs the other none.
     ///
     /// # Errors
-    /// Output was lost.
+    /// Output was lost; the first that failed.
     pub(crate) async fn drain(self) -> Result<()> {
+        let mut drained = Ok(());
         for (name, end) in self.output {
             // A pump that panicked has said so on stderr.
             let end = end.await.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
-            end.with_context(|| format!("cannot write the container's {name}"))?;
+            drained = drained.and(end.with_context(|| format!("cannot write the container's {name}")));
         }
-        Ok(())
+        drained
     }
 }
 
@@ -163,5 +164,21 @@ mod tests {
         let (done, more) = copied(b"said", File::options().write(true).open("/dev/full").unwrap());
         assert_eq!(done.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(more.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_stream_that_fails_costs_the_other_nothing() {
+        let (failed, output) = oneshot::channel();
+        let (written, error_output) = oneshot::channel();
+        let pumps = Pumps { output: vec![("output", output), ("error output", error_output)] };
+        let mut drained = std::pin::pin!(pumps.drain());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        failed.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
+        assert!(drained.as_mut().poll(&mut context).is_pending());
+        written.send(Ok(())).unwrap();
+        match drained.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(Err(error)) => assert!(error.to_string().ends_with("container's output")),
+            other => panic!("{other:?}"),
+        }
     }
 }
