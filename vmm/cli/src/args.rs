@@ -140,7 +140,8 @@ pub(crate) struct MachineArgs {
         With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
         stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
         SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 reach the container. The machine ends at the third\n\
-        Ctrl-C, at a SIGTERM that the guest does not answer, and 5 seconds after the terminal hung up.\n\n\
+        Ctrl-C, at a SIGTERM that the guest does not answer, and 5 seconds after the terminal hung up.\n\
+        With -it, Ctrl-C is a key of the container's terminal: three in a row to which nothing at all comes back end the machine.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \
         nelly run -it oci:./debian:12 bash\n  \

@@ -12,6 +12,7 @@ mod duration;
 mod environment;
 mod fail;
 mod host;
+mod insistence;
 mod machine;
 mod out;
 mod progress;

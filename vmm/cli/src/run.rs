@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nelly_image::{Config, ImageConfiguration, Reference, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::{Finished, Sandbox};
-use nelly_sandbox::life::{Ended, Outside};
+use nelly_sandbox::life::{Ended, Outside, Request};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{
     ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp, SecurityOption, SpecError, Tmpfs, oci,
@@ -24,7 +24,7 @@ use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
 use nelly_vmm::timeline::Recorder;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, UnboundedSender};
 
 use crate::args::{self, RunArgs};
 use crate::assets::{self, Asset, Assets};
@@ -258,7 +258,7 @@ async fn foreground(
         Err(exit) => return Ok((exit, None)),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
-    let ended = contained(args, plan, &sandbox, &mut outside).await?;
+    let ended = contained(args, plan, &sandbox, &mut outside, &send).await?;
     if let Ended::Left(_) = &ended {
         sandbox.machine().kill();
     }
@@ -277,7 +277,13 @@ async fn foreground(
 }
 
 /// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the caller's to end.
-async fn contained(args: &RunArgs, plan: &Plan, sandbox: &Sandbox, outside: &mut Outside) -> Result<Ended> {
+async fn contained(
+    args: &RunArgs,
+    plan: &Plan,
+    sandbox: &Sandbox,
+    outside: &mut Outside,
+    send: &UnboundedSender<Request>,
+) -> Result<Ended> {
     if tracing::enabled!(tracing::Level::DEBUG) {
         match outside.during(sandbox.serial()).await {
             Ok(serial) => console::show(serial?)?,
@@ -306,7 +312,7 @@ async fn contained(args: &RunArgs, plan: &Plan, sandbox: &Sandbox, outside: &mut
     // Raw only now: messages until here are read on a sane terminal.
     let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
-    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder())?;
+    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
     let ended = outside.attend(sandbox.agent(), ProcessId { container: &id, exec: "" }).await;
     let exit = match ended {
         Ok(Ended::Exited(exit)) => exit,

@@ -8,8 +8,7 @@ use nelly_vmm::sys::{signals, terminal};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// So many Ctrl-C end the machine: the first processes of containers often ignore the signal.
-const INSIST: u32 = 3;
+use crate::insistence::INSIST;
 
 /// Takes over the signals from here on, and forwards them for as long as the runtime runs. SIGHUP, SIGINT and SIGQUIT that whoever
 /// started us had ignored stay ignored. With `resizes`, the terminal's new sizes are forwarded too.
@@ -62,12 +61,12 @@ fn heard(kind: SignalKind) -> Result<bool> {
 fn each(
     kind: SignalKind,
     to: &UnboundedSender<Request>,
-    request: impl Fn(u32) -> Option<Request> + Send + 'static,
+    request: impl Fn(usize) -> Option<Request> + Send + 'static,
 ) -> Result<()> {
     let mut signal: unix::Signal = signal(kind).context("cannot listen for signals")?;
     let to = to.clone();
     tokio::spawn(async move {
-        let mut times = 0u32;
+        let mut times = 0usize;
         while signal.recv().await.is_some() {
             times = times.saturating_add(1);
             if let Some(request) = request(times)

@@ -2,16 +2,20 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::instance::Streams;
+use nelly_sandbox::life::{Request, Signal};
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::Recorder;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
+
+use crate::insistence::Insistence;
 
 /// Bytes moved at once.
 const CHUNK: usize = 64 << 10;
@@ -22,23 +26,26 @@ pub(crate) struct Pumps {
 }
 
 impl Pumps {
-    /// Starts to carry bytes; `recorder` hears of the first of them.
+    /// Starts to carry bytes; `recorder` hears of the first of them. Somebody who insists on the end at a terminal in raw mode asks for
+    /// it through `requests`.
     pub(crate) fn start(
         streams: Streams,
         terminal: bool,
         interactive: bool,
         recorder: &Arc<Recorder>,
+        requests: &UnboundedSender<Request>,
     ) -> Result<Self> {
+        let insistence = Arc::new(Insistence::default());
         let mut output = Vec::new();
         let mut carry = |name: &'static str, from: UnixStream, to: BorrowedFd<'static>| {
-            let recorder = Arc::clone(recorder);
+            let (recorder, insistence) = (Arc::clone(recorder), Arc::clone(&insistence));
             let (tell, end) = oneshot::channel();
             output.push((name, end));
             // Nobody waits any more for the end of a run that was left.
             let first = move || {
                 recorder.stamp(name::FIRST_BYTE);
             };
-            spawn(name, move || drop(tell.send(copy_out(&from, to, first))))
+            spawn(name, move || drop(tell.send(copy_out(&from, to, &insistence, first))))
         };
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
@@ -47,7 +54,8 @@ impl Pumps {
                 carry("output", from, rustix::stdio::stdout())?;
             }
             if interactive {
-                spawn("input", move || copy_in(&stream))?;
+                let insists = terminal.then(|| (Arc::clone(&insistence), requests.clone()));
+                spawn("input", move || copy_in(rustix::stdio::stdin(), &stream, insists))?;
             }
         }
         if let Some(stream) = stdout {
@@ -81,7 +89,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 
 /// Copies until the stream ends, or until nothing can be written any more: then the stream is closed, so that its writers in the container
 /// learn of it as they would here. A reader that left took what it wanted, which is no error.
-fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, first: impl FnOnce()) -> io::Result<()> {
+fn copy_out(
+    mut from: &UnixStream,
+    to: BorrowedFd<'_>,
+    insistence: &Insistence,
+    first: impl FnOnce(),
+) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     let mut first = Some(first);
     loop {
@@ -92,6 +105,7 @@ fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, first: impl FnOnce()) -> 
             // The machine is gone, which others tell.
             Err(_) => return Ok(()),
         };
+        insistence.answered();
         if let Err(error) = write_all(to, &buffer[..count]) {
             // It fails when the container has closed its end already.
             let _ = from.shutdown(Shutdown::Both);
@@ -102,6 +116,7 @@ fn copy_out(mut from: &UnixStream, to: BorrowedFd<'_>, first: impl FnOnce()) -> 
         }
     }
 }
+
 fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
@@ -118,15 +133,30 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies standard input until it ends, then closes the write side alone: the container reads the end of the file.
-fn copy_in(mut to: &UnixStream) {
+/// Copies input until it ends, then closes the write side alone: the container reads the end of the file. With `insists`, what is typed
+/// may ask for the end of the machine.
+fn copy_in(
+    from: BorrowedFd<'_>,
+    mut to: &UnixStream,
+    insists: Option<(Arc<Insistence>, UnboundedSender<Request>)>,
+) {
     let mut buffer = vec![0; CHUNK];
-    let from = rustix::stdio::stdin();
     loop {
-        match rustix::io::read(from.as_fd(), &mut buffer) {
+        match rustix::io::read(from, &mut buffer) {
             Ok(0) => break,
-            Ok(count) if to.write_all(&buffer[..count]).is_ok() => {}
-            Ok(_) => return,
+            Ok(count) => {
+                let typed = &buffer[..count];
+                // Counted before it can be answered.
+                let insists = insists.as_ref().filter(|(insistence, _)| insistence.typed(typed));
+                if to.write_all(typed).is_err() {
+                    return;
+                }
+                if let Some((insistence, requests)) = insists
+                    && insistence.in_vain()
+                {
+                    let _nobody_left = requests.send(Request::Kill(Signal::INT));
+                }
+            }
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::AGAIN) => {
                 let mut poll = [rustix::event::PollFd::from_borrowed_fd(from, rustix::event::PollFlags::IN)];
@@ -143,6 +173,9 @@ fn copy_in(mut to: &UnixStream) {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
 
@@ -150,7 +183,7 @@ mod tests {
     fn copied(said: &[u8], to: impl AsFd) -> (io::Result<()>, io::Result<()>) {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(said).unwrap();
-        let done = copy_out(&far, to.as_fd(), || {});
+        let done = copy_out(&far, to.as_fd(), &Insistence::default(), || {});
         (done, near.write_all(b"more"))
     }
 
@@ -180,5 +213,53 @@ mod tests {
             std::task::Poll::Ready(Err(error)) => assert!(error.to_string().ends_with("container's output")),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_terminal_that_nothing_comes_back_to_is_left_by_the_third_ctrl_c() {
+        let (send, mut requests) = unbounded_channel();
+        let insistence = Arc::new(Insistence::default());
+        let (mut keyboard, typed) = UnixStream::pair().unwrap();
+        let (mut container, stream) = UnixStream::pair().unwrap();
+        let (mut screen, shown) = UnixStream::pair().unwrap();
+        let output = stream.try_clone().unwrap();
+        let shows = Arc::clone(&insistence);
+        let shows = thread::spawn(move || copy_out(&output, shown.as_fd(), &shows, || {}));
+        let insists = Some((insistence, send));
+        let input = thread::spawn(move || copy_in(typed.as_fd(), &stream, insists));
+        let expect = |bytes: &[u8], container: &mut UnixStream| {
+            let mut read = vec![0; bytes.len()];
+            container.read_exact(&mut read).unwrap();
+            assert_eq!(read, bytes);
+        };
+        // A container that shows something, a key in between: nobody insists.
+        keyboard.write_all(b"\x03\x03").unwrap();
+        expect(b"\x03\x03", &mut container);
+        container.write_all(b"^C").unwrap();
+        expect(b"^C", &mut screen);
+        keyboard.write_all(b"\x03\x03x\x03\x03").unwrap();
+        expect(b"\x03\x03x\x03\x03", &mut container);
+        assert!(requests.try_recv().is_err());
+        // One more, and silence: every byte is passed on, and the end is asked for.
+        keyboard.write_all(b"\x03").unwrap();
+        expect(b"\x03", &mut container);
+        assert_eq!(requests.blocking_recv(), Some(Request::Kill(Signal::INT)));
+        drop(keyboard);
+        input.join().unwrap();
+        assert_eq!(container.read(&mut [0]).unwrap(), 0);
+        drop(container);
+        shows.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn without_a_terminal_nobody_insists() {
+        let (mut keyboard, typed) = UnixStream::pair().unwrap();
+        let (mut container, stream) = UnixStream::pair().unwrap();
+        keyboard.write_all(b"\x03\x03\x03").unwrap();
+        drop(keyboard);
+        copy_in(typed.as_fd(), &stream, None);
+        let mut read = Vec::new();
+        container.read_to_end(&mut read).unwrap();
+        assert_eq!(read, b"\x03\x03\x03");
     }
 }
