@@ -109,16 +109,16 @@ pub(crate) enum LogLevel {
 /// Flags of the machine that `run` and `boot` share.
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
-    /// vCPUs of the machine, 1 to 32 [default: 1]
+    /// vCPUs of the machine, 1 to 32 [env: NELLY_CPUS] [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Memory of the machine with a suffix K, M, G or T [default: 512M]
+    /// Memory of the machine with a suffix K, M, G or T [env: NELLY_MEMORY] [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Show the guest the processor's virtualisation, so that it can run machines of its own
     #[arg(long)]
     pub(crate) nested: bool,
-    /// Words added to the kernel's command line
+    /// Words added to the kernel's command line [env: NELLY_APPEND]
     #[arg(long, value_name = "WORDS")]
     pub(crate) append: Option<String>,
     /// End the machine after this long: 500ms, 30s, 5m, 1h; exit code 124
@@ -348,6 +348,17 @@ mod tests {
         use clap::CommandFactory;
         Cli::command().debug_assert();
         run_alone().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_a_flag_names_the_variable_behind_it() {
+        let command = run_alone();
+        for setting in crate::settings::TABLE.iter().filter(|setting| !setting.flag.is_empty()) {
+            let name = setting.flag.trim_start_matches('-');
+            let flag = command.get_arguments().find(|flag| flag.get_long() == Some(name)).unwrap();
+            let help = flag.get_help().unwrap().to_string();
+            assert!(help.contains(&format!("[env: {}]", setting.env)), "--{name}: {help}");
+        }
     }
 
     #[test]

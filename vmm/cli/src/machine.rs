@@ -19,7 +19,7 @@ pub(crate) struct Common {
     pub(crate) cpus: CpuCount,
     pub(crate) memory: MemorySize,
     pub(crate) nested: bool,
-    pub(crate) append: String,
+    pub(crate) append: CommandLine,
     pub(crate) timeout: Option<std::time::Duration>,
 }
 
@@ -28,17 +28,19 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
     let cpus: u64 = cpus.parse().map_err(|_| anyhow!("cpus {cpus:?} (from {source}) is not a number"))?;
-    let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
+    let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("cpus (from {source}): {reason}"))?;
     let (memory, source) = settings.get("memory", args.memory.as_deref());
     let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
-    let memory_size = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory {memory}: {reason}"))?;
+    let memory_size =
+        MemorySize::new(bytes).map_err(|reason| anyhow!("memory {memory} (from {source}): {reason}"))?;
     // The monitor refuses it as well, but only when an image has been unpacked for nothing.
     if let Ok(host) = nelly_vmm::sys::host::memory_bytes()
         && bytes > host
     {
-        bail!("--memory {memory}: more than this host's {} MiB", host >> 20);
+        bail!("memory {memory} (from {source}): more than this host's {} MiB", host >> 20);
     }
-    let (append, _) = settings.get("append", args.append.as_deref());
+    let (append, source) = settings.get("append", args.append.as_deref());
+    let append = CommandLine::new(append).map_err(|reason| anyhow!("append (from {source}): {reason}"))?;
     let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
     Ok(Common { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
@@ -66,7 +68,7 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     config.memory_bytes = common.memory;
     config.cpus = common.cpus;
     config.nested = common.nested;
-    config.command_line = CommandLine::new(&common.append).map_err(|reason| anyhow!("--append: {reason}"))?;
+    config.command_line = common.append;
     config.boot_protocol = match args.protocol {
         args::Protocol::Auto => BootProtocol::Auto,
         args::Protocol::Elf64 => BootProtocol::Elf64,
@@ -110,6 +112,34 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_cannot_be_names_whoever_gave_it() {
+        use clap::FromArgMatches;
+        use clap::{Args, Command};
+        let refusal = |variable: &str, value: &str, words: &[&str]| {
+            let command = args::MachineArgs::augment_args(Command::new("nelly").no_binary_name(true));
+            let args = args::MachineArgs::from_arg_matches(&command.get_matches_from(words)).unwrap();
+            let get = |name: &str| (name == variable).then(|| value.to_owned());
+            let settings = Settings::load(None, get).unwrap();
+            format!("{:#}", common(&args, &settings).err().unwrap())
+        };
+        for (variable, value) in [
+            ("NELLY_CPUS", "99"),
+            ("NELLY_CPUS", "many"),
+            ("NELLY_MEMORY", "512"),
+            ("NELLY_MEMORY", "4K"),
+            ("NELLY_MEMORY", "900G"),
+            ("NELLY_APPEND", "a\nb"),
+        ] {
+            let error = refusal(variable, value, &[]);
+            assert!(error.contains(&format!("(from ${variable})")) && !error.contains("--"), "{error}");
+        }
+        for words in [["--cpus", "99"], ["--memory", "4K"], ["--memory", "900G"], ["--append", "a\nb"]] {
+            let error = refusal("", "", &words);
+            assert!(error.contains(&format!("(from {})", words[0])), "{error}");
+        }
+    }
 
     #[test]
     fn what_is_no_file_is_refused_at_once_and_names_its_flag() {

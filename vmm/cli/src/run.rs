@@ -215,7 +215,7 @@ fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result
 
 fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: FileSource) -> MachineSpec {
     let platform = plan.wanted.assets.platform.unwrap_or(Platform::Auto);
-    let mut append = plan.wanted.common.append.clone();
+    let mut append = plan.wanted.common.append.as_str().to_owned();
     if tracing::enabled!(tracing::Level::DEBUG) {
         append = format!("{} {append}", console::TALKATIVE);
     }
