@@ -235,7 +235,7 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
 const LAST_OUTPUT: Duration = Duration::from_millis(100);
 
 /// How long a machine that was killed may take to be gone, for what is then known of it.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const KILLED_WAIT: Duration = Duration::from_secs(2);
 
 /// A whole life: the machine, the container in it, their end; and what is known of them then, if somebody wants to know.
 ///
@@ -271,7 +271,7 @@ async fn foreground(
         // The container's exit stands. Nobody has to wait for the rest.
         Ended::Exited(_) => outside.during(finish).await.ok(),
         // The limit of time is over already. A machine that was killed is gone at once, unless the host's kernel is stuck.
-        Ended::Left(_) => tokio::time::timeout(LAST_WORDS, finish).await.ok(),
+        Ended::Left(_) => tokio::time::timeout(KILLED_WAIT, finish).await.ok(),
     };
     Ok((exit, finished))
 }

@@ -286,8 +286,8 @@ impl Sandbox {
     }
 }
 
-/// A machine that is ending has a moment to say so.
-const LAST_WORD: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// How long a machine that is ending may take to say so.
+const END_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a while for an orderly end.
 struct Doomed<T> {
@@ -323,10 +323,10 @@ impl<T> Drop for Doomed<T> {
 }
 
 async fn explain(machine: &Arc<Machine>, error: SandboxError) -> SandboxError {
-    let console = last_words(machine).await;
+    let console = console_tail(machine).await;
     if let Ok(ended) = machine.as_fd().try_clone_to_owned() {
-        let wait = move || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&LAST_WORD));
-        // Whether it ended or the moment is over is asked below.
+        let wait = move || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&END_WAIT));
+        // Whether it ended or time is over is asked below.
         let _ = blocking(wait).await;
     }
     let what = match machine.try_wait() {
@@ -336,14 +336,14 @@ async fn explain(machine: &Arc<Machine>, error: SandboxError) -> SandboxError {
     SandboxError::Guest { what, console }
 }
 
-/// Longest wait for them.
-const LAST_WORDS_WAIT: Duration = Duration::from_secs(2);
+/// How long the end of the guest's console may take to be read.
+const CONSOLE_TAIL_WAIT: Duration = Duration::from_secs(2);
 
 /// Most bytes of the guest's console that an error carries.
-const LAST_WORDS: usize = 2048;
+const CONSOLE_TAIL_BYTES: usize = 2048;
 
 /// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`] makes it fit for a terminal.
-async fn last_words(machine: &Arc<Machine>) -> String {
+async fn console_tail(machine: &Arc<Machine>) -> String {
     let machine = Arc::clone(machine);
     let read = move || {
         let mut said = Vec::new();
@@ -361,9 +361,9 @@ async fn last_words(machine: &Arc<Machine>) -> String {
         }
         said
     };
-    // A monitor that does not answer has no last words.
-    let said = tokio::time::timeout(LAST_WORDS_WAIT, blocking(read)).await.unwrap_or_default();
-    String::from_utf8_lossy(&said[said.len().saturating_sub(LAST_WORDS)..]).trim().to_owned()
+    // A monitor that does not answer tells nothing of the console.
+    let said = tokio::time::timeout(CONSOLE_TAIL_WAIT, blocking(read)).await.unwrap_or_default();
+    String::from_utf8_lossy(&said[said.len().saturating_sub(CONSOLE_TAIL_BYTES)..]).trim().to_owned()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
