@@ -1,10 +1,12 @@
 //! The last steps: user, limits, capabilities, filter, program.
 
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::ffi::{CString, OsStr};
+use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Uid, fchown};
@@ -116,17 +118,23 @@ fn identity(user: &UserPlan) -> Result<Identity, StageError> {
     Ok(identity)
 }
 
-/// A text file of the container; nothing when it is absent or no ordinary file (which must not make the stage hang).
+/// A text file of the container; nothing when it is absent or no ordinary file.
 fn read_small(path: &str) -> String {
+    String::from_utf8_lossy(&head(Path::new(path), LARGEST_FILE)).into_owned()
+}
+
+/// The first so many bytes of a file of the container; nothing when it is absent or no ordinary file (which must not make the stage
+/// hang).
+fn head(path: &Path, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     if let Ok(file) = open
         && file.metadata().is_ok_and(|found| found.is_file())
     {
         // What could be read counts: a line cut short matches nothing.
-        let _ = File::take(file, LARGEST_FILE).read_to_end(&mut bytes);
+        let _ = file.take(most).read_to_end(&mut bytes);
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    bytes
 }
 
 fn set_home(env: &mut Vec<String>, home: Option<&str>) {
@@ -198,17 +206,15 @@ fn exec_error(program: &str, error: &io::Error) -> StageError {
 
 /// The program, or the interpreter of a script, when it is of a kind that the guest cannot run; and which kind.
 fn foreign(program: &str) -> Option<(String, String)> {
-    let head = |path: &str| {
-        let mut head = Vec::new();
-        File::open(path).and_then(|file| file.take(LONGEST_LINE).read_to_end(&mut head)).ok()?;
-        Some(head)
-    };
-    let found = head(program)?;
+    let found = head(Path::new(program), LONGEST_LINE);
     match found.strip_prefix(b"#!") {
         Some(line) => {
             let line = line.split(|byte| *byte == b'\n').next()?;
-            let interpreter = String::from_utf8_lossy(line).split_whitespace().next()?.to_owned();
-            elf::foreign(&head(&interpreter)?).map(|what| (interpreter, what))
+            // The kernel ends the name at these alone.
+            let mut words = line.split(|byte| b" \t\0".contains(byte));
+            let interpreter = Path::new(OsStr::from_bytes(words.find(|word| !word.is_empty())?));
+            elf::foreign(&head(interpreter, LONGEST_LINE))
+                .map(|what| (interpreter.to_string_lossy().into_owned(), what))
         }
         None => elf::foreign(&found).map(|what| (program.to_owned(), what)),
     }
@@ -229,6 +235,24 @@ mod tests {
         let mut env = vec!["HOME=".to_owned()];
         set_home(&mut env, None);
         assert_eq!(env, ["HOME=/"]);
+    }
+
+    /// A pipe with a name, opened as any file, is waited for until somebody writes to it: forever.
+    #[test]
+    fn an_interpreter_is_the_one_that_the_kernel_takes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name).to_str().expect("UTF-8").to_owned();
+        nix::unistd::mkfifo(Path::new(&at("x")), Mode::S_IRWXU).expect("a pipe with a name");
+        let small = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0";
+        std::fs::write(at("x\x0by"), [&small[..], &[0; 40]].concat()).expect("written");
+        let of = |line: String| {
+            std::fs::write(at("script"), line).expect("written");
+            foreign(&at("script")).map(|(path, _)| path)
+        };
+        assert_eq!(of(format!("#!{}\n", at("x"))), None);
+        assert_eq!(of(format!("#! \t{}\t-a b\n", at("x\x0by"))), Some(at("x\x0by")));
+        assert_eq!(of("#!\n".to_owned()), None);
+        assert_eq!(foreign(&at("x")), None);
     }
 
     #[test]
