@@ -19,33 +19,48 @@ fn request(request: impl TryInto<i64>, thread: i32, data: i32) -> io::Result<()>
     check_long(unsafe { libc::syscall(libc::SYS_ptrace, request, thread, 0_i64, i64::from(data)) }).map(drop)
 }
 
+/// How often the threads of a process are looked through for new ones. One that hands itself on from thread to thread is never done.
+const SCANS: usize = 8;
+
+/// How many threads are taken from one look: the kernel's list grows while it is read.
+const THREADS: usize = 1 << 16;
+
 /// Hears of signals to any thread of process `pid` from now on, also to those that it makes later. It goes on as it did.
 ///
 /// # Errors
-/// Those of ptrace(2), and of reading /proc.
+/// Those of ptrace(2), and of reading /proc; and when there are new threads however often one looks.
 pub fn trace(pid: i32) -> io::Result<()> {
+    let threads = || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+        let names = tasks.flatten().map(|thread| thread.file_name());
+        Ok(names.filter_map(|name| name.to_str()?.parse().ok()).take(THREADS).collect())
+    };
+    let seize = |thread| match request(libc::PTRACE_SEIZE, thread, libc::PTRACE_O_TRACECLONE) {
+        // Seized already, by the first of its streams or as a child of a seized thread; or gone.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ESRCH)) => Ok(()),
+        other => other,
+    };
+    seize_all(threads, seize)
+}
+
+/// Seizes each thread once, until a look finds no new one: a thread that was not seized yet may have made another meanwhile.
+fn seize_all(
+    mut threads: impl FnMut() -> io::Result<Vec<i32>>,
+    mut seize: impl FnMut(i32) -> io::Result<()>,
+) -> io::Result<()> {
     let mut seized = HashSet::new();
-    loop {
+    for _ in 0..SCANS {
         let before = seized.len();
-        for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-            let Some(thread) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
+        for thread in threads()? {
             if seized.insert(thread) {
-                match request(libc::PTRACE_SEIZE, thread, libc::PTRACE_O_TRACECLONE) {
-                    // Seized already, by the first of its streams or as a child of a seized thread; or gone.
-                    Err(error) if !matches!(error.raw_os_error(), Some(libc::EPERM | libc::ESRCH)) => {
-                        return Err(error);
-                    }
-                    _ => {}
-                }
+                seize(thread)?;
             }
         }
-        // A thread that was not seized yet may have made another meanwhile.
         if seized.len() == before {
             return Ok(());
         }
     }
+    Err(io::Error::other("the process makes threads faster than they can be traced"))
 }
 
 /// A traced thread stopped, with this status of waitpid(2). True when it is about to get the SIGPIPE of a write of its own: then it
@@ -89,4 +104,34 @@ fn is_its_own(thread: i32) -> bool {
 /// Those of ptrace(2).
 pub fn untrace(thread: i32, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_DETACH, thread, signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_seized_until_there_are_no_new_ones() {
+        let mut looks = [vec![1, 2], vec![2, 3], vec![2, 3]].into_iter();
+        let mut seized = Vec::new();
+        let listed = || Ok(looks.next().expect("no look after one without new ones"));
+        seize_all(listed, |thread| {
+            seized.push(thread);
+            Ok(())
+        })
+        .expect("all are seized");
+        assert_eq!(seized, [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_process_that_hands_itself_on_is_given_up() {
+        let mut last = 0;
+        let next = || {
+            last += 1;
+            assert!(last < 1000, "it looks forever");
+            Ok(vec![last])
+        };
+        assert!(seize_all(next, |_| Ok(())).is_err());
+        assert!(seize_all(|| Ok(vec![1]), |_| Err(io::Error::other("refused"))).is_err());
+    }
 }
