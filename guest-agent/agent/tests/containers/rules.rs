@@ -166,6 +166,16 @@ fn unshared(mut spec: Value) -> Value {
     spec
 }
 
+/// Sets a limit, and with it hands down a controller whose cgroups take no process beside others. False where the machine lacks it.
+fn limit_hugetlb(world: &World, spec: &mut Value) -> bool {
+    let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
+    let there = controllers.split_whitespace().any(|one| one == "hugetlb");
+    if there {
+        spec["linux"]["resources"]["unified"] = json!({"hugetlb.2MB.max": "4194304"});
+    }
+    there
+}
+
 /// Here and not in a thread beside: an exec is made by an agent with one thread.
 async fn line_of(stdout: &tokio::net::UnixStream) -> String {
     let mut line = Vec::new();
@@ -193,11 +203,7 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
         while :; do sleep 0.05; done"#
     );
     let mut spec = unshared(sh(&script));
-    let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
-    let hugetlb = controllers.split_whitespace().any(|one| one == "hugetlb");
-    if hugetlb {
-        spec["linux"]["resources"]["unified"] = json!({"hugetlb.2MB.max": "4194304"});
-    }
+    let hugetlb = limit_hugetlb(&world, &mut spec);
     let streams = world.streams();
     world.create(&world.create_request("a", &spec, &streams.stdio)).await.unwrap();
     world.start("a").await;
@@ -226,7 +232,8 @@ async fn limits_cannot_be_lifted(world: Arc<World>) {
 }
 
 async fn an_exec_spoils_no_other(world: Arc<World>) {
-    let spec = unshared(spec(&["sleep", "1000"]));
+    let mut spec = unshared(spec(&["sleep", "1000"]));
+    limit_hugetlb(&world, &mut spec);
     world.idle_spec("a", &spec).await;
     let streams = world.streams();
     let mut request = world.exec_request("a", "bad", &[], &streams.stdio);
