@@ -324,12 +324,13 @@ impl<T> Drop for Doomed<T> {
 
 async fn explain(machine: &Arc<Machine>, error: SandboxError) -> SandboxError {
     let console = console_tail(machine).await;
-    if let Ok(ended) = machine.as_fd().try_clone_to_owned() {
-        let wait = move || poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&END_WAIT));
-        // Whether it ended or time is over is asked below.
-        let _ = blocking(wait).await;
-    }
-    let what = match machine.try_wait() {
+    let asked = Arc::clone(machine);
+    let ended = blocking(move || {
+        let ended = poll(&mut [PollFd::new(&asked.as_fd(), PollFlags::IN)], Some(&END_WAIT));
+        // What has begun to end is at its end soon.
+        if ended.is_ok_and(|ready| ready > 0) { Some(asked.wait()) } else { asked.try_wait() }
+    });
+    let what = match ended.await {
         Some(outcome) => format!("the machine ended: {}", outcome.reason),
         None => text::chain(&error),
     };

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -24,7 +24,8 @@ use crate::sys::{self, Killer, fits};
 use crate::timeline::{self, GuestCounter, Recorder, name};
 use crate::virtio::vsock::receive_accepted;
 
-/// How long a dropped handle waits for `nelly-monitor` to end by itself. It takes milliseconds; what takes longer is stuck in the host.
+/// How long `nelly-monitor` has to end by itself once it should. It takes milliseconds; what takes longer is stuck in the host, or is the
+/// guest's own by now, and is killed.
 const DROP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a machine runs.
@@ -152,6 +153,8 @@ pub struct Machine {
 #[derive(Debug)]
 struct Ending {
     receiver: Receiver,
+    /// When the first of the last word was heard, or that there will be none.
+    begun: Option<Instant>,
     outcome: Option<Outcome>,
     body: Option<Body>,
 }
@@ -195,11 +198,14 @@ impl Machine {
     ) -> Result<Starting, StartError> {
         let spawned_ns = timeline::now_ns();
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
+        // Whoever took the monitor over may write half a word there: nobody waits for the other half.
+        sys::set_nonblocking(&done).map_err(StartError::Talk)?;
         let killer = match &body {
             Body::Process(child) => Killer::of(child).ok(),
             Body::Thread(_) => None,
         };
-        let ending = Mutex::new(Ending { receiver: Receiver::new(0), outcome: None, body: Some(body) });
+        let ending =
+            Mutex::new(Ending { receiver: Receiver::new(0), begun: None, outcome: None, body: Some(body) });
         let control = Control(Arc::new(Connection { socket: control, sending: Mutex::new(()), done }));
         // From here on dropping the machine cleans up.
         let machine = Self { control, ending, killed: AtomicBool::new(false), killer, spawned_ns };
@@ -210,32 +216,43 @@ impl Machine {
         Ok(Starting { machine, answer })
     }
 
-    /// Waits for the end.
+    /// Waits for the end. A monitor that begins to tell of it and does not end within two seconds is killed.
     pub fn wait(&self) -> Outcome {
-        loop {
-            if let Some(outcome) = self.try_wait() {
-                return outcome;
-            }
+        // What is there is read first: the monitor may wait for room for the rest of a long word.
+        while !self.ending().hear(self.as_fd()) {
             readable(self.as_fd(), None);
         }
+        if !self.process_ended(DROP_PATIENCE) {
+            self.end_process();
+        }
+        let mut ending = self.ending();
+        let how = ending.reap();
+        self.conclude(&mut ending, how)
     }
 
-    /// The end, if it came.
+    /// The end, if it came. Waits for nothing.
     pub fn try_wait(&self) -> Option<Outcome> {
         let mut ending = self.ending();
-        if ending.outcome.is_none() && readable(self.as_fd(), Some(Duration::ZERO)) {
-            // The last word of a monitor is one short frame: reading it does not wait.
-            let outcome = match ending.receiver.receive::<Outcome>(self.as_fd()) {
-                Ok(Received::Frame(outcome, _)) => Some(outcome),
-                _ => None,
-            };
-            let how = ending.reap();
-            ending.outcome = Some(outcome.unwrap_or_else(|| {
-                let killed = self.killed.load(Ordering::SeqCst);
-                Outcome::of(if killed { EndReason::Killed } else { EndReason::MonitorDied(how) })
-            }));
+        ending.hear(self.as_fd());
+        if let (None, Some(since)) = (&ending.outcome, ending.begun) {
+            if let Some(how) = ending.collect() {
+                return Some(self.conclude(&mut ending, how));
+            }
+            if since.elapsed() > DROP_PATIENCE {
+                ending.kill();
+            }
         }
         ending.outcome.clone()
+    }
+
+    /// The end of a machine whose process or thread was collected: what it said of it, or else how it went.
+    fn conclude(&self, ending: &mut Ending, how: String) -> Outcome {
+        ending.hear(self.as_fd());
+        let unsaid = || {
+            let killed = self.killed.load(Ordering::SeqCst);
+            Outcome::of(if killed { EndReason::Killed } else { EndReason::MonitorDied(how) })
+        };
+        ending.outcome.get_or_insert_with(unsaid).clone()
     }
 
     /// Asks for an orderly end: devices drained and flushed. Returns when it is under way; [`Machine::wait`] tells when it is over. What
@@ -248,14 +265,7 @@ impl Machine {
     /// nor for a monitor that reads none.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::SeqCst);
-        if let Some(killer) = &self.killer {
-            killer.kill();
-        } else if let Ok(mut ending) = self.ending.try_lock()
-            && let Some(Body::Process(child)) = &mut ending.body
-        {
-            // A failure means that it ended already, as does a lock that is taken: somebody collects it.
-            drop(child.kill());
-        }
+        self.end_process();
         // A server without a holder ends its machine at once, and there is no other way to a thread.
         self.control.close();
     }
@@ -379,13 +389,32 @@ impl Machine {
         }
     }
 
+    /// Kills the monitor's process, if the machine has one, and waits for nobody.
+    fn end_process(&self) {
+        if let Some(killer) = &self.killer {
+            killer.kill();
+        } else if let Ok(mut ending) = self.ending.try_lock() {
+            // A lock that is taken means that somebody collects it.
+            ending.kill();
+        }
+    }
+
+    /// Waits until the monitor's process has ended; `false` when `timeout` was over first. There is none for a machine in threads.
+    fn process_ended(&self, timeout: Duration) -> bool {
+        match &self.killer {
+            Some(killer) => killer.ended(timeout),
+            // The next best sign is that it has closed everything.
+            None => !self.ending().lives() || (hung_up(self.as_fd(), timeout) && !self.ending().lives()),
+        }
+    }
+
     fn ending(&self) -> MutexGuard<'_, Ending> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AsFd for Machine {
-    /// Readable once the machine has ended and for ever after.
+    /// Readable once the machine has ended. A monitor that was taken over can make it so before; [`Machine::wait`] then ends it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.0.done.as_fd()
     }
@@ -395,13 +424,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // End of file on the control connection ends the machine.
         self.control.close();
-        let ending = self.ending.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Body::Process(child)) = &mut ending.body
-            && !readable(self.control.0.done.as_fd(), Some(DROP_PATIENCE))
-        {
-            drop(child.kill());
+        if !self.process_ended(DROP_PATIENCE) {
+            self.end_process();
         }
-        ending.reap();
+        self.ending().reap();
     }
 }
 
@@ -421,8 +447,7 @@ impl Starting {
             Err(ControlError::Refused(error)) => Err(StartError::Refused(error)),
             Err(ControlError::Talk(error)) => Err(StartError::Talk(error)),
             Err(_) => {
-                machine.control.close();
-                let how = match machine.wait().reason {
+                let how = match machine.close().reason {
                     EndReason::MonitorDied(how) => how,
                     other => other.to_string(),
                 };
@@ -454,6 +479,49 @@ impl AsFd for Starting {
 }
 
 impl Ending {
+    /// Reads what has come of the last word, and says whether anything has: a byte, or that there will be none.
+    fn hear(&mut self, done: BorrowedFd<'_>) -> bool {
+        if self.outcome.is_none() {
+            let nothing = match self.receiver.receive::<Outcome>(done) {
+                Ok(Received::Frame(outcome, _)) => {
+                    self.outcome = Some(outcome);
+                    false
+                }
+                Ok(Received::Nothing) => self.receiver.is_empty(),
+                Ok(Received::End) | Err(_) => false,
+            };
+            if !nothing {
+                self.begun.get_or_insert_with(Instant::now);
+            }
+        }
+        self.begun.is_some()
+    }
+
+    /// Whether there is a process that has not ended.
+    fn lives(&mut self) -> bool {
+        match &mut self.body {
+            Some(Body::Process(child)) => matches!(child.try_wait(), Ok(None)),
+            _ => false,
+        }
+    }
+
+    /// Kills the process, if there is one.
+    fn kill(&mut self) {
+        if let Some(Body::Process(child)) = &mut self.body {
+            // A failure means that it ended already.
+            drop(child.kill());
+        }
+    }
+
+    /// As [`Ending::reap`], if that need not wait.
+    fn collect(&mut self) -> Option<String> {
+        let ended = match &self.body {
+            Some(Body::Thread(thread)) => thread.is_finished(),
+            _ => !self.lives(),
+        };
+        ended.then(|| self.reap())
+    }
+
     /// Collects process or thread, which ends or has ended, and says how.
     fn reap(&mut self) -> String {
         match self.body.take() {
@@ -501,9 +569,18 @@ fn thread(serve: impl FnOnce() + Send + 'static) -> Result<Body, StartError> {
 
 /// Waits until `fd` is readable or hung up; `false` when `timeout` was over first.
 fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+    ready(fd, PollFlags::IN, timeout)
+}
+
+/// Waits until the other end of `fd` is closed; `false` when `timeout` was over first.
+fn hung_up(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
+    ready(fd, PollFlags::empty(), Some(timeout))
+}
+
+fn ready(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duration>) -> bool {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     loop {
-        let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
         match poll(&mut polled, timeout.as_ref()) {
             Ok(ready) => return ready > 0,
             Err(rustix::io::Errno::INTR) => {}

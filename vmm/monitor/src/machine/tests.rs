@@ -571,3 +571,97 @@ fn a_guests_counter_is_told_by_a_running_machine_or_not_at_all() {
         assert_gone(&fake);
     }
 }
+
+/// What a monitor does with its last word instead of ending.
+#[derive(Clone, Copy, Debug)]
+enum Instead {
+    Half,
+    Whole,
+    Nonsense,
+    Close,
+}
+
+/// A machine whose monitor answers the start, does `instead`, and lives on in a process that does nothing. The thread ends with the
+/// holder's last descriptor.
+fn taken_over(instead: Instead) -> (Machine, JoinHandle<()>) {
+    let (control, theirs) = sys::stream_pair().unwrap();
+    let monitor = std::thread::spawn(move || {
+        let mut receiver = Receiver::new(sys::MAX_DESCRIPTORS);
+        let Ok(Received::Frame(Request::Start { .. }, sent)) = receiver.receive::<Request>(theirs.as_fd())
+        else {
+            panic!("no start");
+        };
+        let mut sent = sent.into_iter();
+        let (reply, done) = (wire::Reply::new(sent.next().unwrap()), sent.next().unwrap());
+        let kept = match instead {
+            Instead::Half => sys::send(done.as_fd(), &[1], &[]).map(|()| Some(done)),
+            Instead::Nonsense => sys::send(done.as_fd(), &[0xff; 4], &[]).map(|()| Some(done)),
+            Instead::Whole => {
+                wire::send(done.as_fd(), &Outcome::of(EndReason::PowerOff), &[]).map(|()| Some(done))
+            }
+            Instead::Close => {
+                drop(done);
+                Ok(None)
+            }
+        };
+        reply.done();
+        while let Ok(Received::Frame(..)) = receiver.receive::<Request>(theirs.as_fd()) {}
+        // The process has more patience than its holder: it holds what it was given until it is killed.
+        let Some(kept) = kept.unwrap() else { return };
+        hung_up(kept.as_fd(), Duration::from_secs(1000));
+    });
+    let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut resources = Resources::new();
+    let config = config(&mut resources);
+    let machine = Machine::hold(&config, resources, control, Body::Process(child)).unwrap().done().unwrap();
+    (machine, monitor)
+}
+
+#[test]
+fn a_monitor_that_says_its_last_word_and_does_not_end_keeps_nobody() {
+    let killed = || EndReason::MonitorDied("signal: 9 (SIGKILL)".into());
+    let all = [
+        (Instead::Half, killed()),
+        (Instead::Nonsense, killed()),
+        (Instead::Close, killed()),
+        (Instead::Whole, EndReason::PowerOff),
+    ];
+    // Each waits as long as a monitor is given, so they do it side by side.
+    std::thread::scope(|scope| {
+        for (instead, reason) in &all {
+            for handles in [true, false] {
+                let start = move || {
+                    let (mut machine, monitor) = taken_over(*instead);
+                    if !handles {
+                        machine.killer = None;
+                    }
+                    let pid = machine.process_id().unwrap();
+                    (machine, monitor, std::path::PathBuf::from(format!("/proc/{pid}")))
+                };
+                scope.spawn(move || {
+                    let (machine, monitor, process) = start();
+                    let at_once = machine.try_wait().map(|outcome| outcome.reason);
+                    assert_eq!(at_once.is_some(), matches!(instead, Instead::Whole), "{instead:?}");
+                    assert!(process.exists(), "{instead:?}: try_wait waits for nothing");
+                    assert_eq!(machine.wait().reason, *reason, "{instead:?}");
+                    assert!(!process.exists(), "{instead:?}");
+                    drop(machine);
+                    monitor.join().unwrap();
+                });
+                scope.spawn(move || {
+                    let (machine, monitor, process) = start();
+                    assert_eq!(machine.close().reason, *reason, "{instead:?}");
+                    assert!(!process.exists(), "{instead:?}");
+                    drop(machine);
+                    monitor.join().unwrap();
+                });
+                scope.spawn(move || {
+                    let (machine, monitor, process) = start();
+                    drop(machine);
+                    assert!(!process.exists(), "{instead:?}");
+                    monitor.join().unwrap();
+                });
+            }
+        }
+    });
+}

@@ -129,6 +129,11 @@ impl Receiver {
         Self { bytes: Vec::new(), descriptors: Vec::new(), most }
     }
 
+    /// Whether nothing of a next frame was read yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Reads until a frame is whole.
     pub(super) fn receive<T: DeserializeOwned>(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received<T>> {
         loop {

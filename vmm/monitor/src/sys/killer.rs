@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::Child;
+use std::time::Duration;
 
 /// Kills one process, from any thread, also while another waits for it. A number could be another process's by then.
 #[derive(Debug)]
@@ -20,6 +21,12 @@ impl Killer {
     pub fn kill(&self) {
         platform::kill(&self.0);
     }
+
+    /// Waits until the process has ended, whether somebody has collected it or not; `false` when `timeout` was over first.
+    #[must_use]
+    pub fn ended(&self, timeout: Duration) -> bool {
+        platform::ended(&self.0, timeout)
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -27,7 +34,9 @@ mod platform {
     use std::io;
     use std::os::fd::OwnedFd;
     use std::process::Child;
+    use std::time::Duration;
 
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
     pub(super) type Handle = OwnedFd;
@@ -40,6 +49,14 @@ mod platform {
         // Refused of a process that is gone, which is what was wanted.
         let _gone = pidfd_send_signal(process, Signal::KILL);
     }
+
+    pub(super) fn ended(process: &Handle, timeout: Duration) -> bool {
+        // A time beyond what the system counts is no limit.
+        let timeout = Timespec::try_from(timeout).ok();
+        let waited =
+            rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(process, PollFlags::IN)], timeout.as_ref()));
+        waited.is_ok_and(|ready| ready > 0)
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -47,6 +64,7 @@ mod platform {
     use std::convert::Infallible;
     use std::io;
     use std::process::Child;
+    use std::time::Duration;
 
     pub(super) type Handle = Infallible;
 
@@ -55,6 +73,10 @@ mod platform {
     }
 
     pub(super) fn kill(process: &Handle) {
+        match *process {}
+    }
+
+    pub(super) fn ended(process: &Handle, _timeout: Duration) -> bool {
         match *process {}
     }
 }
