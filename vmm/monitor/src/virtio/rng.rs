@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use super::device::{ActivateError, Activation, Device, DeviceFault, Registrar, Returned, Worker};
 use super::interrupt::Interrupt;
-use super::queue::{Chain, Queue};
+use super::queue::{Chain, Queue, Served};
 use super::spec::id;
 use crate::memory::Memory;
 use crate::sys::{self, Interest, at_most};
@@ -66,7 +66,7 @@ impl Worker for RngWorker {
         _registrar: &mut Registrar<'_>,
     ) -> Result<(), DeviceFault> {
         let Self { queue, memory, interrupt } = self;
-        queue.serve(memory, interrupt, |chain| fill(memory, chain))
+        queue.serve(memory, interrupt, |chain| fill(memory, chain).map(Served::from))
     }
 
     fn quiesce(self: Box<Self>) -> Returned {

@@ -367,26 +367,26 @@ impl Bench {
         self.turn();
     }
 
-    /// Rings the doorbell of `queue` and lets the worker run until nothing is ready.
+    /// Rings the doorbell of `queue` and lets the worker run until nothing is ready. Returns its turns.
     ///
     /// # Panics
     /// When a worker never comes to rest.
-    pub fn kick(&mut self, queue: usize) {
+    pub fn kick(&mut self, queue: usize) -> usize {
         self.doorbells[queue].notify().expect("a doorbell");
-        self.turn();
+        self.turn()
     }
 
-    /// Lets the worker run until nothing is ready.
+    /// Lets the worker run until nothing is ready. Returns its turns.
     ///
     /// # Panics
     /// When a worker never comes to rest.
-    pub fn turn(&mut self) {
+    pub fn turn(&mut self) -> usize {
         let mut ready = Vec::new();
-        for _ in 0..100_000 {
+        for turns in 0..100_000 {
             self.poller.wait(&mut ready, Some(Duration::ZERO)).expect("a poller");
-            let Some(running) = self.running.as_mut() else { return };
+            let Some(running) = self.running.as_mut() else { return turns };
             if ready.is_empty() {
-                return;
+                return turns;
             }
             for event in &ready {
                 let (slot, key) = Registrar::split(event.token);

@@ -18,6 +18,8 @@ use crate::sys::Interest;
 
 /// Features and limits (5.2.3, 5.2.4).
 pub mod spec {
+    /// `size_max` counts.
+    pub const F_SIZE_MAX: u64 = 1 << 1;
     /// `seg_max` counts.
     pub const F_SEG_MAX: u64 = 1 << 2;
     /// Writing is refused.
@@ -57,6 +59,11 @@ pub mod spec {
     pub const QUEUE_SIZE: u16 = 256;
     /// Data segments of a request: a queue's worth without header and status.
     pub const SEG_MAX: u32 = 254;
+    /// Bytes of a data segment. With [`SEG_MAX`] it keeps a driver below [`REQUEST_BYTES_MAX`].
+    pub const SIZE_MAX: u32 = 256 << 10;
+    /// Bytes that one request may read or write: what is longer would keep whoever pauses or stops the machine waiting.
+    pub const REQUEST_BYTES_MAX: u64 = 64 << 20;
+    const _: () = assert!(SEG_MAX as u64 * SIZE_MAX as u64 <= REQUEST_BYTES_MAX);
     /// Sectors of one range to discard or zero: 32 MiB, so that no request takes long.
     pub const RANGE_SECTORS_MAX: u32 = 65536;
     /// Ranges of one request.
@@ -84,7 +91,7 @@ impl Block {
         Self {
             name: id.to_owned(),
             id: cut,
-            features: spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing,
+            features: spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing,
             config: config(&*disk),
             disk: Some(disk),
         }
@@ -96,6 +103,7 @@ fn config(disk: &dyn Disk) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(disk.len() / SECTOR).to_le_bytes());
+    put(8, &spec::SIZE_MAX.to_le_bytes());
     put(12, &spec::SEG_MAX.to_le_bytes());
     put(20, &disk.block_size().to_le_bytes());
     put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());

@@ -7,7 +7,7 @@ use crate::disk::{Disk, SECTOR};
 use crate::memory::Memory;
 use crate::sys::at_most;
 use crate::virtio::device::DeviceFault;
-use crate::virtio::queue::{Chain, QueueFault, Reader, Writer};
+use crate::virtio::queue::{Chain, QueueFault, Reader, Served, TURN_BYTES, Writer};
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER: usize = 16;
@@ -46,8 +46,8 @@ const IOERR: Refused = Refused::Status(spec::S_IOERR);
 const UNSUPP: Refused = Refused::Status(spec::S_UNSUPP);
 
 impl Requests {
-    /// Serves one chain and returns the bytes written into it. Only a chain without room for header or status is a fault.
-    pub(super) fn serve(&self, memory: &Memory, chain: &Chain) -> Result<u32, DeviceFault> {
+    /// Serves one chain. Only one without room for header or status is a fault.
+    pub(super) fn serve(&self, memory: &Memory, chain: &Chain) -> Result<Served, DeviceFault> {
         let mut reader = chain.reader(memory);
         let mut writer = chain.writer(memory);
         let mut header = [0; HEADER];
@@ -65,7 +65,13 @@ impl Requests {
         };
         writer.skip(room.saturating_sub(writer.written()));
         writer.write_all(&[status])?;
-        Ok(writer.written())
+        let moved = match kind {
+            spec::T_IN => u64::from(room),
+            spec::T_OUT => u64::from(chain.readable_len()),
+            // What the host does for a flush or a discard, no length tells: each is a turn of its own.
+            _ => TURN_BYTES,
+        };
+        Ok(Served { written: writer.written(), moved })
     }
 
     fn execute(
@@ -133,11 +139,11 @@ impl Requests {
         Ok(())
     }
 
-    /// Where whole sectors of the disk begin, in bytes.
+    /// Where whole sectors of the disk begin, in bytes. No request touches more at once than [`spec::REQUEST_BYTES_MAX`].
     fn extent(&self, sector: u64, len: u64) -> Result<u64, Refused> {
         let offset = sector.checked_mul(SECTOR).ok_or(IOERR)?;
         let end = offset.checked_add(len).ok_or(IOERR)?;
-        if !len.is_multiple_of(SECTOR) || end > self.disk.len() {
+        if len > spec::REQUEST_BYTES_MAX || !len.is_multiple_of(SECTOR) || end > self.disk.len() {
             return Err(IOERR);
         }
         Ok(offset)

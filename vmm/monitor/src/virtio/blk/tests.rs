@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::disk::RawDisk;
 use crate::memory::IoVecs;
-use crate::virtio::spec::feature;
+use crate::virtio::spec::{descriptor as flag, feature};
 use crate::virtio::testing::{Bench, Part, Used};
 
 const SECTORS: u64 = 256;
@@ -62,14 +63,23 @@ fn says_what_it_is() {
     };
     assert_eq!(device.id(), 2);
     assert_eq!((field(0, 8), field(12, 4), field(20, 4), field(34, 2)), (SECTORS, 254, 512, 0));
+    assert_eq!(field(8, 4), 256 << 10);
     assert_eq!((field(36, 4), field(48, 4), field(56, 1)), (65536, 65536, 1));
     assert_eq!((field(58, 8), field(1 << 40, 8), field(u64::MAX, 8)), (0, 0, 0));
     assert_eq!(
         device.features(),
-        spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_DISCARD | spec::F_WRITE_ZEROES
+        spec::F_SIZE_MAX
+            | spec::F_SEG_MAX
+            | spec::F_BLK_SIZE
+            | spec::F_FLUSH
+            | spec::F_DISCARD
+            | spec::F_WRITE_ZEROES
     );
     let (device, _file) = disk(true);
-    assert_eq!(device.features(), spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_RO);
+    assert_eq!(
+        device.features(),
+        spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_RO
+    );
 }
 
 #[test]
@@ -165,6 +175,56 @@ fn refuses_by_status() {
         assert_eq!(status(&mut bench, parts.clone()), wanted, "{parts:?}");
     }
     assert_eq!(bench.interrupt.faults(), 0, "none of these needs a reset");
+}
+
+/// Offers `count` requests of `kind` with `mebibytes` of data, all of which lies in the same MiB, and returns the turns of the worker
+/// until it has served them, and the status of the last.
+fn serve_large(bench: &mut Bench, kind: u32, count: u16, mebibytes: u16) -> (usize, u8) {
+    const MIB: u32 = 1 << 20;
+    let queue = &mut bench.queues[0];
+    let (table, head) = (queue.allocate(4096), queue.allocate(16));
+    let (data, status) = (queue.allocate(u64::from(MIB)), queue.allocate(1));
+    bench.memory.write_slice(&header(kind, 0), GuestAddress(head)).unwrap();
+    queue.write_descriptor(table, head, 16, flag::NEXT, 1);
+    let flags = flag::NEXT | if kind == spec::T_IN { flag::WRITE } else { 0 };
+    for i in 1..=mebibytes {
+        queue.write_descriptor(table + 16 * u64::from(i), data, MIB, flags, i + 1);
+    }
+    queue.write_descriptor(table + 16 * u64::from(mebibytes + 1), status, 1, flag::WRITE, 0);
+    let index = GuestAddress(queue.config().used + 2);
+    let before: u16 = bench.memory.read_obj(index).unwrap();
+    for i in 0..count {
+        queue.descriptor(i, table, u32::from(mebibytes + 2) * flag::SIZE, flag::INDIRECT, 0);
+        queue.offer(i);
+    }
+    let turns = bench.kick(0);
+    let after: u16 = bench.memory.read_obj(index).unwrap();
+    assert_eq!(after.wrapping_sub(before), count, "every request was answered");
+    (turns, bench.memory.read_obj(GuestAddress(status)).unwrap())
+}
+
+#[test]
+fn no_turn_and_no_request_moves_more_than_a_bound() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 30).unwrap();
+    let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "root");
+    // The last turn of each finds nothing more.
+    for (kind, count, mebibytes, turns, answer) in [
+        (spec::T_IN, 8, 1, 1, spec::S_OK),
+        (spec::T_IN, 8, 16, 4 + 1, spec::S_OK),
+        (spec::T_IN, 2, 64, 2 + 1, spec::S_OK),
+        (spec::T_IN, 1, 65, 1 + 1, spec::S_IOERR),
+        (spec::T_OUT, 4, 16, 2 + 1, spec::S_OK),
+        (spec::T_OUT, 1, 65, 1 + 1, spec::S_IOERR),
+        (spec::T_FLUSH, 3, 0, 3 + 1, spec::S_OK),
+    ] {
+        let mut bench = Bench::new(&mut device, 64, None);
+        let served = serve_large(&mut bench, kind, count, mebibytes);
+        assert_eq!(served, (turns, answer), "{count} requests {kind} of {mebibytes} MiB");
+        assert_eq!(bench.interrupt.faults(), 0);
+        let returned = bench.stop();
+        device.reclaim(returned.state);
+    }
 }
 
 #[test]

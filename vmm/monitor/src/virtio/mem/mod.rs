@@ -23,7 +23,7 @@ use super::device::{
     ActivateError, Activation, Device, DeviceFault, Registrar, Returned, Worker, read_bytes,
 };
 use super::interrupt::Interrupt;
-use super::queue::{Chain, Queue};
+use super::queue::{Chain, Queue, Served};
 use super::spec::id;
 use crate::memory::{Memory, Slot};
 use crate::sys::Interest;
@@ -192,7 +192,7 @@ impl Worker for MemoryWorker {
         _registrar: &mut Registrar<'_>,
     ) -> Result<(), DeviceFault> {
         let Self { queue, memory, interrupt, slot, shared, blocks } = self;
-        queue.serve(memory, interrupt, |chain| serve(memory, chain, slot, shared, blocks))
+        queue.serve(memory, interrupt, |chain| serve(memory, chain, slot, shared, blocks).map(Served::from))
     }
 
     fn quiesce(self: Box<Self>) -> Returned {

@@ -28,6 +28,25 @@ use crate::sys::Notifier;
 /// Chains that are served before the driver hears of the first: an interrupt costs it two exits.
 const SIGNAL_EVERY: u16 = 16;
 
+/// Bytes after which a worker's turn ends: what may stop or pause it is looked at between turns.
+pub const TURN_BYTES: u64 = 32 << 20;
+
+/// What serving a chain came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes written into it.
+    pub written: u32,
+    /// Bytes that the host moved for it, or a number that stands for as much work: [`TURN_BYTES`] is a turn's worth.
+    pub moved: u64,
+}
+
+impl From<u32> for Served {
+    /// Nothing was moved but what was written.
+    fn from(written: u32) -> Self {
+        Self { written, moved: u64::from(written) }
+    }
+}
+
 /// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so that a number from nowhere is no
 /// argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,16 +180,18 @@ impl Queue {
         Ok(())
     }
 
-    /// Serves what waits, after the doorbell rang: `serve` says how many bytes it wrote into each chain. At most one round of the ring
-    /// is served at once, so that a driver that never stops cannot keep the loop for itself; the doorbell brings the rest.
+    /// Serves what waits, after the doorbell rang: `serve` says what each chain came to. At most one round of the ring and about
+    /// [`TURN_BYTES`] are served at once, so that a driver cannot keep the loop for itself, neither by many requests nor by large ones;
+    /// the doorbell brings the rest.
     pub fn serve(
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        mut serve: impl FnMut(&Chain) -> Result<u32, DeviceFault>,
+        mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
     ) -> Result<(), DeviceFault> {
         self.doorbell.consume()?;
         self.disable_notifications(memory)?;
+        let mut moved_in_turn = 0;
         for served in 0..self.rings.size {
             let Some(chain) = self.pop(memory)? else {
                 self.signal(memory, interrupt)?;
@@ -179,8 +200,12 @@ impl Queue {
                 }
                 return Ok(());
             };
-            let written = serve(&chain)?;
+            let Served { written, moved } = serve(&chain)?;
             self.push_used(memory, &chain, written)?;
+            moved_in_turn += moved;
+            if moved_in_turn >= TURN_BYTES {
+                break;
+            }
             if served % SIGNAL_EVERY == SIGNAL_EVERY - 1 {
                 self.signal(memory, interrupt)?;
             }

@@ -305,12 +305,42 @@ fn serving_is_bounded_by_one_round() {
         .serve(&memory, &interrupt, |chain| {
             served += 1;
             driver.offer(chain.head());
-            Ok(0)
+            Ok(0.into())
         })
         .unwrap();
     assert_eq!(served, 4);
     assert!(queue.doorbell().consume().unwrap(), "the rest comes by the doorbell");
     assert_eq!(line.take(), 1);
+}
+
+#[test]
+fn serving_is_bounded_by_the_bytes_that_are_moved() {
+    let (memory, mut driver, mut queue) = pair(8, 0);
+    let line = Arc::new(CountingLine::default());
+    let interrupt = Interrupt::new(line.clone());
+    for _ in 0..5 {
+        driver.add(&[Part::Write(1)]);
+    }
+    for (moved, served) in [(TURN_BYTES / 2, 2), (TURN_BYTES, 1), (u64::from(u32::MAX), 1), (0, 1)] {
+        let mut count = 0;
+        let serve = |_: &Chain| {
+            count += 1;
+            Ok(Served { written: 0, moved })
+        };
+        queue.serve(&memory, &interrupt, serve).unwrap();
+        assert_eq!((count, line.take()), (served, 1), "{moved} bytes each");
+        // What is left comes by the doorbell; a turn that left nothing asks for none.
+        assert_eq!(rung(&queue), moved > 0, "{moved} bytes each");
+    }
+}
+
+/// Whether the doorbell has rung. It rings on.
+fn rung(queue: &Queue) -> bool {
+    let rung = queue.doorbell().consume().unwrap();
+    if rung {
+        queue.doorbell().notify().unwrap();
+    }
+    rung
 }
 
 fn raw() -> impl Strategy<Value = (u64, u32, u16, u16)> {
