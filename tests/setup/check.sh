@@ -66,6 +66,18 @@ lists_too_old() {
   # what is in the cache now serves without an archive
   rm -rf "$scratch/archive" && [ "$(fetched fetch_package tool '' 1.95)" = tool_1.96-1_all.deb ] && [ "$(fetched fetch_package tool 1.85-1)" = tool_1.85-1_all.deb ]
 }
+lists_of_many() {
+  local turn all=()
+  for turn in 1 2 3 4 5; do # what they would disturb is small
+    rm -rf "$scratch/archive"
+    deb one 1-1 && deb two 1-1 && machine && deb three 1-1 && deb four 1-1 && published || return 1
+    all=()
+    for tool in one two three four; do
+      fetched fetch_package "$tool" & all+=($!)
+    done
+    for tool in "${all[@]}"; do wait "$tool" || return 1; done
+  done
+}
 archive_too_old() {
   rm -rf "$scratch/archive"
   deb tool 1.85-1 && machine && refused 4 fetch_package tool '' 1.95 && told "the archive has no tool, 1.95 or newer; its newest is tool 1.85-1" &&
@@ -152,6 +164,7 @@ kernel_after_its_pin() {
 }
 
 check "setup: lists and cache that are too old are refreshed" lists_too_old
+check "setup: lists are fetched once for scripts that run side by side" lists_of_many
 check "setup: an archive that is too old is named" archive_too_old
 check "setup: no archive" no_archive
 check "setup: a file that left the archive" file_is_gone

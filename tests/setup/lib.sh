@@ -23,15 +23,19 @@ apt_options=(-o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3)
 private_lists=(-c "$cache/apt/conf" -o Dir::State::Lists="$cache/apt/lists" -o Dir::Cache="$cache/apt"
   -o Dir::Cache::archives="$cache/apt/archives" -o Debug::NoLocking=1)
 
-# fresh_lists: takes the lists in the cache, fetched anew; those of the last ten minutes are new
+# fresh_lists: takes the lists in the cache, fetched anew; those of the last ten minutes are new.
+# Scripts that run side by side share them: apt's own lock ends with an error where this one waits.
 fresh_lists() {
   apt_options+=("${private_lists[@]}")
-  [ -z "$(find "$cache/apt/fetched" -mmin -10 2>/dev/null)" ] || return 0
-  mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
-  echo '#clear APT::Update::Post-Invoke;' >"$cache/apt/conf" # a container's clean-up, which only root may do
-  say "fetching package lists"
-  apt-get "${apt_options[@]}" -qq update >&2 || return 1
-  touch "$cache/apt/fetched"
+  mkdir -p "$cache/locks" "$cache/apt/lists/partial" "$cache/apt/archives/partial"
+  (
+    flock "$lists_fd"
+    [ -z "$(find "$cache/apt/fetched" -mmin -10 2>/dev/null)" ] || exit 0
+    echo '#clear APT::Update::Post-Invoke;' >"$cache/apt/conf" # a container's clean-up, which only root may do
+    say "fetching package lists"
+    apt-get "${apt_options[@]}" -qq update >&2 || exit 1
+    touch "$cache/apt/fetched"
+  ) {lists_fd}>"$cache/locks/package-lists"
 }
 
 # offered PATTERN [VERSION [LEAST]]: "NAME VERSION" of the newest package whose whole name matches
