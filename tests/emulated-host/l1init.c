@@ -7,8 +7,9 @@
 //
 // Control port, towards us: frames of type (1 byte), length (4 bytes, little endian), data.
 //   J  the job: NUL-terminated strings "key=value" (see take_setting)    I  standard input    E  end of input
-//   W  window size, "rows columns"
-// Control port, from us: lines "READY", "STARTED", "ALIVE" every few seconds if asked for, "RC ...".
+//   W  window size, "rows columns"    C  before the job: what is the time?
+// Control port, from us: lines "READY", "CLOCK nanoseconds" (CLOCK_MONOTONIC), "STARTED", "ALIVE" every few seconds if
+// asked for, "RC ...".
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -228,7 +229,11 @@ static void take_setting(char *text)
 static void receive_job(void)
 {
     unsigned char head[5];
-    read_all(head, sizeof head);
+    while (read_all(head, sizeof head), head[0] == 'C') {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        say("CLOCK %lld\n", now.tv_sec * 1000000000LL + now.tv_nsec);
+    }
     uint32_t length = head[1] | head[2] << 8 | head[3] << 16 | (uint32_t)head[4] << 24;
     char *data = malloc((size_t)length + 1);
     if (head[0] != 'J' || !data)
