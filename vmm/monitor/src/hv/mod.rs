@@ -1,8 +1,8 @@
 //! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or Hypervisor.framework.
 //!
-//! Order that the caller keeps (see docs: registering memory after an interrupt controller or a doorbell costs an RCU grace
-//! period on Linux): `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created on the
-//! thread that runs it (Hypervisor.framework demands it).
+//! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created
+//! on the thread that runs it (Hypervisor.framework demands it). A `map` after `create_irqchip` is refused: on Linux it waits for an
+//! RCU grace period, some milliseconds each, and nothing needs it. Memory that a guest gets later lies in a slot that it had from the start.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
@@ -82,10 +82,11 @@ pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
-    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the machine's end.
+    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the machine's end. Its number and its place
+    /// are no other slot's, and there are no interrupt controllers yet.
     fn map(&self, slot: &Slot) -> Result<(), HvError>;
 
-    /// Creates the interrupt controllers. Once, after every `map` of start-up.
+    /// Creates the interrupt controllers. Once, after every `map`.
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError>;
 
     /// The line of a global system interrupt.
@@ -219,4 +220,18 @@ pub enum HvError {
         /// Its name.
         capability: &'static str,
     },
+    /// The caller may not map this slot.
+    #[error("cannot map a memory slot")]
+    Slot(#[from] SlotRefused),
+}
+
+/// Why no machine takes a slot, whatever the hypervisor would say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotRefused {
+    /// Another slot has its number.
+    #[error("the slot's number is taken")]
+    NumberTaken,
+    /// See the module.
+    #[error("the machine has its interrupt controllers, and slots come before them")]
+    TooLate,
 }

@@ -188,6 +188,19 @@ fn a_pause_holds_every_vcpu_and_a_resume_lets_them_go_on() {
     assert!(matches!(&seen[4..], [Event::Ended(outcome)] if outcome.reason == EndReason::PowerOff));
 }
 
+#[test]
+fn memory_for_later_is_mapped_before_the_controllers_too() {
+    let fake = Fake::new();
+    // The hypervisor refuses what comes after them.
+    let machine = start(&fake, |config| {
+        config.hotplug_bytes = crate::config::HotplugSize::new(256 << 20).unwrap();
+    });
+    let record = fake.record();
+    assert!(record.irqchip.is_some() && record.slots.len() == 2, "{record:?}");
+    drop(machine);
+    assert_gone(&fake);
+}
+
 /// The entropy device found, and its one queue of 8 entries described with the descriptor table at `table`.
 fn drive_rng(table: u32) -> Vec<Step> {
     let registers = [

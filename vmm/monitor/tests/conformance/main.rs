@@ -28,7 +28,7 @@ mod kvm {
         nelly_vmm::hv::kvm::open();
         suite:
             entry_state port_writes port_reads string_ports mmio_widths halts_without_controllers triple_fault kicks_a_spin
-            kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end doorbells slot_appears read_only_slot
+            kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end doorbells slots read_only_slot
             completes_without_entering floating_point_state several_vcpus virtualisation_is_hidden sleep_for_good probes counter_on_the_hosts_clock;
         interrupts:
             controller_registers line_reaches_the_local_apic level_is_delivered_until_it_is_down

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nelly_vmm::arch::Nested;
-use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, Vcpu, Vm};
+use nelly_vmm::hv::{DoorbellAddress, Exit, HvError, Hypervisor, SlotRefused, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
 use nelly_vmm::timeline;
@@ -349,21 +349,34 @@ pub(crate) fn doorbells<H: Hypervisor>(hypervisor: &H) {
     assert_eq!(bells.each_ref().map(|bell| bell.consume().unwrap()), [first, second, third]);
 }
 
-guest!(slot_code, "mov rbx, 0x40000000", "2: mov eax, dword ptr [rbx]", "out 1, eax", "jmp 2b",);
+guest!(
+    slot_code,
+    "mov rbx, 0x40000000",
+    "mov eax, dword ptr [rbx]",
+    "out 1, eax",
+    "mov eax, dword ptr [rbx + 0x100000]",
+    "out 1, eax",
+    "2: jmp 2b",
+);
 
-/// Memory appears while the machine runs, once a number and once a place.
-pub(crate) fn slot_appears<H: Hypervisor>(hypervisor: &H) {
-    let machine = Machine::new(hypervisor, slot_code(), 1);
+/// A slot is registered once a number, once a place, and before there are interrupt controllers.
+pub(crate) fn slots<H: Hypervisor>(hypervisor: &H) {
+    let slot = |number, place| Slot::new(number, place, 1 << 20, Backing::Anonymous, false).unwrap();
+    let first = slot(7, 0x4000_0000);
+    view(std::slice::from_ref(&first)).unwrap().write_obj(5u32, GuestAddress(0x4000_0000)).unwrap();
+    let vm = hypervisor.create_vm(Nested::Hidden).unwrap();
+    vm.map(&first).unwrap();
+    for again in [&first, &slot(7, 0x5000_0000)] {
+        assert!(matches!(vm.map(again), Err(HvError::Slot(SlotRefused::NumberTaken))));
+    }
+    assert!(vm.map(&slot(8, 0x4008_0000)).is_err(), "a part of its place is taken");
+    let machine = Machine::<H>::of(vm, slot_code(), 1, false);
+    let late = machine.vm.map(&slot(9, 0x4010_0000));
+    assert!(matches!(late, Err(HvError::Slot(SlotRefused::TooLate))), "{late:?}");
     let mut run = machine.boot();
-    assert_eq!(run.answer(&[0xee; 4]), Seen::Read(0x4000_0000, 4));
-    assert_eq!(run.word(), 0xeeee_eeee);
-    let slot = Slot::new(7, 0x4000_0000, 1 << 20, Backing::Anonymous, false).unwrap();
-    view(std::slice::from_ref(&slot)).unwrap().write_obj(5u32, GuestAddress(0x4000_0000)).unwrap();
-    machine.vm.map(&slot).unwrap();
-    assert!(machine.vm.map(&slot).is_err(), "one registration a number");
     assert_eq!(run.word(), 5);
-    let second = Slot::new(8, 0x1000, 4096, Backing::Anonymous, false).unwrap();
-    assert!(machine.vm.map(&second).is_err(), "overlaps RAM");
+    assert_eq!(run.answer(&[0xee; 4]), Seen::Read(0x4010_0000, 4), "nothing of what was refused is there");
+    assert_eq!(run.word(), 0xeeee_eeee);
 }
 
 guest!(
@@ -380,10 +393,11 @@ guest!(
 
 /// Reads of a read-only slot go to memory, writes exit and change nothing.
 pub(crate) fn read_only_slot<H: Hypervisor>(hypervisor: &H) {
-    let machine = Machine::new(hypervisor, read_only_code(), 1);
     let slot = Slot::new(7, 0x4000_0000, 4096, Backing::Anonymous, true).unwrap();
     view(std::slice::from_ref(&slot)).unwrap().write_obj(0x55aau32, GuestAddress(0x4000_0008)).unwrap();
-    machine.vm.map(&slot).unwrap();
+    let vm = hypervisor.create_vm(Nested::Hidden).unwrap();
+    vm.map(&slot).unwrap();
+    let machine = Machine::<H>::of(vm, read_only_code(), 1, false);
     let mut run = machine.boot();
     assert_eq!(run.word(), 0x55aa);
     assert_eq!(run.next(), Seen::Write(0x4000_0008, vec![4, 3, 2, 1]));

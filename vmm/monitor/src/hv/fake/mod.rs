@@ -13,7 +13,10 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
+use super::{
+    DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu,
+    Vm,
+};
 use crate::arch::{BootState, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
@@ -238,7 +241,10 @@ impl Vm for FakeVm {
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
         let mut state = self.shared().lock();
         if state.record.slots.contains(&slot.index()) {
-            return Err(failed("map"));
+            return Err(SlotRefused::NumberTaken.into());
+        }
+        if state.record.irqchip.is_some() {
+            return Err(SlotRefused::TooLate.into());
         }
         state.record.slots.push(slot.index());
         drop(state);

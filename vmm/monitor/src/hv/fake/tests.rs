@@ -1,4 +1,5 @@
 use super::*;
+use crate::memory::Backing;
 
 const BELL: DoorbellAddress = DoorbellAddress::Mmio(0xd000_0050);
 
@@ -55,4 +56,16 @@ fn a_line_wakes_the_vcpu_that_waits_for_it() {
         }
     });
     assert!(fake.wait_until(|record| record.vcpus == 0));
+}
+
+#[test]
+fn slots_come_once_and_before_the_controllers() {
+    let fake = Fake::new();
+    let vm = fake.create_vm(Nested::Hidden).unwrap();
+    let slots = [0, 1].map(|n| Slot::new(n, u64::from(n) << 20, 4096, Backing::Anonymous, false).unwrap());
+    vm.map(&slots[0]).unwrap();
+    assert!(matches!(vm.map(&slots[0]), Err(HvError::Slot(SlotRefused::NumberTaken))));
+    vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false, lines: 24 }).unwrap();
+    assert!(matches!(vm.map(&slots[1]), Err(HvError::Slot(SlotRefused::TooLate))));
+    assert_eq!(fake.record().slots, [0]);
 }

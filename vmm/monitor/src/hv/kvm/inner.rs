@@ -24,12 +24,20 @@ pub(super) struct Inner {
     pub(super) supported: Vec<Leaf>,
     /// Whether vCPUs show their virtualisation.
     pub(super) nested: Nested,
-    /// Registered slots, which keep their host ranges mapped.
-    pub(super) slots: Mutex<BTreeMap<u32, Slot>>,
+    pub(super) slots: Mutex<Slots>,
     /// Ours, where the kernel has none.
     pub(super) io_apic: OnceLock<Mutex<IoApic>>,
     /// Descriptors of vCPUs that are gone: the kernel's machine lives as long as they do.
     pub(super) ended: Mutex<Vec<OwnedFd>>,
+}
+
+/// The memory of a machine.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    /// Those registered, by number: they keep their host ranges mapped.
+    pub(super) registered: BTreeMap<u32, Slot>,
+    /// There are interrupt controllers, so no slot is added any more.
+    pub(super) complete: bool,
 }
 
 /// The end of a machine waits 10 ms and more in the kernel, for a grace period after the last nested page table. Nothing of ours depends

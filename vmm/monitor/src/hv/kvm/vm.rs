@@ -15,7 +15,7 @@ use kvm_bindings::{
 };
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, Vm};
+use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, SlotRefused, Vm};
 use super::inner::{Inner, failed, lend};
 use super::ioapic::IoApic;
 use super::vcpu::KvmVcpu;
@@ -104,17 +104,20 @@ impl Vm for KvmVm {
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
         let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
         // KVM would take a second registration for a move of the first, whose host range would then be nobody's.
-        if slots.contains_key(&slot.index()) {
-            let source = io::Error::new(io::ErrorKind::AlreadyExists, "the slot's number is taken");
-            return Err(HvError::Call { call: "KVM_SET_USER_MEMORY_REGION", source });
+        if slots.registered.contains_key(&slot.index()) {
+            return Err(SlotRefused::NumberTaken.into());
+        }
+        if slots.complete {
+            return Err(SlotRefused::TooLate.into());
         }
         self.0.set_region(slot)?;
-        slots.insert(slot.index(), slot.clone());
+        slots.registered.insert(slot.index(), slot.clone());
         Ok(())
     }
 
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
         let fd = &self.0.fd;
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner).complete = true;
         // Only Intel processors need these (pages for running real mode), and only they may refuse them.
         let address = fits(layout::KVM_TSS, "hosts of Nelly have 64 bits");
         tolerate(fd.set_tss_address(address)).map_err(failed("KVM_SET_TSS_ADDR"))?;
