@@ -194,9 +194,13 @@ fn floods(place: &Place) {
         (machine, reader)
     };
     let (machine, reader) = flood(None);
-    let everybody_writes = || machine.inspect().unwrap().vcpus.iter().all(|exits| exits.pio_write > 1000);
+    let written = || machine.inspect().unwrap().vcpus.into_iter().map(|exits| exits.pio_write);
     for _ in 0..3 {
-        while !everybody_writes() {}
+        let (before, until) = (written(), Instant::now() + Duration::from_secs(60));
+        let more: Vec<_> = before.map(|count| count + 1000).collect();
+        while written().zip(&more).any(|(count, more)| count < *more) {
+            assert!(Instant::now() < until, "a vCPU does not get to write: {more:?}");
+        }
         machine.pause().unwrap();
         machine.resume().unwrap();
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::marker::PhantomData;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{
     DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu,
@@ -62,8 +62,6 @@ pub enum Step {
     /// Computes until the line of this number was pulsed or raised more often than when such a wait last ended (at first: at all). A kick
     /// interrupts it.
     WaitForLine(u32),
-    /// Computes for a while, unless it is kicked.
-    Compute(Duration),
     /// Halts.
     Halt,
     /// Halts, inside the hypervisor, with interrupts disabled: a kick gets it out, and nothing makes it go on.
@@ -333,7 +331,7 @@ impl FakeVcpu {
     }
 
     /// Waits until kicked or `over`; `true` when kicked.
-    fn compute(&self, until: Option<Instant>, over: impl Fn(&State) -> bool) -> bool {
+    fn compute(&self, over: impl Fn(&State) -> bool) -> bool {
         let shared = &self.machine.0;
         let mut state = shared.lock();
         loop {
@@ -345,12 +343,10 @@ impl FakeVcpu {
                 shared.changed.notify_all();
                 return true;
             }
-            let now = Instant::now();
-            if over(&state) || until.is_some_and(|until| now >= until) {
+            if over(&state) {
                 return false;
             }
-            let wait = until.map_or(Duration::from_secs(1), |until| until - now);
-            state = shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -358,7 +354,7 @@ impl FakeVcpu {
     fn next(&self) -> Option<Step> {
         let index = self.index;
         let waiting = |state: &State| state.scripts.get(&index).is_some_and(|script| !script.is_empty());
-        if self.compute(None, waiting) {
+        if self.compute(waiting) {
             return None;
         }
         self.machine.0.lock().scripts.get_mut(&index)?.pop_front()
@@ -407,28 +403,23 @@ impl Vcpu for FakeVcpu {
                     return Ok(Exit::PioWrite { port, width, data: &self.data });
                 }
                 Step::WaitForKick => {
-                    self.compute(None, |_| false);
+                    self.compute(|_| false);
                     return Ok(Exit::Kicked);
                 }
                 Step::WaitForLine(gsi) => {
                     let count = |state: &State| state.record.lines.get(&gsi).copied().unwrap_or(0);
                     // Not counted from here: the edge may have come before the wait begins.
                     let heard = self.heard.get(&gsi).copied().unwrap_or(0);
-                    if self.compute(None, |state| count(state) > heard) {
+                    if self.compute(|state| count(state) > heard) {
                         self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
                         return Ok(Exit::Kicked);
                     }
                     self.heard.insert(gsi, count(&self.machine.0.lock()));
                 }
-                Step::Compute(time) => {
-                    if self.compute(Some(Instant::now() + time), |_| false) {
-                        return Ok(Exit::Kicked);
-                    }
-                }
                 Step::Halt => return Ok(Exit::Halted),
                 Step::Sleep => {
                     self.sleeps = true;
-                    self.compute(None, |_| false);
+                    self.compute(|_| false);
                     self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
                     return Ok(Exit::Kicked);
                 }
