@@ -1,15 +1,8 @@
 //! A driver made of arbitrary register accesses and memory writes against a virtio-mmio transport with a device behind it.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
 use nelly_vmm::bus::{BusDevice, Effect};
-use nelly_vmm::sys::Poller;
-use nelly_vmm::virtio::device::{Registrar, Running, WorkerHost};
-use nelly_vmm::virtio::interrupt::Interrupt;
 use nelly_vmm::virtio::rng::Rng;
-use nelly_vmm::virtio::testing::{CountingLine, memory};
-use nelly_vmm::virtio::transport::{MmioTransport, Transport};
+use nelly_vmm::virtio::testing::OneSlot;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::Bytes;
@@ -17,55 +10,6 @@ use super::Bytes;
 const MEMORY: usize = 64 << 10;
 /// Accesses of one input.
 const STEPS: usize = 400;
-
-/// Runs workers on a loop that turns when it is told to.
-#[derive(Default)]
-struct Host {
-    starts: Mutex<Vec<Running>>,
-    stops: Mutex<Vec<u16>>,
-}
-
-impl WorkerHost for Host {
-    fn start(&self, running: Running) {
-        self.starts.lock().unwrap_or_else(PoisonError::into_inner).push(running);
-    }
-
-    fn stop(&self, slot: u16) {
-        self.stops.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
-    }
-}
-
-/// The loop.
-struct Loop {
-    host: Arc<Host>,
-    poller: Poller,
-    running: Option<Running>,
-}
-
-impl Loop {
-    fn turn(&mut self) {
-        for mut running in
-            std::mem::take(&mut *self.host.starts.lock().unwrap_or_else(PoisonError::into_inner))
-        {
-            running.start(&self.poller);
-            self.running = Some(running);
-        }
-        if !std::mem::take(&mut *self.host.stops.lock().unwrap_or_else(PoisonError::into_inner)).is_empty()
-            && let Some(running) = self.running.take()
-        {
-            running.stop(&self.poller);
-        }
-        let mut ready = Vec::new();
-        for _ in 0..10_000 {
-            self.poller.wait(&mut ready, Some(Duration::ZERO)).expect("a poller");
-            let Some(running) = self.running.as_mut().filter(|_| !ready.is_empty()) else { return };
-            for event in &ready {
-                running.ready(&self.poller, Registrar::split(event.token).1, event.interest);
-            }
-        }
-        panic!("the worker never comes to rest");
-    }
-}
 
 /// Carries out accesses of eight bytes each: a kind (bit 0 write, bits 1 and 2 the width, all set: memory), a register in words, a value, and the
 /// place in memory that is written instead.
@@ -82,13 +26,8 @@ pub fn run(data: &[u8]) {
 /// As [`run`].
 #[must_use]
 pub fn interrupts(data: &[u8]) -> bool {
-    let line = Arc::new(CountingLine::default());
-    let memory = memory(MEMORY);
-    let host = Arc::new(Host::default());
-    let transport = Transport::new(3, memory.clone(), Interrupt::new(line.clone()), host.clone());
-    let mut transport = MmioTransport(transport);
+    let OneSlot { memory, mmio: mut transport, line, mut workers } = OneSlot::new(3, MEMORY);
     transport.0.attach(Box::new(Rng)).expect("an empty slot");
-    let mut workers = Loop { host, poller: Poller::new().expect("a poller"), running: None };
     let mut input = Bytes(data);
     for _ in 0..STEPS {
         if input.is_empty() {

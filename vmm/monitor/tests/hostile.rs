@@ -2,12 +2,9 @@
 //! machine that has them all (one vCPU, one loop), so that what breaks is theirs. `tests/` runs the same guest in `nelly-monitor`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,83 +16,15 @@ use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
 use nelly_vmm::disk::RawDisk;
 use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, GuestRam};
-use nelly_vmm::sys::{Interest, Notifier, Poller};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
-use nelly_vmm::virtio::device::{Device, Registrar, Running, WorkerHost};
-use nelly_vmm::virtio::interrupt::Interrupt;
+use nelly_vmm::virtio::device::Device;
 use nelly_vmm::virtio::rng::Rng;
-use nelly_vmm::virtio::transport::{MmioTransport, Transport};
+use nelly_vmm::virtio::testing::WorkerLoop;
 use nelly_vmm::virtio::vsock::Vsock;
 
 /// Longer than any sound run by two orders of magnitude.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The token of the loop's own wake-up: no slot has this number.
-const WAKE: u64 = u64::MAX;
-
-enum Message {
-    Start(Running),
-    Stop(u16),
-    End,
-}
-
-/// One loop for every worker.
-struct Loop {
-    sender: Mutex<Sender<Message>>,
-    wake: Notifier,
-}
-
-impl Loop {
-    fn say(&self, message: Message) {
-        // After the loop's end there is nobody to tell: the workers went with it.
-        let _ = self.sender.lock().unwrap().send(message);
-        let _ = self.wake.notify();
-    }
-
-    fn run(&self, messages: &Receiver<Message>) {
-        let poller = Poller::new().unwrap();
-        poller.add(self.wake.as_fd(), WAKE, Interest::READ).unwrap();
-        let mut workers: HashMap<u16, Running> = HashMap::new();
-        let mut ready = Vec::new();
-        loop {
-            poller.wait(&mut ready, Some(PATIENCE)).unwrap();
-            for event in &ready {
-                if event.token == WAKE {
-                    self.wake.consume().unwrap();
-                    continue;
-                }
-                let (slot, key) = Registrar::split(event.token);
-                if let Some(worker) = workers.get_mut(&slot) {
-                    worker.ready(&poller, key, event.interest);
-                }
-            }
-            for message in messages.try_iter() {
-                match message {
-                    Message::Start(mut running) => {
-                        running.start(&poller);
-                        workers.insert(running.slot(), running);
-                    }
-                    Message::Stop(slot) => {
-                        if let Some(running) = workers.remove(&slot) {
-                            running.stop(&poller);
-                        }
-                    }
-                    Message::End => return,
-                }
-            }
-        }
-    }
-}
-
-impl WorkerHost for Loop {
-    fn start(&self, running: Running) {
-        self.say(Message::Start(running));
-    }
-
-    fn stop(&self, slot: u16) {
-        self.say(Message::Stop(slot));
-    }
-}
 
 /// Builds the guest with the host's C compiler.
 fn guest(folder: &Path) -> PathBuf {
@@ -129,19 +58,16 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         vm.map(slot).unwrap();
     }
     vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false, lines: layout::IO_APIC_PINS }).unwrap();
-    let (sender, messages) = channel();
-    let host = Arc::new(Loop { sender: Mutex::new(sender), wake: Notifier::new().unwrap() });
+    let workers = WorkerLoop::default();
     let console = tempfile::tempfile().unwrap();
     let (mut bus, mut slots, mut announced) = (Bus::new(), Vec::new(), Vec::new());
     for (n, device) in (0u16..).zip(devices(tempfile::tempfile().unwrap(), &console)) {
         let address = layout::VIRTIO_MMIO + u64::from(n) * layout::VIRTIO_STRIDE;
         let gsi = layout::VIRTIO_GSI + u32::from(n);
-        let line = vm.irq_line(gsi).unwrap();
-        let mut transport = Transport::new(n, ram.memory().clone(), Interrupt::new(line), host.clone());
+        let mut mmio = workers.slot(n, ram.memory(), vm.irq_line(gsi).unwrap());
         if let Some(device) = device {
-            transport.attach(device).unwrap();
+            mmio.0.attach(device).unwrap();
         }
-        let mmio = MmioTransport(transport);
         for (offset, value, bell) in mmio.doorbells().filter(|_| shortcut) {
             assert!(vm.offer_doorbell(DoorbellAddress::Mmio(address + offset), value, 4, bell));
         }
@@ -167,9 +93,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     )
     .unwrap();
     let (mut text, mut exits) = (String::new(), 0);
-    std::thread::scope(|scope| {
-        let workers = host.clone();
-        scope.spawn(move || workers.run(&messages));
+    workers.beside(|| {
         let mut vcpu = vm.create_vcpu(0, 1).unwrap();
         vcpu.load(&loaded.state).unwrap();
         let start = Instant::now();
@@ -198,7 +122,6 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
                 break;
             }
         }
-        host.say(Message::End);
     });
     let mut printed = Vec::new();
     std::io::Seek::rewind(&mut &console).unwrap();

@@ -1,19 +1,22 @@
 //! A driver's end of the rings and a loop of one turn, for tests of devices: no machine, no thread, no clock.
 
-use std::os::fd::AsFd;
+mod workers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::device::{Activation, Device, Registrar, ReturnBox, Returned, Running};
+pub use workers::{LoopControl, OneSlot, WorkerLoop};
+
+use super::device::{Activation, Device, ReturnBox, Returned, Running, WorkerHost as _};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueConfig};
 use super::spec::{descriptor as flag, feature};
 use crate::hv::IrqLine;
 use crate::memory::Memory;
-use crate::sys::{Notifier, Poller};
+use crate::sys::Notifier;
 
 /// A megabyte, the unit tests think in.
 pub const MIB: usize = 1 << 20;
@@ -315,10 +318,12 @@ pub struct Bench {
     /// The device's interrupt, with its fault count.
     pub interrupt: Interrupt,
     doorbells: Vec<Arc<Notifier>>,
-    poller: Poller,
-    running: Option<Running>,
+    workers: WorkerLoop,
     home: ReturnBox,
 }
+
+/// The slot of a device under test.
+const SLOT: u16 = 1;
 
 impl Bench {
     /// Activates `device` with all its features (or `features`, if given) and queues of `size`; 8 MiB of guest memory a queue.
@@ -336,15 +341,13 @@ impl Bench {
         let features = features
             .unwrap_or(device.features() | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1);
         let ends: Vec<_> = queues.iter().map(|queue| Some(queue.device_end(features))).collect();
-        let poller = Poller::new().expect("a poller");
         let mut bench = Self {
             memory,
             queues,
             line,
             interrupt,
             doorbells: Vec::new(),
-            poller,
-            running: None,
+            workers: WorkerLoop::default(),
             home: ReturnBox::default(),
         };
         bench.resume(device, features, ends);
@@ -361,9 +364,8 @@ impl Bench {
         let activation =
             Activation { features, memory: self.memory.clone(), queues, interrupt: self.interrupt.clone() };
         let worker = device.activate(activation).expect("the device starts");
-        let mut running = Running::new(1, device.blocks(), worker, self.interrupt.clone(), self.home.clone());
-        running.start(&self.poller);
-        self.running = Some(running);
+        let (interrupt, home) = (self.interrupt.clone(), self.home.clone());
+        self.workers.control().start(Running::new(SLOT, device.blocks(), worker, interrupt, home));
         self.turn();
     }
 
@@ -381,20 +383,7 @@ impl Bench {
     /// # Panics
     /// When a worker never comes to rest.
     pub fn turn(&mut self) -> usize {
-        let mut ready = Vec::new();
-        for turns in 0..100_000 {
-            self.poller.wait(&mut ready, Some(Duration::ZERO)).expect("a poller");
-            let Some(running) = self.running.as_mut() else { return turns };
-            if ready.is_empty() {
-                return turns;
-            }
-            for event in &ready {
-                let (slot, key) = Registrar::split(event.token);
-                assert_eq!(slot, running.slot());
-                running.ready(&self.poller, key, event.interest);
-            }
-        }
-        panic!("the worker never comes to rest");
+        self.workers.turn()
     }
 
     /// Waits up to `timeout` for something to be ready, then [`Bench::turn`].
@@ -410,11 +399,8 @@ impl Bench {
     ///
     /// # Panics
     /// When `timeout` is beyond the clock.
-    pub fn is_ready(&mut self, timeout: Duration) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let timeout = Timespec::try_from(timeout).expect("a short time");
-        poll(&mut [PollFd::new(&self.poller.as_fd(), PollFlags::IN)], Some(&timeout))
-            .is_ok_and(|count| count > 0)
+    pub fn is_ready(&self, timeout: Duration) -> bool {
+        self.workers.is_ready(timeout)
     }
 
     /// Quiesces the worker.
@@ -422,7 +408,8 @@ impl Bench {
     /// # Panics
     /// When it was stopped before.
     pub fn stop(&mut self) -> Returned {
-        self.running.take().expect("a running worker").stop(&self.poller);
-        self.home.take().expect("a worker that returns")
+        self.workers.control().stop(SLOT);
+        self.turn();
+        self.home.take().expect("a running worker that returns")
     }
 }

@@ -1,116 +1,49 @@
-//! The transport through its registers, with a host of workers that runs when the test says so.
-
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+//! The transport through its registers, with a loop of workers that turns when the test says so.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::bus::{BusDevice, Effect};
-use crate::memory::Memory;
-use crate::sys::Poller;
-use crate::virtio::device::{Registrar, Running, WorkerHost};
-use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::rng::Rng;
 use crate::virtio::spec::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
 use crate::virtio::spec::{feature, id, register as reg};
-use crate::virtio::testing::{CountingLine, DriverQueue, MIB, Part, memory};
+use crate::virtio::testing::{DriverQueue, MIB, OneSlot, Part};
 
 const DRIVEN: u8 = ACKNOWLEDGE | DRIVER;
 const NEGOTIATED: u8 = DRIVEN | FEATURES_OK;
 const READY: u8 = NEGOTIATED | DRIVER_OK;
 
-/// Holds messages until [`Host::turn`], as a busy loop would.
-#[derive(Default)]
-struct Host(Mutex<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    messages: Vec<Message>,
-    running: Option<Running>,
-    stops: usize,
-}
-
-enum Message {
-    Start(Running),
-    Stop(u16),
-}
-
-impl WorkerHost for Host {
-    fn start(&self, running: Running) {
-        self.0.lock().unwrap().messages.push(Message::Start(running));
-    }
-
-    fn stop(&self, slot: u16) {
-        self.0.lock().unwrap().messages.push(Message::Stop(slot));
-    }
-}
-
-impl Host {
-    /// Carries out the messages, then every event.
-    fn turn(&self, poller: &Poller) {
-        let mut inner = self.0.lock().unwrap();
-        for message in std::mem::take(&mut inner.messages) {
-            match message {
-                Message::Start(mut running) => {
-                    assert!(inner.running.is_none(), "one worker a slot");
-                    running.start(poller);
-                    inner.running = Some(running);
-                }
-                Message::Stop(slot) => {
-                    inner.stops += 1;
-                    if let Some(running) = inner.running.take() {
-                        assert_eq!(running.slot(), slot);
-                        running.stop(poller);
-                    }
-                }
-            }
-        }
-        let mut ready = Vec::new();
-        loop {
-            poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
-            let Some(running) = inner.running.as_mut().filter(|_| !ready.is_empty()) else { return };
-            for event in &ready {
-                running.ready(poller, Registrar::split(event.token).1, event.interest);
-            }
-        }
-    }
-}
-
 struct Machine {
-    memory: Memory,
-    mmio: MmioTransport,
-    host: Arc<Host>,
-    poller: Poller,
-    line: Arc<CountingLine>,
+    slot: OneSlot,
     driver: DriverQueue,
 }
 
 impl Machine {
     fn empty() -> Self {
-        let memory = memory(MIB);
-        let driver = DriverQueue::new(&memory, 0, MIB as u64, 64);
-        let (host, line) = (Arc::new(Host::default()), Arc::new(CountingLine::default()));
-        let transport = Transport::new(5, memory.clone(), Interrupt::new(line.clone()), host.clone());
-        let mmio = MmioTransport(transport);
-        Self { memory, mmio, host, poller: Poller::new().unwrap(), line, driver }
+        let slot = OneSlot::new(5, MIB);
+        let driver = DriverQueue::new(&slot.memory, 0, MIB as u64, 64);
+        Self { slot, driver }
+    }
+
+    fn transport(&mut self) -> &mut Transport {
+        &mut self.slot.mmio.0
     }
 
     fn with_rng() -> Self {
         let mut machine = Self::empty();
-        machine.mmio.0.attach(Box::new(Rng)).unwrap();
+        machine.transport().attach(Box::new(Rng)).unwrap();
         machine
     }
 
     fn read(&mut self, offset: u64) -> u32 {
         let mut data = [0xa5; 4];
-        self.mmio.read(offset, &mut data);
+        self.slot.mmio.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
     fn write(&mut self, offset: u64, value: u32) {
-        assert_eq!(self.mmio.write(offset, &value.to_le_bytes()), Effect::None);
+        assert_eq!(self.slot.mmio.write(offset, &value.to_le_bytes()), Effect::None);
     }
 
     fn status(&mut self) -> u8 {
@@ -121,8 +54,8 @@ impl Machine {
         self.write(reg::STATUS, u32::from(status));
     }
 
-    fn turn(&self) {
-        self.host.turn(&self.poller);
+    fn turn(&mut self) {
+        self.slot.workers.turn();
     }
 
     fn negotiate(&mut self, features: u64) {
@@ -151,7 +84,7 @@ impl Machine {
 
     /// What a driver does from reset on, with a fresh ring.
     fn drive(&mut self) {
-        self.driver = DriverQueue::new(&self.memory, 0, MIB as u64, 64);
+        self.driver = DriverQueue::new(&self.slot.memory, 0, MIB as u64, 64);
         self.negotiate(feature::VERSION_1);
         self.describe(0, self.driver.config());
         self.set_status(READY);
@@ -160,12 +93,12 @@ impl Machine {
 
     /// One request through the whole device; the interrupt is acknowledged.
     fn use_it(&mut self) {
-        self.line.take();
+        self.slot.line.take();
         self.driver.add(&[Part::Write(32)]);
         self.write(reg::QUEUE_NOTIFY, 0);
         self.turn();
         assert_eq!(self.driver.used().expect("an answer").len, 32);
-        assert_eq!((self.line.take(), self.read(reg::INTERRUPT_STATUS)), (1, 1));
+        assert_eq!((self.slot.line.take(), self.read(reg::INTERRUPT_STATUS)), (1, 1));
         self.write(reg::INTERRUPT_ACK, 1);
         assert_eq!(self.read(reg::INTERRUPT_STATUS), 0);
     }
@@ -198,7 +131,7 @@ fn a_driver_finds_drives_and_leaves_a_device() {
         machine.reset();
         assert_eq!(machine.read(reg::QUEUE_READY), 0);
     }
-    assert_eq!((machine.mmio.0.ignored(), machine.mmio.0.interrupt().faults()), (0, 0));
+    assert_eq!((machine.transport().ignored(), machine.transport().interrupt().faults()), (0, 0));
 }
 
 #[test]
@@ -272,7 +205,7 @@ fn a_reset_does_not_block_and_shows_when_it_is_done() {
     machine.write(reg::QUEUE_NOTIFY, 0);
     machine.turn();
     assert_eq!(machine.status(), 0);
-    assert_eq!(machine.host.0.lock().unwrap().stops, 1, "asked once");
+    assert_eq!(machine.slot.workers.stops(), 1, "asked once");
     machine.drive();
     machine.use_it();
 }
@@ -287,14 +220,14 @@ fn what_is_written_during_a_reset_is_to_be_written_again() {
     // As Linux does: it goes on at once, and does not look whether the reset is done.
     let writes = [(reg::STATUS, ACKNOWLEDGE), (reg::DRIVER_FEATURES, 1), (reg::QUEUE_READY, 0)];
     for (register, value) in writes {
-        let write = machine.mmio.write(register, &u32::from(value).to_le_bytes());
+        let write = machine.slot.mmio.write(register, &u32::from(value).to_le_bytes());
         assert_eq!(write, Effect::Again, "{register:#x}");
     }
     assert_eq!(machine.read(reg::QUEUE_READY), 1, "the device may still use the rings");
     machine.turn();
     assert_eq!(machine.read(reg::QUEUE_READY), 0);
     machine.set_status(ACKNOWLEDGE);
-    assert_eq!((machine.status(), machine.mmio.0.ignored()), (ACKNOWLEDGE, 0));
+    assert_eq!((machine.status(), machine.transport().ignored()), (ACKNOWLEDGE, 0));
 }
 
 #[test]
@@ -315,11 +248,15 @@ fn a_broken_ring_shows_as_needs_reset_and_a_reset_mends_it() {
     for (n, queue) in (1..).zip(bad) {
         machine.negotiate(feature::VERSION_1);
         machine.describe(0, queue);
-        machine.line.take();
+        machine.slot.line.take();
         machine.set_status(READY);
         assert_eq!(machine.status(), READY | NEEDS_RESET, "{queue:?}");
-        assert_eq!((machine.line.take(), machine.read(reg::INTERRUPT_STATUS)), (1, 2), "the driver is told");
-        assert_eq!(machine.mmio.0.interrupt().faults(), n);
+        assert_eq!(
+            (machine.slot.line.take(), machine.read(reg::INTERRUPT_STATUS)),
+            (1, 2),
+            "the driver is told"
+        );
+        assert_eq!(machine.transport().interrupt().faults(), n);
         machine.write(reg::QUEUE_NOTIFY, 0);
         machine.reset();
         assert_eq!(machine.read(reg::INTERRUPT_STATUS), 0);
@@ -341,7 +278,7 @@ fn a_broken_chain_shows_as_needs_reset_and_a_reset_mends_it() {
         machine.turn();
         machine.reset();
     }
-    assert_eq!(machine.mmio.0.interrupt().faults(), 3);
+    assert_eq!(machine.transport().interrupt().faults(), 3);
     machine.drive();
     machine.use_it();
 }
@@ -357,10 +294,10 @@ fn queues_are_described_only_between_negotiation_and_start() {
     machine.describe(0, QueueConfig { descriptors: u64::MAX, ..config });
     machine.write(reg::QUEUE_READY, 0);
     machine.use_it();
-    machine.mmio.0.pause();
+    machine.transport().pause();
     machine.turn();
-    machine.mmio.0.paused();
-    machine.mmio.0.resume();
+    machine.transport().paused();
+    machine.transport().resume();
     machine.use_it();
 }
 
@@ -372,9 +309,9 @@ fn an_empty_slot_is_filled_while_the_guest_runs() {
         (0x7472_6976, 2, 0)
     );
     machine.set_status(ACKNOWLEDGE);
-    assert_eq!((machine.status(), machine.mmio.doorbells().count()), (0, 0));
-    machine.mmio.0.attach(Box::new(Rng)).unwrap();
-    assert!(matches!(machine.mmio.0.attach(Box::new(Rng)), Err(AttachError::Occupied(5))));
+    assert_eq!((machine.status(), machine.slot.mmio.doorbells().count()), (0, 0));
+    machine.transport().attach(Box::new(Rng)).unwrap();
+    assert!(matches!(machine.transport().attach(Box::new(Rng)), Err(AttachError::Occupied(5))));
     assert_eq!(machine.read(reg::DEVICE_ID), id::ENTROPY);
     machine.drive();
     machine.use_it();
@@ -386,7 +323,7 @@ fn the_short_cut_and_the_exit_ring_the_same_bell() {
     machine.drive();
     machine.turn();
     machine.driver.add(&[Part::Write(8)]);
-    let (offset, value, bell) = machine.mmio.doorbells().next().unwrap();
+    let (offset, value, bell) = machine.slot.mmio.doorbells().next().unwrap();
     assert_eq!((offset, value), (reg::QUEUE_NOTIFY, 0));
     bell.notify().unwrap();
     machine.turn();
@@ -395,7 +332,7 @@ fn the_short_cut_and_the_exit_ring_the_same_bell() {
     for beyond in [1, 2, 0xffff_ffff] {
         machine.write(reg::QUEUE_NOTIFY, beyond);
     }
-    assert_eq!(machine.mmio.0.ignored(), 3);
+    assert_eq!(machine.transport().ignored(), 3);
 }
 
 #[test]
@@ -403,12 +340,12 @@ fn a_pause_keeps_everything() {
     let mut machine = Machine::with_rng();
     machine.drive();
     machine.use_it();
-    machine.mmio.0.pause();
-    assert!(!machine.mmio.0.paused());
+    machine.transport().pause();
+    assert!(!machine.transport().paused());
     machine.turn();
-    assert!(machine.mmio.0.paused());
+    assert!(machine.transport().paused());
     machine.driver.add(&[Part::Write(8)]);
-    machine.mmio.0.resume();
+    machine.transport().resume();
     machine.turn();
     assert!(machine.driver.used().is_some(), "what was made available before the pause ended is served");
     machine.write(reg::INTERRUPT_ACK, 1);
@@ -423,10 +360,10 @@ fn a_broken_device_stays_broken_over_a_pause() {
     machine.driver.offer(64);
     machine.write(reg::QUEUE_NOTIFY, 0);
     machine.turn();
-    machine.mmio.0.pause();
+    machine.transport().pause();
     machine.turn();
-    assert!(machine.mmio.0.paused());
-    machine.mmio.0.resume();
+    assert!(machine.transport().paused());
+    machine.transport().resume();
     machine.turn();
     assert_eq!(machine.status(), READY | NEEDS_RESET);
     machine.reset();
@@ -440,10 +377,10 @@ fn a_pause_during_a_reset_ends_in_the_reset() {
     machine.drive();
     machine.turn();
     machine.set_status(0);
-    machine.mmio.0.pause();
+    machine.transport().pause();
     machine.turn();
-    assert!(machine.mmio.0.paused());
-    machine.mmio.0.resume();
+    assert!(machine.transport().paused());
+    machine.transport().resume();
     assert_eq!(machine.status(), 0);
     machine.drive();
     machine.use_it();
@@ -461,13 +398,13 @@ fn every_offset_and_width_in_every_state_does_no_harm() {
         for offset in 0..0x200u64 {
             for width in [1usize, 2, 4, 8] {
                 let mut data = [0xa5; 8];
-                machine.mmio.read(offset, &mut data[..width]);
+                machine.slot.mmio.read(offset, &mut data[..width]);
                 let odd = width != 4 || !offset.is_multiple_of(4);
                 assert!(!odd || data[..width].iter().all(|&byte| byte == 0), "{offset:#x} {width}");
                 for byte in [0xff, 0x5a, 1] {
                     // Status is written in the tests above.
                     if offset != reg::STATUS {
-                        let _ = machine.mmio.write(offset, &[byte; 8][..width]);
+                        let _ = machine.slot.mmio.write(offset, &[byte; 8][..width]);
                     }
                 }
             }
@@ -521,16 +458,16 @@ proptest! {
         let mut machine = Machine::empty();
         for step in steps {
             match step {
-                Step::Read(offset, width) => machine.mmio.read(offset, &mut [0; 8][..width]),
+                Step::Read(offset, width) => machine.slot.mmio.read(offset, &mut [0; 8][..width]),
                 Step::Write(offset, width, value) => {
-                    let _ = machine.mmio.write(offset, &value.to_le_bytes()[..width]);
+                    let _ = machine.slot.mmio.write(offset, &value.to_le_bytes()[..width]);
                 }
                 Step::Turn => machine.turn(),
-                Step::Pause => machine.mmio.0.pause(),
+                Step::Pause => machine.transport().pause(),
                 Step::Resume => {
                     machine.turn();
-                    machine.mmio.0.paused();
-                    machine.mmio.0.resume();
+                    machine.transport().paused();
+                    machine.transport().resume();
                 }
                 Step::Describe => {
                     machine.turn();
@@ -539,13 +476,13 @@ proptest! {
                     machine.set_status(READY);
                 }
                 Step::Offer(head) => machine.driver.offer(head),
-                Step::Attach => drop(machine.mmio.0.attach(Box::new(Rng))),
+                Step::Attach => drop(machine.transport().attach(Box::new(Rng))),
             }
         }
-        drop(machine.mmio.0.attach(Box::new(Rng)));
+        drop(machine.transport().attach(Box::new(Rng)));
         machine.turn();
-        machine.mmio.0.paused();
-        machine.mmio.0.resume();
+        machine.transport().paused();
+        machine.transport().resume();
         machine.turn();
         machine.reset();
         machine.drive();
