@@ -120,11 +120,21 @@ pins_hold() {
 }
 
 # kernel_package VERSION LINE: a kernel source of a Makefile, whose configuration is the fragments
-# as they are, and a file to patch
+# as they are, which makes little kernels, and a file to patch
 kernel_package() {
   local source=$scratch/linux-source
   rm -rf "$source" "$scratch/package" && mkdir -p "$source/mm" "$scratch/package/usr/src"
-  printf '%s\n' 'allnoconfig:' '	cp $(KCONFIG_ALLCONFIG) $(O)/.config' >"$source/Makefile"
+  cat >"$source/Makefile" <<END
+allnoconfig:
+	cp \$(KCONFIG_ALLCONFIG) \$(O)/.config
+vmlinux:
+	$here/little-kernel \$(O)/vmlinux
+	nm \$(O)/vmlinux >\$(O)/System.map
+	mkdir -p \$(O)/include/config \$(O)/arch/x86/boot
+	echo $1 >\$(O)/include/config/kernel.release
+bzImage:
+	cp \$(O)/vmlinux \$(O)/arch/x86/boot/bzImage
+END
   echo 'config LAZY_STRUCT_PAGE_INIT' >"$source/mm/Kconfig"
   printf '%s\n' first "$2" third >"$source/mm/file.c"
   tar -C "$scratch" -cJf "$scratch/package/usr/src/linux-source-6.12.tar.xz" linux-source && deb linux-source-6.12 "$1" "$scratch/package"
@@ -134,7 +144,7 @@ kernel() { "$scratch/copy/kernel/build" "$@"; }
 kernel_copy() { # SHA256
   local place=$scratch/copy
   rm -rf "$place" && mkdir -p "$place/kernel/patches" "$place/tests" && cp -r "$here" "$place/tests/setup" &&
-    cp "$top/kernel/"{build,prune,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
+    cp "$top/kernel/"{build,check,prune,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
     echo '# CONFIG_B is not set' >"$place/kernel/x86_64.config" && printf '%s\n' package=linux-source-6.12 version=6.12.1-1 "sha256=$1" >"$place/kernel/VERSION" &&
     printf '%s\n' '--- a/mm/file.c' '+++ b/mm/file.c' '@@ -1,3 +1,3 @@' ' first' '-second' '+patched' ' third' >"$place/kernel/patches/one.patch"
 }
@@ -163,6 +173,30 @@ kernel_after_its_pin() {
     ! configured && told "one.patch does not fit"
 }
 
+# checks SAYS: what the check of the copy's kernel says of its pin
+checks() {
+  "$scratch/copy/kernel/check" >"$scratch/said"
+  told "$1 kernel: it is of the version that is pinned"
+}
+moved_pin_is_recorded() {
+  local good new vmlinux assets=$scratch/copy/tests/setup/assets
+  rm -rf "$scratch/archive"
+  kernel_package 6.12.1-1 second && good=$(sha256sum <"$scratch/archive/linux-source-6.12_6.12.1-1_all.deb" | head -c 64) && machine || return 1
+  rm -rf "$scratch/archive" && kernel_package 6.12.3-1 second && published && kernel_copy "$good" || return 1
+  new=$(sha256sum <"$scratch/archive/linux-source-6.12_6.12.3-1_all.deb" | head -c 64)
+  vmlinux=$(kernel --arch x86_64) && "$assets" 0123 "${vmlinux%/*}/manifest" >"$scratch/assets.json" && checks FAILED || return 1
+  python3 - "$scratch/assets.json" "$new" <<'END' || return 1
+import json, sys
+assets = json.load(open(sys.argv[1]))
+assert (assets["schema"], assets["build_id"], assets["kernel_source"]) == (1, "0123", "linux-source-6.12-6.12.3-1"), assets
+assert "the pin 6.12.1-1" in assets["kernel_note"] and f"version=6.12.3-1 and sha256={sys.argv[2]}" in assets["kernel_note"], assets
+END
+  "$assets" --note "$scratch/assets.json" >"$scratch/said" && told "write there version=6.12.3-1" || return 1
+  # what is written there is the pin from then on
+  kernel_copy "$new" && sed -i 's/^version=.*/version=6.12.3-1/' "$scratch/copy/kernel/VERSION" && vmlinux=$(kernel --arch x86_64) &&
+    "$assets" 0123 "${vmlinux%/*}/manifest" >"$scratch/assets.json" && checks ok && [ -z "$("$assets" --note "$scratch/assets.json")" ]
+}
+
 check "setup: lists and cache that are too old are refreshed" lists_too_old
 check "setup: lists are fetched once for scripts that run side by side" lists_of_many
 check "setup: an archive that is too old is named" archive_too_old
@@ -172,6 +206,7 @@ check "setup: the compiler's least version is the workspace's" cross_takes_the_w
 check "setup: a pin, another hash for it, a pin that left the archive" pins_hold
 check "setup: the kernel's pin, another hash for it" kernel_of_its_pin
 check "setup: the kernel's pin left the archive; a patch that does not fit the next version" kernel_after_its_pin
+check "setup: a moved pin of the kernel is recorded, and fails its check" moved_pin_is_recorded
 check "setup: the scheduler of make test" python3 "$here/schedule_check.py"
 check "setup: what deny.toml forbids is found" python3 "$here/deny_check.py"
 checked
