@@ -1,11 +1,15 @@
+//! A life beside a guest that answers or does not, on a clock that moves when the test says so.
+
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, mpsc};
 
 use async_trait::async_trait;
 use nelly_protocol::messages as m;
 use nelly_protocol::service::{self, create_agent};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::advance;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
@@ -13,14 +17,11 @@ use super::*;
 
 const ID: ProcessId<'_> = ProcessId { container: "c", exec: "" };
 
-/// Far below the minute after which a call fails by itself, far above what a busy machine takes.
-const SOON: Duration = Duration::from_secs(30);
-
 /// An agent that answers what it is told to, and forgets to answer everything else.
 struct Scripted {
     answers_signals: bool,
     /// Signals and sizes, as they came.
-    heard: Arc<Mutex<Vec<String>>>,
+    heard: watch::Sender<Vec<String>>,
     ended: watch::Receiver<bool>,
 }
 
@@ -44,31 +45,58 @@ impl service::Agent for Scripted {
 
 impl Scripted {
     async fn hear(&self, what: String) -> ttrpc::Result<m::Empty> {
-        self.heard.lock().unwrap().push(what);
+        self.heard.send_modify(|heard| heard.push(what));
         if self.answers_signals { Ok(m::Empty::default()) } else { std::future::pending().await }
     }
 }
 
-/// A scripted agent, a connection to it, and what it heard. It ends its process when `end` says so.
-struct Guest {
-    agent: Agent,
-    heard: Arc<Mutex<Vec<String>>>,
+/// A life that is attended, and its guest.
+struct Life {
+    ended: JoinHandle<Result<Ended, AgentError>>,
+    requests: UnboundedSender<Request>,
+    heard: watch::Receiver<Vec<String>>,
+    /// Ends the process.
     end: watch::Sender<bool>,
     _server: Server,
     _place: tempfile::TempDir,
+    /// While somebody waits at its other end, the clock stands still.
+    _clock: mpsc::Sender<()>,
 }
 
-async fn guest(answers_signals: bool) -> Guest {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("agent");
-    let listener = Listener::bind_unix(path.to_str().unwrap()).unwrap();
-    let heard = Arc::default();
-    let (end, ended) = watch::channel(false);
-    let scripted = Scripted { answers_signals, heard: Arc::clone(&heard), ended };
-    let mut server = Server::new().register_service(create_agent(Arc::new(scripted))).add_listener(listener);
-    server.start().await.unwrap();
-    let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
-    Guest { agent, heard, end, _server: server, _place: place }
+impl Life {
+    async fn new(answers_signals: bool, limit: Option<Duration>) -> Self {
+        // A clock that jumps to the next deadline whenever nothing is ready would run ahead of sockets.
+        let (clock, stands) = mpsc::channel();
+        tokio::task::spawn_blocking(move || stands.recv());
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("agent");
+        let listener = Listener::bind_unix(path.to_str().unwrap()).unwrap();
+        let (told, heard) = watch::channel(Vec::new());
+        let (end, ended) = watch::channel(false);
+        let scripted = Arc::new(Scripted { answers_signals, heard: told, ended });
+        let mut server = Server::new().register_service(create_agent(scripted)).add_listener(listener);
+        server.start().await.unwrap();
+        let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
+        let (requests, mut outside) = outside(limit);
+        let ended = tokio::spawn(async move { outside.attend(&agent, ID).await });
+        Self { ended, requests, heard, end, _server: server, _place: place, _clock: clock }
+    }
+
+    /// Asks for something, and waits until the guest was told this.
+    async fn ask(&mut self, request: Request, word: &str) {
+        self.requests.send(request).unwrap();
+        self.heard.wait_for(|heard| heard.iter().any(|heard| heard == word)).await.unwrap();
+    }
+
+    /// It is left, as soon as this time is over and not before.
+    async fn left_after(self, time: Duration, exit: Exit) {
+        let moment = Duration::from_millis(1);
+        advance(time - moment).await;
+        settle().await;
+        assert!(!self.ended.is_finished(), "its guest has time left");
+        advance(moment).await;
+        assert_eq!(self.ended.await.unwrap().unwrap(), Ended::Left(exit));
+    }
 }
 
 fn outside(limit: Option<Duration>) -> (UnboundedSender<Request>, Outside) {
@@ -76,42 +104,43 @@ fn outside(limit: Option<Duration>) -> (UnboundedSender<Request>, Outside) {
     (send, Outside::new(requests, limit))
 }
 
-/// How it ended, which it has to soon.
-async fn attend(outside: &mut Outside, guest: &Guest) -> Ended {
-    let ended = tokio::time::timeout(SOON, outside.attend(&guest.agent, ID)).await;
-    ended.expect("the guest kept its caller").unwrap()
-}
-
-#[tokio::test]
-async fn a_guest_that_answers_nothing_is_left_at_the_limit_and_for_every_wish() {
-    // Each first asks for something that is never answered.
-    let table: [(&[Request], Option<Duration>, Exit); 4] = [
-        (
-            &[Request::Signal(Signal::INT)],
-            Some(Duration::from_millis(50)),
-            Exit { code: 124, reason: "timeout" },
-        ),
-        (
-            &[Request::Signal(Signal::INT), Request::Kill(Signal::INT)],
-            None,
-            Exit { code: 130, reason: "killed" },
-        ),
-        (
-            &[Request::Resize { rows: 1, columns: 2 }, Request::Signal(Signal::TERM)],
-            None,
-            Exit { code: 143, reason: "killed" },
-        ),
-        (&[Request::Signal(Signal::USR1), Request::HangUp], None, Exit { code: 129, reason: "hung_up" }),
-    ];
-    for (requests, limit, exit) in table {
-        let guest = guest(false).await;
-        let (send, mut outside) = outside(limit);
-        requests.iter().for_each(|request| send.send(*request).unwrap());
-        assert_eq!(attend(&mut outside, &guest).await, Ended::Left(exit), "{requests:?}");
+/// Lets every task run that can.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_answers_nothing_is_left_at_the_limit_and_for_every_wish() {
+    let limit = Duration::from_secs(3);
+    // Each first asks for something that is never answered.
+    let int = (Request::Signal(Signal::INT), "signal 2");
+    let size = (Request::Resize { rows: 1, columns: 2 }, "1x2");
+    let user = (Request::Signal(Signal::USR1), "signal 10");
+    let killed = |code| Exit { code, reason: "killed" };
+    let table = [
+        (int, None, limit, Exit { code: 124, reason: "timeout" }),
+        (size, Some(Request::Signal(Signal::TERM)), ANSWER, killed(143)),
+        (user, Some(Request::HangUp), ANSWER, Exit { code: 129, reason: "hung_up" }),
+    ];
+    for ((request, word), wish, time, exit) in table {
+        let mut life = Life::new(false, Some(limit)).await;
+        life.ask(request, word).await;
+        if let Some(wish) = wish {
+            life.requests.send(wish).unwrap();
+            settle().await;
+        }
+        life.left_after(time, exit).await;
+    }
+    // At once.
+    let mut life = Life::new(false, None).await;
+    life.ask(int.0, int.1).await;
+    life.requests.send(Request::Kill(Signal::INT)).unwrap();
+    assert_eq!(life.ended.await.unwrap().unwrap(), Ended::Left(killed(130)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stage_without_a_process_is_left_at_once() {
     let (_send, mut timed) = outside(Some(Duration::from_millis(10)));
     let exit = timed.during(std::future::pending::<()>()).await.unwrap_err();
@@ -134,31 +163,26 @@ async fn a_stage_without_a_process_is_left_at_once() {
     assert_eq!(alone.during(async { 5 }).await, Ok(5));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_process_that_was_told_to_end_may_take_its_time() {
-    let guest = guest(true).await;
-    let (send, mut outside) = outside(None);
-    send.send(Request::Signal(Signal::TERM)).unwrap();
-    let end = guest.end.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(ANSWER * 2).await;
-        end.send(true).unwrap();
-    });
-    assert_eq!(attend(&mut outside, &guest).await, Ended::Exited(Exit { code: 7, reason: "exited" }));
-    assert_eq!(*guest.heard.lock().unwrap(), ["signal 15"]);
+    let mut life = Life::new(true, None).await;
+    life.ask(Request::Signal(Signal::TERM), "signal 15").await;
+    // One word after the other: the answer to the first has come.
+    life.ask(Request::Signal(Signal::USR1), "signal 10").await;
+    advance(ANSWER * 1000).await;
+    life.end.send(true).unwrap();
+    let exited = Ended::Exited(Exit { code: 7, reason: "exited" });
+    assert_eq!(life.ended.await.unwrap().unwrap(), exited);
+    assert_eq!(*life.heard.borrow(), ["signal 15", "signal 10"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_program_that_outlives_its_terminal_has_a_grace() {
-    let guest = guest(true).await;
-    let (send, mut outside) = outside(None);
-    send.send(Request::HangUp).unwrap();
-    send.send(Request::HangUp).unwrap();
-    let began = Instant::now();
-    let left = Ended::Left(Exit { code: 129, reason: "hung_up" });
-    assert_eq!(attend(&mut outside, &guest).await, left);
-    assert!(began.elapsed() >= HANG_UP_GRACE);
-    assert_eq!(guest.heard.lock().unwrap()[0], "signal 1");
+    let mut life = Life::new(true, None).await;
+    life.ask(Request::HangUp, "signal 1").await;
+    life.ask(Request::Signal(Signal::USR1), "signal 10").await;
+    life.requests.send(Request::HangUp).unwrap();
+    life.left_after(HANG_UP_GRACE, Exit { code: 129, reason: "hung_up" }).await;
 }
 
 #[test]
