@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use nelly_disk::FileReader;
 use nelly_vmm::arch::BootState;
 use nelly_vmm::boot::testing::{self, Segment};
 use nelly_vmm::boot::{self, Image, Request, Transport};
@@ -27,10 +28,11 @@ pub fn run(data: &[u8]) {
 pub fn accepts(data: &[u8]) -> bool {
     let [choice, ..] = *data else { return false };
     let ram = GuestRam::new(RAM, Backing::Anonymous).expect("8 MiB");
-    let file = file_of(&data[1..]);
+    let file = FileReader::new(file_of(&data[1..])).expect("a memory file");
+    let file = if choice & 4 != 0 { file.immutable() } else { file };
     let request = Request {
-        kernel: Image { name: "kernel", file: &file, mappable: choice & 4 != 0 },
-        initrd: (choice & 8 != 0).then_some(Image { name: "initrd", file: &file, mappable: false }),
+        kernel: Image { name: "kernel", bytes: &file },
+        initrd: (choice & 8 != 0).then_some(Image { name: "initrd", bytes: &file }),
         command_line: "quiet",
         cpus: 1 + u32::from(choice >> 4),
         transports: &[Transport { address: 0xd000_0000, gsi: 5 }],

@@ -105,18 +105,3 @@ pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     let found = rustix::fs::fstatvfs(file)?;
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
-
-/// Gives the bytes back to the file system; they read as zeros afterwards.
-#[cfg(target_os = "linux")]
-pub(crate) fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
-    use rustix::fs::FallocateFlags;
-    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    rustix::fs::fallocate(file, flags, offset, len)?;
-    Ok(())
-}
-
-/// As on Linux, had the system such a call.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn punch_hole(_file: impl AsFd, _offset: u64, _len: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}

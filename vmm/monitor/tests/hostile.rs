@@ -8,12 +8,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nelly_disk::{FileReader, RawDisk};
 use nelly_vmm::arch::Nested;
 use nelly_vmm::arch::x86_64::layout;
 use nelly_vmm::boot::{self, Image, Request};
 use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
-use nelly_vmm::disk::RawDisk;
 use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::virtio::blk::Block;
@@ -76,11 +76,11 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         bus.insert(address, layout::VIRTIO_STRIDE, mmio).unwrap();
         announced.push(boot::Transport { address, gsi });
     }
-    let kernel = File::open(elf).unwrap();
+    let kernel = FileReader::new(File::open(elf).unwrap()).unwrap();
     let loaded = boot::load(
         &ram,
         &Request {
-            kernel: Image { name: "hostile", file: &kernel, mappable: false },
+            kernel: Image { name: "hostile", bytes: &kernel },
             initrd: None,
             command_line: "",
             cpus: 1,

@@ -7,7 +7,6 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use super::WriteError;
 use super::format::{BLOCK, BLOCK_SIZE, EXTENDED_INODE};
 use crate::num::{at_most, fits, to_u64};
-use crate::sys;
 use crate::tree::FileData;
 
 /// Bytes collected before a write.
@@ -185,7 +184,7 @@ impl Contents {
     }
 
     fn zero_out(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        if sys::punch_hole(self.image.file(), offset, len).is_ok() {
+        if nelly_disk::sys::punch_hole(self.image.file(), offset, len).is_ok() {
             return Ok(());
         }
         let zeros = [0; 64 << 10];

@@ -10,8 +10,8 @@
 //! 10 s against 5 s; our own (xz) takes the same time both ways.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 
+use nelly_disk::{FileReader, OpenError, ReadAt};
 use vm_memory::{Bytes, GuestAddress};
 
 mod bzimage;
@@ -47,21 +47,37 @@ const HUGE: u64 = crate::sys::pages::HUGE as u64;
 /// Fewer bytes are copied faster than mapped.
 const MAP_MIN: u64 = 64 << 10;
 
-/// An open file that is to be loaded.
-#[derive(Clone, Copy, Debug)]
+/// What is to be loaded.
+#[derive(Clone, Copy)]
 pub struct Image<'a> {
     /// What messages call it.
     pub name: &'a str,
-    /// Open for reading. Its position is neither used nor moved.
-    pub file: &'a File,
-    /// Nobody can truncate or change it while the machine runs (a sealed memfd, a file of our own cache), so that its pages may be
-    /// mapped into the guest instead of copied. Truncation under a mapping would end the monitor by SIGBUS.
+    /// Its bytes. What of them is [mappable](ReadAt::mappable) (a sealed memfd, a file of our own cache: nobody can truncate or change
+    /// it while the machine runs) is mapped into the guest instead of copied.
     ///
     /// Machines then share the pages, and the first instruction comes sooner; but the guest faults them in one by one, 4 KiB and some
     /// 10 us each, where copied memory comes in huge pages, 15 of them for a whole boot. Our kernel (13.6 MB of segments at that time),
     /// instruction-counted, from start to reset: copied 12.1 ms to assemble and 51 ms in all, mapped 3.7 ms and 83 ms. So it is for
     /// those who keep many machines, not for the quickest one.
-    pub mappable: bool,
+    pub bytes: &'a dyn ReadAt,
+}
+
+impl std::fmt::Debug for Image<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} bytes", self.name, self.bytes.len())
+    }
+}
+
+/// The bytes of `file`, which messages call `name`; `immutable` is [`FileReader::immutable`]'s promise.
+pub fn reader<'a>(name: &str, file: &'a File, immutable: bool) -> Result<FileReader<&'a File>, BootError> {
+    match FileReader::new(file) {
+        Ok(reader) if immutable => Ok(reader.immutable()),
+        Ok(reader) => Ok(reader),
+        Err(error @ OpenError::Kind) => {
+            Err(BootError::unfit(name, "cannot be loaded: ".to_owned() + &error.to_string()))
+        }
+        Err(OpenError::Size(source)) => Err(BootError::Read { file: name.to_owned(), source }),
+    }
 }
 
 /// One virtio-mmio transport, as the guest is told of it.
@@ -116,7 +132,7 @@ pub struct Loaded {
 }
 
 /// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
-/// [mappable](Image::mappable) files are mapped, all else is copied.
+/// [mappable](ReadAt::mappable) bytes are mapped, all else is copied.
 ///
 /// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
 pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
@@ -137,7 +153,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         ram.system_starts();
     }
     let mut loader = Loader { ram, mapped_bytes: 0 };
-    kernel.write(&mut loader, request.kernel.mappable, place)?;
+    kernel.write(&mut loader, place)?;
     let initrd = match request.initrd {
         Some(image) => Some(loader.initrd(image, &kernel, &map, place)?),
         None => None,
@@ -254,7 +270,7 @@ enum Form {
 impl<'a> Kernel<'a> {
     fn open(request: &Request<'a>) -> Result<Self, BootError> {
         let name = request.kernel.name;
-        let mut source = Source::open(name, request.kernel.file)?;
+        let mut source = Source::open(name, request.kernel.bytes)?;
         let mut kind = String::new();
         let mut head = source.head(0x400)?;
         if let Some(format) = Format::detect(&head) {
@@ -411,13 +427,13 @@ impl<'a> Kernel<'a> {
         Err(BootError::TooLittleMemory { file: file(), what, needs: needs.div_ceil(1 << 20) })
     }
 
-    fn write(&self, loader: &mut Loader<'_>, mappable: bool, place: (u64, u64)) -> Result<(), BootError> {
+    fn write(&self, loader: &mut Loader<'_>, place: (u64, u64)) -> Result<(), BootError> {
         match &self.form {
             Form::Elf(elf, _) => elf.segments.iter().try_for_each(|segment| {
                 let range = (segment.offset, segment.file_len);
-                loader.put(&self.source, mappable, segment.guest, range, "segments")
+                loader.put(&self.source, segment.guest, range, "segments")
             }),
-            Form::BzImage(image) => loader.put(&self.source, mappable, place.0, image.body, "kernel"),
+            Form::BzImage(image) => loader.put(&self.source, place.0, image.body, "kernel"),
         }
     }
 
@@ -444,21 +460,24 @@ impl Loader<'_> {
     fn put(
         &mut self,
         source: &Source<'_>,
-        mappable: bool,
         guest: u64,
         (offset, len): (u64, u64),
         what: &'static str,
     ) -> Result<(), BootError> {
         let first = guest.next_multiple_of(PAGE);
         let last = (guest + len) & !(PAGE - 1);
-        let congruent = guest % PAGE == offset % PAGE;
-        let file = source.file().filter(|_| mappable && congruent && last.saturating_sub(first) >= MAP_MIN);
-        let memory = self.ram.memory();
-        let Some(file) = file else { return source.copy_to(memory, guest, offset, len, what) };
-        source.check(offset, len, what)?;
         let before = first - guest;
+        source.check(offset, len, what)?;
+        let place = match last.checked_sub(first) {
+            Some(pages) if pages >= MAP_MIN => source.mappable(offset + before, pages),
+            _ => None,
+        };
+        let memory = self.ram.memory();
+        let Some(place) = place.filter(|place| place.offset.is_multiple_of(PAGE)) else {
+            return source.copy_to(memory, guest, offset, len, what);
+        };
         self.ram
-            .map_file(first, file.as_fd(), offset + before, last - first)
+            .map_file(first, place.file, place.offset, last - first)
             .map_err(|error| BootError::Map { file: source.name().to_owned(), source: error })?;
         self.mapped_bytes += last - first;
         source.copy_to(memory, guest, offset, before, what)?;
@@ -474,7 +493,7 @@ impl Loader<'_> {
         map: &Map,
         taken: (u64, u64),
     ) -> Result<(u64, u64), BootError> {
-        let source = Source::open(image.name, image.file)?;
+        let source = Source::open(image.name, image.bytes)?;
         let len = source.len();
         let limits = kernel.initrd_limits();
         // Behind an ELF kernel, whose end is known, in pages that the host gives it anyway. What a bzImage needs when it unpacks itself
@@ -501,7 +520,7 @@ impl Loader<'_> {
                 BootError::TooLittleMemory { file, what, needs: end.div_ceil(1 << 20) }
             });
         };
-        self.put(&source, image.mappable, guest, (0, len), "initrd")?;
+        self.put(&source, guest, (0, len), "initrd")?;
         Ok((guest, len))
     }
 }

@@ -15,6 +15,7 @@ use super::mailbox::{Host, Mailbox, Message};
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::output::Output;
 use super::vcpu::{self, Shared};
+use nelly_disk::{DiskError, RawDisk};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::arch::Nested;
@@ -26,7 +27,6 @@ use crate::devices::i8042::{self, I8042};
 use crate::devices::power::{self, AcpiPower, ResetRegister};
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, Serial};
-use crate::disk::{DiskError, RawDisk};
 use crate::hv::{DoorbellAddress, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vm};
 use crate::memory::{Backing, GuestRam, MemoryError, Slot};
 use crate::sys;
@@ -147,13 +147,15 @@ impl<H: Hypervisor> Site<'_, H> {
         let immutable = |file| config.immutable_images || sys::anonymous::is_sealed(file);
         let named = |source: &FileSource| source.to_string();
         let (kernel_name, initrd_name) = (named(&config.kernel), config.initrd.as_ref().map(named));
+        let failed = |source| AssembleError::Boot { file: config.kernel.clone(), source };
+        let reader = |name: &str, file| boot::reader(name, file, immutable(file)).map_err(failed);
+        let kernel = reader(&kernel_name, &kernel)?;
+        let named_initrd = initrd.as_ref().zip(initrd_name.as_deref());
+        let initrd =
+            named_initrd.map(|(file, name)| reader(name, file).map(|file| (name, file))).transpose()?;
         let request = boot::Request {
-            kernel: Image { name: &kernel_name, file: &kernel, mappable: immutable(&kernel) },
-            initrd: initrd.as_ref().zip(initrd_name.as_deref()).map(|(file, name)| Image {
-                name,
-                file,
-                mappable: immutable(file),
-            }),
+            kernel: Image { name: &kernel_name, bytes: &kernel },
+            initrd: initrd.as_ref().map(|(name, bytes)| Image { name, bytes }),
             command_line: config.command_line.as_str(),
             cpus: u32::from(config.cpus.get()),
             transports: &announced,
@@ -162,8 +164,7 @@ impl<H: Hypervisor> Site<'_, H> {
             legacy_pic: plan.legacy_timer,
             seed: Some(seed()?),
         };
-        let loaded = boot::load(&ram, &request)
-            .map_err(|source| AssembleError::Boot { file: config.kernel.clone(), source })?;
+        let loaded = boot::load(&ram, &request).map_err(failed)?;
         let vector = GuestAddress(layout::RESET_VECTOR);
         ram.memory().write_slice(&layout::RESET_VECTOR_CODE, vector).map_err(|error| {
             AssembleError::Host("memory_bytes: cannot write the reset vector", io::Error::other(error))

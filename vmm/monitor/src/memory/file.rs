@@ -1,51 +1,25 @@
-//! Files into guest memory without a buffer in between.
-#![allow(unsafe_code, reason = "pread into guest memory wants a host pointer")]
+//! Bytes of a file into guest memory without a buffer in between.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
-use vm_memory::bitmap::Bitmap;
+use nelly_disk::ReadAt;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::Memory;
+use super::{IoVecs, Memory};
 
-/// Most bytes of one `pread`: Linux cuts at 2 GiB less a page anyway.
-const CHUNK: usize = 1 << 30;
-
-/// Reads `len` bytes of `file` at `offset` into guest memory at `guest`. The file's own position is neither used nor moved, so
-/// that machines may share one open file.
+/// Reads `len` bytes of `reader` at `offset` into guest memory at `guest`.
 ///
-/// Fails with `UnexpectedEof` when the file ends before, with `InvalidInput` when guest memory does not hold the range.
-pub fn read_file_at(memory: &Memory, guest: u64, file: &File, offset: u64, len: u64) -> io::Result<()> {
+/// Fails with `UnexpectedEof` when the reader ends before, with `InvalidInput` when guest memory does not hold the range.
+pub fn read_at(memory: &Memory, guest: u64, reader: &dyn ReadAt, offset: u64, len: u64) -> io::Result<()> {
     let outside = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-    let total = usize::try_from(len).map_err(outside)?;
-    let mut position = libc::off_t::try_from(offset).map_err(outside)?;
+    let total = usize::try_from(len).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let mut position = offset;
     for slice in memory.get_slices(GuestAddress(guest), total) {
-        let slice = slice.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let guard = slice.ptr_guard_mut();
-        let mut done = 0;
-        while done < slice.len() {
-            let want = (slice.len() - done).min(CHUNK);
-            // SAFETY: `done < slice.len()`, so the pointer is inside the slice, and `want` does not go past its end; `guard` keeps
-            // the memory mapped. Nothing forms a Rust reference to it, so that the guest may run meanwhile.
-            let got =
-                unsafe { libc::pread(file.as_raw_fd(), guard.as_ptr().add(done).cast(), want, position) };
-            match usize::try_from(got) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(got) => {
-                    Bitmap::mark_dirty(slice.bitmap(), done, got);
-                    done += got;
-                    position += libc::off_t::try_from(got).map_err(outside)?;
-                }
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        let slice = slice.map_err(outside)?;
+        let mut vecs = IoVecs::with_capacity(1);
+        vecs.push(&slice);
+        reader.read_exact_at(&mut vecs, position)?;
+        position += slice.len() as u64;
     }
     Ok(())
 }
@@ -54,6 +28,7 @@ pub fn read_file_at(memory: &Memory, guest: u64, file: &File, offset: u64, len: 
 mod tests {
     use std::io::Write;
 
+    use nelly_disk::{Concat, FileReader};
     use vm_memory::Bytes;
 
     use super::*;
@@ -65,15 +40,37 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..0x1800_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
         file.write_all(&bytes).unwrap();
+        let file = FileReader::new(file).unwrap();
 
-        read_file_at(&memory, 0x1100, &file, 8, 0x1700).unwrap();
+        read_at(&memory, 0x1100, &file, 8, 0x1700).unwrap();
         let mut found = vec![0; 0x1700];
         memory.read_slice(&mut found, GuestAddress(0x1100)).unwrap();
         assert_eq!(found, bytes[8..0x1708]);
 
-        let short = read_file_at(&memory, 0, &file, 0x1000, 0x1000).unwrap_err();
+        let short = read_at(&memory, 0, &file, 0x1000, 0x1000).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
-        let outside = read_file_at(&memory, 0x2fff, &file, 0, 2).unwrap_err();
+        let outside = read_at(&memory, 0x2fff, &file, 0, 2).unwrap_err();
         assert_eq!(outside.kind(), io::ErrorKind::InvalidInput);
+        read_at(&memory, 0, &file, u64::MAX, 0).unwrap();
+    }
+
+    #[test]
+    fn many_parts_and_the_zeros_between_them_arrive() {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap();
+        memory.write_slice(&[0xee; 0x8000], GuestAddress(0)).unwrap();
+        let mut builder = Concat::builder(512).unwrap();
+        for n in 1..=20_u8 {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&vec![n; usize::from(n) * 40]).unwrap();
+            builder.part(Box::new(FileReader::new(file).unwrap())).unwrap();
+        }
+        let concat = builder.build();
+        let mut model = vec![0; usize::try_from(concat.len()).unwrap()];
+        concat.read_exact_at(&mut model, 0).unwrap();
+        read_at(&memory, 0x11, &concat, 100, concat.len() - 100).unwrap();
+        let mut found = vec![0; model.len() - 100];
+        memory.read_slice(&mut found, GuestAddress(0x11)).unwrap();
+        assert!(found == model[100..]);
+        assert_eq!(found.iter().filter(|byte| **byte == 20).count(), 800);
     }
 }

@@ -31,7 +31,7 @@ use crate::sys::pages::{HUGE, Pages};
 use crate::sys::{anonymous, fits, host};
 use range::HostRange;
 
-pub use file::read_file_at;
+pub use file::read_at;
 pub use vectored::IoVecs;
 
 /// What devices and loaders read and write guest memory through: volatile copies and checked ranges, cheap to clone. It keeps the

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nelly_disk::sys::punch_hole;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::sys::pages::{HUGE, Pages, discard, prefer};
-use crate::sys::punch_hole;
 
 /// Protection of every guest page, as the C library writes it (`PROT_READ | PROT_WRITE`).
 pub(super) const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;

@@ -6,8 +6,10 @@
 
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nelly_disk::{ReadBuffer, WriteBuffer};
 use vm_memory::VolatileSlice;
 use vm_memory::volatile_memory::PtrGuardMut;
 
@@ -46,25 +48,39 @@ impl<'a> IoVecs<'a> {
         true
     }
 
-    /// The first piece, as it was pushed.
-    #[cfg(test)]
-    pub(crate) fn first(&self) -> Option<VolatileSlice<'a>> {
-        let (vec, _) = (self.vecs.first()?, self.guards.first()?);
-        // SAFETY: the vector describes guest memory that stays mapped for 'a.
-        Some(unsafe { VolatileSlice::new(vec.iov_base.cast(), vec.iov_len) })
+    /// What of the pieces lies in `range`, piece by piece.
+    fn within(&self, range: Range<usize>) -> impl Iterator<Item = libc::iovec> {
+        assert!(range.start <= range.end && range.end <= self.bytes, "a bug: a range lies within its buffer");
+        let mut end = 0;
+        self.vecs.iter().filter_map(move |vec| {
+            let start = end;
+            end += vec.iov_len;
+            let (from, to) = (range.start.max(start), range.end.min(end));
+            // The pointer stays inside the piece: `from` is less than its end.
+            (from < to).then(|| libc::iovec {
+                iov_base: vec.iov_base.wrapping_byte_add(from - start),
+                iov_len: to - from,
+            })
+        })
     }
 
-    /// Writes zeroes over the first `bytes` of the pieces; returns how many those were.
-    pub fn zero(&self, bytes: usize) -> io::Result<usize> {
-        let mut left = bytes.min(self.bytes);
-        let done = left;
-        for vec in &self.vecs {
-            let piece = vec.iov_len.min(left);
-            // SAFETY: the vector describes guest memory that stays mapped for 'a; nothing borrows it as a Rust reference.
-            unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, piece) };
-            left -= piece;
+    /// As [`IoVecs::within`], for volatile access.
+    fn slices(&self, range: Range<usize>) -> impl Iterator<Item = VolatileSlice<'a>> {
+        self.within(range).map(|vec| {
+            // SAFETY: the vector describes guest memory that stays mapped for 'a, and lies in one piece of it.
+            unsafe { VolatileSlice::new(vec.iov_base.cast(), vec.iov_len) }
+        })
+    }
+
+    /// One system call with what lies in `range`.
+    fn part<T>(&self, range: Range<usize>, call: impl FnOnce(&Self) -> T) -> T {
+        if range == (0..self.bytes) {
+            return call(self);
         }
-        Ok(done)
+        let bytes = range.len();
+        let vecs = self.within(range).collect();
+        // The guards of the whole outlive the call.
+        call(&Self { vecs, guards: Vec::new(), bytes, memory: PhantomData })
     }
 
     /// Bytes of all pieces.
@@ -123,6 +139,49 @@ impl<'a> IoVecs<'a> {
     }
 }
 
+impl ReadBuffer for IoVecs<'_> {
+    fn size(&self) -> usize {
+        self.bytes
+    }
+
+    fn read_file(&mut self, range: Range<usize>, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        self.part(range, |part| part.read_at(file, offset))
+    }
+
+    fn copy_in(&mut self, at: usize, mut bytes: &[u8]) {
+        for slice in self.slices(at..at.saturating_add(bytes.len())) {
+            let (piece, rest) = bytes.split_at(slice.len());
+            slice.copy_from(piece);
+            bytes = rest;
+        }
+    }
+
+    fn zero(&mut self, range: Range<usize>) {
+        for vec in self.within(range) {
+            // SAFETY: the vector describes guest memory that stays mapped for 'a; nothing borrows it as a Rust reference.
+            unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, vec.iov_len) };
+        }
+    }
+}
+
+impl WriteBuffer for IoVecs<'_> {
+    fn size(&self) -> usize {
+        self.bytes
+    }
+
+    fn write_file(&self, range: Range<usize>, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        self.part(range, |part| part.write_at(file, offset))
+    }
+
+    fn copy_out(&self, at: usize, mut bytes: &mut [u8]) {
+        for slice in self.slices(at..at.saturating_add(bytes.len())) {
+            let (piece, rest) = bytes.split_at_mut(slice.len());
+            slice.copy_to(piece);
+            bytes = rest;
+        }
+    }
+}
+
 fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
@@ -165,5 +224,57 @@ mod tests {
         assert_eq!(vecs.write_at(file.as_fd(), 100).unwrap(), 25);
         assert_eq!(file.metadata().unwrap().len(), 125);
         assert!(vecs.read_at(file.as_fd(), u64::MAX).is_err());
+    }
+    /// Five pieces of guest memory, and the same bytes as one slice of the host.
+    #[test]
+    fn serves_as_a_buffer_of_disks_wherever_a_range_lies() {
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let places = [(0x10, 5), (0x100, 1), (0x80, 20), (0x300, 7), (0x200, 3)];
+        let size: usize = places.iter().map(|(_, len)| len).sum();
+        let mut vecs = IoVecs::with_capacity(places.len());
+        for (address, len) in places {
+            assert!(vecs.push(&memory.get_slice(GuestAddress(address), len).unwrap()));
+        }
+        let content: Vec<u8> = (1..=64).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&content).unwrap();
+        let mut model = vec![0; size];
+        let (vecs, host): (&mut dyn ReadBuffer, &mut dyn ReadBuffer) = (&mut vecs, &mut model);
+        assert_eq!((vecs.size(), host.size()), (size, size));
+        for start in 0..=size {
+            for end in start..=size {
+                let offset = (start + end) as u64 % 60;
+                let read = vecs.read_file(start..end, file.as_fd(), offset).unwrap();
+                assert_eq!(host.read_file(start..end, file.as_fd(), offset).unwrap(), read);
+                for buffer in [&mut *vecs, &mut *host] {
+                    buffer.zero((start + end) / 2..end);
+                    buffer.copy_in(start / 2, &content[..(end - start) / 2]);
+                }
+            }
+        }
+        let mut vecs = IoVecs::with_capacity(places.len());
+        for (address, len) in places {
+            vecs.push(&memory.get_slice(GuestAddress(address), len).unwrap());
+        }
+        let mut found = vec![0; size];
+        vecs.copy_out(0, &mut found);
+        assert_eq!(found, model);
+        vecs.copy_out(3, &mut found[..10]);
+        assert_eq!(found[..10], model[3..13]);
+        // What lies around the pieces was never touched.
+        let mut all = vec![0; 0x1000];
+        memory.read_slice(&mut all, GuestAddress(0)).unwrap();
+        for (address, len) in places {
+            let at = usize::try_from(address).unwrap();
+            all[at..at + len].fill(0);
+        }
+        assert!(all.iter().all(|byte| *byte == 0));
+        let written = vecs.write_file(4..30, file.as_fd(), 100).unwrap();
+        let mut back = [0; 26];
+        assert_eq!(back.read_file(0..26, file.as_fd(), 100).unwrap(), written);
+        assert_eq!(back, model[4..30]);
+        let beyond =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| vecs.copy_in(size - 1, &[0; 2])));
+        assert!(beyond.is_err());
     }
 }

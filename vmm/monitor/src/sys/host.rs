@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::number::fits;
+use super::fits;
 
 /// Bytes of physical memory.
 ///

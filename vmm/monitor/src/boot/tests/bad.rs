@@ -101,7 +101,7 @@ fn what_unpacks_without_end_is_stopped() {
     let holes = tempfile::tempfile().unwrap();
     holes.set_len(100 << 30).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&holes, &[0x1f, 0x8b, 8], 0).unwrap();
-    let error = load(&memory_of(16), &request(&holes)).unwrap_err().to_string();
+    let error = load(&memory_of(16), &request(&FileReader::new(holes).unwrap())).unwrap_err().to_string();
     assert!(error.contains("too large for a kernel"), "{error}");
 }
 
@@ -121,7 +121,7 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
 
     let file = file_of(&sample(&[], &[]));
     let initrd = file_of(&[1; 20 << 20]);
-    let image = Image { name: "INITRD", file: &initrd, mappable: false };
+    let image = Image { name: "INITRD", bytes: &initrd };
     let request = Request { initrd: Some(image), ..request(&file) };
     let error = load(&memory_of(16), &request).unwrap_err().to_string();
     assert!(error.contains("INITRD") && error.contains("or more with -m"), "{error}");
@@ -131,7 +131,7 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
 #[test]
 fn programs_are_no_kernels() {
     for path in ["/bin/ls", "/proc/self/exe"] {
-        let file = File::open(path).unwrap();
+        let file = FileReader::new(File::open(path).unwrap()).unwrap();
         let error = load(&memory_of(64), &request(&file)).unwrap_err();
         assert!(matches!(&error, BootError::Unfit { why, .. } if why.contains("program")), "{error}");
     }
@@ -140,11 +140,12 @@ fn programs_are_no_kernels() {
 #[test]
 fn files_that_are_none() {
     let directory = File::open("/").unwrap();
-    let error = load(&memory_of(16), &request(&directory)).unwrap_err().to_string();
-    assert_eq!(error, "KERNEL is not a regular file");
+    let error = reader("KERNEL", &directory, false).unwrap_err();
+    assert!(matches!(error, BootError::Unfit { .. }));
+    assert_eq!(error.to_string(), "KERNEL cannot be loaded: it is no regular file and no block device");
     let kernel = file_of(&sample(&[], &[]));
     let empty = file_of(&[]);
-    let image = Image { name: "INITRD", file: &empty, mappable: false };
+    let image = Image { name: "INITRD", bytes: &empty };
     let request = Request { initrd: Some(image), ..request(&kernel) };
     assert_eq!(load(&memory_of(16), &request).unwrap_err().to_string(), "INITRD is empty");
 }

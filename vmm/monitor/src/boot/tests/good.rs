@@ -51,7 +51,7 @@ fn elf_by_pvh() {
         let kernel = file_of(&sample(&notes, &[]));
         let initrd = file_of(&[7; 5000]);
         let memory = memory_of(64);
-        let image = Image { name: "INITRD", file: &initrd, mappable: false };
+        let image = Image { name: "INITRD", bytes: &initrd };
         let request = Request { protocol: BootProtocol::Pvh, initrd: Some(image), ..request(&kernel) };
         let loaded = load(&memory, &request).unwrap();
         assert_sample(&memory);
@@ -136,14 +136,10 @@ fn a_bzimage_may_be_compressed_as_a_whole_and_inside_by_anything() {
 #[test]
 fn whole_pages_of_a_mappable_file_are_mapped() {
     let bytes = sample(&[], &[]);
-    let (file, initrd) = (file_of(&bytes), file_of(&[9; 300_000]));
+    let (file, initrd) = (file_of(&bytes).immutable(), file_of(&[9; 300_000]).immutable());
     let memory = memory_of(64);
     let base = request(&file);
-    let request = Request {
-        kernel: Image { mappable: true, ..base.kernel },
-        initrd: Some(Image { name: "INITRD", file: &initrd, mappable: true }),
-        ..base
-    };
+    let request = Request { initrd: Some(Image { name: "INITRD", bytes: &initrd }), ..base };
     let loaded = load(&memory, &request).unwrap();
     assert_sample(&memory);
     let (at, len) = loaded.initrd.unwrap();
@@ -165,7 +161,7 @@ fn initrd_lies_right_behind_an_elf_kernel() {
         let bytes = vec![0x5a; len];
         let initrd = file_of(&bytes);
         let memory = memory_of(mib);
-        let image = Image { name: "INITRD", file: &initrd, mappable: false };
+        let image = Image { name: "INITRD", bytes: &initrd };
         let loaded = load(&memory, &Request { initrd: Some(image), ..request(&kernel) }).unwrap();
         let (at, placed) = loaded.initrd.unwrap();
         assert_eq!((at % 4096, placed), (0, len as u64));
@@ -181,7 +177,7 @@ fn initrd_of_a_kernel_that_unpacks_itself_lies_as_high_as_it_can() {
     let kernel = file_of(&testing::bzimage(16 * MIB, 0x80_0000, b"packed somehow"));
     for (len, mib) in [(1, 64), (4097, 64), (20 << 20, 48)] {
         let initrd = file_of(&vec![0x5a; len]);
-        let image = Image { name: "INITRD", file: &initrd, mappable: false };
+        let image = Image { name: "INITRD", bytes: &initrd };
         let loaded = load(&memory_of(mib), &Request { initrd: Some(image), ..request(&kernel) }).unwrap();
         let (at, placed) = loaded.initrd.unwrap();
         assert_eq!((at % 4096, placed), (0, len as u64));

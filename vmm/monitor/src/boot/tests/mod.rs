@@ -17,19 +17,23 @@ const MIB: u64 = 1 << 20;
 /// Where the sample kernel lies.
 const BASE: u64 = 0x20_0000;
 
-fn file_of(bytes: &[u8]) -> File {
+fn temporary(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
+}
+
+fn file_of(bytes: &[u8]) -> FileReader<File> {
+    FileReader::new(temporary(bytes)).unwrap()
 }
 
 fn memory_of(mib: u64) -> GuestRam {
     GuestRam::new(mib * MIB, crate::memory::Backing::Anonymous).unwrap()
 }
 
-fn request(kernel: &File) -> Request<'_> {
+fn request(kernel: &dyn ReadAt) -> Request<'_> {
     Request {
-        kernel: Image { name: "KERNEL", file: kernel, mappable: false },
+        kernel: Image { name: "KERNEL", bytes: kernel },
         initrd: None,
         command_line: "console=ttyS0",
         cpus: 1,
@@ -89,7 +93,7 @@ fn read_text(memory: &GuestRam, at: u64) -> String {
 /// Runs a compressor of the machine, which judges what our own packers in [`testing`] cannot: its real options.
 fn packed_by(program: &str, args: &[&str], bytes: &[u8]) -> Vec<u8> {
     use std::io::{Read, Seek};
-    let mut input = file_of(bytes);
+    let mut input = temporary(bytes);
     input.rewind().unwrap();
     let mut output = tempfile::tempfile().unwrap();
     let status = std::process::Command::new(program)

@@ -8,8 +8,7 @@ use super::*;
 fn check(bytes: &[u8], protocol: BootProtocol) -> Result<(), TestCaseError> {
     let memory = memory_of(8);
     let file = file_of(bytes);
-    let initrd = file_of(&[3; 5000]);
-    let image = Image { name: "INITRD", file: &initrd, mappable: false };
+    let image = Image { name: "INITRD", bytes: &vec![3; 5000] };
     let request = Request { protocol, initrd: Some(image), ..request(&file) };
     if let Ok(loaded) = load(&memory, &request) {
         let (start, end) = loaded.kernel;

@@ -7,12 +7,13 @@ mod tests;
 use std::any::Any;
 use std::os::fd::AsFd;
 
+use nelly_disk::{Disk, SECTOR};
+
 use self::request::Requests;
 use super::device::{ActivateError, Activation, Device, DeviceFault, Registrar, Returned, Worker};
 use super::interrupt::Interrupt;
 use super::queue::Queue;
 use super::spec::id;
-use crate::disk::{Disk, SECTOR};
 use crate::memory::Memory;
 use crate::sys::Interest;
 

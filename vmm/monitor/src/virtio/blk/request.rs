@@ -2,8 +2,9 @@
 
 use std::io;
 
+use nelly_disk::{Disk, SECTOR};
+
 use super::spec;
-use crate::disk::{Disk, SECTOR};
 use crate::memory::Memory;
 use crate::sys::at_most;
 use crate::virtio::device::DeviceFault;

@@ -5,12 +5,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nelly_disk::{RawDisk, ReadAt, ReadBuffer, Within, WriteBuffer};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::disk::RawDisk;
-use crate::memory::IoVecs;
 use crate::virtio::spec::{descriptor as flag, feature};
 use crate::virtio::testing::{Bench, Part, Used};
 
@@ -288,40 +287,39 @@ struct Reluctant {
 }
 
 impl Reluctant {
-    /// At most 100 bytes of the pieces: what a file may do to us.
-    fn some(
-        &self,
-        pieces: &IoVecs<'_>,
-        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
-    ) -> io::Result<usize> {
-        if self.fails {
-            return Err(io::Error::other("a scratch"));
-        }
-        let mut few = IoVecs::with_capacity(1);
-        few.push(&pieces.first().unwrap().subslice(0, pieces.first().unwrap().len().min(100)).unwrap());
-        call(&few)
+    fn fail(&self) -> io::Result<()> {
+        if self.fails { Err(io::Error::other("a scratch")) } else { Ok(()) }
+    }
+}
+
+impl ReadAt for Reluctant {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    /// At most 100 bytes: what a file may do to us.
+    fn read_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<usize> {
+        self.fail()?;
+        let some = into.size().min(100);
+        self.inner.read_at(&mut Within::new(into, 0..some), offset)
     }
 }
 
 impl Disk for Reluctant {
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
     fn read_only(&self) -> bool {
         false
     }
     fn block_size(&self) -> u32 {
         4096
     }
-    fn read_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
-        self.some(pieces, |pieces| self.inner.read_at(pieces, offset))
-    }
-    fn write_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
-        self.some(pieces, |pieces| self.inner.write_at(pieces, offset))
+    fn write_at(&self, from: &dyn WriteBuffer, offset: u64) -> io::Result<usize> {
+        self.fail()?;
+        let mut some = vec![0; from.size().min(100)];
+        from.copy_out(0, &mut some);
+        self.inner.write_at(&some, offset)
     }
     fn flush(&self) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
-        if self.fails { Err(io::Error::other("a scratch")) } else { Ok(()) }
+        self.fail()
     }
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.inner.discard(offset, len)

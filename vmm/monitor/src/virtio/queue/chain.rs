@@ -254,13 +254,13 @@ impl Cursor<'_> {
     fn transfer(
         &mut self,
         max: u32,
-        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+        call: impl FnOnce(&mut IoVecs<'_>) -> io::Result<usize>,
     ) -> Result<io::Result<usize>, QueueFault> {
-        let vecs = self.vecs(max)?;
+        let mut vecs = self.vecs(max)?;
         if vecs.is_empty() {
             return Ok(Ok(0));
         }
-        let result = call(&vecs);
+        let result = call(&mut vecs);
         drop(vecs);
         if let Ok(bytes) = &result {
             self.skip(fits(
@@ -339,7 +339,7 @@ impl Reader<'_> {
     pub fn transfer(
         &mut self,
         max: u32,
-        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+        call: impl FnOnce(&mut IoVecs<'_>) -> io::Result<usize>,
     ) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, call)
     }
@@ -400,7 +400,7 @@ impl Writer<'_> {
     pub fn transfer(
         &mut self,
         max: u32,
-        call: impl FnOnce(&IoVecs<'_>) -> io::Result<usize>,
+        call: impl FnOnce(&mut IoVecs<'_>) -> io::Result<usize>,
     ) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, call)
     }

@@ -1,27 +1,27 @@
-//! Ranges of a file that shall hold no data: holes and zeroes made by the file system.
+//! What differs between operating systems: holes and zeroes made by the file system.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 
 /// Makes a hole: the range reads as zeroes and takes no space; the file's length stays. `Unsupported` where the file system cannot.
 #[cfg(target_os = "linux")]
-pub fn punch_hole(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     allocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
 /// Makes the range read as zeroes and keeps its space; the file's length stays. `Unsupported` where the file system cannot.
 #[cfg(target_os = "linux")]
-pub fn zero_range(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+pub fn zero_range(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     allocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
 #[cfg(target_os = "linux")]
-fn allocate(file: BorrowedFd<'_>, mode: rustix::fs::FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+fn allocate(file: impl AsFd, mode: rustix::fs::FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
     use rustix::io::Errno;
     loop {
-        match rustix::fs::fallocate(file, mode, offset, len) {
+        match rustix::fs::fallocate(&file, mode, offset, len) {
             Err(Errno::INTR) => {}
             Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NODEV) => {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -33,12 +33,12 @@ fn allocate(file: BorrowedFd<'_>, mode: rustix::fs::FallocateFlags, offset: u64,
 
 /// Makes a hole: not on this system.
 #[cfg(not(target_os = "linux"))]
-pub fn punch_hole(_file: BorrowedFd<'_>, _offset: u64, _len: u64) -> io::Result<()> {
+pub fn punch_hole(_file: impl AsFd, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Zeroes a range: not on this system.
 #[cfg(not(target_os = "linux"))]
-pub fn zero_range(_file: BorrowedFd<'_>, _offset: u64, _len: u64) -> io::Result<()> {
+pub fn zero_range(_file: impl AsFd, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

@@ -1,14 +1,16 @@
 //! A raw disk: a regular file or a block device, byte for byte.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::{Disk, SECTOR};
-use crate::memory::IoVecs;
-use crate::sys::{self, at_most, fits};
+use crate::buffer::{ReadBuffer, WriteBuffer, wide};
+use crate::file::{self, OpenError};
+use crate::number::at_most;
+use crate::sys;
+use crate::traits::{Disk, ReadAt, SECTOR};
 
 /// A raw image or block device. The lock on it (many readers, or one writer) goes with the open file description.
 #[derive(Debug)]
@@ -31,12 +33,9 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// Its size cannot be told: a directory, a pipe or a terminal.
-    #[error("the disk is no regular file and no block device")]
-    Kind,
-    /// Its size cannot be told.
-    #[error("cannot find out the disk's size")]
-    Size(#[source] io::Error),
+    /// It has no bytes at positions, or does not tell how many.
+    #[error("the file is no disk")]
+    File(#[from] OpenError),
     /// Another machine or process uses it.
     #[error("the disk is in use: one writer, or any number of readers, may hold it")]
     Locked,
@@ -47,6 +46,9 @@ pub enum DiskError {
 
 impl RawDisk {
     /// Opens and locks `path`.
+    ///
+    /// # Errors
+    /// [`DiskError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
         let file = OpenOptions::new().read(true).write(!read_only).open(path);
         let file = file.map_err(|source| DiskError::Open { path: path.display().to_string(), source })?;
@@ -54,12 +56,11 @@ impl RawDisk {
     }
 
     /// Locks and takes a file that is open for reading and, unless `read_only`, for writing.
-    pub fn new(mut file: File, read_only: bool) -> Result<Self, DiskError> {
-        use std::os::unix::fs::FileTypeExt;
-        let kind = file.metadata().map_err(DiskError::Size)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::Kind);
-        }
+    ///
+    /// # Errors
+    /// [`DiskError`], but for opening.
+    pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
+        let bytes = file::size(file.as_fd())?;
         let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
         match lock {
             Ok(()) => {}
@@ -68,8 +69,6 @@ impl RawDisk {
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(DiskError::Lock(error)),
         }
-        // A block device's metadata says 0; its end does not.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(DiskError::Size)?;
         Ok(Self { file, read_only, bytes })
     }
 
@@ -78,14 +77,42 @@ impl RawDisk {
     pub fn file_bytes(&self) -> u64 {
         self.bytes
     }
+
+    fn writable(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(()),
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+impl ReadAt for RawDisk {
+    /// A last sector that the file fills in part only is a whole one to the guest.
+    fn len(&self) -> u64 {
+        self.bytes.next_multiple_of(SECTOR)
+    }
+
+    fn read_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<usize> {
+        let want = at_most(self.len().saturating_sub(offset), into.size());
+        if want == 0 {
+            return Ok(0);
+        }
+        match into.read_file(0..want, self.file.as_fd(), offset)? {
+            // The rest of the last sector reads as zeroes. Anything before it was there when the disk was opened.
+            0 if offset >= self.bytes => {
+                into.zero(0..want);
+                Ok(want)
+            }
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => Ok(bytes),
+        }
+    }
 }
 
 impl Disk for RawDisk {
-    /// A last sector that the file fills in part only is a whole one to the guest.
-    fn len(&self) -> u64 {
-        self.bytes.div_ceil(SECTOR) * SECTOR
-    }
-
     fn read_only(&self) -> bool {
         self.read_only
     }
@@ -94,21 +121,10 @@ impl Disk for RawDisk {
         512
     }
 
-    fn read_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
-        match pieces.read_at(self.file.as_fd(), offset)? {
-            // The rest of the last sector reads as zeroes. Anything before it was there when the disk was opened.
-            0 if offset >= self.bytes => {
-                let rest = fits(self.len().saturating_sub(offset), "hosts of Nelly have 64 bits");
-                pieces.zero(rest)
-            }
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            bytes => Ok(bytes),
-        }
-    }
-
-    fn write_at(&self, pieces: &IoVecs<'_>, offset: u64) -> io::Result<usize> {
-        match pieces.write_at(self.file.as_fd(), offset)? {
-            0 => Err(io::ErrorKind::WriteZero.into()),
+    fn write_at(&self, from: &dyn WriteBuffer, offset: u64) -> io::Result<usize> {
+        self.writable(offset, wide(from.size()))?;
+        match from.write_file(0..from.size(), self.file.as_fd(), offset)? {
+            0 if from.size() > 0 => Err(io::ErrorKind::WriteZero.into()),
             bytes => Ok(bytes),
         }
     }
@@ -118,6 +134,7 @@ impl Disk for RawDisk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.writable(offset, len)?;
         match sys::punch_hole(self.file.as_fd(), offset, len) {
             // Discarding is a hint.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
@@ -126,6 +143,7 @@ impl Disk for RawDisk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.writable(offset, len)?;
         // A range that goes beyond the file's end (in its last sector) makes the file longer: only writing does.
         let fast = if offset + len > self.bytes {
             Err(io::ErrorKind::Unsupported.into())
@@ -156,22 +174,12 @@ fn zeroes(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
 mod tests {
     use std::io::Write;
 
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-
     use super::*;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap()
-    }
-
     fn read(disk: &RawDisk, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        let memory = memory();
-        memory.write_slice(&[0xa5; 0x10000], GuestAddress(0)).unwrap();
-        let mut vecs = IoVecs::with_capacity(1);
-        vecs.push(&memory.get_slice(GuestAddress(0), len).unwrap());
-        let read = disk.read_at(&vecs, offset)?;
-        let mut bytes = vec![0; read];
-        memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        let mut bytes = vec![0xa5; len];
+        let read = disk.read_at(&mut bytes, offset)?;
+        bytes.truncate(read);
         Ok(bytes)
     }
 
@@ -186,6 +194,46 @@ mod tests {
         assert_eq!(read(&disk, 700, 5000).unwrap(), [0; 324], "nothing lies beyond the last sector");
         disk.write_zeroes(512, 512, true).unwrap();
         assert_eq!(disk.file.metadata().unwrap().len(), 1024);
+    }
+
+    #[test]
+    fn what_was_written_behind_the_files_end_is_read_again() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 700]).unwrap();
+        let disk = RawDisk::new(file, false).unwrap();
+        assert_eq!(disk.write_at(&[5; 512], 512).unwrap(), 512);
+        assert_eq!(read(&disk, 700, 324).unwrap(), [5; 324]);
+        assert_eq!(read(&disk, 512, 512).unwrap(), [5; 512]);
+    }
+
+    #[test]
+    fn nothing_is_written_beyond_the_end_nor_where_only_reading_is_allowed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 1024]).unwrap();
+        let other = file.try_clone().unwrap();
+        let disk = RawDisk::new(file, false).unwrap();
+        for (offset, len) in [(512, 1024), (1024, 512), (u64::MAX, 512), (u64::MAX - 511, 512), (0, 1536)] {
+            let data = vec![1; usize::try_from(len).unwrap()];
+            let refused = [
+                disk.write_at(&data, offset).err(),
+                disk.discard(offset, len).err(),
+                disk.write_zeroes(offset, len, false).err(),
+            ];
+            for error in refused {
+                assert_eq!(error.unwrap().kind(), io::ErrorKind::InvalidInput, "{offset} {len}");
+            }
+        }
+        drop(disk);
+        let disk = RawDisk::new(other, true).unwrap();
+        let refused = [
+            disk.write_at(&[1; 512], 0).err(),
+            disk.discard(0, 512).err(),
+            disk.write_zeroes(0, 512, true).err(),
+        ];
+        for error in refused {
+            assert_eq!(error.unwrap().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        assert_eq!(read(&disk, 0, 4096).unwrap(), [7; 1024]);
     }
 
     #[test]
@@ -213,8 +261,8 @@ mod tests {
 
     #[test]
     fn what_is_no_disk_is_refused() {
-        assert!(matches!(RawDisk::open(Path::new("/"), true), Err(DiskError::Kind)));
-        assert!(matches!(RawDisk::open(Path::new("/dev/null"), true), Err(DiskError::Kind)));
+        assert!(matches!(RawDisk::open(Path::new("/"), true), Err(DiskError::File(OpenError::Kind))));
+        assert!(matches!(RawDisk::open(Path::new("/dev/null"), true), Err(DiskError::File(OpenError::Kind))));
         assert!(matches!(RawDisk::open(Path::new("/no/such/disk"), true), Err(DiskError::Open { .. })));
     }
 
