@@ -8,7 +8,7 @@ use std::{fmt, io};
 use crate::hv::Kicker;
 use crate::sys::{Interest, Notifier, Poller, Ready};
 use crate::timeline::GuestCounter;
-use crate::virtio::device::{Registrar, Running, WorkerHost};
+use crate::virtio::device::{Placement, Registrar, Running, WorkerHost};
 use crate::virtio::fault::DeviceFault;
 use crate::virtio::tally::Fault;
 use crate::virtio::vsock::PowerWord;
@@ -124,7 +124,7 @@ impl fmt::Debug for Mailbox {
     }
 }
 
-/// Decides where a worker runs: one whose requests block has a thread of its own, all others share the loop.
+/// Runs workers where their devices say: on the loop, or on a thread each.
 pub(super) struct Host {
     mailbox: Mailbox,
     threads: Mutex<Vec<WorkerThread>>,
@@ -200,8 +200,9 @@ fn run_worker(mut running: Running, poller: &Poller) {
 
 impl WorkerHost for Host {
     fn start(&self, running: Running) {
-        if !running.blocks() {
-            return self.mailbox.post(Message::StartWorker(running));
+        match running.placement() {
+            Placement::Shared => return self.mailbox.post(Message::StartWorker(running)),
+            Placement::OwnThread => {}
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|worker| !worker.thread.is_finished());

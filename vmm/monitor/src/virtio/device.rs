@@ -16,6 +16,16 @@ use super::queue::Queue;
 use crate::memory::Memory;
 use crate::sys::{Interest, Poller, at_most};
 
+/// Where a worker runs: a device says it, the machine acts on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// On the loop that all such workers share: nothing that they do waits.
+    #[default]
+    Shared,
+    /// On a thread of its own: its requests block (file I/O).
+    OwnThread,
+}
+
 /// A device as the transport sees it.
 pub trait Device: Send {
     /// The virtio device id (virtio 1.2, section 5).
@@ -38,9 +48,9 @@ pub trait Device: Send {
     /// Writes the configuration space. Writes that the specification does not allow are ignored.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    /// Whether the worker's requests block (file I/O), so that it should not share a loop with others.
-    fn blocks(&self) -> bool {
-        false
+    /// Where its worker is to run.
+    fn placement(&self) -> Placement {
+        Placement::Shared
     }
 
     /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered. After a pause the queues are
@@ -126,7 +136,7 @@ impl ReturnBox {
 /// A worker in the hands of a loop. A fault parks it until the driver resets the device; dropping it returns it like [`Running::stop`].
 pub struct Running {
     slot: u16,
-    blocks: bool,
+    placement: Placement,
     worker: Option<Box<dyn Worker>>,
     interrupt: Interrupt,
     home: ReturnBox,
@@ -138,12 +148,12 @@ impl Running {
     #[must_use]
     pub fn new(
         slot: u16,
-        blocks: bool,
+        placement: Placement,
         worker: Box<dyn Worker>,
         interrupt: Interrupt,
         home: ReturnBox,
     ) -> Self {
-        Self { slot, blocks, worker: Some(worker), interrupt, home, registered: false }
+        Self { slot, placement, worker: Some(worker), interrupt, home, registered: false }
     }
 
     /// Its slot: the upper half of its tokens.
@@ -158,10 +168,10 @@ impl Running {
         &self.interrupt
     }
 
-    /// Whether its requests block, see [`Device::blocks`].
+    /// Where it is to run, see [`Device::placement`].
     #[must_use]
-    pub fn blocks(&self) -> bool {
-        self.blocks
+    pub fn placement(&self) -> Placement {
+        self.placement
     }
 
     /// Registers with the loop's poller.

@@ -275,6 +275,12 @@ impl DriverQueue {
         self.free.is_empty()
     }
 
+    /// The used index as far as [`DriverQueue::used`] has come.
+    #[must_use]
+    pub fn used_index(&self) -> u16 {
+        self.seen_used
+    }
+
     /// Takes the next chain that came back.
     ///
     /// # Panics
@@ -365,7 +371,7 @@ impl Bench {
             Activation { features, memory: self.memory.clone(), queues, interrupt: self.interrupt.clone() };
         let worker = device.activate(activation).expect("the device starts");
         let (interrupt, home) = (self.interrupt.clone(), self.home.clone());
-        self.workers.control().start(Running::new(SLOT, device.blocks(), worker, interrupt, home));
+        self.workers.control().start(Running::new(SLOT, device.placement(), worker, interrupt, home));
         self.turn();
     }
 

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use nelly_disk::{Disk, SECTOR};
 
 use self::request::Requests;
-use super::device::{ActivateError, Activation, Device, DeviceFault, Registrar, Returned, Worker};
+use super::device::{ActivateError, Activation, Device, DeviceFault, Placement, Registrar, Returned, Worker};
 use super::interrupt::Interrupt;
 use super::queue::Queue;
 use super::spec::id;
@@ -139,8 +139,8 @@ impl Device for Block {
         super::device::read_bytes(&self.config, offset, data);
     }
 
-    fn blocks(&self) -> bool {
-        true
+    fn placement(&self) -> Placement {
+        Placement::OwnThread
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {

@@ -355,10 +355,10 @@ impl Transport {
         match device.activate(activation) {
             Ok(worker) => {
                 let home = ReturnBox::default();
-                let blocks = device.blocks();
+                let placement = device.placement();
                 self.host.start(Running::new(
                     self.slot,
-                    blocks,
+                    placement,
                     worker,
                     self.interrupt.clone(),
                     home.clone(),
