@@ -63,7 +63,7 @@ pub fn chains(data: &[u8]) -> usize {
         writer.write_all(&pattern).expect("what a chain has room for can be written");
         let written = writer.written();
         let _ = queue.push_used(&memory, &chain, written);
-        let _ = queue.needs_interrupt(&memory);
+        let _ = queue.publish(&memory);
         if skew & 1 != 0 {
             let _ = queue.enable_notifications(&memory);
         }

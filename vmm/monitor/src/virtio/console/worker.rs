@@ -100,8 +100,16 @@ impl ConsoleWorker {
         }
     }
 
-    /// Moves input into the guest's buffers, as far as both reach.
+    /// Moves input into the guest's buffers, as far as both reach; what arrived is published as one batch.
     fn receive(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let received = self.receive_round(registrar);
+        self.receive.signal(&self.memory, &self.interrupt)?;
+        // The round is full and both sides may have more; without input nobody needs to look.
+        if received? && self.input.is_some() { Ok(self.receive.doorbell().notify()?) } else { Ok(()) }
+    }
+
+    /// Whether more may wait.
+    fn receive_round(&mut self, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
         self.receive.disable_notifications(&self.memory)?;
         for _ in 0..ROUND {
             let Some(input) = &mut self.input else { break };
@@ -110,14 +118,14 @@ impl ConsoleWorker {
                 if self.receive.enable_notifications(&self.memory)? {
                     continue;
                 }
-                return self.receive.signal(&self.memory, &self.interrupt);
+                return Ok(false);
             };
             match read(input, &self.memory, &chain)? {
                 Moved::All(bytes) => self.receive.push_used(&self.memory, &chain, bytes)?,
                 Moved::Blocked => {
                     self.receive.unpop(chain);
                     input.watch(INPUT, Interest::READ, registrar)?;
-                    return self.receive.signal(&self.memory, &self.interrupt);
+                    return Ok(false);
                 }
                 Moved::Ended => {
                     self.receive.unpop(chain);
@@ -126,13 +134,18 @@ impl ConsoleWorker {
                 }
             }
         }
-        self.receive.signal(&self.memory, &self.interrupt)?;
-        // The round is full and both sides may have more; without input nobody needs to look.
-        if self.input.is_some() { Ok(self.receive.doorbell().notify()?) } else { Ok(()) }
+        Ok(true)
     }
 
-    /// Moves the guest's output on, as far as the stream takes it.
+    /// Moves the guest's output on, as far as the stream takes it; what was taken is published as one batch.
     fn transmit(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let transmitted = self.transmit_round(registrar);
+        self.transmit.signal(&self.memory, &self.interrupt)?;
+        if transmitted? { Ok(self.transmit.doorbell().notify()?) } else { Ok(()) }
+    }
+
+    /// Whether more may wait.
+    fn transmit_round(&mut self, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
         self.transmit.disable_notifications(&self.memory)?;
         for _ in 0..ROUND {
             let next = match self.waiting.take() {
@@ -140,11 +153,12 @@ impl ConsoleWorker {
                 None => self.transmit.pop(&self.memory)?,
             };
             let Some(chain) = next else {
+                // The driver may wait for what it has sent, and ring for no more before it has it.
                 self.transmit.signal(&self.memory, &self.interrupt)?;
                 if self.transmit.enable_notifications(&self.memory)? {
                     continue;
                 }
-                return Ok(());
+                return Ok(false);
             };
             let moved = match &mut self.output {
                 Some(output) => write(output, &self.memory, &chain, &mut self.progress)?,
@@ -157,11 +171,10 @@ impl ConsoleWorker {
                 }
                 Moved::Blocked => {
                     self.waiting = Some(chain);
-                    self.transmit.signal(&self.memory, &self.interrupt)?;
                     if let Some(output) = &mut self.output {
                         output.watch(OUTPUT, Interest::WRITE, registrar)?;
                     }
-                    return Ok(());
+                    return Ok(false);
                 }
                 Moved::Ended => {
                     self.waiting = Some(chain);
@@ -171,8 +184,7 @@ impl ConsoleWorker {
                 }
             }
         }
-        self.transmit.signal(&self.memory, &self.interrupt)?;
-        Ok(self.transmit.doorbell().notify()?)
+        Ok(true)
     }
 }
 

@@ -25,7 +25,7 @@ use super::tally::QueueTally;
 use crate::memory::Memory;
 use crate::sys::Notifier;
 
-/// Chains that are served before the driver hears of the first: an interrupt costs it two exits.
+/// Chains that are served before the driver hears of the first, as one batch: an interrupt costs it two exits.
 const SIGNAL_EVERY: u16 = 16;
 
 /// Bytes after which a worker's turn ends: what may stop or pause it is looked at between turns.
@@ -66,8 +66,8 @@ pub struct Queue {
     event_idx: bool,
     next_available: Wrapping<u16>,
     next_used: Wrapping<u16>,
-    /// `next_used` when the driver was last told (or found not to want to be).
-    signalled_used: Wrapping<u16>,
+    /// `next_used` as the driver sees it: what lies behind is filled in and not published yet.
+    published: Wrapping<u16>,
     doorbell: Arc<Notifier>,
     tally: Arc<QueueTally>,
 }
@@ -82,7 +82,7 @@ impl Queue {
             event_idx: features & feature::EVENT_IDX != 0,
             next_available: Wrapping(0),
             next_used: Wrapping(0),
-            signalled_used: Wrapping(0),
+            published: Wrapping(0),
             doorbell,
             tally: Arc::default(),
         }
@@ -138,7 +138,8 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Gives a chain back with `written` bytes in its writable segments. Ask [`Queue::signal`] afterwards, once for several.
+    /// Fills in the next element of the used ring (2.7.8): a chain is done, with `written` bytes in its writable segments. The driver
+    /// sees it after [`Queue::publish`] or [`Queue::signal`], which a worker calls once for a batch, at the latest before its turn ends.
     pub fn push_used(
         &mut self,
         memory: &Memory,
@@ -152,18 +153,20 @@ impl Queue {
         store(memory, element + 4, written)?;
         self.next_used += 1;
         self.tally.given(self.next_used.0);
-        // The element must be visible before the index that announces it.
-        store(memory, self.rings.used + 2, self.next_used.0)
+        Ok(())
     }
 
-    /// Whether the driver wants an interrupt for what was pushed since the last time this was asked (2.7.7).
-    pub fn needs_interrupt(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
-        if self.next_used == self.signalled_used {
+    /// Makes all that was pushed since the last time visible by one write of the used index (2.7.8.2), and says whether the driver wants
+    /// an interrupt for it (2.7.7): with event indices, whether its `used_event` is among the indices that this write passed.
+    pub fn publish(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
+        if self.next_used == self.published {
             return Ok(false);
         }
+        // The elements must be visible before the index that announces them: it is a release store.
+        store(memory, self.rings.used + 2, self.next_used.0)?;
         // Our index store comes before the load of the driver's wish; the driver orders them the other way round.
         fence(Ordering::SeqCst);
-        let before = std::mem::replace(&mut self.signalled_used, self.next_used);
+        let before = std::mem::replace(&mut self.published, self.next_used);
         if self.event_idx {
             let event: u16 = load(memory, self.rings.available + 4 + 2 * u64::from(self.rings.size))?;
             return Ok((self.next_used - Wrapping(event) - Wrapping(1)).0 < (self.next_used - before).0);
@@ -172,9 +175,9 @@ impl Queue {
         Ok(flags & AVAIL_NO_INTERRUPT == 0)
     }
 
-    /// Interrupts the driver if it wants that.
+    /// Publishes a batch and interrupts the driver if it wants that.
     pub fn signal(&mut self, memory: &Memory, interrupt: &Interrupt) -> Result<(), DeviceFault> {
-        if self.needs_interrupt(memory)? {
+        if self.publish(memory)? {
             interrupt.used()?;
         }
         Ok(())
@@ -187,18 +190,28 @@ impl Queue {
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
+        serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
     ) -> Result<(), DeviceFault> {
         self.doorbell.consume()?;
+        let served = self.serve_turn(memory, interrupt, serve);
+        // What was done before a fault was done.
+        self.signal(memory, interrupt)?;
+        if served? { Ok(self.doorbell.notify()?) } else { Ok(()) }
+    }
+
+    /// Whether more may wait.
+    fn serve_turn(
+        &mut self,
+        memory: &Memory,
+        interrupt: &Interrupt,
+        mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
+    ) -> Result<bool, DeviceFault> {
         self.disable_notifications(memory)?;
         let mut moved_in_turn = 0;
         for served in 0..self.rings.size {
             let Some(chain) = self.pop(memory)? else {
                 self.signal(memory, interrupt)?;
-                if self.enable_notifications(memory)? {
-                    break;
-                }
-                return Ok(());
+                return Ok(self.enable_notifications(memory)?);
             };
             let Served { written, moved } = serve(&chain)?;
             self.push_used(memory, &chain, written)?;
@@ -210,8 +223,7 @@ impl Queue {
                 self.signal(memory, interrupt)?;
             }
         }
-        self.signal(memory, interrupt)?;
-        Ok(self.doorbell.notify()?)
+        Ok(true)
     }
 
     /// Asks the driver to ring for the next chain; `true` when one came in the meantime: then look again instead of waiting.

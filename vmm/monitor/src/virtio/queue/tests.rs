@@ -40,6 +40,7 @@ fn a_chain_is_read_written_and_given_back() {
         assert_eq!((writer.written(), writer.left()), (5, 3));
         assert_eq!(writer.write(b"r to much").unwrap(), 3);
         queue.push_used(&memory, &chain, 8).unwrap();
+        queue.publish(&memory).unwrap();
         let used = driver.used().unwrap();
         assert_eq!((used.head, used.len, &used.data[..]), (head, 8, &b"answer t"[..]));
         assert!(queue.pop(&memory).unwrap().is_none());
@@ -64,6 +65,7 @@ fn indices_wrap() {
         let chain = queue.pop(&memory).unwrap().unwrap();
         assert_eq!(u32::from_le(chain.reader(&memory).read_obj().unwrap()), round);
         queue.push_used(&memory, &chain, 0).unwrap();
+        queue.publish(&memory).unwrap();
         driver.used().unwrap();
     }
 }
@@ -249,8 +251,8 @@ fn interrupts_follow_the_drivers_wish() {
         driver.add(&[Part::Write(1)]);
         let chain = queue.pop(&memory).unwrap().unwrap();
         queue.push_used(&memory, &chain, 0).unwrap();
-        let wanted = queue.needs_interrupt(&memory).unwrap();
-        assert!(!queue.needs_interrupt(&memory).unwrap(), "asked twice, told once");
+        let wanted = queue.publish(&memory).unwrap();
+        assert!(!queue.publish(&memory).unwrap(), "asked twice, told once");
         driver.used().unwrap();
         wanted
     };
@@ -269,11 +271,49 @@ fn interrupts_follow_the_drivers_wish() {
             driver.add(&[Part::Write(1)]);
             let chain = queue.pop(&memory).unwrap().unwrap();
             queue.push_used(&memory, &chain, 0).unwrap();
+            let wanted = queue.publish(&memory).unwrap();
             driver.used().unwrap();
-            queue.needs_interrupt(&memory).unwrap()
+            wanted
         })
         .collect();
     assert_eq!(told, [false, false, true, false, false]);
+}
+
+#[test]
+fn a_batch_is_seen_all_at_once() {
+    for features in [0, feature::EVENT_IDX] {
+        let (memory, mut driver, mut queue) = pair(8, features);
+        for batch in [1, 3, 8, 5] {
+            let heads: Vec<u16> = (0..batch).map(|_| driver.add(&[Part::Write(4)])).collect();
+            let event = driver.used_index();
+            driver.set_used_event(event);
+            for head in &heads {
+                let chain = queue.pop(&memory).unwrap().unwrap();
+                assert_eq!(chain.head(), *head);
+                queue.push_used(&memory, &chain, 4).unwrap();
+                assert!(driver.used().is_none(), "the index was not written yet");
+            }
+            assert!(queue.publish(&memory).unwrap(), "one interrupt for all of them");
+            assert!(!queue.publish(&memory).unwrap());
+            let seen: Vec<u16> = std::iter::from_fn(|| driver.used()).map(|used| used.head).collect();
+            assert_eq!(seen, heads);
+        }
+    }
+}
+
+/// What was served before a chain that breaks the device reaches the driver.
+#[test]
+fn chains_before_a_fault_are_published() {
+    let (memory, mut driver, mut queue) = pair(8, 0);
+    let line = Arc::new(CountingLine::default());
+    let interrupt = Interrupt::new(line.clone());
+    for _ in 0..3 {
+        driver.add(&[Part::Write(4)]);
+    }
+    driver.offer(8);
+    queue.serve(&memory, &interrupt, |_| Ok(Served::from(4))).unwrap_err();
+    assert_eq!(std::iter::from_fn(|| driver.used()).count(), 3);
+    assert_eq!(line.take(), 1);
 }
 
 #[test]
@@ -399,6 +439,36 @@ proptest! {
         }
     }
 
+    /// A batch is interrupted for if and only if one of its chains alone would have been.
+    #[test]
+    fn a_batch_interrupts_as_its_chains_would(
+        batches in prop::collection::vec((1..=8_u16, any::<u16>(), 0..16_u16), 1..40),
+        start in any::<u16>(),
+    ) {
+        let (memory, mut driver, mut queue) = pair(8, feature::EVENT_IDX);
+        // The index may wrap anywhere.
+        for _ in 0..start % 512 {
+            driver.add(&[Part::Write(1)]);
+            let chain = queue.pop(&memory).unwrap().unwrap();
+            queue.push_used(&memory, &chain, 0).unwrap();
+            queue.publish(&memory).unwrap();
+            driver.used().unwrap();
+        }
+        for (len, far, near) in batches {
+            let before = driver.used_index();
+            let event = if far % 2 == 0 { far } else { before.wrapping_add(near).wrapping_sub(4) };
+            driver.set_used_event(event);
+            for _ in 0..len {
+                driver.add(&[Part::Write(1)]);
+                let chain = queue.pop(&memory).unwrap().unwrap();
+                queue.push_used(&memory, &chain, 0).unwrap();
+            }
+            let alone = (0..len).any(|n| before.wrapping_add(n) == event);
+            prop_assert_eq!(queue.publish(&memory).unwrap(), alone);
+            prop_assert_eq!(std::iter::from_fn(|| driver.used()).count(), usize::from(len));
+        }
+    }
+
     /// However reads are cut, the bytes are those of the segments in order.
     #[test]
     fn cursors_cut_anywhere(
@@ -421,6 +491,7 @@ proptest! {
         }
         prop_assert_eq!(&seen, &all);
         queue.push_used(&memory, &chain, writer.written()).unwrap();
+        queue.publish(&memory).unwrap();
         prop_assert_eq!(driver.used().unwrap().data, all);
     }
 

@@ -112,7 +112,15 @@ impl VsockWorker {
         event.signal(&self.memory, &self.interrupt)
     }
 
+    /// Ends a turn: what it moved is published, one batch a queue.
     fn settle(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let spoken = self.speak_and_hear(registrar);
+        self.tx.signal(&self.memory, &self.interrupt)?;
+        self.rx.signal(&self.memory, &self.interrupt)?;
+        spoken
+    }
+
+    fn speak_and_hear(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         self.speak()?;
         if self.choked && !self.muxer.is_choked() {
             self.hear()?;
@@ -127,8 +135,7 @@ impl VsockWorker {
             let fault = DeviceFault::Protocol("a packet or buffer of the socket device is not as it must be");
             self.interrupt.tally().fault(&fault);
         }
-        self.tx.signal(&self.memory, &self.interrupt)?;
-        self.rx.signal(&self.memory, &self.interrupt)
+        Ok(())
     }
 }
 
