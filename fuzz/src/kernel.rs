@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 
 use nelly_disk::FileReader;
-use nelly_vmm::arch::BootState;
+use nelly_vmm::arch::{BootState, x86_64};
 use nelly_vmm::boot::testing::{self, Segment};
 use nelly_vmm::boot::{self, Image, Request, Transport};
 use nelly_vmm::config::{BootProtocol, Platform};
@@ -35,14 +35,13 @@ pub fn accepts(data: &[u8]) -> bool {
         initrd: (choice & 8 != 0).then_some(Image { name: "initrd", bytes: &file }),
         command_line: "quiet",
         cpus: 1 + u32::from(choice >> 4),
-        transports: &[Transport { address: 0xd000_0000, gsi: 5 }],
+        transports: &[Transport { address: 0xd000_0000, line: x86_64::line(5).expect("a pin") }],
         platform: Platform::Auto,
         protocol: [BootProtocol::Auto, BootProtocol::Elf64, BootProtocol::Pvh, BootProtocol::Bzimage]
             [usize::from(choice & 3)],
-        legacy_pic: false,
         seed: None,
     };
-    let Ok(loaded) = boot::load(&ram, &request) else { return false };
+    let Ok(loaded) = boot::x86::load(&ram, &request) else { return false };
     let (start, end) = loaded.kernel;
     assert!((1 << 20) <= start && start < end && end <= RAM, "{loaded:?}");
     let BootState::X86(state) = loaded.state else { panic!("{loaded:?}") };

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nelly_disk::{FileReader, RawDisk};
-use nelly_vmm::arch::Nested;
-use nelly_vmm::arch::x86_64::layout;
+use nelly_vmm::arch::x86_64::{self, layout};
+use nelly_vmm::arch::{Address, Nested};
 use nelly_vmm::boot::{self, Image, Request};
 use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
-use nelly_vmm::hv::{self, DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
+use nelly_vmm::hv::{self, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
@@ -63,21 +63,21 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let (mut bus, mut slots, mut announced) = (Bus::new(), Vec::new(), Vec::new());
     for (n, device) in (0u16..).zip(devices(tempfile::tempfile().unwrap(), &console)) {
         let address = layout::VIRTIO_MMIO + u64::from(n) * layout::VIRTIO_STRIDE;
-        let gsi = layout::VIRTIO_GSI + u32::from(n);
-        let mut mmio = workers.slot(n, ram.memory(), vm.irq_line(gsi).unwrap());
+        let line = x86_64::line(layout::VIRTIO_LINE + u32::from(n)).unwrap();
+        let mut mmio = workers.slot(n, ram.memory(), vm.irq_line(line).unwrap());
         if let Some(device) = device {
             mmio.0.attach(device).unwrap();
         }
         for (offset, value, bell) in mmio.doorbells().filter(|_| shortcut) {
-            assert!(vm.offer_doorbell(DoorbellAddress::Mmio(address + offset), value, 4, bell));
+            assert!(vm.offer_doorbell(Address::Memory(address + offset), value, 4, bell));
         }
         let mmio = Arc::new(Mutex::new(mmio));
         slots.push(mmio.clone());
         bus.insert(address, layout::VIRTIO_STRIDE, mmio).unwrap();
-        announced.push(boot::Transport { address, gsi });
+        announced.push(boot::Transport { address, line });
     }
     let kernel = FileReader::new(File::open(elf).unwrap()).unwrap();
-    let loaded = boot::load(
+    let loaded = boot::x86::load(
         &ram,
         &Request {
             kernel: Image { name: "hostile", bytes: &kernel },
@@ -87,7 +87,6 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
             transports: &announced,
             platform: Platform::Mptable,
             protocol: BootProtocol::Elf64,
-            legacy_pic: false,
             seed: None,
         },
     )
@@ -96,22 +95,23 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     workers.beside(|| {
         let mut vcpu = vm.create_vcpu(0, 1).unwrap();
         vcpu.load(&loaded.state).unwrap();
+        vm.seal().unwrap();
         let start = Instant::now();
         loop {
             exits += 1;
             match vcpu.run().unwrap() {
-                Exit::MmioRead { address, data } => bus.read(address, data),
-                Exit::MmioWrite { address, data } => {
+                Exit::Read { address: Address::Memory(address), data, .. } => bus.read(address, data),
+                Exit::Write { address: Address::Memory(address), data, .. } => {
                     while bus.write(address, data) == Effect::Again {
                         std::thread::yield_now();
                     }
                 }
-                Exit::PioRead { data, .. } => data.fill(0x60),
-                Exit::PioWrite { port: layout::COM1, data, .. } => {
+                Exit::Read { data, .. } => data.fill(0x60),
+                Exit::Write { address: Address::Port(layout::COM1), data, .. } => {
                     text.extend(data.iter().map(|&byte| char::from(byte)))
                 }
-                Exit::PioWrite { port: 0x64, .. } => break,
-                Exit::PioWrite { .. } => {}
+                Exit::Write { address: Address::Port(0x64), .. } => break,
+                Exit::Write { .. } => {}
                 other => {
                     text.push_str(&format!("\n(the machine ended: {other:?})"));
                     break;

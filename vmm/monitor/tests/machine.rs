@@ -105,7 +105,7 @@ fn ends(place: &Place) {
         let outcome = machine.wait();
         assert_eq!(outcome.reason, reason, "{place:?} {text:?}");
         assert_eq!(fs::read_to_string(log.path()).unwrap(), text);
-        let exits = usize::try_from(outcome.exits.pio_write).unwrap();
+        let exits = usize::try_from(outcome.exits.port_write).unwrap();
         assert_eq!(exits, text.len() + usize::from(!code.ends_with(&[TRIPLE]) && !code.ends_with(&[HALT])));
     }
     let machine = start(place, &[&say("x"), RESET], |config| config.on_reset = OnReset::Reboot);
@@ -194,7 +194,7 @@ fn floods(place: &Place) {
         (machine, reader)
     };
     let (machine, reader) = flood(None);
-    let written = || machine.inspect().unwrap().vcpus.into_iter().map(|exits| exits.pio_write);
+    let written = || machine.inspect().unwrap().vcpus.into_iter().map(|exits| exits.port_write);
     for _ in 0..3 {
         let (before, until) = (written(), Instant::now() + Duration::from_secs(60));
         let more: Vec<_> = before.map(|count| count + 1000).collect();

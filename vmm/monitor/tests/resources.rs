@@ -3,12 +3,13 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nelly_vmm::arch::x86_64::{self, EntryMode, layout};
-use nelly_vmm::arch::{BootState, Nested};
-use nelly_vmm::hv::{DoorbellAddress, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm, kvm};
+use nelly_vmm::arch::{Address, BootState, Nested};
+use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Vcpu, Vm, kvm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::sys::Notifier;
 use vm_memory::{Bytes, GuestAddress};
@@ -48,8 +49,8 @@ fn live_and_die(legacy_timer: bool) {
     ram.slots().iter().for_each(|slot| vm.map(slot).unwrap());
     vm.create_irqchip(IrqchipPlan { vcpus: 2, legacy_timer, lines: 24 }).unwrap();
     let bell = Notifier::new().unwrap();
-    assert!(vm.offer_doorbell(DoorbellAddress::Mmio(layout::VIRTIO_MMIO + 0x50), 1, 4, &bell));
-    let line = vm.irq_line(5).unwrap();
+    assert!(vm.offer_doorbell(Address::Memory(layout::VIRTIO_MMIO + 0x50), 1, 4, &bell));
+    let line = vm.irq_line(x86_64::line(5).unwrap()).unwrap();
     line.pulse().unwrap();
     let memory = ram.memory().clone();
     // out 1, al; jmp $
@@ -64,16 +65,22 @@ fn live_and_die(legacy_timer: bool) {
         gdt_base: layout::GDT,
         gdt_limit: 39,
     };
-    let ended = AtomicBool::new(false);
+    let (ended, made) = (AtomicBool::new(false), Barrier::new(2));
     std::thread::scope(|scope| {
         let (send, kickers) = std::sync::mpsc::channel();
         for index in 0..2 {
-            let (vm, ended, send) = (&vm, &ended, send.clone());
+            let (vm, ended, made, send) = (&vm, &ended, &made, send.clone());
             scope.spawn(move || {
                 let mut vcpu = vm.create_vcpu(index, 2).unwrap();
                 if index == 0 {
                     vcpu.load(&BootState::X86(state)).unwrap();
-                    assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { port: 1, .. }));
+                }
+                if made.wait().is_leader() {
+                    vm.seal().unwrap();
+                }
+                made.wait();
+                if index == 0 {
+                    assert!(matches!(vcpu.run().unwrap(), Exit::Write { address: Address::Port(1), .. }));
                 }
                 send.send(vcpu.kicker()).unwrap();
                 while !ended.load(Ordering::SeqCst) {

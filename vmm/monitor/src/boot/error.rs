@@ -113,15 +113,24 @@ impl BootError {
         Self::Unfit { file: file.to_owned(), why: why.into() }
     }
 
-    /// None of the known formats.
-    pub(super) fn unknown_format(file: &str) -> Self {
-        let formats = "neither ELF nor bzImage, nor one of these compressed by gzip, zstd, lz4 or xz";
-        Self::unfit(file, format!("is not a kernel: {formats}"))
+    /// A kernel for another processor than this machine's, which is `ours`.
+    pub(super) fn wrong_machine(file: &str, machine: &str, ours: &str) -> Self {
+        Self::unfit(file, format!("is a kernel for {machine}; this machine is {ours}"))
     }
 
-    /// A kernel for another processor.
-    pub(super) fn wrong_machine(file: &str, machine: &str) -> Self {
-        Self::unfit(file, format!("is a kernel for {machine}; this machine is x86-64"))
+    /// An initrd of `len` bytes that no memory helps.
+    pub(super) fn initrd_unplaceable(file: &str, len: u64, limit: u64) -> Self {
+        let why = format!("is an initrd of {len} bytes, more than this kernel can be given below {limit:#x}");
+        Self::Unplaceable { file: file.to_owned(), why }
+    }
+
+    /// An initrd of `len` bytes for which `memory` bytes are too few; with `needs` it would fit.
+    pub(super) fn initrd_too_large(file: &str, len: u64, memory: u64, needs: u64) -> Self {
+        let memory = memory >> 20;
+        let what = format!(
+            "is an initrd of {len} bytes, which does not fit beside the kernel in the machine's {memory} MiB"
+        );
+        Self::TooLittleMemory { file: file.to_owned(), what, needs: needs.div_ceil(1 << 20) }
     }
 
     /// A header contradicts itself.

@@ -125,6 +125,18 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     image
 }
 
+/// Linux's Image for arm64 that wants to lie `text_offset` bytes behind a multiple of 2 MiB and takes `image_size` bytes there.
+#[must_use]
+pub fn arm64_image(text_offset: u64, image_size: u64, code: &[u8]) -> Vec<u8> {
+    let mut image = vec![0; 64];
+    for (at, value) in [(8, text_offset), (16, image_size), (24, 0b1010)] {
+        image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    image[56..60].copy_from_slice(b"ARM\x64");
+    image.extend_from_slice(code);
+    image
+}
+
 /// Packs `bytes` as `gzip` would.
 #[must_use]
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {

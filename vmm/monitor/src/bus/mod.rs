@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::arch::Address;
+
 /// What an access asks of the machine. Devices never call upward: they return this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[must_use]
@@ -18,7 +20,7 @@ pub enum Effect {
     Again,
 }
 
-/// A device on the port I/O or MMIO bus. `offset` counts from the start of the device's range.
+/// A device on a bus, of memory or of ports. `offset` counts from the start of the device's range.
 ///
 /// An access never blocks, whatever the guest writes: a device that is not ready says [`Effect::Again`]. Widths are 1, 2, 4 or 8 bytes and the bus has checked that
 /// `offset + data.len()` lies within the range.
@@ -63,6 +65,44 @@ pub struct Bus {
     ranges: Vec<Range>,
     /// Accesses that no device claims.
     unclaimed: AtomicU64,
+}
+
+/// The buses of a machine: one for each kind of address.
+#[derive(Default)]
+pub struct Buses {
+    /// What no memory backs.
+    pub memory: Bus,
+    /// Ports, where the architecture has such.
+    pub ports: Bus,
+}
+
+impl Buses {
+    /// Puts a device at `len` addresses from `base`.
+    ///
+    /// # Errors
+    /// As of [`Bus::insert`].
+    pub fn insert(&mut self, base: Address, len: u64, device: SharedDevice) -> Result<(), BusError> {
+        match base {
+            Address::Memory(base) => self.memory.insert(base, len, device),
+            Address::Port(base) => self.ports.insert(base.into(), len, device),
+        }
+    }
+
+    /// Reads, see [`Bus::read`].
+    pub fn read(&self, address: Address, data: &mut [u8]) {
+        match address {
+            Address::Memory(address) => self.memory.read(address, data),
+            Address::Port(port) => self.ports.read(port.into(), data),
+        }
+    }
+
+    /// Writes, see [`Bus::write`].
+    pub fn write(&self, address: Address, data: &[u8]) -> Effect {
+        match address {
+            Address::Memory(address) => self.memory.write(address, data),
+            Address::Port(port) => self.ports.write(port.into(), data),
+        }
+    }
 }
 
 struct Range {
@@ -196,6 +236,26 @@ mod tests {
             assert_eq!(bus.write(address, &data), effect, "{address:#x} {width}");
         }
         assert_eq!(low.lock().unwrap().1, Some((7, 1)));
+    }
+
+    #[test]
+    fn ports_are_no_memory() {
+        let mut buses = Buses::default();
+        buses.insert(Address::Memory(0x60), 1, marked(1)).unwrap();
+        buses.insert(Address::Port(0x60), 1, marked(2)).unwrap();
+        for (address, mark) in [
+            (Address::Memory(0x60), 1),
+            (Address::Port(0x60), 2),
+            (Address::Memory(0x61), 0xff),
+            (Address::Port(0x61), 0xff),
+        ] {
+            let mut data = [0];
+            buses.read(address, &mut data);
+            assert_eq!(data, [mark], "{address:?}");
+            let effect = if mark == 0xff { Effect::None } else { Effect::Reset };
+            assert_eq!(buses.write(address, &data), effect, "{address:?}");
+        }
+        assert_eq!((buses.memory.unclaimed(), buses.ports.unclaimed()), (2, 2));
     }
 
     #[test]

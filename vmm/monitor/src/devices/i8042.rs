@@ -3,7 +3,7 @@
 use crate::bus::{BusDevice, Effect};
 
 /// First port: data. The status and command port is 4 above.
-pub const PORT: u64 = 0x60;
+pub const PORT: u16 = 0x60;
 /// Ports from the first to the last.
 pub const PORTS: u64 = 5;
 
@@ -129,14 +129,14 @@ impl BusDevice for I8042 {
 mod tests {
     use super::*;
 
-    fn get(device: &mut I8042, port: u64) -> u8 {
+    fn get(device: &mut I8042, port: u16) -> u8 {
         let mut data = [0];
-        device.read(port - PORT, &mut data);
+        device.read(u64::from(port - PORT), &mut data);
         data[0]
     }
 
-    fn put(device: &mut I8042, port: u64, value: u8) -> Effect {
-        device.write(port - PORT, &[value])
+    fn put(device: &mut I8042, port: u16, value: u8) -> Effect {
+        device.write(u64::from(port - PORT), &[value])
     }
 
     #[test]

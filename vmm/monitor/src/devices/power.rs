@@ -6,9 +6,9 @@ use crate::bus::{BusDevice, Effect};
 /// Ports of [`AcpiPower`], from the sleep control register on.
 pub const ACPI_PORTS: u64 = 3;
 /// The chipset's reset control register.
-pub const RESET_CONTROL: u64 = 0xcf9;
+pub const RESET_CONTROL: u16 = 0xcf9;
 /// System control port A.
-pub const SYSTEM_CONTROL_A: u64 = 0x92;
+pub const SYSTEM_CONTROL_A: u16 = 0x92;
 
 /// Sleep enable, in the sleep control register (ACPI 6.5, table 4.20).
 const SLEEP_ENABLE: u8 = 0x20;

@@ -5,7 +5,7 @@ use crate::bus::{BusDevice, Effect};
 use crate::sys::fits;
 
 /// First port.
-pub const PORT: u64 = 0x70;
+pub const PORT: u16 = 0x70;
 /// Ports: index and data.
 pub const PORTS: u64 = 2;
 

@@ -1,22 +1,22 @@
 //! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or Hypervisor.framework.
 //!
 //! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created
-//! on the thread that runs it (Hypervisor.framework demands it). A `map` after `create_irqchip` is refused: on Linux it waits for an
-//! RCU grace period, some milliseconds each, and nothing needs it. Memory that a guest gets later lies in a slot that it had from the start.
+//! on the thread that runs it (Hypervisor.framework demands it), then `seal`, and only then the first `run`. A `map` after
+//! `create_irqchip` is refused: on Linux it waits for an RCU grace period, some milliseconds each, and nothing needs it. Memory that a
+//! guest gets later lies in a slot that it had from the start.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod hvf;
 #[cfg(target_os = "linux")]
 pub mod kvm;
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 mod never;
 pub mod probe;
 
 use std::io;
 use std::sync::Arc;
 
-use crate::arch::{BootState, Nested};
+use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
@@ -42,15 +42,6 @@ pub type Native = kvm::Kvm;
 #[cfg(not(target_os = "linux"))]
 pub type Native = hvf::Hvf;
 
-/// An address the guest writes to notify a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DoorbellAddress {
-    /// Port I/O (x86 only).
-    Pio(u16),
-    /// Guest physical.
-    Mmio(u64),
-}
-
 /// One interrupt line of the machine, from a device to the interrupt controller.
 ///
 /// Cheap to call from any thread; a call is at most two system calls and never blocks. It keeps the machine it belongs to.
@@ -70,10 +61,10 @@ pub type SharedLine = Arc<dyn IrqLine>;
 pub struct IrqchipPlan {
     /// vCPUs that will be created, 1 to 255.
     pub vcpus: u8,
-    /// A programmable interval timer and the PIC, for kernels that calibrate by them (x86). Without them a start and above all an
-    /// end are faster.
+    /// A timer and a controller of old, where the architecture has such, for kernels that calibrate by them. Without them a start and
+    /// above all an end are faster.
     pub legacy_timer: bool,
-    /// Lines that devices use, from 0 on (x86: 1 to 24). A machine without a legacy timer has no others, which a guest need not set up.
+    /// Lines that devices use, from 0 on, at least one. A machine without a legacy timer has no others, which a guest need not set up.
     pub lines: u32,
 }
 
@@ -89,15 +80,19 @@ pub trait Vm: Send + Sync + 'static {
     /// Creates the interrupt controllers. Once, after every `map`.
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError>;
 
-    /// The line of a global system interrupt.
-    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError>;
+    /// The line of this number.
+    fn irq_line(&self, line: InterruptLine) -> Result<SharedLine, HvError>;
 
     /// Offers that writes of `value` (`width` bytes: 2 or 4; 0 = any value) to `address` go straight to `notifier`.
     /// `false` means that the hypervisor cannot, and the write arrives as an exit: both must work.
-    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool;
+    fn offer_doorbell(&self, address: Address, value: u32, width: u8, notifier: &Notifier) -> bool;
 
     /// Creates vCPU `index` of `count`, on the calling thread, which must be the one that runs it.
     fn create_vcpu(&self, index: u32, count: u32) -> Result<Self::Vcpu, HvError>;
+
+    /// The machine is whole: every slot is mapped, every line was asked for and every vCPU exists. Once, before the first vCPU runs; what
+    /// comes after it is doorbells alone. Some controllers can be initialised no sooner.
+    fn seal(&self) -> Result<(), HvError>;
 }
 
 /// A virtual CPU. Not `Send`: it lives and dies on its thread. It keeps its machine.
@@ -114,7 +109,7 @@ pub trait Vcpu {
     /// and completed in turn.
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
 
-    /// Reads the guest's counter (x86: the TSC) beside the host's clock, on the vCPU's thread and out of the guest. `None` where the
+    /// Reads the guest's counter beside the host's clock, on the vCPU's thread and out of the guest. `None` where the
     /// hypervisor cannot tell.
     fn counter(&mut self) -> Option<GuestCounter> {
         None
@@ -139,34 +134,21 @@ pub trait Kicker: Send + Sync {
 /// Why a vCPU came back. Data slices borrow from the vCPU: a read is answered by filling them before the next `run`.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// Read of guest physical memory that no slot backs.
-    MmioRead {
-        /// Guest physical address.
-        address: u64,
-        /// To be filled, 1 to 8 bytes.
-        data: &'a mut [u8],
-    },
-    /// Write to guest physical memory that no slot backs.
-    MmioWrite {
-        /// Guest physical address.
-        address: u64,
-        /// What was written, 1 to 8 bytes.
-        data: &'a [u8],
-    },
-    /// `in` from a port; `data` holds one access, or several of a string instruction (`width` bytes each).
-    PioRead {
-        /// The port.
-        port: u16,
-        /// Bytes of one access: 1, 2 or 4.
+    /// Read of guest physical memory that no slot backs, or of a port; `data` holds one access, or several of an instruction that reads a
+    /// port again and again (`width` bytes each).
+    Read {
+        /// Where.
+        address: Address,
+        /// Bytes of one access: 1 to 8 in memory, 1, 2 or 4 of a port.
         width: u8,
         /// To be filled.
         data: &'a mut [u8],
     },
-    /// `out` to a port.
-    PioWrite {
-        /// The port.
-        port: u16,
-        /// Bytes of one access: 1, 2 or 4.
+    /// Write there.
+    Write {
+        /// Where.
+        address: Address,
+        /// Bytes of one access.
         width: u8,
         /// What was written.
         data: &'a [u8],

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Exit, HvError, Hypervisor, Kicker, Vcpu, Vm};
 use crate::arch::x86_64::{self, EntryMode, descriptor_table, layout};
-use crate::arch::{BootState, Nested};
+use crate::arch::{Address, BootState, Nested};
 use crate::memory::{Backing, MemoryError, Slot, view};
 
 /// How long one guest may take. Hardware takes microseconds.
@@ -88,6 +88,7 @@ fn trouble<H: Hypervisor>(hypervisor: &H, code: &[u8]) -> Result<Option<String>,
         gdt_base: layout::GDT,
         gdt_limit: 39,
     }))?;
+    vm.seal()?;
     let exit = bounded(&mut vcpu)?;
     Ok(match exit {
         Said::Word => None,
@@ -111,7 +112,7 @@ fn bounded<V: Vcpu>(vcpu: &mut V) -> Result<Said, HvError> {
             }
         });
         let said = match vcpu.run()? {
-            Exit::PioWrite { port: PORT, data: [WORD], .. } => Said::Word,
+            Exit::Write { address: Address::Port(PORT), data: [WORD], .. } => Said::Word,
             Exit::TripleFault => Said::Nothing("the guest faulted".into()),
             Exit::Fault(why) => Said::Nothing(why),
             Exit::Kicked => Said::Nothing("the guest did not get on".into()),

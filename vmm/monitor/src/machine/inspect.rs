@@ -15,7 +15,7 @@ impl<V> Assembled<V> {
     pub(super) fn inspect(&self, state: State, starts: u32) -> Inspection {
         let (requested_bytes, plugged_bytes) = self.memory.as_ref().map_or((0, 0), MemoryControl::sizes);
         let (unclaimed_port_accesses, unclaimed_memory_accesses) =
-            (self.shared.pio.unclaimed(), self.shared.mmio.unclaimed());
+            (self.shared.buses.ports.unclaimed(), self.shared.buses.memory.unclaimed());
         Inspection {
             schema: 1,
             state,

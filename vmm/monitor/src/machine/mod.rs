@@ -4,6 +4,9 @@
 //! Unix socket pair, so the handle is the same code, and its end of file is the end of the machine.
 
 mod assemble;
+mod begin;
+mod board;
+mod build;
 mod console;
 mod faults;
 mod files;
@@ -16,6 +19,7 @@ mod lifecycle;
 mod mailbox;
 mod outcome;
 mod output;
+mod plan;
 mod requests;
 mod running;
 mod server;

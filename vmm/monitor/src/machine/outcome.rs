@@ -132,14 +132,18 @@ impl fmt::Display for EndReason {
 /// How often vCPUs left the guest, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitCounts {
-    /// `in` from a port.
-    pub pio_read: u64,
-    /// `out` to a port.
-    pub pio_write: u64,
+    /// Reads of a port.
+    #[serde(rename = "pio_read")]
+    pub port_read: u64,
+    /// Writes to a port.
+    #[serde(rename = "pio_write")]
+    pub port_write: u64,
     /// Reads of memory that a device emulates.
-    pub mmio_read: u64,
+    #[serde(rename = "mmio_read")]
+    pub memory_read: u64,
     /// Writes of memory that a device emulates.
-    pub mmio_write: u64,
+    #[serde(rename = "mmio_write")]
+    pub memory_write: u64,
     /// Halts that the hypervisor handed out.
     pub halted: u64,
     /// Kicks by the monitor.
@@ -152,16 +156,16 @@ impl ExitCounts {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = *self;
-        pio_read + pio_write + mmio_read + mmio_write + halted + kicked + other
+        let Self { port_read, port_write, memory_read, memory_write, halted, kicked, other } = *self;
+        port_read + port_write + memory_read + memory_write + halted + kicked + other
     }
 
     pub(super) fn add(&mut self, more: &Self) {
-        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = *more;
-        self.pio_read += pio_read;
-        self.pio_write += pio_write;
-        self.mmio_read += mmio_read;
-        self.mmio_write += mmio_write;
+        let Self { port_read, port_write, memory_read, memory_write, halted, kicked, other } = *more;
+        self.port_read += port_read;
+        self.port_write += port_write;
+        self.memory_read += memory_read;
+        self.memory_write += memory_write;
         self.halted += halted;
         self.kicked += kicked;
         self.other += other;

@@ -83,7 +83,7 @@ impl Ran {
     pub(super) fn was_no_kernel(&self) -> bool {
         let failed = matches!(self.ending, Ending::Guest(Cause::TripleFault | Cause::Fault(_)));
         let exits = &self.remains.exits;
-        failed && !self.remains.says_kernel && exits.pio_write + exits.mmio_write == 0
+        failed && !self.remains.says_kernel && exits.port_write + exits.memory_write == 0
     }
 }
 
@@ -120,7 +120,7 @@ impl<V: Vm> Loop<V> {
     pub(super) fn message(
         &mut self,
         message: Message,
-        mut holder: Option<&mut Holder>,
+        holder: Option<&mut Holder>,
         reply: &mut Option<Reply>,
         failure: &mut Option<String>,
     ) {
@@ -149,13 +149,7 @@ impl<V: Vm> Loop<V> {
                 }
                 self.machine.kickers.push(kicker);
                 if self.created == self.cpus {
-                    self.started = true;
-                    self.step(Input::Assembled, holder.as_deref_mut());
-                    // The first look at who reads and writes the consoles.
-                    self.turn_pump(|_| true, holder);
-                    if let Some(reply) = reply.take() {
-                        reply.done();
-                    }
+                    self.open_gate(holder, reply, failure);
                 }
             }
             Message::Vcpu(index, Word::Failed(error)) => {
@@ -183,6 +177,27 @@ impl<V: Vm> Loop<V> {
                 self.ended += 1;
                 self.look_for_ends(holder);
             }
+        }
+    }
+
+    /// Every vCPU waits at the gate: the machine is whole and runs.
+    fn open_gate(
+        &mut self,
+        mut holder: Option<&mut Holder>,
+        reply: &mut Option<Reply>,
+        failure: &mut Option<String>,
+    ) {
+        if let Err(error) = self.machine.seal() {
+            let what = format!("cannot make a virtual machine: {}", chain(&error));
+            failure.get_or_insert_with(|| what.clone());
+            return self.end(Ending::Host(what), holder);
+        }
+        self.started = true;
+        self.step(Input::Assembled, holder.as_deref_mut());
+        // The first look at who reads and writes the consoles.
+        self.turn_pump(|_| true, holder);
+        if let Some(reply) = reply.take() {
+            reply.done();
         }
     }
 
@@ -214,7 +229,6 @@ impl<V: Vm> Loop<V> {
 
     fn act(&mut self, action: Action, holder: Option<&mut Holder>) {
         match action {
-            // At the start the last vCPU may have opened the gate already.
             Action::RunVcpus => self.machine.shared.gate.set(Command::Run),
             Action::ParkVcpus => {
                 self.pause += 1;

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 
 use super::*;
+use crate::arch::Address;
 use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
 use crate::config::{DiskId, Endpoint, OnReset, VsockConfig};
@@ -267,7 +268,7 @@ fn what_a_guest_breaks_is_told_once_a_kind_and_counted() {
         next_used: Some(0),
     };
     assert_eq!(rng.queues, [position]);
-    assert_eq!((seen.memory.boot_bytes, seen.exits.mmio_read), (4 << 20, 2));
+    assert_eq!((seen.memory.boot_bytes, seen.exits.memory_read), (4 << 20, 2));
     assert_eq!((seen.unclaimed_memory_accesses, &seen.vcpus[..]), (2, &[seen.exits][..]));
     assert_eq!(seen.consoles.iter().map(|console| console.port.as_str()).collect::<Vec<_>>(), ["serial"]);
     machine.resume().unwrap();
@@ -377,7 +378,7 @@ fn a_reset_starts_the_guest_again_and_its_reader_stays() {
     machine.resume().unwrap();
     fake.script(0, [Step::out(COM1, b"one "), Step::Reset, Step::out(COM1, b"two"), off()]);
     let outcome = machine.wait();
-    assert_eq!((outcome.reason, outcome.starts, outcome.exits.pio_write), (EndReason::PowerOff, 2, 3));
+    assert_eq!((outcome.reason, outcome.starts, outcome.exits.port_write), (EndReason::PowerOff, 2, 3));
     let mut text = String::new();
     serial.read_to_string(&mut text).unwrap();
     assert_eq!(text, "one two");
@@ -389,9 +390,9 @@ fn the_serial_stream_carries_both_ways_and_starts_with_what_was_said_before() {
     let fake = Fake::new();
     fake.script(
         0,
-        [Step::out(COM1, b"early"), Step::out(COM1 + 1, &[1]), Step::WaitForLine(layout::COM1_GSI)],
+        [Step::out(COM1, b"early"), Step::out(COM1 + 1, &[1]), Step::WaitForLine(layout::COM1_LINE)],
     );
-    let read = |port, count| Step::PioRead { port, width: 1, count };
+    let read = |port, count| Step::Read { address: Address::Port(port), width: 1, count };
     fake.script(0, [read(COM1 + 5, 1), read(COM1, 2), off()]);
     let machine = start(&fake, |config| config.serial = Endpoint::Stream);
     let mut serial = machine.serial().unwrap();

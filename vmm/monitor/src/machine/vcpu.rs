@@ -8,14 +8,14 @@
 //! one of them waits for no thread, no peer and no descriptor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::mailbox::{Cause, Mailbox, Message, Word};
 use super::outcome::ExitCounts;
-use crate::arch::BootState;
-use crate::bus::{Bus, Effect};
+use crate::arch::{Address, BootState};
+use crate::bus::{Buses, Effect};
 use crate::hv::{Exit, HvError, Vcpu, Vm};
 use crate::text::chain;
 use crate::timeline::{Recorder, name};
@@ -71,15 +71,6 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Lets the guest run unless another command came first.
-    pub(super) fn open(&self) {
-        let mut posted = self.lock();
-        if posted.command == Command::Hold {
-            posted.command = Command::Run;
-            self.changed.notify_all();
-        }
-    }
-
     /// A worker has come home: writes that waited for it can be made again.
     pub(super) fn worker_home(&self) {
         self.lock().homecomings += 1;
@@ -113,30 +104,18 @@ impl Gate {
 /// What all vCPUs of a machine share.
 pub(super) struct Shared {
     pub(super) gate: Gate,
-    pub(super) pio: Bus,
-    pub(super) mmio: Bus,
+    pub(super) buses: Buses,
     pub(super) mailbox: Mailbox,
     recorder: Arc<Recorder>,
     /// Somebody asks for the guest's counter: vCPU 0 answers when it is out of the guest.
     pub(super) counter_wanted: AtomicBool,
-    /// vCPUs made so far.
-    created: AtomicUsize,
     counters: Vec<Counters>,
 }
 
 impl Shared {
-    pub(super) fn new(cpus: u8, pio: Bus, mmio: Bus, mailbox: Mailbox, recorder: Arc<Recorder>) -> Self {
+    pub(super) fn new(cpus: u8, buses: Buses, mailbox: Mailbox, recorder: Arc<Recorder>) -> Self {
         let counters = (0..cpus).map(|_| Counters::default()).collect();
-        Self {
-            gate: Gate::new(),
-            pio,
-            mmio,
-            mailbox,
-            recorder,
-            counter_wanted: AtomicBool::new(false),
-            created: AtomicUsize::new(0),
-            counters,
-        }
+        Self { gate: Gate::new(), buses, mailbox, recorder, counter_wanted: AtomicBool::new(false), counters }
     }
 
     /// The exits of each vCPU so far.
@@ -159,10 +138,10 @@ impl Shared {
 
     /// Writes to a bus. What a device cannot take on its way back from a reset is written again whenever a worker has come home. A
     /// pause waits as long, for it needs that worker too; only the machine's end does not.
-    fn write(&self, bus: &Bus, address: u64, data: &[u8]) -> Effect {
+    fn write(&self, address: Address, data: &[u8]) -> Effect {
         loop {
             let seen = self.gate.homecomings();
-            match bus.write(address, data) {
+            match self.buses.write(address, data) {
                 Effect::Again if self.gate.wait_home(seen) => {}
                 Effect::Again => return Effect::None,
                 effect => return effect,
@@ -174,10 +153,10 @@ impl Shared {
 /// One vCPU's counts. Written by its thread alone.
 #[derive(Debug, Default)]
 struct Counters {
-    pio_read: AtomicU64,
-    pio_write: AtomicU64,
-    mmio_read: AtomicU64,
-    mmio_write: AtomicU64,
+    port_read: AtomicU64,
+    port_write: AtomicU64,
+    memory_read: AtomicU64,
+    memory_write: AtomicU64,
     halted: AtomicU64,
     kicked: AtomicU64,
     other: AtomicU64,
@@ -186,10 +165,10 @@ struct Counters {
 impl Counters {
     fn count(&self, exit: &Exit<'_>) {
         let counter = match exit {
-            Exit::PioRead { .. } => &self.pio_read,
-            Exit::PioWrite { .. } => &self.pio_write,
-            Exit::MmioRead { .. } => &self.mmio_read,
-            Exit::MmioWrite { .. } => &self.mmio_write,
+            Exit::Read { address: Address::Port(_), .. } => &self.port_read,
+            Exit::Write { address: Address::Port(_), .. } => &self.port_write,
+            Exit::Read { address: Address::Memory(_), .. } => &self.memory_read,
+            Exit::Write { address: Address::Memory(_), .. } => &self.memory_write,
             Exit::Halted => &self.halted,
             Exit::Kicked => &self.kicked,
             Exit::TripleFault | Exit::PowerOff | Exit::Reset | Exit::Fault(_) => &self.other,
@@ -198,13 +177,13 @@ impl Counters {
     }
 
     fn get(&self) -> ExitCounts {
-        let Self { pio_read, pio_write, mmio_read, mmio_write, halted, kicked, other } = self;
+        let Self { port_read, port_write, memory_read, memory_write, halted, kicked, other } = self;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ExitCounts {
-            pio_read: read(pio_read),
-            pio_write: read(pio_write),
-            mmio_read: read(mmio_read),
-            mmio_write: read(mmio_write),
+            port_read: read(port_read),
+            port_write: read(port_write),
+            memory_read: read(memory_read),
+            memory_write: read(memory_write),
             halted: read(halted),
             kicked: read(kicked),
             other: read(other),
@@ -228,10 +207,6 @@ pub(super) fn spawn<V: Vm>(
                     shared.recorder.stamp(name::VCPU_CREATED);
                 }
                 shared.post(index, Word::Created(vcpu.kicker()));
-                // The last one made opens the gate: the guest does not wait for the loop to have heard of it.
-                if shared.created.fetch_add(1, Ordering::AcqRel) + 1 == shared.counters.len() {
-                    shared.gate.open();
-                }
                 run(&mut vcpu, index, &shared);
                 Word::Ended
             }
@@ -345,18 +320,13 @@ enum Served {
 /// Carries out what an exit asks for: the one match.
 fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
     let effect = match exit {
-        Exit::MmioRead { address, data } => {
-            shared.mmio.read(address, data);
-            Effect::None
-        }
-        Exit::MmioWrite { address, data } => shared.write(&shared.mmio, address, data),
-        Exit::PioRead { port, width, data } => {
+        Exit::Read { address, width, data } => {
             for access in data.chunks_mut(usize::from(width).max(1)) {
-                shared.pio.read(u64::from(port), access);
+                shared.buses.read(address, access);
             }
             Effect::None
         }
-        Exit::PioWrite { port, width, data } => write_port(shared, port, width, data),
+        Exit::Write { address, width, data } => write(shared, address, width, data),
         Exit::Kicked => Effect::None,
         // Without a controller that could wake it there is nothing to run for.
         Exit::Halted => return Served::Wait,
@@ -372,10 +342,10 @@ fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
     }
 }
 
-/// The accesses of one `out` or `outs`, up to the first with an effect.
-fn write_port(shared: &Shared, port: u16, width: u8, data: &[u8]) -> Effect {
+/// The accesses of one instruction, up to the first with an effect.
+fn write(shared: &Shared, address: Address, width: u8, data: &[u8]) -> Effect {
     data.chunks(usize::from(width).max(1))
-        .map(|access| shared.write(&shared.pio, u64::from(port), access))
+        .map(|access| shared.write(address, access))
         .find(|effect| *effect != Effect::None)
         .unwrap_or_default()
 }

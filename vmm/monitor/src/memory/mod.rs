@@ -221,19 +221,33 @@ impl GuestRam {
     /// # Errors
     /// As [`GuestRam::new`], for both together.
     pub fn with_hotplug(size: u64, hotplug: u64, backing: Backing) -> Result<Self, MemoryError> {
-        let all = size.saturating_add(hotplug);
+        let more = (hotplug > 0).then(|| (arch::hotplug_start(size, hotplug), hotplug));
+        Self::laid_out(&arch::ram_ranges(size), more, backing)
+    }
+
+    /// RAM at these places (first byte and length, by rising address), and one more for what is plugged in later.
+    ///
+    /// # Errors
+    /// As [`GuestRam::with_hotplug`].
+    pub fn laid_out(
+        ranges: &[(u64, u64)],
+        hotplug: Option<(u64, u64)>,
+        backing: Backing,
+    ) -> Result<Self, MemoryError> {
+        let size = ranges.iter().fold(0u64, |size, (_, len)| size.saturating_add(*len));
+        let all = size.saturating_add(hotplug.map_or(0, |(_, len)| len));
         let host = host::memory_bytes().map_err(|source| MemoryError::Map { len: all, source })?;
         if all > host {
             return Err(MemoryError::MoreThanHost { size: all, host });
         }
         let mut slots = Vec::with_capacity(3);
-        for (index, (guest, len)) in (0u32..).zip(arch::ram_ranges(size)) {
+        for (index, &(guest, len)) in (0u32..).zip(ranges) {
             slots.push(Slot::new(index, guest, len, backing, false)?);
         }
         let boot_slots = slots.len();
-        if hotplug > 0 {
+        if let Some((guest, len)) = hotplug {
             let index = fits(boot_slots, "memory has one or two slots");
-            slots.push(Slot::new(index, arch::hotplug_start(size, hotplug), hotplug, backing, false)?);
+            slots.push(Slot::new(index, guest, len, backing, false)?);
         }
         if backing == Backing::Anonymous {
             for slot in &slots {

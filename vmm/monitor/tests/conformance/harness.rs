@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nelly_vmm::arch::x86_64::{self, EntryMode, descriptor_table, layout};
-use nelly_vmm::arch::{BootState, Nested};
+use nelly_vmm::arch::{Address, BootState, Nested};
 use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Kicker, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, GuestRam, Memory};
 use vm_memory::{Bytes, GuestAddress};
@@ -85,6 +85,7 @@ impl<H: Hypervisor> Machine<H> {
     pub(crate) fn boot(&self) -> Runner<<H::Vm as Vm>::Vcpu> {
         let mut vcpu = self.vm.create_vcpu(0, 1).unwrap();
         vcpu.load(&entry()).unwrap();
+        self.vm.seal().unwrap();
         Runner::new(vcpu)
     }
 }
@@ -154,13 +155,17 @@ impl<V: Vcpu> Runner<V> {
     /// Runs to the next exit; reads are answered with `answer`, repeated as often as needed.
     pub(crate) fn answer(&mut self, answer: &[u8]) -> Seen {
         match self.vcpu.run().unwrap() {
-            Exit::PioWrite { port, width, data } => Seen::Out(port, width, data.to_vec()),
-            Exit::PioRead { port, width, data } => {
+            Exit::Write { address: Address::Port(port), width, data } => {
+                Seen::Out(port, width, data.to_vec())
+            }
+            Exit::Read { address: Address::Port(port), width, data } => {
                 data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
                 Seen::In(port, width, data.len())
             }
-            Exit::MmioWrite { address, data } => Seen::Write(address, data.to_vec()),
-            Exit::MmioRead { address, data } => {
+            Exit::Write { address: Address::Memory(address), data, .. } => {
+                Seen::Write(address, data.to_vec())
+            }
+            Exit::Read { address: Address::Memory(address), data, .. } => {
                 data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
                 Seen::Read(address, data.len())
             }

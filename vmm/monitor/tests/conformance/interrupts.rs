@@ -1,8 +1,11 @@
 //! The statements about interrupts that reach the guest.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nelly_vmm::arch::InterruptLine;
+use nelly_vmm::arch::x86_64;
 use nelly_vmm::hv::{Hypervisor, Vcpu, Vm};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -13,7 +16,10 @@ const IDT: u64 = 0x19_0000;
 /// Where [`handler_code`] lies.
 const HANDLER: u64 = 0x11_0000;
 const VECTOR: u64 = 0x40;
-const GSI: u32 = 5;
+
+fn pin(number: u32) -> InterruptLine {
+    x86_64::line(number).unwrap()
+}
 
 guest!(
     wait_code,
@@ -65,7 +71,7 @@ guest!(
 pub(crate) fn line_reaches_the_local_apic<H: Hypervisor>(hypervisor: &H) {
     for legacy in [false, true] {
         let machine = Machine::with_legacy(hypervisor, request_code(), 1, legacy);
-        let (line, other) = (machine.vm.irq_line(GSI).unwrap(), machine.vm.irq_line(GSI + 1).unwrap());
+        let (line, other) = (machine.vm.irq_line(pin(5)).unwrap(), machine.vm.irq_line(pin(6)).unwrap());
         let mut run = machine.boot();
         assert_eq!(run.word(), 0);
         other.pulse().unwrap();
@@ -122,7 +128,7 @@ fn waiting<H: Hypervisor>(hypervisor: &H, legacy: bool) -> Machine<H> {
 pub(crate) fn line_reaches_a_handler<H: Hypervisor>(hypervisor: &H) {
     for legacy in [false, true] {
         let machine = waiting(hypervisor, legacy);
-        let line = machine.vm.irq_line(GSI).unwrap();
+        let line = machine.vm.irq_line(pin(5)).unwrap();
         let mut run = machine.boot();
         assert_eq!(run.answer(&0x40u32.to_le_bytes()), Seen::In(2, 4, 4));
         assert_eq!(run.byte(), 1);
@@ -138,7 +144,7 @@ pub(crate) fn line_reaches_a_handler<H: Hypervisor>(hypervisor: &H) {
 pub(crate) fn level_is_delivered_until_it_is_down<H: Hypervisor>(hypervisor: &H) {
     for legacy in [false, true] {
         let machine = waiting(hypervisor, legacy);
-        let line = machine.vm.irq_line(GSI).unwrap();
+        let line = machine.vm.irq_line(pin(5)).unwrap();
         let mut run = machine.boot();
         assert_eq!(run.answer(&0x8040u32.to_le_bytes()), Seen::In(2, 4, 4));
         assert_eq!(run.byte(), 1);
@@ -204,12 +210,13 @@ where
     assert_eq!(CODE, 0x10_0000);
     let machine = Machine::new(hypervisor, startup_code(), 2);
     machine.memory.write_slice(trampoline_code(), GuestAddress(0x1_0000)).unwrap();
-    let (vm, ended) = (&machine.vm, &AtomicBool::new(false));
+    let (vm, ended, sealed) = (&machine.vm, &AtomicBool::new(false), &Barrier::new(2));
     std::thread::scope(|scope| {
         let (hand_over, kicker) = std::sync::mpsc::channel();
         let second = scope.spawn(move || {
             let mut run = Runner::new(vm.create_vcpu(1, 2).unwrap());
             hand_over.send(run.vcpu.kicker()).unwrap();
+            sealed.wait();
             assert_eq!(run.byte(), 0x33);
             while !ended.load(Ordering::SeqCst) {
                 assert_eq!(run.next(), Seen::Kicked);
@@ -218,6 +225,8 @@ where
         let kicker = kicker.recv().unwrap();
         let mut vcpu = vm.create_vcpu(0, 2).unwrap();
         vcpu.load(&entry()).unwrap();
+        vm.seal().unwrap();
+        sealed.wait();
         assert_eq!(Runner::new(vcpu).byte(), 0x77);
         ended.store(true, Ordering::SeqCst);
         kicker.kick();

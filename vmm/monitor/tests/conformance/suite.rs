@@ -1,10 +1,11 @@
 //! The statements that need no interrupt delivered in the guest.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use nelly_vmm::arch::Nested;
-use nelly_vmm::hv::{DoorbellAddress, Exit, HvError, Hypervisor, SlotRefused, Vcpu, Vm};
+use nelly_vmm::arch::{Address, Nested};
+use nelly_vmm::hv::{Exit, HvError, Hypervisor, SlotRefused, Vcpu, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
 use nelly_vmm::timeline;
@@ -327,9 +328,9 @@ guest!(
 pub(crate) fn doorbells<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, doorbell_code(), 1);
     let bells = [Notifier::new().unwrap(), Notifier::new().unwrap(), Notifier::new().unwrap()];
-    let at = DoorbellAddress::Mmio(DEVICE + 0x50);
-    let any = DoorbellAddress::Mmio(DEVICE + 0x150);
-    let port = DoorbellAddress::Pio(0x50);
+    let at = Address::Memory(DEVICE + 0x50);
+    let any = Address::Memory(DEVICE + 0x150);
+    let port = Address::Port(0x50);
     let first = machine.vm.offer_doorbell(at, 3, 4, &bells[0]);
     let second = machine.vm.offer_doorbell(any, 0, 0, &bells[1]);
     let third = machine.vm.offer_doorbell(port, 0, 0, &bells[2]);
@@ -480,11 +481,13 @@ where
     H::Vm: Sync,
 {
     let machine = Machine::new(hypervisor, identity_code(), 3);
-    let (vm, ready) = (&machine.vm, &AtomicU64::new(0));
+    let (vm, ready, sealed) = (&machine.vm, &AtomicU64::new(0), &Barrier::new(3));
     std::thread::scope(|scope| {
         for index in 1..3 {
             scope.spawn(move || {
                 let mut run = Runner::new(vm.create_vcpu(index, 3).unwrap());
+                sealed.wait();
+                sealed.wait();
                 ready.fetch_add(1, Ordering::SeqCst);
                 let kicker = run.vcpu.kicker();
                 std::thread::scope(|inner| {
@@ -498,6 +501,9 @@ where
         }
         let mut vcpu = vm.create_vcpu(0, 3).unwrap();
         vcpu.load(&entry()).unwrap();
+        sealed.wait();
+        vm.seal().unwrap();
+        sealed.wait();
         let mut run = Runner::new(vcpu);
         let first = run.word();
         assert_eq!((first >> 24, (first >> 16) & 0xff), (0, 4));
@@ -513,6 +519,8 @@ guest!(asleep_code, "cli", "2: hlt", "jmp 2b");
 pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
     for (code, sleeps) in [(awake_code(), false), (asleep_code(), true), (spin_code(), false)] {
         let machine = Machine::new(hypervisor, code, 2);
+        let mut never_started = machine.vm.create_vcpu(1, 2).unwrap();
+        assert!(never_started.sleeps_for_good());
         let mut run = machine.boot();
         let kicker = run.vcpu.kicker();
         // A kick may come before the instruction: one that is to be found is asked for until it was reached.
@@ -531,8 +539,6 @@ pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
             found |= run.vcpu.sleeps_for_good();
         }
         assert_eq!(found, sleeps);
-        let mut never_started = machine.vm.create_vcpu(1, 2).unwrap();
-        assert!(never_started.sleeps_for_good());
     }
 }
 

@@ -6,6 +6,14 @@ mod registers;
 
 pub use registers::{Segment, SystemRegisters};
 
+use super::InterruptLine;
+
+/// The line of pin `number` of the I/O APIC; `None` beyond its last.
+#[must_use]
+pub const fn line(number: u32) -> Option<InterruptLine> {
+    InterruptLine::of(number, layout::IO_APIC_PINS)
+}
+
 /// How the guest's first instruction is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryMode {
@@ -82,6 +90,8 @@ pub fn hotplug_start(size: u64, len: u64) -> u64 {
 
 /// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
 pub mod layout {
+    use super::{InterruptLine, line};
+
     /// Memory that is plugged in begins and ends at multiples of this: Linux adds memory by blocks of it (128 MiB; larger ones only to
     /// machines that boot with 64 GiB and more).
     pub const HOTPLUG_ALIGN: u64 = 128 << 20;
@@ -132,9 +142,9 @@ pub mod layout {
     /// First serial port.
     pub const COM1: u16 = 0x3f8;
     /// Line of the first serial port.
-    pub const COM1_GSI: u32 = 4;
-    /// First line of a virtio-mmio transport; transports count up from here, then wrap nowhere: the I/O APIC has 24 pins.
-    pub const VIRTIO_GSI: u32 = 5;
+    pub const COM1_LINE: InterruptLine = line(4).expect("an I/O APIC has more than five pins");
+    /// Number of the first line of a virtio-mmio transport; transports count up from here, then wrap nowhere: the I/O APIC has 24 pins.
+    pub const VIRTIO_LINE: u32 = 5;
     /// Pins of the I/O APIC: lines are 0 to 23.
     pub const IO_APIC_PINS: u32 = 24;
     /// Where a PC's processor starts after a reset, as seen from real mode: [`RESET_VECTOR_CODE`] lies there.

@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::sys::fits;
 
 /// Most CPUs that the tables' range has room for.
-pub(in crate::boot) const CPUS_MAX: u32 = 1024;
+pub(super) const CPUS_MAX: u32 = 1024;
 
 const HEADER_LEN: usize = 36;
 const FADT_LEN: usize = 276;
@@ -27,7 +27,7 @@ const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// Writes the tables from [`layout::RSDP`] on, whose address it returns. `cpus` is 1 to [`CPUS_MAX`], their APIC ids count from 0.
-pub(in crate::boot) fn write(memory: &Memory, cpus: u32, transports: &[Transport]) -> Result<u64, BootError> {
+pub(super) fn write(memory: &Memory, cpus: u32, transports: &[Transport]) -> Result<u64, BootError> {
     if !(1..=CPUS_MAX).contains(&cpus) {
         return Err(BootError::too_many("vCPUs", cpus.into(), CPUS_MAX.into()));
     }
@@ -140,7 +140,7 @@ fn dsdt_body(transports: &[Transport]) -> Result<Vec<u8>, BootError> {
         aml::name("_UID", &aml::integer(1)),
         aml::name(
             "_CRS",
-            &aml::resources(&[aml::io(layout::COM1, 8), aml::edge_interrupt(layout::COM1_GSI)]),
+            &aml::resources(&[aml::io(layout::COM1, 8), aml::edge_interrupt(layout::COM1_LINE.number())]),
         ),
     ];
     let mut devices = aml::device("COM1", &com1.concat());
@@ -155,7 +155,7 @@ fn dsdt_body(transports: &[Transport]) -> Result<Vec<u8>, BootError> {
             aml::name("_CCA", &aml::integer(1)),
             aml::name(
                 "_CRS",
-                &aml::resources(&[aml::memory32(address, len), aml::edge_interrupt(transport.gsi)]),
+                &aml::resources(&[aml::memory32(address, len), aml::edge_interrupt(transport.line.number())]),
             ),
         ];
         devices.extend(aml::device(&format!("VR{number:02X}"), &body.concat()));

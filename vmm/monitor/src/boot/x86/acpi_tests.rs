@@ -43,7 +43,10 @@ fn tables(memory: &Memory, rsdp: u64) -> Vec<Table> {
 fn sample(cpus: u32, devices: u32) -> Vec<Table> {
     let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
     let transports: Vec<Transport> = (0..devices)
-        .map(|n| Transport { address: layout::VIRTIO_MMIO + u64::from(n) * 0x1000, gsi: 5 + n })
+        .map(|n| Transport {
+            address: layout::VIRTIO_MMIO + u64::from(n) * 0x1000,
+            line: crate::arch::x86_64::line(5 + n).unwrap(),
+        })
         .collect();
     let rsdp = write(&memory, cpus, &transports).unwrap();
     tables(&memory, rsdp)

@@ -12,12 +12,11 @@ const GIB: u64 = 1 << 30;
 const TABLE: u64 = 4096;
 
 /// Page directories that fit between the two top tables and the command line: as many GiB can be reached.
-pub(in crate::boot) const IDENTITY_MAX: u64 =
-    (layout::COMMAND_LINE - layout::PAGE_TABLES - 2 * TABLE) / TABLE * GIB;
+pub(super) const IDENTITY_MAX: u64 = (layout::COMMAND_LINE - layout::PAGE_TABLES - 2 * TABLE) / TABLE * GIB;
 
 /// The state for Linux's 64-bit entry: RSI names the zero page, and everything up to `end` is mapped to itself by 2 MiB pages (the
 /// first GiB always is, so that what lies below the kernel is too). `end` is at most [`IDENTITY_MAX`].
-pub(in crate::boot) fn long_mode(memory: &Memory, entry: u64, end: u64) -> Result<BootState, BootError> {
+pub(super) fn long_mode(memory: &Memory, entry: u64, end: u64) -> Result<BootState, BootError> {
     write_page_tables(memory, end.min(IDENTITY_MAX).div_ceil(GIB).max(1))?;
     write_descriptors(memory, EntryMode::Long)?;
     Ok(BootState {
@@ -33,7 +32,7 @@ pub(in crate::boot) fn long_mode(memory: &Memory, entry: u64, end: u64) -> Resul
 }
 
 /// The state for the PVH entry: EBX names the start info, paging is off.
-pub(in crate::boot) fn protected_mode(memory: &Memory, entry: u64) -> Result<BootState, BootError> {
+pub(super) fn protected_mode(memory: &Memory, entry: u64) -> Result<BootState, BootError> {
     write_descriptors(memory, EntryMode::Protected)?;
     Ok(BootState {
         mode: EntryMode::Protected,

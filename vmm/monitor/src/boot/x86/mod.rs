@@ -1,9 +1,166 @@
 //! What an x86-64 guest finds in memory at its first instruction.
+//!
+//! [`load`] reads an ELF kernel (entered in 64-bit mode, or by PVH) or a bzImage, each also compressed as a whole by gzip, zstd, lz4
+//! (legacy frame) or xz, and writes it at 1 MiB or above.
+//!
+//! A bzImage unpacks itself unless [`BootProtocol::Elf64`](crate::config::BootProtocol::Elf64) or
+//! [`BootProtocol::Pvh`](crate::config::BootProtocol::Pvh) asks for the vmlinux inside, which is then unpacked here. That is no faster:
+//! Debian's (58 MB, zstd) takes 0.3 s in the decompressor here and 0.15 s in its own, and in the emulated host 10 s against 5 s; our own
+//! (xz) takes the same time both ways.
 
-pub(super) mod acpi;
+mod acpi;
 mod aml;
-pub(super) mod entry;
-pub(super) mod map;
-pub(super) mod mptable;
-pub(super) mod pvh;
-pub(super) mod zero_page;
+mod bzimage;
+mod elf;
+mod entry;
+mod kernel;
+mod map;
+mod mptable;
+mod platform;
+mod pvh;
+#[cfg(test)]
+mod tests;
+mod zero_page;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::error::BootError;
+use super::loader::Loader;
+use super::map::Map;
+use super::source::Source;
+use super::{HUGE, Loaded, Platform, PlatformChoice, Request, Transport};
+use crate::arch::x86_64::layout;
+use crate::arch::{BootState, InterruptLine};
+use crate::memory::GuestRam;
+use kernel::Kernel;
+use platform::Tables;
+use zero_page::ZeroPage;
+
+/// What messages call the machine.
+const MACHINE: &str = "x86-64";
+
+/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
+/// [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
+///
+/// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
+///
+/// # Errors
+/// The kernel or initrd is damaged, or does not fit; the message names the file and what to do.
+pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+    let memory = ram.memory();
+    check_transports(request.transports)?;
+    let kernel = Kernel::open(request)?;
+    let map = Map::of(ram);
+    let tables = match request.platform {
+        PlatformChoice::Mptable => Tables::MpTable,
+        PlatformChoice::Acpi => Tables::Acpi,
+        PlatformChoice::Auto => kernel.platform().unwrap_or(Tables::Acpi),
+    };
+    let bounce = !(kernel.is_linux() && map::is_high(&map));
+    let command_line = command_line(request, tables, bounce, kernel.command_line_max())?;
+    let place = kernel.place(&map)?;
+    // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and takes a dozen pages.
+    if place.0 >= HUGE {
+        ram.system_starts();
+    }
+    let mut loader = Loader::new(ram);
+    kernel.write(&mut loader, place)?;
+    let initrd = match request.initrd {
+        Some(image) => {
+            let source = Source::open(image.name, image.bytes)?;
+            let guest = kernel.place_initrd(image.name, source.len(), &map, place)?;
+            loader.put(&source, guest, (0, source.len()), "initrd")?;
+            Some((guest, source.len()))
+        }
+        None => None,
+    };
+
+    let text = [command_line.as_bytes(), &[0]].concat();
+    memory
+        .write_slice(&text, GuestAddress(layout::COMMAND_LINE))
+        .map_err(|source| BootError::Memory { what: "command line", source })?;
+    let (platform, rsdp) = match tables {
+        Tables::MpTable => {
+            mptable::write(memory, request.cpus, lines(request.transports))?;
+            (Platform::MpTable, None)
+        }
+        Tables::Acpi => (Platform::Acpi, Some(acpi::write(memory, request.cpus, request.transports)?)),
+    };
+    let entries = map::entries(&map);
+    let state = if let Some(entry) = kernel.pvh_entry() {
+        pvh::write_start_info(memory, &entries, initrd, rsdp)?;
+        entry::protected_mode(memory, entry)?
+    } else {
+        let image = kernel.image().map(|image| (image, place.0));
+        let command_line_len = command_line.len();
+        ZeroPage { image, initrd, command_line_len, rsdp, seed: request.seed, map: &entries }
+            .write(memory)?;
+        entry::long_mode(memory, kernel.entry(place.0), place.1)?
+    };
+    Ok(Loaded {
+        state: BootState::X86(state),
+        platform,
+        says_kernel: kernel.says_kernel(),
+        kind: kernel.kind,
+        kernel: place,
+        initrd,
+        mapped_bytes: loader.mapped_bytes,
+    })
+}
+
+/// Interrupt lines of a machine with these transports: those up to the last that one, or the serial port, uses.
+fn lines(transports: &[Transport]) -> u32 {
+    transports.iter().map(|transport| transport.line).fold(layout::COM1_LINE, InterruptLine::max).number() + 1
+}
+
+fn check_transports(transports: &[Transport]) -> Result<(), BootError> {
+    for transport in transports {
+        let end = transport.address.saturating_add(layout::VIRTIO_STRIDE);
+        if end > layout::HIGH_RAM {
+            return Err(BootError::Undescribable(format!(
+                "a virtio device at {:#x} cannot be described: below 4 GiB they can",
+                transport.address
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's init.
+///
+/// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits could reach the rest. No device here is
+/// one, so it is told not to, unless `bounce` or the user speaks of it.
+fn command_line(
+    request: &Request<'_>,
+    tables: Tables,
+    bounce: bool,
+    limit: usize,
+) -> Result<String, BootError> {
+    use std::fmt::Write;
+    let mut text = String::new();
+    if !bounce && !request.command_line.contains("swiotlb=") {
+        text.push_str("swiotlb=noforce ");
+    }
+    if tables == Tables::MpTable {
+        for transport in request.transports {
+            let _ = write!(
+                text,
+                "virtio_mmio.device={}K@{:#x}:{} ",
+                layout::VIRTIO_STRIDE >> 10,
+                transport.address,
+                transport.line.number()
+            );
+        }
+    }
+    let own = text.len();
+    text.push_str(request.command_line);
+    text.truncate(text.trim_end().len());
+    if text.contains('\0') {
+        return Err(BootError::CommandLineNul);
+    }
+    let limit = limit.min(layout::COMMAND_LINE_MAX - 1);
+    if text.len() > limit {
+        return Err(BootError::CommandLineTooLong { len: text.len(), own, limit });
+    }
+    Ok(text)
+}

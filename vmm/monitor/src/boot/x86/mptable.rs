@@ -8,7 +8,7 @@ use crate::memory::Memory;
 use crate::sys::fits;
 
 /// Most CPUs of an MP table: APIC ids have eight bits, 255 means all of them.
-pub(in crate::boot) const CPUS_MAX: u32 = 255;
+pub(super) const CPUS_MAX: u32 = 255;
 
 const VERSION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
@@ -19,7 +19,6 @@ const HEADER_LEN: usize = 44;
 const ALL_CPUS: u8 = 0xff;
 const INT: u8 = 0;
 const NMI: u8 = 1;
-const EXT_INT: u8 = 3;
 /// CPUID.1.EAX that the table names for a CPU: family 6. Linux prints it, nothing more.
 const CPU_SIGNATURE: u32 = 0x600;
 const CPU_FEATURES: u32 = 0x201; // FPU, APIC
@@ -27,15 +26,10 @@ const CPU_FEATURES: u32 = 0x201; // FPU, APIC
 /// Writes the pointer at [`layout::MP_TABLE`] and the table it names at [`layout::MP_CONFIG`].
 ///
 /// `cpus` is 1 to [`CPUS_MAX`]; ids count up from the boot CPU's 0. Each of the I/O APIC's `lines` pins is the ISA line of its number,
-/// so edge-triggered and active high, as the bus defines it. With `legacy_pic` the PIC's output arrives at LINT0.
-pub(in crate::boot) fn write(
-    memory: &Memory,
-    cpus: u32,
-    lines: u32,
-    legacy_pic: bool,
-) -> Result<(), BootError> {
+/// so edge-triggered and active high, as the bus defines it. There is no PIC.
+pub(super) fn write(memory: &Memory, cpus: u32, lines: u32) -> Result<(), BootError> {
     let error = |source| BootError::Memory { what: "MP table", source };
-    memory.write_slice(&table(cpus, lines, legacy_pic)?, GuestAddress(layout::MP_CONFIG)).map_err(error)?;
+    memory.write_slice(&table(cpus, lines)?, GuestAddress(layout::MP_CONFIG)).map_err(error)?;
     memory.write_slice(&pointer(), GuestAddress(layout::MP_TABLE)).map_err(error)
 }
 
@@ -48,7 +42,7 @@ fn pointer() -> Vec<u8> {
     bytes
 }
 
-fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> {
+fn table(cpus: u32, lines: u32) -> Result<Vec<u8>, BootError> {
     let ids = u8::try_from(cpus)
         .ok()
         .filter(|&ids| ids > 0)
@@ -73,9 +67,6 @@ fn table(cpus: u32, lines: u32, legacy_pic: bool) -> Result<Vec<u8>, BootError> 
     let lines: u8 = fits(lines.min(layout::IO_APIC_PINS), "an I/O APIC has 24 lines");
     for line in 0..lines {
         push(&[3, INT, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
-    }
-    if legacy_pic {
-        push(&[4, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
     }
     push(&[4, NMI, 0, 0, ISA_BUS, 0, ALL_CPUS, 1]);
 
@@ -127,7 +118,7 @@ mod tests {
     fn tells_every_cpu_and_line() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         for cpus in [1_u8, 4, 32, 255] {
-            write(&memory, cpus.into(), 24, true).unwrap();
+            write(&memory, cpus.into(), 24).unwrap();
             let entries = parse(&memory);
             let of = |kind: u8| entries.iter().filter(move |entry| entry[0] == kind);
             let ids: Vec<u8> = of(0).map(|entry| entry[1]).collect();
@@ -137,21 +128,16 @@ mod tests {
             assert_eq!(of(2).map(|entry| entry[4..8].to_vec()).collect::<Vec<_>>(), [[0, 0, 0xc0, 0xfe]]);
             let lines: Vec<(u8, u8)> = of(3).map(|entry| (entry[5], entry[7])).collect();
             assert_eq!(lines, (0..24).map(|line| (line, line)).collect::<Vec<_>>());
-            assert_eq!(of(4).map(|entry| entry[1]).collect::<Vec<_>>(), [EXT_INT, NMI]);
+            assert_eq!(of(4).map(|entry| entry[1]).collect::<Vec<_>>(), [NMI]);
         }
-        assert!(write(&memory, 0, 24, true).is_err());
-        assert!(write(&memory, 256, 24, true).is_err());
+        assert!(write(&memory, 0, 24).is_err());
+        assert!(write(&memory, 256, 24).is_err());
     }
 
     #[test]
-    fn without_a_pic_nothing_arrives_from_it() {
+    fn tells_as_many_lines_as_there_are() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        write(&memory, 1, 6, false).unwrap();
-        assert!(parse(&memory).iter().all(|entry| (entry[0], entry[1]) != (4, EXT_INT)));
-        assert_eq!(
-            parse(&memory).iter().filter(|entry| entry[0] == 3).count(),
-            6,
-            "as many lines as there are"
-        );
+        write(&memory, 1, 6).unwrap();
+        assert_eq!(parse(&memory).iter().filter(|entry| entry[0] == 3).count(), 6);
     }
 }

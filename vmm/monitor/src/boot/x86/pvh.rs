@@ -15,7 +15,7 @@ const MODULE_LEN: u64 = 32;
 
 /// Writes the start info, the list of one module (the initrd: address and length) and the memory map at
 /// [`layout::PVH_START_INFO`].
-pub(in crate::boot) fn write_start_info(
+pub(super) fn write_start_info(
     memory: &Memory,
     map: &[Entry],
     initrd: Option<(u64, u64)>,

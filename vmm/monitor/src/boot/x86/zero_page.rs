@@ -2,9 +2,9 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::bzimage::{BzImage, SETUP_HEADER};
 use super::map::Entry;
 use crate::arch::x86_64::layout;
-use crate::boot::bzimage::{BzImage, SETUP_HEADER};
 use crate::boot::error::BootError;
 use crate::memory::Memory;
 
@@ -34,7 +34,7 @@ const LOADED_HIGH: u8 = 1;
 const QUIET_FLAG: u8 = 1 << 5;
 
 /// What goes into it.
-pub(in crate::boot) struct ZeroPage<'a> {
+pub(super) struct ZeroPage<'a> {
     /// The bzImage and where it lies, if the kernel is one: its own header is kept.
     pub image: Option<(&'a BzImage, u64)>,
     /// The initrd: address and length.
@@ -51,7 +51,7 @@ pub(in crate::boot) struct ZeroPage<'a> {
 
 impl ZeroPage<'_> {
     /// Writes it at [`layout::ZERO_PAGE`].
-    pub(in crate::boot) fn write(&self, memory: &Memory) -> Result<(), BootError> {
+    pub(super) fn write(&self, memory: &Memory) -> Result<(), BootError> {
         let error = |source| BootError::Memory { what: "zero page", source };
         if let Some(seed) = self.seed {
             let head = [[0; 8].as_slice(), &SETUP_RNG_SEED.to_le_bytes(), &low(seed.len() as u64)].concat();

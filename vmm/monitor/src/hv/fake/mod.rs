@@ -10,14 +10,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{
-    DoorbellAddress, Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu,
-    Vm,
-};
-use crate::arch::{BootState, Nested};
+use super::{Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu, Vm};
+use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
@@ -25,34 +23,20 @@ use crate::timeline::GuestCounter;
 /// One thing that a scripted vCPU does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Reads `width` bytes of guest physical memory that no slot backs.
-    MmioRead {
-        /// Guest physical address.
-        address: u64,
-        /// 1 to 8.
-        width: usize,
-    },
-    /// Writes there.
-    MmioWrite {
-        /// Guest physical address.
-        address: u64,
-        /// 1 to 8 bytes.
-        data: Vec<u8>,
-    },
-    /// `in`, `count` times at once.
-    PioRead {
-        /// The port.
-        port: u16,
-        /// 1, 2 or 4.
+    /// Reads `width` bytes of what the hypervisor does not serve itself, `count` times at once.
+    Read {
+        /// Where.
+        address: Address,
+        /// 1 to 8 in memory; 1, 2 or 4 of a port.
         width: u8,
-        /// More than 1 for a string instruction.
+        /// More than 1 for an instruction that reads a port again and again.
         count: usize,
     },
-    /// `out`, as many times at once as `data` holds of `width`.
-    PioWrite {
-        /// The port.
-        port: u16,
-        /// 1, 2 or 4.
+    /// Writes there, as many times at once as `data` holds of `width`.
+    Write {
+        /// Where.
+        address: Address,
+        /// As of a read.
         width: u8,
         /// What is written.
         data: Vec<u8>,
@@ -61,7 +45,7 @@ pub enum Step {
     WaitForKick,
     /// Computes until the line of this number was pulsed or raised more often than when such a wait last ended (at first: at all). A kick
     /// interrupts it.
-    WaitForLine(u32),
+    WaitForLine(InterruptLine),
     /// Halts.
     Halt,
     /// Halts, inside the hypervisor, with interrupts disabled: a kick gets it out, and nothing makes it go on.
@@ -84,19 +68,19 @@ impl Step {
     /// Writes the bytes to a port, one by one.
     #[must_use]
     pub fn out(port: u16, data: &[u8]) -> Self {
-        Self::PioWrite { port, width: 1, data: data.to_vec() }
+        Self::Write { address: Address::Port(port), width: 1, data: data.to_vec() }
     }
 
     /// Writes a 32-bit register.
     #[must_use]
     pub fn write32(address: u64, value: u32) -> Self {
-        Self::MmioWrite { address, data: value.to_le_bytes().to_vec() }
+        Self::Write { address: Address::Memory(address), width: 4, data: value.to_le_bytes().to_vec() }
     }
 
     /// Reads a 32-bit register.
     #[must_use]
     pub fn read32(address: u64) -> Self {
-        Self::MmioRead { address, width: 4 }
+        Self::Read { address: Address::Memory(address), width: 4, count: 1 }
     }
 }
 
@@ -112,9 +96,9 @@ pub struct Record {
     /// The interrupt controllers, once there are some.
     pub irqchip: Option<IrqchipPlan>,
     /// Edges and raises of each line.
-    pub lines: BTreeMap<u32, u64>,
+    pub lines: BTreeMap<InterruptLine, u64>,
     /// Doorbells accepted: address, value, width.
-    pub doorbells: Vec<(DoorbellAddress, u32, u8)>,
+    pub doorbells: Vec<(Address, u32, u8)>,
     /// vCPUs alive.
     pub vcpus: u32,
     /// Machines alive.
@@ -202,17 +186,27 @@ impl Hypervisor for Fake {
             // A new machine has none yet.
             state.record.irqchip = None;
         });
-        Ok(FakeVm(Arc::new(Machine(Arc::clone(&self.0)))))
+        Ok(FakeVm(Arc::new(Machine { shared: Arc::clone(&self.0), sealed: AtomicBool::new(false) })))
     }
 }
 
 /// A machine that is gone when its last vCPU and line are.
 #[derive(Debug)]
-struct Machine(Arc<Shared>);
+struct Machine {
+    shared: Arc<Shared>,
+    sealed: AtomicBool,
+}
+
+impl Machine {
+    /// What comes after the seal and may not is a bug of whoever drives the machine.
+    fn assert_open(&self, what: &str) {
+        assert!(!self.sealed.load(Ordering::SeqCst), "{what} was asked of a machine that is sealed");
+    }
+}
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.0.change(|state| {
+        self.shared.change(|state| {
             state.record.machines -= 1;
             state.record.slots.clear();
         });
@@ -229,7 +223,7 @@ fn failed(call: &'static str) -> HvError {
 
 impl FakeVm {
     fn shared(&self) -> &Shared {
-        &self.0.0
+        &self.0.shared
     }
 }
 
@@ -237,6 +231,7 @@ impl Vm for FakeVm {
     type Vcpu = FakeVcpu;
 
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
+        self.0.assert_open("a slot");
         let mut state = self.shared().lock();
         if state.record.slots.contains(&slot.index()) {
             return Err(SlotRefused::NumberTaken.into());
@@ -251,6 +246,7 @@ impl Vm for FakeVm {
     }
 
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
+        self.0.assert_open("an interrupt controller");
         let mut state = self.shared().lock();
         if state.record.irqchip.replace(plan).is_some() {
             return Err(failed("create_irqchip"));
@@ -258,11 +254,12 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError> {
-        Ok(Arc::new(FakeLine { machine: Arc::clone(&self.0), gsi }))
+    fn irq_line(&self, line: InterruptLine) -> Result<SharedLine, HvError> {
+        self.0.assert_open("a line");
+        Ok(Arc::new(FakeLine { machine: Arc::clone(&self.0), line }))
     }
 
-    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
+    fn offer_doorbell(&self, address: Address, value: u32, width: u8, notifier: &Notifier) -> bool {
         let mut state = self.shared().lock();
         let bell = (address, value, width);
         let Ok(notifier) = notifier.try_clone() else { return false };
@@ -275,6 +272,7 @@ impl Vm for FakeVm {
     }
 
     fn create_vcpu(&self, index: u32, _count: u32) -> Result<FakeVcpu, HvError> {
+        self.0.assert_open("a vCPU");
         self.shared().change(|state| state.record.vcpus += 1);
         Ok(FakeVcpu {
             machine: Arc::clone(&self.0),
@@ -286,11 +284,16 @@ impl Vm for FakeVm {
             thread: PhantomData,
         })
     }
+
+    fn seal(&self) -> Result<(), HvError> {
+        assert!(!self.0.sealed.swap(true, Ordering::SeqCst), "a machine is sealed once");
+        Ok(())
+    }
 }
 
 struct FakeLine {
     machine: Arc<Machine>,
-    gsi: u32,
+    line: InterruptLine,
 }
 
 impl IrqLine for FakeLine {
@@ -300,7 +303,7 @@ impl IrqLine for FakeLine {
 
     fn set(&self, high: bool) -> io::Result<()> {
         if high {
-            self.machine.0.change(|state| *state.record.lines.entry(self.gsi).or_default() += 1);
+            self.machine.shared.change(|state| *state.record.lines.entry(self.line).or_default() += 1);
         }
         Ok(())
     }
@@ -316,7 +319,7 @@ pub struct FakeVcpu {
     data: Vec<u8>,
     sleeps: bool,
     /// Edges and raises of each line when a wait for it last ended.
-    heard: BTreeMap<u32, u64>,
+    heard: BTreeMap<InterruptLine, u64>,
     /// A vCPU stays on its thread.
     thread: PhantomData<*const ()>,
 }
@@ -326,13 +329,13 @@ impl FakeVcpu {
     fn complete(&mut self) {
         if std::mem::take(&mut self.reading) {
             let answer = (self.index, self.data.clone());
-            self.machine.0.change(|state| state.record.answers.push(answer));
+            self.machine.shared.change(|state| state.record.answers.push(answer));
         }
     }
 
     /// Waits until kicked or `over`; `true` when kicked.
     fn compute(&self, over: impl Fn(&State) -> bool) -> bool {
-        let shared = &self.machine.0;
+        let shared = &self.machine.shared;
         let mut state = shared.lock();
         loop {
             if let Some(kicked) = state.kicked.get_mut(&self.index)
@@ -357,12 +360,12 @@ impl FakeVcpu {
         if self.compute(waiting) {
             return None;
         }
-        self.machine.0.lock().scripts.get_mut(&index)?.pop_front()
+        self.machine.shared.lock().scripts.get_mut(&index)?.pop_front()
     }
 
     /// Whether a write went to a doorbell.
-    fn rings(&self, address: DoorbellAddress, data: &[u8]) -> bool {
-        let state = self.machine.0.lock();
+    fn rings(&self, address: Address, data: &[u8]) -> bool {
+        let state = self.machine.shared.lock();
         let value = data.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
         let bell = state.record.doorbells.iter().position(|(at, wanted, width)| {
             *at == address
@@ -375,52 +378,44 @@ impl FakeVcpu {
 impl Vcpu for FakeVcpu {
     fn load(&mut self, state: &BootState) -> Result<(), HvError> {
         let load = (self.index, state.clone());
-        self.machine.0.change(|state| state.record.loads.push(load));
+        self.machine.shared.change(|state| state.record.loads.push(load));
         Ok(())
     }
 
     fn run(&mut self) -> Result<Exit<'_>, HvError> {
+        assert!(self.machine.sealed.load(Ordering::SeqCst), "a vCPU runs in a machine that is not sealed");
         self.complete();
         loop {
             let Some(step) = self.next() else { return Ok(Exit::Kicked) };
             match step {
-                Step::MmioRead { address, width } => {
-                    (self.reading, self.data) = (true, vec![0; width]);
-                    return Ok(Exit::MmioRead { address, data: &mut self.data });
-                }
-                Step::PioRead { port, width, count } => {
+                Step::Read { address, width, count } => {
                     (self.reading, self.data) = (true, vec![0; usize::from(width) * count]);
-                    return Ok(Exit::PioRead { port, width, data: &mut self.data });
+                    return Ok(Exit::Read { address, width, data: &mut self.data });
                 }
-                Step::MmioWrite { address, data } if self.rings(DoorbellAddress::Mmio(address), &data) => {}
-                Step::MmioWrite { address, data } => {
+                Step::Write { address, data, .. } if self.rings(address, &data) => {}
+                Step::Write { address, width, data } => {
                     self.data = data;
-                    return Ok(Exit::MmioWrite { address, data: &self.data });
-                }
-                Step::PioWrite { port, data, .. } if self.rings(DoorbellAddress::Pio(port), &data) => {}
-                Step::PioWrite { port, width, data } => {
-                    self.data = data;
-                    return Ok(Exit::PioWrite { port, width, data: &self.data });
+                    return Ok(Exit::Write { address, width, data: &self.data });
                 }
                 Step::WaitForKick => {
                     self.compute(|_| false);
                     return Ok(Exit::Kicked);
                 }
-                Step::WaitForLine(gsi) => {
-                    let count = |state: &State| state.record.lines.get(&gsi).copied().unwrap_or(0);
+                Step::WaitForLine(line) => {
+                    let count = |state: &State| state.record.lines.get(&line).copied().unwrap_or(0);
                     // Not counted from here: the edge may have come before the wait begins.
-                    let heard = self.heard.get(&gsi).copied().unwrap_or(0);
+                    let heard = self.heard.get(&line).copied().unwrap_or(0);
                     if self.compute(|state| count(state) > heard) {
-                        self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
+                        self.machine.shared.lock().scripts.entry(self.index).or_default().push_front(step);
                         return Ok(Exit::Kicked);
                     }
-                    self.heard.insert(gsi, count(&self.machine.0.lock()));
+                    self.heard.insert(line, count(&self.machine.shared.lock()));
                 }
                 Step::Halt => return Ok(Exit::Halted),
                 Step::Sleep => {
                     self.sleeps = true;
                     self.compute(|_| false);
-                    self.machine.0.lock().scripts.entry(self.index).or_default().push_front(step);
+                    self.machine.shared.lock().scripts.entry(self.index).or_default().push_front(step);
                     return Ok(Exit::Kicked);
                 }
                 Step::TripleFault => return Ok(Exit::TripleFault),
@@ -439,7 +434,7 @@ impl Vcpu for FakeVcpu {
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {
-        self.machine.0.lock().counter
+        self.machine.shared.lock().counter
     }
 
     fn sleeps_for_good(&mut self) -> bool {
@@ -447,13 +442,13 @@ impl Vcpu for FakeVcpu {
     }
 
     fn kicker(&self) -> Arc<dyn Kicker> {
-        Arc::new(FakeKicker { shared: Arc::clone(&self.machine.0), index: self.index })
+        Arc::new(FakeKicker { shared: Arc::clone(&self.machine.shared), index: self.index })
     }
 }
 
 impl Drop for FakeVcpu {
     fn drop(&mut self) {
-        self.machine.0.change(|state| {
+        self.machine.shared.change(|state| {
             state.record.vcpus -= 1;
             state.kicked.remove(&self.index);
         });

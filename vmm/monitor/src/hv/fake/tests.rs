@@ -1,17 +1,22 @@
 use super::*;
+use crate::arch::x86_64::line;
 use crate::memory::Backing;
 
-const BELL: DoorbellAddress = DoorbellAddress::Mmio(0xd000_0050);
+const BELL: Address = Address::Memory(0xd000_0050);
 
 #[test]
 fn plays_its_script_and_records_the_answers() {
     let fake = Fake::new();
     let vm = fake.create_vm(Nested::Hidden).unwrap();
     let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    vm.seal().unwrap();
     fake.script(0, [Step::out(0x3f8, b"a"), Step::read32(0x1000), Step::TripleFault]);
-    assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { port: 0x3f8, width: 1, data: b"a" }));
+    assert!(matches!(
+        vcpu.run().unwrap(),
+        Exit::Write { address: Address::Port(0x3f8), width: 1, data: b"a" }
+    ));
     match vcpu.run().unwrap() {
-        Exit::MmioRead { address: 0x1000, data } => data.copy_from_slice(&[1, 2, 3, 4]),
+        Exit::Read { address: Address::Memory(0x1000), data, .. } => data.copy_from_slice(&[1, 2, 3, 4]),
         exit => panic!("{exit:?}"),
     }
     assert!(fake.record().answers.is_empty(), "answered at the next entry, as hardware does");
@@ -28,11 +33,12 @@ fn kicks_are_kept_and_doorbells_ring() {
     let vm = fake.create_vm(Nested::Hidden).unwrap();
     let mut vcpu = vm.create_vcpu(0, 1).unwrap();
     let bell = Notifier::new().unwrap();
+    vm.seal().unwrap();
     assert!(vm.offer_doorbell(BELL, 3, 4, &bell));
     fake.script(0, [Step::write32(0xd000_0050, 3), Step::write32(0xd000_0050, 4)]);
     vcpu.kicker().kick();
     assert!(matches!(vcpu.run().unwrap(), Exit::Kicked));
-    assert!(matches!(vcpu.run().unwrap(), Exit::MmioWrite { data: [4, 0, 0, 0], .. }));
+    assert!(matches!(vcpu.run().unwrap(), Exit::Write { data: [4, 0, 0, 0], .. }));
     assert!(bell.consume().unwrap());
     fake.refuse_doorbells();
     assert!(!vm.offer_doorbell(BELL, 4, 4, &bell));
@@ -42,12 +48,14 @@ fn kicks_are_kept_and_doorbells_ring() {
 fn a_line_wakes_the_vcpu_that_waits_for_it() {
     let fake = Fake::new();
     let vm = fake.create_vm(Nested::Hidden).unwrap();
-    let line = vm.irq_line(5).unwrap();
-    fake.script(0, [Step::out(1, b"r"), Step::WaitForLine(5), Step::Halt]);
+    let number = line(5).unwrap();
+    let line = vm.irq_line(number).unwrap();
+    fake.script(0, [Step::out(1, b"r"), Step::WaitForLine(number), Step::Halt]);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut vcpu = vm.create_vcpu(0, 1).unwrap();
-            assert!(matches!(vcpu.run().unwrap(), Exit::PioWrite { .. }));
+            vm.seal().unwrap();
+            assert!(matches!(vcpu.run().unwrap(), Exit::Write { .. }));
             assert!(matches!(vcpu.run().unwrap(), Exit::Halted));
         });
         while fake.record().vcpus > 0 || fake.record().lines.is_empty() {
@@ -68,4 +76,28 @@ fn slots_come_once_and_before_the_controllers() {
     vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false, lines: 24 }).unwrap();
     assert!(matches!(vm.map(&slots[1]), Err(HvError::Slot(SlotRefused::TooLate))));
     assert_eq!(fake.record().slots, [0]);
+}
+
+#[test]
+fn a_machine_is_sealed_before_it_runs_and_furnished_before_it_is_sealed() {
+    type Deed = fn(&FakeVm);
+    let furnishing: [Deed; 4] = [
+        |vm| vm.map(&Slot::new(0, 0, 4096, Backing::Anonymous, false).unwrap()).unwrap(),
+        |vm| vm.create_irqchip(IrqchipPlan { vcpus: 1, legacy_timer: false, lines: 1 }).unwrap(),
+        |vm| drop(vm.irq_line(line(5).unwrap()).unwrap()),
+        |vm| drop(vm.create_vcpu(0, 1).unwrap()),
+    ];
+    let panics = |vm: &FakeVm, deed: &dyn Fn(&FakeVm)| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| deed(vm))).is_err()
+    };
+    for deed in furnishing {
+        let vm = Fake::new().create_vm(Nested::Hidden).unwrap();
+        deed(&vm);
+        vm.seal().unwrap();
+        assert!(panics(&vm, &deed));
+    }
+    let vm = Fake::new().create_vm(Nested::Hidden).unwrap();
+    assert!(panics(&vm, &|vm| drop(vm.create_vcpu(0, 1).unwrap().run().map(drop))));
+    vm.seal().unwrap();
+    assert!(panics(&vm, &|vm| vm.seal().unwrap()), "sealed once");
 }

@@ -8,6 +8,7 @@ use kvm_bindings as kvm;
 use kvm_bindings::kvm_run;
 
 use super::super::Exit;
+use crate::arch::Address;
 use crate::sys::fits;
 
 /// The page and what follows it, mapped for as long as the vCPU's descriptor is open. Only raw accesses: a kicker writes
@@ -105,9 +106,9 @@ impl RunPage {
         // until the next KVM_RUN, and the caller makes no second reference.
         let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(start), len) };
         Decoded::Exit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
-            Exit::PioRead { port: io.port, width: io.size, data }
+            Exit::Read { address: Address::Port(io.port), width: io.size, data }
         } else {
-            Exit::PioWrite { port: io.port, width: io.size, data }
+            Exit::Write { address: Address::Port(io.port), width: io.size, data }
         })
     }
 
@@ -119,14 +120,17 @@ impl RunPage {
         let mmio = unsafe { &raw mut (*run).__bindgen_anon_1.mmio };
         // SAFETY: a valid pointer; plain integers.
         let (address, len, write) = unsafe { ((*mmio).phys_addr, (*mmio).len, (*mmio).is_write != 0) };
-        let len = fits::<_, usize>(len, "usize has at least 32 bits on every host of Nelly").min(8);
+        let width: u8 = fits(len.min(8), "at most eight bytes");
         // SAFETY: at most the 8 bytes of the field, which the kernel leaves alone until the next KVM_RUN; the caller makes no second
         // reference.
-        let data = unsafe { std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), len) };
+        let data = unsafe {
+            std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), usize::from(width))
+        };
+        let address = Address::Memory(address);
         Decoded::Exit(if write {
-            Exit::MmioWrite { address, data }
+            Exit::Write { address, width, data }
         } else {
-            Exit::MmioRead { address, data }
+            Exit::Read { address, width, data }
         })
     }
 

@@ -21,9 +21,9 @@ use super::super::{Exit, HvError, Kicker, Vcpu};
 use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend};
 use super::kick::Receiver;
-use crate::arch::BootState;
 use crate::arch::x86_64::cpuid::{self, Leaf, Place};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
+use crate::arch::{Address, BootState};
 use crate::timeline::{GuestCounter, now_ns};
 
 const KVMIO: u8 = 0xae;
@@ -219,13 +219,13 @@ impl KvmVcpu {
     /// Serves what is this room's business: the I/O APIC that is ours. Everything else is handed on.
     fn serve<'a>(&self, exit: Exit<'a>) -> Result<Option<Exit<'a>>, HvError> {
         match exit {
-            Exit::MmioRead { address, data } => {
-                let served = self.machine.io_apic_read(address, data);
-                Ok((!served).then_some(Exit::MmioRead { address, data }))
+            Exit::Read { address: Address::Memory(at), width, data } => {
+                let served = self.machine.io_apic_read(at, data);
+                Ok((!served).then_some(Exit::Read { address: Address::Memory(at), width, data }))
             }
-            Exit::MmioWrite { address, data } => {
-                let served = self.machine.io_apic_write(address, data)?;
-                Ok((!served).then_some(Exit::MmioWrite { address, data }))
+            Exit::Write { address: Address::Memory(at), width, data } => {
+                let served = self.machine.io_apic_write(at, data)?;
+                Ok((!served).then_some(Exit::Write { address: Address::Memory(at), width, data }))
             }
             exit => Ok(Some(exit)),
         }

@@ -15,13 +15,13 @@ use kvm_bindings::{
 };
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-use super::super::{DoorbellAddress, HvError, IrqLine, IrqchipPlan, SharedLine, SlotRefused, Vm};
+use super::super::{HvError, IrqLine, IrqchipPlan, SharedLine, SlotRefused, Vm};
 use super::inner::{Inner, failed, lend};
 use super::ioapic::IoApic;
 use super::vcpu::KvmVcpu;
-use crate::arch::Nested;
 use crate::arch::x86_64::cpuid::can_nest;
 use crate::arch::x86_64::layout;
+use crate::arch::{Address, InterruptLine, Nested};
 use crate::memory::Slot;
 use crate::sys::{Notifier, fits};
 
@@ -76,10 +76,10 @@ impl Inner {
         unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    fn doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
+    fn doorbell(&self, address: Address, value: u32, width: u8, notifier: &Notifier) -> bool {
         let (address, port) = match address {
-            DoorbellAddress::Pio(port) => (u64::from(port), 1 << kvm_bindings::kvm_ioeventfd_flag_nr_pio),
-            DoorbellAddress::Mmio(address) => (address, 0),
+            Address::Port(port) => (u64::from(port), 1 << kvm_bindings::kvm_ioeventfd_flag_nr_pio),
+            Address::Memory(address) => (address, 0),
         };
         let matching = if width == 0 { 0 } else { 1 << kvm_bindings::kvm_ioeventfd_flag_nr_datamatch };
         let request = kvm_ioeventfd {
@@ -137,16 +137,21 @@ impl Vm for KvmVm {
         Ok(())
     }
 
-    fn irq_line(&self, gsi: u32) -> Result<SharedLine, HvError> {
-        Ok(Arc::new(Line { machine: Arc::clone(&self.0), gsi }))
+    fn irq_line(&self, line: InterruptLine) -> Result<SharedLine, HvError> {
+        Ok(Arc::new(Line { machine: Arc::clone(&self.0), gsi: line.number() }))
     }
 
-    fn offer_doorbell(&self, address: DoorbellAddress, value: u32, width: u8, notifier: &Notifier) -> bool {
+    fn offer_doorbell(&self, address: Address, value: u32, width: u8, notifier: &Notifier) -> bool {
         self.0.doorbell(address, value, width, notifier)
     }
 
     fn create_vcpu(&self, index: u32, count: u32) -> Result<KvmVcpu, HvError> {
         KvmVcpu::new(&self.0, index, count)
+    }
+
+    /// Nothing here is left for last.
+    fn seal(&self) -> Result<(), HvError> {
+        Ok(())
     }
 }
 

@@ -17,12 +17,12 @@ use std::io::Read;
 use memchr::memmem;
 
 use super::elf::{Elf, Range};
-use super::source::Source;
+use crate::boot::source::Source;
 use crate::sys::at_most;
 
 /// How the machine describes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Platform {
+pub(super) enum Tables {
     /// An MP table, and `virtio_mmio.device=` arguments.
     MpTable,
     /// ACPI with reduced hardware.
@@ -43,28 +43,28 @@ const UNPACK: usize = 16 << 10;
 const CONFIG_MAX: u64 = 1 << 20;
 
 /// What `elf` reads, if it says so.
-pub(super) fn of(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
+pub(super) fn of(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
     by_section(elf, source).or_else(|| by_config(elf, source))
 }
 
 /// What a kernel of this release reads, if it is one of ours.
-pub(super) fn of_release(release: &[u8]) -> Option<Platform> {
-    memmem::find(release, LOCAL_VERSION).map(|_| Platform::MpTable)
+pub(super) fn of_release(release: &[u8]) -> Option<Tables> {
+    memmem::find(release, LOCAL_VERSION).map(|_| Tables::MpTable)
 }
 
-fn by_section(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
+fn by_section(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
     let range = elf.section(source, SECTION)?;
     let mut word = [0; 16];
     let word = &mut word[..usize::try_from(range.len).ok().filter(|&len| len <= 16)?];
     source.read(range.offset, word, "section").ok()?;
     match word.trim_ascii_end().split(|&byte| byte == 0 || byte == b'\n').next()? {
-        b"mptable" => Some(Platform::MpTable),
-        b"acpi" => Some(Platform::Acpi),
+        b"mptable" => Some(Tables::MpTable),
+        b"acpi" => Some(Tables::Acpi),
         _ => None,
     }
 }
 
-fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
+fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
     let range = elf.section(source, ".rodata")?;
     let start = find(source, range)?;
     let end = range.offset + range.len;
@@ -75,7 +75,7 @@ fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Platform> {
 
 /// Reads a configuration until it is clear what it says. Whatever can be read of it counts: a damaged
 /// configuration must not keep a kernel from booting.
-fn of_config(config: &mut impl Read) -> Option<Platform> {
+fn of_config(config: &mut impl Read) -> Option<Tables> {
     let (mut buffer, mut filled, mut found) = ([0; UNPACK], 1, Options::default());
     // Every line lies between two of these.
     buffer[0] = b'\n';
@@ -120,11 +120,11 @@ impl Options {
     }
 
     /// `ended`: nothing comes any more, and what is not named is off.
-    fn platform(&self, ended: bool) -> Option<Platform> {
+    fn platform(&self, ended: bool) -> Option<Tables> {
         match self {
-            Self { acpi: true, .. } => Some(Platform::Acpi),
+            Self { acpi: true, .. } => Some(Tables::Acpi),
             Self { mp_table: true, arguments: true, no_acpi, .. } if *no_acpi || ended => {
-                Some(Platform::MpTable)
+                Some(Tables::MpTable)
             }
             _ => None,
         }
@@ -165,7 +165,7 @@ mod tests {
     const ACPI: &str = "CONFIG_ACPI=y";
     const NO_ACPI: &str = "# CONFIG_ACPI is not set";
 
-    fn of_text(text: &str) -> Option<Platform> {
+    fn of_text(text: &str) -> Option<Tables> {
         of_config(&mut text.as_bytes())
     }
 
@@ -174,9 +174,9 @@ mod tests {
         let filler = "CONFIG_OTHER=\"twenty-five characters\"\n".repeat(1000);
         for (lines, platform) in [
             (vec![], None),
-            (vec![MP_TABLE, ARGUMENTS], Some(Platform::MpTable)),
-            (vec![NO_ACPI, ARGUMENTS, MP_TABLE], Some(Platform::MpTable)),
-            (vec![MP_TABLE, ARGUMENTS, ACPI], Some(Platform::Acpi)),
+            (vec![MP_TABLE, ARGUMENTS], Some(Tables::MpTable)),
+            (vec![NO_ACPI, ARGUMENTS, MP_TABLE], Some(Tables::MpTable)),
+            (vec![MP_TABLE, ARGUMENTS, ACPI], Some(Tables::Acpi)),
             (vec![MP_TABLE], None),
             (vec![ARGUMENTS, NO_ACPI], None),
             (vec!["XCONFIG_ACPI=y", "CONFIG_ACPI=yes", " CONFIG_ACPI=y"], None),
@@ -195,8 +195,8 @@ mod tests {
     #[test]
     fn nothing_is_read_behind_what_decides() {
         for (head, platform) in [
-            (ACPI.to_owned(), Platform::Acpi),
-            (format!("{MP_TABLE}\n{NO_ACPI}\n{ARGUMENTS}"), Platform::MpTable),
+            (ACPI.to_owned(), Tables::Acpi),
+            (format!("{MP_TABLE}\n{NO_ACPI}\n{ARGUMENTS}"), Tables::MpTable),
         ] {
             let rest = "CONFIG_MORE=y\n".repeat(10_000);
             let text = format!("{head}\n{rest}");
@@ -225,12 +225,12 @@ mod tests {
             let text = lines.join("\n");
             let has = |line: &str| lines.iter().any(|have| have == line);
             let wanted = if has(ACPI) && !(has(NO_ACPI) && has(MP_TABLE) && has(ARGUMENTS)) {
-                Some(Platform::Acpi)
+                Some(Tables::Acpi)
             } else if has(ACPI) {
                 // Contradicts itself: whichever comes first.
                 None
             } else if has(MP_TABLE) && has(ARGUMENTS) {
-                Some(Platform::MpTable)
+                Some(Tables::MpTable)
             } else {
                 None
             };

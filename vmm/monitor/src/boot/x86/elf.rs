@@ -7,8 +7,9 @@
 //! segments to 2 MiB); `strip` and `objcopy` keep it. Pages that a segment covers only in part, and what follows the file's bytes
 //! (`.bss`), are copied or left zero.
 
-use super::error::BootError;
-use super::source::Source;
+use super::MACHINE;
+use crate::boot::error::BootError;
+use crate::boot::source::Source;
 use crate::sys::fits;
 
 /// The four bytes an ELF file begins with.
@@ -219,7 +220,7 @@ fn check_identity(name: &str, header: &[u8; EHDR_LEN]) -> Result<(), BootError> 
         if header[4] == 2 && machine == EM_X86_64 {
             return Err(corrupt("it is an x86-64 ELF file of the wrong byte order"));
         }
-        return Err(BootError::wrong_machine(name, &machine_name(machine)));
+        return Err(BootError::wrong_machine(name, &machine_name(machine), MACHINE));
     }
     match u16_at(header, 16) {
         ET_EXEC | ET_DYN => Ok(()),

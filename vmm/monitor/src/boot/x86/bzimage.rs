@@ -1,9 +1,10 @@
 //! bzImage: Linux's boot protocol for x86 (Documentation/arch/x86/boot.rst), 2.12 and later.
 
-use super::compress::Format;
+use super::MACHINE;
 use super::elf::{u16_at, u32_at, u64_at};
-use super::error::BootError;
-use super::source::Source;
+use crate::boot::compress::Format;
+use crate::boot::error::BootError;
+use crate::boot::source::Source;
 use crate::sys::{at_most, fits};
 
 /// Where the set-up header begins in the file, and in the zero page.
@@ -84,7 +85,7 @@ impl BzImage {
         }
         let features = u16_at(&head, 0x236);
         if features & XLF_KERNEL_64 == 0 {
-            return Err(BootError::wrong_machine(source.name(), "32-bit x86"));
+            return Err(BootError::wrong_machine(source.name(), "32-bit x86", MACHINE));
         }
         let header_end = MAGIC_AT + usize::from(head[0x201]);
         if !(HEAD..=SETUP_HEADER_END_MAX).contains(&header_end) {

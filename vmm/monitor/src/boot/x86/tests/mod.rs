@@ -9,9 +9,13 @@ use std::io::Write;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::testing::Segment;
+use nelly_disk::{FileReader, ReadAt};
+
 use super::*;
 use crate::arch::x86_64;
+use crate::boot::testing::{self, Segment};
+use crate::boot::{Image, reader};
+use crate::config::BootProtocol;
 
 const MIB: u64 = 1 << 20;
 /// Where the sample kernel lies.
@@ -31,6 +35,10 @@ fn memory_of(mib: u64) -> GuestRam {
     GuestRam::new(mib * MIB, crate::memory::Backing::Anonymous).unwrap()
 }
 
+fn transport(address: u64, line: u32) -> Transport {
+    Transport { address, line: x86_64::line(line).unwrap() }
+}
+
 fn request(kernel: &dyn ReadAt) -> Request<'_> {
     Request {
         kernel: Image { name: "KERNEL", bytes: kernel },
@@ -40,7 +48,6 @@ fn request(kernel: &dyn ReadAt) -> Request<'_> {
         transports: &[],
         platform: PlatformChoice::Auto,
         protocol: BootProtocol::Auto,
-        legacy_pic: false,
         seed: None,
     }
 }

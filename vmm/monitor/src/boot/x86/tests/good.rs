@@ -188,7 +188,7 @@ fn initrd_of_a_kernel_that_unpacks_itself_lies_as_high_as_it_can() {
 #[test]
 fn devices_stand_on_the_command_line_or_in_acpi_never_in_both() {
     let kernel = file_of(&sample(&[], &[]));
-    let transports = [Transport { address: 0xd000_0000, gsi: 5 }, Transport { address: 0xd000_1000, gsi: 6 }];
+    let transports = [transport(0xd000_0000, 5), transport(0xd000_1000, 6)];
     let base = Request { transports: &transports, command_line: "quiet -- x ", ..request(&kernel) };
 
     let memory = memory_of(64);

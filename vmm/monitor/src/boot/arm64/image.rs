@@ -1,0 +1,106 @@
+//! Linux's Image for arm64 (Documentation/arch/arm64/booting.rst): its header, and where it goes.
+
+use super::MACHINE;
+use crate::arch::aarch64::layout;
+use crate::boot::compress::{self, Format, UNPACKED_MAX};
+use crate::boot::error::BootError;
+use crate::boot::map::Map;
+use crate::boot::source::Source;
+
+/// Bytes of the header.
+const HEADER_LEN: usize = 64;
+/// `ARM\x64`.
+const MAGIC: &[u8] = b"ARM\x64";
+const MAGIC_AT: usize = 56;
+/// `flags`: the kernel is big-endian.
+const BIG_ENDIAN: u64 = 1;
+/// A kernel lies so many bytes behind a multiple of this.
+const ALIGN: u64 = 2 << 20;
+
+/// A kernel whose header was read and checked.
+pub(super) struct Kernel<'a> {
+    pub(super) source: Source<'a>,
+    /// For people.
+    pub(super) kind: String,
+    /// Bytes behind a multiple of [`ALIGN`].
+    text_offset: u64,
+    /// Bytes of memory that it takes, what the file does not give included.
+    image_size: u64,
+}
+
+impl<'a> Kernel<'a> {
+    /// Reads the header, and unpacks the kernel if it is compressed as a whole.
+    pub(super) fn open(mut source: Source<'a>) -> Result<Self, BootError> {
+        let name = source.name();
+        let mut kind = String::from("Image");
+        let mut head = source.head(HEADER_LEN)?;
+        if let Some(format) = Format::detect(&head) {
+            if source.len() > UNPACKED_MAX {
+                let (len, limit) = (source.len(), UNPACKED_MAX);
+                let why = format!("is too large for a kernel: {len} bytes, at most {limit} are read");
+                return Err(BootError::unfit(name, why));
+            }
+            let whole = (0, source.len());
+            let bytes = compress::unpack(&source, format, whole, source.len() * 4, UNPACKED_MAX)?;
+            source = Source::unpacked(name, bytes);
+            head = source.head(HEADER_LEN)?;
+            kind = format!("{}-compressed Image", format.name());
+        }
+        if head.get(MAGIC_AT..MAGIC_AT + 4) != Some(MAGIC) {
+            return Err(unknown(name, &head));
+        }
+        let field = |at: usize| {
+            let bytes = head.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+            bytes.map_or(0, u64::from_le_bytes)
+        };
+        let (text_offset, image_size, flags) = (field(8), field(16), field(24));
+        if image_size == 0 {
+            return Err(BootError::unfit(
+                name,
+                "is a kernel from before Linux 3.17, which does not say its size",
+            ));
+        }
+        if flags & BIG_ENDIAN != 0 {
+            return Err(BootError::unfit(name, "is a big-endian kernel"));
+        }
+        if text_offset >= ALIGN {
+            return Err(BootError::corrupt(name, "its text offset is 2 MiB or more"));
+        }
+        let image_size = image_size.max(source.len());
+        if image_size > u64::MAX - layout::RAM - 2 * ALIGN {
+            return Err(BootError::corrupt(name, "it wants to lie beyond the end of the address space"));
+        }
+        Ok(Self { source, kind, text_offset, image_size })
+    }
+
+    /// Where it will lie, first byte and end: at the lowest place there is. Memory below a kernel is of less use to it.
+    pub(super) fn place(&self, map: &Map) -> Result<(u64, u64), BootError> {
+        let start = layout::RAM.next_multiple_of(ALIGN) + self.text_offset;
+        let end = start + self.image_size;
+        if map.holds(start, end) {
+            return Ok((start, end));
+        }
+        let memory = map.total() >> 20;
+        let what =
+            format!("needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB");
+        let needs = (end - layout::RAM).div_ceil(1 << 20);
+        Err(BootError::TooLittleMemory { file: self.source.name().to_owned(), what, needs })
+    }
+}
+
+/// What a file is that is no Image.
+fn unknown(name: &str, head: &[u8]) -> BootError {
+    if head.starts_with(b"\x7fELF") {
+        return BootError::unfit(name, "is an ELF file; a kernel for 64-bit Arm is its Image");
+    }
+    if head.get(4..8) == Some(b"zimg") {
+        return BootError::unfit(
+            name,
+            "unpacks itself by EFI, which this machine has not: give it the Image inside",
+        );
+    }
+    if head.starts_with(b"MZ") {
+        return BootError::wrong_machine(name, "another processor, or a program for EFI", MACHINE);
+    }
+    BootError::unfit(name, "is not a kernel: neither an Image nor one compressed by gzip, zstd, lz4 or xz")
+}

@@ -1,0 +1,169 @@
+//! Images of a few bytes loaded into real guest memory, and read back as a kernel would.
+
+use nelly_disk::ReadAt;
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::fdt::tests::{Read, read};
+use super::*;
+use crate::arch::aarch64::layout;
+use crate::boot::testing::{arm64_image, gzip};
+use crate::boot::{Image, Transport};
+use crate::memory::Backing;
+
+const MIB: u64 = 1 << 20;
+
+fn file_of(bytes: &[u8]) -> Vec<u8> {
+    bytes.to_vec()
+}
+
+fn memory_of(mib: u64) -> GuestRam {
+    GuestRam::laid_out(&aarch64::ram_ranges(mib * MIB), None, Backing::Anonymous).unwrap()
+}
+
+fn request(kernel: &dyn ReadAt) -> Request<'_> {
+    Request {
+        kernel: Image { name: "KERNEL", bytes: kernel },
+        initrd: None,
+        command_line: "console=ttyS0 ",
+        cpus: 1,
+        transports: &[],
+        platform: PlatformChoice::Auto,
+        protocol: BootProtocol::Auto,
+        seed: None,
+    }
+}
+
+/// State and tree of a loaded machine.
+fn told(memory: &GuestRam, loaded: &Loaded) -> (u64, Read) {
+    let BootState::Arm64(state) = loaded.state else { panic!("not for Arm") };
+    let len: u32 = memory.memory().read_obj(GuestAddress(state.device_tree + 4)).unwrap();
+    let mut tree = vec![0; usize::try_from(u32::from_be(len)).unwrap()];
+    memory.memory().read_slice(&mut tree, GuestAddress(state.device_tree)).unwrap();
+    assert_eq!(state.device_tree % 8, 0);
+    (state.pc, read(&tree))
+}
+
+fn bytes(memory: &GuestRam, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    memory.memory().read_slice(&mut bytes, GuestAddress(at)).unwrap();
+    bytes
+}
+
+#[test]
+fn an_image_lies_at_the_lowest_place_its_header_allows() {
+    for (text_offset, packed) in [(0, false), (0x8_0000, false), (0x8_0000, true)] {
+        let image = arm64_image(text_offset, 3 * MIB, &[7; 5000]);
+        let file = file_of(&if packed { gzip(&image) } else { image.clone() });
+        let initrd = vec![9; 4097];
+        let memory = memory_of(16);
+        let given = Some(Image { name: "INITRD", bytes: &initrd });
+        let loaded =
+            load(&memory, &Request { initrd: given, seed: Some([5; 32]), ..request(&file) }).unwrap();
+        let start = layout::RAM + text_offset;
+        assert_eq!(loaded.kernel, (start, start + 3 * MIB));
+        assert!(bytes(&memory, start, image.len()) == image, "the kernel differs");
+        let (at, len) = loaded.initrd.unwrap();
+        assert_eq!((at, len), (start + 3 * MIB, 4097), "right behind what the kernel takes in memory");
+        assert!(bytes(&memory, at, 4097) == [9; 4097]);
+        let (pc, tree) = told(&memory, &loaded);
+        assert_eq!(pc, start);
+        let chosen = tree.at("chosen");
+        assert_eq!(chosen.texts("bootargs"), ["console=ttyS0"]);
+        assert_eq!([chosen.wide("linux,initrd-start"), chosen.wide("linux,initrd-end")], [[at], [at + len]]);
+        assert_eq!(chosen.properties["rng-seed"], [5; 32]);
+        assert_eq!(loaded.kind.starts_with("gzip-compressed"), packed);
+    }
+}
+
+#[test]
+fn the_tree_has_what_the_board_has() {
+    let line = |number| aarch64::line(number).unwrap();
+    let transports = [
+        Transport { address: layout::VIRTIO_MMIO, line: line(16) },
+        Transport { address: layout::VIRTIO_MMIO + 0x1000, line: line(17) },
+    ];
+    let file = file_of(&arm64_image(0, MIB, &[1; 100]));
+    let memory = memory_of(64);
+    let loaded = load(&memory, &Request { cpus: 18, transports: &transports, ..request(&file) }).unwrap();
+    let (_, tree) = told(&memory, &loaded);
+    assert_eq!(tree.at("memory@80000000").wide("reg"), [layout::RAM, 64 * MIB]);
+    assert!(!tree.at("chosen").properties.contains_key("linux,initrd-start"));
+    let cpus = &tree.at("cpus").nodes;
+    let numbers: std::collections::BTreeSet<u32> = cpus.values().map(|cpu| cpu.cells("reg")[0]).collect();
+    let wanted = (0..16).chain([0x100, 0x101]).collect();
+    assert_eq!((numbers, cpus.contains_key("cpu@101")), (wanted, true));
+    let gic = tree.at("interrupt-controller@8000000");
+    assert_eq!(gic.wide("reg"), [0x0800_0000, 0x1_0000, 0x080a_0000, 18 * 0x2_0000]);
+    assert_eq!(tree.cells("interrupt-parent"), gic.cells("phandle"));
+    for (number, transport) in [(16, &transports[0]), (17, &transports[1])] {
+        let node = tree.at(&format!("virtio_mmio@{:x}", transport.address));
+        assert_eq!(node.wide("reg"), [transport.address, layout::VIRTIO_STRIDE]);
+        assert_eq!(node.cells("interrupts"), [0, number, 1]);
+    }
+    let serial = tree.at("chosen").texts("stdout-path").remove(0);
+    assert_eq!(tree.at(&serial).wide("reg")[0], layout::SERIAL);
+    assert_eq!(tree.at("rtc@9010000").cells("clocks"), tree.at("apb-pclk").cells("phandle"));
+    assert_eq!(tree.at("timer").cells("interrupts").len(), 12);
+    assert_eq!(tree.at("psci").texts("method"), ["hvc"]);
+}
+
+#[test]
+fn what_cannot_be_loaded_says_why() {
+    let image = arm64_image(0, MIB, &[1; 100]);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut image = image.clone();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    let mut zboot = vec![0; 100];
+    zboot[..8].copy_from_slice(b"MZ\0\0zimg");
+    let cases = [
+        (vec![0; 10], "neither an Image"),
+        (b"\x7fELF".repeat(20), "is an ELF file"),
+        (zboot, "unpacks itself by EFI"),
+        (with(16, &[0; 8]), "before Linux 3.17"),
+        (with(24, &[1]), "big-endian"),
+        (with(8, &0x20_0000_u64.to_le_bytes()), "2 MiB or more"),
+        (with(16, &[0xff; 8]), "beyond the end of the address space"),
+        (with(16, &(8 * MIB).to_le_bytes()), "give it 8 MiB or more"),
+        (with(16, &(4 * MIB).to_le_bytes()), "no room for the machine's device tree"),
+    ];
+    for (bytes, sentence) in cases {
+        let file = file_of(&bytes);
+        let error = load(&memory_of(4), &request(&file)).unwrap_err().to_string();
+        assert!(error.contains("KERNEL") && error.contains(sentence), "{error}");
+    }
+    let file = file_of(&image);
+    let initrd = vec![0; 4 << 20];
+    let given = Some(Image { name: "INITRD", bytes: &initrd });
+    let refused = |request: Request<'_>| load(&memory_of(4), &request).unwrap_err().to_string();
+    assert!(refused(Request { initrd: given, ..request(&file) }).contains("does not fit beside the kernel"));
+    let long = "x".repeat(2048);
+    assert!(refused(Request { command_line: &long, ..request(&file) }).contains("2047 at most"));
+    assert!(refused(Request { command_line: "\0x", ..request(&file) }).contains("NUL"));
+    assert!(refused(Request { platform: PlatformChoice::Acpi, ..request(&file) }).contains("device tree"));
+    assert!(refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("one way"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever a header says: loading ends, and what it accepts lies in memory, its parts apart.
+    #[test]
+    fn headers_changed_at_random(at in 0usize..64, value in prop::collection::vec(any::<u8>(), 1..9), cut in any::<prop::sample::Index>()) {
+        let mut image = arm64_image(0, MIB, &[1; 200]);
+        let end = image.len().min(at + value.len());
+        image[at..end].copy_from_slice(&value[..end - at]);
+        image.truncate(cut.index(image.len()) + 1);
+        let (file, initrd, memory) = (file_of(&image), vec![3; 5000], memory_of(8));
+        let given = Some(Image { name: "INITRD", bytes: &initrd });
+        if let Ok(loaded) = load(&memory, &Request { initrd: given, ..request(&file) }) {
+            let (start, end) = loaded.kernel;
+            prop_assert!(layout::RAM <= start && start < end && end <= layout::RAM + 8 * MIB);
+            let (at, len) = loaded.initrd.unwrap();
+            let BootState::Arm64(state) = loaded.state else { panic!("not for Arm") };
+            prop_assert!(end <= at && at + len <= state.device_tree && state.pc == start);
+        }
+    }
+}

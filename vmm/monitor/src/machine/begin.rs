@@ -1,0 +1,98 @@
+//! What a machine begins with: a kernel that is booted. Fills its memory, and says what its vCPUs start from; that is all that a machine
+//! which goes on from elsewhere would do otherwise.
+
+use std::fs::File;
+
+use nelly_disk::FileReader;
+
+use super::assemble::{AssembleError, Site};
+use super::plan::Plan;
+use crate::arch::BootState;
+use crate::boot::{self, Image, Request};
+use crate::config::FileSource;
+use crate::memory::GuestRam;
+use crate::sys;
+use crate::sys::files::Accept;
+use crate::timeline::name;
+
+/// What vCPUs begin with.
+pub(super) struct Beginning {
+    /// Of the boot processor; the others wait for its message.
+    pub(super) state: BootState,
+    /// What was booted says that it is a kernel.
+    pub(super) says_kernel: bool,
+}
+
+/// The files that are booted.
+pub(super) struct Images {
+    kernel: (File, String),
+    initrd: Option<(File, String)>,
+}
+
+impl Images {
+    pub(super) fn open<H>(site: &Site<'_, H>) -> Result<Self, AssembleError> {
+        let open = |field: &str, source: &FileSource| -> Result<_, AssembleError> {
+            Ok((site.files.read(field, source, Accept::Regular)?, source.to_string()))
+        };
+        let kernel = open("kernel", &site.config.kernel)?;
+        let initrd = site.config.initrd.as_ref().map(|source| open("initrd", source)).transpose()?;
+        Ok(Self { kernel, initrd })
+    }
+}
+
+impl<H> Site<'_, H> {
+    /// Loads the kernel.
+    pub(super) fn boot(
+        &self,
+        plan: &Plan,
+        ram: &GuestRam,
+        images: &Images,
+    ) -> Result<Beginning, AssembleError> {
+        let config = self.config;
+        let kernel = self.image(&images.kernel)?;
+        let initrd = images.initrd.as_ref().map(|image| self.image(image)).transpose()?;
+        let request = Request {
+            kernel: kernel.image(),
+            initrd: initrd.as_ref().map(Bytes::image),
+            command_line: config.command_line.as_str(),
+            cpus: plan.cpus(),
+            transports: &plan.transports(),
+            platform: config.platform,
+            protocol: config.boot_protocol,
+            seed: Some(seed()?),
+        };
+        let loaded = plan
+            .board
+            .load(ram, &request)
+            .map_err(|source| AssembleError::Boot { file: config.kernel.clone(), source })?;
+        self.recorder.stamp(name::KERNEL_LOADED);
+        Ok(Beginning { state: loaded.state, says_kernel: loaded.says_kernel })
+    }
+
+    fn image<'a>(&self, (file, name): &'a (File, String)) -> Result<Bytes<'a>, AssembleError> {
+        let immutable = self.config.immutable_images || sys::anonymous::is_sealed(file);
+        let bytes = boot::reader(name, file, immutable)
+            .map_err(|source| AssembleError::Boot { file: self.config.kernel.clone(), source })?;
+        Ok(Bytes { name, bytes })
+    }
+}
+
+/// A file that is booted, to be read.
+struct Bytes<'a> {
+    name: &'a str,
+    bytes: FileReader<&'a File>,
+}
+
+impl Bytes<'_> {
+    fn image(&self) -> Image<'_> {
+        Image { name: self.name, bytes: &self.bytes }
+    }
+}
+
+/// Every start of a guest has one of its own.
+fn seed() -> Result<[u8; 32], AssembleError> {
+    let mut seed = [0; 32];
+    sys::random(&mut seed)
+        .map_err(|error| AssembleError::Host("cannot read random bytes of the host", error))?;
+    Ok(seed)
+}

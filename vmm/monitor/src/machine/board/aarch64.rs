@@ -1,0 +1,32 @@
+//! The Arm board: everything in memory, a PC's serial port and Arm's clock among it; power is the firmware's, which the hypervisor plays
+//! (PSCI), and a device tree tells of it all.
+
+use std::sync::{Arc, Mutex};
+
+use super::{PlatformDevice, SerialPlan, now};
+use crate::arch::Address;
+use crate::arch::aarch64::{self, layout};
+use crate::boot::Transport;
+use crate::devices::pl031::Pl031;
+
+pub(super) const SERIAL: SerialPlan =
+    SerialPlan { base: Address::Memory(layout::SERIAL), line: layout::SERIAL_LINE };
+
+/// The interrupt controller's registers, which are the hypervisor's.
+#[cfg(test)]
+pub(super) fn controllers(cpus: u8) -> Vec<(u64, u64)> {
+    let redistributors = u64::from(cpus) * layout::GIC_REDISTRIBUTOR_LEN;
+    vec![(layout::GIC_DISTRIBUTOR, layout::GIC_DISTRIBUTOR_LEN), (layout::GIC_REDISTRIBUTOR, redistributors)]
+}
+
+pub(super) fn slot(index: u16) -> Transport {
+    Transport {
+        address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_STRIDE,
+        line: aarch64::line(layout::VIRTIO_LINE + u32::from(index)).expect("a config has at most 19 slots"),
+    }
+}
+
+pub(super) fn platform_devices() -> Vec<PlatformDevice> {
+    let clock = Arc::new(Mutex::new(Pl031::new(now)));
+    vec![PlatformDevice { base: Address::Memory(layout::RTC), len: layout::RTC_LEN, device: clock }]
+}

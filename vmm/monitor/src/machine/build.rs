@@ -1,0 +1,222 @@
+//! From a plan to what it plans: files opened, memory mapped, devices made and put where they belong. Nothing runs here.
+//!
+//! Order: memory and its slots, then interrupt controllers, then devices with their lines and doorbells. Memory that is registered after
+//! the controllers costs the host a grace period.
+
+use std::fs::OpenOptions;
+use std::sync::{Arc, Mutex};
+
+use nelly_disk::RawDisk;
+
+use super::assemble::{AssembleError, SLOT_CONSOLE, SLOT_SERIAL, Site};
+use super::console::Pump;
+use super::console::SerialLine;
+use super::files::Files;
+use super::mailbox::{Host, Message};
+use super::output::Output;
+use super::plan::{Holds, Plan};
+use crate::arch::{Address, Nested};
+use crate::boot::Transport as Place;
+use crate::bus::Buses;
+use crate::config::{DiskConfig, Endpoint, FileSource};
+use crate::devices::serial::{self, Serial};
+use crate::hv::{Hypervisor, Vm};
+use crate::memory::{Backing, GuestRam};
+use crate::sys;
+use crate::sys::files::Accept;
+use crate::timeline::name;
+use crate::virtio::blk::Block;
+use crate::virtio::console::{Console, Ends};
+use crate::virtio::device::Device;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::mem::{MemoryControl, MemoryDevice};
+use crate::virtio::rng::Rng;
+use crate::virtio::tally::Fault;
+use crate::virtio::transport::{MmioTransport, Transport};
+use crate::virtio::vsock::{Vsock, VsockControl};
+
+/// An empty machine: its memory, and a virtual machine that has it.
+pub(super) struct Ground<V> {
+    pub(super) ram: GuestRam,
+    pub(super) vm: Arc<V>,
+}
+
+/// A machine that has all its devices and no vCPU.
+pub(super) struct Furnished {
+    pub(super) buses: Buses,
+    pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
+    /// Those of the slots, with what the slots count.
+    pub(super) interrupts: Vec<Interrupt>,
+    pub(super) pumps: Vec<Pump>,
+    pub(super) vsock: Option<VsockControl>,
+    pub(super) memory: Option<MemoryControl>,
+    pub(super) host: Arc<Host>,
+}
+
+impl<H: Hypervisor> Site<'_, H> {
+    /// Memory, and a virtual machine that has it.
+    pub(super) fn ground(&self, plan: &Plan) -> Result<Ground<H::Vm>, AssembleError> {
+        let ram = GuestRam::laid_out(&plan.memory.ranges, plan.memory.hotplug, Backing::Anonymous)?;
+        let nested = if self.config.nested { Nested::Shown } else { Nested::Hidden };
+        let vm = Arc::new(self.hypervisor.create_vm(nested)?);
+        for slot in ram.slots() {
+            vm.map(slot)?;
+        }
+        self.recorder.stamp(name::MEMORY_MAPPED);
+        Ok(Ground { ram, vm })
+    }
+
+    /// Interrupt controllers and devices.
+    pub(super) fn furnish(
+        &self,
+        plan: &Plan,
+        ground: &Ground<H::Vm>,
+        devices: Devices,
+    ) -> Result<Furnished, AssembleError> {
+        let Ground { ram, vm } = ground;
+        vm.create_irqchip(plan.interrupts)?;
+        self.recorder.stamp(name::VM_CREATED);
+
+        let Devices { virtio, mut pumps, serial_line, vsock } = devices;
+        let mut buses = Buses::default();
+        for platform in plan.board.platform_devices() {
+            buses.insert(platform.base, platform.len, platform.device)?;
+        }
+        let port = Arc::new(Mutex::new(Serial::new(serial_line, vm.irq_line(plan.serial.line)?)));
+        for pump in &mut pumps {
+            pump.set_port(&port);
+        }
+        buses.insert(plan.serial.base, serial::REGISTERS, port)?;
+
+        let host = Arc::new(Host::new(self.mailbox.clone()));
+        let (mut transports, mut interrupts) = (Vec::new(), Vec::new());
+        let mut memory = None;
+        for (slot, device) in plan.slots.iter().zip(virtio) {
+            let (number, mailbox) = (slot.number, self.mailbox.clone());
+            let told = move |fault: &Fault| mailbox.post(Message::Fault(number, fault.clone()));
+            let interrupt = Interrupt::telling(vm.irq_line(slot.place.line)?, Box::new(told));
+            interrupts.push(interrupt.clone());
+            let mut transport = Transport::new(number, ram.memory().clone(), interrupt, host.clone());
+            let device = match (slot.holds, ram.hotplug_slot()) {
+                (Holds::Memory, Some(memory_slot)) => {
+                    let (device, control) = MemoryDevice::new(memory_slot.clone());
+                    memory = Some(control);
+                    Some(Box::new(device) as Box<dyn Device>)
+                }
+                _ => device,
+            };
+            if let Some(device) = device {
+                transport.attach(device)?;
+            }
+            let transport = MmioTransport(transport);
+            offer(&**vm, slot.place, &transport);
+            let transport = Arc::new(Mutex::new(transport));
+            let base = Address::Memory(slot.place.address);
+            buses.insert(base, plan.board.slot_len(), transport.clone())?;
+            transports.push(transport);
+        }
+        self.recorder.stamp(name::DEVICES_READY);
+        Ok(Furnished { buses, transports, interrupts, pumps, vsock, memory, host })
+    }
+}
+
+/// Offers the hypervisor the short cut for every queue. What it declines arrives as an exit.
+pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport) {
+    for (offset, queue, bell) in transport.doorbells() {
+        let _short_cut = vm.offer_doorbell(Address::Memory(place.address + offset), queue, 4, bell);
+    }
+}
+
+pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
+    let options = OpenOptions::new().read(true).write(!disk.read_only).clone();
+    let file = files.open(field, &disk.source, &options, Accept::Disk)?;
+    let id = disk.id.as_str();
+    let raw = RawDisk::new(file, disk.read_only)
+        .map_err(|source| AssembleError::Disk { id: id.to_owned(), source })?;
+    Ok(Box::new(Block::new(Box::new(raw), id)))
+}
+
+/// The devices of a plan before they have a place.
+pub(super) struct Devices {
+    /// By slot; none for what is made of other things than files.
+    virtio: Vec<Option<Box<dyn Device>>>,
+    pumps: Vec<Pump>,
+    serial_line: SerialLine,
+    vsock: Option<VsockControl>,
+}
+
+impl Devices {
+    pub(super) fn open<H>(site: &Site<'_, H>, plan: &Plan) -> Result<Self, AssembleError> {
+        let Site { config, files, mailbox, .. } = site;
+        let (mut serial, serial_line) = Pump::serial(SLOT_SERIAL, mailbox.bell().clone());
+        let mut found = Self { virtio: Vec::new(), pumps: Vec::new(), serial_line, vsock: None };
+        let mut console = None;
+        for slot in &plan.slots {
+            let device: Option<Box<dyn Device>> = match slot.holds {
+                Holds::Disk(index) => Some(block(&config.disks[index], &format!("disks[{index}]"), files)?),
+                Holds::Rng => Some(Box::new(Rng)),
+                Holds::Console => {
+                    let (mut pump, end) = Pump::console(SLOT_CONSOLE).map_err(unprepared)?;
+                    connect(&mut pump, "console", &config.console, site)?;
+                    console = Some(pump);
+                    let second = end.try_clone().map_err(unprepared)?;
+                    Some(Box::new(Console::new(Ends { input: Some(end), output: Some(second) })))
+                }
+                Holds::Vsock => match &config.vsock {
+                    Some(wanted) => {
+                        let mailbox = (*mailbox).clone();
+                        let power = Box::new(move |word| mailbox.post(Message::Agent(word)));
+                        let (device, control) = Vsock::new(wanted, Some(power))?;
+                        found.vsock = Some(control);
+                        Some(Box::new(device))
+                    }
+                    None => None,
+                },
+                Holds::Memory | Holds::Nothing => None,
+            };
+            found.virtio.push(device);
+        }
+        connect(&mut serial, "serial", &config.serial, site)?;
+        found.pumps = [serial].into_iter().chain(console).collect();
+        Ok(found)
+    }
+}
+
+/// The error of a console's descriptors.
+fn unprepared(error: std::io::Error) -> AssembleError {
+    AssembleError::Host("cannot prepare the console", error)
+}
+
+/// Gives a pump its reader.
+fn connect<H>(
+    pump: &mut Pump,
+    field: &str,
+    endpoint: &Endpoint,
+    site: &Site<'_, H>,
+) -> Result<(), AssembleError> {
+    match endpoint {
+        Endpoint::None => {}
+        Endpoint::Stream => pump.wait_for_stream(),
+        Endpoint::Stdio => {
+            let own = |number| sys::inherited(number).map_err(unprepared);
+            pump.open(Some(own(0)?), Some(own(1)?), site.escape);
+            pump.need_reader();
+        }
+        Endpoint::Log(file) => {
+            let options = OpenOptions::new().append(true).create(true).clone();
+            let log = site.files.open(field, file, &options, Accept::Stream)?;
+            let path = match file {
+                FileSource::Path(path) => Some(path.as_path()),
+                FileSource::Fd(_) => None,
+            };
+            let most = site.config.log_bytes.get();
+            pump.log(Output::log(log, path, most).map_err(unprepared)?);
+        }
+        Endpoint::Pair { input, output } => {
+            let input = site.files.read(field, input, Accept::Stream)?;
+            let output = site.files.open(field, output, OpenOptions::new().write(true), Accept::Stream)?;
+            pump.open(Some(input.into()), Some(output.into()), false);
+        }
+    }
+    Ok(())
+}

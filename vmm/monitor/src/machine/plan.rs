@@ -1,0 +1,126 @@
+//! What a machine will be, worked out of its config and its board alone: pure data, before anything is opened, mapped or made.
+
+use super::board::{Board, MemoryPlan, SerialPlan};
+use crate::boot::Transport;
+use crate::config::{Endpoint, MachineConfig};
+use crate::hv::IrqchipPlan;
+use crate::sys::fits;
+
+/// The plan of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) board: Board,
+    pub(super) memory: MemoryPlan,
+    pub(super) interrupts: IrqchipPlan,
+    pub(super) serial: SerialPlan,
+    /// The virtio slots, by number.
+    pub(super) slots: Vec<SlotPlan>,
+}
+
+/// One virtio slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotPlan {
+    pub(super) number: u16,
+    pub(super) place: Transport,
+    pub(super) holds: Holds,
+}
+
+/// What a slot holds from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holds {
+    /// The disk of this number in the config.
+    Disk(usize),
+    Rng,
+    Console,
+    Vsock,
+    /// The memory that is plugged in later.
+    Memory,
+    /// A disk, once one is attached.
+    Nothing,
+}
+
+impl Plan {
+    /// A machine of this config on the board of this host's guests.
+    pub(super) fn of(config: &MachineConfig) -> Self {
+        Self::on(Board::NATIVE, config)
+    }
+
+    fn on(board: Board, config: &MachineConfig) -> Self {
+        let mut holds: Vec<Holds> = (0..config.disks.len()).map(Holds::Disk).collect();
+        // Memory comes last of all devices, so that every other one is where it is without it.
+        for (wanted, what) in [
+            (config.rng, Holds::Rng),
+            (config.console != Endpoint::None, Holds::Console),
+            (config.vsock.is_some(), Holds::Vsock),
+            (config.hotplug_bytes.get() > 0, Holds::Memory),
+        ] {
+            holds.extend(wanted.then_some(what));
+        }
+        holds.extend((0..config.spare_slots).map(|_| Holds::Nothing));
+        let slot = |(number, holds)| SlotPlan { number, place: board.slot(number), holds };
+        let slots: Vec<_> = (0..).zip(holds).map(slot).collect();
+        let places: Vec<_> = slots.iter().map(|slot| slot.place).collect();
+        Self {
+            board,
+            memory: board.memory(config.memory_bytes.get(), config.hotplug_bytes.get()),
+            interrupts: board.interrupts(config.cpus.get(), &places),
+            serial: board.serial(),
+            slots,
+        }
+    }
+
+    /// What the guest is told of the slots.
+    pub(super) fn transports(&self) -> Vec<Transport> {
+        self.slots.iter().map(|slot| slot.place).collect()
+    }
+
+    /// So many slots, from the first on, hold a device.
+    pub(super) fn occupied(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.holds != Holds::Nothing).count()
+    }
+
+    /// vCPUs.
+    pub(super) fn cpus(&self) -> u32 {
+        fits(self.interrupts.vcpus, "eight bits")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MemorySize, VsockConfig};
+
+    fn disk(id: &str) -> DiskConfig {
+        DiskConfig { id: DiskId::new(id).unwrap(), source: FileSource::Fd(0), read_only: false }
+    }
+
+    #[test]
+    fn devices_have_their_slots_in_one_order_whatever_else_there_is() {
+        let plain = MachineConfig::new(FileSource::Fd(0));
+        let plan = Plan::of(&plain);
+        assert_eq!((plan.slots.len(), plan.occupied(), plan.memory.hotplug), (0, 0, None));
+
+        let mut config = plain.clone();
+        config.memory_bytes = MemorySize::new(64 << 20).unwrap();
+        config.hotplug_bytes = HotplugSize::new(256 << 20).unwrap();
+        config.cpus = CpuCount::new(3).unwrap();
+        config.disks = vec![disk("a"), disk("b")];
+        (config.rng, config.console, config.vsock) = (true, Endpoint::Stream, Some(VsockConfig::default()));
+        config.spare_slots = 2;
+        let plan = Plan::of(&config);
+        let holds: Vec<_> = plan.slots.iter().map(|slot| slot.holds).collect();
+        use Holds::{Console, Disk, Memory, Nothing, Rng, Vsock};
+        assert_eq!(holds, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
+        assert_eq!((plan.occupied(), plan.slots.len()), (6, config.virtio_devices()));
+        assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
+        for (number, slot) in (0..).zip(&plan.slots) {
+            assert_eq!((slot.number, slot.place), (number, plan.board.slot(number)));
+        }
+        // The guest need not set up lines that nothing uses.
+        let last = plan.slots.iter().map(|slot| slot.place.line).max().unwrap();
+        assert_eq!(plan.interrupts.lines, last.number() + 1);
+        let (at, len) = plan.memory.hotplug.unwrap();
+        let behind = plan.memory.ranges.iter().map(|(start, len)| start + len).max().unwrap();
+        assert!(at >= behind && len == 256 << 20);
+    }
+}
