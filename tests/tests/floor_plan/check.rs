@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::imports::{Source, sources};
-use crate::plan::{Crate, FENCES, SILENT};
+use crate::plan::{Crate, FENCES, FOREIGN, NEUTRAL, SILENT};
 use crate::tokens::{Kind, Token};
 
 /// Everything in `top` that breaks the plan.
@@ -21,6 +21,7 @@ pub(crate) fn findings(top: &Path, crates: &[Crate]) -> Vec<String> {
             };
             climbing(plan, source, &mut report);
             words(plan, source, &mut report);
+            foreign(plan, source, &mut report);
             if !SILENT.iter().any(|(file, _)| source.file == top.join(file)) {
                 silent_numbers(source, &mut report);
             }
@@ -118,6 +119,46 @@ fn words(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) 
             }
         }
     }
+}
+
+/// Words of an architecture where none may be known.
+fn foreign(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) {
+    let neutral = NEUTRAL.iter().find(|(directory, room, known, alone)| {
+        plan.directory == *directory
+            && if *alone { source.module == [*room] } else { within(&source.module, &[room]) }
+            && !within(&source.module, known)
+    });
+    let is_test = |part: &String| part == "tests" || part.ends_with("_tests") || part == "testing";
+    if neutral.is_none() || source.module.iter().any(is_test) {
+        return;
+    }
+    // Tests at the end of a file.
+    let end = source.tokens.windows(2).position(|pair| pair[0].is_word("mod") && pair[1].is_word("tests"));
+    for token in &source.tokens[..end.unwrap_or(source.tokens.len())] {
+        let Some(word) = token.word() else { continue };
+        if let Some(found) = parts_of_words(word).into_iter().find(|part| FOREIGN.contains(&part.as_str())) {
+            report(token.line, format!("`{word}`: `{found}` is a word of one architecture"));
+        }
+    }
+}
+
+/// The words that a name is made of, in small letters, and every two neighbours together: `io_apic` and `IoApic` hold `ioapic`.
+fn parts_of_words(name: &str) -> Vec<String> {
+    let mut parts: Vec<String> = vec![String::new()];
+    let mut before = ' ';
+    for c in name.chars() {
+        if c == '_' || c.is_uppercase() && before.is_lowercase() {
+            parts.push(String::new());
+        }
+        if c != '_'
+            && let Some(last) = parts.last_mut()
+        {
+            last.extend(c.to_lowercase());
+        }
+        before = c;
+    }
+    let pairs: Vec<String> = parts.windows(2).map(|pair| pair.concat()).collect();
+    parts.into_iter().chain(pairs).collect()
 }
 
 /// Conversions that give another number where one does not fit: `try_from(..)` or `try_into()`, an `.ok()` perhaps, and then

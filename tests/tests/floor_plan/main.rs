@@ -165,6 +165,58 @@ fn cycles_are_found_between_rooms_and_inside_them() {
 }
 
 #[test]
+fn a_word_of_one_architecture_is_found_where_none_may_be_known() {
+    const MONITOR: Crate = Crate {
+        directory: "vmm/monitor",
+        floors: &[("arch", 0), ("hv", 1), ("bus", 2), ("virtio", 3), ("machine", 4)],
+        ..SAMPLE
+    };
+    let top = tempfile::tempdir().unwrap();
+    let src = top.path().join("vmm/monitor/src");
+    let write = |name: &str, text: &str| {
+        let path = src.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    std::fs::create_dir_all(&src).unwrap();
+    std::fs::write(top.path().join("vmm/monitor/Cargo.toml"), MANIFEST).unwrap();
+    write("lib.rs", "mod arch; mod hv; mod bus; mod virtio; mod machine;");
+    write("arch.rs", "pub mod x86_64 { pub mod cpuid {} }");
+    write("hv/kvm.rs", "fn ioapic(gsi: u32) { cpuid(); }");
+    write("machine/board/mod.rs", "use crate::arch::x86_64::cpuid;");
+    write("machine/tests.rs", "use crate::arch::x86_64; const GSI: u32 = 5;");
+    let fine = [
+        ("hv/mod.rs", "//! x86\nmod kvm; fn f() -> &'static str { \"acpi\" } fn hotplug_size() {}"),
+        ("bus/mod.rs", "fn f(scorpion: u32) {} #[cfg(test)] mod tests { use crate::arch::x86_64; }"),
+        ("virtio/mod.rs", ""),
+        ("machine/mod.rs", "mod board; mod tests;"),
+    ];
+    for (file, text) in fine {
+        write(file, text);
+    }
+    assert_eq!(check::findings(top.path(), &[MONITOR]), [""; 0]);
+    for (file, text, word) in [
+        ("hv/mod.rs", "use crate::arch::x86_64;", "x86"),
+        ("hv/mod.rs", "enum Exit { PioRead }", "pio"),
+        ("bus/mod.rs", "fn f(gsi: u32) {}", "gsi"),
+        ("virtio/mod.rs", "struct IoApic;", "ioapic"),
+        ("virtio/queue/mod.rs", "fn io_apic() {}", "ioapic"),
+        ("machine/assemble.rs", "fn f() { mp_table(); }", "mptable"),
+        ("machine/mod.rs", "const ACPI_RESET: u8 = 1;", "acpi"),
+        ("machine/mod.rs", "fn guest_tsc() {}", "tsc"),
+        ("machine/mod.rs", "use x::cpuid;", "cpuid"),
+        ("machine/mod.rs", "use x::I8042;", "i8042"),
+    ] {
+        write(file, text);
+        let found = check::findings(top.path(), &[MONITOR]).join("\n");
+        assert!(found.contains(&format!("`{word}` is a word of one architecture")), "{text}: {found}");
+        let before = fine.iter().find(|(name, _)| *name == file).map_or("", |(_, text)| *text);
+        write(file, before);
+    }
+    assert_eq!(check::findings(top.path(), &[MONITOR]), [""; 0]);
+}
+
+#[test]
 fn a_crate_without_a_place_is_found() {
     let top = tempfile::tempdir().unwrap();
     std::fs::write(

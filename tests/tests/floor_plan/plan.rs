@@ -28,6 +28,21 @@ pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
     ("applevisor_sys", "vmm/monitor", &["hv::hvf"]),
 ];
 
+/// Words that belong to one processor architecture, in small letters and without separators.
+pub(crate) const FOREIGN: &[&str] = &[
+    "x86", "x8664", "pio", "gsi", "ioapic", "mptable", "acpi", "tsc", "cpuid", "i8042", "aarch64", "arm64",
+    "gic", "pl011", "pl031", "psci",
+];
+
+/// Modules that know no architecture, each with those of its own that do, and with `true` when only its own file is meant. Tests may.
+pub(crate) const NEUTRAL: &[(&str, &str, &[&str], bool)] = &[
+    ("vmm/monitor", "hv", &[], true),
+    ("vmm/monitor", "hv::fake", &[], false),
+    ("vmm/monitor", "bus", &[], false),
+    ("vmm/monitor", "virtio", &[], false),
+    ("vmm/monitor", "machine", &["machine::board"], false),
+];
+
 /// Files that may put another number in the place of one that does not fit, each with its reason. Elsewhere the number that cannot be
 /// is an assertion (`fits`), and one from outside that may be any is cut (`at_most`) or refused.
 pub(crate) const SILENT: &[(&str, &str)] = &[(

@@ -1,0 +1,202 @@
+//! Where workers run: those whose requests block on threads of their own, all others on the loop.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::mailbox::{Mailbox, Message};
+use super::threads::{self, Role};
+use crate::sys::{Interest, Notifier, Poller, Ready};
+use crate::virtio::device::{Registrar, Running, WorkerHost};
+use crate::virtio::fault::DeviceFault;
+
+/// The token of a worker thread's own bell. No device has this slot.
+const ORDERS: u64 = u64::MAX;
+
+/// Decides where a worker runs. Its threads stand as long as it does.
+pub(super) struct Host {
+    mailbox: Mailbox,
+    threads: BTreeMap<u16, Thread>,
+}
+
+struct Thread {
+    orders: Arc<Orders>,
+    /// Taken by whoever waits for its end.
+    handle: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a worker's thread is told, in order.
+struct Orders {
+    posted: Mutex<Posted>,
+    bell: Notifier,
+}
+
+#[derive(Default)]
+struct Posted {
+    queue: VecDeque<Order>,
+    /// The thread has ended, by a bug: nobody reads any more.
+    dead: bool,
+}
+
+enum Order {
+    /// Run this worker.
+    Start(Running),
+    /// Send it home.
+    Stop,
+    /// Send it home, and end.
+    End,
+}
+
+impl Orders {
+    fn lock(&self) -> MutexGuard<'_, Posted> {
+        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an order; gives it back when nobody is there to carry it out.
+    fn give(&self, order: Order) -> Result<(), Order> {
+        let mut posted = self.lock();
+        if posted.dead {
+            return Err(order);
+        }
+        posted.queue.push_back(order);
+        drop(posted);
+        // Fails only when the counter is full, and then the bell rings already.
+        let _rings = self.bell.notify();
+        Ok(())
+    }
+}
+
+impl Host {
+    /// With a thread for each of these slots. Each says [`Message::Stands`] when it stands.
+    ///
+    /// # Errors
+    /// The host has no room for one more thread or descriptor.
+    pub(super) fn new(mailbox: Mailbox, slots: impl IntoIterator<Item = u16>) -> io::Result<Self> {
+        let mut host = Self { mailbox, threads: BTreeMap::new() };
+        for slot in slots {
+            let thread = host.thread(slot)?;
+            host.threads.insert(slot, thread);
+        }
+        Ok(host)
+    }
+
+    fn thread(&self, slot: u16) -> io::Result<Thread> {
+        let poller = Poller::new()?;
+        let orders = Arc::new(Orders { posted: Mutex::default(), bell: Notifier::new()? });
+        poller.add(orders.bell.as_fd(), ORDERS, Interest::READ)?;
+        let standing = Standing { orders: Arc::clone(&orders), mailbox: self.mailbox.clone() };
+        let body = move || {
+            standing.mailbox.post(Message::Stands);
+            standing.serve(&poller);
+        };
+        let handle = Mutex::new(Some(threads::spawn(Role::Worker(slot), body)?));
+        Ok(Thread { orders, handle })
+    }
+
+    /// Waits for the threads to end, whose workers go home. Nothing is started from here on.
+    pub(super) fn join(&self) {
+        for thread in self.threads.values() {
+            // One that is dead needs no order.
+            let _dead = thread.orders.give(Order::End);
+        }
+        for thread in self.threads.values() {
+            let handle = thread.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(handle) = handle {
+                drop(handle.join());
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl WorkerHost for Host {
+    fn start(&self, running: Running) {
+        if !running.blocks() {
+            return self.mailbox.post(Message::StartWorker(running));
+        }
+        let thread = self.threads.get(&running.slot());
+        let thread = thread.expect("a thread stands for every slot whose device's requests may block");
+        if let Err(Order::Start(running)) = thread.orders.give(Order::Start(running)) {
+            let ended = io::Error::other("the thread of this device has ended");
+            running.interrupt().fail(&DeviceFault::Host(ended));
+            drop(running);
+            self.mailbox.post(Message::WorkerHome);
+        }
+    }
+
+    fn stop(&self, slot: u16) {
+        match self.threads.get(&slot) {
+            // One that is dead has sent its worker home.
+            Some(thread) => drop(thread.orders.give(Order::Stop)),
+            None => self.mailbox.post(Message::StopWorker(slot)),
+        }
+    }
+}
+
+/// A worker's thread.
+struct Standing {
+    orders: Arc<Orders>,
+    mailbox: Mailbox,
+}
+
+impl Standing {
+    fn serve(&self, poller: &Poller) {
+        let mut worker: Option<Running> = None;
+        let mut ready: Vec<Ready> = Vec::new();
+        // A poller that fails is out of service: the worker goes home, and the driver's requests wait for a reset.
+        while poller.wait(&mut ready, None).is_ok() {
+            for event in &ready {
+                if let (Some(worker), true) = (&mut worker, event.token != ORDERS) {
+                    worker.ready(poller, Registrar::split(event.token).1, event.interest);
+                }
+            }
+            if ready.iter().any(|event| event.token == ORDERS) && !self.carry_out(poller, &mut worker) {
+                break;
+            }
+        }
+        if let Some(worker) = worker {
+            worker.stop(poller);
+        }
+    }
+
+    /// Carries out what was ordered; `false` at the end.
+    fn carry_out(&self, poller: &Poller, worker: &mut Option<Running>) -> bool {
+        let _silent = self.orders.bell.consume();
+        loop {
+            let Some(order) = self.orders.lock().queue.pop_front() else { return true };
+            match order {
+                Order::Start(mut running) => {
+                    running.start(poller);
+                    *worker = Some(running);
+                }
+                Order::Stop => {
+                    if let Some(running) = worker.take() {
+                        running.stop(poller);
+                    }
+                    self.mailbox.post(Message::WorkerHome);
+                }
+                Order::End => return false,
+            }
+        }
+    }
+}
+
+/// Said when the worker is home, even by a panic: a vCPU may wait for it.
+impl Drop for Standing {
+    fn drop(&mut self) {
+        let mut posted = self.orders.lock();
+        posted.dead = true;
+        let left = std::mem::take(&mut posted.queue);
+        drop(posted);
+        // Workers that were never started go home by this.
+        drop(left);
+        self.mailbox.post(Message::WorkerHome);
+    }
+}
