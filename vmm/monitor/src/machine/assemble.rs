@@ -11,10 +11,11 @@ use super::build::{self, Devices, Furnished, Ground};
 use super::console::Pump;
 use super::faults;
 use super::files::{FileError, Files};
-use super::mailbox::{Host, Mailbox};
+use super::mailbox::Mailbox;
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::plan::Plan;
 use super::vcpu::{self, Shared};
+use super::workers::Host;
 use crate::boot::BootError;
 use crate::bus::BusError;
 use crate::config::{DiskConfig, FileSource, MachineConfig};
@@ -147,7 +148,7 @@ impl<H: Hypervisor> Site<'_, H> {
                 Ok(thread) => assembled.threads.push(thread),
                 Err(error) => {
                     drop(assembled.take_apart());
-                    return Err(AssembleError::Host("cannot start a thread", error));
+                    return Err(build::no_thread(error));
                 }
             }
         }
@@ -165,6 +166,11 @@ pub(super) struct Remains {
 }
 
 impl<V: Vm> Assembled<V> {
+    /// Threads that must stand before the guest runs: vCPUs, and those of workers.
+    pub(super) fn musters(&self) -> usize {
+        self.threads.len() + self.plan.threaded().count()
+    }
+
     /// Every vCPU exists, and none has run.
     pub(super) fn seal(&self) -> Result<(), HvError> {
         self.vm.seal()

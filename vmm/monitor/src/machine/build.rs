@@ -12,9 +12,10 @@ use super::assemble::{AssembleError, SLOT_CONSOLE, SLOT_SERIAL, Site};
 use super::console::Pump;
 use super::console::SerialLine;
 use super::files::Files;
-use super::mailbox::{Host, Message};
+use super::mailbox::Message;
 use super::output::Output;
 use super::plan::{Holds, Plan};
+use super::workers::Host;
 use crate::arch::{Address, Nested};
 use crate::boot::Transport as Place;
 use crate::bus::Buses;
@@ -88,7 +89,8 @@ impl<H: Hypervisor> Site<'_, H> {
         }
         buses.insert(plan.serial.base, serial::REGISTERS, port)?;
 
-        let host = Arc::new(Host::new(self.mailbox.clone()));
+        let host = Host::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
+        let host = Arc::new(host);
         let (mut transports, mut interrupts) = (Vec::new(), Vec::new());
         let mut memory = None;
         for (slot, device) in plan.slots.iter().zip(virtio) {
@@ -180,6 +182,11 @@ impl Devices {
         found.pumps = [serial].into_iter().chain(console).collect();
         Ok(found)
     }
+}
+
+/// The error of a thread.
+pub(super) fn no_thread(error: std::io::Error) -> AssembleError {
+    AssembleError::Host("cannot start a thread", error)
 }
 
 /// The error of a console's descriptors.

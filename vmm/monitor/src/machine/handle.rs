@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::inspection::Inspection;
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
+use super::threads::{self, Role};
 use super::wire::{self, Answer, Port, Received, Receiver, Request};
 use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
 use crate::sys::{self, Killer, fits};
@@ -563,8 +564,7 @@ fn recorder() -> Recorder {
 
 /// The thread that serves a machine of this process.
 fn thread(serve: impl FnOnce() + Send + 'static) -> Result<Body, StartError> {
-    let builder = std::thread::Builder::new().name("nelly-loop".into()).stack_size(server::STACK_BYTES);
-    Ok(Body::Thread(builder.spawn(serve).map_err(StartError::Talk)?))
+    Ok(Body::Thread(threads::spawn(Role::Loop, serve).map_err(StartError::Talk)?))
 }
 
 /// Waits until `fd` is readable or hung up; `false` when `timeout` was over first.

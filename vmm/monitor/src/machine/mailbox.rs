@@ -1,15 +1,13 @@
 //! The machine's one control queue: what vCPU threads and workers' threads tell the loop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, mpsc};
 use std::{fmt, io};
 
 use crate::hv::Kicker;
-use crate::sys::{Interest, Notifier, Poller, Ready};
+use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
-use crate::virtio::device::{Placement, Registrar, Running, WorkerHost};
-use crate::virtio::fault::DeviceFault;
+use crate::virtio::device::Running;
 use crate::virtio::tally::Fault;
 use crate::virtio::vsock::PowerWord;
 
@@ -19,6 +17,8 @@ pub(super) enum Message {
     StartWorker(Running),
     /// The worker of a slot is wanted back.
     StopWorker(u16),
+    /// A thread for a worker stands.
+    Stands,
     /// A worker on a thread of its own went home.
     WorkerHome,
     /// From a vCPU's thread.
@@ -121,107 +121,5 @@ impl Mailbox {
 impl fmt::Debug for Mailbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Mailbox")
-    }
-}
-
-/// Runs workers where their devices say: on the loop, or on a thread each.
-pub(super) struct Host {
-    mailbox: Mailbox,
-    threads: Mutex<Vec<WorkerThread>>,
-}
-
-struct WorkerThread {
-    slot: u16,
-    stop: Arc<Notifier>,
-    thread: JoinHandle<()>,
-}
-
-/// Stack of a worker's thread.
-const WORKER_STACK_BYTES: usize = 128 << 10;
-/// The token of a worker thread's own notifier. No device has this slot.
-const STOP_TOKEN: u64 = u64::MAX;
-
-impl Host {
-    pub(super) fn new(mailbox: Mailbox) -> Self {
-        Self { mailbox, threads: Mutex::new(Vec::new()) }
-    }
-
-    /// Waits for the worker threads, all of which were told to stop.
-    pub(super) fn join(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in threads {
-            drop(worker.stop.notify());
-            drop(worker.thread.join());
-        }
-    }
-
-    /// Starts a worker's thread. It waits for what its device serves, and for nobody of the machine; the loop is told when it is home.
-    /// The order of locks stands in `vcpu`.
-    fn spawn(&self, running: Running) -> io::Result<WorkerThread> {
-        let (slot, poller, stop) = (running.slot(), Poller::new()?, Arc::new(Notifier::new()?));
-        poller.add(std::os::fd::AsFd::as_fd(&*stop), STOP_TOKEN, Interest::READ)?;
-        let mailbox = self.mailbox.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("nelly-dev-{slot}"))
-            .stack_size(WORKER_STACK_BYTES)
-            .spawn(move || {
-                // Said when the worker is home, even by a panic: a vCPU may wait for it.
-                let _said = SayHome(mailbox);
-                run_worker(running, &poller);
-            })?;
-        Ok(WorkerThread { slot, stop, thread })
-    }
-}
-
-/// Tells the loop that a worker on a thread of its own is home.
-struct SayHome(Mailbox);
-
-impl Drop for SayHome {
-    fn drop(&mut self) {
-        self.0.post(Message::WorkerHome);
-    }
-}
-
-/// The loop of a worker that has it to itself.
-fn run_worker(mut running: Running, poller: &Poller) {
-    running.start(poller);
-    let mut ready: Vec<Ready> = Vec::new();
-    // A poller that fails is out of service: the worker goes home, and the driver's requests wait for a reset.
-    while poller.wait(&mut ready, None).is_ok() {
-        if ready.iter().any(|ready| ready.token == STOP_TOKEN) {
-            break;
-        }
-        for event in &ready {
-            running.ready(poller, Registrar::split(event.token).1, event.interest);
-        }
-    }
-    running.stop(poller);
-}
-
-impl WorkerHost for Host {
-    fn start(&self, running: Running) {
-        match running.placement() {
-            Placement::Shared => return self.mailbox.post(Message::StartWorker(running)),
-            Placement::OwnThread => {}
-        }
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|worker| !worker.thread.is_finished());
-        let interrupt = running.interrupt().clone();
-        match self.spawn(running) {
-            Ok(worker) => threads.push(worker),
-            // The worker went home with the failed thread.
-            Err(out_of_threads) => {
-                interrupt.fail(&DeviceFault::Host(out_of_threads));
-                self.mailbox.post(Message::WorkerHome);
-            }
-        }
-    }
-
-    fn stop(&self, slot: u16) {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        match threads.iter().rev().find(|worker| worker.slot == slot) {
-            Some(worker) => drop(worker.stop.notify()),
-            None => self.mailbox.post(Message::StopWorker(slot)),
-        }
     }
 }

@@ -23,9 +23,11 @@ mod plan;
 mod requests;
 mod running;
 mod server;
+mod threads;
 mod vcpu;
 mod watched;
 mod wire;
+mod workers;
 
 pub use handle::{
     ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Starting, Vsock,

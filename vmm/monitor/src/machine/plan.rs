@@ -79,6 +79,12 @@ impl Plan {
         self.slots.iter().filter(|slot| slot.holds != Holds::Nothing).count()
     }
 
+    /// The slots whose devices have a thread for their worker: those with a disk, or with room for one.
+    pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
+        let threaded = |slot: &&SlotPlan| matches!(slot.holds, Holds::Disk(_) | Holds::Nothing);
+        self.slots.iter().filter(threaded).map(|slot| slot.number)
+    }
+
     /// vCPUs.
     pub(super) fn cpus(&self) -> u32 {
         fits(self.interrupts.vcpus, "eight bits")
@@ -111,6 +117,7 @@ mod tests {
         let holds: Vec<_> = plan.slots.iter().map(|slot| slot.holds).collect();
         use Holds::{Console, Disk, Memory, Nothing, Rng, Vsock};
         assert_eq!(holds, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
+        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 6, 7]);
         assert_eq!((plan.occupied(), plan.slots.len()), (6, config.virtio_devices()));
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {

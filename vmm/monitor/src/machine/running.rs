@@ -38,6 +38,8 @@ pub(super) struct Loop<V> {
     pub(super) halt: HaltWatch,
     pub(super) cpus: u32,
     created: u32,
+    /// Threads that have said that they stand: vCPUs at the gate, workers' threads.
+    standing: usize,
     ended: u32,
     parked: u32,
     /// Number of the pause under way or of the last one.
@@ -88,7 +90,7 @@ impl Ran {
 }
 
 impl<V: Vm> Loop<V> {
-    /// A machine whose vCPUs wait at the gate.
+    /// A machine whose threads are about to stand.
     pub(super) fn new(
         poller: Poller,
         (mailbox, inbox): (Mailbox, mpsc::Receiver<Message>),
@@ -105,6 +107,7 @@ impl<V: Vm> Loop<V> {
             halt: HaltWatch::default(),
             cpus,
             created: 0,
+            standing: 0,
             ended: 0,
             parked: 0,
             pause: 0,
@@ -135,6 +138,10 @@ impl<V: Vm> Loop<V> {
                 }
                 self.machine.shared.gate.worker_home();
             }
+            Message::Stands => {
+                self.standing += 1;
+                self.look_at_gate(holder, reply, failure);
+            }
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
             Message::Fault(slot, fault) => {
@@ -148,9 +155,8 @@ impl<V: Vm> Loop<V> {
                     kicker.kick();
                 }
                 self.machine.kickers.push(kicker);
-                if self.created == self.cpus {
-                    self.open_gate(holder, reply, failure);
-                }
+                self.standing += 1;
+                self.look_at_gate(holder, reply, failure);
             }
             Message::Vcpu(index, Word::Failed(error)) => {
                 let what = format!("cannot make vCPU {index}: {}", chain(&error));
@@ -180,13 +186,17 @@ impl<V: Vm> Loop<V> {
         }
     }
 
-    /// Every vCPU waits at the gate: the machine is whole and runs.
-    fn open_gate(
+    /// When every thread stands, the machine is whole: it opens the gate, and its guest runs. From here on nothing is opened by its name
+    /// and no thread is made.
+    fn look_at_gate(
         &mut self,
         mut holder: Option<&mut Holder>,
         reply: &mut Option<Reply>,
         failure: &mut Option<String>,
     ) {
+        if self.standing < self.machine.musters() {
+            return;
+        }
         if let Err(error) = self.machine.seal() {
             let what = format!("cannot make a virtual machine: {}", chain(&error));
             failure.get_or_insert_with(|| what.clone());

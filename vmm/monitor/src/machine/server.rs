@@ -1,7 +1,5 @@
 //! The server of one machine: the event loop, written once, with the control connection on it.
-//!
-//! Order of waiting: a vCPU may wait for the loop, whoever holds the handle may wait for both; the loop waits for nobody. What takes
-//! time (vCPUs leaving the guest, workers going home) is asked for and comes back as a message.
+//! The order of waiting stands in `threads`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -24,9 +22,6 @@ use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::text::chain;
 use crate::timeline::{Recorder, name};
 use crate::virtio::device::Registrar;
-
-/// Stack of the loop's thread.
-pub(super) const STACK_BYTES: usize = 256 << 10;
 
 /// Most messages of one turn: vCPUs that reset devices without end send without end.
 const MESSAGES: usize = 64;

@@ -1,11 +1,5 @@
 //! vCPU threads and their loop: one match that does not know its hypervisor.
-//!
-//! Order of waiting: a vCPU may wait for the loop, at the gate: for a command, or for a worker that a reset called home. It holds no
-//! lock meanwhile. The loop waits for no vCPU, it is told.
-//!
-//! Order of locks, the outermost first: one device on a bus, never two; then one of the list of worker threads, the line of a console and
-//! the I/O APIC; then the leaves, which are the gate, the mailbox, what a worker leaves behind and what devices count. Whoever holds
-//! one of them waits for no thread, no peer and no descriptor.
+//! The order of waiting and of locks stands in `threads`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,14 +8,12 @@ use std::thread::JoinHandle;
 
 use super::mailbox::{Cause, Mailbox, Message, Word};
 use super::outcome::ExitCounts;
+use super::threads::{self, Role};
 use crate::arch::{Address, BootState};
 use crate::bus::{Buses, Effect};
 use crate::hv::{Exit, HvError, Vcpu, Vm};
 use crate::text::chain;
 use crate::timeline::{Recorder, name};
-
-/// Stack of a vCPU's thread. Device models run on it.
-const STACK_BYTES: usize = 128 << 10;
 
 /// What vCPUs are told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +213,7 @@ pub(super) fn spawn<V: Vm>(
         drop(vm);
         shared.post(index, last);
     };
-    std::thread::Builder::new().name(format!("nelly-cpu-{index}")).stack_size(STACK_BYTES).spawn(body)
+    threads::spawn(Role::Vcpu(index), body)
 }
 
 fn create<V: Vm>(vm: &V, index: u32, count: u32, state: Option<&BootState>) -> Result<V::Vcpu, HvError> {

@@ -1,4 +1,4 @@
-//! Where workers run: those whose requests block on threads of their own, all others on the loop.
+//! Runs workers where their devices say: on the loop, or on a thread each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -9,13 +9,13 @@ use std::thread::JoinHandle;
 use super::mailbox::{Mailbox, Message};
 use super::threads::{self, Role};
 use crate::sys::{Interest, Notifier, Poller, Ready};
-use crate::virtio::device::{Registrar, Running, WorkerHost};
+use crate::virtio::device::{Placement, Registrar, Running, WorkerHost};
 use crate::virtio::fault::DeviceFault;
 
 /// The token of a worker thread's own bell. No device has this slot.
 const ORDERS: u64 = u64::MAX;
 
-/// Decides where a worker runs. Its threads stand as long as it does.
+/// Runs workers. Its threads stand as long as it does.
 pub(super) struct Host {
     mailbox: Mailbox,
     threads: BTreeMap<u16, Thread>,
@@ -118,11 +118,12 @@ impl Drop for Host {
 
 impl WorkerHost for Host {
     fn start(&self, running: Running) {
-        if !running.blocks() {
-            return self.mailbox.post(Message::StartWorker(running));
+        match running.placement() {
+            Placement::Shared => return self.mailbox.post(Message::StartWorker(running)),
+            Placement::OwnThread => {}
         }
         let thread = self.threads.get(&running.slot());
-        let thread = thread.expect("a thread stands for every slot whose device's requests may block");
+        let thread = thread.expect("a thread stands for every slot whose device may want one");
         if let Err(Order::Start(running)) = thread.orders.give(Order::Start(running)) {
             let ended = io::Error::other("the thread of this device has ended");
             running.interrupt().fail(&DeviceFault::Host(ended));
