@@ -1,8 +1,26 @@
-//! The files of a machine: which descriptors it names, and its paths made independent of a directory.
+//! The files of a machine: which descriptors it names, what it does with each, and its paths made independent of a directory.
 
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Endpoint, FileSource, MachineConfig};
+
+/// What a machine does with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileUse {
+    /// Read before the guest runs.
+    Image,
+    /// Read, and perhaps written, at any place.
+    Disk {
+        /// It is not written.
+        read_only: bool,
+    },
+    /// Appended to, and made if it is not there.
+    Log,
+    /// Read to its end.
+    Input,
+    /// Written.
+    Output,
+}
 
 impl MachineConfig {
     /// The numbers of the descriptors that it names, also by a path like `/dev/fd/5`.
@@ -10,7 +28,7 @@ impl MachineConfig {
     pub fn descriptors(&self) -> Vec<u32> {
         // Only looked at; that every file is found is written once.
         let mut copy = self.clone();
-        let numbers = copy.files().into_iter().filter_map(|(_, file)| match file {
+        let numbers = copy.files().into_iter().filter_map(|(_, _, file)| match file {
             FileSource::Fd(number) => Some(*number),
             FileSource::Path(path) => descriptor(path),
         });
@@ -22,7 +40,7 @@ impl MachineConfig {
     /// # Errors
     /// A path is empty, or relative to a current directory that has no name any more.
     pub fn with_absolute_paths(mut self) -> Result<Self, ConfigError> {
-        for (field, file) in self.files() {
+        for (field, _, file) in self.files() {
             if let FileSource::Path(path) = file {
                 *path = absolute(&field, path)?;
             }
@@ -33,8 +51,8 @@ impl MachineConfig {
         Ok(self)
     }
 
-    /// Every file with the field that names it.
-    fn files(&mut self) -> Vec<(String, &mut FileSource)> {
+    /// Every file with the field that names it and what it is for.
+    pub(crate) fn files(&mut self) -> Vec<(String, FileUse, &mut FileSource)> {
         // Taken apart, so that nobody adds a field with a file and forgets it here.
         let Self {
             schema: _,
@@ -58,17 +76,19 @@ impl MachineConfig {
             on_reset: _,
             time_limit_ms: _,
         } = self;
-        let mut files = vec![("kernel".to_owned(), kernel)];
-        files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), file)));
+        let mut files = vec![("kernel".to_owned(), FileUse::Image, kernel)];
+        files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), FileUse::Image, file)));
         for (index, disk) in disks.iter_mut().enumerate() {
-            files.push((format!("disks[{index}]"), &mut disk.source));
+            let usage = FileUse::Disk { read_only: disk.read_only };
+            files.push((format!("disks[{index}]"), usage, &mut disk.source));
         }
         for (field, endpoint) in [("console", console), ("serial", serial)] {
             match endpoint {
                 Endpoint::None | Endpoint::Stdio | Endpoint::Stream => {}
-                Endpoint::Log(file) => files.push((field.to_owned(), file)),
+                Endpoint::Log(file) => files.push((field.to_owned(), FileUse::Log, file)),
                 Endpoint::Pair { input, output } => {
-                    files.extend([(field.to_owned(), input), (field.to_owned(), output)]);
+                    files.push((field.to_owned(), FileUse::Input, input));
+                    files.push((field.to_owned(), FileUse::Output, output));
                 }
             }
         }
@@ -128,7 +148,7 @@ mod tests {
         let paths: Vec<_> = config
             .files()
             .into_iter()
-            .filter_map(|(field, file)| match file {
+            .filter_map(|(field, _, file)| match file {
                 FileSource::Path(path) => Some((field, path.clone())),
                 FileSource::Fd(_) => None,
             })

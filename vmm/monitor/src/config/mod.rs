@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use files::FileUse;
 pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize};
 
 /// The version of the JSON form that this monitor reads and writes.
@@ -157,7 +158,7 @@ impl MachineConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileSource {
-    /// A path, opened when the machine is assembled.
+    /// A path, opened once by whoever starts the machine, before anything of it runs.
     Path(PathBuf),
     /// A descriptor handed in: its number when `nelly-monitor` was started with it, or what `machine::Resources::add` returned.
     Fd(u32),

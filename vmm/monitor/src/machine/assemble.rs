@@ -18,7 +18,7 @@ use super::vcpu::{self, Shared};
 use super::workers::Host;
 use crate::boot::BootError;
 use crate::bus::BusError;
-use crate::config::{DiskConfig, FileSource, MachineConfig};
+use crate::config::{DiskConfig, MachineConfig};
 use crate::hv::{HvError, Hypervisor, Kicker, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::timeline::Recorder;
@@ -43,7 +43,7 @@ pub(super) enum AssembleError {
     Hypervisor(#[from] HvError),
     #[error("kernel: cannot load {file}")]
     Boot {
-        file: FileSource,
+        file: String,
         #[source]
         source: BootError,
     },

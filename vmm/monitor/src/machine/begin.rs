@@ -12,7 +12,6 @@ use crate::boot::{self, Image, Request};
 use crate::config::FileSource;
 use crate::memory::GuestRam;
 use crate::sys;
-use crate::sys::files::Accept;
 use crate::timeline::name;
 
 /// What vCPUs begin with.
@@ -23,7 +22,7 @@ pub(super) struct Beginning {
     pub(super) says_kernel: bool,
 }
 
-/// The files that are booted.
+/// The files that are booted, each with its name.
 pub(super) struct Images {
     kernel: (File, String),
     initrd: Option<(File, String)>,
@@ -32,7 +31,7 @@ pub(super) struct Images {
 impl Images {
     pub(super) fn open<H>(site: &Site<'_, H>) -> Result<Self, AssembleError> {
         let open = |field: &str, source: &FileSource| -> Result<_, AssembleError> {
-            Ok((site.files.read(field, source, Accept::Regular)?, source.to_string()))
+            Ok((site.files.get(field, source)?, site.files.name(source)))
         };
         let kernel = open("kernel", &site.config.kernel)?;
         let initrd = site.config.initrd.as_ref().map(|source| open("initrd", source)).transpose()?;
@@ -64,7 +63,7 @@ impl<H> Site<'_, H> {
         let loaded = plan
             .board
             .load(ram, &request)
-            .map_err(|source| AssembleError::Boot { file: config.kernel.clone(), source })?;
+            .map_err(|source| AssembleError::Boot { file: images.kernel.1.clone(), source })?;
         self.recorder.stamp(name::KERNEL_LOADED);
         Ok(Beginning { state: loaded.state, says_kernel: loaded.says_kernel })
     }
@@ -72,7 +71,7 @@ impl<H> Site<'_, H> {
     fn image<'a>(&self, (file, name): &'a (File, String)) -> Result<Bytes<'a>, AssembleError> {
         let immutable = self.config.immutable_images || sys::anonymous::is_sealed(file);
         let bytes = boot::reader(name, file, immutable)
-            .map_err(|source| AssembleError::Boot { file: self.config.kernel.clone(), source })?;
+            .map_err(|source| AssembleError::Boot { file: name.clone(), source })?;
         Ok(Bytes { name, bytes })
     }
 }

@@ -1,9 +1,8 @@
-//! From a plan to what it plans: files opened, memory mapped, devices made and put where they belong. Nothing runs here.
+//! From a plan to what it plans: memory mapped, devices made and put where they belong. Nothing runs here.
 //!
 //! Order: memory and its slots, then interrupt controllers, then devices with their lines and doorbells. Memory that is registered after
 //! the controllers costs the host a grace period.
 
-use std::fs::OpenOptions;
 use std::sync::{Arc, Mutex};
 
 use nelly_disk::RawDisk;
@@ -19,12 +18,11 @@ use super::workers::Host;
 use crate::arch::{Address, Nested};
 use crate::boot::Transport as Place;
 use crate::bus::Buses;
-use crate::config::{DiskConfig, Endpoint, FileSource};
+use crate::config::{DiskConfig, Endpoint};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
 use crate::sys;
-use crate::sys::files::Accept;
 use crate::timeline::name;
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
@@ -130,8 +128,7 @@ pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport) {
 }
 
 pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
-    let options = OpenOptions::new().read(true).write(!disk.read_only).clone();
-    let file = files.open(field, &disk.source, &options, Accept::Disk)?;
+    let file = files.get(field, &disk.source)?;
     let id = disk.id.as_str();
     let raw = RawDisk::new(file, disk.read_only)
         .map_err(|source| AssembleError::Disk { id: id.to_owned(), source })?;
@@ -210,18 +207,12 @@ fn connect<H>(
             pump.need_reader();
         }
         Endpoint::Log(file) => {
-            let options = OpenOptions::new().append(true).create(true).clone();
-            let log = site.files.open(field, file, &options, Accept::Stream)?;
-            let path = match file {
-                FileSource::Path(path) => Some(path.as_path()),
-                FileSource::Fd(_) => None,
-            };
+            let (log, place) = (site.files.get(field, file)?, site.files.log_place(file));
             let most = site.config.log_bytes.get();
-            pump.log(Output::log(log, path, most).map_err(unprepared)?);
+            pump.log(Output::log(log, place, most).map_err(unprepared)?);
         }
         Endpoint::Pair { input, output } => {
-            let input = site.files.read(field, input, Accept::Stream)?;
-            let output = site.files.open(field, output, OpenOptions::new().write(true), Accept::Stream)?;
+            let (input, output) = (site.files.get(field, input)?, site.files.get(field, output)?);
             pump.open(Some(input.into()), Some(output.into()), false);
         }
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::files::Handed;
 use super::inspection::Inspection;
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
@@ -78,6 +79,11 @@ pub struct MonitorError {
 }
 
 impl MonitorError {
+    /// What is refused before the monitor is asked.
+    fn of(error: &dyn std::error::Error) -> Self {
+        Self::from_chain(wire::chain(error))
+    }
+
     fn from_chain(chain: Vec<String>) -> Self {
         let below = |source, sentence| Some(Box::new(Self { sentence, source }));
         match chain.into_iter().rev().fold(None, below) {
@@ -211,7 +217,10 @@ impl Machine {
         // From here on dropping the machine cleans up.
         let machine = Self { control, ending, killed: AtomicBool::new(false), killer, spawned_ns };
         let Resources { files, log } = resources;
-        let request = Request::Start { config: Box::new(config.clone()), log: log.is_some() };
+        let (mut config, mut handed) = (Box::new(config.clone()), Handed::with(files));
+        handed.open(&mut config).map_err(|error| StartError::Refused(MonitorError::of(&error)))?;
+        let Handed { files, labels } = handed;
+        let request = Request::Start { config, log: log.is_some(), labels };
         let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
         let answer = machine.control.ask(&request, &extra);
         Ok(Starting { machine, answer })
@@ -354,14 +363,19 @@ impl Machine {
         Vsock(self.control.clone())
     }
 
-    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`.
+    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`, and one that is a
+    /// path is opened here: the monitor opens nothing.
     pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
         let mut disk = disk.clone();
         disk.source = disk
             .source
             .with_absolute_path("disk")
-            .map_err(|error| ControlError::Refused(MonitorError::from_chain(vec![error.to_string()])))?;
-        self.control.ask(&Request::AttachDisk { disk }, &resources.files)?.done()
+            .map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
+        let mut handed = Handed::with(resources.files);
+        handed.open_disk(&mut disk).map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
+        let (source, label) = (handed.files.pop(), handed.labels.pop().unwrap_or_default());
+        let source: Vec<_> = source.into_iter().collect();
+        self.control.ask(&Request::AttachDisk { disk, label }, &source)?.done()
     }
 
     /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of

@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,15 +19,15 @@ pub(super) enum Output {
 }
 
 impl Output {
-    /// A log of at most `most` bytes. What is no regular file has no size to bound, and is written as it is. `path` is where `file` was
-    /// opened, if it has a name.
-    pub(super) fn log(file: File, path: Option<&Path>, most: u64) -> io::Result<Self> {
+    /// A log of at most `most` bytes. What is no regular file has no size to bound, and is written as it is. `place` is the directory
+    /// where `file` was opened and its name there, if it has one.
+    pub(super) fn log(file: File, place: Option<(OwnedFd, OsString)>, most: u64) -> io::Result<Self> {
         let status = fstat(&file)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
             return Ok(Self::Descriptor(Watched::independent(file.into(), OFlags::WRONLY)));
         }
         let bytes = file.metadata()?.len();
-        Ok(Self::Log(Log { file, bytes, most, place: path.and_then(|path| Place::of(path).ok()) }))
+        Ok(Self::Log(Log { file, bytes, most, place: place.map(Place::of) }))
     }
 
     /// Writes what there is room for without waiting.
@@ -101,7 +100,8 @@ impl Log {
     }
 }
 
-/// A name in a directory that is held, whatever the current directory is, and whatever becomes of the path to it.
+/// A name in a directory that is held, whatever becomes of the path to it. What a full log needs of the system while its guest runs is
+/// `fstatat`, `renameat` and `openat` below this directory, and nothing else in the file system.
 struct Place {
     directory: OwnedFd,
     name: OsString,
@@ -109,15 +109,10 @@ struct Place {
 }
 
 impl Place {
-    fn of(path: &Path) -> io::Result<Self> {
-        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(directory, flags, Mode::empty())?;
-        let mut older = name.to_owned();
+    fn of((directory, name): (OwnedFd, OsString)) -> Self {
+        let mut older = name.clone();
         older.push(".1");
-        Ok(Self { directory, name: name.to_owned(), older })
+        Self { directory, name, older }
     }
 
     /// Renames the log, which must be `old`, and makes the next one with the same rights.
@@ -136,11 +131,17 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, OpenOptions};
+    use std::path::Path;
 
     use super::*;
 
     fn open(path: &Path) -> File {
         OpenOptions::new().append(true).create(true).open(path).unwrap()
+    }
+
+    fn place(path: &Path) -> Option<(OwnedFd, OsString)> {
+        let directory = crate::sys::files::open_directory(path.parent().unwrap()).unwrap();
+        Some((directory, path.file_name().unwrap().to_owned()))
     }
 
     fn fill(log: &mut Output, text: &str) {
@@ -157,7 +158,7 @@ mod tests {
         let (path, older) = (folder.path().join("log"), folder.path().join("log.1"));
         fs::write(&path, "before ").unwrap();
         let read = || [&path, &older].map(|path| fs::read_to_string(path).unwrap_or_default());
-        let mut log = Output::log(open(&path), Some(&path), 10).unwrap();
+        let mut log = Output::log(open(&path), place(&path), 10).unwrap();
         fill(&mut log, "012");
         assert_eq!(read(), ["before 012", ""]);
         fill(&mut log, "3456789abcdef");
@@ -175,7 +176,7 @@ mod tests {
         fill(&mut log, "0123456789abc");
         assert_eq!(fs::read_to_string(&path).unwrap(), "abc");
         // Another's file has the name now: it is left alone.
-        let mut log = Output::log(open(&path), Some(&path), 10).unwrap();
+        let mut log = Output::log(open(&path), place(&path), 10).unwrap();
         fs::rename(&path, &target).unwrap();
         fs::write(&path, "another's").unwrap();
         fill(&mut log, "0123456789");
@@ -185,7 +186,7 @@ mod tests {
             ("789", false)
         );
         // What is no file has no size.
-        let mut sink = Output::log(open(Path::new("/dev/null")), Some(Path::new("/dev/null")), 10).unwrap();
+        let mut sink = Output::log(open(Path::new("/dev/null")), place(Path::new("/dev/null")), 10).unwrap();
         fill(&mut sink, &"x".repeat(1000));
     }
 }

@@ -3,13 +3,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use super::files::Files;
+use super::files::{Files, Handed};
 use super::holder::{Holder, Refusal, request_memory};
 use super::lifecycle::{Ending, Input, Unfit};
 use super::outcome::State;
 use super::running::Loop;
 use super::wire::{Answer, Port, Reply, Request};
-use crate::config::FileSource;
+use crate::config::{DiskConfig, FileSource};
 use crate::hv::Vm;
 use crate::sys;
 
@@ -97,11 +97,10 @@ impl Holder {
                 self.memory_bytes = Some(bytes);
                 reply.done();
             }
-            Request::AttachDisk { mut disk } => {
-                let files = Files::Sent(extra.into_iter().collect());
-                if let FileSource::Fd(number) = &mut disk.source {
-                    *number = 0;
-                }
+            Request::AttachDisk { disk, label } => {
+                let Some(source) = extra else { return Err((reply, Refusal::Descriptor)) };
+                let files = Files::from(Handed { files: vec![source], labels: vec![label] });
+                let disk = DiskConfig { source: FileSource::Fd(0), ..disk };
                 match run.machine.attach(&disk, &files) {
                     Ok(()) => reply.done(),
                     Err(error) => reply.failed(&error),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::assemble::{SLOT_MACHINE, Site};
 use super::console::Pump;
 use super::faults::FaultLog;
-use super::files::Files;
+use super::files::{Files, Handed};
 use super::halt::KEY_HALT;
 use super::holder::Holder;
 use super::lifecycle::{Ending, Input};
@@ -49,7 +49,7 @@ pub(super) fn serve_on<H: Hypervisor>(
     let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
     let mut descriptors = descriptors.into_iter();
     // A holder that says something else first, or too little, is none.
-    let (Request::Start { config, log: logged }, Some(reply), Some(done)) =
+    let (Request::Start { config, log: logged, labels }, Some(reply), Some(done)) =
         (request, descriptors.next(), descriptors.next())
     else {
         return;
@@ -71,7 +71,7 @@ pub(super) fn serve_on<H: Hypervisor>(
     let server = Server {
         hypervisor: &hypervisor,
         config: *config,
-        files: Files::Sent(descriptors.collect()),
+        files: Handed { files: descriptors.collect(), labels }.into(),
         recorder: Arc::new(recorder),
         holder: Some(holder),
         stop: None,
@@ -93,7 +93,7 @@ struct Unheld;
 /// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too. `recorder` and `log` as in [`serve`].
 #[must_use]
 pub fn run_alone(
-    config: MachineConfig,
+    mut config: MachineConfig,
     stop: Option<OwnedFd>,
     escape: bool,
     recorder: Recorder,
@@ -104,7 +104,11 @@ pub fn run_alone(
         Ok(hypervisor) => hypervisor,
         Err(error) => return Outcome::of(EndReason::Error(chain(&error))),
     };
-    let files = Files::Inherited;
+    // Once, before anything runs: the machine starts again with the same descriptors.
+    let files = match Handed::inherited(&mut config) {
+        Ok(files) => files.into(),
+        Err(error) => return Outcome::of(EndReason::Error(chain(&error))),
+    };
     let server = Server {
         hypervisor: &hypervisor,
         config,
@@ -156,7 +160,8 @@ impl<H: Hypervisor> Server<'_, H> {
                         outcome.reason = reason;
                         outcome.hint = ran
                             .was_no_kernel()
-                            .then(|| format!("{} does not look like a Linux kernel", self.config.kernel));
+                            .then(|| self.files.name(&self.config.kernel))
+                            .map(|name| format!("{name} does not look like a Linux kernel"));
                         self.recorder.stamp_at(name::GUEST_END, ran.ended_at);
                         break;
                     }

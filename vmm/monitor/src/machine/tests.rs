@@ -386,6 +386,45 @@ fn a_reset_starts_the_guest_again_and_its_reader_stays() {
 }
 
 #[test]
+fn a_machine_that_starts_again_reads_the_files_that_it_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kernel");
+    let mut image = Vec::new();
+    let mut file = std::fs::File::from(kernel());
+    std::io::Seek::rewind(&mut file).unwrap();
+    file.read_to_end(&mut image).unwrap();
+    std::fs::write(&path, image).unwrap();
+    let fake = Fake::new();
+    fake.script(0, [sign()]);
+    let machine = start(&fake, |config| {
+        config.kernel = FileSource::Path(path.clone());
+        config.on_reset = OnReset::Reboot;
+    });
+    assert!(fake.wait_until(|record| record.answers.len() == 1));
+    // Whatever the name leads to by now.
+    std::fs::rename(&path, folder.path().join("old")).unwrap();
+    std::fs::write(&path, "no kernel").unwrap();
+    fake.script(0, [Step::Reset, off()]);
+    let outcome = machine.wait();
+    assert_eq!((outcome.reason, outcome.starts), (EndReason::PowerOff, 2));
+}
+
+#[test]
+fn what_messages_call_a_file_is_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kernel");
+    std::fs::write(&path, "no kernel").unwrap();
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    config.kernel = FileSource::Path(path.clone());
+    let Err(StartError::Refused(error)) = start_with(&Fake::new(), &config, resources) else {
+        panic!("it started")
+    };
+    let text = wire::chain(&error).join(": ");
+    assert!(text.contains(path.to_str().unwrap()) && !text.contains("descriptor"), "{text}");
+}
+
+#[test]
 fn the_serial_stream_carries_both_ways_and_starts_with_what_was_said_before() {
     let fake = Fake::new();
     fake.script(
@@ -452,6 +491,11 @@ fn an_empty_slot_is_filled_while_the_machine_runs() {
     let mut resources = Resources::new();
     let late = wanted(&mut resources);
     machine.attach_disk(&late, resources).unwrap();
+    let missing = DiskConfig { source: FileSource::Path("/no/such/disk".into()), ..late };
+    let ControlError::Refused(error) = machine.attach_disk(&missing, Resources::new()).unwrap_err() else {
+        panic!("the holder opens it");
+    };
+    assert!(error.to_string().contains("disk: cannot open /no/such/disk"), "{error}");
     assert_eq!(fake.record().doorbells.len(), 1);
     let mut resources = Resources::new();
     let another = wanted(&mut resources);

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::files::Label;
 use super::inspection::Inspection;
 use super::outcome::{ExitCounts, State};
 use crate::config::{DiskConfig, MachineConfig};
@@ -25,6 +26,8 @@ pub(super) enum Request {
         config: Box<MachineConfig>,
         /// Whether there is a descriptor to say faults on.
         log: bool,
+        /// What is said of the resources, in their order.
+        labels: Vec<Label>,
     },
     Pause,
     Resume,
@@ -52,9 +55,10 @@ pub(super) enum Request {
     Memory {
         bytes: u64,
     },
-    /// Descriptors: the answer and, when the disk's source is a descriptor, that.
+    /// Descriptors: the answer, and the disk's source.
     AttachDisk {
         disk: DiskConfig,
+        label: Label,
     },
 }
 
@@ -229,8 +233,13 @@ mod tests {
     #[test]
     fn a_config_travels_as_it_is_and_a_wrong_one_is_refused() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
-        let text = serde_json::to_string(&Request::Start { config: config.clone(), log: false }).unwrap();
-        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), Request::Start { config, log: false });
+        let text =
+            serde_json::to_string(&Request::Start { config: config.clone(), log: false, labels: Vec::new() })
+                .unwrap();
+        assert_eq!(
+            serde_json::from_str::<Request>(&text).unwrap(),
+            Request::Start { config, log: false, labels: Vec::new() }
+        );
         let wrong = text.replace("\"cpus\":1", "\"cpus\":99");
         assert!(serde_json::from_str::<Request>(&wrong).unwrap_err().to_string().starts_with("cpus: "));
     }

@@ -201,3 +201,105 @@ impl Drop for Standing {
         self.mailbox.post(Message::WorkerHome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::arch::Nested;
+    use crate::hv::fake::Fake;
+    use crate::hv::{Hypervisor, Vm};
+    use crate::sys::Interest;
+    use crate::virtio::device::{ReturnBox, Returned, Worker};
+    use crate::virtio::interrupt::Interrupt;
+
+    const SLOT: u16 = 3;
+
+    /// A worker without a queue; one that is broken panics when it starts.
+    struct Idle {
+        broken: bool,
+    }
+
+    impl Worker for Idle {
+        fn register(&mut self, _: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+            assert!(!self.broken, "the test says so");
+            Ok(())
+        }
+
+        fn unregister(&mut self, _: &mut Registrar<'_>) {}
+
+        fn ready(&mut self, _: u32, _: Interest, _: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+            Ok(())
+        }
+
+        fn quiesce(self: Box<Self>) -> Returned {
+            Returned { state: Box::new(()), queues: Vec::new() }
+        }
+    }
+
+    fn host() -> (Host, Receiver<Message>) {
+        let (mailbox, inbox) = Mailbox::new().unwrap();
+        (Host::new(mailbox, [SLOT, 7]).unwrap(), inbox)
+    }
+
+    fn interrupt() -> Interrupt {
+        let vm = Fake::new().create_vm(Nested::Hidden).unwrap();
+        Interrupt::new(vm.irq_line(crate::arch::x86_64::line(5).unwrap()).unwrap())
+    }
+
+    fn running(broken: bool, interrupt: &Interrupt, home: &ReturnBox) -> Running {
+        let worker = Box::new(Idle { broken });
+        Running::new(SLOT, Placement::OwnThread, worker, interrupt.clone(), home.clone())
+    }
+
+    /// What was said next, by the name of its kind.
+    fn said(inbox: &Receiver<Message>) -> &'static str {
+        match inbox.recv_timeout(Duration::from_secs(60)) {
+            Ok(Message::Stands) => "stands",
+            Ok(Message::WorkerHome) => "home",
+            Ok(Message::StartWorker(_)) => "start",
+            Ok(Message::StopWorker(_)) => "stop",
+            Ok(_) => "something else",
+            Err(_) => "nothing",
+        }
+    }
+
+    #[test]
+    fn threads_stand_before_there_is_work_and_serve_one_worker_after_the_other() {
+        let (host, inbox) = host();
+        assert_eq!([said(&inbox), said(&inbox)], ["stands"; 2]);
+        let (interrupt, home) = (interrupt(), ReturnBox::default());
+        for _ in 0..3 {
+            host.start(running(false, &interrupt, &home));
+            host.stop(SLOT);
+            assert_eq!(said(&inbox), "home");
+            assert!(home.take().is_some());
+        }
+        // A slot without a thread is the loop's.
+        host.stop(1);
+        assert_eq!(said(&inbox), "stop");
+        // One that runs at the end goes home too.
+        host.start(running(false, &interrupt, &home));
+        host.join();
+        assert!(home.take().is_some());
+        assert_eq!(interrupt.faults(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_ends_by_a_bug_costs_its_device_alone() {
+        let (host, inbox) = host();
+        assert_eq!([said(&inbox), said(&inbox)], ["stands"; 2]);
+        let (interrupt, home) = (interrupt(), ReturnBox::default());
+        host.start(running(true, &interrupt, &home));
+        assert_eq!(said(&inbox), "home");
+        assert!(home.take().is_some(), "its queues are not lost");
+        host.start(running(false, &interrupt, &home));
+        assert_eq!(said(&inbox), "home");
+        assert!(home.take().is_some());
+        assert_eq!(interrupt.faults(), 1);
+        host.stop(SLOT);
+        drop(host);
+    }
+}
