@@ -9,15 +9,15 @@ use super::outcome::DeviceFaults;
 use super::watched::Watched;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::spec;
-use crate::virtio::tally::{Fault, Identity, Tally};
+use crate::virtio::tally::{Fault, Tally};
 
 /// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts tell anyway.
 pub(super) struct FaultLog {
     to: Option<OwnedFd>,
     /// Made of `to` by the first line: most machines never say one.
     open: Option<Watched>,
-    /// Slots and kinds that were said.
-    said: BTreeSet<(u16, String)>,
+    /// Slots, devices and kinds that were said.
+    said: BTreeSet<(u16, String, String)>,
 }
 
 impl FaultLog {
@@ -28,7 +28,7 @@ impl FaultLog {
 
     /// Says a fault, unless one of its kind was said of the device before; `true`: it was new.
     pub(super) fn say(&mut self, fault: &DeviceFaults) -> bool {
-        if !self.said.insert((fault.slot, fault.kind.clone())) {
+        if !self.said.insert((fault.slot, fault.device.clone(), fault.kind.clone())) {
             return false;
         }
         if let Some(to) = self.to.take() {
@@ -55,20 +55,19 @@ pub(super) fn faults(interrupts: &[Interrupt]) -> Vec<DeviceFaults> {
 
 /// The same of one slot.
 pub(super) fn faults_of(slot: u16, tally: &Tally) -> Vec<DeviceFaults> {
-    tally.faults().into_iter().map(|fault| named(slot, tally.identity(), fault)).collect()
+    tally.faults().into_iter().map(|fault| named(slot, fault)).collect()
 }
 
 /// A fault with its device's name.
-pub(super) fn named(slot: u16, identity: Option<&Identity>, fault: Fault) -> DeviceFaults {
-    let Fault { kind, first, count } = fault;
-    DeviceFaults { slot, device: label(identity), kind: kind.to_owned(), first, count }
+pub(super) fn named(slot: u16, fault: Fault) -> DeviceFaults {
+    let Fault { device_id, name, kind, first, count } = fault;
+    DeviceFaults { slot, device: label(device_id, name.as_deref()), kind: kind.to_owned(), first, count }
 }
 
 /// What people call the device: its kind, and a disk's id.
-fn label(identity: Option<&Identity>) -> String {
-    let Some(identity) = identity else { return spec::id::name(spec::id::NONE).to_owned() };
-    let kind = spec::id::name(identity.device_id);
-    match &identity.name {
+fn label(device_id: u32, name: Option<&str>) -> String {
+    let kind = spec::id::name(device_id);
+    match name {
         Some(name) => format!("{kind} {name}"),
         None => kind.to_owned(),
     }

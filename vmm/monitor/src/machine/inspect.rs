@@ -36,7 +36,7 @@ impl<V> Assembled<V> {
     fn device(&self, slot: u16, interrupt: &Interrupt) -> DeviceState {
         let tally = interrupt.tally();
         let identity = tally.identity();
-        let id = identity.map_or(spec::id::NONE, |identity| identity.device_id);
+        let id = identity.as_ref().map_or(spec::id::NONE, |identity| identity.device_id);
         let queue = |tally: &QueueTally| {
             let position = tally.position(self.ram.memory());
             QueueState {
@@ -51,13 +51,14 @@ impl<V> Assembled<V> {
         DeviceState {
             slot,
             kind: spec::id::name(id).to_owned(),
-            name: identity.and_then(|identity| identity.name.clone()),
+            name: identity.as_ref().and_then(|identity| identity.name.clone()),
             status: tally.status(),
             needs_reset: interrupt.needs_reset(),
             interrupts: tally.interrupts(),
             ignored_accesses: tally.ignored(),
             faults: faults_of(slot, tally),
             queues: identity
+                .as_ref()
                 .map_or_else(Vec::new, |identity| identity.queues.iter().map(|tally| queue(tally)).collect()),
             connections: vsock.map(|vsock| vsock.connections() as u64),
         }

@@ -43,7 +43,10 @@ impl Outcome {
     /// Adds what was broken in one start.
     pub(super) fn add_faults(&mut self, more: Vec<DeviceFaults>) {
         for fault in more {
-            match self.faults.iter_mut().find(|same| (same.slot, &same.kind) == (fault.slot, &fault.kind)) {
+            let is_same = |same: &&mut DeviceFaults| {
+                (same.slot, &same.device, &same.kind) == (fault.slot, &fault.device, &fault.kind)
+            };
+            match self.faults.iter_mut().find(is_same) {
                 Some(same) => same.count += fault.count,
                 None => self.faults.push(fault),
             }

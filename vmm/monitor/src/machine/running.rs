@@ -21,8 +21,6 @@ use crate::sys::Poller;
 use crate::text::chain;
 use crate::timeline;
 use crate::virtio::device::Running;
-use crate::virtio::interrupt::Interrupt;
-use crate::virtio::tally::Tally;
 
 /// How long the rest of a console's output may take when the machine ends.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
@@ -145,8 +143,7 @@ impl<V: Vm> Loop<V> {
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
             Message::Fault(slot, fault) => {
-                let tally = self.machine.interrupts.get(usize::from(slot)).map(Interrupt::tally);
-                self.faults.push(named(slot, tally.and_then(Tally::identity), fault));
+                self.faults.push(named(slot, fault));
             }
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;

@@ -2,17 +2,18 @@
 //! lock of the device, which may be busy with an access of the guest.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::fault::DeviceFault;
+use super::spec::id;
 use crate::memory::Memory;
 
 /// Told of the first fault of each kind, on the thread that met it: must not block.
 pub type FaultSink = Box<dyn Fn(&Fault) + Send + Sync>;
 
-/// What a device is, from when it is in its slot.
+/// What a device is, for as long as it is in its slot.
 #[derive(Debug)]
 pub struct Identity {
     /// The virtio device id.
@@ -26,6 +27,10 @@ pub struct Identity {
 /// Faults of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
+    /// The virtio device id of the device.
+    pub device_id: u32,
+    /// What the device is called beside its kind.
+    pub name: Option<String>,
     /// The kind, see [`DeviceFault::kind`].
     pub kind: &'static str,
     /// What the first of them was.
@@ -37,11 +42,11 @@ pub struct Fault {
 /// What one slot counts.
 #[derive(Default)]
 pub struct Tally {
-    identity: OnceLock<Identity>,
+    identity: Mutex<Option<Arc<Identity>>>,
     status: AtomicU8,
     ignored: AtomicU64,
     interrupts: AtomicU64,
-    /// One of each kind, and kinds are few.
+    /// One of each kind and device, and kinds are few.
     faults: Mutex<Vec<Fault>>,
     told: Option<FaultSink>,
 }
@@ -53,15 +58,15 @@ impl Tally {
         Self { told, ..Self::default() }
     }
 
-    /// A device is in the slot, where it stays.
-    pub(super) fn identify(&self, identity: Identity) {
-        assert!(self.identity.set(identity).is_ok(), "a slot gets one device, and keeps it");
+    /// A device is in the slot, or none is any more.
+    pub(super) fn identify(&self, identity: Option<Identity>) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity.map(Arc::new);
     }
 
-    /// What is in the slot; `None`: nothing yet.
+    /// What is in the slot; `None`: nothing.
     #[must_use]
-    pub fn identity(&self) -> Option<&Identity> {
-        self.identity.get()
+    pub fn identity(&self) -> Option<Arc<Identity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn set_status(&self, status: u8) {
@@ -97,8 +102,13 @@ impl Tally {
     /// Counts a fault, whether the device needs a reset after it or not.
     pub fn fault(&self, fault: &DeviceFault) {
         let kind = fault.kind();
+        let identity = self.identity();
+        let device_id = identity.as_ref().map_or(id::NONE, |identity| identity.device_id);
+        let name = identity.as_ref().and_then(|identity| identity.name.as_ref());
         let mut faults = self.lock();
-        if let Some(same) = faults.iter_mut().find(|same| same.kind == kind) {
+        let is_same =
+            |same: &&mut Fault| (same.kind, same.device_id, same.name.as_ref()) == (kind, device_id, name);
+        if let Some(same) = faults.iter_mut().find(is_same) {
             same.count += 1;
             return;
         }
@@ -106,7 +116,7 @@ impl Tally {
             None => fault.to_string(),
             Some(source) => format!("{fault}: {source}"),
         };
-        let fresh = Fault { kind, first, count: 1 };
+        let fresh = Fault { device_id, name: name.cloned(), kind, first, count: 1 };
         faults.push(fresh.clone());
         drop(faults);
         if let Some(told) = &self.told {
@@ -114,7 +124,7 @@ impl Tally {
         }
     }
 
-    /// Faults so far, by kind, in the order in which the kinds came.
+    /// Faults so far of all devices that were in the slot, by kind, in the order in which the kinds came.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         self.lock().clone()

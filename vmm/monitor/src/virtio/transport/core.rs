@@ -13,7 +13,7 @@ use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Queue, QueueConfig};
 use crate::virtio::spec::{feature, id, status};
-use crate::virtio::tally::{Identity, QueueTally};
+use crate::virtio::tally::Identity;
 
 /// Features that the transport and the ring code bring to every device.
 const RING_FEATURES: u64 = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX;
@@ -54,6 +54,8 @@ enum Life {
     Resetting(ReturnBox),
     /// The machine pauses; the worker is on its way home.
     Pausing(ReturnBox),
+    /// The device is taken out; the worker is on its way home.
+    Detaching(ReturnBox),
     /// The transport, until the machine resumes.
     Paused(Vec<Option<Queue>>),
     /// Nobody: the device could not start or broke, and waits for a reset.
@@ -84,6 +86,8 @@ pub struct Transport {
     interrupt: Interrupt,
     host: Arc<dyn WorkerHost>,
     device: Option<Box<dyn Device>>,
+    /// Of every queue that a device here ever had. The next device takes them over: the hypervisor knows them by the slot's addresses,
+    /// and taking one back from it would cost a grace period of the host's kernel.
     doorbells: Vec<Arc<Notifier>>,
     registers: Registers,
     life: Life,
@@ -111,14 +115,40 @@ impl Transport {
         if self.device.is_some() {
             return Err(AttachError::Occupied(self.slot));
         }
-        let bells: io::Result<Vec<_>> =
-            device.queue_sizes().iter().map(|_| Ok(Arc::new(Notifier::new()?))).collect();
-        self.doorbells = bells.map_err(|source| AttachError::Doorbell { slot: self.slot, source })?;
+        while self.doorbells.len() < device.queue_sizes().len() {
+            let bell = Notifier::new().map_err(|source| AttachError::Doorbell { slot: self.slot, source })?;
+            self.doorbells.push(Arc::new(bell));
+        }
         self.registers = Registers::new(device.queue_sizes());
         let queues = device.queue_sizes().iter().map(|_| Arc::default()).collect();
-        self.interrupt.tally().identify(Identity { device_id: device.id(), name: device.name(), queues });
+        let identity = Identity { device_id: device.id(), name: device.name(), queues };
+        self.interrupt.tally().identify(Some(identity));
         self.device = Some(device);
         Ok(())
+    }
+
+    /// Takes the device out, whatever its driver is doing: what is in flight is finished or cancelled, and everything behind the device
+    /// is given back. Returns at once; [`Transport::vacant`] tells when it is done. A driver that was not told before finds an empty slot
+    /// and waits in vain for what it had asked.
+    pub fn detach(&mut self) {
+        match std::mem::replace(&mut self.life, Life::Broken) {
+            Life::Running(home) => {
+                self.host.stop(self.slot);
+                self.life = Life::Detaching(home);
+            }
+            // Called home already.
+            Life::Pausing(home) | Life::Resetting(home) | Life::Detaching(home) => {
+                self.life = Life::Detaching(home);
+            }
+            Life::Idle | Life::Paused(_) | Life::Broken => self.vacate(),
+        }
+        self.collect();
+    }
+
+    /// Whether there is no device: what [`Transport::detach`] asked for is done.
+    pub fn vacant(&mut self) -> bool {
+        self.collect();
+        self.device.is_none()
     }
 
     /// What the driver writes to notify each queue, and what that must wake: for the hypervisor's short cut.
@@ -164,7 +194,7 @@ impl Transport {
     /// Whether nothing of this device is in flight: what [`Transport::pause`] or a reset asked for is done.
     pub fn paused(&mut self) -> bool {
         self.collect();
-        !matches!(self.life, Life::Running(_) | Life::Resetting(_) | Life::Pausing(_))
+        !matches!(self.life, Life::Running(_) | Life::Resetting(_) | Life::Pausing(_) | Life::Detaching(_))
     }
 
     /// Starts the worker again, on the queues as they stood. Without a pause before, nothing happens.
@@ -296,7 +326,8 @@ impl Transport {
 
     /// The driver notifies a queue by an exit: the hypervisor did not take the short cut.
     pub(super) fn notify(&mut self, queue: u32) {
-        let bell = usize::try_from(queue).ok().and_then(|queue| self.doorbells.get(queue));
+        let bells = &self.doorbells[..self.registers.queues.len()];
+        let bell = usize::try_from(queue).ok().and_then(|queue| bells.get(queue));
         match (&self.life, bell) {
             // A full counter is no error, and nothing else can fail on a descriptor that is ours.
             (Life::Running(_), Some(bell)) => drop(bell.notify()),
@@ -324,12 +355,13 @@ impl Transport {
 
     fn activate(&mut self) {
         let features = self.registers.driver_features;
+        let identity = self.interrupt.tally().identity();
         let queues: Result<Vec<_>, DeviceFault> = self
             .registers
             .queues
             .iter()
             .zip(&self.doorbells)
-            .zip(self.queue_tallies())
+            .zip(identity.as_deref().map_or(&[][..], |identity| &identity.queues))
             .map(|((config, bell), tally)| {
                 if !config.ready {
                     return Ok(None);
@@ -382,6 +414,7 @@ impl Transport {
             }
             // A pause asked for the worker already; it comes home to a reset instead.
             Life::Pausing(home) | Life::Resetting(home) => self.life = Life::Resetting(home),
+            Life::Detaching(home) => self.life = Life::Detaching(home),
             Life::Idle | Life::Paused(_) | Life::Broken => self.forget(),
         }
         self.collect();
@@ -397,32 +430,39 @@ impl Transport {
         }
         self.interrupt.reset();
         self.interrupt.tally().set_status(0);
-        self.queue_tallies().iter().for_each(|tally| tally.end());
+        if let Some(identity) = self.interrupt.tally().identity() {
+            identity.queues.iter().for_each(|tally| tally.end());
+        }
         self.life = Life::Idle;
     }
 
-    fn queue_tallies(&self) -> &[Arc<QueueTally>] {
-        self.interrupt.tally().identity().map_or(&[], |identity| &identity.queues)
+    /// The slot is empty from here on.
+    fn vacate(&mut self) {
+        self.device = None;
+        self.forget();
+        self.interrupt.tally().identify(None);
     }
 
     /// Takes the worker's return in, if it came.
     fn collect(&mut self) {
-        let (Life::Resetting(home) | Life::Pausing(home)) = &self.life else { return };
+        let (Life::Resetting(home) | Life::Pausing(home) | Life::Detaching(home)) = &self.life else {
+            return;
+        };
         let Some(Returned { state, queues }) = home.take() else { return };
         if let Some(device) = &mut self.device {
             device.reclaim(state);
         }
-        if matches!(self.life, Life::Pausing(_)) {
-            self.life = Life::Paused(queues);
-        } else {
-            self.forget();
+        match self.life {
+            Life::Pausing(_) => self.life = Life::Paused(queues),
+            Life::Detaching(_) => self.vacate(),
+            _ => self.forget(),
         }
     }
 
-    /// Whether no reset is under way.
+    /// Whether neither a reset nor a detach is under way.
     fn settled(&mut self) -> bool {
         self.collect();
-        !matches!(self.life, Life::Resetting(_))
+        !matches!(self.life, Life::Resetting(_) | Life::Detaching(_))
     }
 }
 

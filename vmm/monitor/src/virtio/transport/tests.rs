@@ -1,5 +1,7 @@
 //! The transport through its registers, with a loop of workers that turns when the test says so.
 
+mod detach;
+
 use proptest::prelude::*;
 
 use super::*;
