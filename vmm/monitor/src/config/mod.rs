@@ -201,6 +201,37 @@ pub enum Platform {
     Acpi,
 }
 
+/// A device of a machine, for whoever asks something of it while the machine runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceName {
+    /// The first serial port.
+    Serial,
+    /// The virtio console.
+    Console,
+    /// The entropy device.
+    Rng,
+    /// The socket device.
+    Vsock,
+    /// The memory device.
+    Memory,
+    /// The disk with this id.
+    Disk(DiskId),
+}
+
+impl std::fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Serial => "serial port",
+            Self::Console => "console",
+            Self::Rng => "entropy device",
+            Self::Vsock => "socket device",
+            Self::Memory => "memory device",
+            Self::Disk(id) => return write!(f, "disk {:?}", id.as_str()),
+        })
+    }
+}
+
 /// A block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -18,12 +18,13 @@ use super::vcpu::{self, Shared};
 use super::workers::Host;
 use crate::boot::BootError;
 use crate::bus::BusError;
-use crate::config::{DiskConfig, MachineConfig};
+use crate::config::{DeviceName, DiskConfig, MachineConfig};
 use crate::hv::{HvError, Hypervisor, Kicker, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::timeline::Recorder;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
+use crate::virtio::spec::id;
 use crate::virtio::transport::{AttachError, MmioTransport};
 use crate::virtio::vsock::{VsockControl, VsockError};
 
@@ -64,6 +65,8 @@ pub(super) enum AssembleError {
     Host(&'static str, #[source] io::Error),
     #[error("no spare slot is left for the disk {0:?}")]
     NoSlot(String),
+    #[error("the machine has a disk {0:?} already")]
+    Taken(String),
 }
 
 /// A machine that is assembled.
@@ -76,8 +79,6 @@ pub(super) struct Assembled<V> {
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
     /// Those of the slots, with what the slots count.
     pub(super) interrupts: Vec<Interrupt>,
-    /// So many slots, from the first on, hold a device.
-    occupied: usize,
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
     pub(super) memory: Option<MemoryControl>,
@@ -125,7 +126,7 @@ impl<H: Hypervisor> Site<'_, H> {
         let Beginning { state, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
         let shared = Arc::new(Shared::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
-        let (cpus, occupied) = (plan.cpus(), plan.occupied());
+        let cpus = plan.cpus();
         let mut assembled = Assembled {
             vm,
             plan,
@@ -134,7 +135,6 @@ impl<H: Hypervisor> Site<'_, H> {
             kickers: Vec::new(),
             transports,
             interrupts,
-            occupied,
             pumps,
             vsock,
             memory,
@@ -176,19 +176,48 @@ impl<V: Vm> Assembled<V> {
         self.vm.seal()
     }
 
-    /// Puts a disk into the first empty slot.
+    /// Puts a disk into the first empty slot that has a thread for it.
     pub(super) fn attach(&mut self, disk: &DiskConfig, files: &Files) -> Result<(), AssembleError> {
+        let id = || disk.id.as_str().to_owned();
+        if self.slot_of(&DeviceName::Disk(disk.id.clone())).is_some() {
+            return Err(AssembleError::Taken(id()));
+        }
         let device = build::block(disk, "disk", files)?;
-        // Not found by asking: the lock of a device that a vCPU has just reset may be held until this loop comes round.
-        let slot = self.transports.get(self.occupied).zip(self.plan.slots.get(self.occupied));
-        let Some((transport, slot)) = slot else {
-            return Err(AssembleError::NoSlot(disk.id.as_str().to_owned()));
+        let mut slots = self.plan.threaded().map(usize::from);
+        let Some(slot) = slots.find(|slot| self.is_vacant(*slot)) else {
+            return Err(AssembleError::NoSlot(id()));
         };
-        let mut transport = lock(transport);
+        let mut transport = lock(&self.transports[slot]);
+        let known = transport.doorbells().count();
         transport.0.attach(device)?;
-        build::offer(&*self.vm, slot.place, &transport);
-        self.occupied += 1;
+        build::offer(&*self.vm, self.plan.slots[slot].place, &transport, known);
         Ok(())
+    }
+
+    /// Begins to take the device out of a slot; [`Assembled::is_vacant`] tells when it is out.
+    pub(super) fn detach(&self, slot: usize) {
+        lock(&self.transports[slot]).0.detach();
+    }
+
+    /// Whether a slot holds no device.
+    pub(super) fn is_vacant(&self, slot: usize) -> bool {
+        lock(&self.transports[slot]).0.vacant()
+    }
+
+    /// The slot of a virtio device.
+    pub(super) fn slot_of(&self, device: &DeviceName) -> Option<usize> {
+        let (kind, name) = match device {
+            DeviceName::Serial => return None,
+            DeviceName::Console => (id::CONSOLE, None),
+            DeviceName::Rng => (id::ENTROPY, None),
+            DeviceName::Vsock => (id::VSOCK, None),
+            DeviceName::Memory => (id::MEMORY, None),
+            DeviceName::Disk(disk) => (id::BLOCK, Some(disk.as_str())),
+        };
+        self.interrupts.iter().position(|interrupt| {
+            let identity = interrupt.tally().identity();
+            identity.is_some_and(|found| (found.device_id, found.name.as_deref()) == (kind, name))
+        })
     }
 
     /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and counts outlive it.
@@ -201,7 +230,6 @@ impl<V: Vm> Assembled<V> {
             kickers,
             transports,
             interrupts,
-            occupied: _,
             mut pumps,
             vsock,
             memory,

@@ -109,7 +109,7 @@ impl<H: Hypervisor> Site<'_, H> {
                 transport.attach(device)?;
             }
             let transport = MmioTransport(transport);
-            offer(&**vm, slot.place, &transport);
+            offer(&**vm, slot.place, &transport, 0);
             let transport = Arc::new(Mutex::new(transport));
             let base = Address::Memory(slot.place.address);
             buses.insert(base, plan.board.slot_len(), transport.clone())?;
@@ -120,9 +120,9 @@ impl<H: Hypervisor> Site<'_, H> {
     }
 }
 
-/// Offers the hypervisor the short cut for every queue. What it declines arrives as an exit.
-pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport) {
-    for (offset, queue, bell) in transport.doorbells() {
+/// Offers the hypervisor the short cut for every queue but the first `known`, of which it has heard. What it declines arrives as an exit.
+pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport, known: usize) {
+    for (offset, queue, bell) in transport.doorbells().skip(known) {
         let _short_cut = vm.offer_doorbell(Address::Memory(place.address + offset), queue, 4, bell);
     }
 }

@@ -1,6 +1,7 @@
 //! The files of a machine. Whoever starts it opens them, once, before anything of it runs: the monitor is given descriptors, keeps them, and
 //! reads them again from their beginning when the guest starts again. A path means nothing to it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -126,15 +127,15 @@ impl Handed {
     }
 }
 
-/// A machine's files in the monitor.
+/// A machine's files in the monitor, by number.
 #[derive(Debug)]
-pub(super) struct Files(Vec<(OwnedFd, Label)>);
+pub(super) struct Files(BTreeMap<u32, (OwnedFd, Label)>);
 
 impl From<Handed> for Files {
     fn from(Handed { files, mut labels }: Handed) -> Self {
         // Whoever says nothing of a file has no name for it.
         labels.resize(files.len(), Label::default());
-        Self(files.into_iter().zip(labels).collect())
+        Self((0..).zip(files.into_iter().zip(labels)).collect())
     }
 }
 
@@ -145,6 +146,13 @@ impl Files {
         match self.entry(source) {
             Some((file, _)) => Ok(file.try_clone().map_err(failed)?.into()),
             None => Err(FileError::Missing { field: field.to_owned(), file: self.name(source) }),
+        }
+    }
+
+    /// Closes a file, which nobody will ask for any more.
+    pub(super) fn forget(&mut self, source: &FileSource) {
+        if let FileSource::Fd(number) = source {
+            self.0.remove(number);
         }
     }
 
@@ -163,7 +171,7 @@ impl Files {
 
     fn entry(&self, source: &FileSource) -> Option<&(OwnedFd, Label)> {
         match source {
-            FileSource::Fd(number) => usize::try_from(*number).ok().and_then(|number| self.0.get(number)),
+            FileSource::Fd(number) => self.0.get(number),
             FileSource::Path(_) => None,
         }
     }

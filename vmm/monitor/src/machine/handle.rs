@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::files::Handed;
-use super::inspection::Inspection;
+use super::inspection::{DeviceState, Inspection};
 use super::outcome::{EndReason, Event, ExitCounts, Outcome, State};
 use super::server;
 use super::threads::{self, Role};
-use super::wire::{self, Answer, Port, Received, Receiver, Request};
-use crate::config::{ConfigError, DiskConfig, FileSource, MachineConfig};
+use super::wire::{self, Answer, NewDevice, Received, Receiver, Request};
+use crate::config::{ConfigError, DeviceName, DiskConfig, FileSource, MachineConfig};
 use crate::sys::{self, Killer, fits};
 use crate::timeline::{self, GuestCounter, Recorder, name};
 use crate::virtio::vsock::receive_accepted;
@@ -349,12 +349,12 @@ impl Machine {
     /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest output; a second call takes the
     /// console over from the first.
     pub fn console(&self) -> Result<UnixStream, ControlError> {
-        self.control.ask(&Request::Attach { port: Port::Console }, &[])?.stream()
+        self.control.ask(&Request::Stream { device: DeviceName::Console }, &[])?.stream()
     }
 
     /// The stream of the serial port, see [`Machine::console`].
     pub fn serial(&self) -> Result<UnixStream, ControlError> {
-        self.control.ask(&Request::Attach { port: Port::Serial }, &[])?.stream()
+        self.control.ask(&Request::Stream { device: DeviceName::Serial }, &[])?.stream()
     }
 
     /// The guest's ports.
@@ -375,7 +375,30 @@ impl Machine {
         handed.open_disk(&mut disk).map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
         let (source, label) = (handed.files.pop(), handed.labels.pop().unwrap_or_default());
         let source: Vec<_> = source.into_iter().collect();
-        self.control.ask(&Request::AttachDisk { disk, label }, &source)?.done()
+        let device = NewDevice::Disk { disk, label };
+        self.control.ask(&Request::Attach { device }, &source)?.done()
+    }
+
+    /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing of it is held any more, and its slot
+    /// can be filled again. The guest should have let go of it before; one that has not finds no device, and what it asked for last is
+    /// never answered.
+    ///
+    /// # Errors
+    /// The machine has no such device, or has ended.
+    pub fn detach(&self, device: &DeviceName) -> Result<(), ControlError> {
+        self.control.ask(&Request::Detach { device: device.clone() }, &[])?.done()
+    }
+
+    /// What [`Machine::inspect`] shows of one virtio device.
+    ///
+    /// # Errors
+    /// The machine has no such device, or has ended.
+    pub fn inspect_device(&self, device: &DeviceName) -> Result<DeviceState, ControlError> {
+        let request = Request::InspectDevice { device: device.clone() };
+        match self.control.ask(&request, &[])?.finish()? {
+            (Answer::Device(device), _) => Ok(*device),
+            _ => Err(ControlError::Unanswered),
+        }
     }
 
     /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of
@@ -392,7 +415,7 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn begin_request_memory(&self, bytes: u64) -> Result<Pending, ControlError> {
-        self.control.ask(&Request::Memory { bytes }, &[])
+        self.control.ask(&Request::Resize { device: DeviceName::Memory, bytes }, &[])
     }
 
     /// The number of the monitor's process, when the machine has one of its own and has not ended.

@@ -6,20 +6,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::assemble::Assembled;
 use super::lifecycle::Unfit;
 use super::outcome::{Event, Outcome};
-use super::wire::{self, Answer, Port, Received, Receiver, Reply, Request};
-use crate::config::OnReset;
+use super::wire::{self, Answer, Received, Receiver, Reply, Request};
+use crate::config::{DeviceName, OnReset};
+use crate::hv::Vm;
 use crate::timeline::GuestCounter;
 use crate::virtio::mem::BadSize;
 
 /// Why a request was refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("the machine has no socket device")]
-    NoVsock,
-    #[error("the {0:?} of this machine is not a stream")]
-    NoStream(Port),
-    #[error("the machine has no memory device")]
-    NoMemoryDevice,
+    #[error("the machine has no {0}")]
+    NoDevice(DeviceName),
+    #[error("the {0} of this machine {1}")]
+    Cannot(DeviceName, &'static str),
     #[error("the machine starts with {0} bytes of memory and cannot have less")]
     TooLittle(u64),
     #[error(transparent)]
@@ -58,6 +57,10 @@ pub(super) struct Holder {
     pub(super) keep_listeners: bool,
     /// What the guest shall have, likewise.
     pub(super) memory_bytes: Option<u64>,
+    /// Slots that are being emptied, what was in them, and who waits for it.
+    pub(super) detaching: Vec<(usize, DeviceName, Reply)>,
+    /// What is out of its slot and not yet forgotten.
+    pub(super) detached: Vec<(DeviceName, Reply)>,
 }
 
 impl Holder {
@@ -72,6 +75,8 @@ impl Holder {
             listeners: Vec::new(),
             keep_listeners: on_reset == OnReset::Reboot,
             memory_bytes: None,
+            detaching: Vec::new(),
+            detached: Vec::new(),
         }
     }
 
@@ -109,6 +114,14 @@ impl Holder {
         self.pausers.drain(..).for_each(|reply| reply.failed(&Refusal::Ending));
     }
 
+    /// Looks which slots have become empty. To be done before one of them may be filled again.
+    pub(super) fn look_for_detached<V: Vm>(&mut self, machine: &Assembled<V>) {
+        let waiting = self.detaching.drain(..);
+        let (done, rest): (Vec<_>, Vec<_>) = waiting.partition(|(slot, ..)| machine.is_vacant(*slot));
+        self.detaching = rest;
+        self.detached.extend(done.into_iter().map(|(_, device, reply)| (device, reply)));
+    }
+
     /// vCPU 0 has read the guest's counter.
     pub(super) fn counter_read(&mut self, counter: Option<GuestCounter>) {
         let answer = Answer::GuestCounter(counter);
@@ -132,7 +145,7 @@ impl Holder {
 
 /// Asks the guest to have `bytes` of memory in all.
 pub(super) fn request_memory<V>(bytes: u64, machine: &Assembled<V>) -> Result<(), Refusal> {
-    let Some(control) = &machine.memory else { return Err(Refusal::NoMemoryDevice) };
+    let Some(control) = &machine.memory else { return Err(Refusal::NoDevice(DeviceName::Memory)) };
     let boot = machine.ram.size();
     Ok(control.request(bytes.checked_sub(boot).ok_or(Refusal::TooLittle(boot))?)?)
 }

@@ -5,6 +5,7 @@ use super::console::Pump;
 use super::faults::faults_of;
 use super::inspection::{DeviceState, Inspection, MemorySizes, QueueState};
 use super::outcome::State;
+use crate::sys::fits;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
 use crate::virtio::spec;
@@ -31,6 +32,11 @@ impl<V> Assembled<V> {
                 .collect(),
             consoles: self.pumps.iter().map(Pump::inspect).collect(),
         }
+    }
+
+    /// Looks at one slot, which there is.
+    pub(super) fn inspect_slot(&self, slot: usize) -> DeviceState {
+        self.device(fits(slot, "a machine has less than 65536 slots"), &self.interrupts[slot])
     }
 
     fn device(&self, slot: u16, interrupt: &Interrupt) -> DeviceState {

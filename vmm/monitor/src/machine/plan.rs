@@ -74,11 +74,6 @@ impl Plan {
         self.slots.iter().map(|slot| slot.place).collect()
     }
 
-    /// So many slots, from the first on, hold a device.
-    pub(super) fn occupied(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.holds != Holds::Nothing).count()
-    }
-
     /// The slots whose devices have a thread for their worker: those with a disk, or with room for one.
     pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
         let threaded = |slot: &&SlotPlan| matches!(slot.holds, Holds::Disk(_) | Holds::Nothing);
@@ -104,7 +99,7 @@ mod tests {
     fn devices_have_their_slots_in_one_order_whatever_else_there_is() {
         let plain = MachineConfig::new(FileSource::Fd(0));
         let plan = Plan::of(&plain);
-        assert_eq!((plan.slots.len(), plan.occupied(), plan.memory.hotplug), (0, 0, None));
+        assert_eq!((plan.slots.len(), plan.memory.hotplug), (0, None));
 
         let mut config = plain.clone();
         config.memory_bytes = MemorySize::new(64 << 20).unwrap();
@@ -118,7 +113,7 @@ mod tests {
         use Holds::{Console, Disk, Memory, Nothing, Rng, Vsock};
         assert_eq!(holds, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
         assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 6, 7]);
-        assert_eq!((plan.occupied(), plan.slots.len()), (6, config.virtio_devices()));
+        assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {
             assert_eq!((slot.number, slot.place), (number, plan.board.slot(number)));

@@ -8,8 +8,8 @@ use super::holder::{Holder, Refusal, request_memory};
 use super::lifecycle::{Ending, Input, Unfit};
 use super::outcome::State;
 use super::running::Loop;
-use super::wire::{Answer, Port, Reply, Request};
-use crate::config::{DiskConfig, FileSource};
+use super::wire::{Answer, NewDevice, Reply, Request};
+use crate::config::{DeviceName, DiskConfig, FileSource};
 use crate::hv::Vm;
 use crate::sys;
 
@@ -46,6 +46,12 @@ impl Holder {
             Request::State => reply.answer(&Answer::State(run.life.state()), None),
             Request::Counters => reply.answer(&Answer::Counters(run.exits()), None),
             Request::Inspect => reply.answer(&Answer::Inspection(Box::new(run.inspect())), None),
+            Request::InspectDevice { device } => {
+                let Some(slot) = run.machine.slot_of(&device) else {
+                    return Err((reply, Refusal::NoDevice(device)));
+                };
+                reply.answer(&Answer::Device(Box::new(run.machine.inspect_slot(slot))), None);
+            }
             Request::GuestCounter => {
                 let state = run.life.state();
                 if state != State::Running {
@@ -63,12 +69,14 @@ impl Holder {
                 self.watchers.push(watcher);
                 reply.done();
             }
-            Request::Attach { port } => match attach(port, run) {
+            Request::Stream { device } => match stream(device, run) {
                 Ok(stream) => reply.answer(&Answer::Done, Some(stream)),
                 Err(refusal) => return Err((reply, refusal)),
             },
             Request::VsockConnect { port } => {
-                let Some(vsock) = &run.machine.vsock else { return Err((reply, Refusal::NoVsock)) };
+                let Some(vsock) = &run.machine.vsock else {
+                    return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
+                };
                 vsock.connect(
                     port,
                     Box::new(move |result| match result {
@@ -78,7 +86,9 @@ impl Holder {
                 );
             }
             Request::VsockListen { port } => {
-                let Some(vsock) = &run.machine.vsock else { return Err((reply, Refusal::NoVsock)) };
+                let Some(vsock) = &run.machine.vsock else {
+                    return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
+                };
                 let Some(channel) = extra else { return Err((reply, Refusal::Descriptor)) };
                 if self.keep_listeners {
                     self.listeners.retain(|(other, _)| *other != port);
@@ -90,14 +100,18 @@ impl Holder {
                 vsock.listen(port, channel);
                 reply.done();
             }
-            Request::Memory { bytes } => {
+            Request::Resize { device, .. } if device != DeviceName::Memory => {
+                return Err((reply, Refusal::Cannot(device, "keeps the size that it has")));
+            }
+            Request::Resize { device: _, bytes } => {
                 if let Err(refusal) = request_memory(bytes, &run.machine) {
                     return Err((reply, refusal));
                 }
                 self.memory_bytes = Some(bytes);
                 reply.done();
             }
-            Request::AttachDisk { disk, label } => {
+            Request::Attach { device: NewDevice::Disk { disk, label } } => {
+                self.look_for_detached(&run.machine);
                 let Some(source) = extra else { return Err((reply, Refusal::Descriptor)) };
                 let files = Files::from(Handed { files: vec![source], labels: vec![label] });
                 let disk = DiskConfig { source: FileSource::Fd(0), ..disk };
@@ -105,6 +119,18 @@ impl Holder {
                     Ok(()) => reply.done(),
                     Err(error) => reply.failed(&error),
                 }
+            }
+            Request::Detach { device } => {
+                // The ends of others are held by the machine itself.
+                if !matches!(device, DeviceName::Disk(_) | DeviceName::Rng) {
+                    return Err((reply, Refusal::Cannot(device, "stays for as long as the machine")));
+                }
+                let Some(slot) = run.machine.slot_of(&device) else {
+                    return Err((reply, Refusal::NoDevice(device)));
+                };
+                run.machine.detach(slot);
+                self.detaching.push((slot, device, reply));
+                self.look_for_detached(&run.machine);
             }
         }
         Ok(())
@@ -136,17 +162,19 @@ impl Holder {
 }
 
 /// A stream to one of the machine's consoles.
-fn attach<V: Vm>(port: Port, run: &mut Loop<V>) -> Result<OwnedFd, Refusal> {
+fn stream<V: Vm>(device: DeviceName, run: &mut Loop<V>) -> Result<OwnedFd, Refusal> {
     use super::assemble::{SLOT_CONSOLE, SLOT_SERIAL};
-    let slot = match port {
-        Port::Serial => SLOT_SERIAL,
-        Port::Console => SLOT_CONSOLE,
+    let no_stream = |device| Refusal::Cannot(device, "is not a stream");
+    let slot = match device {
+        DeviceName::Serial => SLOT_SERIAL,
+        DeviceName::Console => SLOT_CONSOLE,
+        other => return Err(no_stream(other)),
     };
     let pump = run.machine.pumps.iter_mut().find(|pump| pump.slot() == slot);
-    let pump = pump.ok_or(Refusal::NoStream(port))?;
+    let Some(pump) = pump else { return Err(Refusal::NoDevice(device)) };
     let (ours, theirs) = sys::stream_pair()?;
     if !pump.attach(&run.poller, ours)? {
-        return Err(Refusal::NoStream(port));
+        return Err(no_stream(device));
     }
     pump.turn(&run.poller);
     Ok(theirs)

@@ -16,7 +16,7 @@ use super::mailbox::Mailbox;
 use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
 use super::wire::{self, Received, Receiver, Reply, Request};
-use crate::config::{Endpoint, MachineConfig};
+use crate::config::{DeviceName, Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::text::chain;
@@ -310,7 +310,28 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         run.turn_pump(Pump::has_news, self.holder.as_mut());
         run.look_for_rest(self.holder.as_mut());
+        self.forget_detached(run);
         Ok(())
+    }
+
+    /// What was taken out of the machine is not there when it starts again, and nothing of it is held until then.
+    fn forget_detached(&mut self, run: &Loop<H::Vm>) {
+        let Some(holder) = &mut self.holder else { return };
+        holder.look_for_detached(&run.machine);
+        for (device, reply) in holder.detached.drain(..) {
+            match device {
+                DeviceName::Rng => self.config.rng = false,
+                DeviceName::Disk(id) => {
+                    if let Some(index) = self.config.disks.iter().position(|disk| disk.id == id) {
+                        self.files.forget(&self.config.disks.remove(index).source);
+                        // The slot stays.
+                        self.config.spare_slots += 1;
+                    }
+                }
+                DeviceName::Serial | DeviceName::Console | DeviceName::Vsock | DeviceName::Memory => {}
+            }
+            reply.done();
+        }
     }
 
     /// The holder wants something, or is gone.

@@ -1,5 +1,8 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
+#[path = "tests/devices.rs"]
+mod devices;
+
 use std::io::{Read, Write};
 
 use super::*;

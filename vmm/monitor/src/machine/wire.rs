@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::files::Label;
-use super::inspection::Inspection;
+use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
-use crate::config::{DiskConfig, MachineConfig};
+use crate::config::{DeviceName, DiskConfig, MachineConfig};
 use crate::sys::{self, Arrived};
 use crate::timeline::GuestCounter;
 
@@ -35,13 +35,17 @@ pub(super) enum Request {
     State,
     Counters,
     Inspect,
+    /// One virtio device of it.
+    InspectDevice {
+        device: DeviceName,
+    },
     /// Answered once vCPU 0 is out of the guest.
     GuestCounter,
     /// Descriptors: the answer, the socket that events are written to.
     Events,
-    /// Answered with a stream.
-    Attach {
-        port: Port,
+    /// Answered with a stream of the device's bytes.
+    Stream {
+        device: DeviceName,
     },
     /// Answered with a stream once the guest accepted.
     VsockConnect {
@@ -51,23 +55,26 @@ pub(super) enum Request {
     VsockListen {
         port: u32,
     },
-    /// Bytes that the guest shall have in all.
-    Memory {
+    /// What the device is to have in all: of the memory device, the guest's memory.
+    Resize {
+        device: DeviceName,
         bytes: u64,
     },
-    /// Descriptors: the answer, and the disk's source.
-    AttachDisk {
-        disk: DiskConfig,
-        label: Label,
+    /// Puts a device into an empty slot. Descriptors: the answer, and the device's source.
+    Attach {
+        device: NewDevice,
+    },
+    /// Takes a device out of its slot. Answered once nothing of it is left.
+    Detach {
+        device: DeviceName,
     },
 }
 
-/// Which of the machine's byte streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A device that a running machine can get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Port {
-    Serial,
-    Console,
+pub(super) enum NewDevice {
+    Disk { disk: DiskConfig, label: Label },
 }
 
 /// The answer to a request.
@@ -78,6 +85,7 @@ pub(super) enum Answer {
     State(State),
     Counters(ExitCounts),
     Inspection(Box<Inspection>),
+    Device(Box<DeviceState>),
     GuestCounter(Option<GuestCounter>),
     /// Refused or failed: the layers' sentences, outermost first.
     Failed(Vec<String>),

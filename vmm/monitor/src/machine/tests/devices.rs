@@ -1,0 +1,153 @@
+//! Devices that come and go while the machine runs.
+
+use std::fs::{File, TryLockError};
+
+use super::*;
+use crate::config::DeviceName;
+use crate::virtio::spec::{feature, register, status};
+
+/// Where the first slot's register is.
+fn slot(register: u64) -> u64 {
+    layout::VIRTIO_MMIO + register
+}
+
+fn disk(id: &str, path: &Path) -> DiskConfig {
+    DiskConfig { id: DiskId::new(id).unwrap(), source: FileSource::Path(path.into()), read_only: false }
+}
+
+fn image() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(8192).unwrap();
+    file
+}
+
+/// Whether nobody holds the disk's lock, which goes with its open file.
+fn is_free(path: &Path) -> bool {
+    match File::open(path).unwrap().try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(error)) => panic!("{error}"),
+    }
+}
+
+/// What a driver of the first slot does up to DRIVER_OK, with one queue in guest memory. A read of the status ends it.
+fn drive() -> Vec<Step> {
+    let driven = status::ACKNOWLEDGE | status::DRIVER;
+    let negotiated = driven | status::FEATURES_OK;
+    let version = u32::try_from(feature::VERSION_1 >> 32).unwrap();
+    let writes = [
+        (register::STATUS, u32::from(status::ACKNOWLEDGE)),
+        (register::STATUS, u32::from(driven)),
+        (register::DRIVER_FEATURES_SEL, 1),
+        (register::DRIVER_FEATURES, version),
+        (register::STATUS, u32::from(negotiated)),
+        (register::QUEUE_SEL, 0),
+        (register::QUEUE_NUM, 16),
+        (register::QUEUE_DESC_LOW, 0x20_0000),
+        (register::QUEUE_DRIVER_LOW, 0x20_1000),
+        (register::QUEUE_DEVICE_LOW, 0x20_2000),
+        (register::QUEUE_READY, 1),
+        (register::STATUS, u32::from(negotiated | status::DRIVER_OK)),
+    ];
+    let mut steps: Vec<_> =
+        writes.into_iter().map(|(register, value)| Step::write32(slot(register), value)).collect();
+    steps.push(Step::read32(slot(register::STATUS)));
+    steps
+}
+
+#[test]
+fn a_disk_is_attached_and_detached_a_thousand_times() {
+    let fake = Fake::new();
+    fake.script(0, [sign()]);
+    let machine = start(&fake, |config| config.spare_slots = 1);
+    let (image, other) = (image(), image());
+    let name = DeviceName::Disk(DiskId::new("late").unwrap());
+    let mut answers = 1;
+    for n in 0..1000 {
+        let path = if n % 2 == 0 { image.path() } else { other.path() };
+        machine.attach_disk(&disk("late", path), Resources::new()).unwrap();
+        assert!(!is_free(path));
+        if n % 10 == 0 {
+            fake.script(0, drive());
+            answers += 1;
+            assert!(fake.wait_until(|record| record.answers.len() == answers));
+            let (_, status) = fake.record().answers.pop().unwrap();
+            assert_eq!(status, [15, 0, 0, 0], "the driver drives it, and a thread serves it");
+        }
+        let state = machine.inspect_device(&name).unwrap();
+        assert_eq!((state.slot, state.kind.as_str(), state.name.as_deref()), (0, "block", Some("late")));
+        assert_eq!(state.status, if n % 10 == 0 { 15 } else { 0 });
+        machine.detach(&name).unwrap();
+        assert!(is_free(path), "nothing of it is held");
+        assert!(matches!(machine.inspect_device(&name), Err(ControlError::Refused(_))));
+    }
+    assert_eq!(fake.record().doorbells.len(), 1, "one doorbell served them all");
+    fake.script(0, [Step::read32(slot(register::DEVICE_ID)), off()]);
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    assert_eq!(fake.record().answers.pop().unwrap().1, [0; 4]);
+    assert_gone(&fake);
+}
+
+#[test]
+fn what_was_detached_is_not_there_after_a_reset_nor_held_until_then() {
+    let (image, kept) = (image(), image());
+    let fake = Fake::new();
+    let ids = || [0, 1].map(|n| Step::read32(slot(register::DEVICE_ID) + n * layout::VIRTIO_STRIDE));
+    fake.script(0, ids());
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    let sent = resources.add(image.reopen().unwrap());
+    config.disks = vec![DiskConfig { source: sent, ..disk("sent", image.path()) }, disk("kept", kept.path())];
+    config.on_reset = OnReset::Reboot;
+    let machine = start_with(&fake, &config, resources).unwrap();
+    assert!(fake.wait_until(|record| record.answers.len() == 2));
+    assert!(!is_free(image.path()));
+    machine.detach(&DeviceName::Disk(DiskId::new("sent").unwrap())).unwrap();
+    assert!(is_free(image.path()));
+    fake.script(0, [Step::out(0x64, &[0xfe])]);
+    fake.script(0, ids());
+    fake.script(0, [off()]);
+    let outcome = machine.wait();
+    assert_eq!((outcome.reason, outcome.starts), (EndReason::PowerOff, 2));
+    let answers: Vec<_> = fake.record().answers.into_iter().map(|(_, answer)| answer[0]).collect();
+    // The disk that stayed comes first now, and the slot of the other is a spare one.
+    assert_eq!(answers, [2, 2, 2, 0]);
+}
+
+#[test]
+fn a_detach_fits_a_pause_and_what_cannot_be_asked_is_refused_by_name() {
+    let (image, second) = (image(), image());
+    let fake = Fake::new();
+    fake.script(0, drive());
+    let machine = start(&fake, |config| {
+        config.disks = vec![disk("root", image.path())];
+        config.spare_slots = 1;
+        config.rng = true;
+        config.console = Endpoint::Stream;
+    });
+    assert!(fake.wait_until(|record| record.answers.len() == 1));
+    let refused = |result: Result<(), ControlError>| match result {
+        Err(ControlError::Refused(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let unknown = DeviceName::Disk(DiskId::new("other").unwrap());
+    assert_eq!(refused(machine.detach(&unknown)), "the machine has no disk \"other\"");
+    let fixed = refused(machine.detach(&DeviceName::Console));
+    assert_eq!(fixed, "the console of this machine stays for as long as the machine");
+    assert_eq!(refused(machine.request_memory(1 << 30)), "the machine has no memory device");
+    let twice = refused(machine.attach_disk(&disk("root", second.path()), Resources::new()));
+    assert_eq!(twice, "the machine has a disk \"root\" already");
+    machine.pause().unwrap();
+    machine.detach(&DeviceName::Disk(DiskId::new("root").unwrap())).unwrap();
+    machine.detach(&DeviceName::Rng).unwrap();
+    assert!(is_free(image.path()));
+    // Its slot is the first one that is free.
+    machine.attach_disk(&disk("root", second.path()), Resources::new()).unwrap();
+    machine.resume().unwrap();
+    let kinds: Vec<_> = machine.inspect().unwrap().devices.into_iter().map(|device| device.kind).collect();
+    assert_eq!(kinds, ["block", "none", "console", "none"]);
+    machine.stop().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::Stopped);
+    assert!(is_free(second.path()));
+    assert_gone(&fake);
+}
