@@ -17,8 +17,11 @@ pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize,
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
 
-/// Most virtio devices of a machine, spare slots included: one interrupt line each, from line 5 to line 23.
-pub const MAX_VIRTIO_DEVICES: usize = 19;
+/// Most virtio devices of a machine, spare slots included. Each has a place and an interrupt line of its own on every board.
+///
+/// A kernel that is told of its devices on its command line (`platform` `mptable`) has room for some 50 of them in its 2047 bytes; more
+/// are refused when the machine starts.
+pub const MAX_VIRTIO_DEVICES: usize = 64;
 
 /// A machine. Every field can be set freely: what a field can hold is valid on its own, and [`MachineConfig::validate`] checks
 /// what only several fields together can get wrong.
@@ -60,7 +63,7 @@ pub struct MachineConfig {
     pub log_bytes: LogSize,
     /// The socket device.
     pub vsock: Option<VsockConfig>,
-    /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine runs. 0 to 19 with all other devices.
+    /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine runs. 0 to 64 with all other devices.
     pub spare_slots: u8,
     /// What a guest's reset does.
     pub on_reset: OnReset,

@@ -93,7 +93,7 @@ pub(super) enum Answer {
     Ended,
 }
 
-/// Longest JSON of a frame. A command line and nineteen disks fit many times.
+/// Longest JSON of a frame. A command line and sixty-four disks fit many times.
 const MAX_FRAME: usize = 1 << 20;
 /// Bytes before the JSON: its length, little endian.
 const HEADER: usize = 4;

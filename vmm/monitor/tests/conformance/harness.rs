@@ -63,14 +63,24 @@ impl<H: Hypervisor> Machine<H> {
         Self::of(hypervisor.create_vm(Nested::Hidden).unwrap(), code, vcpus, legacy_timer)
     }
 
+    /// One vCPU, and so many interrupt lines.
+    pub(crate) fn with_lines(hypervisor: &H, code: &[u8], lines: u32) -> Self {
+        let plan = IrqchipPlan { vcpus: 1, legacy_timer: false, lines };
+        Self::furnished(hypervisor.create_vm(Nested::Hidden).unwrap(), code, Some(plan))
+    }
+
     /// An empty machine furnished.
     pub(crate) fn of(vm: H::Vm, code: &[u8], vcpus: u8, legacy_timer: bool) -> Self {
+        Self::furnished(vm, code, (vcpus > 0).then_some(IrqchipPlan { vcpus, legacy_timer, lines: 24 }))
+    }
+
+    fn furnished(vm: H::Vm, code: &[u8], plan: Option<IrqchipPlan>) -> Self {
         let ram = GuestRam::new(2 << 20, Backing::Anonymous).unwrap();
         for slot in ram.slots() {
             vm.map(slot).unwrap();
         }
-        if vcpus > 0 {
-            vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer, lines: 24 }).unwrap();
+        if let Some(plan) = plan {
+            vm.create_irqchip(plan).unwrap();
         }
         let memory = ram.memory().clone();
         memory.write_slice(code, GuestAddress(CODE)).unwrap();

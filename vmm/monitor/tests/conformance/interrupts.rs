@@ -82,6 +82,38 @@ pub(crate) fn line_reaches_the_local_apic<H: Hypervisor>(hypervisor: &H) {
 }
 
 guest!(
+    last_line_code,
+    "mov rbx, 0xfee00000",
+    "mov dword ptr [rbx + 0xf0], 0x1ff",
+    "mov rcx, 0xfec00000",
+    // Version and number of pins; then the last pin of the last register that can be selected.
+    "mov dword ptr [rcx], 1",
+    "mov eax, dword ptr [rcx + 0x10]",
+    "out 1, eax",
+    "mov dword ptr [rcx], 0xff",
+    "mov dword ptr [rcx + 0x10], 0",
+    "mov dword ptr [rcx], 0xfe",
+    "mov dword ptr [rcx + 0x10], 0x40",
+    "2: mov eax, dword ptr [rbx + 0x220]",
+    "out 1, eax",
+    "jmp 2b",
+);
+
+/// A machine with more devices than a PC has lines has lines for them: each reaches the local APIC as any other does.
+pub(crate) fn lines_beyond_those_of_a_pc<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::with_lines(hypervisor, last_line_code(), x86_64::layout::IO_APIC_PINS);
+    let line = |number| machine.vm.irq_line(pin(number)).unwrap();
+    let (last, other) = (line(x86_64::layout::IO_APIC_PINS - 1), line(24));
+    let mut run = machine.boot();
+    assert_eq!(run.word() & 0x00ff_00ff, 0x0077_0011);
+    assert_eq!(run.word(), 0);
+    other.pulse().unwrap();
+    assert_eq!(run.word(), 0, "masked");
+    last.pulse().unwrap();
+    assert_eq!(run.word(), 1);
+}
+
+guest!(
     registers_code,
     "mov rbx, 0xfec00000",
     "mov dword ptr [rbx], 1",

@@ -31,7 +31,7 @@ mod kvm {
             kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end doorbells slots read_only_slot
             completes_without_entering floating_point_state several_vcpus virtualisation_is_hidden sleep_for_good probes counter_on_the_hosts_clock;
         interrupts:
-            controller_registers line_reaches_the_local_apic level_is_delivered_until_it_is_down
+            controller_registers lines_beyond_those_of_a_pc line_reaches_the_local_apic level_is_delivered_until_it_is_down
             startup_message
             line_reaches_a_handler;
     }

@@ -143,10 +143,10 @@ pub mod layout {
     pub const COM1: u16 = 0x3f8;
     /// Line of the first serial port.
     pub const COM1_LINE: InterruptLine = line(4).expect("an I/O APIC has more than five pins");
-    /// Number of the first line of a virtio-mmio transport; transports count up from here, then wrap nowhere: the I/O APIC has 24 pins.
+    /// Number of the first line of a virtio-mmio transport; transports count up from here, a line each.
     pub const VIRTIO_LINE: u32 = 5;
-    /// Pins of the I/O APIC: lines are 0 to 23.
-    pub const IO_APIC_PINS: u32 = 24;
+    /// Most pins of the I/O APIC: as many as its register that selects, of eight bits, reaches. A PC has 24; a machine has those it uses.
+    pub const IO_APIC_PINS: u32 = 120;
     /// Where a PC's processor starts after a reset, as seen from real mode: [`RESET_VECTOR_CODE`] lies there.
     pub const RESET_VECTOR: u64 = 0xf_fff0;
     /// Writes the reset register (`mov al, 1; mov dx, 0x602; out dx, al; hlt; jmp`). Linux on hardware-reduced ACPI without EFI restarts by

@@ -64,13 +64,13 @@ fn table(cpus: u32, lines: u32) -> Result<Vec<u8>, BootError> {
     push(&[1, ISA_BUS, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d, ..] = layout::IO_APIC.to_le_bytes();
     push(&[2, IO_APIC_ID, IO_APIC_VERSION, 1, a, b, c, d]);
-    let lines: u8 = fits(lines.min(layout::IO_APIC_PINS), "an I/O APIC has 24 lines");
+    let lines: u8 = fits(lines.min(layout::IO_APIC_PINS), "an I/O APIC has at most 120 lines");
     for line in 0..lines {
         push(&[3, INT, 0, 0, ISA_BUS, line, IO_APIC_ID, line]);
     }
     push(&[4, NMI, 0, 0, ISA_BUS, 0, ALL_CPUS, 1]);
 
-    let len: u16 = fits(bytes.len(), "255 CPUs and 24 lines take less than 6 KiB");
+    let len: u16 = fits(bytes.len(), "255 CPUs and 120 lines take less than 8 KiB");
     bytes[..4].copy_from_slice(b"PCMP");
     bytes[4..6].copy_from_slice(&len.to_le_bytes());
     bytes[6] = VERSION;
@@ -118,7 +118,7 @@ mod tests {
     fn tells_every_cpu_and_line() {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         for cpus in [1_u8, 4, 32, 255] {
-            write(&memory, cpus.into(), 24).unwrap();
+            write(&memory, cpus.into(), layout::IO_APIC_PINS).unwrap();
             let entries = parse(&memory);
             let of = |kind: u8| entries.iter().filter(move |entry| entry[0] == kind);
             let ids: Vec<u8> = of(0).map(|entry| entry[1]).collect();
@@ -127,7 +127,7 @@ mod tests {
             assert_eq!(of(1).count(), 1);
             assert_eq!(of(2).map(|entry| entry[4..8].to_vec()).collect::<Vec<_>>(), [[0, 0, 0xc0, 0xfe]]);
             let lines: Vec<(u8, u8)> = of(3).map(|entry| (entry[5], entry[7])).collect();
-            assert_eq!(lines, (0..24).map(|line| (line, line)).collect::<Vec<_>>());
+            assert_eq!(lines, (0..120).map(|line| (line, line)).collect::<Vec<_>>());
             assert_eq!(of(4).map(|entry| entry[1]).collect::<Vec<_>>(), [NMI]);
         }
         assert!(write(&memory, 0, 24).is_err());

@@ -211,6 +211,22 @@ mod tests {
     }
 
     #[test]
+    fn the_last_pin_is_reached_by_the_last_registers() {
+        let mut apic = IoApic::new(u32::MAX);
+        assert_eq!(get(&mut apic, 1), 0x0077_0011);
+        put(&mut apic, 0xff, 3 << 24);
+        put(&mut apic, 0xfe, 0x41);
+        assert_eq!([get(&mut apic, 0xfe), get(&mut apic, 0xff)], [0x41, 3 << 24]);
+        let sent = Message { address: 0xfee0_3000, data: 0x41 };
+        assert_eq!(apic.set_line(119, true), Some(sent));
+        assert_eq!(apic.set_line(120, true), None);
+        // A pin that the machine does not have cannot be set up.
+        let mut apic = IoApic::new(24);
+        put(&mut apic, 0x40, 0x41);
+        assert_eq!((get(&mut apic, 0x40), apic.set_line(24, true)), (0, None));
+    }
+
+    #[test]
     fn an_edge_is_one_message_and_none_while_masked() {
         let mut apic = IoApic::new(24);
         put(&mut apic, 0x1b, 3 << 24);
@@ -264,7 +280,7 @@ mod tests {
                 } else {
                     apic.read(offset, &mut data);
                 }
-                apic.set_line(usize::try_from(offset % 32).unwrap(), write);
+                apic.set_line(usize::try_from(offset % 128).unwrap(), write);
                 prop_assert!(apic.end(data.first().copied().unwrap_or(0)).len() <= PINS);
             }
             prop_assert_eq!(get(&mut apic, 1), 0x0017_0011);

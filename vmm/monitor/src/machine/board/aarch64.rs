@@ -22,7 +22,8 @@ pub(super) fn controllers(cpus: u8) -> Vec<(u64, u64)> {
 pub(super) fn slot(index: u16) -> Transport {
     Transport {
         address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_STRIDE,
-        line: aarch64::line(layout::VIRTIO_LINE + u32::from(index)).expect("a config has at most 19 slots"),
+        line: aarch64::line(layout::VIRTIO_LINE + u32::from(index))
+            .expect("a config has no more slots than a board has lines"),
     }
 }
 

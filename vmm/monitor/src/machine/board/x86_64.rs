@@ -24,7 +24,8 @@ pub(super) const CONTROLLERS: [(u64, u64); 2] = [(layout::IO_APIC, 0x1000), (lay
 pub(super) fn slot(index: u16) -> Transport {
     Transport {
         address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_STRIDE,
-        line: x86_64::line(layout::VIRTIO_LINE + u32::from(index)).expect("a config has at most 19 slots"),
+        line: x86_64::line(layout::VIRTIO_LINE + u32::from(index))
+            .expect("a config has no more slots than a board has lines"),
     }
 }
 

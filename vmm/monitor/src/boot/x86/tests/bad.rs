@@ -219,5 +219,5 @@ fn machines_that_no_table_describes() {
     }
     let request = Request { transports: &[transport(0xffff_f001, 5)], ..request(&file) };
     assert!(matches!(load(&memory_of(64), &request), Err(BootError::Undescribable(_))));
-    assert_eq!(x86_64::line(24), None, "no line of the I/O APIC");
+    assert_eq!(x86_64::line(layout::IO_APIC_PINS), None, "no line of the I/O APIC");
 }
