@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nelly_image::{Reference, Silent, Store, StoreOptions};
@@ -10,7 +12,7 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
-use nelly_tests::{asset, program};
+use nelly_tests::{asset, program, top};
 use nelly_vmm::config::{MemorySize, Platform};
 use nelly_vmm::machine::{Place, Resources};
 
@@ -31,6 +33,27 @@ pub(crate) fn container(words: &[&str]) -> ContainerSpec {
         upper_bytes: 0,
         seccomp: Seccomp::Default,
     }
+}
+
+/// Puts busybox into a root file system, under its own name and those of `applets`, beside the directories that a container needs.
+pub(crate) fn busybox(root: &Path, applets: &[&str]) {
+    for directory in ["bin", "proc", "sys", "dev", "tmp"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in applets {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+}
+
+/// A root file system of busybox and the guest half of tests of sockets.
+pub(crate) fn root(home: &Home, applets: &[&str]) -> PathBuf {
+    let root = home.path().join("root");
+    busybox(&root, applets);
+    let helper = top().join("target/nelly/tests/guest-vsock");
+    fs::copy(&helper, root.join("bin/guest-vsock"))
+        .unwrap_or_else(|error| panic!("{}: {error}", helper.display()));
+    root
 }
 
 /// A sandbox of the built-in image, or of `image`.

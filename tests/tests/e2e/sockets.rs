@@ -2,36 +2,25 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
 use nelly_protocol::messages as wire;
-use nelly_protocol::ports::{AGENT_PORT, POWER_PORT, STREAM_PORT, TOKEN_BYTES};
+use nelly_protocol::ports::{AGENT_PORT, POWER_PORT, READY_PORT, STREAM_PORT, TOKEN_BYTES};
 use nelly_protocol::service::AgentClient;
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, ProcessSpec, Seccomp, oci};
-use nelly_tests::top;
 
 use super::Home;
-use super::machine::{container, out_of_process, process, sandbox};
+use super::machine::{container, out_of_process, process, root, sandbox};
 
 const COUNT: u64 = 2000;
 
 /// A root file system with the guest half of these tests.
 fn image(home: &Home) -> String {
-    let root = home.path().join("root");
-    for directory in ["bin", "proc", "sys", "dev", "tmp"] {
-        fs::create_dir_all(root.join(directory)).unwrap();
-    }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for applet in ["sh", "cat", "sleep"] {
-        symlink("busybox", root.join("bin").join(applet)).unwrap();
-    }
-    let helper = top().join("target/nelly/tests/guest-vsock");
-    fs::copy(&helper, root.join("bin/guest-vsock"))
-        .unwrap_or_else(|error| panic!("{}: {error}", helper.display()));
+    let root = root(home, &["sh", "cat", "sleep", "touch"]);
     // A program that the agent's own would have to interpret.
     fs::write(root.join("bin/again"), "#!/proc/self/exe\n").unwrap();
     fs::set_permissions(root.join("bin/again"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -144,6 +133,16 @@ async fn almighty(sandbox: &Sandbox, id: &str, script: &str) -> BufReader<UnixSt
     BufReader::new(stdout)
 }
 
+/// The next lines of an output.
+async fn lines(mut from: BufReader<UnixStream>, count: usize) -> (BufReader<UnixStream>, Vec<String>) {
+    let read = move || {
+        let lines = from.by_ref().lines().take(count).map(Result::unwrap).collect::<Vec<_>>();
+        assert_eq!(lines.len(), count, "it ended after {lines:?}");
+        (from, lines)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
 /// One process more in the container `c`, which answers what it is told: its streams are its own, whoever else dials.
 async fn echoes(sandbox: &Sandbox, name: &str) {
     let id = ProcessId { container: "c", exec: name };
@@ -168,37 +167,38 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
         let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
         let _streams =
             sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
+        // It takes whoever comes, and says nothing either.
         let listener = sandbox.machine().vsock().listen(7000).unwrap();
+        let accepting = std::thread::spawn(move || {
+            let streams = std::iter::from_fn(|| listener.accept().ok());
+            streams.collect::<Vec<_>>().len()
+        });
 
-        // A thousand dials to each port of the agent by each address, while others use them; then ten thousand that stay and are silent.
-        let attacks =
-            [AGENT_PORT, POWER_PORT, STREAM_PORT].map(|port| format!("guest-vsock attack {port} 1000 & "));
+        // A thousand dials to each port of the agent by each address, and on until they are told to stop, while others use them; then ten
+        // thousand that stay and are silent.
+        let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
+        let attacks = ports.map(|port| format!("guest-vsock attack {port} 1000 /tmp/stop & "));
         let script = format!("ulimit -n 20000; {}wait; exec guest-vsock hold 7000 10000", attacks.concat());
-        let mut evil = almighty(&sandbox, "evil", &script).await;
+        let evil = almighty(&sandbox, "evil", &script).await;
+        let (evil, said) = lines(evil, ports.len()).await;
+        assert!(said.iter().all(|line| line.ends_with(": begun")), "{said:?}");
         for number in 0..8 {
             echoes(&sandbox, &format!("beside-{number}")).await;
         }
-        let (evil, mut said) = tokio::task::spawn_blocking(move || {
-            let mut said = Vec::new();
-            while said.iter().filter(|line: &&String| !line.starts_with("ok")).count() < 4 {
-                let mut line = String::new();
-                assert!(evil.read_line(&mut line).unwrap() > 0, "it ended after {said:?}");
-                said.push(line);
-            }
-            (evil, said)
-        })
-        .await
-        .unwrap();
+        // None has ended: each goes on until now.
+        let stop = ProcessId { container: "evil", exec: "stop" };
+        let _streams = sandbox.exec(stop, &process(&["touch", "/tmp/stop"]), None).await.unwrap().unwrap();
+        let (evil, mut said) = lines(evil, 2 * ports.len()).await;
         said.retain(|line| line.starts_with("port"));
         said.sort();
-        let expected =
-            [AGENT_PORT, POWER_PORT, STREAM_PORT].map(|port| format!("port {port}: heard 0 times\n"));
-        assert_eq!(said, expected);
-        assert!(sandbox.machine().try_wait().is_none(), "a container ended the machine");
+        assert_eq!(said, ports.map(|port| format!("port {port}: heard 0 times")));
+        let (evil, said) = lines(evil, 1).await;
+        let held: u64 = said[0].strip_prefix("held ").expect(&said[0]).parse().unwrap();
+        assert!(held > 1000, "the guest holds no more than {held} connections to the host");
         for number in 0..4 {
             echoes(&sandbox, &format!("after-{number}")).await;
         }
-        drop((listener, evil));
+        drop(evil);
 
         // The host itself gets no stream without a token.
         let mut wrong = sandbox.machine().vsock().connect(STREAM_PORT).unwrap();
@@ -213,6 +213,49 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
             assert!(failure.message.contains("Permission denied"), "{failure}");
         }
         // The connection that was the first is still the one.
+        sandbox.agent().shutdown(0).await.unwrap();
+        let ended = sandbox.machine().wait();
+        assert!(matches!(ended.reason, nelly_vmm::machine::EndReason::PowerOff), "{:?}", ended.reason);
+        assert!(accepting.join().unwrap() > 1000, "the host did not take what the guest holds");
+    });
+}
+
+/// io_uring makes sockets and connections without the system calls that a filter could see, and gets no further by them.
+#[test]
+fn io_uring_gets_a_container_with_every_right_nothing_more() {
+    let home = Home::new();
+    run(async {
+        let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
+        let _streams =
+            sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
+        // Under the default profile there is none.
+        let id = ProcessId { container: "c", exec: "ring" };
+        let dial = process(&["guest-vsock", "uring-dial", "7000", "1"]);
+        let streams = sandbox.exec(id, &dial, None).await.unwrap().unwrap();
+        assert_eq!(sandbox.agent().wait(id).await.unwrap().exit_code, 1);
+        let mut said = String::new();
+        streams.stderr.unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("Operation not permitted"), "{said}");
+
+        // Without a filter it works: who listens on the host is reached.
+        let listener = sandbox.machine().vsock().listen(7000).unwrap();
+        let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
+        let attacks = ports.map(|port| format!("guest-vsock uring-attack {port} 100 /bin/sh; "));
+        let script = format!("guest-vsock uring-dial 7000 1 && {} sleep 100000", attacks.concat());
+        let evil = almighty(&sandbox, "evil", &script).await;
+        let mut stream = listener.accept().unwrap();
+        let mut number = [0; 8];
+        stream.read_exact(&mut number).unwrap();
+        stream.write_all(&(u64::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
+        let (evil, said) = lines(evil, 1 + 3 * ports.len()).await;
+        let mut expected = vec!["ok 1".to_owned()];
+        for port in ports {
+            let begun = format!("port {port}: begun");
+            expected.extend([begun, format!("port {port}: heard 0 times"), "ok 100".to_owned()]);
+        }
+        assert_eq!(said, expected);
+        echoes(&sandbox, "after").await;
+        drop(evil);
         sandbox.agent().shutdown(0).await.unwrap();
         let ended = sandbox.machine().wait();
         assert!(matches!(ended.reason, nelly_vmm::machine::EndReason::PowerOff), "{:?}", ended.reason);
