@@ -1,12 +1,14 @@
 //! Ends that nobody planned: kill -9 of the client or of the monitor, SIGTERM, Ctrl-C. No process stays, and no path.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nelly_tests::{code, nelly, program, scaled, wait};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Home, LIMIT};
 
@@ -31,6 +33,16 @@ fn paths(directory: &Path) -> Vec<String> {
 
 fn mounts() -> String {
     fs::read_to_string("/proc/self/mounts").unwrap()
+}
+
+/// Waits for what comes soon.
+#[track_caller]
+fn until(what: &str, condition: impl Fn() -> bool) {
+    let limit = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < limit, "waited in vain until {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// After a second nothing runs any more, in the emulated host too, where it takes a few hundredths; a busy machine has longer.
@@ -113,12 +125,11 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
         assert_eq!(code(wait(&mut child, LIMIT)), expected, "{name}");
         nothing_runs();
     }
-    // Before there is a container, a signal ends the attempt.
+    // Before there is a container, a signal ends the attempt: a kernel takes longer to boot than its monitor to be seen.
     let mut child = start(&home);
-    thread::sleep(Duration::from_millis(100));
+    until("its monitor is there", || !monitors().is_empty());
     signal(child.id(), "TERM");
-    let ended = code(wait(&mut child, LIMIT));
-    assert!(ended == 143 || ended == 0, "{ended}");
+    assert_eq!(code(wait(&mut child, LIMIT)), 143);
     nothing_runs();
     // A program that ignores Ctrl-C does not survive the third.
     let mut command = nelly(
@@ -148,6 +159,14 @@ fn ready(home: &Home, before: &str, flags: &[&str], script: &str) -> Child {
     child
 }
 
+/// Whether a write to the pipe of this end would have to wait.
+fn is_full(pipe: &ChildStdout) -> bool {
+    let again = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let writer = fs::File::options().write(true).open(again).unwrap();
+    let at_once = Timespec::default();
+    poll(&mut [PollFd::new(&writer, PollFlags::OUT)], Some(&at_once)).unwrap() == 0
+}
+
 /// Far less than the minute after which a call to an agent fails, far more than the second that it takes.
 const PROMPT: Duration = Duration::from_secs(20);
 
@@ -171,16 +190,14 @@ fn a_guest_that_stopped_answering_can_be_left() {
     // The limit of time counts while the machine starts.
     let mut command = nelly(home.path(), &["run", "--timeout", "15s", "--", "sleep", "1000"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    while monitors().is_empty() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before its machine was seen");
-        thread::sleep(Duration::from_millis(1));
-    }
+    until("its monitor is there", || !monitors().is_empty());
     signal(monitors()[0], "STOP");
     assert_eq!(code(wait(&mut child, PROMPT)), 124);
     nothing_runs();
-    // Nobody reads what the container writes: the pipe is full long before the third.
+    // Nobody reads what the container writes.
     let mut child = ready(&home, "", &[], "echo ready; yes");
-    thread::sleep(Duration::from_millis(500));
+    let pipe = child.stdout.as_ref().unwrap();
+    until("the pipe is full", || is_full(pipe));
     assert_eq!(interrupted(&mut child), 130);
     nothing_runs();
 }
@@ -192,9 +209,12 @@ fn signals_that_were_ignored_at_the_start_stay_ignored() {
         "trap 'echo int' INT; trap 'echo quit' QUIT; trap 'echo hup' HUP; trap 'echo term; exit 50' TERM
         echo ready; while :; do sleep 0.1; done";
     let mut child = ready(&home, "trap '' HUP INT QUIT;", &[], script);
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(ignored & 0b111, 0b111, "HUP, INT and QUIT: {status}");
     for name in ["INT", "INT", "INT", "QUIT", "HUP", "TERM"] {
         signal(child.id(), name);
-        thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(code(wait(&mut child, LIMIT)), 50);
     let mut rest = String::new();
