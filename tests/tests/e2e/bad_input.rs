@@ -97,6 +97,66 @@ fn nothing_that_nelly_says_steers_a_terminal() {
     assert!(object["container"]["process"]["env"].to_string().contains("all is well"));
 }
 
+/// One entry of a tar archive, of this type and linked to `link`.
+fn entry(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, name.as_bytes());
+    put(100, b"0000644\x000000000\x000000000\0");
+    put(124, format!("{:011o}\x0000000000000\0        ", data.len()).as_bytes());
+    put(156, &[kind]);
+    put(157, link.as_bytes());
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block.extend_from_slice(data);
+    block.resize(block.len().next_multiple_of(512), 0);
+    block
+}
+
+/// A docker archive with one layer, which its manifest calls `named`.
+fn docker_archive(path: &Path, layer: &[u8], named: &str) -> String {
+    let digest = nelly_image::Digest::sha256(layer).hex();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": null, "Layers": [named]}]);
+    let config = serde_json::json!({"architecture": "amd64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]}});
+    let mut archive = entry("manifest.json", b'0', "", manifest.to_string().as_bytes());
+    archive.extend(entry("config.json", b'0', "", config.to_string().as_bytes()));
+    archive.extend(entry("layer.tar", b'0', "", layer));
+    archive.resize(archive.len() + 1024, 0);
+    fs::write(path, archive).unwrap();
+    format!("docker-archive:{}", path.display())
+}
+
+/// Nor may the names in an image, on a terminal: those of layers, of what is in them, of what lies in a directory.
+#[test]
+fn names_from_inside_an_image_do_not_steer_a_terminal() {
+    let home = Home::new();
+    let name = "\x1b]0;t\x07\u{9b}2J\u{202e}x\nnelly: all is well";
+    let empty = vec![0; 1024];
+    let hostile = [entry(name, b'1', &format!("no{name}"), b""), empty.clone()].concat();
+    let root = home.path().join("root");
+    fs::create_dir(&root).unwrap();
+    // More than an image may hold.
+    fs::File::create(root.join(name)).unwrap().set_len(1 << 40).unwrap();
+    let place = |name: &str| home.path().join(name);
+    let entries = docker_archive(&place("entries.tar"), &hostile, "layer.tar");
+    let layers = docker_archive(&place("layers.tar"), &empty, name);
+    let directory = format!("rootfs:{}", root.display());
+    for (flags, image) in [("", &entries), ("", &layers), ("--dry-run", &layers), ("", &directory)] {
+        let nelly = program("nelly");
+        let typed = format!("{} run {flags} {image} true", nelly.display());
+        let mut command = Command::new("script");
+        command.args(["-qec", &typed, "/dev/null"]).env("NELLY_HOME", place("home")).env("TERM", "xterm");
+        let done = run(&mut command, b"", LIMIT);
+        // All that Nelly itself says to a terminal with more than text is its bar.
+        let said = done.expect(125).out().replace("\r\x1b[K", "").replace("\r\n", "\n");
+        assert!(said.chars().all(|c| c == '\n' || nelly_vmm::text::is_plain(c)), "{image}: {said:?}");
+        assert!(said.contains(r"\u{202e}"), "{image}: {said:?}");
+        assert!(!said.lines().any(|line| line.starts_with("nelly: all is well")), "{image}: {said:?}");
+    }
+}
+
 #[test]
 fn kernels_that_are_none() {
     let home = Home::new();
