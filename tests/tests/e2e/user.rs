@@ -89,3 +89,49 @@ fn without_permission_it_says_which_group_to_join() {
     done.expect(1);
     assert!(done.out().contains("usermod"), "{}", done.out());
 }
+
+/// What is in the directories that are believed, and they themselves: nobody else's, and by nobody else's links.
+#[test]
+fn what_another_user_put_into_a_home_is_refused() {
+    if !rustix::process::getuid().is_root() {
+        // Nothing can be given to another user; `make test` runs this as root in the emulated host.
+        return;
+    }
+    let home = Home::new();
+    let good = home.path().join("good");
+    std::fs::create_dir(&good).unwrap();
+    std::fs::write(good.join("config.toml"), "cpus = 1\n").unwrap();
+    let give = |path: &Path| std::os::unix::fs::lchown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    for name in ["cache", "config", "data"] {
+        let place = home.path().join(name);
+        let refused = |what: &str| {
+            let done = home.nelly(&["run", "--dry-run", "--", "true"]);
+            done.expect(125);
+            assert!(done.out().is_empty(), "{name}: {what}: {}", done.out());
+            let said = format!("{} belongs to user {NOBODY}", place.display());
+            assert!(done.err().contains(&said), "{name}: {what}: {}", done.err());
+        };
+        let accepted = || home.nelly(&["run", "--dry-run", "--", "true"]).expect(0).out();
+        std::fs::create_dir(&place).unwrap();
+        std::fs::copy(good.join("config.toml"), place.join("config.toml")).unwrap();
+        accepted();
+        give(&place);
+        refused("a directory");
+        std::fs::remove_dir_all(&place).unwrap();
+        // A link of one's own is as good as what it leads to.
+        std::os::unix::fs::symlink(&good, &place).unwrap();
+        accepted();
+        give(&place);
+        refused("a planted link");
+        std::fs::remove_file(&place).unwrap();
+    }
+    // Below them no link is followed at all.
+    let outside = home.path().join("outside");
+    std::fs::write(&outside, "").unwrap();
+    let cache = home.path().join("cache");
+    std::fs::create_dir(&cache).unwrap();
+    std::os::unix::fs::symlink(&outside, cache.join("version")).unwrap();
+    let done = home.nelly(&["run", "--", "true"]);
+    assert!(done.expect(125).err().contains("version is not a regular file"), "{}", done.err());
+    assert_eq!(std::fs::read(&outside).unwrap(), b"");
+}
