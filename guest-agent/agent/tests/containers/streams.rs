@@ -82,16 +82,17 @@ async fn a_closed_output_is_a_broken_pipe(world: Arc<World>) {
     world.start("a").await;
     world.wait("a", "").await;
     assert_eq!(stderr.await, format!("{}\n", 128 + libc::SIGPIPE));
-    // The host's end of sending on an output stream is no close.
+    // The host's end of sending on an output stream is no close: what is said long after it arrives.
     let streams = world.streams();
     world
-        .create(&world.create_request("b", &spec(&["sh", "-c", "sleep 0.2; echo late"]), &streams.stdio))
+        .create(&world.create_request("b", &spec(&["sh", "-c", "read line; echo late"]), &streams.stdio))
         .await
         .unwrap();
     let stdout = streams.stdout();
     stdout.shutdown(std::net::Shutdown::Write).unwrap();
     let stdout = reading(stdout);
     world.start("b").await;
+    let _stdin = writing(streams.stdin(), b"line\n".to_vec(), false).await;
     world.wait("b", "").await;
     assert_eq!(stdout.await, "late\n");
 }
@@ -127,10 +128,10 @@ async fn a_first_process_that_minds_goes_on(world: Arc<World>) {
         ("b", "trap : PIPE; while echo begin 2>/dev/null; do :; done; exit 4", 4),
         // A process of the container dies of it, as it does anywhere; the first one wrote nothing.
         ("c", "yes begin; exit 5", 5),
-        // Not of its own writing.
+        // Not of its own writing: somebody else's finds that the reader left, and signals.
         (
             "d",
-            "trap 'exit 6' TERM; echo begin; (sleep 0.1; kill -PIPE 1; kill -TERM 1) & while :; do sleep 0.05; done",
+            "trap 'exit 6' TERM; (yes begin; kill -PIPE 1; kill -TERM 1) & while :; do sleep 0.05; done",
             6,
         ),
     ] {
@@ -140,10 +141,11 @@ async fn a_first_process_that_minds_goes_on(world: Arc<World>) {
 }
 
 async fn a_reader_that_leaves_changes_nothing_by_itself(world: Arc<World>) {
-    let script = "trap 'exit 5' TERM; echo begin; while :; do sleep 0.05; done";
-    let _streams = left_alone(&world, "a", script, false).await;
-    // The process is as it was, for other signals too.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let script = "trap 'exit 5' TERM; (yes begin; echo found >&2) & while :; do sleep 0.05; done";
+    let streams = left_alone(&world, "a", script, false).await;
+    let mut stderr = streams.stderr();
+    beside(move || drop(read_until(&mut stderr, "found"))).await;
+    // Somebody else has found that the reader left. The first process is as it was, for other signals too.
     for signal in [libc::SIGSTOP, libc::SIGCONT, libc::SIGWINCH, libc::SIGTERM] {
         world.signal("a", "", signal, false).await.unwrap();
     }
