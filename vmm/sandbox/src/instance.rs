@@ -386,3 +386,6 @@ fn entropy() -> io::Result<Vec<u8>> {
     bytes.truncate(count);
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;
