@@ -388,4 +388,10 @@ fn entropy() -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests;
+impl Sandbox {
+    /// A machine whose agent is played by a test.
+    pub(crate) fn played(agent: Agent, machine: Machine) -> Self {
+        let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
+        Self { agent, greeting, machine: Arc::new(machine), recorder: Arc::new(Recorder::new(now_ns())) }
+    }
+}

@@ -275,5 +275,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
+mod stages;
+#[cfg(test)]
 #[path = "life_tests.rs"]
 mod tests;

@@ -5,22 +5,24 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use nelly_protocol::messages as m;
 use nelly_protocol::service::{self, create_agent};
 use nelly_vmm::boot::testing::{Segment, elf};
-use nelly_vmm::config::{Endpoint, MemorySize, VsockConfig};
-use nelly_vmm::machine::EndReason;
+use nelly_vmm::config::{Endpoint, MachineConfig, MemorySize, VsockConfig};
+use nelly_vmm::machine::{EndReason, Machine, Place, Resources};
+use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use super::*;
-use crate::life::{Ended, Outside, Request, Signal};
-use crate::spec::Seccomp;
-use crate::state::Exit;
+use crate::instance::Sandbox;
+use crate::spec::{ContainerSpec, Overrides, ProcessSpec, Seccomp};
 
 /// Far below the minute after which a call fails by itself, and the two after which a start does; far above what a busy machine takes.
 const SOON: Duration = Duration::from_secs(45);
@@ -55,7 +57,7 @@ async fn next(console: &UnixStream) -> Option<u8> {
         (console.read(&mut byte).expect("the machine's console says something, or ends") == 1)
             .then_some(byte[0])
     };
-    blocking(read).await
+    tokio::task::spawn_blocking(read).await.unwrap()
 }
 
 /// An agent that answers these calls, and forgets to answer all others.
@@ -132,16 +134,13 @@ async fn scene(answers: &'static [&'static str]) -> Scene {
     server.start().await.unwrap();
     let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
     let (config, resources, console) = machine_of();
-    let machine = blocking(move || Machine::start(&config, resources, &Place::Thread)).await.unwrap();
+    let machine = Machine::start(&config, resources, &Place::Thread).unwrap();
     assert_eq!(next(&console).await, Some(b'.'));
-    let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
-    let recorder = Arc::new(Recorder::new(now_ns()));
-    let sandbox = Sandbox { agent, greeting, machine: Arc::new(machine), recorder };
-    Scene { sandbox, console, heard, _server: server, _place: place }
+    Scene { sandbox: Sandbox::played(agent, machine), console, heard, _server: server, _place: place }
 }
 
 fn process() -> ProcessSpec {
-    let overrides = crate::spec::Overrides { command: vec!["x".into()], ..Default::default() };
+    let overrides = Overrides { command: vec!["x".into()], ..Default::default() };
     ProcessSpec::merge(&Default::default(), &overrides, "box").unwrap()
 }
 
