@@ -20,6 +20,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, get_status};
 
 use crate::registry::{Exit, Key, RegistryError, Status, Summary};
+use crate::slots::{Disk, SlotError, Slots};
 use crate::spawn::plan::PlanError;
 use crate::spawn::{FailureKind, StageFailure, chain};
 use crate::stdio::StdioError;
@@ -112,6 +113,15 @@ fn registry_status(error: &RegistryError) -> ttrpc::Error {
         RegistryError::State { .. } => Code::FAILED_PRECONDITION,
     };
     status(code, error.to_string())
+}
+
+fn slot_status(error: &SlotError) -> ttrpc::Error {
+    let code = match error {
+        SlotError::NoDisk(_) => Code::NOT_FOUND,
+        SlotError::InUse(_) => Code::FAILED_PRECONDITION,
+        SlotError::Step(..) => Code::INTERNAL,
+    };
+    status(code, chain(error))
 }
 
 impl From<LifeError> for ttrpc::Error {
@@ -322,6 +332,32 @@ impl Agent for Connection {
             response.kernel = [("kernel_entry", 0)].into_iter().chain(init).map(stamp).collect();
         }
         Ok(response)
+    }
+
+    async fn probe_devices(
+        &self,
+        _: &TtrpcContext,
+        _: m::ProbeDevicesRequest,
+    ) -> ttrpc::Result<m::ProbeDevicesResponse> {
+        self.greeted()?;
+        let disks = Slots::default().probe().map_err(|error| slot_status(&error))?;
+        let disks = disks.into_iter().map(|Disk { id, device, bytes }| m::Disk {
+            id,
+            device,
+            bytes,
+            ..m::Disk::default()
+        });
+        Ok(m::ProbeDevicesResponse { disks: disks.collect(), ..m::ProbeDevicesResponse::default() })
+    }
+
+    async fn release_device(
+        &self,
+        _: &TtrpcContext,
+        request: m::ReleaseDeviceRequest,
+    ) -> ttrpc::Result<m::Empty> {
+        self.greeted()?;
+        Slots::default().release(&request.disk).map_err(|error| slot_status(&error))?;
+        Ok(m::Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {

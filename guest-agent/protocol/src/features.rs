@@ -22,5 +22,9 @@ pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
 /// `Timeline`: the guest's stamps.
 pub const TIMELINE: &str = "timeline";
 
+/// `ProbeDevices` and `ReleaseDevice`: disks that come and go.
+pub const DEVICES: &str = "devices";
+
 /// Every feature of the agent built from this tree.
-pub const ALL: &[&str] = &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE];
+pub const ALL: &[&str] =
+    &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE, DEVICES];

@@ -13,7 +13,7 @@ use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_tests::{asset, program, top};
-use nelly_vmm::config::{MemorySize, Platform};
+use nelly_vmm::config::{DeviceName, DiskConfig, DiskId, MachineConfig, MemorySize, Platform};
 use nelly_vmm::machine::{Place, Resources};
 
 use super::Home;
@@ -58,6 +58,16 @@ pub(crate) fn root(home: &Home, applets: &[&str]) -> PathBuf {
 
 /// A sandbox of the built-in image, or of `image`.
 pub(crate) async fn sandbox(home: &Home, place: Place, image: Option<&str>) -> Sandbox {
+    sandbox_of(home, place, image, |_, _| {}).await
+}
+
+/// The same of a machine that is changed before it starts; `change` gets the image's disk, too.
+async fn sandbox_of(
+    home: &Home,
+    place: Place,
+    image: Option<&str>,
+    change: impl FnOnce(&mut MachineConfig, &File),
+) -> Sandbox {
     let mut options = StoreOptions::new(home.path().join("cache"));
     options.builtin = Some(asset("busybox"));
     let reference: Reference = image.unwrap_or("builtin:busybox").parse().unwrap();
@@ -65,10 +75,13 @@ pub(crate) async fn sandbox(home: &Home, place: Place, image: Option<&str>) -> S
     let mut resources = Resources::new();
     let kernel = resources.add(File::open(asset("vmlinux")).unwrap());
     let initrd = resources.add(File::open(asset("initramfs.cpio")).unwrap());
+    let disk = image.disk.try_clone().unwrap();
     let mut spec = MachineSpec::new(kernel, initrd, resources.add(image.disk));
     spec.platform = Platform::Mptable;
     spec.memory = MemorySize::new(256 << 20).unwrap();
-    Sandbox::start(spec.config().unwrap(), resources, place, "test").await.unwrap()
+    let mut config = spec.config().unwrap();
+    change(&mut config, &disk);
+    Sandbox::start(config, resources, place, "test").await.unwrap()
 }
 
 pub(crate) fn out_of_process() -> Place {
@@ -141,6 +154,78 @@ fn two_machines_of_one_process_give_everything_back() {
     round();
     assert_eq!(settled(holdings), before, "descriptors, threads, mappings");
     assert_eq!(children(), "", "processes");
+}
+
+/// More disks than a PC has interrupt lines come, are used as images of containers, and go again.
+#[test]
+fn disks_come_and_go_while_the_guest_runs() {
+    const SPARE: u8 = 24;
+    let home = Home::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut image = None;
+        let sandbox = sandbox_of(&home, out_of_process(), None, |config, disk| {
+            config.spare_slots = SPARE;
+            image = Some(disk.try_clone().unwrap());
+        });
+        let sandbox = sandbox.await;
+        let image = image.unwrap();
+        let id = |n: u8| DiskId::new(format!("late-{n}")).unwrap();
+        let attach = |n: u8| {
+            let mut resources = Resources::new();
+            let source = resources.add(image.try_clone().unwrap());
+            let disk = DiskConfig { id: id(n), source, read_only: true };
+            sandbox.machine().attach_disk(&disk, resources).unwrap();
+        };
+        let run = async |name: &str, device: &str| {
+            let streams =
+                sandbox.run(name, &container(&["echo", name]), device, None).await.unwrap().unwrap();
+            let mut out = String::new();
+            streams.stdout.unwrap().read_to_string(&mut out).unwrap();
+            let end = sandbox.agent().wait(ProcessId { container: name, exec: "" }).await.unwrap();
+            assert_eq!((end.exit_code, out), (0, format!("{name}\n")));
+        };
+        // What the container's mounts hold is free a moment after its end.
+        let leave = async |n: u8| {
+            let mut refusals = 0;
+            while let Err(error) = sandbox.agent().release_disk(id(n).as_str()).await {
+                let error = sentences(&error);
+                assert!(error.contains("is in use") && refusals < 10_000, "{error}");
+                refusals += 1;
+            }
+            sandbox.machine().detach(&DeviceName::Disk(id(n))).unwrap();
+        };
+        let before = sandbox.agent().probe_devices().await.unwrap();
+        assert_eq!(before.len(), 1);
+        (0..SPARE).for_each(attach);
+        let disks = sandbox.agent().probe_devices().await.unwrap();
+        assert_eq!(disks.len(), 1 + usize::from(SPARE));
+        let last = disks.iter().find(|disk| disk.id == id(SPARE - 1).as_str()).unwrap();
+        assert_eq!(last.bytes, before[0].bytes);
+        run("last", &last.device).await;
+        for n in 0..SPARE {
+            leave(n).await;
+        }
+        assert_eq!(sandbox.agent().probe_devices().await.unwrap(), before);
+        let monitor = format!("/proc/{}/fd", sandbox.machine().process_id().unwrap());
+        let held = settled(|| entries(&monitor).len());
+        for n in 0..20 {
+            attach(n);
+            let disks = sandbox.agent().probe_devices().await.unwrap();
+            assert_eq!((disks.len(), &disks[1].id), (2, &id(n).as_str().to_owned()));
+            run(&format!("c{n}"), &disks[1].device).await;
+            leave(n).await;
+        }
+        assert_eq!(settled(|| entries(&monitor).len()), held, "descriptors of the monitor");
+        let error = sandbox.agent().release_disk("nothing").await.unwrap_err();
+        assert!(sentences(&error).contains("no such disk"), "{error}");
+    });
+}
+
+/// An error and its sources.
+fn sentences(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |error| (*error).source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[test]

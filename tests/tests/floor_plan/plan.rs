@@ -194,6 +194,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("arch", 0),
             ("sys", 0),
             ("cgroup", 1),
+            ("slots", 1),
             ("timeline", 1),
             ("mounts", 2),
             ("spawn", 3),

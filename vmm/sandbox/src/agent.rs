@@ -14,6 +14,17 @@ use ttrpc::context::Context;
 use crate::spec::{ContainerSpec, ProcessSpec, oci};
 use crate::timeline::GuestStamps;
 
+/// A disk as the guest sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestDisk {
+    /// Its id in the machine's configuration, cut to 20 bytes.
+    pub id: String,
+    /// Its device in the guest, such as `/dev/vdb`.
+    pub device: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// Build id of this side: what the assets and the agent must carry too. `None` in a build that was given none.
 pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
 
@@ -357,6 +368,28 @@ impl Agent {
             counter: response.counter,
             clock_ns: response.clock_ns,
         })
+    }
+
+    /// Gives drivers to devices that came into the guest's slots since it started; all its disks, by name.
+    ///
+    /// # Errors
+    /// An agent that cannot, or a driver that fails.
+    pub async fn probe_devices(&self) -> Result<Vec<GuestDisk>, AgentError> {
+        let request = wire::ProbeDevicesRequest::default();
+        let response =
+            self.client.probe_devices(context(), &request).await.map_err(failed("ProbeDevices"))?;
+        let disk = |wire::Disk { id, device, bytes, .. }| GuestDisk { id, device, bytes };
+        Ok(response.disks.into_iter().map(disk).collect())
+    }
+
+    /// Takes the driver from the disk with this id: to be done before it is taken out of the machine.
+    ///
+    /// # Errors
+    /// No such disk, or it is in use.
+    pub async fn release_disk(&self, id: &str) -> Result<(), AgentError> {
+        let request = wire::ReleaseDeviceRequest { disk: id.to_owned(), ..Default::default() };
+        self.client.release_device(context(), &request).await.map_err(failed("ReleaseDevice"))?;
+        Ok(())
     }
 
     /// Ends every process (SIGTERM, `grace_ms`, SIGKILL), syncs, and switches the machine off.
