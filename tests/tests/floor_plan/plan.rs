@@ -94,6 +94,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("sys", 0),
             ("text", 0),
             ("memory", 1),
+            ("state", 1),
             ("timeline", 1),
             ("hv", 2),
             ("bus", 3),

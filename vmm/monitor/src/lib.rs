@@ -1,7 +1,7 @@
 //! The machine: a microVM on KVM or Hypervisor.framework.
 //!
 //! The rooms below stand on floors and import downwards only (`tests/tests/floor_plan/` reads them):
-//! 0 `arch` `config` `sys` `text`, 1 `memory` `timeline`, 2 `hv`, 3 `bus`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
+//! 0 `arch` `config` `sys` `text`, 1 `memory` `state` `timeline`, 2 `hv`, 3 `bus`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
 
 pub mod arch;
 pub mod boot;
@@ -11,6 +11,7 @@ pub mod devices;
 pub mod hv;
 pub mod machine;
 pub mod memory;
+pub mod state;
 pub mod sys;
 pub mod text;
 pub mod timeline;
