@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
+use crate::state::{Sections, StateError};
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
 
@@ -93,6 +94,13 @@ pub trait Vm: Send + Sync + 'static {
     /// The machine is whole: every slot is mapped, every line was asked for and every vCPU exists. Once, before the first vCPU runs; what
     /// comes after it is doorbells alone. Some controllers can be initialised no sooner.
     fn seal(&self) -> Result<(), HvError>;
+
+    /// Reads what belongs to no vCPU: controllers, clocks. Every vCPU is out of the guest with nothing pending.
+    fn save(&self) -> Result<Sections, HvError>;
+
+    /// Takes it back into a machine of the same plan, when each of its vCPUs has its own state and before the seal. After an error the
+    /// machine is of no use.
+    fn restore(&self, state: Sections) -> Result<(), HvError>;
 }
 
 /// A virtual CPU. Not `Send`: it lives and dies on its thread. It keeps its machine.
@@ -108,6 +116,12 @@ pub trait Vcpu {
     /// [`Exit::Kicked`] says that it is; any other exit is the next part of the same instruction, to be served like those of `run`
     /// and completed in turn.
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
+
+    /// Reads its whole state, out of the guest and with nothing pending. What it has of the machine's plan is not among it.
+    fn save(&mut self) -> Result<Sections, HvError>;
+
+    /// Takes such state back instead of a [`Vcpu::load`], before it has run. After an error the vCPU is of no use.
+    fn restore(&mut self, state: Sections) -> Result<(), HvError>;
 
     /// Reads the guest's counter beside the host's clock, on the vCPU's thread and out of the guest. `None` where the
     /// hypervisor cannot tell.
@@ -202,6 +216,9 @@ pub enum HvError {
         /// Its name.
         capability: &'static str,
     },
+    /// State cannot be taken back.
+    #[error("cannot take a machine's state back")]
+    State(#[from] StateError),
     /// The caller may not map this slot.
     #[error("cannot map a memory slot")]
     Slot(#[from] SlotRefused),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Exit, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
 use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
+use crate::state::Sections;
 use crate::sys::Notifier;
 
 /// See the module.
@@ -48,6 +49,14 @@ impl Vm for Never {
     fn seal(&self) -> Result<(), HvError> {
         match self.0 {}
     }
+
+    fn save(&self) -> Result<Sections, HvError> {
+        match self.0 {}
+    }
+
+    fn restore(&self, _: Sections) -> Result<(), HvError> {
+        match self.0 {}
+    }
 }
 
 impl Vcpu for Never {
@@ -60,6 +69,14 @@ impl Vcpu for Never {
     }
 
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+        match self.0 {}
+    }
+
+    fn save(&mut self) -> Result<Sections, HvError> {
+        match self.0 {}
+    }
+
+    fn restore(&mut self, _: Sections) -> Result<(), HvError> {
         match self.0 {}
     }
 

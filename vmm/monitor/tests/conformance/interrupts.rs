@@ -143,7 +143,7 @@ pub(crate) fn controller_registers<H: Hypervisor>(hypervisor: &H) {
 }
 
 /// A machine whose guest waits with interrupts on and runs [`handler_code`] for each.
-fn waiting<H: Hypervisor>(hypervisor: &H, legacy: bool) -> Machine<H> {
+pub(crate) fn waiting<H: Hypervisor>(hypervisor: &H, legacy: bool) -> Machine<H> {
     let machine = Machine::with_legacy(hypervisor, wait_code(), 1, legacy);
     let memory = &machine.memory;
     memory.write_slice(handler_code(), GuestAddress(HANDLER)).unwrap();

@@ -7,6 +7,7 @@
 
 mod harness;
 mod interrupts;
+mod state;
 mod suite;
 
 /// One test a statement of the suite, on the hypervisor that `$open` opens.
@@ -34,5 +35,7 @@ mod kvm {
             controller_registers lines_beyond_those_of_a_pc line_reaches_the_local_apic level_is_delivered_until_it_is_down
             startup_message
             line_reaches_a_handler;
+        state:
+            registers_go_on interrupts_go_on foreign_state_is_refused;
     }
 }

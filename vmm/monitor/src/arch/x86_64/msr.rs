@@ -2,6 +2,8 @@
 
 /// `IA32_TIME_STAMP_COUNTER`.
 pub const TIME_STAMP_COUNTER: u32 = 0x10;
+/// `IA32_TSC_DEADLINE`.
+pub const TSC_DEADLINE: u32 = 0x6e0;
 /// `IA32_MISC_ENABLE`.
 pub const MISC_ENABLE: u32 = 0x1a0;
 /// `IA32_MTRR_DEF_TYPE`.

@@ -17,8 +17,12 @@ use std::time::Duration;
 use super::{Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu, Vm};
 use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
+use crate::state::{Sections, StateError};
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
+
+/// The section of a vCPU's state.
+const VCPU: &str = "fake.vcpu";
 
 /// One thing that a scripted vCPU does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -289,6 +293,15 @@ impl Vm for FakeVm {
         assert!(!self.0.sealed.swap(true, Ordering::SeqCst), "a machine is sealed once");
         Ok(())
     }
+
+    fn save(&self) -> Result<Sections, HvError> {
+        Ok(Sections::new())
+    }
+
+    fn restore(&self, state: Sections) -> Result<(), HvError> {
+        self.0.assert_open("state");
+        Ok(state.finish()?)
+    }
 }
 
 struct FakeLine {
@@ -431,6 +444,20 @@ impl Vcpu for FakeVcpu {
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
         self.complete();
         Ok(Exit::Kicked)
+    }
+
+    fn save(&mut self) -> Result<Sections, HvError> {
+        let mut state = Sections::new();
+        state.put(VCPU, 1, self.index.to_le_bytes().to_vec());
+        Ok(state)
+    }
+
+    fn restore(&mut self, mut state: Sections) -> Result<(), HvError> {
+        if state.take(VCPU, 1)? != self.index.to_le_bytes() {
+            let why = "it is another vCPU's".to_owned();
+            return Err(StateError::Unfit { name: VCPU.to_owned(), why }.into());
+        }
+        Ok(state.finish()?)
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {

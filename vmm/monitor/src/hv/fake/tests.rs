@@ -79,6 +79,22 @@ fn slots_come_once_and_before_the_controllers() {
 }
 
 #[test]
+fn state_of_another_vcpu_or_of_a_sealed_machine_is_refused() {
+    let vm = Fake::new().create_vm(Nested::Hidden).unwrap();
+    let (mut first, mut second) = (vm.create_vcpu(0, 2).unwrap(), vm.create_vcpu(1, 2).unwrap());
+    let state = first.save().unwrap();
+    first.restore(state.clone()).unwrap();
+    assert!(matches!(second.restore(state), Err(HvError::State(StateError::Unfit { .. }))));
+    vm.restore(vm.save().unwrap()).unwrap();
+    let mut more = Sections::new();
+    more.put("more", 1, Vec::new());
+    assert!(matches!(vm.restore(more), Err(HvError::State(StateError::Unknown(_)))));
+    vm.seal().unwrap();
+    let late = || vm.restore(Sections::new());
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(late)).is_err());
+}
+
+#[test]
 fn a_machine_is_sealed_before_it_runs_and_furnished_before_it_is_sealed() {
     type Deed = fn(&FakeVm);
     let furnishing: [Deed; 4] = [

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 
 use super::super::HvError;
 use super::ioapic::{IoApic, Message};
@@ -19,6 +19,8 @@ use crate::sys::{fits, leave_behind};
 /// Dropped when the last vCPU is, since they hold this: from then on nobody can enter the machine or reach the memory it maps.
 #[derive(Debug)]
 pub(super) struct Inner {
+    /// The device, for questions that are seldom asked.
+    pub(super) kvm: Arc<Kvm>,
     pub(super) fd: VmFd,
     /// What the hypervisor supports, asked once.
     pub(super) supported: Vec<Leaf>,
@@ -65,6 +67,14 @@ pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvErro
     move |error| HvError::Call { call, source: error.into() }
 }
 
+impl Inner {
+    /// The model-specific registers that KVM keeps for a vCPU, some of which this processor may not have.
+    pub(super) fn msr_indices(&self) -> Result<Vec<u32>, HvError> {
+        let list = self.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
+    }
+}
+
 /// The I/O APIC that is ours.
 impl Inner {
     pub(super) fn io_apic(&self) -> Option<MutexGuard<'_, IoApic>> {
@@ -100,7 +110,7 @@ impl Inner {
     }
 
     /// KVM reports the end of those interrupts alone that it knows as routes.
-    fn report_ends(&self, levels: &[(usize, Message)]) -> Result<(), HvError> {
+    pub(super) fn report_ends(&self, levels: &[(usize, Message)]) -> Result<(), HvError> {
         let route = |(pin, message): &(usize, Message)| {
             let mut entry = kvm_irq_routing_entry {
                 gsi: fits(*pin, "an I/O APIC has some lines"),

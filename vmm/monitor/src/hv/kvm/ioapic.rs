@@ -20,6 +20,8 @@ const ID: u8 = 0;
 const VERSION: u8 = 1;
 const ARBITRATION: u8 = 2;
 const FIRST_ENTRY: u8 = 0x10;
+/// Bits of the id.
+const ID_BITS: u32 = 0x0f00_0000;
 /// Version 0x11: no EOI register.
 const VERSION_VALUE: u32 = 0x11;
 
@@ -64,6 +66,40 @@ impl IoApic {
         Self { pins, selected: 0, id: 0, entries: [MASKED; PINS], high: [false; PINS] }
     }
 
+    /// So many lines it has.
+    pub(super) fn pins(&self) -> u32 {
+        self.pins
+    }
+
+    /// Its whole state: lines, the register that is selected, the id; then each entry and whether its line is up.
+    pub(super) fn save(&self) -> Vec<u8> {
+        let Self { pins, selected, id, entries, high } = self;
+        let mut bytes = pins.to_le_bytes().to_vec();
+        bytes.push(*selected);
+        bytes.extend(id.to_le_bytes());
+        for (entry, high) in entries.iter().zip(high) {
+            bytes.extend(entry.to_le_bytes());
+            bytes.push(u8::from(*high));
+        }
+        bytes
+    }
+
+    /// The same taken back into one of `pins` lines; `None` when it is none of such.
+    pub(super) fn load(bytes: &[u8], pins: u32) -> Option<Self> {
+        let (found, rest) = bytes.split_first_chunk()?;
+        let (selected, rest) = rest.split_first()?;
+        let (id, rest) = rest.split_first_chunk()?;
+        let (lines, rest) = rest.as_chunks::<9>();
+        if u32::from_le_bytes(*found) != pins || lines.len() != PINS || !rest.is_empty() {
+            return None;
+        }
+        let mut apic = Self { selected: *selected, id: u32::from_le_bytes(*id) & ID_BITS, ..Self::new(pins) };
+        for (pin, [entry @ .., high]) in lines.iter().enumerate() {
+            (apic.entries[pin], apic.high[pin]) = (u64::from_le_bytes(*entry), *high != 0);
+        }
+        Some(apic)
+    }
+
     /// The offset of a guest physical address in the registers' page.
     pub(super) fn offset(address: u64) -> Option<u64> {
         address.checked_sub(layout::IO_APIC).filter(|offset| *offset < LEN)
@@ -104,7 +140,7 @@ impl IoApic {
         let value = u32::from_le_bytes(bytes);
         match offset {
             SELECT => self.selected = bytes[0],
-            WINDOW if self.selected == ID => self.id = value & 0x0f00_0000,
+            WINDOW if self.selected == ID => self.id = value & ID_BITS,
             WINDOW => {
                 if let Some((pin, shift)) = self.entry() {
                     return self.set_entry(pin, shift, value);
@@ -263,6 +299,26 @@ mod tests {
         // To an edge and back ends what is being handled.
         put(&mut apic, 0x20, 0x55);
         assert_eq!(get(&mut apic, 0x20), 0x55);
+    }
+
+    #[test]
+    fn what_is_written_down_goes_on_as_it_was() {
+        let mut apic = IoApic::new(9);
+        put(&mut apic, 0, 0x0300_0000);
+        put(&mut apic, 0x20, 0x8055);
+        put(&mut apic, 0x1a, 0x0941);
+        apic.set_line(8, true);
+        apic.set_line(5, true);
+        let bytes = apic.save();
+        let mut again = IoApic::load(&bytes, 9).unwrap();
+        assert_eq!(again.save(), bytes);
+        for apic in [&mut apic, &mut again] {
+            assert_eq!((apic.set_line(5, true), apic.set_line(8, true)), (None, None), "both are up");
+            assert_eq!(apic.end(0x55).len(), 1);
+            assert_eq!(get(apic, 0), 0x0300_0000);
+        }
+        assert!(IoApic::load(&bytes, 10).is_none() && IoApic::load(&bytes[1..], 9).is_none());
+        assert!(IoApic::load(&[&bytes[..], &[0]].concat(), 9).is_none());
     }
 
     proptest! {

@@ -17,6 +17,8 @@ mod ioapic;
 #[cfg(target_arch = "x86_64")]
 mod kick;
 #[cfg(target_arch = "x86_64")]
+mod state;
+#[cfg(target_arch = "x86_64")]
 mod vcpu;
 #[cfg(target_arch = "x86_64")]
 mod vm;
@@ -24,6 +26,7 @@ mod vm;
 #[cfg(target_arch = "x86_64")]
 mod host {
     use std::io;
+    use std::sync::Arc;
 
     use super::super::{HvError, Hypervisor};
     use super::vm::KvmVm;
@@ -31,7 +34,7 @@ mod host {
 
     /// `/dev/kvm`, open.
     #[derive(Debug)]
-    pub struct Kvm(kvm_ioctls::Kvm);
+    pub struct Kvm(Arc<kvm_ioctls::Kvm>);
 
     const PATH: &str = "/dev/kvm";
 
@@ -48,7 +51,7 @@ mod host {
         if kvm.get_api_version() != 12 {
             return Err(HvError::Missing { capability: "KVM API version 12" });
         }
-        Ok(Kvm(kvm))
+        Ok(Kvm(Arc::new(kvm)))
     }
 
     fn hint(error: &io::Error) -> &'static str {

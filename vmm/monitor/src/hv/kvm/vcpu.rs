@@ -21,9 +21,11 @@ use super::super::{Exit, HvError, Kicker, Vcpu};
 use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend};
 use super::kick::Receiver;
+use super::state;
 use crate::arch::x86_64::cpuid::{self, Leaf, Place};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
 use crate::arch::{Address, BootState};
+use crate::state::Sections;
 use crate::timeline::{GuestCounter, now_ns};
 
 const KVMIO: u8 = 0xae;
@@ -317,6 +319,14 @@ impl Vcpu for KvmVcpu {
                 Decoded::Fault(text) => return Ok(self.fault(&text)),
             }
         }
+    }
+
+    fn save(&mut self) -> Result<Sections, HvError> {
+        state::save_vcpu(&self.fd, &self.machine)
+    }
+
+    fn restore(&mut self, state: Sections) -> Result<(), HvError> {
+        state::load_vcpu(&self.fd, state)
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {

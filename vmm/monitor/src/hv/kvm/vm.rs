@@ -18,11 +18,13 @@ use rustix::ioctl::{Setter, ioctl, opcode};
 use super::super::{HvError, IrqLine, IrqchipPlan, SharedLine, SlotRefused, Vm};
 use super::inner::{Inner, failed, lend};
 use super::ioapic::IoApic;
+use super::state;
 use super::vcpu::KvmVcpu;
 use crate::arch::x86_64::cpuid::can_nest;
 use crate::arch::x86_64::layout;
 use crate::arch::{Address, InterruptLine, Nested};
 use crate::memory::Slot;
+use crate::state::Sections;
 use crate::sys::{Notifier, fits};
 
 /// The ioctl's magic number.
@@ -33,7 +35,7 @@ const KVMIO: u8 = 0xae;
 pub struct KvmVm(Arc<Inner>);
 
 impl KvmVm {
-    pub(super) fn new(kvm: &kvm_ioctls::Kvm, nested: Nested) -> Result<Self, HvError> {
+    pub(super) fn new(kvm: &Arc<kvm_ioctls::Kvm>, nested: Nested) -> Result<Self, HvError> {
         let fd = loop {
             match kvm.create_vm() {
                 // A signal of the embedder's that arrived meanwhile is none of our business.
@@ -51,6 +53,7 @@ impl KvmVm {
             });
         }
         Ok(Self(Arc::new(Inner {
+            kvm: Arc::clone(kvm),
             fd,
             supported,
             nested,
@@ -152,6 +155,14 @@ impl Vm for KvmVm {
     /// Nothing here is left for last.
     fn seal(&self) -> Result<(), HvError> {
         Ok(())
+    }
+
+    fn save(&self) -> Result<Sections, HvError> {
+        state::save_machine(&self.0)
+    }
+
+    fn restore(&self, state: Sections) -> Result<(), HvError> {
+        state::load_machine(&self.0, state)
     }
 }
 
