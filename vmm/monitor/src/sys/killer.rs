@@ -1,6 +1,7 @@
 //! The end of another process, by a handle that can mean no other one.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 use std::time::Duration;
 
@@ -29,10 +30,17 @@ impl Killer {
     }
 }
 
+impl AsFd for Killer {
+    /// Readable once the process has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        platform::as_fd(&self.0)
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod platform {
     use std::io;
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
     use std::process::Child;
     use std::time::Duration;
 
@@ -50,6 +58,10 @@ mod platform {
         let _gone = pidfd_send_signal(process, Signal::KILL);
     }
 
+    pub(super) fn as_fd(process: &Handle) -> BorrowedFd<'_> {
+        process.as_fd()
+    }
+
     pub(super) fn ended(process: &Handle, timeout: Duration) -> bool {
         // A time beyond what the system counts is no limit.
         let timeout = Timespec::try_from(timeout).ok();
@@ -63,6 +75,7 @@ mod platform {
 mod platform {
     use std::convert::Infallible;
     use std::io;
+    use std::os::fd::BorrowedFd;
     use std::process::Child;
     use std::time::Duration;
 
@@ -73,6 +86,10 @@ mod platform {
     }
 
     pub(super) fn kill(process: &Handle) {
+        match *process {}
+    }
+
+    pub(super) fn as_fd(process: &Handle) -> BorrowedFd<'_> {
         match *process {}
     }
 

@@ -1,17 +1,21 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
-#[path = "tests/devices.rs"]
 mod devices;
+mod taken_over;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 
+use super::start::{recorder, thread};
 use super::*;
 use crate::arch::Address;
 use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
-use crate::config::{DiskId, Endpoint, OnReset, VsockConfig};
+use crate::config::{DiskId, Endpoint, MachineConfig, OnReset, VsockConfig};
 use crate::hv::fake::{Fake, Step};
-use crate::machine::QueueState;
+use crate::machine::outcome::{EndReason, Event};
+use crate::machine::{QueueState, server, wire};
+use crate::timeline::{self, GuestCounter, name};
 
 const COM1: u16 = layout::COM1;
 
@@ -335,39 +339,6 @@ fn stop_kill_drop_and_the_time_limit_end_a_machine_that_would_run_for_ever() {
 }
 
 #[test]
-fn kill_waits_neither_for_requests_under_way_nor_for_a_machine_that_reads_none() {
-    let (control, theirs) = sys::stream_pair().unwrap();
-    // A server that says that the machine runs, and reads nothing more until its holder is gone.
-    let body = thread(move || {
-        let Ok(Received::Frame(Request::Start { .. }, mut descriptors)) =
-            Receiver::new(sys::MAX_DESCRIPTORS).receive(theirs.as_fd())
-        else {
-            return;
-        };
-        wire::Reply::new(descriptors.remove(0)).done();
-        let mut polled = [PollFd::from_borrowed_fd(theirs.as_fd(), PollFlags::empty())];
-        assert_eq!(poll(&mut polled, None), Ok(1));
-    })
-    .unwrap();
-    let mut resources = Resources::new();
-    let config = config(&mut resources);
-    let machine = Machine::hold(&config, resources, control, body).unwrap().done().unwrap();
-    let (asking, asked) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        let machine = &machine;
-        scope.spawn(move || {
-            // The last one waits for room that never comes.
-            while machine.control.ask(&Request::State, &[]).is_ok() {
-                asking.send(()).unwrap();
-            }
-        });
-        asked.recv().unwrap();
-        machine.kill();
-    });
-    assert_eq!(machine.wait().reason, EndReason::Killed);
-}
-
-#[test]
 fn a_reset_starts_the_guest_again_and_its_reader_stays() {
     let fake = Fake::new();
     fake.script(0, [sign()]);
@@ -565,7 +536,7 @@ fn a_machine_that_ends_answers_those_who_wait() {
     let listener = machine.vsock().listen(6).unwrap();
     machine.stop().unwrap();
     assert!(pending.stream().is_err());
-    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::UnexpectedEof);
     machine.wait();
     assert_gone(&fake);
 }
@@ -628,98 +599,4 @@ fn a_guests_counter_is_told_by_a_running_machine_or_not_at_all() {
         assert_eq!(machine.close().reason, EndReason::Killed);
         assert_gone(&fake);
     }
-}
-
-/// What a monitor does with its last word instead of ending.
-#[derive(Clone, Copy, Debug)]
-enum Instead {
-    Half,
-    Whole,
-    Nonsense,
-    Close,
-}
-
-/// A machine whose monitor answers the start, does `instead`, and lives on in a process that does nothing. The thread ends with the
-/// holder's last descriptor.
-fn taken_over(instead: Instead) -> (Machine, JoinHandle<()>) {
-    let (control, theirs) = sys::stream_pair().unwrap();
-    let monitor = std::thread::spawn(move || {
-        let mut receiver = Receiver::new(sys::MAX_DESCRIPTORS);
-        let Ok(Received::Frame(Request::Start { .. }, sent)) = receiver.receive::<Request>(theirs.as_fd())
-        else {
-            panic!("no start");
-        };
-        let mut sent = sent.into_iter();
-        let (reply, done) = (wire::Reply::new(sent.next().unwrap()), sent.next().unwrap());
-        let kept = match instead {
-            Instead::Half => sys::send(done.as_fd(), &[1], &[]).map(|()| Some(done)),
-            Instead::Nonsense => sys::send(done.as_fd(), &[0xff; 4], &[]).map(|()| Some(done)),
-            Instead::Whole => {
-                wire::send(done.as_fd(), &Outcome::of(EndReason::PowerOff), &[]).map(|()| Some(done))
-            }
-            Instead::Close => {
-                drop(done);
-                Ok(None)
-            }
-        };
-        reply.done();
-        while let Ok(Received::Frame(..)) = receiver.receive::<Request>(theirs.as_fd()) {}
-        // The process has more patience than its holder: it holds what it was given until it is killed.
-        let Some(kept) = kept.unwrap() else { return };
-        hung_up(kept.as_fd(), Duration::from_secs(1000));
-    });
-    let child = Command::new("sleep").arg("1000").spawn().unwrap();
-    let mut resources = Resources::new();
-    let config = config(&mut resources);
-    let machine = Machine::hold(&config, resources, control, Body::Process(child)).unwrap().done().unwrap();
-    (machine, monitor)
-}
-
-#[test]
-fn a_monitor_that_says_its_last_word_and_does_not_end_keeps_nobody() {
-    let killed = || EndReason::MonitorDied("signal: 9 (SIGKILL)".into());
-    let all = [
-        (Instead::Half, killed()),
-        (Instead::Nonsense, killed()),
-        (Instead::Close, killed()),
-        (Instead::Whole, EndReason::PowerOff),
-    ];
-    // Each waits as long as a monitor is given, so they do it side by side.
-    std::thread::scope(|scope| {
-        for (instead, reason) in &all {
-            for handles in [true, false] {
-                let start = move || {
-                    let (mut machine, monitor) = taken_over(*instead);
-                    if !handles {
-                        machine.killer = None;
-                    }
-                    let pid = machine.process_id().unwrap();
-                    (machine, monitor, std::path::PathBuf::from(format!("/proc/{pid}")))
-                };
-                scope.spawn(move || {
-                    let (machine, monitor, process) = start();
-                    let at_once = machine.try_wait().map(|outcome| outcome.reason);
-                    assert_eq!(at_once.is_some(), matches!(instead, Instead::Whole), "{instead:?}");
-                    assert!(process.exists(), "{instead:?}: try_wait waits for nothing");
-                    assert_eq!(machine.wait().reason, *reason, "{instead:?}");
-                    assert!(!process.exists(), "{instead:?}");
-                    drop(machine);
-                    monitor.join().unwrap();
-                });
-                scope.spawn(move || {
-                    let (machine, monitor, process) = start();
-                    assert_eq!(machine.close().reason, *reason, "{instead:?}");
-                    assert!(!process.exists(), "{instead:?}");
-                    drop(machine);
-                    monitor.join().unwrap();
-                });
-                scope.spawn(move || {
-                    let (machine, monitor, process) = start();
-                    drop(machine);
-                    assert!(!process.exists(), "{instead:?}");
-                    monitor.join().unwrap();
-                });
-            }
-        }
-    });
 }

@@ -1,6 +1,7 @@
 //! Devices that come and go while the machine runs.
 
 use std::fs::{File, TryLockError};
+use std::path::Path;
 
 use super::*;
 use crate::config::DeviceName;

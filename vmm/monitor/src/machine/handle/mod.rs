@@ -1,0 +1,245 @@
+//! The handle: what an embedder holds of a machine, wherever the machine runs.
+//!
+//! Every method but the constructors takes `&self` and may be called from any thread. Nothing polls: each wait has a descriptor, and ends
+//! with the machine.
+
+mod ask;
+mod ending;
+mod error;
+mod events;
+mod polling;
+mod start;
+mod vsock;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use ask::Control;
+use ending::Ending;
+
+use super::files::Handed;
+use super::inspection::{DeviceState, Inspection};
+use super::outcome::{ExitCounts, State};
+use super::wire::{Answer, NewDevice, Request};
+use crate::config::{DeviceName, DiskConfig, FileSource};
+use crate::sys::{self, fits};
+use crate::timeline::GuestCounter;
+
+pub use ask::Pending;
+pub use error::{ControlError, MonitorError, StartError};
+pub use events::Events;
+pub use start::Starting;
+pub use vsock::{Vsock, VsockListener};
+
+/// Where a machine runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a process of its own: `nelly-monitor`, found at this path. It inherits standard error.
+    Process {
+        /// The program.
+        monitor: PathBuf,
+    },
+    /// In threads of this process. It is this process's own code that runs there, and it is trusted to come to its end: nothing can end a
+    /// thread from outside. So [`Machine::wait`], [`Machine::close`] and dropping the machine wait for its threads without a limit of time.
+    /// They take milliseconds, but for a system call of theirs that the host does not finish, such as a write to a disk whose server is
+    /// gone. Whoever cannot bear that has [`Place::Process`], whose monitor is killed when it takes too long.
+    Thread,
+}
+
+/// Files that a machine is given: [`FileSource::Fd`] of its config counts through them.
+#[derive(Debug, Default)]
+pub struct Resources {
+    files: Vec<OwnedFd>,
+    log: Option<OwnedFd>,
+}
+
+impl Resources {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file and says how the config names it.
+    pub fn add(&mut self, file: impl Into<OwnedFd>) -> FileSource {
+        let index = fits(self.files.len(), "nobody has 2^32 descriptors");
+        self.files.push(file.into());
+        FileSource::Fd(index)
+    }
+
+    /// Where the machine says a line for the first fault of each kind that its guest makes. Without it `nelly-monitor` says them on
+    /// its standard error, and a machine in threads nowhere: [`Machine::inspect`], [`Outcome::faults`] and [`Event::Fault`] tell them too.
+    pub fn log_to(&mut self, log: impl Into<OwnedFd>) {
+        self.log = Some(log.into());
+    }
+}
+
+/// A running machine. Dropping it ends the machine at once and returns every descriptor, thread and mapping.
+#[derive(Debug)]
+pub struct Machine {
+    control: Control,
+    ending: Mutex<Ending>,
+    spawned_ns: u64,
+}
+
+impl Machine {
+    /// Asks for an orderly end: devices drained and flushed. Returns when it is under way; [`Machine::wait`] tells when it is over. What
+    /// the guest should do before that is its agent's business.
+    pub fn stop(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Stop, &[])?.done()
+    }
+
+    /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing is in flight.
+    pub fn pause(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Pause, &[])?.done()
+    }
+
+    /// Lets a paused machine run on.
+    pub fn resume(&self) -> Result<(), ControlError> {
+        self.control.ask(&Request::Resume, &[])?.done()
+    }
+
+    /// Where the machine is in its life.
+    pub fn state(&self) -> Result<State, ControlError> {
+        match self.control.ask(&Request::State, &[])?.finish()? {
+            (Answer::State(state), _) => Ok(state),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// What made the vCPUs leave the guest so far. Counts of vCPUs that are in the guest may lag behind.
+    pub fn exit_counts(&self) -> Result<ExitCounts, ControlError> {
+        match self.control.ask(&Request::Counters, &[])?.finish()? {
+            (Answer::Counters(counts), _) => Ok(counts),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// What the machine shows of itself: every device's counters, faults and queue positions, exits, memory, consoles. Waits for no vCPU,
+    /// whatever it does, and works in a pause too.
+    pub fn inspect(&self) -> Result<Inspection, ControlError> {
+        match self.control.ask(&Request::Inspect, &[])?.finish()? {
+            (Answer::Inspection(inspection), _) => Ok(*inspection),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped. Gets every vCPU out of the guest
+    /// once. `None` when the hypervisor cannot tell; refused of a machine that does not run.
+    pub fn guest_counter(&self) -> Result<Option<GuestCounter>, ControlError> {
+        self.begin_guest_counter()?.guest_counter()
+    }
+
+    /// The same in two steps, with a descriptor to poll in between.
+    pub fn begin_guest_counter(&self) -> Result<Pending, ControlError> {
+        self.control.ask(&Request::GuestCounter, &[])
+    }
+
+    /// CLOCK_MONOTONIC in nanoseconds when the machine's process or thread had been made.
+    #[must_use]
+    pub fn spawned_ns(&self) -> u64 {
+        self.spawned_ns
+    }
+
+    /// What happens to the machine from now on.
+    pub fn events(&self) -> Result<Events, ControlError> {
+        let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
+        self.control.ask(&Request::Events, &[theirs])?.done()?;
+        Events::new(ours, self.control.clone()).map_err(ControlError::Talk)
+    }
+
+    /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest output; a second call takes the
+    /// console over from the first.
+    pub fn console(&self) -> Result<UnixStream, ControlError> {
+        self.control.ask(&Request::Stream { device: DeviceName::Console }, &[])?.stream()
+    }
+
+    /// The stream of the serial port, see [`Machine::console`].
+    pub fn serial(&self) -> Result<UnixStream, ControlError> {
+        self.begin_serial()?.stream()
+    }
+
+    /// The same in two steps, with a descriptor to poll in between.
+    pub fn begin_serial(&self) -> Result<Pending, ControlError> {
+        self.control.ask(&Request::Stream { device: DeviceName::Serial }, &[])
+    }
+
+    /// The guest's ports.
+    #[must_use]
+    pub fn vsock(&self) -> Vsock {
+        Vsock(self.control.clone())
+    }
+
+    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`, and one that is a
+    /// path is opened here: the monitor opens nothing.
+    pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
+        let mut disk = disk.clone();
+        disk.source = disk
+            .source
+            .with_absolute_path("disk")
+            .map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
+        let mut handed = Handed::with(resources.files);
+        handed.open_disk(&mut disk).map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
+        let (source, label) = (handed.files.pop(), handed.labels.pop().unwrap_or_default());
+        let source: Vec<_> = source.into_iter().collect();
+        let device = NewDevice::Disk { disk, label };
+        self.control.ask(&Request::Attach { device }, &source)?.done()
+    }
+
+    /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing of it is held any more, and its slot
+    /// can be filled again. The guest should have let go of it before; one that has not finds no device, and what it asked for last is
+    /// never answered.
+    ///
+    /// # Errors
+    /// The machine has no such device, or has ended.
+    pub fn detach(&self, device: &DeviceName) -> Result<(), ControlError> {
+        self.control.ask(&Request::Detach { device: device.clone() }, &[])?.done()
+    }
+
+    /// What [`Machine::inspect`] shows of one virtio device.
+    ///
+    /// # Errors
+    /// The machine has no such device, or has ended.
+    pub fn inspect_device(&self, device: &DeviceName) -> Result<DeviceState, ControlError> {
+        let request = Request::InspectDevice { device: device.clone() };
+        match self.control.ask(&request, &[])?.finish()? {
+            (Answer::Device(device), _) => Ok(*device),
+            _ => Err(ControlError::Unanswered),
+        }
+    }
+
+    /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of
+    /// 2 MiB. The guest's driver is told and follows as soon as it can; whether it has, the guest knows.
+    ///
+    /// # Errors
+    /// The machine has ended, has no memory device, or cannot have so many bytes.
+    pub fn request_memory(&self, bytes: u64) -> Result<(), ControlError> {
+        self.begin_request_memory(bytes)?.done()
+    }
+
+    /// The same without waiting for the machine's answer, for which the result can be waited.
+    ///
+    /// # Errors
+    /// The machine has ended.
+    pub fn begin_request_memory(&self, bytes: u64) -> Result<Pending, ControlError> {
+        self.control.ask(&Request::Resize { device: DeviceName::Memory, bytes }, &[])
+    }
+
+    /// The number of the monitor's process, when the machine has one of its own and has not ended.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.ending().process_id()
+    }
+}
+
+impl AsFd for Machine {
+    /// Readable once the machine has ended. A monitor that was taken over can make it so before; [`Machine::wait`] then ends it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.done()
+    }
+}
+
+#[cfg(test)]
+mod tests;
