@@ -1,6 +1,9 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
-use std::io::{self, Read, Write};
+mod waits;
+mod why;
+
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -8,12 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
-use nelly_vmm::machine::{ControlError, DeviceFaults, Machine, Place, Resources, StartError, Starting};
-use nelly_vmm::text;
+use nelly_vmm::machine::{
+    ControlError, DeviceFaults, Machine, Pending, Place, Resources, StartError, VsockListener,
+};
+use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::AsyncReadExt;
+use waits::{Doomed, accept, answered, blocking};
+use why::explain;
 
-use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Tokens};
+use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Token, Tokens};
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::timeline::{Timeline, Who, name};
 
@@ -63,7 +70,7 @@ pub enum SandboxError {
     Agent(#[from] AgentError),
 }
 
-fn machine(what: &'static str) -> impl FnOnce(ControlError) -> SandboxError {
+fn what(what: &'static str) -> impl FnOnce(ControlError) -> SandboxError {
     move |source| SandboxError::Machine { what, source }
 }
 
@@ -112,41 +119,43 @@ impl Sandbox {
         hostname: &str,
     ) -> Result<Self, SandboxError> {
         let recorder = Recorder::new(now_ns());
-        let starting = Doomed::new(Machine::begin(&config, resources, &place)?, Starting::kill);
-        let answered = starting.as_fd().try_clone_to_owned().map_err(host("cannot wait for the machine"))?;
-        let vsock = starting.vsock();
-        let ready = blocking(move || {
-            // What poll cannot say, the call below does.
-            let _ = poll(&mut [PollFd::new(&answered, PollFlags::IN)], None);
-            vsock.listen(ports::READY_PORT)
-        })
-        .await;
-        let machine_handle = Doomed::new(Arc::new(starting.spare().done()?), |machine| machine.kill());
-        recorder.stamp_at(name::MONITOR_SPAWNED, machine_handle.spawned_ns());
-        let ready = ready.map_err(machine("cannot listen for the agent"))?;
-        let came = blocking(move || ready.accept()?.read_exact(&mut [0]));
-        match tokio::time::timeout(READY, came).await {
+        let (machine, answer) = Machine::begin(&config, resources, &place)?.into_parts();
+        let machine = Doomed::new(Arc::new(machine), |machine| machine.kill());
+        // Asked for before the first answer is there: neither request finds the connection full.
+        let ready = machine.vsock().begin_listen(ports::READY_PORT);
+        let started = async { answered(answer?).await?.done() };
+        if let Err(error) = started.await {
+            let failed = Arc::clone(&machine);
+            return Err(blocking(move || failed.failed_to_start(error)).await.into());
+        }
+        recorder.stamp_at(name::MONITOR_SPAWNED, machine.spawned_ns());
+        let ready = async {
+            let (ready, listening) = ready?;
+            answered(listening).await?.done()?;
+            Ok(ready)
+        };
+        let ready = ready.await.map_err(what("cannot listen for the agent"))?;
+        match tokio::time::timeout(READY, word(ready)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                return Err(explain(&machine_handle, host("the agent did not come")(error)).await);
+                return Err(explain(&machine, host("the agent did not come")(error)).await);
             }
-            Err(_) => return Err(explain(&machine_handle, SandboxError::NotReady).await),
+            Err(_) => return Err(explain(&machine, SandboxError::NotReady).await),
         }
-        let vsock = machine_handle.vsock();
-        let connected = blocking(move || vsock.connect(ports::AGENT_PORT)).await;
-        let stream = match connected.map_err(machine("cannot connect to the agent")) {
+        let connected = async { answered(machine.vsock().begin_connect(ports::AGENT_PORT)?).await?.stream() };
+        let stream = match connected.await.map_err(what("cannot connect to the agent")) {
             Ok(stream) => stream,
-            Err(error) => return Err(explain(&machine_handle, error).await),
+            Err(error) => return Err(explain(&machine, error).await),
         };
         recorder.stamp(name::AGENT_CONNECTED);
         let agent = Agent::new(stream)?;
         let entropy = entropy().map_err(host("cannot read random bytes"))?;
         let greeting = match agent.hello(hostname, now_unix_ns(), entropy).await {
             Ok(greeting) => greeting,
-            Err(error) => return Err(explain(&machine_handle, error.into()).await),
+            Err(error) => return Err(explain(&machine, error.into()).await),
         };
         recorder.stamp(name::READY);
-        Ok(Self { agent, greeting, machine: machine_handle.spare(), recorder: Arc::new(recorder) })
+        Ok(Self { agent, greeting, machine: machine.spare(), recorder: Arc::new(recorder) })
     }
 
     /// Takes this side's stamps; the first of a name counts.
@@ -164,7 +173,10 @@ impl Sandbox {
         // Of a machine that was killed or has ended there is nothing to hear.
         let guest = agent.timeline().await.ok();
         let asked = Arc::clone(&machine);
-        let counter = blocking(move || asked.guest_counter());
+        let counter = async {
+            let pending = blocking(move || asked.begin_guest_counter()).await?;
+            answered(pending).await?.guest_counter()
+        };
         let counter = match tokio::time::timeout(COUNTER, counter).await {
             Ok(counter) => counter.ok().flatten(),
             Err(_) => None,
@@ -253,7 +265,11 @@ impl Sandbox {
     /// The machine has ended.
     pub async fn serial(&self) -> Result<UnixStream, SandboxError> {
         let asked = Arc::clone(&self.machine);
-        blocking(move || asked.serial()).await.map_err(machine("cannot read the guest's console"))
+        let stream = async {
+            let pending = blocking(move || asked.begin_serial()).await?;
+            answered(pending).await?.stream()
+        };
+        stream.await.map_err(what("cannot read the guest's console"))
     }
 
     /// Why a call failed, seen from the machine: when it has ended, that is the reason, and a broken connection only its symptom.
@@ -264,114 +280,39 @@ impl Sandbox {
     /// Dials the streams of a process side by side. A token is written without waiting for an answer: there is none.
     async fn dial(&self, tokens: Tokens) -> Result<Streams, SandboxError> {
         let vsock = self.machine.vsock();
-        let dialled = blocking(move || {
-            let begin = |token: Option<_>| {
+        let begun = blocking(move || {
+            let begin = |token: Option<Token>| {
                 token.map(|token| Ok((vsock.begin_connect(ports::STREAM_PORT)?, token))).transpose()
             };
-            let begun = [begin(tokens.stdin)?, begin(tokens.stdout)?, begin(tokens.stderr)?];
-            let [stdin, stdout, stderr] = begun.map(|begun| {
-                begun.map(|(pending, token)| {
-                    let mut stream = pending.stream()?;
-                    stream.write_all(&token).map_err(ControlError::Talk)?;
-                    Ok(stream)
-                })
-            });
-            Ok(Streams {
-                stdin: stdin.transpose()?,
-                stdout: stdout.transpose()?,
-                stderr: stderr.transpose()?,
-            })
+            Ok([begin(tokens.stdin)?, begin(tokens.stdout)?, begin(tokens.stderr)?])
         });
-        dialled.await.map_err(machine("cannot connect the process's streams"))
+        let dialled = async {
+            let [stdin, stdout, stderr] = begun.await?;
+            let (stdin, stdout, stderr) = tokio::try_join!(prove(stdin), prove(stdout), prove(stderr))?;
+            Ok(Streams { stdin, stdout, stderr })
+        };
+        dialled.await.map_err(what("cannot connect the process's streams"))
     }
 }
 
-/// How long a machine that is ending may take to say so.
-const END_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
-
-/// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a while for an orderly end.
-struct Doomed<T> {
-    held: Option<T>,
-    kill: fn(&T),
-}
-
-impl<T> Doomed<T> {
-    fn new(held: T, kill: fn(&T)) -> Self {
-        Self { held: Some(held), kill }
-    }
-
-    /// Lets it live.
-    fn spare(mut self) -> T {
-        self.held.take().expect("it is taken here alone, which ends this value")
+/// The stream of a request for it, with its token written.
+async fn prove(begun: Option<(Pending, Token)>) -> Result<Option<UnixStream>, ControlError> {
+    let Some((pending, token)) = begun else { return Ok(None) };
+    let stream = answered(pending).await?.stream()?;
+    // There is room in a new stream; of what has none the guest has no use.
+    match unix::try_send(stream.as_fd(), &token) {
+        Ok(sent) if sent == token.len() => Ok(Some(stream)),
+        Ok(_) => Err(ControlError::Talk(io::ErrorKind::WriteZero.into())),
+        Err(error) => Err(ControlError::Talk(error)),
     }
 }
 
-impl<T> std::ops::Deref for Doomed<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        self.held.as_ref().expect("it is taken only where this value ends")
-    }
-}
-
-impl<T> Drop for Doomed<T> {
-    fn drop(&mut self) {
-        if let Some(held) = &self.held {
-            (self.kill)(held);
-        }
-    }
-}
-
-async fn explain(machine: &Arc<Machine>, error: SandboxError) -> SandboxError {
-    let console = console_tail(machine).await;
-    let asked = Arc::clone(machine);
-    let ended = blocking(move || {
-        let ended = poll(&mut [PollFd::new(&asked.as_fd(), PollFlags::IN)], Some(&END_WAIT));
-        // What has begun to end is at its end soon.
-        if ended.is_ok_and(|ready| ready > 0) { Some(asked.wait()) } else { asked.try_wait() }
-    });
-    let what = match ended.await {
-        Some(outcome) => format!("the machine ended: {}", outcome.reason),
-        None => text::chain(&error),
-    };
-    SandboxError::Guest { what, console }
-}
-
-/// How long the end of the guest's console may take to be read.
-const CONSOLE_TAIL_WAIT: Duration = Duration::from_secs(2);
-
-/// Most bytes of the guest's console that an error carries.
-const CONSOLE_TAIL_BYTES: usize = 2048;
-
-/// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`] makes it fit for a terminal.
-async fn console_tail(machine: &Arc<Machine>) -> String {
-    let machine = Arc::clone(machine);
-    let read = move || {
-        let mut said = Vec::new();
-        let Ok(mut serial) = machine.serial() else { return said };
-        let mut chunk = [0; 4096];
-        // What is there already, and no more: the machine may go on.
-        while serial.set_read_timeout(Some(Duration::from_millis(50))).is_ok() {
-            match serial.read(&mut chunk) {
-                Ok(count) if count > 0 => said.extend_from_slice(&chunk[..count]),
-                _ => break,
-            }
-            if said.len() > 64 << 10 {
-                break;
-            }
-        }
-        said
-    };
-    // A monitor that does not answer tells nothing of the console.
-    let said = tokio::time::timeout(CONSOLE_TAIL_WAIT, blocking(read)).await.unwrap_or_default();
-    String::from_utf8_lossy(&said[said.len().saturating_sub(CONSOLE_TAIL_BYTES)..]).trim().to_owned()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+/// Waits for the word that the agent says when it is ready.
+async fn word(ready: VsockListener) -> io::Result<()> {
+    let stream = accept(ready).await?;
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)?.read_exact(&mut [0]).await?;
+    Ok(())
 }
 
 fn now_unix_ns() -> i64 {

@@ -1,0 +1,84 @@
+//! Waiting for a machine without a thread: whoever gives a wait up drops it, and nothing is left waiting.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use nelly_vmm::machine::{ControlError, Pending, VsockListener};
+use tokio::io::Interest;
+
+/// Waits until `look` finds something, looking at first and each time that there is something to read at `socket`, a non-blocking one.
+async fn until<T: AsFd, R>(socket: &mut T, mut look: impl FnMut(&mut T) -> Option<R>) -> io::Result<R> {
+    if let Some(found) = look(socket) {
+        return Ok(found);
+    }
+    // The runtime waits at a descriptor of its own for the same socket.
+    let waiting = UnixStream::from(socket.as_fd().try_clone_to_owned()?);
+    let waiting = tokio::net::UnixStream::from_std(waiting)?;
+    loop {
+        waiting.readable().await?;
+        let mut looked = || look(socket).ok_or_else(|| io::ErrorKind::WouldBlock.into());
+        match waiting.try_io(Interest::READABLE, &mut looked) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+}
+
+/// A request whose answer is there: what is asked of it then waits for nothing.
+pub(super) async fn answered(mut pending: Pending) -> Result<Pending, ControlError> {
+    let whole = until(&mut pending, |pending| pending.answered().then_some(()));
+    whole.await.map_err(ControlError::Talk)?;
+    Ok(pending)
+}
+
+/// The next that the guest dials.
+pub(super) async fn accept(mut listener: VsockListener) -> io::Result<UnixStream> {
+    listener.set_nonblocking()?;
+    let accept = |listener: &mut VsockListener| match listener.accept() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        accepted => Some(accepted),
+    };
+    until(&mut listener, accept).await?
+}
+
+/// For what may wait: for a host's file, or for a monitor to take a request. It ends with the machine.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a while for an orderly end.
+pub(super) struct Doomed<T> {
+    held: Option<T>,
+    kill: fn(&T),
+}
+
+impl<T> Doomed<T> {
+    pub(super) fn new(held: T, kill: fn(&T)) -> Self {
+        Self { held: Some(held), kill }
+    }
+
+    /// Lets it live.
+    pub(super) fn spare(mut self) -> T {
+        self.held.take().expect("it is taken here alone, which ends this value")
+    }
+}
+
+impl<T> std::ops::Deref for Doomed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.held.as_ref().expect("it is taken only where this value ends")
+    }
+}
+
+impl<T> Drop for Doomed<T> {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            (self.kill)(held);
+        }
+    }
+}
