@@ -185,7 +185,7 @@ fn apply_entry<I: Input>(
         tree.add(path, attr, kind).map_err(refused)?;
     }
     for data in std::mem::take(&mut tree.freed) {
-        sink.discard(&data).map_err(not_stored)?;
+        sink.discard(&data, tick).map_err(not_stored)?;
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ use crate::tree::FileData;
 
 /// Bytes collected before a write.
 const BUFFER: usize = 1 << 20;
+/// Bytes that are zeroed at once.
+const PIECE: usize = 64 << 10;
 /// What the format can address with 32 bits of block number.
 const ADDRESSABLE: u64 = (u32::MAX as u64) << 12;
 
@@ -24,8 +26,8 @@ pub(crate) trait DataSink {
     fn zeros(&mut self, len: u64) -> Result<(), WriteError>;
     /// The file is complete.
     fn finish(&mut self) -> Result<FileData, WriteError>;
-    /// Contents that no name leads to any more.
-    fn discard(&mut self, data: &FileData) -> Result<(), WriteError>;
+    /// Contents that no name leads to any more. `tick` is asked for every piece: `false` ends it with [`WriteError::Cancelled`].
+    fn discard(&mut self, data: &FileData, tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError>;
 }
 
 /// A sink that keeps nothing.
@@ -52,7 +54,7 @@ impl DataSink for NullSink {
         Ok(FileData { size: self.size, ..FileData::default() })
     }
 
-    fn discard(&mut self, _data: &FileData) -> Result<(), WriteError> {
+    fn discard(&mut self, _data: &FileData, _tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError> {
         Ok(())
     }
 }
@@ -159,6 +161,8 @@ pub(crate) struct Contents {
     room: u64,
     /// Bytes that were given back to the file system.
     given_back: u64,
+    /// How bytes are given back, where the file system can.
+    punch_hole: fn(&File, u64, u64) -> io::Result<()>,
     current: FileData,
     /// Bytes of the present file that still go to the image; the rest are the tail.
     whole_left: u64,
@@ -178,21 +182,38 @@ impl Contents {
             limit: limit.min(ADDRESSABLE),
             room,
             given_back: 0,
+            punch_hole: |file, offset, len| nelly_disk::sys::punch_hole(file, offset, len),
             current: FileData::default(),
             whole_left: 0,
         })
     }
 
-    fn zero_out(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        if nelly_disk::sys::punch_hole(self.image.file(), offset, len).is_ok() {
+    /// Makes a range read as zeros. Where the file system makes no holes, zeros are written over what is there; what reads as zeros already
+    /// may be a hole, and is left alone, so that nothing is taken that was not counted.
+    fn zero_out(&mut self, offset: u64, len: u64, tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError> {
+        let file = self.image.file();
+        if (self.punch_hole)(file, offset, len).is_ok() {
             return Ok(());
         }
-        let zeros = [0; 64 << 10];
+        let zeros = [0; BLOCK_SIZE];
+        let mut piece = vec![0; PIECE];
         let mut done = 0;
         while done < len {
-            let step = at_most(len - done, zeros.len());
-            self.image.file().write_all_at(&zeros[..step], offset + done)?;
-            done += to_u64(step);
+            if !tick() {
+                return Err(WriteError::Cancelled);
+            }
+            let step = at_most(len - done, PIECE);
+            let read = file.read_at(&mut piece[..step], offset + done).map_err(WriteError::Io)?;
+            if read == 0 {
+                // Behind the file's end there is nothing, and what comes there is written later.
+                break;
+            }
+            for (at, block) in (offset + done..).step_by(BLOCK_SIZE).zip(piece[..read].chunks(BLOCK_SIZE)) {
+                if block.iter().any(|&byte| byte != 0) {
+                    file.write_all_at(&zeros[..block.len()], at).map_err(WriteError::Io)?;
+                }
+            }
+            done += to_u64(read);
         }
         Ok(())
     }
@@ -242,7 +263,7 @@ impl DataSink for Contents {
         Ok(self.current)
     }
 
-    fn discard(&mut self, data: &FileData) -> Result<(), WriteError> {
+    fn discard(&mut self, data: &FileData, tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError> {
         let bytes = if data.inline_tail { data.size - data.size % BLOCK } else { data.size };
         if bytes == 0 {
             return Ok(());
@@ -254,7 +275,7 @@ impl DataSink for Contents {
         }
         // Not the file's size: of a hole nothing comes back.
         let before = self.image.blocks().map_err(WriteError::Io)?;
-        self.zero_out(offset, bytes).map_err(WriteError::Io)?;
+        self.zero_out(offset, bytes, tick)?;
         let after = self.image.blocks().map_err(WriteError::Io)?;
         self.given_back += before.saturating_sub(after).saturating_mul(512).min(bytes);
         Ok(())
@@ -274,7 +295,7 @@ mod tests {
             contents.write(data)?;
             contents.zeros(size - to_u64(data.len()))?;
             let data = contents.finish()?;
-            contents.discard(&data)
+            contents.discard(&data, &mut || true)
         };
         // What is given back may be written again, and a hole takes nothing.
         for _ in 0..20 {
@@ -289,5 +310,38 @@ mod tests {
         contents.begin(70 << 10, 0).unwrap();
         let written = (0..70).take_while(|_| contents.write(&[1; 1024]).is_ok()).count();
         assert!((32..=64).contains(&written), "{written} KiB of 64");
+    }
+    #[test]
+    fn without_holes_zeros_are_written_over_data_alone_and_not_after_a_cancellation() {
+        let file = || tempfile::tempfile().unwrap();
+        let mut contents = Contents::new(file(), file(), 1 << 40, 2 << 20).unwrap();
+        contents.punch_hole = |_, _, _| Err(io::ErrorKind::Unsupported.into());
+        let mut put = |data: &[u8], size: u64| {
+            contents.begin(size, 0).unwrap();
+            contents.write(data).unwrap();
+            contents.zeros(size - to_u64(data.len())).unwrap();
+            contents.finish().unwrap()
+        };
+        let (gone, kept) = (put(&[7; 300 << 10], 64 << 20), put(&[8; BUFFER], to_u64(BUFFER)));
+        contents.image.flush().unwrap();
+        let before = contents.image.blocks().unwrap();
+        let mut asked = 0;
+        let mut twice = || {
+            asked += 1;
+            asked <= 2
+        };
+        assert!(matches!(contents.discard(&gone, &mut twice), Err(WriteError::Cancelled)));
+        let byte = |contents: &Contents, data: &FileData, offset: u64| {
+            let mut byte = [0xff];
+            let offset = u64::from(data.block) * BLOCK + offset;
+            contents.image.file().read_exact_at(&mut byte, offset).unwrap();
+            byte[0]
+        };
+        let seen = [0, (128 << 10) - 1, 128 << 10].map(|offset| byte(&contents, &gone, offset));
+        assert_eq!(seen, [0, 0, 7]);
+        contents.discard(&gone, &mut || true).unwrap();
+        let seen = [128 << 10, (300 << 10) - 1].map(|offset| byte(&contents, &gone, offset));
+        assert_eq!((seen, byte(&contents, &kept, 0)), ([0, 0], 8));
+        assert!(contents.image.blocks().unwrap() <= before, "its holes are filled");
     }
 }
