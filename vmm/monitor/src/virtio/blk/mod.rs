@@ -67,8 +67,11 @@ pub mod spec {
     const _: () = assert!(SEG_MAX as u64 * SIZE_MAX as u64 <= REQUEST_BYTES_MAX);
     /// Sectors of one range to discard or zero: 32 MiB, so that no request takes long.
     pub const RANGE_SECTORS_MAX: u32 = 65536;
-    /// Ranges of one request.
-    pub const RANGES_MAX: u32 = 32;
+    /// Ranges of one request to discard.
+    pub const DISCARD_RANGES_MAX: u32 = 32;
+    /// Ranges of one request to zero. Where the host's file system cannot make zeroes, they are written.
+    pub const ZERO_RANGES_MAX: u32 = 2;
+    const _: () = assert!(ZERO_RANGES_MAX as u64 * RANGE_SECTORS_MAX as u64 * 512 <= REQUEST_BYTES_MAX);
 }
 
 /// The device. Its disk is with the worker while there is one.
@@ -108,11 +111,11 @@ fn config(disk: &dyn Disk) -> [u8; 60] {
     put(12, &spec::SEG_MAX.to_le_bytes());
     put(20, &disk.block_size().to_le_bytes());
     put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());
-    put(40, &spec::RANGES_MAX.to_le_bytes());
+    put(40, &spec::DISCARD_RANGES_MAX.to_le_bytes());
     // discard_sector_alignment
     put(44, &(disk.block_size() / 512).to_le_bytes());
     put(48, &spec::RANGE_SECTORS_MAX.to_le_bytes());
-    put(52, &spec::RANGES_MAX.to_le_bytes());
+    put(52, &spec::ZERO_RANGES_MAX.to_le_bytes());
     // write_zeroes_may_unmap
     put(56, &[1]);
     config

@@ -91,14 +91,16 @@ impl Requests {
                 let bytes = at_most(room, spec::ID_BYTES);
                 Ok(writer.write_all(&self.id[..bytes])?)
             }
-            spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => self.ranges(reader, |range| {
-                if range.flags != 0 {
-                    return Err(UNSUPP);
-                }
-                Ok(self.disk.discard(range.offset, range.len)?)
-            }),
+            spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => {
+                self.ranges(reader, spec::DISCARD_RANGES_MAX, |range| {
+                    if range.flags != 0 {
+                        return Err(UNSUPP);
+                    }
+                    Ok(self.disk.discard(range.offset, range.len)?)
+                })
+            }
             spec::T_WRITE_ZEROES if self.features & spec::F_WRITE_ZEROES != 0 => {
-                self.ranges(reader, |range| {
+                self.ranges(reader, spec::ZERO_RANGES_MAX, |range| {
                     if range.flags & !UNMAP != 0 {
                         return Err(UNSUPP);
                     }
@@ -150,17 +152,15 @@ impl Requests {
         Ok(offset)
     }
 
-    /// Checks every range before the first is touched.
+    /// Checks every range, of which there are at most `most`, before the first is touched.
     fn ranges(
         &self,
         reader: &mut Reader<'_>,
+        most: u32,
         mut each: impl FnMut(&Range) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
         let bytes = reader.left();
-        if self.disk.read_only()
-            || !bytes.is_multiple_of(RANGE)
-            || !(1..=spec::RANGES_MAX).contains(&(bytes / RANGE))
-        {
+        if self.disk.read_only() || !bytes.is_multiple_of(RANGE) || !(1..=most).contains(&(bytes / RANGE)) {
             return Err(IOERR);
         }
         let mut ranges = Vec::new();

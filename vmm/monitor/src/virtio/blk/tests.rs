@@ -166,7 +166,10 @@ fn refuses_by_status() {
         (ranges(zero, &[range(0, 1, 0), range(300, 1, 0)]), ioerr),
         (ranges(zero, &[]), ioerr),
         (ranges(zero, &[vec![0; 15]]), ioerr),
-        (ranges(zero, &vec![range(0, 1, 0); 33]), ioerr),
+        (ranges(zero, &vec![range(0, 1, 0); 2]), ok),
+        (ranges(zero, &vec![range(0, 1, 0); 3]), ioerr),
+        (ranges(discard, &vec![range(0, 1, 0); 32]), ok),
+        (ranges(discard, &vec![range(0, 1, 0); 33]), ioerr),
     ];
     let (mut device, _file) = disk(false);
     let mut bench = Bench::new(&mut device, 64, None);
