@@ -64,7 +64,7 @@ pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
     match topic {
         None => out::line(command.render_help())?,
         Some("exit-codes") => {
-            for (code, meaning) in outcome::TABLE {
+            for (code, meaning) in outcome::table() {
                 out::line(format_args!("{code:>6}  {meaning}"))?;
             }
             out::line(" other verbs: 0 success, 1 failed, 2 usage")?;

@@ -17,7 +17,16 @@ use nelly_vmm::sys::terminal::{RawMode, is_terminal};
 use nelly_vmm::text;
 use nelly_vmm::timeline::{self, Recorder, name};
 
-const HELP: &str = "\
+/// Exit code for everything that is not the guest's doing, usage errors too.
+const FAILED: u8 = EndReason::FAILED;
+/// SIGHUP, SIGINT, SIGTERM: an orderly end. The same numbers on Linux and macOS.
+const SIGNALS: [i32; 3] = [1, 2, 15];
+
+fn help() -> String {
+    let (panicked, triple_faulted) = (EndReason::PANICKED, EndReason::TRIPLE_FAULTED);
+    let timed_out = EndReason::TIMED_OUT;
+    format!(
+        "\
 Runs one virtual machine.
 
 Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
@@ -35,14 +44,11 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
 On a terminal whose bytes go to the guest (\"serial\" or \"console\" is \"stdio\"), Ctrl-A x ends the machine and
 Ctrl-A Ctrl-A is Ctrl-A.
 
-Exit codes: 0 power-off, halt or reset, 121 guest panic, 122 triple fault, 124 time limit, 125 failed,
+Exit codes: 0 power-off, halt or reset, {panicked} guest panic, {triple_faulted} triple fault, {timed_out} time limit, {FAILED} failed,
 141 nobody reads the console any more, 128+n ended by signal n.
-";
-
-/// Exit code for everything that is not the guest's doing, usage errors too.
-const FAILED: u8 = 125;
-/// SIGHUP, SIGINT, SIGTERM: an orderly end. The same numbers on Linux and macOS.
-const SIGNALS: [i32; 3] = [1, 2, 15];
+"
+    )
+}
 
 /// A file or an inherited descriptor.
 enum Place {
@@ -102,7 +108,7 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
             }
         };
         let (name, slot) = match argument.to_str() {
-            Some("--help" | "-h") => return Ok(Job::Print(HELP.into())),
+            Some("--help" | "-h") => return Ok(Job::Print(help())),
             Some("--version" | "-V") => {
                 return Ok(Job::Print(format!("nelly-monitor {}\n", env!("CARGO_PKG_VERSION"))));
             }

@@ -98,16 +98,25 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 power-off, halt, reset or stop; 121 panic; 122 triple fault; 124 time
-    /// limit; 125 failed; 137 killed; 141, as of SIGPIPE, when nobody read the console any more.
+    /// The exit code for a guest whose kernel panicked.
+    pub const PANICKED: u8 = 121;
+    /// The exit code for a triple fault.
+    pub const TRIPLE_FAULTED: u8 = 122;
+    /// The exit code for a time that was over.
+    pub const TIMED_OUT: u8 = 124;
+    /// The exit code for everything that is not the guest's doing.
+    pub const FAILED: u8 = 125;
+
+    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 for power-off, halt, reset or stop, 137 when it was killed, 141,
+    /// as of SIGPIPE, when nobody read the console any more, and the constants above.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::PowerOff | Self::Halted | Self::Reset | Self::Stopped => 0,
-            Self::Panic => 121,
-            Self::TripleFault => 122,
-            Self::TimeLimit => 124,
-            Self::MonitorDied(_) | Self::Error(_) => 125,
+            Self::Panic => Self::PANICKED,
+            Self::TripleFault => Self::TRIPLE_FAULTED,
+            Self::TimeLimit => Self::TIMED_OUT,
+            Self::MonitorDied(_) | Self::Error(_) => Self::FAILED,
             Self::Killed => 137,
             Self::ReaderGone => 141,
         }

@@ -1,32 +1,37 @@
 //! How a process in a sandbox ended, and the exit code that says so.
 
+use nelly_vmm::machine::EndReason;
 use serde::Serialize;
 
 /// `nelly` itself failed.
-pub const FAILED: u8 = 125;
+pub const FAILED: u8 = EndReason::FAILED;
 /// The program cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The program was not found.
 pub const NOT_FOUND: u8 = 127;
 /// `--timeout` was over.
-pub const TIMED_OUT: u8 = 124;
+pub const TIMED_OUT: u8 = EndReason::TIMED_OUT;
 
 /// The table of `nelly help exit-codes`. README has the same.
-pub const TABLE: [(&str, &str); 10] = [
-    ("0-255", "run: the container's own exit code"),
-    ("121", "boot: the guest's kernel panicked"),
-    ("122", "boot: triple fault"),
-    ("124", "--timeout was over"),
-    (
-        "125",
-        "nelly itself failed, or output of a program that did not fail could not be written; usage errors of run and boot too",
-    ),
-    ("126", "run: the program cannot be executed"),
-    ("127", "run: no such program"),
-    ("128+n", "ended by signal n"),
-    ("129", "among them: the terminal hung up"),
-    ("141", "among them: nobody reads the output any more (SIGPIPE)"),
-];
+#[must_use]
+pub fn table() -> [(String, &'static str); 10] {
+    let one = |code: u8| code.to_string();
+    [
+        ("0-255".into(), "run: the container's own exit code"),
+        (one(EndReason::PANICKED), "boot: the guest's kernel panicked"),
+        (one(EndReason::TRIPLE_FAULTED), "boot: triple fault"),
+        (one(TIMED_OUT), "--timeout was over"),
+        (
+            one(FAILED),
+            "nelly itself failed, or output of a program that did not fail could not be written; usage errors of run and boot too",
+        ),
+        (one(NOT_EXECUTABLE), "run: the program cannot be executed"),
+        (one(NOT_FOUND), "run: no such program"),
+        ("128+n".into(), "ended by signal n"),
+        ("129".into(), "among them: the terminal hung up"),
+        ("141".into(), "among them: nobody reads the output any more (SIGPIPE)"),
+    ]
+}
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,4 +41,21 @@ pub struct Exit {
     /// Why, in a word: `exited`, `signaled`, `oom_killed`, `timeout`, `killed` (the machine was ended for a signal), `hung_up` (its
     /// terminal went away), `output_lost` (what it wrote could not be passed on), `not_found`, `not_executable`, `failed`.
     pub reason: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_has_the_same_codes() {
+        let readme = include_str!("../../../../README.md");
+        let rows = readme.lines().skip_while(|line| !line.starts_with("| exit code |")).skip(2);
+        let rows: Vec<_> = rows.take_while(|line| line.starts_with('|')).collect();
+        for (code, _) in table() {
+            assert!(rows.iter().any(|row| row.contains(&code)), "{code}");
+        }
+        let codes = [EndReason::PANICKED, EndReason::TRIPLE_FAULTED, TIMED_OUT, FAILED];
+        assert_eq!(codes, [121, 122, 124, 125]);
+    }
 }
