@@ -20,30 +20,37 @@ use crate::assets::{self, Assets};
 use crate::bench_args::{BenchArgs, BenchVerb, BootFlags, CommandFlags, Common, CompareFlags, Often, Until};
 use crate::context::Context;
 use crate::host::{self, Kvm};
+use crate::target::Target;
 use crate::{machine, out};
 
 /// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after signal n.
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
-    let (measured, common) = match &args.verb {
-        BenchVerb::Boot(flags) => (boot(flags, context)?, &flags.common),
-        BenchVerb::Run(flags) => (whole(flags, context)?, &flags.common),
+    let outputs = match &args.verb {
+        BenchVerb::Boot(flags) => Outputs::open(&flags.common)?,
+        BenchVerb::Run(flags) | BenchVerb::Exec(flags) => Outputs::open(&flags.common)?,
+        BenchVerb::Density(flags) => Outputs::open(&flags.common)?,
+        BenchVerb::Compare(flags) => return compare(flags),
+    };
+    let measured = match &args.verb {
+        BenchVerb::Boot(flags) => boot(flags, context)?,
+        BenchVerb::Run(flags) => whole(flags, context)?,
         BenchVerb::Exec(flags) => {
             let rounds = rounds(&flags.often, &flags.common)?;
             let plan = sandbox(&flags.common, context)?;
             let command = command(flags);
-            (runner::exec(&plan, &command, &rounds, environment(), &mut progress()), &flags.common)
+            runner::exec(&plan, &command, &rounds, environment(), &mut progress())
         }
         BenchVerb::Density(flags) => {
             let memory =
                 flags.memory_limit.as_deref().map(size::parse).transpose().context("--memory-limit")?;
             let limit = DensityLimit { count: flags.count, memory_bytes: memory };
             let plan = sandbox(&flags.common, context)?;
-            (runner::density(&plan, &limit, environment(), &mut progress()), &flags.common)
+            runner::density(&plan, &limit, environment(), &mut progress())
         }
         BenchVerb::Compare(flags) => return compare(flags),
     };
     match measured {
-        Ok(record) => deliver(&record, common),
+        Ok(record) => deliver(&record, outputs),
         Err(RunnerError::Interrupted(number)) => {
             out::say("interrupted; everything that was started was ended");
             Ok(ExitCode::from(u8::try_from(128 + number).expect("signals end at 64")))
@@ -52,18 +59,38 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     }
 }
 
-fn deliver(record: &Record, common: &Common) -> Result<ExitCode> {
-    let write = |path: &Path, text: String| {
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    if let Some(path) = &common.json {
-        write(path, format!("{}\n", serde_json::to_string(record)?))?;
+/// The files that the flags name, opened before anything is measured.
+#[derive(Debug)]
+struct Outputs {
+    json: Option<Target>,
+    csv: Option<Target>,
+    html: Option<Target>,
+}
+
+impl Outputs {
+    /// # Errors
+    /// One cannot be written, or is a FIFO without a reader.
+    fn open(common: &Common) -> Result<Self> {
+        let open =
+            |flag, path: &Option<PathBuf>| path.as_deref().map(|path| Target::file(flag, path)).transpose();
+        Ok(Self {
+            json: open("--json", &common.json)?,
+            csv: open("--csv", &common.csv)?,
+            html: open("--html", &common.html)?,
+        })
     }
-    if let Some(path) = &common.csv {
-        write(path, report::csv(record))?;
+}
+
+fn deliver(record: &Record, outputs: Outputs) -> Result<ExitCode> {
+    let Outputs { json, csv, html } = outputs;
+    if let Some(target) = json {
+        target.write(&serde_json::to_string(record)?)?;
     }
-    if let Some(path) = &common.html {
-        write(path, report::html(record))?;
+    if let Some(target) = csv {
+        target.write(report::csv(record).trim_end())?;
+    }
+    if let Some(target) = html {
+        target.write(report::html(record).trim_end())?;
     }
     out::line(report::table(record))?;
     Ok(ExitCode::from(u8::from(!record.went_well())))
@@ -218,4 +245,29 @@ fn compare(flags: &CompareFlags) -> Result<ExitCode> {
         out::line(comparison.table())?;
     }
     Ok(ExitCode::from(u8::from(comparison.regressed())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Verb};
+
+    #[test]
+    fn what_cannot_be_written_is_refused_before_anything_is_measured() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+        let open = |flag: &str, path: &Path| {
+            let words = ["nelly", "bench", "run", flag, path.to_str().unwrap()].map(str::to_owned);
+            let Verb::Bench(args) = Cli::from_words(&words).unwrap().verb else { panic!("not bench") };
+            let BenchVerb::Run(flags) = args.verb else { panic!("not run") };
+            Outputs::open(&flags.common)
+        };
+        for flag in ["--json", "--csv", "--html"] {
+            // Nobody reads it, and nobody ever will.
+            let error = format!("{:#}", open(flag, &fifo).unwrap_err());
+            assert!(error.starts_with(flag) && error.contains("nobody is at its other end"), "{error}");
+            open(flag, &directory.path().join("file")).unwrap();
+        }
+    }
 }
