@@ -18,9 +18,15 @@ pub enum RegistryError {
     /// Ids are given once.
     #[error("container {0} exists already")]
     ContainerExists(String),
-    /// Ids are given once.
+    /// Ids are given once, until the process's end was waited for.
     #[error("exec {1} exists already in container {0}")]
     ExecExists(String, String),
+    /// It is not there any more, only how it ended.
+    #[error("exec {1} in container {0} has ended")]
+    ExecEnded(String, String),
+    /// It has to end first.
+    #[error("exec {1} in container {0} has not ended")]
+    ExecAlive(String, String),
     /// Not in this state.
     #[error("container {id} is {status}; it would have to be {wanted}")]
     State {
@@ -73,6 +79,9 @@ pub struct Exit {
     pub at_ns: u64,
 }
 
+/// Most records of ended execs that a container keeps. One is a hundred bytes; the protocol names the number.
+pub const ENDED_MOST: usize = 1024;
+
 /// Which process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -101,8 +110,45 @@ struct Entry<C, P> {
     data: C,
     first: Option<Process<P>>,
     exit: Option<Exit>,
-    /// Nothing inside: reserved, its process is being made.
-    execs: BTreeMap<String, Option<Process<P>>>,
+    execs: BTreeMap<String, Exec<P>>,
+    /// Execs that have ended so far, which numbers their records.
+    ended: u64,
+}
+
+/// Where an exec is.
+enum Exec<P> {
+    /// Its process is being made.
+    Reserved,
+    There(Process<P>),
+    Ended(Record),
+}
+
+/// What is left of an exec that ended.
+struct Record {
+    exit: Exit,
+    /// Somebody was told of it.
+    told: bool,
+    /// Which of the container's ends it was.
+    number: u64,
+}
+
+impl<C, P> Entry<C, P> {
+    /// Forgets records beyond [`ENDED_MOST`]: the oldest that somebody was told of, and only without such the oldest of all.
+    fn bound_records(&mut self) {
+        let records = || {
+            self.execs.iter().filter_map(|(id, exec)| match exec {
+                Exec::Ended(record) => Some((record.told, record.number, id)),
+                _ => None,
+            })
+        };
+        if records().count() <= ENDED_MOST {
+            return;
+        }
+        let first = records().min_by_key(|(told, number, _)| (!told, *number));
+        if let Some(id) = first.map(|(_, _, id)| id.clone()) {
+            self.execs.remove(&id);
+        }
+    }
 }
 
 /// What there is to say of a container.
@@ -116,7 +162,7 @@ pub struct Summary {
     pub pid: i32,
     /// How that ended.
     pub exit: Option<Exit>,
-    /// Its execs, ended ones that nobody waited for among them.
+    /// Its execs, among them ended ones whose end nobody was told of.
     pub exec_ids: Vec<String>,
 }
 
@@ -149,25 +195,27 @@ impl<C, P> Registry<C, P> {
         if self.containers.contains_key(id) {
             return Err(RegistryError::ContainerExists(id.to_owned()));
         }
-        let entry = Entry { status: Status::Creating, data, first: None, exit: None, execs: BTreeMap::new() };
+        let (status, execs) = (Status::Creating, BTreeMap::new());
+        let entry = Entry { status, data, first: None, exit: None, execs, ended: 0 };
         self.containers.insert(id.to_owned(), entry);
         Ok(())
     }
 
-    /// Gives an exec id away.
+    /// Gives an exec id away. The record of an ended exec that somebody was told of gives way to it.
     ///
     /// # Errors
-    /// [`RegistryError`]: the container must run, the id must be new.
+    /// [`RegistryError`]: the container must run, the id must be free.
     pub fn reserve_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
         let entry = self.entry_mut(container)?;
         if entry.status != Status::Running {
             let (id, status) = (container.to_owned(), entry.status);
             return Err(RegistryError::State { id, status, wanted: "running" });
         }
-        if entry.execs.contains_key(exec) {
-            return Err(RegistryError::ExecExists(container.to_owned(), exec.to_owned()));
+        match entry.execs.get(exec) {
+            None | Some(Exec::Ended(Record { told: true, .. })) => {}
+            Some(_) => return Err(RegistryError::ExecExists(container.to_owned(), exec.to_owned())),
         }
-        entry.execs.insert(exec.to_owned(), None);
+        entry.execs.insert(exec.to_owned(), Exec::Reserved);
         Ok(())
     }
 
@@ -177,11 +225,11 @@ impl<C, P> Registry<C, P> {
     /// [`RegistryError`] when the id is not reserved.
     pub fn set_process(&mut self, key: &Key, pid: i32, handle: P) -> Result<(), RegistryError> {
         let entry = self.entry_mut(&key.container)?;
-        let process = Some(Process { pid, handle });
+        let process = Process { pid, handle };
         match &key.exec {
-            None => entry.first = process,
+            None => entry.first = Some(process),
             Some(exec) => match entry.execs.get_mut(exec) {
-                Some(slot) => *slot = process,
+                Some(slot) => *slot = Exec::There(process),
                 None => return Err(RegistryError::NoExec(key.container.clone(), exec.clone())),
             },
         }
@@ -219,7 +267,7 @@ impl<C, P> Registry<C, P> {
             Some(exec) => {
                 let entry = self.containers.get_mut(&key.container);
                 let slot = entry.and_then(|entry| entry.execs.remove(exec));
-                if let Some(Some(process)) = slot
+                if let Some(Exec::There(process)) = slot
                     && self.pids.get(&process.pid) == Some(key)
                 {
                     self.pids.remove(&process.pid);
@@ -239,6 +287,58 @@ impl<C, P> Registry<C, P> {
         self.pids.remove(&pid)
     }
 
+    /// The process of an exec ended, and its output: from now on there is its record alone. `is_it` tells the process, for the id may be
+    /// another's by now.
+    pub fn exec_ended(&mut self, key: &Key, is_it: impl FnOnce(&P) -> bool, exit: Exit) {
+        let Some(exec) = &key.exec else { return };
+        let Some(entry) = self.containers.get_mut(&key.container) else { return };
+        if let Some(slot) = entry.execs.get_mut(exec)
+            && let Exec::There(process) = slot
+            && is_it(&process.handle)
+        {
+            *slot = Exec::Ended(Record { exit, told: false, number: entry.ended });
+            entry.ended += 1;
+            entry.bound_records();
+        }
+    }
+
+    /// How an exec ended, if it has.
+    #[must_use]
+    pub fn exec_exit(&self, key: &Key) -> Option<Exit> {
+        match self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)? {
+            Exec::Ended(record) => Some(record.exit),
+            Exec::Reserved | Exec::There(_) => None,
+        }
+    }
+
+    /// Somebody was told of this end. The record stays, and is among the first to go.
+    pub fn told(&mut self, key: &Key, exit: Exit) {
+        let Some(exec) = &key.exec else { return };
+        let slot = self.containers.get_mut(&key.container).and_then(|entry| entry.execs.get_mut(exec));
+        // Of the same id there may be another by now, which ended later.
+        if let Some(Exec::Ended(record)) = slot
+            && record.exit == exit
+        {
+            record.told = true;
+        }
+    }
+
+    /// Forgets the record of an exec.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when there is none, or it has not ended.
+    pub fn delete_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
+        let entry = self.entry_mut(container)?;
+        match entry.execs.get(exec) {
+            Some(Exec::Ended(_)) => {
+                entry.execs.remove(exec);
+                Ok(())
+            }
+            Some(_) => Err(RegistryError::ExecAlive(container.to_owned(), exec.to_owned())),
+            None => Err(RegistryError::NoExec(container.to_owned(), exec.to_owned())),
+        }
+    }
+
     /// The first process of a container ended.
     pub fn stopped(&mut self, id: &str, exit: Exit) {
         if let Some(entry) = self.containers.get_mut(id) {
@@ -255,11 +355,13 @@ impl<C, P> Registry<C, P> {
         let entry = self.entry(&key.container)?;
         match &key.exec {
             None => entry.first.as_ref().ok_or_else(|| RegistryError::NoContainer(key.container.clone())),
-            Some(exec) => entry
-                .execs
-                .get(exec)
-                .and_then(Option::as_ref)
-                .ok_or_else(|| RegistryError::NoExec(key.container.clone(), exec.clone())),
+            Some(exec) => match entry.execs.get(exec) {
+                Some(Exec::There(process)) => Ok(process),
+                Some(Exec::Ended(_)) => Err(RegistryError::ExecEnded(key.container.clone(), exec.clone())),
+                Some(Exec::Reserved) | None => {
+                    Err(RegistryError::NoExec(key.container.clone(), exec.clone()))
+                }
+            },
         }
         .map(|process| &process.handle)
     }
@@ -283,7 +385,12 @@ impl<C, P> Registry<C, P> {
             status: entry.status,
             pid: entry.first.as_ref().map_or(0, |process| process.pid),
             exit: entry.exit,
-            exec_ids: entry.execs.keys().cloned().collect(),
+            exec_ids: entry
+                .execs
+                .iter()
+                .filter(|(_, exec)| !matches!(exec, Exec::Ended(Record { told: true, .. })))
+                .map(|(id, _)| id.clone())
+                .collect(),
         })
     }
 
@@ -356,6 +463,62 @@ mod tests {
         registry.set_process(&Key::new("a", "two"), 11, 11).expect("reserved");
         registry.forget(&Key::new("a", "one"));
         assert_eq!(registry.reaped(11), Some(Key::new("a", "two")));
+    }
+
+    /// An exec that has ended at this moment.
+    fn ended(registry: &mut Plain, id: &str, at_ns: u64) -> Key {
+        let key = Key::new("a", id);
+        registry.reserve_exec("a", id).expect("free");
+        registry.set_process(&key, 11, 11).expect("reserved");
+        registry.reaped(11);
+        registry.exec_ended(&key, |process| *process == 11, Exit { at_ns, ..Exit::default() });
+        key
+    }
+
+    #[test]
+    fn a_record_outlives_whoever_is_told_until_its_id_is_wanted_or_it_is_deleted() {
+        let mut registry = running("a", 10);
+        let key = ended(&mut registry, "e", 1);
+        let exit = registry.exec_exit(&key).expect("ended");
+        assert_eq!(registry.process(&key), Err(RegistryError::ExecEnded("a".into(), "e".into())));
+        assert_eq!(registry.reserve_exec("a", "e"), Err(RegistryError::ExecExists("a".into(), "e".into())));
+        assert_eq!(registry.summary("a").expect("there").exec_ids, ["e"]);
+        for _ in 0..2 {
+            registry.told(&key, exit);
+            assert_eq!(registry.exec_exit(&key), Some(exit));
+            assert!(registry.summary("a").expect("there").exec_ids.is_empty());
+        }
+        // The next of that id is not what somebody was told of.
+        ended(&mut registry, "e", 2);
+        registry.told(&key, exit);
+        assert_eq!(registry.summary("a").expect("there").exec_ids, ["e"]);
+        registry.delete_exec("a", "e").expect("ended");
+        assert_eq!(registry.exec_exit(&key), None);
+        assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::NoExec("a".into(), "e".into())));
+        registry.reserve_exec("a", "e").expect("free");
+        assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::ExecAlive("a".into(), "e".into())));
+        // A process that is not the one of the record ends nothing.
+        registry.set_process(&key, 12, 12).expect("reserved");
+        registry.exec_ended(&key, |process| *process == 11, exit);
+        assert_eq!(registry.process(&key), Ok(&12));
+    }
+
+    #[test]
+    fn the_oldest_records_go_and_first_those_that_somebody_was_told_of() {
+        let mut registry = running("a", 10);
+        let keys: Vec<_> =
+            (0..ENDED_MOST as u64).map(|n| ended(&mut registry, &format!("e{n}"), n)).collect();
+        let known = |registry: &Plain, n: usize| registry.exec_exit(&keys[n]).is_some();
+        assert!((0..ENDED_MOST).all(|n| known(&registry, n)));
+        for n in [7, 5] {
+            registry.told(&keys[n], registry.exec_exit(&keys[n]).expect("ended"));
+        }
+        ended(&mut registry, "one more", 10_000);
+        assert!(!known(&registry, 5) && known(&registry, 7));
+        ended(&mut registry, "two more", 10_001);
+        assert!(!known(&registry, 7) && known(&registry, 0));
+        ended(&mut registry, "three more", 10_002);
+        assert!(!known(&registry, 0) && known(&registry, 1));
     }
 
     proptest! {

@@ -110,7 +110,9 @@ fn registry_status(error: &RegistryError) -> ttrpc::Error {
     let code = match error {
         RegistryError::NoContainer(_) | RegistryError::NoExec(..) => Code::NOT_FOUND,
         RegistryError::ContainerExists(_) | RegistryError::ExecExists(..) => Code::ALREADY_EXISTS,
-        RegistryError::State { .. } => Code::FAILED_PRECONDITION,
+        RegistryError::ExecEnded(..) | RegistryError::ExecAlive(..) | RegistryError::State { .. } => {
+            Code::FAILED_PRECONDITION
+        }
     };
     status(code, error.to_string())
 }
@@ -275,6 +277,11 @@ impl Agent for Connection {
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
         let key = Key::new(&request.container_id, &request.exec_id);
         Ok(wait_response(self.greeted()?.wait(&key).await?))
+    }
+
+    async fn delete_exec(&self, _: &TtrpcContext, request: m::DeleteExecRequest) -> ttrpc::Result<m::Empty> {
+        self.greeted()?.delete_exec(&request.container_id, &request.exec_id)?;
+        Ok(m::Empty::new())
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: m::ResizePtyRequest) -> ttrpc::Result<m::Empty> {

@@ -25,6 +25,9 @@ pub const TIMELINE: &str = "timeline";
 /// `ProbeDevices` and `ReleaseDevice`: disks that come and go.
 pub const DEVICES: &str = "devices";
 
+/// The record of an exec outlives its first `Wait`; `DeleteExec`.
+pub const EXEC_RECORDS: &str = "exec-records";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] =
-    &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE, DEVICES];
+    &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE, DEVICES, EXEC_RECORDS];

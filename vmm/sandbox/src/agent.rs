@@ -312,6 +312,20 @@ impl Agent {
         self.client.wait(Context::default(), &request).await.map_err(failed("Wait"))
     }
 
+    /// Forgets how an exec ended, which until then [`Agent::wait`] tells as often as it is asked.
+    ///
+    /// # Errors
+    /// No such exec, or it has not ended.
+    pub async fn delete_exec(&self, container: &str, exec: &str) -> Result<(), AgentError> {
+        let request = wire::DeleteExecRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        self.client.delete_exec(context(), &request).await.map_err(failed("DeleteExec"))?;
+        Ok(())
+    }
+
     /// Sends a signal, Linux's number.
     ///
     /// # Errors

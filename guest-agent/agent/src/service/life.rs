@@ -442,26 +442,37 @@ impl Guest {
         lock(&process.pidfd).take();
         process.phase.send_replace(Phase::Ended(exit));
         process.exited.send_replace(true);
+        let guest = self.clone();
         tokio::spawn(async move {
-            finish(&process, exit).await;
+            drain(&process).await;
+            // The record first: whoever is woken finds it.
+            guest.registry().exec_ended(&key, |known| Arc::ptr_eq(known, &process), exit);
+            process.phase.send_replace(Phase::Finished(exit));
+            drop((process, guest));
             if !namespaces.is_empty() {
                 tokio::time::sleep(LINGER).await;
             }
         });
     }
 
-    /// Waits for a process and its output. An exec is then forgotten.
+    /// Waits for a process and its output, however often it is asked.
     pub(super) async fn wait(&self, key: &Key) -> Result<Exit, LifeError> {
-        let process = self.registry().process(key)?.clone();
-        let exit = process.finished().await.ok_or(LifeError::Ended)?;
-        if key.exec.is_some() {
+        let process = {
             let mut registry = self.registry();
-            // The same id may be another process by now.
-            if registry.process(key).is_ok_and(|known| Arc::ptr_eq(known, &process)) {
-                registry.forget(key);
+            if let Some(exit) = registry.exec_exit(key) {
+                registry.told(key, exit);
+                return Ok(exit);
             }
-        }
+            registry.process(key)?.clone()
+        };
+        let exit = process.finished().await.ok_or(LifeError::Ended)?;
+        self.registry().told(key, exit);
         Ok(exit)
+    }
+
+    /// Forgets the record of an exec that has ended.
+    pub(super) fn delete_exec(&self, container: &str, exec: &str) -> Result<(), LifeError> {
+        Ok(self.registry().delete_exec(container, exec)?)
     }
 
     /// Sends a signal to one process or to all of a container.
@@ -614,12 +625,11 @@ fn start_pumps(
 }
 
 /// Waits for the output of a process that ended, and lets go of everything it had.
-async fn finish(process: &Process, exit: Exit) {
+async fn drain(process: &Process) {
     let drained = lock(&process.pumps).as_mut().map(Pumps::take_drained).unwrap_or_default();
     for pump in drained {
         // A pump that is gone has nothing more to move either.
         let _ = pump.await;
     }
     lock(&process.pumps).take();
-    process.phase.send_replace(Phase::Finished(exit));
 }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nelly_protocol::messages::{self as m, start_failure::Kind};
+use nelly_protocol::service::AgentClient;
 use ttrpc::Code;
 
-use crate::bench::{World, context, refusal};
+use crate::bench::{Aborting, World, connect, context, dial, reading, refusal, writing};
 
 crate::scenarios!(
     an_exec_is_in_the_container,
     execs_that_do_not_start,
-    the_record_is_forgotten_after_wait,
+    the_record_outlives_its_waits,
+    a_wait_whose_connection_breaks_costs_nobody_the_exit_code,
+    two_clients_at_once,
     a_background_process_does_not_hold_wait,
     a_thousand_leave_nothing,
     an_exec_ends_with_its_container,
@@ -55,18 +58,90 @@ async fn execs_that_do_not_start(world: Arc<World>) {
     assert_eq!(refusal(world.exec(&request).await).0, Code::NOT_FOUND);
 }
 
-async fn the_record_is_forgotten_after_wait(world: Arc<World>) {
+fn which(exec: &str) -> m::WaitRequest {
+    m::WaitRequest { container_id: "a".into(), exec_id: exec.into(), ..Default::default() }
+}
+
+async fn the_record_outlives_its_waits(world: Arc<World>) {
     world.idle("a").await;
-    let request = world.exec_request("a", "e", &["sleep", "0.2"], &m::Stdio::new());
+    let request = world.exec_request("a", "e", &["sh", "-c", "sleep 0.2; exit 3"], &m::Stdio::new());
     world.exec(&request).await.unwrap();
     assert_eq!(refusal(world.exec(&request).await).0, Code::ALREADY_EXISTS);
-    // Two waits at once both get it, a later one does not.
-    let (one, two) = tokio::join!(world.wait("a", "e"), world.wait("a", "e"));
-    assert_eq!((one.exit_code, two.exit_code), (0, 0));
-    let wait = m::WaitRequest { container_id: "a".into(), exec_id: "e".into(), ..Default::default() };
-    assert_eq!(refusal(world.client.wait(context(), &wait).await).0, Code::NOT_FOUND);
+    let delete = m::DeleteExecRequest { container_id: "a".into(), exec_id: "e".into(), ..Default::default() };
+    assert_eq!(refusal(world.client.delete_exec(context(), &delete).await).0, Code::FAILED_PRECONDITION);
+    let (other, _serving) = client(&world).await;
+    // Waits at once and later ones, of one client and another: all get the same.
+    let asked = which("e");
+    let (one, two) = tokio::join!(world.wait("a", "e"), other.wait(context(), &asked));
+    assert_eq!((one.exit_code, &two.unwrap()), (3, &one));
+    assert_eq!(other.wait(context(), &which("e")).await.unwrap(), one);
+    assert_eq!(world.wait("a", "e").await, one);
+    let (code, words) = refusal(world.signal("a", "e", libc::SIGTERM, false).await);
+    assert!(code == Code::FAILED_PRECONDITION && words.contains("has ended"), "{words}");
+    // Its id may be given again, and the new one is not the old one.
+    let request = world.exec_request("a", "e", &["sh", "-c", "exit 4"], &m::Stdio::new());
     assert!(world.exec(&request).await.unwrap().failure.is_none());
-    world.wait("a", "e").await;
+    assert_eq!(world.wait("a", "e").await.exit_code, 4);
+    world.client.delete_exec(context(), &delete).await.unwrap();
+    assert_eq!(refusal(world.client.wait(context(), &which("e")).await).0, Code::NOT_FOUND);
+    assert_eq!(refusal(world.client.delete_exec(context(), &delete).await).0, Code::NOT_FOUND);
+}
+
+async fn a_wait_whose_connection_breaks_costs_nobody_the_exit_code(world: Arc<World>) {
+    world.idle("a").await;
+    let streams = world.streams();
+    let request = world.exec_request("a", "e", &["sh", "-c", "read word; exit 7"], &streams.stdio);
+    world.exec(&request).await.unwrap();
+    let (other, serving) = client(&world).await;
+    let asked = which("e");
+    let mut wait = Box::pin(other.wait(context(), &asked));
+    // What is asked after it is answered, so it was heard.
+    let later = m::StateRequest::new();
+    tokio::select! {
+        biased;
+        answer = &mut wait => panic!("{answer:?}"),
+        answer = other.state(context(), &later) => drop(answer.unwrap()),
+    }
+    drop(wait);
+    drop((other, serving));
+    drop(streams.stdin());
+    assert_eq!(world.wait("a", "e").await.exit_code, 7);
+    assert_eq!(world.wait("a", "e").await.exit_code, 7);
+}
+
+/// A connection that has said Hello.
+async fn client(world: &World) -> (AgentClient, Aborting) {
+    let (client, serving) = connect(&world.guest).await;
+    let hello = m::HelloRequest { protocol: 1, ..Default::default() };
+    client.hello(context(), &hello).await.unwrap();
+    (client, serving)
+}
+
+/// A thousand execs, one after the other, each of which says on each stream what no other says, and ends with a code of its own.
+async fn a_thousand_of(world: Arc<World>, number: u32) {
+    let (client, _serving) = client(&world).await;
+    let stdio = m::Stdio { stdin: true, stdout: true, stderr: true, ..Default::default() };
+    for n in 0..1000 {
+        let (exec, code) = (format!("{number}-{n}"), number * 100 + n % 100);
+        let script = format!("read word; echo out $word; echo err {exec} >&2; exit {code}");
+        let request = world.exec_request("a", &exec, &["sh", "-c", &script], &stdio);
+        let tokens = client.exec(context(), &request).await.unwrap().streams.unwrap();
+        let stdout = reading(dial(&world.promises, &tokens.stdout));
+        let stderr = reading(dial(&world.promises, &tokens.stderr));
+        drop(writing(dial(&world.promises, &tokens.stdin), format!("{exec}\n").into(), true).await);
+        let exit = client.wait(context(), &which(&exec)).await.unwrap();
+        assert_eq!((exit.exit_code, stdout.await), (code, format!("out {exec}\n")));
+        assert_eq!(stderr.await, format!("err {exec}\n"));
+    }
+}
+
+async fn two_clients_at_once(world: Arc<World>) {
+    world.idle("a").await;
+    tokio::join!(a_thousand_of(world.clone(), 0), a_thousand_of(world.clone(), 1));
+    // Records of both are there still, and no more than are kept.
+    assert_eq!(world.wait("a", "0-999").await.exit_code, 99);
+    assert_eq!(world.wait("a", "1-999").await.exit_code, 199);
+    assert_eq!(refusal(world.client.wait(context(), &which("0-0")).await).0, Code::NOT_FOUND);
 }
 
 async fn a_background_process_does_not_hold_wait(world: Arc<World>) {
