@@ -1,0 +1,196 @@
+//! How containers and execs begin, and what becomes of those that do not get to run.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nelly_protocol::messages::{CreateContainerRequest, ExecRequest, StreamTokens};
+
+use super::process::{Process, start_pumps};
+use super::{ContainerData, Guest, LifeError};
+use crate::cgroup::{Cgroup, ExecCgroup};
+use crate::registry::{Key, Status};
+use crate::spawn::StageFailure;
+use crate::spawn::launch::Stage;
+use crate::spawn::plan;
+use crate::stdio::{self, lock};
+
+impl Guest {
+    /// Makes a container up to its gate. What its first process is fed by and writes to waits for who knows the tokens.
+    pub(in crate::service) async fn create(
+        self: &Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<StreamTokens, LifeError> {
+        self.not_ending()?;
+        let mut checked = plan::container(
+            &request.id,
+            &request.spec,
+            &request.user,
+            &request.additional_groups,
+            &request.rootfs,
+            &request.stdio,
+        )?;
+        let data = ContainerData {
+            filter: checked.seccomp.take(),
+            shares_pids: checked.surroundings.pid_namespace.is_some(),
+            ..ContainerData::default()
+        };
+        self.registry().reserve_container(&request.id, data)?;
+        let result = self.create_reserved(&request, &mut checked).await;
+        if result.is_err() {
+            self.discard(&Key::new(&request.id, "")).await;
+        }
+        result
+    }
+
+    async fn create_reserved(
+        self: &Arc<Self>,
+        request: &CreateContainerRequest,
+        checked: &mut plan::ContainerRequest,
+    ) -> Result<StreamTokens, LifeError> {
+        let key = Key::new(&request.id, "");
+        let streams = stdio::open(&self.promises, &request.stdio)?;
+        let cgroup = Arc::new(Cgroup::create(&self.config.cgroup_root, &checked.surroundings.cgroup)?);
+        self.registry().data(&request.id)?.cgroup = Some(cgroup.clone());
+        for setting in &checked.surroundings.settings {
+            cgroup.set(&setting.file, &setting.value, setting.optional)?;
+        }
+        let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
+        drop(streams.child);
+        let process = self.remember(&key, &stage, &cgroup, None)?;
+        stage.ready().await.map_err(LifeError::Create)?;
+        // Only now: the stage itself had to open the image's block device.
+        cgroup.attach_devices(&checked.surroundings.device_program)?;
+        set_oom_score(stage.pid, checked.oom_score_adj)?;
+        // In a PID namespace of its own it is the first process.
+        let immune = checked.surroundings.pid_namespace.is_none().then_some(stage.pid);
+        start_pumps(&process, streams.host, &mut stage, immune)?;
+        let mut registry = self.registry();
+        let data = registry.data(&request.id)?;
+        data.namespaces = namespaces(stage.pid);
+        data.stage = Some(stage);
+        registry.advance(&request.id, Status::Creating, Status::Created)?;
+        Ok(streams.tokens)
+    }
+
+    /// Opens a container's gate.
+    pub(in crate::service) async fn start(
+        self: &Arc<Self>,
+        id: &str,
+    ) -> Result<Result<i32, StageFailure>, LifeError> {
+        self.not_ending()?;
+        let stage = {
+            let mut registry = self.registry();
+            registry.advance(id, Status::Created, Status::Starting)?;
+            registry.data(id)?.stage.take()
+        };
+        let Some(stage) = stage else { return Err(LifeError::Ended) };
+        let pid = stage.pid;
+        match stage.start().await {
+            Ok(()) => {
+                // It may have ended already: then it stays stopped, and Wait tells.
+                let _ = self.registry().advance(id, Status::Starting, Status::Running);
+                Ok(Ok(pid))
+            }
+            Err(failure) => {
+                self.discard(&Key::new(id, "")).await;
+                Ok(Err(failure))
+            }
+        }
+    }
+
+    /// Makes and starts one more process of a container.
+    pub(in crate::service) async fn exec(
+        self: &Arc<Self>,
+        request: ExecRequest,
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
+        self.not_ending()?;
+        plan::check_id("exec_id", &request.exec_id)?;
+        let key = Key::new(&request.container_id, &request.exec_id);
+        let filter = self.registry().data(&request.container_id)?.filter.clone();
+        let (checked, oom_score) =
+            plan::exec(&request.process, &request.user, &request.additional_groups, &request.stdio, filter)?;
+        self.registry().reserve_exec(&request.container_id, &request.exec_id)?;
+        let result = self.exec_reserved(&key, &request, &checked, oom_score).await;
+        if !matches!(result, Ok(Ok(_))) {
+            self.discard(&key).await;
+        }
+        result
+    }
+
+    async fn exec_reserved(
+        self: &Arc<Self>,
+        key: &Key,
+        request: &ExecRequest,
+        checked: &plan::StagePlan,
+        oom_score: Option<i32>,
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
+        let streams = stdio::open(&self.promises, &request.stdio)?;
+        let (cgroup, first) = {
+            let mut registry = self.registry();
+            let first = registry.process(&Key::new(&key.container, ""))?.clone();
+            (registry.data(&key.container)?.cgroup.clone(), first)
+        };
+        let first = lock(&first.pidfd).clone();
+        // Both are there while the container runs; it may have ended since it was asked.
+        let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(LifeError::Ended) };
+        let (place, born) = cgroup.make_exec()?;
+        let launched = self.config.launcher.exec(checked, first.as_fd(), born.as_fd(), &streams.child);
+        if launched.is_err() {
+            cgroup.remove_exec(place.clone());
+        }
+        let mut stage = launched?;
+        drop((streams.child, first, born));
+        let process = self.remember(key, &stage, &cgroup, Some(place))?;
+        drop(cgroup);
+        if let Err(failure) = stage.ready().await {
+            return Ok(Err(failure));
+        }
+        set_oom_score(stage.pid, oom_score)?;
+        start_pumps(&process, streams.host, &mut stage, None)?;
+        let pid = stage.pid;
+        Ok(stage.start().await.map(|()| (pid, streams.tokens)))
+    }
+
+    /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.
+    fn remember(
+        &self,
+        key: &Key,
+        stage: &Stage,
+        cgroup: &Cgroup,
+        exec: Option<ExecCgroup>,
+    ) -> Result<Arc<Process>, LifeError> {
+        let process = Process::new(stage.pidfd.clone(), cgroup.oom_kills(), exec);
+        self.registry().set_process(key, stage.pid, process.clone())?;
+        Ok(process)
+    }
+
+    /// Ends and forgets what did not get to run.
+    async fn discard(self: &Arc<Self>, key: &Key) {
+        let process = self.registry().process(key).cloned();
+        if let Ok(process) = process {
+            // It may have ended by itself.
+            let _ = process.signal(libc::SIGKILL);
+            process.ended().await;
+        }
+        if key.exec.is_none() {
+            let cgroup = self.registry().data(&key.container).ok().and_then(|data| data.cgroup.take());
+            if let Some(cgroup) = cgroup {
+                // The container ran nothing of its own, so nothing is left in it.
+                let _ = cgroup.remove();
+            }
+        }
+        self.registry().forget(key);
+    }
+}
+
+/// The mounts and the network of a process. Without them its end takes longer, no more.
+fn namespaces(pid: i32) -> Vec<File> {
+    ["mnt", "net"].iter().filter_map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
+}
+
+fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {
+    let Some(score) = score else { return Ok(()) };
+    fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+        .map_err(|error| LifeError::Kernel(format!("cannot set the OOM score of process {pid}"), error))
+}

@@ -1,0 +1,95 @@
+//! What is asked of containers and processes that there are.
+
+use std::os::fd::AsFd;
+
+use super::{Guest, LifeError};
+use crate::cgroup::CgroupStats;
+use crate::registry::{Exit, Key, Summary};
+use crate::service::guest;
+use crate::stdio::lock;
+use crate::sys;
+
+impl Guest {
+    /// Waits for a process and its output, however often it is asked.
+    pub(in crate::service) async fn wait(&self, key: &Key) -> Result<Exit, LifeError> {
+        let process = {
+            let mut registry = self.registry();
+            if let Some(exit) = registry.exec_exit(key) {
+                registry.told(key, exit);
+                return Ok(exit);
+            }
+            registry.process(key)?.clone()
+        };
+        let exit = process.finished().await.ok_or(LifeError::Ended)?;
+        self.registry().told(key, exit);
+        Ok(exit)
+    }
+
+    /// Forgets the record of an exec that has ended.
+    pub(in crate::service) fn delete_exec(&self, container: &str, exec: &str) -> Result<(), LifeError> {
+        Ok(self.registry().delete_exec(container, exec)?)
+    }
+
+    /// Sends a signal to one process or to all of a container.
+    pub(in crate::service) fn signal(&self, key: &Key, signal: u32, all: bool) -> Result<(), LifeError> {
+        let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
+        let number = number.ok_or(LifeError::Signal(signal))?;
+        let mut registry = self.registry();
+        let process = registry.process(key)?.clone();
+        if !all {
+            drop(registry);
+            return process.signal(number);
+        }
+        let Some(cgroup) = registry.data(&key.container)?.cgroup.clone() else {
+            return Err(LifeError::Ended);
+        };
+        drop(registry);
+        if number == libc::SIGKILL {
+            return Ok(cgroup.kill()?);
+        }
+        for pid in cgroup.processes() {
+            // A process that ended between the two calls wants no signal; a pidfd makes sure that it is no other.
+            if let Ok(pidfd) = sys::open_pidfd(pid) {
+                let _ = sys::signal_pidfd(pidfd.as_fd(), number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the size of a terminal.
+    pub(in crate::service) fn resize(&self, key: &Key, rows: u16, columns: u16) -> Result<(), LifeError> {
+        let process = self.registry().process(key)?.clone();
+        match lock(&process.pumps).as_ref().map(|pumps| pumps.resize(rows, columns)) {
+            Some(Ok(true)) => Ok(()),
+            Some(Err(error)) => Err(LifeError::Kernel("cannot resize the terminal".to_owned(), error)),
+            Some(Ok(false)) => Err(LifeError::NoTerminal),
+            None => Err(LifeError::Ended),
+        }
+    }
+
+    /// Ends a process's input.
+    pub(in crate::service) fn close_stdin(&self, key: &Key) -> Result<(), LifeError> {
+        let process = self.registry().process(key)?.clone();
+        if let Some(pumps) = lock(&process.pumps).as_ref() {
+            pumps.close_input();
+        }
+        Ok(())
+    }
+
+    /// One container, or all when the id is empty.
+    pub(in crate::service) fn summaries(&self, id: &str) -> Result<Vec<Summary>, LifeError> {
+        let registry = self.registry();
+        let ids = if id.is_empty() { registry.ids() } else { vec![id.to_owned()] };
+        Ok(ids.iter().map(|id| registry.summary(id)).collect::<Result<_, _>>()?)
+    }
+
+    /// Figures of one container (the last ones when it stopped), or of the guest when the id is empty.
+    pub(in crate::service) fn figures(&self, id: &str) -> Result<CgroupStats, LifeError> {
+        if id.is_empty() {
+            return Ok(guest::figures(&self.config.cgroup_root));
+        }
+        let mut registry = self.registry();
+        let data = registry.data(id)?;
+        Ok(data.cgroup.as_ref().map_or_else(|| data.last_figures.clone(), |cgroup| cgroup.stats()))
+    }
+}
