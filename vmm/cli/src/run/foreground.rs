@@ -1,0 +1,142 @@
+//! One life: a machine, the container in it, and what whoever runs it wants meanwhile.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nelly_sandbox::agent::ProcessId;
+use nelly_sandbox::instance::{Finished, Sandbox};
+use nelly_sandbox::life::{Ended, Outside, Request};
+use nelly_sandbox::spec::machine::IMAGE_DEVICE;
+use nelly_sandbox::state::{Exit, outcome};
+use nelly_sandbox::timeline::name;
+use nelly_vmm::config::MachineConfig;
+use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::sys::terminal;
+use nelly_vmm::text;
+use nelly_vmm::timeline::Recorder;
+use tokio::sync::mpsc::{self, UnboundedSender};
+
+use super::plan::Plan;
+use crate::args::RunArgs;
+use crate::{console, out, signals, stdio};
+
+/// How long the rest of the output of a machine that was ended may take.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
+
+/// How long a machine that was killed may take to be gone, for what is then known of it.
+const KILLED_WAIT: Duration = Duration::from_secs(2);
+
+/// A whole life: the machine, the container in it, their end; and what is known of them then, if somebody wants to know.
+///
+/// Whatever is waited for, a signal and the limit of time are heard beside it.
+pub(super) async fn foreground(
+    args: &RunArgs,
+    plan: &Plan,
+    config: MachineConfig,
+    resources: Resources,
+    place: Place,
+    recorder: &Recorder,
+) -> Result<(Exit, Option<Finished>)> {
+    let (send, requests) = mpsc::unbounded_channel();
+    let mut outside = Outside::new(requests, plan.wanted.common.timeout);
+    signals::forward(&send, args.tty)?;
+    let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
+    // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its machine.
+    let sandbox = match outside.during(start).await {
+        Ok(sandbox) => sandbox?,
+        Err(exit) => return Ok((exit, None)),
+    };
+    tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
+    let ended = contained(args, plan, &sandbox, &mut outside, &send).await?;
+    if let Ended::Left(_) = &ended {
+        sandbox.machine().kill();
+    }
+    let (Ended::Exited(exit) | Ended::Left(exit)) = ended;
+    if !args.wants_timeline() {
+        return Ok((exit, None));
+    }
+    let finish = sandbox.finish(recorder);
+    let finished = match ended {
+        // The container's exit stands. Nobody has to wait for the rest.
+        Ended::Exited(_) => outside.during(finish).await.ok(),
+        // The limit of time is over already. A machine that was killed is gone at once, unless the host's kernel is stuck.
+        Ended::Left(_) => tokio::time::timeout(KILLED_WAIT, finish).await.ok(),
+    };
+    Ok((exit, finished))
+}
+
+/// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the caller's to end.
+async fn contained(
+    args: &RunArgs,
+    plan: &Plan,
+    sandbox: &Sandbox,
+    outside: &mut Outside,
+    send: &UnboundedSender<Request>,
+) -> Result<Ended> {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        match outside.during(sandbox.serial()).await {
+            Ok(serial) => console::show(serial?)?,
+            Err(exit) => return Ok(Ended::Left(exit)),
+        }
+    }
+    let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
+    let size = size.map(|size| (size.rows, size.columns));
+    let id = plan.wanted.id.to_string();
+    let streams = match outside.during(sandbox.run(&id, &plan.container, IMAGE_DEVICE, size)).await {
+        Ok(streams) => streams?,
+        Err(exit) => return Ok(Ended::Left(exit)),
+    };
+    let streams = match streams {
+        Ok(streams) => streams,
+        Err(failure) => {
+            out::say(&failure.message);
+            let reason = match failure.code {
+                outcome::NOT_FOUND => "not_found",
+                outcome::NOT_EXECUTABLE => "not_executable",
+                _ => "failed",
+            };
+            return Ok(Ended::Exited(Exit { code: failure.code, reason }));
+        }
+    };
+    // Raw only now: messages until here are read on a sane terminal.
+    let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
+    let raw = raw.context("cannot set the terminal to raw mode")?;
+    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
+    let ended = outside.attend(sandbox.agent(), ProcessId { container: &id, exec: "" }).await;
+    let exit = match ended {
+        Ok(Ended::Exited(exit)) => exit,
+        Ok(Ended::Left(exit)) => {
+            sandbox.machine().kill();
+            // What was said is passed on; a reader that does not read keeps nobody.
+            let _late = tokio::time::timeout(LAST_OUTPUT, pumps.drain()).await;
+            return Ok(Ended::Left(exit));
+        }
+        Err(error) => {
+            drop(raw);
+            return match outside.during(sandbox.explain(error.into())).await {
+                Ok(error) => Err(error.into()),
+                Err(exit) => Ok(Ended::Left(exit)),
+            };
+        }
+    };
+    sandbox.recorder().stamp(name::EXIT);
+    let drained = match outside.during(pumps.drain()).await {
+        Ok(drained) => drained,
+        Err(exit) => return Ok(Ended::Left(exit)),
+    };
+    drop(raw);
+    if exit.reason == "oom_killed" && !args.quiet {
+        out::say(format_args!(
+            "the container was killed: out of memory (the machine has {} MiB; see -m)",
+            plan.wanted.common.memory.get() >> 20
+        ));
+    }
+    Ok(Ended::Exited(match drained {
+        Ok(()) => exit,
+        Err(error) => {
+            out::say(text::chain(error.as_ref()));
+            // What the program itself failed at says more.
+            if exit.code == 0 { Exit { code: outcome::FAILED, reason: "output_lost" } } else { exit }
+        }
+    }))
+}

@@ -1,0 +1,106 @@
+//! `nelly run`: a container in a machine of its own, in the foreground.
+
+mod foreground;
+mod plan;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use foreground::foreground;
+use nelly_image::{Reference, Store, StoreOptions};
+use nelly_sandbox::spec::oci;
+use nelly_sandbox::state::outcome;
+use nelly_sandbox::timeline::name;
+use nelly_vmm::config::FileSource;
+use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::timeline::Recorder;
+use plan::{machine_by_path, machine_opened, plan, wanted};
+use serde_json::json;
+
+use crate::args::{self, RunArgs};
+use crate::assets::Assets;
+use crate::context::Context;
+use crate::target::Target;
+use crate::{out, progress, result, signals};
+
+/// Runs the verb.
+pub(crate) fn run(
+    args: &RunArgs,
+    raw: &[String],
+    context: &Context,
+    recorder: &Recorder,
+) -> Result<ExitCode> {
+    let started = Instant::now();
+    let (image, command) = args::image_and_command(raw, &args.words);
+    let reference: Reference = image.as_deref().unwrap_or("builtin:busybox").parse().context("IMAGE")?;
+    if image.is_some_and(|image| image.is_empty())
+        || (args.words.is_empty() && !raw.iter().any(|word| word == "--"))
+    {
+        bail!("no IMAGE: write one, or `--` and a command for the built-in image; see nelly run --help");
+    }
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        bail!("-it needs a terminal on standard input; use -i alone for a pipe");
+    }
+    let result = args.result.as_deref().map(result::Place::parse).transpose().context("--result")?;
+    let assets =
+        Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
+    let mut options = StoreOptions::new(&context.places.cache);
+    options.builtin.clone_from(&assets.builtin);
+    let store = Store::open(options)?;
+    let wanted = wanted(args, command, assets, context)?;
+    if args.machine.dry_run {
+        let planned = store.plan(&reference)?;
+        let plan = plan(args, wanted, &planned.config)?;
+        let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
+        let config = machine_by_path(&plan, disk).config()?;
+        let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
+        let spec = oci::container(&plan.container);
+        let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
+            "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
+        out::json(format_args!("{object:#}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Refused before an image is unpacked for nothing.
+    crate::host::require_mainstream()?;
+    let result = result.map(|place| place.open()).transpose()?;
+    let trace = args.trace.as_deref().map(|path| Target::file("--trace", path)).transpose()?;
+    recorder.stamp(name::CONFIG_PARSED);
+    let mut bar = progress::Bar::new(args.quiet);
+    let image = store.resolve(&reference, &mut bar)?;
+    bar.finish();
+    recorder.stamp(name::IMAGE_RESOLVED);
+    let plan = plan(args, wanted, &image.config)?;
+    let mut resources = Resources::new();
+    let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let place = Place::Process { monitor: plan.wanted.monitor.path.clone() };
+    let ended = runtime.block_on(foreground(args, &plan, config, resources, place, recorder));
+    // A pump may still sit in a read of standard input; it ends with the process.
+    runtime.shutdown_background();
+    // What is left to do may wait for a reader, and a signal ends it.
+    signals::release();
+    let (exit, finished) = match ended {
+        Ok((exit, finished)) => (Ok(exit), finished),
+        Err(error) => (Err(error), None),
+    };
+    if let Some(result) = result {
+        let (code, reason) =
+            exit.as_ref().map_or((outcome::FAILED, "failed"), |exit| (exit.code, exit.reason));
+        let object = result::object(&plan.wanted.id, code, reason, started.elapsed(), finished.as_ref());
+        result.write(&object)?;
+    }
+    if let Some(finished) = finished {
+        if let Some(trace) = trace {
+            trace.write(&finished.timeline.trace().to_string())?;
+        }
+        if args.timings {
+            out::note(finished.timeline.table());
+        }
+    }
+    exit.map(|exit| ExitCode::from(exit.code))
+}
