@@ -15,7 +15,7 @@ use super::lifecycle::{Ending, Input};
 use super::mailbox::Mailbox;
 use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
-use super::wire::{self, Received, Receiver, Reply, Request};
+use super::wire::{self, Received, Receiver, Reply, Start};
 use crate::config::{DeviceName, Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
@@ -46,17 +46,18 @@ pub(super) fn serve_on<H: Hypervisor>(
     log: Option<OwnedFd>,
 ) {
     let mut receiver = Receiver::new(sys::MAX_DESCRIPTORS);
-    let Ok(Received::Frame(request, descriptors)) = receiver.receive(control.as_fd()) else { return };
+    let Ok(Received::Frame(start, descriptors)) = receiver.receive_start(control.as_fd()) else { return };
     let mut descriptors = descriptors.into_iter();
-    // A holder that says something else first, or too little, is none.
-    let (Request::Start { config, log: logged, labels }, Some(reply), Some(done)) =
-        (request, descriptors.next(), descriptors.next())
-    else {
-        return;
+    // A holder without a socket for the answer is none.
+    let Some(reply) = descriptors.next().map(Reply::new) else { return };
+    let Start { config, log: logged, labels } = match start {
+        Ok(start) => start,
+        Err(error) => return reply.failed(&error),
     };
+    // One that does not want to hear of the end neither; the reply tells that nothing came of it.
+    let Some(done) = descriptors.next() else { return };
     let log = if logged { descriptors.next() } else { log };
     recorder.stamp(name::MONITOR_CONFIG);
-    let reply = Reply::new(reply);
     if config.console == Endpoint::Stdio || config.serial == Endpoint::Stdio {
         return reply.failed(&Unheld);
     }
@@ -70,7 +71,7 @@ pub(super) fn serve_on<H: Hypervisor>(
     let holder = Holder::new(control, receiver, done, config.on_reset);
     let server = Server {
         hypervisor: &hypervisor,
-        config: *config,
+        config,
         files: Handed { files: descriptors.collect(), labels }.into(),
         recorder: Arc::new(recorder),
         holder: Some(holder),

@@ -1,4 +1,4 @@
-//! Frames of the control protocol: a length and JSON; descriptors beside the first byte.
+//! Frames of the control protocol: a length and JSON; descriptors beside the first byte. `docs/control-protocol.md` describes them.
 //!
 //! A request carries the socket its answer is written to, as its first descriptor. So every request can be waited for on its own,
 //! dropped by whoever asked, and the server never waits for a reader: an answer is one short write to an empty socket.
@@ -16,12 +16,39 @@ use crate::config::{DeviceName, DiskConfig, MachineConfig};
 use crate::sys::{self, Arrived};
 use crate::timeline::GuestCounter;
 
+/// The version of everything in this file. Holder and monitor are of one build, or at least of one version: raise it with every change of
+/// a request, an answer or an event. What refuses another version is the same in all: the start's `version`, and the answer `failed`.
+pub(super) const VERSION: u32 = 1;
+
+/// Why a first frame starts no machine.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BadStart {
+    #[error(
+        "this monitor speaks version {VERSION} of the control protocol, and who started it version {0}: run `make` to build both"
+    )]
+    Version(u32),
+    #[error("the first request on a control connection must be a machine's start")]
+    Other,
+    #[error("a machine's start cannot be read")]
+    Unreadable(#[source] serde_json::Error),
+}
+
+/// The first request, read: see [`Request::Start`].
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) config: MachineConfig,
+    pub(super) log: bool,
+    pub(super) labels: Vec<Label>,
+}
+
 /// What a holder asks of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub(super) enum Request {
     /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said, the config's resources in order.
     Start {
+        /// The holder's [`VERSION`].
+        version: u32,
         /// The machine.
         config: Box<MachineConfig>,
         /// Whether there is a descriptor to say faults on.
@@ -148,10 +175,26 @@ impl Receiver {
 
     /// Reads until a frame is whole.
     pub(super) fn receive<T: DeserializeOwned>(&mut self, socket: BorrowedFd<'_>) -> io::Result<Received<T>> {
+        self.receive_with(socket, |json| Ok(serde_json::from_slice(json)?))
+    }
+
+    /// Reads until the first frame of a control connection is whole.
+    pub(super) fn receive_start(
+        &mut self,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<Received<Result<Start, BadStart>>> {
+        self.receive_with(socket, |json| Ok(start(json)))
+    }
+
+    fn receive_with<T>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        read: impl Fn(&[u8]) -> io::Result<T>,
+    ) -> io::Result<Received<T>> {
         loop {
             let missing = self.missing()?;
             if missing == 0 {
-                let message = serde_json::from_slice(&self.bytes[HEADER..])?;
+                let message = read(&self.bytes[HEADER..])?;
                 self.bytes.clear();
                 return Ok(Received::Frame(message, std::mem::take(&mut self.descriptors)));
             }
@@ -176,6 +219,25 @@ impl Receiver {
                 Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of the control protocol is too long"))
             }
         }
+    }
+}
+
+/// Reads a start. Of another version nothing else may be readable: so that is looked for where anything is amiss.
+fn start(json: &[u8]) -> Result<Start, BadStart> {
+    #[derive(Deserialize)]
+    struct Spoken {
+        version: u32,
+    }
+    match serde_json::from_slice(json) {
+        Ok(Request::Start { version: VERSION, config, log, labels }) => {
+            Ok(Start { config: *config, log, labels })
+        }
+        Ok(Request::Start { version, .. }) => Err(BadStart::Version(version)),
+        Ok(_) => Err(BadStart::Other),
+        Err(error) => match serde_json::from_slice(json) {
+            Ok(Spoken { version }) if version != VERSION => Err(BadStart::Version(version)),
+            _ => Err(BadStart::Unreadable(error)),
+        },
     }
 }
 
@@ -241,15 +303,80 @@ mod tests {
     #[test]
     fn a_config_travels_as_it_is_and_a_wrong_one_is_refused() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
-        let text =
-            serde_json::to_string(&Request::Start { config: config.clone(), log: false, labels: Vec::new() })
-                .unwrap();
-        assert_eq!(
-            serde_json::from_str::<Request>(&text).unwrap(),
-            Request::Start { config, log: false, labels: Vec::new() }
-        );
+        let labels = Vec::new();
+        let request = Request::Start { version: VERSION, config: config.clone(), log: false, labels };
+        let text = serde_json::to_string(&request).unwrap();
+        let read = start(text.as_bytes()).unwrap();
+        assert_eq!((read.config, read.log), (*config, false));
         let wrong = text.replace("\"cpus\":1", "\"cpus\":99");
-        assert!(serde_json::from_str::<Request>(&wrong).unwrap_err().to_string().starts_with("cpus: "));
+        let BadStart::Unreadable(error) = start(wrong.as_bytes()).unwrap_err() else { panic!("it was read") };
+        assert!(error.to_string().starts_with("cpus: "));
+    }
+
+    #[test]
+    fn the_page_names_this_version_and_every_request_and_answer() {
+        let page = include_str!("../../../../docs/control-protocol.md");
+        assert!(page.contains(&format!("This page is version {VERSION}.")));
+        let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
+        let source = crate::config::FileSource::Fd(0);
+        let disk = DiskConfig { id: crate::config::DiskId::new("d").unwrap(), source, read_only: true };
+        let requests = [
+            Request::Start { version: VERSION, config, log: false, labels: Vec::new() },
+            Request::Pause,
+            Request::Resume,
+            Request::Stop,
+            Request::State,
+            Request::Counters,
+            Request::Inspect,
+            Request::GuestCounter,
+            Request::Events,
+            Request::Stream { device: DeviceName::Serial },
+            Request::InspectDevice { device: DeviceName::Rng },
+            Request::VsockConnect { port: 1 },
+            Request::VsockListen { port: 1 },
+            Request::Resize { device: DeviceName::Memory, bytes: 1 },
+            Request::Attach { device: NewDevice::Disk { disk, label: Label::default() } },
+            Request::Detach { device: DeviceName::Rng },
+        ];
+        for request in requests {
+            let value = serde_json::to_value(&request).unwrap();
+            let row = format!("| `{}` |", value["op"].as_str().unwrap());
+            assert!(page.contains(&row), "{row}");
+        }
+        let answers = [
+            Answer::Done,
+            Answer::State(State::Running),
+            Answer::Counters(ExitCounts::default()),
+            Answer::GuestCounter(None),
+            Answer::Failed(Vec::new()),
+            Answer::Ended,
+        ];
+        for answer in answers {
+            let value = serde_json::to_value(&answer).unwrap();
+            let word = value.as_str().or_else(|| Some(value.as_object()?.keys().next()?)).unwrap();
+            assert!(page.contains(&format!("\"{word}\"")), "{word}");
+        }
+    }
+
+    #[test]
+    fn a_start_of_another_version_is_told_by_that_alone() {
+        let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
+        let request = Request::Start { version: VERSION + 1, config, log: true, labels: Vec::new() };
+        let same = serde_json::to_string(&request).unwrap();
+        let other = r#"{"op":"begin","version":2,"machine":[]}"#;
+        for text in [same.as_str(), other] {
+            let said = start(text.as_bytes()).unwrap_err().to_string();
+            assert!(said.contains("version 1 ") && said.contains("version 2:"), "{said}");
+        }
+        for (text, wanted) in [
+            (r#"{"op":"pause"}"#, "must be a machine's start"),
+            (r#"{"op":"start"}"#, "cannot be read"),
+            (r#"{"op":"start","version":1}"#, "cannot be read"),
+            ("", "cannot be read"),
+        ] {
+            let said = start(text.as_bytes()).unwrap_err().to_string();
+            assert!(said.contains(wanted), "{text}: {said}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::machine::files::Handed;
 use crate::machine::outcome::EndReason;
 use crate::machine::server;
 use crate::machine::threads::{self, Role};
-use crate::machine::wire::Request;
+use crate::machine::wire::{self, Request};
 use crate::sys::{self, Killer};
 use crate::timeline::{self, Recorder, name};
 
@@ -67,7 +67,7 @@ impl Machine {
         let (mut config, mut handed) = (Box::new(config.clone()), Handed::with(files));
         handed.open(&mut config).map_err(|error| StartError::Refused(MonitorError::of(&error)))?;
         let Handed { files, labels } = handed;
-        let request = Request::Start { config, log: log.is_some(), labels };
+        let request = Request::Start { version: wire::VERSION, config, log: log.is_some(), labels };
         let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
         let answer = machine.control.ask(&request, &extra);
         Ok(Starting { machine, answer })

@@ -516,6 +516,23 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_holder_of_another_version_is_told_both_and_gets_everything_back() {
+    let (control, theirs) = sys::stream_pair().unwrap();
+    let server = std::thread::spawn(move || {
+        server::serve_on(|| -> Result<Fake, _> { panic!("nothing is started") }, theirs, recorder(), None);
+    });
+    let ((reply, theirs), (given, kept)) = (sys::stream_pair().unwrap(), sys::stream_pair().unwrap());
+    let request = serde_json::json!({ "op": "start", "version": 7, "machine": "of another kind" });
+    wire::send(control.as_fd(), &request, &[theirs.as_fd(), given.as_fd()]).unwrap();
+    drop((theirs, given));
+    let answer = wire::Receiver::new(1).receive(reply.as_fd()).unwrap();
+    let wire::Received::Frame(Answer::Failed(said), _) = answer else { panic!("{answer:?}") };
+    assert!(said[0].contains("version 1 ") && said[0].contains("version 7:"), "{said:?}");
+    server.join().unwrap();
+    assert_eq!(rustix::io::read(&kept, &mut [0; 1]), Ok(0));
+}
+
+#[test]
 fn requests_that_the_machine_cannot_answer_are_refused() {
     let fake = Fake::new();
     let machine = start(&fake, |_| {});
