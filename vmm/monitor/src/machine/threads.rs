@@ -1,7 +1,8 @@
 //! The threads of a machine. All are made here, and each has a [`Role`]: what it does, and so what it may be allowed to do.
 //!
 //! They are made while the machine is built, and stand before its guest runs: the machine opens the gate when each has said that it
-//! stands (see `running`). After that no thread is made and no file is opened by its name.
+//! stands (see `running`). After that no thread is made, and of the file system nothing is reached by a name but the next file of a full
+//! log, below its directory's descriptor (see `output`), and the sockets of `unix_socket`.
 //!
 //! # Order of waiting
 //! Whoever holds the handle may wait for the loop and for vCPUs. A vCPU may wait for the loop, at the gate: for a command, or for a worker
