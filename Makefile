@@ -1,7 +1,7 @@
-# `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to build (kernels, the
-# emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
+# `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to
+# build (kernels, the emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
 .DEFAULT_GOAL := help
-.PHONY: help run shell test gauge build packages fmt lint cross fuzz clean
+.PHONY: help run shell test gauge build kernel packages fmt lint cross fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -11,6 +11,9 @@ packages: ## install the Debian packages that are missing (as root), or print th
 
 build: ## build nelly, its monitor, agent, kernel and initramfs into target/nelly
 	@tests/setup/build
+
+kernel: ## build the guest kernel alone and print its path; FULL=1: with all drivers, HARDENED=1: hardened
+	@kernel/build $(if $(filter 1,$(FULL)),--full) $(if $(filter 1,$(HARDENED)),--hardened)
 
 run: build ## set everything up and run the main job: a container in a microVM
 	@echo '$$ nelly run -- sh -c '"'"'echo "hello from Linux $$(uname -r), pid $$$$"'"'" >&2

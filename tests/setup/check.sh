@@ -130,10 +130,8 @@ allnoconfig:
 vmlinux:
 	$here/little-kernel \$(O)/vmlinux
 	nm \$(O)/vmlinux >\$(O)/System.map
-	mkdir -p \$(O)/include/config \$(O)/arch/x86/boot
+	mkdir -p \$(O)/include/config
 	echo $1 >\$(O)/include/config/kernel.release
-bzImage:
-	cp \$(O)/vmlinux \$(O)/arch/x86/boot/bzImage
 END
   echo 'config LAZY_STRUCT_PAGE_INIT' >"$source/mm/Kconfig"
   printf '%s\n' first "$2" third >"$source/mm/file.c"
@@ -144,7 +142,7 @@ kernel() { "$scratch/copy/kernel/build" "$@"; }
 kernel_copy() { # SHA256
   local place=$scratch/copy
   rm -rf "$place" && mkdir -p "$place/kernel/patches" "$place/tests" && cp -r "$here" "$place/tests/setup" &&
-    cp "$top/kernel/"{build,check,prune,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
+    cp "$top/kernel/"{build,check,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
     echo '# CONFIG_B is not set' >"$place/kernel/x86_64.config" && printf '%s\n' package=linux-source-6.12 version=6.12.1-1 "sha256=$1" >"$place/kernel/VERSION" &&
     printf '%s\n' '--- a/mm/file.c' '+++ b/mm/file.c' '@@ -1,3 +1,3 @@' ' first' '-second' '+patched' ' third' >"$place/kernel/patches/one.patch"
 }

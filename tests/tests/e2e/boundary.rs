@@ -84,7 +84,8 @@ async fn exec_in(
     Ok((end.exit_code, text(streams.stdout), text(streams.stderr)))
 }
 
-async fn sh(sandbox: &Sandbox, name: &str, user: &str, script: &str) -> String {
+/// Output and errors of `sh -c SCRIPT` in the container `c`.
+pub(crate) async fn sh(sandbox: &Sandbox, name: &str, user: &str, script: &str) -> String {
     let process = ProcessSpec { user: user.into(), ..process(&["sh", "-c", script]) };
     let (_, stdout, stderr) = exec(sandbox, name, &process).await.unwrap();
     format!("{stdout}{stderr}")

@@ -1,5 +1,6 @@
-//! End to end: the real command, the real monitor, the real kernel, the real agent, real containers. The host half and the guest half
-//! of a test stand side by side. Run where a stock kernel runs; KVM absent is a failure.
+//! End to end: the real command, the real monitor, the real kernel, the real agent, real
+//! containers. The host half and the guest half of a test stand side by side. Run where a stock
+//! kernel runs; KVM absent is a failure.
 
 mod bad_input;
 mod bench;
@@ -7,6 +8,7 @@ mod boot;
 mod boundary;
 mod bulk;
 mod images;
+mod kernel;
 mod kills;
 mod machine;
 mod memory;

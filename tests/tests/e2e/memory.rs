@@ -1,21 +1,26 @@
-//! Memory that comes when it is needed, in our kernel, and while the guest runs, by the driver of a kernel that is not ours.
+//! Memory that comes when it is needed, in our kernel, also when there is hardly any left, and memory
+//! that comes while the guest runs, by the driver of a kernel that is not ours.
 
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use nelly_sandbox::agent::ProcessId;
+use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_tests::run;
 use nelly_vmm::config::{CommandLine, Endpoint, FileSource, HotplugSize, MachineConfig, MemorySize};
 use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources};
 
 use super::boot::{initramfs, ours, stock};
-use super::machine::out_of_process;
+use super::boundary::sh;
+use super::machine::{container, out_of_process, sandbox};
 use super::{Home, LIMIT};
 
 const MIB: u64 = 1 << 20;
 
-/// Says how much memory there is, ten times a second; and that what was plugged in can be used, once there is a lot of it.
+/// Says how much memory there is, ten times a second; and that what was plugged in can be used, once
+/// there is a lot of it.
 const SCRIPT: &str = r#"
 mount -t tmpfs -o size=90% tmpfs /mnt
 used=
@@ -30,8 +35,8 @@ while :; do
 done
 "#;
 
-/// What programs see of memory that nobody has made yet, what walks over all of it, and four processors that fill it at once, twice, the
-/// second time to the last page.
+/// What programs see of memory that nobody has made yet, what walks over all of it, and four
+/// processors that fill it at once, twice, the second time to the last page.
 const FILL: &str = r#"
 mount -t tmpfs -o size=100% tmpfs /mnt
 meminfo() { sed -n "s/^\(Mem[A-Za-z]*\): *\([0-9]*\) kB/$1\1 \2 END/p" /proc/meminfo; }
@@ -48,14 +53,16 @@ for turn in 1 2; do
      for times in 2 4 8 16 32 64; do cat $writer $writer >$writer.more && mv $writer.more $writer; done) &
   done
   wait
-  # Less is free in the end than the last of it that is made at a time (8 MiB here, before the struct pages), so that nothing can be left.
+  # Less is free in the end than the last of it that is made at a time (8 MiB here, before the
+  # struct pages), so that nothing can be left.
   [ $turn = 1 ] || while least=$(free) && [ $least -gt 7168 ]; do
     dd if=/dev/zero bs=128k count=$(((least - 6656) / 128)) 2>/dev/null >>/mnt/rest
   done
   for writer in 1 2 3 4; do
     echo SUM-$turn-$writer $(md5sum </mnt/$writer | cut -d' ' -f1) END
   done
-  # Processors give free pages of their own back whenever they like, which are none of these: two readings must agree once.
+  # Processors give free pages of their own back whenever they like, which are none of these: two
+  # readings must agree once.
   [ $turn = 1 ] || for try in $(seq 100); do
     made=$(sed -n 's/^nr_free_pages //p' /proc/vmstat)
     between=$(($(free) - made * 4))
@@ -72,16 +79,26 @@ echo HUGE $(cat /proc/sys/vm/nr_hugepages) END
 meminfo AFTER-
 "#;
 
+/// What stands between `name` and "END" on a line of `out`.
+fn word<'a>(out: &'a str, name: &str) -> &'a str {
+    let line = out.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" END"));
+    line.unwrap_or_else(|| panic!("no {name} in {out}")).trim()
+}
+
+fn figure(out: &str, name: &str) -> u64 {
+    word(out, name).parse().unwrap()
+}
+
+fn md5(bytes: &[u8]) -> String {
+    run(&mut Command::new("md5sum"), bytes, LIMIT).out()[..32].to_owned()
+}
+
 #[test]
 fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
     let home = Home::new();
     let done = ours(&home, FILL, &["--cpus", "4", "-m", "512M"], 4 * LIMIT);
     let out = done.expect(0).out();
-    let word = |name: &str| {
-        let line = out.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_suffix(" END"));
-        line.unwrap_or_else(|| panic!("no {name} in {out}")).trim()
-    };
-    let figure = |name: &str| word(name).parse::<u64>().unwrap();
+    let figure = |name: &str| figure(&out, name);
     let total = figure("BEFORE-MemTotal");
     let (free, available) = (figure("BEFORE-MemFree"), figure("BEFORE-MemAvailable"));
     assert!(total > 490_000 && total < 512 << 10, "{out}");
@@ -89,8 +106,7 @@ fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
     assert_eq!(figure("FLAGS"), (512 * MIB) / 4096 * 8, "{out}");
     for (turn, writer) in [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4)] {
         let expected = format!("{turn}-{writer}\n").repeat(64 << 18);
-        let expected = run(&mut Command::new("md5sum"), expected.as_bytes(), LIMIT).out();
-        assert_eq!(word(&format!("SUM-{turn}-{writer}")), &expected[..32], "{out}");
+        assert_eq!(word(&out, &format!("SUM-{turn}-{writer}")), md5(expected.as_bytes()), "{out}");
     }
     // The last of it was made: what is free is all in the allocator's lists, but for a moment's difference.
     assert!(figure("LEAST") < 8 << 10 && figure("NOT-MADE") < 4096, "{out}");
@@ -98,6 +114,105 @@ fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
     // Counted once, though it was counted as managed before it was made.
     assert_eq!(figure("AFTER-MemTotal"), total, "{out}");
     assert!(out.contains("INIT-DONE 0"), "{out}");
+}
+
+/// Huge pages of memory that nobody has made yet, of memory in pieces of a page, and for a program;
+/// what two files have in turn, a page each, is in pieces when one of them is gone.
+const PIECES: &str = r#"
+mount -t tmpfs -o size=100% tmpfs /mnt
+free() { sed -n 's/^MemFree: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
+# Free blocks of 2 MiB and of 4 MiB, in kB.
+blocks() { awk '{ sum += $14 * 2048 + $15 * 4096 } END { print sum }' /proc/buddyinfo; }
+huge() { echo $2 >/proc/sys/vm/nr_hugepages; echo $1 $(cat /proc/sys/vm/nr_hugepages) END; }
+huge FRESH 100
+huge NONE 0
+echo FREE $(free) END
+half=$((($(free) - 12288) / 2))
+yes pieces | head -c $((half * 1024)) | tee /mnt/gone >/mnt/kept
+rm /mnt/gone
+echo HALF $half END
+echo PIECES-FREE $(free) END
+echo PIECES-BLOCKS $(blocks) END
+echo 1 >/proc/sys/vm/compact_memory
+echo WHOLE-BLOCKS $(blocks) END
+huge HUGE $((half / 4096))
+echo always >/sys/kernel/mm/transparent_hugepage/enabled
+mkfifo /tmp/held
+# dd has all of it in its memory when it writes the first byte.
+dd if=/dev/zero of=/tmp/held bs=16M count=1 2>/dev/null &
+exec 3</tmp/held
+head -c 1 <&3 | wc -c
+echo TRANSPARENT $(sed -n 's/^AnonHugePages: *\([0-9]*\) kB/\1/p' /proc/meminfo) END
+exec 3<&-
+wait
+huge NONE 0
+echo SUM $(md5sum </mnt/kept | cut -d' ' -f1) END
+rm /mnt/kept
+echo LEFT $(free) END
+"#;
+
+#[test]
+fn huge_pages_come_of_memory_in_pieces() {
+    let home = Home::new();
+    let done = ours(&home, PIECES, &["-m", "256M"], 4 * LIMIT);
+    let out = done.expect(0).out();
+    let figure = |name: &str| figure(&out, name);
+    assert_eq!(figure("FRESH"), 100, "{out}");
+    // What one file had lies in pieces, and much of it is whole after it was compacted.
+    let half = figure("HALF");
+    assert!(half > 100 << 10 && figure("PIECES-FREE") > half * 3 / 4, "{out}");
+    assert!(figure("PIECES-BLOCKS") < 8 << 10, "{out}");
+    assert!(figure("WHOLE-BLOCKS") > half / 4, "{out}");
+    assert_eq!(figure("HUGE"), half / 4096, "{out}");
+    // A buffer of 16 MiB has seven whole huge pages wherever it begins.
+    assert!(figure("TRANSPARENT") >= 7 * 2048, "{out}");
+    // What was moved is what it was, and what was taken is free again.
+    let expected = "pieces\n".repeat((half as usize * 1024).div_ceil(7));
+    assert_eq!(word(&out, "SUM"), md5(&expected.as_bytes()[..half as usize * 1024]), "{out}");
+    assert!(figure("LEFT") + (16 << 10) > figure("FREE"), "{out}");
+    assert!(out.contains("INIT-DONE 0"), "{out}");
+}
+
+#[test]
+fn a_container_that_takes_all_memory_ends_and_its_machine_goes_on() {
+    let home = Home::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        // Of 256 MiB.
+        let sandbox = sandbox(&home, out_of_process(), None).await;
+        let keeper = container(&["sleep", "100000"]);
+        let keeper = sandbox.run("c", &keeper, IMAGE_DEVICE, None).await.unwrap().unwrap();
+        let meminfo = async |exec: &str, name: &str| {
+            let script = format!("sed -n 's/^{name}: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo");
+            sh(&sandbox, exec, "0", &script).await.trim().parse::<u64>().unwrap()
+        };
+        let total = meminfo("total", "MemTotal").await;
+        let before = meminfo("before", "MemAvailable").await;
+        assert!(before > 200 << 10, "{before}");
+
+        // More than there can ever be is refused at once; more than there is ends whoever takes it,
+        // once all memory was made, and nobody else.
+        let said = sh(&sandbox, "refused", "0", "dd if=/dev/zero of=/dev/null bs=1G count=1; echo $?").await;
+        assert_eq!(said, "1\ndd: out of memory\n");
+        let most = format!("bs={}K", total - 1024);
+        for turn in ["first", "second"] {
+            let hog = container(&["dd", "if=/dev/zero", "of=/dev/null", &most, "count=1"]);
+            let streams = sandbox.run(turn, &hog, IMAGE_DEVICE, None).await.unwrap().unwrap();
+            let end = sandbox.agent().wait(ProcessId { container: turn, exec: "" }).await.unwrap();
+            assert_eq!((end.exit_code, end.oom_killed), (137, true), "{turn}");
+            drop(streams);
+        }
+
+        // What it had is free, whole, and usable.
+        let after = meminfo("after", "MemAvailable").await;
+        assert!(after + (16 << 10) > before, "{before} {after}");
+        let fill = "yes again | dd bs=160M count=1 iflag=fullblock 2>/dev/null | md5sum";
+        let sum = sh(&sandbox, "fill", "0", fill).await;
+        let expected = "again\n".repeat((160 << 20) / 6 + 1);
+        assert_eq!(sum[..32], md5(&expected.as_bytes()[..160 << 20]));
+        assert!(sandbox.machine().try_wait().is_none());
+        drop(keeper);
+    });
 }
 
 /// Debian's kernel and its driver: takes what it is asked to take, gives it back, and takes it again; also across pauses.

@@ -33,7 +33,6 @@ fn the_container_is_alone_on_an_overlay_over_a_read_only_disk() {
     assert_eq!(parts.next().unwrap(), "x\n");
 }
 
-/// The first packet of a machine fills the kernel's table of identifiers (`kernel/patches`).
 #[test]
 fn loopback_answers_from_the_first_packet() {
     let done = Home::new().sh("ping -c 2 127.0.0.1 && ping -c 1 ::1");
