@@ -132,7 +132,7 @@ def job(work, scenarios, boots, words, spin):
 
 def session(script):
     """Runs a script in the emulated host; what it prints. One that takes far too long is tried once more: once in hundreds of boots the
-    emulated processor loses a compare-and-exchange (README.md), and a kernel waits for a lock that nobody holds. Whoever hangs by himself does so again.
+    emulated processor loses a compare-and-exchange (docs/emulated-host.md), and a kernel waits for a lock that nobody holds. Whoever hangs by himself does so again.
     """
     command = [f"{TOP}/tests/emulated-host/run", "--icount", "--timeout", str(SESSION_SECONDS), "sh", "-c", script]
     for last in (False, True):
