@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use nelly_sandbox::agent::Agent;
 
-/// Sends the input as the agent's answers, and hangs up. An even first byte: as it is. An odd one: in frames that begin with a sound
-/// header, each as long as its first byte says, so that the messages inside are reached.
+/// Sends the input as the agent's answers, and hangs up. An even first byte: as it is. An odd one:
+/// in frames that begin with a sound header, each as long as its first byte says, so that the
+/// messages inside are reached.
 ///
 /// # Panics
 /// When the client does, or when it waits although the connection has ended.
@@ -16,7 +17,8 @@ pub fn run(data: &[u8]) {
     let sent = if choice & 1 == 0 { rest.to_vec() } else { frames(rest) };
     let (host, mut guest) = UnixStream::pair().expect("a pair of sockets");
     guest.set_nonblocking(true).expect("a socket");
-    // What does not fit the socket's buffer is not sent: the client has to cope with an end anywhere.
+    // What does not fit the socket's buffer is not sent: the client has to cope with an end
+    // anywhere.
     let _ = guest.write(&sent);
     guest.shutdown(std::net::Shutdown::Write).expect("a connected socket");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

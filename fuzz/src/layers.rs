@@ -5,7 +5,8 @@ pub fn run(data: &[u8]) {
     let _ = nelly_image::fuzz::layers(data);
 }
 
-/// A layer with a directory, a file, a hard link and symbolic links, and one that takes some of it away, twice.
+/// A layer with a directory, a file, a hard link and symbolic links, and one that takes some of it
+/// away, twice.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let lower = [
@@ -32,7 +33,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         entry("short", b'0', "", b"contents"),
     ]
     .concat();
-    // The target cuts its input in the middle: two streams of one length, each with the zeros that end it.
+    // The target cuts its input in the middle: two streams of one length, each with the zeros that
+    // end it.
     let half = lower.len().max(upper.len()) + 1024;
     [(&lower, &upper), (&upper, &lower), (&lower, &lower)]
         .map(|(first, second)| {

@@ -1,7 +1,9 @@
-//! One fuzz target per trust boundary. Each is a function of bytes that ends, panics only for a bug, and leaves nothing behind.
+//! One fuzz target per trust boundary. Each is a function of bytes that ends, panics only for a
+//! bug, and leaves nothing behind.
 //!
-//! libFuzzer runs them for long (`make fuzz`); `tests/tests/fuzz_corpus.rs` includes this file and runs each on its seeds and on a few
-//! thousand mutations of them, by a generator that always does the same.
+//! libFuzzer runs them for long (`make fuzz`); `tests/tests/fuzz_corpus.rs` includes this file and
+//! runs each on its seeds and on a few thousand mutations of them, by a generator that always does
+//! the same.
 
 pub mod agent;
 pub mod kernel;

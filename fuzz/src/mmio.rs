@@ -1,4 +1,5 @@
-//! A driver made of arbitrary register accesses and memory writes against a virtio-mmio transport with a device behind it.
+//! A driver made of arbitrary register accesses and memory writes against a virtio-mmio transport
+//! with a device behind it.
 
 use nelly_vmm::bus::{BusDevice, Effect};
 use nelly_vmm::virtio::rng::Rng;
@@ -11,8 +12,8 @@ const MEMORY: usize = 64 << 10;
 /// Accesses of one input.
 const STEPS: usize = 400;
 
-/// Carries out accesses of eight bytes each: a kind (bit 0 write, bits 1 and 2 the width, all set: memory), a register in words, a value, and the
-/// place in memory that is written instead.
+/// Carries out accesses of eight bytes each: a kind (bit 0 write, bits 1 and 2 the width, all set:
+/// memory), a register in words, a value, and the place in memory that is written instead.
 ///
 /// # Panics
 /// When the transport or the device does.
@@ -106,7 +107,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         write(0x70, 15),
     ]
     .concat();
-    // Memory is written eight bytes at a time, the value twice: 0x1000 bytes at 0x1000 are a descriptor good enough.
+    // Memory is written eight bytes at a time, the value twice: 0x1000 bytes at 0x1000 are a
+    // descriptor good enough.
     let ask = [
         poke(0, 0x1000),
         poke(8, 0x0002_0010),

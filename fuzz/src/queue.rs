@@ -12,7 +12,8 @@ use super::Bytes;
 
 const MEMORY: usize = 64 << 10;
 
-/// Takes chains until the queue is broken or has none, reads and writes every byte of each, gives it back.
+/// Takes chains until the queue is broken or has none, reads and writes every byte of each, gives
+/// it back.
 ///
 /// # Panics
 /// When a chain holds what is not in memory, or the queue never ends.

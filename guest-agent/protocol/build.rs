@@ -1,4 +1,5 @@
-//! Generates the messages and the asynchronous service and client from `proto/agent.proto`. Needs no protoc.
+//! Generates the messages and the asynchronous service and client from `proto/agent.proto`. Needs
+//! no protoc.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -14,7 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .rust_protobuf()
         .customize(ttrpc_codegen::Customize { async_all: true, gen_mod: false, ..Default::default() })
         .run()?;
-    // The code generator's own mod.rs cannot carry attributes; generated code answers to no lint of ours.
+    // The code generator's own mod.rs cannot carry attributes; generated code answers to no lint of
+    // ours.
     fs::write(
         out.join("mod.rs"),
         "#[allow(warnings, clippy::all, clippy::pedantic, missing_docs)]\npub mod agent;\n\

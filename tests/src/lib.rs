@@ -1,4 +1,5 @@
-//! What the tests share: finding the built programs, running them with a limit of time, a scratch directory.
+//! What the tests share: finding the built programs, running them with a limit of time, a scratch
+//! directory.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -80,8 +81,8 @@ pub fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
-/// `limit` on a machine that may be slower than the one it was made for: `make test` measures how many times, and says so in
-/// `NELLY_SLOWNESS`.
+/// `limit` on a machine that may be slower than the one it was made for: `make test` measures how
+/// many times, and says so in `NELLY_SLOWNESS`.
 #[must_use]
 pub fn scaled(limit: Duration) -> Duration {
     let slowness = std::env::var("NELLY_SLOWNESS").ok().and_then(|text| text.parse().ok());
@@ -138,8 +139,9 @@ fn collect(mut from: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
     })
 }
 
-/// Ends the whole test program, saying what every process of ours waits for, when it is not dropped within a limit. A test that hangs
-/// is a defect somewhere below it: this shows where, and ends the room long before its own limit.
+/// Ends the whole test program, saying what every process of ours waits for, when it is not dropped
+/// within a limit. A test that hangs is a defect somewhere below it: this shows where, and ends the
+/// room long before its own limit.
 #[derive(Debug)]
 pub struct Watchdog {
     /// Its drop stops the clock.

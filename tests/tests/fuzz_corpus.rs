@@ -1,5 +1,6 @@
-//! Every fuzz target on its seeds and on some thousand mutations of them: the same ones in every run, on the stable compiler. `make fuzz`
-//! runs the same targets for long; `FUZZ_FACTOR=n` makes this test so many times as long, where there is no nightly compiler.
+//! Every fuzz target on its seeds and on some thousand mutations of them: the same ones in every
+//! run, on the stable compiler. `make fuzz` runs the same targets for long; `FUZZ_FACTOR=n` makes
+//! this test so many times as long, where there is no nightly compiler.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,12 +1,14 @@
 //! cgroup version 2: a tree a container, made before its first process and removed after its last.
 //!
-//! `ID` has the limits and the device program, and no process: nothing in the container ever sees it. Below it is `container`, and an
-//! `exec-N` for each later process: none of them is seen either, and each bounds the number of cgroups below it. In each of them `root` is
-//! where the process is born, and the root of its cgroup namespace: who is root in there may do in it what they like. That of the first
-//! process has the limits too, for programs that look for them.
+//! `ID` has the limits and the device program, and no process: nothing in the container ever sees
+//! it. Below it is `container`, and an `exec-N` for each later process: none of them is seen
+//! either, and each bounds the number of cgroups below it. In each of them `root` is where the
+//! process is born, and the root of its cgroup namespace: who is root in there may do in it what
+//! they like. That of the first process has the limits too, for programs that look for them.
 //!
-//! Whatever became of `container` or of an exec's cgroup (one with controllers of its own takes no process, one that is full no other
-//! cgroup), the next exec has its place: there is no bound on `ID` that the container could use up.
+//! Whatever became of `container` or of an exec's cgroup (one with controllers of its own takes no
+//! process, one that is full no other cgroup), the next exec has its place: there is no bound on
+//! `ID` that the container could use up.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -89,20 +91,23 @@ const ROOT: &str = "root";
 /// How deep cgroups may nest below a container's: the agent walks them.
 const DEPTH: usize = 32;
 
-/// How many a container may have, the one where it is born among them: each takes memory of the guest's kernel.
+/// How many a container may have, the one where it is born among them: each takes memory of the
+/// guest's kernel.
 const MOST: usize = 1024;
 
 /// How many each of its execs may have.
 const MOST_OF_EXEC: usize = 64;
 
-/// Controllers that every container has: for its figures, for its share of processors, and for the programs in it that look for limits.
-/// Each other one costs every container's start, and is handed down with the first limit that needs it.
+/// Controllers that every container has: for its figures, for its share of processors, and for the
+/// programs in it that look for limits. Each other one costs every container's start, and is handed
+/// down with the first limit that needs it.
 const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Hands the usual controllers, of those that the cgroup has, to its children.
 ///
 /// # Errors
-/// [`CgroupError::Write`]. A cgroup without controllers is no error: then limits are, when one is set.
+/// [`CgroupError::Write`]. A cgroup without controllers is no error: then limits are, when one is
+/// set.
 pub fn delegate_controllers(cgroup: &Path) -> Result<(), CgroupError> {
     let known = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
     let given = fs::read_to_string(cgroup.join("cgroup.subtree_control")).unwrap_or_default();
@@ -148,11 +153,12 @@ fn make_bounded(path: &Path, most: usize) -> Result<File, CgroupError> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` below the mount `root` (which hands its controllers down, see [`delegate_controllers`]), with the one
-    /// in it where the container's first process is born.
+    /// Makes the cgroup `path` below the mount `root` (which hands its controllers down, see
+    /// [`delegate_controllers`]), with the one in it where the container's first process is born.
     ///
     /// # Errors
-    /// [`CgroupError`]; a directory that is there already is one (two containers must not share limits).
+    /// [`CgroupError`]; a directory that is there already is one (two containers must not share
+    /// limits).
     pub fn create(root: &Path, path: &str) -> Result<Self, CgroupError> {
         let mut current = root.to_owned();
         let (above, name) = path.rsplit_once('/').map_or((None, path), |(above, name)| (Some(above), name));
@@ -175,8 +181,8 @@ impl Cgroup {
         Ok(Self { root: root.to_owned(), path: current, limits, container, execs, left })
     }
 
-    /// Limits the container: writes a value to one of its files, and to the same one of the cgroup that the container sees. With
-    /// `optional` a file that the kernel does not have is fine.
+    /// Limits the container: writes a value to one of its files, and to the same one of the cgroup
+    /// that the container sees. With `optional` a file that the kernel does not have is fine.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
@@ -192,7 +198,8 @@ impl Cgroup {
         write(&shown, value)
     }
 
-    /// Hands the controller of a file down to the container. Where there is none, the file is missing, and that is what is said.
+    /// Hands the controller of a file down to the container. Where there is none, the file is
+    /// missing, and that is what is said.
     fn hand_down(&self, file: &str) {
         let Some((controller, _)) = file.split_once('.').filter(|(name, _)| !USUAL.contains(name)) else {
             return;
@@ -219,8 +226,8 @@ impl Cgroup {
         self.container.as_fd()
     }
 
-    /// Makes the cgroups of one more process, and gives the one in which it is born. Those of earlier ones go first, when whatever they
-    /// left behind has ended.
+    /// Makes the cgroups of one more process, and gives the one in which it is born. Those of
+    /// earlier ones go first, when whatever they left behind has ended.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -287,7 +294,8 @@ impl Cgroup {
         }
     }
 
-    /// Removes the directory and those that the container made below. False while processes are still in it.
+    /// Removes the directory and those that the container made below. False while processes are
+    /// still in it.
     #[must_use]
     pub fn remove(&self) -> bool {
         remove_tree(&self.path, 0)

@@ -28,8 +28,8 @@ const OPEN_FILES: u64 = 1 << 20;
 /// How long the monitor may take to end the machine after the agent's word, in milliseconds.
 const LAST_WORD_MS: u16 = 3000;
 
-/// The connection to the power port. It is made before there is any container, for any process of the guest could make one, and
-/// the monitor takes no second.
+/// The connection to the power port. It is made before there is any container, for any process of
+/// the guest could make one, and the monitor takes no second.
 static POWER: OnceLock<OwnedFd> = OnceLock::new();
 
 fn main() {
@@ -63,7 +63,8 @@ fn say(text: &str) {
     }
 }
 
-/// Says the last word to the monitor and waits for it to end the machine; ends it ourselves if it does not.
+/// Says the last word to the monitor and waits for it to end the machine; ends it ourselves if it
+/// does not.
 fn end_machine(word: u8) -> ! {
     if word != POWER_PANIC {
         nix::unistd::sync();
@@ -84,7 +85,8 @@ fn end_machine(word: u8) -> ! {
 }
 
 fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
-    // The fast path: the host can connect before anything else is done; its calls wait in the backlog.
+    // The fast path: the host can connect before anything else is done; its calls wait in the
+    // backlog.
     let listen = |port| {
         sys::listen_vsock(port)
             .with_context(|| format!("cannot listen on vsock port {port} (has the machine a vsock device?)"))
@@ -101,10 +103,12 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
     POWER.get_or_init(|| power);
     let ready = dial(READY_PORT)?;
 
-    // Stages begin as copies of this process, in containers: from their first moment on nobody there may look into them.
+    // Stages begin as copies of this process, in containers: from their first moment on nobody
+    // there may look into them.
     sys::set_not_dumpable().context("cannot hide the agent's memory")?;
     mounts::take_over().context("cannot set the guest up")?;
-    // A container that begins as /proc/self/exe, or names it as an interpreter, would run this program.
+    // A container that begins as /proc/self/exe, or names it as an interpreter, would run this
+    // program.
     fs::set_permissions("/proc/self/exe", Permissions::from_mode(0o400))
         .context("cannot make the agent's program one that nobody can execute again")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
@@ -131,7 +135,8 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
         tell_ready(ready, &marks).await.context("cannot tell the host that the agent is ready")?;
 
         let end = ends.recv().await.context("the service is gone")?;
-        // Lets the answer to the call out first: it takes a few turns of the loop to reach the socket.
+        // Lets the answer to the call out first: it takes a few turns of the loop to reach the
+        // socket.
         for _ in 0..32 {
             tokio::task::yield_now().await;
         }
@@ -176,7 +181,8 @@ async fn accept(listener: AsyncFd<OwnedFd>, take: impl Fn(OwnedFd)) {
             listener.async_io(Interest::READABLE, |listener| sys::accept_vsock(listener.as_fd())).await;
         match accepted {
             Ok((connection, VsockAddress { cid: HOST_CID, .. })) => take(connection),
-            // A container could dial the guest's own address where the kernel has vsock loopback: it is closed at once.
+            // A container could dial the guest's own address where the kernel has vsock loopback:
+            // it is closed at once.
             Ok(_) => {}
             Err(error) => {
                 say(&format!("nelly-agent: cannot accept a connection: {error}"));

@@ -1,5 +1,5 @@
-//! The guest's own mounts. First the agent leaves the initramfs: pivot_root(2), which every container needs, cannot leave
-//! that one.
+//! The guest's own mounts. First the agent leaves the initramfs: pivot_root(2), which every
+//! container needs, cannot leave that one.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -18,11 +18,12 @@ pub const WORKDIR: &str = "/mnt";
 /// Mount of cgroup version 2.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// A cgroup namespace is a boundary: nobody moves a process across it, or writes the limits at its root. Memory that is kept for a
-/// container is kept for what is below its cgroup.
+/// A cgroup namespace is a boundary: nobody moves a process across it, or writes the limits at its
+/// root. Memory that is kept for a container is kept for what is below its cgroup.
 pub const CGROUP_OPTIONS: &str = "nsdelegate,memory_recursiveprot";
 
-/// Without a capability nobody loads BPF programs or reads the kernel's log. A kernel that has no such thing lacks the file.
+/// Without a capability nobody loads BPF programs or reads the kernel's log. A kernel that has no
+/// such thing lacks the file.
 const KERNEL_PARAMETERS: [(&str, &str); 2] =
     [("kernel/unprivileged_bpf_disabled", "1"), ("kernel/dmesg_restrict", "1")];
 
@@ -50,8 +51,9 @@ fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> MountError {
 
 const NEW_ROOT: &str = "/.root";
 
-/// Moves the agent from the initramfs to a root of its own, and mounts what a guest needs. Its program is deleted with the
-/// rest of the initramfs: it runs for ever, so its file stays in memory, without a name, and the kernel lets nobody write to it.
+/// Moves the agent from the initramfs to a root of its own, and mounts what a guest needs. Its
+/// program is deleted with the rest of the initramfs: it runs for ever, so its file stays in
+/// memory, without a name, and the kernel lets nobody write to it.
 ///
 /// # Errors
 /// [`MountError`]; the guest is of no use then.
@@ -107,8 +109,8 @@ fn leave_initramfs() -> Result<(), MountError> {
     std::env::set_current_dir("/").map_err(step("enter the root"))
 }
 
-/// Deletes what else was in the initramfs: nobody can reach it any more, but it would stay in memory. What cannot be
-/// deleted does no harm.
+/// Deletes what else was in the initramfs: nobody can reach it any more, but it would stay in
+/// memory. What cannot be deleted does no harm.
 fn free_initramfs() {
     let Ok(root) = fs::metadata("/") else { return };
     delete_below(Path::new("/"), root.dev(), 0);

@@ -1,5 +1,5 @@
-//! Which containers and processes there are and what may be done with them when. Pure: no system call, no waiting; what a
-//! container (`C`) and a process (`P`) are made of is the caller's affair.
+//! Which containers and processes there are and what may be done with them when. Pure: no system
+//! call, no waiting; what a container (`C`) and a process (`P`) are made of is the caller's affair.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -79,7 +79,8 @@ pub struct Exit {
     pub at_ns: u64,
 }
 
-/// Most records of ended execs that a container keeps. One is a hundred bytes; the protocol names the number.
+/// Most records of ended execs that a container keeps. One is a hundred bytes; the protocol names
+/// the number.
 pub const ENDED_MOST: usize = 1024;
 
 /// Which process.
@@ -133,7 +134,8 @@ struct Record {
 }
 
 impl<C, P> Entry<C, P> {
-    /// Forgets records beyond [`ENDED_MOST`]: the oldest that somebody was told of, and only without such the oldest of all.
+    /// Forgets records beyond [`ENDED_MOST`]: the oldest that somebody was told of, and only
+    /// without such the oldest of all.
     fn bound_records(&mut self) {
         let records = || {
             self.execs.iter().filter_map(|(id, exec)| match exec {
@@ -201,7 +203,8 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Gives an exec id away. The record of an ended exec that somebody was told of gives way to it.
+    /// Gives an exec id away. The record of an ended exec that somebody was told of gives way to
+    /// it.
     ///
     /// # Errors
     /// [`RegistryError`]: the container must run, the id must be free.
@@ -257,7 +260,8 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Forgets a container with all its execs, or one exec. Its processes, if still alive, are nobody's.
+    /// Forgets a container with all its execs, or one exec. Its processes, if still alive, are
+    /// nobody's.
     pub fn forget(&mut self, key: &Key) {
         match &key.exec {
             None => {
@@ -282,13 +286,14 @@ impl<C, P> Registry<C, P> {
         self.pids.get(&pid)
     }
 
-    /// A process was reaped: whose it was, if anybody's. Its number may be given to another from now on.
+    /// A process was reaped: whose it was, if anybody's. Its number may be given to another from
+    /// now on.
     pub fn reaped(&mut self, pid: i32) -> Option<Key> {
         self.pids.remove(&pid)
     }
 
-    /// The process of an exec ended, and its output: from now on there is its record alone. `is_it` tells the process, for the id may be
-    /// another's by now.
+    /// The process of an exec ended, and its output: from now on there is its record alone. `is_it`
+    /// tells the process, for the id may be another's by now.
     pub fn exec_ended(&mut self, key: &Key, is_it: impl FnOnce(&P) -> bool, exit: Exit) {
         let Some(exec) = &key.exec else { return };
         let Some(entry) = self.containers.get_mut(&key.container) else { return };

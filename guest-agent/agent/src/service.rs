@@ -1,5 +1,6 @@
-//! The ttrpc service: thin. Each call checks its request, asks the life of containers, and turns answers and errors into
-//! messages. A client that goes away in the middle cancels nothing: what was begun is finished.
+//! The ttrpc service: thin. Each call checks its request, asks the life of containers, and turns
+//! answers and errors into messages. A client that goes away in the middle cancels nothing: what
+//! was begun is finished.
 
 use std::future::Future;
 use std::io;
@@ -48,7 +49,8 @@ where
 {
     let (gone, closed) = oneshot::channel();
     let stream = Tracked { stream, _gone: gone };
-    // One server a connection: it is the only way to know which connection a call came by, and so whether it said Hello.
+    // One server a connection: it is the only way to know which connection a call came by, and so
+    // whether it said Hello.
     let listener = Listener::new(Once(Some(stream)));
     let connection = Arc::new(Connection { guest, greeted: AtomicBool::new(false) });
     let mut server = Server::new().register_service(create_agent(connection)).add_listener(listener);

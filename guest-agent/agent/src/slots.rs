@@ -1,7 +1,8 @@
-//! The virtio slots of the guest's board: those that were filled get their driver, and one that is to be emptied loses it.
+//! The virtio slots of the guest's board: those that were filled get their driver, and one that is
+//! to be emptied loses it.
 //!
-//! The board announces its slots when it starts. A slot without a device has no driver, and nothing tells the guest when one is filled:
-//! the host asks the agent to look.
+//! The board announces its slots when it starts. A slot without a device has no driver, and nothing
+//! tells the guest when one is filled: the host asks the agent to look.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -57,7 +58,8 @@ impl Default for Slots {
 }
 
 impl Slots {
-    /// Gives a driver to each slot that was filled since the last look; all disks that there are now, by name.
+    /// Gives a driver to each slot that was filled since the last look; all disks that there are
+    /// now, by name.
     ///
     /// # Errors
     /// [`SlotError::Step`].
@@ -125,7 +127,8 @@ impl Slots {
     }
 }
 
-/// Whether a device of the board is a virtio slot: as its command line, ACPI or a device tree names it.
+/// Whether a device of the board is a virtio slot: as its command line, ACPI or a device tree names
+/// it.
 fn is_slot(name: &str) -> bool {
     name.starts_with("virtio-mmio.") || name.starts_with("LNRO0005:") || name.ends_with(".virtio_mmio")
 }

@@ -1,15 +1,17 @@
-//! Streams of processes: the host dials each with a token (`promises`), and pumps move the bytes, one buffer a direction, as fast as the
-//! slower side takes them.
+//! Streams of processes: the host dials each with a token (`promises`), and pumps move the bytes,
+//! one buffer a direction, as fast as the slower side takes them.
 //!
-//! A process gets pipes (or a terminal), never the sockets themselves: a socket cannot be opened again by /dev/stdout. It does not wait
-//! for the host: what it says before the host has dialled stays in the pipe. A stream that the host does not dial in time
-//! counts as closed by it.
+//! A process gets pipes (or a terminal), never the sockets themselves: a socket cannot be opened
+//! again by /dev/stdout. It does not wait for the host: what it says before the host has dialled
+//! stays in the pipe. A stream that the host does not dial in time counts as closed by it.
 //!
-//! How they end: the host ends stdin by shutting down its sending side; the pipe closes (a terminal gets VEOF). An output
-//! stream ends when every writer is gone. A writer that outlives its process (in the background of an exec) keeps it open
-//! for [`IDLE`] of silence at most; then the stream ends for the host, and what still comes is read and dropped, so that
-//! the writer neither blocks nor dies of it. When the host closes an output stream, the pipe closes too; the first process of a PID namespace,
-//! to which the kernel gives no SIGPIPE at its default action, is traced from then on, and ended for it by the agent.
+//! How they end: the host ends stdin by shutting down its sending side; the pipe closes (a terminal
+//! gets VEOF). An output stream ends when every writer is gone. A writer that outlives its process
+//! (in the background of an exec) keeps it open for [`IDLE`] of silence at most; then the stream
+//! ends for the host, and what still comes is read and dropped, so that the writer neither blocks
+//! nor dies of it. When the host closes an output stream, the pipe closes too; the first process of
+//! a PID namespace, to which the kernel gives no SIGPIPE at its default action, is traced from then
+//! on, and ended for it by the agent.
 
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -37,8 +39,8 @@ pub use promises::{Patience, Promises};
 /// How long an output stream of a process that ended may stay silent before it counts as drained.
 pub const IDLE: Duration = Duration::from_millis(100);
 
-/// Bytes of a pump's buffer. It begins small, because every page that a guest touches for the first time costs an exit of
-/// the machine, and most processes say little.
+/// Bytes of a pump's buffer. It begins small, because every page that a guest touches for the first
+/// time costs an exit of the machine, and most processes say little.
 const FIRST_BUFFER: usize = 4 * 1024;
 
 /// Bytes of the buffer of a pump that has much to move.
@@ -104,8 +106,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the other side is gone altogether; what it says meanwhile is dropped. Not for ever after the other side
-    /// ended its sending: from then on only the next write tells.
+    /// Waits until the other side is gone altogether; what it says meanwhile is dropped. Not for
+    /// ever after the other side ended its sending: from then on only the next write tells.
     async fn gone(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return };
@@ -253,8 +255,9 @@ impl HostStreams {
         Ok(write)
     }
 
-    /// Sets the pumps going; `console` is the terminal if there is one, `exited` tells that the process ended. `immune` is the process's
-    /// number if the kernel gives it no SIGPIPE: then an output that the host closes makes the agent hear of it.
+    /// Sets the pumps going; `console` is the terminal if there is one, `exited` tells that the
+    /// process ended. `immune` is the process's number if the kernel gives it no SIGPIPE: then an
+    /// output that the host closes makes the agent hear of it.
     ///
     /// # Errors
     /// Those of registering the terminal with the event loop.
@@ -302,7 +305,8 @@ impl HostStreams {
 }
 
 impl Pumps {
-    /// One more output to be waited for after the process ended, until the sender is used or dropped.
+    /// One more output to be waited for after the process ended, until the sender is used or
+    /// dropped.
     fn drained(&mut self) -> oneshot::Sender<()> {
         let (tell, drained) = oneshot::channel();
         self.drained.push(drained);
@@ -382,7 +386,8 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Host to pipe. Dropping the pipe is the process's end-of-file; dropping the socket tells the host that nobody reads.
+/// Host to pipe. Dropping the pipe is the process's end-of-file; dropping the socket tells the host
+/// that nobody reads.
 async fn pump_in(promised: Promised, pipe: Stream, mut closing: watch::Receiver<bool>) {
     let socket = tokio::select! {
         socket = promised.stream() => socket,
@@ -417,8 +422,8 @@ async fn pump_in(promised: Promised, pipe: Stream, mut closing: watch::Receiver<
     }
 }
 
-/// Host to terminal, which is at its end at once without a host. A terminal has no end: VEOF stands for it, twice when a line was
-/// begun.
+/// Host to terminal, which is at its end at once without a host. A terminal has no end: VEOF stands
+/// for it, twice when a line was begun.
 async fn pump_terminal_in(
     socket: Option<Arc<Stream>>,
     terminal: Arc<Stream>,
@@ -465,8 +470,8 @@ enum End {
     Silence,
 }
 
-/// Pipe or terminal to host, until its end, or the host's, or silence after the process's. True when it was the host that closed it, and
-/// the pipe is to be closed for the process as well.
+/// Pipe or terminal to host, until its end, or the host's, or silence after the process's. True
+/// when it was the host that closed it, and the pipe is to be closed for the process as well.
 async fn pump_out(
     source: Arc<Stream>,
     socket: Arc<Stream>,

@@ -1,6 +1,6 @@
 #![allow(unsafe_code, reason = "system calls that no safe binding covers, each behind a safe function")]
-//! System calls, each a safe function that answers an `io::Result`. The only room besides the pre-exec stage with unsafe
-//! code, and the stage only uses what is here.
+//! System calls, each a safe function that answers an `io::Result`. The only room besides the
+//! pre-exec stage with unsafe code, and the stage only uses what is here.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -112,14 +112,16 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 
 /// Takes over a descriptor that this process inherited by number; nothing if there is none.
 ///
-/// The caller must be the only one to ask for that number, which only the stage does, once, at its start.
+/// The caller must be the only one to ask for that number, which only the stage does, once, at its
+/// start.
 #[must_use]
 pub fn inherited(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer and tells whether the number is open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: the number is open, and only the single-threaded stage at its start takes it, once each.
+    // SAFETY: the number is open, and only the single-threaded stage at its start takes it, once
+    // each.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -150,7 +152,8 @@ pub fn execute(program: &CStr, args: &[CString], env: &[CString]) -> io::Error {
 /// Those of dup2(2).
 pub fn become_standard_streams(fd: BorrowedFd<'_>) -> io::Result<()> {
     for target in 0..3 {
-        // SAFETY: dup2 takes no pointer; 0, 1 and 2 are the standard streams, which nothing owns as an OwnedFd.
+        // SAFETY: dup2 takes no pointer; 0, 1 and 2 are the standard streams, which nothing owns as
+        // an OwnedFd.
         check(unsafe { libc::dup2(fd.as_raw_fd(), target) })?;
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! When things happened in the guest: the agent's stamps by the raw counter, the kernel's out of its log.
+//! When things happened in the guest: the agent's stamps by the raw counter, the kernel's out of
+//! its log.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -48,17 +49,19 @@ impl Marks {
 pub struct KernelLog {
     /// The counter when the kernel's clock showed `clock_ns`.
     pub counter: u64,
-    /// The kernel's scheduler clock, in nanoseconds since it began to run; the log tells whole microseconds.
+    /// The kernel's scheduler clock, in nanoseconds since it began to run; the log tells whole
+    /// microseconds.
     pub clock_ns: u64,
-    /// When the kernel executed the first program, by that clock; nothing when that line is no longer in the log.
+    /// When the kernel executed the first program, by that clock; nothing when that line is no
+    /// longer in the log.
     pub init_ns: Option<u64>,
 }
 
 /// Longest record of /dev/kmsg.
 const RECORD_BYTES: usize = 8192;
 
-/// Reads the kernel's log: from its first record, and then one line more that is written here, so that both clocks are read at one
-/// moment. The line is of the lowest level: no console prints it.
+/// Reads the kernel's log: from its first record, and then one line more that is written here, so
+/// that both clocks are read at one moment. The line is of the lowest level: no console prints it.
 ///
 /// # Errors
 /// There is no /dev/kmsg, or it may not be used, or the line does not come back.
@@ -105,7 +108,8 @@ fn next_record<'a>(log: &mut File, buffer: &'a mut [u8]) -> io::Result<Option<&'
     }
 }
 
-/// "6,339,5140900,-;text" and perhaps further lines: when, in nanoseconds, and the text, if it begins as one that is looked for.
+/// "6,339,5140900,-;text" and perhaps further lines: when, in nanoseconds, and the text, if it
+/// begins as one that is looked for.
 fn parse(record: &str) -> Option<(u64, &str)> {
     let (head, text) = record.split_at_checked(record.bytes().position(|byte| byte == b';')?)?;
     let text = text.get(1..)?;
@@ -116,9 +120,10 @@ fn parse(record: &str) -> Option<(u64, &str)> {
     Some((microseconds.checked_mul(1000)?, text.lines().next().unwrap_or_default()))
 }
 
-/// What the log's times differ from the scheduler clock by, in nanoseconds, from this line on: "sched_clock: Marking stable (80002335,
-/// 98861470)->(203230856, -24367051)". Before it, an x86 kernel keeps its log by a clock that only ticks move, and that loses time; from it
-/// on, by the scheduler clock and this offset. Other kernels have one clock all the time.
+/// What the log's times differ from the scheduler clock by, in nanoseconds, from this line on:
+/// "sched_clock: Marking stable (80002335, 98861470)->(203230856, -24367051)". Before it, an x86
+/// kernel keeps its log by a clock that only ticks move, and that loses time; from it on, by the
+/// scheduler clock and this offset. Other kernels have one clock all the time.
 fn stable_offset(line: &str) -> Option<i64> {
     let last = line.strip_prefix("sched_clock: Marking stable (")?.rsplit_once(", ")?.1;
     let offset: i64 = last.strip_suffix(')')?.parse().ok()?;

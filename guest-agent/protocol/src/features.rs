@@ -1,5 +1,5 @@
-//! Names of what an agent can do beyond bare v1. A host names in `Hello` those that it needs; an agent that lacks one
-//! refuses by that name, so that nothing is ever silently skipped.
+//! Names of what an agent can do beyond bare v1. A host names in `Hello` those that it needs; an
+//! agent that lacks one refuses by that name, so that nothing is ever silently skipped.
 
 /// Containers: `CreateContainer`, `StartContainer`, `Exec`, `Signal`, `Wait`, `State`.
 pub const CONTAINERS: &str = "containers";

@@ -1,7 +1,9 @@
-//! The protocol between a sandbox on the host and `nelly-agent`, PID 1 of the guest: the messages and the asynchronous
-//! ttrpc service and client generated from `proto/agent.proto`, the vsock ports, and the feature names. Nothing else.
+//! The protocol between a sandbox on the host and `nelly-agent`, PID 1 of the guest: the messages
+//! and the asynchronous ttrpc service and client generated from `proto/agent.proto`, the vsock
+//! ports, and the feature names. Nothing else.
 //!
-//! `proto/agent.proto` is the documentation of the messages; package `nelly.agent.v1` only ever grows.
+//! `proto/agent.proto` is the documentation of the messages; package `nelly.agent.v1` only ever
+//! grows.
 
 /// Major version of the protocol, said by both sides in `Hello`. Another major is refused.
 pub const PROTOCOL_MAJOR: u32 = 1;

@@ -1,11 +1,14 @@
 //! vsock ports, all in one range that starts at [`AGENT_PORT`] and ends at [`STREAM_PORT`].
 //!
-//! Two are the guest's, which the host dials: [`AGENT_PORT`] and [`STREAM_PORT`]. Two are the host's, which the agent dials, once
-//! each and before there is any container: [`POWER_PORT`] and [`READY_PORT`]. Every process of the guest can dial the host, so nothing
-//! that comes later on a port of the host is believed; and the agent believes no connection but the host's ([`HOST_CID`]).
+//! Two are the guest's, which the host dials: [`AGENT_PORT`] and [`STREAM_PORT`]. Two are the
+//! host's, which the agent dials, once each and before there is any container: [`POWER_PORT`] and
+//! [`READY_PORT`]. Every process of the guest can dial the host, so nothing that comes later on a
+//! port of the host is believed; and the agent believes no connection but the host's
+//! ([`HOST_CID`]).
 //!
-//! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is ready once both connections
-//! stand. Order at the end: it says its word on the connection to [`POWER_PORT`] and waits for the machine to end.
+//! Order at boot: the agent listens, dials [`POWER_PORT`] and [`READY_PORT`], and says that it is
+//! ready once both connections stand. Order at the end: it says its word on the connection to
+//! [`POWER_PORT`] and waits for the machine to end.
 
 /// Context id of the host.
 pub const HOST_CID: u32 = 2;
@@ -13,15 +16,18 @@ pub const HOST_CID: u32 = 2;
 /// The agent listens here in the guest; ttrpc, service `nelly.agent.v1.Agent`.
 pub const AGENT_PORT: u32 = 500_000;
 
-/// The agent dials the host here while it boots, sends one byte ([`READY_BYTE`]) when it can be called, and closes.
+/// The agent dials the host here while it boots, sends one byte ([`READY_BYTE`]) when it can be
+/// called, and closes.
 pub const READY_PORT: u32 = 500_001;
 
-/// The agent dials the host here while it boots and holds the connection. As its very last act it sends one byte: [`POWER_OFF`],
-/// [`POWER_REBOOT`] or [`POWER_PANIC`]. The monitor answers this port, once for each start of the guest, and ends or resets the
-/// machine; the agent waits for the close and then falls back to a reset by reboot(2).
+/// The agent dials the host here while it boots and holds the connection. As its very last act it
+/// sends one byte: [`POWER_OFF`], [`POWER_REBOOT`] or [`POWER_PANIC`]. The monitor answers this
+/// port, once for each start of the guest, and ends or resets the machine; the agent waits for the
+/// close and then falls back to a reset by reboot(2).
 pub const POWER_PORT: u32 = 500_002;
 
-/// The agent listens here in the guest for the streams of processes; a connection begins with the token of its stream, see `Stdio`.
+/// The agent listens here in the guest for the streams of processes; a connection begins with the
+/// token of its stream, see `Stdio`.
 pub const STREAM_PORT: u32 = 500_003;
 
 /// Bytes of a stream's token.

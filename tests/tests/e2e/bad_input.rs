@@ -1,4 +1,5 @@
-//! Input that is wrong: a clear error within a second that names the file or flag, exit code 125, nothing left behind.
+//! Input that is wrong: a clear error within a second that names the file or flag, exit code 125,
+//! nothing left behind.
 
 use std::fs;
 use std::path::Path;
@@ -128,7 +129,8 @@ fn docker_archive(path: &Path, layer: &[u8], named: &str) -> String {
     format!("docker-archive:{}", path.display())
 }
 
-/// Nor may the names in an image, on a terminal: those of layers, of what is in them, of what lies in a directory.
+/// Nor may the names in an image, on a terminal: those of layers, of what is in them, of what lies
+/// in a directory.
 #[test]
 fn names_from_inside_an_image_do_not_steer_a_terminal() {
     let home = Home::new();
@@ -259,7 +261,8 @@ fn a_corrupt_layer_is_refused_and_not_cached() {
     refused(&home, &["run", &image, "true"], &[]);
 }
 
-/// `nelly run -- true` behind a script that changes its mounts, in a mount namespace of its own; root only.
+/// `nelly run -- true` behind a script that changes its mounts, in a mount namespace of its own;
+/// root only.
 fn run_behind(home: &Home, script: &str) -> Done {
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-ec", &format!("{script}; exec \"$@\""), "sh"]);

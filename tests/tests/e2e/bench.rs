@@ -1,5 +1,6 @@
-//! `nelly bench`: starts measured beside a real peer (Debian's QEMU), a command in a machine, what one more machine costs, refusals.
-//! That a comparison sees ten milliseconds, and none where there are none, is shown in counted time (`tests/gauge/check`).
+//! `nelly bench`: starts measured beside a real peer (Debian's QEMU), a command in a machine, what
+//! one more machine costs, refusals. That a comparison sees ten milliseconds, and none where there
+//! are none, is shown in counted time (`tests/gauge/check`).
 
 use std::fs;
 

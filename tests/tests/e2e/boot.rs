@@ -1,4 +1,5 @@
-//! `nelly boot`: our kernel and Debian's, by every entry, with one vCPU and many; disks; the ways a guest ends.
+//! `nelly boot`: our kernel and Debian's, by every entry, with one vCPU and many; disks; the ways a
+//! guest ends.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,8 +11,8 @@ use nelly_tests::{Done, asset, nelly, program, run, top, wait};
 
 use super::{Home, LIMIT};
 
-/// An initramfs whose init runs `script` and resets; `modules` are a directory of them, and those to load before (none named: what
-/// virtio-mmio machines need).
+/// An initramfs whose init runs `script` and resets; `modules` are a directory of them, and those
+/// to load before (none named: what virtio-mmio machines need).
 pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str, &[&str])>) -> PathBuf {
     let out = home.path().join("initramfs.cpio");
     let mut command = Command::new(top().join("tests/setup/test-initramfs"));
@@ -28,7 +29,8 @@ pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str
     out
 }
 
-/// Our kernel, its init running `script`, in a machine with `flags`, within `limit`: one emulated processor takes turns with all of theirs.
+/// Our kernel, its init running `script`, in a machine with `flags`, within `limit`: one emulated
+/// processor takes turns with all of theirs.
 pub(crate) fn ours(home: &Home, script: &str, flags: &[&str], limit: Duration) -> Done {
     let initrd = initramfs(home, Some(script), None);
     let vmlinux = asset("vmlinux");
@@ -113,7 +115,8 @@ fn our_kernel_brings_up_thirty_two_cpus() {
     assert!(done.out().contains("0-31"), "{}", done.out());
 }
 
-/// The first of these machines ends below the devices' addresses, the second has 72 MiB above 4 GiB: it has them for itself.
+/// The first of these machines ends below the devices' addresses, the second has 72 MiB above 4
+/// GiB: it has them for itself.
 #[test]
 fn memory_above_four_gib_costs_no_bounce_buffers() {
     let home = Home::new();

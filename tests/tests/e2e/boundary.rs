@@ -44,8 +44,9 @@ fn image(home: &Home) -> String {
     format!("rootfs:{}", root.display())
 }
 
-/// As root of a container does it that has no filter: in namespaces of its own it mounts its cgroups to write, tries the limits at their
-/// root, moves all that runs into a child, and hands every controller down, so that its own cgroup takes no process any more.
+/// As root of a container does it that has no filter: in namespaces of its own it mounts its
+/// cgroups to write, tries the limits at their root, moves all that runs into a child, and hands
+/// every controller down, so that its own cgroup takes no process any more.
 const LIFT: &str = r#"
 /usr/bin/unshare -UrmC sh -c '
     mount -t cgroup2 none /tmp && cd /tmp || exit
@@ -101,7 +102,8 @@ fn a_container_stays_within_its_bounds() {
         let mut events = sandbox.machine().events().unwrap();
         let forever = sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
 
-        // To the host: not by its own sockets. (Under no filter it may dial, and the other end must not believe it.)
+        // To the host: not by its own sockets. (Under no filter it may dial, and the other end must
+        // not believe it.)
         let (code, _, stderr) = exec(&sandbox, "dial", &process(&["guest-vsock", "dial", "7000", "1"])).await.unwrap();
         assert!(code != 0 && stderr.contains("Operation not permitted"), "{code} {stderr}");
         let listener = sandbox.machine().vsock().listen(7000).unwrap();

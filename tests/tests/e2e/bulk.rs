@@ -1,4 +1,5 @@
-//! Many bytes: 64 MiB through a container and back, with a reader that is slower than the container.
+//! Many bytes: 64 MiB through a container and back, with a reader that is slower than the
+//! container.
 
 use std::io::{Read, Write};
 use std::process::Stdio;

@@ -1,4 +1,5 @@
-//! Images made by other tools, beside the same image under runc: what a program can see is the same.
+//! Images made by other tools, beside the same image under runc: what a program can see is the
+//! same.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

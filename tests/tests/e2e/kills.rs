@@ -1,4 +1,5 @@
-//! Ends that nobody planned: kill -9 of the client or of the monitor, SIGTERM, Ctrl-C. No process stays, and no path.
+//! Ends that nobody planned: kill -9 of the client or of the monitor, SIGTERM, Ctrl-C. No process
+//! stays, and no path.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -12,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Home, LIMIT};
 
-/// The monitors that run: those of this checkout, whoever started them. Tests of one host run one after the other.
+/// The monitors that run: those of this checkout, whoever started them. Tests of one host run one
+/// after the other.
 fn monitors() -> Vec<u32> {
     let program = program("nelly-monitor").canonicalize().unwrap();
     let numbers =
@@ -45,7 +47,8 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// After a second nothing runs any more, in the emulated host too, where it takes a few hundredths; a busy machine has longer.
+/// After a second nothing runs any more, in the emulated host too, where it takes a few hundredths;
+/// a busy machine has longer.
 #[track_caller]
 fn nothing_runs() {
     let until = Instant::now() + scaled(Duration::from_secs(3));
@@ -125,7 +128,8 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
         assert_eq!(code(wait(&mut child, LIMIT)), expected, "{name}");
         nothing_runs();
     }
-    // Before there is a container, a signal ends the attempt: a kernel takes longer to boot than its monitor to be seen.
+    // Before there is a container, a signal ends the attempt: a kernel takes longer to boot than
+    // its monitor to be seen.
     let mut child = start(&home);
     until("its monitor is there", || !monitors().is_empty());
     signal(child.id(), "TERM");
@@ -144,7 +148,8 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     assert_eq!(paths(home.path()), before);
 }
 
-/// Starts `nelly run FLAGS -- sh -c SCRIPT` behind `before` (words of a shell) and waits for its first output.
+/// Starts `nelly run FLAGS -- sh -c SCRIPT` behind `before` (words of a shell) and waits for its
+/// first output.
 fn ready(home: &Home, before: &str, flags: &[&str], script: &str) -> Child {
     let words = [&["run"], flags, &["--", "sh", "-c", script]].concat();
     let nelly = nelly(home.path(), &words);
@@ -167,7 +172,8 @@ fn is_full(pipe: &ChildStdout) -> bool {
     poll(&mut [PollFd::new(&writer, PollFlags::OUT)], Some(&at_once)).unwrap() == 0
 }
 
-/// Far less than the minute after which a call to an agent fails, far more than the second that it takes.
+/// Far less than the minute after which a call to an agent fails, far more than the second that it
+/// takes.
 const PROMPT: Duration = Duration::from_secs(20);
 
 #[test]

@@ -35,7 +35,8 @@ pub(crate) fn container(words: &[&str]) -> ContainerSpec {
     }
 }
 
-/// Puts busybox into a root file system, under its own name and those of `applets`, beside the directories that a container needs.
+/// Puts busybox into a root file system, under its own name and those of `applets`, beside the
+/// directories that a container needs.
 pub(crate) fn busybox(root: &Path, applets: &[&str]) {
     for directory in ["bin", "proc", "sys", "dev", "tmp"] {
         fs::create_dir_all(root.join(directory)).unwrap();
@@ -98,15 +99,16 @@ fn entries(path: &str) -> BTreeSet<String> {
 /// Descriptors, threads and mappings of this process.
 fn holdings() -> (usize, usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    // The allocator's arenas and stacks come and go; what a machine maps is guest memory and vCPU pages.
+    // The allocator's arenas and stacks come and go; what a machine maps is guest memory and vCPU
+    // pages.
     let of_machines = maps
         .lines()
         .filter(|line| line.contains("kvm") || line.contains("memfd") || line.contains("vmlinux"));
     (entries("/proc/self/fd").len(), entries("/proc/self/task").len(), of_machines.count())
 }
 
-/// What `count` says once nothing changes any more: a thread's entry in /proc goes a moment after its join, and a monitor closes a stream
-/// a moment after its peer did.
+/// What `count` says once nothing changes any more: a thread's entry in /proc goes a moment after
+/// its join, and a monitor closes a stream a moment after its peer did.
 fn settled<T: PartialEq>(count: impl Fn() -> T) -> T {
     let mut last = count();
     let mut same = 0;

@@ -1,5 +1,5 @@
-//! Memory that comes when it is needed, in our kernel, also when there is hardly any left, and memory
-//! that comes while the guest runs, by the driver of a kernel that is not ours.
+//! Memory that comes when it is needed, in our kernel, also when there is hardly any left, and
+//! memory that comes while the guest runs, by the driver of a kernel that is not ours.
 
 use std::io::{BufRead, BufReader};
 use std::process::Command;
@@ -19,8 +19,8 @@ use super::{Home, LIMIT};
 
 const MIB: u64 = 1 << 20;
 
-/// Says how much memory there is, ten times a second; and that what was plugged in can be used, once
-/// there is a lot of it.
+/// Says how much memory there is, ten times a second; and that what was plugged in can be used,
+/// once there is a lot of it.
 const SCRIPT: &str = r#"
 mount -t tmpfs -o size=90% tmpfs /mnt
 used=
@@ -108,7 +108,8 @@ fn memory_that_is_not_made_yet_is_free_and_comes_to_who_needs_it() {
         let expected = format!("{turn}-{writer}\n").repeat(64 << 18);
         assert_eq!(word(&out, &format!("SUM-{turn}-{writer}")), md5(expected.as_bytes()), "{out}");
     }
-    // The last of it was made: what is free is all in the allocator's lists, but for a moment's difference.
+    // The last of it was made: what is free is all in the allocator's lists, but for a moment's
+    // difference.
     assert!(figure("LEAST") < 8 << 10 && figure("NOT-MADE") < 4096, "{out}");
     assert_eq!(figure("HUGE"), 100, "{out}");
     // Counted once, though it was counted as managed before it was made.
@@ -215,7 +216,8 @@ fn a_container_that_takes_all_memory_ends_and_its_machine_goes_on() {
     });
 }
 
-/// Debian's kernel and its driver: takes what it is asked to take, gives it back, and takes it again; also across pauses.
+/// Debian's kernel and its driver: takes what it is asked to take, gives it back, and takes it
+/// again; also across pauses.
 fn a_stock_driver_follows(place: &Place) {
     let home = Home::new();
     let modules = stock("modules");

@@ -69,7 +69,8 @@ fn disk(id: &str, source: FileSource) -> DiskConfig {
     DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false }
 }
 
-/// Writes rounds of random bytes to the disk and reads each back from the device; then waits for a second disk in the empty slot.
+/// Writes rounds of random bytes to the disk and reads each back from the device; then waits for a
+/// second disk in the empty slot.
 const SCRIPT: &str = r#"
 round=1
 while [ $round -le 20 ]; do

@@ -89,7 +89,8 @@ fn programs_that_cannot_run_have_their_own_codes() {
     done.expect(126);
     assert!(done.err().contains("/etc/passwd"), "{}", done.err());
     home.nelly(&["run", "--", "/etc"]).expect(126);
-    // The first process of a PID namespace does not hear its own SIGKILL; any other does. (A shell runs its last command in its place.)
+    // The first process of a PID namespace does not hear its own SIGKILL; any other does. (A shell
+    // runs its last command in its place.)
     home.sh("kill -9 $$; exit 5").expect(5);
     home.sh("sh -c 'kill -9 $$'; exit $?").expect(137);
 }

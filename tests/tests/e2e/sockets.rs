@@ -95,7 +95,8 @@ const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KIL
     SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE \
     MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE";
 
-/// Starts a container that has every capability and no filter; answers what it says. The library makes none: this speaks to the agent.
+/// Starts a container that has every capability and no filter; answers what it says. The library
+/// makes none: this speaks to the agent.
 async fn almighty(sandbox: &Sandbox, id: &str, script: &str) -> BufReader<UnixStream> {
     let vsock = sandbox.machine().vsock();
     let stream = vsock.connect(AGENT_PORT).unwrap();
@@ -143,7 +144,8 @@ async fn lines(mut from: BufReader<UnixStream>, count: usize) -> (BufReader<Unix
     tokio::task::spawn_blocking(read).await.unwrap()
 }
 
-/// One process more in the container `c`, which answers what it is told: its streams are its own, whoever else dials.
+/// One process more in the container `c`, which answers what it is told: its streams are its own,
+/// whoever else dials.
 async fn echoes(sandbox: &Sandbox, name: &str) {
     let id = ProcessId { container: "c", exec: name };
     let cat = ProcessSpec { stdin: true, ..process(&["sh", "-c", "cat; echo done >&2"]) };
@@ -174,8 +176,8 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
             streams.collect::<Vec<_>>().len()
         });
 
-        // A thousand dials to each port of the agent by each address, and on until they are told to stop, while others use them; then ten
-        // thousand that stay and are silent.
+        // A thousand dials to each port of the agent by each address, and on until they are told to
+        // stop, while others use them; then ten thousand that stay and are silent.
         let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
         let attacks = ports.map(|port| format!("guest-vsock attack {port} 1000 /tmp/stop & "));
         let script = format!("ulimit -n 20000; {}wait; exec guest-vsock hold 7000 10000", attacks.concat());
@@ -220,7 +222,8 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
     });
 }
 
-/// io_uring makes sockets and connections without the system calls that a filter could see, and gets no further by them.
+/// io_uring makes sockets and connections without the system calls that a filter could see, and
+/// gets no further by them.
 #[test]
 fn io_uring_gets_a_container_with_every_right_nothing_more() {
     let home = Home::new();

@@ -1,4 +1,5 @@
-//! `nelly run -it` in a real terminal (tmux): size, resize, Ctrl-C, a full-screen editor, and the terminal as it was.
+//! `nelly run -it` in a real terminal (tmux): size, resize, Ctrl-C, a full-screen editor, and the
+//! terminal as it was.
 
 use std::fs;
 use std::io::Write;
@@ -77,7 +78,8 @@ fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
     let program = program("nelly").display().to_string();
     let fifo = home.path().join("fifo");
     run(Command::new("mkfifo").arg(&fifo), b"", LIMIT).expect(0);
-    // With a terminal and without, by a shell and without one, and one that was told not to hear of it.
+    // With a terminal and without, by a shell and without one, and one that was told not to hear of
+    // it.
     let run = |name: &str, flags: &str, command: &str| {
         format!("NELLY_HOME={place} {program} run {flags} --result {place}/{name} -- {command}")
     };

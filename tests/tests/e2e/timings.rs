@@ -1,4 +1,5 @@
-//! `nelly run --timings`, `--trace` and the timeline of `--result`: one clock for client, monitor, kernel and agent.
+//! `nelly run --timings`, `--trace` and the timeline of `--result`: one clock for client, monitor,
+//! kernel and agent.
 
 use std::path::Path;
 
@@ -36,7 +37,8 @@ const STAMPS: [(&str, &str); 26] = [
     ("machine_gone", "client"),
 ];
 
-/// What happens one after the other, whoever sees it: the guest's stamps stand where the host's clock says they must.
+/// What happens one after the other, whoever sees it: the guest's stamps stand where the host's
+/// clock says they must.
 const ORDER: [&[&str]; 4] = [
     &[
         "main",
@@ -132,7 +134,8 @@ fn an_absurd_origin_is_not_believed_and_a_machine_that_is_killed_tells_what_the_
         home.path(),
         &["run", "--timeout", "20s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
     );
-    // From the future; a word from long ago would be a moment of the last minute on a host that has just booted.
+    // From the future; a word from long ago would be a moment of the last minute on a host that has
+    // just booted.
     command.env("NELLY_ORIGIN_NS", u64::MAX.to_string());
     nelly_tests::run(&mut command, b"", super::LIMIT).expect(124);
     let timeline = json(&result)["timings"]["timeline"].clone();

@@ -1,6 +1,7 @@
 //! An ordinary user: no root, no capability, /dev/kvm by its group or not at all.
 //!
-//! Root (as in the emulated host) becomes that user, with a /dev/kvm of its own in a mount namespace: the machine's node stays as it is.
+//! Root (as in the emulated host) becomes that user, with a /dev/kvm of its own in a mount
+//! namespace: the machine's node stays as it is.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -15,7 +16,8 @@ const NOBODY: u32 = 65534;
 /// A group that this test gives a /dev/kvm of mode 0660 to; its number is nobody's business.
 const KVM: &str = "4242";
 
-/// Puts a node of mode 0660 and group $1 over /dev/kvm, then becomes nobody in the groups $2 and runs the rest.
+/// Puts a node of mode 0660 and group $1 over /dev/kvm, then becomes nobody in the groups $2 and
+/// runs the rest.
 const BECOME: &str = r#"
 set -e
 group=$1 groups=$2 place=$3
@@ -73,7 +75,8 @@ fn a_container_runs_without_root() {
 #[test]
 fn without_permission_it_says_which_group_to_join() {
     if !rustix::process::getuid().is_root() {
-        // A user cannot take /dev/kvm from itself; `make test` runs this as root in the emulated host.
+        // A user cannot take /dev/kvm from itself; `make test` runs this as root in the emulated
+        // host.
         return;
     }
     let home = home();
@@ -90,7 +93,8 @@ fn without_permission_it_says_which_group_to_join() {
     assert!(done.out().contains("usermod"), "{}", done.out());
 }
 
-/// What is in the directories that are believed, and they themselves: nobody else's, and by nobody else's links.
+/// What is in the directories that are believed, and they themselves: nobody else's, and by nobody
+/// else's links.
 #[test]
 fn what_another_user_put_into_a_home_is_refused() {
     if !rustix::process::getuid().is_root() {

@@ -142,7 +142,8 @@ fn foreign(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)
     }
 }
 
-/// The words that a name is made of, in small letters, and every two neighbours together: `io_apic` and `IoApic` hold `ioapic`.
+/// The words that a name is made of, in small letters, and every two neighbours together: `io_apic`
+/// and `IoApic` hold `ioapic`.
 fn parts_of_words(name: &str) -> Vec<String> {
     let mut parts: Vec<String> = vec![String::new()];
     let mut before = ' ';
@@ -161,8 +162,8 @@ fn parts_of_words(name: &str) -> Vec<String> {
     parts.into_iter().chain(pairs).collect()
 }
 
-/// Conversions that give another number where one does not fit: `try_from(..)` or `try_into()`, an `.ok()` perhaps, and then
-/// `.unwrap_or(..)` or `.unwrap_or_default()`.
+/// Conversions that give another number where one does not fit: `try_from(..)` or `try_into()`, an
+/// `.ok()` perhaps, and then `.unwrap_or(..)` or `.unwrap_or_default()`.
 fn silent_numbers(source: &Source, report: &mut impl FnMut(usize, String)) {
     let tokens = &source.tokens;
     for (at, token) in tokens.iter().enumerate() {
@@ -210,8 +211,9 @@ fn is_bin(source: &Source) -> bool {
     source.file.ends_with("main.rs") || source.file.iter().any(|part| part == "bin")
 }
 
-/// Whether the condition in parentheses that follows (`!` before it, if it is a macro) names a property of the target. For
-/// `cfg_attr` only what stands before the first comma at its own depth would count, but nothing else there can be such a word.
+/// Whether the condition in parentheses that follows (`!` before it, if it is a macro) names a
+/// property of the target. For `cfg_attr` only what stands before the first comma at its own depth
+/// would count, but nothing else there can be such a word.
 fn asks_for_target(rest: &[Token]) -> bool {
     let rest = if rest.first().is_some_and(|token| token.is_mark('!')) { &rest[1..] } else { rest };
     if !rest.first().is_some_and(|token| token.is_mark('(')) {
@@ -233,8 +235,8 @@ fn asks_for_target(rest: &[Token]) -> bool {
     false
 }
 
-/// Cycles between the rooms of a crate, and between those of its halls. A room and the hall it lies in may know each other, and tests
-/// may know everything.
+/// Cycles between the rooms of a crate, and between those of its halls. A room and the hall it lies
+/// in may know each other, and tests may know everything.
 fn cycles(plan: &Crate, sources: &[Source]) -> Vec<String> {
     let mut edges: BTreeMap<Vec<String>, BTreeSet<Vec<String>>> = BTreeMap::new();
     for source in sources {

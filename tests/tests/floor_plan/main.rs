@@ -1,6 +1,7 @@
-//! The floor plan is a test: it reads the imports of every crate and fails on one that climbs, on a cycle, on a fenced word outside its
-//! room, on `unsafe` and `cfg(target_*)` where they do not belong, on a dependency that a crate must not have, on a
-//! conversion that gives another number where one does not fit.
+//! The floor plan is a test: it reads the imports of every crate and fails on one that climbs, on a
+//! cycle, on a fenced word outside its room, on `unsafe` and `cfg(target_*)` where they do not
+//! belong, on a dependency that a crate must not have, on a conversion that gives another number
+//! where one does not fit.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -18,6 +19,32 @@ fn the_house_stands_as_planned() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = check::findings(top, CRATES);
     found.extend(check::unplanned(top, CRATES));
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// As CONTRIBUTING says. rustfmt leaves comments alone.
+#[test]
+fn comments_are_at_most_100_columns_wide() {
+    fn look(directory: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let (path, name) = (entry.path(), entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                if name != "target" {
+                    look(&path, found);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let wide = |line: &str| line.trim_start().starts_with("//") && line.chars().count() > 100;
+                let lines = text.lines().enumerate().filter(|(_, line)| wide(line));
+                found.extend(lines.map(|(number, _)| format!("{}:{}", path.display(), number + 1)));
+            }
+        }
+    }
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    for folder in ["vmm", "guest-agent", "tests", "fuzz"] {
+        look(&top.join(folder), &mut found);
+    }
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 

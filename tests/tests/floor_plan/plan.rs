@@ -4,9 +4,11 @@
 pub(crate) struct Crate {
     /// Its directory from the top of the repository.
     pub(crate) directory: &'static str,
-    /// Rooms (top-level modules) and their floors. A room imports from lower floors only. Empty: any order without a cycle.
+    /// Rooms (top-level modules) and their floors. A room imports from lower floors only. Empty:
+    /// any order without a cycle.
     pub(crate) floors: &'static [(&'static str, u8)],
-    /// Rooms whose own modules are rooms too, so that no two of them know each other: one room a device, one a back end.
+    /// Rooms whose own modules are rooms too, so that no two of them know each other: one room a
+    /// device, one a back end.
     pub(crate) halls: &'static [&'static str],
     /// Our other crates that it may depend on.
     pub(crate) stands_on: &'static [&'static str],
@@ -34,7 +36,8 @@ pub(crate) const FOREIGN: &[&str] = &[
     "gic", "pl011", "pl031", "psci",
 ];
 
-/// Modules that know no architecture, each with those of its own that do, and with `true` when only its own file is meant. Tests may.
+/// Modules that know no architecture, each with those of its own that do, and with `true` when only
+/// its own file is meant. Tests may.
 pub(crate) const NEUTRAL: &[(&str, &str, &[&str], bool)] = &[
     ("vmm/monitor", "hv", &[], true),
     ("vmm/monitor", "hv::fake", &[], false),
@@ -43,8 +46,9 @@ pub(crate) const NEUTRAL: &[(&str, &str, &[&str], bool)] = &[
     ("vmm/monitor", "machine", &["machine::board"], false),
 ];
 
-/// Files that may put another number in the place of one that does not fit, each with its reason. Elsewhere the number that cannot be
-/// is an assertion (`fits`), and one from outside that may be any is cut (`at_most`) or refused.
+/// Files that may put another number in the place of one that does not fit, each with its reason.
+/// Elsewhere the number that cannot be is an assertion (`fits`), and one from outside that may be
+/// any is cut (`at_most`) or refused.
 pub(crate) const SILENT: &[(&str, &str)] = &[(
     "vmm/monitor/src/virtio/transport/mmio.rs",
     "a queue's size that the driver writes and that has more than 16 bits is the size 0, which is refused",

@@ -1,4 +1,5 @@
-//! Rust source cut into tokens, as far as finding paths in it takes: no comments, strings whole, lifetimes apart from characters.
+//! Rust source cut into tokens, as far as finding paths in it takes: no comments, strings whole,
+//! lifetimes apart from characters.
 
 /// A token and its line, from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]

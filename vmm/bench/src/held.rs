@@ -1,4 +1,5 @@
-//! Memory as the kernel tells it: what a process holds with its guest's memory apart, and what the host has left.
+//! Memory as the kernel tells it: what a process holds with its guest's memory apart, and what the
+//! host has left.
 
 use std::fs;
 use std::io;
@@ -21,7 +22,8 @@ pub(crate) fn peak_rss_bytes(id: u32) -> Option<u64> {
     kib_line(&fs::read_to_string(format!("/proc/{id}/status")).ok()?, "VmHWM")
 }
 
-/// What a process holds, with its guest's memory apart: a kernel's file that is mapped into it counts as the guest's.
+/// What a process holds, with its guest's memory apart: a kernel's file that is mapped into it
+/// counts as the guest's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Held {
@@ -42,7 +44,8 @@ pub struct Held {
 /// What the process `id` holds, whose guest has `guest_bytes` of memory.
 ///
 /// # Errors
-/// The process has ended, or belongs to someone else, or its guest's memory is not among its mappings.
+/// The process has ended, or belongs to someone else, or its guest's memory is not among its
+/// mappings.
 pub(crate) fn held(id: u32, guest_bytes: u64) -> io::Result<Held> {
     let path = format!("/proc/{id}/smaps");
     let text = fs::read_to_string(&path)
@@ -95,14 +98,16 @@ fn mappings(text: &str) -> Vec<Mapping> {
     found
 }
 
-/// Whether `next` may belong to the same guest memory as `mapping`, its neighbour below: pieces of different backing divide it.
+/// Whether `next` may belong to the same guest memory as `mapping`, its neighbour below: pieces of
+/// different backing divide it.
 fn goes_on(mapping: &Mapping, next: &Mapping) -> bool {
     let alike = mapping.unreserved && next.unreserved || mapping.writable && next.writable;
     next.start == mapping.end && mapping.unreserved == next.unreserved && alike
 }
 
-/// The groups of mappings that are the guest's memory, as places in `groups`: the smallest that holds it whole, or, where it lies on both
-/// sides of a hole, the largest ones that do so together. Empty where there is none.
+/// The groups of mappings that are the guest's memory, as places in `groups`: the smallest that
+/// holds it whole, or, where it lies on both sides of a hole, the largest ones that do so together.
+/// Empty where there is none.
 fn guest(groups: &[&[Mapping]], guest_bytes: u64) -> Vec<usize> {
     let size = |group: &[Mapping]| group[group.len() - 1].end - group[0].start;
     let fits = |group: &[Mapping]| group[0].unreserved || group[0].writable;

@@ -1,4 +1,5 @@
-//! How each monitor is told to boot a guest: plain data out of plain data. The serial console is its standard output.
+//! How each monitor is told to boot a guest: plain data out of plain data. The serial console is
+//! its standard output.
 
 use std::env;
 use std::ffi::OsStr;
@@ -138,7 +139,8 @@ fn cloud_hypervisor(mut launch: Launch, guest: &Guest) -> Launch {
     launch
 }
 
-/// The `microvm` machine without what a guest of this kind does not use, by KVM, with the host's processor.
+/// The `microvm` machine without what a guest of this kind does not use, by KVM, with the host's
+/// processor.
 fn qemu(mut launch: Launch, guest: &Guest) -> Launch {
     let memory = format!("{}M", mebibytes(guest));
     launch.arguments = words([
@@ -170,8 +172,8 @@ fn qemu(mut launch: Launch, guest: &Guest) -> Launch {
     launch
 }
 
-/// An ELF goes in by its PVH note, anything else as a bzImage. The spellings are those that old and new releases know; `--mem-size` is one, too, but
-/// chooses shared memory, which is slower.
+/// An ELF goes in by its PVH note, anything else as a bzImage. The spellings are those that old and
+/// new releases know; `--mem-size` is one, too, but chooses shared memory, which is slower.
 fn alioth(mut launch: Launch, guest: &Guest) -> Launch {
     let kernel = if is_elf(&guest.kernel) { "--pvh" } else { "--kernel" };
     launch.arguments = words(["run", kernel, &text(&guest.kernel), "--cmd-line", &guest.command_line]);

@@ -124,8 +124,8 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// Every turn in order, `(round, who)`, of `contestants`: interleaved, and each round begun by the next one, so that nobody always
-    /// follows the same. Rounds below `warm_up` do not count.
+    /// Every turn in order, `(round, who)`, of `contestants`: interleaved, and each round begun by
+    /// the next one, so that nobody always follows the same. Rounds below `warm_up` do not count.
     #[must_use]
     pub fn turns(&self, contestants: usize) -> Vec<(u32, usize)> {
         let rounds = 0..self.warm_up + self.counted;
@@ -152,7 +152,8 @@ pub struct BootPlan {
     pub marker: String,
 }
 
-/// A sandbox of the built-in image, for `bench exec`, `bench density` and `bench boot --until ready`.
+/// A sandbox of the built-in image, for `bench exec`, `bench density` and `bench boot --until
+/// ready`.
 #[derive(Clone, Debug)]
 pub struct SandboxPlan {
     /// `nelly-monitor`.

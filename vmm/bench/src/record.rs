@@ -1,4 +1,5 @@
-//! What was measured, as it is written to JSON (`schema` 1, units in names, fields only ever added) and read back to be compared.
+//! What was measured, as it is written to JSON (`schema` 1, units in names, fields only ever added)
+//! and read back to be compared.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,8 @@ pub struct Sample {
     pub round: u32,
     /// From start to end.
     pub total_ns: u64,
-    /// From the last that the guest said to the process's own end; `None` where it was ended, or is not a process.
+    /// From the last that the guest said to the process's own end; `None` where it was ended, or is
+    /// not a process.
     pub teardown_ns: Option<u64>,
     /// Processor time of the process (and what it waited for), whole life.
     pub user_ns: Option<u64>,
@@ -68,7 +70,8 @@ pub struct Series {
     /// System calls of one more start, which is not timed; `None` where they were not counted.
     #[serde(default)]
     pub syscalls: Option<u64>,
-    /// What it holds when the guest has come to the end of a start, and idles; `None` where it was not weighed.
+    /// What it holds when the guest has come to the end of a start, and idles; `None` where it was
+    /// not weighed.
     #[serde(default)]
     pub held: Option<Held>,
     /// Raw, in order.
@@ -119,7 +122,8 @@ pub(crate) fn mean(values: &[u64]) -> Option<u64> {
     values.iter().sum::<u64>().checked_div(values.len() as u64)
 }
 
-/// Phases in the order of the first sample that has any; a phase that a sample lacks took no time in it.
+/// Phases in the order of the first sample that has any; a phase that a sample lacks took no time
+/// in it.
 fn phases(samples: &[Sample]) -> Vec<PhaseSummary> {
     let mut names: Vec<&str> = Vec::new();
     for name in samples.iter().flat_map(|sample| &sample.phases).map(|phase| phase.name.as_str()) {
@@ -217,7 +221,8 @@ pub struct Record {
     pub steps: Vec<Step>,
 }
 
-/// A spread of this much between the median and nine of ten samples is noise of the host, in permille of the median.
+/// A spread of this much between the median and nine of ten samples is noise of the host, in
+/// permille of the median.
 const NOISY_PERMILLE: u64 = 250;
 
 impl Record {

@@ -1,4 +1,5 @@
-//! What samples say: quantiles, how sure the median is, and whether two sets differ. Pure, and the same for the same samples and seed.
+//! What samples say: quantiles, how sure the median is, and whether two sets differ. Pure, and the
+//! same for the same samples and seed.
 
 use nelly_vmm::sys::fits;
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,8 @@ use serde::{Deserialize, Serialize};
 const RESAMPLES: usize = 2_000;
 /// Permutations behind a probability.
 const PERMUTATIONS: u32 = 20_000;
-/// Least samples on each side for a verdict: with five against five, 2 of 252 orders are as extreme as none mixed.
+/// Least samples on each side for a verdict: with five against five, 2 of 252 orders are as extreme
+/// as none mixed.
 pub const LEAST: usize = 5;
 /// A change is believed below this probability of seeing it by chance.
 pub const BELIEVED: f64 = 0.01;
@@ -44,7 +46,8 @@ pub struct Summary {
     pub p50: u64,
     /// Nine of ten are not above it.
     pub p90: u64,
-    /// 99 of a hundred are not above it; with fewer samples than a hundred it leans on the greatest.
+    /// 99 of a hundred are not above it; with fewer samples than a hundred it leans on the
+    /// greatest.
     pub p99: u64,
     /// The greatest.
     pub max: u64,
@@ -75,7 +78,8 @@ impl Summary {
     }
 }
 
-/// The quantile at `permille` (0 to 1000) of sorted samples, between two of them by their distance; 0 of none.
+/// The quantile at `permille` (0 to 1000) of sorted samples, between two of them by their distance;
+/// 0 of none.
 #[must_use]
 pub fn quantile(sorted: &[u64], permille: usize) -> u64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0 };
@@ -129,9 +133,9 @@ fn minus(a: u64, b: u64) -> i64 {
     fits(difference.clamp(i64::MIN.into(), i64::MAX.into()), "it was clamped to 64 bits")
 }
 
-/// How likely samples of one source would be parted as `a` and `b` are, or further: a permutation test of the sum of ranks, ties
-/// sharing theirs. (A test of the medians themselves knows nothing when each side is close together: nearly every permutation has
-/// the same two medians.)
+/// How likely samples of one source would be parted as `a` and `b` are, or further: a permutation
+/// test of the sum of ranks, ties sharing theirs. (A test of the medians themselves knows nothing
+/// when each side is close together: nearly every permutation has the same two medians.)
 fn chance(a: &[u64], b: &[u64], seed: u64) -> f64 {
     let mut all: Vec<u64> = a.iter().chain(b).copied().collect();
     all.sort_unstable();
@@ -187,8 +191,9 @@ pub struct Change {
 }
 
 impl Change {
-    /// Compares `after` with `before`. A change is believed when chance alone is below [`BELIEVED`], the interval of the medians'
-    /// difference leaves out zero, and the difference is at least `least_permille` of the first median. `None` without samples.
+    /// Compares `after` with `before`. A change is believed when chance alone is below
+    /// [`BELIEVED`], the interval of the medians' difference leaves out zero, and the difference is
+    /// at least `least_permille` of the first median. `None` without samples.
     #[must_use]
     pub fn between(before: &[u64], after: &[u64], least_permille: u64) -> Option<Self> {
         if before.is_empty() || after.is_empty() {
@@ -300,7 +305,8 @@ mod tests {
             let (there, back) = (Change::between(&a, &b, 0).unwrap(), Change::between(&b, &a, 0).unwrap());
             prop_assert!((0.0..=1.0).contains(&there.chance));
             prop_assert_eq!(there.before, back.after);
-            // Resampling is by the same seed but another order: only opposite verdicts would be a contradiction.
+            // Resampling is by the same seed but another order: only opposite verdicts would be a
+            // contradiction.
             prop_assert!(!(there.verdict == Verdict::More && back.verdict == Verdict::More));
             prop_assert_eq!(Change::between(&a, &a, 0).unwrap().verdict, Verdict::Same);
         }

@@ -17,8 +17,8 @@ pub(crate) struct Usage {
     pub(crate) system_ns: u64,
     pub(crate) minor_faults: u64,
     pub(crate) major_faults: u64,
-    /// Of the largest of these processes. Never less than what the process that started it held at that moment: Linux counts the
-    /// memory from before the exec.
+    /// Of the largest of these processes. Never less than what the process that started it held at
+    /// that moment: Linux counts the memory from before the exec.
     pub(crate) peak_rss_bytes: u64,
 }
 
@@ -75,7 +75,8 @@ pub(crate) fn reap(id: u32) -> io::Result<(ExitStatus, Usage)> {
 /// What all children that were waited for used so far.
 pub(crate) fn children() -> Usage {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: the pointer is to live memory of the right type. The call fails only for a selector that is none.
+    // SAFETY: the pointer is to live memory of the right type. The call fails only for a selector
+    // that is none.
     unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };
     // SAFETY: zeroed at first, and a rusage is plain numbers.
     Usage::of(&unsafe { usage.assume_init() })

@@ -1,4 +1,5 @@
-//! Phases out of a timeline: stamps on one clock, and the intervals between them. A phase bears the name of the stamp that ends it.
+//! Phases out of a timeline: stamps on one clock, and the intervals between them. A phase bears the
+//! name of the stamp that ends it.
 
 use nelly_vmm::timeline::{CLOCK, Stamp, Timeline};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,8 @@ pub fn begun_at(origin_ns: u64) -> Timeline {
     Timeline { origin_ns, ..Timeline::default() }
 }
 
-/// Reads the `timeline` field of `object`, whoever stamped. `None` when it has none, or one of another clock or shape.
+/// Reads the `timeline` field of `object`, whoever stamped. `None` when it has none, or one of
+/// another clock or shape.
 #[must_use]
 pub fn read(object: &Value) -> Option<Timeline> {
     let mut timeline: Timeline = serde_json::from_value(object.get("timeline")?.clone()).ok()?;
@@ -36,8 +38,8 @@ pub fn read(object: &Value) -> Option<Timeline> {
     (timeline.clock == CLOCK).then_some(timeline)
 }
 
-/// Adds what a guest says of itself: names, and how long before `end_ns`, in nanoseconds. What it says of a time before its monitor's last
-/// word until then cannot be, and is left out.
+/// Adds what a guest says of itself: names, and how long before `end_ns`, in nanoseconds. What it
+/// says of a time before its monitor's last word until then cannot be, and is left out.
 pub fn add_ages(timeline: &mut Timeline, ages: &[(&str, u64)], end_ns: u64) {
     let earlier = timeline.stamps.iter().map(|stamp| stamp.at_ns).filter(|at| *at <= end_ns);
     let least = earlier.max().unwrap_or(timeline.origin_ns);
@@ -49,8 +51,9 @@ pub fn add_ages(timeline: &mut Timeline, ages: &[(&str, u64)], end_ns: u64) {
     timeline.stamps.sort_by_key(|stamp| stamp.at_ns);
 }
 
-/// The phases of what began at `start_ns` and ended, by the benchmark's own stamp `end`, at `end_ns`. Time before the program's first known
-/// moment is nobody's: it is not shared out but said.
+/// The phases of what began at `start_ns` and ended, by the benchmark's own stamp `end`, at
+/// `end_ns`. Time before the program's first known moment is nobody's: it is not shared out but
+/// said.
 #[must_use]
 pub fn phases(timeline: &Timeline, start_ns: u64, end: &str, end_ns: u64) -> Phases {
     let mut from = timeline.origin_ns.clamp(start_ns, end_ns.max(start_ns));

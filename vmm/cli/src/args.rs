@@ -29,8 +29,9 @@ pub(crate) struct Cli {
 const RUN: &str = "Run a command in a container in a new microVM";
 
 impl Cli {
-    /// Reads the words of the command line, the program's name first. For `run` the flags of the other verbs are not even
-    /// made: that is half of what reading its own costs, and they stand before every start.
+    /// Reads the words of the command line, the program's name first. For `run` the flags of the
+    /// other verbs are not even made: that is half of what reading its own costs, and they stand
+    /// before every start.
     ///
     /// # Errors
     /// Words that are none of ours; also when help or version was asked for.
@@ -187,7 +188,8 @@ pub(crate) struct RunArgs {
     /// Mount a tmpfs, e.g. /cache:size=64m
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub(crate) tmpfs: Vec<String>,
-    /// Lift the default seccomp profile (seccomp=unconfined), or use another (seccomp=FILE, docker's form or the runtime spec's)
+    /// Lift the default seccomp profile (seccomp=unconfined), or use another (seccomp=FILE,
+    /// docker's form or the runtime spec's)
     #[arg(long, value_name = "seccomp=unconfined|seccomp=FILE")]
     pub(crate) security_opt: Option<String>,
     /// Kernel to boot [env: NELLY_KERNEL] [default: the one that ships with Nelly]
@@ -275,7 +277,8 @@ pub(crate) struct BootArgs {
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or to descriptor N
+    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or to
+    /// descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// What a reset by the guest does
@@ -289,9 +292,11 @@ pub(crate) struct BootArgs {
     pub(crate) platform: Platform,
 }
 
-/// Splits the words after `run`'s flags: what stands before `--` is the image; with nothing there it is the built-in one.
+/// Splits the words after `run`'s flags: what stands before `--` is the image; with nothing there
+/// it is the built-in one.
 ///
-/// clap hands over the words without the first `--`, so the raw arguments say whether one stood right before them.
+/// clap hands over the words without the first `--`, so the raw arguments say whether one stood
+/// right before them.
 pub(crate) fn image_and_command(raw: &[String], words: &[String]) -> (Option<String>, Vec<String>) {
     let first = raw.len().saturating_sub(words.len());
     let after_dashes = first > 0 && raw.get(first - 1).is_some_and(|word| word == "--");

@@ -1,4 +1,5 @@
-//! What ships with Nelly: kernel, initramfs, built-in image, monitor. Where each is looked for, and which won.
+//! What ships with Nelly: kernel, initramfs, built-in image, monitor. Where each is looked for, and
+//! which won.
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +51,8 @@ pub(crate) struct Assets {
     pub(crate) initrd: Asset,
     /// The built-in image's OCI layout.
     pub(crate) builtin: Option<PathBuf>,
-    /// How the kernel learns of the hardware, where the manifest says; `None` for a kernel from elsewhere.
+    /// How the kernel learns of the hardware, where the manifest says; `None` for a kernel from
+    /// elsewhere.
     pub(crate) platform: Option<Platform>,
     /// Build id of the installed assets.
     pub(crate) build_id: Option<String>,

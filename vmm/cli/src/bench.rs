@@ -1,4 +1,5 @@
-//! `nelly bench`: flags into plans, records into tables and files. The measuring itself is `nelly-bench`.
+//! `nelly bench`: flags into plans, records into tables and files. The measuring itself is
+//! `nelly-bench`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,7 +24,8 @@ use crate::host::{self, Kvm};
 use crate::target::Target;
 use crate::{machine, out};
 
-/// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after signal n.
+/// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after
+/// signal n.
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     let outputs = match &args.verb {
         BenchVerb::Boot(flags) => Outputs::open(&flags.common)?,
@@ -96,7 +98,8 @@ fn deliver(record: &Record, outputs: Outputs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!record.went_well())))
 }
 
-/// A line on a terminal that takes the place of the one before; nothing elsewhere but what is no counting.
+/// A line on a terminal that takes the place of the one before; nothing elsewhere but what is no
+/// counting.
 fn progress() -> impl FnMut(&str) {
     let live = terminal::is_terminal(std::io::stderr());
     move |said| {

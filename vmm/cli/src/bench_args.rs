@@ -96,7 +96,8 @@ pub(crate) enum Until {
 pub(crate) struct BootFlags {
     #[command(flatten)]
     pub(crate) often: Often,
-    /// Boot the same guest in this monitor too, turn by turn: firecracker, cloud-hypervisor, qemu or alioth, found on PATH or given
+    /// Boot the same guest in this monitor too, turn by turn: firecracker, cloud-hypervisor, qemu
+    /// or alioth, found on PATH or given
     #[arg(long, value_name = "NAME[=PATH]")]
     pub(crate) vs: Vec<Peer>,
     /// What ends a start

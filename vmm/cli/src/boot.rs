@@ -1,4 +1,5 @@
-//! `nelly boot`: becomes `nelly-monitor` by exec, with the machine's configuration in a memory file.
+//! `nelly boot`: becomes `nelly-monitor` by exec, with the machine's configuration in a memory
+//! file.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -33,7 +34,8 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     file.rewind().context("cannot rewind the machine's configuration")?;
     let mut command = Command::new(&monitor.path);
     command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
-    // It needs nothing of the user's environment. The same process goes on: it began when this program did.
+    // It needs nothing of the user's environment. The same process goes on: it began when this
+    // program did.
     command.env_clear().env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
     if let Some(result) = &args.result {
         command.arg("--result").arg(result);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nelly_vmm::sys::files::{self, Accept};
 
-/// Words for the container: files first, flags after them. A name without a value is passed on from `get`, and left out where
-/// that has none, as docker does.
+/// Words for the container: files first, flags after them. A name without a value is passed on from
+/// `get`, and left out where that has none, as docker does.
 pub(crate) fn collect(
     files: &[PathBuf],
     flags: &[String],
@@ -23,7 +23,8 @@ pub(crate) fn collect(
     };
     for file in files {
         let text = read(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
-        // Editors of some systems begin a file with a byte order mark, which is no part of the first name.
+        // Editors of some systems begin a file with a byte order mark, which is no part of the
+        // first name.
         let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         for (number, line) in text.lines().enumerate() {
             let line = line.trim_start();

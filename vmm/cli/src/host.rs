@@ -12,7 +12,8 @@ use crate::fail::Hint;
 pub(crate) enum Kvm {
     /// It opens and the processor offers virtualisation.
     Mainstream,
-    /// It opens, but below it is no hardware virtualisation: a paravirtual KVM, which runs a few instructions and no stock kernel.
+    /// It opens, but below it is no hardware virtualisation: a paravirtual KVM, which runs a few
+    /// instructions and no stock kernel.
     Paravirtual,
     /// It cannot be used; a sentence and what to do.
     Unusable(String, &'static str),
@@ -44,8 +45,9 @@ pub(crate) fn kvm() -> Kvm {
     }
 }
 
-/// Whether a processor of this /proc/cpuinfo has hardware virtualisation. Only x86 lists it; elsewhere an open /dev/kvm is proof.
-/// The first processor speaks for all: the kernel writes the file as it is read, and asks every processor for its share.
+/// Whether a processor of this /proc/cpuinfo has hardware virtualisation. Only x86 lists it;
+/// elsewhere an open /dev/kvm is proof. The first processor speaks for all: the kernel writes the
+/// file as it is read, and asks every processor for its share.
 fn virtualises(info: impl BufRead) -> bool {
     match info.lines().map_while(Result::ok).find(|line| line.starts_with("flags")) {
         Some(flags) => flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),

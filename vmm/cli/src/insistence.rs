@@ -1,5 +1,5 @@
-//! Ctrl-C on a terminal in raw mode: a byte for the container like any other, and no signal here. A person who types it again and again
-//! and sees nothing come back wants the end, and gets it.
+//! Ctrl-C on a terminal in raw mode: a byte for the container like any other, and no signal here. A
+//! person who types it again and again and sees nothing come back wants the end, and gets it.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,7 +10,8 @@ pub(crate) const INSIST: usize = 3;
 /// What Ctrl-C is in raw mode.
 const CTRL_C: u8 = 3;
 
-/// How long the container may take to show that it is alive, once somebody insists. Its terminal alone shows `^C`, and that is enough.
+/// How long the container may take to show that it is alive, once somebody insists. Its terminal
+/// alone shows `^C`, and that is enough.
 const ANSWER: Duration = Duration::from_millis(900);
 
 const WHOLE: &str = "nobody panics while counting";

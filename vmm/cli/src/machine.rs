@@ -45,7 +45,8 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     Ok(Common { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 
-/// Opens a file that a flag names, at once, or says why it is none before anything is started: missing, empty, or something else.
+/// Opens a file that a flag names, at once, or says why it is none before anything is started:
+/// missing, empty, or something else.
 pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     let file = files::open(path, OpenOptions::new().read(true), accept)
         .with_context(|| format!("{flag}: cannot use {}", path.display()))?;

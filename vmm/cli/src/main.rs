@@ -93,7 +93,8 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
     }
 }
 
-/// Usage errors of `run` and `boot` are 125, as of every failure that is not the container's; of other verbs 2.
+/// Usage errors of `run` and `boot` are 125, as of every failure that is not the container's; of
+/// other verbs 2.
 fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if asked {

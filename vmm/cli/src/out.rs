@@ -1,5 +1,6 @@
-//! What Nelly itself says: results on standard output, messages on standard error. All of it passes through here, where what came from
-//! images, guests and file names is made fit for a terminal ([`nelly_vmm::text`]).
+//! What Nelly itself says: results on standard output, messages on standard error. All of it passes
+//! through here, where what came from images, guests and file names is made fit for a terminal
+//! ([`nelly_vmm::text`]).
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -7,8 +8,8 @@ use std::io::{self, ErrorKind, Write};
 use anyhow::{Context as _, Result};
 use nelly_vmm::text;
 
-/// Writes a text of one or more lines and a newline on standard output. A reader that went away (`nelly config show | head -1`) has what
-/// it wanted: no error.
+/// Writes a text of one or more lines and a newline on standard output. A reader that went away
+/// (`nelly config show | head -1`) has what it wanted: no error.
 ///
 /// # Errors
 /// Standard output is full or failed otherwise.
@@ -49,7 +50,8 @@ pub(crate) fn note(said: impl Display) {
     aside(text::lines(&said.to_string()));
 }
 
-/// A standard error that cannot be written (its terminal is gone) is no reason to fail: there is nobody to tell.
+/// A standard error that cannot be written (its terminal is gone) is no reason to fail: there is
+/// nobody to tell.
 fn aside(said: impl Display) {
     let _ = write!(io::stderr(), "{said}");
 }

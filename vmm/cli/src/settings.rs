@@ -1,4 +1,5 @@
-//! Settings: one table of names, environment variables and defaults, and the order flag, environment, file, default.
+//! Settings: one table of names, environment variables and defaults, and the order flag,
+//! environment, file, default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -135,7 +136,8 @@ impl Settings {
         Ok(Self { file, environment })
     }
 
-    /// The value of `key` and its source; `flag` is what the command line said. Empty when only an empty default exists.
+    /// The value of `key` and its source; `flag` is what the command line said. Empty when only an
+    /// empty default exists.
     pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, Source) {
         let setting = TABLE
             .iter()

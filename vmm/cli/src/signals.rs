@@ -10,8 +10,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::insistence::INSIST;
 
-/// Takes over the signals from here on, and forwards them for as long as the runtime runs. SIGHUP, SIGINT and SIGQUIT that whoever
-/// started us had ignored stay ignored. With `resizes`, the terminal's new sizes are forwarded too.
+/// Takes over the signals from here on, and forwards them for as long as the runtime runs. SIGHUP,
+/// SIGINT and SIGQUIT that whoever started us had ignored stay ignored. With `resizes`, the
+/// terminal's new sizes are forwarded too.
 pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()> {
     let plain = [
         (SignalKind::user_defined1(), Signal::USR1),
@@ -43,8 +44,8 @@ pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()
     Ok(())
 }
 
-/// Lets the signals act as they do by default again, once nobody hears them any more: the runtime's handlers outlive it, and would
-/// swallow them. Those that are ignored stay so.
+/// Lets the signals act as they do by default again, once nobody hears them any more: the runtime's
+/// handlers outlive it, and would swallow them. Those that are ignored stay so.
 pub(crate) fn release() {
     for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2] {
         let released = signals::act_by_default(signal.number().into());
@@ -52,7 +53,8 @@ pub(crate) fn release() {
     }
 }
 
-/// Whether a signal was not ignored when this process began. To be asked before anybody listens for it.
+/// Whether a signal was not ignored when this process began. To be asked before anybody listens for
+/// it.
 fn heard(kind: SignalKind) -> Result<bool> {
     Ok(!signals::ignored(kind.as_raw_value()).context("cannot look at the signals")?)
 }
@@ -80,8 +82,9 @@ fn each(
     Ok(())
 }
 
-/// Tells when the terminal among the standard streams hangs up. SIGHUP alone is not enough: it is sent to the session's leader and to the
-/// foreground, and a process that is neither learns of it by its descriptors only.
+/// Tells when the terminal among the standard streams hangs up. SIGHUP alone is not enough: it is
+/// sent to the session's leader and to the foreground, and a process that is neither learns of it
+/// by its descriptors only.
 fn watch_the_terminal(to: UnboundedSender<Request>) {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let Some(watched) = streams.into_iter().find(|stream| terminal::is_terminal(stream)) else { return };

@@ -1,4 +1,5 @@
-//! Pumps between this process's standard streams and the container's: plain threads, blocking reads, back-pressure all the way.
+//! Pumps between this process's standard streams and the container's: plain threads, blocking
+//! reads, back-pressure all the way.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -26,8 +27,8 @@ pub(crate) struct Pumps {
 }
 
 impl Pumps {
-    /// Starts to carry bytes; `recorder` hears of the first of them. Somebody who insists on the end at a terminal in raw mode asks for
-    /// it through `requests`.
+    /// Starts to carry bytes; `recorder` hears of the first of them. Somebody who insists on the
+    /// end at a terminal in raw mode asks for it through `requests`.
     pub(crate) fn start(
         streams: Streams,
         terminal: bool,
@@ -67,7 +68,8 @@ impl Pumps {
         Ok(Self { output })
     }
 
-    /// Waits until every byte of output is written that can be: the failure of one stream costs the other none.
+    /// Waits until every byte of output is written that can be: the failure of one stream costs the
+    /// other none.
     ///
     /// # Errors
     /// Output was lost; the first that failed.
@@ -87,8 +89,9 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.spawn(work).map(drop).with_context(|| format!("cannot start the thread for {name}"))
 }
 
-/// Copies until the stream ends, or until nothing can be written any more: then the stream is closed, so that its writers in the container
-/// learn of it as they would here. A reader that left took what it wanted, which is no error.
+/// Copies until the stream ends, or until nothing can be written any more: then the stream is
+/// closed, so that its writers in the container learn of it as they would here. A reader that left
+/// took what it wanted, which is no error.
 fn copy_out(
     mut from: &UnixStream,
     to: BorrowedFd<'_>,
@@ -133,8 +136,8 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies input until it ends, then closes the write side alone: the container reads the end of the file. With `insists`, what is typed
-/// may ask for the end of the machine.
+/// Copies input until it ends, then closes the write side alone: the container reads the end of the
+/// file. With `insists`, what is typed may ask for the end of the machine.
 fn copy_in(
     from: BorrowedFd<'_>,
     mut to: &UnixStream,

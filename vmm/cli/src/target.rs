@@ -1,5 +1,5 @@
-//! Files that flags name for what is told at the end. They are opened before anything is started: what cannot be written is refused
-//! then, and nobody waits for a FIFO's reader.
+//! Files that flags name for what is told at the end. They are opened before anything is started:
+//! what cannot be written is refused then, and nobody waits for a FIFO's reader.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -28,7 +28,8 @@ impl Target {
         Self::open(path, OpenOptions::new().write(true).create(true), failure, true)
     }
 
-    /// The descriptor of this number, opened anew: it stays its owner's, and what is written is added.
+    /// The descriptor of this number, opened anew: it stays its owner's, and what is written is
+    /// added.
     ///
     /// # Errors
     /// There is none, or it cannot be written.
@@ -44,7 +45,8 @@ impl Target {
         }
     }
 
-    /// Writes `text` and a newline, in one call: formatting into the file would be a system call a word.
+    /// Writes `text` and a newline, in one call: formatting into the file would be a system call a
+    /// word.
     ///
     /// # Errors
     /// It cannot be written any more.

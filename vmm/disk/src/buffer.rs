@@ -1,7 +1,7 @@
 //! Memory that bytes of a disk go to and come from.
 //!
-//! The memory may be a guest's, which changes it at any time. So nobody borrows it as a slice of Rust's: its owner is asked to move
-//! bytes.
+//! The memory may be a guest's, which changes it at any time. So nobody borrows it as a slice of
+//! Rust's: its owner is asked to move bytes.
 
 use std::io;
 use std::ops::Range;
@@ -16,8 +16,8 @@ pub trait ReadBuffer {
     /// Bytes it takes.
     fn size(&self) -> usize;
 
-    /// Reads what `file` has from byte `offset` on into the bytes `range`, by one system call; returns how many it read, 0 at the
-    /// file's end or for an empty range.
+    /// Reads what `file` has from byte `offset` on into the bytes `range`, by one system call;
+    /// returns how many it read, 0 at the file's end or for an empty range.
     ///
     /// # Errors
     /// The system's refusal. It was not interrupted: then the call is made again.
@@ -30,12 +30,14 @@ pub trait ReadBuffer {
     fn zero(&mut self, range: Range<usize>);
 }
 
-/// Memory that a write takes its bytes from. Ranges, positions and panics are those of [`ReadBuffer`].
+/// Memory that a write takes its bytes from. Ranges, positions and panics are those of
+/// [`ReadBuffer`].
 pub trait WriteBuffer {
     /// Bytes it has.
     fn size(&self) -> usize;
 
-    /// Writes the bytes `range` to `file` at byte `offset`, by one system call; returns how many were written.
+    /// Writes the bytes `range` to `file` at byte `offset`, by one system call; returns how many
+    /// were written.
     ///
     /// # Errors
     /// As [`ReadBuffer::read_file`].

@@ -6,8 +6,9 @@ use crate::buffer::{ReadBuffer, Within, wide};
 use crate::number::at_most;
 use crate::traits::{BYTES_MAX, Mappable, ReadAt, SECTOR};
 
-/// Readers one after the other, each from a multiple of an alignment on. What lies between them, and holes that were asked for, read as
-/// zeros; so does what follows the last up to a multiple of the alignment. With [`ReadOnly`](crate::ReadOnly) it is a disk.
+/// Readers one after the other, each from a multiple of an alignment on. What lies between them,
+/// and holes that were asked for, read as zeros; so does what follows the last up to a multiple of
+/// the alignment. With [`ReadOnly`](crate::ReadOnly) it is a disk.
 pub struct Concat {
     /// By rising start; none is empty and no two overlap.
     parts: Vec<Part>,

@@ -20,8 +20,8 @@ pub enum OpenError {
     Size(#[source] io::Error),
 }
 
-/// A regular file or a block device, whose size is asked for once: one that is cut short later fails to be read, and what is appended
-/// is not seen.
+/// A regular file or a block device, whose size is asked for once: one that is cut short later
+/// fails to be read, and what is appended is not seen.
 #[derive(Debug)]
 pub struct FileReader<F> {
     file: F,
@@ -30,7 +30,8 @@ pub struct FileReader<F> {
 }
 
 impl<F: AsFd> FileReader<F> {
-    /// Reads `file`, which is open for it. Its position is neither used nor, of a regular file, moved.
+    /// Reads `file`, which is open for it. Its position is neither used nor, of a regular file,
+    /// moved.
     ///
     /// # Errors
     /// It is something else, or its size cannot be told.
@@ -39,8 +40,9 @@ impl<F: AsFd> FileReader<F> {
         Ok(Self { file, len, immutable: false })
     }
 
-    /// The same with the caller's word that nobody can change or cut the file while it is used (a sealed memory file, a file of our own
-    /// cache): its pages may be mapped. Truncation under a mapping would end the process by SIGBUS.
+    /// The same with the caller's word that nobody can change or cut the file while it is used (a
+    /// sealed memory file, a file of our own cache): its pages may be mapped. Truncation under a
+    /// mapping would end the process by SIGBUS.
     #[must_use]
     pub fn immutable(self) -> Self {
         Self { immutable: true, ..self }
@@ -70,7 +72,8 @@ impl<F: AsFd + Send + Sync> ReadAt for FileReader<F> {
     }
 }
 
-/// Bytes of a regular file or a block device. A block device's metadata says 0; its end does not, and asking for it moves its position.
+/// Bytes of a regular file or a block device. A block device's metadata says 0; its end does not,
+/// and asking for it moves its position.
 pub(crate) fn size(file: BorrowedFd<'_>) -> Result<u64, OpenError> {
     let failed = |error: rustix::io::Errno| OpenError::Size(error.into());
     let meta = rustix::fs::fstat(file).map_err(failed)?;

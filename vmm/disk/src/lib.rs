@@ -1,8 +1,10 @@
 //! What stands behind block devices and loaders: files and formats, read and written in place.
 //!
-//! Bytes move between a file and memory that its owner describes by [`ReadBuffer`] or [`WriteBuffer`]: a slice of the host, or pieces
-//! of a guest's memory, which the system then fills without a copy in between. This crate never sees an address of either, so it needs
-//! no `unsafe`, and it maps no file: one that is cut short while it is in use is an error of a call and no signal.
+//! Bytes move between a file and memory that its owner describes by [`ReadBuffer`] or
+//! [`WriteBuffer`]: a slice of the host, or pieces of a guest's memory, which the system then fills
+//! without a copy in between. This crate never sees an address of either, so it needs no `unsafe`,
+//! and it maps no file: one that is cut short while it is in use is an error of a call and no
+//! signal.
 //!
 //! Everything that can be read is [`ReadAt`]; what can be written, too, is a [`Disk`].
 

@@ -1,7 +1,7 @@
 //! Numbers that must fit.
 
-/// `value` as another type of number. That it fits is the caller's to know, who says why in a sentence: a value that is silently another
-/// one hides a bug, this shows it.
+/// `value` as another type of number. That it fits is the caller's to know, who says why in a
+/// sentence: a value that is silently another one hides a bug, this shows it.
 ///
 /// # Panics
 /// It does not fit: a bug.
@@ -19,8 +19,8 @@ impl Unsigned for u64 {}
 impl Unsigned for u128 {}
 impl Unsigned for usize {}
 
-/// The smaller of `value` and `most`, as the type of `most`: for a number from outside, which may be any, and of which no more than
-/// `most` is wanted.
+/// The smaller of `value` and `most`, as the type of `most`: for a number from outside, which may
+/// be any, and of which no more than `most` is wanted.
 #[inline]
 pub fn at_most<T: Unsigned, U: TryFrom<T> + Ord>(value: T, most: U) -> U {
     match U::try_from(value) {

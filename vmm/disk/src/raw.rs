@@ -12,7 +12,8 @@ use crate::number::at_most;
 use crate::sys;
 use crate::traits::{Disk, ReadAt, SECTOR};
 
-/// A raw image or block device. The lock on it (many readers, or one writer) goes with the open file description.
+/// A raw image or block device. The lock on it (many readers, or one writer) goes with the open
+/// file description.
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
@@ -101,7 +102,8 @@ impl ReadAt for RawDisk {
             return Ok(0);
         }
         match into.read_file(0..want, self.file.as_fd(), offset)? {
-            // The rest of the last sector reads as zeroes. Anything before it was there when the disk was opened.
+            // The rest of the last sector reads as zeroes. Anything before it was there when the
+            // disk was opened.
             0 if offset >= self.bytes => {
                 into.zero(0..want);
                 Ok(want)
@@ -144,7 +146,8 @@ impl Disk for RawDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.writable(offset, len)?;
-        // A range that goes beyond the file's end (in its last sector) makes the file longer: only writing does.
+        // A range that goes beyond the file's end (in its last sector) makes the file longer: only
+        // writing does.
         let fast = if offset + len > self.bytes {
             Err(io::ErrorKind::Unsupported.into())
         } else if unmap {

@@ -6,7 +6,8 @@ use crate::buffer::{ReadBuffer, Within, WriteBuffer};
 use crate::number::at_most;
 use crate::traits::{BYTES_MAX, Disk, Mappable, ReadAt, SECTOR};
 
-/// A disk over any reader. A last sector that the reader fills in part only is a whole one to the guest, zero to its end.
+/// A disk over any reader. A last sector that the reader fills in part only is a whole one to the
+/// guest, zero to its end.
 #[derive(Debug)]
 pub struct ReadOnly<R>(R);
 

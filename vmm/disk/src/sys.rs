@@ -3,14 +3,16 @@
 use std::io;
 use std::os::fd::AsFd;
 
-/// Makes a hole: the range reads as zeroes and takes no space; the file's length stays. `Unsupported` where the file system cannot.
+/// Makes a hole: the range reads as zeroes and takes no space; the file's length stays.
+/// `Unsupported` where the file system cannot.
 #[cfg(target_os = "linux")]
 pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     allocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
-/// Makes the range read as zeroes and keeps its space; the file's length stays. `Unsupported` where the file system cannot.
+/// Makes the range read as zeroes and keeps its space; the file's length stays. `Unsupported` where
+/// the file system cannot.
 #[cfg(target_os = "linux")]
 pub fn zero_range(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;

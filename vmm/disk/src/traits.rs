@@ -14,7 +14,8 @@ pub const BYTES_MAX: u64 = (1 << 63) - SECTOR;
 /// Most bytes that one call asks for: systems refuse or cut what is 2 GiB or more.
 const CALL_MAX: usize = 1 << 30;
 
-/// Bytes that are read by their position. Every call may block, and none moves a position of a file.
+/// Bytes that are read by their position. Every call may block, and none moves a position of a
+/// file.
 pub trait ReadAt: Send + Sync {
     /// Bytes there are, fixed while this is in use.
     fn len(&self) -> u64;
@@ -24,8 +25,9 @@ pub trait ReadAt: Send + Sync {
         self.len() == 0
     }
 
-    /// Reads from byte `offset` on into the start of `into`. As a file it may read less than fits, but at least one byte, unless
-    /// `into` has no room or `offset` is [`ReadAt::len`] or more: then it reads none.
+    /// Reads from byte `offset` on into the start of `into`. As a file it may read less than fits,
+    /// but at least one byte, unless `into` has no room or `offset` is [`ReadAt::len`] or more:
+    /// then it reads none.
     ///
     /// # Errors
     /// The host's. `UnexpectedEof` when what is below has lost bytes since it was opened.
@@ -34,7 +36,8 @@ pub trait ReadAt: Send + Sync {
     /// Fills `into` from byte `offset` on.
     ///
     /// # Errors
-    /// As [`ReadAt::read_at`]; `UnexpectedEof` when fewer bytes are there. `into` then holds some of them.
+    /// As [`ReadAt::read_at`]; `UnexpectedEof` when fewer bytes are there. `into` then holds some
+    /// of them.
     fn read_exact_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < into.size() {
@@ -50,8 +53,9 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
-    /// The place in a file where the `len` bytes from `offset` on lie as they are, and stay: nobody changes them or cuts them off, so
-    /// that they may be mapped instead of read. `None` when nobody promised that, or they lie in no one file.
+    /// The place in a file where the `len` bytes from `offset` on lie as they are, and stay: nobody
+    /// changes them or cuts them off, so that they may be mapped instead of read. `None` when
+    /// nobody promised that, or they lie in no one file.
     fn mappable(&self, offset: u64, len: u64) -> Option<Mappable<'_>> {
         let _ = (offset, len);
         None
@@ -67,7 +71,8 @@ pub struct Mappable<'a> {
     pub offset: u64,
 }
 
-/// A block device's bytes. Its length is a multiple of [`SECTOR`]; requests lie inside it, in whole sectors.
+/// A block device's bytes. Its length is a multiple of [`SECTOR`]; requests lie inside it, in whole
+/// sectors.
 pub trait Disk: ReadAt {
     /// Whether writing is refused.
     fn read_only(&self) -> bool;
@@ -75,7 +80,8 @@ pub trait Disk: ReadAt {
     /// The size in bytes of the blocks that the host writes best, a power of two from 512.
     fn block_size(&self) -> u32;
 
-    /// Writes from the start of `from` at byte `offset`; as a file, it may write less, but at least one byte.
+    /// Writes from the start of `from` at byte `offset`; as a file, it may write less, but at least
+    /// one byte.
     ///
     /// # Errors
     /// The host's; `InvalidInput` beyond the disk's end.

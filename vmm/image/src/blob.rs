@@ -1,4 +1,5 @@
-//! Blobs: stretches of bytes in a file or in memory, and the verified, decompressed stream of a layer.
+//! Blobs: stretches of bytes in a file or in memory, and the verified, decompressed stream of a
+//! layer.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -239,7 +240,8 @@ impl Input for LayerStream<'_> {
                 let _ = self.empty.try_send(used);
             }
             self.at = 0;
-            // An end by failure looks like an end of the stream here; the failure is told later, in its own words.
+            // An end by failure looks like an end of the stream here; the failure is told later, in
+            // its own words.
             if let Ok(chunk) = self.full.recv() {
                 let Some(left) = self.left.checked_sub(to_u64(chunk.len())) else {
                     self.over = true;
@@ -259,12 +261,13 @@ impl Input for LayerStream<'_> {
 }
 
 impl LayerBlob {
-    /// Reads, verifies and decompresses the layer on a thread of its own while `apply` reads the result on this
-    /// one. `budget` is the number of uncompressed bytes that may come, `limit` its value at the start.
+    /// Reads, verifies and decompresses the layer on a thread of its own while `apply` reads the
+    /// result on this one. `budget` is the number of uncompressed bytes that may come, `limit` its
+    /// value at the start.
     ///
     /// # Errors
-    /// What `apply` or the reading failed with. If the stored bytes do not have their digest, then that, whatever
-    /// else failed: it is the cause.
+    /// What `apply` or the reading failed with. If the stored bytes do not have their digest, then
+    /// that, whatever else failed: it is the cause.
     pub(crate) fn read(
         &self,
         budget: &mut u64,
@@ -289,7 +292,8 @@ impl LayerBlob {
                 LayerStream { full, empty, chunk, at, hasher, left: budget, over: false, shared };
             let applied = apply(&mut stream);
             let LayerStream { full, hasher, over, .. } = stream;
-            // These have nothing to do with the layer's bytes; after others the rest is still verified.
+            // These have nothing to do with the layer's bytes; after others the rest is still
+            // verified.
             if matches!(applied, Err(LayerError::Cancelled | LayerError::Write { .. })) {
                 shared.stop.store(true, Ordering::Relaxed);
             }
@@ -319,7 +323,8 @@ impl LayerBlob {
         let mut reader = HashingReader { inner: self.blob.reader(), hasher, shared };
         let decoded = self.decode(&mut reader, full, empty);
         let read_error = |source| LayerError::Read { name: self.blob.name.clone(), source };
-        // Whatever the decoder made of it: if the stored bytes are not the right ones, that is what is wrong.
+        // Whatever the decoder made of it: if the stored bytes are not the right ones, that is what
+        // is wrong.
         let mut rest = vec![0; CHUNK];
         let verified = loop {
             if shared.stop.load(Ordering::Relaxed) {
@@ -375,7 +380,8 @@ impl LayerBlob {
                 }
             }
             chunk.truncate(filled);
-            // The other side hears of an end by the channel's end. It may itself have ended, for its own reason.
+            // The other side hears of an end by the channel's end. It may itself have ended, for
+            // its own reason.
             if filled == 0 || full.send(chunk).is_err() {
                 return Ok(());
             }

@@ -87,7 +87,8 @@ pub(crate) struct Lock<'a> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // Still locked: whoever waits finds after its turn comes that the name is gone, and takes a new file.
+        // Still locked: whoever waits finds after its turn comes that the name is gone, and takes a
+        // new file.
         let _ = self.locks.remove(&self.name);
     }
 }
@@ -247,7 +248,8 @@ impl Workshop {
             .map_err(|source| io_error("look at the file system of", path, source))?)
     }
 
-    /// The right to build the image of this key. `waiting` is called once if another process has it.
+    /// The right to build the image of this key. `waiting` is called once if another process has
+    /// it.
     pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock<'_>, CacheError> {
         let name = key.hex();
         let path = self.locks.path().join(&name);
@@ -318,7 +320,8 @@ impl Workshop {
             .map_err(|source| io_error("open a file in", self.scratch.path(), source))?)
     }
 
-    /// Publishes a finished image, whose bytes are on the disk afterwards. The lock proves that nobody else does.
+    /// Publishes a finished image, whose bytes are on the disk afterwards. The lock proves that
+    /// nobody else does.
     pub(crate) fn publish(
         &self,
         _lock: &Lock<'_>,
@@ -329,7 +332,8 @@ impl Workshop {
         let path = self.images.path().join(&name);
         rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
             .map_err(|error| io_error("change the mode of", &path, error))?;
-        // Without this a crash of the host could leave a name with less than the whole file behind it.
+        // Without this a crash of the host could leave a name with less than the whole file behind
+        // it.
         scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
         // What is there is damaged, or it would have been used.
         self.images.remove(&name)?;

@@ -13,7 +13,8 @@ use crate::reference::Reference;
 use crate::rootfs::RootfsError;
 use crate::source::SourceError;
 
-/// Why an image could not be resolved. The chain of sources names the file, digest, layer and entry concerned.
+/// Why an image could not be resolved. The chain of sources names the file, digest, layer and entry
+/// concerned.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ImageError {

@@ -167,7 +167,8 @@ fn apply_entry<I: Input>(
         let kind = match entry.kind {
             EntryKind::Dir => Kind::Dir(crate::tree::Dir::default()),
             EntryKind::Symlink => {
-                // Linux gives symbolic links all permissions; what an archive says of them differs by its writer.
+                // Linux gives symbolic links all permissions; what an archive says of them differs
+                // by its writer.
                 attr.mode = 0o777;
                 Kind::Symlink(entry.link.as_slice().into())
             }

@@ -1,11 +1,12 @@
 //! OCI images: references, store, layers, the read-only file system image.
 //!
-//! A [`Reference`] is the IMAGE word of the command line. A [`Store`] turns it into an [`Image`]: the image's
-//! configuration and an opened read-only EROFS file system that holds every layer merged, ready to be attached to a
-//! machine as a disk. The file is made once and cached under a key that depends only on the layers' contents.
+//! A [`Reference`] is the IMAGE word of the command line. A [`Store`] turns it into an [`Image`]:
+//! the image's configuration and an opened read-only EROFS file system that holds every layer
+//! merged, ready to be attached to a machine as a disk. The file is made once and cached under a
+//! key that depends only on the layers' contents.
 //!
-//! The crate is synchronous, prints nothing, needs no privilege, unpacks nothing onto the host's file system and
-//! knows no machine. Everything it reads (layouts, archives, layers) is untrusted.
+//! The crate is synchronous, prints nothing, needs no privilege, unpacks nothing onto the host's
+//! file system and knows no machine. Everything it reads (layouts, archives, layers) is untrusted.
 
 mod blob;
 mod cache;
@@ -48,7 +49,8 @@ pub mod fuzz {
     use crate::tree::Tree;
     use crate::{Limits, layer};
 
-    /// Merges `data`, cut in two, as the uncompressed tar streams of two layers; whether both were accepted.
+    /// Merges `data`, cut in two, as the uncompressed tar streams of two layers; whether both were
+    /// accepted.
     pub fn layers(data: &[u8]) -> bool {
         let limits = Limits {
             entries: 10_000,

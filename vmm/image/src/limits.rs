@@ -1,6 +1,7 @@
 //! Bounds on what an image may cost.
 
-/// Bounds on what an image may cost, so that a small hostile file cannot fill the disk or the memory.
+/// Bounds on what an image may cost, so that a small hostile file cannot fill the disk or the
+/// memory.
 ///
 /// Exceeding one is an error that names the limit and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,15 +12,17 @@ const FORMS: &str =
 
 /// An image named on the command line.
 ///
-/// The path of the forms that take a tag ends at the first colon (as in skopeo and umoci), because a tag may
-/// itself hold one: `docker-archive:app.tar:example/app:1.2`. The path of `rootfs:` is the whole rest of the word.
+/// The path of the forms that take a tag ends at the first colon (as in skopeo and umoci), because
+/// a tag may itself hold one: `docker-archive:app.tar:example/app:1.2`. The path of `rootfs:` is
+/// the whole rest of the word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
     /// `oci:DIR[:TAG]`: an OCI image layout directory.
     OciLayout {
         /// The directory that holds `oci-layout` and `index.json`.
         dir: PathBuf,
-        /// The `org.opencontainers.image.ref.name` to pick; not needed when the layout holds one image.
+        /// The `org.opencontainers.image.ref.name` to pick; not needed when the layout holds one
+        /// image.
         tag: Option<String>,
     },
     /// `oci-archive:FILE[:TAG]`: an OCI image layout in a tar file, which may be compressed.

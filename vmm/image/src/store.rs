@@ -55,16 +55,18 @@ pub struct Store {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Image {
-    /// What identifies the image: of its manifest (OCI layouts and archives), of its configuration (docker
-    /// archives), or of the configuration made for a `rootfs:` directory.
+    /// What identifies the image: of its manifest (OCI layouts and archives), of its configuration
+    /// (docker archives), or of the configuration made for a `rootfs:` directory.
     pub digest: Digest,
     /// Entrypoint, command, environment, user, working directory, stop signal, volumes, labels.
     pub config: ImageConfiguration,
-    /// The merged layers as an EROFS file system, opened read-only. Nobody changes or truncates the file.
+    /// The merged layers as an EROFS file system, opened read-only. Nobody changes or truncates the
+    /// file.
     pub disk: File,
     /// Bytes of `disk`, a multiple of 4096.
     pub disk_bytes: u64,
-    /// Where `disk` lies when it is cached; `None` when it has no name (`rootfs:`) and ends with its descriptor.
+    /// Where `disk` lies when it is cached; `None` when it has no name (`rootfs:`) and ends with
+    /// its descriptor.
     pub disk_path: Option<PathBuf>,
     /// Whether `disk` was found in the cache rather than built by this call.
     pub cached: bool,
@@ -90,7 +92,8 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlannedLayer {
-    /// The digest of the layer as it is stored; `None` in a docker archive, whose layers are known by `diff_id`.
+    /// The digest of the layer as it is stored; `None` in a docker archive, whose layers are known
+    /// by `diff_id`.
     pub digest: Option<Digest>,
     /// The digest of the layer's uncompressed tar stream.
     pub diff_id: Digest,
@@ -136,7 +139,8 @@ fn uuid(key: &Digest) -> [u8; 16] {
     uuid
 }
 
-/// A phase of a resolve as its workers see it: they report often, the watcher hears about once a mebibyte.
+/// A phase of a resolve as its workers see it: they report often, the watcher hears about once a
+/// mebibyte.
 struct Watch<'a> {
     progress: &'a mut dyn Progress,
     phase: Phase,
@@ -178,7 +182,8 @@ impl Store {
         Ok(Self { options, cache })
     }
 
-    /// Finds the image, builds and caches its file system if that was not done before, and opens it.
+    /// Finds the image, builds and caches its file system if that was not done before, and opens
+    /// it.
     ///
     /// # Errors
     /// [`ImageError`]; nothing new stays in the cache directory then.
@@ -190,8 +195,8 @@ impl Store {
         resolved.map_err(|error| error.sorted(self.options.cache_dir.clone()))
     }
 
-    /// What [`Store::resolve`] would do: reads the manifest and the configuration, verifies them, looks into the
-    /// cache, and writes nothing.
+    /// What [`Store::resolve`] would do: reads the manifest and the configuration, verifies them,
+    /// looks into the cache, and writes nothing.
     ///
     /// # Errors
     /// As [`Store::resolve`], except for what only shows when layers are read.

@@ -17,8 +17,8 @@ pub(crate) const SEARCH: OFlags = OFlags::PATH;
 #[cfg(not(target_os = "linux"))]
 pub(crate) const SEARCH: OFlags = OFlags::RDONLY;
 
-/// A new file in `dir` without a name, open for reading and writing, mode 0600: it ends with its descriptor
-/// unless [`publish`] gives it a name.
+/// A new file in `dir` without a name, open for reading and writing, mode 0600: it ends with its
+/// descriptor unless [`publish`] gives it a name.
 ///
 /// # Errors
 /// `Unsupported` where the system or the file system has no such files.

@@ -1,8 +1,10 @@
-//! The merged layers as a tree of metadata, in memory. File contents are elsewhere: a node only says where.
+//! The merged layers as a tree of metadata, in memory. File contents are elsewhere: a node only
+//! says where.
 //!
-//! Paths of layers are untrusted and never reach the host: they are walked in this tree, symbolic links in
-//! directory positions followed inside it, as a container's own view would (`lib/x` lands in `usr/lib/x` when
-//! `lib` is a link). Changesets follow the OCI image specification, "Image Layer Filesystem Changeset".
+//! Paths of layers are untrusted and never reach the host: they are walked in this tree, symbolic
+//! links in directory positions followed inside it, as a container's own view would (`lib/x` lands
+//! in `usr/lib/x` when `lib` is a link). Changesets follow the OCI image specification, "Image
+//! Layer Filesystem Changeset".
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,7 +24,8 @@ const FOLLOW_MAX: u32 = 40;
 
 /// Longest value of an extended attribute that the file system image can hold.
 const XATTR_VALUE_MAX: usize = 65535;
-/// Bytes of names and values of all extended attributes of a file (`XATTR_SIZE_MAX` for one in Linux).
+/// Bytes of names and values of all extended attributes of a file (`XATTR_SIZE_MAX` for one in
+/// Linux).
 const XATTRS_MAX: usize = 65536;
 
 /// Index of a node in [`Tree::nodes`].
@@ -40,7 +43,8 @@ pub(crate) struct FileData {
     pub(crate) block: u32,
     /// Offset of the tail in the spool of tails, if `inline_tail`.
     pub(crate) tail: u64,
-    /// Whether the bytes after the last whole block are in the spool of tails rather than in a block of their own.
+    /// Whether the bytes after the last whole block are in the spool of tails rather than in a
+    /// block of their own.
     pub(crate) inline_tail: bool,
 }
 
@@ -185,7 +189,8 @@ enum Step {
     },
 }
 
-/// Splits a path at its slashes, resolving `.` and `..` by name. A leading slash means the image's root, too.
+/// Splits a path at its slashes, resolving `.` and `..` by name. A leading slash means the image's
+/// root, too.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
     if path.len() > PATH_MAX {
         return Err(path_too_long());
@@ -294,8 +299,8 @@ impl Tree {
         Ok(id)
     }
 
-    /// Walks `parts` from the root through directories and symbolic links. Missing directories are made if
-    /// `create` (as layers may leave them out), else the answer is `None`.
+    /// Walks `parts` from the root through directories and symbolic links. Missing directories are
+    /// made if `create` (as layers may leave them out), else the answer is `None`.
     fn walk(&mut self, parts: &[&[u8]], create: bool) -> Result<Option<NodeId>, TreeError> {
         let mut here = ROOT;
         let mut followed = 0;
@@ -395,7 +400,8 @@ impl Tree {
         Ok(node)
     }
 
-    /// What [`Tree::add`] would refuse for reasons that need no look at the tree: asked before contents are copied.
+    /// What [`Tree::add`] would refuse for reasons that need no look at the tree: asked before
+    /// contents are copied.
     pub(crate) fn check_add(&self, path: &[u8], attr: &Attr) -> Result<(), TreeError> {
         components(path)?;
         let mut sum = 0;
@@ -414,8 +420,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds what `kind` says at `path`, in place of what was there; a directory over a directory keeps its
-    /// entries. Missing parents are made.
+    /// Adds what `kind` says at `path`, in place of what was there; a directory over a directory
+    /// keeps its entries. Missing parents are made.
     pub(crate) fn add(&mut self, path: &[u8], attr: Attr, kind: Kind) -> Result<NodeId, TreeError> {
         self.check_add(path, &attr)?;
         let extra = attr.xattrs.iter().flat_map(|xattrs| xattrs.iter());
@@ -474,7 +480,8 @@ impl Tree {
         let (name, parents) = parts.split_last().ok_or(ROOT_NOT_DIRECTORY)?;
         self.charge(name.len())?;
         let parent = self.walk(parents, true)?.unwrap_or(ROOT);
-        // The new name counts before the old one goes: it may be the target itself, or a directory above it.
+        // The new name counts before the old one goes: it may be the target itself, or a directory
+        // above it.
         self.nodes[index(node)].links += 1;
         if self.child(parent, name).is_some() {
             self.remove(parent, name);
@@ -484,7 +491,8 @@ impl Tree {
         Ok(())
     }
 
-    /// A whiteout: hides what earlier layers have at `path`, and nothing of this layer, wherever it stands in it.
+    /// A whiteout: hides what earlier layers have at `path`, and nothing of this layer, wherever it
+    /// stands in it.
     pub(crate) fn whiteout(&mut self, path: &[u8]) -> Result<(), TreeError> {
         self.charge(0)?;
         let parts = components(path)?;

@@ -1,7 +1,8 @@
 //! The machine: a microVM on KVM or Hypervisor.framework.
 //!
-//! The rooms below stand on floors and import downwards only (`tests/tests/floor_plan/` reads them):
-//! 0 `arch` `config` `sys` `text`, 1 `memory` `state` `timeline`, 2 `hv`, 3 `bus`, 4 `devices` `virtio`, 5 `boot`, 6 `machine`.
+//! The rooms below stand on floors and import downwards only (`tests/tests/floor_plan/` reads
+//! them): 0 `arch` `config` `sys` `text`, 1 `memory` `state` `timeline`, 2 `hv`, 3 `bus`, 4
+//! `devices` `virtio`, 5 `boot`, 6 `machine`.
 
 pub mod arch;
 pub mod boot;

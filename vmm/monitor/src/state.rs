@@ -1,10 +1,11 @@
 //! State written down: named sections, each with a version, one after the other. Pure.
 //!
-//! Whoever takes state back names each section and the version that it knows, and says at the end that it took all: what nobody knows is
-//! refused with a sentence, not left out. The bytes are input like any other.
+//! Whoever takes state back names each section and the version that it knows, and says at the end
+//! that it took all: what nobody knows is refused with a sentence, not left out. The bytes are
+//! input like any other.
 //!
-//! Form, all numbers little-endian: [`MAGIC`], the number of sections (32 bits); for each the length of its name (8 bits), its name, its
-//! version (32 bits), its length (64 bits), its bytes.
+//! Form, all numbers little-endian: [`MAGIC`], the number of sections (32 bits); for each the
+//! length of its name (8 bits), its name, its version (32 bits), its length (64 bits), its bytes.
 
 use crate::sys::fits;
 

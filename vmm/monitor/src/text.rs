@@ -1,12 +1,13 @@
-//! Text that people read on a terminal. Names inside images, what a guest says and paths of other users come into messages: none of it
-//! may steer the terminal, forge a line of ours, or turn the order of what is read around.
+//! Text that people read on a terminal. Names inside images, what a guest says and paths of other
+//! users come into messages: none of it may steer the terminal, forge a line of ours, or turn the
+//! order of what is read around.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt::Write as _;
 
-/// Whether a terminal shows this character and does nothing else: no control character (of C0, DEL, C1), no separator of lines, nothing
-/// that turns the direction of text or is not to be seen.
+/// Whether a terminal shows this character and does nothing else: no control character (of C0, DEL,
+/// C1), no separator of lines, nothing that turns the direction of text or is not to be seen.
 #[must_use]
 pub fn is_plain(c: char) -> bool {
     let hidden = matches!(
@@ -34,7 +35,8 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\n' || is_plain(c), |lines, c| lines.extend(c.escape_default()))
 }
 
-/// JSON that is equal and plain. A serializer need not escape what stands beyond ASCII, and a string is the only place where it can stand.
+/// JSON that is equal and plain. A serializer need not escape what stands beyond ASCII, and a
+/// string is the only place where it can stand.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     escaped(
@@ -86,7 +88,8 @@ mod tests {
             line("a name: ä, 日本, \u{1f600}, 'quoted' \\ back"),
             "a name: ä, 日本, \u{1f600}, 'quoted' \\ back"
         );
-        // Retitles, clears, ends the sequence by BEL; CSI of C1; DEL; a carriage return over what was said.
+        // Retitles, clears, ends the sequence by BEL; CSI of C1; DEL; a carriage return over what
+        // was said.
         assert_eq!(line("\x1b]0;root\x07\x1b[2J"), "\\u{1b}]0;root\\u{7}\\u{1b}[2J");
         assert_eq!(line("\u{9b}2J\u{7f}\r"), "\\u{9b}2J\\u{7f}\\r");
         // A line that would look like ours, and text that is read backwards.

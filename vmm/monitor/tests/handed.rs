@@ -32,7 +32,8 @@ fn open_files(process: u32) -> Vec<PathBuf> {
     entries.map(|entry| fs::read_link(entry.unwrap().path()).unwrap()).collect()
 }
 
-/// The process knows neither the environment nor the directory nor `stray` of whoever started it, and has `disk`.
+/// The process knows neither the environment nor the directory nor `stray` of whoever started it,
+/// and has `disk`.
 fn assert_shed(process: u32, stray: &Path, disk: &Path) {
     let environment = fs::read(format!("/proc/{process}/environ")).unwrap();
     assert!(environment.iter().all(|&byte| byte == 0), "{}", String::from_utf8_lossy(&environment));

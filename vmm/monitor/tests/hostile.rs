@@ -1,5 +1,6 @@
-//! The virtio devices, their transports and the ring code under a guest that attacks them on this host's hypervisor: the smallest
-//! machine that has them all (one vCPU, one loop), so that what breaks is theirs. `tests/` runs the same guest in `nelly-monitor`.
+//! The virtio devices, their transports and the ring code under a guest that attacks them on this
+//! host's hypervisor: the smallest machine that has them all (one vCPU, one loop), so that what
+//! breaks is theirs. `tests/` runs the same guest in `nelly-monitor`.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::fs::File;
@@ -48,8 +49,8 @@ fn devices(disk: File, console: &File) -> Vec<Option<Box<dyn Device>>> {
     ]
 }
 
-/// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its exits. With `shortcut`, notifications go
-/// around the monitor.
+/// Runs the guest until it resets the machine; returns what it wrote to its serial port, and its
+/// exits. With `shortcut`, notifications go around the monitor.
 fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let hypervisor = hv::open().expect("a hypervisor");
     let vm = hypervisor.create_vm(Nested::Hidden).unwrap();

@@ -1,5 +1,6 @@
-//! The handle on real machines of a few instructions, in a process of their own and in threads of this one: how they end, and that nothing
-//! of them is left. One test, alone in its process, so that counts mean something.
+//! The handle on real machines of a few instructions, in a process of their own and in threads of
+//! this one: how they end, and that nothing of them is left. One test, alone in its process, so
+//! that counts mean something.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
@@ -34,16 +35,18 @@ const OFF: &[u8] = &[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xeb, 0xfe];
 const TRIPLE: &[u8] = &[0x31, 0xc0, 0x50, 0x50, 0x0f, 0x01, 0x1c, 0x24, 0x0f, 0x0b];
 /// cli; hlt; then jmp back to it
 const HALT: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfd];
-/// Asserts RTS, then sends back what it receives plus one: mov dx, 0x3fc; mov al, 3; out dx, al; again: mov dx, 0x3fd; wait: in al, dx;
-/// test al, 1; jz wait; mov dx, 0x3f8; in al, dx; inc al; out dx, al; jmp again
+/// Asserts RTS, then sends back what it receives plus one: mov dx, 0x3fc; mov al, 3; out dx, al;
+/// again: mov dx, 0x3fd; wait: in al, dx; test al, 1; jz wait; mov dx, 0x3f8; in al, dx; inc al;
+/// out dx, al; jmp again
 const ECHO: &[u8] = &[
     0x66, 0xba, 0xfc, 0x03, 0xb0, 0x03, 0xee, 0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xfb, 0x66,
     0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee, 0xeb, 0xed,
 ];
 
-/// Starts every other vCPU in real mode at 0x8000, by messages of the x2APIC, and writes to COM1 without end on all of them:
-/// mov rax, (mov dx, 0x3f8; mov al, 'x'; again: out dx, al; jmp again); mov [0x8000], rax; mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr;
-/// xor edx, edx; mov ecx, 0x830; mov eax, 0xc4500 (INIT); wrmsr; mov eax, 0xc4608 (start-up); wrmsr; mov edx, 0x3f8; mov al, 'x';
+/// Starts every other vCPU in real mode at 0x8000, by messages of the x2APIC, and writes to COM1
+/// without end on all of them: mov rax, (mov dx, 0x3f8; mov al, 'x'; again: out dx, al; jmp again);
+/// mov [0x8000], rax; mov ecx, 0x1b; rdmsr; or eax, 0xc00; wrmsr; xor edx, edx; mov ecx, 0x830; mov
+/// eax, 0xc4500 (INIT); wrmsr; mov eax, 0xc4608 (start-up); wrmsr; mov edx, 0x3f8; mov al, 'x';
 /// again: out dx, al; jmp again
 const FLOOD: &[u8] = &[
     0x48, 0xb8, 0xba, 0xf8, 0x03, 0xb0, 0x78, 0xee, 0xeb, 0xfd, 0x48, 0x89, 0x04, 0x25, 0x00, 0x80, 0x00,
@@ -179,7 +182,8 @@ fn drops(place: &Place) {
     assert_eq!(rustix::event::poll(&mut polled, Some(&now)), Ok(1));
 }
 
-/// Four vCPUs that write to the serial port without end, and a reader that keeps up, hold up nobody.
+/// Four vCPUs that write to the serial port without end, and a reader that keeps up, hold up
+/// nobody.
 fn floods(place: &Place) {
     let flood = |limit| {
         let machine = start(place, &[FLOOD], |config| {
@@ -232,8 +236,8 @@ fn deaths() {
     assert!(monitor.wait().unwrap().success());
 }
 
-/// A console whose reader is gone ends the machine once the guest writes, and output that is lost is no success. Signals that were ignored
-/// at the start stay ignored.
+/// A console whose reader is gone ends the machine once the guest writes, and output that is lost
+/// is no success. Signals that were ignored at the start stay ignored.
 fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
     let left = |code: &[&[u8]], more: &str| {
         let mut monitor = run(code, more).spawn().unwrap();

@@ -116,6 +116,7 @@ fn nothing_is_left_behind() {
     (0..ROUNDS).for_each(|round| live_and_die(round % 2 == 0));
     assert_eq!(settled(threads), before);
     assert_eq!(before.kvm_mappings, 0);
-    // Threads that run at the same moment get a heap each from the allocator, which keeps it: a few at most, not one a machine.
+    // Threads that run at the same moment get a heap each from the allocator, which keeps it: a few
+    // at most, not one a machine.
     assert!(mappings() < mapped + ROUNDS, "{mapped} mappings became {}", mappings());
 }

@@ -1,8 +1,10 @@
-//! Two containers, each in a machine of its own, held by one process: the shape of a daemon that embeds Nelly.
+//! Two containers, each in a machine of its own, held by one process: the shape of a daemon that
+//! embeds Nelly.
 //!
 //!     cargo run -p nelly-sandbox --example embed -- DIR
 //!
-//! DIR is an installation as `make build` leaves it in target/nelly: bin/nelly-monitor and share/nelly.
+//! DIR is an installation as `make build` leaves it in target/nelly: bin/nelly-monitor and
+//! share/nelly.
 
 use std::error::Error;
 use std::io::Read;
@@ -29,7 +31,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone afterwards.
+/// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone
+/// afterwards.
 async fn hello(installation: &Installation, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
     // The user's own cache. A name below /tmp that others can guess is one that others can make
     // first.

@@ -25,10 +25,12 @@ pub struct GuestDisk {
     pub bytes: u64,
 }
 
-/// Build id of this side: what the assets and the agent must carry too. `None` in a build that was given none.
+/// Build id of this side: what the assets and the agent must carry too. `None` in a build that was
+/// given none.
 pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
 
-/// Longest wait for an answer that should come at once, in nanoseconds: a wedged guest is an error, not a hang.
+/// Longest wait for an answer that should come at once, in nanoseconds: a wedged guest is an error,
+/// not a hang.
 const CALL_NS: i64 = 60_000_000_000;
 
 /// The same for stamps, which nobody waits long for.
@@ -82,7 +84,8 @@ pub enum CallError {
 }
 
 impl From<ttrpc::Error> for CallError {
-    /// A status is what the agent said, and of interest is that alone; the library would show it with its numbers and empty fields.
+    /// A status is what the agent said, and of interest is that alone; the library would show it
+    /// with its numbers and empty fields.
     fn from(error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) if !status.message.is_empty() => Self::Refused(status.message),
@@ -194,7 +197,8 @@ impl Agent {
         Ok(Self { client: AgentClient::new(Client::new(socket)) })
     }
 
-    /// The first call. `now_unix_ns` sets the guest's clock, `entropy` (at most 64 bytes) its random pool.
+    /// The first call. `now_unix_ns` sets the guest's clock, `entropy` (at most 64 bytes) its
+    /// random pool.
     ///
     /// # Errors
     /// Another protocol major, a feature that the agent lacks, another build.
@@ -227,8 +231,9 @@ impl Agent {
         })
     }
 
-    /// Prepares a container on the read-only image `device`; nothing of it runs yet. Its first process has the streams whose tokens
-    /// are answered, and a terminal of `size`, rows and columns, if it has one.
+    /// Prepares a container on the read-only image `device`; nothing of it runs yet. Its first
+    /// process has the streams whose tokens are answered, and a terminal of `size`, rows and
+    /// columns, if it has one.
     ///
     /// # Errors
     /// What the guest could not prepare.
@@ -272,7 +277,8 @@ impl Agent {
         Ok(started(response))
     }
 
-    /// Starts a further process in a running container, otherwise as [`Agent::create`] and [`Agent::start`].
+    /// Starts a further process in a running container, otherwise as [`Agent::create`] and
+    /// [`Agent::start`].
     ///
     /// # Errors
     /// As [`Agent::start`].
@@ -384,7 +390,8 @@ impl Agent {
         })
     }
 
-    /// Gives drivers to devices that came into the guest's slots since it started; all its disks, by name.
+    /// Gives drivers to devices that came into the guest's slots since it started; all its disks,
+    /// by name.
     ///
     /// # Errors
     /// An agent that cannot, or a driver that fails.
@@ -396,7 +403,8 @@ impl Agent {
         Ok(response.disks.into_iter().map(disk).collect())
     }
 
-    /// Takes the driver from the disk with this id: to be done before it is taken out of the machine.
+    /// Takes the driver from the disk with this id: to be done before it is taken out of the
+    /// machine.
     ///
     /// # Errors
     /// No such disk, or it is in use.

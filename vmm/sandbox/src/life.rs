@@ -1,7 +1,8 @@
 //! The life of one container in the foreground: what reaches it from outside, and its exit.
 //!
-//! A guest that stopped answering must not keep whoever runs it: what is asked of the guest is asked beside the wait for a wish to end,
-//! never before it. Nothing here knows a machine: a life that was left says with which exit, and its caller ends the machine.
+//! A guest that stopped answering must not keep whoever runs it: what is asked of the guest is
+//! asked beside the wait for a wish to end, never before it. Nothing here knows a machine: a life
+//! that was left says with which exit, and its caller ends the machine.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -14,8 +15,8 @@ use tokio::time::{Instant, sleep_until};
 use crate::agent::{Agent, AgentError, ProcessId};
 use crate::state::outcome::{self, Exit};
 
-/// How long an agent may take to say that it passed on a signal that asks for an end. One that takes longer has stopped answering, and
-/// the machine is ended within a second of the wish.
+/// How long an agent may take to say that it passed on a signal that asks for an end. One that
+/// takes longer has stopped answering, and the machine is ended within a second of the wish.
 const ANSWER: Duration = Duration::from_millis(900);
 
 // A machine whose guest does not answer is given up within a second.
@@ -86,7 +87,8 @@ struct End {
     exit: Exit,
 }
 
-/// Whoever runs a container: its requests, and the end of its patience. One value for a whole life, from before the machine's start.
+/// Whoever runs a container: its requests, and the end of its patience. One value for a whole life,
+/// from before the machine's start.
 #[derive(Debug)]
 pub struct Outside {
     requests: UnboundedReceiver<Request>,
@@ -105,7 +107,8 @@ impl Outside {
         Self { requests, closed: false, limit, hung_up: None }
     }
 
-    /// Does `work` that no process runs beside: whatever asks for an end, ends it. `work` is dropped then.
+    /// Does `work` that no process runs beside: whatever asks for an end, ends it. `work` is
+    /// dropped then.
     ///
     /// # Errors
     /// The end was asked for, or time was over.
@@ -126,8 +129,8 @@ impl Outside {
         }
     }
 
-    /// Waits for a process's end, and passes on what comes for it meanwhile. The machine may live on: where the exit is not the
-    /// process's own ([`Ended::Left`]) it is the caller's to end.
+    /// Waits for a process's end, and passes on what comes for it meanwhile. The machine may live
+    /// on: where the exit is not the process's own ([`Ended::Left`]) it is the caller's to end.
     ///
     /// # Errors
     /// The agent's connection broke, which is how a machine that ends looks from here.
@@ -250,8 +253,8 @@ async fn send(agent: &Agent, id: ProcessId<'_>, word: Word) {
     };
 }
 
-/// What waits to be passed on, in order, each once: as with a process's own pending signals, a second of a kind says nothing new, and the
-/// latest size counts.
+/// What waits to be passed on, in order, each once: as with a process's own pending signals, a
+/// second of a kind says nothing new, and the latest size counts.
 #[derive(Debug, Default)]
 struct Waiting(VecDeque<Word>);
 

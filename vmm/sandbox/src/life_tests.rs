@@ -65,7 +65,8 @@ struct Life {
 
 impl Life {
     async fn new(answers_signals: bool, limit: Option<Duration>) -> Self {
-        // A clock that jumps to the next deadline whenever nothing is ready would run ahead of sockets.
+        // A clock that jumps to the next deadline whenever nothing is ready would run ahead of
+        // sockets.
         let (clock, stands) = mpsc::channel();
         tokio::task::spawn_blocking(move || stands.recv());
         let place = tempfile::tempdir().unwrap();

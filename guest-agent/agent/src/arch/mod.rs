@@ -18,17 +18,20 @@ pub const AUDIT_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 pub const AUDIT_ARCH: u32 = 0xc000_00b7;
 
-/// Numbers from here on belong to another calling convention of the same architecture (x32), if there is one.
+/// Numbers from here on belong to another calling convention of the same architecture (x32), if
+/// there is one.
 #[cfg(target_arch = "x86_64")]
 pub const FOREIGN_SYSCALLS: Option<u32> = Some(0x4000_0000);
-/// Numbers from here on belong to another calling convention of the same architecture (x32), if there is one.
+/// Numbers from here on belong to another calling convention of the same architecture (x32), if
+/// there is one.
 #[cfg(target_arch = "aarch64")]
 pub const FOREIGN_SYSCALLS: Option<u32> = None;
 
 /// A system call's name and number.
 type Call = (&'static str, u32);
 
-/// In the order of the names. Made by the compiler: a filter asks for hundreds of names, between a container's request and its start.
+/// In the order of the names. Made by the compiler: a filter asks for hundreds of names, between a
+/// container's request and its start.
 static BY_NAME: [Call; lines(SYSCALLS)] = by_name(SYSCALLS);
 
 const fn lines(text: &str) -> usize {

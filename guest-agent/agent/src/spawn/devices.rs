@@ -1,11 +1,14 @@
-//! The device cgroup's rules as an eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`. Pure: rules in, instructions out.
+//! The device cgroup's rules as an eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`. Pure: rules
+//! in, instructions out.
 //!
-//! The last rule that speaks of a device and of a kind of access decides on it, so the program walks the rules backwards
-//! with the kinds of access still undecided in a register. What no rule speaks of is denied; the devices that every
-//! container must have (and making any node) come last and are therefore always granted.
+//! The last rule that speaks of a device and of a kind of access decides on it, so the program
+//! walks the rules backwards with the kinds of access still undecided in a register. What no rule
+//! speaks of is denied; the devices that every container must have (and making any node) come last
+//! and are therefore always granted.
 //!
-//! The kernel follows every path through a program before it takes it, and that was the dearest step of making a container: so
-//! what a later rule covers is left out, and what rules have in common is asked once.
+//! The kernel follows every path through a program before it takes it, and that was the dearest
+//! step of making a container: so what a later rule covers is left out, and what rules have in
+//! common is asked once.
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use thiserror::Error;
@@ -82,7 +85,8 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule, DeviceRuleError> {
     Ok(Rule { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
 }
 
-// Registers: 1 the context, 2 the access still undecided, 3 the type, 4 the major and 5 the minor number.
+// Registers: 1 the context, 2 the access still undecided, 3 the type, 4 the major and 5 the minor
+// number.
 const LDX_W: u8 = 0x61; // BPF_LDX | BPF_MEM | BPF_W
 const MOV32: u8 = 0xbc; // BPF_ALU | BPF_MOV | BPF_X
 const MOV64_K: u8 = 0xb7;
@@ -93,14 +97,16 @@ const JSET32_K: u8 = 0x46;
 const JA: u8 = 0x05;
 const EXIT: u8 = 0x95;
 
-/// One eBPF instruction as the kernel reads it (struct bpf_insn, little endian on every architecture we run on).
+/// One eBPF instruction as the kernel reads it (struct bpf_insn, little endian on every
+/// architecture we run on).
 fn insn(code: u8, dst: u8, src: u8, offset: i16, imm: i32) -> u64 {
     let [o0, o1] = offset.to_le_bytes();
     let [i0, i1, i2, i3] = imm.to_le_bytes();
     u64::from_le_bytes([code, dst | src << 4, o0, o1, i0, i1, i2, i3])
 }
 
-/// Compiles the rules of `linux.resources.devices`, in their order, with the devices every container has.
+/// Compiles the rules of `linux.resources.devices`, in their order, with the devices every
+/// container has.
 ///
 /// # Errors
 /// [`DeviceRuleError`] names what a rule asks for and the kernel cannot do.
@@ -131,8 +137,8 @@ impl Rule {
         ]
     }
 
-    /// A place among neighbours that decide alike: "any" comes after all values, every access after single ones, so that no
-    /// instruction is out of reach.
+    /// A place among neighbours that decide alike: "any" comes after all values, every access after
+    /// single ones, so that no instruction is out of reach.
     fn place(&self) -> ([(bool, Condition); 3], u8) {
         (self.conditions().map(|condition| (condition.is_none(), condition)), self.access)
     }
@@ -182,7 +188,8 @@ fn assemble(rules: impl DoubleEndedIterator<Item = Rule>) -> Vec<u64> {
     code
 }
 
-/// Instructions of rules that agree in their conditions before `depth`; they go on behind the last one where none decides.
+/// Instructions of rules that agree in their conditions before `depth`; they go on behind the last
+/// one where none decides.
 fn block(rules: &[Rule], depth: usize) -> Vec<u64> {
     let same = |one: &Rule, next: &Rule| one.conditions().get(depth) == next.conditions().get(depth);
     let mut code = Vec::new();

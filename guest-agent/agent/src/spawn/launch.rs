@@ -66,7 +66,8 @@ impl Launcher {
         let mut namespaces = 0;
         if let Some(container) = &mut request.stage.container {
             container.workdir.clone_from(&self.workdir);
-            // The cgroup namespace's root is the cgroup that its maker is in: the stage makes it, once it is there.
+            // The cgroup namespace's root is the cgroup that its maker is in: the stage makes it,
+            // once it is there.
             namespaces = container.namespaces & !libc::CLONE_NEWCGROUP;
         }
         let pid_namespace = match &request.surroundings.pid_namespace {

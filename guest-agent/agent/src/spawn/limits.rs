@@ -1,4 +1,5 @@
-//! `linux.resources` as values of cgroup v2 files. Pure; a limit that cgroup v2 cannot express is refused by name.
+//! `linux.resources` as values of cgroup v2 files. Pure; a limit that cgroup v2 cannot express is
+//! refused by name.
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 use thiserror::Error;
@@ -24,7 +25,8 @@ pub struct Setting {
     pub file: String,
     /// What is written.
     pub value: String,
-    /// The kernel may lack the file when there is nothing to limit (no swap, no such controller's extra).
+    /// The kernel may lack the file when there is nothing to limit (no swap, no such controller's
+    /// extra).
     pub optional: bool,
 }
 
@@ -37,7 +39,8 @@ fn bytes(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-/// Turns `linux.resources` (devices aside) into settings in the order in which they must be written.
+/// Turns `linux.resources` (devices aside) into settings in the order in which they must be
+/// written.
 ///
 /// # Errors
 /// [`LimitError`] names the first limit that would be lost.

@@ -1,5 +1,5 @@
-//! From a request to a running process: the plan (pure), the pre-exec stage that carries it out, and the agent's side of
-//! the stage.
+//! From a request to a running process: the plan (pure), the pre-exec stage that carries it out,
+//! and the agent's side of the stage.
 
 pub mod caps;
 pub mod devices;

@@ -1,4 +1,5 @@
-//! Mount options of the runtime spec as flags of mount(2). Pure; an option this agent cannot honour is refused by name.
+//! Mount options of the runtime spec as flags of mount(2). Pure; an option this agent cannot honour
+//! is refused by name.
 
 use thiserror::Error;
 

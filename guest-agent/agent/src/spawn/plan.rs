@@ -1,5 +1,5 @@
-//! From a request to a plan: everything the pre-exec stage will do, as plain data, every invalid wish refused here by
-//! name. Pure.
+//! From a request to a plan: everything the pre-exec stage will do, as plain data, every invalid
+//! wish refused here by name. Pure.
 
 use nelly_protocol::messages::{Rootfs, Stdio};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
@@ -303,7 +303,8 @@ pub fn container(
     })
 }
 
-/// Checks a request for one more process in a container whose filter is given. Answers the plan and the OOM score.
+/// Checks a request for one more process in a container whose filter is given. Answers the plan and
+/// the OOM score.
 ///
 /// # Errors
 /// [`PlanError`] names the part that is wrong or cannot be enforced.
@@ -480,7 +481,8 @@ fn namespaces(linux: &Linux) -> Result<Namespaces, PlanError> {
             (flag, Some(path)) => joins.push((flag, path)),
         }
     }
-    // The root file system is mounted for the container alone: without this the agent's own mounts would change.
+    // The root file system is mounted for the container alone: without this the agent's own mounts
+    // would change.
     if new & libc::CLONE_NEWNS == 0 {
         return Err(PlanError::Missing("mount namespace"));
     }

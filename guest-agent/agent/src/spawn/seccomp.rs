@@ -1,9 +1,12 @@
-//! OCI seccomp profiles as classic BPF. Pure: a profile in, instructions out; what cannot be enforced is refused by name.
+//! OCI seccomp profiles as classic BPF. Pure: a profile in, instructions out; what cannot be
+//! enforced is refused by name.
 //!
-//! Rules are tried in the profile's order and the first that matches decides; a rule without arguments ends the search.
-//! Dispatch is a binary search over ranges of system call numbers, because every call of the container runs through it.
-//! Calls of another architecture, listed in the profile or not, end the process: never looser than the profile. Where calls are refused
-//! that no rule names, those that nobody here has heard of answer ENOSYS, as a kernel without them does: programs try the next best then.
+//! Rules are tried in the profile's order and the first that matches decides; a rule without
+//! arguments ends the search. Dispatch is a binary search over ranges of system call numbers,
+//! because every call of the container runs through it. Calls of another architecture, listed in
+//! the profile or not, end the process: never looser than the profile. Where calls are refused that
+//! no rule names, those that nobody here has heard of answer ENOSYS, as a kernel without them does:
+//! programs try the next best then.
 
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction as Action, LinuxSeccompArg, LinuxSeccompFilterFlag as Flag,
@@ -131,7 +134,8 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         op(RET, RET_KILL_PROCESS),
         op(LD, OFFSET_NR),
     ];
-    // A tracer skips a call by the number -1, and the filter is asked after the tracer: the kernel does nothing for it.
+    // A tracer skips a call by the number -1, and the filter is asked after the tracer: the kernel
+    // does nothing for it.
     let skipped = [jump(JEQ, NO_SYSCALL, 0, 1), op(RET, RET_ALLOW)];
     match arch::FOREIGN_SYSCALLS {
         Some(foreign) => {
@@ -180,8 +184,8 @@ fn add(
     for name in syscall.names() {
         match arch::syscall_number(name) {
             Some(number) => calls.extend((first..all.len()).map(|rule| (number, rule))),
-            // A permission for a call that this architecture lacks cannot be used; a restriction of a call nobody has
-            // ever heard of is a promise that cannot be kept.
+            // A permission for a call that this architecture lacks cannot be used; a restriction of
+            // a call nobody has ever heard of is a promise that cannot be kept.
             None if loosens(verdict, default) || FOREIGN.contains(&name.as_str()) => {}
             None => return Err(SeccompError::UnknownSyscall(name.clone())),
         }
@@ -323,8 +327,9 @@ fn condition(arg: &LinuxSeccompArg) -> Option<Condition> {
     Some(Condition { index, op: arg.op(), value: arg.value(), second: arg.value_two().unwrap_or(0) })
 }
 
-/// Ranges of numbers that share their rules: each begins at its number and ends before the next. A profile names hundreds of calls by a
-/// few rules, so rules are copied for a range and not for a call.
+/// Ranges of numbers that share their rules: each begins at its number and ends before the next. A
+/// profile names hundreds of calls by a few rules, so rules are copied for a range and not for a
+/// call.
 fn ranges(mut calls: Vec<Call>, all: &[Rule], default: u32) -> Vec<(u32, Vec<Rule>)> {
     calls.sort_unstable();
     let mut ranges: Vec<(u32, Vec<Rule>)> = vec![(0, Vec::new())];
@@ -347,7 +352,8 @@ fn ranges(mut calls: Vec<Call>, all: &[Rule], default: u32) -> Vec<(u32, Vec<Rul
         }
         push(end, Vec::new());
     }
-    // `push(n + 1, empty)` followed by `push(n + 1, rules)` replaced the former, which may equal its new neighbour.
+    // `push(n + 1, empty)` followed by `push(n + 1, rules)` replaced the former, which may equal
+    // its new neighbour.
     ranges.dedup_by(|later, earlier| later.1 == earlier.1);
     ranges
 }
@@ -411,7 +417,8 @@ fn rule_code(rule: &Rule) -> Vec<Instruction> {
     code
 }
 
-/// Falls through when the condition holds; when it does not, jumps over the rest of the block and `rest` more.
+/// Falls through when the condition holds; when it does not, jumps over the rest of the block and
+/// `rest` more.
 fn condition_code(condition: Condition, rest: u8) -> Vec<Instruction> {
     let offset = OFFSET_ARGS + 8 * u32::from(condition.index);
     let (low, high) = (op(LD, offset), op(LD, offset + 4));
@@ -535,7 +542,8 @@ mod tests {
         assert_eq!(answer(json, "personality", [8 | 1 << 40, 0, 0, 0, 0, 0]), RET_ERRNO | 38);
     }
 
-    /// Every call of a container goes through it, and making it is on the way to a container's start.
+    /// Every call of a container goes through it, and making it is on the way to a container's
+    /// start.
     #[test]
     fn the_default_profile_makes_a_short_filter() {
         let filter =

@@ -1,7 +1,8 @@
 //! How large a container's file systems in memory may grow. Pure.
 //!
-//! All of them live in the guest's memory, and a program that fills them must be told that a file system is full: nobody can tell the
-//! OOM killer anything. So what was given no size gets a share such that a quarter of memory is left whatever is full.
+//! All of them live in the guest's memory, and a program that fills them must be told that a file
+//! system is full: nobody can tell the OOM killer anything. So what was given no size gets a share
+//! such that a quarter of memory is left whatever is full.
 
 use super::plan::MountPlan;
 
@@ -17,9 +18,11 @@ pub struct Shares {
     pub mounts: Vec<Option<u64>>,
 }
 
-/// Divides `total` bytes of memory among the writable layer (`root` bytes; 0 when nobody said) and the tmpfs mounts.
+/// Divides `total` bytes of memory among the writable layer (`root` bytes; 0 when nobody said) and
+/// the tmpfs mounts.
 ///
-/// Sizes that somebody said are kept, and taken from the writable layer's share, of which an eighth of memory always stays.
+/// Sizes that somebody said are kept, and taken from the writable layer's share, of which an eighth
+/// of memory always stays.
 #[must_use]
 pub fn divide(total: u64, root: u64, mounts: &[MountPlan]) -> Shares {
     let said: Vec<_> = mounts.iter().map(|mount| size(&mount.options.data, total)).collect();
@@ -53,7 +56,8 @@ fn usual(mount: &MountPlan, total: u64) -> Option<u64> {
     }
 }
 
-/// The size that a tmpfs's options say, as the kernel reads them; a word that it will refuse counts for nothing.
+/// The size that a tmpfs's options say, as the kernel reads them; a word that it will refuse counts
+/// for nothing.
 fn size(data: &str, total: u64) -> Option<u64> {
     const PAGE: u64 = 4096;
     data.split(',').rev().find_map(|word| {

@@ -1,5 +1,6 @@
-//! The runtime spec as this agent reads it: the types of `oci-spec` where they serve, own ones where those would cost the
-//! static binary a regular-expression engine or would lose what a message has to name.
+//! The runtime spec as this agent reads it: the types of `oci-spec` where they serve, own ones
+//! where those would cost the static binary a regular-expression engine or would lose what a
+//! message has to name.
 
 use std::collections::HashMap;
 

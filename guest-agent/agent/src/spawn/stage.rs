@@ -1,10 +1,13 @@
-//! The pre-exec stage: a copy of the agent, with one thread, already born in the new namespaces. It makes the
-//! container's surroundings (or joins them), waits at the gate, and becomes the program. No exec of the agent's program stands
-//! between the two: its start, and the plan written and read again, would cost more than all mounts.
+//! The pre-exec stage: a copy of the agent, with one thread, already born in the new namespaces. It
+//! makes the container's surroundings (or joins them), waits at the gate, and becomes the program.
+//! No exec of the agent's program stands between the two: its start, and the plan written and read
+//! again, would cost more than all mounts.
 //!
-//! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the pidfd of the container's first process when
-//! it joins. Everything else of the agent is closed, and its memory goes with the exec of the program. On the channel, packets: to the agent `c` with the terminal, `r` at the gate, `x` right
-//! before exec, `e` with a [`StageFailure`]; from the agent `g`. Exec closes the channel: end-of-file after `x` is success.
+//! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the pidfd of the
+//! container's first process when it joins. Everything else of the agent is closed, and its memory
+//! goes with the exec of the program. On the channel, packets: to the agent `c` with the terminal,
+//! `r` at the gate, `x` right before exec, `e` with a [`StageFailure`]; from the agent `g`. Exec
+//! closes the channel: end-of-file after `x` is success.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -79,7 +82,8 @@ impl<T> Named<T> for nix::Result<T> {
     }
 }
 
-/// Runs the stage. Only ever returns when it failed: with the exit code, after the agent was told why.
+/// Runs the stage. Only ever returns when it failed: with the exit code, after the agent was told
+/// why.
 #[must_use]
 pub fn main(plan: &StagePlan) -> i32 {
     // The agent's own hook ends the machine.
@@ -121,8 +125,9 @@ fn run(plan: &StagePlan, channel: &OwnedFd) -> Result<std::convert::Infallible, 
     process::become_program(&plan.process, channel)
 }
 
-/// Joins the namespaces of the container's first process; the PID namespace is joined already. Not its cgroup namespace: this process was
-/// born beside the container's cgroup, and has one of its own in which it sees itself at the root, as the first process does.
+/// Joins the namespaces of the container's first process; the PID namespace is joined already. Not
+/// its cgroup namespace: this process was born beside the container's cgroup, and has one of its
+/// own in which it sees itself at the root, as the first process does.
 fn join() -> Result<(), StageError> {
     let first = sys::inherited(JOIN).ok_or(StageError::Descriptor(JOIN))?;
     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;

@@ -1,8 +1,10 @@
-//! Users and groups by name or number, from the container's own `/etc/passwd` and `/etc/group`. Pure: text in, ids out.
+//! Users and groups by name or number, from the container's own `/etc/passwd` and `/etc/group`.
+//! Pure: text in, ids out.
 //!
-//! The agent is static and has no getpwnam; and it must be the container's files that answer, not the guest's. The rules
-//! are those that container engines share: the first line that matches by name or number wins; an unknown number is fine,
-//! an unknown name is not; a user given without a group gets the groups that list it.
+//! The agent is static and has no getpwnam; and it must be the container's files that answer, not
+//! the guest's. The rules are those that container engines share: the first line that matches by
+//! name or number wins; an unknown number is fine, an unknown name is not; a user given without a
+//! group gets the groups that list it.
 
 use thiserror::Error;
 
@@ -73,7 +75,8 @@ fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| *id <= LARGEST_ID)
 }
 
-/// Resolves an OCI image's `User` (`name|uid[:group|gid]`) against the texts of `/etc/passwd` and `/etc/group`.
+/// Resolves an OCI image's `User` (`name|uid[:group|gid]`) against the texts of `/etc/passwd` and
+/// `/etc/group`.
 ///
 /// # Errors
 /// [`UserError`], naming the part that matched nothing.

@@ -1,8 +1,10 @@
-//! Which stream a connection of the host is: it begins with a token that an answer to the host carried.
+//! Which stream a connection of the host is: it begins with a token that an answer to the host
+//! carried.
 //!
-//! A token is random, good for one connection, and forgotten when nobody used it in time. A connection that has not sent a token
-//! that is known is nothing yet: each is read by a task of its own, for a limited time, and of those beyond what can be right the
-//! oldest goes. So neither a silent connection nor a wrong one delays the right one.
+//! A token is random, good for one connection, and forgotten when nobody used it in time. A
+//! connection that has not sent a token that is known is nothing yet: each is read by a task of its
+//! own, for a limited time, and of those beyond what can be right the oldest goes. So neither a
+//! silent connection nor a wrong one delays the right one.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -182,7 +184,8 @@ mod tests {
             let mut silent = Vec::new();
             for n in 0..10_000_usize {
                 silent.push(dial(&promises, &[0; TOKEN_BYTES][..n % TOKEN_BYTES]));
-                // The other ends of those that had to go are closed; this process has not descriptors for all of them.
+                // The other ends of those that had to go are closed; this process has not
+                // descriptors for all of them.
                 if silent.len() > 2 * SPARE {
                     drop(silent.remove(0));
                     tokio::task::yield_now().await;

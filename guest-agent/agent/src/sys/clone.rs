@@ -1,4 +1,5 @@
-//! clone3(2) of a process that has one thread: the child has a copy of everything and goes on in it.
+//! clone3(2) of a process that has one thread: the child has a copy of everything and goes on in
+//! it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -22,12 +23,14 @@ pub struct CloneRequest<'a> {
 /// More descriptors than any request has.
 const MOST: usize = 16;
 
-/// Makes a child that does `work` and ends with the code that it answers, unless it has become a program by then. Answers
-/// its process id (in our PID namespace) and a pidfd. The child is ours to reap. It starts with every signal unblocked and
-/// with the descriptors of the request alone: what `work` captured of others is closed, and must not be used.
+/// Makes a child that does `work` and ends with the code that it answers, unless it has become a
+/// program by then. Answers its process id (in our PID namespace) and a pidfd. The child is ours to
+/// reap. It starts with every signal unblocked and with the descriptors of the request alone: what
+/// `work` captured of others is closed, and must not be used.
 ///
 /// # Errors
-/// Those of setns(2), pidfd_open(2) and clone3(2), and `EDEADLK` when this process has more than one thread.
+/// Those of setns(2), pidfd_open(2) and clone3(2), and `EDEADLK` when this process has more than
+/// one thread.
 ///
 /// # Panics
 /// When our own PID namespace cannot be set again, after which no child would be where it belongs.
@@ -61,13 +64,15 @@ pub fn clone_child(request: &CloneRequest<'_>, work: impl FnOnce() -> i32) -> io
         args.flags |= 0x2_0000_0000; // CLONE_INTO_CGROUP
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
-    // SAFETY: args is valid for its size. Without CLONE_VM the child has a copy of everything, and as there is no other
-    // thread, nothing in it is locked or half done: it may do what any program may. It never returns from here.
+    // SAFETY: args is valid for its size. Without CLONE_VM the child has a copy of everything, and
+    // as there is no other thread, nothing in it is locked or half done: it may do what any program
+    // may. It never returns from here.
     let result = unsafe {
         let result = libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>());
         if result == 0 {
             take_only(&descriptors, count);
-            // A panic must not run into what the parent was doing. Nothing that runs at an exit is the child's business.
+            // A panic must not run into what the parent was doing. Nothing that runs at an exit is
+            // the child's business.
             libc::_exit(catch_unwind(AssertUnwindSafe(work)).unwrap_or(125));
         }
         result
@@ -97,9 +102,11 @@ fn one_thread() -> io::Result<()> {
 /// Makes the descriptors 0, 1, 2, ... and closes all others; unblocks every signal.
 ///
 /// # Safety
-/// To be called in a fresh child only: nothing that owns a descriptor may be used or dropped afterwards.
+/// To be called in a fresh child only: nothing that owns a descriptor may be used or dropped
+/// afterwards.
 unsafe fn take_only(descriptors: &[RawFd; MOST], count: usize) {
-    // SAFETY: system calls on descriptors that the child has for itself, and on a set that outlives the call.
+    // SAFETY: system calls on descriptors that the child has for itself, and on a set that outlives
+    // the call.
     unsafe {
         let mut away = [-1; MOST];
         for (slot, fd) in away.iter_mut().zip(descriptors).take(count) {

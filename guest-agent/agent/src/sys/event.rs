@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 /// # Panics
 /// Outside of a runtime.
 pub fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open as long as it lives, always answers the same number, and is dropped by nobody else.
+    // SAFETY: an OwnedFd is open as long as it lives, always answers the same number, and is
+    // dropped by nobody else.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }

@@ -7,8 +7,8 @@ use std::ptr::null;
 
 use super::{c_string, check, check_long, owned_long};
 
-/// How much of `disk`, a block device, the kernel reads around a page that a program touches, in whole sectors of 512 bytes. File systems
-/// that are mounted afterwards have it too.
+/// How much of `disk`, a block device, the kernel reads around a page that a program touches, in
+/// whole sectors of 512 bytes. File systems that are mounted afterwards have it too.
 ///
 /// # Errors
 /// Those of ioctl(2) BLKRASET.
@@ -51,12 +51,14 @@ pub fn unmount(target: &str) -> io::Result<()> {
     check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) }).map(drop)
 }
 
-/// Makes the current directory, a mount point, the root; the old root is gone for this mount namespace.
+/// Makes the current directory, a mount point, the root; the old root is gone for this mount
+/// namespace.
 ///
 /// # Errors
 /// Those of pivot_root(2), umount2(2) and chdir(2).
 pub fn pivot_here() -> io::Result<()> {
-    // SAFETY: C strings. The old root is stacked on the new one, so that "." then names the old one.
+    // SAFETY: C strings. The old root is stacked on the new one, so that "." then names the old
+    // one.
     check_long(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) })?;
     // SAFETY: a C string.
     check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) })?;

@@ -57,7 +57,8 @@ pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of accept4(2).
 pub fn accept_vsock(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, VsockAddress)> {
-    // SAFETY: an all-zero address is valid, and the pointers are to live values of the length given.
+    // SAFETY: an all-zero address is valid, and the pointers are to live values of the length
+    // given.
     unsafe {
         let mut address: libc::sockaddr_vm = zeroed();
         let mut length = ADDRESS_LENGTH;
@@ -72,7 +73,8 @@ pub fn accept_vsock(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, VsockAddre
     }
 }
 
-/// Starts to connect, without blocking if so asked: then the socket becomes writable when [`connect_result`] knows.
+/// Starts to connect, without blocking if so asked: then the socket becomes writable when
+/// [`connect_result`] knows.
 ///
 /// # Errors
 /// Those of socket(2) and connect(2).
@@ -164,8 +166,9 @@ pub struct Received {
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = Control([0; 32]);
-    // SAFETY: an all-zero header is valid; every pointer in it is to a live value of the length given; the control
-    // message is read only if the kernel wrote one of the kind that carries a descriptor, which then is ours.
+    // SAFETY: an all-zero header is valid; every pointer in it is to a live value of the length
+    // given; the control message is read only if the kernel wrote one of the kind that carries a
+    // descriptor, which then is ours.
     unsafe {
         let mut header: libc::msghdr = zeroed();
         header.msg_iov = &raw mut iov;
@@ -191,8 +194,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut control = Control([0; 32]);
-    // SAFETY: an all-zero header is valid; every pointer in it is to a live value of the length given; the control
-    // buffer has room for one descriptor.
+    // SAFETY: an all-zero header is valid; every pointer in it is to a live value of the length
+    // given; the control buffer has room for one descriptor.
     let n = unsafe {
         let mut header: libc::msghdr = zeroed();
         header.msg_iov = &raw mut iov;
@@ -219,7 +222,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<
 pub fn loopback_up() -> io::Result<()> {
     // SAFETY: no pointer.
     let socket = owned(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: an all-zero request is valid; the name is two bytes and a zero; the union's flags are what both calls mean.
+    // SAFETY: an all-zero request is valid; the name is two bytes and a zero; the union's flags are
+    // what both calls mean.
     unsafe {
         let mut request: libc::ifreq = zeroed();
         for (slot, byte) in request.ifr_name.iter_mut().zip(b"lo") {

@@ -61,7 +61,8 @@ pub fn add_entropy(device: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) }).map(drop)
 }
 
-/// Fills `bytes`, at most 256, from the kernel's random pool. Waits until that has been fed, once in the life of a guest.
+/// Fills `bytes`, at most 256, from the kernel's random pool. Waits until that has been fed, once
+/// in the life of a guest.
 ///
 /// # Errors
 /// Those of getrandom(2).
@@ -76,8 +77,9 @@ pub fn random_bytes(bytes: &mut [u8]) -> io::Result<()> {
     }
 }
 
-/// reboot(2): the last resort when nobody answers on the power port. Always a reset: a kernel without a way to power off
-/// would halt instead, and a halted machine runs for ever. Returns only if the kernel refuses.
+/// reboot(2): the last resort when nobody answers on the power port. Always a reset: a kernel
+/// without a way to power off would halt instead, and a halted machine runs for ever. Returns only
+/// if the kernel refuses.
 pub fn reset_machine() {
     // SAFETY: no pointer.
     unsafe { libc::reboot(libc::RB_AUTOBOOT) };

@@ -42,7 +42,8 @@ pub struct Reaped {
 pub enum News {
     /// It ended.
     Ended(Reaped),
-    /// This traced thread wrote to a pipe or socket that nobody reads, and waits for [`super::untrace`] with the signal for it.
+    /// This traced thread wrote to a pipe or socket that nobody reads, and waits for
+    /// [`super::untrace`] with the signal for it.
     BrokenPipe(i32),
 }
 
@@ -87,7 +88,8 @@ pub fn signal_fd() -> io::Result<OwnedFd> {
 /// Gives every signal its default action again; an ignored one would stay ignored across exec.
 pub fn all_signals_default() {
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler; SIGKILL, SIGSTOP and the C library's own two refuse, which is fine.
+        // SAFETY: SIG_DFL installs no handler; SIGKILL, SIGSTOP and the C library's own two refuse,
+        // which is fine.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
@@ -103,8 +105,8 @@ pub fn mark_all_close_on_exec() -> io::Result<()> {
         .map(drop)
 }
 
-/// keyctl(2) with a session keyring that is new and has no name: what is in another's cannot be found from it. A kernel without keys has none
-/// to part with.
+/// keyctl(2) with a session keyring that is new and has no name: what is in another's cannot be
+/// found from it. A kernel without keys has none to part with.
 ///
 /// # Errors
 /// Those of keyctl(2).
@@ -142,7 +144,8 @@ pub fn set_no_new_privileges() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Keeps other processes of the container from looking into the stage before it becomes one of them.
+/// Keeps other processes of the container from looking into the stage before it becomes one of
+/// them.
 ///
 /// # Errors
 /// Those of prctl(2).
@@ -165,7 +168,8 @@ pub fn keep_capabilities() -> io::Result<()> {
 /// # Errors
 /// Those of setgroups(2), setresgid(2) and setresuid(2).
 pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
-    // SAFETY: the pointer and the count are those of a live slice. Raw calls: the stage has one thread.
+    // SAFETY: the pointer and the count are those of a live slice. Raw calls: the stage has one
+    // thread.
     unsafe {
         check_long(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
         check_long(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
@@ -191,7 +195,8 @@ struct CapData {
 pub mod capabilities {
     use super::{CapData, CapHeader, check, check_long, io};
 
-    /// Drops everything outside of the bounding set. Needs CAP_SETPCAP, so it comes before the change of user.
+    /// Drops everything outside of the bounding set. Needs CAP_SETPCAP, so it comes before the
+    /// change of user.
     ///
     /// # Errors
     /// Those of prctl(2).
@@ -213,7 +218,8 @@ pub mod capabilities {
     /// Sets effective, permitted and inheritable, then ambient.
     ///
     /// # Errors
-    /// Those of capset(2) and prctl(2); `EPERM` for a capability that the guest's kernel does not have.
+    /// Those of capset(2) and prctl(2); `EPERM` for a capability that the guest's kernel does not
+    /// have.
     pub fn apply(effective: u64, permitted: u64, inheritable: u64, ambient: u64) -> io::Result<()> {
         let header = CapHeader { version: 0x2008_0522, pid: 0 };
         let half = |set: u64, high: bool| {

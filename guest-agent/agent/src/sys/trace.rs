@@ -1,6 +1,7 @@
 //! Hearing of a signal that the kernel gives nobody, by ptrace(2).
 //!
-//! The first process of a PID namespace gets no signal whose action is the default one. A tracer hears of it before it is dropped.
+//! The first process of a PID namespace gets no signal whose action is the default one. A tracer
+//! hears of it before it is dropped.
 
 use std::collections::HashSet;
 use std::fs;
@@ -19,16 +20,19 @@ fn request(request: impl TryInto<i64>, thread: i32, data: i32) -> io::Result<()>
     check_long(unsafe { libc::syscall(libc::SYS_ptrace, request, thread, 0_i64, i64::from(data)) }).map(drop)
 }
 
-/// How often the threads of a process are looked through for new ones. One that hands itself on from thread to thread is never done.
+/// How often the threads of a process are looked through for new ones. One that hands itself on
+/// from thread to thread is never done.
 const SCANS: usize = 8;
 
 /// How many threads are taken from one look: the kernel's list grows while it is read.
 const THREADS: usize = 1 << 16;
 
-/// Hears of signals to any thread of process `pid` from now on, also to those that it makes later. It goes on as it did.
+/// Hears of signals to any thread of process `pid` from now on, also to those that it makes later.
+/// It goes on as it did.
 ///
 /// # Errors
-/// Those of ptrace(2), and of reading /proc; and when there are new threads however often one looks.
+/// Those of ptrace(2), and of reading /proc; and when there are new threads however often one
+/// looks.
 pub fn trace(pid: i32) -> io::Result<()> {
     let threads = || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
@@ -43,7 +47,8 @@ pub fn trace(pid: i32) -> io::Result<()> {
     seize_all(threads, seize)
 }
 
-/// Seizes each thread once, until a look finds no new one: a thread that was not seized yet may have made another meanwhile.
+/// Seizes each thread once, until a look finds no new one: a thread that was not seized yet may
+/// have made another meanwhile.
 fn seize_all(
     mut threads: impl FnMut() -> io::Result<Vec<i32>>,
     mut seize: impl FnMut(i32) -> io::Result<()>,
@@ -63,8 +68,8 @@ fn seize_all(
     Err(io::Error::other("the process makes threads faster than they can be traced"))
 }
 
-/// A traced thread stopped, with this status of waitpid(2). True when it is about to get the SIGPIPE of a write of its own: then it
-/// waits for [`untrace`]. Otherwise it goes on.
+/// A traced thread stopped, with this status of waitpid(2). True when it is about to get the
+/// SIGPIPE of a write of its own: then it waits for [`untrace`]. Otherwise it goes on.
 pub(super) fn stopped(thread: i32, status: i32) -> bool {
     let signal = libc::WSTOPSIG(status);
     let gone_on = match status >> 16 {

@@ -39,7 +39,8 @@ pub(crate) struct Scenario {
     pub claim: Duration,
 }
 
-/// `scenarios!(a, b)`: a table of async functions. `scenarios!(a, b; c)`: in `c` the agent does not wait for streams.
+/// `scenarios!(a, b)`: a table of async functions. `scenarios!(a, b; c)`: in `c` the agent does not
+/// wait for streams.
 #[macro_export]
 macro_rules! scenarios {
     ($($name:ident),* $(,)? $(; $impatient:ident)?) => {

@@ -1,5 +1,6 @@
 #![allow(unsafe_code, reason = "system calls by their numbers, as a program in a container makes them")]
-//! This test as a program in a container: it makes the system calls that its arguments name, and says what the kernel answers.
+//! This test as a program in a container: it makes the system calls that its arguments name, and
+//! says what the kernel answers.
 
 use nelly_agent::arch;
 use serde_json::{Value, json};
@@ -10,7 +11,8 @@ pub(crate) const WORD: &str = "call";
 /// Where it lies in a container.
 const PLACE: &str = "/calls";
 
-/// Makes each call, `NAME` or `NAME:ARGUMENT,...` with numbers in hexadecimal, and prints a line `NAME RESULT` for it: an error is negative.
+/// Makes each call, `NAME` or `NAME:ARGUMENT,...` with numbers in hexadecimal, and prints a line
+/// `NAME RESULT` for it: an error is negative.
 pub(crate) fn make(calls: impl Iterator<Item = String>) {
     for call in calls {
         let (name, rest) = call.split_once(':').unwrap_or((&call, ""));
@@ -32,7 +34,8 @@ pub(crate) fn make(calls: impl Iterator<Item = String>) {
     }
 }
 
-/// Makes these calls the program of `spec`. This test is linked against the machine's C library: the container gets that, too.
+/// Makes these calls the program of `spec`. This test is linked against the machine's C library:
+/// the container gets that, too.
 pub(crate) fn program(mut spec: Value, calls: &[&str]) -> Value {
     let words: Vec<_> = [PLACE, WORD].iter().chain(calls).collect();
     spec["process"]["args"] = json!(words);

@@ -117,7 +117,8 @@ async fn client(world: &World) -> (AgentClient, Aborting) {
     (client, serving)
 }
 
-/// A thousand execs, one after the other, each of which says on each stream what no other says, and ends with a code of its own.
+/// A thousand execs, one after the other, each of which says on each stream what no other says, and
+/// ends with a code of its own.
 async fn a_thousand_of(world: Arc<World>, number: u32) {
     let (client, _serving) = client(&world).await;
     let stdio = m::Stdio { stdin: true, stdout: true, stderr: true, ..Default::default() };

@@ -60,7 +60,8 @@ async fn first_process_sees_only_its_own(world: Arc<World>) {
         let wanted = format!(" {target} {kind} ");
         assert!(lines.iter().any(|line| line.contains(&wanted)), "{wanted}: {outcome:?}");
     }
-    // Nothing of the host's tree, no descriptor but the three streams (that of the directory has no target any more).
+    // Nothing of the host's tree, no descriptor but the three streams (that of the directory has no
+    // target any more).
     assert!(!outcome.stdout.contains("ext4"), "{outcome:?}");
     let descriptors = lines.iter().filter(|line| line.contains(" -> ")).count();
     assert_eq!(descriptors, 3, "{outcome:?}");

@@ -1,6 +1,6 @@
-//! The agent's service without a machine: real containers in namespaces of this test, calls over a socket pair, streams
-//! over Unix sockets in place of vsock. Needs root, `mkfs.erofs` and a static busybox; elsewhere it says so and passes
-//! nothing off as tested.
+//! The agent's service without a machine: real containers in namespaces of this test, calls over a
+//! socket pair, streams over Unix sockets in place of vsock. Needs root, `mkfs.erofs` and a static
+//! busybox; elsewhere it says so and passes nothing off as tested.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

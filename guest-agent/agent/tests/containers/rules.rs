@@ -50,7 +50,8 @@ async fn capabilities_and_new_privileges(world: Arc<World>) {
     assert_eq!((field(&status, "CapInh:"), field(&status, "CapAmb:")), (0, 0));
     assert_eq!(field(&status, "NoNewPrivs:"), 1);
     assert_eq!(field(&status, "SigBlk:"), 0, "signals are blocked");
-    // 32 and 33 are the C library's own: it resets them for nobody, and whoever started this test may have ignored them.
+    // 32 and 33 are the C library's own: it resets them for nobody, and whoever started this test
+    // may have ignored them.
     assert_eq!(field(&status, "SigIgn:") & !(3 << 31), 0, "signals are ignored");
 
     let mut ambient = plain();
@@ -137,9 +138,9 @@ async fn the_default_profile_refuses_ways_out(world: Arc<World>) {
     assert_eq!(outcome.stdout, expected, "{outcome:?}");
 }
 
-/// Root in a user and a cgroup namespace of its own mounts its cgroups to write. It tries to lift the limits at their root, first as
-/// that root, then from below it; it moves everything into a child, hands down what controllers there are, and makes cgroups until it
-/// may make no more.
+/// Root in a user and a cgroup namespace of its own mounts its cgroups to write. It tries to lift
+/// the limits at their root, first as that root, then from below it; it moves everything into a
+/// child, hands down what controllers there are, and makes cgroups until it may make no more.
 const REARRANGE: &str = r#"
     mount -t cgroup2 none /mnt || exit
     cd /mnt
@@ -166,7 +167,8 @@ fn unshared(mut spec: Value) -> Value {
     spec
 }
 
-/// Sets a limit, and with it hands down a controller whose cgroups take no process beside others. False where the machine lacks it.
+/// Sets a limit, and with it hands down a controller whose cgroups take no process beside others.
+/// False where the machine lacks it.
 fn limit_hugetlb(world: &World, spec: &mut Value) -> bool {
     let controllers = std::fs::read_to_string(world.cgroup.join("cgroup.controllers")).unwrap();
     let there = controllers.split_whitespace().any(|one| one == "hugetlb");
@@ -253,7 +255,8 @@ async fn an_exec_spoils_no_other(world: Arc<World>) {
     assert_eq!(limits("root/cgroup.procs"), "", "it moved itself");
     let outcome = world.exec_sh("a", "e", "grep ^0: /proc/self/cgroup").await;
     assert_eq!(outcome.stdout, "0::/\n", "{outcome:?}");
-    // What the first one left behind still has its cgroups, and hears a signal to all; a first process ignores that one.
+    // What the first one left behind still has its cgroups, and hears a signal to all; a first
+    // process ignores that one.
     assert_ne!(limits("root/child/cgroup.procs"), "");
     world.signal("a", "", libc::SIGTERM, true).await.unwrap();
     while place.exists() {
@@ -262,7 +265,8 @@ async fn an_exec_spoils_no_other(world: Arc<World>) {
 }
 
 async fn a_filter_has_no_say_in_capabilities(world: Arc<World>) {
-    // Without no_new_privs the stage needs CAP_SYS_ADMIN to install a filter, and this one says that it gave it back.
+    // Without no_new_privs the stage needs CAP_SYS_ADMIN to install a filter, and this one says
+    // that it gave it back.
     for (n, (errno, uid)) in
         [(0, 0), (0, 1000), (libc::EPERM, 0), (libc::EPERM, 1000)].into_iter().enumerate()
     {

@@ -82,7 +82,8 @@ async fn a_closed_output_is_a_broken_pipe(world: Arc<World>) {
     world.start("a").await;
     world.wait("a", "").await;
     assert_eq!(stderr.await, format!("{}\n", 128 + libc::SIGPIPE));
-    // The host's end of sending on an output stream is no close: what is said long after it arrives.
+    // The host's end of sending on an output stream is no close: what is said long after it
+    // arrives.
     let streams = world.streams();
     world
         .create(&world.create_request("b", &spec(&["sh", "-c", "read line; echo late"]), &streams.stdio))
@@ -97,7 +98,8 @@ async fn a_closed_output_is_a_broken_pipe(world: Arc<World>) {
     assert_eq!(stdout.await, "late\n");
 }
 
-/// Runs a script as a first process until it said `begin` on the stream of that number, then closes the stream.
+/// Runs a script as a first process until it said `begin` on the stream of that number, then closes
+/// the stream.
 async fn left_alone(world: &World, id: &str, script: &str, error: bool) -> crate::bench::Streams {
     let streams = world.streams();
     world.create(&world.create_request(id, &spec(&["sh", "-c", script]), &streams.stdio)).await.unwrap();
@@ -145,7 +147,8 @@ async fn a_reader_that_leaves_changes_nothing_by_itself(world: Arc<World>) {
     let streams = left_alone(&world, "a", script, false).await;
     let mut stderr = streams.stderr();
     beside(move || drop(read_until(&mut stderr, "found"))).await;
-    // Somebody else has found that the reader left. The first process is as it was, for other signals too.
+    // Somebody else has found that the reader left. The first process is as it was, for other
+    // signals too.
     for signal in [libc::SIGSTOP, libc::SIGCONT, libc::SIGWINCH, libc::SIGTERM] {
         world.signal("a", "", signal, false).await.unwrap();
     }

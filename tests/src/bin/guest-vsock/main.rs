@@ -1,4 +1,5 @@
-//! Runs in a guest: many vsock connections at once, in either direction. All are open before the first byte flows.
+//! Runs in a guest: many vsock connections at once, in either direction. All are open before the
+//! first byte flows.
 //!
 //!     guest-vsock dial PORT COUNT          dials the host, sends a number on each, expects it back increased by one
 //!     guest-vsock listen PORT COUNT        accepts from the host, answers each number increased by one
@@ -87,7 +88,8 @@ fn attack(connect: Connect<'_>, port: u32, count: u64, stop: &Path) {
         rounds += 1;
         for cid in [VMADDR_CID_HOST, VMADDR_CID_LOCAL, OWN] {
             let Ok(mut stream) = connect(cid, port) else { continue };
-            // Sixteen bytes would be a token, the first of them ends the machine on the port for that.
+            // Sixteen bytes would be a token, the first of them ends the machine on the port for
+            // that.
             let said = stream.write_all(b"oooooooooooooooo").and_then(|()| stream.read(&mut [0]));
             heard += u64::from(matches!(said, Ok(1)));
         }

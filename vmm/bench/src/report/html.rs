@@ -7,7 +7,8 @@ use super::{percent, size, time};
 use crate::host::hundredths;
 use crate::record::{Record, Series, mean};
 
-/// Light and dark as the reader has it; on a narrow screen tables and plots scroll in their own place, with letters as large as elsewhere.
+/// Light and dark as the reader has it; on a narrow screen tables and plots scroll in their own
+/// place, with letters as large as elsewhere.
 const STYLE: &str = "\
 :root{color-scheme:light dark;--text:#222;--soft:#555;--paper:#fff;--line:#ddd;--grid:#e3e3e3;--ink:#111;--warn:#8a4b00}\
 @media(prefers-color-scheme:dark){:root{--text:#ddd;--soft:#aaa;--paper:#16181b;--line:#3a3d42;--grid:#303338;--ink:#f4f4f4;--warn:#f0b060}}\
@@ -93,7 +94,8 @@ fn legend(record: &Record) -> String {
     format!("<ul class=\"plain\">{entries}</ul>\n")
 }
 
-/// A table with a heading, its cells' text escaped here. A row begins with its colour, the number of which is in `spots`, if there is one.
+/// A table with a heading, its cells' text escaped here. A row begins with its colour, the number
+/// of which is in `spots`, if there is one.
 fn table(out: &mut String, head: &[&str], rows: &[Vec<String>], spots: &[usize]) {
     out.push_str("<div class=\"wide\"><table>\n<tr>");
     for cell in head {

@@ -14,7 +14,8 @@ const ROW: f64 = 44.0;
 
 const MIB: f64 = 1_048_576.0;
 
-/// Colours that people with any kind of sight tell apart, on light and on dark; then lighter ones for those that have many phases.
+/// Colours that people with any kind of sight tell apart, on light and on dark; then lighter ones
+/// for those that have many phases.
 const COLOURS: [&str; 16] = [
     "#0080c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7fbfe3",
     "#eaae7f", "#7fceb9", "#e5bcd3", "#f2cf7f", "#aad9f4", "#c5b698", "#bfbfbf",
@@ -137,7 +138,8 @@ pub(super) fn strip(record: &Record) -> String {
         name(&mut out, middle + 4.0, &series.name);
         let colour = colour(index);
         for (number, sample) in series.samples.iter().enumerate() {
-            // Spread over the row's height by the golden ratio, so that neighbours in time are apart.
+            // Spread over the row's height by the golden ratio, so that neighbours in time are
+            // apart.
             let high = (number as f64 * 0.618_034).fract() - 0.5;
             let (x, y) = (axis.x(sample.total_ns as f64), middle + high * (ROW - 18.0));
             let _ = writeln!(

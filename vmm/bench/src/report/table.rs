@@ -58,7 +58,8 @@ fn heading(record: &Record) -> String {
     )
 }
 
-/// Rows under a heading, each column as wide as it needs; the first to the left, the others to the right.
+/// Rows under a heading, each column as wide as it needs; the first to the left, the others to the
+/// right.
 fn columns(out: &mut String, rows: &[Vec<String>]) {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =

@@ -25,7 +25,8 @@ struct Contestant {
     launch: Launch,
     /// The marker, or `None` for a process that is measured whole.
     marker: Option<String>,
-    /// How it boots a guest that idles behind the marker, and that guest's memory in bytes: to be weighed.
+    /// How it boots a guest that idles behind the marker, and that guest's memory in bytes: to be
+    /// weighed.
     idle: Option<(Launch, u64)>,
     samples: Vec<Sample>,
     failures: Vec<String>,
@@ -54,7 +55,8 @@ fn sample(seen: &Seen, said: &Value, end: &str) -> Sample {
     // `nelly run` has its timeline among its timings.
     let mut timeline = timeline::read(said).or_else(|| timeline::read(said.get("timings")?));
     if !seen.stamps.is_empty() {
-        // Of a monitor that does not tell of itself, everything until the guest's first stamp is one phase.
+        // Of a monitor that does not tell of itself, everything until the guest's first stamp is
+        // one phase.
         let timeline = timeline.get_or_insert(timeline::begun_at(seen.start_ns));
         timeline::add_ages(timeline, &seen.stamps, seen.end_ns);
     }
@@ -79,11 +81,12 @@ pub(super) fn exits(said: &Value) -> Option<BTreeMap<String, u64>> {
     serde_json::from_value(said.get("exits")?.clone()).ok()
 }
 
-/// Boots the guest in `nelly-monitor` and in every peer that is there, turn by turn, to the marker on the serial console. With `count_syscalls`
-/// each boots once more under strace, untimed.
+/// Boots the guest in `nelly-monitor` and in every peer that is there, turn by turn, to the marker
+/// on the serial console. With `count_syscalls` each boots once more under strace, untimed.
 ///
 /// # Errors
-/// The host failed, or a signal came. That a contestant failed is in the record; it is left out of the rounds that follow.
+/// The host failed, or a signal came. That a contestant failed is in the record; it is left out of
+/// the rounds that follow.
 pub fn boot(
     plan: &BootPlan,
     environment: Environment,

@@ -1,4 +1,5 @@
-//! One process from its start to its end: its console watched for the marker, its use of the host taken, always reaped.
+//! One process from its start to its end: its console watched for the marker, its use of the host
+//! taken, always reaped.
 
 use std::fs;
 use std::io;
@@ -20,9 +21,11 @@ use crate::sys::{self, Usage};
 
 /// What a process that ends itself may take for it once the marker is there.
 const LAST: Duration = Duration::from_secs(10);
-/// What our init may take to tell of its start behind the marker, where its machine does not end by itself.
+/// What our init may take to tell of its start behind the marker, where its machine does not end by
+/// itself.
 const TELLING: Duration = Duration::from_secs(1);
-/// Between the marker and the weighing of a guest that idles: what its monitor does at a start is over then.
+/// Between the marker and the weighing of a guest that idles: what its monitor does at a start is
+/// over then.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// What was seen of one process.
@@ -50,7 +53,8 @@ struct Child {
 }
 
 impl Child {
-    /// Ends it and what it started: it leads a group of processes of its own, whose number is taken until it is reaped.
+    /// Ends it and what it started: it leads a group of processes of its own, whose number is taken
+    /// until it is reaped.
     fn kill(&self) {
         // Either may have ended by itself just now.
         let _ = pidfd_send_signal(&self.end, Signal::KILL);
@@ -97,11 +101,12 @@ enum Turn {
     Late,
 }
 
-/// Starts what `launch` says and watches it until its end. With a marker, that is where the measured time ends; without, it ends with the
-/// process, which must say success.
+/// Starts what `launch` says and watches it until its end. With a marker, that is where the
+/// measured time ends; without, it ends with the process, which must say success.
 ///
 /// # Errors
-/// It cannot be started, does not come to its end within `limit`, or fails; a signal came. It has ended then as well.
+/// It cannot be started, does not come to its end within `limit`, or fails; a signal came. It has
+/// ended then as well.
 pub(super) fn watch(
     launch: &Launch,
     marker: Option<&str>,
@@ -115,11 +120,12 @@ pub(super) fn watch(
     }
 }
 
-/// Starts what `launch` says, lets its guest idle for a moment behind the marker, says what the process holds, and ends it. Of a guest that
-/// ends at its marker it is what was held there.
+/// Starts what `launch` says, lets its guest idle for a moment behind the marker, says what the
+/// process holds, and ends it. Of a guest that ends at its marker it is what was held there.
 ///
 /// # Errors
-/// As [`watch`]; it was gone before it could be weighed, or its guest's memory, `guest_bytes`, cannot be told apart.
+/// As [`watch`]; it was gone before it could be weighed, or its guest's memory, `guest_bytes`,
+/// cannot be told apart.
 pub(super) fn weigh(
     launch: &Launch,
     marker: &str,
@@ -227,7 +233,8 @@ impl Watch<'_> {
         limit: Duration,
     ) -> Result<Seen, RunnerError> {
         let end_ns = self.marker(marker, start_ns, limit)?;
-        // The clock has been read: this costs nobody. By rusage it could not be told from what this process holds.
+        // The clock has been read: this costs nobody. By rusage it could not be told from what this
+        // process holds.
         let peak_rss_bytes = held::peak_rss_bytes(self.child.id);
         let mut teardown_ns = None;
         let patience = if launch.ends_itself { LAST } else { TELLING };
@@ -271,7 +278,8 @@ impl Watch<'_> {
         Ok(Seen { start_ns, end_ns, teardown_ns: None, stamps: Vec::new(), usage, peak_rss_bytes })
     }
 
-    /// Watches until something happens. What the process says goes on being read, so that it never waits for us.
+    /// Watches until something happens. What the process says goes on being read, so that it never
+    /// waits for us.
     fn turn(&mut self, deadline: u64) -> Result<Turn, RunnerError> {
         loop {
             let now = sys::now_ns();

@@ -1,4 +1,5 @@
-//! What a process says: searched for the marker and for what our init tells behind it, its end kept for an error.
+//! What a process says: searched for the marker and for what our init tells behind it, its end kept
+//! for an error.
 
 use std::io::{self, Read};
 
@@ -7,7 +8,8 @@ use crate::sys;
 /// Most bytes of what it said that an error carries.
 const TAIL: usize = 600;
 
-/// What our init says behind its marker: how long before it, in nanoseconds, the guest came to where the names say.
+/// What our init says behind its marker: how long before it, in nanoseconds, the guest came to
+/// where the names say.
 const STAMPS: &str = "NELLY-STAMPS";
 /// Their names, as in docs/timeline.md. A guest may lie: others are not taken.
 const NAMES: [&str; 3] = ["kernel_entry", "init", "init_main"];
@@ -40,13 +42,15 @@ impl<'a> Finder<'a> {
         self.found |= found;
         // Now: a monitor that writes a log of its own ends with more than is kept.
         self.told = self.told.take().or_else(|| Some(Told { at, stamps: stamps_in(&self.kept)? }));
-        // Enough for a marker that goes on in the next chunk, and for a person who asks what was said last.
+        // Enough for a marker that goes on in the next chunk, and for a person who asks what was
+        // said last.
         let surplus = self.kept.len().saturating_sub(TAIL.max(self.marker.len()));
         self.kept.drain(..surplus);
         found
     }
 
-    /// What the guest said of its own start: names, and how long before the marker, in nanoseconds. `None` until the whole line is there.
+    /// What the guest said of its own start: names, and how long before the marker, in nanoseconds.
+    /// `None` until the whole line is there.
     pub(super) fn stamps(&self) -> Option<&[(&'static str, u64)]> {
         self.told.as_ref().map(|told| told.stamps.as_slice())
     }
@@ -68,7 +72,8 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The stamps of the last line that has them, once it is whole. Names and numbers that are none are left out.
+/// The stamps of the last line that has them, once it is whole. Names and numbers that are none are
+/// left out.
 fn stamps_in(said: &[u8]) -> Option<Vec<(&'static str, u64)>> {
     let said = String::from_utf8_lossy(said);
     let line = said.rsplit_once(STAMPS)?.1.split_once('\n')?.0;
@@ -79,7 +84,8 @@ fn stamps_in(said: &[u8]) -> Option<Vec<(&'static str, u64)>> {
     Some(line.split_whitespace().filter_map(stamp).collect())
 }
 
-/// Reads what is there; the time of the read that completed the marker. A stream at its end is closed.
+/// Reads what is there; the time of the read that completed the marker. A stream at its end is
+/// closed.
 pub(super) fn drain(stream: &mut Option<impl Read>, finder: &mut Finder<'_>) -> Option<u64> {
     let mut found = None;
     let mut chunk = [0; 4096];

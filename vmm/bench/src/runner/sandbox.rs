@@ -1,4 +1,5 @@
-//! Machines with the agent, through the library: how long until it answers, and how long an exec takes in one that runs.
+//! Machines with the agent, through the library: how long until it answers, and how long an exec
+//! takes in one that runs.
 
 use std::fs::File;
 use std::io::Read;
@@ -27,7 +28,8 @@ use crate::timeline;
 /// What machines that are shut down may take for it.
 const LAST: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// Runs `work` to its end, or to a signal; what it started is dropped, and with it ended, in both cases.
+/// Runs `work` to its end, or to a signal; what it started is dropped, and with it ended, in both
+/// cases.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) -> Result<T, RunnerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunnerError::host("cannot start the runtime"))?;
@@ -185,7 +187,8 @@ async fn ready_once(ground: &Ground<'_>) -> Result<(Sample, Option<Held>), Runne
 /// Runs `command` again and again in one container of one machine, from the call to its exit.
 ///
 /// # Errors
-/// The machine did not start, the host failed, or a signal came. That an exec failed is in the record, and ends it.
+/// The machine did not start, the host failed, or a signal came. That an exec failed is in the
+/// record, and ends it.
 pub fn exec(
     plan: &SandboxPlan,
     command: &[String],

@@ -1,4 +1,5 @@
-//! System calls of one start, counted by strace in a start of its own: a traced process is several times slower and is not timed.
+//! System calls of one start, counted by strace in a start of its own: a traced process is several
+//! times slower and is not timed.
 
 use std::fs;
 use std::time::Duration;

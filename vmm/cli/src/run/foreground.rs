@@ -26,7 +26,8 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// How long a machine that was killed may take to be gone, for what is then known of it.
 const KILLED_WAIT: Duration = Duration::from_secs(2);
 
-/// A whole life: the machine, the container in it, their end; and what is known of them then, if somebody wants to know.
+/// A whole life: the machine, the container in it, their end; and what is known of them then, if
+/// somebody wants to know.
 ///
 /// Whatever is waited for, a signal and the limit of time are heard beside it.
 pub(super) async fn foreground(
@@ -41,7 +42,8 @@ pub(super) async fn foreground(
     let mut outside = Outside::new(requests, plan.wanted.common.timeout);
     signals::forward(&send, args.tty)?;
     let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
-    // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its machine.
+    // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its
+    // machine.
     let sandbox = match outside.during(start).await {
         Ok(sandbox) => sandbox?,
         Err(exit) => return Ok((exit, None)),
@@ -59,13 +61,15 @@ pub(super) async fn foreground(
     let finished = match ended {
         // The container's exit stands. Nobody has to wait for the rest.
         Ended::Exited(_) => outside.during(finish).await.ok(),
-        // The limit of time is over already. A machine that was killed is gone at once, unless the host's kernel is stuck.
+        // The limit of time is over already. A machine that was killed is gone at once, unless the
+        // host's kernel is stuck.
         Ended::Left(_) => tokio::time::timeout(KILLED_WAIT, finish).await.ok(),
     };
     Ok((exit, finished))
 }
 
-/// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the caller's to end.
+/// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the
+/// caller's to end.
 async fn contained(
     args: &RunArgs,
     plan: &Plan,

@@ -26,7 +26,8 @@ pub(crate) trait DataSink {
     fn zeros(&mut self, len: u64) -> Result<(), WriteError>;
     /// The file is complete.
     fn finish(&mut self) -> Result<FileData, WriteError>;
-    /// Contents that no name leads to any more. `tick` is asked for every piece: `false` ends it with [`WriteError::Cancelled`].
+    /// Contents that no name leads to any more. `tick` is asked for every piece: `false` ends it
+    /// with [`WriteError::Cancelled`].
     fn discard(&mut self, data: &FileData, tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError>;
 }
 
@@ -188,8 +189,9 @@ impl Contents {
         })
     }
 
-    /// Makes a range read as zeros. Where the file system makes no holes, zeros are written over what is there; what reads as zeros already
-    /// may be a hole, and is left alone, so that nothing is taken that was not counted.
+    /// Makes a range read as zeros. Where the file system makes no holes, zeros are written over
+    /// what is there; what reads as zeros already may be a hole, and is left alone, so that nothing
+    /// is taken that was not counted.
     fn zero_out(&mut self, offset: u64, len: u64, tick: &mut dyn FnMut() -> bool) -> Result<(), WriteError> {
         let file = self.image.file();
         if (self.punch_hole)(file, offset, len).is_ok() {

@@ -71,7 +71,8 @@ impl Superblock {
         sb[12] = BLOCK_BITS;
         put(sb, 14, &self.root_nid.to_le_bytes());
         put(sb, 16, &self.inodes.to_le_bytes());
-        // build_time stays 0: it is the time of compact inodes, and reproducible images have many of them.
+        // build_time stays 0: it is the time of compact inodes, and reproducible images have many
+        // of them.
         put(sb, 36, &self.blocks.to_le_bytes());
         put(sb, 40, &self.meta_block.to_le_bytes());
         put(sb, 44, &self.xattr_block.to_le_bytes());
@@ -86,7 +87,8 @@ fn le32(block: &[u8], at: usize) -> Option<u32> {
     block.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
 
-/// Whether `block` is the first block of a whole image of `file_size` bytes as this writer makes them.
+/// Whether `block` is the first block of a whole image of `file_size` bytes as this writer makes
+/// them.
 pub(crate) fn check_superblock(block: &[u8; BLOCK_SIZE], file_size: u64) -> bool {
     let mut sb = block[SUPER_OFFSET..].to_vec();
     let (Some(magic), Some(crc), Some(blocks)) = (le32(&sb, 0), le32(&sb, 4), le32(&sb, 36)) else {

@@ -24,7 +24,8 @@ const S_IFREG: u16 = 0o100_000;
 const S_IFLNK: u16 = 0o120_000;
 const S_IFSOCK: u16 = 0o140_000;
 
-/// Gives inodes their places: an inode with its attributes and its tail never crosses a block unless it is larger.
+/// Gives inodes their places: an inode with its attributes and its tail never crosses a block
+/// unless it is larger.
 struct Places {
     /// Free bytes at the end of a block, and the block.
     open: BTreeSet<(u64, u64)>,
@@ -143,8 +144,8 @@ impl<'a> Meta<'a> {
             nids[index(id)] = offset / SLOT;
             placed.push(Placed { node: id, offset, inode, xattrs });
         }
-        // Some readers look for attributes behind an inode before they look whether there are any: let there be
-        // something behind the last one.
+        // Some readers look for attributes behind an inode before they look whether there are any:
+        // let there be something behind the last one.
         let inode_blocks = places.next_block.max((end + SLOT).div_ceil(BLOCK));
         Ok(Self { tree, shared, placed, nids, extra_blocks, inode_blocks })
     }
@@ -275,8 +276,9 @@ fn pad_to_block(image: &mut Appender) -> io::Result<()> {
 }
 
 impl Contents {
-    /// Completes the image with the tree whose contents were given before. `tick` hears of done and all bytes of
-    /// the inodes; when it answers `false` the writing ends with [`WriteError::Cancelled`].
+    /// Completes the image with the tree whose contents were given before. `tick` hears of done and
+    /// all bytes of the inodes; when it answers `false` the writing ends with
+    /// [`WriteError::Cancelled`].
     ///
     /// The answer is the image's size in bytes. The file is not synced.
     pub(crate) fn complete(

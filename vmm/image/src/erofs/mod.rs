@@ -1,8 +1,10 @@
-//! A writer of EROFS, the kernel's read-only file system, uncompressed (kernel: Documentation/filesystems/erofs.rst).
+//! A writer of EROFS, the kernel's read-only file system, uncompressed (kernel:
+//! Documentation/filesystems/erofs.rst).
 //!
-//! The image is written in one pass. File contents go to their final place as they arrive, each file at a block
-//! boundary; the bytes after a file's last whole block wait in a spool. When the tree is complete, inodes,
-//! directories and attributes follow, each file's tail directly after its inode where both fit into one block:
+//! The image is written in one pass. File contents go to their final place as they arrive, each
+//! file at a block boundary; the bytes after a file's last whole block wait in a spool. When the
+//! tree is complete, inodes, directories and attributes follow, each file's tail directly after its
+//! inode where both fit into one block:
 //!
 //! ```text
 //! | superblock | contents | big directories, long links | shared attributes | inodes with tails |
@@ -24,7 +26,8 @@ pub(crate) use data::{Contents, DataSink, NullSink, no_room};
 pub(crate) use format::{BLOCK_SIZE, check_superblock};
 pub(crate) use xattr::{keeps as keeps_xattr, most_bytes as xattr_bytes};
 
-/// Version of what this writer makes of a tree. Part of the cache's key: raise it with every change of the bytes.
+/// Version of what this writer makes of a tree. Part of the cache's key: raise it with every change
+/// of the bytes.
 pub(crate) const WRITER_VERSION: u32 = 1;
 
 /// Why the file system image could not be written.

@@ -20,8 +20,9 @@ const PREFIXES: [(&[u8], u8); 6] = [
     (b"security.", 6),
 ];
 
-/// Whether the format can hold an attribute of this name, and a guest should see it: the private marks of
-/// overlayfs, left by the host that made the image, would change the merge that the guest makes.
+/// Whether the format can hold an attribute of this name, and a guest should see it: the private
+/// marks of overlayfs, left by the host that made the image, would change the merge that the guest
+/// makes.
 pub(crate) fn keeps(name: &[u8]) -> bool {
     split(name).is_some() && !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay.")
 }

@@ -1,5 +1,6 @@
-//! A tar archive as the files of an image, read in place: plain archives by seeking, compressed ones by going
-//! through them once for the names and the JSON, and once more into a spool if layers are needed.
+//! A tar archive as the files of an image, read in place: plain archives by seeking, compressed
+//! ones by going through them once for the names and the JSON, and once more into a spool if layers
+//! are needed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -143,7 +144,8 @@ impl Input for Seeking<'_> {
     }
 }
 
-/// A path inside the archive with `.`, `..` and double slashes resolved; `None` if it leaves the archive.
+/// A path inside the archive with `.`, `..` and double slashes resolved; `None` if it leaves the
+/// archive.
 fn normal(path: &str) -> Option<String> {
     let mut parts = Vec::new();
     for part in path.split('/') {

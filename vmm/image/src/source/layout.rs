@@ -28,7 +28,8 @@ impl LayoutDir {
     }
 }
 
-/// Opens a regular file for reading; anything else is refused, without waiting for the writer of a fifo.
+/// Opens a regular file for reading; anything else is refused, without waiting for the writer of a
+/// fifo.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), SourceError> {
     use rustix::fs::{Mode, OFlags};
     let name = || path.display().to_string();

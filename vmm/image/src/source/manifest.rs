@@ -197,7 +197,8 @@ impl Index {
             [one] => Ok(one),
             // The same image under several tags is no ambiguity.
             [first, ..] if fitting.iter().all(|m| m.digest == first.digest) => Ok(first),
-            // Of a platform's variants (a tag was given, or there are none) the first is the preferred one.
+            // Of a platform's variants (a tag was given, or there are none) the first is the
+            // preferred one.
             [first, ..] if best == 2 && fitting.iter().all(|m| m.tag() == first.tag()) => Ok(first),
             _ => Err(SourceError::Ambiguous { tags: tags() }),
         }
@@ -225,8 +226,8 @@ impl Manifest {
     }
 }
 
-/// Parses a configuration and checks that the host can run it and that it describes `layers` layers; gives the
-/// digests of the uncompressed layers, too.
+/// Parses a configuration and checks that the host can run it and that it describes `layers`
+/// layers; gives the digests of the uncompressed layers, too.
 pub(crate) fn config(
     data: &[u8],
     layers: usize,

@@ -1,4 +1,5 @@
-//! Where images come from: layouts and archives, seen as named files, and what all of them can fail with.
+//! Where images come from: layouts and archives, seen as named files, and what all of them can fail
+//! with.
 
 mod archive;
 mod layout;
@@ -186,7 +187,8 @@ pub(crate) struct LayerRef {
 }
 
 impl LayerRef {
-    /// Checks that the layer is there with its size, which finds most damage before anything is read.
+    /// Checks that the layer is there with its size, which finds most damage before anything is
+    /// read.
     pub(crate) fn check(&self, files: &dyn Files) -> Result<(), SourceError> {
         let found = match files.size(&self.path) {
             Err(SourceError::Missing { name, .. }) => {
@@ -324,8 +326,8 @@ pub(crate) fn load_docker(
     if items.is_empty() {
         return Err(SourceError::corrupt("manifest.json", "lists no image"));
     }
-    // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`.
-    // Archives carry the whole name, people write the familiar one: `docker.io/library/app:1` is `app:1`.
+    // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`. Archives carry the whole
+    // name, people write the familiar one: `docker.io/library/app:1` is `app:1`.
     let familiar = |name: &str| {
         let name = name.strip_prefix("docker.io/").unwrap_or(name);
         name.strip_prefix("library/").unwrap_or(name).to_owned()

@@ -160,7 +160,8 @@ impl Header<'_> {
         })
     }
 
-    /// The start of an old GNU sparse map, the file's real size, and whether blocks with more of the map follow.
+    /// The start of an old GNU sparse map, the file's real size, and whether blocks with more of
+    /// the map follow.
     pub(super) fn sparse(self) -> Result<(Vec<Segment>, u64, bool), Damage> {
         let mut segments = Vec::new();
         pairs(&self.0[386..482], &mut segments)?;

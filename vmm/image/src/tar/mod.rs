@@ -1,7 +1,7 @@
 //! A streaming reader of tar: v7, ustar, pax and GNU with its long names and sparse files.
 //!
-//! Everything in the stream is untrusted: sizes are bounded before anything is kept, numbers are parsed strictly,
-//! and a fault says at which byte of the stream it was found.
+//! Everything in the stream is untrusted: sizes are bounded before anything is kept, numbers are
+//! parsed strictly, and a fault says at which byte of the stream it was found.
 
 mod header;
 mod pax;
@@ -24,7 +24,8 @@ const PAX_MAX: u64 = 1 << 20;
 /// Bytes of a GNU long name with its NUL; a longer one could not be used anyway.
 const LONG_NAME_MAX: u64 = 64 << 10;
 
-/// Where a tar stream comes from: a reader that shows its buffer, and may know a faster way than reading to skip.
+/// Where a tar stream comes from: a reader that shows its buffer, and may know a faster way than
+/// reading to skip.
 pub(crate) trait Input {
     /// The bytes at hand, empty at the end of the stream only.
     fn fill(&mut self) -> io::Result<&[u8]>;
@@ -363,7 +364,8 @@ impl<I: Input> Reader<I> {
         self.data_left = self.data_left.saturating_sub(to_u64(n));
     }
 
-    /// Reads whatever follows the end of the archive, so that the whole stream is seen by those who hash it.
+    /// Reads whatever follows the end of the archive, so that the whole stream is seen by those who
+    /// hash it.
     pub(crate) fn drain(&mut self) -> Result<(), TarError> {
         loop {
             let have = self.input.fill().map_err(|source| TarError::Read { at: self.at, source })?.len();

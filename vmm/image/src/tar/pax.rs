@@ -1,4 +1,5 @@
-//! Extended headers of POSIX pax, with the records of GNU (sparse files) and star (extended attributes).
+//! Extended headers of POSIX pax, with the records of GNU (sparse files) and star (extended
+//! attributes).
 
 use super::Damage;
 use super::sparse::{MAX_SEGMENTS, Segment};

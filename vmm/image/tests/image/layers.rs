@@ -1,4 +1,5 @@
-//! Layers through the whole path: tar → tree → EROFS → an independent reader, with erofs-utils as the judge.
+//! Layers through the whole path: tar → tree → EROFS → an independent reader, with erofs-utils as
+//! the judge.
 #![allow(clippy::cast_possible_truncation, reason = "tests")]
 
 use std::collections::BTreeMap;
@@ -99,7 +100,8 @@ fn big_directories() {
     for i in 0..5000 {
         tar.add(file(&format!("many/{i:0width$}", width = 1 + i % 200)), i.to_string().as_bytes());
     }
-    // A directory whose blocks are exactly full: 16 records of 256 bytes with the two of the dots replaced.
+    // A directory whose blocks are exactly full: 16 records of 256 bytes with the two of the dots
+    // replaced.
     for i in 0..15 {
         tar.add(file(&format!("full/{i:0244}")), b"");
     }

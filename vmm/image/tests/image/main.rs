@@ -1,4 +1,5 @@
-//! Images as the outside sees them: one binary, so that what its rooms share is compiled, and checked for use, once.
+//! Images as the outside sees them: one binary, so that what its rooms share is compiled, and
+//! checked for use, once.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod hostile;

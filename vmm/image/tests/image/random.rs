@@ -341,8 +341,8 @@ fn the_seed_is_sound() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any damage ends in an error or in an image, never in a panic or an endless loop. Half of the time checksums
-    /// are mended, so that the damage gets behind them.
+    /// Any damage ends in an error or in an image, never in a panic or an endless loop. Half of the
+    /// time checksums are mended, so that the damage gets behind them.
     #[test]
     fn damage_is_survived(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1..20_usize), 1..12),

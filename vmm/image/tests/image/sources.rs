@@ -1,4 +1,5 @@
-//! Layouts, archives and the cache: what is chosen, what is refused and how fast, what stays behind.
+//! Layouts, archives and the cache: what is chosen, what is refused and how fast, what stays
+//! behind.
 
 use std::fs;
 use std::io::Write;
@@ -25,7 +26,8 @@ fn name_in(image: nelly_image::Image) -> String {
     String::from_utf8(tree[&b"etc/name"[..]].data.clone()).unwrap()
 }
 
-/// The refusal of a reference, which must come (at once, on a machine with nothing else to do) and leave nothing.
+/// The refusal of a reference, which must come (at once, on a machine with nothing else to do) and
+/// leave nothing.
 fn refusal(place: &Place, reference: &Reference) -> String {
     let start = Instant::now();
     let error = place.resolve(reference).unwrap_err();
@@ -620,7 +622,8 @@ fn a_full_disk() {
         assert!(chain(&error).contains("all but a sixteenth of what is free"), "{}", chain(&error));
         assert_eq!(error.code(), "disk_full");
         assert_eq!(place.leftovers(), NOTHING);
-        // A process that another test makes at this moment holds our descriptors until its exec, and with them what is deleted.
+        // A process that another test makes at this moment holds our descriptors until its exec,
+        // and with them what is deleted.
         let given_back = (0..600).any(|_| {
             let free = rustix::fs::statvfs(&small.0).unwrap();
             let enough = free.f_bavail * free.f_frsize > 2_000_000;
@@ -666,7 +669,8 @@ fn killed_at_any_moment() {
         child.wait().unwrap();
         for left in place.leftovers() {
             let name = left.display().to_string();
-            // A lock's name may stay; it holds nothing and the next run takes it. Images are whole or absent.
+            // A lock's name may stay; it holds nothing and the next run takes it. Images are whole
+            // or absent.
             assert!(
                 name.contains("/locks/") && left.metadata().unwrap().len() == 0 || images() == 1,
                 "{name}"

@@ -1,4 +1,5 @@
-//! Images made by other programs, and our images read by other programs: umoci, skopeo, tar, erofs-utils, the kernel.
+//! Images made by other programs, and our images read by other programs: umoci, skopeo, tar,
+//! erofs-utils, the kernel.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -205,7 +206,8 @@ fn an_image_of_umoci_in_every_form() {
     let digest = first.digest;
     judge(first, &unpacked, skip);
 
-    // skopeo carries it into the other forms; each has the same layers, so a fresh cache makes the same bytes.
+    // skopeo carries it into the other forms; each has the same layers, so a fresh cache makes the
+    // same bytes.
     let from = format!("oci:{}:app", text(&layout));
     let convert = |to: &str, more: &[&str]| {
         run("skopeo", &[&["--insecure-policy", "copy", "--quiet"], more, &[&from, to]].concat());
@@ -281,7 +283,8 @@ fn tars_of_gnu_tar_in_its_formats() {
         let layout = Layout::with(&place.path("layout"), &[(fs::read(&tar).unwrap(), Pack::Gzip)], "{}");
         let posix = format[0] == "--format=posix";
         let image = place.resolve(&layout.reference()).unwrap();
-        // GNU's format has whole seconds and no attributes; xattrs include those of the host's own only for root.
+        // GNU's format has whole seconds and no attributes; xattrs include those of the host's own
+        // only for root.
         judge(image, &root, Skip { mtimes: !posix, xattrs: !posix || !is_root(), ..Skip::default() });
     }
 }
@@ -322,7 +325,8 @@ fn erofs_utils_extract_what_went_in() {
     let disk = text(image.disk_path.as_deref().unwrap());
     let out = place.path("out");
     run("fsck.erofs", &[&format!("--extract={}", text(&out)), "--preserve-perms", &disk]);
-    // Their extraction makes no hard links, keeps no attributes, and loses the set-user-id bit to its chown.
+    // Their extraction makes no hard links, keeps no attributes, and loses the set-user-id bit to
+    // its chown.
     let strip = |tree: BTreeMap<Vec<u8>, Item>| {
         let keep = |(path, item): (Vec<u8>, Item)| (path, (item.mode & !0o7000, item.data, item.size));
         tree.into_iter()
@@ -354,7 +358,8 @@ impl Drop for Mounted<'_> {
     }
 }
 
-/// The kernel is the last judge, where this machine lets us ask it; elsewhere the end-to-end tests do, in a guest.
+/// The kernel is the last judge, where this machine lets us ask it; elsewhere the end-to-end tests
+/// do, in a guest.
 #[test]
 fn the_kernel_mounts_it() {
     let known = fs::read_to_string("/proc/filesystems").unwrap().contains("\terofs\n");

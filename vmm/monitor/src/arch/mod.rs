@@ -1,4 +1,5 @@
-//! Address maps, register and descriptor types, and [`BootState`]: plain data, one room an architecture.
+//! Address maps, register and descriptor types, and [`BootState`]: plain data, one room an
+//! architecture.
 
 pub mod aarch64;
 pub mod x86_64;
@@ -12,7 +13,8 @@ pub enum BootState {
     Arm64(aarch64::BootState),
 }
 
-/// An address of a machine: in guest physical memory, or the number of an I/O port. Not every architecture has ports.
+/// An address of a machine: in guest physical memory, or the number of an I/O port. Not every
+/// architecture has ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     /// Guest physical.
@@ -21,8 +23,8 @@ pub enum Address {
     Port(u16),
 }
 
-/// One interrupt line of a board, by the number that its guest is told. Each architecture's room makes those that its boards have, and
-/// no others.
+/// One interrupt line of a board, by the number that its guest is told. Each architecture's room
+/// makes those that its boards have, and no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterruptLine(u32);
 
@@ -39,7 +41,8 @@ impl InterruptLine {
     }
 }
 
-/// Whether a guest is shown the processor's virtualisation, with which it can run machines of its own.
+/// Whether a guest is shown the processor's virtualisation, with which it can run machines of its
+/// own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Nested {
     /// A processor without it: what a guest does not see, it cannot reach.
@@ -67,7 +70,8 @@ impl Architecture {
     pub const NATIVE: Self = Self::Aarch64;
 }
 
-/// Guest physical ranges (start, bytes) of `size` bytes of RAM on this host's architecture, by rising address.
+/// Guest physical ranges (start, bytes) of `size` bytes of RAM on this host's architecture, by
+/// rising address.
 #[must_use]
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     match Architecture::NATIVE {
@@ -76,7 +80,8 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     }
 }
 
-/// Where `len` bytes can be plugged into a machine that boots with `size` bytes, on this host's architecture.
+/// Where `len` bytes can be plugged into a machine that boots with `size` bytes, on this host's
+/// architecture.
 #[must_use]
 pub fn hotplug_start(size: u64, len: u64) -> u64 {
     match Architecture::NATIVE {

@@ -130,8 +130,8 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
     }
 }
 
-/// Closes what this process was started with and nobody handed over: a guest that took the process over could use it. The environment
-/// is gone already.
+/// Closes what this process was started with and nobody handed over: a guest that took the process
+/// over could use it. The environment is gone already.
 fn close_strays(handed: &[u32]) -> Result<(), String> {
     sys::close_all_but(handed)
         .map_err(|error| format!("cannot close what was left open to this process: {error}"))
@@ -168,8 +168,8 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     close_strays(&handed)?;
     leave()?;
 
-    // Before any thread exists, so that all of them have the signals blocked.
-    // Those that whoever started this process had ignored (nohup, background jobs of shells) stay ignored.
+    // Before any thread exists, so that all of them have the signals blocked. Those that whoever
+    // started this process had ignored (nohup, background jobs of shells) stay ignored.
     let mut numbers = SIGNALS.to_vec();
     numbers.retain(|number| !signals::ignored(*number).unwrap_or(false));
     let signals = Signals::block(&numbers).map_err(|error| format!("cannot wait for signals: {error}"))?;

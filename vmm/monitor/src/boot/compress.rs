@@ -8,10 +8,12 @@ use super::error::BootError;
 use super::source::Source;
 use crate::sys::{at_most, fits};
 
-/// Most bytes a kernel may unpack to: Debian's cloud kernel has 58 MB. What claims to be more is refused within half a second.
+/// Most bytes a kernel may unpack to: Debian's cloud kernel has 58 MB. What claims to be more is
+/// refused within half a second.
 pub(super) const UNPACKED_MAX: u64 = 256 << 20;
 
-/// Largest window that a zstd stream may ask for: `zstd -22 --ultra`, with which kernels are built, asks for exactly this.
+/// Largest window that a zstd stream may ask for: `zstd -22 --ultra`, with which kernels are built,
+/// asks for exactly this.
 const ZSTD_WINDOW_MAX: u64 = 128 << 20;
 
 /// Most memory of an xz decoder in KiB: kernels are built with dictionaries of 1 to 128 MiB.
@@ -77,11 +79,12 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Unpacks `len` bytes at `offset` of `source`, to at most `limit` bytes. `size_hint` is how much is expected, 0 if unknown: it is
-/// reserved, never trusted.
+/// Unpacks `len` bytes at `offset` of `source`, to at most `limit` bytes. `size_hint` is how much
+/// is expected, 0 if unknown: it is reserved, never trusted.
 ///
-/// The kernel's build appends the unpacked size, four bytes, to what it compresses: they are allowed behind the data, and must be
-/// right where the format alone cannot tell a whole file from a cut one.
+/// The kernel's build appends the unpacked size, four bytes, to what it compresses: they are
+/// allowed behind the data, and must be right where the format alone cannot tell a whole file from
+/// a cut one.
 pub(super) fn unpack(
     source: &Source<'_>,
     format: Format,
@@ -151,8 +154,8 @@ fn unpack_zstd(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Resul
     }
 }
 
-/// The legacy frame: a magic number, then blocks, each a little-endian length and one lz4 block. It has neither end mark nor
-/// checksum.
+/// The legacy frame: a magic number, then blocks, each a little-endian length and one lz4 block. It
+/// has neither end mark nor checksum.
 fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result<(), Failure> {
     let corrupt = |what: &'static str| Failure::Data(io::Error::new(io::ErrorKind::InvalidData, what));
     if read_u32(&mut reader)? != Some(LZ4_LEGACY_MAGIC) {

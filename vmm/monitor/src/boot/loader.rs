@@ -19,8 +19,9 @@ impl<'a> Loader<'a> {
         Self { ram, mapped_bytes: 0 }
     }
 
-    /// Puts `len` bytes of `source` at `offset` into guest memory at `guest`: whole pages are mapped where that is allowed and
-    /// possible, the rest is copied. The caller has checked that memory is there.
+    /// Puts `len` bytes of `source` at `offset` into guest memory at `guest`: whole pages are
+    /// mapped where that is allowed and possible, the rest is copied. The caller has checked that
+    /// memory is there.
     pub(super) fn put(
         &mut self,
         source: &Source<'_>,

@@ -39,7 +39,8 @@ impl Map {
         self.ram.iter().any(|&(first, last)| first <= start && end <= last)
     }
 
-    /// The first place, a multiple of 4096, for `len` bytes that lies in memory at `from` or above and ends at `limit` at the latest.
+    /// The first place, a multiple of 4096, for `len` bytes that lies in memory at `from` or above
+    /// and ends at `limit` at the latest.
     pub(super) fn lowest(&self, len: u64, from: u64, limit: u64) -> Option<u64> {
         self.ram.iter().find_map(|&(start, end)| {
             let place = start.max(from).checked_next_multiple_of(PAGE)?;
@@ -47,8 +48,8 @@ impl Map {
         })
     }
 
-    /// The highest place, a multiple of 4096, for `len` bytes that lies in memory at `floor` or above, ends at `limit` at the latest
-    /// and stays clear of `taken`.
+    /// The highest place, a multiple of 4096, for `len` bytes that lies in memory at `floor` or
+    /// above, ends at `limit` at the latest and stays clear of `taken`.
     pub(super) fn highest(&self, len: u64, floor: u64, limit: u64, taken: (u64, u64)) -> Option<u64> {
         let fits = |start: u64, end: u64| {
             let place = end.min(limit).checked_sub(len)? & !(PAGE - 1);

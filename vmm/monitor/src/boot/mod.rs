@@ -1,9 +1,11 @@
-//! Kernels and what they are told: loaders, command line, tables. Turns memory + kernel + initrd + command line into a
-//! [`crate::arch::BootState`]; knows no hypervisor.
+//! Kernels and what they are told: loaders, command line, tables. Turns memory + kernel + initrd +
+//! command line into a [`crate::arch::BootState`]; knows no hypervisor.
 //!
-//! One room an architecture, none of which knows the other, behind one [`Request`] and one [`Loaded`]: [`x86`] reads ELF files and
-//! bzImages and writes an MP table or ACPI, [`arm64`] reads Linux's Image and writes a device tree. Files are input like any other: every
-//! length, offset and address in them is checked before it is used, and a kernel can be written nowhere but into guest memory.
+//! One room an architecture, none of which knows the other, behind one [`Request`] and one
+//! [`Loaded`]: [`x86`] reads ELF files and bzImages and writes an MP table or ACPI, [`arm64`] reads
+//! Linux's Image and writes a device tree. Files are input like any other: every length, offset and
+//! address in them is checked before it is used, and a kernel can be written nowhere but into guest
+//! memory.
 
 use std::fs::File;
 
@@ -33,13 +35,16 @@ const HUGE: u64 = crate::sys::pages::HUGE as u64;
 pub struct Image<'a> {
     /// What messages call it.
     pub name: &'a str,
-    /// Its bytes. What of them is [mappable](ReadAt::mappable) (a sealed memfd, a file of our own cache: nobody can truncate or change
-    /// it while the machine runs) is mapped into the guest instead of copied.
+    /// Its bytes. What of them is [mappable](ReadAt::mappable) (a sealed memfd, a file of our own
+    /// cache: nobody can truncate or change it while the machine runs) is mapped into the guest
+    /// instead of copied.
     ///
-    /// Machines then share the pages, and the first instruction comes sooner; but the guest faults them in one by one, 4 KiB and some
-    /// 10 us each, where copied memory comes in huge pages, 15 of them for a whole boot. Our kernel (13.6 MB of segments at that time),
-    /// instruction-counted, from start to reset: copied 12.1 ms to assemble and 51 ms in all, mapped 3.7 ms and 83 ms. So it is for
-    /// those who keep many machines, not for the quickest one.
+    /// Machines then share the pages, and the first instruction comes sooner; but the guest faults
+    /// them in one by one, 4 KiB and some 10 us each, where copied memory comes in huge pages, 15
+    /// of them for a whole boot. Our kernel (13.6 MB of segments at that time),
+    /// instruction-counted, from start to reset: copied 12.1 ms to assemble and 51 ms in all,
+    /// mapped 3.7 ms and 83 ms. So it is for those who keep many machines, not for the quickest
+    /// one.
     pub bytes: &'a dyn ReadAt,
 }
 
@@ -49,7 +54,8 @@ impl std::fmt::Debug for Image<'_> {
     }
 }
 
-/// The bytes of `file`, which messages call `name`; `immutable` is [`FileReader::immutable`]'s promise.
+/// The bytes of `file`, which messages call `name`; `immutable` is [`FileReader::immutable`]'s
+/// promise.
 pub fn reader<'a>(name: &str, file: &'a File, immutable: bool) -> Result<FileReader<&'a File>, BootError> {
     match FileReader::new(file) {
         Ok(reader) if immutable => Ok(reader.immutable()),

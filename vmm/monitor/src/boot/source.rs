@@ -1,4 +1,5 @@
-//! Where a kernel's or an initrd's bytes come from: what the caller reads from, or memory after unpacking.
+//! Where a kernel's or an initrd's bytes come from: what the caller reads from, or memory after
+//! unpacking.
 
 use std::io::{self, Read};
 
@@ -20,7 +21,8 @@ enum Stored<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// What the caller gave. Its length is fixed: what is cut short later fails to be read, it does not confuse.
+    /// What the caller gave. Its length is fixed: what is cut short later fails to be read, it does
+    /// not confuse.
     pub(super) fn open(name: &'a str, bytes: &'a dyn ReadAt) -> Result<Self, BootError> {
         if bytes.is_empty() {
             return Err(BootError::unfit(name, "is empty"));

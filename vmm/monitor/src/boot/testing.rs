@@ -1,5 +1,5 @@
-//! Kernels made of a few bytes, for tests and as seeds of fuzzing: what is written here by the formats' documents, not by the loader's
-//! constants, the loader has to find.
+//! Kernels made of a few bytes, for tests and as seeds of fuzzing: what is written here by the
+//! formats' documents, not by the loader's constants, the loader has to find.
 
 use std::io::Write;
 
@@ -16,8 +16,8 @@ pub struct Segment<'a> {
     pub memory: u64,
 }
 
-/// A static x86-64 ELF file. Segments lie in the file at offsets equal to their address modulo 4096; `notes` becomes a note segment,
-/// `sections` are named and not loaded.
+/// A static x86-64 ELF file. Segments lie in the file at offsets equal to their address modulo
+/// 4096; `notes` becomes a note segment, `sections` are named and not loaded.
 #[must_use]
 pub fn elf(entry: u64, segments: &[Segment<'_>], notes: &[u8], sections: &[(&str, &[u8])]) -> Vec<u8> {
     let count = segments.len() + usize::from(!notes.is_empty());
@@ -98,7 +98,8 @@ pub fn note(owner: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A bzImage of protocol 2.15 that prefers `preferred`, relocatable by 2 MiB, around an already compressed kernel.
+/// A bzImage of protocol 2.15 that prefers `preferred`, relocatable by 2 MiB, around an already
+/// compressed kernel.
 #[must_use]
 pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0; 1024];
@@ -125,7 +126,8 @@ pub fn bzimage(preferred: u64, init_size: u32, payload: &[u8]) -> Vec<u8> {
     image
 }
 
-/// Linux's Image for arm64 that wants to lie `text_offset` bytes behind a multiple of 2 MiB and takes `image_size` bytes there.
+/// Linux's Image for arm64 that wants to lie `text_offset` bytes behind a multiple of 2 MiB and
+/// takes `image_size` bytes there.
 #[must_use]
 pub fn arm64_image(text_offset: u64, image_size: u64, code: &[u8]) -> Vec<u8> {
     let mut image = vec![0; 64];

@@ -16,16 +16,19 @@ pub enum Effect {
     PowerOff,
     /// The guest resets the machine.
     Reset,
-    /// The device is on its way back from a reset and has not taken the write: it is to be made again once a worker has come home.
+    /// The device is on its way back from a reset and has not taken the write: it is to be made
+    /// again once a worker has come home.
     Again,
 }
 
 /// A device on a bus, of memory or of ports. `offset` counts from the start of the device's range.
 ///
-/// An access never blocks, whatever the guest writes: a device that is not ready says [`Effect::Again`]. Widths are 1, 2, 4 or 8 bytes and the bus has checked that
-/// `offset + data.len()` lies within the range.
+/// An access never blocks, whatever the guest writes: a device that is not ready says
+/// [`Effect::Again`]. Widths are 1, 2, 4 or 8 bytes and the bus has checked that `offset +
+/// data.len()` lies within the range.
 pub trait BusDevice: Send {
-    /// Fills `data` (little endian). What a device does not implement reads as the device's class demands (0 or all ones).
+    /// Fills `data` (little endian). What a device does not implement reads as the device's class
+    /// demands (0 or all ones).
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
     /// Takes `data` (little endian) and says what the machine must do.
@@ -135,7 +138,8 @@ impl Bus {
         Ok(())
     }
 
-    /// Reads. What no device claims whole, and accesses of a width that no processor makes, read as all ones.
+    /// Reads. What no device claims whole, and accesses of a width that no processor makes, read as
+    /// all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
             Some((device, offset)) => lock(device).read(offset, data),
@@ -178,7 +182,8 @@ impl Bus {
     }
 }
 
-/// A device whose thread panicked in an access is still a device: its registers hold whatever they held.
+/// A device whose thread panicked in an access is still a device: its registers hold whatever they
+/// held.
 fn lock(device: &SharedDevice) -> MutexGuard<'_, dyn BusDevice + 'static> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,5 @@
-//! The files of a machine: which descriptors it names, what it does with each, and its paths made independent of a directory.
+//! The files of a machine: which descriptors it names, what it does with each, and its paths made
+//! independent of a directory.
 
 use std::path::{Path, PathBuf};
 

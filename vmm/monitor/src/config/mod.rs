@@ -1,7 +1,8 @@
 //! What a machine is made of, as plain data: [`MachineConfig`] and its parts.
 //!
-//! The JSON form is the door for embedders in other languages: `schema` 1, snake_case names with their unit, unknown keys refused,
-//! and every refusal names the field. Values that cannot be right cannot be held: sizes, counts and names are types of their own.
+//! The JSON form is the door for embedders in other languages: `schema` 1, snake_case names with
+//! their unit, unknown keys refused, and every refusal names the field. Values that cannot be right
+//! cannot be held: sizes, counts and names are types of their own.
 
 mod files;
 mod parse;
@@ -17,22 +18,23 @@ pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize,
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
 
-/// Most virtio devices of a machine, spare slots included. Each has a place and an interrupt line of its own on every board.
+/// Most virtio devices of a machine, spare slots included. Each has a place and an interrupt line
+/// of its own on every board.
 ///
-/// A kernel that is told of its devices on its command line (`platform` `mptable`) has room for some 50 of them in its 2047 bytes; more
-/// are refused when the machine starts.
+/// A kernel that is told of its devices on its command line (`platform` `mptable`) has room for
+/// some 50 of them in its 2047 bytes; more are refused when the machine starts.
 pub const MAX_VIRTIO_DEVICES: usize = 64;
 
-/// A machine. Every field can be set freely: what a field can hold is valid on its own, and [`MachineConfig::validate`] checks
-/// what only several fields together can get wrong.
+/// A machine. Every field can be set freely: what a field can hold is valid on its own, and
+/// [`MachineConfig::validate`] checks what only several fields together can get wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MachineConfig {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Guest memory in bytes: what the kernel finds when it starts.
     pub memory_bytes: MemorySize,
-    /// Memory beyond that, which the guest gets while the machine runs, when its holder asks for it: a memory device (virtio-mem).
-    /// 0: none.
+    /// Memory beyond that, which the guest gets while the machine runs, when its holder asks for
+    /// it: a memory device (virtio-mem). 0: none.
     pub hotplug_bytes: HotplugSize,
     /// Virtual CPUs.
     pub cpus: CpuCount,
@@ -42,8 +44,8 @@ pub struct MachineConfig {
     pub kernel: FileSource,
     /// The initial RAM disk.
     pub initrd: Option<FileSource>,
-    /// Nobody changes or truncates the files of kernel and initrd while the machine runs: their pages may be mapped instead of
-    /// copied. Sealed memory files are mapped in any case.
+    /// Nobody changes or truncates the files of kernel and initrd while the machine runs: their
+    /// pages may be mapped instead of copied. Sealed memory files are mapped in any case.
     pub immutable_images: bool,
     /// The kernel command line, without what the monitor adds for its devices.
     pub command_line: CommandLine,
@@ -59,11 +61,13 @@ pub struct MachineConfig {
     pub console: Endpoint,
     /// The first serial port; `none` keeps the port and discards what the guest writes.
     pub serial: Endpoint,
-    /// Most bytes of a console's log: a full one is renamed to `NAME.1`, in place of the one before, and begins anew.
+    /// Most bytes of a console's log: a full one is renamed to `NAME.1`, in place of the one
+    /// before, and begins anew.
     pub log_bytes: LogSize,
     /// The socket device.
     pub vsock: Option<VsockConfig>,
-    /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine runs. 0 to 64 with all other devices.
+    /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine
+    /// runs. 0 to 64 with all other devices.
     pub spare_slots: u8,
     /// What a guest's reset does.
     pub on_reset: OnReset,
@@ -110,7 +114,8 @@ impl MachineConfig {
             + usize::from(self.spare_slots)
     }
 
-    /// Checks what one field alone cannot show: that disk ids differ, devices fit, and standard input and output have one user.
+    /// Checks what one field alone cannot show: that disk ids differ, devices fit, and standard
+    /// input and output have one user.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.schema != SCHEMA {
             let reason = format!("{} is unknown, this monitor reads {SCHEMA}", self.schema);
@@ -163,7 +168,8 @@ impl MachineConfig {
 pub enum FileSource {
     /// A path, opened once by whoever starts the machine, before anything of it runs.
     Path(PathBuf),
-    /// A descriptor handed in: its number when `nelly-monitor` was started with it, or what `machine::Resources::add` returned.
+    /// A descriptor handed in: its number when `nelly-monitor` was started with it, or what
+    /// `machine::Resources::add` returned.
     Fd(u32),
 }
 
@@ -255,12 +261,14 @@ pub struct VsockConfig {
     /// The guest's context id.
     #[serde(default)]
     pub cid: ContextId,
-    /// A Unix socket made at this path, where the host writes `CONNECT port`; ports that the guest dials are looked for at the same
-    /// path with `_port` appended. `None`: streams through the handle only, and nothing is made in the file system.
+    /// A Unix socket made at this path, where the host writes `CONNECT port`; ports that the guest
+    /// dials are looked for at the same path with `_port` appended. `None`: streams through the
+    /// handle only, and nothing is made in the file system.
     #[serde(default)]
     pub unix_socket: Option<PathBuf>,
-    /// The port on which the guest's agent says how it ends, one byte: `o` off, `r` reboot, `p` panic. It takes one connection each time
-    /// the guest's driver starts, the agent's, which dials before anybody else runs; others are refused.
+    /// The port on which the guest's agent says how it ends, one byte: `o` off, `r` reboot, `p`
+    /// panic. It takes one connection each time the guest's driver starts, the agent's, which dials
+    /// before anybody else runs; others are refused.
     #[serde(default)]
     pub power_port: Option<u32>,
 }
@@ -274,7 +282,8 @@ pub enum Endpoint {
     None,
     /// Standard input and output of `nelly-monitor` run directly; refused behind a handle.
     Stdio,
-    /// A stream that the handle hands out. Until it is asked for, the latest 64 KiB are kept for it.
+    /// A stream that the handle hands out. Until it is asked for, the latest 64 KiB are kept for
+    /// it.
     Stream,
     /// Output is appended to a file, see [`MachineConfig::log_bytes`]; there is no input.
     Log(FileSource),
@@ -302,7 +311,8 @@ pub enum OnReset {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct ConfigError {
-    /// The field, as the JSON form names it (`disks[1]`), or `(file)` for text that is not a JSON object.
+    /// The field, as the JSON form names it (`disks[1]`), or `(file)` for text that is not a JSON
+    /// object.
     pub field: String,
     /// What is wrong with it.
     pub reason: String,

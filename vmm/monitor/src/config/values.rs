@@ -73,7 +73,8 @@ impl Default for MemorySize {
     }
 }
 
-/// Memory that can be plugged in, in bytes: 0 to 1 TiB, a multiple of 128 MiB, by which Linux adds memory.
+/// Memory that can be plugged in, in bytes: 0 to 1 TiB, a multiple of 128 MiB, by which Linux adds
+/// memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct HotplugSize(u64);
@@ -139,13 +140,15 @@ impl Default for LogSize {
     }
 }
 
-/// A kernel command line: at most 65,535 bytes of text without NUL, line breaks or other control characters.
+/// A kernel command line: at most 65,535 bytes of text without NUL, line breaks or other control
+/// characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CommandLine(String);
 
 impl CommandLine {
-    /// Most bytes. A kernel may take less (2,047 on x86); the loader refuses what its kernel would cut off.
+    /// Most bytes. A kernel may take less (2,047 on x86); the loader refuses what its kernel would
+    /// cut off.
     pub const MAX: usize = 65_535;
 
     /// The command line `text`.
@@ -192,7 +195,8 @@ impl DiskId {
     }
 }
 
-/// The guest's context id on the socket device: 3 to 4294967294 (0 to 2 and the last one have meanings of their own).
+/// The guest's context id on the socket device: 3 to 4294967294 (0 to 2 and the last one have
+/// meanings of their own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct ContextId(u32);

@@ -1,4 +1,5 @@
-//! What is left of the keyboard controller: no keyboard, no mouse, but its commands answer, its status settles, and it resets.
+//! What is left of the keyboard controller: no keyboard, no mouse, but its commands answer, its
+//! status settles, and it resets.
 
 use crate::bus::{BusDevice, Effect};
 
@@ -52,7 +53,8 @@ impl I8042 {
             0x20..=0x3f => self.answer(if command == 0x20 { self.configuration } else { 0 }),
             // The controller passes.
             0xaa => self.answer(0x55),
-            // The keyboard's lines are in order, although nothing hangs on them; the mouse port's clock is stuck: there is none.
+            // The keyboard's lines are in order, although nothing hangs on them; the mouse port's
+            // clock is stuck: there is none.
             0xab => self.answer(0x00),
             0xa9 => self.answer(0x01),
             0xc0 => self.answer(0x00),
@@ -79,7 +81,8 @@ impl I8042 {
             Some(0xd2) => self.answer(value),
             Some(0xd3) => self.answer(0x00),
             Some(0x61..=0x7f) => {}
-            // To the keyboard or the mouse, of which there is none: the controller says so for them.
+            // To the keyboard or the mouse, of which there is none: the controller says so for
+            // them.
             Some(_) | None => {
                 self.output = Some(0xfe);
                 self.timed_out = true;
@@ -107,7 +110,8 @@ impl BusDevice for I8042 {
         *byte = match offset {
             0 => self.output.take().unwrap_or(0),
             1 => {
-                // Refresh toggles at each look; timer 2 is always done. Loops that wait for either end.
+                // Refresh toggles at each look; timer 2 is always done. Loops that wait for either
+                // end.
                 self.refresh = !self.refresh;
                 0x20 | if self.refresh { 0x10 } else { 0 }
             }

@@ -49,7 +49,8 @@ impl LastWords {
     }
 }
 
-/// A matcher that has seen part of a stream. The first letter of its words occurs nowhere else in them.
+/// A matcher that has seen part of a stream. The first letter of its words occurs nowhere else in
+/// them.
 #[derive(Clone, Copy, Debug)]
 struct Finder {
     words: &'static [u8],

@@ -1,5 +1,5 @@
-//! Arm's real-time clock (PrimeCell PL031): the time of day. No alarm, no interrupt; writes of the time are ignored: the host's clock is
-//! the clock.
+//! Arm's real-time clock (PrimeCell PL031): the time of day. No alarm, no interrupt; writes of the
+//! time are ignored: the host's clock is the clock.
 
 use crate::bus::{BusDevice, Effect};
 use crate::sys::fits;
@@ -12,7 +12,8 @@ const LOAD: u64 = 0x08;
 const CONTROL: u64 = 0x0c;
 /// Control: the clock runs. It always does.
 const STARTED: u32 = 1;
-/// Who it is, a byte in each word: the part (0x031, made by Arm, revision 0), then that of every PrimeCell.
+/// Who it is, a byte in each word: the part (0x031, made by Arm, revision 0), then that of every
+/// PrimeCell.
 const IDENTITY: u64 = 0xfe0;
 const IDENTITY_BYTES: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 

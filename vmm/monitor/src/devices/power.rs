@@ -1,4 +1,5 @@
-//! Registers that switch off or reset: ACPI's sleep and reset registers, the chipset's reset control, the fast reset of port 0x92.
+//! Registers that switch off or reset: ACPI's sleep and reset registers, the chipset's reset
+//! control, the fast reset of port 0x92.
 
 use crate::arch::x86_64::layout::{ACPI_RESET_VALUE, ACPI_SLEEP_TYPE_S5};
 use crate::bus::{BusDevice, Effect};

@@ -1,5 +1,5 @@
-//! The CMOS clock (MC146818 at ports 0x70 and 0x71): time of day and 114 bytes of memory. No alarm, no interrupt; writes of the time are
-//! ignored: the host's clock is the clock.
+//! The CMOS clock (MC146818 at ports 0x70 and 0x71): time of day and 114 bytes of memory. No alarm,
+//! no interrupt; writes of the time are ignored: the host's clock is the clock.
 
 use crate::bus::{BusDevice, Effect};
 use crate::sys::fits;
@@ -98,7 +98,8 @@ struct Time {
 impl Time {
     fn of(seconds: u64) -> Self {
         let (days, rest) = (seconds / 86_400, seconds % 86_400);
-        // Counted from 1 March of year 0, so that the leap day ends its year and its four centuries.
+        // Counted from 1 March of year 0, so that the leap day ends its year and its four
+        // centuries.
         let shifted = days + 719_468;
         let (era, in_era) = (shifted / 146_097, shifted % 146_097);
         let year_of_era = (in_era - in_era / 1460 + in_era / 36_524 - in_era / 146_096) / 365;
@@ -132,7 +133,8 @@ mod tests {
 
     #[test]
     fn shows_the_calendar() {
-        // (Unix time, century, year, month, day, weekday, hour, minute, second), as `date -u` prints them.
+        // (Unix time, century, year, month, day, weekday, hour, minute, second), as `date -u`
+        // prints them.
         let table = [
             (0, [0x19, 0x70, 0x01, 0x01, 5, 0x00, 0x00, 0x00]),
             (951_782_399, [0x20, 0x00, 0x02, 0x28, 2, 0x23, 0x59, 0x59]),

@@ -1,8 +1,9 @@
 //! A 16550A serial port.
 //!
-//! The line behind it is as fast as the host's reader: a byte is gone when it is written, unless the host has no room, and then the
-//! transmitter holds (THRE clear) until it has. Input waits on the line until the guest asserts RTS or enables the receive interrupt, as
-//! with hardware flow control, so that nothing typed ahead falls to the driver that clears the port when it opens it.
+//! The line behind it is as fast as the host's reader: a byte is gone when it is written, unless
+//! the host has no room, and then the transmitter holds (THRE clear) until it has. Input waits on
+//! the line until the guest asserts RTS or enables the receive interrupt, as with hardware flow
+//! control, so that nothing typed ahead falls to the driver that clears the port when it opens it.
 
 use std::collections::VecDeque;
 
@@ -44,12 +45,14 @@ const LSR_EMPTY: u8 = 0x60;
 /// Modem status without loopback: carrier, data set ready, clear to send.
 const MSR_CONNECTED: u8 = 0xb0;
 
-/// The host at the other end of the line. Called on vCPU threads, with the port's lock held: never waits.
+/// The host at the other end of the line. Called on vCPU threads, with the port's lock held: never
+/// waits.
 pub trait Line: Send {
     /// Whether the host takes another byte now.
     fn ready(&self) -> bool;
 
-    /// Takes a byte. A guest may write when [`Line::ready`] is false: then what is beyond the host's bounds is counted as lost.
+    /// Takes a byte. A guest may write when [`Line::ready`] is false: then what is beyond the
+    /// host's bounds is counted as lost.
     fn transmit(&mut self, byte: u8);
 
     /// The guest has taken input and there is room for more.
@@ -87,8 +90,8 @@ impl<L: Line> Serial<L> {
         Self { line, interrupt, registers, input: VecDeque::new(), empty_pending: false, starved: false }
     }
 
-    /// Puts input on the line, as much as there is room for, and says how much that was. When it is not all, [`Line::input_wanted`] is
-    /// called once there is room.
+    /// Puts input on the line, as much as there is room for, and says how much that was. When it is
+    /// not all, [`Line::input_wanted`] is called once there is room.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let before = self.identification();
         let count = bytes.len().min(INPUT_CAPACITY.saturating_sub(self.input.len()));
@@ -100,7 +103,8 @@ impl<L: Line> Serial<L> {
 
     /// The host has room again after [`Line::ready`] was false.
     pub fn drained(&mut self) {
-        // The host made room before it says so here: the step has happened, and a second edge does no harm.
+        // The host made room before it says so here: the step has happened, and a second edge does
+        // no harm.
         self.empty_pending = true;
         self.interrupt_on_change(IIR_NONE);
     }
@@ -144,7 +148,8 @@ impl<L: Line> Serial<L> {
     /// An edge for every step from nothing pending to something.
     fn interrupt_on_change(&self, before: u8) {
         if before == IIR_NONE && self.identification() != IIR_NONE {
-            // A line that fails is the host's fault and shows elsewhere; the guest polls after a while.
+            // A line that fails is the host's fault and shows elsewhere; the guest polls after a
+            // while.
             let _unheard = self.interrupt.pulse();
         }
     }
@@ -222,7 +227,8 @@ impl<L: Line> Serial<L> {
                     self.empty_pending = true;
                 }
             }
-            // Clearing the receive FIFO takes nothing: what the guest has not seen is still on the line.
+            // Clearing the receive FIFO takes nothing: what the guest has not seen is still on the
+            // line.
             2 => self.registers.fifo_control = value,
             3 => self.registers.line_control = value,
             4 => self.registers.modem_control = value & 0x1f,
@@ -315,7 +321,8 @@ mod tests {
     #[test]
     fn looks_like_a_16550a_to_linux() {
         let (mut port, _) = port(usize::MAX);
-        // autoconfig(): IER keeps 4 bits, scratch keeps 8, loopback wires the modem lines, FIFOs answer in IIR.
+        // autoconfig(): IER keeps 4 bits, scratch keeps 8, loopback wires the modem lines, FIFOs
+        // answer in IIR.
         put(&mut port, 1, 0);
         assert_eq!(get(&mut port, 1), 0);
         put(&mut port, 1, 0x0f);

@@ -1,9 +1,11 @@
-//! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or Hypervisor.framework.
+//! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or
+//! Hypervisor.framework.
 //!
-//! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line` and `offer_doorbell`, then vCPUs, each created
-//! on the thread that runs it (Hypervisor.framework demands it), then `seal`, and only then the first `run`. A `map` after
-//! `create_irqchip` is refused: on Linux it waits for an RCU grace period, some milliseconds each, and nothing needs it. Memory that a
-//! guest gets later lies in a slot that it had from the start.
+//! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line` and
+//! `offer_doorbell`, then vCPUs, each created on the thread that runs it (Hypervisor.framework
+//! demands it), then `seal`, and only then the first `run`. A `map` after `create_irqchip` is
+//! refused: on Linux it waits for an RCU grace period, some milliseconds each, and nothing needs
+//! it. Memory that a guest gets later lies in a slot that it had from the start.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
@@ -27,7 +29,8 @@ pub trait Hypervisor {
     /// The machines it makes.
     type Vm: Vm;
 
-    /// Creates an empty machine, whose processors show their virtualisation or do not. Asked for what the host cannot show, it refuses.
+    /// Creates an empty machine, whose processors show their virtualisation or do not. Asked for
+    /// what the host cannot show, it refuses.
     fn create_vm(&self, nested: Nested) -> Result<Self::Vm, HvError>;
 }
 
@@ -45,7 +48,8 @@ pub type Native = hvf::Hvf;
 
 /// One interrupt line of the machine, from a device to the interrupt controller.
 ///
-/// Cheap to call from any thread; a call is at most two system calls and never blocks. It keeps the machine it belongs to.
+/// Cheap to call from any thread; a call is at most two system calls and never blocks. It keeps the
+/// machine it belongs to.
 pub trait IrqLine: Send + Sync {
     /// An edge: the line goes up and down. What virtio and the 8250 use here.
     fn pulse(&self) -> io::Result<()>;
@@ -62,10 +66,11 @@ pub type SharedLine = Arc<dyn IrqLine>;
 pub struct IrqchipPlan {
     /// vCPUs that will be created, 1 to 255.
     pub vcpus: u8,
-    /// A timer and a controller of old, where the architecture has such, for kernels that calibrate by them. Without them a start and
-    /// above all an end are faster.
+    /// A timer and a controller of old, where the architecture has such, for kernels that calibrate
+    /// by them. Without them a start and above all an end are faster.
     pub legacy_timer: bool,
-    /// Lines that devices use, from 0 on, at least one. A machine without a legacy timer has no others, which a guest need not set up.
+    /// Lines that devices use, from 0 on, at least one. A machine without a legacy timer has no
+    /// others, which a guest need not set up.
     pub lines: u32,
 }
 
@@ -74,8 +79,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
-    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the machine's end. Its number and its place
-    /// are no other slot's, and there are no interrupt controllers yet.
+    /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the
+    /// machine's end. Its number and its place are no other slot's, and there are no interrupt
+    /// controllers yet.
     fn map(&self, slot: &Slot) -> Result<(), HvError>;
 
     /// Creates the interrupt controllers. Once, after every `map`.
@@ -84,53 +90,61 @@ pub trait Vm: Send + Sync + 'static {
     /// The line of this number.
     fn irq_line(&self, line: InterruptLine) -> Result<SharedLine, HvError>;
 
-    /// Offers that writes of `value` (`width` bytes: 2 or 4; 0 = any value) to `address` go straight to `notifier`.
-    /// `false` means that the hypervisor cannot, and the write arrives as an exit: both must work.
+    /// Offers that writes of `value` (`width` bytes: 2 or 4; 0 = any value) to `address` go
+    /// straight to `notifier`. `false` means that the hypervisor cannot, and the write arrives as
+    /// an exit: both must work.
     fn offer_doorbell(&self, address: Address, value: u32, width: u8, notifier: &Notifier) -> bool;
 
     /// Creates vCPU `index` of `count`, on the calling thread, which must be the one that runs it.
     fn create_vcpu(&self, index: u32, count: u32) -> Result<Self::Vcpu, HvError>;
 
-    /// The machine is whole: every slot is mapped, every line was asked for and every vCPU exists. Once, before the first vCPU runs; what
-    /// comes after it is doorbells alone. Some controllers can be initialised no sooner.
+    /// The machine is whole: every slot is mapped, every line was asked for and every vCPU exists.
+    /// Once, before the first vCPU runs; what comes after it is doorbells alone. Some controllers
+    /// can be initialised no sooner.
     fn seal(&self) -> Result<(), HvError>;
 
-    /// Reads what belongs to no vCPU: controllers, clocks. Every vCPU is out of the guest with nothing pending.
+    /// Reads what belongs to no vCPU: controllers, clocks. Every vCPU is out of the guest with
+    /// nothing pending.
     fn save(&self) -> Result<Sections, HvError>;
 
-    /// Takes it back into a machine of the same plan, when each of its vCPUs has its own state and before the seal. After an error the
-    /// machine is of no use.
+    /// Takes it back into a machine of the same plan, when each of its vCPUs has its own state and
+    /// before the seal. After an error the machine is of no use.
     fn restore(&self, state: Sections) -> Result<(), HvError>;
 }
 
 /// A virtual CPU. Not `Send`: it lives and dies on its thread. It keeps its machine.
 pub trait Vcpu {
-    /// Loads the state the guest starts with: for vCPU 0. The others need no load, only `run`: they wait in it for the boot
-    /// processor's start-up message.
+    /// Loads the state the guest starts with: for vCPU 0. The others need no load, only `run`: they
+    /// wait in it for the boot processor's start-up message.
     fn load(&mut self, state: &BootState) -> Result<(), HvError>;
 
-    /// Runs until something needs the monitor. A guest's fault is a value ([`Exit::Fault`]), not an error.
+    /// Runs until something needs the monitor. A guest's fault is a value ([`Exit::Fault`]), not an
+    /// error.
     fn run(&mut self) -> Result<Exit<'_>, HvError>;
 
-    /// Completes a pending read or write without entering the guest (KVM: one run with immediate_exit), so that state is whole.
-    /// [`Exit::Kicked`] says that it is; any other exit is the next part of the same instruction, to be served like those of `run`
-    /// and completed in turn.
+    /// Completes a pending read or write without entering the guest (KVM: one run with
+    /// immediate_exit), so that state is whole. [`Exit::Kicked`] says that it is; any other exit is
+    /// the next part of the same instruction, to be served like those of `run` and completed in
+    /// turn.
     fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
 
-    /// Reads its whole state, out of the guest and with nothing pending. What it has of the machine's plan is not among it.
+    /// Reads its whole state, out of the guest and with nothing pending. What it has of the
+    /// machine's plan is not among it.
     fn save(&mut self) -> Result<Sections, HvError>;
 
-    /// Takes such state back instead of a [`Vcpu::load`], before it has run. After an error the vCPU is of no use.
+    /// Takes such state back instead of a [`Vcpu::load`], before it has run. After an error the
+    /// vCPU is of no use.
     fn restore(&mut self, state: Sections) -> Result<(), HvError>;
 
-    /// Reads the guest's counter beside the host's clock, on the vCPU's thread and out of the guest. `None` where the
-    /// hypervisor cannot tell.
+    /// Reads the guest's counter beside the host's clock, on the vCPU's thread and out of the
+    /// guest. `None` where the hypervisor cannot tell.
     fn counter(&mut self) -> Option<GuestCounter> {
         None
     }
 
-    /// Whether nothing but another vCPU can make this one go on: it halted with interrupts disabled, or waits for its start-up message.
-    /// Asked out of the guest, with nothing pending. `false` where the hypervisor cannot tell.
+    /// Whether nothing but another vCPU can make this one go on: it halted with interrupts
+    /// disabled, or waits for its start-up message. Asked out of the guest, with nothing pending.
+    /// `false` where the hypervisor cannot tell.
     fn sleeps_for_good(&mut self) -> bool {
         false
     }
@@ -139,17 +153,19 @@ pub trait Vcpu {
     fn kicker(&self) -> Arc<dyn Kicker>;
 }
 
-/// Gets a vCPU out of the guest. A kick that arrives before `run` makes the next `run` return at once: none is lost.
+/// Gets a vCPU out of the guest. A kick that arrives before `run` makes the next `run` return at
+/// once: none is lost.
 pub trait Kicker: Send + Sync {
     /// Kicks.
     fn kick(&self);
 }
 
-/// Why a vCPU came back. Data slices borrow from the vCPU: a read is answered by filling them before the next `run`.
+/// Why a vCPU came back. Data slices borrow from the vCPU: a read is answered by filling them
+/// before the next `run`.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// Read of guest physical memory that no slot backs, or of a port; `data` holds one access, or several of an instruction that reads a
-    /// port again and again (`width` bytes each).
+    /// Read of guest physical memory that no slot backs, or of a port; `data` holds one access, or
+    /// several of an instruction that reads a port again and again (`width` bytes each).
     Read {
         /// Where.
         address: Address,

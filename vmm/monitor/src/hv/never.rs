@@ -1,4 +1,5 @@
-//! A hypervisor that no value of exists: what a back end that is not written returns instead of one.
+//! A hypervisor that no value of exists: what a back end that is not written returns instead of
+//! one.
 
 #![cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 

@@ -1,4 +1,5 @@
-//! From a config to a machine whose vCPU threads wait at the gate: planned, built, loaded with what it begins with, started.
+//! From a config to a machine whose vCPU threads wait at the gate: planned, built, loaded with what
+//! it begins with, started.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -220,7 +221,8 @@ impl<V: Vm> Assembled<V> {
         })
     }
 
-    /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and counts outlive it.
+    /// Ends vCPU threads that may still wait at the gate, and gives everything back. Pumps and
+    /// counts outlive it.
     pub(super) fn take_apart(self) -> Remains {
         let Self {
             vm,
@@ -248,7 +250,8 @@ impl<V: Vm> Assembled<V> {
         host.join();
         let faults = faults::faults(&interrupts);
         drop(interrupts);
-        // Devices and their lines keep the machine: with the buses and the port the last of them goes.
+        // Devices and their lines keep the machine: with the buses and the port the last of them
+        // goes.
         let exits = shared.exits();
         drop(shared);
         pumps.iter_mut().for_each(Pump::unplug);

@@ -1,5 +1,5 @@
-//! What a machine begins with: a kernel that is booted. Fills its memory, and says what its vCPUs start from; that is all that a machine
-//! which goes on from elsewhere would do otherwise.
+//! What a machine begins with: a kernel that is booted. Fills its memory, and says what its vCPUs
+//! start from; that is all that a machine which goes on from elsewhere would do otherwise.
 
 use std::fs::File;
 

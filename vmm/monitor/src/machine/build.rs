@@ -1,7 +1,8 @@
-//! From a plan to what it plans: memory mapped, devices made and put where they belong. Nothing runs here.
+//! From a plan to what it plans: memory mapped, devices made and put where they belong. Nothing
+//! runs here.
 //!
-//! Order: memory and its slots, then interrupt controllers, then devices with their lines and doorbells. Memory that is registered after
-//! the controllers costs the host a grace period.
+//! Order: memory and its slots, then interrupt controllers, then devices with their lines and
+//! doorbells. Memory that is registered after the controllers costs the host a grace period.
 
 use std::sync::{Arc, Mutex};
 
@@ -120,7 +121,8 @@ impl<H: Hypervisor> Site<'_, H> {
     }
 }
 
-/// Offers the hypervisor the short cut for every queue but the first `known`, of which it has heard. What it declines arrives as an exit.
+/// Offers the hypervisor the short cut for every queue but the first `known`, of which it has
+/// heard. What it declines arrives as an exit.
 pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport, known: usize) {
     for (offset, queue, bell) in transport.doorbells().skip(known) {
         let _short_cut = vm.offer_doorbell(Address::Memory(place.address + offset), queue, 4, bell);

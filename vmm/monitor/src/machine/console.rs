@@ -1,7 +1,9 @@
-//! The plumbing between a guest's console and whatever reads it: both ways, bounded, and never waiting for either side.
+//! The plumbing between a guest's console and whatever reads it: both ways, bounded, and never
+//! waiting for either side.
 //!
-//! Output that nobody takes fills a buffer, then the guest waits (a serial port holds its transmitter, a virtio console its queue). What a
-//! guest sends regardless is counted and announced in the output: nothing is lost silently.
+//! Output that nobody takes fills a buffer, then the guest waits (a serial port holds its
+//! transmitter, a virtio console its queue). What a guest sends regardless is counted and announced
+//! in the output: nothing is lost silently.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,14 +23,16 @@ use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
 use crate::sys::{self, Interest, Poller};
 use crate::virtio::device::Registrar;
 
-/// Output that waits before the guest is held back, and what is kept for a stream that nobody has asked for yet.
+/// Output that waits before the guest is held back, and what is kept for a stream that nobody has
+/// asked for yet.
 const SOFT_LIMIT: usize = 64 << 10;
 /// Output of a guest that does not let itself be held back, before it is dropped and counted.
 const HARD_LIMIT: usize = 128 << 10;
 /// Bytes moved at once.
 const CHUNK: usize = 4096;
-/// Times that one turn moves output, and input. What is left then has another turn, after the loop has looked at everything else: a guest
-/// and a reader that never stop do not keep the loop for themselves.
+/// Times that one turn moves output, and input. What is left then has another turn, after the loop
+/// has looked at everything else: a guest and a reader that never stop do not keep the loop for
+/// themselves.
 const ROUNDS: usize = 4;
 
 const KEY_INPUT: u32 = 0;
@@ -126,7 +130,8 @@ pub(super) enum Heard {
     Nothing,
     /// Ctrl-A, then x.
     Quit,
-    /// It took no more of the output, and the machine is not to go on without it: see [`Pump::lost`].
+    /// It took no more of the output, and the machine is not to go on without it: see
+    /// [`Pump::lost`].
     Lost,
 }
 
@@ -237,7 +242,8 @@ impl Pump {
         self.far = Far::Open { input: None, output: Some(output), stream: false };
     }
 
-    /// Gives the far side to whoever holds the other end of `stream`, in place of who had it before. `false`: this console has no stream.
+    /// Gives the far side to whoever holds the other end of `stream`, in place of who had it
+    /// before. `false`: this console has no stream.
     pub(super) fn attach(&mut self, poller: &Poller, stream: OwnedFd) -> io::Result<bool> {
         match &self.far {
             Far::Waiting => {}
@@ -254,8 +260,8 @@ impl Pump {
         Ok(true)
     }
 
-    /// Takes over the reader of a console that is no more, and what it has not read yet. A pump of the same kind in the same machine,
-    /// off every poller.
+    /// Takes over the reader of a console that is no more, and what it has not read yet. A pump of
+    /// the same kind in the same machine, off every poller.
     pub(super) fn adopt(&mut self, old: Self) {
         self.far = old.far;
         self.output = old.output;
@@ -286,7 +292,8 @@ impl Pump {
         self.words.said()
     }
 
-    /// Moves what can be moved, and waits (in the poller) for what cannot. Called when anything about this console was ready.
+    /// Moves what can be moved, and waits (in the poller) for what cannot. Called when anything
+    /// about this console was ready.
     pub(super) fn turn(&mut self, poller: &Poller) -> Heard {
         if let Near::Serial { line, .. } = &self.near {
             line.news.store(false, Ordering::Release);
@@ -319,7 +326,8 @@ impl Pump {
     fn move_output(&mut self) {
         let mut more = true;
         for _ in 0..ROUNDS {
-            // What waits for a reader may have kept more from being taken; what is kept for a reader to come keeps nothing.
+            // What waits for a reader may have kept more from being taken; what is kept for a
+            // reader to come keeps nothing.
             let backlog = matches!(self.far, Far::Open { .. }) && !self.output.is_empty();
             let taken = self.take_output();
             let given = self.give_output();
@@ -396,7 +404,8 @@ impl Pump {
                         Ok(count) => drop(self.output.drain(..count)),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                        // The reader is gone. A stream may be asked for again; anything else stays silent.
+                        // The reader is gone. A stream may be asked for again; anything else stays
+                        // silent.
                         Err(_) if *stream => {
                             self.far = Far::Waiting;
                             return true;

@@ -1,4 +1,5 @@
-//! Where a machine says what its guest broke: one line for the first fault of each kind of each device.
+//! Where a machine says what its guest broke: one line for the first fault of each kind of each
+//! device.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,8 @@ use crate::virtio::interrupt::Interrupt;
 use crate::virtio::spec;
 use crate::virtio::tally::{Fault, Tally};
 
-/// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts tell anyway.
+/// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts
+/// tell anyway.
 pub(super) struct FaultLog {
     to: Option<OwnedFd>,
     /// Made of `to` by the first line: most machines never say one.

@@ -1,5 +1,6 @@
-//! The files of a machine. Whoever starts it opens them, once, before anything of it runs: the monitor is given descriptors, keeps them, and
-//! reads them again from their beginning when the guest starts again. A path means nothing to it.
+//! The files of a machine. Whoever starts it opens them, once, before anything of it runs: the
+//! monitor is given descriptors, keeps them, and reads them again from their beginning when the
+//! guest starts again. A path means nothing to it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -110,7 +111,8 @@ impl Handed {
         Ok(())
     }
 
-    /// Where a log lies. One whose directory cannot be opened begins anew by forgetting what is in it.
+    /// Where a log lies. One whose directory cannot be opened begins anew by forgetting what is in
+    /// it.
     fn place(&mut self, path: &Path) -> Option<LogPlace> {
         let (directory, name) = (path.parent()?, path.file_name()?.to_owned());
         let directory = sys::files::open_directory(directory).ok()?;

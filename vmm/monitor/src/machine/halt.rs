@@ -1,10 +1,12 @@
 //! Finds out that a guest has halted for good.
 //!
-//! A kernel that halts, or is to switch off and knows no way to (ours has no ACPI), says so on its console, disables interrupts on every
-//! processor and halts. In the hypervisor that is a wait like any other, which no exit tells of. So the words are the hint and the
-//! processors' state is the proof: once the words went by, all vCPUs are called out of the guest together, now and then, and when none
-//! of them can go on by itself nothing in this machine ever will. Words alone end nothing, for any program of the guest's may write
-//! them; such a machine is looked at once a second. One whose console never shows them (`loglevel=0`) is not looked at.
+//! A kernel that halts, or is to switch off and knows no way to (ours has no ACPI), says so on its
+//! console, disables interrupts on every processor and halts. In the hypervisor that is a wait like
+//! any other, which no exit tells of. So the words are the hint and the processors' state is the
+//! proof: once the words went by, all vCPUs are called out of the guest together, now and then, and
+//! when none of them can go on by itself nothing in this machine ever will. Words alone end
+//! nothing, for any program of the guest's may write them; such a machine is looked at once a
+//! second. One whose console never shows them (`loglevel=0`) is not looked at.
 
 use std::io;
 use std::os::fd::AsFd;

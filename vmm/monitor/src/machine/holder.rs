@@ -1,4 +1,5 @@
-//! The holder of a machine, as the loop sees it: whom to tell, and what was asked for that a machine which starts again must get too.
+//! The holder of a machine, as the loop sees it: whom to tell, and what was asked for that a
+//! machine which starts again must get too.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -85,7 +86,8 @@ impl Holder {
         self.control.as_fd()
     }
 
-    /// The next request that is there; `None` when none is. An error means that the holder is gone, or talks nonsense.
+    /// The next request that is there; `None` when none is. An error means that the holder is gone,
+    /// or talks nonsense.
     pub(super) fn next(&mut self) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
         match self.receiver.receive(self.control.as_fd())? {
             Received::Frame(request, descriptors) => Ok(Some((request, descriptors))),
@@ -94,7 +96,8 @@ impl Holder {
         }
     }
 
-    /// Tells everybody who wants to know. A watcher that does not read is dropped: the loop waits for nobody.
+    /// Tells everybody who wants to know. A watcher that does not read is dropped: the loop waits
+    /// for nobody.
     pub(super) fn tell(&mut self, event: &Event) {
         self.watchers.retain(|watcher| wire::send(watcher.as_fd(), event, &[]).is_ok());
     }
@@ -128,7 +131,8 @@ impl Holder {
         self.counter_readers.drain(..).for_each(|reply| reply.answer(&answer, None));
     }
 
-    /// Gives the devices of a machine that starts again what those of the one before were asked for: listeners and memory.
+    /// Gives the devices of a machine that starts again what those of the one before were asked
+    /// for: listeners and memory.
     pub(super) fn reconnect<V>(&mut self, machine: &Assembled<V>) {
         if let Some(bytes) = self.memory_bytes {
             // It was taken once, and the machine is the same.

@@ -1,4 +1,5 @@
-//! A look at a running machine: counters, faults and positions, read without a lock that a vCPU could hold for long.
+//! A look at a running machine: counters, faults and positions, read without a lock that a vCPU
+//! could hold for long.
 
 use super::assemble::Assembled;
 use super::console::Pump;

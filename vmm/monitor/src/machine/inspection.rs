@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::{DeviceFaults, ExitCounts, State};
 
-/// A machine at one moment, as one JSON value: `schema` 1, fields are only ever added. Counts of parts that run meanwhile may lag behind
-/// each other.
+/// A machine at one moment, as one JSON value: `schema` 1, fields are only ever added. Counts of
+/// parts that run meanwhile may lag behind each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
     /// 1.
@@ -67,14 +67,16 @@ pub struct DeviceState {
     pub connections: Option<u64>,
 }
 
-/// A queue. Indices run freely from 0 to 65535; they are `null` while the driver does not use the queue.
+/// A queue. Indices run freely from 0 to 65535; they are `null` while the driver does not use the
+/// queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
     /// Requests given back since the last start.
     pub chains: u64,
     /// Entries of its rings.
     pub size: Option<u16>,
-    /// The driver's available index. Ahead of `next_available` by the requests that the device has not taken.
+    /// The driver's available index. Ahead of `next_available` by the requests that the device has
+    /// not taken.
     pub driver_available: Option<u16>,
     /// What the device takes next. Ahead of `next_used` by the requests that it works on.
     pub next_available: Option<u16>,

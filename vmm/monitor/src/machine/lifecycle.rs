@@ -1,6 +1,7 @@
 //! The life of a machine as a table: pure, so that every path through it is a test.
 //!
-//! The loop feeds what happened and carries out what it is told. It asks for nothing twice: each answer comes as a new input.
+//! The loop feeds what happened and carries out what it is told. It asks for nothing twice: each
+//! answer comes as a new input.
 
 use super::mailbox::Cause;
 use super::outcome::{EndReason, State};
@@ -102,7 +103,8 @@ impl Life {
         let (next, actions) = match (self.state, input) {
             (Starting, Input::Assembled) => (Running, vec![Action::RunVcpus]),
             (Running, Input::Pause) => (Pausing, vec![Action::ParkVcpus]),
-            // One that joins a pause under way is answered with it; one that comes late is answered at once.
+            // One that joins a pause under way is answered with it; one that comes late is answered
+            // at once.
             (Pausing, Input::Pause) => (Pausing, vec![]),
             (Paused, Input::Pause) => (Paused, vec![Action::AnswerPause]),
             (Pausing, Input::VcpusParked) if !self.vcpus_out => {
@@ -115,7 +117,8 @@ impl Life {
                 (Running, vec![Action::RunDevices, Action::RunVcpus])
             }
             (Running, Input::Resume) => (Running, vec![]),
-            // The first end counts. One that the guest would survive does not swallow what somebody else asked for meanwhile.
+            // The first end counts. One that the guest would survive does not swallow what somebody
+            // else asked for meanwhile.
             (Ends, Input::End(ending)) => {
                 self.wish.get_or_insert(ending);
                 (Ends, vec![])
@@ -146,7 +149,8 @@ impl Life {
     }
 }
 
-/// What the end was, or `None` for another start. `panicked`: the console showed the kernel's last words.
+/// What the end was, or `None` for another start. `panicked`: the console showed the kernel's last
+/// words.
 pub(super) fn verdict(ending: &Ending, panicked: bool, on_reset: OnReset) -> Option<EndReason> {
     let reset = || match on_reset {
         OnReset::Exit => Some(EndReason::Reset),

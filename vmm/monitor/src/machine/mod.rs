@@ -1,7 +1,9 @@
-//! The machine: assembly, vCPU threads, the event loop, life cycle, and the handle that an embedder holds.
+//! The machine: assembly, vCPU threads, the event loop, life cycle, and the handle that an embedder
+//! holds.
 //!
-//! One server serves both places: a thread of the embedder, or the process `nelly-monitor`. It speaks the same control protocol over a
-//! Unix socket pair, so the handle is the same code, and its end of file is the end of the machine.
+//! One server serves both places: a thread of the embedder, or the process `nelly-monitor`. It
+//! speaks the same control protocol over a Unix socket pair, so the handle is the same code, and
+//! its end of file is the end of the machine.
 
 mod assemble;
 mod begin;

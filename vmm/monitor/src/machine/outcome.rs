@@ -11,7 +11,8 @@ use crate::timeline::Timeline;
 pub struct Outcome {
     /// Why.
     pub reason: EndReason,
-    /// When things happened, on the host's one clock: the monitor's stamps of the machine's first start and of its end.
+    /// When things happened, on the host's one clock: the monitor's stamps of the machine's first
+    /// start and of its end.
     #[serde(default)]
     pub timeline: Timeline,
     /// What made the vCPUs leave the guest, over all starts of the machine.
@@ -54,7 +55,8 @@ impl Outcome {
     }
 }
 
-/// Faults of one kind in one device: what a driver did that it must not, or what failed behind the device.
+/// Faults of one kind in one device: what a driver did that it must not, or what failed behind the
+/// device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceFaults {
     /// The device's slot.
@@ -89,7 +91,8 @@ pub enum EndReason {
     Killed,
     /// The configured time was over.
     TimeLimit,
-    /// Whoever read the console on this process's standard output left, and the guest went on writing.
+    /// Whoever read the console on this process's standard output left, and the guest went on
+    /// writing.
     ReaderGone,
     /// The monitor ended without a word; the text says how.
     MonitorDied(String),
@@ -107,8 +110,9 @@ impl EndReason {
     /// The exit code for everything that is not the guest's doing.
     pub const FAILED: u8 = 125;
 
-    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 for power-off, halt, reset or stop, 137 when it was killed, 141,
-    /// as of SIGPIPE, when nobody read the console any more, and the constants above.
+    /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 for power-off, halt,
+    /// reset or stop, 137 when it was killed, 141, as of SIGPIPE, when nobody read the console any
+    /// more, and the constants above.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -19,8 +19,9 @@ pub(super) enum Output {
 }
 
 impl Output {
-    /// A log of at most `most` bytes. What is no regular file has no size to bound, and is written as it is. `place` is the directory
-    /// where `file` was opened and its name there, if it has one.
+    /// A log of at most `most` bytes. What is no regular file has no size to bound, and is written
+    /// as it is. `place` is the directory where `file` was opened and its name there, if it has
+    /// one.
     pub(super) fn log(file: File, place: Option<(OwnedFd, OsString)>, most: u64) -> io::Result<Self> {
         let status = fstat(&file)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
@@ -66,8 +67,8 @@ fn wait_writable(fd: BorrowedFd<'_>, patience: Duration) {
     let _told_later = poll(&mut polled, timeout.as_ref());
 }
 
-/// A regular file that begins anew when it is full. The one before is kept beside it as `NAME.1`; a log that came as a descriptor, or
-/// whose name means another file by now, loses what was in it.
+/// A regular file that begins anew when it is full. The one before is kept beside it as `NAME.1`; a
+/// log that came as a descriptor, or whose name means another file by now, loses what was in it.
 pub(super) struct Log {
     file: File,
     /// What is in it.
@@ -100,8 +101,9 @@ impl Log {
     }
 }
 
-/// A name in a directory that is held, whatever becomes of the path to it. What a full log needs of the system while its guest runs is
-/// `fstatat`, `renameat` and `openat` below this directory, and nothing else in the file system.
+/// A name in a directory that is held, whatever becomes of the path to it. What a full log needs of
+/// the system while its guest runs is `fstatat`, `renameat` and `openat` below this directory, and
+/// nothing else in the file system.
 struct Place {
     directory: OwnedFd,
     name: OsString,

@@ -1,4 +1,5 @@
-//! What a machine will be, worked out of its config and its board alone: pure data, before anything is opened, mapped or made.
+//! What a machine will be, worked out of its config and its board alone: pure data, before anything
+//! is opened, mapped or made.
 
 use super::board::{Board, MemoryPlan, SerialPlan};
 use crate::boot::Transport;
@@ -74,7 +75,8 @@ impl Plan {
         self.slots.iter().map(|slot| slot.place).collect()
     }
 
-    /// The slots whose devices have a thread for their worker: those with a disk, or with room for one.
+    /// The slots whose devices have a thread for their worker: those with a disk, or with room for
+    /// one.
     pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
         let threaded = |slot: &&SlotPlan| matches!(slot.holds, Holds::Disk(_) | Holds::Nothing);
         self.slots.iter().filter(threaded).map(|slot| slot.number)

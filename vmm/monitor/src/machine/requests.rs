@@ -21,7 +21,8 @@ impl Holder {
         run: &mut Loop<V>,
     ) {
         let mut descriptors = descriptors.into_iter();
-        // Without a socket for the answer there is nobody to answer: none was sent, or it found no room here. Whoever asked sees its end.
+        // Without a socket for the answer there is nobody to answer: none was sent, or it found no
+        // room here. Whoever asked sees its end.
         let Some(reply) = descriptors.next().map(Reply::new) else { return };
         let extra = descriptors.next();
         if let Err((reply, refusal)) = self.try_carry_out(request, reply, extra, run) {

@@ -1,4 +1,5 @@
-//! A machine that runs: what its event loop knows, and what it does with what vCPUs, workers and consoles say.
+//! A machine that runs: what its event loop knows, and what it does with what vCPUs, workers and
+//! consoles say.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -79,7 +80,8 @@ impl Ran {
 }
 
 impl Ran {
-    /// Whether the guest failed before it had done anything, of a file that does not even say that it is a kernel.
+    /// Whether the guest failed before it had done anything, of a file that does not even say that
+    /// it is a kernel.
     pub(super) fn was_no_kernel(&self) -> bool {
         let failed = matches!(self.ending, Ending::Guest(Cause::TripleFault | Cause::Fault(_)));
         let exits = &self.remains.exits;
@@ -147,7 +149,8 @@ impl<V: Vm> Loop<V> {
             }
             Message::Vcpu(_, Word::Created(kicker)) => {
                 self.created += 1;
-                // One that is heard of late may be in the guest already, and the command to end came without a kick for it.
+                // One that is heard of late may be in the guest already, and the command to end
+                // came without a kick for it.
                 if self.life.state() == State::Ending {
                     kicker.kick();
                 }
@@ -183,8 +186,8 @@ impl<V: Vm> Loop<V> {
         }
     }
 
-    /// When every thread stands, the machine is whole: it opens the gate, and its guest runs. From here on nothing is opened by its name
-    /// and no thread is made.
+    /// When every thread stands, the machine is whole: it opens the gate, and its guest runs. From
+    /// here on nothing is opened by its name and no thread is made.
     fn look_at_gate(
         &mut self,
         mut holder: Option<&mut Holder>,
@@ -219,7 +222,8 @@ impl<V: Vm> Loop<V> {
         self.step(Input::End(ending), holder);
     }
 
-    /// Feeds the life and carries out what it says. A request that does not fit is the caller's to check before.
+    /// Feeds the life and carries out what it says. A request that does not fit is the caller's to
+    /// check before.
     pub(super) fn step(&mut self, input: Input, mut holder: Option<&mut Holder>) {
         let before = self.life.state();
         let Ok(actions) = self.life.step(input) else { return };

@@ -32,8 +32,9 @@ const KEY_CONTROL: u32 = 1;
 const KEY_STOP: u32 = 2;
 const KEY_TIMER: u32 = 3;
 
-/// Serves the machine that the holder at the other end of `control` describes, until either ends. `recorder` has stamped where this
-/// process or thread began, and takes the machine's stamps. What the guest breaks is said on `log`, unless the holder has a place for it.
+/// Serves the machine that the holder at the other end of `control` describes, until either ends.
+/// `recorder` has stamped where this process or thread began, and takes the machine's stamps. What
+/// the guest breaks is said on `log`, unless the holder has a place for it.
 pub fn serve(control: OwnedFd, recorder: Recorder, log: Option<OwnedFd>) {
     serve_on(hv::open, control, recorder, log);
 }
@@ -90,8 +91,9 @@ pub(super) fn serve_on<H: Hypervisor>(
 )]
 struct Unheld;
 
-/// Runs a machine without a holder, to its end. Descriptors of `config` are those this process was started with. `stop` is readable when the
-/// machine is to end; with `escape`, Ctrl-A and x on a `stdio` endpoint end it too. `recorder` and `log` as in [`serve`].
+/// Runs a machine without a holder, to its end. Descriptors of `config` are those this process was
+/// started with. `stop` is readable when the machine is to end; with `escape`, Ctrl-A and x on a
+/// `stdio` endpoint end it too. `recorder` and `log` as in [`serve`].
 #[must_use]
 pub fn run_alone(
     mut config: MachineConfig,
@@ -141,7 +143,8 @@ pub(super) struct Server<'h, H: Hypervisor> {
 }
 
 impl<H: Hypervisor> Server<'_, H> {
-    /// Runs the machine to its end, through every reset that it survives, and says how it ended. `reply` hears whether it started.
+    /// Runs the machine to its end, through every reset that it survives, and says how it ended.
+    /// `reply` hears whether it started.
     pub(super) fn run(mut self, mut reply: Option<Reply>) -> Outcome {
         let mut outcome = Outcome::of(EndReason::Stopped);
         let limit = match self.time_limit() {
@@ -315,7 +318,8 @@ impl<H: Hypervisor> Server<'_, H> {
         Ok(())
     }
 
-    /// What was taken out of the machine is not there when it starts again, and nothing of it is held until then.
+    /// What was taken out of the machine is not there when it starts again, and nothing of it is
+    /// held until then.
     fn forget_detached(&mut self, run: &Loop<H::Vm>) {
         let Some(holder) = &mut self.holder else { return };
         holder.look_for_detached(&run.machine);

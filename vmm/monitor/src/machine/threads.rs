@@ -1,19 +1,24 @@
-//! The threads of a machine. All are made here, and each has a [`Role`]: what it does, and so what it may be allowed to do.
+//! The threads of a machine. All are made here, and each has a [`Role`]: what it does, and so what
+//! it may be allowed to do.
 //!
-//! They are made while the machine is built, and stand before its guest runs: the machine opens the gate when each has said that it
-//! stands (see `running`). After that no thread is made, and of the file system nothing is reached by a name but the next file of a full
-//! log, below its directory's descriptor (see `output`), and the sockets of `unix_socket`.
+//! They are made while the machine is built, and stand before its guest runs: the machine opens the
+//! gate when each has said that it stands (see `running`). After that no thread is made, and of the
+//! file system nothing is reached by a name but the next file of a full log, below its directory's
+//! descriptor (see `output`), and the sockets of `unix_socket`.
 //!
 //! # Order of waiting
-//! Whoever holds the handle may wait for the loop and for vCPUs. A vCPU may wait for the loop, at the gate: for a command, or for a worker
-//! that a reset called home. It holds no lock meanwhile. A worker on a thread of its own waits for what its device serves, and for orders.
-//! The loop waits for nobody: what takes time (vCPUs leaving the guest, workers going home) is asked for and comes back as a message.
-//! Only at the machine's end, when every other thread was told to end, the loop waits for all of them.
+//! Whoever holds the handle may wait for the loop and for vCPUs. A vCPU may wait for the loop, at
+//! the gate: for a command, or for a worker that a reset called home. It holds no lock meanwhile. A
+//! worker on a thread of its own waits for what its device serves, and for orders. The loop waits
+//! for nobody: what takes time (vCPUs leaving the guest, workers going home) is asked for and comes
+//! back as a message. Only at the machine's end, when every other thread was told to end, the loop
+//! waits for all of them.
 //!
 //! # Order of locks
-//! The outermost first: one device on a bus, never two; then one of the line of a console and the I/O APIC; then the leaves, which are the
-//! gate, the mailbox, a worker's orders, what a worker leaves behind and what devices count. Whoever holds one of them waits for no
-//! thread, no peer and no descriptor.
+//! The outermost first: one device on a bus, never two; then one of the line of a console and the
+//! I/O APIC; then the leaves, which are the gate, the mailbox, a worker's orders, what a worker
+//! leaves behind and what devices count. Whoever holds one of them waits for no thread, no peer and
+//! no descriptor.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -39,7 +44,8 @@ impl Role {
         }
     }
 
-    /// Bytes of its stack. Device models run on those of vCPUs and workers, which have no more than they need.
+    /// Bytes of its stack. Device models run on those of vCPUs and workers, which have no more than
+    /// they need.
     fn stack_bytes(self) -> usize {
         match self {
             Self::Loop => 256 << 10,

@@ -30,7 +30,8 @@ pub(super) enum Command {
     End,
 }
 
-/// Where vCPUs look for their command: before they run for the first time and whenever they were kicked.
+/// Where vCPUs look for their command: before they run for the first time and whenever they were
+/// kicked.
 #[derive(Debug)]
 pub(super) struct Gate {
     posted: Mutex<Posted>,
@@ -77,7 +78,8 @@ impl Gate {
         self.lock().homecomings
     }
 
-    /// Waits until another worker than the first `seen` has come home; `false` when the machine ends instead.
+    /// Waits until another worker than the first `seen` has come home; `false` when the machine
+    /// ends instead.
     fn wait_home(&self, seen: u64) -> bool {
         let waits = |posted: &mut Posted| posted.homecomings == seen && posted.command != Command::End;
         let posted = self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
@@ -128,8 +130,9 @@ impl Shared {
         self.mailbox.post(Message::Vcpu(index, word));
     }
 
-    /// Writes to a bus. What a device cannot take on its way back from a reset is written again whenever a worker has come home. A
-    /// pause waits as long, for it needs that worker too; only the machine's end does not.
+    /// Writes to a bus. What a device cannot take on its way back from a reset is written again
+    /// whenever a worker has come home. A pause waits as long, for it needs that worker too; only
+    /// the machine's end does not.
     fn write(&self, address: Address, data: &[u8]) -> Effect {
         loop {
             let seen = self.gate.homecomings();

@@ -19,7 +19,8 @@ pub(super) enum Kind {
     File,
     /// A terminal or pipe that is non-blocking.
     NonBlocking,
-    /// A terminal or pipe whose file is shared with others, who would not like to see it made non-blocking.
+    /// A terminal or pipe whose file is shared with others, who would not like to see it made
+    /// non-blocking.
     Shared,
 }
 
@@ -93,8 +94,8 @@ fn ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
     poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
 }
 
-/// A descriptor for the same file that can be non-blocking without a word to those who share it: terminals and named or nameless pipes
-/// are opened again where the system allows that.
+/// A descriptor for the same file that can be non-blocking without a word to those who share it:
+/// terminals and named or nameless pipes are opened again where the system allows that.
 fn independent(fd: OwnedFd, mode: OFlags) -> (OwnedFd, Kind) {
     let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
     match kind {

@@ -1,7 +1,9 @@
-//! Frames of the control protocol: a length and JSON; descriptors beside the first byte. `docs/control-protocol.md` describes them.
+//! Frames of the control protocol: a length and JSON; descriptors beside the first byte.
+//! `docs/control-protocol.md` describes them.
 //!
-//! A request carries the socket its answer is written to, as its first descriptor. So every request can be waited for on its own,
-//! dropped by whoever asked, and the server never waits for a reader: an answer is one short write to an empty socket.
+//! A request carries the socket its answer is written to, as its first descriptor. So every request
+//! can be waited for on its own, dropped by whoever asked, and the server never waits for a reader:
+//! an answer is one short write to an empty socket.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,8 +18,9 @@ use crate::config::{DeviceName, DiskConfig, MachineConfig};
 use crate::sys::{self, Arrived};
 use crate::timeline::GuestCounter;
 
-/// The version of everything in this file. Holder and monitor are of one build, or at least of one version: raise it with every change of
-/// a request, an answer or an event. What refuses another version is the same in all: the start's `version`, and the answer `failed`.
+/// The version of everything in this file. Holder and monitor are of one build, or at least of one
+/// version: raise it with every change of a request, an answer or an event. What refuses another
+/// version is the same in all: the start's `version`, and the answer `failed`.
 pub(super) const VERSION: u32 = 1;
 
 /// Why a first frame starts no machine.
@@ -45,7 +48,8 @@ pub(super) struct Start {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub(super) enum Request {
-    /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said, the config's resources in order.
+    /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said,
+    /// the config's resources in order.
     Start {
         /// The holder's [`VERSION`].
         version: u32,
@@ -141,8 +145,8 @@ pub(super) fn send<T: Serialize>(
 
 /// Frames as they arrive on a socket, blocking or not.
 ///
-/// Never a byte behind a frame is read before the frame is taken, so that descriptors which arrive belong to that frame, whatever became
-/// of those of others.
+/// Never a byte behind a frame is read before the frame is taken, so that descriptors which arrive
+/// belong to that frame, whatever became of those of others.
 #[derive(Debug)]
 pub(super) struct Receiver {
     bytes: Vec<u8>,
@@ -154,7 +158,8 @@ pub(super) struct Receiver {
 /// What one look at the socket found.
 #[derive(Debug)]
 pub(super) enum Received<T> {
-    /// A frame. Descriptors may be fewer than were sent with it, when this process has no room for more.
+    /// A frame. Descriptors may be fewer than were sent with it, when this process has no room for
+    /// more.
     Frame(T, Vec<OwnedFd>),
     /// Not yet (non-blocking sockets).
     Nothing,
@@ -222,7 +227,8 @@ impl Receiver {
     }
 }
 
-/// Reads a start. Of another version nothing else may be readable: so that is looked for where anything is amiss.
+/// Reads a start. Of another version nothing else may be readable: so that is looked for where
+/// anything is amiss.
 fn start(json: &[u8]) -> Result<Start, BadStart> {
     #[derive(Deserialize)]
     struct Spoken {

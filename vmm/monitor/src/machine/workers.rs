@@ -151,7 +151,8 @@ impl Standing {
     fn serve(&self, poller: &Poller) {
         let mut worker: Option<Running> = None;
         let mut ready: Vec<Ready> = Vec::new();
-        // A poller that fails is out of service: the worker goes home, and the driver's requests wait for a reset.
+        // A poller that fails is out of service: the worker goes home, and the driver's requests
+        // wait for a reset.
         while poller.wait(&mut ready, None).is_ok() {
             for event in &ready {
                 if let (Some(worker), true) = (&mut worker, event.token != ORDERS) {

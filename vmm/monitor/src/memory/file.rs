@@ -9,7 +9,8 @@ use super::{IoVecs, Memory};
 
 /// Reads `len` bytes of `reader` at `offset` into guest memory at `guest`.
 ///
-/// Fails with `UnexpectedEof` when the reader ends before, with `InvalidInput` when guest memory does not hold the range.
+/// Fails with `UnexpectedEof` when the reader ends before, with `InvalidInput` when guest memory
+/// does not hold the range.
 pub fn read_at(memory: &Memory, guest: u64, reader: &dyn ReadAt, offset: u64, len: u64) -> io::Result<()> {
     let outside = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
     let total = usize::try_from(len).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;

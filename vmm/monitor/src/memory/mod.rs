@@ -1,13 +1,15 @@
 //! Guest memory: the only owner of host pointers.
 //!
-//! A [`Slot`] is one range of guest physical memory over one range of host addresses whose pieces may have different backings:
-//! anonymous memory, a memory file (shared or private), a private mapping of a kernel file's segments. Pieces change by mapping over
-//! the range, so neither a slot nor a region ever moves.
+//! A [`Slot`] is one range of guest physical memory over one range of host addresses whose pieces
+//! may have different backings: anonymous memory, a memory file (shared or private), a private
+//! mapping of a kernel file's segments. Pieces change by mapping over the range, so neither a slot
+//! nor a region ever moves.
 //!
-//! **Ownership.** The host range is unmapped by the last of its users, whoever that is. Every way to reach it holds a reference to
-//! it: a [`Slot`] (which the hypervisor keeps for as long as it is registered, and its vCPUs keep the machine), and every region of
-//! every clone of a [`Memory`] (through its [`Lease`]). No Rust reference into memory that the guest can write is ever
-//! made: all access is volatile.
+//! **Ownership.** The host range is unmapped by the last of its users, whoever that is. Every way
+//! to reach it holds a reference to it: a [`Slot`] (which the hypervisor keeps for as long as it is
+//! registered, and its vCPUs keep the machine), and every region of every clone of a [`Memory`]
+//! (through its [`Lease`]). No Rust reference into memory that the guest can write is ever made:
+//! all access is volatile.
 
 #![allow(unsafe_code, reason = "maps and unmaps the guest's memory")]
 
@@ -34,14 +36,15 @@ use range::HostRange;
 pub use file::read_at;
 pub use vectored::IoVecs;
 
-/// What devices and loaders read and write guest memory through: volatile copies and checked ranges, cheap to clone. It keeps the
-/// memory mapped.
+/// What devices and loaders read and write guest memory through: volatile copies and checked
+/// ranges, cheap to clone. It keeps the memory mapped.
 pub type Memory = GuestMemoryMmap<Lease>;
 
 /// What a region of a [`Memory`] holds instead of a dirty bitmap: its share of the host range.
 #[derive(Debug, Default)]
 pub struct Lease {
-    /// Never read: it keeps the range mapped. `None` where a region maps its own (tests make such with `Memory::from_ranges`).
+    /// Never read: it keeps the range mapped. `None` where a region maps its own (tests make such
+    /// with `Memory::from_ranges`).
     _range: Option<Arc<HostRange>>,
 }
 
@@ -71,7 +74,8 @@ pub enum Backing {
     /// Anonymous memory, of this process alone.
     #[default]
     Anonymous,
-    /// A memory file, mapped shared: other processes may map it too (vhost-user, a file server with DAX).
+    /// A memory file, mapped shared: other processes may map it too (vhost-user, a file server with
+    /// DAX).
     SharedFile,
     /// A memory file, mapped privately: writes stay in this process.
     PrivateFile,
@@ -87,8 +91,9 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Maps `len` bytes of `backing` for guest physical address `guest`, both in whole pages. `index` is unique in a machine. The
-    /// monitor may write to a slot that is `read_only` to the guest.
+    /// Maps `len` bytes of `backing` for guest physical address `guest`, both in whole pages.
+    /// `index` is unique in a machine. The monitor may write to a slot that is `read_only` to the
+    /// guest.
     ///
     /// # Errors
     /// A size or address that is not in whole pages, or the host's refusal.
@@ -159,8 +164,9 @@ impl Slot {
         self.range.backing_file()
     }
 
-    /// Gives the pages of `len` bytes from byte `start` of the slot back to the host, both in whole pages: they are zero when they are
-    /// touched again. Nobody else reads them by mistake: whoever has a view of the slot may, and sees zeros.
+    /// Gives the pages of `len` bytes from byte `start` of the slot back to the host, both in whole
+    /// pages: they are zero when they are touched again. Nobody else reads them by mistake: whoever
+    /// has a view of the slot may, and sees zeros.
     ///
     /// # Errors
     /// Outside the slot, or the host's refusal.
@@ -178,8 +184,8 @@ impl Slot {
         if let Some(file) = self.range.backing_file() {
             builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), 0));
         }
-        // SAFETY: the range is mapped readable and writable for its whole length, and stays so until the lease that the region holds
-        // is dropped with it. The region does not unmap it.
+        // SAFETY: the range is mapped readable and writable for its whole length, and stays so
+        // until the lease that the region holds is dropped with it. The region does not unmap it.
         let builder = unsafe { builder.with_raw_mmap_pointer(self.range.pointer()) };
         let region = builder.build().map_err(|_| refused())?;
         GuestRegionMmap::new(region, GuestAddress(self.guest)).ok_or_else(refused)
@@ -200,14 +206,16 @@ pub fn view(slots: &[Slot]) -> Result<Memory, MemoryError> {
 #[derive(Clone, Debug)]
 pub struct GuestRam {
     slots: Vec<Slot>,
-    /// So many of the slots, the first ones, are there from the start; the one behind them is memory that is plugged in later.
+    /// So many of the slots, the first ones, are there from the start; the one behind them is
+    /// memory that is plugged in later.
     boot_slots: usize,
     memory: Memory,
     size: u64,
 }
 
 impl GuestRam {
-    /// RAM of `size` bytes, whole pages. Nothing of it is touched: a page costs memory when the guest or a loader first uses it.
+    /// RAM of `size` bytes, whole pages. Nothing of it is touched: a page costs memory when the
+    /// guest or a loader first uses it.
     ///
     /// # Errors
     /// A size of no or broken pages, more than the host's memory, or the host's refusal.
@@ -215,8 +223,8 @@ impl GuestRam {
         Self::with_hotplug(size, 0, backing)
     }
 
-    /// The same with room for `hotplug` bytes more, whole pages, that the guest gets while it runs: one more slot, see
-    /// [`GuestRam::hotplug_slot`].
+    /// The same with room for `hotplug` bytes more, whole pages, that the guest gets while it runs:
+    /// one more slot, see [`GuestRam::hotplug_slot`].
     ///
     /// # Errors
     /// As [`GuestRam::new`], for both together.
@@ -225,7 +233,8 @@ impl GuestRam {
         Self::laid_out(&arch::ram_ranges(size), more, backing)
     }
 
-    /// RAM at these places (first byte and length, by rising address), and one more for what is plugged in later.
+    /// RAM at these places (first byte and length, by rising address), and one more for what is
+    /// plugged in later.
     ///
     /// # Errors
     /// As [`GuestRam::with_hotplug`].
@@ -251,7 +260,8 @@ impl GuestRam {
         }
         if backing == Backing::Anonymous {
             for slot in &slots {
-                // Of the first pages a program uses a dozen, for tables and its start; see `system_starts`.
+                // Of the first pages a program uses a dozen, for tables and its start; see
+                // `system_starts`.
                 let sparse = if slot.guest == 0 { HUGE } else { 0 };
                 slot.range.prefer(0, sparse, Pages::Small);
                 slot.range.prefer(sparse, usize::MAX, Pages::Huge);
@@ -261,9 +271,10 @@ impl GuestRam {
         Ok(Self { slots, boot_slots, memory, size })
     }
 
-    /// What starts is a system, which uses the first pages as it uses others, and looks through all that may hold firmware: of Linux's
-    /// 300 small pages there each is an exit, 2.2 ms in counted time, where a huge one is 0.5. To be said before anything is written
-    /// there; a wish, like all choices of pages.
+    /// What starts is a system, which uses the first pages as it uses others, and looks through all
+    /// that may hold firmware: of Linux's 300 small pages there each is an exit, 2.2 ms in counted
+    /// time, where a huge one is 0.5. To be said before anything is written there; a wish, like all
+    /// choices of pages.
     pub fn system_starts(&self) {
         if let Some(first) = self.slots.first().filter(|slot| slot.guest == 0 && slot.file().is_none()) {
             first.range.prefer(0, HUGE, Pages::Huge);
@@ -288,8 +299,9 @@ impl GuestRam {
         &self.slots[..self.boot_slots]
     }
 
-    /// The slot of memory that is plugged in later, if there is any. The hypervisor has all of it from the start, as devices do: what
-    /// of it the guest may use is between its driver and the device.
+    /// The slot of memory that is plugged in later, if there is any. The hypervisor has all of it
+    /// from the start, as devices do: what of it the guest may use is between its driver and the
+    /// device.
     #[must_use]
     pub fn hotplug_slot(&self) -> Option<&Slot> {
         self.slots.get(self.boot_slots)
@@ -301,14 +313,16 @@ impl GuestRam {
         &self.memory
     }
 
-    /// Replaces the pages at `guest` by a private mapping of `len` bytes of `file` from `offset`: the guest sees the file's bytes
-    /// without a copy, its writes stay its own. `guest` and `offset` are in whole pages; the rest of the last page is zeroed.
+    /// Replaces the pages at `guest` by a private mapping of `len` bytes of `file` from `offset`:
+    /// the guest sees the file's bytes without a copy, its writes stay its own. `guest` and
+    /// `offset` are in whole pages; the rest of the last page is zeroed.
     ///
-    /// Only for a file that nobody can truncate (a sealed memory file, our own cache): a page beyond the end of a file that was made
-    /// shorter is a bus error for whoever touches it.
+    /// Only for a file that nobody can truncate (a sealed memory file, our own cache): a page
+    /// beyond the end of a file that was made shorter is a bus error for whoever touches it.
     ///
     /// # Errors
-    /// Unaligned or outside RAM, the file is shorter than `offset + len`, or the host's refusal. RAM is then as it was.
+    /// Unaligned or outside RAM, the file is shorter than `offset + len`, or the host's refusal.
+    /// RAM is then as it was.
     pub fn map_file(
         &self,
         guest: u64,

@@ -16,7 +16,8 @@ pub(super) const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 const READ_WRITE: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
 
-/// A range of host addresses, mapped from the start of its life to its end; pieces of it may be mapped over.
+/// A range of host addresses, mapped from the start of its life to its end; pieces of it may be
+/// mapped over.
 #[derive(Debug)]
 pub(super) struct HostRange {
     start: NonNull<u8>,
@@ -25,27 +26,31 @@ pub(super) struct HostRange {
     shared: bool,
 }
 
-// SAFETY: the range is plain memory that no Rust reference points into; mapping over a piece of it and reading or writing it with
-// volatile accesses is sound from any thread, and it is unmapped only by its one owner's drop.
+// SAFETY: the range is plain memory that no Rust reference points into; mapping over a piece of it
+// and reading or writing it with volatile accesses is sound from any thread, and it is unmapped
+// only by its one owner's drop.
 unsafe impl Send for HostRange {}
 // SAFETY: as above.
 unsafe impl Sync for HostRange {}
 
 impl HostRange {
-    /// Private anonymous memory; nothing is reserved or touched. From one huge page on it is aligned to huge pages: a hypervisor maps a
-    /// huge page as one only if guest and host address agree in its lower bits.
+    /// Private anonymous memory; nothing is reserved or touched. From one huge page on it is
+    /// aligned to huge pages: a hypervisor maps a huge page as one only if guest and host address
+    /// agree in its lower bits.
     pub(super) fn anonymous(len: usize) -> io::Result<Self> {
         let range = Self::unaligned(len)?;
         let over = range.start.addr().get() % HUGE;
         if len < HUGE || over == 0 {
             return Ok(range);
         }
-        // Recent kernels align by themselves. Elsewhere: more than is needed, and what is too much goes back.
+        // Recent kernels align by themselves. Elsewhere: more than is needed, and what is too much
+        // goes back.
         drop(range);
         let mut range = Self::unaligned(len + HUGE)?;
         let before = (HUGE - range.start.addr().get() % HUGE) % HUGE;
-        // SAFETY: `before` is less than a huge page, which was asked for beyond `len`; the ends of the mapping are page-aligned, nobody
-        // knows of it yet, and what stays mapped is what `range` describes from here on.
+        // SAFETY: `before` is less than a huge page, which was asked for beyond `len`; the ends of
+        // the mapping are page-aligned, nobody knows of it yet, and what stays mapped is what
+        // `range` describes from here on.
         unsafe {
             let start = range.start.add(before);
             if before > 0 {
@@ -64,7 +69,8 @@ impl HostRange {
         Self::owned(start.cast(), len, None, false)
     }
 
-    /// Chooses pages for the `len` bytes from `start`, in whole pages and within the range; what is beyond it is cut off.
+    /// Chooses pages for the `len` bytes from `start`, in whole pages and within the range; what is
+    /// beyond it is cut off.
     pub(super) fn prefer(&self, start: usize, len: usize, pages: Pages) {
         let len = len.min(self.len.saturating_sub(start));
         if len > 0 {
@@ -87,8 +93,8 @@ impl HostRange {
         Ok(Self { start, len, file, shared })
     }
 
-    /// Maps `len` bytes of `file` from `offset` privately over the pages from `start`: all three in whole pages, and
-    /// `start + len` within the range (asserted).
+    /// Maps `len` bytes of `file` from `offset` privately over the pages from `start`: all three in
+    /// whole pages, and `start + len` within the range (asserted).
     pub(super) fn replace(
         &self,
         start: usize,
@@ -98,20 +104,23 @@ impl HostRange {
     ) -> io::Result<()> {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "a piece lies within its range");
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the pages replaced lie within this range (asserted), which this object owns; nobody holds a Rust reference into
-        // it, so that its bytes may change under everybody's eyes, as they do whenever the guest writes.
+        // SAFETY: the pages replaced lie within this range (asserted), which this object owns;
+        // nobody holds a Rust reference into it, so that its bytes may change under everybody's
+        // eyes, as they do whenever the guest writes.
         unsafe { mmap(self.pointer().add(start).cast(), len, READ_WRITE, flags, file, offset) }?;
         Ok(())
     }
 
-    /// Gives the `len` bytes from `start`, in whole pages and within the range, back to the host. They read as zeros from then on. A
-    /// private mapping of a file has them from the file again, so such a range is refused.
+    /// Gives the `len` bytes from `start`, in whole pages and within the range, back to the host.
+    /// They read as zeros from then on. A private mapping of a file has them from the file again,
+    /// so such a range is refused.
     pub(super) fn discard(&self, start: usize, len: usize) -> io::Result<()> {
         if start.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         match &self.file {
-            // SAFETY: the piece lies within this range, which is anonymous and private; nobody holds a Rust reference into it.
+            // SAFETY: the piece lies within this range, which is anonymous and private; nobody
+            // holds a Rust reference into it.
             None => unsafe { discard(self.start.add(start), len) },
             Some(file) if self.shared => {
                 let number = |value| u64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
@@ -143,7 +152,8 @@ impl HostRange {
 
 impl Drop for HostRange {
     fn drop(&mut self) {
-        // SAFETY: this object mapped the range and is its last user: whoever else reaches it holds an `Arc` of this object.
+        // SAFETY: this object mapped the range and is its last user: whoever else reaches it holds
+        // an `Arc` of this object.
         let result = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(result.is_ok(), "a mapped range can be unmapped");
     }

@@ -1,4 +1,5 @@
-//! Vectored I/O between a file and guest memory, without a copy in between and without a Rust reference into guest memory.
+//! Vectored I/O between a file and guest memory, without a copy in between and without a Rust
+//! reference into guest memory.
 #![allow(
     unsafe_code,
     reason = "preadv, pwritev, readv and writev take raw pointers; guest memory must not be borrowed as a slice"
@@ -67,7 +68,8 @@ impl<'a> IoVecs<'a> {
     /// As [`IoVecs::within`], for volatile access.
     fn slices(&self, range: Range<usize>) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.within(range).map(|vec| {
-            // SAFETY: the vector describes guest memory that stays mapped for 'a, and lies in one piece of it.
+            // SAFETY: the vector describes guest memory that stays mapped for 'a, and lies in one
+            // piece of it.
             unsafe { VolatileSlice::new(vec.iov_base.cast(), vec.iov_len) }
         })
     }
@@ -95,15 +97,16 @@ impl<'a> IoVecs<'a> {
         self.bytes == 0
     }
 
-    /// Sends the pieces on a socket; returns the bytes taken. A peer that is gone is an error (`EPIPE`), never a signal. A non-blocking
-    /// socket may answer `WouldBlock`.
+    /// Sends the pieces on a socket; returns the bytes taken. A peer that is gone is an error
+    /// (`EPIPE`), never a signal. A non-blocking socket may answer `WouldBlock`.
     pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: every field of a message header may be zero: no name, no control data, no pieces.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.vecs.as_ptr().cast_mut();
         // The field's type differs between systems.
         message.msg_iovlen = fits(self.vecs.len(), "one call takes at most 1024 pieces");
-        // SAFETY: the header and the vectors it points to live until the call returns; the kernel only reads the pieces, see `write_at`.
+        // SAFETY: the header and the vectors it points to live until the call returns; the kernel
+        // only reads the pieces, see `write_at`.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
     }
 
@@ -111,11 +114,13 @@ impl<'a> IoVecs<'a> {
         fits(self.vecs.len(), "one call takes at most 1024 pieces")
     }
 
-    /// Reads from `file` at byte `offset` into the pieces; returns the bytes read, 0 at the end of the file.
+    /// Reads from `file` at byte `offset` into the pieces; returns the bytes read, 0 at the end of
+    /// the file.
     pub fn read_at(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
         let offset = file_offset(offset)?;
-        // SAFETY: the vectors describe guest memory that stays mapped for 'a; the kernel writes within them only, and guest memory is
-        // never borrowed as a Rust reference, so no aliasing rule is at stake.
+        // SAFETY: the vectors describe guest memory that stays mapped for 'a; the kernel writes
+        // within them only, and guest memory is never borrowed as a Rust reference, so no aliasing
+        // rule is at stake.
         retry(|| unsafe { libc::preadv(file.as_raw_fd(), self.vecs.as_ptr(), self.count(), offset) })
     }
 
@@ -126,13 +131,15 @@ impl<'a> IoVecs<'a> {
         retry(|| unsafe { libc::pwritev(file.as_raw_fd(), self.vecs.as_ptr(), self.count(), offset) })
     }
 
-    /// Reads from a stream into the pieces; returns the bytes read, 0 at its end. A non-blocking one may answer `WouldBlock`.
+    /// Reads from a stream into the pieces; returns the bytes read, 0 at its end. A non-blocking
+    /// one may answer `WouldBlock`.
     pub fn read(&self, stream: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: as in `read_at`.
         retry(|| unsafe { libc::readv(stream.as_raw_fd(), self.vecs.as_ptr(), self.count()) })
     }
 
-    /// Writes the pieces to a stream; returns the bytes taken. A non-blocking one may answer `WouldBlock`.
+    /// Writes the pieces to a stream; returns the bytes taken. A non-blocking one may answer
+    /// `WouldBlock`.
     pub fn write(&self, stream: BorrowedFd<'_>) -> io::Result<usize> {
         // SAFETY: as in `write_at`.
         retry(|| unsafe { libc::writev(stream.as_raw_fd(), self.vecs.as_ptr(), self.count()) })
@@ -158,7 +165,8 @@ impl ReadBuffer for IoVecs<'_> {
 
     fn zero(&mut self, range: Range<usize>) {
         for vec in self.within(range) {
-            // SAFETY: the vector describes guest memory that stays mapped for 'a; nothing borrows it as a Rust reference.
+            // SAFETY: the vector describes guest memory that stays mapped for 'a; nothing borrows
+            // it as a Rust reference.
             unsafe { std::ptr::write_bytes(vec.iov_base.cast::<u8>(), 0, vec.iov_len) };
         }
     }

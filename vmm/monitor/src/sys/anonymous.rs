@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-/// A file in memory, close-on-exec, empty; `name` is for the eyes of whoever lists descriptors. On Linux it can be [sealed](seal).
+/// A file in memory, close-on-exec, empty; `name` is for the eyes of whoever lists descriptors. On
+/// Linux it can be [sealed](seal).
 ///
 /// # Errors
 /// Out of descriptors or memory.
@@ -20,10 +21,12 @@ pub fn memory_file(_name: &str) -> io::Result<File> {
     unnamed_file(&std::env::temp_dir())
 }
 
-/// Fixes size and content of a memory file for ever. It can then be mapped without fear of truncation.
+/// Fixes size and content of a memory file for ever. It can then be mapped without fear of
+/// truncation.
 ///
 /// # Errors
-/// The file is not a memory file, or it is mapped writable and shared. Where there are no memory files: `Unsupported`.
+/// The file is not a memory file, or it is mapped writable and shared. Where there are no memory
+/// files: `Unsupported`.
 #[cfg(target_os = "linux")]
 pub fn seal(file: &File) -> io::Result<()> {
     use rustix::fs::{SealFlags, fcntl_add_seals};
@@ -51,7 +54,8 @@ pub fn is_sealed(_file: &File) -> bool {
     false
 }
 
-/// A file without a name on the file system of `directory` (O_TMPFILE; created and unlinked where that does not exist).
+/// A file without a name on the file system of `directory` (O_TMPFILE; created and unlinked where
+/// that does not exist).
 ///
 /// # Errors
 /// The directory is missing, not writable, or its file system full.

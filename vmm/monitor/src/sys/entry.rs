@@ -1,8 +1,9 @@
 //! A program's beginning without that of the standard library.
 //!
-//! Before `main` Rust's runtime reads /proc/self/maps to find the main thread's guard page, makes a stack for the handler that says
-//! "stack overflow", and asks for three descriptors: 17 system calls and a page or two, 0.1 ms of a monitor's start on the clock. A
-//! stack that overflows is ended by its guard page all the same. What a program must not miss of it is [`begin`].
+//! Before `main` Rust's runtime reads /proc/self/maps to find the main thread's guard page, makes a
+//! stack for the handler that says "stack overflow", and asks for three descriptors: 17 system
+//! calls and a page or two, 0.1 ms of a monitor's start on the clock. A stack that overflows is
+//! ended by its guard page all the same. What a program must not miss of it is [`begin`].
 
 #![allow(unsafe_code, reason = "a signal's disposition and a descriptor's number have no safe wrapper")]
 
@@ -14,8 +15,9 @@ use rustix::io::{Errno, fcntl_getfd};
 
 use super::inherited::forget_environment;
 
-/// Makes `$run` the program's first function: it gets the value of the environment's variable `$variable`, the only one that is kept,
-/// and returns the exit code. For programs with `#![no_main]`; `std::env::args_os` works.
+/// Makes `$run` the program's first function: it gets the value of the environment's variable
+/// `$variable`, the only one that is kept, and returns the exit code. For programs with
+/// `#![no_main]`; `std::env::args_os` works.
 #[macro_export]
 macro_rules! entry {
     ($run:path, keeping $variable:expr) => {
@@ -29,9 +31,10 @@ macro_rules! entry {
     };
 }
 
-/// What every program does first: a pipe that nobody reads is an error of the write, not the program's end; descriptors 0 to 2 are
-/// open, so that no file of the program's gets one of their numbers; and the environment, where callers have their secrets, is gone
-/// but for the value of `kept`, which is returned.
+/// What every program does first: a pipe that nobody reads is an error of the write, not the
+/// program's end; descriptors 0 to 2 are open, so that no file of the program's gets one of their
+/// numbers; and the environment, where callers have their secrets, is gone but for the value of
+/// `kept`, which is returned.
 pub fn begin(kept: &str) -> Option<OsString> {
     let value = std::env::var_os(kept);
     // SAFETY: nothing else runs yet, and the value is a copy.

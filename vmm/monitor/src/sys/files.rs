@@ -1,4 +1,5 @@
-//! Opening what a user named, without waiting for it: a name may stand for a FIFO that nobody writes to.
+//! Opening what a user named, without waiting for it: a name may stand for a FIFO that nobody
+//! writes to.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
@@ -15,10 +16,11 @@ pub enum Accept {
     Regular,
     /// A regular file or a block device.
     Disk,
-    /// Bytes to be read to their end: a regular file, a device, a pipe that was handed over (`/dev/stdin`, a shell's `<(...)`), but no
-    /// FIFO that was only named.
+    /// Bytes to be read to their end: a regular file, a device, a pipe that was handed over
+    /// (`/dev/stdin`, a shell's `<(...)`), but no FIFO that was only named.
     Text,
-    /// Bytes that come or go one after the other: anything but a directory. A FIFO that is to be written needs its reader first.
+    /// Bytes that come or go one after the other: anything but a directory. A FIFO that is to be
+    /// written needs its reader first.
     Stream,
 }
 

@@ -27,7 +27,8 @@ pub fn memory_bytes() -> io::Result<u64> {
 pub fn memory_bytes() -> io::Result<u64> {
     let mut bytes = 0u64;
     let mut size = size_of::<u64>();
-    // SAFETY: the name is a C string, the buffer is 8 writable bytes as `size` says, and nothing is set.
+    // SAFETY: the name is a C string, the buffer is 8 writable bytes as `size` says, and nothing is
+    // set.
     let result = unsafe {
         libc::sysctlbyname(
             c"hw.memsize".as_ptr(),
@@ -46,8 +47,8 @@ pub fn page_size() -> u64 {
     fits(rustix::param::page_size(), "no host has more than 64 bits")
 }
 
-/// CLOCK_MONOTONIC in nanoseconds. By the C library: it uses the vDSO in static programs too, where rustix 1.1 was seen to make a system
-/// call of it.
+/// CLOCK_MONOTONIC in nanoseconds. By the C library: it uses the vDSO in static programs too, where
+/// rustix 1.1 was seen to make a system call of it.
 #[must_use]
 #[allow(unsafe_code, reason = "the safe wrapper costs a system call")]
 pub fn monotonic_ns() -> u64 {
@@ -58,8 +59,9 @@ pub fn monotonic_ns() -> u64 {
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// Keeps glibc from giving each thread a heap of its own: for a program whose threads allocate little, the first thing its `main`
-/// does. It saves four system calls and resident pages a thread; libraries leave the choice to their program.
+/// Keeps glibc from giving each thread a heap of its own: for a program whose threads allocate
+/// little, the first thing its `main` does. It saves four system calls and resident pages a thread;
+/// libraries leave the choice to their program.
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub fn share_one_heap() {

@@ -9,22 +9,24 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-/// A descriptor of our own, close-on-exec, for the file that is open under `number`. What is open there stays open.
+/// A descriptor of our own, close-on-exec, for the file that is open under `number`. What is open
+/// there stays open.
 ///
 /// # Errors
 /// Nothing is open under that number.
 pub fn inherited(number: u32) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(number).map_err(|_| io::Error::from(rustix::io::Errno::BADF))?;
-    // SAFETY: the borrow lasts for one call, which asks the system about the number and answers EBADF when nothing is open there.
-    // A number that comes from u32 is not -1.
+    // SAFETY: the borrow lasts for one call, which asks the system about the number and answers
+    // EBADF when nothing is open there. A number that comes from u32 is not -1.
     let file = unsafe { BorrowedFd::borrow_raw(number) };
     Ok(rustix::io::fcntl_dupfd_cloexec(file, 3)?)
 }
 
-/// Closes every descriptor but 0 to 2 and those of `handed`: what whoever started this program had open and did not hand over. One
-/// system call for each gap between those that stay.
+/// Closes every descriptor but 0 to 2 and those of `handed`: what whoever started this program had
+/// open and did not hand over. One system call for each gap between those that stay.
 ///
-/// For programs, once, before they have opened anything of their own that is still needed; a library's process is not its own.
+/// For programs, once, before they have opened anything of their own that is still needed; a
+/// library's process is not its own.
 ///
 /// # Errors
 /// The system has no such call (Linux before 5.9).
@@ -64,17 +66,19 @@ fn close_range(_numbers: RangeInclusive<u32>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Wipes the environment that this program was started with, so that neither its memory nor what the system shows of it
-/// (`/proc/PID/environ`) holds the caller's secrets.
+/// Wipes the environment that this program was started with, so that neither its memory nor what
+/// the system shows of it (`/proc/PID/environ`) holds the caller's secrets.
 ///
 /// # Safety
-/// No other thread runs, and nobody holds a reference to a variable's text (`std::env` gives copies).
+/// No other thread runs, and nobody holds a reference to a variable's text (`std::env` gives
+/// copies).
 pub(super) unsafe fn forget_environment() {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    // SAFETY: the C library's list of texts, each with its NUL, and a null pointer behind the last; it is null itself when somebody
-    // cleared it. The system made the texts for this process to write to, and the caller says that nobody else looks.
+    // SAFETY: the C library's list of texts, each with its NUL, and a null pointer behind the last;
+    // it is null itself when somebody cleared it. The system made the texts for this process to
+    // write to, and the caller says that nobody else looks.
     unsafe {
         let mut variable = environ;
         while !variable.is_null() && !(*variable).is_null() {

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::Child;
 use std::time::Duration;
 
-/// Kills one process, from any thread, also while another waits for it. A number could be another process's by then.
+/// Kills one process, from any thread, also while another waits for it. A number could be another
+/// process's by then.
 #[derive(Debug)]
 pub struct Killer(platform::Handle);
 
@@ -23,7 +24,8 @@ impl Killer {
         platform::kill(&self.0);
     }
 
-    /// Waits until the process has ended, whether somebody has collected it or not; `false` when `timeout` was over first.
+    /// Waits until the process has ended, whether somebody has collected it or not; `false` when
+    /// `timeout` was over first.
     #[must_use]
     pub fn ended(&self, timeout: Duration) -> bool {
         platform::ended(&self.0, timeout)

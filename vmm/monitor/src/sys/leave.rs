@@ -7,12 +7,14 @@ use super::passing::{MAX_DESCRIPTORS, send, stream_pair};
 
 /// Leaves it to the kernel to drop what `descriptors` stand for, once the caller has closed them.
 ///
-/// They go into a message to a socket that lies in the same message: nobody can receive it, and when the caller's own descriptors are
-/// closed only the collector of unreachable sockets can find it. Since Linux 6.10 that is a kernel thread's work (before, and
-/// elsewhere, it may be done by the close itself, which is then as slow as it always was).
+/// They go into a message to a socket that lies in the same message: nobody can receive it, and
+/// when the caller's own descriptors are closed only the collector of unreachable sockets can find
+/// it. Since Linux 6.10 that is a kernel thread's work (before, and elsewhere, it may be done by
+/// the close itself, which is then as slow as it always was).
 ///
 /// # Errors
-/// More than 252 descriptors, or a limit on descriptors, open or in flight. Nothing has happened then: closing does what it always does.
+/// More than 252 descriptors, or a limit on descriptors, open or in flight. Nothing has happened
+/// then: closing does what it always does.
 pub fn leave_behind(descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     if descriptors.len() >= MAX_DESCRIPTORS {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -40,8 +42,9 @@ mod tests {
         // Ends when the last writer is gone; a leak would never end it.
         let (send, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || send.send(reader.read(&mut [0; 1]).unwrap()));
-        // The collector looks whenever a socket is closed. A process that another test made in that moment has our descriptors until
-        // its exec, so that one look may come too early, and on a quiet machine nobody causes the next.
+        // The collector looks whenever a socket is closed. A process that another test made in that
+        // moment has our descriptors until its exec, so that one look may come too early, and on a
+        // quiet machine nobody causes the next.
         let read = (0..600).find_map(|_| {
             drop(rustix::net::socketpair(
                 rustix::net::AddressFamily::UNIX,

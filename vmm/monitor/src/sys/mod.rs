@@ -1,5 +1,5 @@
-//! What differs between operating systems below the hypervisor: wake-ups, polling, nameless files, descriptors over sockets, the
-//! terminal.
+//! What differs between operating systems below the hypervisor: wake-ups, polling, nameless files,
+//! descriptors over sockets, the terminal.
 
 pub mod anonymous;
 mod entry;

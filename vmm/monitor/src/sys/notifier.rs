@@ -35,7 +35,8 @@ impl Notifier {
         Ok(Self { read, write: Some(write) })
     }
 
-    /// Wakes the other side. A full counter or pipe is a wake-up that is still pending: not an error.
+    /// Wakes the other side. A full counter or pipe is a wake-up that is still pending: not an
+    /// error.
     pub fn notify(&self) -> io::Result<()> {
         let one = 1u64.to_ne_bytes();
         let result = match &self.write {

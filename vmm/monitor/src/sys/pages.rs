@@ -15,8 +15,9 @@ pub enum Pages {
     Small,
 }
 
-/// Tells the system which pages to make the `len` bytes from `start` of, both in whole pages. A wish: systems without a choice, and
-/// such as refuse, go on as they are. The memory's content and the range's validity stay as they were.
+/// Tells the system which pages to make the `len` bytes from `start` of, both in whole pages. A
+/// wish: systems without a choice, and such as refuse, go on as they are. The memory's content and
+/// the range's validity stay as they were.
 #[cfg(target_os = "linux")]
 pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
     use rustix::mm::{Advice, madvise};
@@ -24,8 +25,8 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
         Pages::Huge => Advice::LinuxHugepage,
         Pages::Small => Advice::LinuxNoHugepage,
     };
-    // SAFETY: this advice changes neither content nor protection of any memory, so no address can be a wrong one: what is not mapped is
-    // an error, which is ignored.
+    // SAFETY: this advice changes neither content nor protection of any memory, so no address can
+    // be a wrong one: what is not mapped is an error, which is ignored.
     let _ = unsafe { madvise(start.as_ptr().cast(), len, advice) };
 }
 
@@ -33,7 +34,8 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
 #[cfg(not(target_os = "linux"))]
 pub fn prefer(_start: NonNull<u8>, _len: usize, _pages: Pages) {}
 
-/// Gives the pages of `len` bytes from `start` back to the system, both in whole pages: what is touched next is zero.
+/// Gives the pages of `len` bytes from `start` back to the system, both in whole pages: what is
+/// touched next is zero.
 ///
 /// # Safety
 /// The range is private anonymous memory of the caller's, into which nobody holds a Rust reference.

@@ -48,8 +48,8 @@ pub(super) fn close_on_exec<'a>(descriptors: impl IntoIterator<Item = &'a OwnedF
     Ok(())
 }
 
-/// Sends all of `bytes`, the descriptors with the first of them. Waits for room unless the socket is non-blocking. A peer that is gone
-/// is an error (`EPIPE`), never a signal on Linux.
+/// Sends all of `bytes`, the descriptors with the first of them. Waits for room unless the socket
+/// is non-blocking. A peer that is gone is an error (`EPIPE`), never a signal on Linux.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     if descriptors.len() > MAX_DESCRIPTORS || bytes.is_empty() {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -80,11 +80,13 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]
 pub struct Arrived {
     /// Bytes; 0 is the end of the stream.
     pub bytes: usize,
-    /// Descriptors came along that were not taken: more than were wanted, or this process has no room for more.
+    /// Descriptors came along that were not taken: more than were wanted, or this process has no
+    /// room for more.
     pub lost: bool,
 }
 
-/// Receives into `bytes` and appends what descriptors came along, until `descriptors` holds `most`; what is beyond that is closed.
+/// Receives into `bytes` and appends what descriptors came along, until `descriptors` holds `most`;
+/// what is beyond that is closed.
 pub fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
@@ -117,8 +119,8 @@ pub fn receive(
     Ok(Arrived { bytes: received, lost: surplus || flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// Makes reads and writes of a descriptor return instead of waiting. The flag belongs to the open file, not to the descriptor: whoever
-/// shares it sees it too.
+/// Makes reads and writes of a descriptor return instead of waiting. The flag belongs to the open
+/// file, not to the descriptor: whoever shares it sees it too.
 pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(&fd)?;
     Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)

@@ -34,7 +34,8 @@ mod platform {
             Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
         }
 
-        /// Starts to wait for `interest` on `fd`, reported under `token`. A descriptor is added once.
+        /// Starts to wait for `interest` on `fd`, reported under `token`. A descriptor is added
+        /// once.
         pub fn add(&self, fd: BorrowedFd<'_>, token: u64, interest: Interest) -> io::Result<()> {
             Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), flags(interest))?)
         }
@@ -49,7 +50,8 @@ mod platform {
             Ok(epoll::delete(&self.0, fd)?)
         }
 
-        /// Waits until something is ready or `timeout` (None: for ever) is over, and fills `ready` (at most 64 at once).
+        /// Waits until something is ready or `timeout` (None: for ever) is over, and fills `ready`
+        /// (at most 64 at once).
         pub fn wait(&self, ready: &mut Vec<Ready>, timeout: Option<Duration>) -> io::Result<()> {
             ready.clear();
             let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -1,4 +1,5 @@
-//! kqueue behind the same face as epoll: one descriptor has a read filter and a write filter, both under one token.
+//! kqueue behind the same face as epoll: one descriptor has a read filter and a write filter, both
+//! under one token.
 
 #![allow(unsafe_code, reason = "kevent takes raw descriptors")]
 
@@ -51,7 +52,8 @@ impl Poller {
         self.change(fd, 0, before, Interest::NONE)
     }
 
-    /// Waits until something is ready or `timeout` (None: for ever) is over, and fills `ready` (at most 64 at once).
+    /// Waits until something is ready or `timeout` (None: for ever) is over, and fills `ready` (at
+    /// most 64 at once).
     pub fn wait(&self, ready: &mut Vec<Ready>, timeout: Option<Duration>) -> io::Result<()> {
         ready.clear();
         let mut events: Vec<Event> = Vec::with_capacity(64);
@@ -110,7 +112,8 @@ impl Poller {
             return Ok(());
         }
         let mut none: Vec<Event> = Vec::new();
-        // SAFETY: the only descriptor named is borrowed for the call; the system forgets filters of a closed one by itself.
+        // SAFETY: the only descriptor named is borrowed for the call; the system forgets filters of
+        // a closed one by itself.
         unsafe { kevent(&self.queue, &changes, spare_capacity(&mut none), Some(Duration::ZERO)) }?;
         Ok(())
     }

@@ -6,7 +6,8 @@
 
 use std::io;
 
-/// Fills `buffer` from the host's generator. Blocks only on a host that has not gathered entropy since its own start.
+/// Fills `buffer` from the host's generator. Blocks only on a host that has not gathered entropy
+/// since its own start.
 #[cfg(target_os = "linux")]
 pub fn random(buffer: &mut [u8]) -> io::Result<()> {
     use rustix::io::Errno;

@@ -5,7 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Whether the signal of this number is ignored: whoever started the process wanted it so (`nohup`, a shell's background jobs).
+/// Whether the signal of this number is ignored: whoever started the process wanted it so (`nohup`,
+/// a shell's background jobs).
 ///
 /// # Errors
 /// A number that is none.
@@ -40,7 +41,8 @@ pub struct Signals(OwnedFd);
 
 #[cfg(target_os = "linux")]
 impl Signals {
-    /// Blocks the signals of these numbers in this thread and in those it starts from now on. To be called before any other thread is.
+    /// Blocks the signals of these numbers in this thread and in those it starts from now on. To be
+    /// called before any other thread is.
     ///
     /// # Errors
     /// A number that is none, or the host's refusal.

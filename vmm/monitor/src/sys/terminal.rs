@@ -41,8 +41,8 @@ pub fn set_size(fd: impl AsFd, size: Size) -> io::Result<()> {
     Ok(tcsetwinsize(fd, size)?)
 }
 
-/// Waits until the terminal behind `fd` has hung up, at most for `limit`; `false` when it has not, or cannot be watched. What is typed
-/// meanwhile stays for others to read.
+/// Waits until the terminal behind `fd` has hung up, at most for `limit`; `false` when it has not,
+/// or cannot be watched. What is typed meanwhile stays for others to read.
 pub fn hung_up(fd: impl AsFd, limit: Option<Duration>) -> bool {
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     let mut polled = [PollFd::new(&fd, PollFlags::empty())];
@@ -55,7 +55,8 @@ pub fn hung_up(fd: impl AsFd, limit: Option<Duration>) -> bool {
     }
 }
 
-/// A terminal in raw mode: bytes pass as they are typed, no signal keys, no echo. Dropping the guard restores what was before.
+/// A terminal in raw mode: bytes pass as they are typed, no signal keys, no echo. Dropping the
+/// guard restores what was before.
 #[derive(Debug)]
 pub struct RawMode {
     terminal: OwnedFd,

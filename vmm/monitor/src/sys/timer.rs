@@ -4,20 +4,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Becomes readable at every period until it is disarmed. Ticks that nobody took in time count as one.
+/// Becomes readable at every period until it is disarmed. Ticks that nobody took in time count as
+/// one.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 
 #[cfg(target_os = "linux")]
 impl Timer {
-    /// A non-blocking, close-on-exec timer that is not armed. It stands still while the host sleeps.
+    /// A non-blocking, close-on-exec timer that is not armed. It stands still while the host
+    /// sleeps.
     pub fn new() -> io::Result<Self> {
         use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
     }
 
-    /// Ticks every `period` from now on (at least 1 ns); `None` disarms and takes back a tick that is pending.
+    /// Ticks every `period` from now on (at least 1 ns); `None` disarms and takes back a tick that
+    /// is pending.
     pub fn set(&self, period: Option<Duration>) -> io::Result<()> {
         use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
         let period = match period {
@@ -78,7 +81,8 @@ mod kqueue {
 
         #[allow(unsafe_code, reason = "kevent names descriptors by number; a timer's event names none")]
         fn exchange(&self, changes: &[Event], events: &mut Vec<Event>) -> Result<(), Errno> {
-            // SAFETY: the only filter used is EVFILT_TIMER, which refers to no descriptor that could be closed meanwhile.
+            // SAFETY: the only filter used is EVFILT_TIMER, which refers to no descriptor that
+            // could be closed meanwhile.
             unsafe { kevent(&self.0, changes, spare_capacity(events), Some(Duration::ZERO)) }.map(|_| ())
         }
     }

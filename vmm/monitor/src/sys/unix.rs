@@ -16,8 +16,9 @@ use super::passing::{PAIR_FLAGS, SEND_FLAGS, close_on_exec, set_nonblocking};
 /// Longest path a socket address takes everywhere (Linux: 107, macOS: 103).
 const ADDRESS_MAX: usize = 103;
 
-/// `path` in a form that fits a socket address. A long one is reached by a handle on its directory, which must stay open while the
-/// address is used; that works where the system shows open descriptors below `/proc/self/fd`.
+/// `path` in a form that fits a socket address. A long one is reached by a handle on its directory,
+/// which must stay open while the address is used; that works where the system shows open
+/// descriptors below `/proc/self/fd`.
 fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
     if path.as_os_str().len() <= ADDRESS_MAX {
         return Ok((path.to_owned(), None));
@@ -31,7 +32,8 @@ fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
     Ok((short.into(), Some(directory)))
 }
 
-/// Binds and listens on `path`, non-blocking. The path may be longer than a socket address; its last part may not.
+/// Binds and listens on `path`, non-blocking. The path may be longer than a socket address; its
+/// last part may not.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let (address, _directory) = address(path)?;
     let listener = UnixListener::bind(address)?;
@@ -39,8 +41,8 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Connects to the socket at `path` without waiting: a listener whose queue is full answers `WouldBlock`. The stream is prepared, see
-/// [`prepare`].
+/// Connects to the socket at `path` without waiting: a listener whose queue is full answers
+/// `WouldBlock`. The stream is prepared, see [`prepare`].
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let (address, _directory) = address(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, PAIR_FLAGS, None)?;
@@ -57,19 +59,22 @@ pub fn prepare(stream: impl AsFd) -> io::Result<()> {
     set_nonblocking(stream)
 }
 
-/// Sends the pieces; returns the bytes taken. A peer that is gone is an error (`EPIPE`), never a signal on a prepared stream.
+/// Sends the pieces; returns the bytes taken. A peer that is gone is an error (`EPIPE`), never a
+/// signal on a prepared stream.
 pub fn send_vectored(stream: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| {
         sendmsg(stream, pieces, &mut SendAncillaryBuffer::default(), SEND_FLAGS)
     })?)
 }
 
-/// Sends what there is room for without waiting, whatever the socket's mode; never a signal on a prepared stream.
+/// Sends what there is room for without waiting, whatever the socket's mode; never a signal on a
+/// prepared stream.
 pub fn try_send(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::send(stream, bytes, SEND_FLAGS | SendFlags::DONTWAIT))?)
 }
 
-/// Reads up to and including the first `end`, or what there is; never a byte behind `end`. 0 is the end of the stream.
+/// Reads up to and including the first `end`, or what there is; never a byte behind `end`. 0 is the
+/// end of the stream.
 pub fn receive_until(stream: BorrowedFd<'_>, end: u8, buffer: &mut [u8]) -> io::Result<usize> {
     let (_, seen) = rustix::io::retry_on_intr(|| recv(stream, &mut *buffer, RecvFlags::PEEK))?;
     let seen = seen.min(buffer.len());

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One moment read on both clocks, and how fast the counter runs: with it, what a guest stamped by its raw counter is put on the
-/// host's CLOCK_MONOTONIC, without an exit.
+/// One moment read on both clocks, and how fast the counter runs: with it, what a guest stamped by
+/// its raw counter is put on the host's CLOCK_MONOTONIC, without an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestCounter {
     /// CLOCK_MONOTONIC, in nanoseconds, when the guest's counter showed `counter`.
@@ -12,17 +12,19 @@ pub struct GuestCounter {
     pub counter: u64,
     /// Half the time that the reading took, in nanoseconds: `at_ns` is off by no more.
     pub error_ns: u64,
-    /// Time between two readings of the counter, in nanoseconds of CLOCK_MONOTONIC; the longer, the more exact its speed is known.
+    /// Time between two readings of the counter, in nanoseconds of CLOCK_MONOTONIC; the longer, the
+    /// more exact its speed is known.
     pub span_ns: u64,
     /// What the counter advanced in that time; more than 0.
     pub span_ticks: u64,
-    /// What the hypervisor says of the counter's frequency, in kHz, which is what guests compute their own clocks by; 0: it does not.
+    /// What the hypervisor says of the counter's frequency, in kHz, which is what guests compute
+    /// their own clocks by; 0: it does not.
     pub nominal_khz: u64,
 }
 
 impl GuestCounter {
-    /// When the guest's counter showed `counter`: CLOCK_MONOTONIC in nanoseconds. `None` for what lies outside of it, which only a
-    /// guest that lies says.
+    /// When the guest's counter showed `counter`: CLOCK_MONOTONIC in nanoseconds. `None` for what
+    /// lies outside of it, which only a guest that lies says.
     #[must_use]
     pub fn host_ns(&self, counter: u64) -> Option<u64> {
         let ticks = i128::from(counter) - i128::from(self.counter);
@@ -30,8 +32,8 @@ impl GuestCounter {
         u64::try_from(i128::from(self.at_ns) + elapsed).ok()
     }
 
-    /// What the counter showed `elapsed_ns` before `counter`, by a clock that the guest derives from it and the nominal frequency
-    /// (where none is known, the measured one).
+    /// What the counter showed `elapsed_ns` before `counter`, by a clock that the guest derives
+    /// from it and the nominal frequency (where none is known, the measured one).
     #[must_use]
     pub fn before(&self, counter: u64, elapsed_ns: u64) -> Option<u64> {
         let elapsed = i128::from(elapsed_ns);

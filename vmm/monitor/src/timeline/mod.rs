@@ -1,8 +1,9 @@
 //! When things happened: stamps on one clock, the host's CLOCK_MONOTONIC in absolute nanoseconds.
 //!
-//! A *stamp* is a name and a moment. A *phase* is the interval between two neighbouring stamps and bears the name of the one that ends
-//! it, so the phases of a timeline add up to the whole by construction. A stamp costs one read of the clock, through the vDSO: no
-//! system call. See docs/timeline.md.
+//! A *stamp* is a name and a moment. A *phase* is the interval between two neighbouring stamps and
+//! bears the name of the one that ends it, so the phases of a timeline add up to the whole by
+//! construction. A stamp costs one read of the clock, through the vDSO: no system call. See
+//! docs/timeline.md.
 
 mod counter;
 
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::sys;
 pub use counter::GuestCounter;
 
-/// The environment variable in which whoever starts a process may hand over the moment just before it did, as [`now_ns`] has it.
+/// The environment variable in which whoever starts a process may hand over the moment just before
+/// it did, as [`now_ns`] has it.
 pub const ORIGIN_VARIABLE: &str = "NELLY_ORIGIN_NS";
 
 /// The clock's name as a timeline carries it.
@@ -42,7 +44,8 @@ pub mod name {
     pub const GUEST_END: &str = "guest_end";
 }
 
-/// Longest time between a starter's word and our `main` that is believed, in nanoseconds: one minute.
+/// Longest time between a starter's word and our `main` that is believed, in nanoseconds: one
+/// minute.
 const PLAUSIBLE_NS: u64 = 60_000_000_000;
 
 /// CLOCK_MONOTONIC now, in nanoseconds.
@@ -51,8 +54,8 @@ pub fn now_ns() -> u64 {
     sys::host::monotonic_ns()
 }
 
-/// When a process began that says at `main_ns` what its environment holds in [`ORIGIN_VARIABLE`]: the starter's word when it is a
-/// moment of the last minute, otherwise `main_ns`.
+/// When a process began that says at `main_ns` what its environment holds in [`ORIGIN_VARIABLE`]:
+/// the starter's word when it is a moment of the last minute, otherwise `main_ns`.
 #[must_use]
 pub fn origin(variable: Option<&str>, main_ns: u64) -> u64 {
     let word = variable.and_then(|text| text.parse::<u64>().ok());
@@ -97,8 +100,8 @@ impl Timeline {
 /// Most stamps that a [`Recorder`] keeps: more than any one side takes.
 const MOST: usize = 16;
 
-/// Takes stamps, from any thread, without allocating. The first stamp of a name counts: a machine that starts again after a reset
-/// keeps those of its first start.
+/// Takes stamps, from any thread, without allocating. The first stamp of a name counts: a machine
+/// that starts again after a reset keeps those of its first start.
 #[derive(Debug)]
 pub struct Recorder {
     origin_ns: u64,

@@ -1,9 +1,10 @@
 //! The seam between a virtio device, its transport and the loop that runs its worker.
 //!
-//! A device is in two parts. The [`Device`] stays with the transport and answers configuration reads on vCPU threads. When the
-//! driver is ready the transport moves the queues, each validated once, into a [`Worker`] that [`Device::activate`] makes, wraps it
-//! as [`Running`] and gives that to the [`WorkerHost`] that the machine chose. Reset, detach, pause and snapshot all take it back by
-//! [`Running::stop`]: one path.
+//! A device is in two parts. The [`Device`] stays with the transport and answers configuration
+//! reads on vCPU threads. When the driver is ready the transport moves the queues, each validated
+//! once, into a [`Worker`] that [`Device::activate`] makes, wraps it as [`Running`] and gives that
+//! to the [`WorkerHost`] that the machine chose. Reset, detach, pause and snapshot all take it back
+//! by [`Running::stop`]: one path.
 
 use std::any::Any;
 use std::io;
@@ -36,7 +37,8 @@ pub trait Device: Send {
         None
     }
 
-    /// Feature bits offered, without those of the transport (VERSION_1 and ring features are added by it).
+    /// Feature bits offered, without those of the transport (VERSION_1 and ring features are added
+    /// by it).
     fn features(&self) -> u64;
 
     /// The largest size of each queue, powers of two up to 32768.
@@ -53,14 +55,16 @@ pub trait Device: Send {
         Placement::Shared
     }
 
-    /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered. After a pause the queues are
-    /// those that the last worker returned, and [`Device::reclaim`] was called with its state, but not [`Device::reset`].
+    /// Makes the worker. The driver has accepted `activation.features`, a subset of those offered.
+    /// After a pause the queues are those that the last worker returned, and [`Device::reclaim`]
+    /// was called with its state, but not [`Device::reset`].
     fn activate(&mut self, activation: Activation) -> Result<Box<dyn Worker>, ActivateError>;
 
     /// Takes back what a worker of this device returned.
     fn reclaim(&mut self, state: Box<dyn Any + Send>);
 
-    /// The driver reset the device: forget everything that belonged to it. Comes after [`Device::reclaim`].
+    /// The driver reset the device: forget everything that belonged to it. Comes after
+    /// [`Device::reclaim`].
     fn reset(&mut self) {}
 }
 
@@ -85,15 +89,16 @@ impl Activation {
 
 /// The running part of a device. It lives on one loop and is never shared.
 pub trait Worker: Send {
-    /// Registers what the worker waits for: queue doorbells and host descriptors. Called once, when it starts; what was made
-    /// available before that must be looked at too (the driver may have rung before, or while the machine was paused).
+    /// Registers what the worker waits for: queue doorbells and host descriptors. Called once, when
+    /// it starts; what was made available before that must be looked at too (the driver may have
+    /// rung before, or while the machine was paused).
     fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault>;
 
     /// Removes every registration. Called once, before [`Worker::quiesce`] or after a fault.
     fn unregister(&mut self, registrar: &mut Registrar<'_>);
 
-    /// Something registered under `key` is ready. Never waits for a peer: the loop may have other devices. After an error the worker
-    /// is unregistered and only [`Worker::quiesce`] is called.
+    /// Something registered under `key` is ready. Never waits for a peer: the loop may have other
+    /// devices. After an error the worker is unregistered and only [`Worker::quiesce`] is called.
     fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault>;
 
     /// Drains or cancels what is in flight and gives back device state and queues.
@@ -110,10 +115,12 @@ pub struct Returned {
 
 /// Who runs workers: the machine. Both calls return at once and are carried out in order.
 pub trait WorkerHost: Send + Sync {
-    /// Runs a worker: the loop calls [`Running::start`], then [`Running::ready`] for every event with its slot.
+    /// Runs a worker: the loop calls [`Running::start`], then [`Running::ready`] for every event
+    /// with its slot.
     fn start(&self, running: Running);
 
-    /// Stops the worker of `slot`: the loop calls [`Running::stop`] when it comes round. A slot without worker is ignored.
+    /// Stops the worker of `slot`: the loop calls [`Running::stop`] when it comes round. A slot
+    /// without worker is ignored.
     fn stop(&self, slot: u16);
 }
 
@@ -133,7 +140,8 @@ impl ReturnBox {
     }
 }
 
-/// A worker in the hands of a loop. A fault parks it until the driver resets the device; dropping it returns it like [`Running::stop`].
+/// A worker in the hands of a loop. A fault parks it until the driver resets the device; dropping
+/// it returns it like [`Running::stop`].
 pub struct Running {
     slot: u16,
     placement: Placement,
@@ -262,7 +270,8 @@ impl<'a> Registrar<'a> {
     }
 }
 
-/// Answers a read of a configuration space that is held as bytes. What lies beyond its end is left as it was.
+/// Answers a read of a configuration space that is held as bytes. What lies beyond its end is left
+/// as it was.
 pub fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     let from = at_most(offset, config.len());
     for (to, from) in data.iter_mut().zip(&config[from..]) {

@@ -83,7 +83,8 @@ pub enum QueueFault {
         /// Its head.
         head: u16,
     },
-    /// An indirect table that was not negotiated, is nested, followed by another descriptor, or of a bad length.
+    /// An indirect table that was not negotiated, is nested, followed by another descriptor, or of
+    /// a bad length.
     #[error("descriptor chain {head} abuses an indirect table")]
     Indirect {
         /// Its head.

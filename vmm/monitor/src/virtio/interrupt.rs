@@ -1,4 +1,5 @@
-//! A device's interrupt: the transport's status register, the line behind it, and the device's word that it cannot go on.
+//! A device's interrupt: the transport's status register, the line behind it, and the device's word
+//! that it cannot go on.
 
 use std::io;
 use std::sync::Arc;
@@ -72,12 +73,14 @@ impl Interrupt {
         self.raise(CONFIG_CHANGE)
     }
 
-    /// The device cannot go on until the driver resets it (2.1.2): NEEDS_RESET appears in the status and the driver is told. Counted.
+    /// The device cannot go on until the driver resets it (2.1.2): NEEDS_RESET appears in the
+    /// status and the driver is told. Counted.
     pub fn fail(&self, fault: &DeviceFault) {
         self.shared.broken.fetch_add(1, Ordering::Relaxed);
         self.shared.tally.fault(fault);
         self.shared.needs_reset.store(true, Ordering::SeqCst);
-        // An interrupt that cannot be delivered leaves a driver that reads NEEDS_RESET when it looks.
+        // An interrupt that cannot be delivered leaves a driver that reads NEEDS_RESET when it
+        // looks.
         let _ = self.config_changed();
     }
 
@@ -110,7 +113,8 @@ impl Interrupt {
         self.shared.needs_reset.load(Ordering::SeqCst)
     }
 
-    /// How often the guest (or its host side) brought the device to NEEDS_RESET since the machine started.
+    /// How often the guest (or its host side) brought the device to NEEDS_RESET since the machine
+    /// started.
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.shared.broken.load(Ordering::Relaxed)

@@ -10,8 +10,8 @@ use super::spec::id;
 use crate::memory::Memory;
 use crate::sys::{self, Interest, at_most};
 
-/// Most bytes a request gets: the specification lets a device give fewer than there is room for, and a guest that asks for a gigabyte
-/// shall not keep the loop.
+/// Most bytes a request gets: the specification lets a device give fewer than there is room for,
+/// and a guest that asks for a gigabyte shall not keep the loop.
 const REQUEST_MAX: usize = 4096;
 
 /// The device.

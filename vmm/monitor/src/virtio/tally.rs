@@ -1,5 +1,6 @@
-//! What can be seen of a slot and its queues from outside while the device runs: written by whoever has the part, read by anybody, and never behind the
-//! lock of the device, which may be busy with an access of the guest.
+//! What can be seen of a slot and its queues from outside while the device runs: written by whoever
+//! has the part, read by anybody, and never behind the lock of the device, which may be busy with
+//! an access of the guest.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,7 +125,8 @@ impl Tally {
         }
     }
 
-    /// Faults so far of all devices that were in the slot, by kind, in the order in which the kinds came.
+    /// Faults so far of all devices that were in the slot, by kind, in the order in which the kinds
+    /// came.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         self.lock().clone()

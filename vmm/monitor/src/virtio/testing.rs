@@ -1,4 +1,5 @@
-//! A driver's end of the rings and a loop of one turn, for tests of devices: no machine, no thread, no clock.
+//! A driver's end of the rings and a loop of one turn, for tests of devices: no machine, no thread,
+//! no clock.
 
 mod workers;
 
@@ -75,7 +76,8 @@ pub struct Used {
 /// Descriptors and writable segments of a chain.
 type Outstanding = (Vec<u16>, Vec<(u64, u32)>);
 
-/// The driver's end of one queue. Buffers come from a region of their own and are reused when nothing is outstanding.
+/// The driver's end of one queue. Buffers come from a region of their own and are reused when
+/// nothing is outstanding.
 pub struct DriverQueue {
     memory: Memory,
     config: QueueConfig,
@@ -89,7 +91,8 @@ pub struct DriverQueue {
 }
 
 impl DriverQueue {
-    /// A queue of `size` whose rings and buffers take `bytes` from guest address `base` (page-aligned).
+    /// A queue of `size` whose rings and buffers take `bytes` from guest address `base`
+    /// (page-aligned).
     ///
     /// # Panics
     /// When the rings do not fit.
@@ -250,7 +253,8 @@ impl DriverQueue {
         self.memory.write_obj(flags.to_le(), GuestAddress(self.config.available)).expect("a ring");
     }
 
-    /// Writes `used_event`: with EVENT_IDX, an interrupt is wanted when the used index passes `index`.
+    /// Writes `used_event`: with EVENT_IDX, an interrupt is wanted when the used index passes
+    /// `index`.
     ///
     /// # Panics
     /// When the ring is outside memory.
@@ -332,7 +336,8 @@ pub struct Bench {
 const SLOT: u16 = 1;
 
 impl Bench {
-    /// Activates `device` with all its features (or `features`, if given) and queues of `size`; 8 MiB of guest memory a queue.
+    /// Activates `device` with all its features (or `features`, if given) and queues of `size`; 8
+    /// MiB of guest memory a queue.
     ///
     /// # Panics
     /// When the device does not start.
@@ -375,7 +380,8 @@ impl Bench {
         self.turn();
     }
 
-    /// Rings the doorbell of `queue` and lets the worker run until nothing is ready. Returns its turns.
+    /// Rings the doorbell of `queue` and lets the worker run until nothing is ready. Returns its
+    /// turns.
     ///
     /// # Panics
     /// When a worker never comes to rest.

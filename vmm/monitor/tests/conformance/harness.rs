@@ -18,7 +18,8 @@ pub(crate) const SCRATCH: u64 = 0x18_0000;
 /// No slot is here.
 pub(crate) const DEVICE: u64 = layout::VIRTIO_MMIO;
 
-/// Defines `fn $name() -> &'static [u8]`: these instructions (Intel syntax, 64-bit unless they say otherwise).
+/// Defines `fn $name() -> &'static [u8]`: these instructions (Intel syntax, 64-bit unless they say
+/// otherwise).
 macro_rules! guest {
     ($name:ident, $($line:expr),* $(,)?) => {
         std::arch::global_asm!(
@@ -39,7 +40,8 @@ macro_rules! guest {
                 static END: u8;
             }
             let (start, end) = (&raw const START, &raw const END);
-            // SAFETY: both labels are in the same section of this program, with the assembled bytes between them.
+            // SAFETY: both labels are in the same section of this program, with the assembled bytes
+            // between them.
             unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
         }
     };
@@ -141,7 +143,8 @@ pub(crate) enum Seen {
     Other(String),
 }
 
-/// A vCPU that cannot hang a test: after 20 s a kick gets it out, and the test fails for want of the exit it waits for.
+/// A vCPU that cannot hang a test: after 20 s a kick gets it out, and the test fails for want of
+/// the exit it waits for.
 pub(crate) struct Runner<V: Vcpu> {
     pub(crate) vcpu: V,
     done: Option<Sender<()>>,
@@ -191,7 +194,8 @@ impl<V: Vcpu> Runner<V> {
         self.answer(&[])
     }
 
-    /// Runs to the next exit, which must be a one-byte write to port 1, and returns the byte: how a guest speaks.
+    /// Runs to the next exit, which must be a one-byte write to port 1, and returns the byte: how a
+    /// guest speaks.
     pub(crate) fn byte(&mut self) -> u8 {
         match self.next() {
             Seen::Out(1, 1, data) => data[0],

@@ -66,8 +66,8 @@ guest!(
     "jmp 2b",
 );
 
-/// An edge on a line is requested at the local APIC with the vector that the guest set up for it, with and without the legacy
-/// controllers.
+/// An edge on a line is requested at the local APIC with the vector that the guest set up for it,
+/// with and without the legacy controllers.
 pub(crate) fn line_reaches_the_local_apic<H: Hypervisor>(hypervisor: &H) {
     for legacy in [false, true] {
         let machine = Machine::with_legacy(hypervisor, request_code(), 1, legacy);
@@ -99,7 +99,8 @@ guest!(
     "jmp 2b",
 );
 
-/// A machine with more devices than a PC has lines has lines for them: each reaches the local APIC as any other does.
+/// A machine with more devices than a PC has lines has lines for them: each reaches the local APIC
+/// as any other does.
 pub(crate) fn lines_beyond_those_of_a_pc<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::with_lines(hypervisor, last_line_code(), x86_64::layout::IO_APIC_PINS);
     let line = |number| machine.vm.irq_line(pin(number)).unwrap();
@@ -193,7 +194,8 @@ pub(crate) fn level_is_delivered_until_it_is_down<H: Hypervisor>(hypervisor: &H)
                     std::thread::sleep(Duration::from_millis(20));
                     kicker.kick();
                 });
-                // A paravirtual KVM was seen to deliver one more that it had requested already; never two.
+                // A paravirtual KVM was seen to deliver one more that it had requested already;
+                // never two.
                 let seen = run.next();
                 if legacy && seen == Seen::Out(1, 1, vec![0x40]) {
                     assert_eq!(run.next(), Seen::Kicked);

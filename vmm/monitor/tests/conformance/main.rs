@@ -1,4 +1,5 @@
-//! What every hypervisor back end must do, by raw instructions: written once over the traits, run on the host's own hypervisor.
+//! What every hypervisor back end must do, by raw instructions: written once over the traits, run
+//! on the host's own hypervisor.
 //!
 //! A host without a hypervisor fails here: nothing is skipped.
 #![cfg(target_arch = "x86_64")]

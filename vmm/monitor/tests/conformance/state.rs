@@ -1,4 +1,5 @@
-//! The statements about state: what is read from one machine goes on in another as if nothing had been.
+//! The statements about state: what is read from one machine goes on in another as if nothing had
+//! been.
 
 use nelly_vmm::arch::x86_64;
 use nelly_vmm::hv::{Exit, HvError, Hypervisor, SharedLine, Vcpu, Vm};
@@ -13,7 +14,8 @@ guest!(
     "mov rax, cr4",
     "or eax, 0x600",
     "mov cr4, rax",
-    // The fifth vector register, by the whole state: not every paravirtual processor runs more of it in ring 0.
+    // The fifth vector register, by the whole state: not every paravirtual processor runs more of
+    // it in ring 0.
     "mov ebx, 0x190000",
     "fxsave [rbx]",
     "mov dword ptr [rbx + 0xf0], 0x5a5a1234",
@@ -82,7 +84,8 @@ fn go_on<H: Hypervisor>(
     (machine, Runner::new(vcpu), line)
 }
 
-/// Registers of every kind, the stack and the counter go on, in the machine that was read and in any number of others.
+/// Registers of every kind, the stack and the counter go on, in the machine that was read and in
+/// any number of others.
 pub(crate) fn registers_go_on<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, going_on_code(), 1);
     let mut run = machine.boot();

@@ -247,8 +247,8 @@ pub(crate) fn kick_before_run<H: Hypervisor>(hypervisor: &H) {
     assert_eq!(run.next(), Seen::Kicked);
 }
 
-/// Whenever a kick comes, the run that it meets or precedes ends: another thread kicks 500 times, each time after the last
-/// kick was seen.
+/// Whenever a kick comes, the run that it meets or precedes ends: another thread kicks 500 times,
+/// each time after the last kick was seen.
 pub(crate) fn no_kick_is_lost<H: Hypervisor>(hypervisor: &H) {
     const KICKS: u64 = 500;
     let machine = Machine::new(hypervisor, spin_code(), 1);
@@ -324,7 +324,8 @@ guest!(
     "2: jmp 2b",
 );
 
-/// An accepted doorbell rings for its value and width alone; any other write is an exit. One that was refused is an exit, too.
+/// An accepted doorbell rings for its value and width alone; any other write is an exit. One that
+/// was refused is an exit, too.
 pub(crate) fn doorbells<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, doorbell_code(), 1);
     let bells = [Notifier::new().unwrap(), Notifier::new().unwrap(), Notifier::new().unwrap()];
@@ -475,7 +476,8 @@ guest!(
     "2: jmp 2b",
 );
 
-/// Each vCPU is made on its own thread and knows its place. (Only the first runs: the others wait for its start-up message.)
+/// Each vCPU is made on its own thread and knows its place. (Only the first runs: the others wait
+/// for its start-up message.)
 pub(crate) fn several_vcpus<H: Hypervisor>(hypervisor: &H)
 where
     H::Vm: Sync,
@@ -523,7 +525,8 @@ pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
         assert!(never_started.sleeps_for_good());
         let mut run = machine.boot();
         let kicker = run.vcpu.kicker();
-        // A kick may come before the instruction: one that is to be found is asked for until it was reached.
+        // A kick may come before the instruction: one that is to be found is asked for until it was
+        // reached.
         let until = Instant::now() + Duration::from_secs(60);
         let (mut found, mut asked) = (false, 0);
         while !found && (asked < 20 || sleeps && Instant::now() < until) {
@@ -570,7 +573,8 @@ guest!(
 const VMX: u32 = 1 << 5;
 const SVM: u32 = 1 << 2;
 
-/// A guest sees neither VMX nor SVM, and what it tries faults, unless the machine is to have it; then the host has it or refuses.
+/// A guest sees neither VMX nor SVM, and what it tries faults, unless the machine is to have it;
+/// then the host has it or refuses.
 pub(crate) fn virtualisation_is_hidden<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, virtualisation_code(), 1);
     let mut run = machine.boot();
@@ -600,7 +604,8 @@ pub(crate) fn probes<H: Hypervisor>(hypervisor: &H) {
 
 guest!(counter_code, "2: rdtsc", "out 1, eax", "mov eax, edx", "out 1, eax", "jmp 2b",);
 
-/// What a guest stamps by its counter lies, on the host's clock, between two moments of the host round it.
+/// What a guest stamps by its counter lies, on the host's clock, between two moments of the host
+/// round it.
 pub(crate) fn counter_on_the_hosts_clock<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, counter_code(), 1);
     let mut run = machine.boot();

@@ -24,7 +24,8 @@ use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Token, 
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::timeline::{Timeline, Who, name};
 
-/// Longest wait for the agent after the machine's start. A cold kernel under emulation needs seconds.
+/// Longest wait for the agent after the machine's start. A cold kernel under emulation needs
+/// seconds.
 const READY: Duration = Duration::from_secs(120);
 
 /// Longest wait for a guest's counter, which only a timeline wants.
@@ -59,7 +60,8 @@ pub enum SandboxError {
     Guest {
         /// How the machine ended, or what the guest failed at.
         what: String,
-        /// The last lines of its console, as it wrote them: not fit for a terminal. Empty when it said nothing.
+        /// The last lines of its console, as it wrote them: not fit for a terminal. Empty when it
+        /// said nothing.
         console: String,
     },
     /// The guest did not come up.
@@ -78,7 +80,8 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> SandboxError {
     move |source| SandboxError::Host { what, source }
 }
 
-/// A process's streams on this side. Each is a connected, blocking socket; a dropped one is closed for the process.
+/// A process's streams on this side. Each is a connected, blocking socket; a dropped one is closed
+/// for the process.
 #[derive(Debug, Default)]
 pub struct Streams {
     /// Standard input; with a terminal, the terminal both ways.
@@ -102,16 +105,19 @@ pub struct Sandbox {
 pub struct Finished {
     /// When everything happened.
     pub timeline: Timeline,
-    /// What the guest's drivers broke, and what failed behind its devices; `None` of a machine that was killed, which cannot tell.
+    /// What the guest's drivers broke, and what failed behind its devices; `None` of a machine that
+    /// was killed, which cannot tell.
     pub faults: Option<Vec<DeviceFaults>>,
 }
 
 impl Sandbox {
-    /// Starts a machine and waits for its agent. `config` is what [`crate::spec::MachineSpec::config`] makes. Dropping the future kills
-    /// the machine, however little its guest or its monitor answers.
+    /// Starts a machine and waits for its agent. `config` is what
+    /// [`crate::spec::MachineSpec::config`] makes. Dropping the future kills the machine, however
+    /// little its guest or its monitor answers.
     ///
     /// # Errors
-    /// The machine did not start or ended, or its agent did not answer, or is of another build or protocol.
+    /// The machine did not start or ended, or its agent did not answer, or is of another build or
+    /// protocol.
     pub async fn start(
         config: MachineConfig,
         resources: Resources,
@@ -164,9 +170,10 @@ impl Sandbox {
         &self.recorder
     }
 
-    /// Ends the machine and everything in it, as dropping it does, and says when everything happened: the stamps of `client`, this
-    /// side's, the monitor's, and the guest's, where hypervisor and agent can tell them. The guest is asked first, which costs its
-    /// vCPUs one exit and is a phase of its own. Dropping the future kills the machine.
+    /// Ends the machine and everything in it, as dropping it does, and says when everything
+    /// happened: the stamps of `client`, this side's, the monitor's, and the guest's, where
+    /// hypervisor and agent can tell them. The guest is asked first, which costs its vCPUs one exit
+    /// and is a phase of its own. Dropping the future kills the machine.
     pub async fn finish(self, client: &Recorder) -> Finished {
         let Self { agent, machine, recorder, .. } = self;
         let machine = Doomed::new(machine, |machine| machine.kill());
@@ -209,7 +216,8 @@ impl Sandbox {
         &self.agent
     }
 
-    /// Creates and starts a container on the read-only EROFS image at the guest's block device `device`.
+    /// Creates and starts a container on the read-only EROFS image at the guest's block device
+    /// `device`.
     ///
     /// # Errors
     /// The sandbox failed; that the program cannot run is the inner error.
@@ -272,12 +280,14 @@ impl Sandbox {
         stream.await.map_err(what("cannot read the guest's console"))
     }
 
-    /// Why a call failed, seen from the machine: when it has ended, that is the reason, and a broken connection only its symptom.
+    /// Why a call failed, seen from the machine: when it has ended, that is the reason, and a
+    /// broken connection only its symptom.
     pub async fn explain(&self, error: SandboxError) -> SandboxError {
         explain(&self.machine, error).await
     }
 
-    /// Dials the streams of a process side by side. A token is written without waiting for an answer: there is none.
+    /// Dials the streams of a process side by side. A token is written without waiting for an
+    /// answer: there is none.
     async fn dial(&self, tokens: Tokens) -> Result<Streams, SandboxError> {
         let vsock = self.machine.vsock();
         let begun = blocking(move || {

@@ -1,4 +1,5 @@
-//! Waiting for a machine without a thread: whoever gives a wait up drops it, and nothing is left waiting.
+//! Waiting for a machine without a thread: whoever gives a wait up drops it, and nothing is left
+//! waiting.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use nelly_vmm::machine::{ControlError, Pending, VsockListener};
 use tokio::io::Interest;
 
-/// Waits until `look` finds something, looking at first and each time that there is something to read at `socket`, a non-blocking one.
+/// Waits until `look` finds something, looking at first and each time that there is something to
+/// read at `socket`, a non-blocking one.
 async fn until<T: AsFd, R>(socket: &mut T, mut look: impl FnMut(&mut T) -> Option<R>) -> io::Result<R> {
     if let Some(found) = look(socket) {
         return Ok(found);
@@ -42,7 +44,8 @@ pub(super) async fn accept(mut listener: VsockListener) -> io::Result<UnixStream
     until(&mut listener, accept).await?
 }
 
-/// For what may wait: for a host's file, or for a monitor to take a request. It ends with the machine.
+/// For what may wait: for a host's file, or for a monitor to take a request. It ends with the
+/// machine.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
@@ -50,7 +53,8 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     }
 }
 
-/// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a while for an orderly end.
+/// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a
+/// while for an orderly end.
 pub(super) struct Doomed<T> {
     held: Option<T>,
     kill: fn(&T),

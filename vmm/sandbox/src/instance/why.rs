@@ -42,7 +42,8 @@ pub(super) async fn explain(machine: &Arc<Machine>, error: SandboxError) -> Sand
     SandboxError::Guest { what, console }
 }
 
-/// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`] makes it fit for a terminal.
+/// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`]
+/// makes it fit for a terminal.
 async fn console_tail(machine: &Arc<Machine>) -> String {
     let mut said = Vec::new();
     // A monitor that does not answer tells nothing of the console.

@@ -1,7 +1,8 @@
-//! A guest that stopped answering is left at every stage of a sandbox, for every wish to end, and its machine is gone then.
+//! A guest that stopped answering is left at every stage of a sandbox, for every wish to end, and
+//! its machine is gone then.
 //!
-//! The machine is a real one, in threads, whose kernel writes one byte to its console and is busy from then on. Its agent is played here,
-//! and answers up to a stage.
+//! The machine is a real one, in threads, whose kernel writes one byte to its console and is busy
+//! from then on. Its agent is played here, and answers up to a stage.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -24,7 +25,8 @@ use super::*;
 use crate::instance::Sandbox;
 use crate::spec::{ContainerSpec, Overrides, ProcessSpec, Seccomp};
 
-/// Far below the minute after which a call fails by itself, and the two after which a start does; far above what a busy machine takes.
+/// Far below the minute after which a call fails by itself, and the two after which a start does;
+/// far above what a busy machine takes.
 const SOON: Duration = Duration::from_secs(45);
 
 const ID: ProcessId<'_> = ProcessId { container: "c", exec: "" };
@@ -159,7 +161,8 @@ fn container() -> ContainerSpec {
 const WISHES: [(Request, u8); 3] =
     [(Request::Signal(Signal::TERM), 143), (Request::Kill(Signal::INT), 130), (Request::HangUp, 129)];
 
-/// What a stage is left with when, once `reached`, somebody has this wish, or when its time is over.
+/// What a stage is left with when, once `reached`, somebody has this wish, or when its time is
+/// over.
 async fn left<T>(
     wish: Option<Request>,
     reached: impl Future<Output = ()>,

@@ -1,4 +1,5 @@
-//! What ships with Nelly: monitor, kernel, initramfs, built-in image, and the manifest that the build writes beside them.
+//! What ships with Nelly: monitor, kernel, initramfs, built-in image, and the manifest that the
+//! build writes beside them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,8 @@ pub struct Manifest {
     pub build_id: String,
     /// File name of the kernel.
     pub kernel: String,
-    /// How the kernel learns of the hardware. Knowing it here saves reading it out of the image at each boot.
+    /// How the kernel learns of the hardware. Knowing it here saves reading it out of the image at
+    /// each boot.
     pub platform: Platform,
     /// File name of the initramfs.
     pub initramfs: String,
@@ -103,7 +105,8 @@ impl Manifest {
 /// Where the parts of an installation are looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the monitor in it or in `../libexec/nelly`.
+    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the monitor in
+    /// it or in `../libexec/nelly`.
     pub bin: PathBuf,
     /// A user's own directory, where assets are looked for last.
     pub data: Option<PathBuf>,
@@ -138,7 +141,8 @@ impl Search {
     }
 }
 
-/// An installation, for those who embed Nelly: `PREFIX/bin`, `PREFIX/libexec/nelly` and `PREFIX/share/nelly`.
+/// An installation, for those who embed Nelly: `PREFIX/bin`, `PREFIX/libexec/nelly` and
+/// `PREFIX/share/nelly`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installation {
     /// The `nelly-monitor` program.
@@ -159,7 +163,8 @@ impl Installation {
     /// The installation below `prefix`.
     ///
     /// # Errors
-    /// It has no manifest or no monitor, or a manifest of another schema. That the other files exist is seen when they are opened.
+    /// It has no manifest or no monitor, or a manifest of another schema. That the other files
+    /// exist is seen when they are opened.
     pub fn at(prefix: &Path) -> Result<Self, InstallationError> {
         let search = Search { bin: prefix.join("bin"), data: None };
         let (share, manifest) = search.manifest()?;

@@ -9,9 +9,9 @@ use nelly_vmm::config::{
 
 use super::Installation;
 
-/// The kernel's own words: its console for emergencies only, an end instead of a wait after a panic.
-/// (That the processor's random numbers are believed is the default since 6.2; the agent adds the
-/// host's.) On one vCPU a kernel rewrites its lock prefixes one by one, 3.6 ms in
+/// The kernel's own words: its console for emergencies only, an end instead of a wait after a
+/// panic. (That the processor's random numbers are believed is the default since 6.2; the agent
+/// adds the host's.) On one vCPU a kernel rewrites its lock prefixes one by one, 3.6 ms in
 /// instruction-counted time: it shall not (`noreplace-smp`). Per-CPU memory comes by the page, so
 /// that nobody zeroes 2 MiB for 0.2 (0.7 ms). The root is a ramfs, which our kernel makes of the
 /// initramfs's own pages (kernel/README.md); containers never see it. No files in /sys/kernel/slab

@@ -23,7 +23,8 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// Extra tmpfs mounts.
     pub tmpfs: Vec<Tmpfs>,
-    /// Largest size of the writable layer in bytes; 0 lets the agent choose, half of the guest's memory at most.
+    /// Largest size of the writable layer in bytes; 0 lets the agent choose, half of the guest's
+    /// memory at most.
     pub upper_bytes: u64,
     /// The system calls that it may make.
     pub seccomp: Seccomp,

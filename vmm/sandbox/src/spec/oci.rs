@@ -1,7 +1,7 @@
 //! The OCI runtime specification of a container: docker's defaults, written as data.
 //!
-//! Written straight from these structures: as a tree of JSON values it took four times as long, between the guest's word that
-//! it is ready and the first request.
+//! Written straight from these structures: as a tree of JSON values it took four times as long,
+//! between the guest's word that it is ready and the first request.
 
 use serde::Serialize;
 
@@ -114,7 +114,8 @@ struct Namespace {
     kind: &'static str,
 }
 
-/// What any user of a container may do in its network, as under docker: nobody else's ports are there.
+/// What any user of a container may do in its network, as under docker: nobody else's ports are
+/// there.
 #[derive(Debug, Serialize)]
 struct Sysctl {
     #[serde(rename = "net.ipv4.ip_unprivileged_port_start")]
@@ -179,7 +180,8 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
     }
 }
 
-/// The agent gives a size to each file system in memory that says none: it knows how much there is for all of them.
+/// The agent gives a size to each file system in memory that says none: it knows how much there is
+/// for all of them.
 fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
     let fixed = |destination, kind, source, options: &[&'static str]| Mount {
         destination,
@@ -210,8 +212,9 @@ fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
     mounts
 }
 
-/// Everything denied, then docker's list: making nodes, the standard devices, terminals, and no disk. Not the console (5:1): here that is
-/// the machine's, on which the kernel's last words are believed; a container with a terminal has that one at /dev/console.
+/// Everything denied, then docker's list: making nodes, the standard devices, terminals, and no
+/// disk. Not the console (5:1): here that is the machine's, on which the kernel's last words are
+/// believed; a container with a terminal has that one at /dev/console.
 fn devices() -> [DeviceRule; 12] {
     let allow =
         |kind, major, minor, access| DeviceRule { allow: true, kind: Some(kind), major, minor, access };

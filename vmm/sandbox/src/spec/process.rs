@@ -1,4 +1,5 @@
-//! The container's process: the image's configuration with what the caller overrides, by docker's rules.
+//! The container's process: the image's configuration with what the caller overrides, by docker's
+//! rules.
 
 use oci_spec::image::Config;
 
@@ -22,7 +23,8 @@ pub struct ProcessSpec {
 /// What a caller says beside the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// Replaces the image's entrypoint and drops its command, as docker does; an empty word means none.
+    /// Replaces the image's entrypoint and drops its command, as docker does; an empty word means
+    /// none.
     pub entrypoint: Option<String>,
     /// Replaces the image's command when not empty.
     pub command: Vec<String>,
@@ -85,7 +87,8 @@ impl ProcessSpec {
     /// Merges an image's configuration with a caller's overrides.
     ///
     /// # Errors
-    /// No command at all, an empty word as program, a relative working directory, an environment word without a name, NUL bytes.
+    /// No command at all, an empty word as program, a relative working directory, an environment
+    /// word without a name, NUL bytes.
     pub fn merge(image: &Config, overrides: &Overrides, hostname: &str) -> Result<Self, SpecError> {
         let args = match &overrides.entrypoint {
             Some(entrypoint) => {
@@ -95,7 +98,8 @@ impl ProcessSpec {
             None => {
                 let command = Some(&overrides.command).filter(|words| !words.is_empty());
                 let command = command.or(image.cmd().as_ref()).into_iter().flatten();
-                // `ENTRYPOINT [""]` is how an image lifts the entrypoint of the one that it was made from.
+                // `ENTRYPOINT [""]` is how an image lifts the entrypoint of the one that it was
+                // made from.
                 let entrypoint = image.entrypoint().as_deref().filter(|words| *words != [""]);
                 entrypoint.into_iter().flatten().chain(command).cloned().collect::<Vec<_>>()
             }
@@ -127,8 +131,9 @@ impl ProcessSpec {
     }
 }
 
-/// PATH, HOSTNAME and TERM as docker sets them, then the image's words, then the caller's; a later word replaces an earlier one in
-/// its place. HOME is the agent's: only it can read the container's user database.
+/// PATH, HOSTNAME and TERM as docker sets them, then the image's words, then the caller's; a later
+/// word replaces an earlier one in its place. HOME is the agent's: only it can read the container's
+/// user database.
 fn environment(image: &Config, overrides: &Overrides, hostname: &str) -> Result<Vec<String>, SpecError> {
     let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if overrides.terminal {

@@ -1,9 +1,11 @@
 //! The system calls of a container.
 //!
-//! The default is an allow list: what is not named is refused with EPERM, whatever later kernels learn. It follows moby's rules, so that
-//! images made for docker run, and goes further in what matters to a machine of one's own: no sockets to the host (AF_VSOCK), in pairs
-//! neither, no io_uring (its requests pass every filter), no keys, no page faults handled by programs, and no new namespaces without
-//! CAP_SYS_ADMIN. It is the second wall: the agent and the monitor believe nobody for being in the guest.
+//! The default is an allow list: what is not named is refused with EPERM, whatever later kernels
+//! learn. It follows moby's rules, so that images made for docker run, and goes further in what
+//! matters to a machine of one's own: no sockets to the host (AF_VSOCK), in pairs neither, no
+//! io_uring (its requests pass every filter), no keys, no page faults handled by programs, and no
+//! new namespaces without CAP_SYS_ADMIN. It is the second wall: the agent and the monitor believe
+//! nobody for being in the guest.
 
 use oci_spec::runtime::LinuxSeccomp;
 use serde::{Deserialize, Serialize};
@@ -45,8 +47,9 @@ impl std::str::FromStr for SecurityOption {
 }
 
 impl Seccomp {
-    /// A profile in the runtime specification's form, or in docker's: rules there may depend on the container's capabilities and on the
-    /// architecture, which are known here. (They may depend on the kernel's version, too: a guest's is new enough for each.)
+    /// A profile in the runtime specification's form, or in docker's: rules there may depend on the
+    /// container's capabilities and on the architecture, which are known here. (They may depend on
+    /// the kernel's version, too: a guest's is new enough for each.)
     ///
     /// # Errors
     /// The text is no such profile.
@@ -241,18 +244,22 @@ const BY_CAPABILITY: [(&str, &[&str]); 14] = [
 const NEW_NAMESPACES: u64 =
     0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000;
 
-/// The first address family that no container may use, the kernel's cryptography (AF_ALG); families before it may be used.
+/// The first address family that no container may use, the kernel's cryptography (AF_ALG); families
+/// before it may be used.
 const FIRST_REFUSED_FAMILY: u64 = 38;
 
-/// Families after it that may be used: NFC, KCM, QIPCRTR, SMC, XDP, MCTP. Not 40, AF_VSOCK: at its other end is the host.
+/// Families after it that may be used: NFC, KCM, QIPCRTR, SMC, XDP, MCTP. Not 40, AF_VSOCK: at its
+/// other end is the host.
 const LATER_FAMILIES: [u64; 6] = [39, 41, 42, 43, 44, 45];
 
-/// Execution domains of personality(2): Linux, with uname26, with a legacy address layout, both, and the question which one it is.
+/// Execution domains of personality(2): Linux, with uname26, with a legacy address layout, both,
+/// and the question which one it is.
 const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x0002_0000, 0x0002_0008, 0xffff_ffff];
 
 fn default(capabilities: &[&str]) -> Profile {
     let allow = |names, args| Rule { names, action: ALLOW, errno_ret: None, args };
-    // A kernel takes the lower half of such an argument, a filter sees both: exact values only, so that nothing hides in the upper one.
+    // A kernel takes the lower half of such an argument, a filter sees both: exact values only, so
+    // that nothing hides in the upper one.
     let exactly = |value| Some([Argument { index: 0, op: "SCMP_CMP_EQ", value, value_two: None }]);
     let mut rules = vec![allow(ALWAYS, None)];
     let family = Argument { index: 0, op: "SCMP_CMP_LT", value: FIRST_REFUSED_FAMILY, value_two: None };
@@ -264,7 +271,8 @@ fn default(capabilities: &[&str]) -> Profile {
     if !capabilities.contains(&"CAP_SYS_ADMIN") {
         let none = Argument { index: 0, op: "SCMP_CMP_MASKED_EQ", value: NEW_NAMESPACES, value_two: Some(0) };
         rules.push(allow(&["clone"], Some([none])));
-        // Its flags are in memory, where no filter looks: C libraries take the answer for an old kernel's and call clone.
+        // Its flags are in memory, where no filter looks: C libraries take the answer for an old
+        // kernel's and call clone.
         rules.push(Rule { names: &["clone3"], action: ERRNO, errno_ret: Some(ENOSYS), args: None });
     }
     Profile { default_action: ERRNO, syscalls: rules }

@@ -96,8 +96,8 @@ impl FromStr for Name {
     }
 }
 
-/// A host name, as Linux has it: 1 to 64 bytes. The bytes are those that names of hosts are written with, letters of both cases,
-/// digits, `_`, `.` and `-`; a letter or digit stands first.
+/// A host name, as Linux has it: 1 to 64 bytes. The bytes are those that names of hosts are written
+/// with, letters of both cases, digits, `_`, `.` and `-`; a letter or digit stands first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Hostname(String);
 

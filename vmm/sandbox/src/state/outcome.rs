@@ -38,8 +38,9 @@ pub fn table() -> [(String, &'static str); 10] {
 pub struct Exit {
     /// Its exit code, or 128 + the signal, or one of this module's.
     pub code: u8,
-    /// Why, in a word: `exited`, `signaled`, `oom_killed`, `timeout`, `killed` (the machine was ended for a signal), `hung_up` (its
-    /// terminal went away), `output_lost` (what it wrote could not be passed on), `not_found`, `not_executable`, `failed`.
+    /// Why, in a word: `exited`, `signaled`, `oom_killed`, `timeout`, `killed` (the machine was
+    /// ended for a signal), `hung_up` (its terminal went away), `output_lost` (what it wrote could
+    /// not be passed on), `not_found`, `not_executable`, `failed`.
     pub reason: &'static str,
 }
 

@@ -4,14 +4,16 @@ use nelly_vmm::timeline::GuestCounter;
 
 use super::{Who, name};
 
-/// What the agent tells when it is asked: names and raw clocks of a guest that nobody needs to believe.
+/// What the agent tells when it is asked: names and raw clocks of a guest that nobody needs to
+/// believe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestStamps {
     /// The agent's own, by the processor's counter.
     pub agent: Vec<(String, u64)>,
     /// The kernel's, by its scheduler clock, in nanoseconds.
     pub kernel: Vec<(String, u64)>,
-    /// The counter when the kernel's clock showed `clock_ns`; 0 when the agent could not relate them.
+    /// The counter when the kernel's clock showed `clock_ns`; 0 when the agent could not relate
+    /// them.
     pub counter: u64,
     /// See `counter`.
     pub clock_ns: u64,
@@ -21,7 +23,8 @@ const AGENT: [&str; 3] = [name::AGENT_MAIN, name::AGENT_LISTENING, name::AGENT_R
 const KERNEL: [&str; 2] = [name::KERNEL_ENTRY, name::INIT];
 
 impl GuestStamps {
-    /// Those with a known name, on the host's CLOCK_MONOTONIC in nanoseconds. What lies outside of the clocks is left out.
+    /// Those with a known name, on the host's CLOCK_MONOTONIC in nanoseconds. What lies outside of
+    /// the clocks is left out.
     pub(super) fn on_the_host<'a>(
         &'a self,
         counter: &'a GuestCounter,

@@ -1,5 +1,5 @@
-//! When everything happened: the stamps of client, monitor, kernel and agent on the host's one clock, and the phases between them.
-//! Pure. What each stamp means stands in docs/timeline.md.
+//! When everything happened: the stamps of client, monitor, kernel and agent on the host's one
+//! clock, and the phases between them. Pure. What each stamp means stands in docs/timeline.md.
 
 mod guest;
 mod show;
@@ -110,7 +110,8 @@ impl Timeline {
         Self { clock: stamped::CLOCK, origin_ns, stamps: Vec::new() }
     }
 
-    /// Adds one stamp at its place in time. One before the origin cannot be of this run and is left out.
+    /// Adds one stamp at its place in time. One before the origin cannot be of this run and is left
+    /// out.
     pub fn add(&mut self, who: Who, name: impl Into<Cow<'static, str>>, at_ns: u64) {
         if at_ns >= self.origin_ns {
             let place = self.stamps.partition_point(|stamp| stamp.at_ns <= at_ns);
@@ -125,8 +126,8 @@ impl Timeline {
         }
     }
 
-    /// Adds what the guest stamped: known names, and moments between the first entry into the guest and `until_ns`. A guest that lies
-    /// is left out.
+    /// Adds what the guest stamped: known names, and moments between the first entry into the guest
+    /// and `until_ns`. A guest that lies is left out.
     pub fn merge_guest(&mut self, guest: &GuestStamps, counter: &stamped::GuestCounter, until_ns: u64) {
         let Some(from) = self.at(stamped::name::FIRST_ENTRY) else { return };
         for (who, name, at_ns) in guest.on_the_host(counter) {

@@ -39,7 +39,8 @@ impl fmt::Display for Milliseconds {
 }
 
 impl Timeline {
-    /// The phases as a table of lines: name, duration and time since the origin in milliseconds, who stamped its end.
+    /// The phases as a table of lines: name, duration and time since the origin in milliseconds,
+    /// who stamped its end.
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!("{:<18} {:>11} {:>11}  who\n", "phase", "ms", "since start");
@@ -58,8 +59,9 @@ impl Timeline {
         text
     }
 
-    /// The phases in the Chrome trace event format: one complete event a phase, on the track of who stamped its end; time in
-    /// microseconds since the origin, whose place on the clock stands in `otherData`.
+    /// The phases in the Chrome trace event format: one complete event a phase, on the track of who
+    /// stamped its end; time in microseconds since the origin, whose place on the clock stands in
+    /// `otherData`.
     #[must_use]
     pub fn trace(&self) -> Value {
         let tracks = [(Who::Client, "client"), (Who::Monitor, "monitor"), (Who::Agent, "guest")];

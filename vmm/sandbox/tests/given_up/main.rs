@@ -105,7 +105,8 @@ fn run(test: impl Future<Output = String>) {
 
 #[test]
 fn a_monitor_that_does_not_answer_is_killed_when_its_start_is_dropped() {
-    // One that waits for something else, and one that is stopped: it would not even read that its holder is gone.
+    // One that waits for something else, and one that is stopped: it would not even read that its
+    // holder is gone.
     for instead in ["exec sleep 1000", "kill -STOP $$"] {
         let bench = Bench::new(&format!("echo $$ > mark.new && mv mark.new mark\n{instead}"));
         run(async {

@@ -16,7 +16,8 @@ use crate::spawn::plan;
 use crate::stdio::{self, lock};
 
 impl Guest {
-    /// Makes a container up to its gate. What its first process is fed by and writes to waits for who knows the tokens.
+    /// Makes a container up to its gate. What its first process is fed by and writes to waits for
+    /// who knows the tokens.
     pub(in crate::service) async fn create(
         self: &Arc<Self>,
         request: CreateContainerRequest,

@@ -48,7 +48,8 @@ impl Guest {
             return Ok(cgroup.kill()?);
         }
         for pid in cgroup.processes() {
-            // A process that ended between the two calls wants no signal; a pidfd makes sure that it is no other.
+            // A process that ended between the two calls wants no signal; a pidfd makes sure that
+            // it is no other.
             if let Ok(pidfd) = sys::open_pidfd(pid) {
                 let _ = sys::signal_pidfd(pidfd.as_fd(), number);
             }
@@ -83,7 +84,8 @@ impl Guest {
         Ok(ids.iter().map(|id| registry.summary(id)).collect::<Result<_, _>>()?)
     }
 
-    /// Figures of one container (the last ones when it stopped), or of the guest when the id is empty.
+    /// Figures of one container (the last ones when it stopped), or of the guest when the id is
+    /// empty.
     pub(in crate::service) fn figures(&self, id: &str) -> Result<CgroupStats, LifeError> {
         if id.is_empty() {
             return Ok(guest::figures(&self.config.cgroup_root));

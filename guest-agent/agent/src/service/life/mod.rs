@@ -95,7 +95,8 @@ struct ContainerData {
     /// Its mounts and its network, held a little longer than it.
     namespaces: Vec<File>,
     filter: Option<Filter>,
-    /// Its PID namespace is another's, so its processes do not end with its first one by themselves.
+    /// Its PID namespace is another's, so its processes do not end with its first one by
+    /// themselves.
     shares_pids: bool,
     last_figures: CgroupStats,
 }
@@ -112,7 +113,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest without containers, whose processes' streams come to `promises`. The second value tells when the machine is to end.
+    /// A guest without containers, whose processes' streams come to `promises`. The second value
+    /// tells when the machine is to end.
     #[must_use]
     pub fn new(config: Config, promises: Arc<Promises>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
         let (end, ends) = mpsc::unbounded_channel();

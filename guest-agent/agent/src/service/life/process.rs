@@ -71,7 +71,8 @@ impl Process {
     }
 }
 
-/// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at its default action.
+/// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at
+/// its default action.
 pub(super) fn start_pumps(
     process: &Process,
     host: HostStreams,

@@ -11,8 +11,9 @@ use crate::registry::{Exit, Status};
 use crate::stdio::lock;
 use crate::sys::{self, News, Reaped};
 
-/// How long the mounts and the network of a container outlive it. The kernel takes them apart while its last process ends,
-/// unless somebody else holds them; nobody should wait for that, and a machine of one container ends before.
+/// How long the mounts and the network of a container outlive it. The kernel takes them apart while
+/// its last process ends, unless somebody else holds them; nobody should wait for that, and a
+/// machine of one container ends before.
 const LINGER: Duration = Duration::from_millis(50);
 
 /// SIGPIPE.
@@ -32,7 +33,8 @@ impl Guest {
         }
     }
 
-    /// Ends a container's first process as its SIGPIPE would, were it any other process, if that is at its default action.
+    /// Ends a container's first process as its SIGPIPE would, were it any other process, if that is
+    /// at its default action.
     fn end_by_broken_pipe(&self, thread: i32) -> bool {
         let Some(pid) =
             dies_of_sigpipe(&fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default())

@@ -16,7 +16,8 @@ impl Guest {
         let _ = self.end.send(end);
     }
 
-    /// SIGTERM to every container's first process, `grace`, SIGKILL to the rest, and at most as long again.
+    /// SIGTERM to every container's first process, `grace`, SIGKILL to the rest, and at most as
+    /// long again.
     pub async fn stop_containers(&self, grace: Duration) {
         let everything = |signal: i32| {
             let mut registry = self.registry();
@@ -45,7 +46,8 @@ impl Guest {
         let alive = everything(libc::SIGTERM);
         if tokio::time::timeout(grace, all_ended(alive)).await.is_err() {
             let alive = everything(libc::SIGKILL);
-            // A process that even SIGKILL cannot end hangs in the kernel: the machine ends without it.
+            // A process that even SIGKILL cannot end hangs in the kernel: the machine ends without
+            // it.
             let _ = tokio::time::timeout(Duration::from_secs(2), all_ended(alive)).await;
         }
     }

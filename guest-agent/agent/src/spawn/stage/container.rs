@@ -1,8 +1,8 @@
 //! The surroundings of a new container: namespaces, root file system, mounts.
 //!
-//! The order matters: the root is pivoted into first, so that every path of the spec is resolved by the container's own
-//! tree and no symbolic link of an image can lead out of it. Sources of bind mounts are opened before, while the guest's
-//! tree is still there.
+//! The order matters: the root is pivoted into first, so that every path of the spec is resolved by
+//! the container's own tree and no symbolic link of an image can lead out of it. Sources of bind
+//! mounts are opened before, while the guest's tree is still there.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -84,8 +84,9 @@ pub(super) fn seal(plan: &ContainerPlan) -> Result<(), StageError> {
     Ok(())
 }
 
-/// Mounts the image read-only below a writable layer in memory; answers where. A root without a writable layer still gets
-/// the layer, because mount points that the image lacks must be made somewhere: it is sealed afterwards.
+/// Mounts the image read-only below a writable layer in memory; answers where. A root without a
+/// writable layer still gets the layer, because mount points that the image lacks must be made
+/// somewhere: it is sealed afterwards.
 fn mount_root(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, StageError> {
     sys::mount("tmpfs", workdir, "tmpfs", 0, &format!("mode=755,size={size}"))
         .step(|| format!("mount the writable layer ({size} bytes) on {workdir}"))?;
@@ -113,14 +114,16 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, S
     Ok(root)
 }
 
-/// Bytes that are read around what a program touches of its image: each read is a journey to the monitor and back.
+/// Bytes that are read around what a program touches of its image: each read is a journey to the
+/// monitor and back.
 const READ_AHEAD_BYTES: u32 = 512 << 10;
 
 /// Bytes of an image's metadata that are read at once.
 const METADATA_BYTES: u64 = 128 << 10;
 
-/// Says how far to read ahead on a disk with an EROFS image, and begins to read its metadata, whose first block the superblock tells
-/// (kernel: fs/erofs/erofs_fs.h). The file system itself asks for it block by block. What was read is kept while the disk is open.
+/// Says how far to read ahead on a disk with an EROFS image, and begins to read its metadata, whose
+/// first block the superblock tells (kernel: fs/erofs/erofs_fs.h). The file system itself asks for
+/// it block by block. What was read is kept while the disk is open.
 fn begin_reading(device: &str) -> io::Result<File> {
     const META_BLOCK_AT: u64 = 1024 + 40;
     let disk = File::open(device)?;
@@ -179,8 +182,8 @@ fn make_mount(mount: &MountPlan, source: Option<Source>, share: Option<u64>) -> 
     Ok(())
 }
 
-/// Kernel parameters and the domain name. Which namespaces they are of, the guest's proc knows by who asks; nothing of the container stands
-/// in its way yet.
+/// Kernel parameters and the domain name. Which namespaces they are of, the guest's proc knows by
+/// who asks; nothing of the container stands in its way yet.
 fn set_kernel_parameters(plan: &ContainerPlan) -> Result<(), StageError> {
     let domain = plan.domainname.iter().map(|name| ("kernel/domainname".to_owned(), name.as_str()));
     let parameters = plan.sysctls.iter().map(|(name, value)| (parameter_path(name), value.as_str()));

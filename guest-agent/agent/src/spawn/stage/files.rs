@@ -1,4 +1,5 @@
-//! What programs read to know names: /etc/hosts, /etc/hostname and /etc/resolv.conf, where the image says nothing.
+//! What programs read to know names: /etc/hosts, /etc/hostname and /etc/resolv.conf, where the
+//! image says nothing.
 
 use std::fs;
 use std::io;
@@ -6,8 +7,8 @@ use std::io;
 use super::places::{self, End};
 use super::{Named, StageError};
 
-/// Writes those of the three files that the image lacks, or has empty. Before any mount: what is mounted there hides them, and nothing is
-/// written into what is another's.
+/// Writes those of the three files that the image lacks, or has empty. Before any mount: what is
+/// mounted there hides them, and nothing is written into what is another's.
 pub(super) fn write_names(root: &str, hostname: Option<&str>) -> Result<(), StageError> {
     let files = [
         ("/etc/hosts", Some(hosts(hostname))),

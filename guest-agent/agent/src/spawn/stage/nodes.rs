@@ -81,8 +81,9 @@ fn inside(path: &str) -> io::Result<String> {
     Ok(format!("{}/{name}", places::make(ROOT, directory, End::Directory)?))
 }
 
-/// Makes a node. What an image has in its place is believed only when it is the same: anything else, a link to another file as well, would be
-/// what the container's programs take for the device.
+/// Makes a node. What an image has in its place is believed only when it is the same: anything
+/// else, a link to another file as well, would be what the container's programs take for the
+/// device.
 fn node(path: &str, kind: SFlag, mode: Mode, device: libc::dev_t) -> io::Result<String> {
     let place = inside(path)?;
     match mknod(place.as_str(), kind, mode, device) {

@@ -1,8 +1,10 @@
-//! Paths of the container that may have to be made: mount points, nodes, files, the working directory.
+//! Paths of the container that may have to be made: mount points, nodes, files, the working
+//! directory.
 //!
-//! One rule for all of them, docker's: symbolic links are followed within the container's root, dangling ones too, and what is missing at
-//! their end is made. The answer is a path without links. Links are read, not walked through, so that what /proc shows of open files
-//! leads nowhere; the process's root is the container's by then, so that nobody who swaps a directory leads out of it.
+//! One rule for all of them, docker's: symbolic links are followed within the container's root,
+//! dangling ones too, and what is missing at their end is made. The answer is a path without links.
+//! Links are read, not walked through, so that what /proc shows of open files leads nowhere; the
+//! process's root is the container's by then, so that nobody who swaps a directory leads out of it.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -28,7 +30,8 @@ const MOST_LINKS: usize = 40;
 /// Finds `path` below `root`, making what is missing.
 pub(super) fn make(root: &str, path: &str, end: End) -> io::Result<String> {
     let place = walk(Path::new(root), Path::new(path), end)?;
-    // System calls of ours take text; a link to a name that is none is nothing that anybody wants to mount on.
+    // System calls of ours take text; a link to a name that is none is nothing that anybody wants
+    // to mount on.
     place.into_os_string().into_string().map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
 }
 

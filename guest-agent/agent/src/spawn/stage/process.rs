@@ -78,16 +78,17 @@ pub(super) fn become_program(
     sys::all_signals_default();
     sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
 
-    // From here on the container's own filter judges what the stage does: exec is all that is left. The filter has no say in the
-    // capabilities, then: what the stage has beyond the plan goes with the exec, which gives nothing that is not bounding, inheritable or
-    // ambient.
+    // From here on the container's own filter judges what the stage does: exec is all that is left.
+    // The filter has no say in the capabilities, then: what the stage has beyond the plan goes with
+    // the exec, which gives nothing that is not bounding, inheritable or ambient.
     if let Some(filter) = &plan.seccomp {
         sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())?;
     }
     Err(exec_error(&program, &sys::execute(&path, &args, &env)))
 }
 
-/// The agent's own limit is for thousands of streams; programs that count on select() want 1024, and may ask for more.
+/// The agent's own limit is for thousands of streams; programs that count on select() want 1024,
+/// and may ask for more.
 fn usual_open_files() -> io::Result<()> {
     let (_, hard) = sys::resource_limit(libc::RLIMIT_NOFILE)?;
     let hard = hard.min(524_288);
@@ -123,8 +124,8 @@ fn read_small(path: &str) -> String {
     String::from_utf8_lossy(&head(Path::new(path), LARGEST_FILE)).into_owned()
 }
 
-/// The first so many bytes of a file of the container; nothing when it is absent or no ordinary file (which must not make the stage
-/// hang).
+/// The first so many bytes of a file of the container; nothing when it is absent or no ordinary
+/// file (which must not make the stage hang).
 fn head(path: &Path, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
@@ -145,8 +146,8 @@ fn set_home(env: &mut Vec<String>, home: Option<&str>) {
     env.push(format!("HOME={}", home.unwrap_or("/")));
 }
 
-/// The user must be able to open its own streams again, by /dev/stdout for example. /dev/null stays root's; a stream that
-/// cannot be given away is no reason to fail.
+/// The user must be able to open its own streams again, by /dev/stdout for example. /dev/null stays
+/// root's; a stream that cannot be given away is no reason to fail.
 fn own_streams(uid: u32) {
     let give = |stream: BorrowedFd<'_>| {
         let Ok(found) = fstat(stream) else { return };
@@ -159,7 +160,8 @@ fn own_streams(uid: u32) {
     give(io::stderr().as_fd());
 }
 
-/// Looks a program up as exec would have it: by PATH of the environment that it will get when its name has no slash.
+/// Looks a program up as exec would have it: by PATH of the environment that it will get when its
+/// name has no slash.
 fn find_program(name: &str, env: &[String]) -> Result<String, StageError> {
     if name.contains('/') {
         return match usable(name) {
@@ -204,7 +206,8 @@ fn exec_error(program: &str, error: &io::Error) -> StageError {
     }
 }
 
-/// The program, or the interpreter of a script, when it is of a kind that the guest cannot run; and which kind.
+/// The program, or the interpreter of a script, when it is of a kind that the guest cannot run; and
+/// which kind.
 fn foreign(program: &str) -> Option<(String, String)> {
     let found = head(Path::new(program), LONGEST_LINE);
     match found.strip_prefix(b"#!") {

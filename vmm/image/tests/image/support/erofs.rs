@@ -1,5 +1,5 @@
-//! A small reader of uncompressed EROFS, written from the kernel's header and not from the writer. It panics on
-//! whatever it finds wrong.
+//! A small reader of uncompressed EROFS, written from the kernel's header and not from the writer.
+//! It panics on whatever it finds wrong.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;

@@ -1,4 +1,5 @@
-//! What the tests share: a reader of EROFS that knows nothing of the writer, and makers of tars and layouts.
+//! What the tests share: a reader of EROFS that knows nothing of the writer, and makers of tars and
+//! layouts.
 #![allow(missing_docs, unreachable_pub, reason = "test support")]
 #![allow(clippy::cast_possible_truncation, reason = "test data is small")]
 

@@ -2,20 +2,22 @@
 
 use super::InterruptLine;
 
-/// Shared peripheral interrupt `number`, counted as the device tree counts (0 is interrupt 32); `None` beyond the controller's last.
+/// Shared peripheral interrupt `number`, counted as the device tree counts (0 is interrupt 32);
+/// `None` beyond the controller's last.
 #[must_use]
 pub const fn line(number: u32) -> Option<InterruptLine> {
     InterruptLine::of(number, layout::SHARED_INTERRUPTS)
 }
 
-/// Where vCPU `index` stands among the others: the lower three fields of MPIDR_EL1. Sixteen make a cluster, as many as a message
-/// between processors can name at once (GICv3, ICC_SGI1R_EL1).
+/// Where vCPU `index` stands among the others: the lower three fields of MPIDR_EL1. Sixteen make a
+/// cluster, as many as a message between processors can name at once (GICv3, ICC_SGI1R_EL1).
 #[must_use]
 pub const fn affinity(index: u32) -> u32 {
     (index >> 4) << 8 | index & 0xf
 }
 
-/// Registers at the guest's first instruction: EL1, MMU off, interrupts masked (Linux `booting.rst` for arm64).
+/// Registers at the guest's first instruction: EL1, MMU off, interrupts masked (Linux `booting.rst`
+/// for arm64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootState {
     /// First instruction, guest physical.
@@ -52,13 +54,15 @@ pub mod layout {
     pub const GIC_REDISTRIBUTOR: u64 = 0x080a_0000;
     /// Bytes of one.
     pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
-    /// Shared peripheral interrupts of the controller, beside the 32 that each processor has for itself.
+    /// Shared peripheral interrupts of the controller, beside the 32 that each processor has for
+    /// itself.
     pub const SHARED_INTERRUPTS: u32 = 96;
     /// Number of the first line of a virtio-mmio transport; transports count up from here.
     pub const VIRTIO_LINE: u32 = 16;
 }
 
-/// Where memory can be plugged into a machine that boots with `size` bytes: behind them, at a multiple of 128 MiB.
+/// Where memory can be plugged into a machine that boots with `size` bytes: behind them, at a
+/// multiple of 128 MiB.
 #[must_use]
 pub fn hotplug_start(size: u64, _len: u64) -> u64 {
     (layout::RAM + size).next_multiple_of(128 << 20)

@@ -1,11 +1,14 @@
-//! What CPUID tells a vCPU: pure functions from what the hypervisor supports to what one vCPU of a machine sees.
+//! What CPUID tells a vCPU: pure functions from what the hypervisor supports to what one vCPU of a
+//! machine sees.
 //!
-//! One package, one core a vCPU, one thread a core; APIC ids count from 0 without a gap. Leaves are those of the Intel manual (volume
-//! 2A, CPUID) and the AMD manual (volume 3, appendix E); 0x4000_00xx are KVM's (`Documentation/virt/kvm/x86/cpuid.rst`).
+//! One package, one core a vCPU, one thread a core; APIC ids count from 0 without a gap. Leaves are
+//! those of the Intel manual (volume 2A, CPUID) and the AMD manual (volume 3, appendix E);
+//! 0x4000_00xx are KVM's (`Documentation/virt/kvm/x86/cpuid.rst`).
 //!
-//! A guest has VMX and SVM when it is to run machines of its own ([`Nested::Shown`]), and not otherwise: the code that emulates them is
-//! the largest that a guest can reach in a hypervisor. What these bits do not show is refused by KVM as well, register by register:
-//! CR4.VMXE, EFER.SVME and the registers of both.
+//! A guest has VMX and SVM when it is to run machines of its own ([`Nested::Shown`]), and not
+//! otherwise: the code that emulates them is the largest that a guest can reach in a hypervisor.
+//! What these bits do not show is refused by KVM as well, register by register: CR4.VMXE, EFER.SVME
+//! and the registers of both.
 
 use crate::arch::Nested;
 
@@ -53,8 +56,8 @@ mod feature {
     pub(super) const PDCM: u32 = 1 << 15;
     /// ECX: x2APIC, which the in-kernel local APIC has.
     pub(super) const X2APIC: u32 = 1 << 21;
-    /// ECX: the local APIC's timer has a TSC deadline mode. KVM has it and does not report it here; without it a kernel spends most
-    /// of its boot on calibrating that timer.
+    /// ECX: the local APIC's timer has a TSC deadline mode. KVM has it and does not report it here;
+    /// without it a kernel spends most of its boot on calibrating that timer.
     pub(super) const TSC_DEADLINE: u32 = 1 << 24;
     /// ECX: OS has set CR4.OSXSAVE; the hypervisor keeps it up to date.
     pub(super) const OSXSAVE: u32 = 1 << 27;
@@ -77,7 +80,8 @@ const FREQUENCIES: u32 = 0x4000_0010;
 /// KVM's local APIC timer counts nanoseconds.
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
-/// Bits above the core's number that an APIC id needs no room for: ids of `count` vCPUs take this many bits.
+/// Bits above the core's number that an APIC id needs no room for: ids of `count` vCPUs take this
+/// many bits.
 #[must_use]
 pub const fn id_bits(count: u32) -> u32 {
     if count <= 1 { 0 } else { u32::BITS - (count - 1).leading_zeros() }
@@ -123,7 +127,8 @@ fn is_amd(supported: &[Leaf]) -> bool {
     supported.iter().any(|leaf| leaf.function == 0 && matches!(&leaf.ebx.to_le_bytes(), b"Auth" | b"Hygo"))
 }
 
-/// Leaves that are written anew, or that a guest must not see: 0x8000_0026 is the host's topology and optional.
+/// Leaves that are written anew, or that a guest must not see: 0x8000_0026 is the host's topology
+/// and optional.
 fn is_ours(function: u32) -> bool {
     matches!(function, 0xb | 0x1f | FREQUENCIES | 0x8000_0026)
 }
@@ -138,22 +143,26 @@ fn patch(leaf: &mut Leaf, place: Place, amd: bool) {
             leaf.ecx |= feature::X2APIC | feature::TSC_DEADLINE | feature::HYPERVISOR;
             set(&mut leaf.edx, feature::HTT, count > 1);
         }
-        // Deterministic caches: level in EAX[7:5], ids that share it less one in [25:14], cores a package less one in [31:26].
+        // Deterministic caches: level in EAX[7:5], ids that share it less one in [25:14], cores a
+        // package less one in [31:26].
         0x4 if leaf.eax & 0x1f != 0 => {
             leaf.eax = leaf.eax & 0x0000_3fff | sharing(leaf.eax, room) << 14 | (room - 1).min(63) << 26;
         }
         // Only "the local APIC's timer always runs".
         0x6 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (1 << 2, 0, 0, 0),
-        // No SGX (EBX[2], ECX[30]): it needs memory of its own. No architectural last-branch records (EDX[19]).
+        // No SGX (EBX[2], ECX[30]): it needs memory of its own. No architectural last-branch
+        // records (EDX[19]).
         0x7 if leaf.index == 0 => {
             leaf.ebx &= !(1 << 2);
             leaf.ecx &= !(1 << 30);
             leaf.edx &= !(1 << 19);
         }
-        // No performance monitoring, last-branch records, SGX, processor trace: what they tell of the host is not the guest's.
+        // No performance monitoring, last-branch records, SGX, processor trace: what they tell of
+        // the host is not the guest's.
         0xa | 0x12 | 0x14 | 0x1c | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
         0x4000_0000 if place.tsc_khz != 0 => leaf.eax = leaf.eax.max(FREQUENCIES),
-        // No performance counters (ECX[23], [24], [28]); "more than one core, the old way" (ECX[1]).
+        // No performance counters (ECX[23], [24], [28]); "more than one core, the old way"
+        // (ECX[1]).
         0x8000_0001 if amd => {
             leaf.ecx &= !(1 << 23 | 1 << 24 | 1 << 28);
             set(&mut leaf.ecx, 1 << 1, count > 1);
@@ -189,7 +198,8 @@ fn set(register: &mut u32, bit: u32, on: bool) {
     *register = if on { *register | bit } else { *register & !bit };
 }
 
-/// Extended topology: a level of threads, a level of cores, the end. Level types are 1 and 2; EDX is the x2APIC id at each.
+/// Extended topology: a level of threads, a level of cores, the end. Level types are 1 and 2; EDX
+/// is the x2APIC id at each.
 fn topology(leaves: &mut Vec<Leaf>, function: u32, place: Place) {
     let mut level = |index: u32, shift: u32, processors: u32, kind: u32| {
         leaves.push(Leaf {

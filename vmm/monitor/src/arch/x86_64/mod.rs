@@ -23,8 +23,8 @@ pub enum EntryMode {
     Protected,
 }
 
-/// General registers and mode at the guest's first instruction. Descriptor and page tables are in guest memory already, at the
-/// addresses of [`layout`].
+/// General registers and mode at the guest's first instruction. Descriptor and page tables are in
+/// guest memory already, at the addresses of [`layout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootState {
     /// Mode of entry.
@@ -45,7 +45,8 @@ pub struct BootState {
     pub gdt_limit: u16,
 }
 
-/// Segment selectors of the start-up descriptor table, as Linux's 64-bit boot protocol numbers them (`__BOOT_CS`, `__BOOT_DS`).
+/// Segment selectors of the start-up descriptor table, as Linux's 64-bit boot protocol numbers them
+/// (`__BOOT_CS`, `__BOOT_DS`).
 pub mod selector {
     /// Code: 64-bit for [`EntryMode::Long`](super::EntryMode::Long), flat 32-bit for PVH.
     pub const CODE: u16 = 0x10;
@@ -55,16 +56,19 @@ pub mod selector {
     pub const TASK: u16 = 0x20;
 }
 
-/// The start-up descriptor table, which lies at [`layout::GDT`] in guest memory: null, unused, code, data, task.
+/// The start-up descriptor table, which lies at [`layout::GDT`] in guest memory: null, unused,
+/// code, data, task.
 #[must_use]
 pub const fn descriptor_table(mode: EntryMode) -> [u64; 5] {
     let code = match mode {
-        // Present, ring 0, execute and read, accessed; L set, D clear; 4 KiB granularity, limit 4 GiB.
+        // Present, ring 0, execute and read, accessed; L set, D clear; 4 KiB granularity, limit 4
+        // GiB.
         EntryMode::Long => 0x00af_9b00_0000_ffff,
         // The same with D set and L clear.
         EntryMode::Protected => 0x00cf_9b00_0000_ffff,
     };
-    // Data: present, ring 0, read and write, accessed, 32-bit. Task: present, busy 32/64-bit TSS, limit 0x67.
+    // Data: present, ring 0, read and write, accessed, 32-bit. Task: present, busy 32/64-bit TSS,
+    // limit 0x67.
     [0, 0, code, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
 }
 
@@ -79,8 +83,9 @@ pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Where `len` bytes of memory can be plugged into a machine that boots with `size` bytes: behind them, below the devices if all of it
-/// fits there, otherwise above 4 GiB. A multiple of [`layout::HOTPLUG_ALIGN`].
+/// Where `len` bytes of memory can be plugged into a machine that boots with `size` bytes: behind
+/// them, below the devices if all of it fits there, otherwise above 4 GiB. A multiple of
+/// [`layout::HOTPLUG_ALIGN`].
 #[must_use]
 pub fn hotplug_start(size: u64, len: u64) -> u64 {
     let end = ram_ranges(size).last().map_or(0, |(start, bytes)| start + bytes);
@@ -88,12 +93,13 @@ pub fn hotplug_start(size: u64, len: u64) -> u64 {
     if start.saturating_add(len) > layout::MMIO_GAP { start.max(layout::HIGH_RAM) } else { start }
 }
 
-/// Guest physical addresses of what the monitor writes before the first instruction, and of what it emulates.
+/// Guest physical addresses of what the monitor writes before the first instruction, and of what it
+/// emulates.
 pub mod layout {
     use super::{InterruptLine, line};
 
-    /// Memory that is plugged in begins and ends at multiples of this: Linux adds memory by blocks of it (128 MiB; larger ones only to
-    /// machines that boot with 64 GiB and more).
+    /// Memory that is plugged in begins and ends at multiples of this: Linux adds memory by blocks
+    /// of it (128 MiB; larger ones only to machines that boot with 64 GiB and more).
     pub const HOTPLUG_ALIGN: u64 = 128 << 20;
     /// Descriptor table.
     pub const GDT: u64 = 0x500;
@@ -113,13 +119,14 @@ pub mod layout {
     pub const MP_TABLE: u64 = 0x9_fc00;
     /// ACPI RSDP, where the kernel scans for it. The other ACPI tables follow.
     pub const RSDP: u64 = 0xe_0000;
-    /// The MP configuration table that the pointer at [`MP_TABLE`] names: the 1 KiB there holds no more than some 40 CPUs. Never used
-    /// together with [`RSDP`].
+    /// The MP configuration table that the pointer at [`MP_TABLE`] names: the 1 KiB there holds no
+    /// more than some 40 CPUs. Never used together with [`RSDP`].
     pub const MP_CONFIG: u64 = 0xe_0000;
     /// End of the platform tables that begin at [`RSDP`] or [`MP_CONFIG`].
     pub const PLATFORM_TABLES_END: u64 = 0xf_0000;
-    /// What the zero page's `setup_data` names: the seed of the guest's random generator. Among what is reserved anyway, so that the
-    /// kernel's map of memory has no more ranges for it: it looks them up thousands of times.
+    /// What the zero page's `setup_data` names: the seed of the guest's random generator. Among
+    /// what is reserved anyway, so that the kernel's map of memory has no more ranges for it: it
+    /// looks them up thousands of times.
     pub const SETUP_DATA: u64 = 0xf_0000;
     /// Kernels load at 1 MiB or above.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
@@ -143,16 +150,21 @@ pub mod layout {
     pub const COM1: u16 = 0x3f8;
     /// Line of the first serial port.
     pub const COM1_LINE: InterruptLine = line(4).expect("an I/O APIC has more than five pins");
-    /// Number of the first line of a virtio-mmio transport; transports count up from here, a line each.
+    /// Number of the first line of a virtio-mmio transport; transports count up from here, a line
+    /// each.
     pub const VIRTIO_LINE: u32 = 5;
-    /// Most pins of the I/O APIC: as many as its register that selects, of eight bits, reaches. A PC has 24; a machine has those it uses.
+    /// Most pins of the I/O APIC: as many as its register that selects, of eight bits, reaches. A
+    /// PC has 24; a machine has those it uses.
     pub const IO_APIC_PINS: u32 = 120;
-    /// Where a PC's processor starts after a reset, as seen from real mode: [`RESET_VECTOR_CODE`] lies there.
+    /// Where a PC's processor starts after a reset, as seen from real mode: [`RESET_VECTOR_CODE`]
+    /// lies there.
     pub const RESET_VECTOR: u64 = 0xf_fff0;
-    /// Writes the reset register (`mov al, 1; mov dx, 0x602; out dx, al; hlt; jmp`). Linux on hardware-reduced ACPI without EFI restarts by
-    /// a jump to the reset vector, and by nothing else.
+    /// Writes the reset register (`mov al, 1; mov dx, 0x602; out dx, al; hlt; jmp`). Linux on
+    /// hardware-reduced ACPI without EFI restarts by a jump to the reset vector, and by nothing
+    /// else.
     pub const RESET_VECTOR_CODE: [u8; 9] = [0xb0, ACPI_RESET_VALUE, 0xba, 0x02, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
-    /// ACPI sleep control register (reduced hardware, ACPI 6.5, 4.8.3.7), system I/O, 8 bits: SLP_TYP in bits 2 to 4, SLP_EN bit 5.
+    /// ACPI sleep control register (reduced hardware, ACPI 6.5, 4.8.3.7), system I/O, 8 bits:
+    /// SLP_TYP in bits 2 to 4, SLP_EN bit 5.
     pub const ACPI_SLEEP_CONTROL: u16 = 0x600;
     /// ACPI sleep status register, system I/O, 8 bits.
     pub const ACPI_SLEEP_STATUS: u16 = 0x601;

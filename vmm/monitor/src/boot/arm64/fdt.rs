@@ -9,7 +9,8 @@ const VERSION: u32 = 17;
 /// The oldest version whose readers understand this one.
 const LAST_COMPATIBLE: u32 = 16;
 const HEADER_LEN: usize = 40;
-/// The list of reserved memory: its end alone. What the tree itself takes a kernel reserves by itself.
+/// The list of reserved memory: its end alone. What the tree itself takes a kernel reserves by
+/// itself.
 const RESERVED_LEN: usize = 16;
 
 const BEGIN_NODE: u32 = 1;

@@ -73,7 +73,8 @@ impl<'a> Kernel<'a> {
         Ok(Self { source, kind, text_offset, image_size })
     }
 
-    /// Where it will lie, first byte and end: at the lowest place there is. Memory below a kernel is of less use to it.
+    /// Where it will lie, first byte and end: at the lowest place there is. Memory below a kernel
+    /// is of less use to it.
     pub(super) fn place(&self, map: &Map) -> Result<(u64, u64), BootError> {
         let start = layout::RAM.next_multiple_of(ALIGN) + self.text_offset;
         let end = start + self.image_size;

@@ -1,4 +1,5 @@
-//! What a 64-bit Arm guest finds in memory at its first instruction: Linux's Image, its initrd, and a device tree.
+//! What a 64-bit Arm guest finds in memory at its first instruction: Linux's Image, its initrd, and
+//! a device tree.
 
 mod fdt;
 mod image;
@@ -27,8 +28,8 @@ const COMMAND_LINE_MAX: usize = 2047;
 /// Kernels map so much of a device tree before they know more.
 const TREE_MAX: u64 = 2 << 20;
 
-/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
-/// [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
+/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written.
+/// Whole pages of [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
 ///
 /// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
 ///

@@ -1,7 +1,9 @@
-//! ACPI with reduced hardware (ACPI 6.5, 3.11.1 and 4.1) for stock kernels: RSDP, XSDT, FADT, MADT, DSDT.
+//! ACPI with reduced hardware (ACPI 6.5, 3.11.1 and 4.1) for stock kernels: RSDP, XSDT, FADT, MADT,
+//! DSDT.
 //!
-//! There is no PIC, no PM timer, no system control interrupt: the machine is switched off by the sleep control register and reset by
-//! the reset register. COM1 stands in the DSDT, since without legacy lines a kernel finds no interrupt for it otherwise.
+//! There is no PIC, no PM timer, no system control interrupt: the machine is switched off by the
+//! sleep control register and reset by the reset register. COM1 stands in the DSDT, since without
+//! legacy lines a kernel finds no interrupt for it otherwise.
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -26,7 +28,8 @@ const HARDWARE_REDUCED: u32 = 1 << 20;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
-/// Writes the tables from [`layout::RSDP`] on, whose address it returns. `cpus` is 1 to [`CPUS_MAX`], their APIC ids count from 0.
+/// Writes the tables from [`layout::RSDP`] on, whose address it returns. `cpus` is 1 to
+/// [`CPUS_MAX`], their APIC ids count from 0.
 pub(super) fn write(memory: &Memory, cpus: u32, transports: &[Transport]) -> Result<u64, BootError> {
     if !(1..=CPUS_MAX).contains(&cpus) {
         return Err(BootError::too_many("vCPUs", cpus.into(), CPUS_MAX.into()));

@@ -1,4 +1,5 @@
-//! The tables read back as a kernel reads them, and compiled back by a judge that did not write them.
+//! The tables read back as a kernel reads them, and compiled back by a judge that did not write
+//! them.
 
 use std::process::Command;
 

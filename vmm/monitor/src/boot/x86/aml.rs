@@ -44,7 +44,8 @@ pub(super) fn string(text: &str) -> Vec<u8> {
     [&[0x0d], text.as_bytes(), &[0]].concat()
 }
 
-/// `EisaId (id)`: three capital letters and four hexadecimal digits, squeezed into 32 bits, the most significant byte first.
+/// `EisaId (id)`: three capital letters and four hexadecimal digits, squeezed into 32 bits, the
+/// most significant byte first.
 pub(super) fn eisa_id(id: &[u8; 7]) -> Vec<u8> {
     let letters = id[..3].iter().fold(0_u32, |value, letter| value << 5 | u32::from(letter - 0x40) & 0x1f);
     let digits =

@@ -45,7 +45,8 @@ pub(super) struct BzImage {
     pub release: Vec<u8>,
 }
 
-/// The first word of the version text that lies 0x200 bytes behind `pointer`, which is 0 if there is none.
+/// The first word of the version text that lies 0x200 bytes behind `pointer`, which is 0 if there
+/// is none.
 fn release(source: &Source<'_>, pointer: u16) -> Vec<u8> {
     let mut text = [0; 64];
     if pointer == 0 || source.read(u64::from(pointer) + 0x200, &mut text, "version").is_err() {

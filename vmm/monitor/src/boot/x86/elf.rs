@@ -2,10 +2,12 @@
 //!
 //! # What makes a kernel's segments mappable
 //!
-//! A segment's whole pages are mapped instead of copied when its offset in the file and its physical address are equal modulo
-//! 4096. A linker does that when `max-page-size` is 4096 or more, which is its default for x86-64 (Linux's own link script aligns
-//! segments to 2 MiB); `strip` and `objcopy` keep it. Pages that a segment covers only in part, and what follows the file's bytes
-//! (`.bss`), are copied or left zero.
+//! A segment's whole pages are mapped instead of copied when its offset in the file and its
+//! physical address are equal modulo
+//! 4096. A linker does that when `max-page-size` is 4096 or more, which is its default for x86-64
+//!       (Linux's own link script aligns segments to 2 MiB); `strip` and `objcopy` keep it. Pages
+//!       that a segment covers only in part, and what follows the file's bytes (`.bss`), are copied
+//!       or left zero.
 
 use super::MACHINE;
 use crate::boot::error::BootError;
@@ -28,7 +30,8 @@ const ET_DYN: u16 = 3;
 const EM_X86_64: u16 = 62;
 /// Kernels have five or so; a program, a dozen.
 const MAX_SEGMENTS: u16 = 128;
-/// A kernel linked with a section a function has some hundred thousand, but then it is not one to boot.
+/// A kernel linked with a section a function has some hundred thousand, but then it is not one to
+/// boot.
 const MAX_SECTIONS: u16 = 8192;
 const MAX_NAMES: u64 = 1 << 20;
 const MAX_NOTES: u64 = 1 << 20;
@@ -153,8 +156,8 @@ impl Elf {
         self.segments.iter().map(Segment::end).max().unwrap_or(0)
     }
 
-    /// The section called `name`, if there is one with bytes in the file. Sections are a help, not a need: whatever is wrong with
-    /// them makes them absent.
+    /// The section called `name`, if there is one with bytes in the file. Sections are a help, not
+    /// a need: whatever is wrong with them makes them absent.
     pub(super) fn section(&self, source: &Source<'_>, name: &str) -> Option<Range> {
         if self.section_count == 0 || self.names_index >= self.section_count {
             return None;

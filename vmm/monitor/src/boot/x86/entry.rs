@@ -11,11 +11,13 @@ const LARGE_PAGE: u64 = 1 << 7;
 const GIB: u64 = 1 << 30;
 const TABLE: u64 = 4096;
 
-/// Page directories that fit between the two top tables and the command line: as many GiB can be reached.
+/// Page directories that fit between the two top tables and the command line: as many GiB can be
+/// reached.
 pub(super) const IDENTITY_MAX: u64 = (layout::COMMAND_LINE - layout::PAGE_TABLES - 2 * TABLE) / TABLE * GIB;
 
-/// The state for Linux's 64-bit entry: RSI names the zero page, and everything up to `end` is mapped to itself by 2 MiB pages (the
-/// first GiB always is, so that what lies below the kernel is too). `end` is at most [`IDENTITY_MAX`].
+/// The state for Linux's 64-bit entry: RSI names the zero page, and everything up to `end` is
+/// mapped to itself by 2 MiB pages (the first GiB always is, so that what lies below the kernel is
+/// too). `end` is at most [`IDENTITY_MAX`].
 pub(super) fn long_mode(memory: &Memory, entry: u64, end: u64) -> Result<BootState, BootError> {
     write_page_tables(memory, end.min(IDENTITY_MAX).div_ceil(GIB).max(1))?;
     write_descriptors(memory, EntryMode::Long)?;

@@ -1,4 +1,5 @@
-//! Kernels for x86-64: an ELF file or a bzImage, perhaps compressed; what they are, and where they go.
+//! Kernels for x86-64: an ELF file or a bzImage, perhaps compressed; what they are, and where they
+//! go.
 
 use super::MACHINE;
 use super::bzimage::{self, BzImage, Packed};
@@ -156,7 +157,8 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    /// Where the kernel will lie, first byte and end: all of it memory, none of it where tables are.
+    /// Where the kernel will lie, first byte and end: all of it memory, none of it where tables
+    /// are.
     pub(super) fn place(&self, map: &Map) -> Result<(u64, u64), BootError> {
         let file = || self.source.name().to_owned();
         let (start, end) = match &self.form {
@@ -213,12 +215,14 @@ impl<'a> Kernel<'a> {
         }
     }
 
-    /// Whether the file says of itself that it is a kernel: a bzImage, or an ELF file with notes of Linux or for PVH.
+    /// Whether the file says of itself that it is a kernel: a bzImage, or an ELF file with notes of
+    /// Linux or for PVH.
     pub(super) fn says_kernel(&self) -> bool {
         self.is_linux() || matches!(&self.form, Form::Elf(elf, _) if elf.pvh_entry.is_some())
     }
 
-    /// Where an initrd goes that is called `file` and has `len` bytes, when the kernel lies at `taken`.
+    /// Where an initrd goes that is called `file` and has `len` bytes, when the kernel lies at
+    /// `taken`.
     pub(super) fn place_initrd(
         &self,
         file: &str,
@@ -227,8 +231,8 @@ impl<'a> Kernel<'a> {
         taken: (u64, u64),
     ) -> Result<u64, BootError> {
         let limits = self.initrd_limits();
-        // Behind an ELF kernel, whose end is known, in pages that the host gives it anyway. What a bzImage needs when it unpacks itself
-        // lies there, so its initrd is as far away as can be.
+        // Behind an ELF kernel, whose end is known, in pages that the host gives it anyway. What a
+        // bzImage needs when it unpacks itself lies there, so its initrd is as far away as can be.
         let behind = match self.form {
             Form::Elf(..) => map.lowest(len, taken.1, limits[0]),
             Form::BzImage(_) => None,

@@ -34,8 +34,8 @@ pub(super) fn is_high(map: &Map) -> bool {
     map.ranges().last().is_some_and(|&(_, end)| end > layout::HIGH_RAM)
 }
 
-/// The map that the guest gets: memory, without the hole that every PC has between its BIOS data and 1 MiB, where the tables of
-/// the platform lie.
+/// The map that the guest gets: memory, without the hole that every PC has between its BIOS data
+/// and 1 MiB, where the tables of the platform lie.
 pub(super) fn entries(map: &Map) -> Vec<Entry> {
     let (hole, hole_end) = (layout::MP_TABLE, layout::HIGH_MEMORY);
     let mut entries = Vec::with_capacity(map.ranges().len() + 2);

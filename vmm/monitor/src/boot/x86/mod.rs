@@ -1,12 +1,13 @@
 //! What an x86-64 guest finds in memory at its first instruction.
 //!
-//! [`load`] reads an ELF kernel (entered in 64-bit mode, or by PVH) or a bzImage, each also compressed as a whole by gzip, zstd, lz4
-//! (legacy frame) or xz, and writes it at 1 MiB or above.
+//! [`load`] reads an ELF kernel (entered in 64-bit mode, or by PVH) or a bzImage, each also
+//! compressed as a whole by gzip, zstd, lz4 (legacy frame) or xz, and writes it at 1 MiB or above.
 //!
 //! A bzImage unpacks itself unless [`BootProtocol::Elf64`](crate::config::BootProtocol::Elf64) or
-//! [`BootProtocol::Pvh`](crate::config::BootProtocol::Pvh) asks for the vmlinux inside, which is then unpacked here. That is no faster:
-//! Debian's (58 MB, zstd) takes 0.3 s in the decompressor here and 0.15 s in its own, and in the emulated host 10 s against 5 s; our own
-//! (xz) takes the same time both ways.
+//! [`BootProtocol::Pvh`](crate::config::BootProtocol::Pvh) asks for the vmlinux inside, which is
+//! then unpacked here. That is no faster: Debian's (58 MB, zstd) takes 0.3 s in the decompressor
+//! here and 0.15 s in its own, and in the emulated host 10 s against 5 s; our own (xz) takes the
+//! same time both ways.
 
 mod acpi;
 mod aml;
@@ -39,8 +40,8 @@ use zero_page::ZeroPage;
 /// What messages call the machine.
 const MACHINE: &str = "x86-64";
 
-/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written. Whole pages of
-/// [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
+/// Loads a machine's memory. `ram` must be fresh: what a kernel expects to be zero is not written.
+/// Whole pages of [mappable](nelly_disk::ReadAt::mappable) bytes are mapped, all else is copied.
 ///
 /// Nothing of the guest runs meanwhile, and after an error the memory is in an undefined state.
 ///
@@ -59,7 +60,8 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     let bounce = !(kernel.is_linux() && map::is_high(&map));
     let command_line = command_line(request, tables, bounce, kernel.command_line_max())?;
     let place = kernel.place(&map)?;
-    // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and takes a dozen pages.
+    // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and
+    // takes a dozen pages.
     if place.0 >= HUGE {
         ram.system_starts();
     }
@@ -108,7 +110,8 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     })
 }
 
-/// Interrupt lines of a machine with these transports: those up to the last that one, or the serial port, uses.
+/// Interrupt lines of a machine with these transports: those up to the last that one, or the serial
+/// port, uses.
 fn lines(transports: &[Transport]) -> u32 {
     transports.iter().map(|transport| transport.line).fold(layout::COM1_LINE, InterruptLine::max).number() + 1
 }
@@ -128,8 +131,9 @@ fn check_transports(transports: &[Transport]) -> Result<(), BootError> {
 
 /// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's init.
 ///
-/// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits could reach the rest. No device here is
-/// one, so it is told not to, unless `bounce` or the user speaks of it.
+/// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits could
+/// reach the rest. No device here is one, so it is told not to, unless `bounce` or the user speaks
+/// of it.
 fn command_line(
     request: &Request<'_>,
     tables: Tables,

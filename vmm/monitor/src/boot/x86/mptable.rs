@@ -25,8 +25,9 @@ const CPU_FEATURES: u32 = 0x201; // FPU, APIC
 
 /// Writes the pointer at [`layout::MP_TABLE`] and the table it names at [`layout::MP_CONFIG`].
 ///
-/// `cpus` is 1 to [`CPUS_MAX`]; ids count up from the boot CPU's 0. Each of the I/O APIC's `lines` pins is the ISA line of its number,
-/// so edge-triggered and active high, as the bus defines it. There is no PIC.
+/// `cpus` is 1 to [`CPUS_MAX`]; ids count up from the boot CPU's 0. Each of the I/O APIC's `lines`
+/// pins is the ISA line of its number, so edge-triggered and active high, as the bus defines it.
+/// There is no PIC.
 pub(super) fn write(memory: &Memory, cpus: u32, lines: u32) -> Result<(), BootError> {
     let error = |source| BootError::Memory { what: "MP table", source };
     memory.write_slice(&table(cpus, lines)?, GuestAddress(layout::MP_CONFIG)).map_err(error)?;

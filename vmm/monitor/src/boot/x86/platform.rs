@@ -2,14 +2,16 @@
 //!
 //! A device is never described both ways, so the choice is made before anything is written:
 //!
-//! 1. what the configuration says (`platform`): the command line takes it from the manifest beside its own kernel, and then nothing
-//!    of the kernel is searched;
-//! 2. an ELF section `.nelly.platform` that holds the word `mptable` or `acpi` and is not loaded, which our kernel's build adds:
-//!    `objcopy --add-section .nelly.platform=FILE vmlinux`. Finding it takes three small reads;
-//! 3. the kernel's own configuration (`CONFIG_IKCONFIG`), searched in the section `.rodata`: ACPI if it has `CONFIG_ACPI`, else an MP
-//!    table if it has both `CONFIG_X86_MPPARSE` and `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`;
-//! 4. of a bzImage that unpacks itself, which cannot be searched, its release: `-nelly` in it is our own build's local version, and an
-//!    MP table;
+//! 1. what the configuration says (`platform`): the command line takes it from the manifest beside
+//!    its own kernel, and then nothing of the kernel is searched;
+//! 2. an ELF section `.nelly.platform` that holds the word `mptable` or `acpi` and is not loaded,
+//!    which our kernel's build adds: `objcopy --add-section .nelly.platform=FILE vmlinux`. Finding
+//!    it takes three small reads;
+//! 3. the kernel's own configuration (`CONFIG_IKCONFIG`), searched in the section `.rodata`: ACPI
+//!    if it has `CONFIG_ACPI`, else an MP table if it has both `CONFIG_X86_MPPARSE` and
+//!    `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`;
+//! 4. of a bzImage that unpacks itself, which cannot be searched, its release: `-nelly` in it is
+//!    our own build's local version, and an MP table;
 //! 5. ACPI, which every stock kernel reads.
 
 use std::io::Read;
@@ -73,8 +75,8 @@ fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
     of_config(&mut flate2::bufread::GzDecoder::new(reader).take(CONFIG_MAX))
 }
 
-/// Reads a configuration until it is clear what it says. Whatever can be read of it counts: a damaged
-/// configuration must not keep a kernel from booting.
+/// Reads a configuration until it is clear what it says. Whatever can be read of it counts: a
+/// damaged configuration must not keep a kernel from booting.
 fn of_config(config: &mut impl Read) -> Option<Tables> {
     let (mut buffer, mut filled, mut found) = ([0; UNPACK], 1, Options::default());
     // Every line lies between two of these.
@@ -82,7 +84,8 @@ fn of_config(config: &mut impl Read) -> Option<Tables> {
     loop {
         let read = config.read(&mut buffer[filled..]).unwrap_or(0);
         if read == 0 {
-            // The last line may lack its end, and a line that fills the buffer is none of a configuration.
+            // The last line may lack its end, and a line that fills the buffer is none of a
+            // configuration.
             found.take(&[&buffer[..filled], b"\n"].concat());
             return found.platform(true);
         }

@@ -13,8 +13,8 @@ const VERSION: u32 = 1;
 const INFO_LEN: u64 = 56;
 const MODULE_LEN: u64 = 32;
 
-/// Writes the start info, the list of one module (the initrd: address and length) and the memory map at
-/// [`layout::PVH_START_INFO`].
+/// Writes the start info, the list of one module (the initrd: address and length) and the memory
+/// map at [`layout::PVH_START_INFO`].
 pub(super) fn write_start_info(
     memory: &Memory,
     map: &[Entry],

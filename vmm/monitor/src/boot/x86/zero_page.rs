@@ -1,4 +1,5 @@
-//! The zero page: `struct boot_params` of Linux's boot protocol (Documentation/arch/x86/zero-page.rst and boot.rst).
+//! The zero page: `struct boot_params` of Linux's boot protocol
+//! (Documentation/arch/x86/zero-page.rst and boot.rst).
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -1,4 +1,5 @@
-//! A hypervisor that plays a script: exits in, answers out. It drives the vCPU loop and the machine's life in tests, on any host.
+//! A hypervisor that plays a script: exits in, answers out. It drives the vCPU loop and the
+//! machine's life in tests, on any host.
 //!
 //! ```text
 //! let fake = Fake::new();
@@ -47,12 +48,13 @@ pub enum Step {
     },
     /// Computes until it is kicked.
     WaitForKick,
-    /// Computes until the line of this number was pulsed or raised more often than when such a wait last ended (at first: at all). A kick
-    /// interrupts it.
+    /// Computes until the line of this number was pulsed or raised more often than when such a wait
+    /// last ended (at first: at all). A kick interrupts it.
     WaitForLine(InterruptLine),
     /// Halts.
     Halt,
-    /// Halts, inside the hypervisor, with interrupts disabled: a kick gets it out, and nothing makes it go on.
+    /// Halts, inside the hypervisor, with interrupts disabled: a kick gets it out, and nothing
+    /// makes it go on.
     Sleep,
     /// Faults three times.
     TripleFault,
@@ -159,7 +161,8 @@ impl Fake {
         self.0.change(|state| state.refuses_doorbells = true);
     }
 
-    /// What vCPUs answer when they are asked for the guest's counter; at first `None`: they cannot tell.
+    /// What vCPUs answer when they are asked for the guest's counter; at first `None`: they cannot
+    /// tell.
     pub fn set_counter(&self, counter: Option<GuestCounter>) {
         self.0.change(|state| state.counter = counter);
     }
@@ -170,7 +173,8 @@ impl Fake {
         self.0.lock().record.clone()
     }
 
-    /// Waits until `condition` holds of the record, for at most a minute; `false` when it never did.
+    /// Waits until `condition` holds of the record, for at most a minute; `false` when it never
+    /// did.
     pub fn wait_until(&self, condition: impl Fn(&Record) -> bool) -> bool {
         let state = self.0.lock();
         let wait = Duration::from_secs(60);

@@ -11,8 +11,8 @@ use super::super::Exit;
 use crate::arch::Address;
 use crate::sys::fits;
 
-/// The page and what follows it, mapped for as long as the vCPU's descriptor is open. Only raw accesses: a kicker writes
-/// `immediate_exit` from other threads.
+/// The page and what follows it, mapped for as long as the vCPU's descriptor is open. Only raw
+/// accesses: a kicker writes `immediate_exit` from other threads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunPage {
     pub(super) page: NonNull<kvm_run>,
@@ -41,8 +41,8 @@ impl RunPage {
     /// Decodes the exit that KVM_RUN returned 0 with.
     ///
     /// # Safety
-    /// The page is mapped for `'a`, KVM_RUN is not running and does not run while the value lives, and no other value of this call
-    /// lives.
+    /// The page is mapped for `'a`, KVM_RUN is not running and does not run while the value lives,
+    /// and no other value of this call lives.
     pub(super) unsafe fn exit<'a>(self) -> Decoded<'a> {
         let run = self.page.as_ptr();
         // SAFETY: the caller says that the page is mapped and still.
@@ -102,8 +102,9 @@ impl RunPage {
         let (Some((start, len)), 1 | 2 | 4) = (inside, io.size) else {
             return Decoded::Fault("KVM described a port access that its page does not hold".into());
         };
-        // SAFETY: the range was checked to lie in the mapping, past the header that kickers write to; the kernel leaves it alone
-        // until the next KVM_RUN, and the caller makes no second reference.
+        // SAFETY: the range was checked to lie in the mapping, past the header that kickers write
+        // to; the kernel leaves it alone until the next KVM_RUN, and the caller makes no second
+        // reference.
         let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(start), len) };
         Decoded::Exit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
             Exit::Read { address: Address::Port(io.port), width: io.size, data }
@@ -121,8 +122,8 @@ impl RunPage {
         // SAFETY: a valid pointer; plain integers.
         let (address, len, write) = unsafe { ((*mmio).phys_addr, (*mmio).len, (*mmio).is_write != 0) };
         let width: u8 = fits(len.min(8), "at most eight bytes");
-        // SAFETY: at most the 8 bytes of the field, which the kernel leaves alone until the next KVM_RUN; the caller makes no second
-        // reference.
+        // SAFETY: at most the 8 bytes of the field, which the kernel leaves alone until the next
+        // KVM_RUN; the caller makes no second reference.
         let data = unsafe {
             std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), usize::from(width))
         };

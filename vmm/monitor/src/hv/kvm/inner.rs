@@ -16,7 +16,8 @@ use crate::arch::x86_64::cpuid::Leaf;
 use crate::memory::Slot;
 use crate::sys::{fits, leave_behind};
 
-/// Dropped when the last vCPU is, since they hold this: from then on nobody can enter the machine or reach the memory it maps.
+/// Dropped when the last vCPU is, since they hold this: from then on nobody can enter the machine
+/// or reach the memory it maps.
 #[derive(Debug)]
 pub(super) struct Inner {
     /// The device, for questions that are seldom asked.
@@ -42,11 +43,13 @@ pub(super) struct Slots {
     pub(super) complete: bool,
 }
 
-/// The end of a machine waits 10 ms and more in the kernel, for a grace period after the last nested page table. Nothing of ours depends
-/// on it, so that neither a process nor an embedder's thread waits for it.
+/// The end of a machine waits 10 ms and more in the kernel, for a grace period after the last
+/// nested page table. Nothing of ours depends on it, so that neither a process nor an embedder's
+/// thread waits for it.
 ///
-/// What the kernel's machine still names is harmless meanwhile: its slots are ranges of this process, which it follows as they are
-/// unmapped, and without a vCPU's descriptor nobody can enter it.
+/// What the kernel's machine still names is harmless meanwhile: its slots are ranges of this
+/// process, which it follows as they are unmapped, and without a vCPU's descriptor nobody can enter
+/// it.
 impl Drop for Inner {
     fn drop(&mut self) {
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +62,8 @@ impl Drop for Inner {
 
 /// The descriptor of one of the bindings' types, which own theirs and do not lend it.
 pub(super) fn lend(owner: &impl AsRawFd) -> BorrowedFd<'_> {
-    // SAFETY: `owner` is one of the bindings' objects; it keeps its descriptor open for as long as it is borrowed.
+    // SAFETY: `owner` is one of the bindings' objects; it keeps its descriptor open for as long as
+    // it is borrowed.
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }
 
@@ -68,7 +72,8 @@ pub(super) fn failed(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> HvErro
 }
 
 impl Inner {
-    /// The model-specific registers that KVM keeps for a vCPU, some of which this processor may not have.
+    /// The model-specific registers that KVM keeps for a vCPU, some of which this processor may not
+    /// have.
     pub(super) fn msr_indices(&self) -> Result<Vec<u32>, HvError> {
         let list = self.kvm.get_msr_index_list().map_err(failed("KVM_GET_MSR_INDEX_LIST"))?;
         Ok(list.as_slice().to_vec())

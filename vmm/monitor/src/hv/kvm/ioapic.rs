@@ -1,14 +1,15 @@
-//! The I/O APIC of a machine whose local APICs alone are KVM's (Intel 82093AA): a pure state machine from lines and register
-//! accesses to messages.
+//! The I/O APIC of a machine whose local APICs alone are KVM's (Intel 82093AA): a pure state
+//! machine from lines and register accesses to messages.
 //!
-//! KVM's own legacy controllers cost a machine's end more than its whole life may (closing them waits for grace periods of the host's
-//! kernel), and a guest without the legacy PIC sets this one up with fewer accesses than that one.
+//! KVM's own legacy controllers cost a machine's end more than its whole life may (closing them
+//! waits for grace periods of the host's kernel), and a guest without the legacy PIC sets this one
+//! up with fewer accesses than that one.
 
 use crate::arch::x86_64::layout;
 use crate::sys::fits;
 
-/// Most lines. Guests read and write every one of theirs several times as they start, and each access is an exit: a machine has those
-/// that it uses.
+/// Most lines. Guests read and write every one of theirs several times as they start, and each
+/// access is an exit: a machine has those that it uses.
 pub(super) const PINS: usize = layout::IO_APIC_PINS as usize;
 /// Bytes of its registers' page.
 const LEN: u64 = 0x1000;
@@ -44,7 +45,8 @@ pub(super) struct Message {
 pub(super) struct Written {
     /// To be delivered.
     pub(super) message: Option<Message>,
-    /// The unmasked level-triggered entries changed: the end of their interrupts must be reported from now on.
+    /// The unmasked level-triggered entries changed: the end of their interrupts must be reported
+    /// from now on.
     pub(super) levels_changed: bool,
 }
 
@@ -71,7 +73,8 @@ impl IoApic {
         self.pins
     }
 
-    /// Its whole state: lines, the register that is selected, the id; then each entry and whether its line is up.
+    /// Its whole state: lines, the register that is selected, the id; then each entry and whether
+    /// its line is up.
     pub(super) fn save(&self) -> Vec<u8> {
         let Self { pins, selected, id, entries, high } = self;
         let mut bytes = pins.to_le_bytes().to_vec();
@@ -134,7 +137,8 @@ impl IoApic {
         (u32::from(pin) < self.pins).then_some((usize::from(pin), u32::from(index % 2) * 32))
     }
 
-    /// Writes a register. Anything but a 32-bit write of the two that exist is ignored; so are writes to what is read-only.
+    /// Writes a register. Anything but a 32-bit write of the two that exist is ignored; so are
+    /// writes to what is read-only.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Written {
         let Ok(bytes) = <[u8; 4]>::try_from(data) else { return Written::default() };
         let value = u32::from_le_bytes(bytes);
@@ -205,7 +209,8 @@ impl IoApic {
     }
 }
 
-/// Redirection entry to message: destination and its mode to the address; vector, delivery mode and trigger to the data.
+/// Redirection entry to message: destination and its mode to the address; vector, delivery mode and
+/// trigger to the data.
 fn message(entry: u64) -> Message {
     let bits =
         |at: u32, width: u32| fits::<_, u32>(entry >> at & ((1 << width) - 1), "fields have at most 8 bits");
@@ -322,7 +327,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a guest does: no panic, at most as many messages as there are pins, and what is read-only stays.
+        /// Whatever a guest does: no panic, at most as many messages as there are pins, and what is
+        /// read-only stays.
         #[test]
         fn hostile_accesses_are_harmless(
             accesses in prop::collection::vec((0u64..0x1100, prop::collection::vec(any::<u8>(), 0..9), any::<bool>()), 0..200)

@@ -1,9 +1,11 @@
-//! Getting a vCPU out of KVM_RUN from another thread, without a signal handler in the embedder's process.
+//! Getting a vCPU out of KVM_RUN from another thread, without a signal handler in the embedder's
+//! process.
 //!
-//! The kick signal is blocked in the vCPU's thread and unblocked by KVM only while KVM_RUN runs (KVM_SET_SIGNAL_MASK): it ends
-//! KVM_RUN with EINTR, stays pending and is taken by sigtimedwait; it is never delivered. `immediate_exit` covers the window before
-//! KVM_RUN. A kick is `pending` first, then `immediate_exit`, then the signal; the vCPU's thread takes them in the same order, so
-//! that a kick that arrives in between leaves `pending` for the next run.
+//! The kick signal is blocked in the vCPU's thread and unblocked by KVM only while KVM_RUN runs
+//! (KVM_SET_SIGNAL_MASK): it ends KVM_RUN with EINTR, stays pending and is taken by sigtimedwait;
+//! it is never delivered. `immediate_exit` covers the window before KVM_RUN. A kick is `pending`
+//! first, then `immediate_exit`, then the signal; the vCPU's thread takes them in the same order,
+//! so that a kick that arrives in between leaves `pending` for the next run.
 
 #![allow(unsafe_code, reason = "signals of one thread, and a byte that the kernel shares")]
 
@@ -35,7 +37,8 @@ struct Target {
     immediate_exit: NonNull<u8>,
 }
 
-// SAFETY: the pointer is only used under the mutex while the vCPU that owns the mapping lives, and only atomically.
+// SAFETY: the pointer is only used under the mutex while the vCPU that owns the mapping lives, and
+// only atomically.
 unsafe impl Send for Target {}
 
 impl Kicker for Kick {
@@ -48,20 +51,23 @@ impl Kicker for Kick {
         }
         target.set_immediate_exit(1);
         let process = std::process::id();
-        // SAFETY: sends a signal to a thread of this process, which lives as long as `target` is set: its vCPU takes it away first.
-        // The signal is blocked there, so that it interrupts KVM_RUN and nothing else.
+        // SAFETY: sends a signal to a thread of this process, which lives as long as `target` is
+        // set: its vCPU takes it away first. The signal is blocked there, so that it interrupts
+        // KVM_RUN and nothing else.
         unsafe { libc::syscall(libc::SYS_tgkill, libc::c_long::from(process), target.thread, signal()) };
     }
 }
 
 impl Target {
     fn set_immediate_exit(&self, value: u8) {
-        // SAFETY: the byte is in the mapping of the vCPU that `self` belongs to, and every access from this process is atomic.
+        // SAFETY: the byte is in the mapping of the vCPU that `self` belongs to, and every access
+        // from this process is atomic.
         unsafe { AtomicU8::from_ptr(self.immediate_exit.as_ptr()) }.store(value, Ordering::SeqCst);
     }
 }
 
-/// The vCPU's end, on its thread. Dropping it ends all kicks and gives the thread's signal mask back.
+/// The vCPU's end, on its thread. Dropping it ends all kicks and gives the thread's signal mask
+/// back.
 #[derive(Debug)]
 pub(super) struct Receiver {
     shared: Arc<Kick>,
@@ -73,7 +79,8 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    /// Blocks the kick signal in the calling thread. `immediate_exit` is valid until this is dropped.
+    /// Blocks the kick signal in the calling thread. `immediate_exit` is valid until this is
+    /// dropped.
     pub(super) fn new(immediate_exit: NonNull<u8>) -> Result<Self, HvError> {
         let kick = kick_set();
         // SAFETY: an all-zero set is a valid one to be overwritten.
@@ -137,7 +144,8 @@ impl Drop for Receiver {
         consume();
         if !self.was_blocked {
             let kick = kick_set();
-            // SAFETY: a valid set; the signal is not pending, so that unblocking it delivers nothing.
+            // SAFETY: a valid set; the signal is not pending, so that unblocking it delivers
+            // nothing.
             unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const kick, std::ptr::null_mut()) };
         }
     }

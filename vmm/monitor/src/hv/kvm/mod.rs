@@ -1,12 +1,14 @@
 //! KVM. On x86-64; on other architectures [`open`] answers "unsupported".
 //!
 //! # What a start costs
-//! Opening: `open`, KVM_GET_API_VERSION. A machine: KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SUPPORTED_CPUID. Memory: one
-//! KVM_SET_USER_MEMORY_REGION a slot. Interrupt controllers: KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR, then either
-//! KVM_ENABLE_CAP for the local APICs alone, or KVM_CREATE_IRQCHIP and KVM_CREATE_PIT2 (which starts a kernel thread, and whose
-//! end waits for grace periods of the host's kernel: 10 to 20 ms). A vCPU: KVM_CREATE_VCPU, one mmap, KVM_GET_TSC_KHZ, KVM_SET_CPUID2,
-//! KVM_SET_MSRS, KVM_SET_SIGNAL_MASK; the boot processor also KVM_SET_SREGS and KVM_SET_REGS. Nothing is asked that API version 12
-//! promises or that can be tried instead, and no state is read that is known: after reset.
+//! Opening: `open`, KVM_GET_API_VERSION. A machine: KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE,
+//! KVM_GET_SUPPORTED_CPUID. Memory: one KVM_SET_USER_MEMORY_REGION a slot. Interrupt controllers:
+//! KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR, then either KVM_ENABLE_CAP for the local APICs
+//! alone, or KVM_CREATE_IRQCHIP and KVM_CREATE_PIT2 (which starts a kernel thread, and whose end
+//! waits for grace periods of the host's kernel: 10 to 20 ms). A vCPU: KVM_CREATE_VCPU, one mmap,
+//! KVM_GET_TSC_KHZ, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_SET_SIGNAL_MASK; the boot processor also
+//! KVM_SET_SREGS and KVM_SET_REGS. Nothing is asked that API version 12 promises or that can be
+//! tried instead, and no state is read that is known: after reset.
 
 #[cfg(target_arch = "x86_64")]
 mod exit;
@@ -41,13 +43,15 @@ mod host {
     /// Opens `/dev/kvm`.
     ///
     /// # Errors
-    /// [`HvError::Open`] with what to do when it is absent or forbidden, [`HvError::Missing`] for an API version other than 12.
+    /// [`HvError::Open`] with what to do when it is absent or forbidden, [`HvError::Missing`] for
+    /// an API version other than 12.
     pub fn open() -> Result<Kvm, HvError> {
         let kvm = kvm_ioctls::Kvm::new().map_err(|error| {
             let source: io::Error = error.into();
             HvError::Open { path: PATH, hint: hint(&source), source }
         })?;
-        // The stable interface since 2007; a kernel that says otherwise is none that this code knows.
+        // The stable interface since 2007; a kernel that says otherwise is none that this code
+        // knows.
         if kvm.get_api_version() != 12 {
             return Err(HvError::Missing { capability: "KVM API version 12" });
         }

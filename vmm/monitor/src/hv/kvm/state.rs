@@ -1,9 +1,10 @@
 //! The state of vCPUs and machines, in and out: the kernel's own structures, one a section.
 //!
-//! Order out: the processor's mode first, for asking for it makes KVM settle start-up messages, and events last, for asking for other
-//! things changes them. Order in: the mode of addressing, then what depends on it; the local APIC behind its base address; the TSC before
-//! the deadline that counts by it; events last. CPUID comes before all of it, since vCPUs have it from their beginning: without it KVM
-//! reads registers as 0.
+//! Order out: the processor's mode first, for asking for it makes KVM settle start-up messages, and
+//! events last, for asking for other things changes them. Order in: the mode of addressing, then
+//! what depends on it; the local APIC behind its base address; the TSC before the deadline that
+//! counts by it; events last. CPUID comes before all of it, since vCPUs have it from their
+//! beginning: without it KVM reads registers as 0.
 
 #![allow(
     unsafe_code,
@@ -66,7 +67,8 @@ fn value<T: Plain>(name: &str, bytes: &[u8]) -> Result<T, StateError> {
         let why = format!("it has {} bytes, and {} are needed", bytes.len(), size_of::<T>());
         return Err(StateError::Unfit { name: name.to_owned(), why });
     }
-    // SAFETY: as many bytes as the structure has, of which every pattern is a value; they need not be aligned.
+    // SAFETY: as many bytes as the structure has, of which every pattern is a value; they need not
+    // be aligned.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
@@ -122,7 +124,8 @@ pub(super) fn load_vcpu(fd: &VcpuFd, mut state: Sections) -> Result<(), HvError>
     fd.set_mp_state(take(&mut state, MODE)?).map_err(failed("KVM_SET_MP_STATE"))?;
     fd.set_vcpu_events(&take(&mut state, EVENTS)?).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
     state.finish()?;
-    // Tells a guest with a paravirtual clock that it was stopped; one without has nothing to be told.
+    // Tells a guest with a paravirtual clock that it was stopped; one without has nothing to be
+    // told.
     let _none = fd.kvmclock_ctrl();
     Ok(())
 }
@@ -134,11 +137,13 @@ fn set_extended(fd: &VcpuFd, bytes: &[u8]) -> Result<(), HvError> {
         return Err(unfit(EXTENDED, "this host's floating-point state has another size").into());
     }
     extended.region.iter_mut().zip(words).for_each(|(to, from)| *to = u32::from_le_bytes(*from));
-    // SAFETY: KVM reads as much as this guest may use, which is the structure's 4096 bytes: no process of ours asks for more (AMX).
+    // SAFETY: KVM reads as much as this guest may use, which is the structure's 4096 bytes: no
+    // process of ours asks for more (AMX).
     unsafe { fd.set_xsave(&extended) }.map_err(failed("KVM_SET_XSAVE"))
 }
 
-/// Those that this vCPU has: KVM lists some that a processor of this CPUID has not, and stops at each.
+/// Those that this vCPU has: KVM lists some that a processor of this CPUID has not, and stops at
+/// each.
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, HvError> {
     let mut found = Vec::with_capacity(indices.len());
     let mut rest = indices;

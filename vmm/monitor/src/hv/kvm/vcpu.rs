@@ -38,15 +38,16 @@ const RFLAGS_INTERRUPT: u64 = 1 << 9;
 /// `IA32_APIC_BASE`: enabled, and this is the boot processor.
 const APIC_BASE_BOOT: u64 = layout::LOCAL_APIC | 1 << 11 | 1 << 8;
 
-/// A vCPU, on its thread. Fields are dropped in order: kicks end first, then the page and descriptor (a duplicate of which
-/// the machine keeps for its own end), then (perhaps) the machine.
+/// A vCPU, on its thread. Fields are dropped in order: kicks end first, then the page and
+/// descriptor (a duplicate of which the machine keeps for its own end), then (perhaps) the machine.
 #[derive(Debug)]
 pub struct KvmVcpu {
     kick: Receiver,
     run: RunPage,
     fd: VcpuFd,
     machine: Arc<Inner>,
-    /// The host's TSC beside its clock when the vCPU was made: one end of the span over which the TSC's speed is measured.
+    /// The host's TSC beside its clock when the vCPU was made: one end of the span over which the
+    /// TSC's speed is measured.
     made: Moment,
     /// What KVM says of the guest's TSC, in kHz; 0: it does not.
     tsc_khz: u32,
@@ -61,7 +62,8 @@ struct Moment {
 
 impl Moment {
     fn now() -> Self {
-        // SAFETY: every x86-64 processor has the instruction, and Linux does not forbid it to its processes.
+        // SAFETY: every x86-64 processor has the instruction, and Linux does not forbid it to its
+        // processes.
         let tsc = unsafe { std::arch::x86_64::_rdtsc() };
         Self { ns: now_ns(), tsc }
     }
@@ -175,8 +177,9 @@ impl KvmVcpu {
             .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;
         vcpu.fd.set_cpuid2(&entries).map_err(failed("KVM_SET_CPUID2"))?;
         vcpu.set_msrs()?;
-        // The floating-point state after KVM's reset is what a kernel expects (FCW 0x37f, MXCSR 0x1f80), and so is the local APIC:
-        // LINT0 passes on the legacy controller's interrupts on the boot processor. Kernels set the rest up themselves.
+        // The floating-point state after KVM's reset is what a kernel expects (FCW 0x37f, MXCSR
+        // 0x1f80), and so is the local APIC: LINT0 passes on the legacy controller's interrupts on
+        // the boot processor. Kernels set the rest up themselves.
         Ok(vcpu)
     }
 
@@ -184,12 +187,14 @@ impl KvmVcpu {
     fn set_signal_mask(&self) -> Result<(), HvError> {
         const SET_SIGNAL_MASK: rustix::ioctl::Opcode = opcode::write::<u32>(KVMIO, 0x8b);
         let mask = SignalMask { len: 8, set: self.kick.mask().to_ne_bytes() };
-        // SAFETY: the opcode (whose size is that of the header, as KVM defines it) reads the header and `len` bytes behind it.
+        // SAFETY: the opcode (whose size is that of the header, as KVM defines it) reads the header
+        // and `len` bytes behind it.
         unsafe { ioctl(lend(&self.fd), Setter::<SET_SIGNAL_MASK, _>::new(mask)) }
             .map_err(|error| HvError::Call { call: "KVM_SET_SIGNAL_MASK", source: error.into() })
     }
 
-    /// KVM stops at the first register that it does not know on this host: none of them is worth failing for.
+    /// KVM stops at the first register that it does not know on this host: none of them is worth
+    /// failing for.
     fn set_msrs(&self) -> Result<(), HvError> {
         let entries =
             msr::initial().map(|(index, data)| kvm_msr_entry { index, data, ..kvm_msr_entry::default() });
@@ -213,12 +218,13 @@ impl KvmVcpu {
 
     /// One KVM_RUN.
     fn enter(&self) -> Result<(), Errno> {
-        // SAFETY: the opcode takes no argument; the kernel writes to the shared page, of which no reference lives (`&self` of the
-        // callers is exclusive).
+        // SAFETY: the opcode takes no argument; the kernel writes to the shared page, of which no
+        // reference lives (`&self` of the callers is exclusive).
         unsafe { ioctl(lend(&self.fd), NoArg::<{ opcode::none(KVMIO, 0x80) }>::new()) }
     }
 
-    /// Serves what is this room's business: the I/O APIC that is ours. Everything else is handed on.
+    /// Serves what is this room's business: the I/O APIC that is ours. Everything else is handed
+    /// on.
     fn serve<'a>(&self, exit: Exit<'a>) -> Result<Option<Exit<'a>>, HvError> {
         match exit {
             Exit::Read { address: Address::Memory(at), width, data } => {
@@ -283,7 +289,8 @@ impl Vcpu for KvmVcpu {
                 Err(Errno::AGAIN) => continue,
                 Err(errno) => return self.refused(errno),
             }
-            // SAFETY: the page is mapped while `self` lives, which the value borrows exclusively: no KVM_RUN, no second value.
+            // SAFETY: the page is mapped while `self` lives, which the value borrows exclusively:
+            // no KVM_RUN, no second value.
             match unsafe { self.run.exit() } {
                 Decoded::Exit(exit) => {
                     if let Some(exit) = self.serve(exit)? {

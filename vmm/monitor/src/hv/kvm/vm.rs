@@ -73,9 +73,10 @@ impl Inner {
             memory_size: slot.len(),
             userspace_addr: fits(slot.host().addr(), "no host has more than 64 bits"),
         };
-        // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as long as a guest can reach it: until
-        // the last vCPU is gone. The kernel's machine may be there a moment longer (see the drop of `Inner`); it
-        // has no vCPU to run, and follows the range as it is unmapped. Nobody holds Rust references into it.
+        // SAFETY: the range is mapped for as long as `slot` lives, and `self.slots` holds it for as
+        // long as a guest can reach it: until the last vCPU is gone. The kernel's machine may be
+        // there a moment longer (see the drop of `Inner`); it has no vCPU to run, and follows the
+        // range as it is unmapped. Nobody holds Rust references into it.
         unsafe { self.fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
     }
 
@@ -93,7 +94,8 @@ impl Inner {
             flags: port | matching,
             ..kvm_ioeventfd::default()
         };
-        // SAFETY: this opcode (KVM_IOEVENTFD) reads one such struct and writes nothing; the descriptors are open.
+        // SAFETY: this opcode (KVM_IOEVENTFD) reads one such struct and writes nothing; the
+        // descriptors are open.
         unsafe {
             ioctl(lend(&self.fd), Setter::<{ opcode::write::<kvm_ioeventfd>(KVMIO, 0x79) }, _>::new(request))
         }
@@ -106,7 +108,8 @@ impl Vm for KvmVm {
 
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
         let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        // KVM would take a second registration for a move of the first, whose host range would then be nobody's.
+        // KVM would take a second registration for a move of the first, whose host range would then
+        // be nobody's.
         if slots.registered.contains_key(&slot.index()) {
             return Err(SlotRefused::NumberTaken.into());
         }
@@ -121,14 +124,16 @@ impl Vm for KvmVm {
     fn create_irqchip(&self, plan: IrqchipPlan) -> Result<(), HvError> {
         let fd = &self.0.fd;
         self.0.slots.lock().unwrap_or_else(PoisonError::into_inner).complete = true;
-        // Only Intel processors need these (pages for running real mode), and only they may refuse them.
+        // Only Intel processors need these (pages for running real mode), and only they may refuse
+        // them.
         let address = fits(layout::KVM_TSS, "hosts of Nelly have 64 bits");
         tolerate(fd.set_tss_address(address)).map_err(failed("KVM_SET_TSS_ADDR"))?;
         tolerate(fd.set_identity_map_address(layout::KVM_IDENTITY_MAP))
             .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         if plan.legacy_timer {
             fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-            // Port 0x61 answers as if a speaker were there, or kernels that look for the timer's output wait in vain.
+            // Port 0x61 answers as if a speaker were there, or kernels that look for the timer's
+            // output wait in vain.
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
             return fd.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"));
         }
@@ -174,8 +179,9 @@ fn tolerate(result: Result<(), kvm_ioctls::Error>) -> Result<(), kvm_ioctls::Err
     }
 }
 
-/// A line: of the kernel's controllers by KVM_IRQ_LINE, of ours by KVM_SIGNAL_MSI. Both inject at once; an irqfd would need a
-/// registration a line and takes a detour through a kernel worker for anything but a message-signalled interrupt.
+/// A line: of the kernel's controllers by KVM_IRQ_LINE, of ours by KVM_SIGNAL_MSI. Both inject at
+/// once; an irqfd would need a registration a line and takes a detour through a kernel worker for
+/// anything but a message-signalled interrupt.
 #[derive(Debug)]
 struct Line {
     machine: Arc<Inner>,

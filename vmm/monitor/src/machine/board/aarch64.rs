@@ -1,5 +1,5 @@
-//! The Arm board: everything in memory, a PC's serial port and Arm's clock among it; power is the firmware's, which the hypervisor plays
-//! (PSCI), and a device tree tells of it all.
+//! The Arm board: everything in memory, a PC's serial port and Arm's clock among it; power is the
+//! firmware's, which the hypervisor plays (PSCI), and a device tree tells of it all.
 
 use std::sync::{Arc, Mutex};
 

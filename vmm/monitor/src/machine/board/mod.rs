@@ -1,5 +1,6 @@
-//! What a machine's board is: the address map, the plan of its interrupt lines, the devices that every machine of the architecture has, and
-//! how its guest is told. One room an architecture, all compiled everywhere, so that every one of them is tested everywhere.
+//! What a machine's board is: the address map, the plan of its interrupt lines, the devices that
+//! every machine of the architecture has, and how its guest is told. One room an architecture, all
+//! compiled everywhere, so that every one of them is tested everywhere.
 
 mod aarch64;
 mod x86_64;
@@ -81,8 +82,9 @@ impl Board {
         }
     }
 
-    /// The interrupt controllers of a machine with so many vCPUs and these slots: as many lines as are used, for a guest sets each up.
-    /// Measured: neither our kernel nor a stock one misses a legacy timer, a boot is as fast, and a machine ends 12 to 19 ms sooner.
+    /// The interrupt controllers of a machine with so many vCPUs and these slots: as many lines as
+    /// are used, for a guest sets each up. Measured: neither our kernel nor a stock one misses a
+    /// legacy timer, a boot is as fast, and a machine ends 12 to 19 ms sooner.
     pub(super) fn interrupts(self, vcpus: u8, slots: &[Transport]) -> IrqchipPlan {
         let lines =
             slots.iter().map(|slot| slot.line).fold(self.serial().line, InterruptLine::max).number() + 1;
@@ -120,7 +122,8 @@ mod tests {
 
     const BOARDS: [Board; 2] = [Board(Architecture::X86_64), Board(Architecture::Aarch64)];
 
-    /// What is at guest physical addresses, and at ports; interrupt controllers too, which the hypervisor has.
+    /// What is at guest physical addresses, and at ports; interrupt controllers too, which the
+    /// hypervisor has.
     fn map(board: Board, size: u64, hotplug: u64) -> [Vec<(u64, u64)>; 2] {
         let memory = board.memory(size, hotplug);
         let mut found: Vec<(Address, u64)> = memory

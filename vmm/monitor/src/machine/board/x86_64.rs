@@ -1,4 +1,5 @@
-//! The PC: a serial port, a CMOS clock, and every register by which a PC is reset or switched off, at ports; an MP table or ACPI.
+//! The PC: a serial port, a CMOS clock, and every register by which a PC is reset or switched off,
+//! at ports; an MP table or ACPI.
 
 use std::sync::{Arc, Mutex};
 

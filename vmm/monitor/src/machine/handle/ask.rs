@@ -1,4 +1,5 @@
-//! Requests under way. Each has a socket of its own for its answer, and nobody who waits for one is kept beyond the machine's end.
+//! Requests under way. Each has a socket of its own for its answer, and nobody who waits for one is
+//! kept beyond the machine's end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -60,11 +61,12 @@ impl Control {
         self.0.killed.load(Ordering::SeqCst)
     }
 
-    /// Sends a request; `descriptors` follow the socket of its answer. Waits while a monitor that reads no requests has no room for one
-    /// more, until the machine ends.
+    /// Sends a request; `descriptors` follow the socket of its answer. Waits while a monitor that
+    /// reads no requests has no room for one more, until the machine ends.
     pub(super) fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<Pending, ControlError> {
         let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
-        // Whoever took the monitor over may write half an answer there: nobody waits for the other half.
+        // Whoever took the monitor over may write half an answer there: nobody waits for the other
+        // half.
         sys::set_nonblocking(&ours).map_err(ControlError::Talk)?;
         let mut all = vec![theirs.as_fd()];
         all.extend(descriptors.iter().map(AsFd::as_fd));
@@ -81,21 +83,23 @@ impl Control {
         }
     }
 
-    /// Without the lock: whoever writes a request that nobody reads is woken by this, as is whoever waits for an answer.
+    /// Without the lock: whoever writes a request that nobody reads is woken by this, as is whoever
+    /// waits for an answer.
     pub(super) fn close(&self) {
         // Fails when the other side is gone already, which is as good.
         let _gone = rustix::net::shutdown(&self.0.socket, rustix::net::Shutdown::Both);
     }
 
-    /// Waits until the machine tells its end or its process has ended; `false` when `timeout` was over first.
+    /// Waits until the machine tells its end or its process has ended; `false` when `timeout` was
+    /// over first.
     pub(super) fn wait_for_end(&self, timeout: Option<Duration>) -> bool {
         let fds: Vec<_> = std::iter::once((self.done(), PollFlags::IN)).chain(self.process()).collect();
         // What cannot be waited for is looked at.
         first_ready(&fds, timeout).map_or(true, |ready| ready.is_some())
     }
 
-    /// Waits until there is something to read at `fd`, which the monitor writes to; `false` when its process had ended before. A monitor
-    /// that is at its end by itself closes it.
+    /// Waits until there is something to read at `fd`, which the monitor writes to; `false` when
+    /// its process had ended before. A monitor that is at its end by itself closes it.
     pub(super) fn wait_for_word(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         let fds: Vec<_> = std::iter::once((fd, PollFlags::IN)).chain(self.process()).collect();
         Ok(first_ready(&fds, None)? == Some(0))
@@ -129,9 +133,10 @@ type Found = Result<(Answer, Vec<OwnedFd>), ControlError>;
 
 /// A request under way; dropping it takes the request back where that is possible.
 ///
-/// Whoever has a thread to spare calls [`Pending::done`], [`Pending::stream`] or [`Pending::guest_counter`], whichever fits the request:
-/// they wait for the answer, and no longer than the machine lives. Whoever has none polls the descriptor, and calls
-/// [`Pending::answered`] at first and each time that it is readable; once that says yes, those calls wait for nothing.
+/// Whoever has a thread to spare calls [`Pending::done`], [`Pending::stream`] or
+/// [`Pending::guest_counter`], whichever fits the request: they wait for the answer, and no longer
+/// than the machine lives. Whoever has none polls the descriptor, and calls [`Pending::answered`]
+/// at first and each time that it is readable; once that says yes, those calls wait for nothing.
 #[derive(Debug)]
 pub struct Pending {
     socket: OwnedFd,
@@ -141,7 +146,8 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Reads what there is of the answer and says whether it is whole, or can never be. Waits for nothing.
+    /// Reads what there is of the answer and says whether it is whole, or can never be. Waits for
+    /// nothing.
     pub fn answered(&mut self) -> bool {
         if self.found.is_none() {
             self.found = self.receive();
@@ -196,7 +202,8 @@ impl Pending {
         }
     }
 
-    /// Waits for the guest's counter, see [`Machine::guest_counter`](super::Machine::guest_counter).
+    /// Waits for the guest's counter, see
+    /// [`Machine::guest_counter`](super::Machine::guest_counter).
     pub fn guest_counter(self) -> Result<Option<GuestCounter>, ControlError> {
         match self.finish()? {
             (Answer::GuestCounter(counter), _) => Ok(counter),
@@ -206,7 +213,8 @@ impl Pending {
 }
 
 impl AsFd for Pending {
-    /// Readable when there is something for [`Pending::answered`] to read, which need not be all of the answer.
+    /// Readable when there is something for [`Pending::answered`] to read, which need not be all of
+    /// the answer.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

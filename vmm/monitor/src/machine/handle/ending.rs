@@ -13,8 +13,8 @@ use super::polling::first_ready;
 use crate::machine::outcome::{EndReason, Outcome};
 use crate::machine::wire::{Received, Receiver};
 
-/// How long `nelly-monitor` has to end by itself once it should. It takes milliseconds; what takes longer is stuck in the host, or is the
-/// guest's own by now, and is killed.
+/// How long `nelly-monitor` has to end by itself once it should. It takes milliseconds; what takes
+/// longer is stuck in the host, or is the guest's own by now, and is killed.
 const DROP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of a machine's end so far, and what is left to collect.
@@ -40,7 +40,8 @@ impl Ending {
         Self { receiver: Receiver::new(0), begun: None, outcome: None, body: Some(body) }
     }
 
-    /// Reads what has come of the last word, and says whether anything has: a byte, or that there will be none.
+    /// Reads what has come of the last word, and says whether anything has: a byte, or that there
+    /// will be none.
     fn hear(&mut self, done: BorrowedFd<'_>) -> bool {
         if self.outcome.is_none() {
             let nothing = match self.receiver.receive::<Outcome>(done) {
@@ -113,7 +114,8 @@ impl Ending {
 }
 
 impl Machine {
-    /// Waits for the end. A monitor that begins to tell of it and does not end within two seconds is killed.
+    /// Waits for the end. A monitor that begins to tell of it and does not end within two seconds
+    /// is killed.
     pub fn wait(&self) -> Outcome {
         // What is there is read first: the monitor may wait for room for the rest of a long word.
         while !self.ending().hear(self.as_fd()) {
@@ -148,7 +150,8 @@ impl Machine {
         ending.outcome.clone()
     }
 
-    /// The end of a machine whose process or thread was collected: what it said of it, or else how it went.
+    /// The end of a machine whose process or thread was collected: what it said of it, or else how
+    /// it went.
     fn conclude(&self, ending: &mut Ending, how: String) -> Outcome {
         ending.hear(self.as_fd());
         let unsaid = || {
@@ -158,12 +161,14 @@ impl Machine {
         ending.outcome.get_or_insert_with(unsaid).clone()
     }
 
-    /// Ends the machine at once: nothing is flushed. Waits for nobody and nothing: neither for requests that other threads have under way,
-    /// which end by it, nor for a monitor that reads none.
+    /// Ends the machine at once: nothing is flushed. Waits for nobody and nothing: neither for
+    /// requests that other threads have under way, which end by it, nor for a monitor that reads
+    /// none.
     pub fn kill(&self) {
         self.control.set_killed();
         self.end_process();
-        // A server without a holder ends its machine at once, and there is no other way to a thread.
+        // A server without a holder ends its machine at once, and there is no other way to a
+        // thread.
         self.control.close();
     }
 
@@ -191,7 +196,8 @@ impl Machine {
         self.control.killer().is_some_and(|killer| killer.ended(Duration::ZERO))
     }
 
-    /// Waits until the monitor's process has ended; `false` when `timeout` was over first. There is none for a machine in threads.
+    /// Waits until the monitor's process has ended; `false` when `timeout` was over first. There is
+    /// none for a machine in threads.
     fn process_ended(&self, timeout: Duration) -> bool {
         match self.control.killer() {
             Some(killer) => killer.ended(timeout),

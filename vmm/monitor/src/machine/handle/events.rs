@@ -25,7 +25,8 @@ impl Events {
         Ok(Self { socket, receiver: Receiver::new(0), control })
     }
 
-    /// The next event, or `None` after the last one; [`Poll::Pending`] when none is whole yet. Waits for nothing.
+    /// The next event, or `None` after the last one; [`Poll::Pending`] when none is whole yet.
+    /// Waits for nothing.
     pub fn poll_event(&mut self) -> io::Result<Poll<Option<Event>>> {
         Ok(match self.receiver.receive(self.socket.as_fd())? {
             Received::Frame(event, _) => Poll::Ready(Some(event)),
@@ -41,7 +42,8 @@ impl Events {
                 return Ok(event);
             }
             if !self.control.wait_for_word(self.socket.as_fd())? {
-                // A machine tells its events before its end: what is not there by now does not come.
+                // A machine tells its events before its end: what is not there by now does not
+                // come.
                 return Ok(match self.poll_event()? {
                     Poll::Ready(event) => event,
                     Poll::Pending => None,
@@ -52,7 +54,8 @@ impl Events {
 }
 
 impl AsFd for Events {
-    /// Readable when there is something for [`Events::poll_event`] to read, which need not be all of an event.
+    /// Readable when there is something for [`Events::poll_event`] to read, which need not be all
+    /// of an event.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,7 +1,7 @@
 //! The handle: what an embedder holds of a machine, wherever the machine runs.
 //!
-//! Every method but the constructors takes `&self` and may be called from any thread. Nothing polls: each wait has a descriptor, and ends
-//! with the machine.
+//! Every method but the constructors takes `&self` and may be called from any thread. Nothing
+//! polls: each wait has a descriptor, and ends with the machine.
 
 mod ask;
 mod ending;
@@ -41,10 +41,12 @@ pub enum Place {
         /// The program.
         monitor: PathBuf,
     },
-    /// In threads of this process. It is this process's own code that runs there, and it is trusted to come to its end: nothing can end a
-    /// thread from outside. So [`Machine::wait`], [`Machine::close`] and dropping the machine wait for its threads without a limit of time.
-    /// They take milliseconds, but for a system call of theirs that the host does not finish, such as a write to a disk whose server is
-    /// gone. Whoever cannot bear that has [`Place::Process`], whose monitor is killed when it takes too long.
+    /// In threads of this process. It is this process's own code that runs there, and it is trusted
+    /// to come to its end: nothing can end a thread from outside. So [`Machine::wait`],
+    /// [`Machine::close`] and dropping the machine wait for its threads without a limit of time.
+    /// They take milliseconds, but for a system call of theirs that the host does not finish, such
+    /// as a write to a disk whose server is gone. Whoever cannot bear that has [`Place::Process`],
+    /// whose monitor is killed when it takes too long.
     Thread,
 }
 
@@ -69,14 +71,16 @@ impl Resources {
         FileSource::Fd(index)
     }
 
-    /// Where the machine says a line for the first fault of each kind that its guest makes. Without it `nelly-monitor` says them on
-    /// its standard error, and a machine in threads nowhere: [`Machine::inspect`], [`Outcome::faults`] and [`Event::Fault`] tell them too.
+    /// Where the machine says a line for the first fault of each kind that its guest makes. Without
+    /// it `nelly-monitor` says them on its standard error, and a machine in threads nowhere:
+    /// [`Machine::inspect`], [`Outcome::faults`] and [`Event::Fault`] tell them too.
     pub fn log_to(&mut self, log: impl Into<OwnedFd>) {
         self.log = Some(log.into());
     }
 }
 
-/// A running machine. Dropping it ends the machine at once and returns every descriptor, thread and mapping.
+/// A running machine. Dropping it ends the machine at once and returns every descriptor, thread and
+/// mapping.
 #[derive(Debug)]
 pub struct Machine {
     control: Control,
@@ -85,13 +89,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Asks for an orderly end: devices drained and flushed. Returns when it is under way; [`Machine::wait`] tells when it is over. What
-    /// the guest should do before that is its agent's business.
+    /// Asks for an orderly end: devices drained and flushed. Returns when it is under way;
+    /// [`Machine::wait`] tells when it is over. What the guest should do before that is its agent's
+    /// business.
     pub fn stop(&self) -> Result<(), ControlError> {
         self.control.ask(&Request::Stop, &[])?.done()
     }
 
-    /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing is in flight.
+    /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing
+    /// is in flight.
     pub fn pause(&self) -> Result<(), ControlError> {
         self.control.ask(&Request::Pause, &[])?.done()
     }
@@ -109,7 +115,8 @@ impl Machine {
         }
     }
 
-    /// What made the vCPUs leave the guest so far. Counts of vCPUs that are in the guest may lag behind.
+    /// What made the vCPUs leave the guest so far. Counts of vCPUs that are in the guest may lag
+    /// behind.
     pub fn exit_counts(&self) -> Result<ExitCounts, ControlError> {
         match self.control.ask(&Request::Counters, &[])?.finish()? {
             (Answer::Counters(counts), _) => Ok(counts),
@@ -117,8 +124,8 @@ impl Machine {
         }
     }
 
-    /// What the machine shows of itself: every device's counters, faults and queue positions, exits, memory, consoles. Waits for no vCPU,
-    /// whatever it does, and works in a pause too.
+    /// What the machine shows of itself: every device's counters, faults and queue positions,
+    /// exits, memory, consoles. Waits for no vCPU, whatever it does, and works in a pause too.
     pub fn inspect(&self) -> Result<Inspection, ControlError> {
         match self.control.ask(&Request::Inspect, &[])?.finish()? {
             (Answer::Inspection(inspection), _) => Ok(*inspection),
@@ -126,8 +133,9 @@ impl Machine {
         }
     }
 
-    /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped. Gets every vCPU out of the guest
-    /// once. `None` when the hypervisor cannot tell; refused of a machine that does not run.
+    /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped.
+    /// Gets every vCPU out of the guest once. `None` when the hypervisor cannot tell; refused of a
+    /// machine that does not run.
     pub fn guest_counter(&self) -> Result<Option<GuestCounter>, ControlError> {
         self.begin_guest_counter()?.guest_counter()
     }
@@ -150,8 +158,8 @@ impl Machine {
         Events::new(ours, self.control.clone()).map_err(ControlError::Talk)
     }
 
-    /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest output; a second call takes the
-    /// console over from the first.
+    /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest
+    /// output; a second call takes the console over from the first.
     pub fn console(&self) -> Result<UnixStream, ControlError> {
         self.control.ask(&Request::Stream { device: DeviceName::Console }, &[])?.stream()
     }
@@ -172,8 +180,8 @@ impl Machine {
         Vsock(self.control.clone())
     }
 
-    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the one file of `resources`, and one that is a
-    /// path is opened here: the monitor opens nothing.
+    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the
+    /// one file of `resources`, and one that is a path is opened here: the monitor opens nothing.
     pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
         let mut disk = disk.clone();
         disk.source = disk
@@ -188,9 +196,9 @@ impl Machine {
         self.control.ask(&Request::Attach { device }, &source)?.done()
     }
 
-    /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing of it is held any more, and its slot
-    /// can be filled again. The guest should have let go of it before; one that has not finds no device, and what it asked for last is
-    /// never answered.
+    /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing
+    /// of it is held any more, and its slot can be filled again. The guest should have let go of it
+    /// before; one that has not finds no device, and what it asked for last is never answered.
     ///
     /// # Errors
     /// The machine has no such device, or has ended.
@@ -210,8 +218,9 @@ impl Machine {
         }
     }
 
-    /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up to `hotplug_bytes` more in steps of
-    /// 2 MiB. The guest's driver is told and follows as soon as it can; whether it has, the guest knows.
+    /// Asks the guest to have `bytes` of memory in all: `memory_bytes` of the configuration, and up
+    /// to `hotplug_bytes` more in steps of 2 MiB. The guest's driver is told and follows as soon as
+    /// it can; whether it has, the guest knows.
     ///
     /// # Errors
     /// The machine has ended, has no memory device, or cannot have so many bytes.
@@ -235,7 +244,8 @@ impl Machine {
 }
 
 impl AsFd for Machine {
-    /// Readable once the machine has ended. A monitor that was taken over can make it so before; [`Machine::wait`] then ends it.
+    /// Readable once the machine has ended. A monitor that was taken over can make it so before;
+    /// [`Machine::wait`] then ends it.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.done()
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Waits until one of `fds` is ready, each for its own flags (always also for its other end's being closed), and says which: the first
-/// in order. `None` when `timeout` was over first; without one it waits as long as it takes.
+/// Waits until one of `fds` is ready, each for its own flags (always also for its other end's being
+/// closed), and says which: the first in order. `None` when `timeout` was over first; without one
+/// it waits as long as it takes.
 pub(super) fn first_ready(
     fds: &[(BorrowedFd<'_>, PollFlags)],
     timeout: Option<Duration>,

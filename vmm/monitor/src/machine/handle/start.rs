@@ -27,7 +27,8 @@ impl Machine {
         Self::begin(config, resources, place)?.done()
     }
 
-    /// The same in two steps, with a descriptor to poll in between: whoever starts a machine may give it up at any time.
+    /// The same in two steps, with a descriptor to poll in between: whoever starts a machine may
+    /// give it up at any time.
     pub fn begin(
         config: &MachineConfig,
         resources: Resources,
@@ -54,7 +55,8 @@ impl Machine {
     ) -> Result<Starting, StartError> {
         let spawned_ns = timeline::now_ns();
         let (done, their_done) = sys::stream_pair().map_err(StartError::Talk)?;
-        // Whoever took the monitor over may write half a word there: nobody waits for the other half.
+        // Whoever took the monitor over may write half a word there: nobody waits for the other
+        // half.
         sys::set_nonblocking(&done).map_err(StartError::Talk)?;
         let killer = match &body {
             Body::Process(child) => Killer::of(child).ok(),
@@ -73,8 +75,8 @@ impl Machine {
         Ok(Starting { machine, answer })
     }
 
-    /// Why a machine whose start was answered with `error` did not start. Of one that ended without a word it waits for the end, to tell
-    /// how it came; [`Machine::kill`] ends that wait.
+    /// Why a machine whose start was answered with `error` did not start. Of one that ended without
+    /// a word it waits for the end, to tell how it came; [`Machine::kill`] ends that wait.
     pub fn failed_to_start(&self, error: ControlError) -> StartError {
         match error {
             ControlError::Refused(error) => StartError::Refused(error),
@@ -89,8 +91,9 @@ impl Machine {
 
 /// A machine that was asked to start. Dropping it ends the machine.
 ///
-/// Whoever waits for the start with a thread calls [`Starting::done`]. Whoever has none polls the descriptor, and calls
-/// [`Starting::answered`] at first and each time that it is readable, until that says yes.
+/// Whoever waits for the start with a thread calls [`Starting::done`]. Whoever has none polls the
+/// descriptor, and calls [`Starting::answered`] at first and each time that it is readable, until
+/// that says yes.
 #[derive(Debug)]
 pub struct Starting {
     machine: Machine,
@@ -98,8 +101,9 @@ pub struct Starting {
 }
 
 impl Starting {
-    /// Reads what there is of the machine's answer and says whether it is whole, or can never be. Waits for nothing. Once it says yes,
-    /// [`Starting::done`] need not wait but for the end of a machine that did not start.
+    /// Reads what there is of the machine's answer and says whether it is whole, or can never be.
+    /// Waits for nothing. Once it says yes, [`Starting::done`] need not wait but for the end of a
+    /// machine that did not start.
     pub fn answered(&mut self) -> bool {
         self.answer.as_mut().map_or(true, Pending::answered)
     }
@@ -113,8 +117,9 @@ impl Starting {
         }
     }
 
-    /// The machine, of which nothing is known yet, and the answer to come: for whoever needs to kill the one while the other is waited for.
-    /// [`Pending::done`] says whether it runs, [`Machine::failed_to_start`] why not.
+    /// The machine, of which nothing is known yet, and the answer to come: for whoever needs to
+    /// kill the one while the other is waited for. [`Pending::done`] says whether it runs,
+    /// [`Machine::failed_to_start`] why not.
     pub fn into_parts(self) -> (Machine, Result<Pending, ControlError>) {
         (self.machine, self.answer)
     }
@@ -132,7 +137,8 @@ impl Starting {
 }
 
 impl AsFd for Starting {
-    /// Readable when there is something for [`Starting::answered`] to read, which need not be all of the answer.
+    /// Readable when there is something for [`Starting::answered`] to read, which need not be all
+    /// of the answer.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.answer {
             Ok(answer) => answer.as_fd(),
@@ -141,8 +147,9 @@ impl AsFd for Starting {
     }
 }
 
-/// The process that serves the machine of the holder at the other end of `control`. It gets that and standard error, and nothing else of
-/// this process's: it closes what descriptors were left open to programs that are executed, and leaves the current directory.
+/// The process that serves the machine of the holder at the other end of `control`. It gets that
+/// and standard error, and nothing else of this process's: it closes what descriptors were left
+/// open to programs that are executed, and leaves the current directory.
 fn spawn(monitor: &Path, control: OwnedFd) -> io::Result<Body> {
     let child = Command::new(std::path::absolute(monitor)?)
         .args(["--control", "fd:0"])
@@ -150,7 +157,8 @@ fn spawn(monitor: &Path, control: OwnedFd) -> io::Result<Body> {
         .stdout(Stdio::null())
         .env_clear()
         .env(timeline::ORIGIN_VARIABLE, timeline::now_ns().to_string())
-        // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask first.
+        // Ctrl-C at the holder's terminal is for the holder to answer: it may have a guest to ask
+        // first.
         .process_group(0)
         .spawn()?;
     Ok(Body::Process(child))

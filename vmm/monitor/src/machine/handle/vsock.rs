@@ -10,7 +10,8 @@ use crate::machine::wire::Request;
 use crate::sys;
 use crate::virtio::vsock::receive_accepted;
 
-/// The guest's socket ports. Outlives nothing: after the machine's end every call answers [`ControlError::Ended`].
+/// The guest's socket ports. Outlives nothing: after the machine's end every call answers
+/// [`ControlError::Ended`].
 #[derive(Clone, Debug)]
 pub struct Vsock(pub(super) Control);
 
@@ -25,14 +26,16 @@ impl Vsock {
         self.0.ask(&Request::VsockConnect { port }, &[])
     }
 
-    /// Takes what the guest dials on `port` of the host (context id 2), until the listener is dropped.
+    /// Takes what the guest dials on `port` of the host (context id 2), until the listener is
+    /// dropped.
     pub fn listen(&self, port: u32) -> Result<VsockListener, ControlError> {
         let (listener, listening) = self.begin_listen(port)?;
         listening.done()?;
         Ok(listener)
     }
 
-    /// The same in two steps, with a descriptor to poll in between: the listener is of use once the machine says that it is done.
+    /// The same in two steps, with a descriptor to poll in between: the listener is of use once the
+    /// machine says that it is done.
     pub fn begin_listen(&self, port: u32) -> Result<(VsockListener, Pending), ControlError> {
         let (channel, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
         let listening = self.0.ask(&Request::VsockListen { port }, &[theirs])?;
@@ -48,8 +51,8 @@ pub struct VsockListener {
 }
 
 impl VsockListener {
-    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when it has not and the listener is non-blocking,
-    /// [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
+    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when it has not and the listener
+    /// is non-blocking, [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
     pub fn accept(&self) -> io::Result<UnixStream> {
         match receive_accepted(self.channel.as_fd())? {
             Some((stream, _guest, _host)) => Ok(stream),

@@ -1,4 +1,5 @@
-//! The block device (virtio 1.2, 5.2) over any [`Disk`]. Data moves between the disk and guest memory without a copy.
+//! The block device (virtio 1.2, 5.2) over any [`Disk`]. Data moves between the disk and guest
+//! memory without a copy.
 
 mod request;
 #[cfg(test)]
@@ -62,14 +63,16 @@ pub mod spec {
     pub const SEG_MAX: u32 = 254;
     /// Bytes of a data segment. With [`SEG_MAX`] it keeps a driver below [`REQUEST_BYTES_MAX`].
     pub const SIZE_MAX: u32 = 256 << 10;
-    /// Bytes that one request may read or write: what is longer would keep whoever pauses or stops the machine waiting.
+    /// Bytes that one request may read or write: what is longer would keep whoever pauses or stops
+    /// the machine waiting.
     pub const REQUEST_BYTES_MAX: u64 = 64 << 20;
     const _: () = assert!(SEG_MAX as u64 * SIZE_MAX as u64 <= REQUEST_BYTES_MAX);
     /// Sectors of one range to discard or zero: 32 MiB, so that no request takes long.
     pub const RANGE_SECTORS_MAX: u32 = 65536;
     /// Ranges of one request to discard.
     pub const DISCARD_RANGES_MAX: u32 = 32;
-    /// Ranges of one request to zero. Where the host's file system cannot make zeroes, they are written.
+    /// Ranges of one request to zero. Where the host's file system cannot make zeroes, they are
+    /// written.
     pub const ZERO_RANGES_MAX: u32 = 2;
     const _: () = assert!(ZERO_RANGES_MAX as u64 * RANGE_SECTORS_MAX as u64 * 512 <= REQUEST_BYTES_MAX);
 }
@@ -84,7 +87,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue: requests are served one by one.
+    /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue: requests are
+    /// served one by one.
     #[must_use]
     pub fn new(disk: Box<dyn Disk>, id: &str) -> Self {
         let mut cut = [0; spec::ID_BYTES];

@@ -69,7 +69,8 @@ impl Requests {
         let moved = match kind {
             spec::T_IN => u64::from(room),
             spec::T_OUT => u64::from(chain.readable_len()),
-            // What the host does for a flush or a discard, no length tells: each is a turn of its own.
+            // What the host does for a flush or a discard, no length tells: each is a turn of its
+            // own.
             _ => TURN_BYTES,
         };
         Ok(Served { written: writer.written(), moved })
@@ -142,7 +143,8 @@ impl Requests {
         Ok(())
     }
 
-    /// Where whole sectors of the disk begin, in bytes. No request touches more at once than [`spec::REQUEST_BYTES_MAX`].
+    /// Where whole sectors of the disk begin, in bytes. No request touches more at once than
+    /// [`spec::REQUEST_BYTES_MAX`].
     fn extent(&self, sector: u64, len: u64) -> Result<u64, Refused> {
         let offset = sector.checked_mul(SECTOR).ok_or(IOERR)?;
         let end = offset.checked_add(len).ok_or(IOERR)?;

@@ -179,8 +179,8 @@ fn refuses_by_status() {
     assert_eq!(bench.interrupt.faults(), 0, "none of these needs a reset");
 }
 
-/// Offers `count` requests of `kind` with `mebibytes` of data, all of which lies in the same MiB, and returns the turns of the worker
-/// until it has served them, and the status of the last.
+/// Offers `count` requests of `kind` with `mebibytes` of data, all of which lies in the same MiB,
+/// and returns the turns of the worker until it has served them, and the status of the last.
 fn serve_large(bench: &mut Bench, kind: u32, count: u16, mebibytes: u16) -> (usize, u8) {
     const MIB: u32 = 1 << 20;
     let queue = &mut bench.queues[0];
@@ -384,7 +384,8 @@ fn writes_through_for_a_driver_that_will_not_flush() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Any request, sound or not, leaves the device answering; data reads back as a model of the disk has it.
+    /// Any request, sound or not, leaves the device answering; data reads back as a model of the
+    /// disk has it.
     #[test]
     fn the_disk_is_a_disk(steps in prop::collection::vec((0..6u32, 0..300u64, 0..9u32, any::<u8>(), 1..700u32), 1..30)) {
         let (mut device, mut file) = disk(false);

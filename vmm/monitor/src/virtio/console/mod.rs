@@ -1,6 +1,7 @@
 //! The console (virtio 1.2, 5.3) with one port: bytes between the guest and a pair of descriptors.
 //!
-//! Both directions push back: input is read only when the guest has room for it, and a guest whose output nobody takes waits.
+//! Both directions push back: input is read only when the guest has room for it, and a guest whose
+//! output nobody takes waits.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +20,8 @@ use super::spec::id;
 /// The size of the terminal in the configuration space counts (5.3.3).
 const F_SIZE: u64 = 1;
 
-/// The descriptors a console speaks through; non-blocking, or calls may hold up the loop. A regular file will do for output.
+/// The descriptors a console speaks through; non-blocking, or calls may hold up the loop. A regular
+/// file will do for output.
 #[derive(Debug)]
 pub struct Ends {
     /// What the guest reads; `None` (or the end of the stream) is silence.
@@ -64,7 +66,8 @@ impl std::fmt::Debug for ConsoleSize {
 }
 
 impl ConsoleSize {
-    /// Sets the size; a driver that runs is told. An interrupt that cannot be delivered is an error of the host.
+    /// Sets the size; a driver that runs is told. An interrupt that cannot be delivered is an error
+    /// of the host.
     pub fn set(&self, columns: u16, rows: u16) -> std::io::Result<()> {
         let packed = u32::from(rows) << 16 | u32::from(columns);
         if self.packed.swap(packed, Ordering::SeqCst) == packed {

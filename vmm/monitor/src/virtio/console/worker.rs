@@ -1,6 +1,7 @@
 //! The console's worker: what waits for what.
 //!
-//! Input is watched only while the guest has room for it, output only while it is full; so a level-triggered poller never spins.
+//! Input is watched only while the guest has room for it, output only while it is full; so a
+//! level-triggered poller never spins.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,7 +41,8 @@ struct Stream {
     watched: bool,
     /// A regular file: always ready, and nothing a poller takes.
     always: bool,
-    /// Not found to be something else: sending to a peer that is gone raises no signal, writing does.
+    /// Not found to be something else: sending to a peer that is gone raises no signal, writing
+    /// does.
     socket: bool,
 }
 
@@ -100,7 +102,8 @@ impl ConsoleWorker {
         }
     }
 
-    /// Moves input into the guest's buffers, as far as both reach; what arrived is published as one batch.
+    /// Moves input into the guest's buffers, as far as both reach; what arrived is published as one
+    /// batch.
     fn receive(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         let received = self.receive_round(registrar);
         self.receive.signal(&self.memory, &self.interrupt)?;
@@ -137,7 +140,8 @@ impl ConsoleWorker {
         Ok(true)
     }
 
-    /// Moves the guest's output on, as far as the stream takes it; what was taken is published as one batch.
+    /// Moves the guest's output on, as far as the stream takes it; what was taken is published as
+    /// one batch.
     fn transmit(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         let transmitted = self.transmit_round(registrar);
         self.transmit.signal(&self.memory, &self.interrupt)?;
@@ -227,7 +231,8 @@ fn write(
             Ok(0) => return Ok(Moved::Ended),
             Ok(_) => progress.sent = chain.readable_len() - reader.left(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
-            // The reader is gone, the file system full: a console loses output rather than stop the guest.
+            // The reader is gone, the file system full: a console loses output rather than stop the
+            // guest.
             Err(_) => return Ok(Moved::Ended),
         }
     }

@@ -1,11 +1,13 @@
-//! Which blocks of a region are plugged in, and what a driver may do to them: pure, knows no queue and no memory.
+//! Which blocks of a region are plugged in, and what a driver may do to them: pure, knows no queue
+//! and no memory.
 
 use std::ops::Range;
 
 use super::spec::{request, response, state};
 use crate::sys::fits;
 
-/// Bytes of a block: what memory is plugged in by. A huge page, so that no block keeps another's from being one.
+/// Bytes of a block: what memory is plugged in by. A huge page, so that no block keeps another's
+/// from being one.
 pub(super) const BLOCK: u64 = 2 << 20;
 
 /// A request as the driver wrote it.
@@ -82,8 +84,9 @@ impl Blocks {
         self.plugged_count * BLOCK
     }
 
-    /// Serves one request, when `requested` bytes are wanted to be plugged in. What is unplugged is given to `discard`, as byte offsets in
-    /// the region, before it counts as unplugged; when that answers `false` nothing changes and the driver may try again.
+    /// Serves one request, when `requested` bytes are wanted to be plugged in. What is unplugged is
+    /// given to `discard`, as byte offsets in the region, before it counts as unplugged; when that
+    /// answers `false` nothing changes and the driver may try again.
     pub(super) fn serve(
         &mut self,
         wanted: Request,
@@ -143,7 +146,8 @@ impl Blocks {
         Response { state, ..Response::ACK }
     }
 
-    /// The blocks that a request names, if it names whole ones, at least one, and none beyond the region.
+    /// The blocks that a request names, if it names whole ones, at least one, and none beyond the
+    /// region.
     fn range(&self, wanted: Request) -> Option<Range<u64>> {
         let offset = wanted.address.checked_sub(self.start)?;
         let first = offset / BLOCK;

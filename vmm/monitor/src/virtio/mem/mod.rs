@@ -1,12 +1,14 @@
 //! The memory device (virtio 1.2, 5.15): memory that the guest gets while it runs.
 //!
-//! The region is one memory slot that the hypervisor has from the start, and nothing of it is touched before the guest does: to plug a
-//! block in changes a bit, and to unplug it gives its pages back to the host. The driver decides which blocks, the device how many: as
-//! many as the holder of the machine requests, see [`MemoryControl`].
+//! The region is one memory slot that the hypervisor has from the start, and nothing of it is
+//! touched before the guest does: to plug a block in changes a bit, and to unplug it gives its
+//! pages back to the host. The driver decides which blocks, the device how many: as many as the
+//! holder of the machine requests, see [`MemoryControl`].
 //!
-//! A guest can touch a block that is not plugged in, as it can touch any RAM. It then reads zeros, and what it writes costs the host
-//! memory that the machine was configured to have, never more: the slot is the bound. The device offers UNPLUGGED_INACCESSIBLE
-//! (5.15.3), so that a driver that takes it does neither, and serves drivers that do not take it alike: 5.15.6 lets those read
+//! A guest can touch a block that is not plugged in, as it can touch any RAM. It then reads zeros,
+//! and what it writes costs the host memory that the machine was configured to have, never more:
+//! the slot is the bound. The device offers UNPLUGGED_INACCESSIBLE (5.15.3), so that a driver that
+//! takes it does neither, and serves drivers that do not take it alike: 5.15.6 lets those read
 //! unplugged blocks.
 
 mod blocks;
@@ -77,8 +79,8 @@ pub struct BadSize {
 }
 
 impl MemoryControl {
-    /// Asks the driver to have `bytes` plugged in, no more and no less. Never waits: a driver that comes up later, or is paused, hears of
-    /// it then. That it follows is up to the guest.
+    /// Asks the driver to have `bytes` plugged in, no more and no less. Never waits: a driver that
+    /// comes up later, or is paused, hears of it then. That it follows is up to the guest.
     ///
     /// # Errors
     /// Not a multiple of 2 MiB, or more than the region.
@@ -89,7 +91,8 @@ impl MemoryControl {
         let mut shared = lock(&self.shared);
         shared.untold |= shared.requested != bytes;
         shared.requested = bytes;
-        // An interrupt that cannot be delivered leaves a driver that sees the new size when it looks.
+        // An interrupt that cannot be delivered leaves a driver that sees the new size when it
+        // looks.
         let _ = shared.tell();
         Ok(())
     }
@@ -103,7 +106,8 @@ impl MemoryControl {
 }
 
 impl MemoryDevice {
-    /// The device for the region that `slot` is, with nothing requested. Its guest address and length are multiples of 2 MiB.
+    /// The device for the region that `slot` is, with nothing requested. Its guest address and
+    /// length are multiples of 2 MiB.
     #[must_use]
     pub fn new(slot: Slot) -> (Self, MemoryControl) {
         let shared = Shared { requested: 0, plugged: 0, untold: false, interrupt: None };
@@ -153,7 +157,8 @@ impl Device for MemoryDevice {
         Ok(Box::new(MemoryWorker { queue, memory, interrupt, slot, shared, blocks }))
     }
 
-    /// What is plugged in stays so, through a reset by the driver too (5.15.6): a new driver unplugs it if it wants.
+    /// What is plugged in stays so, through a reset by the driver too (5.15.6): a new driver
+    /// unplugs it if it wants.
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {
         if let Ok(blocks) = state.downcast::<Blocks>() {
             self.blocks = Some(*blocks);
@@ -201,7 +206,8 @@ impl Worker for MemoryWorker {
     }
 }
 
-/// Serves one chain and returns the bytes written into it. A chain that is too short for a request or its answer is a fault.
+/// Serves one chain and returns the bytes written into it. A chain that is too short for a request
+/// or its answer is a fault.
 fn serve(
     memory: &Memory,
     chain: &Chain,

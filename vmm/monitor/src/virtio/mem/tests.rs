@@ -49,7 +49,8 @@ fn every_transition_of_blocks() {
         (at(UNPLUG, 10, 5), (ACK, 0)),
         (at(UNPLUG, 10, 5), (ERROR, 0)),
         (at(PLUG, 63, 1), (ACK, 0)),
-        // Beyond the region, before it, between blocks, none, all of the address space, no such request.
+        // Beyond the region, before it, between blocks, none, all of the address space, no such
+        // request.
         (at(PLUG, 63, 2), (ERROR, 0)),
         (at(STATE, 64, 1), (ERROR, 0)),
         (at(PLUG, 1, 0), (ERROR, 0)),
@@ -95,7 +96,8 @@ fn no_more_than_is_requested_and_a_host_that_keeps_its_pages_changes_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever a driver asks, the bitmap is what a list of booleans says, and never more than is requested at that time.
+    /// Whatever a driver asks, the bitmap is what a list of booleans says, and never more than is
+    /// requested at that time.
     #[test]
     fn blocks_are_what_a_plain_list_says(
         requests in prop::collection::vec((0..5u16, 0..140u64, 0..140u16, 0..140u64, any::<bool>()), 1..100)

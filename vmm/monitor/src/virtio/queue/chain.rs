@@ -12,7 +12,8 @@ use crate::memory::{IoVecs, Memory};
 use crate::sys::{at_most, fits};
 use crate::virtio::spec::descriptor as flag;
 
-/// Most descriptors of an indirect table. A driver may go beyond the queue's size there (Linux does), so the bound is ours.
+/// Most descriptors of an indirect table. A driver may go beyond the queue's size there (Linux
+/// does), so the bound is ours.
 const INDIRECT_MAX: u32 = 1024;
 
 /// A piece of guest memory that lies whole inside RAM. Never empty.
@@ -24,8 +25,9 @@ pub struct Segment {
     pub len: u32,
 }
 
-/// A request of the driver: segments the device reads, then segments it writes. Owns no memory, so it may be kept while a request is
-/// under way; give it back with [`super::Queue::push_used`] under [`Chain::head`].
+/// A request of the driver: segments the device reads, then segments it writes. Owns no memory, so
+/// it may be kept while a request is under way; give it back with [`super::Queue::push_used`] under
+/// [`Chain::head`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     head: u16,
@@ -37,8 +39,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Walks the chain that starts at descriptor `head`. Every descriptor is copied out of guest memory once, so what was checked is
-    /// what is used.
+    /// Walks the chain that starts at descriptor `head`. Every descriptor is copied out of guest
+    /// memory once, so what was checked is what is used.
     pub(super) fn walk(
         memory: &Memory,
         rings: &Rings,
@@ -87,7 +89,8 @@ impl Chain {
         if !inside {
             return Err(QueueFault::Outside { address, len: u64::from(len) });
         }
-        // A chain may hold 2^32 bytes (2.7.5.2); together they must fit the length field of the used ring.
+        // A chain may hold 2^32 bytes (2.7.5.2); together they must fit the length field of the
+        // used ring.
         let total = self.readable.checked_add(self.writable).and_then(|total| total.checked_add(len));
         total.ok_or(QueueFault::TooLong { head: self.head })?;
         if write {
@@ -214,7 +217,8 @@ impl Cursor<'_> {
         }
     }
 
-    /// Copies `len` bytes piece by piece; `copy` gets the address, the offset within the buffer and the bytes of a piece.
+    /// Copies `len` bytes piece by piece; `copy` gets the address, the offset within the buffer and
+    /// the bytes of a piece.
     fn copy(
         &mut self,
         len: usize,
@@ -312,8 +316,8 @@ impl Reader<'_> {
         self.0.skip(bytes);
     }
 
-    /// Writes at most `max` of the next bytes to `file` at `offset`, without a copy, and passes over what was written. The outer
-    /// error is the guest's, the inner one the host's.
+    /// Writes at most `max` of the next bytes to `file` at `offset`, without a copy, and passes
+    /// over what was written. The outer error is the guest's, the inner one the host's.
     pub fn write_to_at(
         &mut self,
         file: BorrowedFd<'_>,
@@ -328,14 +332,14 @@ impl Reader<'_> {
         self.0.transfer(max, |vecs| vecs.write(stream))
     }
 
-    /// Sends at most `max` of the next bytes on a socket, without a signal when the peer is gone; otherwise as
-    /// [`Reader::write_to_at`].
+    /// Sends at most `max` of the next bytes on a socket, without a signal when the peer is gone;
+    /// otherwise as [`Reader::write_to_at`].
     pub fn send_to(&mut self, socket: BorrowedFd<'_>, max: u32) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, |vecs| vecs.send(socket))
     }
 
-    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it moved. The outer error is the
-    /// guest's, the inner one that of `call`.
+    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it
+    /// moved. The outer error is the guest's, the inner one that of `call`.
     pub fn transfer(
         &mut self,
         max: u32,
@@ -379,8 +383,9 @@ impl Writer<'_> {
         self.0.skip(bytes);
     }
 
-    /// Reads at most `max` bytes from `file` at `offset` into the next bytes, without a copy; `Ok(Ok(0))` at the end of the file. The
-    /// outer error is the guest's, the inner one the host's.
+    /// Reads at most `max` bytes from `file` at `offset` into the next bytes, without a copy;
+    /// `Ok(Ok(0))` at the end of the file. The outer error is the guest's, the inner one the
+    /// host's.
     pub fn read_from_at(
         &mut self,
         file: BorrowedFd<'_>,
@@ -395,8 +400,8 @@ impl Writer<'_> {
         self.0.transfer(max, |vecs| vecs.read(stream))
     }
 
-    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it moved. The outer error is the
-    /// guest's, the inner one that of `call`.
+    /// Passes at most `max` of the next bytes to `call` as pieces, and over as many as it says it
+    /// moved. The outer error is the guest's, the inner one that of `call`.
     pub fn transfer(
         &mut self,
         max: u32,

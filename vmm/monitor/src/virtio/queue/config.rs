@@ -1,4 +1,5 @@
-//! What the guest writes about a queue, and the one check that turns it into rings the device may use.
+//! What the guest writes about a queue, and the one check that turns it into rings the device may
+//! use.
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -6,7 +7,8 @@ use crate::memory::Memory;
 use crate::virtio::fault::QueueConfigError;
 use crate::virtio::spec::QUEUE_SIZE_MAX;
 
-/// A queue as the guest describes it, register by register. Nothing here is believed before [`QueueConfig::validate`].
+/// A queue as the guest describes it, register by register. Nothing here is believed before
+/// [`QueueConfig::validate`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueConfig {
     /// The largest size the device offers (QueueNumMax).
@@ -23,7 +25,8 @@ pub struct QueueConfig {
     pub used: u64,
 }
 
-/// Rings whose size, alignment and whole extent were checked. Guest memory does not shrink while a machine runs.
+/// Rings whose size, alignment and whole extent were checked. Guest memory does not shrink while a
+/// machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rings {
     pub(super) size: u16,
@@ -33,7 +36,8 @@ pub struct Rings {
 }
 
 impl QueueConfig {
-    /// A queue of at most `max_size` that the guest has not touched. Its size is the maximum until the driver writes another.
+    /// A queue of at most `max_size` that the guest has not touched. Its size is the maximum until
+    /// the driver writes another.
     #[must_use]
     pub fn new(max_size: u16) -> Self {
         Self { max_size, size: max_size, ..Self::default() }

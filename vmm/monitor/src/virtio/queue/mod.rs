@@ -1,7 +1,9 @@
-//! A split virtqueue (virtio 1.2, 2.7) that was validated at activation: the device's end of the rings.
+//! A split virtqueue (virtio 1.2, 2.7) that was validated at activation: the device's end of the
+//! rings.
 //!
-//! The guest writes into a [`QueueConfig`]; [`Queue::new`] makes rings of it only after [`QueueConfig::validate`], and moves into the
-//! device's worker. No lock, no second look at the addresses; indices and descriptors are read volatile and once.
+//! The guest writes into a [`QueueConfig`]; [`Queue::new`] makes rings of it only after
+//! [`QueueConfig::validate`], and moves into the device's worker. No lock, no second look at the
+//! addresses; indices and descriptors are read volatile and once.
 
 mod chain;
 mod config;
@@ -25,7 +27,8 @@ use super::tally::QueueTally;
 use crate::memory::Memory;
 use crate::sys::Notifier;
 
-/// Chains that are served before the driver hears of the first, as one batch: an interrupt costs it two exits.
+/// Chains that are served before the driver hears of the first, as one batch: an interrupt costs it
+/// two exits.
 const SIGNAL_EVERY: u16 = 16;
 
 /// Bytes after which a worker's turn ends: what may stop or pause it is looked at between turns.
@@ -36,7 +39,8 @@ pub const TURN_BYTES: u64 = 32 << 20;
 pub struct Served {
     /// Bytes written into it.
     pub written: u32,
-    /// Bytes that the host moved for it, or a number that stands for as much work: [`TURN_BYTES`] is a turn's worth.
+    /// Bytes that the host moved for it, or a number that stands for as much work: [`TURN_BYTES`]
+    /// is a turn's worth.
     pub moved: u64,
 }
 
@@ -47,8 +51,8 @@ impl From<u32> for Served {
     }
 }
 
-/// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so that a number from nowhere is no
-/// argument.
+/// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so
+/// that a number from nowhere is no argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held(u16);
 
@@ -73,7 +77,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A queue at the start of validated rings. `features` are those negotiated; `doorbell` is what the driver's notification wakes.
+    /// A queue at the start of validated rings. `features` are those negotiated; `doorbell` is what
+    /// the driver's notification wakes.
     #[must_use]
     pub fn new(rings: Rings, features: u64, doorbell: Arc<Notifier>) -> Self {
         Self {
@@ -138,8 +143,9 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Fills in the next element of the used ring (2.7.8): a chain is done, with `written` bytes in its writable segments. The driver
-    /// sees it after [`Queue::publish`] or [`Queue::signal`], which a worker calls once for a batch, at the latest before its turn ends.
+    /// Fills in the next element of the used ring (2.7.8): a chain is done, with `written` bytes in
+    /// its writable segments. The driver sees it after [`Queue::publish`] or [`Queue::signal`],
+    /// which a worker calls once for a batch, at the latest before its turn ends.
     pub fn push_used(
         &mut self,
         memory: &Memory,
@@ -156,15 +162,17 @@ impl Queue {
         Ok(())
     }
 
-    /// Makes all that was pushed since the last time visible by one write of the used index (2.7.8.2), and says whether the driver wants
-    /// an interrupt for it (2.7.7): with event indices, whether its `used_event` is among the indices that this write passed.
+    /// Makes all that was pushed since the last time visible by one write of the used index
+    /// (2.7.8.2), and says whether the driver wants an interrupt for it (2.7.7): with event
+    /// indices, whether its `used_event` is among the indices that this write passed.
     pub fn publish(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
         if self.next_used == self.published {
             return Ok(false);
         }
         // The elements must be visible before the index that announces them: it is a release store.
         store(memory, self.rings.used + 2, self.next_used.0)?;
-        // Our index store comes before the load of the driver's wish; the driver orders them the other way round.
+        // Our index store comes before the load of the driver's wish; the driver orders them the
+        // other way round.
         fence(Ordering::SeqCst);
         let before = std::mem::replace(&mut self.published, self.next_used);
         if self.event_idx {
@@ -183,9 +191,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Serves what waits, after the doorbell rang: `serve` says what each chain came to. At most one round of the ring and about
-    /// [`TURN_BYTES`] are served at once, so that a driver cannot keep the loop for itself, neither by many requests nor by large ones;
-    /// the doorbell brings the rest.
+    /// Serves what waits, after the doorbell rang: `serve` says what each chain came to. At most
+    /// one round of the ring and about [`TURN_BYTES`] are served at once, so that a driver cannot
+    /// keep the loop for itself, neither by many requests nor by large ones; the doorbell brings
+    /// the rest.
     pub fn serve(
         &mut self,
         memory: &Memory,
@@ -226,7 +235,8 @@ impl Queue {
         Ok(true)
     }
 
-    /// Asks the driver to ring for the next chain; `true` when one came in the meantime: then look again instead of waiting.
+    /// Asks the driver to ring for the next chain; `true` when one came in the meantime: then look
+    /// again instead of waiting.
     pub fn enable_notifications(&mut self, memory: &Memory) -> Result<bool, QueueFault> {
         if self.event_idx {
             store(memory, self.avail_event(), self.next_available.0)?;
@@ -239,7 +249,8 @@ impl Queue {
 
     /// Tells the driver not to ring: the worker looks by itself.
     pub fn disable_notifications(&mut self, memory: &Memory) -> Result<(), QueueFault> {
-        // With event indices nothing needs to be written: the old index lies behind and is not reached again for 65536 chains.
+        // With event indices nothing needs to be written: the old index lies behind and is not
+        // reached again for 65536 chains.
         if self.event_idx { Ok(()) } else { store(memory, self.rings.used, USED_NO_NOTIFY) }
     }
 
@@ -248,7 +259,8 @@ impl Queue {
     }
 }
 
-// The rings were validated, so neither of these fails; and if memory were taken away, that would be a fault, not a panic.
+// The rings were validated, so neither of these fails; and if memory were taken away, that would be
+// a fault, not a panic.
 
 fn load<T: Word>(memory: &Memory, address: u64) -> Result<T, QueueFault> {
     let word = memory.load::<T>(GuestAddress(address), Ordering::Acquire);

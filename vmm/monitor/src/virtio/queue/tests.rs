@@ -136,7 +136,8 @@ fn broken_indirect_tables_are_named() {
 fn odd_but_allowed_chains_are_taken() {
     let table = RAM / 2;
     let (memory, mut driver, mut queue) = pair(4, feature::INDIRECT_DESC);
-    // Direct descriptors may lead to an indirect table, whose WRITE flag means nothing; empty segments are passed over.
+    // Direct descriptors may lead to an indirect table, whose WRITE flag means nothing; empty
+    // segments are passed over.
     driver.descriptor(0, 0, 3, NEXT, 1);
     driver.descriptor(1, u64::MAX, 0, NEXT, 2);
     driver.descriptor(2, table, 32, INDIRECT | WRITE, 0);
@@ -151,7 +152,8 @@ fn odd_but_allowed_chains_are_taken() {
 #[test]
 fn a_chain_of_four_gigabytes_is_too_long() {
     let (memory, mut driver, mut queue) = pair(4, feature::INDIRECT_DESC);
-    // 1024 times (almost) all of memory would be possible with a larger memory; many small lies add up the same way.
+    // 1024 times (almost) all of memory would be possible with a larger memory; many small lies add
+    // up the same way.
     let table = RAM / 2;
     for i in 0..1024u16 {
         let next = if i == 1023 { 0 } else { NEXT };
@@ -394,7 +396,8 @@ fn raw() -> impl Strategy<Value = (u64, u32, u16, u16)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-    /// Random tables never panic; a chain that is accepted is the one that another implementation of the ring sees, and lies in RAM.
+    /// Random tables never panic; a chain that is accepted is the one that another implementation
+    /// of the ring sees, and lies in RAM.
     #[test]
     fn random_chains_agree_with_another_implementation(
         descriptors in prop::collection::vec(raw(), 8),

@@ -1,4 +1,5 @@
-//! A loop for workers, and the slot that a driver finds a device in: what every machine that is put together for a test has.
+//! A loop for workers, and the slot that a driver finds a device in: what every machine that is put
+//! together for a test has.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -24,7 +25,8 @@ enum Message {
     End,
 }
 
-/// What a [`WorkerLoop`] is told by, from any thread. It is carried out, in order, when the loop comes round.
+/// What a [`WorkerLoop`] is told by, from any thread. It is carried out, in order, when the loop
+/// comes round.
 pub struct LoopControl {
     messages: Mutex<Vec<Message>>,
     wake: Notifier,
@@ -85,7 +87,8 @@ impl WorkerLoop {
         self.stops
     }
 
-    /// Carries out what it was told, then lets the workers run until nothing is ready. Returns their turns.
+    /// Carries out what it was told, then lets the workers run until nothing is ready. Returns
+    /// their turns.
     ///
     /// # Panics
     /// When a worker never comes to rest, or a second one starts in a slot.
@@ -166,7 +169,8 @@ impl WorkerLoop {
     }
 }
 
-/// The least machine: memory, one slot, the line that its device interrupts by, and a loop that turns when it is told to.
+/// The least machine: memory, one slot, the line that its device interrupts by, and a loop that
+/// turns when it is told to.
 pub struct OneSlot {
     /// Guest memory, from address 0.
     pub memory: Memory,

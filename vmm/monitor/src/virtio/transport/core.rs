@@ -1,7 +1,9 @@
-//! The transport without its registers: device status, feature negotiation, queue descriptions, and who has the worker.
+//! The transport without its registers: device status, feature negotiation, queue descriptions, and
+//! who has the worker.
 //!
-//! Everything here runs on vCPU threads (and on the machine's for pause and attach), under the bus's lock on this one device, and so
-//! nothing here waits. A driver that goes on at once after a reset, as Linux does, is told to write again until the worker is home.
+//! Everything here runs on vCPU threads (and on the machine's for pause and attach), under the
+//! bus's lock on this one device, and so nothing here waits. A driver that goes on at once after a
+//! reset, as Linux does, is told to write again until the worker is home.
 
 use std::io;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ const DRIVEN: u8 = FOUND | status::DRIVER;
 const NEGOTIATED: u8 = DRIVEN | status::FEATURES_OK;
 const READY: u8 = NEGOTIATED | status::DRIVER_OK;
 
-/// The steps a driver may take (3.1.1): from, to. FAILED may join any state and 0 resets; all else is ignored.
+/// The steps a driver may take (3.1.1): from, to. FAILED may join any state and 0 resets; all else
+/// is ignored.
 const STEPS: [(u8, u8); 5] =
     [(0, FOUND), (0, DRIVEN), (FOUND, DRIVEN), (DRIVEN, NEGOTIATED), (NEGOTIATED, READY)];
 
@@ -86,8 +89,9 @@ pub struct Transport {
     interrupt: Interrupt,
     host: Arc<dyn WorkerHost>,
     device: Option<Box<dyn Device>>,
-    /// Of every queue that a device here ever had. The next device takes them over: the hypervisor knows them by the slot's addresses,
-    /// and taking one back from it would cost a grace period of the host's kernel.
+    /// Of every queue that a device here ever had. The next device takes them over: the hypervisor
+    /// knows them by the slot's addresses, and taking one back from it would cost a grace period of
+    /// the host's kernel.
     doorbells: Vec<Arc<Notifier>>,
     registers: Registers,
     life: Life,
@@ -109,8 +113,8 @@ impl Transport {
         }
     }
 
-    /// Puts a device into the empty slot, at start or while the guest runs: then its driver finds it by probing the slot again.
-    /// The doorbells may be offered to the hypervisor afterwards.
+    /// Puts a device into the empty slot, at start or while the guest runs: then its driver finds
+    /// it by probing the slot again. The doorbells may be offered to the hypervisor afterwards.
     pub fn attach(&mut self, device: Box<dyn Device>) -> Result<(), AttachError> {
         if self.device.is_some() {
             return Err(AttachError::Occupied(self.slot));
@@ -127,9 +131,10 @@ impl Transport {
         Ok(())
     }
 
-    /// Takes the device out, whatever its driver is doing: what is in flight is finished or cancelled, and everything behind the device
-    /// is given back. Returns at once; [`Transport::vacant`] tells when it is done. A driver that was not told before finds an empty slot
-    /// and waits in vain for what it had asked.
+    /// Takes the device out, whatever its driver is doing: what is in flight is finished or
+    /// cancelled, and everything behind the device is given back. Returns at once;
+    /// [`Transport::vacant`] tells when it is done. A driver that was not told before finds an
+    /// empty slot and waits in vain for what it had asked.
     pub fn detach(&mut self) {
         match std::mem::replace(&mut self.life, Life::Broken) {
             Life::Running(home) => {
@@ -151,7 +156,8 @@ impl Transport {
         self.device.is_none()
     }
 
-    /// What the driver writes to notify each queue, and what that must wake: for the hypervisor's short cut.
+    /// What the driver writes to notify each queue, and what that must wake: for the hypervisor's
+    /// short cut.
     pub fn doorbells(&self) -> impl Iterator<Item = (u32, &Arc<Notifier>)> {
         (0u32..).zip(&self.doorbells)
     }
@@ -180,7 +186,8 @@ impl Transport {
         self.device.as_ref().map_or(id::NONE, |device| device.id())
     }
 
-    /// Asks for the worker back, for a pause or a snapshot. Returns at once; [`Transport::paused`] tells when it is done.
+    /// Asks for the worker back, for a pause or a snapshot. Returns at once; [`Transport::paused`]
+    /// tells when it is done.
     pub fn pause(&mut self) {
         self.life = match std::mem::replace(&mut self.life, Life::Broken) {
             Life::Running(home) => {
@@ -191,13 +198,15 @@ impl Transport {
         };
     }
 
-    /// Whether nothing of this device is in flight: what [`Transport::pause`] or a reset asked for is done.
+    /// Whether nothing of this device is in flight: what [`Transport::pause`] or a reset asked for
+    /// is done.
     pub fn paused(&mut self) -> bool {
         self.collect();
         !matches!(self.life, Life::Running(_) | Life::Resetting(_) | Life::Pausing(_) | Life::Detaching(_))
     }
 
-    /// Starts the worker again, on the queues as they stood. Without a pause before, nothing happens.
+    /// Starts the worker again, on the queues as they stood. Without a pause before, nothing
+    /// happens.
     pub fn resume(&mut self) {
         match std::mem::replace(&mut self.life, Life::Broken) {
             Life::Paused(_) if self.interrupt.needs_reset() => {}
@@ -208,7 +217,8 @@ impl Transport {
 
     // What the registers ask for.
 
-    /// The status register. While a worker is on its way home after a reset, the old status: a driver polls for 0.
+    /// The status register. While a worker is on its way home after a reset, the old status: a
+    /// driver polls for 0.
     pub(super) fn status(&mut self) -> u8 {
         self.collect();
         let broken = if self.interrupt.needs_reset() { status::NEEDS_RESET } else { 0 };
@@ -300,15 +310,16 @@ impl Transport {
         self.registers.queue_select = select;
     }
 
-    /// The queue the driver selected; `None` beyond the last. While a worker is on its way home after a reset it is as it was: a driver
-    /// that has read QueueReady = 0 frees the rings.
+    /// The queue the driver selected; `None` beyond the last. While a worker is on its way home
+    /// after a reset it is as it was: a driver that has read QueueReady = 0 frees the rings.
     pub(super) fn queue(&mut self) -> Option<&QueueConfig> {
         self.collect();
         let index = usize::try_from(self.registers.queue_select).ok()?;
         self.registers.queues.get(index)
     }
 
-    /// The driver describes the selected queue, only between FEATURES_OK and DRIVER_OK. What it writes is believed by nobody yet.
+    /// The driver describes the selected queue, only between FEATURES_OK and DRIVER_OK. What it
+    /// writes is believed by nobody yet.
     pub(super) fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) -> Effect {
         if !self.settled() {
             return Effect::Again;

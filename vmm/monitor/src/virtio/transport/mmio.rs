@@ -1,7 +1,7 @@
 //! The registers of a virtio-mmio device, version 2 (virtio 1.2, 4.2.2).
 //!
-//! Registers below 0x100 are 32 bits wide and take no other access; the configuration space behind them takes any. A forbidden
-//! access reads 0, changes nothing and is counted.
+//! Registers below 0x100 are 32 bits wide and take no other access; the configuration space behind
+//! them takes any. A forbidden access reads 0, changes nothing and is counted.
 
 use super::core::Transport;
 use crate::bus::{BusDevice, Effect};
@@ -16,8 +16,9 @@ const VENDOR: u32 = u32::from_le_bytes(*b"NELY");
 pub struct MmioTransport(pub Transport);
 
 impl MmioTransport {
-    /// Where the driver writes to notify a queue (4 bytes wide), what it writes, and what that must wake: offers for the hypervisor's
-    /// short cut. Declined, a write arrives here and does the same.
+    /// Where the driver writes to notify a queue (4 bytes wide), what it writes, and what that must
+    /// wake: offers for the hypervisor's short cut. Declined, a write arrives here and does the
+    /// same.
     pub fn doorbells(&self) -> impl Iterator<Item = (u64, u32, &Notifier)> {
         self.0.doorbells().map(|(queue, bell)| (register::QUEUE_NOTIFY, queue, &**bell))
     }

@@ -1,4 +1,5 @@
-//! How a driver finds and drives a device: [`core`] is the machine of status, features and queues, [`mmio`] the registers in front of it.
+//! How a driver finds and drives a device: [`core`] is the machine of status, features and queues,
+//! [`mmio`] the registers in front of it.
 
 pub mod core;
 pub mod mmio;

@@ -162,7 +162,8 @@ fn only_the_steps_of_the_table_are_taken() {
                     | (NEGOTIATED, READY)
             ) || asked == from | FAILED;
             let wanted = if allowed { asked } else { from };
-            // A queue was never described: the step to DRIVER_OK is taken and the device cannot start.
+            // A queue was never described: the step to DRIVER_OK is taken and the device cannot
+            // start.
             let broken = if (from, asked) == (NEGOTIATED, READY) { NEEDS_RESET } else { 0 };
             assert_eq!(machine.status(), wanted | broken, "{from:#x} to {to:#x}");
         }
@@ -454,7 +455,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
-    /// Whatever a guest does to the registers and the machine beside it, a reset and proper use work afterwards.
+    /// Whatever a guest does to the registers and the machine beside it, a reset and proper use
+    /// work afterwards.
     #[test]
     fn any_history_ends_well_after_a_reset(steps in prop::collection::vec(step(), 0..60)) {
         let mut machine = Machine::empty();

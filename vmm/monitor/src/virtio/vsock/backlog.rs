@@ -6,8 +6,8 @@ use std::io::IoSlice;
 /// A chunk is at least this big, so that many tiny packets do not cost an allocation each.
 const SMALLEST_CHUNK: usize = 4096;
 
-/// A first-in, first-out store of bytes in chunks; a chunk is allocated when bytes arrive and freed when they are gone.
-/// How much it may hold is the connection's credit, see [`super::connection`].
+/// A first-in, first-out store of bytes in chunks; a chunk is allocated when bytes arrive and freed
+/// when they are gone. How much it may hold is the connection's credit, see [`super::connection`].
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     chunks: VecDeque<Vec<u8>>,
@@ -30,7 +30,8 @@ impl Backlog {
         self.len == 0
     }
 
-    /// Appends `len` bytes that `fill` provides piece by piece, in order; an error of `fill` leaves what came before it.
+    /// Appends `len` bytes that `fill` provides piece by piece, in order; an error of `fill` leaves
+    /// what came before it.
     pub(super) fn append<E>(
         &mut self,
         mut len: usize,

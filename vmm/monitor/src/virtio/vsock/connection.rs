@@ -1,7 +1,9 @@
-//! One connection as the protocol sees it: phase, half closes and credit both ways. No descriptor, no buffer, no clock.
+//! One connection as the protocol sees it: phase, half closes and credit both ways. No descriptor,
+//! no buffer, no clock.
 //!
-//! What arrives goes through [`Connection::hear`]; what should be said comes out of [`Connection::next`] and
-//! [`Connection::may_send`]. Credit is virtio 1.2, section 5.10.6.3: counters run modulo 2^32.
+//! What arrives goes through [`Connection::hear`]; what should be said comes out of
+//! [`Connection::next`] and [`Connection::may_send`]. Credit is virtio 1.2, section 5.10.6.3:
+//! counters run modulo 2^32.
 
 use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM};
 
@@ -29,7 +31,8 @@ pub(super) enum Heard {
     Nothing,
     /// The guest accepted the host's request.
     Opened,
-    /// This many payload bytes belong to the host side. Each must come back by [`Connection::forwarded`].
+    /// This many payload bytes belong to the host side. Each must come back by
+    /// [`Connection::forwarded`].
     Data(u32),
     /// The payload is for nobody: the host side reads no more. It was counted as forwarded.
     Discard,
@@ -81,7 +84,8 @@ pub(super) struct Connection {
     guest_forwarded: u32,
     /// Payload bytes sent to the guest.
     sent: u32,
-    /// Our receive buffer, payload received into it and taken out of it, and what the guest knows of the latter.
+    /// Our receive buffer, payload received into it and taken out of it, and what the guest knows
+    /// of the latter.
     window: u32,
     received: u32,
     forwarded: u32,
@@ -106,7 +110,8 @@ impl Connection {
         }
     }
 
-    /// The host dials: REQUEST is to be said. The guest may send `window` bytes before the host has taken any.
+    /// The host dials: REQUEST is to be said. The guest may send `window` bytes before the host has
+    /// taken any.
     #[must_use]
     pub(super) fn dial(window: u32) -> Self {
         Self::new(Phase::Dialling, window, todo::REQUEST)
@@ -120,7 +125,8 @@ impl Connection {
         connection
     }
 
-    /// Takes in one packet of the guest. RST is to be answered where the result says so, by the owner.
+    /// Takes in one packet of the guest. RST is to be answered where the result says so, by the
+    /// owner.
     pub(super) fn hear(&mut self, header: &Header) -> Heard {
         let Some(op) = Op::from_raw(header.op) else { return Heard::Fault(Fault::UnknownOp) };
         if op == Op::Rst {
@@ -172,13 +178,14 @@ impl Connection {
         }
     }
 
-    /// What the guest has room for. A guest that claims to have taken more than was sent has room for nothing.
+    /// What the guest has room for. A guest that claims to have taken more than was sent has room
+    /// for nothing.
     fn credit(&self) -> u32 {
         self.guest_alloc.saturating_sub(self.sent.wrapping_sub(self.guest_forwarded))
     }
 
-    /// Payload bytes that may be sent now: 0 before the connection is open, without credit, and once either end closed
-    /// this direction.
+    /// Payload bytes that may be sent now: 0 before the connection is open, without credit, and
+    /// once either end closed this direction.
     #[must_use]
     pub(super) fn may_send(&self) -> u32 {
         if self.wants_data() { self.credit() } else { 0 }
@@ -198,7 +205,8 @@ impl Connection {
         debug_assert!(count <= self.may_send());
         self.sent = self.sent.wrapping_add(count);
         self.todo &= !todo::CREDIT_UPDATE;
-        // The guest tells of room it makes by itself; asking covers the one whose word depends on being asked.
+        // The guest tells of room it makes by itself; asking covers the one whose word depends on
+        // being asked.
         if self.credit() == 0 && !self.asked {
             self.asked = true;
             self.todo |= todo::CREDIT_REQUEST;
@@ -208,8 +216,9 @@ impl Connection {
     /// The host side took `count` bytes of what [`Heard::Data`] gave.
     pub(super) fn forwarded(&mut self, count: u32) {
         self.forwarded = self.forwarded.wrapping_add(count);
-        // Half the window keeps the guest sending and costs one packet per half window. A guest that waits for room finds
-        // at least half the window once all is forwarded, so it never waits for ever.
+        // Half the window keeps the guest sending and costs one packet per half window. A guest
+        // that waits for room finds at least half the window once all is forwarded, so it never
+        // waits for ever.
         let untold = self.forwarded.wrapping_sub(self.announced);
         if untold >= self.window / 2 && self.guest_over & SHUTDOWN_SEND == 0 {
             self.todo |= todo::CREDIT_UPDATE;
@@ -277,8 +286,8 @@ impl Connection {
         self.todo & (todo::REQUEST | todo::RESPONSE | todo::SHUTDOWN) != 0
     }
 
-    /// The next packet beside data, with its flags, taken off the list. A data packet carries credit, so an owner with data sends that first unless
-    /// [`Self::is_urgent`].
+    /// The next packet beside data, with its flags, taken off the list. A data packet carries
+    /// credit, so an owner with data sends that first unless [`Self::is_urgent`].
     pub(super) fn next(&mut self) -> Option<(Op, u32)> {
         let word = self.todo & self.todo.wrapping_neg();
         self.todo &= !word;
@@ -292,7 +301,8 @@ impl Connection {
         })
     }
 
-    /// The header of a packet to the guest on `guest_cid`; it carries our credit, which from here on the guest knows.
+    /// The header of a packet to the guest on `guest_cid`; it carries our credit, which from here
+    /// on the guest knows.
     pub(super) fn header(&mut self, guest_cid: u64, key: Key, op: Op, flags: u32, len: u32) -> Header {
         self.announced = self.forwarded;
         Header {

@@ -54,7 +54,8 @@ fn every_operation_in_every_phase() {
     let after = Heard::Fault(Fault::AfterShutdown);
     use Heard::{Data, Finished, HalfClosed, Nothing, Opened, Reset};
     type Make = Box<dyn Fn() -> Connection>;
-    // Columns: REQUEST, RESPONSE, RST, SHUTDOWN(RECEIVE), SHUTDOWN(SEND), SHUTDOWN(BOTH), RW, CREDIT_UPDATE, CREDIT_REQUEST.
+    // Columns: REQUEST, RESPONSE, RST, SHUTDOWN(RECEIVE), SHUTDOWN(SEND), SHUTDOWN(BOTH), RW,
+    // CREDIT_UPDATE, CREDIT_REQUEST.
     let table: [(&str, Make, [Heard; 9]); 4] = [
         ("dialling", Box::new(dialling), [out, Opened, Reset, out, out, out, out, out, out]),
         (
@@ -372,8 +373,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
-    /// Whatever the interleaving, both streams arrive whole and in order, no end overruns the other, and when every end keeps
-    /// working nothing is left waiting for credit that never comes.
+    /// Whatever the interleaving, both streams arrive whole and in order, no end overruns the
+    /// other, and when every end keeps working nothing is left waiting for credit that never comes.
     #[test]
     fn both_streams_arrive_whatever_the_interleaving(
         window in 1u32..3000,

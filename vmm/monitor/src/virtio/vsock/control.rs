@@ -1,4 +1,5 @@
-//! Streams into the guest for the process that holds the machine: no path in the file system, nobody waits.
+//! Streams into the guest for the process that holds the machine: no path in the file system,
+//! nobody waits.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +13,8 @@ use crate::sys::{self, Notifier};
 /// How long [`VsockControl::connect`] waits for the guest's answer once the request could be sent.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What [`VsockControl::listen`] sends beside each descriptor: the guest's port and the host's, little endian.
+/// What [`VsockControl::listen`] sends beside each descriptor: the guest's port and the host's,
+/// little endian.
 const ACCEPTED_LEN: usize = 8;
 
 /// What is called with the stream, or with why there is none.
@@ -25,7 +27,8 @@ pub(super) struct Counters {
     pub(super) connections: AtomicUsize,
 }
 
-/// Reaches the device from any thread. No call waits: what is asked for before the guest's driver is up is done when it is.
+/// Reaches the device from any thread. No call waits: what is asked for before the guest's driver
+/// is up is done when it is.
 #[derive(Clone)]
 pub struct VsockControl {
     requests: mpsc::Sender<Request>,
@@ -34,10 +37,11 @@ pub struct VsockControl {
 }
 
 impl VsockControl {
-    /// Connects to `port` of the guest. `reply` is called exactly once, on the device's thread, so it must not block: with a
-    /// blocking stream after the guest accepted; with `ConnectionRefused` when the guest resets, `TimedOut` after
-    /// [`CONNECT_TIMEOUT`], `QuotaExceeded` when the device has no room, `ConnectionReset` when the driver is reset, and
-    /// `ConnectionAborted` when the machine ends. The time counts from when the device is active.
+    /// Connects to `port` of the guest. `reply` is called exactly once, on the device's thread, so
+    /// it must not block: with a blocking stream after the guest accepted; with `ConnectionRefused`
+    /// when the guest resets, `TimedOut` after [`CONNECT_TIMEOUT`], `QuotaExceeded` when the device
+    /// has no room, `ConnectionReset` when the driver is reset, and `ConnectionAborted` when the
+    /// machine ends. The time counts from when the device is active.
     pub fn connect(&self, port: u32, reply: ConnectReply) {
         self.connect_within(port, CONNECT_TIMEOUT, reply);
     }
@@ -47,10 +51,11 @@ impl VsockControl {
         self.ask(Request::Connect { port, timeout, reply: Reply(Some(reply)) });
     }
 
-    /// Accepts what the guest dials on `port` of the host: for each connection one end of a socket pair goes over `channel`, to be
-    /// taken by [`receive_accepted`] at the other end of it. `channel` is a Unix stream socket, see [`sys::stream_pair`]; it becomes
-    /// non-blocking, and a connection for which it has no room (Linux: some 250 wait) is reset. A second call replaces the channel. Once
-    /// the other end is closed the port is not listened on any more.
+    /// Accepts what the guest dials on `port` of the host: for each connection one end of a socket
+    /// pair goes over `channel`, to be taken by [`receive_accepted`] at the other end of it.
+    /// `channel` is a Unix stream socket, see [`sys::stream_pair`]; it becomes non-blocking, and a
+    /// connection for which it has no room (Linux: some 250 wait) is reset. A second call replaces
+    /// the channel. Once the other end is closed the port is not listened on any more.
     pub fn listen(&self, port: u32, channel: OwnedFd) {
         self.ask(Request::Listen { port, channel });
     }
@@ -73,16 +78,18 @@ impl VsockControl {
     }
 
     fn ask(&self, request: Request) {
-        // A device that is gone drops the request, and with it the reply says so. A bell that cannot be rung means that no descriptor
-        // works any more; the request is then seen at the next one.
+        // A device that is gone drops the request, and with it the reply says so. A bell that
+        // cannot be rung means that no descriptor works any more; the request is then seen at the
+        // next one.
         if self.requests.send(request).is_ok() {
             let _ = self.bell.notify();
         }
     }
 }
 
-/// Takes one accepted connection from the other end of a channel given to [`VsockControl::listen`]: the stream, the guest's port and
-/// the host's. Waits if the channel is blocking. `None`: the device listens no more.
+/// Takes one accepted connection from the other end of a channel given to [`VsockControl::listen`]:
+/// the stream, the guest's port and the host's. Waits if the channel is blocking. `None`: the
+/// device listens no more.
 pub fn receive_accepted(channel: BorrowedFd<'_>) -> io::Result<Option<(UnixStream, u32, u32)>> {
     let (mut message, mut descriptors) = ([0u8; ACCEPTED_LEN], Vec::new());
     let arrived = sys::receive(channel, &mut message, &mut descriptors, 1)?;

@@ -1,4 +1,5 @@
-//! The way in and out by paths: a socket that takes `CONNECT port` lines, and the sockets beside it that the guest dials.
+//! The way in and out by paths: a socket that takes `CONNECT port` lines, and the sockets beside it
+//! that the guest dials.
 
 use std::io;
 use std::os::fd::AsFd;

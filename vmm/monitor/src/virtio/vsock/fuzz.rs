@@ -9,8 +9,9 @@ use super::{Vsock, receive_accepted};
 use crate::config::VsockConfig;
 use crate::virtio::testing::{Bench, Part};
 
-/// Drives a device with packets made of `data`, twelve bytes each, over real queues and with host sockets that talk back. For fuzzing:
-/// the only thing asserted is that the device comes to rest and asks for no reset.
+/// Drives a device with packets made of `data`, twelve bytes each, over real queues and with host
+/// sockets that talk back. For fuzzing: the only thing asserted is that the device comes to rest
+/// and asks for no reset.
 ///
 /// # Panics
 /// When the device breaks, or the host has no descriptors.

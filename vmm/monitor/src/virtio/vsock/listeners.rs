@@ -1,4 +1,5 @@
-//! Ports of the host that the holder of the machine takes connections on, each with the channel that they go over.
+//! Ports of the host that the holder of the machine takes connections on, each with the channel
+//! that they go over.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,7 +17,8 @@ const KEY_BIT: u32 = 1 << 30;
 #[derive(Debug)]
 struct Listener {
     channel: OwnedFd,
-    /// Names it to the poller: a port may be listened on again before an event of the last time is seen.
+    /// Names it to the poller: a port may be listened on again before an event of the last time is
+    /// seen.
     id: u32,
     registered: bool,
 }
@@ -53,7 +55,8 @@ impl Listeners {
         }
     }
 
-    /// The other end of the channel that is registered as `key` was closed, or somebody wrote on it, which is not its use.
+    /// The other end of the channel that is registered as `key` was closed, or somebody wrote on
+    /// it, which is not its use.
     pub(super) fn ready(&mut self, key: u32) {
         let id = key & (KEY_BIT - 1);
         let Some((port, listener)) = self.by_port.iter().find(|(_, listener)| listener.id == id) else {
@@ -71,7 +74,8 @@ impl Listeners {
         }
     }
 
-    /// Hands a stream to whoever listens on the host's port of `key`; our end of it. `None`: nobody, or nobody with room.
+    /// Hands a stream to whoever listens on the host's port of `key`; our end of it. `None`:
+    /// nobody, or nobody with room.
     pub(super) fn hand_over(&mut self, key: Key) -> Option<UnixStream> {
         let listener = self.by_port.get(&key.host)?;
         let (near, far) = pair().ok()?;

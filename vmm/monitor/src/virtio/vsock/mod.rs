@@ -1,11 +1,15 @@
-//! virtio-vsock (virtio 1.2, section 5.10) in user space: every guest connection is a Unix stream on the host.
+//! virtio-vsock (virtio 1.2, section 5.10) in user space: every guest connection is a Unix stream
+//! on the host.
 //!
-//! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the guest accepted; the holder of the machine
-//! calls [`VsockControl::connect`]. Ways out: what the guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix
-//! socket beside the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]), for one connection each time the guest's
-//! driver starts. What the guest dials takes half of the connections at most, and silence keeps no place where places are short.
+//! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the
+//! guest accepted; the holder of the machine calls [`VsockControl::connect`]. Ways out: what the
+//! guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix socket beside
+//! the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]), for one
+//! connection each time the guest's driver starts. What the guest dials takes half of the
+//! connections at most, and silence keeps no place where places are short.
 //!
-//! `packet` `connection` `backlog` `table` are pure; `muxer` puts them together with descriptors; `worker` puts it on the queues.
+//! `packet` `connection` `backlog` `table` are pure; `muxer` puts them together with descriptors;
+//! `worker` puts it on the queues.
 
 mod backlog;
 mod connection;
@@ -91,8 +95,9 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device and the handle on it. `power` is told what comes on `config.power_port`, and is of no use without one. The socket of
-    /// `config.unix_socket` exists when this returns and is removed with the device.
+    /// A device and the handle on it. `power` is told what comes on `config.power_port`, and is of
+    /// no use without one. The socket of `config.unix_socket` exists when this returns and is
+    /// removed with the device.
     pub fn new(config: &VsockConfig, power: Option<PowerSink>) -> Result<(Self, VsockControl), VsockError> {
         let door = match &config.unix_socket {
             None => None,
@@ -108,8 +113,8 @@ impl Vsock {
         Ok((Self { cid, rest: Some(Rest { muxer, reset_due: false }) }, control))
     }
 
-    /// The guest is told, once it runs, that all its connections are gone: for a machine restored from a snapshot, whose connections
-    /// stayed behind (5.10.6.6).
+    /// The guest is told, once it runs, that all its connections are gone: for a machine restored
+    /// from a snapshot, whose connections stayed behind (5.10.6.6).
     pub fn announce_reset(&mut self) {
         if let Some(rest) = &mut self.rest {
             rest.reset_due = true;

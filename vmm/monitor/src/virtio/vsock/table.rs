@@ -10,10 +10,12 @@ const PLACE_BITS: u32 = 17;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 /// A handle as a poller's key has this bit, the keys of queues and the like do not.
 const KEY_BIT: u32 = 1 << 31;
-/// The first port given to the host's end of a dialled connection; below it are ports that services are known by.
+/// The first port given to the host's end of a dialled connection; below it are ports that services
+/// are known by.
 pub(super) const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// Names an entry for its lifetime: an event that was under way when an entry was removed does not find the one that followed it.
+/// Names an entry for its lifetime: an event that was under way when an entry was removed does not
+/// find the one that followed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle(u32);
 
@@ -128,8 +130,8 @@ impl<T> Table<T> {
         self.index.get(&key).copied()
     }
 
-    /// A port for the host's end of a connection to `guest`. Ports go round: one comes back only after 3 billion others, and never
-    /// while the same pair is in use.
+    /// A port for the host's end of a connection to `guest`. Ports go round: one comes back only
+    /// after 3 billion others, and never while the same pair is in use.
     pub(super) fn host_port(&mut self, guest: u32) -> u32 {
         loop {
             let host = self.next_port;

@@ -57,7 +57,8 @@ fn code() -> Vec<u8> {
     (0..200_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3] & 0x3f).collect()
 }
 
-/// A kernel in two segments: code at 2 MiB, and data at 3 MiB and 16 bytes with two pages of zeros behind.
+/// A kernel in two segments: code at 2 MiB, and data at 3 MiB and 16 bytes with two pages of zeros
+/// behind.
 fn sample(notes: &[u8], sections: &[(&str, &[u8])]) -> Vec<u8> {
     let code = code();
     let segments = [
@@ -97,7 +98,8 @@ fn read_text(memory: &GuestRam, at: u64) -> String {
     String::from_utf8(bytes[..end].to_vec()).unwrap()
 }
 
-/// Runs a compressor of the machine, which judges what our own packers in [`testing`] cannot: its real options.
+/// Runs a compressor of the machine, which judges what our own packers in [`testing`] cannot: its
+/// real options.
 fn packed_by(program: &str, args: &[&str], bytes: &[u8]) -> Vec<u8> {
     use std::io::{Read, Seek};
     let mut input = temporary(bytes);

@@ -1,4 +1,5 @@
-//! Headers changed at random: whatever they say, loading ends, and what it accepts lies in guest memory above the tables.
+//! Headers changed at random: whatever they say, loading ends, and what it accepts lies in guest
+//! memory above the tables.
 
 use proptest::prelude::*;
 

@@ -33,7 +33,8 @@ fn is_free(path: &Path) -> bool {
     }
 }
 
-/// The same, as soon as children of other tests have executed their programs: until then they have all that is open here.
+/// The same, as soon as children of other tests have executed their programs: until then they have
+/// all that is open here.
 fn becomes_free(path: &Path) -> bool {
     (0..100_000).any(|_| {
         std::thread::yield_now();
@@ -41,7 +42,8 @@ fn becomes_free(path: &Path) -> bool {
     })
 }
 
-/// What a driver of the first slot does up to DRIVER_OK, with one queue in guest memory. A read of the status ends it.
+/// What a driver of the first slot does up to DRIVER_OK, with one queue in guest memory. A read of
+/// the status ends it.
 fn drive() -> Vec<Step> {
     let driven = status::ACKNOWLEDGE | status::DRIVER;
     let negotiated = driven | status::FEATURES_OK;

@@ -54,7 +54,8 @@ fn assert_gone(fake: &Fake) {
     assert_eq!((record.vcpus, record.machines, record.slots.len()), (0, 0, 0));
 }
 
-/// Something that shows in the record once the guest runs. After the last step of its script a vCPU computes until there are more.
+/// Something that shows in the record once the guest runs. After the last step of its script a vCPU
+/// computes until there are more.
 fn sign() -> Step {
     Step::read32(0xdead_0000)
 }
@@ -204,7 +205,8 @@ fn memory_for_later_is_mapped_before_the_controllers_too() {
     assert_gone(&fake);
 }
 
-/// The entropy device found, and its one queue of 8 entries described with the descriptor table at `table`.
+/// The entropy device found, and its one queue of 8 entries described with the descriptor table at
+/// `table`.
 fn drive_rng(table: u32) -> Vec<Step> {
     let registers = [
         (0x70, 1),

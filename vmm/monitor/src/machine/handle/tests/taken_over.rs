@@ -55,8 +55,9 @@ enum Instead {
     Close,
 }
 
-/// A machine whose monitor is a process that does nothing, while somebody else has all that it had: `hear` gets each request with its
-/// descriptors, and says which of these are kept until the holder's last is closed, when the thread ends.
+/// A machine whose monitor is a process that does nothing, while somebody else has all that it had:
+/// `hear` gets each request with its descriptors, and says which of these are kept until the
+/// holder's last is closed, when the thread ends.
 fn held(
     mut hear: impl FnMut(&Request, Vec<OwnedFd>) -> Vec<OwnedFd> + Send + 'static,
 ) -> (Starting, JoinHandle<()>) {

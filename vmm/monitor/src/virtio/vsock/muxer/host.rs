@@ -51,7 +51,8 @@ impl Muxer {
                 Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    // Out of descriptors or memory (or the client is gone): the next tick or the next close opens the door again.
+                    // Out of descriptors or memory (or the client is gone): the next tick or the
+                    // next close opens the door again.
                     door.closed = true;
                     return;
                 }

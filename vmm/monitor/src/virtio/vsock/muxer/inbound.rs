@@ -16,7 +16,8 @@ use crate::virtio::vsock::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM
 use crate::virtio::vsock::table::Handle;
 
 impl Muxer {
-    /// Takes in one packet. The error is that of guest memory; everything else a guest can do wrong is answered in the protocol.
+    /// Takes in one packet. The error is that of guest memory; everything else a guest can do wrong
+    /// is answered in the protocol.
     pub(in crate::virtio::vsock) fn hear(
         &mut self,
         chain: &Chain,
@@ -184,8 +185,8 @@ impl Muxer {
         match ringing.caller {
             Caller::Client(stream) => {
                 let line = format!("OK {}\n", header.dst_port);
-                // Nothing was sent on this stream before, so it has room for a line. A client that closed its reading half gets none,
-                // and may still have something to say.
+                // Nothing was sent on this stream before, so it has room for a line. A client that
+                // closed its reading half gets none, and may still have something to say.
                 match unix::send_vectored(stream.as_fd(), &[io::IoSlice::new(line.as_bytes())]) {
                     Ok(count) if count == line.len() => {}
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => slot.refuse(),

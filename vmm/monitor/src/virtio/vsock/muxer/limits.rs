@@ -11,8 +11,9 @@ use crate::virtio::vsock::backlog::Backlog;
 use crate::virtio::vsock::packet::Op;
 use crate::virtio::vsock::table::Handle;
 
-/// With half of the guest's connections taken, one that the guest dialled and on which nothing was said for so many ticks is reset: silence
-/// keeps nobody else out. With fewer, it may be silent for ever.
+/// With half of the guest's connections taken, one that the guest dialled and on which nothing was
+/// said for so many ticks is reset: silence keeps nobody else out. With fewer, it may be silent for
+/// ever.
 const SILENT_TICKS: u8 = if cfg!(test) { 2 } else { 30 };
 
 impl Muxer {
@@ -82,7 +83,8 @@ impl Muxer {
         self.requests();
     }
 
-    /// The driver was reset: its connections are no more. Listeners, the door and clients that have not finished their line stay.
+    /// The driver was reset: its connections are no more. Listeners, the door and clients that have
+    /// not finished their line stay.
     pub(in crate::virtio::vsock) fn reset(&mut self) {
         self.resets = VecDeque::new();
         for handle in self.table.handles() {

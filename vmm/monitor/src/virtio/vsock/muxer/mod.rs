@@ -1,9 +1,10 @@
-//! All connections of a device: packets of the guest go in ([`Muxer::hear`]), packets for it come out ([`Muxer::serve`]), host
-//! descriptors are in between. Knows no queue: a packet is a chain.
+//! All connections of a device: packets of the guest go in ([`Muxer::hear`]), packets for it come
+//! out ([`Muxer::serve`]), host descriptors are in between. Knows no queue: a packet is a chain.
 //!
-//! `slot` is one connection and its end on the host; what is done with them stands by who makes it happen: `inbound` the guest,
-//! `outbound` its room for packets, `host` descriptors and requests, `limits` time and a reset; `ends` takes connections apart, and
-//! `watch` keeps the poller's registrations and the turns.
+//! `slot` is one connection and its end on the host; what is done with them stands by who makes it
+//! happen: `inbound` the guest, `outbound` its room for packets, `host` descriptors and requests,
+//! `limits` time and a reset; `ends` takes connections apart, and `watch` keeps the poller's
+//! registrations and the turns.
 
 mod ends;
 mod host;
@@ -39,7 +40,8 @@ const DIALLED_MAX: usize = CONNECTIONS_MAX / 2;
 /// RSTs that may wait for room in the guest before its packets wait too (virtio 1.2, 5.10.6.1.2).
 const RESETS_MAX: usize = 1024;
 
-/// Descriptors that this process may have: each connection to somebody on the host costs it at least one.
+/// Descriptors that this process may have: each connection to somebody on the host costs it at
+/// least one.
 fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     limit.map_or(usize::MAX, |limit| at_most(limit, usize::MAX))

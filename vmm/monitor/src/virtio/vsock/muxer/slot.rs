@@ -20,7 +20,8 @@ pub(super) const HEADER_SIZE: u32 = 44;
 /// Most payload of one packet to the guest (and of one from a Linux guest), in bytes.
 const PAYLOAD_MAX: u32 = 64 << 10;
 
-/// What the guest may have under way on each of `connections`: generous for a few, so that the sum stays bounded.
+/// What the guest may have under way on each of `connections`: generous for a few, so that the sum
+/// stays bounded.
 pub(super) fn window(connections: usize) -> u32 {
     match connections {
         0..64 => 256 << 10,
@@ -182,7 +183,8 @@ impl Slot {
 #[cfg(all(test, feature = "figures"))]
 pub(in crate::virtio::vsock) const SLOT_BYTES: usize = size_of::<Slot>();
 
-/// Puts one packet of `slot` into `chain`, whose payload has `room`; `None` if there was nothing to say after all.
+/// Puts one packet of `slot` into `chain`, whose payload has `room`; `None` if there was nothing to
+/// say after all.
 pub(super) fn say(
     slot: &mut Slot,
     cid: u64,

@@ -16,7 +16,8 @@ use crate::virtio::vsock::table::Handle;
 const TICK: Duration = Duration::from_secs(1);
 
 impl Muxer {
-    /// Something about this entry changed: it gets a turn if it has something to say, and [`Self::sync`] looks at it.
+    /// Something about this entry changed: it gets a turn if it has something to say, and
+    /// [`Self::sync`] looks at it.
     pub(super) fn touch(&mut self, handle: Handle) {
         let Some(slot) = self.table.get_mut(handle) else { return };
         if !slot.touched {
@@ -26,7 +27,8 @@ impl Muxer {
         if !slot.queued && slot.due() {
             slot.queued = true;
             self.turns.push_back(handle);
-            // Turns of connections that are gone go when they come up, or here when a guest that gives no room piles them up.
+            // Turns of connections that are gone go when they come up, or here when a guest that
+            // gives no room piles them up.
             if self.turns.len() > 2 * self.table.len() + 64 {
                 let table = &self.table;
                 self.turns.retain(|handle| table.get(*handle).is_some());
@@ -34,7 +36,8 @@ impl Muxer {
         }
     }
 
-    /// Brings the poller's registrations to what is wanted now. `true`: a connection was lost doing so, and there is a RST to serve.
+    /// Brings the poller's registrations to what is wanted now. `true`: a connection was lost doing
+    /// so, and there is a RST to serve.
     pub(in crate::virtio::vsock) fn sync(&mut self, registrar: &mut Registrar<'_>) -> io::Result<bool> {
         let resets = self.resets.len();
         while let Some(handle) = self.touched.pop() {

@@ -1,4 +1,5 @@
-//! A guest for the tests: a driver that keeps the receive queue full and a socket layer written from the specification.
+//! A guest for the tests: a driver that keeps the receive queue full and a socket layer written
+//! from the specification.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;

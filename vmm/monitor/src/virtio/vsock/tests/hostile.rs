@@ -95,7 +95,8 @@ fn a_guest_that_overruns_its_credit_is_reset_and_what_fitted_arrives() {
         sent += count;
     }
     assert!(sent < bytes.len() && guest.sockets[&key].credit() == 0);
-    // The device may have room by now that it has not told of; not for more than a whole window, though.
+    // The device may have room by now that it has not told of; not for more than a whole window,
+    // though.
     let header = Guest::header(key, Op::Rw, 0, (256 << 10) + 1);
     guest.send(header, &vec![1; (256 << 10) + 1]);
     guest.pump();

@@ -1,4 +1,5 @@
-//! A process out of descriptors. The limit is the process's, so each test runs in a child of its own.
+//! A process out of descriptors. The limit is the process's, so each test runs in a child of its
+//! own.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -13,7 +14,8 @@ use super::*;
 /// Tells a child that it is one.
 const CHILD: &str = "NELLY_TEST_CHILD";
 
-/// Runs the test `name` of this file again, alone in a child. Says whether this process is that child.
+/// Runs the test `name` of this file again, alone in a child. Says whether this process is that
+/// child.
 fn in_child(name: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;

@@ -115,7 +115,8 @@ fn silent_clients_are_bounded_in_number_and_time() {
     guest.listening.insert(52);
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"CONNECT 52\n").unwrap();
-    // The client gets its turn when enough of them went; each of the others goes when its own time is over.
+    // The client gets its turn when enough of them went; each of the others goes when its own time
+    // is over.
     let start = Instant::now();
     while guest.open().is_empty() || !silent.iter().take(256).all(closed) {
         let late = start.elapsed() > Duration::from_secs(30);
