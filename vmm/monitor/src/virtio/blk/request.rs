@@ -68,7 +68,8 @@ impl Requests {
         writer.write_all(&[status])?;
         let moved = match kind {
             spec::T_IN => u64::from(room),
-            spec::T_OUT => u64::from(chain.readable_len()),
+            // Otherwise it ends with a flush.
+            spec::T_OUT if !self.write_through => u64::from(chain.readable_len()),
             // What the host does for a flush or a discard, no length tells: each is a turn of its
             // own.
             _ => TURN_BYTES,

@@ -211,16 +211,21 @@ fn no_turn_and_no_request_moves_more_than_a_bound() {
     file.set_len(1 << 30).unwrap();
     let mut device = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "root");
     // The last turn of each finds nothing more.
-    for (kind, count, mebibytes, turns, answer) in [
-        (spec::T_IN, 8, 1, 1, spec::S_OK),
-        (spec::T_IN, 8, 16, 4 + 1, spec::S_OK),
-        (spec::T_IN, 2, 64, 2 + 1, spec::S_OK),
-        (spec::T_IN, 1, 65, 1 + 1, spec::S_IOERR),
-        (spec::T_OUT, 4, 16, 2 + 1, spec::S_OK),
-        (spec::T_OUT, 1, 65, 1 + 1, spec::S_IOERR),
-        (spec::T_FLUSH, 3, 0, 3 + 1, spec::S_OK),
+    let all = None;
+    // Each write is a flush then.
+    let write_through = Some(feature::VERSION_1 | feature::INDIRECT_DESC);
+    for (features, kind, count, mebibytes, turns, answer) in [
+        (write_through, spec::T_OUT, 8, 1, 8 + 1, spec::S_OK),
+        (write_through, spec::T_IN, 8, 1, 1, spec::S_OK),
+        (all, spec::T_IN, 8, 1, 1, spec::S_OK),
+        (all, spec::T_IN, 8, 16, 4 + 1, spec::S_OK),
+        (all, spec::T_IN, 2, 64, 2 + 1, spec::S_OK),
+        (all, spec::T_IN, 1, 65, 1 + 1, spec::S_IOERR),
+        (all, spec::T_OUT, 4, 16, 2 + 1, spec::S_OK),
+        (all, spec::T_OUT, 1, 65, 1 + 1, spec::S_IOERR),
+        (all, spec::T_FLUSH, 3, 0, 3 + 1, spec::S_OK),
     ] {
-        let mut bench = Bench::new(&mut device, 64, None);
+        let mut bench = Bench::new(&mut device, 64, features);
         let served = serve_large(&mut bench, kind, count, mebibytes);
         assert_eq!(served, (turns, answer), "{count} requests {kind} of {mebibytes} MiB");
         assert_eq!(bench.interrupt.faults(), 0);
