@@ -149,8 +149,10 @@ impl Worker for VsockWorker {
         registrar.add(self.muxer.bell().as_fd(), KEY_BELL, Interest::READ)?;
         registrar.add(self.muxer.timer().as_fd(), KEY_TICK, Interest::READ)?;
         self.muxer.resume();
-        self.hear()?;
-        self.settle(registrar)
+        let heard = self.hear();
+        // What came before a fault is published too.
+        self.settle(registrar)?;
+        heard
     }
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
@@ -166,13 +168,14 @@ impl Worker for VsockWorker {
     }
 
     fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let mut heard = Ok(());
         match key {
             KEY_RX => {
                 self.rx.doorbell().consume()?;
             }
             KEY_TX => {
                 self.tx.doorbell().consume()?;
-                self.hear()?;
+                heard = self.hear();
             }
             KEY_EVENT => {
                 if let Some(event) = &self.event {
@@ -194,7 +197,8 @@ impl Worker for VsockWorker {
                 None => self.muxer.channel_ready(key),
             },
         }
-        self.settle(registrar)
+        self.settle(registrar)?;
+        heard
     }
 
     fn quiesce(self: Box<Self>) -> Returned {
