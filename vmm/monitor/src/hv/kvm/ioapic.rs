@@ -100,7 +100,10 @@ impl IoApic {
         for (pin, [entry @ .., high]) in lines.iter().enumerate() {
             (apic.entries[pin], apic.high[pin]) = (u64::from_le_bytes(*entry), *high != 0);
         }
-        Some(apic)
+        // Nothing could mask a pin that the machine does not have.
+        let missing = usize::try_from(pins).ok()?..;
+        let silent = apic.entries[missing.clone()].iter().all(|entry| *entry == MASKED);
+        (silent && !apic.high[missing].contains(&true)).then_some(apic)
     }
 
     /// The offset of a guest physical address in the registers' page.
@@ -324,6 +327,13 @@ mod tests {
         }
         assert!(IoApic::load(&bytes, 10).is_none() && IoApic::load(&bytes[1..], 9).is_none());
         assert!(IoApic::load(&[&bytes[..], &[0]].concat(), 9).is_none());
+        // A pin that it does not have: not masked, or up.
+        let last = bytes.len() - 9;
+        for (at, value) in [(last + 2, 0), (last + 8, 1)] {
+            let mut foreign = bytes.clone();
+            foreign[at] = value;
+            assert!(IoApic::load(&foreign, 9).is_none(), "{at}");
+        }
     }
 
     proptest! {

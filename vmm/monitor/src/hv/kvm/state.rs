@@ -20,6 +20,7 @@ use kvm_ioctls::VcpuFd;
 use super::super::HvError;
 use super::inner::{Inner, failed};
 use super::ioapic::IoApic;
+use crate::arch::Nested;
 use crate::arch::x86_64::msr;
 use crate::state::{Sections, StateError};
 
@@ -76,8 +77,19 @@ fn take<T: Plain>(state: &mut Sections, name: &str) -> Result<T, StateError> {
     value(name, &state.take(name, VERSION)?)
 }
 
+/// What a vCPU with virtualisation of its own is in the middle of is not among the sections.
+fn not_nested(machine: &Inner) -> Result<(), HvError> {
+    match machine.nested {
+        Nested::Hidden => Ok(()),
+        Nested::Shown => {
+            Err(HvError::Unsupported { what: "the state of a machine with virtualisation of its own" })
+        }
+    }
+}
+
 /// Reads a vCPU that is out of the guest with nothing pending.
 pub(super) fn save_vcpu(fd: &VcpuFd, machine: &Inner) -> Result<Sections, HvError> {
+    not_nested(machine)?;
     let mut state = Sections::new();
     let mode = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
     state.put(MODE, VERSION, bytes(&mode));
@@ -104,7 +116,8 @@ pub(super) fn save_vcpu(fd: &VcpuFd, machine: &Inner) -> Result<Sections, HvErro
 }
 
 /// Takes a vCPU's state back that was read from one of the same CPUID.
-pub(super) fn load_vcpu(fd: &VcpuFd, mut state: Sections) -> Result<(), HvError> {
+pub(super) fn load_vcpu(fd: &VcpuFd, machine: &Inner, mut state: Sections) -> Result<(), HvError> {
+    not_nested(machine)?;
     let system: kvm_sregs = take(&mut state, SYSTEM)?;
     fd.set_sregs(&system).map_err(failed("KVM_SET_SREGS"))?;
     if let Some(control) = state.take_if_there(CONTROL, VERSION)? {

@@ -333,7 +333,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn restore(&mut self, state: Sections) -> Result<(), HvError> {
-        state::load_vcpu(&self.fd, state)
+        state::load_vcpu(&self.fd, &self.machine, state)
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {
