@@ -105,15 +105,15 @@ impl Slots {
         let cut = id.get(..ID_BYTES).unwrap_or(id);
         let disk = self.disks()?.into_iter().find(|disk| !cut.is_empty() && disk.id == cut);
         let disk = disk.ok_or_else(|| SlotError::NoDisk(id.to_owned()))?;
-        // Only for oneself: refused while anybody has it mounted.
+        // Only for oneself, until the driver has left: refused while anybody has it mounted.
         let alone = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.device);
-        match alone {
-            Ok(_closed) => {}
+        let _alone = match alone {
+            Ok(file) => file,
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 return Err(SlotError::InUse(id.to_owned()));
             }
             Err(error) => return Err(step(format!("open {}", disk.device))(error)),
-        }
+        };
         let name = Path::new(&disk.device).file_name().unwrap_or_default();
         let place = self.sys.join("block").join(name).join("device");
         let virtio = fs::canonicalize(&place).map_err(step(format!("find the slot of {}", disk.device)))?;
