@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use files::FileUse;
-pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize};
+pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize, SERIAL_BYTES};
 
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
@@ -126,11 +126,18 @@ impl MachineConfig {
             return Err(ConfigError::new("hotplug_bytes", reason));
         }
         for (index, disk) in self.disks.iter().enumerate() {
-            if self.disks[..index].iter().any(|other| other.id == disk.id) {
-                return Err(ConfigError::new(
-                    "disks",
-                    format!("two disks have the id {:?}", disk.id.as_str()),
-                ));
+            if let Some(other) =
+                self.disks[..index].iter().find(|other| other.id.serial() == disk.id.serial())
+            {
+                let (id, other) = (disk.id.as_str(), other.id.as_str());
+                let reason = if id == other {
+                    format!("two disks have the id {id:?}")
+                } else {
+                    format!(
+                        "the ids {other:?} and {id:?} begin with the same {SERIAL_BYTES} bytes, and a guest sees no more"
+                    )
+                };
+                return Err(ConfigError::new("disks", reason));
             }
         }
         let devices = self.virtio_devices();

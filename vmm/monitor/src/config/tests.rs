@@ -74,6 +74,7 @@ fn every_refusal_names_its_field() {
         ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "cache": true}])),
         ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "read_only": 0}])),
         ("disks", "disks", json!([disk("a"), disk("a")])),
+        ("disks", "disks", json!([disk("volume-0123456789abc-a"), disk("volume-0123456789abc-b")])),
         ("disks", "disks", json!((0..65).map(|n| disk(&n.to_string())).collect::<Vec<_>>())),
         ("vsock", "vsock", json!({"cid": 2})),
         ("vsock", "vsock", json!({"cid": u32::MAX})),

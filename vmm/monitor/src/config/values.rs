@@ -170,7 +170,11 @@ impl CommandLine {
     }
 }
 
-/// A disk's name: 1 to 64 of `a-z A-Z 0-9 . _ -`.
+/// So many bytes of a disk's id its guest sees, as its serial number (virtio 1.2, section 5.2.6).
+pub const SERIAL_BYTES: usize = 20;
+
+/// A disk's name: 1 to 64 of `a-z A-Z 0-9 . _ -`. Two disks of a machine differ in the first
+/// [`SERIAL_BYTES`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskId(String);
@@ -192,6 +196,12 @@ impl DiskId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// What the guest sees of it.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        self.0.get(..SERIAL_BYTES).unwrap_or(&self.0)
     }
 }
 

@@ -16,10 +16,10 @@ use super::mailbox::Mailbox;
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::plan::Plan;
 use super::vcpu::{self, Shared};
-use super::workers::Host;
+use super::workers::WorkerThreads;
 use crate::boot::BootError;
 use crate::bus::BusError;
-use crate::config::{DeviceName, DiskConfig, MachineConfig};
+use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, SERIAL_BYTES};
 use crate::hv::{HvError, Hypervisor, Kicker, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::timeline::Recorder;
@@ -66,7 +66,9 @@ pub(super) enum AssembleError {
     Host(&'static str, #[source] io::Error),
     #[error("no spare slot is left for the disk {0:?}")]
     NoSlot(String),
-    #[error("the machine has a disk {0:?} already")]
+    #[error(
+        "the machine has a disk {0:?} already, or one whose id begins with the same {SERIAL_BYTES} bytes"
+    )]
     Taken(String),
 }
 
@@ -83,7 +85,7 @@ pub(super) struct Assembled<V> {
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
     pub(super) memory: Option<MemoryControl>,
-    host: Arc<Host>,
+    host: Arc<WorkerThreads>,
     /// Kept for the devices' sake until the last of them is gone.
     pub(super) ram: GuestRam,
     /// See [`Remains`].
@@ -167,8 +169,8 @@ pub(super) struct Remains {
 }
 
 impl<V: Vm> Assembled<V> {
-    /// Threads that must stand before the guest runs: vCPUs, and those of workers.
-    pub(super) fn musters(&self) -> usize {
+    /// Threads that must be ready before the guest runs: vCPUs, and those of workers.
+    pub(super) fn expected_threads(&self) -> usize {
         self.threads.len() + self.plan.threaded().count()
     }
 
@@ -180,7 +182,13 @@ impl<V: Vm> Assembled<V> {
     /// Puts a disk into the first empty slot that has a thread for it.
     pub(super) fn attach(&mut self, disk: &DiskConfig, files: &Files) -> Result<(), AssembleError> {
         let id = || disk.id.as_str().to_owned();
-        if self.slot_of(&DeviceName::Disk(disk.id.clone())).is_some() {
+        // The guest knows disks apart by no more of their ids.
+        let there = |interrupt: &Interrupt| {
+            let found = interrupt.tally().identity()?;
+            let id = DiskId::new(found.name.clone()?).ok()?;
+            Some(found.device_id == id::BLOCK && id.serial() == disk.id.serial())
+        };
+        if self.interrupts.iter().any(|interrupt| there(interrupt) == Some(true)) {
             return Err(AssembleError::Taken(id()));
         }
         let device = build::block(disk, "disk", files)?;
