@@ -52,7 +52,7 @@ pub(crate) struct Common {
     /// vCPUs of the machine, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u64,
-    /// Memory of the machine with a suffix M or G
+    /// Memory of the machine with a suffix K, M, G or T
     #[arg(short, long, value_name = "SIZE", default_value = "128M")]
     pub(crate) memory: String,
     /// Words added to the kernel's command line
