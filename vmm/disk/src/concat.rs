@@ -1,4 +1,4 @@
-//! Many readers one after the other, as one.
+//! Many readers one after the other, as one. No machine uses it yet: images that share layers will.
 
 use std::io;
 

@@ -161,15 +161,15 @@ impl Outside {
                         Request::HangUp => {
                             let end = End { at: Instant::now() + HANG_UP_GRACE, exit: by(Signal::HUP, "hung_up") };
                             self.hung_up.get_or_insert(end);
-                            waiting.add(Word::Signal(Signal::HUP));
+                            waiting.add(Instruction::Signal(Signal::HUP));
                             Some(by(Signal::HUP, "hung_up"))
                         }
                         Request::Signal(signal) => {
-                            waiting.add(Word::Signal(signal));
+                            waiting.add(Instruction::Signal(signal));
                             (signal == Signal::TERM).then(|| by(signal, "killed"))
                         }
                         Request::Resize { rows, columns } => {
-                            waiting.add(Word::Resize { rows, columns });
+                            waiting.add(Instruction::Resize { rows, columns });
                             None
                         }
                     };
@@ -240,40 +240,40 @@ fn exit(done: &WaitResponse) -> Exit {
 
 /// What a process can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
+enum Instruction {
     Signal(Signal),
     Resize { rows: u16, columns: u16 },
 }
 
 /// Passes one word on. A process that has just ended cannot be told: its exit is on the way.
-async fn send(agent: &Agent, id: ProcessId<'_>, word: Word) {
+async fn send(agent: &Agent, id: ProcessId<'_>, word: Instruction) {
     let _told = match word {
-        Word::Signal(signal) => agent.signal(id, signal.number().into()).await,
-        Word::Resize { rows, columns } => agent.resize(id, rows, columns).await,
+        Instruction::Signal(signal) => agent.signal(id, signal.number().into()).await,
+        Instruction::Resize { rows, columns } => agent.resize(id, rows, columns).await,
     };
 }
 
 /// What waits to be passed on, in order, each once: as with a process's own pending signals, a
 /// second of a kind says nothing new, and the latest size counts.
 #[derive(Debug, Default)]
-struct Waiting(VecDeque<Word>);
+struct Waiting(VecDeque<Instruction>);
 
 impl Waiting {
-    fn add(&mut self, word: Word) {
-        if let Word::Resize { .. } = word {
-            self.0.retain(|other| !matches!(other, Word::Resize { .. }));
+    fn add(&mut self, word: Instruction) {
+        if let Instruction::Resize { .. } = word {
+            self.0.retain(|other| !matches!(other, Instruction::Resize { .. }));
         }
         if !self.0.contains(&word) {
             self.0.push_back(word);
         }
     }
 
-    fn take(&mut self) -> Option<Word> {
+    fn take(&mut self) -> Option<Instruction> {
         self.0.pop_front()
     }
 
     fn asks_for_the_end(&self) -> bool {
-        self.0.iter().any(|word| matches!(word, Word::Signal(Signal::TERM | Signal::HUP)))
+        self.0.iter().any(|word| matches!(word, Instruction::Signal(Signal::TERM | Signal::HUP)))
     }
 }
 

@@ -189,8 +189,8 @@ async fn a_program_that_outlives_its_terminal_has_a_grace() {
 #[test]
 fn what_waits_says_nothing_twice_and_the_latest_size_counts() {
     let mut waiting = Waiting::default();
-    let size = |rows| Word::Resize { rows, columns: 80 };
-    let (user, term) = (Word::Signal(Signal::USR1), Word::Signal(Signal::TERM));
+    let size = |rows| Instruction::Resize { rows, columns: 80 };
+    let (user, term) = (Instruction::Signal(Signal::USR1), Instruction::Signal(Signal::TERM));
     for word in [size(1), user, term, user, size(2)] {
         waiting.add(word);
     }

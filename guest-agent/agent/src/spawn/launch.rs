@@ -44,7 +44,7 @@ pub struct Stage {
 }
 
 /// What a stage said.
-enum Word {
+enum StageMessage {
     Console(OwnedFd),
     Ready,
     Executing,
@@ -122,10 +122,10 @@ impl Stage {
     pub async fn ready(&mut self) -> Result<(), StageFailure> {
         loop {
             match self.hear().await? {
-                Word::Console(console) => self.console = Some(console),
-                Word::Ready => return Ok(()),
-                Word::Failed(failure) => return Err(failure),
-                Word::Executing | Word::End => return Err(ended()),
+                StageMessage::Console(console) => self.console = Some(console),
+                StageMessage::Ready => return Ok(()),
+                StageMessage::Failed(failure) => return Err(failure),
+                StageMessage::Executing | StageMessage::End => return Err(ended()),
             }
         }
     }
@@ -145,15 +145,15 @@ impl Stage {
         let mut executing = false;
         loop {
             match self.hear().await? {
-                Word::Executing => executing = true,
-                Word::End if executing => return Ok(()),
-                Word::Failed(failure) => return Err(failure),
-                Word::End | Word::Console(_) | Word::Ready => return Err(ended()),
+                StageMessage::Executing => executing = true,
+                StageMessage::End if executing => return Ok(()),
+                StageMessage::Failed(failure) => return Err(failure),
+                StageMessage::End | StageMessage::Console(_) | StageMessage::Ready => return Err(ended()),
             }
         }
     }
 
-    async fn hear(&mut self) -> Result<Word, StageFailure> {
+    async fn hear(&mut self) -> Result<StageMessage, StageFailure> {
         let mut buffer = [0; super::LONGEST_MESSAGE + 2];
         let received = self
             .channel
@@ -162,7 +162,7 @@ impl Stage {
         let received = match received {
             Ok(received) => received,
             // A reset: the stage ended with our word unread.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(Word::End),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(StageMessage::End),
             Err(error) => {
                 let message = format!("cannot hear from the new process: {error}");
                 return Err(StageFailure { kind: FailureKind::Other, message });
@@ -170,14 +170,14 @@ impl Stage {
         };
         let packet = buffer.get(..received.length).unwrap_or_default();
         Ok(match (packet, received.descriptor) {
-            (b"c", Some(console)) => Word::Console(console),
-            (b"r", _) => Word::Ready,
-            (b"x", _) => Word::Executing,
-            ([b'e', kind, message @ ..], _) => Word::Failed(StageFailure {
+            (b"c", Some(console)) => StageMessage::Console(console),
+            (b"r", _) => StageMessage::Ready,
+            (b"x", _) => StageMessage::Executing,
+            ([b'e', kind, message @ ..], _) => StageMessage::Failed(StageFailure {
                 kind: FailureKind::of_letter(*kind),
                 message: String::from_utf8_lossy(message).into_owned(),
             }),
-            _ => Word::End,
+            _ => StageMessage::End,
         })
     }
 }

@@ -1,11 +1,11 @@
 //! The hypervisor traits: [`Hypervisor`] → [`Vm`] → [`Vcpu`]. Nobody above this floor names KVM or
 //! Hypervisor.framework.
 //!
-//! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line` and
-//! `offer_doorbell`, then vCPUs, each created on the thread that runs it (Hypervisor.framework
-//! demands it), then `seal`, and only then the first `run`. A `map` after `create_irqchip` is
-//! refused: on Linux it waits for an RCU grace period, some milliseconds each, and nothing needs
-//! it. Memory that a guest gets later lies in a slot that it had from the start.
+//! Order that the caller keeps: `create_vm`, every `map`, `create_irqchip`, `irq_line`, then vCPUs,
+//! each created on the thread that runs it (Hypervisor.framework demands it), then `seal`, and only
+//! then the first `run`; `offer_doorbell` at any time after `create_irqchip`. A `map` after
+//! `create_irqchip` is refused: on Linux it waits for an RCU grace period, some milliseconds each,
+//! and nothing needs it. Memory that a guest gets later lies in a slot that it had from the start.
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;

@@ -1,5 +1,5 @@
-//! From a plan to what it plans: memory mapped, devices made and put where they belong. Nothing
-//! runs here.
+//! From a plan to what it plans: memory mapped, devices made and put where they belong. No
+//! guest runs here; the threads of workers are made, and wait.
 //!
 //! Order: memory and its slots, then interrupt controllers, then devices with their lines and
 //! doorbells. Memory that is registered after the controllers costs the host a grace period.
@@ -15,7 +15,7 @@ use super::files::Files;
 use super::mailbox::Message;
 use super::output::Output;
 use super::plan::{Holds, Plan};
-use super::workers::Host;
+use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::Transport as Place;
 use crate::bus::Buses;
@@ -50,7 +50,7 @@ pub(super) struct Furnished {
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
     pub(super) memory: Option<MemoryControl>,
-    pub(super) host: Arc<Host>,
+    pub(super) host: Arc<WorkerThreads>,
 }
 
 impl<H: Hypervisor> Site<'_, H> {
@@ -88,7 +88,7 @@ impl<H: Hypervisor> Site<'_, H> {
         }
         buses.insert(plan.serial.base, serial::REGISTERS, port)?;
 
-        let host = Host::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
+        let host = WorkerThreads::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
         let host = Arc::new(host);
         let (mut transports, mut interrupts) = (Vec::new(), Vec::new());
         let mut memory = None;

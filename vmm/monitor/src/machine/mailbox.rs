@@ -17,12 +17,12 @@ pub(super) enum Message {
     StartWorker(Running),
     /// The worker of a slot is wanted back.
     StopWorker(u16),
-    /// A thread for a worker stands.
-    Stands,
+    /// The thread of a worker is ready.
+    ThreadReady,
     /// A worker on a thread of its own went home.
     WorkerHome,
     /// From a vCPU's thread.
-    Vcpu(u32, Word),
+    Vcpu(u32, VcpuEvent),
     /// The guest's agent said how it ends.
     Agent(PowerWord),
     /// The first fault of its kind in the device of a slot.
@@ -30,7 +30,7 @@ pub(super) enum Message {
 }
 
 /// What a vCPU's thread says.
-pub(super) enum Word {
+pub(super) enum VcpuEvent {
     /// The vCPU exists; how to get it out of the guest.
     Created(Arc<dyn Kicker>),
     /// It could not be made or loaded; the thread has ended.

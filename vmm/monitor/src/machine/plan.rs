@@ -84,7 +84,7 @@ impl Plan {
 
     /// vCPUs.
     pub(super) fn cpus(&self) -> u32 {
-        fits(self.interrupts.vcpus, "eight bits")
+        fits(self.interrupts.vcpus, "vCPUs are counted in eight bits")
     }
 }
 

@@ -12,7 +12,7 @@ use super::halt::HaltWatch;
 use super::holder::Holder;
 use super::inspection::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
-use super::mailbox::{Cause, Mailbox, Message, Word};
+use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
 use super::vcpu::Command;
 use super::wire::Reply;
@@ -37,8 +37,8 @@ pub(super) struct Loop<V> {
     pub(super) halt: HaltWatch,
     pub(super) cpus: u32,
     created: u32,
-    /// Threads that have said that they stand: vCPUs at the gate, workers' threads.
-    standing: usize,
+    /// Threads that have said that they are ready: vCPUs at the gate, workers' threads.
+    ready_threads: usize,
     ended: u32,
     parked: u32,
     /// Number of the pause under way or of the last one.
@@ -90,7 +90,7 @@ impl Ran {
 }
 
 impl<V: Vm> Loop<V> {
-    /// A machine whose threads are about to stand.
+    /// A machine whose threads are about to be ready.
     pub(super) fn new(
         poller: Poller,
         (mailbox, inbox): (Mailbox, mpsc::Receiver<Message>),
@@ -107,7 +107,7 @@ impl<V: Vm> Loop<V> {
             halt: HaltWatch::default(),
             cpus,
             created: 0,
-            standing: 0,
+            ready_threads: 0,
             ended: 0,
             parked: 0,
             pause: 0,
@@ -138,8 +138,8 @@ impl<V: Vm> Loop<V> {
                 }
                 self.machine.shared.gate.worker_home();
             }
-            Message::Stands => {
-                self.standing += 1;
+            Message::ThreadReady => {
+                self.ready_threads += 1;
                 self.look_at_gate(holder, reply, failure);
             }
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
@@ -147,7 +147,7 @@ impl<V: Vm> Loop<V> {
             Message::Fault(slot, fault) => {
                 self.faults.push(named(slot, fault));
             }
-            Message::Vcpu(_, Word::Created(kicker)) => {
+            Message::Vcpu(_, VcpuEvent::Created(kicker)) => {
                 self.created += 1;
                 // One that is heard of late may be in the guest already, and the command to end
                 // came without a kick for it.
@@ -155,46 +155,46 @@ impl<V: Vm> Loop<V> {
                     kicker.kick();
                 }
                 self.machine.kickers.push(kicker);
-                self.standing += 1;
+                self.ready_threads += 1;
                 self.look_at_gate(holder, reply, failure);
             }
-            Message::Vcpu(index, Word::Failed(error)) => {
+            Message::Vcpu(index, VcpuEvent::Failed(error)) => {
                 let what = format!("cannot make vCPU {index}: {}", chain(&error));
                 failure.get_or_insert_with(|| what.clone());
                 self.ended += 1;
                 self.end(Ending::Host(what), holder);
                 self.look_for_ends(None);
             }
-            Message::Vcpu(_, Word::Parked(number)) if number == self.pause => {
+            Message::Vcpu(_, VcpuEvent::Parked(number)) if number == self.pause => {
                 self.parked += 1;
                 if self.parked == self.cpus {
                     self.step(Input::VcpusParked, holder);
                 }
             }
-            Message::Vcpu(_, Word::Parked(_)) => {}
-            Message::Vcpu(_, Word::Looked(number, sleeps)) => self.looked(number, sleeps, holder),
-            Message::Vcpu(_, Word::Counter(counter)) => {
+            Message::Vcpu(_, VcpuEvent::Parked(_)) => {}
+            Message::Vcpu(_, VcpuEvent::Looked(number, sleeps)) => self.looked(number, sleeps, holder),
+            Message::Vcpu(_, VcpuEvent::Counter(counter)) => {
                 if let Some(holder) = holder {
                     holder.counter_read(counter);
                 }
             }
-            Message::Vcpu(_, Word::Stopped(cause)) => self.end(Ending::Guest(cause), holder),
-            Message::Vcpu(_, Word::Ended) => {
+            Message::Vcpu(_, VcpuEvent::Stopped(cause)) => self.end(Ending::Guest(cause), holder),
+            Message::Vcpu(_, VcpuEvent::Ended) => {
                 self.ended += 1;
                 self.look_for_ends(holder);
             }
         }
     }
 
-    /// When every thread stands, the machine is whole: it opens the gate, and its guest runs. From
-    /// here on nothing is opened by its name and no thread is made.
+    /// When every thread is ready the machine is whole: it opens the gate, and its guest runs. What
+    /// may still be opened or made after that is said in `threads`.
     fn look_at_gate(
         &mut self,
         mut holder: Option<&mut Holder>,
         reply: &mut Option<Reply>,
         failure: &mut Option<String>,
     ) {
-        if self.standing < self.machine.musters() {
+        if self.ready_threads < self.machine.expected_threads() {
             return;
         }
         if let Err(error) = self.machine.seal() {

@@ -1,9 +1,10 @@
 //! The threads of a machine. All are made here, and each has a [`Role`]: what it does, and so what
 //! it may be allowed to do.
 //!
-//! They are made while the machine is built, and stand before its guest runs: the machine opens the
-//! gate when each has said that it stands (see `running`). After that no thread is made, and of the
-//! file system nothing is reached by a name but the next file of a full log, below its directory's
+//! They are made while the machine is built, and wait before its guest runs: the machine opens the
+//! gate when each has said that it is ready (see `running`). After that, until the guest is started
+//! again (`on_reset`) and the machine assembled once more, no thread is made; and of the file
+//! system nothing is reached by a name but the next file of a full log, below its directory's
 //! descriptor (see `output`), and the sockets of `unix_socket`.
 //!
 //! # Order of waiting

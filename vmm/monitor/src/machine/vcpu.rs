@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::mailbox::{Cause, Mailbox, Message, Word};
+use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::ExitCounts;
 use super::threads::{self, Role};
 use crate::arch::{Address, BootState};
@@ -126,7 +126,7 @@ impl Shared {
         sum
     }
 
-    fn post(&self, index: u32, word: Word) {
+    fn post(&self, index: u32, word: VcpuEvent) {
         self.mailbox.post(Message::Vcpu(index, word));
     }
 
@@ -201,16 +201,16 @@ pub(super) fn spawn<V: Vm>(
                 if index == 0 {
                     shared.recorder.stamp(name::VCPU_CREATED);
                 }
-                shared.post(index, Word::Created(vcpu.kicker()));
+                shared.post(index, VcpuEvent::Created(vcpu.kicker()));
                 run(&mut vcpu, index, &shared);
-                Word::Ended
+                VcpuEvent::Ended
             }
-            Err(error) => Word::Failed(error),
+            Err(error) => VcpuEvent::Failed(error),
         };
         let last = catch_unwind(AssertUnwindSafe(life)).unwrap_or_else(|_bug| {
             let bug = "a bug of the monitor: the thread of a vCPU panicked";
-            shared.post(index, Word::Stopped(Cause::Fault(bug.into())));
-            Word::Ended
+            shared.post(index, VcpuEvent::Stopped(Cause::Fault(bug.into())));
+            VcpuEvent::Ended
         });
         // The machine ends with its last user: that shall not be this thread after its last word.
         drop(vm);
@@ -236,26 +236,26 @@ fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
     let mut stopped = false;
     loop {
         if index == 0 && shared.counter_wanted.swap(false, Ordering::Acquire) {
-            shared.post(index, Word::Counter(vcpu.counter()));
+            shared.post(index, VcpuEvent::Counter(vcpu.counter()));
         }
         match command {
             Command::Run if !stopped => match enter(vcpu, index, shared) {
                 None => command = shared.gate.get(),
                 Some(cause) => {
                     stopped = true;
-                    shared.post(index, Word::Stopped(cause));
+                    shared.post(index, VcpuEvent::Stopped(cause));
                 }
             },
             Command::Park(number) => {
                 if !stopped && let Some(cause) = complete(vcpu, shared) {
                     stopped = true;
-                    shared.post(index, Word::Stopped(cause));
+                    shared.post(index, VcpuEvent::Stopped(cause));
                 }
-                shared.post(index, Word::Parked(number));
+                shared.post(index, VcpuEvent::Parked(number));
                 command = shared.gate.wait_change(command);
             }
             Command::Look(number) => {
-                shared.post(index, Word::Looked(number, !stopped && vcpu.sleeps_for_good()));
+                shared.post(index, VcpuEvent::Looked(number, !stopped && vcpu.sleeps_for_good()));
                 command = shared.gate.wait_change(command);
             }
             Command::End => return,

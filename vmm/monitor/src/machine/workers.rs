@@ -15,8 +15,8 @@ use crate::virtio::fault::DeviceFault;
 /// The token of a worker thread's own bell. No device has this slot.
 const ORDERS: u64 = u64::MAX;
 
-/// Runs workers. Its threads stand as long as it does.
-pub(super) struct Host {
+/// Runs workers. Its threads live as long as it does.
+pub(super) struct WorkerThreads {
     mailbox: Mailbox,
     threads: BTreeMap<u16, Thread>,
 }
@@ -68,8 +68,8 @@ impl Orders {
     }
 }
 
-impl Host {
-    /// With a thread for each of these slots. Each says [`Message::Stands`] when it stands.
+impl WorkerThreads {
+    /// With a thread for each of these slots. Each says [`Message::ThreadReady`] when it is ready.
     ///
     /// # Errors
     /// The host has no room for one more thread or descriptor.
@@ -86,10 +86,10 @@ impl Host {
         let poller = Poller::new()?;
         let orders = Arc::new(Orders { posted: Mutex::default(), bell: Notifier::new()? });
         poller.add(orders.bell.as_fd(), ORDERS, Interest::READ)?;
-        let standing = Standing { orders: Arc::clone(&orders), mailbox: self.mailbox.clone() };
+        let worker = WorkerThread { orders: Arc::clone(&orders), mailbox: self.mailbox.clone() };
         let body = move || {
-            standing.mailbox.post(Message::Stands);
-            standing.serve(&poller);
+            worker.mailbox.post(Message::ThreadReady);
+            worker.serve(&poller);
         };
         let handle = Mutex::new(Some(threads::spawn(Role::Worker(slot), body)?));
         Ok(Thread { orders, handle })
@@ -110,20 +110,20 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for WorkerThreads {
     fn drop(&mut self) {
         self.join();
     }
 }
 
-impl WorkerHost for Host {
+impl WorkerHost for WorkerThreads {
     fn start(&self, running: Running) {
         match running.placement() {
             Placement::Shared => return self.mailbox.post(Message::StartWorker(running)),
             Placement::OwnThread => {}
         }
         let thread = self.threads.get(&running.slot());
-        let thread = thread.expect("a thread stands for every slot whose device may want one");
+        let thread = thread.expect("every slot whose device may want a thread has one");
         if let Err(Order::Start(running)) = thread.orders.give(Order::Start(running)) {
             let ended = io::Error::other("the thread of this device has ended");
             running.interrupt().fail(&DeviceFault::Host(ended));
@@ -142,12 +142,12 @@ impl WorkerHost for Host {
 }
 
 /// A worker's thread.
-struct Standing {
+struct WorkerThread {
     orders: Arc<Orders>,
     mailbox: Mailbox,
 }
 
-impl Standing {
+impl WorkerThread {
     fn serve(&self, poller: &Poller) {
         let mut worker: Option<Running> = None;
         let mut ready: Vec<Ready> = Vec::new();
@@ -191,7 +191,7 @@ impl Standing {
 }
 
 /// Said when the worker is home, even by a panic: a vCPU may wait for it.
-impl Drop for Standing {
+impl Drop for WorkerThread {
     fn drop(&mut self) {
         let mut posted = self.orders.lock();
         posted.dead = true;
@@ -240,9 +240,9 @@ mod tests {
         }
     }
 
-    fn host() -> (Host, Receiver<Message>) {
+    fn host() -> (WorkerThreads, Receiver<Message>) {
         let (mailbox, inbox) = Mailbox::new().unwrap();
-        (Host::new(mailbox, [SLOT, 7]).unwrap(), inbox)
+        (WorkerThreads::new(mailbox, [SLOT, 7]).unwrap(), inbox)
     }
 
     fn interrupt() -> Interrupt {
@@ -258,7 +258,7 @@ mod tests {
     /// What was said next, by the name of its kind.
     fn said(inbox: &Receiver<Message>) -> &'static str {
         match inbox.recv_timeout(Duration::from_secs(60)) {
-            Ok(Message::Stands) => "stands",
+            Ok(Message::ThreadReady) => "ready",
             Ok(Message::WorkerHome) => "home",
             Ok(Message::StartWorker(_)) => "start",
             Ok(Message::StopWorker(_)) => "stop",
@@ -268,9 +268,9 @@ mod tests {
     }
 
     #[test]
-    fn threads_stand_before_there_is_work_and_serve_one_worker_after_the_other() {
+    fn threads_are_ready_before_there_is_work_and_serve_one_worker_after_the_other() {
         let (host, inbox) = host();
-        assert_eq!([said(&inbox), said(&inbox)], ["stands"; 2]);
+        assert_eq!([said(&inbox), said(&inbox)], ["ready"; 2]);
         let (interrupt, home) = (interrupt(), ReturnBox::default());
         for _ in 0..3 {
             host.start(running(false, &interrupt, &home));
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn a_thread_that_ends_by_a_bug_costs_its_device_alone() {
         let (host, inbox) = host();
-        assert_eq!([said(&inbox), said(&inbox)], ["stands"; 2]);
+        assert_eq!([said(&inbox), said(&inbox)], ["ready"; 2]);
         let (interrupt, home) = (interrupt(), ReturnBox::default());
         host.start(running(true, &interrupt, &home));
         assert_eq!(said(&inbox), "home");

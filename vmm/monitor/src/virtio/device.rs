@@ -3,8 +3,8 @@
 //! A device is in two parts. The [`Device`] stays with the transport and answers configuration
 //! reads on vCPU threads. When the driver is ready the transport moves the queues, each validated
 //! once, into a [`Worker`] that [`Device::activate`] makes, wraps it as [`Running`] and gives that
-//! to the [`WorkerHost`] that the machine chose. Reset, detach, pause and snapshot all take it back
-//! by [`Running::stop`]: one path.
+//! to the [`WorkerHost`] that the machine chose. Reset, detach and pause all take it back by
+//! [`Running::stop`]: one path.
 
 use std::any::Any;
 use std::io;

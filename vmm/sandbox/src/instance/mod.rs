@@ -17,7 +17,7 @@ use nelly_vmm::machine::{
 use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::io::AsyncReadExt;
-use waits::{Doomed, accept, answered, blocking};
+use waits::{KillOnDrop, accept, answered, blocking};
 use why::explain;
 
 use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Token, Tokens};
@@ -126,7 +126,7 @@ impl Sandbox {
     ) -> Result<Self, SandboxError> {
         let recorder = Recorder::new(now_ns());
         let (machine, answer) = Machine::begin(&config, resources, &place)?.into_parts();
-        let machine = Doomed::new(Arc::new(machine), |machine| machine.kill());
+        let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
         // Asked for before the first answer is there: neither request finds the connection full.
         let ready = machine.vsock().begin_listen(ports::READY_PORT);
         let started = async { answered(answer?).await?.done() };
@@ -161,7 +161,7 @@ impl Sandbox {
             Err(error) => return Err(explain(&machine, error.into()).await),
         };
         recorder.stamp(name::READY);
-        Ok(Self { agent, greeting, machine: machine.spare(), recorder: Arc::new(recorder) })
+        Ok(Self { agent, greeting, machine: machine.disarm(), recorder: Arc::new(recorder) })
     }
 
     /// Takes this side's stamps; the first of a name counts.
@@ -176,7 +176,7 @@ impl Sandbox {
     /// and is a phase of its own. Dropping the future kills the machine.
     pub async fn finish(self, client: &Recorder) -> Finished {
         let Self { agent, machine, recorder, .. } = self;
-        let machine = Doomed::new(machine, |machine| machine.kill());
+        let machine = KillOnDrop::new(machine, |machine| machine.kill());
         // Of a machine that was killed or has ended there is nothing to hear.
         let guest = agent.timeline().await.ok();
         let asked = Arc::clone(&machine);

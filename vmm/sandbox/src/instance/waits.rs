@@ -55,23 +55,23 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 /// Holds what is to be killed when whoever waits for it gives up: dropping a handle alone waits a
 /// while for an orderly end.
-pub(super) struct Doomed<T> {
+pub(super) struct KillOnDrop<T> {
     held: Option<T>,
     kill: fn(&T),
 }
 
-impl<T> Doomed<T> {
+impl<T> KillOnDrop<T> {
     pub(super) fn new(held: T, kill: fn(&T)) -> Self {
         Self { held: Some(held), kill }
     }
 
     /// Lets it live.
-    pub(super) fn spare(mut self) -> T {
+    pub(super) fn disarm(mut self) -> T {
         self.held.take().expect("it is taken here alone, which ends this value")
     }
 }
 
-impl<T> std::ops::Deref for Doomed<T> {
+impl<T> std::ops::Deref for KillOnDrop<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -79,7 +79,7 @@ impl<T> std::ops::Deref for Doomed<T> {
     }
 }
 
-impl<T> Drop for Doomed<T> {
+impl<T> Drop for KillOnDrop<T> {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
             (self.kill)(held);

@@ -214,7 +214,7 @@ impl Machine {
         let request = Request::InspectDevice { device: device.clone() };
         match self.control.ask(&request, &[])?.finish()? {
             (Answer::Device(device), _) => Ok(*device),
-            _ => Err(ControlError::Unanswered),
+            _ => Err(ControlError::Confused),
         }
     }
 

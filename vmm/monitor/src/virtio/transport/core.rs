@@ -186,8 +186,8 @@ impl Transport {
         self.device.as_ref().map_or(id::NONE, |device| device.id())
     }
 
-    /// Asks for the worker back, for a pause or a snapshot. Returns at once; [`Transport::paused`]
-    /// tells when it is done.
+    /// Asks for the worker back, for a pause. Returns at once; [`Transport::paused`] tells when it
+    /// is done.
     pub fn pause(&mut self) {
         self.life = match std::mem::replace(&mut self.life, Life::Broken) {
             Life::Running(home) => {
