@@ -1,11 +1,14 @@
 //! Runs in a guest: many vsock connections at once, in either direction. All are open before the
 //! first byte flows.
 //!
-//!     guest-vsock dial PORT COUNT          dials the host, sends a number on each, expects it back increased by one
-//!     guest-vsock listen PORT COUNT        accepts from the host, answers each number increased by one
-//!     guest-vsock attack PORT COUNT STOP   dials the host and the guest itself as often as that, and on until there is a file STOP; says a
-//!                                          word wherever it is let in
-//!     guest-vsock hold PORT COUNT          dials the host as often as that, and holds what it is let in to without a word
+//! - `guest-vsock dial PORT COUNT` dials the host, sends a number on each connection, and expects
+//!   it back increased by one.
+//! - `guest-vsock listen PORT COUNT` accepts from the host, and answers each number increased by
+//!   one.
+//! - `guest-vsock attack PORT COUNT STOP` dials the host and the guest itself as often as that, and
+//!   on until there is a file STOP; says a word wherever it is let in.
+//! - `guest-vsock hold PORT COUNT` dials the host as often as that, and holds what it is let in to
+//!   without a word.
 //!
 //! `uring-dial` and `uring-attack` do the same by io_uring.
 
