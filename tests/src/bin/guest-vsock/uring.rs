@@ -59,9 +59,18 @@ impl Ring {
         }
         self.word(self.params.sq_off.array).store(0, Ordering::Relaxed);
         self.word(self.params.sq_off.tail).fetch_add(1, Ordering::Release);
-        // SAFETY: what the entry points to is there until the operation ends, which is waited for.
-        unsafe { io_uring_enter(&self.fd, 1, 1, IoringEnterFlags::GETEVENTS) }?;
-        let head = self.word(self.params.cq_off.head);
+        let (head, tail) = (self.word(self.params.cq_off.head), self.word(self.params.cq_off.tail));
+        let mut submit = 1;
+        while tail.load(Ordering::Acquire) == head.load(Ordering::Relaxed) {
+            // A wait that is interrupted after a submission does not say so.
+            // SAFETY: what the entry points to is there until the operation ends, which is waited
+            // for.
+            match unsafe { io_uring_enter(&self.fd, submit, 1, IoringEnterFlags::GETEVENTS) } {
+                Ok(submitted) => submit -= submitted,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let done =
             head.load(Ordering::Relaxed) & self.word(self.params.cq_off.ring_mask).load(Ordering::Relaxed);
         // An entry of 16 bytes: user data, result, flags.
