@@ -79,6 +79,16 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Unpacks a kernel that is compressed as a whole.
+pub(super) fn unpack_whole(source: &Source<'_>, format: Format) -> Result<Vec<u8>, BootError> {
+    let len = source.len();
+    if len > UNPACKED_MAX {
+        let why = format!("is too large for a kernel: {len} bytes, at most {UNPACKED_MAX} are read");
+        return Err(BootError::unfit(source.name(), why));
+    }
+    unpack(source, format, (0, len), len * 4, UNPACKED_MAX)
+}
+
 /// Unpacks `len` bytes at `offset` of `source`, to at most `limit` bytes. `size_hint` is how much
 /// is expected, 0 if unknown: it is reserved, never trusted.
 ///

@@ -2,7 +2,7 @@
 
 use super::MACHINE;
 use crate::arch::aarch64::layout;
-use crate::boot::compress::{self, Format, UNPACKED_MAX};
+use crate::boot::compress::{self, Format};
 use crate::boot::error::BootError;
 use crate::boot::map::Map;
 use crate::boot::source::Source;
@@ -35,13 +35,7 @@ impl<'a> Kernel<'a> {
         let mut kind = String::from("Image");
         let mut head = source.head(HEADER_LEN)?;
         if let Some(format) = Format::detect(&head) {
-            if source.len() > UNPACKED_MAX {
-                let (len, limit) = (source.len(), UNPACKED_MAX);
-                let why = format!("is too large for a kernel: {len} bytes, at most {limit} are read");
-                return Err(BootError::unfit(name, why));
-            }
-            let whole = (0, source.len());
-            let bytes = compress::unpack(&source, format, whole, source.len() * 4, UNPACKED_MAX)?;
+            let bytes = compress::unpack_whole(&source, format)?;
             source = Source::unpacked(name, bytes);
             head = source.head(HEADER_LEN)?;
             kind = format!("{}-compressed Image", format.name());

@@ -41,13 +41,7 @@ impl<'a> Kernel<'a> {
         let mut kind = String::new();
         let mut head = source.head(0x400)?;
         if let Some(format) = Format::detect(&head) {
-            if source.len() > UNPACKED_MAX {
-                let (len, limit) = (source.len(), UNPACKED_MAX);
-                let why = format!("is too large for a kernel: {len} bytes, at most {limit} are read");
-                return Err(BootError::unfit(name, why));
-            }
-            let whole = (0, source.len());
-            let bytes = compress::unpack(&source, format, whole, source.len() * 4, UNPACKED_MAX)?;
+            let bytes = compress::unpack_whole(&source, format)?;
             if bytes.is_empty() {
                 return Err(unknown_format(name));
             }
