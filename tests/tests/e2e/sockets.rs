@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nelly_protocol::messages as wire;
 use nelly_protocol::ports::{AGENT_PORT, POWER_PORT, READY_PORT, STREAM_PORT, TOKEN_BYTES};
@@ -248,14 +249,20 @@ fn io_uring_gets_a_container_with_every_right_nothing_more() {
         let dial = "until guest-vsock uring-dial 7000 1; do echo again >&2; done";
         let script = format!("{dial}; {} sleep 100000", attacks.concat());
         let evil = almighty(&sandbox, "evil", &script).await;
-        let mut number = [0; 8];
-        let mut stream = loop {
-            let mut stream = listener.accept().unwrap();
-            if stream.read_exact(&mut number).is_ok() {
-                break stream;
+        // What this leaves waiting ends with the machine.
+        let accepted = tokio::task::spawn_blocking(move || {
+            let mut number = [0; 8];
+            loop {
+                let mut stream = listener.accept().unwrap();
+                if stream.read_exact(&mut number).is_ok() {
+                    return (stream, u64::from_le_bytes(number));
+                }
             }
-        };
-        stream.write_all(&(u64::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
+        });
+        let limit = nelly_tests::scaled(Duration::from_secs(60));
+        let (mut stream, number) =
+            tokio::time::timeout(limit, accepted).await.expect("nobody dialled").unwrap();
+        stream.write_all(&(number + 1).to_le_bytes()).unwrap();
         let (evil, said) = lines(evil, 1 + 3 * ports.len()).await;
         let mut expected = vec!["ok 1".to_owned()];
         for port in ports {
