@@ -1,7 +1,7 @@
 //! One connection as the protocol sees it: phase, half closes and credit both ways. No descriptor,
 //! no buffer, no clock.
 //!
-//! What arrives goes through [`Connection::hear`]; what should be said comes out of
+//! What arrives goes through [`Connection::receive`]; what should be said comes out of
 //! [`Connection::next`] and [`Connection::may_send`]. Credit is virtio 1.2, section 5.10.6.3:
 //! counters run modulo 2^32.
 
@@ -26,7 +26,7 @@ enum Phase {
 
 /// What a packet from the guest means for the owner of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Received {
     /// Nothing to be done beyond asking [`Connection::next`] and [`Connection::may_send`] again.
     Nothing,
     /// The guest accepted the host's request.
@@ -127,46 +127,46 @@ impl Connection {
 
     /// Takes in one packet of the guest. RST is to be answered where the result says so, by the
     /// owner.
-    pub(super) fn hear(&mut self, header: &Header) -> Heard {
-        let Some(op) = Op::from_raw(header.op) else { return Heard::Fault(Fault::UnknownOp) };
+    pub(super) fn receive(&mut self, header: &Header) -> Received {
+        let Some(op) = Op::from_raw(header.op) else { return Received::Fault(Fault::UnknownOp) };
         if op == Op::Rst {
-            return Heard::Reset;
+            return Received::Reset;
         }
         self.take_credit(header);
         match (self.phase, op) {
             (Phase::Dialling, Op::Response) => {
                 self.phase = Phase::Open;
-                Heard::Opened
+                Received::Opened
             }
-            (Phase::Open, Op::Rw) => self.hear_data(header.len),
+            (Phase::Open, Op::Rw) => self.receive_data(header.len),
             (Phase::Open, Op::Shutdown) => {
                 self.guest_over |= header.flags & SHUTDOWN_BOTH;
-                if self.guest_over == SHUTDOWN_BOTH { Heard::Finished } else { Heard::HalfClosed }
+                if self.guest_over == SHUTDOWN_BOTH { Received::Finished } else { Received::HalfClosed }
             }
-            (Phase::Open, Op::CreditUpdate) => Heard::Nothing,
+            (Phase::Open, Op::CreditUpdate) => Received::Nothing,
             (Phase::Open, Op::CreditRequest) => {
                 self.todo |= todo::CREDIT_UPDATE;
-                Heard::Nothing
+                Received::Nothing
             }
             (Phase::Dialling, _) | (Phase::Open, Op::Request | Op::Response | Op::Rst) => {
-                Heard::Fault(Fault::OutOfPhase)
+                Received::Fault(Fault::OutOfPhase)
             }
         }
     }
 
-    fn hear_data(&mut self, len: u32) -> Heard {
+    fn receive_data(&mut self, len: u32) -> Received {
         if self.guest_over & SHUTDOWN_SEND != 0 {
-            return Heard::Fault(Fault::AfterShutdown);
+            return Received::Fault(Fault::AfterShutdown);
         }
         if len > self.window - self.received.wrapping_sub(self.forwarded) {
-            return Heard::Fault(Fault::NoCredit);
+            return Received::Fault(Fault::NoCredit);
         }
         self.received = self.received.wrapping_add(len);
         if self.host_over & SHUTDOWN_RECEIVE != 0 {
             self.forwarded(len);
-            return Heard::Discard;
+            return Received::Discard;
         }
-        Heard::Data(len)
+        Received::Data(len)
     }
 
     fn take_credit(&mut self, header: &Header) {
@@ -213,7 +213,7 @@ impl Connection {
         }
     }
 
-    /// The host side took `count` bytes of what [`Heard::Data`] gave.
+    /// The host side took `count` bytes of what [`Received::Data`] gave.
     pub(super) fn forwarded(&mut self, count: u32) {
         self.forwarded = self.forwarded.wrapping_add(count);
         // Half the window keeps the guest sending and costs one packet per half window. A guest

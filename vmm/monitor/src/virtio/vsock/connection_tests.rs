@@ -46,17 +46,17 @@ fn every_operation_in_every_phase() {
     let half = |flags: u32| {
         move || {
             let mut connection = open();
-            assert_eq!(connection.hear(&packet(Op::Shutdown, flags, 0)), Heard::HalfClosed);
+            assert_eq!(connection.receive(&packet(Op::Shutdown, flags, 0)), Received::HalfClosed);
             connection
         }
     };
-    let out = Heard::Fault(Fault::OutOfPhase);
-    let after = Heard::Fault(Fault::AfterShutdown);
-    use Heard::{Data, Finished, HalfClosed, Nothing, Opened, Reset};
+    let out = Received::Fault(Fault::OutOfPhase);
+    let after = Received::Fault(Fault::AfterShutdown);
+    use Received::{Data, Finished, HalfClosed, Nothing, Opened, Reset};
     type Make = Box<dyn Fn() -> Connection>;
     // Columns: REQUEST, RESPONSE, RST, SHUTDOWN(RECEIVE), SHUTDOWN(SEND), SHUTDOWN(BOTH), RW,
     // CREDIT_UPDATE, CREDIT_REQUEST.
-    let table: [(&str, Make, [Heard; 9]); 4] = [
+    let table: [(&str, Make, [Received; 9]); 4] = [
         ("dialling", Box::new(dialling), [out, Opened, Reset, out, out, out, out, out, out]),
         (
             "open",
@@ -87,35 +87,35 @@ fn every_operation_in_every_phase() {
     ];
     for (name, make, row) in &table {
         for (sent, expected) in packets.iter().zip(row) {
-            assert_eq!(make().hear(sent), *expected, "{name}: {:?}", Op::from_raw(sent.op));
+            assert_eq!(make().receive(sent), *expected, "{name}: {:?}", Op::from_raw(sent.op));
         }
         let unknown = Header { op: 8, ..packet(Op::Rw, 0, 0) };
-        assert_eq!(make().hear(&unknown), Heard::Fault(Fault::UnknownOp), "{name}");
+        assert_eq!(make().receive(&unknown), Received::Fault(Fault::UnknownOp), "{name}");
     }
 }
 
 #[test]
 fn undefined_shutdown_flags_are_ignored() {
     let mut connection = open();
-    assert_eq!(connection.hear(&packet(Op::Shutdown, 0xffff_fffc, 0)), Heard::HalfClosed);
+    assert_eq!(connection.receive(&packet(Op::Shutdown, 0xffff_fffc, 0)), Received::HalfClosed);
     assert!(!connection.guest_ended() && !connection.guest_refuses());
 }
 
 #[test]
 fn the_guest_may_fill_the_window_and_not_a_byte_more() {
     let mut connection = open();
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, WINDOW)), Heard::Data(WINDOW));
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, 0)), Heard::Data(0));
-    assert_eq!(connection.clone().hear(&packet(Op::Rw, 0, 1)), Heard::Fault(Fault::NoCredit));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, WINDOW)), Received::Data(WINDOW));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, 0)), Received::Data(0));
+    assert_eq!(connection.clone().receive(&packet(Op::Rw, 0, 1)), Received::Fault(Fault::NoCredit));
     connection.forwarded(1);
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, 1)), Heard::Data(1));
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, u32::MAX)), Heard::Fault(Fault::NoCredit));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, 1)), Received::Data(1));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, u32::MAX)), Received::Fault(Fault::NoCredit));
 }
 
 #[test]
 fn credit_is_told_by_the_half_window_and_when_asked() {
     let mut connection = open();
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, WINDOW)), Heard::Data(WINDOW));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, WINDOW)), Received::Data(WINDOW));
     connection.forwarded(WINDOW / 2 - 1);
     assert_eq!(connection.next(), None);
     connection.forwarded(1);
@@ -124,7 +124,7 @@ fn credit_is_told_by_the_half_window_and_when_asked() {
     assert_eq!((header.buf_alloc, header.fwd_cnt), (WINDOW, WINDOW / 2));
     connection.forwarded(1);
     assert_eq!(connection.next(), None);
-    assert_eq!(connection.hear(&packet(Op::CreditRequest, 0, 0)), Heard::Nothing);
+    assert_eq!(connection.receive(&packet(Op::CreditRequest, 0, 0)), Received::Nothing);
     assert_eq!(connection.next(), Some((Op::CreditUpdate, 0)));
 }
 
@@ -137,13 +137,13 @@ fn counters_wrap() {
     connection.sent(60);
     assert_eq!(connection.may_send(), 40);
     let update = Header { fwd_cnt: 50, ..packet(Op::CreditUpdate, 0, 0) };
-    assert_eq!(connection.hear(&update), Heard::Nothing);
+    assert_eq!(connection.receive(&update), Received::Nothing);
     assert_eq!(connection.may_send(), 100);
     connection.received = u32::MAX;
     connection.forwarded = u32::MAX;
     connection.announced = u32::MAX;
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, WINDOW)), Heard::Data(WINDOW));
-    assert_eq!(connection.clone().hear(&packet(Op::Rw, 0, 1)), Heard::Fault(Fault::NoCredit));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, WINDOW)), Received::Data(WINDOW));
+    assert_eq!(connection.clone().receive(&packet(Op::Rw, 0, 1)), Received::Fault(Fault::NoCredit));
     connection.forwarded(WINDOW);
     assert_eq!(connection.next(), Some((Op::CreditUpdate, 0)));
 }
@@ -152,10 +152,10 @@ fn counters_wrap() {
 fn a_guest_that_lies_about_its_credit_gets_nothing() {
     let mut connection = open();
     let ahead = Header { fwd_cnt: 1, ..packet(Op::CreditUpdate, 0, 0) };
-    assert_eq!(connection.hear(&ahead), Heard::Nothing);
+    assert_eq!(connection.receive(&ahead), Received::Nothing);
     assert_eq!(connection.may_send(), 0);
     let shrunk = Header { buf_alloc: 0, ..packet(Op::CreditUpdate, 0, 0) };
-    assert_eq!(connection.hear(&shrunk), Heard::Nothing);
+    assert_eq!(connection.receive(&shrunk), Received::Nothing);
     assert_eq!(connection.may_send(), 0);
 }
 
@@ -164,10 +164,10 @@ fn credit_is_asked_for_once() {
     let mut connection = open();
     connection.sent(100);
     assert_eq!(connection.next(), Some((Op::CreditRequest, 0)));
-    assert_eq!(connection.hear(&packet(Op::CreditUpdate, 0, 0)), Heard::Nothing);
+    assert_eq!(connection.receive(&packet(Op::CreditUpdate, 0, 0)), Received::Nothing);
     assert_eq!(connection.next(), None);
     let update = Header { fwd_cnt: 10, ..packet(Op::CreditUpdate, 0, 0) };
-    assert_eq!(connection.hear(&update), Heard::Nothing);
+    assert_eq!(connection.receive(&update), Received::Nothing);
     connection.sent(10);
     assert_eq!(connection.next(), Some((Op::CreditRequest, 0)));
 }
@@ -180,10 +180,10 @@ fn half_closes_are_said_once_and_add_up() {
     assert_eq!(connection.next(), Some((Op::Shutdown, SHUTDOWN_SEND)));
     connection.host_ended();
     assert_eq!(connection.next(), None);
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, 7)), Heard::Data(7));
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, 7)), Received::Data(7));
     connection.host_refuses();
     assert_eq!(connection.next(), Some((Op::Shutdown, SHUTDOWN_BOTH)));
-    assert_eq!(connection.hear(&packet(Op::Rw, 0, 7)), Heard::Discard);
+    assert_eq!(connection.receive(&packet(Op::Rw, 0, 7)), Received::Discard);
     let header = connection.header(CID, KEY, Op::CreditUpdate, 0, 0);
     assert_eq!(header.fwd_cnt, 14);
 }
@@ -230,7 +230,7 @@ impl Guest {
         Header { buf_alloc: self.alloc, fwd_cnt: self.forwarded, ..packet(op, flags, len) }
     }
 
-    fn hear(&mut self, header: &Header, payload: &[u8]) {
+    fn receive(&mut self, header: &Header, payload: &[u8]) {
         assert_eq!((header.src_port, header.dst_port), (KEY.host, KEY.guest));
         self.host_alloc = header.buf_alloc;
         self.host_forwarded = header.fwd_cnt;
@@ -315,10 +315,10 @@ impl World {
         true
     }
 
-    fn hear(&mut self) -> bool {
+    fn receive(&mut self) -> bool {
         let Some((header, payload)) = self.to_host.pop_front() else { return false };
-        match self.connection.hear(&header) {
-            Heard::Data(len) => {
+        match self.connection.receive(&header) {
+            Received::Data(len) => {
                 let mut rest = payload.as_slice();
                 assert_eq!(usize::try_from(len).unwrap(), rest.len());
                 self.backlog
@@ -331,7 +331,7 @@ impl World {
                     .unwrap();
                 assert!(self.backlog.len() <= usize::try_from(self.connection.window).unwrap());
             }
-            Heard::Nothing | Heard::HalfClosed => {}
+            Received::Nothing | Received::HalfClosed => {}
             other => panic!("unexpected {other:?}"),
         }
         true
@@ -349,11 +349,11 @@ impl World {
     fn step(&mut self, who: u8, most: usize) -> bool {
         match who {
             0 => self.speak(most),
-            1 => self.hear(),
+            1 => self.receive(),
             2 => self.drain(most),
             3 => match self.to_guest.pop_front() {
                 Some((header, payload)) => {
-                    self.guest.hear(&header, &payload);
+                    self.guest.receive(&header, &payload);
                     true
                 }
                 None => false,

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use super::connection::Key;
 use crate::sys::fits;
 
-/// Bits of a handle that number the place; the rest counts how often the place was reused.
-const PLACE_BITS: u32 = 17;
-const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
+/// Bits of a handle that number the entry; the rest counts how often it was reused.
+const INDEX_BITS: u32 = 17;
+const INDEX_MASK: u32 = (1 << INDEX_BITS) - 1;
 /// A handle as a poller's key has this bit, the keys of queues and the like do not.
 const KEY_BIT: u32 = 1 << 31;
 /// The first port given to the host's end of a dialled connection; below it are ports that services
@@ -20,13 +20,13 @@ pub(super) const FIRST_HOST_PORT: u32 = 1 << 30;
 pub(super) struct Handle(u32);
 
 impl Handle {
-    fn new(place: usize, generation: u16) -> Self {
-        let place = fits::<_, u32>(place, "a table has fewer entries than a place has values") & PLACE_MASK;
-        Self((u32::from(generation) << PLACE_BITS | place) & !KEY_BIT)
+    fn new(index: usize, generation: u16) -> Self {
+        let index = fits::<_, u32>(index, "a table has fewer entries than an index has values") & INDEX_MASK;
+        Self((u32::from(generation) << INDEX_BITS | index) & !KEY_BIT)
     }
 
-    fn place(self) -> usize {
-        fits(self.0 & PLACE_MASK, "usize has at least 32 bits on every host of Nelly")
+    fn index(self) -> usize {
+        fits(self.0 & INDEX_MASK, "usize has at least 32 bits on every host of Nelly")
     }
 
     /// The handle as the key of a registration.
@@ -41,7 +41,7 @@ impl Handle {
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct Entry<T> {
     generation: u16,
     entry: Option<T>,
 }
@@ -49,7 +49,7 @@ struct Place<T> {
 /// A bounded set of entries.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    places: Vec<Place<T>>,
+    entries: Vec<Entry<T>>,
     free: Vec<usize>,
     index: HashMap<Key, Handle>,
     most: usize,
@@ -60,16 +60,16 @@ impl<T> Table<T> {
     /// A table of at most `most` entries (131072 at the outside).
     pub(super) fn new(most: usize) -> Self {
         Self {
-            places: Vec::new(),
+            entries: Vec::new(),
             free: Vec::new(),
             index: HashMap::new(),
-            most: most.min(1 << PLACE_BITS),
+            most: most.min(1 << INDEX_BITS),
             next_port: FIRST_HOST_PORT,
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.entries.len() - self.free.len()
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -81,18 +81,18 @@ impl<T> Table<T> {
         if self.is_full() {
             return Err(entry);
         }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, entry: None });
-            self.places.len() - 1
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry { generation: 0, entry: None });
+            self.entries.len() - 1
         });
-        let there = &mut self.places[place];
+        let there = &mut self.entries[index];
         there.entry = Some(entry);
-        Ok(Handle::new(place, there.generation))
+        Ok(Handle::new(index, there.generation))
     }
 
-    fn valid(&self, handle: Handle) -> Option<&Place<T>> {
-        let place = self.places.get(handle.place())?;
-        (place.entry.is_some() && Handle::new(handle.place(), place.generation) == handle).then_some(place)
+    fn valid(&self, handle: Handle) -> Option<&Entry<T>> {
+        let found = self.entries.get(handle.index())?;
+        (found.entry.is_some() && Handle::new(handle.index(), found.generation) == handle).then_some(found)
     }
 
     pub(super) fn get(&self, handle: Handle) -> Option<&T> {
@@ -101,20 +101,20 @@ impl<T> Table<T> {
 
     pub(super) fn get_mut(&mut self, handle: Handle) -> Option<&mut T> {
         self.valid(handle)?;
-        self.places[handle.place()].entry.as_mut()
+        self.entries[handle.index()].entry.as_mut()
     }
 
     pub(super) fn remove(&mut self, handle: Handle) -> Option<T> {
         self.valid(handle)?;
-        let place = &mut self.places[handle.place()];
-        place.generation = place.generation.wrapping_add(1);
-        self.free.push(handle.place());
-        place.entry.take()
+        let found = &mut self.entries[handle.index()];
+        found.generation = found.generation.wrapping_add(1);
+        self.free.push(handle.index());
+        found.entry.take()
     }
 
     pub(super) fn handles(&self) -> Vec<Handle> {
-        let live = self.places.iter().enumerate().filter(|(_, place)| place.entry.is_some());
-        live.map(|(index, place)| Handle::new(index, place.generation)).collect()
+        let live = self.entries.iter().enumerate().filter(|(_, found)| found.entry.is_some());
+        live.map(|(index, found)| Handle::new(index, found.generation)).collect()
     }
 
     /// From now on `key` leads to `handle`.
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(Handle::from_key(5), None);
         assert_eq!(table.remove(first), Some('a'));
         let second = table.insert('b').unwrap();
-        assert_eq!(second.place(), first.place());
+        assert_eq!(second.index(), first.index());
         assert_eq!(table.get(first), None);
         assert_eq!(table.remove(first), None);
         assert_eq!(table.get(second), Some(&'b'));

@@ -62,7 +62,7 @@ impl VsockWorker {
     }
 
     /// Packets of the guest.
-    fn hear(&mut self) -> Result<(), DeviceFault> {
+    fn receive(&mut self) -> Result<(), DeviceFault> {
         self.tx.disable_notifications(&self.memory)?;
         for _ in 0..BUDGET {
             self.choked = self.muxer.is_choked();
@@ -72,7 +72,7 @@ impl VsockWorker {
             }
             match self.tx.pop(&self.memory)? {
                 Some(chain) => {
-                    self.muxer.hear(&chain, &self.memory)?;
+                    self.muxer.receive(&chain, &self.memory)?;
                     self.tx.push_used(&self.memory, &chain, 0)?;
                 }
                 None if self.tx.enable_notifications(&self.memory)? => {}
@@ -114,16 +114,16 @@ impl VsockWorker {
 
     /// Ends a turn: what it moved is published, one batch a queue.
     fn settle(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        let spoken = self.speak_and_hear(registrar);
+        let spoken = self.transmit_and_receive(registrar);
         self.tx.signal(&self.memory, &self.interrupt)?;
         self.rx.signal(&self.memory, &self.interrupt)?;
         spoken
     }
 
-    fn speak_and_hear(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+    fn transmit_and_receive(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         self.speak()?;
         if self.choked && !self.muxer.is_choked() {
-            self.hear()?;
+            self.receive()?;
             self.speak()?;
         }
         self.tell_reset()?;
@@ -149,10 +149,10 @@ impl Worker for VsockWorker {
         registrar.add(self.muxer.bell().as_fd(), KEY_BELL, Interest::READ)?;
         registrar.add(self.muxer.timer().as_fd(), KEY_TICK, Interest::READ)?;
         self.muxer.resume();
-        let heard = self.hear();
+        let received = self.receive();
         // What came before a fault is published too.
         self.settle(registrar)?;
-        heard
+        received
     }
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
@@ -168,14 +168,14 @@ impl Worker for VsockWorker {
     }
 
     fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        let mut heard = Ok(());
+        let mut received = Ok(());
         match key {
             KEY_RX => {
                 self.rx.doorbell().consume()?;
             }
             KEY_TX => {
                 self.tx.doorbell().consume()?;
-                heard = self.hear();
+                received = self.receive();
             }
             KEY_EVENT => {
                 if let Some(event) = &self.event {
@@ -198,7 +198,7 @@ impl Worker for VsockWorker {
             },
         }
         self.settle(registrar)?;
-        heard
+        received
     }
 
     fn quiesce(self: Box<Self>) -> Returned {

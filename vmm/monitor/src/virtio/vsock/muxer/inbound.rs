@@ -10,7 +10,7 @@ use crate::memory::Memory;
 use crate::sys::{fits, unix};
 use crate::virtio::queue::{Chain, QueueFault, Reader};
 use crate::virtio::vsock::PowerWord;
-use crate::virtio::vsock::connection::{Connection, Heard, Key};
+use crate::virtio::vsock::connection::{Connection, Key, Received};
 use crate::virtio::vsock::control;
 use crate::virtio::vsock::packet::{HEADER_LEN, HOST_CID, Header, Op, TYPE_STREAM};
 use crate::virtio::vsock::table::Handle;
@@ -18,7 +18,7 @@ use crate::virtio::vsock::table::Handle;
 impl Muxer {
     /// Takes in one packet. The error is that of guest memory; everything else a guest can do wrong
     /// is answered in the protocol.
-    pub(in crate::virtio::vsock) fn hear(
+    pub(in crate::virtio::vsock) fn receive(
         &mut self,
         chain: &Chain,
         memory: &Memory,
@@ -60,11 +60,11 @@ impl Muxer {
         reader: &mut Reader<'_>,
     ) -> Result<(), QueueFault> {
         let Some(slot) = self.table.get_mut(handle) else { return Ok(()) };
-        match slot.protocol.hear(header) {
-            Heard::Nothing | Heard::Discard => {}
-            Heard::Opened => self.opened(handle, header),
-            Heard::Data(len) => self.deliver(handle, header, reader, len)?,
-            Heard::HalfClosed => {
+        match slot.protocol.receive(header) {
+            Received::Nothing | Received::Discard => {}
+            Received::Opened => self.opened(handle, header),
+            Received::Data(len) => self.deliver(handle, header, reader, len)?,
+            Received::HalfClosed => {
                 if slot.protocol.guest_refuses()
                     && let Host::Stream(stream) = &slot.host
                 {
@@ -73,9 +73,9 @@ impl Muxer {
                 }
                 slot.pass_on_end();
             }
-            Heard::Finished => self.abort(handle, header),
-            Heard::Reset => self.retire(handle, io::ErrorKind::ConnectionRefused),
-            Heard::Fault(_) => {
+            Received::Finished => self.abort(handle, header),
+            Received::Reset => self.retire(handle, io::ErrorKind::ConnectionRefused),
+            Received::Fault(_) => {
                 self.fault();
                 self.abort(handle, header);
             }
