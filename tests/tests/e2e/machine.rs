@@ -14,7 +14,7 @@ use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_tests::{asset, program, top};
 use nelly_vmm::config::{DeviceName, DiskConfig, DiskId, MachineConfig, MemorySize, Platform};
-use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::machine::{Isolation, Resources};
 
 use super::Home;
 
@@ -58,14 +58,14 @@ pub(crate) fn root(home: &Home, applets: &[&str]) -> PathBuf {
 }
 
 /// A sandbox of the built-in image, or of `image`.
-pub(crate) async fn sandbox(home: &Home, place: Place, image: Option<&str>) -> Sandbox {
-    sandbox_of(home, place, image, |_, _| {}).await
+pub(crate) async fn sandbox(home: &Home, isolation: Isolation, image: Option<&str>) -> Sandbox {
+    sandbox_of(home, isolation, image, |_, _| {}).await
 }
 
 /// The same of a machine that is changed before it starts; `change` gets the image's disk, too.
 async fn sandbox_of(
     home: &Home,
-    place: Place,
+    isolation: Isolation,
     image: Option<&str>,
     change: impl FnOnce(&mut MachineConfig, &File),
 ) -> Sandbox {
@@ -82,11 +82,11 @@ async fn sandbox_of(
     spec.memory = MemorySize::new(256 << 20).unwrap();
     let mut config = spec.config().unwrap();
     change(&mut config, &disk);
-    Sandbox::start(config, resources, place, "test").await.unwrap()
+    Sandbox::start(config, resources, isolation, "test").await.unwrap()
 }
 
-pub(crate) fn out_of_process() -> Place {
-    Place::Process { monitor: program("nelly-monitor") }
+pub(crate) fn out_of_process() -> Isolation {
+    Isolation::Process { monitor: program("nelly-monitor") }
 }
 
 fn entries(path: &str) -> BTreeSet<String> {
@@ -138,8 +138,8 @@ fn two_machines_of_one_process_give_everything_back() {
         runtime.block_on(async {
             for (first, second) in [
                 (out_of_process(), out_of_process()),
-                (Place::Thread, Place::Thread),
-                (out_of_process(), Place::Thread),
+                (Isolation::Thread, Isolation::Thread),
+                (out_of_process(), Isolation::Thread),
             ] {
                 let (one, two) = tokio::join!(sandbox(&home, first, None), sandbox(&home, second, None));
                 for (machine, name) in [(&one, "one"), (&two, "two")] {

@@ -10,7 +10,7 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_tests::run;
 use nelly_vmm::config::{CommandLine, Endpoint, FileSource, HotplugSize, MachineConfig, MemorySize};
-use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources};
+use nelly_vmm::machine::{ControlError, EndReason, Isolation, Machine, Resources};
 
 use super::boot::{initramfs, ours, stock};
 use super::boundary::sh;
@@ -218,7 +218,7 @@ fn a_container_that_takes_all_memory_ends_and_its_machine_goes_on() {
 
 /// Debian's kernel and its driver: takes what it is asked to take, gives it back, and takes it
 /// again; also across pauses.
-fn a_stock_driver_follows(place: &Place) {
+fn a_stock_driver_follows(isolation: &Isolation) {
     let home = Home::new();
     let modules = stock("modules");
     let words = ["virtio_mmio", "virtio_mem"];
@@ -230,7 +230,7 @@ fn a_stock_driver_follows(place: &Place) {
     config.hotplug_bytes = HotplugSize::new(384 * MIB).unwrap();
     config.serial = Endpoint::Stream;
     config.time_limit_ms = Some(400_000);
-    let machine = Machine::start(&config, Resources::new(), place).unwrap();
+    let machine = Machine::start(&config, Resources::new(), isolation).unwrap();
     for wrong in [0, 255 * MIB, 641 * MIB, u64::MAX, 300 * MIB + 4096] {
         assert!(matches!(machine.request_memory(wrong), Err(ControlError::Refused(_))), "{wrong}");
     }
@@ -264,7 +264,7 @@ fn a_stock_driver_follows(place: &Place) {
 
 #[test]
 fn a_stock_driver_takes_memory_and_gives_it_back() {
-    a_stock_driver_follows(&Place::Thread);
+    a_stock_driver_follows(&Isolation::Thread);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_tests::asset;
 use nelly_vmm::config::{CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize};
-use nelly_vmm::machine::{EndReason, Machine, Place, Resources, State};
+use nelly_vmm::machine::{EndReason, Isolation, Machine, Resources, State};
 
 use super::Home;
 use super::boot::initramfs;
@@ -115,7 +115,7 @@ fn pauses_during_block_traffic_and_a_disk_that_comes_late() {
     config.spare_slots = 1;
     config.serial = Endpoint::Stream;
     config.time_limit_ms = Some(200_000);
-    let machine = Machine::start(&config, resources, &Place::Thread).unwrap();
+    let machine = Machine::start(&config, resources, &Isolation::Thread).unwrap();
     let mut lines = BufReader::new(machine.serial().unwrap()).lines().map(Result::unwrap);
     let mut next = |what: &str| {
         lines

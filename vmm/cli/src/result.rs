@@ -13,12 +13,12 @@ use crate::target::Target;
 
 /// Where it goes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ResultFile {
     File(PathBuf),
     Descriptor(u32),
 }
 
-impl Place {
+impl ResultFile {
     /// Reads the flag's word.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         match text.strip_prefix("fd:") {
@@ -73,9 +73,9 @@ mod tests {
 
     #[test]
     fn places_parse_and_a_run_is_one_object() {
-        assert_eq!(Place::parse("fd:3").unwrap(), Place::Descriptor(3));
-        assert_eq!(Place::parse("fd").unwrap(), Place::File("fd".into()));
-        assert!(Place::parse("fd:x").is_err() && Place::parse("").is_err());
+        assert_eq!(ResultFile::parse("fd:3").unwrap(), ResultFile::Descriptor(3));
+        assert_eq!(ResultFile::parse("fd").unwrap(), ResultFile::File("fd".into()));
+        assert!(ResultFile::parse("fd:x").is_err() && ResultFile::parse("").is_err());
         let id = Id::random().unwrap();
         let told = object(&id, 7, "exited", Duration::from_nanos(5), None);
         let read: serde_json::Value = serde_json::from_str(&told).unwrap();

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 
 use nelly_vmm::config::{CommandLine, Endpoint, MachineConfig};
-use nelly_vmm::machine::{Machine, Place, Resources};
+use nelly_vmm::machine::{Isolation, Machine, Resources};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.command_line = CommandLine::new("console=ttyS0 panic=-1 reboot=t")?;
     config.serial = Endpoint::Stream;
 
-    let machine = Machine::start(&config, resources, &Place::Thread)?;
+    let machine = Machine::start(&config, resources, &Isolation::Thread)?;
     let mut serial = machine.serial()?;
     let mut buffer = [0; 4096];
     // The stream ends with the machine.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nelly_vmm::config::{DiskConfig, DiskId, Endpoint, FileSource, MachineConfig};
-use nelly_vmm::machine::{Machine, Place, Resources};
+use nelly_vmm::machine::{Isolation, Machine, Resources};
 use rustix::fs::{Mode, OFlags};
 use support::{SPIN, image, kernel};
 
@@ -57,8 +57,8 @@ fn a_held_monitor_has_what_its_holder_gave_it() {
     let kernel = resources.add(kernel(&[SPEAK, SPIN].concat()));
     let mut config = config(kernel, resources.add(File::open(&disk).unwrap()));
     config.serial = Endpoint::Stream;
-    let place = Place::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() };
-    let machine = Machine::start(&config, resources, &place).unwrap();
+    let isolation = Isolation::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() };
+    let machine = Machine::start(&config, resources, &isolation).unwrap();
     machine.serial().unwrap().read_exact(&mut [0]).unwrap();
     assert_shed(machine.process_id().unwrap(), &stray, &disk);
     // The holder keeps its own.
@@ -73,7 +73,7 @@ fn a_fifo_in_place_of_a_file_is_refused_and_not_waited_for() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
     let named = || FileSource::Path(fifo.clone());
     let monitor = || env!("CARGO_BIN_EXE_nelly-monitor").into();
-    for place in [Place::Process { monitor: monitor() }, Place::Thread] {
+    for isolation in [Isolation::Process { monitor: monitor() }, Isolation::Thread] {
         for field in ["kernel", "initrd", "disks[0]"] {
             let mut resources = Resources::new();
             let kernel = resources.add(kernel(SPIN));
@@ -86,7 +86,7 @@ fn a_fifo_in_place_of_a_file_is_refused_and_not_waited_for() {
                 "initrd" => config.initrd = Some(named()),
                 _ => {}
             }
-            let error = Machine::start(&config, resources, &place).unwrap_err();
+            let error = Machine::start(&config, resources, &isolation).unwrap_err();
             let reason = error.source().unwrap().to_string();
             assert!(reason.starts_with(field) && reason.contains("fifo"), "{reason}");
         }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nelly_vmm::config::{CpuCount, Endpoint, MachineConfig, MemorySize, OnReset, VsockConfig};
-use nelly_vmm::machine::{ControlError, EndReason, Machine, Place, Resources, State};
+use nelly_vmm::machine::{ControlError, EndReason, Isolation, Machine, Resources, State};
 use support::{SPIN, image, kernel};
 
 /// mov dx, 0x3f8; then each byte: mov al, BYTE; out dx, al
@@ -55,17 +55,17 @@ const FLOOD: &[u8] = &[
     0x0f, 0x30, 0xba, 0xf8, 0x03, 0x00, 0x00, 0xb0, 0x78, 0xee, 0xeb, 0xfd,
 ];
 
-fn places() -> [Place; 2] {
-    [Place::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() }, Place::Thread]
+fn isolations() -> [Isolation; 2] {
+    [Isolation::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() }, Isolation::Thread]
 }
 
-fn start(place: &Place, code: &[&[u8]], change: impl FnOnce(&mut MachineConfig)) -> Machine {
+fn start(isolation: &Isolation, code: &[&[u8]], change: impl FnOnce(&mut MachineConfig)) -> Machine {
     let mut resources = Resources::new();
     let mut config = MachineConfig::new(resources.add(kernel(&code.concat())));
     config.memory_bytes = MemorySize::new(16 << 20).unwrap();
     config.serial = Endpoint::Stream;
     change(&mut config);
-    Machine::start(&config, resources, place).unwrap()
+    Machine::start(&config, resources, isolation).unwrap()
 }
 
 /// Descriptors, threads, mappings of machines, child processes.
@@ -88,7 +88,7 @@ fn settled(threads: usize) -> (usize, usize, usize, String) {
     holdings()
 }
 
-fn ends(place: &Place) {
+fn ends(isolation: &Isolation) {
     let panic = say("Kernel panic - not syncing: test\n");
     let (halted, off) = (say("System halted\n"), say("Power off not available: System halted instead\n"));
     let table: [(&[&[u8]], EndReason, &str); 7] = [
@@ -102,16 +102,16 @@ fn ends(place: &Place) {
     ];
     for (code, reason, text) in table {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let machine = start(place, code, |config| {
+        let machine = start(isolation, code, |config| {
             config.serial = Endpoint::Log(nelly_vmm::config::FileSource::Path(log.path().to_owned()));
         });
         let outcome = machine.wait();
-        assert_eq!(outcome.reason, reason, "{place:?} {text:?}");
+        assert_eq!(outcome.reason, reason, "{isolation:?} {text:?}");
         assert_eq!(fs::read_to_string(log.path()).unwrap(), text);
         let exits = usize::try_from(outcome.exits.port_write).unwrap();
         assert_eq!(exits, text.len() + usize::from(!code.ends_with(&[TRIPLE]) && !code.ends_with(&[HALT])));
     }
-    let machine = start(place, &[&say("x"), RESET], |config| config.on_reset = OnReset::Reboot);
+    let machine = start(isolation, &[&say("x"), RESET], |config| config.on_reset = OnReset::Reboot);
     let mut serial = machine.serial().unwrap();
     let mut text = [0; 5];
     serial.read_exact(&mut text).unwrap();
@@ -121,8 +121,8 @@ fn ends(place: &Place) {
     assert!(outcome.reason == EndReason::Stopped && outcome.starts >= 5, "{outcome:?}");
 }
 
-fn talks_and_pauses(place: &Place) {
-    let machine = start(place, &[ECHO], |config| {
+fn talks_and_pauses(isolation: &Isolation) {
+    let machine = start(isolation, &[ECHO], |config| {
         config.cpus = CpuCount::new(3).unwrap();
         config.rng = true;
         config.vsock = Some(VsockConfig::default());
@@ -165,17 +165,17 @@ fn talks_and_pauses(place: &Place) {
     );
 }
 
-fn drops(place: &Place) {
+fn drops(isolation: &Isolation) {
     for cpus in [1, 4] {
-        let machine = start(place, &[SPIN], |config| config.cpus = CpuCount::new(cpus).unwrap());
+        let machine = start(isolation, &[SPIN], |config| config.cpus = CpuCount::new(cpus).unwrap());
         // Of vCPUs that never leave the guest, too.
         assert_eq!(machine.inspect().unwrap().vcpus.len(), usize::try_from(cpus).unwrap());
         let began = Instant::now();
         drop(machine);
         // Milliseconds; the bound is for a machine that builds something else meanwhile.
-        assert!(began.elapsed() < Duration::from_secs(60), "{place:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{isolation:?}");
     }
-    let machine = start(place, &[SPIN], |config| config.time_limit_ms = Some(30));
+    let machine = start(isolation, &[SPIN], |config| config.time_limit_ms = Some(30));
     assert_eq!(machine.wait().reason, EndReason::TimeLimit);
     let mut polled = [rustix::event::PollFd::from_borrowed_fd(machine.as_fd(), rustix::event::PollFlags::IN)];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -184,9 +184,9 @@ fn drops(place: &Place) {
 
 /// Four vCPUs that write to the serial port without end, and a reader that keeps up, hold up
 /// nobody.
-fn floods(place: &Place) {
+fn floods(isolation: &Isolation) {
     let flood = |limit| {
-        let machine = start(place, &[FLOOD], |config| {
+        let machine = start(isolation, &[FLOOD], |config| {
             config.cpus = CpuCount::new(4).unwrap();
             config.time_limit_ms = limit;
         });
@@ -218,8 +218,8 @@ fn floods(place: &Place) {
 
 /// A monitor whose holder is gone ends at once; killed, it leaves no word, and that is told.
 fn deaths() {
-    let place = &places()[0];
-    let machine = start(place, &[SPIN], |_| {});
+    let isolation = &isolations()[0];
+    let machine = start(isolation, &[SPIN], |_| {});
     let id = machine.process_id().unwrap().to_string();
     assert!(Command::new("kill").args(["-9", &id]).status().unwrap().success());
     let reason = machine.wait().reason;
@@ -268,7 +268,7 @@ fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
 fn exhausts() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
-    let machine = start(&places()[0], &[SPIN], |config| config.vsock = Some(VsockConfig::default()));
+    let machine = start(&isolations()[0], &[SPIN], |config| config.vsock = Some(VsockConfig::default()));
     let id = machine.process_id().unwrap();
     let pid = Pid::from_raw(id.cast_signed()).unwrap();
     // What this process has, it inherited.
@@ -351,11 +351,11 @@ fn alone() {
 #[test]
 fn machines_end_as_told_and_leave_nothing() {
     let round = || {
-        for place in places() {
-            ends(&place);
-            talks_and_pauses(&place);
-            drops(&place);
-            floods(&place);
+        for isolation in isolations() {
+            ends(&isolation);
+            talks_and_pauses(&isolation);
+            drops(&isolation);
+            floods(&isolation);
         }
         deaths();
         exhausts();

@@ -17,23 +17,29 @@ use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_sandbox::state::Places;
 use nelly_vmm::config::MemorySize;
-use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::machine::{Isolation, Resources};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let directory = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: embed DIR")?);
     let installation = Installation::at(&directory)?;
-    let monitor = Place::Process { monitor: installation.monitor.clone() };
+    let monitor = Isolation::Process { monitor: installation.monitor.clone() };
     // The same handle, out of process and in threads of this one.
-    let (first, second) =
-        tokio::join!(hello(&installation, monitor, "first"), hello(&installation, Place::Thread, "second"));
+    let (first, second) = tokio::join!(
+        hello(&installation, monitor, "first"),
+        hello(&installation, Isolation::Thread, "second")
+    );
     print!("{}{}", first?, second?);
     Ok(())
 }
 
 /// Runs `echo` in a container in a machine, and returns what it wrote. Everything is gone
 /// afterwards.
-async fn hello(installation: &Installation, place: Place, name: &str) -> Result<String, Box<dyn Error>> {
+async fn hello(
+    installation: &Installation,
+    isolation: Isolation,
+    name: &str,
+) -> Result<String, Box<dyn Error>> {
     // The user's own cache. A name below /tmp that others can guess is one that others can make
     // first.
     let places = Places::from_env(|name| std::env::var_os(name).map(Into::into))?;
@@ -45,7 +51,7 @@ async fn hello(installation: &Installation, place: Place, name: &str) -> Result<
     let mut spec = MachineSpec::installed(installation, resources.add(image.disk));
     spec.memory = MemorySize::new(256 << 20)?;
 
-    let sandbox = Sandbox::start(spec.config()?, resources, place, name).await?;
+    let sandbox = Sandbox::start(spec.config()?, resources, isolation, name).await?;
     let command = ["sh", "-c", "echo hello from $(hostname)"].map(str::to_owned).to_vec();
     let overrides = Overrides { command, ..Overrides::default() };
     let process = ProcessSpec::merge(&image.config.config().clone().unwrap_or_default(), &overrides, name)?;

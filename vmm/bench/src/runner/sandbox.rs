@@ -11,7 +11,7 @@ use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
 use nelly_vmm::config::FileSource;
-use nelly_vmm::machine::{Outcome, Place, Resources};
+use nelly_vmm::machine::{Isolation, Outcome, Resources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,9 +77,9 @@ impl<'a> Ground<'a> {
         spec.memory = self.plan.memory;
         spec.append.clone_from(&self.plan.append);
         let config = spec.config()?;
-        let place = Place::Process { monitor: self.plan.monitor.clone() };
+        let isolation = Isolation::Process { monitor: self.plan.monitor.clone() };
         let start_ns = sys::now_ns();
-        Ok((start_ns, Sandbox::start(config, resources, place, name).await?))
+        Ok((start_ns, Sandbox::start(config, resources, isolation, name).await?))
     }
 
     /// The process of `command`, without streams but what it writes.

@@ -10,7 +10,7 @@ use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::state::{Exit, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_vmm::config::MachineConfig;
-use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
 use nelly_vmm::timeline::Recorder;
@@ -35,13 +35,13 @@ pub(super) async fn foreground(
     plan: &Plan,
     config: MachineConfig,
     resources: Resources,
-    place: Place,
+    isolation: Isolation,
     recorder: &Recorder,
 ) -> Result<(Exit, Option<Finished>)> {
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.wanted.common.timeout);
     signals::forward(&send, args.tty)?;
-    let start = Sandbox::start(config, resources, place, plan.container.hostname.as_str());
+    let start = Sandbox::start(config, resources, isolation, plan.container.hostname.as_str());
     // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its
     // machine.
     let sandbox = match outside.during(start).await {

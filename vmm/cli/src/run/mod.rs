@@ -14,7 +14,7 @@ use nelly_sandbox::spec::oci;
 use nelly_sandbox::state::outcome;
 use nelly_sandbox::timeline::name;
 use nelly_vmm::config::FileSource;
-use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::Recorder;
 use plan::{machine_by_path, machine_opened, plan, wanted};
 use serde_json::json;
@@ -43,7 +43,7 @@ pub(crate) fn run(
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("-it needs a terminal on standard input; use -i alone for a pipe");
     }
-    let result = args.result.as_deref().map(result::Place::parse).transpose().context("--result")?;
+    let result = args.result.as_deref().map(result::ResultFile::parse).transpose().context("--result")?;
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
     let mut options = StoreOptions::new(&context.places.cache);
@@ -64,7 +64,7 @@ pub(crate) fn run(
     }
     // Refused before an image is unpacked for nothing.
     crate::host::require_mainstream()?;
-    let result = result.map(|place| place.open()).transpose()?;
+    let result = result.map(|isolation| isolation.open()).transpose()?;
     let trace = args.trace.as_deref().map(|path| Target::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
     let mut bar = progress::Bar::new(args.quiet);
@@ -78,8 +78,8 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let place = Place::Process { monitor: plan.wanted.monitor.path.clone() };
-    let ended = runtime.block_on(foreground(args, &plan, config, resources, place, recorder));
+    let isolation = Isolation::Process { monitor: plan.wanted.monitor.path.clone() };
+    let ended = runtime.block_on(foreground(args, &plan, config, resources, isolation, recorder));
     // A pump may still sit in a read of standard input; it ends with the process.
     runtime.shutdown_background();
     // What is left to do may wait for a reader, and a signal ends it.

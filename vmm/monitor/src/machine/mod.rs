@@ -32,7 +32,7 @@ mod wire;
 mod workers;
 
 pub use handle::{
-    ControlError, Events, Machine, MonitorError, Pending, Place, Resources, StartError, Starting, Vsock,
+    ControlError, Events, Isolation, Machine, MonitorError, Pending, Resources, StartError, Starting, Vsock,
     VsockListener,
 };
 pub use inspection::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};

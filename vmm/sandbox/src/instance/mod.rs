@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{
-    ControlError, DeviceFaults, Machine, Pending, Place, Resources, StartError, VsockListener,
+    ControlError, DeviceFaults, Isolation, Machine, Pending, Resources, StartError, VsockListener,
 };
 use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -121,11 +121,11 @@ impl Sandbox {
     pub async fn start(
         config: MachineConfig,
         resources: Resources,
-        place: Place,
+        isolation: Isolation,
         hostname: &str,
     ) -> Result<Self, SandboxError> {
         let recorder = Recorder::new(now_ns());
-        let (machine, answer) = Machine::begin(&config, resources, &place)?.into_parts();
+        let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
         let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
         // Asked for before the first answer is there: neither request finds the connection full.
         let ready = machine.vsock().begin_listen(ports::READY_PORT);

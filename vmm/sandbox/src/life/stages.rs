@@ -14,7 +14,7 @@ use nelly_protocol::messages as m;
 use nelly_protocol::service::{self, create_agent};
 use nelly_vmm::boot::testing::{Segment, elf};
 use nelly_vmm::config::{Endpoint, MachineConfig, MemorySize, VsockConfig};
-use nelly_vmm::machine::{EndReason, Machine, Place, Resources};
+use nelly_vmm::machine::{EndReason, Isolation, Machine, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
@@ -136,7 +136,7 @@ async fn scene(answers: &'static [&'static str]) -> Scene {
     server.start().await.unwrap();
     let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
     let (config, resources, console) = machine_of();
-    let machine = Machine::start(&config, resources, &Place::Thread).unwrap();
+    let machine = Machine::start(&config, resources, &Isolation::Thread).unwrap();
     assert_eq!(next(&console).await, Some(b'.'));
     Scene { sandbox: Sandbox::played(agent, machine), console, heard, _server: server, _place: place }
 }
@@ -198,7 +198,7 @@ async fn a_start_whose_agent_never_comes_is_left() {
         let runs = async {
             assert_eq!(next(&console).await, Some(b'.'));
         };
-        let start = Sandbox::start(config, resources, Place::Thread, "box");
+        let start = Sandbox::start(config, resources, Isolation::Thread, "box");
         let exit = left(wish, runs, async |outside| outside.during(start).await.err()).await;
         assert_eq!(exit.map(|exit| exit.code), Some(code));
         assert_eq!(next(&console).await, None, "its machine lives on");

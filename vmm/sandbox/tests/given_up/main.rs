@@ -15,7 +15,7 @@ use nelly_sandbox::agent::{ProcessId, Token};
 use nelly_sandbox::instance::{Sandbox, SandboxError};
 use nelly_sandbox::spec::ProcessSpec;
 use nelly_vmm::config::{FileSource, MachineConfig};
-use nelly_vmm::machine::{Place, Resources};
+use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -67,8 +67,8 @@ impl Bench {
     }
 
     async fn start(&self) -> Result<Sandbox, SandboxError> {
-        let place = Place::Process { monitor: self.at("monitor") };
-        Sandbox::start(MachineConfig::new(FileSource::Fd(0)), Resources::new(), place, "box").await
+        let isolation = Isolation::Process { monitor: self.at("monitor") };
+        Sandbox::start(MachineConfig::new(FileSource::Fd(0)), Resources::new(), isolation, "box").await
     }
 
     /// Waits for what the monitor says last, its number.

@@ -19,7 +19,7 @@ const DROP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is known of a machine's end so far, and what is left to collect.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct EndState {
     receiver: Receiver,
     /// When the first of the last word was heard, or that there will be none.
     begun: Option<Instant>,
@@ -34,7 +34,7 @@ pub(super) enum Body {
     Thread(JoinHandle<()>),
 }
 
-impl Ending {
+impl EndState {
     /// Of a machine that lives.
     pub(super) fn new(body: Body) -> Self {
         Self { receiver: Receiver::new(0), begun: None, outcome: None, body: Some(body) }
@@ -88,7 +88,7 @@ impl Ending {
         }
     }
 
-    /// As [`Ending::reap`], if that need not wait.
+    /// As [`EndState::reap`], if that need not wait.
     fn collect(&mut self) -> Option<String> {
         let ended = match &self.body {
             Some(Body::Thread(thread)) => thread.is_finished(),
@@ -152,7 +152,7 @@ impl Machine {
 
     /// The end of a machine whose process or thread was collected: what it said of it, or else how
     /// it went.
-    fn conclude(&self, ending: &mut Ending, how: String) -> Outcome {
+    fn conclude(&self, ending: &mut EndState, how: String) -> Outcome {
         ending.hear(self.as_fd());
         let unsaid = || {
             let killed = self.control.was_killed();
@@ -206,7 +206,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn ending(&self) -> MutexGuard<'_, Ending> {
+    pub(super) fn ending(&self) -> MutexGuard<'_, EndState> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

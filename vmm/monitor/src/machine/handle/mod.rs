@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use ask::Control;
-use ending::Ending;
+use ending::EndState;
 
 use super::files::Handed;
 use super::inspection::{DeviceState, Inspection};
@@ -35,7 +35,7 @@ pub use vsock::{Vsock, VsockListener};
 
 /// Where a machine runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Isolation {
     /// In a process of its own: `nelly-monitor`, found at this path. It inherits standard error.
     Process {
         /// The program.
@@ -45,7 +45,7 @@ pub enum Place {
     /// to come to its end: nothing can end a thread from outside. So [`Machine::wait`],
     /// [`Machine::close`] and dropping the machine wait for its threads without a limit of time.
     /// They take milliseconds, but for a system call of theirs that the host does not finish, such
-    /// as a write to a disk whose server is gone. Whoever cannot bear that has [`Place::Process`],
+    /// as a write to a disk whose server is gone. Whoever cannot bear that has [`Isolation::Process`],
     /// whose monitor is killed when it takes too long.
     Thread,
 }
@@ -84,7 +84,7 @@ impl Resources {
 #[derive(Debug)]
 pub struct Machine {
     control: Control,
-    ending: Mutex<Ending>,
+    ending: Mutex<EndState>,
     spawned_ns: u64,
 }
 

@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use super::ask::{Control, Pending};
-use super::ending::{Body, Ending};
+use super::ending::{Body, EndState};
 use super::error::{ControlError, MonitorError, StartError};
 use super::vsock::Vsock;
-use super::{Machine, Place, Resources};
+use super::{Isolation, Machine, Resources};
 use crate::config::MachineConfig;
 use crate::machine::files::Handed;
 use crate::machine::outcome::EndReason;
@@ -23,8 +23,12 @@ use crate::timeline::{self, Recorder, name};
 
 impl Machine {
     /// Starts a machine and returns once its vCPUs run.
-    pub fn start(config: &MachineConfig, resources: Resources, place: &Place) -> Result<Self, StartError> {
-        Self::begin(config, resources, place)?.done()
+    pub fn start(
+        config: &MachineConfig,
+        resources: Resources,
+        isolation: &Isolation,
+    ) -> Result<Self, StartError> {
+        Self::begin(config, resources, isolation)?.done()
     }
 
     /// The same in two steps, with a descriptor to poll in between: whoever starts a machine may
@@ -32,16 +36,16 @@ impl Machine {
     pub fn begin(
         config: &MachineConfig,
         resources: Resources,
-        place: &Place,
+        isolation: &Isolation,
     ) -> Result<Starting, StartError> {
         config.validate()?;
         // The monitor is not where its holder is.
         let config = config.clone().with_absolute_paths()?;
         let (control, theirs) = sys::stream_pair().map_err(StartError::Talk)?;
-        let body = match place {
-            Place::Process { monitor } => spawn(monitor, theirs)
+        let body = match isolation {
+            Isolation::Process { monitor } => spawn(monitor, theirs)
                 .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?,
-            Place::Thread => thread(move || server::serve(theirs, recorder(), None))?,
+            Isolation::Thread => thread(move || server::serve(theirs, recorder(), None))?,
         };
         Self::hold(&config, resources, control, body)
     }
@@ -62,7 +66,7 @@ impl Machine {
             Body::Process(child) => Killer::of(child).ok(),
             Body::Thread(_) => None,
         };
-        let ending = Mutex::new(Ending::new(body));
+        let ending = Mutex::new(EndState::new(body));
         // From here on dropping the machine cleans up.
         let machine = Self { control: Control::new(control, done, killer), ending, spawned_ns };
         let Resources { files, log } = resources;

@@ -564,11 +564,11 @@ fn a_machine_that_ends_answers_those_who_wait() {
 fn a_monitor_that_dies_is_told_apart_from_one_that_speaks() {
     let mut resources = Resources::new();
     let config = config(&mut resources);
-    let place = Place::Process { monitor: "/bin/false".into() };
-    let error = Machine::start(&config, resources, &place).expect_err("it started");
+    let isolation = Isolation::Process { monitor: "/bin/false".into() };
+    let error = Machine::start(&config, resources, &isolation).expect_err("it started");
     assert!(matches!(error, StartError::Died(_) | StartError::Talk(_)), "{error:?}");
-    let place = Place::Process { monitor: "/no/such/monitor".into() };
-    assert!(matches!(Machine::start(&config, Resources::new(), &place), Err(StartError::Spawn { .. })));
+    let isolation = Isolation::Process { monitor: "/no/such/monitor".into() };
+    assert!(matches!(Machine::start(&config, Resources::new(), &isolation), Err(StartError::Spawn { .. })));
 }
 
 #[test]
