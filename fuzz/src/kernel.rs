@@ -6,7 +6,7 @@ use std::io::Write;
 use nelly_disk::FileReader;
 use nelly_vmm::arch::{BootState, x86_64};
 use nelly_vmm::boot::testing::{self, Segment};
-use nelly_vmm::boot::{self, Image, Request, Transport};
+use nelly_vmm::boot::{self, Image, MmioSlot, Request};
 use nelly_vmm::config::{BootProtocol, Platform};
 use nelly_vmm::memory::{Backing, GuestRam};
 
@@ -35,7 +35,7 @@ pub fn accepts(data: &[u8]) -> bool {
         initrd: (choice & 8 != 0).then_some(Image { name: "initrd", bytes: &file }),
         command_line: "quiet",
         cpus: 1 + u32::from(choice >> 4),
-        transports: &[Transport { address: 0xd000_0000, line: x86_64::line(5).expect("a pin") }],
+        transports: &[MmioSlot { address: 0xd000_0000, line: x86_64::line(5).expect("a pin") }],
         platform: Platform::Auto,
         protocol: [BootProtocol::Auto, BootProtocol::Elf64, BootProtocol::Pvh, BootProtocol::Bzimage]
             [usize::from(choice & 3)],

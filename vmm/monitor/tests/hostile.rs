@@ -75,7 +75,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         let mmio = Arc::new(Mutex::new(mmio));
         slots.push(mmio.clone());
         bus.insert(address, layout::VIRTIO_STRIDE, mmio).unwrap();
-        announced.push(boot::Transport { address, line });
+        announced.push(boot::MmioSlot { address, line });
     }
     let kernel = FileReader::new(File::open(elf).unwrap()).unwrap();
     let loaded = boot::x86::load(

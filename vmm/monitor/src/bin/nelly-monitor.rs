@@ -51,14 +51,14 @@ Exit codes: 0 power-off, halt or reset, {panicked} guest panic, {triple_faulted}
 }
 
 /// A file or an inherited descriptor.
-enum Place {
+enum Source {
     File(PathBuf),
     Descriptor(u32),
 }
 
 enum Job {
     Print(String),
-    Alone { config: Place, result: Option<Place> },
+    Alone { config: Source, result: Option<Source> },
     Held(u32),
 }
 
@@ -101,10 +101,10 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
             let value = arguments.next().ok_or(format!("{name} needs a value"))?;
             match value.to_str().and_then(|text| text.strip_prefix("fd:")) {
                 Some(number) => match number.parse() {
-                    Ok(number) => Ok(Place::Descriptor(number)),
+                    Ok(number) => Ok(Source::Descriptor(number)),
                     Err(_) => Err(format!("{name} fd:{number}: not a descriptor number")),
                 },
-                None => Ok(Place::File(value.into())),
+                None => Ok(Source::File(value.into())),
             }
         };
         let (name, slot) = match argument.to_str() {
@@ -123,8 +123,8 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
     }
     match (config, control, result) {
         (Some(config), None, result) => Ok(Job::Alone { config, result }),
-        (None, Some(Place::Descriptor(number)), None) => Ok(Job::Held(number)),
-        (None, Some(Place::File(_)), _) => Err("--control takes fd:N".into()),
+        (None, Some(Source::Descriptor(number)), None) => Ok(Job::Held(number)),
+        (None, Some(Source::File(_)), _) => Err("--control takes fd:N".into()),
         (None, None, _) => Err("--config or --control is needed".into()),
         _ => Err("--control stands alone: its holder sends the machine and hears the result".into()),
     }
@@ -152,10 +152,10 @@ fn held(number: u32, recorder: Recorder) -> Result<u8, String> {
 }
 
 /// Runs the machine of a config file, its console on the terminal if the config says so.
-fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u8, String> {
+fn alone(config: &Source, result: Option<&Source>, recorder: Recorder) -> Result<u8, String> {
     let name = match config {
-        Place::File(path) => path.display().to_string(),
-        Place::Descriptor(number) => format!("fd:{number}"),
+        Source::File(path) => path.display().to_string(),
+        Source::Descriptor(number) => format!("fd:{number}"),
     };
     let text = read(config).map_err(|error| format!("--config {name}: {error}"))?;
     let config = MachineConfig::from_json(&text)
@@ -198,19 +198,19 @@ fn alone(config: &Place, result: Option<&Place>, recorder: Recorder) -> Result<u
     })
 }
 
-fn read(config: &Place) -> std::io::Result<Vec<u8>> {
+fn read(config: &Source) -> std::io::Result<Vec<u8>> {
     let mut file = match config {
-        Place::File(path) => files::open(path, OpenOptions::new().read(true), Accept::Text)?,
-        Place::Descriptor(number) => sys::inherited(*number)?.into(),
+        Source::File(path) => files::open(path, OpenOptions::new().read(true), Accept::Text)?,
+        Source::Descriptor(number) => sys::inherited(*number)?.into(),
     };
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     Ok(text)
 }
 
-fn open_result(place: &Place) -> Result<OwnedFd, String> {
-    match place {
-        Place::File(path) => {
+fn open_result(source: &Source) -> Result<OwnedFd, String> {
+    match source {
+        Source::File(path) => {
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(true);
             match files::open(path, &options, Accept::Stream) {
@@ -218,7 +218,7 @@ fn open_result(place: &Place) -> Result<OwnedFd, String> {
                 Err(error) => Err(format!("--result {}: {error}", path.display())),
             }
         }
-        Place::Descriptor(number) => {
+        Source::Descriptor(number) => {
             sys::inherited(*number).map_err(|error| format!("--result fd:{number}: {error}"))
         }
     }

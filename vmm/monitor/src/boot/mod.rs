@@ -69,7 +69,7 @@ pub fn reader<'a>(name: &str, file: &'a File, immutable: bool) -> Result<FileRea
 
 /// One virtio-mmio transport, as the guest is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transport {
+pub struct MmioSlot {
     /// Guest physical address of its registers.
     pub address: u64,
     /// Its interrupt line; edge-triggered.
@@ -88,7 +88,7 @@ pub struct Request<'a> {
     /// Virtual CPUs, the boot processor first.
     pub cpus: u32,
     /// Virtio devices and spare slots.
-    pub transports: &'a [Transport],
+    pub transports: &'a [MmioSlot],
     /// How the machine describes itself; how `Auto` decides is the architecture's.
     pub platform: PlatformChoice,
     /// How the kernel is entered.

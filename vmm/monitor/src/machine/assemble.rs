@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use nelly_disk::DiskError;
 
 use super::begin::{Beginning, Images};
-use super::build::{self, Devices, Furnished, Ground};
+use super::build::{self, Devices, VmWithDevices, VmWithMemory};
 use super::console::Pump;
 use super::faults;
 use super::files::{FileError, Files};
@@ -93,7 +93,7 @@ pub(super) struct Assembled<V> {
 }
 
 /// What assembly is made of.
-pub(super) struct Site<'a, H> {
+pub(super) struct Assembly<'a, H> {
     pub(super) hypervisor: &'a H,
     pub(super) config: &'a MachineConfig,
     pub(super) files: &'a Files,
@@ -103,29 +103,29 @@ pub(super) struct Site<'a, H> {
     pub(super) escape: bool,
 }
 
-impl<H: Hypervisor> Site<'_, H> {
+impl<H: Hypervisor> Assembly<'_, H> {
     /// Assembles. Nothing runs yet.
     pub(super) fn assemble(&self) -> Result<Assembled<H::Vm>, AssembleError> {
         let plan = Plan::of(self.config);
         // What can be refused without a hypervisor is refused before there is one.
         let images = Images::open(self)?;
         let devices = Devices::open(self, &plan)?;
-        let ground = self.ground(&plan)?;
-        let beginning = self.boot(&plan, &ground.ram, &images)?;
-        let furnished = self.furnish(&plan, &ground, devices)?;
-        self.start(plan, ground, furnished, beginning)
+        let bare = self.create_vm(&plan)?;
+        let beginning = self.boot(&plan, &bare.ram, &images)?;
+        let equipped = self.create_devices(&plan, &bare, devices)?;
+        self.start(plan, bare, equipped, beginning)
     }
 
     /// vCPU threads, which wait at the gate.
     fn start(
         &self,
         plan: Plan,
-        ground: Ground<H::Vm>,
-        furnished: Furnished,
+        bare: VmWithMemory<H::Vm>,
+        equipped: VmWithDevices,
         beginning: Beginning,
     ) -> Result<Assembled<H::Vm>, AssembleError> {
-        let Ground { ram, vm } = ground;
-        let Furnished { buses, transports, interrupts, pumps, vsock, memory, host } = furnished;
+        let VmWithMemory { ram, vm } = bare;
+        let VmWithDevices { buses, transports, interrupts, pumps, vsock, memory, host } = equipped;
         let Beginning { state, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
         let shared = Arc::new(Shared::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
@@ -199,7 +199,7 @@ impl<V: Vm> Assembled<V> {
         let mut transport = lock(&self.transports[slot]);
         let known = transport.doorbells().count();
         transport.0.attach(device)?;
-        build::offer(&*self.vm, self.plan.slots[slot].place, &transport, known);
+        build::offer(&*self.vm, self.plan.slots[slot].mmio, &transport, known);
         Ok(())
     }
 

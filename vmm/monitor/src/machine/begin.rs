@@ -5,7 +5,7 @@ use std::fs::File;
 
 use nelly_disk::FileReader;
 
-use super::assemble::{AssembleError, Site};
+use super::assemble::{AssembleError, Assembly};
 use super::plan::Plan;
 use crate::arch::BootState;
 use crate::boot::{self, Image, Request};
@@ -29,17 +29,17 @@ pub(super) struct Images {
 }
 
 impl Images {
-    pub(super) fn open<H>(site: &Site<'_, H>) -> Result<Self, AssembleError> {
+    pub(super) fn open<H>(assembly: &Assembly<'_, H>) -> Result<Self, AssembleError> {
         let open = |field: &str, source: &FileSource| -> Result<_, AssembleError> {
-            Ok((site.files.get(field, source)?, site.files.name(source)))
+            Ok((assembly.files.get(field, source)?, assembly.files.name(source)))
         };
-        let kernel = open("kernel", &site.config.kernel)?;
-        let initrd = site.config.initrd.as_ref().map(|source| open("initrd", source)).transpose()?;
+        let kernel = open("kernel", &assembly.config.kernel)?;
+        let initrd = assembly.config.initrd.as_ref().map(|source| open("initrd", source)).transpose()?;
         Ok(Self { kernel, initrd })
     }
 }
 
-impl<H> Site<'_, H> {
+impl<H> Assembly<'_, H> {
     /// Loads the kernel.
     pub(super) fn boot(
         &self,

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex};
 
 use nelly_disk::RawDisk;
 
-use super::assemble::{AssembleError, SLOT_CONSOLE, SLOT_SERIAL, Site};
+use super::assemble::{AssembleError, Assembly, SLOT_CONSOLE, SLOT_SERIAL};
 use super::console::Pump;
 use super::console::SerialLine;
 use super::files::Files;
 use super::mailbox::Message;
 use super::output::Output;
-use super::plan::{Holds, Plan};
+use super::plan::{Plan, SlotDevice};
 use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
-use crate::boot::Transport as Place;
+use crate::boot::MmioSlot;
 use crate::bus::Buses;
 use crate::config::{DiskConfig, Endpoint};
 use crate::devices::serial::{self, Serial};
@@ -36,13 +36,13 @@ use crate::virtio::transport::{MmioTransport, Transport};
 use crate::virtio::vsock::{Vsock, VsockControl};
 
 /// An empty machine: its memory, and a virtual machine that has it.
-pub(super) struct Ground<V> {
+pub(super) struct VmWithMemory<V> {
     pub(super) ram: GuestRam,
     pub(super) vm: Arc<V>,
 }
 
 /// A machine that has all its devices and no vCPU.
-pub(super) struct Furnished {
+pub(super) struct VmWithDevices {
     pub(super) buses: Buses,
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
     /// Those of the slots, with what the slots count.
@@ -53,9 +53,9 @@ pub(super) struct Furnished {
     pub(super) host: Arc<WorkerThreads>,
 }
 
-impl<H: Hypervisor> Site<'_, H> {
+impl<H: Hypervisor> Assembly<'_, H> {
     /// Memory, and a virtual machine that has it.
-    pub(super) fn ground(&self, plan: &Plan) -> Result<Ground<H::Vm>, AssembleError> {
+    pub(super) fn create_vm(&self, plan: &Plan) -> Result<VmWithMemory<H::Vm>, AssembleError> {
         let ram = GuestRam::laid_out(&plan.memory.ranges, plan.memory.hotplug, Backing::Anonymous)?;
         let nested = if self.config.nested { Nested::Shown } else { Nested::Hidden };
         let vm = Arc::new(self.hypervisor.create_vm(nested)?);
@@ -63,17 +63,17 @@ impl<H: Hypervisor> Site<'_, H> {
             vm.map(slot)?;
         }
         self.recorder.stamp(name::MEMORY_MAPPED);
-        Ok(Ground { ram, vm })
+        Ok(VmWithMemory { ram, vm })
     }
 
     /// Interrupt controllers and devices.
-    pub(super) fn furnish(
+    pub(super) fn create_devices(
         &self,
         plan: &Plan,
-        ground: &Ground<H::Vm>,
+        bare: &VmWithMemory<H::Vm>,
         devices: Devices,
-    ) -> Result<Furnished, AssembleError> {
-        let Ground { ram, vm } = ground;
+    ) -> Result<VmWithDevices, AssembleError> {
+        let VmWithMemory { ram, vm } = bare;
         vm.create_irqchip(plan.interrupts)?;
         self.recorder.stamp(name::VM_CREATED);
 
@@ -95,11 +95,11 @@ impl<H: Hypervisor> Site<'_, H> {
         for (slot, device) in plan.slots.iter().zip(virtio) {
             let (number, mailbox) = (slot.number, self.mailbox.clone());
             let told = move |fault: &Fault| mailbox.post(Message::Fault(number, fault.clone()));
-            let interrupt = Interrupt::telling(vm.irq_line(slot.place.line)?, Box::new(told));
+            let interrupt = Interrupt::telling(vm.irq_line(slot.mmio.line)?, Box::new(told));
             interrupts.push(interrupt.clone());
             let mut transport = Transport::new(number, ram.memory().clone(), interrupt, host.clone());
-            let device = match (slot.holds, ram.hotplug_slot()) {
-                (Holds::Memory, Some(memory_slot)) => {
+            let device = match (slot.device, ram.hotplug_slot()) {
+                (SlotDevice::Memory, Some(memory_slot)) => {
                     let (device, control) = MemoryDevice::new(memory_slot.clone());
                     memory = Some(control);
                     Some(Box::new(device) as Box<dyn Device>)
@@ -110,22 +110,22 @@ impl<H: Hypervisor> Site<'_, H> {
                 transport.attach(device)?;
             }
             let transport = MmioTransport(transport);
-            offer(&**vm, slot.place, &transport, 0);
+            offer(&**vm, slot.mmio, &transport, 0);
             let transport = Arc::new(Mutex::new(transport));
-            let base = Address::Memory(slot.place.address);
+            let base = Address::Memory(slot.mmio.address);
             buses.insert(base, plan.board.slot_len(), transport.clone())?;
             transports.push(transport);
         }
         self.recorder.stamp(name::DEVICES_READY);
-        Ok(Furnished { buses, transports, interrupts, pumps, vsock, memory, host })
+        Ok(VmWithDevices { buses, transports, interrupts, pumps, vsock, memory, host })
     }
 }
 
 /// Offers the hypervisor the short cut for every queue but the first `known`, of which it has
 /// heard. What it declines arrives as an exit.
-pub(super) fn offer<V: Vm>(vm: &V, place: Place, transport: &MmioTransport, known: usize) {
+pub(super) fn offer<V: Vm>(vm: &V, mmio: MmioSlot, transport: &MmioTransport, known: usize) {
     for (offset, queue, bell) in transport.doorbells().skip(known) {
-        let _short_cut = vm.offer_doorbell(Address::Memory(place.address + offset), queue, 4, bell);
+        let _short_cut = vm.offer_doorbell(Address::Memory(mmio.address + offset), queue, 4, bell);
     }
 }
 
@@ -147,23 +147,25 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    pub(super) fn open<H>(site: &Site<'_, H>, plan: &Plan) -> Result<Self, AssembleError> {
-        let Site { config, files, mailbox, .. } = site;
+    pub(super) fn open<H>(assembly: &Assembly<'_, H>, plan: &Plan) -> Result<Self, AssembleError> {
+        let Assembly { config, files, mailbox, .. } = assembly;
         let (mut serial, serial_line) = Pump::serial(SLOT_SERIAL, mailbox.bell().clone());
         let mut found = Self { virtio: Vec::new(), pumps: Vec::new(), serial_line, vsock: None };
         let mut console = None;
         for slot in &plan.slots {
-            let device: Option<Box<dyn Device>> = match slot.holds {
-                Holds::Disk(index) => Some(block(&config.disks[index], &format!("disks[{index}]"), files)?),
-                Holds::Rng => Some(Box::new(Rng)),
-                Holds::Console => {
+            let device: Option<Box<dyn Device>> = match slot.device {
+                SlotDevice::Disk(index) => {
+                    Some(block(&config.disks[index], &format!("disks[{index}]"), files)?)
+                }
+                SlotDevice::Rng => Some(Box::new(Rng)),
+                SlotDevice::Console => {
                     let (mut pump, end) = Pump::console(SLOT_CONSOLE).map_err(unprepared)?;
-                    connect(&mut pump, "console", &config.console, site)?;
+                    connect(&mut pump, "console", &config.console, assembly)?;
                     console = Some(pump);
                     let second = end.try_clone().map_err(unprepared)?;
                     Some(Box::new(Console::new(Ends { input: Some(end), output: Some(second) })))
                 }
-                Holds::Vsock => match &config.vsock {
+                SlotDevice::Vsock => match &config.vsock {
                     Some(wanted) => {
                         let mailbox = (*mailbox).clone();
                         let power = Box::new(move |word| mailbox.post(Message::Agent(word)));
@@ -173,11 +175,11 @@ impl Devices {
                     }
                     None => None,
                 },
-                Holds::Memory | Holds::Nothing => None,
+                SlotDevice::Memory | SlotDevice::Nothing => None,
             };
             found.virtio.push(device);
         }
-        connect(&mut serial, "serial", &config.serial, site)?;
+        connect(&mut serial, "serial", &config.serial, assembly)?;
         found.pumps = [serial].into_iter().chain(console).collect();
         Ok(found)
     }
@@ -198,23 +200,23 @@ fn connect<H>(
     pump: &mut Pump,
     field: &str,
     endpoint: &Endpoint,
-    site: &Site<'_, H>,
+    assembly: &Assembly<'_, H>,
 ) -> Result<(), AssembleError> {
     match endpoint {
         Endpoint::None => {}
         Endpoint::Stream => pump.wait_for_stream(),
         Endpoint::Stdio => {
             let own = |number| sys::inherited(number).map_err(unprepared);
-            pump.open(Some(own(0)?), Some(own(1)?), site.escape);
+            pump.open(Some(own(0)?), Some(own(1)?), assembly.escape);
             pump.need_reader();
         }
         Endpoint::Log(file) => {
-            let (log, place) = (site.files.get(field, file)?, site.files.log_place(file));
-            let most = site.config.log_bytes.get();
+            let (log, place) = (assembly.files.get(field, file)?, assembly.files.log_place(file));
+            let most = assembly.config.log_bytes.get();
             pump.log(Output::log(log, place, most).map_err(unprepared)?);
         }
         Endpoint::Pair { input, output } => {
-            let (input, output) = (site.files.get(field, input)?, site.files.get(field, output)?);
+            let (input, output) = (assembly.files.get(field, input)?, assembly.files.get(field, output)?);
             pump.open(Some(input.into()), Some(output.into()), false);
         }
     }

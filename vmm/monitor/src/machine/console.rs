@@ -126,7 +126,7 @@ enum Far {
 
 /// What a reader typed that is meant for the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum PumpEvent {
     Nothing,
     /// Ctrl-A, then x.
     Quit,
@@ -294,14 +294,14 @@ impl Pump {
 
     /// Moves what can be moved, and waits (in the poller) for what cannot. Called when anything
     /// about this console was ready.
-    pub(super) fn turn(&mut self, poller: &Poller) -> Heard {
+    pub(super) fn turn(&mut self, poller: &Poller) -> PumpEvent {
         if let Near::Serial { line, .. } = &self.near {
             line.news.store(false, Ordering::Release);
         }
         self.move_output();
-        let heard = self.move_input();
+        let event = self.move_input();
         self.watch(poller);
-        if self.lost.is_some() { Heard::Lost } else { heard }
+        if self.lost.is_some() { PumpEvent::Lost } else { event }
     }
 
     /// Whether the bell rang for this console.
@@ -427,46 +427,46 @@ impl Pump {
         true
     }
 
-    fn move_input(&mut self) -> Heard {
-        let mut heard = Heard::Nothing;
+    fn move_input(&mut self) -> PumpEvent {
+        let mut event = PumpEvent::Nothing;
         // What is left is readable, and has another turn.
         for _ in 0..ROUNDS {
             self.flush_input();
             let room = self.input_room();
-            let Far::Open { input: slot @ Some(_), stream, .. } = &mut self.far else { return heard };
-            let Some(input) = slot else { return heard };
+            let Far::Open { input: slot @ Some(_), stream, .. } = &mut self.far else { return event };
+            let Some(input) = slot else { return event };
             if room == 0 {
-                return heard;
+                return event;
             }
             let mut chunk = [0; CHUNK];
             match input.read(&mut chunk[..room.min(CHUNK)]) {
                 Ok(0) if *stream => {
                     self.far = Far::Waiting;
-                    return heard;
+                    return event;
                 }
                 Ok(0) => *slot = None,
                 Ok(count) => {
                     for byte in &chunk[..count] {
-                        heard = self.typed(*byte, heard);
+                        event = self.typed(*byte, event);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return event,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => *slot = None,
             }
         }
         self.flush_input();
-        heard
+        event
     }
 
     /// One byte from the reader: for the guest, unless it follows the prefix.
-    fn typed(&mut self, byte: u8, heard: Heard) -> Heard {
+    fn typed(&mut self, byte: u8, event: PumpEvent) -> PumpEvent {
         const PREFIX: u8 = 0x01;
         match (self.escape, byte) {
             (Some(false), PREFIX) => self.escape = Some(true),
             (Some(true), b'x' | b'X') => {
                 self.escape = Some(false);
-                return Heard::Quit;
+                return PumpEvent::Quit;
             }
             (Some(true), _) => {
                 self.escape = Some(false);
@@ -478,7 +478,7 @@ impl Pump {
             }
             _ => self.input.push_back(byte),
         }
-        heard
+        event
     }
 
     fn input_room(&self) -> usize {

@@ -46,7 +46,7 @@ impl Rig {
         status[0]
     }
 
-    fn turn(&mut self) -> Heard {
+    fn turn(&mut self) -> PumpEvent {
         self.pump.turn(&self.poller)
     }
 
@@ -179,9 +179,9 @@ fn the_prefix_reaches_the_monitor_and_everything_else_the_guest() {
     // RTS.
     let _ = rig.port.lock().unwrap().write(4, &[2]);
     theirs.write_all(b"a\x01\x01\x01yb\x01").unwrap();
-    assert_eq!(rig.turn(), Heard::Nothing);
+    assert_eq!(rig.turn(), PumpEvent::Nothing);
     theirs.write_all(b"x").unwrap();
-    assert_eq!(rig.turn(), Heard::Quit);
+    assert_eq!(rig.turn(), PumpEvent::Quit);
     let mut typed = Vec::new();
     while rig.status() & 1 != 0 {
         let mut byte = [0];
@@ -242,7 +242,7 @@ fn a_reader_that_the_machine_needs_is_missed_when_something_is_written() {
             rig.pump.need_reader();
         }
         // While nothing is written, nothing changes.
-        assert_eq!(rig.turn(), Heard::Nothing);
+        assert_eq!(rig.turn(), PumpEvent::Nothing);
         rig.says(b"one");
         (rig.turn(), rig.pump.lost().cloned())
     };
@@ -251,10 +251,10 @@ fn a_reader_that_the_machine_needs_is_missed_when_something_is_written() {
         drop(reader);
         OwnedFd::from(writer)
     };
-    assert_eq!(lost(left(), true), (Heard::Lost, Some(Lost::Gone)));
-    assert_eq!(lost(left(), false), (Heard::Nothing, None));
+    assert_eq!(lost(left(), true), (PumpEvent::Lost, Some(Lost::Gone)));
+    assert_eq!(lost(left(), false), (PumpEvent::Nothing, None));
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let (heard, why) = lost(full.into(), true);
+    let (event, why) = lost(full.into(), true);
     let Some(Lost::Failed(why)) = why else { panic!("{why:?}") };
-    assert!(heard == Heard::Lost && why.contains("console"), "{why}");
+    assert!(event == PumpEvent::Lost && why.contains("console"), "{why}");
 }

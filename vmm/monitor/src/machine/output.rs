@@ -28,7 +28,7 @@ impl Output {
             return Ok(Self::Descriptor(Watched::independent(file.into(), OFlags::WRONLY)));
         }
         let bytes = file.metadata()?.len();
-        Ok(Self::Log(Log { file, bytes, most, place: place.map(Place::of) }))
+        Ok(Self::Log(Log { file, bytes, most, place: place.map(LogName::of) }))
     }
 
     /// Writes what there is room for without waiting.
@@ -74,7 +74,7 @@ pub(super) struct Log {
     /// What is in it.
     bytes: u64,
     most: u64,
-    place: Option<Place>,
+    place: Option<LogName>,
 }
 
 impl Log {
@@ -104,13 +104,13 @@ impl Log {
 /// A name in a directory that is held, whatever becomes of the path to it. What a full log needs of
 /// the system while its guest runs is `fstatat`, `renameat` and `openat` below this directory, and
 /// nothing else in the file system.
-struct Place {
+struct LogName {
     directory: OwnedFd,
     name: OsString,
     older: OsString,
 }
 
-impl Place {
+impl LogName {
     fn of((directory, name): (OwnedFd, OsString)) -> Self {
         let mut older = name.clone();
         older.push(".1");

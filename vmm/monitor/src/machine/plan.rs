@@ -2,7 +2,7 @@
 //! is opened, mapped or made.
 
 use super::board::{Board, MemoryPlan, SerialPlan};
-use crate::boot::Transport;
+use crate::boot::MmioSlot;
 use crate::config::{Endpoint, MachineConfig};
 use crate::hv::IrqchipPlan;
 use crate::sys::fits;
@@ -22,13 +22,13 @@ pub(super) struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotPlan {
     pub(super) number: u16,
-    pub(super) place: Transport,
-    pub(super) holds: Holds,
+    pub(super) mmio: MmioSlot,
+    pub(super) device: SlotDevice,
 }
 
-/// What a slot holds from the start.
+/// What a slot has from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(super) enum SlotDevice {
     /// The disk of this number in the config.
     Disk(usize),
     Rng,
@@ -47,38 +47,38 @@ impl Plan {
     }
 
     fn on(board: Board, config: &MachineConfig) -> Self {
-        let mut holds: Vec<Holds> = (0..config.disks.len()).map(Holds::Disk).collect();
+        let mut devices: Vec<SlotDevice> = (0..config.disks.len()).map(SlotDevice::Disk).collect();
         // Memory comes last of all devices, so that every other one is where it is without it.
         for (wanted, what) in [
-            (config.rng, Holds::Rng),
-            (config.console != Endpoint::None, Holds::Console),
-            (config.vsock.is_some(), Holds::Vsock),
-            (config.hotplug_bytes.get() > 0, Holds::Memory),
+            (config.rng, SlotDevice::Rng),
+            (config.console != Endpoint::None, SlotDevice::Console),
+            (config.vsock.is_some(), SlotDevice::Vsock),
+            (config.hotplug_bytes.get() > 0, SlotDevice::Memory),
         ] {
-            holds.extend(wanted.then_some(what));
+            devices.extend(wanted.then_some(what));
         }
-        holds.extend((0..config.spare_slots).map(|_| Holds::Nothing));
-        let slot = |(number, holds)| SlotPlan { number, place: board.slot(number), holds };
-        let slots: Vec<_> = (0..).zip(holds).map(slot).collect();
-        let places: Vec<_> = slots.iter().map(|slot| slot.place).collect();
+        devices.extend((0..config.spare_slots).map(|_| SlotDevice::Nothing));
+        let slot = |(number, device)| SlotPlan { number, mmio: board.slot(number), device };
+        let slots: Vec<_> = (0..).zip(devices).map(slot).collect();
+        let mmio_slots: Vec<_> = slots.iter().map(|slot| slot.mmio).collect();
         Self {
             board,
             memory: board.memory(config.memory_bytes.get(), config.hotplug_bytes.get()),
-            interrupts: board.interrupts(config.cpus.get(), &places),
+            interrupts: board.interrupts(config.cpus.get(), &mmio_slots),
             serial: board.serial(),
             slots,
         }
     }
 
     /// What the guest is told of the slots.
-    pub(super) fn transports(&self) -> Vec<Transport> {
-        self.slots.iter().map(|slot| slot.place).collect()
+    pub(super) fn transports(&self) -> Vec<MmioSlot> {
+        self.slots.iter().map(|slot| slot.mmio).collect()
     }
 
     /// The slots whose devices have a thread for their worker: those with a disk, or with room for
     /// one.
     pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
-        let threaded = |slot: &&SlotPlan| matches!(slot.holds, Holds::Disk(_) | Holds::Nothing);
+        let threaded = |slot: &&SlotPlan| matches!(slot.device, SlotDevice::Disk(_) | SlotDevice::Nothing);
         self.slots.iter().filter(threaded).map(|slot| slot.number)
     }
 
@@ -111,17 +111,17 @@ mod tests {
         (config.rng, config.console, config.vsock) = (true, Endpoint::Stream, Some(VsockConfig::default()));
         config.spare_slots = 2;
         let plan = Plan::of(&config);
-        let holds: Vec<_> = plan.slots.iter().map(|slot| slot.holds).collect();
-        use Holds::{Console, Disk, Memory, Nothing, Rng, Vsock};
-        assert_eq!(holds, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
+        let devices: Vec<_> = plan.slots.iter().map(|slot| slot.device).collect();
+        use SlotDevice::{Console, Disk, Memory, Nothing, Rng, Vsock};
+        assert_eq!(devices, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
         assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 6, 7]);
         assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {
-            assert_eq!((slot.number, slot.place), (number, plan.board.slot(number)));
+            assert_eq!((slot.number, slot.mmio), (number, plan.board.slot(number)));
         }
         // The guest need not set up lines that nothing uses.
-        let last = plan.slots.iter().map(|slot| slot.place.line).max().unwrap();
+        let last = plan.slots.iter().map(|slot| slot.mmio.line).max().unwrap();
         assert_eq!(plan.interrupts.lines, last.number() + 1);
         let (at, len) = plan.memory.hotplug.unwrap();
         let behind = plan.memory.ranges.iter().map(|(start, len)| start + len).max().unwrap();

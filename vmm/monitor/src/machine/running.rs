@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::assemble::{Assembled, Remains, lock};
-use super::console::{Heard, Lost, Pump};
+use super::console::{Lost, Pump, PumpEvent};
 use super::faults::named;
 use super::halt::HaltWatch;
 use super::holder::Holder;
@@ -298,9 +298,9 @@ impl<V: Vm> Loop<V> {
         for pump in &mut self.machine.pumps {
             if which(pump) {
                 match pump.turn(&self.poller) {
-                    Heard::Nothing => {}
-                    Heard::Quit => ending = Some(Ending::Stop),
-                    Heard::Lost => {
+                    PumpEvent::Nothing => {}
+                    PumpEvent::Quit => ending = Some(Ending::Stop),
+                    PumpEvent::Lost => {
                         ending = pump.lost().map(|lost| match lost {
                             Lost::Gone => Ending::ReaderGone,
                             Lost::Failed(what) => Ending::Host(what.clone()),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::assemble::{SLOT_MACHINE, Site};
+use super::assemble::{Assembly, SLOT_MACHINE};
 use super::console::Pump;
 use super::faults::FaultLog;
 use super::files::{Files, Handed};
@@ -253,7 +253,7 @@ impl<H: Hypervisor> Server<'_, H> {
         if let Some(limit) = limit {
             poller.add(limit.as_fd(), token(KEY_TIMER), Interest::READ)?;
         }
-        let site = Site {
+        let assembly = Assembly {
             hypervisor: self.hypervisor,
             config: &self.config,
             files: &self.files,
@@ -261,7 +261,7 @@ impl<H: Hypervisor> Server<'_, H> {
             recorder: &self.recorder,
             escape: self.escape,
         };
-        let machine = site.assemble()?;
+        let machine = assembly.assemble()?;
         Ok(Loop::new(poller, (mailbox, inbox), machine, u32::from(self.config.cpus.get())))
     }
 

@@ -33,7 +33,7 @@ pub struct Leaf {
 
 /// Which vCPU asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct VcpuSpec {
     /// Its number, which is its APIC id.
     pub index: u32,
     /// vCPUs of the machine, 1 to 255.
@@ -97,27 +97,27 @@ pub fn can_nest(supported: &[Leaf]) -> bool {
     })
 }
 
-/// The leaves of the vCPU at `place` on a hypervisor that supports `supported`.
+/// The leaves of the vCPU that `spec` describes on a hypervisor that supports `supported`.
 #[must_use]
-pub fn for_vcpu(supported: &[Leaf], place: Place) -> Vec<Leaf> {
+pub fn for_vcpu(supported: &[Leaf], spec: VcpuSpec) -> Vec<Leaf> {
     let amd = is_amd(supported);
     let basic_max = supported.iter().find(|leaf| leaf.function == 0).map_or(0, |leaf| leaf.eax);
     let mut leaves: Vec<Leaf> = Vec::with_capacity(supported.len() + 8);
     leaves.extend(supported.iter().filter(|leaf| !is_ours(leaf.function)).map(|leaf| {
         let mut leaf = *leaf;
-        patch(&mut leaf, place, amd);
-        if place.nested == Nested::Hidden {
+        patch(&mut leaf, spec, amd);
+        if spec.nested == Nested::Hidden {
             hide_virtualisation(&mut leaf);
         }
         leaf
     }));
     for function in [0xb, 0x1f] {
         if function <= basic_max {
-            topology(&mut leaves, function, place);
+            topology(&mut leaves, function, spec);
         }
     }
-    if place.tsc_khz != 0 && leaves.iter().any(|leaf| leaf.function == 0x4000_0000) {
-        leaves.push(Leaf { function: FREQUENCIES, eax: place.tsc_khz, ebx: APIC_BUS_KHZ, ..Leaf::default() });
+    if spec.tsc_khz != 0 && leaves.iter().any(|leaf| leaf.function == 0x4000_0000) {
+        leaves.push(Leaf { function: FREQUENCIES, eax: spec.tsc_khz, ebx: APIC_BUS_KHZ, ..Leaf::default() });
     }
     leaves
 }
@@ -133,9 +133,9 @@ fn is_ours(function: u32) -> bool {
     matches!(function, 0xb | 0x1f | FREQUENCIES | 0x8000_0026)
 }
 
-fn patch(leaf: &mut Leaf, place: Place, amd: bool) {
+fn patch(leaf: &mut Leaf, spec: VcpuSpec, amd: bool) {
     // All fit their fields: there are at most 255 vCPUs.
-    let (id, count, room) = (place.index, place.count, 1 << id_bits(place.count));
+    let (id, count, room) = (spec.index, spec.count, 1 << id_bits(spec.count));
     match leaf.function {
         0x1 => {
             leaf.ebx = leaf.ebx & 0x0000_ffff | id << 24 | room.min(255) << 16;
@@ -160,7 +160,7 @@ fn patch(leaf: &mut Leaf, place: Place, amd: bool) {
         // No performance monitoring, last-branch records, SGX, processor trace: what they tell of
         // the host is not the guest's.
         0xa | 0x12 | 0x14 | 0x1c | 0x8000_0022 => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
-        0x4000_0000 if place.tsc_khz != 0 => leaf.eax = leaf.eax.max(FREQUENCIES),
+        0x4000_0000 if spec.tsc_khz != 0 => leaf.eax = leaf.eax.max(FREQUENCIES),
         // No performance counters (ECX[23], [24], [28]); "more than one core, the old way"
         // (ECX[1]).
         0x8000_0001 if amd => {
@@ -200,7 +200,7 @@ fn set(register: &mut u32, bit: u32, on: bool) {
 
 /// Extended topology: a level of threads, a level of cores, the end. Level types are 1 and 2; EDX
 /// is the x2APIC id at each.
-fn topology(leaves: &mut Vec<Leaf>, function: u32, place: Place) {
+fn topology(leaves: &mut Vec<Leaf>, function: u32, spec: VcpuSpec) {
     let mut level = |index: u32, shift: u32, processors: u32, kind: u32| {
         leaves.push(Leaf {
             function,
@@ -209,11 +209,11 @@ fn topology(leaves: &mut Vec<Leaf>, function: u32, place: Place) {
             eax: shift,
             ebx: processors,
             ecx: kind << 8 | index,
-            edx: place.index,
+            edx: spec.index,
         });
     };
     level(0, 0, 1, 1);
-    level(1, id_bits(place.count), place.count, 2);
+    level(1, id_bits(spec.count), spec.count, 2);
     level(2, 0, 0, 0);
 }
 
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn a_lone_vcpu_has_no_neighbours() {
         let leaves =
-            for_vcpu(&amd(), Place { index: 0, count: 1, tsc_khz: 2_000_000, nested: Nested::Hidden });
+            for_vcpu(&amd(), VcpuSpec { index: 0, count: 1, tsc_khz: 2_000_000, nested: Nested::Hidden });
         let one = find(&leaves, 1, 0);
         assert_eq!(one.ebx, 0x0001_0800);
         assert_eq!(one.edx & (1 << 28), 0, "HTT");
@@ -293,7 +293,7 @@ mod tests {
     fn each_of_several_vcpus_knows_its_place() {
         for count in [2, 3, 4, 32, 255] {
             for index in [0, 1, count - 1] {
-                let leaves = for_vcpu(&amd(), Place { index, count, tsc_khz: 0, nested: Nested::Hidden });
+                let leaves = for_vcpu(&amd(), VcpuSpec { index, count, tsc_khz: 0, nested: Nested::Hidden });
                 let room = 1u32 << id_bits(count);
                 let one = find(&leaves, 1, 0);
                 assert_eq!(one.ebx, index << 24 | room.min(255) << 16 | 0x800);
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_hosts_topology_and_counters_do_not_leak() {
-        let leaves = for_vcpu(&amd(), Place { index: 1, count: 2, tsc_khz: 0, nested: Nested::Hidden });
+        let leaves = for_vcpu(&amd(), VcpuSpec { index: 1, count: 2, tsc_khz: 0, nested: Nested::Hidden });
         assert!(!leaves.iter().any(|leaf| leaf.function == 0x8000_0026));
         for function in [0xa, 0x8000_0022] {
             assert_eq!(find(&leaves, function, 0), leaf(function, None, [0; 4]));
@@ -332,7 +332,8 @@ mod tests {
         let none = [vendor(b"GenuineIntel", 0xd), leaf(1, None, [0, 0, !(1 << 5), 0])];
         assert!(can_nest(&amd()) && can_nest(&intel) && !can_nest(&none) && !can_nest(&[]));
         for count in [1, 4] {
-            let see = |host: &[Leaf], nested| for_vcpu(host, Place { index: 0, count, tsc_khz: 0, nested });
+            let see =
+                |host: &[Leaf], nested| for_vcpu(host, VcpuSpec { index: 0, count, tsc_khz: 0, nested });
             let (hidden, shown) = (see(&amd(), Nested::Hidden), see(&amd(), Nested::Shown));
             let ecx = |leaves: &[Leaf]| find(leaves, 0x8000_0001, 0).ecx & (1 << 2 | 1 << 12);
             assert_eq!((ecx(&hidden), ecx(&shown)), (0, 1 << 2 | 1 << 12));
@@ -352,7 +353,7 @@ mod tests {
             leaf(4, Some(4), [0, 0, 0, 0]),
             leaf(0x8000_0008, None, [0x3030, 0, 0, 0]),
         ];
-        let leaves = for_vcpu(&host, Place { index: 2, count: 4, tsc_khz: 0, nested: Nested::Hidden });
+        let leaves = for_vcpu(&host, VcpuSpec { index: 2, count: 4, tsc_khz: 0, nested: Nested::Hidden });
         assert_eq!(find(&leaves, 4, 0), leaf(4, Some(0), [0x0c00_0121, 1, 2, 3]));
         assert_eq!(find(&leaves, 4, 3), leaf(4, Some(3), [0x0c00_c163, 1, 2, 3]));
         assert_eq!(find(&leaves, 4, 4).eax, 0);

@@ -8,7 +8,7 @@ use super::fdt::tests::{Read, read};
 use super::*;
 use crate::arch::aarch64::layout;
 use crate::boot::testing::{arm64_image, gzip};
-use crate::boot::{Image, Transport};
+use crate::boot::{Image, MmioSlot};
 use crate::memory::Backing;
 
 const MIB: u64 = 1 << 20;
@@ -80,8 +80,8 @@ fn an_image_lies_at_the_lowest_place_its_header_allows() {
 fn the_tree_has_what_the_board_has() {
     let line = |number| aarch64::line(number).unwrap();
     let transports = [
-        Transport { address: layout::VIRTIO_MMIO, line: line(16) },
-        Transport { address: layout::VIRTIO_MMIO + 0x1000, line: line(17) },
+        MmioSlot { address: layout::VIRTIO_MMIO, line: line(16) },
+        MmioSlot { address: layout::VIRTIO_MMIO + 0x1000, line: line(17) },
     ];
     let file = file_of(&arm64_image(0, MIB, &[1; 100]));
     let memory = memory_of(64);

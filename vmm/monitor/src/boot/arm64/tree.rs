@@ -2,7 +2,7 @@
 
 use super::fdt::{self, Node};
 use crate::arch::aarch64::{self, layout};
-use crate::boot::Transport;
+use crate::boot::MmioSlot;
 
 /// Numbers by which nodes name each other.
 const INTERRUPTS: u32 = 1;
@@ -27,7 +27,7 @@ pub(super) struct Described<'a> {
     /// First byte and end of each range of memory.
     pub(super) memory: &'a [(u64, u64)],
     pub(super) cpus: u32,
-    pub(super) transports: &'a [Transport],
+    pub(super) transports: &'a [MmioSlot],
     pub(super) command_line: &'a str,
     /// First byte and length.
     pub(super) initrd: Option<(u64, u64)>,

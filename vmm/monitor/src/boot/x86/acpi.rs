@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::aml;
 use super::mptable::checksum;
 use crate::arch::x86_64::layout;
-use crate::boot::Transport;
+use crate::boot::MmioSlot;
 use crate::boot::error::BootError;
 use crate::memory::Memory;
 use crate::sys::fits;
@@ -30,7 +30,7 @@ const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// Writes the tables from [`layout::RSDP`] on, whose address it returns. `cpus` is 1 to
 /// [`CPUS_MAX`], their APIC ids count from 0.
-pub(super) fn write(memory: &Memory, cpus: u32, transports: &[Transport]) -> Result<u64, BootError> {
+pub(super) fn write(memory: &Memory, cpus: u32, transports: &[MmioSlot]) -> Result<u64, BootError> {
     if !(1..=CPUS_MAX).contains(&cpus) {
         return Err(BootError::too_many("vCPUs", cpus.into(), CPUS_MAX.into()));
     }
@@ -137,7 +137,7 @@ fn madt_body(cpus: u32) -> Vec<u8> {
     body
 }
 
-fn dsdt_body(transports: &[Transport]) -> Result<Vec<u8>, BootError> {
+fn dsdt_body(transports: &[MmioSlot]) -> Result<Vec<u8>, BootError> {
     let com1 = [
         aml::name("_HID", &aml::eisa_id(b"PNP0501")),
         aml::name("_UID", &aml::integer(1)),

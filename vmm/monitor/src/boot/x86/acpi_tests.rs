@@ -43,8 +43,8 @@ fn tables(memory: &Memory, rsdp: u64) -> Vec<Table> {
 
 fn sample(cpus: u32, devices: u32) -> Vec<Table> {
     let memory = Memory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    let transports: Vec<Transport> = (0..devices)
-        .map(|n| Transport {
+    let transports: Vec<MmioSlot> = (0..devices)
+        .map(|n| MmioSlot {
             address: layout::VIRTIO_MMIO + u64::from(n) * 0x1000,
             line: crate::arch::x86_64::line(5 + n).unwrap(),
         })

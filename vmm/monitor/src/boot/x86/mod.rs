@@ -29,7 +29,7 @@ use super::error::BootError;
 use super::loader::Loader;
 use super::map::Map;
 use super::source::Source;
-use super::{HUGE, Loaded, Platform, PlatformChoice, Request, Transport};
+use super::{HUGE, Loaded, MmioSlot, Platform, PlatformChoice, Request};
 use crate::arch::x86_64::layout;
 use crate::arch::{BootState, InterruptLine};
 use crate::memory::GuestRam;
@@ -112,11 +112,11 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
 
 /// Interrupt lines of a machine with these transports: those up to the last that one, or the serial
 /// port, uses.
-fn lines(transports: &[Transport]) -> u32 {
+fn lines(transports: &[MmioSlot]) -> u32 {
     transports.iter().map(|transport| transport.line).fold(layout::COM1_LINE, InterruptLine::max).number() + 1
 }
 
-fn check_transports(transports: &[Transport]) -> Result<(), BootError> {
+fn check_transports(transports: &[MmioSlot]) -> Result<(), BootError> {
     for transport in transports {
         let end = transport.address.saturating_add(layout::VIRTIO_STRIDE);
         if end > layout::HIGH_RAM {

@@ -22,7 +22,7 @@ use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend};
 use super::kick::Receiver;
 use super::state;
-use crate::arch::x86_64::cpuid::{self, Leaf, Place};
+use crate::arch::x86_64::cpuid::{self, Leaf, VcpuSpec};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
 use crate::arch::{Address, BootState};
 use crate::state::Sections;
@@ -170,8 +170,8 @@ impl KvmVcpu {
         let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), tsc_khz };
         vcpu.set_signal_mask()?;
 
-        let place = Place { index, count, tsc_khz, nested: machine.nested };
-        let leaves = cpuid::for_vcpu(&machine.supported, place);
+        let spec = VcpuSpec { index, count, tsc_khz, nested: machine.nested };
+        let leaves = cpuid::for_vcpu(&machine.supported, spec);
         let entries: Vec<_> = leaves.iter().map(entry).collect();
         let entries = CpuId::from_entries(&entries)
             .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;

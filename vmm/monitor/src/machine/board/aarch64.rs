@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::{PlatformDevice, SerialPlan, now};
 use crate::arch::Address;
 use crate::arch::aarch64::{self, layout};
-use crate::boot::Transport;
+use crate::boot::MmioSlot;
 use crate::devices::pl031::Pl031;
 
 pub(super) const SERIAL: SerialPlan =
@@ -19,8 +19,8 @@ pub(super) fn controllers(cpus: u8) -> Vec<(u64, u64)> {
     vec![(layout::GIC_DISTRIBUTOR, layout::GIC_DISTRIBUTOR_LEN), (layout::GIC_REDISTRIBUTOR, redistributors)]
 }
 
-pub(super) fn slot(index: u16) -> Transport {
-    Transport {
+pub(super) fn slot(index: u16) -> MmioSlot {
+    MmioSlot {
         address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_STRIDE,
         line: aarch64::line(layout::VIRTIO_LINE + u32::from(index))
             .expect("a config has no more slots than a board has lines"),

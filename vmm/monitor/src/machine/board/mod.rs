@@ -8,7 +8,7 @@ mod x86_64;
 use std::time::SystemTime;
 
 use crate::arch::{Address, Architecture, InterruptLine};
-use crate::boot::{BootError, Loaded, Request, Transport};
+use crate::boot::{BootError, Loaded, MmioSlot, Request};
 use crate::bus::SharedDevice;
 use crate::hv::IrqchipPlan;
 use crate::memory::GuestRam;
@@ -60,7 +60,7 @@ impl Board {
     }
 
     /// Place and line of virtio slot `index`. A config has no more slots than a board has places.
-    pub(super) fn slot(self, index: u16) -> Transport {
+    pub(super) fn slot(self, index: u16) -> MmioSlot {
         match self.0 {
             Architecture::X86_64 => x86_64::slot(index),
             Architecture::Aarch64 => aarch64::slot(index),
@@ -85,7 +85,7 @@ impl Board {
     /// The interrupt controllers of a machine with so many vCPUs and these slots: as many lines as
     /// are used, for a guest sets each up. Measured: neither our kernel nor a stock one misses a
     /// legacy timer, a boot is as fast, and a machine ends 12 to 19 ms sooner.
-    pub(super) fn interrupts(self, vcpus: u8, slots: &[Transport]) -> IrqchipPlan {
+    pub(super) fn interrupts(self, vcpus: u8, slots: &[MmioSlot]) -> IrqchipPlan {
         let lines =
             slots.iter().map(|slot| slot.line).fold(self.serial().line, InterruptLine::max).number() + 1;
         IrqchipPlan { vcpus, legacy_timer: false, lines }

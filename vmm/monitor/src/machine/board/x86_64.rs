@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{PlatformDevice, SerialPlan, now};
 use crate::arch::Address;
 use crate::arch::x86_64::{self, layout};
-use crate::boot::{self, BootError, Loaded, Request, Transport};
+use crate::boot::{self, BootError, Loaded, MmioSlot, Request};
 use crate::bus::SharedDevice;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::power::{self, AcpiPower, ResetRegister};
@@ -22,8 +22,8 @@ pub(super) const SERIAL: SerialPlan =
 #[cfg(test)]
 pub(super) const CONTROLLERS: [(u64, u64); 2] = [(layout::IO_APIC, 0x1000), (layout::LOCAL_APIC, 0x1000)];
 
-pub(super) fn slot(index: u16) -> Transport {
-    Transport {
+pub(super) fn slot(index: u16) -> MmioSlot {
+    MmioSlot {
         address: layout::VIRTIO_MMIO + u64::from(index) * layout::VIRTIO_STRIDE,
         line: x86_64::line(layout::VIRTIO_LINE + u32::from(index))
             .expect("a config has no more slots than a board has lines"),

@@ -35,8 +35,8 @@ fn memory_of(mib: u64) -> GuestRam {
     GuestRam::new(mib * MIB, crate::memory::Backing::Anonymous).unwrap()
 }
 
-fn transport(address: u64, line: u32) -> Transport {
-    Transport { address, line: x86_64::line(line).unwrap() }
+fn transport(address: u64, line: u32) -> MmioSlot {
+    MmioSlot { address, line: x86_64::line(line).unwrap() }
 }
 
 fn request(kernel: &dyn ReadAt) -> Request<'_> {
