@@ -2,6 +2,8 @@
 //! status settles, and it resets.
 
 use crate::bus::{BusDevice, Effect};
+use crate::state::fields::stateful_fields;
+use crate::state::{Sections, StateError, Stateful};
 
 /// First port: data. The status and command port is 4 above.
 pub const PORT: u16 = 0x60;
@@ -129,9 +131,25 @@ impl BusDevice for I8042 {
     }
 }
 
+stateful_fields!(I8042 { output, pending, configuration, output_port, last_was_command, timed_out, refresh });
+
+impl Stateful for I8042 {
+    fn save(&self, name: &str, state: &mut Sections) {
+        state.put_fields(name, 1, |fields| fields.put(self));
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        *self = state.take_fields(name, 1, |fields| fields.get())?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::state::testing::{carry, refuses_damage};
 
     fn get(device: &mut I8042, port: u16) -> u8 {
         let mut data = [0];
@@ -198,5 +216,32 @@ mod tests {
         let (first, second) = (get(&mut device, 0x61), get(&mut device, 0x61));
         assert_eq!((first ^ second, first & 0x20), (0x10, 0x20));
         assert_eq!((get(&mut device, 0x62), put(&mut device, 0x61, 0xff)), (0xff, Effect::None));
+    }
+
+    proptest! {
+        #[test]
+        fn goes_on_where_the_saved_one_was(
+            before in prop::collection::vec((any::<bool>(), 0u64..5, any::<u8>()), 0..30),
+            after in prop::collection::vec((any::<bool>(), 0u64..5, any::<u8>()), 1..30),
+        ) {
+            let access = |device: &mut I8042, (write, offset, value)| {
+                let mut byte = [value];
+                let effect = if write { Some(device.write(offset, &byte)) } else { None };
+                if !write {
+                    device.read(offset, &mut byte);
+                }
+                (effect, byte)
+            };
+            let mut device = I8042::new();
+            for step in before {
+                access(&mut device, step);
+            }
+            refuses_damage(&device, I8042::new, |_| {});
+            let mut restored = I8042::new();
+            carry(&device, &mut restored).unwrap();
+            for step in after {
+                prop_assert_eq!(access(&mut device, step), access(&mut restored, step));
+            }
+        }
     }
 }

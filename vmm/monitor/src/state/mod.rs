@@ -1,5 +1,5 @@
-//! State written down: named sections, each with a version, one after the other. Pure. The back end
-//! for KVM says its state this way; no machine does yet.
+//! State written down: named sections, each with a version, one after the other. Pure. What has
+//! state is [`Stateful`]; most of it writes its sections as [`fields`].
 //!
 //! Whoever takes state back names each section and the version that it knows, and says at the end
 //! that it took all: what nobody knows is refused with a sentence, not left out. The bytes are
@@ -8,6 +8,13 @@
 //! Form, all numbers little-endian: [`MAGIC`], the number of sections (32 bits); for each the
 //! length of its name (8 bits), its name, its version (32 bits), its length (64 bits), its bytes.
 
+pub mod fields;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+use self::fields::{FieldReader, FieldWriter};
 use crate::sys::fits;
 
 /// How it begins.
@@ -50,6 +57,33 @@ pub enum StateError {
         /// Why.
         why: String,
     },
+}
+
+impl StateError {
+    /// Says why the section `name` does not fit.
+    #[must_use]
+    pub fn unfit(name: &str, why: impl Into<String>) -> Self {
+        Self::Unfit { name: name.to_owned(), why: why.into() }
+    }
+}
+
+/// What can say its state and take it back. What the machine's configuration and the host decide is
+/// not state: it is there before the state comes.
+pub trait Stateful {
+    /// Adds its state to `state`: one section called `name`, and perhaps more whose names begin
+    /// with `name` and a dot. What has no state adds an empty section, so that a restored machine
+    /// is known to have it.
+    fn save(&self, name: &str, state: &mut Sections);
+
+    /// Takes from `state` what [`Stateful::save`] added under this name, into a fresh one that was
+    /// made like the one that was saved. The bytes are input from outside: whatever they say, this
+    /// returns. Interrupts nobody: the state of the interrupt controller is restored separately,
+    /// and has what was pending.
+    ///
+    /// # Errors
+    /// The state is missing, damaged, of another version, or does not fit this one. What refused
+    /// its state is of no use afterwards.
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError>;
 }
 
 /// One section.
@@ -100,6 +134,34 @@ impl Sections {
             return Err(StateError::Version { name: name.to_owned(), found, known: version });
         }
         Ok(Some(self.0.remove(at).bytes))
+    }
+
+    /// Adds a section of the fields that `write` writes.
+    ///
+    /// # Panics
+    /// As [`Sections::put`].
+    pub fn put_fields(&mut self, name: &str, version: u32, write: impl FnOnce(&mut FieldWriter)) {
+        let mut fields = FieldWriter::default();
+        write(&mut fields);
+        self.put(name, version, fields.into_bytes());
+    }
+
+    /// Takes the section of this name and version, and of it the fields that `read` reads: all of
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Sections::take`]; `read` failed; or it did not read everything.
+    pub fn take_fields<T>(
+        &mut self,
+        name: &str,
+        version: u32,
+        read: impl FnOnce(&mut FieldReader<'_>) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let bytes = self.take(name, version)?;
+        let mut fields = FieldReader::new(name, &bytes);
+        let value = read(&mut fields)?;
+        fields.finish()?;
+        Ok(value)
     }
 
     /// Says that everything was taken.
@@ -187,80 +249,5 @@ impl<'a> Rest<'a> {
 
     fn word(&mut self) -> Result<u32, StateError> {
         Ok(u32::from_le_bytes(self.array()?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn sample() -> Sections {
-        let mut sections = Sections::new();
-        sections.put("vcpu.registers", 1, vec![1, 2, 3]);
-        sections.put("clock", 7, Vec::new());
-        sections
-    }
-
-    #[test]
-    fn what_was_written_is_taken_back_once_and_wholly() {
-        let mut sections = Sections::decode(&sample().encode()).unwrap();
-        assert_eq!(sections, sample());
-        assert!(sections.take("clock", 7).unwrap().is_empty());
-        assert_eq!(sections.take("clock", 7), Err(StateError::Missing("clock".into())));
-        assert_eq!(sections.take_if_there("clock", 7), Ok(None));
-        assert_eq!(sections.take("vcpu.registers", 1).unwrap(), [1, 2, 3]);
-        assert_eq!(sections.finish(), Ok(()));
-    }
-
-    #[test]
-    fn what_is_unknown_is_refused_with_a_sentence() {
-        let mut sections = sample();
-        let error = sections.take("clock", 6).unwrap_err().to_string();
-        assert_eq!(error, "the section clock of the state has version 7, and 6 is known here");
-        sections.take("clock", 7).unwrap();
-        let error = sections.finish().unwrap_err().to_string();
-        assert!(error.starts_with("the state has a section vcpu.registers that is unknown here"), "{error}");
-    }
-
-    #[test]
-    fn what_is_no_state_is_told_apart_from_what_is_damaged() {
-        let whole = sample().encode();
-        assert_eq!(Sections::decode(b"something"), Err(StateError::Foreign));
-        for len in MAGIC.len()..whole.len() {
-            assert_eq!(Sections::decode(&whole[..len]), Err(CUT_OFF), "{len}");
-        }
-        let more = [whole.as_slice(), &[0]].concat();
-        assert!(matches!(Sections::decode(&more), Err(StateError::Damaged(_))));
-        let mut twice = sample();
-        twice.0.push(twice.0[0].clone());
-        assert_eq!(Sections::decode(&twice.encode()), Err(StateError::Damaged("two sections have one name")));
-        let mut nameless = sample();
-        nameless.0[0].name.clear();
-        assert_eq!(Sections::decode(&nameless.encode()), Err(StateError::Damaged("a section has no name")));
-        let mut many = MAGIC.to_vec();
-        many.extend([0xff; 4]);
-        assert!(matches!(Sections::decode(&many), Err(StateError::Damaged(_))));
-    }
-
-    proptest! {
-        /// Whatever a file says, reading it ends, and what is read is what would be written.
-        #[test]
-        fn bytes_changed_at_random(
-            at in 8usize..60,
-            value in any::<u8>(),
-            cut in prop_oneof![3 => Just(60usize), 1 => 0usize..60],
-        ) {
-            let mut bytes = sample().encode();
-            prop_assert_eq!(bytes.len(), 60);
-            if let Some(byte) = bytes.get_mut(at) {
-                *byte = value;
-            }
-            bytes.truncate(cut);
-            if let Ok(sections) = Sections::decode(&bytes) {
-                prop_assert_eq!(sections.encode(), bytes);
-            }
-        }
     }
 }
