@@ -45,8 +45,8 @@ pub enum Isolation {
     /// to come to its end: nothing can end a thread from outside. So [`Machine::wait`],
     /// [`Machine::close`] and dropping the machine wait for its threads without a limit of time.
     /// They take milliseconds, but for a system call of theirs that the host does not finish, such
-    /// as a write to a disk whose server is gone. Whoever cannot bear that has [`Isolation::Process`],
-    /// whose monitor is killed when it takes too long.
+    /// as a write to a disk whose server is gone. Whoever cannot bear that has
+    /// [`Isolation::Process`], whose monitor is killed when it takes too long.
     Thread,
 }
 
