@@ -30,6 +30,8 @@ pub(super) struct Inner {
     pub(super) slots: Mutex<Slots>,
     /// Ours, where the kernel has none.
     pub(super) io_apic: OnceLock<Mutex<IoApic>>,
+    /// A vCPU has taken its time stamp counter back from saved state.
+    pub(super) counter_restored: Mutex<bool>,
     /// Descriptors of vCPUs that are gone: the kernel's machine lives as long as they do.
     pub(super) ended: Mutex<Vec<OwnedFd>>,
 }

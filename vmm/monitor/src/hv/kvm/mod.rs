@@ -19,6 +19,8 @@ mod ioapic;
 #[cfg(target_arch = "x86_64")]
 mod kick;
 #[cfg(target_arch = "x86_64")]
+mod processor;
+#[cfg(target_arch = "x86_64")]
 mod state;
 #[cfg(target_arch = "x86_64")]
 mod vcpu;

@@ -11,6 +11,8 @@
     reason = "the kernel's structures are bytes, and their floating-point state has a size of its own"
 )]
 
+use std::sync::PoisonError;
+
 use kvm_bindings::{
     Msrs, kvm_clock_data, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -37,6 +39,9 @@ const CLOCK: &str = "kvm.clock";
 const IO_APIC: &str = "kvm.io_apic";
 /// The form of all of them: what Linux has promised for years.
 const VERSION: u32 = 1;
+
+/// More than a second of any processor's time stamp counter.
+const SECONDS: u64 = 1 << 34;
 
 /// A structure of the kernel's that is integers alone, without a gap between them.
 ///
@@ -133,7 +138,7 @@ pub(super) fn load_vcpu(fd: &VcpuFd, machine: &Inner, mut state: Sections) -> Re
     }
     regs.regs.iter_mut().zip(&apic).for_each(|(to, from)| *to = from.cast_signed());
     fd.set_lapic(&regs).map_err(failed("KVM_SET_LAPIC"))?;
-    write_msrs(fd, &state.take(MSRS, VERSION)?)?;
+    restore_msrs(fd, machine, &state.take(MSRS, VERSION)?)?;
     fd.set_mp_state(take(&mut state, MODE)?).map_err(failed("KVM_SET_MP_STATE"))?;
     fd.set_vcpu_events(&take(&mut state, EVENTS)?).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
     state.finish()?;
@@ -171,8 +176,12 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, HvError> {
     Ok(found)
 }
 
-/// One that KVM does not take must have its value already.
-fn write_msrs(fd: &VcpuFd, bytes: &[u8]) -> Result<(), HvError> {
+/// Model-specific registers, the time stamp counter first.
+///
+/// KVM takes a counter that is written within a second of where another vCPU's would be for that
+/// one's, so that all vCPUs count together; some versions take a new vCPU's 0 for such. So the
+/// first of a machine's is moved away from there before it is set, and the others join it.
+fn restore_msrs(fd: &VcpuFd, machine: &Inner, bytes: &[u8]) -> Result<(), HvError> {
     let (chunks, rest) = bytes.as_chunks::<12>();
     if !rest.is_empty() {
         return Err(unfit(MSRS, "its length is no number of registers").into());
@@ -186,7 +195,20 @@ fn write_msrs(fd: &VcpuFd, bytes: &[u8]) -> Result<(), HvError> {
         msr::TSC_DEADLINE => 2,
         _ => 1,
     });
-    let mut rest = wanted.as_slice();
+    let mut restored = machine.counter_restored.lock().unwrap_or_else(PoisonError::into_inner);
+    if let (false, Some((msr::TIME_STAMP_COUNTER, counter))) = (*restored, wanted.first()) {
+        write_msrs(fd, &[(msr::TIME_STAMP_COUNTER, counter.wrapping_add(SECONDS))])?;
+        *restored = true;
+    }
+    // The other vCPUs wait for this one's to be set.
+    let result = write_msrs(fd, &wanted);
+    drop(restored);
+    result
+}
+
+/// One that KVM does not take must have its value already.
+fn write_msrs(fd: &VcpuFd, wanted: &[(u32, u64)]) -> Result<(), HvError> {
+    let mut rest = wanted;
     while !rest.is_empty() {
         let entries: Vec<_> = rest
             .iter()

@@ -21,7 +21,7 @@ use super::super::{Exit, HvError, Kicker, Vcpu};
 use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend};
 use super::kick::Receiver;
-use super::state;
+use super::{processor, state};
 use crate::arch::x86_64::cpuid::{self, Leaf, VcpuSpec};
 use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
 use crate::arch::{Address, BootState};
@@ -49,8 +49,8 @@ pub struct KvmVcpu {
     /// The host's TSC beside its clock when the vCPU was made: one end of the span over which the
     /// TSC's speed is measured.
     made: Moment,
-    /// What KVM says of the guest's TSC, in kHz; 0: it does not.
-    tsc_khz: u32,
+    /// What its CPUID is made of.
+    spec: VcpuSpec,
 }
 
 /// Both of the host's clocks at one moment.
@@ -167,20 +167,27 @@ impl KvmVcpu {
         let kick = Receiver::new(run.immediate_exit())?;
         // Not every KVM tells, and the guest finds the frequency out by kvm-clock too.
         let tsc_khz = fd.get_tsc_khz().unwrap_or(0);
-        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), tsc_khz };
-        vcpu.set_signal_mask()?;
-
         let spec = VcpuSpec { index, count, tsc_khz, nested: machine.nested };
-        let leaves = cpuid::for_vcpu(&machine.supported, spec);
-        let entries: Vec<_> = leaves.iter().map(entry).collect();
-        let entries = CpuId::from_entries(&entries)
-            .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;
-        vcpu.fd.set_cpuid2(&entries).map_err(failed("KVM_SET_CPUID2"))?;
+        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), spec };
+        vcpu.set_signal_mask()?;
+        vcpu.set_cpuid()?;
         vcpu.set_msrs()?;
         // The floating-point state after KVM's reset is what a kernel expects (FCW 0x37f, MXCSR
         // 0x1f80), and so is the local APIC: LINT0 passes on the legacy controller's interrupts on
         // the boot processor. Kernels set the rest up themselves.
         Ok(vcpu)
+    }
+
+    /// What it shows of itself.
+    fn cpuid(&self) -> Vec<Leaf> {
+        cpuid::for_vcpu(&self.machine.supported, self.spec)
+    }
+
+    fn set_cpuid(&self) -> Result<(), HvError> {
+        let entries: Vec<_> = self.cpuid().iter().map(entry).collect();
+        let entries = CpuId::from_entries(&entries)
+            .map_err(|_| HvError::Missing { capability: "room for all CPUID leaves" })?;
+        self.fd.set_cpuid2(&entries).map_err(failed("KVM_SET_CPUID2"))
     }
 
     /// KVM_RUN blocks what this thread blocks, but for the kick.
@@ -329,10 +336,20 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&mut self) -> Result<Sections, HvError> {
-        state::save_vcpu(&self.fd, &self.machine)
+        let mut state = state::save_vcpu(&self.fd, &self.machine)?;
+        processor::save(&mut state, &self.cpuid(), self.spec.tsc_khz);
+        Ok(state)
     }
 
-    fn restore(&mut self, state: Sections) -> Result<(), HvError> {
+    fn restore(&mut self, mut state: Sections) -> Result<(), HvError> {
+        let tsc_khz = processor::take_frequency(&mut state)?;
+        if tsc_khz != self.spec.tsc_khz {
+            processor::set_frequency(&self.fd, &self.machine, self.spec.tsc_khz, tsc_khz)?;
+            self.spec.tsc_khz = tsc_khz;
+            // The frequency is among its leaves.
+            self.set_cpuid()?;
+        }
+        processor::check_cpuid(&mut state, &self.cpuid())?;
         state::load_vcpu(&self.fd, &self.machine, state)
     }
 
@@ -356,7 +373,7 @@ impl Vcpu for KvmVcpu {
             error_ns: took.div_ceil(2),
             span_ns: after.ns.saturating_sub(self.made.ns),
             span_ticks,
-            nominal_khz: self.tsc_khz.into(),
+            nominal_khz: self.spec.tsc_khz.into(),
         })
     }
 

@@ -59,6 +59,7 @@ impl KvmVm {
             nested,
             slots: Mutex::default(),
             io_apic: OnceLock::new(),
+            counter_restored: Mutex::default(),
             ended: Mutex::default(),
         })))
     }
