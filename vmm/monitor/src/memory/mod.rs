@@ -14,6 +14,7 @@
 #![allow(unsafe_code, reason = "maps and unmaps the guest's memory")]
 
 mod file;
+mod image;
 mod range;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::sys::{anonymous, fits, host};
 use range::HostRange;
 
 pub use file::read_at;
+pub use image::ImageError;
 pub use vectored::IoVecs;
 
 /// What devices and loaders read and write guest memory through: volatile copies and checked
