@@ -193,6 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::state::{Sections, StateError, Stateful};
 
     /// Answers with its mark and remembers the last write.
     struct Marked(u8, Option<(u64, usize)>);
@@ -205,6 +206,17 @@ mod tests {
         fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
             self.1 = Some((offset, data.len()));
             Effect::Reset
+        }
+    }
+
+    impl Stateful for Marked {
+        fn save(&self, name: &str, state: &mut Sections) {
+            state.put_fields(name, 1, |fields| fields.put(&self.0));
+        }
+
+        fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+            self.0 = state.take_fields(name, 1, |fields| fields.get())?;
+            Ok(())
         }
     }
 

@@ -1,5 +1,9 @@
 //! Finds a kernel's last words in a console's output, byte by byte.
 
+use crate::state::fields::{FieldReader, stateful_fields};
+use crate::state::{Sections, StateError, Stateful};
+use crate::sys::fits;
+
 /// What Linux prints, on every console, when it panics.
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// Before it halts, whoever asked for it.
@@ -17,6 +21,8 @@ pub struct Said {
     /// It was asked to switch off.
     pub power_off: bool,
 }
+
+stateful_fields!(Said { panic, halt, power_off });
 
 /// Looks for all of them in one stream.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +55,26 @@ impl LastWords {
     }
 }
 
+impl Stateful for LastWords {
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { said, panic, halt, power_off } = self;
+        state.put_fields(name, 1, |fields| {
+            fields.put(said);
+            for finder in [panic, halt, power_off] {
+                fields.put(&fits::<_, u8>(finder.matched, "the words have less than 256 letters"));
+            }
+        });
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let Self { said, panic, halt, power_off } = self;
+        state.take_fields(name, 1, |fields| {
+            *said = fields.get()?;
+            [panic, halt, power_off].into_iter().try_for_each(|finder| finder.restore(fields))
+        })
+    }
+}
+
 /// A matcher that has seen part of a stream. The first letter of its words occurs nowhere else in
 /// them.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +86,15 @@ struct Finder {
 impl Finder {
     fn new(words: &'static [u8]) -> Self {
         Self { words, matched: 0 }
+    }
+
+    fn restore(&mut self, fields: &mut FieldReader<'_>) -> Result<(), StateError> {
+        let matched = usize::from(fields.get::<u8>()?);
+        if matched >= self.words.len() {
+            return Err(fields.unfit(format!("{matched} letters of words that have fewer")));
+        }
+        self.matched = matched;
+        Ok(())
     }
 
     /// Takes the stream's next bytes; `true` when the words end in them.
@@ -92,6 +127,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::state::testing::{carry, refuses_damage};
 
     fn said(text: &str) -> Said {
         let mut words = LastWords::default();
@@ -129,6 +165,21 @@ mod tests {
                 words.feed(part.as_bytes());
             }
             prop_assert_eq!(words.said().panic, text.contains("Kernel panic - not syncing"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn words_are_found_that_a_restore_cuts(cut in 0usize..110) {
+            let text = b"Kernel panic - not syncing: x\nreboot: Power off not available: System halted instead";
+            let (head, tail) = text.split_at(cut.min(text.len()));
+            let (mut saved, mut restored) = (LastWords::default(), LastWords::default());
+            saved.feed(head);
+            carry(&saved, &mut restored).unwrap();
+            prop_assert_eq!(restored.said(), saved.said());
+            refuses_damage(&saved, LastWords::default, |words| words.feed(b"Kernel panic"));
+            restored.feed(tail);
+            prop_assert_eq!(restored.said(), Said { panic: true, halt: true, power_off: true });
         }
     }
 }

@@ -2,6 +2,7 @@
 //! time are ignored: the host's clock is the clock.
 
 use crate::bus::{BusDevice, Effect};
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::fits;
 
 /// Data: seconds since 1970.
@@ -69,9 +70,29 @@ impl<C: Fn() -> u64 + Send> BusDevice for Pl031<C> {
     }
 }
 
+/// The time is not among it: a restored clock shows the host's like every other.
+impl<C: Fn() -> u64 + Send> Stateful for Pl031<C> {
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { now: _, matched, load } = self;
+        state.put_fields(name, 1, |fields| {
+            fields.put(matched);
+            fields.put(load);
+        });
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        (self.matched, self.load) =
+            state.take_fields(name, 1, |fields| Ok((fields.get()?, fields.get()?)))?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::state::testing::{carry, refuses_damage};
 
     fn word(clock: &mut Pl031<impl Fn() -> u64 + Send>, offset: u64) -> u32 {
         let mut data = [0xee; 4];
@@ -101,5 +122,23 @@ mod tests {
         let mut wide = [7; 8];
         clock.read(0xfe0, &mut wide);
         assert_eq!(wide, [0x31, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn registers_are_restored_and_the_time_is_the_hosts(
+            writes in prop::collection::vec((0u64..8, any::<u32>()), 0..20),
+        ) {
+            let (mut saved, mut restored) = (Pl031::new(|| 1), Pl031::new(|| 2));
+            for (register, value) in writes {
+                let _ = saved.write(register * 4, &value.to_le_bytes());
+            }
+            carry(&saved, &mut restored).unwrap();
+            refuses_damage(&saved, || Pl031::new(|| 2), |_| {});
+            for at in (4..0x1000).step_by(4) {
+                prop_assert_eq!(word(&mut saved, at), word(&mut restored, at));
+            }
+            prop_assert_eq!(word(&mut restored, 0), 2);
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::arch::x86_64::layout::{ACPI_RESET_VALUE, ACPI_SLEEP_TYPE_S5};
 use crate::bus::{BusDevice, Effect};
+use crate::state::{Sections, StateError, Stateful};
 
 /// Ports of [`AcpiPower`], from the sleep control register on.
 pub const ACPI_PORTS: u64 = 3;
@@ -32,6 +33,17 @@ impl BusDevice for AcpiPower {
             (2, [ACPI_RESET_VALUE]) => Effect::Reset,
             _ => Effect::None,
         }
+    }
+}
+
+/// Nothing is remembered.
+impl Stateful for AcpiPower {
+    fn save(&self, name: &str, state: &mut Sections) {
+        state.put_fields(name, 1, |_| {});
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        state.take_fields(name, 1, |_| Ok(()))
     }
 }
 
@@ -71,9 +83,27 @@ impl BusDevice for ResetRegister {
     }
 }
 
+impl Stateful for ResetRegister {
+    fn save(&self, name: &str, state: &mut Sections) {
+        // Which bit resets is how it was made.
+        let Self { value, mask: _ } = self;
+        state.put_fields(name, 1, |fields| fields.put(value));
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let value: u8 = state.take_fields(name, 1, |fields| fields.get())?;
+        if value & self.mask != 0 {
+            return Err(StateError::unfit(name, "the bit that resets never stays set"));
+        }
+        self.value = value;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::testing::{carry, refuses_damage};
 
     #[test]
     fn only_soft_off_switches_off_and_only_the_reset_value_resets() {
@@ -105,5 +135,23 @@ mod tests {
             (value, control.write(0, &[2]), control.write(0, &[3])),
             ([2], Effect::None, Effect::Reset)
         );
+    }
+
+    #[test]
+    fn registers_are_restored_as_they_were() {
+        carry(&AcpiPower, &mut AcpiPower).unwrap();
+        refuses_damage(&AcpiPower, || AcpiPower, |_| {});
+        for make in [ResetRegister::chipset, ResetRegister::system_control] {
+            for value in 0..=255 {
+                let (mut saved, mut restored) = (make(), make());
+                let _ = saved.write(0, &[value]);
+                carry(&saved, &mut restored).unwrap();
+                let (mut before, mut after) = ([0], [0]);
+                saved.read(0, &mut before);
+                restored.read(0, &mut after);
+                assert_eq!(after, before);
+            }
+            refuses_damage(&make(), make, |register| assert_eq!(register.value & register.mask, 0));
+        }
     }
 }

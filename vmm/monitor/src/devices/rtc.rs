@@ -2,6 +2,7 @@
 //! no interrupt; writes of the time are ignored: the host's clock is the clock.
 
 use crate::bus::{BusDevice, Effect};
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::fits;
 
 /// First port.
@@ -79,6 +80,26 @@ impl<C: Fn() -> u64 + Send> BusDevice for Rtc<C> {
     }
 }
 
+/// The time is not among it: a restored clock shows the host's like every other.
+impl<C: Fn() -> u64 + Send> Stateful for Rtc<C> {
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { now: _, index, memory } = self;
+        state.put_fields(name, 1, |fields| {
+            fields.put(index);
+            fields.put(memory);
+        });
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let (index, memory) = state.take_fields(name, 1, |fields| Ok((fields.get()?, fields.get()?)))?;
+        if usize::from(index) >= self.memory.len() {
+            return Err(StateError::unfit(name, format!("there is no register {index:#x}")));
+        }
+        (self.index, self.memory) = (index, memory);
+        Ok(())
+    }
+}
+
 fn bcd(value: u64) -> u8 {
     fits(((value / 10 % 10) << 4) | (value % 10), "two decimal digits")
 }
@@ -122,7 +143,10 @@ impl Time {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::state::testing::{carry, refuses_damage};
 
     fn read(rtc: &mut Rtc<impl Fn() -> u64 + Send>, index: u8) -> u8 {
         assert_eq!(rtc.write(0, &[index]), Effect::None);
@@ -170,5 +194,34 @@ mod tests {
         let mut wide = [7; 2];
         rtc.read(0, &mut wide);
         assert_eq!(wide, [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_restored_and_the_time_is_the_hosts(
+            writes in prop::collection::vec((0u64..2, any::<u8>()), 0..60),
+            index in any::<u8>(),
+        ) {
+            let (mut saved, mut restored) = (Rtc::new(|| 59), Rtc::new(|| 61));
+            for (port, value) in writes {
+                let _ = saved.write(port, &[value]);
+            }
+            let _ = saved.write(0, &[index]);
+            carry(&saved, &mut restored).unwrap();
+            // The register that was selected, before another is.
+            let (mut before, mut after) = ([0], [0]);
+            saved.read(1, &mut before);
+            restored.read(1, &mut after);
+            prop_assert!(after == before || index & 0x7f <= 2);
+            for index in 3..128 {
+                prop_assert_eq!(read(&mut saved, index), read(&mut restored, index));
+            }
+            prop_assert_eq!((read(&mut saved, 0), read(&mut restored, 0)), (0x59, 0x01));
+        }
+    }
+
+    #[test]
+    fn damaged_state_is_refused() {
+        refuses_damage(&Rtc::new(|| 0), || Rtc::new(|| 0), |rtc| rtc.read(1, &mut [0]));
     }
 }

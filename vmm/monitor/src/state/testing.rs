@@ -45,7 +45,11 @@ pub fn carry(saved: &dyn Stateful, fresh: &mut dyn Stateful) -> Result<(), State
 ///
 /// # Panics
 /// When something panics, or takes what it must refuse.
-pub fn refuses_damage<T: Stateful>(saved: &T, fresh: impl Fn() -> T, mut used: impl FnMut(&mut T)) {
+pub fn refuses_damage<T: Stateful>(
+    saved: &dyn Stateful,
+    fresh: impl Fn() -> T,
+    mut used: impl FnMut(&mut T),
+) {
     let sound = written(saved);
     for (n, section) in sound.0.iter().enumerate() {
         let with = |change: &dyn Fn(&mut Section)| {

@@ -5,10 +5,15 @@
 //! the line until the guest asserts RTS or enables the receive interrupt, as with hardware flow
 //! control, so that nothing typed ahead falls to the driver that clears the port when it opens it.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 
 use crate::bus::{BusDevice, Effect};
 use crate::hv::SharedLine;
+use crate::state::fields::stateful_fields;
+use crate::state::{Sections, StateError, Stateful};
 
 /// Bytes of the port's register range.
 pub const REGISTERS: u64 = 8;
@@ -20,6 +25,8 @@ pub const INPUT_CAPACITY: usize = 1024;
 const IER_RDI: u8 = 0x01;
 /// Interrupt enable: transmitter empty.
 const IER_THRI: u8 = 0x02;
+/// Interrupt enable: the four interrupts that a 16550A has.
+const IER_ALL: u8 = 0x0f;
 /// Interrupt identification: nothing pending.
 const IIR_NONE: u8 = 0x01;
 /// Transmitter empty.
@@ -38,6 +45,8 @@ const LCR_DLAB: u8 = 0x80;
 const MCR_RTS: u8 = 0x02;
 /// Modem control: loopback.
 const MCR_LOOP: u8 = 0x10;
+/// Modem control: what a 16550A has.
+const MCR_ALL: u8 = 0x1f;
 /// Line status: received data.
 const LSR_DATA: u8 = 0x01;
 /// Line status: transmitter holding register and shift register empty.
@@ -82,6 +91,8 @@ struct Registers {
     scratch: u8,
     divisor: [u8; 2],
 }
+
+stateful_fields!(Registers { interrupt_enable, fifo_control, line_control, modem_control, scratch, divisor });
 
 impl<L: Line> Serial<L> {
     /// A port after reset, at 9600 baud.
@@ -221,8 +232,7 @@ impl<L: Line> Serial<L> {
             0 => self.transmit(value),
             1 => {
                 let enabled = value & !self.registers.interrupt_enable;
-                // The four interrupts that a 16550A has.
-                self.registers.interrupt_enable = value & 0x0f;
+                self.registers.interrupt_enable = value & IER_ALL;
                 if enabled & IER_THRI != 0 {
                     self.empty_pending = true;
                 }
@@ -231,7 +241,7 @@ impl<L: Line> Serial<L> {
             // line.
             2 => self.registers.fifo_control = value,
             3 => self.registers.line_control = value,
-            4 => self.registers.modem_control = value & 0x1f,
+            4 => self.registers.modem_control = value & MCR_ALL,
             7 => self.registers.scratch = value,
             _ => {}
         }
@@ -258,185 +268,31 @@ impl<L: Line> BusDevice for Serial<L> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::io;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::hv::IrqLine;
-
-    #[derive(Default)]
-    struct Edges(AtomicU32);
-
-    impl IrqLine for Edges {
-        fn pulse(&self) -> io::Result<()> {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        }
-
-        fn set(&self, _high: bool) -> io::Result<()> {
-            unreachable!("the port's line is an edge")
-        }
+/// What the host has not taken yet is the line's, and not among it. So a guest that waited for the
+/// transmitter may be restored to a line that has room, and hears of it by [`Serial::drained`]:
+/// whoever restores a port calls that once the machine goes on.
+impl<L: Line> Stateful for Serial<L> {
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { line: _, interrupt: _, registers, input, empty_pending, starved } = self;
+        state.put_fields(name, 1, |fields| {
+            fields.put(registers);
+            fields.put_list(input.iter());
+            fields.put(empty_pending);
+            fields.put(starved);
+        });
     }
 
-    struct Recorder {
-        sent: Vec<u8>,
-        room: usize,
-        wanted: u32,
-    }
-
-    impl Line for Recorder {
-        fn ready(&self) -> bool {
-            self.sent.len() < self.room
-        }
-
-        fn transmit(&mut self, byte: u8) {
-            self.sent.push(byte);
-        }
-
-        fn input_wanted(&mut self) {
-            self.wanted += 1;
-        }
-    }
-
-    fn port(room: usize) -> (Serial<Recorder>, Arc<Edges>) {
-        let edges = Arc::new(Edges::default());
-        (Serial::new(Recorder { sent: Vec::new(), room, wanted: 0 }, edges.clone()), edges)
-    }
-
-    fn get(port: &mut Serial<Recorder>, offset: u64) -> u8 {
-        let mut byte = [0];
-        port.read(offset, &mut byte);
-        byte[0]
-    }
-
-    fn put(port: &mut Serial<Recorder>, offset: u64, value: u8) {
-        assert_eq!(port.write(offset, &[value]), Effect::None);
-    }
-
-    #[test]
-    fn looks_like_a_16550a_to_linux() {
-        let (mut port, _) = port(usize::MAX);
-        // autoconfig(): IER keeps 4 bits, scratch keeps 8, loopback wires the modem lines, FIFOs
-        // answer in IIR.
-        put(&mut port, 1, 0);
-        assert_eq!(get(&mut port, 1), 0);
-        put(&mut port, 1, 0x0f);
-        assert_eq!(get(&mut port, 1), 0x0f);
-        put(&mut port, 1, 0);
-        put(&mut port, 4, 0x1a);
-        assert_eq!(get(&mut port, 6) & 0xf0, 0x90);
-        put(&mut port, 4, 0);
-        assert_eq!(get(&mut port, 6), 0xb0);
-        put(&mut port, 2, 1);
-        assert_eq!(get(&mut port, 2) >> 6, 3);
-        put(&mut port, 2, 0);
-        assert_eq!(get(&mut port, 2), 1);
-        put(&mut port, 7, 0xa5);
-        assert_eq!(get(&mut port, 7), 0xa5);
-        // The divisor hides data and IER.
-        put(&mut port, 3, 0x83);
-        put(&mut port, 0, 1);
-        put(&mut port, 1, 2);
-        assert_eq!((get(&mut port, 0), get(&mut port, 1)), (1, 2));
-        put(&mut port, 3, 3);
-        assert_eq!((get(&mut port, 1), port.line.sent.len()), (0, 0));
-        assert_eq!(get(&mut port, 5), 0x60);
-    }
-
-    #[test]
-    fn the_transmit_interrupt_answers_each_enabling_and_each_burst_once() {
-        let (mut port, edges) = port(usize::MAX);
-        for round in 1..=2 {
-            put(&mut port, 1, 2);
-            assert_eq!(edges.0.load(Ordering::SeqCst), round);
-            assert_eq!(get(&mut port, 2), 2);
-            assert_eq!(get(&mut port, 2), 1);
-            put(&mut port, 1, 0);
-        }
-        put(&mut port, 1, 2);
-        assert_eq!(get(&mut port, 2), 2);
-        for byte in 0..16 {
-            put(&mut port, 0, byte);
-        }
-        assert_eq!(edges.0.load(Ordering::SeqCst), 4);
-        assert_eq!(get(&mut port, 2), 2);
-        assert_eq!(port.line.sent.len(), 16);
-    }
-
-    #[test]
-    fn a_slow_host_holds_the_transmitter() {
-        let (mut port, edges) = port(2);
-        put(&mut port, 1, 2);
-        assert_eq!(get(&mut port, 2), 2);
-        put(&mut port, 0, b'a');
-        put(&mut port, 0, b'b');
-        assert_eq!(get(&mut port, 5), 0);
-        assert_eq!(get(&mut port, 2), 1);
-        let before = edges.0.load(Ordering::SeqCst);
-        port.line.room = 4;
-        port.drained();
-        assert_eq!(edges.0.load(Ordering::SeqCst), before + 1);
-        assert_eq!((get(&mut port, 5), get(&mut port, 2)), (0x60, 2));
-    }
-
-    #[test]
-    fn input_waits_for_the_guest_and_interrupts_it() {
-        let (mut port, edges) = port(usize::MAX);
-        assert_eq!(port.receive(b"hi"), 2);
-        // What a driver does when it opens the port.
-        put(&mut port, 2, 7);
-        assert_eq!((get(&mut port, 5), get(&mut port, 0), get(&mut port, 2)), (0x60, 0, 0xc1));
-        put(&mut port, 1, 1);
-        assert_eq!(edges.0.load(Ordering::SeqCst), 1);
-        assert_eq!((get(&mut port, 5), get(&mut port, 2)), (0x61, 0xc4));
-        assert_eq!((get(&mut port, 0), get(&mut port, 0), get(&mut port, 2)), (b'h', b'i', 0xc1));
-        port.receive(b"!");
-        assert_eq!(edges.0.load(Ordering::SeqCst), 2);
-        put(&mut port, 2, 0xc1);
-        assert_eq!(get(&mut port, 2), 0xcc);
-        put(&mut port, 1, 0);
-        // Polling, by RTS alone.
-        put(&mut port, 4, 2);
-        assert_eq!((get(&mut port, 5) & 1, get(&mut port, 0), get(&mut port, 5) & 1), (1, b'!', 0));
-    }
-
-    #[test]
-    fn a_full_input_is_refused_and_asked_for_again_once() {
-        let (mut port, _) = port(usize::MAX);
-        put(&mut port, 4, 2);
-        assert_eq!(port.receive(&[7; 2000]), INPUT_CAPACITY);
-        assert_eq!(port.receive(&[7; 1]), 0);
-        for _ in 0..INPUT_CAPACITY {
-            get(&mut port, 0);
-        }
-        assert_eq!(port.line.wanted, 1);
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_a_guest_does_breaks_it(accesses in prop::collection::vec((any::<bool>(), 0u64..8, any::<u8>(), 0usize..4), 0..200)) {
-            let (mut port, _) = port(50);
-            for (write, offset, value, width) in accesses {
-                let width = (1 << width).min(8 - usize::try_from(offset).unwrap());
-                if write {
-                    prop_assert_eq!(port.write(offset, &vec![value; width]), Effect::None);
-                } else {
-                    port.read(offset, &mut vec![0; width]);
-                }
-                prop_assert!(port.receive(&[value]) <= 1);
-                prop_assert!(port.input.len() <= INPUT_CAPACITY);
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        state.take_fields(name, 1, |fields| {
+            let registers: Registers = fields.get()?;
+            if registers.interrupt_enable & !IER_ALL != 0 || registers.modem_control & !MCR_ALL != 0 {
+                return Err(fields.unfit("a register has bits that a 16550A has not"));
             }
-            // After all that an ordinary driver still gets through.
-            put(&mut port, 3, 0);
-            put(&mut port, 4, 0);
-            let sent = port.line.sent.len();
-            put(&mut port, 0, b'x');
-            prop_assert_eq!(port.line.sent.len(), sent + 1);
-        }
+            self.registers = registers;
+            self.input = fields.get_list(INPUT_CAPACITY)?.into();
+            self.empty_pending = fields.get()?;
+            self.starved = fields.get()?;
+            Ok(())
+        })
     }
 }
