@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::arch::Address;
+use crate::state::Stateful;
 
 /// What an access asks of the machine. Devices never call upward: they return this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -26,7 +27,7 @@ pub enum Effect {
 /// An access never blocks, whatever the guest writes: a device that is not ready says
 /// [`Effect::Again`]. Widths are 1, 2, 4 or 8 bytes and the bus has checked that `offset +
 /// data.len()` lies within the range.
-pub trait BusDevice: Send {
+pub trait BusDevice: Send + Stateful {
     /// Fills `data` (little endian). What a device does not implement reads as the device's class
     /// demands (0 or all ones).
     fn read(&mut self, offset: u64, data: &mut [u8]);
@@ -193,7 +194,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::state::{Sections, StateError, Stateful};
+    use crate::state::{Sections, StateError};
 
     /// Answers with its mark and remembers the last write.
     struct Marked(u8, Option<(u64, usize)>);

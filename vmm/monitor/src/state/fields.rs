@@ -32,11 +32,23 @@ impl FieldWriter {
         values.for_each(|value| self.put(value));
     }
 
+    /// Appends a text without its control characters: the number of its bytes (32 bits) and its
+    /// bytes.
+    pub fn put_text(&mut self, text: &str) {
+        self.put_list(plain(text).as_bytes().iter());
+    }
+
     /// What was written.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }
+}
+
+/// A text without its control characters.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.replace(char::is_control, "")
 }
 
 /// The bytes of a section that were not read yet.
@@ -94,6 +106,16 @@ impl<'a> FieldReader<'a> {
             return (0..len).map(|_| self.get()).collect();
         }
         Err(self.unfit(format!("it has a list of {len}, and {max} is the most")))
+    }
+
+    /// Reads a text of at most `max` bytes, which has no control characters: people may see it.
+    ///
+    /// # Errors
+    /// As [`Field::read`], or it is longer, or something else.
+    pub fn get_text(&mut self, max: usize) -> Result<String, StateError> {
+        let text = String::from_utf8(self.get_list(max)?).ok();
+        let plain = text.filter(|text| !text.chars().any(char::is_control));
+        plain.ok_or_else(|| self.unfit("what should be a text is none"))
     }
 
     /// Says that everything was read.

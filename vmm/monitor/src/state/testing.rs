@@ -65,7 +65,7 @@ pub fn refuses_damage<T: Stateful>(
             refused(with(&|section| section.bytes.truncate(len)));
         }
         for (at, byte) in section.bytes.iter().enumerate() {
-            for value in [0, 1, 2, 0x7f, 0x80, 0xff, byte ^ 1, byte ^ 0x40, byte.wrapping_add(1)] {
+            for value in [0, 2, 0xff, byte ^ 1, byte ^ 0x40] {
                 let mut device = fresh();
                 if restore(&mut device, with(&|section| section.bytes[at] = value)).is_ok() {
                     used(&mut device);

@@ -15,6 +15,7 @@ pub use super::fault::{ActivateError, DeviceFault};
 use super::interrupt::Interrupt;
 use super::queue::Queue;
 use crate::memory::Memory;
+use crate::state::Stateful;
 use crate::sys::{Interest, Poller, at_most};
 
 /// Where a worker runs: a device says it, the machine acts on it.
@@ -28,7 +29,12 @@ pub enum Placement {
 }
 
 /// A device as the transport sees it.
-pub trait Device: Send {
+///
+/// Its state is asked for, and comes back, when it has no worker: before the first one, or when the
+/// last one's return was given to [`Device::reclaim`]. Then everything that it has to say is here;
+/// where its queues stand is the transport's to say. What a driver reads in the configuration space
+/// stays as it was: a device that would show another one refuses the state.
+pub trait Device: Send + Stateful {
     /// The virtio device id (virtio 1.2, section 5).
     fn id(&self) -> u32;
 

@@ -34,6 +34,24 @@ pub enum DeviceFault {
 }
 
 impl DeviceFault {
+    /// Every kind there is.
+    pub const KINDS: [&str; 14] = [
+        "available_index",
+        "descriptor_index",
+        "descriptor_loop",
+        "indirect_table",
+        "read_after_write",
+        "chain_too_long",
+        "outside_memory",
+        "chain_too_short",
+        "queue_size",
+        "ring_alignment",
+        "ring_outside_memory",
+        "missing_queue",
+        "protocol",
+        "host",
+    ];
+
     /// What kind of fault it is, whatever numbers the driver put into it: one word for a count.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use super::fault::DeviceFault;
 use super::tally::{FaultSink, Tally};
 use crate::hv::SharedLine;
+use crate::state::StateError;
+use crate::state::fields::{FieldReader, FieldWriter};
 
 /// The driver should look at the used rings (virtio 1.2, 4.2.2: InterruptStatus bit 0).
 pub const USED_RING: u32 = 1;
@@ -118,6 +120,29 @@ impl Interrupt {
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.shared.broken.load(Ordering::Relaxed)
+    }
+
+    /// Writes down the registers and what the slot counts.
+    pub(super) fn save(&self, fields: &mut FieldWriter) {
+        let Shared { line: _, status, generation, needs_reset, broken, tally } = &*self.shared;
+        fields.put(&status.load(Ordering::SeqCst));
+        fields.put(&generation.load(Ordering::SeqCst));
+        fields.put(&needs_reset.load(Ordering::SeqCst));
+        fields.put(&broken.load(Ordering::Relaxed));
+        tally.save(fields);
+    }
+
+    /// Takes them back. The line stays still: what it did before was saved by whoever it leads to.
+    pub(super) fn restore(&self, fields: &mut FieldReader<'_>) -> Result<(), StateError> {
+        let status: u32 = fields.get()?;
+        if status & !(USED_RING | CONFIG_CHANGE) != 0 {
+            return Err(fields.unfit(format!("there is no interrupt {status:#x}")));
+        }
+        self.shared.status.store(status, Ordering::SeqCst);
+        self.shared.generation.store(fields.get()?, Ordering::SeqCst);
+        self.shared.needs_reset.store(fields.get()?, Ordering::SeqCst);
+        self.shared.broken.store(fields.get()?, Ordering::Relaxed);
+        self.shared.tally.restore(fields)
     }
 
     /// Back to the state before the driver came; faults stay counted.

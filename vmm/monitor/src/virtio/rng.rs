@@ -8,6 +8,7 @@ use super::interrupt::Interrupt;
 use super::queue::{Chain, Queue, Served};
 use super::spec::id;
 use crate::memory::Memory;
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::{self, Interest, at_most};
 
 /// Most bytes a request gets: the specification lets a device give fewer than there is room for,
@@ -40,6 +41,17 @@ impl Device for Rng {
     }
 
     fn reclaim(&mut self, _state: Box<dyn Any + Send>) {}
+}
+
+/// Nothing is remembered.
+impl Stateful for Rng {
+    fn save(&self, name: &str, state: &mut Sections) {
+        state.put_fields(name, 1, |_| {});
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        state.take_fields(name, 1, |_| Ok(()))
+    }
 }
 
 struct RngWorker {

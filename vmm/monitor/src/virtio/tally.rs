@@ -10,6 +10,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::fault::DeviceFault;
 use super::spec::id;
 use crate::memory::Memory;
+use crate::state::StateError;
+use crate::state::fields::{FieldReader, FieldWriter};
+use crate::sys::fits;
 
 /// Told of the first fault of each kind, on the thread that met it: must not block.
 pub type FaultSink = Box<dyn Fn(&Fault) + Send + Sync>;
@@ -70,6 +73,11 @@ impl Tally {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is counted of queue `index`, if there is one.
+    pub(super) fn queue(&self, index: usize) -> Option<Arc<QueueTally>> {
+        self.identity()?.queues.get(index).cloned()
+    }
+
     pub(super) fn set_status(&self, status: u8) {
         self.status.store(status, Ordering::Relaxed);
     }
@@ -125,6 +133,41 @@ impl Tally {
         }
     }
 
+    /// Writes down what was counted. What is in the slot is another's to say.
+    pub(super) fn save(&self, fields: &mut FieldWriter) {
+        let Self { identity: _, status: _, ignored, interrupts, faults: _, told: _ } = self;
+        fields.put(&ignored.load(Ordering::Relaxed));
+        fields.put(&interrupts.load(Ordering::Relaxed));
+        let faults = self.lock();
+        fields.put(&fits::<_, u32>(faults.len(), "one of each kind and device, and kinds are few"));
+        for Fault { device_id, name, kind, first, count } in &*faults {
+            fields.put(device_id);
+            fields.put(&name.is_some());
+            fields.put_text(cut(name.as_deref().unwrap_or_default()));
+            fields.put_text(kind);
+            fields.put_text(cut(first));
+            fields.put(count);
+        }
+    }
+
+    /// Goes on counting from what was written down. Nobody is told of faults that were told of.
+    pub(super) fn restore(&self, fields: &mut FieldReader<'_>) -> Result<(), StateError> {
+        self.ignored.store(fields.get()?, Ordering::Relaxed);
+        self.interrupts.store(fields.get()?, Ordering::Relaxed);
+        let mut faults = Vec::new();
+        for _ in 0..fields.get::<u32>()? {
+            let device_id = fields.get()?;
+            let (is_named, name) = (fields.get::<bool>()?, fields.get_text(TEXT_MAX)?);
+            let kind = fields.get_text(TEXT_MAX)?;
+            let kind = DeviceFault::KINDS.into_iter().find(|known| *known == kind);
+            let kind = kind.ok_or_else(|| fields.unfit("it has a fault of an unknown kind"))?;
+            let (first, count) = (fields.get_text(TEXT_MAX)?, fields.get()?);
+            faults.push(Fault { device_id, name: is_named.then_some(name), kind, first, count });
+        }
+        *self.lock() = faults;
+        Ok(())
+    }
+
     /// Faults so far of all devices that were in the slot, by kind, in the order in which the kinds
     /// came.
     #[must_use]
@@ -135,6 +178,14 @@ impl Tally {
     fn lock(&self) -> MutexGuard<'_, Vec<Fault>> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Most bytes of a text that is written down.
+const TEXT_MAX: usize = 1024;
+
+/// As much of a text as is written down.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_MAX)]
 }
 
 /// What a queue's worker writes down of it.
@@ -183,6 +234,17 @@ impl QueueTally {
     pub(super) fn given(&self, next_used: u16) {
         self.next_used.store(next_used, Ordering::Relaxed);
         self.chains.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The queue stands here.
+    pub(super) fn stand(&self, next_available: u16, next_used: u16) {
+        self.taken(next_available);
+        self.next_used.store(next_used, Ordering::Relaxed);
+    }
+
+    /// So many chains were given back.
+    pub(super) fn set_chains(&self, chains: u64) {
+        self.chains.store(chains, Ordering::Relaxed);
     }
 
     /// Chains that were given back since the machine started.

@@ -273,6 +273,23 @@ impl DriverQueue {
         (read(self.config.used), read(self.config.used + 4 + 8 * u64::from(self.config.size)))
     }
 
+    /// The same driver in another machine whose memory has the same contents.
+    #[must_use]
+    pub fn moved(&self, memory: &Memory) -> Self {
+        Self {
+            memory: memory.clone(),
+            free: self.free.clone(),
+            outstanding: self.outstanding.clone(),
+            ..*self
+        }
+    }
+
+    /// Descriptors that are free.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.free.len()
+    }
+
     /// Whether no descriptor is free.
     #[must_use]
     pub fn is_full(&self) -> bool {

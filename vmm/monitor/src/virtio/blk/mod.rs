@@ -16,6 +16,8 @@ use super::interrupt::Interrupt;
 use super::queue::Queue;
 use super::spec::id;
 use crate::memory::Memory;
+use crate::state::fields::plain;
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::Interest;
 
 /// Features and limits (5.2.3, 5.2.4).
@@ -77,13 +79,16 @@ pub mod spec {
     const _: () = assert!(ZERO_RANGES_MAX as u64 * RANGE_SECTORS_MAX as u64 * 512 <= REQUEST_BYTES_MAX);
 }
 
+/// Bytes of the configuration space.
+const CONFIG_BYTES: usize = 60;
+
 /// The device. Its disk is with the worker while there is one.
 pub struct Block {
     disk: Option<Box<dyn Disk>>,
     name: String,
     id: [u8; spec::ID_BYTES],
     features: u64,
-    config: [u8; 60],
+    config: [u8; CONFIG_BYTES],
 }
 
 impl Block {
@@ -107,8 +112,8 @@ impl Block {
 }
 
 /// The configuration space (5.2.4).
-fn config(disk: &dyn Disk) -> [u8; 60] {
-    let mut config = [0; 60];
+fn config(disk: &dyn Disk) -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(disk.len() / SECTOR).to_le_bytes());
     put(8, &spec::SIZE_MAX.to_le_bytes());
@@ -166,6 +171,49 @@ impl Device for Block {
             self.disk = Some(*disk);
         }
     }
+}
+
+/// What the driver was shown. A restored machine has the same disk behind it, of which this checks
+/// the outside; its contents are whoever restores it to see to.
+impl Stateful for Block {
+    fn save(&self, name: &str, state: &mut Sections) {
+        // The short id is the beginning of the name.
+        let Self { disk: _, name: id, id: _, features, config } = self;
+        state.put_fields(name, 1, |fields| {
+            fields.put_text(id);
+            fields.put(&(features & spec::F_RO != 0));
+            fields.put(&capacity(config));
+            fields.put(config);
+        });
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        state.take_fields(name, 1, |fields| {
+            let (id, here) = (fields.get_text(TEXT_MAX)?, plain(&self.name));
+            if id != here {
+                return Err(fields.unfit(format!("it is that of the disk {id:?}, and here is {here:?}")));
+            }
+            if fields.get::<bool>()? != (self.features & spec::F_RO != 0) {
+                return Err(fields.unfit("one of the two disks is read-only, and the other is not"));
+            }
+            let (sectors, here) = (fields.get::<u64>()?, capacity(&self.config));
+            if sectors != here {
+                return Err(fields.unfit(format!("the disk had {sectors} sectors, and has {here} here")));
+            }
+            if fields.get::<[u8; CONFIG_BYTES]>()? != self.config {
+                return Err(fields.unfit("the disk has other blocks or limits than it had"));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Most bytes of a name that is read.
+const TEXT_MAX: usize = 1024;
+
+fn capacity(config: &[u8; CONFIG_BYTES]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *config;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// A request is done before the next one is taken, so between two events nothing is in flight.

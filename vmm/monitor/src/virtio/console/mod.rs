@@ -16,6 +16,8 @@ use self::worker::ConsoleWorker;
 use super::device::{ActivateError, Activation, Device, Worker};
 use super::interrupt::Interrupt;
 use super::spec::id;
+use crate::state::fields::stateful_fields;
+use crate::state::{Sections, StateError, Stateful};
 
 /// The size of the terminal in the configuration space counts (5.3.3).
 const F_SIZE: u64 = 1;
@@ -43,6 +45,8 @@ struct Progress {
     /// Bytes of the transmit queue's next chain that were passed on already.
     sent: u32,
 }
+
+stateful_fields!(Progress { sent });
 
 /// The device.
 #[derive(Debug)]
@@ -137,5 +141,30 @@ impl Device for Console {
         if let Some(idle) = &mut self.idle {
             idle.progress = Progress::default();
         }
+    }
+}
+
+/// What the streams have taken and not passed on, and whether they have ended, is the host's.
+impl Stateful for Console {
+    /// # Panics
+    /// A worker has the console.
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { idle, size: ConsoleSize { packed, interrupt: _ } } = self;
+        let Idle { ends: _, progress } =
+            idle.as_ref().expect("a device has no worker when it says its state");
+        state.put_fields(name, 1, |fields| {
+            fields.put(progress);
+            fields.put(&packed.load(Ordering::SeqCst));
+        });
+    }
+
+    /// # Panics
+    /// As [`Console::save`].
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let idle = self.idle.as_mut().expect("a device has no worker when its state comes back");
+        let packed;
+        (idle.progress, packed) = state.take_fields(name, 1, |fields| Ok((fields.get()?, fields.get()?)))?;
+        self.size.packed.store(packed, Ordering::SeqCst);
+        Ok(())
     }
 }

@@ -84,6 +84,25 @@ impl Blocks {
         self.plugged_count * BLOCK
     }
 
+    /// One bit a block, from the first on.
+    pub(super) fn bitmap(&self) -> &[u64] {
+        &self.plugged
+    }
+
+    /// Plugs in what such a bitmap says; `false`, and nothing changes, when it is another region's.
+    pub(super) fn set_bitmap(&mut self, bitmap: Vec<u64>) -> bool {
+        let beyond = bitmap.last().is_some_and(|last| match self.count % 64 {
+            0 => false,
+            used => last >> used != 0,
+        });
+        if bitmap.len() != self.plugged.len() || beyond {
+            return false;
+        }
+        self.plugged_count = bitmap.iter().fold(0, |count, bits| count + u64::from(bits.count_ones()));
+        self.plugged = bitmap;
+        true
+    }
+
     /// Serves one request, when `requested` bytes are wanted to be plugged in. What is unplugged is
     /// given to `discard`, as byte offsets in the region, before it counts as unplugged; when that
     /// answers `false` nothing changes and the driver may try again.

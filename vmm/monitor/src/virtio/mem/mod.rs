@@ -28,6 +28,7 @@ use super::interrupt::Interrupt;
 use super::queue::{Chain, Queue, Served};
 use super::spec::id;
 use crate::memory::{Memory, Slot};
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::Interest;
 use blocks::{BLOCK, Blocks, Request};
 
@@ -163,6 +164,49 @@ impl Device for MemoryDevice {
         if let Ok(blocks) = state.downcast::<Blocks>() {
             self.blocks = Some(*blocks);
         }
+    }
+}
+
+/// Which blocks are plugged in, and what the driver was told. What is in the blocks, plugged in or
+/// not, is the memory's state.
+impl Stateful for MemoryDevice {
+    /// # Panics
+    /// A worker has the blocks.
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { slot, shared, blocks } = self;
+        let blocks = blocks.as_ref().expect("a device has no worker when it says its state");
+        // What is plugged in is counted again, and the interrupt is that of a worker.
+        let Shared { requested, plugged: _, untold, interrupt: _ } = &*lock(shared);
+        state.put_fields(name, 1, |fields| {
+            fields.put(&slot.guest());
+            fields.put(&slot.len());
+            fields.put(requested);
+            fields.put(untold);
+            fields.put_list(blocks.bitmap().iter());
+        });
+    }
+
+    /// # Panics
+    /// As [`MemoryDevice::save`].
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let Self { slot, shared, blocks } = self;
+        let blocks = blocks.as_mut().expect("a device has no worker when its state comes back");
+        let mut shared = lock(shared);
+        state.take_fields(name, 1, |fields| {
+            fields.expect("first address", &slot.guest())?;
+            fields.expect("length", &slot.len())?;
+            let requested: u64 = fields.get()?;
+            if requested > slot.len() || !requested.is_multiple_of(BLOCK) {
+                return Err(fields.unfit(format!("{requested} bytes cannot have been requested")));
+            }
+            shared.requested = requested;
+            shared.untold = fields.get()?;
+            if !blocks.set_bitmap(fields.get_list(blocks.bitmap().len())?) {
+                return Err(fields.unfit("blocks are plugged in that the region has not"));
+            }
+            shared.plugged = blocks.plugged_bytes();
+            Ok(())
+        })
     }
 }
 

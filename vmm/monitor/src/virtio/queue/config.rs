@@ -4,6 +4,7 @@
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::memory::Memory;
+use crate::state::fields::stateful_fields;
 use crate::virtio::fault::QueueConfigError;
 use crate::virtio::spec::QUEUE_SIZE_MAX;
 
@@ -24,6 +25,8 @@ pub struct QueueConfig {
     /// Used ring ("device area").
     pub used: u64,
 }
+
+stateful_fields!(QueueConfig { max_size, size, ready, descriptors, available, used });
 
 /// Rings whose size, alignment and whole extent were checked. Guest memory does not shrink while a
 /// machine runs.

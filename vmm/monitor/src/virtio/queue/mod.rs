@@ -25,6 +25,7 @@ use super::interrupt::Interrupt;
 use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
 use super::tally::QueueTally;
 use crate::memory::Memory;
+use crate::state::fields::stateful_fields;
 use crate::sys::Notifier;
 
 /// Chains that are served before the driver hears of the first, as one batch: an interrupt costs it
@@ -59,6 +60,32 @@ pub struct Held(u16);
 impl From<&Chain> for Held {
     fn from(chain: &Chain) -> Self {
         chain.held()
+    }
+}
+
+/// Where the device stands in a queue, with the names that [`Queue`] has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    next_available: u16,
+    next_used: u16,
+    published: u16,
+}
+stateful_fields!(Position { next_available, next_used, published });
+
+impl Position {
+    /// Whether a device that holds no chain, and has published all, can stand here.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.next_available == self.next_used && self.next_used == self.published
+    }
+
+    /// Whether any device can stand here in a queue of this size: it holds no more chains than the
+    /// ring has places.
+    #[must_use]
+    pub fn is_possible(&self, size: u16) -> bool {
+        let held = self.next_available.wrapping_sub(self.next_used);
+        let unpublished = self.next_used.wrapping_sub(self.published);
+        u32::from(held) + u32::from(unpublished) <= u32::from(size)
     }
 }
 
@@ -98,6 +125,27 @@ impl Queue {
     pub fn counted(mut self, tally: Arc<QueueTally>) -> Self {
         tally.begin(self.rings.size, self.rings.available);
         self.tally = tally;
+        self
+    }
+
+    /// Where it stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position {
+            next_available: self.next_available.0,
+            next_used: self.next_used.0,
+            published: self.published.0,
+        }
+    }
+
+    /// The same, standing where another one stood.
+    #[must_use]
+    pub fn at(mut self, position: Position) -> Self {
+        let Position { next_available, next_used, published } = position;
+        self.next_available = Wrapping(next_available);
+        self.next_used = Wrapping(next_used);
+        self.published = Wrapping(published);
+        self.tally.stand(next_available, next_used);
         self
     }
 

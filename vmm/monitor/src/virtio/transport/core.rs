@@ -5,6 +5,8 @@
 //! bus's lock on this one device, and so nothing here waits. A driver that goes on at once after a
 //! reset, as Linux does, is told to write again until the worker is home.
 
+mod state;
+
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use crate::memory::Memory;
 use crate::sys::{Notifier, fits};
 use crate::virtio::device::{Activation, Device, DeviceFault, ReturnBox, Returned, Running, WorkerHost};
 use crate::virtio::interrupt::Interrupt;
-use crate::virtio::queue::{Queue, QueueConfig};
+use crate::virtio::queue::{Queue, QueueConfig, QueueConfigError};
 use crate::virtio::spec::{feature, id, status};
 use crate::virtio::tally::Identity;
 
@@ -59,9 +61,9 @@ enum Life {
     Pausing(ReturnBox),
     /// The device is taken out; the worker is on its way home.
     Detaching(ReturnBox),
-    /// The transport, until the machine resumes.
+    /// The transport, until the machine resumes, or the driver resets a device that waits for it.
     Paused(Vec<Option<Queue>>),
-    /// Nobody: the device could not start or broke, and waits for a reset.
+    /// Nobody: the device could not start, and waits for a reset.
     Broken,
 }
 
@@ -206,11 +208,10 @@ impl Transport {
     }
 
     /// Starts the worker again, on the queues as they stood. Without a pause before, nothing
-    /// happens.
+    /// happens, nor when the device waits for a reset.
     pub fn resume(&mut self) {
         match std::mem::replace(&mut self.life, Life::Broken) {
-            Life::Paused(_) if self.interrupt.needs_reset() => {}
-            Life::Paused(queues) => self.start(queues),
+            Life::Paused(queues) if !self.interrupt.needs_reset() => self.start(queues),
             other => self.life = other,
         }
     }
@@ -265,8 +266,12 @@ impl Transport {
     }
 
     fn acceptable(&self) -> bool {
-        let accepted = self.registers.driver_features;
-        accepted & !self.offered() == 0 && accepted & feature::VERSION_1 != 0
+        self.accepts(self.registers.driver_features)
+    }
+
+    /// Whether a driver may accept these features.
+    fn accepts(&self, features: u64) -> bool {
+        features & !self.offered() == 0 && features & feature::VERSION_1 != 0
     }
 
     fn offered(&self) -> u64 {
@@ -365,26 +370,27 @@ impl Transport {
     // Life.
 
     fn activate(&mut self) {
-        let features = self.registers.driver_features;
-        let identity = self.interrupt.tally().identity();
-        let queues: Result<Vec<_>, DeviceFault> = self
-            .registers
-            .queues
-            .iter()
-            .zip(&self.doorbells)
-            .zip(identity.as_deref().map_or(&[][..], |identity| &identity.queues))
-            .map(|((config, bell), tally)| {
-                if !config.ready {
-                    return Ok(None);
-                }
-                let rings = config.validate(&self.memory)?;
-                Ok(Some(Queue::new(rings, features, bell.clone()).counted(tally.clone())))
-            })
-            .collect();
+        let queues: Result<Vec<_>, QueueConfigError> =
+            (0..self.registers.queues.len()).map(|index| self.queue_of(index)).collect();
         match queues {
             Ok(queues) => self.start(queues),
-            Err(fault) => self.broken(&fault),
+            Err(fault) => self.broken(&fault.into()),
         }
+    }
+
+    /// The device's end of queue `index`, from its beginning; `None` for one that is not enabled.
+    fn queue_of(&self, index: usize) -> Result<Option<Queue>, QueueConfigError> {
+        let config = &self.registers.queues[index];
+        if !config.ready {
+            return Ok(None);
+        }
+        let rings = config.validate(&self.memory)?;
+        let queue = Queue::new(rings, self.registers.driver_features, self.doorbells[index].clone());
+        let tally = self.interrupt.tally().queue(index);
+        Ok(Some(match tally {
+            Some(tally) => queue.counted(tally),
+            None => queue,
+        }))
     }
 
     fn start(&mut self, queues: Vec<Option<Queue>>) {

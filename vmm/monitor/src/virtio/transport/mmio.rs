@@ -5,6 +5,7 @@
 
 use super::core::Transport;
 use crate::bus::{BusDevice, Effect};
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::Notifier;
 use crate::virtio::spec::register;
 
@@ -118,5 +119,16 @@ impl BusDevice for MmioTransport {
             self.0.ignore();
         }
         Effect::None
+    }
+}
+
+/// As that of the [`Transport`]: the registers are decoded and not kept.
+impl Stateful for MmioTransport {
+    fn save(&self, name: &str, state: &mut Sections) {
+        self.0.save(name, state);
+    }
+
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        self.0.restore(name, state)
     }
 }

@@ -1,6 +1,7 @@
 //! The transport through its registers, with a loop of workers that turns when the test says so.
 
 mod detach;
+mod state;
 
 use proptest::prelude::*;
 

@@ -39,6 +39,7 @@ use self::door::Door;
 use self::muxer::Muxer;
 use self::worker::{Rest, VsockWorker};
 use crate::config::VsockConfig;
+use crate::state::{Sections, StateError, Stateful};
 use crate::virtio::device::{ActivateError, Activation, Device, Worker, read_bytes};
 
 /// The device id (5.10.1).
@@ -112,14 +113,6 @@ impl Vsock {
             Muxer::new(cid, door, config.power_port.zip(power), inbox).map_err(VsockError::Descriptors)?;
         Ok((Self { cid, rest: Some(Rest { muxer, reset_due: false }) }, control))
     }
-
-    /// The guest is told, once it runs, that all its connections are gone: for a machine restored
-    /// from a snapshot, whose connections stayed behind (5.10.6.6).
-    pub fn announce_reset(&mut self) {
-        if let Some(rest) = &mut self.rest {
-            rest.reset_due = true;
-        }
-    }
 }
 
 impl Device for Vsock {
@@ -156,5 +149,34 @@ impl Device for Vsock {
             // A driver that starts anew has no connections to be told about.
             rest.reset_due = false;
         }
+    }
+}
+
+/// Connections stay behind: what is restored has none, and tells its driver so as soon as it runs
+/// (5.10.6.7). Who listens on the host is the configuration's.
+impl Stateful for Vsock {
+    /// # Panics
+    /// A worker has the connections.
+    fn save(&self, name: &str, state: &mut Sections) {
+        let Self { cid, rest } = self;
+        let Rest { muxer, reset_due: _ } =
+            rest.as_ref().expect("a device has no worker when it says its state");
+        state.put_fields(name, 1, |fields| {
+            fields.put(cid);
+            fields.put(&muxer.power_taken());
+        });
+    }
+
+    /// # Panics
+    /// As [`Vsock::save`].
+    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let rest = self.rest.as_mut().expect("a device has no worker when its state comes back");
+        let power_taken = state.take_fields(name, 1, |fields| {
+            fields.expect("context id", &self.cid)?;
+            fields.get()
+        })?;
+        rest.muxer.set_power_taken(power_taken);
+        rest.reset_due = true;
+        Ok(())
     }
 }

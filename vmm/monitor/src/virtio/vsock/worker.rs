@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::muxer::{Muxer, Served};
 use super::table::Handle;
@@ -16,8 +16,10 @@ use crate::virtio::queue::Queue;
 /// Chains of a queue served before other devices have their turn.
 const BUDGET: usize = 256;
 
-/// Event: all connections of the guest are gone (5.10.6.6).
+/// Event: all connections of the guest are gone (5.10.6.7).
 const TRANSPORT_RESET: u32 = 0;
+/// How long a driver that was told so may keep new connections waiting.
+const RESET_MAX: Duration = Duration::from_secs(if cfg!(test) { 600 } else { 1 });
 
 /// See the module.
 pub(super) struct VsockWorker {
@@ -29,10 +31,33 @@ pub(super) struct VsockWorker {
     interrupt: Interrupt,
     /// The guest's packets wait until some of the RSTs they caused have left.
     choked: bool,
-    /// TRANSPORT_RESET is to be told.
-    reset_due: bool,
+    reset: Reset,
     /// Faults of the muxer that the device's slot has counted.
     counted: u64,
+}
+
+/// What the driver knows of connections that stayed behind.
+///
+/// Hearing of it, a driver ends every connection, those made meanwhile too. So it is told first,
+/// and no packet goes to the guest before its driver has put the buffer of the event back, which
+/// Linux does when it is through with it. A driver that does not put it back (it need not) waits
+/// for [`RESET_MAX`].
+enum Reset {
+    /// There is nothing to know.
+    None,
+    /// TRANSPORT_RESET is to be told, since then.
+    Due(Instant),
+    /// It was told when so many buffers of events were left.
+    Told(Instant, u16),
+}
+
+impl Reset {
+    fn holds_packets(&self, now: Instant) -> bool {
+        match self {
+            Self::None => false,
+            Self::Due(since) | Self::Told(since, _) => now.duration_since(*since) < RESET_MAX,
+        }
+    }
 }
 
 /// What a pause leaves for [`super::Vsock`].
@@ -57,7 +82,7 @@ impl VsockWorker {
             memory: activation.memory,
             interrupt: activation.interrupt,
             choked: false,
-            reset_due,
+            reset: if reset_due { Reset::Due(Instant::now()) } else { Reset::None },
         })
     }
 
@@ -103,13 +128,33 @@ impl VsockWorker {
         Ok(self.rx.doorbell().notify()?)
     }
 
-    fn tell_reset(&mut self) -> Result<(), DeviceFault> {
-        let Some(event) = self.event.as_mut().filter(|_| self.reset_due) else { return Ok(()) };
-        let Some(chain) = event.pop(&self.memory)? else { return Ok(()) };
-        let written = chain.writer(&self.memory).write_all(&TRANSPORT_RESET.to_le_bytes()).is_ok();
-        event.push_used(&self.memory, &chain, if written { 4 } else { 0 })?;
-        self.reset_due = !written;
-        event.signal(&self.memory, &self.interrupt)
+    /// Tells of the reset if it is due. `true`: packets to the guest wait for its driver.
+    fn tell_reset(&mut self) -> Result<bool, DeviceFault> {
+        let Some(event) = &mut self.event else { return Ok(false) };
+        if let Reset::Due(since) = self.reset {
+            let Some(chain) = event.pop(&self.memory)? else {
+                // One that came in this moment rings the bell.
+                if event.enable_notifications(&self.memory)? {
+                    event.doorbell().notify()?;
+                }
+                return Ok(self.reset.holds_packets(Instant::now()));
+            };
+            let written = chain.writer(&self.memory).write_all(&TRANSPORT_RESET.to_le_bytes()).is_ok();
+            // Read before the driver hears of it, and puts it back.
+            let left = event.pending(&self.memory)?;
+            event.push_used(&self.memory, &chain, if written { 4 } else { 0 })?;
+            event.enable_notifications(&self.memory)?;
+            event.signal(&self.memory, &self.interrupt)?;
+            if written {
+                self.reset = Reset::Told(since, left);
+            }
+        }
+        if let Reset::Told(_, left) = self.reset
+            && event.pending(&self.memory)? > left
+        {
+            self.reset = Reset::None;
+        }
+        Ok(self.reset.holds_packets(Instant::now()))
     }
 
     /// Ends a turn: what it moved is published, one batch a queue.
@@ -121,12 +166,13 @@ impl VsockWorker {
     }
 
     fn transmit_and_receive(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        self.speak()?;
-        if self.choked && !self.muxer.is_choked() {
-            self.receive()?;
+        if !self.tell_reset()? {
             self.speak()?;
+            if self.choked && !self.muxer.is_choked() {
+                self.receive()?;
+                self.speak()?;
+            }
         }
-        self.tell_reset()?;
         if self.muxer.sync(registrar)? {
             self.rx.doorbell().notify()?;
         }
@@ -202,7 +248,23 @@ impl Worker for VsockWorker {
     }
 
     fn quiesce(self: Box<Self>) -> Returned {
-        let Self { muxer, rx, tx, event, memory: _, interrupt: _, choked: _, reset_due, counted: _ } = *self;
+        let Self { muxer, rx, tx, event, memory: _, interrupt: _, choked: _, reset, counted: _ } = *self;
+        let reset_due = matches!(reset, Reset::Due(_));
         Returned { state: Box::new(Rest { muxer, reset_due }), queues: vec![Some(rx), Some(tx), event] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_keeps_the_buffer_holds_packets_up_for_a_while() {
+        let since = Instant::now();
+        for reset in [Reset::Due(since), Reset::Told(since, 3)] {
+            assert!(reset.holds_packets(since) && reset.holds_packets(since + RESET_MAX / 2));
+            assert!(!reset.holds_packets(since + RESET_MAX));
+        }
+        assert!(!Reset::None.holds_packets(since));
     }
 }

@@ -129,6 +129,19 @@ impl Muxer {
         self.resets.len() >= RESETS_MAX
     }
 
+    /// Whether the guest has had its connection to the monitor's own port.
+    pub(super) fn power_taken(&self) -> bool {
+        self.power.as_ref().is_some_and(|power| power.taken)
+    }
+
+    /// What [`Self::power_taken`] said where the guest was saved. Its agent cannot prove that it is
+    /// who had that connection, so nobody gets another.
+    pub(super) fn set_power_taken(&mut self, taken: bool) {
+        if let Some(power) = &mut self.power {
+            power.taken = taken;
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn turns_len(&self) -> usize {
         self.turns.len()

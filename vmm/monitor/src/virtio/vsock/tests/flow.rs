@@ -218,18 +218,3 @@ fn a_pause_keeps_connections_and_a_reset_closes_them() {
     guest.shutdown(key, SHUTDOWN_SEND);
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
 }
-
-#[test]
-fn a_restored_machine_is_told_that_its_connections_are_gone() {
-    use crate::virtio::testing::Part;
-    let (mut device, control) = without_door();
-    device.announce_reset();
-    let mut guest = Guest::new((device, control));
-    guest.bench.queues[2].add(&[Part::Write(4)]);
-    guest.bench.kick(2);
-    let used = guest.bench.queues[2].used().unwrap();
-    assert_eq!((used.len, used.data), (4, vec![0; 4]));
-    guest.bench.queues[2].add(&[Part::Write(4)]);
-    guest.bench.kick(2);
-    assert!(guest.bench.queues[2].used().is_none());
-}

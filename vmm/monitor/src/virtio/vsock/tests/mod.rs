@@ -4,6 +4,7 @@ mod flow;
 mod guest;
 mod hostile;
 mod limits;
+mod restored;
 mod scale;
 mod ways;
 
