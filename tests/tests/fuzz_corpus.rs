@@ -129,6 +129,11 @@ fn queue() {
 }
 
 #[test]
+fn state() {
+    corpus("state");
+}
+
+#[test]
 fn vsock() {
     corpus("vsock");
 }
@@ -137,11 +142,12 @@ fn vsock() {
 #[test]
 fn seeds_are_sound_and_every_target_has_its_test() {
     let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "queue", "vsock"]);
+    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "queue", "state", "vsock"]);
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
     // Without indirect tables negotiated, the second chain breaks the queue.
     let chains: Vec<_> = targets::queue::seeds().iter().map(|seed| targets::queue::chains(seed)).collect();
     assert_eq!(chains, [1, 2, 2]);
+    assert!(targets::state::seeds().iter().all(|seed| targets::state::restores(seed)));
     assert!(targets::mmio::interrupts(&targets::mmio::seeds()[1]), "the device answered");
 }

@@ -3,7 +3,7 @@
 use super::{Section, Sections, StateError, Stateful};
 
 /// What tests call a device.
-const NAME: &str = "device";
+pub const NAME: &str = "device";
 
 /// What `saved` says, through the form of a file.
 ///

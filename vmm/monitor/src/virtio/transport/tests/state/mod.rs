@@ -1,29 +1,25 @@
 //! Devices saved and restored: from there on the restored one does what the saved one does.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+mod kinds;
+mod refused;
 
-use nelly_disk::RawDisk;
+use std::io::Read;
+
 use vm_memory::{Bytes, GuestAddress};
 
+use self::kinds::{
+    console, console_request, contents, disk, disk_request, memory_device, memory_request, random_request,
+    rng, said, sizes,
+};
 use super::*;
-use crate::memory::{Backing, Slot};
 use crate::state::testing::{carry, refuses_damage, restore, written};
 use crate::state::{Sections, StateError, Stateful};
-use crate::virtio::blk::Block;
-use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
-use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::testing::Used;
 
 /// Memory of each queue and its buffers.
 const SHARE: u64 = 128 << 10;
 const QUEUE: u16 = 8;
-const SECTORS: u64 = 16;
-const HOTPLUG: u64 = 1 << 27;
-const HOTPLUG_BYTES: u64 = 32 << 20;
 
 /// A machine with one device, and its driver's ends.
 struct Side {
@@ -81,6 +77,11 @@ impl Side {
         for (n, driver) in (0..).zip(&mut self.drivers) {
             *driver = DriverQueue::new(&self.slot.memory, n * SHARE, SHARE, QUEUE);
         }
+        self.start(features, status);
+    }
+
+    /// From there on, with the queues where they are.
+    fn start(&mut self, features: u64, status: u8) {
         for step in [ACKNOWLEDGE, DRIVEN].into_iter().filter(|step| *step <= status) {
             self.write(reg::STATUS, u32::from(step));
         }
@@ -272,96 +273,6 @@ fn round_trip<H>(
     Ok(())
 }
 
-fn rng(_: Option<&()>) -> (Box<dyn Device>, ()) {
-    (Box::new(Rng), ())
-}
-
-fn random_request(_: usize, seed: u8) -> Vec<Part> {
-    vec![Part::Write(u32::from(seed % 40))]
-        .into_iter()
-        .chain((seed > 200).then_some(Part::Write(9)))
-        .collect()
-}
-
-fn disk_of(bytes: &[u8], name: &str, read_only: bool) -> (Box<dyn Device>, File) {
-    let file = tempfile::tempfile().unwrap();
-    file.write_all_at(bytes, 0).unwrap();
-    let other = file.try_clone().unwrap();
-    (Box::new(Block::new(Box::new(RawDisk::new(file, read_only).unwrap()), name)), other)
-}
-
-fn contents(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-fn disk(other: Option<&File>) -> (Box<dyn Device>, File) {
-    let fresh = (0..SECTORS * 512).map(|n| u8::try_from(n % 251).unwrap()).collect();
-    disk_of(&other.map_or(fresh, contents), "root", false)
-}
-
-fn disk_request(_: usize, seed: u8) -> Vec<Part> {
-    let sector = u64::from(seed / 8 % 20);
-    let header = |kind: u32| Part::Read([&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
-    match seed % 8 {
-        0..3 => vec![header(1), Part::Read(vec![seed; 512]), Part::Write(1)],
-        3..5 => vec![header(0), Part::Write(512), Part::Write(1)],
-        5 => vec![header(8), Part::Write(20), Part::Write(1)],
-        6 => vec![header(4), Part::Write(1)],
-        _ => vec![header(u32::from(seed)), Part::Write(1)],
-    }
-}
-
-/// The console writes to the other end of a stream.
-fn console(_: Option<&UnixStream>) -> (Box<dyn Device>, UnixStream) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    theirs.set_nonblocking(true).unwrap();
-    let input = Some(ours.try_clone().unwrap().into());
-    (Box::new(Console::new(Ends { input, output: Some(ours.into()) })), theirs)
-}
-
-/// What came; it is answered, so that input comes, too.
-fn said(mut stream: &UnixStream, phase: Phase) -> Vec<u8> {
-    let mut bytes = vec![0; 4096];
-    let len = stream.read(&mut bytes).unwrap_or(0);
-    bytes.truncate(len);
-    // More than waits already has no room: no harm.
-    if phase == Phase::After {
-        let _ = stream.write(&bytes[..len.min(7)]);
-    }
-    bytes
-}
-
-fn console_request(queue: usize, seed: u8) -> Vec<Part> {
-    match queue {
-        0 => vec![Part::Write(u32::from(seed % 50))],
-        _ => vec![Part::Read(vec![seed; usize::from(seed % 100) + 1]), Part::Read(vec![7])],
-    }
-}
-
-fn memory_device(other: Option<&MemoryControl>) -> (Box<dyn Device>, MemoryControl) {
-    let slot = Slot::new(7, HOTPLUG, HOTPLUG_BYTES, Backing::Anonymous, false).unwrap();
-    let (device, control) = MemoryDevice::new(slot);
-    if other.is_none() {
-        control.request(HOTPLUG_BYTES / 2).unwrap();
-    }
-    (Box::new(device), control)
-}
-
-fn memory_request(_: usize, seed: u8) -> Vec<Part> {
-    let mut bytes = vec![seed % 4, 0, 0, 0, 0, 0, 0, 0];
-    bytes.extend((HOTPLUG + u64::from(seed / 4 % 16) * (2 << 20)).to_le_bytes());
-    bytes.extend([1 + seed / 64, 0, 0, 0, 0, 0, 0, 0]);
-    vec![Part::Read(bytes), Part::Write(10)]
-}
-
-fn sizes(control: &MemoryControl) -> Vec<u8> {
-    let (requested, plugged) = control.sizes();
-    [requested.to_le_bytes(), plugged.to_le_bytes()].concat()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 48, ..ProptestConfig::default() })]
 
@@ -438,73 +349,6 @@ fn every_damaged_byte_is_refused_or_harmless() {
     refuses_damage(&broken, || broken.beside(disk(None).0), use_it);
 }
 
-/// Why a slot with `device` does not take what a disk of sixteen sectors with a driver said.
-fn refused(device: Option<Box<dyn Device>>) -> String {
-    let mut saved = Side::new(disk(None).0);
-    saved.drive(0, READY);
-    saved.pause();
-    let mut fresh = match device {
-        Some(device) => saved.beside(device),
-        None => Side { slot: OneSlot::new(5, MIB), drivers: Vec::new() },
-    };
-    let error = restore(&mut fresh, written(&saved)).unwrap_err().to_string();
-    error.split_once("does not fit: ").expect("it does not fit").1.to_owned()
-}
-
-#[test]
-fn another_device_or_disk_is_refused_with_a_sentence() {
-    let bytes = vec![0; 16 * 512];
-    let cases: [(Option<Box<dyn Device>>, &str); 6] = [
-        (None, "its device is block, and the slot's is none"),
-        (Some(Box::new(Rng)), "its device is block, and the slot's is entropy"),
-        (Some(disk_of(&bytes, "data", false).0), "it is that of the disk \"root\", and here is \"data\""),
-        (Some(disk_of(&bytes[512..], "root", false).0), "the disk had 16 sectors, and has 15 here"),
-        (Some(disk_of(&bytes, "root", true).0), "one of the two disks is read-only, and the other is not"),
-        (Some(Box::new(Wide(Rng))), "its device has other queues"),
-    ];
-    for (device, why) in cases {
-        assert_eq!(refused(device), why);
-    }
-}
-
-/// A block device by name, with other queues.
-struct Wide(Rng);
-
-impl Stateful for Wide {
-    fn save(&self, name: &str, state: &mut Sections) {
-        self.0.save(name, state);
-    }
-
-    fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
-        self.0.restore(name, state)
-    }
-}
-
-impl Device for Wide {
-    fn id(&self) -> u32 {
-        id::BLOCK
-    }
-
-    fn features(&self) -> u64 {
-        0
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &[128]
-    }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn activate(
-        &mut self,
-        activation: crate::virtio::device::Activation,
-    ) -> Result<Box<dyn crate::virtio::device::Worker>, crate::virtio::device::ActivateError> {
-        self.0.activate(activation)
-    }
-
-    fn reclaim(&mut self, _state: Box<dyn std::any::Any + Send>) {}
-}
-
 #[test]
 fn output_that_a_full_stream_held_is_neither_lost_nor_doubled() {
     let (device, behind) = console(None);
@@ -541,6 +385,38 @@ fn output_that_a_full_stream_held_is_neither_lost_nor_doubled() {
     }
     let whole: Vec<u8> = text[..15_000].repeat(given);
     assert!(sent.len() % 15_000 == 0 && sent == whole, "{} of {}", sent.len(), whole.len());
+}
+
+/// A driver that started a device whose queues it had not described.
+#[test]
+fn a_device_that_could_not_start_waits_for_its_reset_in_the_restored_machine_too() {
+    for failed in [0, FAILED] {
+        let mut saved = Side::new(disk(None).0);
+        saved.drive(0, DRIVEN);
+        for status in [NEGOTIATED, READY, READY | failed] {
+            saved.write(reg::STATUS, u32::from(status));
+        }
+        saved.pause();
+        let mut restored = saved.beside(disk(None).0);
+        carry(&saved, &mut restored).unwrap();
+        assert_eq!(restored.slot.line.take(), 0);
+        assert_eq!(restored.read(reg::STATUS), u32::from(READY | NEEDS_RESET | failed));
+        assert_eq!((restored.read(reg::INTERRUPT_STATUS), restored.read(reg::CONFIG_GENERATION)), (2, 1));
+        assert_eq!(restored.tallies(), saved.tallies());
+        assert_eq!(restored.slot.mmio.0.interrupt().tally().faults()[0].kind, "missing_queue");
+        use_it(&mut restored);
+    }
+}
+
+#[test]
+fn an_empty_slot_is_restored_and_filled() {
+    let saved = OneSlot::new(5, MIB).mmio;
+    let mut restored = Side { slot: OneSlot::new(5, MIB), drivers: Vec::new() };
+    carry(&saved, &mut restored).unwrap();
+    refuses_damage(&saved, || OneSlot::new(5, MIB).mmio, |mmio| mmio.0.resume());
+    restored.slot.mmio.0.attach(disk(None).0).unwrap();
+    restored.drivers.push(DriverQueue::new(&restored.slot.memory, 0, SHARE, QUEUE));
+    use_it(&mut restored);
 }
 
 #[test]
