@@ -25,7 +25,7 @@ use crate::sys;
 #[derive(Debug, Error)]
 pub enum CgroupError {
     /// A directory.
-    #[error("cannot make the cgroup {0:?}")]
+    #[error("cannot create the cgroup {0:?}")]
     Create(PathBuf, #[source] io::Error),
     /// A file.
     #[error("cannot write {value:?} to the cgroup file {file:?}")]

@@ -35,7 +35,7 @@ static POWER: OnceLock<OwnedFd> = OnceLock::new();
 fn main() {
     let began = arch::counter();
     if std::process::id() != 1 {
-        eprintln!("nelly-agent is PID 1 of a Nelly guest; it does nothing elsewhere");
+        eprintln!("nelly-agent must run as PID 1 of a Nelly guest; it does nothing elsewhere");
         std::process::exit(2);
     }
     let marks = Arc::new(Marks::new(began));
@@ -88,33 +88,35 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
     // The fast path: the host can connect before anything else is done; its calls wait in the
     // backlog.
     let listen = |port| {
-        sys::listen_vsock(port)
-            .with_context(|| format!("cannot listen on vsock port {port} (has the machine a vsock device?)"))
+        sys::listen_vsock(port).with_context(|| {
+            format!("cannot listen on vsock port {port} (does the machine have a vsock device?)")
+        })
     };
     let dial = |port| {
-        sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true)
-            .with_context(|| format!("cannot dial the host's port {port} (has the machine a vsock device?)"))
+        sys::connect_vsock(VsockAddress { cid: HOST_CID, port }, true).with_context(|| {
+            format!("cannot connect to the host's vsock port {port} (does the machine have a vsock device?)")
+        })
     };
     let (calls, streams) = (listen(AGENT_PORT)?, listen(STREAM_PORT)?);
     marks.listening();
     let ready_ns = sys::boot_time_ns();
     let power = dial(POWER_PORT)?;
-    let begun = power.try_clone().context("cannot hold the connection to the power port")?;
+    let begun = power.try_clone().context("cannot duplicate the connection to the power port")?;
     POWER.get_or_init(|| power);
     let ready = dial(READY_PORT)?;
 
     // Stages begin as copies of this process, in containers: from their first moment on nobody
     // there may look into them.
-    sys::set_not_dumpable().context("cannot hide the agent's memory")?;
-    mounts::take_over().context("cannot set the guest up")?;
+    sys::set_not_dumpable().context("cannot make the agent undumpable")?;
+    mounts::take_over().context("cannot set up the guest")?;
     // A container that begins as /proc/self/exe, or names it as an interpreter, would run this
     // program.
     fs::set_permissions("/proc/self/exe", Permissions::from_mode(0o400))
-        .context("cannot make the agent's program one that nobody can execute again")?;
+        .context("cannot take the execute permission from the agent's program")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
     sys::set_resource_limit(libc::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
-        .context("cannot raise the number of open files")?;
-    let signals = sys::signal_fd().context("cannot watch for children that end")?;
+        .context("cannot raise the limit of open files")?;
+    let signals = sys::signal_fd().context("cannot open a signalfd for SIGCHLD")?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
@@ -132,9 +134,9 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
         tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
         // A monitor without a power port refuses: the machine then ends by a reset.
         let _ = connected(begun).await;
-        tell_ready(ready, &marks).await.context("cannot tell the host that the agent is ready")?;
+        tell_ready(ready, &marks).await.context("cannot report to the host that the agent is ready")?;
 
-        let end = ends.recv().await.context("the service is gone")?;
+        let end = ends.recv().await.context("the service has ended")?;
         // Lets the answer to the call out first: it takes a few turns of the loop to reach the
         // socket.
         for _ in 0..32 {
@@ -159,7 +161,7 @@ async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
         // Signals merge: however many came, all children that ended are reaped.
         if let Err(error) = signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await
         {
-            say(&format!("nelly-agent: cannot watch for children that end: {error}"));
+            say(&format!("nelly-agent: cannot wait for SIGCHLD: {error}"));
             return;
         }
         let mut heard = 0_usize;

@@ -34,13 +34,13 @@ const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 #[derive(Debug, Error)]
 pub enum MountError {
     /// Neither initramfs nor tmpfs: its files are not ours to delete.
-    #[error("the root is no initramfs (file system type {0:#x})")]
+    #[error("the root file system is not an initramfs (file system type {0:#x})")]
     NotInitramfs(i64),
     /// A step.
     #[error("cannot {0}")]
     Step(String, #[source] io::Error),
     /// Controllers.
-    #[error("cannot set cgroups up")]
+    #[error("cannot set up cgroups")]
     Cgroup(#[source] CgroupError),
 }
 

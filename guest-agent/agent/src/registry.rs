@@ -16,10 +16,10 @@ pub enum RegistryError {
     #[error("no such exec in container {0}: {1}")]
     NoExec(String, String),
     /// Ids are given once.
-    #[error("container {0} exists already")]
+    #[error("container {0} already exists")]
     ContainerExists(String),
     /// Ids are given once, until the process's end was waited for.
-    #[error("exec {1} exists already in container {0}")]
+    #[error("exec {1} already exists in container {0}")]
     ExecExists(String, String),
     /// It is not there any more, only how it ended.
     #[error("exec {1} in container {0} has ended")]
@@ -28,7 +28,7 @@ pub enum RegistryError {
     #[error("exec {1} in container {0} has not ended")]
     ExecAlive(String, String),
     /// Not in this state.
-    #[error("container {id} is {status}; it would have to be {wanted}")]
+    #[error("container {id} is {status}; this call needs it to be {wanted}")]
     State {
         /// Which.
         id: String,
@@ -455,7 +455,7 @@ mod tests {
         registry.advance("a", Status::Created, Status::Starting).expect("starting");
         registry.stopped("a", Exit::default());
         let error = registry.advance("a", Status::Starting, Status::Running).expect_err("it stopped");
-        assert_eq!(error.to_string(), "container a is stopped; it would have to be starting");
+        assert_eq!(error.to_string(), "container a is stopped; this call needs it to be starting");
     }
 
     #[test]

@@ -150,7 +150,7 @@ async fn detached<T: Send + 'static>(
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(ttrpc::Error::from),
-        Err(error) => Err(status(Code::INTERNAL, format!("the call was cut short: {error}"))),
+        Err(error) => Err(status(Code::INTERNAL, format!("the call panicked or was cancelled: {error}"))),
     }
 }
 
@@ -222,7 +222,7 @@ impl Agent for Connection {
     async fn hello(&self, _: &TtrpcContext, request: m::HelloRequest) -> ttrpc::Result<m::HelloResponse> {
         if request.protocol != PROTOCOL_MAJOR {
             let message = format!(
-                "protocol {} is not spoken here, {PROTOCOL_MAJOR} is (agent {})",
+                "protocol version {} is not supported; this agent (build {}) supports version {PROTOCOL_MAJOR}",
                 request.protocol,
                 guest::BUILD
             );

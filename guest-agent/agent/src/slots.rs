@@ -65,14 +65,14 @@ impl Slots {
     /// [`SlotError::Step`].
     pub fn probe(&self) -> Result<Vec<Disk>, SlotError> {
         let platform = self.sys.join("bus/platform/devices");
-        for name in names(&platform).map_err(step("list the devices of the board"))? {
+        for name in names(&platform).map_err(step("list the platform devices"))? {
             if !is_slot(&name) || platform.join(&name).join("driver").exists() {
                 continue;
             }
             match write(&self.driver("bind"), &name) {
                 // It is empty.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-                result => result.map_err(step(format!("give {name} its driver")))?,
+                result => result.map_err(step(format!("bind {name} to its driver")))?,
             }
         }
         self.disks()
@@ -119,7 +119,7 @@ impl Slots {
         let virtio = fs::canonicalize(&place).map_err(step(format!("find the slot of {}", disk.device)))?;
         let slot =
             virtio.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        write(&self.driver("unbind"), &slot).map_err(step(format!("take the driver from {slot}")))
+        write(&self.driver("unbind"), &slot).map_err(step(format!("unbind {slot} from its driver")))
     }
 
     fn driver(&self, file: &str) -> PathBuf {

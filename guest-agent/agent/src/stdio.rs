@@ -53,13 +53,15 @@ const END_OF_FILE: u8 = 4;
 #[derive(Debug, Error)]
 pub enum StdioError {
     /// A terminal has one stream.
-    #[error("a terminal's bytes travel on stdin; stdout and stderr must not be asked for beside it")]
+    #[error(
+        "a terminal uses the stdin stream for both directions; stdout and stderr must not be requested as well"
+    )]
     Terminal,
     /// Random bytes for a token.
-    #[error("cannot make the token of a stream")]
+    #[error("cannot create the token of a stream")]
     Token(#[source] io::Error),
     /// A pipe or /dev/null.
-    #[error("cannot make the streams of the process")]
+    #[error("cannot create the streams of the process")]
     Make(#[source] io::Error),
 }
 

@@ -92,7 +92,10 @@ pub fn kernel_log() -> io::Result<KernelLog> {
             return Ok(KernelLog { counter, clock_ns, init_ns: init.and_then(clock) });
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, "the kernel's log does not give back what was written to it"))
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "the kernel log does not contain the line that was written to it",
+    ))
 }
 
 /// The next record, or nothing at the end. Records that were overwritten meanwhile are passed over.

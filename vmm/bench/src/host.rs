@@ -69,10 +69,10 @@ impl Environment {
                 .push(format!("the machine was busy: load {load} on {} processors at the start", self.cpus));
         }
         if let Some(governor) = self.governor.as_deref().filter(|name| *name != "performance") {
-            warnings.push(format!("the processor's clock is governed by {governor:?}, not \"performance\""));
+            warnings.push(format!("the processor's frequency governor is {governor:?}, not \"performance\""));
         }
         if self.kvm != "mainstream" {
-            warnings.push(format!("KVM is not a mainstream one: {}", self.kvm));
+            warnings.push(format!("the host's KVM is not a standard one: {}", self.kvm));
         }
         warnings
     }

@@ -65,7 +65,7 @@ pub fn find(peer: &Peer) -> Result<PathBuf, String> {
     let name = peer.vmm.program();
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths::<OsStr>(&path).map(|place| place.join(name)).find(|path| runs(path));
-    found.ok_or_else(|| format!("no {name} on PATH; name it with --vs {}=PATH", peer.vmm))
+    found.ok_or_else(|| format!("{name} is not on PATH; give its path with --vs {}=PATH", peer.vmm))
 }
 
 /// How `vmm`, whose program is `program`, boots `guest`; files it needs lie in `scratch`.

@@ -60,11 +60,11 @@ impl fmt::Display for Vmm {
 pub enum PeerError {
     /// Nobody has that name.
     #[error(
-        "no peer {0:?}: there are firecracker, cloud-hypervisor, qemu and alioth, each with =PATH or found on PATH"
+        "unknown monitor {0:?}: write firecracker, cloud-hypervisor, qemu or alioth, with =PATH if it is not on PATH"
     )]
     Unknown(String),
     /// `NAME=` without a path.
-    #[error("{0}= needs a path behind it; without one, leave out the =")]
+    #[error("the path after {0}= is empty; write a path, or leave out the =")]
     NoPath(&'static str),
 }
 

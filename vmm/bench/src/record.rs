@@ -236,7 +236,7 @@ impl Record {
             if spread > NOISY_PERMILLE {
                 let spread = spread / 10;
                 self.warnings.push(format!(
-                    "{}: noisy samples, nine of ten are within {spread} % above the median",
+                    "{}: the samples are noisy: the 90th percentile is {spread} % above the median",
                     series.name
                 ));
             }
@@ -244,7 +244,10 @@ impl Record {
                 let rest = permille(rest, mean(&series.totals()).unwrap_or(0));
                 if rest >= 20 {
                     let percent = crate::host::hundredths(rest * 10);
-                    self.warnings.push(format!("{}: {percent} % of the time is in no phase", series.name));
+                    self.warnings.push(format!(
+                        "{}: {percent} % of the time is not covered by any phase",
+                        series.name
+                    ));
                 }
             }
         }
@@ -312,7 +315,10 @@ mod tests {
         };
         record.finish();
         let all = record.warnings.join("\n");
-        assert!(all.contains("noisy samples") && all.contains("5.00 % of the time is in no phase"), "{all}");
+        assert!(
+            all.contains("samples are noisy") && all.contains("5.00 % of the time is not covered"),
+            "{all}"
+        );
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         assert!(record.went_well());

@@ -9,7 +9,7 @@ use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 #[command(
     name = "nelly",
     version,
-    about = "Runs a container, or boots a kernel, in a microVM of its own",
+    about = "Run a container, or boot a kernel, in its own microVM",
     disable_help_subcommand = true,
     propagate_version = false,
     after_help = "Examples:\n  \
@@ -57,20 +57,20 @@ fn run_alone() -> Command {
 pub(crate) enum Verb {
     #[command(about = RUN)]
     Run(Box<RunArgs>),
-    /// Boot a kernel in a new microVM, its console on this terminal
+    /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
-    /// Measure starts, execs and memory, beside other monitors
+    /// Measure start-up time, exec time and memory use, and compare with other monitors
     Bench(Box<crate::bench_args::BenchArgs>),
-    /// Say what this host can do, and how to mend what it cannot
+    /// Check this host and the installation, and suggest a fix for each problem
     Doctor(JsonArgs),
-    /// Print the version and the build of every part
+    /// Print the version and build id of nelly and of its assets
     Version(JsonArgs),
-    /// Settings: their values and where each comes from
+    /// Show the settings and where each value comes from
     Config {
         #[command(subcommand)]
         verb: ConfigVerb,
     },
-    /// Help on a verb, or on exit-codes
+    /// Print help for a command, or for exit-codes
     Help {
         /// run, boot, bench, doctor, version, config, or exit-codes
         topic: Option<String>,
@@ -92,43 +92,43 @@ pub(crate) struct JsonArgs {
     pub(crate) json: bool,
 }
 
-/// How much Nelly says of itself on stderr.
+/// The log level on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {
-    /// Only what failed
+    /// Errors
     Error,
-    /// And what is suspicious
+    /// Errors and warnings
     Warn,
-    /// And what is done
+    /// Also each main step
     Info,
-    /// And how, with the guest's console
+    /// Also details, and the guest's console
     Debug,
-    /// And every detail
+    /// Everything
     Trace,
 }
 
 /// Flags of the machine that `run` and `boot` share.
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
-    /// vCPUs of the machine, 1 to 32 [env: NELLY_CPUS] [default: 1]
+    /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u32>,
-    /// Memory of the machine with a suffix K, M, G or T [env: NELLY_MEMORY] [default: 512M]
+    /// Memory size with a suffix K, M, G or T (binary) [env: NELLY_MEMORY] [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
-    /// Show the guest the processor's virtualisation, so that it can run machines of its own
+    /// Expose SVM or VMX to the guest, so that it can run virtual machines itself
     #[arg(long)]
     pub(crate) nested: bool,
-    /// Words added to the kernel's command line [env: NELLY_APPEND]
+    /// Text to append to the kernel command line [env: NELLY_APPEND]
     #[arg(long, value_name = "WORDS")]
     pub(crate) append: Option<String>,
-    /// End the machine after this long: 500ms, 30s, 5m, 1h; exit code 124
+    /// Stop the machine after this time (500ms, 30s, 5m, 1h) and exit with code 124
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<String>,
-    /// How much Nelly says on stderr [env: NELLY_LOG] [default: warn]
+    /// Log level on stderr [env: NELLY_LOG] [default: warn]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log_level: Option<LogLevel>,
-    /// Print what would be done as JSON and do nothing: no file is written, no machine started
+    /// Print the configuration as JSON without writing a file or starting a machine
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
@@ -138,11 +138,11 @@ pub(crate) struct MachineArgs {
 #[command(
     override_usage = "nelly run [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly run [FLAGS] -- COMMAND [ARG...]",
     after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
-        With nothing before --, the built-in image is used. Flags of Nelly end at IMAGE.\n\n\
-        stdout and stderr carry the container's bytes; Nelly speaks on stderr.\n\
-        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 reach the container. The machine ends at the third\n\
-        Ctrl-C, at a SIGTERM that the guest does not answer, and 5 seconds after the terminal hung up.\n\
-        With -it, Ctrl-C is a key of the container's terminal: three in a row to which nothing at all comes back end the machine.\n\n\
+        `nelly run -- COMMAND` uses the built-in image. Flags after IMAGE belong to the command.\n\n\
+        stdout carries only the container's output. stderr carries the container's and Nelly's own messages.\n\
+        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. The machine is\n\
+        killed at the third Ctrl-C, after a SIGTERM that the guest does not answer, and 5 seconds after a hang-up.\n\
+        With -it, Ctrl-C goes to the container's terminal. Three in a row without any output in return kill the machine.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \
         nelly run -it oci:./debian:12 bash\n  \
@@ -152,67 +152,67 @@ pub(crate) struct MachineArgs {
         nelly run --timeout 10s --result result.json -- sleep 60"
 )]
 pub(crate) struct RunArgs {
-    /// Connect standard input
+    /// Connect standard input to the container
     #[arg(short, long)]
     pub(crate) interactive: bool,
-    /// Give the container a terminal
+    /// Allocate a terminal for the container
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Set NAME=VALUE in the container; NAME alone passes it on from here
+    /// Set an environment variable; NAME alone copies the value from this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Read NAME=VALUE lines from a file; # starts a comment line
+    /// Read environment variables from a file of NAME=VALUE lines; # starts a comment line
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// User (and group) in the container, by name or number
+    /// User and optional group in the container, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(crate) user: Option<String>,
-    /// Host name [default: the sandbox's name]
+    /// Host name of the container [default: the sandbox's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// Name of the sandbox [default: two words]
+    /// Name of the sandbox [default: two random words]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Replace the image's entrypoint; an empty word means none
+    /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Remove the sandbox when it ends (always done for now: sandboxes are not kept yet)
+    /// Remove the sandbox when it ends (accepted, but always the case: sandboxes cannot be kept yet)
     #[arg(long)]
     pub(crate) rm: bool,
     /// Mount the image read-only, without a writable layer
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// Mount a tmpfs, e.g. /cache:size=64m
+    /// Mount a tmpfs in the container, e.g. /cache:size=64m
     #[arg(long, value_name = "PATH[:OPTIONS]")]
     pub(crate) tmpfs: Vec<String>,
-    /// Lift the default seccomp profile (seccomp=unconfined), or use another (seccomp=FILE,
-    /// docker's form or the runtime spec's)
+    /// Disable the default seccomp profile (seccomp=unconfined), or replace it (seccomp=FILE, in
+    /// docker's format or the OCI runtime spec's)
     #[arg(long, value_name = "seccomp=unconfined|seccomp=FILE")]
     pub(crate) security_opt: Option<String>,
-    /// Kernel to boot [env: NELLY_KERNEL] [default: the one that ships with Nelly]
+    /// Kernel to boot [env: NELLY_KERNEL] [default: the installed one]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
-    /// Initramfs with the agent [env: NELLY_INITRD] [default: the one that ships with Nelly]
+    /// Initramfs with Nelly's agent [env: NELLY_INITRD] [default: the installed one]
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {id, exit, reason, timings, faults} to FILE or to descriptor N
+    /// Write one JSON object {id, exit, reason, timings, faults} to FILE or file descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
-    /// Print on stderr how long each phase took, from this program's start to the machine's end
+    /// Print the duration of each phase on stderr, from the start of nelly to the machine's end
     #[arg(long)]
     pub(crate) timings: bool,
-    /// Write the phases in the Chrome trace event format, for a trace viewer
+    /// Write the phases to FILE in the Chrome trace event format
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
-    /// No progress and no notes on stderr, only errors
+    /// Print errors only: no progress bar and no notes
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// The image, then the command
+    /// The image, and the command with its arguments
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", trailing_var_arg = true)]
     pub(crate) words: Vec<String>,
 }
@@ -236,58 +236,58 @@ pub(crate) enum OnReset {
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Protocol {
-    /// By what the file is
+    /// Chosen by the type of the file
     Auto,
-    /// ELF by Linux's 64-bit entry
+    /// An ELF file, at Linux's 64-bit entry point
     Elf64,
-    /// ELF by the PVH entry
+    /// An ELF file, at its PVH entry point
     Pvh,
-    /// bzImage by its 64-bit entry
+    /// A bzImage, at its 64-bit entry point
     Bzimage,
 }
 
 /// How the kernel learns of CPUs, interrupt lines and devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Platform {
-    /// By the kernel's own configuration, where it tells
+    /// Chosen by the configuration embedded in the kernel, if there is one
     Auto,
-    /// MP table, virtio-mmio on the command line
+    /// An MP table, and virtio-mmio devices on the command line
     Mptable,
-    /// ACPI with reduced hardware
+    /// Hardware-reduced ACPI
     Acpi,
 }
 
 /// `nelly boot`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The machine's serial port is this terminal (Ctrl-A x ends the machine); without a terminal it is stdin and stdout.\n\n\
+    after_help = "The machine's serial port is connected to stdin and stdout. On a terminal, Ctrl-A x stops the machine.\n\n\
     Examples:\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G"
 )]
 pub(crate) struct BootArgs {
-    /// Kernel: vmlinux (ELF) or bzImage, also compressed by gzip, zstd, lz4 or xz
+    /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or xz
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
-    /// Initial RAM file system
+    /// Initramfs for the kernel
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// A raw disk, /dev/vda first; ,ro makes it read-only
+    /// Attach a raw disk image or block device (the first one is /dev/vda); ,ro makes it read-only
     #[arg(long, value_name = "FILE[,ro]")]
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or to
+    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or file
     /// descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
-    /// What a reset by the guest does
+    /// What to do when the guest resets the machine
     #[arg(long, value_name = "WHAT", default_value = "exit")]
     pub(crate) on_reset: OnReset,
-    /// How the kernel is entered
+    /// Boot protocol of the kernel
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) protocol: Protocol,
-    /// How the kernel learns of the hardware
+    /// How the kernel is told about its hardware
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) platform: Platform,
 }

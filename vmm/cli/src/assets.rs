@@ -51,7 +51,7 @@ pub(crate) struct Assets {
     pub(crate) initrd: Asset,
     /// The built-in image's OCI layout.
     pub(crate) builtin: Option<PathBuf>,
-    /// How the kernel learns of the hardware, where the manifest says; `None` for a kernel from
+    /// How the kernel is told about its hardware, where the manifest says; `None` for a kernel from
     /// elsewhere.
     pub(crate) platform: Option<Platform>,
     /// Build id of the installed assets.

@@ -54,7 +54,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     match measured {
         Ok(record) => deliver(&record, outputs),
         Err(RunnerError::Interrupted(number)) => {
-            out::say("interrupted; everything that was started was ended");
+            out::say("interrupted; all machines and programs that were started have been stopped");
             Ok(ExitCode::from(u8::try_from(128 + number).expect("signals end at 64")))
         }
         Err(error) => Err(error.into()),
@@ -130,7 +130,10 @@ fn hardware(common: &Common) -> Result<(CpuCount, MemorySize)> {
     let cpus = CpuCount::new(common.cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
     let bytes = size::parse(&common.memory).context("--memory")?;
     if bytes % (1 << 20) != 0 {
-        bail!("--memory {}: whole MiB, which every monitor can be told", common.memory);
+        bail!(
+            "--memory {}: not a multiple of 1 MiB, which some of the other monitors require",
+            common.memory
+        );
     }
     let memory = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory: {reason}"))?;
     Ok((cpus, memory))
@@ -149,7 +152,7 @@ fn sandbox(common: &Common, context: &Context) -> Result<SandboxPlan> {
         kernel: assets.kernel.path,
         initrd: assets.initrd.path,
         platform: assets.platform.unwrap_or(Platform::Auto),
-        builtin: assets.builtin.context("no built-in image installed: run `make`")?,
+        builtin: assets.builtin.context("the built-in image is not installed: run `make`")?,
         cache: context.places.cache.clone(),
         cpus,
         memory,
@@ -164,14 +167,14 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     if flags.until == Until::Ready {
         if !flags.vs.is_empty() || flags.kernel.is_some() || flags.initrd.is_some() || flags.no_initrd {
             bail!(
-                "--until ready boots Nelly's own guest: --vs, --kernel and --initrd belong to --until marker"
+                "--until ready boots Nelly's own guest; --vs, --kernel, --initrd and --no-initrd need --until marker"
             );
         }
         let plan = sandbox(&flags.common, context)?;
         return Ok(runner::ready(&plan, &rounds, environment(), &mut progress()));
     }
     if flags.marker.is_empty() {
-        bail!("--marker: an empty text ends nothing");
+        bail!("--marker must not be empty");
     }
     let (cpus, memory) = hardware(&flags.common)?;
     let (kernel, platform) = match &flags.kernel {
@@ -269,7 +272,7 @@ mod tests {
         for flag in ["--json", "--csv", "--html"] {
             // Nobody reads it, and nobody ever will.
             let error = format!("{:#}", open(flag, &fifo).unwrap_err());
-            assert!(error.starts_with(flag) && error.contains("nobody is at its other end"), "{error}");
+            assert!(error.starts_with(flag) && error.contains("no process has open for reading"), "{error}");
             open(flag, &directory.path().join("file")).unwrap();
         }
     }

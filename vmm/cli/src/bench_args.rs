@@ -17,29 +17,29 @@ pub(crate) struct BenchArgs {
 /// Verbs of `bench`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchVerb {
-    /// Boot a guest, from the monitor's start to the guest's marker or agent
+    /// Measure a boot, from the start of the monitor to the guest's marker or agent
     #[command(after_help = "Examples:\n  \
         nelly bench boot\n  \
         nelly bench boot --rounds 50 --vs qemu --vs firecracker=./firecracker --html report.html\n  \
         nelly bench boot --until ready --json ready.json\n  \
         nelly bench boot --kernel tiny --no-initrd --marker NELLY-TINY")]
     Boot(BootFlags),
-    /// Run `nelly run -- COMMAND`, from the process's start to its end
+    /// Measure `nelly run -- COMMAND`, from the start of the process to its end
     #[command(
         after_help = "Examples:\n  nelly bench run\n  nelly bench run --rounds 50 --json run.json -- echo hello"
     )]
     Run(CommandFlags),
-    /// Run a command again and again in one container of one machine
+    /// Measure repeated execs of one command in a running container
     #[command(
         after_help = "Examples:\n  nelly bench exec --rounds 100\n  nelly bench exec --csv execs.csv -- echo hello"
     )]
     Exec(CommandFlags),
-    /// Start machines side by side until a limit, and say what one more costs
+    /// Start machines until a limit is reached, and measure the memory that each one adds
     #[command(
         after_help = "Examples:\n  nelly bench density --count 8 -m 128M\n  nelly bench density --count 100 --memory-limit 4G --html density.html"
     )]
     Density(DensityFlags),
-    /// Compare two results: exit code 1 when the second is slower
+    /// Compare two results; exit code 1 if the second is slower
     #[command(
         after_help = "Examples:\n  nelly bench compare before.json after.json\n  nelly bench compare --least 2 before.json after.json"
     )]
@@ -49,25 +49,25 @@ pub(crate) enum BenchVerb {
 /// Flags that every measuring has.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// vCPUs of the machine, 1 to 32
+    /// Number of vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u64,
-    /// Memory of the machine with a suffix K, M, G or T
+    /// Memory size with a suffix K, M, G or T (binary)
     #[arg(short, long, value_name = "SIZE", default_value = "128M")]
     pub(crate) memory: String,
-    /// Words added to the kernel's command line
+    /// Text to append to the kernel command line
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub(crate) append: String,
-    /// Longest time of one start: 500ms, 30s, 5m
+    /// Time limit of each round: 500ms, 30s, 5m
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub(crate) limit: String,
-    /// Write the whole result, raw samples too, as JSON (schema 1)
+    /// Write the result with all samples as JSON (schema 1)
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
-    /// Write the raw samples as CSV
+    /// Write all samples as CSV
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
-    /// Write a report with plots as one HTML file
+    /// Write a report with plots as one self-contained HTML file
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 }
@@ -75,10 +75,10 @@ pub(crate) struct Common {
 /// How often.
 #[derive(Debug, Args)]
 pub(crate) struct Often {
-    /// Rounds that count
+    /// Number of measured rounds
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) rounds: u32,
-    /// Rounds before them that do not
+    /// Number of warm-up rounds, which are not counted
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) warm_up: u32,
 }
@@ -86,9 +86,9 @@ pub(crate) struct Often {
 /// What ends a boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Until {
-    /// The marker on the serial console
+    /// The marker on the serial console (see --marker)
     Marker,
-    /// The agent's answer; peers have no agent
+    /// The first answer of Nelly's agent; not possible with --vs
     Ready,
 }
 
@@ -96,26 +96,26 @@ pub(crate) enum Until {
 pub(crate) struct BootFlags {
     #[command(flatten)]
     pub(crate) often: Often,
-    /// Boot the same guest in this monitor too, turn by turn: firecracker, cloud-hypervisor, qemu
-    /// or alioth, found on PATH or given
+    /// Also boot the same guest in another monitor, in turns: firecracker, cloud-hypervisor, qemu
+    /// or alioth, found on PATH if no path is given
     #[arg(long, value_name = "NAME[=PATH]")]
     pub(crate) vs: Vec<Peer>,
-    /// What ends a start
+    /// What ends a measured boot
     #[arg(long, value_name = "WHAT", default_value = "marker")]
     pub(crate) until: Until,
-    /// Kernel [default: the one that ships with Nelly]
+    /// Kernel to boot [default: the installed one]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
-    /// Initramfs whose init writes the marker [default: the one that ships with Nelly]
+    /// Initramfs whose init writes the marker [default: the installed one]
     #[arg(long, value_name = "FILE", conflicts_with = "no_initrd")]
     pub(crate) initrd: Option<PathBuf>,
-    /// No initramfs: the kernel itself writes the marker
+    /// Boot without an initramfs, for a kernel that writes the marker itself
     #[arg(long)]
     pub(crate) no_initrd: bool,
-    /// What ends a start when the serial console has said it
+    /// Text on the serial console that ends a measured boot
     #[arg(long, value_name = "TEXT", default_value = MARKER)]
     pub(crate) marker: String,
-    /// Count system calls by strace in one more, untimed start
+    /// Count system calls with strace in one extra boot that is not timed
     #[arg(long)]
     pub(crate) syscalls: bool,
     #[command(flatten)]
@@ -128,17 +128,17 @@ pub(crate) struct CommandFlags {
     pub(crate) often: Often,
     #[command(flatten)]
     pub(crate) common: Common,
-    /// The command in the container [default: true]
+    /// The command to run in the container [default: true]
     #[arg(value_name = "COMMAND", last = true)]
     pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DensityFlags {
-    /// Most machines
+    /// Maximum number of machines
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) count: u32,
-    /// Stop when all of them hold so much
+    /// Stop when the machines together use this much memory
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<String>,
     #[command(flatten)]
@@ -147,14 +147,14 @@ pub(crate) struct DensityFlags {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareFlags {
-    /// Smallest change of a median that counts, in percent
+    /// Smallest change of a median to report, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=1000))]
     pub(crate) least: u64,
     /// Print JSON (schema 1)
     #[arg(long)]
     pub(crate) json: bool,
-    /// The earlier result of --json
+    /// The older result, a file written by --json
     pub(crate) before: PathBuf,
-    /// The later one
+    /// The newer result
     pub(crate) after: PathBuf,
 }

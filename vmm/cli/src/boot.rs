@@ -31,7 +31,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         .context("cannot create a memory file")?;
     let mut file = File::from(file);
     file.write_all(config.to_json().as_bytes()).context("cannot write the machine's configuration")?;
-    file.rewind().context("cannot rewind the machine's configuration")?;
+    file.rewind().context("cannot seek in the machine's configuration")?;
     let mut command = Command::new(&monitor.path);
     command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
     // It needs nothing of the user's environment. The same process goes on: it began when this

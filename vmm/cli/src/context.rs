@@ -22,9 +22,9 @@ impl Context {
     /// Reads environment and configuration file; writes nothing.
     pub(crate) fn load() -> Result<Self> {
         let places = Places::from_env(|name| std::env::var_os(name).map(Into::into))?;
-        places.check().context("the data directory is not used")?;
+        places.check().context("refusing to use the data directory")?;
         let settings = Settings::load(Some(&places.config), |name| std::env::var(name).ok())?;
-        let program = std::env::current_exe().context("cannot find the running program")?;
+        let program = std::env::current_exe().context("cannot find the path of the nelly program")?;
         let bin = program.parent().map(PathBuf::from).unwrap_or_default();
         let search = Search { bin, data: Some(places.data.clone()) };
         Ok(Self { settings, places, program, search })

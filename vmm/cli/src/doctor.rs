@@ -83,7 +83,7 @@ fn kvm() -> Vec<Finding> {
 /// Runs guests of a few instructions: what the processor's flags promise, they prove.
 fn probe() -> Vec<Finding> {
     use nelly_vmm::hv::{self, probe::probe};
-    let hint = "this KVM is paravirtual or broken: use `make shell` for an emulated host";
+    let hint = "this KVM cannot run a stock kernel; `make shell` opens a shell in an emulated host";
     let findings = match hv::open().map_err(anyhow::Error::from).and_then(|hv| Ok(probe(&hv)?)) {
         Ok(findings) => findings,
         Err(error) => return vec![Finding::new("probe", Verdict::Fail, format!("{error:#}"), hint)],
@@ -99,12 +99,14 @@ fn probe() -> Vec<Finding> {
 
 fn describe(kvm: Kvm) -> Vec<Finding> {
     match kvm {
-        Kvm::Mainstream => vec![Finding::ok("kvm", "/dev/kvm opens and the processor virtualises")],
+        Kvm::Mainstream => {
+            vec![Finding::ok("kvm", "/dev/kvm can be opened, and the processor has hardware virtualisation")]
+        }
         Kvm::Paravirtual => vec![Finding::new(
             "kvm",
             Verdict::Fail,
-            "/dev/kvm opens, but the processor shows neither svm nor vmx: a paravirtual KVM that runs no stock kernel",
-            "switch on nested virtualisation, or use `make shell` for an emulated host",
+            "/dev/kvm can be opened, but the processor has neither svm nor vmx: this KVM is paravirtual and cannot run a stock kernel",
+            "enable nested virtualisation, or use `make shell` for an emulated host",
         )],
         Kvm::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
     }
@@ -128,7 +130,7 @@ fn installation(context: &Context) -> Vec<Finding> {
             if let (Some(host), Some(build)) = (nelly_sandbox::agent::BUILD, &assets.build_id)
                 && host != build
             {
-                let text = format!("assets are of build {build}, nelly is of build {host}");
+                let text = format!("the assets have build id {build}, nelly has build id {host}");
                 findings.push(Finding::new("build", Verdict::Warn, text, "run `make` to build both"));
             }
         }
@@ -143,8 +145,8 @@ fn memory() -> Finding {
     match nelly_vmm::sys::host::memory_bytes() {
         Ok(bytes) if bytes >= 1 << 30 => Finding::ok("memory", format!("{} MiB", bytes >> 20)),
         Ok(bytes) => {
-            let text = format!("{} MiB in all", bytes >> 20);
-            Finding::new("memory", Verdict::Warn, text, "a machine has 512M by default: give it less with -m")
+            let text = format!("{} MiB in total", bytes >> 20);
+            Finding::new("memory", Verdict::Warn, text, "a machine has 512M by default; use less with -m")
         }
         Err(error) => Finding::new("memory", Verdict::Warn, format!("unknown: {error}"), "is /proc mounted?"),
     }

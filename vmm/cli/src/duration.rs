@@ -8,20 +8,22 @@ use anyhow::{Result, bail};
 pub(crate) fn parse(text: &str) -> Result<Duration> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let Ok(number) = digits.parse::<u64>() else {
-        bail!("duration {text:?}: write a whole number and ms, s, m or h, e.g. 30s");
+        bail!("invalid duration {text:?}: write a whole number with a unit ms, s, m or h, e.g. 30s");
     };
     let milliseconds = match &text[digits.len()..] {
         "ms" => 1,
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        "" => bail!("duration {text:?} has no unit: {number}s for seconds, {number}ms for milliseconds"),
-        unit => bail!("duration {text:?}: unknown unit {unit}, use ms, s, m or h"),
+        "" => {
+            bail!("duration {text:?} has no unit: write {number}s for seconds or {number}ms for milliseconds")
+        }
+        unit => bail!("duration {text:?} has the unknown unit {unit:?}: use ms, s, m or h"),
     };
     match number.checked_mul(milliseconds) {
         Some(0) => bail!("duration {text:?} must be more than zero"),
         Some(total) if total <= 365 * 24 * 3_600_000 => Ok(Duration::from_millis(total)),
-        _ => bail!("duration {text:?} is over a year"),
+        _ => bail!("duration {text:?} is longer than a year"),
     }
 }
 

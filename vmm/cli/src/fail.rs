@@ -20,7 +20,7 @@ pub(crate) fn report(error: &Error, json: bool, code: u8) -> ExitCode {
     } else {
         out::say(message);
         if let Some(console) = console(error) {
-            out::note(format_args!("the guest's console ends with:\n{console}\n"));
+            out::note(format_args!("the last lines on the guest's console:\n{console}\n"));
         }
         if let Some(hint) = hint(error) {
             out::note(format_args!("  hint: {hint}\n"));

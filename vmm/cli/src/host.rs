@@ -26,7 +26,7 @@ pub(crate) fn kvm() -> Kvm {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Kvm::Unusable(
                 "there is no /dev/kvm".into(),
-                "load kvm_intel or kvm_amd, switch on nested virtualisation if this is a virtual machine, or use `make shell` for an emulated host",
+                "load the module kvm_intel or kvm_amd, enable nested virtualisation if this is a virtual machine, or use `make shell` for an emulated host",
             );
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -69,8 +69,8 @@ pub(crate) fn require_mainstream() -> Result<()> {
 
 fn paravirtual() -> Error {
     Hint::error(
-        "this host's KVM is paravirtual (the processor shows neither svm nor vmx) and cannot run a stock kernel",
-        "`make shell` opens a shell in an emulated host with nelly on PATH; `nelly doctor` says more",
+        "this host's KVM is paravirtual (the processor has neither svm nor vmx) and cannot run a stock kernel",
+        "`make shell` opens a shell in an emulated host with nelly on PATH; `nelly doctor` shows details",
     )
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     if let Ok(host) = nelly_vmm::sys::host::memory_bytes()
         && bytes > host
     {
-        bail!("memory {memory} (from {source}): more than this host's {} MiB", host >> 20);
+        bail!("memory {memory} (from {source}): this host has only {} MiB", host >> 20);
     }
     let (append, source) = settings.get("append", args.append.as_deref());
     let append = CommandLine::new(append).map_err(|reason| anyhow!("append (from {source}): {reason}"))?;
@@ -101,7 +101,7 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
     let (path, read_only) = match text.rsplit_once(',') {
         Some((path, "ro")) => (path, true),
         Some((path, "rw")) => (path, false),
-        Some((_, word)) => bail!("--disk {text}: unknown word {word:?}, write FILE or FILE,ro"),
+        Some((_, word)) => bail!("--disk {text}: unknown option {word:?}; write FILE or FILE,ro"),
         None => (text, false),
     };
     let path = PathBuf::from(path);

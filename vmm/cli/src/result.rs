@@ -22,11 +22,11 @@ impl ResultFile {
     /// Reads the flag's word.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         match text.strip_prefix("fd:") {
-            None if text.is_empty() => bail!("an empty name is no file"),
+            None if text.is_empty() => bail!("the file name is empty"),
             None => Ok(Self::File(text.into())),
             Some(number) => match number.parse() {
                 Ok(number) => Ok(Self::Descriptor(number)),
-                Err(_) => bail!("{text:?}: write fd:N with the number of an open descriptor"),
+                Err(_) => bail!("{text:?} is not fd:N with the number of an open file descriptor"),
             },
         }
     }

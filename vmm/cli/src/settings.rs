@@ -33,7 +33,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--cpus",
         default: "1",
         empty: "",
-        about: "vCPUs of a machine",
+        about: "number of vCPUs of a machine",
     },
     Setting {
         key: "memory",
@@ -41,7 +41,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--memory",
         default: "512M",
         empty: "",
-        about: "memory of a machine",
+        about: "memory size of a machine",
     },
     Setting {
         key: "kernel",
@@ -49,7 +49,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--kernel",
         default: "",
         empty: "(the installed one)",
-        about: "kernel that run boots",
+        about: "kernel for nelly run",
     },
     Setting {
         key: "initrd",
@@ -57,7 +57,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--initrd",
         default: "",
         empty: "(the installed one)",
-        about: "initramfs with the agent",
+        about: "initramfs with the agent, for nelly run",
     },
     Setting {
         key: "append",
@@ -65,7 +65,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--append",
         default: "",
         empty: "(none)",
-        about: "words added to the kernel's command line",
+        about: "text appended to the kernel command line",
     },
     Setting {
         key: "monitor",
@@ -73,7 +73,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "",
         default: "",
         empty: "(beside nelly)",
-        about: "the nelly-monitor program",
+        about: "path of the nelly-monitor program",
     },
     Setting {
         key: "log_level",
@@ -81,7 +81,7 @@ pub(crate) const TABLE: [Setting; 7] = [
         flag: "--log-level",
         default: "warn",
         empty: "",
-        about: "error, warn, info, debug or trace",
+        about: "log level: error, warn, info, debug or trace",
     },
 ];
 
@@ -123,15 +123,18 @@ impl Settings {
         let file = match file {
             None => None,
             // It names programs that are run: what another user could have written is not read.
-            Some(path) => match trusted::open_file(&path).context("the configuration file is not used")? {
-                Some(file) => {
-                    let text = std::io::read_to_string(file)
-                        .with_context(|| format!("cannot read {}", path.display()))?;
-                    let values = parse(&text).with_context(|| format!("cannot use {}", path.display()))?;
-                    Some((path, values))
+            Some(path) => {
+                match trusted::open_file(&path).context("refusing to use the configuration file")? {
+                    Some(file) => {
+                        let text = std::io::read_to_string(file)
+                            .with_context(|| format!("cannot read {}", path.display()))?;
+                        let values =
+                            parse(&text).with_context(|| format!("cannot use {}", path.display()))?;
+                        Some((path, values))
+                    }
+                    None => None,
                 }
-                None => None,
-            },
+            }
         };
         Ok(Self { file, environment })
     }
@@ -169,17 +172,19 @@ impl Settings {
 }
 
 fn parse(text: &str) -> Result<BTreeMap<String, String>> {
-    let table: toml::Table = text.parse().context("it is not TOML")?;
+    let table: toml::Table = text.parse().context("the file is not valid TOML")?;
     let mut values = BTreeMap::new();
     for (key, value) in table {
         if !TABLE.iter().any(|setting| setting.key == key) {
             let known: Vec<_> = TABLE.iter().map(|setting| setting.key).collect();
-            bail!("unknown setting {key:?}; known: {}", known.join(", "));
+            bail!("unknown setting {key:?}; the known settings are {}", known.join(", "));
         }
         let value = match value {
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
-            other => bail!("{key} is a {}, write a string or a number", other.type_str()),
+            other => {
+                bail!("{key} has a value of type {}; a string or an integer is needed", other.type_str())
+            }
         };
         values.insert(key, value);
     }
@@ -207,7 +212,9 @@ mod tests {
 
     #[test]
     fn a_file_with_an_unknown_key_or_a_wrong_type_is_refused_by_name() {
-        for (text, needle) in [("cpu = 1", "\"cpu\""), ("cpus = [1]", "cpus is a array"), ("cpus", "TOML")] {
+        for (text, needle) in
+            [("cpu = 1", "\"cpu\""), ("cpus = [1]", "cpus has a value of type array"), ("cpus", "TOML")]
+        {
             let directory = tempfile::tempdir().unwrap();
             std::fs::write(directory.path().join("config.toml"), text).unwrap();
             let error = Settings::load(Some(directory.path()), |_| None).unwrap_err();
@@ -227,7 +234,7 @@ mod tests {
         std::fs::write(&path, "monitor = \"/tmp/planted\"\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
         let message = refusal();
-        assert!(message.contains("config.toml may be written by users other"), "{message}");
+        assert!(message.contains("config.toml is writable by users other"), "{message}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(Settings::load(Some(directory.path()), |_| None).is_ok());
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();

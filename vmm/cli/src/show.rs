@@ -53,7 +53,10 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
             let value = if value.is_empty() { setting.empty } else { &value };
             out::line(format_args!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about))?;
         }
-        out::line(format_args!("file: {}", context.places.config.join("config.toml").display()))?;
+        out::line(format_args!(
+            "configuration file: {}",
+            context.places.config.join("config.toml").display()
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -67,13 +70,13 @@ pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
             for (code, meaning) in outcome::table() {
                 out::line(format_args!("{code:>6}  {meaning}"))?;
             }
-            out::line(" other verbs: 0 success, 1 failed, 2 usage")?;
+            out::line(" other commands: 0 success, 1 failure, 2 usage error")?;
         }
         Some(topic) => match command.find_subcommand_mut(topic) {
             Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
             None => {
                 out::say(format_args!(
-                    "no help on {topic:?}; topics: run, boot, bench, doctor, version, config, exit-codes"
+                    "there is no help for {topic:?}; the topics are run, boot, bench, doctor, version, config and exit-codes"
                 ));
                 return Ok(ExitCode::from(2));
             }

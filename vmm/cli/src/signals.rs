@@ -56,7 +56,7 @@ pub(crate) fn release() {
 /// Whether a signal was not ignored when this process began. To be asked before anybody listens for
 /// it.
 fn heard(kind: SignalKind) -> Result<bool> {
-    Ok(!signals::ignored(kind.as_raw_value()).context("cannot look at the signals")?)
+    Ok(!signals::ignored(kind.as_raw_value()).context("cannot read the dispositions of signals")?)
 }
 
 /// Forwards what `request` makes of each signal of a kind, and of how many came so far.

@@ -51,7 +51,7 @@ impl Pumps {
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
             if terminal {
-                let from = stream.try_clone().context("cannot share the terminal's stream")?;
+                let from = stream.try_clone().context("cannot duplicate the terminal's stream")?;
                 carry("output", from, rustix::stdio::stdout())?;
             }
             if interactive {
@@ -77,7 +77,7 @@ impl Pumps {
         let mut drained = Ok(());
         for (name, end) in self.output {
             // A pump that panicked has said so on stderr.
-            let end = end.await.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+            let end = end.await.unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")));
             drained = drained.and(end.with_context(|| format!("cannot write the container's {name}")));
         }
         drained

@@ -74,7 +74,7 @@ mod tests {
         let fifo = directory.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
         for (path, what) in [
-            (fifo.as_path(), "nobody is at its other end"),
+            (fifo.as_path(), "no process has open for reading"),
             (directory.path(), "directory"),
             (Path::new("/nonexistent/file"), "No such file"),
         ] {

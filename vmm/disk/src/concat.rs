@@ -32,10 +32,10 @@ impl Part {
 #[derive(Debug, thiserror::Error)]
 pub enum ConcatError {
     /// A disk has whole sectors.
-    #[error("parts cannot be aligned to {0} bytes: a power of two from 512 is needed")]
+    #[error("the alignment of {0} bytes is not a power of two of at least 512")]
     Alignment(u64),
     /// The sum is more than a file's size can be.
-    #[error("a part of {len} bytes behind the first {start} makes more than a disk can have")]
+    #[error("a part of {len} bytes at offset {start} exceeds the largest possible disk")]
     TooLarge {
         /// Where it would begin.
         start: u64,

@@ -13,10 +13,10 @@ use crate::traits::{Mappable, ReadAt};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A directory, a pipe or a terminal has no bytes at positions.
-    #[error("it is no regular file and no block device")]
+    #[error("it is neither a regular file nor a block device")]
     Kind,
     /// The system does not tell.
-    #[error("cannot find out its size")]
+    #[error("cannot determine its size")]
     Size(#[source] io::Error),
 }
 

@@ -35,10 +35,10 @@ pub enum DiskError {
         source: io::Error,
     },
     /// It has no bytes at positions, or does not tell how many.
-    #[error("the file is no disk")]
+    #[error("the file cannot be used as a disk")]
     File(#[from] OpenError),
     /// Another machine or process uses it.
-    #[error("the disk is in use: one writer, or any number of readers, may hold it")]
+    #[error("the disk is in use: it can be opened by one writer or by several readers")]
     Locked,
     /// The lock cannot be had.
     #[error("cannot lock the disk")]

@@ -39,7 +39,7 @@ pub enum CacheError {
     Trust(#[from] TrustError),
     /// The `version` file is of another program version.
     #[error(
-        "{} says {found:?}, and this program knows only {:?}; remove the directory or name another",
+        "{} contains {found:?}, but this program supports only {:?}; remove the directory, or choose another with NELLY_HOME",
         path.display(),
         VERSION.trim_end()
     )]

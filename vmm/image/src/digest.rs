@@ -18,7 +18,7 @@ pub enum Digest {
 /// A word that is no digest.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
-    "`{word}` is not a digest; it must be `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits"
+    "`{word}` is not a digest: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits are needed"
 )]
 pub struct DigestError {
     word: String,

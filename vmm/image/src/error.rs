@@ -43,7 +43,7 @@ pub enum ImageError {
         source: LayerError,
     },
     /// The directory of `rootfs:` cannot be used.
-    #[error("cannot make an image of {reference}")]
+    #[error("cannot create a file system image of {reference}")]
     Rootfs {
         /// The image.
         reference: Box<Reference>,
@@ -51,7 +51,7 @@ pub enum ImageError {
         source: RootfsError,
     },
     /// The file system image could not be written.
-    #[error("cannot prepare the disk of {reference} in {}", dir.display())]
+    #[error("cannot prepare the file system image of {reference} in {}", dir.display())]
     Write {
         /// The image.
         reference: Box<Reference>,
@@ -71,7 +71,7 @@ pub enum ImageError {
     /// The disk of the cache directory is full, or its quota reached, or would be. Nothing was left
     /// behind.
     #[error(
-        "the disk that holds {} has too little space for the image; free some, or name another place (NELLY_HOME)",
+        "the file system of {} has too little space for the image; free some space, or choose another directory with NELLY_HOME",
         dir.display()
     )]
     DiskFull {

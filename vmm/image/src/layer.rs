@@ -15,7 +15,7 @@ use crate::tree::{Attr, EMPTY_WHITEOUT, Kind, Tree, TreeError};
 #[non_exhaustive]
 pub enum LayerError {
     /// The tar stream is damaged or could not be read.
-    #[error("its contents are not usable")]
+    #[error("its contents cannot be used")]
     Tar(#[source] TarError),
     /// An entry of the layer cannot be part of an image.
     #[error("the entry `{path}` is refused")]
@@ -34,7 +34,7 @@ pub enum LayerError {
         source: WriteError,
     },
     /// The layer's bytes do not have the digest by which the image names them.
-    #[error("it is corrupt: its digest is {found}, and the image names {wanted}")]
+    #[error("it is corrupt: its digest is {found}, but the image lists {wanted}")]
     Digest {
         /// What the manifest says.
         wanted: Box<Digest>,
@@ -42,7 +42,7 @@ pub enum LayerError {
         found: Box<Digest>,
     },
     /// The layer's uncompressed bytes do not have the digest that the configuration lists.
-    #[error("it is corrupt: its uncompressed digest is {found}, and the configuration lists {wanted}")]
+    #[error("it is corrupt: its uncompressed digest is {found}, but the configuration lists {wanted}")]
     DiffId {
         /// What the configuration says.
         wanted: Box<Digest>,
@@ -58,7 +58,7 @@ pub enum LayerError {
         source: io::Error,
     },
     /// The compressed stream is damaged.
-    #[error("its {method} stream is damaged")]
+    #[error("its {method} stream is corrupt")]
     Compression {
         /// gzip or zstd.
         method: &'static str,
@@ -66,7 +66,7 @@ pub enum LayerError {
         source: io::Error,
     },
     /// A compression that is not supported.
-    #[error("it is compressed with {0}, which is not supported; gzip, zstd and none are")]
+    #[error("it is compressed with {0}; only gzip, zstd and no compression are supported")]
     UnsupportedCompression(&'static str),
     /// More uncompressed bytes than [`crate::Limits::unpacked_bytes`] allows for all layers.
     #[error("the image's layers unpack to more than {0} bytes (limit `unpacked_bytes`)")]

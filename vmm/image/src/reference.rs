@@ -53,10 +53,10 @@ pub enum Reference {
 #[non_exhaustive]
 pub enum ReferenceError {
     /// The word is empty.
-    #[error("the image is an empty word; write one of {FORMS}")]
+    #[error("the image name is empty; write one of {FORMS}")]
     Empty,
     /// The prefix is known but no path follows.
-    #[error("`{word}` names no path; write {form}")]
+    #[error("`{word}` has no path; write {form}")]
     NoPath {
         /// The whole word.
         word: String,
@@ -64,31 +64,33 @@ pub enum ReferenceError {
         form: &'static str,
     },
     /// A colon announces a tag, and none follows.
-    #[error("`{word}` ends in an empty tag; name one or leave the colon out")]
+    #[error("the tag in `{word}` is empty; add one, or leave out the colon")]
     EmptyTag {
         /// The whole word.
         word: String,
     },
     /// A NUL byte, which no path can hold.
-    #[error("the image holds a NUL byte: {word:?}")]
+    #[error("the image name contains a NUL byte: {word:?}")]
     Nul {
         /// The whole word.
         word: String,
     },
     /// `builtin:` with a name that is not built in.
-    #[error("there is no built-in image `{name}`; the one there is: builtin:busybox")]
+    #[error("there is no built-in image `{name}`; the only one is builtin:busybox")]
     UnknownBuiltin {
         /// What follows `builtin:`.
         name: String,
     },
     /// A path without a prefix that says what lies there.
-    #[error("`{word}` looks like a path, and the word does not say what lies there; write one of {FORMS}")]
+    #[error("`{word}` looks like a path without the kind of image in front of it; write one of {FORMS}")]
     BarePath {
         /// The whole word.
         word: String,
     },
     /// A registry reference: there is no pull yet.
-    #[error("`{word}` is a registry reference, and pulling does not exist yet; what works: {FORMS}")]
+    #[error(
+        "`{word}` is a registry reference, and pulling from a registry is not supported yet; write one of {FORMS}"
+    )]
     Registry {
         /// The whole word.
         word: String,
@@ -189,7 +191,7 @@ impl Reference {
         }
         let path = path.display();
         format!(
-            " (its path ends at the first colon: the path is `{path}`, the tag `{tag}`; \
+            " (the path ends at the first colon: here the path is `{path}` and the tag is `{tag}`; \
              a path with a colon in it is reached through a symbolic link without one)"
         )
     }
@@ -238,19 +240,19 @@ mod tests {
     #[test]
     fn words_that_name_none() {
         for (word, needle) in [
-            ("", "empty word"),
+            ("", "name is empty"),
             ("oci:", "oci:DIR[:TAG]"),
-            ("oci::tag", "names no path"),
-            ("oci:dir:", "empty tag"),
+            ("oci::tag", "has no path"),
+            ("oci:dir:", "is empty"),
             ("oci-archive:", "oci-archive:FILE[:TAG]"),
-            ("docker-archive:f:", "empty tag"),
+            ("docker-archive:f:", "is empty"),
             ("rootfs:", "rootfs:DIR"),
             ("builtin:debian", "builtin:busybox"),
             ("./image", "looks like a path"),
             ("/image.tar", "looks like a path"),
-            ("alpine", "pulling does not exist yet"),
+            ("alpine", "pulling from a registry is not supported yet"),
             ("docker.io/library/alpine:3.20", "oci-archive:FILE[:TAG]"),
-            ("docker://alpine", "pulling does not exist yet"),
+            ("docker://alpine", "pulling from a registry is not supported yet"),
             ("a\0b", "NUL"),
         ] {
             let message = word.parse::<Reference>().unwrap_err().to_string();

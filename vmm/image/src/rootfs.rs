@@ -49,7 +49,7 @@ pub enum RootfsError {
         path: PathBuf,
     },
     /// A file changed while it was read.
-    #[error("{} changed while it was read", path.display())]
+    #[error("{} was changed while it was being read", path.display())]
     Changed {
         /// The file.
         path: PathBuf,

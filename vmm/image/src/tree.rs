@@ -120,10 +120,10 @@ pub enum TreeError {
     #[error("{0}")]
     Beyond(String),
     /// A directory position of the path is taken by something else.
-    #[error("`{0}` on the way is not a directory")]
+    #[error("`{0}`, a parent in the path, is not a directory")]
     NotADirectory(String),
     /// Symbolic links on the way form a loop.
-    #[error("more than {FOLLOW_MAX} symbolic links on the way")]
+    #[error("the path goes through more than {FOLLOW_MAX} symbolic links")]
     Loop,
     /// A hard link to a name that does not exist.
     #[error("its hard link target `{0}` does not exist")]
@@ -157,7 +157,7 @@ fn path_too_long() -> TreeError {
 const ROOT_NOT_DIRECTORY: TreeError =
     TreeError::Malformed("the image's root cannot be anything but a directory");
 /// A `.wh.` file that names nothing that could be removed.
-pub(crate) const EMPTY_WHITEOUT: TreeError = TreeError::Malformed("it is a whiteout that names nothing");
+pub(crate) const EMPTY_WHITEOUT: TreeError = TreeError::Malformed("it is a whiteout without a name");
 
 /// The tree.
 #[derive(Debug)]
@@ -196,7 +196,7 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
         return Err(path_too_long());
     }
     if path.contains(&0) {
-        return Err(TreeError::Malformed("the path holds a NUL byte"));
+        return Err(TreeError::Malformed("the path contains a NUL byte"));
     }
     let mut parts = Vec::with_capacity(8);
     for part in path.split(|&b| b == b'/') {
@@ -287,7 +287,7 @@ impl Tree {
             return Ok(());
         }
         Err(TreeError::Limit {
-            what: "names to walk in its paths and whiteouts",
+            what: "path components to look up in its paths and whiteouts",
             most: self.limits.walked_names,
             limit: "walked_names",
         })

@@ -53,8 +53,8 @@ pub enum TrustError {
     },
     /// It belongs to somebody who could put anything there.
     #[error(
-        "{} belongs to user {owner}, and this program runs as user {user}, who trusts nobody but itself and root; \
-         name a place of its own (NELLY_HOME), or give this one to user {user} (`chown`)",
+        "{} belongs to user {owner}, but this program runs as user {user} and trusts only its own files and root's; \
+         choose another directory with NELLY_HOME, or change the owner to user {user} with `chown`",
         path.display()
     )]
     Owner {
@@ -67,8 +67,8 @@ pub enum TrustError {
     },
     /// Others may write to it.
     #[error(
-        "{} may be written by users other than its owner (mode {mode:o}, owner {owner}); \
-         run `chmod go-w` on it, or name another place (NELLY_HOME)",
+        "{} is writable by users other than its owner (mode {mode:o}, owner {owner}); \
+         run `chmod go-w` on it, or choose another directory with NELLY_HOME",
         path.display()
     )]
     Writable {
@@ -491,13 +491,13 @@ mod tests {
             mode(&path, bad);
             let message = refusal(&path);
             assert!(
-                message.contains(&format!("a/b may be written by users other than its owner (mode {bad:o}"))
+                message.contains(&format!("a/b is writable by users other than its owner (mode {bad:o}"))
             );
             assert!(message.contains("chmod go-w"), "{message}");
         }
         mode(&path, 0o700);
         mode(&place.path().join("a"), 0o777);
-        assert!(refusal(&path).contains("a may be written"), "one on the way");
+        assert!(refusal(&path).contains("a is writable"), "one on the way");
         // What is not there is not believed, and not made there either.
         assert!(
             Dir::open(&path.join("c")).unwrap().is_none() && open_file(&path.join("c")).unwrap().is_none()
@@ -532,7 +532,7 @@ mod tests {
             chown(&theirs, Some(12345), None).unwrap();
             let message = refusal(&path);
             let whose =
-                format!("{} belongs to user 12345, and this program runs as user 0", theirs.display());
+                format!("{} belongs to user 12345, but this program runs as user 0", theirs.display());
             assert!(message.contains(&whose) && message.contains("chown"), "{message}");
         }
         chown(&path, Some(0), None).unwrap();

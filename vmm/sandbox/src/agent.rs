@@ -43,7 +43,7 @@ pub enum AgentError {
     #[error("cannot open the connection to the agent")]
     Connect(#[source] std::io::Error),
     /// The agent answered with an error, or the connection broke.
-    #[error("the agent's {call} failed")]
+    #[error("the agent's {call} call failed")]
     Call {
         /// The method.
         call: &'static str,
@@ -52,7 +52,7 @@ pub enum AgentError {
         source: CallError,
     },
     /// A request that cannot be written down.
-    #[error("cannot write the request of the agent's {call}")]
+    #[error("cannot encode the request for the agent's {call}")]
     Request {
         /// The method.
         call: &'static str,
@@ -62,7 +62,7 @@ pub enum AgentError {
     },
     /// The agent comes from another build.
     #[error(
-        "the agent in the initramfs is of build {agent}, this nelly of build {host}: run `make` to build both"
+        "the agent in the initramfs has build id {agent}, this nelly has build id {host}: run `make` to build both"
     )]
     Build {
         /// The agent's.
@@ -177,7 +177,9 @@ fn tokens(call: &'static str, asked: &wire::Stdio, given: wire::StreamTokens) ->
     let take = |asked: bool, given: Vec<u8>| match (asked, Token::try_from(given)) {
         (true, Ok(token)) => Ok(Some(token)),
         (false, Err(given)) if given.is_empty() => Ok(None),
-        _ => Err(failed(call)(ttrpc::Error::Others("its answer has not the tokens of the streams".into()))),
+        _ => Err(failed(call)(ttrpc::Error::Others(
+            "the answer does not contain the tokens of the streams".into(),
+        ))),
     };
     Ok(Tokens {
         stdin: take(asked.stdin, given.stdin)?,

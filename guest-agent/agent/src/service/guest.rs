@@ -32,7 +32,7 @@ pub enum GuestError {
     #[error("cannot set the clock")]
     Clock(#[source] io::Error),
     /// Random pool.
-    #[error("cannot credit {0} bytes to the random pool (64 at most)")]
+    #[error("cannot add {0} bytes to the entropy pool (the limit is 64)")]
     Entropy(usize, #[source] io::Error),
 }
 

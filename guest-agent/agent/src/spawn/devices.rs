@@ -17,13 +17,13 @@ use thiserror::Error;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum DeviceRuleError {
     /// Only `a`, `b` and `c` can be told apart by the kernel.
-    #[error("device rule of type {0:?} is not supported; a, b and c are")]
+    #[error("device rule has type {0:?}; only a, b and c are supported")]
     Type(&'static str),
     /// A number out of range.
-    #[error("device rule has number {0}; 0 to 4294967295 are possible, and -1 for any")]
+    #[error("device rule has number {0}; 0 to 4294967295 are allowed, and -1 for any")]
     Number(i64),
     /// A letter other than r, w, m.
-    #[error("device rule has access {0:?}; letters of \"rwm\" are possible")]
+    #[error("device rule has access {0:?}; only the letters r, w and m are allowed")]
     Access(String),
 }
 

@@ -21,7 +21,7 @@ pub enum LaunchError {
     #[error("cannot open the namespace {0}")]
     Namespace(String, #[source] io::Error),
     /// The process.
-    #[error("cannot make the new process")]
+    #[error("cannot create the process")]
     Clone(#[source] io::Error),
 }
 
@@ -164,7 +164,7 @@ impl Stage {
             // A reset: the stage ended with our word unread.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(StageMessage::End),
             Err(error) => {
-                let message = format!("cannot hear from the new process: {error}");
+                let message = format!("cannot read the report of the new process: {error}");
                 return Err(StageFailure { kind: FailureKind::Other, message });
             }
         };
@@ -185,6 +185,7 @@ impl Stage {
 fn ended() -> StageFailure {
     StageFailure {
         kind: FailureKind::Other,
-        message: "the new process ended before it ran the program (killed, or out of memory)".to_owned(),
+        message: "the new process ended before it executed the program (it was killed, or ran out of memory)"
+            .to_owned(),
     }
 }

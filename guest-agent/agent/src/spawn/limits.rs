@@ -11,10 +11,10 @@ pub enum LimitError {
     #[error("linux.resources.{0} cannot be enforced by cgroup v2")]
     Unsupported(&'static str),
     /// Out of range or contradictory.
-    #[error("linux.resources.{0} has an impossible value")]
+    #[error("linux.resources.{0} has an invalid value")]
     Value(&'static str),
     /// `unified` names something that is no file of a cgroup.
-    #[error("linux.resources.unified names {0:?}, which is no cgroup file")]
+    #[error("linux.resources.unified has the key {0:?}, which is not a cgroup file name")]
     Unified(String),
 }
 

@@ -226,7 +226,7 @@ fn unsupported(what: &str) -> PlanError {
 
 /// C strings end at a zero byte: one inside would silently change what is meant.
 fn no_zero(field: &'static str, text: &str) -> Result<(), PlanError> {
-    if text.contains('\0') { Err(value(field, text, "no zero byte is possible")) } else { Ok(()) }
+    if text.contains('\0') { Err(value(field, text, "NUL bytes are not allowed")) } else { Ok(()) }
 }
 
 fn absolute(field: &'static str, path: &str) -> Result<(), PlanError> {
@@ -262,10 +262,10 @@ pub fn container(
     let (namespaces, joins, pid_namespace) = namespaces(&linux)?;
     for name in [&spec.hostname, &spec.domainname].into_iter().flatten() {
         if name.len() > 64 {
-            return Err(value("hostname", name, "at most 64 bytes are possible"));
+            return Err(value("hostname", name, "at most 64 bytes are allowed"));
         }
         if namespaces & libc::CLONE_NEWUTS == 0 {
-            return Err(value("hostname", name, "a UTS namespace of its own is needed"));
+            return Err(value("hostname", name, "a new UTS namespace is needed"));
         }
     }
     let resources = linux.resources().clone().unwrap_or_default();
@@ -285,7 +285,7 @@ pub fn container(
         propagation: match linux.rootfs_propagation().as_deref() {
             None | Some("") => libc::MS_PRIVATE | libc::MS_REC,
             Some(word) => mount_options::propagation(word).ok_or_else(|| {
-                value("linux.rootfsPropagation", word, "private, slave, shared or unbindable are possible")
+                value("linux.rootfsPropagation", word, "private, slave, shared or unbindable is needed")
             })?,
         },
     };
@@ -326,7 +326,7 @@ pub fn exec(
 fn oom_score(process: &Process) -> Result<Option<i32>, PlanError> {
     match process.oom_score_adj {
         Some(score) if !(-1000..=1000).contains(&score) => {
-            Err(value("process.oomScoreAdj", &score.to_string(), "-1000 to 1000 are possible"))
+            Err(value("process.oomScoreAdj", &score.to_string(), "-1000 to 1000 are allowed"))
         }
         score => Ok(score),
     }
@@ -372,17 +372,17 @@ fn process(
         ambient: bits(&sets.ambient)?,
     };
     if capabilities.effective & !capabilities.permitted != 0 {
-        return Err(value("process.capabilities.effective", "", "a part of permitted is needed"));
+        return Err(value("process.capabilities.effective", "", "it must be a subset of permitted"));
     }
     if capabilities.ambient & !(capabilities.permitted & capabilities.inheritable) != 0 {
         return Err(value(
             "process.capabilities.ambient",
             "",
-            "a part of permitted and inheritable is needed",
+            "it must be a subset of permitted and inheritable",
         ));
     }
     let size = |field, number: u32| {
-        u16::try_from(number).map_err(|_| value(field, &number.to_string(), "0 to 65535 are possible"))
+        u16::try_from(number).map_err(|_| value(field, &number.to_string(), "0 to 65535 are allowed"))
     };
     let terminal = match stdio.terminal {
         true => Some((size("stdio.rows", stdio.rows)?, size("stdio.columns", stdio.columns)?)),
@@ -406,7 +406,11 @@ fn process(
             .iter()
             .map(|limit| {
                 if limit.soft() > limit.hard() {
-                    return Err(value("process.rlimits", &limit.typ().to_string(), "soft exceeds hard"));
+                    return Err(value(
+                        "process.rlimits",
+                        &limit.typ().to_string(),
+                        "the soft limit exceeds the hard limit",
+                    ));
                 }
                 Ok((resource(limit.typ()), limit.soft(), limit.hard()))
             })
@@ -496,7 +500,7 @@ fn namespaces(linux: &Linux) -> Result<Namespaces, PlanError> {
 fn rootfs_plan(rootfs: &Rootfs, mount_read_only: bool) -> Result<RootfsPlan, PlanError> {
     absolute("rootfs.device", &rootfs.device)?;
     if !["erofs", "squashfs", "ext4"].contains(&rootfs.filesystem.as_str()) {
-        return Err(value("rootfs.filesystem", &rootfs.filesystem, "erofs, squashfs or ext4 are possible"));
+        return Err(value("rootfs.filesystem", &rootfs.filesystem, "erofs, squashfs or ext4 is needed"));
     }
     Ok(RootfsPlan {
         device: rootfs.device.clone(),
@@ -529,7 +533,7 @@ fn mounts(mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<MountPlan>, PlanErr
         if bind {
             absolute("mounts.source", &source)?;
         } else if kind.is_empty() {
-            return Err(value("mounts.type", &destination, "a mount that is no bind needs a type"));
+            return Err(value("mounts.type", &destination, "a mount that is not a bind mount needs a type"));
         }
         let kind = match kind.as_str() {
             _ if bind => "bind".to_owned(),
@@ -554,11 +558,11 @@ fn device_nodes(linux: &Linux) -> Result<Vec<DevicePlan>, PlanError> {
             LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
             LinuxDeviceType::B => libc::S_IFBLK,
             LinuxDeviceType::P => libc::S_IFIFO,
-            LinuxDeviceType::A => return Err(value("linux.devices.type", "a", "c, b, u or p are possible")),
+            LinuxDeviceType::A => return Err(value("linux.devices.type", "a", "c, b, u or p is needed")),
         };
         let number = |number: i64| {
             u32::try_from(number)
-                .map_err(|_| value("linux.devices", &number.to_string(), "0 to 4294967295 are possible"))
+                .map_err(|_| value("linux.devices", &number.to_string(), "0 to 4294967295 are allowed"))
         };
         nodes.push(DevicePlan {
             path,
@@ -600,7 +604,7 @@ fn cgroup_path(id: &str, linux: &Linux) -> Result<String, PlanError> {
     }
     no_zero("linux.cgroupsPath", trimmed)?;
     if trimmed.contains(':') {
-        return Err(value("linux.cgroupsPath", &path, "a path is needed; there is no systemd here"));
+        return Err(value("linux.cgroupsPath", &path, "a path is needed; there is no systemd in the guest"));
     }
     if trimmed.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
         return Err(value("linux.cgroupsPath", &path, "a path without . and .. is needed"));

@@ -27,10 +27,10 @@ pub enum SeccompError {
     #[error("seccomp flag {0} is not supported by this agent")]
     Flag(&'static str),
     /// A rule that restricts names a call that no architecture has.
-    #[error("seccomp rule restricts {0:?}, which is no system call known to this agent")]
+    #[error("seccomp rule restricts {0:?}, which is not a system call known to this agent")]
     UnknownSyscall(String),
     /// System calls have six arguments.
-    #[error("seccomp rule for {name:?} names argument {index}; there are 0 to 5")]
+    #[error("seccomp rule for {name:?} has argument index {index}; 0 to 5 are allowed")]
     Argument {
         /// First name of the rule.
         name: String,
@@ -38,7 +38,7 @@ pub enum SeccompError {
         index: usize,
     },
     /// More than the kernel takes in one filter.
-    #[error("seccomp profile needs {0} instructions; the kernel takes 4096")]
+    #[error("seccomp profile needs {0} instructions; the kernel's limit is 4096")]
     TooLong(usize),
 }
 

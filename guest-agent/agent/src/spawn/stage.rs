@@ -38,7 +38,7 @@ enum StageError {
     #[error("cannot {0}")]
     Step(String, #[source] io::Error),
     /// A descriptor that the agent should have given is missing.
-    #[error("descriptor {0} is missing")]
+    #[error("file descriptor {0} is missing")]
     Descriptor(i32),
     /// The agent went away or said something else.
     #[error("the agent did not open the gate")]
@@ -102,7 +102,7 @@ pub fn main(plan: &StagePlan) -> i32 {
 }
 
 fn run(plan: &StagePlan, channel: &OwnedFd) -> Result<std::convert::Infallible, StageError> {
-    sys::set_not_dumpable().step(|| "hide from other processes".into())?;
+    sys::set_not_dumpable().step(|| "make the process undumpable".into())?;
     umask(Mode::from_bits_truncate(0o022));
     nix::unistd::setsid().step(|| "start a session".into())?;
     match &plan.container {

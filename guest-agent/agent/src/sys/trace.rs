@@ -65,7 +65,7 @@ fn seize_all(
             return Ok(());
         }
     }
-    Err(io::Error::other("the process makes threads faster than they can be traced"))
+    Err(io::Error::other("the process creates threads faster than they can be traced"))
 }
 
 /// A traced thread stopped, with this status of waitpid(2). True when it is about to get the

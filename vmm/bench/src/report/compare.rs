@@ -13,19 +13,19 @@ use crate::stats::{BELIEVED, Change, LEAST, Verdict};
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
     /// Not JSON, or not what a benchmark writes.
-    #[error("not a result of nelly bench --json")]
+    #[error("the file is not a result of nelly bench --json")]
     Json(#[from] serde_json::Error),
     /// Of another time.
-    #[error("its schema is {0}, this nelly reads {SCHEMA}")]
+    #[error("the result has schema {0}; this nelly reads schema {SCHEMA}")]
     Schema(u64),
     /// Different benchmarks.
-    #[error("one is of bench {}, the other of bench {}", .0[0], .0[1])]
+    #[error("the results are of different benchmarks: bench {} and bench {}", .0[0], .0[1])]
     Benches(Box<[String; 2]>),
     /// Density has no samples of one thing.
     #[error("bench density cannot be compared: each machine is measured once")]
     Density,
     /// Nobody is in both.
-    #[error("no monitor has samples in both")]
+    #[error("the results have no monitor with samples in both")]
     Nobody,
 }
 
@@ -120,7 +120,7 @@ impl Comparison {
         let mut out = String::new();
         for Row { name, change } in &self.rows {
             let says = match change.verdict {
-                Verdict::TooFew => format!("too few samples to tell: {LEAST} on each side are the least"),
+                Verdict::TooFew => format!("too few samples: at least {LEAST} are needed in each result"),
                 Verdict::Same => "no change".to_owned(),
                 Verdict::Less => "FASTER".to_owned(),
                 Verdict::More => "SLOWER".to_owned(),
@@ -144,7 +144,7 @@ impl Comparison {
         let least = format!("{}.{}", self.least_permille / 10, self.least_permille % 10);
         let _ = writeln!(
             out,
-            "bench {}: a change counts from {least} % of the median, where chance alone is below {BELIEVED}",
+            "bench {}: changes of the median of at least {least} % are reported if their p-value is below {BELIEVED}",
             self.bench
         );
         for warning in &self.warnings {
@@ -181,8 +181,7 @@ mod tests {
         let before = example();
         let text = serde_json::to_vec(&before).unwrap();
         assert_eq!(Record::from_json(&text).unwrap(), before);
-        for (text, wanted) in
-            [("", "not a result"), ("{}", "not a result"), (r#"{"schema":2}"#, "schema is 2")]
+        for (text, wanted) in [("", "not a result"), ("{}", "not a result"), (r#"{"schema":2}"#, "schema 2")]
         {
             let error = Record::from_json(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");

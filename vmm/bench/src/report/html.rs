@@ -63,7 +63,7 @@ pub fn html(record: &Record) -> String {
         if record.series.iter().any(|series| !series.phases.is_empty()) {
             let _ = write!(
                 out,
-                "<h2>Mean phases</h2>\n<p class=\"about\">A phase bears the name of the stamp that ends it; grey is who says nothing of phases.</p>\n{}",
+                "<h2>Mean phases</h2>\n<p class=\"about\">Each phase is named after the event that ends it. Monitors without a timeline are grey.</p>\n{}",
                 wide(&phases(record))
             );
             phase_tables(record, &mut out);
@@ -219,7 +219,7 @@ fn costs(record: &Record, out: &mut String) {
         "system calls",
     ];
     if rows.iter().any(|row| row[1..].iter().any(|cell| cell != "-")) {
-        out.push_str("<h2>What a start costs</h2>\n<p class=\"about\">Medians. Peak RSS includes the guest\u{2019}s memory; RSS beside the guest is the monitor\u{2019}s own, private and shared, in one more start whose guest idles; exits are those that reach the VMM.</p>\n");
+        out.push_str("<h2>Cost of a start</h2>\n<p class=\"about\">Medians. Peak RSS includes the guest\u{2019}s memory; RSS beside the guest is the monitor\u{2019}s own, private and shared, in one more start whose guest idles; exits are those that reach the VMM.</p>\n");
         table(out, &head, &rows, &[]);
     }
 }
@@ -307,7 +307,7 @@ pub(super) mod tests {
                 ..Environment::default()
             },
             warnings: vec!["the machine was busy".into()],
-            skipped: vec![Skipped { name: "alioth".into(), why: "no alioth on PATH".into() }],
+            skipped: vec![Skipped { name: "alioth".into(), why: "alioth is not on PATH".into() }],
             series: vec![
                 Series::new(
                     "nelly",
@@ -406,7 +406,7 @@ pub(super) mod tests {
             "first_entry",
             "(in no phase)",
             "exits by reason, median: pio_write 120",
-            "skipped: alioth: no alioth on PATH",
+            "skipped: alioth: alioth is not on PATH",
             "warning: the machine was busy",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");

@@ -99,7 +99,7 @@ fn times(record: &Record, out: &mut String) {
 fn phases(record: &Record, out: &mut String) {
     for series in record.series.iter().filter(|series| !series.phases.is_empty()) {
         let whole = mean(&series.totals()).unwrap_or(0);
-        let name = format!("{}: phase, by the stamp that ends it", series.name);
+        let name = format!("{}: phase (named after the event that ends it)", series.name);
         let mut rows = vec![row(&[&name, "mean", "share", "p50"])];
         for phase in &series.phases {
             let cells =
@@ -196,7 +196,7 @@ fn steps(record: &Record, out: &mut String) {
         let outside = median(|step| step.held.outside_private_bytes);
         let _ = writeln!(
             out,
-            "one more machine costs {}, {} of it private to its monitor (medians after the first)\n",
+            "each further machine uses {}, of which {} are private to its monitor (medians without the first machine)\n",
             size(marginal),
             size(outside)
         );

@@ -222,9 +222,9 @@ fn measure(
         if let (Some((launch, bytes)), Some(marker), []) =
             (&contestant.idle, &contestant.marker, &contestant.failures[..])
         {
-            progress(&format!("weighing: {}", contestant.name));
+            progress(&format!("measuring memory use: {}", contestant.name));
             let weighed = weigh(launch, marker, *bytes, rounds.limit, signals);
-            held = beside(record, &contestant.name, "memory was not weighed", weighed)?;
+            held = beside(record, &contestant.name, "memory use was not measured", weighed)?;
         }
         let command = contestant.launch.command();
         let series = Series::new(contestant.name, command, contestant.samples, contestant.failures);

@@ -145,7 +145,7 @@ pub(super) fn weigh(
             Turn::Gone(_) => break at_once,
         }
     };
-    held.map_err(RunnerError::host("cannot weigh a process"))
+    held.map_err(RunnerError::host("cannot measure the memory use of a process"))
 }
 
 /// Starts what `launch` says; the clock just before.
@@ -162,7 +162,7 @@ fn start<'a>(
         true => sys::terminal().map(|(keeper, user)| (Some(keeper), Stdio::from(user))),
         false => Ok((None, Stdio::null())),
     }
-    .map_err(RunnerError::host("cannot make a terminal"))?;
+    .map_err(RunnerError::host("cannot create a pseudo-terminal"))?;
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
@@ -184,7 +184,7 @@ fn start<'a>(
     let end = end.map_err(|source| {
         let _ = child.kill();
         let _ = child.wait();
-        RunnerError::Host { what: "cannot watch a process".into(), source }
+        RunnerError::Host { what: "cannot wait for the output of a process".into(), source }
     })?;
     let watch = Watch {
         child: Child { id, end, reaped: false },
@@ -197,8 +197,7 @@ fn start<'a>(
     };
     for fd in [watch.output.as_ref().map(AsFd::as_fd), watch.errors.as_ref().map(AsFd::as_fd)] {
         let Some(fd) = fd else { continue };
-        nelly_vmm::sys::set_nonblocking(fd)
-            .map_err(RunnerError::host("cannot read a pipe without waiting"))?;
+        nelly_vmm::sys::set_nonblocking(fd).map_err(RunnerError::host("cannot make a pipe non-blocking"))?;
     }
     Ok((start_ns, watch))
 }
@@ -294,7 +293,9 @@ impl Watch<'_> {
             fds.extend(self.errors.as_ref().map(|errors| PollFd::new(errors, PollFlags::IN)));
             match poll(&mut fds, Some(&left)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(RunnerError::host("cannot watch a process")(error.into())),
+                Err(error) => {
+                    return Err(RunnerError::host("cannot wait for the output of a process")(error.into()));
+                }
             }
             let woke = sys::now_ns();
             let ended = !fds[1].revents().is_empty();
@@ -368,7 +369,7 @@ mod tests {
         let error = seen("echo no kernel >&2; exit 3", LONG).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("no kernel"), "{error}");
         let error = seen("kill -9 $$", LONG).unwrap_err().to_string();
-        assert!(error.contains("signal: 9") && error.contains("said nothing"), "{error}");
+        assert!(error.contains("signal: 9") && error.contains("there was no output"), "{error}");
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl<'a> Finder<'a> {
         said.push_str(&String::from_utf8_lossy(&self.kept));
         let said: String = said.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
         match said.trim() {
-            "" => "; it said nothing".to_owned(),
-            said => format!("; it said last:\n{said}"),
+            "" => "; there was no output".to_owned(),
+            said => format!("; the last output was:\n{said}"),
         }
     }
 }

@@ -39,7 +39,7 @@ pub fn density(
         for machines in 1..=limit.count {
             let before = steps.last().map_or(0, |step| step.all_pss_bytes);
             if available_bytes() < guest_bytes + RESERVE {
-                stopped = Some("the host has too little memory left for one more".to_owned());
+                stopped = Some("the host has too little free memory for another one".to_owned());
                 break;
             }
             progress(&format!("machine {machines} of {}", limit.count));
@@ -59,7 +59,7 @@ pub fn density(
                 available_bytes: available_bytes(),
             });
             if limit.memory_bytes.is_some_and(|most| all_pss_bytes >= most) {
-                stopped = Some("the machines hold as much memory as --memory-limit allows".to_owned());
+                stopped = Some("the machines use as much memory as --memory-limit allows".to_owned());
                 break;
             }
         }
@@ -84,7 +84,8 @@ fn weigh(sandboxes: &[Sandbox], guest_bytes: u64) -> Result<(Held, u64), RunnerE
     let mut newest = Held::default();
     for sandbox in sandboxes {
         let Some(id) = sandbox.machine().process_id() else { continue };
-        newest = held(id, guest_bytes).map_err(RunnerError::host("cannot weigh a machine"))?;
+        newest =
+            held(id, guest_bytes).map_err(RunnerError::host("cannot measure the memory use of a machine"))?;
         all += newest.pss_bytes;
     }
     Ok((newest, all))

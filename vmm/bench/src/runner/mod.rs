@@ -57,7 +57,7 @@ pub enum RunnerError {
         tail: String,
     },
     /// The program ended before it was to.
-    #[error("it ended ({status}) {before}{tail}")]
+    #[error("the process ended ({status}) {before}{tail}")]
     Died {
         /// How.
         status: ExitStatus,
@@ -102,7 +102,7 @@ impl RunnerError {
         let sentence = text::chain(self);
         match self {
             Self::Sandbox(SandboxError::Guest { console, .. }) if !console.is_empty() => {
-                format!("{sentence}\nthe guest's console ends with:\n{console}")
+                format!("{sentence}\nthe last lines on the guest's console:\n{console}")
             }
             _ => sentence,
         }

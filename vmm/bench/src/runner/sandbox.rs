@@ -68,7 +68,10 @@ impl<'a> Ground<'a> {
     /// Starts a machine, and says when: the clock just before, with everything it needs at hand.
     pub(super) async fn start(&self, name: &str) -> Result<(u64, Sandbox), RunnerError> {
         let mut resources = Resources::new();
-        let disk = self.disk.try_clone().map_err(RunnerError::host("cannot share the image's descriptor"))?;
+        let disk = self
+            .disk
+            .try_clone()
+            .map_err(RunnerError::host("cannot duplicate the image's file descriptor"))?;
         let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
         let (kernel, initrd) = (path(&self.plan.kernel), path(&self.plan.initrd));
         let mut spec = MachineSpec::new(kernel, initrd, resources.add(disk));
@@ -227,9 +230,8 @@ pub fn exec(
                     }
                 }
                 Ok(Err(error)) => failures.push(format!("exec {number}: {}", error.chain())),
-                Err(_) => {
-                    failures.push(format!("exec {number}: no end within {} s", rounds.limit.as_secs_f32()))
-                }
+                Err(_) => failures
+                    .push(format!("exec {number}: not finished within {} s", rounds.limit.as_secs_f32())),
             }
             if !failures.is_empty() {
                 break;

@@ -21,8 +21,10 @@ pub(super) fn count(
     signals: &Signals,
 ) -> Result<u64, RunnerError> {
     if !launch.ends_itself {
-        let source = std::io::Error::other("it does not end by itself");
-        return Err(RunnerError::host("a count is printed at the end")(source));
+        let source = std::io::Error::other("the monitor does not end by itself");
+        return Err(RunnerError::host(
+            "cannot count system calls, which strace prints when the process ends",
+        )(source));
     }
     let directory = tempfile::tempdir().map_err(RunnerError::host("cannot make a temporary directory"))?;
     let table = directory.path().join("strace");

@@ -131,7 +131,7 @@ async fn contained(
     drop(raw);
     if exit.reason == "oom_killed" && !args.quiet {
         out::say(format_args!(
-            "the container was killed: out of memory (the machine has {} MiB; see -m)",
+            "the container was killed because it ran out of memory (the machine has {} MiB; see -m)",
             plan.wanted.common.memory.get() >> 20
         ));
     }

@@ -38,10 +38,12 @@ pub(crate) fn run(
     if image.is_some_and(|image| image.is_empty())
         || (args.words.is_empty() && !raw.iter().any(|word| word == "--"))
     {
-        bail!("no IMAGE: write one, or `--` and a command for the built-in image; see nelly run --help");
+        bail!(
+            "no IMAGE given: name one, or write `--` and a command to use the built-in image; see nelly run --help"
+        );
     }
     if args.tty && args.interactive && !std::io::stdin().is_terminal() {
-        bail!("-it needs a terminal on standard input; use -i alone for a pipe");
+        bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
     let result = args.result.as_deref().map(result::ResultFile::parse).transpose().context("--result")?;
     let assets =
@@ -77,7 +79,7 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
+        .context("cannot start the async runtime")?;
     let isolation = Isolation::Process { monitor: plan.wanted.monitor.path.clone() };
     let ended = runtime.block_on(foreground(args, &plan, config, resources, isolation, recorder));
     // A pump may still sit in a read of standard input; it ends with the process.

@@ -43,7 +43,7 @@ pub(super) fn wanted(
     assets: Assets,
     context: &Context,
 ) -> Result<Wanted> {
-    let id = Id::random().context("cannot make an id")?;
+    let id = Id::random().context("cannot create a random id")?;
     let name: Name = match &args.name {
         Some(name) => name.parse().context("--name")?,
         None => id.name(),
@@ -89,7 +89,7 @@ fn seccomp(option: Option<&str>) -> Result<Seccomp> {
             let file = machine::open("seccomp", Path::new(&path), Accept::Text)?;
             let text = std::io::read_to_string(file).with_context(|| format!("cannot read {path}"))?;
             Seccomp::from_json(&text, &oci::CAPABILITIES)
-                .with_context(|| format!("{path} is no seccomp profile"))
+                .with_context(|| format!("{path} is not a valid seccomp profile"))
         }
     }
 }

@@ -320,7 +320,7 @@ pub(crate) enum SpoolError {
 }
 
 fn unsupported_compression(method: &str) -> String {
-    format!("is compressed with {method}, which is not supported; gzip, zstd and none are")
+    format!("is compressed with {method}; only gzip, zstd and no compression are supported")
 }
 
 /// Counts what was read.

@@ -119,12 +119,12 @@ fn bad_digest(name: &str, error: &DigestError) -> SourceError {
 fn media_type(what: &str, found: &str) -> SourceError {
     SourceError::unsupported(
         format!("a {what}"),
-        format!("is of the unsupported media type `{}`", short(found)),
+        format!("has the unsupported media type `{}`", short(found)),
     )
 }
 
 fn schema_version(name: &str, found: u64) -> SourceError {
-    SourceError::unsupported(name, format!("is of schema version {found}; 2 is supported"))
+    SourceError::unsupported(name, format!("has schema version {found}; only 2 is supported"))
 }
 
 /// Whether `media_type` is that of a layer, and then whether images may leave its data out.
@@ -243,7 +243,7 @@ pub(crate) fn config(
     }
     let ids = config.rootfs().diff_ids();
     if ids.len() != layers {
-        let why = format!("lists {} layers, and the manifest {layers}", ids.len());
+        let why = format!("lists {} layers, but the manifest lists {layers}", ids.len());
         return Err(SourceError::corrupt("the configuration", why));
     }
     let parse_id = |id: &String| id.parse().map_err(|error| bad_digest("the configuration", &error));

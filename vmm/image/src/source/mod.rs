@@ -61,7 +61,7 @@ pub enum SourceError {
         source: TarError,
     },
     /// Not the JSON that it should be.
-    #[error("{name} is not the JSON that it should be")]
+    #[error("{name} is not valid JSON of the expected form")]
     Json {
         /// Which part of the image.
         name: String,
@@ -95,7 +95,7 @@ pub enum SourceError {
         limit: String,
     },
     /// The tag is not there.
-    #[error("there is no tag `{wanted}`; there are: {tags}")]
+    #[error("there is no tag `{wanted}`; the tags are: {tags}")]
     NoSuchTag {
         /// What was asked for.
         wanted: String,
@@ -103,13 +103,13 @@ pub enum SourceError {
         tags: String,
     },
     /// Several images and no tag to choose by.
-    #[error("there are several images; add a tag: {tags}")]
+    #[error("there are several images; choose one by its tag: {tags}")]
     Ambiguous {
         /// What there is, separated by commas.
         tags: String,
     },
     /// The image is for other platforms.
-    #[error("there is no image for {wanted}, the platform of this host; there are: {platforms}")]
+    #[error("there is no image for {wanted}, the platform of this host; the platforms are: {platforms}")]
     Platform {
         /// The host's platform.
         wanted: String,
@@ -123,7 +123,7 @@ pub enum SourceError {
 
 fn foreign_note(media_type: &str) -> String {
     format!(
-        "; it is a layer of the type `{media_type}`, whose data this image leaves out: \
+        "; it is a layer of type `{media_type}`, whose data is not part of this image: \
          copy the image with its foreign layers"
     )
 }
@@ -142,12 +142,12 @@ impl SourceError {
     }
 
     fn wrong_size(name: &str, wanted: u64, found: u64) -> Self {
-        let why = format!("has {found} bytes, and the image says {wanted}: it is truncated or corrupt");
+        let why = format!("has {found} bytes, but the image lists {wanted}: it is truncated or corrupt");
         Self::corrupt(name, why)
     }
 
     fn wrong_digest(name: &str, wanted: &Digest) -> Self {
-        Self::corrupt(name, format!("is corrupt: its bytes do not have the digest {wanted}"))
+        Self::corrupt(name, format!("is corrupt: its contents do not match the digest {wanted}"))
     }
 
     fn too_many_layers(found: usize, limit: usize) -> Self {
@@ -263,7 +263,7 @@ pub(crate) fn load_layout(
     let marker: Marker = manifest::parse(&read_json(files, "oci-layout", limits)?, "oci-layout")?;
     if marker.image_layout_version != "1.0.0" {
         let version: String = marker.image_layout_version.chars().take(40).collect();
-        let what = format!("says that the layout is of version `{version}`; 1.0.0 is supported");
+        let what = format!("has the layout version `{version}`; only 1.0.0 is supported");
         return Err(SourceError::unsupported("oci-layout", what));
     }
     let mut index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;

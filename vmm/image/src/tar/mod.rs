@@ -75,7 +75,7 @@ impl<I: Input> Input for &mut I {
 #[non_exhaustive]
 pub enum TarError {
     /// The stream is no tar, or damaged.
-    #[error("damaged tar stream: {what} at byte {at}")]
+    #[error("the tar stream is corrupt at byte {at}: {what}")]
     Damaged {
         /// What is wrong.
         what: Damage,
@@ -103,7 +103,7 @@ pub enum Damage {
     #[error("a header with a wrong checksum")]
     Checksum,
     /// A number field that holds none, or one out of range.
-    #[error("a bad number in the field `{0}`")]
+    #[error("an invalid number in the field `{0}`")]
     Number(&'static str),
     /// A type of entry that is not known.
     #[error("an entry of the unknown type {0:?}")]
@@ -115,7 +115,7 @@ pub enum Damage {
     #[error("an extended header of {0} bytes, over the limit")]
     ExtendedTooLong(u64),
     /// An extended header with no entry after it.
-    #[error("an extended header without its entry")]
+    #[error("an extended header that is not followed by an entry")]
     Dangling,
     /// A sparse map that is malformed, unsorted, or does not match the sizes.
     #[error("a malformed map of a sparse file")]

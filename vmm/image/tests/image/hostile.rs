@@ -65,7 +65,7 @@ fn a_cache_that_others_may_write_is_not_used() {
     ] {
         mode(&path, bad);
         let message = refusal();
-        let whose = format!("{} may be written by users other than its owner", path.display());
+        let whose = format!("{} is writable by users other than its owner", path.display());
         assert!(message.contains(&whose) && message.contains("chmod go-w"), "{message}");
         mode(&path, good);
         assert!(place.resolve(&layout.reference()).unwrap().cached);
@@ -73,7 +73,7 @@ fn a_cache_that_others_may_write_is_not_used() {
     // A lock is taken only to build.
     fs::remove_file(&image).unwrap();
     mode(&place.cache().join("locks"), 0o777);
-    assert!(refusal().contains("locks may be written"));
+    assert!(refusal().contains("locks is writable"));
     mode(&place.cache().join("locks"), 0o700);
     if !is_root() {
         eprintln!("not root: nothing can be given to another user");
@@ -82,7 +82,7 @@ fn a_cache_that_others_may_write_is_not_used() {
     for path in [place.cache(), place.cache().join("images"), place.cache().join("locks")] {
         chown(&path, Some(MALLORY), None).unwrap();
         let message = refusal();
-        let whose = format!("{} belongs to user {MALLORY}, and this program runs as user 0", path.display());
+        let whose = format!("{} belongs to user {MALLORY}, but this program runs as user 0", path.display());
         assert!(message.contains(&whose), "{message}");
         chown(&path, Some(0), None).unwrap();
     }
@@ -168,7 +168,7 @@ fn noticed(swap: impl Fn(&Path, &Path)) -> u32 {
                 assert!(tree.values().all(|item| item.data != b"SECRET"), "swapped at question {at}");
             }
             Some(Err(error)) => {
-                assert!(chain(&error).contains("changed while it was read"), "{}", chain(&error));
+                assert!(chain(&error).contains("was changed while it was being read"), "{}", chain(&error));
                 noticed += 1;
             }
         }
@@ -345,7 +345,8 @@ fn a_path_with_a_colon_ends_there_and_the_error_says_so() {
             fs::create_dir(place.path("with")).unwrap();
         }
         let message = chain(&place.resolve(&reference).unwrap_err());
-        let advice = format!("its path ends at the first colon: the path is `{before}`, the tag `colon`");
+        let advice =
+            format!("the path ends at the first colon: here the path is `{before}` and the tag is `colon`");
         assert!(message.contains(&advice) && message.contains("through a symbolic link"), "{message}");
     }
     symlink(&dir, place.path("link")).unwrap();

@@ -169,7 +169,7 @@ fn one_thing_replaces_another() {
         .add(file("meta/kept"), b"k")
         .end();
     let upper = Tar::default().add(file("dir"), b"now a file").add(file("file/below"), b"").end();
-    assert!(refusal_of(&[lower.clone(), upper]).contains("`file` on the way is not a directory"));
+    assert!(refusal_of(&[lower.clone(), upper]).contains("`file`, a parent in the path, is not a directory"));
     let upper = Tar::default()
         .add(file("dir"), b"now a file")
         .empty(dir("file"))
@@ -271,8 +271,8 @@ fn hostile_entries_are_refused_by_name() {
         (symlink("s", &"t".repeat(4096)), "target is empty, longer"),
         (Head { kind: b'3', major: 4096, ..file("d") }, "device number 4096:0"),
         (Head { kind: b'4', minor: 1 << 20, ..file("d") }, "device number 0:1048576"),
-        (file("a/.wh."), "whiteout that names nothing"),
-        (file("a/.wh..."), "whiteout that names nothing"),
+        (file("a/.wh."), "whiteout without a name"),
+        (file("a/.wh..."), "whiteout without a name"),
         (Head { kind: b'Q', ..file("q") }, "unknown type 'Q'"),
         (Head { pax: xattr("user.x", 65_536), ..file("x") }, "extended attribute"),
         (

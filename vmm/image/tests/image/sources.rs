@@ -75,14 +75,17 @@ fn tags_platforms_and_nested_indexes() {
         assert_eq!(name_in(place.resolve(&tag(name)).unwrap()), want);
     }
     let other = Place::default();
-    assert!(refusal(&other, &tag("three")).contains("no tag `three`; there are: foreign, multi, one, two"));
     assert!(
-        refusal(&other, &layout.reference()).contains("several images; add a tag: foreign, multi, one, two")
+        refusal(&other, &tag("three")).contains("no tag `three`; the tags are: foreign, multi, one, two")
+    );
+    assert!(
+        refusal(&other, &layout.reference())
+            .contains("several images; choose one by its tag: foreign, multi, one, two")
     );
     let message = refusal(&other, &tag("foreign"));
     assert!(
         message.contains(&format!(
-            "no image for linux/{arch}, the platform of this host; there are: linux/s390x"
+            "no image for linux/{arch}, the platform of this host; the platforms are: linux/s390x"
         )),
         "{message}"
     );
@@ -131,19 +134,19 @@ fn unknown_media_types_are_refused_by_name() {
             "application/vnd.cncf.helm.config.v1+json",
             layer_type,
             MANIFEST,
-            "a configuration is of the unsupported",
+            "a configuration has the unsupported",
         ),
         (
             config_type,
             "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
             MANIFEST,
-            "a layer is of the unsupported",
+            "a layer has the unsupported",
         ),
         (
             config_type,
             layer_type,
             "application/vnd.docker.distribution.manifest.v1+json",
-            "a manifest is of the",
+            "a manifest has the",
         ),
     ] {
         let config = Layout::config(&[Digest::sha256(&tar)], "{}");
@@ -201,8 +204,8 @@ fn damaged_layouts() {
             let good = fs::read(&path).unwrap();
             for (bad, why) in [
                 (&b""[..], "is empty"),
-                (b"{", "is not the JSON that it should be"),
-                (b"[1, 2]", "is not the JSON that it should be"),
+                (b"{", "is not valid JSON of the expected form"),
+                (b"[1, 2]", "is not valid JSON of the expected form"),
                 (br#"{"schemaVersion":1,"manifests":[],"imageLayoutVersion":"2.0"}"#, "version"),
                 (&vec![b' '; 5 << 20], "over the limit of 4194304"),
             ] {
@@ -237,15 +240,15 @@ fn a_configuration_that_does_not_fit() {
     let good = Layout::config(&[id], "{}");
     for (config, why) in [
         (Layout::config(&[wrong], "{}"), format!("the configuration lists {wrong}")),
-        (Layout::config(&[], "{}"), "lists 0 layers, and the manifest 1".to_owned()),
-        (Layout::config(&[id, id], "{}"), "lists 2 layers, and the manifest 1".to_owned()),
+        (Layout::config(&[], "{}"), "lists 0 layers, but the manifest lists 1".to_owned()),
+        (Layout::config(&[id, id], "{}"), "lists 2 layers, but the manifest lists 1".to_owned()),
         (
             good.replace(*ARCH, "riscv64"),
-            format!("no image for linux/{arch}, the platform of this host; there are: linux/riscv64"),
+            format!("no image for linux/{arch}, the platform of this host; the platforms are: linux/riscv64"),
         ),
-        (good.replace("linux", "windows"), "there are: windows/".to_owned()),
+        (good.replace("linux", "windows"), "the platforms are: windows/".to_owned()),
         (good.replace("sha256:", "sha256:../"), "malformed digest".to_owned()),
-        ("{}".to_owned(), "not the JSON".to_owned()),
+        ("{}".to_owned(), "not valid JSON".to_owned()),
     ] {
         let config = layout.descriptor("application/vnd.oci.image.config.v1+json", config.as_bytes(), "");
         let data = layout.descriptor("application/vnd.oci.image.layer.v1.tar", &gzip(&tar), "");
@@ -265,12 +268,12 @@ fn damaged_streams_whose_digests_are_right() {
     let tar = layer("x");
     let packed = gzip(&tar);
     for (data, why) in [
-        (packed[..packed.len() - 9].to_vec(), "gzip stream is damaged"),
-        ([&packed[..20], &[0xff; 60]].concat(), "gzip stream is damaged"),
-        ([&zstd::encode_all(&tar[..], 1).unwrap()[..20], &[0xff; 60]].concat(), "zstd stream is damaged"),
+        (packed[..packed.len() - 9].to_vec(), "gzip stream is corrupt"),
+        ([&packed[..20], &[0xff; 60]].concat(), "gzip stream is corrupt"),
+        ([&zstd::encode_all(&tar[..], 1).unwrap()[..20], &[0xff; 60]].concat(), "zstd stream is corrupt"),
         (tar[..700].to_vec(), "ends in the middle of an entry"),
         (tar[1..].to_vec(), "wrong checksum"),
-        (b"BZh91AY&SY".to_vec(), "compressed with bzip2, which is not supported"),
+        (b"BZh91AY&SY".to_vec(), "compressed with bzip2; only gzip"),
         (b"\xfd7zXZ\0\0".to_vec(), "compressed with xz"),
         (b"hello".to_vec(), "ends in the middle"),
     ] {
@@ -358,7 +361,7 @@ fn docker_archives() {
         (docker_archive(&[("a", b"->b"), ("b", b"->a")], &[&lower, &lower], "null").end(), "`a` in"),
         (docker_archive(&[("up", b"->../../x")], &[&lower], "null").end(), "`up` in"),
         (docker_archive(&[("a", &lower)], &[&upper], "null").end(), "the configuration lists"),
-        (docker_archive(&[("a", &lower)], &[], "null").end(), "lists 0 layers, and the manifest 1"),
+        (docker_archive(&[("a", &lower)], &[], "null").end(), "lists 0 layers, but the manifest lists 1"),
     ] {
         fs::write(&path, data).unwrap();
         let message = refusal(&Place::default(), &reference);

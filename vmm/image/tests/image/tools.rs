@@ -248,7 +248,7 @@ fn an_image_of_umoci_in_every_form() {
         }
     }
     let message = crate::support::image::chain(&place.resolve(&docker("docker.tar", Some("2"))).unwrap_err());
-    assert!(message.contains("no tag `2`; there are: docker.io/example/app:1.2"), "{message}");
+    assert!(message.contains("no tag `2`; the tags are: docker.io/example/app:1.2"), "{message}");
 }
 
 #[test]

@@ -32,20 +32,19 @@ Runs one virtual machine.
 Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
        nelly-monitor --control fd:N
 
-  --config FILE|fd:N   the machine, as JSON (schema 1); descriptors in it are those of this process, which closes
-                       all others from 3 on
-  --result FILE|fd:N   writes how the machine ended as one JSON object: reason, hint, timeline,
-                       exits, starts, faults
-  --control fd:N       serves the holder at the other end of this Unix stream socket, which sends the machine
-                       (nelly_vmm::machine::Machine), and ends with it
-  --help               this text
-  --version            the version
+  --config FILE|fd:N   read the machine's configuration, as JSON (schema 1), from FILE or file descriptor N;
+                       inherited file descriptors that it does not mention are closed
+  --result FILE|fd:N   at the end, write one JSON object: reason, hint, timeline, exits, starts, faults
+  --control fd:N       receive the machine, and requests, on this Unix stream socket (from
+                       nelly_vmm::machine::Machine); the machine ends when the socket is closed
+  --help               print this help
+  --version            print the version
 
-On a terminal whose bytes go to the guest (\"serial\" or \"console\" is \"stdio\"), Ctrl-A x ends the machine and
-Ctrl-A Ctrl-A is Ctrl-A.
+If standard input is a terminal that is connected to the guest (\"serial\" or \"console\" is \"stdio\"),
+Ctrl-A x ends the machine, and Ctrl-A Ctrl-A sends one Ctrl-A.
 
-Exit codes: 0 power-off, halt or reset, {panicked} guest panic, {triple_faulted} triple fault, {timed_out} time limit, {FAILED} failed,
-141 nobody reads the console any more, 128+n ended by signal n.
+Exit codes: 0 power-off, halt or reset, {panicked} guest panic, {triple_faulted} triple fault, {timed_out} time limit, {FAILED} failure
+of nelly-monitor, 141 the reader of the console has gone, 128+n terminated by signal n.
 "
     )
 }
@@ -102,7 +101,7 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
             match value.to_str().and_then(|text| text.strip_prefix("fd:")) {
                 Some(number) => match number.parse() {
                     Ok(number) => Ok(Source::Descriptor(number)),
-                    Err(_) => Err(format!("{name} fd:{number}: not a descriptor number")),
+                    Err(_) => Err(format!("{name} fd:{number}: this is not a file descriptor number")),
                 },
                 None => Ok(Source::File(value.into())),
             }
@@ -115,7 +114,7 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
             Some(name @ "--config") => (name, &mut config),
             Some(name @ "--control") => (name, &mut control),
             Some(name @ "--result") => (name, &mut result),
-            _ => return Err(format!("{}: not an argument of nelly-monitor", argument.display())),
+            _ => return Err(format!("unknown argument {}", argument.display())),
         };
         if slot.replace(value(name)?).is_some() {
             return Err(format!("{name} is given twice"));
@@ -124,17 +123,16 @@ fn arguments(arguments: impl Iterator<Item = OsString>) -> Result<Job, String> {
     match (config, control, result) {
         (Some(config), None, result) => Ok(Job::Alone { config, result }),
         (None, Some(Source::Descriptor(number)), None) => Ok(Job::Held(number)),
-        (None, Some(Source::File(_)), _) => Err("--control takes fd:N".into()),
+        (None, Some(Source::File(_)), _) => Err("--control needs a value of the form fd:N".into()),
         (None, None, _) => Err("--config or --control is needed".into()),
-        _ => Err("--control stands alone: its holder sends the machine and hears the result".into()),
+        _ => Err("--control cannot be combined with --config or --result".into()),
     }
 }
 
 /// Closes what this process was started with and nobody handed over: a guest that took the process
 /// over could use it. The environment is gone already.
 fn close_strays(handed: &[u32]) -> Result<(), String> {
-    sys::close_all_but(handed)
-        .map_err(|error| format!("cannot close what was left open to this process: {error}"))
+    sys::close_all_but(handed).map_err(|error| format!("cannot close inherited file descriptors: {error}"))
 }
 
 /// Leaves the directory of whoever started this process.

@@ -83,7 +83,7 @@ impl From<io::Error> for Failure {
 pub(super) fn unpack_whole(source: &Source<'_>, format: Format) -> Result<Vec<u8>, BootError> {
     let len = source.len();
     if len > UNPACKED_MAX {
-        let why = format!("is too large for a kernel: {len} bytes, at most {UNPACKED_MAX} are read");
+        let why = format!("is too large for a kernel: it has {len} bytes, the limit is {UNPACKED_MAX}");
         return Err(BootError::unfit(source.name(), why));
     }
     unpack(source, format, (0, len), len * 4, UNPACKED_MAX)
@@ -117,7 +117,7 @@ pub(super) fn unpack(
     match result {
         Ok(()) => Ok(out),
         Err(Failure::TooLarge) => {
-            let why = format!("unpacks to more than {limit} bytes: no kernel is that large");
+            let why = format!("unpacks to more than {limit} bytes, which is too large for a kernel");
             Err(BootError::unfit(source.name(), why))
         }
         Err(Failure::Unsupported) => {
@@ -183,7 +183,7 @@ fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result
         }
         let len: usize = fits(word, "hosts of Nelly have 64 bits");
         if len == 0 || len > LZ4_BLOCK_PACKED_MAX {
-            return Err(corrupt("a block's length is impossible"));
+            return Err(corrupt("a block has an invalid length"));
         }
         packed.resize(len, 0);
         reader.read_exact(&mut packed)?;
@@ -194,7 +194,7 @@ fn unpack_lz4(mut reader: impl BufRead, out: &mut Vec<u8>, limit: u64) -> Result
         }
         out.extend_from_slice(&block[..got]);
     }
-    if out.is_empty() { Err(corrupt("it holds no block")) } else { Ok(()) }
+    if out.is_empty() { Err(corrupt("it contains no block")) } else { Ok(()) }
 }
 
 /// Four bytes, or nothing at the end of the data.

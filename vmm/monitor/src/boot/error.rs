@@ -70,7 +70,7 @@ pub enum BootError {
         reason: &'static str,
     },
     /// Kernel or initrd do not fit the machine's memory: give it more.
-    #[error("{file} {what}: give it {needs} MiB or more with -m")]
+    #[error("{file} {what}: increase it to {needs} MiB or more with -m")]
     TooLittleMemory {
         /// The file.
         file: String,
@@ -89,7 +89,7 @@ pub enum BootError {
     },
     /// The command line is cut off by this kernel: shorten it.
     #[error(
-        "the kernel command line is too long: {len} bytes ({own} of them describe the machine's devices), {limit} at most: shorten --append"
+        "the kernel command line is too long: it has {len} bytes ({own} of them describe the machine's devices), the limit is {limit}: shorten --append"
     )]
     CommandLineTooLong {
         /// Bytes without the NUL.
@@ -100,7 +100,7 @@ pub enum BootError {
         limit: usize,
     },
     /// The command line has a NUL byte.
-    #[error("the kernel command line holds a NUL byte")]
+    #[error("the kernel command line contains a NUL byte")]
     CommandLineNul,
     /// The machine has what its tables cannot describe: give it less.
     #[error("{0}")]
@@ -120,7 +120,8 @@ impl BootError {
 
     /// An initrd of `len` bytes that no memory helps.
     pub(super) fn initrd_unplaceable(file: &str, len: u64, limit: u64) -> Self {
-        let why = format!("is an initrd of {len} bytes, more than this kernel can be given below {limit:#x}");
+        let why =
+            format!("is an initrd of {len} bytes, which does not fit below {limit:#x}, this kernel's limit");
         Self::Unplaceable { file: file.to_owned(), why }
     }
 
@@ -140,18 +141,18 @@ impl BootError {
 
     /// The first instruction is not part of the kernel.
     pub(super) fn entry_outside(file: &str, entry: u64) -> Self {
-        Self::corrupt(file, &format!("its entry {entry:#x} lies in none of its segments"))
+        Self::corrupt(file, &format!("its entry point {entry:#x} is not within a segment"))
     }
 
     /// The file ends, at `len`, before what its own headers name ends, at `needs`.
     pub(super) fn truncated(file: &str, what: &str, needs: u64, len: u64) -> Self {
-        let how = format!("truncated: its {what} ends at byte {needs}, the file at byte {len}");
+        let how = format!("truncated: its {what} ends at byte {needs}, but the file ends at byte {len}");
         Self::Damaged { file: file.to_owned(), how }
     }
 
     /// Tables for so many `what` do not fit.
     pub(super) fn too_many(what: &str, count: u64, limit: u64) -> Self {
-        let text = format!("{count} {what} are more than the {limit} that the machine's tables can describe");
+        let text = format!("{count} {what} are too many: the machine's tables have space for {limit}");
         Self::Undescribable(text)
     }
 }

@@ -59,7 +59,7 @@ impl<'a> Source<'a> {
 
     /// Fails when `len` bytes at `offset` are not all there; `what` names them.
     pub(super) fn check(&self, offset: u64, len: u64, what: &'static str) -> Result<(), BootError> {
-        let beyond = "a header names bytes beyond the end of the address space";
+        let beyond = "a header refers to bytes beyond the end of the address space";
         let needs = offset.checked_add(len).ok_or_else(|| BootError::corrupt(self.name, beyond))?;
         if needs > self.len() {
             return Err(BootError::truncated(self.name, what, needs, self.len()));

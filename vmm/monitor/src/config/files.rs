@@ -118,7 +118,7 @@ fn descriptor(path: &Path) -> Option<u32> {
 
 fn absolute(field: &str, path: &Path) -> Result<PathBuf, ConfigError> {
     std::path::absolute(path)
-        .map_err(|error| ConfigError::new(field, format!("the path {path:?} leads nowhere: {error}")))
+        .map_err(|error| ConfigError::new(field, format!("cannot resolve the path {path:?}: {error}")))
 }
 
 #[cfg(test)]

@@ -118,11 +118,12 @@ impl MachineConfig {
     /// input and output have one user.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.schema != SCHEMA {
-            let reason = format!("{} is unknown, this monitor reads {SCHEMA}", self.schema);
+            let reason = format!("version {} is unknown; this monitor supports {SCHEMA}", self.schema);
             return Err(ConfigError::new("schema", reason));
         }
         if self.memory_bytes.get() + self.hotplug_bytes.get() > MemorySize::MAX {
-            let reason = format!("with memory_bytes it is more than {} bytes", MemorySize::MAX);
+            let reason =
+                format!("together with memory_bytes it exceeds the limit of {} bytes", MemorySize::MAX);
             return Err(ConfigError::new("hotplug_bytes", reason));
         }
         for (index, disk) in self.disks.iter().enumerate() {
@@ -134,7 +135,7 @@ impl MachineConfig {
                     format!("two disks have the id {id:?}")
                 } else {
                     format!(
-                        "the ids {other:?} and {id:?} begin with the same {SERIAL_BYTES} bytes, and a guest sees no more"
+                        "the ids {other:?} and {id:?} have the same first {SERIAL_BYTES} bytes, and a guest sees only those"
                     )
                 };
                 return Err(ConfigError::new("disks", reason));
@@ -143,13 +144,16 @@ impl MachineConfig {
         let devices = self.virtio_devices();
         if devices > MAX_VIRTIO_DEVICES {
             let reason = format!(
-                "with its disks and other devices the machine has {devices} virtio devices, at most {MAX_VIRTIO_DEVICES} fit"
+                "the machine has {devices} virtio devices in total; the limit is {MAX_VIRTIO_DEVICES}"
             );
             let field = if self.spare_slots > 0 { "spare_slots" } else { "disks" };
             return Err(ConfigError::new(field, reason));
         }
         if self.console == Endpoint::Stdio && self.serial == Endpoint::Stdio {
-            return Err(ConfigError::new("console", "serial uses standard input and output already".into()));
+            return Err(ConfigError::new(
+                "console",
+                "standard input and output are already used by serial".into(),
+            ));
         }
         if self.time_limit_ms == Some(0) {
             return Err(ConfigError::new("time_limit_ms", "0 would end the machine before it starts".into()));

@@ -54,7 +54,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
     // First, so that a config of another version is refused for that and not for a field.
     let schema: u32 = fields.required("schema")?;
     if schema != super::SCHEMA {
-        let reason = format!("{schema} is unknown, this monitor reads {}", super::SCHEMA);
+        let reason = format!("version {schema} is unknown; this monitor supports {}", super::SCHEMA);
         return Err(ConfigError::new("schema", reason));
     }
     let mut disks = Vec::new();

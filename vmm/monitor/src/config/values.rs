@@ -15,7 +15,7 @@ impl CpuCount {
     pub fn new(count: u64) -> Result<Self, String> {
         match u8::try_from(count) {
             Ok(count) if (1..=Self::MAX).contains(&count) => Ok(Self(count)),
-            _ => Err(format!("{count} CPUs are not possible, a machine has 1 to {}", Self::MAX)),
+            _ => Err(format!("{count} is not a valid number of CPUs: a machine has 1 to {}", Self::MAX)),
         }
     }
 
@@ -49,7 +49,7 @@ impl MemorySize {
     pub fn new(bytes: u64) -> Result<Self, String> {
         if !(Self::MIN..=Self::MAX).contains(&bytes) {
             return Err(format!(
-                "{bytes} bytes are not possible, a machine has {} to {} bytes",
+                "{bytes} bytes are out of range: a machine has {} to {} bytes",
                 Self::MIN,
                 Self::MAX
             ));
@@ -87,7 +87,7 @@ impl HotplugSize {
     pub fn new(bytes: u64) -> Result<Self, String> {
         if bytes > MemorySize::MAX {
             return Err(format!(
-                "{bytes} bytes are not possible, at most {} can be plugged in",
+                "{bytes} bytes are out of range: at most {} bytes can be hot-plugged",
                 MemorySize::MAX
             ));
         }
@@ -119,7 +119,7 @@ impl LogSize {
     pub fn new(bytes: u64) -> Result<Self, String> {
         if !(Self::MIN..=Self::MAX).contains(&bytes) {
             return Err(format!(
-                "{bytes} bytes are not possible, a log has at most {} to {} bytes",
+                "{bytes} bytes are out of range: the size limit of a log is {} to {} bytes",
                 Self::MIN,
                 Self::MAX
             ));
@@ -155,10 +155,10 @@ impl CommandLine {
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
         let text = text.into();
         if text.len() > Self::MAX {
-            return Err(format!("{} bytes are too many, at most {} fit", text.len(), Self::MAX));
+            return Err(format!("it has {} bytes; the limit is {}", text.len(), Self::MAX));
         }
         match text.chars().position(|c| c.is_control() && c != '\t') {
-            Some(at) => Err(format!("a control character at position {at}")),
+            Some(at) => Err(format!("it contains a control character at position {at}")),
             None => Ok(Self(text)),
         }
     }
@@ -186,7 +186,7 @@ impl DiskId {
         let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if text.is_empty() || text.len() > 64 || !text.chars().all(fits) {
             return Err(format!(
-                "the id {text:?} is not 1 to 64 letters, digits, dots, underscores and dashes"
+                "the id {text:?} is invalid: use 1 to 64 letters, digits, dots, underscores and dashes"
             ));
         }
         Ok(Self(text))
@@ -216,7 +216,7 @@ impl ContextId {
     pub fn new(cid: u64) -> Result<Self, String> {
         match u32::try_from(cid) {
             Ok(cid) if (3..u32::MAX).contains(&cid) => Ok(Self(cid)),
-            _ => Err(format!("the context id {cid} is not within 3 to {}", u32::MAX - 1)),
+            _ => Err(format!("the context id {cid} is out of range: 3 to {} are allowed", u32::MAX - 1)),
         }
     }
 

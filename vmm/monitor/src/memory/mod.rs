@@ -362,7 +362,7 @@ impl GuestRam {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// More than the host has.
-    #[error("{} MiB of memory are more than this host's {} MiB", size >> 20, host >> 20)]
+    #[error("{} MiB of guest memory exceed this host's {} MiB of memory", size >> 20, host >> 20)]
     MoreThanHost {
         /// Bytes asked for.
         size: u64,
@@ -370,7 +370,7 @@ pub enum MemoryError {
         host: u64,
     },
     /// Not in whole pages, or beyond the address space.
-    #[error("no memory slot of {len:#x} bytes can be at guest address {guest:#x}")]
+    #[error("a memory slot of {len:#x} bytes at guest address {guest:#x} is invalid")]
     Slot {
         /// Guest physical address.
         guest: u64,

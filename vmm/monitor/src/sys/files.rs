@@ -45,9 +45,10 @@ pub fn open(path: &Path, options: &OpenOptions, accept: Accept) -> io::Result<Fi
     let file =
         options.clone().custom_flags(flags).open(path).map_err(
             |error| match rustix::io::Errno::from_io_error(&error) {
-                Some(rustix::io::Errno::NXIO) => {
-                    io::Error::new(error.kind(), "nobody is at its other end, or its device is absent")
-                }
+                Some(rustix::io::Errno::NXIO) => io::Error::new(
+                    error.kind(),
+                    "it is a FIFO that no process has open for reading, or its device does not exist",
+                ),
                 _ => error,
             },
         )?;
@@ -86,7 +87,7 @@ fn name(kind: FileType) -> &'static str {
     } else if kind.is_block_device() {
         "a block device"
     } else {
-        "no file"
+        "a special file"
     }
 }
 

@@ -32,7 +32,7 @@ pub enum InstallationError {
         source: serde_json::Error,
     },
     /// The manifest is of another time.
-    #[error("{} is of schema {found}, this nelly reads {SCHEMA}: run `make` to build both", .path.display())]
+    #[error("{} has schema {found}, but this nelly reads schema {SCHEMA}: run `make` to build both", .path.display())]
     Schema {
         /// The manifest.
         path: PathBuf,
@@ -40,13 +40,13 @@ pub enum InstallationError {
         found: u32,
     },
     /// There is no manifest.
-    #[error("no kernel and initramfs installed: no assets.json in {}", listed(.tried))]
+    #[error("kernel and initramfs are not installed: there is no assets.json in {}", listed(.tried))]
     Missing {
         /// Where it was looked for.
         tried: Vec<PathBuf>,
     },
     /// There is no `nelly-monitor`.
-    #[error("no nelly-monitor: looked for {}", listed(.tried))]
+    #[error("the nelly-monitor program was not found; looked for {}", listed(.tried))]
     Monitor {
         /// Where it was looked for.
         tried: Vec<PathBuf>,

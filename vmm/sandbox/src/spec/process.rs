@@ -44,22 +44,22 @@ pub struct Overrides {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpecError {
     /// Neither image nor caller names a program.
-    #[error("no command: the image has neither entrypoint nor command; name one after IMAGE")]
+    #[error("no command given, and the image has neither entrypoint nor command; name one after IMAGE")]
     NoCommand,
     /// The program's name is an empty word.
-    #[error("the command's first word is empty, and no program has an empty name")]
+    #[error("the name of the program to run is empty")]
     EmptyProgram,
     /// Not absolute.
-    #[error("working directory {0:?} is not an absolute path")]
+    #[error("the working directory {0:?} is not an absolute path")]
     Cwd(String),
     /// A NUL byte, an empty name, or no name.
-    #[error("environment word {0:?} is not NAME=value")]
+    #[error("the environment variable {0:?} does not have the form NAME=VALUE")]
     Env(String),
     /// A NUL byte.
-    #[error("argument {0:?} holds a NUL byte")]
+    #[error("the argument {0:?} contains a NUL byte")]
     Argument(String),
     /// See [`super::size::parse`].
-    #[error("size {text:?}: {hint}")]
+    #[error("invalid size {text:?}: {hint}")]
     Size {
         /// As written.
         text: String,
@@ -67,13 +67,13 @@ pub enum SpecError {
         hint: String,
     },
     /// See [`super::SecurityOption`].
-    #[error("security option {text:?}: write seccomp=unconfined, or seccomp=FILE with a profile")]
+    #[error("invalid security option {text:?}: write seccomp=unconfined, or seccomp=FILE with a profile")]
     SecurityOption {
         /// As written.
         text: String,
     },
     /// See [`super::Tmpfs`].
-    #[error("tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path below /")]
+    #[error("invalid tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path other than /")]
     Tmpfs {
         /// As written.
         text: String,

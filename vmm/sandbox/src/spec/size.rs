@@ -19,15 +19,15 @@ pub fn parse(text: &str) -> Result<u64, SpecError> {
         "T" | "TIB" => 40,
         "" => {
             return Err(refuse(format!(
-                "a size carries a suffix: {number}M for mebibytes, {number}G for gibibytes"
+                "it has no suffix: write {number}M for mebibytes or {number}G for gibibytes"
             )));
         }
-        _ => return Err(refuse(format!("unknown suffix {suffix}: use K, M, G or T (binary)"))),
+        _ => return Err(refuse(format!("unknown suffix {suffix:?}: use K, M, G or T (binary)"))),
     };
     match number.checked_shl(shift).filter(|bytes| bytes >> shift == number && *bytes > 0) {
         Some(bytes) => Ok(bytes),
         None if number == 0 => Err(refuse("it must be more than zero".into())),
-        None => Err(refuse("it is beyond 64 bits".into())),
+        None => Err(refuse("it does not fit into 64 bits".into())),
     }
 }
 

@@ -79,7 +79,7 @@ impl fmt::Display for Name {
 
 /// A name that is not one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a name: 1 to 63 of a-z 0-9 _ . - and a letter or digit first")]
+#[error("invalid name {0:?}: use 1 to 63 of the characters a-z 0-9 _ . - and begin with a letter or digit")]
 pub struct NameError(String);
 
 impl FromStr for Name {
@@ -123,7 +123,9 @@ impl From<Name> for Hostname {
 
 /// A host name that is not one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{0:?} is not a host name: 1 to 64 of A-Z a-z 0-9 _ . - and a letter or digit first")]
+#[error(
+    "invalid host name {0:?}: use 1 to 64 of the characters A-Z a-z 0-9 _ . - and begin with a letter or digit"
+)]
 pub struct HostnameError(String);
 
 impl FromStr for Hostname {

@@ -19,17 +19,17 @@ pub fn table() -> [(String, &'static str); 10] {
     [
         ("0-255".into(), "run: the container's own exit code"),
         (one(EndReason::PANICKED), "boot: the guest's kernel panicked"),
-        (one(EndReason::TRIPLE_FAULTED), "boot: triple fault"),
-        (one(TIMED_OUT), "--timeout was over"),
+        (one(EndReason::TRIPLE_FAULTED), "boot: the guest caused a triple fault"),
+        (one(TIMED_OUT), "the --timeout expired"),
         (
             one(FAILED),
-            "nelly itself failed, or output of a program that did not fail could not be written; usage errors of run and boot too",
+            "Nelly itself failed, run or boot was used wrongly, or the output of a successful program could not be written",
         ),
         (one(NOT_EXECUTABLE), "run: the program cannot be executed"),
-        (one(NOT_FOUND), "run: no such program"),
-        ("128+n".into(), "ended by signal n"),
-        ("129".into(), "among them: the terminal hung up"),
-        ("141".into(), "among them: nobody reads the output any more (SIGPIPE)"),
+        (one(NOT_FOUND), "run: the program was not found"),
+        ("128+n".into(), "terminated by signal n"),
+        ("129".into(), "for example: the terminal hung up (SIGHUP)"),
+        ("141".into(), "for example: the reader of the output has gone (SIGPIPE)"),
     ]
 }
 

@@ -18,7 +18,7 @@ pub struct Places {
 
 /// The environment says nothing of a home.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("neither NELLY_HOME, {0} nor HOME is set to an absolute path")]
+#[error("none of NELLY_HOME, {0} and HOME is set to an absolute path")]
 pub struct NoHome(&'static str);
 
 impl Places {

@@ -43,7 +43,7 @@ impl Timeline {
     /// who stamped its end.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = format!("{:<18} {:>11} {:>11}  who\n", "phase", "ms", "since start");
+        let mut text = format!("{:<18} {:>11} {:>11}  by\n", "phase", "ms", "since start");
         for phase in self.phases() {
             let (took, since) = (phase.duration_ns(), phase.end_ns - self.origin_ns);
             // Writing to a string does not fail.

@@ -50,7 +50,7 @@ pub enum LifeError {
     #[error("{0}")]
     Kernel(String, #[source] io::Error),
     /// Not a signal.
-    #[error("{0} is no signal; 1 to 64 are")]
+    #[error("{0} is not a signal number (1 to 64)")]
     Signal(u32),
     /// The process is gone.
     #[error("the process has ended")]

@@ -105,7 +105,8 @@ fn mount_root(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, S
     drop(disk);
     // The root directory of an overlay is that of the upper layer.
     let image = fs::metadata(&lower).step(|| "look at the image's root".into())?;
-    fs::set_permissions(&upper, image.permissions()).step(|| "copy the mode of the image's root".into())?;
+    fs::set_permissions(&upper, image.permissions())
+        .step(|| "copy the mode of the image's root directory".into())?;
     chown(upper.as_str(), Some(Uid::from_raw(image.uid())), Some(Gid::from_raw(image.gid())))
         .step(|| "copy the owner of the image's root".into())?;
     let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");

@@ -69,7 +69,7 @@ fn make_device(device: &DevicePlan) -> Result<(), StageError> {
     let made = node(path, kind, mode, makedev(device.major.into(), device.minor.into()));
     let place = made.step(|| format!("make the device {path}"))?;
     chown(place.as_str(), Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)))
-        .step(|| format!("give the device {path} to its owner"))
+        .step(|| format!("set the owner of the device {path}"))
 }
 
 /// Where a node of this path goes: its directory is made when it is missing.
@@ -129,7 +129,7 @@ pub(super) fn mask(path: &str) -> io::Result<()> {
     let (null, major, minor) = NULL;
     let node = fs::symlink_metadata(null)?;
     if !node.file_type().is_char_device() || node.rdev() != makedev(major, minor) {
-        return Err(io::Error::other(format!("{null} of the container is not the null device")));
+        return Err(io::Error::other(format!("{null} in the container is not the null device")));
     }
     let tree = sys::clone_tree(null, false)?;
     sys::move_tree(tree.as_fd(), path)

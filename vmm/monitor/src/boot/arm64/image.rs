@@ -51,7 +51,7 @@ impl<'a> Kernel<'a> {
         if image_size == 0 {
             return Err(BootError::unfit(
                 name,
-                "is a kernel from before Linux 3.17, which does not say its size",
+                "is a kernel older than Linux 3.17, whose header does not contain its size",
             ));
         }
         if flags & BIG_ENDIAN != 0 {
@@ -62,7 +62,7 @@ impl<'a> Kernel<'a> {
         }
         let image_size = image_size.max(source.len());
         if image_size > u64::MAX - layout::RAM - 2 * ALIGN {
-            return Err(BootError::corrupt(name, "it wants to lie beyond the end of the address space"));
+            return Err(BootError::corrupt(name, "it would be loaded beyond the end of the address space"));
         }
         Ok(Self { source, kind, text_offset, image_size })
     }
@@ -76,8 +76,9 @@ impl<'a> Kernel<'a> {
             return Ok((start, end));
         }
         let memory = map.total() >> 20;
-        let what =
-            format!("needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB");
+        let what = format!(
+            "needs guest memory from {start:#x} to {end:#x}, but the machine's memory is {memory} MiB"
+        );
         let needs = (end - layout::RAM).div_ceil(1 << 20);
         Err(BootError::TooLittleMemory { file: self.source.name().to_owned(), what, needs })
     }
@@ -91,7 +92,7 @@ fn unknown(name: &str, head: &[u8]) -> BootError {
     if head.get(4..8) == Some(b"zimg") {
         return BootError::unfit(
             name,
-            "unpacks itself by EFI, which this machine has not: give it the Image inside",
+            "unpacks itself with EFI, which this machine does not have: use the Image inside",
         );
     }
     if head.starts_with(b"MZ") {

@@ -39,11 +39,11 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     let name = request.kernel.name;
     if request.protocol != BootProtocol::Auto {
         let (protocol, reason) =
-            ("other architecture's", "a kernel for 64-bit Arm has one way to be entered");
+            ("other architecture's", "a kernel for 64-bit Arm has only one boot protocol");
         return Err(BootError::WrongProtocol { file: name.to_owned(), protocol, reason });
     }
     if request.platform != PlatformChoice::Auto {
-        let text = "a 64-bit Arm machine describes itself by a device tree and by nothing else";
+        let text = "a 64-bit Arm machine is described by a device tree only";
         return Err(BootError::Undescribable(text.into()));
     }
     let command_line = command_line(request.command_line)?;

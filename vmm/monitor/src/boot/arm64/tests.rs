@@ -121,7 +121,7 @@ fn what_cannot_be_loaded_says_why() {
     let cases = [
         (vec![0; 10], "neither an Image"),
         (b"\x7fELF".repeat(20), "is an ELF file"),
-        (zboot, "unpacks itself by EFI"),
+        (zboot, "unpacks itself with EFI"),
         (with(16, &[0; 8]), "before Linux 3.17"),
         (with(24, &[1]), "big-endian"),
         (with(8, &0x20_0000_u64.to_le_bytes()), "2 MiB or more"),

@@ -78,7 +78,7 @@ impl BzImage {
         source.read(0, &mut head, "set-up header")?;
         let [minor, major] = u16_at(&head, 0x206).to_le_bytes();
         if (major, minor) < (2, 12) {
-            let why = format!("speaks boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed");
+            let why = format!("has boot protocol {major}.{minor:02}; 2.12 (Linux 3.8) or later is needed");
             return Err(BootError::unfit(source.name(), why));
         }
         if head[0x211] & 1 == 0 {
@@ -90,7 +90,7 @@ impl BzImage {
         }
         let header_end = MAGIC_AT + usize::from(head[0x201]);
         if !(HEAD..=SETUP_HEADER_END_MAX).contains(&header_end) {
-            return Err(corrupt("its set-up header has an impossible length"));
+            return Err(corrupt("its set-up header has an invalid length"));
         }
         let mut header = vec![0; header_end - SETUP_HEADER];
         source.read(SETUP_HEADER as u64, &mut header, "set-up header")?;
@@ -101,11 +101,11 @@ impl BzImage {
         let len = u64::from(u32_at(&head, 0x1f4)) * 16;
         source.check(body, len, "kernel")?;
         if len <= ENTRY_64 {
-            return Err(corrupt("it holds no kernel behind its set-up code"));
+            return Err(corrupt("there is no kernel after its set-up code"));
         }
         let (payload_at, payload_len) = (u64::from(u32_at(&head, 0x248)), u64::from(u32_at(&head, 0x24c)));
         if payload_at.saturating_add(payload_len) > len {
-            return Err(corrupt("its compressed kernel goes beyond its end"));
+            return Err(corrupt("its compressed kernel extends beyond the end of the file"));
         }
         let alignment = u64::from(u32_at(&head, 0x230));
         if head[0x234] != 0 && !alignment.is_power_of_two() {
@@ -114,7 +114,7 @@ impl BzImage {
         let preferred = u64_at(&head, 0x258);
         let init_size = u64::from(u32_at(&head, 0x260)).max(len);
         if preferred.checked_add(init_size).is_none() {
-            return Err(corrupt("it wants to lie beyond the end of the address space"));
+            return Err(corrupt("it would be loaded beyond the end of the address space"));
         }
         Ok(Self {
             header,

@@ -92,7 +92,7 @@ impl Elf {
         source.read(0, &mut header, "ELF header")?;
         check_identity(source.name(), &header)?;
         if usize::from(u16_at(&header, 54)) != PHDR_LEN {
-            return Err(corrupt("its program headers have an impossible size"));
+            return Err(corrupt("its program headers have an invalid size"));
         }
         let (table, count) = (u64_at(&header, 32), u16_at(&header, 56));
         if count == 0 || count > MAX_SEGMENTS {
@@ -122,7 +122,7 @@ impl Elf {
                 PT_LOAD => elf.segments.extend(load_segment(source, header)?),
                 PT_NOTE => elf.read_notes(source, header)?,
                 PT_INTERP => {
-                    let why = "is a program, not a kernel: it asks for a dynamic linker";
+                    let why = "is a program, not a kernel: it needs a dynamic linker";
                     return Err(BootError::unfit(source.name(), why));
                 }
                 PT_DYNAMIC => dynamic = true,
@@ -131,11 +131,11 @@ impl Elf {
         }
         // A kernel may be one that moves itself, and then it says whose.
         if dynamic && !elf.linux && elf.pvh_entry.is_none() {
-            let why = "is a program or a library, not a kernel: it is linked for any address";
+            let why = "is a program or a library, not a kernel: it is position-independent";
             return Err(BootError::unfit(source.name(), why));
         }
         if elf.segments.is_empty() {
-            return Err(corrupt("none of its segments is to be loaded"));
+            return Err(corrupt("it has no loadable segment"));
         }
         elf.entry = elf.physical_entry(source.name(), u64_at(&header, 24))?;
         if let Some(entry) = elf.pvh_entry
@@ -180,7 +180,7 @@ impl Elf {
     fn read_notes(&mut self, source: &Source<'_>, header: &[u8]) -> Result<(), BootError> {
         let len = u64_at(header, 32);
         if len > MAX_NOTES {
-            return Err(BootError::corrupt(source.name(), "its notes are impossibly long"));
+            return Err(BootError::corrupt(source.name(), "its notes are too long"));
         }
         let align = if u64_at(header, 48) == 8 { 8 } else { 4 };
         let mut notes = vec![0; fits(len, "notes of more than a mebibyte were refused")];
@@ -244,7 +244,7 @@ fn machine_name(machine: u16) -> String {
         183 => "AArch64",
         243 => "RISC-V",
         258 => "LoongArch",
-        other => return format!("a processor that ELF numbers {other}"),
+        other => return format!("an unknown processor (ELF machine {other})"),
     }
     .to_owned()
 }
@@ -262,7 +262,7 @@ fn load_segment(source: &Source<'_>, header: &[u8]) -> Result<Option<Segment>, B
         return Err(corrupt("a segment has more bytes in the file than in memory"));
     }
     if segment.guest.checked_add(segment.memory_len).is_none() {
-        return Err(corrupt("a segment goes beyond the end of the address space"));
+        return Err(corrupt("a segment extends beyond the end of the address space"));
     }
     source.check(segment.offset, segment.file_len, "segments")?;
     Ok((segment.memory_len > 0).then_some(segment))

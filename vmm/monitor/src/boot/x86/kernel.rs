@@ -94,7 +94,7 @@ impl<'a> Kernel<'a> {
             return Self::elf(protocol, source, kind, Some(image));
         }
         let wrong = |protocol| {
-            let reason = "it is a bzImage whose compressed kernel cannot be unpacked here";
+            let reason = "it is a bzImage whose compressed kernel is in a format that is not supported";
             Err(BootError::WrongProtocol { file: source.name().to_owned(), protocol, reason })
         };
         match protocol {
@@ -169,7 +169,7 @@ impl<'a> Kernel<'a> {
             }
         };
         if start < layout::HIGH_MEMORY {
-            let why = format!("wants to lie at {start:#x}: kernels load at 1 MiB or above");
+            let why = format!("is linked to address {start:#x}; kernels are loaded at 1 MiB or above");
             return Err(BootError::Unplaceable { file: file(), why });
         }
         if map.holds(start, end) && end <= IDENTITY_MAX {
@@ -180,12 +180,14 @@ impl<'a> Kernel<'a> {
         } else if start >= layout::HIGH_RAM && end <= IDENTITY_MAX {
             end - layout::HIGH_RAM + layout::MMIO_GAP
         } else {
-            let why = format!("wants to lie at {start:#x} to {end:#x}, where no machine has memory");
+            let why =
+                format!("is linked to addresses {start:#x} to {end:#x}, where a machine never has memory");
             return Err(BootError::Unplaceable { file: file(), why });
         };
         let memory = map.total() >> 20;
-        let what =
-            format!("needs guest memory from {start:#x} to {end:#x}, and the machine has {memory} MiB");
+        let what = format!(
+            "needs guest memory from {start:#x} to {end:#x}, but the machine's memory is {memory} MiB"
+        );
         Err(BootError::TooLittleMemory { file: file(), what, needs: needs.div_ceil(1 << 20) })
     }
 

@@ -121,7 +121,7 @@ fn check_transports(transports: &[MmioSlot]) -> Result<(), BootError> {
         let end = transport.address.saturating_add(layout::VIRTIO_STRIDE);
         if end > layout::HIGH_RAM {
             return Err(BootError::Undescribable(format!(
-                "a virtio device at {:#x} cannot be described: below 4 GiB they can",
+                "a virtio device at {:#x} cannot be described: it must be below 4 GiB",
                 transport.address
             )));
         }

@@ -34,7 +34,7 @@ fn what_is_no_kernel() {
         (vec![], "KERNEL is empty"),
         (b"\x7fEL".to_vec(), "neither ELF nor bzImage"),
         (b"#!/bin/sh\necho no kernel\n".to_vec(), "neither ELF nor bzImage"),
-        (elf[..40].to_vec(), "truncated: its ELF header ends at byte 64, the file at byte 40"),
+        (elf[..40].to_vec(), "truncated: its ELF header ends at byte 64, but the file ends at byte 40"),
         (elf[..100].to_vec(), "truncated: its program headers"),
         (elf[..150_000].to_vec(), "truncated: its segments"),
         (with(18, &[183, 0]), "KERNEL is a kernel for AArch64; this machine is x86-64"),
@@ -46,7 +46,7 @@ fn what_is_no_kernel() {
         (with(64, &[3]), "is a program, not a kernel"),
         (with(64, &[2]), "is a program or a library"),
         (with(24, &[0, 0, 0, 1]), "its entry 0x1000000 lies in none"),
-        (with(64 + 24, &[0, 0, 1]), "wants to lie at 0x10000: kernels load at 1 MiB"),
+        (with(64 + 24, &[0, 0, 1]), "is linked to address 0x10000; kernels are loaded at 1 MiB"),
         (with(64 + 40, &[0; 8]), "more bytes in the file than in memory"),
         (with(64 + 40, &[0xff; 8]), "beyond the end of the address space"),
         (with(64 + 8, &[0xff; 8]), "beyond the end of the address space"),
@@ -115,7 +115,7 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
     };
     let small = kernel(60 * MIB + 1);
     assert!(small.contains("16 MiB") && small.contains("61 MiB or more with -m"), "{small}");
-    assert!(kernel(0xd800_0000).contains("where no machine has memory"));
+    assert!(kernel(0xd800_0000).contains("where a machine never has memory"));
     let bz = testing::bzimage(16 * MIB, 0x200_0000, &[0xee; 100]);
     let error = refused(&bz, 20).to_string();
     assert!(error.contains("48 MiB or more with -m"), "{error}");
@@ -143,7 +143,7 @@ fn files_that_are_none() {
     let directory = File::open("/").unwrap();
     let error = reader("KERNEL", &directory, false).unwrap_err();
     assert!(matches!(error, BootError::Unfit { .. }));
-    assert_eq!(error.to_string(), "KERNEL cannot be loaded: it is no regular file and no block device");
+    assert_eq!(error.to_string(), "KERNEL cannot be loaded: it is neither a regular file nor a block device");
     let kernel = file_of(&sample(&[], &[]));
     let empty = file_of(&[]);
     let image = Image { name: "INITRD", bytes: &empty };
@@ -215,7 +215,7 @@ fn machines_that_no_table_describes() {
     ] {
         let request = Request { cpus, platform, ..request(&file) };
         let error = load(&memory_of(64), &request).unwrap_err().to_string();
-        assert!(error.contains("vCPUs are more than the"), "{error}");
+        assert!(error.contains("vCPUs are too many"), "{error}");
     }
     let request = Request { transports: &[transport(0xffff_f001, 5)], ..request(&file) };
     assert!(matches!(load(&memory_of(64), &request), Err(BootError::Undescribable(_))));
