@@ -1,4 +1,4 @@
-//! Kernel files: the first byte chooses how they are asked for, the rest is the file.
+//! Kernel files: the first byte selects how the file is loaded, the rest is the file.
 
 use std::fs::File;
 use std::io::Write;
@@ -12,10 +12,10 @@ use nelly_vmm::memory::{Backing, GuestRam};
 
 const RAM: u64 = 8 << 20;
 
-/// Loads the file. What is accepted lies in memory at 1 MiB or above, entry included.
+/// Loads the file, and checks that an accepted kernel and its entry point are at 1 MiB or above.
 ///
 /// # Panics
-/// When it does not.
+/// If they are not.
 pub fn run(data: &[u8]) {
     let _ = accepts(data);
 }
@@ -59,7 +59,7 @@ fn file_of(bytes: &[u8]) -> File {
     file
 }
 
-/// Every format once.
+/// One file of each format.
 #[must_use]
 pub fn seeds() -> Vec<Vec<u8>> {
     let notes =

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use nelly_agent::service::{Config, End, Guest, serve};
+use nelly_agent::service::{Config, GuestState, ShutdownRequest, serve};
 use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Patience, Promises, Stream, connected};
 use nelly_agent::sys::{self, VsockAddress};
@@ -41,21 +41,21 @@ fn main() {
     let marks = Arc::new(Marks::new(began));
     let boot_ns = sys::boot_time_ns();
     std::panic::set_hook(Box::new(|panic| {
-        say(&format!("nelly-agent: bug: {panic}"));
+        log(&format!("nelly-agent: bug: {panic}"));
         end_machine(POWER_PANIC);
     }));
     match run(boot_ns, marks) {
-        Ok(End { reboot: true, .. }) => end_machine(POWER_REBOOT),
-        Ok(End { reboot: false, .. }) => end_machine(POWER_OFF),
+        Ok(ShutdownRequest { reboot: true, .. }) => end_machine(POWER_REBOOT),
+        Ok(ShutdownRequest { reboot: false, .. }) => end_machine(POWER_OFF),
         Err(error) => {
-            say(&format!("nelly-agent: {error:#}"));
+            log(&format!("nelly-agent: {error:#}"));
             end_machine(POWER_PANIC);
         }
     }
 }
 
 /// To the console, and to the kernel's log in case that nobody watches the console.
-fn say(text: &str) {
+fn log(text: &str) {
     // There is nowhere to complain to about a console that does not take it.
     let _ = writeln!(std::io::stderr(), "{text}");
     if let Ok(mut log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg") {
@@ -84,7 +84,7 @@ fn end_machine(word: u8) -> ! {
     std::process::exit(1)
 }
 
-fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
+fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
     // The fast path: the host can connect before anything else is done; its calls wait in the
     // backlog.
     let listen = |port| {
@@ -124,13 +124,13 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<End> {
         let cgroup_root = mounts::CGROUP_ROOT.into();
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
         let promises = Promises::new(Patience::default());
-        let (guest, mut ends) = Guest::new(config, promises.clone());
+        let (guest, mut ends) = GuestState::new(config, promises.clone());
         let signals = sys::watch(signals, Interest::READABLE)?;
         tokio::spawn(reap(guest.clone(), signals));
         let (calls, streams) =
             (sys::watch(calls, Interest::READABLE)?, sys::watch(streams, Interest::READABLE)?);
         let served = guest.clone();
-        tokio::spawn(accept(calls, move |connection| attend(served.clone(), connection)));
+        tokio::spawn(accept(calls, move |connection| serve_connection(served.clone(), connection)));
         tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
         // A monitor without a power port refuses: the machine then ends by a reset.
         let _ = connected(begun).await;
@@ -155,13 +155,13 @@ async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {
 }
 
 /// The one reaper: every child of PID 1 ends here, ours and those that lost their parents.
-async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
+async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
     let mut info = [0; 128];
     loop {
         // Signals merge: however many came, all children that ended are reaped.
         if let Err(error) = signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await
         {
-            say(&format!("nelly-agent: cannot wait for SIGCHLD: {error}"));
+            log(&format!("nelly-agent: cannot wait for SIGCHLD: {error}"));
             return;
         }
         let mut heard = 0_usize;
@@ -187,7 +187,7 @@ async fn accept(listener: AsyncFd<OwnedFd>, take: impl Fn(OwnedFd)) {
             // it is closed at once.
             Ok(_) => {}
             Err(error) => {
-                say(&format!("nelly-agent: cannot accept a connection: {error}"));
+                log(&format!("nelly-agent: cannot accept a connection: {error}"));
                 // Out of descriptors or memory: it may pass, and must not make the loop spin.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -196,14 +196,14 @@ async fn accept(listener: AsyncFd<OwnedFd>, take: impl Fn(OwnedFd)) {
 }
 
 /// Answers the calls of one connection.
-fn attend(guest: Arc<Guest>, connection: OwnedFd) {
+fn serve_connection(guest: Arc<GuestState>, connection: OwnedFd) {
     tokio::spawn(async move {
         let failed = match Stream::new(connection) {
             Ok(stream) => serve(guest, stream).await.err().map(|error| error.to_string()),
             Err(error) => Some(error.to_string()),
         };
         if let Some(error) = failed {
-            say(&format!("nelly-agent: cannot serve a connection: {error}"));
+            log(&format!("nelly-agent: cannot serve a connection: {error}"));
         }
     });
 }

@@ -68,7 +68,7 @@ impl fmt::Display for Status {
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Exit {
+pub struct ProcessExit {
     /// 0 to 255; 128 + signal when one ended it.
     pub code: u32,
     /// That signal, else 0.
@@ -85,14 +85,14 @@ pub const ENDED_MOST: usize = 1024;
 
 /// Which process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct ProcessKey {
     /// Container id.
     pub container: String,
     /// Exec id; nothing for the container's first process.
     pub exec: Option<String>,
 }
 
-impl Key {
+impl ProcessKey {
     /// From the two ids of a request; an empty exec id means the first process.
     #[must_use]
     pub fn new(container: &str, exec: &str) -> Self {
@@ -110,7 +110,7 @@ struct Entry<C, P> {
     status: Status,
     data: C,
     first: Option<Process<P>>,
-    exit: Option<Exit>,
+    exit: Option<ProcessExit>,
     execs: BTreeMap<String, Exec<P>>,
     /// Execs that have ended so far, which numbers their records.
     ended: u64,
@@ -126,7 +126,7 @@ enum Exec<P> {
 
 /// What is left of an exec that ended.
 struct Record {
-    exit: Exit,
+    exit: ProcessExit,
     /// Somebody was told of it.
     told: bool,
     /// Which of the container's ends it was.
@@ -155,7 +155,7 @@ impl<C, P> Entry<C, P> {
 
 /// What there is to say of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub struct ContainerSummary {
     /// Its id.
     pub id: String,
     /// Its state.
@@ -163,7 +163,7 @@ pub struct Summary {
     /// Its first process, 0 before there is one.
     pub pid: i32,
     /// How that ended.
-    pub exit: Option<Exit>,
+    pub exit: Option<ProcessExit>,
     /// Its execs, among them ended ones whose end nobody was told of.
     pub exec_ids: Vec<String>,
 }
@@ -171,7 +171,7 @@ pub struct Summary {
 /// All containers of the guest.
 pub struct Registry<C, P> {
     containers: BTreeMap<String, Entry<C, P>>,
-    pids: HashMap<i32, Key>,
+    pids: HashMap<i32, ProcessKey>,
 }
 
 impl<C, P> Default for Registry<C, P> {
@@ -226,7 +226,7 @@ impl<C, P> Registry<C, P> {
     ///
     /// # Errors
     /// [`RegistryError`] when the id is not reserved.
-    pub fn set_process(&mut self, key: &Key, pid: i32, handle: P) -> Result<(), RegistryError> {
+    pub fn set_process(&mut self, key: &ProcessKey, pid: i32, handle: P) -> Result<(), RegistryError> {
         let entry = self.entry_mut(&key.container)?;
         let process = Process { pid, handle };
         match &key.exec {
@@ -262,7 +262,7 @@ impl<C, P> Registry<C, P> {
 
     /// Forgets a container with all its execs, or one exec. Its processes, if still alive, are
     /// nobody's.
-    pub fn forget(&mut self, key: &Key) {
+    pub fn forget(&mut self, key: &ProcessKey) {
         match &key.exec {
             None => {
                 self.containers.remove(&key.container);
@@ -282,19 +282,19 @@ impl<C, P> Registry<C, P> {
 
     /// Whose process this is, if anybody's.
     #[must_use]
-    pub fn owner(&self, pid: i32) -> Option<&Key> {
+    pub fn owner(&self, pid: i32) -> Option<&ProcessKey> {
         self.pids.get(&pid)
     }
 
     /// A process was reaped: whose it was, if anybody's. Its number may be given to another from
     /// now on.
-    pub fn reaped(&mut self, pid: i32) -> Option<Key> {
+    pub fn reaped(&mut self, pid: i32) -> Option<ProcessKey> {
         self.pids.remove(&pid)
     }
 
     /// The process of an exec ended, and its output: from now on there is its record alone. `is_it`
     /// tells the process, for the id may be another's by now.
-    pub fn exec_ended(&mut self, key: &Key, is_it: impl FnOnce(&P) -> bool, exit: Exit) {
+    pub fn exec_ended(&mut self, key: &ProcessKey, is_it: impl FnOnce(&P) -> bool, exit: ProcessExit) {
         let Some(exec) = &key.exec else { return };
         let Some(entry) = self.containers.get_mut(&key.container) else { return };
         if let Some(slot) = entry.execs.get_mut(exec)
@@ -309,7 +309,7 @@ impl<C, P> Registry<C, P> {
 
     /// How an exec ended, if it has.
     #[must_use]
-    pub fn exec_exit(&self, key: &Key) -> Option<Exit> {
+    pub fn exec_exit(&self, key: &ProcessKey) -> Option<ProcessExit> {
         match self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)? {
             Exec::Ended(record) => Some(record.exit),
             Exec::Reserved | Exec::There(_) => None,
@@ -317,7 +317,7 @@ impl<C, P> Registry<C, P> {
     }
 
     /// Somebody was told of this end. The record stays, and is among the first to go.
-    pub fn told(&mut self, key: &Key, exit: Exit) {
+    pub fn exit_reported(&mut self, key: &ProcessKey, exit: ProcessExit) {
         let Some(exec) = &key.exec else { return };
         let slot = self.containers.get_mut(&key.container).and_then(|entry| entry.execs.get_mut(exec));
         // Of the same id there may be another by now, which ended later.
@@ -345,7 +345,7 @@ impl<C, P> Registry<C, P> {
     }
 
     /// The first process of a container ended.
-    pub fn stopped(&mut self, id: &str, exit: Exit) {
+    pub fn stopped(&mut self, id: &str, exit: ProcessExit) {
         if let Some(entry) = self.containers.get_mut(id) {
             entry.status = Status::Stopped;
             entry.exit = Some(exit);
@@ -356,7 +356,7 @@ impl<C, P> Registry<C, P> {
     ///
     /// # Errors
     /// [`RegistryError`] when there is none (yet) under that key.
-    pub fn process(&self, key: &Key) -> Result<&P, RegistryError> {
+    pub fn process(&self, key: &ProcessKey) -> Result<&P, RegistryError> {
         let entry = self.entry(&key.container)?;
         match &key.exec {
             None => entry.first.as_ref().ok_or_else(|| RegistryError::NoContainer(key.container.clone())),
@@ -383,9 +383,9 @@ impl<C, P> Registry<C, P> {
     ///
     /// # Errors
     /// [`RegistryError::NoContainer`].
-    pub fn summary(&self, id: &str) -> Result<Summary, RegistryError> {
+    pub fn summary(&self, id: &str) -> Result<ContainerSummary, RegistryError> {
         let entry = self.entry(id)?;
-        Ok(Summary {
+        Ok(ContainerSummary {
             id: id.to_owned(),
             status: entry.status,
             pid: entry.first.as_ref().map_or(0, |process| process.pid),
@@ -416,7 +416,7 @@ mod tests {
     fn running(id: &str, pid: i32) -> Plain {
         let mut registry = Plain::default();
         registry.reserve_container(id, ()).expect("new");
-        registry.set_process(&Key::new(id, ""), pid, pid).expect("reserved");
+        registry.set_process(&ProcessKey::new(id, ""), pid, pid).expect("reserved");
         registry.advance(id, Status::Creating, Status::Created).expect("created");
         registry.advance(id, Status::Created, Status::Starting).expect("starting");
         registry.advance(id, Status::Starting, Status::Running).expect("running");
@@ -429,20 +429,23 @@ mod tests {
         assert_eq!(registry.reserve_container("a", ()), Err(RegistryError::ContainerExists("a".into())));
         registry.reserve_exec("a", "e").expect("running");
         assert_eq!(registry.reserve_exec("a", "e"), Err(RegistryError::ExecExists("a".into(), "e".into())));
-        assert_eq!(registry.process(&Key::new("a", "e")), Err(RegistryError::NoExec("a".into(), "e".into())));
-        registry.set_process(&Key::new("a", "e"), 11, 11).expect("reserved");
-        assert_eq!(registry.process(&Key::new("a", "e")), Ok(&11));
-        assert_eq!(registry.reaped(11), Some(Key::new("a", "e")));
+        assert_eq!(
+            registry.process(&ProcessKey::new("a", "e")),
+            Err(RegistryError::NoExec("a".into(), "e".into()))
+        );
+        registry.set_process(&ProcessKey::new("a", "e"), 11, 11).expect("reserved");
+        assert_eq!(registry.process(&ProcessKey::new("a", "e")), Ok(&11));
+        assert_eq!(registry.reaped(11), Some(ProcessKey::new("a", "e")));
         assert_eq!(registry.reaped(11), None);
-        registry.forget(&Key::new("a", "e"));
-        assert_eq!(registry.reaped(10), Some(Key::new("a", "")));
-        let exit = Exit { code: 7, ..Exit::default() };
+        registry.forget(&ProcessKey::new("a", "e"));
+        assert_eq!(registry.reaped(10), Some(ProcessKey::new("a", "")));
+        let exit = ProcessExit { code: 7, ..ProcessExit::default() };
         registry.stopped("a", exit);
         let summary = registry.summary("a").expect("still there");
         assert_eq!((summary.status, summary.exit, summary.pid), (Status::Stopped, Some(exit), 10));
         assert!(summary.exec_ids.is_empty());
         assert!(matches!(registry.reserve_exec("a", "f"), Err(RegistryError::State { .. })));
-        registry.forget(&Key::new("a", ""));
+        registry.forget(&ProcessKey::new("a", ""));
         assert!(registry.ids().is_empty());
     }
 
@@ -453,7 +456,7 @@ mod tests {
         assert!(registry.advance("a", Status::Created, Status::Starting).is_err());
         registry.advance("a", Status::Creating, Status::Created).expect("created");
         registry.advance("a", Status::Created, Status::Starting).expect("starting");
-        registry.stopped("a", Exit::default());
+        registry.stopped("a", ProcessExit::default());
         let error = registry.advance("a", Status::Starting, Status::Running).expect_err("it stopped");
         assert_eq!(error.to_string(), "container a is stopped; this call needs it to be starting");
     }
@@ -462,21 +465,21 @@ mod tests {
     fn a_number_given_again_belongs_to_the_new_process() {
         let mut registry = running("a", 10);
         registry.reserve_exec("a", "one").expect("running");
-        registry.set_process(&Key::new("a", "one"), 11, 11).expect("reserved");
+        registry.set_process(&ProcessKey::new("a", "one"), 11, 11).expect("reserved");
         registry.reaped(11);
         registry.reserve_exec("a", "two").expect("running");
-        registry.set_process(&Key::new("a", "two"), 11, 11).expect("reserved");
-        registry.forget(&Key::new("a", "one"));
-        assert_eq!(registry.reaped(11), Some(Key::new("a", "two")));
+        registry.set_process(&ProcessKey::new("a", "two"), 11, 11).expect("reserved");
+        registry.forget(&ProcessKey::new("a", "one"));
+        assert_eq!(registry.reaped(11), Some(ProcessKey::new("a", "two")));
     }
 
     /// An exec that has ended at this moment.
-    fn ended(registry: &mut Plain, id: &str, at_ns: u64) -> Key {
-        let key = Key::new("a", id);
+    fn ended(registry: &mut Plain, id: &str, at_ns: u64) -> ProcessKey {
+        let key = ProcessKey::new("a", id);
         registry.reserve_exec("a", id).expect("free");
         registry.set_process(&key, 11, 11).expect("reserved");
         registry.reaped(11);
-        registry.exec_ended(&key, |process| *process == 11, Exit { at_ns, ..Exit::default() });
+        registry.exec_ended(&key, |process| *process == 11, ProcessExit { at_ns, ..ProcessExit::default() });
         key
     }
 
@@ -489,13 +492,13 @@ mod tests {
         assert_eq!(registry.reserve_exec("a", "e"), Err(RegistryError::ExecExists("a".into(), "e".into())));
         assert_eq!(registry.summary("a").expect("there").exec_ids, ["e"]);
         for _ in 0..2 {
-            registry.told(&key, exit);
+            registry.exit_reported(&key, exit);
             assert_eq!(registry.exec_exit(&key), Some(exit));
             assert!(registry.summary("a").expect("there").exec_ids.is_empty());
         }
         // The next of that id is not what somebody was told of.
         ended(&mut registry, "e", 2);
-        registry.told(&key, exit);
+        registry.exit_reported(&key, exit);
         assert_eq!(registry.summary("a").expect("there").exec_ids, ["e"]);
         registry.delete_exec("a", "e").expect("ended");
         assert_eq!(registry.exec_exit(&key), None);
@@ -516,7 +519,7 @@ mod tests {
         let known = |registry: &Plain, n: usize| registry.exec_exit(&keys[n]).is_some();
         assert!((0..ENDED_MOST).all(|n| known(&registry, n)));
         for n in [7, 5] {
-            registry.told(&keys[n], registry.exec_exit(&keys[n]).expect("ended"));
+            registry.exit_reported(&keys[n], registry.exec_exit(&keys[n]).expect("ended"));
         }
         ended(&mut registry, "one more", 10_000);
         assert!(!known(&registry, 5) && known(&registry, 7));
@@ -531,7 +534,7 @@ mod tests {
         fn a_thousand_execs_leave_nothing(ids in prop::collection::vec(0..50i32, 0..200)) {
             let mut registry = running("a", 1);
             for id in ids {
-                let key = Key::new("a", &id.to_string());
+                let key = ProcessKey::new("a", &id.to_string());
                 if registry.reserve_exec("a", &id.to_string()).is_ok() {
                     registry.set_process(&key, 100 + id, id).expect("reserved");
                 }

@@ -20,22 +20,22 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, get_status};
 
-use crate::registry::{Exit, Key, RegistryError, Status, Summary};
-use crate::slots::{Disk, SlotError, Slots};
+use crate::registry::{ContainerSummary, ProcessExit, ProcessKey, RegistryError, Status};
+use crate::slots::{DeviceSlots, GuestDisk, SlotError};
 use crate::spawn::plan::PlanError;
 use crate::spawn::{FailureKind, StageFailure, chain};
 use crate::stdio::StdioError;
 use crate::timeline::kernel_log;
 
 mod guest;
-mod life;
+mod lifecycle;
 
 pub use guest::GuestError;
-pub use life::{Config, End, Guest, LifeError};
+pub use lifecycle::{Config, GuestState, ServiceError, ShutdownRequest};
 
 /// One connection: the calls of the one service, open after Hello.
 struct Connection {
-    guest: Arc<Guest>,
+    guest: Arc<GuestState>,
     greeted: AtomicBool,
 }
 
@@ -43,7 +43,7 @@ struct Connection {
 ///
 /// # Errors
 /// When the server cannot be started on it.
-pub async fn serve<S>(guest: Arc<Guest>, stream: S) -> ttrpc::Result<()>
+pub async fn serve<S>(guest: Arc<GuestState>, stream: S) -> ttrpc::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {
@@ -128,15 +128,15 @@ fn slot_status(error: &SlotError) -> ttrpc::Error {
     status(code, chain(error))
 }
 
-impl From<LifeError> for ttrpc::Error {
-    fn from(error: LifeError) -> Self {
+impl From<ServiceError> for ttrpc::Error {
+    fn from(error: ServiceError) -> Self {
         match &error {
-            LifeError::Registry(inner) => registry_status(inner),
-            LifeError::Plan(PlanError::Unsupported(_)) => status(Code::UNIMPLEMENTED, chain(&error)),
-            LifeError::Plan(_) | LifeError::Stdio(StdioError::Terminal) | LifeError::Signal(_) => {
+            ServiceError::Registry(inner) => registry_status(inner),
+            ServiceError::Plan(PlanError::Unsupported(_)) => status(Code::UNIMPLEMENTED, chain(&error)),
+            ServiceError::Plan(_) | ServiceError::Stdio(StdioError::Terminal) | ServiceError::Signal(_) => {
                 status(Code::INVALID_ARGUMENT, chain(&error))
             }
-            LifeError::Ending | LifeError::Ended | LifeError::NoTerminal => {
+            ServiceError::Ending | ServiceError::Ended | ServiceError::NoTerminal => {
                 status(Code::FAILED_PRECONDITION, chain(&error))
             }
             _ => status(Code::INTERNAL, chain(&error)),
@@ -146,7 +146,7 @@ impl From<LifeError> for ttrpc::Error {
 
 /// Runs to its end whatever becomes of the caller.
 async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, LifeError>> + Send + 'static,
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(ttrpc::Error::from),
@@ -180,7 +180,7 @@ fn start_response(started: Result<(i32, m::StreamTokens), StageFailure>) -> m::S
     response
 }
 
-fn wait_response(exit: Exit) -> m::WaitResponse {
+fn wait_response(exit: ProcessExit) -> m::WaitResponse {
     m::WaitResponse {
         exit_code: exit.code,
         signal: exit.signal,
@@ -190,7 +190,7 @@ fn wait_response(exit: Exit) -> m::WaitResponse {
     }
 }
 
-fn container_state(summary: Summary) -> m::ContainerState {
+fn container_state(summary: ContainerSummary) -> m::ContainerState {
     let status = match summary.status {
         Status::Creating => container_state::Status::UNKNOWN,
         Status::Created | Status::Starting => container_state::Status::CREATED,
@@ -208,7 +208,7 @@ fn container_state(summary: Summary) -> m::ContainerState {
 }
 
 impl Connection {
-    fn greeted(&self) -> ttrpc::Result<&Arc<Guest>> {
+    fn guest_after_hello(&self) -> ttrpc::Result<&Arc<GuestState>> {
         if self.greeted.load(Ordering::Relaxed) {
             Ok(&self.guest)
         } else {
@@ -249,7 +249,7 @@ impl Agent for Connection {
         _: &TtrpcContext,
         request: m::CreateContainerRequest,
     ) -> ttrpc::Result<m::CreateContainerResponse> {
-        let guest = self.greeted()?.clone();
+        let guest = self.guest_after_hello()?.clone();
         let tokens = detached(async move { guest.create(request).await }).await?;
         Ok(m::CreateContainerResponse { streams: Some(tokens).into(), ..Default::default() })
     }
@@ -259,30 +259,30 @@ impl Agent for Connection {
         _: &TtrpcContext,
         request: m::StartContainerRequest,
     ) -> ttrpc::Result<m::StartResponse> {
-        let guest = self.greeted()?.clone();
+        let guest = self.guest_after_hello()?.clone();
         let started = detached(async move { guest.start(&request.container_id).await }).await?;
         Ok(start_response(started.map(|pid| (pid, m::StreamTokens::new()))))
     }
 
     async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
-        let guest = self.greeted()?.clone();
+        let guest = self.guest_after_hello()?.clone();
         let started = detached(async move { guest.exec(request).await }).await?;
         Ok(start_response(started))
     }
 
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
-        let key = Key::new(&request.container_id, &request.exec_id);
-        self.greeted()?.signal(&key, request.signal, request.all)?;
+        let key = ProcessKey::new(&request.container_id, &request.exec_id);
+        self.guest_after_hello()?.signal(&key, request.signal, request.all)?;
         Ok(m::Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
-        let key = Key::new(&request.container_id, &request.exec_id);
-        Ok(wait_response(self.greeted()?.wait(&key).await?))
+        let key = ProcessKey::new(&request.container_id, &request.exec_id);
+        Ok(wait_response(self.guest_after_hello()?.wait(&key).await?))
     }
 
     async fn delete_exec(&self, _: &TtrpcContext, request: m::DeleteExecRequest) -> ttrpc::Result<m::Empty> {
-        self.greeted()?.delete_exec(&request.container_id, &request.exec_id)?;
+        self.guest_after_hello()?.delete_exec(&request.container_id, &request.exec_id)?;
         Ok(m::Empty::new())
     }
 
@@ -292,23 +292,31 @@ impl Agent for Connection {
                 .map_err(|_| status(Code::INVALID_ARGUMENT, format!("{number} {name} are too many")))
         };
         let (rows, columns) = (size(request.rows, "rows")?, size(request.columns, "columns")?);
-        self.greeted()?.resize(&Key::new(&request.container_id, &request.exec_id), rows, columns)?;
+        self.guest_after_hello()?.resize(
+            &ProcessKey::new(&request.container_id, &request.exec_id),
+            rows,
+            columns,
+        )?;
         Ok(m::Empty::new())
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: m::CloseStdinRequest) -> ttrpc::Result<m::Empty> {
-        self.greeted()?.close_stdin(&Key::new(&request.container_id, &request.exec_id))?;
+        self.guest_after_hello()?.close_stdin(&ProcessKey::new(&request.container_id, &request.exec_id))?;
         Ok(m::Empty::new())
     }
 
     async fn state(&self, _: &TtrpcContext, request: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
-        let containers =
-            self.greeted()?.summaries(&request.container_id)?.into_iter().map(container_state).collect();
+        let containers = self
+            .guest_after_hello()?
+            .summaries(&request.container_id)?
+            .into_iter()
+            .map(container_state)
+            .collect();
         Ok(m::StateResponse { containers, ..m::StateResponse::default() })
     }
 
     async fn stats(&self, _: &TtrpcContext, request: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
-        let guest = self.greeted()?;
+        let guest = self.guest_after_hello()?;
         let figures = guest.figures(&request.container_id)?;
         let memory = guest::memory();
         Ok(m::StatsResponse {
@@ -328,7 +336,7 @@ impl Agent for Connection {
     }
 
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {
-        let guest = self.greeted()?;
+        let guest = self.guest_after_hello()?;
         let stamp =
             |(name, at): (&str, u64)| m::GuestStamp { name: name.to_owned(), at, ..m::GuestStamp::default() };
         let mut response = m::TimelineResponse::new();
@@ -348,9 +356,9 @@ impl Agent for Connection {
         _: &TtrpcContext,
         _: m::ProbeDevicesRequest,
     ) -> ttrpc::Result<m::ProbeDevicesResponse> {
-        self.greeted()?;
-        let disks = Slots::default().probe().map_err(|error| slot_status(&error))?;
-        let disks = disks.into_iter().map(|Disk { id, device, bytes }| m::Disk {
+        self.guest_after_hello()?;
+        let disks = DeviceSlots::default().probe().map_err(|error| slot_status(&error))?;
+        let disks = disks.into_iter().map(|GuestDisk { id, device, bytes }| m::Disk {
             id,
             device,
             bytes,
@@ -364,13 +372,14 @@ impl Agent for Connection {
         _: &TtrpcContext,
         request: m::ReleaseDeviceRequest,
     ) -> ttrpc::Result<m::Empty> {
-        self.greeted()?;
-        Slots::default().release(&request.disk).map_err(|error| slot_status(&error))?;
+        self.guest_after_hello()?;
+        DeviceSlots::default().release(&request.disk).map_err(|error| slot_status(&error))?;
         Ok(m::Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {
-        self.greeted()?.request_end(End { reboot: request.reboot, grace_ms: request.grace_ms });
+        self.guest_after_hello()?
+            .request_end(ShutdownRequest { reboot: request.reboot, grace_ms: request.grace_ms });
         Ok(m::Empty::new())
     }
 }

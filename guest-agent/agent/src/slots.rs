@@ -16,7 +16,7 @@ const ID_BYTES: usize = 20;
 
 /// A disk that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
+pub struct GuestDisk {
     /// Its id, as the host's configuration has it, cut to 20 bytes.
     pub id: String,
     /// Its device, such as `/dev/vdb`.
@@ -46,24 +46,24 @@ fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> SlotError {
 
 /// Where the kernel shows devices and drivers, and where their nodes are.
 #[derive(Clone, Debug)]
-pub struct Slots {
+pub struct DeviceSlots {
     sys: PathBuf,
     dev: PathBuf,
 }
 
-impl Default for Slots {
+impl Default for DeviceSlots {
     fn default() -> Self {
         Self { sys: "/sys".into(), dev: "/dev".into() }
     }
 }
 
-impl Slots {
+impl DeviceSlots {
     /// Gives a driver to each slot that was filled since the last look; all disks that there are
     /// now, by name.
     ///
     /// # Errors
     /// [`SlotError::Step`].
-    pub fn probe(&self) -> Result<Vec<Disk>, SlotError> {
+    pub fn probe(&self) -> Result<Vec<GuestDisk>, SlotError> {
         let platform = self.sys.join("bus/platform/devices");
         for name in names(&platform).map_err(step("list the platform devices"))? {
             if !is_slot(&name) || platform.join(&name).join("driver").exists() {
@@ -78,7 +78,7 @@ impl Slots {
         self.disks()
     }
 
-    fn disks(&self) -> Result<Vec<Disk>, SlotError> {
+    fn disks(&self) -> Result<Vec<GuestDisk>, SlotError> {
         let mut disks = Vec::new();
         let mut found = names(&self.sys.join("block")).map_err(step("list the disks"))?;
         found.sort_by_key(|name| (name.len(), name.clone()));
@@ -92,7 +92,11 @@ impl Slots {
                 .map_err(io::Error::other)
                 .map_err(step(format!("read the size of {name}")))?;
             let device = self.dev.join(&name).display().to_string();
-            disks.push(Disk { id: id.trim_end().to_owned(), device, bytes: sectors.saturating_mul(512) });
+            disks.push(GuestDisk {
+                id: id.trim_end().to_owned(),
+                device,
+                bytes: sectors.saturating_mul(512),
+            });
         }
         Ok(disks)
     }
@@ -151,13 +155,13 @@ mod tests {
     /// A guest's /sys and /dev with two slots, the first of which holds the disk `data` as vda.
     struct Board {
         top: tempfile::TempDir,
-        slots: Slots,
+        slots: DeviceSlots,
     }
 
     impl Board {
         fn new() -> Self {
             let top = tempfile::tempdir().unwrap();
-            let slots = Slots { sys: top.path().join("sys"), dev: top.path().join("dev") };
+            let slots = DeviceSlots { sys: top.path().join("sys"), dev: top.path().join("dev") };
             let board = Self { top, slots };
             let driver = board.slots.driver("");
             for directory in [&board.slots.dev, &driver, &board.slots.sys.join("block")] {
@@ -197,10 +201,10 @@ mod tests {
         let disks = board.slots.probe().unwrap();
         assert_eq!(board.asked("bind"), "virtio-mmio.1", "not what has a driver, nor what is no slot");
         let device = |name: &str| board.top.path().join("dev").join(name).display().to_string();
-        let data = Disk { id: "data".into(), device: device("vda"), bytes: 8192 };
+        let data = GuestDisk { id: "data".into(), device: device("vda"), bytes: 8192 };
         assert_eq!(disks, std::slice::from_ref(&data));
         board.disk(1, "vdb", "late");
-        let late = Disk { id: "late".into(), device: device("vdb"), bytes: 8192 };
+        let late = GuestDisk { id: "late".into(), device: device("vdb"), bytes: 8192 };
         assert_eq!(board.slots.probe().unwrap(), [data, late]);
     }
 

@@ -181,7 +181,7 @@ impl AsFd for Stream {
 }
 
 /// The two ends of every stream of a process that is about to be made.
-pub struct Streams {
+pub struct ProcessStreams {
     /// What the process gets as 0, 1 and 2.
     pub child: [OwnedFd; 3],
     /// What the pumps get.
@@ -204,7 +204,7 @@ pub struct HostStreams {
 ///
 /// # Errors
 /// [`StdioError`].
-pub fn open(promises: &Arc<Promises>, stdio: &Stdio) -> Result<Streams, StdioError> {
+pub fn open(promises: &Arc<Promises>, stdio: &Stdio) -> Result<ProcessStreams, StdioError> {
     if stdio.terminal && (stdio.stdout || stdio.stderr) {
         return Err(StdioError::Terminal);
     }
@@ -220,7 +220,7 @@ pub fn open(promises: &Arc<Promises>, stdio: &Stdio) -> Result<Streams, StdioErr
     let mut host = HostStreams { stdin: None, outputs: Vec::new(), terminal: None };
     if stdio.terminal {
         host.terminal = stdin;
-        return Ok(Streams { child: [null()?, null()?, null()?], host, tokens });
+        return Ok(ProcessStreams { child: [null()?, null()?, null()?], host, tokens });
     }
     let child_stdin = match stdin {
         None => null()?,
@@ -231,7 +231,7 @@ pub fn open(promises: &Arc<Promises>, stdio: &Stdio) -> Result<Streams, StdioErr
         }
     };
     let child = [child_stdin, host.output(stdout)?, host.output(stderr)?];
-    Ok(Streams { child, host, tokens })
+    Ok(ProcessStreams { child, host, tokens })
 }
 
 fn null() -> Result<OwnedFd, StdioError> {
@@ -463,7 +463,7 @@ async fn silent_after_exit(exited: &mut watch::Receiver<bool>) {
 
 /// Why an output ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum PumpEnd {
     /// Every writer is gone.
     Source,
     /// The host closed it.
@@ -487,18 +487,18 @@ async fn pump_out(
             biased;
             ready = source.0.readable() => match ready {
                 Ok(mut ready) => ready.retain_ready(),
-                Err(_) => break End::Source,
+                Err(_) => break PumpEnd::Source,
             },
             // A terminal's socket also carries its input, whose pump notices.
-            () = socket.gone(), if !terminal => break End::Host,
-            () = silent_after_exit(&mut exited) => break End::Silence,
+            () = socket.gone(), if !terminal => break PumpEnd::Host,
+            () = silent_after_exit(&mut exited) => break PumpEnd::Silence,
         }
         buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
         let read = source.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer));
         match read {
             Ok(n @ 1..) => {
                 if socket.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
-                    break End::Host;
+                    break PumpEnd::Host;
                 }
                 if n == buffer.len() {
                     buffer.resize(BUFFER, 0);
@@ -506,7 +506,7 @@ async fn pump_out(
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // The end; a terminal says EIO.
-            Ok(_) | Err(_) => break End::Source,
+            Ok(_) | Err(_) => break PumpEnd::Source,
         }
     };
     drop(buffer);
@@ -515,10 +515,10 @@ async fn pump_out(
     // Nobody waits any more when the process was forgotten.
     let _ = drained.send(());
     // For a pipe, closing it is what tells the process; a terminal lives on without a viewer.
-    if end == End::Silence || end == End::Host && terminal {
+    if end == PumpEnd::Silence || end == PumpEnd::Host && terminal {
         drop_all(source).await;
     }
-    end == End::Host
+    end == PumpEnd::Host
 }
 
 /// Reads to the end, so that the writers neither block nor die of it.

@@ -155,7 +155,7 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/bench",
         floors: &[
-            ("held", 0),
+            ("memory_use", 0),
             ("host", 0),
             ("stats", 0),
             ("sys", 0),

@@ -8,8 +8,8 @@
 //! byte read from the serial console's pipe, the agent's answer, or the end of the process, as the
 //! benchmark says. The clock is `CLOCK_MONOTONIC`, in nanoseconds.
 
-pub mod held;
 pub mod host;
+pub mod memory_use;
 pub mod peer;
 pub mod plan;
 pub mod record;

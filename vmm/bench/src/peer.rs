@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nelly_vmm::config::{CommandLine, Endpoint, FileSource, MachineConfig};
 use serde_json::json;
 
-use crate::plan::{Guest, Peer, Vmm};
+use crate::plan::{GuestSetup, Peer, Vmm};
 
 /// A process that boots the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub fn find(peer: &Peer) -> Result<PathBuf, String> {
 
 /// How `vmm`, whose program is `program`, boots `guest`; files it needs lie in `scratch`.
 #[must_use]
-pub fn launch(vmm: Vmm, program: &Path, guest: &Guest, scratch: &Path) -> Launch {
+pub fn launch(vmm: Vmm, program: &Path, guest: &GuestSetup, scratch: &Path) -> Launch {
     let launch = Launch { program: program.to_owned(), ends_itself: true, ..Launch::default() };
     match vmm {
         Vmm::Nelly => nelly(launch, guest, scratch),
@@ -89,11 +89,11 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-fn mebibytes(guest: &Guest) -> u64 {
+fn mebibytes(guest: &GuestSetup) -> u64 {
     guest.memory.get() >> 20
 }
 
-fn nelly(mut launch: Launch, guest: &Guest, scratch: &Path) -> Launch {
+fn nelly(mut launch: Launch, guest: &GuestSetup, scratch: &Path) -> Launch {
     let mut config = MachineConfig::new(FileSource::Path(guest.kernel.clone()));
     config.initrd = guest.initrd.clone().map(FileSource::Path);
     config.cpus = guest.cpus;
@@ -109,7 +109,7 @@ fn nelly(mut launch: Launch, guest: &Guest, scratch: &Path) -> Launch {
     launch
 }
 
-fn firecracker(mut launch: Launch, guest: &Guest, scratch: &Path) -> Launch {
+fn firecracker(mut launch: Launch, guest: &GuestSetup, scratch: &Path) -> Launch {
     let mut source = json!({ "kernel_image_path": guest.kernel, "boot_args": guest.command_line });
     if let Some(initrd) = &guest.initrd {
         source["initrd_path"] = json!(initrd);
@@ -126,7 +126,7 @@ fn firecracker(mut launch: Launch, guest: &Guest, scratch: &Path) -> Launch {
     launch
 }
 
-fn cloud_hypervisor(mut launch: Launch, guest: &Guest) -> Launch {
+fn cloud_hypervisor(mut launch: Launch, guest: &GuestSetup) -> Launch {
     launch.arguments = words(["--kernel", &text(&guest.kernel), "--cmdline", &guest.command_line]);
     if let Some(initrd) = &guest.initrd {
         launch.arguments.extend(words(["--initramfs", &text(initrd)]));
@@ -141,7 +141,7 @@ fn cloud_hypervisor(mut launch: Launch, guest: &Guest) -> Launch {
 
 /// The `microvm` machine without what a guest of this kind does not use, by KVM, with the host's
 /// processor.
-fn qemu(mut launch: Launch, guest: &Guest) -> Launch {
+fn qemu(mut launch: Launch, guest: &GuestSetup) -> Launch {
     let memory = format!("{}M", mebibytes(guest));
     launch.arguments = words([
         "-M",
@@ -174,7 +174,7 @@ fn qemu(mut launch: Launch, guest: &Guest) -> Launch {
 
 /// An ELF goes in by its PVH note, anything else as a bzImage. The spellings are those that old and
 /// new releases know; `--mem-size` is one, too, but chooses shared memory, which is slower.
-fn alioth(mut launch: Launch, guest: &Guest) -> Launch {
+fn alioth(mut launch: Launch, guest: &GuestSetup) -> Launch {
     let kernel = if is_elf(&guest.kernel) { "--pvh" } else { "--kernel" };
     launch.arguments = words(["run", kernel, &text(&guest.kernel), "--cmd-line", &guest.command_line]);
     if let Some(initrd) = &guest.initrd {
@@ -197,8 +197,8 @@ mod tests {
 
     use super::*;
 
-    fn guest(kernel: &Path) -> Guest {
-        Guest {
+    fn guest(kernel: &Path) -> GuestSetup {
+        GuestSetup {
             kernel: kernel.to_owned(),
             initrd: Some("/i.cpio".into()),
             command_line: "console=ttyS0 quiet".into(),
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(config["machine-config"]["mem_size_mib"], 256);
         assert_eq!(config["machine-config"]["vcpu_count"], 2);
         assert_eq!(config["boot-source"]["initrd_path"], "/i.cpio");
-        let bare = Guest { initrd: None, ..guest };
+        let bare = GuestSetup { initrd: None, ..guest };
         let theirs = launch(Vmm::Firecracker, Path::new("/f"), &bare, scratch);
         assert!(!theirs.files[0].1.contains("initrd_path"));
     }

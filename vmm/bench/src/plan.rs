@@ -97,7 +97,7 @@ impl FromStr for Peer {
 
 /// The guest that everyone boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guest {
+pub struct GuestSetup {
     /// Kernel, absolute.
     pub kernel: PathBuf,
     /// Initramfs, absolute; none for a kernel that needs none.
@@ -141,7 +141,7 @@ impl Rounds {
 #[derive(Clone, Debug)]
 pub struct BootPlan {
     /// What everyone boots.
-    pub guest: Guest,
+    pub guest: GuestSetup,
     /// `nelly-monitor`.
     pub monitor: PathBuf,
     /// Who else.

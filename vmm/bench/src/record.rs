@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use nelly_vmm::sys::at_most;
 use serde::{Deserialize, Serialize};
 
-use crate::held::Held;
 use crate::host::Environment;
+use crate::memory_use::MemoryUse;
 use crate::stats::Summary;
-use crate::timeline::Phase;
+use crate::timeline::PhaseDuration;
 
 /// The schema that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -38,7 +38,7 @@ pub struct Sample {
     pub exits: Option<BTreeMap<String, u64>>,
     /// Phases by the timeline; empty without one.
     #[serde(default)]
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PhaseDuration>,
     /// What phases leave out; `None` without a timeline.
     pub unattributed_ns: Option<u64>,
 }
@@ -73,7 +73,7 @@ pub struct Series {
     /// What it holds when the guest has come to the end of a start, and idles; `None` where it was
     /// not weighed.
     #[serde(default)]
-    pub held: Option<Held>,
+    pub held: Option<MemoryUse>,
     /// Raw, in order.
     pub samples: Vec<Sample>,
     /// Why it has no more samples; empty when all went well.
@@ -177,14 +177,14 @@ pub struct Skipped {
 
 /// One more machine of `bench density`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub struct DensityStep {
     /// Machines that run, this one included.
     pub machines: u32,
     /// From its start to its agent's answer.
     pub start_ns: u64,
     /// What it holds, once all that it shares is shared.
     #[serde(flatten)]
-    pub held: Held,
+    pub held: MemoryUse,
     /// All machines together, shared pages by their share.
     pub all_pss_bytes: u64,
     /// By how much that grew with this machine.
@@ -218,7 +218,7 @@ pub struct Record {
     pub series: Vec<Series>,
     /// Of `density`; else empty.
     #[serde(default)]
-    pub steps: Vec<Step>,
+    pub steps: Vec<DensityStep>,
 }
 
 /// A spread of this much between the median and nine of ten samples is noise of the host, in
@@ -272,8 +272,10 @@ mod tests {
     use super::*;
 
     fn sample(total_ns: u64, phases: &[(&str, u64)], unattributed_ns: u64) -> Sample {
-        let phase =
-            |(name, duration_ns): &(&str, u64)| Phase { name: (*name).to_owned(), duration_ns: *duration_ns };
+        let phase = |(name, duration_ns): &(&str, u64)| PhaseDuration {
+            name: (*name).to_owned(),
+            duration_ns: *duration_ns,
+        };
         Sample {
             total_ns,
             phases: phases.iter().map(phase).collect(),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// An interval with its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Phase {
+pub struct PhaseDuration {
     /// The stamp that ends it.
     pub name: String,
     /// How long it took.
@@ -18,7 +18,7 @@ pub struct Phase {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Phases {
     /// In order of time.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PhaseDuration>,
     /// The sample's time less the phases' sum.
     pub unattributed_ns: u64,
 }
@@ -61,7 +61,7 @@ pub fn phases(timeline: &Timeline, start_ns: u64, end: &str, end_ns: u64) -> Pha
     let within = timeline.stamps.iter().filter(|stamp| (from..=end_ns).contains(&stamp.at_ns));
     let within: Vec<_> = within.map(|stamp| (&*stamp.name, stamp.at_ns)).collect();
     for (name, at) in within.into_iter().chain([(end, end_ns.max(from))]) {
-        phases.push(Phase { name: name.to_owned(), duration_ns: at - from });
+        phases.push(PhaseDuration { name: name.to_owned(), duration_ns: at - from });
         from = at;
     }
     let sum: u64 = phases.iter().map(|phase| phase.duration_ns).sum();
@@ -93,7 +93,7 @@ mod tests {
         let phases = super::phases(&parsed(TEXT).unwrap(), 900, "marker", 2000);
         assert_eq!(phases.unattributed_ns, 100);
         let late = super::phases(&parsed(TEXT).unwrap(), 3000, "marker", 4000);
-        assert_eq!(late.phases, [Phase { name: "marker".into(), duration_ns: 1000 }]);
+        assert_eq!(late.phases, [PhaseDuration { name: "marker".into(), duration_ns: 1000 }]);
     }
 
     #[test]

@@ -226,7 +226,7 @@ impl RunArgs {
 
 /// What to do when the guest resets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnReset {
+pub(crate) enum OnResetArg {
     /// End with exit code 0
     Exit,
     /// Start the machine again
@@ -235,7 +235,7 @@ pub(crate) enum OnReset {
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Protocol {
+pub(crate) enum ProtocolArg {
     /// Chosen by the type of the file
     Auto,
     /// An ELF file, at Linux's 64-bit entry point
@@ -248,7 +248,7 @@ pub(crate) enum Protocol {
 
 /// How the kernel learns of CPUs, interrupt lines and devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Platform {
+pub(crate) enum PlatformArg {
     /// Chosen by the configuration embedded in the kernel, if there is one
     Auto,
     /// An MP table, and virtio-mmio devices on the command line
@@ -283,13 +283,13 @@ pub(crate) struct BootArgs {
     pub(crate) result: Option<String>,
     /// What to do when the guest resets the machine
     #[arg(long, value_name = "WHAT", default_value = "exit")]
-    pub(crate) on_reset: OnReset,
+    pub(crate) on_reset: OnResetArg,
     /// Boot protocol of the kernel
     #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: ProtocolArg,
     /// How the kernel is told about its hardware
     #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub(crate) platform: Platform,
+    pub(crate) platform: PlatformArg,
 }
 
 /// Splits the words after `run`'s flags: what stands before `--` is the image; with nothing there

@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use nelly_sandbox::spec::installation::{InstallationError, Manifest, Search};
+use nelly_sandbox::spec::installation::{AssetManifest, InstallationError, Search};
 use nelly_vmm::config::Platform;
 
 use crate::fail::Hint;
-use crate::settings::{Settings, Source};
+use crate::settings::{SettingSource, Settings};
 
 /// One file of the installation and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(crate) struct Asset {
 ///
 /// # Errors
 /// None does, or the file is not what it should be.
-pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, Manifest)> {
+pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, AssetManifest)> {
     match search.manifest() {
         Err(error @ InstallationError::Missing { .. }) => {
             Err(Hint::error(error.to_string(), "run `make`, or name the files with --kernel and --initrd"))
@@ -74,12 +74,12 @@ impl Assets {
             Err(_) if kernel.is_some() && initrd.is_some() => None,
             Err(error) => return Err(error),
         };
-        let installed = |name: fn(&Manifest) -> &str| {
+        let installed = |name: fn(&AssetManifest) -> &str| {
             let (directory, manifest) = manifest.as_ref()?;
             Some(Asset { path: directory.join(name(manifest)), source: "installed".into() })
         };
         let own_kernel = kernel.is_none();
-        let pick = |named: Option<(PathBuf, Source)>, name: fn(&Manifest) -> &str| match named {
+        let pick = |named: Option<(PathBuf, SettingSource)>, name: fn(&AssetManifest) -> &str| match named {
             Some((path, source)) => existing(path, &source),
             None => {
                 let asset = installed(name).unwrap_or_else(|| unreachable!("a manifest or a name"));
@@ -99,7 +99,7 @@ impl Assets {
     }
 }
 
-fn existing(path: PathBuf, source: &Source) -> Result<Asset> {
+fn existing(path: PathBuf, source: &SettingSource) -> Result<Asset> {
     match std::fs::metadata(&path) {
         Ok(meta) if meta.is_file() => Ok(Asset { path, source: source.to_string() }),
         Ok(_) => bail!("{} (from {source}) is not a file", path.display()),

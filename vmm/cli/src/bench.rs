@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nelly_bench::host::Environment;
-use nelly_bench::plan::{BootPlan, DensityLimit, Guest, Rounds, RunPlan, SandboxPlan};
+use nelly_bench::plan::{BootPlan, DensityLimit, GuestSetup, Rounds, RunPlan, SandboxPlan};
 use nelly_bench::record::{GuestRecord, Record};
 use nelly_bench::report;
 use nelly_bench::runner::{self, RunnerError};
@@ -18,10 +18,12 @@ use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
 
 use crate::assets::{self, Assets};
-use crate::bench_args::{BenchArgs, BenchVerb, BootFlags, CommandFlags, Common, CompareFlags, Often, Until};
+use crate::bench_args::{
+    BenchArgs, BenchVerb, BootFlags, CommandFlags, CommonFlags, CompareFlags, RoundFlags, Until,
+};
 use crate::context::Context;
-use crate::host::{self, Kvm};
-use crate::target::Target;
+use crate::host::{self, KvmSupport};
+use crate::output_file::OutputFile;
 use crate::{machine, out};
 
 /// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after
@@ -37,7 +39,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
         BenchVerb::Boot(flags) => boot(flags, context)?,
         BenchVerb::Run(flags) => whole(flags, context)?,
         BenchVerb::Exec(flags) => {
-            let rounds = rounds(&flags.often, &flags.common)?;
+            let rounds = rounds(&flags.rounds, &flags.common)?;
             let plan = sandbox(&flags.common, context)?;
             let command = command(flags);
             runner::exec(&plan, &command, &rounds, environment(), &mut progress())
@@ -54,7 +56,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     match measured {
         Ok(record) => deliver(&record, outputs),
         Err(RunnerError::Interrupted(number)) => {
-            out::say("interrupted; all machines and programs that were started have been stopped");
+            out::message("interrupted; all machines and programs that were started have been stopped");
             Ok(ExitCode::from(u8::try_from(128 + number).expect("signals end at 64")))
         }
         Err(error) => Err(error.into()),
@@ -64,17 +66,18 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
 /// The files that the flags name, opened before anything is measured.
 #[derive(Debug)]
 struct Outputs {
-    json: Option<Target>,
-    csv: Option<Target>,
-    html: Option<Target>,
+    json: Option<OutputFile>,
+    csv: Option<OutputFile>,
+    html: Option<OutputFile>,
 }
 
 impl Outputs {
     /// # Errors
     /// One cannot be written, or is a FIFO without a reader.
-    fn open(common: &Common) -> Result<Self> {
-        let open =
-            |flag, path: &Option<PathBuf>| path.as_deref().map(|path| Target::file(flag, path)).transpose();
+    fn open(common: &CommonFlags) -> Result<Self> {
+        let open = |flag, path: &Option<PathBuf>| {
+            path.as_deref().map(|path| OutputFile::file(flag, path)).transpose()
+        };
         Ok(Self {
             json: open("--json", &common.json)?,
             csv: open("--csv", &common.csv)?,
@@ -106,27 +109,27 @@ fn progress() -> impl FnMut(&str) {
         if live {
             eprint!("\r\x1b[K{}\r", text::line(said));
         } else if said.contains("skipped") {
-            out::say(said);
+            out::message(said);
         }
     }
 }
 
 fn environment() -> Environment {
     let kvm = match host::kvm() {
-        Kvm::Mainstream => "mainstream".to_owned(),
-        Kvm::Paravirtual => "paravirtual".to_owned(),
-        Kvm::Unusable(why, _) => why,
+        KvmSupport::Mainstream => "mainstream".to_owned(),
+        KvmSupport::Paravirtual => "paravirtual".to_owned(),
+        KvmSupport::Unusable(why, _) => why,
     };
     let build = nelly_sandbox::agent::BUILD.unwrap_or("unset");
     Environment::read(kvm, format!("nelly {} (build {build})", env!("CARGO_PKG_VERSION")))
 }
 
-fn rounds(often: &Often, common: &Common) -> Result<Rounds> {
+fn rounds(rounds: &RoundFlags, common: &CommonFlags) -> Result<Rounds> {
     let limit = crate::duration::parse(&common.limit).context("--limit")?;
-    Ok(Rounds { counted: often.rounds, warm_up: often.warm_up, limit })
+    Ok(Rounds { counted: rounds.rounds, warm_up: rounds.warm_up, limit })
 }
 
-fn hardware(common: &Common) -> Result<(CpuCount, MemorySize)> {
+fn hardware(common: &CommonFlags) -> Result<(CpuCount, MemorySize)> {
     let cpus = CpuCount::new(common.cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
     let bytes = size::parse(&common.memory).context("--memory")?;
     if bytes % (1 << 20) != 0 {
@@ -143,7 +146,7 @@ fn command(flags: &CommandFlags) -> Vec<String> {
     if flags.command.is_empty() { vec!["true".to_owned()] } else { flags.command.clone() }
 }
 
-fn sandbox(common: &Common, context: &Context) -> Result<SandboxPlan> {
+fn sandbox(common: &CommonFlags, context: &Context) -> Result<SandboxPlan> {
     host::require_mainstream()?;
     let assets = Assets::find(&context.search, &context.settings, None, None)?;
     let (cpus, memory) = hardware(common)?;
@@ -163,7 +166,7 @@ fn sandbox(common: &Common, context: &Context) -> Result<SandboxPlan> {
 type Measured = Result<Record, RunnerError>;
 
 fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
-    let rounds = rounds(&flags.often, &flags.common)?;
+    let rounds = rounds(&flags.rounds, &flags.common)?;
     if flags.until == Until::Ready {
         if !flags.vs.is_empty() || flags.kernel.is_some() || flags.initrd.is_some() || flags.no_initrd {
             bail!(
@@ -200,7 +203,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     let command_line = format!("{COMMAND_LINE} {}", flags.common.append);
     let command_line = command_line.trim_end().to_owned();
     CommandLine::new(&command_line).map_err(|reason| anyhow!("--append: {reason}"))?;
-    let guest = Guest {
+    let guest = GuestSetup {
         kernel: absolute(kernel)?,
         initrd: initrd.map(absolute).transpose()?,
         command_line,
@@ -220,7 +223,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
 
 /// `bench run`: this very program, whole.
 fn whole(flags: &CommandFlags, context: &Context) -> Result<Measured> {
-    let rounds = rounds(&flags.often, &flags.common)?;
+    let rounds = rounds(&flags.rounds, &flags.common)?;
     let plan = sandbox(&flags.common, context)?;
     let mut words = vec!["--quiet".to_owned(), "--cpus".to_owned(), flags.common.cpus.to_string()];
     words.extend(["--memory".to_owned(), flags.common.memory.clone()]);

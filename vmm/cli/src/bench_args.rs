@@ -48,7 +48,7 @@ pub(crate) enum BenchVerb {
 
 /// Flags that every measuring has.
 #[derive(Debug, Args)]
-pub(crate) struct Common {
+pub(crate) struct CommonFlags {
     /// Number of vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u64,
@@ -74,7 +74,7 @@ pub(crate) struct Common {
 
 /// How often.
 #[derive(Debug, Args)]
-pub(crate) struct Often {
+pub(crate) struct RoundFlags {
     /// Number of measured rounds
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) rounds: u32,
@@ -95,7 +95,7 @@ pub(crate) enum Until {
 #[derive(Debug, Args)]
 pub(crate) struct BootFlags {
     #[command(flatten)]
-    pub(crate) often: Often,
+    pub(crate) rounds: RoundFlags,
     /// Also boot the same guest in another monitor, in turns: firecracker, cloud-hypervisor, qemu
     /// or alioth, found on PATH if no path is given
     #[arg(long, value_name = "NAME[=PATH]")]
@@ -119,15 +119,15 @@ pub(crate) struct BootFlags {
     #[arg(long)]
     pub(crate) syscalls: bool,
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) common: CommonFlags,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CommandFlags {
     #[command(flatten)]
-    pub(crate) often: Often,
+    pub(crate) rounds: RoundFlags,
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) common: CommonFlags,
     /// The command to run in the container [default: true]
     #[arg(value_name = "COMMAND", last = true)]
     pub(crate) command: Vec<String>,
@@ -142,7 +142,7 @@ pub(crate) struct DensityFlags {
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<String>,
     #[command(flatten)]
-    pub(crate) common: Common,
+    pub(crate) common: CommonFlags,
 }
 
 #[derive(Debug, Args)]

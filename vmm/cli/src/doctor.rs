@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::assets::{self, Assets};
 use crate::context::Context;
-use crate::host::{self, Kvm};
+use crate::host::{self, KvmSupport};
 use crate::out;
 
 /// What a check found.
@@ -46,14 +46,19 @@ pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
         let rows: Vec<_> = findings
             .iter()
             .map(|finding| {
-                let verdict = word(finding.verdict);
+                let verdict = verdict_name(finding.verdict);
                 json!({ "schema": 1, "check": finding.check, "verdict": verdict, "text": finding.text, "hint": finding.hint })
             })
             .collect();
         out::json(serde_json::Value::Array(rows))?;
     } else {
         for finding in &findings {
-            out::line(format_args!("{:<5} {:<10} {}", word(finding.verdict), finding.check, finding.text))?;
+            out::line(format_args!(
+                "{:<5} {:<10} {}",
+                verdict_name(finding.verdict),
+                finding.check,
+                finding.text
+            ))?;
             if let Some(hint) = &finding.hint {
                 out::line(format_args!("{:<16} -> {hint}", ""))?;
             }
@@ -62,7 +67,7 @@ pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-fn word(verdict: Verdict) -> &'static str {
+fn verdict_name(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Ok => "ok",
         Verdict::Warn => "warn",
@@ -72,7 +77,7 @@ fn word(verdict: Verdict) -> &'static str {
 
 fn kvm() -> Vec<Finding> {
     let kvm = host::kvm();
-    let opens = !matches!(kvm, Kvm::Unusable(..));
+    let opens = !matches!(kvm, KvmSupport::Unusable(..));
     let mut findings = describe(kvm);
     if opens {
         findings.extend(probe());
@@ -97,18 +102,18 @@ fn probe() -> Vec<Finding> {
         .collect()
 }
 
-fn describe(kvm: Kvm) -> Vec<Finding> {
+fn describe(kvm: KvmSupport) -> Vec<Finding> {
     match kvm {
-        Kvm::Mainstream => {
+        KvmSupport::Mainstream => {
             vec![Finding::ok("kvm", "/dev/kvm can be opened, and the processor has hardware virtualisation")]
         }
-        Kvm::Paravirtual => vec![Finding::new(
+        KvmSupport::Paravirtual => vec![Finding::new(
             "kvm",
             Verdict::Fail,
             "/dev/kvm can be opened, but the processor has neither svm nor vmx: this KVM is paravirtual and cannot run a stock kernel",
             "enable nested virtualisation, or use `make shell` for an emulated host",
         )],
-        Kvm::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
+        KvmSupport::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn report(error: &Error, json: bool, code: u8) -> ExitCode {
         let object = json!({ "schema": 1, "code": code, "message": message, "hint": hint(error) });
         out::note(format_args!("{}\n", text::json(&object.to_string())));
     } else {
-        out::say(message);
+        out::message(message);
         if let Some(console) = console(error) {
             out::note(format_args!("the last lines on the guest's console:\n{console}\n"));
         }

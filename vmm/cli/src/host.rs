@@ -9,7 +9,7 @@ use crate::fail::Hint;
 
 /// What is known of the host's KVM without starting anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kvm {
+pub(crate) enum KvmSupport {
     /// It opens and the processor offers virtualisation.
     Mainstream,
     /// It opens, but below it is no hardware virtualisation: a paravirtual KVM, which runs a few
@@ -20,28 +20,28 @@ pub(crate) enum Kvm {
 }
 
 /// Looks at /dev/kvm and /proc/cpuinfo.
-pub(crate) fn kvm() -> Kvm {
+pub(crate) fn kvm() -> KvmSupport {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Kvm::Unusable(
+            return KvmSupport::Unusable(
                 "there is no /dev/kvm".into(),
                 "load the module kvm_intel or kvm_amd, enable nested virtualisation if this is a virtual machine, or use `make shell` for an emulated host",
             );
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            return Kvm::Unusable(
+            return KvmSupport::Unusable(
                 "/dev/kvm: permission denied".into(),
                 "join the group that owns it: sudo usermod -aG kvm $USER, then log in again",
             );
         }
-        Err(error) => return Kvm::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`"),
+        Err(error) => return KvmSupport::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`"),
     }
     let info = File::open("/proc/cpuinfo");
     if info.map_or(true, |info| virtualises(BufReader::new(info))) {
-        Kvm::Mainstream
+        KvmSupport::Mainstream
     } else {
-        Kvm::Paravirtual
+        KvmSupport::Paravirtual
     }
 }
 
@@ -61,9 +61,9 @@ fn virtualises(info: impl BufRead) -> bool {
 /// No KVM, no permission, or a paravirtual one.
 pub(crate) fn require_mainstream() -> Result<()> {
     match kvm() {
-        Kvm::Mainstream => Ok(()),
-        Kvm::Unusable(message, hint) => Err(Hint::error(message, hint)),
-        Kvm::Paravirtual => Err(paravirtual()),
+        KvmSupport::Mainstream => Ok(()),
+        KvmSupport::Unusable(message, hint) => Err(Hint::error(message, hint)),
+        KvmSupport::Paravirtual => Err(paravirtual()),
     }
 }
 

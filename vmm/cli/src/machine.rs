@@ -15,7 +15,7 @@ use crate::args;
 use crate::settings::Settings;
 
 /// The parts that `run` and `boot` share.
-pub(crate) struct Common {
+pub(crate) struct MachineOptions {
     pub(crate) cpus: CpuCount,
     pub(crate) memory: MemorySize,
     pub(crate) nested: bool,
@@ -24,7 +24,7 @@ pub(crate) struct Common {
 }
 
 /// Reads the shared flags, with settings behind them.
-pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Common> {
+pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
     let cpus: u64 = cpus.parse().map_err(|_| anyhow!("cpus {cpus:?} (from {source}) is not a number"))?;
@@ -42,7 +42,7 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Co
     let (append, source) = settings.get("append", args.append.as_deref());
     let append = CommandLine::new(append).map_err(|reason| anyhow!("append (from {source}): {reason}"))?;
     let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
-    Ok(Common { cpus, memory: memory_size, nested: args.nested, append, timeout })
+    Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 
 /// Opens a file that a flag names, at once, or says why it is none before anything is started:
@@ -71,19 +71,19 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     config.nested = common.nested;
     config.command_line = common.append;
     config.boot_protocol = match args.protocol {
-        args::Protocol::Auto => BootProtocol::Auto,
-        args::Protocol::Elf64 => BootProtocol::Elf64,
-        args::Protocol::Pvh => BootProtocol::Pvh,
-        args::Protocol::Bzimage => BootProtocol::Bzimage,
+        args::ProtocolArg::Auto => BootProtocol::Auto,
+        args::ProtocolArg::Elf64 => BootProtocol::Elf64,
+        args::ProtocolArg::Pvh => BootProtocol::Pvh,
+        args::ProtocolArg::Bzimage => BootProtocol::Bzimage,
     };
     config.platform = match args.platform {
-        args::Platform::Auto => Platform::Auto,
-        args::Platform::Mptable => Platform::Mptable,
-        args::Platform::Acpi => Platform::Acpi,
+        args::PlatformArg::Auto => Platform::Auto,
+        args::PlatformArg::Mptable => Platform::Mptable,
+        args::PlatformArg::Acpi => Platform::Acpi,
     };
     config.on_reset = match args.on_reset {
-        args::OnReset::Exit => OnReset::Exit,
-        args::OnReset::Reboot => OnReset::Reboot,
+        args::OnResetArg::Exit => OnReset::Exit,
+        args::OnResetArg::Reboot => OnReset::Reboot,
     };
     for (index, text) in args.disk.iter().enumerate() {
         config.disks.push(disk(index, text)?);

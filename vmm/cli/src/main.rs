@@ -7,14 +7,15 @@ mod bench_args;
 mod boot;
 mod console;
 mod context;
+mod ctrl_c;
 mod doctor;
 mod duration;
 mod environment;
 mod fail;
 mod host;
-mod insistence;
 mod machine;
 mod out;
+mod output_file;
 mod progress;
 mod result;
 mod run;
@@ -22,7 +23,6 @@ mod settings;
 mod show;
 mod signals;
 mod stdio;
-mod target;
 
 use std::process::ExitCode;
 
@@ -122,7 +122,7 @@ fn log(flag: Option<LogLevel>, quiet: bool, context: &Context) -> Result<()> {
     // Fails when a subscriber is set already, which only this function does.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(|| out::Log)
+        .with_writer(|| out::LogWriter)
         .with_target(false)
         .try_init();
     Ok(())

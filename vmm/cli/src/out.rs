@@ -41,7 +41,7 @@ fn arrived(written: io::Result<()>) -> io::Result<()> {
 }
 
 /// Says one sentence on standard error, on a line that begins with our name.
-pub(crate) fn say(sentence: impl Display) {
+pub(crate) fn message(sentence: impl Display) {
     aside(format_args!("nelly: {}\n", text::line(&sentence.to_string())));
 }
 
@@ -57,9 +57,9 @@ fn aside(said: impl Display) {
 }
 
 /// Standard error for the log: a writer that is given whole lines.
-pub(crate) struct Log;
+pub(crate) struct LogWriter;
 
-impl Write for Log {
+impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         note(String::from_utf8_lossy(bytes));
         Ok(bytes.len())

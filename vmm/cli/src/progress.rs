@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-use nelly_image::{Phase, Progress};
+use nelly_image::{ImageStage, Progress};
 
 /// Draws at most ten times a second, and says nothing of what takes less than half a second.
 pub(crate) struct Bar {
@@ -37,13 +37,13 @@ impl Drop for Bar {
 }
 
 impl Progress for Bar {
-    fn update(&mut self, phase: Phase, done: u64, total: Option<u64>) {
+    fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>) {
         let drawn = |drawn: Instant| drawn.elapsed() < Duration::from_millis(100);
         if !self.shown || self.started.elapsed() < PATIENCE || self.drawn.is_some_and(drawn) {
             return;
         }
         self.drawn = Some(Instant::now());
-        let _ = write!(stderr(), "\r\x1b[K{}", line(&phase.to_string(), done, total));
+        let _ = write!(stderr(), "\r\x1b[K{}", line(&stage.to_string(), done, total));
     }
 }
 

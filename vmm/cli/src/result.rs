@@ -9,7 +9,7 @@ use nelly_sandbox::state::Id;
 use nelly_vmm::text;
 use serde_json::json;
 
-use crate::target::Target;
+use crate::output_file::OutputFile;
 
 /// Where it goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,10 +35,10 @@ impl ResultFile {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn open(&self) -> Result<Target> {
+    pub(crate) fn open(&self) -> Result<OutputFile> {
         match self {
-            Self::File(path) => Target::file("--result", path),
-            Self::Descriptor(number) => Target::descriptor("--result", *number),
+            Self::File(path) => OutputFile::file("--result", path),
+            Self::Descriptor(number) => OutputFile::descriptor("--result", *number),
         }
     }
 }

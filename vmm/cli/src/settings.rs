@@ -87,14 +87,14 @@ pub(crate) const TABLE: [Setting; 7] = [
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum SettingSource {
     Flag(&'static str),
     Environment(&'static str),
     File(PathBuf),
     Default,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for SettingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(flag) => f.write_str(flag),
@@ -141,27 +141,27 @@ impl Settings {
 
     /// The value of `key` and its source; `flag` is what the command line said. Empty when only an
     /// empty default exists.
-    pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, Source) {
+    pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, SettingSource) {
         let setting = TABLE
             .iter()
             .find(|setting| setting.key == key)
             .unwrap_or_else(|| unreachable!("no setting {key}"));
         if let Some(value) = flag {
-            return (value.to_owned(), Source::Flag(setting.flag));
+            return (value.to_owned(), SettingSource::Flag(setting.flag));
         }
         if let Some(value) = self.environment.get(key) {
-            return (value.clone(), Source::Environment(setting.env));
+            return (value.clone(), SettingSource::Environment(setting.env));
         }
         if let Some((path, value)) =
             self.file.as_ref().and_then(|(path, values)| Some((path, values.get(key)?)))
         {
-            return (value.clone(), Source::File(path.clone()));
+            return (value.clone(), SettingSource::File(path.clone()));
         }
-        (setting.default.to_owned(), Source::Default)
+        (setting.default.to_owned(), SettingSource::Default)
     }
 
     /// Like [`Settings::get`] for a path; `None` when nobody names one.
-    pub(crate) fn path(&self, key: &'static str, flag: Option<&Path>) -> Option<(PathBuf, Source)> {
+    pub(crate) fn path(&self, key: &'static str, flag: Option<&Path>) -> Option<(PathBuf, SettingSource)> {
         if let Some(path) = flag {
             let (_, source) = self.get(key, Some(""));
             return Some((path.to_owned(), source));
@@ -203,10 +203,10 @@ mod tests {
         let settings =
             Settings::load(Some(directory.path()), |name| (name == "NELLY_CPUS").then(|| "3".to_owned()))
                 .unwrap();
-        assert_eq!(settings.get("cpus", Some("4")), ("4".into(), Source::Flag("--cpus")));
-        assert_eq!(settings.get("cpus", None), ("3".into(), Source::Environment("NELLY_CPUS")));
-        assert_eq!(settings.get("memory", None), ("1G".into(), Source::File(path)));
-        assert_eq!(settings.get("log_level", None), ("warn".into(), Source::Default));
+        assert_eq!(settings.get("cpus", Some("4")), ("4".into(), SettingSource::Flag("--cpus")));
+        assert_eq!(settings.get("cpus", None), ("3".into(), SettingSource::Environment("NELLY_CPUS")));
+        assert_eq!(settings.get("memory", None), ("1G".into(), SettingSource::File(path)));
+        assert_eq!(settings.get("log_level", None), ("warn".into(), SettingSource::Default));
         assert_eq!(settings.path("kernel", None), None);
     }
 

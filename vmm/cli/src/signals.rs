@@ -1,4 +1,4 @@
-//! Signals to this process, and the end of its terminal, become requests to the container.
+//! Forwards signals, and a hang-up of the terminal, to the container.
 
 use std::thread;
 
@@ -8,11 +8,11 @@ use nelly_vmm::sys::{signals, terminal};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::insistence::INSIST;
+use crate::ctrl_c::KILL_COUNT;
 
-/// Takes over the signals from here on, and forwards them for as long as the runtime runs. SIGHUP,
-/// SIGINT and SIGQUIT that whoever started us had ignored stay ignored. With `resizes`, the
-/// terminal's new sizes are forwarded too.
+/// Installs signal handlers and forwards the signals as long as the runtime runs. SIGHUP, SIGINT and
+/// SIGQUIT stay ignored if they were ignored when this process started. With `resizes`, changes of
+/// the terminal's size are forwarded, too.
 pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()> {
     let plain = [
         (SignalKind::user_defined1(), Signal::USR1),
@@ -22,16 +22,16 @@ pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()
     for (kind, number) in plain {
         each(kind, to, move |_| Some(Request::Signal(number)))?;
     }
-    if heard(SignalKind::quit())? {
+    if is_handled(SignalKind::quit())? {
         each(SignalKind::quit(), to, |_| Some(Request::Signal(Signal::QUIT)))?;
     }
-    if heard(SignalKind::interrupt())? {
+    if is_handled(SignalKind::interrupt())? {
         each(SignalKind::interrupt(), to, |times| {
-            let insists = times >= INSIST;
-            Some(if insists { Request::Kill(Signal::INT) } else { Request::Signal(Signal::INT) })
+            let kill = times >= KILL_COUNT;
+            Some(if kill { Request::Kill(Signal::INT) } else { Request::Signal(Signal::INT) })
         })?;
     }
-    if heard(SignalKind::hangup())? {
+    if is_handled(SignalKind::hangup())? {
         each(SignalKind::hangup(), to, |_| Some(Request::HangUp))?;
         watch_the_terminal(to.clone());
     }
@@ -44,8 +44,8 @@ pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()
     Ok(())
 }
 
-/// Lets the signals act as they do by default again, once nobody hears them any more: the runtime's
-/// handlers outlive it, and would swallow them. Those that are ignored stay so.
+/// Restores the default actions of the signals after the runtime has ended, because its handlers
+/// stay installed and would discard the signals. Ignored signals stay ignored.
 pub(crate) fn release() {
     for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2] {
         let released = signals::act_by_default(signal.number().into());
@@ -53,9 +53,9 @@ pub(crate) fn release() {
     }
 }
 
-/// Whether a signal was not ignored when this process began. To be asked before anybody listens for
-/// it.
-fn heard(kind: SignalKind) -> Result<bool> {
+/// Whether a signal was not ignored when this process started. Must be called before a handler is
+/// installed.
+fn is_handled(kind: SignalKind) -> Result<bool> {
     Ok(!signals::ignored(kind.as_raw_value()).context("cannot read the dispositions of signals")?)
 }
 
@@ -114,8 +114,8 @@ mod tests {
     fn signals_act_again_after_the_runtime() {
         let ours = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
         // Whoever runs this test may ignore some.
-        let heard = ours.into_iter().filter(|signal| !signals::ignored(signal.number().into()).unwrap());
-        let mask = heard.fold(0, |mask, signal| mask | 1 << (signal.number() - 1));
+        let is_handled = ours.into_iter().filter(|signal| !signals::ignored(signal.number().into()).unwrap());
+        let mask = is_handled.fold(0, |mask, signal| mask | 1 << (signal.number() - 1));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (send, _requests) = mpsc::unbounded_channel();
         runtime.block_on(async { forward(&send, false) }).unwrap();

@@ -16,19 +16,19 @@ use nelly_vmm::timeline::Recorder;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use crate::insistence::Insistence;
+use crate::ctrl_c::CtrlCCounter;
 
-/// Bytes moved at once.
+/// Buffer size in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// The threads that carry output. The one that carries input ends with the process.
-pub(crate) struct Pumps {
+/// The threads that copy output. The thread that copies input ends with the process.
+pub(crate) struct OutputThreads {
     output: Vec<(&'static str, oneshot::Receiver<io::Result<()>>)>,
 }
 
-impl Pumps {
-    /// Starts to carry bytes; `recorder` hears of the first of them. Somebody who insists on the
-    /// end at a terminal in raw mode asks for it through `requests`.
+impl OutputThreads {
+    /// Starts to copy; `recorder` gets a stamp at the first byte of output. If Ctrl-C is pressed
+    /// repeatedly in raw mode without output in return, a kill is sent to `requests`.
     pub(crate) fn start(
         streams: Streams,
         terminal: bool,
@@ -36,17 +36,17 @@ impl Pumps {
         recorder: &Arc<Recorder>,
         requests: &UnboundedSender<Request>,
     ) -> Result<Self> {
-        let insistence = Arc::new(Insistence::default());
+        let ctrl_c = Arc::new(CtrlCCounter::default());
         let mut output = Vec::new();
         let mut carry = |name: &'static str, from: UnixStream, to: BorrowedFd<'static>| {
-            let (recorder, insistence) = (Arc::clone(recorder), Arc::clone(&insistence));
+            let (recorder, ctrl_c) = (Arc::clone(recorder), Arc::clone(&ctrl_c));
             let (tell, end) = oneshot::channel();
             output.push((name, end));
-            // Nobody waits any more for the end of a run that was left.
+            // Sending fails if the run was abandoned and nobody waits for this.
             let first = move || {
                 recorder.stamp(name::FIRST_BYTE);
             };
-            spawn(name, move || drop(tell.send(copy_out(&from, to, &insistence, first))))
+            spawn(name, move || drop(tell.send(copy_out(&from, to, &ctrl_c, first))))
         };
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
@@ -55,8 +55,8 @@ impl Pumps {
                 carry("output", from, rustix::stdio::stdout())?;
             }
             if interactive {
-                let insists = terminal.then(|| (Arc::clone(&insistence), requests.clone()));
-                spawn("input", move || copy_in(rustix::stdio::stdin(), &stream, insists))?;
+                let presses = terminal.then(|| (Arc::clone(&ctrl_c), requests.clone()));
+                spawn("input", move || copy_in(rustix::stdio::stdin(), &stream, presses))?;
             }
         }
         if let Some(stream) = stdout {
@@ -68,15 +68,14 @@ impl Pumps {
         Ok(Self { output })
     }
 
-    /// Waits until every byte of output is written that can be: the failure of one stream costs the
-    /// other none.
+    /// Waits until all output is written. If one stream fails, the other is still copied to its end.
     ///
     /// # Errors
-    /// Output was lost; the first that failed.
+    /// Output could not be written; the error of the first stream that failed.
     pub(crate) async fn drain(self) -> Result<()> {
         let mut drained = Ok(());
         for (name, end) in self.output {
-            // A pump that panicked has said so on stderr.
+            // A thread that panicked has printed a message on stderr.
             let end = end.await.unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")));
             drained = drained.and(end.with_context(|| format!("cannot write the container's {name}")));
         }
@@ -89,13 +88,13 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread.spawn(work).map(drop).with_context(|| format!("cannot start the thread for {name}"))
 }
 
-/// Copies until the stream ends, or until nothing can be written any more: then the stream is
-/// closed, so that its writers in the container learn of it as they would here. A reader that left
-/// took what it wanted, which is no error.
+/// Copies until the stream ends, or until writing fails. Then the stream is closed, so that its
+/// writers in the container get an error, as they would without Nelly. If the reader has gone, this is
+/// not an error.
 fn copy_out(
     mut from: &UnixStream,
     to: BorrowedFd<'_>,
-    insistence: &Insistence,
+    ctrl_c: &CtrlCCounter,
     first: impl FnOnce(),
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
@@ -105,12 +104,12 @@ fn copy_out(
             Ok(0) => return Ok(()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // The machine is gone, which others tell.
+            // The machine has ended, which is reported elsewhere.
             Err(_) => return Ok(()),
         };
-        insistence.answered();
+        ctrl_c.output_seen();
         if let Err(error) = write_all(to, &buffer[..count]) {
-            // It fails when the container has closed its end already.
+            // Fails if the container has already closed its end.
             let _ = from.shutdown(Shutdown::Both);
             return if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) };
         }
@@ -125,7 +124,7 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
         match rustix::io::write(to, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(rustix::io::Errno::INTR) => {}
-            // A terminal or pipe that its owner made non-blocking: wait for room.
+            // A terminal or pipe that is non-blocking: wait until it is writable.
             Err(rustix::io::Errno::AGAIN) => {
                 let mut poll = [rustix::event::PollFd::from_borrowed_fd(to, rustix::event::PollFlags::OUT)];
                 rustix::event::poll(&mut poll, None)?;
@@ -136,12 +135,12 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies input until it ends, then closes the write side alone: the container reads the end of the
-/// file. With `insists`, what is typed may ask for the end of the machine.
+/// Copies input until it ends, and then shuts down only the sending direction, so that the container
+/// reads end of file. With `presses`, repeated Ctrl-C may kill the machine.
 fn copy_in(
     from: BorrowedFd<'_>,
     mut to: &UnixStream,
-    insists: Option<(Arc<Insistence>, UnboundedSender<Request>)>,
+    presses: Option<(Arc<CtrlCCounter>, UnboundedSender<Request>)>,
 ) {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -149,13 +148,13 @@ fn copy_in(
             Ok(0) => break,
             Ok(count) => {
                 let typed = &buffer[..count];
-                // Counted before it can be answered.
-                let insists = insists.as_ref().filter(|(insistence, _)| insistence.typed(typed));
+                // Counted before the container can respond.
+                let presses = presses.as_ref().filter(|(ctrl_c, _)| ctrl_c.typed(typed));
                 if to.write_all(typed).is_err() {
                     return;
                 }
-                if let Some((insistence, requests)) = insists
-                    && insistence.in_vain()
+                if let Some((ctrl_c, requests)) = presses
+                    && ctrl_c.wait_unanswered()
                 {
                     let _nobody_left = requests.send(Request::Kill(Signal::INT));
                 }
@@ -182,11 +181,11 @@ mod tests {
 
     use super::*;
 
-    /// What `copy_out` says of `said` and `to`, and whether the one who said it could go on.
+    /// The result of `copy_out` of `said` to `to`, and of writing more to the stream after that.
     fn copied(said: &[u8], to: impl AsFd) -> (io::Result<()>, io::Result<()>) {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(said).unwrap();
-        let done = copy_out(&far, to.as_fd(), &Insistence::default(), || {});
+        let done = copy_out(&far, to.as_fd(), &CtrlCCounter::default(), || {});
         (done, near.write_all(b"more"))
     }
 
@@ -206,8 +205,8 @@ mod tests {
     fn a_stream_that_fails_costs_the_other_nothing() {
         let (failed, output) = oneshot::channel();
         let (written, error_output) = oneshot::channel();
-        let pumps = Pumps { output: vec![("output", output), ("error output", error_output)] };
-        let mut drained = std::pin::pin!(pumps.drain());
+        let output = OutputThreads { output: vec![("output", output), ("error output", error_output)] };
+        let mut drained = std::pin::pin!(output.drain());
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         failed.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
         assert!(drained.as_mut().poll(&mut context).is_pending());
@@ -221,21 +220,21 @@ mod tests {
     #[test]
     fn a_terminal_that_nothing_comes_back_to_is_left_by_the_third_ctrl_c() {
         let (send, mut requests) = unbounded_channel();
-        let insistence = Arc::new(Insistence::default());
+        let ctrl_c = Arc::new(CtrlCCounter::default());
         let (mut keyboard, typed) = UnixStream::pair().unwrap();
         let (mut container, stream) = UnixStream::pair().unwrap();
         let (mut screen, shown) = UnixStream::pair().unwrap();
         let output = stream.try_clone().unwrap();
-        let shows = Arc::clone(&insistence);
+        let shows = Arc::clone(&ctrl_c);
         let shows = thread::spawn(move || copy_out(&output, shown.as_fd(), &shows, || {}));
-        let insists = Some((insistence, send));
-        let input = thread::spawn(move || copy_in(typed.as_fd(), &stream, insists));
+        let presses = Some((ctrl_c, send));
+        let input = thread::spawn(move || copy_in(typed.as_fd(), &stream, presses));
         let expect = |bytes: &[u8], container: &mut UnixStream| {
             let mut read = vec![0; bytes.len()];
             container.read_exact(&mut read).unwrap();
             assert_eq!(read, bytes);
         };
-        // A container that shows something, a key in between: nobody insists.
+        // Output of the container and another key reset the counter.
         keyboard.write_all(b"\x03\x03").unwrap();
         expect(b"\x03\x03", &mut container);
         container.write_all(b"^C").unwrap();
@@ -243,7 +242,7 @@ mod tests {
         keyboard.write_all(b"\x03\x03x\x03\x03").unwrap();
         expect(b"\x03\x03x\x03\x03", &mut container);
         assert!(requests.try_recv().is_err());
-        // One more, and silence: every byte is passed on, and the end is asked for.
+        // One more without output: every byte is passed on, and a kill is requested.
         keyboard.write_all(b"\x03").unwrap();
         expect(b"\x03", &mut container);
         assert_eq!(requests.blocking_recv(), Some(Request::Kill(Signal::INT)));

@@ -1,7 +1,7 @@
-//! Memory that bytes of a disk go to and come from.
+//! Buffers for reading and writing disks.
 //!
-//! The memory may be a guest's, which changes it at any time. So nobody borrows it as a slice of
-//! Rust's: its owner is asked to move bytes.
+//! The buffer may be guest memory, which can change at any time, so it is not available as a Rust
+//! slice; all bytes are moved by methods of its owner.
 
 use std::io;
 use std::ops::Range;
@@ -9,41 +9,41 @@ use std::os::fd::BorrowedFd;
 
 use crate::number::fits;
 
-/// Memory that a read fills. Ranges and positions count its bytes from 0.
+/// A buffer that is filled by a read. Ranges and positions are in bytes from its beginning.
 ///
-/// Every method panics when it is asked for bytes beyond [`ReadBuffer::size`]: a bug of the caller.
+/// All methods panic on accesses beyond [`ReadBuffer::size`], which are bugs of the caller.
 pub trait ReadBuffer {
-    /// Bytes it takes.
+    /// Size in bytes.
     fn size(&self) -> usize;
 
-    /// Reads what `file` has from byte `offset` on into the bytes `range`, by one system call;
-    /// returns how many it read, 0 at the file's end or for an empty range.
+    /// Reads from `file` at byte `offset` into the bytes `range`, with one system call. Returns the
+    /// number of bytes, 0 at the end of the file or for an empty range.
     ///
     /// # Errors
-    /// The system's refusal. It was not interrupted: then the call is made again.
+    /// The error of the system call, except EINTR, after which it is repeated.
     fn read_file(&mut self, range: Range<usize>, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize>;
 
-    /// Copies `bytes` to where byte `at` is.
+    /// Copies `bytes` to position `at`.
     fn copy_in(&mut self, at: usize, bytes: &[u8]);
 
-    /// Makes the bytes `range` zero.
+    /// Fills the bytes `range` with zeroes.
     fn zero(&mut self, range: Range<usize>);
 }
 
-/// Memory that a write takes its bytes from. Ranges, positions and panics are those of
+/// A buffer whose bytes are written to a file. Ranges, positions and panics are as in
 /// [`ReadBuffer`].
 pub trait WriteBuffer {
-    /// Bytes it has.
+    /// Size in bytes.
     fn size(&self) -> usize;
 
-    /// Writes the bytes `range` to `file` at byte `offset`, by one system call; returns how many
-    /// were written.
+    /// Writes the bytes `range` to `file` at byte `offset`, with one system call. Returns the number
+    /// of bytes written.
     ///
     /// # Errors
     /// As [`ReadBuffer::read_file`].
     fn write_file(&self, range: Range<usize>, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize>;
 
-    /// Copies the bytes from `at` on to `bytes`.
+    /// Copies bytes from position `at` to `bytes`.
     fn copy_out(&self, at: usize, bytes: &mut [u8]);
 }
 
@@ -81,7 +81,7 @@ impl<T: AsRef<[u8]>> WriteBuffer for T {
     }
 }
 
-/// A range of a buffer, as a buffer: what is read into it stays within.
+/// A range of a buffer, as a buffer.
 pub struct Within<'a> {
     whole: &'a mut dyn ReadBuffer,
     start: usize,
@@ -92,7 +92,7 @@ impl<'a> Within<'a> {
     /// The bytes `range` of `whole`.
     ///
     /// # Panics
-    /// They are not all there: a bug of the caller.
+    /// The range is not within the buffer, which is a bug of the caller.
     pub fn new(whole: &'a mut dyn ReadBuffer, range: Range<usize>) -> Self {
         assert!(
             range.start <= range.end && range.end <= whole.size(),
@@ -129,7 +129,7 @@ impl ReadBuffer for Within<'_> {
     }
 }
 
-/// A size in memory as one on a disk.
+/// Converts a size in memory to one on a disk.
 pub(crate) fn wide(size: usize) -> u64 {
     fits(size, "hosts of Nelly have 64 bits")
 }

@@ -12,13 +12,13 @@ use crate::number::at_most;
 use crate::sys;
 use crate::traits::{Disk, ReadAt, SECTOR};
 
-/// A raw image or block device. The lock on it (many readers, or one writer) goes with the open
-/// file description.
+/// A raw image or block device. Its lock (several readers, or one writer) belongs to the open file
+/// description.
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
     read_only: bool,
-    /// Bytes the file has, perhaps no whole sectors.
+    /// Size of the file in bytes, not necessarily a multiple of the sector size.
     bytes: u64,
 }
 
@@ -28,19 +28,19 @@ pub enum DiskError {
     /// Opening failed.
     #[error("cannot open the disk {path}")]
     Open {
-        /// As given.
+        /// The path.
         path: String,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It has no bytes at positions, or does not tell how many.
+    /// It is not seekable, or its size is unknown.
     #[error("the file cannot be used as a disk")]
     File(#[from] OpenError),
-    /// Another machine or process uses it.
+    /// It is locked by another machine or process.
     #[error("the disk is in use: it can be opened by one writer or by several readers")]
     Locked,
-    /// The lock cannot be had.
+    /// Locking failed.
     #[error("cannot lock the disk")]
     Lock(#[source] io::Error),
 }
@@ -56,24 +56,24 @@ impl RawDisk {
         Self::new(file, read_only)
     }
 
-    /// Locks and takes a file that is open for reading and, unless `read_only`, for writing.
+    /// Locks an open file, which must be readable and, unless `read_only`, writable.
     ///
     /// # Errors
-    /// [`DiskError`], but for opening.
+    /// [`DiskError`], except [`DiskError::Open`].
     pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
         let bytes = file::size(file.as_fd())?;
         let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
         match lock {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DiskError::Locked),
-            // A file system without locks: there is nothing to hold.
+            // The file system does not support locks.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(DiskError::Lock(error)),
         }
         Ok(Self { file, read_only, bytes })
     }
 
-    /// Bytes of the file, perhaps no whole sectors.
+    /// Size of the file in bytes, not necessarily a multiple of the sector size.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.bytes
@@ -91,7 +91,7 @@ impl RawDisk {
 }
 
 impl ReadAt for RawDisk {
-    /// A last sector that the file fills in part only is a whole one to the guest.
+    /// An incomplete last sector counts as a whole one.
     fn len(&self) -> u64 {
         self.bytes.next_multiple_of(SECTOR)
     }
@@ -102,7 +102,7 @@ impl ReadAt for RawDisk {
             return Ok(0);
         }
         match into.read_file(0..want, self.file.as_fd(), offset)? {
-            // The rest of the last sector reads as zeroes. Anything before it was there when the
+            // The rest of the last sector reads as zeroes. Anything before it existed when the
             // disk was opened.
             0 if offset >= self.bytes => {
                 into.zero(0..want);
@@ -146,8 +146,8 @@ impl Disk for RawDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.writable(offset, len)?;
-        // A range that goes beyond the file's end (in its last sector) makes the file longer: only
-        // writing does.
+        // A range that extends beyond the end of the file (in its last sector) would need to extend
+        // the file, which only writing does.
         let fast = if offset + len > self.bytes {
             Err(io::ErrorKind::Unsupported.into())
         } else if unmap {

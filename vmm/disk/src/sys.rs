@@ -1,18 +1,18 @@
-//! What differs between operating systems: holes and zeroes made by the file system.
+//! Operating system specific calls: punching holes and zeroing ranges.
 
 use std::io;
 use std::os::fd::AsFd;
 
-/// Makes a hole: the range reads as zeroes and takes no space; the file's length stays.
-/// `Unsupported` where the file system cannot.
+/// Punches a hole: the range reads as zeroes and uses no space; the length of the file is unchanged.
+/// Fails with `Unsupported` if the file system does not support it.
 #[cfg(target_os = "linux")]
 pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     allocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)
 }
 
-/// Makes the range read as zeroes and keeps its space; the file's length stays. `Unsupported` where
-/// the file system cannot.
+/// Zeroes the range but keeps its space allocated; the length of the file is unchanged. Fails with
+/// `Unsupported` if the file system does not support it.
 #[cfg(target_os = "linux")]
 pub fn zero_range(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
@@ -33,13 +33,13 @@ fn allocate(file: impl AsFd, mode: rustix::fs::FallocateFlags, offset: u64, len:
     }
 }
 
-/// Makes a hole: not on this system.
+/// Punching holes is not supported on this system.
 #[cfg(not(target_os = "linux"))]
 pub fn punch_hole(_file: impl AsFd, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Zeroes a range: not on this system.
+/// Zeroing ranges is not supported on this system.
 #[cfg(not(target_os = "linux"))]
 pub fn zero_range(_file: impl AsFd, _offset: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

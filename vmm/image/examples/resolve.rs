@@ -3,30 +3,30 @@
 
 use std::time::{Duration, Instant};
 
-use nelly_image::{Phase, Progress, Reference, Store, StoreOptions};
+use nelly_image::{ImageStage, Progress, Reference, Store, StoreOptions};
 
 /// Takes the time of each phase.
 #[derive(Default)]
 struct Clock {
-    phases: Vec<(Phase, Duration, u64)>,
-    current: Option<(Phase, Instant, u64)>,
+    stages: Vec<(ImageStage, Duration, u64)>,
+    current: Option<(ImageStage, Instant, u64)>,
 }
 
 impl Clock {
     fn end(&mut self) {
-        if let Some((phase, start, done)) = self.current.take() {
-            self.phases.push((phase, start.elapsed(), done));
+        if let Some((stage, start, done)) = self.current.take() {
+            self.stages.push((stage, start.elapsed(), done));
         }
     }
 }
 
 impl Progress for Clock {
-    fn update(&mut self, phase: Phase, done: u64, _total: Option<u64>) {
+    fn update(&mut self, stage: ImageStage, done: u64, _total: Option<u64>) {
         match &mut self.current {
-            Some((current, _, bytes)) if *current == phase => *bytes = done,
+            Some((current, _, bytes)) if *current == stage => *bytes = done,
             _ => {
                 self.end();
-                self.current = Some((phase, Instant::now(), done));
+                self.current = Some((stage, Instant::now(), done));
             }
         }
     }
@@ -44,8 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = store.resolve(&reference, &mut clock)?;
     let whole = start.elapsed();
     clock.end();
-    for (phase, time, bytes) in &clock.phases {
-        println!("{phase}: {time:.1?}, {bytes} bytes");
+    for (stage, time, bytes) in &clock.stages {
+        println!("{stage}: {time:.1?}, {bytes} bytes");
     }
     let rate = image.disk_bytes.checked_div(u64::try_from(whole.as_micros())?).unwrap_or(0);
     println!(

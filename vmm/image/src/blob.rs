@@ -12,7 +12,7 @@ use std::thread;
 use crate::digest::{Digest, Hasher};
 use crate::layer::LayerError;
 use crate::num::{at_most, fits, to_u64};
-use crate::tar::Input;
+use crate::tar::TarInput;
 
 /// Bytes handed from one thread to the other at a time.
 const CHUNK: usize = 256 << 10;
@@ -166,7 +166,7 @@ pub(crate) fn read_start(reader: &mut impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// What the two threads that read a layer tell each other.
-struct Shared {
+struct ReadState {
     /// Compressed bytes read.
     done: AtomicU64,
     /// Nobody wants the rest.
@@ -179,7 +179,7 @@ struct Shared {
 struct HashingReader<'a, R> {
     inner: R,
     hasher: Option<Hasher>,
-    shared: &'a Shared,
+    shared: &'a ReadState,
 }
 
 impl<R: Read> Read for HashingReader<'_, R> {
@@ -213,7 +213,7 @@ pub(crate) struct LayerStream<'a> {
     /// Uncompressed bytes that may still come.
     left: &'a mut u64,
     over: bool,
-    shared: &'a Shared,
+    shared: &'a ReadState,
 }
 
 /// Tells how many stored bytes of a layer were read so far.
@@ -231,7 +231,7 @@ impl<'a> LayerStream<'a> {
     }
 }
 
-impl Input for LayerStream<'_> {
+impl TarInput for LayerStream<'_> {
     fn fill(&mut self) -> io::Result<&[u8]> {
         if self.at == self.chunk.len() {
             let used = std::mem::take(&mut self.chunk);
@@ -275,7 +275,7 @@ impl LayerBlob {
         apply: impl FnOnce(&mut LayerStream<'_>) -> Result<(), LayerError>,
     ) -> Result<(), LayerError> {
         let shared =
-            Shared { done: AtomicU64::new(0), stop: AtomicBool::new(false), failure: Mutex::new(None) };
+            ReadState { done: AtomicU64::new(0), stop: AtomicBool::new(false), failure: Mutex::new(None) };
         let shared = &shared;
         thread::scope(|scope| {
             let (full_in, full) = sync_channel(CHUNKS);
@@ -318,7 +318,7 @@ impl LayerBlob {
     }
 
     /// The reading thread: stored bytes → digest → decoder → chunks.
-    fn pump(&self, shared: &Shared, full: &SyncSender<Vec<u8>>, empty: &Receiver<Vec<u8>>) {
+    fn pump(&self, shared: &ReadState, full: &SyncSender<Vec<u8>>, empty: &Receiver<Vec<u8>>) {
         let hasher = self.digest.map(|digest| digest.hasher());
         let mut reader = HashingReader { inner: self.blob.reader(), hasher, shared };
         let decoded = self.decode(&mut reader, full, empty);

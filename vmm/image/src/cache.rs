@@ -25,7 +25,7 @@ use thiserror::Error;
 use crate::digest::Digest;
 use crate::erofs::{BLOCK_SIZE, check_superblock};
 use crate::sys;
-use crate::trusted::{Dir, TrustError, io_error};
+use crate::trusted::{TrustError, TrustedDir, io_error};
 
 /// What the `version` file of a cache directory holds.
 const VERSION: &str = "nelly-cache 1\n";
@@ -56,17 +56,17 @@ pub enum CacheError {
 pub(crate) struct Cache {
     path: PathBuf,
     /// The directory, if it existed at the start.
-    dir: Option<Dir>,
+    dir: Option<TrustedDir>,
 }
 
 /// The cache's directories, made and opened: what it takes to put an image in.
 #[derive(Debug)]
 pub(crate) struct Workshop {
-    dir: Dir,
-    images: Dir,
-    verified: Dir,
-    locks: Dir,
-    scratch: Dir,
+    dir: TrustedDir,
+    images: TrustedDir,
+    verified: TrustedDir,
+    locks: TrustedDir,
+    scratch: TrustedDir,
 }
 
 /// An image found in the cache.
@@ -80,7 +80,7 @@ pub(crate) struct Cached {
 /// Holds the right to build one image, until dropped.
 #[derive(Debug)]
 pub(crate) struct Lock<'a> {
-    locks: &'a Dir,
+    locks: &'a TrustedDir,
     name: String,
     _file: File,
 }
@@ -97,7 +97,7 @@ impl Drop for Lock<'_> {
 #[derive(Debug)]
 pub(crate) struct Scratch<'a> {
     pub(crate) file: File,
-    scratch: &'a Dir,
+    scratch: &'a TrustedDir,
     /// Its name, where files without one do not exist; removed on drop.
     name: Option<String>,
 }
@@ -125,7 +125,7 @@ impl Scratch<'_> {
 }
 
 /// Checks the version of `dir`; whether it has one.
-fn check_version(dir: &Dir) -> Result<bool, CacheError> {
+fn check_version(dir: &TrustedDir) -> Result<bool, CacheError> {
     let Some(file) = dir.read("version")? else { return Ok(false) };
     let path = dir.path().join("version");
     let mut found = Vec::new();
@@ -146,12 +146,12 @@ fn manifest_name(manifest: &Digest) -> String {
 }
 
 /// Whether the layers of this manifest were seen.
-fn was_verified(verified: &Dir, manifest: &Digest) -> Result<bool, CacheError> {
+fn was_verified(verified: &TrustedDir, manifest: &Digest) -> Result<bool, CacheError> {
     Ok(verified.read(manifest_name(manifest))?.is_some())
 }
 
 /// The image of this key, if it is there and whole.
-fn find_in(images: &Dir, key: &Digest) -> Result<Option<Cached>, CacheError> {
+fn find_in(images: &TrustedDir, key: &Digest) -> Result<Option<Cached>, CacheError> {
     let name = image_name(key);
     let Some(file) = images.read(&name)? else { return Ok(None) };
     let path = images.path().join(name);
@@ -164,7 +164,7 @@ fn find_in(images: &Dir, key: &Digest) -> Result<Option<Cached>, CacheError> {
 impl Cache {
     /// Opens `path` if it exists, and checks its version if it has one.
     pub(crate) fn open(path: &Path) -> Result<Self, CacheError> {
-        let dir = Dir::open(path)?;
+        let dir = TrustedDir::open(path)?;
         if let Some(dir) = &dir {
             check_version(dir)?;
         }
@@ -196,7 +196,7 @@ impl Cache {
 
     /// Makes the directories and the version file.
     pub(crate) fn prepare(&self) -> Result<Workshop, CacheError> {
-        let dir = Dir::make(&self.path)?;
+        let dir = TrustedDir::make(&self.path)?;
         let versioned = check_version(&dir)?;
         let [images, verified, locks, scratch] =
             ["images", "verified", "locks", "scratch"].map(|name| dir.make_subdirectory(name));
@@ -346,7 +346,7 @@ impl Workshop {
 }
 
 /// Gives a finished file its name.
-fn link(mut scratch: Scratch<'_>, dir: &Dir, name: &str) -> Result<(), TrustError> {
+fn link(mut scratch: Scratch<'_>, dir: &TrustedDir, name: &str) -> Result<(), TrustError> {
     let linked = match scratch.name.take() {
         None => sys::publish(&scratch.file, dir, name),
         Some(old) => rustix::fs::renameat(scratch.scratch, old, dir, name).map_err(io::Error::from),

@@ -7,8 +7,8 @@ use thiserror::Error;
 use crate::digest::Digest;
 use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
 use crate::num::{at_most, to_u64};
-use crate::tar::{Entry, EntryKind, Input, Reader, Segment, TarError};
-use crate::tree::{Attr, EMPTY_WHITEOUT, Kind, Tree, TreeError};
+use crate::tar::{EntryKind, SparseSegment, TarEntry, TarError, TarInput, TarReader};
+use crate::tree::{Attr, EMPTY_WHITEOUT, NodeKind, Tree, TreeError};
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, Error)]
@@ -91,8 +91,8 @@ fn lossy(path: &[u8]) -> String {
 /// Applies a layer to `tree`, its files' contents going to `sink`. Reads the archive up to its end
 /// mark, and then whatever follows. `tick` is asked for every entry: `false` ends it with
 /// [`LayerError::Cancelled`].
-pub(crate) fn apply<I: Input>(
-    tar: &mut Reader<I>,
+pub(crate) fn apply<I: TarInput>(
+    tar: &mut TarReader<I>,
     tree: &mut Tree,
     sink: &mut impl DataSink,
     tick: &mut dyn FnMut() -> bool,
@@ -108,7 +108,7 @@ pub(crate) fn apply<I: Input>(
 }
 
 /// Reads a layer's stream to its end and does nothing with it: for those who hash it.
-pub(crate) fn pass(stream: &mut impl Input, tick: &mut dyn FnMut() -> bool) -> Result<(), LayerError> {
+pub(crate) fn pass(stream: &mut impl TarInput, tick: &mut dyn FnMut() -> bool) -> Result<(), LayerError> {
     let read_error = |source| LayerError::Tar(TarError::Read { at: 0, source });
     loop {
         let have = stream.fill().map_err(read_error)?.len();
@@ -122,9 +122,9 @@ pub(crate) fn pass(stream: &mut impl Input, tick: &mut dyn FnMut() -> bool) -> R
     }
 }
 
-fn apply_entry<I: Input>(
-    tar: &mut Reader<I>,
-    entry: Entry,
+fn apply_entry<I: TarInput>(
+    tar: &mut TarReader<I>,
+    entry: TarEntry,
     tree: &mut Tree,
     sink: &mut impl DataSink,
     tick: &mut dyn FnMut() -> bool,
@@ -165,22 +165,22 @@ fn apply_entry<I: Input>(
         }
         let (major, minor) = (entry.major, entry.minor);
         let kind = match entry.kind {
-            EntryKind::Dir => Kind::Dir(crate::tree::Dir::default()),
+            EntryKind::Dir => NodeKind::Directory(crate::tree::Directory::default()),
             EntryKind::Symlink => {
                 // Linux gives symbolic links all permissions; what an archive says of them differs
                 // by its writer.
                 attr.mode = 0o777;
-                Kind::Symlink(entry.link.as_slice().into())
+                NodeKind::Symlink(entry.link.as_slice().into())
             }
-            EntryKind::Char => Kind::Char { major, minor },
-            EntryKind::Block => Kind::Block { major, minor },
-            EntryKind::Fifo => Kind::Fifo,
+            EntryKind::Char => NodeKind::Char { major, minor },
+            EntryKind::Block => NodeKind::Block { major, minor },
+            EntryKind::Fifo => NodeKind::Fifo,
             EntryKind::File | EntryKind::HardLink => {
                 tree.check_add(path, &attr).map_err(refused)?;
                 let reserve = attr.xattrs.as_deref().map_or(0, xattr_bytes);
                 sink.begin(entry.size, reserve).map_err(not_stored)?;
                 copy(tar, &entry.path, entry.sparse.as_deref(), entry.size, sink, tick)?;
-                Kind::File(sink.finish().map_err(not_stored)?)
+                NodeKind::File(sink.finish().map_err(not_stored)?)
             }
         };
         tree.add(path, attr, kind).map_err(refused)?;
@@ -198,16 +198,16 @@ fn trimmed(path: &[u8]) -> &[u8] {
 }
 
 /// Copies a file's contents, holes included.
-fn copy<I: Input>(
-    tar: &mut Reader<I>,
+fn copy<I: TarInput>(
+    tar: &mut TarReader<I>,
     path: &[u8],
-    sparse: Option<&[Segment]>,
+    sparse: Option<&[SparseSegment]>,
     size: u64,
     sink: &mut impl DataSink,
     tick: &mut dyn FnMut() -> bool,
 ) -> Result<(), LayerError> {
     let not_stored = |source| LayerError::Write { path: lossy(path), source };
-    let whole = [Segment { offset: 0, len: size }];
+    let whole = [SparseSegment { offset: 0, len: size }];
     let mut at = 0;
     for segment in sparse.unwrap_or(&whole) {
         if segment.offset > at {

@@ -33,11 +33,11 @@ pub use error::ImageError;
 pub use layer::LayerError;
 pub use limits::Limits;
 pub use oci_spec::image::{Config, ImageConfiguration};
-pub use progress::{Phase, Progress, Silent};
+pub use progress::{ImageStage, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
 pub use rootfs::RootfsError;
 pub use source::SourceError;
-pub use store::{Image, Plan, PlannedLayer, Store, StoreOptions};
+pub use store::{Image, ImagePlan, PlannedLayer, Store, StoreOptions};
 pub use tar::{Damage, TarError};
 pub use tree::TreeError;
 
@@ -45,7 +45,7 @@ pub use tree::TreeError;
 #[doc(hidden)]
 pub mod fuzz {
     use crate::erofs::NullSink;
-    use crate::tar::Reader;
+    use crate::tar::TarReader;
     use crate::tree::Tree;
     use crate::{Limits, layer};
 
@@ -62,7 +62,7 @@ pub mod fuzz {
         let mut tree = Tree::new(&limits);
         let (lower, upper) = data.split_at(data.len() / 1024 * 512);
         [lower, upper].into_iter().all(|mut data| {
-            layer::apply(&mut Reader::new(&mut data), &mut tree, &mut NullSink::default(), &mut || true)
+            layer::apply(&mut TarReader::new(&mut data), &mut tree, &mut NullSink::default(), &mut || true)
                 .is_ok()
         })
     }

@@ -5,7 +5,7 @@ use std::fmt;
 /// What a resolve is doing. Phases come in order; a cached image has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Phase {
+pub enum ImageStage {
     /// Another process builds the same image; bytes are not counted.
     Waiting,
     /// Decompressing an archive that is compressed as a whole; bytes of the compressed file.
@@ -25,7 +25,7 @@ pub enum Phase {
     Sync,
 }
 
-impl fmt::Display for Phase {
+impl fmt::Display for ImageStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Waiting => f.write_str("waiting for another process that prepares this image"),
@@ -43,7 +43,7 @@ pub trait Progress {
     /// Called when a phase begins (with `done` 0), then about once a mebibyte, and when it ends.
     ///
     /// `done` and `total` are bytes; `total` is `None` when it is unknown.
-    fn update(&mut self, phase: Phase, done: u64, total: Option<u64>);
+    fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>);
 
     /// Asked for every entry and every piece of a file: `true` ends the resolve with
     /// [`crate::ImageError::Cancelled`], and nothing stays behind.
@@ -57,5 +57,5 @@ pub trait Progress {
 pub struct Silent;
 
 impl Progress for Silent {
-    fn update(&mut self, _phase: Phase, _done: u64, _total: Option<u64>) {}
+    fn update(&mut self, _stage: ImageStage, _done: u64, _total: Option<u64>) {}
 }

@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
 use crate::num::{fits, to_u64};
 use crate::sys;
-use crate::tree::{Attr, Dir, Kind, Tree, TreeError, Xattrs};
+use crate::tree::{Attr, Directory, NodeKind, Tree, TreeError, Xattrs};
 
 /// Bytes read at a time.
 const BUFFER: usize = 1 << 20;
@@ -214,16 +214,16 @@ impl<S: DataSink> Walk<'_, S> {
         };
         let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         let kind = match kind {
-            FileType::Directory => Kind::Dir(Dir::default()),
+            FileType::Directory => NodeKind::Directory(Directory::default()),
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(item.dir, item.name, Vec::new())
                     .map_err(|error| io_error("read the link", &item.path, error))?;
-                Kind::Symlink(target.as_bytes().into())
+                NodeKind::Symlink(target.as_bytes().into())
             }
-            FileType::CharacterDevice => Kind::Char { major, minor },
-            FileType::BlockDevice => Kind::Block { major, minor },
-            FileType::Fifo => Kind::Fifo,
-            FileType::Socket => Kind::Socket,
+            FileType::CharacterDevice => NodeKind::Char { major, minor },
+            FileType::BlockDevice => NodeKind::Block { major, minor },
+            FileType::Fifo => NodeKind::Fifo,
+            FileType::Socket => NodeKind::Socket,
             _ => {
                 self.tree.check_add(image, &attr).map_err(entry_error)?;
                 let Some(file) = file else { return Err(RootfsError::Changed { path: item.path.clone() }) };
@@ -237,7 +237,7 @@ impl<S: DataSink> Walk<'_, S> {
         Ok(())
     }
 
-    fn copy(&mut self, host: &Path, mut file: File, attr: &Attr) -> Result<Kind, RootfsError> {
+    fn copy(&mut self, host: &Path, mut file: File, attr: &Attr) -> Result<NodeKind, RootfsError> {
         let write_error = |source| match source {
             WriteError::Cancelled => RootfsError::Cancelled,
             source => RootfsError::Write { path: host.to_owned(), source },
@@ -265,7 +265,7 @@ impl<S: DataSink> Walk<'_, S> {
         if left > 0 {
             return Err(changed());
         }
-        Ok(Kind::File(self.sink.finish().map_err(write_error)?))
+        Ok(NodeKind::File(self.sink.finish().map_err(write_error)?))
     }
 }
 

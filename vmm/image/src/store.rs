@@ -12,14 +12,14 @@ use crate::erofs::{Contents, WRITER_VERSION, WriteError};
 use crate::error::ImageError;
 use crate::layer::{self, LayerError};
 use crate::limits::Limits;
-use crate::progress::{Phase, Progress};
+use crate::progress::{ImageStage, Progress};
 use crate::reference::Reference;
 use crate::rootfs::{self, RootfsError};
 use crate::source::{
-    Archive, Files, LayerRef, LayoutDir, Loaded, SourceError, SpoolError, host_architecture, load_docker,
-    load_layout,
+    Archive, ImageFiles, LayerRef, LayoutDir, LoadedImage, SourceError, SpoolError, host_architecture,
+    load_docker, load_layout,
 };
-use crate::tar::Reader;
+use crate::tar::TarReader;
 use crate::tree::Tree;
 
 /// How to open a [`Store`].
@@ -75,7 +75,7 @@ pub struct Image {
 /// What a resolve would do, found out without writing anything.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Plan {
+pub struct ImagePlan {
     /// As in [`Image::digest`].
     pub digest: Digest,
     /// As in [`Image::config`].
@@ -88,7 +88,7 @@ pub struct Plan {
     pub cached: bool,
 }
 
-/// A layer of a [`Plan`].
+/// A layer of a [`ImagePlan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlannedLayer {
@@ -112,7 +112,7 @@ enum Opened {
 }
 
 impl Opened {
-    fn files(&self) -> &dyn Files {
+    fn files(&self) -> &dyn ImageFiles {
         match self {
             Self::Layout(layout) => layout,
             Self::Archive(archive) => archive,
@@ -143,16 +143,16 @@ fn uuid(key: &Digest) -> [u8; 16] {
 /// mebibyte.
 struct Watch<'a> {
     progress: &'a mut dyn Progress,
-    phase: Phase,
+    stage: ImageStage,
     total: Option<u64>,
     told: u64,
     done: u64,
 }
 
 impl<'a> Watch<'a> {
-    fn begin(progress: &'a mut dyn Progress, phase: Phase, total: Option<u64>) -> Self {
-        progress.update(phase, 0, total);
-        Self { progress, phase, total, told: 0, done: 0 }
+    fn begin(progress: &'a mut dyn Progress, stage: ImageStage, total: Option<u64>) -> Self {
+        progress.update(stage, 0, total);
+        Self { progress, stage, total, told: 0, done: 0 }
     }
 
     /// Whether to go on.
@@ -160,13 +160,13 @@ impl<'a> Watch<'a> {
         self.done = done;
         if done - self.told >= 1 << 20 {
             self.told = done;
-            self.progress.update(self.phase, done, self.total);
+            self.progress.update(self.stage, done, self.total);
         }
         !self.progress.cancelled()
     }
 
     fn end(self) {
-        self.progress.update(self.phase, self.total.unwrap_or(self.done), self.total);
+        self.progress.update(self.stage, self.total.unwrap_or(self.done), self.total);
     }
 }
 
@@ -200,11 +200,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::resolve`], except for what only shows when layers are read.
-    pub fn plan(&self, reference: &Reference) -> Result<Plan, ImageError> {
+    pub fn plan(&self, reference: &Reference) -> Result<ImagePlan, ImageError> {
         if let Reference::Rootfs { dir } = reference {
             rootfs::open(dir).map_err(|source| rootfs_error(reference, source))?;
             let (digest, config) = rootfs_config();
-            return Ok(Plan { digest, config, layers: Vec::new(), disk_path: None, cached: false });
+            return Ok(ImagePlan { digest, config, layers: Vec::new(), disk_path: None, cached: false });
         }
         let (opened, loaded) = self.load(reference, &mut || false)?;
         let key = cache_key(&loaded.layers);
@@ -221,7 +221,7 @@ impl Store {
             diff_id: layer.diff_id,
             size: layer.size,
         });
-        Ok(Plan {
+        Ok(ImagePlan {
             digest: loaded.digest,
             config: loaded.config,
             layers: layers.collect(),
@@ -247,7 +247,7 @@ impl Store {
         &self,
         reference: &Reference,
         cancelled: &mut dyn FnMut() -> bool,
-    ) -> Result<(Opened, Loaded), ImageError> {
+    ) -> Result<(Opened, LoadedImage), ImageError> {
         let limits = &self.options.limits;
         let arch = host_architecture();
         let (opened, loaded) = match reference {
@@ -304,7 +304,7 @@ impl Store {
             layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
         }
         let workshop = self.cache.prepare().map_err(cache_error)?;
-        let mut waiting = || progress.update(Phase::Waiting, 0, None);
+        let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
         let lock = workshop.lock(&key, &mut waiting).map_err(cache_error)?;
         let mut found = workshop.find(&key).map_err(cache_error)?;
         if workshop.has_verified(&loaded.digest).map_err(cache_error)?
@@ -323,7 +323,7 @@ impl Store {
             image(cached, true)
         } else {
             let scratch = self.build(reference, &opened, &loaded, &key, &workshop, progress)?;
-            progress.update(Phase::Sync, 0, None);
+            progress.update(ImageStage::Sync, 0, None);
             image(workshop.publish(&lock, &key, scratch).map_err(cache_error)?, false)
         };
         workshop.remember(&loaded.digest).map_err(cache_error)?;
@@ -340,7 +340,7 @@ impl Store {
     ) -> Result<(), ImageError> {
         let file = workshop.spool().map_err(|source| self.cache_error(source))?;
         let room = self.room(workshop)?;
-        let mut watch = Watch::begin(progress, Phase::Archive, None);
+        let mut watch = Watch::begin(progress, ImageStage::Archive, None);
         let spooled = archive.spool(file, room, &mut |done, total| {
             watch.total = Some(total);
             watch.tick(done)
@@ -367,7 +367,7 @@ impl Store {
         &self,
         reference: &Reference,
         opened: &Opened,
-        loaded: &Loaded,
+        loaded: &LoadedImage,
         key: &Digest,
         workshop: &'a Workshop,
         progress: &mut dyn Progress,
@@ -375,7 +375,7 @@ impl Store {
         let (scratch, mut contents) = self.contents(reference, &key.hex(), workshop)?;
         let mut tree = Tree::new(&self.options.limits);
         self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| {
-            layer::apply(&mut Reader::new(stream), &mut tree, &mut contents, tick)
+            layer::apply(&mut TarReader::new(stream), &mut tree, &mut contents, tick)
         })?;
         self.complete(reference, contents, &tree, uuid(key), progress)?;
         Ok(scratch)
@@ -386,7 +386,7 @@ impl Store {
         &self,
         reference: &Reference,
         opened: &Opened,
-        loaded: &Loaded,
+        loaded: &LoadedImage,
         progress: &mut dyn Progress,
     ) -> Result<(), ImageError> {
         self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| layer::pass(stream, tick))
@@ -398,7 +398,7 @@ impl Store {
         &self,
         reference: &Reference,
         opened: &Opened,
-        loaded: &Loaded,
+        loaded: &LoadedImage,
         progress: &mut dyn Progress,
         apply: &mut ApplyLayer<'_>,
     ) -> Result<(), ImageError> {
@@ -407,7 +407,8 @@ impl Store {
         let count = loaded.layers.len();
         for (layer, number) in loaded.layers.iter().zip(1..) {
             let blob = layer.open(opened.files()).map_err(|source| source_error(reference, source))?;
-            let mut watch = Watch::begin(progress, Phase::Layer { number, count }, Some(blob.blob.size()));
+            let mut watch =
+                Watch::begin(progress, ImageStage::Layer { number, count }, Some(blob.blob.size()));
             let read = blob.read(&mut budget, most, |stream| {
                 let done = stream.counter();
                 apply(stream, &mut || watch.tick(done.get()))
@@ -446,7 +447,7 @@ impl Store {
         uuid: [u8; 16],
         progress: &mut dyn Progress,
     ) -> Result<u64, ImageError> {
-        let mut watch = Watch::begin(progress, Phase::Metadata, None);
+        let mut watch = Watch::begin(progress, ImageStage::Metadata, None);
         let completed = contents.complete(tree, uuid, &mut |done, total| {
             watch.total = Some(total);
             watch.tick(done)
@@ -468,7 +469,7 @@ impl Store {
         let workshop = self.cache.prepare().map_err(cache_error)?;
         let (scratch, mut contents) = self.contents(reference, "rootfs", &workshop)?;
         let mut tree = Tree::new(&self.options.limits);
-        let mut watch = Watch::begin(progress, Phase::Rootfs, None);
+        let mut watch = Watch::begin(progress, ImageStage::Rootfs, None);
         rootfs::read(&root, dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
         watch.end();
         let (digest, config) = rootfs_config();

@@ -297,12 +297,12 @@ pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
 /// A directory that nobody can change but the caller and root, and what lies below it, reached
 /// through its descriptor.
 #[derive(Debug)]
-pub struct Dir {
+pub struct TrustedDir {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-impl Dir {
+impl TrustedDir {
     /// Opens the directory at `path`; `None` if it does not exist.
     ///
     /// # Errors
@@ -317,7 +317,7 @@ impl Dir {
     /// are missing.
     ///
     /// # Errors
-    /// As [`Dir::open`].
+    /// As [`TrustedDir::open`].
     pub fn make(path: &Path) -> Result<Self, TrustError> {
         let mut walk = Walk::new(path, true)?;
         walk.directories(0)?;
@@ -346,7 +346,7 @@ impl Dir {
     /// The directory `name` in this one; `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`Dir::open`]; a link is none.
+    /// As [`TrustedDir::open`]; a link is none.
     pub fn subdirectory(&self, name: &str) -> Result<Option<Self>, TrustError> {
         let path = self.path.join(name);
         match Self::below(&self.fd, OsStr::new(name), path.clone()) {
@@ -360,7 +360,7 @@ impl Dir {
     /// The directory `name` in this one, made with mode 0700 if it is missing.
     ///
     /// # Errors
-    /// As [`Dir::subdirectory`].
+    /// As [`TrustedDir::subdirectory`].
     pub fn make_subdirectory(&self, name: &str) -> Result<Self, TrustError> {
         let path = self.path.join(name);
         make_directory(&self.fd, OsStr::new(name), &path)?;
@@ -420,7 +420,7 @@ impl Dir {
     }
 }
 
-impl AsFd for Dir {
+impl AsFd for TrustedDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -439,8 +439,8 @@ mod tests {
 
     /// What opening `path` as a directory is refused with.
     fn refusal(path: &Path) -> String {
-        let error = Dir::open(path).unwrap_err();
-        assert_eq!(error.to_string(), Dir::make(path).unwrap_err().to_string());
+        let error = TrustedDir::open(path).unwrap_err();
+        assert_eq!(error.to_string(), TrustedDir::make(path).unwrap_err().to_string());
         error.to_string()
     }
 
@@ -464,8 +464,8 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         mode(place.path(), 0o1777);
         let path = place.path().join("a/b");
-        assert!(Dir::open(&path).unwrap().is_none() && !place.path().join("a").exists());
-        let dir = Dir::make(&path).unwrap();
+        assert!(TrustedDir::open(&path).unwrap().is_none() && !place.path().join("a").exists());
+        let dir = TrustedDir::make(&path).unwrap();
         for made in [&path, &place.path().join("a")] {
             assert_eq!(made.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
         }
@@ -478,15 +478,20 @@ mod tests {
         dir.remove("f").unwrap();
         dir.remove("f").unwrap();
         // By way of `..`, and relative.
-        assert_eq!(Dir::open(&path.join("../b")).unwrap().unwrap().path(), fs::canonicalize(&path).unwrap());
-        assert!(Dir::open(Path::new(".")).unwrap().is_some() && Dir::open(Path::new("")).is_err());
+        assert_eq!(
+            TrustedDir::open(&path.join("../b")).unwrap().unwrap().path(),
+            fs::canonicalize(&path).unwrap()
+        );
+        assert!(
+            TrustedDir::open(Path::new(".")).unwrap().is_some() && TrustedDir::open(Path::new("")).is_err()
+        );
     }
 
     #[test]
     fn what_others_may_write_is_refused_with_the_cure() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("a/b");
-        Dir::make(&path).unwrap();
+        TrustedDir::make(&path).unwrap();
         for bad in [0o770, 0o707, 0o1777] {
             mode(&path, bad);
             let message = refusal(&path);
@@ -500,11 +505,12 @@ mod tests {
         assert!(refusal(&path).contains("a is writable"), "one on the way");
         // What is not there is not believed, and not made there either.
         assert!(
-            Dir::open(&path.join("c")).unwrap().is_none() && open_file(&path.join("c")).unwrap().is_none()
+            TrustedDir::open(&path.join("c")).unwrap().is_none()
+                && open_file(&path.join("c")).unwrap().is_none()
         );
-        assert!(Dir::make(&path.join("c")).is_err() && !path.join("c").exists());
+        assert!(TrustedDir::make(&path.join("c")).is_err() && !path.join("c").exists());
         mode(&place.path().join("a"), 0o700);
-        let dir = Dir::open(&path).unwrap().unwrap();
+        let dir = TrustedDir::open(&path).unwrap().unwrap();
         fs::write(path.join("f"), "x").unwrap();
         fs::create_dir(path.join("d")).unwrap();
         mode(&path.join("f"), 0o666);
@@ -522,10 +528,10 @@ mod tests {
         }
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("a/b");
-        Dir::make(&path).unwrap();
+        TrustedDir::make(&path).unwrap();
         fs::write(path.join("f"), "x").unwrap();
         chown(path.join("f"), Some(12345), None).unwrap();
-        let dir = Dir::open(&path).unwrap().unwrap();
+        let dir = TrustedDir::open(&path).unwrap().unwrap();
         assert!(matches!(dir.read("f"), Err(TrustError::Owner { owner: 12345, user: 0, .. })));
         assert!(matches!(open_file(&path.join("f")), Err(TrustError::Owner { .. })));
         for theirs in [path.clone(), place.path().join("a")] {
@@ -540,7 +546,7 @@ mod tests {
         // A link is as good as who made it.
         let link = place.path().join("link");
         symlink(&path, &link).unwrap();
-        assert!(Dir::open(&link).unwrap().is_some());
+        assert!(TrustedDir::open(&link).unwrap().is_some());
         std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
         assert!(refusal(&link).contains("link belongs to user 12345"));
     }
@@ -553,11 +559,11 @@ mod tests {
     fn links_are_followed_on_the_way_and_never_below() {
         let place = tempfile::tempdir().unwrap();
         let real = place.path().join("real");
-        let dir = Dir::make(&real).unwrap();
+        let dir = TrustedDir::make(&real).unwrap();
         symlink("real", place.path().join("relative")).unwrap();
         symlink(&real, place.path().join("absolute")).unwrap();
         for link in ["relative", "absolute", "relative/../absolute"] {
-            let opened = Dir::open(&place.path().join(link)).unwrap().unwrap();
+            let opened = TrustedDir::open(&place.path().join(link)).unwrap().unwrap();
             assert_eq!(opened.path().canonicalize().unwrap(), real.canonicalize().unwrap());
         }
         // The configuration may be a link into one's other files.
@@ -578,6 +584,6 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, real.join("fifo"), 0o600.into()).unwrap();
         assert!(matches!(dir.read("fifo"), Err(TrustError::Kind { .. })));
         assert!(matches!(dir.subdirectory("f"), Err(TrustError::Kind { .. })));
-        assert!(matches!(Dir::open(&real.join("f/x")), Err(TrustError::Kind { .. })));
+        assert!(matches!(TrustedDir::open(&real.join("f/x")), Err(TrustError::Kind { .. })));
     }
 }

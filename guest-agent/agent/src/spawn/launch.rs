@@ -121,7 +121,7 @@ impl Stage {
     /// What the stage said it could not do.
     pub async fn ready(&mut self) -> Result<(), StageFailure> {
         loop {
-            match self.hear().await? {
+            match self.receive().await? {
                 StageMessage::Console(console) => self.console = Some(console),
                 StageMessage::Ready => return Ok(()),
                 StageMessage::Failed(failure) => return Err(failure),
@@ -144,7 +144,7 @@ impl Stage {
         let _ = sys::send(self.channel.get_ref().as_fd(), b"g", None);
         let mut executing = false;
         loop {
-            match self.hear().await? {
+            match self.receive().await? {
                 StageMessage::Executing => executing = true,
                 StageMessage::End if executing => return Ok(()),
                 StageMessage::Failed(failure) => return Err(failure),
@@ -153,7 +153,7 @@ impl Stage {
         }
     }
 
-    async fn hear(&mut self) -> Result<StageMessage, StageFailure> {
+    async fn receive(&mut self) -> Result<StageMessage, StageFailure> {
         let mut buffer = [0; super::LONGEST_MESSAGE + 2];
         let received = self
             .channel

@@ -20,7 +20,7 @@ pub enum LimitError {
 
 /// One value for one file of the cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
+pub struct CgroupSetting {
     /// File name, without a directory.
     pub file: String,
     /// What is written.
@@ -30,8 +30,8 @@ pub struct Setting {
     pub optional: bool,
 }
 
-fn set(file: &str, value: impl ToString) -> Setting {
-    Setting { file: file.to_owned(), value: value.to_string(), optional: false }
+fn set(file: &str, value: impl ToString) -> CgroupSetting {
+    CgroupSetting { file: file.to_owned(), value: value.to_string(), optional: false }
 }
 
 /// `max` for a negative value, the bytes otherwise.
@@ -44,7 +44,7 @@ fn bytes(value: i64) -> String {
 ///
 /// # Errors
 /// [`LimitError`] names the first limit that would be lost.
-pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> {
+pub fn settings(resources: &LinuxResources) -> Result<Vec<CgroupSetting>, LimitError> {
     let mut out = Vec::new();
     if let Some(memory) = resources.memory() {
         memory_settings(memory, &mut out)?;
@@ -88,7 +88,7 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, LimitError> 
     Ok(out)
 }
 
-fn memory_settings(memory: &LinuxMemory, out: &mut Vec<Setting>) -> Result<(), LimitError> {
+fn memory_settings(memory: &LinuxMemory, out: &mut Vec<CgroupSetting>) -> Result<(), LimitError> {
     if memory.kernel().is_some_and(|limit| limit > 0) {
         return Err(LimitError::Unsupported("memory.kernel"));
     }
@@ -109,7 +109,7 @@ fn memory_settings(memory: &LinuxMemory, out: &mut Vec<Setting>) -> Result<(), L
             (_, Some(limit @ 0..)) if swap >= limit => (swap - limit).to_string(),
             _ => return Err(LimitError::Value("memory.swap")),
         };
-        out.push(Setting { optional: true, ..set("memory.swap.max", value) });
+        out.push(CgroupSetting { optional: true, ..set("memory.swap.max", value) });
     }
     if let Some(limit) = limit {
         out.push(set("memory.max", bytes(limit)));
@@ -120,7 +120,7 @@ fn memory_settings(memory: &LinuxMemory, out: &mut Vec<Setting>) -> Result<(), L
     Ok(())
 }
 
-fn cpu_settings(cpu: &LinuxCpu, out: &mut Vec<Setting>) -> Result<(), LimitError> {
+fn cpu_settings(cpu: &LinuxCpu, out: &mut Vec<CgroupSetting>) -> Result<(), LimitError> {
     if cpu.realtime_runtime().is_some_and(|runtime| runtime != 0)
         || cpu.realtime_period().is_some_and(|period| period != 0)
     {
@@ -155,7 +155,7 @@ fn weight_of_shares(shares: u64) -> u64 {
     1 + (shares - 2) * 9999 / 262_142
 }
 
-fn io_settings(io: &LinuxBlockIo, out: &mut Vec<Setting>) -> Result<(), LimitError> {
+fn io_settings(io: &LinuxBlockIo, out: &mut Vec<CgroupSetting>) -> Result<(), LimitError> {
     if io.leaf_weight().is_some_and(|weight| weight != 0) {
         return Err(LimitError::Unsupported("blockIO.leafWeight"));
     }

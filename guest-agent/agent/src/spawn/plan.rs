@@ -7,10 +7,10 @@ use thiserror::Error;
 
 use super::caps::{self, CapabilitySets, UnknownCapability};
 use super::devices::{self, DeviceRuleError};
-use super::limits::{self, LimitError, Setting};
+use super::limits::{self, CgroupSetting, LimitError};
 use super::mount_options::{self, MountOptions, UnsupportedOption};
-use super::seccomp::{self, Filter, SeccompError};
-use super::spec::{Process, Spec};
+use super::seccomp::{self, SeccompError, SeccompFilter};
+use super::spec::{OciProcess, Spec};
 
 /// Why a request cannot become a container or a process.
 #[derive(Debug, Error)]
@@ -154,7 +154,7 @@ pub struct ProcessPlan {
     /// Mask.
     pub umask: Option<u32>,
     /// Filter.
-    pub seccomp: Option<Filter>,
+    pub seccomp: Option<SeccompFilter>,
     /// Make a terminal: rows and columns.
     pub terminal: Option<(u16, u16)>,
 }
@@ -180,7 +180,7 @@ pub struct Surroundings {
     /// Path below the cgroup root, without a leading slash.
     pub cgroup: String,
     /// Values of its files.
-    pub settings: Vec<Setting>,
+    pub settings: Vec<CgroupSetting>,
     /// Its device program.
     pub device_program: Vec<u64>,
     /// Path of a PID namespace to be in, instead of a new one.
@@ -197,7 +197,7 @@ pub struct ContainerRequest {
     /// Written to `/proc/PID/oom_score_adj` when given.
     pub oom_score_adj: Option<i32>,
     /// The filter that later execs get, too.
-    pub seccomp: Option<Filter>,
+    pub seccomp: Option<SeccompFilter>,
 }
 
 /// Ids: `[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}`.
@@ -313,9 +313,9 @@ pub fn exec(
     user: &str,
     more_groups: &[String],
     stdio: &Stdio,
-    filter: Option<Filter>,
+    filter: Option<SeccompFilter>,
 ) -> Result<(StagePlan, Option<i32>), PlanError> {
-    let oci: Process =
+    let oci: OciProcess =
         serde_json::from_slice(process_json).map_err(|error| PlanError::Json("process", error))?;
     let oom_score_adj = oom_score(&oci)?;
     let mut process = process(oci, user, more_groups, stdio)?;
@@ -323,7 +323,7 @@ pub fn exec(
     Ok((StagePlan { container: None, process }, oom_score_adj))
 }
 
-fn oom_score(process: &Process) -> Result<Option<i32>, PlanError> {
+fn oom_score(process: &OciProcess) -> Result<Option<i32>, PlanError> {
     match process.oom_score_adj {
         Some(score) if !(-1000..=1000).contains(&score) => {
             Err(value("process.oomScoreAdj", &score.to_string(), "-1000 to 1000 are allowed"))
@@ -333,7 +333,7 @@ fn oom_score(process: &Process) -> Result<Option<i32>, PlanError> {
 }
 
 fn process(
-    process: Process,
+    process: OciProcess,
     user: &str,
     more_groups: &[String],
     stdio: &Stdio,

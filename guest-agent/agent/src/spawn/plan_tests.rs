@@ -101,7 +101,7 @@ fn ids_and_root_file_systems() {
 #[test]
 fn an_exec_inherits_the_filter_and_its_terminal() {
     let stdio = Stdio { terminal: true, rows: 24, columns: 80, ..Stdio::default() };
-    let filter = Filter { program: Vec::new(), flags: 0 };
+    let filter = SeccompFilter { program: Vec::new(), flags: 0 };
     let (plan, score) = exec(
         br#"{"args":["id"],"oomScoreAdj":5}"#,
         "app",

@@ -44,7 +44,7 @@ pub enum SeccompError {
 
 /// A filter ready for seccomp(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub struct SeccompFilter {
     /// The program.
     pub program: Vec<Instruction>,
     /// `SECCOMP_FILTER_FLAG_*`.
@@ -108,7 +108,7 @@ struct Condition {
 ///
 /// # Errors
 /// [`SeccompError`] names what cannot be enforced.
-pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
+pub fn compile(profile: &LinuxSeccomp) -> Result<SeccompFilter, SeccompError> {
     if profile.listener_path().is_some() {
         return Err(SeccompError::Notify);
     }
@@ -155,7 +155,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
     if program.len() > LONGEST {
         return Err(SeccompError::TooLong(program.len()));
     }
-    Ok(Filter { program, flags })
+    Ok(SeccompFilter { program, flags })
 }
 
 fn verdict(action: Action, errno: Option<u32>) -> Result<u32, SeccompError> {

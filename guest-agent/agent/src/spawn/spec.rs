@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 #[derive(Debug, Deserialize)]
 pub struct Spec {
     /// The first process.
-    pub process: Option<Process>,
+    pub process: Option<OciProcess>,
     /// Only `readonly` counts: where the root comes from is told by the request.
     pub root: Option<Root>,
     /// Host name in the container's UTS namespace.
@@ -40,7 +40,7 @@ pub struct Root {
 /// `process`, of a container or of an exec.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Process {
+pub struct OciProcess {
     /// Has a terminal; the request's `Stdio` says the same.
     pub terminal: bool,
     /// User and groups by number.

@@ -21,7 +21,7 @@ pub enum UserError {
 
 /// Who a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub struct UserIdentity {
     /// User id.
     pub uid: u32,
     /// Group id.
@@ -80,7 +80,7 @@ fn number(text: &str) -> Option<u32> {
 ///
 /// # Errors
 /// [`UserError`], naming the part that matched nothing.
-pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Identity, UserError> {
+pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<UserIdentity, UserError> {
     let (user, wanted_group) = match user.split_once(':') {
         Some((user, group)) if !group.is_empty() => (user, Some(group)),
         Some((user, _)) => (user, None),
@@ -90,13 +90,13 @@ pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Identity, UserEr
     let uid = number(user);
     let line = passwd_lines(passwd).find(|line| line.name == user || Some(line.uid) == uid);
     let mut identity = match (&line, uid) {
-        (Some(line), _) => Identity {
+        (Some(line), _) => UserIdentity {
             uid: line.uid,
             gid: line.gid,
             groups: Vec::new(),
             home: Some(line.home.to_owned()).filter(|home| !home.is_empty()),
         },
-        (None, Some(uid)) => Identity { uid, gid: 0, groups: Vec::new(), home: None },
+        (None, Some(uid)) => UserIdentity { uid, gid: 0, groups: Vec::new(), home: None },
         (None, None) => return Err(UserError::NoUser(user.to_owned())),
     };
     match (wanted_group, line) {
@@ -149,8 +149,8 @@ mod tests {
                           app:x:1000:1001:App,,,:/home/app:/bin/sh\n42:x:77:78::/forty:/bin/sh\nnohome:x:5:5::\n";
     const GROUP: &str = "root:x:0:root\nbin:x:1:root,bin,daemon\nwheel:x:10:root,app\napp:x:1001:\naudio:x:29:app\nempty:x:30\n";
 
-    fn id(uid: u32, gid: u32, groups: &[u32], home: Option<&str>) -> Identity {
-        Identity { uid, gid, groups: groups.to_vec(), home: home.map(str::to_owned) }
+    fn id(uid: u32, gid: u32, groups: &[u32], home: Option<&str>) -> UserIdentity {
+        UserIdentity { uid, gid, groups: groups.to_vec(), home: home.map(str::to_owned) }
     }
 
     #[test]

@@ -152,7 +152,7 @@ struct Control([u8; 32]);
 
 /// One packet that came.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedBytes {
     /// Bytes of it; 0 is the end.
     pub length: usize,
     /// A descriptor that came along.
@@ -163,7 +163,7 @@ pub struct Received {
 ///
 /// # Errors
 /// Those of recvmsg(2).
-pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<ReceivedBytes> {
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut control = Control([0; 32]);
     // SAFETY: an all-zero header is valid; every pointer in it is to a live value of the length
@@ -183,7 +183,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
             && (*message).cmsg_type == libc::SCM_RIGHTS;
         let descriptor = carries
             .then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned()));
-        Ok(Received { length, descriptor })
+        Ok(ReceivedBytes { length, descriptor })
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use nelly_agent::cgroup::delegate_controllers;
 use nelly_agent::mounts;
-use nelly_agent::service::{Config, Guest, serve};
+use nelly_agent::service::{Config, GuestState, serve};
 use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Patience, Promises, Stream};
 use nelly_agent::sys;
@@ -69,7 +69,7 @@ pub(crate) struct Bench {
 
 /// What a scenario has.
 pub(crate) struct World {
-    pub guest: Arc<Guest>,
+    pub guest: Arc<GuestState>,
     pub client: AgentClient,
     pub image: String,
     pub cgroup: PathBuf,
@@ -143,7 +143,7 @@ impl Bench {
             marks: Arc::new(Marks::new(1)),
         };
         let promises = Promises::new(Patience { claim, ..Patience::default() });
-        let (guest, _) = Guest::new(config, promises.clone());
+        let (guest, _) = GuestState::new(config, promises.clone());
         let signals = sys::watch(sys::signal_fd().unwrap(), Interest::READABLE).unwrap();
         let reaping = Aborting(tokio::spawn(reap(guest.clone(), signals)));
         let (client, serving) = connect(&guest).await;
@@ -188,7 +188,7 @@ impl Drop for Aborting {
     }
 }
 
-async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
+async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
     let mut info = [0; 128];
     while signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await.is_ok() {
         while let Some(news) = sys::reap() {
@@ -198,7 +198,7 @@ async fn reap(guest: Arc<Guest>, signals: AsyncFd<OwnedFd>) {
 }
 
 /// A connection that has not said Hello.
-pub(crate) async fn connect(guest: &Arc<Guest>) -> (AgentClient, Aborting) {
+pub(crate) async fn connect(guest: &Arc<GuestState>) -> (AgentClient, Aborting) {
     let (host, agent) = UnixStream::pair().unwrap();
     let agent = Stream::new(agent.into()).unwrap();
     let guest = guest.clone();

@@ -262,8 +262,8 @@ pub(super) mod tests {
 
     use super::*;
     use crate::host::Environment;
-    use crate::record::{GuestRecord, SCHEMA, Sample, Skipped, Step};
-    use crate::timeline::Phase;
+    use crate::record::{DensityStep, GuestRecord, SCHEMA, Sample, Skipped};
+    use crate::timeline::PhaseDuration;
 
     /// A record of two contestants, twelve samples each.
     pub(in crate::report) fn example() -> Record {
@@ -280,7 +280,7 @@ pub(super) mod tests {
                 .then(|| BTreeMap::from([("pio_write".to_owned(), 120), ("kicked".to_owned(), 0)])),
             phases: match timeline {
                 true => [("main", 1_000_000), ("first_entry", 2_000_000), ("marker", total_ns - 3_100_000)]
-                    .map(|(name, duration_ns)| Phase { name: name.into(), duration_ns })
+                    .map(|(name, duration_ns)| PhaseDuration { name: name.into(), duration_ns })
                     .to_vec(),
                 false => Vec::new(),
             },
@@ -383,9 +383,12 @@ pub(super) mod tests {
         assert!(html(&record).contains("nelly failed: round 1: died"));
         record.bench = "density".into();
         record.series.clear();
-        let held =
-            crate::held::Held { pss_bytes: 60 << 20, outside_pss_bytes: 2 << 20, ..Default::default() };
-        record.steps = vec![Step {
+        let held = crate::memory_use::MemoryUse {
+            pss_bytes: 60 << 20,
+            outside_pss_bytes: 2 << 20,
+            ..Default::default()
+        };
+        record.steps = vec![DensityStep {
             machines: 1,
             start_ns: 50_000_000,
             held,

@@ -188,7 +188,7 @@ fn steps(record: &Record, out: &mut String) {
     columns(out, &rows);
     // The first machine pays for what the others share.
     let later = record.steps.get(1..).unwrap_or_default();
-    let median = |figure: fn(&crate::record::Step) -> u64| {
+    let median = |figure: fn(&crate::record::DensityStep) -> u64| {
         crate::stats::median(&later.iter().map(figure).collect::<Vec<_>>())
     };
     if !later.is_empty() {

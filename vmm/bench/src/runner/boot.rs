@@ -6,11 +6,11 @@ use std::fs;
 use nelly_vmm::sys::signals::Signals;
 use serde_json::Value;
 
-use super::child::{Seen, watch, weigh};
+use super::child::{ProcessSample, measure_memory, watch};
 use super::{Progress, RunnerError, syscalls};
 use crate::host::Environment;
 use crate::peer::{self, Launch};
-use crate::plan::{BootPlan, Guest, Rounds, RunPlan, Vmm};
+use crate::plan::{BootPlan, GuestSetup, Rounds, RunPlan, Vmm};
 use crate::record::{GuestRecord, Record, SCHEMA, Sample, Series, Skipped};
 use crate::timeline;
 
@@ -51,7 +51,7 @@ impl Contestant {
 }
 
 /// A sample of what was seen from outside and what the process said of itself.
-fn sample(seen: &Seen, said: &Value, end: &str) -> Sample {
+fn sample(seen: &ProcessSample, said: &Value, end: &str) -> Sample {
     // `nelly run` has its timeline among its timings.
     let mut timeline = timeline::read(said).or_else(|| timeline::read(said.get("timings")?));
     if !seen.stamps.is_empty() {
@@ -97,7 +97,8 @@ pub fn boot(
     let scratch = tempfile::Builder::new().prefix("nelly-bench-").tempdir();
     let scratch = scratch.map_err(RunnerError::host("cannot make a directory for temporary files"))?;
     // Our own init waits so long behind its marker; any other takes the word as it takes any.
-    let idle = Guest { command_line: format!("{} {IDLE}", plan.guest.command_line), ..plan.guest.clone() };
+    let idle =
+        GuestSetup { command_line: format!("{} {IDLE}", plan.guest.command_line), ..plan.guest.clone() };
     let contestant = |vmm: Vmm, program: &std::path::Path| {
         let launch = |guest| peer::launch(vmm, program, guest, scratch.path());
         let mut contestant = Contestant::new(vmm.name(), launch(&plan.guest), Some(plan.marker.clone()));
@@ -223,7 +224,7 @@ fn measure(
             (&contestant.idle, &contestant.marker, &contestant.failures[..])
         {
             progress(&format!("measuring memory use: {}", contestant.name));
-            let weighed = weigh(launch, marker, *bytes, rounds.limit, signals);
+            let weighed = measure_memory(launch, marker, *bytes, rounds.limit, signals);
             held = beside(record, &contestant.name, "memory use was not measured", weighed)?;
         }
         let command = contestant.launch.command();
@@ -260,7 +261,7 @@ mod tests {
     use nelly_vmm::config::{CpuCount, MemorySize, Platform};
 
     use super::*;
-    use crate::plan::{Guest, Peer};
+    use crate::plan::{GuestSetup, Peer};
 
     fn script(directory: &Path, name: &str, text: &str) -> PathBuf {
         let path = directory.join(name);
@@ -271,7 +272,7 @@ mod tests {
 
     /// Boots with scripts in the monitors' places, in a thread whose blocked signals go with it.
     fn booted(monitor: PathBuf, peers: Vec<Peer>, counted: u32) -> (Record, Vec<String>) {
-        let guest = Guest {
+        let guest = GuestSetup {
             kernel: "/k".into(),
             initrd: None,
             command_line: "quiet".into(),

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 
 use super::RunnerError;
 use super::console::{Finder, drain};
-use crate::held::{self, Held};
+use crate::memory_use::{self, MemoryUse};
 use crate::peer::Launch;
 use crate::sys::{self, Usage};
 
@@ -30,7 +30,7 @@ const SETTLE: Duration = Duration::from_millis(500);
 
 /// What was seen of one process.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(super) struct ProcessSample {
     /// The clock just before its start.
     pub(super) start_ns: u64,
     /// The marker's last byte, or, without a marker, the process's end.
@@ -112,7 +112,7 @@ pub(super) fn watch(
     marker: Option<&str>,
     limit: Duration,
     signals: &Signals,
-) -> Result<Seen, RunnerError> {
+) -> Result<ProcessSample, RunnerError> {
     let (start_ns, watch) = start(launch, marker, signals)?;
     match marker {
         Some(marker) => watch.until_marker(launch, marker, start_ns, limit),
@@ -126,22 +126,22 @@ pub(super) fn watch(
 /// # Errors
 /// As [`watch`]; it was gone before it could be weighed, or its guest's memory, `guest_bytes`,
 /// cannot be told apart.
-pub(super) fn weigh(
+pub(super) fn measure_memory(
     launch: &Launch,
     marker: &str,
     guest_bytes: u64,
     limit: Duration,
     signals: &Signals,
-) -> Result<Held, RunnerError> {
+) -> Result<MemoryUse, RunnerError> {
     let (start_ns, mut watch) = start(launch, Some(marker), signals)?;
     watch.marker(marker, start_ns, limit)?;
-    let at_once = held::held(watch.child.id, guest_bytes);
+    let at_once = memory_use::measure(watch.child.id, guest_bytes);
     let settled = after(sys::now_ns(), SETTLE);
     let held = loop {
         match watch.turn(settled)? {
             // What was said before is found once more when something else is said.
             Turn::Marker(_) => {}
-            Turn::Late => break held::held(watch.child.id, guest_bytes),
+            Turn::Late => break memory_use::measure(watch.child.id, guest_bytes),
             Turn::Gone(_) => break at_once,
         }
     };
@@ -230,11 +230,11 @@ impl Watch<'_> {
         marker: &str,
         start_ns: u64,
         limit: Duration,
-    ) -> Result<Seen, RunnerError> {
+    ) -> Result<ProcessSample, RunnerError> {
         let end_ns = self.marker(marker, start_ns, limit)?;
         // The clock has been read: this costs nobody. By rusage it could not be told from what this
         // process holds.
-        let peak_rss_bytes = held::peak_rss_bytes(self.child.id);
+        let peak_rss_bytes = memory_use::peak_rss_bytes(self.child.id);
         let mut teardown_ns = None;
         let patience = if launch.ends_itself { LAST } else { TELLING };
         let last = after(sys::now_ns(), patience);
@@ -253,10 +253,10 @@ impl Watch<'_> {
         }
         let (_, usage) = self.child.reap()?;
         let stamps = self.said.stamps().unwrap_or_default().to_vec();
-        Ok(Seen { start_ns, end_ns, teardown_ns, stamps, usage, peak_rss_bytes })
+        Ok(ProcessSample { start_ns, end_ns, teardown_ns, stamps, usage, peak_rss_bytes })
     }
 
-    fn until_gone(mut self, start_ns: u64, limit: Duration) -> Result<Seen, RunnerError> {
+    fn until_gone(mut self, start_ns: u64, limit: Duration) -> Result<ProcessSample, RunnerError> {
         let deadline = after(start_ns, limit);
         let end_ns = loop {
             match self.turn(deadline)? {
@@ -274,7 +274,7 @@ impl Watch<'_> {
             return Err(RunnerError::Died { status, before: "with an error".into(), tail });
         }
         let peak_rss_bytes = Some(usage.peak_rss_bytes);
-        Ok(Seen { start_ns, end_ns, teardown_ns: None, stamps: Vec::new(), usage, peak_rss_bytes })
+        Ok(ProcessSample { start_ns, end_ns, teardown_ns: None, stamps: Vec::new(), usage, peak_rss_bytes })
     }
 
     /// Watches until something happens. What the process says goes on being read, so that it never
@@ -333,7 +333,7 @@ mod tests {
         Launch { program, ends_itself: true, ..Launch::default() }
     }
 
-    fn seen(script: &str, limit: Duration) -> Result<Seen, RunnerError> {
+    fn seen(script: &str, limit: Duration) -> Result<ProcessSample, RunnerError> {
         let directory = tempfile::tempdir().unwrap();
         let launch = stand_in(directory.path(), script);
         // In a thread of its own, whose blocked signals go with it.
@@ -383,7 +383,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let signals = Signals::block(&[12]).unwrap();
         let weighed = |script: &str, guest_bytes| {
-            weigh(&stand_in(directory.path(), script), "NELLY-INIT", guest_bytes, LONG, &signals)
+            measure_memory(&stand_in(directory.path(), script), "NELLY-INIT", guest_bytes, LONG, &signals)
         };
         // Its heap and its stack stand for the guest's memory.
         let held = weighed("echo NELLY-INIT; exec sleep 1000", 4096).unwrap();

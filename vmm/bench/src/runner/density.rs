@@ -1,12 +1,12 @@
 //! Machines side by side until a limit: what one more of them costs.
 
 use super::boot::record;
-use super::sandbox::{Ground, block_on, shut_down};
+use super::sandbox::{SandboxSetup, block_on, shut_down};
 use super::{Progress, RunnerError};
-use crate::held::{Held, available_bytes, held};
 use crate::host::Environment;
+use crate::memory_use::{self, MemoryUse, available_bytes};
 use crate::plan::{DensityLimit, Rounds, SandboxPlan};
-use crate::record::{Record, Step};
+use crate::record::{DensityStep, Record};
 use crate::sys;
 
 use std::time::Duration;
@@ -28,11 +28,11 @@ pub fn density(
     environment: Environment,
     progress: Progress<'_>,
 ) -> Result<Record, RunnerError> {
-    let ground = Ground::new(plan)?;
+    let setup = SandboxSetup::new(plan)?;
     let rounds = Rounds { counted: limit.count, warm_up: 0, limit: Duration::MAX };
-    let mut record = record("density", "ready", &rounds, ground.guest(), environment);
+    let mut record = record("density", "ready", &rounds, setup.guest(), environment);
     let guest_bytes = plan.memory.get();
-    let (mut steps, mut stopped) = (Vec::<Step>::new(), None);
+    let (mut steps, mut stopped) = (Vec::<DensityStep>::new(), None);
     block_on(async {
         // Dropped, and with it ended, on every way out.
         let mut sandboxes: Vec<Sandbox> = Vec::new();
@@ -43,12 +43,12 @@ pub fn density(
                 break;
             }
             progress(&format!("machine {machines} of {}", limit.count));
-            let (start_ns, sandbox) = ground.start(&format!("bench-{machines}")).await?;
+            let (start_ns, sandbox) = setup.start(&format!("bench-{machines}")).await?;
             let start_ns = sys::now_ns() - start_ns;
             sandboxes.push(sandbox);
             tokio::time::sleep(SETTLE).await;
-            let (held, all_pss_bytes) = weigh(&sandboxes, guest_bytes)?;
-            steps.push(Step {
+            let (held, all_pss_bytes) = measure_memory(&sandboxes, guest_bytes)?;
+            steps.push(DensityStep {
                 machines,
                 start_ns,
                 held,
@@ -79,13 +79,13 @@ pub fn density(
 }
 
 /// What the newest holds, and all of them together.
-fn weigh(sandboxes: &[Sandbox], guest_bytes: u64) -> Result<(Held, u64), RunnerError> {
+fn measure_memory(sandboxes: &[Sandbox], guest_bytes: u64) -> Result<(MemoryUse, u64), RunnerError> {
     let mut all = 0;
-    let mut newest = Held::default();
+    let mut newest = MemoryUse::default();
     for sandbox in sandboxes {
         let Some(id) = sandbox.machine().process_id() else { continue };
-        newest =
-            held(id, guest_bytes).map_err(RunnerError::host("cannot measure the memory use of a machine"))?;
+        newest = memory_use::measure(id, guest_bytes)
+            .map_err(RunnerError::host("cannot measure the memory use of a machine"))?;
         all += newest.pss_bytes;
     }
     Ok((newest, all))

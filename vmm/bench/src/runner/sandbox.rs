@@ -1,5 +1,5 @@
-//! Machines with the agent, through the library: how long until it answers, and how long an exec
-//! takes in one that runs.
+//! Benchmarks of machines with the agent, through the library: the time until the agent answers, and
+//! the time of an exec in a running machine.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,18 +18,18 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::boot::{exits, record};
 use super::{Progress, RunnerError};
-use crate::held::{self, Held};
 use crate::host::Environment;
+use crate::memory_use::{self, MemoryUse};
 use crate::plan::{Rounds, SandboxPlan};
 use crate::record::{GuestRecord, Record, Sample, Series};
 use crate::sys;
 use crate::timeline;
 
-/// What machines that are shut down may take for it.
+/// Time limit for the shutdown of machines.
 const LAST: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// Runs `work` to its end, or to a signal; what it started is dropped, and with it ended, in both
-/// cases.
+/// Runs `work` until it ends or a signal arrives. Everything that it started is dropped, and thereby
+/// ended, in both cases.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) -> Result<T, RunnerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunnerError::host("cannot start the runtime"))?;
@@ -49,15 +49,15 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) ->
     done
 }
 
-/// What every start of a plan shares.
-pub(super) struct Ground<'a> {
+/// What all starts of a plan have in common.
+pub(super) struct SandboxSetup<'a> {
     plan: &'a SandboxPlan,
     disk: File,
     image: ImageConfiguration,
 }
 
-impl<'a> Ground<'a> {
-    /// Unpacks the built-in image, unless it is cached.
+impl<'a> SandboxSetup<'a> {
+    /// Unpacks the built-in image if it is not cached.
     pub(super) fn new(plan: &'a SandboxPlan) -> Result<Self, RunnerError> {
         let mut options = StoreOptions::new(&plan.cache);
         options.builtin = Some(plan.builtin.clone());
@@ -65,7 +65,7 @@ impl<'a> Ground<'a> {
         Ok(Self { plan, disk: image.disk, image: image.config })
     }
 
-    /// Starts a machine, and says when: the clock just before, with everything it needs at hand.
+    /// Starts a machine. Returns also the clock immediately before the start, after all preparations.
     pub(super) async fn start(&self, name: &str) -> Result<(u64, Sandbox), RunnerError> {
         let mut resources = Resources::new();
         let disk = self
@@ -85,14 +85,14 @@ impl<'a> Ground<'a> {
         Ok((start_ns, Sandbox::start(config, resources, isolation, name).await?))
     }
 
-    /// The process of `command`, without streams but what it writes.
+    /// The specification of `command`, without standard input.
     fn process(&self, command: &[String]) -> Result<ProcessSpec, RunnerError> {
         let overrides = Overrides { command: command.to_vec(), ..Overrides::default() };
         let config = self.image.config().clone().unwrap_or_default();
         Ok(ProcessSpec::merge(&config, &overrides, "bench")?)
     }
 
-    /// The guest, for the record.
+    /// The description of the guest in the record.
     pub(super) fn guest(&self) -> GuestRecord {
         GuestRecord {
             kernel: self.plan.kernel.display().to_string(),
@@ -104,34 +104,34 @@ impl<'a> Ground<'a> {
     }
 }
 
-/// Shuts a machine down and waits for its end; `None` when it did not come.
+/// Shuts down a machine and waits for its end; `None` if it does not end in time.
 pub(super) async fn shut_down(sandbox: &Sandbox) -> Option<Outcome> {
-    // An agent that cannot answer any more is ended below.
+    // If the agent does not answer, the machine is ended below.
     let _ = sandbox.agent().shutdown(0).await;
     let machine = sandbox.machine();
     let _ = poll(&mut [PollFd::new(&machine.as_fd(), PollFlags::IN)], Some(&LAST));
     machine.try_wait()
 }
 
-/// Starts machines, one after the other, until the agent answers.
+/// Starts machines one after another, and measures the time until the agent answers.
 ///
 /// # Errors
-/// The host failed, or a signal came. That a start failed is in the record, and ends it.
+/// A failure of the host, or a signal. A failed start is recorded, and ends the benchmark.
 pub fn ready(
     plan: &SandboxPlan,
     rounds: &Rounds,
     environment: Environment,
     progress: Progress<'_>,
 ) -> Result<Record, RunnerError> {
-    let ground = Ground::new(plan)?;
-    let mut record = record("boot", "ready", rounds, ground.guest(), environment);
+    let setup = SandboxSetup::new(plan)?;
+    let mut record = record("boot", "ready", rounds, setup.guest(), environment);
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
     let mut held = None;
     block_on(async {
         for (round, _) in rounds.turns(1) {
             let number = round + 1;
             progress(&format!("round {number} of {}: nelly", rounds.warm_up + rounds.counted));
-            match tokio::time::timeout(rounds.limit, ready_once(&ground)).await {
+            match tokio::time::timeout(rounds.limit, ready_once(&setup)).await {
                 Ok(Ok((mut sample, weighed))) => {
                     held = weighed.or(held);
                     if let Some(counted) = round.checked_sub(rounds.warm_up) {
@@ -156,14 +156,14 @@ pub fn ready(
     Ok(record)
 }
 
-/// One start, and what its monitor holds then.
-async fn ready_once(ground: &Ground<'_>) -> Result<(Sample, Option<Held>), RunnerError> {
+/// One start, and the memory use of its monitor after it.
+async fn ready_once(setup: &SandboxSetup<'_>) -> Result<(Sample, Option<MemoryUse>), RunnerError> {
     let before = sys::children();
-    let (start_ns, sandbox) = ground.start("bench").await?;
+    let (start_ns, sandbox) = setup.start("bench").await?;
     let end_ns = sys::now_ns();
     let id = sandbox.machine().process_id();
-    let peak_rss_bytes = id.and_then(held::peak_rss_bytes);
-    let held = id.and_then(|id| held::held(id, ground.plan.memory.get()).ok());
+    let peak_rss_bytes = id.and_then(memory_use::peak_rss_bytes);
+    let held = id.and_then(|id| memory_use::measure(id, setup.plan.memory.get()).ok());
     let leave_ns = sys::now_ns();
     let outcome = shut_down(&sandbox).await;
     drop(sandbox);
@@ -187,11 +187,11 @@ async fn ready_once(ground: &Ground<'_>) -> Result<(Sample, Option<Held>), Runne
     Ok((sample, held))
 }
 
-/// Runs `command` again and again in one container of one machine, from the call to its exit.
+/// Runs `command` repeatedly in one container, and measures the time from the call to its exit.
 ///
 /// # Errors
-/// The machine did not start, the host failed, or a signal came. That an exec failed is in the
-/// record, and ends it.
+/// The machine did not start, the host failed, or a signal arrived. A failed exec is recorded, and
+/// ends the benchmark.
 pub fn exec(
     plan: &SandboxPlan,
     command: &[String],
@@ -199,16 +199,16 @@ pub fn exec(
     environment: Environment,
     progress: Progress<'_>,
 ) -> Result<Record, RunnerError> {
-    let ground = Ground::new(plan)?;
-    let mut record = record("exec", "exit", rounds, ground.guest(), environment);
+    let setup = SandboxSetup::new(plan)?;
+    let mut record = record("exec", "exit", rounds, setup.guest(), environment);
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
     block_on(async {
         progress("starting the machine");
-        let (_, sandbox) = ground.start("bench").await?;
-        // It stays as long as its machine does.
+        let (_, sandbox) = setup.start("bench").await?;
+        // It runs as long as the machine.
         let first = ["sleep", "1000000000"].map(str::to_owned);
         let container = ContainerSpec {
-            process: ground.process(&first)?,
+            process: setup.process(&first)?,
             hostname: "bench".to_owned(),
             read_only: false,
             tmpfs: Vec::new(),
@@ -217,7 +217,7 @@ pub fn exec(
         };
         let started = sandbox.run("bench", &container, IMAGE_DEVICE, None).await?;
         let _streams = started.map_err(|failure| failed(&first, failure.message))?;
-        let process = ground.process(command)?;
+        let process = setup.process(command)?;
         for (round, _) in rounds.turns(1) {
             let number = round + 1;
             progress(&format!("exec {number} of {}", rounds.warm_up + rounds.counted));
@@ -260,7 +260,7 @@ async fn exec_once(
     if done.exit_code != 0 {
         let mut said = String::new();
         if let Some(mut stderr) = streams.stderr {
-            // The process is gone, so its stream ends.
+            // The process has ended, so the stream ends.
             let _ = stderr.read_to_string(&mut said);
         }
         return Err(failed(command, format!("exit code {} {}", done.exit_code, said.trim())));

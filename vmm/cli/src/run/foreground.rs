@@ -16,7 +16,7 @@ use nelly_vmm::text;
 use nelly_vmm::timeline::Recorder;
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-use super::plan::Plan;
+use super::plan::ContainerPlan;
 use crate::args::RunArgs;
 use crate::{console, out, signals, stdio};
 
@@ -32,14 +32,14 @@ const KILLED_WAIT: Duration = Duration::from_secs(2);
 /// Whatever is waited for, a signal and the limit of time are heard beside it.
 pub(super) async fn foreground(
     args: &RunArgs,
-    plan: &Plan,
+    plan: &ContainerPlan,
     config: MachineConfig,
     resources: Resources,
     isolation: Isolation,
     recorder: &Recorder,
 ) -> Result<(Exit, Option<Finished>)> {
     let (send, requests) = mpsc::unbounded_channel();
-    let mut outside = Outside::new(requests, plan.wanted.common.timeout);
+    let mut outside = Outside::new(requests, plan.options.common.timeout);
     signals::forward(&send, args.tty)?;
     let start = Sandbox::start(config, resources, isolation, plan.container.hostname.as_str());
     // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its
@@ -72,7 +72,7 @@ pub(super) async fn foreground(
 /// caller's to end.
 async fn contained(
     args: &RunArgs,
-    plan: &Plan,
+    plan: &ContainerPlan,
     sandbox: &Sandbox,
     outside: &mut Outside,
     send: &UnboundedSender<Request>,
@@ -85,7 +85,7 @@ async fn contained(
     }
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let size = size.map(|size| (size.rows, size.columns));
-    let id = plan.wanted.id.to_string();
+    let id = plan.options.id.to_string();
     let streams = match outside.during(sandbox.run(&id, &plan.container, IMAGE_DEVICE, size)).await {
         Ok(streams) => streams?,
         Err(exit) => return Ok(Ended::Left(exit)),
@@ -93,7 +93,7 @@ async fn contained(
     let streams = match streams {
         Ok(streams) => streams,
         Err(failure) => {
-            out::say(&failure.message);
+            out::message(&failure.message);
             let reason = match failure.code {
                 outcome::NOT_FOUND => "not_found",
                 outcome::NOT_EXECUTABLE => "not_executable",
@@ -105,14 +105,14 @@ async fn contained(
     // Raw only now: messages until here are read on a sane terminal.
     let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
-    let pumps = stdio::Pumps::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
+    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
     let ended = outside.attend(sandbox.agent(), ProcessId { container: &id, exec: "" }).await;
     let exit = match ended {
         Ok(Ended::Exited(exit)) => exit,
         Ok(Ended::Left(exit)) => {
             sandbox.machine().kill();
             // What was said is passed on; a reader that does not read keeps nobody.
-            let _late = tokio::time::timeout(LAST_OUTPUT, pumps.drain()).await;
+            let _late = tokio::time::timeout(LAST_OUTPUT, output.drain()).await;
             return Ok(Ended::Left(exit));
         }
         Err(error) => {
@@ -124,21 +124,21 @@ async fn contained(
         }
     };
     sandbox.recorder().stamp(name::EXIT);
-    let drained = match outside.during(pumps.drain()).await {
+    let drained = match outside.during(output.drain()).await {
         Ok(drained) => drained,
         Err(exit) => return Ok(Ended::Left(exit)),
     };
     drop(raw);
     if exit.reason == "oom_killed" && !args.quiet {
-        out::say(format_args!(
+        out::message(format_args!(
             "the container was killed because it ran out of memory (the machine has {} MiB; see -m)",
-            plan.wanted.common.memory.get() >> 20
+            plan.options.common.memory.get() >> 20
         ));
     }
     Ok(Ended::Exited(match drained {
         Ok(()) => exit,
         Err(error) => {
-            out::say(text::chain(error.as_ref()));
+            out::message(text::chain(error.as_ref()));
             // What the program itself failed at says more.
             if exit.code == 0 { Exit { code: outcome::FAILED, reason: "output_lost" } } else { exit }
         }

@@ -16,13 +16,13 @@ use nelly_sandbox::timeline::name;
 use nelly_vmm::config::FileSource;
 use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::Recorder;
-use plan::{machine_by_path, machine_opened, plan, wanted};
+use plan::{machine_by_path, machine_opened, plan, run_options};
 use serde_json::json;
 
 use crate::args::{self, RunArgs};
 use crate::assets::Assets;
 use crate::context::Context;
-use crate::target::Target;
+use crate::output_file::OutputFile;
 use crate::{out, progress, result, signals};
 
 /// Runs the verb.
@@ -48,43 +48,43 @@ pub(crate) fn run(
     let result = args.result.as_deref().map(result::ResultFile::parse).transpose().context("--result")?;
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
-    let mut options = StoreOptions::new(&context.places.cache);
-    options.builtin.clone_from(&assets.builtin);
-    let store = Store::open(options)?;
-    let wanted = wanted(args, command, assets, context)?;
+    let mut store_options = StoreOptions::new(&context.places.cache);
+    store_options.builtin.clone_from(&assets.builtin);
+    let store = Store::open(store_options)?;
+    let options = run_options(args, command, assets, context)?;
     if args.machine.dry_run {
         let planned = store.plan(&reference)?;
-        let plan = plan(args, wanted, &planned.config)?;
+        let plan = plan(args, options, &planned.config)?;
         let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
         let config = machine_by_path(&plan, disk).config()?;
         let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
         let spec = oci::container(&plan.container);
-        let object = json!({ "schema": 1, "id": plan.wanted.id.to_string(), "name": plan.wanted.name.as_str(), "image": reference.to_string(),
+        let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
         out::json(format_args!("{object:#}"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Refused before an image is unpacked for nothing.
+    // Before the image is unpacked, which would be in vain on such a host.
     crate::host::require_mainstream()?;
-    let result = result.map(|isolation| isolation.open()).transpose()?;
-    let trace = args.trace.as_deref().map(|path| Target::file("--trace", path)).transpose()?;
+    let result = result.map(|file| file.open()).transpose()?;
+    let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
     let mut bar = progress::Bar::new(args.quiet);
     let image = store.resolve(&reference, &mut bar)?;
     bar.finish();
     recorder.stamp(name::IMAGE_RESOLVED);
-    let plan = plan(args, wanted, &image.config)?;
+    let plan = plan(args, options, &image.config)?;
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let isolation = Isolation::Process { monitor: plan.wanted.monitor.path.clone() };
+    let isolation = Isolation::Process { monitor: plan.options.monitor.path.clone() };
     let ended = runtime.block_on(foreground(args, &plan, config, resources, isolation, recorder));
-    // A pump may still sit in a read of standard input; it ends with the process.
+    // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
-    // What is left to do may wait for a reader, and a signal ends it.
+    // Writing the results below may block, and a signal should then end the process.
     signals::release();
     let (exit, finished) = match ended {
         Ok((exit, finished)) => (Ok(exit), finished),
@@ -93,7 +93,7 @@ pub(crate) fn run(
     if let Some(result) = result {
         let (code, reason) =
             exit.as_ref().map_or((outcome::FAILED, "failed"), |exit| (exit.code, exit.reason));
-        let object = result::object(&plan.wanted.id, code, reason, started.elapsed(), finished.as_ref());
+        let object = result::object(&plan.options.id, code, reason, started.elapsed(), finished.as_ref());
         result.write(&object)?;
     }
     if let Some(finished) = finished {

@@ -1,4 +1,4 @@
-//! What the flags and the image decide before anything is started.
+//! Converts the flags and the image's configuration to specifications, before anything is started.
 
 use std::fs::File;
 use std::path::Path;
@@ -18,31 +18,31 @@ use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
 use crate::{console, environment, machine};
 
-/// What the flags say, checked before an image is looked at.
-pub(super) struct Wanted {
+/// The flags, validated before the image is read.
+pub(super) struct RunOptions {
     pub(super) id: Id,
     pub(super) name: Name,
     pub(super) hostname: Hostname,
     pub(super) overrides: Overrides,
     pub(super) tmpfs: Vec<Tmpfs>,
     pub(super) seccomp: Seccomp,
-    pub(super) common: machine::Common,
+    pub(super) common: machine::MachineOptions,
     pub(super) assets: Assets,
     pub(super) monitor: Asset,
 }
 
-/// Everything that was decided before anything is started.
-pub(super) struct Plan {
-    pub(super) wanted: Wanted,
+/// The flags together with the container that they and the image specify.
+pub(super) struct ContainerPlan {
+    pub(super) options: RunOptions,
     pub(super) container: ContainerSpec,
 }
 
-pub(super) fn wanted(
+pub(super) fn run_options(
     args: &RunArgs,
     command: Vec<String>,
     assets: Assets,
     context: &Context,
-) -> Result<Wanted> {
+) -> Result<RunOptions> {
     let id = Id::random().context("cannot create a random id")?;
     let name: Name = match &args.name {
         Some(name) => name.parse().context("--name")?,
@@ -61,14 +61,14 @@ pub(super) fn wanted(
         terminal: args.tty,
         stdin: args.interactive,
     };
-    // Against an image that says nothing: what the flags alone get wrong, shows here.
+    // Merging with an empty image configuration finds errors in the flags alone.
     match ProcessSpec::merge(&Config::default(), &overrides, hostname.as_str()) {
         Ok(_) | Err(SpecError::NoCommand) => {}
         Err(error) => return Err(error.into()),
     }
     machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
     machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
-    Ok(Wanted {
+    Ok(RunOptions {
         id,
         name,
         hostname,
@@ -94,39 +94,48 @@ fn seccomp(option: Option<&str>) -> Result<Seccomp> {
     }
 }
 
-pub(super) fn plan(args: &RunArgs, wanted: Wanted, image: &ImageConfiguration) -> Result<Plan> {
+pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfiguration) -> Result<ContainerPlan> {
     let config = image.config().clone().unwrap_or_default();
-    let process = ProcessSpec::merge(&config, &wanted.overrides, wanted.hostname.as_str())?;
+    let process = ProcessSpec::merge(&config, &options.overrides, options.hostname.as_str())?;
     let container = ContainerSpec {
         process,
-        hostname: wanted.hostname.to_string(),
+        hostname: options.hostname.to_string(),
         read_only: args.read_only,
-        tmpfs: wanted.tmpfs.clone(),
+        tmpfs: options.tmpfs.clone(),
         upper_bytes: 0,
-        seccomp: wanted.seccomp.clone(),
+        seccomp: options.seccomp.clone(),
     };
-    Ok(Plan { wanted, container })
+    Ok(ContainerPlan { options, container })
 }
 
-/// The machine with its files by path, for showing.
-pub(super) fn machine_by_path(plan: &Plan, image: FileSource) -> MachineSpec {
+/// The specification of the machine with its files as paths, for `--dry-run`.
+pub(super) fn machine_by_path(plan: &ContainerPlan, image: FileSource) -> MachineSpec {
     let path = |asset: &Asset| FileSource::Path(asset.path.clone());
-    machine_spec(plan, path(&plan.wanted.assets.kernel), path(&plan.wanted.assets.initrd), image)
+    machine_spec(plan, path(&plan.options.assets.kernel), path(&plan.options.assets.initrd), image)
 }
 
-/// The machine with its files opened.
-pub(super) fn machine_opened(plan: &Plan, image: File, resources: &mut Resources) -> Result<MachineSpec> {
+/// The specification of the machine with its files opened.
+pub(super) fn machine_opened(
+    plan: &ContainerPlan,
+    image: File,
+    resources: &mut Resources,
+) -> Result<MachineSpec> {
     let mut open = |flag: &str, asset: &Asset| {
         Ok::<_, anyhow::Error>(resources.add(machine::open(flag, &asset.path, Accept::Regular)?))
     };
     let (kernel, initrd) =
-        (open("--kernel", &plan.wanted.assets.kernel)?, open("--initrd", &plan.wanted.assets.initrd)?);
+        (open("--kernel", &plan.options.assets.kernel)?, open("--initrd", &plan.options.assets.initrd)?);
     Ok(machine_spec(plan, kernel, initrd, resources.add(image)))
 }
 
-fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: FileSource) -> MachineSpec {
-    let platform = plan.wanted.assets.platform.unwrap_or(Platform::Auto);
-    let mut append = plan.wanted.common.append.as_str().to_owned();
+fn machine_spec(
+    plan: &ContainerPlan,
+    kernel: FileSource,
+    initrd: FileSource,
+    image: FileSource,
+) -> MachineSpec {
+    let platform = plan.options.assets.platform.unwrap_or(Platform::Auto);
+    let mut append = plan.options.common.append.as_str().to_owned();
     if tracing::enabled!(tracing::Level::DEBUG) {
         append = format!("{} {append}", console::TALKATIVE);
     }
@@ -135,9 +144,9 @@ fn machine_spec(plan: &Plan, kernel: FileSource, initrd: FileSource, image: File
         initrd,
         image,
         platform,
-        cpus: plan.wanted.common.cpus,
-        memory: plan.wanted.common.memory,
-        nested: plan.wanted.common.nested,
+        cpus: plan.options.common.cpus,
+        memory: plan.options.common.memory,
+        nested: plan.options.common.nested,
         append,
     }
 }

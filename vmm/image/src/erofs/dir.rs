@@ -2,13 +2,13 @@
 
 use super::format::BLOCK_SIZE;
 use crate::num::{fits, to_u64};
-use crate::tree::{Dir, Kind, NodeId};
+use crate::tree::{Directory, NodeId, NodeKind};
 
 /// Bytes of a record.
 const RECORD: usize = 12;
 
 /// Bytes of a directory's blocks; the last one counts only what it uses.
-pub(super) fn size(dir: &Dir) -> u64 {
+pub(super) fn size(dir: &Directory) -> u64 {
     let mut whole: u64 = 0;
     let mut used = 0;
     for (name, _) in sorted(dir) {
@@ -23,10 +23,11 @@ pub(super) fn size(dir: &Dir) -> u64 {
 }
 
 /// The entries with `.` and `..` in their places; `None` stands for `..`, its own id for `.`.
-fn sorted(dir: &Dir) -> impl Iterator<Item = (&[u8], Target)> {
-    let dots = [(&b"."[..], Target::Itself), (&b".."[..], Target::Parent)];
+fn sorted(dir: &Directory) -> impl Iterator<Item = (&[u8], EntryTarget)> {
+    let dots = [(&b"."[..], EntryTarget::Itself), (&b".."[..], EntryTarget::Parent)];
     let mut dots = dots.into_iter().peekable();
-    let mut entries = dir.entries.iter().map(|(name, entry)| (&**name, Target::Node(entry.node))).peekable();
+    let mut entries =
+        dir.entries.iter().map(|(name, entry)| (&**name, EntryTarget::Node(entry.node))).peekable();
     std::iter::from_fn(move || match (dots.peek(), entries.peek()) {
         (Some(dot), Some(entry)) if dot.0 < entry.0 => dots.next(),
         (Some(_), None) => dots.next(),
@@ -36,29 +37,29 @@ fn sorted(dir: &Dir) -> impl Iterator<Item = (&[u8], Target)> {
 
 /// What a record points to.
 #[derive(Clone, Copy)]
-pub(super) enum Target {
+pub(super) enum EntryTarget {
     Itself,
     Parent,
     Node(NodeId),
 }
 
 /// The number of a file's type in a record.
-pub(super) fn file_type(kind: &Kind) -> u8 {
+pub(super) fn file_type(kind: &NodeKind) -> u8 {
     match kind {
-        Kind::File(_) => 1,
-        Kind::Dir(_) => 2,
-        Kind::Char { .. } => 3,
-        Kind::Block { .. } => 4,
-        Kind::Fifo => 5,
-        Kind::Socket => 6,
-        Kind::Symlink(_) => 7,
+        NodeKind::File(_) => 1,
+        NodeKind::Directory(_) => 2,
+        NodeKind::Char { .. } => 3,
+        NodeKind::Block { .. } => 4,
+        NodeKind::Fifo => 5,
+        NodeKind::Socket => 6,
+        NodeKind::Symlink(_) => 7,
     }
 }
 
 /// The directory's data. `locate` tells the inode number and the type of a target.
-pub(super) fn encode(dir: &Dir, locate: impl Fn(Target) -> (u64, u8)) -> Vec<u8> {
+pub(super) fn encode(dir: &Directory, locate: impl Fn(EntryTarget) -> (u64, u8)) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut block: Vec<(&[u8], Target)> = Vec::new();
+    let mut block: Vec<(&[u8], EntryTarget)> = Vec::new();
     let mut used = 0;
     for (name, target) in sorted(dir) {
         let bytes = RECORD + name.len();
@@ -75,7 +76,11 @@ pub(super) fn encode(dir: &Dir, locate: impl Fn(Target) -> (u64, u8)) -> Vec<u8>
     out
 }
 
-fn encode_block(block: &[(&[u8], Target)], locate: impl Fn(Target) -> (u64, u8), out: &mut Vec<u8>) {
+fn encode_block(
+    block: &[(&[u8], EntryTarget)],
+    locate: impl Fn(EntryTarget) -> (u64, u8),
+    out: &mut Vec<u8>,
+) {
     let mut name_offset = block.len() * RECORD;
     for (name, target) in block {
         let (nid, file_type) = locate(*target);

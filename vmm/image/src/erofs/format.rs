@@ -100,7 +100,7 @@ pub(crate) fn check_superblock(block: &[u8; BLOCK_SIZE], file_size: u64) -> bool
 
 /// How an inode's data is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum DataLayout {
     /// All of it in whole blocks.
     Plain,
     /// Whole blocks, and the rest directly after the inode and its attributes.
@@ -109,7 +109,7 @@ pub(super) enum Layout {
 
 /// An inode as it is written.
 pub(super) struct Inode {
-    pub(super) layout: Layout,
+    pub(super) layout: DataLayout,
     /// Bytes of the attributes after the inode.
     pub(super) xattr_bytes: usize,
     /// Type and permission bits.
@@ -147,8 +147,8 @@ impl Inode {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let layout: u16 = match self.layout {
-            Layout::Plain => 0,
-            Layout::Inline => 2,
+            DataLayout::Plain => 0,
+            DataLayout::Inline => 2,
         };
         // 12 bytes count as 1, each 4 more as another.
         let xattr_count: u16 = match self.xattr_bytes {

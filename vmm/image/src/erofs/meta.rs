@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 
 use super::WriteError;
 use super::data::{Appender, Contents};
-use super::dir::{self, Target};
-use super::format::{BLOCK, BLOCK_SIZE, Inode, Layout, SLOT, Superblock, device};
-use super::xattr::Shared;
+use super::dir::{self, EntryTarget};
+use super::format::{BLOCK, BLOCK_SIZE, DataLayout, Inode, SLOT, Superblock, device};
+use super::xattr::SharedXattrs;
 use crate::num::{fits, to_u64};
-use crate::tree::{Dir, FileData, Kind, Node, NodeId, ROOT, Tree};
+use crate::tree::{Directory, FileData, Node, NodeId, NodeKind, ROOT, Tree};
 
 /// Partly filled blocks kept in mind for small inodes. More would scatter what belongs together.
 const OPEN_BLOCKS: usize = 64;
@@ -75,7 +75,7 @@ struct Placed {
 /// What remains to be written, with everything in its place.
 struct Meta<'a> {
     tree: &'a Tree,
-    shared: Shared<'a>,
+    shared: SharedXattrs<'a>,
     placed: Vec<Placed>,
     /// Inode number of each node; 0 if it has none.
     nids: Vec<u64>,
@@ -87,13 +87,13 @@ struct Meta<'a> {
 fn file_mode(node: &Node) -> u16 {
     node.attr.mode
         | match node.kind {
-            Kind::Dir(_) => S_IFDIR,
-            Kind::File(_) => S_IFREG,
-            Kind::Symlink(_) => S_IFLNK,
-            Kind::Char { .. } => S_IFCHR,
-            Kind::Block { .. } => S_IFBLK,
-            Kind::Fifo => S_IFIFO,
-            Kind::Socket => S_IFSOCK,
+            NodeKind::Directory(_) => S_IFDIR,
+            NodeKind::File(_) => S_IFREG,
+            NodeKind::Symlink(_) => S_IFLNK,
+            NodeKind::Char { .. } => S_IFCHR,
+            NodeKind::Block { .. } => S_IFBLK,
+            NodeKind::Fifo => S_IFIFO,
+            NodeKind::Socket => S_IFSOCK,
         }
 }
 
@@ -108,7 +108,7 @@ fn block_number(block: u64, limit: u64) -> Result<u32, WriteError> {
 impl<'a> Meta<'a> {
     /// Places every inode of `tree`; blocks of directories follow from `first_block` on.
     fn plan(tree: &'a Tree, first_block: u64, limit: u64) -> Result<Self, WriteError> {
-        let shared = Shared::collect(tree);
+        let shared = SharedXattrs::collect(tree);
         let mut places = Places::new();
         let mut placed = Vec::new();
         let mut nids = vec![0; tree.nodes.len()];
@@ -121,10 +121,10 @@ impl<'a> Meta<'a> {
             let mut bytes = inode.bytes() + xattrs.len();
             let tail: usize = fits(inode.size % BLOCK, "a part of a block");
             match node.kind {
-                Kind::File(data) => inode.layout = file_layout(data),
-                Kind::Dir(_) | Kind::Symlink(_) => {
+                NodeKind::File(data) => inode.layout = file_layout(data),
+                NodeKind::Directory(_) | NodeKind::Symlink(_) => {
                     let in_blocks = if tail > 0 && bytes + tail <= BLOCK_SIZE {
-                        inode.layout = Layout::Inline;
+                        inode.layout = DataLayout::Inline;
                         inode.size / BLOCK
                     } else {
                         inode.size.div_ceil(BLOCK)
@@ -136,7 +136,7 @@ impl<'a> Meta<'a> {
                 }
                 _ => {}
             }
-            if inode.layout == Layout::Inline {
+            if inode.layout == DataLayout::Inline {
                 bytes += tail;
             }
             let offset = places.take(to_u64(bytes));
@@ -150,12 +150,12 @@ impl<'a> Meta<'a> {
         Ok(Self { tree, shared, placed, nids, extra_blocks, inode_blocks })
     }
 
-    fn encode_dir(&self, id: NodeId, dir: &Dir) -> Vec<u8> {
+    fn encode_dir(&self, id: NodeId, dir: &Directory) -> Vec<u8> {
         dir::encode(dir, |target| {
             let node = match target {
-                Target::Itself => id,
-                Target::Parent => dir.parent,
-                Target::Node(node) => node,
+                EntryTarget::Itself => id,
+                EntryTarget::Parent => dir.parent,
+                EntryTarget::Node(node) => node,
             };
             (self.nids[index(node)], dir::file_type(&self.tree.node(node).kind))
         })
@@ -165,16 +165,16 @@ impl<'a> Meta<'a> {
     fn write_extra(&self, image: &mut Appender) -> io::Result<()> {
         for Placed { node, inode, .. } in &self.placed {
             let whole = match inode.layout {
-                Layout::Plain => inode.size,
-                Layout::Inline => inode.size - inode.size % BLOCK,
+                DataLayout::Plain => inode.size,
+                DataLayout::Inline => inode.size - inode.size % BLOCK,
             };
             if whole == 0 {
                 continue;
             }
             let in_memory = |bytes: u64| -> usize { fits(bytes, "it is in memory as a whole") };
             match &self.tree.node(*node).kind {
-                Kind::Dir(dir) => image.append(&self.encode_dir(*node, dir)[..in_memory(whole)])?,
-                Kind::Symlink(target) => image.append(&target[..in_memory(whole)])?,
+                NodeKind::Directory(dir) => image.append(&self.encode_dir(*node, dir)[..in_memory(whole)])?,
+                NodeKind::Symlink(target) => image.append(&target[..in_memory(whole)])?,
                 _ => continue,
             }
             pad_to_block(image)?;
@@ -199,7 +199,7 @@ impl<'a> Meta<'a> {
             out.clear();
             placed.inode.encode(&mut out);
             out.extend(&placed.xattrs);
-            if placed.inode.layout == Layout::Inline {
+            if placed.inode.layout == DataLayout::Inline {
                 self.append_tail(placed, tails, &mut out).map_err(WriteError::Io)?;
             }
             image.append(&out).map_err(WriteError::Io)?;
@@ -214,17 +214,17 @@ impl<'a> Meta<'a> {
     fn append_tail(&self, placed: &Placed, tails: &File, out: &mut Vec<u8>) -> io::Result<()> {
         let tail: usize = fits(placed.inode.size % BLOCK, "a part of a block");
         match &self.tree.node(placed.node).kind {
-            Kind::File(data) => {
+            NodeKind::File(data) => {
                 let start = out.len();
                 out.resize(start + tail, 0);
                 tails.read_exact_at(&mut out[start..], data.tail)
             }
-            Kind::Dir(dir) => {
+            NodeKind::Directory(dir) => {
                 let data = self.encode_dir(placed.node, dir);
                 out.extend(&data[data.len() - tail..]);
                 Ok(())
             }
-            Kind::Symlink(target) => {
+            NodeKind::Symlink(target) => {
                 out.extend(&target[target.len() - tail..]);
                 Ok(())
             }
@@ -233,30 +233,30 @@ impl<'a> Meta<'a> {
     }
 }
 
-fn file_layout(data: FileData) -> Layout {
-    if data.inline_tail { Layout::Inline } else { Layout::Plain }
+fn file_layout(data: FileData) -> DataLayout {
+    if data.inline_tail { DataLayout::Inline } else { DataLayout::Plain }
 }
 
 /// The inode of `node`, its layout and place of data not yet decided unless it is a file.
 fn inode(tree: &Tree, node: &Node, xattr_bytes: usize, number: u32) -> Inode {
     let mut links = node.links;
     let (size, location) = match &node.kind {
-        Kind::File(data) => {
+        NodeKind::File(data) => {
             let in_blocks = data.size >= BLOCK || data.size > 0 && !data.inline_tail;
             (data.size, if in_blocks { data.block } else { u32::MAX })
         }
-        Kind::Dir(dir) => {
-            let is_dir = |id: NodeId| matches!(tree.node(id).kind, Kind::Dir(_));
+        NodeKind::Directory(dir) => {
+            let is_dir = |id: NodeId| matches!(tree.node(id).kind, NodeKind::Directory(_));
             let subdirs = dir.entries.values().filter(|entry| is_dir(entry.node)).count();
             links = fits(2 + subdirs, "nodes are numbered with 32 bits");
             (dir::size(dir), u32::MAX)
         }
-        Kind::Symlink(target) => (to_u64(target.len()), u32::MAX),
-        Kind::Char { major, minor } | Kind::Block { major, minor } => (0, device(*major, *minor)),
-        Kind::Fifo | Kind::Socket => (0, 0),
+        NodeKind::Symlink(target) => (to_u64(target.len()), u32::MAX),
+        NodeKind::Char { major, minor } | NodeKind::Block { major, minor } => (0, device(*major, *minor)),
+        NodeKind::Fifo | NodeKind::Socket => (0, 0),
     };
     Inode {
-        layout: Layout::Plain,
+        layout: DataLayout::Plain,
         xattr_bytes,
         mode: file_mode(node),
         links,

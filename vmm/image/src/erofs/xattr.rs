@@ -62,14 +62,14 @@ fn encode_entry(number: u8, rest: &[u8], value: &[u8], out: &mut Vec<u8>) {
 
 /// The attributes that several inodes share.
 #[derive(Debug, Default)]
-pub(super) struct Shared<'a> {
+pub(super) struct SharedXattrs<'a> {
     /// Where each stands in the area, in units of four bytes.
     ids: HashMap<(&'a [u8], &'a [u8]), u32>,
     /// The area.
     pub(super) bytes: Vec<u8>,
 }
 
-impl<'a> Shared<'a> {
+impl<'a> SharedXattrs<'a> {
     /// Finds what the inodes of `tree` share, in the order in which it is first met.
     pub(super) fn collect(tree: &'a Tree) -> Self {
         let mut seen: HashMap<(&[u8], &[u8]), bool> = HashMap::new();

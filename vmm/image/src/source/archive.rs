@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::layout::open_regular;
-use super::{Files, SourceError, json_too_large};
+use super::{ImageFiles, SourceError, json_too_large};
 use crate::blob::{Blob, BlobReader, Bytes, Compression, read_start};
 use crate::erofs::no_room;
 use crate::limits::Limits;
 use crate::num::to_u64;
-use crate::tar::{EntryKind, Input, Reader, TarError};
+use crate::tar::{EntryKind, TarError, TarInput, TarReader};
 
 /// Files in an archive. An image with the most layers has a few thousand.
 const FILES_MAX: usize = 100_000;
@@ -109,7 +109,7 @@ impl<R: Read> Read for Asking<'_, R> {
 /// Input from a compressed archive.
 struct Streamed<R>(Buffered<R>);
 
-impl<R: Read> Input for Streamed<R> {
+impl<R: Read> TarInput for Streamed<R> {
     fn fill(&mut self) -> io::Result<&[u8]> {
         self.0.refill()
     }
@@ -122,7 +122,7 @@ impl<R: Read> Input for Streamed<R> {
 /// Input from a plain archive, which can seek.
 struct Seeking<'a>(Buffered<Asking<'a, BlobReader>>);
 
-impl Input for Seeking<'_> {
+impl TarInput for Seeking<'_> {
     fn fill(&mut self) -> io::Result<&[u8]> {
         self.0.refill()
     }
@@ -202,7 +202,7 @@ impl Archive {
 
     fn index(
         &self,
-        input: impl Input,
+        input: impl TarInput,
         limits: &Limits,
         keep_json: bool,
     ) -> Result<HashMap<String, Member>, SourceError> {
@@ -214,7 +214,7 @@ impl Archive {
         };
         let mut members = HashMap::new();
         let mut kept_left = KEPT_MAX;
-        let mut tar = Reader::new(input);
+        let mut tar = TarReader::new(input);
         while let Some(entry) = tar.next().map_err(damaged)? {
             if members.len() >= FILES_MAX {
                 let (name, limit) = (self.name.clone(), FILES_MAX.to_string());
@@ -338,7 +338,7 @@ impl<R: Read> Read for Counting<'_, R> {
 }
 
 /// The present entry's data if it looks like JSON.
-fn keep<I: Input>(tar: &mut Reader<I>) -> Result<Option<Arc<[u8]>>, TarError> {
+fn keep<I: TarInput>(tar: &mut TarReader<I>) -> Result<Option<Arc<[u8]>>, TarError> {
     if !matches!(tar.data()?.first(), Some(b'{' | b'[' | b' ' | b'\n')) {
         return Ok(None);
     }
@@ -354,7 +354,7 @@ fn keep<I: Input>(tar: &mut Reader<I>) -> Result<Option<Arc<[u8]>>, TarError> {
     }
 }
 
-impl Files for Archive {
+impl ImageFiles for Archive {
     fn open(&self, path: &str) -> Result<Blob, SourceError> {
         let (offset, size, kept) = self.find(path)?;
         let name = format!("`{path}` in {}", self.name);

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Files, SourceError};
+use super::{ImageFiles, SourceError};
 use crate::blob::{Blob, Bytes};
 
 /// An OCI image layout directory.
@@ -46,7 +46,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), SourceError> {
     Ok((file, metadata.len()))
 }
 
-impl Files for LayoutDir {
+impl ImageFiles for LayoutDir {
     fn open(&self, path: &str) -> Result<Blob, SourceError> {
         let path = self.dir.join(path);
         let (file, size) = open_regular(&path)?;

@@ -65,7 +65,7 @@ pub(crate) struct Manifest {
 
 /// What a descriptor in an index leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum DocumentKind {
     Index,
     Manifest,
 }
@@ -86,11 +86,11 @@ impl Descriptor {
     }
 
     /// Whether it is of the kind that leads to an image, by its media type.
-    pub(crate) fn target(&self) -> Result<Target, SourceError> {
+    pub(crate) fn target(&self) -> Result<DocumentKind, SourceError> {
         match self.media_type.as_str() {
-            OCI_INDEX | DOCKER_LIST => Ok(Target::Index),
+            OCI_INDEX | DOCKER_LIST => Ok(DocumentKind::Index),
             // Old layouts leave the type out.
-            OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(Target::Manifest),
+            OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(DocumentKind::Manifest),
             other => Err(media_type("manifest", other)),
         }
     }

@@ -19,7 +19,7 @@ use crate::tar::TarError;
 pub(crate) use archive::{Archive, SpoolError};
 pub(crate) use layout::LayoutDir;
 pub(crate) use manifest::host_architecture;
-use manifest::{Descriptor, Index, Manifest, Target};
+use manifest::{Descriptor, DocumentKind, Index, Manifest};
 
 /// Indexes inside indexes that are followed.
 const NESTED: usize = 4;
@@ -157,7 +157,7 @@ impl SourceError {
 }
 
 /// The files of an image, by name.
-pub(crate) trait Files {
+pub(crate) trait ImageFiles {
     /// The file at `path`, relative, with forward slashes.
     fn open(&self, path: &str) -> Result<Blob, SourceError>;
 
@@ -167,7 +167,7 @@ pub(crate) trait Files {
 
 /// An image whose manifest and configuration were read and verified. Layers are not read yet.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedImage {
     pub(crate) digest: Digest,
     pub(crate) config: ImageConfiguration,
     pub(crate) layers: Vec<LayerRef>,
@@ -189,7 +189,7 @@ pub(crate) struct LayerRef {
 impl LayerRef {
     /// Checks that the layer is there with its size, which finds most damage before anything is
     /// read.
-    pub(crate) fn check(&self, files: &dyn Files) -> Result<(), SourceError> {
+    pub(crate) fn check(&self, files: &dyn ImageFiles) -> Result<(), SourceError> {
         let found = match files.size(&self.path) {
             Err(SourceError::Missing { name, .. }) => {
                 return Err(SourceError::Missing { name, foreign: self.foreign.clone() });
@@ -200,7 +200,7 @@ impl LayerRef {
     }
 
     /// Opens the layer.
-    pub(crate) fn open(&self, files: &dyn Files) -> Result<LayerBlob, SourceError> {
+    pub(crate) fn open(&self, files: &dyn ImageFiles) -> Result<LayerBlob, SourceError> {
         self.check(files)?;
         let blob = files.open(&self.path)?;
         Ok(LayerBlob { blob, digest: self.digest, diff_id: self.diff_id })
@@ -212,7 +212,7 @@ fn json_too_large(name: String, size: u64, limit: u64) -> SourceError {
     SourceError::TooLarge { name, found: format!("{size} bytes"), limit }
 }
 
-pub(crate) fn read_json(files: &dyn Files, path: &str, limits: &Limits) -> Result<Vec<u8>, SourceError> {
+pub(crate) fn read_json(files: &dyn ImageFiles, path: &str, limits: &Limits) -> Result<Vec<u8>, SourceError> {
     let blob = files.open(path)?;
     let (size, limit) = (blob.size(), limits.json_bytes);
     if size > limit {
@@ -231,7 +231,7 @@ fn blob_path(digest: &Digest) -> String {
 
 /// Reads the JSON blob that `descriptor` points to and verifies it.
 fn read_verified(
-    files: &dyn Files,
+    files: &dyn ImageFiles,
     descriptor: &Descriptor,
     limits: &Limits,
 ) -> Result<(Digest, Vec<u8>), SourceError> {
@@ -250,11 +250,11 @@ fn read_verified(
 
 /// Reads an OCI layout: `oci-layout`, `index.json`, and from there to the configuration.
 pub(crate) fn load_layout(
-    files: &dyn Files,
+    files: &dyn ImageFiles,
     tag: Option<&str>,
     architecture: &str,
     limits: &Limits,
-) -> Result<Loaded, SourceError> {
+) -> Result<LoadedImage, SourceError> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Marker {
@@ -273,8 +273,8 @@ pub(crate) fn load_layout(
         let target = descriptor.target()?;
         let (digest, data) = read_verified(files, descriptor, limits)?;
         match target {
-            Target::Index => index = manifest::parse(&data, &blob_path(&digest))?,
-            Target::Manifest => return load_manifest(files, digest, &data, architecture, limits),
+            DocumentKind::Index => index = manifest::parse(&data, &blob_path(&digest))?,
+            DocumentKind::Manifest => return load_manifest(files, digest, &data, architecture, limits),
         }
         // The tag chose among the outermost.
         tag = None;
@@ -284,12 +284,12 @@ pub(crate) fn load_layout(
 }
 
 fn load_manifest(
-    files: &dyn Files,
+    files: &dyn ImageFiles,
     digest: Digest,
     data: &[u8],
     architecture: &str,
     limits: &Limits,
-) -> Result<Loaded, SourceError> {
+) -> Result<LoadedImage, SourceError> {
     let manifest: Manifest = manifest::parse(data, &blob_path(&digest))?;
     manifest.check(limits.layers)?;
     let (_, config) = read_verified(files, &manifest.config, limits)?;
@@ -301,16 +301,16 @@ fn load_manifest(
         let path = blob_path(&digest);
         layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path, foreign });
     }
-    Ok(Loaded { digest, config, layers })
+    Ok(LoadedImage { digest, config, layers })
 }
 
 /// Reads what `docker save` wrote: `manifest.json`, and from there to the configuration.
 pub(crate) fn load_docker(
-    files: &dyn Files,
+    files: &dyn ImageFiles,
     tag: Option<&str>,
     architecture: &str,
     limits: &Limits,
-) -> Result<Loaded, SourceError> {
+) -> Result<LoadedImage, SourceError> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Item {
@@ -368,5 +368,5 @@ pub(crate) fn load_docker(
         let size = files.size(&path)?;
         layers.push(LayerRef { digest: None, diff_id, size, path, foreign: None });
     }
-    Ok(Loaded { digest, config, layers })
+    Ok(LoadedImage { digest, config, layers })
 }

@@ -1,12 +1,12 @@
 //! The 512-byte header block.
 
 use super::pax::Pax;
-use super::sparse::{MAX_SEGMENTS, Segment};
-use super::{BLOCK, Damage, Entry, EntryKind};
+use super::sparse::{MAX_SEGMENTS, SparseSegment};
+use super::{BLOCK, Damage, EntryKind, TarEntry};
 
 /// A header block.
 #[derive(Clone, Copy)]
-pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK]);
+pub(super) struct TarHeader<'a>(pub(super) &'a [u8; BLOCK]);
 
 /// A number in octal digits, or (GNU) in base 256 when the first bit is set. Empty means 0.
 fn number(field: &[u8], name: &'static str) -> Result<i64, Damage> {
@@ -49,7 +49,7 @@ fn text(field: &[u8]) -> &[u8] {
 }
 
 /// The pairs of a sparse map; the first empty one ends it.
-fn pairs(area: &[u8], segments: &mut Vec<Segment>) -> Result<(), Damage> {
+fn pairs(area: &[u8], segments: &mut Vec<SparseSegment>) -> Result<(), Damage> {
     for pair in area.chunks_exact(24) {
         if pair[0] == 0 || pair[12] == 0 {
             break;
@@ -57,7 +57,7 @@ fn pairs(area: &[u8], segments: &mut Vec<Segment>) -> Result<(), Damage> {
         if segments.len() >= MAX_SEGMENTS {
             return Err(Damage::Sparse);
         }
-        segments.push(Segment {
+        segments.push(SparseSegment {
             offset: unsigned(&pair[..12], "sparse offset")?,
             len: unsigned(&pair[12..], "sparse size")?,
         });
@@ -66,12 +66,12 @@ fn pairs(area: &[u8], segments: &mut Vec<Segment>) -> Result<(), Damage> {
 }
 
 /// A block that continues an old GNU sparse map; whether another follows.
-pub(super) fn sparse_block(block: &[u8; BLOCK], segments: &mut Vec<Segment>) -> Result<bool, Damage> {
+pub(super) fn sparse_block(block: &[u8; BLOCK], segments: &mut Vec<SparseSegment>) -> Result<bool, Damage> {
     pairs(&block[..504], segments)?;
     Ok(block[504] != 0)
 }
 
-impl Header<'_> {
+impl TarHeader<'_> {
     /// The sum over the block with its own field as spaces; old writers summed signed bytes.
     pub(super) fn check(self) -> Result<(), Damage> {
         let want = number(&self.0[148..156], "checksum").map_err(|_| Damage::Checksum)?;
@@ -118,7 +118,7 @@ impl Header<'_> {
     }
 
     /// The entry that this header and the pax records before it describe.
-    pub(super) fn entry(self, pax: &Pax) -> Result<Entry, Damage> {
+    pub(super) fn entry(self, pax: &Pax) -> Result<TarEntry, Damage> {
         let path = pax.path.clone().unwrap_or_else(|| self.path());
         let kind = self.entry_kind(&path)?;
         let device = matches!(kind, EntryKind::Char | EntryKind::Block);
@@ -140,7 +140,7 @@ impl Header<'_> {
             None => (number(&self.0[136..148], "mtime")?, 0),
         };
         let mode = number(&self.0[100..108], "mode")? & 0o7777;
-        Ok(Entry {
+        Ok(TarEntry {
             link: pax.link.clone().unwrap_or_else(|| text(&self.0[157..257]).to_vec()),
             kind,
             mode: u16::try_from(mode).map_err(|_| Damage::Number("mode"))?,
@@ -162,7 +162,7 @@ impl Header<'_> {
 
     /// The start of an old GNU sparse map, the file's real size, and whether blocks with more of
     /// the map follow.
-    pub(super) fn sparse(self) -> Result<(Vec<Segment>, u64, bool), Damage> {
+    pub(super) fn sparse(self) -> Result<(Vec<SparseSegment>, u64, bool), Damage> {
         let mut segments = Vec::new();
         pairs(&self.0[386..482], &mut segments)?;
         Ok((segments, unsigned(&self.0[483..495], "real size")?, self.0[482] != 0))

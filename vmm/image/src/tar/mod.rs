@@ -13,8 +13,8 @@ use thiserror::Error;
 
 use crate::num::{at_most, to_u64};
 use crate::tree::{PATH_MAX, Xattrs};
-use header::Header;
-pub(crate) use sparse::Segment;
+use header::TarHeader;
+pub(crate) use sparse::SparseSegment;
 
 /// Bytes of a block: everything in a tar is padded to it.
 pub(crate) const BLOCK: usize = 512;
@@ -26,10 +26,10 @@ const LONG_NAME_MAX: u64 = 64 << 10;
 
 /// Where a tar stream comes from: a reader that shows its buffer, and may know a faster way than
 /// reading to skip.
-pub(crate) trait Input {
+pub(crate) trait TarInput {
     /// The bytes at hand, empty at the end of the stream only.
     fn fill(&mut self) -> io::Result<&[u8]>;
-    /// `n` bytes of what [`Input::fill`] showed were used.
+    /// `n` bytes of what [`TarInput::fill`] showed were used.
     fn consume(&mut self, n: usize);
     /// Passes over `n` bytes; `false` if the stream ended before that.
     fn skip(&mut self, mut n: u64) -> io::Result<bool> {
@@ -46,7 +46,7 @@ pub(crate) trait Input {
     }
 }
 
-impl Input for &[u8] {
+impl TarInput for &[u8] {
     fn fill(&mut self) -> io::Result<&[u8]> {
         Ok(self)
     }
@@ -56,7 +56,7 @@ impl Input for &[u8] {
     }
 }
 
-impl<I: Input> Input for &mut I {
+impl<I: TarInput> TarInput for &mut I {
     fn fill(&mut self) -> io::Result<&[u8]> {
         (**self).fill()
     }
@@ -139,7 +139,7 @@ pub(crate) enum EntryKind {
 
 /// An entry's header with all extensions applied.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct TarEntry {
     /// As it stands in the archive; untrusted.
     pub(crate) path: Vec<u8>,
     /// Target of a link.
@@ -156,12 +156,12 @@ pub(crate) struct Entry {
     /// Bytes of the file's contents, holes included.
     pub(crate) size: u64,
     /// The parts of a sparse file that are in the stream, sorted; `None`: all of it.
-    pub(crate) sparse: Option<Vec<Segment>>,
+    pub(crate) sparse: Option<Vec<SparseSegment>>,
     pub(crate) xattrs: Xattrs,
 }
 
 /// The reader.
-pub(crate) struct Reader<I> {
+pub(crate) struct TarReader<I> {
     input: I,
     /// Offset in the stream.
     at: u64,
@@ -175,7 +175,7 @@ fn padding(size: u64) -> u64 {
     (BLOCK_U64 - size % BLOCK_U64) % BLOCK_U64
 }
 
-impl<I: Input> Reader<I> {
+impl<I: TarInput> TarReader<I> {
     pub(crate) fn new(input: I) -> Self {
         Self { input, at: 0, data_left: 0, padding: 0 }
     }
@@ -239,7 +239,7 @@ impl<I: Input> Reader<I> {
     }
 
     /// The next entry; `None` after the last. What was not read of the entry before is passed over.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
+    pub(crate) fn next(&mut self) -> Result<Option<TarEntry>, TarError> {
         self.skip(self.data_left)?;
         self.data_left = 0;
         self.skip(self.padding)?;
@@ -260,7 +260,7 @@ impl<I: Input> Reader<I> {
             if got < BLOCK {
                 return Err(self.damaged(Damage::Truncated));
             }
-            let header = Header(&block);
+            let header = TarHeader(&block);
             let at = |what| TarError::Damaged { what, at: start };
             header.check().map_err(at)?;
             let size = header.size().map_err(at)?;
@@ -294,8 +294,13 @@ impl<I: Input> Reader<I> {
     }
 
     /// Sets up the reading of an entry's data, reading a sparse file's map first.
-    fn begin_data(&mut self, block: &[u8; BLOCK], pax: pax::Pax, entry: &mut Entry) -> Result<(), TarError> {
-        let header = Header(block);
+    fn begin_data(
+        &mut self,
+        block: &[u8; BLOCK],
+        pax: pax::Pax,
+        entry: &mut TarEntry,
+    ) -> Result<(), TarError> {
+        let header = TarHeader(block);
         if entry.kind != EntryKind::File {
             // A link's size is that of its target; no data follows.
             entry.size = 0;
@@ -322,7 +327,7 @@ impl<I: Input> Reader<I> {
     }
 
     /// The map of an old GNU sparse file: in the header and in blocks after it.
-    fn gnu_map(&mut self, header: Header<'_>) -> Result<(Vec<Segment>, u64), TarError> {
+    fn gnu_map(&mut self, header: TarHeader<'_>) -> Result<(Vec<SparseSegment>, u64), TarError> {
         let (mut segments, real_size, mut more) = header.sparse().map_err(|what| self.damaged(what))?;
         while more {
             let block = self.read_block()?;
@@ -332,7 +337,7 @@ impl<I: Input> Reader<I> {
     }
 
     /// The map of a pax 1.0 sparse file: decimal lines at the start of the data, padded to a block.
-    fn pax_data_map(&mut self) -> Result<Vec<Segment>, TarError> {
+    fn pax_data_map(&mut self) -> Result<Vec<SparseSegment>, TarError> {
         let mut parser = sparse::DataMap::default();
         loop {
             self.data_left =
@@ -357,7 +362,7 @@ impl<I: Input> Reader<I> {
         Ok(&data[..at_most(self.data_left, data.len())])
     }
 
-    /// `n` bytes of what [`Reader::data`] showed were used.
+    /// `n` bytes of what [`TarReader::data`] showed were used.
     pub(crate) fn consume(&mut self, n: usize) {
         self.input.consume(n);
         self.at += to_u64(n);

@@ -2,7 +2,7 @@
 //! attributes).
 
 use super::Damage;
-use super::sparse::{MAX_SEGMENTS, Segment};
+use super::sparse::{MAX_SEGMENTS, SparseSegment};
 use crate::tree::Xattrs;
 
 /// What a pax header says about the entry after it. Records not named here change nothing we keep.
@@ -25,7 +25,7 @@ pub(super) struct Sparse {
     pub(super) real_size: Option<u64>,
     /// Version 1.0: the map stands at the start of the data.
     pub(super) map_in_data: bool,
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Vec<SparseSegment>,
 }
 
 /// A decimal number of ASCII digits.
@@ -133,7 +133,7 @@ impl Sparse {
             b"size" | b"realsize" => self.real_size = Some(number()?),
             b"major" => self.map_in_data = number()? >= 1,
             // 0.0: a record for each number, in turn. The length is not known until its own record.
-            b"offset" => self.push(Segment { offset: number()?, len: u64::MAX })?,
+            b"offset" => self.push(SparseSegment { offset: number()?, len: u64::MAX })?,
             b"numbytes" => {
                 let len = number()?;
                 match self.segments.last_mut() {
@@ -145,7 +145,7 @@ impl Sparse {
                 let mut numbers = value.split(|&b| b == b',').map(decimal);
                 while let Some(offset) = numbers.next() {
                     match (offset, numbers.next().flatten()) {
-                        (Some(offset), Some(len)) => self.push(Segment { offset, len })?,
+                        (Some(offset), Some(len)) => self.push(SparseSegment { offset, len })?,
                         _ => return Err(Damage::Sparse),
                     }
                 }
@@ -155,7 +155,7 @@ impl Sparse {
         Ok(())
     }
 
-    fn push(&mut self, segment: Segment) -> Result<(), Damage> {
+    fn push(&mut self, segment: SparseSegment) -> Result<(), Damage> {
         if self.segments.len() >= MAX_SEGMENTS {
             return Err(Damage::Sparse);
         }

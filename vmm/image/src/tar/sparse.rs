@@ -7,7 +7,7 @@ pub(super) const MAX_SEGMENTS: usize = 1 << 20;
 
 /// A part of a sparse file that has bytes in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub(crate) struct SparseSegment {
     /// Where in the file.
     pub(crate) offset: u64,
     /// Bytes.
@@ -15,7 +15,7 @@ pub(crate) struct Segment {
 }
 
 /// Checks that segments are sorted, apart, inside the file, and use up what is stored.
-pub(super) fn check(segments: &[Segment], real_size: u64, stored: u64) -> Result<(), Damage> {
+pub(super) fn check(segments: &[SparseSegment], real_size: u64, stored: u64) -> Result<(), Damage> {
     let mut end = 0;
     let mut sum: u64 = 0;
     for segment in segments {
@@ -38,7 +38,7 @@ pub(super) struct DataMap {
     expected: Option<u64>,
     number: Option<u64>,
     offset: Option<u64>,
-    segments: Vec<Segment>,
+    segments: Vec<SparseSegment>,
 }
 
 impl DataMap {
@@ -74,7 +74,7 @@ impl DataMap {
             Some(left) => {
                 match self.offset.take() {
                     None => self.offset = Some(number),
-                    Some(offset) => self.segments.push(Segment { offset, len: number }),
+                    Some(offset) => self.segments.push(SparseSegment { offset, len: number }),
                 }
                 left - 1
             }
@@ -83,7 +83,7 @@ impl DataMap {
         Ok(left == 0)
     }
 
-    pub(super) fn into_segments(self) -> Vec<Segment> {
+    pub(super) fn into_segments(self) -> Vec<SparseSegment> {
         self.segments
     }
 }

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::erofs::Reader;
-use crate::support::image::{Layout, Pack, Place, chain, gzip};
+use crate::support::erofs::ErofsReader;
+use crate::support::image::{Layout, Pack, TestDir, chain, gzip};
 use crate::support::is_root;
 use crate::support::tarball::{Tar, file};
-use nelly_image::{Digest, Image, ImageError, Phase, Progress, Reference, Silent, Store, StoreOptions};
+use nelly_image::{Digest, Image, ImageError, ImageStage, Progress, Reference, Silent, Store, StoreOptions};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -21,7 +21,7 @@ fn layer(text: &str) -> Vec<u8> {
 
 /// What the image's `name` says.
 fn name_in(image: Image) -> String {
-    String::from_utf8(Reader::new(image.disk).tree()[&b"name"[..]].data.clone()).unwrap()
+    String::from_utf8(ErofsReader::new(image.disk).tree()[&b"name"[..]].data.clone()).unwrap()
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -36,7 +36,7 @@ struct Hook<F> {
 }
 
 impl<F: FnMut() -> bool> Progress for Hook<F> {
-    fn update(&mut self, _phase: Phase, _done: u64, _total: Option<u64>) {}
+    fn update(&mut self, _phase: ImageStage, _done: u64, _total: Option<u64>) {}
 
     fn cancelled(&mut self) -> bool {
         self.asked += 1;
@@ -46,7 +46,7 @@ impl<F: FnMut() -> bool> Progress for Hook<F> {
 
 #[test]
 fn a_cache_that_others_may_write_is_not_used() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("good")]);
     let image = place.resolve(&layout.reference()).unwrap().disk_path.unwrap();
     let refusal = || {
@@ -98,7 +98,7 @@ fn a_cache_that_others_may_write_is_not_used() {
 
 #[test]
 fn a_planted_link_makes_no_file_elsewhere() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("good")]);
     let image = place.resolve(&layout.reference()).unwrap().disk_path.unwrap();
     let key = image.file_stem().unwrap().to_owned();
@@ -133,7 +133,7 @@ fn a_planted_link_makes_no_file_elsewhere() {
 /// Reads a directory that `swap` changes when the walk asks for the `at`th time whether to go on;
 /// `None` if it never does so often.
 fn read_while(at: u32, swap: impl Fn(&Path, &Path)) -> Option<Result<Image, ImageError>> {
-    let place = Place::default();
+    let place = TestDir::default();
     let (root, outside) = (place.path("root"), place.path("outside"));
     for dir in [root.join("d/e"), root.join("z"), outside.join("e")] {
         fs::create_dir_all(dir).unwrap();
@@ -164,7 +164,7 @@ fn noticed(swap: impl Fn(&Path, &Path)) -> u32 {
         match read_while(at, &swap) {
             None => break,
             Some(Ok(image)) => {
-                let tree = Reader::new(image.disk).tree();
+                let tree = ErofsReader::new(image.disk).tree();
                 assert!(tree.values().all(|item| item.data != b"SECRET"), "swapped at question {at}");
             }
             Some(Err(error)) => {
@@ -204,7 +204,7 @@ fn whether_to_go_on_is_asked_for_every_entry() {
     for i in 0..100 {
         tar.empty(file(&format!("f{i}")));
     }
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[tar.end()]);
     let resolve = |at| {
         let mut hook = Hook { at, asked: 0, run: || true };
@@ -251,7 +251,7 @@ fn forged(dir: &Path, ids: &[Digest], blobs: &[&[u8]], there: bool) -> Layout {
 #[test]
 fn a_diff_id_is_verified_also_when_it_is_the_digest_of_the_stored_bytes() {
     let packed = gzip(&layer("packed"));
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = forged(&place.path("layout"), &[Digest::sha256(&packed)], &[&packed], true);
     let message = chain(&place.resolve(&layout.reference()).unwrap_err());
     assert!(message.contains("its uncompressed digest is"), "{message}");
@@ -264,7 +264,7 @@ fn a_diff_id_is_verified_also_when_it_is_the_digest_of_the_stored_bytes() {
 
 #[test]
 fn layers_come_out_of_the_cache_only_for_those_who_have_them() {
-    let place = Place::default();
+    let place = TestDir::default();
     let secret = layer("secret");
     let other = layer("other!");
     let ids = [Digest::sha256(&secret)];
@@ -299,7 +299,7 @@ fn layers_come_out_of_the_cache_only_for_those_who_have_them() {
 
 #[test]
 fn every_media_type_of_layers_in_every_compression() {
-    let place = Place::default();
+    let place = TestDir::default();
     let dir = place.path("layout");
     for base in ["oci.image.layer.v1.tar", "oci.image.layer.nondistributable.v1.tar"]
         .iter()
@@ -319,12 +319,12 @@ fn every_media_type_of_layers_in_every_compression() {
             let blob = layout.descriptor(&format!("application/vnd.{base}"), &data, "");
             let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{blob}]}}"#);
             layout.index(&[layout.descriptor(MANIFEST, manifest.as_bytes(), "")]);
-            let fresh = Place::default();
+            let fresh = TestDir::default();
             let image = fresh.resolve(&layout.reference());
             assert_eq!(name_in(image.unwrap_or_else(|error| panic!("{base}: {}", chain(&error)))), base);
             // A layer that images may leave out is missed by the name of its type.
             fs::remove_file(layout.blob_path(&Digest::sha256(&data))).unwrap();
-            let message = chain(&Place::default().resolve(&layout.reference()).unwrap_err());
+            let message = chain(&TestDir::default().resolve(&layout.reference()).unwrap_err());
             let foreign = base.contains("nondistributable") || base.contains("foreign");
             assert_eq!(message.contains(&format!("`application/vnd.{base}`")), foreign, "{message}");
             assert!(message.contains("does not exist"), "{message}");
@@ -334,7 +334,7 @@ fn every_media_type_of_layers_in_every_compression() {
 
 #[test]
 fn a_path_with_a_colon_ends_there_and_the_error_says_so() {
-    let place = Place::default();
+    let place = TestDir::default();
     let made = place.layout(&[layer("colon")]).dir;
     let dir = place.path("with:colon");
     fs::rename(made, &dir).unwrap();
@@ -354,6 +354,6 @@ fn a_path_with_a_colon_ends_there_and_the_error_says_so() {
     assert_eq!(name_in(place.resolve(&reference).unwrap()), "colon");
     // A wrong tag alone is no reason to speak of colons.
     let reference: Reference = format!("oci:{}:none", place.path("link").display()).parse().unwrap();
-    let message = chain(&Place::default().resolve(&reference).unwrap_err());
+    let message = chain(&TestDir::default().resolve(&reference).unwrap_err());
     assert!(message.contains("no tag `none`") && !message.contains("colon:"), "{message}");
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::support::erofs::Item;
-use crate::support::image::{Pack, Place, refusal, refusal_of, tree_of};
+use crate::support::image::{Pack, TestDir, refusal, refusal_of, tree_of};
 use crate::support::tarball::{Head, Tar, dir, file, hard_link, symlink};
 
 fn names(tree: &BTreeMap<Vec<u8>, Item>) -> Vec<String> {
@@ -193,7 +193,7 @@ fn replaced_contents_leave_no_bytes_in_the_image() {
     let secret = b"SECRET".repeat(200_000);
     let lower = Tar::default().add(file("secret"), &secret).add(file("other"), &[1; 9000]).end();
     let upper = Tar::default().add(file(".wh.secret"), b"").end();
-    let place = Place::default();
+    let place = TestDir::default();
     let image = place.resolve(&place.layout(&[lower, upper]).reference()).unwrap();
     let bytes = std::fs::read(image.disk_path.unwrap()).unwrap();
     assert!(!bytes.windows(6).any(|window| window == b"SECRET"));
@@ -305,7 +305,7 @@ fn limits_hold() {
         tar.end()
     };
     let with = |change: &dyn Fn(&mut nelly_image::Limits)| {
-        let mut place = Place::default();
+        let mut place = TestDir::default();
         change(&mut place.limits);
         place
     };
@@ -326,7 +326,7 @@ fn limits_hold() {
 
 #[test]
 fn bombs_end_at_the_limit() {
-    let mut place = Place::default();
+    let mut place = TestDir::default();
     place.limits.unpacked_bytes = 8 << 20;
     let mut bomb = Tar::default().add(file("zeros"), &vec![0; 24 << 20]).end();
     for pack in [Pack::Gzip, Pack::Zstd] {

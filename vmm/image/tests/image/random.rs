@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::support::erofs::Reader;
-use crate::support::image::{Layout, Pack, Place};
+use crate::support::erofs::ErofsReader;
+use crate::support::image::{Layout, Pack, TestDir};
 use crate::support::tarball::{self, Head, Tar};
 use proptest::prelude::*;
 
@@ -229,11 +229,11 @@ fn check(layers: &[Vec<(Step, Attr)>]) {
         layer.iter().for_each(|(step, attr)| model.step(step, *attr, &mut tar));
         tars.push((tar.end(), pack));
     }
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::with(&place.path("layout"), &tars, "{}");
     let image = place.resolve(&layout.reference()).unwrap();
     crate::support::fsck(image.disk_path.as_deref().unwrap());
-    let tree = Reader::new(image.disk).tree();
+    let tree = ErofsReader::new(image.disk).tree();
 
     let ours: BTreeSet<&[u8]> = model.names.keys().map(String::as_bytes).collect();
     let theirs: BTreeSet<&[u8]> = tree.keys().map(Vec::as_slice).filter(|path| !path.is_empty()).collect();
@@ -263,7 +263,7 @@ fn check(layers: &[Vec<(Step, Attr)>]) {
     assert_eq!(inodes.len(), links.len() + 1);
 
     // The same input makes the same bytes.
-    let other = Place::default();
+    let other = TestDir::default();
     let again = other.resolve(&layout.reference()).unwrap();
     assert!(
         std::fs::read(again.disk_path.unwrap()).unwrap() == std::fs::read(image.disk_path.unwrap()).unwrap()

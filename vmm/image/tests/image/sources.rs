@@ -7,10 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::support::erofs::Reader;
-use crate::support::image::{ARCH, Layout, Pack, Place, chain, gzip};
+use crate::support::erofs::ErofsReader;
+use crate::support::image::{ARCH, Layout, Pack, TestDir, chain, gzip};
 use crate::support::tarball::{Tar, dir, file, hard_link, symlink};
-use nelly_image::{Digest, ImageError, Phase, Progress, Reference, Silent, Store, StoreOptions};
+use nelly_image::{Digest, ImageError, ImageStage, Progress, Reference, Silent, Store, StoreOptions};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -22,13 +22,13 @@ fn layer(text: &str) -> Vec<u8> {
 
 /// What the image's `etc/name` says.
 fn name_in(image: nelly_image::Image) -> String {
-    let tree = Reader::new(image.disk).tree();
+    let tree = ErofsReader::new(image.disk).tree();
     String::from_utf8(tree[&b"etc/name"[..]].data.clone()).unwrap()
 }
 
 /// The refusal of a reference, which must come (at once, on a machine with nothing else to do) and
 /// leave nothing.
-fn refusal(place: &Place, reference: &Reference) -> String {
+fn refusal(place: &TestDir, reference: &Reference) -> String {
     let start = Instant::now();
     let error = place.resolve(reference).unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(60), "{:?}: {}", start.elapsed(), chain(&error));
@@ -47,7 +47,7 @@ fn platform(os: &str, arch: &str) -> String {
 #[test]
 fn tags_platforms_and_nested_indexes() {
     let arch = *ARCH;
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::new(&place.path("layout"));
     let image = |text: &str, more: &str| {
         let manifest = layout.manifest(&[(layer(text), Pack::Gzip)], "{}");
@@ -74,7 +74,7 @@ fn tags_platforms_and_nested_indexes() {
     for (name, want) in [("one", "one"), ("two", "two"), ("multi", "host")] {
         assert_eq!(name_in(place.resolve(&tag(name)).unwrap()), want);
     }
-    let other = Place::default();
+    let other = TestDir::default();
     assert!(
         refusal(&other, &tag("three")).contains("no tag `three`; the tags are: foreign, multi, one, two")
     );
@@ -106,7 +106,7 @@ fn tags_platforms_and_nested_indexes() {
 
 #[test]
 fn docker_media_types() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::new(&place.path("layout"));
     let tar = layer("docker");
     let config = Layout::config(&[Digest::sha256(&tar)], r#"{"Cmd":null,"Env":null,"Volumes":null}"#);
@@ -124,7 +124,7 @@ fn docker_media_types() {
 
 #[test]
 fn unknown_media_types_are_refused_by_name() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::new(&place.path("layout"));
     let tar = layer("x");
     let config_type = "application/vnd.oci.image.config.v1+json";
@@ -160,7 +160,7 @@ fn unknown_media_types_are_refused_by_name() {
 }
 
 /// Changes one blob in every bad way there is, and looks for the blob's name in the refusal.
-fn damage_blob(place: &Place, layout: &Layout, digest: &Digest) {
+fn damage_blob(place: &TestDir, layout: &Layout, digest: &Digest) {
     let path = layout.blob_path(digest);
     let good = fs::read(&path).unwrap();
     let mut flipped = good.clone();
@@ -192,7 +192,7 @@ fn damage_blob(place: &Place, layout: &Layout, digest: &Digest) {
 #[test]
 fn damaged_layouts() {
     for pack in [Pack::Plain, Pack::Gzip, Pack::Zstd] {
-        let place = Place::default();
+        let place = TestDir::default();
         let tar = Tar::default().add(file("etc/name"), b"good").add(file("big"), &vec![9; 300_000]).end();
         let layout = Layout::with(&place.path("layout"), &[(layer("lower"), pack), (tar, pack)], "{}");
         for entry in fs::read_dir(layout.dir.join("blobs/sha256")).unwrap() {
@@ -221,7 +221,7 @@ fn damaged_layouts() {
         // And after all of that it still is the image that it was.
         assert_eq!(name_in(place.resolve(&layout.reference()).unwrap()), "good");
     }
-    let place = Place::default();
+    let place = TestDir::default();
     let missing = Reference::OciLayout { dir: place.path("no/such"), tag: None };
     assert!(refusal(&place, &missing).contains("no/such does not exist"));
     fs::write(place.path("file"), "x").unwrap();
@@ -232,7 +232,7 @@ fn damaged_layouts() {
 #[test]
 fn a_configuration_that_does_not_fit() {
     let arch = *ARCH;
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::new(&place.path("layout"));
     let tar = layer("x");
     let wrong = Digest::sha256(b"wrong");
@@ -277,7 +277,7 @@ fn damaged_streams_whose_digests_are_right() {
         (b"\xfd7zXZ\0\0".to_vec(), "compressed with xz"),
         (b"hello".to_vec(), "ends in the middle"),
     ] {
-        let place = Place::default();
+        let place = TestDir::default();
         let layout = Layout::new(&place.path("layout"));
         let config = Layout::config(&[Digest::sha256(&tar)], "{}");
         let config = layout.descriptor("application/vnd.oci.image.config.v1+json", config.as_bytes(), "");
@@ -318,12 +318,12 @@ fn docker_archives() {
         r#"["app:1"]"#,
     )
     .end();
-    let place = Place::default();
+    let place = TestDir::default();
     let path = place.path("image.tar");
     let reference = Reference::DockerArchive { file: path.clone(), tag: None };
     for data in [tar.clone(), gzip(&tar), zstd::encode_all(&tar[..], 1).unwrap()] {
         fs::write(&path, data).unwrap();
-        let fresh = Place::default();
+        let fresh = TestDir::default();
         assert_eq!(name_in(fresh.resolve(&reference).unwrap()), "lower");
         assert!(fresh.resolve(&reference).unwrap().cached);
     }
@@ -333,7 +333,7 @@ fn docker_archives() {
         let mut bad = tar.clone();
         bad[at] ^= 0x20;
         fs::write(&path, &bad).unwrap();
-        let fresh = Place::default();
+        let fresh = TestDir::default();
         match fresh.resolve(&reference) {
             Err(error) => {
                 found += 1;
@@ -364,7 +364,7 @@ fn docker_archives() {
         (docker_archive(&[("a", &lower)], &[], "null").end(), "lists 0 layers, but the manifest lists 1"),
     ] {
         fs::write(&path, data).unwrap();
-        let message = refusal(&Place::default(), &reference);
+        let message = refusal(&TestDir::default(), &reference);
         assert!(message.contains(why), "{why}: {message}");
     }
     fs::remove_file(&path).unwrap();
@@ -373,7 +373,7 @@ fn docker_archives() {
 
 #[test]
 fn oci_archives() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("archived")]);
     let path = place.path("image.tar");
     let reference = Reference::OciArchive { file: path.clone(), tag: Some("latest".to_owned()) };
@@ -391,13 +391,13 @@ fn oci_archives() {
         tar.add(file(&name), &fs::read(entry.path()).unwrap());
     }
     fs::write(&path, tar.end()).unwrap();
-    let fresh = Place::default();
+    let fresh = TestDir::default();
     assert_eq!(name_in(fresh.resolve(&reference).unwrap()), "archived");
 }
 
 #[test]
 fn the_cache_is_used_and_survives_damage() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("a"), layer("b")]);
     let first = place.resolve(&layout.reference()).unwrap();
     let path = first.disk_path.clone().unwrap();
@@ -438,7 +438,7 @@ fn the_cache_is_used_and_survives_damage() {
 
 #[test]
 fn a_plan_writes_nothing() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("a")]);
     let plan = place.store().plan(&layout.reference()).unwrap();
     assert!(!plan.cached && !place.cache().exists());
@@ -450,7 +450,7 @@ fn a_plan_writes_nothing() {
     assert!(plan.cached);
     assert_eq!((plan.disk_path, plan.digest), (image.disk_path, image.digest));
     // What would fail at once fails in the plan, too.
-    let missing = Place::default();
+    let missing = TestDir::default();
     fs::remove_file(layout.blob_path(&Digest::sha256(&layer("a")))).unwrap();
     assert!(chain(&missing.store().plan(&layout.reference()).unwrap_err()).contains("does not exist"));
     let rootfs = Reference::Rootfs { dir: place.path("none") };
@@ -461,12 +461,12 @@ fn a_plan_writes_nothing() {
 /// A watcher that keeps what it hears and can end it.
 #[derive(Default)]
 struct Heard {
-    phases: Vec<(Phase, u64, Option<u64>)>,
+    phases: Vec<(ImageStage, u64, Option<u64>)>,
     end_at: Option<u64>,
 }
 
 impl Progress for Heard {
-    fn update(&mut self, phase: Phase, done: u64, total: Option<u64>) {
+    fn update(&mut self, phase: ImageStage, done: u64, total: Option<u64>) {
         self.phases.push((phase, done, total));
     }
 
@@ -484,7 +484,7 @@ fn progress_and_cancellation() {
     };
     let noise: Vec<u8> = (0..12 << 20).map(|_| random()).collect();
     let tar = Tar::default().add(file("noise"), &noise).end();
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = Layout::with(&place.path("layout"), &[(layer("a"), Pack::Gzip), (tar, Pack::Gzip)], "{}");
     let mut heard = Heard { end_at: Some(3 << 20), ..Heard::default() };
     let error = place.store().resolve(&layout.reference(), &mut heard).unwrap_err();
@@ -492,7 +492,7 @@ fn progress_and_cancellation() {
     assert_eq!(place.leftovers(), NOTHING);
     let mut heard = Heard::default();
     place.store().resolve(&layout.reference(), &mut heard).unwrap();
-    let second = Phase::Layer { number: 2, count: 2 };
+    let second = ImageStage::Layer { number: 2, count: 2 };
     let of_second: Vec<u64> = heard.phases.iter().filter(|p| p.0 == second).map(|p| p.1).collect();
     assert!(of_second.len() > 8, "{of_second:?}");
     assert!(of_second.is_sorted() && of_second[0] == 0);
@@ -500,13 +500,16 @@ fn progress_and_cancellation() {
         heard.phases.iter().rfind(|p| p.0 == second).map(|p| Some(p.1)),
         Some(heard.phases.iter().rfind(|p| p.0 == second).unwrap().2)
     );
-    let order: Vec<Phase> = heard.phases.iter().map(|p| p.0).fold(Vec::new(), |mut order, phase| {
+    let order: Vec<ImageStage> = heard.phases.iter().map(|p| p.0).fold(Vec::new(), |mut order, phase| {
         if order.last() != Some(&phase) {
             order.push(phase);
         }
         order
     });
-    assert_eq!(order, [Phase::Layer { number: 1, count: 2 }, second, Phase::Metadata, Phase::Sync]);
+    assert_eq!(
+        order,
+        [ImageStage::Layer { number: 1, count: 2 }, second, ImageStage::Metadata, ImageStage::Sync]
+    );
     let mut silent = Heard::default();
     assert!(place.store().resolve(&layout.reference(), &mut silent).unwrap().cached);
     assert_eq!(silent.phases, []);
@@ -514,7 +517,7 @@ fn progress_and_cancellation() {
 
 #[test]
 fn many_at_once_build_once() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[Tar::default().add(file("etc/name"), &vec![b'n'; 3 << 20]).end()]);
     let built: usize = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..8)
@@ -528,7 +531,7 @@ fn many_at_once_build_once() {
 
 #[test]
 fn the_builtin_image_is_a_layout_of_the_caller() {
-    let place = Place::default();
+    let place = TestDir::default();
     let mut options = StoreOptions::new(place.cache());
     let store = Store::open(options.clone()).unwrap();
     let error = store.resolve(&Reference::BuiltinBusybox, &mut Silent).unwrap_err();
@@ -540,7 +543,7 @@ fn the_builtin_image_is_a_layout_of_the_caller() {
 
 #[test]
 fn a_directory_that_cannot_be_read() {
-    let place = Place::default();
+    let place = TestDir::default();
     let root = place.path("root");
     let reference = Reference::Rootfs { dir: root.clone() };
     assert!(refusal(&place, &reference).contains("root"));
@@ -559,14 +562,14 @@ fn a_directory_that_cannot_be_read() {
     }
     // What is mounted in it stays out: here nothing is, so everything is in.
     if crate::support::is_root() {
-        let tree = Reader::new(place.resolve(&reference).unwrap().disk).tree();
+        let tree = ErofsReader::new(place.resolve(&reference).unwrap().disk).tree();
         assert_eq!(tree[&b"a/b/secret"[..]].data, b"x");
     }
 }
 
 #[test]
 fn an_unusable_cache_directory() {
-    let place = Place::default();
+    let place = TestDir::default();
     let layout = place.layout(&[layer("a")]);
     fs::write(place.cache(), "a file").unwrap();
     let error = Store::open(StoreOptions::new(place.cache())).unwrap_err();
@@ -599,7 +602,7 @@ fn a_full_disk() {
         eprintln!("not root: no small file system to fill");
         return;
     }
-    let place = Place::default();
+    let place = TestDir::default();
     fs::create_dir(place.cache()).unwrap();
     crate::support::run(
         "mount",
@@ -653,7 +656,7 @@ fn helper_resolve() {
 #[test]
 fn killed_at_any_moment() {
     use std::process::{Command, Stdio};
-    let place = Place::default();
+    let place = TestDir::default();
     let noise: Vec<u8> =
         (0..8_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect();
     let layout = place.layout(&[Tar::default().add(file("etc/name"), &noise).end()]);
@@ -686,5 +689,5 @@ fn killed_at_any_moment() {
 }
 
 fn name_in_bytes(image: nelly_image::Image) -> usize {
-    Reader::new(image.disk).tree()[&b"etc/name"[..]].data.len()
+    ErofsReader::new(image.disk).tree()[&b"etc/name"[..]].data.len()
 }

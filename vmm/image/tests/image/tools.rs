@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::erofs::{Item, Reader};
-use crate::support::image::{Layout, Pack, Place};
+use crate::support::erofs::{ErofsReader, Item};
+use crate::support::image::{Layout, Pack, TestDir};
 use crate::support::{fsck, is_root, run};
 use nelly_image::{Image, Reference};
 
@@ -138,7 +138,7 @@ fn text(path: &Path) -> String {
 }
 
 /// An image of two layers made by umoci, and the directory into which umoci unpacks it.
-fn umoci_image(place: &Place) -> (PathBuf, PathBuf) {
+fn umoci_image(place: &TestDir) -> (PathBuf, PathBuf) {
     let layout = place.path("umoci");
     let image = format!("{}:app", text(&layout));
     let rootless: &[&str] = if is_root() { &[] } else { &["--rootless"] };
@@ -179,12 +179,12 @@ fn umoci_image(place: &Place) -> (PathBuf, PathBuf) {
 
 fn judge(image: Image, dir: &Path, skip: Skip) {
     fsck(image.disk_path.as_deref().unwrap());
-    compare(&Reader::new(image.disk).tree(), dir, skip);
+    compare(&ErofsReader::new(image.disk).tree(), dir, skip);
 }
 
 #[test]
 fn an_image_of_umoci_in_every_form() {
-    let place = Place::default();
+    let place = TestDir::default();
     let (layout, unpacked) = umoci_image(&place);
     let skip = if is_root() {
         Skip::default()
@@ -238,7 +238,7 @@ fn an_image_of_umoci_in_every_form() {
         assert!(plan.cached && plan.layers.len() == 2, "{reference}");
         let cached = place.resolve(&reference).unwrap();
         assert!(cached.cached, "{reference}");
-        let other = Place::default();
+        let other = TestDir::default();
         let built = other.resolve(&reference).unwrap();
         assert!(!built.cached);
         assert!(fs::read(built.disk_path.unwrap()).unwrap() == bytes, "{reference}");
@@ -253,7 +253,7 @@ fn an_image_of_umoci_in_every_form() {
 
 #[test]
 fn tars_of_gnu_tar_in_its_formats() {
-    let place = Place::default();
+    let place = TestDir::default();
     let root = place.path("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
@@ -291,7 +291,7 @@ fn tars_of_gnu_tar_in_its_formats() {
 
 #[test]
 fn a_directory_becomes_the_same_tree() {
-    let place = Place::default();
+    let place = TestDir::default();
     let root = place.path("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
@@ -306,12 +306,12 @@ fn a_directory_becomes_the_same_tree() {
     let copy = place.path("copy.erofs");
     fs::copy(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image.disk)), &copy).unwrap();
     fsck(&copy);
-    compare(&Reader::new(image.disk).tree(), &root, Skip::default());
+    compare(&ErofsReader::new(image.disk).tree(), &root, Skip::default());
 }
 
 #[test]
 fn erofs_utils_extract_what_went_in() {
-    let place = Place::default();
+    let place = TestDir::default();
     let root = place.path("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
@@ -335,7 +335,8 @@ fn erofs_utils_extract_what_went_in() {
             .collect::<BTreeMap<_, _>>()
     };
     let again = place.resolve(&Reference::Rootfs { dir: out }).unwrap();
-    let (extracted, ours) = (strip(Reader::new(again.disk).tree()), strip(Reader::new(image.disk).tree()));
+    let (extracted, ours) =
+        (strip(ErofsReader::new(again.disk).tree()), strip(ErofsReader::new(image.disk).tree()));
     for (path, item) in &ours {
         let shown = String::from_utf8_lossy(path);
         let other = extracted.get(path).unwrap_or_else(|| panic!("`{shown}` was not extracted"));
@@ -367,7 +368,7 @@ fn the_kernel_mounts_it() {
         eprintln!("not root, no erofs or no loop devices here");
         return;
     }
-    let place = Place::default();
+    let place = TestDir::default();
     let root = place.path("root");
     fs::create_dir(&root).unwrap();
     populate(&root);
@@ -393,7 +394,7 @@ fn the_kernel_mounts_it() {
         &["-t", "erofs", "-o", "loop,ro", &text(image.disk_path.as_deref().unwrap()), &text(&point)],
     );
     let mounted = Mounted(&point);
-    let tree = Reader::new(image.disk).tree();
+    let tree = ErofsReader::new(image.disk).tree();
     compare(&tree, mounted.0, Skip::default());
     compare(&tree, &root, Skip::default());
 }

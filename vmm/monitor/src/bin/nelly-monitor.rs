@@ -181,8 +181,8 @@ fn alone(config: &Source, result: Option<&Source>, recorder: Recorder) -> Result
     drop(raw);
 
     match (&outcome.reason, &outcome.hint) {
-        (reason, Some(hint)) => say(&format!("{reason}: {hint}")),
-        (EndReason::Error(what), None) => say(what),
+        (reason, Some(hint)) => message(&format!("{reason}: {hint}")),
+        (EndReason::Error(what), None) => message(what),
         _ => {}
     }
     if let Some(result) = result {
@@ -238,12 +238,12 @@ fn print(text: &str) -> u8 {
 }
 
 fn complain(error: &str) -> u8 {
-    say(error);
+    message(error);
     FAILED
 }
 
 /// One message on standard error, fit for a terminal: paths and what guests did come into it.
-fn say(message: &str) {
+fn message(message: &str) {
     // A standard error that is gone is no reason to fail: there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "nelly-monitor: {}", text::line(message));
 }

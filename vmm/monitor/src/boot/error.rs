@@ -10,7 +10,7 @@ pub enum BootError {
     Read {
         /// The file, as the user named it.
         file: String,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -395,7 +395,7 @@ pub enum MemoryError {
     Map {
         /// Bytes.
         len: u64,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

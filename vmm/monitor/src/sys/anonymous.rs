@@ -33,7 +33,7 @@ pub fn seal(file: &File) -> io::Result<()> {
     Ok(fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?)
 }
 
-/// See the Linux form.
+/// See the Linux version.
 #[cfg(not(target_os = "linux"))]
 pub fn seal(_file: &File) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
@@ -47,7 +47,7 @@ pub fn is_sealed(file: &File) -> bool {
     fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
-/// See the Linux form.
+/// See the Linux version.
 #[cfg(not(target_os = "linux"))]
 #[must_use]
 pub fn is_sealed(_file: &File) -> bool {

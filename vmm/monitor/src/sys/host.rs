@@ -1,4 +1,4 @@
-//! What the host has.
+//! Properties of the host.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use super::fits;
 /// Bytes of physical memory.
 ///
 /// # Errors
-/// The system does not say.
+/// The system call failed.
 #[cfg(target_os = "linux")]
 pub fn memory_bytes() -> io::Result<u64> {
     let info = rustix::system::sysinfo();
@@ -41,14 +41,14 @@ pub fn memory_bytes() -> io::Result<u64> {
     if result == 0 && size == size_of::<u64>() { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Bytes of a page of this host: what mappings and memory slots are aligned to.
+/// Page size of the host in bytes, to which mappings and memory slots must be aligned.
 #[must_use]
 pub fn page_size() -> u64 {
     fits(rustix::param::page_size(), "no host has more than 64 bits")
 }
 
-/// CLOCK_MONOTONIC in nanoseconds. By the C library: it uses the vDSO in static programs too, where
-/// rustix 1.1 was seen to make a system call of it.
+/// CLOCK_MONOTONIC in nanoseconds. It calls the C library, which uses the vDSO also in static
+/// programs, where rustix 1.1 makes a system call.
 #[must_use]
 #[allow(unsafe_code, reason = "the safe wrapper costs a system call")]
 pub fn monotonic_ns() -> u64 {
@@ -59,9 +59,9 @@ pub fn monotonic_ns() -> u64 {
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// Keeps glibc from giving each thread a heap of its own: for a program whose threads allocate
-/// little, the first thing its `main` does. It saves four system calls and resident pages a thread;
-/// libraries leave the choice to their program.
+/// Makes glibc use one heap for all threads. For programs whose threads allocate little, to be called
+/// first in `main`. It saves four system calls and some resident pages for each thread. Libraries
+/// should not call it.
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub fn share_one_heap() {
@@ -69,7 +69,7 @@ pub fn share_one_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Other C libraries have one heap, or manage theirs well.
+/// Does nothing: other C libraries have one heap, or manage several without this cost.
 #[cfg(not(target_env = "gnu"))]
 pub fn share_one_heap() {}
 

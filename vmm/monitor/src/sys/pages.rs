@@ -1,23 +1,23 @@
-//! Sizes of the pages behind a range of memory.
+//! Page sizes of memory ranges.
 #![allow(unsafe_code, reason = "madvise takes addresses")]
 
 use std::ptr::NonNull;
 
-/// Bytes of a huge page: what ranges that want them are aligned to.
+/// Size of a huge page in bytes, to which ranges with huge pages are aligned.
 pub const HUGE: usize = 2 << 20;
 
-/// What pages a range shall be made of.
+/// The preferred page size of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pages {
-    /// Large ones where the system can: few faults, and each zeroes a lot.
+    /// Huge pages, if the system supports them: few page faults, each of which zeroes much memory.
     Huge,
-    /// Small ones: for memory of which little will be used.
+    /// Small pages, for memory of which only a small part will be used.
     Small,
 }
 
-/// Tells the system which pages to make the `len` bytes from `start` of, both in whole pages. A
-/// wish: systems without a choice, and such as refuse, go on as they are. The memory's content and
-/// the range's validity stay as they were.
+/// Tells the system which page size to use for the `len` bytes from `start` (both multiples of the
+/// page size). This is a hint, and errors are ignored. The contents and the validity of the memory do
+/// not change.
 #[cfg(target_os = "linux")]
 pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
     use rustix::mm::{Advice, madvise};
@@ -25,20 +25,20 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
         Pages::Huge => Advice::LinuxHugepage,
         Pages::Small => Advice::LinuxNoHugepage,
     };
-    // SAFETY: this advice changes neither content nor protection of any memory, so no address can
-    // be a wrong one: what is not mapped is an error, which is ignored.
+    // SAFETY: this advice changes neither contents nor protection of any memory, so every address is
+    // safe; unmapped memory is an error, which is ignored.
     let _ = unsafe { madvise(start.as_ptr().cast(), len, advice) };
 }
 
-/// See the Linux form.
+/// See the Linux version.
 #[cfg(not(target_os = "linux"))]
 pub fn prefer(_start: NonNull<u8>, _len: usize, _pages: Pages) {}
 
-/// Gives the pages of `len` bytes from `start` back to the system, both in whole pages: what is
-/// touched next is zero.
+/// Returns the pages of `len` bytes from `start` (both multiples of the page size) to the system.
+/// After that the memory reads as zeroes.
 ///
 /// # Safety
-/// The range is private anonymous memory of the caller's, into which nobody holds a Rust reference.
+/// The range must be private anonymous memory of the caller, without Rust references into it.
 #[cfg(target_os = "linux")]
 pub unsafe fn discard(start: NonNull<u8>, len: usize) -> std::io::Result<()> {
     use rustix::mm::{Advice, madvise};
@@ -46,10 +46,10 @@ pub unsafe fn discard(start: NonNull<u8>, len: usize) -> std::io::Result<()> {
     Ok(unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontNeed) }?)
 }
 
-/// See the Linux form.
+/// See the Linux version.
 ///
 /// # Safety
-/// None is needed: it refuses.
+/// Always safe: it returns an error.
 #[cfg(not(target_os = "linux"))]
 pub unsafe fn discard(_start: NonNull<u8>, _len: usize) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())

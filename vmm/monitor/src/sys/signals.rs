@@ -91,7 +91,7 @@ impl Signals {
 
 #[cfg(not(target_os = "linux"))]
 impl Signals {
-    /// See the Linux form.
+    /// See the Linux version.
     ///
     /// # Errors
     /// Always: not written for this system.
@@ -99,7 +99,7 @@ impl Signals {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// See the Linux form.
+    /// See the Linux version.
     ///
     /// # Errors
     /// Never.

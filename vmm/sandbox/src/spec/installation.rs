@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nelly_vmm::config::Platform;
 use serde::Deserialize;
 
-/// The schema of [`Manifest`] that this build reads.
+/// The schema of [`AssetManifest`] that this build reads.
 const SCHEMA: u32 = 1;
 
 /// Why an installation cannot be used.
@@ -18,7 +18,7 @@ pub enum InstallationError {
     Read {
         /// The manifest.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -60,7 +60,7 @@ fn listed(paths: &[PathBuf]) -> String {
 
 /// `assets.json`, written by the build beside the files it describes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Manifest {
+pub struct AssetManifest {
     /// 1.
     schema: u32,
     /// Build id of kernel, initramfs and built-in image.
@@ -76,7 +76,7 @@ pub struct Manifest {
     pub builtin: String,
 }
 
-impl Manifest {
+impl AssetManifest {
     /// Reads `assets.json` in `directory`; `None` when there is none.
     ///
     /// # Errors
@@ -117,11 +117,11 @@ impl Search {
     ///
     /// # Errors
     /// None does (the directories are named), or the file is not what it should be.
-    pub fn manifest(&self) -> Result<(PathBuf, Manifest), InstallationError> {
+    pub fn manifest(&self) -> Result<(PathBuf, AssetManifest), InstallationError> {
         let beside = [self.bin.join("../share/nelly"), self.bin.clone()];
         let tried: Vec<PathBuf> = beside.into_iter().chain(self.data.clone()).collect();
         for directory in &tried {
-            if let Some(manifest) = Manifest::read(directory)? {
+            if let Some(manifest) = AssetManifest::read(directory)? {
                 return Ok((directory.clone(), manifest));
             }
         }
@@ -214,12 +214,12 @@ mod tests {
     #[test]
     fn a_manifest_of_another_kind_is_refused() {
         let top = tempfile::tempdir().unwrap();
-        assert_eq!(Manifest::read(top.path()).unwrap(), None);
+        assert_eq!(AssetManifest::read(top.path()).unwrap(), None);
         for (text, wanted) in
             [("", "cannot use"), ("{\"schema\":1}", "cannot use"), ("{\"schema\":2}", "schema 2")]
         {
             std::fs::write(top.path().join("assets.json"), text).unwrap();
-            let error = Manifest::read(top.path()).unwrap_err().to_string();
+            let error = AssetManifest::read(top.path()).unwrap_err().to_string();
             assert!(error.contains(wanted) && error.contains("assets.json"), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! What a sandbox is to be: plain data, checked where it is made.
+//! Specifications of sandboxes: plain data, validated when it is created.
 
 pub mod installation;
 pub mod machine;
@@ -12,7 +12,7 @@ pub use machine::MachineSpec;
 pub use process::{Overrides, ProcessSpec, SpecError};
 pub use seccomp::{Seccomp, SecurityOption};
 
-/// A container as the agent is to make it.
+/// The container that the agent creates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Its first process.
@@ -23,14 +23,14 @@ pub struct ContainerSpec {
     pub read_only: bool,
     /// Extra tmpfs mounts.
     pub tmpfs: Vec<Tmpfs>,
-    /// Largest size of the writable layer in bytes; 0 lets the agent choose, half of the guest's
-    /// memory at most.
+    /// Maximum size of the writable layer in bytes. With 0 the agent chooses, at most half of the
+    /// guest's memory.
     pub upper_bytes: u64,
-    /// The system calls that it may make.
+    /// The seccomp profile.
     pub seccomp: Seccomp,
 }
 
-/// A tmpfs in the container: `PATH[:OPTIONS]` as docker and podman spell it.
+/// A tmpfs in the container, parsed from `PATH[:OPTIONS]` as in docker and podman.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tmpfs {
     /// Absolute path in the container.

@@ -1,4 +1,4 @@
-//! How a process in a sandbox ended, and the exit code that says so.
+//! How a process in a sandbox ended, and the corresponding exit code.
 
 use nelly_vmm::machine::EndReason;
 use serde::Serialize;
@@ -9,7 +9,7 @@ pub const FAILED: u8 = EndReason::FAILED;
 pub const NOT_EXECUTABLE: u8 = 126;
 /// The program was not found.
 pub const NOT_FOUND: u8 = 127;
-/// `--timeout` was over.
+/// The `--timeout` expired.
 pub const TIMED_OUT: u8 = EndReason::TIMED_OUT;
 
 /// The table of `nelly help exit-codes`. README has the same.
@@ -36,11 +36,11 @@ pub fn table() -> [(String, &'static str); 10] {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Exit {
-    /// Its exit code, or 128 + the signal, or one of this module's.
+    /// Its exit code, or 128 + the signal number, or one of the constants in this module.
     pub code: u8,
-    /// Why, in a word: `exited`, `signaled`, `oom_killed`, `timeout`, `killed` (the machine was
-    /// ended for a signal), `hung_up` (its terminal went away), `output_lost` (what it wrote could
-    /// not be passed on), `not_found`, `not_executable`, `failed`.
+    /// The reason: `exited`, `signaled`, `oom_killed`, `timeout`, `killed` (the machine was killed
+    /// because of a signal), `hung_up` (its terminal hung up), `output_lost` (its output could not
+    /// be written), `not_found`, `not_executable`, `failed`.
     pub reason: &'static str,
 }
 

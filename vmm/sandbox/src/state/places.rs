@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nelly_image::trusted::{Dir, TrustError};
+use nelly_image::trusted::{TrustError, TrustedDir};
 
 /// The directories of one user. None is created by asking. What lies in them is believed (kernels,
 /// images, settings), so they must be the caller's or root's, and nobody else may write to them.
@@ -51,7 +51,7 @@ impl Places {
     /// # Errors
     /// It, or a directory on the way to it, is another user's or can be written by others.
     pub fn check(&self) -> Result<(), TrustError> {
-        Dir::open(&self.data)?;
+        TrustedDir::open(&self.data)?;
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, chown, sethostname};
 
-use super::places::{self, End, ROOT};
+use super::places::{self, ROOT, TargetKind};
 use super::{Named, StageError, files, nodes};
 use crate::spawn::plan::{ContainerPlan, MountPlan, RootfsPlan};
 use crate::spawn::shares;
@@ -58,7 +58,9 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
         make_mount(mount, source, share)?;
     }
     nodes::make(plan)?;
-    places::make(ROOT, cwd, End::Directory).step(|| format!("make the working directory {cwd}")).map(drop)
+    places::make(ROOT, cwd, TargetKind::Directory)
+        .step(|| format!("make the working directory {cwd}"))
+        .map(drop)
 }
 
 /// What makes things unchangeable, after the terminal was made.
@@ -157,8 +159,8 @@ fn deferred_read_only(mount: &MountPlan) -> bool {
 fn make_mount(mount: &MountPlan, source: Option<Source>, share: Option<u64>) -> Result<(), StageError> {
     let MountPlan { destination, kind, options, .. } = mount;
     let end = match &source {
-        Some(Source { is_directory: false, .. }) => End::File,
-        _ => End::Directory,
+        Some(Source { is_directory: false, .. }) => TargetKind::File,
+        _ => TargetKind::Directory,
     };
     let place =
         places::make(ROOT, destination, end).step(|| format!("make the mount point {destination}"))?;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 
-use super::places::{self, End};
+use super::places::{self, TargetKind};
 use super::{Named, StageError};
 
 /// Writes those of the three files that the image lacks, or has empty. Before any mount: what is
@@ -31,7 +31,7 @@ fn hosts(hostname: Option<&str>) -> String {
 }
 
 fn write_if_empty(root: &str, path: &str, text: &str) -> io::Result<()> {
-    let place = places::make(root, path, End::File)?;
+    let place = places::make(root, path, TargetKind::File)?;
     let found = fs::metadata(&place)?;
     if found.is_file() && found.len() == 0 { fs::write(place, text) } else { Ok(()) }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Uid, chown};
 
-use super::places::{self, End, ROOT};
+use super::places::{self, ROOT, TargetKind};
 use super::{Named, StageError};
 use crate::spawn::plan::{ContainerPlan, DevicePlan};
 use crate::sys;
@@ -78,7 +78,7 @@ fn inside(path: &str) -> io::Result<String> {
     if ["", ".", ".."].contains(&name) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    Ok(format!("{}/{name}", places::make(ROOT, directory, End::Directory)?))
+    Ok(format!("{}/{name}", places::make(ROOT, directory, TargetKind::Directory)?))
 }
 
 /// Makes a node. What an image has in its place is believed only when it is the same: anything
@@ -102,7 +102,7 @@ fn node(path: &str, kind: SFlag, mode: Mode, device: libc::dev_t) -> io::Result<
 
 /// The container's terminal is its console.
 pub(super) fn bind_console(number: u32) -> Result<(), StageError> {
-    let place = places::make(ROOT, "/dev/console", End::File);
+    let place = places::make(ROOT, "/dev/console", TargetKind::File);
     let place = place.step(|| "make /dev/console".into())?;
     let path = format!("/dev/pts/{number}");
     let tree = sys::clone_tree(&path, false).step(|| format!("open {path}"))?;

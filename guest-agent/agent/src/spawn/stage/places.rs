@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// What is made at the end of a path when nothing is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum TargetKind {
     /// A directory; nothing else may be there.
     Directory,
     /// An empty file; anything may be there.
@@ -28,14 +28,14 @@ pub(super) const ROOT: &str = "/";
 const MOST_LINKS: usize = 40;
 
 /// Finds `path` below `root`, making what is missing.
-pub(super) fn make(root: &str, path: &str, end: End) -> io::Result<String> {
+pub(super) fn make(root: &str, path: &str, end: TargetKind) -> io::Result<String> {
     let place = walk(Path::new(root), Path::new(path), end)?;
     // System calls of ours take text; a link to a name that is none is nothing that anybody wants
     // to mount on.
     place.into_os_string().into_string().map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
 }
 
-fn walk(root: &Path, path: &Path, end: End) -> io::Result<PathBuf> {
+fn walk(root: &Path, path: &Path, end: TargetKind) -> io::Result<PathBuf> {
     let mut place = root.to_owned();
     // How far below the root, and what is still to be walked, the next part last.
     let (mut depth, mut links) = (0usize, 0usize);
@@ -50,7 +50,7 @@ fn walk(root: &Path, path: &Path, end: End) -> io::Result<PathBuf> {
         };
         place.push(name);
         depth += 1;
-        let directory = !rest.is_empty() || end == End::Directory;
+        let directory = !rest.is_empty() || end == TargetKind::Directory;
         match fs::symlink_metadata(&place) {
             Ok(found) if found.is_symlink() => {
                 links += 1;
@@ -113,30 +113,30 @@ mod tests {
             symlink(target, root.join(link)).expect("linked");
         }
         for (path, end, expected) in [
-            ("/a/b", End::Directory, "a/b"),
-            ("/a/../c", End::Directory, "c"),
-            ("/../../d", End::Directory, "d"),
-            ("/dangling", End::Directory, "run/target"),
-            ("/dangling/below", End::Directory, "run/target/below"),
-            ("/chain", End::Directory, "run/target/deeper"),
-            ("/relative", End::Directory, "srv/data"),
-            ("/out/here", End::File, "outside/here"),
-            ("/etc/resolv.conf", End::File, "run/stub"),
-            ("/file", End::File, "file"),
-            ("/etc", End::File, "etc"),
-            ("/", End::Directory, ""),
+            ("/a/b", TargetKind::Directory, "a/b"),
+            ("/a/../c", TargetKind::Directory, "c"),
+            ("/../../d", TargetKind::Directory, "d"),
+            ("/dangling", TargetKind::Directory, "run/target"),
+            ("/dangling/below", TargetKind::Directory, "run/target/below"),
+            ("/chain", TargetKind::Directory, "run/target/deeper"),
+            ("/relative", TargetKind::Directory, "srv/data"),
+            ("/out/here", TargetKind::File, "outside/here"),
+            ("/etc/resolv.conf", TargetKind::File, "run/stub"),
+            ("/file", TargetKind::File, "file"),
+            ("/etc", TargetKind::File, "etc"),
+            ("/", TargetKind::Directory, ""),
         ] {
             let place = make(root.to_str().expect("UTF-8"), path, end).expect(path);
             assert_eq!(Path::new(&place), root.join(expected), "{path}");
             let found = fs::symlink_metadata(root.join(expected)).expect(path);
-            assert!(found.is_dir() || end == End::File && found.is_file(), "{path}");
+            assert!(found.is_dir() || end == TargetKind::File && found.is_file(), "{path}");
         }
         assert!(!top.path().join("outside").exists());
         assert_eq!(fs::read_to_string(root.join("file")).expect("still there"), "x");
         for (path, end, code) in [
-            ("/around/x", End::Directory, libc::ELOOP),
-            ("/file", End::Directory, libc::ENOTDIR),
-            ("/file/x", End::File, libc::ENOTDIR),
+            ("/around/x", TargetKind::Directory, libc::ELOOP),
+            ("/file", TargetKind::Directory, libc::ENOTDIR),
+            ("/file/x", TargetKind::File, libc::ENOTDIR),
         ] {
             let error = make(root.to_str().expect("UTF-8"), path, end).expect_err(path);
             assert_eq!(error.raw_os_error(), Some(code), "{path}");

@@ -15,7 +15,7 @@ use super::{Named, StageError};
 use crate::spawn::caps::CapabilitySets;
 use crate::spawn::elf;
 use crate::spawn::plan::{ProcessPlan, UserPlan};
-use crate::spawn::users::{self, Identity};
+use crate::spawn::users::{self, UserIdentity};
 use crate::sys;
 
 /// Where programs are looked for when the environment has no PATH.
@@ -100,12 +100,12 @@ fn apply(sets: &CapabilitySets, extra: u64) -> Result<(), StageError> {
         .step(|| "set the capabilities".into())
 }
 
-fn identity(user: &UserPlan) -> Result<Identity, StageError> {
+fn identity(user: &UserPlan) -> Result<UserIdentity, StageError> {
     let passwd = read_small("/etc/passwd");
     let group = read_small("/etc/group");
     let mut identity = if user.name.is_empty() {
         let home = users::home_of(user.uid, &passwd);
-        Identity { uid: user.uid, gid: user.gid, groups: user.groups.clone(), home }
+        UserIdentity { uid: user.uid, gid: user.gid, groups: user.groups.clone(), home }
     } else {
         let mut identity = users::resolve(&user.name, &passwd, &group)?;
         for gid in &user.groups {

@@ -25,7 +25,7 @@ pub struct Item {
     pub nid: u64,
 }
 
-pub struct Reader {
+pub struct ErofsReader {
     file: File,
     size: u64,
     meta: u64,
@@ -38,7 +38,7 @@ fn le(data: &[u8], at: usize, len: usize) -> u64 {
     data[at..at + len].iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-impl Reader {
+impl ErofsReader {
     pub fn new(file: File) -> Self {
         let size = file.metadata().unwrap().len();
         assert_eq!(size % BLOCK, 0);

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use nelly_image::{Digest, Image, ImageError, Limits, Reference, Silent, Store, StoreOptions};
 
-use super::erofs::{Item, Reader};
+use super::erofs::{ErofsReader, Item};
 
 /// The host's architecture as images name it.
 pub static ARCH: LazyLock<&str> = LazyLock::new(|| match std::env::consts::ARCH {
@@ -105,18 +105,18 @@ impl Layout {
 }
 
 /// A temporary folder with a cache in it.
-pub struct Place {
+pub struct TestDir {
     pub dir: tempfile::TempDir,
     pub limits: Limits,
 }
 
-impl Default for Place {
+impl Default for TestDir {
     fn default() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), limits: Limits::default() }
     }
 }
 
-impl Place {
+impl TestDir {
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -163,18 +163,18 @@ impl Place {
 
 /// The tree that the layers make; erofs-utils must agree that the image is sound.
 pub fn tree_of(layers: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Item> {
-    let place = Place::default();
+    let place = TestDir::default();
     let image = place.resolve(&place.layout(layers).reference()).unwrap();
     super::fsck(image.disk_path.as_deref().unwrap());
-    Reader::new(image.disk).tree()
+    ErofsReader::new(image.disk).tree()
 }
 
 /// What the layers are refused with: the whole chain of messages. Nothing may stay in the cache.
 pub fn refusal_of(layers: &[Vec<u8>]) -> String {
-    refusal(&Place::default(), layers)
+    refusal(&TestDir::default(), layers)
 }
 
-pub fn refusal(place: &Place, layers: &[Vec<u8>]) -> String {
+pub fn refusal(place: &TestDir, layers: &[Vec<u8>]) -> String {
     let error = place.resolve(&place.layout(layers).reference()).unwrap_err();
     assert_eq!(place.leftovers(), [] as [PathBuf; 0]);
     chain(&error)

@@ -19,7 +19,7 @@ const PROPERTY: u32 = 3;
 const END: u32 = 9;
 
 /// The tree as `fill` describes it, whole.
-pub(super) fn tree(fill: impl FnOnce(&mut Node<'_>)) -> Vec<u8> {
+pub(super) fn tree(fill: impl FnOnce(&mut FdtNode<'_>)) -> Vec<u8> {
     let mut blocks = Blocks::default();
     blocks.node("", fill);
     blocks.word(END);
@@ -45,10 +45,10 @@ impl Blocks {
         self.structure.resize(self.structure.len().next_multiple_of(4), 0);
     }
 
-    fn node(&mut self, name: &str, fill: impl FnOnce(&mut Node<'_>)) {
+    fn node(&mut self, name: &str, fill: impl FnOnce(&mut FdtNode<'_>)) {
         self.word(BEGIN_NODE);
         self.padded(&text(name));
-        fill(&mut Node(self));
+        fill(&mut FdtNode(self));
         self.word(END_NODE);
     }
 
@@ -88,11 +88,11 @@ impl Blocks {
 }
 
 /// A node that is being described: first its properties, then the nodes in it.
-pub(super) struct Node<'a>(&'a mut Blocks);
+pub(super) struct FdtNode<'a>(&'a mut Blocks);
 
-impl Node<'_> {
+impl FdtNode<'_> {
     /// A node in this one.
-    pub(super) fn node(&mut self, name: &str, fill: impl FnOnce(&mut Node<'_>)) {
+    pub(super) fn node(&mut self, name: &str, fill: impl FnOnce(&mut FdtNode<'_>)) {
         self.0.node(name, fill);
     }
 

@@ -35,7 +35,7 @@ fn request(kernel: &dyn ReadAt) -> Request<'_> {
 }
 
 /// State and tree of a loaded machine.
-fn told(memory: &GuestRam, loaded: &Loaded) -> (u64, Read) {
+fn load_and_read(memory: &GuestRam, loaded: &Loaded) -> (u64, Read) {
     let BootState::Arm64(state) = loaded.state else { panic!("not for Arm") };
     let len: u32 = memory.memory().read_obj(GuestAddress(state.device_tree + 4)).unwrap();
     let mut tree = vec![0; usize::try_from(u32::from_be(len)).unwrap()];
@@ -66,7 +66,7 @@ fn an_image_lies_at_the_lowest_place_its_header_allows() {
         let (at, len) = loaded.initrd.unwrap();
         assert_eq!((at, len), (start + 3 * MIB, 4097), "right behind what the kernel takes in memory");
         assert!(bytes(&memory, at, 4097) == [9; 4097]);
-        let (pc, tree) = told(&memory, &loaded);
+        let (pc, tree) = load_and_read(&memory, &loaded);
         assert_eq!(pc, start);
         let chosen = tree.at("chosen");
         assert_eq!(chosen.texts("bootargs"), ["console=ttyS0"]);
@@ -86,7 +86,7 @@ fn the_tree_has_what_the_board_has() {
     let file = file_of(&arm64_image(0, MIB, &[1; 100]));
     let memory = memory_of(64);
     let loaded = load(&memory, &Request { cpus: 18, transports: &transports, ..request(&file) }).unwrap();
-    let (_, tree) = told(&memory, &loaded);
+    let (_, tree) = load_and_read(&memory, &loaded);
     assert_eq!(tree.at("memory@80000000").wide("reg"), [layout::RAM, 64 * MIB]);
     assert!(!tree.at("chosen").properties.contains_key("linux,initrd-start"));
     let cpus = &tree.at("cpus").nodes;

@@ -1,6 +1,6 @@
 //! The device tree of a machine: what the board has, as Linux's bindings name it.
 
-use super::fdt::{self, Node};
+use super::fdt::{self, FdtNode};
 use crate::arch::aarch64::{self, layout};
 use crate::boot::MmioSlot;
 
@@ -73,7 +73,7 @@ pub(super) fn write(machine: &Described<'_>) -> Vec<u8> {
     })
 }
 
-fn chosen(root: &mut Node<'_>, machine: &Described<'_>) {
+fn chosen(root: &mut FdtNode<'_>, machine: &Described<'_>) {
     root.node("chosen", |chosen| {
         chosen.texts("bootargs", &[machine.command_line]);
         chosen.texts("stdout-path", &[&format!("/{}", serial_name())]);
@@ -87,7 +87,7 @@ fn chosen(root: &mut Node<'_>, machine: &Described<'_>) {
     });
 }
 
-fn cpus(root: &mut Node<'_>, count: u32) {
+fn cpus(root: &mut FdtNode<'_>, count: u32) {
     root.node("cpus", |cpus| {
         cpus.cells("#address-cells", &[1]);
         cpus.cells("#size-cells", &[0]);
@@ -104,7 +104,7 @@ fn cpus(root: &mut Node<'_>, count: u32) {
 }
 
 /// The interrupt controller, GICv3 without a translation service.
-fn controller(root: &mut Node<'_>, cpus: u32) {
+fn controller(root: &mut FdtNode<'_>, cpus: u32) {
     root.node(&format!("interrupt-controller@{:x}", layout::GIC_DISTRIBUTOR), |node| {
         node.texts("compatible", &["arm,gic-v3"]);
         node.cells("#interrupt-cells", &[3]);
@@ -126,7 +126,7 @@ fn controller(root: &mut Node<'_>, cpus: u32) {
 }
 
 /// Serial port and clock.
-fn platform(root: &mut Node<'_>) {
+fn platform(root: &mut FdtNode<'_>) {
     root.node(&serial_name(), |serial| {
         serial.texts("compatible", &["ns16550a"]);
         serial.wide("reg", &[layout::SERIAL, layout::SERIAL_LEN]);

@@ -39,7 +39,7 @@ const NOTE_PVH_ENTRY: u32 = 18; // XEN_ELFNOTE_PHYS32_ENTRY
 
 /// One segment to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct ElfSegment {
     /// Its bytes in the file.
     pub offset: u64,
     /// How many of them.
@@ -52,7 +52,7 @@ pub(super) struct Segment {
     pub memory_len: u64,
 }
 
-impl Segment {
+impl ElfSegment {
     /// Where it ends in guest memory.
     pub(super) fn end(&self) -> u64 {
         self.guest + self.memory_len
@@ -78,7 +78,7 @@ pub(super) struct Elf {
     /// Its notes name Linux.
     pub linux: bool,
     /// To load, never empty; addresses and lengths were checked for overflow.
-    pub segments: Vec<Segment>,
+    pub segments: Vec<ElfSegment>,
     sections: Range,
     section_count: u16,
     names_index: u16,
@@ -153,7 +153,7 @@ impl Elf {
 
     /// Where its segments end in guest memory.
     pub(super) fn end(&self) -> u64 {
-        self.segments.iter().map(Segment::end).max().unwrap_or(0)
+        self.segments.iter().map(ElfSegment::end).max().unwrap_or(0)
     }
 
     /// The section called `name`, if there is one with bytes in the file. Sections are a help, not
@@ -249,9 +249,9 @@ fn machine_name(machine: u16) -> String {
     .to_owned()
 }
 
-fn load_segment(source: &Source<'_>, header: &[u8]) -> Result<Option<Segment>, BootError> {
+fn load_segment(source: &Source<'_>, header: &[u8]) -> Result<Option<ElfSegment>, BootError> {
     let corrupt = |what| BootError::corrupt(source.name(), what);
-    let segment = Segment {
+    let segment = ElfSegment {
         offset: u64_at(header, 8),
         virt: u64_at(header, 16),
         guest: u64_at(header, 24),

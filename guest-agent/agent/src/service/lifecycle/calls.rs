@@ -2,38 +2,43 @@
 
 use std::os::fd::AsFd;
 
-use super::{Guest, LifeError};
+use super::{GuestState, ServiceError};
 use crate::cgroup::CgroupStats;
-use crate::registry::{Exit, Key, Summary};
+use crate::registry::{ContainerSummary, ProcessExit, ProcessKey};
 use crate::service::guest;
 use crate::stdio::lock;
 use crate::sys;
 
-impl Guest {
+impl GuestState {
     /// Waits for a process and its output, however often it is asked.
-    pub(in crate::service) async fn wait(&self, key: &Key) -> Result<Exit, LifeError> {
+    pub(in crate::service) async fn wait(&self, key: &ProcessKey) -> Result<ProcessExit, ServiceError> {
         let process = {
             let mut registry = self.registry();
             if let Some(exit) = registry.exec_exit(key) {
-                registry.told(key, exit);
+                registry.exit_reported(key, exit);
                 return Ok(exit);
             }
             registry.process(key)?.clone()
         };
-        let exit = process.finished().await.ok_or(LifeError::Ended)?;
-        self.registry().told(key, exit);
+        let exit = process.finished().await.ok_or(ServiceError::Ended)?;
+        self.registry().exit_reported(key, exit);
         Ok(exit)
     }
 
     /// Forgets the record of an exec that has ended.
-    pub(in crate::service) fn delete_exec(&self, container: &str, exec: &str) -> Result<(), LifeError> {
+    pub(in crate::service) fn delete_exec(&self, container: &str, exec: &str) -> Result<(), ServiceError> {
         Ok(self.registry().delete_exec(container, exec)?)
     }
 
     /// Sends a signal to one process or to all of a container.
-    pub(in crate::service) fn signal(&self, key: &Key, signal: u32, all: bool) -> Result<(), LifeError> {
+    pub(in crate::service) fn signal(
+        &self,
+        key: &ProcessKey,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ServiceError> {
         let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
-        let number = number.ok_or(LifeError::Signal(signal))?;
+        let number = number.ok_or(ServiceError::Signal(signal))?;
         let mut registry = self.registry();
         let process = registry.process(key)?.clone();
         if !all {
@@ -41,7 +46,7 @@ impl Guest {
             return process.signal(number);
         }
         let Some(cgroup) = registry.data(&key.container)?.cgroup.clone() else {
-            return Err(LifeError::Ended);
+            return Err(ServiceError::Ended);
         };
         drop(registry);
         if number == libc::SIGKILL {
@@ -58,18 +63,23 @@ impl Guest {
     }
 
     /// Sets the size of a terminal.
-    pub(in crate::service) fn resize(&self, key: &Key, rows: u16, columns: u16) -> Result<(), LifeError> {
+    pub(in crate::service) fn resize(
+        &self,
+        key: &ProcessKey,
+        rows: u16,
+        columns: u16,
+    ) -> Result<(), ServiceError> {
         let process = self.registry().process(key)?.clone();
         match lock(&process.pumps).as_ref().map(|pumps| pumps.resize(rows, columns)) {
             Some(Ok(true)) => Ok(()),
-            Some(Err(error)) => Err(LifeError::Kernel("cannot resize the terminal".to_owned(), error)),
-            Some(Ok(false)) => Err(LifeError::NoTerminal),
-            None => Err(LifeError::Ended),
+            Some(Err(error)) => Err(ServiceError::Kernel("cannot resize the terminal".to_owned(), error)),
+            Some(Ok(false)) => Err(ServiceError::NoTerminal),
+            None => Err(ServiceError::Ended),
         }
     }
 
     /// Ends a process's input.
-    pub(in crate::service) fn close_stdin(&self, key: &Key) -> Result<(), LifeError> {
+    pub(in crate::service) fn close_stdin(&self, key: &ProcessKey) -> Result<(), ServiceError> {
         let process = self.registry().process(key)?.clone();
         if let Some(pumps) = lock(&process.pumps).as_ref() {
             pumps.close_input();
@@ -78,7 +88,7 @@ impl Guest {
     }
 
     /// One container, or all when the id is empty.
-    pub(in crate::service) fn summaries(&self, id: &str) -> Result<Vec<Summary>, LifeError> {
+    pub(in crate::service) fn summaries(&self, id: &str) -> Result<Vec<ContainerSummary>, ServiceError> {
         let registry = self.registry();
         let ids = if id.is_empty() { registry.ids() } else { vec![id.to_owned()] };
         Ok(ids.iter().map(|id| registry.summary(id)).collect::<Result<_, _>>()?)
@@ -86,7 +96,7 @@ impl Guest {
 
     /// Figures of one container (the last ones when it stopped), or of the guest when the id is
     /// empty.
-    pub(in crate::service) fn figures(&self, id: &str) -> Result<CgroupStats, LifeError> {
+    pub(in crate::service) fn figures(&self, id: &str) -> Result<CgroupStats, ServiceError> {
         if id.is_empty() {
             return Ok(guest::figures(&self.config.cgroup_root));
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::process::{Phase, drain};
-use super::{ContainerData, Guest};
-use crate::registry::{Exit, Status};
+use super::process::{ProcessPhase, drain};
+use super::{ContainerData, GuestState};
+use crate::registry::{ProcessExit, Status};
 use crate::stdio::lock;
 use crate::sys::{self, News, Reaped};
 
@@ -19,7 +19,7 @@ const LINGER: Duration = Duration::from_millis(50);
 /// SIGPIPE.
 const BROKEN_PIPE: u8 = 13;
 
-impl Guest {
+impl GuestState {
     /// To be called for everything that there is to hear of children.
     pub fn on_news(self: &Arc<Self>, news: News) {
         match news {
@@ -66,7 +66,7 @@ impl Guest {
         let signal = u32::from(reaped.signal);
         let code = if signal == 0 { u32::from(reaped.code) } else { 128 + signal };
         let killed = code == 128 + libc::SIGKILL.cast_unsigned();
-        let exit = Exit {
+        let exit = ProcessExit {
             code,
             signal,
             oom_killed: killed && oom_kills > process.oom_kills_before,
@@ -93,14 +93,14 @@ impl Guest {
         }
         drop(registry);
         lock(&process.pidfd).take();
-        process.phase.send_replace(Phase::Ended(exit));
+        process.phase.send_replace(ProcessPhase::Ended(exit));
         process.exited.send_replace(true);
         let guest = self.clone();
         tokio::spawn(async move {
             drain(&process).await;
             // The record first: whoever is woken finds it.
             guest.registry().exec_ended(&key, |known| Arc::ptr_eq(known, &process), exit);
-            process.phase.send_replace(Phase::Finished(exit));
+            process.phase.send_replace(ProcessPhase::Finished(exit));
             drop((process, guest));
             if !namespaces.is_empty() {
                 tokio::time::sleep(LINGER).await;

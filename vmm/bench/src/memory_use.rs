@@ -26,7 +26,7 @@ pub(crate) fn peak_rss_bytes(id: u32) -> Option<u64> {
 /// counts as the guest's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Held {
+pub struct MemoryUse {
     /// Resident, shared pages whole.
     pub rss_bytes: u64,
     /// Resident, shared pages by their share.
@@ -46,7 +46,7 @@ pub struct Held {
 /// # Errors
 /// The process has ended, or belongs to someone else, or its guest's memory is not among its
 /// mappings.
-pub(crate) fn held(id: u32, guest_bytes: u64) -> io::Result<Held> {
+pub(crate) fn measure(id: u32, guest_bytes: u64) -> io::Result<MemoryUse> {
     let path = format!("/proc/{id}/smaps");
     let text = fs::read_to_string(&path)
         .map_err(|error| io::Error::new(error.kind(), format!("cannot read {path}: {error}")))?;
@@ -133,10 +133,10 @@ fn guest(groups: &[&[Mapping]], guest_bytes: u64) -> Vec<usize> {
 }
 
 /// Adds up, with the guest's memory apart; `None` where there is no such memory.
-fn split(mappings: &[Mapping], guest_bytes: u64) -> Option<Held> {
+fn split(mappings: &[Mapping], guest_bytes: u64) -> Option<MemoryUse> {
     let groups: Vec<&[Mapping]> = mappings.chunk_by(goes_on).collect();
     let guest = guest(&groups, guest_bytes);
-    let mut held = Held::default();
+    let mut held = MemoryUse::default();
     for (at, group) in groups.iter().enumerate() {
         for mapping in *group {
             held.rss_bytes += mapping.rss;
@@ -218,8 +218,8 @@ VmFlags: rd wr
     #[test]
     fn without_guest_memory_nothing_is_said() {
         assert_eq!(split(&mappings(SMAPS), 256 << 20), None);
-        let error = held(std::process::id(), 1 << 46).unwrap_err().to_string();
+        let error = measure(std::process::id(), 1 << 46).unwrap_err().to_string();
         assert!(error.contains("no guest memory"), "{error}");
-        assert!(held(u32::MAX, 1).unwrap_err().to_string().contains("smaps"));
+        assert!(measure(u32::MAX, 1).unwrap_err().to_string().contains("smaps"));
     }
 }

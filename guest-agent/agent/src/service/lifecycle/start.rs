@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 use nelly_protocol::messages::{CreateContainerRequest, ExecRequest, StreamTokens};
 
-use super::process::{Process, start_pumps};
-use super::{ContainerData, Guest, LifeError};
+use super::process::{ManagedProcess, start_pumps};
+use super::{ContainerData, GuestState, ServiceError};
 use crate::cgroup::{Cgroup, ExecCgroup};
-use crate::registry::{Key, Status};
+use crate::registry::{ProcessKey, Status};
 use crate::spawn::StageFailure;
 use crate::spawn::launch::Stage;
 use crate::spawn::plan;
 use crate::stdio::{self, lock};
 
-impl Guest {
+impl GuestState {
     /// Makes a container up to its gate. What its first process is fed by and writes to waits for
     /// who knows the tokens.
     pub(in crate::service) async fn create(
         self: &Arc<Self>,
         request: CreateContainerRequest,
-    ) -> Result<StreamTokens, LifeError> {
+    ) -> Result<StreamTokens, ServiceError> {
         self.not_ending()?;
         let mut checked = plan::container(
             &request.id,
@@ -39,7 +39,7 @@ impl Guest {
         self.registry().reserve_container(&request.id, data)?;
         let result = self.create_reserved(&request, &mut checked).await;
         if result.is_err() {
-            self.discard(&Key::new(&request.id, "")).await;
+            self.discard(&ProcessKey::new(&request.id, "")).await;
         }
         result
     }
@@ -48,8 +48,8 @@ impl Guest {
         self: &Arc<Self>,
         request: &CreateContainerRequest,
         checked: &mut plan::ContainerRequest,
-    ) -> Result<StreamTokens, LifeError> {
-        let key = Key::new(&request.id, "");
+    ) -> Result<StreamTokens, ServiceError> {
+        let key = ProcessKey::new(&request.id, "");
         let streams = stdio::open(&self.promises, &request.stdio)?;
         let cgroup = Arc::new(Cgroup::create(&self.config.cgroup_root, &checked.surroundings.cgroup)?);
         self.registry().data(&request.id)?.cgroup = Some(cgroup.clone());
@@ -59,7 +59,7 @@ impl Guest {
         let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
         drop(streams.child);
         let process = self.remember(&key, &stage, &cgroup, None)?;
-        stage.ready().await.map_err(LifeError::Create)?;
+        stage.ready().await.map_err(ServiceError::Create)?;
         // Only now: the stage itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
         set_oom_score(stage.pid, checked.oom_score_adj)?;
@@ -78,14 +78,14 @@ impl Guest {
     pub(in crate::service) async fn start(
         self: &Arc<Self>,
         id: &str,
-    ) -> Result<Result<i32, StageFailure>, LifeError> {
+    ) -> Result<Result<i32, StageFailure>, ServiceError> {
         self.not_ending()?;
         let stage = {
             let mut registry = self.registry();
             registry.advance(id, Status::Created, Status::Starting)?;
             registry.data(id)?.stage.take()
         };
-        let Some(stage) = stage else { return Err(LifeError::Ended) };
+        let Some(stage) = stage else { return Err(ServiceError::Ended) };
         let pid = stage.pid;
         match stage.start().await {
             Ok(()) => {
@@ -94,7 +94,7 @@ impl Guest {
                 Ok(Ok(pid))
             }
             Err(failure) => {
-                self.discard(&Key::new(id, "")).await;
+                self.discard(&ProcessKey::new(id, "")).await;
                 Ok(Err(failure))
             }
         }
@@ -104,10 +104,10 @@ impl Guest {
     pub(in crate::service) async fn exec(
         self: &Arc<Self>,
         request: ExecRequest,
-    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, ServiceError> {
         self.not_ending()?;
         plan::check_id("exec_id", &request.exec_id)?;
-        let key = Key::new(&request.container_id, &request.exec_id);
+        let key = ProcessKey::new(&request.container_id, &request.exec_id);
         let filter = self.registry().data(&request.container_id)?.filter.clone();
         let (checked, oom_score) =
             plan::exec(&request.process, &request.user, &request.additional_groups, &request.stdio, filter)?;
@@ -121,20 +121,20 @@ impl Guest {
 
     async fn exec_reserved(
         self: &Arc<Self>,
-        key: &Key,
+        key: &ProcessKey,
         request: &ExecRequest,
         checked: &plan::StagePlan,
         oom_score: Option<i32>,
-    ) -> Result<Result<(i32, StreamTokens), StageFailure>, LifeError> {
+    ) -> Result<Result<(i32, StreamTokens), StageFailure>, ServiceError> {
         let streams = stdio::open(&self.promises, &request.stdio)?;
         let (cgroup, first) = {
             let mut registry = self.registry();
-            let first = registry.process(&Key::new(&key.container, ""))?.clone();
+            let first = registry.process(&ProcessKey::new(&key.container, ""))?.clone();
             (registry.data(&key.container)?.cgroup.clone(), first)
         };
         let first = lock(&first.pidfd).clone();
         // Both are there while the container runs; it may have ended since it was asked.
-        let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(LifeError::Ended) };
+        let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(ServiceError::Ended) };
         let (place, born) = cgroup.make_exec()?;
         let launched = self.config.launcher.exec(checked, first.as_fd(), born.as_fd(), &streams.child);
         if launched.is_err() {
@@ -156,18 +156,18 @@ impl Guest {
     /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.
     fn remember(
         &self,
-        key: &Key,
+        key: &ProcessKey,
         stage: &Stage,
         cgroup: &Cgroup,
         exec: Option<ExecCgroup>,
-    ) -> Result<Arc<Process>, LifeError> {
-        let process = Process::new(stage.pidfd.clone(), cgroup.oom_kills(), exec);
+    ) -> Result<Arc<ManagedProcess>, ServiceError> {
+        let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), exec);
         self.registry().set_process(key, stage.pid, process.clone())?;
         Ok(process)
     }
 
     /// Ends and forgets what did not get to run.
-    async fn discard(self: &Arc<Self>, key: &Key) {
+    async fn discard(self: &Arc<Self>, key: &ProcessKey) {
         let process = self.registry().process(key).cloned();
         if let Ok(process) = process {
             // It may have ended by itself.
@@ -190,8 +190,8 @@ fn namespaces(pid: i32) -> Vec<File> {
     ["mnt", "net"].iter().filter_map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
 }
 
-fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), LifeError> {
+fn set_oom_score(pid: i32, score: Option<i32>) -> Result<(), ServiceError> {
     let Some(score) = score else { return Ok(()) };
     fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
-        .map_err(|error| LifeError::Kernel(format!("cannot set the OOM score of process {pid}"), error))
+        .map_err(|error| ServiceError::Kernel(format!("cannot set the OOM score of process {pid}"), error))
 }

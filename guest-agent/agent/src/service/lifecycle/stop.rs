@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::process::{Phase, Process};
-use super::{End, Guest};
-use crate::registry::Key;
+use super::process::{ManagedProcess, ProcessPhase};
+use super::{GuestState, ShutdownRequest};
+use crate::registry::ProcessKey;
 
-impl Guest {
+impl GuestState {
     /// Asks for the machine's end.
-    pub(in crate::service) fn request_end(&self, end: End) {
+    pub(in crate::service) fn request_end(&self, end: ShutdownRequest) {
         self.ending.store(true, Ordering::Relaxed);
         // The receiver lives as long as the agent; in a test it may be gone, and then nothing ends.
         let _ = self.end.send(end);
@@ -23,8 +23,8 @@ impl Guest {
             let mut registry = self.registry();
             let mut alive = Vec::new();
             for id in registry.ids() {
-                let Ok(process) = registry.process(&Key::new(&id, "")).cloned() else { continue };
-                if *process.phase.borrow() != Phase::Alive {
+                let Ok(process) = registry.process(&ProcessKey::new(&id, "")).cloned() else { continue };
+                if *process.phase.borrow() != ProcessPhase::Alive {
                     continue;
                 }
                 if signal == libc::SIGKILL
@@ -38,7 +38,7 @@ impl Guest {
             }
             alive
         };
-        let all_ended = |processes: Vec<Arc<Process>>| async move {
+        let all_ended = |processes: Vec<Arc<ManagedProcess>>| async move {
             for process in processes {
                 process.ended().await;
             }

@@ -1,9 +1,9 @@
 //! The life of containers and processes: makes them, waits for them, cleans up after them.
 
-mod begin;
 mod calls;
 mod process;
 mod reap;
+mod start;
 mod stop;
 
 use std::fs::File;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use process::Process;
+use process::ManagedProcess;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -21,13 +21,13 @@ use crate::registry::{Registry, RegistryError};
 use crate::spawn::StageFailure;
 use crate::spawn::launch::{LaunchError, Launcher, Stage};
 use crate::spawn::plan::PlanError;
-use crate::spawn::seccomp::Filter;
+use crate::spawn::seccomp::SeccompFilter;
 use crate::stdio::{Promises, StdioError, lock};
 use crate::timeline::Marks;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
-pub enum LifeError {
+pub enum ServiceError {
     /// Ids and states.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -65,7 +65,7 @@ pub enum LifeError {
 
 /// How the machine is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
+pub struct ShutdownRequest {
     /// Start again.
     pub reboot: bool,
     /// Milliseconds between SIGTERM and SIGKILL.
@@ -94,29 +94,32 @@ struct ContainerData {
     stage: Option<Stage>,
     /// Its mounts and its network, held a little longer than it.
     namespaces: Vec<File>,
-    filter: Option<Filter>,
+    filter: Option<SeccompFilter>,
     /// Its PID namespace is another's, so its processes do not end with its first one by
     /// themselves.
     shares_pids: bool,
     last_figures: CgroupStats,
 }
 
-type Containers = Registry<ContainerData, Arc<Process>>;
+type Containers = Registry<ContainerData, Arc<ManagedProcess>>;
 
 /// The guest: everything that the calls of all connections share.
-pub struct Guest {
+pub struct GuestState {
     config: Config,
     promises: Arc<Promises>,
     registry: Mutex<Containers>,
-    end: mpsc::UnboundedSender<End>,
+    end: mpsc::UnboundedSender<ShutdownRequest>,
     ending: AtomicBool,
 }
 
-impl Guest {
+impl GuestState {
     /// A guest without containers, whose processes' streams come to `promises`. The second value
     /// tells when the machine is to end.
     #[must_use]
-    pub fn new(config: Config, promises: Arc<Promises>) -> (Arc<Self>, mpsc::UnboundedReceiver<End>) {
+    pub fn new(
+        config: Config,
+        promises: Arc<Promises>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<ShutdownRequest>) {
         let (end, ends) = mpsc::unbounded_channel();
         (
             Arc::new(Self {
@@ -136,8 +139,8 @@ impl Guest {
         &self.config
     }
 
-    fn not_ending(&self) -> Result<(), LifeError> {
-        if self.ending.load(Ordering::Relaxed) { Err(LifeError::Ending) } else { Ok(()) }
+    fn not_ending(&self) -> Result<(), ServiceError> {
+        if self.ending.load(Ordering::Relaxed) { Err(ServiceError::Ending) } else { Ok(()) }
     }
 
     fn registry(&self) -> MutexGuard<'_, Containers> {

@@ -1,5 +1,5 @@
-//! Files that flags name for what is told at the end. They are opened before anything is started:
-//! what cannot be written is refused then, and nobody waits for a FIFO's reader.
+//! Output files that are named by flags. They are opened before anything is started, so that a file
+//! that cannot be written, or a FIFO without a reader, is an error at once.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -8,31 +8,31 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use nelly_vmm::sys::files::{self, Accept};
 
-/// An opened file. What is in it stays until something is written.
+/// An opened file. It keeps its contents until something is written.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct OutputFile {
     file: File,
-    /// What an error of it begins with.
+    /// The beginning of error messages.
     failure: String,
-    /// Whether what is in a regular file gives way.
+    /// Whether a regular file is truncated before it is written.
     replaces: bool,
 }
 
-impl Target {
-    /// The file at `path`, made if there is none, for the flag of this name.
+impl OutputFile {
+    /// Opens the file at `path` for the flag `flag`, and creates it if it does not exist.
     ///
     /// # Errors
-    /// It cannot be written, or is a FIFO without a reader.
+    /// The file cannot be written, or is a FIFO without a reader.
     pub(crate) fn file(flag: &str, path: &Path) -> Result<Self> {
         let failure = format!("{flag}: cannot write {}", path.display());
         Self::open(path, OpenOptions::new().write(true).create(true), failure, true)
     }
 
-    /// The descriptor of this number, opened anew: it stays its owner's, and what is written is
-    /// added.
+    /// Opens file descriptor `number` again, in append mode. The descriptor itself stays open and is
+    /// not changed.
     ///
     /// # Errors
-    /// There is none, or it cannot be written.
+    /// The descriptor is not open, or cannot be written.
     pub(crate) fn descriptor(flag: &str, number: u32) -> Result<Self> {
         let failure = format!("{flag}: cannot write descriptor {number}");
         Self::open(Path::new(&format!("/dev/fd/{number}")), OpenOptions::new().append(true), failure, false)
@@ -45,11 +45,11 @@ impl Target {
         }
     }
 
-    /// Writes `text` and a newline, in one call: formatting into the file would be a system call a
-    /// word.
+    /// Writes `text` and a newline in one system call; formatting directly into the file would need
+    /// several.
     ///
     /// # Errors
-    /// It cannot be written any more.
+    /// The file cannot be written.
     pub(crate) fn write(self, text: &str) -> Result<()> {
         let Self { mut file, failure, replaces } = self;
         let mut write = || -> io::Result<()> {
@@ -78,11 +78,11 @@ mod tests {
             (directory.path(), "directory"),
             (Path::new("/nonexistent/file"), "No such file"),
         ] {
-            let error = format!("{:#}", Target::file("--trace", path).unwrap_err());
+            let error = format!("{:#}", OutputFile::file("--trace", path).unwrap_err());
             let named = error.starts_with("--trace") && error.contains(&*path.to_string_lossy());
             assert!(named && error.contains(what), "{error}");
         }
-        let error = format!("{:#}", Target::descriptor("--result", 1_000_000).unwrap_err());
+        let error = format!("{:#}", OutputFile::descriptor("--result", 1_000_000).unwrap_err());
         assert!(error.starts_with("--result: cannot write descriptor 1000000"), "{error}");
     }
 
@@ -91,16 +91,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let text = || std::fs::read_to_string(&path).unwrap();
-        drop(Target::file("--trace", &path).unwrap());
+        drop(OutputFile::file("--trace", &path).unwrap());
         assert_eq!(text(), "");
         std::fs::write(&path, "what was there before").unwrap();
-        let target = Target::file("--trace", &path).unwrap();
+        let target = OutputFile::file("--trace", &path).unwrap();
         assert_eq!(text(), "what was there before");
         target.write("one").unwrap();
         assert_eq!(text(), "one\n");
         let owner = File::options().write(true).open(&path).unwrap();
         let number = owner.as_raw_fd().cast_unsigned();
-        Target::descriptor("--result", number).unwrap().write("two").unwrap();
+        OutputFile::descriptor("--result", number).unwrap().write("two").unwrap();
         assert_eq!(text(), "one\ntwo\n");
     }
 }

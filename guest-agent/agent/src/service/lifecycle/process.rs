@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::LifeError;
+use super::ServiceError;
 use crate::cgroup::ExecCgroup;
-use crate::registry::Exit;
+use crate::registry::ProcessExit;
 use crate::spawn::launch::Stage;
 use crate::stdio::{HostStreams, Pumps, lock};
 use crate::sys;
 
 /// Where a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum ProcessPhase {
     Alive,
     /// Reaped; its output may still be on its way.
-    Ended(Exit),
+    Ended(ProcessExit),
     /// Its output is on its way no more.
-    Finished(Exit),
+    Finished(ProcessExit),
 }
 
 /// What the agent holds of a process.
-pub(super) struct Process {
+pub(super) struct ManagedProcess {
     pub(super) pidfd: Mutex<Option<Arc<OwnedFd>>>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) phase: watch::Sender<ProcessPhase>,
     pub(super) exited: watch::Sender<bool>,
     pub(super) pumps: Mutex<Option<Pumps>>,
     pub(super) oom_kills_before: u64,
@@ -36,11 +36,11 @@ pub(super) struct Process {
     pub(super) broken_pipe: AtomicBool,
 }
 
-impl Process {
+impl ManagedProcess {
     pub(super) fn new(pidfd: Arc<OwnedFd>, oom_kills_before: u64, cgroup: Option<ExecCgroup>) -> Arc<Self> {
         Arc::new(Self {
             pidfd: Mutex::new(Some(pidfd)),
-            phase: watch::Sender::new(Phase::Alive),
+            phase: watch::Sender::new(ProcessPhase::Alive),
             exited: watch::Sender::new(false),
             pumps: Mutex::new(None),
             oom_kills_before,
@@ -49,24 +49,30 @@ impl Process {
         })
     }
 
-    pub(super) fn signal(&self, signal: i32) -> Result<(), LifeError> {
-        let Some(pidfd) = lock(&self.pidfd).clone() else { return Err(LifeError::Ended) };
+    pub(super) fn signal(&self, signal: i32) -> Result<(), ServiceError> {
+        let Some(pidfd) = lock(&self.pidfd).clone() else { return Err(ServiceError::Ended) };
         match sys::signal_pidfd(pidfd.as_fd(), signal) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(LifeError::Ended),
-            Err(error) => Err(LifeError::Kernel(format!("cannot send signal {signal}"), error)),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(ServiceError::Ended),
+            Err(error) => Err(ServiceError::Kernel(format!("cannot send signal {signal}"), error)),
             Ok(()) => Ok(()),
         }
     }
 
     pub(super) async fn ended(&self) {
         // The sender lives as long as `self`.
-        let _ = self.phase.subscribe().wait_for(|phase| *phase != Phase::Alive).await;
+        let _ = self.phase.subscribe().wait_for(|phase| *phase != ProcessPhase::Alive).await;
     }
 
-    pub(super) async fn finished(&self) -> Option<Exit> {
-        match *self.phase.subscribe().wait_for(|phase| matches!(phase, Phase::Finished(_))).await.ok()? {
-            Phase::Finished(exit) | Phase::Ended(exit) => Some(exit),
-            Phase::Alive => None,
+    pub(super) async fn finished(&self) -> Option<ProcessExit> {
+        match *self
+            .phase
+            .subscribe()
+            .wait_for(|phase| matches!(phase, ProcessPhase::Finished(_)))
+            .await
+            .ok()?
+        {
+            ProcessPhase::Finished(exit) | ProcessPhase::Ended(exit) => Some(exit),
+            ProcessPhase::Alive => None,
         }
     }
 }
@@ -74,19 +80,19 @@ impl Process {
 /// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at
 /// its default action.
 pub(super) fn start_pumps(
-    process: &Process,
+    process: &ManagedProcess,
     host: HostStreams,
     stage: &mut Stage,
     immune: Option<i32>,
-) -> Result<(), LifeError> {
+) -> Result<(), ServiceError> {
     let pumps = host.start(stage.take_console(), &process.exited.subscribe(), immune);
-    let pumps = pumps.map_err(|error| LifeError::Kernel("cannot watch the terminal".to_owned(), error))?;
+    let pumps = pumps.map_err(|error| ServiceError::Kernel("cannot watch the terminal".to_owned(), error))?;
     *lock(&process.pumps) = Some(pumps);
     Ok(())
 }
 
 /// Waits for the output of a process that ended, and lets go of everything it had.
-pub(super) async fn drain(process: &Process) {
+pub(super) async fn drain(process: &ManagedProcess) {
     let drained = lock(&process.pumps).as_mut().map(Pumps::take_drained).unwrap_or_default();
     for pump in drained {
         // A pump that is gone has nothing more to move either.
