@@ -1,14 +1,15 @@
-//! cgroup version 2: a tree a container, made before its first process and removed after its last.
+//! cgroup v2: one tree for each container, created before its first process and removed after its
+//! last.
 //!
-//! `ID` has the limits and the device program, and no process: nothing in the container ever sees
-//! it. Below it is `container`, and an `exec-N` for each later process: none of them is seen
-//! either, and each bounds the number of cgroups below it. In each of them `root` is where the
-//! process is born, and the root of its cgroup namespace: who is root in there may do in it what
-//! they like. That of the first process has the limits too, for programs that look for them.
+//! `ID` has the limits and the device program, and no processes; nothing in the container can
+//! see it. Below it are `container`, and `exec-N` for each later process. These are not visible
+//! either, and each limits the number of cgroups below it. In each of them `root` is the cgroup in
+//! which the process is created, and the root of its cgroup namespace; the container's root may do
+//! anything in it. The one of the first process also shows the limits, for programs that read them.
 //!
-//! Whatever became of `container` or of an exec's cgroup (one with controllers of its own takes no
-//! process, one that is full no other cgroup), the next exec has its place: there is no bound on
-//! `ID` that the container could use up.
+//! A container cannot prevent execs through its cgroups (for example by enabling controllers, so that
+//! the cgroup accepts no process, or by creating the maximum number of cgroups), because each exec has
+//! its own cgroup, and `ID` itself has no limit that the container could exhaust.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -21,60 +22,60 @@ use thiserror::Error;
 
 use crate::sys;
 
-/// What went wrong with a cgroup.
+/// Why an operation on a cgroup failed.
 #[derive(Debug, Error)]
 pub enum CgroupError {
-    /// A directory.
+    /// The directory cannot be created.
     #[error("cannot create the cgroup {0:?}")]
     Create(PathBuf, #[source] io::Error),
-    /// A file.
+    /// A control file cannot be written.
     #[error("cannot write {value:?} to the cgroup file {file:?}")]
     Write {
-        /// Its path.
+        /// The path of the file.
         file: PathBuf,
-        /// What was to be written.
+        /// The value to write.
         value: String,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// The device program.
+    /// The device program cannot be attached.
     #[error("cannot attach the device program to the cgroup {0:?}")]
     Devices(PathBuf, #[source] io::Error),
 }
 
-/// Figures of a cgroup.
+/// Statistics of a cgroup.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct CgroupStats {
-    /// Nanoseconds of processor time.
+    /// CPU time in nanoseconds.
     pub cpu_usage_ns: u64,
-    /// Of them in user mode.
+    /// The part of it in user mode.
     pub cpu_user_ns: u64,
-    /// Of them in the kernel.
+    /// The part of it in the kernel.
     pub cpu_system_ns: u64,
     /// Bytes in use.
     pub memory_current_bytes: u64,
-    /// Most bytes ever in use.
+    /// Maximum of the bytes in use.
     pub memory_peak_bytes: u64,
-    /// Limit in bytes, 0 when there is none.
+    /// Limit in bytes, 0 if there is none.
     pub memory_limit_bytes: u64,
-    /// Processes that the kernel's OOM killer ended.
+    /// Number of processes killed by the kernel's OOM killer.
     pub oom_kills: u64,
-    /// Processes and threads.
+    /// Number of processes and threads.
     pub pids_current: u64,
 }
 
 /// A container's cgroups. Dropping this leaves the directories: see [`Cgroup::remove`].
 #[derive(Debug)]
 pub struct Cgroup {
-    /// The mount.
+    /// The mount point.
     root: PathBuf,
-    /// The one with the limits.
+    /// The cgroup with the limits.
     path: PathBuf,
     limits: File,
     container: File,
-    /// How many execs there were.
+    /// Number of execs so far.
     execs: AtomicU64,
-    /// Cgroups of execs that ended while processes that they left behind lived on.
+    /// Cgroups of ended execs in which background processes are still running.
     left: Mutex<Vec<PathBuf>>,
 }
 
@@ -82,32 +83,32 @@ pub struct Cgroup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecCgroup(PathBuf);
 
-/// What the container's first process has.
+/// Name of the cgroup of the container's first process.
 const CONTAINER: &str = "container";
 
-/// Where a process is born, below [`CONTAINER`] and below the cgroup of each exec.
+/// Name of the cgroup in which a process is created, below [`CONTAINER`] and each exec's cgroup.
 const ROOT: &str = "root";
 
-/// How deep cgroups may nest below a container's: the agent walks them.
+/// Maximum depth of cgroups below a container's, because the agent traverses them.
 const DEPTH: usize = 32;
 
-/// How many a container may have, the one where it is born among them: each takes memory of the
-/// guest's kernel.
+/// Maximum number of cgroups of a container, including the one in which it is created. Each of them
+/// uses kernel memory.
 const MOST: usize = 1024;
 
-/// How many each of its execs may have.
+/// Maximum number of cgroups of each exec.
 const MOST_OF_EXEC: usize = 64;
 
-/// Controllers that every container has: for its figures, for its share of processors, and for the
-/// programs in it that look for limits. Each other one costs every container's start, and is handed
-/// down with the first limit that needs it.
+/// Controllers that are enabled for every container: for statistics, CPU shares, and programs that
+/// read their limits. Other controllers would make every start slower; they are enabled with the
+/// first limit that needs them.
 const USUAL: [&str; 3] = ["cpu", "memory", "pids"];
 
-/// Hands the usual controllers, of those that the cgroup has, to its children.
+/// Enables the usual controllers, as far as the cgroup has them, for its children.
 ///
 /// # Errors
-/// [`CgroupError::Write`]. A cgroup without controllers is no error: then limits are, when one is
-/// set.
+/// [`CgroupError::Write`]. A cgroup without controllers is not an error, but setting a limit in it
+/// is.
 pub fn delegate_controllers(cgroup: &Path) -> Result<(), CgroupError> {
     let known = fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
     let given = fs::read_to_string(cgroup.join("cgroup.subtree_control")).unwrap_or_default();
@@ -126,7 +127,7 @@ pub fn delegate_controllers(cgroup: &Path) -> Result<(), CgroupError> {
 }
 
 fn write(file: &Path, value: &str) -> Result<(), CgroupError> {
-    // One write(2) a value: the kernel parses each on its own.
+    // One write(2) for each value, because the kernel parses each write separately.
     OpenOptions::new()
         .write(true)
         .open(file)
@@ -134,7 +135,7 @@ fn write(file: &Path, value: &str) -> Result<(), CgroupError> {
         .map_err(|source| CgroupError::Write { file: file.to_owned(), value: value.to_owned(), source })
 }
 
-/// Writes to a file of a cgroup that may lack it.
+/// Writes to a control file if it exists.
 fn write_if_there(file: &Path, value: &str) -> Result<(), CgroupError> {
     if file.exists() { write(file, value) } else { Ok(()) }
 }
@@ -145,7 +146,7 @@ fn make(path: &Path) -> Result<File, CgroupError> {
         .map_err(|error| CgroupError::Create(path.to_owned(), error))
 }
 
-/// Makes a cgroup with at most so many others below it, and the first of these.
+/// Creates a cgroup with a limit of descendants, and the first of them.
 fn make_bounded(path: &Path, most: usize) -> Result<File, CgroupError> {
     make(path)?;
     write_if_there(&path.join("cgroup.max.descendants"), &most.to_string())?;
@@ -153,11 +154,11 @@ fn make_bounded(path: &Path, most: usize) -> Result<File, CgroupError> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` below the mount `root` (which hands its controllers down, see
-    /// [`delegate_controllers`]), with the one in it where the container's first process is born.
+    /// Creates the cgroup `path` below the mount point `root` (whose controllers must be enabled, see
+    /// [`delegate_controllers`]), and the cgroup for the container's first process.
     ///
     /// # Errors
-    /// [`CgroupError`]; a directory that is there already is one (two containers must not share
+    /// [`CgroupError`], also if the directory already exists (two containers must not share
     /// limits).
     pub fn create(root: &Path, path: &str) -> Result<Self, CgroupError> {
         let mut current = root.to_owned();
@@ -181,8 +182,8 @@ impl Cgroup {
         Ok(Self { root: root.to_owned(), path: current, limits, container, execs, left })
     }
 
-    /// Limits the container: writes a value to one of its files, and to the same one of the cgroup
-    /// that the container sees. With `optional` a file that the kernel does not have is fine.
+    /// Sets a limit: writes a value to a control file, and to the same file of the cgroup that the
+    /// container sees. With `optional`, a missing file is not an error.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
@@ -198,8 +199,8 @@ impl Cgroup {
         write(&shown, value)
     }
 
-    /// Hands the controller of a file down to the container. Where there is none, the file is
-    /// missing, and that is what is said.
+    /// Enables the controller of a file for the container. Errors are ignored: writing the file will
+    /// fail and explain it.
     fn hand_down(&self, file: &str) {
         let Some((controller, _)) = file.split_once('.').filter(|(name, _)| !USUAL.contains(name)) else {
             return;
@@ -211,7 +212,7 @@ impl Cgroup {
         }
     }
 
-    /// Attaches the device program: it holds for all below.
+    /// Attaches the device program, which applies to all descendants.
     ///
     /// # Errors
     /// [`CgroupError::Devices`].
@@ -220,14 +221,14 @@ impl Cgroup {
             .map_err(|error| CgroupError::Devices(self.path.clone(), error))
     }
 
-    /// The cgroup in which the container's first process is born.
+    /// The cgroup in which the container's first process is created.
     #[must_use]
     pub fn of_container(&self) -> BorrowedFd<'_> {
         self.container.as_fd()
     }
 
-    /// Makes the cgroups of one more process, and gives the one in which it is born. Those of
-    /// earlier ones go first, when whatever they left behind has ended.
+    /// Creates the cgroups of another process, and returns the one in which it is created. Cgroups of
+    /// earlier execs whose processes have all ended are removed first.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -239,7 +240,7 @@ impl Cgroup {
         Ok((ExecCgroup(path), born))
     }
 
-    /// Removes the cgroups of an exec that ended: now, or when what it left behind has ended.
+    /// Removes the cgroups of an exec that ended, or later if it left background processes.
     pub fn remove_exec(&self, exec: ExecCgroup) {
         if !remove_unless_populated(&exec.0) {
             self.left().push(exec.0);
@@ -250,7 +251,7 @@ impl Cgroup {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends SIGKILL to everything in it and below, atomically.
+    /// Sends SIGKILL to all processes in it and below, atomically.
     ///
     /// # Errors
     /// [`CgroupError::Write`].
@@ -258,7 +259,7 @@ impl Cgroup {
         write(&self.path.join("cgroup.kill"), "1")
     }
 
-    /// Ids of all its processes, in our PID namespace.
+    /// Process ids of all its processes, in the agent's PID namespace.
     #[must_use]
     pub fn processes(&self) -> Vec<i32> {
         let mut found = Vec::new();
@@ -272,14 +273,14 @@ impl Cgroup {
         found
     }
 
-    /// How often the kernel's OOM killer struck in it or below.
+    /// Number of processes killed by the OOM killer in it or below.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
         let text = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
         field(&text, "oom_kill")
     }
 
-    /// Its figures; what the kernel does not count is 0.
+    /// Its statistics; values that the kernel does not provide are 0.
     #[must_use]
     pub fn stats(&self) -> CgroupStats {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
@@ -294,7 +295,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes the directory and those that the container made below. False while processes are
+    /// Removes the cgroup and those that the container created below. False while processes are
     /// still in it.
     #[must_use]
     pub fn remove(&self) -> bool {
@@ -306,7 +307,7 @@ fn is_directory(entry: &fs::DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
-/// Processor time of the cgroup at a path; the rest is 0.
+/// The CPU time of the cgroup at a path; all other fields are 0.
 #[must_use]
 pub fn cpu_figures(cgroup: &Path) -> CgroupStats {
     let text = fs::read_to_string(cgroup.join("cpu.stat")).unwrap_or_default();
@@ -318,7 +319,7 @@ pub fn cpu_figures(cgroup: &Path) -> CgroupStats {
     }
 }
 
-/// False while processes are in it: those may need the cgroups that they made.
+/// False while processes are in it, because they may use cgroups that they created.
 fn remove_unless_populated(path: &Path) -> bool {
     let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
     field(&events, "populated") == 0 && remove_tree(path, 1)
@@ -328,7 +329,7 @@ fn remove_tree(path: &Path, depth: usize) -> bool {
     match fs::remove_dir(path) {
         Ok(()) => return true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return true,
-        // The agent's stack is not the container's to use up.
+        // The container must not exhaust the agent's stack.
         Err(_) if depth >= DEPTH => return false,
         Err(_) => {}
     }
@@ -340,7 +341,7 @@ fn remove_tree(path: &Path, depth: usize) -> bool {
     fs::remove_dir(path).is_ok()
 }
 
-/// The number after a name in a file of `name number` lines; 0 when it is not there.
+/// The number after a name in a file of `name number` lines; 0 if there is no such line.
 fn field(text: &str, name: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok()).unwrap_or(0)
 }

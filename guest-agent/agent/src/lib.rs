@@ -1,7 +1,7 @@
 //! The guest's PID 1 as a library, so that tests can drive its parts without a machine.
 //!
-//! Floors, imports go down only: `arch` and `sys`, then `mounts`, `cgroup`, `slots` and `timeline`,
-//! `spawn`, `registry` (pure), `stdio`, `service`, and `main`.
+//! Layers, from the lowest; modules import only from lower ones: `arch` and `sys`; `cgroup`, `slots`
+//! and `timeline`; `mounts`; `spawn`; `registry`; `stdio`; `service`; `main`.
 
 pub mod arch;
 pub mod cgroup;

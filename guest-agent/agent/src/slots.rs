@@ -1,8 +1,8 @@
-//! The virtio slots of the guest's board: those that were filled get their driver, and one that is
-//! to be emptied loses it.
+//! The guest's virtio-mmio slots: binding drivers to attached devices, and unbinding a driver before
+//! its device is detached.
 //!
-//! The board announces its slots when it starts. A slot without a device has no driver, and nothing
-//! tells the guest when one is filled: the host asks the agent to look.
+//! The machine describes its slots at boot. A slot without a device has no driver, and the kernel is
+//! not notified when a device is attached, so the host calls the agent.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -11,30 +11,30 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// Bytes of a disk's id as its driver shows it (virtio 1.2, 5.2.6).
+/// Length of a disk's id in bytes (virtio 1.2, 5.2.6).
 const ID_BYTES: usize = 20;
 
 /// A disk that the guest sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestDisk {
-    /// Its id, as the host's configuration has it, cut to 20 bytes.
+    /// Its id from the host's configuration, truncated to 20 bytes.
     pub id: String,
-    /// Its device, such as `/dev/vdb`.
+    /// Its device node, such as `/dev/vdb`.
     pub device: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
-/// Why a slot cannot be looked at or emptied.
+/// Why slots cannot be probed, or a disk cannot be released.
 #[derive(Debug, Error)]
 pub enum SlotError {
     /// No disk has this id.
     #[error("no such disk: {0:?}")]
     NoDisk(String),
-    /// Somebody has it open, or mounted.
+    /// The disk is open or mounted.
     #[error("the disk {0:?} is in use")]
     InUse(String),
-    /// The system's refusal.
+    /// A system call failed; the text says what was tried.
     #[error("cannot {0}")]
     Step(String, #[source] io::Error),
 }
@@ -44,7 +44,7 @@ fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> SlotError {
     move |error| SlotError::Step(what, error)
 }
 
-/// Where the kernel shows devices and drivers, and where their nodes are.
+/// The mount points of sysfs and of the device nodes.
 #[derive(Clone, Debug)]
 pub struct DeviceSlots {
     sys: PathBuf,
@@ -58,8 +58,8 @@ impl Default for DeviceSlots {
 }
 
 impl DeviceSlots {
-    /// Gives a driver to each slot that was filled since the last look; all disks that there are
-    /// now, by name.
+    /// Binds a driver to each device that was attached since the last call, and returns all disks,
+    /// sorted by name.
     ///
     /// # Errors
     /// [`SlotError::Step`].
@@ -70,7 +70,7 @@ impl DeviceSlots {
                 continue;
             }
             match write(&self.driver("bind"), &name) {
-                // It is empty.
+                // The slot is empty.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
                 result => result.map_err(step(format!("bind {name} to its driver")))?,
             }
@@ -101,15 +101,15 @@ impl DeviceSlots {
         Ok(disks)
     }
 
-    /// Takes the driver from the slot of the disk with this id, so that the host can take the disk.
+    /// Unbinds the driver of the disk with this id, so that the host can detach the disk.
     ///
     /// # Errors
-    /// [`SlotError`]; a disk that is in use stays.
+    /// [`SlotError`]; a disk that is in use is not released.
     pub fn release(&self, id: &str) -> Result<(), SlotError> {
         let cut = id.get(..ID_BYTES).unwrap_or(id);
         let disk = self.disks()?.into_iter().find(|disk| !cut.is_empty() && disk.id == cut);
         let disk = disk.ok_or_else(|| SlotError::NoDisk(id.to_owned()))?;
-        // Only for oneself, until the driver has left: refused while anybody has it mounted.
+        // O_EXCL fails while the disk is mounted, and prevents mounts until the driver is unbound.
         let alone = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.device);
         let _alone = match alone {
             Ok(file) => file,
@@ -131,8 +131,8 @@ impl DeviceSlots {
     }
 }
 
-/// Whether a device of the board is a virtio slot: as its command line, ACPI or a device tree names
-/// it.
+/// Whether a platform device is a virtio slot. The name depends on whether the command line, ACPI or
+/// a device tree describes it.
 fn is_slot(name: &str) -> bool {
     name.starts_with("virtio-mmio.") || name.starts_with("LNRO0005:") || name.ends_with(".virtio_mmio")
 }
@@ -141,7 +141,7 @@ fn names(directory: &Path) -> io::Result<Vec<String>> {
     fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// One write, as these files want it: never makes one.
+/// Writes a sysfs file in one call; never creates a file.
 fn write(path: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }

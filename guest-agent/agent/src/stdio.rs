@@ -73,7 +73,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Waits for a connect that was begun without blocking.
 ///
 /// # Errors
-/// The connect's.
+/// The error of the connect.
 pub async fn connected(socket: OwnedFd) -> io::Result<OwnedFd> {
     let waiting = sys::watch(socket, Interest::WRITABLE)?;
     waiting.writable().await?.retain_ready();

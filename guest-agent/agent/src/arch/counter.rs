@@ -1,13 +1,12 @@
 #![allow(unsafe_code, reason = "the counter has no safe instruction")]
-//! The processor's raw counter, which the host can relate to its own clock: stamping costs no
-//! system call and no exit.
+//! The processor's counter. The host can convert it to its own clock, and reading it needs no system
+//! call and no exit.
 
 /// The time stamp counter.
 #[cfg(target_arch = "x86_64")]
 #[must_use]
 pub fn counter() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction, and Linux does not forbid it to its
-    // processes.
+    // SAFETY: every x86-64 processor has the instruction, and Linux allows it in user mode.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
@@ -16,8 +15,8 @@ pub fn counter() -> u64 {
 #[must_use]
 pub fn counter() -> u64 {
     let ticks;
-    // SAFETY: reads a register that Linux lets its processes read; memory and flags stay as they
-    // are. The barrier keeps the read in its place.
+    // SAFETY: reads a register that Linux makes readable in user mode; memory and flags do not
+    // change. The barrier prevents reordering of the read.
     unsafe {
         std::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags))
     };

@@ -1,4 +1,4 @@
-//! What concerns the guest as a whole: Hello's wishes and its figures.
+//! Settings and statistics of the whole guest.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -10,33 +10,33 @@ use thiserror::Error;
 use crate::cgroup::CgroupStats;
 use crate::sys;
 
-/// What this agent calls itself; tools that build an initramfs may set the variable.
+/// The build id of this agent; builds of an initramfs may set the variable.
 pub(super) const BUILD: &str = match option_env!("NELLY_BUILD_ID") {
     Some(build) => build,
     None => env!("CARGO_PKG_VERSION"),
 };
 
-/// The clock is set when it is off by more than this.
+/// The clock is set if it is wrong by more than this.
 const TOLERANCE_NS: u64 = 10_000_000;
 
-/// Most bytes that Hello may credit to the random pool.
+/// Maximum number of bytes that Hello may add to the entropy pool.
 const MOST_ENTROPY: usize = 64;
 
-/// A wish of Hello that could not be fulfilled.
+/// Why a setting in a Hello request could not be applied.
 #[derive(Debug, Error)]
 pub enum GuestError {
-    /// Host name.
+    /// The host name cannot be set.
     #[error("cannot set the host name {0:?}")]
     Hostname(String, #[source] io::Error),
-    /// Clock.
+    /// The clock cannot be set.
     #[error("cannot set the clock")]
     Clock(#[source] io::Error),
-    /// Random pool.
+    /// The bytes cannot be added to the entropy pool.
     #[error("cannot add {0} bytes to the entropy pool (the limit is 64)")]
     Entropy(usize, #[source] io::Error),
 }
 
-/// Sets host name and clock and feeds the random pool, as far as asked.
+/// Sets the host name and the clock, and adds entropy, as far as the request contains them.
 pub(super) fn apply(request: &HelloRequest) -> Result<(), GuestError> {
     if !request.entropy.is_empty() {
         let count = request.entropy.len();
@@ -86,7 +86,7 @@ pub(super) fn agent_resident_bytes() -> u64 {
     kib_of(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").saturating_mul(1024)
 }
 
-/// Figures of all of the guest; `root` is the cgroup mount.
+/// Statistics of the whole guest; `root` is the mount point of cgroup v2.
 pub(super) fn figures(root: &std::path::Path) -> CgroupStats {
     let memory = memory();
     let used = memory.total_bytes.saturating_sub(memory.available_bytes);
@@ -104,7 +104,7 @@ pub(super) fn figures(root: &std::path::Path) -> CgroupStats {
     }
 }
 
-/// "0.00 0.00 0.00 1/57 61": 57 tasks.
+/// The number of tasks in /proc/loadavg: "0.00 0.00 0.00 1/57 61" has 57.
 fn tasks(loadavg: &str) -> u64 {
     let word = loadavg.split_whitespace().nth(3).and_then(|word| word.split_once('/'));
     word.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)

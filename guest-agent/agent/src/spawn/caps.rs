@@ -1,4 +1,4 @@
-//! Capabilities by number. Pure: names in, bit sets out; an unknown name is refused, never dropped.
+//! Conversion of capability names to bit sets. Unknown names are errors and are never ignored.
 
 use thiserror::Error;
 
@@ -52,25 +52,25 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The five sets of a process, one bit a capability.
+/// The five capability sets of a process, with one bit for each capability.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CapabilitySets {
-    /// What exec can ever give back.
+    /// Upper bound of what exec can grant.
     pub bounding: u64,
-    /// What counts now.
+    /// The capabilities that are checked.
     pub effective: u64,
-    /// What may be raised.
+    /// The capabilities that may be made effective.
     pub permitted: u64,
-    /// What files may pass on.
+    /// The capabilities that file capabilities may grant after exec.
     pub inheritable: u64,
-    /// What survives an exec of an ordinary program.
+    /// The capabilities that an exec of an ordinary program keeps.
     pub ambient: u64,
 }
 
-/// Turns names such as `CAP_NET_ADMIN` into a bit set.
+/// Converts names such as `CAP_NET_ADMIN` to a bit set.
 ///
 /// # Errors
-/// [`UnknownCapability`] names the first that is not known.
+/// [`UnknownCapability`] with the first unknown name.
 pub fn bits<S: AsRef<str>>(names: &[S]) -> Result<u64, UnknownCapability> {
     names.iter().try_fold(0, |set, name| {
         let name = name.as_ref();

@@ -1,6 +1,6 @@
-//! What a file that the kernel would not execute is. Pure: its first bytes in, a sentence out.
+//! Finds out why the kernel did not execute a file, from the file's first bytes.
 
-/// Bytes of a file that tell.
+/// Number of bytes of the file that are needed.
 pub const HEAD: usize = 20;
 
 const MAGIC: &[u8] = b"\x7fELF";
@@ -8,7 +8,7 @@ const MAGIC: &[u8] = b"\x7fELF";
 const CLASS_AT: usize = 4;
 const CLASS_32: u8 = 1;
 
-/// Says what kind of program begins with `head` when the guest cannot run such ones.
+/// Describes the program that begins with `head`, if the guest cannot run programs of its type.
 #[must_use]
 pub fn foreign(head: &[u8]) -> Option<String> {
     if !head.starts_with(MAGIC) {

@@ -1,28 +1,28 @@
-//! How large a container's file systems in memory may grow. Pure.
+//! Size limits of a container's file systems in memory.
 //!
-//! All of them live in the guest's memory, and a program that fills them must be told that a file
-//! system is full: nobody can tell the OOM killer anything. So what was given no size gets a share
-//! such that a quarter of memory is left whatever is full.
+//! All of them use the guest's memory. A program that fills one should get an error, which it can
+//! handle, instead of being killed by the OOM killer. So file systems without a size get a share, such
+//! that a quarter of the memory is free when all are full.
 
 use super::plan::MountPlan;
 
-/// Largest /dev/shm that nobody asked for; docker's size.
+/// Default size of /dev/shm, as in docker.
 const LARGEST_SHM: u64 = 64 << 20;
 
 /// Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shares {
-    /// Of the writable layer.
+    /// The size of the writable layer.
     pub root: u64,
-    /// Of the mounts, in their order; nothing for one that is no tmpfs or says its size itself.
+    /// The sizes of the mounts, in order; `None` if it is not a tmpfs or has a size option.
     pub mounts: Vec<Option<u64>>,
 }
 
-/// Divides `total` bytes of memory among the writable layer (`root` bytes; 0 when nobody said) and
+/// Divides `total` bytes of memory among the writable layer (`root` bytes, or 0 if not specified) and
 /// the tmpfs mounts.
 ///
-/// Sizes that somebody said are kept, and taken from the writable layer's share, of which an eighth
-/// of memory always stays.
+/// Specified sizes are kept and subtracted from the writable layer's share, which is at least an
+/// eighth of the memory.
 #[must_use]
 pub fn divide(total: u64, root: u64, mounts: &[MountPlan]) -> Shares {
     let said: Vec<_> = mounts.iter().map(|mount| size(&mount.options.data, total)).collect();
@@ -47,7 +47,7 @@ pub fn divide(total: u64, root: u64, mounts: &[MountPlan]) -> Shares {
     Shares { root, mounts: given }
 }
 
-/// The share of a mount that every container has.
+/// The share of a default mount.
 fn usual(mount: &MountPlan, total: u64) -> Option<u64> {
     match mount.destination.as_str() {
         "/dev" => Some(total / 64),
@@ -56,8 +56,8 @@ fn usual(mount: &MountPlan, total: u64) -> Option<u64> {
     }
 }
 
-/// The size that a tmpfs's options say, as the kernel reads them; a word that it will refuse counts
-/// for nothing.
+/// The size in the options of a tmpfs, parsed as the kernel does. Options that the kernel will refuse
+/// count as 0.
 fn size(data: &str, total: u64) -> Option<u64> {
     const PAGE: u64 = 4096;
     data.split(',').rev().find_map(|word| {
@@ -72,7 +72,7 @@ fn size(data: &str, total: u64) -> Option<u64> {
     })
 }
 
-/// A number with a suffix of the kernel's.
+/// Parses a number with a size suffix, as the kernel does.
 fn number(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..)? {
@@ -131,7 +131,7 @@ mod tests {
         mounts.push(mount("/e", "tmpfs", ""));
         let shares = divide(1024 * MIB, 0, &mounts);
         assert_eq!(shares.mounts[3..], [None, None, None, Some(128 * MIB), Some(128 * MIB)]);
-        // What was said is more than there is: an eighth stays for the root.
+        // The specified sizes exceed the memory: an eighth remains for the root.
         assert_eq!(shares.root, 128 * MIB);
         assert_eq!(divide(1024 * MIB, 5, &mounts).root, 5);
         for (data, bytes) in [

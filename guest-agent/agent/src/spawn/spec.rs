@@ -90,14 +90,14 @@ pub struct User {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
-    /// What exec can ever give back.
+    /// Upper bound of what exec can grant.
     pub bounding: Vec<String>,
-    /// What counts now.
+    /// The capabilities that are checked.
     pub effective: Vec<String>,
-    /// What may be raised.
+    /// The capabilities that may be made effective.
     pub permitted: Vec<String>,
-    /// What files may pass on.
+    /// The capabilities that file capabilities may grant after exec.
     pub inheritable: Vec<String>,
-    /// What survives an exec of an ordinary program.
+    /// The capabilities that an exec of an ordinary program keeps.
     pub ambient: Vec<String>,
 }

@@ -1,10 +1,10 @@
-//! Which stream a connection of the host is: it begins with a token that an answer to the host
-//! carried.
+//! Assigning the host's connections to streams: a connection begins with a token that the host got in
+//! an answer.
 //!
-//! A token is random, good for one connection, and forgotten when nobody used it in time. A
-//! connection that has not sent a token that is known is nothing yet: each is read by a task of its
-//! own, for a limited time, and of those beyond what can be right the oldest goes. So neither a
-//! silent connection nor a wrong one delays the right one.
+//! A token is random, can be used once, and expires. Each connection reads its token in a task of its
+//! own, with a time limit. If there are more connections without a token than the host can have made,
+//! the oldest is closed. So connections that send nothing, or a wrong token, do not delay the right
+//! one.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -21,28 +21,28 @@ use tokio::time::timeout;
 use super::{Stream, lock};
 use crate::sys;
 
-/// How long the host may take.
+/// Time limits for the host.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// From the answer that carries a token to the connection.
+    /// From the answer with the token to the connection.
     pub claim: Duration,
-    /// From the connection to its token.
+    /// From the connection to the token.
     pub proof: Duration,
 }
 
 impl Default for Patience {
-    /// Far more than a host needs that is busy with other things.
+    /// Much longer than a busy host needs.
     fn default() -> Self {
         Self { claim: Duration::from_secs(60), proof: Duration::from_secs(10) }
     }
 }
 
-/// Connections without a token that may wait beside as many as there are tokens.
+/// Number of connections without a token that may wait in addition to the number of open tokens.
 const SPARE: usize = 16;
 
 type Token = [u8; TOKEN_BYTES];
 
-/// The streams that the host was promised and has not dialled.
+/// The streams whose tokens were given to the host, but which it has not connected yet.
 #[derive(Debug)]
 pub struct Promises {
     patience: Patience,
@@ -51,13 +51,13 @@ pub struct Promises {
 }
 
 impl Promises {
-    /// None yet.
+    /// An empty set.
     #[must_use]
     pub fn new(patience: Patience) -> Arc<Self> {
         Arc::new(Self { patience, waiting: Mutex::default(), unproven: Mutex::default() })
     }
 
-    /// Promises one stream.
+    /// Creates the token of a stream.
     pub(super) fn promise(self: &Arc<Self>) -> io::Result<Promised> {
         let mut token = [0; TOKEN_BYTES];
         sys::random_bytes(&mut token)?;
@@ -66,11 +66,11 @@ impl Promises {
         Ok(Promised { token, stream, promises: self.clone() })
     }
 
-    /// Takes a connection that the host made. Needs the event loop.
+    /// Accepts a connection from the host. Must be called within the event loop.
     pub fn admit(self: &Arc<Self>, connection: OwnedFd) {
         let promises = self.clone();
         let task = tokio::spawn(async move {
-            // Whatever goes wrong, the connection is closed by being dropped: it was nobody's.
+            // On any failure the connection is dropped, and thereby closed.
             if let Ok(Ok((token, stream))) = timeout(promises.patience.proof, prove(connection)).await
                 && let Some(keep) = lock(&promises.waiting).remove(&token)
             {
@@ -89,7 +89,7 @@ impl Promises {
     }
 }
 
-/// Reads a connection's token, and not a byte more.
+/// Reads the token of a connection, and no byte after it.
 async fn prove(connection: OwnedFd) -> io::Result<(Token, Stream)> {
     let stream = Stream::new(connection)?;
     let mut token = [0; TOKEN_BYTES];
@@ -103,7 +103,7 @@ async fn prove(connection: OwnedFd) -> io::Result<(Token, Stream)> {
     Ok((token, stream))
 }
 
-/// A stream that the host may still dial. Its token is forgotten with it.
+/// A stream that the host may still connect. Dropping it invalidates the token.
 #[derive(Debug)]
 pub(super) struct Promised {
     token: Token,
@@ -112,12 +112,12 @@ pub(super) struct Promised {
 }
 
 impl Promised {
-    /// What the host proves itself with.
+    /// The token for the host.
     pub(super) fn token(&self) -> Vec<u8> {
         self.token.to_vec()
     }
 
-    /// The stream, once the host dialled it; nothing when it did not in time.
+    /// Waits for the host to connect the stream; `None` if the token expires.
     pub(super) async fn stream(mut self) -> Option<Stream> {
         timeout(self.promises.patience.claim, &mut self.stream).await.ok()?.ok()
     }

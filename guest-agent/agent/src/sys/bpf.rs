@@ -1,4 +1,4 @@
-//! Both kinds of BPF: device programs of cgroups, and seccomp filters.
+//! BPF programs: device programs of cgroups (eBPF), and seccomp filters (classic BPF).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -35,7 +35,7 @@ const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// Loads a device program and attaches it to a cgroup directory; it lives as long as the cgroup.
+/// Loads a device program and attaches it to a cgroup directory; it exists as long as the cgroup.
 ///
 /// # Errors
 /// Those of bpf(2).
@@ -68,11 +68,11 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Res
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instruction {
-    /// Operation.
+    /// Opcode.
     pub code: u16,
-    /// Instructions skipped when a comparison holds.
+    /// Number of instructions to skip if a comparison is true.
     pub jt: u8,
-    /// Instructions skipped when it does not.
+    /// Number of instructions to skip if it is false.
     pub jf: u8,
     /// Operand.
     pub k: u32,

@@ -1,4 +1,4 @@
-//! Sockets: vsock to the host, a packet pair to the stage, the loopback interface.
+//! Sockets: vsock to the host, packet sockets to new processes, the loopback interface.
 
 use std::io;
 use std::mem::zeroed;
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{check, owned};
 
-/// An address on vsock.
+/// A vsock address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VsockAddress {
     /// Context id.
@@ -34,10 +34,10 @@ fn vsock_socket(nonblocking: bool) -> io::Result<OwnedFd> {
     owned(unsafe { libc::socket(libc::AF_VSOCK, flags, 0) })
 }
 
-/// Connections that may wait to be accepted: the streams of many processes that start at once.
+/// Length of the accept queue, enough for the streams of many processes that start at the same time.
 const BACKLOG: libc::c_int = 4096;
 
-/// A listening socket on a vsock port, not blocking.
+/// Creates a non-blocking listening socket on a vsock port.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and listen(2).
@@ -52,7 +52,7 @@ pub fn listen_vsock(port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Accepts a connection; the new socket does not block.
+/// Accepts a connection; the new socket is non-blocking.
 ///
 /// # Errors
 /// Those of accept4(2).
@@ -73,8 +73,8 @@ pub fn accept_vsock(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, VsockAddre
     }
 }
 
-/// Starts to connect, without blocking if so asked: then the socket becomes writable when
-/// [`connect_result`] knows.
+/// Connects a socket. If it is non-blocking, it becomes writable when the connection is established
+/// or has failed; see [`connect_result`].
 ///
 /// # Errors
 /// Those of socket(2) and connect(2).
@@ -88,10 +88,10 @@ pub fn connect_vsock(address: VsockAddress, nonblocking: bool) -> io::Result<Own
     }
 }
 
-/// What became of a connect that did not block.
+/// Returns the result of a non-blocking connect.
 ///
 /// # Errors
-/// The connect's.
+/// The error of the connect.
 pub fn connect_result(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut error: libc::c_int = 0;
     let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
@@ -108,13 +108,13 @@ pub fn connect_result(socket: BorrowedFd<'_>) -> io::Result<()> {
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
-/// Ends the sending direction. An error means that the other side is gone already.
+/// Shuts down the sending direction. Errors are ignored; they mean that the peer has gone.
 pub fn shutdown_write(socket: BorrowedFd<'_>) {
     // SAFETY: no pointer.
     unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) };
 }
 
-/// Whether the other side of a stream is gone altogether (and did not only end its own sending).
+/// Whether the peer of a stream has closed both directions, and not only its sending direction.
 #[must_use]
 pub fn hung_up(stream: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
@@ -123,14 +123,14 @@ pub fn hung_up(stream: BorrowedFd<'_>) -> bool {
     if n == 1 && poll.revents & (libc::POLLHUP | libc::POLLERR) != 0 {
         return true;
     }
-    // vsock does not say so by poll, but refuses to send, even nothing.
+    // poll does not report this for vsock, but sending fails, even of 0 bytes.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: no byte is read from the null pointer.
     let sent = unsafe { libc::send(stream.as_raw_fd(), std::ptr::null(), 0, flags) };
     sent < 0 && !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::ENOTSOCK))
 }
 
-/// Two connected packet sockets, both closed on exec: ours does not block, the other one does.
+/// Two connected packet sockets with close-on-exec. The first one is non-blocking, the second is not.
 ///
 /// # Errors
 /// Those of socketpair(2).
@@ -146,16 +146,16 @@ pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(pair)
 }
 
-/// Room for the control message that carries one descriptor.
+/// Size of the control message with one file descriptor.
 #[repr(C, align(8))]
 struct Control([u8; 32]);
 
-/// One packet that came.
+/// A received packet.
 #[derive(Debug)]
 pub struct ReceivedBytes {
-    /// Bytes of it; 0 is the end.
+    /// Length in bytes; 0 is end of file.
     pub length: usize,
-    /// A descriptor that came along.
+    /// The file descriptor that was sent with it.
     pub descriptor: Option<OwnedFd>,
 }
 
@@ -187,7 +187,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     }
 }
 
-/// Sends one packet, with a descriptor if there is one. No SIGPIPE.
+/// Sends one packet, optionally with a file descriptor. Does not raise SIGPIPE.
 ///
 /// # Errors
 /// Those of sendmsg(2).
@@ -215,7 +215,7 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptor: Option<BorrowedFd<
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Brings the loopback interface of this network namespace up.
+/// Brings up the loopback interface of this network namespace.
 ///
 /// # Errors
 /// Those of socket(2) and ioctl(2).

@@ -1,4 +1,4 @@
-//! The life of containers and processes: makes them, waits for them, cleans up after them.
+//! The life cycle of containers and processes: creation, waiting, signals, clean-up.
 
 mod calls;
 mod process;
@@ -28,82 +28,82 @@ use crate::timeline::Marks;
 /// Why a call failed.
 #[derive(Debug, Error)]
 pub enum ServiceError {
-    /// Ids and states.
+    /// An unknown id, or a container in the wrong state.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The request.
+    /// The request is invalid.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// Streams.
+    /// The streams of the process cannot be created.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// Limits.
+    /// The cgroup cannot be created or configured.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The stage.
+    /// The process cannot be created.
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    /// What a stage could not do before its gate.
+    /// The set-up of a container failed before its program was to be executed.
     #[error("cannot create the container: {}", .0.message)]
     Create(StageFailure),
-    /// What the guest's kernel refused, in words.
+    /// A system call failed; the text says what was tried.
     #[error("{0}")]
     Kernel(String, #[source] io::Error),
-    /// Not a signal.
+    /// Not a signal number.
     #[error("{0} is not a signal number (1 to 64)")]
     Signal(u32),
-    /// The process is gone.
+    /// The process has ended.
     #[error("the process has ended")]
     Ended,
-    /// The process has none.
+    /// The process has no terminal.
     #[error("the process has no terminal")]
     NoTerminal,
-    /// Shutdown was called.
+    /// A shutdown is in progress.
     #[error("the guest is shutting down")]
     Ending,
 }
 
-/// How the machine is to end.
+/// A request to end the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShutdownRequest {
-    /// Start again.
+    /// Reboot instead of powering off.
     pub reboot: bool,
     /// Milliseconds between SIGTERM and SIGKILL.
     pub grace_ms: u32,
 }
 
-/// Where things are.
+/// The configuration of the agent.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Makes stages.
+    /// Creates processes.
     pub launcher: Launcher,
-    /// Mount of cgroup version 2.
+    /// Mount point of the cgroup v2 hierarchy.
     pub cgroup_root: PathBuf,
-    /// CLOCK_BOOTTIME when the agent began.
+    /// CLOCK_BOOTTIME when the agent started, in nanoseconds.
     pub boot_ns: u64,
-    /// CLOCK_BOOTTIME when it listened.
+    /// CLOCK_BOOTTIME when the agent began to listen, in nanoseconds.
     pub ready_ns: u64,
-    /// The agent's stamps.
+    /// The agent's timeline stamps.
     pub marks: Arc<Marks>,
 }
 
-/// What the agent holds of a container.
+/// The resources of a container.
 #[derive(Default)]
 struct ContainerData {
     cgroup: Option<Arc<Cgroup>>,
     stage: Option<Stage>,
-    /// Its mounts and its network, held a little longer than it.
+    /// Its mount and network namespaces, kept open for a moment after its end.
     namespaces: Vec<File>,
     filter: Option<SeccompFilter>,
-    /// Its PID namespace is another's, so its processes do not end with its first one by
-    /// themselves.
+    /// Its PID namespace belongs to another container, so its processes do not end automatically
+    /// with the first one.
     shares_pids: bool,
     last_figures: CgroupStats,
 }
 
 type Containers = Registry<ContainerData, Arc<ManagedProcess>>;
 
-/// The guest: everything that the calls of all connections share.
+/// The state of the guest, shared by the calls of all connections.
 pub struct GuestState {
     config: Config,
     promises: Arc<Promises>,
@@ -113,8 +113,8 @@ pub struct GuestState {
 }
 
 impl GuestState {
-    /// A guest without containers, whose processes' streams come to `promises`. The second value
-    /// tells when the machine is to end.
+    /// A guest without containers. Streams of processes are claimed through `promises`. The second
+    /// value receives requests to end the machine.
     #[must_use]
     pub fn new(
         config: Config,
@@ -133,7 +133,7 @@ impl GuestState {
         )
     }
 
-    /// Where things are.
+    /// The configuration of the agent.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config

@@ -1,4 +1,4 @@
-//! One process: what the agent holds of it from its making to the end of its output.
+//! The agent's record of a process, from its creation to the end of its output.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
@@ -13,26 +13,26 @@ use crate::spawn::launch::Stage;
 use crate::stdio::{HostStreams, Pumps, lock};
 use crate::sys;
 
-/// Where a process is.
+/// The phase of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessPhase {
     Alive,
-    /// Reaped; its output may still be on its way.
+    /// It was reaped, but its output may not be drained yet.
     Ended(ProcessExit),
-    /// Its output is on its way no more.
+    /// It was reaped, and its output is drained.
     Finished(ProcessExit),
 }
 
-/// What the agent holds of a process.
+/// The resources of a process.
 pub(super) struct ManagedProcess {
     pub(super) pidfd: Mutex<Option<Arc<OwnedFd>>>,
     pub(super) phase: watch::Sender<ProcessPhase>,
     pub(super) exited: watch::Sender<bool>,
     pub(super) pumps: Mutex<Option<Pumps>>,
     pub(super) oom_kills_before: u64,
-    /// That of an exec.
+    /// The cgroup, if the process is an exec.
     pub(super) cgroup: Option<ExecCgroup>,
-    /// It was ended for a SIGPIPE that the kernel does not give it.
+    /// The agent killed it in place of a SIGPIPE, which the kernel does not deliver to it.
     pub(super) broken_pipe: AtomicBool,
 }
 
@@ -77,8 +77,8 @@ impl ManagedProcess {
     }
 }
 
-/// Sets the pumps of a process going; `immune` is its number if the kernel gives it no signal at
-/// its default action.
+/// Starts copying the streams of a process. `immune` is its process id if the kernel does not deliver
+/// signals with default action to it.
 pub(super) fn start_pumps(
     process: &ManagedProcess,
     host: HostStreams,
@@ -91,11 +91,11 @@ pub(super) fn start_pumps(
     Ok(())
 }
 
-/// Waits for the output of a process that ended, and lets go of everything it had.
+/// Waits until the output of an ended process is drained, and releases its resources.
 pub(super) async fn drain(process: &ManagedProcess) {
     let drained = lock(&process.pumps).as_mut().map(Pumps::take_drained).unwrap_or_default();
     for pump in drained {
-        // A pump that is gone has nothing more to move either.
+        // An error means that the pump has already ended.
         let _ = pump.await;
     }
     lock(&process.pumps).take();

@@ -1,4 +1,4 @@
-//! How containers and execs begin, and what becomes of those that do not get to run.
+//! Starting containers and execs, and clean-up when a start fails.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -16,8 +16,8 @@ use crate::spawn::plan;
 use crate::stdio::{self, lock};
 
 impl GuestState {
-    /// Makes a container up to its gate. What its first process is fed by and writes to waits for
-    /// who knows the tokens.
+    /// Creates a container, whose first process waits before it executes the program. Returns the
+    /// tokens with which the host claims the streams.
     pub(in crate::service) async fn create(
         self: &Arc<Self>,
         request: CreateContainerRequest,
@@ -60,10 +60,10 @@ impl GuestState {
         drop(streams.child);
         let process = self.remember(&key, &stage, &cgroup, None)?;
         stage.ready().await.map_err(ServiceError::Create)?;
-        // Only now: the stage itself had to open the image's block device.
+        // Not earlier, because the process itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
         set_oom_score(stage.pid, checked.oom_score_adj)?;
-        // In a PID namespace of its own it is the first process.
+        // The first process of a PID namespace ignores signals at their default action.
         let immune = checked.surroundings.pid_namespace.is_none().then_some(stage.pid);
         start_pumps(&process, streams.host, &mut stage, immune)?;
         let mut registry = self.registry();
@@ -74,7 +74,7 @@ impl GuestState {
         Ok(streams.tokens)
     }
 
-    /// Opens a container's gate.
+    /// Lets the first process of a container execute its program.
     pub(in crate::service) async fn start(
         self: &Arc<Self>,
         id: &str,
@@ -89,7 +89,7 @@ impl GuestState {
         let pid = stage.pid;
         match stage.start().await {
             Ok(()) => {
-                // It may have ended already: then it stays stopped, and Wait tells.
+                // It may have ended already. Then it stays stopped, and Wait returns its exit code.
                 let _ = self.registry().advance(id, Status::Starting, Status::Running);
                 Ok(Ok(pid))
             }
@@ -100,7 +100,7 @@ impl GuestState {
         }
     }
 
-    /// Makes and starts one more process of a container.
+    /// Creates and starts another process in a container.
     pub(in crate::service) async fn exec(
         self: &Arc<Self>,
         request: ExecRequest,
@@ -133,7 +133,7 @@ impl GuestState {
             (registry.data(&key.container)?.cgroup.clone(), first)
         };
         let first = lock(&first.pidfd).clone();
-        // Both are there while the container runs; it may have ended since it was asked.
+        // Both exist while the container runs, but it may have ended in the meantime.
         let (Some(cgroup), Some(first)) = (cgroup, first) else { return Err(ServiceError::Ended) };
         let (place, born) = cgroup.make_exec()?;
         let launched = self.config.launcher.exec(checked, first.as_fd(), born.as_fd(), &streams.child);
@@ -153,7 +153,7 @@ impl GuestState {
         Ok(stage.start().await.map(|()| (pid, streams.tokens)))
     }
 
-    /// From here on the reaper knows whose process this is. Nothing was awaited since it was made.
+    /// Registers the process with the reaper. There must be no await between its creation and this.
     fn remember(
         &self,
         key: &ProcessKey,
@@ -166,18 +166,18 @@ impl GuestState {
         Ok(process)
     }
 
-    /// Ends and forgets what did not get to run.
+    /// Kills and forgets a process that was not started.
     async fn discard(self: &Arc<Self>, key: &ProcessKey) {
         let process = self.registry().process(key).cloned();
         if let Ok(process) = process {
-            // It may have ended by itself.
+            // Fails if the process has already ended.
             let _ = process.signal(libc::SIGKILL);
             process.ended().await;
         }
         if key.exec.is_none() {
             let cgroup = self.registry().data(&key.container).ok().and_then(|data| data.cgroup.take());
             if let Some(cgroup) = cgroup {
-                // The container ran nothing of its own, so nothing is left in it.
+                // The container's program was not executed, so no process is left in it.
                 let _ = cgroup.remove();
             }
         }
@@ -185,7 +185,7 @@ impl GuestState {
     }
 }
 
-/// The mounts and the network of a process. Without them its end takes longer, no more.
+/// Opens the mount and network namespaces of a process. If this fails, only its end takes longer.
 fn namespaces(pid: i32) -> Vec<File> {
     ["mnt", "net"].iter().filter_map(|kind| File::open(format!("/proc/{pid}/ns/{kind}")).ok()).collect()
 }

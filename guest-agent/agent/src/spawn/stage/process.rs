@@ -18,19 +18,19 @@ use crate::spawn::plan::{ProcessPlan, UserPlan};
 use crate::spawn::users::{self, UserIdentity};
 use crate::sys;
 
-/// Where programs are looked for when the environment has no PATH.
+/// The search path if the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Largest `/etc/passwd` or `/etc/group` that is read, in bytes.
+/// Largest part of `/etc/passwd` or `/etc/group` that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// Bytes of a program that tell what it is; the kernel reads as many of a script's first line.
+/// Bytes read to find the type of a program; the kernel reads as many of the first line of a script.
 const LONGEST_LINE: u64 = 256;
 
-/// CAP_SYS_ADMIN: installing a filter without no_new_privs needs it.
+/// CAP_SYS_ADMIN, which is needed to install a filter without no_new_privs.
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// Becomes the program of the plan; only ever returns an error.
+/// Executes the program of the plan. Returns only on an error.
 pub(super) fn become_program(
     plan: &ProcessPlan,
     channel: &OwnedFd,
@@ -53,7 +53,7 @@ pub(super) fn become_program(
         sys::set_no_new_privileges().step(|| "set no_new_privs".into())?;
     }
     let sets = plan.capabilities;
-    // Until the filter is in place the stage may need a right that the program must not have.
+    // To install the filter this process may need a capability that the program must not have.
     let extra = if plan.seccomp.is_some() && !plan.no_new_privileges { SYS_ADMIN } else { 0 };
     sys::capabilities::limit_bounding(sets.bounding).step(|| "limit the capabilities".into())?;
     sys::keep_capabilities().step(|| "keep the capabilities".into())?;
@@ -61,7 +61,7 @@ pub(super) fn become_program(
         .step(|| format!("become user {} and group {}", identity.uid, identity.gid))?;
     apply(&sets, extra)?;
     if entered.is_err() {
-        // A directory that only the user may enter.
+        // The directory may be accessible only to the user.
         std::env::set_current_dir(&plan.cwd)
             .step(|| format!("change to the working directory {}", plan.cwd))?;
     }
@@ -78,17 +78,17 @@ pub(super) fn become_program(
     sys::all_signals_default();
     sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
 
-    // From here on the container's own filter judges what the stage does: exec is all that is left.
-    // The filter has no say in the capabilities, then: what the stage has beyond the plan goes with
-    // the exec, which gives nothing that is not bounding, inheritable or ambient.
+    // After this the container's filter applies, so only exec is left to do. Capabilities cannot be
+    // dropped any more, because the filter could prevent it. The extra one is dropped by exec itself,
+    // which only keeps what the bounding, inheritable and ambient sets allow.
     if let Some(filter) = &plan.seccomp {
         sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())?;
     }
     Err(exec_error(&program, &sys::execute(&path, &args, &env)))
 }
 
-/// The agent's own limit is for thousands of streams; programs that count on select() want 1024,
-/// and may ask for more.
+/// The agent's own limit is high because of its streams. Programs that use select() need a soft
+/// limit of 1024, and may raise it.
 fn usual_open_files() -> io::Result<()> {
     let (_, hard) = sys::resource_limit(libc::RLIMIT_NOFILE)?;
     let hard = hard.min(524_288);
@@ -119,20 +119,20 @@ fn identity(user: &UserPlan) -> Result<UserIdentity, StageError> {
     Ok(identity)
 }
 
-/// A text file of the container; nothing when it is absent or no ordinary file.
+/// Reads a text file of the container; empty if it does not exist or is not a regular file.
 fn read_small(path: &str) -> String {
     String::from_utf8_lossy(&head(Path::new(path), LARGEST_FILE)).into_owned()
 }
 
-/// The first so many bytes of a file of the container; nothing when it is absent or no ordinary
-/// file (which must not make the stage hang).
+/// Reads the first `most` bytes of a file of the container; empty if it does not exist or is not a
+/// regular file (such as a FIFO, which must not block the set-up).
 fn head(path: &Path, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     let open = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     if let Ok(file) = open
         && file.metadata().is_ok_and(|found| found.is_file())
     {
-        // What could be read counts: a line cut short matches nothing.
+        // Errors are ignored: an incomplete line matches nothing.
         let _ = file.take(most).read_to_end(&mut bytes);
     }
     bytes
@@ -146,8 +146,8 @@ fn set_home(env: &mut Vec<String>, home: Option<&str>) {
     env.push(format!("HOME={}", home.unwrap_or("/")));
 }
 
-/// The user must be able to open its own streams again, by /dev/stdout for example. /dev/null stays
-/// root's; a stream that cannot be given away is no reason to fail.
+/// Changes the owner of the standard streams, so that the user can open them again, for example as
+/// /dev/stdout. /dev/null keeps its owner. Errors are ignored.
 fn own_streams(uid: u32) {
     let give = |stream: BorrowedFd<'_>| {
         let Ok(found) = fstat(stream) else { return };
@@ -160,8 +160,8 @@ fn own_streams(uid: u32) {
     give(io::stderr().as_fd());
 }
 
-/// Looks a program up as exec would have it: by PATH of the environment that it will get when its
-/// name has no slash.
+/// Looks up a program as execvpe does: if the name has no slash, in the PATH of the program's
+/// environment.
 fn find_program(name: &str, env: &[String]) -> Result<String, StageError> {
     if name.contains('/') {
         return match usable(name) {
@@ -206,14 +206,14 @@ fn exec_error(program: &str, error: &io::Error) -> StageError {
     }
 }
 
-/// The program, or the interpreter of a script, when it is of a kind that the guest cannot run; and
-/// which kind.
+/// If the program, or the interpreter of a script, is of a type that the guest cannot run: its path
+/// and the type.
 fn foreign(program: &str) -> Option<(String, String)> {
     let found = head(Path::new(program), LONGEST_LINE);
     match found.strip_prefix(b"#!") {
         Some(line) => {
             let line = line.split(|byte| *byte == b'\n').next()?;
-            // The kernel ends the name at these alone.
+            // The kernel ends the name only at these bytes.
             let mut words = line.split(|byte| b" \t\0".contains(byte));
             let interpreter = Path::new(OsStr::from_bytes(words.find(|word| !word.is_empty())?));
             elf::foreign(&head(interpreter, LONGEST_LINE))
@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(env, ["HOME=/"]);
     }
 
-    /// A pipe with a name, opened as any file, is waited for until somebody writes to it: forever.
+    /// Opening a FIFO like a regular file would block forever.
     #[test]
     fn an_interpreter_is_the_one_that_the_kernel_takes() {
         let dir = tempfile::tempdir().expect("a directory");
