@@ -1,56 +1,56 @@
-//! Which containers and processes there are and what may be done with them when. Pure: no system
-//! call, no waiting; what a container (`C`) and a process (`P`) are made of is the caller's affair.
+//! The state of containers and processes, and which operations are allowed in each state. It makes
+//! no system calls and never waits; `C` and `P` are the caller's data of a container and a process.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use thiserror::Error;
 
-/// Why something is not possible now.
+/// Why an operation is not possible.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RegistryError {
-    /// Never made, or forgotten.
+    /// The container was never created, or was deleted.
     #[error("no such container: {0}")]
     NoContainer(String),
-    /// Never made, or forgotten.
+    /// The exec was never created, or was deleted.
     #[error("no such exec in container {0}: {1}")]
     NoExec(String, String),
-    /// Ids are given once.
+    /// The id is in use.
     #[error("container {0} already exists")]
     ContainerExists(String),
-    /// Ids are given once, until the process's end was waited for.
+    /// The id is in use by an exec that has not ended, or whose result was not read.
     #[error("exec {1} already exists in container {0}")]
     ExecExists(String, String),
-    /// It is not there any more, only how it ended.
+    /// The exec has ended, and only its result is left.
     #[error("exec {1} in container {0} has ended")]
     ExecEnded(String, String),
-    /// It has to end first.
+    /// The exec must end first.
     #[error("exec {1} in container {0} has not ended")]
     ExecAlive(String, String),
-    /// Not in this state.
+    /// The container is in the wrong state.
     #[error("container {id} is {status}; this call needs it to be {wanted}")]
     State {
-        /// Which.
+        /// The container.
         id: String,
-        /// What it is.
+        /// Its state.
         status: Status,
-        /// What it would have to be.
+        /// The state that is needed.
         wanted: &'static str,
     },
 }
 
-/// Life of a container.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// Its surroundings are being made.
+    /// It is being created.
     Creating,
-    /// Its first process stands at the gate.
+    /// Its first process waits before it executes the program.
     Created,
-    /// The gate was opened.
+    /// Its first process was told to execute the program.
     Starting,
     /// The program runs.
     Running,
-    /// The first process ended.
+    /// The first process has ended.
     Stopped,
 }
 
@@ -69,31 +69,31 @@ impl fmt::Display for Status {
 /// How a process ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ProcessExit {
-    /// 0 to 255; 128 + signal when one ended it.
+    /// 0 to 255; 128 + signal number if it was ended by a signal.
     pub code: u32,
-    /// That signal, else 0.
+    /// The signal number, or 0.
     pub signal: u32,
-    /// By the kernel's OOM killer.
+    /// Whether the kernel's OOM killer ended it.
     pub oom_killed: bool,
-    /// CLOCK_BOOTTIME.
+    /// CLOCK_BOOTTIME of the end, in nanoseconds.
     pub at_ns: u64,
 }
 
-/// Most records of ended execs that a container keeps. One is a hundred bytes; the protocol names
-/// the number.
+/// Maximum number of records of ended execs that a container keeps, as documented in the protocol.
+/// A record has about a hundred bytes.
 pub const ENDED_MOST: usize = 1024;
 
-/// Which process.
+/// The key of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProcessKey {
     /// Container id.
     pub container: String,
-    /// Exec id; nothing for the container's first process.
+    /// Exec id; `None` for the container's first process.
     pub exec: Option<String>,
 }
 
 impl ProcessKey {
-    /// From the two ids of a request; an empty exec id means the first process.
+    /// From the two ids of a request; an empty exec id is the first process.
     #[must_use]
     pub fn new(container: &str, exec: &str) -> Self {
         let exec = if exec.is_empty() { None } else { Some(exec.to_owned()) };
@@ -112,30 +112,30 @@ struct Entry<C, P> {
     first: Option<Process<P>>,
     exit: Option<ProcessExit>,
     execs: BTreeMap<String, Exec<P>>,
-    /// Execs that have ended so far, which numbers their records.
+    /// Number of execs that have ended, which numbers their records.
     ended: u64,
 }
 
-/// Where an exec is.
+/// The state of an exec.
 enum Exec<P> {
-    /// Its process is being made.
+    /// Its process is being created.
     Reserved,
     There(Process<P>),
     Ended(Record),
 }
 
-/// What is left of an exec that ended.
+/// The record of an ended exec.
 struct Record {
     exit: ProcessExit,
-    /// Somebody was told of it.
+    /// Its result was reported to a client.
     told: bool,
-    /// Which of the container's ends it was.
+    /// Its number among the ended execs of the container.
     number: u64,
 }
 
 impl<C, P> Entry<C, P> {
-    /// Forgets records beyond [`ENDED_MOST`]: the oldest that somebody was told of, and only
-    /// without such the oldest of all.
+    /// Removes records beyond [`ENDED_MOST`]: first the oldest that was reported, otherwise the
+    /// oldest.
     fn bound_records(&mut self) {
         let records = || {
             self.execs.iter().filter_map(|(id, exec)| match exec {
@@ -153,18 +153,18 @@ impl<C, P> Entry<C, P> {
     }
 }
 
-/// What there is to say of a container.
+/// A summary of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerSummary {
     /// Its id.
     pub id: String,
     /// Its state.
     pub status: Status,
-    /// Its first process, 0 before there is one.
+    /// Process id of its first process, 0 if it does not exist yet.
     pub pid: i32,
-    /// How that ended.
+    /// How the first process ended.
     pub exit: Option<ProcessExit>,
-    /// Its execs, among them ended ones whose end nobody was told of.
+    /// Its execs, including ended ones that were not reported.
     pub exec_ids: Vec<String>,
 }
 
@@ -189,7 +189,7 @@ impl<C, P> Registry<C, P> {
         self.containers.get_mut(id).ok_or_else(|| RegistryError::NoContainer(id.to_owned()))
     }
 
-    /// Gives a container id away; the container is being created.
+    /// Reserves a container id; the container is in the state [`Status::Creating`].
     ///
     /// # Errors
     /// [`RegistryError::ContainerExists`].
@@ -203,11 +203,10 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Gives an exec id away. The record of an ended exec that somebody was told of gives way to
-    /// it.
+    /// Reserves an exec id. It replaces the record of an ended exec whose result was reported.
     ///
     /// # Errors
-    /// [`RegistryError`]: the container must run, the id must be free.
+    /// [`RegistryError`]: the container must be running, and the id must be unused.
     pub fn reserve_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
         let entry = self.entry_mut(container)?;
         if entry.status != Status::Running {
@@ -222,10 +221,10 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Remembers the process of a reserved id.
+    /// Sets the process of a reserved id.
     ///
     /// # Errors
-    /// [`RegistryError`] when the id is not reserved.
+    /// [`RegistryError`] if the id is not reserved.
     pub fn set_process(&mut self, key: &ProcessKey, pid: i32, handle: P) -> Result<(), RegistryError> {
         let entry = self.entry_mut(&key.container)?;
         let process = Process { pid, handle };
@@ -240,10 +239,10 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Moves a container on; a container that stopped meanwhile stays so.
+    /// Changes the state of a container; one that has stopped in the meantime stays stopped.
     ///
     /// # Errors
-    /// [`RegistryError`] when it is not in the state `from`.
+    /// [`RegistryError`] if it is not in the state `from`.
     pub fn advance(&mut self, id: &str, from: Status, to: Status) -> Result<(), RegistryError> {
         let entry = self.entry_mut(id)?;
         if entry.status != from {
@@ -260,8 +259,8 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Forgets a container with all its execs, or one exec. Its processes, if still alive, are
-    /// nobody's.
+    /// Removes a container with all its execs, or one exec. Processes that are still alive no
+    /// longer belong to anything.
     pub fn forget(&mut self, key: &ProcessKey) {
         match &key.exec {
             None => {
@@ -280,20 +279,20 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// Whose process this is, if anybody's.
+    /// The owner of a process id, if it is known.
     #[must_use]
     pub fn owner(&self, pid: i32) -> Option<&ProcessKey> {
         self.pids.get(&pid)
     }
 
-    /// A process was reaped: whose it was, if anybody's. Its number may be given to another from
-    /// now on.
+    /// Called when a process was reaped; returns its owner, if it is known. The process id may be
+    /// reused after that.
     pub fn reaped(&mut self, pid: i32) -> Option<ProcessKey> {
         self.pids.remove(&pid)
     }
 
-    /// The process of an exec ended, and its output: from now on there is its record alone. `is_it`
-    /// tells the process, for the id may be another's by now.
+    /// Called when the process of an exec has ended and its output is drained; only its record is
+    /// kept. `is_it` checks the process, because the id may have been reused.
     pub fn exec_ended(&mut self, key: &ProcessKey, is_it: impl FnOnce(&P) -> bool, exit: ProcessExit) {
         let Some(exec) = &key.exec else { return };
         let Some(entry) = self.containers.get_mut(&key.container) else { return };
@@ -307,7 +306,7 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// How an exec ended, if it has.
+    /// The result of an exec, if it has ended.
     #[must_use]
     pub fn exec_exit(&self, key: &ProcessKey) -> Option<ProcessExit> {
         match self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)? {
@@ -316,11 +315,11 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// Somebody was told of this end. The record stays, and is among the first to go.
+    /// Called when a result was reported. The record stays, but is removed before unreported ones.
     pub fn exit_reported(&mut self, key: &ProcessKey, exit: ProcessExit) {
         let Some(exec) = &key.exec else { return };
         let slot = self.containers.get_mut(&key.container).and_then(|entry| entry.execs.get_mut(exec));
-        // Of the same id there may be another by now, which ended later.
+        // The id may have been reused by an exec that ended later.
         if let Some(Exec::Ended(record)) = slot
             && record.exit == exit
         {
@@ -328,10 +327,10 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// Forgets the record of an exec.
+    /// Deletes the record of an exec.
     ///
     /// # Errors
-    /// [`RegistryError`] when there is none, or it has not ended.
+    /// [`RegistryError`] if there is none, or the exec has not ended.
     pub fn delete_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
         let entry = self.entry_mut(container)?;
         match entry.execs.get(exec) {
@@ -344,7 +343,7 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// The first process of a container ended.
+    /// Called when the first process of a container has ended.
     pub fn stopped(&mut self, id: &str, exit: ProcessExit) {
         if let Some(entry) = self.containers.get_mut(id) {
             entry.status = Status::Stopped;
@@ -352,10 +351,10 @@ impl<C, P> Registry<C, P> {
         }
     }
 
-    /// A process.
+    /// The data of a process.
     ///
     /// # Errors
-    /// [`RegistryError`] when there is none (yet) under that key.
+    /// [`RegistryError`] if there is none (yet) with this key.
     pub fn process(&self, key: &ProcessKey) -> Result<&P, RegistryError> {
         let entry = self.entry(&key.container)?;
         match &key.exec {
@@ -371,7 +370,7 @@ impl<C, P> Registry<C, P> {
         .map(|process| &process.handle)
     }
 
-    /// A container's data.
+    /// The data of a container.
     ///
     /// # Errors
     /// [`RegistryError::NoContainer`].
@@ -379,7 +378,7 @@ impl<C, P> Registry<C, P> {
         Ok(&mut self.entry_mut(id)?.data)
     }
 
-    /// One container.
+    /// A summary of a container.
     ///
     /// # Errors
     /// [`RegistryError::NoContainer`].
@@ -399,7 +398,7 @@ impl<C, P> Registry<C, P> {
         })
     }
 
-    /// All ids, in order.
+    /// All container ids, sorted.
     #[must_use]
     pub fn ids(&self) -> Vec<String> {
         self.containers.keys().cloned().collect()
@@ -473,7 +472,7 @@ mod tests {
         assert_eq!(registry.reaped(11), Some(ProcessKey::new("a", "two")));
     }
 
-    /// An exec that has ended at this moment.
+    /// Starts and ends an exec at the given time.
     fn ended(registry: &mut Plain, id: &str, at_ns: u64) -> ProcessKey {
         let key = ProcessKey::new("a", id);
         registry.reserve_exec("a", id).expect("free");
@@ -496,7 +495,7 @@ mod tests {
             assert_eq!(registry.exec_exit(&key), Some(exit));
             assert!(registry.summary("a").expect("there").exec_ids.is_empty());
         }
-        // The next of that id is not what somebody was told of.
+        // A later exec with the same id was not reported.
         ended(&mut registry, "e", 2);
         registry.exit_reported(&key, exit);
         assert_eq!(registry.summary("a").expect("there").exec_ids, ["e"]);
@@ -505,7 +504,7 @@ mod tests {
         assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::NoExec("a".into(), "e".into())));
         registry.reserve_exec("a", "e").expect("free");
         assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::ExecAlive("a".into(), "e".into())));
-        // A process that is not the one of the record ends nothing.
+        // A different process does not end the exec.
         registry.set_process(&key, 12, 12).expect("reserved");
         registry.exec_ended(&key, |process| *process == 11, exit);
         assert_eq!(registry.process(&key), Ok(&12));

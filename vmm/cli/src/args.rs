@@ -1,10 +1,10 @@
-//! The command line: flags of Nelly end at IMAGE, everything after it is the command, verbatim.
+//! The command line. Nelly's flags end at IMAGE; everything after it is the command.
 
 use std::path::PathBuf;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-/// What a person typed.
+/// The parsed command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "nelly",
@@ -25,16 +25,16 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
-/// What `run` does, in every help.
+/// The description of `run`.
 const RUN: &str = "Run a command in a container in a new microVM";
 
 impl Cli {
-    /// Reads the words of the command line, the program's name first. For `run` the flags of the
-    /// other verbs are not even made: that is half of what reading its own costs, and they stand
-    /// before every start.
+    /// Parses the command line, which begins with the program's name. For `run`, the flags of the
+    /// other verbs are not built, because that would take as long as parsing and would delay every
+    /// start.
     ///
     /// # Errors
-    /// Words that are none of ours; also when help or version was asked for.
+    /// Invalid arguments; also if help or the version was requested.
     pub(crate) fn from_words(raw: &[String]) -> Result<Self, clap::Error> {
         let Some(words) = raw.get(2..).filter(|_| raw.get(1).is_some_and(|verb| verb == "run")) else {
             return Self::try_parse_from(raw);
@@ -47,12 +47,12 @@ impl Cli {
     }
 }
 
-/// `run` without its siblings.
+/// The parser of `run` without the other verbs.
 fn run_alone() -> Command {
     RunArgs::augment_args(Command::new("nelly run")).about(RUN)
 }
 
-/// The verbs.
+/// The verbs of `nelly`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     #[command(about = RUN)]
@@ -77,14 +77,14 @@ pub(crate) enum Verb {
     },
 }
 
-/// Verbs of `config`.
+/// The verbs of `nelly config`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigVerb {
     /// Print every setting with its value and its source
     Show(JsonArgs),
 }
 
-/// Output for programs.
+/// Machine-readable output.
 #[derive(Debug, Args)]
 pub(crate) struct JsonArgs {
     /// Print JSON (schema 1)
@@ -218,13 +218,13 @@ pub(crate) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Whether somebody wants to know when everything happened.
+    /// Whether a flag needs the timeline.
     pub(crate) fn wants_timeline(&self) -> bool {
         self.timings || self.trace.is_some() || self.result.is_some()
     }
 }
 
-/// What to do when the guest resets.
+/// The value of `--on-reset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnResetArg {
     /// End with exit code 0
@@ -233,7 +233,7 @@ pub(crate) enum OnResetArg {
     Reboot,
 }
 
-/// How the kernel is entered.
+/// The value of `--protocol`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProtocolArg {
     /// Chosen by the type of the file
@@ -246,7 +246,7 @@ pub(crate) enum ProtocolArg {
     Bzimage,
 }
 
-/// How the kernel learns of CPUs, interrupt lines and devices.
+/// The value of `--platform`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PlatformArg {
     /// Chosen by the configuration embedded in the kernel, if there is one
@@ -292,17 +292,16 @@ pub(crate) struct BootArgs {
     pub(crate) platform: PlatformArg,
 }
 
-/// Splits the words after `run`'s flags: what stands before `--` is the image; with nothing there
-/// it is the built-in one.
+/// Splits the words after the flags of `run`. The first word is the image; if `--` comes directly
+/// before the words, all of them are the command, and the image is the built-in one.
 ///
-/// clap hands over the words without the first `--`, so the raw arguments say whether one stood
-/// right before them.
+/// clap removes the first `--`, so the raw arguments are needed to find it.
 pub(crate) fn image_and_command(raw: &[String], words: &[String]) -> (Option<String>, Vec<String>) {
     let first = raw.len().saturating_sub(words.len());
     let after_dashes = first > 0 && raw.get(first - 1).is_some_and(|word| word == "--");
     match words.split_first() {
         Some((image, command)) if !after_dashes => {
-            // `IMAGE -- CMD` is accepted: people expect `--` to end the flags there as well.
+            // `IMAGE -- CMD` is accepted, because users expect that `--` ends the flags.
             let command = command.strip_prefix(&["--".to_owned()][..]).unwrap_or(command);
             (Some(image.clone()), command.to_vec())
         }

@@ -1,5 +1,5 @@
-//! What ships with Nelly: kernel, initramfs, built-in image, monitor. Where each is looked for, and
-//! which won.
+//! The installed assets: kernel, initramfs, built-in image, monitor. Finds them and records where
+//! each of them comes from.
 
 use std::path::{Path, PathBuf};
 
@@ -10,17 +10,17 @@ use nelly_vmm::config::Platform;
 use crate::fail::Hint;
 use crate::settings::{SettingSource, Settings};
 
-/// One file of the installation and where it came from.
+/// A file of the installation, and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asset {
     pub(crate) path: PathBuf,
     pub(crate) source: String,
 }
 
-/// The first directory that holds an `assets.json`, with what it says.
+/// The first directory with an `assets.json`, and its contents.
 ///
 /// # Errors
-/// None does, or the file is not what it should be.
+/// There is none, or the file is invalid.
 pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, AssetManifest)> {
     match search.manifest() {
         Err(error @ InstallationError::Missing { .. }) => {
@@ -30,10 +30,10 @@ pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, AssetManifest)> {
     }
 }
 
-/// The `nelly-monitor` program: setting, or the installation's.
+/// The `nelly-monitor` program, from the settings or the installation.
 ///
 /// # Errors
-/// None of them is there.
+/// It was not found.
 pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
     if let Some((path, source)) = settings.path("monitor", None) {
         return existing(path, &source);
@@ -44,22 +44,22 @@ pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
     }
 }
 
-/// What `run` boots.
+/// The files that `run` needs.
 #[derive(Debug)]
 pub(crate) struct Assets {
     pub(crate) kernel: Asset,
     pub(crate) initrd: Asset,
     /// The built-in image's OCI layout.
     pub(crate) builtin: Option<PathBuf>,
-    /// How the kernel is told about its hardware, where the manifest says; `None` for a kernel from
-    /// elsewhere.
+    /// How the hardware is described to the kernel, from the manifest; `None` for a kernel that is
+    /// not the installed one.
     pub(crate) platform: Option<Platform>,
     /// Build id of the installed assets.
     pub(crate) build_id: Option<String>,
 }
 
 impl Assets {
-    /// Finds kernel and initramfs by flag, environment, file, and then the installation.
+    /// Finds kernel and initramfs: flag, environment, configuration file, installation.
     pub(crate) fn find(
         search: &Search,
         settings: &Settings,
@@ -70,7 +70,7 @@ impl Assets {
         let initrd = settings.path("initrd", initrd);
         let manifest = match manifest(search) {
             Ok(found) => Some(found),
-            // With both files named, nothing of the installation is needed but the built-in image.
+            // If both files are given, only the built-in image of the installation may be needed.
             Err(_) if kernel.is_some() && initrd.is_some() => None,
             Err(error) => return Err(error),
         };

@@ -1,5 +1,5 @@
-//! `nelly bench`: flags into plans, records into tables and files. The measuring itself is
-//! `nelly-bench`.
+//! `nelly bench`: converts flags to plans, and writes records as tables and files. The benchmarks
+//! themselves are in `nelly-bench`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ use crate::host::{self, KvmSupport};
 use crate::output_file::OutputFile;
 use crate::{machine, out};
 
-/// Runs the verb: 0, 1 when a start failed or a comparison found something slower, 128+n after
+/// Runs the verb. Exit code 0; 1 if a start failed or a comparison found a slowdown; 128+n after
 /// signal n.
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     let outputs = match &args.verb {
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
     }
 }
 
-/// The files that the flags name, opened before anything is measured.
+/// The output files, opened before the measurement.
 #[derive(Debug)]
 struct Outputs {
     json: Option<OutputFile>,
@@ -73,7 +73,7 @@ struct Outputs {
 
 impl Outputs {
     /// # Errors
-    /// One cannot be written, or is a FIFO without a reader.
+    /// A file cannot be written, or is a FIFO without a reader.
     fn open(common: &CommonFlags) -> Result<Self> {
         let open = |flag, path: &Option<PathBuf>| {
             path.as_deref().map(|path| OutputFile::file(flag, path)).transpose()
@@ -101,8 +101,8 @@ fn deliver(record: &Record, outputs: Outputs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!record.went_well())))
 }
 
-/// A line on a terminal that takes the place of the one before; nothing elsewhere but what is no
-/// counting.
+/// Prints progress: on a terminal, each line replaces the one before; otherwise only skipped
+/// monitors are printed.
 fn progress() -> impl FnMut(&str) {
     let live = terminal::is_terminal(std::io::stderr());
     move |said| {
@@ -181,7 +181,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     }
     let (cpus, memory) = hardware(&flags.common)?;
     let (kernel, platform) = match &flags.kernel {
-        // A kernel of a few instructions runs on any KVM.
+        // A tiny kernel runs on any KVM.
         Some(kernel) => (kernel.clone(), Platform::Auto),
         None => {
             host::require_mainstream()?;
@@ -221,7 +221,7 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     Ok(runner::boot(&plan, environment(), flags.syscalls, &mut progress()))
 }
 
-/// `bench run`: this very program, whole.
+/// `bench run`, which executes this program.
 fn whole(flags: &CommandFlags, context: &Context) -> Result<Measured> {
     let rounds = rounds(&flags.rounds, &flags.common)?;
     let plan = sandbox(&flags.common, context)?;

@@ -1,4 +1,4 @@
-//! What this host can do: its KVM, its processor.
+//! Capabilities of the host: its KVM and its processor.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
@@ -7,19 +7,19 @@ use anyhow::{Error, Result};
 
 use crate::fail::Hint;
 
-/// What is known of the host's KVM without starting anything.
+/// The state of the host's KVM, as far as it can be checked without starting anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KvmSupport {
-    /// It opens and the processor offers virtualisation.
+    /// /dev/kvm can be opened, and the processor has hardware virtualisation.
     Mainstream,
-    /// It opens, but below it is no hardware virtualisation: a paravirtual KVM, which runs a few
-    /// instructions and no stock kernel.
+    /// /dev/kvm can be opened, but there is no hardware virtualisation: a paravirtual KVM, which
+    /// runs a few instructions but no stock kernel.
     Paravirtual,
-    /// It cannot be used; a sentence and what to do.
+    /// It cannot be used: the reason, and what to do.
     Unusable(String, &'static str),
 }
 
-/// Looks at /dev/kvm and /proc/cpuinfo.
+/// Checks /dev/kvm and /proc/cpuinfo.
 pub(crate) fn kvm() -> KvmSupport {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => {}
@@ -45,9 +45,9 @@ pub(crate) fn kvm() -> KvmSupport {
     }
 }
 
-/// Whether a processor of this /proc/cpuinfo has hardware virtualisation. Only x86 lists it;
-/// elsewhere an open /dev/kvm is proof. The first processor speaks for all: the kernel writes the
-/// file as it is read, and asks every processor for its share.
+/// Whether a processor in this /proc/cpuinfo has hardware virtualisation. Only x86 lists it; on
+/// others an open /dev/kvm is sufficient. Only the first processor is read, because the kernel
+/// generates the file while it is read.
 fn virtualises(info: impl BufRead) -> bool {
     match info.lines().map_while(Result::ok).find(|line| line.starts_with("flags")) {
         Some(flags) => flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"),
@@ -55,7 +55,7 @@ fn virtualises(info: impl BufRead) -> bool {
     }
 }
 
-/// Refuses a host whose KVM cannot run a stock kernel, naming what serves instead.
+/// Returns an error that names an alternative, if the host's KVM cannot run a stock kernel.
 ///
 /// # Errors
 /// No KVM, no permission, or a paravirtual one.

@@ -1,4 +1,4 @@
-//! From flags to a machine's configuration: every refusal names its flag.
+//! Converts flags to a machine's configuration. Errors name the flag.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use nelly_vmm::sys::files::{self, Accept};
 use crate::args;
 use crate::settings::Settings;
 
-/// The parts that `run` and `boot` share.
+/// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
     pub(crate) cpus: CpuCount,
     pub(crate) memory: MemorySize,
@@ -23,7 +23,7 @@ pub(crate) struct MachineOptions {
     pub(crate) timeout: Option<std::time::Duration>,
 }
 
-/// Reads the shared flags, with settings behind them.
+/// Evaluates the common flags and their settings.
 pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
@@ -33,7 +33,7 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Ma
     let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
     let memory_size =
         MemorySize::new(bytes).map_err(|reason| anyhow!("memory {memory} (from {source}): {reason}"))?;
-    // The monitor refuses it as well, but only when an image has been unpacked for nothing.
+    // The monitor checks this as well, but only after the image was unpacked.
     if let Ok(host) = nelly_vmm::sys::host::memory_bytes()
         && bytes > host
     {
@@ -45,8 +45,8 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Ma
     Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 
-/// Opens a file that a flag names, at once, or says why it is none before anything is started:
-/// missing, empty, or something else.
+/// Opens a file that is named by a flag, and checks before the start that it exists, is not empty
+/// and has the right type.
 pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     let file = files::open(path, OpenOptions::new().read(true), accept)
         .with_context(|| format!("{flag}: cannot use {}", path.display()))?;
@@ -57,7 +57,7 @@ pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     Ok(file)
 }
 
-/// The machine of `nelly boot`.
+/// The configuration of the machine of `nelly boot`.
 pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<MachineConfig> {
     let common = common(&args.machine, settings)?;
     open("--kernel", &args.kernel, Accept::Regular)?;

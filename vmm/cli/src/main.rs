@@ -1,4 +1,4 @@
-//! `nelly`: the command a person types. A client: machines live in `nelly-monitor`.
+//! The `nelly` command, a client: machines run in `nelly-monitor` processes.
 
 mod args;
 mod assets;
@@ -34,7 +34,7 @@ use nelly_sandbox::state::outcome;
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::{self, Recorder};
 
-/// What `run` and `boot` end with when they fail; other verbs end with [`FAILED`].
+/// Exit code of failures of all verbs except `run` and `boot`.
 const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// When this process began: the first thing.
+/// Records the start of this process, as the first action.
 fn recorder() -> Recorder {
     let main_ns = timeline::now_ns();
     let word = std::env::var(timeline::ORIGIN_VARIABLE).ok();
@@ -93,15 +93,15 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
     }
 }
 
-/// Usage errors of `run` and `boot` are 125, as of every failure that is not the container's; of
-/// other verbs 2.
+/// Reports a usage error. Its exit code is 125 for `run` and `boot`, like every failure that is not
+/// the container's, and 2 for other verbs.
 fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if asked {
-        // Printing fails only when nobody reads.
+        // Printing fails only if the reader has gone.
         let _ = error.print();
     } else {
-        // It repeats words of the command line, which may be somebody else's.
+        // The message repeats arguments, which may contain control characters.
         out::note(error);
     }
     match raw.get(1).map(String::as_str) {
@@ -119,7 +119,7 @@ fn log(flag: Option<LogLevel>, quiet: bool, context: &Context) -> Result<()> {
     let level: tracing::Level = word.parse().map_err(|_| {
         anyhow::anyhow!("log level {word:?} (from {source}) is not error, warn, info, debug or trace")
     })?;
-    // Fails when a subscriber is set already, which only this function does.
+    // Fails if a subscriber is already set, which only this function does.
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(|| out::LogWriter)

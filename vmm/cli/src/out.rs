@@ -1,5 +1,5 @@
-//! What Nelly itself says: results on standard output, messages on standard error. All of it passes
-//! through here, where what came from images, guests and file names is made fit for a terminal
+//! Output of Nelly itself: results on standard output, messages on standard error. All of it goes
+//! through this module, which escapes control characters in text from images, guests and file names
 //! ([`nelly_vmm::text`]).
 
 use std::fmt::Display;
@@ -8,16 +8,16 @@ use std::io::{self, ErrorKind, Write};
 use anyhow::{Context as _, Result};
 use nelly_vmm::text;
 
-/// Writes a text of one or more lines and a newline on standard output. A reader that went away
-/// (`nelly config show | head -1`) has what it wanted: no error.
+/// Writes text of one or more lines and a newline to standard output. If the reader has gone
+/// (`nelly config show | head -1`), this is not an error.
 ///
 /// # Errors
-/// Standard output is full or failed otherwise.
+/// Writing failed, for example because the file system is full.
 pub(crate) fn line(said: impl Display) -> Result<()> {
     deliver(&text::lines(&said.to_string()))
 }
 
-/// The same for a JSON value.
+/// Like [`line`] for a JSON value.
 ///
 /// # Errors
 /// As [`line`].
@@ -40,23 +40,22 @@ fn arrived(written: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Says one sentence on standard error, on a line that begins with our name.
+/// Prints a message of one sentence, after the program's name, on standard error.
 pub(crate) fn message(sentence: impl Display) {
     aside(format_args!("nelly: {}\n", text::line(&sentence.to_string())));
 }
 
-/// Says lines that need no name before them on standard error; the text ends with a newline.
+/// Prints lines without a prefix on standard error; the text ends with a newline.
 pub(crate) fn note(said: impl Display) {
     aside(text::lines(&said.to_string()));
 }
 
-/// A standard error that cannot be written (its terminal is gone) is no reason to fail: there is
-/// nobody to tell.
+/// Errors are ignored: if standard error cannot be written, there is no place to report it.
 fn aside(said: impl Display) {
     let _ = write!(io::stderr(), "{said}");
 }
 
-/// Standard error for the log: a writer that is given whole lines.
+/// Standard error as a writer for the log, which writes whole lines.
 pub(crate) struct LogWriter;
 
 impl Write for LogWriter {

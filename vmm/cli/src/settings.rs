@@ -1,5 +1,5 @@
-//! Settings: one table of names, environment variables and defaults, and the order flag,
-//! environment, file, default.
+//! Settings: a table of names, environment variables and defaults. Values are looked up in the
+//! flag, the environment, the configuration file and the default, in this order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,24 +8,25 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nelly_image::trusted;
 
-/// One setting. The table drives `config show`, the file's allowed keys and the documentation.
+/// One setting. The table is used by `config show`, to check the keys of the file, and in tests of
+/// help.
 #[derive(Debug)]
 pub(crate) struct Setting {
     /// Key in `config.toml`.
     pub(crate) key: &'static str,
     /// Environment variable.
     pub(crate) env: &'static str,
-    /// Flag of `run` (and of `boot` where it has one).
+    /// Flag of `run` (and of `boot`, if it has this flag).
     pub(crate) flag: &'static str,
-    /// Value when nobody says anything.
+    /// The default value.
     pub(crate) default: &'static str,
-    /// What `config show` says instead of an empty value.
+    /// The text that `config show` prints instead of an empty value.
     pub(crate) empty: &'static str,
-    /// What it is.
+    /// The description.
     pub(crate) about: &'static str,
 }
 
-/// Every setting.
+/// All settings.
 pub(crate) const TABLE: [Setting; 7] = [
     Setting {
         key: "cpus",
@@ -85,7 +86,7 @@ pub(crate) const TABLE: [Setting; 7] = [
     },
 ];
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SettingSource {
     Flag(&'static str),
@@ -105,7 +106,7 @@ impl fmt::Display for SettingSource {
     }
 }
 
-/// The settings below the flags: environment, file, defaults.
+/// The values from the environment and the configuration file.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     file: Option<(PathBuf, BTreeMap<String, String>)>,
@@ -113,7 +114,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Reads the environment through `get` and `config.toml` in `directory`, if there is one.
+    /// Reads the environment with `get`, and `config.toml` in `directory` if it exists.
     pub(crate) fn load(directory: Option<&Path>, get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let environment = TABLE
             .iter()
@@ -122,7 +123,8 @@ impl Settings {
         let file = directory.map(|directory| directory.join("config.toml"));
         let file = match file {
             None => None,
-            // It names programs that are run: what another user could have written is not read.
+            // It names programs to execute, so a file that another user could have written is
+            // refused.
             Some(path) => {
                 match trusted::open_file(&path).context("refusing to use the configuration file")? {
                     Some(file) => {
@@ -139,8 +141,8 @@ impl Settings {
         Ok(Self { file, environment })
     }
 
-    /// The value of `key` and its source; `flag` is what the command line said. Empty when only an
-    /// empty default exists.
+    /// The value of `key` and its source; `flag` is the value of the flag, if it was given. The
+    /// value is empty if it is not set and has no default.
     pub(crate) fn get(&self, key: &'static str, flag: Option<&str>) -> (String, SettingSource) {
         let setting = TABLE
             .iter()
@@ -160,7 +162,7 @@ impl Settings {
         (setting.default.to_owned(), SettingSource::Default)
     }
 
-    /// Like [`Settings::get`] for a path; `None` when nobody names one.
+    /// Like [`Settings::get`] for a path; `None` if it is not set.
     pub(crate) fn path(&self, key: &'static str, flag: Option<&Path>) -> Option<(PathBuf, SettingSource)> {
         if let Some(path) = flag {
             let (_, source) = self.get(key, Some(""));

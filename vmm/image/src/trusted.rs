@@ -1,9 +1,9 @@
-//! Directories and files of the host that nobody can change but the caller and root.
+//! Directories and files on the host that nobody except the caller and root can change.
 //!
-//! Whoever owns a directory on the way to a file, or may write into it, can put another file there.
-//! So a path is walked from `/` one name at a time: each directory is opened below the one before,
-//! without following links, and looked at through its descriptor. What lies below the last one is
-//! opened and made through that descriptor only.
+//! The owner of a parent directory, and everybody who can write to it, can replace the files below
+//! it. So a path is traversed from `/` one name at a time: each directory is opened relative to its
+//! parent, without following links, and is checked through its file descriptor. Everything below
+//! the last directory is opened and created relative to that descriptor.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,12 +20,13 @@ use thiserror::Error;
 use crate::num::fits;
 use crate::sys;
 
-/// Links followed in one walk, as in Linux.
+/// Maximum number of links followed in one path, as in Linux.
 const FOLLOW_MAX: u32 = 40;
-/// The flags of every directory that is opened to be read.
+/// Flags for opening directories.
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// The flags of every file: no link is followed, and no fifo or terminal is waited for or acquired.
+/// Flags for opening files: links are not followed, and FIFOs and terminals neither block nor
+/// become the controlling terminal.
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -36,22 +37,22 @@ pub enum TrustError {
     /// A system call failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was tried, as in "cannot open".
+        /// The action, as in "cannot open".
         action: &'static str,
-        /// On which file.
+        /// The path.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: io::Error,
     },
-    /// Something is not the kind of file that is needed.
+    /// The file has the wrong type.
     #[error("{} is not {wanted}", path.display())]
     Kind {
         /// The file.
         path: PathBuf,
-        /// As in "is not a directory".
+        /// The expected type, as in "is not a directory".
         wanted: &'static str,
     },
-    /// It belongs to somebody who could put anything there.
+    /// It belongs to a user who is not trusted.
     #[error(
         "{} belongs to user {owner}, but this program runs as user {user} and trusts only its own files and root's; \
          choose another directory with NELLY_HOME, or change the owner to user {user} with `chown`",
@@ -62,10 +63,10 @@ pub enum TrustError {
         path: PathBuf,
         /// Its owner.
         owner: u32,
-        /// Who this process is.
+        /// The user id of this process.
         user: u32,
     },
-    /// Others may write to it.
+    /// Users other than its owner can write to it.
     #[error(
         "{} is writable by users other than its owner (mode {mode:o}, owner {owner}); \
          run `chmod go-w` on it, or choose another directory with NELLY_HOME",
@@ -85,7 +86,7 @@ pub(crate) fn io_error(action: &'static str, path: &Path, source: impl Into<io::
     TrustError::Io { action, path: path.to_owned(), source: source.into() }
 }
 
-/// What was found under a path.
+/// Owner and mode of a file or directory.
 struct Found<'a> {
     path: &'a Path,
     owner: u32,
@@ -97,8 +98,8 @@ impl<'a> Found<'a> {
         Self { path, owner: stat.st_uid, mode: fits(stat.st_mode, "a mode has 16 bits") }
     }
 
-    /// Whether it belongs to `user`, to root, or to whom `/` belongs: the last can change
-    /// everything anyway, and is shown as somebody else inside a user namespace.
+    /// Whether it belongs to `user`, to root, or to the owner of `/`, who can change everything
+    /// anyway, and has a different user id inside a user namespace.
     fn owned_by(&self, user: u32, root: u32) -> Result<(), TrustError> {
         if [user, 0, root].contains(&self.owner) {
             return Ok(());
@@ -110,14 +111,15 @@ impl<'a> Found<'a> {
         TrustError::Writable { path: self.path.to_owned(), owner: self.owner, mode: self.mode & 0o7777 }
     }
 
-    /// A directory on the way. Of one with the sticky bit, as `/tmp`, others cannot remove or
-    /// rename what is not theirs; what they put there first is theirs, and refused for that.
+    /// Checks a parent directory. If it has the sticky bit, like `/tmp`, other users cannot remove
+    /// or rename entries that are not theirs, and entries of theirs are refused because of their
+    /// owner.
     fn on_the_way(&self, user: u32, root: u32) -> Result<(), TrustError> {
         self.owned_by(user, root)?;
         if self.mode & 0o022 != 0 && self.mode & 0o1000 == 0 { Err(self.writable()) } else { Ok(()) }
     }
 
-    /// A directory or a file whose contents are believed.
+    /// Checks a directory or file whose contents are trusted.
     fn believed(&self, user: u32) -> Result<(), TrustError> {
         self.owned_by(user, 0)?;
         if self.mode & 0o022 == 0 { Ok(()) } else { Err(self.writable()) }
@@ -128,20 +130,20 @@ fn user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// A walk along a path, from directory to directory.
+/// A traversal of a path.
 struct Walk {
     here: OwnedFd,
     path: PathBuf,
-    /// The names still to come, the next one last.
+    /// The remaining names, in reverse order.
     rest: Vec<OsString>,
     followed: u32,
     user: u32,
     /// The owner of `/`.
     root: u32,
-    /// Whether what is missing is made.
+    /// Whether missing directories are created.
     make: bool,
-    /// What was found wrong on the way: of no interest until there is something at its end that
-    /// would be believed.
+    /// The first failed check of a parent. It is only reported if the file at the end exists and
+    /// would be trusted.
     wrong: Option<TrustError>,
 }
 
@@ -155,7 +157,7 @@ impl Walk {
         Ok(walk)
     }
 
-    /// Puts the names of `path` before the rest.
+    /// Adds the names of `path` before the remaining ones.
     fn push(&mut self, path: &Path) {
         let names = path.components().rev().filter_map(|part| match part {
             Component::Normal(name) => Some(name.to_owned()),
@@ -165,7 +167,7 @@ impl Walk {
         self.rest.extend(names);
     }
 
-    /// The path of `name` here, for messages.
+    /// The path of `name` in the current directory, for messages.
     fn below(&self, name: &OsStr) -> PathBuf {
         match self.path.parent() {
             Some(parent) if name == ".." => parent.to_owned(),
@@ -174,8 +176,8 @@ impl Walk {
         }
     }
 
-    /// Nothing is made where others may do the same; what is only looked for may as well not be
-    /// there.
+    /// If directories are to be created, a failed check is an error at once, otherwise it is kept
+    /// for later.
     fn judge(&mut self, verdict: Result<(), TrustError>) -> Result<(), TrustError> {
         if self.make {
             return verdict;
@@ -184,12 +186,13 @@ impl Walk {
         Ok(())
     }
 
-    /// The end: whatever was wrong on the way counts now.
+    /// Called at the end of the path: returns the failed check of a parent, if any.
     fn arrive(&mut self) -> Result<(), TrustError> {
         self.wrong.take().map_or(Ok(()), Err)
     }
 
-    /// Walks until at most `leave` names are left; whether all directories were there, or made.
+    /// Traverses the path until at most `leave` names are left. False if a directory does not
+    /// exist.
     fn directories(&mut self, leave: usize) -> Result<bool, TrustError> {
         while self.rest.len() > leave {
             let Some(name) = self.rest.pop() else { break };
@@ -213,8 +216,8 @@ impl Walk {
         Ok(true)
     }
 
-    /// Puts a link's target before the rest. The link must be the caller's or root's, as everything
-    /// else.
+    /// Adds the target of a link before the remaining names. The link must belong to the caller or
+    /// root, like everything else.
     fn follow(&mut self, name: &OsStr, path: &Path, wanted: &'static str) -> Result<(), TrustError> {
         let stat = rustix::fs::statat(&self.here, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| io_error("look at", path, error))?;
@@ -247,8 +250,8 @@ fn root_directory() -> Result<(OwnedFd, u32), TrustError> {
     Ok((fd, stat.st_uid))
 }
 
-/// Makes a directory for its owner alone. That it is there already is as good; who made it shows
-/// when it is opened.
+/// Creates a directory with mode 0700. It may already exist: its owner is checked when it is
+/// opened.
 fn make_directory(parent: impl AsFd, name: &OsStr, path: &Path) -> Result<(), TrustError> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -256,7 +259,7 @@ fn make_directory(parent: impl AsFd, name: &OsStr, path: &Path) -> Result<(), Tr
     }
 }
 
-/// A regular file that is believed, or an error.
+/// Checks that an open file is a trusted regular file.
 fn believed_file(fd: OwnedFd, path: &Path) -> Result<File, TrustError> {
     let stat = rustix::fs::fstat(&fd).map_err(|error| io_error("look at", path, error))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -266,11 +269,11 @@ fn believed_file(fd: OwnedFd, path: &Path) -> Result<File, TrustError> {
     Ok(fd.into())
 }
 
-/// Opens the file at `path` for reading; `None` if it does not exist. Links on the way, and the
-/// file itself as one, are followed if they and everything on their way are the caller's or root's.
+/// Opens the file at `path` for reading; `None` if it does not exist. Links are followed, also as
+/// the last name, if they and all their parents belong to the caller or root.
 ///
 /// # Errors
-/// [`TrustError`]: the file, or a directory on the way, is somebody else's or can be written by
+/// [`TrustError`]: the file or a parent belongs to another user or is writable by others.
 /// others.
 pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
     let mut walk = Walk::new(path, false)?;
@@ -294,8 +297,8 @@ pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
     }
 }
 
-/// A directory that nobody can change but the caller and root, and what lies below it, reached
-/// through its descriptor.
+/// A directory that nobody except the caller and root can change. Everything below it is accessed
+/// through its file descriptor.
 #[derive(Debug)]
 pub struct TrustedDir {
     fd: OwnedFd,
@@ -306,15 +309,14 @@ impl TrustedDir {
     /// Opens the directory at `path`; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`TrustError`]: it, or a directory on the way, is somebody else's or can be written by
-    /// others.
+    /// [`TrustError`]: it, or a parent, belongs to another user or is writable by others.
     pub fn open(path: &Path) -> Result<Option<Self>, TrustError> {
         let mut walk = Walk::new(path, false)?;
         if walk.directories(0)? { Self::arrived(walk).map(Some) } else { Ok(None) }
     }
 
-    /// Opens the directory at `path` and makes it, and those on the way, with mode 0700 where they
-    /// are missing.
+    /// Opens the directory at `path`, and creates it and its parents with mode 0700 if they do not
+    /// exist.
     ///
     /// # Errors
     /// As [`TrustedDir::open`].
@@ -330,23 +332,23 @@ impl TrustedDir {
             .map_err(|error| io_error("open", &walk.path, error))?
     }
 
-    /// Opens a directory below another; the outer error is that of the system.
+    /// Opens a directory below another; the outer error is an error of the system.
     fn below(parent: impl AsFd, name: &OsStr, path: PathBuf) -> Result<Result<Self, TrustError>, Errno> {
         let fd = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
         let stat = rustix::fs::fstat(&fd)?;
         Ok(Found::new(&path, &stat).believed(user()).map(|()| Self { fd, path }))
     }
 
-    /// Where it lies, for messages.
+    /// Its path, for messages.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The directory `name` in this one; `None` if it does not exist.
+    /// Opens the directory `name` in this one; `None` if it does not exist.
     ///
     /// # Errors
-    /// As [`TrustedDir::open`]; a link is none.
+    /// As [`TrustedDir::open`]; links are not followed.
     pub fn subdirectory(&self, name: &str) -> Result<Option<Self>, TrustError> {
         let path = self.path.join(name);
         match Self::below(&self.fd, OsStr::new(name), path.clone()) {
@@ -357,7 +359,7 @@ impl TrustedDir {
         }
     }
 
-    /// The directory `name` in this one, made with mode 0700 if it is missing.
+    /// Opens the directory `name` in this one, and creates it with mode 0700 if it does not exist.
     ///
     /// # Errors
     /// As [`TrustedDir::subdirectory`].
@@ -370,19 +372,20 @@ impl TrustedDir {
     /// Opens the file `name` for reading; `None` if it does not exist.
     ///
     /// # Errors
-    /// [`TrustError`]: it is no regular file (a link is none), somebody else's, or can be written
-    /// by others.
+    /// [`TrustError`]: it is not a regular file (links are not followed), belongs to another user,
+    /// or is writable by others.
     pub fn read(&self, name: impl AsRef<OsStr>) -> Result<Option<File>, TrustError> {
         self.file(name.as_ref(), OFlags::RDONLY)
     }
 
-    /// Opens the file `name` for reading and writing, and makes it with mode 0600 if it is missing.
+    /// Opens the file `name` for reading and writing, and creates it with mode 0600 if it does not
+    /// exist.
     pub(crate) fn open_or_make(&self, name: &str) -> Result<File, TrustError> {
         let file = self.file(OsStr::new(name), OFlags::RDWR | OFlags::CREATE)?;
         file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
     }
 
-    /// Makes the file `name`, which must be missing, with mode 0600, for reading and writing.
+    /// Creates the file `name` with mode 0600, for reading and writing. It must not exist.
     pub(crate) fn make_new(&self, name: &str) -> Result<File, TrustError> {
         let file = self.file(OsStr::new(name), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
@@ -398,7 +401,7 @@ impl TrustedDir {
         }
     }
 
-    /// Whether `name` leads to `file`.
+    /// Whether `name` refers to the open `file`.
     pub(crate) fn leads_to(&self, name: &str, file: &File) -> Result<bool, TrustError> {
         let own = file.metadata().map_err(|source| io_error("look at", &self.path.join(name), source))?;
         let Some(named) = self.read(name)? else { return Ok(false) };
@@ -406,7 +409,7 @@ impl TrustedDir {
         Ok((named.dev(), named.ino()) == (own.dev(), own.ino()))
     }
 
-    /// Removes the file `name`, which may be missing.
+    /// Removes the file `name`, if it exists.
     pub(crate) fn remove(&self, name: impl AsRef<OsStr>) -> Result<(), TrustError> {
         match rustix::fs::unlinkat(&self.fd, name.as_ref(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -414,7 +417,7 @@ impl TrustedDir {
         }
     }
 
-    /// The names in it.
+    /// The names of its entries.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         sys::names(&self.fd)
     }
@@ -437,7 +440,7 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    /// What opening `path` as a directory is refused with.
+    /// The error of opening `path` as a directory.
     fn refusal(path: &Path) -> String {
         let error = TrustedDir::open(path).unwrap_err();
         assert_eq!(error.to_string(), TrustedDir::make(path).unwrap_err().to_string());
@@ -454,8 +457,8 @@ mod tests {
         assert!(!believed(0, 0, 0o770) && !believed(0, 0, 0o707) && !believed(0, 0, 0o1777));
         assert!(passed(1000, 0, 0o1777) && passed(1000, 1000, 0o1770) && passed(0, 0, 0o755));
         assert!(!passed(0, 0, 0o777) && !passed(1000, 1000, 0o775) && !passed(0, 1000, 0o700));
-        // Inside a user namespace `/` belongs to nobody, and so may what lies on the way, but not
-        // what is believed.
+        // Inside a user namespace `/` belongs to an unmapped user, and so may parents, but not what
+        // is trusted.
         assert!(found(65534, 0o755).on_the_way(1000, 65534).is_ok() && !believed(1000, 65534, 0o755));
     }
 
@@ -477,7 +480,7 @@ mod tests {
         assert_eq!(dir.names().unwrap(), ["f"]);
         dir.remove("f").unwrap();
         dir.remove("f").unwrap();
-        // By way of `..`, and relative.
+        // With `..`, and relative.
         assert_eq!(
             TrustedDir::open(&path.join("../b")).unwrap().unwrap().path(),
             fs::canonicalize(&path).unwrap()
@@ -503,7 +506,7 @@ mod tests {
         mode(&path, 0o700);
         mode(&place.path().join("a"), 0o777);
         assert!(refusal(&path).contains("a is writable"), "one on the way");
-        // What is not there is not believed, and not made there either.
+        // A directory that does not exist is not created below one that is not trusted.
         assert!(
             TrustedDir::open(&path.join("c")).unwrap().is_none()
                 && open_file(&path.join("c")).unwrap().is_none()
@@ -543,7 +546,7 @@ mod tests {
         }
         chown(&path, Some(0), None).unwrap();
         chown(place.path().join("a"), Some(0), None).unwrap();
-        // A link is as good as who made it.
+        // A link is trusted if its owner is.
         let link = place.path().join("link");
         symlink(&path, &link).unwrap();
         assert!(TrustedDir::open(&link).unwrap().is_some());
@@ -566,21 +569,21 @@ mod tests {
             let opened = TrustedDir::open(&place.path().join(link)).unwrap().unwrap();
             assert_eq!(opened.path().canonicalize().unwrap(), real.canonicalize().unwrap());
         }
-        // The configuration may be a link into one's other files.
+        // The configuration file may be a link to another file of the user.
         fs::write(real.join("f"), "x").unwrap();
         symlink("f", real.join("to-f")).unwrap();
         symlink("loop", real.join("loop")).unwrap();
         assert!(open_file(&real.join("to-f")).unwrap().is_some());
         assert!(open_file(&real.join("loop")).unwrap_err().to_string().contains("cannot follow"));
         assert!(matches!(open_file(&real), Err(TrustError::Kind { .. })));
-        // Below an opened directory there is no link.
+        // Below an opened directory links are not followed.
         symlink(place.path().join("planted"), real.join("lock")).unwrap();
         symlink(place.path(), real.join("images")).unwrap();
         assert!(matches!(dir.open_or_make("lock"), Err(TrustError::Kind { .. })));
         assert!(matches!(dir.read("to-f"), Err(TrustError::Kind { .. })));
         assert!(matches!(dir.make_subdirectory("images"), Err(TrustError::Kind { .. })));
         assert!(!place.path().join("planted").exists());
-        // A fifo is not waited for.
+        // Opening a FIFO does not block.
         rustix::fs::mkfifoat(rustix::fs::CWD, real.join("fifo"), 0o600.into()).unwrap();
         assert!(matches!(dir.read("fifo"), Err(TrustError::Kind { .. })));
         assert!(matches!(dir.subdirectory("f"), Err(TrustError::Kind { .. })));

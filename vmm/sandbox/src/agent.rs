@@ -471,10 +471,13 @@ mod tests {
                 message.to_owned(),
             )))
         };
-        assert_eq!(shown(&status("no such container: c")), "the agent's Exec failed: no such container: c");
-        assert_eq!(shown(&status("")), "the agent's Exec failed: status NOT_FOUND");
+        assert_eq!(
+            shown(&status("no such container: c")),
+            "the agent's Exec call failed: no such container: c"
+        );
+        assert_eq!(shown(&status("")), "the agent's Exec call failed: status NOT_FOUND");
         let broken = shown(&failed("Wait")(ttrpc::Error::RemoteClosed));
-        assert!(broken.starts_with("the agent's Wait failed: ") && !broken.contains('{'), "{broken}");
+        assert!(broken.starts_with("the agent's Wait call failed: ") && !broken.contains('{'), "{broken}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One life: a machine, the container in it, and what whoever runs it wants meanwhile.
+//! Runs a machine with a container in the foreground, and forwards signals and the time limit.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use super::plan::ContainerPlan;
 use crate::args::RunArgs;
 use crate::{console, out, signals, stdio};
 
-/// How long the rest of the output of a machine that was ended may take.
+/// Time limit for the remaining output of a machine that was killed.
 const LAST_OUTPUT: Duration = Duration::from_millis(100);
 
-/// How long a machine that was killed may take to be gone, for what is then known of it.
+/// Time limit for the end of a machine that was killed, to collect its timeline.
 const KILLED_WAIT: Duration = Duration::from_secs(2);
 
-/// A whole life: the machine, the container in it, their end; and what is known of them then, if
-/// somebody wants to know.
+/// Starts the machine and the container, and waits for their end. The second value is the machine's
+/// timeline and faults, if the flags request them.
 ///
-/// Whatever is waited for, a signal and the limit of time are heard beside it.
+/// Signals and the time limit are handled during every wait.
 pub(super) async fn foreground(
     args: &RunArgs,
     plan: &ContainerPlan,
@@ -42,8 +42,7 @@ pub(super) async fn foreground(
     let mut outside = Outside::new(requests, plan.options.common.timeout);
     signals::forward(&send, args.tty)?;
     let start = Sandbox::start(config, resources, isolation, plan.container.hostname.as_str());
-    // Until there is a container, a signal ends the whole attempt: a start that is dropped ends its
-    // machine.
+    // Before there is a container, a signal ends the attempt: dropping the start ends the machine.
     let sandbox = match outside.during(start).await {
         Ok(sandbox) => sandbox?,
         Err(exit) => return Ok((exit, None)),
@@ -59,17 +58,17 @@ pub(super) async fn foreground(
     }
     let finish = sandbox.finish(recorder);
     let finished = match ended {
-        // The container's exit stands. Nobody has to wait for the rest.
+        // The container's result is known, so a signal may end the wait for the rest.
         Ended::Exited(_) => outside.during(finish).await.ok(),
-        // The limit of time is over already. A machine that was killed is gone at once, unless the
-        // host's kernel is stuck.
+        // The time limit has expired. A machine that was killed ends at once, unless the host's
+        // kernel hangs.
         Ended::Left(_) => tokio::time::timeout(KILLED_WAIT, finish).await.ok(),
     };
     Ok((exit, finished))
 }
 
-/// The container's life in a machine that is ready. After [`Ended::Left`] the machine is the
-/// caller's to end.
+/// Runs the container in a machine that is ready. After [`Ended::Left`] the caller must end the
+/// machine.
 async fn contained(
     args: &RunArgs,
     plan: &ContainerPlan,
@@ -102,7 +101,7 @@ async fn contained(
             return Ok(Ended::Exited(Exit { code: failure.code, reason }));
         }
     };
-    // Raw only now: messages until here are read on a sane terminal.
+    // Not earlier, so that messages before this are printed on a terminal in normal mode.
     let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
@@ -111,7 +110,7 @@ async fn contained(
         Ok(Ended::Exited(exit)) => exit,
         Ok(Ended::Left(exit)) => {
             sandbox.machine().kill();
-            // What was said is passed on; a reader that does not read keeps nobody.
+            // Remaining output is copied, but a reader that does not read does not block the end.
             let _late = tokio::time::timeout(LAST_OUTPUT, output.drain()).await;
             return Ok(Ended::Left(exit));
         }
@@ -139,7 +138,7 @@ async fn contained(
         Ok(()) => exit,
         Err(error) => {
             out::message(text::chain(error.as_ref()));
-            // What the program itself failed at says more.
+            // If the program itself failed, its exit code is more useful.
             if exit.code == 0 { Exit { code: outcome::FAILED, reason: "output_lost" } } else { exit }
         }
     }))

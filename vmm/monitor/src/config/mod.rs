@@ -1,8 +1,8 @@
-//! What a machine is made of, as plain data: [`MachineConfig`] and its parts.
+//! The configuration of a machine as plain data: [`MachineConfig`] and its parts.
 //!
-//! The JSON form is the door for embedders in other languages: `schema` 1, snake_case names with
-//! their unit, unknown keys refused, and every refusal names the field. Values that cannot be right
-//! cannot be held: sizes, counts and names are types of their own.
+//! The JSON form is for embedders in other languages: `schema` 1, snake_case names with their unit.
+//! Unknown keys are errors, and every error names its field. Sizes, counts and names have types
+//! that cannot hold an invalid value.
 
 mod files;
 mod parse;
@@ -18,65 +18,67 @@ pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize,
 /// The version of the JSON form that this monitor reads and writes.
 pub const SCHEMA: u32 = 1;
 
-/// Most virtio devices of a machine, spare slots included. Each has a place and an interrupt line
-/// of its own on every board.
+/// Maximum number of virtio devices of a machine, including spare slots. Each has an address and an
+/// interrupt line of its own on every board.
 ///
-/// A kernel that is told of its devices on its command line (`platform` `mptable`) has room for
-/// some 50 of them in its 2047 bytes; more are refused when the machine starts.
+/// A kernel that gets its devices on the command line (`platform` `mptable`) has space for about 50
+/// of them in its 2047 bytes; more are an error when the machine starts.
 pub const MAX_VIRTIO_DEVICES: usize = 64;
 
-/// A machine. Every field can be set freely: what a field can hold is valid on its own, and
-/// [`MachineConfig::validate`] checks what only several fields together can get wrong.
+/// A machine. Each field holds only valid values; [`MachineConfig::validate`] checks combinations
+/// of fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MachineConfig {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Guest memory in bytes: what the kernel finds when it starts.
+    /// Guest memory in bytes at boot.
     pub memory_bytes: MemorySize,
-    /// Memory beyond that, which the guest gets while the machine runs, when its holder asks for
-    /// it: a memory device (virtio-mem). 0: none.
+    /// Additional memory in bytes that can be plugged in while the machine runs (a virtio-mem
+    /// device). 0 for none.
     pub hotplug_bytes: HotplugSize,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub cpus: CpuCount,
-    /// The guest is shown the processor's virtualisation, and can run machines of its own.
+    /// Expose the processor's virtualisation (SVM, VMX) to the guest.
     pub nested: bool,
     /// The kernel image.
     pub kernel: FileSource,
-    /// The initial RAM disk.
+    /// The initramfs.
     pub initrd: Option<FileSource>,
-    /// Nobody changes or truncates the files of kernel and initrd while the machine runs: their
-    /// pages may be mapped instead of copied. Sealed memory files are mapped in any case.
+    /// A promise that the files of kernel and initrd are not changed or truncated while the machine
+    /// runs, so that their pages can be mapped instead of copied. Sealed memory files are mapped in
+    /// any case.
     pub immutable_images: bool,
-    /// The kernel command line, without what the monitor adds for its devices.
+    /// The kernel command line, without the arguments that the monitor adds for its devices.
     pub command_line: CommandLine,
-    /// How the kernel is entered.
+    /// The boot protocol.
     pub boot_protocol: BootProtocol,
-    /// How the machine describes itself to the kernel.
+    /// How the hardware is described to the kernel.
     pub platform: Platform,
-    /// Block devices, in the order the guest finds them.
+    /// Block devices, in the order in which the guest sees them.
     pub disks: Vec<DiskConfig>,
     /// An entropy device.
     pub rng: bool,
-    /// The virtio console; `none` leaves the device out.
+    /// The virtio console; `none` omits the device.
     pub console: Endpoint,
-    /// The first serial port; `none` keeps the port and discards what the guest writes.
+    /// The first serial port; `none` keeps the port and discards its output.
     pub serial: Endpoint,
-    /// Most bytes of a console's log: a full one is renamed to `NAME.1`, in place of the one
-    /// before, and begins anew.
+    /// Size limit of a console's log in bytes. A full log is renamed to `NAME.1`, which replaces an
+    /// older one, and a new file is begun.
     pub log_bytes: LogSize,
-    /// The socket device.
+    /// The vsock device.
     pub vsock: Option<VsockConfig>,
-    /// virtio-mmio slots announced to the guest and left empty, to be filled while the machine
-    /// runs. 0 to 64 with all other devices.
+    /// Number of empty virtio-mmio slots for devices that are attached at run time. At most 64
+    /// together with all other devices.
     pub spare_slots: u8,
-    /// What a guest's reset does.
+    /// What to do when the guest resets the machine.
     pub on_reset: OnReset,
-    /// Ends the machine after so many milliseconds. `None`: never.
+    /// Time limit in milliseconds after which the machine is ended. `None` for no limit.
     pub time_limit_ms: Option<u64>,
 }
 
 impl MachineConfig {
-    /// A machine with this kernel, one CPU, 128 MiB and no devices but a serial port that discards.
+    /// A machine with this kernel, one CPU, 128 MiB, and no devices except a serial port without
+    /// output.
     #[must_use]
     pub fn new(kernel: FileSource) -> Self {
         Self {
@@ -103,7 +105,7 @@ impl MachineConfig {
         }
     }
 
-    /// Virtio devices of the machine, spare slots included.
+    /// Number of virtio devices of the machine, including spare slots.
     #[must_use]
     pub fn virtio_devices(&self) -> usize {
         self.disks.len()
@@ -114,8 +116,8 @@ impl MachineConfig {
             + usize::from(self.spare_slots)
     }
 
-    /// Checks what one field alone cannot show: that disk ids differ, devices fit, and standard
-    /// input and output have one user.
+    /// Checks combinations of fields: disk ids must differ, devices must fit, and only one device
+    /// may use standard input and output.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.schema != SCHEMA {
             let reason = format!("version {} is unknown; this monitor supports {SCHEMA}", self.schema);
@@ -161,7 +163,7 @@ impl MachineConfig {
         Ok(())
     }
 
-    /// Reads the JSON form.
+    /// Parses the JSON form.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
         parse::machine(text)
     }
@@ -173,13 +175,13 @@ impl MachineConfig {
     }
 }
 
-/// Where a file comes from.
+/// The source of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileSource {
-    /// A path, opened once by whoever starts the machine, before anything of it runs.
+    /// A path, which is opened once by the process that starts the machine, before the start.
     Path(PathBuf),
-    /// A descriptor handed in: its number when `nelly-monitor` was started with it, or what
+    /// A file descriptor: its number in `nelly-monitor`, if it was inherited, or the value that
     /// `machine::Resources::add` returned.
     Fd(u32),
 }
@@ -193,35 +195,36 @@ impl std::fmt::Display for FileSource {
     }
 }
 
-/// How the kernel is entered.
+/// The boot protocol of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BootProtocol {
-    /// By what the file is: an ELF by its 64-bit entry, a bzImage by its own, to unpack itself.
+    /// Chosen by the type of the file: the 64-bit entry point for an ELF file, its own for a
+    /// bzImage.
     #[default]
     Auto,
-    /// An ELF file, or the one inside a bzImage, by Linux's 64-bit entry.
+    /// An ELF file, or the one inside a bzImage, at Linux's 64-bit entry point.
     Elf64,
-    /// An ELF file, or the one inside a bzImage, by its PVH note.
+    /// An ELF file, or the one inside a bzImage, at the entry point in its PVH note.
     Pvh,
-    /// A bzImage by its 64-bit entry.
+    /// A bzImage, at its 64-bit entry point.
     Bzimage,
 }
 
-/// How the machine describes itself to the kernel. A device is never described both ways.
+/// How the hardware is described to the kernel. A device is never described twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Platform {
-    /// ACPI, unless the kernel image says that it has none.
+    /// ACPI, unless the configuration in the kernel image says that the kernel does not support it.
     #[default]
     Auto,
-    /// An MP table for CPUs and lines, virtio-mmio on the command line.
+    /// An MP table for CPUs and interrupts, and virtio-mmio devices on the command line.
     Mptable,
-    /// ACPI with reduced hardware.
+    /// Hardware-reduced ACPI.
     Acpi,
 }
 
-/// A device of a machine, for whoever asks something of it while the machine runs.
+/// The name of a device, for requests while the machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceName {
@@ -231,7 +234,7 @@ pub enum DeviceName {
     Console,
     /// The entropy device.
     Rng,
-    /// The socket device.
+    /// The vsock device.
     Vsock,
     /// The memory device.
     Memory,
@@ -256,49 +259,51 @@ impl std::fmt::Display for DeviceName {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// The name it has in messages and, cut to 20 bytes, as its serial number.
+    /// Its name in messages, and its serial number, truncated to 20 bytes.
     pub id: DiskId,
     /// The raw disk image or block device.
     pub source: FileSource,
-    /// The guest may only read.
+    /// The guest may only read it.
     #[serde(default)]
     pub read_only: bool,
 }
 
-/// The socket device.
+/// The vsock device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VsockConfig {
-    /// The guest's context id.
+    /// The guest's context id (CID).
     #[serde(default)]
     pub cid: ContextId,
-    /// A Unix socket made at this path, where the host writes `CONNECT port`; ports that the guest
-    /// dials are looked for at the same path with `_port` appended. `None`: streams through the
-    /// handle only, and nothing is made in the file system.
+    /// The path of a Unix socket to create, to which host programs send `CONNECT port`. Connections
+    /// from the guest to a port are forwarded to the socket with the same path and the suffix
+    /// `_port`. `None`: streams are available only through the handle, and no path is created.
     #[serde(default)]
     pub unix_socket: Option<PathBuf>,
-    /// The port on which the guest's agent says how it ends, one byte: `o` off, `r` reboot, `p`
-    /// panic. It takes one connection each time the guest's driver starts, the agent's, which dials
-    /// before anybody else runs; others are refused.
+    /// The port on which the guest's agent reports how the machine ends, with one byte: `o`
+    /// power-off, `r` reboot, `p` failure of the agent. Only the first connection after each start
+    /// of the guest's driver is accepted, which is the agent's, because it connects before any
+    /// container exists.
     #[serde(default)]
     pub power_port: Option<u32>,
 }
 
-/// Where the bytes of a serial port or console go and come from.
+/// The input and output of a serial port or console.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
-    /// Nowhere.
+    /// No input, and output is discarded.
     #[default]
     None,
-    /// Standard input and output of `nelly-monitor` run directly; refused behind a handle.
+    /// Standard input and output of `nelly-monitor`; an error for machines that are used through a
+    /// handle.
     Stdio,
-    /// A stream that the handle hands out. Until it is asked for, the latest 64 KiB are kept for
-    /// it.
+    /// A stream that the handle returns. Before it is requested, the last 64 KiB of output are
+    /// kept.
     Stream,
     /// Output is appended to a file, see [`MachineConfig::log_bytes`]; there is no input.
     Log(FileSource),
-    /// Two descriptors.
+    /// A file for input and a file for output.
     Pair {
         /// Read by the machine.
         input: FileSource,
@@ -307,7 +312,7 @@ pub enum Endpoint {
     },
 }
 
-/// What a guest's reset does.
+/// What to do when the guest resets the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReset {
@@ -318,7 +323,7 @@ pub enum OnReset {
     Reboot,
 }
 
-/// A configuration that was refused.
+/// An invalid configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct ConfigError {

@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(
             text,
             "\
-phase                       ms since start  who
+phase                       ms since start  by
 main                     0.000       0.000  client
 first_entry              2.500       2.501  monitor
 init                  1231.067    1233.568  kernel
