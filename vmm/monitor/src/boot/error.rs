@@ -70,7 +70,7 @@ pub enum BootError {
         reason: &'static str,
     },
     /// Kernel or initrd do not fit the machine's memory: give it more.
-    #[error("{file} {what}: increase it to {needs} MiB or more with -m")]
+    #[error("{file} {what}: the machine needs {needs} MiB or more (-m)")]
     TooLittleMemory {
         /// The file.
         file: String,

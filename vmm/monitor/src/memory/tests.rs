@@ -34,7 +34,7 @@ fn the_last_user_unmaps() {
 fn sizes_are_checked_before_anything_is_mapped() {
     let refused = |size| GuestRam::new(size, Backing::Anonymous).unwrap_err().to_string();
     assert!(refused(1 << 50).contains("MiB of guest memory exceed this host's"), "{}", refused(1 << 50));
-    assert!(refused(4097).contains("no memory slot"));
+    assert!(refused(4097).contains("is invalid"));
     assert!(matches!(Slot::new(0, 1, 4096, Backing::Anonymous, false), Err(MemoryError::Slot { .. })));
     assert!(matches!(
         Slot::new(0, u64::MAX - 4095, 8192, Backing::Anonymous, false),

@@ -122,11 +122,11 @@ fn what_cannot_be_loaded_says_why() {
         (vec![0; 10], "neither an Image"),
         (b"\x7fELF".repeat(20), "is an ELF file"),
         (zboot, "unpacks itself with EFI"),
-        (with(16, &[0; 8]), "before Linux 3.17"),
+        (with(16, &[0; 8]), "older than Linux 3.17"),
         (with(24, &[1]), "big-endian"),
         (with(8, &0x20_0000_u64.to_le_bytes()), "2 MiB or more"),
         (with(16, &[0xff; 8]), "beyond the end of the address space"),
-        (with(16, &(8 * MIB).to_le_bytes()), "give it 8 MiB or more"),
+        (with(16, &(8 * MIB).to_le_bytes()), "needs 8 MiB or more"),
         (with(16, &(4 * MIB).to_le_bytes()), "no room for the machine's device tree"),
     ];
     for (bytes, sentence) in cases {
@@ -140,10 +140,10 @@ fn what_cannot_be_loaded_says_why() {
     let refused = |request: Request<'_>| load(&memory_of(4), &request).unwrap_err().to_string();
     assert!(refused(Request { initrd: given, ..request(&file) }).contains("does not fit beside the kernel"));
     let long = "x".repeat(2048);
-    assert!(refused(Request { command_line: &long, ..request(&file) }).contains("2047 at most"));
+    assert!(refused(Request { command_line: &long, ..request(&file) }).contains("the limit is 2047"));
     assert!(refused(Request { command_line: "\0x", ..request(&file) }).contains("NUL"));
     assert!(refused(Request { platform: PlatformChoice::Acpi, ..request(&file) }).contains("device tree"));
-    assert!(refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("one way"));
+    assert!(refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("only one boot protocol"));
 }
 
 proptest! {

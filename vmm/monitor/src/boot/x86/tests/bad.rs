@@ -40,12 +40,12 @@ fn what_is_no_kernel() {
         (with(18, &[183, 0]), "KERNEL is a kernel for AArch64; this machine is x86-64"),
         (with(18, &[243, 0]), "RISC-V"),
         (with(4, &[1]), "32-bit addresses"),
-        (with(18, &[0x34, 0x12]), "numbers 4660"),
+        (with(18, &[0x34, 0x12]), "ELF machine 4660"),
         (with(16, &[1, 0]), "not an executable"),
         (with(56, &[0, 0]), "no segments"),
         (with(64, &[3]), "is a program, not a kernel"),
         (with(64, &[2]), "is a program or a library"),
-        (with(24, &[0, 0, 0, 1]), "its entry 0x1000000 lies in none"),
+        (with(24, &[0, 0, 0, 1]), "its entry point 0x1000000 is not within"),
         (with(64 + 24, &[0, 0, 1]), "is linked to address 0x10000; kernels are loaded at 1 MiB"),
         (with(64 + 40, &[0; 8]), "more bytes in the file than in memory"),
         (with(64 + 40, &[0xff; 8]), "beyond the end of the address space"),
@@ -55,7 +55,7 @@ fn what_is_no_kernel() {
         (bz_with(0x236, &[0]), "a kernel for 32-bit x86"),
         (bz_with(0x211, &[0]), "zImage"),
         (bz_with(0x1f4, &[0xff; 4]), "truncated: its kernel ends"),
-        (bz_with(0x248, &[0xff; 4]), "goes beyond its end"),
+        (bz_with(0x248, &[0xff; 4]), "extends beyond the end"),
         (bz_with(0x230, &[3]), "not a power of two"),
         (bz[..0x210].to_vec(), "truncated: its set-up header"),
         (gz[..gz.len() / 2].to_vec(), "cannot unpack KERNEL: its gzip data is corrupt or truncated"),
@@ -114,18 +114,18 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
         refused(&bytes, 16).to_string()
     };
     let small = kernel(60 * MIB + 1);
-    assert!(small.contains("16 MiB") && small.contains("61 MiB or more with -m"), "{small}");
+    assert!(small.contains("16 MiB") && small.contains("61 MiB or more (-m)"), "{small}");
     assert!(kernel(0xd800_0000).contains("where a machine never has memory"));
     let bz = testing::bzimage(16 * MIB, 0x200_0000, &[0xee; 100]);
     let error = refused(&bz, 20).to_string();
-    assert!(error.contains("48 MiB or more with -m"), "{error}");
+    assert!(error.contains("48 MiB or more (-m)"), "{error}");
 
     let file = file_of(&sample(&[], &[]));
     let initrd = file_of(&[1; 20 << 20]);
     let image = Image { name: "INITRD", bytes: &initrd };
     let request = Request { initrd: Some(image), ..request(&file) };
     let error = load(&memory_of(16), &request).unwrap_err().to_string();
-    assert!(error.contains("INITRD") && error.contains("or more with -m"), "{error}");
+    assert!(error.contains("INITRD") && error.contains("or more (-m)"), "{error}");
 }
 
 /// Programs of this machine: dynamic, and (this one) perhaps static and position independent.
@@ -172,7 +172,7 @@ fn protocols_that_do_not_go_with_the_file() {
         (&elf, BootProtocol::Bzimage, "bzImage protocol: it is an ELF file"),
         (&odd, BootProtocol::Elf64, "ELF protocol: it is a bzImage"),
         (&odd, BootProtocol::Pvh, "PVH protocol: it is a bzImage"),
-        (&outside, BootProtocol::Pvh, "its entry 0x10 lies in none"),
+        (&outside, BootProtocol::Pvh, "its entry point 0x10 is not within"),
     ] {
         let file = file_of(bytes);
         let request = Request { protocol, ..request(&file) };
