@@ -22,14 +22,14 @@ use nix::poll::{PollFd, PollFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Open files of the agent: three streams and a handful of descriptors for each of many processes.
+/// Limit of open files of the agent: each process needs three streams and a few other descriptors.
 const OPEN_FILES: u64 = 1 << 20;
 
-/// How long the monitor may take to end the machine after the agent's word, in milliseconds.
+/// How long to wait for the monitor to end the machine, in milliseconds.
 const LAST_WORD_MS: u16 = 3000;
 
-/// The connection to the power port. It is made before there is any container, for any process of
-/// the guest could make one, and the monitor takes no second.
+/// The connection to the power port. It is made before there is any container, because every
+/// process of the guest could connect, and the monitor accepts only one connection.
 static POWER: OnceLock<OwnedFd> = OnceLock::new();
 
 fn main() {
@@ -54,27 +54,26 @@ fn main() {
     }
 }
 
-/// To the console, and to the kernel's log in case that nobody watches the console.
+/// Writes to the console, and to the kernel log in case that the console is not connected.
 fn log(text: &str) {
-    // There is nowhere to complain to about a console that does not take it.
+    // If the console cannot be written, there is no place to report it.
     let _ = writeln!(std::io::stderr(), "{text}");
     if let Ok(mut log) = std::fs::OpenOptions::new().write(true).open("/dev/kmsg") {
         let _ = writeln!(log, "<2>{text}");
     }
 }
 
-/// Says the last word to the monitor and waits for it to end the machine; ends it ourselves if it
-/// does not.
+/// Tells the monitor to end the machine and waits; if it does not, ends the machine by a reset.
 fn end_machine(word: u8) -> ! {
     if word != POWER_PANIC {
         nix::unistd::sync();
     }
     if let Some(power) = POWER.get() {
         let wait = |what| {
-            // Whatever comes, also nothing: what follows is the same.
+            // Whatever is received, the machine is reset next.
             let _ = nix::poll::poll(&mut [PollFd::new(power.as_fd(), what)], LAST_WORD_MS);
         };
-        // A guest that fails at once has not heard from the monitor yet.
+        // If the guest fails early, the monitor may not have accepted the connection yet.
         wait(PollFlags::POLLOUT);
         if sys::write(power.as_fd(), &[word]).is_ok() {
             wait(PollFlags::POLLIN);
@@ -85,8 +84,8 @@ fn end_machine(word: u8) -> ! {
 }
 
 fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
-    // The fast path: the host can connect before anything else is done; its calls wait in the
-    // backlog.
+    // The fast path: the host can connect before anything else is done, and its calls wait in the
+    // accept queue.
     let listen = |port| {
         sys::listen_vsock(port).with_context(|| {
             format!("cannot listen on vsock port {port} (does the machine have a vsock device?)")
@@ -105,12 +104,11 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
     POWER.get_or_init(|| power);
     let ready = dial(READY_PORT)?;
 
-    // Stages begin as copies of this process, in containers: from their first moment on nobody
-    // there may look into them.
+    // New processes of containers begin as copies of this process, and must not be inspected by
+    // others in the container.
     sys::set_not_dumpable().context("cannot make the agent undumpable")?;
     mounts::take_over().context("cannot set up the guest")?;
-    // A container that begins as /proc/self/exe, or names it as an interpreter, would run this
-    // program.
+    // Otherwise a container could execute this program as /proc/self/exe or as an interpreter.
     fs::set_permissions("/proc/self/exe", Permissions::from_mode(0o400))
         .context("cannot take the execute permission from the agent's program")?;
     sys::loopback_up().context("cannot bring the loopback interface up")?;
@@ -132,13 +130,12 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
         let served = guest.clone();
         tokio::spawn(accept(calls, move |connection| serve_connection(served.clone(), connection)));
         tokio::spawn(accept(streams, move |connection| promises.admit(connection)));
-        // A monitor without a power port refuses: the machine then ends by a reset.
+        // A monitor without a power port refuses the connection; the machine then ends by a reset.
         let _ = connected(begun).await;
         tell_ready(ready, &marks).await.context("cannot report to the host that the agent is ready")?;
 
         let end = ends.recv().await.context("the service has ended")?;
-        // Lets the answer to the call out first: it takes a few turns of the loop to reach the
-        // socket.
+        // Gives the event loop time to send the answer to the call.
         for _ in 0..32 {
             tokio::task::yield_now().await;
         }
@@ -154,11 +151,11 @@ async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The one reaper: every child of PID 1 ends here, ours and those that lost their parents.
+/// The only reaper: reaps all children of PID 1, including orphans.
 async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
     let mut info = [0; 128];
     loop {
-        // Signals merge: however many came, all children that ended are reaped.
+        // Signals are merged, so all children that have ended are reaped.
         if let Err(error) = signals.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut info)).await
         {
             log(&format!("nelly-agent: cannot wait for SIGCHLD: {error}"));
@@ -168,7 +165,7 @@ async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
         while let Some(news) = sys::reap() {
             guest.on_news(news);
             heard += 1;
-            // A container can make news without end, others want to be served as well.
+            // A container can end processes continuously; others must be served as well.
             if heard.is_multiple_of(64) {
                 tokio::task::yield_now().await;
             }
@@ -176,26 +173,27 @@ async fn reap(guest: Arc<GuestState>, signals: AsyncFd<OwnedFd>) {
     }
 }
 
-/// Hands what the host dials to `take`.
+/// Accepts connections from the host and passes them to `take`.
 async fn accept(listener: AsyncFd<OwnedFd>, take: impl Fn(OwnedFd)) {
     loop {
         let accepted =
             listener.async_io(Interest::READABLE, |listener| sys::accept_vsock(listener.as_fd())).await;
         match accepted {
             Ok((connection, VsockAddress { cid: HOST_CID, .. })) => take(connection),
-            // A container could dial the guest's own address where the kernel has vsock loopback:
-            // it is closed at once.
+            // If the kernel has vsock loopback, a container could connect to the guest's own
+            // address; such a connection is closed at once.
             Ok(_) => {}
             Err(error) => {
                 log(&format!("nelly-agent: cannot accept a connection: {error}"));
-                // Out of descriptors or memory: it may pass, and must not make the loop spin.
+                // Out of file descriptors or memory: this may be temporary, and must not make the
+                // loop spin.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-/// Answers the calls of one connection.
+/// Serves the calls of one connection.
 fn serve_connection(guest: Arc<GuestState>, connection: OwnedFd) {
     tokio::spawn(async move {
         let failed = match Stream::new(connection) {

@@ -1,5 +1,5 @@
-//! The guest's own mounts. First the agent leaves the initramfs: pivot_root(2), which every
-//! container needs, cannot leave that one.
+//! The guest's own mounts. The agent first moves to a new root, because pivot_root(2), which every
+//! container needs, cannot leave an initramfs.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -12,34 +12,34 @@ use thiserror::Error;
 use crate::cgroup::{self, CgroupError};
 use crate::sys;
 
-/// An empty directory over which stages mount, each in its own mount namespace.
+/// An empty directory on which new containers are mounted, each in its own mount namespace.
 pub const WORKDIR: &str = "/mnt";
 
-/// Mount of cgroup version 2.
+/// Mount point of cgroup v2.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// A cgroup namespace is a boundary: nobody moves a process across it, or writes the limits at its
-/// root. Memory that is kept for a container is kept for what is below its cgroup.
+/// `nsdelegate`: processes cannot be moved out of a cgroup namespace, nor the limits at its root be
+/// changed. `memory_recursiveprot`: memory protection of a container applies to its descendants.
 pub const CGROUP_OPTIONS: &str = "nsdelegate,memory_recursiveprot";
 
-/// Without a capability nobody loads BPF programs or reads the kernel's log. A kernel that has no
-/// such thing lacks the file.
+/// Without capabilities, BPF programs cannot be loaded and the kernel log cannot be read. The file
+/// does not exist if the kernel lacks the feature.
 const KERNEL_PARAMETERS: [(&str, &str); 2] =
     [("kernel/unprivileged_bpf_disabled", "1"), ("kernel/dmesg_restrict", "1")];
 
 /// linux/magic.h.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
-/// A step of the set-up that failed.
+/// Why the set-up failed.
 #[derive(Debug, Error)]
 pub enum MountError {
-    /// Neither initramfs nor tmpfs: its files are not ours to delete.
+    /// The root is neither an initramfs nor a tmpfs, so its files must not be deleted.
     #[error("the root file system is not an initramfs (file system type {0:#x})")]
     NotInitramfs(i64),
-    /// A step.
+    /// A step failed; the text says what was tried.
     #[error("cannot {0}")]
     Step(String, #[source] io::Error),
-    /// Controllers.
+    /// The cgroup controllers cannot be enabled.
     #[error("cannot set up cgroups")]
     Cgroup(#[source] CgroupError),
 }
@@ -51,12 +51,12 @@ fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> MountError {
 
 const NEW_ROOT: &str = "/.root";
 
-/// Moves the agent from the initramfs to a root of its own, and mounts what a guest needs. Its
-/// program is deleted with the rest of the initramfs: it runs for ever, so its file stays in
-/// memory, without a name, and the kernel lets nobody write to it.
+/// Moves the agent from the initramfs to a new root file system, and mounts what a guest needs. The
+/// agent's program is deleted with the rest of the initramfs. It stays in memory without a name,
+/// because it is running, and the kernel does not allow writes to it.
 ///
 /// # Errors
-/// [`MountError`]; the guest is of no use then.
+/// [`MountError`]; the guest is then unusable.
 pub fn take_over() -> Result<(), MountError> {
     leave_initramfs()?;
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
@@ -109,14 +109,14 @@ fn leave_initramfs() -> Result<(), MountError> {
     std::env::set_current_dir("/").map_err(step("enter the root"))
 }
 
-/// Deletes what else was in the initramfs: nobody can reach it any more, but it would stay in
-/// memory. What cannot be deleted does no harm.
+/// Deletes the other files of the initramfs, which are unreachable but would stay in memory. Errors
+/// are harmless.
 fn free_initramfs() {
     let Ok(root) = fs::metadata("/") else { return };
     delete_below(Path::new("/"), root.dev(), 0);
 }
 
-/// An initramfs deeper than this keeps its depths.
+/// Deeper directories of the initramfs are not deleted.
 const DEEPEST: usize = 64;
 
 fn delete_below(directory: &Path, device: u64, depth: usize) {

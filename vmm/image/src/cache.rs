@@ -1,16 +1,16 @@
 //! The cache directory: its version, locks, and atomic publication of finished images.
 //!
 //! ```text
-//! version               which layout this is
+//! version               the layout of the cache
 //! images/KEY.erofs      finished images, never changed
-//! verified/DIGEST       empty: the layers of this manifest were seen here, and had their digests
-//! locks/KEY             held while KEY is built, removed afterwards
-//! scratch/              images in the making, where the file system has no files without names
+//! verified/DIGEST       empty files: the layers of this manifest were verified
+//! locks/KEY             locked while KEY is built, removed afterwards
+//! scratch/              unfinished images, if the file system does not support O_TMPFILE
 //! ```
 //!
-//! An image in the making has no name: whatever kills its maker, nothing stays. All of it is the
-//! caller's or root's, and reached through descriptors ([`crate::trusted`]): what another user put
-//! there is refused, and never followed.
+//! An unfinished image has no name, so nothing is left behind if its builder is killed. All files
+//! must belong to the caller or root, and are accessed through file descriptors
+//! ([`crate::trusted`]); files of other users are refused, and links are not followed.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -27,17 +27,17 @@ use crate::erofs::{BLOCK_SIZE, check_superblock};
 use crate::sys;
 use crate::trusted::{TrustError, TrustedDir, io_error};
 
-/// What the `version` file of a cache directory holds.
+/// The contents of the `version` file of a cache directory.
 const VERSION: &str = "nelly-cache 1\n";
 
 /// Why the cache directory cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// A file of the cache cannot be used, or is not the caller's alone.
+    /// A file of the cache cannot be used or is not trusted.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The `version` file is of another program version.
+    /// The `version` file is from another version of the program.
     #[error(
         "{} contains {found:?}, but this program supports only {:?}; remove the directory, or choose another with NELLY_HOME",
         path.display(),
@@ -51,15 +51,15 @@ pub enum CacheError {
     },
 }
 
-/// A cache directory, which need not exist yet.
+/// A cache directory, which may not exist yet.
 #[derive(Debug)]
 pub(crate) struct Cache {
     path: PathBuf,
-    /// The directory, if it existed at the start.
+    /// The directory, if it existed when the cache was opened.
     dir: Option<TrustedDir>,
 }
 
-/// The cache's directories, made and opened: what it takes to put an image in.
+/// The open directories of the cache, for adding an image.
 #[derive(Debug)]
 pub(crate) struct Workshop {
     dir: TrustedDir,
@@ -77,7 +77,7 @@ pub(crate) struct Cached {
     pub(crate) path: PathBuf,
 }
 
-/// Holds the right to build one image, until dropped.
+/// A lock for building one image, released on drop.
 #[derive(Debug)]
 pub(crate) struct Lock<'a> {
     locks: &'a TrustedDir,
@@ -87,18 +87,18 @@ pub(crate) struct Lock<'a> {
 
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        // Still locked: whoever waits finds after its turn comes that the name is gone, and takes a
-        // new file.
+        // The file is still locked. A waiting process gets the lock after that, finds that the name
+        // is gone, and creates a new file.
         let _ = self.locks.remove(&self.name);
     }
 }
 
-/// A file in the making.
+/// An unfinished file.
 #[derive(Debug)]
 pub(crate) struct Scratch<'a> {
     pub(crate) file: File,
     scratch: &'a TrustedDir,
-    /// Its name, where files without one do not exist; removed on drop.
+    /// Its name, if the file system does not support files without a name; removed on drop.
     name: Option<String>,
 }
 
@@ -111,7 +111,7 @@ impl Drop for Scratch<'_> {
 }
 
 impl Scratch<'_> {
-    /// The file, for reading only.
+    /// The file, opened for reading only.
     pub(crate) fn read_only(&self) -> Result<File, CacheError> {
         match &self.name {
             Some(name) => Ok(self
@@ -124,7 +124,7 @@ impl Scratch<'_> {
     }
 }
 
-/// Checks the version of `dir`; whether it has one.
+/// Checks the version of `dir`. False if it has no version file.
 fn check_version(dir: &TrustedDir) -> Result<bool, CacheError> {
     let Some(file) = dir.read("version")? else { return Ok(false) };
     let path = dir.path().join("version");
@@ -145,12 +145,12 @@ fn manifest_name(manifest: &Digest) -> String {
     format!("{}-{}", manifest.algorithm(), manifest.hex())
 }
 
-/// Whether the layers of this manifest were seen.
+/// Whether the layers of this manifest were verified.
 fn was_verified(verified: &TrustedDir, manifest: &Digest) -> Result<bool, CacheError> {
     Ok(verified.read(manifest_name(manifest))?.is_some())
 }
 
-/// The image of this key, if it is there and whole.
+/// The image with this key, if it exists and is complete.
 fn find_in(images: &TrustedDir, key: &Digest) -> Result<Option<Cached>, CacheError> {
     let name = image_name(key);
     let Some(file) = images.read(&name)? else { return Ok(None) };
@@ -162,7 +162,7 @@ fn find_in(images: &TrustedDir, key: &Digest) -> Result<Option<Cached>, CacheErr
 }
 
 impl Cache {
-    /// Opens `path` if it exists, and checks its version if it has one.
+    /// Opens `path` if it exists, and checks its version file, if there is one.
     pub(crate) fn open(path: &Path) -> Result<Self, CacheError> {
         let dir = TrustedDir::open(path)?;
         if let Some(dir) = &dir {
@@ -175,26 +175,26 @@ impl Cache {
         &self.path
     }
 
-    /// Where the image of this key belongs.
+    /// The path of the image with this key.
     pub(crate) fn image_path(&self, key: &Digest) -> PathBuf {
         self.path.join("images").join(image_name(key))
     }
 
-    /// The image of this key, if it is there and whole, and was there when the cache was opened.
+    /// The image with this key, if it is complete and the cache existed when it was opened.
     pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
         let Some(dir) = &self.dir else { return Ok(None) };
         let Some(images) = dir.subdirectory("images")? else { return Ok(None) };
         find_in(&images, key)
     }
 
-    /// Whether this cache has seen the layers of this manifest.
+    /// Whether the layers of this manifest were verified.
     pub(crate) fn has_verified(&self, manifest: &Digest) -> Result<bool, CacheError> {
         let Some(dir) = &self.dir else { return Ok(false) };
         let Some(verified) = dir.subdirectory("verified")? else { return Ok(false) };
         was_verified(&verified, manifest)
     }
 
-    /// Makes the directories and the version file.
+    /// Creates the directories and the version file.
     pub(crate) fn prepare(&self) -> Result<Workshop, CacheError> {
         let dir = TrustedDir::make(&self.path)?;
         let versioned = check_version(&dir)?;
@@ -218,38 +218,37 @@ impl Workshop {
             .write_all_at(VERSION.as_bytes(), 0)
             .map_err(|source| io_error("write", &path, source))?;
         match link(scratch, &self.dir, "version") {
-            // Another process was faster; it wrote the same.
+            // Another process was faster and wrote the same contents.
             Err(TrustError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => Ok(other?),
         }
     }
 
-    /// The image of this key, if it is there and whole.
+    /// The image with this key, if it exists and is complete.
     pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
         find_in(&self.images, key)
     }
 
-    /// Whether this cache has seen the layers of this manifest.
+    /// Whether the layers of this manifest were verified.
     pub(crate) fn has_verified(&self, manifest: &Digest) -> Result<bool, CacheError> {
         was_verified(&self.verified, manifest)
     }
 
-    /// Remembers that the layers of this manifest were seen, with their digests.
+    /// Records that the layers of this manifest were verified.
     pub(crate) fn remember(&self, manifest: &Digest) -> Result<(), CacheError> {
         self.verified.open_or_make(&manifest_name(manifest))?;
         Ok(())
     }
 
-    /// The file system that holds it: bytes that may still be written to it; `None` if there is no
-    /// bound.
+    /// Free space of the file system in bytes; `None` if there is no limit.
     pub(crate) fn free_bytes(&self) -> Result<Option<u64>, CacheError> {
         let path = self.dir.path();
         Ok(sys::free_bytes(&self.dir)
             .map_err(|source| io_error("look at the file system of", path, source))?)
     }
 
-    /// The right to build the image of this key. `waiting` is called once if another process has
-    /// it.
+    /// Locks the image with this key for building. `waiting` is called once if another process
+    /// holds the lock.
     pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock<'_>, CacheError> {
         let name = key.hex();
         let path = self.locks.path().join(&name);
@@ -264,7 +263,8 @@ impl Workshop {
                 }
                 Err(error) => return Err(io_error("lock", &path, error).into()),
             }
-            // The one who had it removed the name; only the file that has it counts.
+            // The previous holder removed the name, so the lock only counts if the name leads to
+            // this file.
             if self.locks.leads_to(&name, &file)? {
                 let lock = Lock { locks: &self.locks, name, _file: file };
                 self.remove_stale(&key.hex());
@@ -274,7 +274,7 @@ impl Workshop {
         }
     }
 
-    /// Takes the locks that killed builders left, and removes what belongs to them.
+    /// Takes over the locks of killed builders and removes their files.
     fn sweep(&self, own: &Lock<'_>) {
         let Ok(names) = self.locks.names() else { return };
         for name in names.into_iter().filter(|name| *name != *own.name) {
@@ -282,13 +282,14 @@ impl Workshop {
             let name = name.to_string_lossy().into_owned();
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 self.remove_stale(&name);
-                // Whoever opened it just now finds the name gone, and takes a new file.
+                // A process that has just opened it finds the name gone and creates a new file.
                 drop(Lock { locks: &self.locks, name, _file: file });
             }
         }
     }
 
-    /// Removes what a killed builder left. Only the holder of the lock makes files of this prefix.
+    /// Removes the files of a killed builder. Only the holder of the lock creates files with this
+    /// prefix.
     fn remove_stale(&self, prefix: &str) {
         let Ok(names) = self.scratch.names() else { return };
         for name in names.iter().filter(|name| name.to_string_lossy().starts_with(prefix)) {
@@ -296,7 +297,8 @@ impl Workshop {
         }
     }
 
-    /// A new empty file, without a name where that can be, else one that begins with `prefix`.
+    /// A new empty file, without a name if possible, otherwise with a name that begins with
+    /// `prefix`.
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch<'_>, CacheError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let scratch = &self.scratch;
@@ -310,18 +312,18 @@ impl Workshop {
         Ok(Scratch { file: scratch.make_new(&name)?, scratch, name: Some(name) })
     }
 
-    /// A new empty file that nobody will name.
+    /// A new empty file that will not get a name.
     pub(crate) fn spool(&self) -> Result<File, CacheError> {
         let scratch = self.scratch("spool")?;
-        // The name goes here, where there is one; the descriptor stays.
+        // The name, if there is one, is removed here; the file descriptor stays open.
         Ok(scratch
             .file
             .try_clone()
             .map_err(|source| io_error("open a file in", self.scratch.path(), source))?)
     }
 
-    /// Publishes a finished image, whose bytes are on the disk afterwards. The lock proves that
-    /// nobody else does.
+    /// Publishes a finished image after syncing it. The lock proves that no other process does the
+    /// same.
     pub(crate) fn publish(
         &self,
         _lock: &Lock<'_>,
@@ -332,10 +334,9 @@ impl Workshop {
         let path = self.images.path().join(&name);
         rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
             .map_err(|error| io_error("change the mode of", &path, error))?;
-        // Without this a crash of the host could leave a name with less than the whole file behind
-        // it.
+        // Without this a crash of the host could leave an incomplete file with this name.
         scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
-        // What is there is damaged, or it would have been used.
+        // An existing file is damaged, otherwise it would have been used.
         self.images.remove(&name)?;
         link(scratch, &self.images, &name)?;
         match self.find(key)? {
@@ -345,7 +346,7 @@ impl Workshop {
     }
 }
 
-/// Gives a finished file its name.
+/// Links a finished file to its name.
 fn link(mut scratch: Scratch<'_>, dir: &TrustedDir, name: &str) -> Result<(), TrustError> {
     let linked = match scratch.name.take() {
         None => sys::publish(&scratch.file, dir, name),
@@ -416,7 +417,7 @@ mod tests {
         for key in [&key, &other, &dead] {
             fs::write(scratch(key), "x").unwrap();
         }
-        // A killed process leaves its lock's name, and nobody holds it.
+        // A killed process leaves the file of its lock behind, without a lock on it.
         let name = dir.path().join("locks").join(dead.hex());
         fs::write(&name, "").unwrap();
         let _lock = workshop.lock(&key, &mut || ()).unwrap();

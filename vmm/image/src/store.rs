@@ -1,4 +1,4 @@
-//! The store: from a reference to an image, through the cache.
+//! The store: resolves references to images, using the cache.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,13 +26,13 @@ use crate::tree::Tree;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreOptions {
-    /// The cache directory, by contract `$XDG_CACHE_HOME/nelly`. Made when the first image is
-    /// cached. It must be the caller's or root's and not writable by others, and so must the
-    /// directories on the way to it ([`crate::trusted`]).
+    /// The cache directory, normally `$XDG_CACHE_HOME/nelly`. It is created when the first image is
+    /// cached. It and its parents must belong to the caller or root and must not be writable by
+    /// others ([`crate::trusted`]).
     pub cache_dir: PathBuf,
-    /// The OCI layout directory behind `builtin:busybox`, if it is installed.
+    /// The OCI layout directory of `builtin:busybox`, if it is installed.
     pub builtin: Option<PathBuf>,
-    /// Bounds on what an image may cost.
+    /// Limits on the resources that an image may use.
     pub limits: Limits,
 }
 
@@ -44,7 +44,7 @@ impl StoreOptions {
     }
 }
 
-/// Turns references into images.
+/// Resolves references to images.
 #[derive(Debug)]
 pub struct Store {
     options: StoreOptions,
@@ -55,24 +55,24 @@ pub struct Store {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Image {
-    /// What identifies the image: of its manifest (OCI layouts and archives), of its configuration
-    /// (docker archives), or of the configuration made for a `rootfs:` directory.
+    /// The digest that identifies the image: of its manifest (OCI layouts and archives), of its
+    /// configuration (docker archives), or of the configuration generated for a `rootfs:`
+    /// directory.
     pub digest: Digest,
     /// Entrypoint, command, environment, user, working directory, stop signal, volumes, labels.
     pub config: ImageConfiguration,
-    /// The merged layers as an EROFS file system, opened read-only. Nobody changes or truncates the
-    /// file.
+    /// The merged layers as an EROFS file system, opened read-only. The file is never changed or
+    /// truncated.
     pub disk: File,
-    /// Bytes of `disk`, a multiple of 4096.
+    /// Size of `disk` in bytes, a multiple of 4096.
     pub disk_bytes: u64,
-    /// Where `disk` lies when it is cached; `None` when it has no name (`rootfs:`) and ends with
-    /// its descriptor.
+    /// The path of `disk` if it is cached; `None` if the file has no name (`rootfs:`).
     pub disk_path: Option<PathBuf>,
-    /// Whether `disk` was found in the cache rather than built by this call.
+    /// Whether `disk` was found in the cache instead of being built by this call.
     pub cached: bool,
 }
 
-/// What a resolve would do, found out without writing anything.
+/// The result of a resolve without writing anything.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ImagePlan {
@@ -82,30 +82,30 @@ pub struct ImagePlan {
     pub config: ImageConfiguration,
     /// The layers, lowest first; empty for `rootfs:`.
     pub layers: Vec<PlannedLayer>,
-    /// Where the file system image lies or would be put; `None` for `rootfs:`, which is not cached.
+    /// The path of the file system image; `None` for `rootfs:`, which is not cached.
     pub disk_path: Option<PathBuf>,
-    /// Whether it lies there already.
+    /// Whether the file exists.
     pub cached: bool,
 }
 
-/// A layer of a [`ImagePlan`].
+/// A layer of an [`ImagePlan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlannedLayer {
-    /// The digest of the layer as it is stored; `None` in a docker archive, whose layers are known
-    /// by `diff_id`.
+    /// The digest of the stored layer; `None` in a docker archive, whose layers are identified by
+    /// `diff_id`.
     pub digest: Option<Digest>,
     /// The digest of the layer's uncompressed tar stream.
     pub diff_id: Digest,
-    /// Bytes of the layer as it is stored.
+    /// Size of the stored layer in bytes.
     pub size: u64,
 }
 
-/// What is done with a layer's stream; it asks the function now and then whether to go on.
+/// Processes the stream of a layer; calls the function regularly to check for cancellation.
 type ApplyLayer<'a> =
     dyn FnMut(&mut LayerStream<'_>, &mut dyn FnMut() -> bool) -> Result<(), LayerError> + 'a;
 
-/// An image's files.
+/// The opened files of an image.
 enum Opened {
     Layout(LayoutDir),
     Archive(Archive),
@@ -120,7 +120,7 @@ impl Opened {
     }
 }
 
-/// The cache's key: what the disk's bytes depend on.
+/// The key of the cache: a hash of everything that determines the bytes of the disk.
 fn cache_key(layers: &[LayerRef]) -> Digest {
     let mut text = format!("nelly-erofs {WRITER_VERSION}\n");
     for layer in layers {
@@ -130,7 +130,7 @@ fn cache_key(layers: &[LayerRef]) -> Digest {
     Digest::sha256(text.as_bytes())
 }
 
-/// A UUID (version 8: made by a rule of one's own) from a digest.
+/// A UUID (version 8, custom) derived from a digest.
 fn uuid(key: &Digest) -> [u8; 16] {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&key.bytes()[..16]);
@@ -139,7 +139,7 @@ fn uuid(key: &Digest) -> [u8; 16] {
     uuid
 }
 
-/// A phase of a resolve as its workers see it: they report often, the watcher hears about once a
+/// Progress of one stage. Workers report often, but the observer is called about once for each
 /// mebibyte.
 struct Watch<'a> {
     progress: &'a mut dyn Progress,
@@ -155,7 +155,7 @@ impl<'a> Watch<'a> {
         Self { progress, stage, total, told: 0, done: 0 }
     }
 
-    /// Whether to go on.
+    /// Whether to continue.
     fn tick(&mut self, done: u64) -> bool {
         self.done = done;
         if done - self.told >= 1 << 20 {
@@ -171,22 +171,21 @@ impl<'a> Watch<'a> {
 }
 
 impl Store {
-    /// Opens the store. Nothing is written, and a cache directory that does not exist is no error.
+    /// Opens the store. Nothing is written, and the cache directory need not exist.
     ///
     /// # Errors
-    /// [`ImageError::Cache`] if the cache directory is of an unknown version, cannot be read, or
-    /// could have been written by somebody else.
+    /// [`ImageError::Cache`] if the cache directory has an unknown version, cannot be read, or
+    /// could have been written by another user.
     pub fn open(options: StoreOptions) -> Result<Self, ImageError> {
         let cache = Cache::open(&options.cache_dir)
             .map_err(|source| ImageError::Cache { dir: options.cache_dir.clone(), source })?;
         Ok(Self { options, cache })
     }
 
-    /// Finds the image, builds and caches its file system if that was not done before, and opens
-    /// it.
+    /// Finds the image, builds and caches its file system if necessary, and opens it.
     ///
     /// # Errors
-    /// [`ImageError`]; nothing new stays in the cache directory then.
+    /// [`ImageError`]; then nothing new is left in the cache directory.
     pub fn resolve(&self, reference: &Reference, progress: &mut dyn Progress) -> Result<Image, ImageError> {
         let resolved = match reference {
             Reference::Rootfs { dir } => self.resolve_rootfs(reference, dir, progress),
@@ -195,11 +194,11 @@ impl Store {
         resolved.map_err(|error| error.sorted(self.options.cache_dir.clone()))
     }
 
-    /// What [`Store::resolve`] would do: reads the manifest and the configuration, verifies them,
-    /// looks into the cache, and writes nothing.
+    /// What [`Store::resolve`] would do: reads and verifies the manifest and the configuration, and
+    /// checks the cache. It writes nothing.
     ///
     /// # Errors
-    /// As [`Store::resolve`], except for what only shows when layers are read.
+    /// As [`Store::resolve`], except errors that are found only by reading the layers.
     pub fn plan(&self, reference: &Reference) -> Result<ImagePlan, ImageError> {
         if let Reference::Rootfs { dir } = reference {
             rootfs::open(dir).map_err(|source| rootfs_error(reference, source))?;
@@ -211,7 +210,7 @@ impl Store {
         let cache_error = |source| self.cache_error(source);
         let cached = self.cache.find(&key).map_err(cache_error)?.is_some();
         if !cached || !self.cache.has_verified(&loaded.digest).map_err(cache_error)? {
-            // What is certain to fail later fails here.
+            // Errors that are certain to occur later are found here.
             for layer in &loaded.layers {
                 layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
             }
@@ -242,7 +241,7 @@ impl Store {
         }
     }
 
-    /// Reads manifest and configuration.
+    /// Reads the manifest and the configuration.
     fn load(
         &self,
         reference: &Reference,
@@ -318,7 +317,7 @@ impl Store {
             self.spool(reference, archive, &workshop, progress)?;
         }
         let image = if let Some(cached) = found {
-            // Who names the layers of a cached image does not have them yet.
+            // Listing the layers of a cached image does not prove that the caller has them.
             self.verify(reference, &opened, &loaded, progress)?;
             image(cached, true)
         } else {
@@ -356,7 +355,7 @@ impl Store {
         }
     }
 
-    /// What an image may write: a sixteenth of what is free stays with everybody else.
+    /// The space that an image may use: all but a sixteenth of the free space.
     fn room(&self, workshop: &Workshop) -> Result<u64, ImageError> {
         let free = workshop.free_bytes().map_err(|source| self.cache_error(source))?;
         Ok(free.map_or(u64::MAX, |free| free - free / 16))
@@ -381,7 +380,7 @@ impl Store {
         Ok(scratch)
     }
 
-    /// Reads the layers for their digests alone.
+    /// Reads the layers only to verify their digests.
     fn verify(
         &self,
         reference: &Reference,
@@ -392,8 +391,8 @@ impl Store {
         self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| layer::pass(stream, tick))
     }
 
-    /// Reads the layers and verifies them, each being given to `apply` with what asks whether to go
-    /// on.
+    /// Reads and verifies the layers, and passes each to `apply`, with a function that checks for
+    /// cancellation.
     fn read_layers(
         &self,
         reference: &Reference,
@@ -487,7 +486,7 @@ fn rootfs_error(reference: &Reference, source: RootfsError) -> ImageError {
     ImageError::Rootfs { reference: Box::new(reference.clone()), source }
 }
 
-/// A bare directory says nothing about how to run it.
+/// The configuration of a plain directory, which has no information on how to run it.
 fn rootfs_config() -> (Digest, ImageConfiguration) {
     let mut config = ImageConfiguration::default();
     config

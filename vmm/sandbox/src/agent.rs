@@ -14,32 +14,32 @@ use ttrpc::context::Context;
 use crate::spec::{ContainerSpec, ProcessSpec, oci};
 use crate::timeline::GuestStamps;
 
-/// A disk as the guest sees it.
+/// A disk in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestDisk {
-    /// Its id in the machine's configuration, cut to 20 bytes.
+    /// Its id in the machine's configuration, truncated to 20 bytes.
     pub id: String,
-    /// Its device in the guest, such as `/dev/vdb`.
+    /// Its device node in the guest, such as `/dev/vdb`.
     pub device: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
-/// Build id of this side: what the assets and the agent must carry too. `None` in a build that was
-/// given none.
+/// Build id of this program, which must match the assets and the agent. `None` if the build has
+/// none.
 pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
 
-/// Longest wait for an answer that should come at once, in nanoseconds: a wedged guest is an error,
-/// not a hang.
+/// Time limit for calls that should be answered at once, in nanoseconds, so that a guest that hangs
+/// causes an error.
 const CALL_NS: i64 = 60_000_000_000;
 
-/// The same for stamps, which nobody waits long for.
+/// Time limit for reading stamps, in nanoseconds.
 const TIMELINE_NS: i64 = 2_000_000_000;
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The stream cannot be used.
+    /// The stream to the agent cannot be used.
     #[error("cannot open the connection to the agent")]
     Connect(#[source] std::io::Error),
     /// The agent answered with an error, or the connection broke.
@@ -47,45 +47,44 @@ pub enum AgentError {
     Call {
         /// The method.
         call: &'static str,
-        /// The answer.
+        /// The error.
         #[source]
         source: CallError,
     },
-    /// A request that cannot be written down.
+    /// The request cannot be encoded.
     #[error("cannot encode the request for the agent's {call}")]
     Request {
         /// The method.
         call: &'static str,
-        /// Why.
+        /// The error.
         #[source]
         source: serde_json::Error,
     },
-    /// The agent comes from another build.
+    /// The agent has a different build id.
     #[error(
         "the agent in the initramfs has build id {agent}, this nelly has build id {host}: run `make` to build both"
     )]
     Build {
-        /// The agent's.
+        /// The agent's build id.
         agent: String,
-        /// Ours.
+        /// This program's build id.
         host: String,
     },
 }
 
-/// Why a call has no answer that it wanted.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The agent's own words.
+    /// The agent's error message.
     #[error("{0}")]
     Refused(String),
-    /// The connection to it, or what came over it.
+    /// The connection failed, or a message was invalid.
     #[error(transparent)]
     Connection(ttrpc::Error),
 }
 
 impl From<ttrpc::Error> for CallError {
-    /// A status is what the agent said, and of interest is that alone; the library would show it
-    /// with its numbers and empty fields.
+    /// Only the message of a status is useful; ttrpc would print it with its code and empty fields.
     fn from(error: ttrpc::Error) -> Self {
         match error {
             ttrpc::Error::RpcStatus(status) if !status.message.is_empty() => Self::Refused(status.message),
@@ -95,23 +94,23 @@ impl From<ttrpc::Error> for CallError {
     }
 }
 
-/// Why a program did not start, as the guest's kernel said it.
+/// Why a program was not started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct StartFailure {
     /// 125, 126 or 127.
     pub code: u8,
-    /// What was tried, on which path, and the answer.
+    /// What was tried, on which path, and the error.
     pub message: String,
 }
 
-/// What the host says to dial a stream of a process, see `Stdio` of the protocol.
+/// The token with which the host claims a stream of a process, see `Stdio` in the protocol.
 pub type Token = [u8; TOKEN_BYTES];
 
-/// The streams that a process has, each with its token.
+/// The streams of a process, with their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
-    /// Standard input, or the terminal both ways.
+    /// Standard input, or both directions of a terminal.
     pub stdin: Option<Token>,
     /// Standard output; none with a terminal.
     pub stdout: Option<Token>,
@@ -119,7 +118,7 @@ pub struct Tokens {
     pub stderr: Option<Token>,
 }
 
-/// What the agent said of itself.
+/// The agent's answer to Hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     /// `uname -r` of the guest.
@@ -136,7 +135,7 @@ pub struct Agent {
     client: AgentClient,
 }
 
-/// Which process: a container's first one, or an exec.
+/// The id of a process: a container's first process, or an exec.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessId<'a> {
     /// The container.
@@ -157,9 +156,9 @@ fn json(call: &'static str, object: &impl Serialize) -> Result<Vec<u8>, AgentErr
     serde_json::to_vec(object).map_err(|source| AgentError::Request { call, source })
 }
 
-/// The streams that a process wants; `size` is its terminal's first, rows and columns.
+/// The streams of a process; `size` is the initial size of its terminal, rows and columns.
 fn stdio(process: &ProcessSpec, size: Option<(u16, u16)>) -> wire::Stdio {
-    // A terminal without a size has the kernel's, which 0 stands for.
+    // 0 selects the kernel's default size.
     let (rows, columns) = size.unwrap_or((0, 0));
     wire::Stdio {
         terminal: process.terminal,
@@ -172,7 +171,7 @@ fn stdio(process: &ProcessSpec, size: Option<(u16, u16)>) -> wire::Stdio {
     }
 }
 
-/// The tokens of an answer, which must be those of the streams that were asked for.
+/// The tokens in an answer, which must be those of the requested streams.
 fn tokens(call: &'static str, asked: &wire::Stdio, given: wire::StreamTokens) -> Result<Tokens, AgentError> {
     let take = |asked: bool, given: Vec<u8>| match (asked, Token::try_from(given)) {
         (true, Ok(token)) => Ok(Some(token)),
@@ -189,7 +188,7 @@ fn tokens(call: &'static str, asked: &wire::Stdio, given: wire::StreamTokens) ->
 }
 
 impl Agent {
-    /// Takes over a stream to the agent's port. Needs a tokio runtime.
+    /// Creates a client on a stream to the agent's port. Needs a tokio runtime.
     ///
     /// # Errors
     /// The descriptor cannot be made non-blocking or registered.
@@ -199,11 +198,12 @@ impl Agent {
         Ok(Self { client: AgentClient::new(Client::new(socket)) })
     }
 
-    /// The first call. `now_unix_ns` sets the guest's clock, `entropy` (at most 64 bytes) its
-    /// random pool.
+    /// The first call. `now_unix_ns` sets the guest's clock; `entropy` (at most 64 bytes) is added
+    /// to its entropy pool.
     ///
     /// # Errors
-    /// Another protocol major, a feature that the agent lacks, another build.
+    /// The agent has another major version of the protocol, lacks a feature, or has another build
+    /// id.
     pub async fn hello(
         &self,
         hostname: &str,
@@ -222,7 +222,7 @@ impl Agent {
             ..Default::default()
         };
         let response = self.client.hello(context(), &request).await.map_err(failed("Hello"))?;
-        // A side that was built without an id (plain `cargo build`) has nothing to compare.
+        // A program without a build id (plain `cargo build`) is not checked.
         if let Some(host) = BUILD.filter(|host| !response.build.is_empty() && *host != response.build) {
             return Err(AgentError::Build { agent: response.build, host: host.to_owned() });
         }
@@ -233,12 +233,12 @@ impl Agent {
         })
     }
 
-    /// Prepares a container on the read-only image `device`; nothing of it runs yet. Its first
-    /// process has the streams whose tokens are answered, and a terminal of `size`, rows and
+    /// Creates a container on the read-only image `device`, without running its program. Returns
+    /// the tokens of the streams of its first process. `size` is the size of its terminal, rows and
     /// columns, if it has one.
     ///
     /// # Errors
-    /// What the guest could not prepare.
+    /// The container cannot be created.
     pub async fn create(
         &self,
         id: &str,
@@ -270,7 +270,7 @@ impl Agent {
     /// Starts a created container's process.
     ///
     /// # Errors
-    /// A failed call; that the program cannot run is the inner error.
+    /// The call failed. If the program cannot be executed, this is the inner error.
     pub async fn start(&self, container: &str) -> Result<Result<u32, StartFailure>, AgentError> {
         let request =
             wire::StartContainerRequest { container_id: container.to_owned(), ..Default::default() };
@@ -279,7 +279,7 @@ impl Agent {
         Ok(started(response))
     }
 
-    /// Starts a further process in a running container, otherwise as [`Agent::create`] and
+    /// Starts another process in a running container, otherwise as [`Agent::create`] and
     /// [`Agent::start`].
     ///
     /// # Errors
@@ -307,10 +307,10 @@ impl Agent {
         }
     }
 
-    /// Waits for a process's end, without a limit of time.
+    /// Waits for the end of a process, without a time limit.
     ///
     /// # Errors
-    /// No such process, or the connection broke.
+    /// There is no such process, or the connection failed.
     pub async fn wait(&self, id: ProcessId<'_>) -> Result<wire::WaitResponse, AgentError> {
         let request = wire::WaitRequest {
             container_id: id.container.to_owned(),
@@ -320,10 +320,10 @@ impl Agent {
         self.client.wait(Context::default(), &request).await.map_err(failed("Wait"))
     }
 
-    /// Forgets how an exec ended, which until then [`Agent::wait`] tells as often as it is asked.
+    /// Deletes the result of an exec, which [`Agent::wait`] returns until then.
     ///
     /// # Errors
-    /// No such exec, or it has not ended.
+    /// There is no such exec, or it has not ended.
     pub async fn delete_exec(&self, container: &str, exec: &str) -> Result<(), AgentError> {
         let request = wire::DeleteExecRequest {
             container_id: container.to_owned(),
@@ -334,10 +334,10 @@ impl Agent {
         Ok(())
     }
 
-    /// Sends a signal, Linux's number.
+    /// Sends a signal, as a Linux signal number.
     ///
     /// # Errors
-    /// No such process.
+    /// There is no such process.
     pub async fn signal(&self, id: ProcessId<'_>, signal: u32) -> Result<(), AgentError> {
         let request = wire::SignalRequest {
             container_id: id.container.to_owned(),
@@ -349,10 +349,10 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells a process's terminal its size.
+    /// Sets the size of a process's terminal.
     ///
     /// # Errors
-    /// No such process, or it has no terminal.
+    /// There is no such process, or it has no terminal.
     pub async fn resize(&self, id: ProcessId<'_>, rows: u16, columns: u16) -> Result<(), AgentError> {
         let request = wire::ResizePtyRequest {
             container_id: id.container.to_owned(),
@@ -365,19 +365,19 @@ impl Agent {
         Ok(())
     }
 
-    /// Resource use of a container, or of the guest when `container` is empty.
+    /// Resource use of a container, or of the guest if `container` is empty.
     ///
     /// # Errors
-    /// No such container.
+    /// There is no such container.
     pub async fn stats(&self, container: &str) -> Result<wire::StatsResponse, AgentError> {
         let request = wire::StatsRequest { container_id: container.to_owned(), ..Default::default() };
         self.client.stats(context(), &request).await.map_err(failed("Stats"))
     }
 
-    /// What agent and kernel stamped, by the guest's own clocks.
+    /// The stamps of agent and kernel, on the guest's clocks.
     ///
     /// # Errors
-    /// An agent that takes no stamps, or the connection broke.
+    /// The agent does not record stamps, or the connection failed.
     pub async fn timeline(&self) -> Result<GuestStamps, AgentError> {
         let context = ttrpc::context::with_timeout(TIMELINE_NS);
         let request = wire::TimelineRequest::default();
@@ -392,11 +392,11 @@ impl Agent {
         })
     }
 
-    /// Gives drivers to devices that came into the guest's slots since it started; all its disks,
-    /// by name.
+    /// Binds drivers to devices that were attached since the guest started. Returns all disks,
+    /// sorted by name.
     ///
     /// # Errors
-    /// An agent that cannot, or a driver that fails.
+    /// The agent does not support this, or binding a driver failed.
     pub async fn probe_devices(&self) -> Result<Vec<GuestDisk>, AgentError> {
         let request = wire::ProbeDevicesRequest::default();
         let response =
@@ -405,21 +405,20 @@ impl Agent {
         Ok(response.disks.into_iter().map(disk).collect())
     }
 
-    /// Takes the driver from the disk with this id: to be done before it is taken out of the
-    /// machine.
+    /// Unbinds the driver of the disk with this id, before the disk is detached from the machine.
     ///
     /// # Errors
-    /// No such disk, or it is in use.
+    /// There is no such disk, or it is in use.
     pub async fn release_disk(&self, id: &str) -> Result<(), AgentError> {
         let request = wire::ReleaseDeviceRequest { disk: id.to_owned(), ..Default::default() };
         self.client.release_device(context(), &request).await.map_err(failed("ReleaseDevice"))?;
         Ok(())
     }
 
-    /// Ends every process (SIGTERM, `grace_ms`, SIGKILL), syncs, and switches the machine off.
+    /// Ends all processes (SIGTERM, `grace_ms`, SIGKILL), syncs, and powers off the machine.
     ///
     /// # Errors
-    /// The agent refused; a connection that ends is a success, for the machine does too.
+    /// The agent refused. The end of the connection is a success, because the machine ends, too.
     pub async fn shutdown(&self, grace_ms: u32) -> Result<(), AgentError> {
         let request = wire::ShutdownRequest { grace_ms, ..Default::default() };
         let context = ttrpc::context::with_timeout(CALL_NS + i64::from(grace_ms) * 1_000_000);
@@ -457,7 +456,7 @@ mod tests {
 
     use super::*;
 
-    /// An error as a person sees it.
+    /// An error as it is printed.
     fn shown(error: &(dyn Error + 'static)) -> String {
         let chain = std::iter::successors(Some(error), |error| (*error).source());
         chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")

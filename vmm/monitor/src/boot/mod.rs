@@ -1,11 +1,10 @@
-//! Kernels and what they are told: loaders, command line, tables. Turns memory + kernel + initrd +
-//! command line into a [`crate::arch::BootState`]; knows no hypervisor.
+//! Loading of kernels: kernel formats, command line, tables. Converts guest memory, kernel, initrd
+//! and command line to a [`crate::arch::BootState`]; independent of the hypervisor.
 //!
-//! One room an architecture, none of which knows the other, behind one [`Request`] and one
-//! [`Loaded`]: [`x86`] reads ELF files and bzImages and writes an MP table or ACPI, [`arm64`] reads
-//! Linux's Image and writes a device tree. Files are input like any other: every length, offset and
-//! address in them is checked before it is used, and a kernel can be written nowhere but into guest
-//! memory.
+//! There is one module for each architecture, behind one [`Request`] and one [`Loaded`]: [`x86`]
+//! reads ELF files and bzImages and writes an MP table or ACPI tables, [`arm64`] reads Linux's
+//! Image and writes a device tree. Kernel files are not trusted: every length, offset and address
+//! is checked before it is used, and only guest memory is written.
 
 use std::fs::File;
 
@@ -27,24 +26,23 @@ use crate::arch::{BootState, InterruptLine};
 use crate::config::{BootProtocol, Platform as PlatformChoice};
 
 const PAGE: u64 = 4096;
-/// Bytes of a huge page.
+/// Size of a huge page in bytes.
 const HUGE: u64 = crate::sys::pages::HUGE as u64;
 
-/// What is to be loaded.
+/// A file to load.
 #[derive(Clone, Copy)]
 pub struct Image<'a> {
-    /// What messages call it.
+    /// Its name in messages.
     pub name: &'a str,
-    /// Its bytes. What of them is [mappable](ReadAt::mappable) (a sealed memfd, a file of our own
-    /// cache: nobody can truncate or change it while the machine runs) is mapped into the guest
-    /// instead of copied.
+    /// Its contents. [Mappable](ReadAt::mappable) parts (of a sealed memfd or a file in our own
+    /// cache, which cannot be truncated or changed while the machine runs) are mapped into the
+    /// guest instead of copied.
     ///
-    /// Machines then share the pages, and the first instruction comes sooner; but the guest faults
-    /// them in one by one, 4 KiB and some 10 us each, where copied memory comes in huge pages, 15
-    /// of them for a whole boot. Our kernel (13.6 MB of segments at that time),
-    /// instruction-counted, from start to reset: copied 12.1 ms to assemble and 51 ms in all,
-    /// mapped 3.7 ms and 83 ms. So it is for those who keep many machines, not for the quickest
-    /// one.
+    /// Machines then share these pages, and the first instruction runs earlier. But the guest takes
+    /// a page fault for each 4 KiB, about 10 us, while copied memory uses huge pages, 15 for a
+    /// whole boot. Instruction-counted, from start to reset, with an earlier kernel with segments
+    /// of 13.6 MB: copied 12.1 ms to assemble and 51 ms in total, mapped 3.7 ms and 83 ms. So
+    /// mapping is useful for many machines, but not for the fastest start of one.
     pub bytes: &'a dyn ReadAt,
 }
 
@@ -54,8 +52,8 @@ impl std::fmt::Debug for Image<'_> {
     }
 }
 
-/// The bytes of `file`, which messages call `name`; `immutable` is [`FileReader::immutable`]'s
-/// promise.
+/// An image with the contents of `file`, called `name` in messages; for `immutable` see
+/// [`FileReader::immutable`].
 pub fn reader<'a>(name: &str, file: &'a File, immutable: bool) -> Result<FileReader<&'a File>, BootError> {
     match FileReader::new(file) {
         Ok(reader) if immutable => Ok(reader.immutable()),
@@ -67,7 +65,7 @@ pub fn reader<'a>(name: &str, file: &'a File, immutable: bool) -> Result<FileRea
     }
 }
 
-/// One virtio-mmio transport, as the guest is told of it.
+/// A virtio-mmio transport, as it is described to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MmioSlot {
     /// Guest physical address of its registers.
@@ -76,53 +74,53 @@ pub struct MmioSlot {
     pub line: InterruptLine,
 }
 
-/// What to boot, and what to tell it.
+/// The kernel to load, and the hardware to describe to it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The kernel.
     pub kernel: Image<'a>,
-    /// The initial RAM disk.
+    /// The initramfs.
     pub initrd: Option<Image<'a>>,
-    /// The user's command line; the monitor's own arguments go before it.
+    /// The user's command line, which follows the monitor's own arguments.
     pub command_line: &'a str,
-    /// Virtual CPUs, the boot processor first.
+    /// Number of virtual CPUs; the first is the boot processor.
     pub cpus: u32,
     /// Virtio devices and spare slots.
     pub transports: &'a [MmioSlot],
-    /// How the machine describes itself; how `Auto` decides is the architecture's.
+    /// How the hardware is described; `Auto` depends on the architecture.
     pub platform: PlatformChoice,
-    /// How the kernel is entered.
+    /// The boot protocol.
     pub protocol: BootProtocol,
-    /// Random bytes for the guest's generator, which then need not wait for anything.
+    /// Random bytes for the guest's random number generator.
     pub seed: Option<[u8; 32]>,
 }
 
-/// How a machine describes itself.
+/// How the hardware was described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
     /// An MP table, and `virtio_mmio.device=` arguments.
     MpTable,
-    /// ACPI with reduced hardware.
+    /// Hardware-reduced ACPI tables.
     Acpi,
     /// A flattened device tree.
     DeviceTree,
 }
 
-/// A loaded machine.
+/// A loaded kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// What the boot processor starts with.
+    /// The initial state of the boot processor.
     pub state: BootState,
-    /// How the machine was described.
+    /// How the hardware was described.
     pub platform: Platform,
-    /// What the kernel was found to be, for people.
+    /// A description of the kernel for users.
     pub kind: String,
-    /// Guest memory that the kernel occupies: first byte and end.
+    /// Guest memory that the kernel occupies: start and end address.
     pub kernel: (u64, u64),
-    /// Guest memory of the initrd: first byte and length.
+    /// Guest memory of the initrd: address and length.
     pub initrd: Option<(u64, u64)>,
-    /// Bytes mapped instead of copied.
+    /// Number of bytes that were mapped instead of copied.
     pub mapped_bytes: u64,
-    /// The file says of itself that it is a kernel.
+    /// Whether the file has a header that identifies it as a kernel.
     pub says_kernel: bool,
 }

@@ -1,5 +1,5 @@
-//! The machine below a container: what differs from one sandbox to the next, and the configuration
-//! made of it.
+//! The machine of a sandbox: the parameters that differ between sandboxes, and the resulting
+//! configuration.
 
 use nelly_protocol::ports;
 use nelly_vmm::config::{
@@ -9,13 +9,13 @@ use nelly_vmm::config::{
 
 use super::Installation;
 
-/// The kernel's own words: its console for emergencies only, an end instead of a wait after a
-/// panic. (That the processor's random numbers are believed is the default since 6.2; the agent
-/// adds the host's.) On one vCPU a kernel rewrites its lock prefixes one by one, 3.6 ms in
-/// instruction-counted time: it shall not (`noreplace-smp`). Per-CPU memory comes by the page, so
-/// that nobody zeroes 2 MiB for 0.2 (0.7 ms). The root is a ramfs, which our kernel makes of the
-/// initramfs's own pages (kernel/README.md); containers never see it. No files in /sys/kernel/slab
-/// are made for each cache of the kernel's allocator, which nobody reads in a guest (2.0 ms).
+/// Arguments of the guest kernel. It logs only emergencies to the console, and reboots after a
+/// panic. (Trusting the processor's random numbers is the default since 6.2; the agent adds the
+/// host's.) `noreplace-smp`: on one vCPU the kernel would rewrite its lock prefixes, which takes
+/// 3.6 ms in instruction-counted time. `percpu_alloc=page` avoids zeroing 2 MiB for 0.2 MiB of
+/// per-CPU memory (0.7 ms). The root is a ramfs, which our kernel creates from the initramfs's own
+/// pages (kernel/README.md); containers never see it. Blacklisting `slab_late_init` omits the files
+/// in /sys/kernel/slab, which nobody reads in a guest (2.0 ms).
 pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=1 panic=-1 reboot=t noreplace-smp percpu_alloc=page \
                                 rootfstype=ramfs initcall_blacklist=slab_late_init";
 
@@ -25,21 +25,21 @@ pub const IMAGE_DEVICE: &str = "/dev/vda";
 /// A machine for containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineSpec {
-    /// The kernel, as the machine's resources or paths name it.
+    /// The kernel, as a path or in the machine's resources.
     pub kernel: FileSource,
     /// The initramfs with the agent.
     pub initrd: FileSource,
     /// The container image's EROFS file; the guest sees it as [`IMAGE_DEVICE`], read-only.
     pub image: FileSource,
-    /// How the kernel learns of the hardware.
+    /// How the hardware is described to the kernel.
     pub platform: Platform,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: CpuCount,
-    /// Guest memory.
+    /// Guest memory size.
     pub memory: MemorySize,
-    /// The guest is shown the processor's virtualisation.
+    /// Whether to expose the processor's virtualisation to the guest.
     pub nested: bool,
-    /// Words added to the kernel's command line.
+    /// Text to append to the kernel command line.
     pub append: String,
 }
 
@@ -60,7 +60,7 @@ impl MachineSpec {
         }
     }
 
-    /// The same with the kernel and initramfs of an installation.
+    /// The same, with the kernel and initramfs of an installation.
     #[must_use]
     pub fn installed(installation: &Installation, image: FileSource) -> Self {
         let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
@@ -71,7 +71,7 @@ impl MachineSpec {
     /// The configuration that [`crate::instance::Sandbox::start`] takes.
     ///
     /// # Errors
-    /// The command line is too long or holds what no command line can.
+    /// The command line is too long or contains invalid characters.
     pub fn config(&self) -> Result<MachineConfig, ConfigError> {
         let refuse = |field: &str| {
             let field = field.to_owned();

@@ -1,33 +1,33 @@
-//! Where things are on the host: data, cache, configuration (XDG, or all below NELLY_HOME).
+//! Directories on the host: data, cache, configuration (XDG, or all below NELLY_HOME).
 
 use std::path::PathBuf;
 
 use nelly_image::trusted::{TrustError, TrustedDir};
 
-/// The directories of one user. None is created by asking. What lies in them is believed (kernels,
-/// images, settings), so they must be the caller's or root's, and nobody else may write to them.
+/// The directories of a user. They are not created here. Their contents are trusted (kernels,
+/// images, settings), so they must belong to the caller or root and must not be writable by others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     /// Images and kept sandboxes.
     pub data: PathBuf,
-    /// What can be built or fetched again.
+    /// Files that can be built or downloaded again.
     pub cache: PathBuf,
-    /// `config.toml` lies here.
+    /// The directory of `config.toml`.
     pub config: PathBuf,
 }
 
-/// The environment says nothing of a home.
+/// The environment does not specify the directories.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("none of NELLY_HOME, {0} and HOME is set to an absolute path")]
 pub struct NoHome(&'static str);
 
 impl Places {
-    /// Reads them from an environment (`std::env::var_os` in life, a table in tests).
+    /// Reads them from an environment (`std::env::var_os`, or a table in tests).
     ///
     /// # Errors
     /// A directory's own variable, NELLY_HOME and HOME are all unset or relative.
     pub fn from_env(get: impl Fn(&str) -> Option<PathBuf>) -> Result<Self, NoHome> {
-        // The XDG specification: a relative path is to be ignored.
+        // According to the XDG specification, relative paths are ignored.
         let absolute = |name: &str| get(name).filter(|path| path.is_absolute());
         let place = |own: &'static str, below_nelly: &str, below_home: &str| match absolute("NELLY_HOME") {
             Some(home) => Ok(home.join(below_nelly)),
@@ -44,12 +44,11 @@ impl Places {
         })
     }
 
-    /// Looks whether the data directory, if there is one, is what it should be. The image store
-    /// does so with its cache, and who reads `config.toml` opens it with
-    /// [`nelly_image::trusted::open_file`].
+    /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
+    /// is checked when it is opened with [`nelly_image::trusted::open_file`].
     ///
     /// # Errors
-    /// It, or a directory on the way to it, is another user's or can be written by others.
+    /// It, or a parent, belongs to another user or is writable by others.
     pub fn check(&self) -> Result<(), TrustError> {
         TrustedDir::open(&self.data)?;
         Ok(())

@@ -1,5 +1,5 @@
-//! When everything happened: the stamps of client, monitor, kernel and agent on the host's one
-//! clock, and the phases between them. Pure. What each stamp means stands in docs/timeline.md.
+//! The timeline of a run: stamps of client, monitor, kernel and agent on the host's clock, and the
+//! phases between them. docs/timeline.md explains the stamps.
 
 mod guest;
 mod show;
@@ -11,17 +11,17 @@ use serde::Serialize;
 
 pub use guest::GuestStamps;
 
-/// What the client and the guest stamp; the monitor's names are in [`nelly_vmm::timeline::name`].
+/// Names of the stamps of client and guest; the monitor's are in [`nelly_vmm::timeline::name`].
 pub mod name {
     /// First line of the client's `main`.
     pub const MAIN: &str = "main";
-    /// Flags, settings and environment were read and checked.
+    /// Flags, settings and environment were evaluated.
     pub const CONFIG_PARSED: &str = "config_parsed";
-    /// The image is one file on this host.
+    /// The image is available as one file.
     pub const IMAGE_RESOLVED: &str = "image_resolved";
-    /// The monitor's process was made.
+    /// The monitor's process was created.
     pub const MONITOR_SPAWNED: &str = "monitor_spawned";
-    /// The kernel's scheduler clock began to run, early in its set-up.
+    /// The kernel's scheduler clock was started, early in its set-up.
     pub const KERNEL_ENTRY: &str = "kernel_entry";
     /// The kernel executes the first program.
     pub const INIT: &str = "init";
@@ -29,31 +29,31 @@ pub mod name {
     pub const AGENT_MAIN: &str = "agent_main";
     /// The agent listens.
     pub const AGENT_LISTENING: &str = "agent_listening";
-    /// The agent has set the guest up and says so.
+    /// The agent has set up the guest and reports it.
     pub const AGENT_READY: &str = "agent_ready";
     /// The client has a stream to the agent.
     pub const AGENT_CONNECTED: &str = "agent_connected";
     /// The agent answered Hello.
     pub const READY: &str = "ready";
-    /// The agent answered that the container exists.
+    /// The agent reported that the container was created.
     pub const CONTAINER_CREATED: &str = "container_created";
-    /// The agent answered that the container's first process runs.
+    /// The agent reported that the container's first process was started.
     pub const PROCESS_STARTED: &str = "process_started";
-    /// The client passed on the first bytes of the container's output.
+    /// The client wrote the first bytes of the container's output.
     pub const FIRST_BYTE: &str = "first_byte";
-    /// The client heard how the container ended.
+    /// The client received the container's exit status.
     pub const EXIT: &str = "exit";
-    /// The guest was asked for its stamps: the cost of asking, on nobody's path but its own.
+    /// The guest's stamps were read; this phase is only the cost of reading them.
     pub const TIMELINE_READ: &str = "timeline_read";
-    /// The monitor's process was collected.
+    /// The monitor's process was reaped.
     pub const MACHINE_GONE: &str = "machine_gone";
 }
 
-/// Who took a stamp.
+/// The component that recorded a stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
-    /// The command, or whoever embeds this library.
+    /// The `nelly` command, or another program that uses this library.
     Client,
     /// `nelly-monitor`.
     Monitor,
@@ -63,39 +63,39 @@ pub enum Who {
     Agent,
 }
 
-/// One moment.
+/// A named event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stamp {
-    /// What happened then.
+    /// The name of the event.
     pub name: Cow<'static, str>,
     /// CLOCK_MONOTONIC in nanoseconds.
     pub at_ns: u64,
-    /// Who says so.
+    /// The component that recorded it.
     pub who: Who,
 }
 
-/// The interval that ends in a stamp and begins in the one before.
+/// The interval between two consecutive stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase<'a> {
     /// Name of the stamp that ends it.
     pub name: &'a str,
-    /// Who took that stamp.
+    /// The component that recorded that stamp.
     pub who: Who,
-    /// CLOCK_MONOTONIC in nanoseconds.
+    /// Its begin: CLOCK_MONOTONIC in nanoseconds.
     pub begin_ns: u64,
-    /// CLOCK_MONOTONIC in nanoseconds.
+    /// Its end: CLOCK_MONOTONIC in nanoseconds.
     pub end_ns: u64,
 }
 
 impl Phase<'_> {
-    /// How long it took, in nanoseconds.
+    /// Its duration in nanoseconds.
     #[must_use]
     pub fn duration_ns(&self) -> u64 {
         self.end_ns - self.begin_ns
     }
 }
 
-/// All stamps of one run, in order of time.
+/// All stamps of one run, sorted by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Timeline {
     clock: &'static str,
@@ -104,14 +104,14 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Empty, beginning at `origin_ns` of CLOCK_MONOTONIC.
+    /// An empty timeline that begins at `origin_ns` of CLOCK_MONOTONIC.
     #[must_use]
     pub fn new(origin_ns: u64) -> Self {
         Self { clock: stamped::CLOCK, origin_ns, stamps: Vec::new() }
     }
 
-    /// Adds one stamp at its place in time. One before the origin cannot be of this run and is left
-    /// out.
+    /// Adds one stamp, sorted by time. A stamp before the origin cannot be of this run and is
+    /// ignored.
     pub fn add(&mut self, who: Who, name: impl Into<Cow<'static, str>>, at_ns: u64) {
         if at_ns >= self.origin_ns {
             let place = self.stamps.partition_point(|stamp| stamp.at_ns <= at_ns);
@@ -119,15 +119,15 @@ impl Timeline {
         }
     }
 
-    /// Adds all stamps of one process of the host.
+    /// Adds all stamps of a process on the host.
     pub fn merge(&mut self, who: Who, side: stamped::Timeline) {
         for stamp in side.stamps {
             self.add(who, stamp.name, stamp.at_ns);
         }
     }
 
-    /// Adds what the guest stamped: known names, and moments between the first entry into the guest
-    /// and `until_ns`. A guest that lies is left out.
+    /// Adds the guest's stamps: known names, with times between the first entry into the guest and
+    /// `until_ns`. Other stamps are ignored, because the guest is not trusted.
     pub fn merge_guest(&mut self, guest: &GuestStamps, counter: &stamped::GuestCounter, until_ns: u64) {
         let Some(from) = self.at(stamped::name::FIRST_ENTRY) else { return };
         for (who, name, at_ns) in guest.on_the_host(counter) {
@@ -137,19 +137,19 @@ impl Timeline {
         }
     }
 
-    /// When it begins, in nanoseconds.
+    /// The origin in nanoseconds.
     #[must_use]
     pub fn origin_ns(&self) -> u64 {
         self.origin_ns
     }
 
-    /// The stamps, in order of time.
+    /// The stamps, sorted by time.
     #[must_use]
     pub fn stamps(&self) -> &[Stamp] {
         &self.stamps
     }
 
-    /// When `name` was stamped, in nanoseconds.
+    /// The time of the stamp `name` in nanoseconds.
     #[must_use]
     pub fn at(&self, name: &str) -> Option<u64> {
         self.stamps.iter().find(|stamp| stamp.name == name).map(|stamp| stamp.at_ns)

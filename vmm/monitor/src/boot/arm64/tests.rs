@@ -143,7 +143,9 @@ fn what_cannot_be_loaded_says_why() {
     assert!(refused(Request { command_line: &long, ..request(&file) }).contains("the limit is 2047"));
     assert!(refused(Request { command_line: "\0x", ..request(&file) }).contains("NUL"));
     assert!(refused(Request { platform: PlatformChoice::Acpi, ..request(&file) }).contains("device tree"));
-    assert!(refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("only one boot protocol"));
+    assert!(
+        refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("only one boot protocol")
+    );
 }
 
 proptest! {
