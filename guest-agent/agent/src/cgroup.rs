@@ -7,9 +7,9 @@
 //! which the process is created, and the root of its cgroup namespace; the container's root may do
 //! anything in it. The one of the first process also shows the limits, for programs that read them.
 //!
-//! A container cannot prevent execs through its cgroups (for example by enabling controllers, so that
-//! the cgroup accepts no process, or by creating the maximum number of cgroups), because each exec has
-//! its own cgroup, and `ID` itself has no limit that the container could exhaust.
+//! A container cannot prevent execs through its cgroups (for example by enabling controllers, so
+//! that the cgroup accepts no process, or by creating the maximum number of cgroups), because each
+//! exec has its own cgroup, and `ID` itself has no limit that the container could exhaust.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -154,8 +154,8 @@ fn make_bounded(path: &Path, most: usize) -> Result<File, CgroupError> {
 }
 
 impl Cgroup {
-    /// Creates the cgroup `path` below the mount point `root` (whose controllers must be enabled, see
-    /// [`delegate_controllers`]), and the cgroup for the container's first process.
+    /// Creates the cgroup `path` below the mount point `root` (whose controllers must be enabled,
+    /// see [`delegate_controllers`]), and the cgroup for the container's first process.
     ///
     /// # Errors
     /// [`CgroupError`], also if the directory already exists (two containers must not share
@@ -199,8 +199,8 @@ impl Cgroup {
         write(&shown, value)
     }
 
-    /// Enables the controller of a file for the container. Errors are ignored: writing the file will
-    /// fail and explain it.
+    /// Enables the controller of a file for the container. Errors are ignored: writing the file
+    /// will fail and explain it.
     fn hand_down(&self, file: &str) {
         let Some((controller, _)) = file.split_once('.').filter(|(name, _)| !USUAL.contains(name)) else {
             return;
@@ -227,8 +227,8 @@ impl Cgroup {
         self.container.as_fd()
     }
 
-    /// Creates the cgroups of another process, and returns the one in which it is created. Cgroups of
-    /// earlier execs whose processes have all ended are removed first.
+    /// Creates the cgroups of another process, and returns the one in which it is created. Cgroups
+    /// of earlier execs whose processes have all ended are removed first.
     ///
     /// # Errors
     /// [`CgroupError`].

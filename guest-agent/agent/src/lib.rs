@@ -1,7 +1,7 @@
 //! The guest's PID 1 as a library, so that tests can drive its parts without a machine.
 //!
-//! Layers, from the lowest; modules import only from lower ones: `arch` and `sys`; `cgroup`, `slots`
-//! and `timeline`; `mounts`; `spawn`; `registry`; `stdio`; `service`; `main`.
+//! Layers, from the lowest; modules import only from lower ones: `arch` and `sys`; `cgroup`,
+//! `slots` and `timeline`; `mounts`; `spawn`; `registry`; `stdio`; `service`; `main`.
 
 pub mod arch;
 pub mod cgroup;

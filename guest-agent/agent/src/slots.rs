@@ -1,8 +1,8 @@
-//! The guest's virtio-mmio slots: binding drivers to attached devices, and unbinding a driver before
-//! its device is detached.
+//! The guest's virtio-mmio slots: binding drivers to attached devices, and unbinding a driver
+//! before its device is detached.
 //!
-//! The machine describes its slots at boot. A slot without a device has no driver, and the kernel is
-//! not notified when a device is attached, so the host calls the agent.
+//! The machine describes its slots at boot. A slot without a device has no driver, and the kernel
+//! is not notified when a device is attached, so the host calls the agent.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -131,8 +131,8 @@ impl DeviceSlots {
     }
 }
 
-/// Whether a platform device is a virtio slot. The name depends on whether the command line, ACPI or
-/// a device tree describes it.
+/// Whether a platform device is a virtio slot. The name depends on whether the command line, ACPI
+/// or a device tree describes it.
 fn is_slot(name: &str) -> bool {
     name.starts_with("virtio-mmio.") || name.starts_with("LNRO0005:") || name.ends_with(".virtio_mmio")
 }

@@ -1,17 +1,17 @@
-//! Streams of processes: the host connects each of them with a token (`promises`), and tasks copy the
-//! bytes (`pumps`), with one buffer for each direction.
+//! Streams of processes: the host connects each of them with a token (`promises`), and tasks copy
+//! the bytes (`pumps`), with one buffer for each direction.
 //!
-//! A process gets pipes or a terminal instead of the sockets, because a socket cannot be opened again
-//! as /dev/stdout. It does not wait for the host: output stays in the pipe until the host has
+//! A process gets pipes or a terminal instead of the sockets, because a socket cannot be opened
+//! again as /dev/stdout. It does not wait for the host: output stays in the pipe until the host has
 //! connected. A stream that the host does not connect in time counts as closed by the host.
 //!
-//! The host ends stdin by shutting down its sending direction; then the pipe is closed (a terminal gets
-//! VEOF). An output stream ends when all writers have closed it. A writer that outlives its process (in
-//! the background of an exec) keeps it open until it has written nothing for [`IDLE`]; then the stream
-//! ends for the host, and later output is read and discarded, so that the writer neither blocks nor
-//! gets SIGPIPE. When the host closes an output stream, the pipe is closed, too. To the first process
-//! of a PID namespace the kernel does not deliver SIGPIPE with its default action, so the agent traces
-//! this process and kills it instead.
+//! The host ends stdin by shutting down its sending direction; then the pipe is closed (a terminal
+//! gets VEOF). An output stream ends when all writers have closed it. A writer that outlives its
+//! process (in the background of an exec) keeps it open until it has written nothing for [`IDLE`];
+//! then the stream ends for the host, and later output is read and discarded, so that the writer
+//! neither blocks nor gets SIGPIPE. When the host closes an output stream, the pipe is closed, too.
+//! To the first process of a PID namespace the kernel does not deliver SIGPIPE with its default
+//! action, so the agent traces this process and kills it instead.
 
 use std::fs::OpenOptions;
 use std::io;

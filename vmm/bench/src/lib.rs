@@ -1,12 +1,12 @@
-//! `nelly bench` as a library: starts are measured beside other monitors, with one clock, one guest
-//! and one definition of start and end.
+//! The implementation of `nelly bench` as a library: starts of Nelly and other monitors are
+//! measured with one clock, one guest and one definition of start and end.
 //!
-//! Floors, imports go down only: `stats`, `timeline`, `held`, `host`, `sys` → `plan`, `record` →
-//! `peer` → `runner` → `report`.
+//! Modules import only from those before them: `stats`, `timeline`, `memory_use`, `host`, `sys` →
+//! `plan`, `record` → `peer` → `runner` → `report`.
 //!
-//! **Start** is the clock read just before the process is spawned; **end** is the marker's last
-//! byte read from the serial console's pipe, the agent's answer, or the end of the process, as the
-//! benchmark says. The clock is `CLOCK_MONOTONIC`, in nanoseconds.
+//! The **start** is read from the clock immediately before the process is spawned. The **end** is
+//! the moment when the marker's last byte is read from the pipe of the serial console, when the
+//! agent answers, or when the process ends. The clock is `CLOCK_MONOTONIC`, in nanoseconds.
 
 pub mod host;
 pub mod memory_use;

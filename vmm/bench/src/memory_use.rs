@@ -1,37 +1,36 @@
-//! Memory as the kernel tells it: what a process holds with its guest's memory apart, and what the
-//! host has left.
+//! Memory use of processes, without their guest's memory, and free memory of the host.
 
 use std::fs;
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-/// A line `Name:  123 kB` of a file of /proc, in bytes.
+/// Parses a line `Name:  123 kB` of a file in /proc; returns bytes.
 fn kib_line(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-/// Memory that the host can give without swapping.
+/// Memory that is available without swapping, in bytes.
 pub(crate) fn available_bytes() -> u64 {
     kib_line(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable").unwrap_or(0)
 }
 
-/// The most that the process `id` held so far; `None` when it has no memory any more.
+/// Peak resident memory of the process `id` in bytes; `None` if it has released its memory.
 pub(crate) fn peak_rss_bytes(id: u32) -> Option<u64> {
     kib_line(&fs::read_to_string(format!("/proc/{id}/status")).ok()?, "VmHWM")
 }
 
-/// What a process holds, with its guest's memory apart: a kernel's file that is mapped into it
-/// counts as the guest's.
+/// Memory use of a process, with and without its guest's memory. The mapped file of a kernel counts
+/// as guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryUse {
-    /// Resident, shared pages whole.
+    /// Resident memory, including shared pages (RSS).
     pub rss_bytes: u64,
-    /// Resident, shared pages by their share.
+    /// Resident memory, with a proportional share of shared pages (PSS).
     pub pss_bytes: u64,
-    /// Resident and its own alone.
+    /// Resident private memory.
     pub private_bytes: u64,
     /// The part of `rss_bytes` outside the guest's memory: private and shared.
     pub outside_rss_bytes: u64,
@@ -41,11 +40,10 @@ pub struct MemoryUse {
     pub outside_private_bytes: u64,
 }
 
-/// What the process `id` holds, whose guest has `guest_bytes` of memory.
+/// Memory use of the process `id`, whose guest has `guest_bytes` of memory.
 ///
 /// # Errors
-/// The process has ended, or belongs to someone else, or its guest's memory is not among its
-/// mappings.
+/// The process has ended, belongs to another user, or has no mappings of this size.
 pub(crate) fn measure(id: u32, guest_bytes: u64) -> io::Result<MemoryUse> {
     let path = format!("/proc/{id}/smaps");
     let text = fs::read_to_string(&path)
@@ -98,16 +96,16 @@ fn mappings(text: &str) -> Vec<Mapping> {
     found
 }
 
-/// Whether `next` may belong to the same guest memory as `mapping`, its neighbour below: pieces of
-/// different backing divide it.
+/// Whether `next` may belong to the same guest memory as the preceding `mapping`; parts with
+/// different backing are separate mappings.
 fn goes_on(mapping: &Mapping, next: &Mapping) -> bool {
     let alike = mapping.unreserved && next.unreserved || mapping.writable && next.writable;
     next.start == mapping.end && mapping.unreserved == next.unreserved && alike
 }
 
-/// The groups of mappings that are the guest's memory, as places in `groups`: the smallest that
-/// holds it whole, or, where it lies on both sides of a hole, the largest ones that do so together.
-/// Empty where there is none.
+/// The indices of the groups of mappings that are the guest's memory: the smallest group that
+/// contains all of it or, if it is split by a hole, the largest groups that contain it together.
+/// Empty if there is none.
 fn guest(groups: &[&[Mapping]], guest_bytes: u64) -> Vec<usize> {
     let size = |group: &[Mapping]| group[group.len() - 1].end - group[0].start;
     let fits = |group: &[Mapping]| group[0].unreserved || group[0].writable;
@@ -132,7 +130,7 @@ fn guest(groups: &[&[Mapping]], guest_bytes: u64) -> Vec<usize> {
     Vec::new()
 }
 
-/// Adds up, with the guest's memory apart; `None` where there is no such memory.
+/// Adds up the mappings; `None` if there is no guest memory.
 fn split(mappings: &[Mapping], guest_bytes: u64) -> Option<MemoryUse> {
     let groups: Vec<&[Mapping]> = mappings.chunk_by(goes_on).collect();
     let guest = guest(&groups, guest_bytes);

@@ -1,4 +1,4 @@
-//! What is to be measured: plain data, checked where it is made.
+//! Plans of benchmarks: plain data, validated when it is created.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub enum Vmm {
 }
 
 impl Vmm {
-    /// Everyone but ourselves.
+    /// All monitors except Nelly's.
     pub const PEERS: [Self; 4] = [Self::Firecracker, Self::CloudHypervisor, Self::Qemu, Self::Alioth];
 
     /// The name in reports and after `--vs`.
@@ -38,7 +38,7 @@ impl Vmm {
         }
     }
 
-    /// The program that is looked for on PATH when no path is given.
+    /// The program to look up on PATH if no path is given.
     #[must_use]
     pub fn program(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl fmt::Display for Vmm {
 /// Why a `--vs` was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    /// Nobody has that name.
+    /// There is no such monitor.
     #[error(
         "unknown monitor {0:?}: write firecracker, cloud-hypervisor, qemu or alioth, with =PATH if it is not on PATH"
     )]
@@ -68,12 +68,12 @@ pub enum PeerError {
     NoPath(&'static str),
 }
 
-/// A peer as a person names it: `NAME` or `NAME=PATH`.
+/// A monitor to compare with: `NAME` or `NAME=PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Which.
+    /// The monitor.
     pub vmm: Vmm,
-    /// Its program; `None` looks on PATH.
+    /// Its program; `None` to look it up on PATH.
     pub program: Option<PathBuf>,
 }
 
@@ -95,37 +95,38 @@ impl FromStr for Peer {
     }
 }
 
-/// The guest that everyone boots.
+/// The guest that all monitors boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestSetup {
-    /// Kernel, absolute.
+    /// The kernel, as an absolute path.
     pub kernel: PathBuf,
-    /// Initramfs, absolute; none for a kernel that needs none.
+    /// The initramfs, as an absolute path, if any.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
     pub command_line: String,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: CpuCount,
-    /// Memory.
+    /// Memory size.
     pub memory: MemorySize,
-    /// How Nelly's machine describes itself; peers have their own ways.
+    /// How the hardware is described to the kernel by Nelly; other monitors have their own way.
     pub platform: Platform,
 }
 
-/// How often, and how long at most.
+/// Number of rounds, and the time limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rounds {
-    /// Rounds that count, each with one start of everyone.
+    /// Number of counted rounds, with one start of each monitor.
     pub counted: u32,
-    /// Rounds before them that do not: caches fill.
+    /// Number of warm-up rounds before them, which fill caches.
     pub warm_up: u32,
-    /// Longest time of one start.
+    /// Time limit of one start.
     pub limit: Duration,
 }
 
 impl Rounds {
-    /// Every turn in order, `(round, who)`, of `contestants`: interleaved, and each round begun by
-    /// the next one, so that nobody always follows the same. Rounds below `warm_up` do not count.
+    /// All turns in order, as `(round, index)`, for this number of `contestants`. They are
+    /// interleaved, and each round begins with the next one, so that the order changes. Rounds
+    /// below `warm_up` do not count.
     #[must_use]
     pub fn turns(&self, contestants: usize) -> Vec<(u32, usize)> {
         let rounds = 0..self.warm_up + self.counted;
@@ -140,15 +141,15 @@ impl Rounds {
 /// `bench boot`.
 #[derive(Clone, Debug)]
 pub struct BootPlan {
-    /// What everyone boots.
+    /// The guest.
     pub guest: GuestSetup,
     /// `nelly-monitor`.
     pub monitor: PathBuf,
-    /// Who else.
+    /// The other monitors.
     pub peers: Vec<Peer>,
-    /// How often.
+    /// The rounds.
     pub rounds: Rounds,
-    /// What ends a start when the serial console has said it.
+    /// The text on the serial console that ends a start.
     pub marker: String,
 }
 
@@ -158,25 +159,25 @@ pub struct BootPlan {
 pub struct SandboxPlan {
     /// `nelly-monitor`.
     pub monitor: PathBuf,
-    /// The kernel and initramfs with the agent.
+    /// The kernel.
     pub kernel: PathBuf,
-    /// The initramfs.
+    /// The initramfs with the agent.
     pub initrd: PathBuf,
-    /// How the machine describes itself.
+    /// How the hardware is described to the kernel.
     pub platform: Platform,
     /// The built-in image's OCI layout.
     pub builtin: PathBuf,
-    /// Where images are cached.
+    /// The image cache.
     pub cache: PathBuf,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: CpuCount,
-    /// Memory.
+    /// Memory size.
     pub memory: MemorySize,
-    /// Words added to the kernel's command line.
+    /// Text to append to the kernel command line.
     pub append: String,
 }
 
-/// `bench run`: a whole process and its arguments.
+/// `bench run`: a process with its arguments.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
     /// `nelly`.
@@ -185,16 +186,16 @@ pub struct RunPlan {
     pub flags: Vec<String>,
     /// The command in the container.
     pub command: Vec<String>,
-    /// How often.
+    /// The rounds.
     pub rounds: Rounds,
 }
 
-/// When `bench density` stops starting machines.
+/// Limits of `bench density`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DensityLimit {
-    /// Most machines.
+    /// Maximum number of machines.
     pub count: u32,
-    /// Most memory of all of them together, shared pages by their share; `None`: what the host has.
+    /// Maximum memory of all machines together (PSS); `None` for the host's free memory.
     pub memory_bytes: Option<u64>,
 }
 

@@ -1,22 +1,23 @@
-//! What samples say: quantiles, how sure the median is, and whether two sets differ. Pure, and the
-//! same for the same samples and seed.
+//! Statistics of samples: quantiles, confidence intervals of the median, and comparison of two
+//! sets. The results are deterministic.
 
 use nelly_vmm::sys::fits;
 use serde::{Deserialize, Serialize};
 
-/// Resamples behind an interval of confidence.
+/// Number of resamples for a confidence interval.
 const RESAMPLES: usize = 2_000;
-/// Permutations behind a probability.
+/// Number of permutations for a p-value.
 const PERMUTATIONS: u32 = 20_000;
-/// Least samples on each side for a verdict: with five against five, 2 of 252 orders are as extreme
-/// as none mixed.
+/// Minimum number of samples in each set for a verdict: with five in each, only 2 of 252 orders are
+/// as extreme as complete separation.
 pub const LEAST: usize = 5;
-/// A change is believed below this probability of seeing it by chance.
+/// A change is significant if its p-value is below this.
 pub const BELIEVED: f64 = 0.01;
-/// The seed of every resampling, so that a report made again is the same.
+/// The seed of all resampling, so that results are reproducible.
 pub const SEED: u64 = 0x6e65_6c6c_7921;
 
-/// Pseudo-random numbers (`SplitMix64`): enough to resample by, and the same everywhere.
+/// Pseudo-random numbers (`SplitMix64`), which are sufficient for resampling and the same
+/// everywhere.
 struct Random(u64);
 
 impl Random {
@@ -28,37 +29,37 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// An index below `count`, which is not zero. The bias of the multiplication is below 2^-32.
+    /// A random index below `count`, which must not be zero. The bias of the multiplication is
+    /// below 2^-32.
     fn below(&mut self, count: usize) -> usize {
         let high = (u128::from(self.next()) * count as u128) >> 64;
         usize::try_from(high).expect("the high half of a product with count is below count")
     }
 }
 
-/// Quantiles of a set of samples, in the samples' unit.
+/// Quantiles of a set of samples, in the unit of the samples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Samples.
+    /// Number of samples.
     pub count: usize,
-    /// The least.
+    /// The minimum.
     pub min: u64,
     /// The median.
     pub p50: u64,
-    /// Nine of ten are not above it.
+    /// The 90th percentile.
     pub p90: u64,
-    /// 99 of a hundred are not above it; with fewer samples than a hundred it leans on the
-    /// greatest.
+    /// The 99th percentile; with fewer than a hundred samples it is close to the maximum.
     pub p99: u64,
-    /// The greatest.
+    /// The maximum.
     pub max: u64,
-    /// Lower end of the median's 95 % interval of confidence, by bootstrap.
+    /// Lower bound of the 95 % confidence interval of the median (bootstrap).
     pub p50_low: u64,
-    /// Its upper end.
+    /// Its upper bound.
     pub p50_high: u64,
 }
 
 impl Summary {
-    /// Of at least one sample, in any order.
+    /// The quantiles of samples in any order; `None` if there are none.
     #[must_use]
     pub fn of(samples: &[u64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
@@ -78,8 +79,8 @@ impl Summary {
     }
 }
 
-/// The quantile at `permille` (0 to 1000) of sorted samples, between two of them by their distance;
-/// 0 of none.
+/// The quantile at `permille` (0 to 1000) of sorted samples, linearly interpolated; 0 if there are
+/// none.
 #[must_use]
 pub fn quantile(sorted: &[u64], permille: usize) -> u64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0 };
@@ -90,7 +91,7 @@ pub fn quantile(sorted: &[u64], permille: usize) -> u64 {
     low + u64::try_from(part).expect("a part of the distance between two samples is not more than it")
 }
 
-/// The median of samples in any order; 0 of none.
+/// The median of samples in any order; 0 if there are none.
 #[must_use]
 pub fn median(samples: &[u64]) -> u64 {
     let mut sorted = samples.to_vec();
@@ -106,7 +107,7 @@ fn resampled(from: &[u64], into: &mut Vec<u64>, random: &mut Random) -> u64 {
     quantile(into, 500)
 }
 
-/// The 95 % interval of the median's confidence: the percentile bootstrap.
+/// The 95 % confidence interval of the median (percentile bootstrap).
 fn median_interval(samples: &[u64], seed: u64) -> (u64, u64) {
     let (mut random, mut scratch) = (Random(seed), Vec::with_capacity(samples.len()));
     let mut medians: Vec<u64> =
@@ -115,7 +116,7 @@ fn median_interval(samples: &[u64], seed: u64) -> (u64, u64) {
     (quantile(&medians, 25), quantile(&medians, 975))
 }
 
-/// The 99 % interval of the difference of the medians, `b - a`.
+/// The 99 % confidence interval of the difference of the medians, `b - a`.
 fn difference_interval(a: &[u64], b: &[u64], seed: u64) -> (i64, i64) {
     let (mut random, mut scratch) = (Random(seed), Vec::new());
     let mut differences: Vec<i64> = (0..RESAMPLES)
@@ -133,13 +134,13 @@ fn minus(a: u64, b: u64) -> i64 {
     fits(difference.clamp(i64::MIN.into(), i64::MAX.into()), "it was clamped to 64 bits")
 }
 
-/// How likely samples of one source would be parted as `a` and `b` are, or further: a permutation
-/// test of the sum of ranks, ties sharing theirs. (A test of the medians themselves knows nothing
-/// when each side is close together: nearly every permutation has the same two medians.)
+/// The p-value of the difference of two sets: a permutation test of the sum of ranks, in which
+/// equal samples share their ranks. (A test of the medians is useless if the samples of each set
+/// are close together, because nearly all permutations have the same two medians.)
 fn chance(a: &[u64], b: &[u64], seed: u64) -> f64 {
     let mut all: Vec<u64> = a.iter().chain(b).copied().collect();
     all.sort_unstable();
-    // Twice the rank, so that shared ones are whole numbers.
+    // Twice the rank, so that shared ranks are integers.
     let rank = |value: &u64| {
         all.partition_point(|other| other < value) + all.partition_point(|other| other <= value) + 1
     };
@@ -159,40 +160,40 @@ fn chance(a: &[u64], b: &[u64], seed: u64) -> f64 {
     f64::from(as_far) / f64::from(PERMUTATIONS + 1)
 }
 
-/// What two sets of samples say together.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Fewer than [`LEAST`] samples on a side.
+    /// Fewer than [`LEAST`] samples in one set.
     TooFew,
-    /// No difference that is both believed and large enough.
+    /// There is no difference that is significant and large enough.
     Same,
-    /// The second is less.
+    /// The second set is smaller.
     Less,
-    /// The second is more.
+    /// The second set is larger.
     More,
 }
 
-/// Two sets of samples held against each other.
+/// The comparison of two sets of samples.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// The first set's median.
+    /// The median of the first set.
     pub before: u64,
-    /// The second's.
+    /// The median of the second set.
     pub after: u64,
-    /// 99 % interval of the medians' difference, second less first.
+    /// Lower bound of the 99 % interval of the difference of the medians, second minus first.
     pub low: i64,
-    /// Its upper end.
+    /// Its upper bound.
     pub high: i64,
-    /// How likely chance alone parts them so, 0 to 1.
+    /// The p-value, 0 to 1.
     pub chance: f64,
-    /// What follows.
+    /// The verdict.
     pub verdict: Verdict,
 }
 
 impl Change {
-    /// Compares `after` with `before`. A change is believed when chance alone is below
-    /// [`BELIEVED`], the interval of the medians' difference leaves out zero, and the difference is
+    /// Compares `after` with `before`. A change is reported if its p-value is below [`BELIEVED`],
+    /// the interval of the difference of the medians does not contain zero, and the difference is
     /// at least `least_permille` of the first median. `None` without samples.
     #[must_use]
     pub fn between(before: &[u64], after: &[u64], least_permille: u64) -> Option<Self> {

@@ -1,36 +1,36 @@
-//! Phases out of a timeline: stamps on one clock, and the intervals between them. A phase bears the
-//! name of the stamp that ends it.
+//! Phases of a timeline: the intervals between consecutive stamps, named after the stamp that ends
+//! them.
 
 use nelly_vmm::timeline::{CLOCK, Stamp, Timeline};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// An interval with its name.
+/// The duration of a phase.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseDuration {
-    /// The stamp that ends it.
+    /// The name of the stamp that ends it.
     pub name: String,
-    /// How long it took.
+    /// Its duration.
     pub duration_ns: u64,
 }
 
-/// Phases of one sample, and what they leave out of it.
+/// The phases of one sample, and the time that they do not cover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Phases {
-    /// In order of time.
+    /// Sorted by time.
     pub phases: Vec<PhaseDuration>,
-    /// The sample's time less the phases' sum.
+    /// The sample's total time minus the sum of the phases.
     pub unattributed_ns: u64,
 }
 
-/// One without stamps, of what began at `origin_ns`.
+/// An empty timeline that begins at `origin_ns`.
 #[must_use]
 pub fn begun_at(origin_ns: u64) -> Timeline {
     Timeline { origin_ns, ..Timeline::default() }
 }
 
-/// Reads the `timeline` field of `object`, whoever stamped. `None` when it has none, or one of
-/// another clock or shape.
+/// Reads the `timeline` field of `object`. `None` if there is none, or it has another clock or
+/// form.
 #[must_use]
 pub fn read(object: &Value) -> Option<Timeline> {
     let mut timeline: Timeline = serde_json::from_value(object.get("timeline")?.clone()).ok()?;
@@ -38,8 +38,8 @@ pub fn read(object: &Value) -> Option<Timeline> {
     (timeline.clock == CLOCK).then_some(timeline)
 }
 
-/// Adds what a guest says of itself: names, and how long before `end_ns`, in nanoseconds. What it
-/// says of a time before its monitor's last word until then cannot be, and is left out.
+/// Adds stamps of a guest: names and how long before `end_ns` they occurred, in nanoseconds. Stamps
+/// before the last stamp of the monitor are invalid and are ignored.
 pub fn add_ages(timeline: &mut Timeline, ages: &[(&str, u64)], end_ns: u64) {
     let earlier = timeline.stamps.iter().map(|stamp| stamp.at_ns).filter(|at| *at <= end_ns);
     let least = earlier.max().unwrap_or(timeline.origin_ns);
@@ -51,9 +51,8 @@ pub fn add_ages(timeline: &mut Timeline, ages: &[(&str, u64)], end_ns: u64) {
     timeline.stamps.sort_by_key(|stamp| stamp.at_ns);
 }
 
-/// The phases of what began at `start_ns` and ended, by the benchmark's own stamp `end`, at
-/// `end_ns`. Time before the program's first known moment is nobody's: it is not shared out but
-/// said.
+/// The phases between `start_ns` and the benchmark's own stamp `end` at `end_ns`. Time before the
+/// first stamp is not attributed to a phase, but reported separately.
 #[must_use]
 pub fn phases(timeline: &Timeline, start_ns: u64, end: &str, end_ns: u64) -> Phases {
     let mut from = timeline.origin_ns.clamp(start_ns, end_ns.max(start_ns));

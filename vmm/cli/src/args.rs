@@ -179,7 +179,8 @@ pub(crate) struct RunArgs {
     /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Remove the sandbox when it ends (accepted, but always the case: sandboxes cannot be kept yet)
+    /// Remove the sandbox when it ends (accepted, but always the case: sandboxes cannot be kept
+    /// yet)
     #[arg(long)]
     pub(crate) rm: bool,
     /// Mount the image read-only, without a writable layer
@@ -266,7 +267,8 @@ pub(crate) enum PlatformArg {
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G"
 )]
 pub(crate) struct BootArgs {
-    /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or xz
+    /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
+    /// xz
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
     /// Initramfs for the kernel

@@ -1,5 +1,5 @@
-//! `nelly boot`: becomes `nelly-monitor` by exec, with the machine's configuration in a memory
-//! file.
+//! `nelly boot`: executes `nelly-monitor` in place of this process, with the machine's
+//! configuration in a memory file.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -34,8 +34,8 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     file.rewind().context("cannot seek in the machine's configuration")?;
     let mut command = Command::new(&monitor.path);
     command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
-    // It needs nothing of the user's environment. The same process goes on: it began when this
-    // program did.
+    // The monitor needs nothing from the environment except the start time of this process, because
+    // it continues in the same process.
     command.env_clear().env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
     if let Some(result) = &args.result {
         command.arg("--result").arg(result);

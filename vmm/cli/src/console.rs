@@ -9,23 +9,23 @@ use nelly_vmm::text;
 
 use crate::out;
 
-/// Kernel words that undo the silence of the usual ones: the last `loglevel` counts.
+/// Kernel arguments that enable console output again: the last `loglevel` is used.
 pub(crate) const TALKATIVE: &str = "loglevel=7";
 
-/// Longest line; a longer one is cut into several.
+/// Maximum length of a line; longer ones are split.
 const LONGEST: usize = 1024;
 
-/// Prints the console's lines on stderr until it ends, from a thread of its own.
+/// Starts a thread that prints the console's lines on stderr until it ends.
 ///
 /// # Errors
-/// No thread could be started.
+/// The thread cannot be started.
 pub(crate) fn show(serial: UnixStream) -> Result<()> {
     let work = move || lines(BufReader::new(serial), |line| out::note(format_args!("guest: {line}\n")));
     thread::Builder::new().name("console".into()).spawn(work).context("cannot start the console's thread")?;
     Ok(())
 }
 
-/// Cuts what a guest says into lines: it is hostile, and stderr may be a terminal.
+/// Splits the guest's output into lines. It is hostile, and stderr may be a terminal.
 fn lines(from: impl BufRead, mut say: impl FnMut(&str)) {
     let mut line = Vec::new();
     let mut tell = |line: &mut Vec<u8>| {

@@ -1,10 +1,12 @@
-//! Ctrl-C on a terminal in raw mode is an ordinary byte for the container, and not a signal. If a user
-//! presses it several times and the container outputs nothing in return, the machine is killed.
+//! Ctrl-C on a terminal in raw mode is an ordinary byte for the container, and not a signal. If a
+//! user presses it several times and the container outputs nothing in return, the machine is
+//! killed.
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// This many Ctrl-C in a row kill the machine. The first process of a container often ignores SIGINT.
+/// This many Ctrl-C in a row kill the machine. The first process of a container often ignores
+/// SIGINT.
 pub(crate) const KILL_COUNT: usize = 3;
 
 /// The byte of Ctrl-C in raw mode.

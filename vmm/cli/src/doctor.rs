@@ -1,4 +1,4 @@
-//! `nelly doctor`: what this host can do, and how to mend what it cannot.
+//! `nelly doctor`: checks this host and the installation, and suggests fixes.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::host::{self, KvmSupport};
 use crate::out;
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Ok,
@@ -85,7 +85,7 @@ fn kvm() -> Vec<Finding> {
     findings
 }
 
-/// Runs guests of a few instructions: what the processor's flags promise, they prove.
+/// Runs tiny guests to test what the processor's flags promise.
 fn probe() -> Vec<Finding> {
     use nelly_vmm::hv::{self, probe::probe};
     let hint = "this KVM cannot run a stock kernel; `make shell` opens a shell in an emulated host";

@@ -28,8 +28,8 @@ impl OutputFile {
         Self::open(path, OpenOptions::new().write(true).create(true), failure, true)
     }
 
-    /// Opens file descriptor `number` again, in append mode. The descriptor itself stays open and is
-    /// not changed.
+    /// Opens file descriptor `number` again, in append mode. The descriptor itself stays open and
+    /// is not changed.
     ///
     /// # Errors
     /// The descriptor is not open, or cannot be written.

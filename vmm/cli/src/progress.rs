@@ -1,28 +1,29 @@
-//! Progress of the image store: a bar on a terminal. Elsewhere stderr is the container's alone.
+//! Progress of the image store, as a bar on a terminal. If stderr is not a terminal, nothing is
+//! printed.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
 use nelly_image::{ImageStage, Progress};
 
-/// Draws at most ten times a second, and says nothing of what takes less than half a second.
+/// Draws at most ten times a second, and nothing in the first half second.
 pub(crate) struct Bar {
     started: Instant,
     drawn: Option<Instant>,
     shown: bool,
 }
 
-/// Work shorter than this is not worth a word.
+/// No progress is shown before this time.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 impl Bar {
-    /// Quiet or as stderr is.
+    /// A bar, which is hidden if `quiet` is set or stderr is not a terminal.
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         Self { started: Instant::now(), drawn: None, shown: terminal && !quiet }
     }
 
-    /// Takes the bar off the terminal.
+    /// Removes the bar from the terminal.
     pub(crate) fn finish(&mut self) {
         if self.drawn.take().is_some() {
             let _ = stderr().write_all(b"\r\x1b[K");

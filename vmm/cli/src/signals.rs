@@ -10,9 +10,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::ctrl_c::KILL_COUNT;
 
-/// Installs signal handlers and forwards the signals as long as the runtime runs. SIGHUP, SIGINT and
-/// SIGQUIT stay ignored if they were ignored when this process started. With `resizes`, changes of
-/// the terminal's size are forwarded, too.
+/// Installs signal handlers and forwards the signals as long as the runtime runs. SIGHUP, SIGINT
+/// and SIGQUIT stay ignored if they were ignored when this process started. With `resizes`, changes
+/// of the terminal's size are forwarded, too.
 pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()> {
     let plain = [
         (SignalKind::user_defined1(), Signal::USR1),

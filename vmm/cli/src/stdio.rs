@@ -68,7 +68,8 @@ impl OutputThreads {
         Ok(Self { output })
     }
 
-    /// Waits until all output is written. If one stream fails, the other is still copied to its end.
+    /// Waits until all output is written. If one stream fails, the other is still copied to its
+    /// end.
     ///
     /// # Errors
     /// Output could not be written; the error of the first stream that failed.
@@ -89,8 +90,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 /// Copies until the stream ends, or until writing fails. Then the stream is closed, so that its
-/// writers in the container get an error, as they would without Nelly. If the reader has gone, this is
-/// not an error.
+/// writers in the container get an error, as they would without Nelly. If the reader has gone, this
+/// is not an error.
 fn copy_out(
     mut from: &UnixStream,
     to: BorrowedFd<'_>,
@@ -135,8 +136,8 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies input until it ends, and then shuts down only the sending direction, so that the container
-/// reads end of file. With `presses`, repeated Ctrl-C may kill the machine.
+/// Copies input until it ends, and then shuts down only the sending direction, so that the
+/// container reads end of file. With `presses`, repeated Ctrl-C may kill the machine.
 fn copy_in(
     from: BorrowedFd<'_>,
     mut to: &UnixStream,

@@ -36,8 +36,8 @@ pub trait WriteBuffer {
     /// Size in bytes.
     fn size(&self) -> usize;
 
-    /// Writes the bytes `range` to `file` at byte `offset`, with one system call. Returns the number
-    /// of bytes written.
+    /// Writes the bytes `range` to `file` at byte `offset`, with one system call. Returns the
+    /// number of bytes written.
     ///
     /// # Errors
     /// As [`ReadBuffer::read_file`].

@@ -1,12 +1,11 @@
-//! What stands behind block devices and loaders: files and formats, read and written in place.
+//! The files and formats behind block devices and loaders.
 //!
-//! Bytes move between a file and memory that its owner describes by [`ReadBuffer`] or
-//! [`WriteBuffer`]: a slice of the host, or pieces of a guest's memory, which the system then fills
-//! without a copy in between. This crate never sees an address of either, so it needs no `unsafe`,
-//! and it maps no file: one that is cut short while it is in use is an error of a call and no
-//! signal.
+//! Bytes are transferred between a file and memory that its owner describes with [`ReadBuffer`] or
+//! [`WriteBuffer`]: a slice of host memory, or ranges of guest memory, which the system fills
+//! directly. This crate never handles memory addresses, so it needs no `unsafe`. It maps no files,
+//! so a file that is truncated while it is in use causes an error and not a signal.
 //!
-//! Everything that can be read is [`ReadAt`]; what can be written, too, is a [`Disk`].
+//! [`ReadAt`] can be read, a [`Disk`] can also be written.
 
 mod buffer;
 mod concat;

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::AsFd;
 
-/// Punches a hole: the range reads as zeroes and uses no space; the length of the file is unchanged.
-/// Fails with `Unsupported` if the file system does not support it.
+/// Punches a hole: the range reads as zeroes and uses no space; the length of the file is
+/// unchanged. Fails with `Unsupported` if the file system does not support it.
 #[cfg(target_os = "linux")]
 pub fn punch_hole(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;

@@ -1,12 +1,13 @@
-//! OCI images: references, store, layers, the read-only file system image.
+//! OCI images: references, store, layers, and the read-only file system image.
 //!
-//! A [`Reference`] is the IMAGE word of the command line. A [`Store`] turns it into an [`Image`]:
-//! the image's configuration and an opened read-only EROFS file system that holds every layer
-//! merged, ready to be attached to a machine as a disk. The file is made once and cached under a
-//! key that depends only on the layers' contents.
+//! A [`Reference`] is parsed from the IMAGE argument of the command line. A [`Store`] resolves it
+//! to an [`Image`]: the image's configuration and an opened read-only EROFS file system with all
+//! layers merged, to be attached to a machine as a disk. The file is built once and cached under a
+//! key that depends only on the contents of the layers.
 //!
-//! The crate is synchronous, prints nothing, needs no privilege, unpacks nothing onto the host's
-//! file system and knows no machine. Everything it reads (layouts, archives, layers) is untrusted.
+//! The crate is synchronous, prints nothing, needs no privileges, unpacks nothing to the host's
+//! file system and is independent of machines. Everything it reads (layouts, archives, layers) is
+//! untrusted.
 
 mod blob;
 mod cache;
@@ -41,7 +42,7 @@ pub use store::{Image, ImagePlan, PlannedLayer, Store, StoreOptions};
 pub use tar::{Damage, TarError};
 pub use tree::TreeError;
 
-/// Entry points for fuzzing, not for use.
+/// Entry points for fuzzing.
 #[doc(hidden)]
 pub mod fuzz {
     use crate::erofs::NullSink;
@@ -49,8 +50,8 @@ pub mod fuzz {
     use crate::tree::Tree;
     use crate::{Limits, layer};
 
-    /// Merges `data`, cut in two, as the uncompressed tar streams of two layers; whether both were
-    /// accepted.
+    /// Merges the two halves of `data` as the uncompressed tar streams of two layers. Whether both
+    /// were accepted.
     pub fn layers(data: &[u8]) -> bool {
         let limits = Limits {
             entries: 10_000,

@@ -1,27 +1,27 @@
-//! Bounds on what an image may cost.
+//! Limits on the resources that an image may use.
 
-/// Bounds on what an image may cost, so that a small hostile file cannot fill the disk or the
-/// memory.
+/// Limits on the resources that an image may use, so that a small hostile file cannot fill the disk
+/// or the memory.
 ///
 /// Exceeding one is an error that names the limit and its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the file system image, holes included. At most 16 TiB, what the format can address.
-    /// Whatever it says, an image takes no more than fifteen sixteenths of what is free where the
-    /// cache lies.
+    /// Size of the file system image in bytes, including holes. At most 16 TiB, the limit of the
+    /// format. Regardless of this limit, an image uses at most fifteen sixteenths of the free space
+    /// of the cache's file system.
     pub disk_bytes: u64,
-    /// Bytes that all layers may decompress to, padding and overwritten files included.
+    /// Bytes of all uncompressed layers, including padding and overwritten files.
     pub unpacked_bytes: u64,
-    /// Files, directories and links of all layers together.
+    /// Number of files, directories and links in all layers.
     pub entries: u64,
-    /// Bytes of names, symbolic link targets and extended attributes of all layers together.
+    /// Bytes of names, symbolic link targets and extended attributes in all layers.
     pub metadata_bytes: u64,
-    /// Names looked at in the paths, links and whiteouts of all layers together: what merging them
-    /// costs in time.
+    /// Number of path components looked up for the paths, links and whiteouts of all layers, which
+    /// limits the time for merging them.
     pub walked_names: u64,
-    /// Bytes of one index, manifest or configuration.
+    /// Size of one index, manifest or configuration in bytes.
     pub json_bytes: u64,
-    /// Layers of one image.
+    /// Number of layers.
     pub layers: usize,
 }
 

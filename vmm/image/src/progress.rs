@@ -1,8 +1,8 @@
-//! How a long resolve tells what it does.
+//! Progress reports of resolving an image.
 
 use std::fmt;
 
-/// What a resolve is doing. Phases come in order; a cached image has none.
+/// The stage of a resolve. A cached image has no stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageStage {
@@ -14,7 +14,7 @@ pub enum ImageStage {
     Layer {
         /// 1 for the lowest layer.
         number: usize,
-        /// How many layers the image has.
+        /// Number of layers of the image.
         count: usize,
     },
     /// Copying a `rootfs:` directory; bytes of file contents, total unknown.
@@ -40,19 +40,20 @@ impl fmt::Display for ImageStage {
 
 /// Receives the progress of a resolve, on the thread that called it.
 pub trait Progress {
-    /// Called when a phase begins (with `done` 0), then about once a mebibyte, and when it ends.
+    /// Called when a stage begins (with `done` 0), then about once for each mebibyte, and when it
+    /// ends.
     ///
-    /// `done` and `total` are bytes; `total` is `None` when it is unknown.
+    /// `done` and `total` are bytes; `total` is `None` if it is unknown.
     fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>);
 
-    /// Asked for every entry and every piece of a file: `true` ends the resolve with
-    /// [`crate::ImageError::Cancelled`], and nothing stays behind.
+    /// Called for every entry and every part of a file. `true` cancels the resolve with
+    /// [`crate::ImageError::Cancelled`], and nothing is left behind.
     fn cancelled(&mut self) -> bool {
         false
     }
 }
 
-/// Progress that nobody watches.
+/// Ignores progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

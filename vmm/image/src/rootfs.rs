@@ -1,9 +1,9 @@
-//! A directory of the host as the tree of an image.
+//! Reads a directory of the host as an image.
 //!
-//! The directory may change while it is read, and whoever changes it may mean harm. So it is opened
-//! once, and everything else is reached through descriptors: directories below the first one
-//! without any link on the way, files below their directory; and what was opened must be what was
-//! looked at, by device and inode. Nothing outside comes in.
+//! The directory may change while it is read, possibly with bad intent. So it is opened once, and
+//! everything else is accessed through file descriptors: directories below it without following
+//! links, and files relative to their directory. Each opened file must be the one that was
+//! examined, by device and inode. So no file from outside of the directory can be included.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -23,32 +23,32 @@ use crate::num::{fits, to_u64};
 use crate::sys;
 use crate::tree::{Attr, Directory, NodeKind, Tree, TreeError, Xattrs};
 
-/// Bytes read at a time.
+/// Buffer size in bytes.
 const BUFFER: usize = 1 << 20;
-/// Bytes of an extended attribute's value, or of all names, in Linux.
+/// Maximum size of an extended attribute's value, or of all names, in Linux.
 const XATTR_MAX: usize = 65536;
 
-/// Why a directory cannot be an image.
+/// Why a directory cannot be used as an image.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RootfsError {
     /// A system call on a file of the directory failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// As in "cannot open".
+        /// The action, as in "cannot open".
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: io::Error,
     },
-    /// The path is no directory.
+    /// The path is not a directory.
     #[error("{} is not a directory", path.display())]
     NotADirectory {
         /// The path.
         path: PathBuf,
     },
-    /// A file changed while it was read.
+    /// A file was changed while it was being read.
     #[error("{} was changed while it was being read", path.display())]
     Changed {
         /// The file.
@@ -59,7 +59,7 @@ pub enum RootfsError {
     Entry {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: TreeError,
     },
     /// The file system image could not be written.
@@ -67,45 +67,45 @@ pub enum RootfsError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: WriteError,
     },
-    /// The caller gave up.
+    /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// Device and inode: which file it is, whatever its name.
+/// Device and inode, which identify a file regardless of its name.
 type Identity = (u64, u64);
 
 fn identity(stat: &Stat) -> Identity {
     (fits(stat.st_dev, "a device number has at most 64 bits"), stat.st_ino)
 }
 
-/// The state of a walk.
+/// The state of a traversal.
 struct Walk<'a, S> {
     root: &'a File,
     /// The path of the root, for messages.
     name: &'a Path,
     tree: &'a mut Tree,
     sink: &'a mut S,
-    /// Files with several names: where the first stands in the image.
+    /// Files with several names, with their first path in the image.
     linked: HashMap<Identity, Vec<u8>>,
     buffer: Vec<u8>,
     done: u64,
     tick: &'a mut dyn FnMut(u64) -> bool,
 }
 
-/// Something in a directory.
+/// An entry of a directory.
 struct Item<'a> {
     dir: &'a OwnedFd,
     name: &'a OsStr,
-    /// On the host, for messages.
+    /// Its path on the host, for messages.
     path: PathBuf,
     stat: Stat,
 }
 
-/// Opens `dir`, following links: it is the caller who named it.
+/// Opens `dir`, following links, because the caller named it.
 pub(crate) fn open(dir: &Path) -> Result<File, RootfsError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(dir, flags, Mode::empty()) {
@@ -115,9 +115,10 @@ pub(crate) fn open(dir: &Path) -> Result<File, RootfsError> {
     }
 }
 
-/// Reads the directory `root`, opened from `name`, into `tree`, contents going to `sink`. `tick` is
-/// asked for every entry and hears of the bytes read; `false` ends it with
-/// [`RootfsError::Cancelled`]. Entries are taken in the order of their names.
+/// Reads the directory `root`, which was opened from `name`, into `tree`; contents are written to
+/// `sink`. `tick` is called for every entry and with the bytes read; if it returns `false`, the
+/// traversal ends with [`RootfsError::Cancelled`]. Entries are processed in the order of their
+/// names.
 pub(crate) fn read(
     root: &File,
     name: &Path,
@@ -133,9 +134,9 @@ pub(crate) fn read(
     let mut dirs = vec![(PathBuf::new(), root_is)];
     while let Some((inside, is)) = dirs.pop() {
         let mut below = walk.entries(&inside, is)?;
-        // What is mounted inside stays out, as an empty directory.
+        // Mount points are included as empty directories.
         below.retain(|(_, is)| is.0 == root_is.0);
-        // The last one pushed is the next one read.
+        // A stack: the last one is processed next.
         below.reverse();
         dirs.append(&mut below);
     }
@@ -147,8 +148,7 @@ fn io_error(action: &'static str, path: &Path, source: impl Into<io::Error>) -> 
 }
 
 impl<S: DataSink> Walk<'_, S> {
-    /// Opens the directory `inside`, relative to the root, which must be the one that was looked
-    /// at.
+    /// Opens the directory `inside`, relative to the root, which must be the one that was examined.
     fn enter(&self, inside: &Path, is: Identity) -> Result<OwnedFd, RootfsError> {
         let path = self.name.join(inside);
         let below = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
@@ -167,7 +167,7 @@ impl<S: DataSink> Walk<'_, S> {
         if identity(&opened) == is { Ok(dir) } else { Err(RootfsError::Changed { path }) }
     }
 
-    /// Adds what is in a directory, and tells which of it are directories.
+    /// Adds the entries of a directory, and returns those that are directories.
     fn entries(&mut self, inside: &Path, is: Identity) -> Result<Vec<(PathBuf, Identity)>, RootfsError> {
         let dir = self.enter(inside, is)?;
         let host = self.name.join(inside);
@@ -198,7 +198,7 @@ impl<S: DataSink> Walk<'_, S> {
         if several && let Some(first) = self.linked.get(&identity(stat)) {
             return self.tree.link(image, first).map_err(entry_error);
         }
-        // A file's attributes are those of what is read; of the others no descriptor is needed.
+        // The attributes of a file are read from its descriptor; other types are not opened.
         let file = if kind == FileType::RegularFile { Some(item.open()?) } else { None };
         let xattrs = item.xattrs(file.as_ref())?;
         let mode: u32 = fits(stat.st_mode, "a mode has 16 bits");
@@ -270,7 +270,7 @@ impl<S: DataSink> Walk<'_, S> {
 }
 
 impl Item<'_> {
-    /// Opens the file, which must be the one that was looked at.
+    /// Opens the file, which must be the one that was examined.
     fn open(&self) -> Result<File, RootfsError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
         let changed = || RootfsError::Changed { path: self.path.clone() };
@@ -283,8 +283,7 @@ impl Item<'_> {
         if identity(&opened) == identity(&self.stat) { Ok(file.into()) } else { Err(changed()) }
     }
 
-    /// The extended attributes that an image keeps: of `file`, or of what has the name and is no
-    /// file.
+    /// The extended attributes that an image keeps: of `file`, or by name for other types.
     fn xattrs(&self, file: Option<&File>) -> Result<Xattrs, RootfsError> {
         let failed = |error: Errno| io_error("read the extended attributes of", &self.path, error);
         let path = sys::path_in(self.dir, self.name, &self.path);
@@ -311,7 +310,7 @@ impl Item<'_> {
                     value.truncate(len);
                     xattrs.insert(name.into(), value.into());
                 }
-                // Gone since it was listed.
+                // Removed since it was listed.
                 Err(Errno::NODATA) => {}
                 Err(error) => return Err(failed(error)),
             }

@@ -1,6 +1,7 @@
-//! A container in a machine of its own: what `nelly run` is made of, as a library that returns.
+//! Containers in machines of their own: the implementation of `nelly run` as a library.
 //!
-//! Floors, imports go down only: `spec` and `timeline` → `state` → `agent` → `instance` → `life`.
+//! Modules import only from those before them: `spec` and `timeline` → `state` → `agent` →
+//! `instance` → `life`.
 
 pub mod agent;
 pub mod instance;

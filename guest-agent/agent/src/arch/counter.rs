@@ -1,6 +1,6 @@
 #![allow(unsafe_code, reason = "the counter has no safe instruction")]
-//! The processor's counter. The host can convert it to its own clock, and reading it needs no system
-//! call and no exit.
+//! The processor's counter. The host can convert it to its own clock, and reading it needs no
+//! system call and no exit.
 
 /// The time stamp counter.
 #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,8 @@
 //! Size limits of a container's file systems in memory.
 //!
 //! All of them use the guest's memory. A program that fills one should get an error, which it can
-//! handle, instead of being killed by the OOM killer. So file systems without a size get a share, such
-//! that a quarter of the memory is free when all are full.
+//! handle, instead of being killed by the OOM killer. So file systems without a size get a share,
+//! such that a quarter of the memory is free when all are full.
 
 use super::plan::MountPlan;
 
@@ -18,8 +18,8 @@ pub struct Shares {
     pub mounts: Vec<Option<u64>>,
 }
 
-/// Divides `total` bytes of memory among the writable layer (`root` bytes, or 0 if not specified) and
-/// the tmpfs mounts.
+/// Divides `total` bytes of memory among the writable layer (`root` bytes, or 0 if not specified)
+/// and the tmpfs mounts.
 ///
 /// Specified sizes are kept and subtracted from the writable layer's share, which is at least an
 /// eighth of the memory.
@@ -56,8 +56,8 @@ fn usual(mount: &MountPlan, total: u64) -> Option<u64> {
     }
 }
 
-/// The size in the options of a tmpfs, parsed as the kernel does. Options that the kernel will refuse
-/// count as 0.
+/// The size in the options of a tmpfs, parsed as the kernel does. Options that the kernel will
+/// refuse count as 0.
 fn size(data: &str, total: u64) -> Option<u64> {
     const PAGE: u64 = 4096;
     data.split(',').rev().find_map(|word| {

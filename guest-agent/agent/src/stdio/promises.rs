@@ -1,10 +1,10 @@
-//! Assigning the host's connections to streams: a connection begins with a token that the host got in
-//! an answer.
+//! Assigning the host's connections to streams: a connection begins with a token that the host got
+//! in an answer.
 //!
-//! A token is random, can be used once, and expires. Each connection reads its token in a task of its
-//! own, with a time limit. If there are more connections without a token than the host can have made,
-//! the oldest is closed. So connections that send nothing, or a wrong token, do not delay the right
-//! one.
+//! A token is random, can be used once, and expires. Each connection reads its token in a task of
+//! its own, with a time limit. If there are more connections without a token than the host can have
+//! made, the oldest is closed. So connections that send nothing, or a wrong token, do not delay the
+//! right one.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

@@ -87,8 +87,8 @@ impl HostStreams {
 }
 
 impl Pumps {
-    /// Adds an output that must be drained after the process has ended. It is drained when the sender
-    /// is used or dropped.
+    /// Adds an output that must be drained after the process has ended. It is drained when the
+    /// sender is used or dropped.
     fn drained(&mut self) -> oneshot::Sender<()> {
         let (tell, drained) = oneshot::channel();
         self.drained.push(drained);
@@ -204,8 +204,8 @@ async fn pump_in(promised: Promised, pipe: Stream, mut closing: watch::Receiver<
     }
 }
 
-/// Copies from the host to the terminal; without a socket the input ends immediately. VEOF is end of
-/// file for a terminal; in an incomplete line it is needed twice.
+/// Copies from the host to the terminal; without a socket the input ends immediately. VEOF is end
+/// of file for a terminal; in an incomplete line it is needed twice.
 async fn pump_terminal_in(
     socket: Option<Arc<Stream>>,
     terminal: Arc<Stream>,
@@ -252,8 +252,8 @@ enum PumpEnd {
     Silence,
 }
 
-/// Copies from a pipe or terminal to the host, until one of the ends of [`PumpEnd`]. True if the host
-/// closed the stream, so that the pipe must be closed for the process as well.
+/// Copies from a pipe or terminal to the host, until one of the ends of [`PumpEnd`]. True if the
+/// host closed the stream, so that the pipe must be closed for the process as well.
 async fn pump_out(
     source: Arc<Stream>,
     socket: Arc<Stream>,

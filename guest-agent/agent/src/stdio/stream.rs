@@ -49,8 +49,9 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits until the peer has closed both directions; received data is discarded. After the peer has
-    /// shut down only its sending direction this waits forever: then only a write detects the end.
+    /// Waits until the peer has closed both directions; received data is discarded. After the peer
+    /// has shut down only its sending direction this waits forever: then only a write detects the
+    /// end.
     pub(super) async fn gone(&self) {
         loop {
             let Ok(mut ready) = self.0.readable().await else { return };

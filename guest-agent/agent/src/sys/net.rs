@@ -34,7 +34,8 @@ fn vsock_socket(nonblocking: bool) -> io::Result<OwnedFd> {
     owned(unsafe { libc::socket(libc::AF_VSOCK, flags, 0) })
 }
 
-/// Length of the accept queue, enough for the streams of many processes that start at the same time.
+/// Length of the accept queue, enough for the streams of many processes that start at the same
+/// time.
 const BACKLOG: libc::c_int = 4096;
 
 /// Creates a non-blocking listening socket on a vsock port.
@@ -130,7 +131,8 @@ pub fn hung_up(stream: BorrowedFd<'_>) -> bool {
     sent < 0 && !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::ENOTSOCK))
 }
 
-/// Two connected packet sockets with close-on-exec. The first one is non-blocking, the second is not.
+/// Two connected packet sockets with close-on-exec. The first one is non-blocking, the second is
+/// not.
 ///
 /// # Errors
 /// Those of socketpair(2).

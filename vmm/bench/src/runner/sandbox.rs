@@ -1,5 +1,5 @@
-//! Benchmarks of machines with the agent, through the library: the time until the agent answers, and
-//! the time of an exec in a running machine.
+//! Benchmarks of machines with the agent, through the library: the time until the agent answers,
+//! and the time of an exec in a running machine.
 
 use std::fs::File;
 use std::io::Read;
@@ -28,8 +28,8 @@ use crate::timeline;
 /// Time limit for the shutdown of machines.
 const LAST: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// Runs `work` until it ends or a signal arrives. Everything that it started is dropped, and thereby
-/// ended, in both cases.
+/// Runs `work` until it ends or a signal arrives. Everything that it started is dropped, and
+/// thereby ended, in both cases.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) -> Result<T, RunnerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(RunnerError::host("cannot start the runtime"))?;
@@ -65,7 +65,8 @@ impl<'a> SandboxSetup<'a> {
         Ok(Self { plan, disk: image.disk, image: image.config })
     }
 
-    /// Starts a machine. Returns also the clock immediately before the start, after all preparations.
+    /// Starts a machine. Returns also the clock immediately before the start, after all
+    /// preparations.
     pub(super) async fn start(&self, name: &str) -> Result<(u64, Sandbox), RunnerError> {
         let mut resources = Resources::new();
         let disk = self

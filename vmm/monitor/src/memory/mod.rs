@@ -1,15 +1,14 @@
 //! Guest memory: the only owner of host pointers.
 //!
-//! A [`Slot`] is one range of guest physical memory over one range of host addresses whose pieces
-//! may have different backings: anonymous memory, a memory file (shared or private), a private
-//! mapping of a kernel file's segments. Pieces change by mapping over the range, so neither a slot
-//! nor a region ever moves.
+//! A [`Slot`] is one range of guest physical memory over one range of host addresses, whose parts
+//! may have different backings: anonymous memory, a memory file (shared or private), or a private
+//! mapping of a kernel file's segments. Parts are replaced by mapping over the range, so slots and
+//! regions never move.
 //!
-//! **Ownership.** The host range is unmapped by the last of its users, whoever that is. Every way
-//! to reach it holds a reference to it: a [`Slot`] (which the hypervisor keeps for as long as it is
-//! registered, and its vCPUs keep the machine), and every region of every clone of a [`Memory`]
-//! (through its [`Lease`]). No Rust reference into memory that the guest can write is ever made:
-//! all access is volatile.
+//! **Ownership.** The host range is unmapped when its last user is dropped. A [`Slot`] (which the
+//! hypervisor keeps as long as it is registered, and its vCPUs keep the machine) and every region
+//! of every clone of a [`Memory`] (through its [`Lease`]) hold a reference to it. There are no Rust
+//! references into memory that the guest can write: all access is volatile.
 
 #![allow(unsafe_code, reason = "maps and unmaps the guest's memory")]
 
@@ -38,8 +37,8 @@ pub use file::read_at;
 pub use image::ImageError;
 pub use vectored::IoVecs;
 
-/// What devices and loaders read and write guest memory through: volatile copies and checked
-/// ranges, cheap to clone. It keeps the memory mapped.
+/// The interface through which devices and loaders access guest memory: volatile copies and checked
+/// ranges. It is cheap to clone, and keeps the memory mapped.
 pub type Memory = GuestMemoryMmap<Lease>;
 
 /// What a region of a [`Memory`] holds instead of a dirty bitmap: its share of the host range.

@@ -59,9 +59,9 @@ pub fn monotonic_ns() -> u64 {
     part(now.tv_sec) * 1_000_000_000 + part(now.tv_nsec)
 }
 
-/// Makes glibc use one heap for all threads. For programs whose threads allocate little, to be called
-/// first in `main`. It saves four system calls and some resident pages for each thread. Libraries
-/// should not call it.
+/// Makes glibc use one heap for all threads. For programs whose threads allocate little, to be
+/// called first in `main`. It saves four system calls and some resident pages for each thread.
+/// Libraries should not call it.
 #[cfg(target_env = "gnu")]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub fn share_one_heap() {

@@ -1,4 +1,4 @@
-//! What a program was started with: descriptors, by number, and an environment.
+//! Inherited file descriptors and the environment.
 
 #![allow(
     unsafe_code,
@@ -9,11 +9,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-/// A descriptor of our own, close-on-exec, for the file that is open under `number`. What is open
-/// there stays open.
+/// Duplicates the file descriptor `number`, with close-on-exec. The original stays open.
 ///
 /// # Errors
-/// Nothing is open under that number.
+/// The file descriptor is not open.
 pub fn inherited(number: u32) -> io::Result<OwnedFd> {
     let number = RawFd::try_from(number).map_err(|_| io::Error::from(rustix::io::Errno::BADF))?;
     // SAFETY: the borrow lasts for one call, which asks the system about the number and answers
@@ -22,19 +21,18 @@ pub fn inherited(number: u32) -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(file, 3)?)
 }
 
-/// Closes every descriptor but 0 to 2 and those of `handed`: what whoever started this program had
-/// open and did not hand over. One system call for each gap between those that stay.
+/// Closes all file descriptors except 0 to 2 and those in `handed`, with one system call for each
+/// gap between them.
 ///
-/// For programs, once, before they have opened anything of their own that is still needed; a
-/// library's process is not its own.
+/// To be called once by a program, before it opens files of its own. A library must not call it.
 ///
 /// # Errors
-/// The system has no such call (Linux before 5.9).
+/// The system does not have the call (Linux before 5.9).
 pub fn close_all_but(handed: &[u32]) -> io::Result<()> {
     gaps(handed).into_iter().try_for_each(close_range)
 }
 
-/// The numbers from 3 on that are not in `kept`.
+/// The ranges of numbers from 3 on that are not in `kept`.
 fn gaps(kept: &[u32]) -> Vec<RangeInclusive<u32>> {
     let mut kept = kept.to_vec();
     kept.sort_unstable();
@@ -66,12 +64,12 @@ fn close_range(_numbers: RangeInclusive<u32>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Wipes the environment that this program was started with, so that neither its memory nor what
-/// the system shows of it (`/proc/PID/environ`) holds the caller's secrets.
+/// Overwrites the environment that this program was started with, so that neither its memory nor
+/// `/proc/PID/environ` contains secrets of the parent process.
 ///
 /// # Safety
-/// No other thread runs, and nobody holds a reference to a variable's text (`std::env` gives
-/// copies).
+/// No other thread may be running, and there must be no reference to a variable's text (`std::env`
+/// returns copies).
 pub(super) unsafe fn forget_environment() {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;

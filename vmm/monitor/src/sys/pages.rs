@@ -16,8 +16,8 @@ pub enum Pages {
 }
 
 /// Tells the system which page size to use for the `len` bytes from `start` (both multiples of the
-/// page size). This is a hint, and errors are ignored. The contents and the validity of the memory do
-/// not change.
+/// page size). This is a hint, and errors are ignored. The contents and the validity of the memory
+/// do not change.
 #[cfg(target_os = "linux")]
 pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
     use rustix::mm::{Advice, madvise};
@@ -25,8 +25,8 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
         Pages::Huge => Advice::LinuxHugepage,
         Pages::Small => Advice::LinuxNoHugepage,
     };
-    // SAFETY: this advice changes neither contents nor protection of any memory, so every address is
-    // safe; unmapped memory is an error, which is ignored.
+    // SAFETY: this advice changes neither contents nor protection of any memory, so every address
+    // is safe; unmapped memory is an error, which is ignored.
     let _ = unsafe { madvise(start.as_ptr().cast(), len, advice) };
 }
 

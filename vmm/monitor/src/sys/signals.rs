@@ -1,15 +1,15 @@
-//! Signals as a descriptor, for programs that own their process. A library has no business here.
+//! Signals through a file descriptor, for programs. A library should not use this.
 
 #![allow(unsafe_code, reason = "signal sets and signalfd have no safe wrapper here")]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Whether the signal of this number is ignored: whoever started the process wanted it so (`nohup`,
-/// a shell's background jobs).
+/// Whether the signal with this number is ignored, as it is in a process that was started with
+/// `nohup` or as a background job of a shell.
 ///
 /// # Errors
-/// A number that is none.
+/// The number is invalid.
 pub fn ignored(number: i32) -> io::Result<bool> {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: a null action changes nothing, and the current one is written to a place of its type.
@@ -20,10 +20,10 @@ pub fn ignored(number: i32) -> io::Result<bool> {
     Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }
 
-/// Undoes what was set to handle the signal of this number; one that is ignored stays so.
+/// Restores the default action of the signal with this number, unless it is ignored.
 ///
 /// # Errors
-/// A number that is none, or of a signal whose action cannot be set.
+/// The number is invalid, or the action of the signal cannot be changed.
 pub fn act_by_default(number: i32) -> io::Result<()> {
     if ignored(number)? {
         return Ok(());
@@ -35,17 +35,17 @@ pub fn act_by_default(number: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Signals that no longer end the process but wait in a descriptor.
+/// Blocked signals, which are read from a file descriptor.
 #[derive(Debug)]
 pub struct Signals(OwnedFd);
 
 #[cfg(target_os = "linux")]
 impl Signals {
-    /// Blocks the signals of these numbers in this thread and in those it starts from now on. To be
-    /// called before any other thread is.
+    /// Blocks the signals with these numbers in this thread and in threads that it creates later.
+    /// Must be called before other threads are created.
     ///
     /// # Errors
-    /// A number that is none, or the host's refusal.
+    /// A number is invalid, or a system call failed.
     pub fn block(numbers: &[i32]) -> io::Result<Self> {
         use std::os::fd::FromRawFd;
         let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -74,7 +74,7 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// The number of the next signal that arrived, if one did.
+    /// The number of the next pending signal, if any.
     ///
     /// # Errors
     /// The descriptor cannot be read.
@@ -94,7 +94,7 @@ impl Signals {
     /// See the Linux version.
     ///
     /// # Errors
-    /// Always: not written for this system.
+    /// Always: not implemented for this system.
     pub fn block(_numbers: &[i32]) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -109,7 +109,7 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable while a signal waits.
+    /// Readable while a signal is pending.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -1,9 +1,8 @@
-//! When things happened: stamps on one clock, the host's CLOCK_MONOTONIC in absolute nanoseconds.
+//! Stamps on one clock: the host's CLOCK_MONOTONIC in absolute nanoseconds.
 //!
-//! A *stamp* is a name and a moment. A *phase* is the interval between two neighbouring stamps and
-//! bears the name of the one that ends it, so the phases of a timeline add up to the whole by
-//! construction. A stamp costs one read of the clock, through the vDSO: no system call. See
-//! docs/timeline.md.
+//! A *stamp* is a name and a time. A *phase* is the interval between two consecutive stamps and has
+//! the name of the one that ends it, so the phases of a timeline add up to the total. A stamp costs
+//! one read of the clock through the vDSO, without a system call. See docs/timeline.md.
 
 mod counter;
 
@@ -15,37 +14,37 @@ use serde::{Deserialize, Serialize};
 use crate::sys;
 pub use counter::GuestCounter;
 
-/// The environment variable in which whoever starts a process may hand over the moment just before
-/// it did, as [`now_ns`] has it.
+/// The environment variable with the time at which the parent process started this one, in the
+/// format of [`now_ns`].
 pub const ORIGIN_VARIABLE: &str = "NELLY_ORIGIN_NS";
 
-/// The clock's name as a timeline carries it.
+/// The name of the clock in a timeline.
 pub const CLOCK: &str = "CLOCK_MONOTONIC";
 
-/// What the monitor stamps.
+/// Names of the monitor's stamps.
 pub mod name {
-    /// First line of `nelly-monitor`'s `main`, or of a machine's thread.
+    /// The first line of `main` in `nelly-monitor`, or of a machine's thread.
     pub const MONITOR_MAIN: &str = "monitor_main";
     /// The machine's configuration was read and is valid.
     pub const MONITOR_CONFIG: &str = "monitor_config";
-    /// Files opened, guest memory mapped and registered with the hypervisor.
+    /// Files were opened, and guest memory was mapped and registered with the hypervisor.
     pub const MEMORY_MAPPED: &str = "memory_mapped";
     /// Kernel, initrd, command line and tables are in guest memory.
     pub const KERNEL_LOADED: &str = "kernel_loaded";
     /// The interrupt controllers exist.
     pub const VM_CREATED: &str = "vm_created";
-    /// Every device has its place, line and doorbells.
+    /// All devices have their address, interrupt line and doorbells.
     pub const DEVICES_READY: &str = "devices_ready";
-    /// vCPU 0 exists and has its first registers.
+    /// vCPU 0 exists, with its initial registers.
     pub const VCPU_CREATED: &str = "vcpu_created";
     /// The last moment before vCPU 0 enters the guest for the first time.
     pub const FIRST_ENTRY: &str = "first_entry";
-    /// vCPUs out for good, devices at rest.
+    /// All vCPUs and devices have stopped.
     pub const GUEST_END: &str = "guest_end";
 }
 
-/// Longest time between a starter's word and our `main` that is believed, in nanoseconds: one
-/// minute.
+/// Maximum time between the value of the environment variable and the start of `main`, in
+/// nanoseconds: one minute.
 const PLAUSIBLE_NS: u64 = 60_000_000_000;
 
 /// CLOCK_MONOTONIC now, in nanoseconds.
@@ -54,54 +53,54 @@ pub fn now_ns() -> u64 {
     sys::host::monotonic_ns()
 }
 
-/// When a process began that says at `main_ns` what its environment holds in [`ORIGIN_VARIABLE`]:
-/// the starter's word when it is a moment of the last minute, otherwise `main_ns`.
+/// The start of a process: the value of [`ORIGIN_VARIABLE`], if it is at most a minute before
+/// `main_ns`, otherwise `main_ns`.
 #[must_use]
 pub fn origin(variable: Option<&str>, main_ns: u64) -> u64 {
     let word = variable.and_then(|text| text.parse::<u64>().ok());
     word.filter(|&at| at <= main_ns && main_ns - at <= PLAUSIBLE_NS).unwrap_or(main_ns)
 }
 
-/// One moment.
+/// A named event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// What happened then.
+    /// The name of the event.
     pub name: Cow<'static, str>,
     /// CLOCK_MONOTONIC in nanoseconds.
     pub at_ns: u64,
 }
 
-/// The stamps of one process, in order of time.
+/// The stamps of one process, sorted by time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// [`CLOCK`].
     pub clock: Cow<'static, str>,
-    /// When the process began, see [`origin`]. Nanoseconds.
+    /// The start of the process in nanoseconds, see [`origin`].
     pub origin_ns: u64,
-    /// What was stamped. What did not happen is absent.
+    /// The stamps. Events that did not happen are absent.
     pub stamps: Vec<Stamp>,
 }
 
 impl Default for Timeline {
-    /// Without a stamp: of a machine that said nothing.
+    /// A timeline without stamps, for a machine that recorded none.
     fn default() -> Self {
         Self { clock: Cow::Borrowed(CLOCK), origin_ns: 0, stamps: Vec::new() }
     }
 }
 
 impl Timeline {
-    /// When `name` was stamped, in nanoseconds.
+    /// The time of the stamp `name` in nanoseconds.
     #[must_use]
     pub fn at(&self, name: &str) -> Option<u64> {
         self.stamps.iter().find(|stamp| stamp.name == name).map(|stamp| stamp.at_ns)
     }
 }
 
-/// Most stamps that a [`Recorder`] keeps: more than any one side takes.
+/// Maximum number of stamps of a [`Recorder`], more than any process records.
 const MOST: usize = 16;
 
-/// Takes stamps, from any thread, without allocating. The first stamp of a name counts: a machine
-/// that starts again after a reset keeps those of its first start.
+/// Records stamps from any thread, without allocating. Only the first stamp of each name is kept,
+/// so a machine that restarts after a reset keeps those of its first start.
 #[derive(Debug)]
 pub struct Recorder {
     origin_ns: u64,
@@ -115,26 +114,26 @@ struct Taken {
 }
 
 impl Recorder {
-    /// Without a stamp, of a process that began at `origin_ns`.
+    /// A recorder without stamps, of a process that started at `origin_ns`.
     #[must_use]
     pub fn new(origin_ns: u64) -> Self {
         Self { origin_ns, taken: Mutex::new(Taken { stamps: [("", 0); MOST], count: 0 }) }
     }
 
-    /// When the process began, in nanoseconds.
+    /// The start of the process in nanoseconds.
     #[must_use]
     pub fn origin_ns(&self) -> u64 {
         self.origin_ns
     }
 
-    /// Stamps this moment, which it returns.
+    /// Records the current time, and returns it.
     pub fn stamp(&self, name: &'static str) -> u64 {
         let now = now_ns();
         self.stamp_at(name, now);
         now
     }
 
-    /// Stamps a moment that was read before, in nanoseconds.
+    /// Records a time that was read before, in nanoseconds.
     pub fn stamp_at(&self, name: &'static str, at_ns: u64) {
         let mut taken = self.lock();
         let count = taken.count;
@@ -144,14 +143,14 @@ impl Recorder {
         }
     }
 
-    /// When `name` was stamped, in nanoseconds.
+    /// The time of the stamp `name` in nanoseconds.
     #[must_use]
     pub fn at(&self, name: &str) -> Option<u64> {
         let taken = self.lock();
         taken.stamps[..taken.count].iter().find(|(other, _)| *other == name).map(|(_, at)| *at)
     }
 
-    /// What was stamped so far.
+    /// The stamps so far.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
         let taken = self.lock();
@@ -178,7 +177,7 @@ mod tests {
             (Some("99999999000"), 99_999_999_000),
             (Some("100000000000"), main),
             (Some("40000000000"), 40_000_000_000),
-            // From the future, of another boot, no number.
+            // In the future, from another boot, not a number.
             (Some("100000000001"), main),
             (Some("39999999999"), main),
             (Some("-5"), main),

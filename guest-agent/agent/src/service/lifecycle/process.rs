@@ -77,8 +77,8 @@ impl ManagedProcess {
     }
 }
 
-/// Starts copying the streams of a process. `immune` is its process id if the kernel does not deliver
-/// signals with default action to it.
+/// Starts copying the streams of a process. `immune` is its process id if the kernel does not
+/// deliver signals with default action to it.
 pub(super) fn start_pumps(
     process: &ManagedProcess,
     host: HostStreams,

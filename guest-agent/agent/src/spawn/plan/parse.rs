@@ -1,5 +1,5 @@
-//! Conversion of requests to plans. Everything that is invalid or not supported is an error that names
-//! the field.
+//! Conversion of requests to plans. Everything that is invalid or not supported is an error that
+//! names the field.
 
 use nelly_protocol::messages::{Rootfs, Stdio};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
@@ -118,8 +118,8 @@ pub fn container(
     })
 }
 
-/// Validates a request for another process in a container with the given seccomp filter. Returns the
-/// plan and the OOM score.
+/// Validates a request for another process in a container with the given seccomp filter. Returns
+/// the plan and the OOM score.
 ///
 /// # Errors
 /// [`PlanError`] names the part that is wrong or cannot be enforced.
@@ -300,8 +300,8 @@ fn namespaces(linux: &Linux) -> Result<Namespaces, PlanError> {
             (flag, Some(path)) => joins.push((flag, path)),
         }
     }
-    // The root file system is mounted for the container; without a mount namespace this would change
-    // the agent's own mounts.
+    // The root file system is mounted for the container; without a mount namespace this would
+    // change the agent's own mounts.
     if new & libc::CLONE_NEWNS == 0 {
         return Err(PlanError::Missing("mount namespace"));
     }

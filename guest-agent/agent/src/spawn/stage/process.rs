@@ -24,7 +24,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Largest part of `/etc/passwd` or `/etc/group` that is read, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// Bytes read to find the type of a program; the kernel reads as many of the first line of a script.
+/// Bytes read to find the type of a program; the kernel reads as many of the first line of a
+/// script.
 const LONGEST_LINE: u64 = 256;
 
 /// CAP_SYS_ADMIN, which is needed to install a filter without no_new_privs.
@@ -79,8 +80,8 @@ pub(super) fn become_program(
     sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
 
     // After this the container's filter applies, so only exec is left to do. Capabilities cannot be
-    // dropped any more, because the filter could prevent it. The extra one is dropped by exec itself,
-    // which only keeps what the bounding, inheritable and ambient sets allow.
+    // dropped any more, because the filter could prevent it. The extra one is dropped by exec
+    // itself, which only keeps what the bounding, inheritable and ambient sets allow.
     if let Some(filter) = &plan.seccomp {
         sys::install_seccomp(&filter.program, filter.flags).step(|| "install the seccomp filter".into())?;
     }
