@@ -140,8 +140,8 @@ pub(crate) struct MachineArgs {
     after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         `nelly run -- COMMAND` uses the built-in image. Flags after IMAGE belong to the command.\n\n\
         stdout carries only the container's output. stderr carries the container's and Nelly's own messages.\n\
-        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. The machine is\n\
-        killed at the third Ctrl-C, after a SIGTERM that the guest does not answer, and 5 seconds after a hang-up.\n\
+        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. \
+        The machine is killed at the third Ctrl-C, after a SIGTERM that the guest does not answer, and 5 seconds after a hang-up.\n\
         With -it, Ctrl-C goes to the container's terminal. Three in a row without any output in return kill the machine.\n\n\
         Examples:\n  \
         nelly run -- echo hello\n  \

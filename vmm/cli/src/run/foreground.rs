@@ -16,7 +16,7 @@ use nelly_vmm::text;
 use nelly_vmm::timeline::Recorder;
 use tokio::sync::mpsc::{self, UnboundedSender};
 
-use super::plan::ContainerPlan;
+use super::plan::PreparedRun;
 use crate::args::RunArgs;
 use crate::{console, out, signals, stdio};
 
@@ -32,7 +32,7 @@ const KILLED_WAIT: Duration = Duration::from_secs(2);
 /// Signals and the time limit are handled during every wait.
 pub(super) async fn foreground(
     args: &RunArgs,
-    plan: &ContainerPlan,
+    plan: &PreparedRun,
     config: MachineConfig,
     resources: Resources,
     isolation: Isolation,
@@ -71,7 +71,7 @@ pub(super) async fn foreground(
 /// machine.
 async fn contained(
     args: &RunArgs,
-    plan: &ContainerPlan,
+    plan: &PreparedRun,
     sandbox: &Sandbox,
     outside: &mut Outside,
     send: &UnboundedSender<Request>,

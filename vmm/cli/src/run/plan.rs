@@ -32,7 +32,7 @@ pub(super) struct RunOptions {
 }
 
 /// The flags together with the container that they and the image specify.
-pub(super) struct ContainerPlan {
+pub(super) struct PreparedRun {
     pub(super) options: RunOptions,
     pub(super) container: ContainerSpec,
 }
@@ -94,7 +94,7 @@ fn seccomp(option: Option<&str>) -> Result<Seccomp> {
     }
 }
 
-pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfiguration) -> Result<ContainerPlan> {
+pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfiguration) -> Result<PreparedRun> {
     let config = image.config().clone().unwrap_or_default();
     let process = ProcessSpec::merge(&config, &options.overrides, options.hostname.as_str())?;
     let container = ContainerSpec {
@@ -105,18 +105,18 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
         upper_bytes: 0,
         seccomp: options.seccomp.clone(),
     };
-    Ok(ContainerPlan { options, container })
+    Ok(PreparedRun { options, container })
 }
 
 /// The specification of the machine with its files as paths, for `--dry-run`.
-pub(super) fn machine_by_path(plan: &ContainerPlan, image: FileSource) -> MachineSpec {
+pub(super) fn machine_by_path(plan: &PreparedRun, image: FileSource) -> MachineSpec {
     let path = |asset: &Asset| FileSource::Path(asset.path.clone());
     machine_spec(plan, path(&plan.options.assets.kernel), path(&plan.options.assets.initrd), image)
 }
 
 /// The specification of the machine with its files opened.
 pub(super) fn machine_opened(
-    plan: &ContainerPlan,
+    plan: &PreparedRun,
     image: File,
     resources: &mut Resources,
 ) -> Result<MachineSpec> {
@@ -129,7 +129,7 @@ pub(super) fn machine_opened(
 }
 
 fn machine_spec(
-    plan: &ContainerPlan,
+    plan: &PreparedRun,
     kernel: FileSource,
     initrd: FileSource,
     image: FileSource,
