@@ -32,7 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "layers", run: layers::run, seeds: layers::seeds, rounds: 4_000 },
     Target { name: "mmio", run: mmio::run, seeds: mmio::seeds, rounds: 4_000 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
-    Target { name: "state", run: state::run, seeds: state::seeds, rounds: 3_000 },
+    Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
     Target { name: "vsock", run: vsock::run, seeds: vsock::seeds, rounds: 1_000 },
 ];
 

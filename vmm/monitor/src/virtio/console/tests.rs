@@ -214,3 +214,16 @@ fn broken_chains_in_either_direction_need_a_reset() {
         assert_eq!(received(&mut bench), b"x");
     }
 }
+
+#[test]
+fn the_size_of_the_terminal_is_restored_as_the_guest_knows_it() {
+    use crate::state::testing::{carry, refuses_damage};
+    let (saved, _peer) = console();
+    saved.size().set(80, 25).unwrap();
+    let (mut restored, _peer) = console();
+    carry(&saved, &mut restored).unwrap();
+    let mut size = [0; 4];
+    restored.read_config(0, &mut size);
+    assert_eq!(size, [80, 0, 25, 0]);
+    refuses_damage(&saved, || console().0, |console| console.reset());
+}

@@ -252,3 +252,53 @@ fn longer_buffers_and_pieces_are_served_alike() {
     assert_eq!((used.len, used.data[0], used.data[10]), (10, 0, 0xa5));
     assert_eq!(control.sizes(), (BLOCK, BLOCK));
 }
+
+#[test]
+fn a_request_that_the_driver_was_not_told_of_is_told_by_the_restored_device() {
+    use crate::state::testing::carry;
+    for told in [false, true] {
+        let (mut saved, control, _slot) = device();
+        control.request(8 * BLOCK).unwrap();
+        let mut bench = Bench::new(&mut saved, 8, None);
+        assert_eq!(ask(&mut bench, at(PLUG, 4, 2)), (ACK, 0));
+        saved.reclaim(bench.stop().state);
+        if !told {
+            control.request(BLOCK).unwrap();
+        }
+        let (mut restored, control_restored, _slot) = device();
+        carry(&saved, &mut restored).unwrap();
+        assert_eq!(control_restored.sizes(), control.sizes());
+        assert_eq!(config(&restored), config(&saved));
+        let mut bench = Bench::new(&mut restored, 8, None);
+        assert_eq!(bench.interrupt.status(), if told { 0 } else { CONFIG_CHANGE });
+        assert_eq!(ask(&mut bench, at(STATE, 4, 2)), (ACK, 0));
+        assert_eq!(ask(&mut bench, at(STATE, 3, 4)), (ACK, 2));
+    }
+}
+
+#[test]
+fn the_state_of_another_region_or_of_none_is_refused() {
+    use crate::state::testing::{refuses_damage, restore, written};
+    let (mut saved, control, _slot) = device();
+    control.request(8 * BLOCK).unwrap();
+    let mut bench = Bench::new(&mut saved, 8, None);
+    assert_eq!(ask(&mut bench, at(PLUG, 4, 2)), (ACK, 0));
+    saved.reclaim(bench.stop().state);
+    refuses_damage(
+        &saved,
+        || device().0,
+        |device| {
+            let (requested, plugged) = (config(device)[6], config(device)[5]);
+            assert!(requested <= 16 * BLOCK && requested.is_multiple_of(BLOCK), "{requested}");
+            assert!(plugged <= 16 * BLOCK, "{plugged}");
+        },
+    );
+    for (start, len, why) in [
+        (START * 2, 16 * BLOCK, "its first address is 134217728, and here it is 268435456"),
+        (START, 15 * BLOCK, "its length is 33554432, and here it is 31457280"),
+    ] {
+        let slot = Slot::new(7, start, len, Backing::Anonymous, false).unwrap();
+        let error = restore(&mut MemoryDevice::new(slot).0, written(&saved)).unwrap_err().to_string();
+        assert!(error.ends_with(why), "{error}");
+    }
+}
