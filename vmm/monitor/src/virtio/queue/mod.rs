@@ -295,6 +295,19 @@ impl Queue {
         Ok(self.pending(memory)? != 0)
     }
 
+    /// Asks the driver to ring for the next chain behind all that wait, and says how many do. A
+    /// chain that came meanwhile shows in [`Queue::pending`].
+    pub fn notify_beyond_pending(&mut self, memory: &Memory) -> Result<u16, QueueFault> {
+        let waiting = self.pending(memory)?;
+        if self.event_idx {
+            store(memory, self.avail_event(), (self.next_available + Wrapping(waiting)).0)?;
+        } else {
+            store(memory, self.rings.used, 0u16)?;
+        }
+        fence(Ordering::SeqCst);
+        Ok(waiting)
+    }
+
     /// Tells the driver not to ring: the worker looks by itself.
     pub fn disable_notifications(&mut self, memory: &Memory) -> Result<(), QueueFault> {
         // With event indices nothing needs to be written: the old index lies behind and is not

@@ -140,10 +140,9 @@ impl VsockWorker {
                 return Ok(self.reset.holds_packets(Instant::now()));
             };
             let written = chain.writer(&self.memory).write_all(&TRANSPORT_RESET.to_le_bytes()).is_ok();
-            // Read before the driver hears of it, and puts it back.
-            let left = event.pending(&self.memory)?;
+            // Before the driver hears of it, and puts it back.
+            let left = event.notify_beyond_pending(&self.memory)?;
             event.push_used(&self.memory, &chain, if written { 4 } else { 0 })?;
-            event.enable_notifications(&self.memory)?;
             event.signal(&self.memory, &self.interrupt)?;
             if written {
                 self.reset = Reset::Told(since, left);

@@ -40,6 +40,7 @@ fn the_guest_is_told_once_and_before_anything_else() {
     assert_eq!(guest.bench.line.take(), 1);
     guest.pump();
     assert_eq!(guest.log.as_deref(), Some(&[][..]), "the driver is not through with it");
+    assert_eq!(guest.bench.queues[EVENT].device_wish().1, 2, "it wants to hear of the third buffer");
     guest.bench.queues[EVENT].add(&[Part::Write(4)]);
     guest.bench.kick(EVENT);
     guest.pump();
