@@ -309,6 +309,17 @@ impl Pump {
         matches!(&self.near, Near::Serial { line, .. } if line.news.load(Ordering::Acquire))
     }
 
+    /// The machine continues after a pause, perhaps in another process than the one that saved
+    /// it. A guest that waits for a serial port whose output was full then finds one that has
+    /// room, and is told.
+    pub(super) fn resumed(&self) {
+        if let Near::Serial { line, port: Some(port) } = &self.near
+            && line.output().len() < SOFT_LIMIT
+        {
+            port.lock().unwrap_or_else(PoisonError::into_inner).drained();
+        }
+    }
+
     /// Delivers the rest of the output, waiting at most `patience` for the reader.
     pub(super) fn finish(&mut self, patience: Duration) {
         let until = Instant::now() + patience;

@@ -258,3 +258,25 @@ fn a_reader_that_the_machine_needs_is_missed_when_something_is_written() {
     let Some(Lost::Failed(why)) = why else { panic!("{why:?}") };
     assert!(event == PumpEvent::Lost && why.contains("console"), "{why}");
 }
+
+#[test]
+fn a_guest_that_waited_for_room_is_told_when_it_continues_elsewhere() {
+    let identification = |rig: &mut Rig| {
+        let mut byte = [0];
+        rig.port.lock().unwrap().read(2, &mut byte);
+        byte[0] & 0x0f
+    };
+    let mut saved = Rig::new();
+    let _ = saved.port.lock().unwrap().write(1, &[2]);
+    saved.says(&vec![b'x'; SOFT_LIMIT]);
+    assert_eq!((saved.status() & 0x60, identification(&mut saved)), (0, 1), "it is to wait");
+    saved.pump.resumed();
+    assert_eq!(identification(&mut saved), 1, "nobody took anything meanwhile");
+    let mut restored = Rig::new();
+    crate::state::testing::carry(&*saved.port.lock().unwrap(), &mut *restored.port.lock().unwrap()).unwrap();
+    // The pending interrupt is read once, as it was by the guest that waits for the next.
+    identification(&mut restored);
+    assert_eq!(identification(&mut restored), 1);
+    restored.pump.resumed();
+    assert_eq!(identification(&mut restored), 2);
+}

@@ -262,6 +262,9 @@ impl<V: Vm> Loop<V> {
                 for transport in &self.machine.transports {
                     lock(transport).0.resume();
                 }
+                for pump in &self.machine.pumps {
+                    pump.resumed();
+                }
             }
             Action::AnswerPause => {
                 if let Some(holder) = holder {
