@@ -99,6 +99,8 @@ def machines(work, words):
     agent["vsock"]["unix_socket"] = f"{INSIDE}/vsock"
     for disk in agent["disks"]:
         disk["source"] = {"path": f"{INSIDE}/disk.img"}
+        if "followed_by" in disk:
+            disk["followed_by"] = [disk["source"] for _ in disk["followed_by"]]
     init = {key: agent[key] for key in ("schema", "kernel", "command_line", "platform", "immutable_images") if key in agent}
     init |= {"initrd": {"path": f"{INSIDE}/init.cpio"}, "serial": "stdio", "memory_bytes": 128 << 20}
     tiny = {"schema": 1, "kernel": {"path": f"{INSIDE}/tiny"}, "serial": "stdio", "memory_bytes": 128 << 20}

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nelly_image::Digest;
 use nelly_tests::{Done, run};
 use serde_json::Value;
 
@@ -143,4 +144,95 @@ fn a_second_run_finds_the_image_cached() {
     home.nelly(&["run", image, "true"]).expect(0);
     assert_eq!(planned(&home)["image_cached"], true);
     home.nelly(&["run", image, "true"]).expect(0);
+}
+
+/// A tar archive (POSIX ustar) of one file: a process for each of a hundred archives would take the
+/// longest of all here.
+fn tar_of(path: &str, contents: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, path.as_bytes());
+    put(100, b"0000644\0");
+    put(108, b"0000000\0");
+    put(116, b"0000000\0");
+    put(124, format!("{:011o}", contents.len()).as_bytes());
+    put(136, b"00000000000");
+    put(148, b"        ");
+    put(156, b"0");
+    put(257, b"ustar\x0000");
+    let sum: u32 = header.iter().copied().map(u32::from).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut tar = header.to_vec();
+    tar.extend(contents);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    tar
+}
+
+/// An OCI layout whose first layer is busybox, and then one layer for each file.
+fn layout_of_many(work: &Path, name: &str, files: &[(String, String)]) -> String {
+    let root = work.join("root");
+    if !root.exists() {
+        busybox(&root, &["sh", "cat", "grep", "ls", "wc"]);
+    }
+    let layout = work.join(name);
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let blob = |bytes: &[u8], kind: &str| {
+        let digest = Digest::sha256(bytes);
+        fs::write(blobs.join(digest.hex()), bytes).unwrap();
+        serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len() })
+    };
+    tool(&root, &["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "-cf", "../root.tar", "."]);
+    let mut tars = vec![fs::read(work.join("root.tar")).unwrap()];
+    tars.extend(files.iter().map(|(path, text)| tar_of(path, text.as_bytes())));
+    let layers: Vec<Value> = tars.iter().map(|tar| blob(tar, "layer.v1.tar")).collect();
+    let ids: Vec<String> = tars.iter().map(|tar| Digest::sha256(tar).to_string()).collect();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = serde_json::json!({ "architecture": architecture, "os": "linux", "config": { "Env": ["PATH=/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": ids } });
+    let config = blob(config.to_string().as_bytes(), "config.v1+json");
+    let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers });
+    let manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json");
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
+    fs::write(layout.join("index.json"), index.to_string()).unwrap();
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    format!("oci:{}", layout.display())
+}
+
+/// What lies in a directory of the cache.
+fn cached(home: &Home, directory: &str) -> Vec<PathBuf> {
+    let directory = home.path().join("cache").join(directory);
+    let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    names
+}
+
+/// The layers of an image are one disk of the guest, whatever their number; what images have in
+/// common is in the cache once.
+#[test]
+fn a_hundred_and_twenty_layers_are_one_disk_and_shared() {
+    let home = Home::new();
+    let work = work(&home);
+    let file = |number: usize| (format!("layers/{number:03}"), format!("{number:03}\n"));
+    let mut files: Vec<_> = (0..119).map(file).collect();
+    files.push(("layers/007".into(), "above\n".into()));
+    let many = layout_of_many(&work, "many", &files);
+    let script = "ls /sys/block | grep -c vd; cat /layers/* | wc; cat /layers/007 /layers/118";
+    let done = home.nelly(&["run", &many, "sh", "-c", script]);
+    done.expect(0);
+    let out = done.out();
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words, ["1", "119", "119", "478", "above", "118"], "{}", done.err());
+
+    let few: Vec<_> = (0..3).map(file).collect();
+    let first = layout_of_many(&work, "first", &few[..2]);
+    home.nelly(&["run", &first, "cat", "/layers/000", "/layers/001"]).expect(0);
+    let (images, layers) = (cached(&home, "images"), cached(&home, "layers"));
+    // One more layer above the same ones: its own two files and a metadata file are new.
+    let second = layout_of_many(&work, "second", &few);
+    let done = home.nelly(&["run", &second, "cat", "/layers/000", "/layers/001", "/layers/002"]);
+    assert_eq!(done.expect(0).out(), "000\n001\n002\n");
+    assert_eq!(cached(&home, "images").len(), images.len() + 1);
+    assert_eq!(cached(&home, "layers").len(), layers.len() + 2);
+    assert!(layers.iter().all(|path| path.exists()));
 }

@@ -76,8 +76,8 @@ async fn sandbox_of(
     let mut resources = Resources::new();
     let kernel = resources.add(File::open(asset("vmlinux")).unwrap());
     let initrd = resources.add(File::open(asset("initramfs.cpio")).unwrap());
-    let disk = image.disk.try_clone().unwrap();
-    let mut spec = MachineSpec::new(kernel, initrd, resources.add(image.disk));
+    let disk = image.disk[0].try_clone().unwrap();
+    let mut spec = MachineSpec::new(kernel, initrd, resources.add_all(image.disk));
     spec.platform = Platform::Mptable;
     spec.memory = MemorySize::new(256 << 20).unwrap();
     let mut config = spec.config().unwrap();
@@ -181,7 +181,7 @@ fn disks_come_and_go_while_the_guest_runs() {
         let attach = |n: u8| {
             let mut resources = Resources::new();
             let source = resources.add(image.try_clone().unwrap());
-            let disk = DiskConfig { id: id(n), source, read_only: true };
+            let disk = DiskConfig::new(id(n), source, true);
             sandbox.machine().attach_disk(&disk, resources).unwrap();
         };
         let run = async |name: &str, device: &str| {

@@ -66,7 +66,7 @@ fn pauses_during_vsock_traffic_lose_nothing() {
 }
 
 fn disk(id: &str, source: FileSource) -> DiskConfig {
-    DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false }
+    DiskConfig::new(DiskId::new(id).unwrap(), source, false)
 }
 
 /// Writes rounds of random bytes to the disk and reads each back from the device; then waits for a

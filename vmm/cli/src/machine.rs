@@ -107,7 +107,7 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
     let path = PathBuf::from(path);
     open("--disk", &path, Accept::Disk)?;
     let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
-    Ok(DiskConfig { id, source: FileSource::Path(path), read_only })
+    Ok(DiskConfig::new(id, FileSource::Path(path), read_only))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Many readers one after the other, as one. No machine uses it yet: images that share layers will.
+//! Many readers one after the other, as one. The disk of an image is
+//! one: its metadata, then the contents of its layers.
 
 use std::io;
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::buffer::{ReadBuffer, WriteBuffer, wide};
+use crate::concat::ConcatError;
 use crate::file::{self, OpenError};
 use crate::number::at_most;
 use crate::sys;
@@ -34,6 +35,12 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The files of the disk are too large together.
+    #[error("the files of the disk are too large together")]
+    Parts(#[from] ConcatError),
+    /// It is larger than any disk can be.
+    #[error("the disk is too large")]
+    TooLarge(#[source] io::Error),
     /// It is not seekable, or its size is unknown.
     #[error("the file cannot be used as a disk")]
     File(#[from] OpenError),

@@ -1,14 +1,16 @@
-//! The cache directory: its version, locks, and atomic publication of finished images.
+//! The cache directory: its version, locks, and atomic publication of finished files.
 //!
 //! ```text
 //! version               the layout of the cache
-//! images/KEY.erofs      finished images, never changed
+//! images/KEY.erofs      metadata of finished images, never changed
+//! layers/KEY.data       contents of the files of a layer, never changed
+//! layers/KEY.changes    the changes of the layer, published after its data file
 //! verified/DIGEST       empty files: the layers of this manifest were verified
 //! locks/KEY             locked while KEY is built, removed afterwards
-//! scratch/              unfinished images, if the file system does not support O_TMPFILE
+//! scratch/              unfinished files, if the file system does not support O_TMPFILE
 //! ```
 //!
-//! An unfinished image has no name, so nothing is left behind if its builder is killed. All files
+//! An unfinished file has no name, so nothing is left behind if its builder is killed. All files
 //! must belong to the caller or root, and are accessed through file descriptors
 //! ([`crate::trusted`]); files of other users are refused, and links are not followed.
 
@@ -23,7 +25,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::digest::Digest;
-use crate::erofs::{BLOCK_SIZE, check_superblock};
+use crate::erofs::{BLOCK, BLOCK_SIZE, check_superblock};
 use crate::sys;
 use crate::trusted::{TrustError, TrustedDir, io_error};
 
@@ -64,20 +66,29 @@ pub(crate) struct Cache {
 pub(crate) struct Workshop {
     dir: TrustedDir,
     images: TrustedDir,
+    layers: TrustedDir,
     verified: TrustedDir,
     locks: TrustedDir,
     scratch: TrustedDir,
 }
 
-/// An image found in the cache.
+/// An image found in the cache: its metadata, then the contents of its layers.
 #[derive(Debug)]
 pub(crate) struct Cached {
-    pub(crate) file: File,
+    pub(crate) files: Vec<File>,
+    pub(crate) paths: Vec<PathBuf>,
+    /// Of all files.
     pub(crate) bytes: u64,
-    pub(crate) path: PathBuf,
 }
 
-/// A lock for building one image, released on drop.
+/// A layer found in the cache.
+#[derive(Debug)]
+pub(crate) struct CachedLayer {
+    pub(crate) changes: File,
+    pub(crate) data_bytes: u64,
+}
+
+/// A lock for building one image or layer, released on drop.
 #[derive(Debug)]
 pub(crate) struct Lock<'a> {
     locks: &'a TrustedDir,
@@ -150,15 +161,51 @@ fn was_verified(verified: &TrustedDir, manifest: &Digest) -> Result<bool, CacheE
     Ok(verified.read(manifest_name(manifest))?.is_some())
 }
 
-/// The image with this key, if it exists and is complete.
-fn find_in(images: &TrustedDir, key: &Digest) -> Result<Option<Cached>, CacheError> {
-    let name = image_name(key);
-    let Some(file) = images.read(&name)? else { return Ok(None) };
-    let path = images.path().join(name);
+fn data_name(layer: &Digest) -> String {
+    format!("{}.data", layer.hex())
+}
+
+fn changes_name(layer: &Digest) -> String {
+    format!("{}.changes", layer.hex())
+}
+
+/// One of an image's files.
+struct Part {
+    file: File,
+    bytes: u64,
+    path: PathBuf,
+}
+
+/// The file of this name, if it is there and has whole blocks.
+fn part_in(dir: &TrustedDir, name: &str) -> Result<Option<Part>, CacheError> {
+    let Some(file) = dir.read(name)? else { return Ok(None) };
+    let path = dir.path().join(name);
     let bytes = file.metadata().map_err(|source| io_error("look at", &path, source))?.len();
+    Ok((bytes % BLOCK == 0).then_some(Part { file, bytes, path }))
+}
+
+/// The image of this key and these layers, if all of it is there and whole.
+fn find_in(
+    images: &TrustedDir,
+    layers: &TrustedDir,
+    key: &Digest,
+    layer_keys: &[Digest],
+) -> Result<Option<Cached>, CacheError> {
+    let Some(Part { file, mut bytes, path }) = part_in(images, &image_name(key))? else { return Ok(None) };
     let mut block = [0; BLOCK_SIZE];
-    let whole = file.read_exact_at(&mut block, 0).is_ok() && check_superblock(&block, bytes);
-    Ok(whole.then_some(Cached { file, bytes, path }))
+    if file.read_exact_at(&mut block, 0).is_err() {
+        return Ok(None);
+    }
+    let (mut files, mut paths) = (vec![file], vec![path]);
+    for layer in layer_keys {
+        let Some(part) = part_in(layers, &data_name(layer))? else { return Ok(None) };
+        bytes = bytes.saturating_add(part.bytes);
+        if part.bytes > 0 {
+            files.push(part.file);
+            paths.push(part.path);
+        }
+    }
+    Ok(check_superblock(&block, bytes).then_some(Cached { files, paths, bytes }))
 }
 
 impl Cache {
@@ -175,16 +222,21 @@ impl Cache {
         &self.path
     }
 
-    /// The path of the image with this key.
-    pub(crate) fn image_path(&self, key: &Digest) -> PathBuf {
-        self.path.join("images").join(image_name(key))
+    /// Where the files of the image of this key and these layers belong.
+    pub(crate) fn image_paths(&self, key: &Digest, layer_keys: &[Digest]) -> Vec<PathBuf> {
+        let layers = self.path.join("layers");
+        let mut paths = vec![self.path.join("images").join(image_name(key))];
+        paths.extend(layer_keys.iter().map(|layer| layers.join(data_name(layer))));
+        paths
     }
 
-    /// The image with this key, if it is complete and the cache existed when it was opened.
-    pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
+    /// The image of this key and these layers, if it is there and whole, and was there when the
+    /// cache was opened.
+    pub(crate) fn find(&self, key: &Digest, layer_keys: &[Digest]) -> Result<Option<Cached>, CacheError> {
         let Some(dir) = &self.dir else { return Ok(None) };
         let Some(images) = dir.subdirectory("images")? else { return Ok(None) };
-        find_in(&images, key)
+        let Some(layers) = dir.subdirectory("layers")? else { return Ok(None) };
+        find_in(&images, &layers, key, layer_keys)
     }
 
     /// Whether the layers of this manifest were verified.
@@ -198,10 +250,16 @@ impl Cache {
     pub(crate) fn prepare(&self) -> Result<Workshop, CacheError> {
         let dir = TrustedDir::make(&self.path)?;
         let versioned = check_version(&dir)?;
-        let [images, verified, locks, scratch] =
-            ["images", "verified", "locks", "scratch"].map(|name| dir.make_subdirectory(name));
-        let workshop =
-            Workshop { dir, images: images?, verified: verified?, locks: locks?, scratch: scratch? };
+        let [images, layers, verified, locks, scratch] =
+            ["images", "layers", "verified", "locks", "scratch"].map(|name| dir.make_subdirectory(name));
+        let workshop = Workshop {
+            dir,
+            images: images?,
+            layers: layers?,
+            verified: verified?,
+            locks: locks?,
+            scratch: scratch?,
+        };
         if !versioned {
             workshop.write_version()?;
         }
@@ -224,9 +282,23 @@ impl Workshop {
         }
     }
 
-    /// The image with this key, if it exists and is complete.
-    pub(crate) fn find(&self, key: &Digest) -> Result<Option<Cached>, CacheError> {
-        find_in(&self.images, key)
+    /// The image of this key and these layers, if it is there and whole.
+    pub(crate) fn find(&self, key: &Digest, layer_keys: &[Digest]) -> Result<Option<Cached>, CacheError> {
+        find_in(&self.images, &self.layers, key, layer_keys)
+    }
+
+    /// The layer of this key, if both of its files are there.
+    pub(crate) fn find_layer(&self, layer: &Digest) -> Result<Option<CachedLayer>, CacheError> {
+        let Some(changes) = self.layers.read(changes_name(layer))? else { return Ok(None) };
+        let data = part_in(&self.layers, &data_name(layer))?;
+        Ok(data.map(|data| CachedLayer { changes, data_bytes: data.bytes }))
+    }
+
+    /// Removes a layer that is damaged.
+    pub(crate) fn remove_layer(&self, _lock: &Lock<'_>, layer: &Digest) -> Result<(), CacheError> {
+        self.layers.remove(changes_name(layer))?;
+        self.layers.remove(data_name(layer))?;
+        Ok(())
     }
 
     /// Whether the layers of this manifest were verified.
@@ -247,8 +319,8 @@ impl Workshop {
             .map_err(|source| io_error("look at the file system of", path, source))?)
     }
 
-    /// Locks the image with this key for building. `waiting` is called once if another process
-    /// holds the lock.
+    /// Locks the image or layer with this key for building. `waiting` is called once if another
+    /// process holds the lock.
     pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock<'_>, CacheError> {
         let name = key.hex();
         let path = self.locks.path().join(&name);
@@ -322,28 +394,49 @@ impl Workshop {
             .map_err(|source| io_error("open a file in", self.scratch.path(), source))?)
     }
 
-    /// Publishes a finished image after syncing it. The lock proves that no other process does the
-    /// same.
+    /// Publishes the metadata of a finished image, whose layers were published before. The lock
+    /// proves that nobody else does.
     pub(crate) fn publish(
         &self,
         _lock: &Lock<'_>,
         key: &Digest,
+        layer_keys: &[Digest],
         scratch: Scratch<'_>,
     ) -> Result<Cached, CacheError> {
         let name = image_name(key);
+        publish(scratch, &self.images, &name)?;
         let path = self.images.path().join(&name);
-        rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
-            .map_err(|error| io_error("change the mode of", &path, error))?;
-        // Without this a crash of the host could leave an incomplete file with this name.
-        scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
-        // An existing file is damaged, otherwise it would have been used.
-        self.images.remove(&name)?;
-        link(scratch, &self.images, &name)?;
-        match self.find(key)? {
+        match self.find(key, layer_keys)? {
             Some(cached) => Ok(cached),
             None => Err(io_error("read back", &path, io::Error::from(io::ErrorKind::InvalidData)).into()),
         }
     }
+
+    /// Publishes a finished layer: its contents first, so that whoever finds its changes finds
+    /// both.
+    pub(crate) fn publish_layer(
+        &self,
+        lock: &Lock<'_>,
+        layer: &Digest,
+        data: Scratch<'_>,
+        changes: Scratch<'_>,
+    ) -> Result<(), CacheError> {
+        // What is there is damaged, or it would have been used.
+        self.remove_layer(lock, layer)?;
+        publish(data, &self.layers, &data_name(layer))?;
+        publish(changes, &self.layers, &changes_name(layer))
+    }
+}
+
+/// Gives a finished file its name for good. Its bytes are on the disk before: a crash of the host
+/// could leave a name with less than the whole file behind it otherwise.
+fn publish(scratch: Scratch<'_>, dir: &TrustedDir, name: &str) -> Result<(), CacheError> {
+    let path = dir.path().join(name);
+    rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
+        .map_err(|error| io_error("change the mode of", &path, error))?;
+    scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
+    dir.remove(name)?;
+    Ok(link(scratch, dir, name)?)
 }
 
 /// Links a finished file to its name.
@@ -378,7 +471,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("a/b");
         let cache = Cache::open(&missing).unwrap();
-        assert!(cache.find(&Digest::sha256(b"")).unwrap().is_none());
+        assert!(cache.find(&Digest::sha256(b""), &[]).unwrap().is_none());
         assert!(!cache.has_verified(&Digest::sha256(b"")).unwrap());
         assert!(!missing.exists());
     }
@@ -435,7 +528,7 @@ mod tests {
         symlink(&target, dir.path().join("locks").join(key.hex())).unwrap();
         assert!(workshop.lock(&key, &mut || ()).is_err());
         symlink(&target, dir.path().join("images").join(image_name(&key))).unwrap();
-        assert!(workshop.find(&key).is_err());
+        assert!(workshop.find(&key, &[]).is_err());
         symlink(&target, dir.path().join("verified").join(manifest_name(&key))).unwrap();
         assert!(workshop.remember(&key).is_err());
         assert!(!target.exists());

@@ -126,3 +126,8 @@ impl ImageError {
         self
     }
 }
+
+/// The error of an image whose files cannot be used.
+pub(crate) fn source_error(reference: &Reference, source: SourceError) -> ImageError {
+    ImageError::Source { reference: Box::new(reference.clone()), advice: reference.colon_advice(), source }
+}

@@ -1,14 +1,16 @@
-//! Applying a layer's tar stream to the tree.
+//! Reading a layer's tar stream: its changes go to the tree and to whoever keeps them, its contents
+//! to a data file.
 
 use std::io;
 
 use thiserror::Error;
 
+use crate::changes::{Change, NewNode};
 use crate::digest::Digest;
-use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
+use crate::erofs::{DataSink, WriteError, keeps_xattr};
 use crate::num::{at_most, to_u64};
 use crate::tar::{EntryKind, SparseSegment, TarEntry, TarError, TarInput, TarReader};
-use crate::tree::{Attr, EMPTY_WHITEOUT, NodeKind, Tree, TreeError};
+use crate::tree::{Attr, EMPTY_WHITEOUT, Tree, TreeError};
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, Error)]
@@ -88,23 +90,42 @@ fn lossy(path: &[u8]) -> String {
     String::from_utf8_lossy(&path[..path.len().min(SHOWN)]).into_owned()
 }
 
-/// Applies a layer to `tree`, its files' contents going to `sink`. Reads the archive up to its end
-/// mark, and then whatever follows. `tick` is asked for every entry: `false` ends it with
-/// [`LayerError::Cancelled`].
+/// Keeps a change that was read.
+pub(crate) type Keep<'a> = dyn FnMut(&Change) -> io::Result<()> + 'a;
+
+/// Applies a layer to `tree`, its files' contents going to `sink` and each change to `keep` first.
+/// Reads the archive up to its end mark, and then whatever follows. `tick` is asked for every
+/// entry: `false` ends it with [`LayerError::Cancelled`].
 pub(crate) fn apply<I: TarInput>(
     tar: &mut TarReader<I>,
     tree: &mut Tree,
     sink: &mut impl DataSink,
+    keep: &mut Keep<'_>,
     tick: &mut dyn FnMut() -> bool,
 ) -> Result<(), LayerError> {
-    tree.begin_layer();
+    change(Change::Layer, tree, keep)?;
     while let Some(entry) = tar.next().map_err(LayerError::Tar)? {
         if !tick() {
             return Err(LayerError::Cancelled);
         }
-        apply_entry(tar, entry, tree, sink, tick)?;
+        if let Some(found) = read_entry(tar, entry, tree, sink, tick)? {
+            change(found, tree, keep)?;
+        }
     }
     tar.drain().map_err(LayerError::Tar)
+}
+
+/// Keeps a change and makes it.
+fn change(change: Change, tree: &mut Tree, keep: &mut Keep<'_>) -> Result<(), LayerError> {
+    if let Err(error) = keep(&change) {
+        return Err(LayerError::Write { path: lossy(change.path()), source: WriteError::Io(error) });
+    }
+    make(change, tree)
+}
+
+/// Makes a change, of a layer that is read or was kept.
+pub(crate) fn make(change: Change, tree: &mut Tree) -> Result<(), LayerError> {
+    change.apply(tree).map_err(|(path, source)| LayerError::Entry { path: lossy(&path), source })
 }
 
 /// Reads a layer's stream to its end and does nothing with it: for those who hash it.
@@ -122,13 +143,14 @@ pub(crate) fn pass(stream: &mut impl TarInput, tick: &mut dyn FnMut() -> bool) -
     }
 }
 
-fn apply_entry<I: TarInput>(
+/// What an entry changes, its contents being copied; nothing of some marks.
+fn read_entry<I: TarInput>(
     tar: &mut TarReader<I>,
     entry: TarEntry,
-    tree: &mut Tree,
+    tree: &Tree,
     sink: &mut impl DataSink,
     tick: &mut dyn FnMut() -> bool,
-) -> Result<(), LayerError> {
+) -> Result<Option<Change>, LayerError> {
     let refused = |source| LayerError::Entry { path: lossy(&entry.path), source };
     let not_stored = |source| match source {
         WriteError::Cancelled => LayerError::Cancelled,
@@ -139,56 +161,54 @@ fn apply_entry<I: TarInput>(
     let slash = path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1);
     let (parent, name) = path.split_at(slash);
     if name == OPAQUE {
-        tree.opaque(parent).map_err(refused)?;
-    } else if name.starts_with(AUFS) {
-        return Ok(());
-    } else if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+        return Ok(Some(Change::Opaque(parent.to_vec())));
+    }
+    if name.starts_with(AUFS) {
+        return Ok(None);
+    }
+    if let Some(hidden) = name.strip_prefix(WHITEOUT) {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(refused(EMPTY_WHITEOUT));
         }
-        tree.whiteout(&[parent, hidden].concat()).map_err(refused)?;
-    } else if entry.kind == EntryKind::HardLink {
-        tree.link(path, &entry.link).map_err(refused)?;
-    } else {
-        let mut attr = Attr {
-            mode: entry.mode,
-            uid: entry.uid,
-            gid: entry.gid,
-            mtime: entry.mtime,
-            mtime_nsec: entry.mtime_nsec,
-            xattrs: None,
-        };
-        let mut xattrs = entry.xattrs;
-        xattrs.retain(|name, _| keeps_xattr(name));
-        if !xattrs.is_empty() {
-            attr.xattrs = Some(Box::new(xattrs));
+        return Ok(Some(Change::Whiteout([parent, hidden].concat())));
+    }
+    let path = path.to_vec();
+    if entry.kind == EntryKind::HardLink {
+        return Ok(Some(Change::Link { path, target: entry.link }));
+    }
+    let mut attr = Attr {
+        mode: entry.mode,
+        uid: entry.uid,
+        gid: entry.gid,
+        mtime: entry.mtime,
+        mtime_nsec: entry.mtime_nsec,
+        xattrs: None,
+    };
+    let mut xattrs = entry.xattrs;
+    xattrs.retain(|name, _| keeps_xattr(name));
+    if !xattrs.is_empty() {
+        attr.xattrs = Some(Box::new(xattrs));
+    }
+    let (major, minor) = (entry.major, entry.minor);
+    let node = match entry.kind {
+        EntryKind::Dir => NewNode::Dir,
+        EntryKind::Symlink => {
+            // Linux gives symbolic links all permissions; what an archive says of them differs by
+            // its writer.
+            attr.mode = 0o777;
+            NewNode::Symlink(entry.link)
         }
-        let (major, minor) = (entry.major, entry.minor);
-        let kind = match entry.kind {
-            EntryKind::Dir => NodeKind::Directory(crate::tree::Directory::default()),
-            EntryKind::Symlink => {
-                // Linux gives symbolic links all permissions; what an archive says of them differs
-                // by its writer.
-                attr.mode = 0o777;
-                NodeKind::Symlink(entry.link.as_slice().into())
-            }
-            EntryKind::Char => NodeKind::Char { major, minor },
-            EntryKind::Block => NodeKind::Block { major, minor },
-            EntryKind::Fifo => NodeKind::Fifo,
-            EntryKind::File | EntryKind::HardLink => {
-                tree.check_add(path, &attr).map_err(refused)?;
-                let reserve = attr.xattrs.as_deref().map_or(0, xattr_bytes);
-                sink.begin(entry.size, reserve).map_err(not_stored)?;
-                copy(tar, &entry.path, entry.sparse.as_deref(), entry.size, sink, tick)?;
-                NodeKind::File(sink.finish().map_err(not_stored)?)
-            }
-        };
-        tree.add(path, attr, kind).map_err(refused)?;
-    }
-    for data in std::mem::take(&mut tree.freed) {
-        sink.discard(&data, tick).map_err(not_stored)?;
-    }
-    Ok(())
+        EntryKind::Char => NewNode::Char { major, minor },
+        EntryKind::Block => NewNode::Block { major, minor },
+        EntryKind::Fifo => NewNode::Fifo,
+        EntryKind::File | EntryKind::HardLink => {
+            tree.check_add(&path, &attr).map_err(refused)?;
+            sink.begin(entry.size).map_err(not_stored)?;
+            copy(tar, &entry.path, entry.sparse.as_deref(), entry.size, sink, tick)?;
+            NewNode::File(sink.finish().map_err(not_stored)?)
+        }
+    };
+    Ok(Some(Change::Add { path, attr, node }))
 }
 
 /// Without slashes at the end.

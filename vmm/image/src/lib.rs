@@ -2,8 +2,9 @@
 //!
 //! A [`Reference`] is parsed from the IMAGE argument of the command line. A [`Store`] resolves it
 //! to an [`Image`]: the image's configuration and an opened read-only EROFS file system with all
-//! layers merged, to be attached to a machine as a disk. The file is built once and cached under a
-//! key that depends only on the contents of the layers.
+//! layers merged, to be attached to a machine as a disk. It consists of a metadata file and a file
+//! with the contents of each layer, which images share. They are built once and cached under keys
+//! that depend only on the contents of the layers.
 //!
 //! The crate is synchronous, prints nothing, needs no privileges, unpacks nothing to the host's
 //! file system and is independent of machines. Everything it reads (layouts, archives, layers) is
@@ -11,11 +12,13 @@
 
 mod blob;
 mod cache;
+mod changes;
 mod digest;
 mod erofs;
 mod error;
 mod layer;
 mod limits;
+mod merge;
 mod num;
 mod progress;
 mod reference;
@@ -63,7 +66,8 @@ pub mod fuzz {
         let mut tree = Tree::new(&limits);
         let (lower, upper) = data.split_at(data.len() / 1024 * 512);
         [lower, upper].into_iter().all(|mut data| {
-            layer::apply(&mut TarReader::new(&mut data), &mut tree, &mut NullSink::default(), &mut || true)
+            let (mut sink, mut keep) = (NullSink::default(), |_: &_| Ok(()));
+            layer::apply(&mut TarReader::new(&mut data), &mut tree, &mut sink, &mut keep, &mut || true)
                 .is_ok()
         })
     }

@@ -21,7 +21,8 @@ pub enum ImageStage {
     Rootfs,
     /// Writing inodes and directories; bytes of the metadata.
     Metadata,
-    /// Waiting until the finished image is on the disk; bytes are not counted.
+    /// Waiting until what was written is on the disk; bytes are not counted. Comes after each layer
+    /// that is new to the cache, and at the end.
     Sync,
 }
 
@@ -59,4 +60,35 @@ pub struct Silent;
 
 impl Progress for Silent {
     fn update(&mut self, _stage: ImageStage, _done: u64, _total: Option<u64>) {}
+}
+
+/// A phase of a resolve as its workers see it: they report often, the watcher hears about once a
+/// mebibyte.
+pub(crate) struct Watch<'a> {
+    progress: &'a mut dyn Progress,
+    stage: ImageStage,
+    pub(crate) total: Option<u64>,
+    told: u64,
+    done: u64,
+}
+
+impl<'a> Watch<'a> {
+    pub(crate) fn begin(progress: &'a mut dyn Progress, stage: ImageStage, total: Option<u64>) -> Self {
+        progress.update(stage, 0, total);
+        Self { progress, stage, total, told: 0, done: 0 }
+    }
+
+    /// Whether to go on.
+    pub(crate) fn tick(&mut self, done: u64) -> bool {
+        self.done = done;
+        if done - self.told >= 1 << 20 {
+            self.told = done;
+            self.progress.update(self.stage, done, self.total);
+        }
+        !self.progress.cancelled()
+    }
+
+    pub(crate) fn end(self) {
+        self.progress.update(self.stage, self.total.unwrap_or(self.done), self.total);
+    }
 }

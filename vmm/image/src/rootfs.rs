@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::erofs::{DataSink, WriteError, keeps_xattr, xattr_bytes};
+use crate::erofs::{DataSink, WriteError, keeps_xattr};
 use crate::num::{fits, to_u64};
 use crate::sys;
 use crate::tree::{Attr, Directory, NodeKind, Tree, TreeError, Xattrs};
@@ -227,7 +227,7 @@ impl<S: DataSink> Walk<'_, S> {
             _ => {
                 self.tree.check_add(image, &attr).map_err(entry_error)?;
                 let Some(file) = file else { return Err(RootfsError::Changed { path: item.path.clone() }) };
-                self.copy(&item.path, file, &attr)?
+                self.copy(&item.path, file)?
             }
         };
         self.tree.add(image, attr, kind).map_err(entry_error)?;
@@ -237,14 +237,14 @@ impl<S: DataSink> Walk<'_, S> {
         Ok(())
     }
 
-    fn copy(&mut self, host: &Path, mut file: File, attr: &Attr) -> Result<NodeKind, RootfsError> {
+    fn copy(&mut self, host: &Path, mut file: File) -> Result<NodeKind, RootfsError> {
         let write_error = |source| match source {
             WriteError::Cancelled => RootfsError::Cancelled,
             source => RootfsError::Write { path: host.to_owned(), source },
         };
         let changed = || RootfsError::Changed { path: host.to_owned() };
         let size = file.metadata().map_err(|source| io_error("look at", host, source))?.size();
-        self.sink.begin(size, attr.xattrs.as_deref().map_or(0, xattr_bytes)).map_err(write_error)?;
+        self.sink.begin(size).map_err(write_error)?;
         let mut left = size;
         loop {
             let got = match file.read(&mut self.buffer) {

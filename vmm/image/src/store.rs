@@ -5,22 +5,23 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Config, ImageConfiguration};
 
-use crate::blob::LayerStream;
 use crate::cache::{Cache, CacheError, Cached, Scratch, Workshop};
+use crate::changes;
 use crate::digest::Digest;
-use crate::erofs::{Contents, WRITER_VERSION, WriteError};
-use crate::error::ImageError;
-use crate::layer::{self, LayerError};
+use crate::erofs::{Budget, Contents, WriteError, write_metadata};
+use crate::error::{ImageError, source_error};
+use crate::layer;
 use crate::limits::Limits;
-use crate::progress::{ImageStage, Progress};
+use crate::merge::{Group, ImageLayers, ReplayError, cache_key, group_keys, groups, replay};
+use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
 use crate::rootfs::{self, RootfsError};
 use crate::source::{
-    Archive, ImageFiles, LayerRef, LayoutDir, LoadedImage, SourceError, SpoolError, host_architecture,
-    load_docker, load_layout,
+    Archive, ImageFiles, LayoutDir, LoadedImage, SpoolError, host_architecture, load_docker, load_layout,
 };
 use crate::tar::TarReader;
 use crate::tree::Tree;
+use crate::trusted::io_error;
 
 /// How to open a [`Store`].
 #[derive(Clone, Debug)]
@@ -61,14 +62,16 @@ pub struct Image {
     pub digest: Digest,
     /// Entrypoint, command, environment, user, working directory, stop signal, volumes, labels.
     pub config: ImageConfiguration,
-    /// The merged layers as an EROFS file system, opened read-only. The file is never changed or
-    /// truncated.
-    pub disk: File,
-    /// Size of `disk` in bytes, a multiple of 4096.
+    /// The merged layers as an EROFS file system: the bytes of these files one after the other, at
+    /// most 101, each a multiple of 4096 bytes long. Metadata is first, then come the contents of
+    /// layers, which other images may share. Opened read-only; nobody changes or truncates them.
+    pub disk: Vec<File>,
+    /// Bytes of all files of `disk`.
     pub disk_bytes: u64,
-    /// The path of `disk` if it is cached; `None` if the file has no name (`rootfs:`).
-    pub disk_path: Option<PathBuf>,
-    /// Whether `disk` was found in the cache instead of being built by this call.
+    /// Where the files of `disk` lie when they are cached; empty when they have no names
+    /// (`rootfs:`) and end with their descriptors.
+    pub disk_paths: Vec<PathBuf>,
+    /// Whether `disk` was found in the cache rather than built by this call.
     pub cached: bool,
 }
 
@@ -82,9 +85,10 @@ pub struct ImagePlan {
     pub config: ImageConfiguration,
     /// The layers, lowest first; empty for `rootfs:`.
     pub layers: Vec<PlannedLayer>,
-    /// The path of the file system image; `None` for `rootfs:`, which is not cached.
-    pub disk_path: Option<PathBuf>,
-    /// Whether the file exists.
+    /// Where the files of the file system image lie or would be put; empty for `rootfs:`, which is
+    /// not cached. A layer without contents has a file here and none in [`Image::disk`].
+    pub disk_paths: Vec<PathBuf>,
+    /// Whether it lies there already.
     pub cached: bool,
 }
 
@@ -101,11 +105,7 @@ pub struct PlannedLayer {
     pub size: u64,
 }
 
-/// Processes the stream of a layer; calls the function regularly to check for cancellation.
-type ApplyLayer<'a> =
-    dyn FnMut(&mut LayerStream<'_>, &mut dyn FnMut() -> bool) -> Result<(), LayerError> + 'a;
-
-/// The opened files of an image.
+/// An image's files.
 enum Opened {
     Layout(LayoutDir),
     Archive(Archive),
@@ -120,54 +120,13 @@ impl Opened {
     }
 }
 
-/// The key of the cache: a hash of everything that determines the bytes of the disk.
-fn cache_key(layers: &[LayerRef]) -> Digest {
-    let mut text = format!("nelly-erofs {WRITER_VERSION}\n");
-    for layer in layers {
-        text.push_str(&layer.diff_id.to_string());
-        text.push('\n');
-    }
-    Digest::sha256(text.as_bytes())
-}
-
-/// A UUID (version 8, custom) derived from a digest.
+/// A UUID (version 8: made by a rule of one's own) from a digest.
 fn uuid(key: &Digest) -> [u8; 16] {
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&key.bytes()[..16]);
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     uuid
-}
-
-/// Progress of one stage. Workers report often, but the observer is called about once for each
-/// mebibyte.
-struct Watch<'a> {
-    progress: &'a mut dyn Progress,
-    stage: ImageStage,
-    total: Option<u64>,
-    told: u64,
-    done: u64,
-}
-
-impl<'a> Watch<'a> {
-    fn begin(progress: &'a mut dyn Progress, stage: ImageStage, total: Option<u64>) -> Self {
-        progress.update(stage, 0, total);
-        Self { progress, stage, total, told: 0, done: 0 }
-    }
-
-    /// Whether to continue.
-    fn tick(&mut self, done: u64) -> bool {
-        self.done = done;
-        if done - self.told >= 1 << 20 {
-            self.told = done;
-            self.progress.update(self.stage, done, self.total);
-        }
-        !self.progress.cancelled()
-    }
-
-    fn end(self) {
-        self.progress.update(self.stage, self.total.unwrap_or(self.done), self.total);
-    }
 }
 
 impl Store {
@@ -185,7 +144,8 @@ impl Store {
     /// Finds the image, builds and caches its file system if necessary, and opens it.
     ///
     /// # Errors
-    /// [`ImageError`]; then nothing new is left in the cache directory.
+    /// [`ImageError`]; nothing new stays in the cache directory then but layers that were complete
+    /// before.
     pub fn resolve(&self, reference: &Reference, progress: &mut dyn Progress) -> Result<Image, ImageError> {
         let resolved = match reference {
             Reference::Rootfs { dir } => self.resolve_rootfs(reference, dir, progress),
@@ -203,12 +163,19 @@ impl Store {
         if let Reference::Rootfs { dir } = reference {
             rootfs::open(dir).map_err(|source| rootfs_error(reference, source))?;
             let (digest, config) = rootfs_config();
-            return Ok(ImagePlan { digest, config, layers: Vec::new(), disk_path: None, cached: false });
+            return Ok(ImagePlan {
+                digest,
+                config,
+                layers: Vec::new(),
+                disk_paths: Vec::new(),
+                cached: false,
+            });
         }
         let (opened, loaded) = self.load(reference, &mut || false)?;
         let key = cache_key(&loaded.layers);
+        let layer_keys = group_keys(&groups(&loaded.layers));
         let cache_error = |source| self.cache_error(source);
-        let cached = self.cache.find(&key).map_err(cache_error)?.is_some();
+        let cached = self.cache.find(&key, &layer_keys).map_err(cache_error)?.is_some();
         if !cached || !self.cache.has_verified(&loaded.digest).map_err(cache_error)? {
             // Errors that are certain to occur later are found here.
             for layer in &loaded.layers {
@@ -224,7 +191,7 @@ impl Store {
             digest: loaded.digest,
             config: loaded.config,
             layers: layers.collect(),
-            disk_path: Some(self.cache.image_path(&key)),
+            disk_paths: self.cache.image_paths(&key, &layer_keys),
             cached,
         })
     }
@@ -284,17 +251,19 @@ impl Store {
     ) -> Result<Image, ImageError> {
         let (mut opened, loaded) = self.load(reference, &mut || progress.cancelled())?;
         let key = cache_key(&loaded.layers);
+        let groups = groups(&loaded.layers);
+        let layer_keys = group_keys(&groups);
         let cache_error = |source| self.cache_error(source);
         let image = |cached: Cached, found| Image {
             digest: loaded.digest,
             config: loaded.config.clone(),
-            disk: cached.file,
+            disk: cached.files,
             disk_bytes: cached.bytes,
-            disk_path: Some(cached.path),
+            disk_paths: cached.paths,
             cached: found,
         };
         if self.cache.has_verified(&loaded.digest).map_err(cache_error)?
-            && let Some(cached) = self.cache.find(&key).map_err(cache_error)?
+            && let Some(cached) = self.cache.find(&key, &layer_keys).map_err(cache_error)?
         {
             return Ok(image(cached, true));
         }
@@ -305,10 +274,9 @@ impl Store {
         let workshop = self.cache.prepare().map_err(cache_error)?;
         let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
         let lock = workshop.lock(&key, &mut waiting).map_err(cache_error)?;
-        let mut found = workshop.find(&key).map_err(cache_error)?;
-        if workshop.has_verified(&loaded.digest).map_err(cache_error)?
-            && let Some(cached) = found.take()
-        {
+        let mut found = workshop.find(&key, &layer_keys).map_err(cache_error)?;
+        let verified = workshop.has_verified(&loaded.digest).map_err(cache_error)?;
+        if verified && let Some(cached) = found.take() {
             return Ok(image(cached, true));
         }
         if let Opened::Archive(archive) = &mut opened
@@ -316,14 +284,16 @@ impl Store {
         {
             self.spool(reference, archive, &workshop, progress)?;
         }
+        let layers = ImageLayers { reference, files: opened.files(), all: &loaded.layers, verified };
         let image = if let Some(cached) = found {
-            // Listing the layers of a cached image does not prove that the caller has them.
-            self.verify(reference, &opened, &loaded, progress)?;
+            // Who names the layers of a cached image does not have them yet.
+            let mut budget = self.options.limits.unpacked_bytes;
+            layers.pass(&groups, &mut budget, &self.options.limits, progress)?;
             image(cached, true)
         } else {
-            let scratch = self.build(reference, &opened, &loaded, &key, &workshop, progress)?;
+            let scratch = self.build(&layers, &groups, &key, &workshop, progress)?;
             progress.update(ImageStage::Sync, 0, None);
-            image(workshop.publish(&lock, &key, scratch).map_err(cache_error)?, false)
+            image(workshop.publish(&lock, &key, &layer_keys, scratch).map_err(cache_error)?, false)
         };
         workshop.remember(&loaded.digest).map_err(cache_error)?;
         Ok(image)
@@ -361,97 +331,111 @@ impl Store {
         Ok(free.map_or(u64::MAX, |free| free - free / 16))
     }
 
-    /// Merges the layers into a new file system image.
+    /// Builds what the cache lacks of the layers, and the metadata of all of them merged.
     fn build<'a>(
         &self,
-        reference: &Reference,
-        opened: &Opened,
-        loaded: &LoadedImage,
+        layers: &ImageLayers<'_>,
+        groups: &[Group<'_>],
         key: &Digest,
         workshop: &'a Workshop,
         progress: &mut dyn Progress,
     ) -> Result<Scratch<'a>, ImageError> {
-        let (scratch, mut contents) = self.contents(reference, &key.hex(), workshop)?;
-        let mut tree = Tree::new(&self.options.limits);
-        self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| {
-            layer::apply(&mut TarReader::new(stream), &mut tree, &mut contents, tick)
-        })?;
-        self.complete(reference, contents, &tree, uuid(key), progress)?;
-        Ok(scratch)
-    }
-
-    /// Reads the layers only to verify their digests.
-    fn verify(
-        &self,
-        reference: &Reference,
-        opened: &Opened,
-        loaded: &LoadedImage,
-        progress: &mut dyn Progress,
-    ) -> Result<(), ImageError> {
-        self.read_layers(reference, opened, loaded, progress, &mut |stream, tick| layer::pass(stream, tick))
-    }
-
-    /// Reads and verifies the layers, and passes each to `apply`, with a function that checks for
-    /// cancellation.
-    fn read_layers(
-        &self,
-        reference: &Reference,
-        opened: &Opened,
-        loaded: &LoadedImage,
-        progress: &mut dyn Progress,
-        apply: &mut ApplyLayer<'_>,
-    ) -> Result<(), ImageError> {
-        let most = self.options.limits.unpacked_bytes;
-        let mut budget = most;
-        let count = loaded.layers.len();
-        for (layer, number) in loaded.layers.iter().zip(1..) {
-            let blob = layer.open(opened.files()).map_err(|source| source_error(reference, source))?;
-            let mut watch =
-                Watch::begin(progress, ImageStage::Layer { number, count }, Some(blob.blob.size()));
-            let read = blob.read(&mut budget, most, |stream| {
-                let done = stream.counter();
-                apply(stream, &mut || watch.tick(done.get()))
-            });
-            read.map_err(|source| {
-                let name = layer.digest.unwrap_or(layer.diff_id).to_string();
-                ImageError::Layer { reference: Box::new(reference.clone()), number, count, name, source }
-            })?;
-            watch.end();
+        // Each turn but the last finds one more layer of the cache to be damaged, and removes it.
+        for _ in 0..=groups.len() {
+            let mut tree = Tree::new(&self.options.limits);
+            let Some(parts) = self.merge(layers, groups, &mut tree, workshop, progress)? else { continue };
+            let scratch = workshop.scratch(&key.hex()).map_err(|source| self.cache_error(source))?;
+            self.metadata(layers.reference, &scratch, &tree, &parts, uuid(key), progress)?;
+            return Ok(scratch);
         }
-        Ok(())
+        let path = self.cache.path();
+        let source = std::io::Error::from(std::io::ErrorKind::InvalidData);
+        Err(self.cache_error(io_error("read back the layers in", path, source).into()))
     }
 
-    fn contents<'a>(
+    /// Merges all layers into `tree`, those that the cache lacks being read and published; returns
+    /// the bytes of each data file. `None`: a layer of the cache was damaged, and is removed.
+    fn merge(
         &self,
-        reference: &Reference,
-        prefix: &str,
-        workshop: &'a Workshop,
-    ) -> Result<(Scratch<'a>, Contents), ImageError> {
+        layers: &ImageLayers<'_>,
+        groups: &[Group<'_>],
+        tree: &mut Tree,
+        workshop: &Workshop,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<Vec<u64>>, ImageError> {
         let cache_error = |source| self.cache_error(source);
-        let room = self.room(workshop)?;
-        let scratch = workshop.scratch(prefix).map_err(cache_error)?;
-        let write_error = |source| self.write_error(reference, source);
-        let file = scratch.file.try_clone().map_err(|source| write_error(WriteError::Io(source)))?;
-        let spool = workshop.spool().map_err(cache_error)?;
-        let contents =
-            Contents::new(file, spool, self.options.limits.disk_bytes, room).map_err(write_error)?;
-        Ok((scratch, contents))
+        let limits = &self.options.limits;
+        let mut budget = limits.unpacked_bytes;
+        let mut parts: Vec<u64> = Vec::with_capacity(groups.len());
+        for (group, part) in groups.iter().zip(0..) {
+            let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
+            let lock = workshop.lock(&group.key, &mut waiting).map_err(cache_error)?;
+            if let Some(found) = workshop.find_layer(&group.key).map_err(cache_error)? {
+                if !layers.verified {
+                    layers.pass(std::slice::from_ref(group), &mut budget, limits, progress)?;
+                }
+                let merged = changes::Reader::new(found.changes, part)
+                    .map_err(|_damage| ReplayError::Damaged)
+                    .and_then(|changes| replay(changes, found.data_bytes, tree, progress));
+                match merged {
+                    Ok(()) => parts.push(found.data_bytes),
+                    Err(ReplayError::Damaged) => {
+                        workshop.remove_layer(&lock, &group.key).map_err(cache_error)?;
+                        return Ok(None);
+                    }
+                    Err(ReplayError::Layer(nth, error)) => return Err(layers.error(group.first + nth, error)),
+                }
+                continue;
+            }
+            let used = parts.iter().sum();
+            let limit = Budget { limit: limits.disk_bytes, used, room: self.room(workshop)? };
+            let io_error = |source| self.write_error(layers.reference, WriteError::Io(source));
+            let (data, kept) = (self.scratch(workshop, &group.key)?, self.scratch(workshop, &group.key)?);
+            let mut contents = Contents::new(data.file.try_clone().map_err(io_error)?, part, limit);
+            let mut writer =
+                changes::Writer::new(kept.file.try_clone().map_err(io_error)?).map_err(io_error)?;
+            layers.read(
+                std::slice::from_ref(group),
+                &mut budget,
+                limits,
+                progress,
+                &mut |stream, tick| {
+                    let mut keep = |change: &_| writer.put(change);
+                    layer::apply(&mut TarReader::new(stream), tree, &mut contents, &mut keep, tick)
+                },
+            )?;
+            let bytes = contents.complete().map_err(|source| self.write_error(layers.reference, source))?;
+            writer.complete(bytes).map_err(io_error)?;
+            progress.update(ImageStage::Sync, 0, None);
+            workshop.publish_layer(&lock, &group.key, data, kept).map_err(cache_error)?;
+            parts.push(bytes);
+        }
+        Ok(Some(parts))
     }
 
-    fn complete(
+    fn scratch<'a>(&self, workshop: &'a Workshop, key: &Digest) -> Result<Scratch<'a>, ImageError> {
+        workshop.scratch(&key.hex()).map_err(|source| self.cache_error(source))
+    }
+
+    /// Writes the metadata of an image; returns the bytes of the whole.
+    fn metadata(
         &self,
         reference: &Reference,
-        contents: Contents,
+        scratch: &Scratch<'_>,
         tree: &Tree,
+        parts: &[u64],
         uuid: [u8; 16],
         progress: &mut dyn Progress,
     ) -> Result<u64, ImageError> {
+        let write_error = |source| self.write_error(reference, source);
+        let file = scratch.file.try_clone().map_err(|source| write_error(WriteError::Io(source)))?;
         let mut watch = Watch::begin(progress, ImageStage::Metadata, None);
-        let completed = contents.complete(tree, uuid, &mut |done, total| {
-            watch.total = Some(total);
-            watch.tick(done)
-        });
-        let bytes = completed.map_err(|source| self.write_error(reference, source))?;
+        let written =
+            write_metadata(file, tree, parts, uuid, self.options.limits.disk_bytes, &mut |done, total| {
+                watch.total = Some(total);
+                watch.tick(done)
+            });
+        let bytes = written.map_err(write_error)?;
         watch.end();
         Ok(bytes)
     }
@@ -464,22 +448,28 @@ impl Store {
     ) -> Result<Image, ImageError> {
         let failed = |source| rootfs_error(reference, source);
         let cache_error = |source| self.cache_error(source);
+        let write_error = |source| self.write_error(reference, source);
         let root = rootfs::open(dir).map_err(failed)?;
         let workshop = self.cache.prepare().map_err(cache_error)?;
-        let (scratch, mut contents) = self.contents(reference, "rootfs", &workshop)?;
+        let data = workshop.scratch("rootfs").map_err(cache_error)?;
+        let budget = Budget { limit: self.options.limits.disk_bytes, used: 0, room: self.room(&workshop)? };
+        let file = data.file.try_clone().map_err(|source| write_error(WriteError::Io(source)))?;
+        let mut contents = Contents::new(file, 0, budget);
         let mut tree = Tree::new(&self.options.limits);
         let mut watch = Watch::begin(progress, ImageStage::Rootfs, None);
         rootfs::read(&root, dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
         watch.end();
+        let data_bytes = contents.complete().map_err(write_error)?;
+        let metadata = workshop.scratch("rootfs").map_err(cache_error)?;
         let (digest, config) = rootfs_config();
-        let disk_bytes = self.complete(reference, contents, &tree, uuid(&digest), progress)?;
-        let disk = scratch.read_only().map_err(cache_error)?;
-        Ok(Image { digest, config, disk, disk_bytes, disk_path: None, cached: false })
+        let disk_bytes =
+            self.metadata(reference, &metadata, &tree, &[data_bytes], uuid(&digest), progress)?;
+        let mut disk = vec![metadata.read_only().map_err(cache_error)?];
+        if data_bytes > 0 {
+            disk.push(data.read_only().map_err(cache_error)?);
+        }
+        Ok(Image { digest, config, disk, disk_bytes, disk_paths: Vec::new(), cached: false })
     }
-}
-
-fn source_error(reference: &Reference, source: SourceError) -> ImageError {
-    ImageError::Source { reference: Box::new(reference.clone()), advice: reference.colon_advice(), source }
 }
 
 fn rootfs_error(reference: &Reference, source: RootfsError) -> ImageError {

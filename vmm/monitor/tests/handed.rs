@@ -22,7 +22,7 @@ const SPEAK: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee];
 fn config(kernel: FileSource, disk: FileSource) -> MachineConfig {
     let mut config = MachineConfig::new(kernel);
     let id = DiskId::new("disk").unwrap();
-    config.disks = vec![DiskConfig { id, source: disk, read_only: true }];
+    config.disks = vec![DiskConfig::new(id, disk, true)];
     config
 }
 

@@ -48,7 +48,7 @@ async fn hello(
     let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
 
     let mut resources = Resources::new();
-    let mut spec = MachineSpec::installed(installation, resources.add(image.disk));
+    let mut spec = MachineSpec::installed(installation, resources.add_all(image.disk));
     spec.memory = MemorySize::new(256 << 20)?;
 
     let sandbox = Sandbox::start(spec.config()?, resources, isolation, name).await?;

@@ -52,7 +52,7 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, RunnerError>>) ->
 /// What all starts of a plan have in common.
 pub(super) struct SandboxSetup<'a> {
     plan: &'a SandboxPlan,
-    disk: File,
+    disk: Vec<File>,
     image: ImageConfiguration,
 }
 
@@ -69,13 +69,11 @@ impl<'a> SandboxSetup<'a> {
     /// preparations.
     pub(super) async fn start(&self, name: &str) -> Result<(u64, Sandbox), RunnerError> {
         let mut resources = Resources::new();
-        let disk = self
-            .disk
-            .try_clone()
-            .map_err(RunnerError::host("cannot duplicate the image's file descriptor"))?;
+        let disk: Result<Vec<_>, _> = self.disk.iter().map(File::try_clone).collect();
+        let disk = disk.map_err(RunnerError::host("cannot duplicate the image's file descriptors"))?;
         let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
         let (kernel, initrd) = (path(&self.plan.kernel), path(&self.plan.initrd));
-        let mut spec = MachineSpec::new(kernel, initrd, resources.add(disk));
+        let mut spec = MachineSpec::new(kernel, initrd, resources.add_all(disk));
         spec.platform = self.plan.platform;
         spec.cpus = self.plan.cpus;
         spec.memory = self.plan.memory;

@@ -55,7 +55,10 @@ pub(crate) fn run(
     if args.machine.dry_run {
         let planned = store.plan(&reference)?;
         let plan = plan(args, options, &planned.config)?;
-        let disk = planned.disk_path.map_or(FileSource::Fd(0), FileSource::Path);
+        let disk = match planned.disk_paths {
+            paths if paths.is_empty() => vec![FileSource::Fd(0)],
+            paths => paths.into_iter().map(FileSource::Path).collect(),
+        };
         let config = machine_by_path(&plan, disk).config()?;
         let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
         let spec = oci::container(&plan.container);

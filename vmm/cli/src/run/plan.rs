@@ -109,7 +109,7 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
 }
 
 /// The specification of the machine with its files as paths, for `--dry-run`.
-pub(super) fn machine_by_path(plan: &PreparedRun, image: FileSource) -> MachineSpec {
+pub(super) fn machine_by_path(plan: &PreparedRun, image: Vec<FileSource>) -> MachineSpec {
     let path = |asset: &Asset| FileSource::Path(asset.path.clone());
     machine_spec(plan, path(&plan.options.assets.kernel), path(&plan.options.assets.initrd), image)
 }
@@ -117,7 +117,7 @@ pub(super) fn machine_by_path(plan: &PreparedRun, image: FileSource) -> MachineS
 /// The specification of the machine with its files opened.
 pub(super) fn machine_opened(
     plan: &PreparedRun,
-    image: File,
+    image: Vec<File>,
     resources: &mut Resources,
 ) -> Result<MachineSpec> {
     let mut open = |flag: &str, asset: &Asset| {
@@ -125,14 +125,14 @@ pub(super) fn machine_opened(
     };
     let (kernel, initrd) =
         (open("--kernel", &plan.options.assets.kernel)?, open("--initrd", &plan.options.assets.initrd)?);
-    Ok(machine_spec(plan, kernel, initrd, resources.add(image)))
+    Ok(machine_spec(plan, kernel, initrd, resources.add_all(image)))
 }
 
 fn machine_spec(
     plan: &PreparedRun,
     kernel: FileSource,
     initrd: FileSource,
-    image: FileSource,
+    image: Vec<FileSource>,
 ) -> MachineSpec {
     let platform = plan.options.assets.platform.unwrap_or(Platform::Auto);
     let mut append = plan.options.common.append.as_str().to_owned();

@@ -7,7 +7,7 @@ const BLOCK_BITS: u8 = 12;
 /// Bytes of a block.
 pub(crate) const BLOCK_SIZE: usize = 1 << BLOCK_BITS;
 /// The same, for offsets.
-pub(super) const BLOCK: u64 = 1 << BLOCK_BITS;
+pub(crate) const BLOCK: u64 = 1 << BLOCK_BITS;
 /// Where the superblock stands in the first block.
 const SUPER_OFFSET: usize = 1024;
 const MAGIC: u32 = 0xe0f5_e1e2;

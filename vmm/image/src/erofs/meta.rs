@@ -1,4 +1,4 @@
-//! The second part of an image: inodes, directories, attributes, and the superblock.
+//! The first part of an image: the superblock, directories, attributes and inodes.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::WriteError;
-use super::data::{Appender, Contents};
+use super::data::Appender;
 use super::dir::{self, EntryTarget};
 use super::format::{BLOCK, BLOCK_SIZE, DataLayout, Inode, SLOT, Superblock, device};
 use super::xattr::SharedXattrs;
 use crate::num::{fits, to_u64};
-use crate::tree::{Directory, FileData, Node, NodeId, NodeKind, ROOT, Tree};
+use crate::tree::{Directory, Node, NodeId, NodeKind, ROOT, Tree};
 
 /// Partly filled blocks kept in mind for small inodes. More would scatter what belongs together.
 const OPEN_BLOCKS: usize = 64;
@@ -121,7 +121,6 @@ impl<'a> Meta<'a> {
             let mut bytes = inode.bytes() + xattrs.len();
             let tail: usize = fits(inode.size % BLOCK, "a part of a block");
             match node.kind {
-                NodeKind::File(data) => inode.layout = file_layout(data),
                 NodeKind::Directory(_) | NodeKind::Symlink(_) => {
                     let in_blocks = if tail > 0 && bytes + tail <= BLOCK_SIZE {
                         inode.layout = DataLayout::Inline;
@@ -177,7 +176,7 @@ impl<'a> Meta<'a> {
                 NodeKind::Symlink(target) => image.append(&target[..in_memory(whole)])?,
                 _ => continue,
             }
-            pad_to_block(image)?;
+            image.pad_to_block()?;
         }
         Ok(())
     }
@@ -186,7 +185,6 @@ impl<'a> Meta<'a> {
     fn write_inodes(
         &mut self,
         image: &mut Appender,
-        tails: &File,
         tick: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), WriteError> {
         self.placed.sort_unstable_by_key(|placed| placed.offset);
@@ -200,7 +198,7 @@ impl<'a> Meta<'a> {
             placed.inode.encode(&mut out);
             out.extend(&placed.xattrs);
             if placed.inode.layout == DataLayout::Inline {
-                self.append_tail(placed, tails, &mut out).map_err(WriteError::Io)?;
+                self.append_tail(placed, &mut out);
             }
             image.append(&out).map_err(WriteError::Io)?;
             if !tick(at, total) {
@@ -211,40 +209,38 @@ impl<'a> Meta<'a> {
         image.zeros(total - at).map_err(WriteError::Io)
     }
 
-    fn append_tail(&self, placed: &Placed, tails: &File, out: &mut Vec<u8>) -> io::Result<()> {
+    /// Appends what of a directory or link stands beside its inode.
+    fn append_tail(&self, placed: &Placed, out: &mut Vec<u8>) {
         let tail: usize = fits(placed.inode.size % BLOCK, "a part of a block");
         match &self.tree.node(placed.node).kind {
-            NodeKind::File(data) => {
-                let start = out.len();
-                out.resize(start + tail, 0);
-                tails.read_exact_at(&mut out[start..], data.tail)
-            }
             NodeKind::Directory(dir) => {
                 let data = self.encode_dir(placed.node, dir);
                 out.extend(&data[data.len() - tail..]);
-                Ok(())
             }
-            NodeKind::Symlink(target) => {
-                out.extend(&target[target.len() - tail..]);
-                Ok(())
-            }
-            _ => Ok(()),
+            NodeKind::Symlink(target) => out.extend(&target[target.len() - tail..]),
+            _ => {}
         }
     }
-}
 
-fn file_layout(data: FileData) -> DataLayout {
-    if data.inline_tail { DataLayout::Inline } else { DataLayout::Plain }
+    /// Gives files the blocks of the whole image, of which part `i` begins at block `starts[i]`.
+    fn locate(&mut self, starts: &[u64], limit: u64) -> Result<(), WriteError> {
+        for placed in &mut self.placed {
+            if let NodeKind::File(data) = &self.tree.node(placed.node).kind
+                && data.size > 0
+            {
+                let start = starts[fits::<_, usize>(data.part, "a part's number is an index")];
+                placed.inode.location = block_number(start + u64::from(data.block), limit)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The inode of `node`, its layout and place of data not yet decided unless it is a file.
 fn inode(tree: &Tree, node: &Node, xattr_bytes: usize, number: u32) -> Inode {
     let mut links = node.links;
     let (size, location) = match &node.kind {
-        NodeKind::File(data) => {
-            let in_blocks = data.size >= BLOCK || data.size > 0 && !data.inline_tail;
-            (data.size, if in_blocks { data.block } else { u32::MAX })
-        }
+        NodeKind::File(data) => (data.size, u32::MAX),
         NodeKind::Directory(dir) => {
             let is_dir = |id: NodeId| matches!(tree.node(id).kind, NodeKind::Directory(_));
             let subdirs = dir.entries.values().filter(|entry| is_dir(entry.node)).count();
@@ -270,54 +266,51 @@ fn inode(tree: &Tree, node: &Node, xattr_bytes: usize, number: u32) -> Inode {
     }
 }
 
-fn pad_to_block(image: &mut Appender) -> io::Result<()> {
-    let partial = image.position() % BLOCK;
-    if partial > 0 { image.zeros(BLOCK - partial) } else { Ok(()) }
-}
-
-impl Contents {
-    /// Completes the image with the tree whose contents were given before. `tick` hears of done and
-    /// all bytes of the inodes; when it answers `false` the writing ends with
-    /// [`WriteError::Cancelled`].
-    ///
-    /// The answer is the image's size in bytes. The file is not synced.
-    pub(crate) fn complete(
-        self,
-        tree: &Tree,
-        uuid: [u8; 16],
-        tick: &mut dyn FnMut(u64, u64) -> bool,
-    ) -> Result<u64, WriteError> {
-        let Self { mut image, mut tails, limit, .. } = self;
-        tails.flush().map_err(WriteError::Io)?;
-        // A hole at the end is no write.
-        tails.file().set_len(tails.position()).map_err(WriteError::Io)?;
-
-        let mut meta = Meta::plan(tree, image.position() / BLOCK, limit)?;
-        let xattr_block = image.position() / BLOCK + meta.extra_blocks;
-        let meta_block = xattr_block + meta.shared.len().div_ceil(BLOCK);
-        let blocks = meta_block + meta.inode_blocks;
-        let bytes = blocks * BLOCK;
-        if bytes > limit {
-            return Err(WriteError::TooLarge(limit));
-        }
-        let superblock = Superblock {
-            root_nid: fits(meta.nids[index(ROOT)], "the root has one of the first places"),
-            inodes: to_u64(meta.placed.len()),
-            blocks: block_number(blocks, limit)?,
-            meta_block: block_number(meta_block, limit)?,
-            xattr_block: block_number(xattr_block, limit)?,
-            uuid,
-        };
-        meta.write_extra(&mut image).map_err(WriteError::Io)?;
-        image.append(&meta.shared.bytes).and_then(|()| pad_to_block(&mut image)).map_err(WriteError::Io)?;
-        meta.write_inodes(&mut image, tails.file(), tick)?;
-        image.flush().map_err(WriteError::Io)?;
-        let file = image.into_file();
-        file.set_len(bytes)
-            .and_then(|()| file.write_all_at(&superblock.encode(), 0))
-            .map_err(WriteError::Io)?;
-        Ok(bytes)
+/// Writes the metadata of the image whose contents lie in data files of `parts` bytes each, which
+/// will follow in their order. `file` is empty; the image has at most `limit` bytes. `tick` is told
+/// the written and all bytes of the inodes; when it answers `false` the writing ends with
+/// [`WriteError::Cancelled`]. Returns the bytes of the whole image. The file is not synced.
+pub(crate) fn write_metadata(
+    file: File,
+    tree: &Tree,
+    parts: &[u64],
+    uuid: [u8; 16],
+    limit: u64,
+    tick: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<u64, WriteError> {
+    let mut image = Appender::new(file);
+    // The superblock's block, filled in at the end.
+    image.zeros(BLOCK).map_err(WriteError::Io)?;
+    let mut meta = Meta::plan(tree, 1, limit)?;
+    let xattr_block = 1 + meta.extra_blocks;
+    let meta_block = xattr_block + meta.shared.len().div_ceil(BLOCK);
+    let mut end = meta_block + meta.inode_blocks;
+    let metadata = end * BLOCK;
+    let mut starts = Vec::with_capacity(parts.len());
+    for bytes in parts {
+        starts.push(end);
+        end = end.saturating_add(bytes.div_ceil(BLOCK));
     }
+    let all = end.saturating_mul(BLOCK);
+    if all > limit {
+        return Err(WriteError::TooLarge(limit));
+    }
+    meta.locate(&starts, limit)?;
+    let superblock = Superblock {
+        root_nid: fits(meta.nids[index(ROOT)], "the root has one of the first places"),
+        inodes: to_u64(meta.placed.len()),
+        blocks: block_number(end, limit)?,
+        meta_block: block_number(meta_block, limit)?,
+        xattr_block: block_number(xattr_block, limit)?,
+        uuid,
+    };
+    meta.write_extra(&mut image).map_err(WriteError::Io)?;
+    image.append(&meta.shared.bytes).and_then(|()| image.pad_to_block()).map_err(WriteError::Io)?;
+    meta.write_inodes(&mut image, tick)?;
+    let (file, bytes) = image.complete().map_err(WriteError::Io)?;
+    assert_eq!(bytes, metadata, "what was planned is what was written");
+    file.write_all_at(&superblock.encode(), 0).map_err(WriteError::Io)?;
+    Ok(all)
 }
 
 #[cfg(test)]

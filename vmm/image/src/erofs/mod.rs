@@ -1,14 +1,16 @@
 //! A writer of EROFS, the kernel's read-only file system, uncompressed (kernel:
 //! Documentation/filesystems/erofs.rst).
 //!
-//! The image is written in one pass. File contents go to their final place as they arrive, each
-//! file at a block boundary; the bytes after a file's last whole block wait in a spool. When the
-//! tree is complete, inodes, directories and attributes follow, each file's tail directly after its
-//! inode where both fit into one block:
+//! An image is several files, which a reader sees one after the other:
 //!
 //! ```text
-//! | superblock | contents | big directories, long links | shared attributes | inodes with tails |
+//! superblock | big directories, long links | shared attributes | inodes | contents | contents ...
 //! ```
+//!
+//! The metadata, up to the inodes, is one file, made anew for each image. Behind it come data files
+//! with nothing but the contents of files, each content at a block boundary, in the order in which
+//! they came: those of a layer are the same in every image that has it. Block addresses count
+//! through all parts, so that Linux, which sees one device, needs no table of devices.
 //!
 //! The bytes depend on the tree, the order in which it was made, and the UUID; on nothing else.
 
@@ -22,13 +24,14 @@ use std::io;
 
 use thiserror::Error;
 
-pub(crate) use data::{Contents, DataSink, NullSink, no_room};
-pub(crate) use format::{BLOCK_SIZE, check_superblock};
-pub(crate) use xattr::{keeps as keeps_xattr, most_bytes as xattr_bytes};
+pub(crate) use data::{Budget, Contents, DataSink, NullSink, no_room};
+pub(crate) use format::{BLOCK, BLOCK_SIZE, check_superblock};
+pub(crate) use meta::write_metadata;
+pub(crate) use xattr::keeps as keeps_xattr;
 
 /// Version of what this writer makes of a tree. Part of the cache's key: raise it with every change
 /// of the bytes.
-pub(crate) const WRITER_VERSION: u32 = 1;
+pub(crate) const WRITER_VERSION: u32 = 2;
 
 /// Why the file system image could not be written.
 #[derive(Debug, Error)]

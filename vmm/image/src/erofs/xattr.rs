@@ -36,20 +36,6 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
-/// Bytes of an attribute, padded.
-fn entry_bytes(rest: &[u8], value: &[u8]) -> usize {
-    (4 + rest.len() + value.len()).next_multiple_of(4)
-}
-
-/// Most bytes that these attributes can take beside their inode.
-pub(crate) fn most_bytes(xattrs: &Xattrs) -> usize {
-    let entries = xattrs.iter().filter_map(|(name, value)| Some(entry_bytes(split(name)?.1, value)));
-    match entries.sum() {
-        0 => 0,
-        bytes => HEADER + bytes,
-    }
-}
-
 fn encode_entry(number: u8, rest: &[u8], value: &[u8], out: &mut Vec<u8>) {
     let name_bytes: u8 = fits(rest.len(), "the tree refuses longer names");
     let value_bytes: u16 = fits(value.len(), "the tree refuses longer values");

@@ -194,7 +194,6 @@ impl Tree {
                 NodeKind::Directory(dir) => {
                     gone.extend(std::mem::take(&mut dir.entries).into_values().map(|entry| entry.node));
                 }
-                NodeKind::File(data) => self.freed.push(*data),
                 NodeKind::Symlink(target) => *target = Box::default(),
                 _ => {}
             }

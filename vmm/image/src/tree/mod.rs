@@ -39,18 +39,15 @@ pub(crate) type NodeId = u32;
 /// The root directory's node.
 pub(crate) const ROOT: NodeId = 0;
 
-/// The location of a file's contents, as defined by the sink that stored them.
+/// The location of a file's contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileData {
     /// Bytes of the file.
     pub(crate) size: u64,
-    /// Number of the first block, if the file has whole blocks.
+    /// Number of its first block in the data file; meaningless if the file is empty.
     pub(crate) block: u32,
-    /// Offset of the tail in the spool of tails, if `inline_tail`.
-    pub(crate) tail: u64,
-    /// Whether the bytes after the last whole block are in the spool of tails instead of a block
-    /// of their own.
-    pub(crate) inline_tail: bool,
+    /// Which data file of the image contains it, counted from 0.
+    pub(crate) part: u32,
 }
 
 /// Extended attributes, sorted by name, each name once.
@@ -169,8 +166,6 @@ pub(crate) const EMPTY_WHITEOUT: TreeError = TreeError::Malformed("it is a white
 pub(crate) struct Tree {
     /// In the order of creation. Removed nodes stay, with `links` 0.
     pub(crate) nodes: Vec<Node>,
-    /// Contents of files that were removed since the caller last took this list.
-    pub(crate) freed: Vec<FileData>,
     layer: u32,
     entries_left: u64,
     metadata_left: u64,
@@ -188,7 +183,6 @@ impl Tree {
         let attr = Attr { mode: 0o755, ..Attr::default() };
         Self {
             nodes: vec![Node { attr, kind: NodeKind::Directory(Directory::default()), links: 1 }],
-            freed: Vec::new(),
             layer: 0,
             walked: 0,
             resolved: HashMap::new(),

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::erofs::ErofsReader;
-use crate::support::image::{Layout, Pack, TestDir, chain, gzip};
+use crate::support::image::{Layout, Pack, TestDir, chain, contents_of, gzip};
 use crate::support::is_root;
 use crate::support::tarball::{Tar, file};
 use nelly_image::{Digest, Image, ImageError, ImageStage, Progress, Reference, Silent, Store, StoreOptions};
@@ -21,7 +20,7 @@ fn layer(text: &str) -> Vec<u8> {
 
 /// What the image's `name` says.
 fn name_in(image: Image) -> String {
-    String::from_utf8(ErofsReader::new(image.disk).tree()[&b"name"[..]].data.clone()).unwrap()
+    String::from_utf8(contents_of(&image)[&b"name"[..]].data.clone()).unwrap()
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -48,7 +47,7 @@ impl<F: FnMut() -> bool> Progress for Hook<F> {
 fn a_cache_that_others_may_write_is_not_used() {
     let place = TestDir::default();
     let layout = place.layout(&[layer("good")]);
-    let image = place.resolve(&layout.reference()).unwrap().disk_path.unwrap();
+    let image = place.resolve(&layout.reference()).unwrap().disk_paths.remove(0);
     let refusal = || {
         let error = Store::open(StoreOptions::new(place.cache()))
             .and_then(|store| store.resolve(&layout.reference(), &mut Silent))
@@ -59,6 +58,7 @@ fn a_cache_that_others_may_write_is_not_used() {
     for (path, bad, good) in [
         (place.cache(), 0o777, 0o700),
         (place.cache().join("images"), 0o770, 0o700),
+        (place.cache().join("layers"), 0o770, 0o700),
         (place.cache().join("verified"), 0o1777, 0o700),
         (place.cache().join("version"), 0o666, 0o600),
         (image.clone(), 0o646, 0o444),
@@ -100,7 +100,7 @@ fn a_cache_that_others_may_write_is_not_used() {
 fn a_planted_link_makes_no_file_elsewhere() {
     let place = TestDir::default();
     let layout = place.layout(&[layer("good")]);
-    let image = place.resolve(&layout.reference()).unwrap().disk_path.unwrap();
+    let image = place.resolve(&layout.reference()).unwrap().disk_paths.remove(0);
     let key = image.file_stem().unwrap().to_owned();
     let elsewhere = place.path("elsewhere");
     for name in ["locks", "images"] {
@@ -116,7 +116,7 @@ fn a_planted_link_makes_no_file_elsewhere() {
         fs::remove_file(&link).unwrap();
         place.resolve(&layout.reference()).unwrap();
     }
-    for name in ["locks", "images", "scratch", "verified"] {
+    for name in ["locks", "images", "layers", "scratch", "verified"] {
         let dir = place.cache().join(name);
         fs::remove_dir_all(&dir).unwrap();
         fs::create_dir_all(&elsewhere).unwrap();
@@ -164,7 +164,7 @@ fn noticed(swap: impl Fn(&Path, &Path)) -> u32 {
         match read_while(at, &swap) {
             None => break,
             Some(Ok(image)) => {
-                let tree = ErofsReader::new(image.disk).tree();
+                let tree = contents_of(&image);
                 assert!(tree.values().all(|item| item.data != b"SECRET"), "swapped at question {at}");
             }
             Some(Err(error)) => {
@@ -270,7 +270,7 @@ fn layers_come_out_of_the_cache_only_for_those_who_have_them() {
     let ids = [Digest::sha256(&secret)];
     let own = Layout::with(&place.path("own"), &[(secret.clone(), Pack::Plain)], r#"{"Cmd":["own"]}"#);
     let image = place.resolve(&own.reference()).unwrap();
-    let disk = image.disk_path.clone();
+    let disk = image.disk_paths.clone();
     assert!(!image.cached);
     // Whoever knows a digest has neither the layer...
     for _ in 0..2 {
@@ -290,7 +290,7 @@ fn layers_come_out_of_the_cache_only_for_those_who_have_them() {
     let packed = gzip(&secret);
     let layout = forged(&place.path("honest"), &ids, &[&packed], true);
     let image = place.resolve(&layout.reference()).unwrap();
-    assert!(image.cached && image.disk_path == disk);
+    assert!(image.cached && image.disk_paths == disk);
     fs::remove_file(layout.blob_path(&Digest::sha256(&packed))).unwrap();
     let image = place.resolve(&layout.reference()).unwrap();
     assert!(image.cached && place.store().plan(&layout.reference()).unwrap().cached);

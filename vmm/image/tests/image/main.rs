@@ -5,6 +5,7 @@
 mod hostile;
 mod layers;
 mod random;
+mod shared;
 mod sources;
 mod support;
 mod tools;

@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::support::erofs::ErofsReader;
-use crate::support::image::{Layout, Pack, TestDir};
+use crate::support::image::{Layout, Pack, TestDir, Whole};
 use crate::support::tarball::{self, Head, Tar};
 use proptest::prelude::*;
 
@@ -232,8 +231,9 @@ fn check(layers: &[Vec<(Step, Attr)>]) {
     let place = TestDir::default();
     let layout = Layout::with(&place.path("layout"), &tars, "{}");
     let image = place.resolve(&layout.reference()).unwrap();
-    crate::support::fsck(image.disk_path.as_deref().unwrap());
-    let tree = ErofsReader::new(image.disk).tree();
+    let whole = Whole::of(&image);
+    crate::support::fsck(whole.path());
+    let tree = whole.reader().tree();
 
     let ours: BTreeSet<&[u8]> = model.names.keys().map(String::as_bytes).collect();
     let theirs: BTreeSet<&[u8]> = tree.keys().map(Vec::as_slice).filter(|path| !path.is_empty()).collect();
@@ -265,9 +265,7 @@ fn check(layers: &[Vec<(Step, Attr)>]) {
     // The same input makes the same bytes.
     let other = TestDir::default();
     let again = other.resolve(&layout.reference()).unwrap();
-    assert!(
-        std::fs::read(again.disk_path.unwrap()).unwrap() == std::fs::read(image.disk_path.unwrap()).unwrap()
-    );
+    assert!(Whole::of(&again).bytes() == whole.bytes());
 }
 
 proptest! {

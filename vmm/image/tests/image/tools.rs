@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::erofs::{ErofsReader, Item};
-use crate::support::image::{Layout, Pack, TestDir};
+use crate::support::erofs::Item;
+use crate::support::image::{Layout, Pack, TestDir, Whole, contents_of};
 use crate::support::{fsck, is_root, run};
 use nelly_image::{Image, Reference};
 
@@ -177,9 +177,10 @@ fn umoci_image(place: &TestDir) -> (PathBuf, PathBuf) {
     (layout, Path::new(&bundle).join("rootfs"))
 }
 
-fn judge(image: Image, dir: &Path, skip: Skip) {
-    fsck(image.disk_path.as_deref().unwrap());
-    compare(&ErofsReader::new(image.disk).tree(), dir, skip);
+fn judge(image: &Image, dir: &Path, skip: Skip) {
+    let whole = Whole::of(image);
+    fsck(whole.path());
+    compare(&whole.reader().tree(), dir, skip);
 }
 
 #[test]
@@ -202,9 +203,9 @@ fn an_image_of_umoci_in_every_form() {
     assert_eq!(config.working_dir().as_deref(), Some("/tmp"));
     assert_eq!(config.stop_signal().as_deref(), Some("SIGINT"));
     assert_eq!(config.volumes().clone().unwrap(), ["/data"]);
-    let bytes = fs::read(first.disk_path.as_deref().unwrap()).unwrap();
+    let bytes = Whole::of(&first).bytes();
     let digest = first.digest;
-    judge(first, &unpacked, skip);
+    judge(&first, &unpacked, skip);
 
     // skopeo carries it into the other forms; each has the same layers, so a fresh cache makes the
     // same bytes.
@@ -241,7 +242,7 @@ fn an_image_of_umoci_in_every_form() {
         let other = TestDir::default();
         let built = other.resolve(&reference).unwrap();
         assert!(!built.cached);
-        assert!(fs::read(built.disk_path.unwrap()).unwrap() == bytes, "{reference}");
+        assert!(Whole::of(&built).bytes() == bytes, "{reference}");
         assert_eq!(built.config.config(), cached.config.config());
         if matches!(reference, Reference::OciArchive { .. }) {
             assert_eq!(built.digest, digest, "{reference}");
@@ -285,7 +286,7 @@ fn tars_of_gnu_tar_in_its_formats() {
         let image = place.resolve(&layout.reference()).unwrap();
         // GNU's format has whole seconds and no attributes; xattrs include those of the host's own
         // only for root.
-        judge(image, &root, Skip { mtimes: !posix, xattrs: !posix || !is_root(), ..Skip::default() });
+        judge(&image, &root, Skip { mtimes: !posix, xattrs: !posix || !is_root(), ..Skip::default() });
     }
 }
 
@@ -298,15 +299,15 @@ fn a_directory_becomes_the_same_tree() {
     let socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
     drop(socket);
     let image = place.resolve(&Reference::Rootfs { dir: root.clone() }).unwrap();
-    assert!(image.disk_path.is_none() && !image.cached);
-    assert_eq!(image.disk.metadata().unwrap().len(), image.disk_bytes);
+    assert!(image.disk_paths.is_empty() && !image.cached);
     assert_eq!(place.leftovers(), [] as [PathBuf; 0]);
     use std::io::Write;
-    assert!((&image.disk).write_all(b"x").is_err(), "the disk is open for reading only");
-    let copy = place.path("copy.erofs");
-    fs::copy(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&image.disk)), &copy).unwrap();
-    fsck(&copy);
-    compare(&ErofsReader::new(image.disk).tree(), &root, Skip::default());
+    for mut file in &image.disk {
+        assert!(file.write_all(b"x").is_err(), "the disk is open for reading only");
+    }
+    let whole = Whole::of(&image);
+    fsck(whole.path());
+    compare(&whole.reader().tree(), &root, Skip::default());
 }
 
 #[test]
@@ -322,7 +323,8 @@ fn erofs_utils_extract_what_went_in() {
     run("tar", &["--format=posix", "--xattrs", "-C", &text(&root), "-cf", &text(&tar), "."]);
     let layout = Layout::with(&place.path("layout"), &[(fs::read(&tar).unwrap(), Pack::Zstd)], "{}");
     let image = place.resolve(&layout.reference()).unwrap();
-    let disk = text(image.disk_path.as_deref().unwrap());
+    let whole = Whole::of(&image);
+    let disk = text(whole.path());
     let out = place.path("out");
     run("fsck.erofs", &[&format!("--extract={}", text(&out)), "--preserve-perms", &disk]);
     // Their extraction makes no hard links, keeps no attributes, and loses the set-user-id bit to
@@ -335,8 +337,7 @@ fn erofs_utils_extract_what_went_in() {
             .collect::<BTreeMap<_, _>>()
     };
     let again = place.resolve(&Reference::Rootfs { dir: out }).unwrap();
-    let (extracted, ours) =
-        (strip(ErofsReader::new(again.disk).tree()), strip(ErofsReader::new(image.disk).tree()));
+    let (extracted, ours) = (strip(contents_of(&again)), strip(whole.reader().tree()));
     for (path, item) in &ours {
         let shown = String::from_utf8_lossy(path);
         let other = extracted.get(path).unwrap_or_else(|| panic!("`{shown}` was not extracted"));
@@ -387,14 +388,12 @@ fn the_kernel_mounts_it() {
     );
     let layout = Layout::with(&place.path("layout"), &[(fs::read(&tar).unwrap(), Pack::Plain)], "{}");
     let image = place.resolve(&layout.reference()).unwrap();
+    let whole = Whole::of(&image);
     let point = place.path("mnt");
     fs::create_dir(&point).unwrap();
-    run(
-        "mount",
-        &["-t", "erofs", "-o", "loop,ro", &text(image.disk_path.as_deref().unwrap()), &text(&point)],
-    );
+    run("mount", &["-t", "erofs", "-o", "loop,ro", &text(whole.path()), &text(&point)]);
     let mounted = Mounted(&point);
-    let tree = ErofsReader::new(image.disk).tree();
+    let tree = whole.reader().tree();
     compare(&tree, mounted.0, Skip::default());
     compare(&tree, &root, Skip::default());
 }

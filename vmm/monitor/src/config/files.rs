@@ -80,8 +80,7 @@ impl MachineConfig {
         let mut files = vec![("kernel".to_owned(), FileUse::Image, kernel)];
         files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), FileUse::Image, file)));
         for (index, disk) in disks.iter_mut().enumerate() {
-            let usage = FileUse::Disk { read_only: disk.read_only };
-            files.push((format!("disks[{index}]"), usage, &mut disk.source));
+            files.extend(disk.files(&format!("disks[{index}]")));
         }
         for (field, endpoint) in [("console", console), ("serial", serial)] {
             match endpoint {
@@ -128,7 +127,7 @@ mod tests {
 
     fn machine() -> MachineConfig {
         let path = |name: &str| FileSource::Path(name.into());
-        let disk = |id: &str, source| DiskConfig { id: DiskId::new(id).unwrap(), source, read_only: false };
+        let disk = |id: &str, source| DiskConfig::new(DiskId::new(id).unwrap(), source, false);
         let mut config = MachineConfig::new(path("vmlinux"));
         config.initrd = Some(FileSource::Fd(7));
         config.disks = vec![disk("a", path("/disks/a")), disk("b", FileSource::Fd(3)), disk("c", path("c"))];

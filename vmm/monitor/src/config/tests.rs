@@ -28,8 +28,9 @@ fn everything_survives_a_round_trip() {
     config.command_line = CommandLine::new("a=b c=\"d e\"").unwrap();
     config.boot_protocol = BootProtocol::Pvh;
     config.platform = Platform::Mptable;
-    config.disks =
-        vec![DiskConfig { id: DiskId::new("root").unwrap(), source: FileSource::Fd(4), read_only: true }];
+    let disk = |id: &str| DiskConfig::new(DiskId::new(id).unwrap(), FileSource::Fd(4), true);
+    let parts = vec![FileSource::Fd(5), FileSource::Path("/layers/2.data".into())];
+    config.disks = vec![disk("root"), DiskConfig { followed_by: parts, ..disk("image") }];
     config.rng = true;
     config.immutable_images = true;
     config.console = Endpoint::Stream;
@@ -73,6 +74,17 @@ fn every_refusal_names_its_field() {
         ("disks[0]", "disks", json!([{"id": "", "source": {"fd": 3}}])),
         ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "cache": true}])),
         ("disks[0]", "disks", json!([{"id": "a", "source": {"fd": 3}, "read_only": 0}])),
+        (
+            "disks[0].followed_by",
+            "disks",
+            json!([{"id": "a", "source": {"fd": 3}, "followed_by": [{"fd": 4}]}]),
+        ),
+        (
+            "disks[1].followed_by",
+            "disks",
+            json!([disk("a"), {"id": "b", "source": {"fd": 3}, "read_only": true,
+            "followed_by": vec![json!({"fd": 4}); 128]}]),
+        ),
         ("disks", "disks", json!([disk("a"), disk("a")])),
         ("disks", "disks", json!([disk("volume-0123456789abc-a"), disk("volume-0123456789abc-b")])),
         ("disks", "disks", json!((0..65).map(|n| disk(&n.to_string())).collect::<Vec<_>>())),

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use nelly_disk::RawDisk;
+use nelly_disk::{Concat, DiskError, RawDisk, ReadOnly};
 
 use super::assemble::{AssembleError, Assembly, SLOT_CONSOLE, SLOT_SERIAL};
 use super::console::Pump;
@@ -19,7 +19,7 @@ use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::MmioSlot;
 use crate::bus::Buses;
-use crate::config::{DiskConfig, Endpoint};
+use crate::config::{DiskConfig, Endpoint, PART_ALIGNMENT};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
@@ -130,11 +130,21 @@ pub(super) fn offer<V: Vm>(vm: &V, mmio: MmioSlot, transport: &MmioTransport, kn
 }
 
 pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
-    let file = files.get(field, &disk.source)?;
     let id = disk.id.as_str();
-    let raw = RawDisk::new(file, disk.read_only)
-        .map_err(|source| AssembleError::Disk { id: id.to_owned(), source })?;
-    Ok(Box::new(Block::new(Box::new(raw), id)))
+    let unusable = |source| AssembleError::Disk { id: id.to_owned(), source };
+    let raw = RawDisk::new(files.get(field, &disk.source)?, disk.read_only).map_err(unusable)?;
+    if disk.followed_by.is_empty() {
+        return Ok(Box::new(Block::new(Box::new(raw), id)));
+    }
+    let mut parts = Concat::builder(PART_ALIGNMENT).map_err(|error| unusable(error.into()))?;
+    parts.part(Box::new(raw)).map_err(|error| unusable(error.into()))?;
+    for (index, source) in disk.followed_by.iter().enumerate() {
+        let file = files.get(&format!("{field}.followed_by[{index}]"), source)?;
+        let part = RawDisk::new(file, true).map_err(unusable)?;
+        parts.part(Box::new(part)).map_err(|error| unusable(error.into()))?;
+    }
+    let whole = ReadOnly::new(parts.build()).map_err(|error| unusable(DiskError::TooLarge(error)))?;
+    Ok(Box::new(Block::new(Box::new(whole), id)))
 }
 
 /// The devices of a plan before they have a place.

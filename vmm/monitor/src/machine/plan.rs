@@ -94,7 +94,7 @@ mod tests {
     use crate::config::{CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MemorySize, VsockConfig};
 
     fn disk(id: &str) -> DiskConfig {
-        DiskConfig { id: DiskId::new(id).unwrap(), source: FileSource::Fd(0), read_only: false }
+        DiskConfig::new(DiskId::new(id).unwrap(), FileSource::Fd(0), false)
     }
 
     #[test]

@@ -328,9 +328,11 @@ impl<H: Hypervisor> Server<'_, H> {
                 DeviceName::Rng => self.config.rng = false,
                 DeviceName::Disk(id) => {
                     if let Some(index) = self.config.disks.iter().position(|disk| disk.id == id) {
-                        let source = self.config.disks.remove(index).source;
-                        if !self.config.files().iter().any(|(_, _, other)| **other == source) {
-                            self.files.forget(&source);
+                        let mut disk = self.config.disks.remove(index);
+                        for (_, _, source) in disk.files("disk") {
+                            if !self.config.files().iter().any(|(_, _, other)| **other == *source) {
+                                self.files.forget(source);
+                            }
                         }
                         // The slot stays.
                         self.config.spare_slots += 1;

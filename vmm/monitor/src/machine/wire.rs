@@ -325,7 +325,7 @@ mod tests {
         assert!(page.contains(&format!("This page is version {VERSION}.")));
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
         let source = crate::config::FileSource::Fd(0);
-        let disk = DiskConfig { id: crate::config::DiskId::new("d").unwrap(), source, read_only: true };
+        let disk = DiskConfig::new(crate::config::DiskId::new("d").unwrap(), source, true);
         let requests = [
             Request::Start { version: VERSION, config, log: false, labels: Vec::new() },
             Request::Pause,

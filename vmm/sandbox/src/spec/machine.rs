@@ -29,8 +29,9 @@ pub struct MachineSpec {
     pub kernel: FileSource,
     /// The initramfs with the agent.
     pub initrd: FileSource,
-    /// The container image's EROFS file; the guest sees it as [`IMAGE_DEVICE`], read-only.
-    pub image: FileSource,
+    /// The container image's EROFS file system: one disk of these files, one after the other. The
+    /// guest sees it as [`IMAGE_DEVICE`], read-only.
+    pub image: Vec<FileSource>,
     /// How the hardware is described to the kernel.
     pub platform: Platform,
     /// Number of vCPUs.
@@ -46,7 +47,7 @@ pub struct MachineSpec {
 impl MachineSpec {
     /// A machine of one vCPU and 512 MiB.
     #[must_use]
-    pub fn new(kernel: FileSource, initrd: FileSource, image: FileSource) -> Self {
+    pub fn new(kernel: FileSource, initrd: FileSource, image: Vec<FileSource>) -> Self {
         let memory = MemorySize::new(512 << 20).unwrap_or_default();
         Self {
             kernel,
@@ -62,7 +63,7 @@ impl MachineSpec {
 
     /// The same, with the kernel and initramfs of an installation.
     #[must_use]
-    pub fn installed(installation: &Installation, image: FileSource) -> Self {
+    pub fn installed(installation: &Installation, image: Vec<FileSource>) -> Self {
         let path = |path: &std::path::Path| FileSource::Path(path.to_owned());
         let spec = Self::new(path(&installation.kernel), path(&installation.initramfs), image);
         Self { platform: installation.platform, ..spec }
@@ -71,7 +72,7 @@ impl MachineSpec {
     /// The configuration that [`crate::instance::Sandbox::start`] takes.
     ///
     /// # Errors
-    /// The command line is too long or contains invalid characters.
+    /// The command line is too long or contains invalid characters, or the image has no file.
     pub fn config(&self) -> Result<MachineConfig, ConfigError> {
         let refuse = |field: &str| {
             let field = field.to_owned();
@@ -86,7 +87,11 @@ impl MachineSpec {
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
         config.platform = self.platform;
         let id = DiskId::new("image").map_err(refuse("disks[0]"))?;
-        config.disks.push(DiskConfig { id, source: self.image.clone(), read_only: true });
+        let Some((first, rest)) = self.image.split_first() else {
+            return Err(refuse("disks[0]")("the image has no file".to_owned()));
+        };
+        let disk = DiskConfig::new(id, first.clone(), true);
+        config.disks.push(DiskConfig { followed_by: rest.to_vec(), ..disk });
         config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
         config.serial = Endpoint::Stream;
         config.validate()?;

@@ -141,7 +141,7 @@ impl TestDir {
     }
 
     /// Files below the cache directory that are neither directories, nor the version file, nor say
-    /// what was verified.
+    /// what was verified, nor are the two of a whole layer.
     pub fn leftovers(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut todo = vec![self.cache()];
@@ -150,10 +150,17 @@ impl TestDir {
                 let entry = entry.unwrap();
                 if entry.file_type().unwrap().is_dir() {
                     todo.push(entry.path());
-                } else if entry.file_name() != "version"
-                    && !entry.path().parent().unwrap().ends_with("verified")
+                    continue;
+                }
+                let path = entry.path();
+                let parent = path.parent().unwrap();
+                let whole_layer =
+                    ["data", "changes"].iter().all(|suffix| path.with_extension(suffix).exists());
+                if entry.file_name() != "version"
+                    && !parent.ends_with("verified")
+                    && !(parent.ends_with("layers") && whole_layer)
                 {
-                    found.push(entry.path());
+                    found.push(path);
                 }
             }
         }
@@ -161,12 +168,49 @@ impl TestDir {
     }
 }
 
+/// All files of an image's disk, one after the other, as a machine sees them.
+pub struct Whole(pub tempfile::NamedTempFile);
+
+impl Whole {
+    pub fn of(image: &Image) -> Self {
+        let mut whole = tempfile::NamedTempFile::new().unwrap();
+        for file in &image.disk {
+            // From its beginning, whoever read it before.
+            std::io::copy(&mut fs::File::open(fd_path(file)).unwrap(), &mut whole).unwrap();
+        }
+        assert_eq!(whole.as_file().metadata().unwrap().len(), image.disk_bytes);
+        Self(whole)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        fs::read(self.path()).unwrap()
+    }
+
+    pub fn reader(&self) -> ErofsReader {
+        ErofsReader::new(fs::File::open(self.path()).unwrap())
+    }
+}
+
+fn fd_path(file: &fs::File) -> String {
+    format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file))
+}
+
+/// What is in an image.
+pub fn contents_of(image: &Image) -> BTreeMap<Vec<u8>, Item> {
+    Whole::of(image).reader().tree()
+}
+
 /// The tree that the layers make; erofs-utils must agree that the image is sound.
 pub fn tree_of(layers: &[Vec<u8>]) -> BTreeMap<Vec<u8>, Item> {
     let place = TestDir::default();
     let image = place.resolve(&place.layout(layers).reference()).unwrap();
-    super::fsck(image.disk_path.as_deref().unwrap());
-    ErofsReader::new(image.disk).tree()
+    let whole = Whole::of(&image);
+    super::fsck(whole.path());
+    whole.reader().tree()
 }
 
 /// What the layers are refused with: the whole chain of messages. Nothing may stay in the cache.

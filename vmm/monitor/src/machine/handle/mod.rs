@@ -23,7 +23,7 @@ use super::files::Handed;
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
 use super::wire::{Answer, NewDevice, Request};
-use crate::config::{DeviceName, DiskConfig, FileSource};
+use crate::config::{ConfigError, DeviceName, DiskConfig, FileSource};
 use crate::sys::{self, fits};
 use crate::timeline::GuestCounter;
 
@@ -69,6 +69,11 @@ impl Resources {
         let index = fits(self.files.len(), "nobody has 2^32 descriptors");
         self.files.push(file.into());
         FileSource::Fd(index)
+    }
+
+    /// Adds several files and says how the config names them.
+    pub fn add_all(&mut self, files: impl IntoIterator<Item = impl Into<OwnedFd>>) -> Vec<FileSource> {
+        files.into_iter().map(|file| self.add(file)).collect()
     }
 
     /// Where the machine says a line for the first fault of each kind that its guest makes. Without
@@ -184,6 +189,11 @@ impl Machine {
     /// one file of `resources`, and one that is a path is opened here: the monitor opens nothing.
     pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
         let mut disk = disk.clone();
+        if !disk.followed_by.is_empty() {
+            let reason = "a disk of several files cannot be attached to a running machine".into();
+            let error = ConfigError::new("disk.followed_by", reason);
+            return Err(ControlError::Refused(MonitorError::of(&error)));
+        }
         disk.source = disk
             .source
             .with_absolute_path("disk")

@@ -1,6 +1,7 @@
 //! Devices that come and go while the machine runs.
 
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::Path;
 
 use super::*;
@@ -13,7 +14,7 @@ fn slot(register: u64) -> u64 {
 }
 
 fn disk(id: &str, path: &Path) -> DiskConfig {
-    DiskConfig { id: DiskId::new(id).unwrap(), source: FileSource::Path(path.into()), read_only: false }
+    DiskConfig::new(DiskId::new(id).unwrap(), FileSource::Path(path.into()), false)
 }
 
 fn image() -> tempfile::NamedTempFile {
@@ -166,4 +167,29 @@ fn a_detach_fits_a_pause_and_what_cannot_be_asked_is_refused_by_name() {
     assert_eq!(machine.wait().reason, EndReason::Stopped);
     assert!(becomes_free(second.path()));
     assert_gone(&fake);
+}
+
+/// The guest sees one disk, whose parts begin at multiples of 4096 bytes, and its monitor holds all
+/// of their files.
+#[test]
+fn a_disk_of_several_files_is_one_device() {
+    let file = |bytes: &[u8]| {
+        let mut file = crate::sys::anonymous::memory_file("part").unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    };
+    let fake = Fake::new();
+    fake.script(0, [register::DEVICE_ID, register::CONFIG].map(|at| Step::read32(slot(at))));
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    let mut parts = resources.add_all([file(&[1; 4096]), file(&[2; 5000]), file(&[3; 512])]);
+    let first = parts.remove(0);
+    let disk = DiskConfig::new(DiskId::new("image").unwrap(), first, true);
+    config.disks = vec![DiskConfig { followed_by: parts, ..disk }];
+    let machine = start_with(&fake, &config, resources).unwrap();
+    assert!(fake.wait_until(|record| record.answers.len() == 2));
+    let answers: Vec<_> = fake.record().answers.into_iter().map(|(_, answer)| answer[0]).collect();
+    // A block device, and its sectors.
+    assert_eq!(answers, [2, 8 + 16 + 8]);
+    drop(machine);
 }

@@ -459,14 +459,17 @@ fn an_empty_slot_is_filled_while_the_machine_runs() {
     fake.script(0, [Step::read32(id)]);
     let machine = start(&fake, |config| config.spare_slots = 1);
     assert!(fake.wait_until(|record| record.answers.len() == 1));
-    let wanted = |resources: &mut Resources| DiskConfig {
-        id: DiskId::new("late").unwrap(),
-        source: resources.add(disk.try_clone().unwrap()),
-        read_only: false,
+    let wanted = |resources: &mut Resources| {
+        DiskConfig::new(DiskId::new("late").unwrap(), resources.add(disk.try_clone().unwrap()), false)
     };
     let mut resources = Resources::new();
     let late = wanted(&mut resources);
     machine.attach_disk(&late, resources).unwrap();
+    let several = DiskConfig { followed_by: vec![FileSource::Fd(1)], read_only: true, ..late.clone() };
+    let ControlError::Refused(error) = machine.attach_disk(&several, Resources::new()).unwrap_err() else {
+        panic!("it is refused before anything is asked");
+    };
+    assert!(error.to_string().contains("disk.followed_by: a disk of several files"), "{error}");
     let missing = DiskConfig { source: FileSource::Path("/no/such/disk".into()), ..late };
     let ControlError::Refused(error) = machine.attach_disk(&missing, Resources::new()).unwrap_err() else {
         panic!("the holder opens it");
@@ -504,11 +507,8 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
     let initrd = refused(&|config| config.initrd = Some(FileSource::Fd(9)));
     assert!(initrd.starts_with("initrd: descriptor 9 was not handed in"), "{initrd}");
     let disk = refused(&|config| {
-        config.disks.push(DiskConfig {
-            id: DiskId::new("root").unwrap(),
-            source: FileSource::Path("/".into()),
-            read_only: true,
-        });
+        let disk = DiskConfig::new(DiskId::new("root").unwrap(), FileSource::Path("/".into()), true);
+        config.disks.push(disk);
     });
     assert!(disk.starts_with("disks[0]: cannot open /: it is a directory"), "{disk}");
     let stdio = refused(&|config| config.serial = Endpoint::Stdio);
