@@ -79,6 +79,9 @@ pub trait Vm: Send + Sync + 'static {
     /// Its vCPUs.
     type Vcpu: Vcpu;
 
+    /// The hypervisor's name. State is taken back by the hypervisor of this name alone.
+    const HYPERVISOR: &'static str;
+
     /// Registers one memory slot, and keeps it (so that its host range stays mapped) until the
     /// machine's end. Its number and its place are no other slot's, and there are no interrupt
     /// controllers yet.

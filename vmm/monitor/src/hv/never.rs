@@ -27,6 +27,8 @@ impl Hypervisor for Never {
 impl Vm for Never {
     type Vcpu = Self;
 
+    const HYPERVISOR: &'static str = "no hypervisor";
+
     fn map(&self, _: &Slot) -> Result<(), HvError> {
         match self.0 {}
     }

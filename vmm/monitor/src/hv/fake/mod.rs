@@ -97,6 +97,10 @@ pub struct Record {
     pub answers: Vec<(u32, Vec<u8>)>,
     /// States loaded, with the vCPU.
     pub loads: Vec<(u32, BootState)>,
+    /// Machines that took the state of another back, each after so many of their vCPUs.
+    pub restores: Vec<usize>,
+    /// vCPUs that took state back and are alive.
+    pub restored: usize,
     /// Numbers of the slots registered now.
     pub slots: Vec<u32>,
     /// The interrupt controllers, once there are some.
@@ -238,6 +242,8 @@ impl FakeVm {
 impl Vm for FakeVm {
     type Vcpu = FakeVcpu;
 
+    const HYPERVISOR: &'static str = "a fake hypervisor";
+
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
         self.0.assert_open("a slot");
         let mut state = self.shared().lock();
@@ -288,6 +294,7 @@ impl Vm for FakeVm {
             reading: false,
             data: Vec::new(),
             sleeps: false,
+            restored: false,
             heard: BTreeMap::new(),
             thread: PhantomData,
         })
@@ -304,7 +311,9 @@ impl Vm for FakeVm {
 
     fn restore(&self, state: Sections) -> Result<(), HvError> {
         self.0.assert_open("state");
-        Ok(state.finish()?)
+        state.finish()?;
+        self.shared().change(|state| state.record.restores.push(state.record.restored));
+        Ok(())
     }
 }
 
@@ -335,6 +344,7 @@ pub struct FakeVcpu {
     reading: bool,
     data: Vec<u8>,
     sleeps: bool,
+    restored: bool,
     /// Edges and raises of each line when a wait for it last ended.
     heard: BTreeMap<InterruptLine, u64>,
     /// A vCPU stays on its thread.
@@ -461,7 +471,10 @@ impl Vcpu for FakeVcpu {
             let why = "it is another vCPU's".to_owned();
             return Err(StateError::Unfit { name: VCPU.to_owned(), why }.into());
         }
-        Ok(state.finish()?)
+        state.finish()?;
+        self.restored = true;
+        self.machine.shared.change(|state| state.record.restored += 1);
+        Ok(())
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {
@@ -481,6 +494,7 @@ impl Drop for FakeVcpu {
     fn drop(&mut self) {
         self.machine.shared.change(|state| {
             state.record.vcpus -= 1;
+            state.record.restored -= usize::from(self.restored);
             state.kicked.remove(&self.index);
         });
     }

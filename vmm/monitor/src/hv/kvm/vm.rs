@@ -107,6 +107,8 @@ impl Inner {
 impl Vm for KvmVm {
     type Vcpu = KvmVcpu;
 
+    const HYPERVISOR: &'static str = "KVM";
+
     fn map(&self, slot: &Slot) -> Result<(), HvError> {
         let mut slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
         // KVM would take a second registration for a move of the first, whose host range would then
