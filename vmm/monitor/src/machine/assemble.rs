@@ -15,13 +15,15 @@ use super::files::{FileError, Files};
 use super::mailbox::Mailbox;
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::plan::Plan;
+use super::snapshot::{self, Description, RestoreError, Saved, Snapshot};
 use super::vcpu::{self, Shared};
 use super::workers::WorkerThreads;
 use crate::boot::BootError;
-use crate::bus::BusError;
+use crate::bus::{BusError, SharedDevice};
 use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, SERIAL_BYTES};
 use crate::hv::{HvError, Hypervisor, Kicker, Vm};
 use crate::memory::{GuestRam, MemoryError};
+use crate::state::{Sections, Stateful};
 use crate::timeline::Recorder;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
@@ -64,6 +66,8 @@ pub(super) enum AssembleError {
     /// What the host refused, in words: memory, a thread, a descriptor or random bytes.
     #[error("{0}")]
     Host(&'static str, #[source] io::Error),
+    #[error("cannot restore the saved machine")]
+    Restore(#[from] RestoreError),
     #[error("no spare slot is left for the disk {0:?}")]
     NoSlot(String),
     #[error(
@@ -86,10 +90,14 @@ pub(super) struct Assembled<V> {
     pub(super) vsock: Option<VsockControl>,
     pub(super) memory: Option<MemoryControl>,
     host: Arc<WorkerThreads>,
+    /// The devices of the board and the serial port, by the names of their state.
+    board: Vec<(&'static str, SharedDevice)>,
+    /// What a restored machine's hypervisor has not yet taken back.
+    saved: Option<Sections>,
     /// Kept for the devices' sake until the last of them is gone.
     pub(super) ram: GuestRam,
     /// See [`Remains`].
-    says_kernel: bool,
+    pub(super) says_kernel: bool,
 }
 
 /// What assembly is made of.
@@ -101,10 +109,12 @@ pub(super) struct Assembly<'a, H> {
     pub(super) recorder: &'a Arc<Recorder>,
     /// The terminal of `stdio` endpoints understands Ctrl-A.
     pub(super) escape: bool,
+    /// Asked while much memory is read: whether anybody still waits for this machine.
+    pub(super) wanted: &'a dyn Fn() -> bool,
 }
 
 impl<H: Hypervisor> Assembly<'_, H> {
-    /// Assembles. Nothing runs yet.
+    /// Assembles a machine that boots its kernel. Nothing runs yet.
     pub(super) fn assemble(&self) -> Result<Assembled<H::Vm>, AssembleError> {
         let plan = Plan::of(self.config);
         // What can be refused without a hypervisor is refused before there is one.
@@ -113,6 +123,20 @@ impl<H: Hypervisor> Assembly<'_, H> {
         let bare = self.create_vm(&plan)?;
         let beginning = self.boot(&plan, &bare.ram, &images)?;
         let equipped = self.create_devices(&plan, &bare, devices)?;
+        self.start(plan, bare, equipped, beginning)
+    }
+
+    /// Assembles the same machine to go on where a saved one was.
+    pub(super) fn assemble_saved(&self, snapshot: Snapshot) -> Result<Assembled<H::Vm>, AssembleError> {
+        let Snapshot { state, memory } = snapshot;
+        let plan = Plan::of(self.config);
+        let saved = Saved::read(&state.into())?;
+        let devices = Devices::open(self, &plan)?;
+        saved.check(&Description::new(&plan, H::Vm::HYPERVISOR, devices.identities(&plan)))?;
+        let bare = self.create_vm(&plan)?;
+        self.restore_memory(&bare.ram, &memory.into())?;
+        let mut equipped = self.create_devices(&plan, &bare, devices)?;
+        let beginning = equipped.restore(saved).map_err(RestoreError::State)?;
         self.start(plan, bare, equipped, beginning)
     }
 
@@ -125,8 +149,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         beginning: Beginning,
     ) -> Result<Assembled<H::Vm>, AssembleError> {
         let VmWithMemory { ram, vm } = bare;
-        let VmWithDevices { buses, transports, interrupts, pumps, vsock, memory, host } = equipped;
-        let Beginning { state, says_kernel } = beginning;
+        let VmWithDevices { buses, board, transports, interrupts, pumps, vsock, memory, host } = equipped;
+        let Beginning { vcpus, saved, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
         let shared = Arc::new(Shared::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
         let cpus = plan.cpus();
@@ -142,12 +166,13 @@ impl<H: Hypervisor> Assembly<'_, H> {
             vsock,
             memory,
             host,
+            board,
+            saved,
             ram,
             says_kernel,
         };
-        for index in 0..cpus {
-            let state = (index == 0).then(|| state.clone());
-            match vcpu::spawn(&assembled.vm, &assembled.shared, index, cpus, state) {
+        for (index, registers) in (0..cpus).zip(vcpus) {
+            match vcpu::spawn(&assembled.vm, &assembled.shared, index, cpus, registers) {
                 Ok(thread) => assembled.threads.push(thread),
                 Err(error) => {
                     drop(assembled.take_apart());
@@ -174,9 +199,38 @@ impl<V: Vm> Assembled<V> {
         self.threads.len() + self.plan.threaded().count()
     }
 
-    /// Every vCPU exists, and none has run.
-    pub(super) fn seal(&self) -> Result<(), HvError> {
-        self.vm.seal()
+    /// Every vCPU exists, and none has run: what they share is taken back from a saved machine, and
+    /// the machine is whole. Says whether it goes on from such.
+    pub(super) fn seal(&mut self) -> Result<bool, HvError> {
+        let saved = self.saved.take();
+        let restored = saved.is_some();
+        if let Some(state) = saved {
+            self.vm.restore(state)?;
+        }
+        self.vm.seal()?;
+        Ok(restored)
+    }
+
+    /// Writes down everything but the memory of a machine that is paused, with the state of its
+    /// vCPUs.
+    pub(super) fn save(&self, vcpus: &[Sections]) -> Result<Vec<u8>, HvError> {
+        let vm = self.vm.save()?;
+        let devices = self.interrupts.iter().map(|interrupt| {
+            let identity = interrupt.tally().identity()?;
+            Some((identity.device_id, identity.name.clone()))
+        });
+        let machine = Description::new(&self.plan, V::HYPERVISOR, devices);
+        Ok(snapshot::write(machine, self.says_kernel, &vm, vcpus, |state| {
+            for (name, device) in &self.board {
+                device.lock().unwrap_or_else(PoisonError::into_inner).save(name, state);
+            }
+            for (number, transport) in self.transports.iter().enumerate() {
+                lock(transport).save(&snapshot::slot_name(number), state);
+            }
+            for pump in &self.pumps {
+                pump.save_words(state);
+            }
+        }))
     }
 
     /// Puts a disk into the first empty slot that has a thread for it.
@@ -244,6 +298,8 @@ impl<V: Vm> Assembled<V> {
             vsock,
             memory,
             host,
+            board,
+            saved: _,
             ram: _ram,
             says_kernel,
         } = self;
@@ -254,7 +310,7 @@ impl<V: Vm> Assembled<V> {
         for thread in threads {
             drop(thread.join());
         }
-        drop((vsock, memory, transports, kickers));
+        drop((vsock, memory, transports, board, kickers));
         host.join();
         let faults = faults::faults(&interrupts);
         drop(interrupts);

@@ -1,23 +1,29 @@
-//! What a machine begins with: a kernel that is booted. Fills its memory, and says what its vCPUs
-//! start from; that is all that a machine which goes on from elsewhere would do otherwise.
+//! What a machine begins with: a kernel that is booted, or the state of a machine that was saved.
+//! Fills its memory, and says what its vCPUs start from.
 
 use std::fs::File;
+use std::sync::PoisonError;
 
 use nelly_disk::FileReader;
 
-use super::assemble::{AssembleError, Assembly};
+use super::assemble::{AssembleError, Assembly, lock};
+use super::build::VmWithDevices;
 use super::plan::Plan;
-use crate::arch::BootState;
+use super::snapshot::{self, RestoreError, Saved};
+use super::vcpu::Registers;
 use crate::boot::{self, Image, Request};
 use crate::config::FileSource;
 use crate::memory::GuestRam;
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys;
 use crate::timeline::name;
 
 /// What vCPUs begin with.
 pub(super) struct Beginning {
-    /// Of the boot processor; the others wait for its message.
-    pub(super) state: BootState,
+    /// By their numbers.
+    pub(super) vcpus: Vec<Registers>,
+    /// What belongs to no vCPU, of a saved machine.
+    pub(super) saved: Option<Sections>,
     /// What was booted says that it is a kernel.
     pub(super) says_kernel: bool,
 }
@@ -65,7 +71,17 @@ impl<H> Assembly<'_, H> {
             .load(ram, &request)
             .map_err(|source| AssembleError::Boot { file: images.kernel.1.clone(), source })?;
         self.recorder.stamp(name::KERNEL_LOADED);
-        Ok(Beginning { state: loaded.state, says_kernel: loaded.says_kernel })
+        // The others wait for the boot processor's message.
+        let others = (1..plan.cpus()).map(|_| Registers::Reset);
+        let vcpus = std::iter::once(Registers::Entry(loaded.state)).chain(others).collect();
+        Ok(Beginning { vcpus, saved: None, says_kernel: loaded.says_kernel })
+    }
+
+    /// Takes the memory of a saved machine back.
+    pub(super) fn restore_memory(&self, ram: &GuestRam, image: &File) -> Result<(), AssembleError> {
+        ram.read_image(image, self.wanted).map_err(RestoreError::Memory)?;
+        self.recorder.stamp(name::MEMORY_RESTORED);
+        Ok(())
     }
 
     fn image<'a>(&self, (file, name): &'a (File, String)) -> Result<Bytes<'a>, AssembleError> {
@@ -73,6 +89,26 @@ impl<H> Assembly<'_, H> {
         let bytes = boot::reader(name, file, immutable)
             .map_err(|source| AssembleError::Boot { file: name.clone(), source })?;
         Ok(Bytes { name, bytes })
+    }
+}
+
+impl VmWithDevices {
+    /// Gives the devices the state of those of a saved machine. They are paused then, as those
+    /// were.
+    pub(super) fn restore(&mut self, saved: Saved) -> Result<Beginning, StateError> {
+        let Saved { says_kernel, vm, vcpus, devices: mut state, .. } = saved;
+        for (name, device) in &self.board {
+            device.lock().unwrap_or_else(PoisonError::into_inner).restore(name, &mut state)?;
+        }
+        for (number, transport) in self.transports.iter().enumerate() {
+            lock(transport).restore(&snapshot::slot_name(number), &mut state)?;
+        }
+        for pump in &mut self.pumps {
+            pump.restore_words(&mut state)?;
+        }
+        state.finish()?;
+        let vcpus = vcpus.into_iter().map(Registers::Saved).collect();
+        Ok(Beginning { vcpus, saved: Some(vm), says_kernel })
     }
 }
 

@@ -18,7 +18,7 @@ use super::plan::{Plan, SlotDevice};
 use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::MmioSlot;
-use crate::bus::Buses;
+use crate::bus::{Buses, SharedDevice};
 use crate::config::{DiskConfig, Endpoint, PART_ALIGNMENT};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
@@ -31,6 +31,7 @@ use crate::virtio::device::Device;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::rng::Rng;
+use crate::virtio::spec::id;
 use crate::virtio::tally::Fault;
 use crate::virtio::transport::{MmioTransport, Transport};
 use crate::virtio::vsock::{Vsock, VsockControl};
@@ -44,6 +45,8 @@ pub(super) struct VmWithMemory<V> {
 /// A machine that has all its devices and no vCPU.
 pub(super) struct VmWithDevices {
     pub(super) buses: Buses,
+    /// Those of the board and the serial port, by the names of their state.
+    pub(super) board: Vec<(&'static str, SharedDevice)>,
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
     /// Those of the slots, with what the slots count.
     pub(super) interrupts: Vec<Interrupt>,
@@ -79,13 +82,16 @@ impl<H: Hypervisor> Assembly<'_, H> {
 
         let Devices { virtio, mut pumps, serial_line, vsock } = devices;
         let mut buses = Buses::default();
+        let mut board = Vec::new();
         for platform in plan.board.platform_devices() {
+            board.push((platform.name, platform.device.clone()));
             buses.insert(platform.base, platform.len, platform.device)?;
         }
         let port = Arc::new(Mutex::new(Serial::new(serial_line, vm.irq_line(plan.serial.line)?)));
         for pump in &mut pumps {
             pump.set_port(&port);
         }
+        board.push(("serial", port.clone()));
         buses.insert(plan.serial.base, serial::REGISTERS, port)?;
 
         let host = WorkerThreads::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
@@ -117,7 +123,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             transports.push(transport);
         }
         self.recorder.stamp(name::DEVICES_READY);
-        Ok(VmWithDevices { buses, transports, interrupts, pumps, vsock, memory, host })
+        Ok(VmWithDevices { buses, board, transports, interrupts, pumps, vsock, memory, host })
     }
 }
 
@@ -157,6 +163,14 @@ pub(super) struct Devices {
 }
 
 impl Devices {
+    /// What is in the slots: the kind of each device, and its name.
+    pub(super) fn identities(&self, plan: &Plan) -> impl Iterator<Item = Option<(u32, Option<String>)>> {
+        plan.slots.iter().zip(&self.virtio).map(|(slot, device)| match (slot.device, device) {
+            (SlotDevice::Memory, _) => Some((id::MEMORY, None)),
+            (_, device) => device.as_ref().map(|device| (device.id(), device.name())),
+        })
+    }
+
     pub(super) fn open<H>(assembly: &Assembly<'_, H>, plan: &Plan) -> Result<Self, AssembleError> {
         let Assembly { config, files, mailbox, .. } = assembly;
         let (mut serial, serial_line) = Pump::serial(SLOT_SERIAL, mailbox.bell().clone());

@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::assemble::SLOT_SERIAL;
 use super::inspection::ConsoleState;
 use super::mailbox::Bell;
 use super::output::Output;
 use super::watched::{Kind, Watched};
 use crate::devices::last_words::{LastWords, Said};
 use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
+use crate::state::{Sections, StateError, Stateful};
 use crate::sys::{self, Interest, Poller};
 use crate::virtio::device::Registrar;
 
@@ -285,6 +287,21 @@ impl Pump {
             waiting_output_bytes: (self.output.len() + held) as u64,
             waiting_input_bytes: self.input.len() as u64,
         }
+    }
+
+    /// Adds what was heard of a kernel's last words, to which the rest may still come.
+    pub(super) fn save_words(&self, state: &mut Sections) {
+        self.words.save(self.words_name(), state);
+    }
+
+    /// Takes it back.
+    pub(super) fn restore_words(&mut self, state: &mut Sections) -> Result<(), StateError> {
+        let name = self.words_name();
+        self.words.restore(name, state)
+    }
+
+    fn words_name(&self) -> &'static str {
+        if self.slot == SLOT_SERIAL { "words.serial" } else { "words.console" }
     }
 
     /// Which of a kernel's last words went by.

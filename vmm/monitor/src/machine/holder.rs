@@ -4,9 +4,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::assemble::Assembled;
 use super::lifecycle::Unfit;
 use super::outcome::{Event, Outcome};
+use super::saving::SaveError;
 use super::wire::{self, Answer, Received, Receiver, Reply, Request};
 use crate::config::{DeviceName, OnReset};
 use crate::hv::Vm;
@@ -42,6 +45,10 @@ pub(super) enum Refusal {
     Host(#[from] io::Error),
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    #[error("the machine is being saved")]
+    Saving,
+    #[error(transparent)]
+    Save(#[from] SaveError),
 }
 
 /// Whoever is at the other end of the control connection.
@@ -84,6 +91,14 @@ impl Holder {
     /// The control connection, for the poller.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
+    }
+
+    /// Whether it has not closed the connection.
+    pub(super) fn is_there(&self) -> bool {
+        let mut connection = [PollFd::new(&self.control, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Nothing was asked for but what is always told: that the other end is closed.
+        !matches!(poll(&mut connection, Some(&now)), Ok(1..))
     }
 
     /// The next request that is there; `None` when none is. An error means that the holder is gone,

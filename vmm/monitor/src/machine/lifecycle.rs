@@ -11,8 +11,10 @@ use crate::virtio::vsock::PowerWord;
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// Every vCPU exists.
+    /// Every vCPU exists, and the guest is to start.
     Assembled,
+    /// The same of a machine that goes on from a saved one's pause.
+    Restored,
     /// The holder asks for a pause.
     Pause,
     /// The holder lets it run on.
@@ -102,6 +104,10 @@ impl Life {
         use State::{Ending as Ends, Paused, Pausing, Running, Starting};
         let (next, actions) = match (self.state, input) {
             (Starting, Input::Assembled) => (Running, vec![Action::RunVcpus]),
+            (Starting, Input::Restored) => {
+                self.vcpus_out = true;
+                (Paused, vec![])
+            }
             (Running, Input::Pause) => (Pausing, vec![Action::ParkVcpus]),
             // One that joins a pause under way is answered with it; one that comes late is answered
             // at once.
@@ -139,9 +145,14 @@ impl Life {
             (Ends, Input::VcpusEnded) => (Ends, vec![Action::ParkDevices]),
             (Ends, Input::DevicesParked) => (Ends, vec![Action::TakeApart]),
             // What arrives late in another state has been overtaken.
-            (state, Input::VcpusParked | Input::DevicesParked | Input::VcpusEnded | Input::Assembled) => {
-                (state, vec![])
-            }
+            (
+                state,
+                Input::VcpusParked
+                | Input::DevicesParked
+                | Input::VcpusEnded
+                | Input::Assembled
+                | Input::Restored,
+            ) => (state, vec![]),
             (state, Input::Pause | Input::Resume) => return Err(Unfit(state)),
         };
         self.state = next;
@@ -227,8 +238,9 @@ mod tests {
 
     #[test]
     fn an_end_reaches_every_state_and_always_comes_to_rest() {
-        let prefixes: [&[Input]; 5] = [
+        let prefixes: [&[Input]; 6] = [
             &[],
+            &[Input::Restored],
             &[Input::Assembled],
             &[Input::Assembled, Input::Pause],
             &[Input::Assembled, Input::Pause, Input::VcpusParked],
@@ -248,6 +260,24 @@ mod tests {
             assert_eq!(actions.last(), Some(&Action::TakeApart), "{inputs:?}");
             assert!(actions.contains(&Action::EndVcpus));
         }
+    }
+
+    #[test]
+    fn a_restored_machine_begins_paused() {
+        let (state, actions) = run(&[Input::Restored, Input::Pause]);
+        assert_eq!((state, actions), (State::Paused, vec![Action::AnswerPause]));
+        let (state, actions) = run(&[Input::Restored, Input::Resume, Input::Pause, Input::VcpusParked]);
+        assert_eq!(state, State::Pausing);
+        let expected = [Action::RunDevices, Action::RunVcpus, Action::ParkVcpus, Action::ParkDevices];
+        assert_eq!(actions, expected);
+        let (state, actions) = run(&[
+            Input::End(Ending::Kill),
+            // Its assembly comes to its end all the same.
+            Input::Restored,
+            Input::VcpusEnded,
+            Input::DevicesParked,
+        ]);
+        assert_eq!((state, actions.last()), (State::Ending, Some(&Action::TakeApart)));
     }
 
     #[test]

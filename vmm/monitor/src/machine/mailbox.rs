@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::{fmt, io};
 
-use crate::hv::Kicker;
+use super::saving::SaveError;
+use crate::hv::{HvError, Kicker};
+use crate::state::Sections;
 use crate::sys::Notifier;
 use crate::timeline::GuestCounter;
 use crate::virtio::device::Running;
@@ -34,9 +36,13 @@ pub(super) enum VcpuEvent {
     /// The vCPU exists; how to get it out of the guest.
     Created(Arc<dyn Kicker>),
     /// It could not be made or loaded; the thread has ended.
-    Failed(crate::hv::HvError),
+    Failed(HvError),
     /// It is out of the guest with nothing pending, for the pause of this number.
     Parked(u64),
+    /// Its state, for the save of this number.
+    Saved(u64, Result<Sections, HvError>),
+    /// The files of the save of this number are written, or not.
+    Written(u64, Result<(), SaveError>),
     /// It is out of the guest for the look of this number; whether it sleeps for good.
     Looked(u64, bool),
     /// What the guest's counter shows, when the hypervisor can tell.

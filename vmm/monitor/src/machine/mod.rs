@@ -4,6 +4,9 @@
 //! One server serves both places: a thread of the embedder, or the process `nelly-monitor`. It
 //! speaks the same control protocol over a Unix socket pair, so the handle is the same code, and
 //! its end of file is the end of the machine.
+//!
+//! A machine begins with a kernel, or with the state of one that was saved: planned and built alike,
+//! they differ in what fills the memory and in what vCPUs and devices start from.
 
 mod assemble;
 mod begin;
@@ -24,7 +27,9 @@ mod output;
 mod plan;
 mod requests;
 mod running;
+mod saving;
 mod server;
+mod snapshot;
 mod threads;
 mod vcpu;
 mod watched;
@@ -38,3 +43,4 @@ pub use handle::{
 pub use inspection::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
 pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State};
 pub use server::{run_alone, serve};
+pub use snapshot::Snapshot;

@@ -8,6 +8,7 @@ use super::holder::{Holder, Refusal, request_memory};
 use super::lifecycle::{Ending, Input, Unfit};
 use super::outcome::State;
 use super::running::Loop;
+use super::snapshot::Snapshot;
 use super::wire::{Answer, NewDevice, Reply, Request};
 use crate::config::{DeviceName, DiskConfig, FileSource};
 use crate::hv::Vm;
@@ -24,8 +25,7 @@ impl Holder {
         // Without a socket for the answer there is nobody to answer: none was sent, or it found no
         // room here. Whoever asked sees its end.
         let Some(reply) = descriptors.next().map(Reply::new) else { return };
-        let extra = descriptors.next();
-        if let Err((reply, refusal)) = self.try_carry_out(request, reply, extra, run) {
+        if let Err((reply, refusal)) = self.try_carry_out(request, reply, descriptors, run) {
             reply.failed(&refusal);
         }
     }
@@ -34,12 +34,13 @@ impl Holder {
         &mut self,
         request: Request,
         reply: Reply,
-        extra: Option<OwnedFd>,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
         run: &mut Loop<V>,
     ) -> Result<(), (Reply, Refusal)> {
         match request {
             Request::Start { .. } => return Err((reply, Refusal::Started)),
             Request::Pause | Request::Resume => return self.pause_or_resume(&request, reply, run),
+            Request::Save => return save(reply, descriptors, run),
             Request::Stop => {
                 reply.done();
                 run.end(Ending::Stop, Some(self));
@@ -63,7 +64,7 @@ impl Holder {
                 run.kick();
             }
             Request::Events => {
-                let Some(watcher) = extra else { return Err((reply, Refusal::Descriptor)) };
+                let Some(watcher) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 if let Err(error) = sys::set_nonblocking(&watcher) {
                     return Err((reply, error.into()));
                 }
@@ -90,7 +91,7 @@ impl Holder {
                 let Some(vsock) = &run.machine.vsock else {
                     return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
                 };
-                let Some(channel) = extra else { return Err((reply, Refusal::Descriptor)) };
+                let Some(channel) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 if self.keep_listeners {
                     self.listeners.retain(|(other, _)| *other != port);
                     match channel.try_clone() {
@@ -113,7 +114,7 @@ impl Holder {
             }
             Request::Attach { device: NewDevice::Disk { disk, label } } => {
                 self.look_for_detached(&run.machine);
-                let Some(source) = extra else { return Err((reply, Refusal::Descriptor)) };
+                let Some(source) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 let files = Files::from(Handed { files: vec![source], labels: vec![label] });
                 let disk = DiskConfig { source: FileSource::Fd(0), ..disk };
                 match run.machine.attach(&disk, &files) {
@@ -151,6 +152,9 @@ impl Holder {
         if !fits {
             return Err((reply, Unfit(state).into()));
         }
+        if run.saving.is_some() && *request == Request::Resume {
+            return Err((reply, Refusal::Saving));
+        }
         if *request == Request::Pause {
             self.pausers.push(reply);
             run.step(Input::Pause, Some(self));
@@ -159,6 +163,18 @@ impl Holder {
             reply.done();
         }
         Ok(())
+    }
+}
+
+/// Begins to save the machine to the next two descriptors.
+fn save<V: Vm>(
+    reply: Reply,
+    mut descriptors: impl Iterator<Item = OwnedFd>,
+    run: &mut Loop<V>,
+) -> Result<(), (Reply, Refusal)> {
+    match (descriptors.next(), descriptors.next()) {
+        (Some(state), Some(memory)) => run.save(Snapshot { state, memory }, reply),
+        _ => Err((reply, Refusal::Descriptor)),
     }
 }
 

@@ -14,6 +14,7 @@ use super::inspection::Inspection;
 use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
+use super::saving::Saving;
 use super::vcpu::Command;
 use super::wire::Reply;
 use crate::config::OnReset;
@@ -35,6 +36,9 @@ pub(super) struct Loop<V> {
     pub(super) machine: Assembled<V>,
     pub(super) workers: BTreeMap<u16, Running>,
     pub(super) halt: HaltWatch,
+    pub(super) saving: Option<Saving>,
+    /// Saves so far.
+    pub(super) saves: u64,
     pub(super) cpus: u32,
     created: u32,
     /// Threads that have said that they are ready: vCPUs at the gate, workers' threads.
@@ -105,6 +109,8 @@ impl<V: Vm> Loop<V> {
             machine,
             workers: BTreeMap::new(),
             halt: HaltWatch::default(),
+            saving: None,
+            saves: 0,
             cpus,
             created: 0,
             ready_threads: 0,
@@ -172,6 +178,8 @@ impl<V: Vm> Loop<V> {
                 }
             }
             Message::Vcpu(_, VcpuEvent::Parked(_)) => {}
+            Message::Vcpu(index, VcpuEvent::Saved(number, state)) => self.vcpu_saved(index, number, state),
+            Message::Vcpu(_, VcpuEvent::Written(number, result)) => self.written(number, result),
             Message::Vcpu(_, VcpuEvent::Looked(number, sleeps)) => self.looked(number, sleeps, holder),
             Message::Vcpu(_, VcpuEvent::Counter(counter)) => {
                 if let Some(holder) = holder {
@@ -197,13 +205,16 @@ impl<V: Vm> Loop<V> {
         if self.ready_threads < self.machine.expected_threads() {
             return;
         }
-        if let Err(error) = self.machine.seal() {
-            let what = format!("cannot make a virtual machine: {}", chain(&error));
-            failure.get_or_insert_with(|| what.clone());
-            return self.end(Ending::Host(what), holder);
-        }
+        let restored = match self.machine.seal() {
+            Ok(restored) => restored,
+            Err(error) => {
+                let what = format!("cannot make a virtual machine: {}", chain(&error));
+                failure.get_or_insert_with(|| what.clone());
+                return self.end(Ending::Host(what), holder);
+            }
+        };
         self.started = true;
-        self.step(Input::Assembled, holder.as_deref_mut());
+        self.step(if restored { Input::Restored } else { Input::Assembled }, holder.as_deref_mut());
         // The first look at who reads and writes the consoles.
         self.turn_pump(|_| true, holder);
         if let Some(reply) = reply.take() {
@@ -248,6 +259,8 @@ impl<V: Vm> Loop<V> {
                 self.kick();
             }
             Action::EndVcpus => {
+                // Whoever waits for a save hears that the machine ends.
+                self.saving = None;
                 self.machine.shared.gate.set(Command::End);
                 self.kick();
             }

@@ -10,11 +10,12 @@ use super::console::Pump;
 use super::faults::FaultLog;
 use super::files::{Files, Handed};
 use super::halt::KEY_HALT;
-use super::holder::Holder;
+use super::holder::{Holder, Refusal};
 use super::lifecycle::{Ending, Input};
 use super::mailbox::Mailbox;
 use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
+use super::snapshot::Snapshot;
 use super::wire::{self, Received, Receiver, Reply, Start};
 use crate::config::{DeviceName, Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
@@ -51,13 +52,18 @@ pub(super) fn serve_on<H: Hypervisor>(
     let mut descriptors = descriptors.into_iter();
     // A holder without a socket for the answer is none.
     let Some(reply) = descriptors.next().map(Reply::new) else { return };
-    let Start { config, log: logged, labels } = match start {
+    let Start { config, log: logged, snapshot: saved, labels } = match start {
         Ok(start) => start,
         Err(error) => return reply.failed(&error),
     };
     // One that does not want to hear of the end neither; the reply tells that nothing came of it.
     let Some(done) = descriptors.next() else { return };
     let log = if logged { descriptors.next() } else { log };
+    let snapshot = match (saved, saved.then(|| (descriptors.next(), descriptors.next()))) {
+        (true, Some((Some(state), Some(memory)))) => Some(Snapshot { state, memory }),
+        (true, _) => return reply.failed(&Refusal::Descriptor),
+        (false, _) => None,
+    };
     recorder.stamp(name::MONITOR_CONFIG);
     if config.console == Endpoint::Stdio || config.serial == Endpoint::Stdio {
         return reply.failed(&Unheld);
@@ -76,6 +82,7 @@ pub(super) fn serve_on<H: Hypervisor>(
         files: Handed { files: descriptors.collect(), labels }.into(),
         recorder: Arc::new(recorder),
         holder: Some(holder),
+        snapshot,
         stop: None,
         escape: false,
         pumps: Vec::new(),
@@ -118,6 +125,7 @@ pub fn run_alone(
         files,
         recorder: Arc::new(recorder),
         holder: None,
+        snapshot: None,
         stop,
         escape,
         pumps: Vec::new(),
@@ -134,6 +142,8 @@ pub(super) struct Server<'h, H: Hypervisor> {
     pub(super) recorder: Arc<Recorder>,
     /// Nobody holds it when it runs alone.
     pub(super) holder: Option<Holder>,
+    /// What it goes on from, when it does not boot. After a reset it does.
+    pub(super) snapshot: Option<Snapshot>,
     /// Readable when it is to end, for a machine that runs alone.
     pub(super) stop: Option<OwnedFd>,
     pub(super) escape: bool,
@@ -203,7 +213,8 @@ impl<H: Hypervisor> Server<'_, H> {
             }
             EndReason::Error(chain(error))
         };
-        let mut run = match self.assemble(limit) {
+        let snapshot = self.snapshot.take();
+        let mut run = match self.assemble(limit, snapshot) {
             Ok(run) => run,
             Err(error) => return Err(refused(&*error, reply)),
         };
@@ -239,7 +250,11 @@ impl<H: Hypervisor> Server<'_, H> {
         Ok(run.finish())
     }
 
-    fn assemble(&self, limit: Option<&Timer>) -> Result<Loop<H::Vm>, Box<dyn std::error::Error>> {
+    fn assemble(
+        &self,
+        limit: Option<&Timer>,
+        snapshot: Option<Snapshot>,
+    ) -> Result<Loop<H::Vm>, Box<dyn std::error::Error>> {
         let poller = Poller::new()?;
         let (mailbox, inbox) = Mailbox::new()?;
         let token = |key| Registrar::token(SLOT_MACHINE, key);
@@ -260,8 +275,12 @@ impl<H: Hypervisor> Server<'_, H> {
             mailbox: &mailbox,
             recorder: &self.recorder,
             escape: self.escape,
+            wanted: &|| self.holder.as_ref().is_none_or(Holder::is_there),
         };
-        let machine = assembly.assemble()?;
+        let machine = match snapshot {
+            None => assembly.assemble()?,
+            Some(snapshot) => assembly.assemble_saved(snapshot)?,
+        };
         Ok(Loop::new(poller, (mailbox, inbox), machine, u32::from(self.config.cpus.get())))
     }
 

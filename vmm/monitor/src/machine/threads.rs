@@ -12,8 +12,9 @@
 //! the gate: for a command, or for a worker that a reset called home. It holds no lock meanwhile. A
 //! worker on a thread of its own waits for what its device serves, and for orders. The loop waits
 //! for nobody: what takes time (vCPUs leaving the guest, workers going home) is asked for and comes
-//! back as a message. Only at the machine's end, when every other thread was told to end, the loop
-//! waits for all of them.
+//! back as a message. What waits for a disk in a pause, writing the machine to files, is done by the
+//! thread of vCPU 0, which has nothing else to do then (see `saving`). Only at the machine's end,
+//! when every other thread was told to end, the loop waits for all of them.
 //!
 //! # Order of locks
 //! The outermost first: one device on a bus, never two; then one of the line of a console and the
@@ -29,7 +30,8 @@ use std::thread::{Builder, JoinHandle};
 pub(super) enum Role {
     /// The event loop: everything that neither blocks nor runs the guest.
     Loop,
-    /// A vCPU of this number, and device models when the guest reaches for them.
+    /// A vCPU of this number, and device models when the guest reaches for them. The first one
+    /// also writes the files of a machine that is saved.
     Vcpu(u32),
     /// The worker of the device in this slot, whose requests block.
     Worker(u16),

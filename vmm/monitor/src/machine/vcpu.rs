@@ -8,10 +8,12 @@ use std::thread::JoinHandle;
 
 use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::ExitCounts;
+use super::saving::{SaveError, Writing};
 use super::threads::{self, Role};
 use crate::arch::{Address, BootState};
 use crate::bus::{Buses, Effect};
 use crate::hv::{Exit, HvError, Vcpu, Vm};
+use crate::state::Sections;
 use crate::text::chain;
 use crate::timeline::{Recorder, name};
 
@@ -24,6 +26,10 @@ pub(super) enum Command {
     Run,
     /// Come out, say so with this number, and wait.
     Park(u64),
+    /// You are parked: say your state with this number, and wait.
+    Save(u64),
+    /// All of you are parked: the first one writes the files of the save of this number.
+    Write(u64),
     /// Come out, say with this number whether you sleep for good, and wait.
     Look(u64),
     /// End the thread.
@@ -103,13 +109,23 @@ pub(super) struct Shared {
     recorder: Arc<Recorder>,
     /// Somebody asks for the guest's counter: vCPU 0 answers when it is out of the guest.
     pub(super) counter_wanted: AtomicBool,
+    /// What vCPU 0's thread is to write.
+    writing: Mutex<Option<Writing>>,
     counters: Vec<Counters>,
 }
 
 impl Shared {
     pub(super) fn new(cpus: u8, buses: Buses, mailbox: Mailbox, recorder: Arc<Recorder>) -> Self {
         let counters = (0..cpus).map(|_| Counters::default()).collect();
-        Self { gate: Gate::new(), buses, mailbox, recorder, counter_wanted: AtomicBool::new(false), counters }
+        Self {
+            gate: Gate::new(),
+            buses,
+            mailbox,
+            recorder,
+            counter_wanted: AtomicBool::new(false),
+            writing: Mutex::default(),
+            counters,
+        }
     }
 
     /// The exits of each vCPU so far.
@@ -124,6 +140,17 @@ impl Shared {
             sum.add(&counters.get());
         }
         sum
+    }
+
+    pub(super) fn set_writing(&self, writing: Writing) {
+        *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = Some(writing);
+    }
+
+    /// Writes the files of a save, unless the machine ends meanwhile.
+    fn write_snapshot(&self) -> Result<(), SaveError> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(writing) = writing else { return Ok(()) };
+        writing.carry_out(|| self.gate.get() != Command::End)
     }
 
     fn post(&self, index: u32, word: VcpuEvent) {
@@ -186,17 +213,27 @@ impl Counters {
     }
 }
 
-/// Starts the thread of vCPU `index`, which makes the vCPU there. The boot processor gets `state`.
+/// What a vCPU starts from.
+pub(super) enum Registers {
+    /// Those of a processor after its reset: it waits for its start-up message.
+    Reset,
+    /// Those at the kernel's entry.
+    Entry(BootState),
+    /// Those of a saved vCPU.
+    Saved(Sections),
+}
+
+/// Starts the thread of vCPU `index`, which makes the vCPU there.
 pub(super) fn spawn<V: Vm>(
     vm: &Arc<V>,
     shared: &Arc<Shared>,
     index: u32,
     count: u32,
-    state: Option<BootState>,
+    registers: Registers,
 ) -> std::io::Result<JoinHandle<()>> {
     let (vm, shared) = (Arc::clone(vm), Arc::clone(shared));
     let body = move || {
-        let life = || match create(&*vm, index, count, state.as_ref()) {
+        let life = || match create(&*vm, index, count, registers) {
             Ok(mut vcpu) => {
                 if index == 0 {
                     shared.recorder.stamp(name::VCPU_CREATED);
@@ -219,10 +256,12 @@ pub(super) fn spawn<V: Vm>(
     threads::spawn(Role::Vcpu(index), body)
 }
 
-fn create<V: Vm>(vm: &V, index: u32, count: u32, state: Option<&BootState>) -> Result<V::Vcpu, HvError> {
+fn create<V: Vm>(vm: &V, index: u32, count: u32, registers: Registers) -> Result<V::Vcpu, HvError> {
     let mut vcpu = vm.create_vcpu(index, count)?;
-    if let Some(state) = state {
-        vcpu.load(state)?;
+    match registers {
+        Registers::Reset => {}
+        Registers::Entry(state) => vcpu.load(&state)?,
+        Registers::Saved(state) => vcpu.restore(state)?,
     }
     Ok(vcpu)
 }
@@ -230,28 +269,40 @@ fn create<V: Vm>(vm: &V, index: u32, count: u32, state: Option<&BootState>) -> R
 /// Runs a vCPU until it is told to end.
 fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
     let mut command = shared.gate.wait_change(Command::Hold);
-    if index == 0 && command == Command::Run {
-        shared.recorder.stamp(name::FIRST_ENTRY);
-    }
-    let mut stopped = false;
+    let (mut entered, mut stopped) = (false, false);
     loop {
         if index == 0 && shared.counter_wanted.swap(false, Ordering::Acquire) {
             shared.post(index, VcpuEvent::Counter(vcpu.counter()));
         }
         match command {
-            Command::Run if !stopped => match enter(vcpu, index, shared) {
-                None => command = shared.gate.get(),
-                Some(cause) => {
-                    stopped = true;
-                    shared.post(index, VcpuEvent::Stopped(cause));
+            Command::Run if !stopped => {
+                if index == 0 && !std::mem::replace(&mut entered, true) {
+                    shared.recorder.stamp(name::FIRST_ENTRY);
                 }
-            },
+                match enter(vcpu, index, shared) {
+                    None => command = shared.gate.get(),
+                    Some(cause) => {
+                        stopped = true;
+                        shared.post(index, VcpuEvent::Stopped(cause));
+                    }
+                }
+            }
             Command::Park(number) => {
                 if !stopped && let Some(cause) = complete(vcpu, shared) {
                     stopped = true;
                     shared.post(index, VcpuEvent::Stopped(cause));
                 }
                 shared.post(index, VcpuEvent::Parked(number));
+                command = shared.gate.wait_change(command);
+            }
+            Command::Save(number) => {
+                shared.post(index, VcpuEvent::Saved(number, vcpu.save()));
+                command = shared.gate.wait_change(command);
+            }
+            Command::Write(number) => {
+                if index == 0 {
+                    shared.post(index, VcpuEvent::Written(number, shared.write_snapshot()));
+                }
                 command = shared.gate.wait_change(command);
             }
             Command::Look(number) => {

@@ -21,7 +21,7 @@ use crate::timeline::GuestCounter;
 /// The version of everything in this file. Holder and monitor are of one build, or at least of one
 /// version: raise it with every change of a request, an answer or an event. What refuses another
 /// version is the same in all: the start's `version`, and the answer `failed`.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Why a first frame starts no machine.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,7 @@ pub(super) enum BadStart {
 pub(super) struct Start {
     pub(super) config: MachineConfig,
     pub(super) log: bool,
+    pub(super) snapshot: bool,
     pub(super) labels: Vec<Label>,
 }
 
@@ -49,7 +50,7 @@ pub(super) struct Start {
 #[serde(rename_all = "snake_case", tag = "op")]
 pub(super) enum Request {
     /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said,
-    /// the config's resources in order.
+    /// the state and the memory of a saved machine, the config's resources in order.
     Start {
         /// The holder's [`VERSION`].
         version: u32,
@@ -57,11 +58,15 @@ pub(super) enum Request {
         config: Box<MachineConfig>,
         /// Whether there is a descriptor to say faults on.
         log: bool,
+        /// Whether there are two descriptors of a saved machine, which goes on instead of a boot.
+        snapshot: bool,
         /// What is said of the resources, in their order.
         labels: Vec<Label>,
     },
     Pause,
     Resume,
+    /// Of a paused machine. Descriptors: the answer, the files for its state and its memory.
+    Save,
     Stop,
     State,
     Counters,
@@ -235,8 +240,8 @@ fn start(json: &[u8]) -> Result<Start, BadStart> {
         version: u32,
     }
     match serde_json::from_slice(json) {
-        Ok(Request::Start { version: VERSION, config, log, labels }) => {
-            Ok(Start { config: *config, log, labels })
+        Ok(Request::Start { version: VERSION, config, log, snapshot, labels }) => {
+            Ok(Start { config: *config, log, snapshot, labels })
         }
         Ok(Request::Start { version, .. }) => Err(BadStart::Version(version)),
         Ok(_) => Err(BadStart::Other),
@@ -310,10 +315,11 @@ mod tests {
     fn a_config_travels_as_it_is_and_a_wrong_one_is_refused() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
         let labels = Vec::new();
-        let request = Request::Start { version: VERSION, config: config.clone(), log: false, labels };
+        let request =
+            Request::Start { version: VERSION, config: config.clone(), log: false, snapshot: true, labels };
         let text = serde_json::to_string(&request).unwrap();
         let read = start(text.as_bytes()).unwrap();
-        assert_eq!((read.config, read.log), (*config, false));
+        assert_eq!((read.config, read.log, read.snapshot), (*config, false, true));
         let wrong = text.replace("\"cpus\":1", "\"cpus\":99");
         let BadStart::Unreadable(error) = start(wrong.as_bytes()).unwrap_err() else { panic!("it was read") };
         assert!(error.to_string().starts_with("cpus: "));
@@ -322,13 +328,14 @@ mod tests {
     #[test]
     fn the_page_names_this_version_and_every_request_and_answer() {
         let page = include_str!("../../../../docs/control-protocol.md");
-        assert!(page.contains(&format!("This page is version {VERSION}.")));
+        assert!(page.contains(&format!("This page describes version {VERSION}.")));
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
         let source = crate::config::FileSource::Fd(0);
         let disk = DiskConfig::new(crate::config::DiskId::new("d").unwrap(), source, true);
         let requests = [
-            Request::Start { version: VERSION, config, log: false, labels: Vec::new() },
+            Request::Start { version: VERSION, config, log: false, snapshot: false, labels: Vec::new() },
             Request::Pause,
+            Request::Save,
             Request::Resume,
             Request::Stop,
             Request::State,
@@ -367,17 +374,18 @@ mod tests {
     #[test]
     fn a_start_of_another_version_is_told_by_that_alone() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
-        let request = Request::Start { version: VERSION + 1, config, log: true, labels: Vec::new() };
+        let request =
+            Request::Start { version: VERSION + 1, config, log: true, snapshot: false, labels: Vec::new() };
         let same = serde_json::to_string(&request).unwrap();
-        let other = r#"{"op":"begin","version":2,"machine":[]}"#;
+        let other = r#"{"op":"begin","version":3,"machine":[]}"#;
         for text in [same.as_str(), other] {
             let said = start(text.as_bytes()).unwrap_err().to_string();
-            assert!(said.contains("version 1 ") && said.contains("version 2:"), "{said}");
+            assert!(said.contains("version 2 ") && said.contains("version 3:"), "{said}");
         }
         for (text, wanted) in [
             (r#"{"op":"pause"}"#, "must be a machine's start"),
             (r#"{"op":"start"}"#, "cannot be read"),
-            (r#"{"op":"start","version":1}"#, "cannot be read"),
+            (r#"{"op":"start","version":2}"#, "cannot be read"),
             ("", "cannot be read"),
         ] {
             let said = start(text.as_bytes()).unwrap_err().to_string();

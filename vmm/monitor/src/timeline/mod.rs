@@ -31,6 +31,8 @@ pub mod name {
     pub const MEMORY_MAPPED: &str = "memory_mapped";
     /// Kernel, initrd, command line and tables are in guest memory.
     pub const KERNEL_LOADED: &str = "kernel_loaded";
+    /// The saved machine's memory is in guest memory, in the place of a kernel.
+    pub const MEMORY_RESTORED: &str = "memory_restored";
     /// The interrupt controllers exist.
     pub const VM_CREATED: &str = "vm_created";
     /// All devices have their address, interrupt line and doorbells.

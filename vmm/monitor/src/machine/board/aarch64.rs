@@ -29,5 +29,10 @@ pub(super) fn slot(index: u16) -> MmioSlot {
 
 pub(super) fn platform_devices() -> Vec<PlatformDevice> {
     let clock = Arc::new(Mutex::new(Pl031::new(now)));
-    vec![PlatformDevice { base: Address::Memory(layout::RTC), len: layout::RTC_LEN, device: clock }]
+    vec![PlatformDevice {
+        name: "pl031",
+        base: Address::Memory(layout::RTC),
+        len: layout::RTC_LEN,
+        device: clock,
+    }]
 }

@@ -35,6 +35,8 @@ pub(super) struct SerialPlan {
 
 /// A device of the board, and the addresses it answers at.
 pub(super) struct PlatformDevice {
+    /// Of its state, among those of the board.
+    pub(super) name: &'static str,
     pub(super) base: Address,
     pub(super) len: u64,
     pub(super) device: SharedDevice,

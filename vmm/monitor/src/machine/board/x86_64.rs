@@ -31,14 +31,14 @@ pub(super) fn slot(index: u16) -> MmioSlot {
 }
 
 pub(super) fn platform_devices() -> Vec<PlatformDevice> {
-    let devices: [(u16, u64, SharedDevice); 5] = [
-        (rtc::PORT, rtc::PORTS, Arc::new(Mutex::new(Rtc::new(now)))),
-        (i8042::PORT, i8042::PORTS, Arc::new(Mutex::new(I8042::new()))),
-        (power::SYSTEM_CONTROL_A, 1, Arc::new(Mutex::new(ResetRegister::system_control()))),
-        (power::RESET_CONTROL, 1, Arc::new(Mutex::new(ResetRegister::chipset()))),
-        (layout::ACPI_SLEEP_CONTROL, power::ACPI_PORTS, Arc::new(Mutex::new(AcpiPower))),
+    let devices: [(&'static str, u16, u64, SharedDevice); 5] = [
+        ("rtc", rtc::PORT, rtc::PORTS, Arc::new(Mutex::new(Rtc::new(now)))),
+        ("i8042", i8042::PORT, i8042::PORTS, Arc::new(Mutex::new(I8042::new()))),
+        ("system_control", power::SYSTEM_CONTROL_A, 1, Arc::new(Mutex::new(ResetRegister::system_control()))),
+        ("reset_control", power::RESET_CONTROL, 1, Arc::new(Mutex::new(ResetRegister::chipset()))),
+        ("acpi_power", layout::ACPI_SLEEP_CONTROL, power::ACPI_PORTS, Arc::new(Mutex::new(AcpiPower))),
     ];
-    let place = |(port, len, device)| PlatformDevice { base: Address::Port(port), len, device };
+    let place = |(name, port, len, device)| PlatformDevice { name, base: Address::Port(port), len, device };
     devices.map(place).into()
 }
 

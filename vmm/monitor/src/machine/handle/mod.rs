@@ -8,6 +8,7 @@ mod ending;
 mod error;
 mod events;
 mod polling;
+mod snapshot;
 mod start;
 mod vsock;
 

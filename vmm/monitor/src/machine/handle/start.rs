@@ -16,6 +16,7 @@ use crate::config::MachineConfig;
 use crate::machine::files::Handed;
 use crate::machine::outcome::EndReason;
 use crate::machine::server;
+use crate::machine::snapshot::Snapshot;
 use crate::machine::threads::{self, Role};
 use crate::machine::wire::{self, Request};
 use crate::sys::{self, Killer};
@@ -38,6 +39,16 @@ impl Machine {
         resources: Resources,
         isolation: &Isolation,
     ) -> Result<Starting, StartError> {
+        Self::begin_with(config, resources, None, isolation)
+    }
+
+    /// Starts a machine, or has one go on.
+    pub(super) fn begin_with(
+        config: &MachineConfig,
+        resources: Resources,
+        snapshot: Option<Snapshot>,
+        isolation: &Isolation,
+    ) -> Result<Starting, StartError> {
         config.validate()?;
         // The monitor is not where its holder is.
         let config = config.clone().with_absolute_paths()?;
@@ -47,13 +58,14 @@ impl Machine {
                 .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?,
             Isolation::Thread => thread(move || server::serve(theirs, recorder(), None))?,
         };
-        Self::hold(&config, resources, control, body)
+        Self::hold(&config, resources, snapshot, control, body)
     }
 
     /// Holds the machine that `body` serves at the other end of `control`, and asks for its start.
     pub(super) fn hold(
         config: &MachineConfig,
         resources: Resources,
+        snapshot: Option<Snapshot>,
         control: OwnedFd,
         body: Body,
     ) -> Result<Starting, StartError> {
@@ -73,8 +85,15 @@ impl Machine {
         let (mut config, mut handed) = (Box::new(config.clone()), Handed::with(files));
         handed.open(&mut config).map_err(|error| StartError::Refused(MonitorError::of(&error)))?;
         let Handed { files, labels } = handed;
-        let request = Request::Start { version: wire::VERSION, config, log: log.is_some(), labels };
-        let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(files).collect();
+        let request = Request::Start {
+            version: wire::VERSION,
+            config,
+            log: log.is_some(),
+            snapshot: snapshot.is_some(),
+            labels,
+        };
+        let saved = snapshot.into_iter().flat_map(|Snapshot { state, memory }| [state, memory]);
+        let extra: Vec<_> = std::iter::once(their_done).chain(log).chain(saved).chain(files).collect();
         let answer = machine.control.ask(&request, &extra);
         Ok(Starting { machine, answer })
     }

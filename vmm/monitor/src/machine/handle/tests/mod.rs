@@ -1,6 +1,7 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
 mod devices;
+mod snapshot;
 mod taken_over;
 
 use std::io::{ErrorKind, Read, Write};
@@ -14,7 +15,7 @@ use crate::boot::testing::{Segment, elf};
 use crate::config::{DiskId, Endpoint, MachineConfig, OnReset, VsockConfig};
 use crate::hv::fake::{Fake, Step};
 use crate::machine::outcome::{EndReason, Event};
-use crate::machine::{QueueState, server, wire};
+use crate::machine::{QueueState, Snapshot, server, wire};
 use crate::timeline::{self, GuestCounter, name};
 
 const COM1: u16 = layout::COM1;
@@ -35,10 +36,20 @@ fn config(resources: &mut Resources) -> MachineConfig {
 }
 
 fn start_with(fake: &Fake, config: &MachineConfig, resources: Resources) -> Result<Machine, StartError> {
+    begin_with(fake, config, resources, None)
+}
+
+/// The same of a machine that may have been saved.
+fn begin_with(
+    fake: &Fake,
+    config: &MachineConfig,
+    resources: Resources,
+    snapshot: Option<Snapshot>,
+) -> Result<Machine, StartError> {
     let (control, theirs) = sys::stream_pair().unwrap();
     let fake = fake.clone();
     let body = thread(move || server::serve_on(|| Ok(fake), theirs, recorder(), None)).unwrap();
-    Machine::hold(config, resources, control, body)?.done()
+    Machine::hold(config, resources, snapshot, control, body)?.done()
 }
 
 fn start(fake: &Fake, change: impl FnOnce(&mut MachineConfig)) -> Machine {
@@ -529,7 +540,10 @@ fn a_holder_of_another_version_is_told_both_and_gets_everything_back() {
     drop((theirs, given));
     let answer = wire::Receiver::new(1).receive(reply.as_fd()).unwrap();
     let wire::Received::Frame(Answer::Failed(said), _) = answer else { panic!("{answer:?}") };
-    assert!(said[0].contains("version 1 ") && said[0].contains("version 7:"), "{said:?}");
+    assert!(
+        said[0].contains(&format!("version {} ", wire::VERSION)) && said[0].contains("version 7:"),
+        "{said:?}"
+    );
     server.join().unwrap();
     assert_eq!(rustix::io::read(&kept, &mut [0; 1]), Ok(0));
 }

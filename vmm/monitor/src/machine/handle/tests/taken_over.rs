@@ -30,7 +30,7 @@ fn kill_waits_neither_for_requests_under_way_nor_for_a_machine_that_reads_none()
     .unwrap();
     let mut resources = Resources::new();
     let config = config(&mut resources);
-    let machine = Machine::hold(&config, resources, control, body).unwrap().done().unwrap();
+    let machine = Machine::hold(&config, resources, None, control, body).unwrap().done().unwrap();
     let (asking, asked) = mpsc::channel();
     std::thread::scope(|scope| {
         let machine = &machine;
@@ -76,7 +76,7 @@ fn held(
     let child = Command::new("sleep").arg("1000").spawn().unwrap();
     let mut resources = Resources::new();
     let config = config(&mut resources);
-    (Machine::hold(&config, resources, control, Body::Process(child)).unwrap(), monitor)
+    (Machine::hold(&config, resources, None, control, Body::Process(child)).unwrap(), monitor)
 }
 
 /// The answer's socket and what follows it.
