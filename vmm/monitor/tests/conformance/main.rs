@@ -6,6 +6,8 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 #![allow(unsafe_code, reason = "the guests are assembled into this program")]
 
+#[path = "../support/asm.rs"]
+mod asm;
 mod harness;
 mod interrupts;
 mod state;
