@@ -14,6 +14,7 @@ mod machine;
 mod memory;
 mod pause;
 mod run;
+mod snapshot;
 mod sockets;
 mod terminal;
 mod timings;
