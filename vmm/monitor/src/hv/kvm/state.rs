@@ -102,8 +102,10 @@ pub(super) fn save_vcpu(fd: &VcpuFd, machine: &Inner) -> Result<Sections, HvErro
     state.put(SYSTEM, VERSION, bytes(&fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?));
     let extended = fd.get_xsave().map_err(failed("KVM_GET_XSAVE"))?;
     state.put(EXTENDED, VERSION, extended.region.iter().flat_map(|word| word.to_le_bytes()).collect());
-    // Processors without XSAVE have none.
-    if let Ok(control) = fd.get_xcrs() {
+    // Processors without XSAVE have none, and KVM takes none for them.
+    if let Ok(control) = fd.get_xcrs()
+        && control.nr_xcrs > 0
+    {
         state.put(CONTROL, VERSION, bytes(&control));
     }
     state.put(DEBUG, VERSION, bytes(&fd.get_debug_regs().map_err(failed("KVM_GET_DEBUGREGS"))?));
