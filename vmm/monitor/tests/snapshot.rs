@@ -30,8 +30,8 @@ use tempfile::TempDir;
 
 guest!(
     counting,
-    // The second processor counts in its register and in memory, from real mode at 0x8000, and halts
-    // for good when they are not the same.
+    // The second processor counts in its register and in memory, from real mode at 0x8000, and
+    // halts for good when they are not the same.
     "lea rsi, [rip + 5f]",
     "mov edi, 0x8000",
     "mov ecx, 64",

@@ -5,8 +5,8 @@
 //! speaks the same control protocol over a Unix socket pair, so the handle is the same code, and
 //! its end of file is the end of the machine.
 //!
-//! A machine begins with a kernel, or with the state of one that was saved: planned and built alike,
-//! they differ in what fills the memory and in what vCPUs and devices start from.
+//! A machine begins with a kernel, or with the state of one that was saved: planned and built
+//! alike, they differ in what fills the memory and in what vCPUs and devices start from.
 
 mod assemble;
 mod begin;

@@ -110,7 +110,8 @@ impl Writing {
     pub(super) fn carry_out(self, go_on: impl Fn() -> bool) -> Result<(), SaveError> {
         let Self { state, snapshot: Snapshot { state: file, memory }, ram } = self;
         let file = File::from(file);
-        // One that cannot be written, or waits for a reader, is refused before the memory is written.
+        // One that cannot be written, or waits for a reader, is refused before the memory is
+        // written.
         begin(&file)?;
         ram.write_image(&memory.into(), go_on)?;
         write(&file, &state).map_err(SaveError::State)

@@ -2,8 +2,9 @@
 //! of its own.
 //!
 //! The state's sections are `machine` (which machine it is, as JSON), `vm` (what belongs to no
-//! vCPU), `vcpu.N`, `slot.N`, those of the board's devices and what consoles heard. Whoever takes it back has made the
-//! same machine of a config before: what differs is refused, by a sentence that says what.
+//! vCPU), `vcpu.N`, `slot.N`, those of the board's devices and what consoles heard. Whoever takes
+//! it back has made the same machine of a config before: what differs is refused, by a sentence
+//! that says what.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -12,7 +13,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
-use crate::arch::{Address, Architecture};
+use crate::arch::Address;
 use crate::config::CpuCount;
 use crate::memory::ImageError;
 use crate::state::{Sections, StateError};
@@ -110,16 +111,12 @@ impl Description {
         hypervisor: &str,
         devices: impl Iterator<Item = Option<(u32, Option<String>)>>,
     ) -> Self {
-        let architecture = match Architecture::NATIVE {
-            Architecture::X86_64 => "x86_64",
-            Architecture::Aarch64 => "aarch64",
-        };
         let slot = |(slot, device): (&super::plan::SlotPlan, _)| Slot {
             place: Place::new(Address::Memory(slot.mmio.address), slot.mmio.line),
             device,
         };
         Self {
-            architecture: architecture.into(),
+            architecture: plan.board.architecture().into(),
             hypervisor: hypervisor.into(),
             vcpus: plan.cpus(),
             memory: plan.memory.ranges.clone(),

@@ -12,9 +12,9 @@
 //! the gate: for a command, or for a worker that a reset called home. It holds no lock meanwhile. A
 //! worker on a thread of its own waits for what its device serves, and for orders. The loop waits
 //! for nobody: what takes time (vCPUs leaving the guest, workers going home) is asked for and comes
-//! back as a message. What waits for a disk in a pause, writing the machine to files, is done by the
-//! thread of vCPU 0, which has nothing else to do then (see `saving`). Only at the machine's end,
-//! when every other thread was told to end, the loop waits for all of them.
+//! back as a message. What waits for a disk in a pause, writing the machine to files, is done by
+//! the thread of vCPU 0, which has nothing else to do then (see `saving`). Only at the machine's
+//! end, when every other thread was told to end, the loop waits for all of them.
 //!
 //! # Order of locks
 //! The outermost first: one device on a bus, never two; then one of the line of a console and the

@@ -46,6 +46,14 @@ impl Board {
     /// That of this host's guests.
     pub(super) const NATIVE: Self = Self(Architecture::NATIVE);
 
+    /// The architecture's name.
+    pub(super) fn architecture(self) -> &'static str {
+        match self.0 {
+            Architecture::X86_64 => "x86_64",
+            Architecture::Aarch64 => "aarch64",
+        }
+    }
+
     /// Where `size` bytes lie, and `hotplug` more that are plugged in later.
     pub(super) fn memory(self, size: u64, hotplug: u64) -> MemoryPlan {
         let (ranges, start) = match self.0 {

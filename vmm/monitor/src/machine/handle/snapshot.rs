@@ -17,8 +17,8 @@ impl Machine {
     ///
     /// # Errors
     /// The machine is not paused, is being saved already or has ended; it has virtualisation of its
-    /// own (`nested`); a file is of the wrong kind or cannot be written. Whatever fails, the machine
-    /// is paused as before, and the files are of no use.
+    /// own (`nested`); a file is of the wrong kind or cannot be written. Whatever fails, the
+    /// machine is paused as before, and the files are of no use.
     pub fn save(&self, snapshot: Snapshot) -> Result<(), ControlError> {
         self.begin_save(snapshot)?.done()
     }
@@ -37,10 +37,10 @@ impl Machine {
     /// machines, one after the other or at once (each with descriptors of its own opening); nothing
     /// of them is held once this returns.
     ///
-    /// `config` is that of the saved machine. Its files may be others: the kernel is read again only
-    /// when the guest resets itself (`on_reset`), and a disk must have the content that it had.
-    /// Disks that were attached since have their slots by their place in `disks`; a machine whose
-    /// slots hold anything else is refused.
+    /// `config` is that of the saved machine. Its files may be others: the kernel is read again
+    /// only when the guest resets itself (`on_reset`), and a disk must have the content that it
+    /// had. A machine whose slots hold anything else is refused: one that is attached or detached
+    /// since cannot be restored yet.
     ///
     /// What the guest notices: connections of its vsock device are reset; its clocks go on from
     /// where they were, and know nothing of the time in between; what its consoles had for readers
