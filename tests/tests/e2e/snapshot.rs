@@ -76,7 +76,7 @@ fn a_linux_goes_on_in_a_new_process() {
         config.memory_bytes = MemorySize::new(256 << 20).unwrap();
         config.cpus = CpuCount::new(2).unwrap();
         let source = FileSource::Path(image.clone());
-        config.disks.push(DiskConfig { id: DiskId::new("data").unwrap(), source, read_only: false });
+        config.disks.push(DiskConfig::new(DiskId::new("data").unwrap(), source, false));
         config.rng = true;
         config.serial = Endpoint::Stream;
         config.time_limit_ms = Some(200_000);
@@ -171,7 +171,7 @@ fn the_agent_answers_again_and_its_container_goes_on() {
         let mut resources = Resources::new();
         let kernel = resources.add(File::open(asset("vmlinux")).unwrap());
         let initrd = resources.add(File::open(asset("initramfs.cpio")).unwrap());
-        let disk = resources.add(image.disk.try_clone().unwrap());
+        let disk = resources.add_all(image.disk.iter().map(|file| file.try_clone().unwrap()));
         let mut spec = MachineSpec::new(kernel, initrd, disk);
         spec.platform = Platform::Mptable;
         spec.memory = MemorySize::new(256 << 20).unwrap();

@@ -184,11 +184,7 @@ fn config(
     let disk = folder.0.path().join("disk");
     let disk = File::options().read(true).write(true).create(true).truncate(false).open(disk).unwrap();
     disk.set_len(1 << 20).unwrap();
-    config.disks.push(DiskConfig {
-        id: DiskId::new("data").unwrap(),
-        source: resources.add(disk),
-        read_only: false,
-    });
+    config.disks.push(DiskConfig::new(DiskId::new("data").unwrap(), resources.add(disk), false));
     config.rng = true;
     config.console = Endpoint::Stream;
     config.vsock = Some(VsockConfig::default());
