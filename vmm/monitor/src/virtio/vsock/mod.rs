@@ -164,6 +164,7 @@ impl Stateful for Vsock {
         state.put_fields(name, 1, |fields| {
             fields.put(cid);
             fields.put(&muxer.power_taken());
+            fields.put(&muxer.next_port());
         });
     }
 
@@ -171,11 +172,12 @@ impl Stateful for Vsock {
     /// As [`Vsock::save`].
     fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
         let rest = self.rest.as_mut().expect("a device has no worker when its state comes back");
-        let power_taken = state.take_fields(name, 1, |fields| {
+        let (power_taken, next_port) = state.take_fields(name, 1, |fields| {
             fields.expect("context id", &self.cid)?;
-            fields.get()
+            Ok((fields.get()?, fields.get()?))
         })?;
         rest.muxer.set_power_taken(power_taken);
+        rest.muxer.set_next_port(next_port);
         rest.reset_due = true;
         Ok(())
     }

@@ -130,6 +130,17 @@ impl<T> Table<T> {
         self.index.get(&key).copied()
     }
 
+    /// Where the search for the host's next port begins.
+    pub(super) fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on from what [`Self::next_port`] said where the guest was saved: it may still hold the
+    /// ends of connections that are gone, and refuses a new one with the ports of such.
+    pub(super) fn set_next_port(&mut self, port: u32) {
+        self.next_port = port.clamp(FIRST_HOST_PORT, u32::MAX - 1);
+    }
+
     /// A port for the host's end of a connection to `guest`. Ports go round: one comes back only
     /// after 3 billion others, and never while the same pair is in use.
     pub(super) fn host_port(&mut self, guest: u32) -> u32 {

@@ -142,6 +142,16 @@ impl Muxer {
         }
     }
 
+    /// See [`Table::next_port`].
+    pub(super) fn next_port(&self) -> u32 {
+        self.table.next_port()
+    }
+
+    /// See [`Table::set_next_port`].
+    pub(super) fn set_next_port(&mut self, port: u32) {
+        self.table.set_next_port(port);
+    }
+
     #[cfg(test)]
     pub(super) fn turns_len(&self) -> usize {
         self.turns.len()
