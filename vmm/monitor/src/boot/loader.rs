@@ -3,7 +3,7 @@
 use super::PAGE;
 use super::error::BootError;
 use super::source::Source;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Memory};
 
 /// Fewer bytes are copied faster than mapped.
 const MAP_MIN: u64 = 64 << 10;
@@ -17,6 +17,11 @@ pub(super) struct Loader<'a> {
 impl<'a> Loader<'a> {
     pub(super) fn new(ram: &'a GuestRam) -> Self {
         Self { ram, mapped_bytes: 0 }
+    }
+
+    /// The guest's memory.
+    pub(super) fn memory(&self) -> &'a Memory {
+        self.ram.memory()
     }
 
     /// Puts `len` bytes of `source` at `offset` into guest memory at `guest`: whole pages are

@@ -22,7 +22,8 @@ pub const SCHEMA: u32 = 1;
 /// interrupt line of its own on every board.
 ///
 /// A kernel that gets its devices on the command line (`platform` `mptable`) has space for about 50
-/// of them in its 2047 bytes; more are an error when the machine starts.
+/// of them in its 2047 bytes. A kernel with `CONFIG_BOOT_CONFIG`, such as ours, gets more in a boot
+/// configuration behind its initrd; with another kernel, more are an error when the machine starts.
 pub const MAX_VIRTIO_DEVICES: usize = 64;
 /// Most files of one disk: all descriptors of a machine go to its monitor in one message of at most
 /// 253.

@@ -114,6 +114,14 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// Whether its own configuration says that it reads a boot configuration behind its initrd.
+    pub(super) fn reads_boot_config(&self) -> bool {
+        match &self.form {
+            Form::Elf(elf, _) => platform::has_line(elf, &self.source, "CONFIG_BOOT_CONFIG=y"),
+            Form::BzImage(_) => false,
+        }
+    }
+
     pub(super) fn image(&self) -> Option<&BzImage> {
         match &self.form {
             Form::Elf(_, image) => image.as_ref(),

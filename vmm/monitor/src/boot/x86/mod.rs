@@ -11,6 +11,7 @@
 
 mod acpi;
 mod aml;
+mod boot_config;
 mod bzimage;
 mod elf;
 mod entry;
@@ -33,6 +34,7 @@ use super::{HUGE, Loaded, MmioSlot, Platform, PlatformChoice, Request};
 use crate::arch::x86_64::layout;
 use crate::arch::{BootState, InterruptLine};
 use crate::memory::GuestRam;
+use crate::sys::at_most;
 use kernel::Kernel;
 use platform::Tables;
 use zero_page::ZeroPage;
@@ -58,7 +60,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         PlatformChoice::Auto => kernel.platform().unwrap_or(Tables::Acpi),
     };
     let bounce = !(kernel.is_linux() && map::is_high(&map));
-    let command_line = command_line(request, tables, bounce, kernel.command_line_max())?;
+    let Told { command_line, devices } = Told::new(request, &kernel, tables, bounce)?;
     let place = kernel.place(&map)?;
     // Who leaves the first 2 MiB free takes them as memory later; a small program lies in them, and
     // takes a dozen pages.
@@ -67,15 +69,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     }
     let mut loader = Loader::new(ram);
     kernel.write(&mut loader, place)?;
-    let initrd = match request.initrd {
-        Some(image) => {
-            let source = Source::open(image.name, image.bytes)?;
-            let guest = kernel.place_initrd(image.name, source.len(), &map, place)?;
-            loader.put(&source, guest, (0, source.len()), "initrd")?;
-            Some((guest, source.len()))
-        }
-        None => None,
-    };
+    let initrd = put_initrd(request, &kernel, &map, place, &mut loader, &devices)?;
 
     let text = [command_line.as_bytes(), &[0]].concat();
     memory
@@ -129,42 +123,103 @@ fn check_transports(transports: &[MmioSlot]) -> Result<(), BootError> {
     Ok(())
 }
 
-/// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's init.
-///
-/// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits could
-/// reach the rest. No device here is one, so it is told not to, unless `bounce` or the user speaks
-/// of it.
-fn command_line(
-    request: &Request<'_>,
-    tables: Tables,
-    bounce: bool,
-    limit: usize,
-) -> Result<String, BootError> {
-    use std::fmt::Write;
-    let mut text = String::new();
-    if !bounce && !request.command_line.contains("swiotlb=") {
-        text.push_str("swiotlb=noforce ");
-    }
-    if tables == Tables::MpTable {
-        for transport in request.transports {
-            let _ = write!(
-                text,
-                "virtio_mmio.device={}K@{:#x}:{} ",
-                layout::VIRTIO_STRIDE >> 10,
-                transport.address,
-                transport.line.number()
-            );
+/// The name of the argument that describes a virtio device to a kernel.
+const DEVICE: &str = "virtio_mmio.device";
+
+/// What the kernel is told in words.
+struct Told {
+    command_line: String,
+    /// Values of [`DEVICE`] that the command line has no room for.
+    devices: Vec<String>,
+}
+
+impl Told {
+    /// The monitor's arguments, then the user's: what follows `--` there belongs to the guest's
+    /// init. When they are too long, devices go into a boot configuration if the kernel reads one.
+    ///
+    /// A Linux with memory above 4 GiB sets 64 MiB of it aside, through which devices of 32 bits
+    /// could reach the rest. No device here is one, so it is told not to, unless `bounce` or the
+    /// user speaks of it.
+    fn new(
+        request: &Request<'_>,
+        kernel: &Kernel<'_>,
+        tables: Tables,
+        bounce: bool,
+    ) -> Result<Self, BootError> {
+        let swiotlb =
+            if bounce || request.command_line.contains("swiotlb=") { "" } else { "swiotlb=noforce " };
+        let transports = if tables == Tables::MpTable { request.transports } else { &[] };
+        let devices: Vec<_> = transports.iter().map(device).collect();
+        let arguments: String = devices.iter().map(|device| format!("{DEVICE}={device} ")).collect();
+        let limit = kernel.command_line_max();
+        match command_line(&format!("{swiotlb}{arguments}"), request.command_line, limit) {
+            Ok(command_line) => Ok(Self { command_line, devices: Vec::new() }),
+            Err(BootError::CommandLineTooLong { .. })
+                if !devices.is_empty() && kernel.reads_boot_config() && !has_boot_config(request)? =>
+            {
+                let own = format!("{}{swiotlb}", boot_config::WORD);
+                let command_line = command_line(&own, request.command_line, limit)?;
+                Ok(Self { command_line, devices })
+            }
+            Err(error) => Err(error),
         }
     }
-    let own = text.len();
-    text.push_str(request.command_line);
+}
+
+/// A device as [`DEVICE`] has it.
+fn device(transport: &MmioSlot) -> String {
+    let kib = layout::VIRTIO_STRIDE >> 10;
+    format!("{kib}K@{:#x}:{}", transport.address, transport.line.number())
+}
+
+/// `own` and the user's arguments, if the kernel keeps all of them.
+fn command_line(own: &str, user: &str, limit: usize) -> Result<String, BootError> {
+    let mut text = format!("{own}{user}");
     text.truncate(text.trim_end().len());
     if text.contains('\0') {
         return Err(BootError::CommandLineNul);
     }
     let limit = limit.min(layout::COMMAND_LINE_MAX - 1);
     if text.len() > limit {
-        return Err(BootError::CommandLineTooLong { len: text.len(), own, limit });
+        return Err(BootError::CommandLineTooLong { len: text.len(), own: own.len(), limit });
     }
     Ok(text)
+}
+
+/// Whether the user's initrd has a boot configuration.
+fn has_boot_config(request: &Request<'_>) -> Result<bool, BootError> {
+    let Some(image) = request.initrd else { return Ok(false) };
+    let source = Source::open(image.name, image.bytes)?;
+    let mut tail = vec![0; at_most(source.len(), boot_config::TAIL)];
+    source.read(source.len() - tail.len() as u64, &mut tail, "end")?;
+    Ok(boot_config::is_at_end(&tail))
+}
+
+/// Loads the initrd, and behind it a boot configuration of `devices`, if there are any. Returns
+/// where both lie: first byte and length.
+fn put_initrd(
+    request: &Request<'_>,
+    kernel: &Kernel<'_>,
+    map: &Map,
+    taken: (u64, u64),
+    loader: &mut Loader<'_>,
+    devices: &[String],
+) -> Result<Option<(u64, u64)>, BootError> {
+    let source = request.initrd.map(|image| Source::open(image.name, image.bytes)).transpose()?;
+    let (name, len) =
+        source.as_ref().map_or(("the boot configuration", 0), |source| (source.name(), source.len()));
+    let trailer = if devices.is_empty() { Vec::new() } else { boot_config::trailer(DEVICE, devices, len) };
+    let whole = len.saturating_add(trailer.len() as u64);
+    if whole == 0 {
+        return Ok(None);
+    }
+    let guest = kernel.place_initrd(name, whole, map, taken)?;
+    if let Some(source) = &source {
+        loader.put(source, guest, (0, len), "initrd")?;
+    }
+    loader
+        .memory()
+        .write_slice(&trailer, GuestAddress(guest + len))
+        .map_err(|source| BootError::Memory { what: "boot configuration", source })?;
+    Ok(Some((guest, whole)))
 }

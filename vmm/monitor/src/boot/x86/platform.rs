@@ -67,12 +67,26 @@ fn by_section(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
 }
 
 fn by_config(elf: &Elf, source: &Source<'_>) -> Option<Tables> {
+    of_config(&mut config(elf, source)?)
+}
+
+/// Whether the kernel's own configuration has this line.
+pub(super) fn has_line(elf: &Elf, source: &Source<'_>, line: &str) -> bool {
+    let Some(mut config) = config(elf, source) else { return false };
+    let mut text = b"\n".to_vec();
+    // What can be read of a damaged one counts.
+    let _ = config.read_to_end(&mut text);
+    memmem::find(&text, format!("\n{line}\n").as_bytes()).is_some()
+}
+
+/// The kernel's own configuration, unpacked.
+fn config<'a>(elf: &Elf, source: &'a Source<'_>) -> Option<impl Read + 'a> {
     let range = elf.section(source, ".rodata")?;
     let start = find(source, range)?;
     let end = range.offset + range.len;
     let packed = source.reader(start, end.saturating_sub(start));
     let reader = std::io::BufReader::with_capacity(UNPACK, packed);
-    of_config(&mut flate2::bufread::GzDecoder::new(reader).take(CONFIG_MAX))
+    Some(flate2::bufread::GzDecoder::new(reader).take(CONFIG_MAX))
 }
 
 /// Reads a configuration until it is clear what it says. Whatever can be read of it counts: a

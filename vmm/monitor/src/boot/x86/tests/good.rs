@@ -276,3 +276,49 @@ fn linux_sets_no_memory_aside_for_devices_that_are_not_there() {
         assert_eq!(loaded.says_kernel, says_kernel);
     }
 }
+
+#[test]
+fn devices_that_the_command_line_has_no_room_for_stand_behind_the_initrd() {
+    let config = "CONFIG_X86_MPPARSE=y\nCONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y\n";
+    let of = |config: &str| {
+        let rodata = [b"IKCFG_ST".as_slice(), &testing::gzip(config.as_bytes())].concat();
+        file_of(&sample(&testing::note("Linux", 1, &[0; 4]), &[(".rodata", &rodata)]))
+    };
+    let (reads, does_not) = (of(&format!("{config}CONFIG_BOOT_CONFIG=y\n")), of(config));
+    let transports: Vec<_> = (0..64).map(|n| transport(0xd000_0000 + 0x1000 * u64::from(n), 5 + n)).collect();
+    let base = Request { transports: &transports, command_line: "quiet -- x", ..request(&reads) };
+    let ending = b"#BOOTCONFIG\n";
+    let all: Vec<_> =
+        transports.iter().map(|at| format!("\"4K@{:#x}:{}\"", at.address, at.line.number())).collect();
+    let text = format!("kernel.virtio_mmio.device = {}\n", all.join(", "));
+    for initrd_len in [0, 1, 4096, 70_001] {
+        let bytes = vec![0x5a; initrd_len];
+        let initrd = FileReader::new(temporary(&bytes)).unwrap();
+        let initrd = (initrd_len > 0).then_some(Image { name: "INITRD", bytes: &initrd });
+        let memory = memory_of(64);
+        let loaded = load(&memory, &Request { initrd, ..base }).unwrap();
+        assert_eq!(read_text(&memory, layout::COMMAND_LINE), "bootconfig quiet -- x");
+        let (at, len) = loaded.initrd.unwrap();
+        assert_eq!((at % 4096, len % 4), (0, 0));
+        assert_eq!(u64::from(read_u32(&memory, layout::ZERO_PAGE + 0x21c)), len);
+        let found = read(&memory, at, usize::try_from(len).unwrap());
+        assert!(found[..initrd_len] == bytes);
+        assert_eq!(&found[initrd_len..][..text.len()], text.as_bytes());
+        assert!(found.ends_with(ending));
+    }
+
+    // As many as fit stay where they were; what nobody would read is refused.
+    let memory = memory_of(64);
+    let loaded = load(&memory, &Request { transports: &transports[..50], ..base }).unwrap();
+    assert!(loaded.initrd.is_none() && !read_text(&memory, layout::COMMAND_LINE).contains("bootconfig"));
+    let kernel = Image { name: "KERNEL", bytes: &does_not };
+    let own = file_of(b"an archive, and a boot configuration of the user's #BOOTCONFIG\n\0");
+    let own = Some(Image { name: "INITRD", bytes: &own });
+    let long = "x".repeat(2047);
+    for request in
+        [Request { kernel, ..base }, Request { initrd: own, ..base }, Request { command_line: &long, ..base }]
+    {
+        let error = load(&memory_of(64), &request).unwrap_err();
+        assert!(matches!(error, BootError::CommandLineTooLong { limit: 2047, .. }), "{error}");
+    }
+}
