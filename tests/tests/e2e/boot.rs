@@ -187,6 +187,27 @@ fn debians_vmlinux_comes_to_a_shell_with_one_cpu_and_with_four() {
     stock_kernel_to_a_shell(&kernel, "4");
 }
 
+/// The command line of our kernel has space for about 50 of them.
+#[test]
+fn our_kernel_finds_sixty_four_devices() {
+    let home = Home::new();
+    let disk = home.path().join("disk.img");
+    fs::write(&disk, vec![0x5a; 1 << 20]).unwrap();
+    let disk = format!("{},ro", disk.display());
+    // The entropy device is one, too.
+    let flags = [["--disk", &disk]; 63].concat();
+    let script = "
+        echo devices=$(ls /sys/bus/virtio/devices | wc -l) words=$(grep -o virtio_mmio /proc/cmdline | wc -l)
+        for disk in /sys/block/vd*; do dd if=/dev/${disk##*/} bs=4k count=1 2>/dev/null; done | tr -d Z | wc -c
+        for disk in /sys/block/vd*; do dd if=/dev/${disk##*/} bs=4k count=1 2>/dev/null; done | wc -c
+    ";
+    let done = ours(&home, script, &flags, LIMIT);
+    done.expect(0);
+    let out = done.out();
+    assert!(out.contains("devices=64 words=64"), "{out}");
+    assert!(out.lines().any(|line| line.trim() == "0") && out.contains("258048"), "{out}");
+}
+
 #[test]
 fn disks_are_written_synced_discarded_and_kept_from_writing() {
     let home = Home::new();
