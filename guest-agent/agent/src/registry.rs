@@ -101,6 +101,14 @@ impl ProcessKey {
     }
 }
 
+/// An id given to an exec. The id may be given again while whoever reserved it still cleans up: the
+/// two are told apart by a number that is given once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reservation {
+    key: ProcessKey,
+    number: u64,
+}
+
 struct Process<P> {
     pid: i32,
     handle: P,
@@ -111,12 +119,18 @@ struct Entry<C, P> {
     data: C,
     first: Option<Process<P>>,
     exit: Option<ProcessExit>,
-    execs: BTreeMap<String, Exec<P>>,
-    /// Number of execs that have ended, which numbers their records.
+    execs: BTreeMap<String, Slot<P>>,
+    /// Execs that have ended so far, which numbers their records.
     ended: u64,
 }
 
-/// The state of an exec.
+/// An exec's id, and whose it is.
+struct Slot<P> {
+    reservation: u64,
+    exec: Exec<P>,
+}
+
+/// Where an exec is.
 enum Exec<P> {
     /// Its process is being created.
     Reserved,
@@ -138,7 +152,7 @@ impl<C, P> Entry<C, P> {
     /// oldest.
     fn bound_records(&mut self) {
         let records = || {
-            self.execs.iter().filter_map(|(id, exec)| match exec {
+            self.execs.iter().filter_map(|(id, slot)| match &slot.exec {
                 Exec::Ended(record) => Some((record.told, record.number, id)),
                 _ => None,
             })
@@ -172,11 +186,13 @@ pub struct ContainerSummary {
 pub struct Registry<C, P> {
     containers: BTreeMap<String, Entry<C, P>>,
     pids: HashMap<i32, ProcessKey>,
+    /// Reservations of execs so far, which numbers them.
+    reservations: u64,
 }
 
 impl<C, P> Default for Registry<C, P> {
     fn default() -> Self {
-        Self { containers: BTreeMap::new(), pids: HashMap::new() }
+        Self { containers: BTreeMap::new(), pids: HashMap::new(), reservations: 0 }
     }
 }
 
@@ -206,40 +222,62 @@ impl<C, P> Registry<C, P> {
     /// Reserves an exec id. It replaces the record of an ended exec whose result was reported.
     ///
     /// # Errors
-    /// [`RegistryError`]: the container must be running, and the id must be unused.
-    pub fn reserve_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
+    /// [`RegistryError`]: the container must run, the id must be free.
+    pub fn reserve_exec(&mut self, container: &str, exec: &str) -> Result<Reservation, RegistryError> {
+        let number = self.reservations;
         let entry = self.entry_mut(container)?;
         if entry.status != Status::Running {
             let (id, status) = (container.to_owned(), entry.status);
             return Err(RegistryError::State { id, status, wanted: "running" });
         }
-        match entry.execs.get(exec) {
+        match entry.execs.get(exec).map(|slot| &slot.exec) {
             None | Some(Exec::Ended(Record { told: true, .. })) => {}
             Some(_) => return Err(RegistryError::ExecExists(container.to_owned(), exec.to_owned())),
         }
-        entry.execs.insert(exec.to_owned(), Exec::Reserved);
+        entry.execs.insert(exec.to_owned(), Slot { reservation: number, exec: Exec::Reserved });
+        self.reservations += 1;
+        Ok(Reservation { key: ProcessKey::new(container, exec), number })
+    }
+
+    /// Remembers the first process of a container.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoContainer`].
+    pub fn set_first(&mut self, container: &str, pid: i32, handle: P) -> Result<(), RegistryError> {
+        self.entry_mut(container)?.first = Some(Process { pid, handle });
+        self.pids.insert(pid, ProcessKey::new(container, ""));
         Ok(())
     }
 
-    /// Sets the process of a reserved id.
+    /// Remembers the process of an exec.
     ///
     /// # Errors
-    /// [`RegistryError`] if the id is not reserved.
-    pub fn set_process(&mut self, key: &ProcessKey, pid: i32, handle: P) -> Result<(), RegistryError> {
-        let entry = self.entry_mut(&key.container)?;
-        let process = Process { pid, handle };
-        match &key.exec {
-            None => entry.first = Some(process),
-            Some(exec) => match entry.execs.get_mut(exec) {
-                Some(slot) => *slot = Exec::There(process),
-                None => return Err(RegistryError::NoExec(key.container.clone(), exec.clone())),
-            },
+    /// [`RegistryError`] when it is not reserved any more.
+    pub fn set_exec(&mut self, reservation: &Reservation, pid: i32, handle: P) -> Result<(), RegistryError> {
+        let Reservation { key, number } = reservation;
+        let exec = key.exec.as_deref().unwrap_or_default();
+        match self.entry_mut(&key.container)?.execs.get_mut(exec) {
+            Some(slot) if slot.reservation == *number => slot.exec = Exec::There(Process { pid, handle }),
+            _ => return Err(RegistryError::NoExec(key.container.clone(), exec.to_owned())),
         }
         self.pids.insert(pid, key.clone());
         Ok(())
     }
 
-    /// Changes the state of a container; one that has stopped in the meantime stays stopped.
+    /// The process of this reservation, if it has one that has not ended; never that of another
+    /// exec with the same id.
+    #[must_use]
+    pub fn exec_process(&self, reservation: &Reservation) -> Option<&P> {
+        let Reservation { key, number } = reservation;
+        match self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)? {
+            Slot { reservation, exec: Exec::There(process) } if reservation == number => {
+                Some(&process.handle)
+            }
+            _ => None,
+        }
+    }
+
+    /// Moves a container on; a container that stopped meanwhile stays so.
     ///
     /// # Errors
     /// [`RegistryError`] if it is not in the state `from`.
@@ -259,23 +297,25 @@ impl<C, P> Registry<C, P> {
         Ok(())
     }
 
-    /// Removes a container with all its execs, or one exec. Processes that are still alive no
-    /// longer belong to anything.
-    pub fn forget(&mut self, key: &ProcessKey) {
-        match &key.exec {
-            None => {
-                self.containers.remove(&key.container);
-                self.pids.retain(|_, one| one.container != key.container);
-            }
-            Some(exec) => {
-                let entry = self.containers.get_mut(&key.container);
-                let slot = entry.and_then(|entry| entry.execs.remove(exec));
-                if let Some(Exec::There(process)) = slot
-                    && self.pids.get(&process.pid) == Some(key)
-                {
-                    self.pids.remove(&process.pid);
-                }
-            }
+    /// Forgets a container with all its execs. Its processes, if still alive, are nobody's.
+    pub fn forget_container(&mut self, id: &str) {
+        self.containers.remove(id);
+        self.pids.retain(|_, one| one.container != id);
+    }
+
+    /// Forgets an exec, however far it came. Its process, if still alive, is nobody's. Another exec
+    /// that has its id by now stays.
+    pub fn forget_exec(&mut self, reservation: &Reservation) {
+        let Reservation { key, number } = reservation;
+        let Some(entry) = self.containers.get_mut(&key.container) else { return };
+        let Some(exec) = &key.exec else { return };
+        if entry.execs.get(exec).is_none_or(|slot| slot.reservation != *number) {
+            return;
+        }
+        if let Some(Slot { exec: Exec::There(process), .. }) = entry.execs.remove(exec)
+            && self.pids.get(&process.pid) == Some(key)
+        {
+            self.pids.remove(&process.pid);
         }
     }
 
@@ -297,10 +337,10 @@ impl<C, P> Registry<C, P> {
         let Some(exec) = &key.exec else { return };
         let Some(entry) = self.containers.get_mut(&key.container) else { return };
         if let Some(slot) = entry.execs.get_mut(exec)
-            && let Exec::There(process) = slot
+            && let Exec::There(process) = &slot.exec
             && is_it(&process.handle)
         {
-            *slot = Exec::Ended(Record { exit, told: false, number: entry.ended });
+            slot.exec = Exec::Ended(Record { exit, told: false, number: entry.ended });
             entry.ended += 1;
             entry.bound_records();
         }
@@ -309,7 +349,7 @@ impl<C, P> Registry<C, P> {
     /// The result of an exec, if it has ended.
     #[must_use]
     pub fn exec_exit(&self, key: &ProcessKey) -> Option<ProcessExit> {
-        match self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)? {
+        match &self.containers.get(&key.container)?.execs.get(key.exec.as_ref()?)?.exec {
             Exec::Ended(record) => Some(record.exit),
             Exec::Reserved | Exec::There(_) => None,
         }
@@ -319,8 +359,8 @@ impl<C, P> Registry<C, P> {
     pub fn exit_reported(&mut self, key: &ProcessKey, exit: ProcessExit) {
         let Some(exec) = &key.exec else { return };
         let slot = self.containers.get_mut(&key.container).and_then(|entry| entry.execs.get_mut(exec));
-        // The id may have been reused by an exec that ended later.
-        if let Some(Exec::Ended(record)) = slot
+        // Of the same id there may be another by now, which ended later.
+        if let Some(Slot { exec: Exec::Ended(record), .. }) = slot
             && record.exit == exit
         {
             record.told = true;
@@ -333,7 +373,7 @@ impl<C, P> Registry<C, P> {
     /// [`RegistryError`] if there is none, or the exec has not ended.
     pub fn delete_exec(&mut self, container: &str, exec: &str) -> Result<(), RegistryError> {
         let entry = self.entry_mut(container)?;
-        match entry.execs.get(exec) {
+        match entry.execs.get(exec).map(|slot| &slot.exec) {
             Some(Exec::Ended(_)) => {
                 entry.execs.remove(exec);
                 Ok(())
@@ -359,7 +399,7 @@ impl<C, P> Registry<C, P> {
         let entry = self.entry(&key.container)?;
         match &key.exec {
             None => entry.first.as_ref().ok_or_else(|| RegistryError::NoContainer(key.container.clone())),
-            Some(exec) => match entry.execs.get(exec) {
+            Some(exec) => match entry.execs.get(exec).map(|slot| &slot.exec) {
                 Some(Exec::There(process)) => Ok(process),
                 Some(Exec::Ended(_)) => Err(RegistryError::ExecEnded(key.container.clone(), exec.clone())),
                 Some(Exec::Reserved) | None => {
@@ -392,7 +432,7 @@ impl<C, P> Registry<C, P> {
             exec_ids: entry
                 .execs
                 .iter()
-                .filter(|(_, exec)| !matches!(exec, Exec::Ended(Record { told: true, .. })))
+                .filter(|(_, slot)| !matches!(slot.exec, Exec::Ended(Record { told: true, .. })))
                 .map(|(id, _)| id.clone())
                 .collect(),
         })
@@ -415,7 +455,7 @@ mod tests {
     fn running(id: &str, pid: i32) -> Plain {
         let mut registry = Plain::default();
         registry.reserve_container(id, ()).expect("new");
-        registry.set_process(&ProcessKey::new(id, ""), pid, pid).expect("reserved");
+        registry.set_first(id, pid, pid).expect("reserved");
         registry.advance(id, Status::Creating, Status::Created).expect("created");
         registry.advance(id, Status::Created, Status::Starting).expect("starting");
         registry.advance(id, Status::Starting, Status::Running).expect("running");
@@ -426,17 +466,17 @@ mod tests {
     fn a_life() {
         let mut registry = running("a", 10);
         assert_eq!(registry.reserve_container("a", ()), Err(RegistryError::ContainerExists("a".into())));
-        registry.reserve_exec("a", "e").expect("running");
+        let e = registry.reserve_exec("a", "e").expect("running");
         assert_eq!(registry.reserve_exec("a", "e"), Err(RegistryError::ExecExists("a".into(), "e".into())));
         assert_eq!(
             registry.process(&ProcessKey::new("a", "e")),
             Err(RegistryError::NoExec("a".into(), "e".into()))
         );
-        registry.set_process(&ProcessKey::new("a", "e"), 11, 11).expect("reserved");
+        registry.set_exec(&e, 11, 11).expect("reserved");
         assert_eq!(registry.process(&ProcessKey::new("a", "e")), Ok(&11));
         assert_eq!(registry.reaped(11), Some(ProcessKey::new("a", "e")));
         assert_eq!(registry.reaped(11), None);
-        registry.forget(&ProcessKey::new("a", "e"));
+        registry.forget_exec(&e);
         assert_eq!(registry.reaped(10), Some(ProcessKey::new("a", "")));
         let exit = ProcessExit { code: 7, ..ProcessExit::default() };
         registry.stopped("a", exit);
@@ -444,7 +484,7 @@ mod tests {
         assert_eq!((summary.status, summary.exit, summary.pid), (Status::Stopped, Some(exit), 10));
         assert!(summary.exec_ids.is_empty());
         assert!(matches!(registry.reserve_exec("a", "f"), Err(RegistryError::State { .. })));
-        registry.forget(&ProcessKey::new("a", ""));
+        registry.forget_container("a");
         assert!(registry.ids().is_empty());
     }
 
@@ -463,20 +503,41 @@ mod tests {
     #[test]
     fn a_number_given_again_belongs_to_the_new_process() {
         let mut registry = running("a", 10);
-        registry.reserve_exec("a", "one").expect("running");
-        registry.set_process(&ProcessKey::new("a", "one"), 11, 11).expect("reserved");
+        let one = registry.reserve_exec("a", "one").expect("running");
+        registry.set_exec(&one, 11, 11).expect("reserved");
         registry.reaped(11);
-        registry.reserve_exec("a", "two").expect("running");
-        registry.set_process(&ProcessKey::new("a", "two"), 11, 11).expect("reserved");
-        registry.forget(&ProcessKey::new("a", "one"));
+        let two = registry.reserve_exec("a", "two").expect("running");
+        registry.set_exec(&two, 11, 11).expect("reserved");
+        registry.forget_exec(&one);
         assert_eq!(registry.reaped(11), Some(ProcessKey::new("a", "two")));
     }
 
-    /// Starts and ends an exec at the given time.
+    #[test]
+    fn the_clean_up_of_one_exec_spares_the_next_of_its_id() {
+        let mut registry = running("a", 10);
+        let key = ProcessKey::new("a", "e");
+        let failed = registry.reserve_exec("a", "e").expect("running");
+        registry.set_exec(&failed, 11, 11).expect("reserved");
+        // Its process ends, somebody is told, and the id is given again before its clean-up.
+        registry.reaped(11);
+        registry.exec_ended(&key, |process| *process == 11, ProcessExit::default());
+        registry.exit_reported(&key, ProcessExit::default());
+        let next = registry.reserve_exec("a", "e").expect("told of");
+        assert_eq!(registry.exec_process(&failed), None);
+        registry.forget_exec(&failed);
+        assert!(matches!(registry.set_exec(&failed, 12, 12), Err(RegistryError::NoExec(..))));
+        registry.set_exec(&next, 12, 12).expect("it is there");
+        assert_eq!((registry.exec_process(&failed), registry.exec_process(&next)), (None, Some(&12)));
+        registry.forget_exec(&failed);
+        assert_eq!(registry.process(&key), Ok(&12));
+        assert_eq!(registry.reaped(12), Some(key));
+    }
+
+    /// An exec that has ended at this moment.
     fn ended(registry: &mut Plain, id: &str, at_ns: u64) -> ProcessKey {
         let key = ProcessKey::new("a", id);
-        registry.reserve_exec("a", id).expect("free");
-        registry.set_process(&key, 11, 11).expect("reserved");
+        let reservation = registry.reserve_exec("a", id).expect("free");
+        registry.set_exec(&reservation, 11, 11).expect("reserved");
         registry.reaped(11);
         registry.exec_ended(&key, |process| *process == 11, ProcessExit { at_ns, ..ProcessExit::default() });
         key
@@ -502,10 +563,10 @@ mod tests {
         registry.delete_exec("a", "e").expect("ended");
         assert_eq!(registry.exec_exit(&key), None);
         assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::NoExec("a".into(), "e".into())));
-        registry.reserve_exec("a", "e").expect("free");
+        let reservation = registry.reserve_exec("a", "e").expect("free");
         assert_eq!(registry.delete_exec("a", "e"), Err(RegistryError::ExecAlive("a".into(), "e".into())));
-        // A different process does not end the exec.
-        registry.set_process(&key, 12, 12).expect("reserved");
+        // A process that is not the one of the record ends nothing.
+        registry.set_exec(&reservation, 12, 12).expect("reserved");
         registry.exec_ended(&key, |process| *process == 11, exit);
         assert_eq!(registry.process(&key), Ok(&12));
     }
@@ -533,14 +594,12 @@ mod tests {
         fn a_thousand_execs_leave_nothing(ids in prop::collection::vec(0..50i32, 0..200)) {
             let mut registry = running("a", 1);
             for id in ids {
-                let key = ProcessKey::new("a", &id.to_string());
-                if registry.reserve_exec("a", &id.to_string()).is_ok() {
-                    registry.set_process(&key, 100 + id, id).expect("reserved");
-                }
+                let reservation = registry.reserve_exec("a", &id.to_string()).expect("forgotten each time");
+                registry.set_exec(&reservation, 100 + id, id).expect("reserved");
                 if id % 3 != 0 {
                     registry.reaped(100 + id);
                 }
-                registry.forget(&key);
+                registry.forget_exec(&reservation);
             }
             prop_assert_eq!(registry.pids.len(), 1);
             prop_assert!(registry.summary("a").expect("there").exec_ids.is_empty());

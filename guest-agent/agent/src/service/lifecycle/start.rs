@@ -8,10 +8,9 @@ use nelly_protocol::messages::{CreateContainerRequest, ExecRequest, StreamTokens
 
 use super::process::{ManagedProcess, start_pumps};
 use super::{ContainerData, GuestState, ServiceError};
-use crate::cgroup::{Cgroup, ExecCgroup};
-use crate::registry::{ProcessKey, Status};
+use crate::cgroup::Cgroup;
+use crate::registry::{ProcessKey, Reservation, Status};
 use crate::spawn::StageFailure;
-use crate::spawn::launch::Stage;
 use crate::spawn::plan;
 use crate::stdio::{self, lock};
 
@@ -39,7 +38,7 @@ impl GuestState {
         self.registry().reserve_container(&request.id, data)?;
         let result = self.create_reserved(&request, &mut checked).await;
         if result.is_err() {
-            self.discard(&ProcessKey::new(&request.id, "")).await;
+            self.discard_container(&request.id).await;
         }
         result
     }
@@ -49,7 +48,6 @@ impl GuestState {
         request: &CreateContainerRequest,
         checked: &mut plan::ContainerRequest,
     ) -> Result<StreamTokens, ServiceError> {
-        let key = ProcessKey::new(&request.id, "");
         let streams = stdio::open(&self.promises, &request.stdio)?;
         let cgroup = Arc::new(Cgroup::create(&self.config.cgroup_root, &checked.surroundings.cgroup)?);
         self.registry().data(&request.id)?.cgroup = Some(cgroup.clone());
@@ -58,9 +56,11 @@ impl GuestState {
         }
         let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
         drop(streams.child);
-        let process = self.remember(&key, &stage, &cgroup, None)?;
+        // From here on the reaper knows whose process this is. Nothing was awaited since it was made.
+        let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), None);
+        self.registry().set_first(&request.id, stage.pid, process.clone())?;
         stage.ready().await.map_err(ServiceError::Create)?;
-        // Not earlier, because the process itself had to open the image's block device.
+        // Only now: the stage itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
         set_oom_score(stage.pid, checked.oom_score_adj)?;
         // The first process of a PID namespace ignores signals at their default action.
@@ -94,7 +94,7 @@ impl GuestState {
                 Ok(Ok(pid))
             }
             Err(failure) => {
-                self.discard(&ProcessKey::new(id, "")).await;
+                self.discard_container(id).await;
                 Ok(Err(failure))
             }
         }
@@ -107,21 +107,20 @@ impl GuestState {
     ) -> Result<Result<(i32, StreamTokens), StageFailure>, ServiceError> {
         self.not_ending()?;
         plan::check_id("exec_id", &request.exec_id)?;
-        let key = ProcessKey::new(&request.container_id, &request.exec_id);
         let filter = self.registry().data(&request.container_id)?.filter.clone();
         let (checked, oom_score) =
             plan::exec(&request.process, &request.user, &request.additional_groups, &request.stdio, filter)?;
-        self.registry().reserve_exec(&request.container_id, &request.exec_id)?;
-        let result = self.exec_reserved(&key, &request, &checked, oom_score).await;
+        let reservation = self.registry().reserve_exec(&request.container_id, &request.exec_id)?;
+        let result = self.exec_reserved(&reservation, &request, &checked, oom_score).await;
         if !matches!(result, Ok(Ok(_))) {
-            self.discard(&key).await;
+            self.discard_exec(&reservation).await;
         }
         result
     }
 
     async fn exec_reserved(
         self: &Arc<Self>,
-        key: &ProcessKey,
+        reservation: &Reservation,
         request: &ExecRequest,
         checked: &plan::StagePlan,
         oom_score: Option<i32>,
@@ -129,8 +128,8 @@ impl GuestState {
         let streams = stdio::open(&self.promises, &request.stdio)?;
         let (cgroup, first) = {
             let mut registry = self.registry();
-            let first = registry.process(&ProcessKey::new(&key.container, ""))?.clone();
-            (registry.data(&key.container)?.cgroup.clone(), first)
+            let first = registry.process(&ProcessKey::new(&request.container_id, ""))?.clone();
+            (registry.data(&request.container_id)?.cgroup.clone(), first)
         };
         let first = lock(&first.pidfd).clone();
         // Both exist while the container runs, but it may have ended in the meantime.
@@ -142,7 +141,9 @@ impl GuestState {
         }
         let mut stage = launched?;
         drop((streams.child, first, born));
-        let process = self.remember(key, &stage, &cgroup, Some(place))?;
+        // As for a container's first.
+        let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), Some(place));
+        self.registry().set_exec(reservation, stage.pid, process.clone())?;
         drop(cgroup);
         if let Err(failure) = stage.ready().await {
             return Ok(Err(failure));
@@ -153,35 +154,32 @@ impl GuestState {
         Ok(stage.start().await.map(|()| (pid, streams.tokens)))
     }
 
-    /// Registers the process with the reaper. There must be no await between its creation and this.
-    fn remember(
-        &self,
-        key: &ProcessKey,
-        stage: &Stage,
-        cgroup: &Cgroup,
-        exec: Option<ExecCgroup>,
-    ) -> Result<Arc<ManagedProcess>, ServiceError> {
-        let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), exec);
-        self.registry().set_process(key, stage.pid, process.clone())?;
-        Ok(process)
+    /// Ends and forgets a container that did not get to run.
+    async fn discard_container(&self, id: &str) {
+        let process = self.registry().process(&ProcessKey::new(id, "")).ok().cloned();
+        end(process).await;
+        let cgroup = self.registry().data(id).ok().and_then(|data| data.cgroup.take());
+        if let Some(cgroup) = cgroup {
+            // The container ran nothing of its own, so nothing is left in it.
+            let _ = cgroup.remove();
+        }
+        self.registry().forget_container(id);
     }
 
-    /// Kills and forgets a process that was not started.
-    async fn discard(self: &Arc<Self>, key: &ProcessKey) {
-        let process = self.registry().process(key).cloned();
-        if let Ok(process) = process {
-            // Fails if the process has already ended.
-            let _ = process.signal(libc::SIGKILL);
-            process.ended().await;
-        }
-        if key.exec.is_none() {
-            let cgroup = self.registry().data(&key.container).ok().and_then(|data| data.cgroup.take());
-            if let Some(cgroup) = cgroup {
-                // The container's program was not executed, so no process is left in it.
-                let _ = cgroup.remove();
-            }
-        }
-        self.registry().forget(key);
+    /// Ends and forgets an exec that did not get to run. Its id may be another's by now.
+    async fn discard_exec(&self, reservation: &Reservation) {
+        let process = self.registry().exec_process(reservation).cloned();
+        end(process).await;
+        self.registry().forget_exec(reservation);
+    }
+}
+
+/// Kills a process and waits for its end.
+async fn end(process: Option<Arc<ManagedProcess>>) {
+    if let Some(process) = process {
+        // It may have ended by itself.
+        let _ = process.signal(libc::SIGKILL);
+        process.ended().await;
     }
 }
 
