@@ -13,6 +13,7 @@ use crate::digest::{Digest, Hasher};
 use crate::layer::LayerError;
 use crate::num::{at_most, fits, to_u64};
 use crate::tar::TarInput;
+use crate::zstd;
 
 /// Bytes handed from one thread to the other at a time.
 const CHUNK: usize = 256 << 10;
@@ -151,9 +152,7 @@ impl Compression {
             Self::Gzip => {
                 Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK, whole)))
             }
-            Self::Zstd => {
-                Box::new(zstd::stream::read::Decoder::with_buffer(BufReader::with_capacity(CHUNK, whole))?)
-            }
+            Self::Zstd => Box::new(zstd::Decoder::new(BufReader::with_capacity(CHUNK, whole))),
         })
     }
 }

@@ -29,6 +29,7 @@ mod sys;
 mod tar;
 mod tree;
 pub mod trusted;
+mod zstd;
 
 pub use cache::CacheError;
 pub use digest::{Digest, DigestError};
