@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread;
 
@@ -23,6 +24,7 @@ const CHUNK: usize = 64 << 10;
 
 /// The threads that copy output. The thread that copies input ends with the process.
 pub(crate) struct OutputThreads {
+    streams: Vec<Arc<UnixStream>>,
     output: Vec<(&'static str, oneshot::Receiver<io::Result<()>>)>,
 }
 
@@ -37,11 +39,12 @@ impl OutputThreads {
         requests: &UnboundedSender<Request>,
     ) -> Result<Self> {
         let ctrl_c = Arc::new(CtrlCCounter::default());
-        let mut output = Vec::new();
-        let mut carry = |name: &'static str, from: UnixStream, to: BorrowedFd<'static>| {
+        let (mut streams_read, mut output) = (Vec::new(), Vec::new());
+        let mut carry = |name: &'static str, from: Arc<UnixStream>, to: BorrowedFd<'static>| {
             let (recorder, ctrl_c) = (Arc::clone(recorder), Arc::clone(&ctrl_c));
             let (tell, end) = oneshot::channel();
             output.push((name, end));
+            streams_read.push(Arc::clone(&from));
             // Sending fails if the run was abandoned and nobody waits for this.
             let first = move || {
                 recorder.stamp(name::FIRST_BYTE);
@@ -49,10 +52,9 @@ impl OutputThreads {
             spawn(name, move || drop(tell.send(copy_out(&from, to, &ctrl_c, first))))
         };
         let Streams { stdin, stdout, stderr } = streams;
-        if let Some(stream) = stdin {
+        if let Some(stream) = stdin.map(Arc::new) {
             if terminal {
-                let from = stream.try_clone().context("cannot duplicate the terminal's stream")?;
-                carry("output", from, rustix::stdio::stdout())?;
+                carry("output", Arc::clone(&stream), rustix::stdio::stdout())?;
             }
             if interactive {
                 let presses = terminal.then(|| (Arc::clone(&ctrl_c), requests.clone()));
@@ -60,27 +62,41 @@ impl OutputThreads {
             }
         }
         if let Some(stream) = stdout {
-            carry("output", stream, rustix::stdio::stdout())?;
+            carry("output", Arc::new(stream), rustix::stdio::stdout())?;
         }
         if let Some(stream) = stderr {
-            carry("error output", stream, rustix::stdio::stderr())?;
+            carry("error output", Arc::new(stream), rustix::stdio::stderr())?;
         }
-        Ok(Self { output })
+        Ok(Self { streams: streams_read, output })
     }
 
     /// Waits until all output is written. If one stream fails, the other is still copied to its
-    /// end.
+    /// end. Once `gone` is ready, the monitor's process has ended: what was sent until then is
+    /// copied, and no stream is waited for any longer.
     ///
     /// # Errors
     /// Output could not be written; the error of the first stream that failed.
-    pub(crate) async fn drain(self) -> Result<()> {
-        let mut drained = Ok(());
-        for (name, end) in self.output {
-            // A thread that panicked has printed a message on stderr.
-            let end = end.await.unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")));
-            drained = drained.and(end.with_context(|| format!("cannot write the container's {name}")));
+    pub(crate) async fn drain(self, gone: impl Future<Output = ()>) -> Result<()> {
+        let Self { streams, output } = self;
+        let mut drained = pin!(async {
+            let mut drained = Ok(());
+            for (name, end) in output {
+                // A thread that panicked has printed a message on stderr.
+                let end = end.await.unwrap_or_else(|_| Err(io::Error::other("the copying thread panicked")));
+                drained = drained.and(end.with_context(|| format!("cannot write the container's {name}")));
+            }
+            drained
+        });
+        tokio::select! {
+            biased;
+            drained = &mut drained => return drained,
+            () = gone => {}
         }
-        drained
+        for stream in streams {
+            // It fails when the stream is closed already. What it holds can still be read.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+        drained.await
     }
 }
 
@@ -206,8 +222,9 @@ mod tests {
     fn a_stream_that_fails_costs_the_other_nothing() {
         let (failed, output) = oneshot::channel();
         let (written, error_output) = oneshot::channel();
-        let output = OutputThreads { output: vec![("output", output), ("error output", error_output)] };
-        let mut drained = std::pin::pin!(output.drain());
+        let output = vec![("output", output), ("error output", error_output)];
+        let output = OutputThreads { streams: Vec::new(), output };
+        let mut drained = pin!(output.drain(std::future::pending()));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         failed.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
         assert!(drained.as_mut().poll(&mut context).is_pending());
@@ -216,6 +233,30 @@ mod tests {
             std::task::Poll::Ready(Err(error)) => assert!(error.to_string().ends_with("container's output")),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_stream_that_a_machine_left_open_ends_with_the_machine_and_loses_nothing() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let far = Arc::new(far);
+        let (tell, end) = oneshot::channel();
+        let from = Arc::clone(&far);
+        // Nothing is read before the machine is gone.
+        let (go, waits) = std::sync::mpsc::channel::<()>();
+        let copies = thread::spawn(move || {
+            waits.recv().unwrap();
+            drop(tell.send(copy_out(&from, writer.as_fd(), &CtrlCCounter::default(), || {})));
+        });
+        near.write_all(b"said").unwrap();
+        let output = OutputThreads { streams: vec![far], output: vec![("output", end)] };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(output.drain(async { go.send(()).unwrap() })).unwrap();
+        copies.join().unwrap();
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "said");
+        drop(near);
     }
 
     #[test]

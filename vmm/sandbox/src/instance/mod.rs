@@ -17,8 +17,8 @@ use nelly_vmm::machine::{
 use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::io::AsyncReadExt;
-use waits::{KillOnDrop, accept, answered, blocking};
-use why::explain;
+use waits::{Gone, KillOnDrop, Process, accept, answered, blocking};
+use why::{ended, explain};
 
 use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Token, Tokens};
 use crate::spec::{ContainerSpec, ProcessSpec};
@@ -97,6 +97,7 @@ pub struct Sandbox {
     agent: Agent,
     greeting: Greeting,
     machine: Arc<Machine>,
+    process: Process,
     recorder: Arc<Recorder>,
 }
 
@@ -127,41 +128,14 @@ impl Sandbox {
         let recorder = Recorder::new(now_ns());
         let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
         let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
-        // Asked for before the first answer is there: neither request finds the connection full.
-        let ready = machine.vsock().begin_listen(ports::READY_PORT);
-        let started = async { answered(answer?).await?.done() };
-        if let Err(error) = started.await {
-            let failed = Arc::clone(&machine);
-            return Err(blocking(move || failed.failed_to_start(error)).await.into());
-        }
-        recorder.stamp_at(name::MONITOR_SPAWNED, machine.spawned_ns());
-        let ready = async {
-            let (ready, listening) = ready?;
-            answered(listening).await?.done()?;
-            Ok(ready)
-        };
-        let ready = ready.await.map_err(what("cannot listen for the agent"))?;
-        match tokio::time::timeout(READY, word(ready)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                return Err(explain(&machine, host("the agent did not come")(error)).await);
-            }
-            Err(_) => return Err(explain(&machine, SandboxError::NotReady).await),
-        }
-        let connected = async { answered(machine.vsock().begin_connect(ports::AGENT_PORT)?).await?.stream() };
-        let stream = match connected.await.map_err(what("cannot connect to the agent")) {
-            Ok(stream) => stream,
-            Err(error) => return Err(explain(&machine, error).await),
-        };
-        recorder.stamp(name::AGENT_CONNECTED);
-        let agent = Agent::new(stream)?;
-        let entropy = entropy().map_err(host("cannot read random bytes"))?;
-        let greeting = match agent.hello(hostname, now_unix_ns(), entropy).await {
-            Ok(greeting) => greeting,
-            Err(error) => return Err(explain(&machine, error.into()).await),
+        let process = Process::of(&machine).map_err(host("cannot watch the monitor"))?;
+        let greeted = process.during(greet(&machine, answer, hostname, &recorder)).await;
+        let (agent, greeting) = match greeted {
+            Ok(greeted) => greeted?,
+            Err(Gone) => return Err(ended(&machine).await),
         };
         recorder.stamp(name::READY);
-        Ok(Self { agent, greeting, machine: machine.disarm(), recorder: Arc::new(recorder) })
+        Ok(Self { agent, greeting, machine: machine.disarm(), process, recorder: Arc::new(recorder) })
     }
 
     /// Takes this side's stamps; the first of a name counts.
@@ -175,10 +149,10 @@ impl Sandbox {
     /// hypervisor and agent can tell them. The guest is asked first, which costs its vCPUs one exit
     /// and is a phase of its own. Dropping the future kills the machine.
     pub async fn finish(self, client: &Recorder) -> Finished {
-        let Self { agent, machine, recorder, .. } = self;
+        let Self { agent, machine, process, recorder, .. } = self;
         let machine = KillOnDrop::new(machine, |machine| machine.kill());
         // Of a machine that was killed or has ended there is nothing to hear.
-        let guest = agent.timeline().await.ok();
+        let guest = process.during(agent.timeline()).await.ok().and_then(Result::ok);
         let asked = Arc::clone(&machine);
         let counter = async {
             let pending = blocking(move || asked.begin_guest_counter()).await?;
@@ -228,21 +202,30 @@ impl Sandbox {
         device: &str,
         size: Option<(u16, u16)>,
     ) -> Result<Result<Streams, StartFailure>, SandboxError> {
-        let tokens = self.agent.create(id, spec, device, size).await?;
-        self.recorder.stamp(name::CONTAINER_CREATED);
-        let start = async {
-            let started = self.agent.start(id).await;
-            if let Ok(Ok(_)) = started {
-                self.recorder.stamp(name::PROCESS_STARTED);
+        let run = async {
+            let tokens = self.agent.create(id, spec, device, size).await?;
+            self.recorder.stamp(name::CONTAINER_CREATED);
+            let start = async {
+                match self.agent.start(id).await {
+                    Ok(Ok(_)) => {
+                        self.recorder.stamp(name::PROCESS_STARTED);
+                        Ok(())
+                    }
+                    Ok(Err(failure)) => Err(Ok(failure)),
+                    Err(error) => Err(Err(error)),
+                }
+            };
+            // Its failure is no more than a symptom of the start's.
+            let dial = async { Ok(self.dial(tokens).await) };
+            // Side by side: what the process says first waits for its streams. Nobody serves those
+            // of one that did not start.
+            match tokio::try_join!(start, dial) {
+                Ok(((), streams)) => Ok(Ok(streams?)),
+                Err(Ok(failure)) => Ok(Err(failure)),
+                Err(Err(error)) => Err(SandboxError::from(error)),
             }
-            started
         };
-        // Side by side: what the process says first waits for its streams.
-        let (started, streams) = tokio::join!(start, self.dial(tokens));
-        match started? {
-            Ok(_) => Ok(Ok(streams?)),
-            Err(failure) => Ok(Err(failure)),
-        }
+        self.during(run).await
     }
 
     /// Starts a further process in a running container.
@@ -255,10 +238,35 @@ impl Sandbox {
         process: &ProcessSpec,
         size: Option<(u16, u16)>,
     ) -> Result<Result<Streams, StartFailure>, SandboxError> {
-        match self.agent.exec(id, process, size).await? {
-            Ok(tokens) => Ok(Ok(self.dial(tokens).await?)),
-            Err(failure) => Ok(Err(failure)),
+        let exec = async {
+            match self.agent.exec(id, process, size).await? {
+                Ok(tokens) => Ok(Ok(self.dial(tokens).await?)),
+                Err(failure) => Ok::<_, SandboxError>(Err(failure)),
+            }
+        };
+        self.during(exec).await
+    }
+
+    /// Does `work`, which waits for the guest or its monitor, for as long as there is a monitor:
+    /// one that was taken over can end and leave its sockets open behind it, and nothing is heard
+    /// of them any more.
+    ///
+    /// # Errors
+    /// Those of `work`, and that the monitor has ended.
+    pub async fn during<T, E>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, SandboxError>
+    where
+        SandboxError: From<E>,
+    {
+        match self.process.during(work).await {
+            Ok(done) => Ok(done?),
+            Err(Gone) => Err(ended(&self.machine).await),
         }
+    }
+
+    /// Waits until the monitor's process has ended and what it said before could be read. Of a
+    /// machine in threads it waits for ever: those close their sockets.
+    pub async fn gone(&self) {
+        let Gone = self.process.gone().await;
     }
 
     /// The machine, for pausing, consoles, streams and killing.
@@ -277,7 +285,7 @@ impl Sandbox {
             let pending = blocking(move || asked.begin_serial()).await?;
             answered(pending).await?.stream()
         };
-        stream.await.map_err(what("cannot read the guest's console"))
+        self.during(async { stream.await.map_err(what("cannot read the guest's console")) }).await
     }
 
     /// Why a call failed, seen from the machine: when it has ended, that is the reason, and a
@@ -302,6 +310,48 @@ impl Sandbox {
             Ok(Streams { stdin, stdout, stderr })
         };
         dialled.await.map_err(what("cannot connect the process's streams"))
+    }
+}
+
+/// Waits for a machine's agent, and greets it.
+async fn greet(
+    machine: &Arc<Machine>,
+    answer: Result<Pending, ControlError>,
+    hostname: &str,
+    recorder: &Recorder,
+) -> Result<(Agent, Greeting), SandboxError> {
+    // Asked for before the first answer is there: neither request finds the connection full.
+    let ready = machine.vsock().begin_listen(ports::READY_PORT);
+    let started = async { answered(answer?).await?.done() };
+    if let Err(error) = started.await {
+        let failed = Arc::clone(machine);
+        return Err(blocking(move || failed.failed_to_start(error)).await.into());
+    }
+    recorder.stamp_at(name::MONITOR_SPAWNED, machine.spawned_ns());
+    let ready = async {
+        let (ready, listening) = ready?;
+        answered(listening).await?.done()?;
+        Ok(ready)
+    };
+    let ready = ready.await.map_err(what("cannot listen for the agent"))?;
+    match tokio::time::timeout(READY, word(ready)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            return Err(explain(machine, host("the agent did not come")(error)).await);
+        }
+        Err(_) => return Err(explain(machine, SandboxError::NotReady).await),
+    }
+    let connected = async { answered(machine.vsock().begin_connect(ports::AGENT_PORT)?).await?.stream() };
+    let stream = match connected.await.map_err(what("cannot connect to the agent")) {
+        Ok(stream) => stream,
+        Err(error) => return Err(explain(machine, error).await),
+    };
+    recorder.stamp(name::AGENT_CONNECTED);
+    let agent = Agent::new(stream)?;
+    let entropy = entropy().map_err(host("cannot read random bytes"))?;
+    match agent.hello(hostname, now_unix_ns(), entropy).await {
+        Ok(greeting) => Ok((agent, greeting)),
+        Err(error) => Err(explain(machine, error.into()).await),
     }
 }
 
@@ -343,6 +393,8 @@ impl Sandbox {
     /// A machine whose agent is played by a test.
     pub(crate) fn played(agent: Agent, machine: Machine) -> Self {
         let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
-        Self { agent, greeting, machine: Arc::new(machine), recorder: Arc::new(Recorder::new(now_ns())) }
+        let process = Process::of(&machine).expect("a descriptor");
+        let recorder = Arc::new(Recorder::new(now_ns()));
+        Self { agent, greeting, machine: Arc::new(machine), process, recorder }
     }
 }

@@ -2,11 +2,56 @@
 //! waiting.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::task::Poll;
+use std::time::Duration;
 
-use nelly_vmm::machine::{ControlError, Pending, VsockListener};
+use nelly_vmm::machine::{ControlError, Machine, Pending, VsockListener};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// How long what a monitor said before its process ended may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The monitor's process, whose end ends every wait for it. Its sockets do not tell the end of one
+/// that was taken over: it may have left them open behind it.
+pub(super) struct Process(Option<AsyncFd<OwnedFd>>);
+
+/// The monitor's process has ended.
+pub(super) struct Gone;
+
+impl Process {
+    /// That of a machine; of one in threads there is none, and it never ends.
+    pub(super) fn of(machine: &Machine) -> io::Result<Self> {
+        let end = machine.process_end().map(|end| end.try_clone_to_owned()).transpose()?;
+        #[expect(deprecated, reason = "an OwnedFd means the same descriptor for as long as it lives")]
+        let end = end.map(|end| AsyncFd::with_interest(end, Interest::READABLE)).transpose()?;
+        Ok(Self(end))
+    }
+
+    /// Waits until the process has ended, and a while for what it said to be read.
+    pub(super) async fn gone(&self) -> Gone {
+        match &self.0 {
+            Some(end) => {
+                // An error means that nothing more is heard of it either.
+                let _ended = end.readable().await;
+                tokio::time::sleep(LAST_WORDS).await;
+                Gone
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Does `work`, which waits for the monitor, for as long as there is one.
+    pub(super) async fn during<T>(&self, work: impl Future<Output = T>) -> Result<T, Gone> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            gone = self.gone() => Err(gone),
+        }
+    }
+}
 
 /// Waits until `look` finds something, looking at first and each time that there is something to
 /// read at `socket`, a non-blocking one.
@@ -36,10 +81,10 @@ pub(super) async fn answered(mut pending: Pending) -> Result<Pending, ControlErr
 
 /// The next that the guest dials.
 pub(super) async fn accept(mut listener: VsockListener) -> io::Result<UnixStream> {
-    listener.set_nonblocking()?;
-    let accept = |listener: &mut VsockListener| match listener.accept() {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-        accepted => Some(accepted),
+    let accept = |listener: &mut VsockListener| match listener.poll_accept() {
+        Ok(Poll::Pending) => None,
+        Ok(Poll::Ready(stream)) => Some(Ok(stream)),
+        Err(error) => Some(Err(error)),
     };
     until(&mut listener, accept).await?
 }

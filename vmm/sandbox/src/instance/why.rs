@@ -42,6 +42,13 @@ pub(super) async fn explain(machine: &Arc<Machine>, error: SandboxError) -> Sand
     SandboxError::Guest { what, console }
 }
 
+/// Why a machine whose monitor's process has ended is none any more.
+pub(super) async fn ended(machine: &Arc<Machine>) -> SandboxError {
+    let asked = Arc::clone(machine);
+    let outcome = blocking(move || asked.wait()).await;
+    SandboxError::Guest { what: format!("the machine ended: {}", outcome.reason), console: String::new() }
+}
+
 /// The end of what the guest said on its serial port. A hostile guest writes it: [`text::lines`]
 /// makes it fit for a terminal.
 async fn console_tail(machine: &Arc<Machine>) -> String {

@@ -13,15 +13,22 @@ use nelly_protocol::messages as m;
 use nelly_protocol::service::{Agent, create_agent};
 use nelly_sandbox::agent::{ProcessId, Token};
 use nelly_sandbox::instance::{Sandbox, SandboxError};
-use nelly_sandbox::spec::ProcessSpec;
+use nelly_sandbox::life::Outside;
+use nelly_sandbox::spec::{ContainerSpec, ProcessSpec, Seccomp};
 use nelly_vmm::config::{FileSource, MachineConfig};
-use nelly_vmm::machine::{Isolation, Resources};
+use nelly_vmm::machine::{ControlError, Isolation, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
+use tokio::sync::mpsc::unbounded_channel;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
-/// An agent that knows two calls.
+/// An agent that starts execs and no containers.
 struct Scripted;
+
+fn streams() -> m::StreamTokens {
+    let token = || Token::default().to_vec();
+    m::StreamTokens { stdin: token(), stdout: token(), stderr: token(), ..Default::default() }
+}
 
 #[async_trait]
 impl Agent for Scripted {
@@ -30,10 +37,32 @@ impl Agent for Scripted {
     }
 
     async fn exec(&self, _: &TtrpcContext, _: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
-        let token = || Token::default().to_vec();
-        let streams =
-            m::StreamTokens { stdin: token(), stdout: token(), stderr: token(), ..Default::default() };
-        Ok(m::StartResponse { pid: 1, streams: Some(streams).into(), ..Default::default() })
+        Ok(m::StartResponse { pid: 1, streams: Some(streams()).into(), ..Default::default() })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        _: m::CreateContainerRequest,
+    ) -> ttrpc::Result<m::CreateContainerResponse> {
+        Ok(m::CreateContainerResponse { streams: Some(streams()).into(), ..Default::default() })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        _: m::StartContainerRequest,
+    ) -> ttrpc::Result<m::StartResponse> {
+        let failure = m::StartFailure {
+            kind: m::start_failure::Kind::NOT_FOUND.into(),
+            message: "no such program".into(),
+            ..Default::default()
+        };
+        Ok(m::StartResponse { failure: Some(failure).into(), ..Default::default() })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, _: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
+        std::future::pending().await
     }
 }
 
@@ -135,6 +164,17 @@ fn a_monitor_that_says_that_it_ended_and_lives_on_can_be_given_up() {
     run(async { bench.give_up(bench.start()).await });
 }
 
+fn process() -> ProcessSpec {
+    ProcessSpec {
+        args: vec!["true".into()],
+        env: Vec::new(),
+        cwd: "/".into(),
+        user: String::new(),
+        terminal: false,
+        stdin: true,
+    }
+}
+
 /// A sandbox whose monitor answers no more.
 async fn up(bench: &Bench) -> (Sandbox, Server) {
     let listener = Listener::bind_unix(bench.at("agent").to_str().unwrap()).unwrap();
@@ -149,14 +189,7 @@ fn what_is_asked_of_a_machine_is_taken_back_when_it_is_given_up() {
         let bench = Bench::taken_over(stage);
         run(async {
             let (sandbox, _server) = up(&bench).await;
-            let process = ProcessSpec {
-                args: vec!["true".into()],
-                env: Vec::new(),
-                cwd: "/".into(),
-                user: String::new(),
-                terminal: false,
-                stdin: true,
-            };
+            let process = process();
             let exec = sandbox.exec(ProcessId { container: "c", exec: "e" }, &process, None);
             match stage {
                 "exec" => bench.give_up(exec).await,
@@ -177,6 +210,83 @@ fn a_finish_is_given_up_while_the_guests_counter_is_asked_for() {
         let client = Recorder::new(now_ns());
         let pid = bench.give_up(sandbox.finish(&client)).await;
         assert!(!exists(&pid), "it lives on");
+        pid
+    });
+}
+
+/// Far below the minute after which a call of the agent fails by itself.
+const SOON: Duration = Duration::from_secs(20);
+
+/// What comes of `work` once the monitor is gone.
+async fn told<T, E>(work: impl Future<Output = Result<T, E>>) -> E {
+    let told = tokio::time::timeout(SOON, work).await.expect("a monitor that is gone keeps nobody");
+    told.err().expect("nobody is left to answer")
+}
+
+/// Its sockets stay open behind it, so that nothing but its process tells the end.
+#[test]
+fn a_start_ends_with_the_monitors_process_at_every_stage() {
+    for stage in ["start", "listen", "ready", "word", "connect", "hello"] {
+        let bench = Bench::taken_over(&format!("gone-{stage}"));
+        run(async {
+            let error = told(bench.start()).await;
+            assert!(
+                matches!(error, SandboxError::Start(_) | SandboxError::Guest { .. }),
+                "{stage}: {error:?}"
+            );
+            bench.marked("mark").await
+        });
+    }
+}
+
+#[test]
+fn every_wait_of_a_sandbox_ends_with_the_monitors_process() {
+    for stage in ["exec", "serial"] {
+        let bench = Bench::taken_over(&format!("gone-{stage}"));
+        run(async {
+            let (sandbox, _server) = up(&bench).await;
+            let id = ProcessId { container: "c", exec: "e" };
+            let first = match stage {
+                "exec" => told(sandbox.exec(id, &process(), None)).await,
+                _ => told(sandbox.serial()).await,
+            };
+            // The same, told by the wait itself where it was woken by the half of an answer.
+            let ended = match &first {
+                SandboxError::Guest { what, .. } => what.starts_with("the machine ended: "),
+                SandboxError::Machine { source, .. } => matches!(source, ControlError::Ended),
+                _ => false,
+            };
+            assert!(ended, "{stage}: {first:?}");
+            let (_send, requests) = unbounded_channel();
+            let mut outside = Outside::new(requests, None);
+            told(sandbox.during(outside.attend(sandbox.agent(), id))).await;
+            tokio::time::timeout(SOON, sandbox.gone()).await.unwrap();
+            let client = Recorder::new(now_ns());
+            let finished = tokio::time::timeout(SOON, sandbox.finish(&client)).await.unwrap();
+            assert!(finished.faults.is_none());
+            bench.marked("mark").await
+        });
+    }
+}
+
+#[test]
+fn nobody_waits_for_the_streams_of_a_program_that_did_not_start() {
+    let bench = Bench::taken_over("exec");
+    run(async {
+        let (sandbox, _server) = up(&bench).await;
+        let container = ContainerSpec {
+            process: process(),
+            hostname: "box".into(),
+            read_only: false,
+            tmpfs: Vec::new(),
+            upper_bytes: 0,
+            seccomp: Seccomp::Default,
+        };
+        let ran = tokio::time::timeout(SOON, sandbox.run("c", &container, "/dev/vda", None)).await;
+        let failure = ran.expect("its streams are not waited for").unwrap().err().unwrap();
+        assert_eq!((failure.code, failure.message.as_str()), (127, "no such program"));
+        let pid = sandbox.machine().process_id().unwrap().to_string();
+        sandbox.machine().kill();
         pid
     });
 }

@@ -1,5 +1,7 @@
 """A monitor that somebody else has taken over: it does its work up to a stage, says half a word there, and stays.
 
+With "gone-" before the stage it ends there instead, and whoever took it over keeps all its descriptors for as long as its holder has its own.
+
 It writes its number into the file `mark` then, and into `mark` with a 2 behind it once its holder has taken back what was asked last.
 """
 
@@ -11,6 +13,7 @@ import struct
 import sys
 
 stage, mark, agent = sys.argv[1:4]
+gone, stage = stage.startswith("gone-"), stage.removeprefix("gone-")
 control = socket.socket(fileno=0)
 
 
@@ -38,7 +41,14 @@ def stay(*asked):
     """Says half an answer to each that was asked, and stays."""
     for descriptors in asked:
         os.write(descriptors[0], b"\x06\0")
+    if gone and os.fork() == 0:
+        poll = select.poll()
+        poll.register(start[1], 0)
+        poll.poll()
+        os._exit(0)
     tell(mark)
+    if gone:
+        os._exit(0)
     for descriptors in asked:
         poll = select.poll()
         poll.register(descriptors[0], 0)

@@ -112,9 +112,18 @@ impl Control {
         Ok(first_ready(&fds, None)? == Some(0))
     }
 
-    /// Ready once the monitor's process has ended, where there is one and the system tells it.
+    /// Readable once the monitor's process has ended, where there is one and the system tells it.
+    pub(super) fn process_end(&self) -> Option<BorrowedFd<'_>> {
+        self.killer().map(AsFd::as_fd)
+    }
+
+    /// Whether the monitor's process is known to have ended, whatever it has said.
+    pub(super) fn process_is_gone(&self) -> bool {
+        self.killer().is_some_and(|killer| killer.ended(Duration::ZERO))
+    }
+
     fn process(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        self.killer().map(|killer| (killer.as_fd(), PollFlags::IN))
+        self.process_end().map(|fd| (fd, PollFlags::IN))
     }
 
     /// Ready once the connection is closed, by either side.
@@ -135,8 +144,9 @@ type Found = Result<(Answer, Vec<OwnedFd>), ControlError>;
 ///
 /// Whoever has a thread to spare calls [`Pending::done`], [`Pending::stream`] or
 /// [`Pending::guest_counter`], whichever fits the request: they wait for the answer, and no longer
-/// than the machine lives. Whoever has none polls the descriptor, and calls [`Pending::answered`]
-/// at first and each time that it is readable; once that says yes, those calls wait for nothing.
+/// than the machine lives. Whoever has none polls the descriptor, and [`Pending::process_end`]
+/// beside it, and calls [`Pending::answered`] at first and each time that one of them is readable;
+/// once that says yes, those calls wait for nothing.
 #[derive(Debug)]
 pub struct Pending {
     socket: OwnedFd,
@@ -152,7 +162,18 @@ impl Pending {
         if self.found.is_none() {
             self.found = self.receive();
         }
+        if self.found.is_none() && self.control.process_is_gone() {
+            // It may have written the last of it between the two looks.
+            self.found = self.receive().or(Some(Err(ControlError::Ended)));
+        }
         self.found.is_some()
+    }
+
+    /// Readable once the monitor's process has ended; see
+    /// [`Machine::process_end`](super::Machine::process_end).
+    #[must_use]
+    pub fn process_end(&self) -> Option<BorrowedFd<'_>> {
+        self.control.process_end()
     }
 
     fn receive(&mut self) -> Option<Found> {

@@ -120,7 +120,7 @@ impl Machine {
         // What is there is read first: the monitor may wait for room for the rest of a long word.
         while !self.ending().hear(self.as_fd()) {
             self.control.wait_for_end(None);
-            if self.process_is_gone() {
+            if self.control.process_is_gone() {
                 self.ending().begin();
             }
         }
@@ -136,7 +136,7 @@ impl Machine {
     pub fn try_wait(&self) -> Option<Outcome> {
         let mut ending = self.ending();
         ending.hear(self.as_fd());
-        if self.process_is_gone() {
+        if self.control.process_is_gone() {
             ending.begin();
         }
         if let (None, Some(since)) = (&ending.outcome, ending.begun) {
@@ -189,11 +189,6 @@ impl Machine {
             // A lock that is taken means that somebody collects it.
             ending.kill();
         }
-    }
-
-    /// Whether the monitor's process is known to have ended, whatever it has said.
-    fn process_is_gone(&self) -> bool {
-        self.control.killer().is_some_and(|killer| killer.ended(Duration::ZERO))
     }
 
     /// Waits until the monitor's process has ended; `false` when `timeout` was over first. There is

@@ -247,6 +247,15 @@ impl Machine {
         self.control.ask(&Request::Resize { device: DeviceName::Memory, bytes }, &[])
     }
 
+    /// Readable once the monitor's process has ended, whatever it said before: to be polled beside
+    /// everything else that a machine gives out. A monitor that was taken over can leave its ends
+    /// of sockets open behind it, in a message that nobody reads; of those nothing is heard. `None`
+    /// of a machine in threads, and on a system without such descriptors.
+    #[must_use]
+    pub fn process_end(&self) -> Option<BorrowedFd<'_>> {
+        self.control.process_end()
+    }
+
     /// The number of the monitor's process, when the machine has one of its own and has not ended.
     #[must_use]
     pub fn process_id(&self) -> Option<u32> {

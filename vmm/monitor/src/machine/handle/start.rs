@@ -115,8 +115,8 @@ impl Machine {
 /// A machine that was asked to start. Dropping it ends the machine.
 ///
 /// Whoever waits for the start with a thread calls [`Starting::done`]. Whoever has none polls the
-/// descriptor, and calls [`Starting::answered`] at first and each time that it is readable, until
-/// that says yes.
+/// descriptor, and that of [`Starting::process_end`], and calls [`Starting::answered`] at first and
+/// each time that one of them is readable, until that says yes.
 #[derive(Debug)]
 pub struct Starting {
     machine: Machine,
@@ -150,6 +150,12 @@ impl Starting {
     /// Ends the machine at once, as [`Machine::kill`] does.
     pub fn kill(&self) {
         self.machine.kill();
+    }
+
+    /// As [`Machine::process_end`].
+    #[must_use]
+    pub fn process_end(&self) -> Option<BorrowedFd<'_>> {
+        self.machine.process_end()
     }
 
     /// The guest's ports. What is asked of them is answered once the machine has started.

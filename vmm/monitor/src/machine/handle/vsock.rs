@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::task::Poll;
 
 use super::ask::{Control, Pending};
 use super::error::ControlError;
@@ -38,8 +39,9 @@ impl Vsock {
     /// machine says that it is done.
     pub fn begin_listen(&self, port: u32) -> Result<(VsockListener, Pending), ControlError> {
         let (channel, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
+        sys::set_nonblocking(&channel).map_err(ControlError::Talk)?;
         let listening = self.0.ask(&Request::VsockListen { port }, &[theirs])?;
-        Ok((VsockListener { channel, port }, listening))
+        Ok((VsockListener { channel, port, control: self.0.clone() }, listening))
     }
 }
 
@@ -48,21 +50,32 @@ impl Vsock {
 pub struct VsockListener {
     channel: OwnedFd,
     port: u32,
+    control: Control,
 }
 
 impl VsockListener {
-    /// Waits for the guest to dial. [`io::ErrorKind::WouldBlock`] when it has not and the listener
-    /// is non-blocking, [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
+    /// Waits for the guest to dial. [`io::ErrorKind::UnexpectedEof`] when the machine has ended.
     pub fn accept(&self) -> io::Result<UnixStream> {
-        match receive_accepted(self.channel.as_fd())? {
-            Some((stream, _guest, _host)) => Ok(stream),
-            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        loop {
+            if let Poll::Ready(stream) = self.poll_accept()? {
+                return Ok(stream);
+            }
+            self.control.wait_for_word(self.channel.as_fd())?;
         }
     }
 
-    /// Makes [`VsockListener::accept`] return instead of waiting.
-    pub fn set_nonblocking(&self) -> io::Result<()> {
-        sys::set_nonblocking(&self.channel)
+    /// What the guest has dialled; [`Poll::Pending`] when it has not. Waits for nothing.
+    pub fn poll_accept(&self) -> io::Result<Poll<UnixStream>> {
+        let ended = self.control.process_is_gone();
+        match receive_accepted(self.channel.as_fd()) {
+            Ok(Some((stream, _guest, _host))) => Ok(Poll::Ready(stream)),
+            Ok(None) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && ended => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Poll::Pending),
+            Err(error) => Err(error),
+        }
     }
 
     /// The port.
@@ -73,6 +86,8 @@ impl VsockListener {
 }
 
 impl AsFd for VsockListener {
+    /// Readable when there is something for [`VsockListener::poll_accept`]; to be polled beside
+    /// [`Machine::process_end`](super::Machine::process_end).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
     }
