@@ -1,7 +1,7 @@
 //! Where a machine says what its guest broke: one line for the first fault of each kind of each
 //! device.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::OFlags;
@@ -12,27 +12,36 @@ use crate::virtio::interrupt::Interrupt;
 use crate::virtio::spec;
 use crate::virtio::tally::{Fault, Tally};
 
+/// Most kinds of faults that are remembered as said. Disks have new names as often as a holder
+/// attaches some; what was forgotten is said again.
+const SAID_MOST: usize = 1024;
+
 /// Takes the lines. One that nobody reads now is dropped: the loop waits for nobody, and the counts
 /// tell anyway.
 pub(super) struct FaultLog {
     to: Option<OwnedFd>,
     /// Made of `to` by the first line: most machines never say one.
     open: Option<Watched>,
-    /// Slots, devices and kinds that were said.
-    said: BTreeSet<(u16, String, String)>,
+    /// Slots, devices and kinds that were said, the oldest first.
+    said: VecDeque<(u16, String, String)>,
 }
 
 impl FaultLog {
     /// Writes to `to`; `None`: nothing is written.
     pub(super) fn new(to: Option<OwnedFd>) -> Self {
-        Self { to, open: None, said: BTreeSet::new() }
+        Self { to, open: None, said: VecDeque::new() }
     }
 
     /// Says a fault, unless one of its kind was said of the device before; `true`: it was new.
     pub(super) fn say(&mut self, fault: &DeviceFaults) -> bool {
-        if !self.said.insert((fault.slot, fault.device.clone(), fault.kind.clone())) {
+        let this = (fault.slot, fault.device.clone(), fault.kind.clone());
+        if self.said.contains(&this) {
             return false;
         }
+        if self.said.len() >= SAID_MOST {
+            self.said.pop_front();
+        }
+        self.said.push_back(this);
         if let Some(to) = self.to.take() {
             self.open = Some(Watched::independent(to, OFlags::WRONLY));
         }
@@ -102,6 +111,7 @@ mod tests {
             assert!(log.say(&more));
             assert!(!log.say(&more), "said once");
         }
+        assert_eq!(log.said.len(), SAID_MOST);
         let mut bytes = [0; 200];
         far.read_exact(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes);

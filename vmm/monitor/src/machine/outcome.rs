@@ -41,7 +41,7 @@ impl Outcome {
         }
     }
 
-    /// Adds what was broken in one start.
+    /// Adds what was broken in one start. Of more than [`FAULTS_MOST`] records the oldest go.
     pub(super) fn add_faults(&mut self, more: Vec<DeviceFaults>) {
         for fault in more {
             let is_same = |same: &&mut DeviceFaults| {
@@ -52,8 +52,14 @@ impl Outcome {
                 None => self.faults.push(fault),
             }
         }
+        let surplus = self.faults.len().saturating_sub(FAULTS_MOST);
+        self.faults.drain(..surplus);
     }
 }
+
+/// Most records of faults that the outcome of a machine carries: it must fit a frame of the control
+/// protocol, however often the guest started and disks were exchanged.
+const FAULTS_MOST: usize = 1024;
 
 /// Faults of one kind in one device: what a driver did that it must not, or what failed behind the
 /// device.

@@ -134,7 +134,16 @@ const MAX_FRAME: usize = 1 << 20;
 /// Bytes before the JSON: its length, little endian.
 const HEADER: usize = 4;
 
+/// What is too long for a frame of the control protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} bytes are too many for a frame of the control protocol, which has at most {MAX_FRAME}")]
+struct TooLong(usize);
+
 /// Sends one frame.
+///
+/// # Errors
+/// The socket's; [`io::ErrorKind::InvalidInput`] of a message that the other side would refuse, of
+/// which nothing is sent.
 pub(super) fn send<T: Serialize>(
     socket: BorrowedFd<'_>,
     message: &T,
@@ -142,8 +151,11 @@ pub(super) fn send<T: Serialize>(
 ) -> io::Result<()> {
     let mut frame = vec![0; HEADER];
     serde_json::to_writer(&mut frame, message)?;
-    let too_long = |_| io::Error::from(io::ErrorKind::InvalidInput);
-    let length = u32::try_from(frame.len() - HEADER).map_err(too_long)?;
+    let length = frame.len() - HEADER;
+    if length > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, TooLong(length)));
+    }
+    let length: u32 = sys::fits(length, "a mebibyte");
     frame[..HEADER].copy_from_slice(&length.to_le_bytes());
     sys::send(socket, &frame, descriptors)
 }
@@ -269,7 +281,13 @@ impl Reply {
     fn send(&mut self, answer: &Answer, descriptor: Option<&OwnedFd>) {
         let Some(socket) = self.0.take() else { return };
         let descriptor: Vec<_> = descriptor.into_iter().map(AsFd::as_fd).collect();
-        let _gone = send(socket.as_fd(), answer, &descriptor);
+        let sent = send(socket.as_fd(), answer, &descriptor);
+        // Whoever asked hears that there is an answer, and why it does not come.
+        if let Err(error) = sent
+            && error.kind() == io::ErrorKind::InvalidInput
+        {
+            let _gone = send(socket.as_fd(), &Answer::Failed(chain(&error)), &[]);
+        }
     }
 
     pub(super) fn done(self) {
@@ -391,6 +409,32 @@ mod tests {
             let said = start(text.as_bytes()).unwrap_err().to_string();
             assert!(said.contains(wanted), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn what_is_too_long_is_not_sent_and_whoever_asked_hears_why() {
+        let (near, far) = sys::stream_pair().unwrap();
+        let fits = Answer::Failed(vec!["x".repeat(MAX_FRAME - "{\"failed\":[\"\"]}".len())]);
+        let long = Answer::Failed(vec!["x".repeat(MAX_FRAME)]);
+        let error = send(near.as_fd(), &long, &[]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let (reads, expected) = (
+            std::thread::spawn(move || {
+                let mut receiver = Receiver::new(1);
+                std::iter::from_fn(|| match receiver.receive::<Answer>(far.as_fd()).unwrap() {
+                    Received::Frame(answer, _) => Some(answer),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+            }),
+            fits.clone(),
+        );
+        send(near.as_fd(), &fits, &[]).unwrap();
+        Reply::new(near).answer(&long, None);
+        let read = reads.join().unwrap();
+        assert!(read[0] == expected && read.len() == 2);
+        let Answer::Failed(said) = &read[1] else { panic!("it was answered") };
+        assert!(said[0].contains("too many for a frame"), "{said:?}");
     }
 
     #[test]

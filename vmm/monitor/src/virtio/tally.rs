@@ -14,6 +14,13 @@ use crate::state::StateError;
 use crate::state::fields::{FieldReader, FieldWriter};
 use crate::sys::fits;
 
+/// Most records of faults that a slot keeps. Kinds are few: those of the device that is there fit,
+/// and some of devices that were there before it, which come and go as often as a holder likes.
+pub const FAULTS_MOST: usize = 24;
+
+/// Most bytes of the sentence on a first fault.
+const SENTENCE_MOST: usize = 256;
+
 /// Told of the first fault of each kind, on the thread that met it: must not block.
 pub type FaultSink = Box<dyn Fn(&Fault) + Send + Sync>;
 
@@ -50,7 +57,7 @@ pub struct Tally {
     status: AtomicU8,
     ignored: AtomicU64,
     interrupts: AtomicU64,
-    /// One of each kind and device, and kinds are few.
+    /// One of each kind and device, at most [`FAULTS_MOST`].
     faults: Mutex<Vec<Fault>>,
     told: Option<FaultSink>,
 }
@@ -121,10 +128,16 @@ impl Tally {
             same.count += 1;
             return;
         }
-        let first = match std::error::Error::source(fault) {
+        let mut first = match std::error::Error::source(fault) {
             None => fault.to_string(),
             Some(source) => format!("{fault}: {source}"),
         };
+        first.truncate(first.floor_char_boundary(SENTENCE_MOST));
+        if faults.len() >= FAULTS_MOST {
+            let of_another = |other: &Fault| (other.device_id, other.name.as_ref()) != (device_id, name);
+            let oldest = faults.iter().position(of_another).unwrap_or(0);
+            faults.remove(oldest);
+        }
         let fresh = Fault { device_id, name: name.cloned(), kind, first, count: 1 };
         faults.push(fresh.clone());
         drop(faults);
@@ -169,7 +182,7 @@ impl Tally {
     }
 
     /// Faults so far of all devices that were in the slot, by kind, in the order in which the kinds
-    /// came.
+    /// came. Of more than [`FAULTS_MOST`] the oldest of devices that are gone were forgotten.
     #[must_use]
     pub fn faults(&self) -> Vec<Fault> {
         self.lock().clone()
@@ -296,5 +309,36 @@ mod tests {
             }
             assert_eq!(faults.len(), 2);
         }
+    }
+
+    #[test]
+    fn devices_that_come_and_go_leave_no_more_than_so_many_records() {
+        let tally = Tally::new(None);
+        let put = |name: &str| {
+            let name = Some(name.to_owned());
+            tally.identify(Some(Identity { device_id: id::BLOCK, name, queues: Vec::new() }));
+        };
+        let faults = [QueueFault::Loop { head: 3 }, QueueFault::Index { index: 9, entries: 8 }];
+        for n in 0..1000 {
+            put(&n.to_string());
+            for fault in faults {
+                tally.fault(&DeviceFault::Queue(fault));
+                tally.fault(&DeviceFault::Queue(fault));
+            }
+        }
+        let kept = tally.faults();
+        assert_eq!(kept.len(), FAULTS_MOST);
+        let last: Vec<_> =
+            kept.iter().rev().take(2).map(|fault| (fault.name.as_deref(), fault.count)).collect();
+        assert_eq!(last, [(Some("999"), 2), (Some("999"), 2)]);
+        // Whatever is there keeps its records.
+        assert_eq!(kept[0].name.as_deref(), Some("988"));
+    }
+
+    #[test]
+    fn a_long_sentence_is_cut() {
+        let tally = Tally::new(None);
+        tally.fault(&DeviceFault::Host(std::io::Error::other("ä".repeat(1000))));
+        assert!(tally.faults()[0].first.len() <= SENTENCE_MOST);
     }
 }
