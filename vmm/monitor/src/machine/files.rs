@@ -151,6 +151,14 @@ impl Files {
         }
     }
 
+    /// Takes the one file of another set over, and says how it is named here.
+    pub(super) fn adopt(&mut self, mut other: Self) -> Option<FileSource> {
+        let (_, file) = other.0.pop_first()?;
+        let number = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.0.insert(number, file);
+        Some(FileSource::Fd(number))
+    }
+
     /// Closes a file, which nobody will ask for any more.
     pub(super) fn forget(&mut self, source: &FileSource) {
         if let FileSource::Fd(number) = source {

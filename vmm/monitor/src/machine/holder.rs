@@ -7,11 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::assemble::Assembled;
+use super::files::Files;
 use super::lifecycle::Unfit;
 use super::outcome::{Event, Outcome};
 use super::saving::SaveError;
 use super::wire::{self, Answer, Received, Receiver, Reply, Request};
-use crate::config::{DeviceName, OnReset};
+use crate::config::{DeviceName, DiskConfig, OnReset};
 use crate::hv::Vm;
 use crate::timeline::GuestCounter;
 use crate::virtio::mem::BadSize;
@@ -62,11 +63,13 @@ pub(super) struct Holder {
     pub(super) counter_readers: Vec<Reply>,
     /// Kept where a machine may start again: its new socket device gets them too.
     pub(super) listeners: Vec<(u32, OwnedFd)>,
-    pub(super) keep_listeners: bool,
+    pub(super) may_start_again: bool,
     /// What the guest shall have, likewise.
     pub(super) memory_bytes: Option<u64>,
     /// Slots that are being emptied, what was in them, and who waits for it.
     pub(super) detaching: Vec<(usize, DeviceName, Reply)>,
+    /// Disks that were put into slots and are not yet remembered, each with its file.
+    pub(super) attached: Vec<(DiskConfig, Files)>,
     /// What is out of its slot and not yet forgotten.
     pub(super) detached: Vec<(DeviceName, Reply)>,
 }
@@ -81,9 +84,10 @@ impl Holder {
             pausers: Vec::new(),
             counter_readers: Vec::new(),
             listeners: Vec::new(),
-            keep_listeners: on_reset == OnReset::Reboot,
+            may_start_again: on_reset == OnReset::Reboot,
             memory_bytes: None,
             detaching: Vec::new(),
+            attached: Vec::new(),
             detached: Vec::new(),
         }
     }

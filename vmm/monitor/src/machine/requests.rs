@@ -92,7 +92,7 @@ impl Holder {
                     return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
                 };
                 let Some(channel) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
-                if self.keep_listeners {
+                if self.may_start_again {
                     self.listeners.retain(|(other, _)| *other != port);
                     match channel.try_clone() {
                         Ok(second) => self.listeners.push((port, second)),
@@ -113,14 +113,9 @@ impl Holder {
                 reply.done();
             }
             Request::Attach { device: NewDevice::Disk { disk, label } } => {
-                self.look_for_detached(&run.machine);
                 let Some(source) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 let files = Files::from(Handed { files: vec![source], labels: vec![label] });
-                let disk = DiskConfig { source: FileSource::Fd(0), ..disk };
-                match run.machine.attach(&disk, &files) {
-                    Ok(()) => reply.done(),
-                    Err(error) => reply.failed(&error),
-                }
+                self.attach(DiskConfig { source: FileSource::Fd(0), ..disk }, files, reply, run);
             }
             Request::Detach { device } => {
                 // The ends of others are held by the machine itself.
@@ -136,6 +131,20 @@ impl Holder {
             }
         }
         Ok(())
+    }
+
+    /// Puts a disk, the one file of `files`, into an empty slot.
+    fn attach<V: Vm>(&mut self, disk: DiskConfig, files: Files, reply: Reply, run: &mut Loop<V>) {
+        self.look_for_detached(&run.machine);
+        match run.machine.attach(&disk, &files) {
+            Ok(()) => {
+                if self.may_start_again {
+                    self.attached.push((disk, files));
+                }
+                reply.done();
+            }
+            Err(error) => reply.failed(&error),
+        }
     }
 
     fn pause_or_resume<V: Vm>(

@@ -17,7 +17,7 @@ use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
 use super::snapshot::Snapshot;
 use super::wire::{self, Received, Receiver, Reply, Start};
-use crate::config::{DeviceName, Endpoint, MachineConfig};
+use crate::config::{DeviceName, DiskConfig, Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::text::chain;
@@ -333,8 +333,21 @@ impl<H: Hypervisor> Server<'_, H> {
         }
         run.turn_pump(Pump::has_news, self.holder.as_mut());
         run.look_for_rest(self.holder.as_mut());
+        self.remember_attached();
         self.forget_detached(run);
         Ok(())
+    }
+
+    /// What was put into the machine is there when it starts again. To be done before what was taken
+    /// out is forgotten, which may be the same.
+    fn remember_attached(&mut self) {
+        let Some(holder) = &mut self.holder else { return };
+        for (disk, files) in holder.attached.drain(..) {
+            let Some(source) = self.files.adopt(files) else { continue };
+            self.config.disks.push(DiskConfig { source, ..disk });
+            // One slot more holds a disk. Without a spare one it was that of another device.
+            self.config.spare_slots = self.config.spare_slots.saturating_sub(1);
+        }
     }
 
     /// What was taken out of the machine is not there when it starts again, and nothing of it is

@@ -129,6 +129,41 @@ fn what_was_detached_is_not_there_after_a_reset_nor_held_until_then() {
 }
 
 #[test]
+fn what_was_attached_is_there_after_a_reset_unless_it_was_detached_before() {
+    let (image, other) = (image(), image());
+    let fake = Fake::new();
+    let ids = || [0, 1].map(|n| Step::read32(slot(register::DEVICE_ID) + n * layout::VIRTIO_STRIDE));
+    fake.script(0, ids());
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    (config.spare_slots, config.on_reset) = (2, OnReset::Reboot);
+    let machine = start_with(&fake, &config, resources).unwrap();
+    assert!(fake.wait_until(|record| record.answers.len() == 2));
+    machine.attach_disk(&disk("gone", other.path()), Resources::new()).unwrap();
+    let mut sent = Resources::new();
+    let source = sent.add(image.reopen().unwrap());
+    machine.attach_disk(&DiskConfig { source, ..disk("late", image.path()) }, sent).unwrap();
+    machine.detach(&DeviceName::Disk(DiskId::new("gone").unwrap())).unwrap();
+    assert!(becomes_free(other.path()) && !is_free(image.path()));
+    fake.script(0, [Step::out(0x64, &[0xfe])]);
+    fake.script(0, ids());
+    assert!(fake.wait_until(|record| record.answers.len() == 4));
+    assert!(!is_free(image.path()));
+    let late = DeviceName::Disk(DiskId::new("late").unwrap());
+    assert_eq!(machine.inspect_device(&late).unwrap().name.as_deref(), Some("late"));
+    // As before the reset, and gone with the next.
+    machine.detach(&late).unwrap();
+    assert!(becomes_free(image.path()));
+    fake.script(0, [Step::out(0x64, &[0xfe])]);
+    fake.script(0, ids());
+    fake.script(0, [off()]);
+    let outcome = machine.wait();
+    assert_eq!((outcome.reason, outcome.starts), (EndReason::PowerOff, 3));
+    let answers: Vec<_> = fake.record().answers.into_iter().map(|(_, answer)| answer[0]).collect();
+    assert_eq!(answers, [0, 0, 2, 0, 0, 0]);
+}
+
+#[test]
 fn a_detach_fits_a_pause_and_what_cannot_be_asked_is_refused_by_name() {
     let (image, second) = (image(), image());
     let fake = Fake::new();
