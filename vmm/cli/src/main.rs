@@ -5,6 +5,7 @@ mod assets;
 mod bench;
 mod bench_args;
 mod boot;
+mod bug;
 mod console;
 mod context;
 mod ctrl_c;
@@ -39,6 +40,7 @@ const FAILED: u8 = 1;
 
 fn main() -> ExitCode {
     let recorder = recorder();
+    bug::expect();
     let raw: Vec<String> = match std::env::args_os().map(std::ffi::OsString::into_string).collect() {
         Ok(raw) => raw,
         Err(word) => {

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 
 use super::plan::PreparedRun;
 use crate::args::RunArgs;
-use crate::{console, out, signals, stdio};
+use crate::{bug, console, out, signals, stdio};
 
 /// Time limit for the remaining output of a machine that was killed.
 const LAST_OUTPUT: Duration = Duration::from_millis(100);
@@ -102,28 +102,29 @@ async fn contained(
         }
     };
     // Not earlier, so that messages before this are printed on a terminal in normal mode.
-    let raw = (args.tty && args.interactive).then(|| terminal::RawMode::enter(std::io::stdin())).transpose();
+    let raw = (args.tty && args.interactive).then(bug::Raw::enter).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
-    let ended = outside.attend(sandbox.agent(), ProcessId { container: &id, exec: "" }).await;
+    let id = ProcessId { container: &id, exec: "" };
+    let ended = sandbox.during(outside.attend(sandbox.agent(), id)).await;
     let exit = match ended {
         Ok(Ended::Exited(exit)) => exit,
         Ok(Ended::Left(exit)) => {
             sandbox.machine().kill();
             // Remaining output is copied, but a reader that does not read does not block the end.
-            let _late = tokio::time::timeout(LAST_OUTPUT, output.drain()).await;
+            let _late = tokio::time::timeout(LAST_OUTPUT, output.drain(std::future::pending())).await;
             return Ok(Ended::Left(exit));
         }
         Err(error) => {
             drop(raw);
-            return match outside.during(sandbox.explain(error.into())).await {
+            return match outside.during(sandbox.explain(error)).await {
                 Ok(error) => Err(error.into()),
                 Err(exit) => Ok(Ended::Left(exit)),
             };
         }
     };
     sandbox.recorder().stamp(name::EXIT);
-    let drained = match outside.during(output.drain()).await {
+    let drained = match outside.during(output.drain(sandbox.gone())).await {
         Ok(drained) => drained,
         Err(exit) => return Ok(Ended::Left(exit)),
     };
