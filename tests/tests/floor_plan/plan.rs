@@ -123,6 +123,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("progress", 0),
             ("reference", 0),
             ("sys", 0),
+            ("zstd", 0),
             ("tree", 1),
             ("trusted", 1),
             ("tar", 2),

@@ -338,14 +338,14 @@ impl<H: Hypervisor> Server<'_, H> {
         Ok(())
     }
 
-    /// What was put into the machine is there when it starts again. To be done before what was taken
-    /// out is forgotten, which may be the same.
+    /// What was put into the machine is there when it starts again. To be done before what was
+    /// taken out is forgotten, which may be the same.
     fn remember_attached(&mut self) {
         let Some(holder) = &mut self.holder else { return };
         for (disk, files) in holder.attached.drain(..) {
             let Some(source) = self.files.adopt(files) else { continue };
             self.config.disks.push(DiskConfig { source, ..disk });
-            // One slot more holds a disk. Without a spare one it was that of another device.
+            // Without a spare slot it was that of another device.
             self.config.spare_slots = self.config.spare_slots.saturating_sub(1);
         }
     }

@@ -56,7 +56,7 @@ impl GuestState {
         }
         let mut stage = self.config.launcher.container(checked, &cgroup, &streams.child)?;
         drop(streams.child);
-        // From here on the reaper knows whose process this is. Nothing was awaited since it was made.
+        // From here on the reaper knows whose process this is: nothing was awaited before.
         let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), None);
         self.registry().set_first(&request.id, stage.pid, process.clone())?;
         stage.ready().await.map_err(ServiceError::Create)?;
