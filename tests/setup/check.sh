@@ -127,6 +127,7 @@ kernel_package() {
   cat >"$source/Makefile" <<END
 allnoconfig:
 	cp \$(KCONFIG_ALLCONFIG) \$(O)/.config
+prepare lib/cmdline.o:
 vmlinux:
 	$here/little-kernel \$(O)/vmlinux
 	nm \$(O)/vmlinux >\$(O)/System.map
@@ -142,7 +143,7 @@ kernel() { "$scratch/copy/kernel/build" "$@"; }
 kernel_copy() { # SHA256
   local place=$scratch/copy
   rm -rf "$place" && mkdir -p "$place/kernel/patches" "$place/tests" && cp -r "$here" "$place/tests/setup" &&
-    cp "$top/kernel/"{build,check,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
+    cp "$top/kernel/"{build,cc,check,common-headers.h,split,*.config} "$place/kernel/" && printf '%s\n' 'CONFIG_A=y' | tee "$place/kernel/common.config" >"$place/kernel/patched.config" &&
     echo '# CONFIG_B is not set' >"$place/kernel/x86_64.config" && printf '%s\n' package=linux-source-6.12 version=6.12.1-1 "sha256=$1" >"$place/kernel/VERSION" &&
     printf '%s\n' '--- a/mm/file.c' '+++ b/mm/file.c' '@@ -1,3 +1,3 @@' ' first' '-second' '+patched' ' third' >"$place/kernel/patches/one.patch"
 }
