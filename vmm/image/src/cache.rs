@@ -352,7 +352,10 @@ impl Workshop {
         for name in names.into_iter().filter(|name| *name != *own.name) {
             let Ok(Some(file)) = self.locks.read(&name) else { continue };
             let name = name.to_string_lossy().into_owned();
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // A name that leads to another file by now is another process's lock.
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+                && self.locks.leads_to(&name, &file).unwrap_or(false)
+            {
                 self.remove_stale(&name);
                 // A process that has just opened it finds the name gone and creates a new file.
                 drop(Lock { locks: &self.locks, name, _file: file });
@@ -395,21 +398,16 @@ impl Workshop {
     }
 
     /// Publishes the metadata of a finished image, whose layers were published before. The lock
-    /// proves that nobody else does.
+    /// proves that no other process does the same. `None` if a layer is gone by now.
     pub(crate) fn publish(
         &self,
         _lock: &Lock<'_>,
         key: &Digest,
         layer_keys: &[Digest],
         scratch: Scratch<'_>,
-    ) -> Result<Cached, CacheError> {
-        let name = image_name(key);
-        publish(scratch, &self.images, &name)?;
-        let path = self.images.path().join(&name);
-        match self.find(key, layer_keys)? {
-            Some(cached) => Ok(cached),
-            None => Err(io_error("read back", &path, io::Error::from(io::ErrorKind::InvalidData)).into()),
-        }
+    ) -> Result<Option<Cached>, CacheError> {
+        publish(scratch, &self.images, &image_name(key))?;
+        self.find(key, layer_keys)
     }
 
     /// Publishes a finished layer: its contents first, so that whoever finds its changes finds

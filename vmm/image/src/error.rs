@@ -104,14 +104,22 @@ impl ImageError {
         }
     }
 
+    /// Whether the caller cancelled, however deep that was noticed.
+    pub(crate) fn is_cancellation(&self) -> bool {
+        matches!(
+            self,
+            Self::Cancelled
+                | Self::Source { source: SourceError::Cancelled, .. }
+                | Self::Layer { source: LayerError::Cancelled, .. }
+                | Self::Rootfs { source: RootfsError::Cancelled, .. }
+                | Self::Write { source: WriteError::Cancelled, .. }
+        )
+    }
+
     /// Full disks and cancellations by their own names, however deep they were met.
     pub(crate) fn sorted(self, dir: PathBuf) -> Self {
-        match self {
-            Self::Source { source: SourceError::Cancelled, .. }
-            | Self::Layer { source: LayerError::Cancelled, .. }
-            | Self::Rootfs { source: RootfsError::Cancelled, .. }
-            | Self::Write { source: WriteError::Cancelled, .. } => return Self::Cancelled,
-            _ => {}
+        if self.is_cancellation() {
+            return Self::Cancelled;
         }
         let mut cause = self.source();
         while let Some(error) = cause {

@@ -14,7 +14,7 @@ pub struct Limits {
     pub unpacked_bytes: u64,
     /// Number of files, directories and links in all layers.
     pub entries: u64,
-    /// Bytes of names, symbolic link targets and extended attributes in all layers.
+    /// Bytes of paths, names, symbolic link targets and extended attributes in all layers.
     pub metadata_bytes: u64,
     /// Number of path components looked up for the paths, links and whiteouts of all layers, which
     /// limits the time for merging them.

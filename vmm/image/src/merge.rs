@@ -49,6 +49,13 @@ fn key_of(kind: &str, layers: &[LayerRef]) -> Digest {
     Digest::sha256(text.as_bytes())
 }
 
+/// The name of the mark that the layers of an image were read here and had their digests. It
+/// depends on the layers as well: one and the same JSON text can be a manifest to one reader and a
+/// configuration to another, with layers of their own.
+pub(crate) fn verified_mark(image: &Digest, layers: &[LayerRef]) -> Digest {
+    key_of(&format!("nelly-verified {image}"), layers)
+}
+
 /// The key of an image's metadata.
 pub(crate) fn cache_key(layers: &[LayerRef]) -> Digest {
     key_of("nelly-erofs", layers)

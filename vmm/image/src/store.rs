@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Config, ImageConfiguration};
 
-use crate::cache::{Cache, CacheError, Cached, Scratch, Workshop};
+use crate::cache::{Cache, CacheError, Cached, Lock, Scratch, Workshop};
 use crate::changes;
 use crate::digest::Digest;
 use crate::erofs::{Budget, Contents, WriteError, write_metadata};
 use crate::error::{ImageError, source_error};
 use crate::layer;
 use crate::limits::Limits;
-use crate::merge::{Group, ImageLayers, ReplayError, cache_key, group_keys, groups, replay};
+use crate::merge::{Group, ImageLayers, ReplayError, cache_key, group_keys, groups, replay, verified_mark};
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
 use crate::rootfs::{self, RootfsError};
@@ -174,9 +174,10 @@ impl Store {
         let (opened, loaded) = self.load(reference, &mut || false)?;
         let key = cache_key(&loaded.layers);
         let layer_keys = group_keys(&groups(&loaded.layers));
+        let mark = verified_mark(&loaded.digest, &loaded.layers);
         let cache_error = |source| self.cache_error(source);
         let cached = self.cache.find(&key, &layer_keys).map_err(cache_error)?.is_some();
-        if !cached || !self.cache.has_verified(&loaded.digest).map_err(cache_error)? {
+        if !cached || !self.cache.has_verified(&mark).map_err(cache_error)? {
             // Errors that are certain to occur later are found here.
             for layer in &loaded.layers {
                 layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
@@ -253,6 +254,7 @@ impl Store {
         let key = cache_key(&loaded.layers);
         let groups = groups(&loaded.layers);
         let layer_keys = group_keys(&groups);
+        let mark = verified_mark(&loaded.digest, &loaded.layers);
         let cache_error = |source| self.cache_error(source);
         let image = |cached: Cached, found| Image {
             digest: loaded.digest,
@@ -262,7 +264,7 @@ impl Store {
             disk_paths: cached.paths,
             cached: found,
         };
-        if self.cache.has_verified(&loaded.digest).map_err(cache_error)?
+        if self.cache.has_verified(&mark).map_err(cache_error)?
             && let Some(cached) = self.cache.find(&key, &layer_keys).map_err(cache_error)?
         {
             return Ok(image(cached, true));
@@ -275,7 +277,7 @@ impl Store {
         let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
         let lock = workshop.lock(&key, &mut waiting).map_err(cache_error)?;
         let mut found = workshop.find(&key, &layer_keys).map_err(cache_error)?;
-        let verified = workshop.has_verified(&loaded.digest).map_err(cache_error)?;
+        let verified = workshop.has_verified(&mark).map_err(cache_error)?;
         if verified && let Some(cached) = found.take() {
             return Ok(image(cached, true));
         }
@@ -291,11 +293,9 @@ impl Store {
             layers.pass(&groups, &mut budget, &self.options.limits, progress)?;
             image(cached, true)
         } else {
-            let scratch = self.build(&layers, &groups, &key, &workshop, progress)?;
-            progress.update(ImageStage::Sync, 0, None);
-            image(workshop.publish(&lock, &key, &layer_keys, scratch).map_err(cache_error)?, false)
+            image(self.build(&layers, &groups, (&key, &lock), &workshop, progress)?, false)
         };
-        workshop.remember(&loaded.digest).map_err(cache_error)?;
+        workshop.remember(&mark).map_err(cache_error)?;
         Ok(image)
     }
 
@@ -331,30 +331,51 @@ impl Store {
         Ok(free.map_or(u64::MAX, |free| free - free / 16))
     }
 
-    /// Builds what the cache lacks of the layers, and the metadata of all of them merged.
-    fn build<'a>(
+    /// Builds and publishes what the cache lacks of the layers, and the metadata of all of them
+    /// merged. If the image turns out to be unusable, the layers that were published for it are
+    /// removed again; if the caller cancels, they stay and need not be read the next time.
+    fn build(
         &self,
         layers: &ImageLayers<'_>,
         groups: &[Group<'_>],
-        key: &Digest,
-        workshop: &'a Workshop,
+        (key, lock): (&Digest, &Lock<'_>),
+        workshop: &Workshop,
         progress: &mut dyn Progress,
-    ) -> Result<Scratch<'a>, ImageError> {
-        // Each turn but the last finds one more layer of the cache to be damaged, and removes it.
+    ) -> Result<Cached, ImageError> {
+        let cache_error = |source| self.cache_error(source);
+        let layer_keys = group_keys(groups);
+        // Each attempt but the last finds one more layer of the cache damaged, or removed by
+        // another process.
         for _ in 0..=groups.len() {
             let mut tree = Tree::new(&self.options.limits);
-            let Some(parts) = self.merge(layers, groups, &mut tree, workshop, progress)? else { continue };
-            let scratch = workshop.scratch(&key.hex()).map_err(|source| self.cache_error(source))?;
+            let mut published = Vec::new();
+            let merged = self.merge(layers, groups, &mut tree, workshop, progress, &mut published);
+            if let Err(error) = &merged
+                && !error.is_cancellation()
+            {
+                for layer in &published {
+                    // What cannot be removed is a good layer, at least.
+                    let removed =
+                        workshop.lock(layer, &mut || ()).and_then(|lock| workshop.remove_layer(&lock, layer));
+                    drop(removed);
+                }
+            }
+            let Some(parts) = merged? else { continue };
+            let scratch = workshop.scratch(&key.hex()).map_err(cache_error)?;
             self.metadata(layers.reference, &scratch, &tree, &parts, uuid(key), progress)?;
-            return Ok(scratch);
+            progress.update(ImageStage::Sync, 0, None);
+            if let Some(cached) = workshop.publish(lock, key, &layer_keys, scratch).map_err(cache_error)? {
+                return Ok(cached);
+            }
         }
         let path = self.cache.path();
         let source = std::io::Error::from(std::io::ErrorKind::InvalidData);
-        Err(self.cache_error(io_error("read back the layers in", path, source).into()))
+        Err(self.cache_error(io_error("read back the image in", path, source).into()))
     }
 
-    /// Merges all layers into `tree`, those that the cache lacks being read and published; returns
-    /// the bytes of each data file. `None`: a layer of the cache was damaged, and is removed.
+    /// Merges all layers into `tree`, those that the cache lacks being read and published, with
+    /// their keys added to `published`. Returns the bytes of each data file, or `None` if a layer
+    /// of the cache was damaged, and has been removed.
     fn merge(
         &self,
         layers: &ImageLayers<'_>,
@@ -362,17 +383,22 @@ impl Store {
         tree: &mut Tree,
         workshop: &Workshop,
         progress: &mut dyn Progress,
+        published: &mut Vec<Digest>,
     ) -> Result<Option<Vec<u64>>, ImageError> {
         let cache_error = |source| self.cache_error(source);
+        let io_error = |source| self.write_error(layers.reference, WriteError::Io(source));
         let limits = &self.options.limits;
         let mut budget = limits.unpacked_bytes;
+        // Of the image as a whole, however many layers it has.
+        let mut room = self.room(workshop)?;
         let mut parts: Vec<u64> = Vec::with_capacity(groups.len());
         for (group, part) in groups.iter().zip(0..) {
             let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
             let lock = workshop.lock(&group.key, &mut waiting).map_err(cache_error)?;
+            let group_alone = std::slice::from_ref(group);
             if let Some(found) = workshop.find_layer(&group.key).map_err(cache_error)? {
                 if !layers.verified {
-                    layers.pass(std::slice::from_ref(group), &mut budget, limits, progress)?;
+                    layers.pass(group_alone, &mut budget, limits, progress)?;
                 }
                 let merged = changes::Reader::new(found.changes, part)
                     .map_err(|_damage| ReplayError::Damaged)
@@ -387,28 +413,22 @@ impl Store {
                 }
                 continue;
             }
-            let used = parts.iter().sum();
-            let limit = Budget { limit: limits.disk_bytes, used, room: self.room(workshop)? };
-            let io_error = |source| self.write_error(layers.reference, WriteError::Io(source));
+            let budget_of_part = Budget { limit: limits.disk_bytes, used: parts.iter().sum(), room };
             let (data, kept) = (self.scratch(workshop, &group.key)?, self.scratch(workshop, &group.key)?);
-            let mut contents = Contents::new(data.file.try_clone().map_err(io_error)?, part, limit);
+            let mut contents = Contents::new(data.file.try_clone().map_err(io_error)?, part, budget_of_part);
             let mut writer =
                 changes::Writer::new(kept.file.try_clone().map_err(io_error)?).map_err(io_error)?;
-            layers.read(
-                std::slice::from_ref(group),
-                &mut budget,
-                limits,
-                progress,
-                &mut |stream, tick| {
-                    let mut keep = |change: &_| writer.put(change);
-                    layer::apply(&mut TarReader::new(stream), tree, &mut contents, &mut keep, tick)
-                },
-            )?;
-            let bytes = contents.complete().map_err(|source| self.write_error(layers.reference, source))?;
-            writer.complete(bytes).map_err(io_error)?;
+            layers.read(group_alone, &mut budget, limits, progress, &mut |stream, tick| {
+                let mut keep = |change: &_| writer.put(change);
+                layer::apply(&mut TarReader::new(stream), tree, &mut contents, &mut keep, tick)
+            })?;
+            let written = contents.complete().map_err(|source| self.write_error(layers.reference, source))?;
+            let changes_bytes = writer.complete(written.bytes).map_err(io_error)?;
+            room = room.saturating_sub(written.taken).saturating_sub(changes_bytes);
             progress.update(ImageStage::Sync, 0, None);
             workshop.publish_layer(&lock, &group.key, data, kept).map_err(cache_error)?;
-            parts.push(bytes);
+            published.push(group.key);
+            parts.push(written.bytes);
         }
         Ok(Some(parts))
     }
@@ -459,7 +479,7 @@ impl Store {
         let mut watch = Watch::begin(progress, ImageStage::Rootfs, None);
         rootfs::read(&root, dir, &mut tree, &mut contents, &mut |done| watch.tick(done)).map_err(failed)?;
         watch.end();
-        let data_bytes = contents.complete().map_err(write_error)?;
+        let data_bytes = contents.complete().map_err(write_error)?.bytes;
         let metadata = workshop.scratch("rootfs").map_err(cache_error)?;
         let (digest, config) = rootfs_config();
         let disk_bytes =

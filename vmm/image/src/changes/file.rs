@@ -137,15 +137,17 @@ impl Writer {
         }
     }
 
-    /// Completes the file, whose contents point into a data file of `data_bytes`. It is not synced.
-    pub(crate) fn complete(self, data_bytes: u64) -> io::Result<()> {
+    /// Completes the file, whose contents point into a data file of `data_bytes`; returns its
+    /// length in bytes. It is not synced.
+    pub(crate) fn complete(self, data_bytes: u64) -> io::Result<u64> {
         let Hashed { file, sha, bytes } = self.out.into_inner().map_err(|error| error.into_error())?;
         let mut header = MAGIC.to_vec();
         for number in [self.count, data_bytes, bytes] {
             header.extend(number.to_le_bytes());
         }
         header.extend(sha.finalize());
-        file.write_all_at(&header, 0)
+        file.write_all_at(&header, 0)?;
+        Ok(to_u64(HEADER) + bytes)
     }
 }
 

@@ -51,6 +51,10 @@ impl Change {
 
     /// Makes the change; an error comes with the path.
     pub(crate) fn apply(self, tree: &mut Tree) -> Result<(), (Vec<u8>, TreeError)> {
+        // What is kept of a layer has a limit, whatever becomes of the path in the tree.
+        if let Err(error) = tree.charge_change(self.path().len()) {
+            return Err((self.path().to_vec(), error));
+        }
         let (path, done) = match self {
             Self::Layer => {
                 tree.begin_layer();

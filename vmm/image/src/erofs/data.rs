@@ -154,6 +154,15 @@ pub(crate) struct Budget {
     pub(crate) room: u64,
 }
 
+/// A data file that is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// Its length in bytes, a multiple of a block.
+    pub(crate) bytes: u64,
+    /// Most bytes that it takes of the file system: its length without holes.
+    pub(crate) taken: u64,
+}
+
 /// One of an image's data files in the making: the contents of files, each at a block boundary.
 #[derive(Debug)]
 pub(crate) struct Contents {
@@ -169,9 +178,11 @@ impl Contents {
         Self { file: Appender::new(file), part, budget, current: FileData::default() }
     }
 
-    /// Completes the file; returns its length in bytes, a multiple of a block. It is not synced.
-    pub(crate) fn complete(self) -> Result<u64, WriteError> {
-        self.file.complete().map(|(_, bytes)| bytes).map_err(WriteError::Io)
+    /// Completes the file. It is not synced.
+    pub(crate) fn complete(self) -> Result<Written, WriteError> {
+        let taken = self.file.taken();
+        let (_, bytes) = self.file.complete().map_err(WriteError::Io)?;
+        Ok(Written { bytes, taken })
     }
 }
 
@@ -255,6 +266,8 @@ mod tests {
         file.begin(1).unwrap();
         file.zeros(1).unwrap();
         file.finish().unwrap();
-        assert_eq!(file.complete().unwrap(), (3 << 20) + BLOCK);
+        let written = file.complete().unwrap();
+        assert_eq!(written.bytes, (3 << 20) + BLOCK);
+        assert!(written.taken <= BLOCK, "{written:?}");
     }
 }

@@ -168,6 +168,8 @@ pub(crate) struct Tree {
     pub(crate) nodes: Vec<Node>,
     layer: u32,
     entries_left: u64,
+    /// Changes of all layers that may still come, such as entries for one and the same directory.
+    changes_left: u64,
     metadata_left: u64,
     /// Path components looked up so far.
     walked: u64,
@@ -187,6 +189,7 @@ impl Tree {
             walked: 0,
             resolved: HashMap::new(),
             entries_left: limits.entries,
+            changes_left: limits.entries.saturating_add(to_u64(limits.layers)),
             metadata_left: limits.metadata_bytes,
             limits: *limits,
         }
@@ -228,6 +231,15 @@ impl Tree {
     fn charge(&mut self, bytes: usize) -> Result<(), TreeError> {
         self.entries_left = self.entries_left.checked_sub(1).ok_or_else(|| self.too_many_entries())?;
         self.charge_metadata(bytes)
+    }
+
+    /// Charges a change of a layer, with a path of so many bytes, to the limits.
+    pub(crate) fn charge_change(&mut self, path_bytes: usize) -> Result<(), TreeError> {
+        if self.changes_left == 0 {
+            return Err(self.too_many_entries());
+        }
+        self.changes_left -= 1;
+        self.charge_metadata(path_bytes)
     }
 
     fn charge_metadata(&mut self, bytes: usize) -> Result<(), TreeError> {

@@ -163,3 +163,26 @@ fn limits_count_over_all_layers_kept_ones_too() {
     let text = crate::support::image::chain(&error);
     assert!(text.contains("limit `entries`"), "{text}");
 }
+
+/// What is kept of a layer beside its contents has limits, also when nothing of it is in the image.
+#[test]
+fn entries_that_change_nothing_cost_as_others_do() {
+    let root = format!("{}.", "./".repeat(1500));
+    let mut place = TestDir::default();
+    for (entry, limit) in [(dir(&root), "entries"), (dir(&root), "metadata_bytes")] {
+        place.limits = nelly_image::Limits::default();
+        match limit {
+            "entries" => place.limits.entries = 50,
+            _ => place.limits.metadata_bytes = 100_000,
+        }
+        let mut tar = Tar::default();
+        for _ in 0..600 {
+            tar.empty(entry.clone());
+        }
+        let error = place.resolve(&layout(&place, limit, &[layer(0), tar.end()]).reference()).unwrap_err();
+        let text = crate::support::image::chain(&error);
+        assert!(text.contains(&format!("limit `{limit}`")), "{text}");
+        // Of an image that is refused nothing stays, not even its good layers.
+        assert_eq!(fs::read_dir(place.cache().join("layers")).unwrap().count(), 0);
+    }
+}
