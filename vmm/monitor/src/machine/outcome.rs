@@ -48,7 +48,7 @@ impl Outcome {
                 (same.slot, &same.device, &same.kind) == (fault.slot, &fault.device, &fault.kind)
             };
             match self.faults.iter_mut().find(is_same) {
-                Some(same) => same.count += fault.count,
+                Some(same) => same.count = same.count.saturating_add(fault.count),
                 None => self.faults.push(fault),
             }
         }

@@ -23,7 +23,7 @@ pub(super) enum SaveError {
     Hypervisor(#[from] HvError),
     #[error(transparent)]
     Memory(#[from] ImageError),
-    #[error("the file of the state is no file and no device")]
+    #[error("the file of the state is not a regular file")]
     Kind,
     #[error("cannot write the file of the state")]
     State(#[source] io::Error),
@@ -118,20 +118,17 @@ impl Writing {
     }
 }
 
-/// Takes out what the file of a state had before.
+/// Empties the file of a state. The sync keeps an older state from being found whole after a crash
+/// of the host, beside memory that was written over.
 fn begin(mut file: &File) -> Result<(), SaveError> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = file.metadata().map_err(SaveError::State)?.file_type();
-    if kind.is_file() {
-        file.set_len(0).and_then(|()| file.rewind()).map_err(SaveError::State)
-    } else if kind.is_char_device() {
-        Ok(())
-    } else {
-        Err(SaveError::Kind)
+    // Writing to anything else could wait for a reader for ever.
+    if !file.metadata().map_err(SaveError::State)?.is_file() {
+        return Err(SaveError::Kind);
     }
+    file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.sync_data()).map_err(SaveError::State)
 }
 
 fn write(mut file: &File, state: &[u8]) -> io::Result<()> {
     file.write_all(state)?;
-    if file.metadata()?.is_file() { file.sync_data() } else { Ok(()) }
+    file.sync_data()
 }

@@ -125,7 +125,7 @@ impl Tally {
         let is_same =
             |same: &&mut Fault| (same.kind, same.device_id, same.name.as_ref()) == (kind, device_id, name);
         if let Some(same) = faults.iter_mut().find(is_same) {
-            same.count += 1;
+            same.count = same.count.saturating_add(1);
             return;
         }
         let mut first = match std::error::Error::source(fault) {
@@ -168,13 +168,17 @@ impl Tally {
         self.ignored.store(fields.get()?, Ordering::Relaxed);
         self.interrupts.store(fields.get()?, Ordering::Relaxed);
         let mut faults = Vec::new();
-        for _ in 0..fields.get::<u32>()? {
+        let count = fields.get::<u32>()?;
+        if fits::<_, usize>(count, "usize has at least 32 bits") > FAULTS_MOST {
+            return Err(fields.unfit("it has more records of faults than a slot keeps"));
+        }
+        for _ in 0..count {
             let device_id = fields.get()?;
             let (is_named, name) = (fields.get::<bool>()?, fields.get_text(TEXT_MAX)?);
             let kind = fields.get_text(TEXT_MAX)?;
             let kind = DeviceFault::KINDS.into_iter().find(|known| *known == kind);
             let kind = kind.ok_or_else(|| fields.unfit("it has a fault of an unknown kind"))?;
-            let (first, count) = (fields.get_text(TEXT_MAX)?, fields.get()?);
+            let (first, count) = (fields.get_text(SENTENCE_MOST)?, fields.get()?);
             faults.push(Fault { device_id, name: is_named.then_some(name), kind, first, count });
         }
         *self.lock() = faults;
@@ -333,6 +337,24 @@ mod tests {
         assert_eq!(last, [(Some("999"), 2), (Some("999"), 2)]);
         // Whatever is there keeps its records.
         assert_eq!(kept[0].name.as_deref(), Some("988"));
+    }
+
+    #[test]
+    fn a_state_with_more_faults_than_a_slot_keeps_is_refused() {
+        let state = |count: usize| {
+            let tally = Tally::new(None);
+            tally.fault(&DeviceFault::Queue(QueueFault::Loop { head: 3 }));
+            let one = tally.faults().remove(0);
+            *tally.lock() = vec![one; count];
+            let mut fields = FieldWriter::default();
+            tally.save(&mut fields);
+            fields.into_bytes()
+        };
+        for (count, fits) in [(0, true), (FAULTS_MOST, true), (FAULTS_MOST + 1, false)] {
+            let bytes = state(count);
+            let restored = Tally::new(None).restore(&mut FieldReader::new("test", &bytes));
+            assert_eq!(restored.is_ok(), fits, "{count}");
+        }
     }
 
     #[test]
