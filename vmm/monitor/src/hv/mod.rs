@@ -39,13 +39,6 @@ pub use hvf::open;
 #[cfg(target_os = "linux")]
 pub use kvm::open;
 
-/// The hypervisor of this host, as [`open`] returns it.
-#[cfg(target_os = "linux")]
-pub type Native = kvm::Kvm;
-/// The hypervisor of this host, as [`open`] returns it.
-#[cfg(not(target_os = "linux"))]
-pub type Native = hvf::Hvf;
-
 /// One interrupt line of the machine, from a device to the interrupt controller.
 ///
 /// Cheap to call from any thread; a call is at most two system calls and never blocks. It keeps the

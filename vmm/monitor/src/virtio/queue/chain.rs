@@ -316,24 +316,14 @@ impl Reader<'_> {
         self.0.skip(bytes);
     }
 
-    /// Writes at most `max` of the next bytes to `file` at `offset`, without a copy, and passes
-    /// over what was written. The outer error is the guest's, the inner one the host's.
-    pub fn write_to_at(
-        &mut self,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        max: u32,
-    ) -> Result<io::Result<usize>, QueueFault> {
-        self.0.transfer(max, |vecs| vecs.write_at(file, offset))
-    }
-
-    /// Writes at most `max` of the next bytes to a stream; otherwise as [`Reader::write_to_at`].
+    /// Writes at most `max` of the next bytes to a stream, without a copy, and passes over what was
+    /// written. The outer error is the guest's, the inner one the host's.
     pub fn write_to(&mut self, stream: BorrowedFd<'_>, max: u32) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, |vecs| vecs.write(stream))
     }
 
     /// Sends at most `max` of the next bytes on a socket, without a signal when the peer is gone;
-    /// otherwise as [`Reader::write_to_at`].
+    /// otherwise as [`Reader::write_to`].
     pub fn send_to(&mut self, socket: BorrowedFd<'_>, max: u32) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, |vecs| vecs.send(socket))
     }
@@ -383,19 +373,8 @@ impl Writer<'_> {
         self.0.skip(bytes);
     }
 
-    /// Reads at most `max` bytes from `file` at `offset` into the next bytes, without a copy;
-    /// `Ok(Ok(0))` at the end of the file. The outer error is the guest's, the inner one the
-    /// host's.
-    pub fn read_from_at(
-        &mut self,
-        file: BorrowedFd<'_>,
-        offset: u64,
-        max: u32,
-    ) -> Result<io::Result<usize>, QueueFault> {
-        self.0.transfer(max, |vecs| vecs.read_at(file, offset))
-    }
-
-    /// Reads at most `max` bytes from a stream; otherwise as [`Writer::read_from_at`].
+    /// Reads at most `max` bytes from a stream into the next bytes, without a copy; `Ok(Ok(0))` at
+    /// its end. The outer error is the guest's, the inner one the host's.
     pub fn read_from(&mut self, stream: BorrowedFd<'_>, max: u32) -> Result<io::Result<usize>, QueueFault> {
         self.0.transfer(max, |vecs| vecs.read(stream))
     }
