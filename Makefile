@@ -12,7 +12,7 @@ packages: ## install the Debian packages that are missing (as root), or print th
 build: ## build nelly, its monitor, agent, kernel and initramfs into target/nelly
 	@tests/setup/build
 
-kernel: ## build the guest kernel alone and print its path; FULL=1: with all drivers, HARDENED=1: hardened
+kernel: ## build the guest kernel alone and print its path; FULL=1: with drivers that no boot needs, HARDENED=1: hardened
 	@kernel/build $(if $(filter 1,$(FULL)),--full) $(if $(filter 1,$(HARDENED)),--hardened)
 
 run: build ## set everything up and run the main job: a container in a microVM

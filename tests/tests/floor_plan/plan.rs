@@ -1,4 +1,4 @@
-//! The floor plan itself: what `docs` and README draw, as data.
+//! The floor plan itself: what README draws, as data.
 
 /// A crate and its rooms.
 pub(crate) struct Crate {

@@ -17,7 +17,7 @@ pub mod name {
     pub const MAIN: &str = "main";
     /// Flags, settings and environment were evaluated.
     pub const CONFIG_PARSED: &str = "config_parsed";
-    /// The image is available as one file.
+    /// The image is available as a disk.
     pub const IMAGE_RESOLVED: &str = "image_resolved";
     /// The monitor's process was created.
     pub const MONITOR_SPAWNED: &str = "monitor_spawned";

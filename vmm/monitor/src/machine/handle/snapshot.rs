@@ -42,6 +42,10 @@ impl Machine {
     /// had. A machine whose slots hold anything else is refused: one that is attached or detached
     /// since cannot be restored yet.
     ///
+    /// Machines that are restored from the same files have the same secrets: keys, tokens, and the
+    /// state of the guest's random numbers, which nothing renews yet. They should not face each
+    /// other, or the same peer, as if they were strangers.
+    ///
     /// What the guest notices: connections of its vsock device are reset; its clocks go on from
     /// where they were, and know nothing of the time in between; what its consoles had for readers
     /// of the saved machine is gone. Whoever holds the machine asks anew for its streams, listeners
