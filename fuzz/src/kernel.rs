@@ -6,7 +6,7 @@ use std::io::Write;
 use nelly_disk::FileReader;
 use nelly_vmm::arch::{BootState, x86_64};
 use nelly_vmm::boot::testing::{self, Segment};
-use nelly_vmm::boot::{self, Image, MmioSlot, Request};
+use nelly_vmm::boot::{self, BootRequest, Image, MmioSlot};
 use nelly_vmm::config::{BootProtocol, Platform};
 use nelly_vmm::memory::{Backing, GuestRam};
 
@@ -30,7 +30,7 @@ pub fn accepts(data: &[u8]) -> bool {
     let ram = GuestRam::new(RAM, Backing::Anonymous).expect("8 MiB");
     let file = FileReader::new(file_of(&data[1..])).expect("a memory file");
     let file = if choice & 4 != 0 { file.immutable() } else { file };
-    let request = Request {
+    let request = BootRequest {
         kernel: Image { name: "kernel", bytes: &file },
         initrd: (choice & 8 != 0).then_some(Image { name: "initrd", bytes: &file }),
         command_line: "quiet",

@@ -3,7 +3,7 @@
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use nelly_sandbox::life::{Request, Signal};
+use nelly_sandbox::life::{ProcessRequest, Signal};
 use nelly_vmm::sys::{signals, terminal};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,32 +13,32 @@ use crate::ctrl_c::KILL_COUNT;
 /// Installs signal handlers and forwards the signals as long as the runtime runs. SIGHUP, SIGINT
 /// and SIGQUIT stay ignored if they were ignored when this process started. With `resizes`, changes
 /// of the terminal's size are forwarded, too.
-pub(crate) fn forward(to: &UnboundedSender<Request>, resizes: bool) -> Result<()> {
+pub(crate) fn forward(to: &UnboundedSender<ProcessRequest>, resizes: bool) -> Result<()> {
     let plain = [
         (SignalKind::user_defined1(), Signal::USR1),
         (SignalKind::user_defined2(), Signal::USR2),
         (SignalKind::terminate(), Signal::TERM),
     ];
     for (kind, number) in plain {
-        each(kind, to, move |_| Some(Request::Signal(number)))?;
+        each(kind, to, move |_| Some(ProcessRequest::Signal(number)))?;
     }
     if is_handled(SignalKind::quit())? {
-        each(SignalKind::quit(), to, |_| Some(Request::Signal(Signal::QUIT)))?;
+        each(SignalKind::quit(), to, |_| Some(ProcessRequest::Signal(Signal::QUIT)))?;
     }
     if is_handled(SignalKind::interrupt())? {
         each(SignalKind::interrupt(), to, |times| {
             let kill = times >= KILL_COUNT;
-            Some(if kill { Request::Kill(Signal::INT) } else { Request::Signal(Signal::INT) })
+            Some(if kill { ProcessRequest::Kill(Signal::INT) } else { ProcessRequest::Signal(Signal::INT) })
         })?;
     }
     if is_handled(SignalKind::hangup())? {
-        each(SignalKind::hangup(), to, |_| Some(Request::HangUp))?;
+        each(SignalKind::hangup(), to, |_| Some(ProcessRequest::HangUp))?;
         watch_the_terminal(to.clone());
     }
     if resizes {
         each(SignalKind::window_change(), to, |_| {
             let size = terminal::size(std::io::stdout()).ok()?;
-            Some(Request::Resize { rows: size.rows, columns: size.columns })
+            Some(ProcessRequest::Resize { rows: size.rows, columns: size.columns })
         })?;
     }
     Ok(())
@@ -62,8 +62,8 @@ fn is_handled(kind: SignalKind) -> Result<bool> {
 /// Forwards what `request` makes of each signal of a kind, and of how many came so far.
 fn each(
     kind: SignalKind,
-    to: &UnboundedSender<Request>,
-    request: impl Fn(usize) -> Option<Request> + Send + 'static,
+    to: &UnboundedSender<ProcessRequest>,
+    request: impl Fn(usize) -> Option<ProcessRequest> + Send + 'static,
 ) -> Result<()> {
     let mut signal: unix::Signal = signal(kind).context("cannot listen for signals")?;
     let to = to.clone();
@@ -85,12 +85,12 @@ fn each(
 /// Tells when the terminal among the standard streams hangs up. SIGHUP alone is not enough: it is
 /// sent to the session's leader and to the foreground, and a process that is neither learns of it
 /// by its descriptors only.
-fn watch_the_terminal(to: UnboundedSender<Request>) {
+fn watch_the_terminal(to: UnboundedSender<ProcessRequest>) {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let Some(watched) = streams.into_iter().find(|stream| terminal::is_terminal(stream)) else { return };
     let watch = move || {
         if terminal::hung_up(watched, None) {
-            let _nobody_left = to.send(Request::HangUp);
+            let _nobody_left = to.send(ProcessRequest::HangUp);
         }
     };
     // It ends with the process. Without it SIGHUP is still heard.

@@ -11,7 +11,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::instance::Streams;
-use nelly_sandbox::life::{Request, Signal};
+use nelly_sandbox::life::{ProcessRequest, Signal};
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::Recorder;
 use tokio::sync::mpsc::UnboundedSender;
@@ -36,7 +36,7 @@ impl OutputThreads {
         terminal: bool,
         interactive: bool,
         recorder: &Arc<Recorder>,
-        requests: &UnboundedSender<Request>,
+        requests: &UnboundedSender<ProcessRequest>,
     ) -> Result<Self> {
         let ctrl_c = Arc::new(CtrlCCounter::default());
         let (mut streams_read, mut output) = (Vec::new(), Vec::new());
@@ -157,7 +157,7 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 fn copy_in(
     from: BorrowedFd<'_>,
     mut to: &UnixStream,
-    presses: Option<(Arc<CtrlCCounter>, UnboundedSender<Request>)>,
+    presses: Option<(Arc<CtrlCCounter>, UnboundedSender<ProcessRequest>)>,
 ) {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -173,7 +173,7 @@ fn copy_in(
                 if let Some((ctrl_c, requests)) = presses
                     && ctrl_c.wait_unanswered()
                 {
-                    let _nobody_left = requests.send(Request::Kill(Signal::INT));
+                    let _nobody_left = requests.send(ProcessRequest::Kill(Signal::INT));
                 }
             }
             Err(rustix::io::Errno::INTR) => {}
@@ -287,7 +287,7 @@ mod tests {
         // One more without output: every byte is passed on, and a kill is requested.
         keyboard.write_all(b"\x03").unwrap();
         expect(b"\x03", &mut container);
-        assert_eq!(requests.blocking_recv(), Some(Request::Kill(Signal::INT)));
+        assert_eq!(requests.blocking_recv(), Some(ProcessRequest::Kill(Signal::INT)));
         drop(keyboard);
         input.join().unwrap();
         assert_eq!(container.read(&mut [0]).unwrap(), 0);

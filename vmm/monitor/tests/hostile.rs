@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use nelly_disk::{FileReader, RawDisk};
 use nelly_vmm::arch::x86_64::{self, layout};
 use nelly_vmm::arch::{Address, Nested};
-use nelly_vmm::boot::{self, Image, Request};
+use nelly_vmm::boot::{self, BootRequest, Image};
 use nelly_vmm::bus::{Bus, Effect};
 use nelly_vmm::config::{BootProtocol, Platform, VsockConfig};
-use nelly_vmm::hv::{self, Exit, Hypervisor, IrqchipPlan, Vcpu, Vm};
+use nelly_vmm::hv::{self, Hypervisor, IrqchipPlan, Vcpu, VcpuExit, Vm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
@@ -80,7 +80,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
     let kernel = FileReader::new(File::open(elf).unwrap()).unwrap();
     let loaded = boot::x86::load(
         &ram,
-        &Request {
+        &BootRequest {
             kernel: Image { name: "hostile", bytes: &kernel },
             initrd: None,
             command_line: "",
@@ -101,18 +101,18 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         loop {
             exits += 1;
             match vcpu.run().unwrap() {
-                Exit::Read { address: Address::Memory(address), data, .. } => bus.read(address, data),
-                Exit::Write { address: Address::Memory(address), data, .. } => {
+                VcpuExit::Read { address: Address::Memory(address), data, .. } => bus.read(address, data),
+                VcpuExit::Write { address: Address::Memory(address), data, .. } => {
                     while bus.write(address, data) == Effect::Again {
                         std::thread::yield_now();
                     }
                 }
-                Exit::Read { data, .. } => data.fill(0x60),
-                Exit::Write { address: Address::Port(layout::COM1), data, .. } => {
+                VcpuExit::Read { data, .. } => data.fill(0x60),
+                VcpuExit::Write { address: Address::Port(layout::COM1), data, .. } => {
                     text.extend(data.iter().map(|&byte| char::from(byte)))
                 }
-                Exit::Write { address: Address::Port(0x64), .. } => break,
-                Exit::Write { .. } => {}
+                VcpuExit::Write { address: Address::Port(0x64), .. } => break,
+                VcpuExit::Write { .. } => {}
                 other => {
                     text.push_str(&format!("\n(the machine ended: {other:?})"));
                     break;

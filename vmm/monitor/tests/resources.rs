@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nelly_vmm::arch::x86_64::{self, EntryMode, layout};
 use nelly_vmm::arch::{Address, BootState, Nested};
-use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Vcpu, Vm, kvm};
+use nelly_vmm::hv::{Hypervisor, IrqchipPlan, Vcpu, VcpuExit, Vm, kvm};
 use nelly_vmm::memory::{Backing, GuestRam};
 use nelly_vmm::sys::Notifier;
 use vm_memory::{Bytes, GuestAddress};
@@ -80,11 +80,11 @@ fn live_and_die(legacy_timer: bool) {
                 }
                 made.wait();
                 if index == 0 {
-                    assert!(matches!(vcpu.run().unwrap(), Exit::Write { address: Address::Port(1), .. }));
+                    assert!(matches!(vcpu.run().unwrap(), VcpuExit::Write { address: Address::Port(1), .. }));
                 }
                 send.send(vcpu.kicker()).unwrap();
                 while !ended.load(Ordering::SeqCst) {
-                    assert!(matches!(vcpu.run().unwrap(), Exit::Kicked));
+                    assert!(matches!(vcpu.run().unwrap(), VcpuExit::Kicked));
                 }
             });
         }

@@ -64,7 +64,7 @@ impl Signal {
 
 /// What reaches a process from outside while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum ProcessRequest {
     /// A signal for the process.
     Signal(Signal),
     /// The terminal hung up: SIGHUP for the process, and after [`HANG_UP_GRACE`] the end.
@@ -91,7 +91,7 @@ struct End {
 /// from before the machine's start.
 #[derive(Debug)]
 pub struct Outside {
-    requests: UnboundedReceiver<Request>,
+    requests: UnboundedReceiver<ProcessRequest>,
     /// Nobody asks any more.
     closed: bool,
     limit: Option<End>,
@@ -101,7 +101,7 @@ pub struct Outside {
 impl Outside {
     /// With what comes through `requests`, and a limit of time that begins now.
     #[must_use]
-    pub fn new(requests: UnboundedReceiver<Request>, limit: Option<Duration>) -> Self {
+    pub fn new(requests: UnboundedReceiver<ProcessRequest>, limit: Option<Duration>) -> Self {
         let exit = Exit { code: outcome::TIMED_OUT, reason: "timeout" };
         let limit = limit.map(|limit| End { at: Instant::now() + limit, exit });
         Self { requests, closed: false, limit, hung_up: None }
@@ -121,9 +121,9 @@ impl Outside {
                 done = &mut work => return Ok(done),
                 exit = at(ends) => return Err(exit),
                 request = self.next() => match request {
-                    Request::Signal(signal) | Request::Kill(signal) => return Err(by(signal, "killed")),
-                    Request::HangUp => return Err(by(Signal::HUP, "hung_up")),
-                    Request::Resize { .. } => {}
+                    ProcessRequest::Signal(signal) | ProcessRequest::Kill(signal) => return Err(by(signal, "killed")),
+                    ProcessRequest::HangUp => return Err(by(Signal::HUP, "hung_up")),
+                    ProcessRequest::Resize { .. } => {}
                 },
             }
         }
@@ -157,18 +157,18 @@ impl Outside {
                 exit = at(ends) => return Ok(Ended::Left(exit)),
                 request = self.next() => {
                     let asks = match request {
-                        Request::Kill(signal) => return Ok(Ended::Left(by(signal, "killed"))),
-                        Request::HangUp => {
+                        ProcessRequest::Kill(signal) => return Ok(Ended::Left(by(signal, "killed"))),
+                        ProcessRequest::HangUp => {
                             let end = End { at: Instant::now() + HANG_UP_GRACE, exit: by(Signal::HUP, "hung_up") };
                             self.hung_up.get_or_insert(end);
                             waiting.add(Instruction::Signal(Signal::HUP));
                             Some(by(Signal::HUP, "hung_up"))
                         }
-                        Request::Signal(signal) => {
+                        ProcessRequest::Signal(signal) => {
                             waiting.add(Instruction::Signal(signal));
                             (signal == Signal::TERM).then(|| by(signal, "killed"))
                         }
-                        Request::Resize { rows, columns } => {
+                        ProcessRequest::Resize { rows, columns } => {
                             waiting.add(Instruction::Resize { rows, columns });
                             None
                         }
@@ -188,7 +188,7 @@ impl Outside {
     }
 
     /// The next request; waits for ever after the last.
-    async fn next(&mut self) -> Request {
+    async fn next(&mut self) -> ProcessRequest {
         if !self.closed {
             match self.requests.recv().await {
                 Some(request) => return request,

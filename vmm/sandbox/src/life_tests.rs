@@ -53,7 +53,7 @@ impl Scripted {
 /// A life that is attended, and its guest.
 struct Life {
     ended: JoinHandle<Result<Ended, AgentError>>,
-    requests: UnboundedSender<Request>,
+    requests: UnboundedSender<ProcessRequest>,
     heard: watch::Receiver<Vec<String>>,
     /// Ends the process.
     end: watch::Sender<bool>,
@@ -84,7 +84,7 @@ impl Life {
     }
 
     /// Asks for something, and waits until the guest was told this.
-    async fn ask(&mut self, request: Request, word: &str) {
+    async fn ask(&mut self, request: ProcessRequest, word: &str) {
         self.requests.send(request).unwrap();
         self.heard.wait_for(|heard| heard.iter().any(|heard| heard == word)).await.unwrap();
     }
@@ -100,7 +100,7 @@ impl Life {
     }
 }
 
-fn outside(limit: Option<Duration>) -> (UnboundedSender<Request>, Outside) {
+fn outside(limit: Option<Duration>) -> (UnboundedSender<ProcessRequest>, Outside) {
     let (send, requests) = unbounded_channel();
     (send, Outside::new(requests, limit))
 }
@@ -116,14 +116,14 @@ async fn settle() {
 async fn a_guest_that_answers_nothing_is_left_at_the_limit_and_for_every_wish() {
     let limit = Duration::from_secs(3);
     // Each first asks for something that is never answered.
-    let int = (Request::Signal(Signal::INT), "signal 2");
-    let size = (Request::Resize { rows: 1, columns: 2 }, "1x2");
-    let user = (Request::Signal(Signal::USR1), "signal 10");
+    let int = (ProcessRequest::Signal(Signal::INT), "signal 2");
+    let size = (ProcessRequest::Resize { rows: 1, columns: 2 }, "1x2");
+    let user = (ProcessRequest::Signal(Signal::USR1), "signal 10");
     let killed = |code| Exit { code, reason: "killed" };
     let table = [
         (int, None, limit, Exit { code: 124, reason: "timeout" }),
-        (size, Some(Request::Signal(Signal::TERM)), ANSWER, killed(143)),
-        (user, Some(Request::HangUp), ANSWER, Exit { code: 129, reason: "hung_up" }),
+        (size, Some(ProcessRequest::Signal(Signal::TERM)), ANSWER, killed(143)),
+        (user, Some(ProcessRequest::HangUp), ANSWER, Exit { code: 129, reason: "hung_up" }),
     ];
     for ((request, word), wish, time, exit) in table {
         let mut life = Life::new(false, Some(limit)).await;
@@ -137,7 +137,7 @@ async fn a_guest_that_answers_nothing_is_left_at_the_limit_and_for_every_wish() 
     // At once.
     let mut life = Life::new(false, None).await;
     life.ask(int.0, int.1).await;
-    life.requests.send(Request::Kill(Signal::INT)).unwrap();
+    life.requests.send(ProcessRequest::Kill(Signal::INT)).unwrap();
     assert_eq!(life.ended.await.unwrap().unwrap(), Ended::Left(killed(130)));
 }
 
@@ -147,13 +147,13 @@ async fn a_stage_without_a_process_is_left_at_once() {
     let exit = timed.during(std::future::pending::<()>()).await.unwrap_err();
     assert_eq!(exit, Exit { code: 124, reason: "timeout" });
     for (request, code, reason) in [
-        (Request::Signal(Signal::TERM), 143, "killed"),
-        (Request::Signal(Signal::USR1), 138, "killed"),
-        (Request::Kill(Signal::INT), 130, "killed"),
-        (Request::HangUp, 129, "hung_up"),
+        (ProcessRequest::Signal(Signal::TERM), 143, "killed"),
+        (ProcessRequest::Signal(Signal::USR1), 138, "killed"),
+        (ProcessRequest::Kill(Signal::INT), 130, "killed"),
+        (ProcessRequest::HangUp, 129, "hung_up"),
     ] {
         let (send, mut outside) = outside(None);
-        send.send(Request::Resize { rows: 1, columns: 1 }).unwrap();
+        send.send(ProcessRequest::Resize { rows: 1, columns: 1 }).unwrap();
         send.send(request).unwrap();
         let exit = outside.during(std::future::pending::<()>()).await.unwrap_err();
         assert_eq!(exit, Exit { code, reason });
@@ -167,9 +167,9 @@ async fn a_stage_without_a_process_is_left_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_process_that_was_told_to_end_may_take_its_time() {
     let mut life = Life::new(true, None).await;
-    life.ask(Request::Signal(Signal::TERM), "signal 15").await;
+    life.ask(ProcessRequest::Signal(Signal::TERM), "signal 15").await;
     // One word after the other: the answer to the first has come.
-    life.ask(Request::Signal(Signal::USR1), "signal 10").await;
+    life.ask(ProcessRequest::Signal(Signal::USR1), "signal 10").await;
     advance(ANSWER * 1000).await;
     life.end.send(true).unwrap();
     let exited = Ended::Exited(Exit { code: 7, reason: "exited" });
@@ -180,9 +180,9 @@ async fn a_process_that_was_told_to_end_may_take_its_time() {
 #[tokio::test(start_paused = true)]
 async fn a_program_that_outlives_its_terminal_has_a_grace() {
     let mut life = Life::new(true, None).await;
-    life.ask(Request::HangUp, "signal 1").await;
-    life.ask(Request::Signal(Signal::USR1), "signal 10").await;
-    life.requests.send(Request::HangUp).unwrap();
+    life.ask(ProcessRequest::HangUp, "signal 1").await;
+    life.ask(ProcessRequest::Signal(Signal::USR1), "signal 10").await;
+    life.requests.send(ProcessRequest::HangUp).unwrap();
     life.left_after(HANG_UP_GRACE, Exit { code: 129, reason: "hung_up" }).await;
 }
 

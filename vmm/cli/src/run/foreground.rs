@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::{Finished, Sandbox};
-use nelly_sandbox::life::{Ended, Outside, Request};
+use nelly_sandbox::life::{Ended, Outside, ProcessRequest};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::state::{Exit, outcome};
 use nelly_sandbox::timeline::name;
@@ -74,7 +74,7 @@ async fn contained(
     plan: &PreparedRun,
     sandbox: &Sandbox,
     outside: &mut Outside,
-    send: &UnboundedSender<Request>,
+    send: &UnboundedSender<ProcessRequest>,
 ) -> Result<Ended> {
     if tracing::enabled!(tracing::Level::DEBUG) {
         match outside.during(sandbox.serial()).await {

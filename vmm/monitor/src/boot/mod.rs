@@ -1,7 +1,7 @@
 //! Loading of kernels: kernel formats, command line, tables. Converts guest memory, kernel, initrd
 //! and command line to a [`crate::arch::BootState`]; independent of the hypervisor.
 //!
-//! There is one module for each architecture, behind one [`Request`] and one [`Loaded`]: [`x86`]
+//! There is one module for each architecture, behind one [`BootRequest`] and one [`Loaded`]: [`x86`]
 //! reads ELF files and bzImages and writes an MP table or ACPI tables, [`arm64`] reads Linux's
 //! Image and writes a device tree. Kernel files are not trusted: every length, offset and address
 //! is checked before it is used, and only guest memory is written.
@@ -23,7 +23,7 @@ pub mod x86;
 pub use error::BootError;
 
 use crate::arch::{BootState, InterruptLine};
-use crate::config::{BootProtocol, Platform as PlatformChoice};
+use crate::config::{BootProtocol, Platform};
 
 const PAGE: u64 = 4096;
 /// Size of a huge page in bytes.
@@ -76,7 +76,7 @@ pub struct MmioSlot {
 
 /// The kernel to load, and the hardware to describe to it.
 #[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
+pub struct BootRequest<'a> {
     /// The kernel.
     pub kernel: Image<'a>,
     /// The initramfs.
@@ -88,7 +88,7 @@ pub struct Request<'a> {
     /// Virtio devices and spare slots.
     pub transports: &'a [MmioSlot],
     /// How the hardware is described; `Auto` depends on the architecture.
-    pub platform: PlatformChoice,
+    pub platform: Platform,
     /// The boot protocol.
     pub protocol: BootProtocol,
     /// Random bytes for the guest's random number generator.
@@ -97,7 +97,7 @@ pub struct Request<'a> {
 
 /// How the hardware was described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Platform {
+pub enum PlatformTables {
     /// An MP table, and `virtio_mmio.device=` arguments.
     MpTable,
     /// Hardware-reduced ACPI tables.
@@ -112,7 +112,7 @@ pub struct Loaded {
     /// The initial state of the boot processor.
     pub state: BootState,
     /// How the hardware was described.
-    pub platform: Platform,
+    pub platform: PlatformTables,
     /// A description of the kernel for users.
     pub kind: String,
     /// Guest memory that the kernel occupies: start and end address.

@@ -114,15 +114,15 @@ pub trait Vcpu {
     /// wait in it for the boot processor's start-up message.
     fn load(&mut self, state: &BootState) -> Result<(), HvError>;
 
-    /// Runs until something needs the monitor. A guest's fault is a value ([`Exit::Fault`]), not an
+    /// Runs until something needs the monitor. A guest's fault is a value ([`VcpuExit::Fault`]), not an
     /// error.
-    fn run(&mut self) -> Result<Exit<'_>, HvError>;
+    fn run(&mut self) -> Result<VcpuExit<'_>, HvError>;
 
     /// Completes a pending read or write without entering the guest (KVM: one run with
-    /// immediate_exit), so that state is whole. [`Exit::Kicked`] says that it is; any other exit is
+    /// immediate_exit), so that state is whole. [`VcpuExit::Kicked`] says that it is; any other exit is
     /// the next part of the same instruction, to be served like those of `run` and completed in
     /// turn.
-    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError>;
+    fn complete_pending(&mut self) -> Result<VcpuExit<'_>, HvError>;
 
     /// Reads its whole state, out of the guest and with nothing pending. What it has of the
     /// machine's plan is not among it.
@@ -145,7 +145,7 @@ pub trait Vcpu {
         false
     }
 
-    /// What makes a running or about to run vCPU return [`Exit::Kicked`], from any thread.
+    /// What makes a running or about to run vCPU return [`VcpuExit::Kicked`], from any thread.
     fn kicker(&self) -> Arc<dyn Kicker>;
 }
 
@@ -159,7 +159,7 @@ pub trait Kicker: Send + Sync {
 /// Why a vCPU came back. Data slices borrow from the vCPU: a read is answered by filling them
 /// before the next `run`.
 #[derive(Debug)]
-pub enum Exit<'a> {
+pub enum VcpuExit<'a> {
     /// Read of guest physical memory that no slot backs, or of a port; `data` holds one access, or
     /// several of an instruction that reads a port again and again (`width` bytes each).
     Read {

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use super::{Exit, HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vcpu, Vm};
+use super::{HvError, Hypervisor, IrqchipPlan, Kicker, SharedLine, Vcpu, VcpuExit, Vm};
 use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
 use crate::state::Sections;
@@ -67,11 +67,11 @@ impl Vcpu for Never {
         match self.0 {}
     }
 
-    fn run(&mut self) -> Result<Exit<'_>, HvError> {
+    fn run(&mut self) -> Result<VcpuExit<'_>, HvError> {
         match self.0 {}
     }
 
-    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+    fn complete_pending(&mut self) -> Result<VcpuExit<'_>, HvError> {
         match self.0 {}
     }
 

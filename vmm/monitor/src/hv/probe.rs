@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Exit, HvError, Hypervisor, Kicker, Vcpu, Vm};
+use super::{HvError, Hypervisor, Kicker, Vcpu, VcpuExit, Vm};
 use crate::arch::x86_64::{self, EntryMode, descriptor_table, layout};
 use crate::arch::{Address, BootState, Nested};
 use crate::memory::{Backing, MemoryError, Slot, view};
@@ -114,10 +114,10 @@ fn bounded<V: Vcpu>(vcpu: &mut V) -> Result<Said, HvError> {
             }
         });
         let said = match vcpu.run()? {
-            Exit::Write { address: Address::Port(PORT), data: [WORD], .. } => Said::Word,
-            Exit::TripleFault => Said::Nothing("the guest faulted".into()),
-            Exit::Fault(why) => Said::Nothing(why),
-            Exit::Kicked => Said::Nothing("the guest did not get on".into()),
+            VcpuExit::Write { address: Address::Port(PORT), data: [WORD], .. } => Said::Word,
+            VcpuExit::TripleFault => Said::Nothing("the guest faulted".into()),
+            VcpuExit::Fault(why) => Said::Nothing(why),
+            VcpuExit::Kicked => Said::Nothing("the guest did not get on".into()),
             other => Said::Nothing(format!("the guest went astray: {other:?}")),
         };
         drop(done);

@@ -16,7 +16,7 @@ use super::mailbox::Mailbox;
 use super::outcome::{DeviceFaults, ExitCounts};
 use super::plan::Plan;
 use super::snapshot::{self, Description, RestoreError, Saved, Snapshot};
-use super::vcpu::{self, Shared};
+use super::vcpu::{self, SharedMachine};
 use super::workers::WorkerThreads;
 use crate::boot::BootError;
 use crate::bus::{BusError, SharedDevice};
@@ -80,7 +80,7 @@ pub(super) enum AssembleError {
 pub(super) struct Assembled<V> {
     vm: Arc<V>,
     plan: Plan,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedMachine>,
     threads: Vec<JoinHandle<()>>,
     pub(super) kickers: Vec<Arc<dyn Kicker>>,
     pub(super) transports: Vec<Arc<Mutex<MmioTransport>>>,
@@ -152,7 +152,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         let VmWithDevices { buses, board, transports, interrupts, pumps, vsock, memory, host } = equipped;
         let Beginning { vcpus, saved, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
-        let shared = Arc::new(Shared::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
+        let shared =
+            Arc::new(SharedMachine::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
         let cpus = plan.cpus();
         let mut assembled = Assembled {
             vm,

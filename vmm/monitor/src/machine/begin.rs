@@ -11,7 +11,7 @@ use super::build::VmWithDevices;
 use super::plan::Plan;
 use super::snapshot::{self, RestoreError, Saved};
 use super::vcpu::Registers;
-use crate::boot::{self, Image, Request};
+use crate::boot::{self, BootRequest, Image};
 use crate::config::FileSource;
 use crate::memory::GuestRam;
 use crate::state::{Sections, StateError, Stateful};
@@ -56,7 +56,7 @@ impl<H> Assembly<'_, H> {
         let config = self.config;
         let kernel = self.image(&images.kernel)?;
         let initrd = images.initrd.as_ref().map(|image| self.image(image)).transpose()?;
-        let request = Request {
+        let request = BootRequest {
             kernel: kernel.image(),
             initrd: initrd.as_ref().map(Bytes::image),
             command_line: config.command_line.as_str(),

@@ -11,7 +11,7 @@ use super::files::Files;
 use super::lifecycle::Unfit;
 use super::outcome::{Event, Outcome};
 use super::saving::SaveError;
-use super::wire::{self, Answer, Received, Receiver, Reply, Request};
+use super::wire::{self, Answer, ControlRequest, Received, Receiver, Reply};
 use crate::config::{DeviceName, DiskConfig, OnReset};
 use crate::hv::Vm;
 use crate::timeline::GuestCounter;
@@ -107,7 +107,7 @@ impl Holder {
 
     /// The next request that is there; `None` when none is. An error means that the holder is gone,
     /// or talks nonsense.
-    pub(super) fn next(&mut self) -> io::Result<Option<(Request, Vec<OwnedFd>)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(ControlRequest, Vec<OwnedFd>)>> {
         match self.receiver.receive(self.control.as_fd())? {
             Received::Frame(request, descriptors) => Ok(Some((request, descriptors))),
             Received::Nothing => Ok(None),

@@ -9,7 +9,7 @@ use super::lifecycle::{Ending, Input, Unfit};
 use super::outcome::State;
 use super::running::Loop;
 use super::snapshot::Snapshot;
-use super::wire::{Answer, NewDevice, Reply, Request};
+use super::wire::{Answer, ControlRequest, NewDevice, Reply};
 use crate::config::{DeviceName, DiskConfig, FileSource};
 use crate::hv::Vm;
 use crate::sys;
@@ -18,7 +18,7 @@ impl Holder {
     /// Carries out one request.
     pub(super) fn carry_out<V: Vm>(
         &mut self,
-        (request, descriptors): (Request, Vec<OwnedFd>),
+        (request, descriptors): (ControlRequest, Vec<OwnedFd>),
         run: &mut Loop<V>,
     ) {
         let mut descriptors = descriptors.into_iter();
@@ -32,29 +32,31 @@ impl Holder {
 
     fn try_carry_out<V: Vm>(
         &mut self,
-        request: Request,
+        request: ControlRequest,
         reply: Reply,
         mut descriptors: impl Iterator<Item = OwnedFd>,
         run: &mut Loop<V>,
     ) -> Result<(), (Reply, Refusal)> {
         match request {
-            Request::Start { .. } => return Err((reply, Refusal::Started)),
-            Request::Pause | Request::Resume => return self.pause_or_resume(&request, reply, run),
-            Request::Save => return save(reply, descriptors, run),
-            Request::Stop => {
+            ControlRequest::Start { .. } => return Err((reply, Refusal::Started)),
+            ControlRequest::Pause | ControlRequest::Resume => {
+                return self.pause_or_resume(&request, reply, run);
+            }
+            ControlRequest::Save => return save(reply, descriptors, run),
+            ControlRequest::Stop => {
                 reply.done();
                 run.end(Ending::Stop, Some(self));
             }
-            Request::State => reply.answer(&Answer::State(run.life.state()), None),
-            Request::Counters => reply.answer(&Answer::Counters(run.exits()), None),
-            Request::Inspect => reply.answer(&Answer::Inspection(Box::new(run.inspect())), None),
-            Request::InspectDevice { device } => {
+            ControlRequest::State => reply.answer(&Answer::State(run.life.state()), None),
+            ControlRequest::Counters => reply.answer(&Answer::Counters(run.exits()), None),
+            ControlRequest::Inspect => reply.answer(&Answer::Inspection(Box::new(run.inspect())), None),
+            ControlRequest::InspectDevice { device } => {
                 let Some(slot) = run.machine.slot_of(&device) else {
                     return Err((reply, Refusal::NoDevice(device)));
                 };
                 reply.answer(&Answer::Device(Box::new(run.machine.inspect_slot(slot))), None);
             }
-            Request::GuestCounter => {
+            ControlRequest::GuestCounter => {
                 let state = run.life.state();
                 if state != State::Running {
                     return Err((reply, Unfit(state).into()));
@@ -63,7 +65,7 @@ impl Holder {
                 run.machine.shared.counter_wanted.store(true, Ordering::Release);
                 run.kick();
             }
-            Request::Events => {
+            ControlRequest::Events => {
                 let Some(watcher) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 if let Err(error) = sys::set_nonblocking(&watcher) {
                     return Err((reply, error.into()));
@@ -71,11 +73,11 @@ impl Holder {
                 self.watchers.push(watcher);
                 reply.done();
             }
-            Request::Stream { device } => match stream(device, run) {
+            ControlRequest::Stream { device } => match stream(device, run) {
                 Ok(stream) => reply.answer(&Answer::Done, Some(stream)),
                 Err(refusal) => return Err((reply, refusal)),
             },
-            Request::VsockConnect { port } => {
+            ControlRequest::VsockConnect { port } => {
                 let Some(vsock) = &run.machine.vsock else {
                     return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
                 };
@@ -87,7 +89,7 @@ impl Holder {
                     }),
                 );
             }
-            Request::VsockListen { port } => {
+            ControlRequest::VsockListen { port } => {
                 let Some(vsock) = &run.machine.vsock else {
                     return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
                 };
@@ -102,22 +104,22 @@ impl Holder {
                 vsock.listen(port, channel);
                 reply.done();
             }
-            Request::Resize { device, .. } if device != DeviceName::Memory => {
+            ControlRequest::Resize { device, .. } if device != DeviceName::Memory => {
                 return Err((reply, Refusal::Cannot(device, "keeps the size that it has")));
             }
-            Request::Resize { device: _, bytes } => {
+            ControlRequest::Resize { device: _, bytes } => {
                 if let Err(refusal) = request_memory(bytes, &run.machine) {
                     return Err((reply, refusal));
                 }
                 self.memory_bytes = Some(bytes);
                 reply.done();
             }
-            Request::Attach { device: NewDevice::Disk { disk, label } } => {
+            ControlRequest::Attach { device: NewDevice::Disk { disk, label } } => {
                 let Some(source) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
                 let files = Files::from(Handed { files: vec![source], labels: vec![label] });
                 self.attach(DiskConfig { source: FileSource::Fd(0), ..disk }, files, reply, run);
             }
-            Request::Detach { device } => {
+            ControlRequest::Detach { device } => {
                 // The ends of others are held by the machine itself.
                 if !matches!(device, DeviceName::Disk(_) | DeviceName::Rng) {
                     return Err((reply, Refusal::Cannot(device, "stays for as long as the machine")));
@@ -149,22 +151,22 @@ impl Holder {
 
     fn pause_or_resume<V: Vm>(
         &mut self,
-        request: &Request,
+        request: &ControlRequest,
         reply: Reply,
         run: &mut Loop<V>,
     ) -> Result<(), (Reply, Refusal)> {
         let state = run.life.state();
         let fits = match request {
-            Request::Pause => matches!(state, State::Running | State::Pausing | State::Paused),
+            ControlRequest::Pause => matches!(state, State::Running | State::Pausing | State::Paused),
             _ => matches!(state, State::Running | State::Paused),
         };
         if !fits {
             return Err((reply, Unfit(state).into()));
         }
-        if run.saving.is_some() && *request == Request::Resume {
+        if run.saving.is_some() && *request == ControlRequest::Resume {
             return Err((reply, Refusal::Saving));
         }
-        if *request == Request::Pause {
+        if *request == ControlRequest::Pause {
             self.pausers.push(reply);
             run.step(Input::Pause, Some(self));
         } else {

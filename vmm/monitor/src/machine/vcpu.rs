@@ -12,7 +12,7 @@ use super::saving::{SaveError, Writing};
 use super::threads::{self, Role};
 use crate::arch::{Address, BootState};
 use crate::bus::{Buses, Effect};
-use crate::hv::{Exit, HvError, Vcpu, Vm};
+use crate::hv::{HvError, Vcpu, VcpuExit, Vm};
 use crate::state::Sections;
 use crate::text::chain;
 use crate::timeline::{Recorder, name};
@@ -102,7 +102,7 @@ impl Gate {
 }
 
 /// What all vCPUs of a machine share.
-pub(super) struct Shared {
+pub(super) struct SharedMachine {
     pub(super) gate: Gate,
     pub(super) buses: Buses,
     pub(super) mailbox: Mailbox,
@@ -114,7 +114,7 @@ pub(super) struct Shared {
     counters: Vec<Counters>,
 }
 
-impl Shared {
+impl SharedMachine {
     pub(super) fn new(cpus: u8, buses: Buses, mailbox: Mailbox, recorder: Arc<Recorder>) -> Self {
         let counters = (0..cpus).map(|_| Counters::default()).collect();
         Self {
@@ -185,15 +185,15 @@ struct Counters {
 }
 
 impl Counters {
-    fn count(&self, exit: &Exit<'_>) {
+    fn count(&self, exit: &VcpuExit<'_>) {
         let counter = match exit {
-            Exit::Read { address: Address::Port(_), .. } => &self.port_read,
-            Exit::Write { address: Address::Port(_), .. } => &self.port_write,
-            Exit::Read { address: Address::Memory(_), .. } => &self.memory_read,
-            Exit::Write { address: Address::Memory(_), .. } => &self.memory_write,
-            Exit::Halted => &self.halted,
-            Exit::Kicked => &self.kicked,
-            Exit::TripleFault | Exit::PowerOff | Exit::Reset | Exit::Fault(_) => &self.other,
+            VcpuExit::Read { address: Address::Port(_), .. } => &self.port_read,
+            VcpuExit::Write { address: Address::Port(_), .. } => &self.port_write,
+            VcpuExit::Read { address: Address::Memory(_), .. } => &self.memory_read,
+            VcpuExit::Write { address: Address::Memory(_), .. } => &self.memory_write,
+            VcpuExit::Halted => &self.halted,
+            VcpuExit::Kicked => &self.kicked,
+            VcpuExit::TripleFault | VcpuExit::PowerOff | VcpuExit::Reset | VcpuExit::Fault(_) => &self.other,
         };
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
@@ -226,7 +226,7 @@ pub(super) enum Registers {
 /// Starts the thread of vCPU `index`, which makes the vCPU there.
 pub(super) fn spawn<V: Vm>(
     vm: &Arc<V>,
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedMachine>,
     index: u32,
     count: u32,
     registers: Registers,
@@ -267,7 +267,7 @@ fn create<V: Vm>(vm: &V, index: u32, count: u32, registers: Registers) -> Result
 }
 
 /// Runs a vCPU until it is told to end.
-fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
+fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &SharedMachine) {
     let mut command = shared.gate.wait_change(Command::Hold);
     let (mut entered, mut stopped) = (false, false);
     loop {
@@ -316,10 +316,10 @@ fn run<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) {
 }
 
 /// An access that was answered is finished inside the vCPU, so that its state is whole.
-fn complete<C: Vcpu>(vcpu: &mut C, shared: &Shared) -> Option<Cause> {
+fn complete<C: Vcpu>(vcpu: &mut C, shared: &SharedMachine) -> Option<Cause> {
     loop {
         match vcpu.complete_pending() {
-            Ok(Exit::Kicked) => return None,
+            Ok(VcpuExit::Kicked) => return None,
             Ok(exit) => match serve(exit, shared) {
                 Served::Go => {}
                 Served::Wait => return None,
@@ -331,7 +331,7 @@ fn complete<C: Vcpu>(vcpu: &mut C, shared: &Shared) -> Option<Cause> {
 }
 
 /// Runs the guest until a kick (`None`) or until it is not to be entered again.
-fn enter<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) -> Option<Cause> {
+fn enter<C: Vcpu>(vcpu: &mut C, index: u32, shared: &SharedMachine) -> Option<Cause> {
     let counters = usize::try_from(index).ok().and_then(|index| shared.counters.get(index))?;
     loop {
         let exit = match vcpu.run() {
@@ -339,7 +339,7 @@ fn enter<C: Vcpu>(vcpu: &mut C, index: u32, shared: &Shared) -> Option<Cause> {
             Err(error) => return Some(Cause::Fault(chain(&error))),
         };
         counters.count(&exit);
-        if let Exit::Kicked = exit {
+        if let VcpuExit::Kicked = exit {
             return None;
         }
         match serve(exit, shared) {
@@ -364,22 +364,22 @@ enum Served {
 }
 
 /// Carries out what an exit asks for: the one match.
-fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
+fn serve(exit: VcpuExit<'_>, shared: &SharedMachine) -> Served {
     let effect = match exit {
-        Exit::Read { address, width, data } => {
+        VcpuExit::Read { address, width, data } => {
             for access in data.chunks_mut(usize::from(width).max(1)) {
                 shared.buses.read(address, access);
             }
             Effect::None
         }
-        Exit::Write { address, width, data } => write(shared, address, width, data),
-        Exit::Kicked => Effect::None,
+        VcpuExit::Write { address, width, data } => write(shared, address, width, data),
+        VcpuExit::Kicked => Effect::None,
         // Without a controller that could wake it there is nothing to run for.
-        Exit::Halted => return Served::Wait,
-        Exit::TripleFault => return Served::Stop(Cause::TripleFault),
-        Exit::PowerOff => Effect::PowerOff,
-        Exit::Reset => Effect::Reset,
-        Exit::Fault(what) => return Served::Stop(Cause::Fault(what)),
+        VcpuExit::Halted => return Served::Wait,
+        VcpuExit::TripleFault => return Served::Stop(Cause::TripleFault),
+        VcpuExit::PowerOff => Effect::PowerOff,
+        VcpuExit::Reset => Effect::Reset,
+        VcpuExit::Fault(what) => return Served::Stop(Cause::Fault(what)),
     };
     match effect {
         Effect::None | Effect::Again => Served::Go,
@@ -389,7 +389,7 @@ fn serve(exit: Exit<'_>, shared: &Shared) -> Served {
 }
 
 /// The accesses of one instruction, up to the first with an effect.
-fn write(shared: &Shared, address: Address, width: u8, data: &[u8]) -> Effect {
+fn write(shared: &SharedMachine, address: Address, width: u8, data: &[u8]) -> Effect {
     data.chunks(usize::from(width).max(1))
         .map(|access| shared.write(address, access))
         .find(|effect| *effect != Effect::None)

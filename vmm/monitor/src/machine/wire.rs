@@ -36,7 +36,7 @@ pub(super) enum BadStart {
     Unreadable(#[source] serde_json::Error),
 }
 
-/// The first request, read: see [`Request::Start`].
+/// The first request, read: see [`ControlRequest::Start`].
 #[derive(Debug)]
 pub(super) struct Start {
     pub(super) config: MachineConfig,
@@ -48,7 +48,7 @@ pub(super) struct Start {
 /// What a holder asks of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
-pub(super) enum Request {
+pub(super) enum ControlRequest {
     /// The first one. Descriptors: the answer, the socket for the outcome, where faults are said,
     /// the state and the memory of a saved machine, the config's resources in order.
     Start {
@@ -252,10 +252,10 @@ fn start(json: &[u8]) -> Result<Start, BadStart> {
         version: u32,
     }
     match serde_json::from_slice(json) {
-        Ok(Request::Start { version: VERSION, config, log, snapshot, labels }) => {
+        Ok(ControlRequest::Start { version: VERSION, config, log, snapshot, labels }) => {
             Ok(Start { config: *config, log, snapshot, labels })
         }
-        Ok(Request::Start { version, .. }) => Err(BadStart::Version(version)),
+        Ok(ControlRequest::Start { version, .. }) => Err(BadStart::Version(version)),
         Ok(_) => Err(BadStart::Other),
         Err(error) => match serde_json::from_slice(json) {
             Ok(Spoken { version }) if version != VERSION => Err(BadStart::Version(version)),
@@ -318,23 +318,31 @@ mod tests {
     fn frames_keep_their_order_and_their_descriptors() {
         let (near, far) = sys::stream_pair().unwrap();
         let (extra, _other) = sys::stream_pair().unwrap();
-        send(near.as_fd(), &Request::Pause, &[extra.as_fd()]).unwrap();
-        send(near.as_fd(), &Request::VsockConnect { port: 7 }, &[extra.as_fd(), extra.as_fd()]).unwrap();
+        send(near.as_fd(), &ControlRequest::Pause, &[extra.as_fd()]).unwrap();
+        send(near.as_fd(), &ControlRequest::VsockConnect { port: 7 }, &[extra.as_fd(), extra.as_fd()])
+            .unwrap();
         drop(near);
         let mut receiver = Receiver::new(2);
         let mut seen = Vec::new();
-        while let Received::Frame(request, descriptors) = receiver.receive::<Request>(far.as_fd()).unwrap() {
+        while let Received::Frame(request, descriptors) =
+            receiver.receive::<ControlRequest>(far.as_fd()).unwrap()
+        {
             seen.push((request, descriptors.len()));
         }
-        assert_eq!(seen, [(Request::Pause, 1), (Request::VsockConnect { port: 7 }, 2)]);
+        assert_eq!(seen, [(ControlRequest::Pause, 1), (ControlRequest::VsockConnect { port: 7 }, 2)]);
     }
 
     #[test]
     fn a_config_travels_as_it_is_and_a_wrong_one_is_refused() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
         let labels = Vec::new();
-        let request =
-            Request::Start { version: VERSION, config: config.clone(), log: false, snapshot: true, labels };
+        let request = ControlRequest::Start {
+            version: VERSION,
+            config: config.clone(),
+            log: false,
+            snapshot: true,
+            labels,
+        };
         let text = serde_json::to_string(&request).unwrap();
         let read = start(text.as_bytes()).unwrap();
         assert_eq!((read.config, read.log, read.snapshot), (*config, false, true));
@@ -351,23 +359,29 @@ mod tests {
         let source = crate::config::FileSource::Fd(0);
         let disk = DiskConfig::new(crate::config::DiskId::new("d").unwrap(), source, true);
         let requests = [
-            Request::Start { version: VERSION, config, log: false, snapshot: false, labels: Vec::new() },
-            Request::Pause,
-            Request::Save,
-            Request::Resume,
-            Request::Stop,
-            Request::State,
-            Request::Counters,
-            Request::Inspect,
-            Request::GuestCounter,
-            Request::Events,
-            Request::Stream { device: DeviceName::Serial },
-            Request::InspectDevice { device: DeviceName::Rng },
-            Request::VsockConnect { port: 1 },
-            Request::VsockListen { port: 1 },
-            Request::Resize { device: DeviceName::Memory, bytes: 1 },
-            Request::Attach { device: NewDevice::Disk { disk, label: Label::default() } },
-            Request::Detach { device: DeviceName::Rng },
+            ControlRequest::Start {
+                version: VERSION,
+                config,
+                log: false,
+                snapshot: false,
+                labels: Vec::new(),
+            },
+            ControlRequest::Pause,
+            ControlRequest::Save,
+            ControlRequest::Resume,
+            ControlRequest::Stop,
+            ControlRequest::State,
+            ControlRequest::Counters,
+            ControlRequest::Inspect,
+            ControlRequest::GuestCounter,
+            ControlRequest::Events,
+            ControlRequest::Stream { device: DeviceName::Serial },
+            ControlRequest::InspectDevice { device: DeviceName::Rng },
+            ControlRequest::VsockConnect { port: 1 },
+            ControlRequest::VsockListen { port: 1 },
+            ControlRequest::Resize { device: DeviceName::Memory, bytes: 1 },
+            ControlRequest::Attach { device: NewDevice::Disk { disk, label: Label::default() } },
+            ControlRequest::Detach { device: DeviceName::Rng },
         ];
         for request in requests {
             let value = serde_json::to_value(&request).unwrap();
@@ -392,8 +406,13 @@ mod tests {
     #[test]
     fn a_start_of_another_version_is_told_by_that_alone() {
         let config = Box::new(MachineConfig::new(crate::config::FileSource::Fd(0)));
-        let request =
-            Request::Start { version: VERSION + 1, config, log: true, snapshot: false, labels: Vec::new() };
+        let request = ControlRequest::Start {
+            version: VERSION + 1,
+            config,
+            log: true,
+            snapshot: false,
+            labels: Vec::new(),
+        };
         let same = serde_json::to_string(&request).unwrap();
         let other = r#"{"op":"begin","version":3,"machine":[]}"#;
         for text in [same.as_str(), other] {
@@ -441,7 +460,7 @@ mod tests {
     fn a_frame_that_is_too_long_is_an_error() {
         let (near, far) = sys::stream_pair().unwrap();
         sys::send(near.as_fd(), &[0xff; 4], &[]).unwrap();
-        assert!(Receiver::new(1).receive::<Request>(far.as_fd()).is_err());
+        assert!(Receiver::new(1).receive::<ControlRequest>(far.as_fd()).is_err());
     }
 
     #[test]
@@ -450,20 +469,22 @@ mod tests {
         let (extra, other) = sys::stream_pair().unwrap();
         // Byte by byte with a descriptor each, as no sender of ours would.
         let mut frame = Vec::new();
-        serde_json::to_writer(&mut frame, &Request::Pause).unwrap();
+        serde_json::to_writer(&mut frame, &ControlRequest::Pause).unwrap();
         let length = u32::try_from(frame.len()).unwrap();
         for byte in length.to_le_bytes().into_iter().chain(frame) {
             sys::send(near.as_fd(), &[byte], &[extra.as_fd()]).unwrap();
         }
-        send(near.as_fd(), &Request::Stop, &[]).unwrap();
-        send(near.as_fd(), &Request::Resume, &[extra.as_fd()]).unwrap();
+        send(near.as_fd(), &ControlRequest::Stop, &[]).unwrap();
+        send(near.as_fd(), &ControlRequest::Resume, &[extra.as_fd()]).unwrap();
         drop(extra);
         let mut receiver = Receiver::new(1);
-        let mut next = || match receiver.receive::<Request>(far.as_fd()).unwrap() {
+        let mut next = || match receiver.receive::<ControlRequest>(far.as_fd()).unwrap() {
             Received::Frame(request, descriptors) => (request, descriptors),
             other => panic!("{other:?}"),
         };
-        for (request, count) in [(Request::Pause, 1), (Request::Stop, 0), (Request::Resume, 1)] {
+        for (request, count) in
+            [(ControlRequest::Pause, 1), (ControlRequest::Stop, 0), (ControlRequest::Resume, 1)]
+        {
             let (seen, descriptors) = next();
             assert_eq!((seen, descriptors.len()), (request, count));
         }

@@ -19,10 +19,10 @@ pub const CONFIG_CHANGE: u32 = 2;
 /// Interrupts the driver. Cloning shares the registers behind it.
 #[derive(Clone)]
 pub struct Interrupt {
-    shared: Arc<Shared>,
+    shared: Arc<InterruptState>,
 }
 
-struct Shared {
+struct InterruptState {
     line: SharedLine,
     /// The registers that a device changes while its driver runs.
     status: AtomicU32,
@@ -47,7 +47,7 @@ impl Interrupt {
 
     fn counting(line: SharedLine, tally: Tally) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(InterruptState {
                 line,
                 status: AtomicU32::new(0),
                 generation: AtomicU32::new(0),
@@ -124,7 +124,7 @@ impl Interrupt {
 
     /// Writes down the registers and what the slot counts.
     pub(super) fn save(&self, fields: &mut FieldWriter) {
-        let Shared { line: _, status, generation, needs_reset, broken, tally } = &*self.shared;
+        let InterruptState { line: _, status, generation, needs_reset, broken, tally } = &*self.shared;
         fields.put(&status.load(Ordering::SeqCst));
         fields.put(&generation.load(Ordering::SeqCst));
         fields.put(&needs_reset.load(Ordering::SeqCst));

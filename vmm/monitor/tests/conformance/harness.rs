@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nelly_vmm::arch::x86_64::{self, EntryMode, descriptor_table, layout};
 use nelly_vmm::arch::{Address, BootState, Nested};
-use nelly_vmm::hv::{Exit, Hypervisor, IrqchipPlan, Kicker, Vcpu, Vm};
+use nelly_vmm::hv::{Hypervisor, IrqchipPlan, Kicker, Vcpu, VcpuExit, Vm};
 use nelly_vmm::memory::{Backing, GuestRam, Memory};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -140,23 +140,23 @@ impl<V: Vcpu> Runner<V> {
     /// Runs to the next exit; reads are answered with `answer`, repeated as often as needed.
     pub(crate) fn answer(&mut self, answer: &[u8]) -> Seen {
         match self.vcpu.run().unwrap() {
-            Exit::Write { address: Address::Port(port), width, data } => {
+            VcpuExit::Write { address: Address::Port(port), width, data } => {
                 Seen::Out(port, width, data.to_vec())
             }
-            Exit::Read { address: Address::Port(port), width, data } => {
+            VcpuExit::Read { address: Address::Port(port), width, data } => {
                 data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
                 Seen::In(port, width, data.len())
             }
-            Exit::Write { address: Address::Memory(address), data, .. } => {
+            VcpuExit::Write { address: Address::Memory(address), data, .. } => {
                 Seen::Write(address, data.to_vec())
             }
-            Exit::Read { address: Address::Memory(address), data, .. } => {
+            VcpuExit::Read { address: Address::Memory(address), data, .. } => {
                 data.iter_mut().zip(answer.iter().cycle()).for_each(|(byte, answer)| *byte = *answer);
                 Seen::Read(address, data.len())
             }
-            Exit::Halted => Seen::Halted,
-            Exit::Kicked => Seen::Kicked,
-            Exit::TripleFault => Seen::TripleFault,
+            VcpuExit::Halted => Seen::Halted,
+            VcpuExit::Kicked => Seen::Kicked,
+            VcpuExit::TripleFault => Seen::TripleFault,
             other => Seen::Other(format!("{other:?}")),
         }
     }

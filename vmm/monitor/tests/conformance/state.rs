@@ -2,7 +2,7 @@
 //! been.
 
 use nelly_vmm::arch::x86_64;
-use nelly_vmm::hv::{Exit, HvError, Hypervisor, SharedLine, Vcpu, Vm};
+use nelly_vmm::hv::{HvError, Hypervisor, SharedLine, Vcpu, VcpuExit, Vm};
 use nelly_vmm::state::{Sections, StateError};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -62,7 +62,7 @@ struct Written {
 
 /// Writes down a machine whose vCPU is out of the guest.
 fn write<H: Hypervisor>(machine: &Machine<H>, run: &mut Runner<<H::Vm as Vm>::Vcpu>) -> Written {
-    assert!(matches!(run.vcpu.complete_pending().unwrap(), Exit::Kicked));
+    assert!(matches!(run.vcpu.complete_pending().unwrap(), VcpuExit::Kicked));
     let mut memory = vec![0; 2 << 20];
     machine.memory.read_slice(&mut memory, GuestAddress(0)).unwrap();
     let vcpu = run.vcpu.save().unwrap().encode();
@@ -124,7 +124,7 @@ pub(crate) fn foreign_state_is_refused<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, going_on_code(), 1);
     let mut run = machine.boot();
     assert_eq!(run.byte(), 1);
-    assert!(matches!(run.vcpu.complete_pending().unwrap(), Exit::Kicked));
+    assert!(matches!(run.vcpu.complete_pending().unwrap(), VcpuExit::Kicked));
     let (vcpu, whole) = (run.vcpu.save().unwrap(), machine.vm.save().unwrap());
     let mut more = vcpu.clone();
     more.put("a.new.one", 1, vec![1]);

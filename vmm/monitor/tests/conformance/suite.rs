@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nelly_vmm::arch::{Address, Nested};
-use nelly_vmm::hv::{Exit, HvError, Hypervisor, SlotRefused, Vcpu, Vm};
+use nelly_vmm::hv::{HvError, Hypervisor, SlotRefused, Vcpu, VcpuExit, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
 use nelly_vmm::timeline;
@@ -427,13 +427,13 @@ pub(crate) fn completes_without_entering<H: Hypervisor>(hypervisor: &H) {
     assert_eq!(run.answer(&[0xab; 4]), Seen::In(0x10, 4, 4));
     let kicker = run.vcpu.kicker();
     kicker.kick();
-    assert!(matches!(run.vcpu.complete_pending().unwrap(), Exit::Kicked));
+    assert!(matches!(run.vcpu.complete_pending().unwrap(), VcpuExit::Kicked));
     assert_eq!(scratch(0), 0, "the next instruction did not run");
     assert_eq!(run.next(), Seen::Kicked, "the kick is still there");
     assert_eq!(run.answer(&[0xcd; 4]), Seen::Read(DEVICE, 4));
     assert_eq!(scratch(0), 0xabab_abab);
-    assert!(matches!(run.vcpu.complete_pending().unwrap(), Exit::Kicked));
-    assert!(matches!(run.vcpu.complete_pending().unwrap(), Exit::Kicked), "nothing is pending");
+    assert!(matches!(run.vcpu.complete_pending().unwrap(), VcpuExit::Kicked));
+    assert!(matches!(run.vcpu.complete_pending().unwrap(), VcpuExit::Kicked), "nothing is pending");
     assert_eq!(run.byte(), 1);
     assert_eq!(scratch(4), 0xcdcd_cdcd);
 }
@@ -538,7 +538,7 @@ pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
                 });
                 while run.next() != Seen::Kicked {}
             });
-            assert!(matches!(run.vcpu.complete_pending(), Ok(Exit::Kicked)));
+            assert!(matches!(run.vcpu.complete_pending(), Ok(VcpuExit::Kicked)));
             found |= run.vcpu.sleeps_for_good();
         }
         assert_eq!(found, sleeps);

@@ -158,13 +158,16 @@ fn container() -> ContainerSpec {
 }
 
 /// How somebody wants the end: SIGTERM, the third Ctrl-C, the terminal's hang-up.
-const WISHES: [(Request, u8); 3] =
-    [(Request::Signal(Signal::TERM), 143), (Request::Kill(Signal::INT), 130), (Request::HangUp, 129)];
+const WISHES: [(ProcessRequest, u8); 3] = [
+    (ProcessRequest::Signal(Signal::TERM), 143),
+    (ProcessRequest::Kill(Signal::INT), 130),
+    (ProcessRequest::HangUp, 129),
+];
 
 /// What a stage is left with when, once `reached`, somebody has this wish, or when its time is
 /// over.
 async fn left<T>(
-    wish: Option<Request>,
+    wish: Option<ProcessRequest>,
     reached: impl Future<Output = ()>,
     stage: impl AsyncFnOnce(&mut Outside) -> T,
 ) -> T {
@@ -187,7 +190,7 @@ async fn left<T>(
 }
 
 /// The exit that each wish leads to, the limit of time too.
-fn wishes() -> impl Iterator<Item = (Option<Request>, u8)> {
+fn wishes() -> impl Iterator<Item = (Option<ProcessRequest>, u8)> {
     WISHES.into_iter().map(|(wish, code)| (Some(wish), code)).chain([(None, 124)])
 }
 

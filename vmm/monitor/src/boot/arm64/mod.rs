@@ -13,7 +13,7 @@ use super::error::BootError;
 use super::loader::Loader;
 use super::map::Map;
 use super::source::Source;
-use super::{Loaded, Platform, PlatformChoice, Request};
+use super::{BootRequest, Loaded, Platform, PlatformTables};
 use crate::arch::BootState;
 use crate::arch::aarch64;
 use crate::config::BootProtocol;
@@ -35,14 +35,14 @@ const TREE_MAX: u64 = 2 << 20;
 ///
 /// # Errors
 /// The kernel or initrd is damaged, or does not fit; the message names the file and what to do.
-pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootError> {
     let name = request.kernel.name;
     if request.protocol != BootProtocol::Auto {
         let (protocol, reason) =
             ("other architecture's", "a kernel for 64-bit Arm has only one boot protocol");
         return Err(BootError::WrongProtocol { file: name.to_owned(), protocol, reason });
     }
-    if request.platform != PlatformChoice::Auto {
+    if request.platform != Platform::Auto {
         let text = "a 64-bit Arm machine is described by a device tree only";
         return Err(BootError::Undescribable(text.into()));
     }
@@ -87,7 +87,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
         .map_err(|source| BootError::Memory { what: "device tree", source })?;
     Ok(Loaded {
         state: BootState::Arm64(aarch64::BootState { pc: place.0, device_tree }),
-        platform: Platform::DeviceTree,
+        platform: PlatformTables::DeviceTree,
         kind: kernel.kind,
         kernel: place,
         initrd,

@@ -21,14 +21,14 @@ fn memory_of(mib: u64) -> GuestRam {
     GuestRam::laid_out(&aarch64::ram_ranges(mib * MIB), None, Backing::Anonymous).unwrap()
 }
 
-fn request(kernel: &dyn ReadAt) -> Request<'_> {
-    Request {
+fn request(kernel: &dyn ReadAt) -> BootRequest<'_> {
+    BootRequest {
         kernel: Image { name: "KERNEL", bytes: kernel },
         initrd: None,
         command_line: "console=ttyS0 ",
         cpus: 1,
         transports: &[],
-        platform: PlatformChoice::Auto,
+        platform: Platform::Auto,
         protocol: BootProtocol::Auto,
         seed: None,
     }
@@ -59,7 +59,7 @@ fn an_image_lies_at_the_lowest_place_its_header_allows() {
         let memory = memory_of(16);
         let given = Some(Image { name: "INITRD", bytes: &initrd });
         let loaded =
-            load(&memory, &Request { initrd: given, seed: Some([5; 32]), ..request(&file) }).unwrap();
+            load(&memory, &BootRequest { initrd: given, seed: Some([5; 32]), ..request(&file) }).unwrap();
         let start = layout::RAM + text_offset;
         assert_eq!(loaded.kernel, (start, start + 3 * MIB));
         assert!(bytes(&memory, start, image.len()) == image, "the kernel differs");
@@ -85,7 +85,7 @@ fn the_tree_has_what_the_board_has() {
     ];
     let file = file_of(&arm64_image(0, MIB, &[1; 100]));
     let memory = memory_of(64);
-    let loaded = load(&memory, &Request { cpus: 18, transports: &transports, ..request(&file) }).unwrap();
+    let loaded = load(&memory, &BootRequest { cpus: 18, transports: &transports, ..request(&file) }).unwrap();
     let (_, tree) = load_and_read(&memory, &loaded);
     assert_eq!(tree.at("memory@80000000").wide("reg"), [layout::RAM, 64 * MIB]);
     assert!(!tree.at("chosen").properties.contains_key("linux,initrd-start"));
@@ -137,14 +137,17 @@ fn what_cannot_be_loaded_says_why() {
     let file = file_of(&image);
     let initrd = vec![0; 4 << 20];
     let given = Some(Image { name: "INITRD", bytes: &initrd });
-    let refused = |request: Request<'_>| load(&memory_of(4), &request).unwrap_err().to_string();
-    assert!(refused(Request { initrd: given, ..request(&file) }).contains("does not fit beside the kernel"));
-    let long = "x".repeat(2048);
-    assert!(refused(Request { command_line: &long, ..request(&file) }).contains("the limit is 2047"));
-    assert!(refused(Request { command_line: "\0x", ..request(&file) }).contains("NUL"));
-    assert!(refused(Request { platform: PlatformChoice::Acpi, ..request(&file) }).contains("device tree"));
+    let refused = |request: BootRequest<'_>| load(&memory_of(4), &request).unwrap_err().to_string();
     assert!(
-        refused(Request { protocol: BootProtocol::Pvh, ..request(&file) }).contains("only one boot protocol")
+        refused(BootRequest { initrd: given, ..request(&file) }).contains("does not fit beside the kernel")
+    );
+    let long = "x".repeat(2048);
+    assert!(refused(BootRequest { command_line: &long, ..request(&file) }).contains("the limit is 2047"));
+    assert!(refused(BootRequest { command_line: "\0x", ..request(&file) }).contains("NUL"));
+    assert!(refused(BootRequest { platform: Platform::Acpi, ..request(&file) }).contains("device tree"));
+    assert!(
+        refused(BootRequest { protocol: BootProtocol::Pvh, ..request(&file) })
+            .contains("only one boot protocol")
     );
 }
 
@@ -160,7 +163,7 @@ proptest! {
         image.truncate(cut.index(image.len()) + 1);
         let (file, initrd, memory) = (file_of(&image), vec![3; 5000], memory_of(8));
         let given = Some(Image { name: "INITRD", bytes: &initrd });
-        if let Ok(loaded) = load(&memory, &Request { initrd: given, ..request(&file) }) {
+        if let Ok(loaded) = load(&memory, &BootRequest { initrd: given, ..request(&file) }) {
             let (start, end) = loaded.kernel;
             prop_assert!(layout::RAM <= start && start < end && end <= layout::RAM + 8 * MIB);
             let (at, len) = loaded.initrd.unwrap();

@@ -12,7 +12,7 @@ use crate::boot::error::BootError;
 use crate::boot::loader::Loader;
 use crate::boot::map::Map;
 use crate::boot::source::Source;
-use crate::boot::{PAGE, Request};
+use crate::boot::{BootRequest, PAGE};
 use crate::config::BootProtocol;
 
 /// Longest command line that Linux keeps on x86, without the NUL.
@@ -35,7 +35,7 @@ enum Form {
 }
 
 impl<'a> Kernel<'a> {
-    pub(super) fn open(request: &Request<'a>) -> Result<Self, BootError> {
+    pub(super) fn open(request: &BootRequest<'a>) -> Result<Self, BootError> {
         let name = request.kernel.name;
         let mut source = Source::open(name, request.kernel.bytes)?;
         let mut kind = String::new();

@@ -30,7 +30,7 @@ use super::error::BootError;
 use super::loader::Loader;
 use super::map::Map;
 use super::source::Source;
-use super::{HUGE, Loaded, MmioSlot, Platform, PlatformChoice, Request};
+use super::{BootRequest, HUGE, Loaded, MmioSlot, Platform, PlatformTables};
 use crate::arch::x86_64::layout;
 use crate::arch::{BootState, InterruptLine};
 use crate::memory::GuestRam;
@@ -49,15 +49,15 @@ const MACHINE: &str = "x86-64";
 ///
 /// # Errors
 /// The kernel or initrd is damaged, or does not fit; the message names the file and what to do.
-pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootError> {
     let memory = ram.memory();
     check_transports(request.transports)?;
     let kernel = Kernel::open(request)?;
     let map = Map::of(ram);
     let tables = match request.platform {
-        PlatformChoice::Mptable => Tables::MpTable,
-        PlatformChoice::Acpi => Tables::Acpi,
-        PlatformChoice::Auto => kernel.platform().unwrap_or(Tables::Acpi),
+        Platform::Mptable => Tables::MpTable,
+        Platform::Acpi => Tables::Acpi,
+        Platform::Auto => kernel.platform().unwrap_or(Tables::Acpi),
     };
     let bounce = !(kernel.is_linux() && map::is_high(&map));
     let Told { command_line, devices } = Told::new(request, &kernel, tables, bounce)?;
@@ -78,9 +78,9 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     let (platform, rsdp) = match tables {
         Tables::MpTable => {
             mptable::write(memory, request.cpus, lines(request.transports))?;
-            (Platform::MpTable, None)
+            (PlatformTables::MpTable, None)
         }
-        Tables::Acpi => (Platform::Acpi, Some(acpi::write(memory, request.cpus, request.transports)?)),
+        Tables::Acpi => (PlatformTables::Acpi, Some(acpi::write(memory, request.cpus, request.transports)?)),
     };
     let entries = map::entries(&map);
     let state = if let Some(entry) = kernel.pvh_entry() {
@@ -141,7 +141,7 @@ impl Told {
     /// could reach the rest. No device here is one, so it is told not to, unless `bounce` or the
     /// user speaks of it.
     fn new(
-        request: &Request<'_>,
+        request: &BootRequest<'_>,
         kernel: &Kernel<'_>,
         tables: Tables,
         bounce: bool,
@@ -187,7 +187,7 @@ fn command_line(own: &str, user: &str, limit: usize) -> Result<String, BootError
 }
 
 /// Whether the user's initrd has a boot configuration.
-fn has_boot_config(request: &Request<'_>) -> Result<bool, BootError> {
+fn has_boot_config(request: &BootRequest<'_>) -> Result<bool, BootError> {
     let Some(image) = request.initrd else { return Ok(false) };
     let source = Source::open(image.name, image.bytes)?;
     let mut tail = vec![0; at_most(source.len(), boot_config::TAIL)];
@@ -198,7 +198,7 @@ fn has_boot_config(request: &Request<'_>) -> Result<bool, BootError> {
 /// Loads the initrd, and behind it a boot configuration of `devices`, if there are any. Returns
 /// where both lie: first byte and length.
 fn put_initrd(
-    request: &Request<'_>,
+    request: &BootRequest<'_>,
     kernel: &Kernel<'_>,
     map: &Map,
     taken: (u64, u64),

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Exit, HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu, Vm};
+use super::{HvError, Hypervisor, IrqLine, IrqchipPlan, Kicker, SharedLine, SlotRefused, Vcpu, VcpuExit, Vm};
 use crate::arch::{Address, BootState, InterruptLine, Nested};
 use crate::memory::Slot;
 use crate::state::{Sections, StateError};
@@ -113,7 +113,7 @@ pub struct Record {
     pub vcpus: u32,
     /// Machines alive.
     pub machines: u32,
-    /// Exits returned as [`Exit::Kicked`].
+    /// Exits returned as [`VcpuExit::Kicked`].
     pub kicks: u64,
 }
 
@@ -128,12 +128,12 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct FakeState {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-impl Shared {
+impl FakeState {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,7 +146,7 @@ impl Shared {
 
 /// The hypervisor. Clones share script and record.
 #[derive(Clone, Debug, Default)]
-pub struct Fake(Arc<Shared>);
+pub struct Fake(Arc<FakeState>);
 
 impl Fake {
     /// One without a script: its vCPUs compute until kicked.
@@ -205,7 +205,7 @@ impl Hypervisor for Fake {
 /// A machine that is gone when its last vCPU and line are.
 #[derive(Debug)]
 struct Machine {
-    shared: Arc<Shared>,
+    shared: Arc<FakeState>,
     sealed: AtomicBool,
 }
 
@@ -234,7 +234,7 @@ fn failed(call: &'static str) -> HvError {
 }
 
 impl FakeVm {
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &FakeState {
         &self.0.shared
     }
 }
@@ -409,24 +409,24 @@ impl Vcpu for FakeVcpu {
         Ok(())
     }
 
-    fn run(&mut self) -> Result<Exit<'_>, HvError> {
+    fn run(&mut self) -> Result<VcpuExit<'_>, HvError> {
         assert!(self.machine.sealed.load(Ordering::SeqCst), "a vCPU runs in a machine that is not sealed");
         self.complete();
         loop {
-            let Some(step) = self.next() else { return Ok(Exit::Kicked) };
+            let Some(step) = self.next() else { return Ok(VcpuExit::Kicked) };
             match step {
                 Step::Read { address, width, count } => {
                     (self.reading, self.data) = (true, vec![0; usize::from(width) * count]);
-                    return Ok(Exit::Read { address, width, data: &mut self.data });
+                    return Ok(VcpuExit::Read { address, width, data: &mut self.data });
                 }
                 Step::Write { address, data, .. } if self.rings(address, &data) => {}
                 Step::Write { address, width, data } => {
                     self.data = data;
-                    return Ok(Exit::Write { address, width, data: &self.data });
+                    return Ok(VcpuExit::Write { address, width, data: &self.data });
                 }
                 Step::WaitForKick => {
                     self.compute(|_| false);
-                    return Ok(Exit::Kicked);
+                    return Ok(VcpuExit::Kicked);
                 }
                 Step::WaitForLine(line) => {
                     let count = |state: &State| state.record.lines.get(&line).copied().unwrap_or(0);
@@ -434,30 +434,30 @@ impl Vcpu for FakeVcpu {
                     let heard = self.heard.get(&line).copied().unwrap_or(0);
                     if self.compute(|state| count(state) > heard) {
                         self.machine.shared.lock().scripts.entry(self.index).or_default().push_front(step);
-                        return Ok(Exit::Kicked);
+                        return Ok(VcpuExit::Kicked);
                     }
                     self.heard.insert(line, count(&self.machine.shared.lock()));
                 }
-                Step::Halt => return Ok(Exit::Halted),
+                Step::Halt => return Ok(VcpuExit::Halted),
                 Step::Sleep => {
                     self.sleeps = true;
                     self.compute(|_| false);
                     self.machine.shared.lock().scripts.entry(self.index).or_default().push_front(step);
-                    return Ok(Exit::Kicked);
+                    return Ok(VcpuExit::Kicked);
                 }
-                Step::TripleFault => return Ok(Exit::TripleFault),
-                Step::PowerOff => return Ok(Exit::PowerOff),
-                Step::Reset => return Ok(Exit::Reset),
-                Step::Fault(text) => return Ok(Exit::Fault(text)),
+                Step::TripleFault => return Ok(VcpuExit::TripleFault),
+                Step::PowerOff => return Ok(VcpuExit::PowerOff),
+                Step::Reset => return Ok(VcpuExit::Reset),
+                Step::Fault(text) => return Ok(VcpuExit::Fault(text)),
                 Step::Fail => return Err(failed("run")),
                 Step::Panic => panic!("the script says so"),
             }
         }
     }
 
-    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+    fn complete_pending(&mut self) -> Result<VcpuExit<'_>, HvError> {
         self.complete();
-        Ok(Exit::Kicked)
+        Ok(VcpuExit::Kicked)
     }
 
     fn save(&mut self) -> Result<Sections, HvError> {
@@ -501,7 +501,7 @@ impl Drop for FakeVcpu {
 }
 
 struct FakeKicker {
-    shared: Arc<Shared>,
+    shared: Arc<FakeState>,
     index: u32,
 }
 

@@ -13,14 +13,14 @@ fn plays_its_script_and_records_the_answers() {
     fake.script(0, [Step::out(0x3f8, b"a"), Step::read32(0x1000), Step::TripleFault]);
     assert!(matches!(
         vcpu.run().unwrap(),
-        Exit::Write { address: Address::Port(0x3f8), width: 1, data: b"a" }
+        VcpuExit::Write { address: Address::Port(0x3f8), width: 1, data: b"a" }
     ));
     match vcpu.run().unwrap() {
-        Exit::Read { address: Address::Memory(0x1000), data, .. } => data.copy_from_slice(&[1, 2, 3, 4]),
+        VcpuExit::Read { address: Address::Memory(0x1000), data, .. } => data.copy_from_slice(&[1, 2, 3, 4]),
         exit => panic!("{exit:?}"),
     }
     assert!(fake.record().answers.is_empty(), "answered at the next entry, as hardware does");
-    assert!(matches!(vcpu.run().unwrap(), Exit::TripleFault));
+    assert!(matches!(vcpu.run().unwrap(), VcpuExit::TripleFault));
     assert_eq!(fake.record().answers, [(0, vec![1, 2, 3, 4])]);
     drop((vcpu, vm));
     let record = fake.record();
@@ -37,8 +37,8 @@ fn kicks_are_kept_and_doorbells_ring() {
     assert!(vm.offer_doorbell(BELL, 3, 4, &bell));
     fake.script(0, [Step::write32(0xd000_0050, 3), Step::write32(0xd000_0050, 4)]);
     vcpu.kicker().kick();
-    assert!(matches!(vcpu.run().unwrap(), Exit::Kicked));
-    assert!(matches!(vcpu.run().unwrap(), Exit::Write { data: [4, 0, 0, 0], .. }));
+    assert!(matches!(vcpu.run().unwrap(), VcpuExit::Kicked));
+    assert!(matches!(vcpu.run().unwrap(), VcpuExit::Write { data: [4, 0, 0, 0], .. }));
     assert!(bell.consume().unwrap());
     fake.refuse_doorbells();
     assert!(!vm.offer_doorbell(BELL, 4, 4, &bell));
@@ -55,8 +55,8 @@ fn a_line_wakes_the_vcpu_that_waits_for_it() {
         scope.spawn(|| {
             let mut vcpu = vm.create_vcpu(0, 1).unwrap();
             vm.seal().unwrap();
-            assert!(matches!(vcpu.run().unwrap(), Exit::Write { .. }));
-            assert!(matches!(vcpu.run().unwrap(), Exit::Halted));
+            assert!(matches!(vcpu.run().unwrap(), VcpuExit::Write { .. }));
+            assert!(matches!(vcpu.run().unwrap(), VcpuExit::Halted));
         });
         while fake.record().vcpus > 0 || fake.record().lines.is_empty() {
             line.pulse().unwrap();

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use kvm_bindings as kvm;
 use kvm_bindings::kvm_run;
 
-use super::super::Exit;
+use super::super::VcpuExit;
 use crate::arch::Address;
 use crate::sys::fits;
 
@@ -23,7 +23,7 @@ pub(super) struct RunPage {
 /// What the caller of [`RunPage::exit`] must answer itself.
 pub(super) enum Decoded<'a> {
     /// For the vCPU loop.
-    Exit(Exit<'a>),
+    VcpuExit(VcpuExit<'a>),
     /// Enter again: nothing to be done.
     Again,
     /// The guest ended the level-triggered interrupt of this vector.
@@ -52,8 +52,8 @@ impl RunPage {
             kvm::KVM_EXIT_IO => return unsafe { self.port_io() },
             // SAFETY: as the caller says.
             kvm::KVM_EXIT_MMIO => return unsafe { self.mmio() },
-            kvm::KVM_EXIT_HLT => return Decoded::Exit(Exit::Halted),
-            kvm::KVM_EXIT_SHUTDOWN => return Decoded::Exit(Exit::TripleFault),
+            kvm::KVM_EXIT_HLT => return Decoded::VcpuExit(VcpuExit::Halted),
+            kvm::KVM_EXIT_SHUTDOWN => return Decoded::VcpuExit(VcpuExit::TripleFault),
             kvm::KVM_EXIT_INTR | kvm::KVM_EXIT_IRQ_WINDOW_OPEN => return Decoded::Again,
             kvm::KVM_EXIT_IOAPIC_EOI => {
                 // SAFETY: the reason says which field of the union the kernel filled.
@@ -65,8 +65,8 @@ impl RunPage {
                 // SAFETY: the reason says which field of the union the kernel filled.
                 let kind = unsafe { (&raw const (*run).__bindgen_anon_1.system_event.type_).read() };
                 match kind {
-                    kvm::KVM_SYSTEM_EVENT_SHUTDOWN => return Decoded::Exit(Exit::PowerOff),
-                    kvm::KVM_SYSTEM_EVENT_RESET => return Decoded::Exit(Exit::Reset),
+                    kvm::KVM_SYSTEM_EVENT_SHUTDOWN => return Decoded::VcpuExit(VcpuExit::PowerOff),
+                    kvm::KVM_SYSTEM_EVENT_RESET => return Decoded::VcpuExit(VcpuExit::Reset),
                     kind => format!("the guest raised system event {kind}"),
                 }
             }
@@ -106,10 +106,10 @@ impl RunPage {
         // to; the kernel leaves it alone until the next KVM_RUN, and the caller makes no second
         // reference.
         let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(start), len) };
-        Decoded::Exit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
-            Exit::Read { address: Address::Port(io.port), width: io.size, data }
+        Decoded::VcpuExit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
+            VcpuExit::Read { address: Address::Port(io.port), width: io.size, data }
         } else {
-            Exit::Write { address: Address::Port(io.port), width: io.size, data }
+            VcpuExit::Write { address: Address::Port(io.port), width: io.size, data }
         })
     }
 
@@ -128,10 +128,10 @@ impl RunPage {
             std::slice::from_raw_parts_mut((&raw mut (*mmio).data).cast::<u8>(), usize::from(width))
         };
         let address = Address::Memory(address);
-        Decoded::Exit(if write {
-            Exit::Write { address, width, data }
+        Decoded::VcpuExit(if write {
+            VcpuExit::Write { address, width, data }
         } else {
-            Exit::Read { address, width, data }
+            VcpuExit::Read { address, width, data }
         })
     }
 

@@ -17,7 +17,7 @@ use kvm_ioctls::VcpuFd;
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 
-use super::super::{Exit, HvError, Kicker, Vcpu};
+use super::super::{HvError, Kicker, Vcpu, VcpuExit};
 use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend};
 use super::kick::Receiver;
@@ -232,29 +232,29 @@ impl KvmVcpu {
 
     /// Serves what is this room's business: the I/O APIC that is ours. Everything else is handed
     /// on.
-    fn serve<'a>(&self, exit: Exit<'a>) -> Result<Option<Exit<'a>>, HvError> {
+    fn serve<'a>(&self, exit: VcpuExit<'a>) -> Result<Option<VcpuExit<'a>>, HvError> {
         match exit {
-            Exit::Read { address: Address::Memory(at), width, data } => {
+            VcpuExit::Read { address: Address::Memory(at), width, data } => {
                 let served = self.machine.io_apic_read(at, data);
-                Ok((!served).then_some(Exit::Read { address: Address::Memory(at), width, data }))
+                Ok((!served).then_some(VcpuExit::Read { address: Address::Memory(at), width, data }))
             }
-            Exit::Write { address: Address::Memory(at), width, data } => {
+            VcpuExit::Write { address: Address::Memory(at), width, data } => {
                 let served = self.machine.io_apic_write(at, data)?;
-                Ok((!served).then_some(Exit::Write { address: Address::Memory(at), width, data }))
+                Ok((!served).then_some(VcpuExit::Write { address: Address::Memory(at), width, data }))
             }
             exit => Ok(Some(exit)),
         }
     }
 
-    fn fault<'a>(&self, text: &str) -> Exit<'a> {
+    fn fault<'a>(&self, text: &str) -> VcpuExit<'a> {
         match self.fd.get_regs() {
-            Ok(registers) => Exit::Fault(format!("{text} at {:#x}", registers.rip)),
-            Err(_) => Exit::Fault(text.to_owned()),
+            Ok(registers) => VcpuExit::Fault(format!("{text} at {:#x}", registers.rip)),
+            Err(_) => VcpuExit::Fault(text.to_owned()),
         }
     }
 
     /// What KVM_RUN's refusal means to the guest; a host failure otherwise.
-    fn refused<'a>(&self, errno: Errno) -> Result<Exit<'a>, HvError> {
+    fn refused<'a>(&self, errno: Errno) -> Result<VcpuExit<'a>, HvError> {
         match errno {
             Errno::FAULT => Ok(self.fault("the guest used memory that the host cannot provide")),
             errno => Err(HvError::Call { call: "KVM_RUN", source: io::Error::from(errno) }),
@@ -280,17 +280,17 @@ impl Vcpu for KvmVcpu {
         self.fd.set_regs(&general_registers(state)).map_err(failed("KVM_SET_REGS"))
     }
 
-    fn run(&mut self) -> Result<Exit<'_>, HvError> {
+    fn run(&mut self) -> Result<VcpuExit<'_>, HvError> {
         loop {
             if self.kick.is_pending() {
                 self.kick.take();
-                return Ok(Exit::Kicked);
+                return Ok(VcpuExit::Kicked);
             }
             match self.enter() {
                 Ok(()) => {}
                 Err(Errno::INTR) => {
                     self.kick.take();
-                    return Ok(Exit::Kicked);
+                    return Ok(VcpuExit::Kicked);
                 }
                 // A waiting processor got its start-up message.
                 Err(Errno::AGAIN) => continue,
@@ -299,7 +299,7 @@ impl Vcpu for KvmVcpu {
             // SAFETY: the page is mapped while `self` lives, which the value borrows exclusively:
             // no KVM_RUN, no second value.
             match unsafe { self.run.exit() } {
-                Decoded::Exit(exit) => {
+                Decoded::VcpuExit(exit) => {
                     if let Some(exit) = self.serve(exit)? {
                         return Ok(exit);
                     }
@@ -311,25 +311,25 @@ impl Vcpu for KvmVcpu {
         }
     }
 
-    fn complete_pending(&mut self) -> Result<Exit<'_>, HvError> {
+    fn complete_pending(&mut self) -> Result<VcpuExit<'_>, HvError> {
         loop {
             self.kick.set_immediate_exit(1);
             let result = self.enter();
             self.kick.set_immediate_exit(0);
             match result {
-                Err(Errno::INTR | Errno::AGAIN) => return Ok(Exit::Kicked),
+                Err(Errno::INTR | Errno::AGAIN) => return Ok(VcpuExit::Kicked),
                 Err(errno) => return self.refused(errno),
                 Ok(()) => {}
             }
             // SAFETY: as in `run`.
             match unsafe { self.run.exit() } {
-                Decoded::Exit(exit) => {
+                Decoded::VcpuExit(exit) => {
                     if let Some(exit) = self.serve(exit)? {
                         return Ok(exit);
                     }
                 }
                 Decoded::EndOfInterrupt(vector) => self.machine.io_apic_end(vector),
-                Decoded::Again => return Ok(Exit::Kicked),
+                Decoded::Again => return Ok(VcpuExit::Kicked),
                 Decoded::Fault(text) => return Ok(self.fault(&text)),
             }
         }

@@ -8,7 +8,7 @@ mod x86_64;
 use std::time::SystemTime;
 
 use crate::arch::{Address, Architecture, InterruptLine};
-use crate::boot::{BootError, Loaded, MmioSlot, Request};
+use crate::boot::{BootError, BootRequest, Loaded, MmioSlot};
 use crate::bus::SharedDevice;
 use crate::hv::IrqchipPlan;
 use crate::memory::GuestRam;
@@ -110,7 +110,7 @@ impl Board {
     }
 
     /// Loads the kernel and everything that tells the guest of this board.
-    pub(super) fn load(self, ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+    pub(super) fn load(self, ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootError> {
         match self.0 {
             Architecture::X86_64 => x86_64::load(ram, request),
             Architecture::Aarch64 => crate::boot::arm64::load(ram, request),

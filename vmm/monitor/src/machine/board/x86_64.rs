@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{PlatformDevice, SerialPlan, now};
 use crate::arch::Address;
 use crate::arch::x86_64::{self, layout};
-use crate::boot::{self, BootError, Loaded, MmioSlot, Request};
+use crate::boot::{self, BootError, BootRequest, Loaded, MmioSlot};
 use crate::bus::SharedDevice;
 use crate::devices::i8042::{self, I8042};
 use crate::devices::power::{self, AcpiPower, ResetRegister};
@@ -42,7 +42,7 @@ pub(super) fn platform_devices() -> Vec<PlatformDevice> {
     devices.map(place).into()
 }
 
-pub(super) fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> {
+pub(super) fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootError> {
     let loaded = boot::x86::load(ram, request)?;
     ram.memory()
         .write_slice(&layout::RESET_VECTOR_CODE, GuestAddress(layout::RESET_VECTOR))

@@ -12,7 +12,7 @@ use rustix::event::PollFlags;
 
 use super::error::{ControlError, MonitorError};
 use super::polling::first_ready;
-use crate::machine::wire::{self, Answer, Received, Receiver, Request};
+use crate::machine::wire::{self, Answer, ControlRequest, Received, Receiver};
 use crate::sys::{self, Killer};
 use crate::timeline::GuestCounter;
 
@@ -63,7 +63,11 @@ impl Control {
 
     /// Sends a request; `descriptors` follow the socket of its answer. Waits while a monitor that
     /// reads no requests has no room for one more, until the machine ends.
-    pub(super) fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<Pending, ControlError> {
+    pub(super) fn ask(
+        &self,
+        request: &ControlRequest,
+        descriptors: &[OwnedFd],
+    ) -> Result<Pending, ControlError> {
         let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
         // Whoever took the monitor over may write half an answer there: nobody waits for the other
         // half.

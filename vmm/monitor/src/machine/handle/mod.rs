@@ -23,7 +23,7 @@ use ending::EndState;
 use super::files::Handed;
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
-use super::wire::{Answer, NewDevice, Request};
+use super::wire::{Answer, ControlRequest, NewDevice};
 use crate::config::{ConfigError, DeviceName, DiskConfig, FileSource};
 use crate::sys::{self, fits};
 use crate::timeline::GuestCounter;
@@ -99,23 +99,23 @@ impl Machine {
     /// [`Machine::wait`] tells when it is over. What the guest should do before that is its agent's
     /// business.
     pub fn stop(&self) -> Result<(), ControlError> {
-        self.control.ask(&Request::Stop, &[])?.done()
+        self.control.ask(&ControlRequest::Stop, &[])?.done()
     }
 
     /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing
     /// is in flight.
     pub fn pause(&self) -> Result<(), ControlError> {
-        self.control.ask(&Request::Pause, &[])?.done()
+        self.control.ask(&ControlRequest::Pause, &[])?.done()
     }
 
     /// Lets a paused machine run on.
     pub fn resume(&self) -> Result<(), ControlError> {
-        self.control.ask(&Request::Resume, &[])?.done()
+        self.control.ask(&ControlRequest::Resume, &[])?.done()
     }
 
     /// Where the machine is in its life.
     pub fn state(&self) -> Result<State, ControlError> {
-        match self.control.ask(&Request::State, &[])?.finish()? {
+        match self.control.ask(&ControlRequest::State, &[])?.finish()? {
             (Answer::State(state), _) => Ok(state),
             _ => Err(ControlError::Confused),
         }
@@ -124,7 +124,7 @@ impl Machine {
     /// What made the vCPUs leave the guest so far. Counts of vCPUs that are in the guest may lag
     /// behind.
     pub fn exit_counts(&self) -> Result<ExitCounts, ControlError> {
-        match self.control.ask(&Request::Counters, &[])?.finish()? {
+        match self.control.ask(&ControlRequest::Counters, &[])?.finish()? {
             (Answer::Counters(counts), _) => Ok(counts),
             _ => Err(ControlError::Confused),
         }
@@ -133,7 +133,7 @@ impl Machine {
     /// What the machine shows of itself: every device's counters, faults and queue positions,
     /// exits, memory, consoles. Waits for no vCPU, whatever it does, and works in a pause too.
     pub fn inspect(&self) -> Result<Inspection, ControlError> {
-        match self.control.ask(&Request::Inspect, &[])?.finish()? {
+        match self.control.ask(&ControlRequest::Inspect, &[])?.finish()? {
             (Answer::Inspection(inspection), _) => Ok(*inspection),
             _ => Err(ControlError::Confused),
         }
@@ -148,7 +148,7 @@ impl Machine {
 
     /// The same in two steps, with a descriptor to poll in between.
     pub fn begin_guest_counter(&self) -> Result<Pending, ControlError> {
-        self.control.ask(&Request::GuestCounter, &[])
+        self.control.ask(&ControlRequest::GuestCounter, &[])
     }
 
     /// CLOCK_MONOTONIC in nanoseconds when the machine's process or thread had been made.
@@ -160,14 +160,14 @@ impl Machine {
     /// What happens to the machine from now on.
     pub fn events(&self) -> Result<Events, ControlError> {
         let (ours, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
-        self.control.ask(&Request::Events, &[theirs])?.done()?;
+        self.control.ask(&ControlRequest::Events, &[theirs])?.done()?;
         Events::new(ours, self.control.clone()).map_err(ControlError::Talk)
     }
 
     /// The stream of the virtio console, whose endpoint must be `stream`. Starts with the latest
     /// output; a second call takes the console over from the first.
     pub fn console(&self) -> Result<UnixStream, ControlError> {
-        self.control.ask(&Request::Stream { device: DeviceName::Console }, &[])?.stream()
+        self.control.ask(&ControlRequest::Stream { device: DeviceName::Console }, &[])?.stream()
     }
 
     /// The stream of the serial port, see [`Machine::console`].
@@ -177,7 +177,7 @@ impl Machine {
 
     /// The same in two steps, with a descriptor to poll in between.
     pub fn begin_serial(&self) -> Result<Pending, ControlError> {
-        self.control.ask(&Request::Stream { device: DeviceName::Serial }, &[])
+        self.control.ask(&ControlRequest::Stream { device: DeviceName::Serial }, &[])
     }
 
     /// The guest's ports.
@@ -204,7 +204,7 @@ impl Machine {
         let (source, label) = (handed.files.pop(), handed.labels.pop().unwrap_or_default());
         let source: Vec<_> = source.into_iter().collect();
         let device = NewDevice::Disk { disk, label };
-        self.control.ask(&Request::Attach { device }, &source)?.done()
+        self.control.ask(&ControlRequest::Attach { device }, &source)?.done()
     }
 
     /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing
@@ -214,7 +214,7 @@ impl Machine {
     /// # Errors
     /// The machine has no such device, or has ended.
     pub fn detach(&self, device: &DeviceName) -> Result<(), ControlError> {
-        self.control.ask(&Request::Detach { device: device.clone() }, &[])?.done()
+        self.control.ask(&ControlRequest::Detach { device: device.clone() }, &[])?.done()
     }
 
     /// What [`Machine::inspect`] shows of one virtio device.
@@ -222,7 +222,7 @@ impl Machine {
     /// # Errors
     /// The machine has no such device, or has ended.
     pub fn inspect_device(&self, device: &DeviceName) -> Result<DeviceState, ControlError> {
-        let request = Request::InspectDevice { device: device.clone() };
+        let request = ControlRequest::InspectDevice { device: device.clone() };
         match self.control.ask(&request, &[])?.finish()? {
             (Answer::Device(device), _) => Ok(*device),
             _ => Err(ControlError::Confused),
@@ -244,7 +244,7 @@ impl Machine {
     /// # Errors
     /// The machine has ended.
     pub fn begin_request_memory(&self, bytes: u64) -> Result<Pending, ControlError> {
-        self.control.ask(&Request::Resize { device: DeviceName::Memory, bytes }, &[])
+        self.control.ask(&ControlRequest::Resize { device: DeviceName::Memory, bytes }, &[])
     }
 
     /// Readable once the monitor's process has ended, whatever it said before: to be polled beside

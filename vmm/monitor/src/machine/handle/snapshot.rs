@@ -5,7 +5,7 @@ use super::error::{ControlError, StartError};
 use super::{Isolation, Machine, Resources, Starting};
 use crate::config::MachineConfig;
 use crate::machine::snapshot::Snapshot;
-use crate::machine::wire::Request;
+use crate::machine::wire::ControlRequest;
 
 impl Machine {
     /// Writes a paused machine to files, which lose what they had. It stays paused, can
@@ -29,7 +29,7 @@ impl Machine {
     /// The machine has ended.
     pub fn begin_save(&self, snapshot: Snapshot) -> Result<Pending, ControlError> {
         let Snapshot { state, memory } = snapshot;
-        self.control.ask(&Request::Save, &[state, memory])
+        self.control.ask(&ControlRequest::Save, &[state, memory])
     }
 
     /// Has a saved machine go on, in a new process or new threads. Returns once it is there, paused

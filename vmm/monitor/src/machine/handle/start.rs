@@ -18,7 +18,7 @@ use crate::machine::outcome::EndReason;
 use crate::machine::server;
 use crate::machine::snapshot::Snapshot;
 use crate::machine::threads::{self, Role};
-use crate::machine::wire::{self, Request};
+use crate::machine::wire::{self, ControlRequest};
 use crate::sys::{self, Killer};
 use crate::timeline::{self, Recorder, name};
 
@@ -85,7 +85,7 @@ impl Machine {
         let (mut config, mut handed) = (Box::new(config.clone()), Handed::with(files));
         handed.open(&mut config).map_err(|error| StartError::Refused(MonitorError::of(&error)))?;
         let Handed { files, labels } = handed;
-        let request = Request::Start {
+        let request = ControlRequest::Start {
             version: wire::VERSION,
             config,
             log: log.is_some(),

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use super::ask::{Control, Pending};
 use super::error::ControlError;
-use crate::machine::wire::Request;
+use crate::machine::wire::ControlRequest;
 use crate::sys;
 use crate::virtio::vsock::receive_accepted;
 
@@ -24,7 +24,7 @@ impl Vsock {
 
     /// The same in two steps, with a descriptor to poll in between.
     pub fn begin_connect(&self, port: u32) -> Result<Pending, ControlError> {
-        self.0.ask(&Request::VsockConnect { port }, &[])
+        self.0.ask(&ControlRequest::VsockConnect { port }, &[])
     }
 
     /// Takes what the guest dials on `port` of the host (context id 2), until the listener is
@@ -40,7 +40,7 @@ impl Vsock {
     pub fn begin_listen(&self, port: u32) -> Result<(VsockListener, Pending), ControlError> {
         let (channel, theirs) = sys::stream_pair().map_err(ControlError::Talk)?;
         sys::set_nonblocking(&channel).map_err(ControlError::Talk)?;
-        let listening = self.0.ask(&Request::VsockListen { port }, &[theirs])?;
+        let listening = self.0.ask(&ControlRequest::VsockListen { port }, &[theirs])?;
         Ok((VsockListener { channel, port, control: self.0.clone() }, listening))
     }
 }

@@ -12,7 +12,7 @@ pub(super) const BLOCK: u64 = 2 << 20;
 
 /// A request as the driver wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct MemoryRequest {
     /// What it wants, a number of [`request`].
     pub(super) kind: u16,
     /// Guest physical address of the first block; of no meaning for `UNPLUG_ALL`.
@@ -21,7 +21,7 @@ pub(super) struct Request {
     pub(super) count: u16,
 }
 
-impl Request {
+impl MemoryRequest {
     /// From its 24 bytes (5.15.6).
     pub(super) fn parse(bytes: &[u8; 24]) -> Self {
         let [k0, k1, _, _, _, _, _, _, rest @ ..] = *bytes;
@@ -108,7 +108,7 @@ impl Blocks {
     /// answers `false` nothing changes and the driver may try again.
     pub(super) fn serve(
         &mut self,
-        wanted: Request,
+        wanted: MemoryRequest,
         requested: u64,
         discard: &mut dyn FnMut(Range<u64>) -> bool,
     ) -> Response {
@@ -121,7 +121,7 @@ impl Blocks {
         }
     }
 
-    fn plug(&mut self, wanted: Request, requested: u64) -> Response {
+    fn plug(&mut self, wanted: MemoryRequest, requested: u64) -> Response {
         let Some(blocks) = self.range(wanted) else { return Response::ERROR };
         if self.plugged_in(&blocks) > 0 {
             return Response::ERROR;
@@ -134,7 +134,7 @@ impl Blocks {
         Response::ACK
     }
 
-    fn unplug(&mut self, wanted: Request, discard: &mut dyn FnMut(Range<u64>) -> bool) -> Response {
+    fn unplug(&mut self, wanted: MemoryRequest, discard: &mut dyn FnMut(Range<u64>) -> bool) -> Response {
         let Some(blocks) = self.range(wanted) else { return Response::ERROR };
         if self.plugged_in(&blocks) != blocks.end - blocks.start {
             return Response::ERROR;
@@ -155,7 +155,7 @@ impl Blocks {
         Response::ACK
     }
 
-    fn state(&self, wanted: Request) -> Response {
+    fn state(&self, wanted: MemoryRequest) -> Response {
         let Some(blocks) = self.range(wanted) else { return Response::ERROR };
         let state = match self.plugged_in(&blocks) {
             0 => state::UNPLUGGED,
@@ -167,7 +167,7 @@ impl Blocks {
 
     /// The blocks that a request names, if it names whole ones, at least one, and none beyond the
     /// region.
-    fn range(&self, wanted: Request) -> Option<Range<u64>> {
+    fn range(&self, wanted: MemoryRequest) -> Option<Range<u64>> {
         let offset = wanted.address.checked_sub(self.start)?;
         let first = offset / BLOCK;
         let end = first.checked_add(u64::from(wanted.count))?;

@@ -30,18 +30,18 @@ use super::spec::id;
 use crate::memory::{Memory, Slot};
 use crate::state::{Sections, StateError, Stateful};
 use crate::sys::Interest;
-use blocks::{BLOCK, Blocks, Request};
+use blocks::{BLOCK, Blocks, MemoryRequest};
 
 /// The device.
 pub struct MemoryDevice {
     slot: Slot,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<MemoryState>>,
     /// `None` while a worker has them.
     blocks: Option<Blocks>,
 }
 
 /// What vCPU threads, the worker and the machine's loop see of it.
-struct Shared {
+struct MemoryState {
     requested: u64,
     plugged: u64,
     /// The driver was not told of `requested` yet.
@@ -50,7 +50,7 @@ struct Shared {
     interrupt: Option<Interrupt>,
 }
 
-impl Shared {
+impl MemoryState {
     /// Tells a driver that is there.
     fn tell(&mut self) -> io::Result<()> {
         match &self.interrupt {
@@ -60,14 +60,14 @@ impl Shared {
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+fn lock(shared: &Mutex<MemoryState>) -> MutexGuard<'_, MemoryState> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Requests memory of the device, from any thread.
 #[derive(Clone)]
 pub struct MemoryControl {
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<MemoryState>>,
     region: u64,
 }
 
@@ -111,7 +111,7 @@ impl MemoryDevice {
     /// length are multiples of 2 MiB.
     #[must_use]
     pub fn new(slot: Slot) -> (Self, MemoryControl) {
-        let shared = Shared { requested: 0, plugged: 0, untold: false, interrupt: None };
+        let shared = MemoryState { requested: 0, plugged: 0, untold: false, interrupt: None };
         let shared = Arc::new(Mutex::new(shared));
         let control = MemoryControl { shared: Arc::clone(&shared), region: slot.len() };
         let blocks = Some(Blocks::new(slot.guest(), slot.len()));
@@ -176,7 +176,7 @@ impl Stateful for MemoryDevice {
         let Self { slot, shared, blocks } = self;
         let blocks = blocks.as_ref().expect("a device has no worker when it says its state");
         // What is plugged in is counted again, and the interrupt is that of a worker.
-        let Shared { requested, plugged: _, untold, interrupt: _ } = &*lock(shared);
+        let MemoryState { requested, plugged: _, untold, interrupt: _ } = &*lock(shared);
         state.put_fields(name, 1, |fields| {
             fields.put(&slot.guest());
             fields.put(&slot.len());
@@ -215,7 +215,7 @@ struct MemoryWorker {
     memory: Memory,
     interrupt: Interrupt,
     slot: Slot,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<MemoryState>>,
     blocks: Blocks,
 }
 
@@ -256,7 +256,7 @@ fn serve(
     memory: &Memory,
     chain: &Chain,
     slot: &Slot,
-    shared: &Mutex<Shared>,
+    shared: &Mutex<MemoryState>,
     blocks: &mut Blocks,
 ) -> Result<u32, DeviceFault> {
     let mut bytes = [0; spec::REQUEST_BYTES];
@@ -270,7 +270,7 @@ fn serve(
     let mut shared = lock(shared);
     let mut discard =
         |range: std::ops::Range<u64>| slot.discard(range.start, range.end - range.start).is_ok();
-    let response = blocks.serve(Request::parse(&bytes), shared.requested, &mut discard);
+    let response = blocks.serve(MemoryRequest::parse(&bytes), shared.requested, &mut discard);
     shared.plugged = blocks.plugged_bytes();
     drop(shared);
     writer.write_all(&response.bytes())?;

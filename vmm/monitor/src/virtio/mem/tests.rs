@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use vm_memory::Bytes;
 
-use super::blocks::{BLOCK, Blocks, Request, Response};
+use super::blocks::{BLOCK, Blocks, MemoryRequest, Response};
 use super::*;
 use crate::memory::Backing;
 use crate::virtio::interrupt::CONFIG_CHANGE;
@@ -22,12 +22,12 @@ const NACK: u16 = 1;
 const BUSY: u16 = 2;
 const ERROR: u16 = 3;
 
-fn at(kind: u16, block: u64, count: u16) -> Request {
-    Request { kind, address: START + block * BLOCK, count }
+fn at(kind: u16, block: u64, count: u16) -> MemoryRequest {
+    MemoryRequest { kind, address: START + block * BLOCK, count }
 }
 
 /// Serves with everything requested and every discard done.
-fn serve(blocks: &mut Blocks, request: Request) -> (u16, u16) {
+fn serve(blocks: &mut Blocks, request: MemoryRequest) -> (u16, u16) {
     let Response { kind, state } = blocks.serve(request, COUNT * BLOCK, &mut |_| true);
     (kind, state)
 }
@@ -35,7 +35,7 @@ fn serve(blocks: &mut Blocks, request: Request) -> (u16, u16) {
 #[test]
 fn every_transition_of_blocks() {
     let mut blocks = Blocks::new(START, COUNT * BLOCK);
-    let odd = |address, count| Request { kind: PLUG, address, count };
+    let odd = |address, count| MemoryRequest { kind: PLUG, address, count };
     let table = [
         (at(STATE, 0, 64), (ACK, 1)),
         (at(PLUG, 0, 1), (ACK, 0)),
@@ -141,7 +141,7 @@ fn device() -> (MemoryDevice, MemoryControl, Slot) {
     (device, control, slot)
 }
 
-fn bytes(request: Request) -> Vec<u8> {
+fn bytes(request: MemoryRequest) -> Vec<u8> {
     let mut bytes = request.kind.to_le_bytes().to_vec();
     bytes.extend([0; 6]);
     bytes.extend(request.address.to_le_bytes());
@@ -150,7 +150,7 @@ fn bytes(request: Request) -> Vec<u8> {
     bytes
 }
 
-fn ask(bench: &mut Bench, request: Request) -> (u16, u16) {
+fn ask(bench: &mut Bench, request: MemoryRequest) -> (u16, u16) {
     bench.queues[0].add(&[Part::Read(bytes(request)), Part::Write(10)]);
     bench.kick(0);
     let used = bench.queues[0].used().unwrap();

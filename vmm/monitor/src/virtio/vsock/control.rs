@@ -31,7 +31,7 @@ pub(super) struct Counters {
 /// is up is done when it is.
 #[derive(Clone)]
 pub struct VsockControl {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<HostRequest>,
     bell: Arc<Notifier>,
     counters: Arc<Counters>,
 }
@@ -48,7 +48,7 @@ impl VsockControl {
 
     /// [`Self::connect`] with a time limit of its own, kept to about a second.
     pub fn connect_within(&self, port: u32, timeout: Duration, reply: ConnectReply) {
-        self.ask(Request::Connect { port, timeout, reply: Reply(Some(reply)) });
+        self.ask(HostRequest::Connect { port, timeout, reply: Reply(Some(reply)) });
     }
 
     /// Accepts what the guest dials on `port` of the host: for each connection one end of a socket
@@ -57,12 +57,12 @@ impl VsockControl {
     /// connection for which it has no room (Linux: some 250 wait) is reset. A second call replaces
     /// the channel. Once the other end is closed the port is not listened on any more.
     pub fn listen(&self, port: u32, channel: OwnedFd) {
-        self.ask(Request::Listen { port, channel });
+        self.ask(HostRequest::Listen { port, channel });
     }
 
     /// Takes no more connections on `port`; those accepted stay. The channel is closed.
     pub fn unlisten(&self, port: u32) {
-        self.ask(Request::Unlisten { port });
+        self.ask(HostRequest::Unlisten { port });
     }
 
     /// Packets of the guest that broke the protocol, since the machine started.
@@ -77,7 +77,7 @@ impl VsockControl {
         self.counters.connections.load(Ordering::Relaxed)
     }
 
-    fn ask(&self, request: Request) {
+    fn ask(&self, request: HostRequest) {
         // A device that is gone drops the request, and with it the reply says so. A bell that
         // cannot be rung means that no descriptor works any more; the request is then seen at the
         // next one.
@@ -119,7 +119,7 @@ pub(super) fn send_accepted(channel: &OwnedFd, stream: &UnixStream, guest: u32, 
     sys::send(channel.as_fd(), &message, &[stream.as_fd()])
 }
 
-pub(super) enum Request {
+pub(super) enum HostRequest {
     Connect { port: u32, timeout: Duration, reply: Reply },
     Listen { port: u32, channel: OwnedFd },
     Unlisten { port: u32 },
@@ -146,7 +146,7 @@ impl Drop for Reply {
 
 /// The device's end of a [`VsockControl`].
 pub(super) struct Inbox {
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<HostRequest>,
     bell: Arc<Notifier>,
     pub(super) counters: Arc<Counters>,
 }
@@ -164,7 +164,7 @@ impl Inbox {
         &self.bell
     }
 
-    pub(super) fn next(&self) -> Option<Request> {
+    pub(super) fn next(&self) -> Option<HostRequest> {
         self.requests.try_recv().ok()
     }
 }

@@ -123,7 +123,7 @@ fn memory_that_is_too_small_says_how_much_is_needed() {
     let file = file_of(&sample(&[], &[]));
     let initrd = file_of(&[1; 20 << 20]);
     let image = Image { name: "INITRD", bytes: &initrd };
-    let request = Request { initrd: Some(image), ..request(&file) };
+    let request = BootRequest { initrd: Some(image), ..request(&file) };
     let error = load(&memory_of(16), &request).unwrap_err().to_string();
     assert!(error.contains("INITRD") && error.contains("or more (-m)"), "{error}");
 }
@@ -147,7 +147,7 @@ fn files_that_are_none() {
     let kernel = file_of(&sample(&[], &[]));
     let empty = file_of(&[]);
     let image = Image { name: "INITRD", bytes: &empty };
-    let request = Request { initrd: Some(image), ..request(&kernel) };
+    let request = BootRequest { initrd: Some(image), ..request(&kernel) };
     assert_eq!(load(&memory_of(16), &request).unwrap_err().to_string(), "INITRD is empty");
 }
 
@@ -157,7 +157,7 @@ fn a_damaged_kernel_inside_a_bzimage() {
     let mut image = testing::bzimage(16 * MIB, 0x80_0000, &testing::with_size(testing::gzip(&elf), &elf));
     image[1024 + 0x300 + 400..][..400].fill(0xaa);
     let file = file_of(&image);
-    let request = Request { protocol: BootProtocol::Pvh, ..request(&file) };
+    let request = BootRequest { protocol: BootProtocol::Pvh, ..request(&file) };
     let error = load(&memory_of(64), &request).unwrap_err().to_string();
     assert!(error.contains("cannot unpack KERNEL: its gzip data"), "{error}");
 }
@@ -175,7 +175,7 @@ fn protocols_that_do_not_go_with_the_file() {
         (&outside, BootProtocol::Pvh, "its entry point 0x10 is not within"),
     ] {
         let file = file_of(bytes);
-        let request = Request { protocol, ..request(&file) };
+        let request = BootRequest { protocol, ..request(&file) };
         let error = load(&memory_of(64), &request).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
@@ -188,36 +188,33 @@ fn command_lines_that_would_be_cut_off() {
     let bz = file_of(&testing::bzimage(16 * MIB, 0x80_0000, b"............"));
     let transports = [transport(0xd000_0000, 5)];
     for (file, limit) in [(&tiny, 0xffff), (&linux, 2047), (&bz, 2047)] {
-        for (platform, own) in [(PlatformChoice::Acpi, 0), (PlatformChoice::Mptable, 35)] {
+        for (platform, own) in [(Platform::Acpi, 0), (Platform::Mptable, 35)] {
             let text = "x".repeat(limit - own + 1);
-            let base = Request { platform, transports: &transports, ..request(file) };
-            let fits = Request { command_line: &text[1..], ..base };
+            let base = BootRequest { platform, transports: &transports, ..request(file) };
+            let fits = BootRequest { command_line: &text[1..], ..base };
             load(&memory_of(64), &fits).unwrap();
-            let error = load(&memory_of(64), &Request { command_line: &text, ..base }).unwrap_err();
+            let error = load(&memory_of(64), &BootRequest { command_line: &text, ..base }).unwrap_err();
             let BootError::CommandLineTooLong { len, own: found, limit: most } = error else {
                 panic!("{error}");
             };
             assert_eq!((len, found, most), (limit + 1, own, limit));
         }
     }
-    let nul = Request { command_line: "a\0b", ..request(&tiny) };
+    let nul = BootRequest { command_line: "a\0b", ..request(&tiny) };
     assert!(matches!(load(&memory_of(64), &nul), Err(BootError::CommandLineNul)));
 }
 
 #[test]
 fn machines_that_no_table_describes() {
     let file = file_of(&sample(&[], &[]));
-    for (cpus, platform) in [
-        (0, PlatformChoice::Acpi),
-        (10_000, PlatformChoice::Acpi),
-        (0, PlatformChoice::Mptable),
-        (256, PlatformChoice::Mptable),
-    ] {
-        let request = Request { cpus, platform, ..request(&file) };
+    for (cpus, platform) in
+        [(0, Platform::Acpi), (10_000, Platform::Acpi), (0, Platform::Mptable), (256, Platform::Mptable)]
+    {
+        let request = BootRequest { cpus, platform, ..request(&file) };
         let error = load(&memory_of(64), &request).unwrap_err().to_string();
         assert!(error.contains("vCPUs are too many"), "{error}");
     }
-    let request = Request { transports: &[transport(0xffff_f001, 5)], ..request(&file) };
+    let request = BootRequest { transports: &[transport(0xffff_f001, 5)], ..request(&file) };
     assert!(matches!(load(&memory_of(64), &request), Err(BootError::Undescribable(_))));
     assert_eq!(x86_64::line(layout::IO_APIC_PINS), None, "no line of the I/O APIC");
 }

@@ -18,7 +18,7 @@ fn elf_by_its_64_bit_entry() {
     assert_eq!((state.rip, state.rsi), (BASE + 0x40, layout::ZERO_PAGE));
     assert_eq!(state.mode, x86_64::EntryMode::Long);
     assert_eq!(loaded.kernel, (BASE, 0x30_2010));
-    assert_eq!(loaded.platform, Platform::Acpi);
+    assert_eq!(loaded.platform, PlatformTables::Acpi);
 
     let zero_page = layout::ZERO_PAGE;
     assert_eq!(read(&memory, zero_page + 0x202, 4), b"HdrS");
@@ -38,7 +38,7 @@ fn a_seed_reaches_the_guest_as_setup_data() {
     let pointer = layout::ZERO_PAGE + 0x250;
     load(&memory, &request(&kernel)).unwrap();
     assert_eq!(read_u64(&memory, pointer), 0);
-    load(&memory, &Request { seed: Some([7; 32]), ..request(&kernel) }).unwrap();
+    load(&memory, &BootRequest { seed: Some([7; 32]), ..request(&kernel) }).unwrap();
     let at = read_u64(&memory, pointer);
     assert_eq!((read_u64(&memory, at), read_u32(&memory, at + 8), read_u32(&memory, at + 12)), (0, 9, 32));
     assert_eq!(read(&memory, at + 16, 32), [7; 32]);
@@ -52,7 +52,7 @@ fn elf_by_pvh() {
         let initrd = file_of(&[7; 5000]);
         let memory = memory_of(64);
         let image = Image { name: "INITRD", bytes: &initrd };
-        let request = Request { protocol: BootProtocol::Pvh, initrd: Some(image), ..request(&kernel) };
+        let request = BootRequest { protocol: BootProtocol::Pvh, initrd: Some(image), ..request(&kernel) };
         let loaded = load(&memory, &request).unwrap();
         assert_sample(&memory);
         let state = registers(&loaded);
@@ -103,7 +103,7 @@ fn bzimage_is_unpacked_or_unpacks_itself() {
     ] {
         let image = testing::bzimage(16 * MIB, 0x80_0000, &testing::with_size(payload, &elf));
         let file = file_of(&image);
-        let inside = Request { protocol: BootProtocol::Elf64, ..request(&file) };
+        let inside = BootRequest { protocol: BootProtocol::Elf64, ..request(&file) };
         let memory = memory_of(64);
         let loaded = load(&memory, &inside).unwrap();
         assert_sample(&memory);
@@ -139,7 +139,7 @@ fn whole_pages_of_a_mappable_file_are_mapped() {
     let (file, initrd) = (file_of(&bytes).immutable(), file_of(&[9; 300_000]).immutable());
     let memory = memory_of(64);
     let base = request(&file);
-    let request = Request { initrd: Some(Image { name: "INITRD", bytes: &initrd }), ..base };
+    let request = BootRequest { initrd: Some(Image { name: "INITRD", bytes: &initrd }), ..base };
     let loaded = load(&memory, &request).unwrap();
     assert_sample(&memory);
     let (at, len) = loaded.initrd.unwrap();
@@ -162,7 +162,7 @@ fn initrd_lies_right_behind_an_elf_kernel() {
         let initrd = file_of(&bytes);
         let memory = memory_of(mib);
         let image = Image { name: "INITRD", bytes: &initrd };
-        let loaded = load(&memory, &Request { initrd: Some(image), ..request(&kernel) }).unwrap();
+        let loaded = load(&memory, &BootRequest { initrd: Some(image), ..request(&kernel) }).unwrap();
         let (at, placed) = loaded.initrd.unwrap();
         assert_eq!((at % 4096, placed), (0, len as u64));
         assert!(at >= loaded.kernel.1 && at - loaded.kernel.1 < 4096);
@@ -178,7 +178,7 @@ fn initrd_of_a_kernel_that_unpacks_itself_lies_as_high_as_it_can() {
     for (len, mib) in [(1, 64), (4097, 64), (20 << 20, 48)] {
         let initrd = file_of(&vec![0x5a; len]);
         let image = Image { name: "INITRD", bytes: &initrd };
-        let loaded = load(&memory_of(mib), &Request { initrd: Some(image), ..request(&kernel) }).unwrap();
+        let loaded = load(&memory_of(mib), &BootRequest { initrd: Some(image), ..request(&kernel) }).unwrap();
         let (at, placed) = loaded.initrd.unwrap();
         assert_eq!((at % 4096, placed), (0, len as u64));
         assert!(at >= loaded.kernel.1 && mib * MIB - (at + placed) < 4096);
@@ -189,10 +189,10 @@ fn initrd_of_a_kernel_that_unpacks_itself_lies_as_high_as_it_can() {
 fn devices_stand_on_the_command_line_or_in_acpi_never_in_both() {
     let kernel = file_of(&sample(&[], &[]));
     let transports = [transport(0xd000_0000, 5), transport(0xd000_1000, 6)];
-    let base = Request { transports: &transports, command_line: "quiet -- x ", ..request(&kernel) };
+    let base = BootRequest { transports: &transports, command_line: "quiet -- x ", ..request(&kernel) };
 
     let memory = memory_of(64);
-    load(&memory, &Request { platform: PlatformChoice::Mptable, ..base }).unwrap();
+    load(&memory, &BootRequest { platform: Platform::Mptable, ..base }).unwrap();
     assert_eq!(
         read_text(&memory, layout::COMMAND_LINE),
         "virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 quiet -- x"
@@ -202,7 +202,7 @@ fn devices_stand_on_the_command_line_or_in_acpi_never_in_both() {
     assert_eq!(read(&memory, layout::MP_CONFIG, 4), b"PCMP");
 
     let memory = memory_of(64);
-    load(&memory, &Request { platform: PlatformChoice::Acpi, ..base }).unwrap();
+    load(&memory, &BootRequest { platform: Platform::Acpi, ..base }).unwrap();
     assert_eq!(read_text(&memory, layout::COMMAND_LINE), "quiet -- x");
     assert_eq!(read(&memory, layout::MP_TABLE, 4), [0; 4], "no MP table");
 }
@@ -222,29 +222,29 @@ fn what_the_kernel_reads_is_found_in_it() {
     let neither = config("CONFIG_X86_MPPARSE=y\n");
     let broken = [b"IKCFG_ST".as_slice(), &[0x1f, 0x8b, 8, 0, 1, 2]].concat();
     type Sections<'a> = &'a [(&'a str, &'a [u8])];
-    let cases: [(Sections<'_>, Platform); 9] = [
-        (&[], Platform::Acpi),
-        (&[(".rodata", &ours)], Platform::MpTable),
-        (&[(".rodata", &both)], Platform::Acpi),
-        (&[(".rodata", &neither)], Platform::Acpi),
-        (&[(".rodata", &broken)], Platform::Acpi),
-        (&[(".nelly.platform", b"mptable\n")], Platform::MpTable),
-        (&[(".rodata", &ours), (".nelly.platform", b"acpi\0")], Platform::Acpi),
-        (&[(".nelly.platform", b"something else")], Platform::Acpi),
-        (&[(".nelly.platform.not", b"mptable")], Platform::Acpi),
+    let cases: [(Sections<'_>, PlatformTables); 9] = [
+        (&[], PlatformTables::Acpi),
+        (&[(".rodata", &ours)], PlatformTables::MpTable),
+        (&[(".rodata", &both)], PlatformTables::Acpi),
+        (&[(".rodata", &neither)], PlatformTables::Acpi),
+        (&[(".rodata", &broken)], PlatformTables::Acpi),
+        (&[(".nelly.platform", b"mptable\n")], PlatformTables::MpTable),
+        (&[(".rodata", &ours), (".nelly.platform", b"acpi\0")], PlatformTables::Acpi),
+        (&[(".nelly.platform", b"something else")], PlatformTables::Acpi),
+        (&[(".nelly.platform.not", b"mptable")], PlatformTables::Acpi),
     ];
     for (sections, platform) in cases {
         let elf = sample(&[], sections);
         assert_eq!(load_bytes(&elf, &memory_of(64)).unwrap().platform, platform);
         let packed = testing::with_size(testing::gzip(&elf), &elf);
         let image = file_of(&testing::bzimage(16 * MIB, 0x80_0000, &packed));
-        let request = Request { protocol: BootProtocol::Elf64, ..request(&image) };
+        let request = BootRequest { protocol: BootProtocol::Elf64, ..request(&image) };
         assert_eq!(load(&memory_of(64), &request).unwrap().platform, platform);
     }
     let mut image = testing::bzimage(16 * MIB, 0x80_0000, b"packed somehow");
-    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, Platform::Acpi);
+    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, PlatformTables::Acpi);
     image[0x3f0..0x400].copy_from_slice(b"6.12.117-nelly (");
-    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, Platform::MpTable);
+    assert_eq!(load_bytes(&image, &memory_of(64)).unwrap().platform, PlatformTables::MpTable);
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn linux_sets_no_memory_aside_for_devices_that_are_not_there() {
     ];
     for (file, mib, given, told, says_kernel) in table {
         let memory = memory_of(mib);
-        let loaded = load(&memory, &Request { command_line: given, ..request(file) }).unwrap();
+        let loaded = load(&memory, &BootRequest { command_line: given, ..request(file) }).unwrap();
         assert_eq!(read_text(&memory, layout::COMMAND_LINE), told);
         assert_eq!(loaded.says_kernel, says_kernel);
     }
@@ -286,7 +286,7 @@ fn devices_that_the_command_line_has_no_room_for_stand_behind_the_initrd() {
     };
     let (reads, does_not) = (of(&format!("{config}CONFIG_BOOT_CONFIG=y\n")), of(config));
     let transports: Vec<_> = (0..64).map(|n| transport(0xd000_0000 + 0x1000 * u64::from(n), 5 + n)).collect();
-    let base = Request { transports: &transports, command_line: "quiet -- x", ..request(&reads) };
+    let base = BootRequest { transports: &transports, command_line: "quiet -- x", ..request(&reads) };
     let ending = b"#BOOTCONFIG\n";
     let all: Vec<_> =
         transports.iter().map(|at| format!("\"4K@{:#x}:{}\"", at.address, at.line.number())).collect();
@@ -296,7 +296,7 @@ fn devices_that_the_command_line_has_no_room_for_stand_behind_the_initrd() {
         let initrd = FileReader::new(temporary(&bytes)).unwrap();
         let initrd = (initrd_len > 0).then_some(Image { name: "INITRD", bytes: &initrd });
         let memory = memory_of(64);
-        let loaded = load(&memory, &Request { initrd, ..base }).unwrap();
+        let loaded = load(&memory, &BootRequest { initrd, ..base }).unwrap();
         assert_eq!(read_text(&memory, layout::COMMAND_LINE), "bootconfig quiet -- x");
         let (at, len) = loaded.initrd.unwrap();
         assert_eq!((at % 4096, len % 4), (0, 0));
@@ -309,15 +309,17 @@ fn devices_that_the_command_line_has_no_room_for_stand_behind_the_initrd() {
 
     // As many as fit stay where they were; what nobody would read is refused.
     let memory = memory_of(64);
-    let loaded = load(&memory, &Request { transports: &transports[..50], ..base }).unwrap();
+    let loaded = load(&memory, &BootRequest { transports: &transports[..50], ..base }).unwrap();
     assert!(loaded.initrd.is_none() && !read_text(&memory, layout::COMMAND_LINE).contains("bootconfig"));
     let kernel = Image { name: "KERNEL", bytes: &does_not };
     let own = file_of(b"an archive, and a boot configuration of the user's #BOOTCONFIG\n\0");
     let own = Some(Image { name: "INITRD", bytes: &own });
     let long = "x".repeat(2047);
-    for request in
-        [Request { kernel, ..base }, Request { initrd: own, ..base }, Request { command_line: &long, ..base }]
-    {
+    for request in [
+        BootRequest { kernel, ..base },
+        BootRequest { initrd: own, ..base },
+        BootRequest { command_line: &long, ..base },
+    ] {
         let error = load(&memory_of(64), &request).unwrap_err();
         assert!(matches!(error, BootError::CommandLineTooLong { limit: 2047, .. }), "{error}");
     }

@@ -39,14 +39,14 @@ fn transport(address: u64, line: u32) -> MmioSlot {
     MmioSlot { address, line: x86_64::line(line).unwrap() }
 }
 
-fn request(kernel: &dyn ReadAt) -> Request<'_> {
-    Request {
+fn request(kernel: &dyn ReadAt) -> BootRequest<'_> {
+    BootRequest {
         kernel: Image { name: "KERNEL", bytes: kernel },
         initrd: None,
         command_line: "console=ttyS0",
         cpus: 1,
         transports: &[],
-        platform: PlatformChoice::Auto,
+        platform: Platform::Auto,
         protocol: BootProtocol::Auto,
         seed: None,
     }

@@ -10,7 +10,7 @@ fn check(bytes: &[u8], protocol: BootProtocol) -> Result<(), TestCaseError> {
     let memory = memory_of(8);
     let file = file_of(bytes);
     let image = Image { name: "INITRD", bytes: &vec![3; 5000] };
-    let request = Request { protocol, initrd: Some(image), ..request(&file) };
+    let request = BootRequest { protocol, initrd: Some(image), ..request(&file) };
     if let Ok(loaded) = load(&memory, &request) {
         let (start, end) = loaded.kernel;
         prop_assert!(layout::HIGH_MEMORY <= start && start < end && end <= 8 * MIB);

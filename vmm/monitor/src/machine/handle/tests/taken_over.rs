@@ -18,7 +18,7 @@ fn kill_waits_neither_for_requests_under_way_nor_for_a_machine_that_reads_none()
     let (control, theirs) = sys::stream_pair().unwrap();
     // A server that says that the machine runs, and reads nothing more until its holder is gone.
     let body = thread(move || {
-        let Ok(Received::Frame(Request::Start { .. }, mut descriptors)) =
+        let Ok(Received::Frame(ControlRequest::Start { .. }, mut descriptors)) =
             Receiver::new(sys::MAX_DESCRIPTORS).receive(theirs.as_fd())
         else {
             return;
@@ -36,7 +36,7 @@ fn kill_waits_neither_for_requests_under_way_nor_for_a_machine_that_reads_none()
         let machine = &machine;
         scope.spawn(move || {
             // The last one waits for room that never comes.
-            while machine.control.ask(&Request::State, &[]).is_ok() {
+            while machine.control.ask(&ControlRequest::State, &[]).is_ok() {
                 asking.send(()).unwrap();
             }
         });
@@ -59,7 +59,7 @@ enum Instead {
 /// `hear` gets each request with its descriptors, and says which of these are kept until the
 /// holder's last is closed, when the thread ends.
 fn held(
-    mut hear: impl FnMut(&Request, Vec<OwnedFd>) -> Vec<OwnedFd> + Send + 'static,
+    mut hear: impl FnMut(&ControlRequest, Vec<OwnedFd>) -> Vec<OwnedFd> + Send + 'static,
 ) -> (Starting, JoinHandle<()>) {
     let (control, theirs) = sys::stream_pair().unwrap();
     let monitor = std::thread::spawn(move || {
@@ -199,7 +199,7 @@ fn half_an_answer_keeps_nobody_beyond_the_machines_end() {
         let (tell, told) = mpsc::channel();
         let (starting, monitor) = held(move |request, descriptors| {
             let (reply, mut kept) = answer(descriptors);
-            if matches!(request, Request::Start { .. }) {
+            if matches!(request, ControlRequest::Start { .. }) {
                 wire::Reply::new(reply).done();
             } else {
                 half(&reply);
@@ -236,7 +236,7 @@ fn half_an_event_keeps_nobody_beyond_the_machines_end() {
     let (starting, monitor) = held(|request, descriptors| {
         let (reply, kept) = answer(descriptors);
         wire::Reply::new(reply).done();
-        if *request == Request::Events {
+        if *request == ControlRequest::Events {
             wire::send(kept[0].as_fd(), &Event::Rebooting, &[]).unwrap();
             half(&kept[0]);
         }

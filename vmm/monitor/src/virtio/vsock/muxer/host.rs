@@ -7,7 +7,7 @@ use super::Muxer;
 use super::slot::{Caller, Host, Ringing, Slot, window};
 use crate::sys::Interest;
 use crate::virtio::vsock::connection::{Connection, Key};
-use crate::virtio::vsock::control::{Reply, Request};
+use crate::virtio::vsock::control::{HostRequest, Reply};
 use crate::virtio::vsock::door::{GREETINGS_MAX, Greeting, Line};
 use crate::virtio::vsock::table::Handle;
 
@@ -101,9 +101,9 @@ impl Muxer {
     pub(in crate::virtio::vsock) fn requests(&mut self) {
         while let Some(request) = self.inbox.next() {
             match request {
-                Request::Connect { port, timeout, reply } => self.dial(port, timeout, reply),
-                Request::Listen { port, channel } => self.listeners.open(port, channel),
-                Request::Unlisten { port } => self.listeners.close(port),
+                HostRequest::Connect { port, timeout, reply } => self.dial(port, timeout, reply),
+                HostRequest::Listen { port, channel } => self.listeners.open(port, channel),
+                HostRequest::Unlisten { port } => self.listeners.close(port),
             }
         }
     }
