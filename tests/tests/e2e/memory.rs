@@ -137,7 +137,9 @@ echo PIECES-BLOCKS $(blocks) END
 echo 1 >/proc/sys/vm/compact_memory
 echo WHOLE-BLOCKS $(blocks) END
 huge HUGE $((half / 4096))
+# Whoever touches memory waits for whole blocks: the huge pages above may have left none.
 echo always >/sys/kernel/mm/transparent_hugepage/enabled
+echo always >/sys/kernel/mm/transparent_hugepage/defrag
 mkfifo /tmp/held
 # dd has all of it in its memory when it writes the first byte.
 dd if=/dev/zero of=/tmp/held bs=16M count=1 2>/dev/null &
