@@ -1,10 +1,10 @@
 //! Loading of kernels: kernel formats, command line, tables. Converts guest memory, kernel, initrd
 //! and command line to a [`crate::arch::BootState`]; independent of the hypervisor.
 //!
-//! There is one module for each architecture, behind one [`BootRequest`] and one [`Loaded`]: [`x86`]
-//! reads ELF files and bzImages and writes an MP table or ACPI tables, [`arm64`] reads Linux's
-//! Image and writes a device tree. Kernel files are not trusted: every length, offset and address
-//! is checked before it is used, and only guest memory is written.
+//! There is one module for each architecture, behind one [`BootRequest`] and one [`Loaded`]:
+//! [`x86`] reads ELF files and bzImages and writes an MP table or ACPI tables, [`arm64`] reads
+//! Linux's Image and writes a device tree. Kernel files are not trusted: every length, offset and
+//! address is checked before it is used, and only guest memory is written.
 
 use std::fs::File;
 

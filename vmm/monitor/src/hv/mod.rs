@@ -114,14 +114,14 @@ pub trait Vcpu {
     /// wait in it for the boot processor's start-up message.
     fn load(&mut self, state: &BootState) -> Result<(), HvError>;
 
-    /// Runs until something needs the monitor. A guest's fault is a value ([`VcpuExit::Fault`]), not an
-    /// error.
+    /// Runs until something needs the monitor. A guest's fault is a value, [`VcpuExit::Fault`],
+    /// not an error.
     fn run(&mut self) -> Result<VcpuExit<'_>, HvError>;
 
     /// Completes a pending read or write without entering the guest (KVM: one run with
-    /// immediate_exit), so that state is whole. [`VcpuExit::Kicked`] says that it is; any other exit is
-    /// the next part of the same instruction, to be served like those of `run` and completed in
-    /// turn.
+    /// immediate_exit), so that state is whole. [`VcpuExit::Kicked`] says that it is; any other
+    /// exit is the next part of the same instruction, to be served like those of `run` and
+    /// completed in turn.
     fn complete_pending(&mut self) -> Result<VcpuExit<'_>, HvError>;
 
     /// Reads its whole state, out of the guest and with nothing pending. What it has of the
