@@ -48,7 +48,7 @@ pub trait Progress {
     fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>);
 
     /// Called for every entry and every part of a file. `true` cancels the resolve with
-    /// [`crate::ImageError::Cancelled`], and nothing is left behind.
+    /// [`crate::ImageError::Cancelled`]; only complete layers stay in the cache.
     fn cancelled(&mut self) -> bool {
         false
     }

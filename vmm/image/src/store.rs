@@ -144,8 +144,8 @@ impl Store {
     /// Finds the image, builds and caches its file system if necessary, and opens it.
     ///
     /// # Errors
-    /// [`ImageError`]; nothing new stays in the cache directory then but layers that were complete
-    /// before.
+    /// [`ImageError`]; then nothing new is left in the cache directory, except complete layers if
+    /// the caller cancelled.
     pub fn resolve(&self, reference: &Reference, progress: &mut dyn Progress) -> Result<Image, ImageError> {
         let resolved = match reference {
             Reference::Rootfs { dir } => self.resolve_rootfs(reference, dir, progress),
