@@ -1,4 +1,4 @@
-"""Boots in the emulated host, in instruction-counted time: what `run` and `options` share.
+"""Boots in the emulated host, in instruction-counted time: what `run`, `options` and `profile` share.
 
 A *scenario* is a command that is timed from before its process exists to a mark. Each is run several times in one emulated host, from
 memory, alone; the first boot is cold and not counted, of the others the median is taken.
@@ -25,6 +25,8 @@ SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain")
 BOOTS = 6
 # Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
 INSIDE = "/dev/shm/g"
+# Documents with tables that are written here, between `<!-- NAME -->` and `<!-- /NAME -->`.
+DOCUMENTS = [f"{TOP}/docs/boot-latency.md", f"{TOP}/docs/boot-latency-notes.md"]
 # A run is half a minute on an idle machine. Exit codes of the emulated host: time was up, it failed.
 SESSION_SECONDS = 300 * float(os.environ.get("NELLY_SLOWNESS") or 1)
 STOOD_STILL = (124, 70)
@@ -132,17 +134,20 @@ def job(work, scenarios, boots, words, spin):
     return "\n".join(lines) + "\n"
 
 
-def session(script):
-    """Runs a script in the emulated host; what it prints. One that takes far too long is tried once more: once in hundreds of boots the
-    emulated processor loses a compare-and-exchange (docs/emulated-host.md), and a kernel waits for a lock that nobody holds. Whoever hangs by himself does so again.
+def session(script, *options):
+    """Runs a script in the emulated host, started with `options`; returns what it prints.
+
+    One that takes far too long is tried once more: once in hundreds of boots the emulated processor
+    loses a compare-and-exchange (docs/emulated-host.md), and a kernel waits for a lock that nobody
+    holds. What hangs for a reason of its own does so again.
     """
-    command = [f"{TOP}/tests/emulated-host/run", "--icount", "--timeout", str(SESSION_SECONDS), "sh", "-c", script]
+    command = [f"{TOP}/tests/emulated-host/run", "--icount", "--timeout", str(SESSION_SECONDS), *options, "sh", "-c", script]
     for last in (False, True):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode == 0:
             return done.stdout
         if last or done.returncode not in STOOD_STILL:
-            raise Failed(f"{shlex.join(command[:6])} ended with {done.returncode}:\n{done.stdout[-2000:]}")
+            raise Failed(f"{shlex.join(command[:-1])} ended with {done.returncode}:\n{done.stdout[-2000:]}")
         print(f"gauge: the emulated host came to no end in {SESSION_SECONDS:.0f} s or failed ({done.returncode}): once more", file=sys.stderr)
 
 
@@ -242,3 +247,24 @@ def summary(samples):
             "exits": medians([exits(sample) for sample in warm]),
         }
     return found
+
+
+def split(mark):
+    """The document with `<!-- mark -->` and `<!-- /mark -->`: its path, the text before, between and after them."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    for path in DOCUMENTS:
+        with open(path) as file:
+            text = file.read()
+        if begin in text:
+            head, rest = text.split(begin)
+            between, tail = rest.split(end)
+            return path, head + begin, between, end + tail
+    raise Failed(f"no document has a place for {mark}")
+
+
+def write(mark, lines):
+    """Replaces what stands between `<!-- mark -->` and `<!-- /mark -->`."""
+    path, head, _, tail = split(mark)
+    with open(path, "w") as file:
+        file.write(head + "\n".join(lines) + "\n" + tail)
+    print("\n".join(lines))
