@@ -137,7 +137,7 @@ pub(crate) struct MachineArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "nelly run [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly run [FLAGS] -- COMMAND [ARG...]",
-    after_help = "IMAGE is oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
+    after_help = "IMAGE is the name of an image in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         `nelly run -- COMMAND` uses the built-in image. Flags after IMAGE belong to the command.\n\n\
         stdout carries only the container's output. stderr carries the container's and Nelly's own messages.\n\
         SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. \

@@ -15,7 +15,7 @@
 //! ([`crate::trusted`]); files of other users are refused, and links are not followed.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,8 +26,10 @@ use thiserror::Error;
 
 use crate::digest::Digest;
 use crate::erofs::{BLOCK, BLOCK_SIZE, check_superblock};
+use crate::lock::{GiveUp, lock_name};
 use crate::sys;
 use crate::trusted::{TrustError, TrustedDir, io_error};
+use crate::version;
 
 /// The contents of the `version` file of a cache directory.
 const VERSION: &str = "nelly-cache 1\n";
@@ -137,15 +139,14 @@ impl Scratch<'_> {
 
 /// Checks the version of `dir`. False if it has no version file.
 fn check_version(dir: &TrustedDir) -> Result<bool, CacheError> {
-    let Some(file) = dir.read("version")? else { return Ok(false) };
-    let path = dir.path().join("version");
-    let mut found = Vec::new();
-    file.take(64).read_to_end(&mut found).map_err(|source| io_error("read", &path, source))?;
-    if found != VERSION.as_bytes() {
-        let found = String::from_utf8_lossy(&found).trim_end().to_owned();
-        return Err(CacheError::Version { path, found });
+    match version::read(dir)? {
+        None => Ok(false),
+        Some(found) if found == VERSION.as_bytes() => Ok(true),
+        Some(found) => {
+            let (path, found) = (dir.path().join(version::NAME), version::shown(&found));
+            Err(CacheError::Version { path, found })
+        }
     }
-    Ok(true)
 }
 
 fn image_name(key: &Digest) -> String {
@@ -319,31 +320,19 @@ impl Workshop {
             .map_err(|source| io_error("look at the file system of", path, source))?)
     }
 
-    /// Locks the image or layer with this key for building. `waiting` is called once if another
-    /// process holds the lock.
-    pub(crate) fn lock(&self, key: &Digest, waiting: &mut dyn FnMut()) -> Result<Lock<'_>, CacheError> {
+    /// Locks the image or layer with this key for building. If another process holds the lock,
+    /// `give_up` is asked while waiting; `None` if it says so.
+    pub(crate) fn lock(
+        &self,
+        key: &Digest,
+        give_up: &mut GiveUp<'_>,
+    ) -> Result<Option<Lock<'_>>, CacheError> {
         let name = key.hex();
-        let path = self.locks.path().join(&name);
-        loop {
-            let file = self.locks.open_or_make(&name)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => {
-                    waiting();
-                    rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
-                        .map_err(|error| io_error("lock", &path, error))?;
-                }
-                Err(error) => return Err(io_error("lock", &path, error).into()),
-            }
-            // The previous holder removed the name, so the lock only counts if the name leads to
-            // this file.
-            if self.locks.leads_to(&name, &file)? {
-                let lock = Lock { locks: &self.locks, name, _file: file };
-                self.remove_stale(&key.hex());
-                self.sweep(&lock);
-                return Ok(lock);
-            }
-        }
+        let Some(file) = lock_name(&self.locks, &name, give_up)? else { return Ok(None) };
+        let lock = Lock { locks: &self.locks, name, _file: file };
+        self.remove_stale(&key.hex());
+        self.sweep(&lock);
+        Ok(Some(lock))
     }
 
     /// Takes over the locks of killed builders and removes their files.
@@ -484,7 +473,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
-                        let lock = workshop.lock(&key, &mut || ()).unwrap();
+                        let lock = workshop.lock(&key, &mut || false).unwrap().unwrap();
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
@@ -504,14 +493,14 @@ mod tests {
         let (dead, path) =
             (Digest::sha256(b"dead"), |key: &Digest| dir.path().join("scratch").join(key.hex()));
         let scratch = |key: &Digest| path(key).with_extension("1.0");
-        let held = workshop.lock(&other, &mut || ()).unwrap();
+        let held = workshop.lock(&other, &mut || false).unwrap().unwrap();
         for key in [&key, &other, &dead] {
             fs::write(scratch(key), "x").unwrap();
         }
         // A killed process leaves the file of its lock behind, without a lock on it.
         let name = dir.path().join("locks").join(dead.hex());
         fs::write(&name, "").unwrap();
-        let _lock = workshop.lock(&key, &mut || ()).unwrap();
+        let _lock = workshop.lock(&key, &mut || false).unwrap().unwrap();
         assert!(!scratch(&key).exists() && !scratch(&dead).exists() && !name.exists());
         assert!(scratch(&other).exists() && dir.path().join("locks").join(&held.name).exists());
     }
@@ -524,7 +513,7 @@ mod tests {
         let key = Digest::sha256(b"k");
         let target = dir.path().join("anywhere");
         symlink(&target, dir.path().join("locks").join(key.hex())).unwrap();
-        assert!(workshop.lock(&key, &mut || ()).is_err());
+        assert!(workshop.lock(&key, &mut || false).is_err());
         symlink(&target, dir.path().join("images").join(image_name(&key))).unwrap();
         assert!(workshop.find(&key, &[]).is_err());
         symlink(&target, dir.path().join("verified").join(manifest_name(&key))).unwrap();

@@ -124,6 +124,7 @@ impl fmt::Debug for Digest {
 }
 
 /// A running digest.
+#[derive(Clone, Debug)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
     Sha512(Box<Sha512>),

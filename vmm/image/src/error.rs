@@ -9,6 +9,8 @@ use thiserror::Error;
 use crate::cache::CacheError;
 use crate::erofs::WriteError;
 use crate::layer::LayerError;
+use crate::local::LocalError;
+use crate::name::ImageName;
 use crate::reference::Reference;
 use crate::rootfs::RootfsError;
 use crate::source::SourceError;
@@ -83,6 +85,17 @@ pub enum ImageError {
     /// `builtin:busybox` was asked for, and the caller gave no layout for it.
     #[error("the built-in image is not installed")]
     NoBuiltin,
+    /// The local store has no image of this name.
+    #[error("`{0}` is not in the local store")]
+    NotStored(Box<ImageName>),
+    /// The local store cannot be used.
+    #[error("cannot use the local store {}", dir.display())]
+    Local {
+        /// Its directory.
+        dir: PathBuf,
+        /// Why.
+        source: LocalError,
+    },
     /// [`crate::Progress::cancelled`] said so. Nothing was left behind.
     #[error("preparing the image was cancelled")]
     Cancelled,
@@ -100,6 +113,8 @@ impl ImageError {
             Self::Cache { .. } => "image_cache_unusable",
             Self::DiskFull { .. } => "disk_full",
             Self::NoBuiltin => "image_no_builtin",
+            Self::NotStored(_) => "image_not_stored",
+            Self::Local { .. } => "image_store_unusable",
             Self::Cancelled => "cancelled",
         }
     }

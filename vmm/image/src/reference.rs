@@ -6,9 +6,10 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::name::{ImageName, NameError};
+
 /// The forms of an IMAGE word that work, for messages.
-const FORMS: &str =
-    "oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR, builtin:busybox";
+const FORMS: &str = "NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR, builtin:busybox";
 
 /// An image named on the command line.
 ///
@@ -46,6 +47,8 @@ pub enum Reference {
     },
     /// `builtin:busybox`: the small image that ships with the program.
     BuiltinBusybox,
+    /// Any other word: an image of the local store by its name, such as `alpine:3.20`.
+    Named(ImageName),
 }
 
 /// An IMAGE word that names no image.
@@ -87,13 +90,19 @@ pub enum ReferenceError {
         /// The whole word.
         word: String,
     },
-    /// A registry reference: there is no pull yet.
-    #[error(
-        "`{word}` is a registry reference, and pulling from a registry is not supported yet; write one of {FORMS}"
-    )]
-    Registry {
+    /// The word of another tool, in which the name follows a URL's scheme.
+    #[error("`{word}` begins with the scheme of a URL; write the name alone, such as alpine:3.20")]
+    Scheme {
         /// The whole word.
         word: String,
+    },
+    /// No prefix of another form, and no name either.
+    #[error("`{word}` is not an image; write one of {FORMS}")]
+    Name {
+        /// The beginning of the word.
+        word: String,
+        /// Why it is no name.
+        source: NameError,
     },
 }
 
@@ -135,7 +144,11 @@ impl FromStr for Reference {
         if word.starts_with('/') || word.starts_with('.') || word.starts_with('~') {
             return Err(ReferenceError::BarePath { word: word.to_owned() });
         }
-        Err(ReferenceError::Registry { word: word.to_owned() })
+        if word.contains("://") {
+            return Err(ReferenceError::Scheme { word: word.to_owned() });
+        }
+        let bad = |source| ReferenceError::Name { word: word.chars().take(160).collect(), source };
+        Ok(Self::Named(word.parse().map_err(bad)?))
     }
 }
 
@@ -165,6 +178,7 @@ impl fmt::Display for Reference {
             Self::DockerArchive { file, tag } => ("docker-archive", file, tag),
             Self::Rootfs { dir } => ("rootfs", dir, &None),
             Self::BuiltinBusybox => return f.write_str("builtin:busybox"),
+            Self::Named(name) => return fmt::Display::fmt(name, f),
         };
         write!(f, "{prefix}:{}", path.display())?;
         match tag {
@@ -196,7 +210,8 @@ impl Reference {
         )
     }
 
-    /// The directory or file that the reference names; `None` for a built-in image.
+    /// The directory or file that the reference names; `None` for a built-in image and for one of
+    /// the local store.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -204,7 +219,7 @@ impl Reference {
             | Self::OciArchive { file: path, .. }
             | Self::DockerArchive { file: path, .. }
             | Self::Rootfs { dir: path } => Some(path),
-            Self::BuiltinBusybox => None,
+            Self::BuiltinBusybox | Self::Named(_) => None,
         }
     }
 }
@@ -230,6 +245,8 @@ mod tests {
             ),
             ("rootfs:/a:b", Reference::Rootfs { dir: path("/a:b") }),
             ("builtin:busybox", Reference::BuiltinBusybox),
+            ("alpine", Reference::Named("docker.io/library/alpine".parse().unwrap())),
+            ("host:5000/a:1", Reference::Named("host:5000/a:1".parse().unwrap())),
         ];
         for (word, want) in table {
             assert_eq!(word.parse::<Reference>().as_ref(), Ok(&want), "{word}");
@@ -250,9 +267,9 @@ mod tests {
             ("builtin:debian", "builtin:busybox"),
             ("./image", "looks like a path"),
             ("/image.tar", "looks like a path"),
-            ("alpine", "pulling from a registry is not supported yet"),
-            ("docker.io/library/alpine:3.20", "oci-archive:FILE[:TAG]"),
-            ("docker://alpine", "pulling from a registry is not supported yet"),
+            ("docker://alpine", "write the name alone"),
+            ("Alpine", "`Alpine` is not an image; write one of NAME[:TAG], oci:DIR[:TAG]"),
+            ("image.tar/", "is not an image"),
             ("a\0b", "NUL"),
         ] {
             let message = word.parse::<Reference>().unwrap_err().to_string();

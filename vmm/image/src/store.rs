@@ -7,17 +7,21 @@ use oci_spec::image::{Config, ImageConfiguration};
 
 use crate::cache::{Cache, CacheError, Cached, Lock, Scratch, Workshop};
 use crate::changes;
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::erofs::{Budget, Contents, WriteError, write_metadata};
 use crate::error::{ImageError, source_error};
 use crate::layer;
 use crate::limits::Limits;
+use crate::local::LocalStore;
 use crate::merge::{Group, ImageLayers, ReplayError, cache_key, group_keys, groups, replay, verified_mark};
+use crate::name::ImageName;
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
 use crate::rootfs::{self, RootfsError};
 use crate::source::{
-    Archive, ImageFiles, LayoutDir, LoadedImage, SpoolError, host_architecture, load_docker, load_layout,
+    Archive, ImageFiles, LayoutDir, LoadedImage, SpoolError, host_architecture, load_descriptor, load_docker,
+    load_layout,
 };
 use crate::tar::TarReader;
 use crate::tree::Tree;
@@ -31,6 +35,10 @@ pub struct StoreOptions {
     /// cached. It and its parents must belong to the caller or root and must not be writable by
     /// others ([`crate::trusted`]).
     pub cache_dir: PathBuf,
+    /// The directory of the local store, normally `$XDG_DATA_HOME/nelly/images`, where images with
+    /// names are ([`crate::LocalStore`]). Without one no name means an image. The rules for the
+    /// cache directory apply to it as well.
+    pub local_dir: Option<PathBuf>,
     /// The OCI layout directory of `builtin:busybox`, if it is installed.
     pub builtin: Option<PathBuf>,
     /// Limits on the resources that an image may use.
@@ -38,10 +46,10 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// Options with the default limits and no built-in image.
+    /// Options with the default limits, no local store and no built-in image.
     #[must_use]
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), builtin: None, limits: Limits::default() }
+        Self { cache_dir: cache_dir.into(), local_dir: None, builtin: None, limits: Limits::default() }
     }
 }
 
@@ -109,6 +117,7 @@ pub struct PlannedLayer {
 enum Opened {
     Layout(LayoutDir),
     Archive(Archive),
+    Local(LocalStore),
 }
 
 impl Opened {
@@ -116,6 +125,7 @@ impl Opened {
         match self {
             Self::Layout(layout) => layout,
             Self::Archive(archive) => archive,
+            Self::Local(local) => local,
         }
     }
 }
@@ -235,6 +245,11 @@ impl Store {
                 let loaded = load_docker(&archive, tag.as_deref(), arch, limits);
                 (Opened::Archive(archive), loaded)
             }
+            Reference::Named(name) => {
+                let (local, descriptor) = self.stored(name)?;
+                let loaded = load_descriptor(&local, &descriptor, arch, limits);
+                (Opened::Local(local), loaded)
+            }
             Reference::BuiltinBusybox | Reference::Rootfs { .. } => {
                 let dir = self.options.builtin.as_ref().ok_or(ImageError::NoBuiltin)?;
                 let layout = LayoutDir::open(dir).map_err(|source| source_error(reference, source))?;
@@ -243,6 +258,16 @@ impl Store {
             }
         };
         Ok((opened, loaded.map_err(|source| source_error(reference, source))?))
+    }
+
+    /// What a name means in the local store.
+    fn stored(&self, name: &ImageName) -> Result<(LocalStore, Descriptor), ImageError> {
+        let not_there = || ImageError::NotStored(Box::new(name.clone()));
+        let dir = self.options.local_dir.as_ref().ok_or_else(not_there)?;
+        let failed = |source| ImageError::Local { dir: dir.clone(), source };
+        let local = LocalStore::open(dir).map_err(failed)?;
+        let descriptor = local.find(name).map_err(failed)?.ok_or_else(not_there)?;
+        Ok((local, descriptor))
     }
 
     fn resolve_layers(
@@ -274,8 +299,7 @@ impl Store {
             layer.check(opened.files()).map_err(|source| source_error(reference, source))?;
         }
         let workshop = self.cache.prepare().map_err(cache_error)?;
-        let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
-        let lock = workshop.lock(&key, &mut waiting).map_err(cache_error)?;
+        let lock = self.lock(&workshop, &key, progress)?;
         let mut found = workshop.find(&key, &layer_keys).map_err(cache_error)?;
         let verified = workshop.has_verified(&mark).map_err(cache_error)?;
         if verified && let Some(cached) = found.take() {
@@ -355,9 +379,9 @@ impl Store {
             {
                 for layer in &published {
                     // What cannot be removed is a good layer, at least.
-                    let removed =
-                        workshop.lock(layer, &mut || ()).and_then(|lock| workshop.remove_layer(&lock, layer));
-                    drop(removed);
+                    if let Ok(Some(lock)) = workshop.lock(layer, &mut || false) {
+                        let _ = workshop.remove_layer(&lock, layer);
+                    }
                 }
             }
             let Some(parts) = merged? else { continue };
@@ -393,8 +417,7 @@ impl Store {
         let mut room = self.room(workshop)?;
         let mut parts: Vec<u64> = Vec::with_capacity(groups.len());
         for (group, part) in groups.iter().zip(0..) {
-            let mut waiting = || progress.update(ImageStage::Waiting, 0, None);
-            let lock = workshop.lock(&group.key, &mut waiting).map_err(cache_error)?;
+            let lock = self.lock(workshop, &group.key, progress)?;
             let group_alone = std::slice::from_ref(group);
             if let Some(found) = workshop.find_layer(&group.key).map_err(cache_error)? {
                 if !layers.verified {
@@ -431,6 +454,24 @@ impl Store {
             parts.push(written.bytes);
         }
         Ok(Some(parts))
+    }
+
+    /// Waits for the lock of an image or layer as long as the caller wants it.
+    fn lock<'a>(
+        &self,
+        workshop: &'a Workshop,
+        key: &Digest,
+        progress: &mut dyn Progress,
+    ) -> Result<Lock<'a>, ImageError> {
+        let mut told = false;
+        let mut give_up = || {
+            if !std::mem::replace(&mut told, true) {
+                progress.update(ImageStage::Waiting, 0, None);
+            }
+            progress.cancelled()
+        };
+        let lock = workshop.lock(key, &mut give_up).map_err(|source| self.cache_error(source))?;
+        lock.ok_or(ImageError::Cancelled)
     }
 
     fn scratch<'a>(&self, workshop: &'a Workshop, key: &Digest) -> Result<Scratch<'a>, ImageError> {

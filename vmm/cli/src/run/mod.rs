@@ -49,6 +49,7 @@ pub(crate) fn run(
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
     let mut store_options = StoreOptions::new(&context.places.cache);
+    store_options.local_dir = Some(context.places.images());
     store_options.builtin.clone_from(&assets.builtin);
     let store = Store::open(store_options)?;
     let options = run_options(args, command, assets, context)?;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::SourceError;
+use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestError};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -26,10 +27,10 @@ const LAYERS: [(&str, [&str; 3], bool); 4] = [
 /// Annotation that carries a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// A pointer to a blob.
+/// A pointer to a blob as it is written.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
+pub(crate) struct DescriptorJson {
     #[serde(default)]
     pub(crate) media_type: String,
     digest: String,
@@ -51,7 +52,7 @@ struct Platform {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Index {
     schema_version: u64,
-    pub(crate) manifests: Vec<Descriptor>,
+    pub(crate) manifests: Vec<DescriptorJson>,
 }
 
 /// An OCI or docker (schema 2) manifest.
@@ -59,8 +60,8 @@ pub(crate) struct Index {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
     schema_version: u64,
-    pub(crate) config: Descriptor,
-    pub(crate) layers: Vec<Descriptor>,
+    pub(crate) config: DescriptorJson,
+    pub(crate) layers: Vec<DescriptorJson>,
 }
 
 /// What a descriptor in an index leads to.
@@ -70,29 +71,34 @@ pub(crate) enum DocumentKind {
     Manifest,
 }
 
+/// What a descriptor leads to if it leads to an image, by its media type.
+pub(crate) fn target(media_type: &str) -> Result<DocumentKind, SourceError> {
+    match media_type {
+        OCI_INDEX | DOCKER_LIST => Ok(DocumentKind::Index),
+        // Old layouts leave the type out.
+        OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(DocumentKind::Manifest),
+        other => Err(media_type_error("manifest", other)),
+    }
+}
+
 /// Parses JSON; `name` says what it was for messages.
 pub(crate) fn parse<T: DeserializeOwned>(data: &[u8], name: &str) -> Result<T, SourceError> {
     serde_json::from_slice(data).map_err(|source| SourceError::Json { name: name.to_owned(), source })
 }
 
-impl Descriptor {
+impl DescriptorJson {
     /// The digest, which also is the blob's name: nothing that is no digest may reach a path.
     pub(crate) fn digest(&self) -> Result<Digest, SourceError> {
         self.digest.parse().map_err(|error| bad_digest("a descriptor", &error))
     }
 
-    pub(crate) fn tag(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
+    pub(crate) fn checked(&self) -> Result<Descriptor, SourceError> {
+        let (media_type, size) = (self.media_type.clone(), self.size);
+        Ok(Descriptor { media_type, digest: self.digest()?, size })
     }
 
-    /// Whether it is of the kind that leads to an image, by its media type.
-    pub(crate) fn target(&self) -> Result<DocumentKind, SourceError> {
-        match self.media_type.as_str() {
-            OCI_INDEX | DOCKER_LIST => Ok(DocumentKind::Index),
-            // Old layouts leave the type out.
-            OCI_MANIFEST | DOCKER_MANIFEST | "" => Ok(DocumentKind::Manifest),
-            other => Err(media_type("manifest", other)),
-        }
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
     }
 
     /// How well it fits the host: 2 exactly, 1 if it does not say, 0 not.
@@ -116,7 +122,7 @@ fn bad_digest(name: &str, error: &DigestError) -> SourceError {
     SourceError::corrupt(name, format!("holds a malformed digest: {error}"))
 }
 
-fn media_type(what: &str, found: &str) -> SourceError {
+fn media_type_error(what: &str, found: &str) -> SourceError {
     SourceError::unsupported(
         format!("a {what}"),
         format!("has the unsupported media type `{}`", short(found)),
@@ -169,7 +175,7 @@ pub(crate) fn host_architecture() -> &'static str {
 
 impl Index {
     /// Picks the image: by `tag` if one is given, then by the host's platform.
-    pub(crate) fn pick(&self, tag: Option<&str>, architecture: &str) -> Result<&Descriptor, SourceError> {
+    pub(crate) fn pick(&self, tag: Option<&str>, architecture: &str) -> Result<&DescriptorJson, SourceError> {
         if self.schema_version != 2 {
             return Err(schema_version("an index", self.schema_version));
         }
@@ -177,7 +183,7 @@ impl Index {
             return Err(SourceError::corrupt("the index", "lists no image"));
         }
         let tags = || list(self.manifests.iter().filter_map(|m| m.tag()).map(short));
-        let tagged: Vec<&Descriptor> = match tag {
+        let tagged: Vec<&DescriptorJson> = match tag {
             Some(wanted) => self.manifests.iter().filter(|m| m.tag() == Some(wanted)).collect(),
             None => self.manifests.iter().collect(),
         };
@@ -187,7 +193,7 @@ impl Index {
             return Err(SourceError::NoSuchTag { wanted: short(wanted), tags: tags() });
         }
         let best = tagged.iter().map(|m| m.fits(architecture)).max().unwrap_or(0);
-        let fitting: Vec<&Descriptor> =
+        let fitting: Vec<&DescriptorJson> =
             tagged.iter().copied().filter(|m| best > 0 && m.fits(architecture) == best).collect();
         match fitting[..] {
             [] => {
@@ -212,14 +218,14 @@ impl Manifest {
             return Err(schema_version("a manifest", self.schema_version));
         }
         if !CONFIGS.contains(&self.config.media_type.as_str()) {
-            return Err(media_type("configuration", &self.config.media_type));
+            return Err(media_type_error("configuration", &self.config.media_type));
         }
         if self.layers.len() > most_layers {
             return Err(SourceError::too_many_layers(self.layers.len(), most_layers));
         }
         for layer in &self.layers {
             if layer_kind(&layer.media_type).is_none() {
-                return Err(media_type("layer", &layer.media_type));
+                return Err(media_type_error("layer", &layer.media_type));
             }
         }
         Ok(())

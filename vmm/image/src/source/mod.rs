@@ -11,6 +11,7 @@ use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
 
 use crate::blob::{Blob, LayerBlob};
+use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::limits::Limits;
 use crate::num::to_u64;
@@ -19,7 +20,7 @@ use crate::tar::TarError;
 pub(crate) use archive::{Archive, SpoolError};
 pub(crate) use layout::LayoutDir;
 pub(crate) use manifest::host_architecture;
-use manifest::{Descriptor, DocumentKind, Index, Manifest};
+use manifest::{DocumentKind, Index, Manifest};
 
 /// Indexes inside indexes that are followed.
 const NESTED: usize = 4;
@@ -234,18 +235,18 @@ fn read_verified(
     files: &dyn ImageFiles,
     descriptor: &Descriptor,
     limits: &Limits,
-) -> Result<(Digest, Vec<u8>), SourceError> {
-    let digest = descriptor.digest()?;
-    let path = blob_path(&digest);
+) -> Result<Vec<u8>, SourceError> {
+    let digest = &descriptor.digest;
+    let path = blob_path(digest);
     let data = read_json(files, &path, limits)?;
     let found = to_u64(data.len());
     if found != descriptor.size {
         return Err(SourceError::wrong_size(&path, descriptor.size, found));
     }
     if !digest.matches(&data) {
-        return Err(SourceError::wrong_digest(&path, &digest));
+        return Err(SourceError::wrong_digest(&path, digest));
     }
-    Ok((digest, data))
+    Ok(data)
 }
 
 /// Reads an OCI layout: `oci-layout`, `index.json`, and from there to the configuration.
@@ -266,18 +267,26 @@ pub(crate) fn load_layout(
         let what = format!("has the layout version `{version}`; only 1.0.0 is supported");
         return Err(SourceError::unsupported("oci-layout", what));
     }
-    let mut index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;
-    let mut tag = tag;
+    let index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;
+    load_descriptor(files, &index.pick(tag, architecture)?.checked()?, architecture, limits)
+}
+
+/// Reads the image that `descriptor` points to: from its index or manifest to its configuration.
+pub(crate) fn load_descriptor(
+    files: &dyn ImageFiles,
+    descriptor: &Descriptor,
+    architecture: &str,
+    limits: &Limits,
+) -> Result<LoadedImage, SourceError> {
+    let mut descriptor = descriptor.clone();
     for _ in 0..NESTED {
-        let descriptor = index.pick(tag, architecture)?;
-        let target = descriptor.target()?;
-        let (digest, data) = read_verified(files, descriptor, limits)?;
-        match target {
-            DocumentKind::Index => index = manifest::parse(&data, &blob_path(&digest))?,
-            DocumentKind::Manifest => return load_manifest(files, digest, &data, architecture, limits),
+        let target = manifest::target(&descriptor.media_type)?;
+        let data = read_verified(files, &descriptor, limits)?;
+        if target == DocumentKind::Manifest {
+            return load_manifest(files, descriptor.digest, &data, architecture, limits);
         }
-        // The tag chose among the outermost.
-        tag = None;
+        let index: Index = manifest::parse(&data, &blob_path(&descriptor.digest))?;
+        descriptor = index.pick(None, architecture)?.checked()?;
     }
     let found = format!("indexes nested more than {NESTED} deep");
     Err(SourceError::TooLarge { name: "index.json".to_owned(), found, limit: NESTED.to_string() })
@@ -292,7 +301,7 @@ fn load_manifest(
 ) -> Result<LoadedImage, SourceError> {
     let manifest: Manifest = manifest::parse(data, &blob_path(&digest))?;
     manifest.check(limits.layers)?;
-    let (_, config) = read_verified(files, &manifest.config, limits)?;
+    let config = read_verified(files, &manifest.config.checked()?, limits)?;
     let (config, diff_ids) = manifest::config(&config, manifest.layers.len(), architecture)?;
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod layers;
+mod local;
 mod random;
 mod shared;
 mod sources;

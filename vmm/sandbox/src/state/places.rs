@@ -44,6 +44,12 @@ impl Places {
         })
     }
 
+    /// The local store of images ([`nelly_image::LocalStore`]).
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
     /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
     /// is checked when it is opened with [`nelly_image::trusted::open_file`].
     ///

@@ -6,7 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use nelly_image::{Digest, Image, ImageError, Limits, Reference, Silent, Store, StoreOptions};
+use nelly_image::{
+    Descriptor, Digest, Image, ImageError, Limits, LocalStore, Reference, Silent, Store, StoreOptions,
+};
 
 use super::erofs::{ErofsReader, Item};
 
@@ -125,9 +127,33 @@ impl TestDir {
         self.path("cache")
     }
 
+    pub fn local(&self) -> PathBuf {
+        self.path("data/images")
+    }
+
+    /// Adds the image of a layout, as a pull does; its name's descriptor.
+    pub fn add(&self, layout: &Layout, name: &str) -> Descriptor {
+        let adding = LocalStore::open(self.local()).unwrap().add().unwrap();
+        for entry in fs::read_dir(layout.dir.join("blobs/sha256")).unwrap() {
+            let bytes = fs::read(entry.unwrap().path()).unwrap();
+            adding.put_blob(&Digest::sha256(&bytes), &bytes).unwrap();
+        }
+        let index = fs::read(layout.dir.join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+        let first = &index["manifests"][0];
+        let descriptor = Descriptor {
+            media_type: first["mediaType"].as_str().unwrap().to_owned(),
+            digest: first["digest"].as_str().unwrap().parse().unwrap(),
+            size: first["size"].as_u64().unwrap(),
+        };
+        adding.set_name(Some(&name.parse().unwrap()), &descriptor).unwrap();
+        descriptor
+    }
+
     pub fn store(&self) -> Store {
         let mut options = StoreOptions::new(self.cache());
         options.limits = self.limits;
+        options.local_dir = Some(self.local());
         Store::open(options).unwrap()
     }
 
