@@ -117,7 +117,7 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
     let signals = sys::signal_fd().context("cannot open a signalfd for SIGCHLD")?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async move {
+    let end = runtime.block_on(async move {
         let launcher = Launcher { workdir: mounts::WORKDIR.to_owned() };
         let cgroup_root = mounts::CGROUP_ROOT.into();
         let config = Config { launcher, cgroup_root, boot_ns, ready_ns, marks: marks.clone() };
@@ -141,7 +141,11 @@ fn run(boot_ns: u64, marks: Arc<Marks>) -> anyhow::Result<ShutdownRequest> {
         }
         guest.stop_containers(Duration::from_millis(end.grace_ms.into())).await;
         Ok(end)
-    })
+    });
+    // What is held of ended containers goes with the tasks: the disks of their writable layers are
+    // unmounted here.
+    drop(runtime);
+    end
 }
 
 async fn tell_ready(socket: OwnedFd, marks: &Marks) -> anyhow::Result<()> {

@@ -20,8 +20,8 @@ pub use bpf::{Instruction, attach_device_program, install_seccomp};
 pub use clone::{CloneRequest, clone_child};
 pub use event::watch;
 pub use mounting::{
-    MountAttributes, clone_tree, mount, mount_attributes, move_tree, pivot_here, set_propagation,
-    set_read_ahead, unmount,
+    MountAttributes, clone_tree, mount, mount_attributes, move_tree, pivot_here, resize_ext4,
+    set_propagation, set_read_ahead, unmount,
 };
 pub use net::{
     ReceivedBytes, VsockAddress, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock,

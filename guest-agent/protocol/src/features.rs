@@ -19,6 +19,9 @@ pub const DEVICE_CGROUP: &str = "device-cgroup";
 /// Root file systems: a read-only block device below a writable layer in the guest's memory.
 pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
 
+/// `Rootfs.upper_device`: the writable layer on a disk.
+pub const OVERLAY_DISK: &str = "overlay-disk";
+
 /// `Timeline`: the guest's stamps.
 pub const TIMELINE: &str = "timeline";
 
@@ -29,5 +32,15 @@ pub const DEVICES: &str = "devices";
 pub const EXEC_RECORDS: &str = "exec-records";
 
 /// Every feature of the agent built from this tree.
-pub const ALL: &[&str] =
-    &[CONTAINERS, TERMINAL, STATS, SECCOMP, DEVICE_CGROUP, OVERLAY_TMPFS, TIMELINE, DEVICES, EXEC_RECORDS];
+pub const ALL: &[&str] = &[
+    CONTAINERS,
+    TERMINAL,
+    STATS,
+    SECCOMP,
+    DEVICE_CGROUP,
+    OVERLAY_TMPFS,
+    OVERLAY_DISK,
+    TIMELINE,
+    DEVICES,
+    EXEC_RECORDS,
+];

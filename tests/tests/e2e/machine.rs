@@ -11,9 +11,9 @@ use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
 use nelly_tests::{asset, program, top};
-use nelly_vmm::config::{DeviceName, DiskConfig, DiskId, MachineConfig, MemorySize, Platform};
+use nelly_vmm::config::{DeviceName, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, Platform};
 use nelly_vmm::machine::{Isolation, Resources};
 
 use super::Home;
@@ -25,14 +25,7 @@ pub(crate) fn process(words: &[&str]) -> ProcessSpec {
 }
 
 pub(crate) fn container(words: &[&str]) -> ContainerSpec {
-    ContainerSpec {
-        process: process(words),
-        hostname: "test".into(),
-        read_only: false,
-        tmpfs: Vec::new(),
-        upper_bytes: 0,
-        seccomp: Seccomp::Default,
-    }
+    ContainerSpec::new(process(words), "test")
 }
 
 /// Puts busybox into a root file system, under its own name and those of `applets`, beside the
@@ -59,7 +52,13 @@ pub(crate) fn root(home: &Home, applets: &[&str]) -> PathBuf {
 
 /// A sandbox of the built-in image, or of `image`.
 pub(crate) async fn sandbox(home: &Home, isolation: Isolation, image: Option<&str>) -> Sandbox {
-    sandbox_of(home, isolation, image, |_, _| {}).await
+    sandbox_of(home, isolation, image, |_| {}, |_, _| {}).await
+}
+
+/// The same with a disk for the container's writable layer.
+pub(crate) async fn sandbox_on(home: &Home, isolation: Isolation, storage: &Path) -> Sandbox {
+    let storage = FileSource::Path(storage.to_owned());
+    sandbox_of(home, isolation, None, |spec| spec.storage = Some(storage), |_, _| {}).await
 }
 
 /// The same of a machine that is changed before it starts; `change` gets the image's disk, too,
@@ -68,6 +67,7 @@ async fn sandbox_of(
     home: &Home,
     isolation: Isolation,
     image: Option<&str>,
+    specify: impl FnOnce(&mut MachineSpec),
     change: impl FnOnce(&mut MachineConfig, &File),
 ) -> Sandbox {
     let mut options = StoreOptions::new(home.path().join("cache"));
@@ -84,6 +84,7 @@ async fn sandbox_of(
     let mut spec = MachineSpec::new(kernel, initrd, resources.add_all(image.disk));
     spec.platform = Platform::Mptable;
     spec.memory = MemorySize::new(256 << 20).unwrap();
+    specify(&mut spec);
     let mut config = spec.config().unwrap();
     change(&mut config, &disk);
     Sandbox::start(config, resources, isolation, "test").await.unwrap()
@@ -175,10 +176,16 @@ fn disks_come_and_go_while_the_guest_runs() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut image = None;
-        let sandbox = sandbox_of(&home, out_of_process(), None, |config, disk| {
-            config.spare_slots = SPARE;
-            image = Some(disk.try_clone().unwrap());
-        });
+        let sandbox = sandbox_of(
+            &home,
+            out_of_process(),
+            None,
+            |_| {},
+            |config, disk| {
+                config.spare_slots = SPARE;
+                image = Some(disk.try_clone().unwrap());
+            },
+        );
         let sandbox = sandbox.await;
         let image = image.unwrap();
         let id = |n: u8| DiskId::new(format!("late-{n}")).unwrap();

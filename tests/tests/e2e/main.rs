@@ -16,6 +16,7 @@ mod pause;
 mod run;
 mod snapshot;
 mod sockets;
+mod storage;
 mod terminal;
 mod timings;
 mod user;

@@ -14,7 +14,7 @@ use nelly_image::{Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec, Seccomp};
+use nelly_sandbox::spec::{ContainerSpec, Installation, MachineSpec, Overrides, ProcessSpec};
 use nelly_sandbox::state::Places;
 use nelly_vmm::config::MemorySize;
 use nelly_vmm::machine::{Isolation, Resources};
@@ -55,14 +55,7 @@ async fn hello(
     let command = ["sh", "-c", "echo hello from $(hostname)"].map(str::to_owned).to_vec();
     let overrides = Overrides { command, ..Overrides::default() };
     let process = ProcessSpec::merge(&image.config.config().clone().unwrap_or_default(), &overrides, name)?;
-    let container = ContainerSpec {
-        process,
-        hostname: name.to_owned(),
-        read_only: false,
-        tmpfs: Vec::new(),
-        upper_bytes: 0,
-        seccomp: Seccomp::Default,
-    };
+    let container = ContainerSpec::new(process, name);
     let streams = sandbox.run(name, &container, IMAGE_DEVICE, None).await??;
     let end = sandbox.agent().wait(ProcessId { container: name, exec: "" }).await?;
     let mut text = String::new();

@@ -210,8 +210,13 @@ impl Agent {
         now_unix_ns: i64,
         entropy: Vec<u8>,
     ) -> Result<Greeting, AgentError> {
-        let needed =
-            [features::CONTAINERS, features::TERMINAL, features::DEVICE_CGROUP, features::OVERLAY_TMPFS];
+        let needed = [
+            features::CONTAINERS,
+            features::TERMINAL,
+            features::DEVICE_CGROUP,
+            features::OVERLAY_TMPFS,
+            features::OVERLAY_DISK,
+        ];
         let request = wire::HelloRequest {
             protocol: PROTOCOL_MAJOR,
             build: BUILD.unwrap_or_default().to_owned(),
@@ -251,6 +256,7 @@ impl Agent {
             filesystem: "erofs".to_owned(),
             read_only: spec.read_only,
             upper_bytes: spec.upper_bytes,
+            upper_device: spec.upper_device.clone().unwrap_or_default(),
             ..Default::default()
         };
         let stdio = stdio(&spec.process, size);

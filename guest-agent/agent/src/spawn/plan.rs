@@ -102,6 +102,8 @@ pub struct RootfsPlan {
     pub mount_read_only: bool,
     /// Size of the writable layer in bytes; 0 for its default share, see [`super::shares`].
     pub upper_bytes: u64,
+    /// Block device with the writable layer, instead of one in memory.
+    pub upper_device: Option<String>,
 }
 
 /// A mount.

@@ -25,6 +25,8 @@ mod files;
 mod nodes;
 mod places;
 mod process;
+mod root;
+mod storage;
 
 /// Number of the channel.
 const CHANNEL: i32 = 3;

@@ -18,6 +18,16 @@ pub fn set_read_ahead(disk: &File, bytes: u32) -> io::Result<()> {
     check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKRASET, libc::c_ulong::from(bytes / 512)) }).map(drop)
 }
 
+/// Makes a mounted ext4, of which `root` is a directory, `blocks` of its blocks large.
+///
+/// # Errors
+/// Those of the ext4 driver: it cannot shrink, and needs CAP_SYS_RESOURCE.
+pub fn resize_ext4(root: &File, blocks: u64) -> io::Result<()> {
+    const EXT4_IOC_RESIZE_FS: libc::Ioctl = 0x4008_6610;
+    // SAFETY: the request reads eight bytes, which outlive the call.
+    check(unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &raw const blocks) }).map(drop)
+}
+
 /// mount(2).
 ///
 /// # Errors

@@ -220,7 +220,7 @@ fn make_image(root: &Path, image: &Path) {
     for applet in [
         "sh", "cat", "ls", "echo", "sleep", "id", "env", "pwd", "mkdir", "touch", "stty", "head", "true",
         "grep", "hostname", "dd", "ps", "kill", "yes", "mknod", "tty", "umask", "stat", "ulimit", "setsid",
-        "wc", "ping", "ip", "readlink", "md5sum", "mount", "nc",
+        "wc", "ping", "ip", "readlink", "md5sum", "mount", "nc", "rm", "mv", "chmod", "sync", "test", "df",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }

@@ -9,6 +9,7 @@ mod calls;
 mod execs;
 mod lives;
 mod rules;
+mod storage;
 mod streams;
 
 use std::process::ExitCode;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let scenarios: Vec<Scenario> =
-        [lives::ALL, streams::ALL, execs::ALL, rules::ALL].concat().into_iter().collect();
+        [lives::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL].concat().into_iter().collect();
     if std::env::args().any(|argument| argument == "--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

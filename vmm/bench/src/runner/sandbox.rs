@@ -9,7 +9,7 @@ use nelly_image::{ImageConfiguration, Reference, Silent, Store, StoreOptions};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp};
+use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
 use nelly_vmm::config::FileSource;
 use nelly_vmm::machine::{Isolation, Outcome, Resources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -206,14 +206,7 @@ pub fn exec(
         let (_, sandbox) = setup.start("bench").await?;
         // It runs as long as the machine.
         let first = ["sleep", "1000000000"].map(str::to_owned);
-        let container = ContainerSpec {
-            process: setup.process(&first)?,
-            hostname: "bench".to_owned(),
-            read_only: false,
-            tmpfs: Vec::new(),
-            upper_bytes: 0,
-            seccomp: Seccomp::Default,
-        };
+        let container = ContainerSpec::new(setup.process(&first)?, "bench");
         let started = sandbox.run("bench", &container, IMAGE_DEVICE, None).await?;
         let _streams = started.map_err(|failure| failed(&first, failure.message))?;
         let process = setup.process(command)?;

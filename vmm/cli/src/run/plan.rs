@@ -98,12 +98,10 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
     let config = image.config().clone().unwrap_or_default();
     let process = ProcessSpec::merge(&config, &options.overrides, options.hostname.as_str())?;
     let container = ContainerSpec {
-        process,
-        hostname: options.hostname.to_string(),
         read_only: args.read_only,
         tmpfs: options.tmpfs.clone(),
-        upper_bytes: 0,
         seccomp: options.seccomp.clone(),
+        ..ContainerSpec::new(process, options.hostname.as_str())
     };
     Ok(PreparedRun { options, container })
 }
@@ -143,6 +141,7 @@ fn machine_spec(
         kernel,
         initrd,
         image,
+        storage: None,
         platform,
         cpus: plan.options.common.cpus,
         memory: plan.options.common.memory,

@@ -23,7 +23,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 
 use super::*;
 use crate::instance::Sandbox;
-use crate::spec::{ContainerSpec, Overrides, ProcessSpec, Seccomp};
+use crate::spec::{ContainerSpec, Overrides, ProcessSpec};
 
 /// Far below the minute after which a call fails by itself, and the two after which a start does;
 /// far above what a busy machine takes.
@@ -147,14 +147,7 @@ fn process() -> ProcessSpec {
 }
 
 fn container() -> ContainerSpec {
-    ContainerSpec {
-        process: process(),
-        hostname: "box".into(),
-        read_only: false,
-        tmpfs: Vec::new(),
-        upper_bytes: 0,
-        seccomp: Seccomp::Default,
-    }
+    ContainerSpec::new(process(), "box")
 }
 
 /// How somebody wants the end: SIGTERM, the third Ctrl-C, the terminal's hang-up.

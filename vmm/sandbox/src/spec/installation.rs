@@ -74,6 +74,9 @@ pub struct AssetManifest {
     pub initramfs: String,
     /// Directory name of the built-in image's OCI layout.
     pub builtin: String,
+    /// File name of the ext4 file system that the disks of writable layers begin as; a build before
+    /// there was one has none.
+    pub storage: Option<String>,
 }
 
 impl AssetManifest {
@@ -153,6 +156,8 @@ pub struct Installation {
     pub initramfs: PathBuf,
     /// The built-in image's OCI layout.
     pub builtin: PathBuf,
+    /// What the disks of writable layers begin as: see [`crate::state::storage`].
+    pub storage: Option<PathBuf>,
     /// How the kernel learns of the hardware.
     pub platform: Platform,
     /// Build id of kernel, initramfs and built-in image; the agent says it again in its greeting.
@@ -173,6 +178,7 @@ impl Installation {
             kernel: share.join(manifest.kernel),
             initramfs: share.join(manifest.initramfs),
             builtin: share.join(manifest.builtin),
+            storage: manifest.storage.map(|name| share.join(name)),
             platform: manifest.platform,
             build_id: manifest.build_id,
         })

@@ -22,6 +22,9 @@ pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=1 panic=-1 reboot=t norep
 /// The block device in the guest that holds the container's image.
 pub const IMAGE_DEVICE: &str = "/dev/vda";
 
+/// The block device in the guest that holds the writable layer of a sandbox that is kept.
+pub const STORAGE_DEVICE: &str = "/dev/vdb";
+
 /// A machine for containers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -32,6 +35,9 @@ pub struct MachineSpec {
     /// The container image's EROFS file system: one disk of these files, one after the other. The
     /// guest sees it as [`IMAGE_DEVICE`], read-only.
     pub image: Vec<FileSource>,
+    /// A disk with an ext4 file system for the container's writable layer, made by
+    /// [`crate::state::storage::create`]. The guest sees it as [`STORAGE_DEVICE`], and writes to it.
+    pub storage: Option<FileSource>,
     /// How the hardware is described to the kernel.
     pub platform: Platform,
     /// Number of vCPUs.
@@ -53,6 +59,7 @@ impl MachineSpec {
             kernel,
             initrd,
             image,
+            storage: None,
             platform: Platform::Auto,
             cpus: CpuCount::default(),
             memory,
@@ -92,6 +99,10 @@ impl MachineSpec {
         };
         let disk = DiskConfig::new(id, first.clone(), true);
         config.disks.push(DiskConfig { followed_by: rest.to_vec(), ..disk });
+        if let Some(storage) = &self.storage {
+            let id = DiskId::new("storage").map_err(refuse("disks[1]"))?;
+            config.disks.push(DiskConfig::new(id, storage.clone(), false));
+        }
         config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
         config.serial = Endpoint::Stream;
         config.validate()?;

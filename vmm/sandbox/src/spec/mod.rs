@@ -26,8 +26,27 @@ pub struct ContainerSpec {
     /// Maximum size of the writable layer in bytes. With 0 the agent chooses, at most half of the
     /// guest's memory.
     pub upper_bytes: u64,
+    /// Block device in the guest whose ext4 file system holds the writable layer instead, usually
+    /// [`machine::STORAGE_DEVICE`].
+    pub upper_device: Option<String>,
     /// The seccomp profile.
     pub seccomp: Seccomp,
+}
+
+impl ContainerSpec {
+    /// A container with a writable layer in memory and the default seccomp profile.
+    #[must_use]
+    pub fn new(process: ProcessSpec, hostname: impl Into<String>) -> Self {
+        Self {
+            process,
+            hostname: hostname.into(),
+            read_only: false,
+            tmpfs: Vec::new(),
+            upper_bytes: 0,
+            upper_device: None,
+            seccomp: Seccomp::Default,
+        }
+    }
 }
 
 /// A tmpfs in the container, parsed from `PATH[:OPTIONS]` as in docker and podman.

@@ -243,19 +243,17 @@ mod tests {
 
     #[test]
     fn the_specification_parses_and_says_what_was_asked() {
+        let process = ProcessSpec {
+            args: vec!["sh".into()],
+            env: vec!["A=1".into()],
+            cwd: "/srv".into(),
+            terminal: true,
+            ..ProcessSpec::default()
+        };
         let spec = ContainerSpec {
-            process: ProcessSpec {
-                args: vec!["sh".into()],
-                env: vec!["A=1".into()],
-                cwd: "/srv".into(),
-                terminal: true,
-                ..ProcessSpec::default()
-            },
-            hostname: "box".into(),
             read_only: true,
             tmpfs: vec![Tmpfs { path: "/cache".into(), options: vec!["size=1m".into()] }],
-            upper_bytes: 0,
-            seccomp: Seccomp::Default,
+            ..ContainerSpec::new(process, "box")
         };
         let parsed: Spec = serde_json::from_slice(&serde_json::to_vec(&container(&spec)).unwrap()).unwrap();
         let process = parsed.process().as_ref().unwrap();

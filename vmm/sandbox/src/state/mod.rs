@@ -3,7 +3,9 @@
 pub mod identity;
 pub mod outcome;
 pub mod places;
+pub mod storage;
 
 pub use identity::{Hostname, Id, Name};
 pub use outcome::Exit;
 pub use places::Places;
+pub use storage::StorageSize;

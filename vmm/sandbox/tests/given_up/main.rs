@@ -14,7 +14,7 @@ use nelly_protocol::service::{Agent, create_agent};
 use nelly_sandbox::agent::{ProcessId, Token};
 use nelly_sandbox::instance::{Sandbox, SandboxError};
 use nelly_sandbox::life::Outside;
-use nelly_sandbox::spec::{ContainerSpec, ProcessSpec, Seccomp};
+use nelly_sandbox::spec::{ContainerSpec, ProcessSpec};
 use nelly_vmm::config::{FileSource, MachineConfig};
 use nelly_vmm::machine::{ControlError, Isolation, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -274,14 +274,7 @@ fn nobody_waits_for_the_streams_of_a_program_that_did_not_start() {
     let bench = Bench::taken_over("exec");
     run(async {
         let (sandbox, _server) = up(&bench).await;
-        let container = ContainerSpec {
-            process: process(),
-            hostname: "box".into(),
-            read_only: false,
-            tmpfs: Vec::new(),
-            upper_bytes: 0,
-            seccomp: Seccomp::Default,
-        };
+        let container = ContainerSpec::new(process(), "box");
         let ran = tokio::time::timeout(SOON, sandbox.run("c", &container, "/dev/vda", None)).await;
         let failure = ran.expect("its streams are not waited for").unwrap().err().unwrap();
         assert_eq!((failure.code, failure.message.as_str()), (127, "no such program"));

@@ -317,12 +317,15 @@ fn rootfs_plan(rootfs: &Rootfs, mount_read_only: bool) -> Result<RootfsPlan, Pla
     if !["erofs", "squashfs", "ext4"].contains(&rootfs.filesystem.as_str()) {
         return Err(value("rootfs.filesystem", &rootfs.filesystem, "erofs, squashfs or ext4 is needed"));
     }
+    let upper_device = Some(&rootfs.upper_device).filter(|device| !device.is_empty());
+    upper_device.map_or(Ok(()), |device| absolute("rootfs.upper_device", device))?;
     Ok(RootfsPlan {
         device: rootfs.device.clone(),
         filesystem: rootfs.filesystem.clone(),
         read_only: rootfs.read_only,
         mount_read_only: mount_read_only || rootfs.read_only,
         upper_bytes: rootfs.upper_bytes,
+        upper_device: upper_device.cloned(),
     })
 }
 

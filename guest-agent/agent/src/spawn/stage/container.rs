@@ -7,15 +7,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{Gid, Uid, chown, sethostname};
+use nix::unistd::sethostname;
 
 use super::places::{self, ROOT, TargetKind};
-use super::{Named, StageError, files, nodes};
-use crate::spawn::plan::{ContainerPlan, MountPlan, RootfsPlan};
+use super::{Named, StageError, files, nodes, root};
+use crate::spawn::plan::{ContainerPlan, MountPlan};
 use crate::spawn::shares;
 use crate::sys::{self, MountAttributes};
 
@@ -45,7 +43,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
         .step(|| "detach from the guest's mounts".into())?;
     let total = sys::memory_bytes().step(|| "find the size of memory".into())?;
     let shares = shares::divide(total, plan.rootfs.upper_bytes, &plan.mounts);
-    let root = mount_root(&plan.rootfs, &plan.workdir, shares.root)?;
+    let root = root::mount(&plan.rootfs, &plan.workdir, shares.root)?;
     let mut sources = Vec::with_capacity(plan.mounts.len());
     for mount in &plan.mounts {
         sources.push(open_source(mount)?);
@@ -84,59 +82,6 @@ pub(super) fn seal(plan: &ContainerPlan) -> Result<(), StageError> {
             .step(|| "make the root read-only".into())?;
     }
     Ok(())
-}
-
-/// Mounts the image read-only below a writable layer in memory; answers where. A root without a
-/// writable layer still gets the layer, because mount points that the image lacks must be made
-/// somewhere: it is sealed afterwards.
-fn mount_root(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, StageError> {
-    sys::mount("tmpfs", workdir, "tmpfs", 0, &format!("mode=755,size={size}"))
-        .step(|| format!("mount the writable layer ({size} bytes) on {workdir}"))?;
-    let [lower, upper, work, root] =
-        ["lower", "upper", "work", "root"].map(|name| format!("{workdir}/{name}"));
-    for directory in [&lower, &upper, &work, &root] {
-        fs::create_dir(directory).step(|| format!("make {directory}"))?;
-    }
-    let RootfsPlan { device, filesystem, .. } = rootfs;
-    // A wish: without it the file system reads as it would.
-    let disk = (filesystem == "erofs").then(|| begin_reading(device)).transpose();
-    let data = if filesystem == "ext4" { "noload" } else { "" };
-    sys::mount(device, &lower, filesystem, libc::MS_RDONLY, data)
-        .step(|| format!("mount the image {device} as {filesystem}"))?;
-    // Until here: what was read of a disk that nobody has open any more is forgotten.
-    drop(disk);
-    // The root directory of an overlay is that of the upper layer.
-    let image = fs::metadata(&lower).step(|| "look at the image's root".into())?;
-    fs::set_permissions(&upper, image.permissions())
-        .step(|| "copy the mode of the image's root directory".into())?;
-    chown(upper.as_str(), Some(Uid::from_raw(image.uid())), Some(Gid::from_raw(image.gid())))
-        .step(|| "copy the owner of the image's root".into())?;
-    let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    sys::mount("overlay", &root, "overlay", 0, &layers)
-        .step(|| "mount the overlay of image and writable layer".into())?;
-    Ok(root)
-}
-
-/// Bytes that are read around what a program touches of its image: each read is a journey to the
-/// monitor and back.
-const READ_AHEAD_BYTES: u32 = 512 << 10;
-
-/// Bytes of an image's metadata that are read at once.
-const METADATA_BYTES: u64 = 128 << 10;
-
-/// Says how far to read ahead on a disk with an EROFS image, and begins to read its metadata, whose
-/// first block the superblock tells (kernel: fs/erofs/erofs_fs.h). The file system itself asks for
-/// it block by block. What was read is kept while the disk is open.
-fn begin_reading(device: &str) -> io::Result<File> {
-    const META_BLOCK_AT: u64 = 1024 + 40;
-    let disk = File::open(device)?;
-    sys::set_read_ahead(&disk, READ_AHEAD_BYTES)?;
-    let mut block = [0; 4];
-    disk.read_exact_at(&mut block, META_BLOCK_AT)?;
-    let offset = i64::from(u32::from_le_bytes(block)) << 12;
-    let length = METADATA_BYTES.cast_signed();
-    posix_fadvise(&disk, offset, length, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?;
-    Ok(disk)
 }
 
 fn open_source(mount: &MountPlan) -> Result<Option<Source>, StageError> {
