@@ -182,7 +182,8 @@ async fn a_link_is_no_layer(world: Arc<World>) {
 }
 
 async fn it_grows_to_its_disk(world: Arc<World>) {
-    // CAP_SYS_RESOURCE, which some machines keep from root; a guest has it (tests/tests/e2e/storage.rs).
+    // CAP_SYS_RESOURCE, which some machines keep from root; a guest's root has it
+    // (tests/tests/e2e/storage.rs).
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
     if u64::from_str_radix(effective, 16).unwrap() & 1 << 24 == 0 {

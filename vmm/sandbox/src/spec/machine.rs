@@ -36,7 +36,8 @@ pub struct MachineSpec {
     /// guest sees it as [`IMAGE_DEVICE`], read-only.
     pub image: Vec<FileSource>,
     /// A disk with an ext4 file system for the container's writable layer, made by
-    /// [`crate::state::storage::create`]. The guest sees it as [`STORAGE_DEVICE`], and writes to it.
+    /// [`crate::state::storage::create`]. The guest sees it as [`STORAGE_DEVICE`], and writes to
+    /// it.
     pub storage: Option<FileSource>,
     /// How the hardware is described to the kernel.
     pub platform: Platform,
