@@ -64,7 +64,8 @@ impl Digest {
     }
 
     /// Whether `data` has this digest.
-    pub(crate) fn matches(&self, data: &[u8]) -> bool {
+    #[must_use]
+    pub fn matches(&self, data: &[u8]) -> bool {
         let mut hasher = self.hasher();
         hasher.update(data);
         hasher.finish() == *self

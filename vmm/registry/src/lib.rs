@@ -1,0 +1,28 @@
+//! Image registries: a blocking client of the OCI distribution protocol, and credentials.
+//!
+//! A [`Client`] fetches manifests and blobs of a [`Place`] and uploads them. It finds credentials
+//! where docker and podman keep theirs ([`CredentialStore`]), answers challenges, follows mirrors,
+//! proxies and redirects, resumes what was cut and tries again what may work later. Everything that
+//! a registry says is untrusted: sizes are bounded, bytes are verified, and credentials go to the
+//! registry and its token server alone.
+
+mod cancel;
+mod challenge;
+mod client;
+mod credentials;
+mod endpoint;
+mod error;
+mod http;
+mod options;
+mod program;
+mod proxy;
+mod resolve;
+mod retry;
+mod tls;
+
+pub use cancel::Cancel;
+pub use client::{Client, RawManifest};
+pub use credentials::{CredentialStore, Credentials, LoginPlace, Logout};
+pub use endpoint::Place;
+pub use error::RegistryError;
+pub use options::{Environment, HostOptions, Patience, RegistryOptions};

@@ -1,0 +1,7 @@
+//! The client with registries: Debian's, and servers that fail, lie or stall.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+mod hostile;
+mod real;
