@@ -126,6 +126,11 @@ fn check_transports(transports: &[MmioSlot]) -> Result<(), BootError> {
 /// The name of the argument that describes a virtio device to a kernel.
 const DEVICE: &str = "virtio_mmio.device";
 
+/// Bytes of the command line that are left to a kernel which reads a boot configuration: words that
+/// are built into it (`CONFIG_CMDLINE`, as our hardened kernel has) stand before ours, and what is
+/// too long then is cut off without a word.
+const BUILT_IN_WORDS: usize = 64;
+
 /// What the kernel is told in words.
 struct Told {
     command_line: String,
@@ -152,11 +157,11 @@ impl Told {
         let devices: Vec<_> = transports.iter().map(device).collect();
         let arguments: String = devices.iter().map(|device| format!("{DEVICE}={device} ")).collect();
         let limit = kernel.command_line_max();
-        match command_line(&format!("{swiotlb}{arguments}"), request.command_line, limit) {
+        let reads_boot_config = !devices.is_empty() && kernel.reads_boot_config();
+        let room = if reads_boot_config { limit.saturating_sub(BUILT_IN_WORDS) } else { limit };
+        match command_line(&format!("{swiotlb}{arguments}"), request.command_line, room) {
             Ok(command_line) => Ok(Self { command_line, devices: Vec::new() }),
-            Err(BootError::CommandLineTooLong { .. })
-                if !devices.is_empty() && kernel.reads_boot_config() && !has_boot_config(request)? =>
-            {
+            Err(BootError::CommandLineTooLong { .. }) if reads_boot_config && !has_boot_config(request)? => {
                 let own = format!("{}{swiotlb}", boot_config::WORD);
                 let command_line = command_line(&own, request.command_line, limit)?;
                 Ok(Self { command_line, devices })
