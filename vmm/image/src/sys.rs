@@ -105,3 +105,59 @@ pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     let found = rustix::fs::fstatvfs(file)?;
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
+
+/// Locks the whole of `file` for this open file alone, without waiting: the lock is held as long as
+/// any descriptor of this open file is, in whatever process. False if it is locked through another.
+///
+/// # Errors
+/// The file system has no locks, or the file is not open for writing.
+#[cfg(target_os = "linux")]
+pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether `file` is locked ([`try_lock`]) through another open file. Asking takes no lock, not even
+/// for a moment, so it never disturbs those who lock.
+///
+/// # Errors
+/// The file system has no locks.
+#[cfg(target_os = "linux")]
+pub fn is_locked(file: impl AsFd) -> io::Result<bool> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let mut found = whole_file();
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) != nix::libc::F_UNLCK)
+}
+
+#[cfg(target_os = "linux")]
+fn whole_file() -> nix::libc::flock {
+    use crate::num::fits;
+    use nix::libc::{F_WRLCK, SEEK_SET, flock};
+    let (l_type, l_whence) = (fits(F_WRLCK, "a small constant"), fits(SEEK_SET, "a small constant"));
+    flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+/// As on Linux, had the system such locks: one of the whole file that descriptors share.
+#[cfg(not(target_os = "linux"))]
+pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As on Linux, but the lock is taken for a moment to find out.
+#[cfg(not(target_os = "linux"))]
+pub fn is_locked(file: impl AsFd) -> io::Result<bool> {
+    let free = rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok();
+    if free {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock)?;
+    }
+    Ok(!free)
+}

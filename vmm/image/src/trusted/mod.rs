@@ -5,6 +5,7 @@
 //! parent, without following links, and is checked through its file descriptor. Everything below
 //! the last directory is opened and created relative to that descriptor.
 
+mod tree;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
@@ -21,6 +22,7 @@ use thiserror::Error;
 use self::walk::Walk;
 use crate::num::fits;
 use crate::sys;
+pub use crate::sys::{is_locked, try_lock};
 
 /// Flags for opening directories.
 const DIRECTORY: OFlags =
@@ -260,13 +262,19 @@ impl TrustedDir {
 
     /// Opens the file `name` for reading and writing, and creates it with mode 0600 if it does not
     /// exist.
-    pub(crate) fn open_or_make(&self, name: &str) -> Result<File, TrustError> {
+    ///
+    /// # Errors
+    /// As [`TrustedDir::read`].
+    pub fn open_or_make(&self, name: &str) -> Result<File, TrustError> {
         let file = self.file(OsStr::new(name), OFlags::RDWR | OFlags::CREATE)?;
         file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
     }
 
     /// Creates the file `name` with mode 0600, for reading and writing. It must not exist.
-    pub(crate) fn make_new(&self, name: &str) -> Result<File, TrustError> {
+    ///
+    /// # Errors
+    /// It exists, or as [`TrustedDir::read`].
+    pub fn make_new(&self, name: &str) -> Result<File, TrustError> {
         let file = self.file(OsStr::new(name), OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
         file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
     }
@@ -282,7 +290,10 @@ impl TrustedDir {
     }
 
     /// Whether `name` refers to the open `file`.
-    pub(crate) fn leads_to(&self, name: &str, file: &File) -> Result<bool, TrustError> {
+    ///
+    /// # Errors
+    /// As [`TrustedDir::read`].
+    pub fn leads_to(&self, name: &str, file: &File) -> Result<bool, TrustError> {
         let own = file.metadata().map_err(|source| io_error("look at", &self.path.join(name), source))?;
         let Some(named) = self.read(name)? else { return Ok(false) };
         let named = named.metadata().map_err(|source| io_error("look at", &self.path.join(name), source))?;
@@ -290,7 +301,10 @@ impl TrustedDir {
     }
 
     /// Removes the file `name`, if it exists.
-    pub(crate) fn remove(&self, name: impl AsRef<OsStr>) -> Result<(), TrustError> {
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn remove(&self, name: impl AsRef<OsStr>) -> Result<(), TrustError> {
         match rustix::fs::unlinkat(&self.fd, name.as_ref(), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(io_error("remove", &self.path.join(name.as_ref()), error)),
@@ -309,8 +323,27 @@ impl TrustedDir {
         rustix::fs::fsync(&self.fd).map_err(|error| io_error("sync", &self.path, error))
     }
 
+    /// A path to the entry `name` that leads through this descriptor, for the calls that take only
+    /// paths: it is short, however long the directory's own path is, and valid while `self` lives.
+    #[must_use]
+    pub fn reach(&self, name: &str) -> PathBuf {
+        sys::path_in(&self.fd, OsStr::new(name), &self.path.join(name))
+    }
+
+    /// Removes the directory `name` with everything below it, if it exists. Links are removed, not
+    /// followed. Several may do so at once.
+    ///
+    /// # Errors
+    /// Something in it cannot be removed.
+    pub fn remove_tree(&self, name: &str) -> Result<(), TrustError> {
+        tree::remove(self.fd.as_fd(), OsStr::new(name), &self.path.join(name))
+    }
+
     /// The names of its entries.
-    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn names(&self) -> io::Result<Vec<OsString>> {
         sys::names(&self.fd)
     }
 }

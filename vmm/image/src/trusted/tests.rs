@@ -150,3 +150,36 @@ fn links_are_followed_on_the_way_and_never_below() {
     assert!(matches!(dir.subdirectory("f"), Err(TrustError::Kind { .. })));
     assert!(matches!(TrustedDir::open(&real.join("f/x")), Err(TrustError::Kind { .. })));
 }
+
+#[test]
+fn a_lock_belongs_to_an_open_file_and_asking_takes_none() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = TrustedDir::make(&place.path().join("d")).unwrap();
+    let (one, two) = (dir.open_or_make("lock").unwrap(), dir.open_or_make("lock").unwrap());
+    assert!(!is_locked(&one).unwrap() && !is_locked(&two).unwrap());
+    assert!(try_lock(&one).unwrap() && try_lock(&one).unwrap() && !try_lock(&two).unwrap());
+    assert!(is_locked(&two).unwrap() && is_locked(dir.read("lock").unwrap().unwrap()).unwrap());
+    let copy = one.try_clone().unwrap();
+    drop(one);
+    assert!(is_locked(&two).unwrap());
+    drop(copy);
+    assert!(!is_locked(&two).unwrap() && try_lock(&two).unwrap());
+}
+
+#[test]
+fn a_tree_is_removed_and_what_its_links_lead_to_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let dir = TrustedDir::make(&place.path().join("d")).unwrap();
+    dir.make_new("kept").unwrap();
+    fs::create_dir_all(dir.path().join("tree/a/b")).unwrap();
+    fs::write(dir.path().join("tree/a/b/f"), "x").unwrap();
+    symlink(dir.path(), dir.path().join("tree/a/up")).unwrap();
+    symlink("tree", dir.path().join("link")).unwrap();
+    dir.remove_tree("tree").unwrap();
+    dir.remove_tree("tree").unwrap();
+    assert!(dir.remove_tree("link").is_err() && dir.remove_tree("kept").is_err());
+    let mut names = dir.names().unwrap();
+    names.sort();
+    assert_eq!(names, ["kept", "link"]);
+    assert!(dir.reach("kept").exists());
+}
