@@ -106,8 +106,9 @@ pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
-/// Locks the whole of `file` for this open file alone, without waiting: the lock is held as long as
-/// any descriptor of this open file is, in whatever process. False if it is locked through another.
+/// Locks the whole of `file` for this open file alone, without waiting: the lock is held as long
+/// as any descriptor of this open file is, in whatever process. False if it is locked through
+/// another.
 ///
 /// # Errors
 /// The file system has no locks, or the file is not open for writing.
@@ -121,8 +122,8 @@ pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// Whether `file` is locked ([`try_lock`]) through another open file. Asking takes no lock, not even
-/// for a moment, so it never disturbs those who lock.
+/// Whether `file` is locked ([`try_lock`]) through another open file. Asking takes no lock, not
+/// even for a moment, so it never disturbs those who lock.
 ///
 /// # Errors
 /// The file system has no locks.
@@ -136,7 +137,7 @@ pub fn is_locked(file: impl AsFd) -> io::Result<bool> {
 
 #[cfg(target_os = "linux")]
 fn whole_file() -> nix::libc::flock {
-    use crate::num::fits;
+    use nelly_disk::number::fits;
     use nix::libc::{F_WRLCK, SEEK_SET, flock};
     let (l_type, l_whence) = (fits(F_WRLCK, "a small constant"), fits(SEEK_SET, "a small constant"));
     flock { l_type, l_whence, l_start: 0, l_len: 0, l_pid: 0 }

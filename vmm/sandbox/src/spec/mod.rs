@@ -11,9 +11,10 @@ pub use installation::Installation;
 pub use machine::MachineSpec;
 pub use process::{Overrides, ProcessSpec, SpecError};
 pub use seccomp::{Seccomp, SecurityOption};
+use serde::{Deserialize, Serialize};
 
 /// The container that the agent creates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
     /// Its first process.
     pub process: ProcessSpec,
@@ -50,7 +51,7 @@ impl ContainerSpec {
 }
 
 /// A tmpfs in the container, parsed from `PATH[:OPTIONS]` as in docker and podman.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
     /// Absolute path in the container.
     pub path: String,

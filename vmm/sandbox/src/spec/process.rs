@@ -2,9 +2,10 @@
 //! rules.
 
 use oci_spec::image::Config;
+use serde::{Deserialize, Serialize};
 
 /// What a container runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// Program and arguments, never empty.
     pub args: Vec<String>,

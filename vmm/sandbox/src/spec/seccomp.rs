@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 use super::SpecError;
 
 /// Which filter a container has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Seccomp {
     /// The allow list of this room.
     #[default]

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A sandbox's id: 32 random bytes, written as 64 hexadecimal digits, 12 of them shown to people.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Id([u8; 32]);
 
 impl Id {
@@ -47,6 +50,43 @@ impl fmt::Debug for Id {
     }
 }
 
+/// A text that is no id.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid id {0:?}: an id has 64 of the digits 0-9 a-f")]
+pub struct IdError(String);
+
+impl FromStr for Id {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
+        let bytes = || -> Option<[u8; 32]> {
+            let pairs = Some(text.as_bytes()).filter(|bytes| bytes.len() == 64)?.chunks(2);
+            pairs.map(pair).collect::<Option<Vec<u8>>>()?.try_into().ok()
+        };
+        bytes().map(Self).ok_or_else(|| IdError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Id {
+    type Error = IdError;
+
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        id.to_string()
+    }
+}
+
 const ADJECTIVES: [&str; 32] = [
     "amber", "bold", "brisk", "calm", "clear", "crisp", "deft", "eager", "fair", "fleet", "fond", "gentle",
     "glad", "keen", "kind", "lively", "lucid", "merry", "mild", "neat", "nimble", "plain", "proud", "quick",
@@ -60,7 +100,8 @@ const ANIMALS: [&str; 32] = [
 ];
 
 /// A sandbox's name, its host name too where none was given: `[a-z0-9][a-z0-9_.-]{0,62}`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 impl Name {
@@ -93,6 +134,20 @@ impl FromStr for Name {
         } else {
             Err(NameError(text.to_owned()))
         }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
     }
 }
 
@@ -153,6 +208,12 @@ mod tests {
         assert_eq!(one.to_string().len(), 64);
         assert!(one.to_string().starts_with(&one.short()));
         assert_eq!(one.name().as_str().parse::<Name>().unwrap(), one.name());
+        assert_eq!(one.to_string().parse(), Ok(one));
+        for bad in
+            ["", "0", &one.to_string()[1..], &one.to_string()[2..], &format!("{one}00"), &"G".repeat(64)]
+        {
+            assert!(bad.parse::<Id>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,11 +1,22 @@
-//! What is known of a sandbox from outside: its identity, how it ended, and the places on the host.
+//! What is known of a sandbox from outside: its identity and record, its state directory with its
+//! lock and its disk, and the places on the host.
 
+pub mod directory;
+mod error;
 pub mod identity;
 pub mod outcome;
 pub mod places;
+pub mod record;
+pub mod runtime;
 pub mod storage;
+pub mod time;
 
+pub use directory::{Listed, SandboxDir, SandboxLock, Sandboxes};
+pub use error::StateError;
 pub use identity::{Hostname, Id, Name};
 pub use outcome::Exit;
 pub use places::Places;
+pub use record::{Condition, SandboxRecord, SandboxState, Status};
+pub use runtime::RuntimeDir;
 pub use storage::StorageSize;
+pub use time::Timestamp;

@@ -1,0 +1,215 @@
+//! The directory of one sandbox: its two files and its lock.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nelly_image::trusted::{self, TrustedDir};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::state::error::io_error;
+use crate::state::record::{Condition, SCHEMA};
+use crate::state::{Id, SandboxRecord, SandboxState, StateError};
+
+const RECORD: &str = "sandbox.json";
+const STATE: &str = "state.json";
+const LOCK: &str = "lock";
+pub(super) const LOGS: &str = "logs";
+/// A larger file is not one of ours: what a user can say is limited by the system's argument size.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The directory of a sandbox, which may be in any state, or damaged.
+#[derive(Debug)]
+pub struct SandboxDir {
+    id: Id,
+    dir: TrustedDir,
+}
+
+/// The lock of a sandbox. Whoever holds it is the only one that starts, changes the state of, or
+/// removes the sandbox. It is a descriptor: a process that inherits it holds the lock too, and the
+/// lock ends when all copies are closed.
+#[derive(Debug)]
+pub struct SandboxLock {
+    id: Id,
+    file: File,
+}
+
+impl SandboxLock {
+    /// The sandbox.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// The descriptor, to be passed on; closed on exec as long as nobody changes that.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.file.into()
+    }
+}
+
+impl AsFd for SandboxLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// A file with its schema.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    value: &'a T,
+}
+
+impl SandboxDir {
+    pub(super) fn new(id: Id, dir: TrustedDir) -> Self {
+        Self { id, dir }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Its directory, for further files.
+    #[must_use]
+    pub fn dir(&self) -> &TrustedDir {
+        &self.dir
+    }
+
+    /// The directory of its logs, made if it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made or is not trusted.
+    pub fn logs(&self) -> Result<TrustedDir, StateError> {
+        Ok(self.dir.make_subdirectory(LOGS)?)
+    }
+
+    /// Reads `sandbox.json`.
+    ///
+    /// # Errors
+    /// It is missing, damaged, of a newer version, or not trusted.
+    pub fn record(&self) -> Result<SandboxRecord, StateError> {
+        let record: SandboxRecord = self.read(RECORD)?;
+        if record.id == self.id {
+            return Ok(record);
+        }
+        let source =
+            serde::de::Error::custom(format_args!("it is the record of sandbox {}", record.id.short()));
+        Err(StateError::Json { path: self.dir.path().join(RECORD), source })
+    }
+
+    /// Reads `state.json`.
+    ///
+    /// # Errors
+    /// As [`SandboxDir::record`].
+    pub fn state(&self) -> Result<SandboxState, StateError> {
+        self.read(STATE)
+    }
+
+    /// Whether somebody holds its lock. Asking neither waits nor disturbs.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn is_locked(&self) -> Result<bool, StateError> {
+        let Some(file) = self.dir.read(LOCK)? else { return Ok(false) };
+        trusted::is_locked(&file)
+            .map_err(|source| io_error("ask for the lock", &self.dir.path().join(LOCK), source))
+    }
+
+    /// What is the case: the state, and whether somebody holds the lock.
+    ///
+    /// # Errors
+    /// As [`SandboxDir::record`].
+    pub fn condition(&self) -> Result<Condition, StateError> {
+        // In this order: a holder writes its last state before it lets go.
+        let locked = self.is_locked()?;
+        Ok(self.state()?.condition(locked))
+    }
+
+    /// The lock that this process inherited as `fd`.
+    ///
+    /// # Errors
+    /// It is the lock of another sandbox, or not held.
+    pub fn adopt(&self, fd: OwnedFd) -> Result<SandboxLock, StateError> {
+        let file = File::from(fd);
+        let path = self.dir.path().join(LOCK);
+        let held = || trusted::try_lock(&file).map_err(|source| io_error("lock", &path, source));
+        if self.dir.leads_to(LOCK, &file)? && held()? {
+            return Ok(SandboxLock { id: self.id, file });
+        }
+        Err(StateError::Busy { id: self.id })
+    }
+
+    /// Writes `state.json` anew.
+    ///
+    /// # Errors
+    /// The file system refuses; the old file is still there.
+    pub fn write_state(&self, lock: &SandboxLock, state: &SandboxState) -> Result<(), StateError> {
+        assert_eq!(lock.id, self.id, "the state is written by the holder of this sandbox's lock");
+        self.write(STATE, state)
+    }
+
+    /// Writes `sandbox.json` anew, under the lock of the whole directory.
+    pub(super) fn write_record(&self, record: &SandboxRecord) -> Result<(), StateError> {
+        self.write(RECORD, record)
+    }
+
+    /// Takes the lock without waiting; `None` if it is held.
+    pub(super) fn try_lock(&self) -> Result<Option<SandboxLock>, StateError> {
+        let path = self.dir.path().join(LOCK);
+        let file = self.dir.open_or_make(LOCK)?;
+        let locked = trusted::try_lock(&file).map_err(|source| io_error("lock", &path, source))?;
+        Ok(locked.then_some(SandboxLock { id: self.id, file }))
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
+        #[derive(Deserialize)]
+        struct Schema {
+            schema: u64,
+        }
+        let path = self.dir.path().join(name);
+        let Some(file) = self.dir.read(name)? else { return Err(StateError::Incomplete { path }) };
+        let mut text = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut text).map_err(|source| io_error("read", &path, source))?;
+        // Of another schema nothing else is known, so that is asked first.
+        match serde_json::from_slice(&text) {
+            Ok(Schema { schema }) if schema == u64::from(SCHEMA) => {}
+            Ok(Schema { schema: found }) => return Err(StateError::Schema { path, found }),
+            Err(source) => return Err(StateError::Json { path, source }),
+        }
+        serde_json::from_slice(&text).map_err(|source| StateError::Json { path, source })
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
+        let versioned = Versioned { schema: SCHEMA, value };
+        let mut text = serde_json::to_vec_pretty(&versioned)
+            .map_err(|source| StateError::Json { path: self.dir.path().join(name), source })?;
+        text.push(b'\n');
+        replace(&self.dir, name, &text)
+    }
+}
+
+/// Replaces the file `name` in `dir` by renaming, so that every reader finds a whole one, also
+/// after the host lost its power. Only one process at a time may replace a file, which a lock sees
+/// to.
+pub(super) fn replace(dir: &TrustedDir, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    let unfinished = format!("{name}.new");
+    let path = dir.path().join(name);
+    // What a killed process left.
+    dir.remove(&unfinished)?;
+    let written = || {
+        let mut file = dir.make_new(&unfinished)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|source| io_error("write", &path, source))?;
+        rustix::fs::renameat(dir, &unfinished, dir, name).map_err(|error| io_error("write", &path, error))
+    };
+    written().inspect_err(|_: &StateError| {
+        // The disk may be full: what was begun is in the way.
+        let _ = dir.remove(&unfinished);
+    })
+}

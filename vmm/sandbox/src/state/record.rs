@@ -1,0 +1,424 @@
+//! The two JSON files of a sandbox, as plain data.
+//!
+//! Fields are only ever added, each with a default, so an older file is read as it is meant. A file
+//! with another `schema`, or with a status that this build does not know, is refused: it is of a
+//! newer version, which alone knows what may be done with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nelly_vmm::config::{CpuCount, MemorySize, Platform};
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, Id, Name, Timestamp};
+use crate::spec::ContainerSpec;
+
+/// The `schema` of both files.
+pub const SCHEMA: u32 = 1;
+
+/// `sandbox.json`: everything that a start needs. Only the name, the restart policy and limits are
+/// ever changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Its id; the first container has the same.
+    pub id: Id,
+    /// Its name; the first container has the same.
+    pub name: Name,
+    /// When it was created.
+    pub created: Timestamp,
+    /// The image of its first container.
+    pub image: ImageRecord,
+    /// Its first container.
+    pub container: ContainerSpec,
+    /// Its machine.
+    pub machine: MachineRecord,
+    /// When it is started again after its end.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Words that a user gave it, for filters.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Words for other programs.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// It is removed at its end.
+    #[serde(default)]
+    pub auto_remove: bool,
+    /// The number of the signal that asks its first process to end, 1 to 64.
+    #[serde(default = "sigterm")]
+    pub stop_signal: u8,
+    /// How long that process may take, in milliseconds, before it is killed.
+    #[serde(default = "ten_seconds")]
+    pub stop_grace_ms: u64,
+    /// Size of the disk of the writable layer, in bytes; 0 means that it has none.
+    #[serde(default)]
+    pub storage_bytes: u64,
+}
+
+fn sigterm() -> u8 {
+    15
+}
+
+fn ten_seconds() -> u64 {
+    10_000
+}
+
+/// The image that a sandbox was made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// The reference, as a person reads it.
+    pub reference: String,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// The files of its disk, in order. They are kept as long as the sandbox is.
+    pub disk_paths: Vec<PathBuf>,
+}
+
+/// The machine of a sandbox, its files by their paths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Number of vCPUs.
+    pub cpus: CpuCount,
+    /// Guest memory size, in bytes.
+    pub memory_bytes: MemorySize,
+    /// Text appended to the kernel command line.
+    #[serde(default)]
+    pub append: String,
+    /// Whether the processor's virtualisation is exposed to the guest.
+    #[serde(default)]
+    pub nested: bool,
+    /// How the hardware is described to the kernel.
+    #[serde(default)]
+    pub platform: Platform,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initrd: PathBuf,
+    /// The `nelly-monitor` program.
+    pub monitor: PathBuf,
+}
+
+/// When a sandbox is started again after its end, in docker's spelling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// After a failure, at most this many times in a row; 0 means any number.
+    OnFailure(u32),
+    /// Always, unless it was stopped by a command.
+    Always,
+    /// The same, and not after a reboot of the host if it was stopped before.
+    UnlessStopped,
+}
+
+/// A text that is no restart policy.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid restart policy {0:?}: use no, on-failure, on-failure:MAXIMUM, always or unless-stopped")]
+pub struct RestartPolicyError(String);
+
+impl FromStr for RestartPolicy {
+    type Err = RestartPolicyError;
+
+    fn from_str(text: &str) -> Result<Self, RestartPolicyError> {
+        match (text, text.strip_prefix("on-failure:").map(str::parse)) {
+            ("no", _) => Ok(Self::No),
+            ("on-failure", _) => Ok(Self::OnFailure(0)),
+            ("always", _) => Ok(Self::Always),
+            ("unless-stopped", _) => Ok(Self::UnlessStopped),
+            (_, Some(Ok(maximum))) => Ok(Self::OnFailure(maximum)),
+            _ => Err(RestartPolicyError(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::No => f.write_str("no"),
+            Self::OnFailure(0) => f.write_str("on-failure"),
+            Self::OnFailure(maximum) => write!(f, "on-failure:{maximum}"),
+            Self::Always => f.write_str("always"),
+            Self::UnlessStopped => f.write_str("unless-stopped"),
+        }
+    }
+}
+
+impl TryFrom<String> for RestartPolicy {
+    type Error = RestartPolicyError;
+
+    fn try_from(text: String) -> Result<Self, RestartPolicyError> {
+        text.parse()
+    }
+}
+
+impl From<RestartPolicy> for String {
+    fn from(policy: RestartPolicy) -> Self {
+        policy.to_string()
+    }
+}
+
+/// What a sandbox's holder last wrote of it. If nobody holds it any more, see [`Condition`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Status {
+    /// It was never started.
+    Created,
+    /// The machine or the container is not there yet.
+    Starting,
+    /// The container runs.
+    Running,
+    /// The machine is paused.
+    Paused,
+    /// The container was asked to end, or the machine is being ended.
+    Stopping,
+    /// It ended, and its result is known.
+    Exited,
+}
+
+impl Status {
+    /// Every status.
+    pub const ALL: [Self; 6] =
+        [Self::Created, Self::Starting, Self::Running, Self::Paused, Self::Stopping, Self::Exited];
+
+    /// Its word in files and filters.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+        }
+    }
+}
+
+/// A word that is no status of this version.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown status {0:?}; this version knows created, starting, running, paused, stopping and exited")]
+pub struct StatusError(String);
+
+impl FromStr for Status {
+    type Err = StatusError;
+
+    fn from_str(text: &str) -> Result<Self, StatusError> {
+        Self::ALL.into_iter().find(|status| status.word() == text).ok_or_else(|| StatusError(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Status {
+    type Error = StatusError;
+
+    fn try_from(text: String) -> Result<Self, StatusError> {
+        text.parse()
+    }
+}
+
+impl From<Status> for String {
+    fn from(status: Status) -> Self {
+        status.word().to_owned()
+    }
+}
+
+/// How the first container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Its exit code, as in [`Exit`].
+    pub code: u8,
+    /// The reason, as in [`Exit`].
+    pub reason: String,
+}
+
+impl From<Exit> for ExitRecord {
+    fn from(exit: Exit) -> Self {
+        Self { code: exit.code, reason: exit.reason.to_owned() }
+    }
+}
+
+/// The process that holds a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderRecord {
+    /// Its process id. Another process may have it later.
+    pub pid: u32,
+    /// When it started, in clock ticks since the host's boot (`/proc/PID/stat`): together with the
+    /// pid this is one process only, until the host is booted again.
+    pub start_ticks: u64,
+}
+
+/// `state.json`, written by the holder of the sandbox's lock alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxState {
+    /// Where it is in its life.
+    pub status: Status,
+    /// Who holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HolderRecord>,
+    /// When the container last started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// When it last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// How it last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitRecord>,
+    /// How often the restart policy started it again.
+    #[serde(default)]
+    pub restarts: u32,
+    /// The directory of its sockets. Other sessions of the same user may have another
+    /// `XDG_RUNTIME_DIR`, so it stands here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime_dir: Option<PathBuf>,
+    /// A command ended it on purpose, so that no policy starts it again.
+    #[serde(default)]
+    pub stopped_by_command: bool,
+}
+
+impl SandboxState {
+    /// A sandbox that was never started.
+    #[must_use]
+    pub fn created() -> Self {
+        Self {
+            status: Status::Created,
+            holder: None,
+            started_at: None,
+            finished_at: None,
+            exit: None,
+            restarts: 0,
+            runtime_dir: None,
+            stopped_by_command: false,
+        }
+    }
+
+    /// What is the case, given whether somebody holds the sandbox's lock.
+    #[must_use]
+    pub fn condition(&self, locked: bool) -> Condition {
+        match self.status {
+            Status::Created | Status::Exited => Condition::Status(self.status),
+            _ if !locked => Condition::Unclean,
+            status => Condition::Status(status),
+        }
+    }
+}
+
+/// What is the case with a sandbox: what its holder wrote, or that its holder ended without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// As written.
+    Status(Status),
+    /// It ended together with its holder: killed, or the host was booted again. No exit code is
+    /// known, and it can be started again.
+    Unclean,
+}
+
+impl Condition {
+    /// Its word in filters and JSON; an unclean end is `exited` too.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Status(status) => status.word(),
+            Self::Unclean => Status::Exited.word(),
+        }
+    }
+
+    /// Whether there is a machine, or will be one in a moment.
+    #[must_use]
+    pub fn is_live(self) -> bool {
+        !matches!(self, Self::Unclean | Self::Status(Status::Created | Status::Exited))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::spec::{ProcessSpec, Seccomp};
+
+    /// A record with as few words as there can be.
+    pub(crate) fn example(name: &str) -> SandboxRecord {
+        let process = ProcessSpec { args: vec!["sh".into()], cwd: "/".into(), ..ProcessSpec::default() };
+        SandboxRecord {
+            id: Id::random().unwrap(),
+            name: name.parse().unwrap(),
+            created: Timestamp::now(),
+            image: ImageRecord {
+                reference: "builtin:busybox".into(),
+                digest: "sha256:00".into(),
+                disk_paths: vec!["/cache/a.erofs".into()],
+            },
+            container: ContainerSpec::new(process, name),
+            machine: MachineRecord {
+                cpus: CpuCount::default(),
+                memory_bytes: MemorySize::default(),
+                append: String::new(),
+                nested: false,
+                platform: Platform::Auto,
+                kernel: "/k".into(),
+                initrd: "/i".into(),
+                monitor: "/m".into(),
+            },
+            restart: RestartPolicy::No,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            auto_remove: false,
+            stop_signal: 15,
+            stop_grace_ms: 10_000,
+            storage_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_absent_has_its_default() {
+        let mut record = example("web");
+        record.restart = RestartPolicy::OnFailure(3);
+        let profile =
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}"#;
+        record.container.seccomp = Seccomp::from_json(profile, &[]).unwrap();
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<SandboxRecord>(&text).unwrap(), record);
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&value["restart"], &value["machine"]["cpus"]), (&json!("on-failure:3"), &json!(1)));
+        for later in ["restart", "labels", "annotations", "auto_remove", "stop_signal", "stop_grace_ms"] {
+            value.as_object_mut().unwrap().remove(later);
+        }
+        value["of_a_later_version"] = json!({"x": 1});
+        let read: SandboxRecord = serde_json::from_value(value).unwrap();
+        assert_eq!(read, SandboxRecord { restart: RestartPolicy::No, ..record });
+        let state = SandboxState::created();
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<SandboxState>(&text).unwrap(), state);
+        assert_eq!(serde_json::from_str::<SandboxState>(r#"{"status":"created"}"#).unwrap(), state);
+    }
+
+    #[test]
+    fn an_unknown_status_or_policy_is_refused_by_name() {
+        let error = serde_json::from_str::<SandboxState>(r#"{"status":"melting"}"#).unwrap_err().to_string();
+        assert!(error.contains("\"melting\"") && error.contains("stopping"), "{error}");
+        for policy in ["no", "on-failure", "on-failure:7", "always", "unless-stopped"] {
+            assert_eq!(policy.parse::<RestartPolicy>().unwrap().to_string(), policy);
+        }
+        for bad in ["", "yes", "on-failure:", "on-failure:-1", "on-failure:x", "always:1"] {
+            assert!(bad.parse::<RestartPolicy>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn without_a_holder_what_ran_has_ended_uncleanly() {
+        for status in Status::ALL {
+            let state = SandboxState { status, ..SandboxState::created() };
+            assert_eq!(state.condition(true), Condition::Status(status));
+            let ended = state.condition(false);
+            match status {
+                Status::Created | Status::Exited => assert_eq!(ended, Condition::Status(status)),
+                _ => assert_eq!((ended, ended.word()), (Condition::Unclean, "exited")),
+            }
+            assert!(!ended.is_live());
+        }
+    }
+}
