@@ -17,6 +17,8 @@ pub enum ImageStage {
         /// Number of layers of the image.
         count: usize,
     },
+    /// Copying a file into the local store or out of it; bytes of the file as it is stored.
+    Copying,
     /// Copying a `rootfs:` directory; bytes of file contents, total unknown.
     Rootfs,
     /// Writing inodes and directories; bytes of the metadata.
@@ -32,6 +34,7 @@ impl fmt::Display for ImageStage {
             Self::Waiting => f.write_str("waiting for another process that prepares this image"),
             Self::Archive => f.write_str("decompressing the archive"),
             Self::Layer { number, count } => write!(f, "unpacking layer {number} of {count}"),
+            Self::Copying => f.write_str("copying"),
             Self::Rootfs => f.write_str("reading the directory"),
             Self::Metadata => f.write_str("writing the file system"),
             Self::Sync => f.write_str("syncing"),

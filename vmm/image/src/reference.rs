@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::digest::Digest;
 use crate::name::{ImageName, NameError};
 
 /// The forms of an IMAGE word that work, for messages.
@@ -49,6 +50,8 @@ pub enum Reference {
     BuiltinBusybox,
     /// Any other word: an image of the local store by its name, such as `alpine:3.20`.
     Named(ImageName),
+    /// `sha256:HEX`, or its digits alone: an image of the local store by its digest.
+    Id(Digest),
 }
 
 /// An IMAGE word that names no image.
@@ -147,6 +150,9 @@ impl FromStr for Reference {
         if word.contains("://") {
             return Err(ReferenceError::Scheme { word: word.to_owned() });
         }
+        if let Ok(digest) = word.parse().or_else(|_| format!("sha256:{word}").parse()) {
+            return Ok(Self::Id(digest));
+        }
         let bad = |source| ReferenceError::Name { word: word.chars().take(160).collect(), source };
         Ok(Self::Named(word.parse().map_err(bad)?))
     }
@@ -179,6 +185,7 @@ impl fmt::Display for Reference {
             Self::Rootfs { dir } => ("rootfs", dir, &None),
             Self::BuiltinBusybox => return f.write_str("builtin:busybox"),
             Self::Named(name) => return fmt::Display::fmt(name, f),
+            Self::Id(digest) => return fmt::Display::fmt(digest, f),
         };
         write!(f, "{prefix}:{}", path.display())?;
         match tag {
@@ -219,7 +226,7 @@ impl Reference {
             | Self::OciArchive { file: path, .. }
             | Self::DockerArchive { file: path, .. }
             | Self::Rootfs { dir: path } => Some(path),
-            Self::BuiltinBusybox | Self::Named(_) => None,
+            Self::BuiltinBusybox | Self::Named(_) | Self::Id(_) => None,
         }
     }
 }
@@ -246,6 +253,7 @@ mod tests {
             ("rootfs:/a:b", Reference::Rootfs { dir: path("/a:b") }),
             ("builtin:busybox", Reference::BuiltinBusybox),
             ("alpine", Reference::Named("docker.io/library/alpine".parse().unwrap())),
+            (&Digest::sha256(b"x").to_string(), Reference::Id(Digest::sha256(b"x"))),
             ("host:5000/a:1", Reference::Named("host:5000/a:1".parse().unwrap())),
         ];
         for (word, want) in table {

@@ -14,6 +14,7 @@ use crate::digest::{Digest, Hasher};
 use crate::lock::{GiveUp, lock, lock_name};
 use crate::name::ImageName;
 use crate::num::to_u64;
+use crate::sys;
 use crate::trusted::{TrustError, TrustedDir, io_error};
 use crate::version;
 
@@ -204,6 +205,28 @@ impl Adding {
             self.partial.remove(&name)?;
         }
         written
+    }
+
+    /// A new file without a name, which ends with its descriptor.
+    pub(crate) fn spool(&self) -> Result<File, LocalError> {
+        match sys::nameless(&self.partial) {
+            Ok(file) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                let name = format!("spool.{}", std::process::id());
+                self.partial.remove(&name)?;
+                let file = self.partial.make_new(&name)?;
+                self.partial.remove(&name)?;
+                Ok(file)
+            }
+            Err(source) => Err(io_error("create a file in", self.partial.path(), source).into()),
+        }
+    }
+
+    /// The bytes that may be written: all but a sixteenth of the free space.
+    pub(crate) fn room(&self) -> Result<u64, LocalError> {
+        let free = sys::free_bytes(&self.dir)
+            .map_err(|source| io_error("look at the file system of", self.dir.path(), source))?;
+        Ok(free.map_or(u64::MAX, |free| free - free / 16))
     }
 
     /// Gives a whole blob its name for good.

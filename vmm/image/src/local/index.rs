@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::descriptor::Descriptor;
-use crate::digest::DigestError;
+use crate::digest::{Digest, DigestError};
 use crate::name::ImageName;
 
 /// The annotation that holds an image's name, in its canonical form.
@@ -104,6 +104,25 @@ impl StoreIndex {
         self.manifests.push(IndexEntry::new(name, descriptor));
     }
 
+    /// Removes the entry of this name, or with `None` all of this image. Returns their names.
+    pub(crate) fn remove(&mut self, canonical: Option<&str>, digest: &Digest) -> Vec<ImageName> {
+        let word = digest.to_string();
+        let goes = |entry: &IndexEntry| match canonical {
+            Some(name) => entry.canonical_name() == Some(name),
+            None => entry.digest == word,
+        };
+        let (gone, kept) = std::mem::take(&mut self.manifests).into_iter().partition(goes);
+        self.manifests = kept;
+        let gone: Vec<IndexEntry> = gone;
+        gone.iter().filter_map(IndexEntry::name).collect()
+    }
+
+    /// Whether an entry leads to this image.
+    pub(crate) fn has(&self, digest: &Digest) -> bool {
+        let word = digest.to_string();
+        self.manifests.iter().any(|entry| entry.digest == word)
+    }
+
     fn unname(&mut self, canonical: &str) {
         let Some(at) = self.manifests.iter().position(|entry| entry.canonical_name() == Some(canonical))
         else {
@@ -120,7 +139,6 @@ impl StoreIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
 
     fn descriptor(text: &str) -> Descriptor {
         let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();

@@ -14,7 +14,9 @@
 //! name when all of its blobs have theirs. Nothing else is needed after a process was killed.
 
 mod adding;
+mod collect;
 mod index;
+mod remove;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,6 +28,7 @@ use thiserror::Error;
 
 pub use self::adding::{Adding, Begun, Ingest};
 use self::index::{IndexEntry, StoreIndex};
+pub use self::remove::{Found, InUse, Removal};
 use crate::blob::{Blob, Bytes};
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestError};
@@ -100,6 +103,18 @@ pub enum LocalError {
         /// Bytes that came.
         found: u64,
     },
+    /// No image has this name or id.
+    #[error("there is no image `{0}` in the local store")]
+    NoImage(String),
+    /// The beginning of several ids.
+    #[error("several images have an id that begins with `{0}`; give more of it")]
+    SeveralImages(String),
+    /// An image was to be removed by its id, and has several names.
+    #[error("the image `{0}` has several names; remove them by name, or all of them with --force")]
+    SeveralNames(String),
+    /// An image was to be removed that a sandbox uses.
+    #[error("the image `{0}` is used by a sandbox; remove that first")]
+    InUse(String),
     /// An image was to be named whose manifest is not in the store.
     #[error("{0} is not in the local store")]
     NoBlob(Box<Digest>),

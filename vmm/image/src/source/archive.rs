@@ -171,8 +171,18 @@ impl Archive {
         limits: &Limits,
         cancelled: &mut dyn FnMut() -> bool,
     ) -> Result<Self, SourceError> {
-        let name = path.display().to_string();
         let (file, size) = open_regular(path)?;
+        Self::of_file(file, size, path.display().to_string(), limits, cancelled)
+    }
+
+    /// As [`Archive::open`], of an open file of `size` bytes that messages call `name`.
+    pub(crate) fn of_file(
+        file: File,
+        size: u64,
+        name: String,
+        limits: &Limits,
+        cancelled: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, SourceError> {
         if size == 0 {
             return Err(SourceError::corrupt(name, "is empty"));
         }
@@ -251,6 +261,11 @@ impl Archive {
             members.insert(path, member);
         }
         Ok(members)
+    }
+
+    /// Whether a file of this name is there.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.find(path).is_ok()
     }
 
     /// Whether layers can be read only after [`Archive::spool`].

@@ -24,6 +24,8 @@ const LAYERS: [(&str, [&str; 3], bool); 4] = [
     ("application/vnd.docker.image.rootfs.diff.tar", ["", ".gzip", ".zstd"], false),
     ("application/vnd.docker.image.rootfs.foreign.diff.tar", ["", ".gzip", ".zstd"], true),
 ];
+/// Annotation that carries an image's whole name, as containerd and docker write it.
+const FULL_NAME: &str = "io.containerd.image.name";
 /// Annotation that carries a tag.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
@@ -95,6 +97,14 @@ impl DescriptorJson {
     pub(crate) fn checked(&self) -> Result<Descriptor, SourceError> {
         let (media_type, size) = (self.media_type.clone(), self.size);
         Ok(Descriptor { media_type, digest: self.digest()?, size })
+    }
+
+    /// The word that may be the image's whole name.
+    pub(crate) fn full_name(&self) -> Option<&str> {
+        let annotations = self.annotations.as_ref()?;
+        // A tag alone names no repository.
+        let whole = |name: &&String| name.contains([':', '/', '@']);
+        annotations.get(FULL_NAME).or_else(|| annotations.get(REF_NAME).filter(whole)).map(String::as_str)
     }
 
     pub(crate) fn tag(&self) -> Option<&str> {

@@ -2,6 +2,7 @@
 //! with.
 
 mod archive;
+mod blobs;
 mod layout;
 mod manifest;
 
@@ -18,6 +19,7 @@ use crate::num::to_u64;
 use crate::tar::TarError;
 
 pub(crate) use archive::{Archive, SpoolError};
+pub(crate) use blobs::{image_blobs, open_blob};
 pub(crate) use layout::LayoutDir;
 pub(crate) use manifest::host_architecture;
 use manifest::{DocumentKind, Index, Manifest};
@@ -170,6 +172,8 @@ pub(crate) trait ImageFiles {
 #[derive(Debug)]
 pub(crate) struct LoadedImage {
     pub(crate) digest: Digest,
+    /// The digest of its configuration.
+    pub(crate) config_digest: Digest,
     pub(crate) config: ImageConfiguration,
     pub(crate) layers: Vec<LayerRef>,
 }
@@ -249,13 +253,8 @@ fn read_verified(
     Ok(data)
 }
 
-/// Reads an OCI layout: `oci-layout`, `index.json`, and from there to the configuration.
-pub(crate) fn load_layout(
-    files: &dyn ImageFiles,
-    tag: Option<&str>,
-    architecture: &str,
-    limits: &Limits,
-) -> Result<LoadedImage, SourceError> {
+/// Checks the version of a layout.
+fn check_marker(files: &dyn ImageFiles, limits: &Limits) -> Result<(), SourceError> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Marker {
@@ -267,7 +266,32 @@ pub(crate) fn load_layout(
         let what = format!("has the layout version `{version}`; only 1.0.0 is supported");
         return Err(SourceError::unsupported("oci-layout", what));
     }
-    let index: Index = manifest::parse(&read_json(files, "index.json", limits)?, "index.json")?;
+    Ok(())
+}
+
+fn read_index(files: &dyn ImageFiles, limits: &Limits) -> Result<Index, SourceError> {
+    manifest::parse(&read_json(files, "index.json", limits)?, "index.json")
+}
+
+/// The images of a layout, each with the word that may be its name.
+pub(crate) fn layout_images(
+    files: &dyn ImageFiles,
+    limits: &Limits,
+) -> Result<Vec<(Descriptor, Option<String>)>, SourceError> {
+    check_marker(files, limits)?;
+    let index = read_index(files, limits)?;
+    index.manifests.iter().map(|one| Ok((one.checked()?, one.full_name().map(str::to_owned)))).collect()
+}
+
+/// Reads an OCI layout: `oci-layout`, `index.json`, and from there to the configuration.
+pub(crate) fn load_layout(
+    files: &dyn ImageFiles,
+    tag: Option<&str>,
+    architecture: &str,
+    limits: &Limits,
+) -> Result<LoadedImage, SourceError> {
+    check_marker(files, limits)?;
+    let index = read_index(files, limits)?;
     load_descriptor(files, &index.pick(tag, architecture)?.checked()?, architecture, limits)
 }
 
@@ -301,7 +325,9 @@ fn load_manifest(
 ) -> Result<LoadedImage, SourceError> {
     let manifest: Manifest = manifest::parse(data, &blob_path(&digest))?;
     manifest.check(limits.layers)?;
-    let config = read_verified(files, &manifest.config.checked()?, limits)?;
+    let config = manifest.config.checked()?;
+    let config_digest = config.digest;
+    let config = read_verified(files, &config, limits)?;
     let (config, diff_ids) = manifest::config(&config, manifest.layers.len(), architecture)?;
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
@@ -310,7 +336,7 @@ fn load_manifest(
         let path = blob_path(&digest);
         layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path, foreign });
     }
-    Ok(LoadedImage { digest, config, layers })
+    Ok(LoadedImage { digest, config_digest, config, layers })
 }
 
 /// Reads what `docker save` wrote: `manifest.json`, and from there to the configuration.
@@ -320,21 +346,9 @@ pub(crate) fn load_docker(
     architecture: &str,
     limits: &Limits,
 ) -> Result<LoadedImage, SourceError> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Item {
-        config: String,
-        #[serde(default)]
-        repo_tags: Option<Vec<String>>,
-        #[serde(default)]
-        layers: Option<Vec<String>>,
-    }
-    let items: Vec<Item> = manifest::parse(&read_json(files, "manifest.json", limits)?, "manifest.json")?;
-    let tags_of = |item: &Item| item.repo_tags.clone().unwrap_or_default();
+    let items = docker_items(files, limits)?;
+    let tags_of = |item: &DockerItem| item.tags();
     let all_tags = || manifest::list(items.iter().flat_map(tags_of));
-    if items.is_empty() {
-        return Err(SourceError::corrupt("manifest.json", "lists no image"));
-    }
     // `app:1.2` is meant by itself, by `1.2`, and `app:latest` by `app`. Archives carry the whole
     // name, people write the familiar one: `docker.io/library/app:1` is `app:1`.
     let familiar = |name: &str| {
@@ -347,8 +361,9 @@ pub(crate) fn load_docker(
             || tag.strip_suffix(":latest") == Some(&wanted)
             || tag.rsplit(':').next() == Some(&wanted)
     };
-    let meant = |item: &&Item| tag.is_none_or(|wanted| tags_of(item).iter().any(|tag| means(tag, wanted)));
-    let found: Vec<&Item> = items.iter().filter(meant).collect();
+    let meant =
+        |item: &&DockerItem| tag.is_none_or(|wanted| tags_of(item).iter().any(|tag| means(tag, wanted)));
+    let found: Vec<&DockerItem> = items.iter().filter(meant).collect();
     let item = match (&found[..], tag) {
         ([one], _) => *one,
         ([], wanted) => {
@@ -357,6 +372,44 @@ pub(crate) fn load_docker(
         }
         _ => return Err(SourceError::Ambiguous { tags: all_tags() }),
     };
+    Ok(load_docker_item(files, item, architecture, limits)?.0)
+}
+
+/// An image of a docker archive.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct DockerItem {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+impl DockerItem {
+    /// Its names.
+    pub(crate) fn tags(&self) -> Vec<String> {
+        self.repo_tags.clone().unwrap_or_default()
+    }
+}
+
+/// The images of a docker archive, at least one.
+pub(crate) fn docker_items(files: &dyn ImageFiles, limits: &Limits) -> Result<Vec<DockerItem>, SourceError> {
+    let items: Vec<DockerItem> =
+        manifest::parse(&read_json(files, "manifest.json", limits)?, "manifest.json")?;
+    if items.is_empty() {
+        return Err(SourceError::corrupt("manifest.json", "lists no image"));
+    }
+    Ok(items)
+}
+
+/// Reads an image of a docker archive, and the bytes of its configuration.
+pub(crate) fn load_docker_item(
+    files: &dyn ImageFiles,
+    item: &DockerItem,
+    architecture: &str,
+    limits: &Limits,
+) -> Result<(LoadedImage, Vec<u8>), SourceError> {
     let data = read_json(files, &item.config, limits)?;
     let digest = Digest::sha256(&data);
     // The configuration's name is its digest, in both the old and the new form of these archives.
@@ -377,5 +430,5 @@ pub(crate) fn load_docker(
         let size = files.size(&path)?;
         layers.push(LayerRef { digest: None, diff_id, size, path, foreign: None });
     }
-    Ok(LoadedImage { digest, config, layers })
+    Ok((LoadedImage { digest, config_digest: digest, config, layers }, data))
 }
