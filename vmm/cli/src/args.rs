@@ -59,6 +59,11 @@ pub(crate) enum Verb {
     Run(Box<RunArgs>),
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
+    /// List, load, save, tag and remove images of the local store
+    Image {
+        #[command(subcommand)]
+        verb: crate::image::args::ImageVerb,
+    },
     /// Measure start-up time, exec time and memory use, and compare with other monitors
     Bench(Box<crate::bench_args::BenchArgs>),
     /// Check this host and the installation, and suggest a fix for each problem
@@ -72,7 +77,7 @@ pub(crate) enum Verb {
     },
     /// Print help for a command, or for exit-codes
     Help {
-        /// run, boot, bench, doctor, version, config, or exit-codes
+        /// run, boot, image, bench, doctor, version, config, or exit-codes
         topic: Option<String>,
     },
 }

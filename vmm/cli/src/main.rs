@@ -14,6 +14,7 @@ mod duration;
 mod environment;
 mod fail;
 mod host;
+mod image;
 mod machine;
 mod out;
 mod output_file;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Doctor(args) | Verb::Version(args) | Verb::Config { verb: ConfigVerb::Show(args) } => {
             (FAILED, args.json)
         }
+        Verb::Image { verb } => (FAILED, verb.json()),
         Verb::Bench(_) | Verb::Help { .. } => (FAILED, false),
     };
     match dispatch(&cli.verb, &raw, &recorder) {
@@ -87,6 +89,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)
         }
+        Verb::Image { verb } => image::run(verb, &context),
         Verb::Bench(args) => bench::run(args, &context),
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),

@@ -76,7 +76,7 @@ pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
             Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
             None => {
                 out::message(format_args!(
-                    "there is no help for {topic:?}; the topics are run, boot, bench, doctor, version, config and exit-codes"
+                    "there is no help for {topic:?}; the topics are run, boot, image, bench, doctor, version, config and exit-codes"
                 ));
                 return Ok(ExitCode::from(2));
             }

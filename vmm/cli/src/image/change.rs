@@ -1,0 +1,92 @@
+//! `nelly image tag`, `rm` and `prune`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use nelly_image::{ImageError, ImageName, LocalError, Removed};
+use serde_json::{Value, json};
+
+use super::args::{PruneArgs, RmArgs, TagArgs};
+use super::{in_use, local, size, store};
+use crate::context::Context;
+use crate::{fail, out};
+
+/// `nelly image tag`.
+pub(super) fn tag(args: &TagArgs, context: &Context) -> Result<ExitCode> {
+    let name: ImageName = args.name.parse().context("NAME")?;
+    if name.digest().is_some() {
+        anyhow::bail!("`{}` has a digest, which an image has by itself; give a tag", args.name);
+    }
+    let local = local(context)?;
+    let descriptor = local.look_up(&args.image)?.image.descriptor;
+    local.add()?.set_name(Some(&name), &descriptor)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is said of blobs that had to stay.
+const BUSY: &str = "another process is adding images, so files that are not needed any more stay; \
+                    run `nelly image prune` when it has ended";
+
+fn freed(removed: Removed) -> Result<()> {
+    if removed.busy {
+        out::message(BUSY);
+    }
+    out::line(format_args!("freed {} ({} bytes)", size(removed.bytes), removed.bytes))
+}
+
+/// `nelly image rm`.
+pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
+    let store = store(context)?;
+    let (mut rows, mut total, mut failed) = (Vec::new(), Removed::default(), false);
+    for word in &args.images {
+        match store.remove(word, args.force, &in_use()) {
+            Ok((removal, removed)) => {
+                total.add(removed);
+                let names: Vec<String> = removal.names.iter().map(ImageName::familiar).collect();
+                if !args.json {
+                    for name in &names {
+                        out::line(format_args!("untagged {name}"))?;
+                    }
+                    if let Some(digest) = removal.digest {
+                        out::line(format_args!("removed {digest}"))?;
+                    }
+                }
+                rows.push(json!({ "schema": 1, "image": word, "untagged": names,
+                    "removed": removal.digest.map(|digest| digest.to_string()),
+                    "freed_bytes": removed.bytes, "busy": removed.busy }));
+            }
+            Err(ImageError::Local { source: LocalError::NoImage(_), .. }) if args.force => {}
+            // The others are removed nevertheless.
+            Err(error) => {
+                failed = true;
+                let error = match error {
+                    ImageError::Local { source, .. } => source.into(),
+                    other => other.into(),
+                };
+                fail::report(&error, args.json, 1);
+            }
+        }
+    }
+    if args.json {
+        out::json(Value::Array(rows))?;
+    } else if !rows.is_empty() {
+        freed(total)?;
+    }
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// `nelly image prune`.
+pub(super) fn prune(args: &PruneArgs, context: &Context) -> Result<ExitCode> {
+    let (digests, removed) = store(context)?.prune(args.all, &in_use())?;
+    if args.json {
+        let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
+        out::json(json!({ "schema": 1, "removed": digests, "files": removed.files,
+            "freed_bytes": removed.bytes, "busy": removed.busy }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for digest in digests {
+        out::line(format_args!("removed {digest}"))?;
+    }
+    freed(removed)?;
+    Ok(ExitCode::SUCCESS)
+}
