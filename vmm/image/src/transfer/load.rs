@@ -10,7 +10,7 @@ use crate::blob::{Blob, Compression, read_start};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::limits::Limits;
-use crate::local::{Adding, Begun, LocalError, LocalStore, StoredImage};
+use crate::local::{Adding, Begun, InUse, LocalError, LocalStore, StoredImage};
 use crate::name::ImageName;
 use crate::num::to_u64;
 use crate::progress::{ImageStage, Progress, Watch};
@@ -38,8 +38,26 @@ impl LocalStore {
     /// with `name`. Images without a name are added without one.
     ///
     /// # Errors
-    /// [`TransferError`]; then no name was changed except by images before the one that failed.
+    /// [`TransferError`]; then nothing was added, unless the caller cancelled: what was copied
+    /// until then need not be copied again.
     pub fn load(
+        &self,
+        input: Input<'_>,
+        name: Option<&ImageName>,
+        limits: &Limits,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<StoredImage>, TransferError> {
+        let loaded = self.load_blobs(input, name, limits, progress);
+        if let Err(error) = &loaded
+            && !matches!(error, TransferError::Cancelled)
+        {
+            // The error is what counts; what cannot be removed now is by the next prune.
+            let _ = Self::open(self.path()).and_then(|store| store.collect(&InUse::default()));
+        }
+        loaded
+    }
+
+    fn load_blobs(
         &self,
         input: Input<'_>,
         name: Option<&ImageName>,

@@ -10,3 +10,4 @@ mod shared;
 mod sources;
 mod support;
 mod tools;
+mod transfer;
