@@ -272,7 +272,7 @@ impl Agent for Connection {
 
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
         let key = ProcessKey::new(&request.container_id, &request.exec_id);
-        self.guest_after_hello()?.signal(&key, request.signal, request.all)?;
+        self.guest_after_hello()?.signal(&key, request.signal, request.all, request.group)?;
         Ok(m::Empty::new())
     }
 

@@ -31,7 +31,7 @@ pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_mac
 pub use process::{
     News, Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,
     mark_all_close_on_exec, memory_bytes, open_pidfd, reap, resource_limit, set_ids, set_no_new_privileges,
-    set_not_dumpable, set_resource_limit, signal_fd, signal_pidfd,
+    set_not_dumpable, set_resource_limit, signal_fd, signal_pidfd, signal_pidfd_group,
 };
 pub use trace::{trace, untrace};
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};

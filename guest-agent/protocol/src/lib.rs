@@ -1,6 +1,7 @@
 //! The protocol between a sandbox on the host and `nelly-agent`, PID 1 of the guest: the messages
 //! and the asynchronous ttrpc service and client generated from `proto/agent.proto`, the vsock
-//! ports, and the feature names. Nothing else.
+//! ports, and the feature names. Beside it, in [`sandbox`], the protocol between a client and the
+//! keeper of a sandbox. Nothing else.
 //!
 //! `proto/agent.proto` is the documentation of the messages; package `nelly.agent.v1` only ever
 //! grows.
@@ -10,6 +11,7 @@ pub const PROTOCOL_MAJOR: u32 = 1;
 
 pub mod features;
 pub mod ports;
+pub mod sandbox;
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));

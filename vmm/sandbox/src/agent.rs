@@ -355,6 +355,23 @@ impl Agent {
         Ok(())
     }
 
+    /// The same for the process group that a process leads: every process is started as the leader
+    /// of a session of its own.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub async fn signal_group(&self, id: ProcessId<'_>, signal: u32) -> Result<(), AgentError> {
+        let request = wire::SignalRequest {
+            container_id: id.container.to_owned(),
+            exec_id: id.exec.to_owned(),
+            signal,
+            group: true,
+            ..Default::default()
+        };
+        self.client.signal(context(), &request).await.map_err(failed("Signal"))?;
+        Ok(())
+    }
+
     /// Sets the size of a process's terminal.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
 //! Containers in machines of their own: the implementation of `nelly run` as a library.
 //!
-//! Modules import only from those before them: `spec` and `timeline` → `state` → `agent` →
-//! `instance` → `life`.
+//! Modules import only from those before them: `spec` and `timeline` → `state` and `wire` →
+//! `agent` → `instance` → `life` → `keep` and `connect`.
 
 pub mod agent;
+pub mod connect;
 pub mod instance;
+pub mod keep;
 pub mod life;
 pub mod spec;
 pub mod state;
 pub mod timeline;
+pub mod wire;

@@ -36,6 +36,8 @@ impl Signal {
     pub const INT: Self = Self(2);
     /// Ctrl-\.
     pub const QUIT: Self = Self(3);
+    /// An end that no process can refuse.
+    pub const KILL: Self = Self(9);
     /// For the program's own use.
     pub const USR1: Self = Self(10);
     /// For the program's own use.
@@ -153,7 +155,7 @@ impl Outside {
             };
             tokio::select! {
                 biased;
-                done = &mut wait => return Ok(Ended::Exited(exit(&done?))),
+                done = &mut wait => return Ok(Ended::Exited(exit_of(&done?))),
                 exit = at(ends) => return Ok(Ended::Left(exit)),
                 request = self.next() => {
                     let asks = match request {
@@ -227,7 +229,9 @@ fn by(signal: Signal, reason: &'static str) -> Exit {
     Exit { code: signal.exit_code(), reason }
 }
 
-fn exit(done: &WaitResponse) -> Exit {
+/// How a process ended, as the agent tells it.
+#[must_use]
+pub fn exit_of(done: &WaitResponse) -> Exit {
     let reason = match (done.oom_killed, done.signal) {
         (true, _) => "oom_killed",
         (false, 0) => "exited",

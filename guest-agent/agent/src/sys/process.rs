@@ -19,9 +19,29 @@ pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of pidfd_send_signal(2); `ESRCH` when the process ended.
 pub fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    send_signal(pidfd, signal, 0)
+}
+
+/// The same for the process group that the process leads (Linux 6.9).
+///
+/// # Errors
+/// As [`signal_pidfd`].
+pub fn signal_pidfd_group(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    /// `PIDFD_SIGNAL_PROCESS_GROUP` of linux/pidfd.h.
+    const PROCESS_GROUP: u32 = 1 << 2;
+    send_signal(pidfd, signal, PROCESS_GROUP)
+}
+
+fn send_signal(pidfd: BorrowedFd<'_>, signal: i32, flags: u32) -> io::Result<()> {
     // SAFETY: the siginfo pointer may be null.
     check_long(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            null::<libc::siginfo_t>(),
+            flags,
+        )
     })
     .map(drop)
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{
-    ControlError, DeviceFaults, Isolation, Machine, Pending, Resources, StartError, VsockListener,
+    ControlError, DeviceFaults, Isolation, Machine, Outcome, Pending, Resources, StartError, VsockListener,
 };
 use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -176,6 +176,43 @@ impl Sandbox {
         }
         // A monitor that was killed has told of no start.
         Finished { timeline, faults: (outcome.starts > 0).then_some(outcome.faults) }
+    }
+
+    /// Ends the machine in order: what still runs is killed, what was written is flushed, and the
+    /// guest powers off. A guest that does not within `patience` is killed with its machine.
+    pub async fn power_off(&self, patience: Duration) -> Outcome {
+        let orderly = async {
+            // Whatever it answers, its machine's end tells.
+            let _answer = self.agent.shutdown(0).await;
+            let ending = Arc::clone(&self.machine);
+            blocking(move || ending.wait()).await
+        };
+        if let Ok(Ok(outcome)) = tokio::time::timeout(patience, self.process.during(orderly)).await {
+            return outcome;
+        }
+        self.machine.kill();
+        let ending = Arc::clone(&self.machine);
+        blocking(move || ending.wait()).await
+    }
+
+    /// Pauses the machine. Its guest answers nothing until it is resumed.
+    ///
+    /// # Errors
+    /// It does not run, or the monitor has ended.
+    pub async fn pause(&self) -> Result<(), SandboxError> {
+        let asked = Arc::clone(&self.machine);
+        let paused = blocking(move || asked.pause());
+        self.during(async { paused.await.map_err(what("cannot pause the machine")) }).await
+    }
+
+    /// Lets a paused machine run on.
+    ///
+    /// # Errors
+    /// It is not paused, or the monitor has ended.
+    pub async fn resume(&self) -> Result<(), SandboxError> {
+        let asked = Arc::clone(&self.machine);
+        let resumed = blocking(move || asked.resume());
+        self.during(async { resumed.await.map_err(what("cannot resume the machine")) }).await
     }
 
     /// What the agent said of itself.

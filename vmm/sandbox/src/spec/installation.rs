@@ -45,9 +45,11 @@ pub enum InstallationError {
         /// Where it was looked for.
         tried: Vec<PathBuf>,
     },
-    /// There is no `nelly-monitor`.
-    #[error("the nelly-monitor program was not found; looked for {}", listed(.tried))]
-    Monitor {
+    /// A program of Nelly's is missing.
+    #[error("the {name} program was not found; looked for {}", listed(.tried))]
+    Program {
+        /// Its name.
+        name: &'static str,
         /// Where it was looked for.
         tried: Vec<PathBuf>,
     },
@@ -108,8 +110,8 @@ impl AssetManifest {
 /// Where the parts of an installation are looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the monitor in
-    /// it or in `../libexec/nelly`.
+    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, monitor and
+    /// keeper in it or in `../libexec/nelly`.
     pub bin: PathBuf,
     /// A user's own directory, where assets are looked for last.
     pub data: Option<PathBuf>,
@@ -136,10 +138,22 @@ impl Search {
     /// # Errors
     /// There is none; the error says where it was looked for.
     pub fn monitor(&self) -> Result<PathBuf, InstallationError> {
-        let tried = vec![self.bin.join("nelly-monitor"), self.bin.join("../libexec/nelly/nelly-monitor")];
+        self.program("nelly-monitor")
+    }
+
+    /// The `nelly-keeper` program.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn keeper(&self) -> Result<PathBuf, InstallationError> {
+        self.program("nelly-keeper")
+    }
+
+    fn program(&self, name: &'static str) -> Result<PathBuf, InstallationError> {
+        let tried = vec![self.bin.join(name), self.bin.join("../libexec/nelly").join(name)];
         match tried.iter().find(|path| path.is_file()) {
             Some(path) => Ok(path.clone()),
-            None => Err(InstallationError::Monitor { tried }),
+            None => Err(InstallationError::Program { name, tried }),
         }
     }
 }

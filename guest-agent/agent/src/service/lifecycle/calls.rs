@@ -30,12 +30,13 @@ impl GuestState {
         Ok(self.registry().delete_exec(container, exec)?)
     }
 
-    /// Sends a signal to one process or to all of a container.
+    /// Sends a signal to one process, to the group that it leads, or to all of a container.
     pub(in crate::service) fn signal(
         &self,
         key: &ProcessKey,
         signal: u32,
         all: bool,
+        group: bool,
     ) -> Result<(), ServiceError> {
         let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
         let number = number.ok_or(ServiceError::Signal(signal))?;
@@ -43,7 +44,7 @@ impl GuestState {
         let process = registry.process(key)?.clone();
         if !all {
             drop(registry);
-            return process.signal(number);
+            return if group { process.signal_group(number) } else { process.signal(number) };
         }
         let Some(cgroup) = registry.data(&key.container)?.cgroup.clone() else {
             return Err(ServiceError::Ended);

@@ -1,6 +1,6 @@
 //! The agent's record of a process, from its creation to the end of its output.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -50,8 +50,21 @@ impl ManagedProcess {
     }
 
     pub(super) fn signal(&self, signal: i32) -> Result<(), ServiceError> {
+        self.send(signal, sys::signal_pidfd)
+    }
+
+    /// Signals the process group that it leads.
+    pub(super) fn signal_group(&self, signal: i32) -> Result<(), ServiceError> {
+        self.send(signal, sys::signal_pidfd_group)
+    }
+
+    fn send(
+        &self,
+        signal: i32,
+        call: impl FnOnce(BorrowedFd<'_>, i32) -> std::io::Result<()>,
+    ) -> Result<(), ServiceError> {
         let Some(pidfd) = lock(&self.pidfd).clone() else { return Err(ServiceError::Ended) };
-        match sys::signal_pidfd(pidfd.as_fd(), signal) {
+        match call(pidfd.as_fd(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(ServiceError::Ended),
             Err(error) => Err(ServiceError::Kernel(format!("cannot send signal {signal}"), error)),
             Ok(()) => Ok(()),

@@ -1,0 +1,74 @@
+//! Starts a keeper, and hears how the sandbox's first start went.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nelly_vmm::sys;
+
+use crate::state::Id;
+use crate::wire::order::{Answer, Files, Order};
+
+/// Why a sandbox was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The program cannot be started.
+    #[error("cannot start the keeper {}", .program.display())]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended, or said what cannot be understood.
+    #[error("the keeper ended before it said anything: see its sandbox's state")]
+    Silent(#[source] io::Error),
+    /// The sandbox did not start: the exit code of the command, and why.
+    #[error("{message}")]
+    Refused {
+        /// 125, 126 or 127.
+        code: u8,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
+/// `files`, whose lock it takes over, and waits until the container runs. Whoever is killed while it waits takes the attempt
+/// along.
+///
+/// # Errors
+/// The container does not run.
+pub fn launch(program: &Path, sandboxes: &Path, id: Id, files: &Files) -> Result<(), LaunchError> {
+    let failed = |source| LaunchError::Program { program: program.to_owned(), source };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let mut command = Command::new(program);
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    drop(command);
+    let mut child = child.map_err(failed)?;
+    let order =
+        Order { schema: Order::SCHEMA, sandboxes: sandboxes.to_owned(), id, disks: files.disks.len() };
+    let mut text = serde_json::to_vec(&order).map_err(|error| LaunchError::Silent(error.into()))?;
+    text.push(b'\n');
+    let descriptors: Vec<BorrowedFd<'_>> = files.all().collect();
+    let told = sys::send(ours.as_fd(), &text, &descriptors);
+    let mut said = String::new();
+    let heard = told.and_then(|()| (&ours).take(64 << 10).read_to_string(&mut said));
+    let answer = heard.and_then(|_| Ok(serde_json::from_str(&said)?));
+    match answer {
+        Ok(Answer { code: 0, .. }) => Ok(()),
+        Ok(Answer { code, message }) => {
+            // It ends now; nobody else collects it.
+            let _ended = child.wait();
+            Err(LaunchError::Refused { code, message })
+        }
+        Err(error) => {
+            let _ended = child.wait();
+            Err(LaunchError::Silent(error))
+        }
+    }
+}

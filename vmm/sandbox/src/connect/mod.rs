@@ -1,0 +1,310 @@
+//! The client of a kept sandbox: starts its keeper, and asks it.
+
+pub mod launch;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nelly_protocol::sandbox::messages as wire;
+use nelly_protocol::sandbox::service::SandboxClient;
+use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
+use nelly_vmm::sys;
+use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context::{self, Context};
+
+use crate::agent::{CallError, StartFailure};
+use crate::instance::Streams;
+use crate::life::Signal;
+use crate::state::StateError;
+use crate::state::record::{ExitRecord, RestartPolicy};
+use crate::state::runtime::RuntimeDir;
+
+/// How long a keeper may take for what it answers at once.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// How long a keeper may take for what its guest answers.
+const GUEST_ANSWER: Duration = Duration::from_secs(60);
+
+/// Why a keeper could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody serves the sandbox.
+    #[error("cannot reach the sandbox's keeper")]
+    Reach(#[from] StateError),
+    /// The connection cannot be used.
+    #[error("cannot use the connection to the sandbox's keeper")]
+    Use(#[source] io::Error),
+    /// Its runtime directory is gone.
+    #[error("the keeper's directory {} is gone", .0.display())]
+    Gone(PathBuf),
+    /// The keeper is there and says nothing.
+    #[error("the sandbox's keeper does not answer; `nelly rm -f` ends it")]
+    Silent,
+    /// The keeper refused the call, or ended in the middle of it.
+    #[error("{0}")]
+    Call(#[from] CallError),
+    /// The streams of a process did not come.
+    #[error("cannot get the process's streams")]
+    Streams(#[source] io::Error),
+}
+
+/// How an exec or a sandbox ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndReport {
+    /// Code and reason.
+    pub exit: ExitRecord,
+    /// A sentence, where those do not tell.
+    pub detail: String,
+}
+
+/// A process that is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecSpec {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// NAME=VALUE, over those of the container.
+    pub env: Vec<String>,
+    /// Working directory; the container's if empty.
+    pub cwd: String,
+    /// User; the container's if empty.
+    pub user: String,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// It has an input.
+    pub stdin: bool,
+    /// First size of its terminal, rows and columns; 0 is the kernel's.
+    pub size: (u16, u16),
+    /// It has no streams, and outlives its client.
+    pub detach: bool,
+}
+
+/// Streams that were claimed. Of an exec they are bound to `connection`: the process ends when that
+/// is closed.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The streams. Of an attachment there is one, in the place of standard input.
+    pub streams: Streams,
+    /// Proves that the client lives.
+    pub connection: UnixStream,
+}
+
+/// An exec that started.
+#[derive(Debug)]
+pub struct Exec {
+    /// Its id.
+    pub id: String,
+    /// Its streams; none of a detached one.
+    pub claimed: Option<Claimed>,
+}
+
+/// A connection to a keeper.
+#[derive(Clone)]
+pub struct Connection {
+    client: SandboxClient,
+    runtime: Arc<RuntimeDir>,
+}
+
+fn within(limit: Duration) -> Context {
+    context::with_timeout(i64::try_from(limit.as_nanos()).expect("a minute fits"))
+}
+
+fn refused(error: ttrpc::Error) -> ConnectError {
+    match &error {
+        ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
+            ConnectError::Silent
+        }
+        _ => ConnectError::Call(error.into()),
+    }
+}
+
+fn ended(status: wire::ExitStatus) -> EndReport {
+    let [code, ..] = status.code.to_le_bytes();
+    EndReport { exit: ExitRecord { code, reason: status.reason }, detail: status.detail }
+}
+
+impl Connection {
+    /// Connects to the keeper whose runtime directory this is, and greets it.
+    ///
+    /// # Errors
+    /// There is none, it does not answer, or speaks another version of the protocol.
+    pub async fn open(runtime: &Path) -> Result<Self, ConnectError> {
+        let runtime = RuntimeDir::open(runtime)?.ok_or_else(|| ConnectError::Gone(runtime.to_owned()))?;
+        let socket = runtime.connect(CONTROL_SOCKET)?;
+        socket.set_nonblocking(true).map_err(ConnectError::Use)?;
+        let socket = Socket::try_from(socket).map_err(ConnectError::Use)?;
+        let client = SandboxClient::new(Client::new(socket));
+        let request = wire::HelloRequest {
+            protocol: PROTOCOL_MAJOR,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        };
+        client.hello(within(ANSWER), &request).await.map_err(refused)?;
+        Ok(Self { client, runtime: Arc::new(runtime) })
+    }
+
+    /// The state, with the execs that run.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn state(&self) -> Result<wire::StateResponse, ConnectError> {
+        self.client.state(within(ANSWER), &wire::StateRequest::default()).await.map_err(refused)
+    }
+
+    /// Stops the sandbox, and waits until it has ended. `None` is the sandbox's own signal or grace.
+    ///
+    /// # Errors
+    /// As every call. A keeper that ended without an answer has written the exit down.
+    pub async fn stop(
+        &self,
+        signal: Option<Signal>,
+        grace: Option<Duration>,
+    ) -> Result<EndReport, ConnectError> {
+        let most = u32::MAX;
+        let request = wire::StopRequest {
+            signal: signal.map(|signal| signal.number().into()).unwrap_or_default(),
+            grace_ms: grace.map(|grace| sys::at_most(grace.as_millis(), most)),
+            ..Default::default()
+        };
+        self.client.stop(Context::default(), &request).await.map(ended).map_err(refused)
+    }
+
+    /// Sends a signal to an exec, or to the container's first process if `exec` is empty.
+    ///
+    /// # Errors
+    /// As every call; it does not run.
+    pub async fn kill(&self, exec: &str, signal: Signal) -> Result<(), ConnectError> {
+        let request = wire::KillRequest {
+            exec_id: exec.to_owned(),
+            signal: signal.number().into(),
+            ..Default::default()
+        };
+        self.client.kill(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)
+    }
+
+    /// Waits for the end of an exec, or of the sandbox if `exec` is empty.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn wait(&self, exec: &str) -> Result<EndReport, ConnectError> {
+        let request = wire::WaitRequest { exec_id: exec.to_owned(), ..Default::default() };
+        self.client.wait(Context::default(), &request).await.map(ended).map_err(refused)
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// As every call; that the program cannot run is the inner error.
+    pub async fn exec(&self, spec: &ExecSpec) -> Result<Result<Exec, StartFailure>, ConnectError> {
+        let request = wire::ExecRequest {
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            user: spec.user.clone(),
+            terminal: spec.terminal,
+            stdin: spec.stdin,
+            rows: spec.size.0.into(),
+            columns: spec.size.1.into(),
+            detach: spec.detach,
+            ..Default::default()
+        };
+        let answer = self.client.exec(within(GUEST_ANSWER), &request).await.map_err(refused)?;
+        if let Some(failure) = answer.failure.into_option() {
+            let [code, ..] = failure.code.to_le_bytes();
+            return Ok(Err(StartFailure { code, message: failure.detail }));
+        }
+        let claimed = if spec.detach { None } else { Some(self.claim(&answer.token)?) };
+        Ok(Ok(Exec { id: answer.exec_id, claimed }))
+    }
+
+    /// Attaches to the container's output, and to its input if `stdin`. The one stream carries what
+    /// [`crate::wire::frames`] reads. The second value: the container has a terminal.
+    ///
+    /// # Errors
+    /// As every call; the container has no input.
+    pub async fn attach(&self, stdin: bool) -> Result<(Claimed, bool), ConnectError> {
+        let request = wire::AttachRequest { stdin, ..Default::default() };
+        let answer = self.client.attach(within(ANSWER), &request).await.map_err(refused)?;
+        Ok((self.claim(&answer.token)?, answer.terminal))
+    }
+
+    /// Sets the size of a terminal, of an exec or of the container if `exec` is empty.
+    ///
+    /// # Errors
+    /// As every call; it has no terminal.
+    pub async fn resize(&self, exec: &str, rows: u16, columns: u16) -> Result<(), ConnectError> {
+        let request = wire::ResizeRequest {
+            exec_id: exec.to_owned(),
+            rows: rows.into(),
+            columns: columns.into(),
+            ..Default::default()
+        };
+        self.client.resize(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)
+    }
+
+    /// Pauses the machine.
+    ///
+    /// # Errors
+    /// As every call; it does not run.
+    pub async fn pause(&self) -> Result<(), ConnectError> {
+        self.client.pause(within(GUEST_ANSWER), &wire::Empty::default()).await.map(drop).map_err(refused)
+    }
+
+    /// Lets a paused machine run on.
+    ///
+    /// # Errors
+    /// As every call; it is not paused.
+    pub async fn resume(&self) -> Result<(), ConnectError> {
+        self.client.resume(within(GUEST_ANSWER), &wire::Empty::default()).await.map(drop).map_err(refused)
+    }
+
+    /// Changes the restart policy.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn set_restart(&self, policy: RestartPolicy) -> Result<(), ConnectError> {
+        let request = wire::UpdateRequest { restart: policy.to_string(), ..Default::default() };
+        self.client.update(within(ANSWER), &request).await.map(drop).map_err(refused)
+    }
+
+    /// Resource use of the container and its guest.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn stats(&self) -> Result<wire::StatsResponse, ConnectError> {
+        self.client.stats(within(GUEST_ANSWER), &wire::StatsRequest::default()).await.map_err(refused)
+    }
+
+    /// Shows a token, and receives its descriptors.
+    fn claim(&self, token: &[u8]) -> Result<Claimed, ConnectError> {
+        let connection = self.runtime.connect(STREAM_SOCKET)?;
+        show(connection, token).map_err(ConnectError::Streams)
+    }
+}
+
+fn show(connection: UnixStream, token: &[u8]) -> io::Result<Claimed> {
+    connection.set_read_timeout(Some(ANSWER))?;
+    io::Write::write_all(&mut &connection, token)?;
+    let (mut set, mut descriptors) = ([0], Vec::new());
+    let arrived = sys::receive(connection.as_fd(), &mut set, &mut descriptors, 3)?;
+    let [set] = set;
+    let count = usize::try_from((set & 7).count_ones()).expect("at most three");
+    if arrived.bytes != 1 || arrived.lost || count == 0 || count != descriptors.len() {
+        return Err(io::Error::other("the keeper does not know their token, or sent others"));
+    }
+    let mut descriptors = descriptors.into_iter();
+    let mut stream =
+        |bit: u8| (set & bit != 0).then(|| descriptors.next().map(blocking)).flatten().transpose();
+    let streams = Streams { stdin: stream(1)?, stdout: stream(2)?, stderr: stream(4)? };
+    Ok(Claimed { streams, connection })
+}
+
+fn blocking(descriptor: OwnedFd) -> io::Result<UnixStream> {
+    let stream = UnixStream::from(descriptor);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}

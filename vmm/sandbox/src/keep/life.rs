@@ -1,0 +1,296 @@
+//! A sandbox's life: starts, ends, and starts again, as its policy and its clients want it.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nelly_vmm::text;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::output::registered;
+use super::{Ended, Keeper, Request, backoff};
+use crate::agent::{ProcessId, StartFailure};
+use crate::instance::{Sandbox, SandboxError, Streams};
+use crate::life::{Signal, exit_of};
+use crate::spec::machine::IMAGE_DEVICE;
+use crate::state::Timestamp;
+use crate::state::outcome;
+use crate::state::record::Status;
+use crate::wire::frames::Source;
+
+/// How long a guest may take to end what was killed in it, before its machine is.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the output of a container that has ended may take to arrive.
+const LAST_OUTPUT: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to write what it holds and to end.
+const POWER_OFF: Duration = Duration::from_secs(30);
+
+/// Starts the machine anew.
+pub type Start = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Sandbox, SandboxError>>>>>;
+
+/// How the first start went: the container runs, or the code of the command that started it and
+/// why.
+pub type Begun = Result<(), (u8, String)>;
+
+/// An end that was asked for, and how long it is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    until: Instant,
+    killed: bool,
+}
+
+impl Keeper {
+    /// Lives the sandbox's life to its end for good. `begun` hears of the first start, after which
+    /// nothing is waited for but the sandbox.
+    pub async fn run(
+        self: &Arc<Self>,
+        start: &Start,
+        requests: &mut UnboundedReceiver<Request>,
+        begun: impl FnOnce(Begun),
+    ) -> Ended {
+        let mut begun = Some(begun);
+        let mut in_a_row = 0;
+        let ended = loop {
+            self.set_status(Status::Starting);
+            let began = Instant::now();
+            let ended = self.once(start, requests, &mut begun).await;
+            // A start that failed at first is its command's failure, and not tried again.
+            if let Some(begun) = begun.take() {
+                begun(Err((ended.exit.code, ended.detail.clone())));
+                break ended;
+            }
+            in_a_row = backoff::in_a_row(in_a_row, began.elapsed());
+            if !self.again(&ended, in_a_row) {
+                break ended;
+            }
+            self.change(|state| {
+                state.exit = Some(ended.exit.clone());
+                state.finished_at = Some(Timestamp::now());
+                state.status = Status::Starting;
+            });
+            if !self.pause_before_restart(backoff::wait(in_a_row), &ended, in_a_row, requests).await {
+                break ended;
+            }
+            in_a_row = in_a_row.saturating_add(1);
+            self.change(|state| state.restarts = state.restarts.saturating_add(1));
+        };
+        self.output.finish();
+        self.change(|state| {
+            state.exit = Some(ended.exit.clone());
+            state.finished_at = Some(Timestamp::now());
+            state.status = Status::Exited;
+            state.holder = None;
+            state.runtime_dir = None;
+        });
+        self.over.send_replace(Some(ended.clone()));
+        ended
+    }
+
+    /// Whether the policy of this moment wants another start.
+    fn again(&self, ended: &Ended, in_a_row: u32) -> bool {
+        let stopped = self.state.borrow().stopped_by_command;
+        !stopped && backoff::again(*self.policy.borrow(), ended.exit.code, in_a_row)
+    }
+
+    /// Waits before a restart. `false`: it is not wanted any more.
+    async fn pause_before_restart(
+        &self,
+        wait: Duration,
+        ended: &Ended,
+        in_a_row: u32,
+        requests: &mut UnboundedReceiver<Request>,
+    ) -> bool {
+        let mut policy = self.policy.subscribe();
+        let mut wait = pin!(tokio::time::sleep(wait));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut wait => return true,
+                Some(Request::Stop { .. }) = requests.recv() => {
+                    self.change(|state| state.stopped_by_command = true);
+                    return false;
+                }
+                Ok(()) = policy.changed() => if !self.again(ended, in_a_row) {
+                    return false;
+                },
+            }
+        }
+    }
+
+    /// One start, to the end of its machine.
+    async fn once(
+        self: &Arc<Self>,
+        start: &Start,
+        requests: &mut UnboundedReceiver<Request>,
+        begun: &mut Option<impl FnOnce(Begun)>,
+    ) -> Ended {
+        // Dropping an attempt kills its machine.
+        let sandbox = tokio::select! {
+            biased;
+            sandbox = start() => sandbox,
+            () = self.stopped(requests) => return killed(),
+        };
+        let sandbox = match sandbox {
+            Ok(sandbox) => Arc::new(sandbox),
+            Err(error) => return failed(&error),
+        };
+        let run = sandbox.run(&self.kept.id, &self.kept.container, IMAGE_DEVICE, None);
+        let streams = tokio::select! {
+            biased;
+            streams = run => streams,
+            () = self.stopped(requests) => {
+                sandbox.machine().kill();
+                return killed();
+            }
+        };
+        let ended = match streams {
+            Ok(Ok(streams)) => match self.connect(streams).await {
+                Ok(pumps) => {
+                    *self.sandbox() = Some(Arc::clone(&sandbox));
+                    self.change(|state| {
+                        state.status = Status::Running;
+                        state.started_at = Some(Timestamp::now());
+                    });
+                    if let Some(begun) = begun.take() {
+                        begun(Ok(()));
+                    }
+                    let ended = self.attend(&sandbox, requests).await;
+                    drain(pumps, &sandbox).await;
+                    ended
+                }
+                Err(error) => Ended::new(
+                    outcome::FAILED,
+                    "failed",
+                    format!("cannot read the container's output: {error}"),
+                ),
+            },
+            Ok(Err(failure)) => not_started(&failure),
+            Err(error) => failed(&sandbox.explain(error).await),
+        };
+        self.set_status(Status::Stopping);
+        *self.sandbox() = None;
+        *self.input.lock().await = None;
+        sandbox.power_off(POWER_OFF).await;
+        ended
+    }
+
+    /// Takes the container's streams.
+    async fn connect(self: &Arc<Self>, streams: Streams) -> std::io::Result<JoinSet<std::io::Result<()>>> {
+        let mut pumps = JoinSet::new();
+        let Streams { stdin, stdout, stderr } = streams;
+        if let Some(stream) = stdin {
+            let (reads, writes) = registered(stream)?.into_split();
+            *self.input.lock().await = Some(writes);
+            if self.kept.container.process.terminal {
+                pumps.spawn(Arc::clone(&self.output).pump(reads, Source::Output));
+            }
+        }
+        for (stream, source) in [(stdout, Source::Output), (stderr, Source::Error)] {
+            if let Some(stream) = stream {
+                pumps.spawn(Arc::clone(&self.output).pump(registered(stream)?, source));
+            }
+        }
+        Ok(pumps)
+    }
+
+    /// Waits until somebody asks for the end.
+    async fn stopped(&self, requests: &mut UnboundedReceiver<Request>) {
+        match requests.recv().await {
+            Some(Request::Stop { .. }) => self.change(|state| state.stopped_by_command = true),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for the container's end, and sees to it when it is asked for. What is asked of the
+    /// guest is not waited for.
+    async fn attend(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        requests: &mut UnboundedReceiver<Request>,
+    ) -> Ended {
+        let id = ProcessId { container: &self.kept.id, exec: "" };
+        let mut wait = pin!(sandbox.during(sandbox.agent().wait(id)));
+        let mut patience: Option<Patience> = None;
+        loop {
+            let impatient = async {
+                match patience {
+                    Some(Patience { until, killed }) => {
+                        sleep_until(until).await;
+                        killed
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                done = &mut wait => return match done {
+                    Ok(done) => Ended { exit: exit_of(&done).into(), detail: String::new() },
+                    Err(error) => failed(&sandbox.explain(error).await),
+                },
+                killed = impatient => {
+                    if killed {
+                        sandbox.machine().kill();
+                        return Ended::new(Signal::KILL.exit_code(), "killed", "the guest did not answer: its machine was killed");
+                    }
+                    self.tell(sandbox, Signal::KILL);
+                    patience = Some(Patience { until: Instant::now() + KILL_PATIENCE, killed: true });
+                }
+                Some(Request::Stop { signal, grace }) = requests.recv() => {
+                    self.change(|state| {
+                        state.stopped_by_command = true;
+                        state.status = Status::Stopping;
+                    });
+                    let grace = grace.unwrap_or(self.kept.stop_grace);
+                    self.tell(sandbox, if grace.is_zero() { Signal::KILL } else { signal.unwrap_or(self.kept.stop_signal) });
+                    // A second wish may shorten the first one's patience, and never lengthens it.
+                    let until = Instant::now() + if grace.is_zero() { KILL_PATIENCE } else { grace };
+                    let wish = Patience { until, killed: grace.is_zero() };
+                    patience = Some(patience.filter(|first| first.until < until).unwrap_or(wish));
+                }
+            }
+        }
+    }
+
+    /// Sends a signal to the container, which may be in a pause, and waits for nothing.
+    fn tell(self: &Arc<Self>, sandbox: &Arc<Sandbox>, signal: Signal) {
+        let (keeper, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        tokio::spawn(async move {
+            let _one = keeper.pausing.lock().await;
+            // A machine that runs refuses to; one that is ending cannot. Both are told or gone.
+            let _resumed = sandbox.resume().await;
+            let id = ProcessId { container: &keeper.kept.id, exec: "" };
+            let _told = sandbox.agent().signal(id, signal.number().into()).await;
+        });
+    }
+}
+
+/// Waits for the rest of the output. A machine that has ended without a word says no more.
+async fn drain(mut pumps: JoinSet<std::io::Result<()>>, sandbox: &Sandbox) {
+    let all = async { while pumps.join_next().await.is_some() {} };
+    tokio::select! {
+        biased;
+        _ = tokio::time::timeout(LAST_OUTPUT, all) => {}
+        () = sandbox.gone() => {}
+    }
+}
+
+fn killed() -> Ended {
+    Ended::new(Signal::KILL.exit_code(), "killed", "it was stopped before its container ran")
+}
+
+fn failed(error: &SandboxError) -> Ended {
+    Ended::new(outcome::FAILED, "failed", text::chain(error))
+}
+
+fn not_started(failure: &StartFailure) -> Ended {
+    let reason = match failure.code {
+        outcome::NOT_FOUND => "not_found",
+        outcome::NOT_EXECUTABLE => "not_executable",
+        _ => "failed",
+    };
+    Ended::new(failure.code, reason, failure.message.clone())
+}

@@ -1,0 +1,178 @@
+//! The keeper of a sandbox: holds its machine for as long as it lives, says its state, takes its
+//! output, starts it again where its policy wants it, and serves its clients.
+//!
+//! [`Keeper`] is what all of that shares. [`Keeper::run`] is the sandbox's life; [`sockets`] serves
+//! clients beside it, and no client is waited for.
+
+pub mod backoff;
+pub mod execs;
+mod life;
+mod machine;
+pub mod offers;
+pub mod output;
+pub mod ring;
+mod serve;
+pub mod service;
+pub mod sockets;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use execs::Execs;
+pub use life::{Begun, Start};
+use offers::Offers;
+use output::Output;
+pub use serve::serve;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+
+use crate::instance::Sandbox;
+use crate::life::Signal;
+use crate::spec::ContainerSpec;
+use crate::state::record::{ExitRecord, RestartPolicy, SandboxState, Status};
+
+/// What a keeper needs to know of its sandbox.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The container's id, which is the sandbox's.
+    pub id: String,
+    /// The container.
+    pub container: ContainerSpec,
+    /// The signal that asks it to end.
+    pub stop_signal: Signal,
+    /// How long it may take for that.
+    pub stop_grace: Duration,
+    /// When it is started again.
+    pub restart: RestartPolicy,
+}
+
+/// How a sandbox ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Code and reason.
+    pub exit: ExitRecord,
+    /// A sentence, where code and reason alone do not tell.
+    pub detail: String,
+}
+
+impl Ended {
+    fn new(code: u8, reason: &str, detail: impl Into<String>) -> Self {
+        Self { exit: ExitRecord { code, reason: reason.to_owned() }, detail: detail.into() }
+    }
+}
+
+/// What is asked of a life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// An end in order, with this signal and grace, or the sandbox's own.
+    Stop {
+        /// The first signal.
+        signal: Option<Signal>,
+        /// The time until SIGKILL.
+        grace: Option<Duration>,
+    },
+}
+
+/// Writes what is to outlive the keeper.
+pub struct Books {
+    /// Called at each change of the state.
+    pub state: Box<dyn Fn(&SandboxState) + Send + Sync>,
+    /// Called with a new restart policy, which holds from the next exit on.
+    pub policy: Box<dyn Fn(RestartPolicy) -> std::io::Result<()> + Send + Sync>,
+}
+
+/// One sandbox that is kept.
+pub struct Keeper {
+    kept: Kept,
+    books: Books,
+    state: watch::Sender<SandboxState>,
+    policy: watch::Sender<RestartPolicy>,
+    /// The end for good.
+    over: watch::Sender<Option<Ended>>,
+    /// While the container runs.
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
+    /// Where attachments write; none when the container has no input.
+    input: tokio::sync::Mutex<Option<OwnedWriteHalf>>,
+    output: Arc<Output>,
+    offers: Offers,
+    execs: Execs,
+    requests: UnboundedSender<Request>,
+    /// One pause or resume at a time.
+    pausing: tokio::sync::Mutex<()>,
+}
+
+impl Keeper {
+    /// A keeper of what is not started yet, and what will be asked of it.
+    #[must_use]
+    pub fn new(
+        kept: Kept,
+        state: SandboxState,
+        books: Books,
+        output: Arc<Output>,
+    ) -> (Arc<Self>, UnboundedReceiver<Request>) {
+        let (requests, asked) = unbounded_channel();
+        let keeper = Self {
+            policy: watch::Sender::new(kept.restart),
+            kept,
+            books,
+            state: watch::Sender::new(state),
+            over: watch::Sender::new(None),
+            sandbox: Mutex::new(None),
+            input: tokio::sync::Mutex::new(None),
+            output,
+            offers: Offers::default(),
+            execs: Execs::default(),
+            requests,
+            pausing: tokio::sync::Mutex::new(()),
+        };
+        (Arc::new(keeper), asked)
+    }
+
+    /// The sandbox's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.kept.id
+    }
+
+    /// Asks for an end in order, as `nelly stop` does.
+    pub fn stop(&self, signal: Option<Signal>, grace: Option<Duration>) {
+        // A life that is over has ended already.
+        let _over = self.requests.send(Request::Stop { signal, grace });
+    }
+
+    /// Waits until the sandbox has ended for good.
+    pub async fn ended(&self) -> Ended {
+        let mut over = self.over.subscribe();
+        let ended = over.wait_for(Option::is_some).await.ok().and_then(|ended| ended.clone());
+        ended.expect("the sender is ours, and the value is there")
+    }
+
+    /// The state as it was last written.
+    #[must_use]
+    pub fn state(&self) -> SandboxState {
+        self.state.borrow().clone()
+    }
+
+    /// Changes the state, and writes it.
+    pub fn change(&self, change: impl FnOnce(&mut SandboxState)) {
+        self.state.send_modify(change);
+        (self.books.state)(&self.state.borrow());
+    }
+
+    fn set_status(&self, status: Status) {
+        self.change(|state| state.status = status);
+    }
+
+    fn offers(&self) -> &Offers {
+        &self.offers
+    }
+
+    fn execs(&self) -> &Execs {
+        &self.execs
+    }
+
+    fn sandbox(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
+        self.sandbox.lock().expect("nobody panics while the sandbox is set")
+    }
+}

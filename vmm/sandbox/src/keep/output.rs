@@ -1,0 +1,205 @@
+//! A container's output: into the log, and from a bounded ring to whoever is attached.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::ring::{Piece, Ring};
+use crate::wire::frames::{self, HEADER, Source};
+
+/// Bytes of the latest output that are held for attachments.
+const HELD: usize = 256 << 10;
+
+/// Bytes of output that are moved at once.
+const CHUNK: usize = 16 << 10;
+
+const WHOLE: &str = "nobody panics while output is added";
+
+/// Takes what a container says, as it says it. It must not wait.
+pub type Sink = Box<dyn FnMut(Source, &[u8]) + Send>;
+
+/// The output of a sandbox, over all its starts.
+pub struct Output {
+    ring: Mutex<Ring>,
+    log: Mutex<Sink>,
+    /// That there is more, and whether there will ever be more.
+    news: watch::Sender<News>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct News {
+    end: u64,
+    over: bool,
+}
+
+impl Output {
+    /// Nothing said yet.
+    #[must_use]
+    pub fn new(log: Sink) -> Arc<Self> {
+        let news = watch::Sender::new(News { end: 0, over: false });
+        Arc::new(Self { ring: Mutex::new(Ring::new(HELD)), log: Mutex::new(log), news })
+    }
+
+    /// Adds what was said.
+    pub fn push(&self, source: Source, bytes: &[u8]) {
+        (self.log.lock().expect(WHOLE))(source, bytes);
+        let mut ring = self.ring();
+        ring.push(source, bytes);
+        let end = ring.end();
+        drop(ring);
+        self.news.send_modify(|news| news.end = end);
+    }
+
+    /// Nothing will ever be said any more: attachments end once they have read all.
+    pub fn finish(&self) {
+        self.news.send_modify(|news| news.over = true);
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().expect(WHOLE)
+    }
+
+    /// Reads a stream of the container to its end.
+    ///
+    /// # Errors
+    /// The descriptor cannot be used. The end of the machine is the end of the stream.
+    pub async fn pump(
+        self: Arc<Self>,
+        mut from: impl tokio::io::AsyncRead + Unpin,
+        source: Source,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            match from.read(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(count) => self.push(source, &buffer[..count]),
+            }
+            // A flood must not keep the keeper from its clients.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Sends frames to an attachment, from the oldest that is held, until nothing more will be said
+    /// or its reader is gone.
+    ///
+    /// # Errors
+    /// The reader is gone.
+    pub async fn serve(&self, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut news = self.news.subscribe();
+        let mut position = self.ring().oldest();
+        let mut chunk = vec![0; HEADER + CHUNK];
+        loop {
+            // Before it is looked at, so that nothing is missed in between.
+            let over = news.borrow_and_update().over;
+            loop {
+                let piece = self.ring().read(&mut position, &mut chunk[HEADER..]);
+                match piece {
+                    None => break,
+                    Some(Piece::Lost(count)) => to.write_all(&frames::lost(count)).await?,
+                    Some(Piece::Bytes(source, count)) => {
+                        chunk[..HEADER].copy_from_slice(&frames::header(source, count));
+                        to.write_all(&chunk[..HEADER + count]).await?;
+                    }
+                }
+            }
+            if over || news.changed().await.is_err() {
+                return to.shutdown().await;
+            }
+        }
+    }
+}
+
+/// A blocking stream, for the runtime.
+///
+/// # Errors
+/// It cannot be made non-blocking or registered.
+pub fn registered(stream: UnixStream) -> io::Result<tokio::net::UnixStream> {
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frames::{Decoder, Frame};
+
+    /// Reads frames until `done`, or to the end.
+    async fn frames(from: &mut tokio::net::UnixStream, mut done: impl FnMut(&Frame) -> bool) -> Vec<Frame> {
+        let (mut decoder, mut came, mut buffer) = (Decoder::default(), Vec::new(), [0; 4096]);
+        loop {
+            let count = from.read(&mut buffer).await.unwrap();
+            if count == 0 {
+                return came;
+            }
+            decoder.push(&buffer[..count]);
+            while let Some(frame) = decoder.take().unwrap() {
+                let last = done(&frame);
+                came.push(frame);
+                if last {
+                    return came;
+                }
+            }
+        }
+    }
+
+    fn all_of(frames: &[Frame], wanted: Source) -> (u64, Vec<u8>) {
+        let (mut lost, mut all) = (0, Vec::new());
+        for frame in frames {
+            match frame {
+                Frame::Bytes(source, bytes) if *source == wanted => all.extend_from_slice(bytes),
+                Frame::Bytes(..) => {}
+                Frame::Lost(count) => lost += count,
+            }
+        }
+        (lost, all)
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_does_not_read_loses_alone_and_holds_nobody_up() {
+        let said = Arc::new(Mutex::new(0_usize));
+        let counted = Arc::clone(&said);
+        let output = Output::new(Box::new(move |_, bytes| *counted.lock().unwrap() += bytes.len()));
+        let attach = || {
+            let (near, far) = tokio::net::UnixStream::pair().unwrap();
+            let (output, mut far) = (Arc::clone(&output), far);
+            tokio::spawn(async move { output.serve(&mut far).await });
+            near
+        };
+        output.push(Source::Error, b"before");
+        let (mut slow, mut quick) = (attach(), attach());
+        let (mut guest, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let pump = tokio::spawn(Arc::clone(&output).pump(theirs, Source::Output));
+        let total = 16 * HELD;
+        let writes = async {
+            for index in 0..total / 1024 {
+                let [byte, ..] = index.to_le_bytes();
+                guest.write_all(&[byte; 1024]).await.unwrap();
+            }
+            drop(guest);
+            pump.await.unwrap().unwrap();
+            output.finish();
+        };
+        // It reads all the time: together with what it lost, it accounts for every byte.
+        let (came, ()) = tokio::join!(frames(&mut quick, |_| false), writes);
+        let whole = u64::try_from(total + 6).unwrap();
+        let account = |came: &[Frame]| {
+            let (lost, out) = all_of(came, Source::Output);
+            let (_, error) = all_of(came, Source::Error);
+            (lost, lost + u64::try_from(out.len() + error.len()).unwrap())
+        };
+        assert_eq!(account(&came).1, whole);
+        assert_eq!(came[0], Frame::Bytes(Source::Error, b"before".to_vec()));
+        // The other reads only now.
+        let late = frames(&mut slow, |_| false).await;
+        let (lost, accounted) = account(&late);
+        assert!(lost > 0 && accounted == whole, "{lost} {accounted} {whole}");
+        assert_eq!(*said.lock().unwrap(), total + 6);
+        // A new one gets the latest.
+        let mut late = attach();
+        let (lost, out) = all_of(&frames(&mut late, |_| false).await, Source::Output);
+        assert_eq!((lost, out.len()), (0, HELD));
+    }
+}

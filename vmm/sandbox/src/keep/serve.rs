@@ -1,0 +1,205 @@
+//! The work of the program `nelly-keeper`, from its order to its end.
+
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+
+use super::output::{Output, Sink, registered};
+use super::sockets::{Open, Sockets, Watch};
+use super::{Books, Keeper, Kept, machine};
+use crate::life::Signal;
+use crate::state::record::{RestartPolicy, SandboxState, Status};
+use crate::state::runtime::RuntimeDir;
+use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError};
+use crate::wire::holder;
+use crate::wire::order::{Answer, Files, Order};
+
+/// How long clients that are connected at the end may take to read their answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether they have.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How long making sockets waits after it failed, or after they vanished.
+const SOCKETS_AGAIN: Duration = Duration::from_millis(200);
+
+/// Keeps the sandbox of `order` until it has ended for good. `client` waits for the answer to the
+/// first start; `environment` says where sockets go. What comes through `stops` asks for an orderly
+/// end.
+///
+/// # Errors
+/// The sandbox's files cannot be used. The client was told.
+pub async fn serve(
+    order: Order,
+    files: Files,
+    client: UnixStream,
+    environment: impl Fn(&str) -> Option<PathBuf> + Copy + Send + Sync + 'static,
+    mut stops: tokio::sync::mpsc::UnboundedReceiver<()>,
+) -> Result<(), StateError> {
+    let tell = match client.try_clone() {
+        Ok(tell) => tell,
+        Err(source) => return Err(StateError::Io { action: "use", path: order.sandboxes, source }),
+    };
+    let held = match Held::open(&order, files) {
+        Ok(held) => held,
+        Err(error) => {
+            answer(&tell, 125, nelly_vmm::text::chain(&error));
+            return Err(error);
+        }
+    };
+    let Held { sandboxes, directory, lock, record, files, log } = held;
+    let shared = Arc::new((directory, lock));
+    let books = books(&order.sandboxes, &shared);
+    let kept = Kept {
+        id: record.id.to_string(),
+        container: record.container.clone(),
+        stop_signal: Signal::new(record.stop_signal).unwrap_or(Signal::TERM),
+        stop_grace: Duration::from_millis(record.stop_grace_ms),
+        restart: record.restart,
+    };
+    let (id, auto_remove) = (record.id, record.auto_remove);
+    let state =
+        SandboxState { status: Status::Starting, holder: holder::own().ok(), ..SandboxState::created() };
+    let (keeper, mut requests) = Keeper::new(kept, state, books, Output::new(log));
+    let open = Open::default();
+    let place = Arc::new(Mutex::new(None));
+    let sockets = sockets(Arc::clone(&keeper), id, environment, open.clone(), Arc::clone(&place));
+    let sockets = tokio::spawn(sockets);
+    let leaving = tokio::spawn(client_leaves(Arc::clone(&keeper), client));
+    let stopping = {
+        let keeper = Arc::clone(&keeper);
+        tokio::spawn(async move {
+            while stops.recv().await.is_some() {
+                keeper.stop(None, None);
+            }
+        })
+    };
+    let leaves = leaving.abort_handle();
+    let begun = |begun: super::Begun| {
+        // From here on it lives without whoever started it.
+        leaves.abort();
+        match begun {
+            Ok(()) => answer(&tell, 0, String::new()),
+            Err((code, message)) => answer(&tell, code, message),
+        }
+        // The client reads to the end.
+        let _gone = tell.shutdown(std::net::Shutdown::Both);
+    };
+    let start = machine::start(record, files);
+    keeper.run(&start, &mut requests, begun).await;
+    stopping.abort();
+    let left = async {
+        while open.count() > 1 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let _late = tokio::time::timeout(LAST_ANSWERS, left).await;
+    sockets.abort();
+    let _aborted = sockets.await;
+    drop((start, keeper));
+    let place = place.lock().expect("nobody panics while it is set").take();
+    if let Some(place) = place {
+        RuntimeDir::remove(&place, id)?;
+    }
+    if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
+        sandboxes.remove(&directory, lock)?;
+    }
+    Ok(())
+}
+
+/// What an order stands for, opened.
+struct Held {
+    sandboxes: Sandboxes,
+    directory: SandboxDir,
+    lock: SandboxLock,
+    record: SandboxRecord,
+    files: Files,
+    log: Sink,
+}
+
+impl Held {
+    fn open(order: &Order, mut files: Files) -> Result<Self, StateError> {
+        let missing = || StateError::Missing { word: order.id.short() };
+        let sandboxes = Sandboxes::open(&order.sandboxes)?.ok_or_else(missing)?;
+        let directory = sandboxes.by_id(order.id)?.ok_or_else(missing)?;
+        let lock = files.lock.take().ok_or(StateError::Busy { id: order.id })?;
+        let lock = directory.adopt(lock)?;
+        let record = directory.record()?;
+        let log = log(&directory)?;
+        Ok(Self { sandboxes, directory, lock, record, files, log })
+    }
+}
+
+/// Where the container's output is written down.
+fn log(directory: &SandboxDir) -> Result<Sink, StateError> {
+    let _logs = directory.logs()?;
+    Ok(Box::new(|_, _| {}))
+}
+
+fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {
+    let path = sandboxes.to_owned();
+    let (states, policies) = (Arc::downgrade(shared), Arc::downgrade(shared));
+    let policy = move |policy: RestartPolicy| {
+        let Some(shared) = policies.upgrade() else { return Ok(()) };
+        let sandboxes = Sandboxes::open(&path).map_err(io::Error::other)?;
+        let sandboxes = sandboxes.ok_or_else(|| io::Error::other("the state directory is gone"))?;
+        sandboxes.update(&shared.0, |record| record.restart = policy).map_err(io::Error::other)?;
+        Ok(())
+    };
+    let state = move |state: &SandboxState| {
+        if let Some(shared) = states.upgrade() {
+            let (directory, lock) = &*shared;
+            // A full disk keeps the old one: without its lock that is an unclean end, which it is.
+            let _kept = directory.write_state(lock, state);
+        }
+    };
+    Books { state: Box::new(state), policy: Box::new(policy) }
+}
+
+/// Serves the sockets for as long as this is polled, and makes them anew when they vanish.
+async fn sockets(
+    keeper: Arc<Keeper>,
+    id: Id,
+    environment: impl Fn(&str) -> Option<PathBuf> + Copy,
+    open: Open,
+    place: Arc<Mutex<Option<PathBuf>>>,
+) {
+    loop {
+        if let Ok(directory) = RuntimeDir::make(environment, id)
+            && let Ok(sockets) = Sockets::serve(&directory, &keeper, &open).await
+        {
+            let path = directory.path().to_owned();
+            *place.lock().expect("nobody panics while it is set") = Some(path.clone());
+            keeper.change(|state| state.runtime_dir = Some(path));
+            while let Ok(watch) = Watch::new(directory.path()) {
+                if !Sockets::are_in(directory.path()) {
+                    break;
+                }
+                watch.gone().await;
+            }
+            sockets.close().await;
+        }
+        tokio::time::sleep(SOCKETS_AGAIN).await;
+    }
+}
+
+/// Gives up a start whose client is killed while it waits for it.
+async fn client_leaves(keeper: Arc<Keeper>, client: UnixStream) {
+    if let Ok(mut client) = registered(client) {
+        // It says nothing more: whatever comes is its end.
+        let _end = client.read(&mut [0]).await;
+        keeper.stop(None, Some(Duration::ZERO));
+    }
+}
+
+fn answer(mut client: &UnixStream, code: u8, message: String) {
+    let answer = Answer { code, message };
+    // A client that is gone hears nothing.
+    if let Ok(text) = serde_json::to_vec(&answer) {
+        let _gone = client.write_all(&text);
+    }
+}

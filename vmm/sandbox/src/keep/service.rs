@@ -1,0 +1,293 @@
+//! What clients ask of a keeper: `nelly.sandbox.v1`.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nelly_protocol::sandbox::PROTOCOL_MAJOR;
+use nelly_protocol::sandbox::messages as m;
+use nelly_protocol::sandbox::service::{Sandbox as Service, create_sandbox};
+use nelly_vmm::text;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::{Code, get_status};
+
+use super::offers::{STDIN, client_gone};
+use super::{Ended, Keeper, execs};
+use crate::agent::{AgentError, CallError, ProcessId};
+use crate::instance::{Sandbox, SandboxError};
+use crate::life::Signal;
+use crate::state::Exit;
+use crate::state::record::{RestartPolicy, Status};
+
+/// The service of a keeper.
+#[must_use]
+pub(super) fn service(keeper: Arc<Keeper>) -> HashMap<String, ttrpc::r#async::Service> {
+    create_sandbox(Arc::new(Calls(keeper)))
+}
+
+struct Calls(Arc<Keeper>);
+
+fn status(code: Code, message: impl Into<String>) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(get_status(code, message.into()))
+}
+
+/// What the agent refused, its client has to know as it is.
+fn refused(error: &SandboxError) -> ttrpc::Error {
+    match error {
+        SandboxError::Agent(AgentError::Call { source: CallError::Refused(message), .. }) => {
+            status(Code::FAILED_PRECONDITION, message.clone())
+        }
+        error => status(Code::INTERNAL, text::chain(error)),
+    }
+}
+
+fn signal(number: u32) -> ttrpc::Result<Signal> {
+    let number = u8::try_from(number).ok().and_then(Signal::new);
+    number.ok_or_else(|| status(Code::INVALID_ARGUMENT, "a signal is a number from 1 to 64"))
+}
+
+fn size(rows: u32, columns: u32) -> ttrpc::Result<(u16, u16)> {
+    match (u16::try_from(rows), u16::try_from(columns)) {
+        (Ok(rows), Ok(columns)) => Ok((rows, columns)),
+        _ => Err(status(
+            Code::INVALID_ARGUMENT,
+            format!("a terminal of {rows} rows and {columns} columns is too large"),
+        )),
+    }
+}
+
+fn ended(ended: Ended) -> m::ExitStatus {
+    m::ExitStatus {
+        code: ended.exit.code.into(),
+        reason: ended.exit.reason,
+        detail: ended.detail,
+        ..Default::default()
+    }
+}
+
+fn exited(exit: Exit) -> m::ExitStatus {
+    m::ExitStatus { code: exit.code.into(), reason: exit.reason.to_owned(), ..Default::default() }
+}
+
+impl Calls {
+    /// The sandbox, while its container runs.
+    fn running(&self) -> ttrpc::Result<Arc<Sandbox>> {
+        let sandbox = self.0.sandbox().clone();
+        sandbox.ok_or_else(|| {
+            status(Code::FAILED_PRECONDITION, format!("the sandbox is {}", self.0.state().status.word()))
+        })
+    }
+
+    /// The same, unless it is paused: its guest answers nothing then.
+    fn answering(&self) -> ttrpc::Result<Arc<Sandbox>> {
+        match self.0.state().status {
+            Status::Paused => Err(status(Code::FAILED_PRECONDITION, "the sandbox is paused")),
+            _ => self.running(),
+        }
+    }
+
+    fn target<'a>(&'a self, exec: &'a str) -> ProcessId<'a> {
+        ProcessId { container: self.0.id(), exec }
+    }
+
+    async fn set_paused(&self, paused: bool) -> ttrpc::Result<m::Empty> {
+        let _one = self.0.pausing.lock().await;
+        let sandbox = self.running()?;
+        let (from, to) =
+            if paused { (Status::Running, Status::Paused) } else { (Status::Paused, Status::Running) };
+        let now = self.0.state().status;
+        if now != from {
+            return Err(status(
+                Code::FAILED_PRECONDITION,
+                format!("the sandbox is {}, not {}", now.word(), from.word()),
+            ));
+        }
+        let done = if paused { sandbox.pause().await } else { sandbox.resume().await };
+        done.map_err(|error| refused(&error))?;
+        // It may have begun to end meanwhile.
+        self.0.change(|state| {
+            if state.status == from {
+                state.status = to
+            }
+        });
+        Ok(m::Empty::default())
+    }
+}
+
+#[async_trait]
+impl Service for Calls {
+    async fn hello(&self, _: &TtrpcContext, request: m::HelloRequest) -> ttrpc::Result<m::HelloResponse> {
+        if request.protocol != PROTOCOL_MAJOR {
+            let message = format!(
+                "the client speaks version {} of the sandbox protocol, this keeper version {PROTOCOL_MAJOR}",
+                request.protocol
+            );
+            return Err(status(Code::UNIMPLEMENTED, message));
+        }
+        Ok(m::HelloResponse {
+            protocol: PROTOCOL_MAJOR,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            id: self.0.id().to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, _: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
+        let state = self.0.state();
+        let exec = |(exec_id, args)| m::ExecState { exec_id, args, ..Default::default() };
+        Ok(m::StateResponse {
+            status: state.status.word().to_owned(),
+            restarts: state.restarts,
+            restart: self.0.policy.borrow().to_string(),
+            execs: self.0.execs().running().into_iter().map(exec).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn stop(&self, _: &TtrpcContext, request: m::StopRequest) -> ttrpc::Result<m::ExitStatus> {
+        let first = (request.signal != 0).then(|| signal(request.signal)).transpose()?;
+        self.0.stop(first, request.grace_ms.map(|grace| Duration::from_millis(grace.into())));
+        Ok(ended(self.0.ended().await))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: m::KillRequest) -> ttrpc::Result<m::Empty> {
+        let number = signal(request.signal)?;
+        let sandbox = self.running()?;
+        if request.exec_id.is_empty() && (number == Signal::KILL || number == self.0.kept.stop_signal) {
+            // Who kills it does not want it back.
+            self.0.change(|state| state.stopped_by_command = true);
+            if number == Signal::KILL {
+                self.0.stop(None, Some(Duration::ZERO));
+                return Ok(m::Empty::default());
+            }
+        }
+        let told =
+            self.answering()?.agent().signal(self.target(&request.exec_id), number.number().into()).await;
+        drop(sandbox);
+        told.map_err(|error| refused(&error.into()))?;
+        Ok(m::Empty::default())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::ExitStatus> {
+        if request.exec_id.is_empty() {
+            return Ok(ended(self.0.ended().await));
+        }
+        let result = self.0.execs().result(&request.exec_id);
+        let mut result =
+            result.ok_or_else(|| status(Code::NOT_FOUND, format!("no exec {:?}", request.exec_id)))?;
+        match result.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => Ok(exited(exit)),
+            _ => Err(status(Code::INTERNAL, "the exec was given up")),
+        }
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::ExecResponse> {
+        let sandbox = self.answering()?;
+        let process = execs::process(&self.0.kept.container.process, &request)
+            .map_err(|error| status(Code::INVALID_ARGUMENT, error.to_string()))?;
+        let size = size(request.rows, request.columns)?;
+        let started = execs::start(&self.0, &sandbox, &process, Some(size), request.detach).await;
+        match started.map_err(|error| refused(&error))? {
+            Ok(started) => Ok(m::ExecResponse {
+                exec_id: started.id,
+                token: started.token.map(Vec::from).unwrap_or_default(),
+                ..Default::default()
+            }),
+            Err(failure) => {
+                let failure = m::ExitStatus {
+                    code: failure.code.into(),
+                    detail: failure.message,
+                    ..Default::default()
+                };
+                Ok(m::ExecResponse { failure: Some(failure).into(), ..Default::default() })
+            }
+        }
+    }
+
+    async fn attach(&self, _: &TtrpcContext, request: m::AttachRequest) -> ttrpc::Result<m::AttachResponse> {
+        self.running()?;
+        let process = &self.0.kept.container.process;
+        if request.stdin && !process.stdin && !process.terminal {
+            let message = "the container has no standard input: it was started without -i";
+            return Err(status(Code::FAILED_PRECONDITION, message));
+        }
+        let internal =
+            |error: std::io::Error| status(Code::INTERNAL, format!("cannot make a stream: {error}"));
+        let (near, far) = std::os::unix::net::UnixStream::pair().map_err(internal)?;
+        let near = super::output::registered(near).map_err(internal)?;
+        let (token, claim) = self.0.offers().offer(STDIN, vec![OwnedFd::from(far)]).map_err(internal)?;
+        let (mut typed, mut shown) = near.into_split();
+        let (keeper, takes_input) = (Arc::clone(&self.0), request.stdin);
+        tokio::spawn(async move {
+            let output = Arc::clone(&keeper.output);
+            let input = async {
+                let mut buffer = vec![0; 16 << 10];
+                while let Ok(count @ 1..) = typed.read(&mut buffer).await {
+                    if takes_input
+                        && let Some(input) = keeper.input.lock().await.as_mut()
+                        && input.write_all(&buffer[..count]).await.is_err()
+                    {
+                        // The container reads no more.
+                        break;
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                _ = output.serve(&mut shown) => {}
+                () = input => {}
+                () = client_gone(claim) => {}
+            }
+        });
+        Ok(m::AttachResponse { token: token.to_vec(), terminal: process.terminal, ..Default::default() })
+    }
+
+    async fn resize(&self, _: &TtrpcContext, request: m::ResizeRequest) -> ttrpc::Result<m::Empty> {
+        let (rows, columns) = size(request.rows, request.columns)?;
+        let sandbox = self.answering()?;
+        let resized = sandbox.agent().resize(self.target(&request.exec_id), rows, columns).await;
+        resized.map_err(|error| refused(&error.into()))?;
+        Ok(m::Empty::default())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: m::Empty) -> ttrpc::Result<m::Empty> {
+        self.set_paused(true).await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: m::Empty) -> ttrpc::Result<m::Empty> {
+        self.set_paused(false).await
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: m::UpdateRequest) -> ttrpc::Result<m::Empty> {
+        if !request.restart.is_empty() {
+            let policy: RestartPolicy = request
+                .restart
+                .parse()
+                .map_err(|error| status(Code::INVALID_ARGUMENT, format!("{error}")))?;
+            (self.0.books.policy)(policy).map_err(|error| {
+                status(Code::INTERNAL, format!("cannot write the restart policy: {error}"))
+            })?;
+            self.0.policy.send_replace(policy);
+        }
+        Ok(m::Empty::default())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
+        let sandbox = self.answering()?;
+        let stats = sandbox.agent().stats(self.0.id()).await.map_err(|error| refused(&error.into()))?;
+        Ok(m::StatsResponse {
+            cpu_usage_ns: stats.cpu_usage_ns,
+            memory_current_bytes: stats.memory_current_bytes,
+            memory_peak_bytes: stats.memory_peak_bytes,
+            pids_current: stats.pids_current,
+            oom_kills: stats.oom_kills,
+            guest_memory_total_bytes: stats.guest_memory_total_bytes,
+            guest_memory_available_bytes: stats.guest_memory_available_bytes,
+            monitor_pid: sandbox.machine().process_id().unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+}
