@@ -1,0 +1,123 @@
+//! Arguments of the verbs for sandboxes that stay.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Which sandboxes.
+#[derive(Debug, Args)]
+pub(crate) struct NamesArgs {
+    /// Sandboxes, by name, id or the beginning of an id
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub(crate) names: Vec<String>,
+}
+
+/// `nelly stop`.
+#[derive(Debug, Args)]
+#[command(after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
+    After the grace time it is SIGKILL. What was written is flushed before the machine ends.")]
+pub(crate) struct StopArgs {
+    /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: that of the sandbox, 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) time: Option<String>,
+    /// First signal, by name or number [default: that of the sandbox]
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) signal: Option<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// `nelly restart`.
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    /// Grace time before SIGKILL [default: that of the sandbox, 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) time: Option<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// `nelly kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Signal, by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
+    pub(crate) signal: String,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// `nelly exec`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "nelly exec [FLAGS] SANDBOX COMMAND [ARG...]",
+    after_help = "Flags after SANDBOX belong to the command. The exit code is the command's. If nelly exec is killed, the command's process \
+        group gets SIGHUP, and SIGKILL 5 seconds later; with -d it lives on.\n\n\
+        Examples:\n  \
+        nelly exec web ls -l /srv\n  \
+        nelly exec -it web sh\n  \
+        nelly exec -i web sh -c 'cat >/srv/page' <page"
+)]
+pub(crate) struct ExecArgs {
+    /// Connect standard input to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Allocate a terminal for the command
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Start the command and return; its output is discarded
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) detach: bool,
+    /// Set an environment variable; NAME alone copies the value from this environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Read environment variables from a file of NAME=VALUE lines; # starts a comment line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// User and optional group in the container, by name or number [default: the container's]
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Working directory in the container [default: the container's]
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// The sandbox, and the command with its arguments
+    #[arg(value_name = "SANDBOX COMMAND [ARG...]", trailing_var_arg = true, required = true)]
+    pub(crate) words: Vec<String>,
+}
+
+/// `nelly attach`.
+#[derive(Debug, Args)]
+#[command(after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
+    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys.")]
+pub(crate) struct AttachArgs {
+    /// Do not connect standard input to the container
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
+    /// Keys that detach: one character, or ctrl-X, several separated by commas
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-]")]
+    pub(crate) detach_keys: String,
+    /// The sandbox, by name, id or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) name: String,
+}
+
+/// `nelly update`.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Restart policy, which holds from the next exit on: no, on-failure[:MAXIMUM], always or
+    /// unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: String,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// `nelly stats`.
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Print JSON (schema 1)
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}

@@ -1,0 +1,135 @@
+//! `nelly start` and `nelly restart`, and the start of a keeper.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use nelly_image::{Reference, Store, StoreOptions};
+use nelly_sandbox::connect::launch::{LaunchError, launch as launch_keeper};
+use nelly_sandbox::state::record::ImageRecord;
+use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
+use nelly_sandbox::wire::order::Files;
+use nelly_vmm::sys::files::Accept;
+
+use super::args::{NamesArgs, RestartArgs};
+use super::{each, lock, sandboxes};
+use crate::assets::Assets;
+use crate::context::Context;
+use crate::fail::Hint;
+use crate::{machine, progress};
+
+/// Starts sandboxes that do not run.
+pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
+    crate::host::require_mainstream()?;
+    let sandboxes = sandboxes(context)?;
+    Ok(each(&args.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        let condition = sandbox.condition()?;
+        if condition.is_live() {
+            bail!("sandbox {word} is {} already", condition.word());
+        }
+        let lock = lock(&sandboxes, &sandbox)?;
+        launch(context, &sandboxes, &sandbox, lock)?;
+        Ok(None)
+    }))
+}
+
+/// Stops sandboxes that run, and starts them all.
+pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode> {
+    crate::host::require_mainstream()?;
+    let sandboxes = sandboxes(context)?;
+    let grace = super::stop::grace(args.time.as_deref())?;
+    Ok(each(&args.names.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        if sandbox.condition()?.is_live() {
+            super::stop::stop_one(&sandbox, None, grace)?;
+        }
+        let lock = lock(&sandboxes, &sandbox)?;
+        launch(context, &sandboxes, &sandbox, lock)?;
+        Ok(None)
+    }))
+}
+
+/// Starts the keeper of a sandbox whose lock this process holds, and waits until its container
+/// runs.
+///
+/// # Errors
+/// A file of it is missing, or the container does not run.
+pub(crate) fn launch(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    sandbox: &SandboxDir,
+    lock: SandboxLock,
+) -> Result<()> {
+    let record = sandbox.record()?;
+    let keeper = context.search.keeper().map_err(|error| Hint::error(error.to_string(), "run `make`"))?;
+    let files = files(context, sandbox, &record, lock)?;
+    match launch_keeper(&keeper, sandboxes.path(), record.id, &files) {
+        Ok(()) => Ok(()),
+        Err(LaunchError::Refused { code, message }) => Err(Refused { code, message }.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A container that did not start, with the exit code of `run`.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) code: u8,
+    message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Opens all files of a sandbox anew.
+fn files(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord, lock: SandboxLock) -> Result<Files> {
+    let open = |what: &str, path: &Path| machine::open(what, path, Accept::Regular);
+    let kernel = open("the sandbox's kernel", &record.machine.kernel)?;
+    let initrd = open("the sandbox's initramfs", &record.machine.initrd)?;
+    if !record.machine.monitor.is_file() {
+        bail!("the sandbox's monitor {} is missing", record.machine.monitor.display());
+    }
+    let disks = image_disks(context, &record.image)?;
+    Ok(Files { lock: Some(lock.into_fd()), kernel, initrd, disks, storage: storage(sandbox, record)? })
+}
+
+/// The disk of the writable layer, if the sandbox has one.
+fn storage(sandbox: &SandboxDir, record: &SandboxRecord) -> Result<Option<File>> {
+    if record.storage_bytes == 0 {
+        return Ok(None);
+    }
+    let path = sandbox.dir().path().join(super::DISK);
+    let file = File::options().read(true).write(true).open(&path);
+    file.map(Some).with_context(|| format!("cannot open the sandbox's disk {}", path.display()))
+}
+
+/// The files of the image's disk. The cache may have been cleared: then the image is looked up
+/// again, and must be the same.
+fn image_disks(context: &Context, image: &ImageRecord) -> Result<Vec<File>> {
+    let opened: std::io::Result<Vec<File>> = image.disk_paths.iter().map(File::open).collect();
+    let missing = match opened {
+        Ok(files) if !files.is_empty() => return Ok(files),
+        Ok(_) => None,
+        Err(error) => Some(error),
+    };
+    let lost = || {
+        let why = missing.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        format!("the disk of the sandbox's image {} is not in the cache any more{why}, and it cannot be made anew", image.reference)
+    };
+    let reference: Reference = image.reference.parse().with_context(lost)?;
+    let assets = Assets::find(&context.search, &context.settings, None, None).ok();
+    let mut options = StoreOptions::new(&context.places.cache);
+    options.local_dir = Some(context.places.images());
+    options.builtin = assets.and_then(|assets| assets.builtin);
+    let found = Store::open(options)?.resolve(&reference, &mut progress::Bar::new(true)).with_context(lost)?;
+    if found.digest.to_string() != image.digest {
+        bail!("{}: {} is another image now ({}, not {})", lost(), image.reference, found.digest, image.digest);
+    }
+    Ok(found.disk)
+}

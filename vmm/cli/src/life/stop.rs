@@ -1,0 +1,106 @@
+//! `nelly stop`, `kill`, `pause`, `unpause` and `update`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::connect::ConnectError;
+use nelly_sandbox::life::Signal;
+use nelly_sandbox::state::SandboxDir;
+use nelly_sandbox::state::record::RestartPolicy;
+
+use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
+use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes};
+use crate::context::Context;
+
+/// A grace time.
+pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
+    match text {
+        // As docker has it.
+        Some("0" | "0s") => Ok(Some(Duration::ZERO)),
+        Some(text) => Ok(Some(crate::duration::parse(text).context("--time")?)),
+        None => Ok(None),
+    }
+}
+
+/// Ends sandboxes in order.
+pub(crate) fn stop(args: &StopArgs, context: &Context) -> Result<ExitCode> {
+    let grace = grace(args.time.as_deref())?;
+    let signal: Option<Signal> = args.signal.as_deref().map(str::parse).transpose().context("--signal")?;
+    let sandboxes = sandboxes(context)?;
+    Ok(each(&args.names.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        // Stopping what has ended is what was wanted.
+        if sandbox.condition()?.is_live() {
+            stop_one(&sandbox, signal, grace)?;
+        }
+        Ok(None)
+    }))
+}
+
+/// Ends one that runs, and waits until its keeper is gone too.
+pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Option<Duration>) -> Result<()> {
+    let keeper = keeper(sandbox)?;
+    let stopped = runtime()?.block_on(async {
+        let connection = connect(sandbox).await?;
+        match connection.stop(signal, grace).await {
+            Ok(_) => Ok(()),
+            Err(error @ (ConnectError::Silent | ConnectError::Reach(_))) => Err(error.into()),
+            // A keeper that ended without an answer has stopped all the same.
+            Err(error) => if sandbox.condition()?.is_live() { Err(anyhow::Error::from(error)) } else { Ok(()) },
+        }
+    });
+    if let Some(keeper) = keeper.filter(|_| stopped.is_ok())
+        && !ended(&keeper, Some(LAST_WORDS))?
+    {
+        bail!("the sandbox has ended, but its keeper is still there");
+    }
+    stopped
+}
+
+/// Sends a signal.
+pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
+    let signal: Signal = args.signal.parse().context("--signal")?;
+    let sandboxes = sandboxes(context)?;
+    let runtime = runtime()?;
+    Ok(each(&args.names.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.kill("", signal).await?) })?;
+        Ok(None)
+    }))
+}
+
+/// Pauses machines.
+pub(crate) fn pause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
+    let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
+    Ok(each(&args.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.pause().await?) })?;
+        Ok(None)
+    }))
+}
+
+/// Lets paused machines run on.
+pub(crate) fn unpause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
+    let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
+    Ok(each(&args.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.resume().await?) })?;
+        Ok(None)
+    }))
+}
+
+/// Changes restart policies.
+pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
+    let policy: RestartPolicy = args.restart.parse().context("--restart")?;
+    let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
+    Ok(each(&args.names.names, |word| {
+        let sandbox = sandboxes.find(word)?;
+        if sandbox.condition()?.is_live() {
+            runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.set_restart(policy).await?) })?;
+        } else {
+            sandboxes.update(&sandbox, |record| record.restart = policy)?;
+        }
+        Ok(None)
+    }))
+}
