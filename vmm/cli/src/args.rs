@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::life::args::{
+    AttachArgs, ExecArgs, KillArgs, NamesArgs, RestartArgs, StatsArgs, StopArgs, UpdateArgs,
+};
+
 /// The parsed command line.
 #[derive(Debug, Parser)]
 #[command(
@@ -16,6 +20,7 @@ use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
         nelly run -- sh -c 'uname -a; id'              the built-in image\n  \
         nelly run -it oci:./image sh                   a shell in an OCI layout\n  \
         echo hi | nelly run -i docker-archive:app.tar cat\n  \
+        nelly run -d --name web oci:./image             in the background: nelly exec, logs, stop\n  \
         nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
         nelly doctor                                   what this host can do\n\n\
         Exit codes: nelly help exit-codes"
@@ -57,6 +62,36 @@ fn run_alone() -> Command {
 pub(crate) enum Verb {
     #[command(about = RUN)]
     Run(Box<RunArgs>),
+    /// Make a sandbox that stays, without starting it
+    #[command(
+        override_usage = "nelly create [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly create [FLAGS] -- COMMAND [ARG...]",
+        after_help = "Prints the id. `nelly start` starts the sandbox. IMAGE and COMMAND are those of nelly run.",
+        mut_arg("detach", |arg| arg.hide(true)), mut_arg("timeout", |arg| arg.hide(true)), mut_arg("result", |arg| arg.hide(true)),
+        mut_arg("timings", |arg| arg.hide(true)), mut_arg("trace", |arg| arg.hide(true))
+    )]
+    Create(Box<RunArgs>),
+    /// Start sandboxes that do not run
+    Start(NamesArgs),
+    /// Stop sandboxes: a signal, a grace time, SIGKILL
+    Stop(StopArgs),
+    /// Send a signal to the first process of sandboxes
+    Kill(KillArgs),
+    /// Stop sandboxes, and start them again
+    Restart(RestartArgs),
+    /// Wait until sandboxes have ended, and print their exit codes
+    Wait(NamesArgs),
+    /// Run a further command in a sandbox that runs
+    Exec(ExecArgs),
+    /// Show a sandbox's output, and type into it
+    Attach(AttachArgs),
+    /// Pause the machines of sandboxes
+    Pause(NamesArgs),
+    /// Let paused sandboxes run on
+    Unpause(NamesArgs),
+    /// Change the restart policy of sandboxes
+    Update(UpdateArgs),
+    /// Print the resource use of sandboxes that run
+    Stats(StatsArgs),
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
     /// List, load, save, tag and remove images of the local store
@@ -77,7 +112,7 @@ pub(crate) enum Verb {
     },
     /// Print help for a command, or for exit-codes
     Help {
-        /// run, boot, image, bench, doctor, version, config, or exit-codes
+        /// The name of a command, or exit-codes
         topic: Option<String>,
     },
 }
@@ -184,10 +219,11 @@ pub(crate) struct RunArgs {
     /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Remove the sandbox when it ends (accepted, but always the case: sandboxes cannot be kept
-    /// yet)
+    /// Remove the sandbox when it ends. Without -d this is always the case
     #[arg(long)]
     pub(crate) rm: bool,
+    #[command(flatten)]
+    pub(crate) kept: KeptArgs,
     /// Mount the image read-only, without a writable layer
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -221,6 +257,45 @@ pub(crate) struct RunArgs {
     /// The image, and the command with its arguments
     #[arg(value_name = "IMAGE [COMMAND [ARG...]]", trailing_var_arg = true)]
     pub(crate) words: Vec<String>,
+}
+
+/// Flags of sandboxes that stay.
+#[derive(Debug, Default, Args)]
+pub(crate) struct KeptArgs {
+    /// Run in the background: print the id when the container runs, and keep the sandbox
+    #[arg(short, long, conflicts_with_all = ["timeout", "result", "timings", "trace"])]
+    pub(crate) detach: bool,
+    /// Start the sandbox again after its end: no, on-failure[:MAXIMUM], always or unless-stopped
+    /// (with -d) [default: no]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<String>,
+    /// Signal of nelly stop, by name or number (with -d) [default: the image's, else TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) stop_signal: Option<String>,
+    /// Grace time of nelly stop before SIGKILL (with -d) [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) stop_timeout: Option<String>,
+    /// Label, for filters (with -d)
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// Size of the disk of the writable layer, which is sparse (with -d) [default: 8G; with --rm a
+    /// tmpfs in the guest instead]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) storage: Option<String>,
+}
+
+impl KeptArgs {
+    /// A flag that says something about a sandbox that stays.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--restart", self.restart.is_some()),
+            ("--stop-signal", self.stop_signal.is_some()),
+            ("--stop-timeout", self.stop_timeout.is_some()),
+            ("--label", !self.label.is_empty()),
+            ("--storage", self.storage.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
 }
 
 impl RunArgs {

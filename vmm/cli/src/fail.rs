@@ -9,6 +9,7 @@ use nelly_sandbox::state::outcome;
 use nelly_vmm::text;
 use serde_json::json;
 
+use crate::life::Refused;
 use crate::out;
 
 /// Prints `error` as a chain on stderr, or as one JSON object {code, message, hint}.
@@ -31,6 +32,9 @@ pub(crate) fn report(error: &Error, json: bool, code: u8) -> ExitCode {
 
 /// The exit code of an error that has one of its own, whatever the verb.
 pub(crate) fn code(error: &Error) -> Option<u8> {
+    if let Some(refused) = error.downcast_ref::<Refused>() {
+        return Some(refused.code);
+    }
     matches!(error.downcast_ref(), Some(SpecError::EmptyProgram)).then_some(outcome::NOT_FOUND)
 }
 

@@ -15,6 +15,7 @@ mod environment;
 mod fail;
 mod host;
 mod image;
+mod life;
 mod machine;
 mod out;
 mod output_file;
@@ -53,12 +54,13 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error, &raw),
     };
     let (code, json) = match &cli.verb {
-        Verb::Run(_) | Verb::Boot(_) => (outcome::FAILED, false),
+        Verb::Run(_) | Verb::Boot(_) | Verb::Exec(_) | Verb::Attach(_) => (outcome::FAILED, false),
         Verb::Doctor(args) | Verb::Version(args) | Verb::Config { verb: ConfigVerb::Show(args) } => {
             (FAILED, args.json)
         }
         Verb::Image { verb } => (FAILED, verb.json()),
-        Verb::Bench(_) | Verb::Help { .. } => (FAILED, false),
+        Verb::Stats(args) => (FAILED, args.json),
+        _ => (FAILED, false),
     };
     match dispatch(&cli.verb, &raw, &recorder) {
         Ok(code) => code,
@@ -85,6 +87,21 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
             log(args.machine.log_level, args.quiet, &context)?;
             run::run(args, raw, &context, recorder)
         }
+        Verb::Create(args) => {
+            log(args.machine.log_level, args.quiet, &context)?;
+            run::create(args, raw, &context, recorder)
+        }
+        Verb::Start(args) => life::start(args, &context),
+        Verb::Stop(args) => life::stop(args, &context),
+        Verb::Kill(args) => life::kill(args, &context),
+        Verb::Restart(args) => life::restart(args, &context),
+        Verb::Wait(args) => life::wait(args, &context),
+        Verb::Exec(args) => life::exec(args, &context),
+        Verb::Attach(args) => life::attach(args, &context),
+        Verb::Pause(args) => life::pause(args, &context),
+        Verb::Unpause(args) => life::unpause(args, &context),
+        Verb::Update(args) => life::update(args, &context),
+        Verb::Stats(args) => life::stats(args, &context),
         Verb::Boot(args) => {
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)
@@ -111,7 +128,7 @@ fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
     }
     match raw.get(1).map(String::as_str) {
         _ if asked => ExitCode::SUCCESS,
-        Some("run" | "boot") => ExitCode::from(outcome::FAILED),
+        Some("run" | "boot" | "exec" | "attach") => ExitCode::from(outcome::FAILED),
         _ => ExitCode::from(2),
     }
 }

@@ -64,6 +64,41 @@ impl Signal {
     }
 }
 
+/// Names of the signals 1 to 31, in order.
+const SIGNAL_NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
+/// A text that is no signal.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no signal: use a name such as TERM or SIGTERM, RTMIN+N, or a number from 1 to 64")]
+pub struct SignalError(String);
+
+impl std::str::FromStr for Signal {
+    type Err = SignalError;
+
+    fn from_str(text: &str) -> Result<Self, SignalError> {
+        let name = text.to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        let real_time = |offset: &str, least: u8| offset.parse::<u8>().ok()?.checked_add(least);
+        let number = match SIGNAL_NAMES.iter().position(|known| *known == name) {
+            Some(index) => u8::try_from(index + 1).ok(),
+            None => match (name, name.strip_prefix("RTMIN+"), name.strip_prefix("RTMAX-")) {
+                ("RTMIN", ..) => Some(34),
+                ("RTMAX", ..) => Some(64),
+                (_, Some(offset), _) => real_time(offset, 34),
+                (_, _, Some(offset)) => {
+                    offset.parse::<u8>().ok().and_then(|offset| 64_u8.checked_sub(offset))
+                }
+                _ => text.parse().ok(),
+            },
+        };
+        number.and_then(Self::new).ok_or_else(|| SignalError(text.to_owned()))
+    }
+}
+
 /// What reaches a process from outside while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessRequest {

@@ -187,6 +187,25 @@ async fn a_program_that_outlives_its_terminal_has_a_grace() {
 }
 
 #[test]
+fn signals_have_names_and_numbers() {
+    for (text, number) in [
+        ("TERM", 15),
+        ("SIGTERM", 15),
+        ("sigkill", 9),
+        ("1", 1),
+        ("SYS", 31),
+        ("RTMIN", 34),
+        ("SIGRTMIN+3", 37),
+        ("RTMAX-1", 63),
+    ] {
+        assert_eq!(text.parse::<Signal>().map(Signal::number), Ok(number), "{text}");
+    }
+    for bad in ["", "0", "65", "-1", "SIG", "NOPE", "RTMIN+200", "RTMAX-65", "SIG9"] {
+        assert!(bad.parse::<Signal>().is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn what_waits_says_nothing_twice_and_the_latest_size_counts() {
     let mut waiting = Waiting::default();
     let size = |rows| Instruction::Resize { rows, columns: 80 };

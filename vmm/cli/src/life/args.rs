@@ -14,8 +14,10 @@ pub(crate) struct NamesArgs {
 
 /// `nelly stop`.
 #[derive(Debug, Args)]
-#[command(after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
-    After the grace time it is SIGKILL. What was written is flushed before the machine ends.")]
+#[command(
+    after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
+    After the grace time it is SIGKILL. What was written is flushed before the machine ends."
+)]
 pub(crate) struct StopArgs {
     /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: that of the sandbox, 10s]
     #[arg(long, value_name = "DURATION")]
@@ -87,8 +89,10 @@ pub(crate) struct ExecArgs {
 
 /// `nelly attach`.
 #[derive(Debug, Args)]
-#[command(after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
-    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys.")]
+#[command(
+    after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
+    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys."
+)]
 pub(crate) struct AttachArgs {
     /// Do not connect standard input to the container
     #[arg(long)]

@@ -4,7 +4,6 @@ pub(crate) mod args;
 mod attach;
 mod detach_keys;
 mod exec;
-mod force;
 mod start;
 mod stats;
 mod stop;
@@ -17,20 +16,22 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
 pub(crate) use exec::exec;
-pub(crate) use force::end_by_force;
 use nelly_sandbox::connect::Connection;
 use nelly_sandbox::state::record::Condition;
 use nelly_sandbox::state::{SandboxDir, SandboxLock, Sandboxes, StateError, Status};
 use nelly_sandbox::wire::holder;
 use nelly_vmm::text;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-pub(crate) use start::{launch, restart, start};
+pub(crate) use start::{Refused, launch, restart, start};
 pub(crate) use stats::stats;
 pub(crate) use stop::{kill, pause, stop, unpause, update};
 pub(crate) use wait::wait;
 
 use crate::context::Context;
 use crate::out;
+
+/// File name of the disk of the writable layer, in the sandbox's directory.
+pub(crate) const DISK: &str = "disk.raw";
 
 /// How long a keeper that has said its last word may take to be gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -51,24 +52,30 @@ pub(crate) fn sandboxes(context: &Context) -> Result<Sandboxes> {
 
 /// Does something for each of the named, and prints those words for which it succeeded. An error
 /// keeps none of the others; the exit code tells of it.
-pub(crate) fn each(words: &[String], mut work: impl FnMut(&str) -> Result<Option<String>>) -> ExitCode {
+pub(crate) fn each(
+    words: &[String],
+    mut work: impl FnMut(&str) -> Result<Option<String>>,
+) -> Result<ExitCode> {
     let mut failed = false;
     for word in words {
         match work(word) {
-            Ok(Some(line)) => out::line(&line),
-            Ok(None) => out::line(word),
+            Ok(Some(line)) => out::line(&line)?,
+            Ok(None) => out::line(word)?,
             Err(error) => {
                 out::message(text::chain(error.as_ref()));
                 failed = true;
             }
         }
     }
-    ExitCode::from(u8::from(failed))
+    Ok(ExitCode::from(u8::from(failed)))
 }
 
 /// A runtime for a client.
 pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")
 }
 
 /// Connects to a sandbox's keeper.
@@ -128,7 +135,9 @@ pub(crate) fn lock(sandboxes: &Sandboxes, sandbox: &SandboxDir) -> Result<Sandbo
         match sandboxes.lock(sandbox) {
             Ok(lock) => return Ok(lock),
             Err(StateError::Busy { .. })
-                if sandbox.state().is_ok_and(|state| matches!(state.status, Status::Exited | Status::Created))
+                if sandbox
+                    .state()
+                    .is_ok_and(|state| matches!(state.status, Status::Exited | Status::Created))
                     && !left.is_zero() =>
             {
                 std::thread::sleep(LOOK);

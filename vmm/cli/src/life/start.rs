@@ -23,7 +23,7 @@ use crate::{machine, progress};
 pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     crate::host::require_mainstream()?;
     let sandboxes = sandboxes(context)?;
-    Ok(each(&args.names, |word| {
+    each(&args.names, |word| {
         let sandbox = sandboxes.find(word)?;
         let condition = sandbox.condition()?;
         if condition.is_live() {
@@ -32,7 +32,7 @@ pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
         let lock = lock(&sandboxes, &sandbox)?;
         launch(context, &sandboxes, &sandbox, lock)?;
         Ok(None)
-    }))
+    })
 }
 
 /// Stops sandboxes that run, and starts them all.
@@ -40,7 +40,7 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
     crate::host::require_mainstream()?;
     let sandboxes = sandboxes(context)?;
     let grace = super::stop::grace(args.time.as_deref())?;
-    Ok(each(&args.names.names, |word| {
+    each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
         if sandbox.condition()?.is_live() {
             super::stop::stop_one(&sandbox, None, grace)?;
@@ -48,7 +48,7 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
         let lock = lock(&sandboxes, &sandbox)?;
         launch(context, &sandboxes, &sandbox, lock)?;
         Ok(None)
-    }))
+    })
 }
 
 /// Starts the keeper of a sandbox whose lock this process holds, and waits until its container
@@ -88,7 +88,12 @@ impl std::fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 /// Opens all files of a sandbox anew.
-fn files(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord, lock: SandboxLock) -> Result<Files> {
+fn files(
+    context: &Context,
+    sandbox: &SandboxDir,
+    record: &SandboxRecord,
+    lock: SandboxLock,
+) -> Result<Files> {
     let open = |what: &str, path: &Path| machine::open(what, path, Accept::Regular);
     let kernel = open("the sandbox's kernel", &record.machine.kernel)?;
     let initrd = open("the sandbox's initramfs", &record.machine.initrd)?;
@@ -120,16 +125,26 @@ fn image_disks(context: &Context, image: &ImageRecord) -> Result<Vec<File>> {
     };
     let lost = || {
         let why = missing.as_ref().map_or_else(String::new, |error| format!(": {error}"));
-        format!("the disk of the sandbox's image {} is not in the cache any more{why}, and it cannot be made anew", image.reference)
+        format!(
+            "the disk of the sandbox's image {} is not in the cache any more{why}, and it cannot be made anew",
+            image.reference
+        )
     };
     let reference: Reference = image.reference.parse().with_context(lost)?;
     let assets = Assets::find(&context.search, &context.settings, None, None).ok();
     let mut options = StoreOptions::new(&context.places.cache);
     options.local_dir = Some(context.places.images());
     options.builtin = assets.and_then(|assets| assets.builtin);
-    let found = Store::open(options)?.resolve(&reference, &mut progress::Bar::new(true)).with_context(lost)?;
+    let found =
+        Store::open(options)?.resolve(&reference, &mut progress::Bar::new(true)).with_context(lost)?;
     if found.digest.to_string() != image.digest {
-        bail!("{}: {} is another image now ({}, not {})", lost(), image.reference, found.digest, image.digest);
+        bail!(
+            "{}: {} is another image now ({}, not {})",
+            lost(),
+            image.reference,
+            found.digest,
+            image.digest
+        );
     }
     Ok(found.disk)
 }

@@ -34,10 +34,10 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
         out::json(format_args!("{:#}", serde_json::Value::from(all)))?;
         return Ok(ExitCode::SUCCESS);
     }
-    out::line("NAME                 CPU SECONDS  MEMORY MiB  PEAK MiB  GUEST FREE MiB  PIDS");
+    out::line("NAME                 CPU SECONDS  MEMORY MiB  PEAK MiB  GUEST FREE MiB  PIDS")?;
     for (name, _, stats) in all {
         let seconds = std::time::Duration::from_nanos(stats.cpu_usage_ns);
-        out::line(&format!(
+        out::line(format_args!(
             "{:<20} {:>11.3} {:>11} {:>9} {:>15} {:>5}",
             name.as_str(),
             seconds.as_secs_f64(),
@@ -45,7 +45,7 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
             stats.memory_peak_bytes >> 20,
             stats.guest_memory_available_bytes >> 20,
             stats.pids_current
-        ));
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

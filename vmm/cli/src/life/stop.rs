@@ -28,14 +28,14 @@ pub(crate) fn stop(args: &StopArgs, context: &Context) -> Result<ExitCode> {
     let grace = grace(args.time.as_deref())?;
     let signal: Option<Signal> = args.signal.as_deref().map(str::parse).transpose().context("--signal")?;
     let sandboxes = sandboxes(context)?;
-    Ok(each(&args.names.names, |word| {
+    each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
         // Stopping what has ended is what was wanted.
         if sandbox.condition()?.is_live() {
             stop_one(&sandbox, signal, grace)?;
         }
         Ok(None)
-    }))
+    })
 }
 
 /// Ends one that runs, and waits until its keeper is gone too.
@@ -47,7 +47,13 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
             Ok(_) => Ok(()),
             Err(error @ (ConnectError::Silent | ConnectError::Reach(_))) => Err(error.into()),
             // A keeper that ended without an answer has stopped all the same.
-            Err(error) => if sandbox.condition()?.is_live() { Err(anyhow::Error::from(error)) } else { Ok(()) },
+            Err(error) => {
+                if sandbox.condition()?.is_live() {
+                    Err(anyhow::Error::from(error))
+                } else {
+                    Ok(())
+                }
+            }
         }
     });
     if let Some(keeper) = keeper.filter(|_| stopped.is_ok())
@@ -63,38 +69,38 @@ pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
     let signal: Signal = args.signal.parse().context("--signal")?;
     let sandboxes = sandboxes(context)?;
     let runtime = runtime()?;
-    Ok(each(&args.names.names, |word| {
+    each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
         runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.kill("", signal).await?) })?;
         Ok(None)
-    }))
+    })
 }
 
 /// Pauses machines.
 pub(crate) fn pause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
-    Ok(each(&args.names, |word| {
+    each(&args.names, |word| {
         let sandbox = sandboxes.find(word)?;
         runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.pause().await?) })?;
         Ok(None)
-    }))
+    })
 }
 
 /// Lets paused machines run on.
 pub(crate) fn unpause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
-    Ok(each(&args.names, |word| {
+    each(&args.names, |word| {
         let sandbox = sandboxes.find(word)?;
         runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.resume().await?) })?;
         Ok(None)
-    }))
+    })
 }
 
 /// Changes restart policies.
 pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
     let policy: RestartPolicy = args.restart.parse().context("--restart")?;
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
-    Ok(each(&args.names.names, |word| {
+    each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
         if sandbox.condition()?.is_live() {
             runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.set_restart(policy).await?) })?;
@@ -102,5 +108,5 @@ pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
             sandboxes.update(&sandbox, |record| record.restart = policy)?;
         }
         Ok(None)
-    }))
+    })
 }

@@ -11,14 +11,16 @@ use crate::context::Context;
 /// Waits until sandboxes have ended for good, restarts included, and prints their exit codes.
 pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     let sandboxes = sandboxes(context)?;
-    Ok(each(&args.names, |word| {
+    each(&args.names, |word| {
         let sandbox = sandboxes.find(word)?;
         // The handle first: what ends after this is waited for, what ended before is written down.
         // With --rm the directory is gone then, and the exit with it: so it is asked for, too.
         let keeper = keeper(&sandbox)?;
         if let Some(keeper) = keeper.filter(|_| sandbox.condition().is_ok_and(|now| now.is_live())) {
             let runtime = super::runtime()?;
-            let asked = runtime.block_on(async { super::connect(&sandbox).await?.wait("").await.map_err(anyhow::Error::from) });
+            let asked = runtime.block_on(async {
+                super::connect(&sandbox).await?.wait("").await.map_err(anyhow::Error::from)
+            });
             if let Ok(report) = asked {
                 return Ok(Some(report.exit.code.to_string()));
             }
@@ -28,5 +30,5 @@ pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
             Some(exit) if !sandbox.condition()?.is_live() => Ok(Some(exit.code.to_string())),
             _ => bail!("sandbox {word} has no exit code: it was never started, or ended with its keeper"),
         }
-    }))
+    })
 }

@@ -1,5 +1,6 @@
 //! `nelly run`: a container in a machine of its own, in the foreground.
 
+mod detached;
 mod foreground;
 mod plan;
 
@@ -25,12 +26,46 @@ use crate::context::Context;
 use crate::output_file::OutputFile;
 use crate::{out, progress, result, signals};
 
+/// Makes a sandbox that stays, for `nelly create`.
+pub(crate) fn create(
+    args: &RunArgs,
+    raw: &[String],
+    context: &Context,
+    recorder: &Recorder,
+) -> Result<ExitCode> {
+    let of_run = [
+        ("--detach", args.kept.detach),
+        ("--timeout", args.machine.timeout.is_some()),
+        ("--result", args.result.is_some()),
+        ("--timings", args.timings),
+        ("--trace", args.trace.is_some()),
+    ];
+    if let Some((flag, _)) = of_run.into_iter().find(|(_, given)| *given) {
+        bail!("{flag} is a flag of nelly run, not of nelly create");
+    }
+    begin(args, raw, context, recorder, true)
+}
+
 /// Runs the verb.
 pub(crate) fn run(
     args: &RunArgs,
     raw: &[String],
     context: &Context,
     recorder: &Recorder,
+) -> Result<ExitCode> {
+    if let Some(flag) = args.kept.given().filter(|_| !args.kept.detach) {
+        bail!("{flag} needs -d: without it the sandbox ends with nelly run");
+    }
+    begin(args, raw, context, recorder, args.kept.detach)
+}
+
+/// Runs a container in the foreground, or makes a sandbox that stays.
+fn begin(
+    args: &RunArgs,
+    raw: &[String],
+    context: &Context,
+    recorder: &Recorder,
+    stays: bool,
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let (image, command) = args::image_and_command(raw, &args.words);
@@ -42,7 +77,7 @@ pub(crate) fn run(
             "no IMAGE given: name one, or write `--` and a command to use the built-in image; see nelly run --help"
         );
     }
-    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+    if !stays && args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
     let result = args.result.as_deref().map(result::ResultFile::parse).transpose().context("--result")?;
@@ -53,6 +88,7 @@ pub(crate) fn run(
     store_options.builtin.clone_from(&assets.builtin);
     let store = Store::open(store_options)?;
     let options = run_options(args, command, assets, context)?;
+    let kept = stays.then(|| detached::options(&args.kept)).transpose()?;
     if args.machine.dry_run {
         let planned = store.plan(&reference)?;
         let plan = plan(args, options, &planned.config)?;
@@ -78,6 +114,9 @@ pub(crate) fn run(
     bar.finish();
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
+    if let Some(kept) = kept {
+        return detached::keep(args, kept, &plan, &reference, &image, context);
+    }
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()

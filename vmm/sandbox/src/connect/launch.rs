@@ -50,8 +50,13 @@ pub fn launch(program: &Path, sandboxes: &Path, id: Id, files: &Files) -> Result
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     drop(command);
     let mut child = child.map_err(failed)?;
-    let order =
-        Order { schema: Order::SCHEMA, sandboxes: sandboxes.to_owned(), id, disks: files.disks.len() };
+    let order = Order {
+        schema: Order::SCHEMA,
+        sandboxes: sandboxes.to_owned(),
+        id,
+        disks: files.disks.len(),
+        storage: files.storage.is_some(),
+    };
     let mut text = serde_json::to_vec(&order).map_err(|error| LaunchError::Silent(error.into()))?;
     text.push(b'\n');
     let descriptors: Vec<BorrowedFd<'_>> = files.all().collect();

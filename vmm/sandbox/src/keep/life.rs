@@ -19,6 +19,7 @@ use crate::state::Timestamp;
 use crate::state::outcome;
 use crate::state::record::Status;
 use crate::wire::frames::Source;
+use crate::wire::holder;
 
 /// How long a guest may take to end what was killed in it, before its machine is.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -81,6 +82,7 @@ impl Keeper {
         self.output.finish();
         self.change(|state| {
             state.exit = Some(ended.exit.clone());
+            state.detail.clone_from(&ended.detail);
             state.finished_at = Some(Timestamp::now());
             state.status = Status::Exited;
             state.holder = None;
@@ -138,6 +140,8 @@ impl Keeper {
             Ok(sandbox) => Arc::new(sandbox),
             Err(error) => return failed(&error),
         };
+        let monitor = sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok());
+        self.change(|state| state.monitor = monitor);
         let run = sandbox.run(&self.kept.id, &self.kept.container, IMAGE_DEVICE, None);
         let streams = tokio::select! {
             biased;
@@ -154,6 +158,8 @@ impl Keeper {
                     self.change(|state| {
                         state.status = Status::Running;
                         state.started_at = Some(Timestamp::now());
+                        state.exit = None;
+                        state.detail.clear();
                     });
                     if let Some(begun) = begun.take() {
                         begun(Ok(()));
@@ -175,6 +181,7 @@ impl Keeper {
         *self.sandbox() = None;
         *self.input.lock().await = None;
         sandbox.power_off(POWER_OFF).await;
+        self.change(|state| state.monitor = None);
         ended
     }
 

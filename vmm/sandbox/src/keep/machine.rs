@@ -33,10 +33,12 @@ fn machine(record: &SandboxRecord, files: &Files) -> io::Result<(MachineConfig, 
     let kernel = resources.add(files.kernel.try_clone()?);
     let initrd = resources.add(files.initrd.try_clone()?);
     let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>()?;
+    let storage = files.storage.as_ref().map(File::try_clone).transpose()?;
     let spec = MachineSpec {
         kernel,
         initrd,
         image: resources.add_all(image),
+        storage: storage.map(|storage| resources.add(storage)),
         platform: record.machine.platform,
         cpus: record.machine.cpus,
         memory: record.machine.memory_bytes,

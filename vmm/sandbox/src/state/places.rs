@@ -50,6 +50,12 @@ impl Places {
         self.data.join("images")
     }
 
+    /// Sandboxes that stay.
+    #[must_use]
+    pub fn sandboxes(&self) -> PathBuf {
+        self.data.join("sandboxes")
+    }
+
     /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
     /// is checked when it is opened with [`nelly_image::trusted::open_file`].
     ///

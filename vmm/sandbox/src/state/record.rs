@@ -274,6 +274,12 @@ pub struct SandboxState {
     /// `XDG_RUNTIME_DIR`, so it stands here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_dir: Option<PathBuf>,
+    /// The process of its machine, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<HolderRecord>,
+    /// Why it last ended, where the exit alone does not tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
     /// A command ended it on purpose, so that no policy starts it again.
     #[serde(default)]
     pub stopped_by_command: bool,
@@ -291,6 +297,8 @@ impl SandboxState {
             exit: None,
             restarts: 0,
             runtime_dir: None,
+            monitor: None,
+            detail: String::new(),
             stopped_by_command: false,
         }
     }

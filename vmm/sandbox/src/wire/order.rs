@@ -25,6 +25,8 @@ pub struct Order {
     pub id: Id,
     /// How many files the image's disk has.
     pub disks: usize,
+    /// Whether it has a disk for its writable layer.
+    pub storage: bool,
 }
 
 /// The open files of a sandbox, in the order of their descriptors.
@@ -38,6 +40,8 @@ pub struct Files {
     pub initrd: File,
     /// The image's disk, one file after the other.
     pub disks: Vec<File>,
+    /// The disk of the writable layer.
+    pub storage: Option<File>,
 }
 
 /// How the first start went: code 0, or the exit code of the command and why.
@@ -53,7 +57,9 @@ impl Files {
     /// Their descriptors.
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let lock = self.lock.iter().map(AsFd::as_fd);
-        lock.chain([self.kernel.as_fd(), self.initrd.as_fd()]).chain(self.disks.iter().map(AsFd::as_fd))
+        lock.chain([self.kernel.as_fd(), self.initrd.as_fd()])
+            .chain(self.disks.iter().map(AsFd::as_fd))
+            .chain(self.storage.iter().map(AsFd::as_fd))
     }
 }
 
@@ -80,13 +86,16 @@ impl Order {
         if order.schema != Self::SCHEMA {
             return Err(wrong("the order is of another version"));
         }
-        if descriptors.len().checked_sub(3) != Some(order.disks) {
+        let most = order.disks.checked_add(3 + usize::from(order.storage));
+        if most != Some(descriptors.len()) {
             return Err(wrong("the order has other files than it says"));
         }
         let mut next = descriptors.into_iter();
         let mut take = || next.next().ok_or_else(|| wrong("a file is missing"));
         let (lock, kernel, initrd) = (Some(take()?), take()?.into(), take()?.into());
-        Ok((order, Files { lock, kernel, initrd, disks: next.map(File::from).collect() }))
+        let mut disks: Vec<File> = next.map(File::from).collect();
+        let storage = if order.storage { disks.pop() } else { None };
+        Ok((order, Files { lock, kernel, initrd, disks, storage }))
     }
 }
 
@@ -98,17 +107,23 @@ mod tests {
     fn an_order_brings_its_files_or_is_refused() {
         let (ours, theirs) = sys::stream_pair().unwrap();
         let file = || tempfile::tempfile().unwrap();
-        let files =
-            Files { lock: Some(file().into()), kernel: file(), initrd: file(), disks: vec![file(), file()] };
+        let files = Files {
+            lock: Some(file().into()),
+            kernel: file(),
+            initrd: file(),
+            disks: vec![file(), file()],
+            storage: Some(file()),
+        };
         let send = |order: &Order| {
             let text = serde_json::to_string(order).unwrap() + "\n";
             let descriptors: Vec<_> = files.all().collect();
             sys::send(ours.as_fd(), text.as_bytes(), &descriptors).unwrap();
         };
-        let order = Order { schema: 1, sandboxes: "/d".into(), id: Id::random().unwrap(), disks: 2 };
+        let order =
+            Order { schema: 1, sandboxes: "/d".into(), id: Id::random().unwrap(), disks: 2, storage: true };
         send(&order);
         let (received, came) = Order::receive(theirs.as_fd()).unwrap();
-        assert_eq!((received, came.disks.len()), (order.clone(), 2));
+        assert_eq!((received, came.disks.len(), came.storage.is_some()), (order.clone(), 2, true));
         for wrong in [Order { disks: 1, ..order.clone() }, Order { schema: 2, ..order }] {
             send(&wrong);
             assert!(Order::receive(theirs.as_fd()).is_err());

@@ -1,0 +1,118 @@
+//! `nelly exec`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::connect::{Claimed, Connection, ExecSpec};
+use nelly_sandbox::life::{ProcessRequest, Signal};
+use nelly_sandbox::state::outcome;
+use nelly_vmm::sys::terminal;
+use nelly_vmm::text;
+use nelly_vmm::timeline::{Recorder, now_ns};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::args::ExecArgs;
+use super::{connect, runtime, sandboxes};
+use crate::context::Context;
+use crate::{bug, environment, out, signals, stdio};
+
+/// Runs a command in a sandbox that runs.
+pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
+    let Some((word, command)) = args.words.split_first().filter(|(_, command)| !command.is_empty()) else {
+        bail!("no COMMAND given; see nelly exec --help");
+    };
+    if args.tty && args.interactive && !terminal::is_terminal(std::io::stdin()) {
+        bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
+    }
+    let env = environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?;
+    let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
+    let spec = ExecSpec {
+        args: command.to_vec(),
+        // A name alone that is not set here says nothing.
+        env: env.into_iter().filter(|word| word.contains('=')).collect(),
+        cwd: args.workdir.clone().unwrap_or_default(),
+        user: args.user.clone().unwrap_or_default(),
+        terminal: args.tty,
+        stdin: args.interactive,
+        size: size.map_or((0, 0), |size| (size.rows, size.columns)),
+        detach: args.detach,
+    };
+    let sandbox = sandboxes(context)?.find(word)?;
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
+        let connection = connect(&sandbox).await?;
+        match connection.exec(&spec).await? {
+            Ok(exec) => match exec.claimed {
+                Some(claimed) => attended(args, &connection, &exec.id, claimed).await,
+                None => Ok(0),
+            },
+            Err(failure) => {
+                out::message(&failure.message);
+                Ok(failure.code)
+            }
+        }
+    });
+    // The input thread may still block in a read of standard input; it ends with the process.
+    runtime.shutdown_background();
+    Ok(ExitCode::from(code?))
+}
+
+/// Copies the command's streams, and forwards signals to it, until it has ended.
+async fn attended(args: &ExecArgs, connection: &Connection, id: &str, claimed: Claimed) -> Result<u8> {
+    let Claimed { streams, connection: alive } = claimed;
+    let (send, requests) = unbounded_channel();
+    signals::forward(&send, args.tty)?;
+    let raw = (args.tty && args.interactive).then(bug::Raw::enter).transpose();
+    let raw = raw.context("cannot set the terminal to raw mode")?;
+    let recorder = Arc::new(Recorder::new(now_ns()));
+    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, &recorder, &send)?;
+    let code = match told(connection, id, requests).await? {
+        Told::Exited(code) => code,
+        // Closing the connection ends the command.
+        Told::Left(code) => return Ok(code),
+    };
+    let drained = output.drain(std::future::pending()).await;
+    drop((raw, alive));
+    Ok(match drained {
+        Ok(()) => code,
+        Err(error) => {
+            out::message(text::chain(error.as_ref()));
+            if code == 0 { outcome::FAILED } else { code }
+        }
+    })
+}
+
+enum Told {
+    Exited(u8),
+    Left(u8),
+}
+
+/// Waits for the command's end.
+async fn told(
+    connection: &Connection,
+    id: &str,
+    mut requests: UnboundedReceiver<ProcessRequest>,
+) -> Result<Told> {
+    let mut wait = std::pin::pin!(connection.wait(id));
+    loop {
+        let request = tokio::select! {
+            biased;
+            report = &mut wait => return Ok(Told::Exited(report?.exit.code)),
+            Some(request) = requests.recv() => request,
+        };
+        match request {
+            ProcessRequest::HangUp => return Ok(Told::Left(Signal::HUP.exit_code())),
+            ProcessRequest::Kill(signal) => return Ok(Told::Left(signal.exit_code())),
+            ProcessRequest::Signal(signal) => {
+                let (connection, id) = (connection.clone(), id.to_owned());
+                // What has just ended cannot be told, and what does not answer is not waited for.
+                tokio::spawn(async move { connection.kill(&id, signal).await });
+            }
+            ProcessRequest::Resize { rows, columns } => {
+                let (connection, id) = (connection.clone(), id.to_owned());
+                tokio::spawn(async move { connection.resize(&id, rows, columns).await });
+            }
+        }
+    }
+}

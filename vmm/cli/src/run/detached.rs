@@ -1,0 +1,162 @@
+//! `nelly create` and `nelly run -d`: sandboxes that stay.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+use nelly_image::{Config, Image, Reference};
+use nelly_sandbox::life::Signal;
+use nelly_sandbox::spec::machine::STORAGE_DEVICE;
+use nelly_sandbox::spec::size;
+use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
+use nelly_sandbox::state::{
+    SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp, storage,
+};
+use nelly_vmm::config::Platform;
+
+use super::plan::PreparedRun;
+use crate::args::{KeptArgs, RunArgs};
+use crate::context::Context;
+use crate::{assets, life, out};
+
+/// The flags of a sandbox that stays, validated.
+pub(super) struct KeptOptions {
+    restart: RestartPolicy,
+    stop_signal: Option<Signal>,
+    stop_grace_ms: u64,
+    labels: BTreeMap<String, String>,
+    storage: Option<StorageSize>,
+}
+
+/// Validates them.
+pub(super) fn options(args: &KeptArgs) -> Result<KeptOptions> {
+    let grace =
+        args.stop_timeout.as_deref().map(crate::duration::parse).transpose().context("--stop-timeout")?;
+    let grace = grace.map_or(Ok(10_000), |grace| u64::try_from(grace.as_millis()));
+    let label = |text: &String| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        if key.is_empty() {
+            bail!("--label {text:?} has no name; write NAME=VALUE");
+        }
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    let storage = args.storage.as_deref().map(|text| anyhow::Ok(StorageSize::new(size::parse(text)?)?));
+    Ok(KeptOptions {
+        restart: args.restart.as_deref().map_or(Ok(RestartPolicy::No), str::parse).context("--restart")?,
+        stop_signal: args.stop_signal.as_deref().map(str::parse).transpose().context("--stop-signal")?,
+        stop_grace_ms: grace.context("--stop-timeout")?,
+        labels: args.label.iter().map(label).collect::<Result<_>>()?,
+        storage: storage.transpose().context("--storage")?,
+    })
+}
+
+/// Makes the sandbox, starts it if it is to run, and prints its id.
+pub(super) fn keep(
+    args: &RunArgs,
+    kept: KeptOptions,
+    plan: &PreparedRun,
+    reference: &Reference,
+    image: &Image,
+    context: &Context,
+) -> Result<ExitCode> {
+    if args.rm && kept.restart != RestartPolicy::No {
+        bail!(
+            "--rm removes the sandbox at its end, and --restart {} starts it again: use one of them",
+            kept.restart
+        );
+    }
+    let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
+    let (sandbox, lock) = create(args, kept, plan, reference, image, context, &sandboxes)?;
+    if args.kept.detach {
+        let id = sandbox.id();
+        let launched = life::launch(context, &sandboxes, &sandbox, lock);
+        launched.with_context(|| format!("sandbox {} was made, and did not start", id.short()))?;
+    }
+    out::line(plan.options.id.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn create(
+    args: &RunArgs,
+    kept: KeptOptions,
+    plan: &PreparedRun,
+    reference: &Reference,
+    image: &Image,
+    context: &Context,
+    sandboxes: &Sandboxes,
+) -> Result<(SandboxDir, SandboxLock)> {
+    let mut record = record(args, &kept, plan, reference, image)?;
+    let template = storage_template(context);
+    // What is removed at its end needs no disk, unless somebody wants its room.
+    let wanted = !args.read_only && (kept.storage.is_some() || !args.rm);
+    let size = kept.storage.unwrap_or_default();
+    let template = match template {
+        Some(template) if wanted => Some(template),
+        None if kept.storage.is_some() => {
+            bail!("--storage: the installation has no storage.ext4: run `make`")
+        }
+        _ => None,
+    };
+    if template.is_some() {
+        record.storage_bytes = size.get();
+        record.container.upper_device = Some(STORAGE_DEVICE.to_owned());
+    }
+    let draft = sandboxes.draft(record)?;
+    if let Some(template) = template {
+        storage::create(&template, &draft.dir().path().join(life::DISK), size)?;
+    }
+    Ok(draft.publish()?)
+}
+
+/// The file that disks of writable layers begin as.
+fn storage_template(context: &Context) -> Option<PathBuf> {
+    let (directory, manifest) = assets::manifest(&context.search).ok()?;
+    Some(directory.join(manifest.storage?))
+}
+
+fn record(
+    args: &RunArgs,
+    kept: &KeptOptions,
+    plan: &PreparedRun,
+    reference: &Reference,
+    image: &Image,
+) -> Result<SandboxRecord> {
+    let options = &plan.options;
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("cannot use {}", path.display()));
+    let config = image.config.config().clone().unwrap_or_default();
+    Ok(SandboxRecord {
+        id: options.id,
+        name: options.name.clone(),
+        created: Timestamp::now(),
+        image: ImageRecord {
+            reference: reference.to_string(),
+            digest: image.digest.to_string(),
+            disk_paths: image.disk_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
+        },
+        container: plan.container.clone(),
+        machine: MachineRecord {
+            cpus: options.common.cpus,
+            memory_bytes: options.common.memory,
+            append: options.common.append.as_str().to_owned(),
+            nested: options.common.nested,
+            platform: options.assets.platform.unwrap_or(Platform::Auto),
+            kernel: absolute(&options.assets.kernel.path)?,
+            initrd: absolute(&options.assets.initrd.path)?,
+            monitor: absolute(&options.monitor.path)?,
+        },
+        restart: kept.restart,
+        labels: kept.labels.clone(),
+        annotations: BTreeMap::new(),
+        auto_remove: args.rm,
+        stop_signal: kept.stop_signal.or_else(|| stop_signal(&config)).unwrap_or(Signal::TERM).number(),
+        stop_grace_ms: kept.stop_grace_ms,
+        storage_bytes: 0,
+    })
+}
+
+/// What the image asks to be stopped with. One that cannot be is as none.
+fn stop_signal(config: &Config) -> Option<Signal> {
+    config.stop_signal().as_deref()?.parse().ok()
+}
