@@ -317,7 +317,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
-mod stages;
+pub(crate) mod stages;
 #[cfg(test)]
 #[path = "life_tests.rs"]
 mod tests;

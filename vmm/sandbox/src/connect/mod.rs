@@ -13,6 +13,7 @@ use nelly_protocol::sandbox::messages as wire;
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
 use nelly_vmm::sys;
+use tokio::io::{AsyncWriteExt, Interest};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
@@ -217,7 +218,7 @@ impl Connection {
             let [code, ..] = failure.code.to_le_bytes();
             return Ok(Err(StartFailure { code, message: failure.detail }));
         }
-        let claimed = if spec.detach { None } else { Some(self.claim(&answer.token)?) };
+        let claimed = if spec.detach { None } else { Some(self.claim(&answer.token).await?) };
         Ok(Ok(Exec { id: answer.exec_id, claimed }))
     }
 
@@ -229,7 +230,7 @@ impl Connection {
     pub async fn attach(&self, stdin: bool) -> Result<(Claimed, bool), ConnectError> {
         let request = wire::AttachRequest { stdin, ..Default::default() };
         let answer = self.client.attach(within(ANSWER), &request).await.map_err(refused)?;
-        Ok((self.claim(&answer.token)?, answer.terminal))
+        Ok((self.claim(&answer.token).await?, answer.terminal))
     }
 
     /// Sets the size of a terminal, of an exec or of the container if `exec` is empty.
@@ -280,17 +281,26 @@ impl Connection {
     }
 
     /// Shows a token, and receives its descriptors.
-    fn claim(&self, token: &[u8]) -> Result<Claimed, ConnectError> {
+    async fn claim(&self, token: &[u8]) -> Result<Claimed, ConnectError> {
         let connection = self.runtime.connect(STREAM_SOCKET)?;
-        show(connection, token).map_err(ConnectError::Streams)
+        let shown = tokio::time::timeout(ANSWER, show(connection, token)).await;
+        shown.map_err(|_| ConnectError::Silent)?.map_err(ConnectError::Streams)
     }
 }
 
-fn show(connection: UnixStream, token: &[u8]) -> io::Result<Claimed> {
-    connection.set_read_timeout(Some(ANSWER))?;
-    io::Write::write_all(&mut &connection, token)?;
+async fn show(connection: UnixStream, token: &[u8]) -> io::Result<Claimed> {
+    connection.set_nonblocking(true)?;
+    let mut connection = tokio::net::UnixStream::from_std(connection)?;
+    connection.write_all(token).await?;
     let (mut set, mut descriptors) = ([0], Vec::new());
-    let arrived = sys::receive(connection.as_fd(), &mut set, &mut descriptors, 3)?;
+    let arrived = loop {
+        connection.readable().await?;
+        let receive = || sys::receive(connection.as_fd(), &mut set, &mut descriptors, 3);
+        match connection.try_io(Interest::READABLE, receive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            arrived => break arrived?,
+        }
+    };
     let [set] = set;
     let count = usize::try_from((set & 7).count_ones()).expect("at most three");
     if arrived.bytes != 1 || arrived.lost || count == 0 || count != descriptors.len() {
@@ -300,7 +310,7 @@ fn show(connection: UnixStream, token: &[u8]) -> io::Result<Claimed> {
     let mut stream =
         |bit: u8| (set & bit != 0).then(|| descriptors.next().map(blocking)).flatten().transpose();
     let streams = Streams { stdin: stream(1)?, stdout: stream(2)?, stderr: stream(4)? };
-    Ok(Claimed { streams, connection })
+    Ok(Claimed { streams, connection: connection.into_std()? })
 }
 
 fn blocking(descriptor: OwnedFd) -> io::Result<UnixStream> {

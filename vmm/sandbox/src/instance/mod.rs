@@ -99,7 +99,13 @@ pub struct Sandbox {
     machine: Arc<Machine>,
     process: Process,
     recorder: Arc<Recorder>,
+    #[cfg(test)]
+    dials: Option<Dials>,
 }
+
+/// Plays the streams of processes in a test.
+#[cfg(test)]
+pub(crate) type Dials = Box<dyn Fn(Tokens) -> Streams + Send + Sync>;
 
 /// What is known of a sandbox after its end.
 #[derive(Clone, Debug)]
@@ -135,7 +141,15 @@ impl Sandbox {
             Err(Gone) => return Err(ended(&machine).await),
         };
         recorder.stamp(name::READY);
-        Ok(Self { agent, greeting, machine: machine.disarm(), process, recorder: Arc::new(recorder) })
+        Ok(Self {
+            agent,
+            greeting,
+            machine: machine.disarm(),
+            process,
+            recorder: Arc::new(recorder),
+            #[cfg(test)]
+            dials: None,
+        })
     }
 
     /// Takes this side's stamps; the first of a name counts.
@@ -334,6 +348,10 @@ impl Sandbox {
     /// Dials the streams of a process side by side. A token is written without waiting for an
     /// answer: there is none.
     async fn dial(&self, tokens: Tokens) -> Result<Streams, SandboxError> {
+        #[cfg(test)]
+        if let Some(dials) = &self.dials {
+            return Ok(dials(tokens));
+        }
         let vsock = self.machine.vsock();
         let begun = blocking(move || {
             let begin = |token: Option<Token>| {
@@ -432,6 +450,16 @@ impl Sandbox {
         let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
         let process = Process::of(&machine).expect("a descriptor");
         let recorder = Arc::new(Recorder::new(now_ns()));
-        Self { agent, greeting, machine: Arc::new(machine), process, recorder }
+        Self { agent, greeting, machine: Arc::new(machine), process, recorder, dials: None }
+    }
+
+    /// The same, whose streams the test plays too.
+    pub(crate) fn dialling(self, dials: Dials) -> Self {
+        Self { dials: Some(dials), ..self }
+    }
+
+    /// Its machine, for an agent that is played.
+    pub(crate) fn shared_machine(&self) -> Arc<Machine> {
+        Arc::clone(&self.machine)
     }
 }

@@ -57,14 +57,13 @@ impl Keeper {
         let mut in_a_row = 0;
         let ended = loop {
             self.set_status(Status::Starting);
-            let began = Instant::now();
-            let ended = self.once(start, requests, &mut begun).await;
+            let (ended, ran) = self.once(start, requests, &mut begun).await;
             // A start that failed at first is its command's failure, and not tried again.
             if let Some(begun) = begun.take() {
                 begun(Err((ended.exit.code, ended.detail.clone())));
                 break ended;
             }
-            in_a_row = backoff::in_a_row(in_a_row, began.elapsed());
+            in_a_row = backoff::in_a_row(in_a_row, ran);
             if !self.again(&ended, in_a_row) {
                 break ended;
             }
@@ -123,22 +122,23 @@ impl Keeper {
         }
     }
 
-    /// One start, to the end of its machine.
+    /// One start, to the end of its machine; and how long the container ran.
     async fn once(
         self: &Arc<Self>,
         start: &Start,
         requests: &mut UnboundedReceiver<Request>,
         begun: &mut Option<impl FnOnce(Begun)>,
-    ) -> Ended {
+    ) -> (Ended, Duration) {
+        let mut ran = Duration::ZERO;
         // Dropping an attempt kills its machine.
         let sandbox = tokio::select! {
             biased;
             sandbox = start() => sandbox,
-            () = self.stopped(requests) => return killed(),
+            () = self.stopped(requests) => return (killed(), ran),
         };
         let sandbox = match sandbox {
             Ok(sandbox) => Arc::new(sandbox),
-            Err(error) => return failed(&error),
+            Err(error) => return (failed(&error), ran),
         };
         let monitor = sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok());
         self.change(|state| state.monitor = monitor);
@@ -148,7 +148,7 @@ impl Keeper {
             streams = run => streams,
             () = self.stopped(requests) => {
                 sandbox.machine().kill();
-                return killed();
+                return (killed(), ran);
             }
         };
         let ended = match streams {
@@ -164,7 +164,9 @@ impl Keeper {
                     if let Some(begun) = begun.take() {
                         begun(Ok(()));
                     }
+                    let began = Instant::now();
                     let ended = self.attend(&sandbox, requests).await;
+                    ran = began.elapsed();
                     drain(pumps, &sandbox).await;
                     ended
                 }
@@ -182,7 +184,7 @@ impl Keeper {
         *self.input.lock().await = None;
         sandbox.power_off(POWER_OFF).await;
         self.change(|state| state.monitor = None);
-        ended
+        (ended, ran)
     }
 
     /// Takes the container's streams.

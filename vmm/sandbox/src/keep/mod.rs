@@ -176,3 +176,6 @@ impl Keeper {
         self.sandbox.lock().expect("nobody panics while the sandbox is set")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,7 @@ const ID: ProcessId<'_> = ProcessId { container: "c", exec: "" };
 const KERNEL: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfe];
 
 /// What a machine is started with, and this side of its console, which ends with the machine.
-fn machine_of() -> (MachineConfig, Resources, UnixStream) {
+pub(crate) fn machine_of() -> (MachineConfig, Resources, UnixStream) {
     const ENTRY: u64 = 0x10_0000;
     let segment = Segment { address: ENTRY, bytes: KERNEL, memory: 0x1000 };
     let mut kernel = nelly_vmm::sys::anonymous::memory_file("kernel").unwrap();
@@ -52,7 +52,7 @@ fn machine_of() -> (MachineConfig, Resources, UnixStream) {
 }
 
 /// Reads the next byte of a console; `None` at the machine's end.
-async fn next(console: &UnixStream) -> Option<u8> {
+pub(crate) async fn next(console: &UnixStream) -> Option<u8> {
     let mut console = console.try_clone().unwrap();
     let read = move || {
         let mut byte = [0];
@@ -146,7 +146,7 @@ fn process() -> ProcessSpec {
     ProcessSpec::merge(&Default::default(), &overrides, "box").unwrap()
 }
 
-fn container() -> ContainerSpec {
+pub(crate) fn container() -> ContainerSpec {
     ContainerSpec::new(process(), "box")
 }
 

@@ -1,0 +1,440 @@
+//! A keeper beside a guest that is played: its machines are real ones, in threads, whose kernel is
+//! one byte long.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
+
+use async_trait::async_trait;
+use nelly_protocol::messages as m;
+use nelly_protocol::service::{self as agent_service, create_agent};
+use nelly_vmm::machine::{Isolation, Machine};
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+use super::sockets::{Open, Sockets};
+use super::*;
+use crate::agent::{Agent, Tokens};
+use crate::connect::{Connection, ExecSpec};
+use crate::instance::{SandboxError, Streams};
+use crate::life::stages::{container, machine_of};
+use crate::state::{Id, RuntimeDir};
+
+/// Far above what a busy machine takes.
+const SOON: Duration = Duration::from_secs(60);
+
+/// The code of a process whose agent is gone: its connection breaks.
+const BROKEN: u32 = u32::MAX;
+
+/// What a played guest does.
+#[derive(Clone, Debug, Default)]
+struct Script {
+    /// Signals that end the container; others are only heard.
+    obeys: &'static [u32],
+    /// Exit codes of starts that end by themselves, in order; later ones run.
+    exits: Vec<u32>,
+    /// Nothing that is asked of the agent while the container runs is answered.
+    deaf: bool,
+}
+
+/// The guests of one sandbox, over all its starts.
+struct Guests {
+    script: Script,
+    starts: watch::Sender<usize>,
+    /// Signals as they came: exec, number, whether for the group.
+    heard: watch::Sender<Vec<(String, u32, bool)>>,
+    /// Codes with which processes ended: the first one's under "".
+    ended: watch::Sender<BTreeMap<String, u32>>,
+    /// The other ends of the first process's and of execs' streams.
+    streams: Mutex<Vec<Streams>>,
+}
+
+struct Played {
+    guests: Arc<Guests>,
+    machine: Arc<OnceLock<Arc<Machine>>>,
+}
+
+impl Played {
+    async fn deaf(&self) {
+        if self.guests.script.deaf {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn streams(stdio: &m::Stdio) -> m::StreamTokens {
+    let token = |asked: bool, fill: u8| if asked { vec![fill; 16] } else { Vec::new() };
+    m::StreamTokens {
+        stdin: token(stdio.stdin, 1),
+        stdout: token(stdio.stdout, 2),
+        stderr: token(stdio.stderr, 3),
+        ..Default::default()
+    }
+}
+
+#[async_trait]
+impl agent_service::Agent for Played {
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: m::CreateContainerRequest,
+    ) -> ttrpc::Result<m::CreateContainerResponse> {
+        let streams = Some(streams(&request.stdio)).into();
+        Ok(m::CreateContainerResponse { streams, ..Default::default() })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        _: m::StartContainerRequest,
+    ) -> ttrpc::Result<m::StartResponse> {
+        self.guests.ended.send_modify(|ended| {
+            ended.remove("");
+        });
+        let start = *self.guests.starts.borrow();
+        self.guests.starts.send_modify(|starts| *starts += 1);
+        if let Some(code) = self.guests.script.exits.get(start) {
+            self.guests.ended.send_modify(|ended| {
+                ended.insert(String::new(), *code);
+            });
+        }
+        Ok(m::StartResponse::default())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
+        self.deaf().await;
+        Ok(m::StartResponse { streams: Some(streams(&request.stdio)).into(), ..Default::default() })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
+        let mut ended = self.guests.ended.subscribe();
+        let ended = ended.wait_for(|ended| ended.contains_key(&request.exec_id)).await;
+        let exit_code = ended.expect("the guests outlive their agents")[&request.exec_id];
+        if exit_code == BROKEN {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "gone".to_owned())));
+        }
+        Ok(m::WaitResponse { exit_code, ..Default::default() })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
+        self.deaf().await;
+        self.guests
+            .heard
+            .send_modify(|heard| heard.push((request.exec_id.clone(), request.signal, request.group)));
+        if self.guests.script.obeys.contains(&request.signal) {
+            self.guests.ended.send_modify(|ended| {
+                ended.insert(request.exec_id, 128 + request.signal);
+            });
+        }
+        Ok(m::Empty::default())
+    }
+
+    async fn delete_exec(&self, _: &TtrpcContext, _: m::DeleteExecRequest) -> ttrpc::Result<m::Empty> {
+        Ok(m::Empty::default())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {
+        if let Some(machine) = self.machine.get() {
+            machine.kill();
+        }
+        Ok(m::Empty::default())
+    }
+}
+
+impl Guests {
+    fn new(script: Script) -> Arc<Self> {
+        Arc::new(Self {
+            script,
+            starts: watch::Sender::default(),
+            heard: watch::Sender::default(),
+            ended: watch::Sender::default(),
+            streams: Mutex::default(),
+        })
+    }
+
+    /// Starts a machine with a played agent.
+    async fn start(self: Arc<Self>) -> Result<Sandbox, SandboxError> {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("agent");
+        let machine_of_agent = Arc::new(OnceLock::new());
+        let played = Played { guests: Arc::clone(&self), machine: Arc::clone(&machine_of_agent) };
+        let listener = Listener::bind_unix(path.to_str().unwrap()).unwrap();
+        let mut server =
+            Server::new().register_service(create_agent(Arc::new(played))).add_listener(listener);
+        server.start().await.unwrap();
+        let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
+        // It serves for as long as the test's runtime runs.
+        std::mem::forget(server);
+        let (config, resources, _console) = machine_of();
+        let machine = Machine::start(&config, resources, &Isolation::Thread).unwrap();
+        let guests = Arc::clone(&self);
+        let dials = move |tokens: Tokens| {
+            let mut theirs = Streams::default();
+            let mut pair = |wanted: bool, far: fn(&mut Streams) -> &mut Option<UnixStream>| {
+                wanted.then(|| {
+                    let (near, other) = UnixStream::pair().unwrap();
+                    *far(&mut theirs) = Some(other);
+                    near
+                })
+            };
+            let ours = Streams {
+                stdin: pair(tokens.stdin.is_some(), |streams| &mut streams.stdin),
+                stdout: pair(tokens.stdout.is_some(), |streams| &mut streams.stdout),
+                stderr: pair(tokens.stderr.is_some(), |streams| &mut streams.stderr),
+            };
+            guests.streams.lock().unwrap().push(theirs);
+            ours
+        };
+        let sandbox = Sandbox::played(agent, machine).dialling(Box::new(dials));
+        assert!(machine_of_agent.set(sandbox.shared_machine()).is_ok());
+        Ok(sandbox)
+    }
+
+    /// The first process ends with this code, its output with it.
+    fn end(&self, exec: &str, code: u32) {
+        self.streams.lock().unwrap().clear();
+        self.ended.send_modify(|ended| {
+            ended.insert(exec.to_owned(), code);
+        });
+    }
+
+    async fn heard(&self, exec: &str, signal: u32, group: bool) {
+        let mut heard = self.heard.subscribe();
+        let wanted = (exec.to_owned(), signal, group);
+        heard.wait_for(|heard| heard.contains(&wanted)).await.unwrap();
+    }
+}
+
+/// A sandbox whose life is lived beside the test.
+struct Scene {
+    keeper: Arc<Keeper>,
+    guests: Arc<Guests>,
+    written: Arc<Mutex<Vec<SandboxState>>>,
+    begun: Arc<Mutex<Option<Begun>>>,
+}
+
+impl Scene {
+    fn new(script: Script, restart: RestartPolicy, grace: Duration) -> (Self, impl Future<Output = Ended>) {
+        let mut container = container();
+        container.process.stdin = true;
+        let kept = Kept { id: "c".into(), container, stop_signal: Signal::TERM, stop_grace: grace, restart };
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let writes = Arc::clone(&written);
+        let books = Books {
+            state: Box::new(move |state| writes.lock().unwrap().push(state.clone())),
+            policy: Box::new(|_| Ok(())),
+        };
+        let output = Output::new(Box::new(|_, _| {}));
+        let (keeper, mut requests) = Keeper::new(kept, SandboxState::created(), books, output);
+        let guests = Guests::new(script);
+        let begun = Arc::new(Mutex::new(None));
+        let scene = Self {
+            keeper: Arc::clone(&keeper),
+            guests: Arc::clone(&guests),
+            written,
+            begun: Arc::clone(&begun),
+        };
+        let life = async move {
+            let start: Start = Box::new(move || Box::pin(Arc::clone(&guests).start()));
+            let tell = |how| *begun.lock().unwrap() = Some(how);
+            let lived = keeper.run(&start, &mut requests, tell);
+            tokio::time::timeout(SOON, lived).await.expect("the guest kept its keeper")
+        };
+        (scene, life)
+    }
+
+    async fn status(&self, status: Status) {
+        let mut state = self.keeper.state.subscribe();
+        state.wait_for(|state| state.status == status).await.unwrap();
+    }
+
+    /// The order of the states that were written, each once.
+    fn statuses(&self) -> Vec<Status> {
+        let mut all: Vec<_> = self.written.lock().unwrap().iter().map(|state| state.status).collect();
+        all.dedup();
+        all
+    }
+}
+
+const GRACE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_container_that_ends_leaves_its_exit_and_all_its_output() {
+    let (scene, life) = Scene::new(Script::default(), RestartPolicy::No, GRACE);
+    let script = async {
+        scene.status(Status::Running).await;
+        assert_eq!(*scene.begun.lock().unwrap(), Some(Ok(())));
+        let mut stdout = scene.guests.streams.lock().unwrap()[0].stdout.take().unwrap();
+        let writes = tokio::task::spawn_blocking(move || stdout.write_all(&vec![b'x'; 1 << 20]));
+        writes.await.unwrap().unwrap();
+        scene.guests.end("", 7);
+    };
+    let (ended, ()) = tokio::join!(life, script);
+    assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (7, "exited"));
+    assert_eq!(scene.statuses(), [Status::Starting, Status::Running, Status::Stopping, Status::Exited]);
+    let last = scene.keeper.state();
+    assert_eq!((last.exit.unwrap().code, last.holder, last.stopped_by_command), (7, None, false));
+    assert_eq!(scene.keeper.ended().await, ended);
+}
+
+#[tokio::test]
+async fn stop_asks_first_and_kills_after_the_grace_and_no_policy_brings_it_back() {
+    // Obeys, ignores, does not answer at all.
+    let table: [(Script, Duration, u8, &str, &[u32]); 4] = [
+        (Script { obeys: &[15], ..Default::default() }, GRACE, 143, "exited", &[15]),
+        (Script { obeys: &[9], ..Default::default() }, Duration::from_millis(50), 137, "exited", &[15, 9]),
+        (Script { obeys: &[9], ..Default::default() }, Duration::ZERO, 137, "exited", &[9]),
+        (Script { deaf: true, ..Default::default() }, Duration::ZERO, 137, "killed", &[]),
+    ];
+    for (script, grace, code, reason, heard) in table {
+        let (scene, life) = Scene::new(script.clone(), RestartPolicy::Always, grace);
+        let stops = async {
+            scene.status(Status::Running).await;
+            scene.keeper.stop(None, None);
+            // A second wish of somebody else changes nothing.
+            scene.keeper.stop(None, None);
+        };
+        let (ended, ()) = tokio::join!(life, stops);
+        assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (code, reason), "{script:?}");
+        let mut signals: Vec<u32> =
+            scene.guests.heard.borrow().iter().map(|(_, signal, _)| *signal).collect();
+        signals.dedup();
+        assert_eq!(signals, heard, "{script:?}");
+        assert!(scene.keeper.state().stopped_by_command);
+        assert_eq!(*scene.guests.starts.borrow(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_starts_it_again_so_often_and_the_last_exit_counts() {
+    let script = Script { exits: vec![1, 2, 0], ..Default::default() };
+    for (policy, code, starts) in
+        [(RestartPolicy::No, 1, 1), (RestartPolicy::OnFailure(2), 3, 3), (RestartPolicy::OnFailure(0), 0, 4)]
+    {
+        let (scene, life) = Scene::new(script.clone(), policy, GRACE);
+        let ended = life.await;
+        assert_eq!((ended.exit.code, *scene.guests.starts.borrow()), (code, starts), "{policy}");
+        assert_eq!(scene.keeper.state().restarts, u32::try_from(starts - 1).unwrap());
+        assert_eq!(*scene.begun.lock().unwrap(), Some(Ok(())));
+    }
+}
+
+#[tokio::test]
+async fn a_wait_for_a_restart_ends_with_a_stop_and_with_another_policy() {
+    // So many failures in a row that the next wait is long.
+    let script = Script { exits: vec![1; 30], ..Default::default() };
+    for stop in [true, false] {
+        let (scene, life) = Scene::new(script.clone(), RestartPolicy::Always, GRACE);
+        let ends = async {
+            let mut starts = scene.guests.starts.subscribe();
+            starts.wait_for(|starts| *starts == 3).await.unwrap();
+            let mut state = scene.keeper.state.subscribe();
+            state.wait_for(|state| state.restarts == 2 && state.status == Status::Starting).await.unwrap();
+            if stop {
+                scene.keeper.stop(None, None);
+            } else {
+                scene.keeper.policy.send_replace(RestartPolicy::No);
+            }
+        };
+        let (ended, ()) = tokio::join!(life, ends);
+        assert_eq!((ended.exit.code, scene.keeper.state().status), (1, Status::Exited));
+        assert_eq!(*scene.guests.starts.borrow(), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_ends_without_a_word_is_told_as_the_reason() {
+    let (scene, life) = Scene::new(Script::default(), RestartPolicy::No, GRACE);
+    let kills = async {
+        scene.status(Status::Running).await;
+        let sandbox = scene.keeper.sandbox().clone().unwrap();
+        sandbox.machine().kill();
+        scene.guests.end("", BROKEN);
+    };
+    let (ended, ()) = tokio::join!(life, kills);
+    assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (125, "failed"));
+    assert!(ended.detail.contains("the machine ended"), "{ended:?}");
+    assert_eq!(scene.keeper.state().detail, ended.detail);
+}
+
+/// With real sockets.
+async fn served<T>(scene: &Scene, work: impl AsyncFnOnce(Connection) -> T) -> T {
+    let home = tempfile::tempdir().unwrap();
+    let get = |name: &str| (name == "NELLY_HOME").then(|| home.path().to_owned());
+    let runtime = RuntimeDir::make(get, Id::random().unwrap()).unwrap();
+    let sockets = Sockets::serve(&runtime, &scene.keeper, &Open::default()).await.unwrap();
+    let done = work(Connection::open(runtime.path()).await.unwrap()).await;
+    sockets.close().await;
+    done
+}
+
+#[tokio::test]
+async fn an_exec_has_its_bytes_to_itself_and_ends_with_its_client() {
+    let (scene, life) =
+        Scene::new(Script { obeys: &[1, 15], ..Default::default() }, RestartPolicy::No, GRACE);
+    let spec = ExecSpec { args: vec!["cat".into()], stdin: true, ..Default::default() };
+    let client = async {
+        scene.status(Status::Running).await;
+        served(&scene, async |connection| {
+            let exec = connection.exec(&spec).await.unwrap().unwrap();
+            let far = scene.guests.streams.lock().unwrap().pop().unwrap();
+            let claimed = exec.claimed.unwrap();
+            claimed.streams.stdin.as_ref().unwrap().write_all(b"in").unwrap();
+            far.stdout.as_ref().unwrap().write_all(b"out").unwrap();
+            let (mut came, mut said) = ([0; 2], [0; 3]);
+            far.stdin.as_ref().unwrap().read_exact(&mut came).unwrap();
+            claimed.streams.stdout.as_ref().unwrap().read_exact(&mut said).unwrap();
+            assert_eq!((&came, &said), (b"in", b"out"));
+            assert_eq!(connection.state().await.unwrap().execs.len(), 1);
+            // The client ends its input: so the process reads.
+            claimed.streams.stdin.as_ref().unwrap().shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(far.stdin.as_ref().unwrap().read(&mut [0]).unwrap(), 0);
+            let waits = connection.wait(&exec.id);
+            scene.guests.ended.send_modify(|ended| {
+                ended.insert(exec.id.clone(), 5);
+            });
+            assert_eq!(waits.await.unwrap().exit.code, 5);
+            // A second one, whose client dies.
+            let exec = connection.exec(&spec).await.unwrap().unwrap();
+            drop(exec.claimed);
+            scene.guests.heard(&exec.id, 1, true).await;
+            assert_eq!(connection.wait(&exec.id).await.unwrap().exit.code, 129);
+            // A detached one lives on.
+            let detached = ExecSpec { detach: true, stdin: false, ..spec.clone() };
+            let exec = connection.exec(&detached).await.unwrap().unwrap();
+            assert!(exec.claimed.is_none());
+            assert!(connection.wait("nobody").await.is_err());
+        })
+        .await;
+        scene.keeper.stop(None, None);
+    };
+    let (ended, ()) = tokio::join!(life, client);
+    assert_eq!(ended.exit.code, 143);
+}
+
+#[tokio::test]
+async fn clients_at_once_get_one_order_and_all_of_them_an_answer() {
+    let (scene, life) =
+        Scene::new(Script { obeys: &[15], ..Default::default() }, RestartPolicy::Always, GRACE);
+    let clients = async {
+        scene.status(Status::Running).await;
+        served(&scene, async |connection| {
+            connection.pause().await.unwrap();
+            assert_eq!(scene.keeper.state().status, Status::Paused);
+            assert!(connection.pause().await.unwrap_err().to_string().contains("paused"));
+            let spec = ExecSpec { args: vec!["x".into()], ..Default::default() };
+            assert!(connection.exec(&spec).await.unwrap_err().to_string().contains("paused"));
+            connection.resume().await.unwrap();
+            connection.pause().await.unwrap();
+            // A stop wakes it, and everybody hears of the same end.
+            let (one, two, three) =
+                tokio::join!(connection.stop(None, None), connection.stop(None, None), connection.wait(""));
+            let codes = [one, two, three].map(|end| end.unwrap().exit.code);
+            assert_eq!(codes, [143; 3]);
+            assert!(connection.kill("", Signal::TERM).await.is_err());
+        })
+        .await;
+    };
+    tokio::join!(life, clients);
+}
