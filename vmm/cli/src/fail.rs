@@ -9,7 +9,6 @@ use nelly_sandbox::state::outcome;
 use nelly_vmm::text;
 use serde_json::json;
 
-use crate::life::Refused;
 use crate::out;
 
 /// Prints `error` as a chain on stderr, or as one JSON object {code, message, hint}.
@@ -72,6 +71,21 @@ impl std::fmt::Display for Hint {
 }
 
 impl std::error::Error for Hint {}
+
+/// A container that did not start, with the exit code of `run`.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) code: u8,
+    pub(crate) message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! Containers in machines of their own: the implementation of `nelly run` as a library.
 //!
-//! Modules import only from those before them: `spec` and `timeline` → `state` and `wire` →
-//! `agent` → `instance` → `life` → `keep` and `connect`.
+//! Modules import only from those before them: `spec` and `timeline` → `state` → `wire` →
+//! `agent` → `instance` → `life` → `connect` → `keep`.
 
 pub mod agent;
 pub mod connect;

@@ -19,7 +19,7 @@ pub(crate) struct NamesArgs {
     After the grace time it is SIGKILL. What was written is flushed before the machine ends."
 )]
 pub(crate) struct StopArgs {
-    /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: that of the sandbox, 10s]
+    /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: the sandbox's, 10s]
     #[arg(long, value_name = "DURATION")]
     pub(crate) time: Option<String>,
     /// First signal, by name or number [default: that of the sandbox]

@@ -22,7 +22,7 @@ use nelly_sandbox::state::{SandboxDir, SandboxLock, Sandboxes, StateError, Statu
 use nelly_sandbox::wire::holder;
 use nelly_vmm::text;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-pub(crate) use start::{Refused, launch, restart, start};
+pub(crate) use start::{launch, restart, start};
 pub(crate) use stats::stats;
 pub(crate) use stop::{kill, pause, stop, unpause, update};
 pub(crate) use wait::wait;

@@ -10,14 +10,14 @@ use nelly_sandbox::connect::launch::{LaunchError, launch as launch_keeper};
 use nelly_sandbox::state::record::ImageRecord;
 use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
 use nelly_sandbox::wire::order::Files;
-use nelly_vmm::sys::files::Accept;
+use nelly_vmm::sys::files::{self, Accept};
 
 use super::args::{NamesArgs, RestartArgs};
 use super::{each, lock, sandboxes};
 use crate::assets::Assets;
 use crate::context::Context;
-use crate::fail::Hint;
-use crate::{machine, progress};
+use crate::fail::{Hint, Refused};
+use crate::progress;
 
 /// Starts sandboxes that do not run.
 pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
@@ -72,21 +72,6 @@ pub(crate) fn launch(
     }
 }
 
-/// A container that did not start, with the exit code of `run`.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    pub(crate) code: u8,
-    message: String,
-}
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 /// Opens all files of a sandbox anew.
 fn files(
     context: &Context,
@@ -94,9 +79,12 @@ fn files(
     record: &SandboxRecord,
     lock: SandboxLock,
 ) -> Result<Files> {
-    let open = |what: &str, path: &Path| machine::open(what, path, Accept::Regular);
-    let kernel = open("the sandbox's kernel", &record.machine.kernel)?;
-    let initrd = open("the sandbox's initramfs", &record.machine.initrd)?;
+    let open = |what: &str, path: &Path| {
+        let file = files::open(path, File::options().read(true), Accept::Regular);
+        file.with_context(|| format!("cannot open the sandbox's {what} {}", path.display()))
+    };
+    let kernel = open("kernel", &record.machine.kernel)?;
+    let initrd = open("initramfs", &record.machine.initrd)?;
     if !record.machine.monitor.is_file() {
         bail!("the sandbox's monitor {} is missing", record.machine.monitor.display());
     }

@@ -37,8 +37,8 @@ pub enum LaunchError {
 }
 
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
-/// `files`, whose lock it takes over, and waits until the container runs. Whoever is killed while it waits takes the attempt
-/// along.
+/// `files`, whose lock it takes over, and waits until the container runs. Whoever is killed while
+/// it waits takes the attempt along.
 ///
 /// # Errors
 /// The container does not run.

@@ -156,7 +156,7 @@ impl Connection {
         self.client.state(within(ANSWER), &wire::StateRequest::default()).await.map_err(refused)
     }
 
-    /// Stops the sandbox, and waits until it has ended. `None` is the sandbox's own signal or grace.
+    /// Stops the sandbox, and waits until it has ended. `None` is its own signal or grace.
     ///
     /// # Errors
     /// As every call. A keeper that ended without an answer has written the exit down.

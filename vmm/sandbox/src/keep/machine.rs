@@ -1,5 +1,5 @@
-//! The machine of a sandbox, made anew at each start from its record and from files that were opened
-//! once.
+//! The machine of a sandbox, made anew at each start from its record and from files that were
+//! opened once.
 
 use std::fs::File;
 use std::io;

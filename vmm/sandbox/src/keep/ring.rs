@@ -1,6 +1,6 @@
-//! The latest output of a container, for any number of readers: one bounded ring, and a position in
-//! it for each reader. Writing never waits: it takes the room of the oldest bytes, and a reader that
-//! had not read them is told how many it lost.
+//! The latest output of a container, for any number of readers: one bounded ring, and a position
+//! in it for each reader. Writing never waits: it takes the room of the oldest bytes, and a reader
+//! that had not read them is told how many it lost.
 
 use std::collections::VecDeque;
 
@@ -132,8 +132,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a record of everything: what each reader gets, in order, with its gaps as long as
-        /// it was told, is what was written from where it joined.
+        /// Against a record of everything: what each reader gets, in order, with its gaps as long
+        /// as it was told, is what was written from where it joined.
         #[test]
         fn every_reader_gets_all_but_what_it_is_told_it_lost(
             steps in proptest::collection::vec(step(), 1..100), most in 1_usize..100,
