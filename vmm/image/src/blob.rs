@@ -316,6 +316,30 @@ impl LayerBlob {
         })
     }
 
+    /// Verifies the digest of the stored bytes alone. `tick` hears of bytes done; `false` ends it.
+    ///
+    /// # Errors
+    /// They do not have it, cannot be read, or are not wanted any more.
+    pub(crate) fn verify_stored(&self, tick: &mut dyn FnMut(u64) -> bool) -> Result<(), LayerError> {
+        let Some(digest) = self.digest else { return Ok(()) };
+        let (mut reader, mut hasher) = (self.blob.reader(), digest.hasher());
+        let (mut buffer, mut done) = (vec![0; CHUNK], 0);
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return self.verify(Some(hasher)),
+                Ok(got) => {
+                    hasher.update(&buffer[..got]);
+                    done += to_u64(got);
+                    if !tick(done) {
+                        return Err(LayerError::Cancelled);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(LayerError::Read { name: self.blob.name.clone(), source }),
+            }
+        }
+    }
+
     /// The reading thread: stored bytes → digest → decoder → chunks.
     fn pump(&self, shared: &ReadState, full: &SyncSender<Vec<u8>>, empty: &Receiver<Vec<u8>>) {
         let hasher = self.digest.map(|digest| digest.hasher());

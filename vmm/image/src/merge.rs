@@ -1,7 +1,7 @@
 //! What an image is merged of: layers in groups, each read from its archive or made again from the
 //! changes that the cache kept.
 
-use crate::blob::LayerStream;
+use crate::blob::{LayerBlob, LayerStream};
 use crate::changes::{self, Change};
 use crate::digest::Digest;
 use crate::erofs::WRITER_VERSION;
@@ -56,6 +56,13 @@ pub(crate) fn verified_mark(image: &Digest, layers: &[LayerRef]) -> Digest {
     key_of(&format!("nelly-verified {image}"), layers)
 }
 
+/// The name of the mark that a stored layer was read here and unpacks to its uncompressed digest.
+/// `None` if only the latter is known.
+pub(crate) fn layer_mark(layer: &LayerRef) -> Option<Digest> {
+    let digest = layer.digest?;
+    Some(key_of(&format!("nelly-verified-layer {digest}"), std::slice::from_ref(layer)))
+}
+
 /// The key of an image's metadata.
 pub(crate) fn cache_key(layers: &[LayerRef]) -> Digest {
     key_of("nelly-erofs", layers)
@@ -68,18 +75,45 @@ pub(crate) struct ImageLayers<'a> {
     pub(crate) all: &'a [LayerRef],
     /// They were seen before, and had their digests.
     pub(crate) verified: bool,
+    /// The digests of stored layers were verified when they were stored, as in the local store.
+    pub(crate) stored: bool,
 }
 
 impl ImageLayers<'_> {
-    /// Reads the layers for their digests alone.
+    /// Makes sure that the image has these layers, which the cache has: the bytes of its own, if
+    /// `known` says what they unpack to, else what they unpack to.
     pub(crate) fn pass(
         &self,
         groups: &[Group<'_>],
         budget: &mut u64,
         limits: &Limits,
         progress: &mut dyn Progress,
+        known: &mut dyn FnMut(&LayerRef) -> Result<bool, ImageError>,
     ) -> Result<(), ImageError> {
-        self.read(groups, budget, limits, progress, &mut |stream, tick| layer::pass(stream, tick))
+        for (layer, number) in groups.iter().flat_map(|group| group.layers.iter().zip(group.first..)) {
+            if !known(layer)? {
+                self.read_one(layer, number, budget, limits, progress, &mut |stream, tick| {
+                    layer::pass(stream, tick)
+                })?;
+            } else if !self.stored {
+                let blob = layer.open(self.files).map_err(|source| source_error(self.reference, source))?;
+                let mut watch = self.watch(number, &blob, progress);
+                blob.verify_stored(&mut |done| watch.tick(done))
+                    .map_err(|source| self.error(number, source))?;
+                watch.end();
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers of these groups.
+    pub(crate) fn of<'b>(groups: &'b [Group<'_>]) -> impl Iterator<Item = &'b LayerRef> {
+        groups.iter().flat_map(|group| group.layers)
+    }
+
+    fn watch<'w>(&self, number: usize, blob: &LayerBlob, progress: &'w mut dyn Progress) -> Watch<'w> {
+        let stage = ImageStage::Layer { number, count: self.all.len() };
+        Watch::begin(progress, stage, Some(blob.blob.size()))
     }
 
     /// Reads the layers and verifies them, each being given to `apply` with what asks whether to go
@@ -92,18 +126,29 @@ impl ImageLayers<'_> {
         progress: &mut dyn Progress,
         apply: &mut ApplyLayer<'_>,
     ) -> Result<(), ImageError> {
-        let count = self.all.len();
         for (layer, number) in groups.iter().flat_map(|group| group.layers.iter().zip(group.first..)) {
-            let blob = layer.open(self.files).map_err(|source| source_error(self.reference, source))?;
-            let mut watch =
-                Watch::begin(progress, ImageStage::Layer { number, count }, Some(blob.blob.size()));
-            let read = blob.read(budget, limits.unpacked_bytes, |stream| {
-                let done = stream.counter();
-                apply(stream, &mut || watch.tick(done.get()))
-            });
-            read.map_err(|source| self.error(number, source))?;
-            watch.end();
+            self.read_one(layer, number, budget, limits, progress, apply)?;
         }
+        Ok(())
+    }
+
+    fn read_one(
+        &self,
+        layer: &LayerRef,
+        number: usize,
+        budget: &mut u64,
+        limits: &Limits,
+        progress: &mut dyn Progress,
+        apply: &mut ApplyLayer<'_>,
+    ) -> Result<(), ImageError> {
+        let blob = layer.open(self.files).map_err(|source| source_error(self.reference, source))?;
+        let mut watch = self.watch(number, &blob, progress);
+        let read = blob.read(budget, limits.unpacked_bytes, |stream| {
+            let done = stream.counter();
+            apply(stream, &mut || watch.tick(done.get()))
+        });
+        read.map_err(|source| self.error(number, source))?;
+        watch.end();
         Ok(())
     }
 

@@ -36,10 +36,10 @@ fn freed(removed: Removed) -> Result<()> {
 
 /// `nelly image rm`.
 pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
-    let store = store(context)?;
+    let (store, in_use) = (store(context)?, in_use(context)?);
     let (mut rows, mut total, mut failed) = (Vec::new(), Removed::default(), false);
     for word in &args.images {
-        match store.remove(word, args.force, &in_use()) {
+        match store.remove(word, args.force, &in_use) {
             Ok((removal, removed)) => {
                 total.add(removed);
                 let names: Vec<String> = removal.names.iter().map(ImageName::familiar).collect();
@@ -77,7 +77,7 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
 
 /// `nelly image prune`.
 pub(super) fn prune(args: &PruneArgs, context: &Context) -> Result<ExitCode> {
-    let (digests, removed) = store(context)?.prune(args.all, &in_use())?;
+    let (digests, removed) = store(context)?.prune(args.all, &in_use(context)?)?;
     if args.json {
         let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
         out::json(json!({ "schema": 1, "removed": digests, "files": removed.files,

@@ -8,9 +8,11 @@ mod show;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use args::ImageVerb;
-use nelly_image::{InUse, LocalError, LocalStore, Reference, Store, StoreOptions};
+use nelly_image::{Digest, InUse, LocalError, LocalStore, Reference, Store, StoreOptions};
+
+use nelly_sandbox::state::Sandboxes;
 
 use crate::assets;
 use crate::context::Context;
@@ -43,9 +45,23 @@ fn store(context: &Context) -> Result<Store> {
     Ok(Store::open(options)?)
 }
 
-/// What kept sandboxes use: nothing, because sandboxes are not kept yet.
-fn in_use() -> InUse {
-    InUse::default()
+/// What kept sandboxes use, by their records.
+///
+/// # Errors
+/// A record cannot be read: what its sandbox uses is unknown, so nothing may be removed.
+fn in_use(context: &Context) -> Result<InUse> {
+    let mut in_use = InUse::default();
+    let Some(sandboxes) = Sandboxes::open(&context.places.data.join("sandboxes"))? else {
+        return Ok(in_use);
+    };
+    for sandbox in sandboxes.list()? {
+        let failed = || format!("cannot tell which image the sandbox {} uses", sandbox.id);
+        let image = sandbox.details.with_context(failed)?.record.image;
+        // What the image of a directory has for a digest is not in the store.
+        in_use.digests.extend(image.digest.parse::<Digest>());
+        in_use.paths.extend(image.disk_paths);
+    }
+    Ok(in_use)
 }
 
 /// What a word names: an image of the local store by name or the beginning of its id, or what `run`

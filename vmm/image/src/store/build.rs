@@ -1,16 +1,18 @@
 //! Building what the cache lacks of an image.
 
 use super::{Image, Opened, Store};
-use crate::cache::{Cached, Lock, Scratch, Workshop};
+use crate::cache::{CacheError, Cached, Lock, Scratch, Workshop};
 use crate::changes;
 use crate::digest::Digest;
 use crate::erofs::{Budget, Contents, WriteError, write_metadata};
 use crate::error::{ImageError, source_error};
 use crate::layer;
-use crate::merge::{Group, ImageLayers, ReplayError, cache_key, group_keys, groups, replay, verified_mark};
+use crate::merge::{
+    Group, ImageLayers, ReplayError, cache_key, group_keys, groups, layer_mark, replay, verified_mark,
+};
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
-use crate::source::{Archive, SpoolError};
+use crate::source::{Archive, LayerRef, SpoolError};
 use crate::tar::TarReader;
 use crate::tree::Tree;
 use crate::trusted::io_error;
@@ -65,11 +67,12 @@ impl Store {
         {
             self.spool(reference, archive, &workshop, progress)?;
         }
-        let layers = ImageLayers { reference, files: opened.files(), all: &loaded.layers, verified };
+        let stored = matches!(opened, Opened::Local(_));
+        let layers = ImageLayers { reference, files: opened.files(), all: &loaded.layers, verified, stored };
         let image = if let Some(cached) = found {
             // Who names the layers of a cached image does not have them yet.
             let mut budget = self.options.limits.unpacked_bytes;
-            layers.pass(&groups, &mut budget, &self.options.limits, progress)?;
+            self.pass(&layers, &groups, &mut budget, &workshop, progress)?;
             image(cached, true)
         } else {
             image(self.build(&layers, &groups, (&key, &lock), &workshop, progress)?, false)
@@ -176,7 +179,7 @@ impl Store {
             let group_alone = std::slice::from_ref(group);
             if let Some(found) = workshop.find_layer(&group.key).map_err(cache_error)? {
                 if !layers.verified {
-                    layers.pass(group_alone, &mut budget, limits, progress)?;
+                    self.pass(layers, group_alone, &mut budget, workshop, progress)?;
                 }
                 let merged = changes::Reader::new(found.changes, part)
                     .map_err(|_damage| ReplayError::Damaged)
@@ -205,10 +208,29 @@ impl Store {
             room = room.saturating_sub(written.taken).saturating_sub(changes_bytes);
             progress.update(ImageStage::Sync, 0, None);
             workshop.publish_layer(&lock, &group.key, data, kept).map_err(cache_error)?;
+            remember(group_alone, workshop).map_err(cache_error)?;
             published.push(group.key);
             parts.push(written.bytes);
         }
         Ok(Some(parts))
+    }
+
+    /// Makes sure that the image has layers that the cache has, and marks them.
+    fn pass(
+        &self,
+        layers: &ImageLayers<'_>,
+        groups: &[Group<'_>],
+        budget: &mut u64,
+        workshop: &Workshop,
+        progress: &mut dyn Progress,
+    ) -> Result<(), ImageError> {
+        let mut known = |layer: &LayerRef| {
+            let mark = layer_mark(layer);
+            let known = mark.map_or(Ok(false), |mark| workshop.has_verified(&mark));
+            known.map_err(|source| self.cache_error(source))
+        };
+        layers.pass(groups, budget, &self.options.limits, progress, &mut known)?;
+        remember(groups, workshop).map_err(|source| self.cache_error(source))
     }
 
     /// Waits for the lock of an image or layer as long as the caller wants it.
@@ -255,4 +277,10 @@ impl Store {
         watch.end();
         Ok(bytes)
     }
+}
+
+/// Marks layers that were read and had their digests.
+fn remember(groups: &[Group<'_>], workshop: &Workshop) -> Result<(), CacheError> {
+    let mut marks = ImageLayers::of(groups).filter_map(layer_mark);
+    marks.try_for_each(|mark| workshop.remember(&mark))
 }

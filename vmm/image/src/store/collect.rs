@@ -7,7 +7,7 @@ use super::{ImagePlan, Store};
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::local::{InUse, LocalError, Removal};
-use crate::merge::{cache_key, group_keys, groups, verified_mark};
+use crate::merge::{cache_key, group_keys, groups, layer_mark, verified_mark};
 use crate::reference::Reference;
 use crate::removed::Removed;
 use crate::source::{LoadedImage, host_architecture, load_descriptor};
@@ -34,12 +34,11 @@ impl Store {
         if removal.digest.is_some() {
             done = local.collect(in_use).map_err(local_error)?;
             if let Some(loaded) = loaded {
-                let (files, _) = self.cache_files(&loaded);
-                let (kept, marks) = self.needed_files(in_use)?;
-                let mark = verified_mark(&loaded.digest, &loaded.layers);
+                let (files, marks) = self.cache_files(&loaded);
+                let (kept, kept_marks) = self.needed_files(in_use)?;
                 let goes = |path: &PathBuf| files.contains(path) && !kept.contains(path);
-                let removed =
-                    self.cache.remove_files(&goes, &|other| *other == mark && !marks.contains(other));
+                let mark_goes = |mark: &Digest| marks.contains(mark) && !kept_marks.contains(mark);
+                let removed = self.cache.remove_files(&goes, &mark_goes);
                 done.add(removed.map_err(|source| self.cache_error(source))?);
             }
         }
@@ -79,13 +78,16 @@ impl Store {
         self.plan(&Reference::Id(*digest))
     }
 
-    /// The files of the cache that belong to an image, and the mark that it was verified.
-    fn cache_files(&self, loaded: &LoadedImage) -> (HashSet<PathBuf>, Digest) {
+    /// The files of the cache that belong to an image, and the marks that it and its layers were
+    /// verified.
+    fn cache_files(&self, loaded: &LoadedImage) -> (HashSet<PathBuf>, HashSet<Digest>) {
         let layer_keys = group_keys(&groups(&loaded.layers));
         let mut paths = self.cache.image_paths(&cache_key(&loaded.layers), &layer_keys);
         let changes: Vec<PathBuf> = paths[1..].iter().map(|path| path.with_extension("changes")).collect();
         paths.extend(changes);
-        (paths.into_iter().collect(), verified_mark(&loaded.digest, &loaded.layers))
+        let mut marks: HashSet<Digest> = loaded.layers.iter().filter_map(layer_mark).collect();
+        marks.insert(verified_mark(&loaded.digest, &loaded.layers));
+        (paths.into_iter().collect(), marks)
     }
 
     /// The files of the cache that the images of the local store, the built-in image and sandboxes
@@ -94,9 +96,9 @@ impl Store {
         let mut files = in_use.paths.clone();
         let mut marks = HashSet::new();
         let mut keep = |loaded: &LoadedImage| {
-            let (more, mark) = self.cache_files(loaded);
+            let (more, more_marks) = self.cache_files(loaded);
             files.extend(more);
-            marks.insert(mark);
+            marks.extend(more_marks);
         };
         if let Some(local) = self.local()? {
             for image in local.list().map_err(|source| self.local_error(source))? {
