@@ -22,6 +22,9 @@ pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
 /// `Rootfs.upper_device`: the writable layer on a disk.
 pub const OVERLAY_DISK: &str = "overlay-disk";
 
+/// `CreateContainerRequest.hosts`: names beside the container's own.
+pub const HOSTS: &str = "hosts";
+
 /// `Timeline`: the guest's stamps.
 pub const TIMELINE: &str = "timeline";
 
@@ -40,6 +43,7 @@ pub const ALL: &[&str] = &[
     DEVICE_CGROUP,
     OVERLAY_TMPFS,
     OVERLAY_DISK,
+    HOSTS,
     TIMELINE,
     DEVICES,
     EXEC_RECORDS,

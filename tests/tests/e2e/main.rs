@@ -13,6 +13,7 @@ mod kills;
 mod machine;
 mod memory;
 mod pause;
+mod rights;
 mod run;
 mod snapshot;
 mod sockets;

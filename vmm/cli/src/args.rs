@@ -234,6 +234,8 @@ pub(crate) struct RunArgs {
     /// docker's format or the OCI runtime spec's)
     #[arg(long, value_name = "seccomp=unconfined|seccomp=FILE")]
     pub(crate) security_opt: Option<String>,
+    #[command(flatten)]
+    pub(crate) container: crate::container_args::ContainerArgs,
     /// Kernel to boot [env: NELLY_KERNEL] [default: the installed one]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,

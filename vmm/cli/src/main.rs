@@ -7,6 +7,7 @@ mod bench_args;
 mod boot;
 mod bug;
 mod console;
+mod container_args;
 mod context;
 mod ctrl_c;
 mod doctor;

@@ -216,6 +216,7 @@ impl Agent {
             features::DEVICE_CGROUP,
             features::OVERLAY_TMPFS,
             features::OVERLAY_DISK,
+            features::HOSTS,
         ];
         let request = wire::HelloRequest {
             protocol: PROTOCOL_MAJOR,
@@ -264,6 +265,8 @@ impl Agent {
             id: id.to_owned(),
             spec: json("CreateContainer", &oci::container(spec))?,
             user: spec.process.user.clone(),
+            additional_groups: spec.process.rights.groups.clone(),
+            hosts: spec.options.hosts.iter().map(|host| format!("{} {}", host.address, host.name)).collect(),
             rootfs: Some(rootfs).into(),
             stdio: Some(stdio.clone()).into(),
             ..Default::default()
@@ -302,6 +305,7 @@ impl Agent {
             exec_id: id.exec.to_owned(),
             process: json("Exec", &oci::process(process))?,
             user: process.user.clone(),
+            additional_groups: process.rights.groups.clone(),
             stdio: Some(stdio.clone()).into(),
             ..Default::default()
         };

@@ -83,6 +83,8 @@ pub struct ContainerPlan {
     pub sysctls: Vec<(String, String)>,
     /// Host name, if any.
     pub hostname: Option<String>,
+    /// Lines of /etc/hosts beside the usual ones.
+    pub hosts: Vec<String>,
     /// NIS domain name, if any.
     pub domainname: Option<String>,
     /// Propagation of the root mount.

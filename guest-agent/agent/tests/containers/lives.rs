@@ -15,7 +15,7 @@ crate::scenarios!(
     writable_layer_over_a_read_only_image,
     read_only_root,
     paths_lead_through_links,
-    names_where_the_image_has_none,
+    names_are_the_containers,
     start_failures_are_exact,
     hello_comes_first,
     ids_and_states,
@@ -122,17 +122,18 @@ async fn paths_lead_through_links(world: Arc<World>) {
     assert!(words.contains("/around/x") && words.contains("symbolic links"), "{words}");
 }
 
-async fn names_where_the_image_has_none(world: Arc<World>) {
+async fn names_are_the_containers(world: Arc<World>) {
     for (id, read_only) in [("a", false), ("b", true)] {
         let streams = world.streams();
         let script = "cat /etc/hosts /etc/hostname /etc/resolv.conf; ls -l /etc/hosts";
         let mut request = world.create_request(id, &spec(&["sh", "-c", script]), &streams.stdio);
         request.rootfs.as_mut().unwrap().read_only = read_only;
+        request.hosts = vec!["10.0.0.2 db".to_owned()];
         let outcome = world.run_request(&request, &streams).await;
         let (names, list) = outcome.stdout.split_once("-rw-r--r--").expect(&outcome.stdout);
         assert_eq!(
             names,
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\nbox\nnameserver 10.9.8.7\n"
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\tbox\n10.0.0.2\tdb\nbox\nnameserver 10.9.8.7\n"
         );
         assert!(list.contains(" root "), "{list}");
     }

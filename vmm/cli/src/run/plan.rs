@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
 use nelly_sandbox::spec::{
-    ContainerSpec, MachineSpec, Overrides, ProcessSpec, Seccomp, SecurityOption, SpecError, Tmpfs, oci,
+    ContainerOptions, ContainerSpec, MachineSpec, Overrides, ProcessSpec, Rights, Seccomp, SecurityOption,
+    SpecError, Tmpfs,
 };
 use nelly_sandbox::state::{Hostname, Id, Name};
 use nelly_vmm::config::{FileSource, Platform};
@@ -26,6 +27,7 @@ pub(super) struct RunOptions {
     pub(super) overrides: Overrides,
     pub(super) tmpfs: Vec<Tmpfs>,
     pub(super) seccomp: Seccomp,
+    pub(super) container: ContainerOptions,
     pub(super) common: machine::MachineOptions,
     pub(super) assets: Assets,
     pub(super) monitor: Asset,
@@ -60,6 +62,7 @@ pub(super) fn run_options(
         user: args.user.clone(),
         terminal: args.tty,
         stdin: args.interactive,
+        rights: args.container.rights()?,
     };
     // Merging with an empty image configuration finds errors in the flags alone.
     match ProcessSpec::merge(&Config::default(), &overrides, hostname.as_str()) {
@@ -72,23 +75,25 @@ pub(super) fn run_options(
         id,
         name,
         hostname,
-        overrides,
         tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
-        seccomp: seccomp(args.security_opt.as_deref()).context("--security-opt")?,
+        seccomp: seccomp(args, &overrides.rights).context("--security-opt")?,
+        overrides,
+        container: args.container.options()?,
         common: machine::common(&args.machine, &context.settings)?,
         assets,
         monitor: assets::monitor(&context.search, &context.settings)?,
     })
 }
 
-fn seccomp(option: Option<&str>) -> Result<Seccomp> {
-    match option.map(str::parse).transpose()? {
+fn seccomp(args: &RunArgs, rights: &Rights) -> Result<Seccomp> {
+    match args.security_opt.as_deref().map(str::parse).transpose()? {
+        None if args.container.privileged => Ok(Seccomp::Unconfined),
         None => Ok(Seccomp::Default),
         Some(SecurityOption::Unconfined) => Ok(Seccomp::Unconfined),
         Some(SecurityOption::Profile(path)) => {
             let file = machine::open("seccomp", Path::new(&path), Accept::Text)?;
             let text = std::io::read_to_string(file).with_context(|| format!("cannot read {path}"))?;
-            Seccomp::from_json(&text, &oci::CAPABILITIES)
+            Seccomp::from_json(&text, &rights.capabilities.names())
                 .with_context(|| format!("{path} is not a valid seccomp profile"))
         }
     }
@@ -101,6 +106,7 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
         read_only: args.read_only,
         tmpfs: options.tmpfs.clone(),
         seccomp: options.seccomp.clone(),
+        options: options.container.clone(),
         ..ContainerSpec::new(process, options.hostname.as_str())
     };
     Ok(PreparedRun { options, container })

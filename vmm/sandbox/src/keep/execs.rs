@@ -113,6 +113,7 @@ pub fn process(first: &ProcessSpec, request: &wire::ExecRequest) -> Result<Proce
         user: if request.user.is_empty() { first.user.clone() } else { request.user.clone() },
         terminal: request.terminal,
         stdin: request.stdin && !request.detach,
+        rights: first.rights.clone(),
     })
 }
 
@@ -233,6 +234,7 @@ fn discard(streams: Streams) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Rights;
 
     #[test]
     fn an_exec_is_what_the_container_is_but_for_what_is_asked() {
@@ -241,6 +243,7 @@ mod tests {
             env: vec!["PATH=/bin".into(), "A=1".into()],
             cwd: "/srv".into(),
             user: "web".into(),
+            rights: Rights { groups: vec!["audio".into()], ..Rights::default() },
             ..ProcessSpec::default()
         };
         let request = |args: &[&str], env: &[&str]| wire::ExecRequest {
@@ -251,6 +254,7 @@ mod tests {
         let plain = process(&first, &request(&["x", "y"], &["A=2", "B="])).unwrap();
         assert_eq!((plain.cwd.as_str(), plain.user.as_str(), plain.stdin), ("/srv", "web", false));
         assert_eq!(plain.env, ["PATH=/bin", "A=2", "B="]);
+        assert_eq!(plain.rights, first.rights);
         let terminal = wire::ExecRequest { terminal: true, stdin: true, ..request(&["sh"], &[]) };
         let terminal = process(&first, &terminal).unwrap();
         assert!(terminal.stdin && terminal.env.contains(&"TERM=xterm".to_owned()));

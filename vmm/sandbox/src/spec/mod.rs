@@ -3,13 +3,17 @@
 pub mod installation;
 pub mod machine;
 pub mod oci;
+pub mod options;
 pub mod process;
+pub mod rights;
 pub mod seccomp;
 pub mod size;
 
 pub use installation::Installation;
 pub use machine::MachineSpec;
+pub use options::ContainerOptions;
 pub use process::{Overrides, ProcessSpec, SpecError};
+pub use rights::{Capabilities, Rights};
 pub use seccomp::{Seccomp, SecurityOption};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +36,9 @@ pub struct ContainerSpec {
     pub upper_device: Option<String>,
     /// The seccomp profile.
     pub seccomp: Seccomp,
+    /// What else was asked for.
+    #[serde(default)]
+    pub options: ContainerOptions,
 }
 
 impl ContainerSpec {
@@ -46,6 +53,7 @@ impl ContainerSpec {
             upper_bytes: 0,
             upper_device: None,
             seccomp: Seccomp::Default,
+            options: ContainerOptions::default(),
         }
     }
 }

@@ -3,28 +3,13 @@
 //! Written straight from these structures: as a tree of JSON values it took four times as long,
 //! between the guest's word that it is ready and the first request.
 
-use serde::Serialize;
+use std::borrow::Cow;
 
+use serde::{Serialize, Serializer};
+
+use super::rights::Limit;
 use super::seccomp::Filter;
-use super::{ContainerSpec, ProcessSpec};
-
-/// Docker's default capabilities: what images are written for.
-pub const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
+use super::{ContainerOptions, ContainerSpec, ProcessSpec};
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -52,7 +37,9 @@ pub struct Process<'a> {
     args: &'a [String],
     env: &'a [String],
     cwd: &'a str,
-    capabilities: Capabilities,
+    capabilities: CapabilitySets,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    rlimits: &'a [Limit],
     no_new_privileges: bool,
 }
 
@@ -63,10 +50,10 @@ struct User {
 }
 
 #[derive(Debug, Serialize)]
-struct Capabilities {
-    bounding: [&'static str; 14],
-    effective: [&'static str; 14],
-    permitted: [&'static str; 14],
+struct CapabilitySets {
+    bounding: Vec<&'static str>,
+    effective: Vec<&'static str>,
+    permitted: Vec<&'static str>,
 }
 
 /// `config.json`.
@@ -93,7 +80,7 @@ struct Mount<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     source: &'static str,
-    options: Vec<&'a str>,
+    options: Vec<Cow<'a, str>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,9 +88,9 @@ struct Mount<'a> {
 struct Linux<'a> {
     namespaces: [Namespace; 6],
     resources: Resources,
-    sysctl: Sysctl,
-    masked_paths: [&'static str; 12],
-    readonly_paths: [&'static str; 5],
+    sysctl: Sysctls<'a>,
+    masked_paths: &'static [&'static str],
+    readonly_paths: &'static [&'static str],
     #[serde(skip_serializing_if = "Option::is_none")]
     seccomp: Option<Filter<'a>>,
 }
@@ -114,19 +101,31 @@ struct Namespace {
     kind: &'static str,
 }
 
+/// Kernel parameters, each once.
+#[derive(Debug)]
+struct Sysctls<'a>(Vec<(&'a str, &'a str)>);
+
+impl Serialize for Sysctls<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().copied())
+    }
+}
+
 /// What any user of a container may do in its network, as under docker: nobody else's ports are
 /// there.
-#[derive(Debug, Serialize)]
-struct Sysctl {
-    #[serde(rename = "net.ipv4.ip_unprivileged_port_start")]
-    unprivileged_port_start: &'static str,
-    #[serde(rename = "net.ipv4.ping_group_range")]
-    ping_group_range: &'static str,
-}
+const SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
 #[derive(Debug, Serialize)]
 struct Resources {
-    devices: [DeviceRule; 12],
+    devices: Vec<DeviceRule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pids: Option<Pids>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pids {
+    limit: u32,
 }
 
 /// A number that is absent means all.
@@ -145,17 +144,15 @@ struct DeviceRule {
 /// The `process` object of `process`; also what an exec sends.
 #[must_use]
 pub fn process(process: &ProcessSpec) -> Process<'_> {
+    let names = process.rights.capabilities.names();
     Process {
         terminal: process.terminal,
         user: User { uid: 0, gid: 0 },
         args: &process.args,
         env: &process.env,
         cwd: &process.cwd,
-        capabilities: Capabilities {
-            bounding: CAPABILITIES,
-            effective: CAPABILITIES,
-            permitted: CAPABILITIES,
-        },
+        capabilities: CapabilitySets { bounding: names.clone(), effective: names.clone(), permitted: names },
+        rlimits: &process.rights.limits,
         no_new_privileges: false,
     }
 }
@@ -163,6 +160,7 @@ pub fn process(process: &ProcessSpec) -> Process<'_> {
 /// The whole `config.json` of `container`.
 #[must_use]
 pub fn container(container: &ContainerSpec) -> Container<'_> {
+    let options = &container.options;
     Container {
         oci_version: "1.2.0",
         process: process(&container.process),
@@ -171,27 +169,46 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
         mounts: mounts(container),
         linux: Linux {
             namespaces: ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| Namespace { kind }),
-            resources: Resources { devices: devices() },
-            sysctl: Sysctl { unprivileged_port_start: "0", ping_group_range: "0 2147483647" },
-            masked_paths: MASKED,
-            readonly_paths: READ_ONLY,
-            seccomp: container.seccomp.filter(&CAPABILITIES),
+            resources: Resources {
+                devices: devices(options.privileged),
+                pids: options.pids_limit.map(|limit| Pids { limit }),
+            },
+            sysctl: Sysctls(sysctls(options)),
+            masked_paths: if options.privileged { &[] } else { &MASKED },
+            readonly_paths: if options.privileged { &[] } else { &READ_ONLY },
+            seccomp: container.seccomp.filter(&container.process.rights.capabilities.names()),
         },
     }
+}
+
+fn sysctls(options: &ContainerOptions) -> Vec<(&str, &str)> {
+    let usual = SYSCTLS.into_iter().filter(|(name, _)| !options.sysctls.contains_key(*name));
+    usual.chain(options.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()))).collect()
 }
 
 /// The agent gives a size to each file system in memory that says none: it knows how much there is
 /// for all of them.
 fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
+    let options = &container.options;
     let fixed = |destination, kind, source, options: &[&'static str]| Mount {
         destination,
         kind,
         source,
-        options: options.to_vec(),
+        options: options.iter().copied().map(Cow::Borrowed).collect(),
+    };
+    // Those of the kernel, which a container with all rights may write.
+    let of_kernel = |destination, kind, words: &[&'static str]| {
+        let read_only = Some("ro").filter(|_| !options.privileged);
+        fixed(destination, kind, kind, &words.iter().copied().chain(read_only).collect::<Vec<_>>())
     };
     let mut mounts = vec![
         fixed("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        fixed("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755"]),
+        if options.privileged {
+            // The guest's own, in which every device of the machine is.
+            fixed("/dev", "bind", "/dev", &["bind", "nosuid"])
+        } else {
+            fixed("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755"])
+        },
         fixed(
             "/dev/pts",
             "devpts",
@@ -200,25 +217,40 @@ fn mounts(container: &ContainerSpec) -> Vec<Mount<'_>> {
         ),
         fixed("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
         fixed("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        fixed("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        fixed("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        of_kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev"]),
+        of_kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime"]),
     ];
-    mounts.extend(container.tmpfs.iter().map(|tmpfs| Mount {
-        destination: &tmpfs.path,
-        kind: "tmpfs",
-        source: "tmpfs",
-        options: ["nosuid", "nodev"].into_iter().chain(tmpfs.options.iter().map(String::as_str)).collect(),
-    }));
+    if let (Some(bytes), Some(shm)) =
+        (options.shm_bytes, mounts.iter_mut().find(|mount| mount.destination == "/dev/shm"))
+    {
+        shm.options.push(format!("size={bytes}").into());
+    }
+    let own = |option| Cow::Borrowed(option);
+    mounts.extend(
+        container.tmpfs.iter().map(|tmpfs| Mount {
+            destination: &tmpfs.path,
+            kind: "tmpfs",
+            source: "tmpfs",
+            options: ["nosuid", "nodev"]
+                .into_iter()
+                .chain(tmpfs.options.iter().map(String::as_str))
+                .map(own)
+                .collect(),
+        }),
+    );
     mounts
 }
 
 /// Everything denied, then docker's list: making nodes, the standard devices, terminals, and no
 /// disk. Not the console (5:1): here that is the machine's, on which the kernel's last words are
-/// believed; a container with a terminal has that one at /dev/console.
-fn devices() -> [DeviceRule; 12] {
+/// believed; a container with a terminal has that one at /dev/console. A privileged one has all.
+fn devices(privileged: bool) -> Vec<DeviceRule> {
+    if privileged {
+        return vec![DeviceRule { allow: true, kind: None, major: None, minor: None, access: "rwm" }];
+    }
     let allow =
         |kind, major, minor, access| DeviceRule { allow: true, kind: Some(kind), major, minor, access };
-    [
+    vec![
         DeviceRule { allow: false, kind: None, major: None, minor: None, access: "rwm" },
         allow("c", None, None, "m"),
         allow("b", None, None, "m"),
@@ -238,8 +270,10 @@ fn devices() -> [DeviceRule; 12] {
 mod tests {
     use oci_spec::runtime::Spec;
 
+    use serde_json::json;
+
     use super::*;
-    use crate::spec::{Seccomp, Tmpfs};
+    use crate::spec::{Capabilities, Seccomp, Tmpfs};
 
     #[test]
     fn the_specification_parses_and_says_what_was_asked() {
@@ -279,5 +313,57 @@ mod tests {
         let spec = ContainerSpec { seccomp: Seccomp::Unconfined, ..spec };
         let parsed: Spec = serde_json::from_slice(&serde_json::to_vec(&container(&spec)).unwrap()).unwrap();
         assert!(confined && parsed.linux().as_ref().unwrap().seccomp().is_none());
+    }
+
+    #[test]
+    fn what_flags_ask_for_is_there() {
+        let mut spec =
+            ContainerSpec::new(ProcessSpec { args: vec!["sh".into()], ..ProcessSpec::default() }, "box");
+        let usual = serde_json::to_value(container(&spec)).unwrap();
+        assert_eq!(usual["process"].get("rlimits"), None);
+        assert_eq!(usual["linux"]["resources"].get("pids"), None);
+        spec.process.rights.limits = vec!["nofile=5:6".parse().unwrap()];
+        spec.process.rights.capabilities =
+            Capabilities::changed(&["SYS_ADMIN".into()], &["ALL".into()]).unwrap();
+        spec.options = ContainerOptions {
+            shm_bytes: Some(1 << 20),
+            pids_limit: Some(9),
+            sysctls: [
+                ("net.ipv4.ping_group_range".into(), "1 0".into()),
+                ("kernel.msgmax".into(), "7".into()),
+            ]
+            .into(),
+            ..ContainerOptions::default()
+        };
+        let asked = serde_json::to_value(container(&spec)).unwrap();
+        let (process, linux) = (&asked["process"], &asked["linux"]);
+        assert_eq!(process["rlimits"], json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]));
+        for set in ["bounding", "effective", "permitted"] {
+            assert_eq!(process["capabilities"][set], json!(["CAP_SYS_ADMIN"]));
+        }
+        assert_eq!(linux["resources"]["pids"], json!({"limit": 9}));
+        let sysctls = json!({"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "1 0", "kernel.msgmax": "7"});
+        assert_eq!(linux["sysctl"], sysctls);
+        let mounts = asked["mounts"].as_array().unwrap();
+        let shm = mounts.iter().find(|mount| mount["destination"] == "/dev/shm").unwrap();
+        assert_eq!(shm["options"].as_array().unwrap().last().unwrap(), "size=1048576");
+        // The filter follows the capabilities.
+        let allowed = |value: &serde_json::Value| value["linux"]["seccomp"].to_string().contains("\"mount\"");
+        assert!(allowed(&asked) && !allowed(&usual));
+    }
+
+    #[test]
+    fn a_privileged_container_has_all_of_the_machine() {
+        let mut spec =
+            ContainerSpec::new(ProcessSpec { args: vec!["sh".into()], ..ProcessSpec::default() }, "box");
+        spec.options.privileged = true;
+        let spec = serde_json::to_value(container(&spec)).unwrap();
+        assert_eq!(spec["linux"]["resources"]["devices"], json!([{"allow": true, "access": "rwm"}]));
+        assert_eq!(
+            (&spec["linux"]["maskedPaths"], &spec["linux"]["readonlyPaths"]),
+            (&json!([]), &json!([]))
+        );
+        let text = spec["mounts"].to_string();
+        assert!(!text.contains("\"ro\"") && text.contains("\"source\":\"/dev\""), "{text}");
     }
 }

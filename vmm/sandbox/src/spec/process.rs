@@ -4,6 +4,8 @@
 use oci_spec::image::Config;
 use serde::{Deserialize, Serialize};
 
+use super::Rights;
+
 /// What a container runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
@@ -19,6 +21,9 @@ pub struct ProcessSpec {
     pub terminal: bool,
     /// Standard input is connected.
     pub stdin: bool,
+    /// What it may do.
+    #[serde(default)]
+    pub rights: Rights,
 }
 
 /// What a caller says beside the image.
@@ -39,6 +44,8 @@ pub struct Overrides {
     pub terminal: bool,
     /// Standard input connected.
     pub stdin: bool,
+    /// What it may do.
+    pub rights: Rights,
 }
 
 /// Why a specification is refused.
@@ -72,6 +79,16 @@ pub enum SpecError {
     SecurityOption {
         /// As written.
         text: String,
+    },
+    /// What a flag of docker's would refuse, too.
+    #[error("invalid {what} {text:?}: {hint}")]
+    Flag {
+        /// What it was to be.
+        what: &'static str,
+        /// As written.
+        text: String,
+        /// What to write.
+        hint: &'static str,
     },
     /// See [`super::Tmpfs`].
     #[error("invalid tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path other than /")]
@@ -128,6 +145,7 @@ impl ProcessSpec {
             user,
             terminal: overrides.terminal,
             stdin: overrides.stdin,
+            rights: overrides.rights.clone(),
         })
     }
 }

@@ -14,7 +14,7 @@ use nelly_protocol::service::{Agent, create_agent};
 use nelly_sandbox::agent::{ProcessId, Token};
 use nelly_sandbox::instance::{Sandbox, SandboxError};
 use nelly_sandbox::life::Outside;
-use nelly_sandbox::spec::{ContainerSpec, ProcessSpec};
+use nelly_sandbox::spec::{ContainerSpec, ProcessSpec, Rights};
 use nelly_vmm::config::{FileSource, MachineConfig};
 use nelly_vmm::machine::{ControlError, Isolation, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -172,6 +172,7 @@ fn process() -> ProcessSpec {
         user: String::new(),
         terminal: false,
         stdin: true,
+        rights: Rights::default(),
     }
 }
 

@@ -22,14 +22,7 @@ impl GuestState {
         request: CreateContainerRequest,
     ) -> Result<StreamTokens, ServiceError> {
         self.not_ending()?;
-        let mut checked = plan::container(
-            &request.id,
-            &request.spec,
-            &request.user,
-            &request.additional_groups,
-            &request.rootfs,
-            &request.stdio,
-        )?;
+        let mut checked = plan::container(&request)?;
         let data = ContainerData {
             filter: checked.seccomp.take(),
             shares_pids: checked.surroundings.pid_namespace.is_some(),

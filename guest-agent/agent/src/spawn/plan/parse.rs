@@ -1,7 +1,9 @@
 //! Conversion of requests to plans. Everything that is invalid or not supported is an error that
 //! names the field.
 
-use nelly_protocol::messages::{Rootfs, Stdio};
+use std::net::IpAddr;
+
+use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Stdio};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
 
 use super::{
@@ -53,16 +55,10 @@ fn absolute(field: &'static str, path: &str) -> Result<(), PlanError> {
 ///
 /// # Errors
 /// [`PlanError`] names the part that is wrong or cannot be enforced.
-pub fn container(
-    id: &str,
-    spec: &[u8],
-    user: &str,
-    more_groups: &[String],
-    rootfs: &Rootfs,
-    stdio: &Stdio,
-) -> Result<ContainerRequest, PlanError> {
+pub fn container(request: &CreateContainerRequest) -> Result<ContainerRequest, PlanError> {
+    let CreateContainerRequest { id, user, additional_groups: more_groups, rootfs, stdio, .. } = request;
     check_id("id", id)?;
-    let spec: Spec = serde_json::from_slice(spec).map_err(|error| PlanError::Json("spec", error))?;
+    let spec: Spec = serde_json::from_slice(&request.spec).map_err(|error| PlanError::Json("spec", error))?;
     if spec.hooks.values().any(|hooks| !hooks.is_empty()) {
         return Err(unsupported("hooks"));
     }
@@ -96,6 +92,7 @@ pub fn container(
         readonly: paths("linux.readonlyPaths", linux.readonly_paths())?,
         sysctls: sysctls(&linux)?,
         hostname: spec.hostname,
+        hosts: request.hosts.iter().map(|line| host(line)).collect::<Result<_, _>>()?,
         domainname: spec.domainname,
         propagation: match linux.rootfs_propagation().as_deref() {
             None | Some("") => libc::MS_PRIVATE | libc::MS_REC,
@@ -327,6 +324,18 @@ fn rootfs_plan(rootfs: &Rootfs, mount_read_only: bool) -> Result<RootfsPlan, Pla
         upper_bytes: rootfs.upper_bytes,
         upper_device: upper_device.cloned(),
     })
+}
+
+/// A line for /etc/hosts.
+fn host(line: &str) -> Result<String, PlanError> {
+    let plain =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    match line.split_once(' ') {
+        Some((address, name)) if address.parse::<IpAddr>().is_ok() && plain(name) => {
+            Ok(format!("{address}\t{name}"))
+        }
+        _ => Err(value("hosts", line, "an address, a space and a name are needed")),
+    }
 }
 
 fn mounts(mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<MountPlan>, PlanError> {

@@ -51,7 +51,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     std::env::set_current_dir(&root).step(|| format!("enter {root}"))?;
     sys::pivot_here().step(|| "make the container's root the root".into())?;
 
-    files::write_names(ROOT, plan.hostname.as_deref())?;
+    files::write_names(ROOT, plan.hostname.as_deref(), &plan.hosts)?;
     for ((mount, source), share) in plan.mounts.iter().zip(sources).zip(shares.mounts) {
         make_mount(mount, source, share)?;
     }

@@ -1,5 +1,7 @@
-//! What programs read to know names: /etc/hosts, /etc/hostname and /etc/resolv.conf, where the
-//! image says nothing.
+//! What programs read to know names: /etc/hosts, /etc/hostname and /etc/resolv.conf.
+//!
+//! As under docker the first two are the container's, whatever the image has there, and made again
+//! at each start. There is no name server yet, so the image's resolv.conf stays.
 
 use std::fs;
 use std::io;
@@ -7,17 +9,19 @@ use std::io;
 use super::places::{self, TargetKind};
 use super::{Named, StageError};
 
-/// Writes those of the three files that the image lacks, or has empty. Before any mount: what is
-/// mounted there hides them, and nothing is written into what is another's.
-pub(super) fn write_names(root: &str, hostname: Option<&str>) -> Result<(), StageError> {
+/// Writes the three files; without a host name, and for resolv.conf, only where the image has none
+/// or an empty one. Before any mount: what is mounted there hides them, and nothing is written into
+/// what is another's.
+pub(super) fn write_names(root: &str, hostname: Option<&str>, more: &[String]) -> Result<(), StageError> {
+    let ours = hostname.is_some() || !more.is_empty();
     let files = [
-        ("/etc/hosts", Some(hosts(hostname))),
-        ("/etc/hostname", hostname.map(|name| format!("{name}\n"))),
-        ("/etc/resolv.conf", Some(RESOLVER.to_owned())),
+        ("/etc/hosts", Some(hosts(hostname, more)), ours),
+        ("/etc/hostname", hostname.map(|name| format!("{name}\n")), true),
+        ("/etc/resolv.conf", Some(RESOLVER.to_owned()), false),
     ];
-    for (path, text) in files {
+    for (path, text, replaced) in files {
         if let Some(text) = text {
-            write_if_empty(root, path, &text).step(|| format!("write {path}"))?;
+            write(root, path, &text, replaced).step(|| format!("write {path}"))?;
         }
     }
     Ok(())
@@ -25,15 +29,16 @@ pub(super) fn write_names(root: &str, hostname: Option<&str>) -> Result<(), Stag
 
 const RESOLVER: &str = "# This container has no network but loopback, and no name server.\n";
 
-fn hosts(hostname: Option<&str>) -> String {
+fn hosts(hostname: Option<&str>, more: &[String]) -> String {
     let own = hostname.map(|name| format!("127.0.1.1\t{name}\n")).unwrap_or_default();
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
+    let more: String = more.iter().map(|line| format!("{line}\n")).collect();
+    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}{more}")
 }
 
-fn write_if_empty(root: &str, path: &str, text: &str) -> io::Result<()> {
+fn write(root: &str, path: &str, text: &str, replaced: bool) -> io::Result<()> {
     let place = places::make(root, path, TargetKind::File)?;
     let found = fs::metadata(&place)?;
-    if found.is_file() && found.len() == 0 { fs::write(place, text) } else { Ok(()) }
+    if found.is_file() && (replaced || found.len() == 0) { fs::write(place, text) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -43,11 +48,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_image_lacks_is_written() {
+    fn names_are_the_containers_and_name_servers_the_images() {
         let directory = tempfile::tempdir().expect("a directory");
         let root = directory.path().to_str().expect("UTF-8");
         let at = |path: &str| directory.path().join(path);
-        write_names(root, Some("box")).expect("written");
+        write_names(root, Some("box"), &[]).expect("written");
         let read = |path: &str| fs::read_to_string(at(path)).expect(path);
         assert_eq!(
             read("etc/hosts"),
@@ -56,19 +61,25 @@ mod tests {
         assert_eq!((read("etc/hostname").as_str(), read("etc/resolv.conf").as_str()), ("box\n", RESOLVER));
 
         fs::write(at("etc/hosts"), "10.0.0.1 theirs\n").expect("written");
-        fs::write(at("etc/hostname"), "").expect("written");
+        fs::write(at("etc/hostname"), "theirs\n").expect("written");
         fs::remove_file(at("etc/resolv.conf")).expect("removed");
         symlink("../run/resolv", at("etc/resolv.conf")).expect("linked");
-        write_names(root, Some("other")).expect("written");
-        assert_eq!(
-            (read("etc/hosts").as_str(), read("etc/hostname").as_str()),
-            ("10.0.0.1 theirs\n", "other\n")
-        );
+        write_names(root, Some("other"), &["10.0.0.2\tdb".to_owned()]).expect("written");
+        let usual = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        assert_eq!(read("etc/hosts"), format!("{usual}127.0.1.1\tother\n10.0.0.2\tdb\n"));
+        assert_eq!(read("etc/hostname"), "other\n");
         assert_eq!(read("run/resolv"), RESOLVER);
 
+        fs::write(at("etc/resolv.conf"), "nameserver 10.9.8.7\n").expect("written");
+        fs::write(at("etc/hosts"), "10.0.0.1 theirs\n").expect("written");
+        write_names(root, None, &[]).expect("written");
+        assert_eq!(read("etc/hosts"), "10.0.0.1 theirs\n");
         fs::remove_file(at("etc/hosts")).expect("removed");
-        write_names(root, None).expect("written");
-        assert_eq!(read("etc/hosts"), "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        assert_eq!(read("etc/hostname"), "other\n");
+        write_names(root, None, &[]).expect("written");
+        assert_eq!(read("etc/hosts"), usual);
+        assert_eq!(
+            (read("etc/hostname").as_str(), read("run/resolv").as_str()),
+            ("other\n", "nameserver 10.9.8.7\n")
+        );
     }
 }

@@ -36,9 +36,13 @@ const LINKS: [(&str, &str); 5] = [
 pub(super) fn make(plan: &ContainerPlan) -> Result<(), StageError> {
     // Devices get exactly the mode that was asked for.
     let usual = umask(Mode::empty());
-    let own_dev = !plan.mounts.iter().any(|mount| mount.destination == "/dev" && mount.kind == "bind");
-    if own_dev {
+    let bound = plan.mounts.iter().find(|mount| mount.destination == "/dev" && mount.kind == "bind");
+    if bound.is_none() {
         default_devices()?;
+    }
+    // The guest's own /dev has the devices and no links.
+    if bound.is_none_or(|mount| mount.source == "/dev") {
+        default_links()?;
     }
     for device in &plan.devices {
         make_device(device)?;
@@ -52,6 +56,10 @@ fn default_devices() -> Result<(), StageError> {
         let mode = Mode::from_bits_truncate(0o666);
         node(path, SFlag::S_IFCHR, mode, makedev(major, minor)).step(|| format!("make the device {path}"))?;
     }
+    Ok(())
+}
+
+fn default_links() -> Result<(), StageError> {
     for (path, target) in LINKS {
         match inside(path).and_then(|place| symlink(target, place)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

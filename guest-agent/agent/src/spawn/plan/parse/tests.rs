@@ -16,8 +16,31 @@ fn rootfs() -> Rootfs {
     Rootfs { device: "/dev/vda".into(), filesystem: "erofs".into(), ..Rootfs::default() }
 }
 
+fn request(spec: &[u8]) -> CreateContainerRequest {
+    CreateContainerRequest {
+        id: "c1".into(),
+        spec: spec.to_vec(),
+        rootfs: Some(rootfs()).into(),
+        ..CreateContainerRequest::default()
+    }
+}
+
 fn plan(spec: &str) -> Result<ContainerRequest, PlanError> {
-    container("c1", spec.as_bytes(), "", &[], &rootfs(), &Stdio::default())
+    container(&request(spec.as_bytes()))
+}
+
+#[test]
+fn lines_of_hosts_are_an_address_and_a_name() {
+    let with = |line: &str| {
+        container(&CreateContainerRequest { hosts: vec![line.to_owned()], ..request(SPEC.as_bytes()) })
+    };
+    for line in ["10.0.0.2 db", "::1 six.example"] {
+        let hosts = with(line).expect(line).stage.container.expect("a container").hosts;
+        assert_eq!(hosts, [line.replace(' ', "\t")]);
+    }
+    for line in ["", "db", "10.0.0.2", "10.0.0.2 ", "10.0.0.2 a b", "x y", "10.0.0.2 a\nb", "10.0.0.2 #"] {
+        assert!(with(line).is_err(), "{line:?}");
+    }
 }
 
 #[test]
@@ -94,7 +117,8 @@ fn ids_and_root_file_systems() {
     }
     for (device, filesystem) in [("", "erofs"), ("vda", "erofs"), ("/dev/vda", "ntfs"), ("/dev/vda", "")] {
         let rootfs = Rootfs { device: device.into(), filesystem: filesystem.into(), ..Rootfs::default() };
-        assert!(container("c", SPEC.as_bytes(), "", &[], &rootfs, &Stdio::default()).is_err());
+        let request = CreateContainerRequest { rootfs: Some(rootfs).into(), ..request(SPEC.as_bytes()) };
+        assert!(container(&request).is_err());
     }
 }
 
@@ -128,7 +152,7 @@ proptest::proptest! {
         let end = (at + cut).min(bytes.len());
         bytes.splice(at..end, put.bytes());
         // Whatever it says of the spec, it says it.
-        let _ = container("c1", &bytes, "", &[], &rootfs(), &Stdio::default());
+        let _ = container(&request(&bytes));
         let _ = exec(&bytes, "", &[], &Stdio::default(), None);
     }
 }

@@ -1,0 +1,99 @@
+//! What else can be asked of a container, all of it optional and spelled as docker's flags.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::SpecError;
+
+/// What a container has beyond its process, its name and its writable layer. The default is that of
+/// docker's `run` without flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerOptions {
+    /// All devices of the guest, a `/sys` and control groups that can be written, nothing masked.
+    /// Capabilities and the filter of system calls are said by themselves.
+    pub privileged: bool,
+    /// Size of `/dev/shm` in bytes; if absent, 64 MiB or an eighth of the guest's memory.
+    pub shm_bytes: Option<u64>,
+    /// Kernel parameters by their dotted names.
+    pub sysctls: BTreeMap<String, String>,
+    /// Most processes and threads.
+    pub pids_limit: Option<u32>,
+    /// Lines of `/etc/hosts` beside the usual ones.
+    pub hosts: Vec<Host>,
+}
+
+/// Parses the `NAME=VALUE` of a kernel parameter.
+///
+/// # Errors
+/// It has another form.
+pub fn sysctl(text: &str) -> Result<(String, String), SpecError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.chars().all(plain) && !value.contains('\0') => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => {
+            let hint = "write NAME=VALUE, e.g. net.ipv4.ip_forward=1";
+            Err(SpecError::Flag { what: "kernel parameter", text: text.to_owned(), hint })
+        }
+    }
+}
+
+/// A line of `/etc/hosts`, parsed from `NAME:ADDRESS` or `NAME=ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The name.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+impl FromStr for Host {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let refuse = || SpecError::Flag {
+            what: "host",
+            text: text.to_owned(),
+            hint: "write NAME:ADDRESS with an IPv4 or IPv6 address, e.g. db:10.0.0.2",
+        };
+        let (name, address) = text.split_once([':', '=']).ok_or_else(refuse)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > 255 || !name.chars().all(plain) {
+            return Err(refuse());
+        }
+        let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+        Ok(Self { name: name.to_owned(), address: bare.parse().map_err(|_| refuse())? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_parameters_and_hosts_are_spelled_as_dockers() {
+        assert_eq!(sysctl("net.core.somaxconn=7"), Ok(("net.core.somaxconn".into(), "7".into())));
+        assert_eq!(sysctl("kernel.domainname=a=b").unwrap().1, "a=b");
+        for bad in ["", "x", "=1", "a b=1", "a=\0"] {
+            assert!(sysctl(bad).is_err(), "{bad:?}");
+        }
+        for (text, name, address) in [
+            ("db:10.0.0.2", "db", "10.0.0.2"),
+            ("db=10.0.0.2", "db", "10.0.0.2"),
+            ("six:::1", "six", "::1"),
+            ("six:[fe80::1]", "six", "fe80::1"),
+        ] {
+            let host: Host = text.parse().unwrap();
+            assert_eq!((host.name.as_str(), host.address.to_string().as_str()), (name, address));
+        }
+        for bad in ["", "db", ":1.2.3.4", "db:", "db:host-gateway", "a b:1.2.3.4", "a\n:1.2.3.4", "db:1.2.3"]
+        {
+            assert!(bad.parse::<Host>().is_err(), "{bad:?}");
+        }
+    }
+}
