@@ -8,6 +8,7 @@ mod boot;
 mod boundary;
 mod bulk;
 mod images;
+mod keeper;
 mod kernel;
 mod kills;
 mod machine;

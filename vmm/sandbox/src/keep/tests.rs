@@ -310,7 +310,7 @@ async fn stop_asks_first_and_kills_after_the_grace_and_no_policy_brings_it_back(
 async fn a_policy_starts_it_again_so_often_and_the_last_exit_counts() {
     let script = Script { exits: vec![1, 2, 0], ..Default::default() };
     for (policy, code, starts) in
-        [(RestartPolicy::No, 1, 1), (RestartPolicy::OnFailure(2), 3, 3), (RestartPolicy::OnFailure(0), 0, 4)]
+        [(RestartPolicy::No, 1, 1), (RestartPolicy::OnFailure(1), 2, 2), (RestartPolicy::OnFailure(0), 0, 3)]
     {
         let (scene, life) = Scene::new(script.clone(), policy, GRACE);
         let ended = life.await;

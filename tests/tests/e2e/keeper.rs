@@ -1,0 +1,232 @@
+//! Sandboxes that stay: made, entered, stopped, started again; and killed at any moment, together
+//! with their keepers, monitors and clients.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nelly_tests::{nelly, scaled, wait};
+use serde_json::Value;
+
+use super::{Home, LIMIT};
+
+/// Says that it runs, and ends with 3 when it is asked to.
+const SERVER: &str = "echo up; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
+
+/// A home whose sandboxes end with the test, however it ends.
+struct Kept(Home);
+
+impl Kept {
+    fn new() -> Self {
+        Self(Home::new())
+    }
+
+    /// `nelly run -d FLAGS -- sh -c SCRIPT`, under the name `box`.
+    #[track_caller]
+    fn keep(&self, flags: &[&str], script: &str) {
+        let words = [&["run", "-d", "--name", "box"], flags, &["--", "sh", "-c", script]].concat();
+        let id = self.0.nelly(&words).expect(0).out();
+        assert!(id.len() == 65 && id.trim().bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    }
+
+    /// `nelly WORDS`, which must succeed; what it prints, without the newline.
+    #[track_caller]
+    fn out(&self, words: &[&str]) -> String {
+        self.0.nelly(words).expect(0).out().trim_end().to_owned()
+    }
+
+    /// `nelly exec box sh -c SCRIPT`.
+    #[track_caller]
+    fn exec(&self, script: &str) -> String {
+        self.out(&["exec", "box", "sh", "-c", script])
+    }
+
+    fn sandboxes(&self) -> std::path::PathBuf {
+        self.0.path().join("data/sandboxes")
+    }
+
+    fn state(&self) -> Value {
+        let text = fs::read(self.sandboxes().join("names/box/state.json")).expect("a state");
+        serde_json::from_slice(&text).expect("whole at any moment")
+    }
+
+    /// A process that the state names.
+    fn pid(&self, who: &str) -> u64 {
+        self.state()[who]["pid"].as_u64().unwrap_or_else(|| panic!("no {who} in {}", self.state()))
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let limit = Instant::now() + scaled(LIMIT);
+        while !holds() {
+            assert!(Instant::now() < limit, "waited in vain until {what}: {}", self.state());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.sandboxes()).into_iter().flatten().flatten() {
+            let text = fs::read(entry.path().join("state.json")).unwrap_or_default();
+            let state: Value = serde_json::from_slice(&text).unwrap_or_default();
+            for who in ["holder", "monitor"] {
+                if let Some(pid) = state[who]["pid"].as_u64() {
+                    kill("KILL", pid);
+                }
+            }
+        }
+    }
+}
+
+fn kill(signal: &str, pid: u64) {
+    // It may have ended.
+    let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+fn runs(pid: u64) -> bool {
+    // A zombie has no program any more.
+    fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+}
+
+fn spawn(home: &Path, words: &[&str]) -> Child {
+    let mut command = nelly(home, words);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
+    let kept = Kept::new();
+    kept.keep(&["-e", "WHO=me"], SERVER);
+    // Its own words, and those of its container.
+    assert_eq!(kept.exec("echo $WHO; pwd"), "me\n/");
+    let words =
+        ["exec", "-e", "WHO=you", "-w", "/tmp", "-u", "1:1", "box", "sh", "-c", "echo $WHO; pwd; id -u"];
+    assert_eq!(kept.out(&words), "you\n/tmp\n1");
+    for (script, code) in [("exit 9", 9), ("kill -9 $$", 137)] {
+        kept.0.nelly(&["exec", "box", "sh", "-c", script]).expect(code);
+    }
+    let missing = kept.0.nelly(&["exec", "box", "nosuch"]);
+    assert!(missing.expect(127).err().contains("nosuch"));
+    // Input, and output that ends at once, are whole: many windows of the connection.
+    let much: Vec<u8> = (0..16_u32 << 20).map(|index| index.to_le_bytes()[1]).collect();
+    let back = kept.0.feed(&["exec", "-i", "box", "cat"], &much);
+    assert!(back.expect(0).stdout == much);
+    // Two at once.
+    let one = spawn(kept.0.path(), &["exec", "-i", "box", "cat"]);
+    assert_eq!(kept.exec("echo two"), "two");
+    one.stdin.as_ref().unwrap().write_all(b"one").unwrap();
+    assert_eq!(one.wait_with_output().unwrap().stdout, b"one");
+    // A detached one lives on; the state of the sandbox stays.
+    kept.out(&["exec", "-d", "box", "sh", "-c", "sleep 1000"]);
+    assert_eq!(kept.exec("echo kept >/root/file; ps | grep -c ' [s]leep 1000$'"), "1");
+    // The output so far is shown to whoever comes late.
+    let mut attached = spawn(kept.0.path(), &["attach", "--no-stdin", "box"]);
+    let stopped = kept.0.nelly(&["stop", "box"]);
+    assert_eq!(stopped.expect(0).out(), "box\n");
+    assert_eq!(wait(&mut attached, LIMIT).code(), Some(3));
+    let shown = attached.wait_with_output().unwrap().stdout;
+    assert_eq!(String::from_utf8_lossy(&shown), "up\nbye\n");
+    assert_eq!(kept.out(&["wait", "box"]), "3");
+    let refused = kept.0.nelly(&["exec", "box", "true"]);
+    assert!(refused.expect(125).err().contains("exited"));
+    kept.out(&["stop", "box"]);
+    // A stop flushes: it is there again, and nobody runs in between.
+    kept.out(&["start", "box"]);
+    assert_eq!(kept.exec("cat /root/file"), "kept");
+    let twice = kept.0.nelly(&["start", "box"]);
+    assert!(twice.expect(1).err().contains("running already"));
+    kept.out(&["kill", "-s", "TERM", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "3");
+}
+
+/// How many sleep for so long.
+const ASLEEP: &str = "ps | grep -c ' [s]leep 2000$'; true";
+
+#[test]
+fn a_client_that_dies_takes_its_command_along_and_nothing_else() {
+    let kept = Kept::new();
+    kept.keep(&[], SERVER);
+    let mut client = spawn(kept.0.path(), &["exec", "box", "sh", "-c", "sleep 2000 & sleep 2000; true"]);
+    kept.until("both run", || kept.exec(ASLEEP) == "2");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    kept.until("both ended", || kept.exec(ASLEEP) == "0");
+    // A pause holds everything; a runtime directory that vanishes is made anew.
+    kept.out(&["pause", "box"]);
+    assert!(kept.0.nelly(&["exec", "box", "true"]).expect(125).err().contains("paused"));
+    kept.out(&["unpause", "box"]);
+    fs::remove_dir_all(kept.0.path().join("run")).unwrap();
+    assert_eq!(kept.exec("echo there"), "there");
+    // SIGTERM to the keeper is a stop.
+    kill("TERM", kept.pid("holder"));
+    assert_eq!(kept.out(&["wait", "box"]), "3");
+}
+
+#[test]
+fn what_is_killed_is_told_and_starts_again() {
+    let kept = Kept::new();
+    kept.keep(&[], SERVER);
+    // The monitor: its end is the reason.
+    kill("KILL", kept.pid("monitor"));
+    assert_eq!(kept.out(&["wait", "box"]), "125");
+    assert!(kept.state()["detail"].as_str().unwrap().contains("SIGKILL"), "{}", kept.state());
+    kept.out(&["start", "box"]);
+    // The keeper: the monitor ends with it, and the next command understands what is left.
+    let (keeper, monitor) = (kept.pid("holder"), kept.pid("monitor"));
+    kill("KILL", keeper);
+    kept.until("the monitor ended", || !runs(monitor));
+    let gone = kept.0.nelly(&["exec", "box", "true"]);
+    assert!(gone.expect(125).err().contains("unclean"), "{}", gone.err());
+    kept.out(&["start", "box"]);
+    assert_eq!(kept.exec("echo back"), "back");
+    kept.out(&["stop", "--time", "0s", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "137");
+    // The command, in the middle of a start: no machine stays.
+    let mut start = spawn(kept.0.path(), &["start", "box"]);
+    kept.until("it begins", || kept.state()["status"] == "starting");
+    let keeper = kept.pid("holder");
+    start.kill().unwrap();
+    start.wait().unwrap();
+    kept.until("the keeper ended", || !runs(keeper));
+    assert_eq!(kept.state()["status"], "exited");
+}
+
+#[test]
+fn a_policy_starts_it_again_until_it_is_stopped() {
+    let kept = Kept::new();
+    kept.keep(&["--restart", "on-failure:1"], "exit 5");
+    assert_eq!(kept.out(&["wait", "box"]), "5");
+    assert_eq!(kept.state()["restarts"], 1);
+    // The next exit is governed by what holds then.
+    kept.out(&["update", "--restart", "always", "box"]);
+    kept.out(&["start", "box"]);
+    kept.until("it was started again", || kept.state()["restarts"] == 1);
+    kept.out(&["stop", "box"]);
+    assert_eq!(
+        (&kept.state()["status"], &kept.state()["stopped_by_command"]),
+        (&"exited".into(), &true.into())
+    );
+    // What is removed at its end is gone with it, and leaves no keeper.
+    let made = kept.0.nelly(&["run", "-d", "--rm", "--name", "other", "--", "true"]);
+    let path = kept.sandboxes().join(made.expect(0).out().trim());
+    kept.until("it is removed", || !path.exists());
+    // One that cannot start says so.
+    let missing = kept.0.nelly(&["run", "-d", "--rm", "--", "nosuch"]);
+    assert!(missing.expect(127).err().contains("nosuch"));
+    for (words, hint) in [
+        (&["run", "-d", "--rm", "--restart", "always", "--", "true"][..], "--rm"),
+        (&["run", "--restart", "always", "--", "true"], "-d"),
+        (&["create", "--timings", "--", "true"], "--timings"),
+        (&["run", "-d", "--restart", "sometimes", "--", "true"], "sometimes"),
+        (&["run", "-d", "--storage", "1K", "--", "true"], "64M"),
+    ] {
+        let refused = kept.0.nelly(words);
+        let code = if words[0] == "create" { 1 } else { 125 };
+        assert!(refused.expect(code).err().contains(hint), "{}", refused.err());
+    }
+}
