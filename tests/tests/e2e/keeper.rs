@@ -186,6 +186,14 @@ fn what_is_killed_is_told_and_starts_again() {
     assert_eq!(kept.exec("echo back"), "back");
     kept.out(&["stop", "--time", "0s", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "137");
+    // What hangs is ended by force: a keeper, a machine.
+    for who in ["holder", "monitor"] {
+        kept.out(&["start", "box"]);
+        let (keeper, monitor) = (kept.pid("holder"), kept.pid("monitor"));
+        kill("STOP", kept.pid(who));
+        kept.out(&["stop", "--time", "0s", "box"]);
+        kept.until("both ended", || !runs(keeper) && !runs(monitor));
+    }
     // The command, in the middle of a start: no machine stays.
     let mut start = spawn(kept.0.path(), &["start", "box"]);
     kept.until("it begins", || kept.state()["status"] == "starting");

@@ -16,7 +16,8 @@ pub(crate) struct NamesArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
-    After the grace time it is SIGKILL. What was written is flushed before the machine ends."
+    After the grace time it is SIGKILL. What was written is flushed before the machine ends.\n\
+    `--time 0s` ends the sandbox also when its keeper does not answer; what was written last may then be lost."
 )]
 pub(crate) struct StopArgs {
     /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: the sandbox's, 10s]

@@ -4,6 +4,7 @@ pub(crate) mod args;
 mod attach;
 mod detach_keys;
 mod exec;
+mod force;
 mod start;
 mod stats;
 mod stop;

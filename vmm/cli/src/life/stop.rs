@@ -10,6 +10,7 @@ use nelly_sandbox::state::SandboxDir;
 use nelly_sandbox::state::record::RestartPolicy;
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
+use super::force::end_by_force;
 use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes};
 use crate::context::Context;
 
@@ -40,6 +41,9 @@ pub(crate) fn stop(args: &StopArgs, context: &Context) -> Result<ExitCode> {
 
 /// Ends one that runs, and waits until its keeper is gone too.
 pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Option<Duration>) -> Result<()> {
+    if grace == Some(Duration::ZERO) {
+        return end_by_force(sandbox);
+    }
     let keeper = keeper(sandbox)?;
     let stopped = runtime()?.block_on(async {
         let connection = connect(sandbox).await?;

@@ -44,7 +44,7 @@ pub enum ConnectError {
     #[error("the keeper's directory {} is gone", .0.display())]
     Gone(PathBuf),
     /// The keeper is there and says nothing.
-    #[error("the sandbox's keeper does not answer; `nelly rm -f` ends it")]
+    #[error("the sandbox's keeper does not answer; `nelly stop --time 0s` ends it")]
     Silent,
     /// The keeper refused the call, or ended in the middle of it.
     #[error("{0}")]
