@@ -154,7 +154,8 @@ fn check_version(dir: &TrustedDir) -> Result<bool, LocalError> {
 fn read_index(dir: &TrustedDir) -> Result<StoreIndex, LocalError> {
     let path = dir.path().join(INDEX);
     let Some(file) = dir.read(INDEX)? else { return Ok(StoreIndex::default()) };
-    let mut text = Vec::new();
+    // Room for the index of most stores, so that it is read at once.
+    let mut text = Vec::with_capacity(64 << 10);
     file.take(INDEX_MAX + 1).read_to_end(&mut text).map_err(|source| io_error("read", &path, source))?;
     if crate::num::to_u64(text.len()) > INDEX_MAX {
         return Err(LocalError::IndexTooLong { path });
