@@ -20,7 +20,7 @@ use crate::life::args::{
         nelly run -- sh -c 'uname -a; id'              the built-in image\n  \
         nelly run -it oci:./image sh                   a shell in an OCI layout\n  \
         echo hi | nelly run -i docker-archive:app.tar cat\n  \
-        nelly run -d --name web oci:./image             in the background: nelly exec, logs, stop\n  \
+        nelly run -d --name web oci:./image             in the background: nelly exec, attach, stop\n  \
         nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
         nelly doctor                                   what this host can do\n\n\
         Exit codes: nelly help exit-codes"
