@@ -94,11 +94,15 @@ pub(crate) enum Verb {
     Stats(StatsArgs),
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
-    /// List, load, save, tag and remove images of the local store
+    /// Pull, push, list, load, save, tag and remove images
     Image {
         #[command(subcommand)]
         verb: crate::image::args::ImageVerb,
     },
+    /// Check a name and a password with a registry, and keep them
+    Login(crate::registry::args::LoginArgs),
+    /// Forget the name and the password for a registry
+    Logout(crate::registry::args::LogoutArgs),
     /// Measure start-up time, exec time and memory use, and compare with other monitors
     Bench(Box<crate::bench_args::BenchArgs>),
     /// Check this host and the installation, and suggest a fix for each problem
@@ -177,7 +181,7 @@ pub(crate) struct MachineArgs {
 #[derive(Debug, Args)]
 #[command(
     override_usage = "nelly run [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly run [FLAGS] -- COMMAND [ARG...]",
-    after_help = "IMAGE is the name of an image in the local store, oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
+    after_help = "IMAGE is a name as docker spells it (pulled if it is not in the local store), oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         `nelly run -- COMMAND` uses the built-in image. Flags after IMAGE belong to the command.\n\n\
         stdout carries only the container's output. stderr carries the container's and Nelly's own messages.\n\
         SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. \
@@ -236,6 +240,9 @@ pub(crate) struct RunArgs {
     pub(crate) security_opt: Option<String>,
     #[command(flatten)]
     pub(crate) container: crate::container_args::ContainerArgs,
+    /// When to fetch the image from its registry
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub(crate) pull: crate::registry::args::PullPolicy,
     /// Kernel to boot [env: NELLY_KERNEL] [default: the installed one]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,

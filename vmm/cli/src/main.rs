@@ -21,6 +21,8 @@ mod machine;
 mod out;
 mod output_file;
 mod progress;
+mod registries;
+mod registry;
 mod result;
 mod run;
 mod settings;
@@ -108,6 +110,8 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
             boot::run(args, &context, recorder)
         }
         Verb::Image { verb } => image::run(verb, &context),
+        Verb::Login(args) => registry::login(args, &context),
+        Verb::Logout(args) => registry::logout(args, &context),
         Verb::Bench(args) => bench::run(args, &context),
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nelly_image::trusted;
+use nelly_registry::HostOptions;
+
+use crate::registries;
 
 /// One setting. The table is used by `config show`, to check the keys of the file, and in tests of
 /// help.
@@ -110,6 +113,8 @@ impl fmt::Display for SettingSource {
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     file: Option<(PathBuf, BTreeMap<String, String>)>,
+    /// How to reach registries, by host; of the file alone.
+    registries: BTreeMap<String, HostOptions>,
     environment: BTreeMap<&'static str, String>,
 }
 
@@ -121,6 +126,7 @@ impl Settings {
             .filter_map(|setting| Some((setting.key, get(setting.env).filter(|value| !value.is_empty())?)))
             .collect();
         let file = directory.map(|directory| directory.join("config.toml"));
+        let mut registries = BTreeMap::new();
         let file = match file {
             None => None,
             // It names programs to execute, so a file that another user could have written is
@@ -130,7 +136,8 @@ impl Settings {
                     Some(file) => {
                         let text = std::io::read_to_string(file)
                             .with_context(|| format!("cannot read {}", path.display()))?;
-                        let values =
+                        let values;
+                        (values, registries) =
                             parse(&text).with_context(|| format!("cannot use {}", path.display()))?;
                         Some((path, values))
                     }
@@ -138,7 +145,12 @@ impl Settings {
                 }
             }
         };
-        Ok(Self { file, environment })
+        Ok(Self { file, registries, environment })
+    }
+
+    /// How to reach registries, by host.
+    pub(crate) fn registries(&self) -> &BTreeMap<String, HostOptions> {
+        &self.registries
     }
 
     /// The value of `key` and its source; `flag` is the value of the flag, if it was given. The
@@ -173,12 +185,14 @@ impl Settings {
     }
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, String>> {
-    let table: toml::Table = text.parse().context("the file is not valid TOML")?;
+/// The settings and the registries of a file.
+fn parse(text: &str) -> Result<(BTreeMap<String, String>, BTreeMap<String, HostOptions>)> {
+    let mut table: toml::Table = text.parse().context("the file is not valid TOML")?;
+    let registries = table.remove("registry").map(registries::parse).transpose()?.unwrap_or_default();
     let mut values = BTreeMap::new();
     for (key, value) in table {
         if !TABLE.iter().any(|setting| setting.key == key) {
-            let known: Vec<_> = TABLE.iter().map(|setting| setting.key).collect();
+            let known: Vec<_> = TABLE.iter().map(|setting| setting.key).chain(["registry"]).collect();
             bail!("unknown setting {key:?}; the known settings are {}", known.join(", "));
         }
         let value = match value {
@@ -190,7 +204,7 @@ fn parse(text: &str) -> Result<BTreeMap<String, String>> {
         };
         values.insert(key, value);
     }
-    Ok(values)
+    Ok((values, registries))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::args::Cli;
 use crate::context::Context;
 use crate::settings::TABLE;
-use crate::{assets, out};
+use crate::{assets, out, registries};
 
 /// `nelly version`.
 pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
@@ -39,6 +39,8 @@ pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
 
 /// `nelly config show`.
 pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
+    let file = context.places.config.join("config.toml");
+    let registries = registries::rows(context.settings.registries());
     let rows = TABLE.iter().map(|setting| (setting, context.settings.get(setting.key, None)));
     if as_json {
         let rows: Vec<_> = rows
@@ -46,6 +48,10 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
                 json!({ "schema": 1, "key": setting.key, "value": value, "source": source.to_string(),
                         "env": setting.env, "flag": setting.flag, "about": setting.about })
             })
+            .chain(registries.into_iter().map(|(key, value, about)| {
+                json!({ "schema": 1, "key": key, "value": value, "source": file.display().to_string(),
+                        "env": "", "flag": "", "about": about })
+            }))
             .collect();
         out::json(serde_json::Value::Array(rows))?;
     } else {
@@ -53,10 +59,10 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
             let value = if value.is_empty() { setting.empty } else { &value };
             out::line(format_args!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about))?;
         }
-        out::line(format_args!(
-            "configuration file: {}",
-            context.places.config.join("config.toml").display()
-        ))?;
+        for (key, value, about) in registries {
+            out::line(format_args!("{key} {value}  {about}"))?;
+        }
+        out::line(format_args!("configuration file: {}", file.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

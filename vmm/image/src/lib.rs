@@ -52,7 +52,7 @@ pub use progress::{ImageStage, Progress, Silent};
 pub use reference::{Reference, ReferenceError};
 pub use removed::Removed;
 pub use rootfs::RootfsError;
-pub use source::SourceError;
+pub use source::{Document, SourceError};
 pub use store::{Image, ImagePlan, PlannedLayer, Store, StoreOptions};
 pub use tar::{Damage, TarError};
 pub use transfer::{ArchiveFormat, Input, TransferError};

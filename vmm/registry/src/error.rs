@@ -39,7 +39,7 @@ pub enum RegistryError {
         detail: String,
     },
     /// The registry does not have it.
-    #[error("{host} has no {what}{detail}")]
+    #[error("{host} does not have {what}{detail}")]
     NotFound {
         /// The registry.
         host: String,

@@ -1,10 +1,11 @@
-//! Image registries: a blocking client of the OCI distribution protocol, and credentials.
+//! Image registries: a blocking client of the OCI distribution protocol, credentials, and images
+//! between registries and the local store.
 //!
-//! A [`Client`] fetches manifests and blobs of a [`Place`] and uploads them. It finds credentials
-//! where docker and podman keep theirs ([`CredentialStore`]), answers challenges, follows mirrors,
-//! proxies and redirects, resumes what was cut and tries again what may work later. Everything that
-//! a registry says is untrusted: sizes are bounded, bytes are verified, and credentials go to the
-//! registry and its token server alone.
+//! [`pull`] and [`push`] are what most callers want. A [`Client`] fetches manifests and blobs of a
+//! [`Place`] and uploads them. It finds credentials where docker and podman keep theirs
+//! ([`CredentialStore`]), answers challenges, follows mirrors, proxies and redirects, resumes what
+//! was cut and tries again what may work later. Everything that a registry says is untrusted: sizes
+//! are bounded, bytes are verified, and credentials go to the registry and its token server alone.
 
 mod cancel;
 mod challenge;
@@ -16,9 +17,12 @@ mod http;
 mod options;
 mod program;
 mod proxy;
+mod pull;
+mod push;
 mod resolve;
 mod retry;
 mod tls;
+mod transfer;
 
 pub use cancel::Cancel;
 pub use client::{Client, RawManifest};
@@ -26,3 +30,6 @@ pub use credentials::{CredentialStore, Credentials, LoginPlace, Logout};
 pub use endpoint::Place;
 pub use error::RegistryError;
 pub use options::{Environment, HostOptions, Patience, RegistryOptions};
+pub use pull::{Pulled, TransferError, pull};
+pub use push::{Pushed, push};
+pub use transfer::{Step, Transfer, Unwatched, Watch};

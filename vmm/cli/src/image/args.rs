@@ -4,9 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::registry::args::{PullArgs, PushArgs};
+
 /// The verbs of `nelly image`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
+    /// Fetch an image from its registry into the local store
+    Pull(PullArgs),
+    /// Upload an image of the local store to a registry
+    Push(PushArgs),
     /// List the images of the local store
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -30,6 +36,8 @@ impl ImageVerb {
     /// Whether errors are printed as JSON.
     pub(crate) fn json(&self) -> bool {
         match self {
+            Self::Pull(args) => args.json,
+            Self::Push(args) => args.json,
             Self::Ls(args) => args.json,
             Self::Inspect(args) => args.json,
             Self::History(args) => args.json,

@@ -16,10 +16,13 @@ use nelly_sandbox::state::Sandboxes;
 
 use crate::assets;
 use crate::context::Context;
+use crate::registry;
 
 /// Runs a verb.
 pub(crate) fn run(verb: &ImageVerb, context: &Context) -> Result<ExitCode> {
     match verb {
+        ImageVerb::Pull(args) => registry::pull(args, context),
+        ImageVerb::Push(args) => registry::push(args, context),
         ImageVerb::Ls(args) => list::ls(args, context),
         ImageVerb::Inspect(args) => show::inspect(args, context),
         ImageVerb::History(args) => show::history(args, context),

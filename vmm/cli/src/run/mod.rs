@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use foreground::foreground;
-use nelly_image::{Reference, Store, StoreOptions};
+use nelly_image::{Image, ImageError, Reference, Store, StoreOptions};
 use nelly_sandbox::spec::oci;
 use nelly_sandbox::state::outcome;
 use nelly_sandbox::timeline::name;
@@ -23,8 +23,29 @@ use serde_json::json;
 use crate::args::{self, RunArgs};
 use crate::assets::Assets;
 use crate::context::Context;
+use crate::fail::Hint;
 use crate::output_file::OutputFile;
-use crate::{out, progress, result, signals};
+use crate::registry::args::PullPolicy;
+use crate::{out, progress, registry, result, signals};
+
+/// The image, pulled before if that is wanted or needed.
+fn resolve(store: &Store, reference: &Reference, args: &RunArgs, context: &Context) -> Result<Image> {
+    if let (Reference::Named(name), PullPolicy::Always) = (reference, args.pull) {
+        registry::pull_for_run(name, args.quiet, context)?;
+    }
+    let mut bar = progress::Bar::new(args.quiet);
+    match store.resolve(reference, &mut bar) {
+        Err(ImageError::NotStored(name)) if args.pull == PullPolicy::Missing => {
+            bar.finish();
+            registry::pull_for_run(&name, args.quiet, context)?;
+            Ok(store.resolve(reference, &mut bar)?)
+        }
+        Err(error @ ImageError::NotStored(_)) => {
+            Err(Hint::error(error.to_string(), format!("nelly image pull {reference}")))
+        }
+        resolved => Ok(resolved?),
+    }
+}
 
 /// Makes a sandbox that stays, for `nelly create`.
 pub(crate) fn create(
@@ -109,9 +130,7 @@ fn begin(
     let result = result.map(|file| file.open()).transpose()?;
     let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
-    let mut bar = progress::Bar::new(args.quiet);
-    let image = store.resolve(&reference, &mut bar)?;
-    bar.finish();
+    let image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
     if let Some(kept) = kept {

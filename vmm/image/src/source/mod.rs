@@ -3,6 +3,7 @@
 
 mod archive;
 mod blobs;
+mod document;
 mod layout;
 mod manifest;
 
@@ -20,6 +21,7 @@ use crate::tar::TarError;
 
 pub(crate) use archive::{Archive, SpoolError};
 pub(crate) use blobs::{image_blobs, open_blob};
+pub use document::Document;
 pub(crate) use layout::LayoutDir;
 pub(crate) use manifest::host_architecture;
 use manifest::{DocumentKind, Index, Manifest};

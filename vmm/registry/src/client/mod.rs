@@ -75,6 +75,12 @@ impl Client {
         Self { options, http, credentials, authorizations: Mutex::default(), schemes: Mutex::default() }
     }
 
+    /// What ends its transfers.
+    #[must_use]
+    pub fn cancel(&self) -> &Cancel {
+        &self.http.cancel
+    }
+
     /// Where its credentials are.
     #[must_use]
     pub fn credentials(&self) -> &CredentialStore {

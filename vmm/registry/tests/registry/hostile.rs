@@ -111,7 +111,7 @@ fn statuses_are_told_apart_and_tried_again_where_that_helps() {
     for (status, headers, requests, needle) in [
         ("401 Unauthorized", "", 1, "nelly login"),
         ("403 Forbidden", "", 1, "nelly login"),
-        ("404 Not Found", "", 1, "has no the manifest"),
+        ("404 Not Found", "", 1, "does not have the manifest"),
         ("400 Bad Request", "", 1, "status 400"),
         ("418 Teapot", "", 1, "status 418"),
         ("500 Internal Server Error", "", 4, "status 500"),
