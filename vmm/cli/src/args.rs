@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, ExecArgs, KillArgs, NamesArgs, RestartArgs, StatsArgs, StopArgs, UpdateArgs,
+    AttachArgs, ExecArgs, KillArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StatsArgs, StopArgs,
+    UpdateArgs,
 };
 
 /// The parsed command line.
@@ -92,6 +93,16 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Print the resource use of sandboxes that run
     Stats(StatsArgs),
+    /// List the sandboxes that run, or all
+    Ps(PsArgs),
+    /// Print all that is known of sandboxes as JSON (schema 1)
+    Inspect(NamesArgs),
+    /// Give a sandbox another name
+    Rename(RenameArgs),
+    /// Remove sandboxes and what was written in them
+    Rm(RmArgs),
+    /// Remove what killed commands and keepers left behind; never what runs or can be started
+    Gc,
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
     /// Pull, push, list, load, save, tag and remove images

@@ -29,6 +29,7 @@ mod settings;
 mod show;
 mod signals;
 mod stdio;
+mod table;
 
 use std::process::ExitCode;
 
@@ -105,6 +106,11 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Unpause(args) => life::unpause(args, &context),
         Verb::Update(args) => life::update(args, &context),
         Verb::Stats(args) => life::stats(args, &context),
+        Verb::Ps(args) => life::ps(args, &context),
+        Verb::Inspect(args) => life::inspect(args, &context),
+        Verb::Rename(args) => life::rename(args, &context),
+        Verb::Rm(args) => life::rm(args, &context),
+        Verb::Gc => life::gc(&context),
         Verb::Boot(args) => {
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::args::LsArgs;
 use super::{local, size, store};
 use crate::context::Context;
-use crate::out;
+use crate::{out, table};
 
 /// Hexadecimal digits of a short id.
 const SHORT: usize = 12;
@@ -132,21 +132,10 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
         let bytes = stored(plan).map_or_else(|| "-".to_owned(), size);
         table.push([repository, tag, id(image), day, bytes]);
     }
-    for line in aligned(&table) {
+    for line in table::aligned(&table) {
         out::line(line)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Rows as lines with columns of the same width.
-pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -177,11 +166,5 @@ mod tests {
         for word in ["", "dangling", "dangling=maybe", "size=3"] {
             assert!(filter(word).unwrap_err().to_string().contains("reference=PATTERN"), "{word}");
         }
-    }
-
-    #[test]
-    fn columns_are_aligned() {
-        let rows = [["a", "bbb"], ["cc", "d"]].map(|row| row.map(str::to_owned));
-        assert_eq!(aligned(&rows), ["a    bbb", "cc   d"]);
     }
 }

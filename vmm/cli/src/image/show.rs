@@ -7,11 +7,10 @@ use nelly_image::ImagePlan;
 use serde_json::{Value, json};
 
 use super::args::{HistoryArgs, InspectArgs};
-use super::list::aligned;
 use super::{local, reference, size, store};
 use crate::assets::Assets;
 use crate::context::Context;
-use crate::out;
+use crate::{out, table};
 
 /// `nelly image inspect`.
 pub(super) fn inspect(args: &InspectArgs, context: &Context) -> Result<ExitCode> {
@@ -173,7 +172,7 @@ pub(super) fn history(args: &HistoryArgs, context: &Context) -> Result<ExitCode>
         let bytes = size(step["stored_bytes"].as_u64().unwrap_or_default());
         table.push([word("created").chars().take(10).collect(), bytes, by]);
     }
-    for line in aligned(&table) {
+    for line in table::aligned(&table) {
         out::line(line)?;
     }
     Ok(ExitCode::SUCCESS)

@@ -126,3 +126,52 @@ pub(crate) struct StatsArgs {
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
+
+/// `nelly ps`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nelly ps -a\n  \
+    nelly ps -q --filter status=exited | xargs nelly rm\n  \
+    nelly ps --json --filter label=stage=test")]
+pub(crate) struct PsArgs {
+    /// List all sandboxes, also those that do not run
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Print whole ids and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// List only sandboxes that fit: status=STATUS (lists all of that status), name=PART,
+    /// id=PREFIX, label=KEY[=VALUE], ancestor=IMAGE; may be repeated
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// Print JSON (schema 1)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `nelly rm`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nelly rm web\n  \
+    nelly rm -f web 5f3a")]
+pub(crate) struct RmArgs {
+    /// End those that run, at once; a sandbox that is not there is no error
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// `nelly rename`.
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    /// The sandbox, by name, id or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) sandbox: String,
+    /// Its new name
+    #[arg(value_name = "NEW")]
+    pub(crate) new: String,
+}

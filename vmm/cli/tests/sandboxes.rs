@@ -1,0 +1,202 @@
+//! The verbs that need the state directory only: `ps`, `inspect`, `rename`, `rm`, `gc`. Sandboxes
+//! are made by the library, and this process holds the locks of those that "run".
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use nelly_sandbox::state::{
+    SandboxDir, SandboxLock, SandboxRecord, SandboxState, Sandboxes, Status, Timestamp,
+};
+use serde_json::{Value, json};
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn place(&self) -> PathBuf {
+        self.0.path().join("data/sandboxes")
+    }
+
+    fn sandboxes(&self) -> Sandboxes {
+        Sandboxes::make(&self.place()).unwrap()
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nelly"));
+        command.args(words).env_clear().env("NELLY_HOME", self.0.path()).output().unwrap()
+    }
+
+    /// What a verb prints that must succeed.
+    #[track_caller]
+    fn out(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{words:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// What a verb complains of that must fail with 1.
+    #[track_caller]
+    fn refused(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.out(words)).unwrap()
+    }
+}
+
+/// A record, whose id begins with `digit`.
+fn record(name: &str, digit: char) -> SandboxRecord {
+    let process = json!({ "args": ["sleep", "infinity"], "env": [], "cwd": "/", "user": "0", "terminal": false, "stdin": false });
+    let container = json!({ "process": process, "hostname": name, "read_only": false, "tmpfs": [], "upper_bytes": 0, "seccomp": "default" });
+    let record = json!({ "id": digit.to_string().repeat(64), "name": name, "created": Timestamp::now(),
+        "image": { "reference": "builtin:busybox", "digest": "sha256:00", "disk_paths": [] },
+        "container": container, "labels": { "stage": name },
+        "machine": { "cpus": 1, "memory_bytes": 536_870_912_u64, "kernel": "/k", "initrd": "/i", "monitor": "/m" } });
+    serde_json::from_value(record).unwrap()
+}
+
+/// A sandbox in this state; dropping the lock is the end of its holder.
+fn sandbox(all: &Sandboxes, name: &str, digit: char, status: Status) -> (SandboxDir, SandboxLock) {
+    let (dir, lock) = all.draft(record(name, digit)).unwrap().publish().unwrap();
+    let mut state = SandboxState::created();
+    state.status = status;
+    state.started_at = Some(Timestamp::now());
+    if status == Status::Exited {
+        state.finished_at = Some(Timestamp::now());
+        state.exit = serde_json::from_value(json!({ "code": 7, "reason": "exited" })).unwrap();
+    }
+    dir.write_state(&lock, &state).unwrap();
+    (dir, lock)
+}
+
+#[test]
+fn sandboxes_are_listed_by_what_their_files_and_locks_say() {
+    let home = Home::new();
+    assert_eq!(home.out(&["ps", "-a", "-q"]), "");
+    assert_eq!(home.json(&["ps", "--json"]), json!([]));
+    assert!(!home.place().exists(), "listing makes nothing");
+    let all = home.sandboxes();
+    let (_, _web) = sandbox(&all, "web", 'a', Status::Running);
+    let (_, _job) = sandbox(&all, "job", 'b', Status::Paused);
+    drop(sandbox(&all, "done", 'c', Status::Exited));
+    // Its holder was killed, or the host was booted again.
+    drop(sandbox(&all, "lost", 'd', Status::Running));
+    let (damaged, _) = sandbox(&all, "hurt", 'e', Status::Exited);
+    fs::write(damaged.dir().path().join("state.json"), "{").unwrap();
+
+    let listed = home.out(&["ps"]);
+    let lines: Vec<_> = listed.lines().collect();
+    assert_eq!(lines.len(), 3, "{listed}");
+    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("STATUS"), "{listed}");
+    let row = |name: &str, text: &str| {
+        let row = text.lines().find(|line| line.split_whitespace().nth(1) == Some(name));
+        row.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+    };
+    let web = row("web", &listed);
+    assert!(
+        web.starts_with("aaaaaaaaaaaa ") && web.contains("sleep infinity") && web.contains("   Up "),
+        "{web}"
+    );
+    assert!(row("job", &listed).ends_with("(Paused)"), "{listed}");
+    let listed = home.out(&["ps", "-a"]);
+    assert!(row("done", &listed).contains("Exited (7)"), "{listed}");
+    assert!(row("lost", &listed).ends_with("Exited (unclean)"), "{listed}");
+    assert!(row("hurt", &listed).ends_with("Damaged"), "{listed}");
+
+    let filtered = |words: &[&str]| {
+        let mut ids: Vec<_> =
+            home.out(&[&["ps", "-q"], words].concat()).lines().filter_map(|id| id.chars().next()).collect();
+        ids.sort_unstable();
+        ids.into_iter().collect::<String>()
+    };
+    assert_eq!(filtered(&["--filter", "status=exited"]), "cd");
+    assert_eq!(filtered(&["--filter", "status=running"]), "a");
+    assert_eq!(filtered(&["-a", "--filter", "name=o"]), "bcd");
+    assert_eq!(filtered(&["-a", "--filter", "label=stage=done"]), "c");
+    assert_eq!(filtered(&["-a", "--filter", "id=e"]), "e");
+    assert_eq!(filtered(&["--filter", "ancestor=builtin:busybox"]), "ab");
+    assert_eq!(home.out(&["ps", "-q", "--no-trunc", "--filter", "name=web"]), "a".repeat(64));
+    assert!(home.refused(&["ps", "--filter", "colour=red"]).contains("the filters are"));
+
+    let objects = home.json(&["ps", "-a", "--json"]);
+    let object = |name: &str| {
+        let all = objects.as_array().unwrap();
+        all.iter().find(|object| object["name"] == name).unwrap_or_else(|| panic!("no {name}")).clone()
+    };
+    assert_eq!((&object("lost")["status"], &object("lost")["unclean"]), (&json!("exited"), &json!(true)));
+    assert_eq!(object("done")["exit"], json!({ "code": 7, "reason": "exited" }));
+    assert_eq!(object("hurt")["status"], "damaged");
+    assert!(object("hurt")["error"].as_str().unwrap().contains("state.json"));
+}
+
+#[test]
+fn one_that_cannot_be_shown_keeps_none_of_the_others() {
+    let home = Home::new();
+    let all = home.sandboxes();
+    let (dir, _lock) = sandbox(&all, "web", 'a', Status::Running);
+    drop(sandbox(&all, "other", 'b', Status::Exited));
+    let shown = home.run(&["inspect", "web", "nosuch", "bb"]);
+    assert_eq!(shown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&shown.stderr).contains("\"nosuch\""));
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&shown[0]["name"], &shown[1]["name"]), (&json!("web"), &json!("other")));
+    assert_eq!((&shown[0]["status"], &shown[0]["schema"]), (&json!("running"), &json!(1)));
+    assert_eq!(shown[0]["container"]["process"]["args"], json!(["sleep", "infinity"]));
+    assert_eq!(shown[0]["directory"], json!(dir.dir().path()));
+    // A name of 255 bytes is none, and is told from one that is not there.
+    assert!(home.refused(&["inspect", &"x".repeat(255)]).contains("there is no sandbox"));
+    // Files of a newer version are named, and stay.
+    let path = dir.dir().path().join("sandbox.json");
+    fs::write(&path, r#"{"schema":2}"#).unwrap();
+    let refused = home.refused(&["inspect", "a"]);
+    assert!(refused.contains("schema 2") && refused.contains("newer"), "{refused}");
+    assert_eq!(fs::read(path).unwrap(), br#"{"schema":2}"#);
+}
+
+#[test]
+fn what_runs_is_not_removed_and_what_ended_is() {
+    let home = Home::new();
+    assert!(home.refused(&["rm", "web"]).contains("\"web\""));
+    assert_eq!(home.out(&["rm", "-f", "web"]), "web");
+    assert_eq!(home.out(&["gc"]), "");
+    let all = home.sandboxes();
+    let (_, lock) = sandbox(&all, "web", 'a', Status::Running);
+    let (damaged, _) = sandbox(&all, "hurt", 'b', Status::Exited);
+    fs::remove_file(damaged.dir().path().join("state.json")).unwrap();
+    let refused = home.refused(&["rm", "web"]);
+    assert!(refused.contains("nelly stop web") && refused.contains("nelly rm -f web"), "{refused}");
+    assert_eq!(home.out(&["rename", "web", "shop"]), "");
+    assert!(home.refused(&["rename", "shop", "hurt"]).contains("is taken"));
+    assert!(home.refused(&["rename", "shop", "Shop!"]).contains("invalid name"));
+    // Its holder is killed: nobody holds it any more.
+    drop(lock);
+    let refused = home.run(&["rm", "nosuch", "shop", "hurt"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&refused.stdout), "shop\nhurt\n");
+    let left: Vec<_> = fs::read_dir(home.place()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        left.iter().all(|name| ["lock", "names", "version"].iter().any(|known| name == known)),
+        "{left:?}"
+    );
+    assert_eq!(fs::read_dir(home.place().join("names")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_killed_commands_left_is_cleaned_and_told() {
+    let home = Home::new();
+    let all = home.sandboxes();
+    let (_, _lock) = sandbox(&all, "web", 'a', Status::Running);
+    std::os::unix::fs::symlink(format!("../{}", "9".repeat(64)), home.place().join("names/ghost")).unwrap();
+    assert_eq!(home.out(&["gc"]), "removed the name ghost, which no sandbox has");
+    assert_eq!(home.out(&["gc"]), "");
+    assert_eq!(home.out(&["ps", "-q"]), "a".repeat(12));
+}
