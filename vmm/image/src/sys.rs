@@ -162,3 +162,65 @@ pub fn is_locked(file: impl AsFd) -> io::Result<bool> {
     }
     Ok(!free)
 }
+
+/// Tells of changes in directories.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(crate) struct Changes(OwnedFd);
+
+#[cfg(target_os = "linux")]
+impl Changes {
+    pub(crate) fn new() -> io::Result<Self> {
+        use rustix::fs::inotify::{CreateFlags, init};
+        Ok(Self(init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?))
+    }
+
+    pub(crate) fn add(&self, directory: &Path) -> io::Result<()> {
+        use rustix::fs::inotify::{WatchFlags, add_watch};
+        let what = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO;
+        add_watch(&self.0, directory, what)?;
+        Ok(())
+    }
+
+    /// Waits for a change and takes all that are known. False if there was none.
+    pub(crate) fn wait(&self, longest: std::time::Duration) -> io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let longest =
+            Timespec::try_from(longest).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        if poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&longest))? == 0 {
+            return Ok(false);
+        }
+        let mut events = [0; 4096];
+        loop {
+            match rustix::io::read(&self.0, &mut events) {
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// As on Linux, but it says at short intervals that there may be one.
+#[cfg(not(target_os = "linux"))]
+#[derive(Debug)]
+pub(crate) struct Changes(());
+
+#[cfg(not(target_os = "linux"))]
+impl Changes {
+    #[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(()))
+    }
+
+    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "as on Linux")]
+    pub(crate) fn add(&self, _directory: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "as on Linux")]
+    pub(crate) fn wait(&self, longest: std::time::Duration) -> io::Result<bool> {
+        std::thread::sleep(longest.min(std::time::Duration::from_millis(100)));
+        Ok(true)
+    }
+}

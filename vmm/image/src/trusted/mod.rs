@@ -7,6 +7,7 @@
 
 mod tree;
 mod walk;
+mod watch;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,6 +21,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use self::walk::Walk;
+pub use self::watch::Watch;
 use crate::num::fits;
 use crate::sys;
 pub use crate::sys::{is_locked, try_lock};

@@ -4,6 +4,7 @@
 pub mod directory;
 mod error;
 pub mod identity;
+pub mod logs;
 pub mod outcome;
 pub mod places;
 pub mod record;

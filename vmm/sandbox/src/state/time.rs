@@ -25,7 +25,7 @@ impl Timestamp {
 
     /// By its nanoseconds since 1970.
     #[must_use]
-    pub fn from_unix_ns(ns: u64) -> Self {
+    pub const fn from_unix_ns(ns: u64) -> Self {
         Self(ns)
     }
 
