@@ -126,9 +126,9 @@ fn check_transports(transports: &[MmioSlot]) -> Result<(), BootError> {
 /// The name of the argument that describes a virtio device to a kernel.
 const DEVICE: &str = "virtio_mmio.device";
 
-/// Bytes of the command line that are left to a kernel which reads a boot configuration: words that
-/// are built into it (`CONFIG_CMDLINE`, as our hardened kernel has) stand before ours, and what is
-/// too long then is cut off without a word.
+/// Bytes of the command line that are left free where devices can be told in another way: words
+/// that are built into a kernel (`CONFIG_CMDLINE`, as our hardened one has) stand before ours, and
+/// what is too long then is cut off without a word.
 const BUILT_IN_WORDS: usize = 64;
 
 /// What the kernel is told in words.
@@ -157,17 +157,18 @@ impl Told {
         let devices: Vec<_> = transports.iter().map(device).collect();
         let arguments: String = devices.iter().map(|device| format!("{DEVICE}={device} ")).collect();
         let limit = kernel.command_line_max();
-        let reads_boot_config = !devices.is_empty() && kernel.reads_boot_config();
-        let room = if reads_boot_config { limit.saturating_sub(BUILT_IN_WORDS) } else { limit };
-        match command_line(&format!("{swiotlb}{arguments}"), request.command_line, room) {
-            Ok(command_line) => Ok(Self { command_line, devices: Vec::new() }),
-            Err(BootError::CommandLineTooLong { .. }) if reads_boot_config && !has_boot_config(request)? => {
-                let own = format!("{}{swiotlb}", boot_config::WORD);
-                let command_line = command_line(&own, request.command_line, limit)?;
-                Ok(Self { command_line, devices })
-            }
-            Err(error) => Err(error),
+        let whole = command_line(&format!("{swiotlb}{arguments}"), request.command_line, limit);
+        let is_tight = match &whole {
+            Ok(text) => text.len() > limit.saturating_sub(BUILT_IN_WORDS),
+            Err(error) => matches!(error, BootError::CommandLineTooLong { .. }),
+        };
+        // Asked last: the kernel's configuration is unpacked for it, which takes milliseconds.
+        if is_tight && !devices.is_empty() && kernel.reads_boot_config() && !has_boot_config(request)? {
+            let own = format!("{}{swiotlb}", boot_config::WORD);
+            let command_line = command_line(&own, request.command_line, limit)?;
+            return Ok(Self { command_line, devices });
         }
+        Ok(Self { command_line: whole?, devices: Vec::new() })
     }
 }
 
