@@ -140,8 +140,15 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert_eq!(kept.exec("cat /root/file"), "kept");
     let twice = kept.0.nelly(&["start", "box"]);
     assert!(twice.expect(1).err().contains("running already"));
+    assert!(kept.out(&["ps"]).contains("   Up "));
+    assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
     kept.out(&["kill", "-s", "TERM", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "3");
+    // The log has the output of both runs, and outlives them.
+    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nbye");
+    assert!(kept.out(&["ps", "-a"]).contains("   Exited (3) "));
+    kept.out(&["rm", "box"]);
+    assert_eq!(kept.out(&["ps", "-aq"]), "");
 }
 
 /// How many sleep for so long.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, ExecArgs, KillArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StatsArgs, StopArgs,
-    UpdateArgs,
+    AttachArgs, ExecArgs, KillArgs, LogsArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StatsArgs,
+    StopArgs, UpdateArgs,
 };
 
 /// The parsed command line.
@@ -95,6 +95,8 @@ pub(crate) enum Verb {
     Stats(StatsArgs),
     /// List the sandboxes that run, or all
     Ps(PsArgs),
+    /// Print what the container of a sandbox wrote
+    Logs(LogsArgs),
     /// Print all that is known of sandboxes as JSON (schema 1)
     Inspect(NamesArgs),
     /// Give a sandbox another name

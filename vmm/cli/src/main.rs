@@ -107,6 +107,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Update(args) => life::update(args, &context),
         Verb::Stats(args) => life::stats(args, &context),
         Verb::Ps(args) => life::ps(args, &context),
+        Verb::Logs(args) => life::logs(args, &context),
         Verb::Inspect(args) => life::inspect(args, &context),
         Verb::Rename(args) => life::rename(args, &context),
         Verb::Rm(args) => life::rm(args, &context),

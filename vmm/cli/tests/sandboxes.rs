@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
+use nelly_sandbox::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
 use nelly_sandbox::state::{
     SandboxDir, SandboxLock, SandboxRecord, SandboxState, Sandboxes, Status, Timestamp,
 };
@@ -199,4 +201,46 @@ fn what_killed_commands_left_is_cleaned_and_told() {
     assert_eq!(home.out(&["gc"]), "removed the name ghost, which no sandbox has");
     assert_eq!(home.out(&["gc"]), "");
     assert_eq!(home.out(&["ps", "-q"]), "a".repeat(12));
+}
+
+#[test]
+fn logs_are_printed_by_stream_lines_and_time_also_of_what_ended() {
+    let home = Home::new();
+    assert!(home.refused(&["logs", "web"]).contains("no sandbox"));
+    let all = home.sandboxes();
+    let (dir, lock) = sandbox(&all, "web", 'a', Status::Running);
+    let mut log = LogWriter::open(dir.logs().unwrap(), DEFAULT_CAP_BYTES, Timestamp::now()).unwrap();
+    let at = |text: &str| text.parse::<Timestamp>().unwrap();
+    log.write(Stream::Stdout, b"one\ntwo\n", at("2026-01-31T12:00:00Z"));
+    log.write(Stream::Stderr, b"wrong\n", at("2026-01-31T12:00:01Z"));
+    log.write(Stream::Stdout, b"\xff is as it was", at("2026-01-31T12:00:02Z"));
+    log.finish(Stream::Stdout, at("2026-01-31T12:00:03Z"));
+    let printed = home.run(&["logs", "web"]);
+    assert_eq!(printed.stdout, b"one\ntwo\n\xff is as it was\n");
+    assert_eq!(printed.stderr, b"wrong\n");
+    assert_eq!(home.run(&["logs", "--tail", "1", "web"]).stdout, b"\xff is as it was\n");
+    assert_eq!(home.run(&["logs", "--tail", "0", "web"]).stdout, b"");
+    let since = home.run(&["logs", "--since", "2026-01-31T12:00:01Z", "-t", "web"]);
+    assert_eq!(since.stdout, b"2026-01-31T12:00:02.000000000Z \xff is as it was\n");
+    assert_eq!(since.stderr, b"2026-01-31T12:00:01.000000000Z wrong\n");
+    assert!(home.refused(&["logs", "--since", "soon", "web"]).contains("neither a time"));
+
+    // Follows until nobody holds the sandbox, and has all that was written until then.
+    let mut follows = Command::new(env!("CARGO_BIN_EXE_nelly"));
+    follows.args(["logs", "-f", "--tail", "0", "web"]).env_clear().env("NELLY_HOME", home.0.path());
+    let mut follows = follows.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(follows.stdout.take().unwrap()).lines();
+    // It may begin after the first lines.
+    let next = std::thread::spawn(move || (lines.next(), lines));
+    while !next.is_finished() {
+        log.write(Stream::Stdout, b"tick\n", Timestamp::now());
+        std::thread::yield_now();
+    }
+    let (first, lines) = next.join().unwrap();
+    assert_eq!(first.unwrap().unwrap(), "tick");
+    log.write(Stream::Stdout, b"the last", Timestamp::now());
+    log.finish(Stream::Stdout, Timestamp::now());
+    drop((log, lock));
+    assert_eq!(lines.map(Result::unwrap).last().unwrap(), "the last");
+    assert!(follows.wait().unwrap().success());
 }

@@ -175,3 +175,50 @@ pub(crate) struct RenameArgs {
     #[arg(value_name = "NEW")]
     pub(crate) new: String,
 }
+
+/// `nelly logs`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What the container wrote to its standard output goes to standard output, and what it wrote to its \
+    standard error to standard error. The log keeps the newest output, up to 64 MiB.\n\n\
+    Examples:\n  \
+    nelly logs web\n  \
+    nelly logs -f --tail 20 web\n  \
+    nelly logs --since 10m -t web\n  \
+    nelly logs --since 2026-01-31T12:00:00Z web 2>/dev/null"
+)]
+pub(crate) struct LogsArgs {
+    /// Go on with new output until the sandbox ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Show only the last N lines, or all
+    #[arg(short = 'n', long, value_name = "N|all", default_value = "all", value_parser = tail)]
+    pub(crate) tail: Tail,
+    /// Show only what is not older: a duration (30s, 5m, 1h) or a time (RFC 3339; UTC if it has no
+    /// offset)
+    #[arg(long, value_name = "TIME|DURATION")]
+    pub(crate) since: Option<String>,
+    /// Print the time before each line
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// The sandbox, by name, id or the beginning of an id
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) sandbox: String,
+}
+
+/// The value of `--tail`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// Every line that there is
+    All,
+    /// So many lines
+    Lines(u64),
+}
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match (text, text.parse()) {
+        ("all", _) => Ok(Tail::All),
+        (_, Ok(lines)) => Ok(Tail::Lines(lines)),
+        _ => Err("write a number of lines, or all".to_owned()),
+    }
+}

@@ -18,7 +18,8 @@ const CHUNK: usize = 16 << 10;
 
 const WHOLE: &str = "nobody panics while output is added";
 
-/// Takes what a container says, as it says it. It must not wait.
+/// Takes what a container says, as it says it; an empty piece is the end of that stream, until the
+/// next start. It must not wait.
 pub type Sink = Box<dyn FnMut(Source, &[u8]) + Send>;
 
 /// The output of a sandbox, over all its starts.
@@ -74,7 +75,10 @@ impl Output {
         let mut buffer = vec![0; CHUNK];
         loop {
             match from.read(&mut buffer).await {
-                Ok(0) | Err(_) => return Ok(()),
+                Ok(0) | Err(_) => {
+                    (self.log.lock().expect(WHOLE))(source, &[]);
+                    return Ok(());
+                }
                 Ok(count) => self.push(source, &buffer[..count]),
             }
             // A flood must not keep the keeper from its clients.

@@ -12,9 +12,11 @@ use super::output::{Output, Sink, registered};
 use super::sockets::{Open, Sockets, Watch};
 use super::{Books, Keeper, Kept, machine};
 use crate::life::Signal;
+use crate::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
 use crate::state::record::{RestartPolicy, SandboxState, Status};
 use crate::state::runtime::RuntimeDir;
-use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError};
+use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp};
+use crate::wire::frames::Source;
 use crate::wire::holder;
 use crate::wire::order::{Answer, Files, Order};
 
@@ -136,8 +138,17 @@ impl Held {
 
 /// Where the container's output is written down.
 fn log(directory: &SandboxDir) -> Result<Sink, StateError> {
-    let _logs = directory.logs()?;
-    Ok(Box::new(|_, _| {}))
+    let mut log = LogWriter::open(directory.logs()?, DEFAULT_CAP_BYTES, Timestamp::now())?;
+    Ok(Box::new(move |source, piece| {
+        let stream = match source {
+            Source::Output => Stream::Stdout,
+            Source::Error => Stream::Stderr,
+        };
+        match piece {
+            [] => log.finish(stream, Timestamp::now()),
+            piece => log.write(stream, piece, Timestamp::now()),
+        }
+    }))
 }
 
 fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {

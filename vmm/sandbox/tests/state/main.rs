@@ -1,4 +1,5 @@
 //! State directories under real processes, which are killed and stopped.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,122 @@
+//! `nelly logs`: what a container wrote.
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Error, Result, anyhow};
+use nelly_sandbox::state::Timestamp;
+use nelly_sandbox::state::logs::{LogReader, Record, Stream, follow};
+
+use super::args::{LogsArgs, Tail};
+use crate::context::Context;
+use crate::{duration, out};
+
+/// Prints the log of a sandbox, and with `--follow` what comes until its end.
+pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
+    let since = args.since.as_deref().map(since).transpose().context("--since")?;
+    let sandbox = super::sandboxes(context)?.find(&args.sandbox)?;
+    let directory = sandbox.logs()?;
+    let mut reader = match args.tail {
+        Tail::All => LogReader::new(directory),
+        Tail::Lines(lines) => LogReader::tail(directory, lines)?,
+    };
+    let mut printer = Printer {
+        since: since.map(|time| time.to_string()),
+        timestamps: args.timestamps,
+        sinks: [BufWriter::new(Box::new(io::stdout())), BufWriter::new(Box::new(io::stderr()))],
+        middle: [false; 2],
+    };
+    let printed = if args.follow {
+        // Both need the printer, one after the other.
+        let printer = std::cell::RefCell::new(&mut printer);
+        follow(
+            &sandbox,
+            &mut reader,
+            |record| printer.borrow_mut().print(record),
+            || printer.borrow_mut().flush(),
+        )
+    } else {
+        reader.read(|record| printer.print(record)).and_then(|()| printer.flush())
+    };
+    match printed {
+        // The reader has gone.
+        Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
+        printed => printed?,
+    }
+    let report = reader.report();
+    if report.damaged_lines > 0 {
+        out::message(format_args!("{} lines of the log are damaged and were left out", report.damaged_lines));
+    }
+    if report.missed_segments > 0 {
+        out::message("a part of the log was replaced by newer output before it was read");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A point in time, or how long ago it was.
+fn since(text: &str) -> Result<Timestamp> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let past = duration::parse(text).map_err(|_| {
+        anyhow!(
+            "{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 30s, 5m or 1h"
+        )
+    })?;
+    Ok(Timestamp::now().before(past))
+}
+
+fn is_broken_pipe(error: &Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Prints records to where they were written.
+struct Printer {
+    since: Option<String>,
+    timestamps: bool,
+    sinks: [BufWriter<Box<dyn Write>>; 2],
+    /// Whether the last record of a stream did not end its line.
+    middle: [bool; 2],
+}
+
+impl Printer {
+    fn print(&mut self, record: Record<'_>) -> Result<()> {
+        // Texts of times sort as the times.
+        if self.since.as_deref().is_some_and(|since| record.time < since) {
+            return Ok(());
+        }
+        let (this, other) = if record.stream == Stream::Stdout { (0, 1) } else { (1, 0) };
+        // On a terminal both streams appear in their order.
+        self.sinks[other].flush()?;
+        let sink = &mut self.sinks[this];
+        if self.timestamps && !self.middle[this] {
+            write!(sink, "{} ", record.time)?;
+        }
+        sink.write_all(record.content)?;
+        if record.ends_line {
+            sink.write_all(b"\n")?;
+        }
+        self.middle[this] = !record.ends_line;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.sinks.iter_mut().try_for_each(Write::flush)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_takes_a_time_or_a_duration() {
+        assert_eq!(since("2026-01-31T12:00:00Z").unwrap().to_string(), "2026-01-31T12:00:00.000000000Z");
+        let ago = Timestamp::now().since(since("10m").unwrap()).as_secs();
+        assert!((600..=700).contains(&ago), "{ago}");
+        for bad in ["", "yesterday", "10", "2026-99-01"] {
+            assert!(since(bad).unwrap_err().to_string().contains("neither a time"), "{bad}");
+        }
+    }
+}
