@@ -1,4 +1,5 @@
 //! State directories under real processes, which are killed and stopped.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -94,6 +95,7 @@ fn state(status: Status) -> SandboxState {
 
 /// Not a test by itself: what the processes of the tests do.
 #[test]
+#[expect(clippy::zombie_processes, reason = "one process is to outlive the one that started it")]
 fn child() {
     let Ok(task) = std::env::var(TASK) else { return };
     let words: Vec<_> = task.split('\n').collect();
