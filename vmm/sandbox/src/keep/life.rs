@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nelly_vmm::text;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::output::registered;
@@ -181,8 +181,9 @@ impl Keeper {
         };
         self.set_status(Status::Stopping);
         *self.sandbox() = None;
-        *self.input.lock().await = None;
         sandbox.power_off(POWER_OFF).await;
+        // Not before: a client whose input nobody reads holds it until the machine's end.
+        *self.input.lock().await = None;
         self.change(|state| state.monitor = None);
         (ended, ran)
     }
@@ -224,6 +225,8 @@ impl Keeper {
         let id = ProcessId { container: &self.kept.id, exec: "" };
         let mut wait = pin!(sandbox.during(sandbox.agent().wait(id)));
         let mut patience: Option<Patience> = None;
+        // Whether the guest took the SIGKILL.
+        let mut kill_told: Option<JoinHandle<bool>> = None;
         loop {
             let impatient = async {
                 match patience {
@@ -242,10 +245,16 @@ impl Keeper {
                 },
                 killed = impatient => {
                     if killed {
+                        let code = Signal::KILL.exit_code();
+                        let told = kill_told.take().filter(JoinHandle::is_finished);
+                        if let Some(told) = told && told.await.unwrap_or(false) {
+                            // The guest is in order: what was written is flushed as at any end.
+                            return Ended::new(code, "killed", "a process did not end within two seconds of SIGKILL");
+                        }
                         sandbox.machine().kill();
-                        return Ended::new(Signal::KILL.exit_code(), "killed", "the guest did not answer: its machine was killed");
+                        return Ended::new(code, "killed", "the guest did not answer: its machine was killed");
                     }
-                    self.tell(sandbox, Signal::KILL);
+                    kill_told = Some(self.tell(sandbox, Signal::KILL));
                     patience = Some(Patience { until: Instant::now() + KILL_PATIENCE, killed: true });
                 }
                 Some(Request::Stop { signal, grace }) = requests.recv() => {
@@ -254,7 +263,12 @@ impl Keeper {
                         state.status = Status::Stopping;
                     });
                     let grace = grace.unwrap_or(self.kept.stop_grace);
-                    self.tell(sandbox, if grace.is_zero() { Signal::KILL } else { signal.unwrap_or(self.kept.stop_signal) });
+                    if grace.is_zero() {
+                        kill_told = Some(self.tell(sandbox, Signal::KILL));
+                    } else {
+                        // Its own expiry is the answer.
+                        drop(self.tell(sandbox, signal.unwrap_or(self.kept.stop_signal)));
+                    }
                     // A second wish may shorten the first one's patience, and never lengthens it.
                     let until = Instant::now() + if grace.is_zero() { KILL_PATIENCE } else { grace };
                     let wish = Patience { until, killed: grace.is_zero() };
@@ -264,16 +278,18 @@ impl Keeper {
         }
     }
 
-    /// Sends a signal to the container, which may be in a pause, and waits for nothing.
-    fn tell(self: &Arc<Self>, sandbox: &Arc<Sandbox>, signal: Signal) {
+    /// Sends a signal to the container, which may be in a pause, and waits for nothing. The task
+    /// says whether the guest took it.
+    fn tell(self: &Arc<Self>, sandbox: &Arc<Sandbox>, signal: Signal) -> JoinHandle<bool> {
         let (keeper, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         tokio::spawn(async move {
-            let _one = keeper.pausing.lock().await;
+            let one = keeper.pausing.lock().await;
             // A machine that runs refuses to; one that is ending cannot. Both are told or gone.
             let _resumed = sandbox.resume().await;
+            drop(one);
             let id = ProcessId { container: &keeper.kept.id, exec: "" };
-            let _told = sandbox.agent().signal(id, signal.number().into()).await;
-        });
+            sandbox.agent().signal(id, signal.number().into()).await.is_ok()
+        })
     }
 }
 
