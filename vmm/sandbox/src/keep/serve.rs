@@ -95,7 +95,7 @@ pub async fn serve(
     keeper.run(&start, &mut requests, begun).await;
     stopping.abort();
     let left = async {
-        while open.count() > 1 {
+        while open.count() > 0 {
             tokio::time::sleep(LOOK).await;
         }
     };
@@ -104,13 +104,11 @@ pub async fn serve(
     let _aborted = sockets.await;
     drop((start, keeper));
     let place = place.lock().expect("nobody panics while it is set").take();
-    if let Some(place) = place {
-        RuntimeDir::remove(&place, id)?;
-    }
+    let removed = place.map_or(Ok(()), |place| RuntimeDir::remove(&place, id));
     if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
         sandboxes.remove(&directory, lock)?;
     }
-    Ok(())
+    removed
 }
 
 /// What an order stands for, opened.

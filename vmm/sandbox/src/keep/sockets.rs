@@ -31,15 +31,19 @@ const CONNECTIONS_MOST: usize = 256;
 /// How long accepting waits after it failed, as it does when the process has no descriptor left.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Connections of one socket, each counted while it is open.
+/// Connections of clients, each counted while it is open: it holds a copy of what is inside.
 #[derive(Clone, Default)]
-pub struct Open(Arc<()>);
+pub struct Open(Arc<Connection>);
+
+/// One of them.
+#[derive(Clone, Default)]
+struct Connection(Arc<()>);
 
 impl Open {
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        Arc::strong_count(&self.0) - 1
+        Arc::strong_count(&self.0.0) - 1
     }
 }
 
@@ -67,7 +71,7 @@ impl Clients {
             }
             match std::task::ready!(self.listener.poll_accept(context)) {
                 Ok((stream, _)) if may(&stream) && self.open.count() < CONNECTIONS_MOST => {
-                    return Poll::Ready(Client { stream, _open: self.open.clone() });
+                    return Poll::Ready(Client { stream, _open: Connection::clone(&self.open.0) });
                 }
                 Ok(_) => {}
                 Err(_) => self.again = Some(Box::pin(tokio::time::sleep(ACCEPT_AGAIN))),
@@ -93,7 +97,7 @@ impl Stream for Clients {
 /// A connection that is counted while it is open.
 struct Client {
     stream: UnixStream,
-    _open: Open,
+    _open: Connection,
 }
 
 impl AsyncRead for Client {
