@@ -164,11 +164,20 @@ impl Service for Calls {
                 return Ok(m::Empty::default());
             }
         }
-        let told =
-            self.answering()?.agent().signal(self.target(&request.exec_id), number.number().into()).await;
+        let told = match self.answering() {
+            Ok(answering) => {
+                let told =
+                    answering.agent().signal(self.target(&request.exec_id), number.number().into()).await;
+                told.map_err(|error| refused(&error.into()))
+            }
+            Err(error) => Err(error),
+        };
         drop(sandbox);
-        told.map_err(|error| refused(&error.into()))?;
-        Ok(m::Empty::default())
+        if told.is_err() && request.exec_id.is_empty() {
+            // Nothing was sent, so its policy holds as before.
+            self.0.change(|state| state.stopped_by_command = false);
+        }
+        told.map(|()| m::Empty::default())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::ExitStatus> {
