@@ -1,8 +1,9 @@
 //! Single requests: connections, trust, redirects.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::config::Config;
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
@@ -24,6 +25,9 @@ const HOPS: usize = 5;
 const HEADER: usize = 32 << 10;
 /// Most bytes of an answer that tells of an error.
 const COMPLAINT: u64 = 8 << 10;
+
+/// How long reading such a reason goes on.
+const COMPLAINT_TIME: Duration = Duration::from_secs(10);
 
 /// Where a request goes: `https://host:port`, without a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -382,8 +386,15 @@ impl Http {
 
     /// The registry's reason, for a message: its words in brackets, or nothing.
     pub(crate) fn complaint(&self, answer: Response<Body>) -> String {
-        let read = answer.into_body().into_with_config().limit(COMPLAINT).read_to_vec();
-        let text = read.unwrap_or_default();
+        let mut body = answer.into_body().into_reader().take(COMPLAINT);
+        let (mut text, mut chunk) = (Vec::new(), [0; 1024]);
+        let begun = Instant::now();
+        // A registry that sends a byte now and then is not heard to its end.
+        while begun.elapsed() < COMPLAINT_TIME
+            && let Ok(count @ 1..) = body.read(&mut chunk)
+        {
+            text.extend_from_slice(&chunk[..count]);
+        }
         let told: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         let first = &told["errors"][0];
         let word = [&first["message"], &first["code"], &told["message"], &told["error"], &told["details"]]
