@@ -10,8 +10,12 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{connect, ended, keeper, runtime};
 
-/// How long an orderly end may take.
-const ORDERLY: Duration = Duration::from_secs(8);
+/// How long a keeper may take to answer at all.
+const ANSWER: Duration = Duration::from_secs(8);
+
+/// How long the end may take of one that answers: SIGKILL, the rest of the output, and a guest that
+/// flushes its disk, each of which the keeper limits.
+const ORDERLY: Duration = Duration::from_secs(60);
 
 /// How long a process may take to end by SIGKILL.
 const KILLED: Duration = Duration::from_secs(10);
@@ -28,10 +32,11 @@ pub(crate) fn end_by_force(sandbox: &SandboxDir) -> Result<()> {
         return end(monitor.as_slice());
     };
     let asked = runtime()?.block_on(async {
-        let stop = async { anyhow::Ok(connect(sandbox).await?.stop(None, Some(Duration::ZERO)).await?) };
-        tokio::time::timeout(ORDERLY, stop).await
+        let connection = tokio::time::timeout(ANSWER, connect(sandbox)).await??;
+        tokio::time::timeout(ORDERLY, connection.stop(None, Some(Duration::ZERO))).await??;
+        anyhow::Ok(())
     });
-    if matches!(asked, Ok(Ok(_))) && ended(&keeper, Some(KILLED))? {
+    if asked.is_ok() && ended(&keeper, Some(KILLED))? {
         return Ok(());
     }
     let processes: Vec<_> = [Some(keeper), monitor].into_iter().flatten().collect();
