@@ -59,7 +59,8 @@ pub(crate) fn sandboxes(context: &Context) -> Result<Sandboxes> {
     }
 }
 
-/// Does something for each of the named, and prints those words for which it succeeded. An error
+/// Does something for each of the named, and prints those words for which it succeeded, or what it
+/// gives in their place. An error
 /// keeps none of the others; the exit code tells of it.
 pub(crate) fn each(
     words: &[String],
@@ -68,6 +69,7 @@ pub(crate) fn each(
     let mut failed = false;
     for word in words {
         match work(word) {
+            Ok(Some(line)) if line.is_empty() => {}
             Ok(Some(line)) => out::line(&line)?,
             Ok(None) => out::line(word)?,
             Err(error) => {

@@ -11,39 +11,65 @@ use super::{each, lock, sandboxes};
 use crate::context::Context;
 use crate::out;
 
+/// How often a removal by force begins anew, because another command was faster.
+const AGAIN: usize = 5;
+
 /// Removes sandboxes with everything in them.
 pub(crate) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
     let Some(sandboxes) = Sandboxes::open(&context.places.sandboxes())? else {
         return each(&args.names.names, |word| {
-            if args.force { Ok(None) } else { bail!("there is no sandbox {word:?}") }
+            if args.force { Ok(nothing()) } else { bail!("there is no sandbox {word:?}") }
         });
     };
     each(&args.names.names, |word| {
-        let sandbox = match sandboxes.find(word) {
-            // What is not there need not be removed.
-            Err(StateError::Missing { .. }) if args.force => return Ok(None),
-            found => found?,
-        };
-        // Of a damaged one only the lock tells whether it lives.
-        let live = match sandbox.condition() {
-            Ok(condition) => condition.is_live(),
-            Err(_) => sandbox.is_locked()?,
-        };
-        if live {
-            if !args.force {
-                bail!(
-                    "sandbox {word} runs: stop it first (`nelly stop {word}`), or remove it as it is with `nelly rm -f {word}`"
-                );
+        let mut again = if args.force { AGAIN } else { 0 };
+        loop {
+            match remove(&sandboxes, word, args.force) {
+                // What is not there need not be removed.
+                Ok(false) => return Ok(nothing()),
+                Ok(true) => return Ok(None),
+                // One that was just being started lives now.
+                Err(error) if again > 0 && error.downcast_ref().is_some_and(is_busy) => again -= 1,
+                Err(error) => return Err(error),
             }
-            end_by_force(&sandbox)?;
-        }
-        match lock(&sandboxes, &sandbox).and_then(|lock| Ok(sandboxes.remove(&sandbox, lock)?)) {
-            Ok(()) => Ok(None),
-            // One that removes itself at its end was faster.
-            Err(_) if live && sandboxes.by_id(sandbox.id())?.is_none() => Ok(None),
-            Err(error) => Err(error),
         }
     })
+}
+
+/// Nothing was done, so nothing is printed.
+fn nothing() -> Option<String> {
+    Some(String::new())
+}
+
+fn is_busy(error: &StateError) -> bool {
+    matches!(error, StateError::Busy { .. })
+}
+
+/// Removes one. `false`: with `force` it was not there any more.
+fn remove(sandboxes: &Sandboxes, word: &str, force: bool) -> Result<bool> {
+    let sandbox = match sandboxes.find(word) {
+        Err(StateError::Missing { .. }) if force => return Ok(false),
+        found => found?,
+    };
+    // Of a damaged one only the lock tells whether it lives.
+    let live = match sandbox.condition() {
+        Ok(condition) => condition.is_live(),
+        Err(_) => sandbox.is_locked()?,
+    };
+    if live && !force {
+        bail!(
+            "sandbox {word} runs: stop it first (`nelly stop {word}`), or remove it as it is with `nelly rm -f {word}`"
+        );
+    }
+    if live {
+        end_by_force(&sandbox)?;
+    }
+    match lock(sandboxes, &sandbox).and_then(|lock| Ok(sandboxes.remove(&sandbox, lock)?)) {
+        Ok(()) => Ok(true),
+        // It removed itself at its end, or another command was faster.
+        Err(_) if force && sandboxes.by_id(sandbox.id())?.is_none() => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Gives a sandbox another name.
