@@ -113,7 +113,8 @@ mod tests {
     #[test]
     fn since_takes_a_time_or_a_duration() {
         assert_eq!(since("2026-01-31T12:00:00Z").unwrap().to_string(), "2026-01-31T12:00:00.000000000Z");
-        let ago = Timestamp::now().since(since("10m").unwrap()).as_secs();
+        let ten_minutes_ago = since("10m").unwrap();
+        let ago = Timestamp::now().since(ten_minutes_ago).as_secs();
         assert!((600..=700).contains(&ago), "{ago}");
         for bad in ["", "yesterday", "10", "2026-99-01"] {
             assert!(since(bad).unwrap_err().to_string().contains("neither a time"), "{bad}");
