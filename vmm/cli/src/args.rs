@@ -130,7 +130,7 @@ pub(crate) enum Verb {
     /// Print help for a command, or for exit-codes
     Help {
         /// The name of a command, or exit-codes
-        topic: Option<String>,
+        topic: Vec<String>,
     },
 }
 

@@ -83,7 +83,7 @@ fn recorder() -> Recorder {
 
 fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode> {
     if let Verb::Help { topic } = verb {
-        return show::help(topic.as_deref());
+        return show::help(topic);
     }
     let context = Context::load()?;
     match verb {

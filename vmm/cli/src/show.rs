@@ -67,26 +67,35 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `nelly help [TOPIC]`.
-pub(crate) fn help(topic: Option<&str>) -> Result<ExitCode> {
+/// `nelly help [TOPIC...]`; a topic is a verb, with its own verb where it has some.
+pub(crate) fn help(topic: &[String]) -> Result<ExitCode> {
     let mut command = Cli::command();
     match topic {
-        None => out::line(command.render_help())?,
-        Some("exit-codes") => {
+        [] => out::line(command.render_help())?,
+        [word] if word == "exit-codes" => {
             for (code, meaning) in outcome::table() {
                 out::line(format_args!("{code:>6}  {meaning}"))?;
             }
             out::line(" other commands: 0 success, 1 failure, 2 usage error")?;
         }
-        Some(topic) => match command.find_subcommand_mut(topic) {
-            Some(verb) => out::line(verb.clone().bin_name(format!("nelly {topic}")).render_long_help())?,
-            None => {
-                out::message(format_args!(
-                    "there is no help for {topic:?}; the topics are run, boot, image, bench, doctor, version, config and exit-codes"
-                ));
-                return Ok(ExitCode::from(2));
+        words => {
+            let mut verb = &command;
+            for word in words {
+                let Some(found) = verb.find_subcommand(word) else {
+                    let all =
+                        verb.get_subcommands().map(|verb| verb.get_name()).collect::<Vec<_>>().join(", ");
+                    let all = if all.is_empty() { "none".to_owned() } else { all };
+                    out::message(format_args!(
+                        "there is no help for {:?}; the topics are: {all}; and exit-codes",
+                        words.join(" ")
+                    ));
+                    return Ok(ExitCode::from(2));
+                };
+                verb = found;
             }
-        },
+            let name = format!("nelly {}", words.join(" "));
+            out::line(verb.clone().bin_name(name).render_long_help())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

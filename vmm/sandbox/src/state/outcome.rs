@@ -17,16 +17,16 @@ pub const TIMED_OUT: u8 = EndReason::TIMED_OUT;
 pub fn table() -> [(String, &'static str); 10] {
     let one = |code: u8| code.to_string();
     [
-        ("0-255".into(), "run: the container's own exit code"),
+        ("0-255".into(), "run, exec, attach: the command's own exit code"),
         (one(EndReason::PANICKED), "boot: the guest's kernel panicked"),
         (one(EndReason::TRIPLE_FAULTED), "boot: the guest caused a triple fault"),
         (one(TIMED_OUT), "the --timeout expired"),
         (
             one(FAILED),
-            "Nelly itself failed, run or boot was used wrongly, or the output of a successful program could not be written",
+            "Nelly itself failed, run, exec, attach or boot was used wrongly, or the output of a successful program could not be written",
         ),
-        (one(NOT_EXECUTABLE), "run: the program cannot be executed"),
-        (one(NOT_FOUND), "run: the program was not found"),
+        (one(NOT_EXECUTABLE), "run, exec: the program cannot be executed"),
+        (one(NOT_FOUND), "run, exec: the program was not found"),
         ("128+n".into(), "terminated by signal n"),
         ("129".into(), "for example: the terminal hung up (SIGHUP)"),
         ("141".into(), "for example: the reader of the output has gone (SIGPIPE)"),
