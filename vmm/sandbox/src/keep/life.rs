@@ -21,9 +21,6 @@ use crate::state::record::Status;
 use crate::wire::frames::Source;
 use crate::wire::holder;
 
-/// How long a guest may take to end what was killed in it, before its machine is.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
-
 /// How long the output of a container that has ended may take to arrive.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
@@ -249,13 +246,13 @@ impl Keeper {
                         let told = kill_told.take().filter(JoinHandle::is_finished);
                         if let Some(told) = told && told.await.unwrap_or(false) {
                             // The guest is in order: what was written is flushed as at any end.
-                            return Ended::new(code, "killed", "a process did not end within two seconds of SIGKILL");
+                            return Ended::new(code, "killed", "a process did not end by SIGKILL in time");
                         }
                         sandbox.machine().kill();
                         return Ended::new(code, "killed", "the guest did not answer: its machine was killed");
                     }
                     kill_told = Some(self.tell(sandbox, Signal::KILL));
-                    patience = Some(Patience { until: Instant::now() + KILL_PATIENCE, killed: true });
+                    patience = Some(Patience { until: Instant::now() + self.kept.kill_patience, killed: true });
                 }
                 Some(Request::Stop { signal, grace }) = requests.recv() => {
                     self.change(|state| {
@@ -270,7 +267,7 @@ impl Keeper {
                         drop(self.tell(sandbox, signal.unwrap_or(self.kept.stop_signal)));
                     }
                     // A second wish may shorten the first one's patience, and never lengthens it.
-                    let until = Instant::now() + if grace.is_zero() { KILL_PATIENCE } else { grace };
+                    let until = Instant::now() + if grace.is_zero() { self.kept.kill_patience } else { grace };
                     let wish = Patience { until, killed: grace.is_zero() };
                     patience = Some(patience.filter(|first| first.until < until).unwrap_or(wish));
                 }

@@ -43,6 +43,8 @@ pub struct Kept {
     pub stop_signal: Signal,
     /// How long it may take for that.
     pub stop_grace: Duration,
+    /// How long it may take to end by SIGKILL, before its machine is ended.
+    pub kill_patience: Duration,
     /// When it is started again.
     pub restart: RestartPolicy,
 }

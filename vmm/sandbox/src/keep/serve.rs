@@ -20,6 +20,9 @@ use crate::wire::frames::Source;
 use crate::wire::holder;
 use crate::wire::order::{Answer, Files, Order};
 
+/// How long a guest may take to end what was killed in it, before its machine is ended.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long clients that are connected at the end may take to read their answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -61,6 +64,7 @@ pub async fn serve(
         container: record.container.clone(),
         stop_signal: Signal::new(record.stop_signal).unwrap_or(Signal::TERM),
         stop_grace: Duration::from_millis(record.stop_grace_ms),
+        kill_patience: KILL_PATIENCE,
         restart: record.restart,
     };
     let (id, auto_remove) = (record.id, record.auto_remove);
