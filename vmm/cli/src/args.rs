@@ -236,7 +236,7 @@ pub(crate) struct RunArgs {
     /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Remove the sandbox when it ends. Without -d this is always the case
+    /// Remove the sandbox when it ends; `nelly run` without -d always does
     #[arg(long)]
     pub(crate) rm: bool,
     #[command(flatten)]
