@@ -69,8 +69,9 @@ impl Handed {
 
     /// The same of one disk.
     pub(super) fn open_disk(&mut self, disk: &mut DiskConfig) -> Result<(), FileError> {
-        let usage = FileUse::Disk { read_only: disk.read_only };
-        self.open_one("disk", usage, &mut disk.source)
+        disk.files("disk")
+            .into_iter()
+            .try_for_each(|(field, usage, source)| self.open_one(&field, usage, source))
     }
 
     /// What this process was started with, by number, and what the config names by path.
@@ -151,12 +152,16 @@ impl Files {
         }
     }
 
-    /// Takes the one file of another set over, and says how it is named here.
-    pub(super) fn adopt(&mut self, mut other: Self) -> Option<FileSource> {
-        let (_, file) = other.0.pop_first()?;
-        let number = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
-        self.0.insert(number, file);
-        Some(FileSource::Fd(number))
+    /// Takes over the files of another set, which `disk` names, and changes the numbers in `disk`
+    /// to those that the files have here.
+    pub(super) fn adopt(&mut self, other: Self, disk: &mut DiskConfig) {
+        let first = self.0.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.0.extend(other.0.into_iter().map(|(number, file)| (first + number, file)));
+        for (_, _, source) in disk.files("disk") {
+            if let FileSource::Fd(number) = source {
+                *number += first;
+            }
+        }
     }
 
     /// Closes a file, which nobody will ask for any more.

@@ -10,7 +10,7 @@ use super::outcome::State;
 use super::running::Loop;
 use super::snapshot::Snapshot;
 use super::wire::{Answer, ControlRequest, NewDevice, Reply};
-use crate::config::{DeviceName, DiskConfig, FileSource};
+use crate::config::{DeviceName, DiskConfig};
 use crate::hv::Vm;
 use crate::sys;
 
@@ -114,10 +114,9 @@ impl Holder {
                 self.memory_bytes = Some(bytes);
                 reply.done();
             }
-            ControlRequest::Attach { device: NewDevice::Disk { disk, label } } => {
-                let Some(source) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
-                let files = Files::from(Handed { files: vec![source], labels: vec![label] });
-                self.attach(DiskConfig { source: FileSource::Fd(0), ..disk }, files, reply, run);
+            ControlRequest::Attach { device: NewDevice::Disk { disk, labels } } => {
+                let files = Files::from(Handed { files: descriptors.collect(), labels });
+                self.attach(disk, files, reply, run);
             }
             ControlRequest::Detach { device } => {
                 // The ends of others are held by the machine itself.
@@ -135,7 +134,7 @@ impl Holder {
         Ok(())
     }
 
-    /// Puts a disk, the one file of `files`, into an empty slot.
+    /// Puts a disk, which consists of `files`, into an empty slot.
     fn attach<V: Vm>(&mut self, disk: DiskConfig, files: Files, reply: Reply, run: &mut Loop<V>) {
         self.look_for_detached(&run.machine);
         match run.machine.attach(&disk, &files) {

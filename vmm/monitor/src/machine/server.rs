@@ -17,7 +17,7 @@ use super::outcome::{EndReason, Event, Outcome, State};
 use super::running::{Loop, Ran};
 use super::snapshot::Snapshot;
 use super::wire::{self, Received, Receiver, Reply, Start};
-use crate::config::{DeviceName, DiskConfig, Endpoint, MachineConfig};
+use crate::config::{DeviceName, Endpoint, MachineConfig};
 use crate::hv::{self, HvError, Hypervisor};
 use crate::sys::{self, Interest, Poller, Ready, Timer};
 use crate::text::chain;
@@ -342,9 +342,9 @@ impl<H: Hypervisor> Server<'_, H> {
     /// taken out is forgotten, which may be the same.
     fn remember_attached(&mut self) {
         let Some(holder) = &mut self.holder else { return };
-        for (disk, files) in holder.attached.drain(..) {
-            let Some(source) = self.files.adopt(files) else { continue };
-            self.config.disks.push(DiskConfig { source, ..disk });
+        for (mut disk, files) in holder.attached.drain(..) {
+            self.files.adopt(files, &mut disk);
+            self.config.disks.push(disk);
             // Without a spare slot it was that of another device.
             self.config.spare_slots = self.config.spare_slots.saturating_sub(1);
         }

@@ -21,7 +21,7 @@ use crate::timeline::GuestCounter;
 /// The version of everything in this file. Holder and monitor are of one build, or at least of one
 /// version: raise it with every change of a request, an answer or an event. What refuses another
 /// version is the same in all: the start's `version`, and the answer `failed`.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Why a first frame starts no machine.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +96,8 @@ pub(super) enum ControlRequest {
         device: DeviceName,
         bytes: u64,
     },
-    /// Puts a device into an empty slot. Descriptors: the answer, and the device's source.
+    /// Puts a device into an empty slot. Descriptors: the answer, and the files that the device's
+    /// configuration refers to by their numbers.
     Attach {
         device: NewDevice,
     },
@@ -110,7 +111,7 @@ pub(super) enum ControlRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum NewDevice {
-    Disk { disk: DiskConfig, label: Label },
+    Disk { disk: DiskConfig, labels: Vec<Label> },
 }
 
 /// The answer to a request.
@@ -380,7 +381,7 @@ mod tests {
             ControlRequest::VsockConnect { port: 1 },
             ControlRequest::VsockListen { port: 1 },
             ControlRequest::Resize { device: DeviceName::Memory, bytes: 1 },
-            ControlRequest::Attach { device: NewDevice::Disk { disk, label: Label::default() } },
+            ControlRequest::Attach { device: NewDevice::Disk { disk, labels: vec![Label::default()] } },
             ControlRequest::Detach { device: DeviceName::Rng },
         ];
         for request in requests {
@@ -414,15 +415,17 @@ mod tests {
             labels: Vec::new(),
         };
         let same = serde_json::to_string(&request).unwrap();
-        let other = r#"{"op":"begin","version":3,"machine":[]}"#;
-        for text in [same.as_str(), other] {
+        let later = VERSION + 1;
+        let other = format!(r#"{{"op":"begin","version":{later},"machine":[]}}"#);
+        for text in [same, other] {
             let said = start(text.as_bytes()).unwrap_err().to_string();
-            assert!(said.contains("version 2 ") && said.contains("version 3:"), "{said}");
+            let versions = [format!("version {VERSION} "), format!("version {later}:")];
+            assert!(versions.iter().all(|version| said.contains(version)), "{said}");
         }
         for (text, wanted) in [
             (r#"{"op":"pause"}"#, "must be a machine's start"),
             (r#"{"op":"start"}"#, "cannot be read"),
-            (r#"{"op":"start","version":2}"#, "cannot be read"),
+            (r#"{"op":"start","version":3}"#, "cannot be read"),
             ("", "cannot be read"),
         ] {
             let said = start(text.as_bytes()).unwrap_err().to_string();

@@ -24,7 +24,7 @@ use super::files::Handed;
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
 use super::wire::{Answer, ControlRequest, NewDevice};
-use crate::config::{ConfigError, DeviceName, DiskConfig, FileSource};
+use crate::config::{DeviceName, DiskConfig, FileSource};
 use crate::sys::{self, fits};
 use crate::timeline::GuestCounter;
 
@@ -186,25 +186,26 @@ impl Machine {
         Vsock(self.control.clone())
     }
 
-    /// Puts a disk into a spare slot of the running machine. A source that is a descriptor is the
-    /// one file of `resources`, and one that is a path is opened here: the monitor opens nothing.
+    /// Puts a disk into a spare slot of the running machine. Its sources that are descriptors are
+    /// the files of `resources`, and those that are paths are opened here: the monitor opens
+    /// nothing.
+    ///
+    /// # Errors
+    /// A file cannot be opened, the disk is not valid, there is no empty slot, another disk has its
+    /// id, or the machine has ended.
     pub fn attach_disk(&self, disk: &DiskConfig, resources: Resources) -> Result<(), ControlError> {
-        let mut disk = disk.clone();
-        if !disk.followed_by.is_empty() {
-            let reason = "a disk of several files cannot be attached to a running machine".into();
-            let error = ConfigError::new("disk.followed_by", reason);
-            return Err(ControlError::Refused(MonitorError::of(&error)));
+        fn refused(error: impl std::error::Error) -> ControlError {
+            ControlError::Refused(MonitorError::of(&error))
         }
-        disk.source = disk
-            .source
-            .with_absolute_path("disk")
-            .map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
+        let mut disk = disk.clone();
+        disk.validate("disk").map_err(refused)?;
+        for (field, _, source) in disk.files("disk") {
+            *source = source.clone().with_absolute_path(&field).map_err(refused)?;
+        }
         let mut handed = Handed::with(resources.files);
-        handed.open_disk(&mut disk).map_err(|error| ControlError::Refused(MonitorError::of(&error)))?;
-        let (source, label) = (handed.files.pop(), handed.labels.pop().unwrap_or_default());
-        let source: Vec<_> = source.into_iter().collect();
-        let device = NewDevice::Disk { disk, label };
-        self.control.ask(&ControlRequest::Attach { device }, &source)?.done()
+        handed.open_disk(&mut disk).map_err(refused)?;
+        let device = NewDevice::Disk { disk, labels: handed.labels };
+        self.control.ask(&ControlRequest::Attach { device }, &handed.files)?.done()
     }
 
     /// Takes a disk, or the entropy device, out of the running machine: when this returns, nothing

@@ -228,3 +228,40 @@ fn a_disk_of_several_files_is_one_device() {
     assert_eq!(answers, [2, 8 + 16 + 8]);
     drop(machine);
 }
+
+/// The same of a disk that is put into a running machine, and again when the machine has been
+/// started again.
+#[test]
+fn a_disk_of_several_files_is_attached() {
+    let file = |bytes: &[u8]| {
+        let mut file = crate::sys::anonymous::memory_file("part").unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    };
+    let fake = Fake::new();
+    fake.script(0, [Step::read32(slot(register::DEVICE_ID))]);
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    (config.spare_slots, config.on_reset) = (1, OnReset::Reboot);
+    let machine = start_with(&fake, &config, resources).unwrap();
+    assert!(fake.wait_until(|record| record.answers.len() == 1));
+    let attach = |sizes: [usize; 3], numbers: [u32; 3]| {
+        let mut resources = Resources::new();
+        resources.add_all(sizes.map(|size| file(&vec![1; size])));
+        let [first, rest @ ..] = numbers.map(FileSource::Fd);
+        let disk = DiskConfig::new(DiskId::new("late").unwrap(), first, true);
+        machine.attach_disk(&DiskConfig { followed_by: rest.to_vec(), ..disk }, resources)
+    };
+    let error = attach([4096, 5000, 512], [0, 1, 3]).unwrap_err();
+    assert!(matches!(&error, ControlError::Refused(error) if error.to_string().contains("[1]")), "{error:?}");
+    attach([4096, 5000, 512], [0, 1, 2]).unwrap();
+    let seen = || fake.record().answers.iter().map(|(_, answer)| answer[0]).collect::<Vec<_>>();
+    fake.script(0, [register::DEVICE_ID, register::CONFIG].map(|at| Step::read32(slot(at))));
+    assert!(fake.wait_until(|record| record.answers.len() == 3));
+    assert_eq!(seen(), [0, 2, 8 + 16 + 8]);
+    fake.script(0, [Step::out(0x64, &[0xfe])]);
+    fake.script(0, [Step::read32(slot(register::CONFIG))]);
+    assert!(fake.wait_until(|record| record.answers.len() == 4));
+    assert_eq!(seen()[3], 8 + 16 + 8);
+    drop(machine);
+}

@@ -476,11 +476,11 @@ fn an_empty_slot_is_filled_while_the_machine_runs() {
     let mut resources = Resources::new();
     let late = wanted(&mut resources);
     machine.attach_disk(&late, resources).unwrap();
-    let several = DiskConfig { followed_by: vec![FileSource::Fd(1)], read_only: true, ..late.clone() };
+    let several = DiskConfig { followed_by: vec![FileSource::Fd(1)], ..late.clone() };
     let ControlError::Refused(error) = machine.attach_disk(&several, Resources::new()).unwrap_err() else {
         panic!("it is refused before anything is asked");
     };
-    assert!(error.to_string().contains("disk.followed_by: a disk of several files"), "{error}");
+    assert!(error.to_string().contains("disk.followed_by: a disk of several files must be"), "{error}");
     let missing = DiskConfig { source: FileSource::Path("/no/such/disk".into()), ..late };
     let ControlError::Refused(error) = machine.attach_disk(&missing, Resources::new()).unwrap_err() else {
         panic!("the holder opens it");
