@@ -14,19 +14,19 @@ use serde_json::Value;
 use super::{Home, LIMIT};
 
 /// Says that it runs, and ends with 3 when it is asked to.
-const SERVER: &str = "echo up; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
+pub(super) const SERVER: &str = "echo up; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
 
 /// A home whose sandboxes end with the test, however it ends.
-struct Kept(Home);
+pub(super) struct Kept(pub(super) Home);
 
 impl Kept {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Home::new())
     }
 
     /// `nelly run -d FLAGS -- sh -c SCRIPT`, under the name `box`.
     #[track_caller]
-    fn keep(&self, flags: &[&str], script: &str) {
+    pub(super) fn keep(&self, flags: &[&str], script: &str) {
         let words = [&["run", "-d", "--name", "box"], flags, &["--", "sh", "-c", script]].concat();
         let id = self.0.nelly(&words).expect(0).out();
         assert!(id.len() == 65 && id.trim().bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
@@ -34,32 +34,32 @@ impl Kept {
 
     /// `nelly WORDS`, which must succeed; what it prints, without the newline.
     #[track_caller]
-    fn out(&self, words: &[&str]) -> String {
+    pub(super) fn out(&self, words: &[&str]) -> String {
         self.0.nelly(words).expect(0).out().trim_end().to_owned()
     }
 
     /// `nelly exec box sh -c SCRIPT`.
     #[track_caller]
-    fn exec(&self, script: &str) -> String {
+    pub(super) fn exec(&self, script: &str) -> String {
         self.out(&["exec", "box", "sh", "-c", script])
     }
 
-    fn sandboxes(&self) -> std::path::PathBuf {
+    pub(super) fn sandboxes(&self) -> std::path::PathBuf {
         self.0.path().join("data/sandboxes")
     }
 
-    fn state(&self) -> Value {
+    pub(super) fn state(&self) -> Value {
         let text = fs::read(self.sandboxes().join("names/box/state.json")).expect("a state");
         serde_json::from_slice(&text).expect("whole at any moment")
     }
 
     /// A process that the state names.
-    fn pid(&self, who: &str) -> u64 {
+    pub(super) fn pid(&self, who: &str) -> u64 {
         self.state()[who]["pid"].as_u64().unwrap_or_else(|| panic!("no {who} in {}", self.state()))
     }
 
     #[track_caller]
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(super) fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let limit = Instant::now() + scaled(LIMIT);
         while !holds() {
             assert!(Instant::now() < limit, "waited in vain until {what}: {}", self.state());
@@ -82,17 +82,17 @@ impl Drop for Kept {
     }
 }
 
-fn kill(signal: &str, pid: u64) {
+pub(super) fn kill(signal: &str, pid: u64) {
     // It may have ended.
     let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status();
 }
 
-fn runs(pid: u64) -> bool {
+pub(super) fn runs(pid: u64) -> bool {
     // A zombie has no program any more.
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-fn spawn(home: &Path, words: &[&str]) -> Child {
+pub(super) fn spawn(home: &Path, words: &[&str]) -> Child {
     let mut command = nelly(home, words);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap()

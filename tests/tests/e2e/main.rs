@@ -7,6 +7,7 @@ mod bench;
 mod boot;
 mod boundary;
 mod bulk;
+mod faults;
 mod image_store;
 mod images;
 mod keeper;

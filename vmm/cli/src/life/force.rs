@@ -1,14 +1,16 @@
 //! The end of a sandbox at once, whatever state its keeper and its machine are in.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nelly_sandbox::state::SandboxDir;
 use nelly_sandbox::wire::holder;
+use nelly_vmm::text;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::{connect, ended, keeper, runtime};
+use crate::out;
 
 /// How long a keeper may take to answer at all.
 const ANSWER: Duration = Duration::from_secs(8);
@@ -36,14 +38,50 @@ pub(crate) fn end_by_force(sandbox: &SandboxDir) -> Result<()> {
         tokio::time::timeout(ORDERLY, connection.stop(None, Some(Duration::ZERO))).await??;
         anyhow::Ok(())
     });
-    if asked.is_ok() && ended(&keeper, Some(KILLED))? {
-        return Ok(());
+    match asked {
+        Ok(()) if ended(&keeper, Some(KILLED))? => return Ok(()),
+        Ok(()) => {}
+        Err(error) => out::message(format_args!(
+            "sandbox {} is ended by force, without a flush of its disk: {}",
+            sandbox.id().short(),
+            text::chain(error.as_ref())
+        )),
     }
     let processes: Vec<_> = [Some(keeper), monitor].into_iter().flatten().collect();
     end(&processes)
 }
 
-fn end(processes: &[std::os::fd::OwnedFd]) -> Result<()> {
+/// Ends a sandbox whose keeper lives and cannot be asked: by SIGTERM, which it takes as a stop in
+/// order, and by force if that does not end it within `grace`, or its own.
+///
+/// # Errors
+/// A process cannot be signalled, or does not end.
+pub(crate) fn end_unreachable(
+    sandbox: &SandboxDir,
+    keeper: &OwnedFd,
+    grace: Option<Duration>,
+    why: &anyhow::Error,
+) -> Result<()> {
+    let id = sandbox.id().short();
+    let why = text::chain(why.as_ref());
+    out::message(format_args!(
+        "sandbox {id} is stopped by SIGTERM to its keeper, which cannot be asked: {why}"
+    ));
+    match pidfd_send_signal(keeper, Signal::TERM) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(error) => bail!("cannot stop the keeper of sandbox {id}: {error}"),
+    }
+    let grace = grace.unwrap_or_else(|| {
+        let own = sandbox.record().map(|record| Duration::from_millis(record.stop_grace_ms));
+        own.unwrap_or(ORDERLY)
+    });
+    if ended(keeper, Some(grace.saturating_add(ORDERLY)))? {
+        return Ok(());
+    }
+    end_by_force(sandbox)
+}
+
+fn end(processes: &[OwnedFd]) -> Result<()> {
     for process in processes {
         match pidfd_send_signal(process.as_fd(), Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}

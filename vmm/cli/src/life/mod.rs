@@ -16,16 +16,16 @@ mod wait;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
 pub(crate) use exec::exec;
 pub(crate) use inspect::inspect;
 pub(crate) use logs::logs;
-use nelly_sandbox::connect::Connection;
+use nelly_sandbox::connect::{ConnectError, Connection};
 use nelly_sandbox::state::record::Condition;
-use nelly_sandbox::state::{SandboxDir, SandboxLock, Sandboxes, StateError, Status};
+use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, Sandboxes, StateError, Status};
 use nelly_sandbox::wire::holder;
 use nelly_vmm::text;
 pub(crate) use ps::ps;
@@ -89,9 +89,21 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("cannot start the async runtime")
 }
 
+/// The keeper of a sandbox that lives has not written down where its sockets are.
+#[derive(Debug)]
+pub(crate) struct NoSockets(Id);
+
+impl std::fmt::Display for NoSockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the keeper of sandbox {} has no sockets yet", self.0.short())
+    }
+}
+
+impl std::error::Error for NoSockets {}
+
 /// Connects to a sandbox's keeper.
 pub(crate) async fn connect(sandbox: &SandboxDir) -> Result<Connection> {
-    let mut left = SOCKETS;
+    let until = Instant::now() + SOCKETS;
     loop {
         let condition = sandbox.condition()?;
         if !condition.is_live() {
@@ -101,16 +113,17 @@ pub(crate) async fn connect(sandbox: &SandboxDir) -> Result<Connection> {
         let failure = match &state.runtime_dir {
             Some(runtime) => match Connection::open(runtime).await {
                 Ok(connection) => return Ok(connection),
+                // It has waited for as long as a keeper may take.
+                Err(error @ ConnectError::Silent) => return Err(error.into()),
                 Err(error) => anyhow::Error::from(error),
             },
-            None => anyhow::anyhow!("the keeper of sandbox {} has no sockets yet", sandbox.id().short()),
+            None => NoSockets(sandbox.id()).into(),
         };
         // It makes them at its start, and anew when they vanish.
-        if left.is_zero() {
+        if Instant::now() >= until {
             return Err(failure);
         }
         tokio::time::sleep(LOOK).await;
-        left = left.saturating_sub(LOOK);
     }
 }
 

@@ -10,8 +10,8 @@ use nelly_sandbox::state::SandboxDir;
 use nelly_sandbox::state::record::RestartPolicy;
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
-use super::force::end_by_force;
-use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes};
+use super::force::{end_by_force, end_unreachable};
+use super::{LAST_WORDS, NoSockets, connect, each, ended, keeper, runtime, sandboxes};
 use crate::context::Context;
 
 /// A grace time.
@@ -46,26 +46,42 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
     }
     let keeper = keeper(sandbox)?;
     let stopped = runtime()?.block_on(async {
-        let connection = connect(sandbox).await?;
+        let connection = match connect(sandbox).await {
+            Ok(connection) => connection,
+            Err(error) => return Ok(Some(error)),
+        };
         match connection.stop(signal, grace).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(None),
             Err(error @ (ConnectError::Silent | ConnectError::Reach(_))) => Err(error.into()),
             // A keeper that ended without an answer has stopped all the same.
             Err(error) => {
                 if sandbox.condition()?.is_live() {
                     Err(anyhow::Error::from(error))
                 } else {
-                    Ok(())
+                    Ok(None)
                 }
             }
         }
     });
-    if let Some(keeper) = keeper.filter(|_| stopped.is_ok())
-        && !ended(&keeper, Some(LAST_WORDS))?
-    {
-        bail!("the sandbox has ended, but its keeper is still there");
+    match (stopped?, keeper) {
+        (Some(error), Some(keeper)) if is_unreachable(&error) => {
+            end_unreachable(sandbox, &keeper, grace, &error)
+        }
+        // It has ended meanwhile.
+        (Some(_), _) if sandbox.condition().is_ok_and(|condition| !condition.is_live()) => Ok(()),
+        (Some(error), _) => Err(error),
+        (None, Some(keeper)) if !ended(&keeper, Some(LAST_WORDS))? => {
+            bail!("the sandbox has ended, but its keeper is still there")
+        }
+        (None, _) => Ok(()),
     }
-    stopped
+}
+
+/// Whether a keeper's sockets are not there, or not for us. One that is there and says nothing is
+/// stopped or overloaded, and would not hear a signal either.
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ConnectError::Reach(_) | ConnectError::Gone(_)))
+        || error.downcast_ref::<NoSockets>().is_some()
 }
 
 /// Sends a signal.

@@ -73,8 +73,22 @@ pub async fn serve(
     let (keeper, mut requests) = Keeper::new(kept, state, books, Output::new(log));
     let open = Open::default();
     let place = Arc::new(Mutex::new(None));
-    let sockets = sockets(Arc::clone(&keeper), id, environment, open.clone(), Arc::clone(&place));
-    let sockets = tokio::spawn(sockets);
+    let listening = Listening { keeper: Arc::clone(&keeper), id, environment, open: open.clone(), place };
+    // Before anything starts: a sandbox that nobody can reach is none.
+    let first = match listening.begin().await {
+        Ok(first) => first,
+        Err(error) => {
+            let why = nelly_vmm::text::chain(&error);
+            answer(&tell, 125, format!("the sandbox's keeper cannot make its sockets: {why}"));
+            drop((listening, keeper));
+            if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
+                sandboxes.remove(&directory, lock)?;
+            }
+            return Err(error);
+        }
+    };
+    let place = Arc::clone(&listening.place);
+    let sockets = tokio::spawn(listening.go_on(first));
     let leaving = tokio::spawn(client_leaves(Arc::clone(&keeper), client));
     let stopping = {
         let keeper = Arc::clone(&keeper);
@@ -173,30 +187,50 @@ fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -
     Books { state: Box::new(state), policy: Box::new(policy) }
 }
 
-/// Serves the sockets for as long as this is polled, and makes them anew when they vanish.
-async fn sockets(
+/// What making the sockets takes.
+struct Listening<E> {
     keeper: Arc<Keeper>,
     id: Id,
-    environment: impl Fn(&str) -> Option<PathBuf> + Copy,
+    environment: E,
     open: Open,
+    /// Where they are.
     place: Arc<Mutex<Option<PathBuf>>>,
-) {
-    loop {
-        if let Ok(directory) = RuntimeDir::make(environment, id)
-            && let Ok(sockets) = Sockets::serve(&directory, &keeper, &open).await
-        {
-            let path = directory.path().to_owned();
-            *place.lock().expect("nobody panics while it is set") = Some(path.clone());
-            keeper.change(|state| state.runtime_dir = Some(path));
-            while let Ok(watch) = Watch::new(directory.path()) {
-                if !Sockets::are_in(directory.path()) {
-                    break;
-                }
-                watch.gone().await;
+}
+
+impl<E: Fn(&str) -> Option<PathBuf> + Copy> Listening<E> {
+    /// Makes the sockets, and writes down where they are.
+    async fn begin(&self) -> Result<(RuntimeDir, Sockets), StateError> {
+        let directory = RuntimeDir::make(self.environment, self.id)?;
+        let path = directory.path().to_owned();
+        let sockets = match Sockets::serve(&directory, &self.keeper, &self.open).await {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                // What cannot be removed is what made it fail.
+                let _kept = RuntimeDir::remove(&path, self.id);
+                return Err(error);
             }
-            sockets.close().await;
+        };
+        *self.place.lock().expect("nobody panics while it is set") = Some(path.clone());
+        self.keeper.change(|state| state.runtime_dir = Some(path));
+        Ok((directory, sockets))
+    }
+
+    /// Serves the sockets for as long as this is polled, and makes them anew when they vanish.
+    async fn go_on(self, first: (RuntimeDir, Sockets)) {
+        let mut made = Some(first);
+        loop {
+            if let Some((directory, sockets)) = made {
+                while let Ok(watch) = Watch::new(directory.path()) {
+                    if !Sockets::are_in(directory.path()) {
+                        break;
+                    }
+                    watch.gone().await;
+                }
+                sockets.close().await;
+            }
+            tokio::time::sleep(SOCKETS_AGAIN).await;
+            made = self.begin().await.ok();
         }
-        tokio::time::sleep(SOCKETS_AGAIN).await;
     }
 }
 
