@@ -276,6 +276,20 @@ impl Agent {
         tokens("CreateContainer", &stdio, response.streams.unwrap_or_default())
     }
 
+    /// The number of a container's first process in the guest; `None` when it does not run.
+    ///
+    /// # Errors
+    /// There is no such container, or the connection failed.
+    pub async fn first_process(&self, container: &str) -> Result<Option<u32>, AgentError> {
+        let request = wire::StateRequest { container_id: container.to_owned(), ..Default::default() };
+        let response = self.client.state(context(), &request).await.map_err(failed("State"))?;
+        let runs = |state: &&wire::ContainerState| {
+            state.id == container && state.status == wire::container_state::Status::RUNNING.into()
+        };
+        let running = response.containers.iter().find(runs);
+        Ok(running.map(|state| state.pid).filter(|process| *process != 0))
+    }
+
     /// Starts a created container's process.
     ///
     /// # Errors

@@ -20,6 +20,9 @@ use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
 use crate::{assets, life, out};
 
+/// How many further containers (`nelly run --in`) can run at a time in a sandbox that stays.
+const SPARE_SLOTS: u8 = 4;
+
 /// The flags of a sandbox that stays, validated.
 pub(super) struct KeptOptions {
     restart: RestartPolicy,
@@ -141,6 +144,7 @@ fn record(
             memory_bytes: options.common.memory,
             append: options.common.append.as_str().to_owned(),
             nested: options.common.nested,
+            spare_slots: SPARE_SLOTS,
             platform: options.assets.platform.unwrap_or(Platform::Auto),
             kernel: absolute(&options.assets.kernel.path)?,
             initrd: absolute(&options.assets.initrd.path)?,

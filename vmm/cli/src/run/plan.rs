@@ -153,5 +153,6 @@ fn machine_spec(
         memory: plan.options.common.memory,
         nested: plan.options.common.nested,
         append,
+        spare_slots: 0,
     }
 }

@@ -21,9 +21,10 @@ use ttrpc::context::{self, Context};
 use crate::agent::{CallError, StartFailure};
 use crate::instance::Streams;
 use crate::life::Signal;
-use crate::state::StateError;
-use crate::state::record::{ExitRecord, RestartPolicy};
+use crate::spec::ContainerSpec;
+use crate::state::record::{ExitRecord, ImageRecord, RestartPolicy};
 use crate::state::runtime::RuntimeDir;
+use crate::state::{Name, StateError};
 
 /// How long a keeper may take for what it answers at once.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -103,11 +104,39 @@ pub struct Exec {
     pub claimed: Option<Claimed>,
 }
 
+/// A further container that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunSpec {
+    /// Its name; two words if absent.
+    pub name: Option<Name>,
+    /// Its image. The keeper opens the files of its disk, whose paths are absolute.
+    pub image: ImageRecord,
+    /// The container.
+    pub container: ContainerSpec,
+    /// First size of its terminal, rows and columns; 0 is the kernel's.
+    pub size: (u16, u16),
+    /// It has no streams, and outlives its client.
+    pub detach: bool,
+}
+
+/// A further container that runs.
+#[derive(Debug)]
+pub struct Run {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its streams; none of a detached one.
+    pub claimed: Option<Claimed>,
+}
+
 /// A connection to a keeper.
 #[derive(Clone)]
 pub struct Connection {
     client: SandboxClient,
     runtime: Arc<RuntimeDir>,
+    /// The container that calls are about, see [`Connection::of_container`].
+    container: String,
 }
 
 fn within(limit: Duration) -> Context {
@@ -145,7 +174,45 @@ impl Connection {
             ..Default::default()
         };
         client.hello(within(ANSWER), &request).await.map_err(refused)?;
-        Ok(Self { client, runtime: Arc::new(runtime) })
+        Ok(Self { client, runtime: Arc::new(runtime), container: String::new() })
+    }
+
+    /// A connection whose calls `kill`, `wait`, `exec` and `resize` are about a further container,
+    /// by its name, its id or the beginning of its id; about the first one if `container` is empty.
+    #[must_use]
+    pub fn of_container(&self, container: &str) -> Self {
+        Self { container: container.to_owned(), ..self.clone() }
+    }
+
+    /// Starts a further container.
+    ///
+    /// # Errors
+    /// As every call; that the program cannot run is the inner error.
+    pub async fn run(&self, spec: &RunSpec) -> Result<Result<Run, StartFailure>, ConnectError> {
+        let path = |path: &PathBuf| {
+            path.to_str().map(str::to_owned).ok_or_else(|| {
+                let error = format!("the path {} is not UTF-8", path.display());
+                ConnectError::Use(io::Error::new(io::ErrorKind::InvalidInput, error))
+            })
+        };
+        let request = wire::RunRequest {
+            name: spec.name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            image: spec.image.reference.clone(),
+            image_digest: spec.image.digest.clone(),
+            disk_paths: spec.image.disk_paths.iter().map(path).collect::<Result<_, _>>()?,
+            spec: serde_json::to_vec(&spec.container).map_err(|error| ConnectError::Use(error.into()))?,
+            rows: spec.size.0.into(),
+            columns: spec.size.1.into(),
+            detach: spec.detach,
+            ..Default::default()
+        };
+        let answer = self.client.run(within(GUEST_ANSWER), &request).await.map_err(refused)?;
+        if let Some(failure) = answer.failure.into_option() {
+            let [code, ..] = failure.code.to_le_bytes();
+            return Ok(Err(StartFailure { code, message: failure.detail }));
+        }
+        let claimed = if spec.detach { None } else { Some(self.claim(&answer.token).await?) };
+        Ok(Ok(Run { id: answer.id, name: answer.name, claimed }))
     }
 
     /// The state, with the execs that run.
@@ -182,6 +249,7 @@ impl Connection {
         let request = wire::KillRequest {
             exec_id: exec.to_owned(),
             signal: signal.number().into(),
+            container: self.container.clone(),
             ..Default::default()
         };
         self.client.kill(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)
@@ -192,7 +260,11 @@ impl Connection {
     /// # Errors
     /// As every call.
     pub async fn wait(&self, exec: &str) -> Result<EndReport, ConnectError> {
-        let request = wire::WaitRequest { exec_id: exec.to_owned(), ..Default::default() };
+        let request = wire::WaitRequest {
+            exec_id: exec.to_owned(),
+            container: self.container.clone(),
+            ..Default::default()
+        };
         self.client.wait(Context::default(), &request).await.map(ended).map_err(refused)
     }
 
@@ -211,6 +283,7 @@ impl Connection {
             rows: spec.size.0.into(),
             columns: spec.size.1.into(),
             detach: spec.detach,
+            container: self.container.clone(),
             ..Default::default()
         };
         let answer = self.client.exec(within(GUEST_ANSWER), &request).await.map_err(refused)?;
@@ -242,6 +315,7 @@ impl Connection {
             exec_id: exec.to_owned(),
             rows: rows.into(),
             columns: columns.into(),
+            container: self.container.clone(),
             ..Default::default()
         };
         self.client.resize(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)

@@ -1,5 +1,6 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
+mod disks;
 mod waits;
 mod why;
 

@@ -126,13 +126,15 @@ pub struct Started {
     pub token: Option<Token>,
 }
 
-/// Starts a process, and cares for it until its end: it ends with its client unless it is detached.
+/// Starts a process in a container, and cares for it until its end: it ends with its client unless
+/// it is detached.
 ///
 /// # Errors
 /// The sandbox failed; that the program cannot run is the inner error.
 pub async fn start(
     keeper: &Arc<Keeper>,
     sandbox: &Arc<Sandbox>,
+    container: &str,
     process: &ProcessSpec,
     size: Option<(u16, u16)>,
     detach: bool,
@@ -143,7 +145,7 @@ pub async fn start(
         .map_err(|error| failed("cannot read random bytes")(error.into()))?;
     let id = format!("{:016x}", u64::from_ne_bytes(random));
     let tell = keeper.execs().add(&id, process.args.clone());
-    let target = ProcessId { container: keeper.id(), exec: &id };
+    let target = ProcessId { container, exec: &id };
     let streams = match sandbox.exec(target, process, size).await {
         Ok(Ok(streams)) => streams,
         failure => {
@@ -165,19 +167,19 @@ pub async fn start(
             None => std::future::pending().await,
         }
     };
-    tokio::spawn(attend(Arc::clone(keeper), Arc::clone(sandbox), id.clone(), tell, client));
+    let target = (container.to_owned(), id.clone());
+    tokio::spawn(attend(Arc::clone(sandbox), target, tell, client));
     Ok(Ok(Started { id, token }))
 }
 
 /// Waits for an exec's end, and ends it when its client is gone.
 async fn attend(
-    keeper: Arc<Keeper>,
     sandbox: Arc<Sandbox>,
-    id: String,
+    (container, id): (String, String),
     tell: watch::Sender<Option<Exit>>,
     client: impl Future<Output = ()>,
 ) {
-    let target = ProcessId { container: keeper.id(), exec: &id };
+    let target = ProcessId { container: &container, exec: &id };
     let agent = sandbox.agent();
     let mut ended = std::pin::pin!(sandbox.during(agent.wait(target)));
     let exit = tokio::select! {
@@ -200,7 +202,7 @@ async fn attend(
     let exit = match exit {
         Ok(done) => {
             // The agent forgets it in time by itself.
-            let _deleted = agent.delete_exec(keeper.id(), &id).await;
+            let _deleted = agent.delete_exec(&container, &id).await;
             exit_of(&done)
         }
         // It ended with the container or its machine.
@@ -210,7 +212,7 @@ async fn attend(
     tell.send_replace(Some(exit));
 }
 
-fn handed(streams: Streams) -> (u8, Vec<OwnedFd>) {
+pub(super) fn handed(streams: Streams) -> (u8, Vec<OwnedFd>) {
     let all = [(STDIN, streams.stdin), (STDOUT, streams.stdout), (STDERR, streams.stderr)];
     let given = all.into_iter().filter_map(|(bit, stream)| Some((bit, OwnedFd::from(stream?))));
     given.fold((0, Vec::new()), |(set, mut descriptors), (bit, descriptor)| {

@@ -127,6 +127,7 @@ impl Keeper {
         begun: &mut Option<impl FnOnce(Begun)>,
     ) -> (Ended, Duration) {
         let mut ran = Duration::ZERO;
+        self.forget_containers();
         // Dropping an attempt kills its machine.
         let sandbox = tokio::select! {
             biased;
@@ -165,6 +166,7 @@ impl Keeper {
                     let ended = self.attend(&sandbox, requests).await;
                     ran = began.elapsed();
                     drain(pumps, &sandbox).await;
+                    self.last_container(&sandbox, requests).await;
                     ended
                 }
                 Err(error) => Ended::new(
@@ -266,6 +268,7 @@ impl Keeper {
                         // Its own expiry is the answer.
                         drop(self.tell(sandbox, signal.unwrap_or(self.kept.stop_signal)));
                     }
+                    self.stop_containers(sandbox, signal, grace);
                     // A second wish may shorten the first one's patience, and never lengthens it.
                     let until = Instant::now() + if grace.is_zero() { self.kept.kill_patience } else { grace };
                     let wish = Patience { until, killed: grace.is_zero() };

@@ -44,6 +44,7 @@ fn machine(record: &SandboxRecord, files: &Files) -> io::Result<(MachineConfig, 
         memory: record.machine.memory_bytes,
         nested: record.machine.nested,
         append: record.machine.append.clone(),
+        spare_slots: record.machine.spare_slots,
     };
     Ok((spec.config().map_err(io::Error::other)?, resources))
 }

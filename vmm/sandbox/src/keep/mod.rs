@@ -5,6 +5,7 @@
 //! clients beside it, and no client is waited for.
 
 pub mod backoff;
+pub mod containers;
 pub mod execs;
 mod life;
 mod machine;
@@ -18,10 +19,11 @@ pub mod sockets;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use containers::Containers;
 use execs::Execs;
 pub use life::{Begun, Start};
 use offers::Offers;
-use output::Output;
+use output::{Output, Sink};
 pub use serve::serve;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -31,6 +33,7 @@ use crate::instance::Sandbox;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
 use crate::state::record::{ExitRecord, RestartPolicy, SandboxState, Status};
+use crate::state::{Id, StateError};
 
 /// What a keeper needs to know of its sandbox.
 #[derive(Clone, Debug)]
@@ -82,6 +85,10 @@ pub struct Books {
     pub state: Box<dyn Fn(&SandboxState) + Send + Sync>,
     /// Called with a new restart policy, which holds from the next exit on.
     pub policy: Box<dyn Fn(RestartPolicy) -> std::io::Result<()> + Send + Sync>,
+    /// Called for the log of a further container.
+    pub log: Box<dyn Fn(Id) -> Result<Sink, StateError> + Send + Sync>,
+    /// Called when a further container is not listed any more: its log goes, too.
+    pub forget: Box<dyn Fn(Id) + Send + Sync>,
 }
 
 /// One sandbox that is kept.
@@ -99,6 +106,7 @@ pub struct Keeper {
     output: Arc<Output>,
     offers: Offers,
     execs: Execs,
+    containers: Containers,
     requests: UnboundedSender<Request>,
     /// One pause or resume at a time.
     pausing: tokio::sync::Mutex<()>,
@@ -125,6 +133,7 @@ impl Keeper {
             output,
             offers: Offers::default(),
             execs: Execs::default(),
+            containers: Containers::default(),
             requests,
             pausing: tokio::sync::Mutex::new(()),
         };

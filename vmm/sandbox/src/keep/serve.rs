@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nelly_image::trusted::TrustedDir;
 use tokio::io::AsyncReadExt;
 
 use super::output::{Output, Sink, registered};
@@ -147,14 +148,14 @@ impl Held {
         let lock = files.lock.take().ok_or(StateError::Busy { id: order.id })?;
         let lock = directory.adopt(lock)?;
         let record = directory.record()?;
-        let log = log(&directory)?;
+        let log = log(directory.logs()?)?;
         Ok(Self { sandboxes, directory, lock, record, files, log })
     }
 }
 
-/// Where the container's output is written down.
-fn log(directory: &SandboxDir) -> Result<Sink, StateError> {
-    let mut log = LogWriter::open(directory.logs()?, DEFAULT_CAP_BYTES, Timestamp::now())?;
+/// Where a container's output is written down.
+fn log(directory: TrustedDir) -> Result<Sink, StateError> {
+    let mut log = LogWriter::open(directory, DEFAULT_CAP_BYTES, Timestamp::now())?;
     Ok(Box::new(move |source, piece| {
         let stream = match source {
             Source::Output => Stream::Stdout,
@@ -184,7 +185,20 @@ fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -
             let _kept = directory.write_state(lock, state);
         }
     };
-    Books { state: Box::new(state), policy: Box::new(policy) }
+    let directories = Arc::downgrade(shared);
+    let log = move |id: Id| {
+        let gone = || StateError::Missing { word: id.short() };
+        let shared = directories.upgrade().ok_or_else(gone)?;
+        log(shared.0.container_logs(id)?)
+    };
+    let directories = Arc::downgrade(shared);
+    let forget = move |id: Id| {
+        if let Some(shared) = directories.upgrade() {
+            // What stays behind goes with the sandbox.
+            let _left = shared.0.remove_container_logs(id);
+        }
+    };
+    Books { state: Box::new(state), policy: Box::new(policy), log: Box::new(log), forget: Box::new(forget) }
 }
 
 /// What making the sockets takes.

@@ -11,16 +11,17 @@ use nelly_protocol::sandbox::messages as m;
 use nelly_protocol::sandbox::service::{Sandbox as Service, create_sandbox};
 use nelly_vmm::text;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, get_status};
 
 use super::offers::{STDIN, client_gone};
-use super::{Ended, Keeper, execs};
+use super::{Ended, Keeper, containers, execs};
 use crate::agent::{AgentError, CallError, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
-use crate::state::Exit;
 use crate::state::record::{RestartPolicy, Status};
+use crate::state::{Exit, Id};
 
 /// The service of a keeper.
 #[must_use]
@@ -30,12 +31,12 @@ pub(super) fn service(keeper: Arc<Keeper>) -> HashMap<String, ttrpc::r#async::Se
 
 struct Calls(Arc<Keeper>);
 
-fn status(code: Code, message: impl Into<String>) -> ttrpc::Error {
+pub(super) fn status(code: Code, message: impl Into<String>) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(get_status(code, message.into()))
 }
 
 /// What the agent refused, its client has to know as it is.
-fn refused(error: &SandboxError) -> ttrpc::Error {
+pub(super) fn refused(error: &SandboxError) -> ttrpc::Error {
     match error {
         SandboxError::Agent(AgentError::Call { source: CallError::Refused(message), .. }) => {
             status(Code::FAILED_PRECONDITION, message.clone())
@@ -49,7 +50,7 @@ fn signal(number: u32) -> ttrpc::Result<Signal> {
     number.ok_or_else(|| status(Code::INVALID_ARGUMENT, "a signal is a number from 1 to 64"))
 }
 
-fn size(rows: u32, columns: u32) -> ttrpc::Result<(u16, u16)> {
+pub(super) fn size(rows: u32, columns: u32) -> ttrpc::Result<(u16, u16)> {
     match (u16::try_from(rows), u16::try_from(columns)) {
         (Ok(rows), Ok(columns)) => Ok((rows, columns)),
         _ => Err(status(
@@ -72,6 +73,18 @@ fn exited(exit: Exit) -> m::ExitStatus {
     m::ExitStatus { code: exit.code.into(), reason: exit.reason.to_owned(), ..Default::default() }
 }
 
+/// Waits for the result of an exec or of a further container.
+async fn result(
+    receiver: Option<watch::Receiver<Option<Exit>>>,
+    missing: impl FnOnce() -> String,
+) -> ttrpc::Result<m::ExitStatus> {
+    let mut receiver = receiver.ok_or_else(|| status(Code::NOT_FOUND, missing()))?;
+    match receiver.wait_for(Option::is_some).await.map(|exit| *exit) {
+        Ok(Some(exit)) => Ok(exited(exit)),
+        _ => Err(status(Code::INTERNAL, "the process was given up")),
+    }
+}
+
 impl Calls {
     /// The sandbox, while its container runs.
     fn running(&self) -> ttrpc::Result<Arc<Sandbox>> {
@@ -89,8 +102,20 @@ impl Calls {
         }
     }
 
-    fn target<'a>(&'a self, exec: &'a str) -> ProcessId<'a> {
-        ProcessId { container: self.0.id(), exec }
+    /// The further container that a request names; none if it means the first one.
+    fn further(&self, word: &str) -> ttrpc::Result<Option<Id>> {
+        if word.is_empty() {
+            return Ok(None);
+        }
+        let found = self.0.container(word);
+        found
+            .map(Some)
+            .ok_or_else(|| status(Code::NOT_FOUND, format!("the sandbox has no container {word:?}")))
+    }
+
+    /// The id of a container in the guest.
+    fn container(&self, further: Option<Id>) -> String {
+        further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
     }
 
     async fn set_paused(&self, paused: bool) -> ttrpc::Result<m::Empty> {
@@ -143,6 +168,7 @@ impl Service for Calls {
             restarts: state.restarts,
             restart: self.0.policy.borrow().to_string(),
             execs: self.0.execs().running().into_iter().map(exec).collect(),
+            containers: state.containers.into_iter().map(containers::wire::state).collect(),
             ..Default::default()
         })
     }
@@ -156,7 +182,9 @@ impl Service for Calls {
     async fn kill(&self, _: &TtrpcContext, request: m::KillRequest) -> ttrpc::Result<m::Empty> {
         let number = signal(request.signal)?;
         let sandbox = self.running()?;
-        if request.exec_id.is_empty() && (number == Signal::KILL || number == self.0.kept.stop_signal) {
+        let further = self.further(&request.container)?;
+        let is_first = request.exec_id.is_empty() && further.is_none();
+        if is_first && (number == Signal::KILL || number == self.0.kept.stop_signal) {
             // Who kills it does not want it back.
             self.0.change(|state| state.stopped_by_command = true);
             if number == Signal::KILL {
@@ -166,14 +194,15 @@ impl Service for Calls {
         }
         let told = match self.answering() {
             Ok(answering) => {
-                let told =
-                    answering.agent().signal(self.target(&request.exec_id), number.number().into()).await;
+                let container = self.container(further);
+                let target = ProcessId { container: &container, exec: &request.exec_id };
+                let told = answering.agent().signal(target, number.number().into()).await;
                 told.map_err(|error| refused(&error.into()))
             }
             Err(error) => Err(error),
         };
         drop(sandbox);
-        if told.is_err() && request.exec_id.is_empty() {
+        if told.is_err() && is_first {
             // Nothing was sent, so its policy holds as before.
             self.0.change(|state| state.stopped_by_command = false);
         }
@@ -182,23 +211,30 @@ impl Service for Calls {
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::ExitStatus> {
         if request.exec_id.is_empty() {
-            return Ok(ended(self.0.ended().await));
+            return match self.further(&request.container)? {
+                None => Ok(ended(self.0.ended().await)),
+                Some(id) => {
+                    result(self.0.containers.result(id), || {
+                        format!("container {} does not run yet", id.short())
+                    })
+                    .await
+                }
+            };
         }
-        let result = self.0.execs().result(&request.exec_id);
-        let mut result =
-            result.ok_or_else(|| status(Code::NOT_FOUND, format!("no exec {:?}", request.exec_id)))?;
-        match result.wait_for(Option::is_some).await.map(|exit| *exit) {
-            Ok(Some(exit)) => Ok(exited(exit)),
-            _ => Err(status(Code::INTERNAL, "the exec was given up")),
-        }
+        result(self.0.execs().result(&request.exec_id), || format!("no exec {:?}", request.exec_id)).await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::ExecResponse> {
         let sandbox = self.answering()?;
-        let process = execs::process(&self.0.kept.container.process, &request)
+        let further = self.further(&request.container)?;
+        let first = further.and_then(|id| self.0.containers.process(id));
+        let first = first.unwrap_or_else(|| self.0.kept.container.process.clone());
+        let process = execs::process(&first, &request)
             .map_err(|error| status(Code::INVALID_ARGUMENT, error.to_string()))?;
         let size = size(request.rows, request.columns)?;
-        let started = execs::start(&self.0, &sandbox, &process, Some(size), request.detach).await;
+        let started =
+            execs::start(&self.0, &sandbox, &self.container(further), &process, Some(size), request.detach)
+                .await;
         match started.map_err(|error| refused(&error))? {
             Ok(started) => Ok(m::ExecResponse {
                 exec_id: started.id,
@@ -257,9 +293,17 @@ impl Service for Calls {
     async fn resize(&self, _: &TtrpcContext, request: m::ResizeRequest) -> ttrpc::Result<m::Empty> {
         let (rows, columns) = size(request.rows, request.columns)?;
         let sandbox = self.answering()?;
-        let resized = sandbox.agent().resize(self.target(&request.exec_id), rows, columns).await;
+        let container = self.container(self.further(&request.container)?);
+        let target = ProcessId { container: &container, exec: &request.exec_id };
+        let resized = sandbox.agent().resize(target, rows, columns).await;
         resized.map_err(|error| refused(&error.into()))?;
         Ok(m::Empty::default())
+    }
+
+    async fn run(&self, _: &TtrpcContext, request: m::RunRequest) -> ttrpc::Result<m::RunResponse> {
+        let sandbox = self.answering()?;
+        let wanted = containers::wire::wanted(request)?;
+        containers::wire::answer(containers::run(&self.0, &sandbox, wanted).await)
     }
 
     async fn pause(&self, _: &TtrpcContext, _: m::Empty) -> ttrpc::Result<m::Empty> {

@@ -73,6 +73,11 @@ fn streams(stdio: &m::Stdio) -> m::StreamTokens {
     }
 }
 
+/// How a process is named here: the first container's by its exec alone.
+fn key(container: &str, exec: &str) -> String {
+    if container == "c" { exec.to_owned() } else { format!("{container}{exec}") }
+}
+
 #[async_trait]
 impl agent_service::Agent for Played {
     async fn create_container(
@@ -87,8 +92,11 @@ impl agent_service::Agent for Played {
     async fn start_container(
         &self,
         _: &TtrpcContext,
-        _: m::StartContainerRequest,
+        request: m::StartContainerRequest,
     ) -> ttrpc::Result<m::StartResponse> {
+        if request.container_id != "c" {
+            return Ok(m::StartResponse::default());
+        }
         self.guests.ended.send_modify(|ended| {
             ended.remove("");
         });
@@ -108,9 +116,10 @@ impl agent_service::Agent for Played {
     }
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
+        let process = key(&request.container_id, &request.exec_id);
         let mut ended = self.guests.ended.subscribe();
-        let ended = ended.wait_for(|ended| ended.contains_key(&request.exec_id)).await;
-        let exit_code = ended.expect("the guests outlive their agents")[&request.exec_id];
+        let ended = ended.wait_for(|ended| ended.contains_key(&process)).await;
+        let exit_code = ended.expect("the guests outlive their agents")[&process];
         if exit_code == BROKEN {
             return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "gone".to_owned())));
         }
@@ -119,14 +128,41 @@ impl agent_service::Agent for Played {
 
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
         self.deaf().await;
-        self.guests
-            .heard
-            .send_modify(|heard| heard.push((request.exec_id.clone(), request.signal, request.group)));
+        let process = key(&request.container_id, &request.exec_id);
+        self.guests.heard.send_modify(|heard| heard.push((process.clone(), request.signal, request.group)));
         if self.guests.script.obeys.contains(&request.signal) {
             self.guests.ended.send_modify(|ended| {
-                ended.insert(request.exec_id, 128 + request.signal);
+                ended.insert(process, 128 + request.signal);
             });
         }
+        Ok(m::Empty::default())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
+        let runs = !self.guests.ended.borrow().contains_key("");
+        let state = m::ContainerState {
+            id: request.container_id,
+            status: m::container_state::Status::RUNNING.into(),
+            pid: u32::from(runs),
+            ..Default::default()
+        };
+        Ok(m::StateResponse { containers: vec![state], ..Default::default() })
+    }
+
+    async fn probe_devices(
+        &self,
+        _: &TtrpcContext,
+        _: m::ProbeDevicesRequest,
+    ) -> ttrpc::Result<m::ProbeDevicesResponse> {
+        let machine = Arc::clone(self.machine.get().unwrap());
+        let devices = tokio::task::spawn_blocking(move || machine.inspect().unwrap().devices).await.unwrap();
+        let named =
+            devices.into_iter().filter(|device| device.kind == "block").filter_map(|device| device.name);
+        let disk = |id| m::Disk { id, device: "/dev/vdz".to_owned(), ..Default::default() };
+        Ok(m::ProbeDevicesResponse { disks: named.map(disk).collect(), ..Default::default() })
+    }
+
+    async fn release_device(&self, _: &TtrpcContext, _: m::ReleaseDeviceRequest) -> ttrpc::Result<m::Empty> {
         Ok(m::Empty::default())
     }
 
@@ -166,7 +202,8 @@ impl Guests {
         let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
         // It serves for as long as the test's runtime runs.
         std::mem::forget(server);
-        let (config, resources, _console) = machine_of();
+        let (mut config, resources, _console) = machine_of();
+        config.spare_slots = 1;
         let machine = Machine::start(&config, resources, &Isolation::Thread).unwrap();
         let guests = Arc::clone(&self);
         let dials = move |tokens: Tokens| {
@@ -227,6 +264,8 @@ impl Scene {
         let books = Books {
             state: Box::new(move |state| writes.lock().unwrap().push(state.clone())),
             policy: Box::new(|_| Ok(())),
+            log: Box::new(|_| Ok(Box::new(|_, _| {}))),
+            forget: Box::new(|_| {}),
         };
         let output = Output::new(Box::new(|_, _| {}));
         let (keeper, mut requests) = Keeper::new(kept, SandboxState::created(), books, output);
@@ -441,3 +480,5 @@ async fn clients_at_once_get_one_order_and_all_of_them_an_answer() {
     };
     tokio::join!(life, clients);
 }
+
+mod containers;

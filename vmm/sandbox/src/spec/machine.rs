@@ -49,6 +49,9 @@ pub struct MachineSpec {
     pub nested: bool,
     /// Text to append to the kernel command line.
     pub append: String,
+    /// How many disks can be attached while the machine runs, see
+    /// [`crate::instance::Sandbox::attach_image`].
+    pub spare_slots: u8,
 }
 
 impl MachineSpec {
@@ -66,6 +69,7 @@ impl MachineSpec {
             memory,
             nested: false,
             append: String::new(),
+            spare_slots: 0,
         }
     }
 
@@ -91,6 +95,7 @@ impl MachineSpec {
         config.cpus = self.cpus;
         config.memory_bytes = self.memory;
         config.nested = self.nested;
+        config.spare_slots = self.spare_slots;
         let command_line = format!("{COMMAND_LINE} {}", self.append);
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
         config.platform = self.platform;

@@ -39,6 +39,10 @@ pub struct ContainerSpec {
     /// What else was asked for.
     #[serde(default)]
     pub options: ContainerOptions,
+    /// The number, in the guest, of a process whose network and IPC namespaces the container
+    /// shares. `None`: it has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_with: Option<u32>,
 }
 
 impl ContainerSpec {
@@ -54,6 +58,7 @@ impl ContainerSpec {
             upper_device: None,
             seccomp: Seccomp::Default,
             options: ContainerOptions::default(),
+            shares_with: None,
         }
     }
 }

@@ -99,6 +99,19 @@ struct Linux<'a> {
 struct Namespace {
     #[serde(rename = "type")]
     kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+/// A namespace of the container's own, or that of the process whose network and IPC it shares.
+fn namespace(kind: &'static str, container: &ContainerSpec) -> Namespace {
+    let file = match kind {
+        "network" => Some("net"),
+        "ipc" => Some("ipc"),
+        _ => None,
+    };
+    let shared = container.shares_with.zip(file);
+    Namespace { kind, path: shared.map(|(process, file)| format!("/proc/{process}/ns/{file}")) }
 }
 
 /// Kernel parameters, each once.
@@ -168,7 +181,8 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
         hostname: &container.hostname,
         mounts: mounts(container),
         linux: Linux {
-            namespaces: ["pid", "mount", "ipc", "uts", "network", "cgroup"].map(|kind| Namespace { kind }),
+            namespaces: ["pid", "mount", "ipc", "uts", "network", "cgroup"]
+                .map(|kind| namespace(kind, container)),
             resources: Resources {
                 devices: devices(options.privileged),
                 pids: options.pids_limit.map(|limit| Pids { limit }),
@@ -350,6 +364,19 @@ mod tests {
         // The filter follows the capabilities.
         let allowed = |value: &serde_json::Value| value["linux"]["seccomp"].to_string().contains("\"mount\"");
         assert!(allowed(&asked) && !allowed(&usual));
+    }
+
+    #[test]
+    fn a_container_shares_the_network_and_ipc_of_a_process() {
+        let mut spec =
+            ContainerSpec::new(ProcessSpec { args: vec!["sh".into()], ..ProcessSpec::default() }, "box");
+        spec.shares_with = Some(7);
+        let shared = serde_json::to_value(container(&spec)).unwrap();
+        assert_eq!(
+            shared["linux"]["namespaces"],
+            json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                {"type": "uts"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "cgroup"}])
+        );
     }
 
     #[test]

@@ -89,6 +89,9 @@ pub struct MachineRecord {
     /// Whether the processor's virtualisation is exposed to the guest.
     #[serde(default)]
     pub nested: bool,
+    /// How many further containers can run at a time: each needs a slot for its image's disk.
+    #[serde(default)]
+    pub spare_slots: u8,
     /// How the hardware is described to the kernel.
     #[serde(default)]
     pub platform: Platform,
@@ -250,6 +253,32 @@ pub struct HolderRecord {
     pub start_ticks: u64,
 }
 
+/// A further container in the machine of a sandbox, as `nelly run --in` starts one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: Id,
+    /// Its name, which no other container of the sandbox has.
+    pub name: Name,
+    /// Its image.
+    pub image: ImageRecord,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `starting`, `running` or `exited`.
+    pub status: Status,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<ExitRecord>,
+    /// What went wrong, where the exit alone does not tell.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
 /// `state.json`, written by the holder of the sandbox's lock alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
@@ -283,6 +312,10 @@ pub struct SandboxState {
     /// A command ended it on purpose, so that no policy starts it again.
     #[serde(default)]
     pub stopped_by_command: bool,
+    /// The further containers in its machine, those that run and the latest that ended, since its
+    /// last start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerRecord>,
 }
 
 impl SandboxState {
@@ -300,6 +333,7 @@ impl SandboxState {
             monitor: None,
             detail: String::new(),
             stopped_by_command: false,
+            containers: Vec::new(),
         }
     }
 
@@ -366,6 +400,7 @@ pub(crate) mod tests {
                 memory_bytes: MemorySize::default(),
                 append: String::new(),
                 nested: false,
+                spare_slots: 0,
                 platform: Platform::Auto,
                 kernel: "/k".into(),
                 initrd: "/i".into(),

@@ -16,6 +16,7 @@ const RECORD: &str = "sandbox.json";
 const STATE: &str = "state.json";
 const LOCK: &str = "lock";
 pub(super) const LOGS: &str = "logs";
+const CONTAINERS: &str = "containers";
 /// A larger file is not one of ours: what a user can say is limited by the system's argument size.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -86,6 +87,26 @@ impl SandboxDir {
     /// It cannot be made or is not trusted.
     pub fn logs(&self) -> Result<TrustedDir, StateError> {
         Ok(self.dir.make_subdirectory(LOGS)?)
+    }
+
+    /// The directory of the logs of a further container, made if it is missing. It is removed with
+    /// the sandbox.
+    ///
+    /// # Errors
+    /// It cannot be made or is not trusted.
+    pub fn container_logs(&self, id: Id) -> Result<TrustedDir, StateError> {
+        Ok(self.dir.make_subdirectory(CONTAINERS)?.make_subdirectory(&id.to_string())?)
+    }
+
+    /// Removes the logs of a further container, if it has any.
+    ///
+    /// # Errors
+    /// They cannot be removed or are not trusted.
+    pub fn remove_container_logs(&self, id: Id) -> Result<(), StateError> {
+        if let Some(containers) = self.dir.subdirectory(CONTAINERS)? {
+            containers.remove_tree(&id.to_string())?;
+        }
+        Ok(())
     }
 
     /// Reads `sandbox.json`.
