@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use super::image_store::archive;
 use super::keeper::{Kept, SERVER, runs};
 
 /// Processes of ours, whose environment names the home of this test.
@@ -41,5 +42,29 @@ fn sockets_that_cannot_be_made_are_told_and_a_keeper_that_lost_them_is_stopped()
     assert!(stopped.expect(0).err().contains("SIGTERM"), "{}", stopped.err());
     assert_eq!(kept.state()["exit"]["code"], 3, "its own end, in order");
     kept.until("the keeper ended", || processes(&kept).is_empty());
+    kept.out(&["rm", "box"]);
+}
+
+#[test]
+fn the_disk_of_an_image_is_made_again_by_its_digest_or_the_command_that_pulls_it_is_told() {
+    let kept = Kept::new();
+    kept.0.feed(&["image", "load"], &archive(&kept.0)).expect(0);
+    kept.out(&["create", "--name", "box", "app:1", "sh", "-c", SERVER]);
+    assert!(!kept.out(&["image", "prune", "--all"]).contains("removed"));
+    assert!(kept.0.nelly(&["image", "rm", "app:1"]).expect(1).err().contains("used by a sandbox"));
+    // The name means another image now, and the cache is cleared.
+    let index = kept.0.path().join("data/images/index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    fs::write(&index, text.replace("app:1", "app:2")).unwrap();
+    fs::remove_dir_all(kept.0.path().join("cache")).unwrap();
+    kept.out(&["start", "box"]);
+    assert_eq!(kept.exec("echo same"), "same");
+    kept.out(&["stop", "box"]);
+    fs::remove_dir_all(kept.0.path().join("cache")).unwrap();
+    fs::remove_dir_all(kept.0.path().join("data/images")).unwrap();
+    let gone = kept.0.nelly(&["start", "box"]);
+    let digest = kept.record()["image"]["digest"].as_str().unwrap().to_owned();
+    assert!(gone.expect(1).err().contains(&format!("nelly image pull app@{digest}")), "{}", gone.err());
+    assert_eq!(kept.state()["status"], "exited");
     kept.out(&["rm", "box"]);
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Home, LIMIT};
 
 /// An archive of the built-in image, which gives it the name `app:1`.
-fn archive(home: &Home) -> Vec<u8> {
+pub(super) fn archive(home: &Home) -> Vec<u8> {
     let layout = home.path().join("layout");
     let copied = Command::new("cp").arg("-r").arg(asset("busybox")).arg(&layout).status().expect("cp");
     assert!(copied.success());

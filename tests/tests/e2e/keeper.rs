@@ -53,6 +53,11 @@ impl Kept {
         serde_json::from_slice(&text).expect("whole at any moment")
     }
 
+    pub(super) fn record(&self) -> Value {
+        let text = fs::read(self.sandboxes().join("names/box/sandbox.json")).expect("a record");
+        serde_json::from_slice(&text).expect("whole at any moment")
+    }
+
     /// A process that the state names.
     pub(super) fn pid(&self, who: &str) -> u64 {
         self.state()[who]["pid"].as_u64().unwrap_or_else(|| panic!("no {who} in {}", self.state()))

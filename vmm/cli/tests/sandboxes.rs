@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use nelly_image::{Descriptor, Digest, LocalStore};
 use nelly_sandbox::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
 use nelly_sandbox::state::{
     SandboxDir, SandboxLock, SandboxRecord, SandboxState, Sandboxes, Status, Timestamp,
@@ -243,4 +244,35 @@ fn logs_are_printed_by_stream_lines_and_time_also_of_what_ended() {
     drop((log, lock));
     assert_eq!(lines.map(Result::unwrap).last().unwrap(), "the last");
     assert!(follows.wait().unwrap().success());
+}
+
+#[test]
+fn a_removal_knows_what_was_being_made_when_it_began() {
+    let home = Home::new();
+    let (all, store) = (home.sandboxes(), LocalStore::open(home.0.path().join("data/images")).unwrap());
+    let put = |text: &str| {
+        let digest = Digest::sha256(text.as_bytes());
+        let size = u64::try_from(text.len()).unwrap();
+        store.add().unwrap().put_blob(&digest, text.as_bytes()).unwrap();
+        Descriptor { media_type: "application/vnd.oci.image.manifest.v1+json".into(), digest, size }
+    };
+    let image = put("{\"schemaVersion\":2}");
+    store.add().unwrap().set_name(None, &image).unwrap();
+    // A sandbox is being made of it while somebody removes what is not used.
+    let store = LocalStore::open(store.path()).unwrap();
+    let hold = store.hold().unwrap();
+    let mut prune = Command::new(env!("CARGO_BIN_EXE_nelly"));
+    prune.args(["image", "prune", "--all"]).env_clear().env("NELLY_HOME", home.0.path());
+    let prune = prune.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let mut record = record("box", 'a');
+    record.image.digest = image.digest.to_string();
+    drop(all.draft(record).unwrap().publish().unwrap());
+    drop(hold);
+    let pruned = prune.wait_with_output().unwrap();
+    assert!(pruned.status.success(), "{}", String::from_utf8_lossy(&pruned.stderr));
+    assert_eq!(store.list().unwrap().len(), 1, "{}", String::from_utf8_lossy(&pruned.stdout));
+    home.out(&["rm", "box"]);
+    home.out(&["image", "prune", "--all"]);
+    assert_eq!(store.list().unwrap().len(), 0);
 }

@@ -45,7 +45,9 @@ pub use erofs::WriteError;
 pub use error::ImageError;
 pub use layer::LayerError;
 pub use limits::Limits;
-pub use local::{Adding, Begun, Found, InUse, Ingest, LocalError, LocalStore, Removal, StoredImage};
+pub use local::{
+    Adding, Begun, Found, Hold, InUse, Ingest, LocalError, LocalStore, Removal, Removing, StoredImage,
+};
 pub use name::{ImageName, NameError};
 pub use oci_spec::image::{Config, ImageConfiguration};
 pub use progress::{ImageStage, Progress, Silent};

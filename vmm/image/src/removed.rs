@@ -16,7 +16,7 @@ pub struct Removed {
     pub files: u64,
     /// Bytes that they took on the disk.
     pub bytes: u64,
-    /// Another process is adding images, so that blobs were left for the next time.
+    /// Another process uses the store, so that files were left for the next time.
     pub busy: bool,
 }
 

@@ -24,7 +24,7 @@ pub(super) fn tag(args: &TagArgs, context: &Context) -> Result<ExitCode> {
 }
 
 /// What is said of blobs that had to stay.
-const BUSY: &str = "another process is adding images, so files that are not needed any more stay; \
+const BUSY: &str = "another process adds images or makes a sandbox, so files that are not needed any more stay; \
                     run `nelly image prune` when it has ended";
 
 fn freed(removed: Removed) -> Result<()> {
@@ -36,10 +36,13 @@ fn freed(removed: Removed) -> Result<()> {
 
 /// `nelly image rm`.
 pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
-    let (store, in_use) = (store(context)?, in_use(context)?);
+    let store = store(context)?;
+    // Before what is in use is read: a sandbox that is being made is in use when it is made.
+    let removing = store.removing()?;
+    let in_use = in_use(context)?;
     let (mut rows, mut total, mut failed) = (Vec::new(), Removed::default(), false);
     for word in &args.images {
-        match store.remove(word, args.force, &in_use) {
+        match store.remove(word, args.force, &removing, &in_use) {
             Ok((removal, removed)) => {
                 total.add(removed);
                 let names: Vec<String> = removal.names.iter().map(ImageName::familiar).collect();
@@ -77,7 +80,10 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
 
 /// `nelly image prune`.
 pub(super) fn prune(args: &PruneArgs, context: &Context) -> Result<ExitCode> {
-    let (digests, removed) = store(context)?.prune(args.all, &in_use(context)?)?;
+    let store = store(context)?;
+    // As above.
+    let removing = store.removing()?;
+    let (digests, removed) = store.prune(args.all, &removing, &in_use(context)?)?;
     if args.json {
         let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
         out::json(json!({ "schema": 1, "removed": digests, "files": removed.files,

@@ -27,7 +27,6 @@ use nelly_sandbox::connect::{ConnectError, Connection};
 use nelly_sandbox::state::record::Condition;
 use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, Sandboxes, StateError, Status};
 use nelly_sandbox::wire::holder;
-use nelly_vmm::text;
 pub(crate) use ps::ps;
 pub(crate) use remove::{gc, rename, rm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,7 +36,7 @@ pub(crate) use stop::{kill, pause, stop, unpause, update};
 pub(crate) use wait::wait;
 
 use crate::context::Context;
-use crate::out;
+use crate::{fail, out};
 
 /// File name of the disk of the writable layer, in the sandbox's directory.
 pub(crate) const DISK: &str = "disk.raw";
@@ -73,7 +72,7 @@ pub(crate) fn each(
             Ok(Some(line)) => out::line(&line)?,
             Ok(None) => out::line(word)?,
             Err(error) => {
-                out::message(text::chain(error.as_ref()));
+                fail::report(&error, false, 1);
                 failed = true;
             }
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use nelly_image::{Reference, Store, StoreOptions};
+use nelly_image::{Digest, ImageError, LocalError, Reference, Store, StoreOptions};
 use nelly_sandbox::connect::launch::{LaunchError, launch as launch_keeper};
 use nelly_sandbox::state::record::ImageRecord;
 use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
@@ -102,37 +102,44 @@ fn storage(sandbox: &SandboxDir, record: &SandboxRecord) -> Result<Option<File>>
     file.map(Some).with_context(|| format!("cannot open the sandbox's disk {}", path.display()))
 }
 
-/// The files of the image's disk. The cache may have been cleared: then the image is looked up
-/// again, and must be the same.
+/// The files of the image's disk. The cache may have been cleared: then it is made again of what
+/// has the image's digest, in the local store or where the image came from. Nothing is pulled.
 fn image_disks(context: &Context, image: &ImageRecord) -> Result<Vec<File>> {
     let opened: std::io::Result<Vec<File>> = image.disk_paths.iter().map(File::open).collect();
-    let missing = match opened {
-        Ok(files) if !files.is_empty() => return Ok(files),
-        Ok(_) => None,
-        Err(error) => Some(error),
-    };
-    let lost = || {
-        let why = missing.as_ref().map_or_else(String::new, |error| format!(": {error}"));
-        format!(
-            "the disk of the sandbox's image {} is not in the cache any more{why}, and it cannot be made anew",
-            image.reference
-        )
-    };
+    if let Ok(files) = opened
+        && !files.is_empty()
+    {
+        return Ok(files);
+    }
+    let lost = || format!("the disk of the sandbox's image {} has to be made again", image.reference);
     let reference: Reference = image.reference.parse().with_context(lost)?;
+    let digest: Digest = image.digest.parse().with_context(lost)?;
     let assets = Assets::find(&context.search, &context.settings, None, None).ok();
     let mut options = StoreOptions::new(&context.places.cache);
     options.local_dir = Some(context.places.images());
     options.builtin = assets.and_then(|assets| assets.builtin);
-    let found =
-        Store::open(options)?.resolve(&reference, &mut progress::Bar::new(true)).with_context(lost)?;
-    if found.digest.to_string() != image.digest {
-        bail!(
-            "{}: {} is another image now ({}, not {})",
-            lost(),
-            image.reference,
-            found.digest,
-            image.digest
-        );
+    let store = Store::open(options)?;
+    let resolve = |reference: &Reference| store.resolve(reference, &mut progress::Bar::new(true));
+    let named = matches!(reference, Reference::Named(_));
+    match resolve(&Reference::Id(digest)) {
+        Ok(found) if found.digest == digest => return Ok(found.disk),
+        Ok(_) | Err(ImageError::Local { source: LocalError::NoImage(_), .. }) => {}
+        Err(error) if named => return Err(error).with_context(lost),
+        Err(_) => {}
     }
-    Ok(found.disk)
+    let found = match (&reference, resolve(&reference)) {
+        (_, Ok(found)) if found.digest == digest => return Ok(found.disk),
+        (_, found) => found,
+    };
+    if let Reference::Named(name) = &reference {
+        return Err(Hint::error(
+            format!(
+                "the image {} ({digest}) is neither in the cache nor in the local store",
+                image.reference
+            ),
+            format!("nelly image pull {}@{digest}", name.familiar_repository()),
+        ));
+    }
+    let found = found.with_context(lost)?;
+    bail!("{}, but it is another image now: {}, not {digest}", lost(), found.digest);
 }

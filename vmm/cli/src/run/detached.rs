@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use nelly_image::{Config, Image, Reference};
+use nelly_image::{Config, Hold, Image, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::machine::STORAGE_DEVICE;
 use nelly_sandbox::spec::size;
@@ -60,7 +60,7 @@ pub(super) fn keep(
     kept: KeptOptions,
     plan: &PreparedRun,
     reference: &Reference,
-    image: &Image,
+    (image, hold): (&Image, Option<Hold>),
     context: &Context,
 ) -> Result<ExitCode> {
     if args.rm && kept.restart != RestartPolicy::No {
@@ -71,6 +71,7 @@ pub(super) fn keep(
     }
     let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
     let (sandbox, lock) = create(args, kept, plan, reference, image, context, &sandboxes)?;
+    drop(hold);
     if args.kept.detach {
         let id = sandbox.id();
         let launched = life::launch(context, &sandboxes, &sandbox, lock);

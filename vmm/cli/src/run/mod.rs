@@ -130,11 +130,13 @@ fn begin(
     let result = result.map(|file| file.open()).transpose()?;
     let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
+    // Nobody removes what is found until the sandbox's record says that it is used.
+    let hold = if stays { store.hold()? } else { None };
     let image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
     if let Some(kept) = kept {
-        return detached::keep(args, kept, &plan, &reference, &image, context);
+        return detached::keep(args, kept, &plan, &reference, (&image, hold), context);
     }
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;

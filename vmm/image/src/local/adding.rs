@@ -1,9 +1,11 @@
 //! Adding images to the local store: blobs, then the name.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{FlockOperation, Mode};
@@ -29,6 +31,8 @@ pub struct Adding {
     partial: TrustedDir,
     /// Locked together with all others who add.
     _adding: File,
+    /// What was not there before.
+    added: Mutex<HashSet<Digest>>,
 }
 
 /// What became of a wish to write a blob.
@@ -119,7 +123,12 @@ impl Adding {
         let adding = dir.open_or_make("adding")?;
         // Who removes blobs does so at once or not at all.
         lock(&adding, &dir, "adding", FlockOperation::LockShared, &mut || false)?;
-        Ok(Self { dir, blobs, partial, _adding: adding })
+        Ok(Self { dir, blobs, partial, _adding: adding, added: Mutex::default() })
+    }
+
+    /// Ends the adding; the blobs that it added.
+    pub(crate) fn into_added(self) -> HashSet<Digest> {
+        self.added.into_inner().expect("nobody panics while it is changed")
     }
 
     fn blobs_of(&self, digest: &Digest) -> Result<TrustedDir, TrustError> {
@@ -235,6 +244,7 @@ impl Adding {
         let path = blobs.path().join(digest.hex());
         file.sync_data().map_err(|source| io_error("sync", &path, source))?;
         self.partial.rename(name, &blobs, &digest.hex())?;
+        self.added.lock().expect("nobody panics while it is changed").insert(*digest);
         rustix::fs::fchmod(file, Mode::from_raw_mode(0o444))
             .map_err(|error| io_error("change the mode of", &path, error))?;
         Ok(())

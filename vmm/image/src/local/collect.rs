@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::adding::lock_index;
 use super::remove::InUse;
+use super::removing::Removing;
 use super::{LocalError, LocalStore, read_index};
 use crate::digest::Digest;
 use crate::lock::try_lock;
@@ -66,39 +67,58 @@ impl LocalStore {
     }
 
     /// Removes the blobs that no image needs, and unfinished ones that are older than a day. If
-    /// another process is adding images, only the latter.
+    /// another process uses the store, only the latter.
     ///
     /// # Errors
     /// [`LocalError`]: the store cannot be read or written; if a manifest is damaged, nothing is
     /// removed, because what it needs is unknown.
-    pub fn collect(&self, in_use: &InUse) -> Result<Removed, LocalError> {
+    pub fn collect(&self, removing: &Removing, in_use: &InUse) -> Result<Removed, LocalError> {
         let mut done = Removed::default();
         let Some(dir) = &self.dir else { return Ok(done) };
         self.collect_partial(dir, &mut done)?;
-        let adding = dir.open_or_make("adding")?;
-        if !try_lock(&adding, dir, "adding", FlockOperation::NonBlockingLockExclusive)? {
+        if removing.is_alone() {
+            self.collect_blobs(in_use, &|_| true, &mut done)?;
+        } else {
             done.busy = true;
-            return Ok(done);
         }
+        Ok(done)
+    }
+
+    /// Removes those of these blobs that no image needs, unless another process uses the store.
+    pub(crate) fn take_back(&self, added: &HashSet<Digest>) -> Result<(), LocalError> {
+        if !added.is_empty() && self.removing()?.is_alone() {
+            let goes = |digest: &Digest| added.contains(digest);
+            self.collect_blobs(&InUse::default(), &goes, &mut Removed::default())?;
+        }
+        Ok(())
+    }
+
+    fn collect_blobs(
+        &self,
+        in_use: &InUse,
+        may_go: &dyn Fn(&Digest) -> bool,
+        done: &mut Removed,
+    ) -> Result<(), LocalError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
         let _held = lock_index(dir)?;
         let index = read_index(dir)?;
         let listed = index.manifests.iter().map(|entry| self.entry(entry));
         let listed = listed.collect::<Result<Vec<_>, _>>()?;
         let roots = listed.iter().map(|image| image.descriptor.digest).chain(in_use.digests.iter().copied());
         let needed = self.needed(roots)?;
-        let Some(blobs) = dir.subdirectory("blobs")? else { return Ok(done) };
+        let Some(blobs) = dir.subdirectory("blobs")? else { return Ok(()) };
         for algorithm in ["sha256", "sha512"] {
             let Some(blobs) = blobs.subdirectory(algorithm)? else { continue };
             let names = blobs.names().map_err(|source| io_error("read", blobs.path(), source))?;
             for name in names {
                 let digest: Result<Digest, _> = format!("{algorithm}:{}", name.to_string_lossy()).parse();
                 // What is no blob is not ours.
-                if digest.is_ok_and(|digest| !needed.contains(&digest)) {
+                if digest.is_ok_and(|digest| may_go(&digest) && !needed.contains(&digest)) {
                     done.remove(&blobs, &name)?;
                 }
             }
         }
-        Ok(done)
+        Ok(())
     }
 
     fn collect_partial(&self, dir: &TrustedDir, done: &mut Removed) -> Result<(), LocalError> {

@@ -7,7 +7,8 @@
 //! blobs/ALG/HEX       manifests, configurations and layers as they came, never changed
 //! partial/HEX         blobs that are being written, locked by who writes them; the rest is resumed
 //! lock                locked while index.json is changed
-//! adding              locked by all who add images, so that nobody removes their blobs meanwhile
+//! adding              shared by all who add images or make sandboxes of them, so that
+//!                     nobody removes what they found meanwhile
 //! ```
 //!
 //! A blob has its name when all of its bytes are there and have its digest, and an image has its
@@ -17,6 +18,7 @@ mod adding;
 mod collect;
 mod index;
 mod remove;
+mod removing;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,6 +31,7 @@ use thiserror::Error;
 pub use self::adding::{Adding, Begun, Ingest};
 use self::index::{IndexEntry, StoreIndex};
 pub use self::remove::{Found, InUse, Removal};
+pub use self::removing::{Hold, Removing};
 use crate::blob::{Blob, Bytes};
 use crate::descriptor::Descriptor;
 use crate::digest::{Digest, DigestError};
@@ -222,6 +225,14 @@ impl LocalStore {
         let Some(file) = self.open_blob(digest)? else { return Ok(None) };
         let size = file.metadata().map_err(|source| io_error("look at", &self.blob_path(digest), source))?;
         Ok(Some((file, size.len())))
+    }
+
+    /// A pointer to the manifest with this digest, whether or not it is in the list; `None` if no
+    /// blob has it.
+    pub(crate) fn unlisted(&self, digest: &Digest) -> Result<Option<Descriptor>, LocalError> {
+        let found = self.blob(digest)?;
+        // Its own words say what it is.
+        Ok(found.map(|(_, size)| Descriptor { media_type: String::new(), digest: *digest, size }))
     }
 
     /// A small blob as a whole: a manifest or a configuration. `None` if it is not there.

@@ -11,7 +11,7 @@ use crate::name::{ImageName, NameError};
 /// Fewest digits of an abbreviated id.
 const PREFIX_MIN: usize = 4;
 
-/// What kept sandboxes use, which is not removed.
+/// What kept sandboxes use, which is not removed: looked up after [`LocalStore::removing`].
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
     /// The digests of their images: of manifests, or of what their names lead to.

@@ -6,21 +6,46 @@ use std::path::PathBuf;
 use super::{ImagePlan, Store};
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::local::{InUse, LocalError, Removal};
+use crate::local::{Hold, InUse, LocalError, LocalStore, Removal, Removing};
 use crate::merge::{cache_key, group_keys, groups, layer_mark, verified_mark};
 use crate::reference::Reference;
 use crate::removed::Removed;
 use crate::source::{LoadedImage, host_architecture, load_descriptor};
 
 impl Store {
+    /// Keeps what is found in the local store and in the cache where it is ([`LocalStore::hold`]).
+    ///
+    /// # Errors
+    /// The directory of the local store cannot be used. `None` if the options name none.
+    pub fn hold(&self) -> Result<Option<Hold>, ImageError> {
+        let hold = |local: LocalStore| local.hold().map_err(|source| self.local_error(source));
+        self.local()?.map(hold).transpose()
+    }
+
+    /// Begins a removal ([`LocalStore::removing`]).
+    ///
+    /// # Errors
+    /// The directory of the local store cannot be used, or the options name none.
+    pub fn removing(&self) -> Result<Removing, ImageError> {
+        let none = || self.local_error(LocalError::NoImage(String::new()));
+        let local = self.local()?.ok_or_else(none)?;
+        local.removing().map_err(|source| self.local_error(source))
+    }
+
     /// Removes an image of the local store by its name or id ([`crate::LocalStore::remove`]), and
     /// then, if it has no other name, its blobs and the files of the cache that no other image
-    /// needs.
+    /// needs. While others use the store, the files stay.
     ///
     /// # Errors
     /// [`ImageError::Local`]: there is no such image, or a sandbox uses it; or an error of the
     /// directories.
-    pub fn remove(&self, word: &str, force: bool, in_use: &InUse) -> Result<(Removal, Removed), ImageError> {
+    pub fn remove(
+        &self,
+        word: &str,
+        force: bool,
+        removing: &Removing,
+        in_use: &InUse,
+    ) -> Result<(Removal, Removed), ImageError> {
         let none = || self.local_error(LocalError::NoImage(word.to_owned()));
         let local = self.local()?.ok_or_else(none)?;
         let local_error = |source| self.local_error(source);
@@ -32,8 +57,8 @@ impl Store {
         let removal = local.remove(word, force, in_use).map_err(local_error)?;
         let mut done = Removed::default();
         if removal.digest.is_some() {
-            done = local.collect(in_use).map_err(local_error)?;
-            if let Some(loaded) = loaded {
+            done = local.collect(removing, in_use).map_err(local_error)?;
+            if let Some(loaded) = loaded.filter(|_| removing.is_alone()) {
                 let (files, marks) = self.cache_files(&loaded);
                 let (kept, kept_marks) = self.needed_files(in_use)?;
                 let goes = |path: &PathBuf| files.contains(path) && !kept.contains(path);
@@ -49,16 +74,25 @@ impl Store {
     /// uses), blobs that no image needs, unfinished downloads older than a day, and from the cache
     /// what older versions of this program made (with `all`, everything that no image of the local
     /// store, no sandbox and not the built-in image needs). Returns the digests of the removed
-    /// images.
+    /// images. While others use the store, only names are removed.
     ///
     /// # Errors
     /// [`ImageError`]: a directory cannot be read or written, or a manifest is damaged.
-    pub fn prune(&self, all: bool, in_use: &InUse) -> Result<(Vec<Digest>, Removed), ImageError> {
+    pub fn prune(
+        &self,
+        all: bool,
+        removing: &Removing,
+        in_use: &InUse,
+    ) -> Result<(Vec<Digest>, Removed), ImageError> {
         let (mut removed, mut done) = (Vec::new(), Removed::default());
         if let Some(local) = self.local()? {
             let local_error = |source| self.local_error(source);
             removed = local.remove_unused(all, in_use).map_err(local_error)?;
-            done = local.collect(in_use).map_err(local_error)?;
+            done = local.collect(removing, in_use).map_err(local_error)?;
+        }
+        if !removing.is_alone() {
+            done.busy = true;
+            return Ok((removed, done));
         }
         let cleaned = if all {
             let (kept, marks) = self.needed_files(in_use)?;

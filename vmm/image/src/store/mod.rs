@@ -273,9 +273,12 @@ impl Store {
         let local = self.local()?;
         let found = match (&local, reference) {
             (Some(local), Reference::Named(name)) => local.find(name),
-            (Some(local), Reference::Id(digest)) => {
-                local.look_up(&digest.to_string()).map(|found| Some(found.image.descriptor.clone()))
-            }
+            (Some(local), Reference::Id(digest)) => match local.look_up(&digest.to_string()) {
+                // Not in the list, as the one of a platform, or one that lost its names while a
+                // sandbox uses it.
+                Err(LocalError::NoImage(_)) => local.unlisted(digest),
+                found => found.map(|found| Some(found.image.descriptor.clone())),
+            },
             _ => Ok(None),
         };
         match (local, found.map_err(|source| self.local_error(source))?, reference) {

@@ -10,7 +10,7 @@ use crate::blob::{Blob, Compression, read_start};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::limits::Limits;
-use crate::local::{Adding, Begun, InUse, LocalError, LocalStore, StoredImage};
+use crate::local::{Adding, Begun, LocalError, LocalStore, StoredImage};
 use crate::name::ImageName;
 use crate::num::to_u64;
 use crate::progress::{ImageStage, Progress, Watch};
@@ -47,24 +47,25 @@ impl LocalStore {
         limits: &Limits,
         progress: &mut dyn Progress,
     ) -> Result<Vec<StoredImage>, TransferError> {
-        let loaded = self.load_blobs(input, name, limits, progress);
+        let adding = self.add()?;
+        let loaded = Self::load_blobs(&adding, input, name, limits, progress);
+        let added = adding.into_added();
         if let Err(error) = &loaded
             && !matches!(error, TransferError::Cancelled)
         {
             // The error is what counts; what cannot be removed now is by the next prune.
-            let _ = Self::open(self.path()).and_then(|store| store.collect(&InUse::default()));
+            let _ = Self::open(self.path()).and_then(|store| store.take_back(&added));
         }
         loaded
     }
 
     fn load_blobs(
-        &self,
+        adding: &Adding,
         input: Input<'_>,
         name: Option<&ImageName>,
         limits: &Limits,
         progress: &mut dyn Progress,
     ) -> Result<Vec<StoredImage>, TransferError> {
-        let adding = self.add()?;
         let archive = match input {
             Input::File(path) => {
                 let mut archive = Archive::open(path, limits, &mut || progress.cancelled())?;
@@ -89,7 +90,7 @@ impl LocalStore {
                 Archive::of_file(file, size, name, limits, &mut || progress.cancelled())?
             }
         };
-        let mut loader = Loader { adding: &adding, archive: &archive, limits, progress };
+        let mut loader = Loader { adding, archive: &archive, limits, progress };
         let images = if archive.has("oci-layout") && archive.has("index.json") {
             loader.layout(name)?
         } else {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use nelly_image::{
     ArchiveFormat, Digest, Image, ImageError, ImageName, InUse, Input, Limits, LocalError, LocalStore,
-    Reference, Silent, Store, StoreOptions, StoredImage, TransferError,
+    Reference, Removal, Removed, Silent, Store, StoreOptions, StoredImage, TransferError,
 };
 
 use crate::support::image::{ARCH, Layout, Pack, TestDir, chain, contents_of, gzip};
@@ -40,6 +40,16 @@ fn local(place: &TestDir) -> LocalStore {
 fn load(place: &TestDir, input: Input<'_>, name: Option<&str>) -> Result<Vec<StoredImage>, TransferError> {
     let name: Option<ImageName> = name.map(|name| name.parse().unwrap());
     local(place).load(input, name.as_ref(), &Limits::default(), &mut Silent)
+}
+
+fn remove(place: &TestDir, word: &str, in_use: &InUse) -> Result<(Removal, Removed), ImageError> {
+    let store = place.store();
+    store.remove(word, false, &store.removing()?, in_use)
+}
+
+fn prune(place: &TestDir, all: bool, in_use: &InUse) -> Result<(Vec<Digest>, Removed), ImageError> {
+    let store = place.store();
+    store.prune(all, &store.removing()?, in_use)
 }
 
 fn names(images: &[StoredImage]) -> Vec<String> {
@@ -252,7 +262,10 @@ fn what_is_removed_takes_what_nothing_else_needs_and_nothing_more() {
     let disk = |name: &str| resolve(&place, &named(name)).disk_paths;
     let (disk_of_one, disk_of_two) = (disk("one"), disk("two"));
     let nobody = InUse::default();
-    let remove = |word: &str, force, in_use: &InUse| place.store().remove(word, force, in_use);
+    let remove = |word: &str, force, in_use: &InUse| {
+        let store = place.store();
+        store.remove(word, force, &store.removing()?, in_use)
+    };
     let local_error = |result: Result<_, ImageError>| match result.unwrap_err() {
         ImageError::Local { source, .. } => source,
         other => panic!("{}", chain(&other)),
@@ -268,7 +281,7 @@ fn what_is_removed_takes_what_nothing_else_needs_and_nothing_more() {
     for (word, force) in [("one", false), ("one", true), (id, true)] {
         assert!(matches!(local_error(remove(word, force, &used)), LocalError::InUse(_)));
     }
-    assert_eq!(place.store().prune(true, &used).unwrap().0, [two.digest]);
+    assert_eq!(prune(&place, true, &used).unwrap().0, [two.digest]);
     assert_eq!(text(&place, &named("one")), "one");
     assert!(disk_of_one.iter().all(|path| path.exists()));
     let only_two: Vec<_> = disk_of_two.iter().filter(|path| !disk_of_one.contains(path)).collect();
@@ -280,17 +293,61 @@ fn what_is_removed_takes_what_nothing_else_needs_and_nothing_more() {
     let (removal, removed) = remove("two", false, &nobody).unwrap();
     assert!(removal.digest.is_some() && removed.busy && blobs(&place) == all);
     drop(adding);
-    let (digests, removed) = place.store().prune(false, &nobody).unwrap();
+    let (digests, removed) = prune(&place, false, &nobody).unwrap();
     assert!(digests.is_empty() && removed.bytes > 0 && !removed.busy && blobs(&place) < all);
     assert_eq!(text(&place, &named("one")), "one");
     // The last one: by the disk files of a sandbox only these stay.
     let held = InUse { paths: disk_of_one.iter().cloned().collect(), ..InUse::default() };
     remove("one", false, &held).unwrap();
     assert!(blobs(&place) == 0 && disk_of_one.iter().all(|path| path.exists()));
-    place.store().prune(true, &nobody).unwrap();
+    prune(&place, true, &nobody).unwrap();
     assert!(disk_of_one.iter().all(|path| !path.exists()));
     assert!(files_in(&place.cache().join("layers")).is_empty());
     assert!(files_in(&place.cache().join("locks")).is_empty());
+}
+
+#[test]
+fn what_a_sandbox_is_being_made_of_stays() {
+    let place = TestDir::default();
+    place.add(&image(&place, "one"), "one");
+    let hold = place.store().hold().unwrap();
+    let made_of = resolve(&place, &named("one"));
+    let all = blobs(&place);
+    // Nobody knows yet that it is used: the name goes, and no file.
+    for everything in [true, false] {
+        let (_, removed) = prune(&place, everything, &InUse::default()).unwrap();
+        assert!(removed.busy && removed.files == 0, "{removed:?}");
+    }
+    assert!(blobs(&place) == all && made_of.disk_paths.iter().all(|path| path.exists()));
+    // A removal waits for one that is made in a moment, and reads then what is used.
+    let waits = std::thread::scope(|scope| {
+        let removal = scope.spawn(|| place.store().removing().unwrap().is_alone());
+        std::thread::sleep(Duration::from_millis(200));
+        let waits = !removal.is_finished();
+        drop(hold);
+        assert!(removal.join().unwrap());
+        waits
+    });
+    assert!(waits);
+    let used = InUse {
+        digests: HashSet::from([made_of.digest]),
+        paths: made_of.disk_paths.iter().cloned().collect(),
+    };
+    let (_, removed) = prune(&place, true, &used).unwrap();
+    assert!(!removed.busy && blobs(&place) == all, "{removed:?}");
+    // An archive that cannot be loaded takes back what it brought, and nothing of others.
+    let broken = Tar::default().add(file("manifest.json"), b"no").end();
+    load(&place, Input::Stream(&mut &broken[..]), None).unwrap_err();
+    assert_eq!(blobs(&place), all);
+    // The disk is lost: it can be made again by the digest, without a name and without a network.
+    for path in &used.paths {
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(text(&place, &Reference::Id(made_of.digest)), "one");
+    let mut other = *made_of.digest.bytes().first_chunk::<32>().unwrap();
+    other[0] ^= 1;
+    let gone = place.resolve(&Reference::Id(Digest::Sha256(other)));
+    assert!(chain(&gone.unwrap_err()).contains("no image"));
 }
 
 #[test]
@@ -312,7 +369,7 @@ fn prune_removes_what_is_old_unnamed_or_unfinished() {
     assert_eq!(whole.len(), 1);
     let stale = place.cache().join("images").join(format!("{}.erofs", "c".repeat(64)));
     fs::copy(&whole[0], &stale).unwrap();
-    let (digests, removed) = place.store().prune(false, &InUse::default()).unwrap();
+    let (digests, removed) = prune(&place, false, &InUse::default()).unwrap();
     assert_eq!(digests.len(), 1);
     assert!(digests[0] != two.digest && removed.bytes > 0);
     assert!(!stale.exists() && !old.exists() && new.exists());
@@ -374,7 +431,7 @@ fn helper_load_and_remove() {
         let limits = Limits::default();
         local.load(Input::File(&dir.join("image.tar")), None, &limits, &mut Silent).unwrap();
         store.resolve(&named("app"), &mut Silent).unwrap();
-        store.remove("app", false, &InUse::default()).unwrap();
+        store.remove("app", false, &store.removing().unwrap(), &InUse::default()).unwrap();
     }
 }
 
@@ -410,21 +467,13 @@ fn killed_in_the_middle_of_load_and_rm() {
             assert_eq!(text(&place, &named("other")), "other");
         }
     }
-    let _ = place.store().remove("app", false, &InUse::default());
+    let _ = remove(&place, "app", &InUse::default());
     for partial in files_in(&place.local().join("partial")) {
         let file = fs::File::options().write(true).open(partial).unwrap();
         file.set_modified(SystemTime::now() - Duration::from_hours(25)).unwrap();
     }
-    place
-        .store()
-        .prune(
-            true,
-            &InUse {
-                digests: HashSet::from([local(&place).look_up("other").unwrap().image.descriptor.digest]),
-                ..InUse::default()
-            },
-        )
-        .unwrap();
+    let other = local(&place).look_up("other").unwrap().image.descriptor.digest;
+    prune(&place, true, &InUse { digests: HashSet::from([other]), ..InUse::default() }).unwrap();
     let fresh = TestDir::default();
     fresh.add(&image(&fresh, "other"), "other");
     assert_eq!(blobs(&place), blobs(&fresh));
@@ -450,14 +499,14 @@ fn many_load_and_remove_at_once() {
                     load(place, Input::Stream(&mut &archive[..]), None).unwrap();
                     assert_eq!(text(place, &named(&name)), n.to_string());
                     if round < 7 {
-                        place.store().remove(&name, false, &InUse::default()).unwrap();
+                        remove(place, &name, &InUse::default()).unwrap();
                     }
                 }
             });
         }
     });
     assert_eq!(local(&place).list().unwrap().len(), 4);
-    place.store().prune(false, &InUse::default()).unwrap();
+    prune(&place, false, &InUse::default()).unwrap();
     let fresh = TestDir::default();
     for archive in &archives {
         load(&fresh, Input::Stream(&mut &archive[..]), None).unwrap();
