@@ -10,6 +10,7 @@ mod bulk;
 mod faults;
 mod image_store;
 mod images;
+mod inside;
 mod keeper;
 mod kernel;
 mod kills;

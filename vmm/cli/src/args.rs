@@ -206,7 +206,8 @@ pub(crate) struct MachineArgs {
         echo hi | nelly run -i -- cat\n  \
         nelly run -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
         nelly run --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
-        nelly run --timeout 10s --result result.json -- sleep 60"
+        nelly run --timeout 10s --result result.json -- sleep 60\n  \
+        nelly run --in web -it oci:./tools sh"
 )]
 pub(crate) struct RunArgs {
     /// Connect standard input to the container
@@ -233,6 +234,10 @@ pub(crate) struct RunArgs {
     /// Name of the sandbox [default: two random words]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// Run the container in the machine of this sandbox, beside its first container, with the same
+    /// network and IPC; it is removed at its end
+    #[arg(long = "in", value_name = "SANDBOX")]
+    pub(crate) inside: Option<String>,
     /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
@@ -321,6 +326,26 @@ impl KeptArgs {
 }
 
 impl RunArgs {
+    /// A flag that says something about the machine or about a sandbox of its own.
+    pub(crate) fn of_machine(&self) -> Option<&'static str> {
+        let machine = &self.machine;
+        let given = [
+            ("--cpus", machine.cpus.is_some()),
+            ("--memory", machine.memory.is_some()),
+            ("--nested", machine.nested),
+            ("--append", machine.append.is_some()),
+            ("--timeout", machine.timeout.is_some()),
+            ("--dry-run", machine.dry_run),
+            ("--kernel", self.kernel.is_some()),
+            ("--initrd", self.initrd.is_some()),
+            ("--result", self.result.is_some()),
+            ("--timings", self.timings),
+            ("--trace", self.trace.is_some()),
+        ];
+        let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        given.or_else(|| self.kept.given())
+    }
+
     /// Whether a flag needs the timeline.
     pub(crate) fn wants_timeline(&self) -> bool {
         self.timings || self.trace.is_some() || self.result.is_some()

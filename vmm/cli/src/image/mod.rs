@@ -59,10 +59,13 @@ fn in_use(context: &Context) -> Result<InUse> {
     };
     for sandbox in sandboxes.list()? {
         let failed = || format!("cannot tell which image the sandbox {} uses", sandbox.id);
-        let image = sandbox.details.with_context(failed)?.record.image;
-        // What the image of a directory has for a digest is not in the store.
-        in_use.digests.extend(image.digest.parse::<Digest>());
-        in_use.paths.extend(image.disk_paths);
+        let details = sandbox.details.with_context(failed)?;
+        let further = details.state.containers.into_iter().map(|container| container.image);
+        for image in std::iter::once(details.record.image).chain(further) {
+            // What the image of a directory has for a digest is not in the store.
+            in_use.digests.extend(image.digest.parse::<Digest>());
+            in_use.paths.extend(image.disk_paths);
+        }
     }
     Ok(in_use)
 }

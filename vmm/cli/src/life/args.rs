@@ -59,7 +59,8 @@ pub(crate) struct KillArgs {
         Examples:\n  \
         nelly exec web ls -l /srv\n  \
         nelly exec -it web sh\n  \
-        nelly exec -i web sh -c 'cat >/srv/page' <page"
+        nelly exec -i web sh -c 'cat >/srv/page' <page\n  \
+        nelly exec web/tools id                        in a container of nelly run --in"
 )]
 pub(crate) struct ExecArgs {
     /// Connect standard input to the command

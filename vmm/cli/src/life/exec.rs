@@ -13,7 +13,7 @@ use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::args::ExecArgs;
-use super::{connect, runtime, sandboxes};
+use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
 use crate::{bug, environment, out, signals, stdio};
 
@@ -38,13 +38,14 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
         size: size.map_or((0, 0), |size| (size.rows, size.columns)),
         detach: args.detach,
     };
+    let (word, container) = target(word);
     let sandbox = sandboxes(context)?.find(word)?;
     let runtime = runtime()?;
     let code = runtime.block_on(async {
-        let connection = connect(&sandbox).await?;
+        let connection = connect(&sandbox).await?.of_container(container);
         match connection.exec(&spec).await? {
             Ok(exec) => match exec.claimed {
-                Some(claimed) => attended(args, &connection, &exec.id, claimed).await,
+                Some(claimed) => attended((args.tty, args.interactive), &connection, &exec.id, claimed).await,
                 None => Ok(0),
             },
             Err(failure) => {
@@ -58,15 +59,21 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::from(code?))
 }
 
-/// Copies the command's streams, and forwards signals to it, until it has ended.
-async fn attended(args: &ExecArgs, connection: &Connection, id: &str, claimed: Claimed) -> Result<u8> {
+/// Copies the streams of an exec, or of a further container if `id` is empty, and forwards signals
+/// to it, until it has ended. The first value says whether it has a terminal, and an input.
+pub(crate) async fn attended(
+    (tty, interactive): (bool, bool),
+    connection: &Connection,
+    id: &str,
+    claimed: Claimed,
+) -> Result<u8> {
     let Claimed { streams, connection: alive } = claimed;
     let (send, requests) = unbounded_channel();
-    signals::forward(&send, args.tty)?;
-    let raw = (args.tty && args.interactive).then(bug::Raw::enter).transpose();
+    signals::forward(&send, tty)?;
+    let raw = (tty && interactive).then(bug::Raw::enter).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let recorder = Arc::new(Recorder::new(now_ns()));
-    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, &recorder, &send)?;
+    let output = stdio::OutputThreads::start(streams, tty, interactive, &recorder, &send)?;
     let code = match told(connection, id, requests).await? {
         Told::Exited(code) => code,
         // Closing the connection ends the command.

@@ -4,8 +4,8 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, Result, anyhow};
-use nelly_sandbox::state::Timestamp;
 use nelly_sandbox::state::logs::{LogReader, Record, Stream, follow};
+use nelly_sandbox::state::{Id, SandboxDir, Status, Timestamp};
 
 use super::args::{LogsArgs, Tail};
 use crate::context::Context;
@@ -14,8 +14,14 @@ use crate::{duration, out};
 /// Prints the log of a sandbox, and with `--follow` what comes until its end.
 pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
     let since = args.since.as_deref().map(since).transpose().context("--since")?;
-    let sandbox = super::sandboxes(context)?.find(&args.sandbox)?;
-    let directory = sandbox.logs()?;
+    let (word, container) = super::target(&args.sandbox);
+    let sandbox = super::sandboxes(context)?.find(word)?;
+    let container = (!container.is_empty()).then(|| id_of(&sandbox, container)).transpose()?;
+    let open = || match container {
+        Some(id) => sandbox.container_logs(id),
+        None => sandbox.logs(),
+    };
+    let directory = open()?;
     let mut reader = match args.tail {
         Tail::All => LogReader::new(directory),
         Tail::Lines(lines) => LogReader::tail(directory, lines)?,
@@ -31,7 +37,16 @@ pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
         let printer = std::cell::RefCell::new(&mut printer);
         follow(
             &sandbox,
+            &open()?,
             &mut reader,
+            || match container {
+                Some(id) => Ok(sandbox
+                    .state()?
+                    .containers
+                    .iter()
+                    .all(|one| one.id != id || one.status == Status::Exited)),
+                None => Ok(false),
+            },
             |record| printer.borrow_mut().print(record),
             || printer.borrow_mut().flush(),
         )
@@ -51,6 +66,13 @@ pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
         out::message("a part of the log was replaced by newer output before it was read");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The further container of a sandbox that a word means.
+fn id_of(sandbox: &SandboxDir, word: &str) -> Result<Id> {
+    let found = sandbox.state()?.container(word).map(|one| one.id);
+    found
+        .ok_or_else(|| anyhow!("sandbox {} has no container {word}; see nelly inspect", sandbox.id().short()))
 }
 
 /// A point in time, or how long ago it was.

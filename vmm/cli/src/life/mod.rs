@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
-pub(crate) use exec::exec;
+pub(crate) use exec::{attended, exec};
 pub(crate) use inspect::inspect;
 pub(crate) use logs::logs;
 use nelly_sandbox::connect::{ConnectError, Connection};
@@ -78,6 +78,12 @@ pub(crate) fn each(
         }
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Splits a word that names a sandbox, and perhaps a further container in it, which is empty if it
+/// is the first one: SANDBOX[/CONTAINER].
+pub(crate) fn target(word: &str) -> (&str, &str) {
+    word.split_once('/').unwrap_or((word, ""))
 }
 
 /// A runtime for a client.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use nelly_sandbox::state::directory::Details;
+use nelly_sandbox::state::record::ContainerRecord;
 use nelly_sandbox::state::{Condition, Listed, Sandboxes, Status, Timestamp};
 use serde_json::{Value, json};
 
@@ -96,7 +97,11 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
                 let record = &details.record;
                 let command = command(&record.container.process.args, args.no_trunc);
                 let created = format!("{} ago", words(now.since(record.created)));
-                [id(one), name, record.image.reference.clone(), command, created, status(details, now)]
+                let row =
+                    [id(one), name, record.image.reference.clone(), command, created, status(details, now)];
+                rows.push(row);
+                rows.extend(containers(args, details, now));
+                continue;
             }
             Err(_) => {
                 let unknown = || "-".to_owned();
@@ -108,6 +113,30 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Rows of the further containers in the machine of a sandbox: those that run, or all.
+fn containers(
+    args: &PsArgs,
+    Details { record, state, condition }: &Details,
+    now: Timestamp,
+) -> Vec<[String; 6]> {
+    if !condition.is_live() {
+        return Vec::new();
+    }
+    let shown = state.containers.iter().filter(|one| args.all || one.status != Status::Exited);
+    let row = |one: &ContainerRecord| {
+        let since = |time: Timestamp| words(now.since(time));
+        let status = match (&one.exit, one.finished_at) {
+            (Some(exit), Some(time)) => format!("Exited ({}) {} ago", exit.code, since(time)),
+            _ if one.status == Status::Starting => "Starting".to_owned(),
+            _ => format!("Up {}", since(one.created)),
+        };
+        let id = if args.no_trunc { one.id.to_string() } else { one.id.short() };
+        let (name, image) = (format!("{}/{}", record.name, one.name), one.image.reference.clone());
+        [id, name, image, command(&one.args, args.no_trunc), format!("{} ago", since(one.created)), status]
+    };
+    shown.map(row).collect()
+}
+
 /// A sandbox as JSON, by its main facts; `nelly inspect` has all.
 fn object(one: &Listed) -> Value {
     let name = one.name.as_ref().map(|name| name.as_str());
@@ -117,7 +146,8 @@ fn object(one: &Listed) -> Value {
             "image": record.image.reference, "image_digest": record.image.digest,
             "command": record.container.process.args, "created": record.created, "status": condition.word(),
             "unclean": *condition == Condition::Unclean, "exit": state.exit, "started_at": state.started_at,
-            "finished_at": state.finished_at, "restarts": state.restarts, "labels": record.labels }),
+            "finished_at": state.finished_at, "restarts": state.restarts, "labels": record.labels,
+            "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
         Err(error) => json!({ "schema": 1, "id": id, "name": name, "status": "damaged",
             "error": nelly_vmm::text::chain(error) }),
     }

@@ -11,7 +11,7 @@ use nelly_sandbox::state::record::RestartPolicy;
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
 use super::force::{end_by_force, end_unreachable};
-use super::{LAST_WORDS, NoSockets, connect, each, ended, keeper, runtime, sandboxes};
+use super::{LAST_WORDS, NoSockets, connect, each, ended, keeper, runtime, sandboxes, target};
 use crate::context::Context;
 
 /// A grace time.
@@ -30,12 +30,42 @@ pub(crate) fn stop(args: &StopArgs, context: &Context) -> Result<ExitCode> {
     let signal: Option<Signal> = args.signal.as_deref().map(str::parse).transpose().context("--signal")?;
     let sandboxes = sandboxes(context)?;
     each(&args.names.names, |word| {
+        let (word, container) = target(word);
         let sandbox = sandboxes.find(word)?;
+        if !container.is_empty() {
+            stop_container(&sandbox, container, signal, grace)?;
+            return Ok(None);
+        }
         // Stopping what has ended is what was wanted.
         if sandbox.condition()?.is_live() {
             stop_one(&sandbox, signal, grace)?;
         }
         Ok(None)
+    })
+}
+
+/// Ends a further container: the signal, the grace time, SIGKILL.
+fn stop_container(
+    sandbox: &SandboxDir,
+    container: &str,
+    signal: Option<Signal>,
+    grace: Option<Duration>,
+) -> Result<()> {
+    let grace = grace
+        .map_or_else(|| Ok(Duration::from_millis(sandbox.record()?.stop_grace_ms)), Ok::<_, anyhow::Error>)?;
+    runtime()?.block_on(async {
+        let connection = connect(sandbox).await?.of_container(container);
+        let mut ended = std::pin::pin!(connection.wait(""));
+        if !grace.is_zero() {
+            connection.kill("", signal.unwrap_or(Signal::TERM)).await?;
+            if let Ok(ended) = tokio::time::timeout(grace, &mut ended).await {
+                ended?;
+                return Ok(());
+            }
+        }
+        connection.kill("", Signal::KILL).await?;
+        ended.await?;
+        Ok(())
     })
 }
 
@@ -90,8 +120,11 @@ pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
     let sandboxes = sandboxes(context)?;
     let runtime = runtime()?;
     each(&args.names.names, |word| {
+        let (word, container) = target(word);
         let sandbox = sandboxes.find(word)?;
-        runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.kill("", signal).await?) })?;
+        let kill =
+            async { anyhow::Ok(connect(&sandbox).await?.of_container(container).kill("", signal).await?) };
+        runtime.block_on(kill)?;
         Ok(None)
     })
 }

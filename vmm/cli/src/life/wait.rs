@@ -3,16 +3,21 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use nelly_sandbox::state::SandboxDir;
 
 use super::args::NamesArgs;
-use super::{each, ended, keeper, sandboxes};
+use super::{each, ended, keeper, sandboxes, target};
 use crate::context::Context;
 
 /// Waits until sandboxes have ended for good, restarts included, and prints their exit codes.
 pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     let sandboxes = sandboxes(context)?;
     each(&args.names, |word| {
+        let (word, container) = target(word);
         let sandbox = sandboxes.find(word)?;
+        if !container.is_empty() {
+            return container_exit(&sandbox, container).map(|code| Some(code.to_string()));
+        }
         // The handle first: what ends after this is waited for, what ended before is written down.
         // With --rm the directory is gone then, and the exit with it: so it is asked for, too.
         let keeper = keeper(&sandbox)?;
@@ -31,4 +36,21 @@ pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
             _ => bail!("sandbox {word} has no exit code: it was never started, or ended with its keeper"),
         }
     })
+}
+
+/// Waits until a further container has ended. Of a sandbox that does not run any more, what its
+/// keeper wrote is known.
+fn container_exit(sandbox: &SandboxDir, container: &str) -> Result<u8> {
+    if sandbox.condition()?.is_live() {
+        let report = super::runtime()?.block_on(async {
+            let connection = super::connect(sandbox).await?.of_container(container);
+            connection.wait("").await.map_err(anyhow::Error::from)
+        });
+        return Ok(report?.exit.code);
+    }
+    let found = sandbox.state()?.container(container).and_then(|one| one.exit.as_ref().map(|exit| exit.code));
+    match found {
+        Some(code) => Ok(code),
+        None => bail!("no exit code of a container {container} of sandbox {} is known", sandbox.id().short()),
+    }
 }

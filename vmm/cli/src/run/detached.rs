@@ -119,6 +119,19 @@ fn storage_template(context: &Context) -> Option<PathBuf> {
     Some(directory.join(manifest.storage?))
 }
 
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// What is written of an image, with the files of its disk.
+pub(super) fn image_record(reference: &Reference, image: &Image) -> Result<ImageRecord> {
+    Ok(ImageRecord {
+        reference: reference.to_string(),
+        digest: image.digest.to_string(),
+        disk_paths: image.disk_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
+    })
+}
+
 fn record(
     args: &RunArgs,
     kept: &KeptOptions,
@@ -127,18 +140,12 @@ fn record(
     image: &Image,
 ) -> Result<SandboxRecord> {
     let options = &plan.options;
-    let absolute =
-        |path: &Path| std::path::absolute(path).with_context(|| format!("cannot use {}", path.display()));
     let config = image.config.config().clone().unwrap_or_default();
     Ok(SandboxRecord {
         id: options.id,
         name: options.name.clone(),
         created: Timestamp::now(),
-        image: ImageRecord {
-            reference: reference.to_string(),
-            digest: image.digest.to_string(),
-            disk_paths: image.disk_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
-        },
+        image: image_record(reference, image)?,
         container: plan.container.clone(),
         machine: MachineRecord {
             cpus: options.common.cpus,

@@ -2,6 +2,7 @@
 
 mod detached;
 mod foreground;
+mod inside;
 mod plan;
 
 use std::io::IsTerminal;
@@ -56,6 +57,7 @@ pub(crate) fn create(
 ) -> Result<ExitCode> {
     let of_run = [
         ("--detach", args.kept.detach),
+        ("--in", args.inside.is_some()),
         ("--timeout", args.machine.timeout.is_some()),
         ("--result", args.result.is_some()),
         ("--timings", args.timings),
@@ -74,6 +76,12 @@ pub(crate) fn run(
     context: &Context,
     recorder: &Recorder,
 ) -> Result<ExitCode> {
+    if let Some(sandbox) = &args.inside {
+        if let Some(flag) = args.of_machine() {
+            bail!("{flag} does not fit --in: the machine of sandbox {sandbox} is there already");
+        }
+        return begin(args, raw, context, recorder, args.kept.detach);
+    }
     if let Some(flag) = args.kept.given().filter(|_| !args.kept.detach) {
         bail!("{flag} needs -d: without it the sandbox ends with nelly run");
     }
@@ -124,6 +132,13 @@ fn begin(
             "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
         out::json(format_args!("{object:#}"))?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(word) = &args.inside {
+        // Nobody removes what is found until the keeper has written down that it is used.
+        let hold = store.hold()?;
+        let image = resolve(&store, &reference, args, context)?;
+        let plan = plan(args, options, &image.config)?;
+        return inside::inside(args, word, &plan, &reference, (&image, hold), context);
     }
     // Before the image is unpacked, which would be in vain on such a host.
     crate::host::require_mainstream()?;

@@ -337,6 +337,17 @@ impl SandboxState {
         }
     }
 
+    /// The further container that a word means: its name, its id, or at least four characters that
+    /// its id begins with. One that has not ended goes before those that have.
+    #[must_use]
+    pub fn container(&self, word: &str) -> Option<&ContainerRecord> {
+        let means = |one: &&ContainerRecord| {
+            one.name.as_str() == word || (word.len() >= 4 && one.id.to_string().starts_with(word))
+        };
+        let found = self.containers.iter().rev().filter(means);
+        found.min_by_key(|one| one.status == Status::Exited)
+    }
+
     /// What is the case, given whether somebody holds the sandbox's lock.
     #[must_use]
     pub fn condition(&self, locked: bool) -> Condition {

@@ -310,7 +310,7 @@ fn a_follower_reads_on_and_ends_with_the_holder() {
         }
         Ok(())
     };
-    logs::follow(&sandbox, &mut reader, each, || Ok(())).unwrap();
+    logs::follow(&sandbox, &sandbox.logs().unwrap(), &mut reader, || Ok(false), each, || Ok(())).unwrap();
     assert_eq!(seen, 100);
     assert!(std::fs::read_dir(sandbox.logs().unwrap().path()).unwrap().count() > 2);
 }

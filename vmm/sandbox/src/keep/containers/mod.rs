@@ -94,16 +94,10 @@ impl Containers {
 }
 
 impl Keeper {
-    /// The further container that a client means by its name, its id or the beginning of its id.
-    /// One that runs goes before one that has ended.
+    /// The further container that a client means, see [`SandboxState::container`].
     #[must_use]
     pub fn container(&self, word: &str) -> Option<Id> {
-        let state = self.state();
-        let means = |one: &&ContainerRecord| {
-            one.name.as_str() == word || (word.len() >= 4 && one.id.to_string().starts_with(word))
-        };
-        let found = state.containers.iter().rev().filter(means);
-        found.min_by_key(|one| one.status == Status::Exited).map(|one| one.id)
+        self.state.borrow().container(word).map(|one| one.id)
     }
 
     /// Forgets the containers of an earlier start.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nelly_image::trusted::Watch;
+use nelly_image::trusted::{TrustedDir, Watch};
 
 use super::{LogReader, Record};
 use crate::state::error::io_error;
@@ -16,23 +16,26 @@ const SHORT_WAIT: Duration = Duration::from_millis(5);
 /// How often in a row the wait is short then.
 const SHORT_WAITS: u32 = 20;
 
-/// Gives records to `each` until nobody holds the lock of `sandbox` any more, and everything was
-/// read. `paused` is called whenever the present end is reached.
+/// Gives the records of the log in `dir` to `each` until nobody holds the lock of `sandbox` any
+/// more, or `over` says that the log is complete, and everything was read. `paused` is called
+/// whenever the present end is reached.
 ///
 /// # Errors
 /// As [`LogReader::read`], or those of `paused`.
 pub fn follow<E: From<StateError>>(
     sandbox: &SandboxDir,
+    dir: &TrustedDir,
     reader: &mut LogReader,
+    mut over: impl FnMut() -> Result<bool, StateError>,
     mut each: impl FnMut(Record<'_>) -> Result<(), E>,
     mut paused: impl FnMut() -> Result<(), E>,
 ) -> Result<(), E> {
     let unable = |source| io_error("watch", sandbox.dir().path(), source);
-    let watch = Watch::new(&[sandbox.dir(), &sandbox.logs()?]).map_err(unable)?;
+    let watch = Watch::new(&[sandbox.dir(), dir]).map_err(unable)?;
     let mut short = 0;
     loop {
         // In this order: what was written by a holder that is gone now is read.
-        let lives = sandbox.is_locked()?;
+        let lives = sandbox.is_locked()? && !over()?;
         reader.read(&mut each)?;
         paused()?;
         if !lives {
