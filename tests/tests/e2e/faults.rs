@@ -2,9 +2,15 @@
 //! hangs among others, a full disk. Each is told in a sentence, and the rest goes on.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
+use nelly_tests::{scaled, wait};
+use serde_json::Value;
+
+use super::LIMIT;
 use super::image_store::archive;
-use super::keeper::{Kept, SERVER, runs};
+use super::keeper::{Kept, SERVER, kill, runs, spawn};
 
 /// Processes of ours, whose environment names the home of this test.
 fn processes(kept: &Kept) -> Vec<u64> {
@@ -67,4 +73,110 @@ fn the_disk_of_an_image_is_made_again_by_its_digest_or_the_command_that_pulls_it
     assert!(gone.expect(1).err().contains(&format!("nelly image pull app@{digest}")), "{}", gone.err());
     assert_eq!(kept.state()["status"], "exited");
     kept.out(&["rm", "box"]);
+}
+
+/// Ends all processes of this test as the end of the host does, and what lies in memory only.
+fn end_of_the_host(kept: &Kept) {
+    loop {
+        let left = processes(kept);
+        if left.is_empty() {
+            break;
+        }
+        // None of them sees the others end.
+        left.iter().for_each(|pid| kill("STOP", *pid));
+        left.iter().for_each(|pid| kill("KILL", *pid));
+        thread::sleep(Duration::from_millis(10));
+    }
+    let _ = fs::remove_dir_all(kept.0.path().join("run"));
+}
+
+#[test]
+fn after_the_end_of_the_host_every_sandbox_is_understood_and_starts() {
+    let kept = Kept::new();
+    let script = "trap '' TERM; while [ ! -e /root/end ]; do sleep 0.1; done; exit 4";
+    kept.out(&["create", "--name", "box", "--", "sh", "-c", script]);
+    end_of_the_host(&kept);
+    assert!(kept.out(&["ps", "-a"]).contains("   Created"));
+    let unclean = |state: &str| {
+        assert_eq!(kept.state()["status"], state, "{}", kept.state());
+        end_of_the_host(&kept);
+        assert!(kept.out(&["ps", "-a"]).contains("   Exited (unclean)"), "{state}");
+        assert_eq!(kept.out(&["ps", "-q"]), "", "{state}");
+        let shown: Value = serde_json::from_str(&kept.out(&["ps", "-a", "--json"])).unwrap();
+        assert_eq!((&shown[0]["status"], &shown[0]["unclean"]), (&"exited".into(), &true.into()), "{state}");
+        assert!(kept.0.nelly(&["exec", "box", "true"]).expect(125).err().contains("unclean"), "{state}");
+        // Between two starts the exit of the last one is known.
+        let known = !kept.state()["exit"].is_null();
+        kept.0.nelly(&["wait", "box"]).expect(i32::from(!known));
+        // Nothing has to be ended, and nothing is locked: it starts.
+        kept.out(&["stop", "box"]);
+    };
+    let mut start = spawn(kept.0.path(), &["start", "box"]);
+    kept.until("it starts", || kept.state()["status"] == "starting");
+    unclean("starting");
+    wait(&mut start, LIMIT);
+    kept.out(&["start", "box"]);
+    unclean("running");
+    kept.out(&["start", "box"]);
+    kept.exec("echo kept >/root/file; sync");
+    kept.out(&["pause", "box"]);
+    unclean("paused");
+    kept.out(&["start", "box"]);
+    assert_eq!(kept.exec("cat /root/file"), "kept");
+    let mut stop = spawn(kept.0.path(), &["stop", "--time", "5m", "box"]);
+    kept.until("it stops", || kept.state()["status"] == "stopping");
+    unclean("stopping");
+    wait(&mut stop, LIMIT);
+    kept.out(&["update", "--restart", "always", "box"]);
+    kept.out(&["start", "box"]);
+    kept.exec("echo >/root/end");
+    kept.until("it waits for its next start", || {
+        let state = kept.state();
+        state["status"] == "starting" && state["exit"]["code"] == 4 && state["monitor"].is_null()
+    });
+    unclean("starting");
+    kept.out(&["start", "box"]);
+    kept.out(&["rm", "-f", "box"]);
+    assert!(processes(&kept).is_empty());
+    assert_eq!(kept.out(&["gc"]), "");
+}
+
+#[test]
+fn one_that_hangs_keeps_nobody_from_the_others() {
+    let kept = Kept::new();
+    kept.keep(&[], SERVER);
+    kept.out(&["run", "-d", "--name", "other", "--", "sleep", "100000"]);
+    // As long as an idle machine of the emulated host takes for a few calls, and far less than any
+    // limit for one that does not answer.
+    let soon = |words: &[&str]| {
+        let done = kept.0.nelly(words);
+        assert!(done.took < scaled(Duration::from_secs(3)), "{words:?} took {:?}", done.took);
+        done
+    };
+    for who in ["monitor", "holder"] {
+        kill("STOP", kept.pid(who));
+        for words in [
+            &["ps", "-a"][..],
+            &["ps", "--json"],
+            &["inspect", "box"],
+            &["inspect", "other"],
+            &["logs", "box"],
+            &["stats", "other"],
+            &["exec", "other", "true"],
+            &["update", "--restart", "no", "other"],
+            &["gc"],
+        ] {
+            soon(words).expect(0);
+        }
+    }
+    // A keeper that does not answer is told in a sentence, after the time of one answer.
+    let silent = kept.0.nelly(&["exec", "box", "true"]);
+    assert!(silent.expect(125).err().contains("does not answer"), "{}", silent.err());
+    assert!(silent.took < scaled(Duration::from_secs(15)), "{:?}", silent.took);
+    let (keeper, monitor) = (kept.pid("holder"), kept.pid("monitor"));
+    let removed = kept.0.nelly(&["rm", "-f", "box"]);
+    assert!(removed.expect(0).err().contains("by force"), "{}", removed.err());
+    assert!(!runs(keeper) && !runs(monitor));
+    soon(&["exec", "other", "true"]).expect(0);
+    soon(&["rm", "-f", "other"]).expect(0);
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use nelly_image::{Descriptor, Digest, LocalStore};
 use nelly_sandbox::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
 use nelly_sandbox::state::{
-    SandboxDir, SandboxLock, SandboxRecord, SandboxState, Sandboxes, Status, Timestamp,
+    RuntimeDir, SandboxDir, SandboxLock, SandboxRecord, SandboxState, Sandboxes, Status, Timestamp,
 };
 use serde_json::{Value, json};
 
@@ -275,4 +275,45 @@ fn a_removal_knows_what_was_being_made_when_it_began() {
     home.out(&["rm", "box"]);
     home.out(&["image", "prune", "--all"]);
     assert_eq!(store.list().unwrap().len(), 0);
+}
+
+#[test]
+fn sockets_of_killed_keepers_are_removed_and_no_others() {
+    let home = Home::new();
+    let all = home.sandboxes();
+    let run = home.0.path().join("run");
+    // Of one that lives, of one whose keeper was killed, of one that a copy of it serves, of one
+    // that will be removed, and of a sandbox of another directory.
+    let mut made = Vec::new();
+    for (name, digit) in [("lives", 'a'), ("killed", 'b'), ("copied", 'c'), ("goes", 'd')] {
+        let (dir, lock) = sandbox(&all, name, digit, Status::Running);
+        let runtime =
+            RuntimeDir::make(|key| (key == "NELLY_HOME").then(|| home.0.path().into()), dir.id()).unwrap();
+        let state = SandboxState { runtime_dir: Some(runtime.path().to_owned()), ..dir.state().unwrap() };
+        dir.write_state(&lock, &state).unwrap();
+        let listener = runtime.bind("control").unwrap();
+        made.push((runtime, (name == "lives").then_some(lock), (name == "copied").then_some(listener)));
+    }
+    let other = run.join("e".repeat(12));
+    fs::create_dir(&other).unwrap();
+    let told = home.out(&["gc"]);
+    let mut lines: Vec<_> = told.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert!(
+        lines[0].contains("sockets of sandbox bbbbbbbbbbbb") && lines[1].contains("dddddddddddd"),
+        "{told}"
+    );
+    assert_eq!(home.out(&["gc"]), "");
+    let there = |digit: &str| run.join(digit.repeat(12)).exists();
+    assert!(there("a") && !there("b") && there("c") && !there("d") && there("e"));
+    // A removal takes them along.
+    let again = RuntimeDir::make(
+        |key| (key == "NELLY_HOME").then(|| home.0.path().into()),
+        all.find("goes").unwrap().id(),
+    );
+    drop(again.unwrap().bind("control").unwrap());
+    home.out(&["rm", "goes", "copied"]);
+    assert!(!there("d") && there("c"));
+    drop(made);
 }

@@ -148,6 +148,8 @@ fn refused(error: ttrpc::Error) -> ConnectError {
         ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::DEADLINE_EXCEEDED => {
             ConnectError::Silent
         }
+        // The client's own end of the wait.
+        ttrpc::Error::Others(text) if text.contains("deadline elapsed") => ConnectError::Silent,
         _ => ConnectError::Call(error.into()),
     }
 }

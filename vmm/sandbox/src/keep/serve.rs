@@ -69,6 +69,7 @@ pub async fn serve(
         restart: record.restart,
     };
     let (id, auto_remove) = (record.id, record.auto_remove);
+    let before = shared.0.state().unwrap_or_else(|_damaged| SandboxState::created());
     let state =
         SandboxState { status: Status::Starting, holder: holder::own().ok(), ..SandboxState::created() };
     let (keeper, mut requests) = Keeper::new(kept, state, books, Output::new(log));
@@ -80,6 +81,8 @@ pub async fn serve(
         Ok(first) => first,
         Err(error) => {
             let why = nelly_vmm::text::chain(&error);
+            // It is what it was.
+            let _kept = shared.0.write_state(&shared.1, &before);
             answer(&tell, 125, format!("the sandbox's keeper cannot make its sockets: {why}"));
             drop((listening, keeper));
             if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
@@ -89,6 +92,10 @@ pub async fn serve(
         }
     };
     let place = Arc::clone(&listening.place);
+    // Those of a keeper that was killed, where it had another environment.
+    if let Some(old) = before.runtime_dir.filter(|old| Some(old) != keeper.state().runtime_dir.as_ref()) {
+        let _kept = RuntimeDir::clean(&old, id);
+    }
     let sockets = tokio::spawn(listening.go_on(first));
     let leaving = tokio::spawn(client_leaves(Arc::clone(&keeper), client));
     let stopping = {
@@ -214,8 +221,10 @@ struct Listening<E> {
 impl<E: Fn(&str) -> Option<PathBuf> + Copy> Listening<E> {
     /// Makes the sockets, and writes down where they are.
     async fn begin(&self) -> Result<(RuntimeDir, Sockets), StateError> {
+        // Written down first, so that whoever finds the sandbox dead knows what to remove.
+        let path = RuntimeDir::path_for(self.environment, self.id)?;
+        self.keeper.change(|state| state.runtime_dir = Some(path.clone()));
         let directory = RuntimeDir::make(self.environment, self.id)?;
-        let path = directory.path().to_owned();
         let sockets = match Sockets::serve(&directory, &self.keeper, &self.open).await {
             Ok(sockets) => sockets,
             Err(error) => {
@@ -224,8 +233,7 @@ impl<E: Fn(&str) -> Option<PathBuf> + Copy> Listening<E> {
                 return Err(error);
             }
         };
-        *self.place.lock().expect("nobody panics while it is set") = Some(path.clone());
-        self.keeper.change(|state| state.runtime_dir = Some(path));
+        *self.place.lock().expect("nobody panics while it is set") = Some(path);
         Ok((directory, sockets))
     }
 

@@ -12,6 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nelly_image::trusted::TrustedDir;
+use nelly_protocol::sandbox::CONTROL_SOCKET;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::error::io_error;
@@ -24,6 +25,14 @@ pub struct RuntimeDir {
 }
 
 impl RuntimeDir {
+    /// Where [`RuntimeDir::make`] makes the directory for sandbox `id`; what is above it is made.
+    ///
+    /// # Errors
+    /// As [`RuntimeDir::make`].
+    pub fn path_for(get: impl Fn(&str) -> Option<PathBuf>, id: Id) -> Result<PathBuf, StateError> {
+        Ok(place(&get)?.path().join(id.short()))
+    }
+
     /// Makes the directory for sandbox `id`, by an environment (`std::env::var_os`, or a table in
     /// tests). `NELLY_HOME` moves it, too.
     ///
@@ -79,6 +88,19 @@ impl RuntimeDir {
             Ok(stream)
         });
         stream.map_err(|source| io_error("connect to", &self.path().join(name), source))
+    }
+
+    /// Removes the directory at `path` as [`RuntimeDir::remove`], unless it is not there or
+    /// somebody serves its sockets, as the keeper of a copy of the sandbox. The caller holds the
+    /// sandbox's lock. Whether it was removed.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn clean(path: &Path, id: Id) -> Result<bool, StateError> {
+        match Self::open(path)? {
+            Some(dir) if dir.connect(CONTROL_SOCKET).is_err() => Self::remove(path, id).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Removes the directory at `path` with its sockets, if it is that of sandbox `id`.

@@ -1,8 +1,10 @@
 //! Removes what killed commands and holders left, never what lives.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use super::{DRAFT, Guard, REMAINS, SandboxDir, Sandboxes};
+use crate::state::runtime::RuntimeDir;
 use crate::state::{Id, Name, StateError};
 
 /// Something that was cleaned.
@@ -16,6 +18,8 @@ pub enum Cleaned {
     Name(Name),
     /// A sandbox that was to be removed at its end, and whose holder was killed.
     Ended(Id, Name),
+    /// The sockets of a keeper that was killed.
+    Sockets(Id, PathBuf),
 }
 
 impl fmt::Display for Cleaned {
@@ -26,6 +30,14 @@ impl fmt::Display for Cleaned {
             Self::Name(name) => write!(f, "the name {name}, which no sandbox has"),
             Self::Ended(id, name) => {
                 write!(f, "sandbox {} ({name}), which was to be removed at its end", id.short())
+            }
+            Self::Sockets(id, path) => {
+                write!(
+                    f,
+                    "the sockets of sandbox {}, whose keeper was killed: {}",
+                    id.short(),
+                    path.display()
+                )
             }
         }
     }
@@ -47,6 +59,7 @@ impl Sandboxes {
             // Damage is for the commands that concern this sandbox.
             if let Ok(Some(sandbox)) = self.by_id(id) {
                 note(self.clean_ended(&sandbox));
+                note(self.clean_sockets(&sandbox));
             }
         }
         failed.map_or(Ok(cleaned), Err)
@@ -108,6 +121,21 @@ impl Sandboxes {
         let Some(guard) = self.try_guard()? else { return Ok(None) };
         self.remove_under(guard, sandbox, lock)?;
         Ok(Some(Cleaned::Ended(sandbox.id(), name)))
+    }
+
+    /// Removes the sockets of a sandbox that does not live.
+    fn clean_sockets(&self, sandbox: &SandboxDir) -> Result<Option<Cleaned>, StateError> {
+        let stale = || {
+            let path = sandbox.state().ok()?.runtime_dir?;
+            path.symlink_metadata().is_ok().then_some(path)
+        };
+        if sandbox.is_locked()? || stale().is_none() {
+            return Ok(None);
+        }
+        let Ok(_lock) = self.lock(sandbox) else { return Ok(None) };
+        let Some(path) = stale() else { return Ok(None) };
+        let removed = RuntimeDir::clean(&path, sandbox.id())?;
+        Ok(removed.then_some(Cleaned::Sockets(sandbox.id(), path)))
     }
 
     /// Cleans what is seen to be stale at a glance, as every command does. Errors are for

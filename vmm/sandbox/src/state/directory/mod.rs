@@ -40,6 +40,7 @@ pub use find::{Details, Listed};
 pub use sandbox::{SandboxDir, SandboxLock};
 
 use super::error::io_error;
+use super::runtime::RuntimeDir;
 use super::{Id, Name, SandboxRecord, StateError};
 
 /// The contents of the `version` file.
@@ -220,6 +221,10 @@ impl Sandboxes {
         assert_eq!(lock.id(), id, "the lock of this sandbox, and not of another, permits its removal");
         if !self.is_at(&id.to_string(), sandbox)? {
             return Err(StateError::Missing { word: id.short() });
+        }
+        // Nothing leads to what its killed keeper left there any more; it is no reason to keep it.
+        if let Some(sockets) = sandbox.state().ok().and_then(|state| state.runtime_dir) {
+            let _kept = RuntimeDir::clean(&sockets, id);
         }
         let remains = format!("{REMAINS}{id}");
         rustix::fs::renameat_with(&self.dir, id.to_string(), &self.dir, &remains, RenameFlags::NOREPLACE)
