@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, ExecArgs, KillArgs, LogsArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StatsArgs,
-    StopArgs, UpdateArgs,
+    AttachArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs,
+    StatsArgs, StopArgs, UpdateArgs,
 };
 
 /// The parsed command line.
@@ -99,6 +99,8 @@ pub(crate) enum Verb {
     Logs(LogsArgs),
     /// Print all that is known of sandboxes as JSON (schema 1)
     Inspect(NamesArgs),
+    /// Print what happens to sandboxes, as it happens
+    Events(EventsArgs),
     /// Give a sandbox another name
     Rename(RenameArgs),
     /// Remove sandboxes and what was written in them

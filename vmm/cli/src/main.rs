@@ -109,6 +109,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Ps(args) => life::ps(args, &context),
         Verb::Logs(args) => life::logs(args, &context),
         Verb::Inspect(args) => life::inspect(args, &context),
+        Verb::Events(args) => life::events(args, &context),
         Verb::Rename(args) => life::rename(args, &context),
         Verb::Rm(args) => life::rm(args, &context),
         Verb::Gc => life::gc(&context),

@@ -1,5 +1,5 @@
-//! The verbs that need the state directory only: `ps`, `inspect`, `rename`, `rm`, `gc`. Sandboxes
-//! are made by the library, and this process holds the locks of those that "run".
+//! The verbs that need the state directory only: `ps`, `inspect`, `events`, `rename`, `rm`, `gc`.
+//! Sandboxes are made by the library, and this process holds the locks of those that "run".
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
@@ -316,4 +316,48 @@ fn sockets_of_killed_keepers_are_removed_and_no_others() {
     home.out(&["rm", "goes", "copied"]);
     assert!(!there("d") && there("c"));
     drop(made);
+}
+
+#[test]
+fn events_are_told_as_they_happen_until_ctrl_c() {
+    let home = Home::new();
+    let all = home.sandboxes();
+    let (_, _old) = sandbox(&all, "old", 'a', Status::Running);
+    let words = ["events", "--json", "--since", "1h", "--filter", "name=w", "--filter", "name=old"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nelly"));
+    command.args(words).env_clear().env("NELLY_HOME", home.0.path()).stdout(Stdio::piped());
+    let mut events = command.spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    let mut told = |event: &str, name: &str| {
+        let object = next();
+        assert_eq!((&object["event"], &object["name"]), (&json!(event), &json!(name)), "{object}");
+        object["time"].as_str().unwrap().parse::<Timestamp>().unwrap();
+        object
+    };
+    // What is there already; then what happens.
+    told("created", "old");
+    told("running", "old");
+    drop(sandbox(&all, "other", 'b', Status::Exited));
+    let (_, web) = sandbox(&all, "web", 'c', Status::Running);
+    let created = told("created", "web");
+    assert_eq!((&created["labels"]["stage"], &created["schema"]), (&json!("web"), &json!(1)));
+    told("started", "web");
+    told("running", "web");
+    home.out(&["rename", "web", "wide"]);
+    assert_eq!(told("renamed", "wide")["from"], "web");
+    drop(web);
+    let exited = told("exited", "wide");
+    assert_eq!((&exited["reason"], &exited["code"]), (&json!("unclean"), &Value::Null));
+    home.out(&["rm", "wide"]);
+    told("removed", "wide");
+    let pid = rustix::process::Pid::from_child(&events);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(events.wait().unwrap().code(), Some(0));
+    // The past alone, as lines.
+    let past = home.out(&["events", "--since", "1h", "--until", "1ms", "--filter", "event=exited"]);
+    let words: Vec<&str> = past.split(' ').collect();
+    assert_eq!(words[1..], ["exited", "bbbbbbbbbbbb", "other", "code=7", "reason=exited"]);
+    assert!(home.refused(&["events", "--filter", "event=melted"]).contains("unpaused"));
+    assert!(home.refused(&["events", "--until", "later"]).contains("--until"));
 }

@@ -177,6 +177,36 @@ pub(crate) struct RenameArgs {
     pub(crate) new: String,
 }
 
+/// `nelly events`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "One line an event: time (RFC 3339), event, short id, name, and what there is to say, such as code=0 reason=exited. The events are \
+    created, started, running, exited, restarted, paused, unpaused, renamed and removed. They are told from the files of the sandboxes, \
+    so what came and went at once, such as a pause of a millisecond, may not be told. An exit whose code nobody wrote down has the reason unclean (its \
+    keeper was killed) or unknown. Ctrl-C ends with code 0.\n\n\
+    Examples:\n  \
+    nelly events\n  \
+    nelly events --filter event=exited --filter label=stage=test\n  \
+    nelly events --json --since 1h --until 10s"
+)]
+pub(crate) struct EventsArgs {
+    /// Print only events that fit: event=EVENT, name=PART, id=PREFIX, label=KEY[=VALUE],
+    /// ancestor=IMAGE; may be repeated: of each key one must fit
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// Begin with the past, as far as the sandboxes that are still there tell it: when each was
+    /// created, and its latest start and end, not older than a duration (30s, 5m, 1h) or a time
+    /// (RFC 3339; UTC if it has no offset)
+    #[arg(long, value_name = "TIME|DURATION")]
+    pub(crate) since: Option<String>,
+    /// End at a time, or after a duration
+    #[arg(long, value_name = "TIME|DURATION")]
+    pub(crate) until: Option<String>,
+    /// Print JSON, one object a line (schema 1)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `nelly logs`.
 #[derive(Debug, Args)]
 #[command(

@@ -76,7 +76,7 @@ fn id_of(sandbox: &SandboxDir, word: &str) -> Result<Id> {
 }
 
 /// A point in time, or how long ago it was.
-fn since(text: &str) -> Result<Timestamp> {
+pub(super) fn since(text: &str) -> Result<Timestamp> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }

@@ -3,6 +3,7 @@
 pub(crate) mod args;
 mod attach;
 mod detach_keys;
+mod events;
 mod exec;
 mod force;
 mod inspect;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
+pub(crate) use events::events;
 pub(crate) use exec::{attended, exec};
 pub(crate) use inspect::inspect;
 pub(crate) use logs::logs;

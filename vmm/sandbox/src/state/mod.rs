@@ -3,6 +3,7 @@
 
 pub mod directory;
 mod error;
+pub mod events;
 pub mod identity;
 pub mod logs;
 pub mod outcome;

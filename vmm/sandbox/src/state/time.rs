@@ -41,6 +41,13 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// The point in time that is later by `duration`, at the latest in the year 2554.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        let seconds = duration.as_secs().saturating_mul(NS);
+        Self(self.0.saturating_add(seconds.saturating_add(duration.subsec_nanos().into())))
+    }
+
     /// The point in time that is earlier by `duration`, at the earliest 1970.
     #[must_use]
     pub fn before(self, duration: Duration) -> Self {

@@ -53,6 +53,17 @@ impl Sandboxes {
         Ok(all)
     }
 
+    /// The directories of all sandboxes, in the order of their ids; without those that are not
+    /// trusted or were removed meanwhile.
+    ///
+    /// # Errors
+    /// The directory itself cannot be listed.
+    pub fn directories(&self) -> Result<Vec<SandboxDir>, StateError> {
+        let mut ids = self.entries("")?;
+        ids.sort();
+        Ok(ids.into_iter().filter_map(|id| self.by_id(id).ok().flatten()).collect())
+    }
+
     /// Whether it was to be removed at its end, and is gone now.
     fn is_cleaned(&self, one: &Listed) -> bool {
         let Ok(Details { record, condition, .. }) = &one.details else { return false };

@@ -107,6 +107,11 @@ impl Sandboxes {
         self.dir.path()
     }
 
+    /// The directory itself, to be watched.
+    pub(super) fn dir(&self) -> &TrustedDir {
+        &self.dir
+    }
+
     /// Waits for the lock of the whole directory.
     fn guard(&self) -> Result<Guard, StateError> {
         let start = Instant::now();
