@@ -43,7 +43,10 @@ impl Cli {
     /// Invalid arguments; also if help or the version was requested.
     pub(crate) fn from_words(raw: &[String]) -> Result<Self, clap::Error> {
         let Some(words) = raw.get(2..).filter(|_| raw.get(1).is_some_and(|verb| verb == "run")) else {
-            return Self::try_parse_from(raw);
+            return match signal_alone(raw) {
+                Some(raw) => Self::try_parse_from(raw),
+                None => Self::try_parse_from(raw),
+            };
         };
         let mut command = run_alone();
         let words = std::iter::once("nelly run").chain(words.iter().map(String::as_str));
@@ -51,6 +54,24 @@ impl Cli {
         let args = RunArgs::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
         Ok(Self { verb: Verb::Run(Box::new(args)) })
     }
+}
+
+/// `nelly kill -9` as `nelly kill --signal=9`, which clap has no form for; `None` where no signal
+/// stands alone. No flag of `kill` is in upper case or a number.
+fn signal_alone(raw: &[String]) -> Option<Vec<String>> {
+    if raw.get(1).is_none_or(|verb| verb != "kill") {
+        return None;
+    }
+    let end = raw.iter().position(|word| word == "--").unwrap_or(raw.len());
+    let signal = |word: &str| {
+        let name = word.strip_prefix('-')?;
+        let fits = !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
+        fits.then(|| format!("--signal={name}"))
+    };
+    let at = raw[..end].iter().position(|word| signal(word).is_some())?;
+    let mut raw = raw.to_vec();
+    raw[at] = signal(&raw[at])?;
+    Some(raw)
 }
 
 /// The parser of `run` without the other verbs.
@@ -66,12 +87,18 @@ pub(crate) enum Verb {
     /// Make a sandbox that stays, without starting it
     #[command(
         override_usage = "nelly create [FLAGS] IMAGE [COMMAND [ARG...]]\n       nelly create [FLAGS] -- COMMAND [ARG...]",
-        after_help = "Prints the id. `nelly start` starts the sandbox. IMAGE and COMMAND are those of nelly run.",
+        after_help = "Prints the id. `nelly start` starts the sandbox. IMAGE and COMMAND are those of nelly run.\n\n\
+            Examples:\n  \
+            nelly create --name web -m 256M -- httpd -f && nelly start web\n  \
+            nelly create --restart unless-stopped --storage 20G --name db postgres:17",
         mut_arg("detach", |arg| arg.hide(true)), mut_arg("timeout", |arg| arg.hide(true)), mut_arg("result", |arg| arg.hide(true)),
         mut_arg("timings", |arg| arg.hide(true)), mut_arg("trace", |arg| arg.hide(true))
     )]
     Create(Box<RunArgs>),
     /// Start sandboxes that do not run
+    #[command(
+        after_help = "Examples:\n  nelly start web\n  nelly ps -aq --filter status=exited | xargs nelly start"
+    )]
     Start(NamesArgs),
     /// Stop sandboxes: a signal, a grace time, SIGKILL
     Stop(StopArgs),
@@ -80,14 +107,17 @@ pub(crate) enum Verb {
     /// Stop sandboxes, and start them again
     Restart(RestartArgs),
     /// Wait until sandboxes have ended, and print their exit codes
+    #[command(after_help = "Example:\n  code=$(nelly wait job) && nelly logs job")]
     Wait(NamesArgs),
     /// Run a further command in a sandbox that runs
     Exec(ExecArgs),
     /// Show a sandbox's output, and type into it
     Attach(AttachArgs),
     /// Pause the machines of sandboxes
+    #[command(after_help = "Example:\n  nelly pause web db")]
     Pause(NamesArgs),
     /// Let paused sandboxes run on
+    #[command(after_help = "Example:\n  nelly unpause web db")]
     Unpause(NamesArgs),
     /// Change the restart policy of sandboxes
     Update(UpdateArgs),
@@ -98,6 +128,7 @@ pub(crate) enum Verb {
     /// Print what the container of a sandbox wrote
     Logs(LogsArgs),
     /// Print all that is known of sandboxes as JSON (schema 1)
+    #[command(after_help = "Example:\n  nelly inspect web | jq '.[0].state'")]
     Inspect(NamesArgs),
     /// Print what happens to sandboxes, as it happens
     Events(EventsArgs),
@@ -106,6 +137,7 @@ pub(crate) enum Verb {
     /// Remove sandboxes and what was written in them
     Rm(RmArgs),
     /// Remove what killed commands and keepers left behind; never what runs or can be started
+    #[command(after_help = "Example:\n  nelly gc")]
     Gc,
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
@@ -170,7 +202,7 @@ pub(crate) enum LogLevel {
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
     /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::vcpus::whole)]
     pub(crate) cpus: Option<u32>,
     /// Memory size with a suffix K, M, G or T (binary) [env: NELLY_MEMORY] [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
@@ -305,7 +337,7 @@ pub(crate) struct KeptArgs {
     #[arg(long, value_name = "DURATION")]
     pub(crate) stop_timeout: Option<String>,
     /// Label, for filters (with -d)
-    #[arg(long, value_name = "NAME=VALUE")]
+    #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) label: Vec<String>,
     /// Size of the disk of the writable layer, which is sparse (with -d) [default: 8G; with --rm a
     /// tmpfs in the guest instead]
@@ -476,6 +508,28 @@ mod tests {
         assert!(args.interactive && !args.tty);
         assert_eq!(args.env, ["A=1", "B"]);
         assert_eq!(args.machine.memory.as_deref(), Some("1G"));
+    }
+
+    #[test]
+    fn a_signal_of_kill_may_stand_alone() {
+        for (words, expected) in [
+            (&["kill", "-9", "web"][..], Some("9")),
+            (&["kill", "-KILL", "web"], Some("KILL")),
+            (&["kill", "web", "-SIGUSR1"], Some("SIGUSR1")),
+            (&["kill", "-s", "HUP", "web"], Some("HUP")),
+            (&["kill", "web"], Some("KILL")),
+            (&["kill", "-9", "-15", "web"], None),
+            (&["kill", "-x", "web"], None),
+            (&["kill", "-9"], None),
+            (&["stop", "-9", "web"], None),
+        ] {
+            let raw: Vec<String> = ["nelly"].iter().chain(words).map(|w| (*w).to_owned()).collect();
+            let signal = match Cli::from_words(&raw).map(|cli| cli.verb) {
+                Ok(Verb::Kill(args)) => Some(args.signal),
+                _ => None,
+            };
+            assert_eq!(signal.as_deref(), expected, "{words:?}");
+        }
     }
 
     #[test]

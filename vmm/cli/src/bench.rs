@@ -22,6 +22,7 @@ use crate::bench_args::{
     BenchArgs, BenchVerb, BootFlags, CommandFlags, CommonFlags, CompareFlags, RoundFlags, Until,
 };
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::host::{self, KvmSupport};
 use crate::output_file::OutputFile;
 use crate::{machine, out};
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
         }
         BenchVerb::Density(flags) => {
             let memory =
-                flags.memory_limit.as_deref().map(size::parse).transpose().context("--memory-limit")?;
+                flags.memory_limit.as_deref().map(size::parse).transpose().of_flag("--memory-limit")?;
             let limit = DensityLimit { count: flags.count, memory_bytes: memory };
             let plan = sandbox(&flags.common, context)?;
             runner::density(&plan, &limit, environment(), &mut progress())
@@ -125,13 +126,13 @@ fn environment() -> Environment {
 }
 
 fn rounds(rounds: &RoundFlags, common: &CommonFlags) -> Result<Rounds> {
-    let limit = crate::duration::parse(&common.limit).context("--limit")?;
+    let limit = crate::duration::parse(&common.limit).of_flag("--limit")?;
     Ok(Rounds { counted: rounds.rounds, warm_up: rounds.warm_up, limit })
 }
 
 fn hardware(common: &CommonFlags) -> Result<(CpuCount, MemorySize)> {
     let cpus = CpuCount::new(common.cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
-    let bytes = size::parse(&common.memory).context("--memory")?;
+    let bytes = size::parse(&common.memory).of_flag("--memory")?;
     if bytes % (1 << 20) != 0 {
         bail!(
             "--memory {}: not a multiple of 1 MiB, which some of the other monitors require",

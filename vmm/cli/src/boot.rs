@@ -14,13 +14,14 @@ use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
 use crate::args::BootArgs;
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::result::ResultFile;
 use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     let config = machine::boot(args, &context.settings)?;
-    args.result.as_deref().map(ResultFile::parse).transpose().context("--result")?;
+    args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     if args.machine.dry_run {
         out::json(config.to_json())?;

@@ -1,8 +1,10 @@
 //! The flags that every verb has which makes a container: rights, limits, names. As docker's.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use nelly_sandbox::spec::{Capabilities, ContainerOptions, Rights, options, size};
+
+use crate::fail::OfFlag as _;
 
 /// Flags of docker's `run` and `create` that become a part of the container's specification.
 #[derive(Debug, Default, Args)]
@@ -47,10 +49,10 @@ impl ContainerArgs {
     pub(crate) fn rights(&self) -> Result<Rights> {
         let capabilities = match self.privileged {
             true => Capabilities::EVERY,
-            false => Capabilities::changed(&self.cap_add, &self.cap_drop).context("--cap-add, --cap-drop")?,
+            false => Capabilities::changed(&self.cap_add, &self.cap_drop).of_flag("--cap-add, --cap-drop")?,
         };
         let limits = self.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>();
-        Ok(Rights { capabilities, limits: limits.context("--ulimit")?, groups: self.group_add.clone() })
+        Ok(Rights { capabilities, limits: limits.of_flag("--ulimit")?, groups: self.group_add.clone() })
     }
 
     /// What else the container has.
@@ -66,10 +68,10 @@ impl ContainerArgs {
         let pids = self.pids_limit.filter(|limit| ![-1, 0].contains(limit)).map(u32::try_from).transpose();
         Ok(ContainerOptions {
             privileged: self.privileged,
-            shm_bytes: self.shm_size.as_deref().map(size::parse).transpose().context("--shm-size")?,
-            sysctls: sysctls.context("--sysctl")?,
-            pids_limit: pids.context("--pids-limit: write a number above 0, or -1")?,
-            hosts: hosts.context("--add-host")?,
+            shm_bytes: self.shm_size.as_deref().map(size::parse).transpose().of_flag("--shm-size")?,
+            sysctls: sysctls.of_flag("--sysctl")?,
+            pids_limit: pids.of_flag("--pids-limit: write a number above 0, or -1")?,
+            hosts: hosts.of_flag("--add-host")?,
         })
     }
 }

@@ -27,6 +27,14 @@ pub(crate) fn parse(text: &str) -> Result<Duration> {
     }
 }
 
+/// As [`parse`], and also a number of seconds without a unit, where docker has a flag of that name.
+pub(crate) fn parse_or_seconds(text: &str) -> Result<Duration> {
+    match text.parse::<u64>() {
+        Ok(seconds) => parse(&format!("{seconds}s")),
+        Err(_) => parse(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +44,9 @@ mod tests {
         for (text, milliseconds) in [("1ms", 1), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000)] {
             assert_eq!(parse(text).unwrap(), Duration::from_millis(milliseconds));
         }
+        assert_eq!(parse_or_seconds("5").unwrap(), Duration::from_secs(5));
+        assert_eq!(parse_or_seconds("5m").unwrap(), Duration::from_secs(300));
+        assert!(parse_or_seconds("1.5").is_err() && parse_or_seconds("").is_err());
         for bad in ["", "5", "s", "0s", "-1s", "1.5s", "1d", "99999999999h"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

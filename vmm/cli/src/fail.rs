@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Error;
+use anyhow::{Context, Error};
+use nelly_image::{ImageError, LocalError};
 use nelly_sandbox::instance::SandboxError;
 use nelly_sandbox::spec::SpecError;
 use nelly_sandbox::state::outcome;
@@ -37,6 +38,11 @@ pub(crate) fn code(error: &Error) -> Option<u8> {
     matches!(error.downcast_ref(), Some(SpecError::EmptyProgram)).then_some(outcome::NOT_FOUND)
 }
 
+/// Whether the error is one of how the command was used: see [`Usage`].
+pub(crate) fn is_usage(error: &Error) -> bool {
+    error.downcast_ref::<Usage>().is_some()
+}
+
 /// What the guest said last, where that may explain the error.
 fn console(error: &Error) -> Option<&str> {
     match error.downcast_ref() {
@@ -47,7 +53,12 @@ fn console(error: &Error) -> Option<&str> {
 
 /// What to do, carried in the chain as a [`Hint`].
 fn hint(error: &Error) -> Option<&str> {
-    error.downcast_ref::<Hint>().map(|hint| hint.hint.as_str())
+    if let Some(hint) = error.downcast_ref::<Hint>() {
+        return Some(&hint.hint);
+    }
+    let missing = matches!(error.downcast_ref(), Some(ImageError::NotStored(_)))
+        || matches!(error.downcast_ref(), Some(LocalError::NoImage(_)));
+    missing.then_some("`nelly image pull NAME` fetches an image, `nelly image load` reads an archive, `nelly image ls` lists what is there")
 }
 
 /// An error's sentence with what to do about it.
@@ -72,6 +83,44 @@ impl std::fmt::Display for Hint {
 
 impl std::error::Error for Hint {}
 
+/// What was wrong in how the command was used: a sentence, or as a context the name of the flag
+/// whose value is refused. The exit code is then that of usage errors.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl Usage {
+    /// An error of this sentence.
+    pub(crate) fn error(sentence: impl Into<String>) -> Error {
+        Error::new(Self(sentence.into()))
+    }
+}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Marks what a flag's value was refused for.
+pub(crate) trait OfFlag<T> {
+    /// The same, as a usage error that begins with the flag's name.
+    ///
+    /// # Errors
+    /// As `self`.
+    fn of_flag(self, flag: &str) -> anyhow::Result<T>;
+}
+
+impl<T, E> OfFlag<T> for Result<T, E>
+where
+    Self: Context<T, E>,
+{
+    fn of_flag(self, flag: &str) -> anyhow::Result<T> {
+        self.with_context(|| Usage(flag.to_owned()))
+    }
+}
+
 /// A container that did not start, with the exit code of `run`.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -89,9 +138,15 @@ impl std::error::Error for Refused {}
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context;
-
     use super::*;
+
+    #[test]
+    fn a_refused_value_is_a_usage_error_however_deep() {
+        let refused = "x".parse::<u8>().of_flag("--time").context("stop").unwrap_err();
+        assert!(is_usage(&refused));
+        assert_eq!(format!("{refused:#}"), "stop: --time: invalid digit found in string");
+        assert!(is_usage(&Usage::error("no COMMAND")) && !is_usage(&anyhow::anyhow!("no KVM")));
+    }
 
     #[test]
     fn a_hint_and_a_console_are_found_below_what_was_tried() {

@@ -12,7 +12,9 @@ use nelly_vmm::config::{
 use nelly_vmm::sys::files::{self, Accept};
 
 use crate::args;
+use crate::fail::OfFlag as _;
 use crate::settings::Settings;
+use crate::vcpus;
 
 /// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
@@ -27,7 +29,8 @@ pub(crate) struct MachineOptions {
 pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
-    let cpus: u64 = cpus.parse().map_err(|_| anyhow!("cpus {cpus:?} (from {source}) is not a number"))?;
+    let cpus: u64 =
+        vcpus::whole(&cpus).map_err(|reason| anyhow!("cpus (from {source}): {reason}")).map(u64::from)?;
     let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("cpus (from {source}): {reason}"))?;
     let (memory, source) = settings.get("memory", args.memory.as_deref());
     let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
@@ -41,7 +44,7 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Ma
     }
     let (append, source) = settings.get("append", args.append.as_deref());
     let append = CommandLine::new(append).map_err(|reason| anyhow!("append (from {source}): {reason}"))?;
-    let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().context("--timeout")?;
+    let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().of_flag("--timeout")?;
     Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 

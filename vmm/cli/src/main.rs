@@ -10,6 +10,7 @@ mod console;
 mod container_args;
 mod context;
 mod ctrl_c;
+mod docker_words;
 mod doctor;
 mod duration;
 mod environment;
@@ -30,6 +31,7 @@ mod show;
 mod signals;
 mod stdio;
 mod table;
+mod vcpus;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,9 @@ use nelly_vmm::timeline::{self, Recorder};
 /// Exit code of failures of all verbs except `run` and `boot`.
 const FAILED: u8 = 1;
 
+/// Exit code of usage errors of the same verbs.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let recorder = recorder();
     bug::expect();
@@ -55,7 +60,7 @@ fn main() -> ExitCode {
     };
     let cli = match Cli::from_words(&raw) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, &raw),
+        Err(error) => return usage(error, &raw),
     };
     let (code, json) = match &cli.verb {
         Verb::Run(_) | Verb::Boot(_) | Verb::Exec(_) | Verb::Attach(_) => (outcome::FAILED, false),
@@ -68,6 +73,8 @@ fn main() -> ExitCode {
     };
     match dispatch(&cli.verb, &raw, &recorder) {
         Ok(code) => code,
+        // A value that a flag cannot have is a usage error, as what clap refuses is.
+        Err(error) if fail::is_usage(&error) && code == FAILED => fail::report(&error, json, USAGE),
         Err(error) => fail::report(&error, json, fail::code(&error).unwrap_or(code)),
     }
 }
@@ -128,21 +135,25 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
     }
 }
 
-/// Reports a usage error. Its exit code is 125 for `run` and `boot`, like every failure that is not
-/// the container's, and 2 for other verbs.
-fn usage(error: &clap::Error, raw: &[String]) -> ExitCode {
+/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach` and `boot`, like every
+/// failure that is not the container's, and 2 for other verbs.
+fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
+    let verb = raw.get(1).map(String::as_str);
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     if asked {
         // Printing fails only if the reader has gone.
         let _ = error.print();
+    } else if let Some(answer) = docker_words::answer(&error, verb) {
+        out::message(answer);
     } else {
+        docker_words::without_guesses(&mut error);
         // The message repeats arguments, which may contain control characters.
         out::note(error);
     }
-    match raw.get(1).map(String::as_str) {
+    match verb {
         _ if asked => ExitCode::SUCCESS,
         Some("run" | "boot" | "exec" | "attach") => ExitCode::from(outcome::FAILED),
-        _ => ExitCode::from(2),
+        _ => ExitCode::from(USAGE),
     }
 }
 

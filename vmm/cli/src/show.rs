@@ -76,7 +76,9 @@ pub(crate) fn help(topic: &[String]) -> Result<ExitCode> {
             for (code, meaning) in outcome::table() {
                 out::line(format_args!("{code:>6}  {meaning}"))?;
             }
-            out::line(" other commands: 0 success, 1 failure, 2 usage error")?;
+            out::line(
+                " other commands: 0 success, 1 failure, 2 usage error (an unknown verb or flag, or a value that a flag cannot have)",
+            )?;
         }
         words => {
             let mut verb = &command;

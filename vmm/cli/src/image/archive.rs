@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use super::args::{FormatArg, LoadArgs, SaveArgs};
 use super::local;
 use crate::context::Context;
-use crate::fail::Hint;
+use crate::fail::{Hint, OfFlag as _};
 use crate::out;
 use crate::progress::Bar;
 
 /// `nelly image load`.
 pub(super) fn load(args: &LoadArgs, context: &Context) -> Result<ExitCode> {
-    let name = args.name.as_deref().map(str::parse).transpose().context("--name")?;
+    let name = args.name.as_deref().map(str::parse).transpose().of_flag("--name")?;
     let local = local(context)?;
     let mut bar = Bar::new(args.quiet);
     let limits = Limits::default();

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use nelly_image::{ImagePlan, StoredImage};
 use serde_json::json;
 
 use super::args::LsArgs;
 use super::{local, size, store};
 use crate::context::Context;
+use crate::fail::Usage;
 use crate::{out, table};
 
 /// Hexadecimal digits of a short id.
@@ -31,9 +32,9 @@ fn filter(word: &str) -> Result<Filter> {
             Some((key, value)) => Filter::Label(key.to_owned(), Some(value.to_owned())),
             None => Filter::Label(label.to_owned(), None),
         }),
-        _ => bail!(
+        _ => Err(Usage::error(format!(
             "--filter {word:?} is none of dangling=true, dangling=false, reference=PATTERN and label=KEY[=VALUE]"
-        ),
+        ))),
     }
 }
 

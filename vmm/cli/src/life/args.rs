@@ -17,11 +17,16 @@ pub(crate) struct NamesArgs {
 #[command(
     after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
     After the grace time it is SIGKILL. What was written is flushed before the machine ends.\n\
-    `--time 0s` ends the sandbox also when its keeper does not answer; what was written last may then be lost."
+    `--time 0` ends the sandbox also when its keeper does not answer; what was written last may then be lost.\n\n\
+    Examples:\n  \
+    nelly stop web\n  \
+    nelly stop -t 30 web db\n  \
+    nelly stop --signal INT web"
 )]
 pub(crate) struct StopArgs {
-    /// Grace time before SIGKILL (500ms, 30s, 5m); 0s kills at once [default: the sandbox's, 10s]
-    #[arg(long, value_name = "DURATION")]
+    /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds); 0 kills at once
+    /// [default: the sandbox's, 10s]
+    #[arg(short, long, value_name = "DURATION")]
     pub(crate) time: Option<String>,
     /// First signal, by name or number [default: that of the sandbox]
     #[arg(long, value_name = "SIGNAL")]
@@ -32,9 +37,13 @@ pub(crate) struct StopArgs {
 
 /// `nelly restart`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nelly restart web\n  \
+    nelly restart -t 2 web db")]
 pub(crate) struct RestartArgs {
-    /// Grace time before SIGKILL [default: that of the sandbox, 10s]
-    #[arg(long, value_name = "DURATION")]
+    /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds) [default: that of the
+    /// sandbox, 10s]
+    #[arg(short, long, value_name = "DURATION")]
     pub(crate) time: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
@@ -42,6 +51,11 @@ pub(crate) struct RestartArgs {
 
 /// `nelly kill`.
 #[derive(Debug, Args)]
+#[command(after_help = "The signal may also stand alone, as for kill(1): -9, -KILL, -SIGUSR1.\n\n\
+    Examples:\n  \
+    nelly kill web\n  \
+    nelly kill -s HUP web\n  \
+    nelly kill -9 web db")]
 pub(crate) struct KillArgs {
     /// Signal, by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
@@ -93,7 +107,10 @@ pub(crate) struct ExecArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
-    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys."
+    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys.\n\n\
+    Examples:\n  \
+    nelly attach web\n  \
+    nelly attach --no-stdin --detach-keys ctrl-p,ctrl-q web"
 )]
 pub(crate) struct AttachArgs {
     /// Do not connect standard input to the container
@@ -109,6 +126,9 @@ pub(crate) struct AttachArgs {
 
 /// `nelly update`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nelly update --restart unless-stopped web\n  \
+    nelly update --restart no web db")]
 pub(crate) struct UpdateArgs {
     /// Restart policy, which holds from the next exit on: no, on-failure[:MAXIMUM], always or
     /// unless-stopped
@@ -120,12 +140,16 @@ pub(crate) struct UpdateArgs {
 
 /// `nelly stats`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    nelly stats\n  \
+    nelly stats --json web")]
 pub(crate) struct StatsArgs {
     /// Print JSON (schema 1)
     #[arg(long)]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) names: NamesArgs,
+    /// Sandboxes, by name, id or the beginning of an id [default: all that run]
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) names: Vec<String>,
 }
 
 /// `nelly ps`.
@@ -168,6 +192,7 @@ pub(crate) struct RmArgs {
 
 /// `nelly rename`.
 #[derive(Debug, Args)]
+#[command(after_help = "The host name of the container stays. Example:\n  nelly rename quiet-heron web")]
 pub(crate) struct RenameArgs {
     /// The sandbox, by name, id or the beginning of an id
     #[arg(value_name = "SANDBOX")]

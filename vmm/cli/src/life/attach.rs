@@ -19,11 +19,12 @@ use super::args::AttachArgs;
 use super::detach_keys::DetachKeys;
 use super::{connect, runtime, sandboxes};
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::{bug, out};
 
 /// Shows a container's output, and passes input on, until it ends or its user leaves.
 pub(crate) fn attach(args: &AttachArgs, context: &Context) -> Result<ExitCode> {
-    let keys: DetachKeys = args.detach_keys.parse().context("--detach-keys")?;
+    let keys: DetachKeys = args.detach_keys.parse().of_flag("--detach-keys")?;
     let sandbox = sandboxes(context)?.find(&args.name)?;
     let process = sandbox.record()?.container.process;
     let stdin = !args.no_stdin && (process.stdin || process.terminal);

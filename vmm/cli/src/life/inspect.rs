@@ -2,32 +2,49 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, anyhow};
+use nelly_image::LocalStore;
 use nelly_sandbox::state::{Condition, SandboxDir};
-use nelly_vmm::text;
 use serde_json::{Value, json};
 
 use super::args::NamesArgs;
 use super::sandboxes;
 use crate::context::Context;
+use crate::fail::{self, Hint};
 use crate::out;
 
 /// Prints an array with an object for each of the named, in their order. One that cannot be shown
 /// is told on standard error.
 pub(crate) fn inspect(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
-    let sandboxes = sandboxes(context)?;
+    let sandboxes = sandboxes(context);
     let (mut objects, mut failed) = (Vec::new(), false);
     for word in &args.names {
-        match sandboxes.find(word).map_err(anyhow::Error::from).and_then(|sandbox| object(&sandbox)) {
+        let found = match &sandboxes {
+            Ok(all) => all.find(word).map_err(Error::from),
+            Err(error) => Err(anyhow!("{error:#}")),
+        };
+        match found.map_err(|error| hinted(word, error, context)).and_then(|sandbox| object(&sandbox)) {
             Ok(object) => objects.push(object),
             Err(error) => {
-                out::message(text::chain(error.as_ref()));
+                fail::report(&error, false, 1);
                 failed = true;
             }
         }
     }
     out::json(format_args!("{:#}", Value::Array(objects)))?;
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// An error of a word that names no sandbox, with a hint if it names an image.
+fn hinted(word: &str, error: Error, context: &Context) -> Error {
+    let images = LocalStore::open(context.places.images());
+    match images.map(|images| images.look_up(word)) {
+        Ok(Ok(_)) => Hint::error(
+            format!("{error:#}"),
+            format!("{word} is an image, which `nelly image inspect {word}` shows"),
+        ),
+        _ => error,
+    }
 }
 
 /// The record of a sandbox, and beside it what is the case.

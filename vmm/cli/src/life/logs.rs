@@ -3,17 +3,18 @@
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use nelly_sandbox::state::logs::{LogReader, Record, Stream, follow};
 use nelly_sandbox::state::{Id, SandboxDir, Status, Timestamp};
 
 use super::args::{LogsArgs, Tail};
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::{duration, out};
 
 /// Prints the log of a sandbox, and with `--follow` what comes until its end.
 pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
-    let since = args.since.as_deref().map(since).transpose().context("--since")?;
+    let since = args.since.as_deref().map(since).transpose().of_flag("--since")?;
     let (word, container) = super::target(&args.sandbox);
     let sandbox = super::sandboxes(context)?.find(word)?;
     let container = (!container.is_empty()).then(|| id_of(&sandbox, container)).transpose()?;

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use nelly_sandbox::state::directory::Details;
 use nelly_sandbox::state::record::ContainerRecord;
 use nelly_sandbox::state::{Condition, Listed, Sandboxes, Status, Timestamp};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::args::PsArgs;
 use crate::context::Context;
+use crate::fail::{OfFlag as _, Usage};
 use crate::{out, table};
 
 /// How many characters of a command are shown.
@@ -29,11 +30,11 @@ enum Filter {
 
 fn filter(word: &str) -> Result<Filter> {
     let Some((key, value)) = word.split_once('=') else {
-        bail!("--filter {word:?} does not have the form KEY=VALUE");
+        return Err(Usage::error(format!("--filter {word:?} does not have the form KEY=VALUE")));
     };
     let value = value.to_owned();
     Ok(match key {
-        "status" => Filter::Status(value.parse()?),
+        "status" => Filter::Status(value.parse().of_flag("--filter")?),
         "name" => Filter::Name(value),
         "id" => Filter::Id(value),
         "label" => match value.split_once('=') {
@@ -41,7 +42,11 @@ fn filter(word: &str) -> Result<Filter> {
             None => Filter::Label(value, None),
         },
         "ancestor" => Filter::Ancestor(value),
-        _ => bail!("--filter {word:?}: the filters are status, name, id, label and ancestor"),
+        _ => {
+            return Err(Usage::error(format!(
+                "--filter {word:?}: the filters are status, name, id, label and ancestor"
+            )));
+        }
     })
 }
 

@@ -21,7 +21,6 @@ use crate::progress;
 
 /// Starts sandboxes that do not run.
 pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
-    crate::host::require_mainstream()?;
     let sandboxes = sandboxes(context)?;
     each(&args.names, |word| {
         let sandbox = sandboxes.find(word)?;
@@ -29,6 +28,7 @@ pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
         if condition.is_live() {
             bail!("sandbox {word} is {} already", condition.word());
         }
+        crate::host::require_mainstream()?;
         let lock = lock(&sandboxes, &sandbox)?;
         launch(context, &sandboxes, &sandbox, lock)?;
         Ok(None)
@@ -37,11 +37,12 @@ pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
 
 /// Stops sandboxes that run, and starts them all.
 pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode> {
-    crate::host::require_mainstream()?;
-    let sandboxes = sandboxes(context)?;
     let grace = super::stop::grace(args.time.as_deref())?;
+    let sandboxes = sandboxes(context)?;
     each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
+        // Before it is stopped: what cannot be started again shall go on.
+        crate::host::require_mainstream()?;
         if sandbox.condition()?.is_live() {
             super::stop::stop_one(&sandbox, None, grace)?;
         }

@@ -3,22 +3,33 @@
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use nelly_sandbox::state::{Condition, Sandboxes, Status};
 use serde_json::json;
 
 use super::args::StatsArgs;
 use super::{connect, runtime, sandboxes};
 use crate::context::Context;
-use crate::out;
+use crate::{fail, out};
 
 /// Prints what sandboxes use, once.
 pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
     let mut all = Vec::new();
-    for word in &args.names.names {
-        let sandbox = sandboxes.find(word)?;
-        let stats = runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.stats().await?) });
-        let stats = stats.with_context(|| format!("sandbox {word}"))?;
-        all.push((sandbox.record()?.name, sandbox.id(), stats));
+    let mut failed = false;
+    let words = if args.names.is_empty() { running(&sandboxes)? } else { args.names.clone() };
+    for word in &words {
+        let one = sandboxes.find(word).map_err(anyhow::Error::from).and_then(|sandbox| {
+            let stats = runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.stats().await?) })?;
+            Ok((sandbox.record()?.name, sandbox.id(), stats))
+        });
+        match one.with_context(|| format!("sandbox {word}")) {
+            Ok(one) => all.push(one),
+            // One that hangs keeps none of the others.
+            Err(error) => {
+                fail::report(&error, false, 1);
+                failed = true;
+            }
+        }
     }
     if args.json {
         let all: Vec<_> = all
@@ -32,7 +43,7 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
             })
             .collect();
         out::json(format_args!("{:#}", serde_json::Value::from(all)))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(ExitCode::from(u8::from(failed)));
     }
     out::line("NAME                 CPU SECONDS  MEMORY MiB  PEAK MiB  GUEST FREE MiB  PIDS")?;
     for (name, _, stats) in all {
@@ -47,5 +58,15 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
             stats.pids_current
         ))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// The ids of all sandboxes that run or are paused.
+fn running(sandboxes: &Sandboxes) -> Result<Vec<String>> {
+    let live = sandboxes.list()?.into_iter().filter(|one| {
+        one.details.as_ref().is_ok_and(|details| {
+            matches!(details.condition, Condition::Status(Status::Running | Status::Paused))
+        })
+    });
+    Ok(live.map(|one| one.id.to_string()).collect())
 }

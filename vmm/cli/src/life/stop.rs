@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nelly_sandbox::connect::ConnectError;
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::state::SandboxDir;
@@ -13,13 +13,13 @@ use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
 use super::force::{end_by_force, end_unreachable};
 use super::{LAST_WORDS, NoSockets, connect, each, ended, keeper, runtime, sandboxes, target};
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 
 /// A grace time.
 pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
     match text {
-        // As docker has it.
         Some("0" | "0s") => Ok(Some(Duration::ZERO)),
-        Some(text) => Ok(Some(crate::duration::parse(text).context("--time")?)),
+        Some(text) => Ok(Some(crate::duration::parse_or_seconds(text).of_flag("--time")?)),
         None => Ok(None),
     }
 }
@@ -27,7 +27,7 @@ pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
 /// Ends sandboxes in order.
 pub(crate) fn stop(args: &StopArgs, context: &Context) -> Result<ExitCode> {
     let grace = grace(args.time.as_deref())?;
-    let signal: Option<Signal> = args.signal.as_deref().map(str::parse).transpose().context("--signal")?;
+    let signal: Option<Signal> = args.signal.as_deref().map(str::parse).transpose().of_flag("--signal")?;
     let sandboxes = sandboxes(context)?;
     each(&args.names.names, |word| {
         let (word, container) = target(word);
@@ -116,7 +116,7 @@ fn is_unreachable(error: &anyhow::Error) -> bool {
 
 /// Sends a signal.
 pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
-    let signal: Signal = args.signal.parse().context("--signal")?;
+    let signal: Signal = args.signal.parse().of_flag("--signal")?;
     let sandboxes = sandboxes(context)?;
     let runtime = runtime()?;
     each(&args.names.names, |word| {
@@ -151,7 +151,7 @@ pub(crate) fn unpause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
 
 /// Changes restart policies.
 pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
-    let policy: RestartPolicy = args.restart.parse().context("--restart")?;
+    let policy: RestartPolicy = args.restart.parse().of_flag("--restart")?;
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
     each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;

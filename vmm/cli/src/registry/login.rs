@@ -8,13 +8,14 @@ use nelly_registry::{Credentials, LoginPlace, RegistryError};
 use super::args::{LoginArgs, LogoutArgs};
 use super::{password, transfer};
 use crate::context::Context;
+use crate::fail::Usage;
 use crate::out;
 
 /// Checks a name and a password with the registry and keeps them.
 pub(crate) fn login(args: &LoginArgs, context: &Context) -> Result<ExitCode> {
     let user = match &args.username {
         Some(user) => user.clone(),
-        None if args.password_stdin => bail!("--password-stdin needs --username NAME"),
+        None if args.password_stdin => return Err(Usage::error("--password-stdin needs --username NAME")),
         None => password::ask(&format!("User name for {}", args.registry))?,
     };
     if user.is_empty() || user.contains(':') {

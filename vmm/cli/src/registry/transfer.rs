@@ -10,6 +10,7 @@ use serde_json::json;
 use super::args::{PullArgs, PushArgs};
 use super::bars::Bars;
 use crate::context::Context;
+use crate::fail::{OfFlag as _, Usage};
 use crate::out;
 
 /// A client by the settings and the environment.
@@ -26,7 +27,7 @@ fn store(context: &Context) -> Result<LocalStore> {
 }
 
 fn parse(word: &str) -> Result<ImageName> {
-    match word.parse::<Reference>().context("NAME")? {
+    match word.parse::<Reference>().of_flag("NAME")? {
         Reference::Named(name) => Ok(name),
         other => bail!("`{other}` is not in a registry; registries have names such as alpine:3.20"),
     }
@@ -41,7 +42,9 @@ fn architecture(platform: &str) -> Result<Option<String>> {
     };
     let Some(word) = platform.strip_prefix("linux/").filter(|word| !word.is_empty() && !word.contains('/'))
     else {
-        bail!("--platform {platform:?} is not linux/ARCHITECTURE, such as linux/amd64");
+        return Err(Usage::error(format!(
+            "--platform {platform:?} is not linux/ARCHITECTURE, such as linux/amd64"
+        )));
     };
     let word = known(word);
     Ok((word != known(std::env::consts::ARCH)).then_some(word))

@@ -18,6 +18,7 @@ use nelly_vmm::config::Platform;
 use super::plan::PreparedRun;
 use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
+use crate::fail::{OfFlag as _, Usage};
 use crate::{assets, life, out};
 
 /// How many further containers (`nelly run --in`) can run at a time in a sandbox that stays.
@@ -33,24 +34,35 @@ pub(super) struct KeptOptions {
 }
 
 /// Validates them.
-pub(super) fn options(args: &KeptArgs) -> Result<KeptOptions> {
-    let grace =
-        args.stop_timeout.as_deref().map(crate::duration::parse).transpose().context("--stop-timeout")?;
+pub(super) fn options(args: &KeptArgs, rm: bool) -> Result<KeptOptions> {
+    let grace = args
+        .stop_timeout
+        .as_deref()
+        .map(crate::duration::parse_or_seconds)
+        .transpose()
+        .of_flag("--stop-timeout")?;
     let grace = grace.map_or(Ok(10_000), |grace| u64::try_from(grace.as_millis()));
     let label = |text: &String| {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         if key.is_empty() {
-            bail!("--label {text:?} has no name; write NAME=VALUE");
+            return Err(Usage::error(format!("--label {text:?} has no name; write NAME=VALUE")));
         }
         Ok((key.to_owned(), value.to_owned()))
     };
     let storage = args.storage.as_deref().map(|text| anyhow::Ok(StorageSize::new(size::parse(text)?)?));
+    let restart: RestartPolicy =
+        args.restart.as_deref().map_or(Ok(RestartPolicy::No), str::parse).of_flag("--restart")?;
+    if rm && restart != RestartPolicy::No {
+        return Err(Usage::error(format!(
+            "--rm removes the sandbox at its end, and --restart {restart} starts it again: use one of them"
+        )));
+    }
     Ok(KeptOptions {
-        restart: args.restart.as_deref().map_or(Ok(RestartPolicy::No), str::parse).context("--restart")?,
-        stop_signal: args.stop_signal.as_deref().map(str::parse).transpose().context("--stop-signal")?,
-        stop_grace_ms: grace.context("--stop-timeout")?,
+        restart,
+        stop_signal: args.stop_signal.as_deref().map(str::parse).transpose().of_flag("--stop-signal")?,
+        stop_grace_ms: grace.of_flag("--stop-timeout")?,
         labels: args.label.iter().map(label).collect::<Result<_>>()?,
-        storage: storage.transpose().context("--storage")?,
+        storage: storage.transpose().of_flag("--storage")?,
     })
 }
 
@@ -63,12 +75,6 @@ pub(super) fn keep(
     (image, hold): (&Image, Option<Hold>),
     context: &Context,
 ) -> Result<ExitCode> {
-    if args.rm && kept.restart != RestartPolicy::No {
-        bail!(
-            "--rm removes the sandbox at its end, and --restart {} starts it again: use one of them",
-            kept.restart
-        );
-    }
     let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
     let (sandbox, lock) = create(args, kept, plan, reference, image, context, &sandboxes)?;
     drop(hold);

@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::args::{self, RunArgs};
 use crate::assets::Assets;
 use crate::context::Context;
-use crate::fail::Hint;
+use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::output_file::OutputFile;
 use crate::registry::args::PullPolicy;
 use crate::{out, progress, registry, result, signals};
@@ -64,7 +64,7 @@ pub(crate) fn create(
         ("--trace", args.trace.is_some()),
     ];
     if let Some((flag, _)) = of_run.into_iter().find(|(_, given)| *given) {
-        bail!("{flag} is a flag of nelly run, not of nelly create");
+        return Err(Usage::error(format!("{flag} is a flag of nelly run, not of nelly create")));
     }
     begin(args, raw, context, recorder, true)
 }
@@ -98,18 +98,18 @@ fn begin(
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let (image, command) = args::image_and_command(raw, &args.words);
-    let reference: Reference = image.as_deref().unwrap_or("builtin:busybox").parse().context("IMAGE")?;
+    let reference: Reference = image.as_deref().unwrap_or("builtin:busybox").parse().of_flag("IMAGE")?;
     if image.is_some_and(|image| image.is_empty())
         || (args.words.is_empty() && !raw.iter().any(|word| word == "--"))
     {
-        bail!(
-            "no IMAGE given: name one, or write `--` and a command to use the built-in image; see nelly run --help"
-        );
+        return Err(Usage::error(
+            "no IMAGE given: name one, or write `--` and a command to use the built-in image; see nelly run --help",
+        ));
     }
     if !stays && args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
-    let result = args.result.as_deref().map(result::ResultFile::parse).transpose().context("--result")?;
+    let result = args.result.as_deref().map(result::ResultFile::parse).transpose().of_flag("--result")?;
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
     let mut store_options = StoreOptions::new(&context.places.cache);
@@ -117,7 +117,7 @@ fn begin(
     store_options.builtin.clone_from(&assets.builtin);
     let store = Store::open(store_options)?;
     let options = run_options(args, command, assets, context)?;
-    let kept = stays.then(|| detached::options(&args.kept)).transpose()?;
+    let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
     if args.machine.dry_run {
         let planned = store.plan(&reference)?;
         let plan = plan(args, options, &planned.config)?;

@@ -17,6 +17,7 @@ use nelly_vmm::sys::files::Accept;
 use crate::args::RunArgs;
 use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::{console, environment, machine};
 
 /// The flags, validated before the image is read.
@@ -47,11 +48,11 @@ pub(super) fn run_options(
 ) -> Result<RunOptions> {
     let id = Id::random().context("cannot create a random id")?;
     let name: Name = match &args.name {
-        Some(name) => name.parse().context("--name")?,
+        Some(name) => name.parse().of_flag("--name")?,
         None => id.name(),
     };
     let hostname: Hostname = match &args.hostname {
-        Some(name) => name.parse().context("--hostname")?,
+        Some(name) => name.parse().of_flag("--hostname")?,
         None => name.clone().into(),
     };
     let overrides = Overrides {
@@ -75,8 +76,8 @@ pub(super) fn run_options(
         id,
         name,
         hostname,
-        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().context("--tmpfs")?,
-        seccomp: seccomp(args, &overrides.rights).context("--security-opt")?,
+        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().of_flag("--tmpfs")?,
+        seccomp: seccomp(args, &overrides.rights).of_flag("--security-opt")?,
         overrides,
         container: args.container.options()?,
         common: machine::common(&args.machine, &context.settings)?,

@@ -1,0 +1,72 @@
+//! How the command answers what is typed wrongly, or as docker has it: exit codes and sentences.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::process::{Command, Output};
+
+fn nelly(home: &tempfile::TempDir, words: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nelly"));
+    command.args(words).env_clear().env("NELLY_HOME", home.path()).output().unwrap()
+}
+
+#[test]
+fn usage_errors_have_their_exit_code() {
+    let home = tempfile::tempdir().unwrap();
+    for (words, code, part) in [
+        // Of clap, and of ours.
+        (&["rmi", "a"][..], 2, "nelly image rm"),
+        (&["frobnicate"], 2, "frobnicate"),
+        (&["ps", "--no-such"], 2, "--no-such"),
+        (&["ps", "--filter", "status=melting"], 2, "--filter"),
+        (&["ps", "--filter", "colour=red"], 2, "the filters are"),
+        (&["stop", "-t", "soon", "web"], 2, "--time"),
+        (&["stop", "--signal", "NOPE", "web"], 2, "--signal"),
+        (&["restart", "-t", "1.5", "web"], 2, "--time"),
+        (&["kill", "-s", "NOPE", "web"], 2, "--signal"),
+        (&["kill", "-NOPE", "web"], 2, "--signal"),
+        (&["update", "--restart", "often", "web"], 2, "--restart"),
+        (&["logs", "--since", "yesterday", "web"], 2, "--since"),
+        (&["image", "ls", "--filter", "size=1"], 2, "--filter"),
+        (&["image", "pull", "--platform", "amd64", "alpine"], 2, "--platform"),
+        (&["create", "--cpus", "0.5", "alpine"], 2, "whole vCPUs"),
+        (&["create", "--timeout", "5s", "alpine"], 2, "--timeout"),
+        (&["create"], 2, "IMAGE"),
+        // These have the exit codes of what they run.
+        (&["run", "--cpus", "0.5", "alpine"], 125, "whole vCPUs"),
+        (&["run", "-p", "80:80", "alpine"], 125, "no port can be published"),
+        (&["exec", "web"], 125, "COMMAND"),
+        (&["exec", "--no-such"], 125, "--no-such"),
+        (&["attach", "--detach-keys", "ctrl-1", "web"], 125, "--detach-keys"),
+        (&["boot"], 125, "--kernel"),
+        // What fails though it is used rightly.
+        (&["stop", "-t", "5", "web"], 1, "there is no sandbox"),
+        (&["kill", "-9", "web"], 1, "there is no sandbox"),
+        (&["start", "web"], 1, "there is no sandbox"),
+        (&["restart", "-t", "0", "web"], 1, "there is no sandbox"),
+        (&["image", "inspect", "nothing:1"], 1, "nelly image pull"),
+    ] {
+        let done = nelly(&home, words);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(code), "{words:?}: {said}");
+        assert!(said.contains(part), "{words:?} does not say {part:?}: {said}");
+        assert!(!said.contains("tip:") && done.stdout.is_empty(), "{words:?}: {said}");
+    }
+    let codes = nelly(&home, &["help", "exit-codes"]);
+    assert!(String::from_utf8_lossy(&codes.stdout).contains("2 usage error"));
+}
+
+#[test]
+fn every_verb_of_sandboxes_has_an_example() {
+    let home = tempfile::tempdir().unwrap();
+    for verb in [
+        "run", "create", "start", "stop", "kill", "restart", "wait", "exec", "attach", "pause", "unpause",
+        "update", "stats", "ps", "logs", "inspect", "rename", "rm", "gc",
+    ] {
+        for words in [[verb, "--help"], [verb, "-h"]] {
+            let done = nelly(&home, &words);
+            let said = String::from_utf8_lossy(&done.stdout);
+            assert_eq!(done.status.code(), Some(0), "{words:?}");
+            assert!(said.contains(&format!("nelly {verb}")), "{words:?}: {said}");
+            assert!(said.contains("Example"), "{words:?}: {said}");
+        }
+    }
+}
