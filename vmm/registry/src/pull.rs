@@ -39,6 +39,22 @@ pub enum TransferError {
         /// Why.
         source: LocalError,
     },
+    /// The disk has no room for the image.
+    #[error(
+        "the image {name} needs {wanted} bytes more in {}, and {room} are free there (but for a sixteenth): free some \
+         space, for example with `nelly image prune`, or choose another directory with NELLY_HOME",
+        dir.display()
+    )]
+    NoRoom {
+        /// Its name.
+        name: String,
+        /// The local store's directory.
+        dir: PathBuf,
+        /// Bytes that have to be fetched.
+        wanted: u64,
+        /// Bytes that may be written.
+        room: u64,
+    },
     /// The image that is to be pushed is not there.
     #[error("there is no image {name} in the local store")]
     NotStored {
@@ -63,6 +79,7 @@ impl TransferError {
             Self::Registry(error) => error.code(),
             Self::Image { .. } => "image_unusable",
             Self::Store { .. } => "image_store_unusable",
+            Self::NoRoom { .. } => "no_room",
             Self::NotStored { .. } => "image_not_stored",
             Self::NotWhole { .. } => "image_not_whole",
         }
@@ -131,6 +148,7 @@ pub fn pull(
         }
     }
     let mut transfers: Vec<Transfer> = blobs.into_iter().map(Transfer::new).collect();
+    pull.check_room(&transfers)?;
     transfer::all(&transfers, watch, |transfer, give_up| pull.fetch(transfer, give_up))?;
     transfers.push(config);
     pull.adding.set_name(Some(name), &named).map_err(|source| pull.store(source))?;
@@ -219,6 +237,22 @@ impl Pull<'_> {
         let bytes = store.read_blob(&config.digest, config.size).map_err(|source| self.store(source))?;
         let bytes = bytes.ok_or_else(|| self.store(LocalError::NoBlob(Box::new(config.digest))))?;
         Document::check_config(&bytes, layers, architecture).map_err(|source| self.image(source))
+    }
+
+    /// Refuses what the disk has no room for before it is fetched.
+    fn check_room(&self, transfers: &[Transfer]) -> Result<(), TransferError> {
+        let mut wanted = 0_u64;
+        for Transfer { blob, .. } in transfers {
+            let missing =
+                self.adding.missing(&blob.digest, blob.size).map_err(|source| self.store(source))?;
+            wanted = wanted.saturating_add(missing);
+        }
+        let room = self.adding.room().map_err(|source| self.store(source))?;
+        if wanted > room {
+            let (name, dir) = (self.name.clone(), self.dir.clone());
+            return Err(TransferError::NoRoom { name, dir, wanted, room });
+        }
+        Ok(())
     }
 
     /// Fetches one blob into the store.

@@ -231,8 +231,25 @@ impl Adding {
         }
     }
 
+    /// How many bytes of a blob are not there: less than `size` if it was begun.
+    ///
+    /// # Errors
+    /// As [`Adding::has_blob`].
+    pub fn missing(&self, digest: &Digest, size: u64) -> Result<u64, LocalError> {
+        if self.has_blob(digest, size)? {
+            return Ok(0);
+        }
+        let Some(begun) = self.partial.read(digest.hex())? else { return Ok(size) };
+        let path = || self.partial.path().join(digest.hex());
+        let begun = begun.metadata().map_err(|source| io_error("look at", &path(), source))?;
+        Ok(size.saturating_sub(begun.len()))
+    }
+
     /// The bytes that may be written: all but a sixteenth of the free space.
-    pub(crate) fn room(&self) -> Result<u64, LocalError> {
+    ///
+    /// # Errors
+    /// The file system cannot be asked.
+    pub fn room(&self) -> Result<u64, LocalError> {
         let free = sys::free_bytes(&self.dir)
             .map_err(|source| io_error("look at the file system of", self.dir.path(), source))?;
         Ok(free.map_or(u64::MAX, |free| free - free / 16))

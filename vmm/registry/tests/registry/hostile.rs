@@ -2,14 +2,16 @@
 
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::common::{Got, Server, bytes, client, options, options_with, place, reply};
-use nelly_image::Digest;
-use nelly_registry::{Cancel, Client, HostOptions, Place, RegistryError};
+use nelly_image::{Digest, ImageName, LocalStore};
+use nelly_registry::{Cancel, Client, HostOptions, Place, RegistryError, Unwatched, pull as pull_image};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const HTML: &str = "Content-Type: text/html\r\n";
@@ -388,4 +390,46 @@ fn a_proxy_of_the_environment_is_used() {
     let message = client(proxied).manifest(&place("registry.invalid"), "1").unwrap_err().to_string();
     assert!(message.contains("registry.invalid"), "{message}");
     assert!(proxy.count("registry.invalid:443") >= 1);
+}
+
+#[test]
+fn what_the_disk_has_no_room_for_is_not_fetched() {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        _ => "arm64",
+    };
+    let layer = Digest::sha256(b"no layer");
+    let config = format!(
+        "{{\"architecture\":\"{architecture}\",\"os\":\"linux\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{layer}\"]}}}}"
+    );
+    let told = |size: u64| {
+        let (digest, config_size) = (Digest::sha256(config.as_bytes()), config.len());
+        format!(
+            "{{\"schemaVersion\":2,\"mediaType\":\"{MANIFEST}\",\
+             \"config\":{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"{digest}\",\"size\":{config_size}}},\
+             \"layers\":[{{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"{layer}\",\"size\":{size}}}]}}"
+        )
+    };
+    // The smaller of two disks: an image may have 64 GiB.
+    let free = |path: &Path| {
+        let output = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(path).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().map(|word| word.parse::<u64>().unwrap()).product::<u64>()
+    };
+    let places = [std::env::temp_dir(), PathBuf::from("/dev/shm")];
+    let place = tempfile::tempdir_in(places.iter().min_by_key(|place| free(place)).unwrap()).unwrap();
+    let size = free(place.path());
+    let (manifest, served) = (told(size), config.clone());
+    let server = Server::start(move |got, stream| match got.path.contains("/manifests/") {
+        true => reply(stream, "200 OK", &manifest_type(), manifest.as_bytes()),
+        false => reply(stream, "200 OK", "", served.as_bytes()),
+    });
+    let store = LocalStore::open(place.path().join("images")).unwrap();
+    let name: ImageName = format!("{}/test/app", server.host).parse().unwrap();
+    let error = pull_image(&client(options()), &store, &name, None, &mut Unwatched).unwrap_err();
+    let (message, code) = (error.to_string(), error.code());
+    assert!(code == "no_room" && message.contains(&size.to_string()), "{code}: {message}");
+    assert!(message.contains(store.path().to_str().unwrap()), "{message}");
+    assert_eq!(server.count("/blobs/"), 1, "the configuration");
+    assert!(store.list().unwrap().is_empty());
 }
