@@ -2,26 +2,31 @@
 //! hangs among others, a full disk. Each is told in a sentence, and the rest goes on.
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nelly_tests::{scaled, wait};
+use nelly_tests::{nelly, run, scaled, wait};
 use serde_json::Value;
 
 use super::LIMIT;
 use super::image_store::archive;
 use super::keeper::{Kept, SERVER, kill, runs, spawn};
 
-/// Processes of ours, whose environment names the home of this test.
-fn processes(kept: &Kept) -> Vec<u64> {
+/// Processes of ours, whose environment names the home of this test, and the names of their
+/// programs.
+pub(super) fn processes(kept: &Kept) -> Vec<(u64, String)> {
     let home = kept.0.path().to_str().unwrap().as_bytes().to_vec();
     let numbers =
         fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let ours = |pid: &u64| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.windows(home.len()).any(|part| part == home) && runs(*pid)
+    let ours = |pid: u64| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        environment.windows(home.len()).any(|part| part == home).then_some(())?;
+        // What has ended has no program any more.
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        Some((pid, program.file_name()?.to_str()?.to_owned()))
     };
-    numbers.filter(ours).collect()
+    numbers.filter_map(ours).collect()
 }
 
 #[test]
@@ -83,8 +88,8 @@ fn end_of_the_host(kept: &Kept) {
             break;
         }
         // None of them sees the others end.
-        left.iter().for_each(|pid| kill("STOP", *pid));
-        left.iter().for_each(|pid| kill("KILL", *pid));
+        left.iter().for_each(|(pid, _)| kill("STOP", *pid));
+        left.iter().for_each(|(pid, _)| kill("KILL", *pid));
         thread::sleep(Duration::from_millis(10));
     }
     let _ = fs::remove_dir_all(kept.0.path().join("run"));
@@ -179,4 +184,65 @@ fn one_that_hangs_keeps_nobody_from_the_others() {
     assert!(!runs(keeper) && !runs(monitor));
     soon(&["exec", "other", "true"]).expect(0);
     soon(&["rm", "-f", "other"]).expect(0);
+}
+
+/// What is done on a disk of its own, which is filled up to the last byte and freed again. It
+/// prints what it found; `$1` is the archive of an image, `$2` the script of a container.
+const FULL_DISK: &str = r#"
+n() { "$NELLY" "$@" 2>"$TMPDIR/err"; echo "$1: $?"; }
+fill() { cat /dev/zero >"$NELLY_HOME/fill" 2>"$TMPDIR/err" || :; }
+free() { rm "$NELLY_HOME/fill"; }
+told() { grep -qi "no space\|not enough\|free" "$TMPDIR/err" && echo told || cat "$TMPDIR/err"; }
+left() { ls "$NELLY_HOME/data/sandboxes" 2>"$TMPDIR/err" | grep -c "^new-" || :; }
+mount -t tmpfs -o size=48m full "$NELLY_HOME"
+trap '"$NELLY" rm -f box >"$TMPDIR/end" 2>&1' EXIT
+fill; n image load -q <"$1"; told; free
+n image load -q <"$1"
+fill; n create --name box app:1 sh -c "$2"; told; free; left
+n create --name box app:1 sh -c "$2"
+n start box
+fill
+n exec box sh -c 'yes $(head -c 1000 /dev/zero | tr "\0" x) | head -c 2m >/proc/1/fd/1; echo goes on'
+n ps -q
+free; n exec box sh -c 'echo more >/proc/1/fd/1'
+fill
+n stop box
+free
+n ps -a --filter name=box
+n start box
+n logs box >"$TMPDIR/log"; grep -q "bytes of output were lost" "$TMPDIR/err" && echo lost
+"#;
+
+#[test]
+fn a_full_disk_is_told_and_stops_no_container() {
+    let kept = Kept::new();
+    let image = kept.0.path().join("image.tar");
+    fs::write(&image, archive(&kept.0)).unwrap();
+    let (home, temporary) = (kept.0.path().join("home"), kept.0.path().join("tmp"));
+    fs::create_dir(&home).unwrap();
+    fs::create_dir(&temporary).unwrap();
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "[ $(id -u) = 0 ] && m=-m || m=-rm; exec unshare $m sh -c \"$@\"",
+        "sh",
+        FULL_DISK,
+        "sh",
+    ]);
+    command.arg(&image).arg(SERVER).env("TMPDIR", &temporary).env("NELLY_HOME", &home);
+    let like = nelly(&home, &[]);
+    command.env("NELLY", like.get_program());
+    command.envs(like.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let done = run(&mut command, b"", LIMIT);
+    let said = done.out();
+    let (id, status) =
+        (|line: &&str| line.len() == 64 || line.len() == 12, |line: &&str| line.contains("box "));
+    let lines: Vec<_> = said.lines().filter(|line| !line.starts_with("ID ") && !id(line)).collect();
+    let ends: Vec<_> = lines.iter().filter(|line| status(line)).collect();
+    assert!(ends.len() == 1 && ends[0].ends_with("Exited (unclean)"), "what could not be written: {said}");
+    let lines: Vec<_> =
+        lines.into_iter().filter(|line| !status(line) && !line.starts_with("sha256:")).collect();
+    let expected = "image: 1|told|image: 0|create: 1|told|0|create: 0|box|start: 0|goes on|exec: 0|ps: 0|exec: 0|box|stop: 0|\
+                    ps: 0|box|start: 0|lost";
+    assert_eq!(lines.join("|"), expected, "{said}\n{}", done.err());
 }

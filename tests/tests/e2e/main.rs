@@ -17,6 +17,7 @@ mod kills;
 mod machine;
 mod memory;
 mod pause;
+mod random_kills;
 mod rights;
 mod run;
 mod snapshot;
