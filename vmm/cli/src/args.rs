@@ -161,11 +161,31 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: ConfigVerb,
     },
+    /// Print a script that completes commands, flags and names in a shell
+    #[command(after_help = "Packages install these scripts. By hand:\n  \
+        source <(nelly completion bash)                                 in ~/.bashrc\n  \
+        source <(nelly completion zsh)                                  in ~/.zshrc, after compinit\n  \
+        nelly completion fish >~/.config/fish/completions/nelly.fish")]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
     /// Print help for a command, or for exit-codes
     Help {
         /// The name of a command, or exit-codes
         topic: Vec<String>,
     },
+}
+
+/// A shell that completion is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// GNU Bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// Fish
+    Fish,
 }
 
 /// The verbs of `nelly config`.

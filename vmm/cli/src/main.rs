@@ -6,6 +6,7 @@ mod bench;
 mod bench_args;
 mod boot;
 mod bug;
+mod completion;
 mod console;
 mod container_args;
 mod context;
@@ -19,6 +20,7 @@ mod host;
 mod image;
 mod life;
 mod machine;
+mod man;
 mod out;
 mod output_file;
 mod progress;
@@ -58,6 +60,15 @@ fn main() -> ExitCode {
             return fail::report(&anyhow::anyhow!("argument {word:?} is not UTF-8"), false, outcome::FAILED);
         }
     };
+    // Before the command line is parsed: these are no verbs of a person's.
+    match (raw.get(1).map(String::as_str), raw.get(2..)) {
+        (Some(completion::VERB), Some(words)) => return completion::complete(words),
+        (Some(man::VERB), Some([directory])) => {
+            let written = man::write(directory.as_ref());
+            return written.unwrap_or_else(|error| fail::report(&error, false, FAILED));
+        }
+        _ => {}
+    }
     let cli = match Cli::from_words(&raw) {
         Ok(cli) => cli,
         Err(error) => return usage(error, &raw),
@@ -91,6 +102,9 @@ fn recorder() -> Recorder {
 fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode> {
     if let Verb::Help { topic } = verb {
         return show::help(topic);
+    }
+    if let Verb::Completion { shell } = verb {
+        return completion::script(*shell);
     }
     let context = Context::load()?;
     match verb {
@@ -131,7 +145,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),
         Verb::Config { verb: ConfigVerb::Show(args) } => show::config(args.json, &context),
-        Verb::Help { .. } => unreachable!("handled above"),
+        Verb::Completion { .. } | Verb::Help { .. } => unreachable!("handled above"),
     }
 }
 

@@ -17,6 +17,28 @@ pub(crate) fn line(said: impl Display) -> Result<()> {
     deliver(&text::lines(&said.to_string()))
 }
 
+/// Writes lines of two columns with a tab between them, the second one only if it is not empty, for
+/// programs that divide them again.
+///
+/// # Errors
+/// As [`line`].
+pub(crate) fn columns(rows: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+    let mut said = String::new();
+    for (first, second) in rows {
+        said += &text::line(&first);
+        if !second.is_empty() {
+            said.push('\t');
+            said += &text::line(&second);
+        }
+        said.push('\n');
+    }
+    let written = {
+        let mut out = io::stdout().lock();
+        out.write_all(said.as_bytes()).and_then(|()| out.flush())
+    };
+    arrived(written).context("cannot write to standard output")
+}
+
 /// Like [`line`] for a JSON value.
 ///
 /// # Errors
