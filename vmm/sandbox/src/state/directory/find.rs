@@ -1,5 +1,7 @@
 //! Lists sandboxes, and finds one by what a person calls it.
 
+use nelly_image::trusted::TrustError;
+
 use super::{SandboxDir, Sandboxes};
 use crate::state::record::Condition;
 use crate::state::{Id, Name, SandboxRecord, SandboxState, StateError};
@@ -99,7 +101,14 @@ impl Sandboxes {
     /// # Errors
     /// Its directory is not trusted.
     pub fn by_id(&self, id: Id) -> Result<Option<SandboxDir>, StateError> {
-        Ok(self.dir.subdirectory(&id.to_string())?.map(|dir| SandboxDir::new(id, dir)))
+        let dir = self.dir.subdirectory(&id.to_string()).map_err(|error| match error {
+            TrustError::Kind { path, .. } => {
+                let wanted = "a directory, so it is no sandbox; remove it with `rm`";
+                TrustError::Kind { path, wanted }
+            }
+            other => other,
+        });
+        Ok(dir?.map(|dir| SandboxDir::new(id, dir)))
     }
 
     /// The sandbox that `word` stands for: its whole id, else its name, else the beginning of its
