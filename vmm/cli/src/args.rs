@@ -6,7 +6,7 @@ use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
     AttachArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs,
-    StatsArgs, StopArgs, UpdateArgs,
+    StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 
 /// The parsed command line.
@@ -96,10 +96,7 @@ pub(crate) enum Verb {
     )]
     Create(Box<RunArgs>),
     /// Start sandboxes that do not run
-    #[command(
-        after_help = "Examples:\n  nelly start web\n  nelly ps -aq --filter status=exited | xargs nelly start"
-    )]
-    Start(NamesArgs),
+    Start(StartArgs),
     /// Stop sandboxes: a signal, a grace time, SIGKILL
     Stop(StopArgs),
     /// Send a signal to the first process of sandboxes
@@ -160,6 +157,11 @@ pub(crate) enum Verb {
     Config {
         #[command(subcommand)]
         verb: ConfigVerb,
+    },
+    /// Print units for systemd
+    Generate {
+        #[command(subcommand)]
+        verb: crate::life::args::GenerateVerb,
     },
     /// Print a script that completes commands, flags and names in a shell
     #[command(after_help = "Packages install these scripts. By hand:\n  \

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use nelly_sandbox::state::Sandboxes;
 use serde_json::json;
 
 use crate::assets::{self, Assets};
@@ -41,6 +42,7 @@ pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
     let mut findings = kvm();
     findings.extend(installation(context));
     findings.push(memory());
+    findings.extend(linger(context));
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     if as_json {
         let rows: Vec<_> = findings
@@ -146,6 +148,39 @@ fn installation(context: &Context) -> Vec<Finding> {
     findings
 }
 
+/// Whether a logout ends sandboxes: systemd removes the directory of their sockets, and may end
+/// their processes, unless the user lingers. Nothing where none runs in such a directory.
+fn linger(context: &Context) -> Option<Finding> {
+    let uid = rustix::process::getuid().as_raw();
+    let vanishing = format!("/run/user/{uid}");
+    let sandboxes = Sandboxes::open(&context.places.sandboxes()).ok()??;
+    let details = sandboxes.list().ok()?.into_iter().filter_map(|one| one.details.ok());
+    let runs = details.filter(|details| details.condition.is_live());
+    let count =
+        runs.filter(|it| it.state.runtime_dir.as_ref().is_some_and(|dir| dir.starts_with(&vanishing)));
+    let count = count.count();
+    if count == 0 {
+        return None;
+    }
+    let name = user_name(&std::fs::read_to_string("/etc/passwd").ok()?, uid)?;
+    if std::path::Path::new("/var/lib/systemd/linger").join(&name).exists() {
+        return Some(Finding::ok("linger", format!("{vanishing} stays when {name} logs out")));
+    }
+    let text = format!(
+        "sandboxes that run have their sockets in {vanishing}: {count}; when {name} logs out, it is removed, and they may end"
+    );
+    Some(Finding::new("linger", Verdict::Warn, text, "loginctl enable-linger"))
+}
+
+/// The name of a user in the text of /etc/passwd.
+fn user_name(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, found) = (fields.next()?, fields.nth(1)?);
+        (found.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
 fn memory() -> Finding {
     match nelly_vmm::sys::host::memory_bytes() {
         Ok(bytes) if bytes >= 1 << 30 => Finding::ok("memory", format!("{} MiB", bytes >> 20)),
@@ -154,5 +189,18 @@ fn memory() -> Finding {
             Finding::new("memory", Verdict::Warn, text, "a machine has 512M by default; use less with -m")
         }
         Err(error) => Finding::new("memory", Verdict::Warn, format!("unknown: {error}"), "is /proc mounted?"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_found_by_number() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbad\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(user_name(passwd, 1000).as_deref(), Some("ann"));
+        assert_eq!(user_name(passwd, 0).as_deref(), Some("root"));
+        assert_eq!(user_name(passwd, 7), None);
     }
 }

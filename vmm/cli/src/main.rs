@@ -41,6 +41,7 @@ use anyhow::Result;
 use args::{Cli, ConfigVerb, LogLevel, Verb};
 use clap::error::ErrorKind;
 use context::Context;
+use life::args::GenerateVerb;
 use nelly_sandbox::state::outcome;
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::{self, Recorder};
@@ -134,6 +135,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Rename(args) => life::rename(args, &context),
         Verb::Rm(args) => life::rm(args, &context),
         Verb::Gc => life::gc(&context),
+        Verb::Generate { verb: GenerateVerb::Systemd(args) } => life::systemd(args, &context),
         Verb::Boot(args) => {
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)

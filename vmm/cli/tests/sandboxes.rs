@@ -367,3 +367,63 @@ fn events_are_told_as_they_happen_until_ctrl_c() {
     assert!(home.refused(&["events", "--filter", "event=melted"]).contains("unpaused"));
     assert!(home.refused(&["events", "--until", "later"]).contains("--until"));
 }
+
+#[test]
+fn a_unit_names_the_program_and_the_place_and_is_one_for_systemd() {
+    let home = Home::new();
+    let (dir, lock) = sandbox(&home.sandboxes(), "web", 'a', Status::Exited);
+    let unit = home.out(&["generate", "systemd", "web"]);
+    let program = fs::canonicalize(env!("CARGO_BIN_EXE_nelly")).unwrap();
+    for line in [
+        format!("ExecStop=\"{}\" stop {}", program.display(), "a".repeat(64)),
+        format!("Environment=\"NELLY_HOME={}\"", home.0.path().display()),
+        format!("RequiresMountsFor=\"{}\"", dir.dir().path().display()),
+        // The grace time of ten seconds, and what the end takes.
+        "TimeoutStopSec=30".to_owned(),
+        "WantedBy=default.target".to_owned(),
+    ] {
+        assert!(unit.lines().any(|found| found == line), "no {line} in {unit}");
+    }
+    let units = home.0.path().join("units");
+    fs::create_dir(&units).unwrap();
+    let mut files = Command::new(env!("CARGO_BIN_EXE_nelly"));
+    files.args(["generate", "systemd", "--name", "--files", "web"]).current_dir(&units);
+    let files = files.env_clear().env("NELLY_HOME", home.0.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&files.stdout), "nelly-web.service\n");
+    let by_name = fs::read_to_string(units.join("nelly-web.service")).unwrap();
+    assert!(by_name.contains("stop web\n") && by_name.contains("start \\\"$$1\\\""), "{by_name}");
+    assert!(home.refused(&["generate", "systemd", "nobody"]).contains("there is no sandbox"));
+    assert!(home.complains(&["generate", "systemd", "web", "db"], 2).contains("--files"));
+    // Where there is a systemd, it is the judge.
+    let verify = Command::new("systemd-analyze")
+        .args(["--user", "--man=no", "verify"])
+        .env("XDG_RUNTIME_DIR", home.0.path())
+        .arg(units.join("nelly-web.service"))
+        .output();
+    match verify {
+        Ok(verify) => assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr)),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),
+    }
+    drop(lock);
+}
+
+#[test]
+fn start_restartable_names_those_that_a_policy_wants() {
+    let home = Home::new();
+    assert_eq!(home.out(&["start", "--restartable"]), "");
+    let (_dir, _lock) = sandbox(&home.sandboxes(), "web", 'a', Status::Exited);
+    // Its policy is no.
+    assert_eq!(home.out(&["start", "--restartable"]), "");
+    assert!(home.complains(&["start", "--restartable", "web"], 2).contains("cannot be used with"));
+    assert!(home.complains(&["start"], 2).contains("SANDBOX"));
+    home.out(&["update", "--restart", "always", "web"]);
+    // Whatever this host's KVM is worth, the files that its record names are not there.
+    let error = home.refused(&["start", "--restartable"]);
+    assert!(
+        error.contains("KVM")
+            || error.contains("kvm")
+            || error.contains("held by")
+            || error.contains("nelly-keeper"),
+        "{error}"
+    );
+}

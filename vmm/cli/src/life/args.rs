@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 /// Which sandboxes.
 #[derive(Debug, Args)]
@@ -10,6 +10,52 @@ pub(crate) struct NamesArgs {
     /// Sandboxes, by name, id or the beginning of an id
     #[arg(required = true, value_name = "SANDBOX")]
     pub(crate) names: Vec<String>,
+}
+
+/// `nelly start`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With --restartable: always starts all that have ended, unless-stopped those that no command stopped, and \
+    on-failure those that ended with their keeper, as at a reboot. What was never started stays as it is.\n\n\
+    Examples:\n  \
+    nelly start web\n  \
+    nelly ps -aq --filter status=exited | xargs nelly start\n  \
+    nelly start --restartable                        after a reboot of the host"
+)]
+pub(crate) struct StartArgs {
+    /// Start all whose restart policy wants it, and that do not run
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) restartable: bool,
+    /// Sandboxes, by name, id or the beginning of an id
+    #[arg(required_unless_present = "restartable", value_name = "SANDBOX")]
+    pub(crate) names: Vec<String>,
+}
+
+/// The verbs of `nelly generate`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GenerateVerb {
+    /// Print a systemd unit that starts and stops a sandbox
+    Systemd(SystemdArgs),
+}
+
+/// `nelly generate systemd`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The unit is one for systemctl --user; its first lines say where to put it. The restart policy stays the keeper's, \
+    so no Restart= is in it.\n\n\
+    Examples:\n  \
+    nelly generate systemd --name web >~/.config/systemd/user/nelly-web.service\n  \
+    cd ~/.config/systemd/user && nelly generate systemd --files web db"
+)]
+pub(crate) struct SystemdArgs {
+    /// Let the unit name the sandbox by its name instead of its id
+    #[arg(long)]
+    pub(crate) name: bool,
+    /// Write nelly-NAME.service for each into the current directory, and print the file names
+    #[arg(long)]
+    pub(crate) files: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 /// `nelly stop`.

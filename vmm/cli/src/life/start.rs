@@ -11,18 +11,24 @@ use nelly_sandbox::state::record::ImageRecord;
 use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
 use nelly_sandbox::wire::order::Files;
 use nelly_vmm::sys::files::{self, Accept};
+use nelly_vmm::text;
 
-use super::args::{NamesArgs, RestartArgs};
+use super::args::{RestartArgs, StartArgs};
+use super::restartable::wanted;
 use super::{each, lock, sandboxes};
 use crate::assets::Assets;
 use crate::context::Context;
 use crate::fail::{Hint, Refused};
-use crate::progress;
+use crate::{out, progress};
 
 /// Starts sandboxes that do not run.
-pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
+pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
+    let names = if args.restartable { restartable(context)? } else { args.names.clone() };
+    if names.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
     let sandboxes = sandboxes(context)?;
-    each(&args.names, |word| {
+    each(&names, |word| {
         let sandbox = sandboxes.find(word)?;
         let condition = sandbox.condition()?;
         if condition.is_live() {
@@ -33,6 +39,22 @@ pub(crate) fn start(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
         launch(context, &sandboxes, &sandbox, lock)?;
         Ok(None)
     })
+}
+
+/// The names of all sandboxes that `--restartable` means, the oldest first. A damaged one is told.
+fn restartable(context: &Context) -> Result<Vec<String>> {
+    let Some(sandboxes) = Sandboxes::open(&context.places.sandboxes())? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for one in sandboxes.list()?.into_iter().rev() {
+        match one.details {
+            Ok(found) if wanted(found.record.restart, found.condition, &found.state) => {
+                names.push(found.record.name.to_string());
+            }
+            Ok(_) => {}
+            Err(error) => out::message(format_args!("sandbox {}: {}", one.id.short(), text::chain(&error))),
+        }
+    }
+    Ok(names)
 }
 
 /// Stops sandboxes that run, and starts them all.
