@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to
 # build (kernels, the emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
 .DEFAULT_GOAL := help
-.PHONY: help run shell test gauge build kernel packages fmt lint cross fuzz clean
+.PHONY: help run shell test gauge build kernel install dist deb packages fmt lint cross fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -14,6 +14,15 @@ build: ## build nelly, its monitor, agent, kernel and initramfs into target/nell
 
 kernel: ## build the guest kernel alone and print its path; FULL=1: with drivers that no boot needs, HARDENED=1: hardened
 	@kernel/build $(if $(filter 1,$(FULL)),--full) $(if $(filter 1,$(HARDENED)),--hardened)
+
+install: build ## install nelly into PREFIX (/usr/local), below DESTDIR if that is set
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' packaging/install
+
+dist: build ## pack a tarball that runs wherever it is unpacked, and print its path
+	@packaging/tarball
+
+deb: build ## pack a Debian package, and print its path
+	@packaging/deb
 
 run: build ## set everything up and run the main job: a container in a microVM
 	@echo '$$ nelly run -- sh -c '"'"'echo "hello from Linux $$(uname -r), pid $$$$"'"'" >&2

@@ -11,6 +11,7 @@ mod faults;
 mod image_store;
 mod images;
 mod inside;
+mod install;
 mod keeper;
 mod kernel;
 mod kills;
