@@ -106,6 +106,9 @@ pub(crate) struct KillArgs {
     /// Signal, by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
     pub(crate) signal: String,
+    /// Send it to the exec with this id, or the beginning of one, instead of the container
+    #[arg(long, value_name = "ID")]
+    pub(crate) exec: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
@@ -113,12 +116,16 @@ pub(crate) struct KillArgs {
 /// `nelly exec`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "nelly exec [FLAGS] SANDBOX COMMAND [ARG...]",
+    override_usage = "nelly exec [FLAGS] SANDBOX COMMAND [ARG...]\n       nelly exec --list SANDBOX",
     after_help = "Flags after SANDBOX belong to the command. The exit code is the command's. If nelly exec is killed, the command's process \
-        group gets SIGHUP, and SIGKILL 5 seconds later; with -d it lives on.\n\n\
+        group gets SIGHUP, and SIGKILL 5 seconds later; with -d and with --session it lives on.\n\
+        A session is left by the detach keys (Ctrl-]) or by the end of nelly exec, also by Ctrl-C without -t; `nelly attach --exec ID SANDBOX` returns to it \
+        and shows its latest output, up to 256 KiB. Its exit code is held for ten minutes.\n\n\
         Examples:\n  \
         nelly exec web ls -l /srv\n  \
         nelly exec -it web sh\n  \
+        nelly exec --session -it web sh\n  \
+        nelly exec --list web\n  \
         nelly exec -i web sh -c 'cat >/srv/page' <page\n  \
         nelly exec web/tools id                        in a container of nelly run --in"
 )]
@@ -132,6 +139,16 @@ pub(crate) struct ExecArgs {
     /// Start the command and return; its output is discarded
     #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
     pub(crate) detach: bool,
+    /// Let the command outlive this client; nelly attach --exec returns to it
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) session: bool,
+    /// Keys that leave a session: one character, or ctrl-X, several separated by commas
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-]", requires = "session")]
+    pub(crate) detach_keys: String,
+    /// List the execs of the sandbox that run: id, command, since when, how many clients, and
+    /// whether it is a session
+    #[arg(long, conflicts_with_all = ["interactive", "tty", "detach", "session", "env", "env_file", "user", "workdir"])]
+    pub(crate) list: bool,
     /// Set an environment variable; NAME alone copies the value from this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
@@ -153,15 +170,20 @@ pub(crate) struct ExecArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
-    On a terminal, the detach keys leave the container running; elsewhere Ctrl-C does. The exit code is the container's, or 0 after the detach keys.\n\n\
+    On a terminal, the detach keys leave the container or the session running; elsewhere Ctrl-C does. The exit code is that of the container or \
+    the session, or 0 after the detach keys. The output and the exit code of a session are held for ten minutes after its end.\n\n\
     Examples:\n  \
     nelly attach web\n  \
-    nelly attach --no-stdin --detach-keys ctrl-p,ctrl-q web"
+    nelly attach --no-stdin --detach-keys ctrl-p,ctrl-q web\n  \
+    nelly attach --exec 3f2a web"
 )]
 pub(crate) struct AttachArgs {
     /// Do not connect standard input to the container
     #[arg(long)]
     pub(crate) no_stdin: bool,
+    /// Attach to the session with this id, or the beginning of one, instead of the container
+    #[arg(long, value_name = "ID")]
+    pub(crate) exec: Option<String>,
     /// Keys that detach: one character, or ctrl-X, several separated by commas
     #[arg(long, value_name = "KEYS", default_value = "ctrl-]")]
     pub(crate) detach_keys: String,

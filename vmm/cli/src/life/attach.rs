@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context as _, Result};
-use nelly_sandbox::connect::Connection;
+use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::connect::{Attached, Connection};
 use nelly_sandbox::wire::frames::{Decoder, Frame, Source};
 use nelly_vmm::sys::terminal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,61 +22,85 @@ use crate::context::Context;
 use crate::fail::OfFlag as _;
 use crate::{bug, out};
 
-/// Shows a container's output, and passes input on, until it ends or its user leaves.
+/// Shows the output of a container or a session, and passes input on, until it ends or its user
+/// leaves.
 pub(crate) fn attach(args: &AttachArgs, context: &Context) -> Result<ExitCode> {
     let keys: DetachKeys = args.detach_keys.parse().of_flag("--detach-keys")?;
     let sandbox = sandboxes(context)?.find(&args.name)?;
+    let exec = args.exec.as_deref();
+    if exec == Some("") {
+        bail!("--exec: the id of an exec is not empty; `nelly exec --list {}` shows them", args.name);
+    }
     let process = sandbox.record()?.container.process;
-    let stdin = !args.no_stdin && (process.stdin || process.terminal);
+    let stdin = !args.no_stdin && (exec.is_some() || process.stdin || process.terminal);
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         let connection = connect(&sandbox).await?;
-        attached(&connection, stdin, keys).await
+        let attached = connection.attach(exec.unwrap_or_default(), stdin).await?;
+        Ok(match shown(&connection, attached, keys, false).await? {
+            Shown::Ended(code) => code,
+            Shown::Left => 0,
+        })
     });
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
-    Ok(ExitCode::from(code?))
+    code.map(ExitCode::from)
 }
 
-async fn attached(connection: &Connection, stdin: bool, keys: DetachKeys) -> Result<u8> {
-    let (claimed, container_terminal) = connection.attach(stdin).await?;
+/// How an attachment ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// With the process, whose exit code this is.
+    Ended(u8),
+    /// Its user left by the detach keys.
+    Left,
+}
+
+/// Copies output and input of an attachment. `ends_input`: the end of our input is told.
+pub(super) async fn shown(
+    connection: &Connection,
+    attached: Attached,
+    keys: DetachKeys,
+    ends_input: bool,
+) -> Result<Shown> {
+    let Attached { claimed, terminal: has_terminal, stdin, exec } = attached;
     let stream = Arc::new(claimed.streams.stdin.context("the keeper gave no stream")?);
-    let on_terminal = container_terminal && stdin && terminal::is_terminal(std::io::stdin());
+    let on_terminal = has_terminal && stdin && terminal::is_terminal(std::io::stdin());
     let raw = on_terminal.then(bug::Raw::enter).transpose().context("cannot set the terminal to raw mode")?;
     let left = Arc::new(AtomicBool::new(false));
     if stdin {
         let (stream, left) = (Arc::clone(&stream), Arc::clone(&left));
         let keys = on_terminal.then_some(keys);
-        spawn("input", move || copy_in(&stream, keys, &left))?;
+        spawn("input", move || copy_in(&stream, keys, ends_input, &left))?;
     }
     let (tell, mut ended) = oneshot::channel();
     let shown = Arc::clone(&stream);
     // Whoever waits for it may have left.
     spawn("output", move || drop(tell.send(copy_out(&shown))))?;
     let mut resizes = signal(SignalKind::window_change()).context("cannot listen for signals")?;
-    if container_terminal {
-        resize(connection).await;
+    if has_terminal {
+        resize(connection, &exec).await;
     }
     let copied = loop {
         tokio::select! {
             biased;
             copied = &mut ended => break copied.context("the copying thread panicked")?,
-            Some(()) = resizes.recv() => if container_terminal { resize(connection).await },
+            Some(()) = resizes.recv() => if has_terminal { resize(connection, &exec).await },
         }
     };
     drop(raw);
-    copied.context("cannot write the container's output")?;
+    copied.context("cannot write the output")?;
     if left.load(Ordering::Relaxed) {
-        return Ok(0);
+        return Ok(Shown::Left);
     }
-    // The output ends with the sandbox.
-    Ok(connection.wait("").await?.exit.code)
+    // The output ends with the process.
+    Ok(Shown::Ended(connection.wait(&exec).await?.exit.code))
 }
 
-async fn resize(connection: &Connection) {
+async fn resize(connection: &Connection, exec: &str) {
     if let Ok(size) = terminal::size(std::io::stdout()) {
-        // A container that has just ended has no size.
-        let _told = connection.resize("", size.rows, size.columns).await;
+        // What has just ended has no size.
+        let _told = connection.resize(exec, size.rows, size.columns).await;
     }
 }
 
@@ -112,10 +136,20 @@ fn write(to: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
     to.write_all(bytes).and_then(|()| to.flush())
 }
 
-/// Passes input on, until its end or until the detach keys.
-fn copy_in(mut to: &UnixStream, mut keys: Option<DetachKeys>, left: &AtomicBool) {
+/// Passes input on, until its end, which is told if `ends_input`, or until the detach keys.
+fn copy_in(mut to: &UnixStream, mut keys: Option<DetachKeys>, ends_input: bool, left: &AtomicBool) {
     let (mut input, mut buffer) = (std::io::stdin(), vec![0; 64 << 10]);
-    while let Ok(count @ 1..) = input.read(&mut buffer) {
+    loop {
+        let count = match input.read(&mut buffer) {
+            Ok(0) | Err(_) => {
+                if ends_input {
+                    // What has ended reads no end.
+                    let _ended = to.shutdown(Shutdown::Write);
+                }
+                return;
+            }
+            Ok(count) => count,
+        };
         let typed = &buffer[..count];
         let (passed, detached) = match &mut keys {
             Some(keys) => {

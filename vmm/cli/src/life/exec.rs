@@ -4,21 +4,28 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use nelly_sandbox::connect::{Claimed, Connection, ExecSpec};
+use nelly_sandbox::connect::{Attached, Claimed, Connection, Exec, ExecSpec};
 use nelly_sandbox::life::{ProcessRequest, Signal};
-use nelly_sandbox::state::outcome;
+use nelly_sandbox::state::{Timestamp, outcome};
 use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::args::ExecArgs;
+use super::attach::{Shown, shown};
+use super::detach_keys::DetachKeys;
+use super::ps::{command, words};
 use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
-use crate::{bug, environment, out, signals, stdio};
+use crate::{bug, environment, out, signals, stdio, table};
 
 /// Runs a command in a sandbox that runs.
 pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
+    if args.list {
+        return list(args, context);
+    }
+    let keys: DetachKeys = args.detach_keys.parse().context("--detach-keys")?;
     let Some((word, command)) = args.words.split_first().filter(|(_, command)| !command.is_empty()) else {
         bail!("no COMMAND given; see nelly exec --help");
     };
@@ -37,6 +44,7 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
         stdin: args.interactive,
         size: size.map_or((0, 0), |size| (size.rows, size.columns)),
         detach: args.detach,
+        session: args.session,
     };
     let (word, container) = target(word);
     let sandbox = sandboxes(context)?.find(word)?;
@@ -44,6 +52,7 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     let code = runtime.block_on(async {
         let connection = connect(&sandbox).await?.of_container(container);
         match connection.exec(&spec).await? {
+            Ok(exec) if args.session => session(args, &connection, exec, keys).await,
             Ok(exec) => match exec.claimed {
                 Some(claimed) => attended((args.tty, args.interactive), &connection, &exec.id, claimed).await,
                 None => Ok(0),
@@ -57,6 +66,41 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
     Ok(ExitCode::from(code?))
+}
+
+/// Shows a session until it ends, or until its user leaves it.
+async fn session(args: &ExecArgs, connection: &Connection, exec: Exec, keys: DetachKeys) -> Result<u8> {
+    let claimed = exec.claimed.context("the keeper gave no stream")?;
+    let (id, ends_input) = (exec.id.clone(), !args.tty);
+    let attached = Attached { claimed, terminal: args.tty, stdin: args.interactive, exec: exec.id };
+    Ok(match shown(connection, attached, keys, ends_input).await? {
+        Shown::Ended(code) => code,
+        Shown::Left => {
+            let sandbox = &args.words[0];
+            out::message(format_args!(
+                "session {id} goes on; `nelly attach --exec {id} {sandbox}` returns to it"
+            ));
+            0
+        }
+    })
+}
+
+/// Prints the execs that run in a sandbox.
+fn list(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
+    let [word] = args.words.as_slice() else {
+        bail!("--list takes a SANDBOX and no COMMAND");
+    };
+    let sandbox = sandboxes(context)?.find(word)?;
+    let state = runtime()?.block_on(async { anyhow::Ok(connect(&sandbox).await?.state().await?) })?;
+    let mut rows = vec![["ID", "COMMAND", "STARTED", "CLIENTS", "SESSION"].map(str::to_owned)];
+    let now = Timestamp::now();
+    for exec in state.execs {
+        let started = format!("{} ago", words(now.since(Timestamp::from_unix_ns(exec.started_unix_ns))));
+        let session = if exec.session { "yes" } else { "no" }.to_owned();
+        rows.push([exec.exec_id, command(&exec.args, false), started, exec.attached.to_string(), session]);
+    }
+    table::aligned(&rows).into_iter().try_for_each(out::line)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Copies the streams of an exec, or of a further container if `id` is empty, and forwards signals

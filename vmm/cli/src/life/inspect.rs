@@ -1,10 +1,13 @@
 //! `nelly inspect`: all that is known of sandboxes.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
-use nelly_sandbox::state::{Condition, SandboxDir};
+use nelly_sandbox::connect::Connection;
+use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
 use super::args::NamesArgs;
@@ -47,6 +50,23 @@ fn hinted(word: &str, error: Error, context: &Context) -> Error {
     }
 }
 
+/// How long a keeper may take to tell of its execs; one that hangs holds up nothing else.
+const EXECS: Duration = Duration::from_secs(1);
+
+/// The execs that run, as its keeper tells; null if it does not.
+fn execs(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> Value {
+    let state = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
+        let asked = async { Connection::open(place).await.ok()?.state().await.ok() };
+        runtime.block_on(async { tokio::time::timeout(EXECS, asked).await.ok().flatten() })
+    });
+    let Some(state) = state.filter(|_| sandbox.is_locked().unwrap_or(false)) else { return Value::Null };
+    let exec = |exec: nelly_sandbox::connect::ExecState| {
+        json!({ "id": exec.exec_id, "args": exec.args, "session": exec.session, "clients": exec.attached,
+            "terminal": exec.terminal, "started_at": Timestamp::from_unix_ns(exec.started_unix_ns) })
+    };
+    state.execs.into_iter().map(exec).collect()
+}
+
 /// The record of a sandbox, and beside it what is the case.
 fn object(sandbox: &SandboxDir) -> Result<Value> {
     let (record, state, condition) = (sandbox.record()?, sandbox.state()?, sandbox.condition()?);
@@ -55,6 +75,9 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
     object["status"] = json!(condition.word());
     object["unclean"] = json!(condition == Condition::Unclean);
     object["directory"] = json!(sandbox.dir().path());
+    if condition.is_live() {
+        object["execs"] = execs(sandbox, state.runtime_dir.as_deref());
+    }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)
 }

@@ -159,7 +159,7 @@ fn object(one: &Listed) -> Value {
 }
 
 /// A command in a column.
-fn command(args: &[String], whole: bool) -> String {
+pub(super) fn command(args: &[String], whole: bool) -> String {
     let command = args.join(" ");
     if whole || command.chars().count() <= COMMAND {
         return command;
@@ -188,7 +188,7 @@ fn status(details: &Details, now: Timestamp) -> String {
 }
 
 /// A duration in words, rounded down to its largest unit.
-fn words(duration: Duration) -> String {
+pub(super) fn words(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours) = (seconds / 60, seconds / 3600);
     match (seconds, minutes, hours) {

@@ -117,13 +117,18 @@ fn is_unreachable(error: &anyhow::Error) -> bool {
 /// Sends a signal.
 pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
     let signal: Signal = args.signal.parse().of_flag("--signal")?;
+    if args.exec.as_deref() == Some("") {
+        // It would mean the container.
+        bail!("--exec: the id of an exec is not empty; `nelly exec --list SANDBOX` shows them");
+    }
+    let exec = args.exec.as_deref().unwrap_or_default();
     let sandboxes = sandboxes(context)?;
     let runtime = runtime()?;
     each(&args.names.names, |word| {
         let (word, container) = target(word);
         let sandbox = sandboxes.find(word)?;
         let kill =
-            async { anyhow::Ok(connect(&sandbox).await?.of_container(container).kill("", signal).await?) };
+            async { anyhow::Ok(connect(&sandbox).await?.of_container(container).kill(exec, signal).await?) };
         runtime.block_on(kill)?;
         Ok(None)
     })

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nelly_protocol::sandbox::messages as wire;
+pub use nelly_protocol::sandbox::messages::ExecState;
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
 use nelly_vmm::sys;
@@ -83,6 +84,22 @@ pub struct ExecSpec {
     pub size: (u16, u16),
     /// It has no streams, and outlives its client.
     pub detach: bool,
+    /// It outlives its client, and can be attached again: its stream is an attachment, in the place
+    /// of standard input. Not with `detach`.
+    pub session: bool,
+}
+
+/// An attachment to the container or to a session.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its stream, in the place of standard input, carries what [`crate::wire::frames`] reads.
+    pub claimed: Claimed,
+    /// The process has a terminal.
+    pub terminal: bool,
+    /// What is written is read.
+    pub stdin: bool,
+    /// The whole id of the session; empty of the container.
+    pub exec: String,
 }
 
 /// Streams that were claimed. Of an exec they are bound to `connection`: the process ends when that
@@ -285,6 +302,7 @@ impl Connection {
             rows: spec.size.0.into(),
             columns: spec.size.1.into(),
             detach: spec.detach,
+            session: spec.session,
             container: self.container.clone(),
             ..Default::default()
         };
@@ -297,15 +315,18 @@ impl Connection {
         Ok(Ok(Exec { id: answer.exec_id, claimed }))
     }
 
-    /// Attaches to the container's output, and to its input if `stdin`. The one stream carries what
-    /// [`crate::wire::frames`] reads. The second value: the container has a terminal.
+    /// Attaches to the output of a session, or of the container if `exec` is empty, and to its
+    /// input if `stdin`.
     ///
     /// # Errors
-    /// As every call; the container has no input.
-    pub async fn attach(&self, stdin: bool) -> Result<(Claimed, bool), ConnectError> {
-        let request = wire::AttachRequest { stdin, ..Default::default() };
+    /// As every call; there is no such session, or the container has no input.
+    pub async fn attach(&self, exec: &str, stdin: bool) -> Result<Attached, ConnectError> {
+        let request = wire::AttachRequest { stdin, exec_id: exec.to_owned(), ..Default::default() };
         let answer = self.client.attach(within(ANSWER), &request).await.map_err(refused)?;
-        Ok((self.claim(&answer.token).await?, answer.terminal))
+        let claimed = self.claim(&answer.token).await?;
+        // An older keeper says nothing of the input, and refuses one that is not there.
+        let stdin = if exec.is_empty() { stdin } else { answer.stdin };
+        Ok(Attached { claimed, terminal: answer.terminal, stdin, exec: answer.exec_id })
     }
 
     /// Sets the size of a terminal, of an exec or of the container if `exec` is empty.

@@ -1,4 +1,5 @@
-//! Further processes in the container, each for one client.
+//! Further processes in the container: each for one client, for none, or for clients that come
+//! and go.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -7,14 +8,17 @@ use std::time::Duration;
 
 use nelly_protocol::sandbox::messages as wire;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::Keeper;
+use super::attach::{Clients, Prepared};
 use super::offers::{STDERR, STDIN, STDOUT, Token, client_gone};
+use super::session::Session;
 use crate::agent::{ProcessId, StartFailure};
 use crate::instance::{Sandbox, SandboxError, Streams};
 use crate::life::{Signal, exit_of};
 use crate::spec::{ProcessSpec, SpecError};
-use crate::state::Exit;
+use crate::state::{Exit, Timestamp};
 
 /// Most execs whose results are held.
 const ENDED_MOST: usize = 128;
@@ -22,11 +26,53 @@ const ENDED_MOST: usize = 128;
 /// How long the processes of a client that is gone may take to end after SIGHUP.
 const HANG_UP_GRACE: Duration = Duration::from_secs(5);
 
+/// How long the output and the result of a session are held after its end.
+const SESSION_HELD: Duration = Duration::from_mins(10);
+
+/// Most sessions that have ended and whose output is held.
+const SESSIONS_ENDED_MOST: usize = 8;
+
+/// Most sessions that run at a time: each has a ring.
+const SESSIONS_MOST: usize = 64;
+
+/// What an exec's life depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stays {
+    /// It ends with its client.
+    WithClient,
+    /// It has no client.
+    Detached,
+    /// Its clients come and go.
+    Session,
+}
+
 /// An exec, while it runs and for a while after.
 struct Exec {
+    container: String,
     args: Vec<String>,
+    terminal: bool,
+    started: Timestamp,
+    clients: Clients,
+    session: Option<Arc<Session>>,
     exit: watch::Receiver<Option<Exit>>,
     order: u64,
+}
+
+impl Exec {
+    fn ended(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+}
+
+/// No exec, or more than one, is meant.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FindError {
+    /// None begins so.
+    #[error("no exec {0:?}")]
+    None(String),
+    /// Several begin so.
+    #[error("several execs begin with {0:?}")]
+    Several(String),
 }
 
 /// The execs of a sandbox.
@@ -40,12 +86,40 @@ impl Execs {
         self.known.lock().expect("nobody panics while an exec is added or removed")
     }
 
-    /// Those that run: id and command.
+    /// Those that run, the oldest first.
     #[must_use]
-    pub fn running(&self) -> Vec<(String, Vec<String>)> {
+    pub fn running(&self) -> Vec<wire::ExecState> {
         let known = self.known();
-        let runs = known.1.iter().filter(|(_, exec)| exec.exit.borrow().is_none());
-        runs.map(|(id, exec)| (id.clone(), exec.args.clone())).collect()
+        let mut runs: Vec<_> = known.1.iter().filter(|(_, exec)| !exec.ended()).collect();
+        runs.sort_by_key(|(_, exec)| exec.order);
+        let state = |(id, exec): (&String, &Exec)| wire::ExecState {
+            exec_id: id.clone(),
+            args: exec.args.clone(),
+            session: exec.session.is_some(),
+            attached: exec.clients.count(),
+            started_unix_ns: exec.started.unix_ns(),
+            terminal: exec.terminal,
+            ..Default::default()
+        };
+        runs.into_iter().map(state).collect()
+    }
+
+    /// The exec with this id or the beginning of one, and its container.
+    ///
+    /// # Errors
+    /// There is none, or several begin so.
+    pub fn find(&self, word: &str) -> Result<(String, String), FindError> {
+        let known = self.known();
+        let told = |(id, exec): (&String, &Exec)| (id.clone(), exec.container.clone());
+        if let Some(found) = known.1.get_key_value(word) {
+            return Ok(told(found));
+        }
+        let mut found = known.1.iter().filter(|(id, _)| !word.is_empty() && id.starts_with(word));
+        match (found.next(), found.next()) {
+            (None, _) => Err(FindError::None(word.to_owned())),
+            (Some(one), None) => Ok(told(one)),
+            _ => Err(FindError::Several(word.to_owned())),
+        }
     }
 
     /// Where the result of one will be.
@@ -54,24 +128,56 @@ impl Execs {
         self.known().1.get(id).map(|exec| exec.exit.clone())
     }
 
-    fn add(&self, id: &str, args: Vec<String>) -> watch::Sender<Option<Exit>> {
+    /// The session with this id, if it is one.
+    #[must_use]
+    pub(super) fn session(&self, id: &str) -> Option<Arc<Session>> {
+        self.known().1.get(id).and_then(|exec| exec.session.clone())
+    }
+
+    /// Whether there is room for one more session.
+    fn takes_session(&self) -> bool {
+        self.known().1.values().filter(|exec| exec.session.is_some() && !exec.ended()).count() < SESSIONS_MOST
+    }
+
+    fn add(
+        &self,
+        id: &str,
+        container: &str,
+        (args, terminal): (Vec<String>, bool),
+        session: Option<Arc<Session>>,
+    ) -> (watch::Sender<Option<Exit>>, Clients) {
         let (tell, exit) = watch::channel(None);
+        let clients = session.as_ref().map(|session| session.clients.clone()).unwrap_or_default();
         let mut known = self.known();
         known.0 += 1;
-        let order = known.0;
-        known.1.insert(id.to_owned(), Exec { args, exit, order });
-        let ended = |exec: &Exec| exec.exit.borrow().is_some();
-        if known.1.values().filter(|exec| ended(exec)).count() > ENDED_MOST {
-            let oldest = known.1.iter().filter(|(_, exec)| ended(exec)).min_by_key(|(_, exec)| exec.order);
-            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-                known.1.remove(&oldest);
-            }
-        }
-        tell
+        let exec = Exec {
+            container: container.to_owned(),
+            args,
+            terminal,
+            started: Timestamp::now(),
+            clients: clients.clone(),
+            session,
+            exit,
+            order: known.0,
+        };
+        known.1.insert(id.to_owned(), exec);
+        forget_oldest(&mut known.1, ENDED_MOST, |exec| exec.ended());
+        forget_oldest(&mut known.1, SESSIONS_ENDED_MOST, |exec| exec.ended() && exec.session.is_some());
+        (tell, clients)
     }
 
     fn remove(&self, id: &str) {
         self.known().1.remove(id);
+    }
+}
+
+/// Removes the oldest of those that are `counted`, if they are more than `most`.
+fn forget_oldest(known: &mut BTreeMap<String, Exec>, most: usize, counted: impl Fn(&Exec) -> bool) {
+    if known.values().filter(|exec| counted(exec)).count() > most {
+        let oldest = known.iter().filter(|(_, exec)| counted(exec)).min_by_key(|(_, exec)| exec.order);
+        if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+            known.remove(&oldest);
+        }
     }
 }
 
@@ -126,25 +232,55 @@ pub struct Started {
     pub token: Option<Token>,
 }
 
-/// Starts a process in a container, and cares for it until its end: it ends with its client unless
-/// it is detached.
+/// How a client is given an exec's streams. All that can fail on the host is done before the exec
+/// starts, so that none runs that nobody cares for.
+enum Way {
+    None,
+    Streams(Token),
+    Session(Arc<Session>, Prepared),
+}
+
+impl Way {
+    fn prepare(process: &ProcessSpec, stays: Stays) -> std::io::Result<Self> {
+        Ok(match stays {
+            Stays::Detached => Self::None,
+            Stays::WithClient => Self::Streams(super::offers::token()?),
+            Stays::Session => Self::Session(Session::new(process), Prepared::new()?),
+        })
+    }
+
+    fn session(&self) -> Option<Arc<Session>> {
+        match self {
+            Self::Session(session, _) => Some(Arc::clone(session)),
+            _ => None,
+        }
+    }
+}
+
+/// Starts a process in a container, and cares for it until its end.
 ///
 /// # Errors
-/// The sandbox failed; that the program cannot run is the inner error.
+/// The sandbox failed, or too many sessions run; that the program cannot run is the inner error.
 pub async fn start(
     keeper: &Arc<Keeper>,
     sandbox: &Arc<Sandbox>,
     container: &str,
     process: &ProcessSpec,
     size: Option<(u16, u16)>,
-    detach: bool,
+    stays: Stays,
 ) -> Result<Result<Started, StartFailure>, SandboxError> {
     let mut random = [0; 8];
     let failed = |what| move |source| SandboxError::Host { what, source };
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| failed("cannot read random bytes")(error.into()))?;
     let id = format!("{:016x}", u64::from_ne_bytes(random));
-    let tell = keeper.execs().add(&id, process.args.clone());
+    if stays == Stays::Session && !keeper.execs().takes_session() {
+        let error = format!("{SESSIONS_MOST} sessions run already");
+        return Err(failed("cannot start a session")(std::io::Error::other(error)));
+    }
+    let way = Way::prepare(process, stays).map_err(failed("cannot make a stream"))?;
+    let what = (process.args.clone(), process.terminal);
+    let (tell, clients) = keeper.execs().add(&id, container, what, way.session());
     let target = ProcessId { container, exec: &id };
     let streams = match sandbox.exec(target, process, size).await {
         Ok(Ok(streams)) => streams,
@@ -153,63 +289,97 @@ pub async fn start(
             return failure.map(|started| started.map(|_| unreachable!("it is a failure")));
         }
     };
-    let (token, claim) = if detach {
-        discard(streams);
-        (None, None)
-    } else {
-        let (set, descriptors) = handed(streams);
-        let offered = keeper.offers().offer(set, descriptors).map_err(failed("cannot make a token"))?;
-        (Some(offered.0), Some(offered.1))
-    };
-    let client = async move {
-        match claim {
-            Some(claim) => client_gone(claim).await,
-            None => std::future::pending().await,
+    let attended =
+        Attended { sandbox: Arc::clone(sandbox), container: container.to_owned(), id: id.clone(), tell };
+    let token = match way {
+        Way::None => {
+            discard(streams);
+            tokio::spawn(attended.attend(std::future::pending(), async {}));
+            None
+        }
+        Way::Streams(token) => {
+            let (set, descriptors) = handed(streams);
+            let claim = keeper.offers().offer_as(token, set, descriptors);
+            let client = async move {
+                let _counted = clients.one();
+                client_gone(claim).await;
+            };
+            tokio::spawn(attended.attend(client, async {}));
+            Some(token)
+        }
+        Way::Session(session, prepared) => {
+            let token = prepared.offer(keeper.offers(), session.first_attachment());
+            let connected = session.connect(streams).await;
+            let (keeper, sandbox, id) = (Arc::clone(keeper), Arc::clone(sandbox), id.clone());
+            tokio::spawn(async move {
+                let (pumps, unusable) = match connected {
+                    Ok(pumps) => (pumps, false),
+                    Err(_) => (JoinSet::new(), true),
+                };
+                let client = async {
+                    // One whose streams cannot be read is ended.
+                    if !unusable {
+                        std::future::pending().await
+                    }
+                };
+                attended.attend(client, session.drain(pumps, &sandbox)).await;
+                // The machine need not wait for it.
+                drop(sandbox);
+                tokio::time::sleep(SESSION_HELD).await;
+                keeper.execs().remove(&id);
+            });
+            Some(token)
         }
     };
-    let target = (container.to_owned(), id.clone());
-    tokio::spawn(attend(Arc::clone(sandbox), target, tell, client));
     Ok(Ok(Started { id, token }))
 }
 
-/// Waits for an exec's end, and ends it when its client is gone.
-async fn attend(
+/// An exec that runs.
+struct Attended {
     sandbox: Arc<Sandbox>,
-    (container, id): (String, String),
+    container: String,
+    id: String,
     tell: watch::Sender<Option<Exit>>,
-    client: impl Future<Output = ()>,
-) {
-    let target = ProcessId { container: &container, exec: &id };
-    let agent = sandbox.agent();
-    let mut ended = std::pin::pin!(sandbox.during(agent.wait(target)));
-    let exit = tokio::select! {
-        biased;
-        exit = &mut ended => exit,
-        () = client => {
-            let ends = async {
-                // What cannot be told has ended, or ends with the machine.
-                let _told = agent.signal_group(target, Signal::HUP.number().into()).await;
-                tokio::time::sleep(HANG_UP_GRACE).await;
-                let _told = agent.signal_group(target, Signal::KILL.number().into()).await;
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                exit = &mut ended => exit,
-                () = ends => unreachable!("it waits for ever"),
+}
+
+impl Attended {
+    /// Waits for the exec's end, and ends it when its client is gone. Its end is told after what is
+    /// `last`.
+    async fn attend(self, client: impl Future<Output = ()>, last: impl Future<Output = ()>) {
+        let Self { sandbox, container, id, tell } = self;
+        let target = ProcessId { container: &container, exec: &id };
+        let agent = sandbox.agent();
+        let mut ended = std::pin::pin!(sandbox.during(agent.wait(target)));
+        let exit = tokio::select! {
+            biased;
+            exit = &mut ended => exit,
+            () = client => {
+                let ends = async {
+                    // What cannot be told has ended, or ends with the machine.
+                    let _told = agent.signal_group(target, Signal::HUP.number().into()).await;
+                    tokio::time::sleep(HANG_UP_GRACE).await;
+                    let _told = agent.signal_group(target, Signal::KILL.number().into()).await;
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    exit = &mut ended => exit,
+                    () = ends => unreachable!("it waits for ever"),
+                }
             }
-        }
-    };
-    let exit = match exit {
-        Ok(done) => {
-            // The agent forgets it in time by itself.
-            let _deleted = agent.delete_exec(&container, &id).await;
-            exit_of(&done)
-        }
-        // It ended with the container or its machine.
-        Err(_) => Exit { code: Signal::KILL.exit_code(), reason: "killed" },
-    };
-    // Somebody holds the other end: the table of execs.
-    tell.send_replace(Some(exit));
+        };
+        last.await;
+        let exit = match exit {
+            Ok(done) => {
+                // The agent forgets it in time by itself.
+                let _deleted = agent.delete_exec(&container, &id).await;
+                exit_of(&done)
+            }
+            // It ended with the container or its machine.
+            Err(_) => Exit { code: Signal::KILL.exit_code(), reason: "killed" },
+        };
+        // Somebody holds the other end: the table of execs.
+        tell.send_replace(Some(exit));
+    }
 }
 
 pub(super) fn handed(streams: Streams) -> (u8, Vec<OwnedFd>) {
@@ -275,12 +445,35 @@ mod tests {
     #[test]
     fn results_are_held_for_so_many() {
         let execs = Execs::default();
-        let running = execs.add("runs", vec!["x".into()]);
+        let add = |id: &str, session: bool| {
+            let session = session.then(|| Session::new(&ProcessSpec::default()));
+            execs.add(id, "c", (vec!["x".into()], false), session).0
+        };
+        let running = [add("runs", false), add("stays", true)];
+        let done = Some(Exit { code: 0, reason: "exited" });
         for index in 0..2 * ENDED_MOST {
-            execs.add(&format!("{index}"), Vec::new()).send_replace(Some(Exit { code: 0, reason: "exited" }));
+            add(&format!("{index}"), index % 2 == 0).send_replace(done);
         }
-        assert!(execs.result("0").is_none() && execs.result("255").is_some());
-        assert_eq!(execs.running(), [("runs".to_owned(), vec!["x".to_owned()])]);
+        // Of sessions, whose rings are large, there are fewer.
+        assert!(execs.result("1").is_none() && execs.result("0").is_none());
+        assert!(execs.result("255").is_some() && execs.session("254").is_some());
+        assert!(execs.session("200").is_none() && execs.result("201").is_some());
+        let runs: Vec<_> = execs.running().into_iter().map(|exec| (exec.exec_id, exec.session)).collect();
+        assert_eq!(runs, [("runs".to_owned(), false), ("stays".to_owned(), true)]);
         drop(running);
+    }
+
+    #[test]
+    fn the_beginning_of_an_id_will_do_if_it_is_the_only_one() {
+        let execs = Execs::default();
+        for (id, container) in [("ab1", "c"), ("ab2", "d"), ("ab", "e")] {
+            drop(execs.add(id, container, (Vec::new(), false), None));
+        }
+        assert_eq!(execs.find("ab2"), Ok(("ab2".to_owned(), "d".to_owned())));
+        assert_eq!(execs.find("ab"), Ok(("ab".to_owned(), "e".to_owned())));
+        assert_eq!(execs.find("a"), Err(FindError::Several("a".to_owned())));
+        for none in ["", "b", "ab3"] {
+            assert_eq!(execs.find(none), Err(FindError::None(none.to_owned())));
+        }
     }
 }

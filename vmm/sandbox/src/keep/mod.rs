@@ -4,6 +4,7 @@
 //! [`Keeper`] is what all of that shares. [`Keeper::run`] is the sandbox's life; [`sockets`] serves
 //! clients beside it, and no client is waited for.
 
+pub mod attach;
 pub mod backoff;
 pub mod containers;
 pub mod execs;
@@ -14,6 +15,7 @@ pub mod output;
 pub mod ring;
 mod serve;
 pub mod service;
+mod session;
 pub mod sockets;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +27,6 @@ pub use life::{Begun, Start};
 use offers::Offers;
 use output::{Output, Sink};
 pub use serve::serve;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
@@ -102,7 +103,9 @@ pub struct Keeper {
     /// While the container runs.
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     /// Where attachments write; none when the container has no input.
-    input: tokio::sync::Mutex<Option<OwnedWriteHalf>>,
+    input: attach::Input,
+    /// Clients that are attached to the container.
+    clients: attach::Clients,
     output: Arc<Output>,
     offers: Offers,
     execs: Execs,
@@ -129,7 +132,8 @@ impl Keeper {
             state: watch::Sender::new(state),
             over: watch::Sender::new(None),
             sandbox: Mutex::new(None),
-            input: tokio::sync::Mutex::new(None),
+            input: attach::Input::default(),
+            clients: attach::Clients::default(),
             output,
             offers: Offers::default(),
             execs: Execs::default(),

@@ -38,6 +38,20 @@ struct Offer {
 #[derive(Clone, Default)]
 pub struct Offers(Arc<Mutex<HashMap<Token, Offer>>>);
 
+/// A new token.
+///
+/// # Errors
+/// The system has no random bytes.
+pub fn token() -> io::Result<Token> {
+    let mut token = Token::default();
+    let count = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
+    if count == token.len() {
+        Ok(token)
+    } else {
+        Err(io::Error::other("the system gave too few random bytes"))
+    }
+}
+
 impl Offers {
     fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<Token, Offer>> {
         self.0.lock().expect("nobody panics while an offer is added or taken")
@@ -53,11 +67,18 @@ impl Offers {
         streams: u8,
         descriptors: Vec<OwnedFd>,
     ) -> io::Result<(Token, oneshot::Receiver<UnixStream>)> {
-        let mut token = Token::default();
-        let count = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
-        if count != token.len() {
-            return Err(io::Error::other("the system gave too few random bytes"));
-        }
+        let token = token()?;
+        Ok((token, self.offer_as(token, streams, descriptors)))
+    }
+
+    /// The same with a token that was made before.
+    #[must_use]
+    pub fn offer_as(
+        &self,
+        token: Token,
+        streams: u8,
+        descriptors: Vec<OwnedFd>,
+    ) -> oneshot::Receiver<UnixStream> {
         let (claimed, claim) = oneshot::channel();
         self.waiting().insert(token, Offer { streams, descriptors, claimed });
         let offers = self.clone();
@@ -65,7 +86,7 @@ impl Offers {
             tokio::time::sleep(GOOD_FOR).await;
             offers.waiting().remove(&token);
         });
-        Ok((token, claim))
+        claim
     }
 
     /// Serves one client of the stream socket.

@@ -87,13 +87,17 @@ impl Output {
     }
 
     /// Sends frames to an attachment, from the oldest that is held, until nothing more will be said
-    /// or its reader is gone.
+    /// or its reader is gone. `from_the_first_byte`: it is told first what is not held any more.
     ///
     /// # Errors
     /// The reader is gone.
-    pub async fn serve(&self, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Result<()> {
+    pub async fn serve(
+        &self,
+        to: &mut (impl tokio::io::AsyncWrite + Unpin),
+        from_the_first_byte: bool,
+    ) -> io::Result<()> {
         let mut news = self.news.subscribe();
-        let mut position = self.ring().oldest();
+        let mut position = if from_the_first_byte { 0 } else { self.ring().oldest() };
         let mut chunk = vec![0; HEADER + CHUNK];
         loop {
             // Before it is looked at, so that nothing is missed in between.
@@ -169,7 +173,7 @@ mod tests {
         let attach = || {
             let (near, far) = tokio::net::UnixStream::pair().unwrap();
             let (output, mut far) = (Arc::clone(&output), far);
-            tokio::spawn(async move { output.serve(&mut far).await });
+            tokio::spawn(async move { output.serve(&mut far, false).await });
             near
         };
         output.push(Source::Error, b"before");

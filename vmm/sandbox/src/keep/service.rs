@@ -1,7 +1,6 @@
 //! What clients ask of a keeper: `nelly.sandbox.v1`.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +9,12 @@ use nelly_protocol::sandbox::PROTOCOL_MAJOR;
 use nelly_protocol::sandbox::messages as m;
 use nelly_protocol::sandbox::service::{Sandbox as Service, create_sandbox};
 use nelly_vmm::text;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, get_status};
 
-use super::offers::{STDIN, client_gone};
+use super::attach::{Attachment, Prepared};
+use super::execs::{FindError, Stays};
 use super::{Ended, Keeper, containers, execs};
 use crate::agent::{AgentError, CallError, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
@@ -113,6 +112,25 @@ impl Calls {
             .ok_or_else(|| status(Code::NOT_FOUND, format!("the sandbox has no container {word:?}")))
     }
 
+    /// The exec that a request names, by its id or the beginning of that, and its container.
+    fn exec_id(&self, word: &str) -> ttrpc::Result<(String, String)> {
+        self.0.execs().find(word).map_err(|error| {
+            let code = match error {
+                FindError::None(_) => Code::NOT_FOUND,
+                FindError::Several(_) => Code::INVALID_ARGUMENT,
+            };
+            status(code, error.to_string())
+        })
+    }
+
+    /// The process that a request names: container, and exec if it is not the first one.
+    fn target(&self, container: &str, exec: &str) -> ttrpc::Result<(String, String)> {
+        if exec.is_empty() {
+            return Ok((self.container(self.further(container)?), String::new()));
+        }
+        self.exec_id(exec).map(|(exec, container)| (container, exec))
+    }
+
     /// The id of a container in the guest.
     fn container(&self, further: Option<Id>) -> String {
         further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
@@ -162,12 +180,11 @@ impl Service for Calls {
 
     async fn state(&self, _: &TtrpcContext, _: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
         let state = self.0.state();
-        let exec = |(exec_id, args)| m::ExecState { exec_id, args, ..Default::default() };
         Ok(m::StateResponse {
             status: state.status.word().to_owned(),
             restarts: state.restarts,
             restart: self.0.policy.borrow().to_string(),
-            execs: self.0.execs().running().into_iter().map(exec).collect(),
+            execs: self.0.execs().running(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             ..Default::default()
         })
@@ -182,8 +199,8 @@ impl Service for Calls {
     async fn kill(&self, _: &TtrpcContext, request: m::KillRequest) -> ttrpc::Result<m::Empty> {
         let number = signal(request.signal)?;
         let sandbox = self.running()?;
-        let further = self.further(&request.container)?;
-        let is_first = request.exec_id.is_empty() && further.is_none();
+        let (container, exec) = self.target(&request.container, &request.exec_id)?;
+        let is_first = exec.is_empty() && container == self.0.id();
         if is_first && (number == Signal::KILL || number == self.0.kept.stop_signal) {
             // Who kills it does not want it back.
             self.0.change(|state| state.stopped_by_command = true);
@@ -194,8 +211,7 @@ impl Service for Calls {
         }
         let told = match self.answering() {
             Ok(answering) => {
-                let container = self.container(further);
-                let target = ProcessId { container: &container, exec: &request.exec_id };
+                let target = ProcessId { container: &container, exec: &exec };
                 let told = answering.agent().signal(target, number.number().into()).await;
                 told.map_err(|error| refused(&error.into()))
             }
@@ -221,7 +237,8 @@ impl Service for Calls {
                 }
             };
         }
-        result(self.0.execs().result(&request.exec_id), || format!("no exec {:?}", request.exec_id)).await
+        let (id, _) = self.exec_id(&request.exec_id)?;
+        result(self.0.execs().result(&id), || FindError::None(id.clone()).to_string()).await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::ExecResponse> {
@@ -232,9 +249,17 @@ impl Service for Calls {
         let process = execs::process(&first, &request)
             .map_err(|error| status(Code::INVALID_ARGUMENT, error.to_string()))?;
         let size = size(request.rows, request.columns)?;
-        let started =
-            execs::start(&self.0, &sandbox, &self.container(further), &process, Some(size), request.detach)
-                .await;
+        let stays = match (request.detach, request.session) {
+            (true, true) => {
+                let message = "an exec is either detached or a session, not both";
+                return Err(status(Code::INVALID_ARGUMENT, message));
+            }
+            (true, false) => Stays::Detached,
+            (false, true) => Stays::Session,
+            (false, false) => Stays::WithClient,
+        };
+        let container = self.container(further);
+        let started = execs::start(&self.0, &sandbox, &container, &process, Some(size), stays).await;
         match started.map_err(|error| refused(&error))? {
             Ok(started) => Ok(m::ExecResponse {
                 exec_id: started.id,
@@ -253,48 +278,44 @@ impl Service for Calls {
     }
 
     async fn attach(&self, _: &TtrpcContext, request: m::AttachRequest) -> ttrpc::Result<m::AttachResponse> {
+        let internal =
+            |error: std::io::Error| status(Code::INTERNAL, format!("cannot make a stream: {error}"));
+        if !request.exec_id.is_empty() {
+            let (id, _) = self.exec_id(&request.exec_id)?;
+            let session = self.0.execs().session(&id).ok_or_else(|| {
+                let message =
+                    format!("exec {id} is no session: only what `--session` started can be attached");
+                status(Code::FAILED_PRECONDITION, message)
+            })?;
+            let prepared = Prepared::new().map_err(internal)?;
+            let (terminal, stdin) = (session.terminal, session.stdin && request.stdin);
+            let token = prepared.offer(self.0.offers(), session.attachment(stdin));
+            let (token, exec_id) = (token.to_vec(), id);
+            return Ok(m::AttachResponse { token, terminal, exec_id, stdin, ..Default::default() });
+        }
         self.running()?;
         let process = &self.0.kept.container.process;
         if request.stdin && !process.stdin && !process.terminal {
             let message = "the container has no standard input: it was started without -i";
             return Err(status(Code::FAILED_PRECONDITION, message));
         }
-        let internal =
-            |error: std::io::Error| status(Code::INTERNAL, format!("cannot make a stream: {error}"));
-        let (near, far) = std::os::unix::net::UnixStream::pair().map_err(internal)?;
-        let near = super::output::registered(near).map_err(internal)?;
-        let (token, claim) = self.0.offers().offer(STDIN, vec![OwnedFd::from(far)]).map_err(internal)?;
-        let (mut typed, mut shown) = near.into_split();
-        let (keeper, takes_input) = (Arc::clone(&self.0), request.stdin);
-        tokio::spawn(async move {
-            let output = Arc::clone(&keeper.output);
-            let input = async {
-                let mut buffer = vec![0; 16 << 10];
-                while let Ok(count @ 1..) = typed.read(&mut buffer).await {
-                    if takes_input
-                        && let Some(input) = keeper.input.lock().await.as_mut()
-                        && input.write_all(&buffer[..count]).await.is_err()
-                    {
-                        // The container reads no more.
-                        break;
-                    }
-                }
-                std::future::pending::<()>().await;
-            };
-            tokio::select! {
-                _ = output.serve(&mut shown) => {}
-                () = input => {}
-                () = client_gone(claim) => {}
-            }
-        });
-        Ok(m::AttachResponse { token: token.to_vec(), terminal: process.terminal, ..Default::default() })
+        let attachment = Attachment {
+            output: Arc::clone(&self.0.output),
+            input: request.stdin.then(|| Arc::clone(&self.0.input)),
+            ends_input: false,
+            from_the_first_byte: false,
+            clients: self.0.clients.clone(),
+        };
+        let token = Prepared::new().map_err(internal)?.offer(self.0.offers(), attachment).to_vec();
+        let (terminal, stdin) = (process.terminal, request.stdin);
+        Ok(m::AttachResponse { token, terminal, stdin, ..Default::default() })
     }
 
     async fn resize(&self, _: &TtrpcContext, request: m::ResizeRequest) -> ttrpc::Result<m::Empty> {
         let (rows, columns) = size(request.rows, request.columns)?;
         let sandbox = self.answering()?;
-        let container = self.container(self.further(&request.container)?);
-        let target = ProcessId { container: &container, exec: &request.exec_id };
+        let (container, exec) = self.target(&request.container, &request.exec_id)?;
+        let target = ProcessId { container: &container, exec: &exec };
         let resized = sandbox.agent().resize(target, rows, columns).await;
         resized.map_err(|error| refused(&error.into()))?;
         Ok(m::Empty::default())
