@@ -21,6 +21,7 @@ mod pause;
 mod random_kills;
 mod rights;
 mod run;
+mod sessions;
 mod snapshot;
 mod sockets;
 mod storage;

@@ -13,36 +13,36 @@ use nelly_tests::{program, run, scaled};
 use super::{Home, LIMIT};
 
 /// A tmux server of this test's own.
-struct Tmux {
+pub(super) struct Tmux {
     socket: String,
 }
 
 impl Tmux {
-    fn new(home: &Home, columns: &str, rows: &str) -> Self {
+    pub(super) fn new(home: &Home, columns: &str, rows: &str) -> Self {
         let tmux = Self { socket: home.path().join("tmux").display().to_string() };
         tmux.ask(&["new-session", "-d", "-x", columns, "-y", rows, "env", "PS1=host# ", "sh"]);
         tmux
     }
 
-    fn ask(&self, words: &[&str]) -> String {
+    pub(super) fn ask(&self, words: &[&str]) -> String {
         let done =
             run(Command::new("tmux").args(["-f", "/dev/null", "-S", &self.socket]).args(words), b"", LIMIT);
         done.expect(0).out()
     }
 
-    fn keys(&self, keys: &[&str]) {
+    pub(super) fn keys(&self, keys: &[&str]) {
         self.ask(&[&["send-keys"], keys].concat());
     }
 
     /// Types a line.
-    fn line(&self, text: &str) {
+    pub(super) fn line(&self, text: &str) {
         self.ask(&["send-keys", "-l", text]);
         self.keys(&["Enter"]);
     }
 
     /// Waits until the screen shows `text`.
     #[track_caller]
-    fn see(&self, text: &str) -> String {
+    pub(super) fn see(&self, text: &str) -> String {
         let until = Instant::now() + scaled(LIMIT);
         loop {
             let screen = self.ask(&["capture-pane", "-p"]);

@@ -1,0 +1,145 @@
+//! Execs whose output is whole however they end, sessions that outlive their clients, and events.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+
+use nelly_tests::{nelly, program, run, wait};
+use serde_json::Value;
+
+use super::LIMIT;
+use super::keeper::{Kept, SERVER, spawn};
+use super::terminal::Tmux;
+
+/// How often what may be lost by chance is tried: 50, or what `make soak` says.
+fn repeats() -> usize {
+    std::env::var("NELLY_REPEATS").map_or(50, |word| word.parse().expect("NELLY_REPEATS is a number"))
+}
+
+#[test]
+fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
+    let kept = Kept::new();
+    kept.keep(&[], SERVER);
+    let script = "seq 1 2000; exit 5";
+    let lines: String = (1..=2000).map(|line| format!("{line}\n")).collect();
+    let on_terminal = lines.replace('\n', "\r\n");
+    for _ in 0..repeats() {
+        for (flags, whole) in [(&[][..], &lines), (&["-t"], &on_terminal), (&["--session"], &lines)] {
+            let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
+            assert!(kept.0.nelly(&words).expect(5).out() == *whole, "{flags:?}");
+        }
+    }
+    // 8 MiB and an end at once; 32 MiB of input.
+    let line = "0123456789abcde\n";
+    let much = line.repeat((8 << 20) / line.len());
+    let done = kept.0.nelly(&["exec", "box", "sh", "-c", "yes 0123456789abcde | head -c 8388608; exit 3"]);
+    assert!(done.expect(3).out() == much);
+    let input: Vec<u8> =
+        (0..32_u32 << 20).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let inside = kept.0.feed(&["exec", "-i", "box", "sha256sum"], &input);
+    let outside = run(&mut Command::new("sha256sum"), &input, LIMIT);
+    assert_eq!(inside.expect(0).out(), outside.expect(0).out());
+    // A reader that leaves is told to the writer, as a pipe tells it.
+    let mut words = nelly(kept.0.path(), &["exec", "box", "sh", "-c", "yes; echo $? >/tmp/code"]);
+    let mut client = words.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let mut reader = client.stdout.take().unwrap();
+    reader.read_exact(&mut [0; 4096]).unwrap();
+    drop(reader);
+    assert_eq!(wait(&mut client, LIMIT).code(), Some(0));
+    let code = kept.exec("cat /tmp/code");
+    assert!(["1", "141"].contains(&code.as_str()), "{code}");
+    kept.0.nelly(&["exec", "box", "sh", "-c", "kill -TERM $$"]).expect(143);
+}
+
+/// The execs that run, as `nelly exec --list` prints them, without the heading.
+fn listed(kept: &Kept) -> Vec<Vec<String>> {
+    let all = kept.out(&["exec", "--list", "box"]);
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+    all.lines().skip(1).map(words).collect()
+}
+
+#[test]
+fn a_session_is_left_and_returned_to_until_it_ends() {
+    let kept = Kept::new();
+    // What happens meanwhile is told.
+    let log = kept.0.path().join("events");
+    let mut events = nelly(kept.0.path(), &["events", "--json"]);
+    let mut events = events.stdout(File::create(&log).unwrap()).spawn().unwrap();
+    let limit = std::time::Instant::now() + nelly_tests::scaled(LIMIT);
+    while !kept.sandboxes().exists() {
+        assert!(std::time::Instant::now() < limit, "the watch does not begin");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    kept.keep(&[], SERVER);
+    let tmux = Tmux::new(&kept.0, "80", "24");
+    let nelly = format!("NELLY_HOME={} {}", kept.0.path().display(), program("nelly").display());
+    tmux.see("host#");
+    tmux.line(&format!("clear; {nelly} exec --session -it -e 'PS1=box# ' box sh; echo code-$?"));
+    tmux.see("box#");
+    tmux.line("echo mark-$((40 + 2))");
+    tmux.see("mark-42");
+    let one = listed(&kept);
+    assert_eq!((one.len(), one[0].last().unwrap().as_str()), (1, "yes"), "{one:?}");
+    let id = one[0][0].clone();
+    // Left by its keys.
+    tmux.keys(&["C-]"]);
+    tmux.see("goes on");
+    tmux.see("code-0");
+    let shown: Value = serde_json::from_str(&kept.out(&["inspect", "box"])).unwrap();
+    let exec = &shown[0]["execs"][0];
+    assert_eq!(
+        (exec["id"].as_str(), &exec["session"], &exec["clients"]),
+        (Some(id.as_str()), &true.into(), &0.into())
+    );
+    // Returned to by the beginning of its id; the latest is shown; an end of input in a terminal.
+    tmux.line(&format!("clear; {nelly} attach --exec {} box; echo code-$?", &id[..5]));
+    tmux.see("mark-42");
+    tmux.line("cat; echo cat-$?");
+    tmux.line("typed");
+    tmux.keys(&["C-d"]);
+    tmux.see("cat-0");
+    // A second client sees the same, and its death is nobody's end.
+    let mut second = spawn(kept.0.path(), &["attach", "--no-stdin", "--exec", &id, "box"]);
+    kept.until("two are attached", || listed(&kept)[0][listed(&kept)[0].len() - 2] == "2");
+    second.kill().unwrap();
+    second.wait().unwrap();
+    tmux.line("echo there-$((1 + 1))");
+    tmux.see("there-2");
+    tmux.line("exit 7");
+    tmux.see("code-7");
+    assert!(listed(&kept).is_empty());
+    // Whoever comes late still gets all of it.
+    let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
+    let said = late.expect(7).out();
+    assert!(said.contains("mark-42") && said.contains("there-2"), "{said}");
+    // Without a terminal: its client is killed, it goes on, and ends by a signal of its own.
+    let mut client =
+        spawn(kept.0.path(), &["exec", "--session", "box", "sh", "-c", "echo out; echo err >&2; sleep 3000"]);
+    kept.until("it runs", || listed(&kept).len() == 1);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let id = listed(&kept)[0][0].clone();
+    kept.until("it is alone", || listed(&kept)[0].iter().rev().nth(1).unwrap() == "0");
+    assert!(kept.0.nelly(&["kill", "--exec", "zz", "box"]).expect(1).err().contains("no exec"));
+    kept.out(&["kill", "-s", "TERM", "--exec", &id, "box"]);
+    let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
+    assert_eq!((late.expect(143).out().as_str(), late.err().as_str()), ("out\n", "err\n"));
+    kept.out(&["stop", "box"]);
+    kept.out(&["rm", "box"]);
+    let told = || -> Vec<Value> {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let limit = std::time::Instant::now() + nelly_tests::scaled(LIMIT);
+    while told().last().is_none_or(|last| last["event"] != "removed") {
+        assert!(std::time::Instant::now() < limit, "{:?}", told());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let told = told();
+    let words: Vec<&str> = told.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(words, ["created", "started", "running", "exited", "removed"]);
+    assert_eq!((&told[3]["code"], &told[3]["reason"]), (&3.into(), &"exited".into()));
+    super::keeper::kill("INT", events.id().into());
+    assert_eq!(wait(&mut events, LIMIT).code(), Some(0));
+}
