@@ -84,7 +84,8 @@ pub enum Request {
 pub struct Books {
     /// Called at each change of the state.
     pub state: Box<dyn Fn(&SandboxState) + Send + Sync>,
-    /// Called with a new restart policy, which holds from the next exit on.
+    /// Called with a new restart policy, which holds from the next exit on. It may wait, and is
+    /// called on a thread of its own.
     pub policy: Box<dyn Fn(RestartPolicy) -> std::io::Result<()> + Send + Sync>,
     /// Called for the log of a further container.
     pub log: Box<dyn Fn(Id) -> Result<Sink, StateError> + Send + Sync>,
@@ -113,6 +114,8 @@ pub struct Keeper {
     requests: UnboundedSender<Request>,
     /// One pause or resume at a time.
     pausing: tokio::sync::Mutex<()>,
+    /// One change of the record at a time, so that the last one holds.
+    updating: tokio::sync::Mutex<()>,
 }
 
 impl Keeper {
@@ -140,6 +143,7 @@ impl Keeper {
             containers: Containers::default(),
             requests,
             pausing: tokio::sync::Mutex::new(()),
+            updating: tokio::sync::Mutex::new(()),
         };
         (Arc::new(keeper), asked)
     }

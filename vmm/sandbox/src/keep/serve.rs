@@ -177,12 +177,14 @@ fn log(directory: TrustedDir) -> Result<Sink, StateError> {
 
 fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {
     let path = sandboxes.to_owned();
-    let (states, policies) = (Arc::downgrade(shared), Arc::downgrade(shared));
+    let (states, id) = (Arc::downgrade(shared), shared.0.id());
     let policy = move |policy: RestartPolicy| {
-        let Some(shared) = policies.upgrade() else { return Ok(()) };
+        // It may wait, and holds nothing that the keeper's end waits for.
         let sandboxes = Sandboxes::open(&path).map_err(io::Error::other)?;
         let sandboxes = sandboxes.ok_or_else(|| io::Error::other("the state directory is gone"))?;
-        sandboxes.update(&shared.0, |record| record.restart = policy).map_err(io::Error::other)?;
+        let gone = || io::Error::other("the sandbox was removed");
+        let directory = sandboxes.by_id(id).map_err(io::Error::other)?.ok_or_else(gone)?;
+        sandboxes.update(&directory, |record| record.restart = policy).map_err(io::Error::other)?;
         Ok(())
     };
     let state = move |state: &SandboxState| {

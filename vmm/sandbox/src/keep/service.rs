@@ -341,7 +341,11 @@ impl Service for Calls {
                 .restart
                 .parse()
                 .map_err(|error| status(Code::INVALID_ARGUMENT, format!("{error}")))?;
-            (self.0.books.policy)(policy).map_err(|error| {
+            // Writing may wait for a lock, which must not hold up the sandbox's other clients.
+            let _one = self.0.updating.lock().await;
+            let keeper = Arc::clone(&self.0);
+            let written = tokio::task::spawn_blocking(move || (keeper.books.policy)(policy)).await;
+            written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
                 status(Code::INTERNAL, format!("cannot write the restart policy: {error}"))
             })?;
             self.0.policy.send_replace(policy);

@@ -249,6 +249,8 @@ struct Scene {
     keeper: Arc<Keeper>,
     guests: Arc<Guests>,
     written: Arc<Mutex<Vec<SandboxState>>>,
+    /// Held while the record cannot be written.
+    record: Arc<Mutex<()>>,
     begun: Arc<Mutex<Option<Begun>>>,
 }
 
@@ -262,9 +264,15 @@ impl Scene {
         let kept = Kept { id, container, stop_signal, stop_grace: grace, kill_patience, restart };
         let written = Arc::new(Mutex::new(Vec::new()));
         let writes = Arc::clone(&written);
+        let record = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&record);
         let books = Books {
             state: Box::new(move |state| writes.lock().unwrap().push(state.clone())),
-            policy: Box::new(|_| Ok(())),
+            policy: Box::new(move |_| {
+                // As long as somebody else has the lock of the state directory.
+                drop(held.lock().unwrap());
+                Ok(())
+            }),
             log: Box::new(|_| Ok(Box::new(|_, _| {}))),
             forget: Box::new(|_| {}),
         };
@@ -276,6 +284,7 @@ impl Scene {
             keeper: Arc::clone(&keeper),
             guests: Arc::clone(&guests),
             written,
+            record,
             begun: Arc::clone(&begun),
         };
         let life = async move {
@@ -487,6 +496,37 @@ async fn until(stream: &UnixStream, wanted: &[u8]) {
         }
     };
     tokio::task::spawn_blocking(reads).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_that_cannot_be_written_yet_holds_up_no_other_client() {
+    let (scene, life) = Scene::new(Script { obeys: &[15], ..Default::default() }, RestartPolicy::No, GRACE);
+    let clients = async {
+        scene.status(Status::Running).await;
+        served(&scene, async |connection| {
+            let record = Arc::clone(&scene.record);
+            let (go, waits) = std::sync::mpsc::channel::<()>();
+            let (taken, is_taken) = tokio::sync::oneshot::channel();
+            let holds = tokio::task::spawn_blocking(move || {
+                let _held = record.lock().unwrap();
+                taken.send(()).unwrap();
+                waits.recv().unwrap();
+            });
+            is_taken.await.unwrap();
+            let other = async {
+                // Answered while the other call waits.
+                assert_eq!(connection.state().await.unwrap().restart, "no");
+                go.send(()).unwrap();
+            };
+            let (set, ()) = tokio::join!(connection.set_restart(RestartPolicy::Always), other);
+            set.unwrap();
+            holds.await.unwrap();
+            assert_eq!(connection.state().await.unwrap().restart, "always");
+        })
+        .await;
+        scene.keeper.stop(None, None);
+    };
+    tokio::join!(life, clients);
 }
 
 #[tokio::test]
