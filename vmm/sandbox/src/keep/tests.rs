@@ -104,6 +104,8 @@ impl agent_service::Agent for Played {
         let start = *self.guests.starts.borrow();
         self.guests.starts.send_modify(|starts| *starts += 1);
         if let Some(code) = self.guests.script.exits.get(start) {
+            // Its output ends with it, as nobody waits for what never comes.
+            self.guests.streams.lock().unwrap().clear();
             self.guests.ended.send_modify(|ended| {
                 ended.insert(String::new(), *code);
             });
@@ -132,6 +134,9 @@ impl agent_service::Agent for Played {
         let process = key(&request.container_id, &request.exec_id);
         self.guests.heard.send_modify(|heard| heard.push((process.clone(), request.signal, request.group)));
         if self.guests.script.obeys.contains(&request.signal) {
+            if process.is_empty() {
+                self.guests.streams.lock().unwrap().clear();
+            }
             self.guests.ended.send_modify(|ended| {
                 ended.insert(process, 128 + request.signal);
             });
