@@ -23,11 +23,10 @@ fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
     let script = "seq 1 2000; exit 5";
     let lines: String = (1..=2000).map(|line| format!("{line}\n")).collect();
     let on_terminal = lines.replace('\n', "\r\n");
-    for _ in 0..repeats() {
-        for (flags, whole) in [(&[][..], &lines), (&["-t"], &on_terminal), (&["--session"], &lines)] {
-            let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
-            assert!(kept.0.nelly(&words).expect(5).out() == *whole, "{flags:?}");
-        }
+    let kinds = [(&[][..], &lines), (&["-t"], &on_terminal), (&["--session"], &lines)];
+    for (flags, whole) in kinds.into_iter().cycle().take(repeats()) {
+        let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
+        assert!(kept.0.nelly(&words).expect(5).out() == *whole, "{flags:?}");
     }
     // 8 MiB and an end at once; 32 MiB of input.
     let line = "0123456789abcde\n";
