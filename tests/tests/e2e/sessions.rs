@@ -11,7 +11,7 @@ use super::LIMIT;
 use super::keeper::{Kept, SERVER, spawn};
 use super::terminal::Tmux;
 
-/// How often what may be lost by chance is tried: 50, or what `make soak` says.
+/// How often what may be lost by chance is tried: 50, or what `NELLY_REPEATS` says.
 fn repeats() -> usize {
     std::env::var("NELLY_REPEATS").map_or(50, |word| word.parse().expect("NELLY_REPEATS is a number"))
 }
