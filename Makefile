@@ -25,8 +25,8 @@ deb: build ## pack a Debian package, and print its path
 	@packaging/deb
 
 run: build ## set everything up and run the main job: a container in a microVM
-	@echo '$$ nelly run -- sh -c '"'"'echo "hello from Linux $$(uname -r), pid $$$$"'"'" >&2
-	@tests/setup/nelly-shell nelly run -- sh -c 'echo "hello from Linux $$(uname -r), pid $$$$"'
+	@echo '$$ nelly run --rm -- sh -c '"'"'echo "hello from Linux $$(uname -r), pid $$$$"'"'" >&2
+	@tests/setup/nelly-shell nelly run --rm -- sh -c 'echo "hello from Linux $$(uname -r), pid $$$$"'
 
 shell: build ## a shell with nelly on PATH, in the emulated host where this machine's KVM cannot run guests
 	@tests/setup/nelly-shell

@@ -93,7 +93,7 @@ def stage(work, installation, words, files):
 def machines(work, words):
     """The machines of the scenarios, by name: that of `nelly run`, and what is left of it without its devices."""
     quiet = {**os.environ, "XDG_CACHE_HOME": f"{work}/cache", "NELLY_APPEND": words}
-    text = output(f"{work}/bin/nelly", "run", "--dry-run", "--", "true", env=quiet)
+    text = output(f"{work}/bin/nelly", "run", "--rm", "--dry-run", "--", "true", env=quiet)
     agent = json.loads(text)["machine"]
     share = f"{INSIDE}/share/nelly"
     agent["kernel"], agent["initrd"] = {"path": f"{share}/vmlinux"}, {"path": f"{share}/initramfs.cpio"}
@@ -117,8 +117,8 @@ def command_of(scenario):
         "first-byte": ["stdout:78", *monitor],
         "init": ["stdout:2", *monitor],
         "agent": [f"unix:{INSIDE}/vsock_500001", *monitor],
-        "run": ["end", f"{INSIDE}/bin/nelly", "run", "--result", "fd:3", "--", "true"],
-        "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--", "true"],
+        "run": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--result", "fd:3", "--", "true"],
+        "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--", "true"],
     }[scenario.split("@")[0]]
 
 

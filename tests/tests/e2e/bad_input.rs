@@ -46,22 +46,22 @@ fn listing(directory: &Path) -> Vec<String> {
 fn flags_that_cannot_be() {
     let home = Home::new();
     for (words, names) in [
-        (&["run", "--cpus", "0", "--", "true"][..], &["--cpus"][..]),
-        (&["run", "--cpus", "10000", "--", "true"], &["--cpus", "10000"]),
-        (&["run", "-m", "512", "--", "true"], &["512M"]),
-        (&["run", "-m", "4K", "--", "true"], &["--memory"]),
-        (&["run", "-m", "1000T", "--", "true"], &["--memory"]),
+        (&["run", "--rm", "--cpus", "0", "--", "true"][..], &["--cpus"][..]),
+        (&["run", "--rm", "--cpus", "10000", "--", "true"], &["--cpus", "10000"]),
+        (&["run", "--rm", "-m", "512", "--", "true"], &["512M"]),
+        (&["run", "--rm", "-m", "4K", "--", "true"], &["--memory"]),
+        (&["run", "--rm", "-m", "1000T", "--", "true"], &["--memory"]),
         // Less than the most that a machine may have, more than any host of this test.
-        (&["run", "-m", "900G", "--", "true"], &["--memory"]),
-        (&["run", "--no-such-flag", "--", "true"], &["--no-such-flag"]),
+        (&["run", "--rm", "-m", "900G", "--", "true"], &["--memory"]),
+        (&["run", "--rm", "--no-such-flag", "--", "true"], &["--no-such-flag"]),
         (&["run"], &["IMAGE"]),
-        (&["run", "--dry-run", "alpine"], &["alpine", "not in the local store"]),
-        (&["run", "Alpine"], &["Alpine", "oci:DIR"]),
-        (&["run", "--name", "Not A Name", "--", "true"], &["--name"]),
-        (&["run", "-w", "relative", "--", "true"], &["relative"]),
-        (&["run", "--tmpfs", "relative", "--", "true"], &["--tmpfs"]),
-        (&["run", "--timeout", "5", "--", "true"], &["--timeout", "5s"]),
-        (&["run", "--env-file", "/nonexistent/env", "--", "true"], &["/nonexistent/env"]),
+        (&["run", "--rm", "--dry-run", "alpine"], &["alpine", "not in the local store"]),
+        (&["run", "--rm", "Alpine"], &["Alpine", "oci:DIR"]),
+        (&["run", "--rm", "--name", "Not A Name", "--", "true"], &["--name"]),
+        (&["run", "--rm", "-w", "relative", "--", "true"], &["relative"]),
+        (&["run", "--rm", "--tmpfs", "relative", "--", "true"], &["--tmpfs"]),
+        (&["run", "--rm", "--timeout", "5", "--", "true"], &["--timeout", "5s"]),
+        (&["run", "--rm", "--env-file", "/nonexistent/env", "--", "true"], &["/nonexistent/env"]),
         (&["boot"], &["--kernel"]),
     ] {
         refused(&home, words, names);
@@ -70,7 +70,7 @@ fn flags_that_cannot_be() {
 
 #[test]
 fn a_command_that_is_an_empty_word_is_not_found() {
-    let done = Home::new().nelly(&["run", "--", "", "x"]);
+    let done = Home::new().nelly(&["run", "--rm", "--", "", "x"]);
     done.expect(127);
     assert!(done.err().contains("empty"), "{}", done.err());
 }
@@ -82,8 +82,8 @@ fn nothing_that_nelly_says_steers_a_terminal() {
     let name = "\x1b]0;t\x07\u{9b}2J\u{202e}x\nnelly: all is well";
     let plain = |text: &str| text.chars().all(|c| c == '\n' || nelly_vmm::text::is_plain(c));
     for words in [
-        &["run", &format!("oci:/nonexistent/{name}"), "true"][..],
-        &["run", "--name", name, "--", "true"],
+        &["run", "--rm", &format!("oci:/nonexistent/{name}"), "true"][..],
+        &["run", "--rm", "--name", name, "--", "true"],
         &["boot", "--kernel", &format!("/nonexistent/{name}")],
     ] {
         let done = home.nelly(words);
@@ -91,9 +91,9 @@ fn nothing_that_nelly_says_steers_a_terminal() {
         assert!(plain(&done.err()), "{:?}", done.err());
         assert!(done.err().contains(r"\u{202e}"), "{}", done.err());
     }
-    let done = home.nelly(&["run", &format!("--{name}"), "--", "true"]);
+    let done = home.nelly(&["run", "--rm", &format!("--{name}"), "--", "true"]);
     assert!(plain(&done.expect(125).err()), "{:?}", done.err());
-    let done = home.nelly(&["run", "--dry-run", "-e", &format!("NAME={name}"), "--", "true"]);
+    let done = home.nelly(&["run", "--rm", "--dry-run", "-e", &format!("NAME={name}"), "--", "true"]);
     assert!(plain(&done.expect(0).out()), "{:?}", done.out());
     let object: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert!(object["container"]["process"]["env"].to_string().contains("all is well"));
@@ -188,7 +188,7 @@ fn kernels_that_are_none() {
     fs::File::options().write(true).open(oversized).unwrap().set_len(1 << 40).unwrap();
     for kernel in &cases {
         refused(&home, &["boot", "--kernel", kernel], &[kernel]);
-        refused(&home, &["run", "--kernel", kernel, "--", "true"], &[]);
+        refused(&home, &["run", "--rm", "--kernel", kernel, "--", "true"], &[]);
     }
     refused(&home, &["boot", "--kernel", "/nonexistent/vmlinux"], &["/nonexistent/vmlinux"]);
     refused(&home, &["boot", "--kernel", "/"], &["--kernel", "directory"]);
@@ -208,17 +208,17 @@ fn kernels_that_are_none() {
     refused(&home, &["boot", "--kernel", good, "--initrd", fifo], &["--initrd", fifo]);
     refused(&home, &["boot", "--kernel", good, "--disk", fifo], &["--disk", fifo]);
     refused(&home, &["boot", "--kernel", good, "--disk", &format!("{fifo},ro")], &["--disk", fifo]);
-    refused(&home, &["run", "--kernel", fifo, "--", "true"], &["--kernel", fifo]);
-    refused(&home, &["run", "--initrd", fifo, "--", "true"], &["--initrd", fifo]);
-    refused(&home, &["run", "--env-file", fifo, "--", "true"], &["--env-file", fifo]);
+    refused(&home, &["run", "--rm", "--kernel", fifo, "--", "true"], &["--kernel", fifo]);
+    refused(&home, &["run", "--rm", "--initrd", fifo, "--", "true"], &["--initrd", fifo]);
+    refused(&home, &["run", "--rm", "--env-file", fifo, "--", "true"], &["--env-file", fifo]);
     // Nor what nobody reads, which would be found when the container has ended.
     let unwritable = "/nonexistent/told";
     for target in [fifo, unwritable] {
         refused(&home, &["boot", "--kernel", good, "--result", target], &["--result", target]);
-        refused(&home, &["run", "--result", target, "--", "true"], &["--result", target]);
-        refused(&home, &["run", "--trace", target, "--", "true"], &["--trace", target]);
+        refused(&home, &["run", "--rm", "--result", target, "--", "true"], &["--result", target]);
+        refused(&home, &["run", "--rm", "--trace", target, "--", "true"], &["--trace", target]);
     }
-    refused(&home, &["run", "--result", "fd:99", "--", "true"], &["--result", "99"]);
+    refused(&home, &["run", "--rm", "--result", "fd:99", "--", "true"], &["--result", "99"]);
     refused(&home, &["boot", "--kernel", good, "--append", &"x".repeat(70_000)], &["--append"]);
 }
 
@@ -234,13 +234,13 @@ fn images_that_are_none() {
     let directory = files.path().to_str().unwrap();
     for form in ["oci-archive", "docker-archive"] {
         for file in [empty, text, "/nonexistent/image.tar"] {
-            refused(&home, &["run", &format!("{form}:{file}"), "true"], &[file]);
+            refused(&home, &["run", "--rm", &format!("{form}:{file}"), "true"], &[file]);
         }
     }
-    refused(&home, &["run", &format!("oci:{directory}"), "true"], &[directory]);
-    refused(&home, &["run", "oci:/nonexistent/layout", "true"], &["/nonexistent/layout"]);
-    refused(&home, &["run", "rootfs:/nonexistent/tree", "true"], &["/nonexistent/tree"]);
-    refused(&home, &["run", "builtin:debian", "true"], &["builtin:busybox"]);
+    refused(&home, &["run", "--rm", &format!("oci:{directory}"), "true"], &[directory]);
+    refused(&home, &["run", "--rm", "oci:/nonexistent/layout", "true"], &["/nonexistent/layout"]);
+    refused(&home, &["run", "--rm", "rootfs:/nonexistent/tree", "true"], &["/nonexistent/tree"]);
+    refused(&home, &["run", "--rm", "builtin:debian", "true"], &["builtin:busybox"]);
 }
 
 #[test]
@@ -257,9 +257,9 @@ fn a_corrupt_layer_is_refused_and_not_cached() {
     bytes[middle] ^= 0x40;
     fs::write(&layer, &bytes).unwrap();
     let image = format!("oci:{}", layout.display());
-    refused(&home, &["run", &image, "true"], &[layer.file_name().unwrap().to_str().unwrap()]);
+    refused(&home, &["run", "--rm", &image, "true"], &[layer.file_name().unwrap().to_str().unwrap()]);
     fs::write(&layer, &bytes[..middle]).unwrap();
-    refused(&home, &["run", &image, "true"], &[]);
+    refused(&home, &["run", "--rm", &image, "true"], &[]);
 }
 
 /// `nelly run -- true` behind a script that changes its mounts, in a mount namespace of its own;
@@ -267,7 +267,7 @@ fn a_corrupt_layer_is_refused_and_not_cached() {
 fn run_behind(home: &Home, script: &str) -> Done {
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-ec", &format!("{script}; exec \"$@\""), "sh"]);
-    command.arg(program("nelly")).args(["run", "--", "true"]).env("NELLY_HOME", home.path());
+    command.arg(program("nelly")).args(["run", "--rm", "--", "true"]).env("NELLY_HOME", home.path());
     run(&mut command, b"", LIMIT)
 }
 

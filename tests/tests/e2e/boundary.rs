@@ -163,7 +163,8 @@ fn a_container_stays_within_its_bounds() {
 fn full_file_systems_in_memory_leave_room() {
     let script = "for place in / /dev/shm /dev /cache; do \
                   dd if=/dev/zero of=$place/fill bs=1M 2>&1 | grep -o 'No space left on device'; done; exit 7";
-    let done = Home::new().nelly(&["run", "-m", "128M", "--tmpfs", "/cache", "--", "sh", "-c", script]);
+    let done =
+        Home::new().nelly(&["run", "--rm", "-m", "128M", "--tmpfs", "/cache", "--", "sh", "-c", script]);
     done.expect(7);
     assert_eq!(done.out(), "No space left on device\n".repeat(4), "{}", done.err());
 }

@@ -29,7 +29,7 @@ fn noise() -> Vec<u8> {
 fn sixty_four_mebibytes_come_back_through_a_slow_reader() {
     let home = Home::new();
     let bytes = noise();
-    let mut command = nelly(home.path(), &["run", "-i", "--", "cat"]);
+    let mut command = nelly(home.path(), &["run", "--rm", "-i", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let sent = bytes.clone();

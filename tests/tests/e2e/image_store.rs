@@ -45,7 +45,7 @@ fn an_image_is_loaded_run_saved_and_removed() {
         "example.org/team/app:latest"
     );
 
-    assert_eq!(home.nelly(&["run", "app:1", "echo", "hello"]).expect(0).out(), "hello\n");
+    assert_eq!(home.nelly(&["run", "--rm", "app:1", "echo", "hello"]).expect(0).out(), "hello\n");
     let shown = &json(&["image", "inspect", "--json", id.trim_end()])[0];
     assert_eq!((&shown["cached"], &shown["schema"]), (&Value::from(true), &Value::from(1)));
     assert!(
@@ -64,7 +64,12 @@ fn an_image_is_loaded_run_saved_and_removed() {
     let removed = home.nelly(&["image", "rm", "app:1", "example.org/team/app"]).expect(0).out();
     assert!(removed.contains("untagged app:1\n") && removed.contains("removed sha256:"), "{removed}");
     assert_eq!(json(&["image", "ls", "--json"]), Value::Array(Vec::new()));
-    assert!(home.nelly(&["run", "--dry-run", "app:1"]).expect(125).err().contains("not in the local store"));
+    assert!(
+        home.nelly(&["run", "--rm", "--dry-run", "app:1"])
+            .expect(125)
+            .err()
+            .contains("not in the local store")
+    );
 
     let loaded = home.feed(&["image", "load"], &saved.stdout);
     assert_eq!(loaded.expect(0).out(), "loaded example.org/team/app:latest\n");

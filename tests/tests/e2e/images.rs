@@ -78,7 +78,7 @@ fn layout(work: &Path) {
 
 /// The same under runc: our runtime specification, umoci's unpacked root.
 fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
-    let planned = home.nelly(&["run", "--dry-run", "--hostname", "box", image]);
+    let planned = home.nelly(&["run", "--rm", "--dry-run", "--hostname", "box", image]);
     let planned: Value = serde_json::from_slice(&planned.expect(0).stdout).unwrap();
     let mut spec = planned["container"].clone();
     // The agent resolves the user in the container; here the answer is known.
@@ -87,11 +87,11 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
     let bundle = work.join("runc");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-    run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
+    run(Command::new("runc").args(["run", "--rm", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
 }
 
 fn compare(work: &Path, home: &Home, image: &str) {
-    let ours = home.nelly(&["run", "--hostname", "box", image]);
+    let ours = home.nelly(&["run", "--rm", "--hostname", "box", image]);
     let theirs = under_runc(work, home, image);
     assert_eq!(
         ours.out(),
@@ -137,13 +137,13 @@ fn a_second_run_finds_the_image_cached() {
     let home = Home::new();
     let image = "builtin:busybox";
     let planned = |home: &Home| -> Value {
-        let done = home.nelly(&["run", "--dry-run", image, "true"]);
+        let done = home.nelly(&["run", "--rm", "--dry-run", image, "true"]);
         serde_json::from_slice(&done.expect(0).stdout).unwrap()
     };
     assert_eq!(planned(&home)["image_cached"], false);
-    home.nelly(&["run", image, "true"]).expect(0);
+    home.nelly(&["run", "--rm", image, "true"]).expect(0);
     assert_eq!(planned(&home)["image_cached"], true);
-    home.nelly(&["run", image, "true"]).expect(0);
+    home.nelly(&["run", "--rm", image, "true"]).expect(0);
 }
 
 /// A tar archive (POSIX ustar) of one file: a process for each of a hundred archives would take the
@@ -218,7 +218,7 @@ fn a_hundred_and_twenty_layers_are_one_disk_and_shared() {
     files.push(("layers/007".into(), "above\n".into()));
     let many = layout_of_many(&work, "many", &files);
     let script = "ls /sys/block | grep -c vd; cat /layers/* | wc; cat /layers/007 /layers/118";
-    let done = home.nelly(&["run", &many, "sh", "-c", script]);
+    let done = home.nelly(&["run", "--rm", &many, "sh", "-c", script]);
     done.expect(0);
     let out = done.out();
     let words: Vec<&str> = out.split_whitespace().collect();
@@ -226,11 +226,11 @@ fn a_hundred_and_twenty_layers_are_one_disk_and_shared() {
 
     let few: Vec<_> = (0..3).map(file).collect();
     let first = layout_of_many(&work, "first", &few[..2]);
-    home.nelly(&["run", &first, "cat", "/layers/000", "/layers/001"]).expect(0);
+    home.nelly(&["run", "--rm", &first, "cat", "/layers/000", "/layers/001"]).expect(0);
     let (images, layers) = (cached(&home, "images"), cached(&home, "layers"));
     // One more layer above the same ones: its own two files and a metadata file are new.
     let second = layout_of_many(&work, "second", &few);
-    let done = home.nelly(&["run", &second, "cat", "/layers/000", "/layers/001", "/layers/002"]);
+    let done = home.nelly(&["run", "--rm", &second, "cat", "/layers/000", "/layers/001", "/layers/002"]);
     assert_eq!(done.expect(0).out(), "000\n001\n002\n");
     assert_eq!(cached(&home, "images").len(), images.len() + 1);
     assert_eq!(cached(&home, "layers").len(), layers.len() + 2);

@@ -240,7 +240,8 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     assert!(missing.expect(127).err().contains("nosuch"));
     for (words, hint) in [
         (&["run", "-d", "--rm", "--restart", "always", "--", "true"][..], "--rm"),
-        (&["run", "--restart", "always", "--", "true"], "-d"),
+        (&["run", "--rm", "--restart", "always", "--", "true"], "-d"),
+        (&["run", "--timings", "--", "true"], "--rm"),
         (&["create", "--timings", "--", "true"], "--timings"),
         (&["run", "-d", "--restart", "sometimes", "--", "true"], "sometimes"),
         (&["run", "-d", "--storage", "1K", "--", "true"], "64M"),

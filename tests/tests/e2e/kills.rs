@@ -73,7 +73,7 @@ fn interrupted(child: &mut Child) -> i32 {
 }
 
 fn start(home: &Home) -> Child {
-    let mut command = nelly(home.path(), &["run", "--", "sleep", "100000"]);
+    let mut command = nelly(home.path(), &["run", "--rm", "--", "sleep", "100000"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
@@ -119,7 +119,7 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     let before = paths(home.path());
     for (name, expected) in [("TERM", 50), ("INT", 51)] {
         let script = "trap 'exit 50' TERM; trap 'exit 51' INT; echo ready; while :; do sleep 0.1; done";
-        let mut command = nelly(home.path(), &["run", "--", "sh", "-c", script]);
+        let mut command = nelly(home.path(), &["run", "--rm", "--", "sh", "-c", script]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         let mut ready = [0; 6];
@@ -138,7 +138,7 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     // A program that ignores Ctrl-C does not survive the third.
     let mut command = nelly(
         home.path(),
-        &["run", "--", "sh", "-c", "trap '' INT; echo ready; while :; do sleep 0.1; done"],
+        &["run", "--rm", "--", "sh", "-c", "trap '' INT; echo ready; while :; do sleep 0.1; done"],
     );
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = [0; 6];
@@ -151,7 +151,7 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
 /// Starts `nelly run FLAGS -- sh -c SCRIPT` behind `before` (words of a shell) and waits for its
 /// first output.
 fn ready(home: &Home, before: &str, flags: &[&str], script: &str) -> Child {
-    let words = [&["run"], flags, &["--", "sh", "-c", script]].concat();
+    let words = [&["run", "--rm"], flags, &["--", "sh", "-c", script]].concat();
     let nelly = nelly(home.path(), &words);
     let mut command = Command::new("sh");
     command
@@ -194,7 +194,7 @@ fn a_guest_that_stopped_answering_can_be_left() {
         nothing_runs();
     }
     // The limit of time counts while the machine starts.
-    let mut command = nelly(home.path(), &["run", "--timeout", "15s", "--", "sleep", "1000"]);
+    let mut command = nelly(home.path(), &["run", "--rm", "--timeout", "15s", "--", "sleep", "1000"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     until("its monitor is there", || !monitors().is_empty());
     signal(monitors()[0], "STOP");
@@ -239,7 +239,7 @@ fn a_dry_run_writes_nothing() {
         "trace=file,desc,process,memory,network",
         "--",
     ]);
-    command.arg(nelly_tests::program("nelly")).args(["run", "--dry-run", "-m", "1G", "--", "true"]);
+    command.arg(nelly_tests::program("nelly")).args(["run", "--rm", "--dry-run", "-m", "1G", "--", "true"]);
     command.env("NELLY_HOME", home.path().join("home"));
     let done = nelly_tests::run(&mut command, b"", LIMIT);
     done.expect(0);

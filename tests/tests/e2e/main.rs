@@ -8,6 +8,7 @@ mod boot;
 mod boundary;
 mod bulk;
 mod faults;
+mod foreground;
 mod image_store;
 mod images;
 mod inside;
@@ -71,6 +72,6 @@ impl Home {
     /// `nelly run -- sh -c SCRIPT` in the built-in image.
     #[track_caller]
     fn sh(&self, script: &str) -> Done {
-        self.nelly(&["run", "--", "sh", "-c", script])
+        self.nelly(&["run", "--rm", "--", "sh", "-c", script])
     }
 }

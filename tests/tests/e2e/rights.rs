@@ -10,6 +10,7 @@ fn rights_limits_and_names_are_as_asked() {
                   grep db /etc/hosts; chown 1:1 /tmp 2>/dev/null || echo refused";
     let words = [
         "run",
+        "--rm",
         "--cap-drop",
         "ALL",
         "--cap-add",
@@ -45,7 +46,7 @@ fn a_privileged_container_has_the_machine() {
     let script = "set -e; grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; mount -t tmpfs x /mnt; \
                   dd if=/dev/vda of=/dev/null bs=4096 count=1 2>/dev/null; test -c /dev/kmsg; readlink /dev/fd; \
                   mkdir /sys/fs/cgroup/inner; echo 1 > /proc/sys/kernel/sysrq; echo x > /dev/stderr; echo done";
-    let done = home.nelly(&["run", "--privileged", "--", "sh", "-c", script]);
+    let done = home.nelly(&["run", "--rm", "--privileged", "--", "sh", "-c", script]);
     done.expect(0);
     let expected = "CapEff:\t000001ffffffffff\nSeccomp:\t0\n/proc/self/fd\ndone\n";
     assert_eq!(done.out(), expected);
@@ -60,10 +61,10 @@ fn what_cannot_be_is_refused_before_anything_starts() {
         (["--ulimit", "nofile=2:1"], "soft limit"),
         (["--add-host", "db"], "NAME:ADDRESS"),
     ] {
-        let done = home.nelly(&[&["run"], &words[..], &["--", "true"]].concat());
+        let done = home.nelly(&[&["run", "--rm"], &words[..], &["--", "true"]].concat());
         let error = done.expect(125).err();
         assert!(error.contains(what) && error.contains(words[0]), "{error}");
     }
-    let done = home.nelly(&["run", "--sysctl", "no.such.parameter=1", "--", "true"]);
+    let done = home.nelly(&["run", "--rm", "--sysctl", "no.such.parameter=1", "--", "true"]);
     assert!(done.expect(125).err().contains("no/such/parameter"), "{}", done.err());
 }

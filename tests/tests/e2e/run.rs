@@ -44,7 +44,7 @@ fn loopback_answers_from_the_first_packet() {
 #[test]
 fn a_reader_that_leaves_ends_the_writer() {
     let home = Home::new();
-    let words = ["run", "--", "sh", "-c", "while :; do echo line; done"];
+    let words = ["run", "--rm", "--", "sh", "-c", "while :; do echo line; done"];
     let mut command = nelly(home.path(), &words);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 5];
@@ -57,7 +57,7 @@ fn output_that_cannot_be_written_is_no_success() {
     let home = Home::new();
     // The code of a program that failed by itself says more.
     for (script, expected) in [("echo hi", 125), ("echo hi; trap '' PIPE; sleep 1; exit 3", 3)] {
-        let mut command = nelly(home.path(), &["run", "--", "sh", "-c", script]);
+        let mut command = nelly(home.path(), &["run", "--rm", "--", "sh", "-c", script]);
         command.stdin(Stdio::null()).stdout(File::options().write(true).open("/dev/full").unwrap());
         let done = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&done.stderr);
@@ -68,11 +68,11 @@ fn output_that_cannot_be_written_is_no_success() {
 
 #[test]
 fn input_reaches_the_container_and_ends() {
-    let done = Home::new().feed(&["run", "-i", "--", "cat"], b"hi\n");
+    let done = Home::new().feed(&["run", "--rm", "-i", "--", "cat"], b"hi\n");
     done.expect(0);
     assert_eq!(done.out(), "hi\n");
     // Without -i there is no input at all.
-    let done = Home::new().feed(&["run", "--", "cat"], b"hi\n");
+    let done = Home::new().feed(&["run", "--rm", "--", "cat"], b"hi\n");
     done.expect(0);
     assert_eq!(done.out(), "");
 }
@@ -80,15 +80,15 @@ fn input_reaches_the_container_and_ends() {
 #[test]
 fn programs_that_cannot_run_have_their_own_codes() {
     let home = Home::new();
-    let done = home.nelly(&["run", "--", "/no/such/program"]);
+    let done = home.nelly(&["run", "--rm", "--", "/no/such/program"]);
     done.expect(127);
     assert!(done.err().contains("/no/such/program"), "{}", done.err());
-    let done = home.nelly(&["run", "--", "nosuchcommand"]);
+    let done = home.nelly(&["run", "--rm", "--", "nosuchcommand"]);
     done.expect(127);
-    let done = home.nelly(&["run", "--", "/etc/passwd"]);
+    let done = home.nelly(&["run", "--rm", "--", "/etc/passwd"]);
     done.expect(126);
     assert!(done.err().contains("/etc/passwd"), "{}", done.err());
-    home.nelly(&["run", "--", "/etc"]).expect(126);
+    home.nelly(&["run", "--rm", "--", "/etc"]).expect(126);
     // The first process of a PID namespace does not hear its own SIGKILL; any other does. (A shell
     // runs its last command in its place.)
     home.sh("kill -9 $$; exit 5").expect(5);
@@ -101,6 +101,7 @@ fn flags_reach_the_container() {
     let script = "id -u; id -g; pwd; echo $A-$B; hostname; touch /x 2>/dev/null || echo read-only; grep -c ^processor /proc/cpuinfo; df /scratch | tail -n 1 | awk '{print $2}'";
     let done = home.nelly(&[
         "run",
+        "--rm",
         "-u",
         "1000:1001",
         "-w",
@@ -131,8 +132,18 @@ fn flags_reach_the_container() {
 fn a_time_limit_ends_the_machine() {
     let home = Home::new();
     let result = home.path().join("result.json");
-    let done =
-        home.nelly(&["run", "--timeout", "8s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"]);
+    let done = home.nelly(&[
+        "run",
+        "--rm",
+        "--rm",
+        "--timeout",
+        "8s",
+        "--result",
+        result.to_str().unwrap(),
+        "--",
+        "sleep",
+        "1000",
+    ]);
     done.expect(124);
     let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
     assert_eq!(object["exit"], 124);
@@ -146,8 +157,19 @@ fn memory_that_runs_out_is_told_from_a_kill() {
     let result = home.path().join("result.json");
     // A shell that doubles a string until the machine has no memory left.
     let script = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a$a$a; done";
-    let done =
-        home.nelly(&["run", "-m", "96M", "--result", result.to_str().unwrap(), "--", "sh", "-c", script]);
+    let done = home.nelly(&[
+        "run",
+        "--rm",
+        "--rm",
+        "-m",
+        "96M",
+        "--result",
+        result.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
     done.expect(137);
     let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
     assert_eq!(object["reason"], "oom_killed", "{}", done.err());

@@ -81,6 +81,7 @@ fn every_phase_is_stamped_on_one_clock_and_they_add_up() {
     let (result, trace) = (home.path().join("result.json"), home.path().join("trace.json"));
     let words = [
         "run",
+        "--rm",
         "--timings",
         "--result",
         result.to_str().unwrap(),
@@ -132,7 +133,7 @@ fn an_absurd_origin_is_not_believed_and_a_machine_that_is_killed_tells_what_the_
     let result = home.path().join("result.json");
     let mut command = nelly_tests::nelly(
         home.path(),
-        &["run", "--timeout", "20s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
+        &["run", "--rm", "--timeout", "20s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
     );
     // From the future; a word from long ago would be a moment of the last minute on a host that has
     // just booted.

@@ -61,7 +61,7 @@ fn a_container_runs_without_root() {
     let done = nelly_as_nobody(
         home.path(),
         true,
-        &["run", "--", "sh", "-c", "id -u; echo x > /new && cat /new; exit 7"],
+        &["run", "--rm", "--", "sh", "-c", "id -u; echo x > /new && cat /new; exit 7"],
     );
     assert_eq!(done.expect(7).out(), "0\nx\n");
     // What it left is a cache, and that is the user's.
@@ -80,7 +80,7 @@ fn without_permission_it_says_which_group_to_join() {
         return;
     }
     let home = home();
-    let done = nelly_as_nobody(home.path(), false, &["run", "--", "true"]);
+    let done = nelly_as_nobody(home.path(), false, &["run", "--rm", "--", "true"]);
     done.expect(125);
     assert!(done.err().contains("/dev/kvm: permission denied"), "{}", done.err());
     assert!(done.err().contains("usermod"), "{}", done.err());
@@ -109,13 +109,13 @@ fn what_another_user_put_into_a_home_is_refused() {
     for name in ["cache", "config", "data"] {
         let place = home.path().join(name);
         let refused = |what: &str| {
-            let done = home.nelly(&["run", "--dry-run", "--", "true"]);
+            let done = home.nelly(&["run", "--rm", "--dry-run", "--", "true"]);
             done.expect(125);
             assert!(done.out().is_empty(), "{name}: {what}: {}", done.out());
             let said = format!("{} belongs to user {NOBODY}", place.display());
             assert!(done.err().contains(&said), "{name}: {what}: {}", done.err());
         };
-        let accepted = || home.nelly(&["run", "--dry-run", "--", "true"]).expect(0).out();
+        let accepted = || home.nelly(&["run", "--rm", "--dry-run", "--", "true"]).expect(0).out();
         std::fs::create_dir(&place).unwrap();
         std::fs::copy(good.join("config.toml"), place.join("config.toml")).unwrap();
         accepted();
@@ -135,7 +135,7 @@ fn what_another_user_put_into_a_home_is_refused() {
     let cache = home.path().join("cache");
     std::fs::create_dir(&cache).unwrap();
     std::os::unix::fs::symlink(&outside, cache.join("version")).unwrap();
-    let done = home.nelly(&["run", "--", "true"]);
+    let done = home.nelly(&["run", "--rm", "--", "true"]);
     assert!(done.expect(125).err().contains("version is not a regular file"), "{}", done.err());
     assert_eq!(std::fs::read(&outside).unwrap(), b"");
 }

@@ -144,7 +144,8 @@ pub fn run(
     let scratch = tempfile::Builder::new().prefix("nelly-bench-").tempdir();
     let scratch = scratch.map_err(RunnerError::host("cannot make a directory for temporary files"))?;
     let result = scratch.path().join("result.json");
-    let mut arguments = vec!["run".to_owned(), "--result".to_owned(), result.display().to_string()];
+    let mut arguments =
+        vec!["run".to_owned(), "--rm".to_owned(), "--result".to_owned(), result.display().to_string()];
     arguments.extend(plan.flags.iter().cloned());
     arguments.push("--".to_owned());
     arguments.extend(plan.command.iter().cloned());

@@ -1,0 +1,69 @@
+//! Foreground runs: kept by a keeper, and with `--rm` held by `nelly run` itself.
+
+use std::io::Read as _;
+
+use nelly_tests::wait;
+
+use super::LIMIT;
+use super::keeper::{Kept, kill, spawn};
+
+/// `nelly run --name box FLAGS -- sh -c SCRIPT`.
+fn words<'a>(flags: &[&'a str], script: &'a str) -> Vec<&'a str> {
+    [&["run", "--name", "box"], flags, &["--", "sh", "-c", script]].concat()
+}
+
+#[test]
+fn a_sandbox_stays_after_its_command_and_starts_again() {
+    let kept = Kept::new();
+    let done =
+        kept.0.feed(&words(&["-i", "-e", "A=b"], "cat; echo $A >&2; echo x >/root/x; exit 7"), b"typed\n");
+    assert_eq!((done.expect(7).out(), done.err()), ("typed\n".to_owned(), "b\n".to_owned()));
+    assert!(kept.out(&["ps", "-a"]).contains("   Exited (7) "));
+    assert_eq!(kept.out(&["logs", "box"]), "typed");
+    assert!(kept.0.nelly(&words(&[], "true")).expect(125).err().contains("box"), "the name is taken");
+    // Codes of what cannot start, and a limit of time.
+    assert!(kept.0.nelly(&["run", "--", "nosuch"]).expect(127).err().contains("nosuch"));
+    kept.0.nelly(&["run", "--name", "late", "--timeout", "1s", "--", "sleep", "1000"]).expect(124);
+    assert!(kept.out(&["ps", "-a"]).contains("late"));
+    // The same sandbox again, in the background, with what was written: its input waits for whoever
+    // attaches.
+    kept.out(&["start", "box"]);
+    assert_eq!(kept.exec("cat /root/x"), "x");
+    kept.out(&["stop", "--time", "0s", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "137");
+    kept.out(&["rm", "box"]);
+}
+
+#[test]
+fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox() {
+    let kept = Kept::new();
+    let flood = "head -c 8388608 /dev/zero | tr '\\0' x; echo end; echo up >/dev/shm/up; exec sleep 1000";
+    let mut client = spawn(kept.0.path(), &words(&[], flood));
+    let mut stdout = client.stdout.take().unwrap();
+    kept.until("it runs", || kept.0.nelly(&["exec", "box", "true"]).code == 0);
+    // Nobody reads: the container waits in the middle.
+    assert_eq!(kept.exec("test -e /dev/shm/up; echo $?"), "1");
+    let (mut all, mut part) = (0, vec![0; 1 << 20]);
+    while all < (8 << 20) + 4 {
+        let count = stdout.read(&mut part).unwrap();
+        assert!(count > 0 && part[..count].iter().all(|byte| b"xend\n".contains(byte)));
+        all += count;
+    }
+    assert_eq!(all, (8 << 20) + 4);
+    kept.until("it went on", || kept.exec("test -e /dev/shm/up; echo $?") == "0");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    // Its client is dead: it goes on, also with what it says.
+    assert_eq!(kept.exec("echo there"), "there");
+    kept.out(&["stop", "--time", "0s", "box"]);
+    kept.out(&["rm", "box"]);
+    // A signal reaches the container.
+    let mut client = spawn(
+        kept.0.path(),
+        &words(&[], "trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.1; done"),
+    );
+    let mut line = [0; 3];
+    client.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    kill("TERM", client.id().into());
+    assert_eq!(wait(&mut client, LIMIT).code(), Some(4));
+}
