@@ -18,9 +18,9 @@ use crate::life::args::{
     disable_help_subcommand = true,
     propagate_version = false,
     after_help = "Examples:\n  \
-        nelly run -- sh -c 'uname -a; id'              the built-in image\n  \
-        nelly run -it oci:./image sh                   a shell in an OCI layout\n  \
-        echo hi | nelly run -i docker-archive:app.tar cat\n  \
+        nelly run --rm -- sh -c 'uname -a; id'         the built-in image\n  \
+        nelly run --rm -it oci:./image sh              a shell in an OCI layout\n  \
+        echo hi | nelly run --rm -i docker-archive:app.tar cat\n  \
         nelly run -d --name web oci:./image             in the background: nelly exec, attach, stop\n  \
         nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
         nelly doctor                                   what this host can do\n\n\
@@ -253,16 +253,18 @@ pub(crate) struct MachineArgs {
     after_help = "IMAGE is a name as docker spells it (pulled if it is not in the local store), oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], rootfs:DIR or builtin:busybox.\n\
         `nelly run -- COMMAND` uses the built-in image. Flags after IMAGE belong to the command.\n\n\
         stdout carries only the container's output. stderr carries the container's and Nelly's own messages.\n\
-        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGHUP, SIGUSR1 and SIGUSR2 are forwarded to the container. \
-        The machine is killed at the third Ctrl-C, after a SIGTERM that the guest does not answer, and 5 seconds after a hang-up.\n\
+        The sandbox stays when the command has ended: nelly ps -a, start, logs, rm. With --rm it is removed.\n\
+        SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGUSR1 and SIGUSR2 are forwarded to the container; the machine is killed at the third Ctrl-C. \
+        If nelly run is killed or its terminal hangs up, the sandbox goes on without it. With --rm, the machine ends with nelly run; \
+        SIGHUP is forwarded, and the machine is killed 5 seconds after it, and after a SIGTERM that the guest does not answer.\n\
         With -it, Ctrl-C goes to the container's terminal. Three in a row without any output in return kill the machine.\n\n\
         Examples:\n  \
-        nelly run -- echo hello\n  \
-        nelly run -it oci:./debian:12 bash\n  \
-        echo hi | nelly run -i -- cat\n  \
-        nelly run -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
-        nelly run --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
-        nelly run --timeout 10s --result result.json -- sleep 60\n  \
+        nelly run --rm -- echo hello\n  \
+        nelly run --rm -it oci:./debian:12 bash\n  \
+        echo hi | nelly run --rm -i -- cat\n  \
+        nelly run --rm -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
+        nelly run --rm --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
+        nelly run --rm --timeout 10s --result result.json -- sleep 60\n  \
         nelly run --in web -it oci:./tools sh"
 )]
 pub(crate) struct RunArgs {
@@ -297,7 +299,7 @@ pub(crate) struct RunArgs {
     /// Replace the image's entrypoint; an empty value removes it
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Remove the sandbox when it ends; `nelly run` without -d always does
+    /// Remove the sandbox when it ends; without -d, the machine then ends with nelly run, too
     #[arg(long)]
     pub(crate) rm: bool,
     #[command(flatten)]
@@ -349,19 +351,19 @@ pub(crate) struct KeptArgs {
     #[arg(short, long, conflicts_with_all = ["timeout", "result", "timings", "trace"])]
     pub(crate) detach: bool,
     /// Start the sandbox again after its end: no, on-failure[:MAXIMUM], always or unless-stopped
-    /// (with -d) [default: no]
+    /// [default: no]
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
-    /// Signal of nelly stop, by name or number (with -d) [default: the image's, else TERM]
+    /// Signal of nelly stop, by name or number [default: the image's, else TERM]
     #[arg(long, value_name = "SIGNAL")]
     pub(crate) stop_signal: Option<String>,
-    /// Grace time of nelly stop before SIGKILL (with -d) [default: 10s]
+    /// Grace time of nelly stop before SIGKILL [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub(crate) stop_timeout: Option<String>,
-    /// Label, for filters (with -d)
+    /// Label, for filters
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) label: Vec<String>,
-    /// Size of the disk of the writable layer, which is sparse (with -d) [default: 8G; with --rm a
+    /// Size of the disk of the writable layer, which is sparse [default: 8G; with --rm a
     /// tmpfs in the guest instead]
     #[arg(long, value_name = "SIZE")]
     pub(crate) storage: Option<String>,
@@ -400,6 +402,12 @@ impl RunArgs {
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         given.or_else(|| self.kept.given())
+    }
+
+    /// A flag that shows the machine's timeline.
+    pub(crate) fn of_timeline(&self) -> Option<&'static str> {
+        let given = [("--timings", self.timings), ("--trace", self.trace.is_some())];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 
     /// Whether a flag needs the timeline.

@@ -144,6 +144,12 @@ impl Outside {
         Self { requests, closed: false, limit, hung_up: None }
     }
 
+    /// What has not come yet, for another who takes it over.
+    #[must_use]
+    pub fn into_requests(self) -> UnboundedReceiver<ProcessRequest> {
+        self.requests
+    }
+
     /// Does `work` that no process runs beside: whatever asks for an end, ends it. `work` is
     /// dropped then.
     ///

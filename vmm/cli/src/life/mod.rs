@@ -35,7 +35,7 @@ use nelly_sandbox::wire::holder;
 pub(crate) use ps::ps;
 pub(crate) use remove::{gc, rename, rm};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-pub(crate) use start::{launch, restart, start};
+pub(crate) use start::{Start, launch, restart, start};
 pub(crate) use stats::stats;
 pub(crate) use stop::{kill, pause, stop, unpause, update};
 pub(crate) use wait::wait;

@@ -1,15 +1,15 @@
 //! `nelly start` and `nelly restart`, and the start of a keeper.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use nelly_image::{Digest, ImageError, LocalError, Reference, Store, StoreOptions};
-use nelly_sandbox::connect::launch::{LaunchError, launch as launch_keeper};
+use nelly_sandbox::connect::launch::{LaunchError, Launched, launch as launch_keeper};
 use nelly_sandbox::state::record::ImageRecord;
-use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
-use nelly_sandbox::wire::order::Files;
+use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
+use nelly_sandbox::wire::order::{ClientEnds, Files};
 use nelly_vmm::sys::files::{self, Accept};
 use nelly_vmm::text;
 
@@ -85,13 +85,51 @@ pub(crate) fn launch(
     sandbox: &SandboxDir,
     lock: SandboxLock,
 ) -> Result<()> {
-    let record = sandbox.record()?;
-    let keeper = context.search.keeper().map_err(|error| Hint::error(error.to_string(), "run `make`"))?;
-    let files = files(context, sandbox, &record, lock)?;
-    match launch_keeper(&keeper, sandboxes.path(), record.id, &files) {
-        Ok(()) => Ok(()),
-        Err(LaunchError::Refused { code, message }) => Err(Refused { code, message }.into()),
-        Err(error) => Err(error.into()),
+    Start::prepare(context, sandboxes, sandbox, lock)?.launch().map(drop)
+}
+
+/// A sandbox whose files are open, ready to be started.
+pub(crate) struct Start {
+    keeper: PathBuf,
+    sandboxes: PathBuf,
+    id: Id,
+    files: Files,
+    size: Option<(u16, u16)>,
+}
+
+impl Start {
+    /// Opens the files of a sandbox whose lock this process holds.
+    ///
+    /// # Errors
+    /// A file of it is missing.
+    pub(crate) fn prepare(
+        context: &Context,
+        sandboxes: &Sandboxes,
+        sandbox: &SandboxDir,
+        lock: SandboxLock,
+    ) -> Result<Self> {
+        let record = sandbox.record()?;
+        let keeper = context.search.keeper().map_err(|error| Hint::error(error.to_string(), "run `make`"))?;
+        let files = files(context, sandbox, &record, lock)?;
+        Ok(Self { keeper, sandboxes: sandboxes.path().to_owned(), id: record.id, files, size: None })
+    }
+
+    /// The same for a client that has the container's streams, of which these are the keeper's
+    /// ends, and a terminal of this size, rows and columns.
+    pub(crate) fn with_client(self, client: ClientEnds, size: Option<(u16, u16)>) -> Self {
+        Self { files: Files { client, ..self.files }, size, ..self }
+    }
+
+    /// Starts the keeper, and waits until the container runs.
+    ///
+    /// # Errors
+    /// The container does not run.
+    pub(crate) fn launch(self) -> Result<Launched> {
+        match launch_keeper(&self.keeper, &self.sandboxes, self.id, self.files, self.size) {
+            Ok(launched) => Ok(launched),
+            Err(LaunchError::Refused { code, message }) => Err(Refused { code, message }.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -112,7 +150,14 @@ fn files(
         bail!("the sandbox's monitor {} is missing", record.machine.monitor.display());
     }
     let disks = image_disks(context, &record.image)?;
-    Ok(Files { lock: Some(lock.into_fd()), kernel, initrd, disks, storage: storage(sandbox, record)? })
+    Ok(Files {
+        lock: Some(lock.into_fd()),
+        kernel,
+        initrd,
+        disks,
+        storage: storage(sandbox, record)?,
+        client: ClientEnds::default(),
+    })
 }
 
 /// The disk of the writable layer, if the sandbox has one.

@@ -1,11 +1,10 @@
-//! `nelly create` and `nelly run -d`: sandboxes that stay.
+//! Sandboxes that stay: what `nelly create` and `nelly run` make, and the start of `nelly run -d`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use nelly_image::{Config, Hold, Image, Reference};
+use nelly_image::{Config, Image, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::machine::STORAGE_DEVICE;
 use nelly_sandbox::spec::size;
@@ -19,7 +18,7 @@ use super::plan::PreparedRun;
 use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
-use crate::{assets, life, out};
+use crate::{assets, life};
 
 /// How many further containers (`nelly run --in`) can run at a time in a sandbox that stays.
 const SPARE_SLOTS: u8 = 4;
@@ -66,36 +65,31 @@ pub(super) fn options(args: &KeptArgs, rm: bool) -> Result<KeptOptions> {
     })
 }
 
-/// Makes the sandbox, starts it if it is to run, and prints its id.
-pub(super) fn keep(
-    args: &RunArgs,
-    kept: KeptOptions,
-    plan: &PreparedRun,
-    reference: &Reference,
-    (image, hold): (&Image, Option<Hold>),
-    context: &Context,
-) -> Result<ExitCode> {
-    let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
-    let (sandbox, lock) = create(args, kept, plan, reference, image, context, &sandboxes)?;
-    drop(hold);
-    if args.kept.detach {
-        let id = sandbox.id();
-        let launched = life::launch(context, &sandboxes, &sandbox, lock);
-        launched.with_context(|| format!("sandbox {} was made, and did not start", id.short()))?;
-    }
-    out::line(plan.options.id.to_string())?;
-    Ok(ExitCode::SUCCESS)
+/// A sandbox that was made, and whose lock this process holds.
+pub(super) struct Made {
+    pub(super) sandboxes: Sandboxes,
+    pub(super) sandbox: SandboxDir,
+    pub(super) lock: SandboxLock,
 }
 
-fn create(
+impl Made {
+    /// Starts it, and waits until its container runs.
+    pub(super) fn start(self, context: &Context) -> Result<()> {
+        let launched = life::launch(context, &self.sandboxes, &self.sandbox, self.lock);
+        launched.with_context(|| format!("sandbox {} was made, and did not start", self.sandbox.id().short()))
+    }
+}
+
+/// Makes the sandbox.
+pub(super) fn create(
     args: &RunArgs,
     kept: KeptOptions,
     plan: &PreparedRun,
     reference: &Reference,
     image: &Image,
     context: &Context,
-    sandboxes: &Sandboxes,
-) -> Result<(SandboxDir, SandboxLock)> {
+) -> Result<Made> {
+    let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
     let mut record = record(args, &kept, plan, reference, image)?;
     let template = storage_template(context);
     // What is removed at its end needs no disk, unless somebody wants its room.
@@ -116,7 +110,8 @@ fn create(
     if let Some(template) = template {
         storage::create(&template, &draft.dir().path().join(life::DISK), size)?;
     }
-    Ok(draft.publish()?)
+    let (sandbox, lock) = draft.publish()?;
+    Ok(Made { sandboxes, sandbox, lock })
 }
 
 /// The file that disks of writable layers begin as.

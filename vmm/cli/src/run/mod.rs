@@ -1,5 +1,7 @@
-//! `nelly run`: a container in a machine of its own, in the foreground.
+//! `nelly run`: a container in a machine of its own. With `--rm` this process holds the machine,
+//! and it ends with it; else a keeper does.
 
+mod attached;
 mod detached;
 mod foreground;
 mod inside;
@@ -13,12 +15,13 @@ use anyhow::{Context as _, Result, bail};
 use foreground::foreground;
 use nelly_image::{Image, ImageError, Reference, Store, StoreOptions};
 use nelly_sandbox::spec::oci;
-use nelly_sandbox::state::outcome;
+use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
+use nelly_sandbox::wire::order::Last;
 use nelly_vmm::config::FileSource;
 use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::Recorder;
-use plan::{machine_by_path, machine_opened, plan, run_options};
+use plan::{RunOptions, machine_by_path, machine_opened, plan, run_options};
 use serde_json::json;
 
 use crate::args::{self, RunArgs};
@@ -28,6 +31,19 @@ use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::output_file::OutputFile;
 use crate::registry::args::PullPolicy;
 use crate::{out, progress, registry, result, signals};
+
+/// Who holds the sandbox, and whether this process has the container's streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// This process holds it, and has its streams.
+    Held,
+    /// A keeper holds it; this process has its streams.
+    Attached,
+    /// A keeper holds it.
+    Detached,
+    /// It is made, and not started.
+    Created,
+}
 
 /// The image, pulled before if that is wanted or needed.
 fn resolve(store: &Store, reference: &Reference, args: &RunArgs, context: &Context) -> Result<Image> {
@@ -66,7 +82,7 @@ pub(crate) fn create(
     if let Some((flag, _)) = of_run.into_iter().find(|(_, given)| *given) {
         return Err(Usage::error(format!("{flag} is a flag of nelly run, not of nelly create")));
     }
-    begin(args, raw, context, recorder, true)
+    begin(args, raw, context, recorder, Mode::Created)
 }
 
 /// Runs the verb.
@@ -76,16 +92,54 @@ pub(crate) fn run(
     context: &Context,
     recorder: &Recorder,
 ) -> Result<ExitCode> {
+    let mode = match (args.kept.detach, args.rm) {
+        (true, _) => Mode::Detached,
+        (false, true) => Mode::Held,
+        (false, false) => Mode::Attached,
+    };
     if let Some(sandbox) = &args.inside {
         if let Some(flag) = args.of_machine() {
-            bail!("{flag} does not fit --in: the machine of sandbox {sandbox} is there already");
+            return Err(Usage::error(format!(
+                "{flag} does not fit --in: the machine of sandbox {sandbox} is there already"
+            )));
         }
-        return begin(args, raw, context, recorder, args.kept.detach);
+    } else if let Some(flag) = args.kept.given().filter(|_| mode == Mode::Held) {
+        return Err(Usage::error(format!(
+            "{flag} is for a sandbox that a keeper holds: leave --rm out, or add -d"
+        )));
+    } else if let Some(flag) = args.of_timeline().filter(|_| mode != Mode::Held && !args.machine.dry_run) {
+        return Err(Usage::error(format!(
+            "{flag} needs --rm: only a machine that ends with nelly run tells its timeline"
+        )));
     }
-    if let Some(flag) = args.kept.given().filter(|_| !args.kept.detach) {
-        bail!("{flag} needs -d: without it the sandbox ends with nelly run");
+    begin(args, raw, context, recorder, mode)
+}
+
+/// Prints the configuration.
+fn dry_run(args: &RunArgs, options: RunOptions, store: &Store, reference: &Reference) -> Result<ExitCode> {
+    let planned = store.plan(reference)?;
+    let plan = plan(args, options, &planned.config)?;
+    let disk = match planned.disk_paths {
+        paths if paths.is_empty() => vec![FileSource::Fd(0)],
+        paths => paths.into_iter().map(FileSource::Path).collect(),
+    };
+    let config = machine_by_path(&plan, disk).config()?;
+    let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
+    let spec = oci::container(&plan.container);
+    let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
+        "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
+    out::json(format_args!("{object:#}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the result of a run whose machine a keeper held.
+fn tell(result: Option<OutputFile>, id: &Id, started: Instant, exit: Result<Last>) -> Result<ExitCode> {
+    if let Some(result) = result {
+        let failed = (outcome::FAILED, "failed".to_owned());
+        let (code, reason) = exit.as_ref().map_or(failed, |exit| (exit.code, exit.reason.clone()));
+        result.write(&result::object(id, code, &reason, started.elapsed(), None))?;
     }
-    begin(args, raw, context, recorder, args.kept.detach)
+    exit.map(|exit| ExitCode::from(exit.code))
 }
 
 /// Runs a container in the foreground, or makes a sandbox that stays.
@@ -94,7 +148,7 @@ fn begin(
     raw: &[String],
     context: &Context,
     recorder: &Recorder,
-    stays: bool,
+    mode: Mode,
 ) -> Result<ExitCode> {
     let started = Instant::now();
     let (image, command) = args::image_and_command(raw, &args.words);
@@ -106,7 +160,8 @@ fn begin(
             "no IMAGE given: name one, or write `--` and a command to use the built-in image; see nelly run --help",
         ));
     }
-    if !stays && args.tty && args.interactive && !std::io::stdin().is_terminal() {
+    let streams = matches!(mode, Mode::Held | Mode::Attached);
+    if streams && args.tty && args.interactive && !std::io::stdin().is_terminal() {
         bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
     let result = args.result.as_deref().map(result::ResultFile::parse).transpose().of_flag("--result")?;
@@ -117,21 +172,10 @@ fn begin(
     store_options.builtin.clone_from(&assets.builtin);
     let store = Store::open(store_options)?;
     let options = run_options(args, command, assets, context)?;
+    let stays = mode != Mode::Held;
     let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
     if args.machine.dry_run {
-        let planned = store.plan(&reference)?;
-        let plan = plan(args, options, &planned.config)?;
-        let disk = match planned.disk_paths {
-            paths if paths.is_empty() => vec![FileSource::Fd(0)],
-            paths => paths.into_iter().map(FileSource::Path).collect(),
-        };
-        let config = machine_by_path(&plan, disk).config()?;
-        let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
-        let spec = oci::container(&plan.container);
-        let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
-            "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
-        out::json(format_args!("{object:#}"))?;
-        return Ok(ExitCode::SUCCESS);
+        return dry_run(args, options, &store, &reference);
     }
     if let Some(word) = &args.inside {
         // Nobody removes what is found until the keeper has written down that it is used.
@@ -151,7 +195,20 @@ fn begin(
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
     if let Some(kept) = kept {
-        return detached::keep(args, kept, &plan, &reference, (&image, hold), context);
+        let made = detached::create(args, kept, &plan, &reference, &image, context)?;
+        drop(hold);
+        let id = plan.options.id;
+        match mode {
+            Mode::Held | Mode::Created => {}
+            Mode::Detached => made.start(context)?,
+            Mode::Attached => {
+                let limit = plan.options.common.timeout;
+                let exit = attached::attached(args, made, limit, context);
+                return tell(result, &id, started, exit);
+            }
+        }
+        out::line(id.to_string())?;
+        return Ok(ExitCode::SUCCESS);
     }
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;

@@ -1,15 +1,16 @@
 //! Starts a keeper, and hears how the sandbox's first start went.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nelly_vmm::sys;
+use serde::de::DeserializeOwned;
 
 use crate::state::Id;
-use crate::wire::order::{Answer, Files, Order};
+use crate::wire::order::{Answer, Files, Last, Order};
 
 /// Why a sandbox was not started.
 #[derive(Debug, thiserror::Error)]
@@ -36,13 +37,43 @@ pub enum LaunchError {
     },
 }
 
+/// A sandbox whose container runs, and the socket over which its keeper tells of its end to a
+/// client that has the container's streams.
+#[derive(Debug)]
+pub struct Launched(BufReader<UnixStream>);
+
+impl Launched {
+    /// Waits until the sandbox has ended for good. Only a client whose streams were among the files
+    /// is told.
+    ///
+    /// # Errors
+    /// The keeper ended before it said anything.
+    pub fn ended(self) -> Result<Last, LaunchError> {
+        line(&mut { self.0 }).map_err(LaunchError::Silent)
+    }
+}
+
+/// Reads an answer.
+fn line<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> io::Result<T> {
+    let mut said = String::new();
+    from.take(64 << 10).read_line(&mut said)?;
+    Ok(serde_json::from_str(&said)?)
+}
+
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
 /// `files`, whose lock it takes over, and waits until the container runs. Whoever is killed while
-/// it waits takes the attempt along.
+/// it waits takes the attempt along. `size` is the first size of the container's terminal, rows and
+/// columns.
 ///
 /// # Errors
 /// The container does not run.
-pub fn launch(program: &Path, sandboxes: &Path, id: Id, files: &Files) -> Result<(), LaunchError> {
+pub fn launch(
+    program: &Path,
+    sandboxes: &Path,
+    id: Id,
+    files: Files,
+    size: Option<(u16, u16)>,
+) -> Result<Launched, LaunchError> {
     let failed = |source| LaunchError::Program { program: program.to_owned(), source };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut command = Command::new(program);
@@ -56,24 +87,29 @@ pub fn launch(program: &Path, sandboxes: &Path, id: Id, files: &Files) -> Result
         id,
         disks: files.disks.len(),
         storage: files.storage.is_some(),
+        client: files.client(),
+        size,
     };
     let mut text = serde_json::to_vec(&order).map_err(|error| LaunchError::Silent(error.into()))?;
     text.push(b'\n');
     let descriptors: Vec<BorrowedFd<'_>> = files.all().collect();
     let told = sys::send(ours.as_fd(), &text, &descriptors);
-    let mut said = String::new();
-    let heard = told.and_then(|()| (&ours).take(64 << 10).read_to_string(&mut said));
-    let answer = heard.and_then(|_| Ok(serde_json::from_str(&said)?));
-    // One that has no whole order waits for the rest until then.
-    drop(ours);
+    drop(descriptors);
+    // The keeper alone has its ends of the streams.
+    drop(files);
+    let mut ours = BufReader::new(ours);
+    let answer = told.and_then(|()| line(&mut ours));
     match answer {
-        Ok(Answer { code: 0, .. }) => Ok(()),
+        Ok(Answer { code: 0, .. }) => Ok(Launched(ours)),
         Ok(Answer { code, message }) => {
+            drop(ours);
             // It ends now; nobody else collects it.
             let _ended = child.wait();
             Err(LaunchError::Refused { code, message })
         }
         Err(error) => {
+            // One that has no whole order waits for the rest until then.
+            drop(ours);
             let _ended = child.wait();
             Err(LaunchError::Silent(error))
         }

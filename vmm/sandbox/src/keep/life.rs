@@ -140,7 +140,7 @@ impl Keeper {
         };
         let monitor = sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok());
         self.change(|state| state.monitor = monitor);
-        let run = sandbox.run(&self.kept.id, &self.kept.container, IMAGE_DEVICE, None);
+        let run = sandbox.run(&self.kept.id, &self.kept.container, IMAGE_DEVICE, self.kept.size);
         let streams = tokio::select! {
             biased;
             streams = run => streams,
@@ -165,7 +165,7 @@ impl Keeper {
                     let began = Instant::now();
                     let ended = self.attend(&sandbox, requests).await;
                     ran = began.elapsed();
-                    drain(pumps, &sandbox).await;
+                    self.drain(pumps, &sandbox, requests).await;
                     self.last_container(&sandbox, requests).await;
                     ended
                 }
@@ -204,6 +204,30 @@ impl Keeper {
             }
         }
         Ok(pumps)
+    }
+
+    /// Waits for the rest of the output. A machine that has ended without a word says no more; a
+    /// client that reads slowly is waited for until somebody asks for the end.
+    async fn drain(
+        &self,
+        mut pumps: JoinSet<std::io::Result<()>>,
+        sandbox: &Sandbox,
+        requests: &mut UnboundedReceiver<Request>,
+    ) {
+        let mut all = pin!(async { while pumps.join_next().await.is_some() {} });
+        if self.output.has_client() && !self.state.borrow().stopped_by_command {
+            tokio::select! {
+                biased;
+                () = &mut all => return,
+                () = self.stopped(requests) => {}
+                () = sandbox.gone() => {}
+            }
+        }
+        tokio::select! {
+            biased;
+            _ = tokio::time::timeout(LAST_OUTPUT, all) => {}
+            () = sandbox.gone() => {}
+        }
     }
 
     /// Waits until somebody asks for the end.
@@ -290,16 +314,6 @@ impl Keeper {
             let id = ProcessId { container: &keeper.kept.id, exec: "" };
             sandbox.agent().signal(id, signal.number().into()).await.is_ok()
         })
-    }
-}
-
-/// Waits for the rest of the output. A machine that has ended without a word says no more.
-async fn drain(mut pumps: JoinSet<std::io::Result<()>>, sandbox: &Sandbox) {
-    let all = async { while pumps.join_next().await.is_some() {} };
-    tokio::select! {
-        biased;
-        _ = tokio::time::timeout(LAST_OUTPUT, all) => {}
-        () = sandbox.gone() => {}
     }
 }
 

@@ -27,6 +27,8 @@ pub use life::{Begun, Start};
 use offers::Offers;
 use output::{Output, Sink};
 pub use serve::serve;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
@@ -35,6 +37,9 @@ use crate::life::Signal;
 use crate::spec::ContainerSpec;
 use crate::state::record::{ExitRecord, RestartPolicy, SandboxState, Status};
 use crate::state::{Id, StateError};
+
+/// Bytes of input that are moved at once.
+const TYPED: usize = 64 << 10;
 
 /// What a keeper needs to know of its sandbox.
 #[derive(Clone, Debug)]
@@ -51,6 +56,8 @@ pub struct Kept {
     pub kill_patience: Duration,
     /// When it is started again.
     pub restart: RestartPolicy,
+    /// First size of its terminal, rows and columns; the kernel's if there is none.
+    pub size: Option<(u16, u16)>,
 }
 
 /// How a sandbox ended.
@@ -158,6 +165,24 @@ impl Keeper {
     pub fn stop(&self, signal: Option<Signal>, grace: Option<Duration>) {
         // A life that is over has ended already.
         let _over = self.requests.send(Request::Stop { signal, grace });
+    }
+
+    /// Copies what is typed into the container's input, until its end, which is that of the input,
+    /// too, if `closes`: as far as a pipe is concerned, whoever has typed is gone.
+    async fn type_in(self: Arc<Self>, mut typed: OwnedReadHalf, closes: bool) {
+        let mut buffer = vec![0; TYPED];
+        while let Ok(count @ 1..) = typed.read(&mut buffer).await {
+            if let Some(input) = self.input.lock().await.as_mut()
+                && input.write_all(&buffer[..count]).await.is_err()
+            {
+                // The container reads no more.
+                return;
+            }
+        }
+        if closes && let Some(input) = self.input.lock().await.as_mut() {
+            // It may be closed already.
+            let _closed = input.shutdown().await;
+        }
     }
 
     /// Waits until the sandbox has ended for good.

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 
 use super::ring::{Piece, Ring};
@@ -28,6 +30,31 @@ pub struct Output {
     log: Mutex<Sink>,
     /// That there is more, and whether there will ever be more.
     news: watch::Sender<News>,
+    /// The client that the sandbox was started for, if it has the container's streams.
+    client: Mutex<Client>,
+    /// How many of its streams are still read.
+    readers: AtomicUsize,
+    /// Nothing more is written to that client.
+    left: watch::Sender<bool>,
+}
+
+/// Where a client reads standard output and standard error. Nothing is lost on the way: output is
+/// read no faster than this client reads it.
+#[derive(Default)]
+pub struct Client {
+    /// Standard output, or the terminal.
+    pub stdout: Option<OwnedWriteHalf>,
+    /// Standard error.
+    pub stderr: Option<OwnedWriteHalf>,
+}
+
+impl Client {
+    fn stream(&mut self, source: Source) -> &mut Option<OwnedWriteHalf> {
+        match source {
+            Source::Output => &mut self.stdout,
+            Source::Error => &mut self.stderr,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +67,50 @@ impl Output {
     /// Nothing said yet.
     #[must_use]
     pub fn new(log: Sink) -> Arc<Self> {
+        Self::with_client(log, Client::default())
+    }
+
+    /// The same with a client that hears all of it.
+    #[must_use]
+    pub fn with_client(log: Sink, client: Client) -> Arc<Self> {
         let news = watch::Sender::new(News { end: 0, over: false });
-        Arc::new(Self { ring: Mutex::new(Ring::new(HELD)), log: Mutex::new(log), news })
+        let (ring, left) = (Mutex::new(Ring::new(HELD)), watch::Sender::new(false));
+        let readers = usize::from(client.stdout.is_some()) + usize::from(client.stderr.is_some());
+        let (client, readers) = (Mutex::new(client), AtomicUsize::new(readers));
+        Arc::new(Self { ring, log: Mutex::new(log), news, client, readers, left })
+    }
+
+    /// Whether a client may still read.
+    #[must_use]
+    pub fn has_client(&self) -> bool {
+        !*self.left.borrow() && self.readers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits for the client no longer.
+    pub fn leave_client(&self) {
+        self.left.send_replace(true);
+        *self.client() = Client::default();
+    }
+
+    fn client(&self) -> MutexGuard<'_, Client> {
+        self.client.lock().expect(WHOLE)
+    }
+
+    /// Writes what was said to the client, which may take as long as it likes, unless it has left.
+    async fn tell_client(&self, source: Source, bytes: &[u8]) {
+        let Some(mut stream) = self.client().stream(source).take() else { return };
+        let mut left = self.left.subscribe();
+        let written = tokio::select! {
+            biased;
+            _ = left.wait_for(|left| *left) => return,
+            written = stream.write_all(bytes) => written,
+        };
+        // One that reads no more has left: the container goes on.
+        if written.is_err() {
+            self.readers.fetch_sub(1, Ordering::Relaxed);
+        } else if !*self.left.borrow() {
+            *self.client().stream(source) = Some(stream);
+        }
     }
 
     /// Adds what was said.
@@ -56,6 +125,7 @@ impl Output {
 
     /// Nothing will ever be said any more: attachments end once they have read all.
     pub fn finish(&self) {
+        self.leave_client();
         self.news.send_modify(|news| news.over = true);
     }
 
@@ -79,7 +149,10 @@ impl Output {
                     (self.log.lock().expect(WHOLE))(source, &[]);
                     return Ok(());
                 }
-                Ok(count) => self.push(source, &buffer[..count]),
+                Ok(count) => {
+                    self.push(source, &buffer[..count]);
+                    self.tell_client(source, &buffer[..count]).await;
+                }
             }
             // A flood must not keep the keeper from its clients.
             tokio::task::yield_now().await;
@@ -209,5 +282,43 @@ mod tests {
         let mut late = attach();
         let (lost, out) = all_of(&frames(&mut late, |_| false).await, Source::Output);
         assert_eq!((lost, out.len()), (0, HELD));
+    }
+
+    #[tokio::test]
+    async fn the_first_client_holds_up_the_container_and_loses_nothing_until_it_leaves() {
+        let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        let (_reads, writes) = near.into_split();
+        let client = Client { stdout: Some(writes), stderr: None };
+        let output = Output::with_client(Box::new(|_, _| {}), client);
+        let (mut guest, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let pump = tokio::spawn(Arc::clone(&output).pump(theirs, Source::Output));
+        let total = 16 * HELD;
+        let bytes: Vec<u8> = (0..total).map(|index| index.to_le_bytes()[1]).collect();
+        let expected = bytes.clone();
+        let said = tokio::spawn(async move {
+            guest.write_all(&bytes).await.unwrap();
+            guest
+        });
+        // It does not read, so the container waits.
+        let still = tokio::time::timeout(std::time::Duration::from_millis(200), async {
+            while !said.is_finished() {
+                tokio::task::yield_now().await;
+            }
+        });
+        assert!(still.await.is_err() && output.has_client());
+        let mut all = vec![0; total];
+        far.read_exact(&mut all).await.unwrap();
+        assert!(all == expected);
+        let mut guest = said.await.unwrap();
+        // It leaves, in the middle of a write: the container goes on.
+        let more = tokio::spawn(async move {
+            guest.write_all(&vec![1; total]).await.unwrap();
+            drop(guest);
+        });
+        tokio::task::yield_now().await;
+        drop(far);
+        more.await.unwrap();
+        pump.await.unwrap().unwrap();
+        assert!(!output.has_client());
     }
 }

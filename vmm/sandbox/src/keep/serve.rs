@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nelly_image::trusted::TrustedDir;
+use serde::Serialize;
 use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
 
-use super::output::{Output, Sink, registered};
+use super::output::{Client, Output, Sink, registered};
 use super::sockets::{Open, Sockets, Watch};
-use super::{Books, Keeper, Kept, machine};
+use super::{Books, Ended, Keeper, Kept, machine};
 use crate::life::Signal;
 use crate::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
 use crate::state::record::{RestartPolicy, SandboxState, Status};
@@ -19,7 +21,7 @@ use crate::state::runtime::RuntimeDir;
 use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp};
 use crate::wire::frames::Source;
 use crate::wire::holder;
-use crate::wire::order::{Answer, Files, Order};
+use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
 
 /// How long a guest may take to end what was killed in it, before its machine is ended.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -57,7 +59,7 @@ pub async fn serve(
             return Err(error);
         }
     };
-    let Held { sandboxes, directory, lock, record, files, log } = held;
+    let Held { sandboxes, directory, lock, record, files, log, client: (typed, told) } = held;
     let shared = Arc::new((directory, lock));
     let books = books(&order.sandboxes, &shared);
     let kept = Kept {
@@ -67,12 +69,13 @@ pub async fn serve(
         stop_grace: Duration::from_millis(record.stop_grace_ms),
         kill_patience: KILL_PATIENCE,
         restart: record.restart,
+        size: order.size,
     };
-    let (id, auto_remove) = (record.id, record.auto_remove);
+    let (id, auto_remove, terminal) = (record.id, record.auto_remove, record.container.process.terminal);
     let before = shared.0.state().unwrap_or_else(|_damaged| SandboxState::created());
     let state =
         SandboxState { status: Status::Starting, holder: holder::own().ok(), ..SandboxState::created() };
-    let (keeper, mut requests) = Keeper::new(kept, state, books, Output::new(log));
+    let (keeper, mut requests) = Keeper::new(kept, state, books, Output::with_client(log, told));
     let open = Open::default();
     let place = Arc::new(Mutex::new(None));
     let listening = Listening { keeper: Arc::clone(&keeper), id, environment, open: open.clone(), place };
@@ -111,14 +114,21 @@ pub async fn serve(
         // From here on it lives without whoever started it.
         leaves.abort();
         match begun {
-            Ok(()) => answer(&tell, 0, String::new()),
+            Ok(()) => {
+                answer(&tell, 0, String::new());
+                if let Some(typed) = typed {
+                    tokio::spawn(Arc::clone(&keeper).type_in(typed, !terminal));
+                }
+            }
             Err((code, message)) => answer(&tell, code, message),
         }
-        // The client reads to the end.
-        let _gone = tell.shutdown(std::net::Shutdown::Both);
     };
     let start = machine::start(record, files);
-    keeper.run(&start, &mut requests, begun).await;
+    let ended = keeper.run(&start, &mut requests, begun).await;
+    if order.client.any() {
+        let Ended { exit, detail } = ended;
+        say(&tell, &Last { code: exit.code, reason: exit.reason, detail });
+    }
     stopping.abort();
     let left = async {
         while open.count() > 0 {
@@ -145,6 +155,8 @@ struct Held {
     record: SandboxRecord,
     files: Files,
     log: Sink,
+    /// What the client types, and where it reads.
+    client: (Option<OwnedReadHalf>, Client),
 }
 
 impl Held {
@@ -156,7 +168,14 @@ impl Held {
         let lock = directory.adopt(lock)?;
         let record = directory.record()?;
         let log = log(directory.logs()?)?;
-        Ok(Self { sandboxes, directory, lock, record, files, log })
+        let terminal = record.container.process.terminal;
+        let unusable = |source| StateError::Io {
+            action: "use the client's streams for",
+            path: directory.dir().path().to_owned(),
+            source,
+        };
+        let client = streams(std::mem::take(&mut files.client), terminal).map_err(unusable)?;
+        Ok(Self { sandboxes, directory, lock, record, files, log, client })
     }
 }
 
@@ -267,10 +286,27 @@ async fn client_leaves(keeper: Arc<Keeper>, client: UnixStream) {
     }
 }
 
-fn answer(mut client: &UnixStream, code: u8, message: String) {
-    let answer = Answer { code, message };
-    // A client that is gone hears nothing.
-    if let Ok(text) = serde_json::to_vec(&answer) {
+fn answer(client: &UnixStream, code: u8, message: String) {
+    say(client, &Answer { code, message });
+}
+
+fn say(mut client: &UnixStream, what: &impl Serialize) {
+    if let Ok(mut text) = serde_json::to_vec(what) {
+        text.push(b'\n');
+        // A client that is gone hears nothing.
         let _gone = client.write_all(&text);
     }
+}
+
+/// The streams of the client: what it types, and where it reads.
+fn streams(client: ClientEnds, terminal: bool) -> io::Result<(Option<OwnedReadHalf>, Client)> {
+    let halves = |stream: Option<UnixStream>| {
+        io::Result::Ok(stream.map(registered).transpose()?.map(tokio::net::UnixStream::into_split))
+    };
+    let written = |stream| io::Result::Ok(halves(stream)?.map(|(_, write)| write));
+    let (typed, shown) = halves(client.stdin)?.unzip();
+    let (stdout, stderr) = (written(client.stdout)?, written(client.stderr)?);
+    // With a terminal, one stream goes both ways.
+    let stdout = if terminal { shown } else { stdout };
+    Ok((typed, Client { stdout, stderr }))
 }

@@ -266,7 +266,7 @@ impl Scene {
         // A guest that answers is never given up because this machine is busy.
         let kill_patience = if script.deaf { Duration::from_millis(50) } else { GRACE };
         let (id, stop_signal) = ("c".into(), Signal::TERM);
-        let kept = Kept { id, container, stop_signal, stop_grace: grace, kill_patience, restart };
+        let kept = Kept { id, container, stop_signal, stop_grace: grace, kill_patience, restart, size: None };
         let written = Arc::new(Mutex::new(Vec::new()));
         let writes = Arc::clone(&written);
         let record = Arc::new(Mutex::new(()));

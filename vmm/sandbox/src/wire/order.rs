@@ -1,9 +1,10 @@
 //! What a keeper is started with: one line of JSON over the socket that is its standard input, and
-//! descriptors with it; and its one answer. Private to one build.
+//! descriptors with it; and its answers, a line of JSON each. Private to one build.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nelly_vmm::sys;
@@ -27,6 +28,46 @@ pub struct Order {
     pub disks: usize,
     /// Whether it has a disk for its writable layer.
     pub storage: bool,
+    /// Which streams of the container go to the client that gives the order, from the first byte
+    /// on; those that are absent are not wanted.
+    pub client: ClientStreams,
+    /// First size of the container's terminal, rows and columns.
+    pub size: Option<(u16, u16)>,
+}
+
+/// Which of a container's streams a client has. With a terminal, standard input stands for it both
+/// ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStreams {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+impl ClientStreams {
+    /// Whether there is a client at all.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.stdin || self.stdout || self.stderr
+    }
+
+    fn count(self) -> usize {
+        [self.stdin, self.stdout, self.stderr].into_iter().filter(|there| *there).count()
+    }
+}
+
+/// The keeper's ends of a client's streams.
+#[derive(Debug, Default)]
+pub struct ClientEnds {
+    /// Where the client writes standard input; with a terminal, the terminal both ways.
+    pub stdin: Option<UnixStream>,
+    /// Where it reads standard output.
+    pub stdout: Option<UnixStream>,
+    /// Where it reads standard error.
+    pub stderr: Option<UnixStream>,
 }
 
 /// The open files of a sandbox, in the order of their descriptors.
@@ -42,6 +83,8 @@ pub struct Files {
     pub disks: Vec<File>,
     /// The disk of the writable layer.
     pub storage: Option<File>,
+    /// The keeper's ends of the client's streams.
+    pub client: ClientEnds,
 }
 
 /// How the first start went: code 0, or the exit code of the command and why.
@@ -53,19 +96,40 @@ pub struct Answer {
     pub message: String,
 }
 
+/// How the sandbox ended, for a client that has its streams. The second answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// The exit code.
+    pub code: u8,
+    /// The reason, as in [`crate::state::Exit`].
+    pub reason: String,
+    /// A sentence, where those do not tell.
+    pub detail: String,
+}
+
 impl Files {
+    /// Which streams of a client there are.
+    #[must_use]
+    pub fn client(&self) -> ClientStreams {
+        let ClientEnds { stdin, stdout, stderr } = &self.client;
+        ClientStreams { stdin: stdin.is_some(), stdout: stdout.is_some(), stderr: stderr.is_some() }
+    }
+
     /// Their descriptors.
     pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let lock = self.lock.iter().map(AsFd::as_fd);
         lock.chain([self.kernel.as_fd(), self.initrd.as_fd()])
             .chain(self.disks.iter().map(AsFd::as_fd))
             .chain(self.storage.iter().map(AsFd::as_fd))
+            .chain(self.client.stdin.iter().map(AsFd::as_fd))
+            .chain(self.client.stdout.iter().map(AsFd::as_fd))
+            .chain(self.client.stderr.iter().map(AsFd::as_fd))
     }
 }
 
 impl Order {
     /// The schema of this build.
-    pub const SCHEMA: u32 = 1;
+    pub const SCHEMA: u32 = 2;
 
     /// Receives an order with its files.
     ///
@@ -86,16 +150,19 @@ impl Order {
         if order.schema != Self::SCHEMA {
             return Err(wrong("the order is of another version"));
         }
-        let most = order.disks.checked_add(3 + usize::from(order.storage));
+        let most = order.disks.checked_add(3 + usize::from(order.storage) + order.client.count());
         if most != Some(descriptors.len()) {
             return Err(wrong("the order has other files than it says"));
         }
         let mut next = descriptors.into_iter();
         let mut take = || next.next().ok_or_else(|| wrong("a file is missing"));
         let (lock, kernel, initrd) = (Some(take()?), take()?.into(), take()?.into());
-        let mut disks: Vec<File> = next.map(File::from).collect();
-        let storage = if order.storage { disks.pop() } else { None };
-        Ok((order, Files { lock, kernel, initrd, disks, storage }))
+        let disks = (0..order.disks).map(|_| take().map(File::from)).collect::<io::Result<_>>()?;
+        let storage = order.storage.then(&mut take).transpose()?.map(File::from);
+        let mut stream = |there: bool| there.then(&mut take).transpose().map(|fd| fd.map(UnixStream::from));
+        let ClientStreams { stdin, stdout, stderr } = order.client;
+        let client = ClientEnds { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? };
+        Ok((order, Files { lock, kernel, initrd, disks, storage, client }))
     }
 }
 
@@ -113,18 +180,27 @@ mod tests {
             initrd: file(),
             disks: vec![file(), file()],
             storage: Some(file()),
+            client: ClientEnds { stdout: Some(UnixStream::pair().unwrap().0), ..ClientEnds::default() },
         };
         let send = |order: &Order| {
             let text = serde_json::to_string(order).unwrap() + "\n";
             let descriptors: Vec<_> = files.all().collect();
             sys::send(ours.as_fd(), text.as_bytes(), &descriptors).unwrap();
         };
-        let order =
-            Order { schema: 1, sandboxes: "/d".into(), id: Id::random().unwrap(), disks: 2, storage: true };
+        let order = Order {
+            schema: Order::SCHEMA,
+            sandboxes: "/d".into(),
+            id: Id::random().unwrap(),
+            disks: 2,
+            storage: true,
+            client: files.client(),
+            size: Some((3, 4)),
+        };
         send(&order);
         let (received, came) = Order::receive(theirs.as_fd()).unwrap();
         assert_eq!((received, came.disks.len(), came.storage.is_some()), (order.clone(), 2, true));
-        for wrong in [Order { disks: 1, ..order.clone() }, Order { schema: 2, ..order }] {
+        assert_eq!(came.client(), order.client);
+        for wrong in [Order { disks: 1, ..order.clone() }, Order { schema: 1, ..order }] {
             send(&wrong);
             assert!(Order::receive(theirs.as_fd()).is_err());
         }
