@@ -159,6 +159,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("challenge", 0),
             ("error", 0),
             ("options", 0),
+            ("warnings", 0),
             ("program", 1),
             ("retry", 1),
             ("tls", 1),

@@ -108,6 +108,11 @@ impl Endpoint {
         (!is_loopback(without_port(host))).then_some(true)
     }
 
+    /// The server for a message.
+    pub(crate) fn shown(&self) -> String {
+        format!("{}/{}", self.authority, self.prefix).trim_end_matches('/').to_owned()
+    }
+
     /// The repository's path on this server.
     pub(crate) fn repository(&self, place: &Place) -> String {
         format!("{}{}", self.prefix, place.path())

@@ -23,6 +23,7 @@ mod resolve;
 mod retry;
 mod tls;
 mod transfer;
+mod warnings;
 
 pub use cancel::Cancel;
 pub use client::{Client, RawManifest};

@@ -126,6 +126,18 @@ pub fn pull(
     architecture: Option<&str>,
     watch: &mut dyn Watch,
 ) -> Result<Pulled, TransferError> {
+    let pulled = pull_watched(client, store, name, architecture, watch);
+    client.take_warnings().iter().for_each(|warning| watch.warn(warning));
+    pulled
+}
+
+fn pull_watched(
+    client: &Client,
+    store: &LocalStore,
+    name: &ImageName,
+    architecture: Option<&str>,
+    watch: &mut dyn Watch,
+) -> Result<Pulled, TransferError> {
     let place = Place::new(name.domain(), name.path())?;
     let reference = match (name.digest(), name.tag()) {
         (Some(digest), _) => digest.to_string(),
@@ -133,6 +145,8 @@ pub fn pull(
         (None, None) => "latest".to_owned(),
     };
     let top = client.manifest(&place, &reference)?;
+    // Not only after a long transfer.
+    client.take_warnings().iter().for_each(|warning| watch.warn(warning));
     let dir = store.path().to_owned();
     let adding = store.add().map_err(|source| TransferError::Store { dir: dir.clone(), source })?;
     let pull = Pull { client, place, adding, dir, name: name.familiar() };

@@ -45,6 +45,18 @@ pub fn push(
     target: &ImageName,
     watch: &mut dyn Watch,
 ) -> Result<Pushed, TransferError> {
+    let pushed = push_watched(client, store, name, target, watch);
+    client.take_warnings().iter().for_each(|warning| watch.warn(warning));
+    pushed
+}
+
+fn push_watched(
+    client: &Client,
+    store: &LocalStore,
+    name: &ImageName,
+    target: &ImageName,
+    watch: &mut dyn Watch,
+) -> Result<Pushed, TransferError> {
     let place = Place::new(target.domain(), target.path())?;
     let push = Push { client, store, place, name: name.familiar() };
     let found = store.find(name).map_err(|source| push.failed(source))?;

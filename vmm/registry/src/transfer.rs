@@ -70,6 +70,9 @@ impl Transfer {
 pub trait Watch {
     /// Called at the beginning, ten times a second, and at the end.
     fn look(&mut self, transfers: &[Transfer]);
+
+    /// Called with a sentence that a user should know although nothing failed of it.
+    fn warn(&mut self, _warning: &str) {}
 }
 
 /// Watches nothing.

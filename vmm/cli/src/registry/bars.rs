@@ -61,6 +61,11 @@ impl Drop for Bars {
 }
 
 impl Watch for Bars {
+    fn warn(&mut self, warning: &str) {
+        self.finish();
+        out::message(format_args!("{warning}"));
+    }
+
     fn look(&mut self, transfers: &[Transfer]) {
         if self.quiet {
             return;

@@ -21,6 +21,7 @@ use crate::error::RegistryError;
 use crate::http::{Call, Failure, Http, Origin, Url, header};
 use crate::options::RegistryOptions;
 use crate::retry;
+use crate::warnings::Warnings;
 
 const WHOLE: &str = "nobody panics while holding it";
 
@@ -29,6 +30,7 @@ pub struct Client {
     options: RegistryOptions,
     http: Http,
     credentials: CredentialStore,
+    warnings: Warnings,
     /// What to show a server for a repository and what is done there.
     authorizations: Mutex<HashMap<(Origin, String), String>>,
     /// Whether servers that were not known to speak TLS do.
@@ -70,9 +72,12 @@ impl Client {
     /// A client, whose transfers `cancel` ends. Nothing is read or sent yet.
     #[must_use]
     pub fn new(options: RegistryOptions, cancel: Cancel) -> Self {
-        let credentials = CredentialStore::new(&options.environment, cancel.clone());
+        let warnings = Warnings::default();
+        let credentials =
+            CredentialStore::new(&options.environment, cancel.clone()).warning(warnings.clone());
         let http = Http::new(options.environment.clone(), options.hosts.clone(), options.patience, cancel);
-        Self { options, http, credentials, authorizations: Mutex::default(), schemes: Mutex::default() }
+        let (authorizations, schemes) = (Mutex::default(), Mutex::default());
+        Self { options, http, credentials, warnings, authorizations, schemes }
     }
 
     /// What ends its transfers.
@@ -87,6 +92,14 @@ impl Client {
         &self.credentials
     }
 
+    /// What its user should know since the last call although nothing failed of it: mirrors that
+    /// did not work, a credential helper that is not installed. One line each, without control
+    /// characters of a server.
+    #[must_use]
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
+    }
+
     /// Does something with the first server that has it; if none has, the registry's own error
     /// counts.
     fn first<T>(
@@ -99,7 +112,10 @@ impl Client {
         for mirror in mirrors {
             match with(mirror) {
                 Err(RegistryError::Cancelled) => return Err(RegistryError::Cancelled),
-                Err(_) => {}
+                Err(error) => self.warnings.add(&mirror.shown(), || {
+                    let (mirror, domain) = (mirror.shown(), place.domain());
+                    format!("the mirror {mirror} did not help, so {domain} itself or its next mirror is asked: {error}")
+                }),
                 done => return done,
             }
         }

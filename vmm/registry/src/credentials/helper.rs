@@ -40,6 +40,11 @@ impl Helper {
         Self(path)
     }
 
+    /// The program's name, if it is not installed.
+    pub(super) fn missing(&self) -> Option<&str> {
+        if self.0.is_absolute() { None } else { self.0.to_str() }
+    }
+
     fn fails(&self, problem: impl Into<String>) -> RegistryError {
         unusable(&self.0, problem)
     }

@@ -17,6 +17,7 @@ pub use self::store::{LoginPlace, Logout};
 use crate::cancel::Cancel;
 use crate::error::RegistryError;
 use crate::options::Environment;
+use crate::warnings::Warnings;
 
 /// Docker Hub's name in the files of docker.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -65,6 +66,7 @@ pub struct CredentialStore {
     /// Where the helper programs are.
     path: String,
     cancel: Cancel,
+    warnings: Warnings,
 }
 
 impl CredentialStore {
@@ -74,8 +76,9 @@ impl CredentialStore {
     #[must_use]
     pub fn new(environment: &Environment, cancel: Cancel) -> Self {
         let path = environment.get("PATH").unwrap_or_default().to_owned();
+        let warnings = Warnings::default();
         if let Some(file) = environment.path("REGISTRY_AUTH_FILE") {
-            return Self { files: vec![file.clone()], written: Some(file), path, cancel };
+            return Self { files: vec![file.clone()], written: Some(file), path, cancel, warnings };
         }
         let home = environment.path("HOME");
         let below_home = |rest: &str| home.as_ref().map(|home| home.join(rest));
@@ -90,10 +93,16 @@ impl CredentialStore {
         let podman = podman.into_iter().flatten().map(|directory| directory.join("containers/auth.json"));
         // First what `login` writes, so that it counts.
         let files = docker.iter().cloned().chain(podman).collect();
-        Self { files, written: docker, path, cancel }
+        Self { files, written: docker, path, cancel, warnings }
+    }
+
+    /// The same with other ears for its warnings.
+    pub(crate) fn warning(self, warnings: Warnings) -> Self {
+        Self { warnings, ..self }
     }
 
     /// Credentials for the repository `path` of the registry `host`; `None` if there are none.
+    /// A helper program that is named and not installed knows nothing: most images need no login.
     ///
     /// # Errors
     /// [`RegistryError::Credentials`]: a file cannot be read or understood, or a helper program
@@ -102,6 +111,13 @@ impl CredentialStore {
         for file in &self.files {
             let Some(config) = read(file)? else { continue };
             if let Some(helper) = self.helper_of(&config, host, file)? {
+                if let Some(program) = helper.missing() {
+                    self.warnings.add(program, || {
+                        let file = file.display();
+                        format!("{file} names {program} for {host}, which is not in PATH: going on without credentials")
+                    });
+                    continue;
+                }
                 if let Some(found) = helper.get(&server(host), &self.cancel)? {
                     return Ok(Some(found));
                 }
@@ -235,6 +251,7 @@ mod tests {
             written: Some(file),
             path: String::new(),
             cancel: Cancel::new(),
+            warnings: Warnings::default(),
         }
     }
 
@@ -284,6 +301,7 @@ mod tests {
             written: None,
             path: String::new(),
             cancel: Cancel::new(),
+            warnings: Warnings::default(),
         };
         assert_eq!(gone.find("h", "a").unwrap(), None);
     }
@@ -333,7 +351,13 @@ mod tests {
         assert!(junk.contains("docker-credential-test") && !junk.contains("geheim"), "{junk}");
         assert!(get("other.example").unwrap_err().to_string().contains("locked"));
         let missing = store(directory.path(), "{\"credHelpers\":{\"h\":\"nelly-none\"}}");
-        let message = missing.find("h", "a").unwrap_err().to_string();
+        assert_eq!(missing.find("h", "a").unwrap(), None);
+        assert_eq!(missing.find("h", "b").unwrap(), None);
+        let warnings = missing.warnings.take();
+        assert!(warnings[0].contains("docker-credential-nelly-none for h"), "{warnings:?}");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        // A login would go to a place that nobody asked for.
+        let message = missing.login("h", "u", "p").unwrap_err().to_string();
         assert!(message.contains("docker-credential-nelly-none"), "{message}");
         assert_eq!(missing.find("other", "a").unwrap(), None);
     }

@@ -369,9 +369,18 @@ fn mirrors_are_asked_first_and_the_registry_when_they_fail() {
         ..HostOptions::default()
     };
     mirrored.hosts.insert("registry.invalid".to_owned(), host);
-    let found = client(mirrored.clone()).manifest(&place("registry.invalid"), "1").unwrap();
+    let asking = client(mirrored.clone());
+    let found = asking.manifest(&place("registry.invalid"), "1").unwrap();
     assert_eq!(found.bytes, b"{}");
-    assert_eq!((empty.count("/v2/test/app/manifests/1"), good.count("/v2/hub/test/app/manifests/1")), (1, 1));
+    // The first did not help: that is said once, with its reason.
+    let warnings = asking.take_warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for word in [&empty.host[..], "registry.invalid", "does not have the manifest test/app:1"] {
+        assert!(warnings[0].contains(word), "{word}: {warnings:?}");
+    }
+    asking.manifest(&place("registry.invalid"), "1").unwrap();
+    assert!(asking.take_warnings().is_empty());
+    assert_eq!((empty.count("/v2/test/app/manifests/1"), good.count("/v2/hub/test/app/manifests/1")), (2, 2));
     mirrored.hosts.get_mut("registry.invalid").unwrap().mirrors.pop();
     let message = client(mirrored).manifest(&place("registry.invalid"), "1").unwrap_err().to_string();
     assert!(message.contains("registry.invalid"), "{message}");
