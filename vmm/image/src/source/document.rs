@@ -121,6 +121,14 @@ mod tests {
         assert_eq!(found.digest, Digest::sha256(b"amd"));
         let error = read(INDEX, &index(&[&arm, &attestation])).unwrap_err().to_string();
         assert!(error.contains("linux/amd64") && error.contains("linux/arm64"), "{error}");
+        // A platform that was asked for is not called that of this host.
+        let bytes = index(&[&arm, &amd]);
+        let error = Document::read(INDEX, bytes.as_bytes(), Some("riscv64"), &Limits::default());
+        let error = error.unwrap_err().to_string();
+        let host = crate::source::host_architecture();
+        for needle in ["linux/riscv64", "linux/amd64, linux/arm64", &format!("this host runs linux/{host}")] {
+            assert!(error.contains(needle), "{needle}: {error}");
+        }
     }
 
     #[test]

@@ -114,9 +114,9 @@ pub enum SourceError {
         tags: String,
     },
     /// The image is for other platforms.
-    #[error("there is no image for {wanted}, the platform of this host; the platforms are: {platforms}")]
+    #[error("there is no image for {wanted}, {}; the platforms are: {platforms}", beside_host(wanted))]
     Platform {
-        /// The host's platform.
+        /// The platform that was asked for; the host's if none was.
         wanted: String,
         /// What there is, separated by commas.
         platforms: String,
@@ -131,6 +131,16 @@ fn foreign_note(media_type: &str) -> String {
         "; it is a layer of type `{media_type}`, whose data is not part of this image: \
          copy the image with its foreign layers"
     )
+}
+
+/// How a platform is related to that of this host, which runs no other.
+fn beside_host(wanted: &str) -> String {
+    let host = format!("linux/{}", manifest::host_architecture());
+    if wanted == host {
+        "the platform of this host".to_owned()
+    } else {
+        format!("which was asked for (this host runs {host})")
+    }
 }
 
 impl SourceError {
