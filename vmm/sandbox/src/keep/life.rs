@@ -90,8 +90,7 @@ impl Keeper {
 
     /// Whether the policy of this moment wants another start.
     fn again(&self, ended: &Ended, in_a_row: u32) -> bool {
-        let stopped = self.state.borrow().stopped_by_command;
-        !stopped && backoff::again(*self.policy.borrow(), ended.exit.code, in_a_row)
+        !self.is_stopped() && backoff::again(*self.policy.borrow(), ended.exit.code, in_a_row)
     }
 
     /// Waits before a restart. `false`: it is not wanted any more.
@@ -109,7 +108,7 @@ impl Keeper {
                 biased;
                 () = &mut wait => return true,
                 Some(Request::Stop { .. }) = requests.recv() => {
-                    self.change(|state| state.stopped_by_command = true);
+                    self.change(|state| self.note_stop(state));
                     return false;
                 }
                 Ok(()) = policy.changed() => if !self.again(ended, in_a_row) {
@@ -215,7 +214,7 @@ impl Keeper {
         requests: &mut UnboundedReceiver<Request>,
     ) {
         let mut all = pin!(async { while pumps.join_next().await.is_some() {} });
-        if self.output.has_client() && !self.state.borrow().stopped_by_command {
+        if self.output.has_client() && !self.is_stopped() {
             tokio::select! {
                 biased;
                 () = &mut all => return,
@@ -233,7 +232,7 @@ impl Keeper {
     /// Waits until somebody asks for the end.
     async fn stopped(&self, requests: &mut UnboundedReceiver<Request>) {
         match requests.recv().await {
-            Some(Request::Stop { .. }) => self.change(|state| state.stopped_by_command = true),
+            Some(Request::Stop { .. }) => self.change(|state| self.note_stop(state)),
             None => std::future::pending().await,
         }
     }
@@ -282,7 +281,7 @@ impl Keeper {
                 }
                 Some(Request::Stop { signal, grace }) = requests.recv() => {
                     self.change(|state| {
-                        state.stopped_by_command = true;
+                        self.note_stop(state);
                         state.status = Status::Stopping;
                     });
                     let grace = grace.unwrap_or(self.kept.stop_grace);

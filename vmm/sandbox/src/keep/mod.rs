@@ -18,6 +18,7 @@ pub mod service;
 mod session;
 pub mod sockets;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -119,6 +120,9 @@ pub struct Keeper {
     execs: Execs,
     containers: Containers,
     requests: UnboundedSender<Request>,
+    /// The keeper itself was told to end, as by a host that shuts down: no policy starts the
+    /// sandbox again now, and it is not as if a user had stopped it.
+    leaving: AtomicBool,
     /// One pause or resume at a time.
     pausing: tokio::sync::Mutex<()>,
     /// One change of the record at a time, so that the last one holds.
@@ -149,6 +153,7 @@ impl Keeper {
             execs: Execs::default(),
             containers: Containers::default(),
             requests,
+            leaving: AtomicBool::new(false),
             pausing: tokio::sync::Mutex::new(()),
             updating: tokio::sync::Mutex::new(()),
         };
@@ -183,6 +188,22 @@ impl Keeper {
             // It may be closed already.
             let _closed = input.shutdown().await;
         }
+    }
+
+    /// Ends the sandbox in order, because this process is told to end.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.stop(None, None);
+    }
+
+    /// Notes that an end was asked for, in the state that is about to be written.
+    fn note_stop(&self, state: &mut SandboxState) {
+        state.stopped_by_command |= !self.leaving.load(Ordering::Relaxed);
+    }
+
+    /// Whether an end was asked for.
+    fn is_stopped(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.state.borrow().stopped_by_command
     }
 
     /// Waits until the sandbox has ended for good.

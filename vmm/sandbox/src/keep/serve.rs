@@ -105,7 +105,7 @@ pub async fn serve(
         let keeper = Arc::clone(&keeper);
         tokio::spawn(async move {
             while stops.recv().await.is_some() {
-                keeper.stop(None, None);
+                keeper.leave();
             }
         })
     };

@@ -364,6 +364,19 @@ async fn stop_asks_first_and_kills_after_the_grace_and_no_policy_brings_it_back(
 }
 
 #[tokio::test]
+async fn a_keeper_that_is_told_to_end_ends_its_sandbox_and_no_user_has_stopped_it() {
+    let script = Script { obeys: &[15], ..Default::default() };
+    let (scene, life) = Scene::new(script, RestartPolicy::UnlessStopped, GRACE);
+    let leaves = async {
+        scene.status(Status::Running).await;
+        scene.keeper.leave();
+    };
+    let (ended, ()) = tokio::join!(life, leaves);
+    assert_eq!((ended.exit.code, *scene.guests.starts.borrow()), (143, 1));
+    assert!(!scene.keeper.state().stopped_by_command);
+}
+
+#[tokio::test]
 async fn a_policy_starts_it_again_so_often_and_the_last_exit_counts() {
     let script = Script { exits: vec![1, 2, 0], ..Default::default() };
     for (policy, code, starts) in

@@ -148,7 +148,7 @@ impl Keeper {
                 () = impatient => return,
                 Some(Request::Stop { signal, grace }) = requests.recv() => {
                     self.change(|state| {
-                        state.stopped_by_command = true;
+                        self.note_stop(state);
                         state.status = Status::Stopping;
                     });
                     self.stop_containers(sandbox, signal, grace.unwrap_or(self.kept.stop_grace));
