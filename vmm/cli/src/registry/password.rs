@@ -20,10 +20,11 @@ pub(super) fn ask(what: &str) -> Result<String> {
 /// Asks for a line that is not shown.
 pub(super) fn ask_hidden(what: &str) -> Result<String> {
     need_terminal()?;
-    prompt(what);
     let typed = {
         // The keys of signals are bytes now; so no signal can leave the terminal without echo.
         let _raw = RawMode::enter(stdin()).context("cannot read the terminal")?;
+        // Not before: what is typed at the sight of it would be shown.
+        prompt(what);
         read_typed(&mut stdin().lock())
     };
     let _ = stderr().write_all(b"\n");
