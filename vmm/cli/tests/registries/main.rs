@@ -2,6 +2,8 @@
 //! is needed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod terminal;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
