@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use nelly_image::ImagePlan;
+use nelly_vmm::text;
 use serde_json::{Value, json};
 
 use super::args::{HistoryArgs, InspectArgs};
@@ -39,7 +40,8 @@ pub(super) fn inspect(args: &InspectArgs, context: &Context) -> Result<ExitCode>
             out::line("")?;
         }
         for line in lines(image) {
-            out::line(line)?;
+            // A value with a line break must not look like two.
+            out::line(text::line(&line))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 
 /// `user` with the password `secret`, as htpasswd's bcrypt.
 const HTPASSWD: &str = "user:$2y$05$wIglIHy0e/1k9y7aft0O8eIQMUjum96lYhom7wNuNCfrBvccHVlNu\n";
+/// What would drive a terminal: a color, a cleared screen, a title, a line of its own, letters that
+/// run from right to left.
+const HOSTILE: &str = "\x1b[31mx\x1b[2J\x1b]0;title\x07\r\nuntagged\u{202e}evil\u{9b}1m";
 /// Longest time for what takes a moment.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -163,8 +166,9 @@ fn pushed(target: &str, bytes: usize, credentials: Option<&str>) -> String {
     tool(work.path(), &["gzip", "-n", "layer.tar"]);
     let layer = blob(&fs::read(at("layer.tar.gz")).unwrap(), "layer.v1.tar+gzip");
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = json!({ "architecture": architecture, "os": "linux", "config": { "Cmd": ["/file"] },
-        "history": [{ "created_by": "a test" }],
+    let config = json!({ "architecture": architecture, "os": "linux", "author": HOSTILE,
+        "config": { "Cmd": ["/file"], "Labels": { HOSTILE: HOSTILE }, "WorkingDir": HOSTILE },
+        "history": [{ "created_by": format!("a test {HOSTILE}"), "comment": HOSTILE }],
         "rootfs": { "type": "layers", "diff_ids": [diff_id] } });
     let config = blob(config.to_string().as_bytes(), "config.v1+json");
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
@@ -210,6 +214,12 @@ fn an_image_is_pulled_shown_tagged_pushed_and_removed() {
     let shown = &home.json(&["image", "inspect", "--json", &name])[0];
     assert_eq!((&shown["layers"][0]["digest"], &shown["config"]["cmd"]), (&json!(layer), &json!(["/file"])));
     assert!(home.out(&["image", "history", &name]).contains("a test"));
+    // An image's words do not drive the terminal, nor look like other lines.
+    for words in [&["image", "inspect", &name][..], &["image", "history", "--no-trunc", &name]] {
+        let out = home.out(words);
+        let bad = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!out.contains(bad) && !out.contains("\nuntagged"), "{words:?}: {out:?}");
+    }
 
     let copy = format!("{}/other/app:2", registry.host());
     home.out(&["image", "tag", &name, &copy]);
