@@ -81,7 +81,7 @@ fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
     // With a terminal and without, by a shell and without one, and one that was told not to hear of
     // it.
     let run = |name: &str, flags: &str, command: &str| {
-        format!("NELLY_HOME={place} {program} run {flags} --result {place}/{name} -- {command}")
+        format!("NELLY_HOME={place} {program} run --rm {flags} --result {place}/{name} -- {command}")
     };
     let say = "sh -c 'echo up-$((40 + 2)); exec sleep 100000'";
     let windows = [

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 const HELP: &str = "\
-Keeps one sandbox of `nelly run -d` and `nelly start`: its machine, its log, its restarts, its clients.
+Keeps one sandbox of `nelly run` and `nelly start`: its machine, its log, its restarts, its clients.
 
 nelly starts it; there is nothing to be done with it by hand. SIGTERM and SIGINT stop its sandbox in order, as
 `nelly stop` does.

@@ -24,6 +24,9 @@ use crate::{bug, life, out, signals, stdio};
 /// How long a sandbox that is killed may take to end.
 const KILLED: Duration = Duration::from_secs(10);
 
+/// Time limit for the remaining output of a sandbox that is left.
+const LAST_OUTPUT: Duration = Duration::from_millis(100);
+
 /// Starts the sandbox, and copies its streams until it has ended for good, or is left.
 pub(super) fn attached(
     args: &RunArgs,
@@ -86,7 +89,11 @@ async fn shown(
     let mut ending = tokio::task::spawn_blocking(move || launched.ended());
     let last = match told(sandbox, &mut ending, requests, deadline).await? {
         Told::Ended(last) => last,
-        Told::Left(last) => return Ok(last),
+        Told::Left(last) => {
+            // What was said before is shown, but a reader that does not read does not block the end.
+            let _late = tokio::time::timeout(LAST_OUTPUT, output.drain(std::future::pending())).await;
+            return Ok(last);
+        }
     };
     let drained = output.drain(std::future::pending()).await;
     drop(raw);
@@ -119,6 +126,8 @@ async fn told(
     deadline: Option<tokio::time::Instant>,
 ) -> Result<Told> {
     let left = |code, reason: &str| Last { code, reason: reason.to_owned(), detail: String::new() };
+    let (words, queue) = unbounded_channel();
+    tokio::spawn(pass_on(Arc::clone(sandbox), queue));
     loop {
         let over = async {
             match deadline {
@@ -142,22 +151,31 @@ async fn told(
             }
             Some(request) = requests.recv() => request,
         };
-        let sandbox = Arc::clone(sandbox);
         match request {
             // The terminal is gone, and this process with it; the sandbox stays.
             ProcessRequest::HangUp => return Ok(Told::Left(left(Signal::HUP.exit_code(), "hung_up"))),
             ProcessRequest::Kill(signal) => {
-                kill(&sandbox, ending).await;
+                kill(sandbox, ending).await;
                 return Ok(Told::Left(left(signal.exit_code(), "killed")));
             }
-            // What has just ended cannot be told, and what does not answer is not waited for.
-            ProcessRequest::Signal(signal) => drop(tokio::spawn(async move {
-                life::connect(&sandbox).await?.kill("", signal).await.map_err(anyhow::Error::from)
-            })),
-            ProcessRequest::Resize { rows, columns } => drop(tokio::spawn(async move {
-                life::connect(&sandbox).await?.resize("", rows, columns).await.map_err(anyhow::Error::from)
-            })),
+            word => {
+                // The task that passes words on ends with this process.
+                let _gone = words.send(word);
+            }
         }
+    }
+}
+
+/// Passes signals and sizes on, in their order. What has just ended cannot be told, and what does
+/// not answer is not waited for by anybody else.
+async fn pass_on(sandbox: Arc<SandboxDir>, mut words: UnboundedReceiver<ProcessRequest>) {
+    while let Some(word) = words.recv().await {
+        let Ok(connection) = life::connect(&sandbox).await else { continue };
+        let _told = match word {
+            ProcessRequest::Signal(signal) => connection.kill("", signal).await,
+            ProcessRequest::Resize { rows, columns } => connection.resize("", rows, columns).await,
+            ProcessRequest::HangUp | ProcessRequest::Kill(_) => Ok(()),
+        };
     }
 }
 
