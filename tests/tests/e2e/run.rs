@@ -135,7 +135,6 @@ fn a_time_limit_ends_the_machine() {
     let done = home.nelly(&[
         "run",
         "--rm",
-        "--rm",
         "--timeout",
         "8s",
         "--result",
@@ -159,7 +158,6 @@ fn memory_that_runs_out_is_told_from_a_kill() {
     let script = "a=xxxxxxxxxxxxxxxx; while :; do a=$a$a$a$a; done";
     let done = home.nelly(&[
         "run",
-        "--rm",
         "--rm",
         "-m",
         "96M",
