@@ -90,7 +90,8 @@ async fn shown(
     let last = match told(sandbox, &mut ending, requests, deadline).await? {
         Told::Ended(last) => last,
         Told::Left(last) => {
-            // What was said before is shown, but a reader that does not read does not block the end.
+            // What was said before is shown, but a reader that does not read does not block
+            // the end.
             let _late = tokio::time::timeout(LAST_OUTPUT, output.drain(std::future::pending())).await;
             return Ok(last);
         }
