@@ -113,8 +113,10 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     let said = late.expect(7).out();
     assert!(said.contains("mark-42") && said.contains("there-2"), "{said}");
     // Without a terminal: its client is killed, it goes on, and ends by a signal of its own.
-    let mut client =
-        spawn(kept.0.path(), &["exec", "--session", "box", "sh", "-c", "echo out; echo err >&2; sleep 3000"]);
+    let mut client = spawn(
+        kept.0.path(),
+        &["exec", "--session", "box", "sh", "-c", "echo out; echo err >&2; exec sleep 3000"],
+    );
     kept.until("it runs", || listed(&kept).len() == 1);
     client.kill().unwrap();
     client.wait().unwrap();
@@ -122,6 +124,7 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     kept.until("it is alone", || listed(&kept)[0].iter().rev().nth(1).unwrap() == "0");
     assert!(kept.0.nelly(&["kill", "--exec", "zz", "box"]).expect(1).err().contains("no exec"));
     kept.out(&["kill", "-s", "TERM", "--exec", &id, "box"]);
+    kept.until("it ended", || listed(&kept).is_empty());
     let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
     assert_eq!((late.expect(143).out().as_str(), late.err().as_str()), ("out\n", "err\n"));
     kept.out(&["stop", "box"]);
