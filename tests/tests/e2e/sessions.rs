@@ -117,7 +117,9 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
         kept.0.path(),
         &["exec", "--session", "box", "sh", "-c", "echo out; echo err >&2; exec sleep 3000"],
     );
-    kept.until("it runs", || listed(&kept).len() == 1);
+    let mut said = [0; 4];
+    client.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!((&said, listed(&kept).len()), (b"out\n", 1));
     client.kill().unwrap();
     client.wait().unwrap();
     let id = listed(&kept)[0][0].clone();
