@@ -68,7 +68,10 @@ fn a_password_is_asked_for_and_not_shown() {
     let home = Home::new();
     let tmux = Tmux::new(&home);
     let login = format!("login {}", registry.host());
-    let answer = |password: &str| {
+    let answer = |times: u32, password: &str| {
+        // What an earlier login asked is not on the screen any more.
+        tmux.line(&format!("clear; echo mark-$((40 + {times}))"));
+        tmux.see(&format!("mark-{}", 40 + times));
         tmux.nelly(&login);
         tmux.see("User name for");
         tmux.line("user");
@@ -76,20 +79,18 @@ fn a_password_is_asked_for_and_not_shown() {
         // Whoever sees the question can type: there is no echo any more.
         tmux.ask(&["send-keys", "-l", password]);
     };
-    answer("geheim");
+    answer(1, "geheim");
     tmux.ask(&["send-keys", "Enter"]);
     let screen = tmux.see("code-1");
     assert!(screen.lines().any(|line| line.trim_end() == "code-1"), "{screen}");
     assert!(screen.contains("does not accept") && !screen.contains("geheim"), "{screen}");
     // Ctrl-C ends the question, and the terminal shows what is typed again.
-    answer("geheim");
+    answer(2, "geheim");
     tmux.ask(&["send-keys", "C-c"]);
     let screen = tmux.see("code-1");
     assert!(screen.lines().any(|line| line.trim_end() == "code-1"), "{screen}");
     assert!(screen.contains("interrupted") && !screen.contains("geheim"), "{screen}");
-    tmux.line("clear; echo mark-$((40 + 2))");
-    tmux.see("mark-42");
-    answer("secret");
+    answer(3, "secret");
     tmux.ask(&["send-keys", "Enter"]);
     let screen = tmux.see("code-0");
     assert!(screen.contains("logged in to") && !screen.contains("secret"), "{screen}");
