@@ -194,14 +194,15 @@ pub(crate) fn level_is_delivered_until_it_is_down<H: Hypervisor>(hypervisor: &H)
                     std::thread::sleep(Duration::from_millis(20));
                     kicker.kick();
                 });
-                // A paravirtual KVM was seen to deliver one more that it had requested already;
-                // never two.
-                let seen = run.next();
-                if legacy && seen == Seen::Out(1, 1, vec![0x40]) {
-                    assert_eq!(run.next(), Seen::Kicked);
-                } else {
-                    assert_eq!(seen, Seen::Kicked);
+                // A paravirtual KVM was seen to deliver one more that it had requested already, and
+                // two on a busy machine.
+                let mut seen = run.next();
+                for _ in 0..2 {
+                    if legacy && seen == Seen::Out(1, 1, vec![0x40]) {
+                        seen = run.next();
+                    }
                 }
+                assert_eq!(seen, Seen::Kicked);
             });
         }
     }
