@@ -89,7 +89,7 @@ fn verbs_that_are_used_wrongly_say_so() {
         (&["image", "save", "none"], 1, "there is no image `none`"),
         (&["image", "load"], 1, "is empty"),
         (&["image", "load", "-i", "/nonexistent/x.tar"], 1, "/nonexistent/x.tar"),
-        (&["image", "ls", "--filter", "size=3"], 1, "dangling=true"),
+        (&["image", "ls", "--filter", "size=3"], 2, "dangling=true"),
     ] {
         let done = home.nelly(words);
         assert!(done.expect(code).err().contains(what), "{words:?}: {}", done.err());

@@ -87,7 +87,7 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
     let bundle = work.join("runc");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-    run(Command::new("runc").args(["run", "--rm", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
+    run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
 }
 
 fn compare(work: &Path, home: &Home, image: &str) {

@@ -247,7 +247,7 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
         (&["run", "-d", "--storage", "1K", "--", "true"], "64M"),
     ] {
         let refused = kept.0.nelly(words);
-        let code = if words[0] == "create" { 1 } else { 125 };
+        let code = if words[0] == "create" { 2 } else { 125 };
         assert!(refused.expect(code).err().contains(hint), "{}", refused.err());
     }
 }
