@@ -85,7 +85,7 @@ fn commands_machines_and_agents_are_measured() {
     let json = json.to_str().unwrap();
     for words in [
         &["bench", "exec", "--rounds", "5", "--json", json][..],
-        &["bench", "run", "--rm", "--rounds", "2", "--warm-up", "0", "--json", json],
+        &["bench", "run", "--rounds", "2", "--warm-up", "0", "--json", json],
         &["bench", "boot", "--until", "ready", "--rounds", "2", "--warm-up", "0", "--json", json],
         &["bench", "density", "--count", "2", "--json", json],
     ] {
