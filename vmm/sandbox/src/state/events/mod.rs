@@ -117,7 +117,10 @@ impl Look {
     #[must_use]
     pub fn new(listed: Vec<Listed>, before: &Self) -> Self {
         let seen = |one: Listed| match one.details {
-            Ok(details) => Some((one.id, Seen::new(details))),
+            Ok(details) => {
+                let seen = Seen::new(details);
+                Some((one.id, before.0.get(&one.id).map_or(seen.clone(), |old| seen.after(old))))
+            }
             Err(_) => before.0.get(&one.id).map(|seen| (one.id, seen.clone())),
         };
         Self(listed.into_iter().filter_map(seen).collect())
@@ -149,8 +152,10 @@ impl Look {
     pub fn with_last(&self, id: Id, state: SandboxState) -> Self {
         let mut look = self.clone();
         if let Some(seen) = look.0.get_mut(&id) {
+            let old = seen.clone();
             seen.condition = state.condition(true);
             seen.take_state(state);
+            *seen = seen.clone().after(&old);
         }
         look
     }
@@ -196,6 +201,16 @@ impl Seen {
         };
         seen.take_state(state);
         seen
+    }
+
+    /// The same, seen after `old`: what ended uncleanly does not live again because a command holds
+    /// its lock, as `rm` does; a new life has a new holder.
+    fn after(mut self, old: &Self) -> Self {
+        let same = (self.holder, self.started_at) == (old.holder, old.started_at);
+        if same && old.condition == Condition::Unclean && self.condition.is_live() {
+            self.condition = Condition::Unclean;
+        }
+        self
     }
 
     fn take_state(&mut self, state: SandboxState) {
