@@ -9,16 +9,19 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 mod bpf;
 mod clone;
 mod event;
+mod init;
 mod mounting;
 mod net;
 mod power;
 mod process;
 mod trace;
 mod tty;
+mod xattr;
 
 pub use bpf::{Instruction, attach_device_program, install_seccomp};
 pub use clone::{CloneRequest, clone_child};
 pub use event::watch;
+pub use init::{Blocked, close_all_but_streams, end, name_process, stay_as_init};
 pub use mounting::{
     MountAttributes, clone_tree, mount, mount_attributes, move_tree, pivot_here, resize_ext4,
     set_propagation, set_read_ahead, unmount,
@@ -35,6 +38,7 @@ pub use process::{
 };
 pub use trace::{trace, untrace};
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};
+pub use xattr::copy_attributes;
 
 /// Turns the C library's -1 into an error.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -22,6 +22,15 @@ pub const OVERLAY_TMPFS: &str = "overlay-tmpfs";
 /// `Rootfs.upper_device`: the writable layer on a disk.
 pub const OVERLAY_DISK: &str = "overlay-disk";
 
+/// `Rootfs.volumes`: directories that are no overlay.
+pub const VOLUMES: &str = "volumes";
+
+/// `CreateContainerRequest.init`: a small init as the container's first process.
+pub const INIT: &str = "init";
+
+/// `CreateContainerRequest.devices`: devices of the guest by their paths.
+pub const GUEST_DEVICES: &str = "guest-devices";
+
 /// `CreateContainerRequest.hosts`: names beside the container's own.
 pub const HOSTS: &str = "hosts";
 
@@ -43,6 +52,9 @@ pub const ALL: &[&str] = &[
     DEVICE_CGROUP,
     OVERLAY_TMPFS,
     OVERLAY_DISK,
+    VOLUMES,
+    INIT,
+    GUEST_DEVICES,
     HOSTS,
     TIMELINE,
     DEVICES,

@@ -8,6 +8,7 @@ use super::limits::{CgroupSetting, LimitError};
 use super::mount_options::{MountOptions, UnsupportedOption};
 use super::seccomp::{SeccompError, SeccompFilter};
 
+mod guest_devices;
 mod parse;
 
 pub use parse::{check_id, container, exec};
@@ -106,6 +107,21 @@ pub struct RootfsPlan {
     pub upper_bytes: u64,
     /// Block device with the writable layer, instead of one in memory.
     pub upper_device: Option<String>,
+    /// Directories beside the writable layer.
+    pub volumes: Vec<VolumePlan>,
+}
+
+/// A directory that is no overlay, mounted into the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// Its name among the volumes; a valid id.
+    pub name: String,
+    /// Absolute, in the container.
+    pub path: String,
+    /// Whether the container cannot write to it.
+    pub read_only: bool,
+    /// Whether a new one gets what the image has at the path.
+    pub copy_up: bool,
 }
 
 /// A mount.
@@ -159,6 +175,8 @@ pub struct ProcessPlan {
     pub umask: Option<u32>,
     /// The seccomp filter.
     pub seccomp: Option<SeccompFilter>,
+    /// Whether the program is the child of an init, which this process becomes.
+    pub init: bool,
     /// The size of the terminal to create: rows and columns.
     pub terminal: Option<(u16, u16)>,
 }

@@ -21,12 +21,15 @@ use super::{FailureKind, StageFailure};
 use crate::sys;
 
 mod container;
+mod copy;
 mod files;
+mod init;
 mod nodes;
 mod places;
 mod process;
 mod root;
 mod storage;
+mod volumes;
 
 /// Number of the channel.
 const CHANNEL: i32 = 3;

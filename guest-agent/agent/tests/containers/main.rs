@@ -11,6 +11,7 @@ mod lives;
 mod rules;
 mod storage;
 mod streams;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -24,7 +25,10 @@ fn main() -> ExitCode {
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let scenarios: Vec<Scenario> =
-        [lives::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL].concat().into_iter().collect();
+        [lives::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL, volumes::ALL]
+            .concat()
+            .into_iter()
+            .collect();
     if std::env::args().any(|argument| argument == "--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

@@ -21,19 +21,19 @@ crate::scenarios!(
 );
 
 /// A disk: a file behind a loop device.
-struct Disk {
+pub(crate) struct Disk {
     directory: tempfile::TempDir,
-    device: String,
+    pub(crate) device: String,
 }
 
-fn output(command: &mut Command) -> String {
+pub(crate) fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 impl Disk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rootfs/build-storage");
         output(Command::new(build).arg(directory.path().join("disk")));
@@ -81,7 +81,7 @@ impl Drop for Disk {
     }
 }
 
-fn request(
+pub(crate) fn request(
     world: &World,
     id: &str,
     spec: &Value,

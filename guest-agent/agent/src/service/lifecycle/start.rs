@@ -57,7 +57,8 @@ impl GuestState {
         cgroup.attach_devices(&checked.surroundings.device_program)?;
         set_oom_score(stage.pid, checked.oom_score_adj)?;
         // The first process of a PID namespace ignores signals at their default action.
-        let immune = checked.surroundings.pid_namespace.is_none().then_some(stage.pid);
+        let first = checked.surroundings.pid_namespace.is_none() && !checked.stage.process.init;
+        let immune = first.then_some(stage.pid);
         start_pumps(&process, streams.host, &mut stage, immune)?;
         let mut registry = self.registry();
         let data = registry.data(&request.id)?;

@@ -3,12 +3,13 @@
 
 use std::net::IpAddr;
 
-use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Stdio};
+use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Stdio, Volume};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
 
+use super::guest_devices;
 use super::{
     ContainerPlan, ContainerRequest, DevicePlan, MountPlan, PlanError, ProcessPlan, RootfsPlan, StagePlan,
-    Surroundings, UserPlan,
+    Surroundings, UserPlan, VolumePlan,
 };
 use crate::spawn::caps::{self, CapabilitySets};
 use crate::spawn::devices;
@@ -33,7 +34,7 @@ pub fn check_id(field: &'static str, id: &str) -> Result<(), PlanError> {
     }
 }
 
-fn value(field: &'static str, value: &str, rule: &'static str) -> PlanError {
+pub(super) fn value(field: &'static str, value: &str, rule: &'static str) -> PlanError {
     PlanError::Value { field, value: value.to_owned(), rule }
 }
 
@@ -46,7 +47,7 @@ fn no_zero(field: &'static str, text: &str) -> Result<(), PlanError> {
     if text.contains('\0') { Err(value(field, text, "NUL bytes are not allowed")) } else { Ok(()) }
 }
 
-fn absolute(field: &'static str, path: &str) -> Result<(), PlanError> {
+pub(super) fn absolute(field: &'static str, path: &str) -> Result<(), PlanError> {
     no_zero(field, path)?;
     if path.starts_with('/') { Ok(()) } else { Err(value(field, path, "an absolute path is needed")) }
 }
@@ -69,6 +70,7 @@ pub fn container(request: &CreateContainerRequest) -> Result<ContainerRequest, P
     let oom_score_adj = oom_score(&oci_process)?;
     let mut process = process(oci_process, user, more_groups, stdio)?;
     process.seccomp.clone_from(&filter);
+    process.init = request.init;
 
     let (namespaces, joins, pid_namespace) = namespaces(&linux)?;
     for name in [&spec.hostname, &spec.domainname].into_iter().flatten() {
@@ -80,14 +82,20 @@ pub fn container(request: &CreateContainerRequest) -> Result<ContainerRequest, P
         }
     }
     let resources = linux.resources().clone().unwrap_or_default();
-    let rules = resources.devices().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    let mut nodes = device_nodes(&linux)?;
+    for device in &request.devices {
+        let (node, rule) = guest_devices::look_at(device)?;
+        nodes.push(node);
+        rules.push(rule);
+    }
     let container = ContainerPlan {
         workdir: String::new(),
         rootfs: rootfs_plan(rootfs, spec.root.is_some_and(|root| root.readonly))?,
         joins,
         namespaces,
         mounts: mounts(&spec.mounts)?,
-        devices: device_nodes(&linux)?,
+        devices: nodes,
         masked: paths("linux.maskedPaths", linux.masked_paths())?,
         readonly: paths("linux.readonlyPaths", linux.readonly_paths())?,
         sysctls: sysctls(&linux)?,
@@ -229,6 +237,7 @@ fn process(
             .collect::<Result<_, _>>()?,
         umask: process.user.umask,
         seccomp: None,
+        init: false,
         terminal,
     })
 }
@@ -323,6 +332,18 @@ fn rootfs_plan(rootfs: &Rootfs, mount_read_only: bool) -> Result<RootfsPlan, Pla
         mount_read_only: mount_read_only || rootfs.read_only,
         upper_bytes: rootfs.upper_bytes,
         upper_device: upper_device.cloned(),
+        volumes: rootfs.volumes.iter().map(volume).collect::<Result<_, _>>()?,
+    })
+}
+
+fn volume(volume: &Volume) -> Result<VolumePlan, PlanError> {
+    check_id("rootfs.volumes.name", &volume.name)?;
+    absolute("rootfs.volumes.path", &volume.path)?;
+    Ok(VolumePlan {
+        name: volume.name.clone(),
+        path: volume.path.clone(),
+        read_only: volume.read_only,
+        copy_up: volume.copy_up,
     })
 }
 

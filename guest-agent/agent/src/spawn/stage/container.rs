@@ -12,6 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::sethostname;
 
 use super::places::{self, ROOT, TargetKind};
+use super::volumes::{self, Turn};
 use super::{Named, StageError, files, nodes, root};
 use crate::spawn::plan::{ContainerPlan, MountPlan};
 use crate::spawn::shares;
@@ -43,7 +44,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
         .step(|| "detach from the guest's mounts".into())?;
     let total = sys::memory_bytes().step(|| "find the size of memory".into())?;
     let shares = shares::divide(total, plan.rootfs.upper_bytes, &plan.mounts);
-    let root = root::mount(&plan.rootfs, &plan.workdir, shares.root)?;
+    let (root, volumes) = root::mount(&plan.rootfs, &plan.workdir, shares.root)?;
     let mut sources = Vec::with_capacity(plan.mounts.len());
     for mount in &plan.mounts {
         sources.push(open_source(mount)?);
@@ -52,8 +53,15 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     sys::pivot_here().step(|| "make the container's root the root".into())?;
 
     files::write_names(ROOT, plan.hostname.as_deref(), &plan.hosts)?;
-    for ((mount, source), share) in plan.mounts.iter().zip(sources).zip(shares.mounts) {
-        make_mount(mount, source, share)?;
+    let mut mounts = plan.mounts.iter().zip(sources).zip(shares.mounts);
+    for turn in volumes::turns(&plan.rootfs.volumes, &plan.mounts) {
+        match turn {
+            Turn::Mount => {
+                let ((mount, source), share) = mounts.next().expect("as many turns as mounts");
+                make_mount(mount, source, share)?;
+            }
+            Turn::Volume(index) => volumes::mount(&plan.rootfs.volumes[index], volumes[index].as_fd())?,
+        }
     }
     nodes::make(plan)?;
     places::make(ROOT, cwd, TargetKind::Directory)

@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::sys::stat::{Mode, fstat, umask};
 use nix::unistd::{AccessFlags, Uid, fchown};
 
-use super::{Named, StageError};
+use super::{Named, StageError, init};
 use crate::spawn::caps::CapabilitySets;
 use crate::spawn::elf;
 use crate::spawn::plan::{ProcessPlan, UserPlan};
@@ -77,6 +77,9 @@ pub(super) fn become_program(
     let path = sys::c_string(&program).step(|| "pass the program".into())?;
     sys::mark_all_close_on_exec().step(|| "close descriptors".into())?;
     sys::all_signals_default();
+    if plan.init {
+        init::stay(identity.uid, sets, plan.seccomp.as_ref(), plan.terminal.is_some())?;
+    }
     sys::send(channel.as_fd(), b"x", None).step(|| "report to the agent".into())?;
 
     // After this the container's filter applies, so only exec is left to do. Capabilities cannot be

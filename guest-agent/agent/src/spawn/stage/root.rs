@@ -2,33 +2,41 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Gid, Uid, chown};
 
-use super::{Named, StageError, storage};
+use super::{Named, StageError, storage, volumes};
 use crate::spawn::plan::RootfsPlan;
 use crate::sys;
 
 /// Mounts the image read-only below a writable layer, on its own disk or in `size` bytes of memory;
 /// answers where. A root without a writable layer still gets one in memory, because mount points
-/// that the image lacks must be made somewhere: it is sealed afterwards.
-pub(super) fn mount(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<String, StageError> {
+/// that the image lacks must be made somewhere: it is sealed afterwards. Beside it the volumes, in
+/// their order, which lie on the disk even then.
+pub(super) fn mount(
+    rootfs: &RootfsPlan,
+    workdir: &str,
+    size: u64,
+) -> Result<(String, Vec<OwnedFd>), StageError> {
     sys::mount("tmpfs", workdir, "tmpfs", 0, &format!("mode=755,size={size}"))
         .step(|| format!("mount the writable layer ({size} bytes) on {workdir}"))?;
     let [lower, root] = ["lower", "root"].map(|name| format!("{workdir}/{name}"));
-    let disk = rootfs.upper_device.as_ref().filter(|_| !rootfs.read_only);
-    let place = match disk {
+    let wanted = !rootfs.read_only || !rootfs.volumes.is_empty();
+    let disk = rootfs.upper_device.as_ref().filter(|_| wanted);
+    let kept = match disk {
         Some(_) => format!("{workdir}/disk"),
         None => workdir.to_owned(),
     };
-    for directory in [&lower, &root].into_iter().chain(disk.map(|_| &place)) {
+    let place = if rootfs.read_only { workdir } else { &kept };
+    for directory in [&lower, &root].into_iter().chain(disk.map(|_| &kept)) {
         fs::create_dir(directory).step(|| format!("make {directory}"))?;
     }
     mount_image(rootfs, &lower)?;
     if let Some(device) = disk {
-        storage::mount(device, &place)?;
+        storage::mount(device, &kept)?;
     }
     let [upper, work] = ["upper", "work"].map(|name| format!("{place}/{name}"));
     match fs::symlink_metadata(&upper) {
@@ -39,7 +47,8 @@ pub(super) fn mount(rootfs: &RootfsPlan, workdir: &str, size: u64) -> Result<Str
     let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     sys::mount("overlay", &root, "overlay", 0, &layers)
         .step(|| "mount the overlay of image and writable layer".into())?;
-    Ok(root)
+    let volumes = volumes::open(&rootfs.volumes, &kept, &root)?;
+    Ok((root, volumes))
 }
 
 fn mount_image(rootfs: &RootfsPlan, lower: &str) -> Result<(), StageError> {
