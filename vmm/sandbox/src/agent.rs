@@ -11,7 +11,8 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
-use crate::spec::{ContainerSpec, ProcessSpec, oci};
+use crate::spec::options::Device;
+use crate::spec::{ContainerSpec, ProcessSpec, Volume, oci};
 use crate::timeline::GuestStamps;
 
 /// A disk in the guest.
@@ -32,6 +33,9 @@ pub const BUILD: Option<&str> = option_env!("NELLY_BUILD_ID");
 /// Time limit for calls that should be answered at once, in nanoseconds, so that a guest that hangs
 /// causes an error.
 const CALL_NS: i64 = 60_000_000_000;
+
+/// Time limit for making a container with volumes, in nanoseconds.
+const FILL_NS: i64 = 900_000_000_000;
 
 /// Time limit for reading stamps, in nanoseconds.
 const TIMELINE_NS: i64 = 2_000_000_000;
@@ -156,6 +160,25 @@ fn json(call: &'static str, object: &impl Serialize) -> Result<Vec<u8>, AgentErr
     serde_json::to_vec(object).map_err(|source| AgentError::Request { call, source })
 }
 
+fn volume(volume: &Volume) -> wire::Volume {
+    wire::Volume {
+        name: volume.name.clone(),
+        path: volume.path.clone(),
+        read_only: volume.read_only,
+        copy_up: volume.copy_up,
+        ..Default::default()
+    }
+}
+
+fn guest_device(device: &Device) -> wire::Device {
+    wire::Device {
+        source: device.source.clone(),
+        path: device.path.clone(),
+        access: device.access.clone(),
+        ..Default::default()
+    }
+}
+
 /// The streams of a process; `size` is the initial size of its terminal, rows and columns.
 fn stdio(process: &ProcessSpec, size: Option<(u16, u16)>) -> wire::Stdio {
     // 0 selects the kernel's default size.
@@ -217,6 +240,9 @@ impl Agent {
             features::OVERLAY_TMPFS,
             features::OVERLAY_DISK,
             features::HOSTS,
+            features::VOLUMES,
+            features::INIT,
+            features::GUEST_DEVICES,
         ];
         let request = wire::HelloRequest {
             protocol: PROTOCOL_MAJOR,
@@ -258,6 +284,7 @@ impl Agent {
             read_only: spec.read_only,
             upper_bytes: spec.upper_bytes,
             upper_device: spec.upper_device.clone().unwrap_or_default(),
+            volumes: spec.options.volumes.iter().map(volume).collect(),
             ..Default::default()
         };
         let stdio = stdio(&spec.process, size);
@@ -267,11 +294,15 @@ impl Agent {
             user: spec.process.user.clone(),
             additional_groups: spec.process.rights.groups.clone(),
             hosts: spec.options.hosts.iter().map(|host| format!("{} {}", host.address, host.name)).collect(),
+            init: spec.options.init,
+            devices: spec.options.devices.iter().map(guest_device).collect(),
             rootfs: Some(rootfs).into(),
             stdio: Some(stdio.clone()).into(),
             ..Default::default()
         };
-        let response = self.client.create_container(context(), &request).await;
+        // New volumes are filled, however much the image has for them.
+        let limit = if spec.options.volumes.is_empty() { CALL_NS } else { FILL_NS };
+        let response = self.client.create_container(ttrpc::context::with_timeout(limit), &request).await;
         let response = response.map_err(failed("CreateContainer"))?;
         tokens("CreateContainer", &stdio, response.streams.unwrap_or_default())
     }

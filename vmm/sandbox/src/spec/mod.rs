@@ -8,6 +8,7 @@ pub mod process;
 pub mod rights;
 pub mod seccomp;
 pub mod size;
+pub mod volumes;
 
 pub use installation::Installation;
 pub use machine::MachineSpec;
@@ -16,6 +17,7 @@ pub use process::{Overrides, ProcessSpec, SpecError};
 pub use rights::{Capabilities, Rights};
 pub use seccomp::{Seccomp, SecurityOption};
 use serde::{Deserialize, Serialize};
+pub use volumes::{MountRequest, Volume, VolumeRequest};
 
 /// The container that the agent creates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! between the guest's word that it is ready and the first request.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
@@ -66,6 +67,8 @@ pub struct Container<'a> {
     hostname: &'a str,
     mounts: Vec<Mount<'a>>,
     linux: Linux<'a>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -192,6 +195,7 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
             readonly_paths: if options.privileged { &[] } else { &READ_ONLY },
             seccomp: container.seccomp.filter(&container.process.rights.capabilities.names()),
         },
+        annotations: &options.annotations,
     }
 }
 
@@ -334,7 +338,7 @@ mod tests {
         let mut spec =
             ContainerSpec::new(ProcessSpec { args: vec!["sh".into()], ..ProcessSpec::default() }, "box");
         let usual = serde_json::to_value(container(&spec)).unwrap();
-        assert_eq!(usual["process"].get("rlimits"), None);
+        assert_eq!((usual["process"].get("rlimits"), usual.get("annotations")), (None, None));
         assert_eq!(usual["linux"]["resources"].get("pids"), None);
         spec.process.rights.limits = vec!["nofile=5:6".parse().unwrap()];
         spec.process.rights.capabilities =
@@ -342,6 +346,7 @@ mod tests {
         spec.options = ContainerOptions {
             shm_bytes: Some(1 << 20),
             pids_limit: Some(9),
+            annotations: [("org.example.a".to_owned(), "b".to_owned())].into(),
             sysctls: [
                 ("net.ipv4.ping_group_range".into(), "1 0".into()),
                 ("kernel.msgmax".into(), "7".into()),
@@ -356,6 +361,7 @@ mod tests {
             assert_eq!(process["capabilities"][set], json!(["CAP_SYS_ADMIN"]));
         }
         assert_eq!(linux["resources"]["pids"], json!({"limit": 9}));
+        assert_eq!(asked["annotations"], json!({"org.example.a": "b"}));
         let sysctls = json!({"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "1 0", "kernel.msgmax": "7"});
         assert_eq!(linux["sysctl"], sysctls);
         let mounts = asked["mounts"].as_array().unwrap();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::SpecError;
+use super::{SpecError, Volume};
 
 /// What a container has beyond its process, its name and its writable layer. The default is that of
 /// docker's `run` without flags.
@@ -24,6 +24,65 @@ pub struct ContainerOptions {
     pub pids_limit: Option<u32>,
     /// Lines of `/etc/hosts` beside the usual ones.
     pub hosts: Vec<Host>,
+    /// Directories that are no part of the writable layer.
+    pub volumes: Vec<Volume>,
+    /// The program is the child of a small init, which forwards signals and reaps.
+    pub init: bool,
+    /// Devices of the guest.
+    pub devices: Vec<Device>,
+    /// Words for other programs, in the OCI specification.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A device of the guest that a container may use, parsed from `PATH[:PATH][:ACCESS]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its absolute path in the guest.
+    pub source: String,
+    /// Its absolute path in the container.
+    pub path: String,
+    /// What the container may do: letters of `r` (read), `w` (write) and `m` (make a node).
+    pub access: String,
+}
+
+impl FromStr for Device {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let access = |word: &str| !word.is_empty() && word.chars().all(|c| "rwm".contains(c));
+        let words: Vec<&str> = text.split(':').collect();
+        let (source, path, rights) = match words[..] {
+            [source] => (source, source, "rwm"),
+            [source, word] if access(word) => (source, source, word),
+            [source, path] => (source, path, "rwm"),
+            [source, path, word] if access(word) => (source, path, word),
+            _ => ("", "", ""),
+        };
+        let good = |path: &str| {
+            path.starts_with("/")
+                && !path.ends_with('/')
+                && !path.contains('\0')
+                && path.split('/').all(|part| part != "..")
+        };
+        if !good(source) || !good(path) {
+            let hint = "write PATH[:PATH][:rwm] with absolute paths in the guest and in the container, e.g. /dev/fuse";
+            return Err(SpecError::Flag { what: "device", text: text.to_owned(), hint });
+        }
+        Ok(Self { source: source.to_owned(), path: path.to_owned(), access: rights.to_owned() })
+    }
+}
+
+/// Parses the `NAME=VALUE` of an annotation; without `=` the value is empty.
+///
+/// # Errors
+/// It has no name.
+pub fn annotation(text: &str) -> Result<(String, String), SpecError> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    if name.is_empty() || text.contains('\0') {
+        let hint = "write NAME=VALUE";
+        return Err(SpecError::Flag { what: "annotation", text: text.to_owned(), hint });
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Parses the `NAME=VALUE` of a kernel parameter.
@@ -74,6 +133,26 @@ impl FromStr for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_and_annotations_are_spelled_as_dockers() {
+        for (text, source, path, access) in [
+            ("/dev/fuse", "/dev/fuse", "/dev/fuse", "rwm"),
+            ("/dev/net/tun:r", "/dev/net/tun", "/dev/net/tun", "r"),
+            ("/dev/a:/dev/b", "/dev/a", "/dev/b", "rwm"),
+            ("/dev/a:/dev/b:mw", "/dev/a", "/dev/b", "mw"),
+        ] {
+            let device: Device = text.parse().unwrap();
+            let expected = (source, path, access);
+            assert_eq!((device.source.as_str(), device.path.as_str(), device.access.as_str()), expected);
+        }
+        for bad in ["", "fuse", "/dev/a:b", "/dev/a:/b:x", "/dev/a:/b:r:w", "/dev/", "/dev/../x", "/dev/a:"] {
+            assert!(bad.parse::<Device>().is_err(), "{bad:?}");
+        }
+        assert_eq!(annotation("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(annotation("a"), Ok(("a".into(), String::new())));
+        assert!(annotation("=b").is_err() && annotation("").is_err());
+    }
 
     #[test]
     fn kernel_parameters_and_hosts_are_spelled_as_dockers() {
