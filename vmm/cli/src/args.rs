@@ -265,6 +265,8 @@ pub(crate) struct MachineArgs {
         nelly run --rm -m 1G --cpus 4 -e MODE=test -w /src rootfs:./tree make test\n  \
         nelly run --rm --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
         nelly run --rm --timeout 10s --result result.json -- sleep 60\n  \
+        nelly run -d --name db -v data:/var/lib/postgresql/data postgres:17\n  \
+        nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
         nelly run --in web -it oci:./tools sh"
 )]
 pub(crate) struct RunArgs {

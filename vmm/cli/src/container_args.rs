@@ -2,7 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use nelly_sandbox::spec::{Capabilities, ContainerOptions, Rights, options, size};
+use nelly_sandbox::spec::{
+    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, size,
+};
 
 use crate::fail::OfFlag as _;
 
@@ -36,6 +38,23 @@ pub(crate) struct ContainerArgs {
     /// Add a line to /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub(crate) add_host: Vec<String>,
+    /// Mount a volume: a directory on the sandbox's own disk, or with --rm in the guest's memory.
+    /// NAME is of this sandbox alone. A new one is filled with what the image has at PATH
+    #[arg(short, long, value_name = "[NAME:]PATH[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Mount a volume or a tmpfs: type=volume,source=NAME,target=PATH[,readonly] or
+    /// type=tmpfs,target=PATH[,tmpfs-size=SIZE]
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub(crate) mount: Vec<String>,
+    /// Run a small init as the container's first process, which forwards signals and reaps
+    #[arg(long)]
+    pub(crate) init: bool,
+    /// Let the container use a device of the guest (not of this host), e.g. /dev/fuse
+    #[arg(long, value_name = "PATH[:PATH][:rwm]")]
+    pub(crate) device: Vec<String>,
+    /// Annotation, for other programs
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) annotation: Vec<String>,
     /// Platform of the image; only that of this host can run
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
@@ -65,6 +84,9 @@ impl ContainerArgs {
         }
         let sysctls = self.sysctl.iter().map(|text| options::sysctl(text)).collect::<Result<_, _>>();
         let hosts = self.add_host.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        let devices = self.device.iter().map(|text| text.parse()).collect::<Result<_, _>>();
+        let annotations =
+            self.annotation.iter().map(|text| options::annotation(text)).collect::<Result<_, _>>();
         let pids = self.pids_limit.filter(|limit| ![-1, 0].contains(limit)).map(u32::try_from).transpose();
         Ok(ContainerOptions {
             privileged: self.privileged,
@@ -72,7 +94,27 @@ impl ContainerArgs {
             sysctls: sysctls.of_flag("--sysctl")?,
             pids_limit: pids.of_flag("--pids-limit: write a number above 0, or -1")?,
             hosts: hosts.of_flag("--add-host")?,
+            volumes: Vec::new(),
+            init: self.init,
+            devices: devices.of_flag("--device")?,
+            annotations: annotations.of_flag("--annotation")?,
         })
+    }
+
+    /// The volumes and file systems in memory of `--volume` and `--mount`.
+    ///
+    /// # Errors
+    /// A value that is wrong; the error names the flag.
+    pub(crate) fn mounts(&self) -> Result<(Vec<VolumeRequest>, Vec<Tmpfs>)> {
+        let volumes = self.volume.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>();
+        let (mut volumes, mut tmpfs) = (volumes.of_flag("--volume")?, Vec::new());
+        for text in &self.mount {
+            match text.parse().of_flag("--mount")? {
+                MountRequest::Volume(volume) => volumes.push(volume),
+                MountRequest::Tmpfs(one) => tmpfs.push(one),
+            }
+        }
+        Ok((volumes, tmpfs))
     }
 }
 
@@ -130,12 +172,24 @@ mod tests {
             "9",
             "--add-host",
             "db:10.0.0.2",
+            "--init",
+            "--device",
+            "/dev/fuse:r",
+            "--annotation",
+            "a=b",
+            "-v",
+            "data:/data",
+            "--mount",
+            "type=tmpfs,target=/t",
         ]);
         let (rights, options) = (args.rights().unwrap(), args.options().unwrap());
         assert_eq!(rights.capabilities.names(), ["CAP_NET_ADMIN"]);
         assert_eq!((rights.limits.len(), rights.groups), (1, vec!["audio".to_owned()]));
         assert_eq!((options.shm_bytes, options.pids_limit), (Some(1 << 20), Some(9)));
         assert_eq!((options.sysctls["a.b"].as_str(), options.hosts.len()), ("1", 1));
+        assert!(options.init && options.devices[0].access == "r" && options.annotations["a"] == "b");
+        let (volumes, tmpfs) = args.mounts().unwrap();
+        assert_eq!((volumes[0].path.as_str(), tmpfs[0].path.as_str()), ("/data", "/t"));
         for unlimited in ["-1", "0"] {
             assert_eq!(parsed(&["--pids-limit", unlimited]).options().unwrap().pids_limit, None);
         }
@@ -153,12 +207,17 @@ mod tests {
             ("--shm-size", "64"),
             ("--pids-limit", "-2"),
             ("--add-host", "db"),
+            ("--device", "fuse"),
+            ("--annotation", "=x"),
+            ("--volume", "/host:/guest"),
+            ("--mount", "type=bind,source=/a,target=/b"),
             ("--platform", "linux/s390x"),
             ("--platform", "windows/amd64"),
             ("--platform", ""),
         ] {
             let args = parsed(&[flag, value]);
-            let error = args.rights().map(drop).and(args.options().map(drop)).unwrap_err();
+            let error = args.rights().map(drop).and(args.options().map(drop));
+            let error = error.and(args.mounts().map(drop)).unwrap_err();
             assert!(format!("{error:#}").contains(flag), "{error:#}");
         }
         let ours = if std::env::consts::ARCH == "x86_64" { "linux/amd64" } else { "linux/arm64" };

@@ -93,7 +93,13 @@ pub(super) fn create(
     let mut record = record(args, &kept, plan, reference, image)?;
     let template = storage_template(context);
     // What is removed at its end needs no disk, unless somebody wants its room.
-    let wanted = !args.read_only && (kept.storage.is_some() || !args.rm);
+    let used = !args.read_only || !record.container.options.volumes.is_empty();
+    if kept.storage.is_some() && !used {
+        return Err(Usage::error(
+            "--storage is the size of the disk of the writable layer and of volumes, and with --read-only and no volume there is neither",
+        ));
+    }
+    let wanted = used && (kept.storage.is_some() || !args.rm);
     let size = kept.storage.unwrap_or_default();
     let template = match template {
         Some(template) if wanted => Some(template),
@@ -161,7 +167,7 @@ fn record(
         },
         restart: kept.restart,
         labels: kept.labels.clone(),
-        annotations: BTreeMap::new(),
+        annotations: plan.container.options.annotations.clone(),
         auto_remove: args.rm,
         stop_signal: kept.stop_signal.or_else(|| stop_signal(&config)).unwrap_or(Signal::TERM).number(),
         stop_grace_ms: kept.stop_grace_ms,

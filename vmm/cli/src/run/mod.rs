@@ -103,6 +103,11 @@ pub(crate) fn run(
                 "{flag} does not fit --in: the machine of sandbox {sandbox} is there already"
             )));
         }
+        if let Some(name) = args.container.mounts()?.0.into_iter().find_map(|volume| volume.name) {
+            return Err(Usage::error(format!(
+                "-v {name}: named volumes are those of a sandbox's first container; with --in write -v PATH for one without a name"
+            )));
+        }
     } else if let Some(flag) = args.kept.given().filter(|_| mode == Mode::Held) {
         return Err(Usage::error(format!(
             "{flag} is for a sandbox that a keeper holds: leave --rm out, or add -d"

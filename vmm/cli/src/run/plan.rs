@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
 use nelly_sandbox::spec::{
     ContainerOptions, ContainerSpec, MachineSpec, Overrides, ProcessSpec, Rights, Seccomp, SecurityOption,
-    SpecError, Tmpfs,
+    SpecError, Tmpfs, VolumeRequest, volumes,
 };
 use nelly_sandbox::state::{Hostname, Id, Name};
 use nelly_vmm::config::{FileSource, Platform};
@@ -27,6 +27,7 @@ pub(super) struct RunOptions {
     pub(super) hostname: Hostname,
     pub(super) overrides: Overrides,
     pub(super) tmpfs: Vec<Tmpfs>,
+    pub(super) volumes: Vec<VolumeRequest>,
     pub(super) seccomp: Seccomp,
     pub(super) container: ContainerOptions,
     pub(super) common: machine::MachineOptions,
@@ -72,11 +73,17 @@ pub(super) fn run_options(
     }
     machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
     machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
+    let (volumes, more_tmpfs) = args.container.mounts()?;
+    let tmpfs = args.tmpfs.iter().map(|text| text.parse()).collect::<Result<Vec<Tmpfs>, _>>();
+    let tmpfs = [tmpfs.of_flag("--tmpfs")?, more_tmpfs].concat();
+    // As above.
+    volumes::combine(&volumes, &[], &tmpfs)?;
     Ok(RunOptions {
         id,
         name,
         hostname,
-        tmpfs: args.tmpfs.iter().map(|text| text.parse()).collect::<Result<_, _>>().of_flag("--tmpfs")?,
+        tmpfs,
+        volumes,
         seccomp: seccomp(args, &overrides.rights).of_flag("--security-opt")?,
         overrides,
         container: args.container.options()?,
@@ -103,11 +110,13 @@ fn seccomp(args: &RunArgs, rights: &Rights) -> Result<Seccomp> {
 pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfiguration) -> Result<PreparedRun> {
     let config = image.config().clone().unwrap_or_default();
     let process = ProcessSpec::merge(&config, &options.overrides, options.hostname.as_str())?;
+    let declared = config.volumes().as_deref().unwrap_or_default();
+    let volumes = volumes::combine(&options.volumes, declared, &options.tmpfs)?;
     let container = ContainerSpec {
         read_only: args.read_only,
         tmpfs: options.tmpfs.clone(),
         seccomp: options.seccomp.clone(),
-        options: options.container.clone(),
+        options: ContainerOptions { volumes, ..options.container.clone() },
         ..ContainerSpec::new(process, options.hostname.as_str())
     };
     Ok(PreparedRun { options, container })
