@@ -29,6 +29,7 @@ mod storage;
 mod terminal;
 mod timings;
 mod user;
+mod volumes;
 
 use std::path::Path;
 use std::time::Duration;
