@@ -136,7 +136,7 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Plan(_) | ServiceError::Stdio(StdioError::Terminal) | ServiceError::Signal(_) => {
                 status(Code::INVALID_ARGUMENT, chain(&error))
             }
-            ServiceError::Ending | ServiceError::Ended | ServiceError::NoTerminal => {
+            ServiceError::Ending | ServiceError::Ended | ServiceError::NoTerminal | ServiceError::Busy => {
                 status(Code::FAILED_PRECONDITION, chain(&error))
             }
             _ => status(Code::INTERNAL, chain(&error)),
@@ -333,6 +333,24 @@ impl Agent for Connection {
             guest_memory_available_bytes: memory.available_bytes,
             ..m::StatsResponse::default()
         })
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: m::ProcessesRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let token = self.guest_after_hello()?.tell_processes(&request.container_id)?;
+        Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
+    }
+
+    async fn changes(
+        &self,
+        _: &TtrpcContext,
+        request: m::ChangesRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let token = self.guest_after_hello()?.tell_changes(&request.container_id)?;
+        Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
     }
 
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {

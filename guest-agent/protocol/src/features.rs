@@ -43,6 +43,12 @@ pub const DEVICES: &str = "devices";
 /// The record of an exec outlives its first `Wait`; `DeleteExec`.
 pub const EXEC_RECORDS: &str = "exec-records";
 
+/// `Processes`: what runs in a container.
+pub const PROCESSES: &str = "processes";
+
+/// `Changes`: how the files of a container differ from its image.
+pub const CHANGES: &str = "changes";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -59,4 +65,6 @@ pub const ALL: &[&str] = &[
     TIMELINE,
     DEVICES,
     EXEC_RECORDS,
+    PROCESSES,
+    CHANGES,
 ];

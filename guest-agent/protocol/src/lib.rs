@@ -10,12 +10,16 @@
 pub const PROTOCOL_MAJOR: u32 = 1;
 
 pub mod features;
+pub mod inspect;
 pub mod ports;
 pub mod sandbox;
 
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
+
+/// Messages as bytes and back.
+pub use protobuf::Message;
 
 /// The messages of package `nelly.agent.v1`.
 pub use generated::agent as messages;

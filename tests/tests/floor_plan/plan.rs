@@ -271,6 +271,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("timeline", 1),
             ("mounts", 2),
             ("spawn", 3),
+            ("inspect", 4),
             ("registry", 4),
             ("stdio", 5),
             ("service", 6),

@@ -58,7 +58,7 @@ impl Promises {
     }
 
     /// Creates the token of a stream.
-    pub(super) fn promise(self: &Arc<Self>) -> io::Result<Promised> {
+    pub(crate) fn promise(self: &Arc<Self>) -> io::Result<Promised> {
         let mut token = [0; TOKEN_BYTES];
         sys::random_bytes(&mut token)?;
         let (keep, stream) = oneshot::channel();
@@ -105,7 +105,7 @@ async fn prove(connection: OwnedFd) -> io::Result<(Token, Stream)> {
 
 /// A stream that the host may still connect. Dropping it invalidates the token.
 #[derive(Debug)]
-pub(super) struct Promised {
+pub(crate) struct Promised {
     token: Token,
     stream: oneshot::Receiver<Stream>,
     promises: Arc<Promises>,
@@ -113,12 +113,12 @@ pub(super) struct Promised {
 
 impl Promised {
     /// The token for the host.
-    pub(super) fn token(&self) -> Vec<u8> {
+    pub(crate) fn token(&self) -> Vec<u8> {
         self.token.to_vec()
     }
 
     /// Waits for the host to connect the stream; `None` if the token expires.
-    pub(super) async fn stream(mut self) -> Option<Stream> {
+    pub(crate) async fn stream(mut self) -> Option<Stream> {
         timeout(self.promises.patience.claim, &mut self.stream).await.ok()?.ok()
     }
 }

@@ -37,6 +37,16 @@ impl Stream {
         Ok(Self(sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?))
     }
 
+    /// The descriptor, out of the event loop and blocking again.
+    ///
+    /// # Errors
+    /// Those of fcntl(2).
+    pub(crate) fn into_blocking(self) -> io::Result<OwnedFd> {
+        let descriptor = self.0.into_inner();
+        sys::set_nonblocking(descriptor.as_fd(), false)?;
+        Ok(descriptor)
+    }
+
     pub(super) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), buffer)).await
     }

@@ -8,6 +8,7 @@ mod bench;
 mod calls;
 mod execs;
 mod lives;
+mod looks;
 mod rules;
 mod storage;
 mod streams;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let scenarios: Vec<Scenario> =
-        [lives::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL, volumes::ALL]
+        [lives::ALL, looks::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL, volumes::ALL]
             .concat()
             .into_iter()
             .collect();

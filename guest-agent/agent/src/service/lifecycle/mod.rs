@@ -1,6 +1,7 @@
 //! The life cycle of containers and processes: creation, waiting, signals, clean-up.
 
 mod calls;
+mod look;
 mod process;
 mod reap;
 mod start;
@@ -9,7 +10,7 @@ mod stop;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use process::ManagedProcess;
@@ -58,6 +59,9 @@ pub enum ServiceError {
     /// The process has no terminal.
     #[error("the process has no terminal")]
     NoTerminal,
+    /// Too many look into containers.
+    #[error("too many calls look into containers at a time; try again when one has ended")]
+    Busy,
     /// A shutdown is in progress.
     #[error("the guest is shutting down")]
     Ending,
@@ -95,6 +99,8 @@ struct ContainerData {
     /// Its mount and network namespaces, kept open for a moment after its end.
     namespaces: Vec<File>,
     filter: Option<SeccompFilter>,
+    /// The device of its image, and the file system on it.
+    image: Option<(String, String)>,
     /// Its PID namespace belongs to another container, so its processes do not end automatically
     /// with the first one.
     shares_pids: bool,
@@ -110,6 +116,8 @@ pub struct GuestState {
     registry: Mutex<Containers>,
     end: mpsc::UnboundedSender<ShutdownRequest>,
     ending: AtomicBool,
+    /// Processes that look into containers.
+    looking: AtomicUsize,
 }
 
 impl GuestState {
@@ -128,6 +136,7 @@ impl GuestState {
                 registry: Mutex::default(),
                 end,
                 ending: AtomicBool::new(false),
+                looking: AtomicUsize::new(0),
             }),
             ends,
         )

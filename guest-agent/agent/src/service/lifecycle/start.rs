@@ -25,6 +25,7 @@ impl GuestState {
         let mut checked = plan::container(&request)?;
         let data = ContainerData {
             filter: checked.seccomp.take(),
+            image: request.rootfs.as_ref().map(|one| (one.device.clone(), one.filesystem.clone())),
             shares_pids: checked.surroundings.pid_namespace.is_some(),
             ..ContainerData::default()
         };
