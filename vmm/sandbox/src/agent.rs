@@ -111,6 +111,15 @@ pub struct StartFailure {
 /// The token with which the host claims a stream of a process, see `Stdio` in the protocol.
 pub type Token = [u8; TOKEN_BYTES];
 
+/// What is asked of a container that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// Its processes.
+    Processes,
+    /// How its files differ from its image.
+    Changes,
+}
+
 /// The streams of a process, with their tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
@@ -485,6 +494,29 @@ impl Agent {
         let request = wire::ReleaseDeviceRequest { disk: id.to_owned(), ..Default::default() };
         self.client.release_device(context(), &request).await.map_err(failed("ReleaseDevice"))?;
         Ok(())
+    }
+
+    /// Asks what is to be told of a running container. Returns the token of the stream with the
+    /// frames.
+    ///
+    /// # Errors
+    /// The agent does not support this, or refused.
+    pub async fn inspect(&self, container: &str, what: Inspection) -> Result<Token, AgentError> {
+        let container_id = container.to_owned();
+        let (call, answer) = match what {
+            Inspection::Processes => {
+                let request = wire::ProcessesRequest { container_id, ..Default::default() };
+                ("Processes", self.client.processes(context(), &request).await)
+            }
+            Inspection::Changes => {
+                let request = wire::ChangesRequest { container_id, ..Default::default() };
+                ("Changes", self.client.changes(context(), &request).await)
+            }
+        };
+        let answer = answer.map_err(failed(call))?;
+        Token::try_from(answer.token).map_err(|_| {
+            failed(call)(ttrpc::Error::Others("the answer does not contain the token of the stream".into()))
+        })
     }
 
     /// Ends all processes (SIGTERM, `grace_ms`, SIGKILL), syncs, and powers off the machine.

@@ -1,5 +1,6 @@
 //! The client of a kept sandbox: starts its keeper, and asks it.
 
+pub mod inspect;
 pub mod launch;
 
 use std::io;
@@ -19,7 +20,7 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
-use crate::agent::{CallError, StartFailure};
+use crate::agent::{CallError, Inspection, StartFailure};
 use crate::instance::Streams;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
@@ -375,6 +376,21 @@ impl Connection {
     /// As every call.
     pub async fn stats(&self) -> Result<wire::StatsResponse, ConnectError> {
         self.client.stats(within(GUEST_ANSWER), &wire::StatsRequest::default()).await.map_err(refused)
+    }
+
+    /// What the agent tells of the container that calls are about, which must run.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn inspect(&self, what: Inspection) -> Result<inspect::Records, ConnectError> {
+        let request = wire::InspectRequest { container: self.container.clone(), ..Default::default() };
+        let answer = match what {
+            Inspection::Processes => self.client.processes(within(GUEST_ANSWER), &request).await,
+            Inspection::Changes => self.client.changes(within(GUEST_ANSWER), &request).await,
+        };
+        let claimed = self.claim(&answer.map_err(refused)?.token).await?;
+        let missing = || ConnectError::Streams(io::Error::other("it is not an output"));
+        Ok(inspect::Records::new(claimed.streams.stdout.ok_or_else(missing)?))
     }
 
     /// Shows a token, and receives its descriptors.

@@ -21,7 +21,7 @@ use tokio::io::AsyncReadExt;
 use waits::{Gone, KillOnDrop, Process, accept, answered, blocking};
 use why::{ended, explain};
 
-use crate::agent::{Agent, AgentError, Greeting, ProcessId, StartFailure, Token, Tokens};
+use crate::agent::{Agent, AgentError, Greeting, Inspection, ProcessId, StartFailure, Token, Tokens};
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::timeline::{Timeline, Who, name};
 
@@ -297,6 +297,19 @@ impl Sandbox {
             }
         };
         self.during(exec).await
+    }
+
+    /// Asks what is to be told of a running container, and returns the stream with the frames.
+    ///
+    /// # Errors
+    /// The agent refused, or the sandbox failed.
+    pub async fn inspect(&self, container: &str, what: Inspection) -> Result<UnixStream, SandboxError> {
+        let inspect = async {
+            let stdout = Some(self.agent.inspect(container, what).await?);
+            let streams = self.dial(Tokens { stdout, ..Tokens::default() }).await?;
+            Ok::<_, SandboxError>(streams.stdout.expect("it was dialled"))
+        };
+        self.during(inspect).await
     }
 
     /// Does `work`, which waits for the guest or its monitor, for as long as there is a monitor:

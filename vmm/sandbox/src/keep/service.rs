@@ -15,8 +15,9 @@ use ttrpc::{Code, get_status};
 
 use super::attach::{Attachment, Prepared};
 use super::execs::{FindError, Stays};
+use super::offers::STDOUT;
 use super::{Ended, Keeper, containers, execs};
-use crate::agent::{AgentError, CallError, ProcessId};
+use crate::agent::{AgentError, CallError, Inspection, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
 use crate::state::record::{RestartPolicy, Status};
@@ -134,6 +135,22 @@ impl Calls {
     /// The id of a container in the guest.
     fn container(&self, further: Option<Id>) -> String {
         further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
+    }
+
+    /// Offers the stream with what the agent tells of a container.
+    async fn inspect(
+        &self,
+        request: m::InspectRequest,
+        what: Inspection,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let sandbox = self.answering()?;
+        let container = self.container(self.further(&request.container)?);
+        let stream = sandbox.inspect(&container, what).await.map_err(|error| refused(&error))?;
+        let offered = self.0.offers().offer(STDOUT, vec![stream.into()]);
+        // Whoever does not claim it leaves it closed after a while.
+        let (token, _) =
+            offered.map_err(|error| status(Code::INTERNAL, format!("cannot make a token: {error}")))?;
+        Ok(m::InspectResponse { token: token.to_vec(), ..Default::default() })
     }
 
     async fn set_paused(&self, paused: bool) -> ttrpc::Result<m::Empty> {
@@ -351,6 +368,22 @@ impl Service for Calls {
             self.0.policy.send_replace(policy);
         }
         Ok(m::Empty::default())
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: m::InspectRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        self.inspect(request, Inspection::Processes).await
+    }
+
+    async fn changes(
+        &self,
+        _: &TtrpcContext,
+        request: m::InspectRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        self.inspect(request, Inspection::Changes).await
     }
 
     async fn stats(&self, _: &TtrpcContext, _: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
