@@ -8,6 +8,7 @@ mod boot;
 mod boundary;
 mod bulk;
 mod faults;
+mod files;
 mod foreground;
 mod image_store;
 mod images;

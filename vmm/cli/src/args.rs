@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, NamesArgs, PsArgs, RenameArgs, RestartArgs, RmArgs,
-    StartArgs, StatsArgs, StopArgs, UpdateArgs,
+    AttachArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, PsArgs, RenameArgs,
+    RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 
 /// The parsed command line.
@@ -120,6 +120,21 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Print the resource use of sandboxes that run
     Stats(StatsArgs),
+    /// List the processes of a sandbox that runs
+    #[command(
+        after_help = "PID and PPID are the container's own numbers, USER is the number of the effective user. Processes that \
+            nelly exec started are listed, too.\n\n\
+            Examples:\n  nelly top web\n  nelly top --json web | jq '.[].args'"
+    )]
+    Top(LookArgs),
+    /// List the files of a sandbox that runs which differ from its image
+    #[command(
+        after_help = "One line a file: A (added), C (changed: contents, owner, mode or time) or D (deleted), and its path. A directory is C \
+            when something in it differs. What is mounted in the container, such as /proc and a tmpfs, is left out. What Nelly itself writes, such \
+            as /etc/hosts, is not.\n\n\
+            Examples:\n  nelly diff web\n  nelly diff web | grep '^A /etc/'"
+    )]
+    Diff(LookArgs),
     /// List the sandboxes that run, or all
     Ps(PsArgs),
     /// Print what the container of a sandbox wrote

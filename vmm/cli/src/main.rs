@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         }
         Verb::Image { verb } => (FAILED, verb.json()),
         Verb::Stats(args) => (FAILED, args.json),
+        Verb::Top(args) | Verb::Diff(args) => (FAILED, args.json),
         _ => (FAILED, false),
     };
     match dispatch(&cli.verb, &raw, &recorder) {
@@ -128,6 +129,8 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Unpause(args) => life::unpause(args, &context),
         Verb::Update(args) => life::update(args, &context),
         Verb::Stats(args) => life::stats(args, &context),
+        Verb::Top(args) => life::top(args, &context),
+        Verb::Diff(args) => life::diff(args, &context),
         Verb::Ps(args) => life::ps(args, &context),
         Verb::Logs(args) => life::logs(args, &context),
         Verb::Inspect(args) => life::inspect(args, &context),

@@ -300,6 +300,17 @@ pub(crate) struct EventsArgs {
     pub(crate) json: bool,
 }
 
+/// `nelly top` and `nelly diff`.
+#[derive(Debug, Args)]
+pub(crate) struct LookArgs {
+    /// Print JSON (schema 1)
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The sandbox, by name, id or the beginning of an id; SANDBOX/CONTAINER is a further container
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) sandbox: String,
+}
+
 /// `nelly logs`.
 #[derive(Debug, Args)]
 #[command(
