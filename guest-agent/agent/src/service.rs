@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -136,9 +137,11 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Plan(_) | ServiceError::Stdio(StdioError::Terminal) | ServiceError::Signal(_) => {
                 status(Code::INVALID_ARGUMENT, chain(&error))
             }
-            ServiceError::Ending | ServiceError::Ended | ServiceError::NoTerminal | ServiceError::Busy => {
-                status(Code::FAILED_PRECONDITION, chain(&error))
-            }
+            ServiceError::Ending
+            | ServiceError::Ended
+            | ServiceError::NoTerminal
+            | ServiceError::Busy
+            | ServiceError::InUse { .. } => status(Code::FAILED_PRECONDITION, chain(&error)),
             _ => status(Code::INTERNAL, chain(&error)),
         }
     }
@@ -319,6 +322,7 @@ impl Agent for Connection {
         let guest = self.guest_after_hello()?;
         let figures = guest.figures(&request.container_id)?;
         let memory = guest::memory();
+        let disks = guest::disks(Path::new("/sys/block"));
         Ok(m::StatsResponse {
             cpu_usage_ns: figures.cpu_usage_ns,
             cpu_user_ns: figures.cpu_user_ns,
@@ -331,6 +335,8 @@ impl Agent for Connection {
             agent_resident_bytes: guest::agent_resident_bytes(),
             guest_memory_total_bytes: memory.total_bytes,
             guest_memory_available_bytes: memory.available_bytes,
+            disk_read_bytes: disks.read_bytes,
+            disk_written_bytes: disks.written_bytes,
             ..m::StatsResponse::default()
         })
     }
@@ -351,6 +357,16 @@ impl Agent for Connection {
     ) -> ttrpc::Result<m::InspectResponse> {
         let token = self.guest_after_hello()?.tell_changes(&request.container_id)?;
         Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: m::UpdateContainerRequest,
+    ) -> ttrpc::Result<m::Empty> {
+        let limit = Some(request.memory_limit_bytes).filter(|limit| *limit > 0);
+        self.guest_after_hello()?.limit_memory(&request.container_id, limit)?;
+        Ok(m::Empty::new())
     }
 
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {

@@ -49,6 +49,9 @@ pub const PROCESSES: &str = "processes";
 /// `Changes`: how the files of a container differ from its image.
 pub const CHANGES: &str = "changes";
 
+/// `UpdateContainer`: limits of a container that runs.
+pub const UPDATE: &str = "update";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -67,4 +70,5 @@ pub const ALL: &[&str] = &[
     EXEC_RECORDS,
     PROCESSES,
     CHANGES,
+    UPDATE,
 ];

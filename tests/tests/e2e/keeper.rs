@@ -196,11 +196,14 @@ fn what_is_killed_is_told_and_starts_again() {
     assert!(gone.expect(125).err().contains("unclean"), "{}", gone.err());
     kept.out(&["start", "box"]);
     assert_eq!(kept.exec("echo back"), "back");
+    limits_hold_now_and_later(&kept);
     kept.out(&["stop", "--time", "0s", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "137");
+    kept.out(&["update", "--memory", "80M", "box"]);
     // What hangs is ended by force: a keeper, a machine.
     for who in ["holder", "monitor"] {
         kept.out(&["start", "box"]);
+        assert_eq!(kept.exec("cat /sys/fs/cgroup/memory.max"), (80 << 20).to_string());
         let (keeper, monitor) = (kept.pid("holder"), kept.pid("monitor"));
         kill("STOP", kept.pid(who));
         kept.out(&["stop", "--time", "0s", "box"]);
@@ -214,6 +217,37 @@ fn what_is_killed_is_told_and_starts_again() {
     start.wait().unwrap();
     kept.until("the keeper ended", || !runs(keeper));
     assert_eq!(kept.state()["status"], "exited");
+}
+
+/// A limit of the memory of a container that runs, and what `stats` tells of it.
+fn limits_hold_now_and_later(kept: &Kept) {
+    let stats = || {
+        let all: Value = serde_json::from_str(&kept.out(&["stats", "--json", "box"])).unwrap();
+        all[0].clone()
+    };
+    assert_eq!(stats()["memory_limit_bytes"], 0);
+    kept.out(&["update", "--memory", "64M", "box"]);
+    assert_eq!(kept.exec("cat /sys/fs/cgroup/memory.max"), (64 << 20).to_string());
+    kept.exec("dd if=/dev/zero of=/written bs=64k count=64 conv=fsync");
+    let told = stats();
+    assert_eq!(told["memory_limit_bytes"], 64 << 20);
+    for figure in ["disk_read_bytes", "monitor_cpu_ns", "monitor_resident_bytes"] {
+        assert!(told[figure].as_u64().unwrap() > 0, "{figure}: {told}");
+    }
+    assert!(told["disk_written_bytes"].as_u64().unwrap() >= 4 << 20, "{told}");
+    assert!(kept.out(&["stats", "box"]).contains(" 64 "));
+    for (limit, code, hint) in
+        [("5M", 1, "6M"), ("64G", 1, "whole machine"), ("64", 2, "suffix"), ("0M", 2, "more than zero")]
+    {
+        let refused = kept.0.nelly(&["update", "--memory", limit, "box"]);
+        assert!(refused.expect(code).err().contains(hint), "{limit}: {}", refused.err());
+    }
+    // What it uses is not taken from it.
+    kept.exec("dd if=/dev/zero of=/dev/shm/held bs=64k count=256");
+    let refused = kept.0.nelly(&["update", "--memory", "8M", "box"]);
+    assert!(refused.expect(1).err().contains("uses"), "{}", refused.err());
+    kept.out(&["update", "--memory", "max", "box"]);
+    assert_eq!(kept.exec("rm /dev/shm/held; cat /sys/fs/cgroup/memory.max"), "max");
 }
 
 #[test]

@@ -94,6 +94,7 @@ impl ContainerArgs {
             sysctls: sysctls.of_flag("--sysctl")?,
             pids_limit: pids.of_flag("--pids-limit: write a number above 0, or -1")?,
             hosts: hosts.of_flag("--add-host")?,
+            memory_limit: None,
             volumes: Vec::new(),
             init: self.init,
             devices: devices.of_flag("--device")?,

@@ -455,6 +455,21 @@ impl Agent {
         self.client.stats(context(), &request).await.map_err(failed("Stats"))
     }
 
+    /// Sets the limit of a container's memory in bytes, or removes it.
+    ///
+    /// # Errors
+    /// The container does not run or uses more, the agent does not know the call, or the connection
+    /// failed.
+    pub async fn limit_memory(&self, container: &str, limit: Option<u64>) -> Result<(), AgentError> {
+        let request = wire::UpdateContainerRequest {
+            container_id: container.to_owned(),
+            memory_limit_bytes: limit.unwrap_or(0),
+            ..Default::default()
+        };
+        let answer = self.client.update_container(context(), &request).await;
+        answer.map(drop).map_err(failed("UpdateContainer"))
+    }
+
     /// The stamps of agent and kernel, on the guest's clocks.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nelly_protocol::messages::HelloRequest;
 use thiserror::Error;
@@ -82,12 +83,33 @@ fn kib_of(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// What was read from and written to the disks of the guest.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Disks {
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
+}
+
+/// The sum over all disks below `directory` (sysfs's `block`).
+pub(super) fn disks(directory: &Path) -> Disks {
+    let mut all = Disks::default();
+    for disk in fs::read_dir(directory).into_iter().flatten().flatten() {
+        // Documentation/block/stat.rst of the kernel: fields 3 and 7 are sectors of 512 bytes.
+        let text = fs::read_to_string(disk.path().join("stat")).unwrap_or_default();
+        let mut fields = text.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0_u64));
+        let (read, written) = (fields.nth(2).unwrap_or(0), fields.nth(3).unwrap_or(0));
+        all.read_bytes = all.read_bytes.saturating_add(read.saturating_mul(512));
+        all.written_bytes = all.written_bytes.saturating_add(written.saturating_mul(512));
+    }
+    all
+}
+
 pub(super) fn agent_resident_bytes() -> u64 {
     kib_of(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS:").saturating_mul(1024)
 }
 
 /// Statistics of the whole guest; `root` is the mount point of cgroup v2.
-pub(super) fn figures(root: &std::path::Path) -> CgroupStats {
+pub(super) fn figures(root: &Path) -> CgroupStats {
     let memory = memory();
     let used = memory.total_bytes.saturating_sub(memory.available_bytes);
     let cpu = crate::cgroup::cpu_figures(root);
@@ -124,6 +146,19 @@ mod tests {
         assert_eq!(tasks(""), 0);
         assert!(memory().total_bytes > memory().available_bytes);
         assert!(agent_resident_bytes() > 0);
+    }
+
+    #[test]
+    fn what_disks_did_is_summed_up() {
+        let root = tempfile::tempdir().expect("a directory");
+        for (disk, text) in
+            [("vda", "  10 0 4 1 20 0 3 9 0 0 0\n"), ("vdb", "1 0 2 1 0 0 0 0 0\n"), ("odd", "x\n")]
+        {
+            fs::create_dir(root.path().join(disk)).expect("made");
+            fs::write(root.path().join(disk).join("stat"), text).expect("written");
+        }
+        assert_eq!(disks(root.path()), Disks { read_bytes: 6 * 512, written_bytes: 3 * 512 });
+        assert_eq!(disks(&root.path().join("none")), Disks::default());
     }
 
     #[test]

@@ -196,12 +196,19 @@ pub(crate) struct AttachArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     nelly update --restart unless-stopped web\n  \
-    nelly update --restart no web db")]
+    nelly update --restart no web db\n  \
+    nelly update --memory 256M web\n  \
+    nelly update --memory max web")]
 pub(crate) struct UpdateArgs {
     /// Restart policy, which holds from the next exit on: no, on-failure[:MAXIMUM], always or
     /// unless-stopped
-    #[arg(long, value_name = "POLICY")]
-    pub(crate) restart: String,
+    #[arg(long, value_name = "POLICY", required_unless_present = "memory")]
+    pub(crate) restart: Option<String>,
+    /// Limit of the container's memory with a suffix K, M or G: at least 6M, at most the machine's
+    /// memory, and not less than the container uses; or max for no limit. A container that uses
+    /// more than its limit has processes killed
+    #[arg(long, short = 'm', value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }

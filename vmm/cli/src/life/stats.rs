@@ -39,23 +39,35 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
                     "memory_current_bytes": stats.memory_current_bytes, "memory_peak_bytes": stats.memory_peak_bytes,
                     "pids_current": stats.pids_current, "oom_kills": stats.oom_kills,
                     "guest_memory_total_bytes": stats.guest_memory_total_bytes,
-                    "guest_memory_available_bytes": stats.guest_memory_available_bytes, "monitor_pid": stats.monitor_pid })
+                    "guest_memory_available_bytes": stats.guest_memory_available_bytes,
+                    "memory_limit_bytes": stats.memory_limit_bytes, "disk_read_bytes": stats.disk_read_bytes,
+                    "disk_written_bytes": stats.disk_written_bytes, "monitor_pid": stats.monitor_pid,
+                    "monitor_cpu_ns": stats.monitor_cpu_ns,
+                    "monitor_resident_bytes": stats.monitor_resident_bytes })
             })
             .collect();
         out::json(format_args!("{:#}", serde_json::Value::from(all)))?;
         return Ok(ExitCode::from(u8::from(failed)));
     }
-    out::line("NAME                 CPU SECONDS  MEMORY MiB  PEAK MiB  GUEST FREE MiB  PIDS")?;
+    out::line(
+        "NAME                 CPU SECONDS  MEMORY MiB  LIMIT MiB  PEAK MiB  READ MiB  WRITTEN MiB  PIDS  GUEST FREE MiB  HOST CPU SECONDS  HOST MEMORY MiB",
+    )?;
+    let seconds = |nanoseconds| std::time::Duration::from_nanos(nanoseconds).as_secs_f64();
     for (name, _, stats) in all {
-        let seconds = std::time::Duration::from_nanos(stats.cpu_usage_ns);
+        let limit = Some(stats.memory_limit_bytes >> 20).filter(|limit| *limit > 0);
         out::line(format_args!(
-            "{:<20} {:>11.3} {:>11} {:>9} {:>15} {:>5}",
+            "{:<20} {:>11.3} {:>11} {:>10} {:>9} {:>9} {:>12} {:>5} {:>15} {:>17.3} {:>16}",
             name.as_str(),
-            seconds.as_secs_f64(),
+            seconds(stats.cpu_usage_ns),
             stats.memory_current_bytes >> 20,
+            limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string()),
             stats.memory_peak_bytes >> 20,
+            stats.disk_read_bytes >> 20,
+            stats.disk_written_bytes >> 20,
+            stats.pids_current,
             stats.guest_memory_available_bytes >> 20,
-            stats.pids_current
+            seconds(stats.monitor_cpu_ns),
+            stats.monitor_resident_bytes >> 20,
         ))?;
     }
     Ok(ExitCode::from(u8::from(failed)))

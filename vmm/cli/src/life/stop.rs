@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use nelly_sandbox::connect::ConnectError;
 use nelly_sandbox::life::Signal;
-use nelly_sandbox::state::SandboxDir;
-use nelly_sandbox::state::record::RestartPolicy;
+use nelly_sandbox::spec::size;
+use nelly_sandbox::state::{Change, SandboxDir};
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
 use super::force::{end_by_force, end_unreachable};
@@ -154,16 +154,20 @@ pub(crate) fn unpause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
     })
 }
 
-/// Changes restart policies.
+/// Changes restart policies and limits.
 pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
-    let policy: RestartPolicy = args.restart.parse().of_flag("--restart")?;
+    let restart = args.restart.as_deref().map(str::parse).transpose().of_flag("--restart")?;
+    let limit = |text: &str| if text == "max" { Ok(None) } else { size::parse(text).map(Some) };
+    let memory_limit = args.memory.as_deref().map(limit).transpose().of_flag("--memory")?;
+    let change = Change { restart, memory_limit };
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
     each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
         if sandbox.condition()?.is_live() {
-            runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.set_restart(policy).await?) })?;
+            runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.update(change).await?) })?;
         } else {
-            sandboxes.update(&sandbox, |record| record.restart = policy)?;
+            change.check(sandbox.record()?.machine.memory_bytes)?;
+            sandboxes.update(&sandbox, |record| change.apply(record))?;
         }
         Ok(None)
     })

@@ -24,9 +24,9 @@ use crate::agent::{CallError, Inspection, StartFailure};
 use crate::instance::Streams;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
-use crate::state::record::{ExitRecord, ImageRecord, RestartPolicy};
+use crate::state::record::{ExitRecord, ImageRecord};
 use crate::state::runtime::RuntimeDir;
-use crate::state::{Name, StateError};
+use crate::state::{Change, Name, StateError};
 
 /// How long a keeper may take for what it answers at once.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -361,13 +361,18 @@ impl Connection {
         self.client.resume(within(GUEST_ANSWER), &wire::Empty::default()).await.map(drop).map_err(refused)
     }
 
-    /// Changes the restart policy.
+    /// Changes what can be changed of a sandbox that runs.
     ///
     /// # Errors
-    /// As every call.
-    pub async fn set_restart(&self, policy: RestartPolicy) -> Result<(), ConnectError> {
-        let request = wire::UpdateRequest { restart: policy.to_string(), ..Default::default() };
-        self.client.update(within(ANSWER), &request).await.map(drop).map_err(refused)
+    /// As every call; the container uses more memory than it may have from now on; a limit that the
+    /// machine cannot have.
+    pub async fn update(&self, change: Change) -> Result<(), ConnectError> {
+        let request = wire::UpdateRequest {
+            restart: change.restart.map(|policy| policy.to_string()).unwrap_or_default(),
+            memory_bytes: change.memory_limit.map_or(0, |limit| limit.unwrap_or(u64::MAX)),
+            ..Default::default()
+        };
+        self.client.update(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)
     }
 
     /// Resource use of the container and its guest.

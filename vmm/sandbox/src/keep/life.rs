@@ -14,6 +14,7 @@ use super::{Ended, Keeper, Request, backoff};
 use crate::agent::{ProcessId, StartFailure};
 use crate::instance::{Sandbox, SandboxError, Streams};
 use crate::life::{Signal, exit_of};
+use crate::spec::ContainerSpec;
 use crate::spec::machine::IMAGE_DEVICE;
 use crate::state::Timestamp;
 use crate::state::outcome;
@@ -139,7 +140,8 @@ impl Keeper {
         };
         let monitor = sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok());
         self.change(|state| state.monitor = monitor);
-        let run = sandbox.run(&self.kept.id, &self.kept.container, IMAGE_DEVICE, self.kept.size);
+        let container = self.started_now();
+        let run = sandbox.run(&self.kept.id, &container, IMAGE_DEVICE, self.kept.size);
         let streams = tokio::select! {
             biased;
             streams = run => streams,
@@ -152,6 +154,7 @@ impl Keeper {
             Ok(Ok(streams)) => match self.connect(streams).await {
                 Ok(pumps) => {
                     *self.sandbox() = Some(Arc::clone(&sandbox));
+                    self.catch_up(&sandbox, &container).await;
                     self.change(|state| {
                         state.status = Status::Running;
                         state.started_at = Some(Timestamp::now());
@@ -184,6 +187,15 @@ impl Keeper {
         *self.input.lock().await = None;
         self.change(|state| state.monitor = None);
         (ended, ran)
+    }
+
+    /// Sets a limit that was asked for while the container was started with another.
+    async fn catch_up(&self, sandbox: &Sandbox, started: &ContainerSpec) {
+        let limit = self.started_now().options.memory_limit;
+        if limit != started.options.memory_limit {
+            // It may use more already, or have ended: then it has the limit from its next start on.
+            let _later = sandbox.agent().limit_memory(&self.kept.id, limit).await;
+        }
     }
 
     /// Takes the container's streams.

@@ -17,6 +17,7 @@ mod serve;
 pub mod service;
 mod session;
 pub mod sockets;
+mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,6 +26,7 @@ use std::time::Duration;
 use containers::Containers;
 use execs::Execs;
 pub use life::{Begun, Start};
+use nelly_vmm::config::MemorySize;
 use offers::Offers;
 use output::{Output, Sink};
 pub use serve::serve;
@@ -32,12 +34,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
+use ttrpc::Code;
 
 use crate::instance::Sandbox;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
 use crate::state::record::{ExitRecord, RestartPolicy, SandboxState, Status};
-use crate::state::{Id, StateError};
+use crate::state::{Change, Id, StateError};
 
 /// Bytes of input that are moved at once.
 const TYPED: usize = 64 << 10;
@@ -57,6 +60,8 @@ pub struct Kept {
     pub kill_patience: Duration,
     /// When it is started again.
     pub restart: RestartPolicy,
+    /// The memory of its machine, which bounds the container's.
+    pub memory: MemorySize,
     /// First size of its terminal, rows and columns; the kernel's if there is none.
     pub size: Option<(u16, u16)>,
 }
@@ -92,9 +97,8 @@ pub enum Request {
 pub struct Books {
     /// Called at each change of the state.
     pub state: Box<dyn Fn(&SandboxState) + Send + Sync>,
-    /// Called with a new restart policy, which holds from the next exit on. It may wait, and is
-    /// called on a thread of its own.
-    pub policy: Box<dyn Fn(RestartPolicy) -> std::io::Result<()> + Send + Sync>,
+    /// Called with a change of the record. It may wait, and is called on a thread of its own.
+    pub change: Box<dyn Fn(Change) -> std::io::Result<()> + Send + Sync>,
     /// Called for the log of a further container.
     pub log: Box<dyn Fn(Id) -> Result<Sink, StateError> + Send + Sync>,
     /// Called when a further container is not listed any more: its log goes, too.
@@ -107,6 +111,8 @@ pub struct Keeper {
     books: Books,
     state: watch::Sender<SandboxState>,
     policy: watch::Sender<RestartPolicy>,
+    /// Limit of the container's memory in bytes.
+    memory_limit: Mutex<Option<u64>>,
     /// The end for good.
     over: watch::Sender<Option<Ended>>,
     /// While the container runs.
@@ -141,6 +147,7 @@ impl Keeper {
         let (requests, asked) = unbounded_channel();
         let keeper = Self {
             policy: watch::Sender::new(kept.restart),
+            memory_limit: Mutex::new(kept.container.options.memory_limit),
             kept,
             books,
             state: watch::Sender::new(state),
@@ -164,6 +171,38 @@ impl Keeper {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.kept.id
+    }
+
+    /// Makes a change that was checked: of the container that runs, then of the record.
+    async fn make(self: &Arc<Self>, change: Change) -> ttrpc::Result<()> {
+        // Writing may wait for a lock, which must not hold up the sandbox's other clients.
+        let _one = self.updating.lock().await;
+        if let Some(limit) = change.memory_limit {
+            let sandbox = self.sandbox().clone();
+            if let Some(sandbox) = sandbox {
+                let limited = sandbox.agent().limit_memory(&self.kept.id, limit).await;
+                limited.map_err(|error| service::refused(&error.into()))?;
+            }
+        }
+        let keeper = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || (keeper.books.change)(change)).await;
+        written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
+            service::status(Code::INTERNAL, format!("cannot write the sandbox's record: {error}"))
+        })?;
+        if let Some(limit) = change.memory_limit {
+            *self.memory_limit.lock().expect("nobody panics while it is set") = limit;
+        }
+        if let Some(policy) = change.restart {
+            self.policy.send_replace(policy);
+        }
+        Ok(())
+    }
+
+    /// The container as it is started now.
+    fn started_now(&self) -> ContainerSpec {
+        let mut container = self.kept.container.clone();
+        container.options.memory_limit = *self.memory_limit.lock().expect("nobody panics while it is set");
+        container
     }
 
     /// Asks for an end in order, as `nelly stop` does.

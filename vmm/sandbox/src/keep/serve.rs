@@ -16,9 +16,9 @@ use super::sockets::{Open, Sockets, Watch};
 use super::{Books, Ended, Keeper, Kept, machine};
 use crate::life::Signal;
 use crate::state::logs::{DEFAULT_CAP_BYTES, LogWriter, Stream};
-use crate::state::record::{RestartPolicy, SandboxState, Status};
+use crate::state::record::{SandboxState, Status};
 use crate::state::runtime::RuntimeDir;
-use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp};
+use crate::state::{Change, Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp};
 use crate::wire::frames::Source;
 use crate::wire::holder;
 use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
@@ -69,6 +69,7 @@ pub async fn serve(
         stop_grace: Duration::from_millis(record.stop_grace_ms),
         kill_patience: KILL_PATIENCE,
         restart: record.restart,
+        memory: record.machine.memory_bytes,
         size: order.size,
     };
     let (id, auto_remove, terminal) = (record.id, record.auto_remove, record.container.process.terminal);
@@ -197,13 +198,13 @@ fn log(directory: TrustedDir) -> Result<Sink, StateError> {
 fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {
     let path = sandboxes.to_owned();
     let (states, id) = (Arc::downgrade(shared), shared.0.id());
-    let policy = move |policy: RestartPolicy| {
+    let change = move |change: Change| {
         // It may wait, and holds nothing that the keeper's end waits for.
         let sandboxes = Sandboxes::open(&path).map_err(io::Error::other)?;
         let sandboxes = sandboxes.ok_or_else(|| io::Error::other("the state directory is gone"))?;
         let gone = || io::Error::other("the sandbox was removed");
         let directory = sandboxes.by_id(id).map_err(io::Error::other)?.ok_or_else(gone)?;
-        sandboxes.update(&directory, |record| record.restart = policy).map_err(io::Error::other)?;
+        sandboxes.update(&directory, |record| change.apply(record)).map_err(io::Error::other)?;
         Ok(())
     };
     let state = move |state: &SandboxState| {
@@ -226,7 +227,7 @@ fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -
             let _left = shared.0.remove_container_logs(id);
         }
     };
-    Books { state: Box::new(state), policy: Box::new(policy), log: Box::new(log), forget: Box::new(forget) }
+    Books { state: Box::new(state), change: Box::new(change), log: Box::new(log), forget: Box::new(forget) }
 }
 
 /// What making the sockets takes.

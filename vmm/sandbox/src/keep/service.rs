@@ -16,12 +16,12 @@ use ttrpc::{Code, get_status};
 use super::attach::{Attachment, Prepared};
 use super::execs::{FindError, Stays};
 use super::offers::STDOUT;
-use super::{Ended, Keeper, containers, execs};
+use super::{Ended, Keeper, containers, execs, usage};
 use crate::agent::{AgentError, CallError, Inspection, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
-use crate::state::record::{RestartPolicy, Status};
-use crate::state::{Exit, Id};
+use crate::state::record::Status;
+use crate::state::{Change, Exit, Id};
 
 /// The service of a keeper.
 #[must_use]
@@ -353,20 +353,21 @@ impl Service for Calls {
     }
 
     async fn update(&self, _: &TtrpcContext, request: m::UpdateRequest) -> ttrpc::Result<m::Empty> {
-        if !request.restart.is_empty() {
-            let policy: RestartPolicy = request
-                .restart
-                .parse()
-                .map_err(|error| status(Code::INVALID_ARGUMENT, format!("{error}")))?;
-            // Writing may wait for a lock, which must not hold up the sandbox's other clients.
-            let _one = self.0.updating.lock().await;
-            let keeper = Arc::clone(&self.0);
-            let written = tokio::task::spawn_blocking(move || (keeper.books.policy)(policy)).await;
-            written.unwrap_or_else(|error| Err(std::io::Error::other(error))).map_err(|error| {
-                status(Code::INTERNAL, format!("cannot write the restart policy: {error}"))
-            })?;
-            self.0.policy.send_replace(policy);
-        }
+        let invalid = |why: String| status(Code::INVALID_ARGUMENT, why);
+        let restart = Some(request.restart).filter(|policy| !policy.is_empty());
+        let change = Change {
+            restart: restart
+                .map(|policy| policy.parse())
+                .transpose()
+                .map_err(|why| invalid(format!("{why}")))?,
+            memory_limit: match request.memory_bytes {
+                0 => None,
+                u64::MAX => Some(None),
+                bytes => Some(Some(bytes)),
+            },
+        };
+        change.check(self.0.kept.memory).map_err(|why| invalid(why.to_string()))?;
+        self.0.make(change).await?;
         Ok(m::Empty::default())
     }
 
@@ -389,6 +390,8 @@ impl Service for Calls {
     async fn stats(&self, _: &TtrpcContext, _: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {
         let sandbox = self.answering()?;
         let stats = sandbox.agent().stats(self.0.id()).await.map_err(|error| refused(&error.into()))?;
+        let monitor_pid = sandbox.machine().process_id().unwrap_or_default();
+        let monitor = usage::of(monitor_pid);
         Ok(m::StatsResponse {
             cpu_usage_ns: stats.cpu_usage_ns,
             memory_current_bytes: stats.memory_current_bytes,
@@ -397,7 +400,12 @@ impl Service for Calls {
             oom_kills: stats.oom_kills,
             guest_memory_total_bytes: stats.guest_memory_total_bytes,
             guest_memory_available_bytes: stats.guest_memory_available_bytes,
-            monitor_pid: sandbox.machine().process_id().unwrap_or_default(),
+            memory_limit_bytes: stats.memory_limit_bytes,
+            disk_read_bytes: stats.disk_read_bytes,
+            disk_written_bytes: stats.disk_written_bytes,
+            monitor_pid,
+            monitor_cpu_ns: monitor.cpu_ns,
+            monitor_resident_bytes: monitor.resident_bytes,
             ..Default::default()
         })
     }

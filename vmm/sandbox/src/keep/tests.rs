@@ -266,14 +266,23 @@ impl Scene {
         // A guest that answers is never given up because this machine is busy.
         let kill_patience = if script.deaf { Duration::from_millis(50) } else { GRACE };
         let (id, stop_signal) = ("c".into(), Signal::TERM);
-        let kept = Kept { id, container, stop_signal, stop_grace: grace, kill_patience, restart, size: None };
+        let kept = Kept {
+            id,
+            container,
+            stop_signal,
+            stop_grace: grace,
+            kill_patience,
+            restart,
+            memory: MemorySize::default(),
+            size: None,
+        };
         let written = Arc::new(Mutex::new(Vec::new()));
         let writes = Arc::clone(&written);
         let record = Arc::new(Mutex::new(()));
         let held = Arc::clone(&record);
         let books = Books {
             state: Box::new(move |state| writes.lock().unwrap().push(state.clone())),
-            policy: Box::new(move |_| {
+            change: Box::new(move |_| {
                 // As long as somebody else has the lock of the state directory.
                 drop(held.lock().unwrap());
                 Ok(())
@@ -536,7 +545,8 @@ async fn a_policy_that_cannot_be_written_yet_holds_up_no_other_client() {
                 assert_eq!(connection.state().await.unwrap().restart, "no");
                 go.send(()).unwrap();
             };
-            let (set, ()) = tokio::join!(connection.set_restart(RestartPolicy::Always), other);
+            let always = Change { restart: Some(RestartPolicy::Always), ..Change::default() };
+            let (set, ()) = tokio::join!(connection.update(always), other);
             set.unwrap();
             holds.await.unwrap();
             assert_eq!(connection.state().await.unwrap().restart, "always");

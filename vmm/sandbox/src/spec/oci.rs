@@ -136,7 +136,14 @@ const SYSCTLS: [(&str, &str); 2] =
 struct Resources {
     devices: Vec<DeviceRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pids: Option<Pids>,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    limit: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -188,6 +195,7 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
                 .map(|kind| namespace(kind, container)),
             resources: Resources {
                 devices: devices(options.privileged),
+                memory: options.memory_limit.map(|limit| Memory { limit }),
                 pids: options.pids_limit.map(|limit| Pids { limit }),
             },
             sysctl: Sysctls(sysctls(options)),

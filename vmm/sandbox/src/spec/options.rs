@@ -18,6 +18,9 @@ pub struct ContainerOptions {
     pub privileged: bool,
     /// Size of `/dev/shm` in bytes; if absent, 64 MiB or an eighth of the guest's memory.
     pub shm_bytes: Option<u64>,
+    /// Limit of the container's memory in bytes; without one, it is the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
     /// Kernel parameters by their dotted names.
     pub sysctls: BTreeMap<String, String>,
     /// Most processes and threads.

@@ -1,6 +1,7 @@
 //! What is known of a sandbox from outside: its identity and record, its state directory with its
 //! lock and its disk, and the places on the host.
 
+pub mod change;
 pub mod directory;
 mod error;
 pub mod events;
@@ -13,6 +14,7 @@ pub mod runtime;
 pub mod storage;
 pub mod time;
 
+pub use change::Change;
 pub use directory::{Listed, SandboxDir, SandboxLock, Sandboxes};
 pub use error::StateError;
 pub use identity::{Hostname, Id, Name};

@@ -61,7 +61,8 @@ impl GuestState {
     }
 }
 
-fn running(status: &Status, id: &str) -> Result<(), RegistryError> {
+/// Refuses a container that does not run.
+pub(super) fn running(status: &Status, id: &str) -> Result<(), RegistryError> {
     match status {
         Status::Running => Ok(()),
         status => Err(RegistryError::State { id: id.to_owned(), status: *status, wanted: "running" }),

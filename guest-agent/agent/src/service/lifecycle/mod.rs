@@ -62,6 +62,14 @@ pub enum ServiceError {
     /// Too many look into containers.
     #[error("too many calls look into containers at a time; try again when one has ended")]
     Busy,
+    /// The container uses more memory than it was to have.
+    #[error("the container uses {used} bytes of memory, more than the limit of {limit} bytes")]
+    InUse {
+        /// Bytes in use.
+        used: u64,
+        /// The limit that was asked for.
+        limit: u64,
+    },
     /// A shutdown is in progress.
     #[error("the guest is shutting down")]
     Ending,
