@@ -115,7 +115,11 @@ impl Pax {
                     if name.is_empty() || name.contains(&0) || name.len() > 255 || value.len() > 65535 {
                         return Err(Damage::Xattr);
                     }
-                    self.xattrs.insert(name.into(), value.into());
+                    // So an attribute without a value is none, for other readers of layers, too.
+                    match value {
+                        [] => drop(self.xattrs.remove(name)),
+                        value => drop(self.xattrs.insert(name.into(), value.into())),
+                    }
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.get_or_insert_default().record(name, value)?;
                 }
@@ -202,6 +206,9 @@ mod tests {
             record("path", "näme=\n".as_bytes()),
             record("SCHILY.xattr.security.capability", b"\x01\0\0\x02 =\n\xff"),
             record("uid", b"4000000000"),
+            record("SCHILY.xattr.user.taken-back", b"x"),
+            record("SCHILY.xattr.user.taken-back", b""),
+            record("SCHILY.xattr.user.empty", b""),
             record("comment", b"ignored"),
         ]
         .concat();
@@ -212,6 +219,7 @@ mod tests {
             pax.xattrs.get(&b"security.capability"[..]).map(|v| &v[..]),
             Some(&b"\x01\0\0\x02 =\n\xff"[..])
         );
+        assert_eq!(pax.xattrs.len(), 1);
     }
 
     #[test]
