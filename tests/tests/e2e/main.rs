@@ -20,6 +20,7 @@ mod kills;
 mod machine;
 mod memory;
 mod pause;
+mod pulled;
 mod random_kills;
 mod rights;
 mod run;
