@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod beside_runc;
 mod boot;
 mod boundary;
 mod bulk;
