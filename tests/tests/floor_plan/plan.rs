@@ -118,6 +118,7 @@ pub(crate) const CRATES: &[Crate] = &[
         directory: "vmm/image",
         floors: &[
             ("digest", 0),
+            ("health", 0),
             ("limits", 0),
             ("num", 0),
             ("progress", 0),

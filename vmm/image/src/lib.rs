@@ -17,6 +17,7 @@ mod descriptor;
 mod digest;
 mod erofs;
 mod error;
+mod health;
 mod layer;
 mod limits;
 mod local;
@@ -43,6 +44,7 @@ pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError};
 pub use erofs::WriteError;
 pub use error::ImageError;
+pub use health::{HealthCheckError, ImageHealthCheck, RawConfig};
 pub use layer::LayerError;
 pub use limits::Limits;
 pub use local::{

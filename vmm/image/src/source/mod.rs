@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::blob::{Blob, LayerBlob};
 use crate::descriptor::Descriptor;
 use crate::digest::Digest;
+use crate::health::RawConfig;
 use crate::limits::Limits;
 use crate::num::to_u64;
 use crate::tar::TarError;
@@ -187,6 +188,8 @@ pub(crate) struct LoadedImage {
     /// The digest of its configuration.
     pub(crate) config_digest: Digest,
     pub(crate) config: ImageConfiguration,
+    /// The bytes that it was read from.
+    pub(crate) raw_config: RawConfig,
     pub(crate) layers: Vec<LayerRef>,
 }
 
@@ -339,8 +342,8 @@ fn load_manifest(
     manifest.check(limits.layers)?;
     let config = manifest.config.checked()?;
     let config_digest = config.digest;
-    let config = read_verified(files, &config, limits)?;
-    let (config, diff_ids) = manifest::config(&config, manifest.layers.len(), architecture)?;
+    let raw = read_verified(files, &config, limits)?;
+    let (config, diff_ids) = manifest::config(&raw, manifest.layers.len(), architecture)?;
     let mut layers = Vec::with_capacity(diff_ids.len());
     for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
         let digest = layer.digest()?;
@@ -348,7 +351,7 @@ fn load_manifest(
         let path = blob_path(&digest);
         layers.push(LayerRef { digest: Some(digest), diff_id, size: layer.size, path, foreign });
     }
-    Ok(LoadedImage { digest, config_digest, config, layers })
+    Ok(LoadedImage { digest, config_digest, config, raw_config: RawConfig::new(raw), layers })
 }
 
 /// Reads what `docker save` wrote: `manifest.json`, and from there to the configuration.
@@ -442,5 +445,6 @@ pub(crate) fn load_docker_item(
         let size = files.size(&path)?;
         layers.push(LayerRef { digest: None, diff_id, size, path, foreign: None });
     }
-    Ok((LoadedImage { digest, config_digest: digest, config, layers }, data))
+    let raw_config = RawConfig::new(data.clone());
+    Ok((LoadedImage { digest, config_digest: digest, config, raw_config, layers }, data))
 }

@@ -41,6 +41,7 @@ impl Store {
         let image = |cached: Cached, found| Image {
             digest: loaded.digest,
             config: loaded.config.clone(),
+            raw_config: loaded.raw_config.clone(),
             disk: cached.files,
             disk_bytes: cached.bytes,
             disk_paths: cached.paths,

@@ -6,6 +6,7 @@ use super::build::uuid;
 use super::{Image, Store, rootfs_config, rootfs_error};
 use crate::erofs::{Budget, Contents, WriteError};
 use crate::error::ImageError;
+use crate::health::RawConfig;
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
 use crate::rootfs;
@@ -40,6 +41,7 @@ impl Store {
         if data_bytes > 0 {
             disk.push(data.read_only().map_err(cache_error)?);
         }
-        Ok(Image { digest, config, disk, disk_bytes, disk_paths: Vec::new(), cached: false })
+        let raw_config = RawConfig::default();
+        Ok(Image { digest, config, raw_config, disk, disk_bytes, disk_paths: Vec::new(), cached: false })
     }
 }

@@ -14,6 +14,7 @@ use crate::descriptor::Descriptor;
 use crate::digest::Digest;
 use crate::erofs::WriteError;
 use crate::error::{ImageError, source_error};
+use crate::health::RawConfig;
 use crate::limits::Limits;
 use crate::local::{LocalError, LocalStore};
 use crate::merge::{cache_key, group_keys, groups, verified_mark};
@@ -67,6 +68,8 @@ pub struct Image {
     pub digest: Digest,
     /// Entrypoint, command, environment, user, working directory, stop signal, volumes, labels.
     pub config: ImageConfiguration,
+    /// What else is in the configuration: the health check. Nothing for a `rootfs:` directory.
+    pub raw_config: RawConfig,
     /// The merged layers as an EROFS file system: the bytes of these files one after the other, at
     /// most 101, each a multiple of 4096 bytes long. Metadata is first, then come the contents of
     /// layers, which other images may share. Opened read-only; nobody changes or truncates them.
@@ -88,6 +91,8 @@ pub struct ImagePlan {
     pub digest: Digest,
     /// As in [`Image::config`].
     pub config: ImageConfiguration,
+    /// As in [`Image::raw_config`].
+    pub raw_config: RawConfig,
     /// The layers, lowest first; empty for `rootfs:`.
     pub layers: Vec<PlannedLayer>,
     /// Where the files of the file system image lie or would be put; empty for `rootfs:`, which is
@@ -164,6 +169,7 @@ impl Store {
             return Ok(ImagePlan {
                 digest,
                 config,
+                raw_config: RawConfig::default(),
                 layers: Vec::new(),
                 disk_paths: Vec::new(),
                 cached: false,
@@ -198,6 +204,7 @@ impl Store {
         Ok(ImagePlan {
             digest: loaded.digest,
             config: loaded.config,
+            raw_config: loaded.raw_config,
             layers: layers.collect(),
             disk_paths: self.cache.image_paths(&key, &layer_keys),
             cached,
