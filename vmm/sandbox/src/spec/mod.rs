@@ -1,5 +1,6 @@
 //! Specifications of sandboxes: plain data, validated when it is created.
 
+pub mod health;
 pub mod installation;
 pub mod machine;
 pub mod oci;
@@ -10,6 +11,7 @@ pub mod seccomp;
 pub mod size;
 pub mod volumes;
 
+pub use health::{HealthCheck, HealthOverrides};
 pub use installation::Installation;
 pub use machine::MachineSpec;
 pub use options::ContainerOptions;

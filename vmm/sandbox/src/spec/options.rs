@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, Volume};
+use super::{HealthCheck, SpecError, Volume};
 
 /// What a container has beyond its process, its name and its writable layer. The default is that of
 /// docker's `run` without flags.
@@ -33,6 +33,9 @@ pub struct ContainerOptions {
     pub init: bool,
     /// Devices of the guest.
     pub devices: Vec<Device>,
+    /// How it is found out whether it works.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// Words for other programs, in the OCI specification.
     pub annotations: BTreeMap<String, String>,
 }

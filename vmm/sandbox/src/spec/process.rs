@@ -90,6 +90,9 @@ pub enum SpecError {
         /// What to write.
         hint: &'static str,
     },
+    /// See [`super::HealthCheck::merge`].
+    #[error("the image has no health check that could be changed; write --health-cmd, too")]
+    NoHealthCommand,
     /// See [`super::Tmpfs`].
     #[error("invalid tmpfs {text:?}: write PATH[:OPTIONS] with an absolute path other than /")]
     Tmpfs {
