@@ -243,6 +243,50 @@ impl From<Exit> for ExitRecord {
     }
 }
 
+/// Whether a container works, by its health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// It is not known yet.
+    Starting,
+    /// The latest probes succeeded, or not enough of them failed.
+    Healthy,
+    /// So many probes failed in a row as the check says.
+    Unhealthy,
+}
+
+impl HealthStatus {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Starting, Self::Healthy, Self::Unhealthy];
+
+    /// Its word in files and filters.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// The health of a container that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthRecord {
+    /// What its check says.
+    pub status: HealthStatus,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+impl HealthRecord {
+    /// With a status that is new.
+    #[must_use]
+    pub fn now(status: HealthStatus) -> Self {
+        Self { status, since: Timestamp::now() }
+    }
+}
+
 /// The process that holds a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HolderRecord {
@@ -312,6 +356,9 @@ pub struct SandboxState {
     /// A command ended it on purpose, so that no policy starts it again.
     #[serde(default)]
     pub stopped_by_command: bool,
+    /// The container's health, while it runs and has a health check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthRecord>,
     /// The further containers in its machine, those that run and the latest that ended, since its
     /// last start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -333,6 +380,7 @@ impl SandboxState {
             monitor: None,
             detail: String::new(),
             stopped_by_command: false,
+            health: None,
             containers: Vec::new(),
         }
     }
@@ -346,6 +394,14 @@ impl SandboxState {
         };
         let found = self.containers.iter().rev().filter(means);
         found.min_by_key(|one| one.status == Status::Exited)
+    }
+
+    /// The health of the first container, given what is the case; `None` if it does not run or has
+    /// no health check.
+    #[must_use]
+    pub fn health(&self, condition: Condition) -> Option<HealthStatus> {
+        let runs = matches!(condition, Condition::Status(Status::Running | Status::Paused));
+        self.health.filter(|_| runs).map(|health| health.status)
     }
 
     /// What is the case, given whether somebody holds the sandbox's lock.
@@ -459,6 +515,22 @@ pub(crate) mod tests {
         }
         for bad in ["", "yes", "on-failure:", "on-failure:-1", "on-failure:x", "always:1"] {
             assert!(bad.parse::<RestartPolicy>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn health_is_that_of_a_container_that_runs() {
+        for status in Status::ALL {
+            for health in HealthStatus::ALL {
+                let health_record = Some(HealthRecord::now(health));
+                let state = SandboxState { status, health: health_record, ..SandboxState::created() };
+                let text = serde_json::to_string(&state).unwrap();
+                assert!(text.contains(&format!("\"status\":\"{}\"", health.word())), "{text}");
+                assert_eq!(serde_json::from_str::<SandboxState>(&text).unwrap(), state);
+                let runs = matches!(status, Status::Running | Status::Paused);
+                assert_eq!(state.health(state.condition(true)), runs.then_some(health));
+                assert_eq!(state.health(state.condition(false)), None);
+            }
         }
     }
 

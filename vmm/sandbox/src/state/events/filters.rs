@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use super::{Event, What};
+use crate::state::record::HealthStatus;
 
 /// Which events are wanted: of each kind of filter that is used, one must fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,11 @@ pub enum FilterError {
     Event(String),
 }
 
+/// The event of a status alone.
+fn health(status: HealthStatus) -> String {
+    format!("health_status: {}", status.word())
+}
+
 impl FromStr for Filter {
     type Err = FilterError;
 
@@ -39,6 +45,10 @@ impl FromStr for Filter {
         let value = value.to_owned();
         Ok(match key {
             "event" if What::WORDS.contains(&value.as_str()) => Self::Event(value),
+            // As docker spells it.
+            "event" if HealthStatus::ALL.into_iter().any(|status| value == health(status)) => {
+                Self::Event(value)
+            }
             "event" => return Err(FilterError::Event(value)),
             "name" => Self::Name(value),
             "id" => Self::Id(value),
@@ -55,7 +65,10 @@ impl FromStr for Filter {
 impl Filter {
     fn takes(&self, event: &Event) -> bool {
         match self {
-            Self::Event(word) => event.what.word() == word,
+            Self::Event(word) => match &event.what {
+                What::Health(status) if *word == health(*status) => true,
+                what => what.word() == word,
+            },
             Self::Name(part) => event.name.as_str().contains(part),
             Self::Id(prefix) => event.id.to_string().starts_with(prefix),
             Self::Label(key, value) => {
@@ -119,6 +132,23 @@ mod tests {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
             assert_eq!(Filters::parse(&words).unwrap().take(&event), taken, "{words:?}");
         }
+    }
+
+    #[test]
+    fn an_event_of_health_is_taken_by_its_word_or_with_its_status() {
+        let what = What::Health(HealthStatus::Unhealthy);
+        let event = Event {
+            time: Timestamp::now(),
+            what,
+            id: Id::random().unwrap(),
+            name: "web".parse().unwrap(),
+            image: String::new(),
+            labels: [].into(),
+        };
+        let takes = |word: &str| Filters::parse(&[format!("event={word}")]).unwrap().take(&event);
+        assert!(takes("health_status") && takes("health_status: unhealthy"));
+        assert!(!takes("health_status: healthy") && !takes("paused"));
+        assert!(Filters::parse(&["event=health_status: ill".to_owned()]).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::directory::{Details, Listed};
-use super::record::{Condition, ExitRecord, HolderRecord};
+use super::record::{Condition, ExitRecord, HealthRecord, HealthStatus, HolderRecord};
 use super::{Id, Name, SandboxState, Status, Timestamp};
 pub use filters::{FilterError, Filters};
 pub use watch::watch;
@@ -40,6 +40,8 @@ pub enum What {
     Paused,
     /// Its machine runs on.
     Unpaused,
+    /// Its health check found out something else than before: that it is healthy, or not.
+    Health(HealthStatus),
     /// It was given another name; this was the old one.
     Renamed(Name),
     /// It was removed.
@@ -48,8 +50,18 @@ pub enum What {
 
 impl What {
     /// Every word.
-    pub const WORDS: [&'static str; 9] =
-        ["created", "started", "running", "exited", "restarted", "paused", "unpaused", "renamed", "removed"];
+    pub const WORDS: [&'static str; 10] = [
+        "created",
+        "started",
+        "running",
+        "exited",
+        "restarted",
+        "paused",
+        "unpaused",
+        "health_status",
+        "renamed",
+        "removed",
+    ];
 
     fn exited(exit: Option<&ExitRecord>) -> Self {
         let reason = exit.map_or("unknown", |exit| &exit.reason).to_owned();
@@ -71,6 +83,7 @@ impl What {
             Self::Restarted(_) => "restarted",
             Self::Paused => "paused",
             Self::Unpaused => "unpaused",
+            Self::Health(_) => "health_status",
             Self::Renamed(_) => "renamed",
             Self::Removed => "removed",
         }
@@ -110,6 +123,7 @@ struct Seen {
     finished_at: Option<Timestamp>,
     exit: Option<ExitRecord>,
     restarts: u32,
+    health: Option<HealthRecord>,
 }
 
 impl Look {
@@ -167,7 +181,8 @@ impl Look {
     }
 
     /// What these files say of the time before: when each sandbox was made, when its container
-    /// last started, and when and how it last ended. In the order of time.
+    /// last started, when and how it last ended, and when its health last changed. In the order of
+    /// time.
     #[must_use]
     pub fn past(&self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -175,7 +190,8 @@ impl Look {
             events.push(seen.event(*id, seen.created, What::Created));
             let ended = seen.finished_at.map(|time| (time, What::exited(seen.exit.as_ref())));
             let ran = seen.started_at.map(|time| (time, What::Running));
-            for (time, what) in [ran, ended].into_iter().flatten() {
+            let health = seen.told_health().filter(|_| seen.condition.is_live());
+            for (time, what) in [ran, ended, health].into_iter().flatten() {
                 events.push(seen.event(*id, time, what));
             }
         }
@@ -198,6 +214,7 @@ impl Seen {
             finished_at: None,
             exit: None,
             restarts: 0,
+            health: None,
         };
         seen.take_state(state);
         seen
@@ -219,6 +236,13 @@ impl Seen {
         self.finished_at = state.finished_at;
         self.exit = state.exit;
         self.restarts = state.restarts;
+        self.health = state.health;
+    }
+
+    /// What its health check found out, and when; nothing before that.
+    fn told_health(&self) -> Option<(Timestamp, What)> {
+        let found = self.health.filter(|health| health.status != HealthStatus::Starting);
+        found.map(|health| (health.since, What::Health(health.status)))
     }
 
     /// The same sandbox when it was made.
@@ -230,6 +254,7 @@ impl Seen {
             finished_at: None,
             exit: None,
             restarts: 0,
+            health: None,
             ..seen.clone()
         }
     }
@@ -269,6 +294,11 @@ impl Seen {
             }
             _ => {}
         }
+        if self.health != before.health
+            && let Some((since, health)) = self.told_health()
+        {
+            add(since, health);
+        }
         let paused = Condition::Status(Status::Paused);
         if self.condition == paused && before.condition != paused {
             add(now, What::Paused);
@@ -298,6 +328,7 @@ impl fmt::Display for Event {
             What::Exited { code: None, reason } => write!(f, " reason={reason}"),
             What::Restarted(restarts) => write!(f, " restarts={restarts}"),
             What::Renamed(old) => write!(f, " from={old}"),
+            What::Health(status) => write!(f, " health={}", status.word()),
             _ => Ok(()),
         }
     }

@@ -65,12 +65,17 @@ fn what_changed_between_two_looks_tells_what_happened() {
         ..waits.clone()
     };
     let paused = SandboxState { status: Status::Paused, ..ran.clone() };
+    let health = |status, since| {
+        let health = Some(HealthRecord { status, since: at(since) });
+        look(&record, SandboxState { health, ..ran.clone() }, true)
+    };
+    let (starts, good, bad) = (HealthStatus::Starting, HealthStatus::Healthy, HealthStatus::Unhealthy);
     let other = SandboxState {
         holder: Some(HolderRecord { pid: 2, start_ticks: 2 }),
         started_at: Some(at(50)),
         ..ran.clone()
     };
-    let table: [(Look, Look, &[&str]); 14] = [
+    let table: [(Look, Look, &[&str]); 19] = [
         (Look::default(), created(), &["10 created"]),
         (created(), created(), &[]),
         (created(), starting(), &["99 started"]),
@@ -94,6 +99,12 @@ fn what_changed_between_two_looks_tells_what_happened() {
         ),
         (running(), look(&record, paused.clone(), true), &["99 paused"]),
         (look(&record, paused.clone(), true), running(), &["99 unpaused"]),
+        (starting(), health(starts, 20), &["20 running"]),
+        (health(starts, 20), health(good, 50), &["50 health_status health=healthy"]),
+        (health(good, 50), health(bad, 60), &["60 health_status health=unhealthy"]),
+        // It was unhealthy in between.
+        (health(good, 50), health(good, 70), &["70 health_status health=healthy"]),
+        (health(bad, 60), health(bad, 60), &[]),
         (running(), look(&record, ran.clone(), false), &["99 exited reason=unclean"]),
         (
             look(&record, ran.clone(), false),
@@ -112,6 +123,8 @@ fn what_changed_between_two_looks_tells_what_happened() {
     let events = look(&named, SandboxState::created(), false).since(&created(), at(99));
     assert_eq!((shown(&events), events[0].name.as_str()), (vec!["99 renamed from=web".to_owned()], "db"));
     assert_eq!(shown(&Look::default().since(&running(), at(99))), ["99 exited reason=unknown", "99 removed"]);
+    let past = health(bad, 60).past();
+    assert_eq!(shown(&past), ["10 created", "20 running", "60 health_status health=unhealthy"]);
     assert_eq!(shown(&look(&record, ran, true).past()), ["10 created", "20 running"]);
 }
 
