@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nelly_protocol::sandbox::messages as wire;
-pub use nelly_protocol::sandbox::messages::ExecState;
+pub use nelly_protocol::sandbox::messages::{ExecState, HealthResponse, StateResponse};
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
 use nelly_vmm::sys;
@@ -241,6 +241,15 @@ impl Connection {
     /// As every call.
     pub async fn state(&self) -> Result<wire::StateResponse, ConnectError> {
         self.client.state(within(ANSWER), &wire::StateRequest::default()).await.map_err(refused)
+    }
+
+    /// The health of the first container, with the results of the latest probes. What they wrote is
+    /// not fit for a terminal.
+    ///
+    /// # Errors
+    /// As every call; a keeper of an older version does not know it.
+    pub async fn health(&self) -> Result<HealthResponse, ConnectError> {
+        self.client.health(within(ANSWER), &wire::HealthRequest::default()).await.map_err(refused)
     }
 
     /// Stops the sandbox, and waits until it has ended. `None` is its own signal or grace.

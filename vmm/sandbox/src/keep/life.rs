@@ -155,8 +155,10 @@ impl Keeper {
                 Ok(pumps) => {
                     *self.sandbox() = Some(Arc::clone(&sandbox));
                     self.catch_up(&sandbox, &container).await;
+                    let health = self.first_health();
                     self.change(|state| {
                         state.status = Status::Running;
+                        state.health = health;
                         state.started_at = Some(Timestamp::now());
                         state.exit = None;
                         state.detail.clear();
@@ -165,7 +167,10 @@ impl Keeper {
                         begun(Ok(()));
                     }
                     let began = Instant::now();
+                    let watched = self.watch_health(&sandbox);
                     let ended = self.attend(&sandbox, requests).await;
+                    drop(watched);
+                    self.forget_health();
                     ran = began.elapsed();
                     self.drain(pumps, &sandbox, requests).await;
                     self.last_container(&sandbox, requests).await;
@@ -180,7 +185,10 @@ impl Keeper {
             Ok(Err(failure)) => not_started(&failure),
             Err(error) => failed(&sandbox.explain(error).await),
         };
-        self.set_status(Status::Stopping);
+        self.change(|state| {
+            state.status = Status::Stopping;
+            state.health = None;
+        });
         *self.sandbox() = None;
         sandbox.power_off(POWER_OFF).await;
         // Not before: a client whose input nobody reads holds it until the machine's end.

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod backoff;
 pub mod containers;
 pub mod execs;
+pub mod health;
 mod life;
 mod machine;
 pub mod offers;
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use containers::Containers;
 use execs::Execs;
+use health::Health;
 pub use life::{Begun, Start};
 use nelly_vmm::config::MemorySize;
 use offers::Offers;
@@ -124,6 +126,7 @@ pub struct Keeper {
     output: Arc<Output>,
     offers: Offers,
     execs: Execs,
+    health: Health,
     containers: Containers,
     requests: UnboundedSender<Request>,
     /// The keeper itself was told to end, as by a host that shuts down: no policy starts the
@@ -158,6 +161,7 @@ impl Keeper {
             output,
             offers: Offers::default(),
             execs: Execs::default(),
+            health: Health::default(),
             containers: Containers::default(),
             requests,
             leaving: AtomicBool::new(false),

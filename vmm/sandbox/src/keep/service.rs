@@ -197,7 +197,10 @@ impl Service for Calls {
 
     async fn state(&self, _: &TtrpcContext, _: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
         let state = self.0.state();
+        let (health, health_failures) = self.0.health.told();
         Ok(m::StateResponse {
+            health,
+            health_failures,
             status: state.status.word().to_owned(),
             restarts: state.restarts,
             restart: self.0.policy.borrow().to_string(),
@@ -385,6 +388,10 @@ impl Service for Calls {
         request: m::InspectRequest,
     ) -> ttrpc::Result<m::InspectResponse> {
         self.inspect(request, Inspection::Changes).await
+    }
+
+    async fn health(&self, _: &TtrpcContext, _: m::HealthRequest) -> ttrpc::Result<m::HealthResponse> {
+        Ok(self.0.health.response())
     }
 
     async fn stats(&self, _: &TtrpcContext, _: m::StatsRequest) -> ttrpc::Result<m::StatsResponse> {

@@ -19,6 +19,7 @@ use crate::agent::{Agent, Tokens};
 use crate::connect::{Connection, ExecSpec};
 use crate::instance::{SandboxError, Streams};
 use crate::life::stages::{container, machine_of};
+use crate::spec::HealthCheck;
 use crate::state::{Id, RuntimeDir};
 use crate::wire::frames::{Decoder, Frame};
 
@@ -37,12 +38,18 @@ struct Script {
     exits: Vec<u32>,
     /// Nothing that is asked of the agent while the container runs is answered.
     deaf: bool,
+    /// The container's health check.
+    health: Option<HealthCheck>,
 }
 
 /// The guests of one sandbox, over all its starts.
 struct Guests {
     script: Script,
     starts: watch::Sender<usize>,
+    /// Execs that were asked for.
+    execs: watch::Sender<Vec<m::ExecRequest>>,
+    /// Execs whose results were deleted.
+    deleted: watch::Sender<Vec<String>>,
     /// Signals as they came: exec, number, whether for the group.
     heard: watch::Sender<Vec<(String, u32, bool)>>,
     /// Codes with which processes ended: the first one's under "".
@@ -115,7 +122,9 @@ impl agent_service::Agent for Played {
 
     async fn exec(&self, _: &TtrpcContext, request: m::ExecRequest) -> ttrpc::Result<m::StartResponse> {
         self.deaf().await;
-        Ok(m::StartResponse { streams: Some(streams(&request.stdio)).into(), ..Default::default() })
+        let streams = Some(streams(&request.stdio)).into();
+        self.guests.execs.send_modify(|execs| execs.push(request));
+        Ok(m::StartResponse { streams, ..Default::default() })
     }
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
@@ -172,7 +181,8 @@ impl agent_service::Agent for Played {
         Ok(m::Empty::default())
     }
 
-    async fn delete_exec(&self, _: &TtrpcContext, _: m::DeleteExecRequest) -> ttrpc::Result<m::Empty> {
+    async fn delete_exec(&self, _: &TtrpcContext, request: m::DeleteExecRequest) -> ttrpc::Result<m::Empty> {
+        self.guests.deleted.send_modify(|deleted| deleted.push(request.exec_id));
         Ok(m::Empty::default())
     }
 
@@ -189,6 +199,8 @@ impl Guests {
         Arc::new(Self {
             script,
             starts: watch::Sender::default(),
+            execs: watch::Sender::default(),
+            deleted: watch::Sender::default(),
             heard: watch::Sender::default(),
             ended: watch::Sender::default(),
             streams: Mutex::default(),
@@ -263,6 +275,7 @@ impl Scene {
     fn new(script: Script, restart: RestartPolicy, grace: Duration) -> (Self, impl Future<Output = Ended>) {
         let mut container = container();
         container.process.stdin = true;
+        container.options.health.clone_from(&script.health);
         // A guest that answers is never given up because this machine is busy.
         let kill_patience = if script.deaf { Duration::from_millis(50) } else { GRACE };
         let (id, stop_signal) = ("c".into(), Signal::TERM);
@@ -718,3 +731,4 @@ async fn clients_at_once_get_one_order_and_all_of_them_an_answer() {
 }
 
 mod containers;
+mod health;
