@@ -272,6 +272,7 @@ pub(crate) struct MachineArgs {
         SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGUSR1 and SIGUSR2 are forwarded to the container; the machine is killed at the third Ctrl-C. \
         If nelly run is killed or its terminal hangs up, the sandbox goes on without it. With --rm, the machine ends with nelly run; \
         SIGHUP is forwarded, and the machine is killed 5 seconds after it, and after a SIGTERM that the guest does not answer.\n\
+        The image's health check and --health-cmd run where a keeper holds the sandbox: not with --rm without -d, and not with --in.\n\
         With -it, Ctrl-C goes to the container's terminal. Three in a row without any output in return kill the machine.\n\n\
         Examples:\n  \
         nelly run --rm -- echo hello\n  \
@@ -281,6 +282,7 @@ pub(crate) struct MachineArgs {
         nelly run --rm --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
         nelly run --rm --timeout 10s --result result.json -- sleep 60\n  \
         nelly run -d --name db -v data:/var/lib/postgresql/data postgres:17\n  \
+        nelly run -d --name web --health-cmd 'wget -qO- localhost' --health-interval 10s nginx\n  \
         nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
         nelly run --in web -it oci:./tools sh"
 )]
@@ -384,6 +386,8 @@ pub(crate) struct KeptArgs {
     /// tmpfs in the guest instead]
     #[arg(long, value_name = "SIZE")]
     pub(crate) storage: Option<String>,
+    #[command(flatten)]
+    pub(crate) health: crate::health_args::HealthArgs,
 }
 
 impl KeptArgs {
@@ -396,7 +400,8 @@ impl KeptArgs {
             ("--label", !self.label.is_empty()),
             ("--storage", self.storage.is_some()),
         ];
-        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+        let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        given.or_else(|| self.health.given())
     }
 }
 

@@ -98,6 +98,7 @@ impl ContainerArgs {
             volumes: Vec::new(),
             init: self.init,
             devices: devices.of_flag("--device")?,
+            health: None,
             annotations: annotations.of_flag("--annotation")?,
         })
     }

@@ -16,6 +16,7 @@ mod doctor;
 mod duration;
 mod environment;
 mod fail;
+mod health_args;
 mod host;
 mod image;
 mod life;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use nelly_image::ImagePlan;
+use nelly_image::{ImagePlan, RawConfig};
 use nelly_vmm::text;
 use serde_json::{Value, json};
 
@@ -86,6 +86,7 @@ fn object(id: &str, names: &[String], plan: &ImagePlan, runs_with: &Value) -> Va
             "exposed_ports": config.exposed_ports(),
             "volumes": config.volumes(),
             "labels": config.labels(),
+            "healthcheck": healthcheck(&plan.raw_config),
         },
         "layers": layers,
         "layers_bytes": plan.layers.iter().map(|layer| layer.size).sum::<u64>(),
@@ -93,6 +94,11 @@ fn object(id: &str, names: &[String], plan: &ImagePlan, runs_with: &Value) -> Va
         "cache_paths": plan.disk_paths,
         "runs_with": runs_with,
     })
+}
+
+/// The image's health check as it is written; one that cannot be read is told.
+fn healthcheck(config: &RawConfig) -> Value {
+    config.health_check().map_or_else(|error| json!({ "error": text::chain(&error) }), |check| json!(check))
 }
 
 /// The object as lines, values that are not there being left out.
@@ -120,6 +126,7 @@ fn lines(image: &Value) -> Vec<String> {
         "exposed_ports",
         "volumes",
         "labels",
+        "healthcheck",
     ] {
         push(key, &image["config"][key]);
     }

@@ -232,6 +232,7 @@ pub(crate) struct StatsArgs {
 #[command(after_help = "Examples:\n  \
     nelly ps -a\n  \
     nelly ps -q --filter status=exited | xargs nelly rm\n  \
+    nelly ps -q --filter health=unhealthy | xargs -r nelly restart\n  \
     nelly ps --json --filter label=stage=test")]
 pub(crate) struct PsArgs {
     /// List all sandboxes, also those that do not run
@@ -244,7 +245,8 @@ pub(crate) struct PsArgs {
     #[arg(long)]
     pub(crate) no_trunc: bool,
     /// List only sandboxes that fit: status=STATUS (lists all of that status), name=PART,
-    /// id=PREFIX, label=KEY[=VALUE], ancestor=IMAGE; may be repeated
+    /// id=PREFIX, label=KEY[=VALUE], ancestor=IMAGE,
+    /// health=starting|healthy|unhealthy|none; may be repeated
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) filter: Vec<String>,
     /// Print JSON (schema 1)
@@ -281,12 +283,13 @@ pub(crate) struct RenameArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "One line an event: time (RFC 3339), event, short id, name, and what there is to say, such as code=0 reason=exited. The events are \
-    created, started, running, exited, restarted, paused, unpaused, renamed and removed. They are told from the files of the sandboxes, \
+    created, started, running, exited, restarted, paused, unpaused, health_status, renamed and removed. They are told from the files of the sandboxes, \
     so what came and went at once, such as a pause of a millisecond, may not be told. An exit whose code nobody wrote down has the reason unclean (its \
     keeper was killed) or unknown. Ctrl-C ends with code 0.\n\n\
     Examples:\n  \
     nelly events\n  \
     nelly events --filter event=exited --filter label=stage=test\n  \
+    nelly events --filter 'event=health_status: unhealthy'\n  \
     nelly events --json --since 1h --until 10s"
 )]
 pub(crate) struct EventsArgs {
@@ -295,8 +298,8 @@ pub(crate) struct EventsArgs {
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) filter: Vec<String>,
     /// Begin with the past, as far as the sandboxes that are still there tell it: when each was
-    /// created, and its latest start and end, not older than a duration (30s, 5m, 1h) or a time
-    /// (RFC 3339; UTC if it has no offset)
+    /// created, its latest start and end, and its health, not older than a duration (30s, 5m, 1h)
+    /// or a time (RFC 3339; UTC if it has no offset)
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) since: Option<String>,
     /// End at a time, or after a duration

@@ -83,6 +83,7 @@ fn object(event: &Event) -> Value {
         }
         What::Restarted(restarts) => object["restarts"] = json!(restarts),
         What::Renamed(from) => object["from"] = json!(from.as_str()),
+        What::Health(status) => object["health"] = json!(status.word()),
         _ => {}
     }
     object
@@ -90,6 +91,8 @@ fn object(event: &Event) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use nelly_sandbox::state::record::HealthStatus;
+
     use super::*;
 
     #[test]
@@ -125,6 +128,7 @@ mod tests {
         assert_eq!((&unclean["code"], &unclean["reason"]), (&Value::Null, &json!("unclean")));
         assert_eq!(object(&event(What::Restarted(2)))["restarts"], 2);
         assert_eq!(object(&event(What::Renamed("old".parse().unwrap())))["from"], "old");
+        assert_eq!(object(&event(What::Health(HealthStatus::Healthy)))["health"], "healthy");
         assert!(object(&event(What::Paused)).get("code").is_none());
     }
 }

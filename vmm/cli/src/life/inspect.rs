@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
-use nelly_sandbox::connect::Connection;
+use nelly_sandbox::connect::{Connection, ExecState, HealthResponse, StateResponse};
 use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
@@ -50,17 +50,37 @@ fn hinted(word: &str, error: Error, context: &Context) -> Error {
     }
 }
 
-/// How long a keeper may take to tell of its execs; one that hangs holds up nothing else.
-const EXECS: Duration = Duration::from_secs(1);
+/// How long a keeper may take to tell; one that hangs holds up nothing else.
+const KEEPER: Duration = Duration::from_secs(1);
 
-/// The execs that run, as its keeper tells; null if it does not.
-fn execs(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> Value {
-    let state = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
-        let asked = async { Connection::open(place).await.ok()?.state().await.ok() };
-        runtime.block_on(async { tokio::time::timeout(EXECS, asked).await.ok().flatten() })
+/// The execs that run and the health of the container, as its keeper tells; null if it does not.
+fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> (Value, Value) {
+    let told = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
+        let asked = async {
+            let keeper = Connection::open(place).await.ok()?;
+            let state = keeper.state().await.ok()?;
+            // One of an older version does not know it.
+            let health = if state.health.is_empty() { None } else { keeper.health().await.ok() };
+            Some((execs(state), health.map_or(Value::Null, health_object)))
+        };
+        runtime.block_on(async { tokio::time::timeout(KEEPER, asked).await.ok().flatten() })
     });
-    let Some(state) = state.filter(|_| sandbox.is_locked().unwrap_or(false)) else { return Value::Null };
-    let exec = |exec: nelly_sandbox::connect::ExecState| {
+    told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or((Value::Null, Value::Null))
+}
+
+/// Health and the latest results of its check. What probes wrote is the guest's: the output escapes
+/// it.
+fn health_object(health: HealthResponse) -> Value {
+    let log = health.results.into_iter().map(|one| {
+        json!({ "started_at": Timestamp::from_unix_ns(one.started_unix_ns),
+            "ended_at": Timestamp::from_unix_ns(one.ended_unix_ns), "code": one.code,
+            "output": String::from_utf8_lossy(&one.output) })
+    });
+    json!({ "status": health.health, "failing_streak": health.failures, "log": log.collect::<Value>() })
+}
+
+fn execs(state: StateResponse) -> Value {
+    let exec = |exec: ExecState| {
         json!({ "id": exec.exec_id, "args": exec.args, "session": exec.session, "clients": exec.attached,
             "terminal": exec.terminal, "started_at": Timestamp::from_unix_ns(exec.started_unix_ns) })
     };
@@ -76,7 +96,9 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
     object["unclean"] = json!(condition == Condition::Unclean);
     object["directory"] = json!(sandbox.dir().path());
     if condition.is_live() {
-        object["execs"] = execs(sandbox, state.runtime_dir.as_deref());
+        let (execs, health) = told(sandbox, state.runtime_dir.as_deref());
+        object["execs"] = execs;
+        object["health"] = health;
     }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)

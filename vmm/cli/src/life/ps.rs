@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nelly_sandbox::state::directory::Details;
-use nelly_sandbox::state::record::ContainerRecord;
+use nelly_sandbox::state::record::{ContainerRecord, HealthStatus};
 use nelly_sandbox::state::{Condition, Listed, Sandboxes, Status, Timestamp};
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ const COMMAND: usize = 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Filter {
     Status(Status),
+    Health(Option<HealthStatus>),
     Name(String),
     Id(String),
     Label(String, Option<String>),
@@ -35,6 +36,7 @@ fn filter(word: &str) -> Result<Filter> {
     let value = value.to_owned();
     Ok(match key {
         "status" => Filter::Status(value.parse().of_flag("--filter")?),
+        "health" => Filter::Health(health(&value)?),
         "name" => Filter::Name(value),
         "id" => Filter::Id(value),
         "label" => match value.split_once('=') {
@@ -44,10 +46,20 @@ fn filter(word: &str) -> Result<Filter> {
         "ancestor" => Filter::Ancestor(value),
         _ => {
             return Err(Usage::error(format!(
-                "--filter {word:?}: the filters are status, name, id, label and ancestor"
+                "--filter {word:?}: the filters are status, health, name, id, label and ancestor"
             )));
         }
     })
+}
+
+/// The status of a health filter; none for those without.
+fn health(word: &str) -> Result<Option<HealthStatus>> {
+    match HealthStatus::ALL.into_iter().find(|status| status.word() == word) {
+        None if word != "none" => Err(Usage::error(format!(
+            "--filter health={word}: the values are starting, healthy, unhealthy and none"
+        ))),
+        found => Ok(found),
+    }
 }
 
 impl Filter {
@@ -56,6 +68,9 @@ impl Filter {
         let details = one.details.as_ref().ok();
         match self {
             Self::Status(status) => details.is_some_and(|details| details.condition.word() == status.word()),
+            Self::Health(health) => {
+                details.is_some_and(|details| details.state.health(details.condition) == *health)
+            }
             Self::Name(part) => one.name.as_ref().is_some_and(|name| name.as_str().contains(part)),
             Self::Id(prefix) => one.id.to_string().starts_with(prefix),
             Self::Label(key, value) => details.is_some_and(|details| {
@@ -151,7 +166,8 @@ fn object(one: &Listed) -> Value {
             "image": record.image.reference, "image_digest": record.image.digest,
             "command": record.container.process.args, "created": record.created, "status": condition.word(),
             "unclean": *condition == Condition::Unclean, "exit": state.exit, "started_at": state.started_at,
-            "finished_at": state.finished_at, "restarts": state.restarts, "labels": record.labels,
+            "finished_at": state.finished_at, "restarts": state.restarts,
+            "health": state.health(*condition).map(HealthStatus::word), "labels": record.labels,
             "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
         Err(error) => json!({ "schema": 1, "id": id, "name": name, "status": "damaged",
             "error": nelly_vmm::text::chain(error) }),
@@ -180,7 +196,15 @@ fn status(details: &Details, now: Timestamp) -> String {
             format!("Restarting ({code}) {} ago", since(state.finished_at))
         }
         Condition::Status(Status::Starting) => "Starting".to_owned(),
-        Condition::Status(Status::Running) => format!("Up {}", since(state.started_at)),
+        Condition::Status(Status::Running) => {
+            let health = match state.health(details.condition) {
+                None => "",
+                Some(HealthStatus::Starting) => " (health: starting)",
+                Some(HealthStatus::Healthy) => " (healthy)",
+                Some(HealthStatus::Unhealthy) => " (unhealthy)",
+            };
+            format!("Up {}{health}", since(state.started_at))
+        }
         Condition::Status(Status::Paused) => format!("Up {} (Paused)", since(state.started_at)),
         Condition::Status(Status::Stopping) => "Stopping".to_owned(),
         Condition::Status(Status::Exited) => format!("Exited ({code}) {} ago", since(state.finished_at)),
@@ -235,7 +259,9 @@ mod tests {
         assert_eq!(filter("status=running").unwrap(), Filter::Status(Status::Running));
         assert_eq!(filter("label=a=b=c").unwrap(), Filter::Label("a".into(), Some("b=c".into())));
         assert_eq!(filter("label=a").unwrap(), Filter::Label("a".into(), None));
-        for bad in ["running", "status=melting", "colour=red"] {
+        assert_eq!(filter("health=healthy").unwrap(), Filter::Health(Some(HealthStatus::Healthy)));
+        assert_eq!(filter("health=none").unwrap(), Filter::Health(None));
+        for bad in ["running", "status=melting", "colour=red", "health=", "health=ill"] {
             assert!(filter(bad).is_err(), "{bad}");
         }
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use nelly_image::{Config, Image, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::machine::STORAGE_DEVICE;
-use nelly_sandbox::spec::size;
+use nelly_sandbox::spec::{HealthOverrides, size};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{
     SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp, storage,
@@ -18,7 +18,7 @@ use super::plan::PreparedRun;
 use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
-use crate::{assets, life};
+use crate::{assets, health_args, life};
 
 /// How many further containers (`nelly run --in`) can run at a time in a sandbox that stays.
 const SPARE_SLOTS: u8 = 4;
@@ -30,6 +30,7 @@ pub(super) struct KeptOptions {
     stop_grace_ms: u64,
     labels: BTreeMap<String, String>,
     storage: Option<StorageSize>,
+    health: HealthOverrides,
 }
 
 /// Validates them.
@@ -62,6 +63,7 @@ pub(super) fn options(args: &KeptArgs, rm: bool) -> Result<KeptOptions> {
         stop_grace_ms: grace.of_flag("--stop-timeout")?,
         labels: args.label.iter().map(label).collect::<Result<_>>()?,
         storage: storage.transpose().of_flag("--storage")?,
+        health: args.health.overrides()?,
     })
 }
 
@@ -148,12 +150,14 @@ fn record(
 ) -> Result<SandboxRecord> {
     let options = &plan.options;
     let config = image.config.config().clone().unwrap_or_default();
+    let mut container = plan.container.clone();
+    container.options.health = health_args::check(&image.raw_config, &kept.health)?;
     Ok(SandboxRecord {
         id: options.id,
         name: options.name.clone(),
         created: Timestamp::now(),
         image: image_record(reference, image)?,
-        container: plan.container.clone(),
+        container,
         machine: MachineRecord {
             cpus: options.common.cpus,
             memory_bytes: options.common.memory,
