@@ -11,6 +11,7 @@ mod bulk;
 mod faults;
 mod files;
 mod foreground;
+mod health;
 mod image_store;
 mod images;
 mod inside;
