@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::time::Duration;
 
+use nelly_image::Config;
 use nelly_protocol::messages::WaitResponse;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
@@ -49,6 +50,12 @@ impl Signal {
     #[must_use]
     pub fn new(number: u8) -> Option<Self> {
         (1..=64).contains(&number).then_some(Self(number))
+    }
+
+    /// What an image asks to be stopped with; SIGTERM, if it asks for nothing or for what is none.
+    #[must_use]
+    pub fn stops(image: &Config) -> Self {
+        image.stop_signal().as_deref().and_then(|text| text.parse().ok()).unwrap_or(Self::TERM)
     }
 
     /// Its number.

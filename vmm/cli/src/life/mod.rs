@@ -20,7 +20,7 @@ mod wait;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
@@ -30,9 +30,8 @@ pub(crate) use generate::systemd;
 pub(crate) use inspect::inspect;
 pub(crate) use logs::logs;
 pub(crate) use look::{diff, top};
-use nelly_sandbox::connect::{ConnectError, Connection};
-use nelly_sandbox::state::record::Condition;
-use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, Sandboxes, StateError, Status};
+use nelly_sandbox::connect::Connection;
+use nelly_sandbox::state::{SandboxDir, SandboxLock, Sandboxes};
 use nelly_sandbox::wire::holder;
 pub(crate) use ps::ps;
 pub(crate) use remove::{gc, rename, rm};
@@ -45,17 +44,8 @@ pub(crate) use wait::wait;
 use crate::context::Context;
 use crate::{fail, out};
 
-/// File name of the disk of the writable layer, in the sandbox's directory.
-pub(crate) const DISK: &str = "disk.raw";
-
 /// How long a keeper that has said its last word may take to be gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// How long a keeper may take to make its sockets, or to make them anew.
-const SOCKETS: Duration = Duration::from_secs(5);
-
-/// How often it is looked whether it has.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// The state directory.
 pub(crate) fn sandboxes(context: &Context) -> Result<Sandboxes> {
@@ -101,49 +91,9 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("cannot start the async runtime")
 }
 
-/// The keeper of a sandbox that lives has not written down where its sockets are.
-#[derive(Debug)]
-pub(crate) struct NoSockets(Id);
-
-impl std::fmt::Display for NoSockets {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the keeper of sandbox {} has no sockets yet", self.0.short())
-    }
-}
-
-impl std::error::Error for NoSockets {}
-
 /// Connects to a sandbox's keeper.
 pub(crate) async fn connect(sandbox: &SandboxDir) -> Result<Connection> {
-    let until = Instant::now() + SOCKETS;
-    loop {
-        let condition = sandbox.condition()?;
-        if !condition.is_live() {
-            bail!("sandbox {} does not run: it is {}", sandbox.id().short(), shown(condition));
-        }
-        let state = sandbox.state()?;
-        let failure = match &state.runtime_dir {
-            Some(runtime) => match Connection::open(runtime).await {
-                Ok(connection) => return Ok(connection),
-                // It has waited for as long as a keeper may take.
-                Err(error @ ConnectError::Silent) => return Err(error.into()),
-                Err(error) => anyhow::Error::from(error),
-            },
-            None => NoSockets(sandbox.id()).into(),
-        };
-        // It makes them at its start, and anew when they vanish.
-        if Instant::now() >= until {
-            return Err(failure);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn shown(condition: Condition) -> &'static str {
-    match condition {
-        Condition::Unclean => "exited, unclean",
-        condition => condition.word(),
-    }
+    Ok(Connection::to(sandbox).await?)
 }
 
 /// A handle on the keeper's process, if it lives.
@@ -166,20 +116,5 @@ pub(crate) fn ended(process: &OwnedFd, within: Option<Duration>) -> Result<bool>
 /// Takes the lock of a sandbox that does not run. Of one whose keeper has just ended it waits for
 /// that.
 pub(crate) fn lock(sandboxes: &Sandboxes, sandbox: &SandboxDir) -> Result<SandboxLock> {
-    let mut left = LAST_WORDS;
-    loop {
-        match sandboxes.lock(sandbox) {
-            Ok(lock) => return Ok(lock),
-            Err(StateError::Busy { .. })
-                if sandbox
-                    .state()
-                    .is_ok_and(|state| matches!(state.status, Status::Exited | Status::Created))
-                    && !left.is_zero() =>
-            {
-                std::thread::sleep(LOOK);
-                left = left.saturating_sub(LOOK);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    Ok(sandboxes.lock_ended(sandbox, LAST_WORDS)?)
 }

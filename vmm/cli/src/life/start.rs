@@ -1,16 +1,15 @@
 //! `nelly start` and `nelly restart`, and the start of a keeper.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use nelly_image::{Digest, ImageError, LocalError, Reference, Store, StoreOptions};
-use nelly_sandbox::connect::launch::{LaunchError, Launched, launch as launch_keeper};
+use nelly_sandbox::connect::launch::{LaunchError, Launched, launch as launch_keeper, open_files};
 use nelly_sandbox::state::record::ImageRecord;
-use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, SandboxRecord, Sandboxes};
+use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, Sandboxes};
 use nelly_sandbox::wire::order::{ClientEnds, Files};
-use nelly_vmm::sys::files::{self, Accept};
 use nelly_vmm::text;
 
 use super::args::{RestartArgs, StartArgs};
@@ -110,7 +109,8 @@ impl Start {
     ) -> Result<Self> {
         let record = sandbox.record()?;
         let keeper = context.search.keeper().map_err(|error| Hint::error(error.to_string(), "run `make`"))?;
-        let files = files(context, sandbox, &record, lock)?;
+        let disks = image_disks(context, &record.image)?;
+        let files = open_files(sandbox, &record, lock, disks)?;
         Ok(Self { keeper, sandboxes: sandboxes.path().to_owned(), id: record.id, files, size: None })
     }
 
@@ -131,43 +131,6 @@ impl Start {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// Opens all files of a sandbox anew.
-fn files(
-    context: &Context,
-    sandbox: &SandboxDir,
-    record: &SandboxRecord,
-    lock: SandboxLock,
-) -> Result<Files> {
-    let open = |what: &str, path: &Path| {
-        let file = files::open(path, File::options().read(true), Accept::Regular);
-        file.with_context(|| format!("cannot open the sandbox's {what} {}", path.display()))
-    };
-    let kernel = open("kernel", &record.machine.kernel)?;
-    let initrd = open("initramfs", &record.machine.initrd)?;
-    if !record.machine.monitor.is_file() {
-        bail!("the sandbox's monitor {} is missing", record.machine.monitor.display());
-    }
-    let disks = image_disks(context, &record.image)?;
-    Ok(Files {
-        lock: Some(lock.into_fd()),
-        kernel,
-        initrd,
-        disks,
-        storage: storage(sandbox, record)?,
-        client: ClientEnds::default(),
-    })
-}
-
-/// The disk of the writable layer, if the sandbox has one.
-fn storage(sandbox: &SandboxDir, record: &SandboxRecord) -> Result<Option<File>> {
-    if record.storage_bytes == 0 {
-        return Ok(None);
-    }
-    let path = sandbox.dir().path().join(super::DISK);
-    let file = File::options().read(true).write(true).open(&path);
-    file.map(Some).with_context(|| format!("cannot open the sandbox's disk {}", path.display()))
 }
 
 /// The files of the image's disk. The cache may have been cleared: then it is made again of what

@@ -11,7 +11,7 @@ use nelly_sandbox::state::{Change, SandboxDir};
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
 use super::force::{end_by_force, end_unreachable};
-use super::{LAST_WORDS, NoSockets, connect, each, ended, keeper, runtime, sandboxes, target};
+use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes, target};
 use crate::context::Context;
 use crate::fail::OfFlag as _;
 
@@ -110,8 +110,10 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
 /// Whether a keeper's sockets are not there, or not for us. One that is there and says nothing is
 /// stopped or overloaded, and would not hear a signal either.
 fn is_unreachable(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(ConnectError::Reach(_) | ConnectError::Gone(_)))
-        || error.downcast_ref::<NoSockets>().is_some()
+    matches!(
+        error.downcast_ref(),
+        Some(ConnectError::Reach(_) | ConnectError::Gone(_) | ConnectError::NoSockets(_))
+    )
 }
 
 /// Sends a signal.

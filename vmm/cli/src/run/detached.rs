@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nelly_image::{Config, Image, Reference};
+use nelly_image::{Image, Reference};
 use nelly_sandbox::life::Signal;
-use nelly_sandbox::spec::machine::STORAGE_DEVICE;
 use nelly_sandbox::spec::{HealthOverrides, size};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
-use nelly_sandbox::state::{
-    SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp, storage,
-};
+use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 use nelly_vmm::config::Platform;
 
 use super::plan::PreparedRun;
@@ -19,9 +16,6 @@ use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::{assets, health_args, life};
-
-/// How many further containers (`nelly run --in`) can run at a time in a sandbox that stays.
-const SPARE_SLOTS: u8 = 4;
 
 /// The flags of a sandbox that stays, validated.
 pub(super) struct KeptOptions {
@@ -111,12 +105,11 @@ pub(super) fn create(
         _ => None,
     };
     if template.is_some() {
-        record.storage_bytes = size.get();
-        record.container.upper_device = Some(STORAGE_DEVICE.to_owned());
+        record.set_storage(size);
     }
     let draft = sandboxes.draft(record)?;
     if let Some(template) = template {
-        storage::create(&template, &draft.dir().path().join(life::DISK), size)?;
+        draft.make_disk(&template)?;
     }
     let (sandbox, lock) = draft.publish()?;
     Ok(Made { sandboxes, sandbox, lock })
@@ -163,7 +156,7 @@ fn record(
             memory_bytes: options.common.memory,
             append: options.common.append.as_str().to_owned(),
             nested: options.common.nested,
-            spare_slots: SPARE_SLOTS,
+            spare_slots: MachineRecord::SPARE_SLOTS,
             platform: options.assets.platform.unwrap_or(Platform::Auto),
             kernel: absolute(&options.assets.kernel.path)?,
             initrd: absolute(&options.assets.initrd.path)?,
@@ -173,13 +166,8 @@ fn record(
         labels: kept.labels.clone(),
         annotations: plan.container.options.annotations.clone(),
         auto_remove: args.rm,
-        stop_signal: kept.stop_signal.or_else(|| stop_signal(&config)).unwrap_or(Signal::TERM).number(),
+        stop_signal: kept.stop_signal.unwrap_or_else(|| Signal::stops(&config)).number(),
         stop_grace_ms: kept.stop_grace_ms,
         storage_bytes: 0,
     })
-}
-
-/// What the image asks to be stopped with. One that cannot be is as none.
-fn stop_signal(config: &Config) -> Option<Signal> {
-    config.stop_signal().as_deref()?.parse().ok()
 }

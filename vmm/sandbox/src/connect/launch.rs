@@ -1,5 +1,6 @@
 //! Starts a keeper, and hears how the sandbox's first start went.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -7,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nelly_vmm::sys;
+use nelly_vmm::sys::files::{self, Accept};
 use serde::de::DeserializeOwned;
 
-use crate::state::Id;
-use crate::wire::order::{Answer, Files, Last, Order};
+use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord};
+use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
 
 /// Why a sandbox was not started.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,20 @@ pub enum LaunchError {
     /// It ended, or said what cannot be understood.
     #[error("the keeper ended before it said anything: see its sandbox's state")]
     Silent(#[source] io::Error),
+    /// A file of it cannot be opened.
+    #[error("cannot open the sandbox's {what} {}", .path.display())]
+    File {
+        /// What it is.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// Its monitor is gone.
+    #[error("the sandbox's monitor {} is missing", .0.display())]
+    NoMonitor(PathBuf),
     /// The sandbox did not start: the exit code of the command, and why.
     #[error("{message}")]
     Refused {
@@ -58,6 +74,39 @@ fn line<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> io::Result<T> 
     let mut said = String::new();
     from.take(64 << 10).read_line(&mut said)?;
     Ok(serde_json::from_str(&said)?)
+}
+
+/// Opens the files of a sandbox whose lock this process holds: what a start needs, with the `disks`
+/// of its image and without the streams of a client.
+///
+/// # Errors
+/// [`LaunchError::File`], [`LaunchError::NoMonitor`].
+pub fn open_files(
+    sandbox: &SandboxDir,
+    record: &SandboxRecord,
+    lock: SandboxLock,
+    disks: Vec<File>,
+) -> Result<Files, LaunchError> {
+    let failed = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::File { what, path, source }
+    };
+    let open = |what, path: &Path| {
+        files::open(path, File::options().read(true), Accept::Regular).map_err(failed(what, path))
+    };
+    let kernel = open("kernel", &record.machine.kernel)?;
+    let initrd = open("initramfs", &record.machine.initrd)?;
+    if !record.machine.monitor.is_file() {
+        return Err(LaunchError::NoMonitor(record.machine.monitor.clone()));
+    }
+    let storage = match record.storage_bytes {
+        0 => None,
+        _ => {
+            let path = sandbox.disk();
+            Some(File::options().read(true).write(true).open(&path).map_err(failed("disk", &path))?)
+        }
+    };
+    Ok(Files { lock: Some(lock.into_fd()), kernel, initrd, disks, storage, client: ClientEnds::default() })
 }
 
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its

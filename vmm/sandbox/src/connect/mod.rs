@@ -1,5 +1,6 @@
 //! The client of a kept sandbox: starts its keeper, and asks it.
 
+mod find;
 pub mod inspect;
 pub mod launch;
 
@@ -26,7 +27,7 @@ use crate::life::Signal;
 use crate::spec::ContainerSpec;
 use crate::state::record::{ExitRecord, ImageRecord};
 use crate::state::runtime::RuntimeDir;
-use crate::state::{Change, Name, StateError};
+use crate::state::{Change, Condition, Id, Name, StateError};
 
 /// How long a keeper may take for what it answers at once.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -43,6 +44,20 @@ pub enum ConnectError {
     /// The connection cannot be used.
     #[error("cannot use the connection to the sandbox's keeper")]
     Use(#[source] io::Error),
+    /// It does not run.
+    #[error("sandbox {} does not run: it is {}", .id.short(), find::shown(*.condition))]
+    NotRunning {
+        /// The sandbox.
+        id: Id,
+        /// What is the case.
+        condition: Condition,
+    },
+    /// Its keeper lives and has not written down where its sockets are.
+    #[error("the keeper of sandbox {} has no sockets yet", .0.short())]
+    NoSockets(Id),
+    /// Its state cannot be read.
+    #[error(transparent)]
+    State(StateError),
     /// Its runtime directory is gone.
     #[error("the keeper's directory {} is gone", .0.display())]
     Gone(PathBuf),
@@ -88,6 +103,25 @@ pub struct ExecSpec {
     /// It outlives its client, and can be attached again: its stream is an attachment, in the place
     /// of standard input. Not with `detach`.
     pub session: bool,
+}
+
+impl ExecSpec {
+    /// As it is asked for, in the first container.
+    pub(crate) fn request(&self) -> wire::ExecRequest {
+        wire::ExecRequest {
+            args: self.args.clone(),
+            env: self.env.clone(),
+            cwd: self.cwd.clone(),
+            user: self.user.clone(),
+            terminal: self.terminal,
+            stdin: self.stdin,
+            rows: self.size.0.into(),
+            columns: self.size.1.into(),
+            detach: self.detach,
+            session: self.session,
+            ..Default::default()
+        }
+    }
 }
 
 /// An attachment to the container or to a session.
@@ -302,20 +336,7 @@ impl Connection {
     /// # Errors
     /// As every call; that the program cannot run is the inner error.
     pub async fn exec(&self, spec: &ExecSpec) -> Result<Result<Exec, StartFailure>, ConnectError> {
-        let request = wire::ExecRequest {
-            args: spec.args.clone(),
-            env: spec.env.clone(),
-            cwd: spec.cwd.clone(),
-            user: spec.user.clone(),
-            terminal: spec.terminal,
-            stdin: spec.stdin,
-            rows: spec.size.0.into(),
-            columns: spec.size.1.into(),
-            detach: spec.detach,
-            session: spec.session,
-            container: self.container.clone(),
-            ..Default::default()
-        };
+        let request = wire::ExecRequest { container: self.container.clone(), ..spec.request() };
         let answer = self.client.exec(within(GUEST_ANSWER), &request).await.map_err(refused)?;
         if let Some(failure) = answer.failure.into_option() {
             let [code, ..] = failure.code.to_le_bytes();

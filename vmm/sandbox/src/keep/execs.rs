@@ -269,11 +269,8 @@ pub async fn start(
     size: Option<(u16, u16)>,
     stays: Stays,
 ) -> Result<Result<Started, StartFailure>, SandboxError> {
-    let mut random = [0; 8];
     let failed = |what| move |source| SandboxError::Host { what, source };
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| failed("cannot read random bytes")(error.into()))?;
-    let id = format!("{:016x}", u64::from_ne_bytes(random));
+    let id = new_id().map_err(failed("cannot read random bytes"))?;
     if stays == Stays::Session && !keeper.execs().takes_session() {
         let error = format!("{SESSIONS_MOST} sessions run already");
         return Err(failed("cannot start a session")(std::io::Error::other(error)));
@@ -347,38 +344,55 @@ impl Attended {
     /// `last`.
     async fn attend(self, client: impl Future<Output = ()>, last: impl Future<Output = ()>) {
         let Self { sandbox, container, id, tell } = self;
-        let target = ProcessId { container: &container, exec: &id };
-        let agent = sandbox.agent();
-        let mut ended = std::pin::pin!(sandbox.during(agent.wait(target)));
-        let exit = tokio::select! {
-            biased;
-            exit = &mut ended => exit,
-            () = client => {
-                let ends = async {
-                    // What cannot be told has ended, or ends with the machine.
-                    let _told = agent.signal_group(target, Signal::HUP.number().into()).await;
-                    tokio::time::sleep(HANG_UP_GRACE).await;
-                    let _told = agent.signal_group(target, Signal::KILL.number().into()).await;
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    exit = &mut ended => exit,
-                    () = ends => unreachable!("it waits for ever"),
-                }
-            }
-        };
-        last.await;
-        let exit = match exit {
-            Ok(done) => {
-                // The agent forgets it in time by itself.
-                let _deleted = agent.delete_exec(&container, &id).await;
-                exit_of(&done)
-            }
-            // It ended with the container or its machine.
-            Err(_) => Exit { code: Signal::KILL.exit_code(), reason: "killed" },
-        };
+        let exit = attend(&sandbox, ProcessId { container: &container, exec: &id }, client, last).await;
         // Somebody holds the other end: the table of execs.
         tell.send_replace(Some(exit));
+    }
+}
+
+/// The id of an exec.
+pub(crate) fn new_id() -> std::io::Result<String> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_ne_bytes(random)))
+}
+
+/// Waits for the end of an exec. When its `client` is gone, its process group gets SIGHUP, and
+/// after [`HANG_UP_GRACE`] SIGKILL. Returns after what is `last`.
+pub(crate) async fn attend(
+    sandbox: &Sandbox,
+    exec: ProcessId<'_>,
+    client: impl Future<Output = ()>,
+    last: impl Future<Output = ()>,
+) -> Exit {
+    let agent = sandbox.agent();
+    let mut ended = std::pin::pin!(sandbox.during(agent.wait(exec)));
+    let exit = tokio::select! {
+        biased;
+        exit = &mut ended => exit,
+        () = client => {
+            let ends = async {
+                // What cannot be told has ended, or ends with the machine.
+                let _told = agent.signal_group(exec, Signal::HUP.number().into()).await;
+                tokio::time::sleep(HANG_UP_GRACE).await;
+                let _told = agent.signal_group(exec, Signal::KILL.number().into()).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                exit = &mut ended => exit,
+                () = ends => unreachable!("it waits for ever"),
+            }
+        }
+    };
+    last.await;
+    match exit {
+        Ok(done) => {
+            // The agent forgets it in time by itself.
+            let _deleted = agent.delete_exec(exec.container, exec.exec).await;
+            exit_of(&done)
+        }
+        // It ended with the container or its machine.
+        Err(_) => Exit { code: Signal::KILL.exit_code(), reason: "killed" },
     }
 }
 

@@ -12,8 +12,9 @@ use std::str::FromStr;
 use nelly_vmm::config::{CpuCount, MemorySize, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, Id, Name, Timestamp};
+use super::{Exit, Id, Name, StorageSize, Timestamp};
 use crate::spec::ContainerSpec;
+use crate::spec::machine::STORAGE_DEVICE;
 
 /// The `schema` of both files.
 pub const SCHEMA: u32 = 1;
@@ -55,6 +56,15 @@ pub struct SandboxRecord {
     /// Size of the disk of the writable layer, in bytes; 0 means that it has none.
     #[serde(default)]
     pub storage_bytes: u64,
+}
+
+impl SandboxRecord {
+    /// Says that the writable layer of its first container is on a disk of this size, which
+    /// [`super::directory::Draft::make_disk`] makes.
+    pub fn set_storage(&mut self, size: StorageSize) {
+        self.storage_bytes = size.get();
+        self.container.upper_device = Some(STORAGE_DEVICE.to_owned());
+    }
 }
 
 fn sigterm() -> u8 {
@@ -101,6 +111,12 @@ pub struct MachineRecord {
     pub initrd: PathBuf,
     /// The `nelly-monitor` program.
     pub monitor: PathBuf,
+}
+
+impl MachineRecord {
+    /// How many further containers can run at a time in a sandbox that stays, if nobody says
+    /// another number.
+    pub const SPARE_SLOTS: u8 = 4;
 }
 
 /// When a sandbox is started again after its end, in docker's spelling.

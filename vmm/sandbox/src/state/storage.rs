@@ -11,6 +11,9 @@ use rustix::io::Errno;
 
 use crate::spec::size;
 
+/// File name of the disk, in the sandbox's directory.
+pub const DISK: &str = "disk.raw";
+
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {

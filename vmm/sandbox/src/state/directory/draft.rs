@@ -1,11 +1,14 @@
 //! A sandbox in the making, which becomes visible whole or not at all.
 
+use std::path::Path;
+
 use nelly_image::trusted::TrustedDir;
 use rustix::fs::RenameFlags;
 
 use super::sandbox::LOGS;
 use super::{DRAFT, SandboxDir, SandboxLock, Sandboxes};
 use crate::state::error::io_error;
+use crate::state::storage::{self, StorageError, StorageSize};
 use crate::state::{SandboxRecord, SandboxState, StateError};
 
 /// A sandbox in the making. Dropping it removes it.
@@ -44,6 +47,16 @@ impl<'a> Draft<'a> {
     #[must_use]
     pub fn dir(&self) -> &TrustedDir {
         self.parts().0.dir()
+    }
+
+    /// Makes the disk of its writable layer, of which the record says the size, from the template
+    /// of an installation.
+    ///
+    /// # Errors
+    /// [`StorageError`]: the record says no possible size, or the disk cannot be made.
+    pub fn make_disk(&self, template: &Path) -> Result<(), StorageError> {
+        let size = StorageSize::new(self.record.storage_bytes)?;
+        storage::create(template, &self.parts().0.disk(), size).map(drop)
     }
 
     /// Makes the sandbox visible, and gives its lock to the caller.

@@ -41,7 +41,7 @@ pub use sandbox::{SandboxDir, SandboxLock};
 
 use super::error::io_error;
 use super::runtime::RuntimeDir;
-use super::{Id, Name, SandboxRecord, StateError};
+use super::{Id, Name, SandboxRecord, StateError, Status};
 
 /// The contents of the `version` file.
 const VERSION: &str = "nelly-sandboxes 1\n";
@@ -53,6 +53,8 @@ const REMAINS: &str = "gone-";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it asks.
 const ASK: Duration = Duration::from_millis(2);
+/// How often it asks for that of a sandbox whose keeper is about to be gone.
+const ASK_ENDED: Duration = Duration::from_millis(20);
 
 /// The state directory.
 #[derive(Debug)]
@@ -158,6 +160,28 @@ impl Sandboxes {
             return Err(StateError::Missing { word: sandbox.id().short() });
         }
         lock?.ok_or(StateError::Busy { id: sandbox.id() })
+    }
+
+    /// Takes the lock of a sandbox that does not run. Of one whose keeper has said its last word
+    /// and is not gone yet, that is waited for, at most for `patience`. Blocks.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::lock`]: it runs.
+    pub fn lock_ended(&self, sandbox: &SandboxDir, patience: Duration) -> Result<SandboxLock, StateError> {
+        let mut left = patience;
+        loop {
+            let ended = || {
+                let at_rest = |status| matches!(status, Status::Exited | Status::Created);
+                sandbox.state().is_ok_and(|state| at_rest(state.status))
+            };
+            match self.lock(sandbox) {
+                Err(StateError::Busy { .. }) if !left.is_zero() && ended() => {
+                    std::thread::sleep(ASK_ENDED);
+                    left = left.saturating_sub(ASK_ENDED);
+                }
+                locked => return locked,
+            }
+        }
     }
 
     /// Whether `name` in this directory is the directory of `sandbox`.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use nelly_image::trusted::{self, TrustedDir};
 use serde::de::DeserializeOwned;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::error::io_error;
 use crate::state::record::{Condition, SCHEMA};
-use crate::state::{Id, SandboxRecord, SandboxState, StateError};
+use crate::state::{Id, SandboxRecord, SandboxState, StateError, storage};
 
 const RECORD: &str = "sandbox.json";
 const STATE: &str = "state.json";
@@ -79,6 +80,12 @@ impl SandboxDir {
     #[must_use]
     pub fn dir(&self) -> &TrustedDir {
         &self.dir
+    }
+
+    /// The path of the disk of its writable layer, if it has one.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.dir.path().join(storage::DISK)
     }
 
     /// The directory of its logs, made if it is missing.
