@@ -19,6 +19,7 @@ mod install;
 mod keeper;
 mod kernel;
 mod kills;
+mod library;
 mod machine;
 mod memory;
 mod pause;

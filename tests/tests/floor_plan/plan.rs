@@ -203,6 +203,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("life", 5),
             ("connect", 6),
             ("keep", 7),
+            ("library", 8),
         ],
         halls: &[],
         stands_on: &["nelly-vmm", "nelly-image", "nelly-protocol"],

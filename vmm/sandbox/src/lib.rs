@@ -1,12 +1,15 @@
 //! Containers in machines of their own: the implementation of `nelly run` as a library.
 //!
+//! Programs that use it begin at [`library`], which stands on everything else.
+//!
 //! Modules import only from those before them: `spec` and `timeline` → `state` → `wire` →
-//! `agent` → `instance` → `life` → `connect` → `keep`.
+//! `agent` → `instance` → `life` → `connect` → `keep` → `library`.
 
 pub mod agent;
 pub mod connect;
 pub mod instance;
 pub mod keep;
+pub mod library;
 pub mod life;
 pub mod spec;
 pub mod state;

@@ -176,9 +176,18 @@ pub struct Installation {
     pub platform: Platform,
     /// Build id of kernel, initramfs and built-in image; the agent says it again in its greeting.
     pub build_id: String,
+    search: Search,
 }
 
 impl Installation {
+    /// The `nelly-keeper` program, which sandboxes that stay need.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn keeper(&self) -> Result<PathBuf, InstallationError> {
+        self.search.keeper()
+    }
+
     /// The installation below `prefix`.
     ///
     /// # Errors
@@ -195,6 +204,7 @@ impl Installation {
             storage: manifest.storage.map(|name| share.join(name)),
             platform: manifest.platform,
             build_id: manifest.build_id,
+            search,
         })
     }
 }

@@ -1,0 +1,42 @@
+//! The library: its examples, which say themselves when something is not as it should be.
+
+use std::process::Command;
+
+use nelly_tests::{Done, run, top};
+
+use super::{Home, LIMIT};
+
+/// Runs an example of nelly-sandbox with the installation that was built.
+#[track_caller]
+fn example(home: &Home, name: &str) -> Done {
+    // Beside this program's directory: target/PROFILE/deps.
+    let this = std::env::current_exe().expect("the path of this program");
+    let path =
+        this.parent().and_then(|deps| deps.parent()).expect("a target directory").join("examples").join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `cargo build --locked -p nelly-sandbox --examples`",
+        path.display()
+    );
+    let mut command = Command::new(path);
+    command.arg(top().join("target/nelly")).env("NELLY_HOME", home.path());
+    run(&mut command, b"", LIMIT)
+}
+
+#[test]
+fn one_process_holds_three_machines() {
+    let home = Home::new();
+    let done = example(&home, "embed");
+    let said = "hello from first with 2 vCPUs\nsecond was stopped\nthird could not start\n";
+    assert_eq!(done.expect(0).out(), said, "{}", done.err());
+}
+
+#[test]
+fn a_sandbox_is_made_entered_and_removed_through_its_keeper() {
+    let home = Home::new();
+    let done = example(&home, "keep");
+    let said = done.expect(0).out();
+    assert!(said.starts_with("box is running and held by process "), "{said}");
+    assert!(said.ends_with("\nbox was stopped and removed\n"), "{said}");
+    assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
+}

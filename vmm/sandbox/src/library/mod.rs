@@ -1,0 +1,48 @@
+//! The library for programs that run containers in machines of their own. `docs/library.md` says
+//! which of its three ways costs what.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), nelly_sandbox::library::Error> {
+//! use nelly_sandbox::library::Nelly;
+//!
+//! let nelly = Nelly::at("/usr")?;
+//! let described = nelly.sandbox("builtin:busybox").command(["sleep", "inf"]).memory(256 << 20);
+//! let sandbox = described.start().await?;
+//! let output = sandbox.exec(["uname", "-r"]).user("nobody").output().await?;
+//! assert!(output.success());
+//! sandbox.stop(None).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Everything asynchronous needs a tokio runtime with I/O and time; a runtime of one thread will
+//! do. What blocks (reading images, starting a keeper) runs on tokio's threads for blocking work.
+//! Nothing here installs a signal handler, prints, or keeps global state.
+
+mod builder;
+mod capture;
+mod error;
+mod exec;
+mod held;
+mod nelly;
+mod process;
+mod sandbox;
+mod start;
+
+pub use builder::Builder;
+pub use capture::Output;
+pub use error::Error;
+pub use exec::Exec;
+pub use nelly::{Nelly, connect};
+pub use process::{Pipes, Process};
+pub use sandbox::Sandbox;
+
+pub use crate::connect::EndReport;
+pub use crate::life::Signal;
+
+/// Does what blocks on a thread for it. It is not interrupted when the caller gives up.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
