@@ -1,5 +1,4 @@
-//! The library for programs that run containers in machines of their own. `docs/library.md` says
-//! which of its three ways costs what.
+//! The library for programs that run containers in machines of their own.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), nelly_sandbox::library::Error> {
@@ -44,5 +43,30 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Handles are shared by tasks on any thread.
+    #[test]
+    fn handles_are_send_and_sync() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<super::Nelly>();
+        shared::<super::Sandbox>();
+        shared::<super::Process>();
+        shared::<super::Error>();
+    }
+
+    #[test]
+    fn futures_are_send() {
+        fn sent<T: Send>(_: impl FnOnce(super::Builder) -> T) {}
+        fn sent_with<T: Send>(_: impl FnOnce(&'static super::Sandbox) -> T) {}
+        sent(super::Builder::start);
+        sent(super::Builder::output);
+        sent(super::Builder::keep);
+        sent_with(|sandbox| sandbox.exec(["true"]).output());
+        sent_with(|sandbox| sandbox.exec(["true"]).spawn());
+        sent_with(|sandbox| sandbox.stop(None));
     }
 }
