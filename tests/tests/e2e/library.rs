@@ -4,6 +4,7 @@ use std::process::Command;
 
 use nelly_tests::{Done, run, top};
 
+use super::keeper::{Kept, SERVER};
 use super::{Home, LIMIT};
 
 /// Runs an example of nelly-sandbox with the installation that was built.
@@ -39,4 +40,24 @@ fn a_sandbox_is_made_entered_and_removed_through_its_keeper() {
     assert!(said.starts_with("box is running and held by process "), "{said}");
     assert!(said.ends_with("\nbox was stopped and removed\n"), "{said}");
     assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
+}
+
+/// The steps of docs/keeper-protocol.md, in another language.
+#[test]
+fn a_client_that_follows_the_documented_protocol_runs_commands() {
+    let kept = Kept::new();
+    kept.keep(&[], SERVER);
+    let state = kept.sandboxes().join("names/box/state.json");
+    let client = |words: &[&str], input: &[u8]| {
+        let mut command = Command::new("python3");
+        command.arg(top().join("vmm/sandbox/examples/keeper_client.py")).arg(&state).args(words);
+        run(&mut command, input, LIMIT)
+    };
+    let done = client(&["sh", "-c", "cat; echo told >&2; exit 7"], b"fed\n");
+    assert_eq!((done.expect(7).out(), done.err()), ("fed\n".to_owned(), "told\n".to_owned()));
+    let missing = client(&["nosuch"], b"");
+    assert!(missing.expect(127).err().contains("nosuch"), "{}", missing.err());
+    let much = client(&["sh", "-c", "wc -c; head -c 3000000 /dev/zero"], &vec![0; 2 << 20]);
+    assert!(much.expect(0).stdout.starts_with(b"2097152\n"), "{}", much.stdout.len());
+    assert_eq!(much.stdout.len(), 3_000_008);
 }

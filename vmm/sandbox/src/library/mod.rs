@@ -1,4 +1,5 @@
-//! The library for programs that run containers in machines of their own.
+//! The library for programs that run containers in machines of their own. `docs/library.md` says
+//! which of its three ways costs what.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), nelly_sandbox::library::Error> {
