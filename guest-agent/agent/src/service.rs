@@ -369,6 +369,24 @@ impl Agent for Connection {
         Ok(m::Empty::new())
     }
 
+    async fn copy_out(
+        &self,
+        _: &TtrpcContext,
+        request: m::CopyOutRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let token = self.guest_after_hello()?.copy_out(request)?;
+        Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
+    }
+
+    async fn copy_in(
+        &self,
+        _: &TtrpcContext,
+        request: m::CopyInRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let token = self.guest_after_hello()?.copy_in(request)?;
+        Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
+    }
+
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {
         let guest = self.guest_after_hello()?;
         let stamp =

@@ -52,6 +52,9 @@ pub const CHANGES: &str = "changes";
 /// `UpdateContainer`: limits of a container that runs.
 pub const UPDATE: &str = "update";
 
+/// `CopyOut` and `CopyIn`: files of a container.
+pub const COPY: &str = "copy";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -71,4 +74,5 @@ pub const ALL: &[&str] = &[
     PROCESSES,
     CHANGES,
     UPDATE,
+    COPY,
 ];

@@ -1,4 +1,5 @@
-//! The frames of the agent's `Processes` and `Changes`, as `agent.proto` documents them.
+//! The frames of the agent's `Processes`, `Changes`, `CopyOut` and `CopyIn`, as `agent.proto`
+//! documents them.
 
 /// Bytes before a frame's payload.
 pub const HEADER: usize = 8;
@@ -9,7 +10,7 @@ pub const PAYLOAD_MOST: usize = 64 << 10;
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An encoded record.
+    /// An encoded record, or bytes of an archive.
     Record,
     /// A sentence about something that was left out.
     Note,

@@ -9,6 +9,7 @@
 /// Major version of the protocol, said by both sides in `Hello`. Another major is refused.
 pub const PROTOCOL_MAJOR: u32 = 1;
 
+pub mod archive;
 pub mod features;
 pub mod inspect;
 pub mod ports;

@@ -62,6 +62,30 @@ impl Report {
     }
 }
 
-fn cut(sentence: &str) -> &str {
+/// Sentences that are told at the end.
+#[derive(Default)]
+pub(super) struct Notes {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Notes {
+    pub(super) fn add(&mut self, sentence: &str) {
+        if self.first.len() < NOTES_MOST {
+            self.first.push(cut(sentence).to_owned());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(super) fn all(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.first.push(format!("{} more were left out", self.more));
+        }
+        self.first
+    }
+}
+
+pub(super) fn cut(sentence: &str) -> &str {
     &sentence[..sentence.floor_char_boundary(SENTENCE_MOST)]
 }

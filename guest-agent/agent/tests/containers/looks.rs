@@ -43,11 +43,13 @@ async fn told<M: Message>(
     }
 }
 
-async fn whole(stream: &mut UnixStream) -> Vec<u8> {
+pub(crate) async fn whole(stream: &mut UnixStream) -> Vec<u8> {
     let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => return bytes,
+            // It has closed its end before it had read everything.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return bytes,
             Ok(count) => bytes.extend(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;

@@ -6,6 +6,7 @@
 
 mod bench;
 mod calls;
+mod copies;
 mod execs;
 mod lives;
 mod looks;
@@ -25,11 +26,19 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let scenarios: Vec<Scenario> =
-        [lives::ALL, looks::ALL, streams::ALL, execs::ALL, rules::ALL, storage::ALL, volumes::ALL]
-            .concat()
-            .into_iter()
-            .collect();
+    let scenarios: Vec<Scenario> = [
+        lives::ALL,
+        looks::ALL,
+        copies::ALL,
+        streams::ALL,
+        execs::ALL,
+        rules::ALL,
+        storage::ALL,
+        volumes::ALL,
+    ]
+    .concat()
+    .into_iter()
+    .collect();
     if std::env::args().any(|argument| argument == "--list") {
         scenarios.iter().for_each(|scenario| println!("{}: test", scenario.name));
         return ExitCode::SUCCESS;

@@ -1,10 +1,13 @@
 //! What is found out about a container that runs.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use nelly_protocol::messages as m;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
 use super::{GuestState, ServiceError};
 use crate::inspect::{self, Inspection, changes, processes};
@@ -39,6 +42,26 @@ impl GuestState {
         self.look(id, Inspection::Changes(changes::Image { device, filesystem, workdir }))
     }
 
+    /// Copies files out of a container. Returns the token of the stream with the archive.
+    pub(in crate::service) fn copy_out(
+        self: &Arc<Self>,
+        request: m::CopyOutRequest,
+    ) -> Result<Vec<u8>, ServiceError> {
+        let id = request.container_id.clone();
+        running(&self.registry().summary(&id)?.status, &id)?;
+        self.look(&id, Inspection::CopyOut(request))
+    }
+
+    /// Copies files into a container, likewise.
+    pub(in crate::service) fn copy_in(
+        self: &Arc<Self>,
+        request: m::CopyInRequest,
+    ) -> Result<Vec<u8>, ServiceError> {
+        let id = request.container_id.clone();
+        running(&self.registry().summary(&id)?.status, &id)?;
+        self.look(&id, Inspection::CopyIn(request))
+    }
+
     fn look(self: &Arc<Self>, id: &str, inspection: Inspection) -> Result<Vec<u8>, ServiceError> {
         self.not_ending()?;
         let one = Looking::begin(self)?;
@@ -50,14 +73,40 @@ impl GuestState {
             let Some(stream) = promised.stream().await else { return };
             // On any failure the stream is closed without a result, and the host finds it cut.
             let Ok(stream) = stream.into_blocking() else { return };
+            let Ok(host) = stream.try_clone() else { return };
             let Ok(pidfd) = inspect::launch(&inspection, first.as_fd(), stream) else { return };
             let Ok(pidfd) = sys::watch(pidfd, Interest::READABLE) else { return };
-            if tokio::time::timeout(inspect::PATIENCE, pidfd.readable()).await.is_err() {
+            let ended = if inspection.copies() {
+                copied(&pidfd, &first, &host).await
+            } else {
+                timeout(inspect::PATIENCE, pidfd.readable()).await.is_ok()
+            };
+            if !ended {
                 let _ = sys::signal_pidfd(pidfd.get_ref().as_fd(), libc::SIGKILL);
             }
             drop(one);
         });
         Ok(token)
+    }
+}
+
+/// Waits for the end of a process that copies, unless the container, whose mounts it holds, ends
+/// first, or the host is gone: then `false`.
+async fn copied(pidfd: &AsyncFd<OwnedFd>, first: &OwnedFd, host: &OwnedFd) -> bool {
+    let container = first.try_clone().and_then(|first| sys::watch(first, Interest::READABLE));
+    let Ok(container) = container else { return false };
+    loop {
+        tokio::select! {
+            biased;
+            _ = pidfd.readable() => return true,
+            _ = container.readable() => return false,
+            () = tokio::time::sleep(inspect::LOOK) => {
+                // One that hangs in the container's files does not find out itself.
+                if sys::hung_up(host.as_fd()) {
+                    return false;
+                }
+            }
+        }
     }
 }
 
