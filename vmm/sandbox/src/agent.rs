@@ -112,12 +112,44 @@ pub struct StartFailure {
 pub type Token = [u8; TOKEN_BYTES];
 
 /// What is asked of a container that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inspection {
     /// Its processes.
     Processes,
     /// How its files differ from its image.
     Changes,
+    /// An archive of its files.
+    CopyOut(CopySource),
+    /// To write files into it, of an archive.
+    CopyIn(CopyTarget),
+}
+
+/// What is copied out of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopySource {
+    /// Its path in the container, from `/` on. With `/.` at the end, what is in the directory is
+    /// meant; with `/`, a directory, also behind a link.
+    pub path: Vec<u8>,
+    /// If it is a link, what it leads to is copied.
+    pub follow: bool,
+}
+
+/// Where and how files are copied into a container, by the rules of `docker cp`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyTarget {
+    /// The path in the container, from `/` on.
+    pub path: Vec<u8>,
+    /// The name of what is copied; empty if it has none, as `/`.
+    pub name: Vec<u8>,
+    /// It is a directory.
+    pub directory: bool,
+    /// Not the directory is copied, but what is in it.
+    pub contents: bool,
+    /// Owners, set-user-id bits and extended attributes are set. Otherwise root owns the files.
+    pub archive: bool,
+    /// An archive of any names goes into `path`, a directory that exists; `name`, `directory` and
+    /// `contents` are not looked at.
+    pub tar: bool,
 }
 
 /// The streams of a process, with their tokens.
@@ -526,6 +558,23 @@ impl Agent {
             Inspection::Changes => {
                 let request = wire::ChangesRequest { container_id, ..Default::default() };
                 ("Changes", self.client.changes(context(), &request).await)
+            }
+            Inspection::CopyOut(CopySource { path, follow }) => {
+                let request = wire::CopyOutRequest { container_id, path, follow, ..Default::default() };
+                ("CopyOut", self.client.copy_out(context(), &request).await)
+            }
+            Inspection::CopyIn(CopyTarget { path, name, directory, contents, archive, tar }) => {
+                let request = wire::CopyInRequest {
+                    container_id,
+                    path,
+                    name,
+                    directory,
+                    contents,
+                    archive,
+                    tar,
+                    ..Default::default()
+                };
+                ("CopyIn", self.client.copy_in(context(), &request).await)
             }
         };
         let answer = answer.map_err(failed(call))?;

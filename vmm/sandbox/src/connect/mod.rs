@@ -1,5 +1,6 @@
 //! The client of a kept sandbox: starts its keeper, and asks it.
 
+pub mod copy;
 mod find;
 pub mod inspect;
 pub mod launch;
@@ -21,7 +22,7 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
-use crate::agent::{CallError, Inspection, StartFailure};
+use crate::agent::{CallError, CopySource, CopyTarget, Inspection, StartFailure};
 use crate::instance::Streams;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
@@ -418,14 +419,53 @@ impl Connection {
     /// # Errors
     /// As every call.
     pub async fn inspect(&self, what: Inspection) -> Result<inspect::Records, ConnectError> {
+        Ok(inspect::Records::new(self.look(what).await?))
+    }
+
+    /// Asks for an archive of the files of the container that calls are about, which must run.
+    ///
+    /// # Errors
+    /// As every call. That there is no such file is an error of reading the archive.
+    pub async fn copy_out(&self, source: CopySource) -> Result<copy::CopyOut, ConnectError> {
+        Ok(copy::CopyOut::new(self.look(Inspection::CopyOut(source)).await?))
+    }
+
+    /// Asks the container that calls are about, which must run, to take files of an archive.
+    ///
+    /// # Errors
+    /// As every call. That it cannot write is an error of writing the archive.
+    pub async fn copy_in(&self, target: CopyTarget) -> Result<copy::CopyIn, ConnectError> {
+        Ok(copy::CopyIn::new(self.look(Inspection::CopyIn(target)).await?))
+    }
+
+    /// The stream of such a call.
+    async fn look(&self, what: Inspection) -> Result<UnixStream, ConnectError> {
         let request = wire::InspectRequest { container: self.container.clone(), ..Default::default() };
         let answer = match what {
             Inspection::Processes => self.client.processes(within(GUEST_ANSWER), &request).await,
             Inspection::Changes => self.client.changes(within(GUEST_ANSWER), &request).await,
+            Inspection::CopyOut(CopySource { path, follow }) => {
+                let container = request.container;
+                let request = wire::CopyOutRequest { container, path, follow, ..Default::default() };
+                self.client.copy_out(within(GUEST_ANSWER), &request).await
+            }
+            Inspection::CopyIn(CopyTarget { path, name, directory, contents, archive, tar }) => {
+                let request = wire::CopyInRequest {
+                    container: request.container,
+                    path,
+                    name,
+                    directory,
+                    contents,
+                    archive,
+                    tar,
+                    ..Default::default()
+                };
+                self.client.copy_in(within(GUEST_ANSWER), &request).await
+            }
         };
         let claimed = self.claim(&answer.map_err(refused)?.token).await?;
         let missing = || ConnectError::Streams(io::Error::other("it is not an output"));
-        Ok(inspect::Records::new(claimed.streams.stdout.ok_or_else(missing)?))
+        claimed.streams.stdout.ok_or_else(missing)
     }
 
     /// Shows a token, and receives its descriptors.

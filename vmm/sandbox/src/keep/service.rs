@@ -17,7 +17,7 @@ use super::attach::{Attachment, Prepared};
 use super::execs::{FindError, Stays};
 use super::offers::STDOUT;
 use super::{Ended, Keeper, containers, execs, usage};
-use crate::agent::{AgentError, CallError, Inspection, ProcessId};
+use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
 use crate::state::record::Status;
@@ -137,14 +137,10 @@ impl Calls {
         further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
     }
 
-    /// Offers the stream with what the agent tells of a container.
-    async fn inspect(
-        &self,
-        request: m::InspectRequest,
-        what: Inspection,
-    ) -> ttrpc::Result<m::InspectResponse> {
+    /// Offers the stream of what the agent does with a container.
+    async fn inspect(&self, container: &str, what: Inspection) -> ttrpc::Result<m::InspectResponse> {
         let sandbox = self.answering()?;
-        let container = self.container(self.further(&request.container)?);
+        let container = self.container(self.further(container)?);
         let stream = sandbox.inspect(&container, what).await.map_err(|error| refused(&error))?;
         let offered = self.0.offers().offer(STDOUT, vec![stream.into()]);
         // Whoever does not claim it leaves it closed after a while.
@@ -379,7 +375,7 @@ impl Service for Calls {
         _: &TtrpcContext,
         request: m::InspectRequest,
     ) -> ttrpc::Result<m::InspectResponse> {
-        self.inspect(request, Inspection::Processes).await
+        self.inspect(&request.container, Inspection::Processes).await
     }
 
     async fn changes(
@@ -387,7 +383,26 @@ impl Service for Calls {
         _: &TtrpcContext,
         request: m::InspectRequest,
     ) -> ttrpc::Result<m::InspectResponse> {
-        self.inspect(request, Inspection::Changes).await
+        self.inspect(&request.container, Inspection::Changes).await
+    }
+
+    async fn copy_out(
+        &self,
+        _: &TtrpcContext,
+        request: m::CopyOutRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let m::CopyOutRequest { container, path, follow, .. } = request;
+        self.inspect(&container, Inspection::CopyOut(CopySource { path, follow })).await
+    }
+
+    async fn copy_in(
+        &self,
+        _: &TtrpcContext,
+        request: m::CopyInRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let m::CopyInRequest { container, path, name, directory, contents, archive, tar, .. } = request;
+        let target = CopyTarget { path, name, directory, contents, archive, tar };
+        self.inspect(&container, Inspection::CopyIn(target)).await
     }
 
     async fn health(&self, _: &TtrpcContext, _: m::HealthRequest) -> ttrpc::Result<m::HealthResponse> {

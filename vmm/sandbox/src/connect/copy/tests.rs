@@ -1,0 +1,124 @@
+//! Both ends of a copy, with the guest's end played.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::thread;
+
+use super::*;
+
+fn result_of(code: u32, message: &str) -> Vec<u8> {
+    let message = message.to_owned();
+    messages::InspectResult { code, message, ..Default::default() }.write_to_bytes().unwrap()
+}
+
+/// A tree as an archive in a buffer.
+fn archived(source: &std::path::Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let source = FromHost::open(source.as_os_str().as_bytes(), false).unwrap();
+    source.write(&mut bytes, false, &mut |note| panic!("{note}")).unwrap();
+    bytes
+}
+
+/// What comes of a stream that the guest writes.
+fn out(write: impl FnOnce(UnixStream) + Send + 'static) -> CopyOut {
+    let (near, far) = UnixStream::pair().unwrap();
+    thread::spawn(move || write(far));
+    CopyOut::new(near)
+}
+
+#[test]
+fn what_the_guest_cannot_do_is_the_error_and_a_cut_stream_is_one() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("file"), vec![1; 300_000]).unwrap();
+    let bytes = archived(&home.path().join("file"));
+    let to = home.path().join("copy");
+    let copy = |copied: CopyOut| {
+        to_host(copied, b"/file", to.as_os_str().as_bytes(), false, &mut |note| panic!("{note}"))
+    };
+    let whole = bytes.clone();
+    copy(out(move |stream| {
+        let mut frames = ArchiveWriter::new(stream);
+        frames.write_all(&whole).unwrap();
+        frames.finish(&[], &result_of(0, "")).unwrap();
+    }))
+    .unwrap();
+    assert_eq!(fs::read(&to).unwrap(), vec![1; 300_000]);
+    fs::remove_file(&to).unwrap();
+    let part = bytes[..200_000].to_vec();
+    let failed = copy(out(move |stream| {
+        let mut frames = ArchiveWriter::new(stream);
+        frames.write_all(&part).unwrap();
+        frames.finish(&[], &result_of(1, "cannot read it")).unwrap();
+    }));
+    assert!(matches!(&failed, Err(CopyError::Guest(text)) if text == "cannot read it"), "{failed:?}");
+    let part = bytes[..200_000].to_vec();
+    let cut = copy(out(move |stream| {
+        let mut frames = ArchiveWriter::new(stream);
+        frames.write_all(&part).unwrap();
+        frames.flush().unwrap();
+    }));
+    assert!(matches!(&cut, Err(CopyError::Cut)), "{cut:?}");
+    // Whole as an archive, but not said to be.
+    let unsaid = copy(out(move |stream| {
+        let mut frames = ArchiveWriter::new(stream);
+        frames.write_all(&bytes).unwrap();
+        frames.flush().unwrap();
+    }));
+    assert!(matches!(&unsaid, Err(CopyError::Cut)), "{unsaid:?}");
+    let names: Vec<_> = fs::read_dir(home.path()).unwrap().map(|one| one.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| name == "file" || name == "copy"), "{names:?}");
+}
+
+#[test]
+fn a_guest_that_answers_early_is_heard_and_one_that_goes_is_told() {
+    for (answer, sentence) in [(Some("the disk is full"), "the disk is full"), (None, "ended in the middle")]
+    {
+        let (near, far) = UnixStream::pair().unwrap();
+        let guest = thread::spawn(move || {
+            (&far).read_exact(&mut [0; 1000]).unwrap();
+            if let Some(answer) = answer {
+                ArchiveWriter::new(&far).finish(&[], &result_of(1, answer)).unwrap();
+            }
+        });
+        let mut copied = CopyIn::new(near);
+        let mut written = Ok(());
+        while written.is_ok() {
+            written = copied.write_all(&[0; 65_536]);
+        }
+        let error = CopyError::from(ArchiveError::Stream("write", written.unwrap_err()));
+        assert!(error.to_string().contains(sentence), "{error}");
+        guest.join().unwrap();
+    }
+}
+
+#[test]
+fn an_interrupt_ends_a_copy_that_hangs() {
+    let (near, _far) = UnixStream::pair().unwrap();
+    let mut copied = CopyOut::new(near);
+    let interrupt = copied.interrupt().unwrap();
+    let reader = thread::spawn(move || copied.read(&mut [0; 10]).unwrap_err().to_string());
+    interrupt.end();
+    assert!(reader.join().unwrap().contains("ended in the middle"));
+}
+
+#[test]
+fn a_guest_cannot_leave_the_destination() {
+    let home = tempfile::tempdir().unwrap();
+    let (tree, to) = (home.path().join("tree"), home.path().join("to"));
+    for directory in [&tree, &to] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(tree.join("file"), "x").unwrap();
+    // What was asked for is a file; what comes is a tree of other names.
+    let bytes = archived(&tree);
+    to_host(&bytes[..], b"/etc/hosts", to.as_os_str().as_bytes(), false, &mut |_| {}).unwrap();
+    let names: Vec<_> = fs::read_dir(&to).unwrap().map(|one| one.unwrap().file_name()).collect();
+    assert_eq!(names, ["hosts"]);
+    // A directory was asked for, and a file comes.
+    let bytes = archived(&tree.join("file"));
+    let refused = to_host(&bytes[..], b"/etc/.", to.as_os_str().as_bytes(), false, &mut |_| {});
+    assert!(refused.is_err(), "{refused:?}");
+    let missing = to.join("none/there");
+    let refused = to_host(&bytes[..], b"/file", missing.as_os_str().as_bytes(), false, &mut |_| {});
+    assert!(refused.unwrap_err().to_string().contains("no directory"));
+}
