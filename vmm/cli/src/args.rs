@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, PsArgs, RenameArgs,
+    AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, PsArgs, RenameArgs,
     RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 
@@ -120,6 +120,8 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Print the resource use of sandboxes that run
     Stats(StatsArgs),
+    /// Copy files into a sandbox that runs, or out of it
+    Cp(CpArgs),
     /// List the processes of a sandbox that runs
     #[command(
         after_help = "PID and PPID are the container's own numbers, USER is the number of the effective user. Processes that \

@@ -1,4 +1,4 @@
-//! Progress of the image store, as a bar on a terminal. If stderr is not a terminal, nothing is
+//! Progress of the image store and of copies, as a bar on a terminal. If stderr is not a terminal, nothing is
 //! printed.
 
 use std::io::{IsTerminal, Write, stderr};
@@ -39,12 +39,19 @@ impl Drop for Bar {
 
 impl Progress for Bar {
     fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>) {
+        self.show(&stage.to_string(), done, total);
+    }
+}
+
+impl Bar {
+    /// Shows how many bytes of `total` are done.
+    pub(crate) fn show(&mut self, text: &str, done: u64, total: Option<u64>) {
         let drawn = |drawn: Instant| drawn.elapsed() < Duration::from_millis(100);
         if !self.shown || self.started.elapsed() < PATIENCE || self.drawn.is_some_and(drawn) {
             return;
         }
         self.drawn = Some(Instant::now());
-        let _ = write!(stderr(), "\r\x1b[K{}", line(&stage.to_string(), done, total));
+        let _ = write!(stderr(), "\r\x1b[K{}", line(text, done, total));
     }
 }
 

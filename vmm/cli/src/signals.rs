@@ -55,7 +55,7 @@ pub(crate) fn release() {
 
 /// Whether a signal was not ignored when this process started. Must be called before a handler is
 /// installed.
-fn is_handled(kind: SignalKind) -> Result<bool> {
+pub(crate) fn is_handled(kind: SignalKind) -> Result<bool> {
     Ok(!signals::ignored(kind.as_raw_value()).context("cannot read the dispositions of signals")?)
 }
 

@@ -310,6 +310,43 @@ pub(crate) struct EventsArgs {
     pub(crate) json: bool,
 }
 
+/// `nelly cp`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "nelly cp [FLAGS] SANDBOX:PATH PATH|-\n       nelly cp [FLAGS] PATH|- SANDBOX:PATH",
+    after_help = "The rules are those of docker cp. Into a directory that exists, the source is copied under its own name; elsewhere the last name of the \
+        destination is the name of the copy, and the directory before it has to exist. SOURCE/. copies what is in the directory, and not the directory. \
+        A path in a container begins at its root. A path of this host that has a colon begins with / or ./.\n\
+        Links are copied as links, hard links as hard links, modes and times are kept; devices, sockets and named pipes are left out. A file takes the place of \
+        another only when it is whole. A link on the way in a directory that is written to is not followed.\n\
+        With -, the other end is a tar archive, which goes into a directory that exists.\n\n\
+        Examples:\n  \
+        nelly cp page.html web:/srv/\n  \
+        nelly cp web:/etc/hosts .\n  \
+        nelly cp ./site/. web:/srv                     what is in ./site\n  \
+        nelly cp -a web:/var/lib/db backup\n  \
+        nelly cp web:/var/log - | tar -t\n  \
+        nelly cp a:/data - | nelly cp - b:/"
+)]
+pub(crate) struct CpArgs {
+    /// Keep owners, set-user-id bits and extended attributes; otherwise copies in a container are
+    /// root's, and copies on this host yours
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// If the source is a link, copy what it leads to
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// What is copied; - reads a tar archive from standard input
+    #[arg(value_name = "SANDBOX:PATH|PATH|-", id = "SOURCE")]
+    pub(crate) from: String,
+    /// Where it goes; - writes a tar archive to standard output
+    #[arg(value_name = "SANDBOX:PATH|PATH|-", id = "DESTINATION")]
+    pub(crate) to: String,
+}
+
 /// `nelly top` and `nelly diff`.
 #[derive(Debug, Args)]
 pub(crate) struct LookArgs {

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod attach;
+mod copy;
 mod detach_keys;
 mod events;
 mod exec;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
+pub(crate) use copy::cp;
 pub(crate) use events::events;
 pub(crate) use exec::{attended, exec};
 pub(crate) use generate::systemd;
