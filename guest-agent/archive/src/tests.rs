@@ -178,9 +178,8 @@ fn large_sizes_old_times_and_attributes_are_carried() {
     };
     let mut writer = Writer::new(Vec::new());
     writer.begin(&wanted).unwrap();
-    let mut bytes = Vec::new();
     // Its contents are not made.
-    std::mem::swap(&mut bytes, &mut writer.finish().unwrap());
+    let bytes = writer.finish().unwrap();
     assert_eq!(Reader::new(&bytes[..]).entry().unwrap(), Some(wanted));
 }
 
