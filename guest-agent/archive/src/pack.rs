@@ -115,7 +115,7 @@ impl<'a, W: Write> Packer<'a, W> {
         self.writer.begin(&Entry { size, xattrs, ..entry(&found, path, Kind::File) })?;
         let mut left = size;
         while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let most = at_most(left, self.buffer.len());
             let count = match rustix::io::read(opened, &mut self.buffer[..most]) {
                 Err(Errno::INTR) => continue,
                 read => read.map_err(file("read", path))?,
@@ -125,7 +125,7 @@ impl<'a, W: Write> Packer<'a, W> {
                 (self.note)(format!("{} became shorter while it was read; zeros fill it up", shown(path)));
                 self.buffer.fill(0);
                 while left > 0 {
-                    let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    let most = at_most(left, self.buffer.len());
                     self.writer.data(&self.buffer[..most])?;
                     left -= most as u64;
                 }
@@ -212,6 +212,11 @@ impl<'a, W: Write> Packer<'a, W> {
         }
         all
     }
+}
+
+/// A number of bytes for a buffer of this length.
+fn at_most(count: u64, room: usize) -> usize {
+    usize::try_from(count.min(room as u64)).expect("no more than the buffer has")
 }
 
 fn no_files(opened: impl AsFd) -> Result<bool, Errno> {

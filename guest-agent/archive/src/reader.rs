@@ -100,7 +100,8 @@ impl<R: Read> Reader<R> {
     /// # Errors
     /// The stream ends too early.
     pub fn data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let most = self.left.min(buffer.len() as u64);
+        let most = usize::try_from(most).expect("no more than the buffer has");
         if most == 0 {
             return Ok(0);
         }

@@ -265,15 +265,7 @@ pub(crate) const CRATES: &[Crate] = &[
     },
     Crate {
         directory: "guest-agent/archive",
-        floors: &[
-            ("error", 0),
-            ("header", 1),
-            ("reader", 2),
-            ("writer", 2),
-            ("place", 2),
-            ("pack", 3),
-            ("unpack", 4),
-        ],
+        floors: &[],
         halls: &[],
         stands_on: &[],
         never: &["clap", "anyhow", "tokio"],

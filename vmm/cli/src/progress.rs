@@ -1,5 +1,5 @@
-//! Progress of the image store and of copies, as a bar on a terminal. If stderr is not a terminal, nothing is
-//! printed.
+//! Progress of the image store and of copies, as a bar on a terminal. If stderr is not a
+//! terminal, nothing is printed.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
-//! What the host does with a container that runs from outside: finds out its processes, and how its
-//! files differ from the image, and copies files out of it and into it. The work is done by a process of its own, a copy of the agent with one thread: whatever a
-//! hostile container does to make a file of /proc or of its own wait for ever, the agent does not.
-//! It writes frames on the host's stream, the last of which tells how it went.
+//! What the host does with a container that runs from outside: finds out its processes, and how
+//! its files differ from the image, and copies files out of it and into it. The work is done by
+//! a process of its own, a copy of the agent with one thread: whatever a hostile container does
+//! to make a file of /proc or of its own wait for ever, the agent does not. It writes frames on
+//! the host's stream, the last of which tells how it went.
 
 pub mod changes;
 mod copy;

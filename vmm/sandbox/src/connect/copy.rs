@@ -1,6 +1,6 @@
-//! Files into a container and out of it, as `docker cp` has it. The guest is not trusted: what comes
-//! from it is written below the destination and nowhere else, without devices, and without owners
-//! and set-user-id bits unless they are asked for.
+//! Files into a container and out of it, as `docker cp` has it. The guest is not trusted: what
+//! comes from it is written below the destination and nowhere else, without devices, and
+//! without owners and set-user-id bits unless they are asked for.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
