@@ -143,19 +143,80 @@ fn damage_is_told_by_every_verb_and_hides_nobody() {
     let listed = home.run(&["ps", "-a"]);
     let text = String::from_utf8(listed.stdout).unwrap();
     assert!(listed.status.success() && text.lines().count() == 9, "{text}");
-    assert_eq!(text.matches("Damaged").count(), 7, "{text}");
+    assert_eq!(text.matches("Damaged").count(), 6, "{text}");
+    assert_eq!(text.matches("Newer version").count(), 1, "{text}");
     assert!(home.run(&["inspect", "good"]).status.success());
     home.refused(&["image", "prune"]);
     for (name, _, what) in damaged {
         let removed = home.run(&["rm", if name == "empty" { "another" } else { name }]);
         let said = String::from_utf8(removed.stderr).unwrap();
         // What is not ours is told, with what to do, and left alone.
-        let left = ["open", "linked"].contains(&name);
+        let left = ["open", "linked", "newer"].contains(&name);
         assert_eq!(removed.status.success(), !left, "{name}: {said}");
-        assert!(!left || said.contains(what) && (said.contains("chmod") || said.contains("`rm`")), "{said}");
+        assert!(
+            !left
+                || said.contains(what)
+                    && ["chmod", "`rm`", "use the newer"].iter().any(|word| said.contains(word)),
+            "{said}"
+        );
     }
     assert!(home.0.path().join("elsewhere/sandbox.json").exists(), "a link is not followed");
     assert!(home.run(&["rm", "good"]).status.success());
+}
+
+/// The names and contents of all files of a sandbox.
+fn contents(place: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all: Vec<_> = fs::read_dir(place).unwrap().map(|entry| entry.unwrap().path()).collect();
+    all.sort();
+    all.into_iter()
+        .filter(|path| path.is_file())
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect()
+}
+
+/// A name, a digit of the id, the file that is changed and how, and what is said of it.
+type Newer = (&'static str, char, &'static str, fn(&str) -> String, &'static str);
+
+#[test]
+fn a_sandbox_of_a_newer_version_is_listed_refused_and_left_as_it_is() {
+    let home = Home(tempfile::tempdir().unwrap());
+    let all = Sandboxes::make(&home.place()).unwrap();
+    let record = |text: &str| text.replace("\"schema\": 1", "\"schema\": 7");
+    let state = |text: &str| text.replace("\"created\"", "\"hibernated\"");
+    let rows: [Newer; 3] = [
+        ("record", 'a', "sandbox.json", record, "schema 7"),
+        ("state", 'b', "state.json", record, "schema 7"),
+        ("status", 'c', "state.json", state, "hibernated"),
+    ];
+    for (name, digit, file, change, what) in rows {
+        let path = make(&all, name, digit);
+        edit(&path.join(file), change);
+        // With a policy that would let it be removed by whoever finds it ended.
+        edit(&path.join("sandbox.json"), |text| {
+            text.replace("\"auto_remove\": false", "\"auto_remove\": true")
+        });
+        let before = contents(&path);
+        for words in [vec!["rm", name], vec!["rm", "-f", name], vec!["update", "--restart=always", name]] {
+            let output = home.run(&words);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+            assert!(said.contains(what) && said.contains("use the newer nelly"), "{words:?}: {said}");
+            assert!(said.contains(path.join(file).to_str().unwrap()), "{words:?}: {said}");
+        }
+        // Held as one that runs, it is not ended by force either.
+        let lock = fs::File::options().write(true).open(path.join("lock")).unwrap();
+        assert!(nelly_image::trusted::try_lock(&lock).unwrap());
+        assert!(home.refused(&["rm", "-f", name]).contains(what));
+        drop(lock);
+        for words in [&["gc"][..], &["ps", "-a"], &["ps", "-aq"], &["image", "ls"]] {
+            assert!(home.run(words).status.success(), "{words:?}");
+        }
+        let listed = String::from_utf8(home.run(&["ps", "-a", "--json"]).stdout).unwrap();
+        assert!(listed.contains("\"newer\"") && listed.contains(what), "{listed}");
+        assert!(contents(&path) == before, "{name}");
+        assert!(home.place().join("names").join(name).symlink_metadata().is_ok());
+        fs::remove_dir_all(&path).unwrap();
+    }
 }
 
 #[test]

@@ -123,9 +123,10 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
                 rows.extend(containers(args, details, now));
                 continue;
             }
-            Err(_) => {
+            Err(error) => {
                 let unknown = || "-".to_owned();
-                [id(one), name, unknown(), unknown(), unknown(), "Damaged".to_owned()]
+                let status = if error.is_of_newer_version() { "Newer version" } else { "Damaged" };
+                [id(one), name, unknown(), unknown(), unknown(), status.to_owned()]
             }
         });
     }
@@ -169,8 +170,8 @@ fn object(one: &Listed) -> Value {
             "finished_at": state.finished_at, "restarts": state.restarts,
             "health": state.health(*condition).map(HealthStatus::word), "labels": record.labels,
             "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
-        Err(error) => json!({ "schema": 1, "id": id, "name": name, "status": "damaged",
-            "error": nelly_vmm::text::chain(error) }),
+        Err(error) => json!({ "schema": 1, "id": id, "name": name,
+            "status": if error.is_of_newer_version() { "newer" } else { "damaged" }, "error": nelly_vmm::text::chain(error) }),
     }
 }
 

@@ -51,6 +51,8 @@ fn remove(sandboxes: &Sandboxes, word: &str, force: bool) -> Result<bool> {
         Err(StateError::Missing { .. }) if force => return Ok(false),
         found => found?,
     };
+    // Before a keeper of a newer version is ended: only that knows what may be done with it.
+    sandbox.refuse_newer()?;
     // Of a damaged one only the lock tells whether it lives.
     let live = match sandbox.condition() {
         Ok(condition) => condition.is_live(),

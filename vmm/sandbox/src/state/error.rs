@@ -48,6 +48,17 @@ pub enum StateError {
         /// Its schema.
         found: u64,
     },
+    /// A status of a newer version.
+    #[error(
+        "{} has the status {found:?}, which this version of nelly does not know: use the newer nelly that wrote it",
+        .path.display()
+    )]
+    Status {
+        /// The file.
+        path: PathBuf,
+        /// The word.
+        found: String,
+    },
     /// A file is not what it should be.
     #[error("cannot use {}; `nelly rm` removes the damaged sandbox", .path.display())]
     Json {
@@ -104,6 +115,14 @@ pub enum StateError {
         /// What was tried.
         why: String,
     },
+}
+
+impl StateError {
+    /// Whether a newer version wrote what cannot be used: only that knows what may be done with it.
+    #[must_use]
+    pub fn is_of_newer_version(&self) -> bool {
+        matches!(self, Self::Version { .. } | Self::Schema { .. } | Self::Status { .. })
+    }
 }
 
 pub(super) fn io_error(action: &'static str, path: &Path, source: impl Into<io::Error>) -> StateError {

@@ -198,7 +198,8 @@ impl Sandboxes {
     /// Gives `sandbox` another name, whether it lives or not.
     ///
     /// # Errors
-    /// The name is taken, the sandbox was removed, or its record cannot be used.
+    /// The name is taken, the sandbox was removed, or its record cannot be used, or a newer version
+    /// wrote it.
     pub fn rename(&self, sandbox: &SandboxDir, name: &Name) -> Result<(), StateError> {
         let guard = self.guard()?;
         let mut record = self.record_of(sandbox)?;
@@ -211,7 +212,7 @@ impl Sandboxes {
     /// Changes the record of `sandbox`, whether it lives or not. Id and name stay as they are.
     ///
     /// # Errors
-    /// The sandbox was removed, or its record cannot be used.
+    /// The sandbox was removed, or its record cannot be used, or a newer version wrote it.
     pub fn update(
         &self,
         sandbox: &SandboxDir,
@@ -229,6 +230,7 @@ impl Sandboxes {
     /// The record of a sandbox that is still there. Under the lock of the whole directory.
     fn record_of(&self, sandbox: &SandboxDir) -> Result<SandboxRecord, StateError> {
         if self.is_at(&sandbox.id().to_string(), sandbox)? {
+            sandbox.refuse_newer()?;
             sandbox.record()
         } else {
             Err(StateError::Missing { word: sandbox.id().short() })
@@ -239,8 +241,8 @@ impl Sandboxes {
     /// that nobody sees one that is half removed.
     ///
     /// # Errors
-    /// A file cannot be removed; the sandbox is gone from lists nevertheless, and cleaning goes on
-    /// with it.
+    /// A newer version wrote it, or a file cannot be removed: then the sandbox is gone from lists
+    /// nevertheless, and cleaning goes on with it.
     pub fn remove(&self, sandbox: &SandboxDir, lock: SandboxLock) -> Result<(), StateError> {
         self.remove_under(self.guard()?, sandbox, lock)
     }
@@ -251,6 +253,7 @@ impl Sandboxes {
         if !self.is_at(&id.to_string(), sandbox)? {
             return Err(StateError::Missing { word: id.short() });
         }
+        sandbox.refuse_newer()?;
         // Nothing leads to what its killed keeper left there any more; it is no reason to keep it.
         if let Some(sockets) = sandbox.state().ok().and_then(|state| state.runtime_dir) {
             let _kept = RuntimeDir::clean(&sockets, id);

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::state::error::io_error;
-use crate::state::record::{Condition, SCHEMA};
+use crate::state::record::{Condition, SCHEMA, Status};
 use crate::state::{Id, SandboxRecord, SandboxState, StateError, storage};
 
 const RECORD: &str = "sandbox.json";
@@ -121,7 +121,7 @@ impl SandboxDir {
     /// # Errors
     /// It is missing, damaged, of a newer version, or not trusted.
     pub fn record(&self) -> Result<SandboxRecord, StateError> {
-        let record: SandboxRecord = self.read(RECORD)?;
+        let record: SandboxRecord = self.parse(RECORD, &self.read_text(RECORD)?)?;
         if record.id == self.id {
             return Ok(record);
         }
@@ -135,7 +135,26 @@ impl SandboxDir {
     /// # Errors
     /// As [`SandboxDir::record`].
     pub fn state(&self) -> Result<SandboxState, StateError> {
-        self.read(STATE)
+        #[derive(Deserialize)]
+        struct Word {
+            status: String,
+        }
+        let text = self.read_text(STATE)?;
+        self.parse(STATE, &text).map_err(|error| match serde_json::from_slice(&text) {
+            Ok(Word { status: found }) if found.parse::<Status>().is_err() => {
+                StateError::Status { path: self.dir.path().join(STATE), found }
+            }
+            _ => error,
+        })
+    }
+
+    /// Refuses a sandbox that a newer version wrote. A damaged one is none.
+    ///
+    /// # Errors
+    /// One for which [`StateError::is_of_newer_version`] holds.
+    pub fn refuse_newer(&self) -> Result<(), StateError> {
+        let mut errors = self.record().err().into_iter().chain(self.state().err());
+        errors.find(StateError::is_of_newer_version).map_or(Ok(()), Err)
     }
 
     /// Whether somebody holds its lock. Asking neither waits nor disturbs.
@@ -194,22 +213,27 @@ impl SandboxDir {
         Ok(locked.then_some(SandboxLock { id: self.id, file }))
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<T, StateError> {
+    fn read_text(&self, name: &str) -> Result<Vec<u8>, StateError> {
+        let path = self.dir.path().join(name);
+        let Some(file) = self.dir.read(name)? else { return Err(StateError::Incomplete { path }) };
+        let mut text = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut text).map_err(|source| io_error("read", &path, source))?;
+        Ok(text)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, name: &str, text: &[u8]) -> Result<T, StateError> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u64,
         }
         let path = self.dir.path().join(name);
-        let Some(file) = self.dir.read(name)? else { return Err(StateError::Incomplete { path }) };
-        let mut text = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut text).map_err(|source| io_error("read", &path, source))?;
         // Of another schema nothing else is known, so that is asked first.
-        match serde_json::from_slice(&text) {
+        match serde_json::from_slice(text) {
             Ok(Schema { schema }) if schema == u64::from(SCHEMA) => {}
             Ok(Schema { schema: found }) => return Err(StateError::Schema { path, found }),
             Err(source) => return Err(StateError::Json { path, source }),
         }
-        serde_json::from_slice(&text).map_err(|source| StateError::Json { path, source })
+        serde_json::from_slice(text).map_err(|source| StateError::Json { path, source })
     }
 
     fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {

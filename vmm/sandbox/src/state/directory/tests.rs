@@ -273,12 +273,26 @@ fn damage_is_named_where_it_is_and_hides_nobody() {
             matches!(sandboxes.draft(example(name)), Err(StateError::NameTaken { .. })),
             "{name} is still taken"
         );
-        // It can be removed by its name.
+        // It can be removed by its name, unless only a newer version knows what that would mean.
+        let newer = ["newer", "status"].contains(&name);
+        assert_eq!(error.is_of_newer_version(), newer, "{name}");
         if name != "open" {
             let sandbox = sandboxes.find(name).unwrap();
-            sandboxes.remove(&sandbox, sandboxes.lock(&sandbox).unwrap()).unwrap();
+            let before = entries(sandbox.dir().path());
+            let removed = sandboxes.remove(&sandbox, sandboxes.lock(&sandbox).unwrap());
+            assert_eq!(removed.is_err(), newer, "{name}");
+            let refused = [
+                sandboxes.rename(&sandbox, &"another".parse().unwrap()),
+                sandboxes.update(&sandbox, |record| record.auto_remove = true).map(drop),
+            ];
+            if newer {
+                assert!(refused.iter().all(Result::is_err), "{name}");
+                assert_eq!(entries(sandbox.dir().path()), before, "{name}");
+            }
         }
     }
+    assert_eq!(sandboxes.clean().unwrap(), []);
+    assert_eq!(sandboxes.list().unwrap().len(), 4);
     assert!(sandboxes.list().unwrap().iter().any(|one| one.details.is_ok()));
 }
 
