@@ -106,6 +106,8 @@ struct ContainerData {
     stage: Option<Stage>,
     /// Its mount and network namespaces, kept open for a moment after its end.
     namespaces: Vec<File>,
+    /// It has mounted a disk for its writable layer or its volumes.
+    has_disk: bool,
     filter: Option<SeccompFilter>,
     /// The device of its image, and the file system on it.
     image: Option<(String, String)>,
@@ -126,6 +128,11 @@ pub struct GuestState {
     ending: AtomicBool,
     /// Processes that look into containers.
     looking: AtomicUsize,
+    /// Namespaces in which a disk is mounted: they hold it to the machine's end, also after its
+    /// container's. Where the host's disk is full, the last writes of an unmount fail; Linux 6.12
+    /// marks the journal as replayed all the same, and the file system is lost. What was never
+    /// unmounted is replayed by the next start.
+    with_disks: Mutex<Vec<File>>,
 }
 
 impl GuestState {
@@ -145,6 +152,7 @@ impl GuestState {
                 end,
                 ending: AtomicBool::new(false),
                 looking: AtomicUsize::new(0),
+                with_disks: Mutex::default(),
             }),
             ends,
         )

@@ -76,6 +76,9 @@ impl GuestState {
         if key.exec.is_none() {
             data.stage = None;
             namespaces = std::mem::take(&mut data.namespaces);
+            if data.has_disk {
+                lock(&self.with_disks).append(&mut namespaces);
+            }
             if data.shares_pids
                 && let Some(cgroup) = &data.cgroup
             {

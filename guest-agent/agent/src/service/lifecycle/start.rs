@@ -27,6 +27,7 @@ impl GuestState {
             filter: checked.seccomp.take(),
             image: request.rootfs.as_ref().map(|one| (one.device.clone(), one.filesystem.clone())),
             shares_pids: checked.surroundings.pid_namespace.is_some(),
+            has_disk: request.rootfs.as_ref().is_some_and(|one| !one.upper_device.is_empty()),
             ..ContainerData::default()
         };
         self.registry().reserve_container(&request.id, data)?;
@@ -53,6 +54,8 @@ impl GuestState {
         // From here on the reaper knows whose process this is: nothing was awaited before.
         let process = ManagedProcess::new(stage.pidfd.clone(), cgroup.oom_kills(), None);
         self.registry().set_first(&request.id, stage.pid, process.clone())?;
+        // Before it has mounted anything.
+        self.registry().data(&request.id)?.namespaces = namespaces(stage.pid);
         stage.ready().await.map_err(ServiceError::Create)?;
         // Only now: the stage itself had to open the image's block device.
         cgroup.attach_devices(&checked.surroundings.device_program)?;
@@ -63,7 +66,6 @@ impl GuestState {
         start_pumps(&process, streams.host, &mut stage, immune)?;
         let mut registry = self.registry();
         let data = registry.data(&request.id)?;
-        data.namespaces = namespaces(stage.pid);
         data.stage = Some(stage);
         registry.advance(&request.id, Status::Creating, Status::Created)?;
         Ok(streams.tokens)

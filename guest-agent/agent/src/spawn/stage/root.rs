@@ -41,7 +41,8 @@ pub(super) fn mount(
     let [upper, work] = ["upper", "work"].map(|name| format!("{place}/{name}"));
     match fs::symlink_metadata(&upper) {
         Ok(_) => storage::make_directory(&upper)?,
-        Err(_) => make_upper(&lower, &upper)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_upper(&lower, &upper)?,
+        Err(error) => return Err(error).step(|| format!("look at {upper}")),
     }
     storage::make_directory(&work)?;
     let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
