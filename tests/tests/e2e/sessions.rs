@@ -129,6 +129,18 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     kept.until("it ended", || listed(&kept).is_empty());
     let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
     assert_eq!((late.expect(143).out().as_str(), late.err().as_str()), ("out\n", "err\n"));
+    // A client that is killed and a signal that is sent before the exec has begun lose nothing.
+    for _ in 0..3 {
+        let mut client = spawn(kept.0.path(), &["exec", "--session", "box", "sleep", "3000"]);
+        kept.until("it is listed", || listed(&kept).len() == 1);
+        client.kill().unwrap();
+        client.wait().unwrap();
+        let id = listed(&kept)[0][0].clone();
+        kept.out(&["kill", "-s", "TERM", "--exec", &id, "box"]);
+        kept.until("it ended", || listed(&kept).is_empty());
+        let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
+        late.expect(143);
+    }
     kept.out(&["stop", "box"]);
     kept.out(&["rm", "box"]);
     let told = || -> Vec<Value> {

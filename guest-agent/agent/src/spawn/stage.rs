@@ -91,6 +91,8 @@ impl<T> Named<T> for nix::Result<T> {
 /// why.
 #[must_use]
 pub fn main(plan: &StagePlan) -> i32 {
+    // A signal acts on the stage as it would on a program that has just begun, so none is lost.
+    sys::all_signals_default();
     // The agent's own hook ends the machine.
     drop(std::panic::take_hook());
     let Some(channel) = sys::inherited(CHANNEL) else { return 125 };

@@ -54,6 +54,8 @@ struct Exec {
     started: Timestamp,
     clients: Clients,
     session: Option<Arc<Session>>,
+    /// The agent knows it. The sender is gone without that if it did not start.
+    begun: watch::Receiver<bool>,
     exit: watch::Receiver<Option<Exit>>,
     order: u64,
 }
@@ -134,6 +136,12 @@ impl Execs {
         self.known().1.get(id).and_then(|exec| exec.session.clone())
     }
 
+    /// Whether one has begun; none if there is no such exec.
+    #[must_use]
+    pub(super) fn begun(&self, id: &str) -> Option<watch::Receiver<bool>> {
+        self.known().1.get(id).map(|exec| exec.begun.clone())
+    }
+
     /// Whether there is room for one more session.
     fn takes_session(&self) -> bool {
         self.known().1.values().filter(|exec| exec.session.is_some() && !exec.ended()).count() < SESSIONS_MOST
@@ -145,8 +153,9 @@ impl Execs {
         container: &str,
         (args, terminal): (Vec<String>, bool),
         session: Option<Arc<Session>>,
-    ) -> (watch::Sender<Option<Exit>>, Clients) {
+    ) -> Added {
         let (tell, exit) = watch::channel(None);
+        let (begins, begun) = watch::channel(false);
         let clients = session.as_ref().map(|session| session.clients.clone()).unwrap_or_default();
         let mut known = self.known();
         known.0 += 1;
@@ -157,18 +166,28 @@ impl Execs {
             started: Timestamp::now(),
             clients: clients.clone(),
             session,
+            begun,
             exit,
             order: known.0,
         };
         known.1.insert(id.to_owned(), exec);
         forget_oldest(&mut known.1, ENDED_MOST, |exec| exec.ended());
         forget_oldest(&mut known.1, SESSIONS_ENDED_MOST, |exec| exec.ended() && exec.session.is_some());
-        (tell, clients)
+        Added { tell, begins, clients }
     }
 
     fn remove(&self, id: &str) {
         self.known().1.remove(id);
     }
+}
+
+/// What is told of an exec that was added.
+struct Added {
+    /// Its end.
+    tell: watch::Sender<Option<Exit>>,
+    /// That it has begun.
+    begins: watch::Sender<bool>,
+    clients: Clients,
 }
 
 /// Removes the oldest of those that are `counted`, if they are more than `most`.
@@ -277,7 +296,7 @@ pub async fn start(
     }
     let way = Way::prepare(process, stays).map_err(failed("cannot make a stream"))?;
     let what = (process.args.clone(), process.terminal);
-    let (tell, clients) = keeper.execs().add(&id, container, what, way.session());
+    let Added { tell, begins, clients } = keeper.execs().add(&id, container, what, way.session());
     let target = ProcessId { container, exec: &id };
     let streams = match sandbox.exec(target, process, size).await {
         Ok(Ok(streams)) => streams,
@@ -286,6 +305,7 @@ pub async fn start(
             return failure.map(|started| started.map(|_| unreachable!("it is a failure")));
         }
     };
+    begins.send_replace(true);
     let attended =
         Attended { sandbox: Arc::clone(sandbox), container: container.to_owned(), id: id.clone(), tell };
     let token = match way {
@@ -461,7 +481,7 @@ mod tests {
         let execs = Execs::default();
         let add = |id: &str, session: bool| {
             let session = session.then(|| Session::new(&ProcessSpec::default()));
-            execs.add(id, "c", (vec!["x".into()], false), session).0
+            execs.add(id, "c", (vec!["x".into()], false), session).tell
         };
         let running = [add("runs", false), add("stays", true)];
         let done = Some(Exit { code: 0, reason: "exited" });

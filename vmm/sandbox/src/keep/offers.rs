@@ -89,6 +89,11 @@ impl Offers {
         claim
     }
 
+    /// Takes an offer back, as if the client that it was made for had died.
+    pub fn withdraw(&self, token: &Token) {
+        self.waiting().remove(token);
+    }
+
     /// Serves one client of the stream socket.
     pub async fn serve(self, mut client: UnixStream) {
         let mut token = Token::default();

@@ -9,7 +9,7 @@ use nelly_protocol::sandbox::PROTOCOL_MAJOR;
 use nelly_protocol::sandbox::messages as m;
 use nelly_protocol::sandbox::service::{Sandbox as Service, create_sandbox};
 use nelly_vmm::text;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::{Code, get_status};
 
@@ -85,6 +85,22 @@ async fn result(
     }
 }
 
+/// Does `work` to its end, also when the client is gone meanwhile: ttrpc drops the calls of a
+/// connection that ends, and what was begun would be half done. What nobody hears any more is given
+/// to `unheard`.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+    unheard: impl FnOnce(T) + Send + 'static,
+) -> ttrpc::Result<T> {
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move {
+        if let Err(done) = tell.send(work.await) {
+            unheard(done);
+        }
+    });
+    told.await.map_err(|_| status(Code::INTERNAL, "the call was given up"))
+}
+
 impl Calls {
     /// The sandbox, while its container runs.
     fn running(&self) -> ttrpc::Result<Arc<Sandbox>> {
@@ -132,6 +148,15 @@ impl Calls {
         self.exec_id(exec).map(|(exec, container)| (container, exec))
     }
 
+    /// Waits until an exec that is being started has begun: before that the agent may not know it.
+    async fn begun(&self, exec: &str) -> ttrpc::Result<()> {
+        let Some(mut begun) = self.0.execs().begun(exec) else { return Ok(()) };
+        match begun.wait_for(|begun| *begun).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(status(Code::NOT_FOUND, format!("exec {exec} did not start"))),
+        }
+    }
+
     /// The id of a container in the guest.
     fn container(&self, further: Option<Id>) -> String {
         further.map_or_else(|| self.0.id().to_owned(), |id| id.to_string())
@@ -150,6 +175,11 @@ impl Calls {
     }
 
     async fn set_paused(&self, paused: bool) -> ttrpc::Result<m::Empty> {
+        let calls = Self(Arc::clone(&self.0));
+        to_its_end(async move { calls.pause_or_resume(paused).await }, drop).await?
+    }
+
+    async fn pause_or_resume(&self, paused: bool) -> ttrpc::Result<m::Empty> {
         let _one = self.0.pausing.lock().await;
         let sandbox = self.running()?;
         let (from, to) =
@@ -216,6 +246,7 @@ impl Service for Calls {
         let number = signal(request.signal)?;
         let sandbox = self.running()?;
         let (container, exec) = self.target(&request.container, &request.exec_id)?;
+        self.begun(&exec).await?;
         let is_first = exec.is_empty() && container == self.0.id();
         if is_first && (number == Signal::KILL || number == self.0.kept.stop_signal) {
             // Who kills it does not want it back.
@@ -275,8 +306,16 @@ impl Service for Calls {
             (false, false) => Stays::WithClient,
         };
         let container = self.container(further);
-        let started = execs::start(&self.0, &sandbox, &container, &process, Some(size), stays).await;
-        match started.map_err(|error| refused(&error))? {
+        let keeper = Arc::clone(&self.0);
+        let starts =
+            async move { execs::start(&keeper, &sandbox, &container, &process, Some(size), stays).await };
+        let keeper = Arc::clone(&self.0);
+        let started = to_its_end(starts, move |started| {
+            if let Ok(Ok(execs::Started { token: Some(token), .. })) = started {
+                keeper.offers().withdraw(&token);
+            }
+        });
+        match started.await?.map_err(|error| refused(&error))? {
             Ok(started) => Ok(m::ExecResponse {
                 exec_id: started.id,
                 token: started.token.map(Vec::from).unwrap_or_default(),
@@ -331,6 +370,7 @@ impl Service for Calls {
         let (rows, columns) = size(request.rows, request.columns)?;
         let sandbox = self.answering()?;
         let (container, exec) = self.target(&request.container, &request.exec_id)?;
+        self.begun(&exec).await?;
         let target = ProcessId { container: &container, exec: &exec };
         let resized = sandbox.agent().resize(target, rows, columns).await;
         resized.map_err(|error| refused(&error.into()))?;
@@ -340,7 +380,15 @@ impl Service for Calls {
     async fn run(&self, _: &TtrpcContext, request: m::RunRequest) -> ttrpc::Result<m::RunResponse> {
         let sandbox = self.answering()?;
         let wanted = containers::wire::wanted(request)?;
-        containers::wire::answer(containers::run(&self.0, &sandbox, wanted).await)
+        let keeper = Arc::clone(&self.0);
+        let runs = async move { containers::run(&keeper, &sandbox, wanted).await };
+        let keeper = Arc::clone(&self.0);
+        let started = to_its_end(runs, move |started| {
+            if let Ok(Ok(containers::Started { token: Some(token), .. })) = started {
+                keeper.offers().withdraw(&token);
+            }
+        });
+        containers::wire::answer(started.await?)
     }
 
     async fn pause(&self, _: &TtrpcContext, _: m::Empty) -> ttrpc::Result<m::Empty> {
@@ -366,7 +414,8 @@ impl Service for Calls {
             },
         };
         change.check(self.0.kept.memory).map_err(|why| invalid(why.to_string()))?;
-        self.0.make(change).await?;
+        let keeper = Arc::clone(&self.0);
+        to_its_end(async move { keeper.make(change).await }, drop).await??;
         Ok(m::Empty::default())
     }
 

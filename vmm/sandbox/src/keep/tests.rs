@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use async_trait::async_trait;
@@ -40,6 +41,8 @@ struct Script {
     deaf: bool,
     /// The container's health check.
     health: Option<HealthCheck>,
+    /// Execs are started only once a test lets them.
+    holds_execs: bool,
 }
 
 /// The guests of one sandbox, over all its starts.
@@ -54,6 +57,8 @@ struct Guests {
     heard: watch::Sender<Vec<(String, u32, bool)>>,
     /// Codes with which processes ended: the first one's under "".
     ended: watch::Sender<BTreeMap<String, u32>>,
+    /// How many execs may start, if they are held.
+    lets: tokio::sync::Semaphore,
     /// The other ends of the first process's and of execs' streams.
     streams: Mutex<Vec<Streams>>,
 }
@@ -124,6 +129,9 @@ impl agent_service::Agent for Played {
         self.deaf().await;
         let streams = Some(streams(&request.stdio)).into();
         self.guests.execs.send_modify(|execs| execs.push(request));
+        if self.guests.script.holds_execs {
+            self.guests.lets.acquire().await.unwrap().forget();
+        }
         Ok(m::StartResponse { streams, ..Default::default() })
     }
 
@@ -203,6 +211,7 @@ impl Guests {
             deleted: watch::Sender::default(),
             heard: watch::Sender::default(),
             ended: watch::Sender::default(),
+            lets: tokio::sync::Semaphore::new(0),
             streams: Mutex::default(),
         })
     }
@@ -338,397 +347,26 @@ impl Scene {
 
 const GRACE: Duration = Duration::from_secs(30);
 
-#[tokio::test]
-async fn a_container_that_ends_leaves_its_exit_and_all_its_output() {
-    let (scene, life) = Scene::new(Script::default(), RestartPolicy::No, GRACE);
-    let script = async {
-        scene.status(Status::Running).await;
-        assert_eq!(*scene.begun.lock().unwrap(), Some(Ok(())));
-        let mut stdout = scene.guests.streams.lock().unwrap()[0].stdout.take().unwrap();
-        let writes = tokio::task::spawn_blocking(move || stdout.write_all(&vec![b'x'; 1 << 20]));
-        writes.await.unwrap().unwrap();
-        scene.guests.end("", 7);
-    };
-    let (ended, ()) = tokio::join!(life, script);
-    assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (7, "exited"));
-    assert_eq!(scene.statuses(), [Status::Starting, Status::Running, Status::Stopping, Status::Exited]);
-    let last = scene.keeper.state();
-    assert_eq!((last.exit.unwrap().code, last.holder, last.stopped_by_command), (7, None, false));
-    assert_eq!(scene.keeper.ended().await, ended);
-}
-
-#[tokio::test]
-async fn stop_asks_first_and_kills_after_the_grace_and_no_policy_brings_it_back() {
-    // Obeys, ignores, does not answer at all.
-    let table: [(Script, Duration, u8, &str, &[u32]); 4] = [
-        (Script { obeys: &[15], ..Default::default() }, GRACE, 143, "exited", &[15]),
-        (Script { obeys: &[9], ..Default::default() }, Duration::from_millis(50), 137, "exited", &[15, 9]),
-        (Script { obeys: &[9], ..Default::default() }, Duration::ZERO, 137, "exited", &[9]),
-        (Script { deaf: true, ..Default::default() }, Duration::ZERO, 137, "killed", &[]),
-    ];
-    for (script, grace, code, reason, heard) in table {
-        let (scene, life) = Scene::new(script.clone(), RestartPolicy::Always, grace);
-        let stops = async {
-            scene.status(Status::Running).await;
-            scene.keeper.stop(None, None);
-            // A second wish of somebody else changes nothing.
-            scene.keeper.stop(None, None);
-        };
-        let (ended, ()) = tokio::join!(life, stops);
-        assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (code, reason), "{script:?}");
-        let mut signals: Vec<u32> =
-            scene.guests.heard.borrow().iter().map(|(_, signal, _)| *signal).collect();
-        signals.dedup();
-        assert_eq!(signals, heard, "{script:?}");
-        assert!(scene.keeper.state().stopped_by_command);
-        assert_eq!(*scene.guests.starts.borrow(), 1);
-    }
-}
-
-#[tokio::test]
-async fn a_keeper_that_is_told_to_end_ends_its_sandbox_and_no_user_has_stopped_it() {
-    let script = Script { obeys: &[15], ..Default::default() };
-    let (scene, life) = Scene::new(script, RestartPolicy::UnlessStopped, GRACE);
-    let leaves = async {
-        scene.status(Status::Running).await;
-        scene.keeper.leave();
-    };
-    let (ended, ()) = tokio::join!(life, leaves);
-    assert_eq!((ended.exit.code, *scene.guests.starts.borrow()), (143, 1));
-    assert!(!scene.keeper.state().stopped_by_command);
-}
-
-#[tokio::test]
-async fn a_policy_starts_it_again_so_often_and_the_last_exit_counts() {
-    let script = Script { exits: vec![1, 2, 0], ..Default::default() };
-    for (policy, code, starts) in
-        [(RestartPolicy::No, 1, 1), (RestartPolicy::OnFailure(1), 2, 2), (RestartPolicy::OnFailure(0), 0, 3)]
-    {
-        let (scene, life) = Scene::new(script.clone(), policy, GRACE);
-        let ended = life.await;
-        assert_eq!((ended.exit.code, *scene.guests.starts.borrow()), (code, starts), "{policy}");
-        assert_eq!(scene.keeper.state().restarts, u32::try_from(starts - 1).unwrap());
-        assert_eq!(*scene.begun.lock().unwrap(), Some(Ok(())));
-    }
-}
-
-#[tokio::test]
-async fn a_wait_for_a_restart_ends_with_a_stop_and_with_another_policy() {
-    // So many failures in a row that the next wait is long.
-    let script = Script { exits: vec![1; 30], ..Default::default() };
-    for stop in [true, false] {
-        let (scene, life) = Scene::new(script.clone(), RestartPolicy::Always, GRACE);
-        let ends = async {
-            let mut starts = scene.guests.starts.subscribe();
-            starts.wait_for(|starts| *starts == 3).await.unwrap();
-            let mut state = scene.keeper.state.subscribe();
-            state.wait_for(|state| state.restarts == 2 && state.status == Status::Starting).await.unwrap();
-            if stop {
-                scene.keeper.stop(None, None);
-            } else {
-                scene.keeper.policy.send_replace(RestartPolicy::No);
-            }
-        };
-        let (ended, ()) = tokio::join!(life, ends);
-        assert_eq!((ended.exit.code, scene.keeper.state().status), (1, Status::Exited));
-        assert_eq!(*scene.guests.starts.borrow(), 3);
-    }
-}
-
-#[tokio::test]
-async fn a_machine_that_ends_without_a_word_is_told_as_the_reason() {
-    let (scene, life) = Scene::new(Script::default(), RestartPolicy::No, GRACE);
-    let kills = async {
-        scene.status(Status::Running).await;
-        let sandbox = scene.keeper.sandbox().clone().unwrap();
-        sandbox.machine().kill();
-        scene.guests.end("", BROKEN);
-    };
-    let (ended, ()) = tokio::join!(life, kills);
-    assert_eq!((ended.exit.code, ended.exit.reason.as_str()), (125, "failed"));
-    assert!(ended.detail.contains("the machine ended"), "{ended:?}");
-    assert_eq!(scene.keeper.state().detail, ended.detail);
-}
-
 /// With real sockets.
 async fn served<T>(scene: &Scene, work: impl AsyncFnOnce(Connection) -> T) -> T {
+    served_at(scene, async |_, connection| work(connection).await).await
+}
+
+/// The same, for further clients.
+async fn served_at<T>(scene: &Scene, work: impl AsyncFnOnce(PathBuf, Connection) -> T) -> T {
     let home = tempfile::tempdir().unwrap();
     let get = |name: &str| (name == "NELLY_HOME").then(|| home.path().to_owned());
     let runtime = RuntimeDir::make(get, Id::random().unwrap()).unwrap();
     let sockets = Sockets::serve(&runtime, &scene.keeper, &Open::default()).await.unwrap();
-    let done = work(Connection::open(runtime.path()).await.unwrap()).await;
+    let connection = Connection::open(runtime.path()).await.unwrap();
+    let done = work(runtime.path().to_owned(), connection).await;
     sockets.close().await;
     done
 }
 
-#[tokio::test]
-async fn an_exec_has_its_bytes_to_itself_and_ends_with_its_client() {
-    let (scene, life) =
-        Scene::new(Script { obeys: &[1, 15], ..Default::default() }, RestartPolicy::No, GRACE);
-    let spec = ExecSpec { args: vec!["cat".into()], stdin: true, ..Default::default() };
-    let client = async {
-        scene.status(Status::Running).await;
-        served(&scene, async |connection| {
-            let exec = connection.exec(&spec).await.unwrap().unwrap();
-            let far = scene.guests.streams.lock().unwrap().pop().unwrap();
-            let claimed = exec.claimed.unwrap();
-            claimed.streams.stdin.as_ref().unwrap().write_all(b"in").unwrap();
-            far.stdout.as_ref().unwrap().write_all(b"out").unwrap();
-            let (mut came, mut said) = ([0; 2], [0; 3]);
-            far.stdin.as_ref().unwrap().read_exact(&mut came).unwrap();
-            claimed.streams.stdout.as_ref().unwrap().read_exact(&mut said).unwrap();
-            assert_eq!((&came, &said), (b"in", b"out"));
-            assert_eq!(connection.state().await.unwrap().execs.len(), 1);
-            // The client ends its input: so the process reads.
-            claimed.streams.stdin.as_ref().unwrap().shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(far.stdin.as_ref().unwrap().read(&mut [0]).unwrap(), 0);
-            let waits = connection.wait(&exec.id);
-            scene.guests.ended.send_modify(|ended| {
-                ended.insert(exec.id.clone(), 5);
-            });
-            assert_eq!(waits.await.unwrap().exit.code, 5);
-            // A second one, whose client dies.
-            let exec = connection.exec(&spec).await.unwrap().unwrap();
-            drop(exec.claimed);
-            scene.guests.heard(&exec.id, 1, true).await;
-            assert_eq!(connection.wait(&exec.id).await.unwrap().exit.code, 129);
-            // A detached one lives on.
-            let detached = ExecSpec { detach: true, stdin: false, ..spec.clone() };
-            let exec = connection.exec(&detached).await.unwrap().unwrap();
-            assert!(exec.claimed.is_none());
-            assert!(connection.wait("nobody").await.is_err());
-        })
-        .await;
-        scene.keeper.stop(None, None);
-    };
-    let (ended, ()) = tokio::join!(life, client);
-    assert_eq!(ended.exit.code, 143);
-}
-
-/// What an attachment was sent: output, and what was lost; read to its end.
-fn frames(mut stream: UnixStream) -> (Vec<u8>, u64) {
-    let (mut all, mut decoder, mut said, mut lost) = (Vec::new(), Decoder::default(), Vec::new(), 0);
-    stream.read_to_end(&mut all).unwrap();
-    decoder.push(&all);
-    while let Some(frame) = decoder.take().unwrap() {
-        match frame {
-            Frame::Bytes(_, bytes) => said.extend(bytes),
-            Frame::Lost(count) => lost += count,
-        }
-    }
-    (said, lost)
-}
-
-/// Reads output of an attachment until this came.
-async fn until(stream: &UnixStream, wanted: &[u8]) {
-    let (mut stream, wanted) = (stream.try_clone().unwrap(), wanted.to_owned());
-    let reads = move || {
-        let (mut decoder, mut said, mut buffer) = (Decoder::default(), Vec::new(), [0; 512]);
-        while !said.ends_with(&wanted) {
-            let count = stream.read(&mut buffer).unwrap();
-            assert!(count > 0, "it ended after {said:?}");
-            decoder.push(&buffer[..count]);
-            while let Some(frame) = decoder.take().unwrap() {
-                if let Frame::Bytes(_, bytes) = frame {
-                    said.extend(bytes);
-                }
-            }
-        }
-    };
-    tokio::task::spawn_blocking(reads).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_policy_that_cannot_be_written_yet_holds_up_no_other_client() {
-    let (scene, life) = Scene::new(Script { obeys: &[15], ..Default::default() }, RestartPolicy::No, GRACE);
-    let clients = async {
-        scene.status(Status::Running).await;
-        served(&scene, async |connection| {
-            let record = Arc::clone(&scene.record);
-            let (go, waits) = std::sync::mpsc::channel::<()>();
-            let (taken, is_taken) = tokio::sync::oneshot::channel();
-            let holds = tokio::task::spawn_blocking(move || {
-                let _held = record.lock().unwrap();
-                taken.send(()).unwrap();
-                waits.recv().unwrap();
-            });
-            is_taken.await.unwrap();
-            let other = async {
-                // Answered while the other call waits.
-                assert_eq!(connection.state().await.unwrap().restart, "no");
-                go.send(()).unwrap();
-            };
-            let always = Change { restart: Some(RestartPolicy::Always), ..Change::default() };
-            let (set, ()) = tokio::join!(connection.update(always), other);
-            set.unwrap();
-            holds.await.unwrap();
-            assert_eq!(connection.state().await.unwrap().restart, "always");
-        })
-        .await;
-        scene.keeper.stop(None, None);
-    };
-    tokio::join!(life, clients);
-}
-
-#[tokio::test]
-async fn a_session_outlives_its_clients_and_tells_its_code_to_whoever_is_there() {
-    let (scene, life) =
-        Scene::new(Script { obeys: &[1, 15], ..Default::default() }, RestartPolicy::No, GRACE);
-    let spec = ExecSpec {
-        args: vec!["sh".into()],
-        stdin: true,
-        session: true,
-        terminal: true,
-        ..Default::default()
-    };
-    let client = async {
-        scene.status(Status::Running).await;
-        served(&scene, async |connection| {
-            let exec = connection.exec(&spec).await.unwrap().unwrap();
-            let stream = exec.claimed.as_ref().unwrap().streams.stdin.as_ref().unwrap().try_clone().unwrap();
-            // A terminal has one stream both ways.
-            let mut far = scene.guests.streams.lock().unwrap().pop().unwrap().stdin.unwrap();
-            far.write_all(b"$ ").unwrap();
-            until(&stream, b"$ ").await;
-            let mut typed = [0; 2];
-            (&stream).write_all(b"ls").unwrap();
-            let typed = tokio::task::spawn_blocking(move || {
-                far.read_exact(&mut typed).unwrap();
-                (far, typed)
-            });
-            let (mut far, typed) = typed.await.unwrap();
-            assert_eq!(&typed, b"ls");
-            let one = &connection.state().await.unwrap().execs[0];
-            assert_eq!((one.session, one.attached, one.terminal), (true, 1, true));
-            assert!(one.started_unix_ns > 0 && one.args == ["sh"]);
-            // Its client dies: it goes on, and what it says is held.
-            drop((stream, exec.claimed));
-            let mut execs = connection.state().await.unwrap().execs;
-            while execs[0].attached > 0 {
-                tokio::task::yield_now().await;
-                execs = connection.state().await.unwrap().execs;
-            }
-            far.write_all(b"more ").unwrap();
-            // Two come back, by the beginning of its id; both see the latest.
-            let beginning = &exec.id[..6];
-            let back = [
-                connection.attach(beginning, true).await.unwrap(),
-                connection.attach(&exec.id, false).await.unwrap(),
-            ];
-            assert!(back.iter().all(|one| one.exec == exec.id && one.terminal));
-            assert_eq!(back.each_ref().map(|one| one.stdin), [true, false]);
-            let streams = back.map(|one| (one.claimed.streams.stdin.unwrap(), one.claimed.connection));
-            for (stream, _) in &streams {
-                until(stream, b"$ more ").await;
-            }
-            assert_eq!(connection.state().await.unwrap().execs[0].attached, 2);
-            assert_eq!(scene.guests.heard.borrow().iter().filter(|(exec, ..)| !exec.is_empty()).count(), 0);
-            // Its end is everybody's, also of one that comes later.
-            far.write_all(b"bye").unwrap();
-            drop(far);
-            scene.guests.ended.send_modify(|ended| {
-                ended.insert(exec.id.clone(), 6);
-            });
-            for (stream, _) in streams {
-                let read = tokio::task::spawn_blocking(move || frames(stream));
-                assert_eq!(read.await.unwrap(), (b"bye".to_vec(), 0));
-            }
-            assert_eq!(connection.wait(beginning).await.unwrap().exit.code, 6);
-            assert_eq!(connection.state().await.unwrap().execs, []);
-            let late = connection.attach(beginning, true).await.unwrap();
-            let read = tokio::task::spawn_blocking(move || frames(late.claimed.streams.stdin.unwrap()))
-                .await
-                .unwrap();
-            assert_eq!(read, (b"$ more bye".to_vec(), 0));
-            // What is no session, or nothing, is refused.
-            let plain = ExecSpec { session: false, ..spec.clone() };
-            let plain = connection.exec(&plain).await.unwrap().unwrap();
-            let refused = connection.attach(&plain.id, false).await.unwrap_err().to_string();
-            assert!(refused.contains("no session"), "{refused}");
-            assert!(connection.attach("none", false).await.unwrap_err().to_string().contains("none"));
-            let both = ExecSpec { detach: true, ..spec.clone() };
-            assert!(connection.exec(&both).await.is_err());
-        })
-        .await;
-        scene.keeper.stop(None, None);
-    };
-    tokio::join!(life, client);
-}
-
-#[tokio::test]
-async fn the_end_of_a_sessions_first_input_is_told_and_its_death_is_not() {
-    let (scene, life) = Scene::new(Script { obeys: &[15], ..Default::default() }, RestartPolicy::No, GRACE);
-    let spec = ExecSpec { args: vec!["cat".into()], stdin: true, session: true, ..Default::default() };
-    let client = async {
-        scene.status(Status::Running).await;
-        served(&scene, async |connection| {
-            for dies in [true, false] {
-                let exec = connection.exec(&spec).await.unwrap().unwrap();
-                let far = scene.guests.streams.lock().unwrap().pop().unwrap();
-                let mut reads = far.stdin.unwrap();
-                let claimed = exec.claimed.unwrap();
-                let stream = claimed.streams.stdin.unwrap();
-                (&stream).write_all(b"said").unwrap();
-                if dies {
-                    // Its stream first, as the system may close them.
-                    drop(stream);
-                    drop(claimed.connection);
-                    // A later client types on.
-                    let later = connection.attach(&exec.id, true).await.unwrap();
-                    let stream = later.claimed.streams.stdin.unwrap();
-                    (&stream).write_all(b" more").unwrap();
-                    // The end of its input is not that of the process.
-                    stream.shutdown(std::net::Shutdown::Write).unwrap();
-                    let mut came = [0; 9];
-                    let came = tokio::task::spawn_blocking(move || {
-                        reads.read_exact(&mut came).unwrap();
-                        reads.set_nonblocking(true).unwrap();
-                        (came, reads.read(&mut [0]).map_err(|error| error.kind()))
-                    });
-                    let open = Err(std::io::ErrorKind::WouldBlock);
-                    assert_eq!(came.await.unwrap(), (*b"said more", open));
-                } else {
-                    stream.shutdown(std::net::Shutdown::Write).unwrap();
-                    let mut came = String::new();
-                    let came = tokio::task::spawn_blocking(move || {
-                        reads.read_to_string(&mut came).unwrap();
-                        came
-                    });
-                    assert_eq!(came.await.unwrap(), "said");
-                }
-            }
-        })
-        .await;
-        scene.keeper.stop(None, None);
-    };
-    tokio::join!(life, client);
-}
-
-#[tokio::test]
-async fn clients_at_once_get_one_order_and_all_of_them_an_answer() {
-    let (scene, life) =
-        Scene::new(Script { obeys: &[15], ..Default::default() }, RestartPolicy::Always, GRACE);
-    let clients = async {
-        scene.status(Status::Running).await;
-        served(&scene, async |connection| {
-            connection.pause().await.unwrap();
-            assert_eq!(scene.keeper.state().status, Status::Paused);
-            assert!(connection.pause().await.unwrap_err().to_string().contains("paused"));
-            let spec = ExecSpec { args: vec!["x".into()], ..Default::default() };
-            assert!(connection.exec(&spec).await.unwrap_err().to_string().contains("paused"));
-            connection.resume().await.unwrap();
-            connection.pause().await.unwrap();
-            // A stop wakes it, and everybody hears of the same end.
-            let (one, two, three) =
-                tokio::join!(connection.stop(None, None), connection.stop(None, None), connection.wait(""));
-            let codes = [one, two, three].map(|end| end.unwrap().exit.code);
-            assert_eq!(codes, [143; 3]);
-            assert!(connection.kill("", Signal::TERM).await.is_err());
-        })
-        .await;
-    };
-    tokio::join!(life, clients);
-}
-
+mod clients;
 mod containers;
+mod execs;
 mod health;
+mod life;
+mod sessions;

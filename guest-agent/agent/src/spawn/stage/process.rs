@@ -76,7 +76,6 @@ pub(super) fn become_program(
     let env = strings(&environment).step(|| "pass the environment".into())?;
     let path = sys::c_string(&program).step(|| "pass the program".into())?;
     sys::mark_all_close_on_exec().step(|| "close descriptors".into())?;
-    sys::all_signals_default();
     if plan.init {
         init::stay(identity.uid, sets, plan.seccomp.as_ref(), plan.terminal.is_some())?;
     }

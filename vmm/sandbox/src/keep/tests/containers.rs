@@ -1,7 +1,5 @@
 //! Further containers.
 
-use std::path::PathBuf;
-
 use nelly_vmm::text;
 
 use super::*;
