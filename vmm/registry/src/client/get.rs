@@ -64,6 +64,9 @@ impl Client {
         if digest.is_none() && !is_tag(reference) {
             return Err(bad_reference(reference));
         }
+        if digest.is_none() {
+            self.try_mirrors_again(place);
+        }
         let what = format!("the manifest {}:{reference}", place.path());
         let what = if digest.is_some() {
             what.replacen(&format!(":{reference}"), &format!("@{reference}"), 1)

@@ -4,7 +4,7 @@ mod access;
 mod get;
 mod put;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Mutex;
 use std::time::SystemTime;
@@ -35,6 +35,8 @@ pub struct Client {
     authorizations: Mutex<HashMap<(Origin, String), String>>,
     /// Whether servers that were not known to speak TLS do.
     schemes: Mutex<HashMap<String, bool>>,
+    /// Mirrors that failed for a repository since its last pull began, each with that.
+    failed_mirrors: Mutex<HashSet<(String, Place)>>,
 }
 
 impl fmt::Debug for Client {
@@ -77,7 +79,8 @@ impl Client {
             CredentialStore::new(&options.environment, cancel.clone()).warning(warnings.clone());
         let http = Http::new(options.environment.clone(), options.hosts.clone(), options.patience, cancel);
         let (authorizations, schemes) = (Mutex::default(), Mutex::default());
-        Self { options, http, credentials, warnings, authorizations, schemes }
+        let failed_mirrors = Mutex::default();
+        Self { options, http, credentials, warnings, authorizations, schemes, failed_mirrors }
     }
 
     /// What ends its transfers.
@@ -100,8 +103,14 @@ impl Client {
         self.warnings.take()
     }
 
+    /// Begins a pull: every mirror is asked again.
+    fn try_mirrors_again(&self, place: &Place) {
+        self.failed_mirrors.lock().expect(WHOLE).retain(|(_, failed)| failed != place);
+    }
+
     /// Does something with the first server that has it; if none has, the registry's own error
-    /// counts.
+    /// counts. A mirror that failed is not asked again in the same pull: its time limits would be
+    /// waited for at each blob.
     fn first<T>(
         &self,
         place: &Place,
@@ -110,12 +119,19 @@ impl Client {
         let endpoints = Endpoint::all(&self.options, place.domain())?;
         let (own, mirrors) = endpoints.split_last().expect("the registry itself is there");
         for mirror in mirrors {
+            let failed = (mirror.shown(), place.clone());
+            if self.failed_mirrors.lock().expect(WHOLE).contains(&failed) {
+                continue;
+            }
             match with(mirror) {
                 Err(RegistryError::Cancelled) => return Err(RegistryError::Cancelled),
-                Err(error) => self.warnings.add(&mirror.shown(), || {
-                    let (mirror, domain) = (mirror.shown(), place.domain());
-                    format!("the mirror {mirror} did not help, so {domain} itself or its next mirror is asked: {error}")
-                }),
+                Err(error) => {
+                    self.warnings.add(&mirror.shown(), || {
+                        let (mirror, domain) = (mirror.shown(), place.domain());
+                        format!("the mirror {mirror} did not help, so {domain} itself or its next mirror is asked: {error}")
+                    });
+                    self.failed_mirrors.lock().expect(WHOLE).insert(failed);
+                }
                 done => return done,
             }
         }

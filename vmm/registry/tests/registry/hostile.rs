@@ -361,7 +361,10 @@ fn a_transfer_ends_when_it_is_cancelled() {
 
 #[test]
 fn mirrors_are_asked_first_and_the_registry_when_they_fail() {
-    let good = Server::start(|_, stream| reply(stream, "200 OK", &manifest_type(), b"{}"));
+    let good = Server::start(|got, stream| {
+        let body = if got.path.contains("/blobs/") { bytes(1000) } else { b"{}".to_vec() };
+        reply(stream, "200 OK", &manifest_type(), &body);
+    });
     let empty = Server::start(|_, stream| reply(stream, "404 Not Found", "", b""));
     let mut mirrored = options();
     let host = HostOptions {
@@ -378,6 +381,16 @@ fn mirrors_are_asked_first_and_the_registry_when_they_fail() {
     for word in [&empty.host[..], "registry.invalid", "does not have the manifest test/app:1"] {
         assert!(warnings[0].contains(word), "{word}: {warnings:?}");
     }
+    // The rest of the pull does not ask it again, the next pull does.
+    let blob = bytes(1000);
+    for _ in 0..3 {
+        let (came, done) = pull(&asking, &place("registry.invalid"), &blob);
+        done.unwrap();
+        assert!(came == blob);
+    }
+    let asked =
+        |server: &Server, path: &str| server.count(&format!("{path}/blobs/{}", Digest::sha256(&blob)));
+    assert_eq!((asked(&empty, "/v2/test/app"), asked(&good, "/v2/hub/test/app")), (0, 3));
     asking.manifest(&place("registry.invalid"), "1").unwrap();
     assert!(asking.take_warnings().is_empty());
     assert_eq!((empty.count("/v2/test/app/manifests/1"), good.count("/v2/hub/test/app/manifests/1")), (2, 2));
