@@ -121,7 +121,8 @@ where
     }
 }
 
-/// A container that did not start, with the exit code of `run`.
+/// A failure with an exit code of its own, such as a container that did not start, or a prompt that
+/// was left by Ctrl-C.
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) code: u8,

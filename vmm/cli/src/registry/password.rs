@@ -3,7 +3,10 @@
 use std::io::{self, Read, Write, stderr, stdin};
 
 use anyhow::{Context as _, Result, bail};
+use nelly_sandbox::life::Signal;
 use nelly_vmm::sys::terminal::{self, RawMode};
+
+use crate::fail::Refused;
 
 /// Longest answer in bytes.
 const MOST: usize = 64 << 10;
@@ -30,7 +33,7 @@ pub(super) fn ask_hidden(what: &str) -> Result<String> {
     let _ = stderr().write_all(b"\n");
     match typed.context("cannot read the terminal")? {
         Some(bytes) => String::from_utf8(bytes).context("the password is not UTF-8"),
-        None => bail!("interrupted"),
+        None => Err(Refused { code: Signal::INT.exit_code(), message: "interrupted".to_owned() }.into()),
     }
 }
 
