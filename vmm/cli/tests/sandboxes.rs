@@ -135,6 +135,9 @@ fn sandboxes_are_listed_by_what_their_files_and_locks_say() {
     assert_eq!(filtered(&["--filter", "ancestor=builtin:busybox"]), "ab");
     assert_eq!(home.out(&["ps", "-q", "--no-trunc", "--filter", "name=web"]), "a".repeat(64));
     assert!(home.complains(&["ps", "--filter", "colour=red"], 2).contains("the filters are"));
+    for (flag, bad) in [("--filter", "colour=red"), ("--since", "yesterday"), ("--until", "tomorrow")] {
+        assert!(home.complains(&["events", flag, bad], 2).contains(flag), "{flag}");
+    }
 
     let objects = home.json(&["ps", "-a", "--json"]);
     let object = |name: &str| {
@@ -266,7 +269,7 @@ fn a_removal_knows_what_was_being_made_when_it_began() {
     store.add().unwrap().set_name(None, &image).unwrap();
     // A sandbox is being made of it while somebody removes what is not used.
     let store = LocalStore::open(store.path()).unwrap();
-    let hold = store.hold().unwrap();
+    let hold = store.hold(&mut |_| ()).unwrap();
     let mut prune = Command::new(env!("CARGO_BIN_EXE_nelly"));
     prune.args(["image", "prune", "--all"]).env_clear().env("NELLY_HOME", home.0.path());
     let prune = prune.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -68,9 +68,42 @@ pub(crate) fn try_lock(
     }
 }
 
+/// The process that holds a lock of flock(2) on `file`, as far as the system tells.
+pub(crate) fn holder(file: &File) -> Option<u32> {
+    let found = rustix::fs::fstat(file).ok()?;
+    let (major, minor) = (rustix::fs::major(found.st_dev), rustix::fs::minor(found.st_dev));
+    holder_in(
+        &std::fs::read_to_string("/proc/locks").ok()?,
+        &format!("{major:02x}:{minor:02x}:{}", found.st_ino),
+    )
+}
+
+/// The process that holds the lock on a file in the text of `/proc/locks`. Those that wait for it
+/// have an arrow before the kind.
+fn holder_in(locks: &str, file: &str) -> Option<u32> {
+    let holder = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        (words.next() == Some("FLOCK")).then_some(())?;
+        let pid = words.nth(2)?;
+        (words.next() == Some(file)).then(|| pid.parse().ok())?
+    };
+    locks.lines().find_map(holder)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_found_among_all_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 08:01:5 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 08:01:6 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  READ 13 08:01:5 0 EOF\n3: FLOCK  ADVISORY  WRITE 14 08:01:5 0 EOF\n\
+                     4: FLOCK\n";
+        assert_eq!(holder_in(locks, "08:01:5"), Some(14));
+        assert_eq!(holder_in(locks, "08:01:6"), Some(12));
+        assert_eq!(holder_in(locks, "08:01:7"), None);
+        assert_eq!(holder_in("", "08:01:5"), None);
+    }
 
     #[test]
     fn a_wait_ends_when_it_is_not_wanted_any_more_and_a_renamed_lock_is_none() {

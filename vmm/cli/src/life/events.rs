@@ -14,12 +14,13 @@ use super::args::EventsArgs;
 use super::logs::since;
 use crate::context::Context;
 use crate::duration;
+use crate::fail::OfFlag as _;
 
 /// Prints events until Ctrl-C or `--until`.
 pub(crate) fn events(args: &EventsArgs, context: &Context) -> Result<ExitCode> {
-    let filters = Filters::parse(&args.filter).context("--filter")?;
-    let begin = args.since.as_deref().map(since).transpose().context("--since")?;
-    let end = args.until.as_deref().map(until).transpose().context("--until")?;
+    let filters = Filters::parse(&args.filter).of_flag("--filter")?;
+    let begin = args.since.as_deref().map(since).transpose().of_flag("--since")?;
+    let end = args.until.as_deref().map(until).transpose().of_flag("--until")?;
     // It is made, so that the first sandbox of all can be told of.
     let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
     let as_json = args.json;

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use foreground::foreground;
-use nelly_image::{Image, ImageError, Reference, Store, StoreOptions};
+use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
 use nelly_sandbox::spec::oci;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
@@ -137,6 +137,15 @@ fn dry_run(args: &RunArgs, options: RunOptions, store: &Store, reference: &Refer
     Ok(ExitCode::SUCCESS)
 }
 
+/// Keeps the images where they are. A wait for a command that removes some is told; Ctrl-C ends it.
+fn hold(store: &Store) -> Result<Option<Hold>> {
+    let held = store.hold(&mut |pid| {
+        let who = pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+        out::message(format_args!("waiting for a command that removes images{who}; it may be stopped"));
+    });
+    Ok(held?)
+}
+
 /// Writes the result of a run whose machine a keeper held.
 fn tell(result: Option<OutputFile>, id: &Id, started: Instant, exit: Result<Last>) -> Result<ExitCode> {
     if let Some(result) = result {
@@ -184,7 +193,7 @@ fn begin(
     }
     if let Some(word) = &args.inside {
         // Nobody removes what is found until the keeper has written down that it is used.
-        let hold = store.hold()?;
+        let hold = hold(&store)?;
         let image = resolve(&store, &reference, args, context)?;
         let plan = plan(args, options, &image.config)?;
         return inside::inside(args, word, &plan, &reference, (&image, hold), context);
@@ -195,7 +204,7 @@ fn begin(
     let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
     recorder.stamp(name::CONFIG_PARSED);
     // Nobody removes what is found until the sandbox's record says that it is used.
-    let hold = if stays { store.hold()? } else { None };
+    let hold = if stays { hold(&store)? } else { None };
     let image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;

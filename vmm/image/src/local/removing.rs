@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 
 use super::{LocalError, LocalStore};
-use crate::lock::lock;
+use crate::lock::{holder, lock};
 use crate::trusted::TrustedDir;
 
 /// How long a removal waits for those who use images: a command that makes a sandbox is done by
+/// How long a wait for a removal goes on without a word.
+const SILENT: Duration = Duration::from_secs(1);
+
 /// then, a download is not.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -44,13 +47,21 @@ fn open(store: &LocalStore) -> Result<(TrustedDir, File), LocalError> {
 
 impl LocalStore {
     /// Keeps all blobs and files of the cache where they are. This waits for a removal that goes
-    /// on. The directory is created if it does not exist.
+    /// on, and after a second calls `waits`, once, with the process that removes, where the system
+    /// tells it. The directory is created if it does not exist.
     ///
     /// # Errors
     /// [`LocalError`]: the directory cannot be used or written.
-    pub fn hold(&self) -> Result<Hold, LocalError> {
+    pub fn hold(&self, waits: &mut dyn FnMut(Option<u32>)) -> Result<Hold, LocalError> {
         let (dir, file) = open(self)?;
-        lock(&file, &dir, "adding", FlockOperation::LockShared, &mut || false)?;
+        let mut tell_at = Some(Instant::now() + SILENT);
+        let mut go_on = || {
+            if tell_at.take_if(|at| Instant::now() >= *at).is_some() {
+                waits(holder(&file));
+            }
+            false
+        };
+        lock(&file, &dir, "adding", FlockOperation::NonBlockingLockShared, &mut go_on)?;
         Ok(Hold { _lock: file })
     }
 

@@ -17,8 +17,8 @@ impl Store {
     ///
     /// # Errors
     /// The directory of the local store cannot be used. `None` if the options name none.
-    pub fn hold(&self) -> Result<Option<Hold>, ImageError> {
-        let hold = |local: LocalStore| local.hold().map_err(|source| self.local_error(source));
+    pub fn hold(&self, waits: &mut dyn FnMut(Option<u32>)) -> Result<Option<Hold>, ImageError> {
+        let hold = |local: LocalStore| local.hold(waits).map_err(|source| self.local_error(source));
         self.local()?.map(hold).transpose()
     }
 

@@ -310,7 +310,19 @@ fn what_is_removed_takes_what_nothing_else_needs_and_nothing_more() {
 fn what_a_sandbox_is_being_made_of_stays() {
     let place = TestDir::default();
     place.add(&image(&place, "one"), "one");
-    let hold = place.store().hold().unwrap();
+    // A removal that goes on is waited for, and who it is is told once.
+    let removing = place.store().removing().unwrap();
+    assert!(removing.is_alone());
+    let mut told = Vec::new();
+    let mut removing = Some(removing);
+    let hold = place.store().hold(&mut |pid| {
+        told.push(pid);
+        removing.take();
+    });
+    let hold = hold.unwrap();
+    assert_eq!(told.len(), 1);
+    // Not every file system is named in the list of locks as a file is.
+    assert!(told[0].is_none_or(|pid| pid == std::process::id()), "{told:?}");
     let made_of = resolve(&place, &named("one"));
     let all = blobs(&place);
     // Nobody knows yet that it is used: the name goes, and no file.

@@ -112,7 +112,8 @@ impl Builder {
         let sandboxes = Sandboxes::make(&nelly.places().sandboxes())?;
         let store = self.store()?;
         // Nobody removes the image until the sandbox's record says that it is used.
-        let hold = store.hold()?;
+        // Whoever embeds this has no terminal to be told on that another command removes images.
+        let hold = store.hold(&mut |_| ())?;
         let Prepared { id, name, reference, image, container, machine, signal } = self.prepare_in(&store)?;
         let needs_disk = !container.read_only || !container.options.volumes.is_empty();
         let mut record = SandboxRecord {
