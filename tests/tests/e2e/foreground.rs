@@ -37,12 +37,16 @@ fn a_sandbox_stays_after_its_command_and_starts_again() {
 #[test]
 fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox() {
     let kept = Kept::new();
-    let flood = "head -c 8388608 /dev/zero | tr '\\0' x; echo end; echo up >/dev/shm/up; exec sleep 1000";
+    let counted: Vec<u8> = (1..=100_000).flat_map(|line| format!("{line}\n").into_bytes()).collect();
+    let flood = "seq 1 100000; head -c 8388608 /dev/zero | tr '\\0' x; echo end; echo up >/dev/shm/up; exec sleep 1000";
     let mut client = spawn(kept.0.path(), &words(&[], flood));
     let mut stdout = client.stdout.take().unwrap();
     kept.until("it runs", || kept.0.nelly(&["exec", "box", "true"]).code == 0);
     // Nobody reads: the container waits in the middle.
     assert_eq!(kept.exec("test -e /dev/shm/up; echo $?"), "1");
+    let mut lines = vec![0; counted.len()];
+    stdout.read_exact(&mut lines).unwrap();
+    assert!(lines == counted, "not a byte is lost, changed or out of order");
     let (mut all, mut part) = (0, vec![0; 1 << 20]);
     while all < (8 << 20) + 4 {
         let count = stdout.read(&mut part).unwrap();

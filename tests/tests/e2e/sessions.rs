@@ -81,6 +81,10 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     let one = listed(&kept);
     assert_eq!((one.len(), one[0].last().unwrap().as_str()), (1, "yes"), "{one:?}");
     let id = one[0][0].clone();
+    assert_eq!(kept.out(&["exec", "--list", "-q", "box"]), id);
+    let shown: Value = serde_json::from_str(&kept.out(&["exec", "--list", "--json", "box"])).unwrap();
+    assert_eq!((&shown[0]["id"], &shown[0]["container"]), (&id.as_str().into(), &kept.record()["id"]));
+    assert!(kept.0.nelly(&["exec", "--list", "box/none"]).expect(125).err().contains("no container none"));
     // Left by its keys.
     tmux.keys(&["C-]"]);
     tmux.see("goes on");
@@ -129,6 +133,17 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     kept.until("it ended", || listed(&kept).is_empty());
     let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
     assert_eq!((late.expect(143).out().as_str(), late.err().as_str()), ("out\n", "err\n"));
+    // A sandbox of its own is left by the same keys, and returned to.
+    tmux.line(&format!("clear; {nelly} run -it --name fg -e 'PS1=fg# ' -- sh; echo code-$?"));
+    tmux.see("fg#");
+    tmux.keys(&["C-]"]);
+    tmux.see("sandbox fg goes on");
+    tmux.see("code-0");
+    tmux.line(&format!("clear; {nelly} attach fg; echo code-$?"));
+    tmux.see("fg#");
+    tmux.line("exit 6");
+    tmux.see("code-6");
+    kept.out(&["rm", "fg"]);
     // A client that is killed and a signal that is sent before the exec has begun lose nothing.
     for _ in 0..3 {
         let mut client = spawn(kept.0.path(), &["exec", "--session", "box", "sleep", "3000"]);
@@ -148,11 +163,12 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let limit = std::time::Instant::now() + nelly_tests::scaled(LIMIT);
-    while told().last().is_none_or(|last| last["event"] != "removed") {
+    while told().last().is_none_or(|last| last["event"] != "removed" || last["name"] != "box") {
         assert!(std::time::Instant::now() < limit, "{:?}", told());
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    let told = told();
+    let mut told = told();
+    told.retain(|event| event["name"] == "box");
     let words: Vec<&str> = told.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(words, ["created", "started", "running", "exited", "removed"]);
     assert_eq!((&told[3]["code"], &told[3]["reason"]), (&3.into(), &"exited".into()));

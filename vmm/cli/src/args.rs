@@ -388,6 +388,10 @@ pub(crate) struct KeptArgs {
     /// tmpfs in the guest instead]
     #[arg(long, value_name = "SIZE")]
     pub(crate) storage: Option<String>,
+    /// With -it, keys that leave the sandbox running: one character, or ctrl-X, several separated
+    /// by commas [default: ctrl-]]
+    #[arg(long, value_name = "KEYS")]
+    pub(crate) detach_keys: Option<String>,
     #[command(flatten)]
     pub(crate) health: crate::health_args::HealthArgs,
 }
@@ -401,6 +405,7 @@ impl KeptArgs {
             ("--stop-timeout", self.stop_timeout.is_some()),
             ("--label", !self.label.is_empty()),
             ("--storage", self.storage.is_some()),
+            ("--detach-keys", self.detach_keys.is_some()),
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         given.or_else(|| self.health.given())

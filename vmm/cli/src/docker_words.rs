@@ -39,7 +39,6 @@ const FLAGS: &[(&str, &str)] = &[
     ("--cidfile", "write --result FILE, or take the id that nelly run -d prints"),
     ("--cpu-shares", "a machine has whole vCPUs: --cpus N"),
     ("--cpuset-cpus", "a machine has whole vCPUs: --cpus N"),
-    ("--detach-keys", "it is a flag of nelly attach"),
     ("--dns", "there are no guest networks yet"),
     ("--expose", "there are no guest networks yet"),
     ("--gpus", "host devices cannot be passed to a machine yet"),

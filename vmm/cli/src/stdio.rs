@@ -18,9 +18,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use crate::ctrl_c::CtrlCCounter;
+use crate::life::DetachKeys;
 
 /// Buffer size in bytes.
 const CHUNK: usize = 64 << 10;
+
+/// The keys that leave a container running, and who is told when they came.
+pub(crate) type Leave = (DetachKeys, UnboundedSender<()>);
 
 /// The threads that copy output. The thread that copies input ends with the process.
 pub(crate) struct OutputThreads {
@@ -30,13 +34,15 @@ pub(crate) struct OutputThreads {
 
 impl OutputThreads {
     /// Starts to copy; `recorder` gets a stamp at the first byte of output. If Ctrl-C is pressed
-    /// repeatedly in raw mode without output in return, a kill is sent to `requests`.
+    /// repeatedly in raw mode without output in return, a kill is sent to `requests`. If the keys of
+    /// `leave` are typed, that is told, and input is not copied any more.
     pub(crate) fn start(
         streams: Streams,
         terminal: bool,
         interactive: bool,
         recorder: &Arc<Recorder>,
         requests: &UnboundedSender<ProcessRequest>,
+        mut leave: Option<Leave>,
     ) -> Result<Self> {
         let ctrl_c = Arc::new(CtrlCCounter::default());
         let (mut streams_read, mut output) = (Vec::new(), Vec::new());
@@ -58,7 +64,8 @@ impl OutputThreads {
             }
             if interactive {
                 let presses = terminal.then(|| (Arc::clone(&ctrl_c), requests.clone()));
-                spawn("input", move || copy_in(rustix::stdio::stdin(), &stream, presses))?;
+                let leave = leave.take();
+                spawn("input", move || copy_in(rustix::stdio::stdin(), &stream, presses, leave))?;
             }
         }
         if let Some(stream) = stdout {
@@ -153,11 +160,13 @@ fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Copies input until it ends, and then shuts down only the sending direction, so that the
-/// container reads end of file. With `presses`, repeated Ctrl-C may kill the machine.
+/// container reads end of file. With `presses`, repeated Ctrl-C may kill the machine. The keys of
+/// `leave` end the copying and nothing else.
 fn copy_in(
     from: BorrowedFd<'_>,
     mut to: &UnixStream,
     presses: Option<(Arc<CtrlCCounter>, UnboundedSender<ProcessRequest>)>,
+    mut leave: Option<Leave>,
 ) {
     let mut buffer = vec![0; CHUNK];
     loop {
@@ -165,9 +174,17 @@ fn copy_in(
             Ok(0) => break,
             Ok(count) => {
                 let typed = &buffer[..count];
+                let sorted = leave.as_mut().map(|(keys, _)| keys.typed(typed));
+                let detached = sorted.as_ref().is_some_and(|sorted| sorted.detached);
+                let typed = sorted.as_ref().map_or(typed, |sorted| &sorted.passed);
                 // Counted before the container can respond.
                 let presses = presses.as_ref().filter(|(ctrl_c, _)| ctrl_c.typed(typed));
                 if to.write_all(typed).is_err() {
+                    return;
+                }
+                if detached {
+                    // Whoever is told closes the stream; its end is not that of the input.
+                    let _nobody_left = leave.take().map(|(_, tell)| tell.send(()));
                     return;
                 }
                 if let Some((ctrl_c, requests)) = presses
@@ -270,7 +287,7 @@ mod tests {
         let shows = Arc::clone(&ctrl_c);
         let shows = thread::spawn(move || copy_out(&output, shown.as_fd(), &shows, || {}));
         let presses = Some((ctrl_c, send));
-        let input = thread::spawn(move || copy_in(typed.as_fd(), &stream, presses));
+        let input = thread::spawn(move || copy_in(typed.as_fd(), &stream, presses, None));
         let expect = |bytes: &[u8], container: &mut UnixStream| {
             let mut read = vec![0; bytes.len()];
             container.read_exact(&mut read).unwrap();
@@ -296,12 +313,27 @@ mod tests {
     }
 
     #[test]
+    fn the_keys_that_leave_are_no_end_of_the_input() {
+        let (mut keyboard, typed) = UnixStream::pair().unwrap();
+        let (container, stream) = UnixStream::pair().unwrap();
+        let (tell, mut left) = unbounded_channel();
+        keyboard.write_all(b"ls\x10\x10\x11rest").unwrap();
+        copy_in(typed.as_fd(), &stream, None, Some(("ctrl-p,ctrl-q".parse().unwrap(), tell)));
+        left.try_recv().unwrap();
+        let mut read = [0; 8];
+        assert_eq!((&container).read(&mut read).unwrap(), 3);
+        assert_eq!(&read[..3], b"ls\x10");
+        container.set_nonblocking(true).unwrap();
+        assert_eq!((&container).read(&mut read).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
     fn without_a_terminal_nobody_insists() {
         let (mut keyboard, typed) = UnixStream::pair().unwrap();
         let (mut container, stream) = UnixStream::pair().unwrap();
         keyboard.write_all(b"\x03\x03\x03").unwrap();
         drop(keyboard);
-        copy_in(typed.as_fd(), &stream, None);
+        copy_in(typed.as_fd(), &stream, None, None);
         let mut read = Vec::new();
         container.read_to_end(&mut read).unwrap();
         assert_eq!(read, b"\x03\x03\x03");

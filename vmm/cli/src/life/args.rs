@@ -116,7 +116,7 @@ pub(crate) struct KillArgs {
 /// `nelly exec`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "nelly exec [FLAGS] SANDBOX COMMAND [ARG...]\n       nelly exec --list SANDBOX",
+    override_usage = "nelly exec [FLAGS] SANDBOX COMMAND [ARG...]\n       nelly exec --list [--json|-q] SANDBOX",
     after_help = "Flags after SANDBOX belong to the command. The exit code is the command's. If nelly exec is killed, the command's process \
         group gets SIGHUP, and SIGKILL 5 seconds later; with -d and with --session it lives on.\n\
         A session is left by the detach keys (Ctrl-]) or by the end of nelly exec, also by Ctrl-C without -t; `nelly attach --exec ID SANDBOX` returns to it \
@@ -126,6 +126,7 @@ pub(crate) struct KillArgs {
         nelly exec -it web sh\n  \
         nelly exec --session -it web sh\n  \
         nelly exec --list web\n  \
+        nelly exec --list -q web/tools                 ids of the execs in one container\n  \
         nelly exec -i web sh -c 'cat >/srv/page' <page\n  \
         nelly exec web/tools id                        in a container of nelly run --in"
 )]
@@ -145,10 +146,16 @@ pub(crate) struct ExecArgs {
     /// Keys that leave a session: one character, or ctrl-X, several separated by commas
     #[arg(long, value_name = "KEYS", default_value = "ctrl-]", requires = "session")]
     pub(crate) detach_keys: String,
-    /// List the execs of the sandbox that run: id, command, since when, how many clients, and
-    /// whether it is a session
+    /// List the execs of the sandbox, or of SANDBOX/CONTAINER, that run: id, command, since when,
+    /// how many clients, and whether it is a session
     #[arg(long, conflicts_with_all = ["interactive", "tty", "detach", "session", "env", "env_file", "user", "workdir"])]
     pub(crate) list: bool,
+    /// With --list, print JSON (schema 1)
+    #[arg(long, requires = "list")]
+    pub(crate) json: bool,
+    /// With --list, print ids only
+    #[arg(short, long, requires = "list", conflicts_with = "json")]
+    pub(crate) quiet: bool,
     /// Set an environment variable; NAME alone copies the value from this environment
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,

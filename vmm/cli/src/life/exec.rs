@@ -4,20 +4,23 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use nelly_sandbox::connect::{Attached, Claimed, Connection, Exec, ExecSpec};
+use nelly_sandbox::connect::{Attached, Claimed, Connection, Exec, ExecSpec, ExecState};
 use nelly_sandbox::life::{ProcessRequest, Signal};
 use nelly_sandbox::state::{Timestamp, outcome};
 use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
 use nelly_vmm::timeline::{Recorder, now_ns};
+use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::args::ExecArgs;
 use super::attach::{Shown, shown};
 use super::detach_keys::DetachKeys;
+use super::logs::id_of;
 use super::ps::{command, words};
 use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
+use crate::fail::Usage;
 use crate::{bug, environment, out, signals, stdio, table};
 
 /// Runs a command in a sandbox that runs.
@@ -88,10 +91,23 @@ async fn session(args: &ExecArgs, connection: &Connection, exec: Exec, keys: Det
 /// Prints the execs that run in a sandbox.
 fn list(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     let [word] = args.words.as_slice() else {
-        bail!("--list takes a SANDBOX and no COMMAND");
+        return Err(Usage::error("--list takes a SANDBOX and no COMMAND"));
     };
+    let (word, container) = target(word);
     let sandbox = sandboxes(context)?.find(word)?;
-    let state = runtime()?.block_on(async { anyhow::Ok(connect(&sandbox).await?.state().await?) })?;
+    let container = (!container.is_empty()).then(|| id_of(&sandbox, container)).transpose()?;
+    let mut state = runtime()?.block_on(async { anyhow::Ok(connect(&sandbox).await?.state().await?) })?;
+    if let Some(container) = container.map(|id| id.to_string()) {
+        state.execs.retain(|exec| exec.container == container);
+    }
+    if args.json {
+        out::json(Value::Array(state.execs.iter().map(object).collect()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.quiet {
+        state.execs.iter().try_for_each(|exec| out::line(&exec.exec_id))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut rows = vec![["ID", "COMMAND", "STARTED", "CLIENTS", "SESSION"].map(str::to_owned)];
     let now = Timestamp::now();
     for exec in state.execs {
@@ -101,6 +117,13 @@ fn list(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     }
     table::aligned(&rows).into_iter().try_for_each(out::line)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// An exec as JSON.
+pub(super) fn object(exec: &ExecState) -> Value {
+    json!({ "id": exec.exec_id, "container": exec.container, "args": exec.args, "session": exec.session,
+        "clients": exec.attached, "terminal": exec.terminal,
+        "started_at": Timestamp::from_unix_ns(exec.started_unix_ns) })
 }
 
 /// Copies the streams of an exec, or of a further container if `id` is empty, and forwards signals
@@ -117,7 +140,7 @@ pub(crate) async fn attended(
     let raw = (tty && interactive).then(bug::Raw::enter).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let recorder = Arc::new(Recorder::new(now_ns()));
-    let output = stdio::OutputThreads::start(streams, tty, interactive, &recorder, &send)?;
+    let output = stdio::OutputThreads::start(streams, tty, interactive, &recorder, &send, None)?;
     let code = match told(connection, id, requests).await? {
         Told::Exited(code) => code,
         // Closing the connection ends the command.

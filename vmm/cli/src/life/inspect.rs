@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
-use nelly_sandbox::connect::{Connection, ExecState, HealthResponse, StateResponse};
+use nelly_sandbox::connect::{Connection, HealthResponse, StateResponse};
 use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
@@ -61,7 +61,7 @@ fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> (Value, Value) {
             let state = keeper.state().await.ok()?;
             // One of an older version does not know it.
             let health = if state.health.is_empty() { None } else { keeper.health().await.ok() };
-            Some((execs(state), health.map_or(Value::Null, health_object)))
+            Some((execs(&state), health.map_or(Value::Null, health_object)))
         };
         runtime.block_on(async { tokio::time::timeout(KEEPER, asked).await.ok().flatten() })
     });
@@ -79,12 +79,8 @@ fn health_object(health: HealthResponse) -> Value {
     json!({ "status": health.health, "failing_streak": health.failures, "log": log.collect::<Value>() })
 }
 
-fn execs(state: StateResponse) -> Value {
-    let exec = |exec: ExecState| {
-        json!({ "id": exec.exec_id, "args": exec.args, "session": exec.session, "clients": exec.attached,
-            "terminal": exec.terminal, "started_at": Timestamp::from_unix_ns(exec.started_unix_ns) })
-    };
-    state.execs.into_iter().map(exec).collect()
+fn execs(state: &StateResponse) -> Value {
+    state.execs.iter().map(super::exec::object).collect()
 }
 
 /// The record of a sandbox, and beside it what is the case.

@@ -70,7 +70,7 @@ pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
 }
 
 /// The further container of a sandbox that a word means.
-fn id_of(sandbox: &SandboxDir, word: &str) -> Result<Id> {
+pub(super) fn id_of(sandbox: &SandboxDir, word: &str) -> Result<Id> {
     let found = sandbox.state()?.container(word).map(|one| one.id);
     found
         .ok_or_else(|| anyhow!("sandbox {} has no container {word}; see nelly inspect", sandbox.id().short()))

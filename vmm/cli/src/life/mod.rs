@@ -26,6 +26,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
 pub(crate) use copy::cp;
+pub(crate) use detach_keys::DetachKeys;
 pub(crate) use events::events;
 pub(crate) use exec::{attended, exec};
 pub(crate) use generate::systemd;

@@ -19,7 +19,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::detached::Made;
 use crate::args::RunArgs;
 use crate::context::Context;
+use crate::fail::{Hint, OfFlag as _};
 use crate::{bug, life, out, signals, stdio};
+
+/// The keys that leave a sandbox running, as those of `nelly attach`.
+const DETACH_KEYS: &str = "ctrl-]";
+
+/// The reason of a client's end that was asked for by those keys.
+const DETACHED: &str = "detached";
 
 /// How long a sandbox that is killed may take to end.
 const KILLED: Duration = Duration::from_secs(10);
@@ -34,6 +41,10 @@ pub(super) fn attached(
     limit: Option<Duration>,
     context: &Context,
 ) -> Result<Last> {
+    let keys = args.kept.detach_keys.as_deref().unwrap_or(DETACH_KEYS);
+    // On a terminal only: elsewhere these are bytes like others.
+    let keys: life::DetachKeys = keys.parse().of_flag("--detach-keys")?;
+    let keys = (args.tty && args.interactive).then_some(keys);
     let runtime = life::runtime()?;
     let ended = runtime.block_on(async {
         let (send, requests) = unbounded_channel();
@@ -55,7 +66,7 @@ pub(super) fn attached(
                 return Ok(Last { code: exit.code, reason: exit.reason.to_owned(), detail: String::new() });
             }
         };
-        shown(args, ours, &sandbox, launched, (&send, outside.into_requests()), deadline).await
+        shown(args, ours, &sandbox, launched, (&send, outside.into_requests(), keys), deadline).await
     });
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
@@ -78,21 +89,36 @@ async fn shown(
     streams: Streams,
     sandbox: &Arc<SandboxDir>,
     launched: Launched,
-    (send, requests): (&UnboundedSender<ProcessRequest>, UnboundedReceiver<ProcessRequest>),
+    (send, requests, keys): (
+        &UnboundedSender<ProcessRequest>,
+        UnboundedReceiver<ProcessRequest>,
+        Option<life::DetachKeys>,
+    ),
     deadline: Option<tokio::time::Instant>,
 ) -> Result<Last> {
     // Not earlier, so that messages before this are printed on a terminal in normal mode.
     let raw = (args.tty && args.interactive).then(bug::Raw::enter).transpose();
-    let raw = raw.context("cannot set the terminal to raw mode")?;
+    let raw = raw.context("cannot set the terminal to raw mode");
+    let raw = raw.map_err(|error| goes_on_without(sandbox, &error))?;
     let recorder = Arc::new(Recorder::new(now_ns()));
-    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, &recorder, send)?;
+    let (leave, left) = unbounded_channel();
+    let leave = keys.map(|keys| (keys, leave));
+    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, &recorder, send, leave);
+    let output = output.map_err(|error| goes_on_without(sandbox, &error))?;
     let mut ending = tokio::task::spawn_blocking(move || launched.ended());
-    let last = match told(sandbox, &mut ending, requests, deadline).await? {
+    let last = match told(sandbox, &mut ending, (requests, left), deadline).await? {
         Told::Ended(last) => last,
         Told::Left(last) => {
             // What was said before is shown, but a reader that does not read does not block
             // the end.
             let _late = tokio::time::timeout(LAST_OUTPUT, output.drain(std::future::pending())).await;
+            drop(raw);
+            if last.reason == DETACHED {
+                let name = name(sandbox);
+                out::message(format_args!(
+                    "sandbox {name} goes on; `nelly attach {name}` returns to it, `nelly rm -f {name}` removes it"
+                ));
+            }
             return Ok(last);
         }
     };
@@ -114,6 +140,20 @@ async fn shown(
     }
 }
 
+/// The name of a sandbox, or if its record cannot be read the beginning of its id.
+fn name(sandbox: &SandboxDir) -> String {
+    sandbox.record().map_or_else(|_| sandbox.id().short(), |record| record.name.to_string())
+}
+
+/// Why there is no client of a sandbox that runs, and what can be done with it.
+fn goes_on_without(sandbox: &SandboxDir, error: &anyhow::Error) -> anyhow::Error {
+    let name = name(sandbox);
+    Hint::error(
+        format!("{}; sandbox {name} runs without this terminal", text::chain(error.as_ref())),
+        format!("`nelly attach {name}` returns to it, `nelly rm -f {name}` removes it"),
+    )
+}
+
 enum Told {
     Ended(Last),
     Left(Last),
@@ -123,7 +163,7 @@ enum Told {
 async fn told(
     sandbox: &Arc<SandboxDir>,
     ending: &mut tokio::task::JoinHandle<Result<Last, LaunchError>>,
-    mut requests: UnboundedReceiver<ProcessRequest>,
+    (mut requests, mut leaves): (UnboundedReceiver<ProcessRequest>, UnboundedReceiver<()>),
     deadline: Option<tokio::time::Instant>,
 ) -> Result<Told> {
     let left = |code, reason: &str| Last { code, reason: reason.to_owned(), detail: String::new() };
@@ -150,6 +190,7 @@ async fn told(
                 kill(sandbox, ending).await;
                 return Ok(Told::Left(left(outcome::TIMED_OUT, "timeout")));
             }
+            Some(()) = leaves.recv() => return Ok(Told::Left(left(0, DETACHED))),
             Some(request) = requests.recv() => request,
         };
         match request {

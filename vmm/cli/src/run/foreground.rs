@@ -104,7 +104,8 @@ async fn contained(
     // Not earlier, so that messages before this are printed on a terminal in normal mode.
     let raw = (args.tty && args.interactive).then(bug::Raw::enter).transpose();
     let raw = raw.context("cannot set the terminal to raw mode")?;
-    let output = stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send)?;
+    let output =
+        stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send, None)?;
     let id = ProcessId { container: &id, exec: "" };
     let ended = sandbox.during(outside.attend(sandbox.agent(), id)).await;
     let exit = match ended {

@@ -30,7 +30,7 @@ use crate::context::Context;
 use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::output_file::OutputFile;
 use crate::registry::args::PullPolicy;
-use crate::{out, progress, registry, result, signals};
+use crate::{life, out, progress, registry, result, signals};
 
 /// Who holds the sandbox, and whether this process has the container's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +186,14 @@ fn begin(
     store_options.builtin.clone_from(&assets.builtin);
     let store = Store::open(store_options)?;
     let options = run_options(args, command, assets, context)?;
+    if let Some(keys) = &args.kept.detach_keys {
+        if !streams {
+            return Err(Usage::error(
+                "--detach-keys is for nelly run in the foreground; nelly attach has it, too",
+            ));
+        }
+        keys.parse::<life::DetachKeys>().of_flag("--detach-keys")?;
+    }
     let stays = mode != Mode::Held;
     let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
     if args.machine.dry_run {

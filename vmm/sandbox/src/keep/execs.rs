@@ -101,6 +101,7 @@ impl Execs {
             attached: exec.clients.count(),
             started_unix_ns: exec.started.unix_ns(),
             terminal: exec.terminal,
+            container: exec.container.clone(),
             ..Default::default()
         };
         runs.into_iter().map(state).collect()
