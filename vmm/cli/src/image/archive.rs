@@ -23,7 +23,11 @@ pub(super) fn load(args: &LoadArgs, context: &Context) -> Result<ExitCode> {
     let local = local(context)?;
     let mut bar = Bar::new(args.quiet);
     let limits = Limits::default();
-    let loaded = if let Some(path) = &args.input {
+    let loaded = if let Some(engine) = args.from {
+        let mut saving = engine.begin(&args.images)?;
+        let loaded = local.load(Input::Stream(&mut saving), name.as_ref(), &limits, &mut bar);
+        loaded.with_context(|| format!("cannot load {}", args.images.join(" ")))?
+    } else if let Some(path) = &args.input {
         let what = || format!("cannot load {}", path.display());
         // A FIFO is read as a pipe is.
         if files::open(path, OpenOptions::new().read(true), Accept::Stream)

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::engine::Engine;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::registry::args::{PullArgs, PushArgs};
@@ -147,12 +148,20 @@ pub(crate) struct PruneArgs {
 /// `nelly image load`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The archive may be compressed with gzip or zstd. Images keep the names that it gives them.\n\n\
+    after_help = "The archive may be compressed with gzip or zstd. Images keep the names that it gives them.\n\
+    --from runs `docker save` or `podman save` as this user and reads what it writes.\n\n\
     Examples:\n  \
     docker save alpine | nelly image load\n  \
+    nelly image load --from podman alpine localhost/app:test\n  \
     nelly image load -i image.tar.gz --name app:test"
 )]
 pub(crate) struct LoadArgs {
+    /// With --from: the images, by their names there
+    #[arg(value_name = "IMAGE", requires = "from")]
+    pub(crate) images: Vec<String>,
+    /// Take images out of the store of another engine, by its own command
+    #[arg(long, value_name = "ENGINE", requires = "images", conflicts_with = "input")]
+    pub(crate) from: Option<Engine>,
     /// The archive [default: standard input]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
