@@ -1,11 +1,21 @@
 //! Foreground runs: kept by a keeper, and with `--rm` held by `nelly run` itself.
 
 use std::io::Read as _;
+use std::time::{Duration, Instant};
 
-use nelly_tests::wait;
+use nelly_tests::{scaled, wait};
 
 use super::LIMIT;
-use super::keeper::{Kept, kill, spawn};
+use super::keeper::{Kept, SERVER, kill, runs, spawn};
+
+/// Waits until a sandbox is listed, which has no state before.
+fn until_listed(listed: &impl Fn() -> bool) {
+    let limit = Instant::now() + scaled(LIMIT);
+    while !listed() {
+        assert!(Instant::now() < limit, "it is never listed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
 
 /// `nelly run --name box FLAGS -- sh -c SCRIPT`.
 fn words<'a>(flags: &[&'a str], script: &'a str) -> Vec<&'a str> {
@@ -70,4 +80,44 @@ fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox()
     client.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     kill("TERM", client.id().into());
     assert_eq!(wait(&mut client, LIMIT).code(), Some(4));
+}
+
+#[test]
+fn what_is_held_in_the_foreground_is_listed_served_and_removed() {
+    let kept = Kept::new();
+    let listed = || kept.0.nelly(&["exec", "box", "true"]).code == 0;
+    let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
+    until_listed(&listed);
+    assert_eq!(kept.exec("echo inside"), "inside");
+    assert!(kept.out(&["ps"]).contains("box"));
+    assert!(kept.out(&["top", "box"]).contains("sleep 0.1"));
+    assert_eq!(kept.pid("holder"), client.id().into());
+    for (verb, hint) in [("attach", "nelly run"), ("logs", "no log"), ("restart", "--rm")] {
+        let refused = kept.0.nelly(&[verb, "box"]);
+        assert!(refused.expect(1).err().contains(hint), "{verb}: {}", refused.err());
+    }
+    let second = kept.0.nelly(&words(&["--rm"], "true"));
+    assert!(second.expect(125).err().contains("box"), "the name is taken: {}", second.err());
+    assert!(kept.0.nelly(&["run", "--in", "box", "-d", "--", "true"]).expect(125).err().contains("slot"));
+    // A stop reaches a paused one; who asked, who waits, and who runs it hear the same.
+    kept.out(&["pause", "box"]);
+    let mut waits = spawn(kept.0.path(), &["wait", "box"]);
+    kept.out(&["stop", "box"]);
+    assert_eq!(wait(&mut client, LIMIT).code(), Some(3));
+    assert_eq!(std::io::read_to_string(waits.stdout.take().unwrap()).unwrap().trim(), "3");
+    assert_eq!(wait(&mut waits, LIMIT).code(), Some(0));
+    assert_eq!(kept.out(&["ps", "-a", "-q"]), "");
+    assert_eq!(std::fs::read_dir(kept.sandboxes().join("names")).unwrap().count(), 0);
+    // One whose process is killed takes its machine along, and its name is free again.
+    let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
+    until_listed(&listed);
+    let monitor = kept.pid("monitor");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    kept.until("its machine ended", || !runs(monitor));
+    let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
+    until_listed(&listed);
+    kept.out(&["rm", "-f", "box"]);
+    assert_eq!(wait(&mut client, LIMIT).code(), Some(137));
+    assert_eq!(kept.out(&["ps", "-a", "-q"]), "");
 }

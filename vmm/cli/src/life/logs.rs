@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result, anyhow, bail};
 use nelly_sandbox::state::logs::{LogReader, Record, Stream, follow};
 use nelly_sandbox::state::{Id, SandboxDir, Status, Timestamp};
 
@@ -17,6 +17,11 @@ pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
     let since = args.since.as_deref().map(since).transpose().of_flag("--since")?;
     let (word, container) = super::target(&args.sandbox);
     let sandbox = super::sandboxes(context)?.find(word)?;
+    if sandbox.state()?.foreground {
+        bail!(
+            "sandbox {word} has no log: its output is that of the `nelly run --rm` that holds it; leave --rm out to keep a log"
+        );
+    }
     let container = (!container.is_empty()).then(|| id_of(&sandbox, container)).transpose()?;
     let open = || match container {
         Some(id) => sandbox.container_logs(id),

@@ -62,6 +62,9 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
     let sandboxes = sandboxes(context)?;
     each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
+        if sandbox.record()?.auto_remove {
+            bail!("sandbox {word} was made with --rm: it is removed at its end, and cannot be started again");
+        }
         // Before it is stopped: what cannot be started again shall go on.
         crate::host::require_mainstream()?;
         if sandbox.condition()?.is_live() {

@@ -8,7 +8,7 @@ use nelly_image::{Image, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::{HealthOverrides, size};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
-use nelly_sandbox::state::{SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
+use nelly_sandbox::state::{Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 use nelly_vmm::config::Platform;
 
 use super::plan::PreparedRun;
@@ -132,6 +132,33 @@ pub(super) fn image_record(reference: &Reference, image: &Image) -> Result<Image
         digest: image.digest.to_string(),
         disk_paths: image.disk_paths.iter().map(|path| absolute(path)).collect::<Result<_>>()?,
     })
+}
+
+/// Whether no sandbox has the name of one that is held in the foreground.
+///
+/// # Errors
+/// One has it, or the state directory cannot be read.
+pub(super) fn name_is_free(name: &Name, context: &Context) -> Result<()> {
+    match Sandboxes::open(&context.places.sandboxes())? {
+        Some(sandboxes) => Ok(sandboxes.name_is_free(name)?),
+        None => Ok(()),
+    }
+}
+
+/// What is written of a sandbox that is held in the foreground.
+pub(super) fn foreground_record(
+    args: &RunArgs,
+    plan: &PreparedRun,
+    reference: &Reference,
+    image: &Image,
+) -> Result<SandboxRecord> {
+    let mut kept = options(&args.kept, args.rm)?;
+    // Nobody probes it.
+    kept.health.none = true;
+    let mut record = record(args, &kept, plan, reference, image)?;
+    // Its machine was made without them.
+    record.machine.spare_slots = 0;
+    Ok(record)
 }
 
 fn record(

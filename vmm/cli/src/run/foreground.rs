@@ -1,13 +1,17 @@
 //! Runs a machine with a container in the foreground, and forwards signals and the time limit.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::{Finished, Sandbox};
+use nelly_sandbox::keep;
+use nelly_sandbox::keep::foreground::Foreground;
 use nelly_sandbox::life::{Ended, Outside, ProcessRequest};
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_sandbox::state::{Exit, outcome};
+use nelly_sandbox::state::{Exit, SandboxRecord, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{Isolation, Resources};
@@ -26,7 +30,20 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// Time limit for the end of a machine that was killed, to collect its timeline.
 const KILLED_WAIT: Duration = Duration::from_secs(2);
 
-/// Starts the machine and the container, and waits for their end. The second value is the machine's
+/// Tells how a sandbox that was listed ended.
+async fn unlist(listed: Foreground, ended: &Result<Ended>) {
+    let ended = match ended {
+        Ok(Ended::Exited(exit) | Ended::Left(exit)) => keep::Ended::new(exit.code, exit.reason, ""),
+        Err(error) => keep::Ended::new(outcome::FAILED, "failed", text::chain(error.as_ref())),
+    };
+    if let Err(error) = listed.end(ended).await {
+        // The run itself needs no listing: not the least user of a read-only home shall see this.
+        tracing::info!(error = text::chain(&error), "the sandbox was not listed");
+    }
+}
+
+/// Starts the machine and the container, and waits for their end. `listing` is what is written of
+/// the sandbox while its container runs, and where. The second value is the machine's
 /// timeline and faults, if the flags request them.
 ///
 /// Signals and the time limit are handled during every wait.
@@ -37,6 +54,7 @@ pub(super) async fn foreground(
     resources: Resources,
     isolation: Isolation,
     recorder: &Recorder,
+    listing: Option<(SandboxRecord, PathBuf)>,
 ) -> Result<(Exit, Option<Finished>)> {
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.options.common.timeout);
@@ -48,14 +66,23 @@ pub(super) async fn foreground(
         Err(exit) => return Ok((exit, None)),
     };
     tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
-    let ended = contained(args, plan, &sandbox, &mut outside, &send).await?;
-    if let Ended::Left(_) = &ended {
+    let sandbox = Arc::new(sandbox);
+    let mut listed = None;
+    // Runs that are measured are not listed: nothing shall happen beside them.
+    let listing = listing.filter(|_| !args.wants_timeline());
+    let ended = contained(args, plan, &sandbox, &mut outside, &send, (listing, &mut listed)).await;
+    if let Ok(Ended::Left(_)) | Err(_) = &ended {
         sandbox.machine().kill();
     }
+    if let Some(listed) = listed {
+        unlist(listed, &ended).await;
+    }
+    let ended = ended?;
     let (Ended::Exited(exit) | Ended::Left(exit)) = ended;
     if !args.wants_timeline() {
         return Ok((exit, None));
     }
+    let sandbox = Arc::into_inner(sandbox).context("a measured run is shared with nobody")?;
     let finish = sandbox.finish(recorder);
     let finished = match ended {
         // The container's result is known, so a signal may end the wait for the rest.
@@ -72,9 +99,10 @@ pub(super) async fn foreground(
 async fn contained(
     args: &RunArgs,
     plan: &PreparedRun,
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     outside: &mut Outside,
     send: &UnboundedSender<ProcessRequest>,
+    (listing, listed): (Option<(SandboxRecord, PathBuf)>, &mut Option<Foreground>),
 ) -> Result<Ended> {
     if tracing::enabled!(tracing::Level::DEBUG) {
         match outside.during(sandbox.serial()).await {
@@ -106,6 +134,10 @@ async fn contained(
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let output =
         stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send, None)?;
+    if let Some((record, sandboxes)) = listing {
+        let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        *listed = Some(Foreground::begin(sandbox, record, sandboxes, environment, send.clone()));
+    }
     let id = ProcessId { container: &id, exec: "" };
     let ended = sandbox.during(outside.attend(sandbox.agent(), id)).await;
     let exit = match ended {

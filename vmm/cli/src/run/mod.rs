@@ -210,6 +210,9 @@ fn begin(
     crate::host::require_mainstream()?;
     let result = result.map(|file| file.open()).transpose()?;
     let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
+    if args.name.is_some() && mode == Mode::Held {
+        detached::name_is_free(&options.name, context)?;
+    }
     recorder.stamp(name::CONFIG_PARSED);
     // Nobody removes what is found until the sandbox's record says that it is used.
     let hold = if stays { hold(&store)? } else { None };
@@ -232,6 +235,8 @@ fn begin(
         out::line(id.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
+    let listing = (detached::foreground_record(args, &plan, &reference, &image)?, context.places.sandboxes());
+    let listing = Some(listing);
     let mut resources = Resources::new();
     let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -239,7 +244,8 @@ fn begin(
         .build()
         .context("cannot start the async runtime")?;
     let isolation = Isolation::Process { monitor: plan.options.monitor.path.clone() };
-    let ended = runtime.block_on(foreground(args, &plan, config, resources, isolation, recorder));
+    let run = foreground(args, &plan, config, resources, isolation, recorder, listing);
+    let ended = runtime.block_on(run);
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
     // Writing the results below may block, and a signal should then end the process.

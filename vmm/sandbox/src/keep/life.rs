@@ -76,16 +76,7 @@ impl Keeper {
             in_a_row = in_a_row.saturating_add(1);
             self.change(|state| state.restarts = state.restarts.saturating_add(1));
         };
-        self.output.finish();
-        self.change(|state| {
-            state.exit = Some(ended.exit.clone());
-            state.detail.clone_from(&ended.detail);
-            state.finished_at = Some(Timestamp::now());
-            state.status = Status::Exited;
-            state.holder = None;
-            state.runtime_dir = None;
-        });
-        self.over.send_replace(Some(ended.clone()));
+        self.end(&ended);
         ended
     }
 

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod backoff;
 pub mod containers;
 pub mod execs;
+pub mod foreground;
 pub mod health;
 mod life;
 mod machine;
@@ -42,7 +43,7 @@ use crate::instance::Sandbox;
 use crate::life::Signal;
 use crate::spec::ContainerSpec;
 use crate::state::record::{ExitRecord, RestartPolicy, SandboxState, Status};
-use crate::state::{Change, Id, StateError};
+use crate::state::{Change, Id, StateError, Timestamp};
 
 /// Bytes of input that are moved at once.
 const TYPED: usize = 64 << 10;
@@ -66,6 +67,8 @@ pub struct Kept {
     pub memory: MemorySize,
     /// First size of its terminal, rows and columns; the kernel's if there is none.
     pub size: Option<(u16, u16)>,
+    /// Its streams are those of the process that holds it.
+    pub foreground: bool,
 }
 
 /// How a sandbox ended.
@@ -78,7 +81,9 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn new(code: u8, reason: &str, detail: impl Into<String>) -> Self {
+    /// A code and a reason as in [`crate::state::Exit`], and a sentence.
+    #[must_use]
+    pub fn new(code: u8, reason: &str, detail: impl Into<String>) -> Self {
         Self { exit: ExitRecord { code, reason: reason.to_owned() }, detail: detail.into() }
     }
 }
@@ -247,6 +252,20 @@ impl Keeper {
     /// Whether an end was asked for.
     fn is_stopped(&self) -> bool {
         self.leaving.load(Ordering::Relaxed) || self.state.borrow().stopped_by_command
+    }
+
+    /// The end for good: written down, and told to whoever waits for it.
+    fn end(&self, ended: &Ended) {
+        self.output.finish();
+        self.change(|state| {
+            state.exit = Some(ended.exit.clone());
+            state.detail.clone_from(&ended.detail);
+            state.finished_at = Some(Timestamp::now());
+            state.status = Status::Exited;
+            state.holder = None;
+            state.runtime_dir = None;
+        });
+        self.over.send_replace(Some(ended.clone()));
     }
 
     /// Waits until the sandbox has ended for good.

@@ -10,6 +10,7 @@ use nelly_image::trusted::TrustedDir;
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
+use tokio::task::JoinHandle;
 
 use super::output::{Client, Output, Sink, registered};
 use super::sockets::{Open, Sockets, Watch};
@@ -71,36 +72,32 @@ pub async fn serve(
         restart: record.restart,
         memory: record.machine.memory_bytes,
         size: order.size,
+        foreground: false,
     };
     let (id, auto_remove, terminal) = (record.id, record.auto_remove, record.container.process.terminal);
     let before = shared.0.state().unwrap_or_else(|_damaged| SandboxState::created());
     let state =
         SandboxState { status: Status::Starting, holder: holder::own().ok(), ..SandboxState::created() };
     let (keeper, mut requests) = Keeper::new(kept, state, books, Output::with_client(log, told));
-    let open = Open::default();
-    let place = Arc::new(Mutex::new(None));
-    let listening = Listening { keeper: Arc::clone(&keeper), id, environment, open: open.clone(), place };
     // Before anything starts: a sandbox that nobody can reach is none.
-    let first = match listening.begin().await {
-        Ok(first) => first,
+    let serving = match Serving::begin(&keeper, id, environment).await {
+        Ok(serving) => serving,
         Err(error) => {
             let why = nelly_vmm::text::chain(&error);
             // It is what it was.
             let _kept = shared.0.write_state(&shared.1, &before);
             answer(&tell, 125, format!("the sandbox's keeper cannot make its sockets: {why}"));
-            drop((listening, keeper));
+            drop(keeper);
             if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
                 sandboxes.remove(&directory, lock)?;
             }
             return Err(error);
         }
     };
-    let place = Arc::clone(&listening.place);
     // Those of a keeper that was killed, where it had another environment.
     if let Some(old) = before.runtime_dir.filter(|old| Some(old) != keeper.state().runtime_dir.as_ref()) {
         let _kept = RuntimeDir::clean(&old, id);
     }
-    let sockets = tokio::spawn(listening.go_on(first));
     let leaving = tokio::spawn(client_leaves(Arc::clone(&keeper), client));
     let stopping = {
         let keeper = Arc::clone(&keeper);
@@ -131,17 +128,8 @@ pub async fn serve(
         say(&tell, &Last { code: exit.code, reason: exit.reason, detail });
     }
     stopping.abort();
-    let left = async {
-        while open.count() > 0 {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    let _late = tokio::time::timeout(LAST_ANSWERS, left).await;
-    sockets.abort();
-    let _aborted = sockets.await;
-    drop((start, keeper));
-    let place = place.lock().expect("nobody panics while it is set").take();
-    let removed = place.map_or(Ok(()), |place| RuntimeDir::remove(&place, id));
+    drop(start);
+    let removed = serving.close(keeper).await;
     if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
         sandboxes.remove(&directory, lock)?;
     }
@@ -195,7 +183,7 @@ fn log(directory: TrustedDir) -> Result<Sink, StateError> {
     }))
 }
 
-fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {
+pub(super) fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -> Books {
     let path = sandboxes.to_owned();
     let (states, id) = (Arc::downgrade(shared), shared.0.id());
     let change = move |change: Change| {
@@ -228,6 +216,56 @@ fn books(sandboxes: &std::path::Path, shared: &Arc<(SandboxDir, SandboxLock)>) -
         }
     };
     Books { state: Box::new(state), change: Box::new(change), log: Box::new(log), forget: Box::new(forget) }
+}
+
+/// The sockets of a sandbox, which are made anew when they vanish.
+pub(super) struct Serving {
+    id: Id,
+    open: Open,
+    /// Where they are.
+    place: Arc<Mutex<Option<PathBuf>>>,
+    sockets: JoinHandle<()>,
+}
+
+impl Serving {
+    /// Makes them, and writes down where they are; `environment` says where they go.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub(super) async fn begin<E>(keeper: &Arc<Keeper>, id: Id, environment: E) -> Result<Self, StateError>
+    where
+        E: Fn(&str) -> Option<PathBuf> + Copy + Send + Sync + 'static,
+    {
+        let (open, place) = (Open::default(), Arc::new(Mutex::new(None)));
+        let listening = Listening {
+            keeper: Arc::clone(keeper),
+            id,
+            environment,
+            open: open.clone(),
+            place: Arc::clone(&place),
+        };
+        let first = listening.begin().await?;
+        Ok(Self { id, open, place, sockets: tokio::spawn(listening.go_on(first)) })
+    }
+
+    /// Removes them, after clients that are connected have had a moment to read their answers.
+    ///
+    /// # Errors
+    /// Something of them cannot be removed.
+    pub(super) async fn close(self, keeper: Arc<Keeper>) -> Result<(), StateError> {
+        let Self { id, open, place, sockets } = self;
+        let left = async {
+            while open.count() > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _late = tokio::time::timeout(LAST_ANSWERS, left).await;
+        sockets.abort();
+        let _aborted = sockets.await;
+        drop(keeper);
+        let place = place.lock().expect("nobody panics while it is set").take();
+        place.map_or(Ok(()), |place| RuntimeDir::remove(&place, id))
+    }
 }
 
 /// What making the sockets takes.

@@ -231,6 +231,7 @@ impl Service for Calls {
             restarts: state.restarts,
             restart: self.0.policy.borrow().to_string(),
             execs: self.0.execs().running(),
+            foreground: self.0.kept.foreground,
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             ..Default::default()
         })
@@ -349,6 +350,13 @@ impl Service for Calls {
             return Ok(m::AttachResponse { token, terminal, exec_id, stdin, ..Default::default() });
         }
         self.running()?;
+        if self.0.kept.foreground {
+            let message = format!(
+                "its streams are those of the `nelly run` that holds it, process {}",
+                std::process::id()
+            );
+            return Err(status(Code::FAILED_PRECONDITION, message));
+        }
         let process = &self.0.kept.container.process;
         if request.stdin && !process.stdin && !process.terminal {
             let message = "the container has no standard input: it was started without -i";

@@ -297,6 +297,7 @@ impl Scene {
             restart,
             memory: MemorySize::default(),
             size: None,
+            foreground: false,
         };
         let written = Arc::new(Mutex::new(Vec::new()));
         let writes = Arc::clone(&written);

@@ -22,6 +22,7 @@ pub struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(super) fn begin(sandboxes: &'a Sandboxes, record: SandboxRecord) -> Result<Self, StateError> {
+        sandboxes.name_is_free(&record.name)?;
         // Those who clean hold this lock, too: they see no draft that is not locked yet.
         let guard = sandboxes.guard()?;
         if let Some(id) = sandboxes.owner(&record.name)? {
@@ -57,6 +58,15 @@ impl<'a> Draft<'a> {
     pub fn make_disk(&self, template: &Path) -> Result<(), StorageError> {
         let size = StorageSize::new(self.record.storage_bytes)?;
         storage::create(template, &self.parts().0.disk(), size).map(drop)
+    }
+
+    /// Writes the state with which it becomes visible, instead of that of one that was never started.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_state(&self, state: &SandboxState) -> Result<(), StateError> {
+        let (sandbox, lock) = self.parts();
+        sandbox.write_state(lock, state)
     }
 
     /// Makes the sandbox visible, and gives its lock to the caller.

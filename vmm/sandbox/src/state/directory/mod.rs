@@ -302,6 +302,19 @@ impl Sandboxes {
         }
     }
 
+    /// Whether a new sandbox may have `name`. One that has it and was to be removed at its end, but
+    /// whose holder was killed, is removed.
+    ///
+    /// # Errors
+    /// [`StateError::NameTaken`], or the directory cannot be read.
+    pub fn name_is_free(&self, name: &Name) -> Result<(), StateError> {
+        let Some(id) = self.owner(name)? else { return Ok(()) };
+        match self.by_id(id)? {
+            Some(sandbox) if self.clean_ended(&sandbox)?.is_some() => Ok(()),
+            _ => Err(StateError::NameTaken { name: name.clone(), id }),
+        }
+    }
+
     /// The sandbox that is called `name`. Of one whose record cannot be read, the link is believed.
     fn owner(&self, name: &Name) -> Result<Option<Id>, StateError> {
         let Some(id) = self.target(name)? else { return Ok(None) };
