@@ -91,10 +91,10 @@ fn what_is_held_in_the_foreground_is_listed_served_and_removed() {
     assert_eq!(kept.exec("echo inside"), "inside");
     assert!(kept.out(&["ps"]).contains("box"));
     assert!(kept.out(&["top", "box"]).contains("sleep 0.1"));
-    assert_eq!(kept.pid("holder"), client.id().into());
-    for (verb, hint) in [("attach", "nelly run"), ("logs", "no log"), ("restart", "--rm")] {
+    assert_eq!(kept.pid("holder"), u64::from(client.id()));
+    for (verb, code, hint) in [("attach", 125, "nelly run"), ("logs", 1, "no log"), ("restart", 1, "--rm")] {
         let refused = kept.0.nelly(&[verb, "box"]);
-        assert!(refused.expect(1).err().contains(hint), "{verb}: {}", refused.err());
+        assert!(refused.expect(code).err().contains(hint), "{verb}: {}", refused.err());
     }
     let second = kept.0.nelly(&words(&["--rm"], "true"));
     assert!(second.expect(125).err().contains("box"), "the name is taken: {}", second.err());
