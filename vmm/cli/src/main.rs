@@ -11,6 +11,7 @@ mod console;
 mod container_args;
 mod context;
 mod ctrl_c;
+mod detach_keys;
 mod docker_words;
 mod doctor;
 mod duration;

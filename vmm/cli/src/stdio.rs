@@ -18,7 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use crate::ctrl_c::CtrlCCounter;
-use crate::life::DetachKeys;
+use crate::detach_keys::DetachKeys;
 
 /// Buffer size in bytes.
 const CHUNK: usize = 64 << 10;
@@ -34,8 +34,8 @@ pub(crate) struct OutputThreads {
 
 impl OutputThreads {
     /// Starts to copy; `recorder` gets a stamp at the first byte of output. If Ctrl-C is pressed
-    /// repeatedly in raw mode without output in return, a kill is sent to `requests`. If the keys of
-    /// `leave` are typed, that is told, and input is not copied any more.
+    /// repeatedly in raw mode without output in return, a kill is sent to `requests`. If the keys
+    /// of `leave` are typed, that is told, and input is not copied any more.
     pub(crate) fn start(
         streams: Streams,
         terminal: bool,

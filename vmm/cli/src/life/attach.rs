@@ -16,9 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::args::AttachArgs;
-use super::detach_keys::DetachKeys;
 use super::{connect, runtime, sandboxes};
 use crate::context::Context;
+use crate::detach_keys::DetachKeys;
 use crate::fail::OfFlag as _;
 use crate::{bug, out};
 

@@ -15,11 +15,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::args::ExecArgs;
 use super::attach::{Shown, shown};
-use super::detach_keys::DetachKeys;
 use super::logs::id_of;
 use super::ps::{command, words};
 use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
+use crate::detach_keys::DetachKeys;
 use crate::fail::Usage;
 use crate::{bug, environment, out, signals, stdio, table};
 

@@ -3,7 +3,6 @@
 pub(crate) mod args;
 mod attach;
 mod copy;
-mod detach_keys;
 mod events;
 mod exec;
 mod force;
@@ -26,7 +25,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 pub(crate) use attach::attach;
 pub(crate) use copy::cp;
-pub(crate) use detach_keys::DetachKeys;
 pub(crate) use events::events;
 pub(crate) use exec::{attended, exec};
 pub(crate) use generate::systemd;

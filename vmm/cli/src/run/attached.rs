@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::detached::Made;
 use crate::args::RunArgs;
 use crate::context::Context;
+use crate::detach_keys::DetachKeys;
 use crate::fail::{Hint, OfFlag as _};
 use crate::{bug, life, out, signals, stdio};
 
@@ -43,7 +44,7 @@ pub(super) fn attached(
 ) -> Result<Last> {
     let keys = args.kept.detach_keys.as_deref().unwrap_or(DETACH_KEYS);
     // On a terminal only: elsewhere these are bytes like others.
-    let keys: life::DetachKeys = keys.parse().of_flag("--detach-keys")?;
+    let keys: DetachKeys = keys.parse().of_flag("--detach-keys")?;
     let keys = (args.tty && args.interactive).then_some(keys);
     let runtime = life::runtime()?;
     let ended = runtime.block_on(async {
@@ -92,7 +93,7 @@ async fn shown(
     (send, requests, keys): (
         &UnboundedSender<ProcessRequest>,
         UnboundedReceiver<ProcessRequest>,
-        Option<life::DetachKeys>,
+        Option<DetachKeys>,
     ),
     deadline: Option<tokio::time::Instant>,
 ) -> Result<Last> {

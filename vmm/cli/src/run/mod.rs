@@ -27,10 +27,11 @@ use serde_json::json;
 use crate::args::{self, RunArgs};
 use crate::assets::Assets;
 use crate::context::Context;
+use crate::detach_keys::DetachKeys;
 use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::output_file::OutputFile;
 use crate::registry::args::PullPolicy;
-use crate::{life, out, progress, registry, result, signals};
+use crate::{out, progress, registry, result, signals};
 
 /// Who holds the sandbox, and whether this process has the container's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +193,7 @@ fn begin(
                 "--detach-keys is for nelly run in the foreground; nelly attach has it, too",
             ));
         }
-        keys.parse::<life::DetachKeys>().of_flag("--detach-keys")?;
+        keys.parse::<DetachKeys>().of_flag("--detach-keys")?;
     }
     let stays = mode != Mode::Held;
     let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;

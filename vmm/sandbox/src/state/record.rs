@@ -375,8 +375,8 @@ pub struct SandboxState {
     /// The container's health, while it runs and has a health check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthRecord>,
-    /// A process in the foreground holds it, whose terminal or pipes the container's streams are; it
-    /// has no log, and is removed at its end.
+    /// A process in the foreground holds it, whose terminal or pipes the container's streams are;
+    /// it has no log, and is removed at its end.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub foreground: bool,
     /// The further containers in its machine, those that run and the latest that ended, since its

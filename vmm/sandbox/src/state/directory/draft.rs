@@ -60,7 +60,8 @@ impl<'a> Draft<'a> {
         storage::create(template, &self.parts().0.disk(), size).map(drop)
     }
 
-    /// Writes the state with which it becomes visible, instead of that of one that was never started.
+    /// Writes the state with which it becomes visible, instead of that of one that was never
+    /// started.
     ///
     /// # Errors
     /// It cannot be written.
