@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to
 # build (kernels, the emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
 .DEFAULT_GOAL := help
-.PHONY: help run shell test gauge build kernel install dist deb packages fmt lint cross fuzz clean
+.PHONY: help run shell test soak gauge build kernel install dist deb packages fmt lint cross fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -33,6 +33,9 @@ shell: build ## a shell with nelly on PATH, in the emulated host where this mach
 
 test: build ## set everything up and run every test
 	@tests/setup/test
+
+soak: build ## tests at full size that `make test` makes small, such as fifty random kills
+	@tests/setup/soak
 
 gauge: build ## hold counted boots against tests/gauge/baseline.json
 	@tests/gauge/run

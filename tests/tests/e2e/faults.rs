@@ -224,7 +224,8 @@ fn a_full_disk_is_told_and_stops_no_container() {
     let kept = Kept::new();
     let image = kept.0.path().join("image.tar");
     fs::write(&image, archive(&kept.0)).unwrap();
-    let (home, temporary) = (kept.0.path().join("home"), kept.0.path().join("tmp"));
+    // Its path is longer than the address of a socket may be.
+    let (home, temporary) = (kept.0.path().join("h".repeat(200)), kept.0.path().join("tmp"));
     fs::create_dir(&home).unwrap();
     fs::create_dir(&temporary).unwrap();
     let mut command = Command::new("sh");
