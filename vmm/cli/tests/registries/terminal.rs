@@ -87,8 +87,8 @@ fn a_password_is_asked_for_and_not_shown() {
     // Ctrl-C ends the question, and the terminal shows what is typed again.
     answer(2, "geheim");
     tmux.ask(&["send-keys", "C-c"]);
-    let screen = tmux.see("code-1");
-    assert!(screen.lines().any(|line| line.trim_end() == "code-1"), "{screen}");
+    let screen = tmux.see("code-130");
+    assert!(screen.lines().any(|line| line.trim_end() == "code-130"), "{screen}");
     assert!(screen.contains("interrupted") && !screen.contains("geheim"), "{screen}");
     answer(3, "secret");
     tmux.ask(&["send-keys", "Enter"]);

@@ -140,6 +140,8 @@ impl Model {
                 inode.xattrs = xattrs.iter().map(|&(n, v)| (name(n), vec![v; usize::from(v) * 20])).collect();
                 let pax = inode.xattrs.iter();
                 let pax = pax.map(|(n, v)| ([b"SCHILY.xattr.", &n[..]].concat(), v.clone())).collect();
+                // One without a value is none.
+                inode.xattrs.retain(|_, value| !value.is_empty());
                 let data = inode.data.clone();
                 if self.inode(path, inode) {
                     tar.add(Head { pax, ..head(path, b'0') }, &data);

@@ -309,9 +309,11 @@ impl Sandboxes {
     /// [`StateError::NameTaken`], or the directory cannot be read.
     pub fn name_is_free(&self, name: &Name) -> Result<(), StateError> {
         let Some(id) = self.owner(name)? else { return Ok(()) };
-        match self.by_id(id)? {
-            Some(sandbox) if self.clean_ended(&sandbox)?.is_some() => Ok(()),
-            _ => Err(StateError::NameTaken { name: name.clone(), id }),
+        // One that is damaged keeps its name.
+        let sandbox = self.by_id(id).ok().flatten();
+        match sandbox.and_then(|sandbox| self.clean_ended(&sandbox).ok().flatten()) {
+            Some(_cleaned) => Ok(()),
+            None => Err(StateError::NameTaken { name: name.clone(), id }),
         }
     }
 
