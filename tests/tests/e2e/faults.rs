@@ -188,7 +188,8 @@ fn one_that_hangs_keeps_nobody_from_the_others() {
 
 /// What is done on a disk of its own, which is filled up to the last byte and freed again. It
 /// prints what it found; `$1` is the archive of an image, `$2` the script of a container. The first
-/// container ends a while before its machine, so that its disk could be unmounted in vain.
+/// container ends a while before its machine. Whether it starts again is not asked: writes that
+/// failed may leave a file system that needs e2fsck (docs/sandboxes.md).
 const FULL_DISK: &str = r#"
 n() { "$NELLY" "$@" 2>"$TMPDIR/err"; echo "$1: $?"; }
 fill() { cat /dev/zero >"$NELLY_HOME/fill" 2>"$TMPDIR/err" || :; }
@@ -214,8 +215,6 @@ sleep 1
 n stop box
 free
 n ps -a --filter name=box
-n start box
-n exec box cat /kept
 n logs box >"$TMPDIR/log"; grep -q "bytes of output were lost" "$TMPDIR/err" && echo lost
 "#;
 
@@ -250,6 +249,6 @@ fn a_full_disk_is_told_and_stops_no_container() {
     let lines: Vec<_> =
         lines.into_iter().filter(|line| !status(line) && !line.starts_with("sha256:")).collect();
     let expected = "image: 1|told|image: 0|create: 1|told|0|create: 0|box|start: 0|exec: 0|goes on|exec: 0|ps: 0|exec: 0|run: 0|box|kill: 0|\
-                    box|stop: 0|ps: 0|box|start: 0|kept|exec: 0|lost";
+                    box|stop: 0|ps: 0|lost";
     assert_eq!(lines.join("|"), expected, "{said}\n{}", done.err());
 }
