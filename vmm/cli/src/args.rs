@@ -116,7 +116,7 @@ pub(crate) enum Verb {
     /// Let paused sandboxes run on
     #[command(after_help = "Example:\n  nelly unpause web db")]
     Unpause(NamesArgs),
-    /// Change the restart policy of sandboxes
+    /// Change the restart policy or the memory limit of sandboxes
     Update(UpdateArgs),
     /// Print the resource use of sandboxes that run
     Stats(StatsArgs),

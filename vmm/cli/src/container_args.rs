@@ -92,7 +92,7 @@ impl ContainerArgs {
             privileged: self.privileged,
             shm_bytes: self.shm_size.as_deref().map(size::parse).transpose().of_flag("--shm-size")?,
             sysctls: sysctls.of_flag("--sysctl")?,
-            pids_limit: pids.of_flag("--pids-limit: write a number above 0, or -1")?,
+            pids_limit: pids.of_flag("--pids-limit: write a number, or 0 or -1 for no limit")?,
             hosts: hosts.of_flag("--add-host")?,
             memory_limit: None,
             volumes: Vec::new(),

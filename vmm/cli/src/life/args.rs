@@ -201,6 +201,7 @@ pub(crate) struct AttachArgs {
 
 /// `nelly update`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").args(["restart", "memory"]).required(true).multiple(true))]
 #[command(after_help = "Examples:\n  \
     nelly update --restart unless-stopped web\n  \
     nelly update --restart no web db\n  \
@@ -209,7 +210,7 @@ pub(crate) struct AttachArgs {
 pub(crate) struct UpdateArgs {
     /// Restart policy, which holds from the next exit on: no, on-failure[:MAXIMUM], always or
     /// unless-stopped
-    #[arg(long, value_name = "POLICY", required_unless_present = "memory")]
+    #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
     /// Limit of the container's memory with a suffix K, M or G: at least 6M, at most the machine's
     /// memory, and not less than the container uses; or max for no limit. A container that uses
