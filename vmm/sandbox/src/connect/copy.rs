@@ -2,10 +2,13 @@
 //! comes from it is written below the destination and nowhere else, without devices, and
 //! without owners and set-user-id bits unless they are asked for.
 
+use std::ffi::OsStr;
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
 use nelly_archive::pack::Packer;
 use nelly_archive::place::{self, Files, Source};
@@ -25,6 +28,12 @@ pub enum CopyError {
     /// The stream from or to the guest ended in the middle.
     #[error("the stream of the guest ended in the middle: the container may have ended")]
     Cut,
+    /// The destination itself is a link, which an earlier copy may have brought from the guest.
+    #[error(
+        "{} is a symbolic link, which is not followed: write the path that it leads to, or a / at its end for the directory there",
+        .0.display()
+    )]
+    Link(PathBuf),
     /// A file of this host, or the archive.
     #[error(transparent)]
     Archive(ArchiveError),
@@ -195,6 +204,11 @@ pub fn to_host(
     let directory = entry.kind == Kind::Directory;
     if source.directory && !directory {
         return Err(ArchiveError::Damaged("its first entry is not the directory that was asked for").into());
+    }
+    let path = Path::new(OsStr::from_bytes(destination));
+    let directly = !destination.ends_with(b"/") && !destination.ends_with(b"/.");
+    if directly && path.is_symlink() {
+        return Err(CopyError::Link(path.to_owned()));
     }
     let found = Files::All.look(destination)?;
     let target = place::target(destination, &found, &source.name, directory, source.contents)?;

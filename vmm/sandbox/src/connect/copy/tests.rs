@@ -116,6 +116,13 @@ fn a_guest_cannot_leave_the_destination() {
     assert_eq!(names, ["hosts"]);
     // A directory was asked for, and a file comes.
     let bytes = archived(&tree.join("file"));
+    // A link that an earlier copy may have brought: it leads nowhere any more.
+    let (link, victim) = (to.with_file_name("planted"), to.with_file_name("victim"));
+    std::fs::write(&victim, "mine").unwrap();
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    let refused = to_host(&bytes[..], b"/etc/hosts", link.as_os_str().as_bytes(), false, &mut |_| {});
+    assert!(matches!(refused, Err(CopyError::Link(_))), "{refused:?}");
+    assert_eq!(std::fs::read(&victim).unwrap(), b"mine");
     let refused = to_host(&bytes[..], b"/etc/.", to.as_os_str().as_bytes(), false, &mut |_| {});
     assert!(refused.is_err(), "{refused:?}");
     let missing = to.join("none/there");
