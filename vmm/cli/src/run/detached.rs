@@ -145,20 +145,21 @@ pub(super) fn name_is_free(name: &Name, context: &Context) -> Result<()> {
     }
 }
 
-/// What is written of a sandbox that is held in the foreground.
-pub(super) fn foreground_record(
+/// What is written of a sandbox that is held in the foreground, and in which directory.
+pub(super) fn listing(
     args: &RunArgs,
     plan: &PreparedRun,
     reference: &Reference,
     image: &Image,
-) -> Result<SandboxRecord> {
+    context: &Context,
+) -> Result<(SandboxRecord, PathBuf)> {
     let mut kept = options(&args.kept, args.rm)?;
     // Nobody probes it.
     kept.health.none = true;
     let mut record = record(args, &kept, plan, reference, image)?;
     // Its machine was made without them.
     record.machine.spare_slots = 0;
-    Ok(record)
+    Ok((record, context.places.sandboxes()))
 }
 
 fn record(

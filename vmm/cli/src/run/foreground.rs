@@ -30,6 +30,9 @@ const LAST_OUTPUT: Duration = Duration::from_millis(100);
 /// Time limit for the end of a machine that was killed, to collect its timeline.
 const KILLED_WAIT: Duration = Duration::from_secs(2);
 
+/// Makes what is written of the sandbox while its container runs, and says in which directory.
+pub(super) type Listing<'a> = dyn Fn() -> Result<(SandboxRecord, PathBuf)> + 'a;
+
 /// Tells how a sandbox that was listed ended.
 async fn unlist(listed: Foreground, ended: &Result<Ended>) {
     let ended = match ended {
@@ -37,13 +40,16 @@ async fn unlist(listed: Foreground, ended: &Result<Ended>) {
         Err(error) => keep::Ended::new(outcome::FAILED, "failed", text::chain(error.as_ref())),
     };
     if let Err(error) = listed.end(ended).await {
-        // The run itself needs no listing: not the least user of a read-only home shall see this.
-        tracing::info!(error = text::chain(&error), "the sandbox was not listed");
+        not_listed(&error);
     }
 }
 
-/// Starts the machine and the container, and waits for their end. `listing` is what is written of
-/// the sandbox while its container runs, and where. The second value is the machine's
+/// The run itself needs no listing: whoever has a home that cannot be written need not see this.
+fn not_listed(error: &(dyn std::error::Error + 'static)) {
+    tracing::info!(error = text::chain(error), "the sandbox was not listed");
+}
+
+/// Starts the machine and the container, and waits for their end. The second value is the machine's
 /// timeline and faults, if the flags request them.
 ///
 /// Signals and the time limit are handled during every wait.
@@ -54,7 +60,7 @@ pub(super) async fn foreground(
     resources: Resources,
     isolation: Isolation,
     recorder: &Recorder,
-    listing: Option<(SandboxRecord, PathBuf)>,
+    listing: &Listing<'_>,
 ) -> Result<(Exit, Option<Finished>)> {
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.options.common.timeout);
@@ -69,7 +75,7 @@ pub(super) async fn foreground(
     let sandbox = Arc::new(sandbox);
     let mut listed = None;
     // Runs that are measured are not listed: nothing shall happen beside them.
-    let listing = listing.filter(|_| !args.wants_timeline());
+    let listing = Some(listing).filter(|_| !args.wants_timeline());
     let ended = contained(args, plan, &sandbox, &mut outside, &send, (listing, &mut listed)).await;
     if let Ok(Ended::Left(_)) | Err(_) = &ended {
         sandbox.machine().kill();
@@ -102,7 +108,7 @@ async fn contained(
     sandbox: &Arc<Sandbox>,
     outside: &mut Outside,
     send: &UnboundedSender<ProcessRequest>,
-    (listing, listed): (Option<(SandboxRecord, PathBuf)>, &mut Option<Foreground>),
+    (listing, listed): (Option<&Listing<'_>>, &mut Option<Foreground>),
 ) -> Result<Ended> {
     if tracing::enabled!(tracing::Level::DEBUG) {
         match outside.during(sandbox.serial()).await {
@@ -134,9 +140,14 @@ async fn contained(
     let raw = raw.context("cannot set the terminal to raw mode")?;
     let output =
         stdio::OutputThreads::start(streams, args.tty, args.interactive, sandbox.recorder(), send, None)?;
-    if let Some((record, sandboxes)) = listing {
+    if let Some(listing) = listing {
         let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        *listed = Some(Foreground::begin(sandbox, record, sandboxes, environment, send.clone()));
+        match listing() {
+            Ok((record, sandboxes)) => {
+                *listed = Some(Foreground::begin(sandbox, record, sandboxes, environment, send.clone()));
+            }
+            Err(error) => not_listed(error.as_ref()),
+        }
     }
     let id = ProcessId { container: &id, exec: "" };
     let ended = sandbox.during(outside.attend(sandbox.agent(), id)).await;

@@ -217,7 +217,7 @@ fn begin(
     recorder.stamp(name::CONFIG_PARSED);
     // Nobody removes what is found until the sandbox's record says that it is used.
     let hold = if stays { hold(&store)? } else { None };
-    let image = resolve(&store, &reference, args, context)?;
+    let mut image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
     if let Some(kept) = kept {
@@ -236,16 +236,17 @@ fn begin(
         out::line(id.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let listing = (detached::foreground_record(args, &plan, &reference, &image)?, context.places.sandboxes());
-    let listing = Some(listing);
     let mut resources = Resources::new();
-    let config = machine_opened(&plan, image.disk, &mut resources)?.config()?;
+    let disk = std::mem::take(&mut image.disk);
+    let config = machine_opened(&plan, disk, &mut resources)?.config()?;
+    // Made when the container runs: a start waits for nothing that it does not need.
+    let listing = || detached::listing(args, &plan, &reference, &image, context);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
     let isolation = Isolation::Process { monitor: plan.options.monitor.path.clone() };
-    let run = foreground(args, &plan, config, resources, isolation, recorder, listing);
+    let run = foreground(args, &plan, config, resources, isolation, recorder, &listing);
     let ended = runtime.block_on(run);
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
