@@ -1,8 +1,9 @@
 //! A small init as the container's first process: the program is its child.
 //!
-//! It is this process, with the memory of the agent that it was copied from, which nobody of the
-//! container may look into (it cannot be dumped), with the user, the capabilities and the filter of
-//! the program. It never becomes another program.
+//! It is this process, with the memory of the agent that it was copied from, with the user, the
+//! capabilities and the filter of the program. It never becomes another program. It cannot be
+//! dumped, so that nobody of the container may look into that memory, except a process that was
+//! given CAP_SYS_PTRACE.
 
 use super::{Named, StageError};
 use crate::spawn::caps::CapabilitySets;
