@@ -69,9 +69,7 @@ pub(crate) fn entry(block: &Block) -> Result<Entry, ArchiveError> {
         b'3' | b'4' | b'6' | b'S' => Kind::Other,
         _ => return Err(ArchiveError::Damaged("an entry of an unknown type")),
     };
-    let id = |field: &[u8]| {
-        u32::try_from(unsigned(field)?).map_err(|_| ArchiveError::Damaged("an owner out of range"))
-    };
+    let id = |field: &[u8]| owner(unsigned(field)?);
     let mode = u32::try_from(number(&block[100..108])? & 0o7777);
     Ok(Entry {
         path,
@@ -85,6 +83,12 @@ pub(crate) fn entry(block: &Block) -> Result<Entry, ArchiveError> {
         size: unsigned(&block[124..136])?,
         xattrs: Vec::new(),
     })
+}
+
+/// The number of an owner. The highest is none: chown(2) takes it for the owner that there is.
+fn owner(number: u64) -> Result<u32, ArchiveError> {
+    let owner = u32::try_from(number).ok().filter(|owner| *owner != u32::MAX);
+    owner.ok_or(ArchiveError::Damaged("an owner out of range"))
 }
 
 /// Puts `value` into a field in octal; `false` if it does not fit.
@@ -190,7 +194,7 @@ pub(crate) fn apply(mut records: &[u8], entry: &mut Entry) -> Result<(), Archive
         records = &records[length..];
         let equals = one.iter().position(|byte| *byte == b'=').ok_or(BAD)?;
         let (key, value) = (&one[..equals], &one[equals + 1..]);
-        let id = || decimal(value).and_then(|id| u32::try_from(id).ok()).ok_or(BAD);
+        let id = || owner(decimal(value).ok_or(BAD)?);
         match key {
             _ if value.is_empty() => {}
             b"path" => entry.path = value.to_vec(),

@@ -184,6 +184,30 @@ fn large_sizes_old_times_and_attributes_are_carried() {
 }
 
 #[test]
+fn an_owner_that_means_no_change_is_refused() {
+    // In base 256, in a pax record; the octal field of seven digits has no room for it.
+    let written = |one: &Entry| {
+        let mut writer = Writer::new(Vec::new());
+        writer.begin(one).unwrap();
+        writer.finish().unwrap()
+    };
+    for one in [
+        Entry { uid: u32::MAX, ..entry("file", Kind::Symlink) },
+        Entry { gid: u32::MAX, ..entry("file", Kind::Symlink) },
+    ] {
+        let bytes = written(&one);
+        assert!(matches!(Reader::new(&bytes[..]).entry(), Err(ArchiveError::Damaged(_))), "{one:?}");
+    }
+    let mut bytes = written(&Entry { mtime_nsec: 0, ..entry("file", Kind::Symlink) });
+    bytes[108..116].copy_from_slice(&[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    bytes[148..156].fill(b' ');
+    let sum: u64 = bytes[..512].iter().map(|byte| u64::from(*byte)).sum();
+    bytes[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let refused = Reader::new(&bytes[..]).entry().unwrap_err();
+    assert!(refused.to_string().contains("an owner out of range"), "{refused}");
+}
+
+#[test]
 fn an_archive_that_is_cut_is_an_error_and_leaves_no_file_that_looks_whole() {
     let home = tempfile::tempdir().unwrap();
     let bytes = archive(&[entry("first", Kind::File), entry("second", Kind::File)]);
@@ -202,7 +226,7 @@ proptest! {
     #[test]
     fn entries_come_out_as_they_went_in(
         path in "[a-zäöü\n ]{1,300}", link in "[a-zß/]{0,300}", mode in 0_u32..0o10000,
-        uid: u32, gid: u32, mtime in -1_i64 << 40..1 << 40, mtime_nsec in 0_u32..1_000_000_000,
+        uid in 0..u32::MAX, gid in 0..u32::MAX, mtime in -1_i64 << 40..1 << 40, mtime_nsec in 0_u32..1_000_000_000,
         value in proptest::collection::vec(any::<u8>(), 1..99),
     ) {
         let xattrs = vec![(b"user.x".to_vec(), value)];
