@@ -11,6 +11,10 @@ use crate::state::record::HealthStatus;
 /// How many results are held.
 const HELD: usize = 5;
 
+/// Bytes of the output of a result that are held, the first of them. A guest's sentence about a
+/// probe that did not start may be of any length.
+const OUTPUT_HELD: usize = 4 << 10;
+
 /// How a probe ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probed {
@@ -20,8 +24,8 @@ pub struct Probed {
     pub ended: Timestamp,
     /// Its exit code; `None` if it was killed because its time was over, or could not be asked.
     pub code: Option<u8>,
-    /// The last of what it wrote, or what went wrong. The container's bytes: not fit for a
-    /// terminal.
+    /// The last of what it wrote, or what went wrong; 4 KiB at most are held. The container's
+    /// bytes: not fit for a terminal.
     pub output: Vec<u8>,
 }
 
@@ -68,8 +72,11 @@ impl Judge {
 
     /// Takes the result of a probe that began so long after the container's start. Returns the
     /// status if it is another now.
-    pub fn take(&mut self, probed: Probed, since_start: Duration) -> Option<HealthStatus> {
+    pub fn take(&mut self, mut probed: Probed, since_start: Duration) -> Option<HealthStatus> {
         let before = self.status;
+        // Its beginning says what went wrong, where that is said.
+        probed.output.truncate(OUTPUT_HELD);
+        probed.output.shrink_to_fit();
         if probed.code == Some(0) {
             self.failures = 0;
             self.status = HealthStatus::Healthy;
@@ -167,6 +174,16 @@ mod tests {
                 assert_eq!(judge.wait(at), Duration::from_secs(wait), "{index} {second}");
             }
         }
+    }
+
+    #[test]
+    fn no_result_is_held_that_is_longer_than_four_kibibytes() {
+        let mut judge = Judge::new(check(0, 1));
+        let long = Probed { output: vec![b'x'; 4 << 20], ..probed(None) };
+        judge.take(long, Duration::ZERO);
+        let held = judge.results().next().unwrap();
+        assert_eq!(held.output, vec![b'x'; 4096]);
+        assert_eq!(held.output.capacity(), 4096);
     }
 
     #[test]
