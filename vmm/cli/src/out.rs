@@ -47,6 +47,31 @@ pub(crate) fn json(value: impl Display) -> Result<()> {
     deliver(&text::json(&value.to_string()))
 }
 
+/// Like [`json`] for an array, whose values are made one after the other.
+///
+/// # Errors
+/// As [`line`].
+pub(crate) fn json_array(values: impl Iterator<Item = serde_json::Value>) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let written = array(&mut out, values).and_then(|()| out.flush());
+    if written.is_err() {
+        // Nor is what is left of it tried again.
+        let (_, _unwritten) = out.into_parts();
+    }
+    arrived(written).context("cannot write to standard output")
+}
+
+/// As an array in a serializer's pretty form.
+fn array(out: &mut impl Write, values: impl Iterator<Item = serde_json::Value>) -> io::Result<()> {
+    let mut lead = "[";
+    for value in values {
+        let value = format!("{value:#}").replace('\n', "\n  ");
+        write!(out, "{lead}\n  {}", text::json(&value))?;
+        lead = ",";
+    }
+    writeln!(out, "{}", if lead == "[" { "[]" } else { "\n]" })
+}
+
 fn deliver(said: &str) -> Result<()> {
     let written = {
         let mut out = io::stdout().lock();
@@ -94,6 +119,18 @@ impl Write for LogWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_array_is_written_as_a_serializer_does() {
+        let whole = serde_json::json!([{ "a": 1, "b": ["x", {}] }, "line\n\u{9b}", [], 5]);
+        for count in 0..=4 {
+            let some: Vec<_> = whole.as_array().unwrap()[..count].to_vec();
+            let mut out = Vec::new();
+            array(&mut out, some.iter().cloned()).unwrap();
+            let pretty = format!("{:#}\n", serde_json::Value::from(some));
+            assert_eq!(String::from_utf8(out).unwrap(), text::json(&pretty));
+        }
+    }
 
     #[test]
     fn only_a_reader_that_went_away_is_no_error() {

@@ -22,6 +22,9 @@ pub enum RecordError {
     /// Something that is no record.
     #[error("the guest sent something that is no record")]
     Damaged,
+    /// More than is taken.
+    #[error("the guest sends too much: more than {0}")]
+    Endless(String),
     /// What the guest could not do.
     #[error("{0}")]
     Failed(String),
@@ -36,16 +39,63 @@ pub enum Told<M> {
     Note(String),
 }
 
+/// Most sentences of a stream.
+const NOTES_MOST: u32 = 64;
+
+/// How much is taken from a guest, which may send without an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Records.
+    pub records: u64,
+    /// Bytes of all records together, as they are sent.
+    pub bytes: u64,
+}
+
+impl Default for Most {
+    /// As many processes as an agent tells of, and the bytes of their longest command lines.
+    fn default() -> Self {
+        Self { records: 8192, bytes: 64 << 20 }
+    }
+}
+
+impl Most {
+    /// No bound, for what is not held.
+    pub const ENDLESS: Self = Self { records: u64::MAX, bytes: u64::MAX };
+}
+
 /// The stream of records. Reading it blocks.
 #[derive(Debug)]
 pub struct Records<R = UnixStream> {
     stream: BufReader<R>,
+    most: Most,
+    came: Most,
+    notes: u32,
 }
 
 impl<R: Read> Records<R> {
-    /// The records of a stream.
+    /// The records of a stream, as many as [`Most::default`] says.
     pub fn new(stream: R) -> Self {
-        Self { stream: BufReader::with_capacity(64 << 10, stream) }
+        let (most, came) = (Most::default(), Most { records: 0, bytes: 0 });
+        Self { stream: BufReader::with_capacity(64 << 10, stream), most, came, notes: 0 }
+    }
+
+    /// The same with other bounds.
+    #[must_use]
+    pub fn at_most(self, most: Most) -> Self {
+        Self { most, ..self }
+    }
+
+    /// Counts a record of so many bytes.
+    fn count(&mut self, length: usize) -> Result<(), RecordError> {
+        self.came.records += 1;
+        self.came.bytes = self.came.bytes.saturating_add(length as u64);
+        if self.came.records > self.most.records {
+            return Err(RecordError::Endless(format!("{} records", self.most.records)));
+        }
+        if self.came.bytes > self.most.bytes {
+            return Err(RecordError::Endless(format!("{} bytes of records", self.most.bytes)));
+        }
+        Ok(())
     }
 
     /// The next; `None` after the last one, when all was found.
@@ -56,6 +106,14 @@ impl<R: Read> Records<R> {
         let mut header = [0; HEADER];
         self.fill(&mut header)?;
         let (kind, length) = parse(header).map_err(|_| RecordError::Damaged)?;
+        match kind {
+            Kind::Record => self.count(length)?,
+            Kind::Note if self.notes == NOTES_MOST => {
+                return Err(RecordError::Endless(format!("{NOTES_MOST} notes")));
+            }
+            Kind::Note => self.notes += 1,
+            Kind::Result => {}
+        }
         let mut payload = vec![0; length];
         self.fill(&mut payload)?;
         match kind {
@@ -114,5 +172,40 @@ mod tests {
         for bad in [frame(Kind::Record, &[255; 9]), vec![9; 20], frame(Kind::Result, &[255])] {
             assert!(matches!(Records::new(&bad[..]).take::<Change>(), Err(RecordError::Damaged)), "{bad:?}");
         }
+    }
+
+    /// What a stream that never ends is read to.
+    fn endless(frame: &[u8], most: Most) -> (u64, String) {
+        struct Again<'a>(&'a [u8], usize);
+        impl Read for Again<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let count = buffer.len().min(self.0.len() - self.1);
+                buffer[..count].copy_from_slice(&self.0[self.1..self.1 + count]);
+                self.1 = (self.1 + count) % self.0.len();
+                Ok(count)
+            }
+        }
+        let mut records = Records::new(Again(frame, 0)).at_most(most);
+        let mut taken = 0;
+        loop {
+            match records.take::<Process>() {
+                Ok(told) => assert!(told.is_some()),
+                Err(error) => return (taken, error.to_string()),
+            }
+            taken += 1;
+        }
+    }
+
+    #[test]
+    fn a_stream_without_an_end_is_an_error() {
+        let most = Most::default();
+        let (taken, error) = endless(&frame(Kind::Record, b""), most);
+        assert_eq!((taken, error.as_str()), (8192, "the guest sends too much: more than 8192 records"));
+        let long = Process { args: vec![vec![b'x'; 60_000]], ..Default::default() };
+        let long = frame(Kind::Record, &long.write_to_bytes().unwrap());
+        let (taken, error) = endless(&long, most);
+        assert!(taken < 1200 && error.contains("67108864 bytes"), "{taken} {error}");
+        let (taken, error) = endless(&frame(Kind::Note, b"x"), Most::ENDLESS);
+        assert!(taken == 64 && error.contains("64 notes"), "{taken} {error}");
     }
 }
