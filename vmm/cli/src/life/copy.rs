@@ -13,6 +13,7 @@ use nelly_sandbox::connect::copy::{CopyIn, CopyOut, FromHost, Interrupt, compres
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::CpArgs;
+use super::notes::notes;
 use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
 use crate::fail::Usage;
@@ -79,9 +80,10 @@ fn from_guest(args: &CpArgs, word: &str, path: &str, to: &End<'_>, context: &Con
     let mut copied: CopyOut = runtime.block_on(connection.copy_out(source))?;
     let interrupted = watch(copied.interrupt()?)?;
     let mut counted = Counted::new(&mut copied, args.quiet);
+    let mut notes = notes();
     let done = match to {
         End::Host(to) => {
-            let note = &mut |sentence| out::message(sentence);
+            let note = &mut |sentence| notes.add(sentence);
             to_host(&mut counted, path.as_bytes(), to.as_bytes(), args.archive, note).map_err(Error::from)
         }
         _ => io::copy(&mut counted, &mut stdout().lock())
@@ -89,7 +91,8 @@ fn from_guest(args: &CpArgs, word: &str, path: &str, to: &End<'_>, context: &Con
             .map_err(Error::from),
     };
     drop(counted);
-    copied.notes().iter().for_each(out::message);
+    copied.notes().iter().for_each(|sentence| notes.add(sentence));
+    notes.finish();
     finished(done, &interrupted)
 }
 
@@ -116,17 +119,19 @@ fn to_guest(args: &CpArgs, from: &End<'_>, word: &str, path: &str, context: &Con
     let copied: CopyIn = runtime.block_on(connection.copy_in(wanted))?;
     let interrupted = watch(copied.interrupt()?)?;
     let mut counted = Counted::new(copied, args.quiet);
+    let mut notes = notes();
     let done = match &source {
-        Some(source) => source
-            .write(&mut counted, args.archive, &mut |sentence| out::message(sentence))
-            .map_err(Error::from),
+        Some(source) => {
+            source.write(&mut counted, args.archive, &mut |sentence| notes.add(sentence)).map_err(Error::from)
+        }
         None => io::copy(&mut beginning.chain(stdin()), &mut counted).map(drop).map_err(Error::from),
     };
     let copied = counted.inner;
     let done = done.and_then(|()| {
-        copied.finish()?.iter().for_each(out::message);
+        copied.finish()?.iter().for_each(|sentence| notes.add(sentence));
         Ok(())
     });
+    notes.finish();
     finished(done, &interrupted)
 }
 

@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod logs;
 mod look;
+mod notes;
 mod ps;
 mod remove;
 mod restartable;
