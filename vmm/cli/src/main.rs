@@ -165,7 +165,7 @@ fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     if asked {
         // Printing fails only if the reader has gone.
         let _ = error.print();
-    } else if let Some(answer) = docker_words::answer(&error, verb) {
+    } else if let Some(answer) = docker_words::answer(&error, raw) {
         out::message(answer);
     } else {
         docker_words::without_guesses(&mut error);

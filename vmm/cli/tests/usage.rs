@@ -15,6 +15,10 @@ fn usage_errors_have_their_exit_code() {
         // Of clap, and of ours.
         (&["rmi", "a"][..], 2, "nelly image rm"),
         (&["frobnicate"], 2, "frobnicate"),
+        (&["image", "remove", "a"], 2, "nelly image rm"),
+        (&["bench", "ls"], 2, "boot, run, exec"),
+        (&["start", "-a", "web"], 2, "nelly attach"),
+        (&["ps", "--format", "json"], 2, "--json"),
         (&["ps", "--no-such"], 2, "--no-such"),
         (&["ps", "--filter", "status=melting"], 2, "--filter"),
         (&["ps", "--filter", "colour=red"], 2, "the filters are"),

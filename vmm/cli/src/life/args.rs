@@ -72,10 +72,10 @@ pub(crate) struct SystemdArgs {
 pub(crate) struct StopArgs {
     /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds); 0 kills at once
     /// [default: the sandbox's, 10s]
-    #[arg(short, long, value_name = "DURATION")]
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     /// First signal, by name or number [default: that of the sandbox]
-    #[arg(long, value_name = "SIGNAL")]
+    #[arg(short, long, value_name = "SIGNAL")]
     pub(crate) signal: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
@@ -89,7 +89,7 @@ pub(crate) struct StopArgs {
 pub(crate) struct RestartArgs {
     /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds) [default: that of the
     /// sandbox, 10s]
-    #[arg(short, long, value_name = "DURATION")]
+    #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
