@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result};
 use nelly_bench::host::Environment;
 use nelly_bench::plan::{BootPlan, DensityLimit, GuestSetup, Rounds, RunPlan, SandboxPlan};
 use nelly_bench::record::{GuestRecord, Record};
@@ -22,7 +22,7 @@ use crate::bench_args::{
     BenchArgs, BenchVerb, BootFlags, CommandFlags, CommonFlags, CompareFlags, RoundFlags, Until,
 };
 use crate::context::Context;
-use crate::fail::OfFlag as _;
+use crate::fail::{OfFlag as _, Usage};
 use crate::host::{self, KvmSupport};
 use crate::output_file::OutputFile;
 use crate::{machine, out};
@@ -131,16 +131,24 @@ fn rounds(rounds: &RoundFlags, common: &CommonFlags) -> Result<Rounds> {
 }
 
 fn hardware(common: &CommonFlags) -> Result<(CpuCount, MemorySize)> {
-    let cpus = CpuCount::new(common.cpus).map_err(|reason| anyhow!("--cpus: {reason}"))?;
+    let cpus = CpuCount::new(common.cpus).map_err(Error::msg).of_flag("--cpus")?;
     let bytes = size::parse(&common.memory).of_flag("--memory")?;
     if bytes % (1 << 20) != 0 {
-        bail!(
+        return Err(Usage::error(format!(
             "--memory {}: not a multiple of 1 MiB, which some of the other monitors require",
             common.memory
-        );
+        )));
     }
-    let memory = MemorySize::new(bytes).map_err(|reason| anyhow!("--memory: {reason}"))?;
+    let memory = MemorySize::new(bytes).map_err(Error::msg).of_flag("--memory")?;
     Ok((cpus, memory))
+}
+
+/// The kernel's command line, with what is appended to it.
+fn command_line(common: &CommonFlags) -> Result<String> {
+    let line = format!("{COMMAND_LINE} {}", common.append);
+    let line = line.trim_end().to_owned();
+    CommandLine::new(&line).map_err(Error::msg).of_flag("--append")?;
+    Ok(line)
 }
 
 fn command(flags: &CommandFlags) -> Vec<String> {
@@ -148,9 +156,11 @@ fn command(flags: &CommandFlags) -> Vec<String> {
 }
 
 fn sandbox(common: &CommonFlags, context: &Context) -> Result<SandboxPlan> {
+    // What is asked for before what this host has.
+    let (cpus, memory) = hardware(common)?;
+    command_line(common)?;
     host::require_mainstream()?;
     let assets = Assets::find(&context.search, &context.settings, None, None)?;
-    let (cpus, memory) = hardware(common)?;
     Ok(SandboxPlan {
         monitor: assets::monitor(&context.search, &context.settings)?.path,
         kernel: assets.kernel.path,
@@ -170,17 +180,18 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     let rounds = rounds(&flags.rounds, &flags.common)?;
     if flags.until == Until::Ready {
         if !flags.vs.is_empty() || flags.kernel.is_some() || flags.initrd.is_some() || flags.no_initrd {
-            bail!(
-                "--until ready boots Nelly's own guest; --vs, --kernel, --initrd and --no-initrd need --until marker"
-            );
+            return Err(Usage::error(
+                "--until ready boots Nelly's own guest; --vs, --kernel, --initrd and --no-initrd need --until marker",
+            ));
         }
         let plan = sandbox(&flags.common, context)?;
         return Ok(runner::ready(&plan, &rounds, environment(), &mut progress()));
     }
     if flags.marker.is_empty() {
-        bail!("--marker must not be empty");
+        return Err(Usage::error("--marker must not be empty"));
     }
     let (cpus, memory) = hardware(&flags.common)?;
+    let command_line = command_line(&flags.common)?;
     let (kernel, platform) = match &flags.kernel {
         // A tiny kernel runs on any KVM.
         Some(kernel) => (kernel.clone(), Platform::Auto),
@@ -201,9 +212,6 @@ fn boot(flags: &BootFlags, context: &Context) -> Result<Measured> {
     }
     let absolute =
         |path: PathBuf| path.canonicalize().with_context(|| format!("cannot use {}", path.display()));
-    let command_line = format!("{COMMAND_LINE} {}", flags.common.append);
-    let command_line = command_line.trim_end().to_owned();
-    CommandLine::new(&command_line).map_err(|reason| anyhow!("--append: {reason}"))?;
     let guest = GuestSetup {
         kernel: absolute(kernel)?,
         initrd: initrd.map(absolute).transpose()?,

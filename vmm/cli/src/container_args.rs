@@ -1,12 +1,12 @@
 //! The flags that every verb has which makes a container: rights, limits, names. As docker's.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use nelly_sandbox::spec::{
     Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, size,
 };
 
-use crate::fail::OfFlag as _;
+use crate::fail::{OfFlag as _, Usage};
 
 /// Flags of docker's `run` and `create` that become a part of the container's specification.
 #[derive(Debug, Default, Args)]
@@ -138,7 +138,7 @@ fn check_platform(platform: &str) -> Result<()> {
     if fits {
         return Ok(());
     }
-    bail!("--platform {platform}: this host runs images of linux/{} only", ours[0])
+    Err(Usage::error(format!("--platform {platform}: this host runs images of linux/{} only", ours[0])))
 }
 
 #[cfg(test)]

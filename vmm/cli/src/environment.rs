@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nelly_vmm::sys::files::{self, Accept};
 
+use crate::fail::Usage;
+
 /// Words for the container: files first, flags after them. A name without a value is passed on from
 /// `get`, and left out where that has none, as docker does.
 pub(crate) fn collect(
@@ -40,7 +42,7 @@ pub(crate) fn collect(
     }
     for word in flags {
         if word.is_empty() || word.starts_with('=') {
-            bail!("-e {word:?} is not NAME=VALUE");
+            return Err(Usage::error(format!("-e {word:?} is not NAME=VALUE")));
         }
         push(word);
     }

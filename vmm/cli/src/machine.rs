@@ -1,9 +1,10 @@
 //! Converts flags to a machine's configuration. Errors name the flag.
 
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::spec::size;
 use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
@@ -12,8 +13,8 @@ use nelly_vmm::config::{
 use nelly_vmm::sys::files::{self, Accept};
 
 use crate::args;
-use crate::fail::OfFlag as _;
-use crate::settings::Settings;
+use crate::fail::{OfFlag as _, Usage};
+use crate::settings::{SettingSource, Settings};
 use crate::vcpus;
 
 /// The options that `run` and `boot` have in common.
@@ -29,23 +30,31 @@ pub(crate) struct MachineOptions {
 pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
-    let cpus: u64 =
-        vcpus::whole(&cpus).map_err(|reason| anyhow!("cpus (from {source}): {reason}")).map(u64::from)?;
-    let cpus = CpuCount::new(cpus).map_err(|reason| anyhow!("cpus (from {source}): {reason}"))?;
+    let count = vcpus::whole(&cpus).and_then(|cpus| CpuCount::new(u64::from(cpus)));
+    let cpus = count.map_err(|reason| refused("cpus", &source, reason))?;
     let (memory, source) = settings.get("memory", args.memory.as_deref());
-    let bytes = size::parse(&memory).with_context(|| format!("memory (from {source})"))?;
-    let memory_size =
-        MemorySize::new(bytes).map_err(|reason| anyhow!("memory {memory} (from {source}): {reason}"))?;
+    let bytes = size::parse(&memory).map_err(|reason| refused("memory", &source, reason))?;
+    let what = format!("memory {memory}");
+    let memory_size = MemorySize::new(bytes).map_err(|reason| refused(&what, &source, reason))?;
     // The monitor checks this as well, but only after the image was unpacked.
     if let Ok(host) = nelly_vmm::sys::host::memory_bytes()
         && bytes > host
     {
-        bail!("memory {memory} (from {source}): this host has only {} MiB", host >> 20);
+        return Err(refused(&what, &source, format_args!("this host has only {} MiB", host >> 20)));
     }
     let (append, source) = settings.get("append", args.append.as_deref());
-    let append = CommandLine::new(append).map_err(|reason| anyhow!("append (from {source}): {reason}"))?;
+    let append = CommandLine::new(append).map_err(|reason| refused("append", &source, reason))?;
     let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().of_flag("--timeout")?;
     Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
+}
+
+/// Why the value of a setting cannot be. That of a flag is an error of how the command was used.
+fn refused(what: &str, source: &SettingSource, reason: impl Display) -> Error {
+    let sentence = format!("{what} (from {source}): {reason}");
+    match source {
+        SettingSource::Flag(_) => Usage::error(sentence),
+        _ => Error::msg(sentence),
+    }
 }
 
 /// Opens a file that is named by a flag, and checks before the start that it exists, is not empty

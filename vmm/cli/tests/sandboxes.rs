@@ -92,6 +92,10 @@ fn sandboxes_are_listed_by_what_their_files_and_locks_say() {
     let home = Home::new();
     assert_eq!(home.out(&["ps", "-a", "-q"]), "");
     assert_eq!(home.json(&["ps", "--json"]), json!([]));
+    assert_eq!(home.json(&["stats", "--json"]), json!([]));
+    assert!(
+        home.out(&["stats"]).starts_with("NAME ") && home.refused(&["stats", "web"]).contains("no sandbox")
+    );
     assert!(!home.place().exists(), "listing makes nothing");
     let all = home.sandboxes();
     let (_, _web) = sandbox(&all, "web", 'a', Status::Running);
@@ -188,7 +192,7 @@ fn what_runs_is_not_removed_and_what_ended_is() {
     assert!(refused.contains("nelly stop web") && refused.contains("nelly rm -f web"), "{refused}");
     assert_eq!(home.out(&["rename", "web", "shop"]), "");
     assert!(home.refused(&["rename", "shop", "hurt"]).contains("is taken"));
-    assert!(home.refused(&["rename", "shop", "Shop!"]).contains("invalid name"));
+    assert!(home.complains(&["rename", "shop", "Shop!"], 2).contains("invalid name"));
     // Its holder is killed: nobody holds it any more.
     drop(lock);
     let refused = home.run(&["rm", "nosuch", "shop", "hurt"]);

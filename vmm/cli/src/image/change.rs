@@ -2,20 +2,24 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use nelly_image::{ImageError, ImageName, LocalError, Removed};
 use serde_json::{Value, json};
 
 use super::args::{PruneArgs, RmArgs, TagArgs};
 use super::{in_use, local, size, store};
 use crate::context::Context;
+use crate::fail::{OfFlag as _, Usage};
 use crate::{fail, out};
 
 /// `nelly image tag`.
 pub(super) fn tag(args: &TagArgs, context: &Context) -> Result<ExitCode> {
-    let name: ImageName = args.name.parse().context("NAME")?;
+    let name: ImageName = args.name.parse().of_flag("NAME")?;
     if name.digest().is_some() {
-        anyhow::bail!("`{}` has a digest, which an image has by itself; give a tag", args.name);
+        return Err(Usage::error(format!(
+            "`{}` has a digest, which an image has by itself; give a tag",
+            args.name
+        )));
     }
     let local = local(context)?;
     let descriptor = local.look_up(&args.image)?.image.descriptor;

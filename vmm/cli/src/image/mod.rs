@@ -17,6 +17,7 @@ use nelly_sandbox::state::Sandboxes;
 
 use crate::assets;
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::registry;
 
 /// Runs a verb.
@@ -76,7 +77,7 @@ fn in_use(context: &Context) -> Result<InUse> {
 fn reference(local: &LocalStore, word: &str) -> Result<Reference> {
     match local.look_up(word) {
         Ok(found) => Ok(Reference::Id(found.image.descriptor.digest)),
-        Err(LocalError::NoImage(_)) => Ok(word.parse()?),
+        Err(LocalError::NoImage(_)) => word.parse().of_flag("IMAGE"),
         Err(error) => Err(error.into()),
     }
 }

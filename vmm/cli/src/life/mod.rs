@@ -49,11 +49,14 @@ use crate::{fail, out};
 /// How long a keeper that has said its last word may take to be gone.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// What is said of a home without sandboxes.
+const NONE: &str = "there is no sandbox yet; `nelly run -d` and `nelly create` make them";
+
 /// The state directory.
 pub(crate) fn sandboxes(context: &Context) -> Result<Sandboxes> {
     match Sandboxes::open(&context.places.sandboxes())? {
         Some(sandboxes) => Ok(sandboxes),
-        None => bail!("there is no sandbox yet; `nelly run -d` and `nelly create` make them"),
+        None => bail!(NONE),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use nelly_sandbox::state::{Name, Sandboxes, StateError};
 
 use super::args::{RenameArgs, RmArgs};
 use super::force::end_by_force;
 use super::{each, lock, sandboxes};
 use crate::context::Context;
+use crate::fail::OfFlag as _;
 use crate::out;
 
 /// How often a removal by force begins anew, because another command was faster.
@@ -76,7 +77,7 @@ fn remove(sandboxes: &Sandboxes, word: &str, force: bool) -> Result<bool> {
 
 /// Gives a sandbox another name.
 pub(crate) fn rename(args: &RenameArgs, context: &Context) -> Result<ExitCode> {
-    let name: Name = args.new.parse().context("NEW")?;
+    let name: Name = args.new.parse().of_flag("NEW")?;
     let sandboxes = sandboxes(context)?;
     sandboxes.rename(&sandboxes.find(&args.sandbox)?, &name)?;
     Ok(ExitCode::SUCCESS)

@@ -7,18 +7,23 @@ use nelly_sandbox::state::{Condition, Sandboxes, Status};
 use serde_json::json;
 
 use super::args::StatsArgs;
-use super::{connect, runtime, sandboxes};
+use super::{connect, runtime};
 use crate::context::Context;
 use crate::{fail, out};
 
 /// Prints what sandboxes use, once.
 pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
-    let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);
+    let sandboxes = Sandboxes::open(&context.places.sandboxes())?;
+    let runtime = runtime()?;
     let mut all = Vec::new();
     let mut failed = false;
-    let words = if args.names.is_empty() { running(&sandboxes)? } else { args.names.clone() };
+    let words = match &sandboxes {
+        Some(sandboxes) if args.names.is_empty() => running(sandboxes)?,
+        _ => args.names.clone(),
+    };
     for word in &words {
-        let one = sandboxes.find(word).map_err(anyhow::Error::from).and_then(|sandbox| {
+        let sandboxes = sandboxes.as_ref().with_context(|| super::NONE);
+        let one = sandboxes.and_then(|sandboxes| Ok(sandboxes.find(word)?)).and_then(|sandbox| {
             let stats = runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.stats().await?) })?;
             Ok((sandbox.record()?.name, sandbox.id(), stats))
         });

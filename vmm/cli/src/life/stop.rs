@@ -13,7 +13,7 @@ use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
 use super::force::{end_by_force, end_unreachable};
 use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes, target};
 use crate::context::Context;
-use crate::fail::OfFlag as _;
+use crate::fail::{OfFlag as _, Usage};
 
 /// A grace time.
 pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
@@ -121,7 +121,9 @@ pub(crate) fn kill(args: &KillArgs, context: &Context) -> Result<ExitCode> {
     let signal: Signal = args.signal.parse().of_flag("--signal")?;
     if args.exec.as_deref() == Some("") {
         // It would mean the container.
-        bail!("--exec: the id of an exec is not empty; `nelly exec --list SANDBOX` shows them");
+        return Err(Usage::error(
+            "--exec: the id of an exec is not empty; `nelly exec --list SANDBOX` shows them",
+        ));
     }
     let exec = args.exec.as_deref().unwrap_or_default();
     let sandboxes = sandboxes(context)?;

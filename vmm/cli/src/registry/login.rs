@@ -19,7 +19,7 @@ pub(crate) fn login(args: &LoginArgs, context: &Context) -> Result<ExitCode> {
         None => password::ask(&format!("User name for {}", args.registry))?,
     };
     if user.is_empty() || user.contains(':') {
-        bail!("the user name is empty, or has a colon in it");
+        return Err(Usage::error("--username: the user name is empty, or has a colon in it"));
     }
     let password =
         if args.password_stdin { password::from_stdin()? } else { password::ask_hidden("Password")? };

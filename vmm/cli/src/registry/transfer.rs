@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nelly_image::{ImageName, LocalStore, Reference};
 use nelly_registry::{Cancel, Client, Environment, RegistryOptions};
 use serde_json::json;
@@ -26,10 +26,12 @@ fn store(context: &Context) -> Result<LocalStore> {
     LocalStore::open(&dir).with_context(|| format!("cannot use the local store {}", dir.display()))
 }
 
-fn parse(word: &str) -> Result<ImageName> {
-    match word.parse::<Reference>().of_flag("NAME")? {
+fn parse(word: &str, called: &str) -> Result<ImageName> {
+    match word.parse::<Reference>().of_flag(called)? {
         Reference::Named(name) => Ok(name),
-        other => bail!("`{other}` is not in a registry; registries have names such as alpine:3.20"),
+        other => Err(Usage::error(format!(
+            "{called}: `{other}` is not in a registry; registries have names such as alpine:3.20"
+        ))),
     }
 }
 
@@ -52,7 +54,7 @@ fn architecture(platform: &str) -> Result<Option<String>> {
 
 /// `nelly image pull`.
 pub(crate) fn pull(args: &PullArgs, context: &Context) -> Result<ExitCode> {
-    let name = parse(&args.name)?;
+    let name = parse(&args.name, "NAME")?;
     let architecture = args.platform.as_deref().map(architecture).transpose()?.flatten();
     let mut bars = Bars::new("pulling", &name, args.quiet);
     let pulled =
@@ -74,8 +76,9 @@ pub(crate) fn pull(args: &PullArgs, context: &Context) -> Result<ExitCode> {
 
 /// `nelly image push`.
 pub(crate) fn push(args: &PushArgs, context: &Context) -> Result<ExitCode> {
-    let name = parse(&args.name)?;
-    let target = args.target.as_deref().map_or_else(|| Ok(name.clone()), parse)?;
+    let name = parse(&args.name, "NAME")?;
+    let target = args.target.as_deref().map(|word| parse(word, "TARGET")).transpose()?;
+    let target = target.unwrap_or_else(|| name.clone());
     let mut bars = Bars::new("pushing", &target, args.quiet);
     let pushed = nelly_registry::push(&client(context), &store(context)?, &name, &target, &mut bars);
     bars.finish();
@@ -122,9 +125,9 @@ mod tests {
 
     #[test]
     fn names_of_registries_only() {
-        assert!(parse("alpine").is_ok());
+        assert!(parse("alpine", "NAME").is_ok());
         for word in ["oci:dir", "builtin:busybox", "Bad", "", "docker://alpine"] {
-            assert!(parse(word).is_err(), "{word}");
+            assert!(parse(word, "NAME").is_err(), "{word}");
         }
     }
 }

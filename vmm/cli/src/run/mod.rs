@@ -11,7 +11,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use foreground::foreground;
 use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
 use nelly_sandbox::spec::oci;
@@ -25,7 +25,6 @@ use plan::{RunOptions, machine_by_path, machine_opened, plan, run_options};
 use serde_json::json;
 
 use crate::args::{self, RunArgs};
-use crate::assets::Assets;
 use crate::context::Context;
 use crate::detach_keys::DetachKeys;
 use crate::fail::{Hint, OfFlag as _, Usage};
@@ -58,9 +57,7 @@ fn resolve(store: &Store, reference: &Reference, args: &RunArgs, context: &Conte
             registry::pull_for_run(&name, args.quiet, context)?;
             Ok(store.resolve(reference, &mut bar)?)
         }
-        Err(error @ ImageError::NotStored(_)) => {
-            Err(Hint::error(error.to_string(), format!("nelly image pull {reference}")))
-        }
+        Err(error @ ImageError::NotStored(_)) => Err(not_stored(&error, reference)),
         resolved => Ok(resolved?),
     }
 }
@@ -138,6 +135,23 @@ fn dry_run(args: &RunArgs, options: RunOptions, store: &Store, reference: &Refer
     Ok(ExitCode::SUCCESS)
 }
 
+/// Looks at an image that cannot be run here, as far as it is here. What is missing and would be
+/// pulled is not.
+///
+/// # Errors
+/// The image cannot be used, or does not go with the flags.
+fn look_at_image(args: &RunArgs, options: RunOptions, store: &Store, reference: &Reference) -> Result<()> {
+    match store.plan(reference) {
+        Err(ImageError::NotStored(_)) if args.pull != PullPolicy::Never => Ok(()),
+        Err(error @ ImageError::NotStored(_)) => Err(not_stored(&error, reference)),
+        planned => plan(args, options, &planned?.config).map(drop),
+    }
+}
+
+fn not_stored(error: &ImageError, reference: &Reference) -> Error {
+    Hint::error(error.to_string(), format!("nelly image pull {reference}"))
+}
+
 /// Keeps the images where they are. A wait for a command that removes some is told; Ctrl-C ends it.
 fn hold(store: &Store) -> Result<Option<Hold>> {
     let held = store.hold(&mut |pid| {
@@ -180,13 +194,6 @@ fn begin(
         bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
     let result = args.result.as_deref().map(result::ResultFile::parse).transpose().of_flag("--result")?;
-    let assets =
-        Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
-    let mut store_options = StoreOptions::new(&context.places.cache);
-    store_options.local_dir = Some(context.places.images());
-    store_options.builtin.clone_from(&assets.builtin);
-    let store = Store::open(store_options)?;
-    let options = run_options(args, command, assets, context)?;
     if let Some(keys) = &args.kept.detach_keys {
         if !streams {
             return Err(Usage::error(
@@ -197,6 +204,11 @@ fn begin(
     }
     let stays = mode != Mode::Held;
     let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
+    let options = run_options(args, command, context)?;
+    let mut store_options = StoreOptions::new(&context.places.cache);
+    store_options.local_dir = Some(context.places.images());
+    store_options.builtin.clone_from(&options.assets.builtin);
+    let store = Store::open(store_options)?;
     if args.machine.dry_run {
         return dry_run(args, options, &store, &reference);
     }
@@ -208,7 +220,13 @@ fn begin(
         return inside::inside(args, word, &plan, &reference, (&image, hold), context);
     }
     // Before the image is unpacked, which would be in vain on such a host.
-    crate::host::require_mainstream()?;
+    if mode != Mode::Created
+        && let Err(error) = crate::host::require_mainstream()
+    {
+        // What is asked for may be wrong, too, and that can be mended everywhere.
+        look_at_image(args, options, &store, &reference)?;
+        return Err(error);
+    }
     let result = result.map(|file| file.open()).transpose()?;
     let trace = args.trace.as_deref().map(|path| OutputFile::file("--trace", path)).transpose()?;
     if args.name.is_some() && mode == Mode::Held {

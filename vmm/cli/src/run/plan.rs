@@ -17,7 +17,7 @@ use nelly_vmm::sys::files::Accept;
 use crate::args::RunArgs;
 use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
-use crate::fail::OfFlag as _;
+use crate::fail::{OfFlag as _, Usage};
 use crate::{console, environment, machine};
 
 /// The flags, validated before the image is read.
@@ -41,12 +41,7 @@ pub(super) struct PreparedRun {
     pub(super) container: ContainerSpec,
 }
 
-pub(super) fn run_options(
-    args: &RunArgs,
-    command: Vec<String>,
-    assets: Assets,
-    context: &Context,
-) -> Result<RunOptions> {
+pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Context) -> Result<RunOptions> {
     let id = Id::random().context("cannot create a random id")?;
     let name: Name = match &args.name {
         Some(name) => name.parse().of_flag("--name")?,
@@ -67,27 +62,40 @@ pub(super) fn run_options(
         rights: args.container.rights()?,
     };
     // Merging with an empty image configuration finds errors in the flags alone.
-    match ProcessSpec::merge(&Config::default(), &overrides, hostname.as_str()) {
-        Ok(_) | Err(SpecError::NoCommand) => {}
-        Err(error) => return Err(error.into()),
+    let alone = |overrides: &Overrides| ProcessSpec::merge(&Config::default(), overrides, hostname.as_str());
+    let checked = match alone(&overrides) {
+        // The command may be the image's.
+        Err(SpecError::NoCommand) => alone(&Overrides { command: vec!["-".to_owned()], ..overrides.clone() }),
+        checked => checked,
+    };
+    match checked {
+        Ok(_) => {}
+        Err(error @ SpecError::EmptyProgram) => return Err(error.into()),
+        Err(error) => return Err(Usage::error(error.to_string())),
     }
-    machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
-    machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
     let (volumes, more_tmpfs) = args.container.mounts()?;
     let tmpfs = args.tmpfs.iter().map(|text| text.parse()).collect::<Result<Vec<Tmpfs>, _>>();
     let tmpfs = [tmpfs.of_flag("--tmpfs")?, more_tmpfs].concat();
     // As above.
-    volumes::combine(&volumes, &[], &tmpfs)?;
+    volumes::combine(&volumes, &[], &tmpfs).of_flag("--volume, --mount, --tmpfs")?;
+    let container = args.container.options()?;
+    let common = machine::common(&args.machine, &context.settings)?;
+    let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
+    // What is asked for was looked at before what is installed.
+    let assets =
+        Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
+    machine::open("--kernel", &assets.kernel.path, Accept::Regular)?;
+    machine::open("--initrd", &assets.initrd.path, Accept::Regular)?;
     Ok(RunOptions {
         id,
         name,
         hostname,
         tmpfs,
         volumes,
-        seccomp: seccomp(args, &overrides.rights).of_flag("--security-opt")?,
+        seccomp,
         overrides,
-        container: args.container.options()?,
-        common: machine::common(&args.machine, &context.settings)?,
+        container,
+        common,
         assets,
         monitor: assets::monitor(&context.search, &context.settings)?,
     })
