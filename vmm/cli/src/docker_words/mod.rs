@@ -9,8 +9,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::args::Cli;
 
-/// What to say of a refused word, as one sentence; `None` where clap's own words are the best. `raw`
-/// is the command line, which begins with the program's name.
+/// What to say of a refused word, as one sentence; `None` where clap's own words are the best.
+/// `raw` is the command line, which begins with the program's name.
 pub(crate) fn answer(error: &clap::Error, raw: &[String]) -> Option<String> {
     let word = |kind| match error.get(kind) {
         Some(ContextValue::String(word)) => Some(word.as_str()),
