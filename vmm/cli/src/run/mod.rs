@@ -135,6 +135,14 @@ fn dry_run(args: &RunArgs, options: RunOptions, store: &Store, reference: &Refer
     Ok(ExitCode::SUCCESS)
 }
 
+/// The local store and the cache.
+fn open_store(options: &RunOptions, context: &Context) -> Result<Store> {
+    let mut of_store = StoreOptions::new(&context.places.cache);
+    of_store.local_dir = Some(context.places.images());
+    of_store.builtin.clone_from(&options.assets.builtin);
+    Ok(Store::open(of_store)?)
+}
+
 /// Looks at an image that cannot be run here, as far as it is here. What is missing and would be
 /// pulled is not.
 ///
@@ -205,10 +213,7 @@ fn begin(
     let stays = mode != Mode::Held;
     let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
     let options = run_options(args, command, context)?;
-    let mut store_options = StoreOptions::new(&context.places.cache);
-    store_options.local_dir = Some(context.places.images());
-    store_options.builtin.clone_from(&options.assets.builtin);
-    let store = Store::open(store_options)?;
+    let store = open_store(&options, context)?;
     if args.machine.dry_run {
         return dry_run(args, options, &store, &reference);
     }
