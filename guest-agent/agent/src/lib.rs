@@ -1,12 +1,14 @@
 //! The guest's PID 1 as a library, so that tests can drive its parts without a machine.
 //!
 //! Layers, from the lowest; modules import only from lower ones: `arch` and `sys`; `cgroup`,
-//! `slots` and `timeline`; `mounts`; `spawn`; `registry` and `inspect`; `stdio`; `service`; `main`.
+//! `network`, `slots` and `timeline`; `mounts`; `spawn`; `registry` and `inspect`; `stdio`;
+//! `service`; `main`.
 
 pub mod arch;
 pub mod cgroup;
 pub mod inspect;
 pub mod mounts;
+pub mod network;
 pub mod registry;
 pub mod service;
 pub mod slots;

@@ -234,7 +234,11 @@ impl Agent for Connection {
         if let Some(unknown) = request.features.iter().find(|one| !features::ALL.contains(&one.as_str())) {
             return Err(status(Code::UNIMPLEMENTED, format!("this agent has no feature {unknown:?}")));
         }
-        guest::apply(&request).map_err(|error| status(Code::INTERNAL, chain(&error)))?;
+        match guest::apply(&request) {
+            Ok(None) => {}
+            Ok(Some(names)) => self.guest.set_names(names),
+            Err(error) => return Err(status(error.code(), chain(&error))),
+        }
         self.greeted.store(true, Ordering::Relaxed);
         Ok(m::HelloResponse {
             protocol: PROTOCOL_MAJOR,

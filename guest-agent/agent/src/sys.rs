@@ -12,6 +12,7 @@ mod event;
 mod init;
 mod mounting;
 mod net;
+mod netlink;
 mod power;
 mod process;
 mod trace;
@@ -30,6 +31,7 @@ pub use net::{
     ReceivedBytes, VsockAddress, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock,
     loopback_up, receive, send, shutdown_write, socket_pair,
 };
+pub use netlink::netlink_route;
 pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_machine, set_real_time_ns};
 pub use process::{
     News, Reaped, all_signals_default, capabilities, join_new_session_keyring, keep_capabilities,

@@ -55,6 +55,9 @@ pub const UPDATE: &str = "update";
 /// `CopyOut` and `CopyIn`: files of a container.
 pub const COPY: &str = "copy";
 
+/// `HelloRequest.network`: interfaces, addresses, routes, names.
+pub const NETWORK: &str = "network";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -75,4 +78,5 @@ pub const ALL: &[&str] = &[
     CHANGES,
     UPDATE,
     COPY,
+    NETWORK,
 ];

@@ -279,6 +279,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("arch", 0),
             ("sys", 0),
             ("cgroup", 1),
+            ("network", 1),
             ("slots", 1),
             ("timeline", 1),
             ("mounts", 2),

@@ -7,8 +7,10 @@ use std::path::Path;
 
 use nelly_protocol::messages::HelloRequest;
 use thiserror::Error;
+use ttrpc::Code;
 
 use crate::cgroup::CgroupStats;
+use crate::network::{self, Names, NetworkError};
 use crate::sys;
 
 /// The build id of this agent; builds of an initramfs may set the variable.
@@ -35,10 +37,26 @@ pub enum GuestError {
     /// The bytes cannot be added to the entropy pool.
     #[error("cannot add {0} bytes to the entropy pool (the limit is 64)")]
     Entropy(usize, #[source] io::Error),
+    /// The network cannot be set up.
+    #[error("cannot set up the guest's network")]
+    Network(#[source] NetworkError),
 }
 
-/// Sets the host name and the clock, and adds entropy, as far as the request contains them.
-pub(super) fn apply(request: &HelloRequest) -> Result<(), GuestError> {
+impl GuestError {
+    /// The code of the answer.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Network(NetworkError::Value { .. } | NetworkError::NoInterface { .. }) => {
+                Code::INVALID_ARGUMENT
+            }
+            _ => Code::INTERNAL,
+        }
+    }
+}
+
+/// Sets the host name, the clock and the network, and adds entropy, as far as the request contains
+/// them. Answers the names of a network that was set.
+pub(super) fn apply(request: &HelloRequest) -> Result<Option<Names>, GuestError> {
     if !request.entropy.is_empty() {
         let count = request.entropy.len();
         let fail = |error| GuestError::Entropy(count, error);
@@ -57,7 +75,7 @@ pub(super) fn apply(request: &HelloRequest) -> Result<(), GuestError> {
         nix::unistd::sethostname(&request.hostname)
             .map_err(|error| GuestError::Hostname(request.hostname.clone(), error.into()))?;
     }
-    Ok(())
+    request.network.as_ref().map(network::set).transpose().map_err(GuestError::Network)
 }
 
 pub(super) fn kernel_release() -> String {

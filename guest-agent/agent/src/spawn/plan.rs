@@ -7,6 +7,7 @@ use super::devices::DeviceRuleError;
 use super::limits::{CgroupSetting, LimitError};
 use super::mount_options::{MountOptions, UnsupportedOption};
 use super::seccomp::{SeccompError, SeccompFilter};
+use crate::network::Names;
 
 mod guest_devices;
 mod parse;
@@ -86,6 +87,8 @@ pub struct ContainerPlan {
     pub hostname: Option<String>,
     /// Lines of /etc/hosts beside the usual ones.
     pub hosts: Vec<String>,
+    /// Those of the guest's network, if the container is in it.
+    pub names: Names,
     /// NIS domain name, if any.
     pub domainname: Option<String>,
     /// Propagation of the root mount.

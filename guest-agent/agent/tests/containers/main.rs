@@ -10,6 +10,7 @@ mod copies;
 mod execs;
 mod lives;
 mod looks;
+mod network;
 mod rules;
 mod storage;
 mod streams;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         rules::ALL,
         storage::ALL,
         volumes::ALL,
+        network::ALL,
     ]
     .concat()
     .into_iter()

@@ -18,6 +18,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupStats};
+use crate::network::Names;
 use crate::registry::{Registry, RegistryError};
 use crate::spawn::StageFailure;
 use crate::spawn::launch::{LaunchError, Launcher, Stage};
@@ -133,6 +134,8 @@ pub struct GuestState {
     /// marks the journal as replayed all the same, and the file system is lost. What was never
     /// unmounted is replayed by the next start.
     with_disks: Mutex<Vec<File>>,
+    /// What containers in the guest's network read; nothing without a network.
+    names: Mutex<Names>,
 }
 
 impl GuestState {
@@ -153,6 +156,7 @@ impl GuestState {
                 ending: AtomicBool::new(false),
                 looking: AtomicUsize::new(0),
                 with_disks: Mutex::default(),
+                names: Mutex::default(),
             }),
             ends,
         )
@@ -162,6 +166,11 @@ impl GuestState {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Says what later containers in the guest's network read.
+    pub(in crate::service) fn set_names(&self, names: Names) {
+        *lock(&self.names) = names;
     }
 
     fn not_ending(&self) -> Result<(), ServiceError> {

@@ -23,6 +23,11 @@ impl GuestState {
     ) -> Result<StreamTokens, ServiceError> {
         self.not_ending()?;
         let mut checked = plan::container(&request)?;
+        if let Some(container) = &mut checked.stage.container
+            && container.namespaces & libc::CLONE_NEWNET == 0
+        {
+            container.names = lock(&self.names).clone();
+        }
         let data = ContainerData {
             filter: checked.seccomp.take(),
             image: request.rootfs.as_ref().map(|one| (one.device.clone(), one.filesystem.clone())),

@@ -1,8 +1,6 @@
 //! Conversion of requests to plans. Everything that is invalid or not supported is an error that
 //! names the field.
 
-use std::net::IpAddr;
-
 use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Stdio, Volume};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
 
@@ -11,6 +9,7 @@ use super::{
     ContainerPlan, ContainerRequest, DevicePlan, MountPlan, PlanError, ProcessPlan, RootfsPlan, StagePlan,
     Surroundings, UserPlan, VolumePlan,
 };
+use crate::network::{Names, host_line};
 use crate::spawn::caps::{self, CapabilitySets};
 use crate::spawn::devices;
 use crate::spawn::limits;
@@ -101,6 +100,7 @@ pub fn container(request: &CreateContainerRequest) -> Result<ContainerRequest, P
         sysctls: sysctls(&linux)?,
         hostname: spec.hostname,
         hosts: request.hosts.iter().map(|line| host(line)).collect::<Result<_, _>>()?,
+        names: Names::default(),
         domainname: spec.domainname,
         propagation: match linux.rootfs_propagation().as_deref() {
             None | Some("") => libc::MS_PRIVATE | libc::MS_REC,
@@ -349,14 +349,7 @@ fn volume(volume: &Volume) -> Result<VolumePlan, PlanError> {
 
 /// A line for /etc/hosts.
 fn host(line: &str) -> Result<String, PlanError> {
-    let plain =
-        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    match line.split_once(' ') {
-        Some((address, name)) if address.parse::<IpAddr>().is_ok() && plain(name) => {
-            Ok(format!("{address}\t{name}"))
-        }
-        _ => Err(value("hosts", line, "an address, a space and a name are needed")),
-    }
+    host_line(line).ok_or_else(|| value("hosts", line, "an address, a space and a name are needed"))
 }
 
 fn mounts(mounts: &[oci_spec::runtime::Mount]) -> Result<Vec<MountPlan>, PlanError> {

@@ -52,7 +52,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     std::env::set_current_dir(&root).step(|| format!("enter {root}"))?;
     sys::pivot_here().step(|| "make the container's root the root".into())?;
 
-    files::write_names(ROOT, plan.hostname.as_deref(), &plan.hosts)?;
+    files::write_names(ROOT, plan.hostname.as_deref(), &plan.hosts, &plan.names)?;
     let mut mounts = plan.mounts.iter().zip(sources).zip(shares.mounts);
     for turn in volumes::turns(&plan.rootfs.volumes, &plan.mounts) {
         match turn {
