@@ -108,6 +108,8 @@ fn kill_minus_nine_at_twenty_moments_leaves_nothing() {
         }
         nothing_runs();
     }
+    // The record of one that was listed when its client was killed goes with the next command.
+    assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
     assert_eq!(paths(home.path()), before);
     assert_eq!(mounts(), mounted);
 }
