@@ -188,8 +188,8 @@ fn one_that_hangs_keeps_nobody_from_the_others() {
 
 /// What is done on a disk of its own, which is filled up to the last byte and freed again. It
 /// prints what it found; `$1` is the archive of an image, `$2` the script of a container. The first
-/// container ends a while before its machine. Whether it starts again is not asked: writes that
-/// failed may leave a file system that needs e2fsck (docs/sandboxes.md).
+/// container ends a while before its machine. What the guest writes meanwhile waits, so that its
+/// file system stays sound.
 const FULL_DISK: &str = r#"
 n() { "$NELLY" "$@" 2>"$TMPDIR/err"; echo "$1: $?"; }
 fill() { cat /dev/zero >"$NELLY_HOME/fill" 2>"$TMPDIR/err" || :; }
@@ -205,17 +205,24 @@ n create --name box app:1 sh -c "$2"
 n start box
 n exec box sh -c 'echo kept >/kept; sync /kept'
 fill
+n ps -q; grep -q "waits until it has room" "$TMPDIR/err" && echo waits
+"$NELLY" exec box sh -c 'head -c 8m /dev/zero >/zeros; sync /zeros' 2>"$TMPDIR/err" & writer=$!
 n exec box sh -c 'yes $(head -c 1000 /dev/zero | tr "\0" x) | head -c 2m >/proc/1/fd/1; echo goes on'
 n ps -q
-free; n exec box sh -c 'echo more >/proc/1/fd/1'
+kill -0 $writer && echo held
+free; wait $writer && echo written
+n exec box sh -c 'echo more >/proc/1/fd/1'
 n run -d --in box app:1 sleep 100000
 fill
+n exec -d box sh -c 'head -c 8m /dev/zero >/more; sync /more'
+sleep 1
 n kill -s TERM box
 sleep 1
 n stop box
 free
 n ps -a --filter name=box
 n logs box >"$TMPDIR/log"; grep -q "bytes of output were lost" "$TMPDIR/err" && echo lost
+n start box; n exec box cat /kept; n exec box sh -c 'wc -c </zeros; echo again >/again; sync; cat /again'; n stop -t 1 box
 "#;
 
 #[test]
@@ -248,7 +255,7 @@ fn a_full_disk_is_told_and_stops_no_container() {
     assert!(ends.len() == 1 && ends[0].ends_with("Exited (unclean)"), "what could not be written: {said}");
     let lines: Vec<_> =
         lines.into_iter().filter(|line| !status(line) && !line.starts_with("sha256:")).collect();
-    let expected = "image: 1|told|image: 0|create: 1|told|0|create: 0|box|start: 0|exec: 0|goes on|exec: 0|ps: 0|exec: 0|run: 0|box|kill: 0|\
-                    box|stop: 0|ps: 0|lost";
+    let expected = "image: 1|told|image: 0|create: 1|told|0|create: 0|box|start: 0|exec: 0|ps: 0|waits|goes on|exec: 0|ps: 0|held|written|exec: 0|\
+                    run: 0|exec: 0|box|kill: 0|box|stop: 0|ps: 0|lost|box|start: 0|kept|exec: 0|8388608|again|exec: 0|box|stop: 0";
     assert_eq!(lines.join("|"), expected, "{said}\n{}", done.err());
 }

@@ -101,7 +101,10 @@ pub(crate) fn path_in(_dir: impl AsFd, _name: &OsStr, whole: &Path) -> PathBuf {
 
 /// Bytes that may still be written to the file system of `file`; `None` where it has no bound of
 /// its own.
-pub(crate) fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
+///
+/// # Errors
+/// The file system does not say.
+pub fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     let found = rustix::fs::fstatvfs(file)?;
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }

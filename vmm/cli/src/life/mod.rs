@@ -52,9 +52,28 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// What is said of a home without sandboxes.
 const NONE: &str = "there is no sandbox yet; `nelly run -d` and `nelly create` make them";
 
+/// Below so many free bytes a file system is full: what is left may be in use by the next moment.
+const FULL: u64 = 1 << 20;
+
+/// The state directory, if there is one. Says so if its file system is full, which explains why a
+/// sandbox waits.
+pub(crate) fn opened(context: &Context) -> Result<Option<Sandboxes>> {
+    let sandboxes = Sandboxes::open(&context.places.sandboxes())?;
+    if let Some(sandboxes) = &sandboxes
+        && sandboxes.free_bytes().is_some_and(|free| free < FULL)
+    {
+        out::message(format_args!(
+            "warning: the file system of {} is full: what guests write to the disks of their sandboxes waits until it has room, and the ends of \
+             sandboxes may not be written down",
+            sandboxes.path().display()
+        ));
+    }
+    Ok(sandboxes)
+}
+
 /// The state directory.
 pub(crate) fn sandboxes(context: &Context) -> Result<Sandboxes> {
-    match Sandboxes::open(&context.places.sandboxes())? {
+    match opened(context)? {
         Some(sandboxes) => Ok(sandboxes),
         None => bail!(NONE),
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nelly_sandbox::state::directory::Details;
 use nelly_sandbox::state::record::{ContainerRecord, HealthStatus};
-use nelly_sandbox::state::{Condition, Listed, Sandboxes, Status, Timestamp};
+use nelly_sandbox::state::{Condition, Listed, Status, Timestamp};
 use serde_json::{Value, json};
 
 use super::args::PsArgs;
@@ -89,7 +89,7 @@ impl Filter {
 pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
     let filters = args.filter.iter().map(|word| filter(word)).collect::<Result<Vec<_>>>()?;
     let all = args.all || filters.iter().any(|filter| matches!(filter, Filter::Status(_)));
-    let listed = match Sandboxes::open(&context.places.sandboxes())? {
+    let listed = match super::opened(context)? {
         Some(sandboxes) => sandboxes.list()?,
         None => Vec::new(),
     };

@@ -24,7 +24,7 @@ use self::walk::Walk;
 pub use self::watch::Watch;
 use crate::num::fits;
 use crate::sys;
-pub use crate::sys::{is_locked, try_lock};
+pub use crate::sys::{free_bytes, is_locked, try_lock};
 
 /// Flags for opening directories.
 const DIRECTORY: OFlags =

@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 
 use super::outcome::DeviceFaults;
 use super::watched::Watched;
+use crate::virtio::fault::DeviceFault;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::spec;
 use crate::virtio::tally::{Fault, Tally};
@@ -53,7 +54,10 @@ impl FaultLog {
 }
 
 fn line(fault: &DeviceFaults) -> String {
-    let DeviceFaults { slot, device, kind: _, first, count: _ } = fault;
+    let DeviceFaults { slot, device, kind, first, count: _ } = fault;
+    if kind == DeviceFault::NoRoom.kind() {
+        return format!("nelly-monitor: device {slot} ({device}): {first} (told once)\n");
+    }
     format!(
         "nelly-monitor: guest fault in device {slot} ({device}): {first}; more of this kind are counted, not told\n"
     )

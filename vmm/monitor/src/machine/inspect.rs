@@ -61,6 +61,7 @@ impl<V> Assembled<V> {
             name: identity.as_ref().and_then(|identity| identity.name.clone()),
             status: tally.status(),
             needs_reset: interrupt.needs_reset(),
+            waits_for_room: tally.waits_for_room(),
             interrupts: tally.interrupts(),
             ignored_accesses: tally.ignored(),
             faults: faults_of(slot, tally),

@@ -54,6 +54,9 @@ pub struct DeviceState {
     pub status: u8,
     /// It cannot go on until the driver resets it.
     pub needs_reset: bool,
+    /// Requests wait because the host's file system is full.
+    #[serde(default)]
+    pub waits_for_room: bool,
     /// Interrupts since the last start.
     pub interrupts: u64,
     /// Accesses that the specification forbids; they were ignored.

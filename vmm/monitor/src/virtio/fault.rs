@@ -28,6 +28,9 @@ pub enum DeviceFault {
     /// The host side failed.
     #[error("the device's host side failed")]
     Host(#[from] io::Error),
+    /// The host's file system is full. Nothing is broken: requests wait until it has room.
+    #[error("the host's file system is full, and what the guest writes waits until it has room")]
+    NoRoom,
     /// The device could not start.
     #[error("the device did not start")]
     Activate(#[from] ActivateError),
@@ -35,7 +38,7 @@ pub enum DeviceFault {
 
 impl DeviceFault {
     /// Every kind there is.
-    pub const KINDS: [&str; 14] = [
+    pub const KINDS: [&str; 15] = [
         "available_index",
         "descriptor_index",
         "descriptor_loop",
@@ -50,6 +53,7 @@ impl DeviceFault {
         "missing_queue",
         "protocol",
         "host",
+        "no_room",
     ];
 
     /// What kind of fault it is, whatever numbers the driver put into it: one word for a count.
@@ -69,6 +73,7 @@ impl DeviceFault {
             Self::QueueConfig(QueueConfigError::Outside { .. }) => "ring_outside_memory",
             Self::Activate(ActivateError::MissingQueue(_)) => "missing_queue",
             Self::Protocol(_) => "protocol",
+            Self::NoRoom => "no_room",
             Self::Host(_) | Self::Activate(ActivateError::Host(_)) => "host",
         }
     }

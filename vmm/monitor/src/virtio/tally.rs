@@ -2,7 +2,7 @@
 //! has the part, read by anybody, and never behind the lock of the device, which may be busy with
 //! an access of the guest.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{Bytes, GuestAddress};
@@ -57,6 +57,7 @@ pub struct Tally {
     status: AtomicU8,
     ignored: AtomicU64,
     interrupts: AtomicU64,
+    waits_for_room: AtomicBool,
     /// One of each kind and device, at most [`FAULTS_MOST`].
     faults: Mutex<Vec<Fault>>,
     told: Option<FaultSink>,
@@ -115,6 +116,16 @@ impl Tally {
         self.interrupts.load(Ordering::Relaxed)
     }
 
+    pub(super) fn set_waits_for_room(&self, waits: bool) {
+        self.waits_for_room.store(waits, Ordering::Relaxed);
+    }
+
+    /// Whether requests wait because the host's file system is full.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.waits_for_room.load(Ordering::Relaxed)
+    }
+
     /// Counts a fault, whether the device needs a reset after it or not.
     pub fn fault(&self, fault: &DeviceFault) {
         let kind = fault.kind();
@@ -148,7 +159,9 @@ impl Tally {
 
     /// Writes down what was counted. What is in the slot is another's to say.
     pub(super) fn save(&self, fields: &mut FieldWriter) {
-        let Self { identity: _, status: _, ignored, interrupts, faults: _, told: _ } = self;
+        // A worker that starts again finds out by itself whether it waits for room.
+        let Self { identity: _, status: _, ignored, interrupts, waits_for_room: _, faults: _, told: _ } =
+            self;
         fields.put(&ignored.load(Ordering::Relaxed));
         fields.put(&interrupts.load(Ordering::Relaxed));
         let faults = self.lock();

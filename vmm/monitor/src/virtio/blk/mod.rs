@@ -1,12 +1,20 @@
 //! The block device (virtio 1.2, 5.2) over any [`Disk`]. Data moves between the disk and guest
 //! memory without a copy.
+//!
+//! A write for which the host's file system has no room does not fail: guests take an error of a
+//! disk for a broken one, and their file systems do not survive all of them. The request is put
+//! back into the queue, and those behind it wait with it, until trying again every [`AGAIN`]
+//! succeeds. Nothing is in flight meanwhile: a reset, a pause and the machine's end wait for
+//! nothing.
 
 mod request;
 #[cfg(test)]
 mod tests;
 
 use std::any::Any;
+use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nelly_disk::{Disk, SECTOR};
 
@@ -18,7 +26,7 @@ use super::spec::id;
 use crate::memory::Memory;
 use crate::state::fields::plain;
 use crate::state::{Sections, StateError, Stateful};
-use crate::sys::Interest;
+use crate::sys::{Interest, Timer};
 
 /// Features and limits (5.2.3, 5.2.4).
 pub mod spec {
@@ -158,12 +166,11 @@ impl Device for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let queue = activation.take_queue(0)?;
         let Activation { features, memory, queues: _, interrupt } = activation;
-        let disk =
-            self.disk.take().ok_or_else(|| ActivateError::Host(std::io::ErrorKind::ResourceBusy.into()))?;
+        let disk = self.disk.take().ok_or_else(|| ActivateError::Host(io::ErrorKind::ResourceBusy.into()))?;
         // A driver that will never ask for a flush expects that what it wrote is safe (5.2.6.2).
         let write_through = features & spec::F_FLUSH == 0;
         let requests = Requests { disk, id: self.id, features, write_through };
-        Ok(Box::new(BlockWorker { requests, queue, memory, interrupt }))
+        Ok(Box::new(BlockWorker { requests, queue, memory, interrupt, waiting: None }))
     }
 
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {
@@ -216,33 +223,88 @@ fn capacity(config: &[u8; CONFIG_BYTES]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// A request is done before the next one is taken, so between two events nothing is in flight.
+/// How often a request is tried again for which the host's file system has no room.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// What the driver's notification comes under.
+const KEY_DOORBELL: u32 = 0;
+/// What the time for another try comes under.
+const KEY_AGAIN: u32 = 1;
+
+/// A request is done, or put back, before the next one is taken, so between two events nothing is
+/// in flight.
 struct BlockWorker {
     requests: Requests,
     queue: Queue,
     memory: Memory,
     interrupt: Interrupt,
+    /// Ticks while the first request waits for room on the host. Most machines never make one.
+    waiting: Option<Timer>,
+}
+
+impl BlockWorker {
+    /// Serves what waits. `true`: the first request waits for room.
+    fn serve(&mut self) -> Result<bool, DeviceFault> {
+        let Self { requests, queue, memory, interrupt, .. } = self;
+        let mut full = false;
+        queue.serve_or_wait(memory, interrupt, |chain| {
+            let served = requests.serve(memory, chain)?;
+            full = served.is_none();
+            Ok(served)
+        })?;
+        Ok(full)
+    }
+
+    fn wait(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let timer = Timer::new()?;
+        timer.set(Some(AGAIN))?;
+        registrar.add(timer.as_fd(), KEY_AGAIN, Interest::READ)?;
+        self.waiting = Some(timer);
+        self.interrupt.tally().set_waits_for_room(true);
+        self.interrupt.tally().fault(&DeviceFault::NoRoom);
+        Ok(())
+    }
+
+    fn wait_no_more(&mut self, registrar: &mut Registrar<'_>) {
+        if let Some(timer) = self.waiting.take() {
+            // One that was never added is not there any more: what was wanted.
+            let _ = registrar.remove(timer.as_fd());
+            self.interrupt.tally().set_waits_for_room(false);
+        }
+    }
 }
 
 impl Worker for BlockWorker {
     fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        registrar.add(self.queue.doorbell().as_fd(), 0, Interest::READ)?;
+        registrar.add(self.queue.doorbell().as_fd(), KEY_DOORBELL, Interest::READ)?;
         Ok(self.queue.doorbell().notify()?)
     }
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
+        self.wait_no_more(registrar);
         // A descriptor that was never added is not there any more: what was wanted.
         let _ = registrar.remove(self.queue.doorbell().as_fd());
     }
 
     fn ready(
         &mut self,
-        _key: u32,
+        key: u32,
         _ready: Interest,
-        _registrar: &mut Registrar<'_>,
+        registrar: &mut Registrar<'_>,
     ) -> Result<(), DeviceFault> {
-        let Self { requests, queue, memory, interrupt } = self;
-        queue.serve(memory, interrupt, |chain| requests.serve(memory, chain))
+        if key == KEY_AGAIN
+            && let Some(timer) = &self.waiting
+        {
+            timer.consume()?;
+        }
+        match (self.serve()?, self.waiting.is_some()) {
+            (true, false) => self.wait(registrar),
+            (false, true) => {
+                self.wait_no_more(registrar);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn quiesce(self: Box<Self>) -> Returned {

@@ -25,10 +25,12 @@ pub(super) struct Requests {
     pub(super) write_through: bool,
 }
 
-/// Why a request fails: the status the driver reads, or a fault of the chain itself.
+/// Why a request is not done: the status the driver reads, a fault of the chain itself, or that the
+/// host's file system has no room for it now.
 enum Refused {
     Status(u8),
     Fault(QueueFault),
+    Full,
 }
 
 impl From<QueueFault> for Refused {
@@ -38,8 +40,11 @@ impl From<QueueFault> for Refused {
 }
 
 impl From<io::Error> for Refused {
-    fn from(_: io::Error) -> Self {
-        IOERR
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            _ => IOERR,
+        }
     }
 }
 
@@ -47,8 +52,9 @@ const IOERR: Refused = Refused::Status(spec::S_IOERR);
 const UNSUPP: Refused = Refused::Status(spec::S_UNSUPP);
 
 impl Requests {
-    /// Serves one chain. Only one without room for header or status is a fault.
-    pub(super) fn serve(&self, memory: &Memory, chain: &Chain) -> Result<Served, DeviceFault> {
+    /// Serves one chain; `None`: the host's file system has no room for what it writes, so it is to
+    /// be served once more, whole. Only a chain without room for header or status is a fault.
+    pub(super) fn serve(&self, memory: &Memory, chain: &Chain) -> Result<Option<Served>, DeviceFault> {
         let mut reader = chain.reader(memory);
         let mut writer = chain.writer(memory);
         let mut header = [0; HEADER];
@@ -63,6 +69,7 @@ impl Requests {
             Ok(()) => spec::S_OK,
             Err(Refused::Status(status)) => status,
             Err(Refused::Fault(fault)) => return Err(fault.into()),
+            Err(Refused::Full) => return Ok(None),
         };
         writer.skip(room.saturating_sub(writer.written()));
         writer.write_all(&[status])?;
@@ -74,7 +81,7 @@ impl Requests {
             // own.
             _ => TURN_BYTES,
         };
-        Ok(Served { written: writer.written(), moved })
+        Ok(Some(Served { written: writer.written(), moved }))
     }
 
     fn execute(
@@ -88,7 +95,7 @@ impl Requests {
         match kind {
             spec::T_IN => self.read(sector, writer, room),
             spec::T_OUT => self.write(sector, reader),
-            spec::T_FLUSH => Ok(self.disk.flush()?),
+            spec::T_FLUSH => self.flush(),
             spec::T_GET_ID => {
                 let bytes = at_most(room, spec::ID_BYTES);
                 Ok(writer.write_all(&self.id[..bytes])?)
@@ -138,10 +145,13 @@ impl Requests {
 
     /// After a change: on stable storage at once if the driver will not ask for it.
     fn written(&self) -> Result<(), Refused> {
-        if self.write_through {
-            self.disk.flush()?;
-        }
-        Ok(())
+        if self.write_through { self.flush() } else { Ok(()) }
+    }
+
+    /// A flush that fails is told to the driver, whatever the reason: the host may have given up
+    /// what it had accepted before, and a second flush would succeed without it.
+    fn flush(&self) -> Result<(), Refused> {
+        self.disk.flush().map_err(|_| IOERR)
     }
 
     /// Where whole sectors of the disk begin, in bytes. No request touches more at once than

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use nelly_disk::{RawDisk, ReadAt, ReadBuffer, Within, WriteBuffer};
 use proptest::prelude::*;
@@ -384,6 +385,105 @@ fn writes_through_for_a_driver_that_will_not_flush() {
         );
         assert_eq!(counter.load(Ordering::SeqCst), flushes);
     }
+}
+
+/// A disk on a host whose file system is full while `full` says so: of a request it writes no more
+/// than its first 512 bytes.
+struct Full {
+    inner: RawDisk,
+    full: Arc<AtomicBool>,
+}
+
+impl Full {
+    fn room(&self) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl ReadAt for Full {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    fn read_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<usize> {
+        self.inner.read_at(into, offset)
+    }
+}
+
+impl Disk for Full {
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn block_size(&self) -> u32 {
+        512
+    }
+    fn write_at(&self, from: &dyn WriteBuffer, offset: u64) -> io::Result<usize> {
+        if offset.is_multiple_of(1024) {
+            let mut some = vec![0; from.size().min(512)];
+            from.copy_out(0, &mut some);
+            return self.inner.write_at(&some, offset);
+        }
+        self.room()?;
+        self.inner.write_at(from, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.room()
+    }
+    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
+        self.room()
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.room()?;
+        self.inner.write_zeroes(offset, len, unmap)
+    }
+}
+
+#[test]
+fn what_the_host_has_no_room_for_waits_and_nothing_fails() {
+    let full = Arc::new(AtomicBool::new(true));
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[9; 8192]).unwrap();
+    let mut other = file.try_clone().unwrap();
+    let disk = Full { inner: RawDisk::new(file, false).unwrap(), full: Arc::clone(&full) };
+    let mut device = Block::new(Box::new(disk), "storage");
+    let mut bench = Bench::new(&mut device, 64, None);
+    let write = [Part::Read(header(spec::T_OUT, 2)), Part::Read(vec![7; 1024]), Part::Write(1)];
+    let zero = [Part::Read(header(spec::T_WRITE_ZEROES, 0)), Part::Read(range(0, 1, 0)), Part::Write(1)];
+    let discard = [Part::Read(header(spec::T_DISCARD, 0)), Part::Read(range(9, 1, 0)), Part::Write(1)];
+    let read = [Part::Read(header(spec::T_IN, 2)), Part::Write(1024), Part::Write(1)];
+    let expect_waiting = |bench: &mut Bench| {
+        for _ in 0..3 {
+            bench.kick(0);
+            assert_eq!(bench.queues[0].used(), None);
+        }
+        let tally = bench.interrupt.tally();
+        assert!(tally.waits_for_room() && !bench.interrupt.needs_reset());
+        assert_eq!(tally.faults().last().map(|fault| fault.kind), Some("no_room"));
+    };
+    for parts in [&write[..], &zero, &discard, &read] {
+        bench.queues[0].add(parts);
+    }
+    expect_waiting(&mut bench);
+    assert_eq!(bench.interrupt.tally().faults()[0].count, 1, "counted once, however often it is tried");
+    // A driver that comes back after a pause or a reset finds nothing in flight.
+    let Returned { state, queues } = bench.stop();
+    assert!(queues[0].as_ref().unwrap().position().is_quiet());
+    assert!(!bench.interrupt.tally().waits_for_room());
+    device.reclaim(state);
+    let features = device.features() | feature::EVENT_IDX | feature::VERSION_1;
+    bench.resume(&mut device, features, queues);
+    expect_waiting(&mut bench);
+    full.store(false, Ordering::SeqCst);
+    // Nobody rings: the timer brings it.
+    bench.wait(Duration::from_secs(60));
+    for expected in [1, 1, 1, 1025] {
+        let used = bench.queues[0].used().expect("done by now");
+        assert_eq!((used.len, used.data.last()), (expected, Some(&spec::S_OK)));
+    }
+    assert!(!bench.interrupt.tally().waits_for_room());
+    assert_eq!(contents(&mut other)[..2560], [&[0; 512][..], &[9; 512], &[7; 1024], &[9; 512]].concat());
+    // A flush that fails is told, as it cannot be made up for.
+    full.store(true, Ordering::SeqCst);
+    assert_eq!(status(&mut bench, vec![Part::Read(header(spec::T_FLUSH, 0))]), spec::S_IOERR);
 }
 
 proptest! {

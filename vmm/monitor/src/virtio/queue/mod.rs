@@ -247,7 +247,18 @@ impl Queue {
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
+        mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
+    ) -> Result<(), DeviceFault> {
+        self.serve_or_wait(memory, interrupt, |chain| serve(chain).map(Some))
+    }
+
+    /// As [`Queue::serve`], but a chain of which `serve` says `None` is put back, to be served
+    /// first by the next call, and ends the turn. Whoever serves sees to it that there is one.
+    pub fn serve_or_wait(
+        &mut self,
+        memory: &Memory,
+        interrupt: &Interrupt,
+        serve: impl FnMut(&Chain) -> Result<Option<Served>, DeviceFault>,
     ) -> Result<(), DeviceFault> {
         self.doorbell.consume()?;
         let served = self.serve_turn(memory, interrupt, serve);
@@ -261,7 +272,7 @@ impl Queue {
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
+        mut serve: impl FnMut(&Chain) -> Result<Option<Served>, DeviceFault>,
     ) -> Result<bool, DeviceFault> {
         self.disable_notifications(memory)?;
         let mut moved_in_turn = 0;
@@ -270,7 +281,10 @@ impl Queue {
                 self.signal(memory, interrupt)?;
                 return Ok(self.enable_notifications(memory)?);
             };
-            let Served { written, moved } = serve(&chain)?;
+            let Some(Served { written, moved }) = serve(&chain)? else {
+                self.unpop(chain);
+                return Ok(false);
+            };
             self.push_used(memory, &chain, written)?;
             moved_in_turn += moved;
             if moved_in_turn >= TURN_BYTES {

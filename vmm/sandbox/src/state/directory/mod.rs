@@ -109,6 +109,13 @@ impl Sandboxes {
         self.dir.path()
     }
 
+    /// Bytes that may still be written here; `None` if the file system has no bound, or does not
+    /// say.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        trusted::free_bytes(&self.dir).ok().flatten()
+    }
+
     /// The directory itself, to be watched.
     pub(super) fn dir(&self) -> &TrustedDir {
         &self.dir
