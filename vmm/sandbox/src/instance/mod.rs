@@ -32,6 +32,12 @@ const READY: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's counter, which only a timeline wants.
 const COUNTER: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether the last writes of a guest wait for room on the host.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
+
+/// After so many looks in a row that say so, there will be none.
+const LOOKS_FOR_ROOM: u32 = 2;
+
 /// Why a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -194,7 +200,8 @@ impl Sandbox {
     }
 
     /// Ends the machine in order: what still runs is killed, what was written is flushed, and the
-    /// guest powers off. A guest that does not within `patience` is killed with its machine.
+    /// guest powers off. A guest that does not within `patience`, or whose last writes wait because
+    /// the host's file system is full, is killed with its machine.
     pub async fn power_off(&self, patience: Duration) -> Outcome {
         let orderly = async {
             // Whatever it answers, its machine's end tells.
@@ -202,12 +209,30 @@ impl Sandbox {
             let ending = Arc::clone(&self.machine);
             blocking(move || ending.wait()).await
         };
-        if let Ok(Ok(outcome)) = tokio::time::timeout(patience, self.process.during(orderly)).await {
-            return outcome;
+        tokio::select! {
+            ended = tokio::time::timeout(patience, self.process.during(orderly)) => {
+                if let Ok(Ok(outcome)) = ended {
+                    return outcome;
+                }
+            }
+            () = self.stays_without_room() => {}
         }
         self.machine.kill();
         let ending = Arc::clone(&self.machine);
         blocking(move || ending.wait()).await
+    }
+
+    /// Comes back when a disk has waited for room on the host for a while.
+    async fn stays_without_room(&self) {
+        let mut looks = 0;
+        while looks < LOOKS_FOR_ROOM {
+            tokio::time::sleep(LOOK_FOR_ROOM).await;
+            let machine = Arc::clone(&self.machine);
+            let inspection = blocking(move || machine.inspect()).await;
+            let waits =
+                inspection.is_ok_and(|found| found.devices.iter().any(|device| device.waits_for_room));
+            looks = if waits { looks + 1 } else { 0 };
+        }
     }
 
     /// Pauses the machine. Its guest answers nothing until it is resumed.
