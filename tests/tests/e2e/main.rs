@@ -2,6 +2,7 @@
 //! containers. The host half and the guest half of a test stand side by side. Run where a stock
 //! kernel runs; KVM absent is a failure.
 
+mod amounts;
 mod bad_input;
 mod bench;
 mod beside_runc;
