@@ -60,7 +60,7 @@ fn flags_that_cannot_be() {
         (&["run", "--rm", "--name", "Not A Name", "--", "true"], &["--name"]),
         (&["run", "--rm", "-w", "relative", "--", "true"], &["relative"]),
         (&["run", "--rm", "--tmpfs", "relative", "--", "true"], &["--tmpfs"]),
-        (&["run", "--rm", "--timeout", "5", "--", "true"], &["--timeout", "5s"]),
+        (&["run", "--rm", "--timeout", "5x", "--", "true"], &["--timeout", "1m30s"]),
         (&["run", "--rm", "--env-file", "/nonexistent/env", "--", "true"], &["/nonexistent/env"]),
         (&["boot"], &["--kernel"]),
     ] {

@@ -92,7 +92,8 @@ pub(crate) enum Verb {
             nelly create --name web -m 256M -- httpd -f && nelly start web\n  \
             nelly create --restart unless-stopped --storage 20G --name db postgres:17",
         mut_arg("detach", |arg| arg.hide(true)), mut_arg("timeout", |arg| arg.hide(true)), mut_arg("result", |arg| arg.hide(true)),
-        mut_arg("timings", |arg| arg.hide(true)), mut_arg("trace", |arg| arg.hide(true))
+        mut_arg("timings", |arg| arg.hide(true)), mut_arg("trace", |arg| arg.hide(true)), mut_arg("inside", |arg| arg.hide(true)),
+        mut_arg("detach_keys", |arg| arg.hide(true))
     )]
     Create(Box<RunArgs>),
     /// Start sandboxes that do not run
@@ -150,7 +151,7 @@ pub(crate) enum Verb {
     Rename(RenameArgs),
     /// Remove sandboxes and what was written in them
     Rm(RmArgs),
-    /// Remove what killed commands and keepers left behind; never what runs or can be started
+    /// Remove what killed commands left behind; never what runs or can be started
     #[command(after_help = "Example:\n  nelly gc")]
     Gc,
     /// Boot a kernel in a new microVM with its console on this terminal
@@ -243,7 +244,7 @@ pub(crate) struct MachineArgs {
     /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
     #[arg(long, value_name = "N", value_parser = crate::vcpus::whole)]
     pub(crate) cpus: Option<u32>,
-    /// Memory size with a suffix K, M, G or T (binary) [env: NELLY_MEMORY] [default: 512M]
+    /// Memory size, such as 512M or 1.5G (binary) [env: NELLY_MEMORY] [default: 512M]
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
     /// Expose SVM or VMX to the guest, so that it can run virtual machines itself
@@ -252,7 +253,8 @@ pub(crate) struct MachineArgs {
     /// Text to append to the kernel command line [env: NELLY_APPEND]
     #[arg(long, value_name = "WORDS")]
     pub(crate) append: Option<String>,
-    /// Stop the machine after this time (500ms, 30s, 5m, 1h) and exit with code 124
+    /// Stop the machine after this time (500ms, 1m30s, or a number of seconds) and exit with code
+    /// 124
     #[arg(long, value_name = "DURATION")]
     pub(crate) timeout: Option<String>,
     /// Log level on stderr [env: NELLY_LOG] [default: warn]
@@ -274,7 +276,7 @@ pub(crate) struct MachineArgs {
         SIGINT (Ctrl-C), SIGTERM, SIGQUIT, SIGUSR1 and SIGUSR2 are forwarded to the container; the machine is killed at the third Ctrl-C. \
         If nelly run is killed or its terminal hangs up, the sandbox goes on without it. With --rm, the machine ends with nelly run; \
         SIGHUP is forwarded, and the machine is killed 5 seconds after it, and after a SIGTERM that the guest does not answer.\n\
-        The image's health check and --health-cmd run where a keeper holds the sandbox: not with --rm without -d, and not with --in.\n\
+        The image's health check and --health-cmd run in sandboxes that stay, and with -d: not with --rm in the foreground, and not with --in.\n\
         With -it, Ctrl-C goes to the container's terminal. Three in a row without any output in return kill the machine.\n\n\
         Examples:\n  \
         nelly run --rm -- echo hello\n  \
@@ -371,25 +373,26 @@ pub(crate) struct KeptArgs {
     /// Run in the background: print the id when the container runs, and keep the sandbox
     #[arg(short, long, conflicts_with_all = ["timeout", "result", "timings", "trace"])]
     pub(crate) detach: bool,
-    /// Start the sandbox again after its end: no, on-failure[:MAXIMUM], always or unless-stopped
-    /// [default: no]
+    /// Start the sandbox again after its end: no, on-failure[:MAXIMUM], always or unless-stopped;
+    /// not with --rm [default: no]
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
     /// Signal of nelly stop, by name or number [default: the image's, else TERM]
     #[arg(long, value_name = "SIGNAL")]
     pub(crate) stop_signal: Option<String>,
-    /// Grace time of nelly stop before SIGKILL [default: 10s]
+    /// Grace time of nelly stop before SIGKILL, with a unit or in seconds; 0 kills at once
+    /// [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub(crate) stop_timeout: Option<String>,
     /// Label, for filters
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) label: Vec<String>,
-    /// Size of the disk of the writable layer, which is sparse [default: 8G; with --rm a
-    /// tmpfs in the guest instead]
+    /// Size of the disk of the writable layer, which is sparse; with --rm a tmpfs in the guest
+    /// takes its place, and this flag needs -d [default: 8G]
     #[arg(long, value_name = "SIZE")]
     pub(crate) storage: Option<String>,
-    /// With -it, keys that leave the sandbox running: one character, or ctrl-X, several separated
-    /// by commas [default: ctrl-]]
+    /// With -it and without --rm, keys that leave the sandbox running: one character, or ctrl-X,
+    /// several separated by commas [default: ctrl-]]
     #[arg(long, value_name = "KEYS")]
     pub(crate) detach_keys: Option<String>,
     #[command(flatten)]
@@ -397,18 +400,26 @@ pub(crate) struct KeptArgs {
 }
 
 impl KeptArgs {
-    /// A flag that says something about a sandbox that stays.
-    pub(crate) fn given(&self) -> Option<&'static str> {
+    /// A flag of what only a sandbox has that stays, or that runs in the background.
+    pub(crate) fn of_keeper(&self) -> Option<&'static str> {
         let given = [
             ("--restart", self.restart.is_some()),
-            ("--stop-signal", self.stop_signal.is_some()),
-            ("--stop-timeout", self.stop_timeout.is_some()),
-            ("--label", !self.label.is_empty()),
             ("--storage", self.storage.is_some()),
             ("--detach-keys", self.detach_keys.is_some()),
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         given.or_else(|| self.health.given())
+    }
+
+    /// A flag that says something about a sandbox of its own.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--stop-signal", self.stop_signal.is_some()),
+            ("--stop-timeout", self.stop_timeout.is_some()),
+            ("--label", !self.label.is_empty()),
+        ];
+        let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        given.or_else(|| self.of_keeper())
     }
 }
 
@@ -494,8 +505,9 @@ pub(crate) struct BootArgs {
     /// Initramfs for the kernel
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Attach a raw disk image or block device (the first one is /dev/vda); ,ro makes it read-only
-    #[arg(long, value_name = "FILE[,ro]")]
+    /// Attach a raw disk image or block device (the first one is /dev/vda); ,ro makes it
+    /// read-only, ,rw is the default
+    #[arg(long, value_name = "FILE[,ro|,rw]")]
     pub(crate) disk: Vec<String>,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,

@@ -11,7 +11,7 @@ use nelly_bench::record::{GuestRecord, Record};
 use nelly_bench::report;
 use nelly_bench::runner::{self, RunnerError};
 use nelly_sandbox::spec::machine::COMMAND_LINE;
-use nelly_sandbox::spec::size;
+use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_vmm::config::{CommandLine, CpuCount, MemorySize, Platform};
 use nelly_vmm::sys::files::Accept;
 use nelly_vmm::sys::terminal;
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
         }
         BenchVerb::Density(flags) => {
             let memory =
-                flags.memory_limit.as_deref().map(size::parse).transpose().of_flag("--memory-limit")?;
+                flags.memory_limit.as_deref().map(quantity::bytes).transpose().of_flag("--memory-limit")?;
             let limit = DensityLimit { count: flags.count, memory_bytes: memory };
             let plan = sandbox(&flags.common, context)?;
             runner::density(&plan, &limit, environment(), &mut progress())
@@ -126,13 +126,13 @@ fn environment() -> Environment {
 }
 
 fn rounds(rounds: &RoundFlags, common: &CommonFlags) -> Result<Rounds> {
-    let limit = crate::duration::parse(&common.limit).of_flag("--limit")?;
+    let limit = Time::LIMIT.parse(&common.limit).of_flag("--limit")?;
     Ok(Rounds { counted: rounds.rounds, warm_up: rounds.warm_up, limit })
 }
 
 fn hardware(common: &CommonFlags) -> Result<(CpuCount, MemorySize)> {
     let cpus = CpuCount::new(common.cpus).map_err(Error::msg).of_flag("--cpus")?;
-    let bytes = size::parse(&common.memory).of_flag("--memory")?;
+    let bytes = quantity::bytes(&common.memory).of_flag("--memory")?;
     if bytes % (1 << 20) != 0 {
         return Err(Usage::error(format!(
             "--memory {}: not a multiple of 1 MiB, which some of the other monitors require",

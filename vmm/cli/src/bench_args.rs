@@ -52,13 +52,13 @@ pub(crate) struct CommonFlags {
     /// Number of vCPUs, 1 to 32
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u64,
-    /// Memory size with a suffix K, M, G or T (binary)
+    /// Memory size, such as 128M or 1.5G (binary)
     #[arg(short, long, value_name = "SIZE", default_value = "128M")]
     pub(crate) memory: String,
     /// Text to append to the kernel command line
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub(crate) append: String,
-    /// Time limit of each round: 500ms, 30s, 5m
+    /// Time limit of each round: 500ms, 1m30s, or a number of seconds
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub(crate) limit: String,
     /// Write the result with all samples as JSON (schema 1)
@@ -138,7 +138,7 @@ pub(crate) struct DensityFlags {
     /// Maximum number of machines
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) count: u32,
-    /// Stop when the machines together use this much memory
+    /// Stop when the machines together use this much memory, such as 4G (binary)
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<String>,
     #[command(flatten)]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use nelly_sandbox::spec::{
-    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, size,
+    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, quantity,
 };
 
 use crate::fail::{OfFlag as _, Usage};
@@ -26,7 +26,7 @@ pub(crate) struct ContainerArgs {
     /// Set a kernel parameter, e.g. net.ipv4.ip_forward=1
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) sysctl: Vec<String>,
-    /// Size of /dev/shm with a suffix K, M or G [default: 64M, at most an eighth of the memory]
+    /// Size of /dev/shm, such as 64M (binary) [default: 64M, at most an eighth of the memory]
     #[arg(long, value_name = "SIZE")]
     pub(crate) shm_size: Option<String>,
     /// Maximum number of processes and threads; -1 means no limit
@@ -39,11 +39,12 @@ pub(crate) struct ContainerArgs {
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub(crate) add_host: Vec<String>,
     /// Mount a volume: a directory on the sandbox's own disk, or with --rm in the guest's memory.
-    /// NAME is of this sandbox alone. A new one is filled with what the image has at PATH
-    #[arg(short, long, value_name = "[NAME:]PATH[:ro]")]
+    /// NAME is of this sandbox alone. A new one is filled with what the image has at PATH. Options,
+    /// separated by commas: ro (read-only), rw (the default), nocopy (not filled)
+    #[arg(short, long, value_name = "PATH|NAME:PATH[:OPTIONS]")]
     pub(crate) volume: Vec<String>,
-    /// Mount a volume or a tmpfs: type=volume,source=NAME,target=PATH[,readonly] or
-    /// type=tmpfs,target=PATH[,tmpfs-size=SIZE]
+    /// Mount a volume or a tmpfs: type=volume,source=NAME,target=PATH[,readonly][,volume-nocopy] or
+    /// type=tmpfs,target=PATH[,readonly][,tmpfs-size=SIZE][,tmpfs-mode=MODE]
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub(crate) mount: Vec<String>,
     /// Run a small init as the container's first process, which forwards signals and reaps
@@ -90,7 +91,7 @@ impl ContainerArgs {
         let pids = self.pids_limit.filter(|limit| ![-1, 0].contains(limit)).map(u32::try_from).transpose();
         Ok(ContainerOptions {
             privileged: self.privileged,
-            shm_bytes: self.shm_size.as_deref().map(size::parse).transpose().of_flag("--shm-size")?,
+            shm_bytes: self.shm_size.as_deref().map(quantity::bytes).transpose().of_flag("--shm-size")?,
             sysctls: sysctls.of_flag("--sysctl")?,
             pids_limit: pids.of_flag("--pids-limit: write a number, or 0 or -1 for no limit")?,
             hosts: hosts.of_flag("--add-host")?,

@@ -1,21 +1,20 @@
 //! The flags of health checks, as docker's.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use clap::Args;
 use nelly_image::RawConfig;
+use nelly_sandbox::spec::quantity::Time;
 use nelly_sandbox::spec::{HealthCheck, HealthOverrides, SpecError};
 use nelly_vmm::text;
 
 use crate::fail::OfFlag as _;
-use crate::{duration, out};
+use crate::out;
 
 /// How it is found out whether a container works.
 #[derive(Debug, Default, Args)]
 pub(crate) struct HealthArgs {
     /// Check the container's health with a line for its shell, run in it again and again: exit code
-    /// 0 is healthy. Needs a sandbox that a keeper holds [default: the image's check]
+    /// 0 is healthy. Not with --rm, unless with -d [default: the image's check]
     #[arg(long, value_name = "COMMAND")]
     pub(crate) health_cmd: Option<String>,
     /// Time from one health probe to the next, and to the first [default: the image's, else 30s]
@@ -40,11 +39,6 @@ pub(crate) struct HealthArgs {
     pub(crate) no_healthcheck: bool,
 }
 
-/// A duration, which may be none at all.
-fn from_zero(text: &str) -> Result<Duration> {
-    if text == "0" || text == "0s" { Ok(Duration::ZERO) } else { duration::parse(text) }
-}
-
 impl HealthArgs {
     /// A flag that asks for a check.
     pub(crate) fn given(&self) -> Option<&'static str> {
@@ -64,9 +58,11 @@ impl HealthArgs {
     /// # Errors
     /// A value that is wrong; the error names the flag.
     pub(crate) fn overrides(&self) -> Result<HealthOverrides> {
-        let time =
-            |text: &Option<String>, flag| text.as_deref().map(duration::parse).transpose().of_flag(flag);
-        let start_period = self.health_start_period.as_deref().map(from_zero).transpose();
+        let time = |text: &Option<String>, flag| {
+            text.as_deref().map(|text| Time::SPAN.parse(text)).transpose().of_flag(flag)
+        };
+        let start_period =
+            self.health_start_period.as_deref().map(|text| Time::DELAY.parse(text)).transpose();
         let overrides = HealthOverrides {
             none: self.no_healthcheck,
             command: self.health_cmd.clone(),

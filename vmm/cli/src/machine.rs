@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
-use nelly_sandbox::spec::size;
+use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
     Platform,
@@ -33,7 +33,7 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Ma
     let count = vcpus::whole(&cpus).and_then(|cpus| CpuCount::new(u64::from(cpus)));
     let cpus = count.map_err(|reason| refused("cpus", &source, reason))?;
     let (memory, source) = settings.get("memory", args.memory.as_deref());
-    let bytes = size::parse(&memory).map_err(|reason| refused("memory", &source, reason))?;
+    let bytes = quantity::bytes(&memory).map_err(|reason| refused("memory", &source, reason))?;
     let what = format!("memory {memory}");
     let memory_size = MemorySize::new(bytes).map_err(|reason| refused(&what, &source, reason))?;
     // The monitor checks this as well, but only after the image was unpacked.
@@ -44,7 +44,8 @@ pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<Ma
     }
     let (append, source) = settings.get("append", args.append.as_deref());
     let append = CommandLine::new(append).map_err(|reason| refused("append", &source, reason))?;
-    let timeout = args.timeout.as_deref().map(crate::duration::parse).transpose().of_flag("--timeout")?;
+    let timeout =
+        args.timeout.as_deref().map(|text| Time::LIMIT.parse(text)).transpose().of_flag("--timeout")?;
     Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
 }
 
@@ -113,7 +114,7 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
     let (path, read_only) = match text.rsplit_once(',') {
         Some((path, "ro")) => (path, true),
         Some((path, "rw")) => (path, false),
-        Some((_, word)) => bail!("--disk {text}: unknown option {word:?}; write FILE or FILE,ro"),
+        Some((_, word)) => bail!("--disk {text}: unknown option {word:?}; write FILE, FILE,ro or FILE,rw"),
         None => (text, false),
     };
     let path = PathBuf::from(path);

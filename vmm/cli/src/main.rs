@@ -14,7 +14,6 @@ mod ctrl_c;
 mod detach_keys;
 mod docker_words;
 mod doctor;
-mod duration;
 mod environment;
 mod fail;
 mod health_args;

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::CommandFactory;
 use nelly_sandbox::state::outcome;
+use nelly_vmm::text;
 use serde_json::json;
 
 use crate::args::Cli;
 use crate::context::Context;
 use crate::settings::TABLE;
-use crate::{assets, out, registries};
+use crate::{assets, out, registries, table};
 
 /// `nelly version`.
 pub(crate) fn version(as_json: bool, context: &Context) -> Result<ExitCode> {
@@ -55,12 +56,16 @@ pub(crate) fn config(as_json: bool, context: &Context) -> Result<ExitCode> {
             .collect();
         out::json(serde_json::Value::Array(rows))?;
     } else {
+        let mut table = vec![["SETTING", "VALUE", "SOURCE", "MEANING"].map(str::to_owned)];
         for (setting, (value, source)) in rows {
-            let value = if value.is_empty() { setting.empty } else { &value };
-            out::line(format_args!("{:<10} {value:<22} {source:<16} {}", setting.key, setting.about))?;
+            let value = if value.is_empty() { setting.empty.to_owned() } else { value };
+            table.push([setting.key.to_owned(), value, source.to_string(), setting.about.to_owned()]);
         }
         for (key, value, about) in registries {
-            out::line(format_args!("{key} {value}  {about}"))?;
+            table.push([key, value, file.display().to_string(), about.to_owned()]);
+        }
+        for line in table::aligned(&table) {
+            out::line(text::line(&line))?;
         }
         out::line(format_args!("configuration file: {}", file.display()))?;
     }

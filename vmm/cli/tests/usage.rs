@@ -59,6 +59,20 @@ fn usage_errors_have_their_exit_code() {
         (&["create", "-v", "a:/x", "-v", "b:/x", "alpine"], 2, "same path"),
         (&["create", "--log-level", "loud", "alpine"], 2, "--log-level"),
         (&["create", "--timeout", "5s", "alpine"], 2, "--timeout"),
+        (&["create", "--detach-keys", "ctrl-a", "alpine"], 2, "--detach-keys"),
+        // One grammar of sizes and one of durations, which the refusals tell.
+        (&["create", "--shm-size", "64", "alpine"], 2, "write 64M"),
+        (&["create", "--storage", "8 GB", "alpine"], 2, "512MB, 512MiB or 1.5G"),
+        (&["update", "-m", "many", "web"], 2, "512MB, 512MiB or 1.5G"),
+        (&["create", "--stop-timeout", "soon", "alpine"], 2, "1m30s, or a number of seconds"),
+        (&["create", "--health-cmd", "x", "--health-interval", "5", "alpine"], 2, "write 5s for seconds"),
+        (&["stop", "-t", "1m30", "web"], 2, "1m30s, or a number of seconds"),
+        (&["events", "--until", "1d"], 2, "duration from now"),
+        (&["run", "--timeout", "0", "--", "true"], 125, "more than zero"),
+        (&["run", "-m", "0.5", "--", "true"], 125, "write 0.5M"),
+        (&["bench", "run", "--limit", "0s"], 2, "more than zero"),
+        (&["stop", "-t", "1m30s", "web"], 1, "there is no sandbox"),
+        (&["update", "-m", "512MB", "web"], 1, "there is no sandbox"),
         (&["create"], 2, "IMAGE"),
         // These have the exit codes of what they run.
         (&["run", "--cpus", "0.5", "alpine"], 125, "whole vCPUs"),
@@ -82,6 +96,55 @@ fn usage_errors_have_their_exit_code() {
     }
     let codes = nelly(&home, &["help", "exit-codes"]);
     assert!(String::from_utf8_lossy(&codes.stdout).contains("2 usage error"));
+}
+
+/// The names of all verbs: `image ls`.
+fn verbs(home: &tempfile::TempDir) -> Vec<String> {
+    let directory = home.path().join("man");
+    assert!(nelly(home, &["__man", directory.to_str().unwrap()]).status.success());
+    let pages = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    let names =
+        pages.filter_map(|page| Some(page.to_str()?.strip_prefix("nelly-")?.strip_suffix(".1")?.to_owned()));
+    names.map(|name| name.replace('-', " ")).collect()
+}
+
+#[test]
+fn the_help_says_what_a_person_can_know() {
+    let home = tempfile::tempdir().unwrap();
+    let help = |verb: &str| {
+        let words: Vec<_> = verb.split(' ').chain(["--help"]).collect();
+        let done = nelly(&home, &words);
+        assert_eq!(done.status.code(), Some(0), "{words:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let verbs = verbs(&home);
+    assert!(verbs.len() > 40, "{verbs:?}");
+    for verb in &verbs {
+        let said = help(verb);
+        assert!(!said.contains("xargs nelly"), "{verb}: xargs runs once though nothing comes: {said}");
+        // What holds a sandbox is explained where it is named.
+        assert!(!said.replace("process on this host, nelly-keeper", "").contains("keeper"), "{verb}: {said}");
+    }
+    let create = help("create");
+    for flag in ["--in ", "--detach ", "--timeout ", "--result ", "--timings", "--trace ", "--detach-keys "] {
+        assert!(!create.contains(flag), "{flag}: {create}");
+    }
+    for (verb, part) in [
+        ("run", "not with --rm [default: no]"),
+        ("run", "nocopy"),
+        ("run", "volume-nocopy"),
+        ("run", "tmpfs-mode=MODE"),
+        ("boot", ",rw is the default"),
+        ("events", "docker counts it back"),
+        ("stop", "or a number of seconds"),
+    ] {
+        let said = help(verb).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(part), "{verb} does not say {part:?}: {said}");
+    }
+    let shown = nelly(&home, &["config", "show"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let words: Vec<_> = shown.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(words, ["SETTING", "VALUE", "SOURCE", "MEANING"]);
 }
 
 #[test]

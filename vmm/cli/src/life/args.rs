@@ -16,10 +16,10 @@ pub(crate) struct NamesArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "With --restartable: always starts all that have ended, unless-stopped those that no command stopped, and \
-    on-failure those that ended with their keeper, as at a reboot. What was never started stays as it is.\n\n\
+    on-failure those whose end nobody saw, as at a reboot. What was never started stays as it is.\n\n\
     Examples:\n  \
     nelly start web\n  \
-    nelly ps -aq --filter status=exited | xargs nelly start\n  \
+    nelly ps -aq --filter status=exited | xargs -r nelly start\n  \
     nelly start --restartable                        after a reboot of the host"
 )]
 pub(crate) struct StartArgs {
@@ -41,7 +41,7 @@ pub(crate) enum GenerateVerb {
 /// `nelly generate systemd`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The unit is one for systemctl --user; its first lines say where to put it. The restart policy stays the keeper's, \
+    after_help = "The unit is one for systemctl --user; its first lines say where to put it. The sandbox's own restart policy holds, \
     so no Restart= is in it.\n\n\
     Examples:\n  \
     nelly generate systemd --name web >~/.config/systemd/user/nelly-web.service\n  \
@@ -63,14 +63,14 @@ pub(crate) struct SystemdArgs {
 #[command(
     after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
     After the grace time it is SIGKILL. What was written is flushed before the machine ends.\n\
-    `--time 0` ends the sandbox also when its keeper does not answer; what was written last may then be lost.\n\n\
+    `--time 0` ends the sandbox also when its process on this host, nelly-keeper, does not answer; what was written last may then be lost.\n\n\
     Examples:\n  \
     nelly stop web\n  \
     nelly stop -t 30 web db\n  \
     nelly stop --signal INT web"
 )]
 pub(crate) struct StopArgs {
-    /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds); 0 kills at once
+    /// Grace time before SIGKILL (500ms, 1m30s, or a number of seconds); 0 kills at once
     /// [default: the sandbox's, 10s]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
@@ -87,8 +87,8 @@ pub(crate) struct StopArgs {
     nelly restart web\n  \
     nelly restart -t 2 web db")]
 pub(crate) struct RestartArgs {
-    /// Grace time before SIGKILL (500ms, 30s, 5m, or a number of seconds) [default: that of the
-    /// sandbox, 10s]
+    /// Grace time before SIGKILL (500ms, 1m30s, or a number of seconds); 0 kills at once [default:
+    /// the sandbox's, 10s]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     #[command(flatten)]
@@ -212,7 +212,7 @@ pub(crate) struct UpdateArgs {
     /// unless-stopped
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
-    /// Limit of the container's memory with a suffix K, M or G: at least 6M, at most the machine's
+    /// Limit of the container's memory, such as 256M (binary): at least 6M, at most the machine's
     /// memory, and not less than the container uses; or max for no limit. A container that uses
     /// more than its limit has processes killed
     #[arg(long, short = 'm', value_name = "SIZE")]
@@ -239,7 +239,7 @@ pub(crate) struct StatsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     nelly ps -a\n  \
-    nelly ps -q --filter status=exited | xargs nelly rm\n  \
+    nelly ps -q --filter status=exited | xargs -r nelly rm\n  \
     nelly ps -q --filter health=unhealthy | xargs -r nelly restart\n  \
     nelly ps --json --filter label=stage=test")]
 pub(crate) struct PsArgs {
@@ -292,13 +292,16 @@ pub(crate) struct RenameArgs {
 #[command(
     after_help = "One line an event: time (RFC 3339), event, short id, name, and what there is to say, such as code=0 reason=exited. The events are \
     created, started, running, exited, restarted, paused, unpaused, health_status, renamed and removed. They are told from the files of the sandboxes, \
-    so what came and went at once, such as a pause of a millisecond, may not be told. An exit whose code nobody wrote down has the reason unclean (its \
-    keeper was killed) or unknown. Ctrl-C ends with code 0.\n\n\
+    so what came and went at once, such as a pause of a millisecond, may not be told. An exit whose code nobody wrote down has the reason unclean (the \
+    sandbox's process on this host was killed, or the host went down) or unknown. Ctrl-C ends with code 0.\n\
+    Without --until, nelly events goes on until Ctrl-C. A duration is counted from now on, so `--until 10s` watches for ten seconds (docker counts it back). \
+    With a time that is over, or 0s, it prints what --since asks for and ends at once.\n\n\
     Examples:\n  \
     nelly events\n  \
     nelly events --filter event=exited --filter label=stage=test\n  \
     nelly events --filter 'event=health_status: unhealthy'\n  \
-    nelly events --json --since 1h --until 10s"
+    nelly events --json --since 1h --until 0s        the last hour, and no more\n  \
+    nelly events --until 2026-01-31T12:00:00Z"
 )]
 pub(crate) struct EventsArgs {
     /// Print only events that fit: event=EVENT, name=PART, id=PREFIX, label=KEY[=VALUE],
@@ -310,7 +313,7 @@ pub(crate) struct EventsArgs {
     /// or a time (RFC 3339; UTC if it has no offset)
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) since: Option<String>,
-    /// End at a time, or after a duration
+    /// End at a time (RFC 3339), or after a duration from now (30s, 5m, 1h) [default: at Ctrl-C]
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) until: Option<String>,
     /// Print JSON, one object a line (schema 1)

@@ -3,7 +3,8 @@
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Error, Result, anyhow};
+use anyhow::{Context as _, Error, Result};
+use nelly_sandbox::spec::quantity::Time;
 use nelly_sandbox::state::events::{Event, Filters, What, watch};
 use nelly_sandbox::state::{Sandboxes, Timestamp};
 use nelly_vmm::text;
@@ -13,7 +14,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::EventsArgs;
 use super::logs::since;
 use crate::context::Context;
-use crate::duration;
 use crate::fail::OfFlag as _;
 
 /// Prints events until Ctrl-C or `--until`.
@@ -52,10 +52,8 @@ fn until(text: &str) -> Result<Timestamp> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
-    let later = duration::parse(text).map_err(|_| {
-        anyhow!(
-            "{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration from now such as 30s, 5m or 1h"
-        )
+    let later = Time::DELAY.parse(text).with_context(|| {
+        format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration from now")
     })?;
     Ok(Timestamp::now().after(later))
 }
@@ -101,7 +99,8 @@ mod tests {
         assert_eq!(until("2026-01-31T12:00:00Z").unwrap().to_string(), "2026-01-31T12:00:00.000000000Z");
         let later = until("10m").unwrap().since(Timestamp::now()).as_secs();
         assert!((500..=600).contains(&later), "{later}");
-        for bad in ["", "tomorrow", "10", "0s"] {
+        assert!(until("0s").unwrap().since(Timestamp::now()).is_zero());
+        for bad in ["", "tomorrow", "10", "-5s"] {
             assert!(until(bad).unwrap_err().to_string().contains("neither a time"), "{bad}");
         }
     }

@@ -3,14 +3,15 @@
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use nelly_sandbox::spec::quantity::Time;
 use nelly_sandbox::state::logs::{LogReader, Record, Stream, follow};
 use nelly_sandbox::state::{Id, SandboxDir, Status, Timestamp};
 
 use super::args::{LogsArgs, Tail};
 use crate::context::Context;
 use crate::fail::OfFlag as _;
-use crate::{duration, out};
+use crate::out;
 
 /// Prints the log of a sandbox, and with `--follow` what comes until its end.
 pub(crate) fn logs(args: &LogsArgs, context: &Context) -> Result<ExitCode> {
@@ -86,10 +87,8 @@ pub(super) fn since(text: &str) -> Result<Timestamp> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
-    let past = duration::parse(text).map_err(|_| {
-        anyhow!(
-            "{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration such as 30s, 5m or 1h"
-        )
+    let past = Time::DELAY.parse(text).with_context(|| {
+        format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration before now")
     })?;
     Ok(Timestamp::now().before(past))
 }

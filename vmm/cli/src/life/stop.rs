@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use nelly_sandbox::connect::ConnectError;
 use nelly_sandbox::life::Signal;
-use nelly_sandbox::spec::size;
+use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::state::{Change, SandboxDir};
 
 use super::args::{KillArgs, NamesArgs, StopArgs, UpdateArgs};
@@ -17,11 +17,7 @@ use crate::fail::{OfFlag as _, Usage};
 
 /// A grace time.
 pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
-    match text {
-        Some("0" | "0s") => Ok(Some(Duration::ZERO)),
-        Some(text) => Ok(Some(crate::duration::parse_or_seconds(text).of_flag("--time")?)),
-        None => Ok(None),
-    }
+    text.map(|text| Time::GRACE.parse(text)).transpose().of_flag("--time")
 }
 
 /// Ends sandboxes in order.
@@ -161,7 +157,7 @@ pub(crate) fn unpause(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
 /// Changes restart policies and limits.
 pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
     let restart = args.restart.as_deref().map(str::parse).transpose().of_flag("--restart")?;
-    let limit = |text: &str| if text == "max" { Ok(None) } else { size::parse(text).map(Some) };
+    let limit = |text: &str| if text == "max" { Ok(None) } else { quantity::bytes(text).map(Some) };
     let memory_limit = args.memory.as_deref().map(limit).transpose().of_flag("--memory")?;
     let change = Change { restart, memory_limit };
     let (sandboxes, runtime) = (sandboxes(context)?, runtime()?);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nelly_image::{Image, Reference};
 use nelly_sandbox::life::Signal;
-use nelly_sandbox::spec::{HealthOverrides, size};
+use nelly_sandbox::spec::HealthOverrides;
+use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 use nelly_vmm::config::Platform;
@@ -32,7 +33,7 @@ pub(super) fn options(args: &KeptArgs, rm: bool) -> Result<KeptOptions> {
     let grace = args
         .stop_timeout
         .as_deref()
-        .map(crate::duration::parse_or_seconds)
+        .map(|text| Time::GRACE.parse(text))
         .transpose()
         .of_flag("--stop-timeout")?;
     let grace = grace.map_or(Ok(10_000), |grace| u64::try_from(grace.as_millis()));
@@ -43,7 +44,7 @@ pub(super) fn options(args: &KeptArgs, rm: bool) -> Result<KeptOptions> {
         }
         Ok((key.to_owned(), value.to_owned()))
     };
-    let storage = args.storage.as_deref().map(|text| anyhow::Ok(StorageSize::new(size::parse(text)?)?));
+    let storage = args.storage.as_deref().map(|text| anyhow::Ok(StorageSize::new(quantity::bytes(text)?)?));
     let restart: RestartPolicy =
         args.restart.as_deref().map_or(Ok(RestartPolicy::No), str::parse).of_flag("--restart")?;
     if rm && restart != RestartPolicy::No {

@@ -106,9 +106,9 @@ pub(crate) fn run(
                 "-v {name}: named volumes are those of a sandbox's first container; with --in write -v PATH for one without a name"
             )));
         }
-    } else if let Some(flag) = args.kept.given().filter(|_| mode == Mode::Held) {
+    } else if let Some(flag) = args.kept.of_keeper().filter(|_| mode == Mode::Held) {
         return Err(Usage::error(format!(
-            "{flag} is for a sandbox that a keeper holds: leave --rm out, or add -d"
+            "{flag} is for a sandbox that stays, or that runs in the background: leave --rm out, or add -d"
         )));
     } else if let Some(flag) = args.of_timeline().filter(|_| mode != Mode::Held && !args.machine.dry_run) {
         return Err(Usage::error(format!(
@@ -211,7 +211,7 @@ fn begin(
         keys.parse::<DetachKeys>().of_flag("--detach-keys")?;
     }
     let stays = mode != Mode::Held;
-    let kept = stays.then(|| detached::options(&args.kept, args.rm)).transpose()?;
+    let kept = Some(detached::options(&args.kept, args.rm)?).filter(|_| stays);
     let options = run_options(args, command, context)?;
     let store = open_store(&options, context)?;
     if args.machine.dry_run {

@@ -6,9 +6,9 @@ pub mod machine;
 pub mod oci;
 pub mod options;
 pub mod process;
+pub mod quantity;
 pub mod rights;
 pub mod seccomp;
-pub mod size;
 pub mod volumes;
 
 pub use health::{HealthCheck, HealthOverrides};

@@ -66,9 +66,11 @@ pub enum SpecError {
     /// A NUL byte.
     #[error("the argument {0:?} contains a NUL byte")]
     Argument(String),
-    /// See [`super::size::parse`].
-    #[error("invalid size {text:?}: {hint}")]
-    Size {
+    /// See [`super::quantity`].
+    #[error("invalid {what} {text:?}: {hint}")]
+    Quantity {
+        /// What it was to be.
+        what: &'static str,
         /// As written.
         text: String,
         /// What to write.

@@ -3,7 +3,7 @@
 use nelly_vmm::config::MemorySize;
 
 use super::record::{RestartPolicy, SandboxRecord};
-use crate::spec::size;
+use crate::spec::quantity;
 
 /// The least limit of a container's memory, in bytes. It is docker's, too: below it not even a
 /// small program starts.
@@ -23,13 +23,13 @@ pub struct Change {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
     /// See [`LEAST_MEMORY`].
-    #[error("a container's memory cannot be limited to {}: the least is 6M", size::show(*.0))]
+    #[error("a container's memory cannot be limited to {}: the least is 6M", quantity::show_bytes(*.0))]
     Little(u64),
     /// More than there is.
     #[error(
         "a container's memory cannot be limited to {}: the whole machine has {}, which is chosen when the sandbox is made",
-        size::show(*.limit),
-        size::show(*.machine)
+        quantity::show_bytes(*.limit),
+        quantity::show_bytes(*.machine)
     )]
     Much {
         /// The limit that was asked for.

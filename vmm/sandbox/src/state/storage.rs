@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::spec::size;
+use crate::spec::quantity;
 
 /// File name of the disk, in the sandbox's directory.
 pub const DISK: &str = "disk.raw";
@@ -18,7 +18,7 @@ pub const DISK: &str = "disk.raw";
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// Beyond what a disk may have.
-    #[error("a storage of {} is not possible: 64M to 16T, in whole mebibytes, are", size::show(*.0))]
+    #[error("a storage of {} is not possible: 64M to 16T, in whole mebibytes, are", quantity::show_bytes(*.0))]
     Size(u64),
     /// The template cannot be read.
     #[error("cannot read the storage template {}: run `make` to build it", .path.display())]
@@ -30,7 +30,7 @@ pub enum StorageError {
         source: io::Error,
     },
     /// The template is another file.
-    #[error("{} is no ext4 file system of at most {}: run `make` to build it", .0.display(), size::show(StorageSize::MIN))]
+    #[error("{} is no ext4 file system of at most {}: run `make` to build it", .0.display(), quantity::show_bytes(StorageSize::MIN))]
     NoTemplate(PathBuf),
     /// The disk cannot be written.
     #[error("cannot make the disk {}", .path.display())]
