@@ -91,6 +91,26 @@ pub(crate) const CRATES: &[Crate] = &[
         program: false,
     },
     Crate {
+        directory: "vmm/net",
+        floors: &[
+            ("link", 0),
+            ("number", 0),
+            ("sys", 0),
+            ("dns", 1),
+            ("wire", 1),
+            ("config", 2),
+            ("policy", 3),
+            ("core", 4),
+            ("shell", 5),
+        ],
+        halls: &[],
+        stands_on: &[],
+        never: &["tokio", "clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings", "vm-memory"],
+        unsafe_rooms: &["sys"],
+        target_rooms: &["sys"],
+        program: false,
+    },
+    Crate {
         directory: "vmm/monitor",
         floors: &[
             ("arch", 0),

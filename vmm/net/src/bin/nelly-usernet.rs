@@ -1,0 +1,140 @@
+//! The user-mode network of one machine, in a process of its own.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use nelly_net::config::UsernetConfig;
+use nelly_net::shell::{RESOLV_CONF, Shell};
+use nelly_net::sys;
+
+const HELP: &str = "\
+The user-mode network of one virtual machine: what the guest sends becomes connections of ordinary sockets.
+
+Usage: nelly-usernet --config fd:N --link fd:N [--ready fd:N]
+
+  --config fd:N   read the configuration, as JSON (schema 1), from file descriptor N to its end
+  --link fd:N     the machine: a message socket (SOCK_SEQPACKET), one frame a message; the program ends with it
+  --ready fd:N    write one line of JSON when everything listens: {\"published\":[\"127.0.0.1:49152:80/tcp\"]}
+  --help          print this help
+  --version       print the version
+
+Whoever starts a machine starts it; there is nothing to be done with it by hand. Descriptors that are not named
+are closed. See docs/network.md.
+
+Exit codes: 0 the machine has ended, 2 usage or configuration, 125 everything else.
+";
+
+/// The longest configuration, in bytes.
+const MOST: u64 = 1 << 20;
+
+/// What to say, and the exit code.
+type Failed = (String, u8);
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.first().and_then(|word| word.to_str()) {
+        Some("--help" | "-h") => return print(HELP),
+        Some("--version" | "-V") => return print(concat!("nelly-usernet ", env!("CARGO_PKG_VERSION"), "\n")),
+        _ => {}
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((text, code)) => {
+            // A standard error that is gone is no reason to fail: there is nobody to tell.
+            let _gone = writeln!(std::io::stderr(), "nelly-usernet: {}", text.escape_debug());
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(arguments: &[std::ffi::OsString]) -> Result<(), Failed> {
+    let usage = |text: String| (format!("{text}; see nelly-usernet --help"), 2);
+    let (mut config, mut link, mut ready) = (None, None, None);
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        let (name, slot) = match word.to_str() {
+            Some(name @ "--config") => (name, &mut config),
+            Some(name @ "--link") => (name, &mut link),
+            Some(name @ "--ready") => (name, &mut ready),
+            _ => return Err(usage(format!("unknown argument {}", word.display()))),
+        };
+        let value = words.next().ok_or_else(|| usage(format!("{name} needs a value, fd:N")))?;
+        let number = value.to_str().and_then(|text| text.strip_prefix("fd:")?.parse::<u32>().ok());
+        let number = number.ok_or_else(|| {
+            usage(format!("{name} {}: this is not a file descriptor, fd:N", value.display()))
+        })?;
+        let file = sys::inherited(number)
+            .map_err(|e| (format!("{name} fd:{number}: cannot use the file descriptor: {e}"), 2))?;
+        if slot.replace(file).is_some() {
+            return Err(usage(format!("{name} is given twice")));
+        }
+    }
+    sys::forget_environment().map_err(|e| (format!("cannot clear the environment: {e}"), 125))?;
+    let config = config.ok_or_else(|| usage("--config fd:N is missing".to_owned()))?;
+    let link = link.ok_or_else(|| usage("--link fd:N is missing".to_owned()))?;
+    serve(config, link, ready)
+}
+
+fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), Failed> {
+    let failed = |text: &str| {
+        let text = text.to_owned();
+        move |e: std::io::Error| (format!("{text}: {e}"), 125)
+    };
+    let mut text = Vec::new();
+    let config = File::from(config);
+    config.take(MOST + 1).read_to_end(&mut text).map_err(failed("cannot read the configuration"))?;
+    if text.len() as u64 > MOST {
+        return Err((format!("configuration: it is longer than {MOST} bytes"), 2));
+    }
+    let config =
+        UsernetConfig::from_json(&text).map_err(|e| (format!("the configuration is wrong: {e}"), 2))?;
+    let log = config.log_fd.map(sys::inherited).transpose();
+    let log = log.map_err(|e| (format!("log_fd: cannot use the file descriptor: {e}"), 2))?;
+    let kept: Vec<&OwnedFd> = [Some(&link), ready.as_ref(), log.as_ref()].into_iter().flatten().collect();
+    sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
+    let log = log.map(File::from);
+    let panics = log.as_ref().map(File::try_clone).transpose().map_err(failed("cannot use log_fd"))?;
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(mut log) = panics.as_ref() {
+            let _ = writeln!(log, "nelly-usernet: {}", panic.to_string().escape_debug());
+        }
+    }));
+    sys::keep_privileges_down().map_err(failed("cannot give up privileges"))?;
+    let shell = Shell::new(config, link, log, RESOLV_CONF.into()).map_err(|e| (chain(&e), 125))?;
+    if let Some(ready) = ready {
+        let published: Vec<String> = shell.published().map(|port| format!("\"{port}\"")).collect();
+        let line = format!("{{\"published\":[{}]}}\n", published.join(","));
+        File::from(ready).write_all(line.as_bytes()).map_err(failed("cannot say that it is ready"))?;
+    }
+    leave_terminal().map_err(failed("cannot leave standard input and output"))?;
+    shell.run().map(|_| ()).map_err(|e| (chain(&e), 125))
+}
+
+/// Standard input, output and error are nobody's any more.
+fn leave_terminal() -> std::io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(cause) = below {
+        text.push_str(&format!(": {cause}"));
+        below = cause.source();
+    }
+    text
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}

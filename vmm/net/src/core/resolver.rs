@@ -1,0 +1,155 @@
+//! The guest's resolver: what it does not know itself it asks the host's resolvers, the next one
+//! when one does not answer.
+
+use std::net::SocketAddr;
+
+use super::Net;
+use super::out::Action;
+use super::table::{FlowId, Key, Kind, Time};
+use crate::config::Protocol;
+use crate::dns::{self, Code, Query};
+
+/// How long a resolver has to answer.
+const PATIENCE: Time = Time::from_secs(2);
+/// How many are asked for one question.
+const TRIES: u8 = 4;
+/// Questions at once.
+const MOST: usize = 256;
+
+/// A question that a resolver of the host was asked.
+#[derive(Debug)]
+pub(crate) struct Lookup {
+    /// When the next one is asked.
+    pub(crate) deadline: Time,
+    query: Query,
+    message: Vec<u8>,
+    /// The number that the resolver was asked under.
+    id: u16,
+    tries: u8,
+}
+
+/// The host's resolvers, those that answer first.
+#[derive(Debug)]
+pub(super) struct Upstreams(Vec<SocketAddr>);
+
+impl Upstreams {
+    pub(super) fn new(servers: Vec<SocketAddr>) -> Self {
+        Self(servers)
+    }
+
+    /// The list has become another. One that is the same keeps its order.
+    pub(super) fn set(&mut self, servers: Vec<SocketAddr>) {
+        let (mut old, mut new) = (self.0.clone(), servers.clone());
+        old.sort_unstable();
+        new.sort_unstable();
+        if old != new {
+            self.0 = servers;
+        }
+    }
+
+    /// The one to ask.
+    pub(super) fn first(&self) -> Option<SocketAddr> {
+        self.0.first().copied()
+    }
+
+    /// It did not answer: others are asked first from now on.
+    pub(super) fn failed(&mut self, server: SocketAddr) {
+        if self.first() == Some(server) {
+            self.0.rotate_left(1);
+        }
+    }
+}
+
+impl Net {
+    /// A question of the guest.
+    pub(super) fn query(&mut self, now: Time, guest: SocketAddr, resolver: SocketAddr, message: &[u8]) {
+        self.counters.queries += 1;
+        let query = match Query::parse(message) {
+            Ok(query) => query,
+            Err(Some(code)) => return self.send_datagram(resolver, guest, dns::error(message, code)),
+            Err(None) => return,
+        };
+        if query.name == dns::HOST {
+            let addresses = [self.config.gateway4.into(), self.config.gateway6.into()];
+            return self.send_datagram(resolver, guest, query.answer(message, &addresses));
+        }
+        let key = Key { protocol: Protocol::Udp, guest, remote: resolver, query: query.id };
+        if self.table.find(&key).is_some() {
+            // It is being asked.
+            return;
+        }
+        let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
+        if self.table.count(lookups) >= MOST
+            && let Some(oldest) = self.table.oldest(lookups)
+        {
+            self.end(oldest, false, false);
+        }
+        self.ask(now, key, query, message.to_vec(), 0);
+    }
+
+    fn ask(&mut self, now: Time, key: Key, query: Query, mut message: Vec<u8>, tries: u8) {
+        let Some(to) = self.upstreams.first().filter(|_| tries < TRIES) else {
+            return self.send_datagram(key.remote, key.guest, dns::error(&message, Code::Failed));
+        };
+        self.make_room(now);
+        let id = u16::from_le_bytes([self.number().to_le_bytes()[0], self.number().to_le_bytes()[1]]);
+        let mut question = message.clone();
+        question[..2].copy_from_slice(&id.to_be_bytes());
+        message.shrink_to_fit();
+        let lookup = Lookup { deadline: now + PATIENCE, query, message, id, tries };
+        let flow = self.table.insert(now, key, to, Kind::Lookup(lookup));
+        self.arm(flow);
+        self.actions.push_back(Action::Connect { flow, protocol: Protocol::Udp, to, trusted: true });
+        self.actions.push_back(Action::Datagram { flow, bytes: question });
+    }
+
+    /// A resolver answered.
+    pub(super) fn lookup_answered(&mut self, _now: Time, id: FlowId, mut bytes: Vec<u8>) {
+        let Some(flow) = self.table.get(id) else { return };
+        let (key, Kind::Lookup(lookup)) = (flow.key, &flow.kind) else { return };
+        if !lookup.query.is_answered_by(lookup.id, &bytes) {
+            return;
+        }
+        bytes[..2].copy_from_slice(&lookup.query.id.to_be_bytes());
+        self.end(id, false, false);
+        self.send_datagram(key.remote, key.guest, bytes);
+    }
+
+    /// A resolver did not answer in time.
+    pub(super) fn lookup_due(&mut self, now: Time, id: FlowId) {
+        if self.table.get(id).is_some_and(|flow| matches!(&flow.kind, Kind::Lookup(l) if l.deadline > now)) {
+            self.arm(id);
+        } else {
+            self.lookup_failed(now, id);
+        }
+    }
+
+    /// The next resolver is asked.
+    pub(super) fn lookup_failed(&mut self, now: Time, id: FlowId) {
+        let Some(flow) = self.table.remove(id) else { return };
+        self.actions.push_back(Action::Close { flow: id, abort: false });
+        self.upstreams.failed(flow.to);
+        if let Kind::Lookup(lookup) = flow.kind {
+            self.ask(now, flow.key, lookup.query, lookup.message, lookup.tries + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_answer_is_asked_last() {
+        let [a, b]: [SocketAddr; 2] = ["1.1.1.1:53".parse().unwrap(), "2.2.2.2:53".parse().unwrap()];
+        let mut all = Upstreams::new(vec![a, b]);
+        all.failed(b);
+        assert_eq!(all.first(), Some(a));
+        all.failed(a);
+        assert_eq!(all.first(), Some(b));
+        all.set(vec![a, b]);
+        assert_eq!(all.first(), Some(b));
+        all.set(vec![a]);
+        assert_eq!(all.first(), Some(a));
+    }
+}

@@ -1,0 +1,21 @@
+//! The user-mode network of one guest: what the guest sends as frames becomes connections of
+//! ordinary host sockets, without any privilege, and what these receive becomes frames.
+//!
+//! [`core`] is pure: frames, readiness of sockets and time go in, frames and actions come out. It
+//! keeps every sequence number and no byte of a stream. [`shell`] is one thread around it that owns
+//! the sockets and their buffers. Below: [`wire`] reads and writes the headers, [`link`] is what
+//! stands between a monitor and this network, [`policy`] says what may be reached, [`dns`] what the
+//! resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
+//!
+//! The guest is hostile: every length, address and transition from it is checked, and whatever it
+//! sends, memory is bounded.
+
+pub mod config;
+pub mod core;
+pub mod dns;
+pub mod link;
+pub mod number;
+pub mod policy;
+pub mod shell;
+pub mod sys;
+pub mod wire;

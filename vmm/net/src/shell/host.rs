@@ -1,0 +1,91 @@
+//! What the host is like, looked at anew from time to time, but never without a reason.
+
+use std::io::Read;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::net;
+
+use super::socket::{internet, open};
+use crate::config::Protocol;
+use crate::core::{Net, Time};
+
+/// How often the resolvers and the addresses of the host are looked at, at most.
+const OFTEN: Time = Time::from_secs(1);
+/// How often it is looked at whether the host has a way to the IPv6 Internet, at most.
+const SELDOM: Time = Time::from_secs(10);
+/// No longer `resolv.conf` is read, in bytes.
+const MOST: u64 = 64 << 10;
+
+/// The host as it was seen last.
+#[derive(Debug)]
+pub(super) struct Host {
+    resolv_conf: PathBuf,
+    often: Option<Time>,
+    seldom: Option<Time>,
+    /// Sockets that are connected to find out from which address that would be, and send nothing.
+    probes: [Option<OwnedFd>; 2],
+}
+
+impl Host {
+    pub(super) fn new(resolv_conf: PathBuf) -> Self {
+        let probe = |address: &str| open(Protocol::Udp, address.parse().ok()?).ok();
+        Self { resolv_conf, often: None, seldom: None, probes: [probe("0.0.0.0:1"), probe("[::]:1")] }
+    }
+
+    /// Tells the core of the host, if that is some time ago.
+    pub(super) fn refresh(&mut self, now: Time, net: &mut Net) {
+        let past = |at: Option<Time>, every| at.is_none_or(|at| at + every <= now);
+        if past(self.often, OFTEN) {
+            self.often = Some(now);
+            net.set_upstreams(self.resolvers());
+            if let Some(addresses) = own_addresses() {
+                net.set_own_addresses(addresses);
+            }
+        }
+        if past(self.seldom, SELDOM) {
+            self.seldom = Some(now);
+            let somewhere = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
+            net.set_has_v6(now, self.source(SocketAddr::new(somewhere.into(), 9)).is_some());
+        }
+    }
+
+    fn resolvers(&self) -> Vec<SocketAddr> {
+        let mut text = Vec::new();
+        let read =
+            std::fs::File::open(&self.resolv_conf).and_then(|file| file.take(MOST).read_to_end(&mut text));
+        if read.is_err() {
+            // Without the file there is no resolver, as without a line in it.
+            return Vec::new();
+        }
+        let servers = crate::dns::nameservers(&String::from_utf8_lossy(&text));
+        servers.into_iter().map(|address| SocketAddr::new(address, crate::dns::PORT)).collect()
+    }
+
+    /// From which address the host would send to this one. `None`: it has no way there.
+    fn source(&self, to: SocketAddr) -> Option<IpAddr> {
+        let probe = self.probes[usize::from(to.is_ipv6())].as_ref()?;
+        net::connect_unspec(probe).ok()?;
+        net::connect(probe, &to).ok()?;
+        net::getsockname(probe).ok().and_then(internet).map(|address| address.ip())
+    }
+
+    /// Whether this is an address of the host itself, as its routes have it now.
+    pub(super) fn is_own(&self, to: SocketAddr) -> bool {
+        self.source(to) == Some(to.ip())
+    }
+}
+
+/// The addresses of all interfaces. `None`: the system does not tell.
+fn own_addresses() -> Option<Vec<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs().ok()?;
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        if let Some(four) = address.as_sockaddr_in() {
+            return Some(IpAddr::V4(four.ip()));
+        }
+        address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip()))
+    };
+    Some(all.filter_map(address).collect())
+}

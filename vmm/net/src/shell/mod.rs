@@ -1,0 +1,313 @@
+//! One thread around the core: it owns the sockets and their buffers, waits for the link, the
+//! sockets and time, and does what the core says. Nothing in it blocks but that wait.
+
+mod actions;
+mod holder;
+mod host;
+mod listen;
+mod ring;
+mod socket;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use crate::config::{ConfigError, UsernetConfig};
+use crate::core::{Counters, Data, FlowId, Net, Outgoing, Time};
+use crate::link::MAX_MESSAGE;
+use crate::number::index;
+use crate::sys::{Poller, Ready};
+
+use host::Host;
+use listen::Listener;
+use socket::{Socket, receive, send_parts};
+
+pub use listen::ListenError;
+
+/// Where the host has its resolvers.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What the link is called among those that are waited for: no flow has such a place.
+const LINK: u64 = u32::MAX as u64;
+/// The first published port; others follow it downwards.
+const LISTENER: u64 = LINK - 1;
+/// Messages of the link that are taken before the sockets have their turn.
+const TURN: usize = 64;
+
+/// Why a network cannot begin, or ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is wrong.
+    #[error("the configuration is wrong: {0}")]
+    Config(#[from] ConfigError),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The system refuses something.
+    #[error("cannot {0}")]
+    System(&'static str, #[source] io::Error),
+}
+
+/// A network that runs.
+pub struct Shell {
+    net: Net,
+    start: Instant,
+    poller: Poller,
+    link: OwnedFd,
+    link_readable: bool,
+    link_writable: bool,
+    link_ended: bool,
+    /// The message that the link did not take.
+    pending: Option<Vec<u8>>,
+    buffer: Box<[u8]>,
+    sockets: Vec<Option<Socket>>,
+    /// Flows with sockets that may be read.
+    work: VecDeque<FlowId>,
+    /// Those of them whose datagrams the link has no room for.
+    stalled: VecDeque<FlowId>,
+    /// Bytes of all rings, and how many they may be.
+    ring_bytes: usize,
+    ring_budget: usize,
+    listeners: Vec<Listener>,
+    host: Host,
+    log: Option<File>,
+}
+
+impl Shell {
+    /// A network on `link`, a message socket. Published ports listen when this returns.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn new(
+        config: UsernetConfig,
+        link: OwnedFd,
+        log: Option<File>,
+        resolv_conf: PathBuf,
+    ) -> Result<Self, Error> {
+        let poller = Poller::new().map_err(|e| Error::System("wait for sockets", e))?;
+        poller.add(&link, LINK).map_err(|e| Error::System("wait for the link", e))?;
+        let mut config = config;
+        config.max_flows = raise_file_limit(config.max_flows);
+        let mut listeners = Vec::new();
+        for publish in &config.publish {
+            let listener = Listener::bind(*publish)?;
+            let token = LISTENER - u64::from(crate::number::len32(listeners.len()));
+            poller.add(listener.file(), token).map_err(|e| Error::System("wait for a published port", e))?;
+            listeners.push(listener);
+        }
+        let ring_budget = index(config.memory_mib) << 20;
+        let keys = std::hash::RandomState::new();
+        let mut count = 0_u64;
+        let random = move || {
+            count += 1;
+            std::hash::BuildHasher::hash_one(&keys, count)
+        };
+        let mut net = Net::new(config, random)?;
+        let mut host = Host::new(resolv_conf);
+        host.refresh(Time::ZERO, &mut net);
+        Ok(Self {
+            net,
+            start: Instant::now(),
+            poller,
+            link,
+            link_readable: true,
+            link_writable: true,
+            link_ended: false,
+            pending: None,
+            buffer: vec![0; MAX_MESSAGE].into_boxed_slice(),
+            sockets: Vec::new(),
+            work: VecDeque::new(),
+            stalled: VecDeque::new(),
+            ring_bytes: 0,
+            ring_budget,
+            listeners,
+            host,
+            log,
+        })
+    }
+
+    /// Where the published ports listen, in the order of the configuration, as
+    /// `ADDRESS:HOST:GUEST/PROTOCOL`.
+    pub fn published(&self) -> impl Iterator<Item = String> + '_ {
+        self.listeners.iter().map(Listener::text)
+    }
+
+    /// Serves until the link ends. Gives what was counted.
+    ///
+    /// # Errors
+    /// The system can wait for nothing any more.
+    pub fn run(mut self) -> Result<Counters, Error> {
+        while !self.link_ended {
+            let busy = self.link_readable || !self.work.is_empty();
+            let timeout = if busy {
+                Some(Time::ZERO)
+            } else {
+                self.net.deadline().map(|deadline| deadline.saturating_sub(self.now()))
+            };
+            self.poller.wait(timeout).map_err(|e| Error::System("wait for sockets", e))?;
+            let ready: Vec<Ready> = self.poller.ready().collect();
+            for ready in ready {
+                self.became_ready(ready);
+            }
+            self.take_messages();
+            if self.net.has_guest() {
+                for place in 0..self.listeners.len() {
+                    if self.listeners[place].waits {
+                        self.listen(place);
+                    }
+                }
+            }
+            self.read_sockets();
+            let now = self.now();
+            self.net.tick(now);
+            self.act(now);
+            self.send_messages(now);
+        }
+        self.net.close_all();
+        let now = self.now();
+        self.act(now);
+        Ok(self.net.counters())
+    }
+
+    fn now(&self) -> Time {
+        self.start.elapsed()
+    }
+
+    fn became_ready(&mut self, ready: Ready) {
+        if ready.token == LINK {
+            self.link_readable |= ready.readable;
+            self.link_writable |= ready.writable;
+            return;
+        }
+        let slot = crate::number::fits::<u64, u32>(ready.token & LINK, "it is masked");
+        let generation = crate::number::fits(ready.token >> 32, "it is shifted");
+        let place = LISTENER - u64::from(slot);
+        if ready.token <= LISTENER && place < crate::number::len32(self.listeners.len()).into() {
+            self.listen(index(crate::number::fits(place, "it is below the number of ports")));
+            return;
+        }
+        self.socket_ready(FlowId { slot, generation }, ready);
+    }
+
+    /// Takes some messages of the link.
+    fn take_messages(&mut self) {
+        if !self.link_readable {
+            return;
+        }
+        let now = self.now();
+        self.host.refresh(now, &mut self.net);
+        for _ in 0..TURN {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            match receive(&self.link, &mut buffer) {
+                // Longer than any message may be, or the end.
+                Ok(MAX_MESSAGE) | Err(Errno::INTR) => {}
+                Ok(0) => self.link_ended = true,
+                Ok(len) => {
+                    let now = self.now();
+                    self.net.message(now, &buffer[..len]);
+                    self.act_on(now, &buffer[..len]);
+                }
+                Err(Errno::AGAIN) => self.link_readable = false,
+                // The monitor is gone.
+                Err(_) => self.link_ended = true,
+            }
+            self.buffer = buffer;
+            if self.link_ended || !self.link_readable {
+                return;
+            }
+        }
+    }
+
+    /// Sends the guest what there is for it, as long as the link takes it.
+    fn send_messages(&mut self, now: Time) {
+        while self.link_writable {
+            if let Some(message) = self.pending.take() {
+                if self.send(&[IoSlice::new(&message)]) {
+                    continue;
+                }
+                self.pending = Some(message);
+                return;
+            }
+            let Some(message) = self.net.next_frame(now) else { break };
+            self.send_made(message);
+        }
+        if self.link_writable && !self.stalled.is_empty() && self.net.has_room() {
+            self.work.append(&mut self.stalled);
+        }
+    }
+
+    fn send_made(&mut self, mut message: Outgoing) {
+        let (a, b): (&[u8], &[u8]) = match &message.data {
+            Data::None => (&[], &[]),
+            Data::Bytes(bytes) => (bytes, &[]),
+            Data::Stream { flow, offset, len } => {
+                let socket = self.sockets.get(index(flow.slot)).and_then(Option::as_ref);
+                match socket.filter(|socket| socket.id == *flow) {
+                    Some(socket) => socket.ring.slices(*offset, *len),
+                    None => return,
+                }
+            }
+        };
+        if message.finish.is_some() {
+            // The data is borrowed from elsewhere.
+            let finish = message.finish.take();
+            let mut head = Outgoing { head: std::mem::take(&mut message.head), data: Data::None, finish };
+            head.complete(&[a, b]);
+            message.head = head.head;
+        }
+        let parts = [IoSlice::new(&message.head), IoSlice::new(a), IoSlice::new(b)];
+        match send_parts(&self.link, &parts) {
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => {
+                // What it refers to may be gone when the link takes it.
+                self.pending = Some([&message.head, a, b].concat());
+                self.link_writable = false;
+            }
+            Err(_) => self.link_ended = true,
+        }
+    }
+
+    /// Whether the link took a message.
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> bool {
+        match send_parts(&self.link, parts) {
+            Ok(_) => true,
+            Err(Errno::INTR) => self.send(parts),
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {
+                self.link_writable = false;
+                false
+            }
+            Err(_) => {
+                self.link_ended = true;
+                true
+            }
+        }
+    }
+
+    fn write_log(&mut self, line: &str) {
+        if let Some(log) = &mut self.log {
+            // Nobody is there to be told that nobody reads the log.
+            let _ = log.write_all(format!("nelly-usernet: {line}\n").as_bytes());
+        }
+    }
+}
+
+/// Raises the limit of open files as far as it goes, and gives the number of flows that fit it.
+fn raise_file_limit(flows: u32) -> u32 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Files that are no flow's: the link, published ports and some more.
+    const OTHERS: u64 = 1100;
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = u64::from(flows) + OTHERS;
+    let most = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if limit.current.is_some_and(|current| current < most) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
+    }
+    let fits = getrlimit(Resource::Nofile).current.map_or(wanted, |current| current.min(wanted));
+    let fits = fits.saturating_sub(OTHERS.min(fits / 4)).max(16);
+    u32::try_from(fits).map_or(flows, |fits| fits.min(flows))
+}

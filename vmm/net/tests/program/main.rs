@@ -1,0 +1,10 @@
+//! The real program, between a guest that smoltcp plays and a network that is another namespace.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod datagrams;
+mod guest;
+mod publish;
+mod reach;
+mod streams;
+mod world;
