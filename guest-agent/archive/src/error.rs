@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::Room;
+
 /// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -25,6 +27,14 @@ pub enum ArchiveError {
     /// The archive is damaged.
     #[error("the archive is damaged: {0}")]
     Damaged(&'static str),
+    /// The room at the destination is used up.
+    #[error("cannot write {path}: {room}, and the copy needs more")]
+    Full {
+        /// The entry.
+        path: String,
+        /// How much room there was.
+        room: Room,
+    },
     /// What is not copied.
     #[error("{path}: {why}")]
     Refused {

@@ -1,5 +1,6 @@
 //! The 512-byte header block and the records of pax.
 
+use crate::sparse::{self, Extent};
 use crate::{ArchiveError, Entry, Kind};
 
 /// Bytes of a block.
@@ -66,7 +67,8 @@ pub(crate) fn entry(block: &Block) -> Result<Entry, ArchiveError> {
         b'1' => Kind::HardLink,
         b'2' => Kind::Symlink,
         b'5' => Kind::Directory,
-        b'3' | b'4' | b'6' | b'S' => Kind::Other,
+        b'S' => Kind::File,
+        b'3' | b'4' | b'6' => Kind::Other,
         _ => return Err(ArchiveError::Damaged("an entry of an unknown type")),
     };
     let id = |field: &[u8]| owner(unsigned(field)?);
@@ -81,6 +83,7 @@ pub(crate) fn entry(block: &Block) -> Result<Entry, ArchiveError> {
         mtime: number(&block[136..148])?,
         mtime_nsec: 0,
         size: unsigned(&block[124..136])?,
+        extents: None,
         xattrs: Vec::new(),
     })
 }
@@ -103,10 +106,46 @@ fn octal(field: &mut [u8], value: u64) -> bool {
     true
 }
 
-/// The header of an entry, and the pax records that it needs before it.
-pub(crate) fn encode(entry: &Entry) -> (Block, Vec<u8>) {
+/// The beginning of the map of a sparse file in a header of type S, the size of the file, and
+/// whether blocks with more of the map follow.
+pub(crate) fn sparse(block: &Block) -> Result<(Vec<Extent>, u64, bool), ArchiveError> {
+    let mut extents = Vec::new();
+    pairs(&block[386..482], &mut extents)?;
+    Ok((extents, unsigned(&block[483..495])?, block[482] != 0))
+}
+
+/// A block with more of such a map; whether another follows.
+pub(crate) fn more_sparse(block: &Block, extents: &mut Vec<Extent>) -> Result<bool, ArchiveError> {
+    pairs(&block[..504], extents)?;
+    Ok(block[504] != 0)
+}
+
+/// Pairs of offset and length; the first empty one is the end.
+fn pairs(field: &[u8], extents: &mut Vec<Extent>) -> Result<(), ArchiveError> {
+    for pair in field.chunks_exact(24).take_while(|pair| pair[0] != 0) {
+        if extents.len() == sparse::EXTENTS_MOST {
+            return Err(ArchiveError::Damaged("a map of a sparse file that is too long"));
+        }
+        extents.push(Extent { offset: unsigned(&pair[..12])?, length: unsigned(&pair[12..])? });
+    }
+    Ok(())
+}
+
+/// The header of an entry with so many bytes of data, and the pax records that it needs before it.
+pub(crate) fn encode(entry: &Entry, stored: u64) -> (Block, Vec<u8>) {
     let mut block = [0; BLOCK];
     let mut records = Vec::new();
+    let mut path = &entry.path[..];
+    if entry.extents.is_some() {
+        // Who does not know of sparse files gets a file of this name, which is not the file.
+        path = b"GNUSparseFile.0/file";
+        let size = entry.size.to_string();
+        for (key, value) in
+            [("major", &b"1"[..]), ("minor", b"0"), ("name", &entry.path), ("realsize", size.as_bytes())]
+        {
+            records.extend(record(&[b"GNU.sparse.", key.as_bytes()].concat(), value));
+        }
+    }
     let mut put = |at: usize, room: usize, value: &[u8], key: &str, block: &mut Block| {
         let short = &value[..value.len().min(room)];
         block[at..at + short.len()].copy_from_slice(short);
@@ -114,13 +153,13 @@ pub(crate) fn encode(entry: &Entry) -> (Block, Vec<u8>) {
             records.extend(record(key.as_bytes(), value));
         }
     };
-    put(0, 100, &entry.path, "path", &mut block);
+    put(0, 100, path, "path", &mut block);
     put(157, 100, &entry.link, "linkpath", &mut block);
     octal(&mut block[100..108], u64::from(entry.mode));
     for (range, value, key) in [
         (108..116, u64::from(entry.uid), "uid"),
         (116..124, u64::from(entry.gid), "gid"),
-        (124..136, entry.size, "size"),
+        (124..136, stored, "size"),
     ] {
         if !octal(&mut block[range], value) {
             records.extend(record(key.as_bytes(), value.to_string().as_bytes()));
@@ -180,8 +219,9 @@ fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
 }
 
-/// Applies pax records to an entry.
-pub(crate) fn apply(mut records: &[u8], entry: &mut Entry) -> Result<(), ArchiveError> {
+/// Applies pax records to an entry. Answers what they say of a sparse file.
+pub(crate) fn apply(mut records: &[u8], entry: &mut Entry) -> Result<Option<sparse::Records>, ArchiveError> {
+    let mut sparse = None;
     const BAD: ArchiveError = ArchiveError::Damaged("a malformed extended header");
     let decimal = |text: &[u8]| std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
     while !records.iter().all(|byte| *byte == 0) {
@@ -203,15 +243,16 @@ pub(crate) fn apply(mut records: &[u8], entry: &mut Entry) -> Result<(), Archive
             b"uid" => entry.uid = id()?,
             b"gid" => entry.gid = id()?,
             b"mtime" => (entry.mtime, entry.mtime_nsec) = parse_time(value).ok_or(BAD)?,
-            _ if key.starts_with(b"GNU.sparse.") => entry.kind = Kind::Other,
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    sparse.get_or_insert_with(sparse::Records::default).take(key, value)?;
+                } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     entry.xattrs.push((name.to_vec(), value.to_vec()));
                 }
             }
         }
     }
-    Ok(())
+    Ok(sparse)
 }
 
 fn parse_time(text: &[u8]) -> Option<(i64, u32)> {

@@ -7,13 +7,17 @@ mod header;
 pub mod pack;
 pub mod place;
 mod reader;
+mod room;
+mod sparse;
 #[cfg(test)]
 mod tests;
 pub mod unpack;
 mod writer;
 
 pub use error::ArchiveError;
-pub use reader::Reader;
+pub use reader::{Piece, Reader};
+pub use room::Room;
+pub use sparse::Extent;
 pub use writer::Writer;
 
 /// What kind of file an entry is.
@@ -27,7 +31,7 @@ pub enum Kind {
     Symlink,
     /// A directory.
     Directory,
-    /// A device, a pipe with a name, or a sparse file in a form that is not read.
+    /// A device, a named pipe, or a sparse file in a form that is not read.
     Other,
 }
 
@@ -50,8 +54,11 @@ pub struct Entry {
     pub mtime: i64,
     /// Nanoseconds, below 10^9.
     pub mtime_nsec: u32,
-    /// Bytes of contents; 0 unless it is a regular file.
+    /// Bytes of contents, holes included; 0 unless it is a regular file.
     pub size: u64,
+    /// Of a sparse file the parts that the archive has, in their order; everything else is zeros.
+    /// `None`: it has everything.
+    pub extents: Option<Vec<Extent>>,
     /// Extended attributes, name and value.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }

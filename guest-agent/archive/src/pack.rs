@@ -5,11 +5,13 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat, statat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat, openat, readlinkat,
+    seek, statat,
 };
 use rustix::io::Errno;
 
 use crate::error::{file, shown};
+use crate::sparse::{self, Extent};
 use crate::{ArchiveError, Entry, Kind, Writer};
 
 /// Files with several names that are remembered; of more each name becomes a file.
@@ -30,21 +32,29 @@ const STEP: usize = 64 << 10;
 /// File systems that hold no files of anybody: proc, sysfs, cgroup2.
 const NO_FILES: [u64; 3] = [0x9fa0, 0x6265_6572, 0x6367_7270];
 
+/// What is written of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Extended attributes, too.
+    pub xattrs: bool,
+    /// Holes are left out, in GNU's form 1.0, which not everything reads; otherwise they are zeros.
+    pub sparse: bool,
+}
+
 /// Writes trees.
 pub struct Packer<'a, W> {
     writer: &'a mut Writer<W>,
     /// Told of what is left out.
     note: &'a mut dyn FnMut(String),
-    xattrs: bool,
+    choice: Choice,
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
 }
 
 impl<'a, W: Write> Packer<'a, W> {
-    /// Writes to `writer`; `note` is told of what is left out. With `xattrs`, extended attributes
-    /// are written, too.
-    pub fn new(writer: &'a mut Writer<W>, xattrs: bool, note: &'a mut dyn FnMut(String)) -> Self {
-        Self { writer, note, xattrs, links: HashMap::new(), buffer: vec![0; STEP] }
+    /// Writes to `writer`; `note` is told of what is left out.
+    pub fn new(writer: &'a mut Writer<W>, choice: Choice, note: &'a mut dyn FnMut(String)) -> Self {
+        Self { writer, note, choice, links: HashMap::new(), buffer: vec![0; STEP] }
     }
 
     /// Writes what is named `name` in the directory `parent`, without following it if it is a link,
@@ -112,27 +122,50 @@ impl<'a, W: Write> Packer<'a, W> {
         }
         let size = u64::try_from(found.st_size).expect("a file's size");
         let xattrs = self.xattrs(opened);
-        self.writer.begin(&Entry { size, xattrs, ..entry(&found, path, Kind::File) })?;
-        let mut left = size;
+        let parts = parts(opened, &found, size);
+        let extents = parts.clone().filter(|_| self.choice.sparse);
+        let holes = extents.is_none();
+        self.writer.begin(&Entry { size, extents, xattrs, ..entry(&found, path, Kind::File) })?;
+        let mut at = 0;
+        for Extent { offset, length } in parts.unwrap_or_else(|| sparse::whole(size)) {
+            if holes {
+                self.zeros(offset - at)?;
+            }
+            self.contents(opened, path, Extent { offset, length })?;
+            at = offset + length;
+        }
+        if holes { self.zeros(size - at) } else { Ok(()) }
+    }
+
+    /// Writes a part of a file.
+    fn contents(&mut self, opened: &OwnedFd, path: &[u8], part: Extent) -> Result<(), ArchiveError> {
+        let (mut at, mut left) = (part.offset, part.length);
         while left > 0 {
             let most = at_most(left, self.buffer.len());
-            let count = match rustix::io::read(opened, &mut self.buffer[..most]) {
+            let count = match rustix::io::pread(opened, &mut self.buffer[..most], at) {
                 Err(Errno::INTR) => continue,
                 read => read.map_err(file("read", path))?,
             };
             if count == 0 {
                 // The archive has said how long it is.
                 (self.note)(format!("{} became shorter while it was read; zeros fill it up", shown(path)));
-                self.buffer.fill(0);
-                while left > 0 {
-                    let most = at_most(left, self.buffer.len());
-                    self.writer.data(&self.buffer[..most])?;
-                    left -= most as u64;
-                }
-                break;
+                return self.zeros(left);
             }
             self.writer.data(&self.buffer[..count])?;
-            left -= count as u64;
+            (at, left) = (at + count as u64, left - count as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes zeros.
+    fn zeros(&mut self, mut count: u64) -> Result<(), ArchiveError> {
+        if count > 0 {
+            self.buffer.fill(0);
+        }
+        while count > 0 {
+            let most = at_most(count, self.buffer.len());
+            self.writer.data(&self.buffer[..most])?;
+            count -= most as u64;
         }
         Ok(())
     }
@@ -197,7 +230,7 @@ impl<'a, W: Write> Packer<'a, W> {
     /// The attributes that mean something elsewhere: capabilities, and those of users.
     fn xattrs(&self, opened: &OwnedFd) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut names = vec![0_u8; 64 << 10];
-        let count = if self.xattrs { flistxattr(opened, &mut names).unwrap_or(0) } else { 0 };
+        let count = if self.choice.xattrs { flistxattr(opened, &mut names).unwrap_or(0) } else { 0 };
         let (mut all, mut bytes) = (Vec::new(), 0);
         for name in names[..count].split(|byte| *byte == 0).filter(|name| is_carried(name)) {
             let mut value = vec![0_u8; 64 << 10];
@@ -212,6 +245,30 @@ impl<'a, W: Write> Packer<'a, W> {
         }
         all
     }
+}
+
+/// The parts of a file that are no holes, if it has holes.
+fn parts(opened: &OwnedFd, found: &Stat, size: u64) -> Option<Vec<Extent>> {
+    let stored = u64::try_from(found.st_blocks).ok()?.saturating_mul(512);
+    if stored >= size {
+        return None;
+    }
+    let (mut parts, mut at) = (Vec::new(), 0);
+    while at < size {
+        let begin = match seek(opened, SeekFrom::Data(at)) {
+            // Nothing but a hole follows.
+            Err(Errno::NXIO) => break,
+            // The file system does not say.
+            found => found.ok()?,
+        };
+        let end = seek(opened, SeekFrom::Hole(begin)).ok()?.min(size);
+        if begin < at || end <= begin || parts.len() == sparse::EXTENTS_MOST {
+            return None;
+        }
+        parts.push(Extent { offset: begin, length: end - begin });
+        at = end;
+    }
+    (parts != sparse::whole(size)).then_some(parts)
 }
 
 /// A number of bytes for a buffer of this length.
@@ -240,6 +297,7 @@ fn entry(found: &Stat, path: &[u8], kind: Kind) -> Entry {
         mtime: found.st_mtime,
         mtime_nsec: u32::try_from(found.st_mtime_nsec).expect("below a second"),
         size: 0,
+        extents: None,
         xattrs: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use crate::header::{self, BLOCK, Block, padding};
+use crate::sparse::{self, Extent};
 use crate::{ArchiveError, Entry, Kind};
 
 /// Bytes of an extended header. An attribute may have 64 KiB.
@@ -11,17 +12,40 @@ const EXTENDED_MOST: u64 = 1 << 20;
 /// Bytes of a GNU long name.
 const NAME_MOST: u64 = 64 << 10;
 
+/// A piece of an entry's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// So many bytes, which were read.
+    Data(usize),
+    /// So many zeros, which the archive does not have.
+    Hole(u64),
+    /// There is nothing more.
+    End,
+}
+
+/// Where the reading of an entry's contents is.
+#[derive(Default)]
+struct Contents {
+    at: u64,
+    size: u64,
+    /// Bytes of the present part that are still to be read.
+    part: u64,
+    parts: std::vec::IntoIter<Extent>,
+}
+
 /// Reads entries one after the other.
 pub struct Reader<R> {
     input: R,
+    /// Bytes of the present entry in the archive that are still to be read.
     left: u64,
     padding: u64,
+    contents: Contents,
 }
 
 impl<R: Read> Reader<R> {
     /// Reads from `input`, in small steps: give it a buffer.
     pub fn new(input: R) -> Self {
-        Self { input, left: 0, padding: 0 }
+        Self { input, left: 0, padding: 0, contents: Contents::default() }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), ArchiveError> {
@@ -81,36 +105,96 @@ impl<R: Read> Reader<R> {
                     let mut entry = header::entry(&block)?;
                     entry.path = path.unwrap_or(entry.path);
                     entry.link = link.unwrap_or(entry.link);
-                    if let Some(records) = records {
-                        header::apply(&records, &mut entry)?;
-                    }
+                    let told = records.map(|records| header::apply(&records, &mut entry)).transpose()?;
                     // A link's size is that of its target; no data follows.
                     if matches!(entry.kind, Kind::HardLink | Kind::Symlink | Kind::Directory) {
                         entry.size = 0;
                     }
                     (self.left, self.padding) = (entry.size, padding(entry.size));
+                    let told = told.flatten().filter(|_| entry.kind == Kind::File);
+                    self.sparse(&block, told, &mut entry)?;
+                    let parts = entry.extents.clone().unwrap_or_else(|| sparse::whole(entry.size));
+                    self.contents = Contents { at: 0, size: entry.size, part: 0, parts: parts.into_iter() };
                     return Ok(Some(entry));
                 }
             }
         }
     }
 
-    /// Reads some of the present entry's contents; 0 at their end.
+    /// Finds the size and the parts of a sparse file.
+    fn sparse(
+        &mut self,
+        block: &Block,
+        told: Option<sparse::Records>,
+        entry: &mut Entry,
+    ) -> Result<(), ArchiveError> {
+        let (size, extents) = if let Some(mut told) = told {
+            if !told.is_known() {
+                entry.kind = Kind::Other;
+                return Ok(());
+            }
+            entry.path = told.name.take().unwrap_or(std::mem::take(&mut entry.path));
+            match told.finish()? {
+                (size, Some(extents)) => (size, extents),
+                (size, None) => (size, self.map()?),
+            }
+        } else if block[156] == b'S' {
+            let (mut extents, size, mut more) = header::sparse(block)?;
+            while more {
+                let mut block: Block = [0; BLOCK];
+                self.fill(&mut block)?;
+                more = header::more_sparse(&block, &mut extents)?;
+            }
+            (size, extents)
+        } else {
+            return Ok(());
+        };
+        sparse::check(&extents, size, self.left)?;
+        (entry.size, entry.extents) = (size, Some(extents));
+        Ok(())
+    }
+
+    /// The map at the beginning of the data.
+    fn map(&mut self) -> Result<Vec<Extent>, ArchiveError> {
+        let mut parser = sparse::Parser::default();
+        loop {
+            let mut block: Block = [0; BLOCK];
+            self.left = self.left.checked_sub(BLOCK as u64).ok_or(ArchiveError::Truncated)?;
+            self.fill(&mut block)?;
+            if let Some(map) = parser.block(&block)? {
+                return Ok(map);
+            }
+        }
+    }
+
+    /// Reads some of the present entry's contents.
     ///
     /// # Errors
     /// The stream ends too early.
-    pub fn data(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
-        let most = self.left.min(buffer.len() as u64);
-        let most = usize::try_from(most).expect("no more than the buffer has");
-        if most == 0 {
-            return Ok(0);
+    pub fn piece(&mut self, buffer: &mut [u8]) -> Result<Piece, ArchiveError> {
+        let now = &mut self.contents;
+        while now.part == 0 {
+            let next = now.parts.next();
+            let begins = next.map_or(now.size, |part| part.offset);
+            now.part = next.map_or(0, |part| part.length);
+            let hole = begins - now.at;
+            now.at = begins;
+            if hole > 0 {
+                return Ok(Piece::Hole(hole));
+            }
+            if next.is_none() {
+                return Ok(Piece::End);
+            }
         }
+        let most = usize::try_from(now.part.min(buffer.len() as u64)).expect("no more than the buffer has");
         loop {
             match self.input.read(&mut buffer[..most]) {
                 Ok(0) => return Err(ArchiveError::Truncated),
                 Ok(count) => {
                     self.left -= count as u64;
-                    return Ok(count);
+                    now.part -= count as u64;
+                    now.at += count as u64;
+                    return Ok(Piece::Data(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {

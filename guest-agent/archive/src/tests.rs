@@ -7,9 +7,11 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use crate::pack::Packer;
+use crate::pack::{Choice, Packer};
 use crate::unpack::{Naming, Options, Unpacker};
-use crate::{ArchiveError, Entry, Kind, Reader, Writer};
+use crate::{ArchiveError, Entry, Kind, Reader, Room, Writer};
+
+mod sparse;
 
 fn entry(path: &str, kind: Kind) -> Entry {
     Entry {
@@ -22,6 +24,7 @@ fn entry(path: &str, kind: Kind) -> Entry {
         mtime: 1_000_000,
         mtime_nsec: 5,
         size: 0,
+        extents: None,
         xattrs: Vec::new(),
     }
 }
@@ -48,6 +51,15 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
 }
 
 fn unpack(bytes: &[u8], root: &Path, name: Option<&str>) -> Result<Vec<String>, ArchiveError> {
+    unpack_within(bytes, root, name, Room::ALL)
+}
+
+fn unpack_within(
+    bytes: &[u8],
+    root: &Path,
+    name: Option<&str>,
+    room: Room,
+) -> Result<Vec<String>, ArchiveError> {
     let (mut notes, opened) = (Vec::new(), File::open(root).unwrap());
     let mut note = |sentence| notes.push(sentence);
     let mut reader = Reader::new(bytes);
@@ -56,15 +68,22 @@ fn unpack(bytes: &[u8], root: &Path, name: Option<&str>) -> Result<Vec<String>, 
         strip: name.is_some(),
         put: name.filter(|name| !name.is_empty()).map(|name| name.as_bytes().to_vec()),
     };
-    Unpacker::new(opened.as_fd(), naming, Options::default(), &mut note).all(first, &mut reader)?;
+    Unpacker::new(opened.as_fd(), naming, Options { room, ..Options::default() }, &mut note)
+        .all(first, &mut reader)?;
     Ok(notes)
 }
 
 fn pack(root: &Path, name: &str) -> (Vec<u8>, Vec<String>) {
+    pack_as(root, name, false)
+}
+
+fn pack_as(root: &Path, name: &str, sparse: bool) -> (Vec<u8>, Vec<String>) {
     let (mut notes, opened) = (Vec::new(), File::open(root).unwrap());
     let mut note = |sentence| notes.push(sentence);
     let mut writer = Writer::new(Vec::new());
-    Packer::new(&mut writer, true, &mut note).tree(&opened, name.as_bytes(), name.as_bytes()).unwrap();
+    Packer::new(&mut writer, Choice { xattrs: true, sparse }, &mut note)
+        .tree(&opened, name.as_bytes(), name.as_bytes())
+        .unwrap();
     (writer.finish().unwrap(), notes)
 }
 
@@ -155,7 +174,8 @@ fn what_is_no_file_is_told_of() {
     // Asked for itself, it is an error.
     let tree = File::open(home.path().join("tree")).unwrap();
     let (mut writer, mut note) = (Writer::new(Vec::new()), |_| {});
-    let refused = Packer::new(&mut writer, true, &mut note).tree(&tree, b"socket", b"socket").unwrap_err();
+    let refused =
+        Packer::new(&mut writer, Choice::default(), &mut note).tree(&tree, b"socket", b"socket").unwrap_err();
     assert!(refused.to_string().contains("socket: it is a socket"), "{refused}");
     let (proc, notes) = pack(Path::new("/"), "proc");
     assert!(proc.len() < 4096 && notes.len() == 1, "{} {notes:?}", proc.len());
@@ -231,7 +251,8 @@ proptest! {
     ) {
         let xattrs = vec![(b"user.x".to_vec(), value)];
         let one = Entry {
-            path: path.into(), link: link.into(), kind: Kind::Symlink, mode, uid, gid, mtime, mtime_nsec, size: 0, xattrs,
+            path: path.into(), link: link.into(), kind: Kind::Symlink, mode, uid, gid, mtime, mtime_nsec, size: 0,
+            extents: None, xattrs,
         };
         let mut writer = Writer::new(Vec::new());
         writer.begin(&one).unwrap();

@@ -5,17 +5,25 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, fsetxattr, futimens,
-    linkat, mkdirat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown, fsetxattr, ftruncate,
+    futimens, linkat, mkdirat, openat, renameat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::error::{file, shown};
 use crate::pack::is_carried;
-use crate::{ArchiveError, Entry, Kind, Reader};
+use crate::room::Used;
+use crate::{ArchiveError, Entry, Kind, Piece, Reader, Room};
 
 /// Bytes of what is remembered of directories, whose modes and times are set at the end.
 const REMEMBERED_MOST: usize = 64 << 20;
+
+/// Bytes read at a time.
+const STEP: usize = 64 << 10;
+
+/// Zeros of this many bytes, from a multiple of it on, are not written: what is not written of a
+/// file is read as zeros, and takes no room.
+const BLOCK: usize = 4096;
 
 /// How files are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,6 +31,8 @@ pub struct Options {
     /// Owners, set-user-id bits and extended attributes are those of the archive. Otherwise the
     /// files belong to whoever writes them, without such bits.
     pub archive: bool,
+    /// How much may be written.
+    pub room: Room,
 }
 
 /// What becomes of the paths of an archive.
@@ -50,6 +60,8 @@ pub struct Unpacker<'a> {
     directories: Vec<Directory>,
     remembered: usize,
     count: u64,
+    used: Used,
+    buffer: Vec<u8>,
 }
 
 impl<'a> Unpacker<'a> {
@@ -60,7 +72,8 @@ impl<'a> Unpacker<'a> {
         options: Options,
         note: &'a mut dyn FnMut(String),
     ) -> Self {
-        Self { root, naming, options, note, directories: Vec::new(), remembered: 0, count: 0 }
+        let (used, buffer) = (Used::of(options.room), vec![0; STEP]);
+        Self { root, naming, options, note, directories: Vec::new(), remembered: 0, count: 0, used, buffer }
     }
 
     /// Writes everything from an entry on that was read already, to the archive's end.
@@ -76,7 +89,8 @@ impl<'a> Unpacker<'a> {
         }
         // From the last one on: it may be in one before it, which nobody can write in then.
         while let Some(Directory { path, mode, times }) = self.directories.pop() {
-            let opened = self.open_directory(&self.names(&path)?, false, &path)?;
+            let names = self.names(&path)?;
+            let opened = self.open_directory(&names, false, &path)?;
             fchmod(&opened, Mode::from_raw_mode(mode)).map_err(file("set the mode of", &path))?;
             futimens(&opened, &times).map_err(file("set the time of", &path))?;
         }
@@ -110,7 +124,12 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Opens a directory below the root; makes what is missing if `make`.
-    fn open_directory(&self, names: &[Vec<u8>], make: bool, path: &[u8]) -> Result<OwnedFd, ArchiveError> {
+    fn open_directory(
+        &mut self,
+        names: &[Vec<u8>],
+        make: bool,
+        path: &[u8],
+    ) -> Result<OwnedFd, ArchiveError> {
         const FLAGS: OFlags =
             OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
         let mut here = openat(self.root, ".", FLAGS, Mode::empty()).map_err(file("open", path))?;
@@ -118,7 +137,8 @@ impl<'a> Unpacker<'a> {
             here = match openat(&here, &name[..], FLAGS, Mode::empty()) {
                 Err(Errno::NOENT) if make => {
                     match mkdirat(&here, &name[..], Mode::from_raw_mode(0o755)) {
-                        Err(Errno::EXIST) | Ok(()) => {}
+                        Ok(()) => self.used.file(path, 0)?,
+                        Err(Errno::EXIST) => {}
                         Err(error) => return Err(file("make the directory of", path)(error)),
                     }
                     openat(&here, &name[..], FLAGS, Mode::empty())
@@ -146,18 +166,21 @@ impl<'a> Unpacker<'a> {
             }
             return Err(ArchiveError::Refused { path: shown(&entry.path), why: "it has no name" });
         };
+        if entry.kind == Kind::Other {
+            (self.note)(format!(
+                "{} is left out: it is a device, a named pipe, or a sparse file in a form that is not read",
+                shown(&entry.path)
+            ));
+            return Ok(());
+        }
+        let beside = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        self.used.file(&entry.path, beside as u64)?;
         let parent = self.open_directory(above, true, &entry.path)?;
         let fail = |what| file(what, &entry.path);
         // A name that nobody else has; a copy that is cut leaves no file that looks whole.
         let temporary = format!(".nelly-cp-{}-{}", std::process::id(), self.count).into_bytes();
         match entry.kind {
-            Kind::Other => {
-                (self.note)(format!(
-                    "{} is left out: it is a device, a pipe or a sparse file",
-                    shown(&entry.path)
-                ));
-                return Ok(());
-            }
+            Kind::Other => return Ok(()),
             Kind::Directory => {
                 match mkdirat(&parent, &last[..], Mode::from_raw_mode(0o700)) {
                     Ok(()) | Err(Errno::EXIST) => {}
@@ -194,9 +217,8 @@ impl<'a> Unpacker<'a> {
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = openat(&parent, &temporary[..], flags, Mode::from_raw_mode(0o600))
                     .map_err(fail("make"))?;
-                if let Err(error) =
-                    contents(&opened, entry, reader).and_then(|()| self.finish(&opened, entry))
-                {
+                let written = self.contents(&opened, entry, reader);
+                if let Err(error) = written.and_then(|()| self.finish(&opened, entry)) {
                     let _ = unlinkat(&parent, &temporary[..], AtFlags::empty());
                     return Err(error);
                 }
@@ -208,7 +230,38 @@ impl<'a> Unpacker<'a> {
         renamed.map_err(fail("replace what is at"))
     }
 
-    fn hard_link(&self, entry: &Entry, parent: &OwnedFd, temporary: &[u8]) -> Result<(), ArchiveError> {
+    /// Writes the contents of a new file; blocks of zeros stay holes.
+    fn contents<R: Read>(
+        &mut self,
+        opened: impl AsFd,
+        entry: &Entry,
+        reader: &mut Reader<R>,
+    ) -> Result<(), ArchiveError> {
+        let (mut at, mut end) = (0_u64, 0_u64);
+        loop {
+            let count = match reader.piece(&mut self.buffer)? {
+                Piece::Data(count) => count,
+                Piece::Hole(length) => {
+                    at = at.saturating_add(length);
+                    continue;
+                }
+                Piece::End => break,
+            };
+            for part in filled(&self.buffer[..count], at) {
+                let from = at + part.start as u64;
+                end = at + part.end as u64;
+                self.used.contents(&entry.path, from, end)?;
+                write(&opened, &self.buffer[part], from).map_err(file("write", &entry.path))?;
+            }
+            at += count as u64;
+        }
+        if at > end {
+            ftruncate(&opened, at).map_err(file("set the length of", &entry.path))?;
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, entry: &Entry, parent: &OwnedFd, temporary: &[u8]) -> Result<(), ArchiveError> {
         let target = self.names(&entry.link)?;
         let refuse = || ArchiveError::Refused { path: shown(&entry.path), why: "a link to nothing" };
         let (name, above) = target.split_last().ok_or_else(refuse)?;
@@ -259,24 +312,38 @@ impl<'a> Unpacker<'a> {
     }
 }
 
+/// The parts of bytes from `at` on in a file that are not zeros, block by block of the file.
+fn filled(bytes: &[u8], at: u64) -> Vec<std::ops::Range<usize>> {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
+    let within = usize::try_from(at % BLOCK as u64).expect("below a block");
+    let (mut from, mut to) = (0, (BLOCK - within).min(bytes.len()));
+    while from < to {
+        if bytes[from..to] != ZEROS[..to - from] {
+            match parts.last_mut() {
+                Some(last) if last.end == from => last.end = to,
+                _ => parts.push(from..to),
+            }
+        }
+        (from, to) = (to, (to + BLOCK).min(bytes.len()));
+    }
+    parts
+}
+
 fn times(entry: &Entry) -> Timestamps {
     let time = Timespec { tv_sec: entry.mtime, tv_nsec: entry.mtime_nsec.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn contents<R: Read>(opened: impl AsFd, entry: &Entry, reader: &mut Reader<R>) -> Result<(), ArchiveError> {
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let count = reader.data(&mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
-        let mut rest = &buffer[..count];
-        while !rest.is_empty() {
-            match rustix::io::write(&opened, rest) {
-                Err(Errno::INTR) => {}
-                written => rest = &rest[written.map_err(file("write", &entry.path))?..],
+fn write(opened: impl AsFd, mut bytes: &[u8], mut at: u64) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&opened, bytes, at) {
+            Err(Errno::INTR) => {}
+            written => {
+                let count = written?;
+                (bytes, at) = (&bytes[count..], at + count as u64);
             }
         }
     }
+    Ok(())
 }

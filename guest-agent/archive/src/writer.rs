@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::header::{BLOCK, encode, extended, padding};
-use crate::{ArchiveError, Entry};
+use crate::{ArchiveError, Entry, sparse};
 
 /// Writes entries one after the other.
 pub struct Writer<W> {
@@ -26,14 +26,18 @@ impl<W: Write> Writer<W> {
         self.put(&[0; 2 * BLOCK][..count])
     }
 
-    /// Begins an entry, whose contents, `size` bytes, follow by [`Writer::data`].
+    /// Begins an entry, whose contents, `size` bytes or those of its parts, follow by
+    /// [`Writer::data`].
     ///
     /// # Errors
     /// The output cannot be written.
     pub fn begin(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
         let before = std::mem::take(&mut self.padding);
         self.zeros(before)?;
-        let (block, records) = encode(entry);
+        let map = entry.extents.as_ref().map(|extents| sparse::written(extents)).unwrap_or_default();
+        let stored = entry.extents.as_ref().map_or(entry.size, |extents| sparse::stored(extents));
+        let stored = map.len() as u64 + stored;
+        let (block, records) = encode(entry, stored);
         if !records.is_empty() {
             let length = records.len() as u64;
             self.put(&extended(length))?;
@@ -41,7 +45,8 @@ impl<W: Write> Writer<W> {
             self.zeros(padding(length))?;
         }
         self.put(&block)?;
-        self.padding = padding(entry.size);
+        self.put(&map)?;
+        self.padding = padding(stored);
         Ok(())
     }
 

@@ -58,6 +58,7 @@ pub use removed::Removed;
 pub use rootfs::RootfsError;
 pub use source::{Document, SourceError};
 pub use store::{Image, ImagePlan, PlannedLayer, Store, StoreOptions};
+pub use sys::Room;
 pub use tar::{Damage, TarError};
 pub use transfer::{ArchiveFormat, Input, TransferError};
 pub use tree::TreeError;

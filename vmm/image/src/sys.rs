@@ -109,6 +109,29 @@ pub fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
+/// How much may be written to a file system by what it does not know the size of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files.
+    pub files: u64,
+}
+
+impl Room {
+    /// All but a sixteenth of what is free on the file system of `file`, for a user without
+    /// privileges; `u64::MAX` of what it has no bound for.
+    ///
+    /// # Errors
+    /// The file system cannot be asked.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
+        let found = rustix::fs::fstatvfs(file)?;
+        let all = |bounded: bool, free: u64| if bounded { free - free / 16 } else { u64::MAX };
+        let bytes = all(found.f_blocks > 0, found.f_bavail.saturating_mul(found.f_frsize));
+        Ok(Self { bytes, files: all(found.f_files > 0, found.f_favail) })
+    }
+}
+
 /// Locks the whole of `file` for this open file alone, without waiting: the lock is held as long
 /// as any descriptor of this open file is, in whatever process. False if it is locked through
 /// another.

@@ -132,6 +132,9 @@ pub struct CopySource {
     pub path: Vec<u8>,
     /// If it is a link, what it leads to is copied.
     pub follow: bool,
+    /// Holes of files may be left out of the archive, in GNU's form 1.0, which
+    /// [`crate::connect::copy::to_host`] reads and not every other program; else they are zeros.
+    pub sparse: bool,
 }
 
 /// Where and how files are copied into a container, by the rules of `docker cp`.
@@ -559,8 +562,9 @@ impl Agent {
                 let request = wire::ChangesRequest { container_id, ..Default::default() };
                 ("Changes", self.client.changes(context(), &request).await)
             }
-            Inspection::CopyOut(CopySource { path, follow }) => {
-                let request = wire::CopyOutRequest { container_id, path, follow, ..Default::default() };
+            Inspection::CopyOut(CopySource { path, follow, sparse }) => {
+                let request =
+                    wire::CopyOutRequest { container_id, path, follow, sparse, ..Default::default() };
                 ("CopyOut", self.client.copy_out(context(), &request).await)
             }
             Inspection::CopyIn(CopyTarget { path, name, directory, contents, archive, tar }) => {

@@ -6,10 +6,10 @@ use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nelly_archive::pack::Packer;
+use nelly_archive::pack::{Choice, Packer};
 use nelly_archive::place::{self, Files, Found, There};
 use nelly_archive::unpack::{Naming, Options, Unpacker};
-use nelly_archive::{ArchiveError, Kind, Reader, Writer};
+use nelly_archive::{ArchiveError, Kind, Reader, Room, Writer};
 use nelly_protocol::archive::{ArchiveReader, ArchiveWriter};
 use nelly_protocol::{Message, messages as m};
 
@@ -77,7 +77,9 @@ fn pack(
     let source = place::source(&rooted(&request.path));
     let (parent, name) = source.open(files, request.follow)?;
     let mut writer = Writer::new(output);
-    Packer::new(&mut writer, true, &mut |note| notes.add(&note)).tree(&parent, &name, source.archived())?;
+    let choice = Choice { xattrs: true, sparse: request.sparse };
+    let mut note = |note: String| notes.add(&note);
+    Packer::new(&mut writer, choice, &mut note).tree(&parent, &name, source.archived())?;
     writer.finish().map(drop)
 }
 
@@ -119,7 +121,8 @@ fn unpack(
         (target.parent, Naming { strip: !request.name.is_empty() && !request.contents, put })
     };
     let parent = files.directory(&parent)?;
-    let options = Options { archive: request.archive };
+    // The guest's disks are the guest's to fill.
+    let options = Options { archive: request.archive, room: Room::ALL };
     let mut note = |note: String| notes.add(&note);
     let unpacker = Unpacker::new(parent.as_fd(), naming, options, &mut note);
     let mut reader = Reader::new(ArchiveReader::new(BufReader::with_capacity(128 << 10, stream)));

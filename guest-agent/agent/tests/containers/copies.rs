@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use nelly_archive::pack::Packer;
+use nelly_archive::pack::{Choice, Packer};
 use nelly_archive::unpack::{Naming, Options, Unpacker};
 use nelly_archive::{Entry, Kind, Reader, Writer};
 use nelly_protocol::archive::{ArchiveReader, ArchiveWriter};
@@ -75,6 +75,7 @@ fn file(name: &str, mode: u32, text: &[u8]) -> Vec<u8> {
         mtime: 1_000_000,
         mtime_nsec: 0,
         size: text.len() as u64,
+        extents: None,
         xattrs: Vec::new(),
     };
     writer.begin(&entry).unwrap();
@@ -183,7 +184,9 @@ async fn files_go_in_and_links_lead_nowhere_else(world: Arc<World>) {
     fs::set_permissions(home.path().join("tree/deep"), fs::Permissions::from_mode(0o500)).unwrap();
     let root = fs::File::open(home.path()).unwrap();
     let mut writer = Writer::new(Vec::new());
-    Packer::new(&mut writer, false, &mut |note| panic!("{note}")).tree(&root, b"tree", b"tree").unwrap();
+    Packer::new(&mut writer, Choice::default(), &mut |note| panic!("{note}"))
+        .tree(&root, b"tree", b"tree")
+        .unwrap();
     let tree = writer.finish().unwrap();
     let directory = m::CopyInRequest { directory: true, ..request("/srv/moved", "tree") };
     assert_eq!(into(&world, &directory, &tree).await.code, 0);

@@ -76,7 +76,9 @@ fn from_guest(args: &CpArgs, word: &str, path: &str, to: &End<'_>, context: &Con
         return Err(Usage::error("standard output is a terminal: send the archive to a file or a pipe"));
     }
     let (connection, runtime) = connection(word, context)?;
-    let source = CopySource { path: path.into(), follow: args.follow_link };
+    // What reads standard output may not know of holes.
+    let sparse = *to != End::Stream;
+    let source = CopySource { path: path.into(), follow: args.follow_link, sparse };
     let mut copied: CopyOut = runtime.block_on(connection.copy_out(source))?;
     let interrupted = watch(copied.interrupt()?)?;
     let mut counted = Counted::new(&mut copied, args.quiet);

@@ -315,11 +315,10 @@ impl Workshop {
         Ok(())
     }
 
-    /// Free space of the file system in bytes; `None` if there is no limit.
-    pub(crate) fn free_bytes(&self) -> Result<Option<u64>, CacheError> {
+    /// How much an image may write.
+    pub(crate) fn room(&self) -> Result<sys::Room, CacheError> {
         let path = self.dir.path();
-        Ok(sys::free_bytes(&self.dir)
-            .map_err(|source| io_error("look at the file system of", path, source))?)
+        Ok(sys::Room::of(&self.dir).map_err(|source| io_error("look at the file system of", path, source))?)
     }
 
     /// Locks the image or layer with this key for building. If another process holds the lock,

@@ -250,9 +250,9 @@ impl Adding {
     /// # Errors
     /// The file system cannot be asked.
     pub fn room(&self) -> Result<u64, LocalError> {
-        let free = sys::free_bytes(&self.dir)
+        let room = sys::Room::of(&self.dir)
             .map_err(|source| io_error("look at the file system of", self.dir.path(), source))?;
-        Ok(free.map_or(u64::MAX, |free| free - free / 16))
+        Ok(room.bytes)
     }
 
     /// Gives a whole blob its name for good.

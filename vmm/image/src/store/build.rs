@@ -110,8 +110,7 @@ impl Store {
 
     /// The space that an image may use: all but a sixteenth of the free space.
     pub(super) fn room(&self, workshop: &Workshop) -> Result<u64, ImageError> {
-        let free = workshop.free_bytes().map_err(|source| self.cache_error(source))?;
-        Ok(free.map_or(u64::MAX, |free| free - free / 16))
+        workshop.room().map(|room| room.bytes).map_err(|source| self.cache_error(source))
     }
 
     /// Builds and publishes what the cache lacks of the layers, and the metadata of all of them

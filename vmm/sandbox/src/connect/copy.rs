@@ -10,10 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nelly_archive::pack::Packer;
+use nelly_archive::pack::{Choice, Packer};
 use nelly_archive::place::{self, Files, Source};
 use nelly_archive::unpack::{Naming, Options, Unpacker};
-use nelly_archive::{ArchiveError, Kind, Reader, Writer};
+use nelly_archive::{ArchiveError, Kind, Reader, Room, Writer};
 use nelly_protocol::archive::{ArchiveReader, ArchiveWriter};
 use nelly_protocol::{Message, messages};
 
@@ -187,7 +187,8 @@ impl Write for CopyIn {
 /// bits and extended attributes are set. `note` is told of what is left out.
 ///
 /// # Errors
-/// [`CopyError`]. Each file is whole or not there; those before it stay.
+/// [`CopyError`]. Each file is whole or not there; those before it stay. What needs more than
+/// fifteen sixteenths of the free space there is an error, before it is used up.
 pub fn to_host(
     archive_of: impl Read,
     source: &[u8],
@@ -215,8 +216,19 @@ pub fn to_host(
     let parent = Files::All.directory(&target.parent)?;
     let put = (!target.name.is_empty()).then_some(target.name);
     let naming = Naming { strip: !source.name.is_empty(), put };
-    Unpacker::new(parent.as_fd(), naming, Options { archive }, note).all(first, &mut reader)?;
+    let options = Options { archive, room: room(&parent, &target.parent)? };
+    Unpacker::new(parent.as_fd(), naming, options, note).all(first, &mut reader)?;
     Ok(reader.drain()?)
+}
+
+/// What a guest may fill of the file system of a directory, which is what images may.
+fn room(directory: &OwnedFd, path: &[u8]) -> Result<Room, ArchiveError> {
+    let room = nelly_image::Room::of(directory).map_err(|source| ArchiveError::File {
+        what: "look at the file system of",
+        path: String::from_utf8_lossy(path).into_owned(),
+        source,
+    })?;
+    Ok(Room { bytes: room.bytes, files: room.files })
 }
 
 /// What of this host is copied into a container.
@@ -264,7 +276,9 @@ impl FromHost {
         note: &mut dyn FnMut(String),
     ) -> Result<(), CopyError> {
         let mut writer = Writer::new(archive);
-        let mut packer = Packer::new(&mut writer, attributes, note);
+        // An agent of before does not read holes.
+        let choice = Choice { xattrs: attributes, sparse: false };
+        let mut packer = Packer::new(&mut writer, choice, note);
         packer.tree(&self.parent, &self.name, self.source.archived())?;
         writer.finish()?;
         Ok(())

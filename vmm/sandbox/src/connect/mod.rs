@@ -444,9 +444,9 @@ impl Connection {
         let answer = match what {
             Inspection::Processes => self.client.processes(within(GUEST_ANSWER), &request).await,
             Inspection::Changes => self.client.changes(within(GUEST_ANSWER), &request).await,
-            Inspection::CopyOut(CopySource { path, follow }) => {
+            Inspection::CopyOut(CopySource { path, follow, sparse }) => {
                 let container = request.container;
-                let request = wire::CopyOutRequest { container, path, follow, ..Default::default() };
+                let request = wire::CopyOutRequest { container, path, follow, sparse, ..Default::default() };
                 self.client.copy_out(within(GUEST_ANSWER), &request).await
             }
             Inspection::CopyIn(CopyTarget { path, name, directory, contents, archive, tar }) => {

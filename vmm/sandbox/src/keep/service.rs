@@ -448,8 +448,8 @@ impl Service for Calls {
         _: &TtrpcContext,
         request: m::CopyOutRequest,
     ) -> ttrpc::Result<m::InspectResponse> {
-        let m::CopyOutRequest { container, path, follow, .. } = request;
-        self.inspect(&container, Inspection::CopyOut(CopySource { path, follow })).await
+        let m::CopyOutRequest { container, path, follow, sparse, .. } = request;
+        self.inspect(&container, Inspection::CopyOut(CopySource { path, follow, sparse })).await
     }
 
     async fn copy_in(

@@ -129,3 +129,23 @@ fn a_guest_cannot_leave_the_destination() {
     let refused = to_host(&bytes[..], b"/file", missing.as_os_str().as_bytes(), false, &mut |_| {});
     assert!(refused.unwrap_err().to_string().contains("no directory"));
 }
+
+#[test]
+fn holes_of_a_guest_stay_holes_and_it_fills_no_disk() {
+    use std::os::unix::fs::MetadataExt;
+    let home = tempfile::tempdir().unwrap();
+    let (file, to) = (home.path().join("file"), home.path().join("to"));
+    fs::File::create(&file).unwrap().set_len(8 << 20).unwrap();
+    let bytes = archived(&file);
+    assert!(bytes.len() > 8 << 20, "an archive for an agent of before has its zeros");
+    to_host(&bytes[..], b"/file", to.as_os_str().as_bytes(), false, &mut |note| panic!("{note}")).unwrap();
+    let copied = fs::metadata(&to).unwrap();
+    assert!(copied.len() == 8 << 20 && copied.blocks() < 100, "{copied:?}");
+    // What it may fill is what an image may: not the whole of a disk.
+    let opened = OwnedFd::from(fs::File::open(home.path()).unwrap());
+    let found = rustix::fs::fstatvfs(&opened).unwrap();
+    let most = room(&opened, b"there").unwrap().bytes;
+    let free = found.f_bavail * found.f_frsize;
+    // Others write there, too.
+    assert!(most <= free / 16 * 15 + (1 << 30) && most > 0 && most < u64::MAX, "{most} {free}");
+}
