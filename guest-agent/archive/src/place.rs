@@ -13,6 +13,21 @@ use crate::error::{file, shown};
 /// Links that are followed in one path, as many as the kernel follows.
 const LINKS_MOST: usize = 40;
 
+/// How often a path is looked up again because something was renamed meanwhile. Whoever renames
+/// without an end gets an error, and not a process that never ends.
+const TRIES_MOST: usize = 1000;
+
+/// Looks up a path until nothing comes in between.
+fn undisturbed<T>(mut look: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 1..TRIES_MOST {
+        match look() {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            found => return found,
+        }
+    }
+    look()
+}
+
 /// What is at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum There {
@@ -41,13 +56,7 @@ impl Files {
         match self {
             Self::All => openat(CWD, path, flags, mode),
             // It also follows none of the links of /proc, which lead elsewhere.
-            Self::Below(root) => loop {
-                match openat2(root, path, flags, mode, ResolveFlags::IN_ROOT) {
-                    // Something was renamed meanwhile.
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    opened => return opened,
-                }
-            },
+            Self::Below(root) => undisturbed(|| openat2(root, path, flags, mode, ResolveFlags::IN_ROOT)),
         }
     }
 
@@ -243,6 +252,19 @@ pub fn target(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_is_renamed_without_an_end_is_an_error() {
+        let mut tries = 0;
+        let disturbed = undisturbed(|| -> Result<(), Errno> {
+            tries += 1;
+            Err(Errno::AGAIN)
+        });
+        assert_eq!((disturbed, tries), (Err(Errno::AGAIN), TRIES_MOST));
+        let mut answers = vec![Ok(5), Err(Errno::INTR), Err(Errno::AGAIN)];
+        assert_eq!(undisturbed(|| answers.pop().unwrap()), Ok(5));
+        assert_eq!(undisturbed(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
+    }
 
     #[test]
     fn sources_are_taken_apart() {
