@@ -280,13 +280,20 @@ impl Cgroup {
         field(&text, "oom_kill")
     }
 
+    /// Memory in use, in bytes; 0 if the kernel does not provide it.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.current")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// Its statistics; values that the kernel does not provide are 0.
     #[must_use]
     pub fn stats(&self) -> CgroupStats {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
         let number = |file: &str| read(file).trim().parse().unwrap_or(0);
         CgroupStats {
-            memory_current_bytes: number("memory.current"),
+            memory_current_bytes: self.memory_bytes(),
             memory_peak_bytes: number("memory.peak"),
             memory_limit_bytes: number("memory.max"),
             oom_kills: self.oom_kills(),

@@ -369,7 +369,7 @@ impl Agent for Connection {
         request: m::UpdateContainerRequest,
     ) -> ttrpc::Result<m::Empty> {
         let limit = Some(request.memory_limit_bytes).filter(|limit| *limit > 0);
-        self.guest_after_hello()?.limit_memory(&request.container_id, limit)?;
+        self.guest_after_hello()?.limit_memory(&request.container_id, limit).await?;
         Ok(m::Empty::new())
     }
 

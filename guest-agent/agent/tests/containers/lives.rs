@@ -26,6 +26,7 @@ crate::scenarios!(
     shutdown_with_grace,
     after_shutdown_nothing_begins,
     stats_and_state,
+    a_limit_that_takes_its_time_holds_up_nothing_else,
     the_guests_stamps,
     a_container_dies_with_its_first_process,
 );
@@ -390,6 +391,45 @@ async fn stats_and_state(world: Arc<World>) {
     // The cgroup is gone, its last figures are not.
     assert!(!world.cgroup.join("a").exists());
     assert!(world.client.stats(context(), &of("a")).await.unwrap().cpu_usage_ns > 0);
+}
+
+async fn a_limit_that_takes_its_time_holds_up_nothing_else(world: Arc<World>) {
+    world.idle("a").await;
+    // Files in the place of the cgroup's, of which one is a pipe that nobody reads yet.
+    let cgroup = world.cgroup.join("a");
+    let path = cgroup.to_str().unwrap();
+    nelly_agent::sys::mount("none", path, "tmpfs", 0, "").unwrap();
+    std::fs::create_dir_all(cgroup.join("container/root")).unwrap();
+    std::fs::write(cgroup.join("container/root/memory.max"), "").unwrap();
+    let pipe = cgroup.join("memory.max");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let script = format!("sleep 1.5; cat {path}/memory.max >{path}/read");
+    // The agent of the scenario reaps it.
+    let reads = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let began = std::time::Instant::now();
+    let limit = m::UpdateContainerRequest {
+        container_id: "a".into(),
+        memory_limit_bytes: 64 << 20,
+        ..Default::default()
+    };
+    let update = async { (world.client.update_container(context(), &limit).await, began.elapsed()) };
+    let state = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let state = world.client.state(context(), &m::StateRequest::new()).await.unwrap();
+        (state.containers.len(), began.elapsed())
+    };
+    let ((updated, after), (count, meanwhile)) = tokio::join!(update, state);
+    drop(reads);
+    updated.unwrap();
+    assert_eq!(count, 1);
+    assert!(
+        meanwhile < std::time::Duration::from_millis(1200) && after > meanwhile,
+        "{meanwhile:?} {after:?}"
+    );
+    assert_eq!(std::fs::read_to_string(cgroup.join("container/root/memory.max")).unwrap(), "67108864");
+    nelly_agent::sys::unmount(path).unwrap();
+    world.signal("a", "", libc::SIGKILL, false).await.unwrap();
+    world.wait("a", "").await;
 }
 
 async fn the_guests_stamps(world: Arc<World>) {

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 
-use super::look::running;
 use super::{GuestState, ServiceError};
 use crate::cgroup::CgroupStats;
 use crate::registry::{ContainerSummary, ProcessExit, ProcessKey};
@@ -105,20 +104,5 @@ impl GuestState {
         let mut registry = self.registry();
         let data = registry.data(id)?;
         Ok(data.cgroup.as_ref().map_or_else(|| data.last_figures.clone(), |cgroup| cgroup.stats()))
-    }
-
-    /// Sets the limit of a container's memory in bytes, or removes it. One that is less than what
-    /// the container uses is refused, because the kernel would kill its processes.
-    pub(in crate::service) fn limit_memory(&self, id: &str, limit: Option<u64>) -> Result<(), ServiceError> {
-        let mut registry = self.registry();
-        running(&registry.summary(id)?.status, id)?;
-        let cgroup = registry.data(id)?.cgroup.clone().ok_or(ServiceError::Ended)?;
-        // The lock is kept, so that the cgroup is that of this life, and the last limit holds.
-        let used = cgroup.stats().memory_current_bytes;
-        if let Some(limit) = limit.filter(|limit| *limit < used) {
-            return Err(ServiceError::InUse { used, limit });
-        }
-        let value = limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
-        Ok(cgroup.set("memory.max", &value, false)?)
     }
 }

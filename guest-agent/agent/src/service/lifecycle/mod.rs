@@ -1,6 +1,7 @@
 //! The life cycle of containers and processes: creation, waiting, signals, clean-up.
 
 mod calls;
+mod limit;
 mod look;
 mod process;
 mod reap;
@@ -129,6 +130,8 @@ pub struct GuestState {
     ending: AtomicBool,
     /// Processes that look into containers.
     looking: AtomicUsize,
+    /// One limit is changed at a time.
+    limiting: tokio::sync::Mutex<()>,
     /// Namespaces in which a disk is mounted: they hold it to the machine's end, also after its
     /// container's. Where the host's disk is full, the last writes of an unmount fail; Linux 6.12
     /// marks the journal as replayed all the same, and the file system is lost. What was never
@@ -155,6 +158,7 @@ impl GuestState {
                 end,
                 ending: AtomicBool::new(false),
                 looking: AtomicUsize::new(0),
+                limiting: tokio::sync::Mutex::default(),
                 with_disks: Mutex::default(),
                 names: Mutex::default(),
             }),
