@@ -13,7 +13,7 @@ use nelly_agent::spawn::launch::Launcher;
 use nelly_agent::stdio::{Patience, Promises, Stream, connected};
 use nelly_agent::sys::{self, VsockAddress};
 use nelly_agent::timeline::Marks;
-use nelly_agent::{arch, mounts};
+use nelly_agent::{arch, mounts, spawn};
 use nelly_protocol::ports::{
     AGENT_PORT, HOST_CID, POWER_OFF, POWER_PANIC, POWER_PORT, POWER_REBOOT, READY_BYTE, READY_PORT,
     STREAM_PORT,
@@ -34,6 +34,9 @@ static POWER: OnceLock<OwnedFd> = OnceLock::new();
 
 fn main() {
     let began = arch::counter();
+    if let Some(code) = spawn::init::asked() {
+        std::process::exit(code);
+    }
     if std::process::id() != 1 {
         eprintln!("nelly-agent must run as PID 1 of a Nelly guest; it does nothing elsewhere");
         std::process::exit(2);

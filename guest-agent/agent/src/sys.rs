@@ -22,7 +22,7 @@ mod xattr;
 pub use bpf::{Instruction, attach_device_program, install_seccomp};
 pub use clone::{CloneRequest, clone_child};
 pub use event::watch;
-pub use init::{Blocked, close_all_but_streams, end, name_process, stay_as_init};
+pub use init::{Blocked, end, execute_open, keep_on_exec, name_process, own_program, stay_as_init};
 pub use mounting::{
     MountAttributes, clone_tree, mount, mount_attributes, move_tree, pivot_here, resize_ext4,
     set_propagation, set_read_ahead, unmount,
@@ -118,16 +118,16 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
 
 /// Takes over a descriptor that this process inherited by number; nothing if there is none.
 ///
-/// The caller must be the only one to ask for that number, which only the stage does, once, at its
-/// start.
+/// The caller must be the only one to ask for that number, which only the stage and an init do,
+/// once, at their start.
 #[must_use]
 pub fn inherited(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD takes no pointer and tells whether the number is open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return None;
     }
-    // SAFETY: the number is open, and only the single-threaded stage at its start takes it, once
-    // each.
+    // SAFETY: the number is open, and only the single-threaded stage or init at its start takes
+    // it, once each.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::plan::{ContainerRequest, StagePlan};
-use super::{FailureKind, StageFailure, stage};
+use super::{FailureKind, StageFailure, init, stage};
 use crate::cgroup::Cgroup;
 use crate::sys::{self, CloneRequest};
 
@@ -20,6 +20,9 @@ pub enum LaunchError {
     /// A namespace to be born in.
     #[error("cannot open the namespace {0}")]
     Namespace(String, #[source] io::Error),
+    /// The program of an init.
+    #[error("cannot copy the program of the init")]
+    Init(#[source] io::Error),
     /// The process.
     #[error("cannot create the process")]
     Clone(#[source] io::Error),
@@ -77,7 +80,8 @@ impl Launcher {
             None => None,
         };
         let pid_namespace = pid_namespace.as_ref().map(AsFd::as_fd);
-        Self::launch(&request.stage, namespaces, cgroup.of_container(), pid_namespace, None, streams)
+        let init = request.stage.process.init.then(init::program).transpose().map_err(LaunchError::Init)?;
+        Self::launch(&request.stage, namespaces, cgroup.of_container(), pid_namespace, init, streams)
     }
 
     /// Makes one more process in the container whose first process `first` is, in this cgroup.
@@ -99,13 +103,13 @@ impl Launcher {
         namespaces: i32,
         cgroup: BorrowedFd<'_>,
         pid_namespace: Option<BorrowedFd<'_>>,
-        join: Option<BorrowedFd<'_>>,
+        last: Option<BorrowedFd<'_>>,
         streams: &[OwnedFd; 3],
     ) -> Result<Stage, LaunchError> {
         let (ours, theirs) = sys::socket_pair().map_err(LaunchError::Clone)?;
         let [stdin, stdout, stderr] = streams;
         let mut descriptors = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
-        descriptors.extend(join);
+        descriptors.extend(last);
         let request =
             CloneRequest { namespaces, cgroup: Some(cgroup), pid_namespace, descriptors: &descriptors };
         let (pid, pidfd) = sys::clone_child(&request, || stage::main(plan)).map_err(LaunchError::Clone)?;

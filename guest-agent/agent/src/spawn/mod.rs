@@ -4,6 +4,7 @@
 pub mod caps;
 pub mod devices;
 pub mod elf;
+pub mod init;
 pub mod launch;
 pub mod limits;
 pub mod mount_options;

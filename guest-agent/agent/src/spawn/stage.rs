@@ -4,10 +4,10 @@
 //! again, would cost more than all mounts.
 //!
 //! It inherits, by number: 0, 1, 2 the streams; 3 the channel to the agent; 4 the pidfd of the
-//! container's first process when it joins. Everything else of the agent is closed, and its memory
-//! goes with the exec of the program. On the channel, packets: to the agent `c` with the terminal,
-//! `r` at the gate, `x` right before exec, `e` with a [`StageFailure`]; from the agent `g`. Exec
-//! closes the channel: end-of-file after `x` is success.
+//! container's first process when it joins, or the program of its init. Everything else of the
+//! agent is closed, and its memory goes with the exec of the program. On the channel, packets: to
+//! the agent `c` with the terminal, `r` at the gate, `x` right before exec, `e` with a
+//! [`StageFailure`]; from the agent `g`. Exec closes the channel: end-of-file after `x` is success.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,6 +35,8 @@ mod volumes;
 const CHANNEL: i32 = 3;
 /// Number of the pidfd to join.
 const JOIN: i32 = 4;
+/// Number of the program of an init, in a stage that joins nothing.
+const INIT: i32 = 4;
 
 /// What a stage could not do.
 #[derive(Debug, Error)]

@@ -1,10 +1,65 @@
 //! The small init of a container: its first process, which waits and forwards.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::ptr::null_mut;
 
-use super::{check, check_long};
+use super::{check, owned};
+
+/// A copy of the program of this process in memory, which nobody can change and no path leads to.
+///
+/// # Errors
+/// Those of memfd_create(2), reading the program, and sealing.
+pub fn own_program() -> io::Result<OwnedFd> {
+    /// `MFD_EXEC` of linux/memfd.h; kernels before 6.3 do not know it.
+    const MFD_EXEC: libc::c_uint = 0x10;
+    let make = |flags| {
+        // SAFETY: a C string that outlives the call.
+        owned(unsafe {
+            libc::memfd_create(c"nelly-init".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags)
+        })
+    };
+    let mut copy = File::from(make(MFD_EXEC).or_else(|_| make(0))?);
+    io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
+    copy.set_permissions(std::fs::Permissions::from_mode(0o555))?;
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: F_ADD_SEALS takes a number.
+    check(unsafe { libc::fcntl(copy.as_raw_fd(), libc::F_ADD_SEALS, seals) })?;
+    // What is open for writing is not executed.
+    Ok(File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?.into())
+}
+
+/// execveat(2) of what a descriptor is open for, with an empty environment; only ever returns an
+/// error.
+#[must_use]
+pub fn execute_open(program: BorrowedFd<'_>, args: &[CString]) -> io::Error {
+    let args: Vec<_> = args.iter().map(|arg| arg.as_ptr()).chain([std::ptr::null()]).collect();
+    let none = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: the arrays end in a null pointer, and the strings outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            args.as_ptr(),
+            none.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Keeps a descriptor open when this process executes a program, which is told its number.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn keep_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_SETFD takes a number.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) }).map(drop)
+}
 
 /// Every signal of this thread is blocked.
 #[derive(Debug)]
@@ -67,16 +122,6 @@ fn mask(how: libc::c_int, set: &libc::sigset_t) -> io::Result<()> {
 pub fn name_process(name: &CStr) -> io::Result<()> {
     // SAFETY: a C string, of which the kernel reads at most 16 bytes.
     check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }).map(drop)
-}
-
-/// Closes everything but the standard streams, for a process that only ends. What owns a descriptor
-/// must not be used afterwards.
-///
-/// # Errors
-/// Those of close_range(2).
-pub fn close_all_but_streams() -> io::Result<()> {
-    // SAFETY: no pointer.
-    check_long(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) }).map(drop)
 }
 
 /// Ends this process, without anything that its original would do at its end.

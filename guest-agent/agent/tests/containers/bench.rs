@@ -212,6 +212,27 @@ pub(crate) fn context() -> ttrpc::context::Context {
 }
 
 /// A small root file system with every applet of busybox that the scenarios call.
+/// Puts into the image what this program needs to run in it: it is the init of containers, too. The
+/// agent is static.
+fn copy_libraries(root: &Path) {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut paths: Vec<_> = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
+    paths.retain(|path| path.contains(".so"));
+    paths.dedup();
+    for path in paths {
+        let name = path.rsplit('/').next().unwrap();
+        let mut places = vec![path.trim_start_matches('/').to_owned()];
+        if name.starts_with("ld-") {
+            // Where the program looks for it.
+            places.extend(["lib", "lib64"].map(|directory| format!("{directory}/{name}")));
+        }
+        for place in places {
+            fs::create_dir_all(root.join(&place).parent().unwrap()).unwrap();
+            fs::copy(path, root.join(&place)).unwrap();
+        }
+    }
+}
+
 fn make_image(root: &Path, image: &Path) {
     for directory in ["bin", "etc", "data", "proc", "home/app", "outside", "mnt"] {
         fs::create_dir_all(root.join(directory)).unwrap();
@@ -224,6 +245,7 @@ fn make_image(root: &Path, image: &Path) {
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
+    copy_libraries(root);
     let passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n";
     fs::write(root.join("etc/passwd"), passwd).unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\napp:x:1001:\naudio:x:29:app\nextra:x:77:\n").unwrap();

@@ -21,6 +21,10 @@ use std::process::ExitCode;
 use bench::{Bench, Scenario};
 
 fn main() -> ExitCode {
+    // As the agent's program.
+    if let Some(code) = nelly_agent::spawn::init::asked() {
+        std::process::exit(code);
+    }
     let mut words = std::env::args().skip(1);
     if words.next().as_deref() == Some(calls::WORD) {
         calls::make(words);

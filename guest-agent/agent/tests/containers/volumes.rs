@@ -16,6 +16,7 @@ crate::scenarios!(
     volumes_without_a_disk_and_with_a_read_only_root,
     an_init_forwards_reaps_and_ends_with_its_child,
     an_init_tells_why_a_program_did_not_start,
+    an_init_has_nothing_of_the_agent_and_what_its_program_has,
     devices_of_the_guest,
 );
 
@@ -203,6 +204,36 @@ async fn an_init_tells_why_a_program_did_not_start(world: Arc<World>) {
         assert_eq!(failure.kind, kind.into(), "{failure:?}");
         assert!(failure.message.contains(program), "{failure:?}");
     }
+}
+
+async fn an_init_has_nothing_of_the_agent_and_what_its_program_has(world: Arc<World>) {
+    // As a container that may look into everything of its own.
+    let script = "sleep 0.3; cat /proc/1/cmdline; echo; readlink /proc/1/exe; \
+        (echo x >/proc/1/exe) 2>/dev/null && echo changed; echo $(ls /proc/1/fd); \
+        grep -E '^(NoNewPrivs|Seccomp|CapEff|CapPrm):' /proc/1/status; \
+        grep CapEff /proc/self/status; exit 3";
+    let mut spec = spec(&["sh", "-c", script]);
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_SYS_PTRACE"));
+    }
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["execveat", "capset"], "action": "SCMP_ACT_KILL_PROCESS"}]});
+    let streams = world.streams();
+    let mut request = world.create_request("looks", &spec, &streams.stdio);
+    request.init = true;
+    let outcome = world.run_request(&request, &streams).await;
+    assert_eq!(outcome.exit.exit_code, 3, "{outcome:?}");
+    let lines: Vec<_> = outcome.stdout.lines().collect();
+    assert!(lines[0].starts_with("nelly-init\0"), "{outcome:?}");
+    assert_eq!(lines[1], "/memfd:nelly-init (deleted)", "{outcome:?}");
+    assert!(!outcome.stdout.contains("changed"), "{outcome:?}");
+    assert!(lines[2] == "0 1 2", "it holds something open: {outcome:?}");
+    let words: Vec<_> = outcome.stdout.split_whitespace().collect();
+    for (name, value) in [("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
+        assert!(words.windows(2).any(|pair| pair == [name, value]), "{name} {outcome:?}");
+    }
+    let sets: Vec<_> = words.windows(2).filter(|pair| pair[0] == "CapEff:").map(|pair| pair[1]).collect();
+    assert!(sets.len() == 2 && sets[0] == sets[1], "{outcome:?}");
 }
 
 async fn devices_of_the_guest(world: Arc<World>) {
