@@ -1,187 +1,39 @@
 //! The client of a kept sandbox: starts its keeper, and asks it.
 
+mod claim;
 pub mod copy;
+mod data;
 mod find;
 pub mod inspect;
 pub mod launch;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use data::{Attached, Claimed, ConnectError, EndReport, Exec, ExecSpec, Run, RunSpec};
 use nelly_protocol::sandbox::messages as wire;
 pub use nelly_protocol::sandbox::messages::{ExecState, HealthResponse, StateResponse};
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
 use nelly_vmm::sys;
-use tokio::io::{AsyncWriteExt, Interest};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::{self, Context};
 
-use crate::agent::{CallError, CopySource, CopyTarget, Inspection, StartFailure};
-use crate::instance::Streams;
+use crate::agent::{CopySource, CopyTarget, Inspection, StartFailure};
 use crate::life::Signal;
-use crate::spec::ContainerSpec;
-use crate::state::record::{ExitRecord, ImageRecord};
+use crate::state::Change;
+use crate::state::record::ExitRecord;
 use crate::state::runtime::RuntimeDir;
-use crate::state::{Change, Condition, Id, Name, StateError};
 
 /// How long a keeper may take for what it answers at once.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long a keeper may take for what its guest answers.
 const GUEST_ANSWER: Duration = Duration::from_secs(60);
-
-/// Why a keeper could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// Nobody serves the sandbox.
-    #[error("cannot reach the sandbox's keeper")]
-    Reach(#[from] StateError),
-    /// The connection cannot be used.
-    #[error("cannot use the connection to the sandbox's keeper")]
-    Use(#[source] io::Error),
-    /// It does not run.
-    #[error("sandbox {} does not run: it is {}", .id.short(), find::shown(*.condition))]
-    NotRunning {
-        /// The sandbox.
-        id: Id,
-        /// What is the case.
-        condition: Condition,
-    },
-    /// Its keeper lives and has not written down where its sockets are.
-    #[error("the keeper of sandbox {} has no sockets yet", .0.short())]
-    NoSockets(Id),
-    /// Its state cannot be read.
-    #[error(transparent)]
-    State(StateError),
-    /// Its runtime directory is gone.
-    #[error("the keeper's directory {} is gone", .0.display())]
-    Gone(PathBuf),
-    /// The keeper is there and says nothing.
-    #[error("the sandbox's keeper does not answer; `nelly stop --time 0s` ends it")]
-    Silent,
-    /// The keeper refused the call, or ended in the middle of it.
-    #[error("{0}")]
-    Call(#[from] CallError),
-    /// The streams of a process did not come.
-    #[error("cannot get the process's streams")]
-    Streams(#[source] io::Error),
-}
-
-/// How an exec or a sandbox ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndReport {
-    /// Code and reason.
-    pub exit: ExitRecord,
-    /// A sentence, where those do not tell.
-    pub detail: String,
-}
-
-/// A process that is asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExecSpec {
-    /// Program and arguments.
-    pub args: Vec<String>,
-    /// NAME=VALUE, over those of the container.
-    pub env: Vec<String>,
-    /// Working directory; the container's if empty.
-    pub cwd: String,
-    /// User; the container's if empty.
-    pub user: String,
-    /// It has a terminal.
-    pub terminal: bool,
-    /// It has an input.
-    pub stdin: bool,
-    /// First size of its terminal, rows and columns; 0 is the kernel's.
-    pub size: (u16, u16),
-    /// It has no streams, and outlives its client.
-    pub detach: bool,
-    /// It outlives its client, and can be attached again: its stream is an attachment, in the place
-    /// of standard input. Not with `detach`.
-    pub session: bool,
-}
-
-impl ExecSpec {
-    /// As it is asked for, in the first container.
-    pub(crate) fn request(&self) -> wire::ExecRequest {
-        wire::ExecRequest {
-            args: self.args.clone(),
-            env: self.env.clone(),
-            cwd: self.cwd.clone(),
-            user: self.user.clone(),
-            terminal: self.terminal,
-            stdin: self.stdin,
-            rows: self.size.0.into(),
-            columns: self.size.1.into(),
-            detach: self.detach,
-            session: self.session,
-            ..Default::default()
-        }
-    }
-}
-
-/// An attachment to the container or to a session.
-#[derive(Debug)]
-pub struct Attached {
-    /// Its stream, in the place of standard input, carries what [`crate::wire::frames`] reads.
-    pub claimed: Claimed,
-    /// The process has a terminal.
-    pub terminal: bool,
-    /// What is written is read.
-    pub stdin: bool,
-    /// The whole id of the session; empty of the container.
-    pub exec: String,
-}
-
-/// Streams that were claimed. Of an exec they are bound to `connection`: the process ends when that
-/// is closed.
-#[derive(Debug)]
-pub struct Claimed {
-    /// The streams. Of an attachment there is one, in the place of standard input.
-    pub streams: Streams,
-    /// Proves that the client lives.
-    pub connection: UnixStream,
-}
-
-/// An exec that started.
-#[derive(Debug)]
-pub struct Exec {
-    /// Its id.
-    pub id: String,
-    /// Its streams; none of a detached one.
-    pub claimed: Option<Claimed>,
-}
-
-/// A further container that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunSpec {
-    /// Its name; two words if absent.
-    pub name: Option<Name>,
-    /// Its image. The keeper opens the files of its disk, whose paths are absolute.
-    pub image: ImageRecord,
-    /// The container.
-    pub container: ContainerSpec,
-    /// First size of its terminal, rows and columns; 0 is the kernel's.
-    pub size: (u16, u16),
-    /// It has no streams, and outlives its client.
-    pub detach: bool,
-}
-
-/// A further container that runs.
-#[derive(Debug)]
-pub struct Run {
-    /// Its id.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// Its streams; none of a detached one.
-    pub claimed: Option<Claimed>,
-}
 
 /// A connection to a keeper.
 #[derive(Clone)]
@@ -471,38 +323,7 @@ impl Connection {
     /// Shows a token, and receives its descriptors.
     async fn claim(&self, token: &[u8]) -> Result<Claimed, ConnectError> {
         let connection = self.runtime.connect(STREAM_SOCKET)?;
-        let shown = tokio::time::timeout(ANSWER, show(connection, token)).await;
+        let shown = tokio::time::timeout(ANSWER, claim::show(connection, token)).await;
         shown.map_err(|_| ConnectError::Silent)?.map_err(ConnectError::Streams)
     }
-}
-
-async fn show(connection: UnixStream, token: &[u8]) -> io::Result<Claimed> {
-    connection.set_nonblocking(true)?;
-    let mut connection = tokio::net::UnixStream::from_std(connection)?;
-    connection.write_all(token).await?;
-    let (mut set, mut descriptors) = ([0], Vec::new());
-    let arrived = loop {
-        connection.readable().await?;
-        let receive = || sys::receive(connection.as_fd(), &mut set, &mut descriptors, 3);
-        match connection.try_io(Interest::READABLE, receive) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            arrived => break arrived?,
-        }
-    };
-    let [set] = set;
-    let count = usize::try_from((set & 7).count_ones()).expect("at most three");
-    if arrived.bytes != 1 || arrived.lost || count == 0 || count != descriptors.len() {
-        return Err(io::Error::other("the keeper does not know their token, or sent others"));
-    }
-    let mut descriptors = descriptors.into_iter();
-    let mut stream =
-        |bit: u8| (set & bit != 0).then(|| descriptors.next().map(blocking)).flatten().transpose();
-    let streams = Streams { stdin: stream(1)?, stdout: stream(2)?, stderr: stream(4)? };
-    Ok(Claimed { streams, connection: connection.into_std()? })
-}
-
-fn blocking(descriptor: OwnedFd) -> io::Result<UnixStream> {
-    let stream = UnixStream::from(descriptor);
-    stream.set_nonblocking(false)?;
-    Ok(stream)
 }
