@@ -284,6 +284,11 @@ impl Keeper {
     /// Changes the state, and writes it.
     pub fn change(&self, change: impl FnOnce(&mut SandboxState)) {
         self.state.send_modify(change);
+        self.write();
+    }
+
+    /// Writes the state.
+    fn write(&self) {
         (self.books.state)(&self.state.borrow());
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub use judge::{Judge, Probed};
 use nelly_protocol::sandbox::messages as wire;
 use probe::Probe;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -19,6 +19,10 @@ use crate::instance::Sandbox;
 use crate::spec::{HealthCheck, ProcessSpec};
 use crate::state::Timestamp;
 use crate::state::record::{HealthRecord, SandboxState, Status};
+
+/// Least time from one write of the status to the next. Each is a sync of the host's disk, and how
+/// often the status changes, the container decides.
+const WRITE_LEAST: Duration = Duration::from_secs(1);
 
 /// What is known of the container's health since its start; nothing while it does not run, or has
 /// no health check.
@@ -109,11 +113,21 @@ impl Keeper {
         }
     }
 
-    /// Takes the result of a probe, and writes the status down if it is another now.
-    fn take_health(&self, probed: Probed, since_start: Duration) {
-        let changed = self.health.judge().as_mut().and_then(|judge| judge.take(probed, since_start));
-        if let Some(status) = changed {
-            self.change(|state| state.health = Some(HealthRecord::now(status)));
+    /// Takes the result of a probe; `changed` is told when the status is another now.
+    fn take_health(&self, probed: Probed, since_start: Duration, changed: &Notify) {
+        let new = self.health.judge().as_mut().and_then(|judge| judge.take(probed, since_start));
+        if let Some(status) = new {
+            self.state.send_modify(|state| state.health = Some(HealthRecord::now(status)));
+            changed.notify_one();
+        }
+    }
+
+    /// Writes the status down: at its first change at once, at those that follow the latest.
+    async fn write_health(&self, changed: &Notify) {
+        loop {
+            changed.notified().await;
+            self.write();
+            sleep(WRITE_LEAST).await;
         }
     }
 }
@@ -125,9 +139,17 @@ fn process(first: &ProcessSpec, check: &HealthCheck) -> Result<ProcessSpec, Stri
 }
 
 async fn watch(keeper: Arc<Keeper>, sandbox: Arc<Sandbox>, check: HealthCheck) {
+    let changed = Notify::new();
+    tokio::select! {
+        () = probes(&keeper, &sandbox, &check, &changed) => {}
+        () = keeper.write_health(&changed) => {}
+    }
+}
+
+async fn probes(keeper: &Arc<Keeper>, sandbox: &Arc<Sandbox>, check: &HealthCheck, changed: &Notify) {
     let began = Instant::now();
     let mut state = keeper.state.subscribe();
-    let process = process(&keeper.kept.container.process, &check);
+    let process = process(&keeper.kept.container.process, check);
     // One that was killed, and has not ended: there is never a second one beside it.
     let mut left: Option<Probe> = None;
     for number in 1_u64.. {
@@ -138,14 +160,15 @@ async fn watch(keeper: Arc<Keeper>, sandbox: Arc<Sandbox>, check: HealthCheck) {
             (Ok(_), _, Some(_)) => Some((None, b"the probe before has not ended by SIGKILL".to_vec())),
             (Ok(process), _, None) => {
                 let exec = format!("health-{number}");
-                let mut probe = Probe::start(&sandbox, keeper.id(), exec, process.clone());
+                let mut probe = Probe::start(sandbox, keeper.id(), exec, process.clone());
                 let ended = probe.result(&mut state, check.timeout()).await;
                 left = Some(probe).filter(|probe| !probe.has_ended());
                 ended
             }
         };
         if let Some((code, output)) = ended {
-            keeper.take_health(Probed { started, ended: Timestamp::now(), code, output }, since_start);
+            let probed = Probed { started, ended: Timestamp::now(), code, output };
+            keeper.take_health(probed, since_start, changed);
         }
     }
 }
