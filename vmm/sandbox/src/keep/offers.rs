@@ -15,6 +15,10 @@ use tokio::sync::oneshot;
 /// How long a token is good.
 const GOOD_FOR: Duration = Duration::from_mins(1);
 
+/// How long that of a process is good that ends with its client: the process of one that died
+/// before it showed its token runs no longer than that.
+const GOOD_FOR_PROCESS: Duration = Duration::from_secs(10);
+
 /// How long a client may take to show its token.
 const SHOW_WITHIN: Duration = Duration::from_secs(10);
 
@@ -79,11 +83,32 @@ impl Offers {
         streams: u8,
         descriptors: Vec<OwnedFd>,
     ) -> oneshot::Receiver<UnixStream> {
+        self.offer_for(GOOD_FOR, token, streams, descriptors)
+    }
+
+    /// The same for the streams of a process that ends with its client, for ten seconds.
+    #[must_use]
+    pub fn offer_process(
+        &self,
+        token: Token,
+        streams: u8,
+        descriptors: Vec<OwnedFd>,
+    ) -> oneshot::Receiver<UnixStream> {
+        self.offer_for(GOOD_FOR_PROCESS, token, streams, descriptors)
+    }
+
+    fn offer_for(
+        &self,
+        good_for: Duration,
+        token: Token,
+        streams: u8,
+        descriptors: Vec<OwnedFd>,
+    ) -> oneshot::Receiver<UnixStream> {
         let (claimed, claim) = oneshot::channel();
         self.waiting().insert(token, Offer { streams, descriptors, claimed });
         let offers = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(GOOD_FOR).await;
+            tokio::time::sleep(good_for).await;
             offers.waiting().remove(&token);
         });
         claim
@@ -170,6 +195,16 @@ mod tests {
         let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
         let (_token, claim) = offers.offer(STDIN, vec![far.into()]).unwrap();
         client_gone(claim).await;
+        assert_eq!(near.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_process_of_a_client_that_died_is_not_waited_for_a_minute() {
+        let offers = Offers::default();
+        let (mut near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let began = tokio::time::Instant::now();
+        client_gone(offers.offer_process(token().unwrap(), STDIN, vec![far.into()])).await;
+        assert!(began.elapsed() < Duration::from_secs(15));
         assert_eq!(near.read(&mut [0]).unwrap(), 0);
     }
 }
