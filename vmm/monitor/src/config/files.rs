@@ -21,6 +21,10 @@ pub(crate) enum FileUse {
     Input,
     /// Written.
     Output,
+    /// A connected socket of a network; a path is that of a stream socket to connect to.
+    Socket,
+    /// A queue of a tap; a path is that of its device node.
+    Tap,
 }
 
 impl MachineConfig {
@@ -73,6 +77,7 @@ impl MachineConfig {
             serial,
             log_bytes: _,
             vsock: _,
+            networks,
             spare_slots: _,
             on_reset: _,
             time_limit_ms: _,
@@ -81,6 +86,9 @@ impl MachineConfig {
         files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), FileUse::Image, file)));
         for (index, disk) in disks.iter_mut().enumerate() {
             files.extend(disk.files(&format!("disks[{index}]")));
+        }
+        for (index, network) in networks.iter_mut().enumerate() {
+            files.extend(network.files(&format!("networks[{index}].link")));
         }
         for (field, endpoint) in [("console", console), ("serial", serial)] {
             match endpoint {
@@ -123,7 +131,9 @@ fn absolute(field: &str, path: &Path) -> Result<PathBuf, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DiskConfig, DiskId, VsockConfig};
+    use crate::config::{
+        DiskConfig, DiskId, MacAddress, NetworkConfig, NetworkId, NetworkLink, TapLink, VsockConfig,
+    };
 
     fn machine() -> MachineConfig {
         let path = |name: &str| FileSource::Path(name.into());
@@ -133,6 +143,13 @@ mod tests {
         config.disks = vec![disk("a", path("/disks/a")), disk("b", FileSource::Fd(3)), disk("c", path("c"))];
         config.console = Endpoint::Log(path("log"));
         config.serial = Endpoint::Pair { input: FileSource::Fd(0), output: path("out") };
+        let network =
+            |id: &str, link| NetworkConfig::new(NetworkId::new(id).unwrap(), MacAddress::from_seed(id), link);
+        let queues = vec![FileSource::Fd(8)];
+        config.networks = vec![
+            network("a", NetworkLink::Stream(path("passt"))),
+            network("b", NetworkLink::Tap(TapLink { name: None, queues })),
+        ];
         config.vsock = Some(VsockConfig { unix_socket: Some("socket".into()), ..VsockConfig::default() });
         config
     }
@@ -141,9 +158,9 @@ mod tests {
     fn every_descriptor_is_named_and_every_path_becomes_absolute() {
         let here = std::env::current_dir().unwrap();
         let mut config = machine().with_absolute_paths().unwrap();
-        assert_eq!(config.descriptors(), [7, 3, 0]);
+        assert_eq!(config.descriptors(), [7, 3, 8, 0]);
         config.initrd = Some(FileSource::Path("/dev/fd/12".into()));
-        assert_eq!(config.descriptors(), [12, 3, 0]);
+        assert_eq!(config.descriptors(), [12, 3, 8, 0]);
         config.initrd = None;
         let paths: Vec<_> = config
             .files()
@@ -157,6 +174,7 @@ mod tests {
             ("kernel", here.join("vmlinux")),
             ("disks[0]", "/disks/a".into()),
             ("disks[2]", here.join("c")),
+            ("networks[0].link.stream", here.join("passt")),
             ("console", here.join("log")),
             ("serial", here.join("out")),
         ];

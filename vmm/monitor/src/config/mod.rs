@@ -4,7 +4,9 @@
 //! Unknown keys are errors, and every error names its field. Sizes, counts and names have types
 //! that cannot hold an invalid value.
 
+mod disk;
 mod files;
+mod network;
 mod parse;
 mod values;
 
@@ -12,7 +14,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use disk::{DiskConfig, MAX_DISK_PARTS, PART_ALIGNMENT};
 pub(crate) use files::FileUse;
+pub use network::{
+    DatagramLink, MacAddress, Mtu, NetworkConfig, NetworkId, NetworkLink, QueuePairs, TapLink, TapName,
+};
 pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize, SERIAL_BYTES};
 
 /// The version of the JSON form that this monitor reads and writes.
@@ -25,11 +31,6 @@ pub const SCHEMA: u32 = 1;
 /// of them in its 2047 bytes. A kernel with `CONFIG_BOOT_CONFIG`, such as ours, gets more in a boot
 /// configuration behind its initrd; with another kernel, more are an error when the machine starts.
 pub const MAX_VIRTIO_DEVICES: usize = 64;
-/// Most files of one disk: all descriptors of a machine go to its monitor in one message of at most
-/// 253.
-pub const MAX_DISK_PARTS: usize = 128;
-/// What the offsets of a disk's files are multiples of, in bytes.
-pub const PART_ALIGNMENT: u64 = 4096;
 
 /// A machine. Each field holds only valid values; [`MachineConfig::validate`] checks combinations
 /// of fields.
@@ -73,6 +74,9 @@ pub struct MachineConfig {
     pub log_bytes: LogSize,
     /// The vsock device.
     pub vsock: Option<VsockConfig>,
+    /// Network devices, in the order in which the guest sees them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkConfig>,
     /// Number of empty virtio-mmio slots for devices that are attached at run time. At most 64
     /// together with all other devices.
     pub spare_slots: u8,
@@ -105,6 +109,7 @@ impl MachineConfig {
             serial: Endpoint::None,
             log_bytes: LogSize::default(),
             vsock: None,
+            networks: Vec::new(),
             spare_slots: 0,
             on_reset: OnReset::Exit,
             time_limit_ms: None,
@@ -118,12 +123,13 @@ impl MachineConfig {
             + usize::from(self.rng)
             + usize::from(self.console != Endpoint::None)
             + usize::from(self.vsock.is_some())
+            + self.networks.len()
             + usize::from(self.hotplug_bytes.get() > 0)
             + usize::from(self.spare_slots)
     }
 
-    /// Checks combinations of fields: disk ids must differ, devices must fit, and only one device
-    /// may use standard input and output.
+    /// Checks combinations of fields: ids and MAC addresses must differ, devices must fit, and only
+    /// one device may use standard input and output.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.schema != SCHEMA {
             let reason = format!("version {} is unknown; this monitor supports {SCHEMA}", self.schema);
@@ -152,12 +158,17 @@ impl MachineConfig {
         for (index, disk) in self.disks.iter().enumerate() {
             disk.validate(&format!("disks[{index}]"))?;
         }
+        network::validate(&self.networks)?;
         let devices = self.virtio_devices();
         if devices > MAX_VIRTIO_DEVICES {
             let reason = format!(
                 "the machine has {devices} virtio devices in total; the limit is {MAX_VIRTIO_DEVICES}"
             );
-            let field = if self.spare_slots > 0 { "spare_slots" } else { "disks" };
+            let field = match self.spare_slots {
+                0 if self.networks.len() > self.disks.len() => "networks",
+                0 => "disks",
+                _ => "spare_slots",
+            };
             return Err(ConfigError::new(field, reason));
         }
         if self.console == Endpoint::Stdio && self.serial == Endpoint::Stdio {
@@ -247,6 +258,8 @@ pub enum DeviceName {
     Vsock,
     /// The memory device.
     Memory,
+    /// The network device with this id.
+    Network(NetworkId),
     /// The disk with this id.
     Disk(DiskId),
 }
@@ -259,58 +272,9 @@ impl std::fmt::Display for DeviceName {
             Self::Rng => "entropy device",
             Self::Vsock => "socket device",
             Self::Memory => "memory device",
+            Self::Network(id) => return write!(f, "network {:?}", id.as_str()),
             Self::Disk(id) => return write!(f, "disk {:?}", id.as_str()),
         })
-    }
-}
-
-/// A block device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// Its name in messages, and its serial number, truncated to 20 bytes.
-    pub id: DiskId,
-    /// The raw disk image or block device.
-    pub source: FileSource,
-    /// The guest may only read it.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Files whose bytes follow those of `source` on the same disk, each from a multiple of
-    /// [`PART_ALIGNMENT`] bytes. Only a read-only disk has any, at most [`MAX_DISK_PARTS`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub followed_by: Vec<FileSource>,
-}
-
-impl DiskConfig {
-    /// A disk of one file.
-    #[must_use]
-    pub fn new(id: DiskId, source: FileSource, read_only: bool) -> Self {
-        Self { id, source, read_only, followed_by: Vec::new() }
-    }
-
-    /// What no type of a field says: several files make a read-only disk, and not too many.
-    pub(crate) fn validate(&self, field: &str) -> Result<(), ConfigError> {
-        let field = format!("{field}.followed_by");
-        if !self.followed_by.is_empty() && !self.read_only {
-            return Err(ConfigError::new(field, "a disk of several files must be read-only".into()));
-        }
-        if self.followed_by.len() >= MAX_DISK_PARTS {
-            let files = self.followed_by.len() + 1;
-            let reason = format!("the disk has {files} files, at most {MAX_DISK_PARTS} fit");
-            return Err(ConfigError::new(field, reason));
-        }
-        Ok(())
-    }
-
-    /// Its files in their order on the disk, each with the field that names it, `field` being the
-    /// disk's.
-    pub(crate) fn files(&mut self, field: &str) -> Vec<(String, FileUse, &mut FileSource)> {
-        let usage = FileUse::Disk { read_only: self.read_only };
-        let mut files = vec![(field.to_owned(), usage, &mut self.source)];
-        for (index, source) in self.followed_by.iter_mut().enumerate() {
-            files.push((format!("{field}.followed_by[{index}]"), usage, source));
-        }
-        files
     }
 }
 

@@ -4,7 +4,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::{ConfigError, DiskConfig, MachineConfig};
+use super::{ConfigError, MachineConfig};
 
 /// The object's fields that were not taken yet.
 struct Fields(Map<String, Value>);
@@ -21,6 +21,13 @@ impl Fields {
     /// A field that stands for its default when it is missing.
     fn or_default<T: DeserializeOwned + Default>(&mut self, name: &str) -> Result<T, ConfigError> {
         Ok(self.optional(name)?.unwrap_or_default())
+    }
+
+    /// A list that may be missing; a refusal names the entry.
+    fn list<T: DeserializeOwned>(&mut self, name: &str) -> Result<Vec<T>, ConfigError> {
+        let values: Vec<Value> = self.or_default(name)?;
+        let entry = |(index, value)| field(&format!("{name}[{index}]"), value);
+        values.into_iter().enumerate().map(entry).collect()
     }
 
     /// A field that must be there.
@@ -57,10 +64,6 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         let reason = format!("version {schema} is unknown; this monitor supports {}", super::SCHEMA);
         return Err(ConfigError::new("schema", reason));
     }
-    let mut disks = Vec::new();
-    for (index, value) in fields.or_default::<Vec<Value>>("disks")?.into_iter().enumerate() {
-        disks.push(field::<DiskConfig>(&format!("disks[{index}]"), value)?);
-    }
     let config = MachineConfig {
         schema,
         memory_bytes: fields.or_default("memory_bytes")?,
@@ -73,12 +76,13 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         command_line: fields.or_default("command_line")?,
         boot_protocol: fields.or_default("boot_protocol")?,
         platform: fields.or_default("platform")?,
-        disks,
+        disks: fields.list("disks")?,
         rng: fields.or_default("rng")?,
         console: fields.or_default("console")?,
         serial: fields.or_default("serial")?,
         log_bytes: fields.or_default("log_bytes")?,
         vsock: fields.optional("vsock")?,
+        networks: fields.list("networks")?,
         spare_slots: fields.or_default("spare_slots")?,
         on_reset: fields.or_default("on_reset")?,
         time_limit_ms: fields.optional("time_limit_ms")?,

@@ -36,6 +36,27 @@ fn everything_survives_a_round_trip() {
     config.console = Endpoint::Stream;
     config.serial = Endpoint::Pair { input: FileSource::Fd(0), output: FileSource::Fd(1) };
     config.vsock = Some(VsockConfig { power_port: Some(500_002), ..VsockConfig::default() });
+    let network = |id: &str, n, link| {
+        let mac = MacAddress::new([2, 0, 0, 0, 0, n]).unwrap();
+        NetworkConfig::new(NetworkId::new(id).unwrap(), mac, link)
+    };
+    let tap = |name: Option<&str>, queues: &[u32]| {
+        NetworkLink::Tap(TapLink {
+            name: name.map(|name| TapName::new(name).unwrap()),
+            queues: queues.iter().map(|number| FileSource::Fd(*number)).collect(),
+        })
+    };
+    config.networks = vec![
+        network("none", 1, NetworkLink::None),
+        network("user", 2, NetworkLink::Datagram(DatagramLink { socket: FileSource::Fd(6), header: true })),
+        network("passt", 3, NetworkLink::Stream(FileSource::Path("/run/passt".into()))),
+        network("tap", 4, tap(Some("tap0"), &[])),
+        network("taps", 5, tap(None, &[7, 8])),
+        network("both", 6, tap(Some("tap1"), &[9])),
+    ];
+    config.networks[4].queues = QueuePairs::new(2).unwrap();
+    config.networks[3].queues = QueuePairs::new(8).unwrap();
+    config.networks[1].mtu = Mtu::new(65_520).unwrap();
     config.spare_slots = 2;
     config.on_reset = OnReset::Reboot;
     config.time_limit_ms = Some(1);
@@ -44,7 +65,11 @@ fn everything_survives_a_round_trip() {
 
 #[test]
 fn every_refusal_names_its_field() {
+    const MAC: &str = "52:54:00:00:00:01";
     let disk = |id: &str| json!({"id": id, "source": {"fd": 3}});
+    fn net(id: &str, mac: &str, link: impl Into<Value>) -> Value {
+        json!({"id": id, "mac": mac, "link": link.into()})
+    }
     let table: Vec<(&str, &str, Value)> = vec![
         ("schema", "schema", json!(2)),
         ("cpus", "cpus", json!(0)),
@@ -91,6 +116,49 @@ fn every_refusal_names_its_field() {
         ("vsock", "vsock", json!({"cid": 2})),
         ("vsock", "vsock", json!({"cid": u32::MAX})),
         ("vsock", "vsock", json!({"port": 2})),
+        ("networks", "networks", json!({})),
+        ("networks[0]", "networks", json!([{"id": "a"}])),
+        ("networks[0]", "networks", json!([net("", MAC, "none")])),
+        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00", "none")])),
+        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:0g", "none")])),
+        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:+1", "none")])),
+        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:01:02", "none")])),
+        ("networks[0]", "networks", json!([net("a", "01:54:00:00:00:01", "none")])),
+        ("networks[0]", "networks", json!([net("a", "00:00:00:00:00:00", "none")])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": {"sed": "x"}}])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "mtu": 67}])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "mtu": 65_521}])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "queues": 0}])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "queues": 9}])),
+        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "speed": 9}])),
+        ("networks[0]", "networks", json!([net("a", MAC, "user")])),
+        ("networks[0]", "networks", json!([net("a", MAC, json!({"datagram": {"fd": 3}}))])),
+        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "a/b"}}))])),
+        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "tap%d"}}))])),
+        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "0123456789abcdef"}}))])),
+        (
+            "networks[0].link.datagram.socket",
+            "networks",
+            json!([net("a", MAC, json!({"datagram": {"socket": {"path": "/x"}}}))]),
+        ),
+        (
+            "networks[0].queues",
+            "networks",
+            json!([{"id": "a", "mac": MAC, "queues": 2, "link": {"stream": {"fd": 3}}}]),
+        ),
+        ("networks[0].link.tap", "networks", json!([net("a", MAC, json!({"tap": {}}))])),
+        (
+            "networks[0].link.tap.queues",
+            "networks",
+            json!([net("a", MAC, json!({"tap": {"queues": [{"fd": 3}, {"fd": 4}]}}))]),
+        ),
+        ("networks[1].id", "networks", json!([net("a", MAC, "none"), net("a", "52:54:00:00:00:02", "none")])),
+        ("networks[1].mac", "networks", json!([net("a", MAC, "none"), net("b", MAC, "none")])),
+        (
+            "networks",
+            "networks",
+            (0..65).map(|n| json!({"id": n.to_string(), "mac": {"seed": n.to_string()}})).collect(),
+        ),
         ("spare_slots", "spare_slots", json!(65)),
         ("spare_slots", "spare_slots", json!(300)),
         ("serial", "serial", json!("screen")),
@@ -108,6 +176,30 @@ fn every_refusal_names_its_field() {
     assert_eq!(MachineConfig::from_json(b"{\"schema\": 1}").unwrap_err().field, "kernel");
     assert_eq!(MachineConfig::from_json(b"[]").unwrap_err().field, "(file)");
     assert_eq!(MachineConfig::from_json(b"{\"sch").unwrap_err().field, "(file)");
+}
+
+#[test]
+fn an_address_comes_from_a_text_or_from_a_seed() {
+    let mut object = minimal();
+    object["networks"] = json!([
+        {"id": "a", "mac": "52:54:00:Ab:0c:01"},
+        {"id": "b", "mac": {"seed": "sandbox-1"}},
+    ]);
+    let config = parse(&object).unwrap();
+    assert_eq!(config.networks[0].mac.bytes(), [0x52, 0x54, 0, 0xab, 0x0c, 1]);
+    assert_eq!(config.networks[1].mac, MacAddress::from_seed("sandbox-1"));
+    assert_eq!(serde_json::to_value(config.networks[0].mac).unwrap(), json!("52:54:00:ab:0c:01"));
+    // Machines that exist keep the addresses that they have.
+    assert_eq!(MacAddress::from_seed("sandbox-1").to_string(), "5a:53:f7:3a:df:aa");
+    let seeds: std::collections::HashSet<_> = (0..10_000)
+        .map(|n| {
+            let mac = MacAddress::from_seed(&n.to_string());
+            // Locally administered, and one station's.
+            assert_eq!(mac.bytes()[0] & 3, 2);
+            MacAddress::new(mac.bytes()).unwrap()
+        })
+        .collect();
+    assert_eq!(seeds.len(), 10_000);
 }
 
 #[test]

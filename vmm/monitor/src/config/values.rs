@@ -170,6 +170,17 @@ impl CommandLine {
     }
 }
 
+/// A device's name: 1 to 64 of `a-z A-Z 0-9 . _ -`.
+pub(super) fn name(text: String) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if text.is_empty() || text.len() > 64 || !text.chars().all(fits) {
+        return Err(format!(
+            "the id {text:?} is invalid: use 1 to 64 letters, digits, dots, underscores and dashes"
+        ));
+    }
+    Ok(text)
+}
+
 /// So many bytes of a disk's id its guest sees, as its serial number (virtio 1.2, section 5.2.6).
 pub const SERIAL_BYTES: usize = 20;
 
@@ -182,14 +193,7 @@ pub struct DiskId(String);
 impl DiskId {
     /// The id `text`.
     pub fn new(text: impl Into<String>) -> Result<Self, String> {
-        let text = text.into();
-        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if text.is_empty() || text.len() > 64 || !text.chars().all(fits) {
-            return Err(format!(
-                "the id {text:?} is invalid: use 1 to 64 letters, digits, dots, underscores and dashes"
-            ));
-        }
-        Ok(Self(text))
+        name(text.into()).map(Self)
     }
 
     /// The text.
@@ -248,6 +252,7 @@ macro_rules! number {
         }
     )*};
 }
+pub(super) use number;
 number!(CpuCount, MemorySize, HotplugSize, LogSize, ContextId);
 
 macro_rules! text {
@@ -265,4 +270,5 @@ macro_rules! text {
         }
     )*};
 }
+pub(super) use text;
 text!(CommandLine, DiskId);

@@ -276,6 +276,7 @@ impl<V: Vm> Assembled<V> {
             DeviceName::Rng => (id::ENTROPY, None),
             DeviceName::Vsock => (id::VSOCK, None),
             DeviceName::Memory => (id::MEMORY, None),
+            DeviceName::Network(network) => (id::NET, Some(network.as_str())),
             DeviceName::Disk(disk) => (id::BLOCK, Some(disk.as_str())),
         };
         self.interrupts.iter().position(|interrupt| {

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, FileSource, FileUse, MachineConfig};
+use crate::config::{DiskConfig, FileSource, FileUse, MachineConfig, NetworkLink, TapLink};
 use crate::sys::files::Accept;
 use crate::sys::{self, fits};
 
@@ -62,8 +62,10 @@ impl Handed {
         Self { files, labels }
     }
 
-    /// Opens what the config names by path; from then on it names everything by its number here.
+    /// Opens what the config names by path, and taps by name; from then on it names everything by
+    /// its number here.
     pub(super) fn open(&mut self, config: &mut MachineConfig) -> Result<(), FileError> {
+        self.open_taps(config)?;
         config.files().into_iter().try_for_each(|(field, usage, source)| self.open_one(&field, usage, source))
     }
 
@@ -87,7 +89,29 @@ impl Handed {
             let taken = sys::inherited(number).map_err(failed)?;
             *source = handed.push(taken, Label { name: Some(file), place: None });
         }
+        handed.open_taps(config)?;
         Ok(handed)
+    }
+
+    /// Opens the taps that have a name and no descriptors. Comes after what the config names by
+    /// number was taken.
+    fn open_taps(&mut self, config: &mut MachineConfig) -> Result<(), FileError> {
+        for (index, network) in config.networks.iter_mut().enumerate() {
+            let NetworkLink::Tap(TapLink { name: Some(name), queues }) = &mut network.link else { continue };
+            if !queues.is_empty() {
+                continue;
+            }
+            let (pairs, file) = (network.queues.get(), format!("the tap {}", name.as_str()));
+            for _ in 0..pairs {
+                let opened = sys::tap::open(name.as_str(), pairs > 1).map_err(|error| FileError::Open {
+                    field: format!("networks[{index}].link.tap.name"),
+                    file: file.clone(),
+                    error,
+                })?;
+                queues.push(self.push(opened, Label { name: Some(file.clone()), place: None }));
+            }
+        }
+        Ok(())
     }
 
     fn open_one(&mut self, field: &str, usage: FileUse, source: &mut FileSource) -> Result<(), FileError> {
@@ -96,6 +120,12 @@ impl Handed {
         let failed = |error| FileError::Open { field: field.to_owned(), file: file.clone(), error };
         let mut options = OpenOptions::new();
         let (options, accept) = match usage {
+            FileUse::Socket => {
+                let socket = sys::unix::connect(path).map_err(failed)?;
+                *source = self.push(socket.into(), Label { name: Some(file), place: None });
+                return Ok(());
+            }
+            FileUse::Tap => (options.read(true).write(true), Accept::Stream),
             FileUse::Image => (options.read(true), Accept::Regular),
             FileUse::Disk { read_only } => (options.read(true).write(!read_only), Accept::Disk),
             FileUse::Log => (options.append(true).create(true), Accept::Stream),

@@ -370,7 +370,11 @@ impl<H: Hypervisor> Server<'_, H> {
                         self.config.spare_slots += 1;
                     }
                 }
-                DeviceName::Serial | DeviceName::Console | DeviceName::Vsock | DeviceName::Memory => {}
+                DeviceName::Serial
+                | DeviceName::Console
+                | DeviceName::Vsock
+                | DeviceName::Memory
+                | DeviceName::Network(_) => {}
             }
             reply.done();
         }

@@ -15,6 +15,7 @@ mod poller;
 
 mod random;
 pub mod signals;
+pub mod tap;
 pub mod terminal;
 mod timer;
 pub mod unix;
