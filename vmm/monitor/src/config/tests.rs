@@ -65,11 +65,7 @@ fn everything_survives_a_round_trip() {
 
 #[test]
 fn every_refusal_names_its_field() {
-    const MAC: &str = "52:54:00:00:00:01";
     let disk = |id: &str| json!({"id": id, "source": {"fd": 3}});
-    fn net(id: &str, mac: &str, link: impl Into<Value>) -> Value {
-        json!({"id": id, "mac": mac, "link": link.into()})
-    }
     let table: Vec<(&str, &str, Value)> = vec![
         ("schema", "schema", json!(2)),
         ("cpus", "cpus", json!(0)),
@@ -116,49 +112,6 @@ fn every_refusal_names_its_field() {
         ("vsock", "vsock", json!({"cid": 2})),
         ("vsock", "vsock", json!({"cid": u32::MAX})),
         ("vsock", "vsock", json!({"port": 2})),
-        ("networks", "networks", json!({})),
-        ("networks[0]", "networks", json!([{"id": "a"}])),
-        ("networks[0]", "networks", json!([net("", MAC, "none")])),
-        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00", "none")])),
-        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:0g", "none")])),
-        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:+1", "none")])),
-        ("networks[0]", "networks", json!([net("a", "52:54:00:00:00:01:02", "none")])),
-        ("networks[0]", "networks", json!([net("a", "01:54:00:00:00:01", "none")])),
-        ("networks[0]", "networks", json!([net("a", "00:00:00:00:00:00", "none")])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": {"sed": "x"}}])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "mtu": 67}])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "mtu": 65_521}])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "queues": 0}])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "queues": 9}])),
-        ("networks[0]", "networks", json!([{"id": "a", "mac": MAC, "speed": 9}])),
-        ("networks[0]", "networks", json!([net("a", MAC, "user")])),
-        ("networks[0]", "networks", json!([net("a", MAC, json!({"datagram": {"fd": 3}}))])),
-        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "a/b"}}))])),
-        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "tap%d"}}))])),
-        ("networks[0]", "networks", json!([net("a", MAC, json!({"tap": {"name": "0123456789abcdef"}}))])),
-        (
-            "networks[0].link.datagram.socket",
-            "networks",
-            json!([net("a", MAC, json!({"datagram": {"socket": {"path": "/x"}}}))]),
-        ),
-        (
-            "networks[0].queues",
-            "networks",
-            json!([{"id": "a", "mac": MAC, "queues": 2, "link": {"stream": {"fd": 3}}}]),
-        ),
-        ("networks[0].link.tap", "networks", json!([net("a", MAC, json!({"tap": {}}))])),
-        (
-            "networks[0].link.tap.queues",
-            "networks",
-            json!([net("a", MAC, json!({"tap": {"queues": [{"fd": 3}, {"fd": 4}]}}))]),
-        ),
-        ("networks[1].id", "networks", json!([net("a", MAC, "none"), net("a", "52:54:00:00:00:02", "none")])),
-        ("networks[1].mac", "networks", json!([net("a", MAC, "none"), net("b", MAC, "none")])),
-        (
-            "networks",
-            "networks",
-            (0..65).map(|n| json!({"id": n.to_string(), "mac": {"seed": n.to_string()}})).collect(),
-        ),
         ("spare_slots", "spare_slots", json!(65)),
         ("spare_slots", "spare_slots", json!(300)),
         ("serial", "serial", json!("screen")),
@@ -176,6 +129,55 @@ fn every_refusal_names_its_field() {
     assert_eq!(MachineConfig::from_json(b"{\"schema\": 1}").unwrap_err().field, "kernel");
     assert_eq!(MachineConfig::from_json(b"[]").unwrap_err().field, "(file)");
     assert_eq!(MachineConfig::from_json(b"{\"sch").unwrap_err().field, "(file)");
+}
+
+#[test]
+fn every_refusal_of_a_network_names_its_field() {
+    const MAC: &str = "52:54:00:00:00:01";
+    fn net(id: &str, mac: &str, link: impl Into<Value>) -> Value {
+        json!({"id": id, "mac": mac, "link": link.into()})
+    }
+    let table: Vec<(&str, Value)> = vec![
+        ("networks", json!({})),
+        ("networks[0]", json!([{"id": "a"}])),
+        ("networks[0]", json!([net("", MAC, "none")])),
+        ("networks[0]", json!([net("a", "52:54:00:00:00", "none")])),
+        ("networks[0]", json!([net("a", "52:54:00:00:00:0g", "none")])),
+        ("networks[0]", json!([net("a", "52:54:00:00:00:+1", "none")])),
+        ("networks[0]", json!([net("a", "52:54:00:00:00:01:02", "none")])),
+        ("networks[0]", json!([net("a", "01:54:00:00:00:01", "none")])),
+        ("networks[0]", json!([net("a", "00:00:00:00:00:00", "none")])),
+        ("networks[0]", json!([{"id": "a", "mac": {"sed": "x"}}])),
+        ("networks[0]", json!([{"id": "a", "mac": MAC, "mtu": 67}])),
+        ("networks[0]", json!([{"id": "a", "mac": MAC, "mtu": 65_521}])),
+        ("networks[0]", json!([{"id": "a", "mac": MAC, "queues": 0}])),
+        ("networks[0]", json!([{"id": "a", "mac": MAC, "queues": 9}])),
+        ("networks[0]", json!([{"id": "a", "mac": MAC, "speed": 9}])),
+        ("networks[0]", json!([net("a", MAC, "user")])),
+        ("networks[0]", json!([net("a", MAC, json!({"datagram": {"fd": 3}}))])),
+        ("networks[0]", json!([net("a", MAC, json!({"tap": {"name": "a/b"}}))])),
+        ("networks[0]", json!([net("a", MAC, json!({"tap": {"name": "tap%d"}}))])),
+        ("networks[0]", json!([net("a", MAC, json!({"tap": {"name": "0123456789abcdef"}}))])),
+        (
+            "networks[0].link.datagram.socket",
+            json!([net("a", MAC, json!({"datagram": {"socket": {"path": "/x"}}}))]),
+        ),
+        ("networks[0].queues", json!([{"id": "a", "mac": MAC, "queues": 2, "link": {"stream": {"fd": 3}}}])),
+        ("networks[0].link.tap", json!([net("a", MAC, json!({"tap": {}}))])),
+        (
+            "networks[0].link.tap.queues",
+            json!([net("a", MAC, json!({"tap": {"queues": [{"fd": 3}, {"fd": 4}]}}))]),
+        ),
+        ("networks[1].id", json!([net("a", MAC, "none"), net("a", "52:54:00:00:00:02", "none")])),
+        ("networks[1].mac", json!([net("a", MAC, "none"), net("b", MAC, "none")])),
+        ("networks", (0..65).map(|n| json!({"id": n.to_string(), "mac": {"seed": n.to_string()}})).collect()),
+    ];
+    for (named, value) in table {
+        let mut object = minimal();
+        object["networks"] = value.clone();
+        let error = parse(&object).expect_err(&format!("{value} was taken"));
+        assert_eq!(error.field, named, "{error}");
+    }
 }
 
 #[test]

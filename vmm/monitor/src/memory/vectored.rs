@@ -34,7 +34,8 @@ impl<'a> IoVecs<'a> {
     #[must_use]
     pub fn with_capacity(pieces: usize) -> Self {
         let pieces = pieces.min(PIECES_MAX);
-        Self { vecs: Vec::with_capacity(pieces), guards: Vec::new(), bytes: 0, memory: PhantomData }
+        // Two more for the buffers of `with_ends`.
+        Self { vecs: Vec::with_capacity(pieces + 2), guards: Vec::new(), bytes: 0, memory: PhantomData }
     }
 
     /// Appends `slice`; `false` when one system call takes no more.
@@ -108,6 +109,52 @@ impl<'a> IoVecs<'a> {
         // SAFETY: the header and the vectors it points to live until the call returns; the kernel
         // only reads the pieces, see `write_at`.
         retry(|| unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
+    }
+
+    /// Sends `head` and then the pieces as one message, or the first bytes of both on a stream;
+    /// otherwise as [`IoVecs::send`]. At least one piece of the system's most must be free.
+    pub fn send_behind(&mut self, head: &[u8], socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_ends((head.as_ptr().cast_mut(), head.len()), None, |all| all.send(socket))
+    }
+
+    /// Writes `head` and then the pieces with one call; otherwise as [`IoVecs::write`].
+    pub fn write_behind(&mut self, head: &[u8], file: BorrowedFd<'_>) -> io::Result<usize> {
+        self.with_ends((head.as_ptr().cast_mut(), head.len()), None, |all| all.write(file))
+    }
+
+    /// Reads into `head`, then into the pieces, then into `tail`, with one call; otherwise as
+    /// [`IoVecs::read`].
+    pub fn read_between(
+        &mut self,
+        head: &mut [u8],
+        tail: &mut [u8],
+        file: BorrowedFd<'_>,
+    ) -> io::Result<usize> {
+        let ends = ((head.as_mut_ptr(), head.len()), (tail.as_mut_ptr(), tail.len()));
+        self.with_ends(ends.0, Some(ends.1), |all| all.read(file))
+    }
+
+    /// One system call with a buffer of the host before the pieces, and one behind them, which the
+    /// caller has borrowed for as long as the call. A call that only reads memory gets what may not
+    /// be written.
+    fn with_ends<T>(
+        &mut self,
+        head: (*mut u8, usize),
+        tail: Option<(*mut u8, usize)>,
+        call: impl FnOnce(&Self) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let vec = |(base, len): (*mut u8, usize)| libc::iovec { iov_base: base.cast(), iov_len: len };
+        let pieces = self.vecs.len();
+        if pieces + 1 + usize::from(tail.is_some()) > PIECES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.vecs.insert(0, vec(head));
+        self.vecs.extend(tail.map(vec));
+        let result = call(self);
+        // Pointers to what is no longer borrowed do not stay.
+        self.vecs.remove(0);
+        self.vecs.truncate(pieces);
+        result
     }
 
     fn count(&self) -> libc::c_int {
@@ -233,6 +280,40 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), 125);
         assert!(vecs.read_at(file.as_fd(), u64::MAX).is_err());
     }
+
+    #[test]
+    fn buffers_of_the_host_stand_before_and_behind_the_pieces() {
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut vecs = IoVecs::with_capacity(2);
+        assert!(vecs.push(&memory.get_slice(GuestAddress(0x10), 3).unwrap()));
+        assert!(vecs.push(&memory.get_slice(GuestAddress(0x100), 2).unwrap()));
+        let read = |vecs: &mut IoVecs<'_>| {
+            let (mut head, mut tail) = ([0; 2], [0; 1]);
+            let bytes = vecs.read_between(&mut head, &mut tail, far.as_fd());
+            (bytes.unwrap(), head, tail)
+        };
+        for (message, ends) in [
+            (&b"a"[..], (1, *b"a\0", [0])),
+            (b"abcdefg", (7, *b"ab", [0])),
+            (b"abcdefgh", (8, *b"ab", *b"h")),
+            (b"abcdefghijk", (8, *b"ab", *b"h")),
+        ] {
+            near.send(message).unwrap();
+            assert_eq!(read(&mut vecs), ends);
+        }
+        assert_eq!(vecs.send_behind(b"xy", near.as_fd()).unwrap(), 7);
+        assert_eq!(vecs.write_behind(b"z", near.as_fd()).unwrap(), 6);
+        let mut message = [0; 9];
+        assert_eq!((far.recv(&mut message).unwrap(), &message[..7]), (7, &b"xycdefg"[..]));
+        assert_eq!((far.recv(&mut message).unwrap(), &message[..6]), (6, &b"zcdefg"[..]));
+        // What stood around them is forgotten.
+        assert_eq!((vecs.bytes(), vecs.vecs.len()), (5, 2));
+        let mut full = IoVecs::with_capacity(PIECES_MAX);
+        while full.push(&memory.get_slice(GuestAddress(0x10), 1).unwrap()) {}
+        assert!(full.send_behind(b"x", near.as_fd()).is_err());
+    }
+
     /// Five pieces of guest memory, and the same bytes as one slice of the host.
     #[test]
     fn serves_as_a_buffer_of_disks_wherever_a_range_lies() {

@@ -78,11 +78,12 @@ mod platform {
         Ok(tap.into())
     }
 
-    /// Checks that `tap` is one, with a virtio header, and sets the header's length.
+    /// Checks that `tap` is one, with a virtio header, and sets the header's length. Says whether
+    /// the queue is in use, see [`use_queue`].
     ///
     /// # Errors
     /// It is something else, or the system's refusal.
-    pub fn prepare(tap: BorrowedFd<'_>, header_bytes: u8) -> io::Result<()> {
+    pub fn prepare(tap: BorrowedFd<'_>, header_bytes: u8) -> io::Result<bool> {
         let mut request = request("", 0)?;
         // SAFETY: as in `open`.
         outcome(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
@@ -94,7 +95,8 @@ mod platform {
         }
         let mut bytes = libc::c_int::from(header_bytes);
         // SAFETY: as in `open`.
-        outcome(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw mut bytes) })
+        outcome(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw mut bytes) })?;
+        Ok(found & libc::IFF_DETACH_QUEUE == 0)
     }
 
     /// Says what this end can receive.
@@ -119,6 +121,12 @@ mod platform {
         // SAFETY: as in `open`.
         outcome(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })
     }
+
+    /// Whether a read or write failed because the interface does not exist any more.
+    #[must_use]
+    pub fn is_deleted(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -141,7 +149,7 @@ mod platform {
     ///
     /// # Errors
     /// Always.
-    pub fn prepare(_tap: BorrowedFd<'_>, _header_bytes: u8) -> io::Result<()> {
+    pub fn prepare(_tap: BorrowedFd<'_>, _header_bytes: u8) -> io::Result<bool> {
         none()
     }
 
@@ -160,6 +168,12 @@ mod platform {
     pub fn use_queue(_tap: BorrowedFd<'_>, _used: bool) -> io::Result<()> {
         none()
     }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_deleted(_error: &io::Error) -> bool {
+        false
+    }
 }
 
-pub use platform::{open, prepare, set_offloads, use_queue};
+pub use platform::{is_deleted, open, prepare, set_offloads, use_queue};

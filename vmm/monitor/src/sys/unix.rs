@@ -52,6 +52,30 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     Ok(socket.into())
 }
 
+/// What a socket keeps of the messages that are sent on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketKind {
+    /// Each one, without a connection (`SOCK_DGRAM`): nobody hears that the peer is gone.
+    Datagram,
+    /// Each one, until the end of the connection (`SOCK_SEQPACKET`).
+    SeqPacket,
+    /// Bytes, until the end of the connection (`SOCK_STREAM`).
+    Stream,
+}
+
+/// What kind of socket it is.
+///
+/// # Errors
+/// It is none, or one of another kind.
+pub fn socket_kind(socket: BorrowedFd<'_>) -> io::Result<SocketKind> {
+    match rustix::net::sockopt::socket_type(socket)? {
+        SocketType::DGRAM => Ok(SocketKind::Datagram),
+        SocketType::SEQPACKET => Ok(SocketKind::SeqPacket),
+        SocketType::STREAM => Ok(SocketKind::Stream),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a socket of another kind")),
+    }
+}
+
 /// Makes a stream non-blocking, and silent where silence is an option of the socket.
 pub fn prepare(stream: impl AsFd) -> io::Result<()> {
     #[cfg(target_vendor = "apple")]
@@ -71,6 +95,11 @@ pub fn send_vectored(stream: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> io::Resu
 /// prepared stream.
 pub fn try_send(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::send(stream, bytes, SEND_FLAGS | SendFlags::DONTWAIT))?)
+}
+
+/// Receives what there is without waiting, whatever the socket's mode; 0 is the end of a stream.
+pub fn try_receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::DONTWAIT))?.1)
 }
 
 /// Reads up to and including the first `end`, or what there is; never a byte behind `end`. 0 is the

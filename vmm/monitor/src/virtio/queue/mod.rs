@@ -7,6 +7,7 @@
 
 mod chain;
 mod config;
+mod cursor;
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +17,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress};
 
-pub use chain::{Chain, Reader, Segment, Writer};
+pub use chain::{Chain, Segment};
 pub use config::{QueueConfig, Rings};
+pub use cursor::{Reader, Writer};
 
 use super::fault::DeviceFault;
 pub use super::fault::{QueueConfigError, QueueFault};
