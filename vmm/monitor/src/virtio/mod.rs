@@ -6,6 +6,7 @@ pub mod device;
 pub mod fault;
 pub mod interrupt;
 pub mod mem;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;

@@ -1,0 +1,116 @@
+//! What can be seen of the device from outside while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+
+/// Frames one way. Bytes are those of frames, without the headers before them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameCounts {
+    /// Frames that were passed on.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Frames that were dropped because their sender broke the rules.
+    pub bad: u64,
+    /// Frames that were dropped because nobody could take them: the link is down, or the guest's
+    /// buffers are too small.
+    pub lost: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+    bad: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Counter {
+    fn read(&self) -> FrameCounts {
+        let [frames, bytes, bad, lost] =
+            [&self.frames, &self.bytes, &self.bad, &self.lost].map(|count| count.load(Ordering::Relaxed));
+        FrameCounts { frames, bytes, bad, lost }
+    }
+}
+
+/// One way that frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From the guest.
+    Out,
+    /// To the guest.
+    In,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    out: Counter,
+    into: Counter,
+    is_up: AtomicBool,
+    /// Pairs of queues in use; 0 without a driver.
+    pairs: AtomicU16,
+}
+
+/// Looks at a network device. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkView(Arc<Shared>);
+
+impl NetworkView {
+    pub(super) fn new(is_up: bool) -> Self {
+        let view = Self::default();
+        view.set_up(is_up);
+        view
+    }
+
+    fn way(&self, way: Way) -> &Counter {
+        match way {
+            Way::Out => &self.0.out,
+            Way::In => &self.0.into,
+        }
+    }
+
+    pub(super) fn passed(&self, way: Way, bytes: u32) {
+        self.way(way).frames.fetch_add(1, Ordering::Relaxed);
+        self.way(way).bytes.fetch_add(bytes.into(), Ordering::Relaxed);
+    }
+
+    pub(super) fn bad(&self, way: Way) {
+        self.way(way).bad.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn lost(&self, way: Way) {
+        self.way(way).lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_up(&self, is_up: bool) {
+        self.0.is_up.store(is_up, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_pairs(&self, pairs: u16) {
+        self.0.pairs.store(pairs, Ordering::Relaxed);
+    }
+
+    /// Whether the link is up.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.0.is_up.load(Ordering::SeqCst)
+    }
+
+    /// Pairs of queues that the driver uses; 0 without a driver.
+    #[must_use]
+    pub fn pairs(&self) -> u16 {
+        self.0.pairs.load(Ordering::Relaxed)
+    }
+
+    /// Frames of the guest since the machine started.
+    #[must_use]
+    pub fn sent(&self) -> FrameCounts {
+        self.0.out.read()
+    }
+
+    /// Frames to the guest since then.
+    #[must_use]
+    pub fn received(&self) -> FrameCounts {
+        self.0.into.read()
+    }
+}

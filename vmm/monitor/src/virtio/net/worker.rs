@@ -1,0 +1,386 @@
+//! The device on its loop: its queues, its peer, and what is waited for.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::AsFd;
+
+use super::backend::{Backend, Sent, closed};
+use super::control::{self, Command};
+use super::counters::NetworkView;
+use super::header::Offloads;
+use super::pair::{Around, ReceiveQueue, TransmitQueue, Turn};
+use super::spec::{control as answer, feature};
+use crate::memory::Memory;
+use crate::sys::Interest;
+use crate::virtio::device::{ActivateError, Activation, DeviceFault, Registrar, Returned, Worker};
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::queue::{Queue, Served};
+
+/// Keys of registrations: three for each pair.
+const KEY_RECEIVE: u32 = 0;
+const KEY_TRANSMIT: u32 = 1;
+const KEY_PEER: u32 = 2;
+const KEYS: u32 = 3;
+const KEY_CONTROL: u32 = u32::MAX;
+
+/// Bytes that a command stands for: a turn has sixteen.
+const COMMAND_WORK: u64 = crate::virtio::queue::TURN_BYTES / 16;
+
+/// What is left between two workers.
+pub(super) struct Rest {
+    /// None: the link is down.
+    pub(super) backend: Option<Box<dyn Backend>>,
+    /// Pairs of queues that the driver uses.
+    pub(super) pairs: u16,
+    /// What the driver takes, where that is not what it negotiated.
+    pub(super) takes: Option<Offloads>,
+    /// The link is up as far as the driver was told.
+    pub(super) told_up: bool,
+}
+
+struct Pair {
+    receive: ReceiveQueue,
+    transmit: TransmitQueue,
+    /// The driver has no buffers, or the pair is not in use.
+    starved: bool,
+    /// The peer has no room.
+    full: bool,
+    /// What the peer's descriptor is registered for.
+    registered: Option<Interest>,
+}
+
+/// See the module.
+pub(super) struct NetworkWorker {
+    pairs: Vec<Option<Pair>>,
+    control: Option<Queue>,
+    /// Where the control queue is among all queues, and how many those are.
+    control_index: usize,
+    queues: usize,
+    rest: Rest,
+    features: u64,
+    memory: Memory,
+    interrupt: Interrupt,
+    view: NetworkView,
+}
+
+impl NetworkWorker {
+    pub(super) fn new(
+        mut activation: Activation,
+        rest: &mut Option<Rest>,
+        view: NetworkView,
+    ) -> Result<Self, ActivateError> {
+        let queues = activation.queues.len();
+        let features = activation.features;
+        let several = features & feature::MQ != 0;
+        // Without MQ there is one pair, and the control queue behind it (5.1.2).
+        let control_index = if several { queues - 1 } else { 2 };
+        let mut pairs = Vec::new();
+        for index in 0..if several { (queues - 1) / 2 } else { 1 } {
+            pairs.push(match (activation.take_queue(2 * index), activation.take_queue(2 * index + 1)) {
+                (Ok(receive), Ok(transmit)) => Some(Pair {
+                    receive: ReceiveQueue::new(receive),
+                    transmit: TransmitQueue { queue: transmit },
+                    starved: true,
+                    full: false,
+                    registered: None,
+                }),
+                (Err(error), _) | (_, Err(error)) if index == 0 => return Err(error),
+                // The driver leaves this pair alone.
+                _ => None,
+            });
+        }
+        let Some(rest) = rest.take() else {
+            return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
+        };
+        let control = activation.take_queue(control_index).ok();
+        let Activation { features, memory, queues: _, interrupt } = activation;
+        Ok(Self { pairs, control, control_index, queues, rest, features, memory, interrupt, view })
+    }
+
+    fn takes(&self) -> Offloads {
+        self.rest.takes.unwrap_or_else(|| Offloads::of_guest(self.features))
+    }
+
+    /// One pair, the peer, and what both need.
+    fn parts(
+        &mut self,
+        pair: usize,
+    ) -> Option<(&mut Pair, Option<&mut (dyn Backend + 'static)>, Around<'_>)> {
+        let takes = self.takes();
+        let Self { pairs, rest, features, memory, interrupt, view, .. } = self;
+        let around = Around {
+            memory,
+            interrupt,
+            view,
+            sends: Offloads::of_host(*features),
+            takes,
+            mergeable: *features & feature::MRG_RXBUF != 0,
+        };
+        let backend = rest.backend.as_deref_mut();
+        Some((pairs.get_mut(pair)?.as_mut()?, backend, around))
+    }
+
+    fn in_use(&self, pair: usize) -> bool {
+        pair < usize::from(self.rest.pairs)
+    }
+
+    /// Frames to the guest.
+    fn receive(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        if !self.in_use(index) {
+            return Ok(());
+        }
+        let Some((pair, Some(backend), around)) = self.parts(index) else { return Ok(()) };
+        pair.starved = false;
+        match pair.receive.turn(index, backend, &around)? {
+            Turn::Done | Turn::Full => {}
+            // What the back end has read ahead shows on no descriptor.
+            Turn::More => pair.receive.queue.doorbell().notify()?,
+            Turn::Starved => pair.starved = true,
+            Turn::Gone(error) => return self.lose(error, registrar),
+        }
+        self.wait_for(index, registrar)
+    }
+
+    /// Frames of the guest.
+    fn transmit(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        if !self.in_use(index) {
+            return Ok(());
+        }
+        let Some((pair, backend, around)) = self.parts(index) else { return Ok(()) };
+        if pair.full {
+            // The peer's descriptor brings the rest.
+            return Ok(());
+        }
+        match pair.transmit.turn(index, backend, &around)? {
+            Turn::Done | Turn::Starved => {}
+            Turn::More => pair.transmit.queue.doorbell().notify()?,
+            Turn::Full => pair.full = true,
+            Turn::Gone(error) => {
+                pair.transmit.queue.doorbell().notify()?;
+                return self.lose(error, registrar);
+            }
+        }
+        self.wait_for(index, registrar)
+    }
+
+    /// The peer has room again.
+    fn flush(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let Some((pair, Some(backend), _)) = self.parts(index) else { return Ok(()) };
+        match backend.flush() {
+            Sent::Full => Ok(()),
+            Sent::Taken | Sent::Refused => {
+                pair.full = false;
+                self.transmit(index, registrar)
+            }
+            Sent::Gone(error) => self.lose(error, registrar),
+        }
+    }
+
+    /// Waits for what the pair can use: frames while there are buffers, room while there are
+    /// frames.
+    fn wait_for(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let in_use = self.in_use(index);
+        let Some((pair, Some(backend), _)) = self.parts(index) else { return Ok(()) };
+        // Without buffers nothing is waited for but the end of the peer.
+        let wanted = Interest { readable: !pair.starved, writable: pair.full };
+        let wanted = in_use.then_some(wanted);
+        if wanted == pair.registered {
+            return Ok(());
+        }
+        let (peer, key) = (backend.descriptor(index), key(index, KEY_PEER));
+        match (pair.registered, wanted) {
+            (None, Some(interest)) => registrar.add(peer, key, interest)?,
+            (Some(_), Some(interest)) => registrar.modify(peer, key, interest)?,
+            (_, None) => registrar.remove(peer)?,
+        }
+        pair.registered = wanted;
+        Ok(())
+    }
+
+    /// The peer is gone: the link is down, and stays so.
+    fn lose(&mut self, error: io::Error, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        self.ignore_peer(registrar);
+        self.rest.backend = None;
+        self.view.set_up(false);
+        self.interrupt.tally().fault(&DeviceFault::Host(error));
+        for pair in self.pairs.iter_mut().flatten() {
+            pair.full = false;
+            pair.transmit.queue.doorbell().notify()?;
+        }
+        self.tell_link()
+    }
+
+    fn ignore_peer(&mut self, registrar: &mut Registrar<'_>) {
+        let Some(backend) = &self.rest.backend else { return };
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let Some(pair) = pair else { continue };
+            if pair.registered.take().is_some() {
+                // One that is not there any more: what was wanted.
+                let _ = registrar.remove(backend.descriptor(index));
+            }
+        }
+    }
+
+    /// Tells the driver of the link when it has changed.
+    fn tell_link(&mut self) -> Result<(), DeviceFault> {
+        let is_up = self.view.is_up();
+        if self.rest.told_up != is_up {
+            self.rest.told_up = is_up;
+            if self.features & feature::STATUS != 0 {
+                self.interrupt.config_changed()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the peer what the driver takes.
+    fn tell_peer(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let takes = self.takes();
+        let Some((pair, Some(backend), _)) = self.parts(0) else { return Ok(()) };
+        match backend.tell(takes) {
+            Sent::Full => pair.full = true,
+            Sent::Taken | Sent::Refused => {}
+            Sent::Gone(error) => return self.lose(error, registrar),
+        }
+        self.wait_for(0, registrar)
+    }
+
+    /// Puts pairs of queues into use.
+    fn use_pairs(&mut self, pairs: u16, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
+        let wanted = usize::from(pairs);
+        if wanted == 0 || self.pairs.len() < wanted || self.pairs[..wanted].iter().any(Option::is_none) {
+            return Ok(false);
+        }
+        if let Some(backend) = &mut self.rest.backend
+            && let Err(error) = backend.use_pairs(wanted)
+        {
+            self.interrupt.tally().fault(&DeviceFault::Host(error));
+            return Ok(false);
+        }
+        self.rest.pairs = pairs;
+        self.view.set_pairs(pairs);
+        for index in 0..self.pairs.len() {
+            if let Some(pair) = &mut self.pairs[index] {
+                // What came before waits.
+                pair.receive.queue.doorbell().notify()?;
+                pair.transmit.queue.doorbell().notify()?;
+                pair.full &= index < wanted;
+            }
+            self.wait_for(index, registrar)?;
+        }
+        Ok(true)
+    }
+
+    /// Commands of the driver.
+    fn command(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let Some(mut queue) = self.control.take() else { return Ok(()) };
+        let (memory, interrupt) = (self.memory.clone(), self.interrupt.clone());
+        let served = queue.serve(&memory, &interrupt, |chain| {
+            let done = match control::read(chain, &memory, self.features)? {
+                Command::Filter => true,
+                Command::Unknown => false,
+                Command::Pairs(pairs) => self.use_pairs(pairs, registrar)?,
+                Command::Takes(takes) => {
+                    self.rest.takes = Some(takes);
+                    self.tell_peer(registrar)?;
+                    true
+                }
+            };
+            let said = if done { answer::OK } else { answer::ERR };
+            chain.writer(&memory).write_all(&[said])?;
+            Ok(Served { written: 1, moved: COMMAND_WORK })
+        });
+        self.control = Some(queue);
+        served
+    }
+}
+
+/// The key of one registration of a pair.
+fn key(index: usize, which: u32) -> u32 {
+    crate::sys::fits::<_, u32>(index, "there are at most eight pairs") * KEYS + which
+}
+
+impl Worker for NetworkWorker {
+    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let Some(pair) = pair else { continue };
+            for (which, queue) in [(KEY_RECEIVE, &pair.receive.queue), (KEY_TRANSMIT, &pair.transmit.queue)] {
+                registrar.add(queue.doorbell().as_fd(), key(index, which), Interest::READ)?;
+            }
+        }
+        if let Some(control) = &self.control {
+            registrar.add(control.doorbell().as_fd(), KEY_CONTROL, Interest::READ)?;
+            control.doorbell().notify()?;
+        }
+        self.tell_peer(registrar)?;
+        if !self.use_pairs(self.rest.pairs, registrar)? && !self.use_pairs(1, registrar)? {
+            return Err(DeviceFault::Protocol("the driver uses pairs of queues that it has not set up"));
+        }
+        self.tell_link()
+    }
+
+    fn unregister(&mut self, registrar: &mut Registrar<'_>) {
+        self.ignore_peer(registrar);
+        let pairs = self.pairs.iter().flatten();
+        let queues = pairs.flat_map(|pair| [&pair.receive.queue, &pair.transmit.queue]);
+        for queue in queues.chain(&self.control) {
+            // A descriptor that was never added is not there any more: what was wanted.
+            let _ = registrar.remove(queue.doorbell().as_fd());
+        }
+    }
+
+    fn ready(&mut self, key: u32, ready: Interest, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        if key == KEY_CONTROL {
+            return self.command(registrar);
+        }
+        let index = crate::sys::fits::<_, usize>(key / KEYS, "usize has at least 32 bits");
+        let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
+        match key % KEYS {
+            KEY_RECEIVE => {
+                pair.receive.queue.doorbell().consume()?;
+                self.receive(index, registrar)
+            }
+            KEY_TRANSMIT => {
+                pair.transmit.queue.doorbell().consume()?;
+                self.transmit(index, registrar)
+            }
+            // What was taken off the poller in this turn may still be told of.
+            _ => match pair.registered {
+                None => Ok(()),
+                // Only a hang-up is told of then. What waits and has no room is lost.
+                Some(Interest::NONE) => {
+                    self.receive(index, registrar)?;
+                    let is_starved = matches!(&self.pairs[index], Some(pair) if pair.starved);
+                    if is_starved && self.rest.backend.is_some() {
+                        self.lose(closed(), registrar)?;
+                    }
+                    Ok(())
+                }
+                Some(interest) => {
+                    if ready.writable && interest.writable {
+                        self.flush(index, registrar)?;
+                    }
+                    if ready.readable && interest.readable {
+                        self.receive(index, registrar)?;
+                    }
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    fn quiesce(self: Box<Self>) -> Returned {
+        let Self { pairs, control, control_index, queues, rest, view, .. } = *self;
+        let mut returned: Vec<Option<Queue>> = (0..queues).map(|_| None).collect();
+        for (index, pair) in pairs.into_iter().enumerate() {
+            let Some(Pair { receive, transmit, .. }) = pair else { continue };
+            returned[2 * index] = Some(receive.into_queue());
+            returned[2 * index + 1] = Some(transmit.queue);
+        }
+        if control_index < queues {
+            returned[control_index] = control;
+        }
+        view.set_pairs(0);
+        Returned { state: Box::new(rest) as Box<dyn Any + Send>, queues: returned }
+    }
+}
