@@ -1,6 +1,7 @@
 //! From a config to a machine whose vCPU threads wait at the gate: planned, built, loaded with what
 //! it begins with, started.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -27,6 +28,7 @@ use crate::state::{Sections, Stateful};
 use crate::timeline::Recorder;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
+use crate::virtio::net::NetworkView;
 use crate::virtio::spec::id;
 use crate::virtio::transport::{AttachError, MmioTransport};
 use crate::virtio::vsock::{VsockControl, VsockError};
@@ -56,6 +58,12 @@ pub(super) enum AssembleError {
         id: String,
         #[source]
         source: DiskError,
+    },
+    #[error("networks: the link of the network {id:?} cannot be used")]
+    Network {
+        id: String,
+        #[source]
+        source: io::Error,
     },
     #[error("vsock: cannot make the socket device")]
     Vsock(#[from] VsockError),
@@ -88,6 +96,8 @@ pub(super) struct Assembled<V> {
     pub(super) interrupts: Vec<Interrupt>,
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
+    /// The networks, by slot.
+    pub(super) networks: BTreeMap<u16, NetworkView>,
     pub(super) memory: Option<MemoryControl>,
     host: Arc<WorkerThreads>,
     /// The devices of the board and the serial port, by the names of their state.
@@ -149,7 +159,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         beginning: Beginning,
     ) -> Result<Assembled<H::Vm>, AssembleError> {
         let VmWithMemory { ram, vm } = bare;
-        let VmWithDevices { buses, board, transports, interrupts, pumps, vsock, memory, host } = equipped;
+        let VmWithDevices { buses, board, transports, interrupts, pumps, vsock, networks, memory, host } =
+            equipped;
         let Beginning { vcpus, saved, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
         let shared =
@@ -165,6 +176,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             interrupts,
             pumps,
             vsock,
+            networks,
             memory,
             host,
             board,
@@ -298,6 +310,7 @@ impl<V: Vm> Assembled<V> {
             interrupts,
             mut pumps,
             vsock,
+            networks: _,
             memory,
             host,
             board,

@@ -4,6 +4,7 @@
 //! Order: memory and its slots, then interrupt controllers, then devices with their lines and
 //! doorbells. Memory that is registered after the controllers costs the host a grace period.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use nelly_disk::{Concat, DiskError, RawDisk, ReadOnly};
@@ -11,7 +12,7 @@ use nelly_disk::{Concat, DiskError, RawDisk, ReadOnly};
 use super::assemble::{AssembleError, Assembly, SLOT_CONSOLE, SLOT_SERIAL};
 use super::console::Pump;
 use super::console::SerialLine;
-use super::files::Files;
+use super::files::{FileError, Files};
 use super::mailbox::Message;
 use super::output::Output;
 use super::plan::{Plan, SlotDevice};
@@ -19,7 +20,7 @@ use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::MmioSlot;
 use crate::bus::{Buses, SharedDevice};
-use crate::config::{DiskConfig, Endpoint, PART_ALIGNMENT};
+use crate::config::{DiskConfig, Endpoint, NetworkConfig, PART_ALIGNMENT};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
@@ -30,6 +31,7 @@ use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
+use crate::virtio::net::{Network, NetworkView};
 use crate::virtio::rng::Rng;
 use crate::virtio::spec::id;
 use crate::virtio::tally::Fault;
@@ -52,6 +54,8 @@ pub(super) struct VmWithDevices {
     pub(super) interrupts: Vec<Interrupt>,
     pub(super) pumps: Vec<Pump>,
     pub(super) vsock: Option<VsockControl>,
+    /// The networks, by slot.
+    pub(super) networks: BTreeMap<u16, NetworkView>,
     pub(super) memory: Option<MemoryControl>,
     pub(super) host: Arc<WorkerThreads>,
 }
@@ -80,7 +84,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
         vm.create_irqchip(plan.interrupts)?;
         self.recorder.stamp(name::VM_CREATED);
 
-        let Devices { virtio, mut pumps, serial_line, vsock } = devices;
+        let Devices { virtio, mut pumps, serial_line, vsock, networks } = devices;
         let mut buses = Buses::default();
         let mut board = Vec::new();
         for platform in plan.board.platform_devices() {
@@ -123,7 +127,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             transports.push(transport);
         }
         self.recorder.stamp(name::DEVICES_READY);
-        Ok(VmWithDevices { buses, board, transports, interrupts, pumps, vsock, memory, host })
+        Ok(VmWithDevices { buses, board, transports, interrupts, pumps, vsock, networks, memory, host })
     }
 }
 
@@ -153,6 +157,19 @@ pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box
     Ok(Box::new(Block::new(Box::new(whole), id)))
 }
 
+fn network(
+    network: &NetworkConfig,
+    index: usize,
+    files: &Files,
+) -> Result<(Network, NetworkView), AssembleError> {
+    let mut copy = network.clone();
+    let descriptors = copy.files(&format!("networks[{index}].link")).into_iter();
+    let descriptors = descriptors.map(|(field, _, source)| Ok(files.get(&field, source)?.into()));
+    let descriptors = descriptors.collect::<Result<_, FileError>>()?;
+    Network::new(network, descriptors)
+        .map_err(|source| AssembleError::Network { id: network.id.as_str().to_owned(), source })
+}
+
 /// The devices of a plan before they have a place.
 pub(super) struct Devices {
     /// By slot; none for what is made of other things than files.
@@ -160,6 +177,7 @@ pub(super) struct Devices {
     pumps: Vec<Pump>,
     serial_line: SerialLine,
     vsock: Option<VsockControl>,
+    networks: BTreeMap<u16, NetworkView>,
 }
 
 impl Devices {
@@ -174,7 +192,13 @@ impl Devices {
     pub(super) fn open<H>(assembly: &Assembly<'_, H>, plan: &Plan) -> Result<Self, AssembleError> {
         let Assembly { config, files, mailbox, .. } = assembly;
         let (mut serial, serial_line) = Pump::serial(SLOT_SERIAL, mailbox.bell().clone());
-        let mut found = Self { virtio: Vec::new(), pumps: Vec::new(), serial_line, vsock: None };
+        let mut found = Self {
+            virtio: Vec::new(),
+            pumps: Vec::new(),
+            serial_line,
+            vsock: None,
+            networks: BTreeMap::new(),
+        };
         let mut console = None;
         for slot in &plan.slots {
             let device: Option<Box<dyn Device>> = match slot.device {
@@ -199,6 +223,11 @@ impl Devices {
                     }
                     None => None,
                 },
+                SlotDevice::Network(index) => {
+                    let (device, view) = network(&config.networks[index], index, files)?;
+                    found.networks.insert(slot.number, view);
+                    Some(Box::new(device))
+                }
                 SlotDevice::Memory | SlotDevice::Nothing => None,
             };
             found.virtio.push(device);

@@ -4,11 +4,12 @@
 use super::assemble::Assembled;
 use super::console::Pump;
 use super::faults::faults_of;
-use super::inspection::{DeviceState, Inspection, MemorySizes, QueueState};
+use super::inspection::{DeviceState, FrameState, Inspection, MemorySizes, NetworkState, QueueState};
 use super::outcome::State;
 use crate::sys::fits;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
+use crate::virtio::net::{FrameCounts, NetworkView};
 use crate::virtio::spec;
 use crate::virtio::tally::QueueTally;
 
@@ -68,7 +69,21 @@ impl<V> Assembled<V> {
             queues: identity
                 .as_ref()
                 .map_or_else(Vec::new, |identity| identity.queues.iter().map(|tally| queue(tally)).collect()),
+            network: self.networks.get(&slot).map(network),
             connections: vsock.map(|vsock| vsock.connections() as u64),
         }
+    }
+}
+
+fn network(view: &NetworkView) -> NetworkState {
+    let frames = |counts: FrameCounts| {
+        let FrameCounts { frames, bytes, bad, lost } = counts;
+        FrameState { frames, bytes, bad, lost }
+    };
+    NetworkState {
+        link_up: view.is_up(),
+        pairs: view.pairs(),
+        sent: frames(view.sent()),
+        received: frames(view.received()),
     }
 }

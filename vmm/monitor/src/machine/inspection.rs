@@ -68,6 +68,36 @@ pub struct DeviceState {
     /// Connections of the socket device now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
+    /// What a network device has moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkState>,
+}
+
+/// What a network device has moved since the last start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// The link is up.
+    pub link_up: bool,
+    /// Pairs of queues that the driver uses; 0 without a driver.
+    pub pairs: u16,
+    /// Frames of the guest.
+    pub sent: FrameState,
+    /// Frames to the guest.
+    pub received: FrameState,
+}
+
+/// Frames one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameState {
+    /// Frames that were passed on.
+    pub frames: u64,
+    /// Their bytes, without the headers of virtio.
+    pub bytes: u64,
+    /// Frames that were dropped because their sender broke the rules.
+    pub bad: u64,
+    /// Frames that were dropped because nobody could take them: the link is down, or the guest's
+    /// buffers are too small.
+    pub lost: u64,
 }
 
 /// A queue. Indices run freely from 0 to 65535; they are `null` while the driver does not use the

@@ -40,7 +40,9 @@ pub use handle::{
     ControlError, Events, Isolation, Machine, MonitorError, Pending, Resources, StartError, Starting, Vsock,
     VsockListener,
 };
-pub use inspection::{ConsoleState, DeviceState, Inspection, MemorySizes, QueueState};
+pub use inspection::{
+    ConsoleState, DeviceState, FrameState, Inspection, MemorySizes, NetworkState, QueueState,
+};
 pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State};
 pub use server::{run_alone, serve};
 pub use snapshot::Snapshot;

@@ -34,6 +34,8 @@ pub(super) enum SlotDevice {
     Rng,
     Console,
     Vsock,
+    /// The network of this number in the config.
+    Network(usize),
     /// The memory that is plugged in later.
     Memory,
     /// A disk, once one is attached.
@@ -48,15 +50,16 @@ impl Plan {
 
     fn on(board: Board, config: &MachineConfig) -> Self {
         let mut devices: Vec<SlotDevice> = (0..config.disks.len()).map(SlotDevice::Disk).collect();
-        // Memory comes last of all devices, so that every other one is where it is without it.
         for (wanted, what) in [
             (config.rng, SlotDevice::Rng),
             (config.console != Endpoint::None, SlotDevice::Console),
             (config.vsock.is_some(), SlotDevice::Vsock),
-            (config.hotplug_bytes.get() > 0, SlotDevice::Memory),
         ] {
             devices.extend(wanted.then_some(what));
         }
+        devices.extend((0..config.networks.len()).map(SlotDevice::Network));
+        // Memory comes last of all devices, so that every other one is where it is without it.
+        devices.extend((config.hotplug_bytes.get() > 0).then_some(SlotDevice::Memory));
         devices.extend((0..config.spare_slots).map(|_| SlotDevice::Nothing));
         let slot = |(number, device)| SlotPlan { number, mmio: board.slot(number), device };
         let slots: Vec<_> = (0..).zip(devices).map(slot).collect();
@@ -75,10 +78,12 @@ impl Plan {
         self.slots.iter().map(|slot| slot.mmio).collect()
     }
 
-    /// The slots whose devices have a thread for their worker: those with a disk, or with room for
-    /// one.
+    /// The slots whose devices have a thread for their worker: those of disks and networks, and
+    /// those with room for a disk.
     pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
-        let threaded = |slot: &&SlotPlan| matches!(slot.device, SlotDevice::Disk(_) | SlotDevice::Nothing);
+        let threaded = |slot: &&SlotPlan| {
+            matches!(slot.device, SlotDevice::Disk(_) | SlotDevice::Network(_) | SlotDevice::Nothing)
+        };
         self.slots.iter().filter(threaded).map(|slot| slot.number)
     }
 
@@ -91,7 +96,10 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MemorySize, VsockConfig};
+    use crate::config::{
+        CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MacAddress, MemorySize, NetworkConfig,
+        NetworkId, NetworkLink, VsockConfig,
+    };
 
     fn disk(id: &str) -> DiskConfig {
         DiskConfig::new(DiskId::new(id).unwrap(), FileSource::Fd(0), false)
@@ -109,12 +117,20 @@ mod tests {
         config.cpus = CpuCount::new(3).unwrap();
         config.disks = vec![disk("a"), disk("b")];
         (config.rng, config.console, config.vsock) = (true, Endpoint::Stream, Some(VsockConfig::default()));
+        let network = |id: &str| {
+            let (mac, id) = (MacAddress::from_seed(id), NetworkId::new(id).unwrap());
+            NetworkConfig::new(id, mac, NetworkLink::None)
+        };
+        config.networks = vec![network("a"), network("b")];
         config.spare_slots = 2;
         let plan = Plan::of(&config);
         let devices: Vec<_> = plan.slots.iter().map(|slot| slot.device).collect();
-        use SlotDevice::{Console, Disk, Memory, Nothing, Rng, Vsock};
-        assert_eq!(devices, [Disk(0), Disk(1), Rng, Console, Vsock, Memory, Nothing, Nothing]);
-        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 6, 7]);
+        use SlotDevice::{Console, Disk, Memory, Network, Nothing, Rng, Vsock};
+        assert_eq!(
+            devices,
+            [Disk(0), Disk(1), Rng, Console, Vsock, Network(0), Network(1), Memory, Nothing, Nothing]
+        );
+        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 5, 6, 8, 9]);
         assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {

@@ -1,6 +1,7 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
 mod devices;
+mod networks;
 mod snapshot;
 mod taken_over;
 
