@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use nelly_sandbox::spec::installation::{AssetManifest, InstallationError, Search};
 use nelly_vmm::config::Platform;
 
+use crate::advice;
 use crate::fail::Hint;
 use crate::settings::{SettingSource, Settings};
 
@@ -23,9 +24,10 @@ pub(crate) struct Asset {
 /// There is none, or the file is invalid.
 pub(crate) fn manifest(search: &Search) -> Result<(PathBuf, AssetManifest)> {
     match search.manifest() {
-        Err(error @ InstallationError::Missing { .. }) => {
-            Err(Hint::error(error.to_string(), "run `make`, or name the files with --kernel and --initrd"))
-        }
+        Err(error @ InstallationError::Missing { .. }) => Err(Hint::error(
+            error.to_string(),
+            format!("{}; --kernel and --initrd name other files", advice::install()),
+        )),
         found => Ok(found?),
     }
 }
@@ -40,7 +42,10 @@ pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
     }
     match search.monitor() {
         Ok(path) => Ok(Asset { path, source: "beside nelly".into() }),
-        Err(error) => Err(Hint::error(error.to_string(), "run `make`, or set NELLY_MONITOR")),
+        Err(error) => Err(Hint::error(
+            error.to_string(),
+            format!("{}; NELLY_MONITOR names another program", advice::install()),
+        )),
     }
 }
 
@@ -84,7 +89,10 @@ impl Assets {
             None => {
                 let asset = installed(name).unwrap_or_else(|| unreachable!("a manifest or a name"));
                 if !asset.path.is_file() {
-                    bail!("{} is missing: run `make`", asset.path.display());
+                    return Err(Hint::error(
+                        format!("{} is missing", asset.path.display()),
+                        advice::install(),
+                    ));
                 }
                 Ok(asset)
             }

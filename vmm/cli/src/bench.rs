@@ -22,10 +22,10 @@ use crate::bench_args::{
     BenchArgs, BenchVerb, BootFlags, CommandFlags, CommonFlags, CompareFlags, RoundFlags, Until,
 };
 use crate::context::Context;
-use crate::fail::{OfFlag as _, Usage};
+use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::host::{self, KvmSupport};
 use crate::output_file::OutputFile;
-use crate::{machine, out};
+use crate::{advice, machine, out};
 
 /// Runs the verb. Exit code 0; 1 if a start failed or a comparison found a slowdown; 128+n after
 /// signal n.
@@ -166,7 +166,9 @@ fn sandbox(common: &CommonFlags, context: &Context) -> Result<SandboxPlan> {
         kernel: assets.kernel.path,
         initrd: assets.initrd.path,
         platform: assets.platform.unwrap_or(Platform::Auto),
-        builtin: assets.builtin.context("the built-in image is not installed: run `make`")?,
+        builtin: assets
+            .builtin
+            .ok_or_else(|| Hint::error("the built-in image is not installed", advice::install()))?,
         cache: context.places.cache.clone(),
         cpus,
         memory,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use nelly_sandbox::spec::{
-    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, quantity,
+    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, process, quantity,
 };
 
 use crate::fail::{OfFlag as _, Usage};
@@ -71,6 +71,7 @@ impl ContainerArgs {
             true => Capabilities::EVERY,
             false => Capabilities::changed(&self.cap_add, &self.cap_drop).of_flag("--cap-add, --cap-drop")?,
         };
+        self.group_add.iter().try_for_each(|group| process::check_group(group)).of_flag("--group-add")?;
         let limits = self.ulimit.iter().map(|text| text.parse()).collect::<Result<_, _>>();
         Ok(Rights { capabilities, limits: limits.of_flag("--ulimit")?, groups: self.group_add.clone() })
     }

@@ -1,12 +1,16 @@
 //! `nelly doctor`: checks this host and the installation, and suggests fixes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use nelly_image::{Reference, Store, StoreOptions};
 use nelly_sandbox::state::Sandboxes;
+use nelly_vmm::text;
 use serde_json::json;
 
-use crate::assets::{self, Assets};
+use crate::advice;
+use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
 use crate::host::{self, KvmSupport};
 use crate::out;
@@ -90,16 +94,16 @@ fn kvm() -> Vec<Finding> {
 /// Runs tiny guests to test what the processor's flags promise.
 fn probe() -> Vec<Finding> {
     use nelly_vmm::hv::{self, probe::probe};
-    let hint = "this KVM cannot run a stock kernel; `make shell` opens a shell in an emulated host";
+    let hint = || format!("this KVM cannot run a stock kernel; {}", advice::another_host());
     let findings = match hv::open().map_err(anyhow::Error::from).and_then(|hv| Ok(probe(&hv)?)) {
         Ok(findings) => findings,
-        Err(error) => return vec![Finding::new("probe", Verdict::Fail, format!("{error:#}"), hint)],
+        Err(error) => return vec![Finding::new("probe", Verdict::Fail, format!("{error:#}"), hint())],
     };
     findings
         .into_iter()
         .map(|finding| match finding.trouble {
             None => Finding::ok("probe", format!("{} works in a guest", finding.name)),
-            Some(why) => Finding::new("probe", Verdict::Fail, format!("{}: {why}", finding.name), hint),
+            Some(why) => Finding::new("probe", Verdict::Fail, format!("{}: {why}", finding.name), hint()),
         })
         .collect()
 }
@@ -113,7 +117,7 @@ fn describe(kvm: KvmSupport) -> Vec<Finding> {
             "kvm",
             Verdict::Fail,
             "/dev/kvm can be opened, but the processor has neither svm nor vmx: this KVM is paravirtual and cannot run a stock kernel",
-            "enable nested virtualisation, or use `make shell` for an emulated host",
+            advice::another_host(),
         )],
         KvmSupport::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
     }
@@ -121,31 +125,73 @@ fn describe(kvm: KvmSupport) -> Vec<Finding> {
 
 fn installation(context: &Context) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let asset = |asset: &Asset| format!("{} ({})", asset.path.display(), asset.source);
     match assets::monitor(&context.search, &context.settings) {
-        Ok(monitor) => {
-            findings.push(Finding::ok("monitor", format!("{} ({})", monitor.path.display(), monitor.source)))
-        }
+        Ok(monitor) => findings.push(Finding::ok("monitor", asset(&monitor))),
         Err(error) => {
-            findings.push(Finding::new("monitor", Verdict::Fail, format!("{error:#}"), "run `make`"))
+            findings.push(Finding::new("monitor", Verdict::Fail, format!("{error:#}"), advice::install()));
+        }
+    }
+    // It holds the sandboxes that stay.
+    match context.search.keeper() {
+        Ok(path) => findings.push(Finding::ok("keeper", format!("{} (beside nelly)", path.display()))),
+        Err(error) => {
+            findings.push(Finding::new("keeper", Verdict::Fail, error.to_string(), advice::install()));
         }
     }
     match Assets::find(&context.search, &context.settings, None, None) {
         Ok(assets) => {
-            for (check, asset) in [("kernel", &assets.kernel), ("initramfs", &assets.initrd)] {
-                findings.push(Finding::ok(check, format!("{} ({})", asset.path.display(), asset.source)));
-            }
+            findings.push(Finding::ok("kernel", asset(&assets.kernel)));
+            findings.push(Finding::ok("initramfs", asset(&assets.initrd)));
+            findings.push(builtin(assets.builtin, context));
+            findings.extend(storage(context));
             if let (Some(host), Some(build)) = (nelly_sandbox::agent::BUILD, &assets.build_id)
                 && host != build
             {
                 let text = format!("the assets have build id {build}, nelly has build id {host}");
-                findings.push(Finding::new("build", Verdict::Warn, text, "run `make` to build both"));
+                findings.push(Finding::new("build", Verdict::Warn, text, advice::install()));
             }
         }
         Err(error) => {
-            findings.push(Finding::new("assets", Verdict::Fail, format!("{error:#}"), "run `make`"))
+            findings.push(Finding::new("assets", Verdict::Fail, format!("{error:#}"), advice::install()));
         }
     }
     findings
+}
+
+/// The image of `nelly run -- COMMAND`, read as a start reads it.
+fn builtin(place: Option<PathBuf>, context: &Context) -> Finding {
+    let mut options = StoreOptions::new(&context.places.cache);
+    options.builtin.clone_from(&place);
+    let planned = Store::open(options).and_then(|store| store.plan(&Reference::BuiltinBusybox));
+    match (planned, place) {
+        (Ok(_), Some(place)) => Finding::ok("image", format!("builtin:busybox, {}", place.display())),
+        (Ok(_), None) => Finding::ok("image", "builtin:busybox"),
+        (Err(error), _) => Finding::new(
+            "image",
+            Verdict::Fail,
+            format!("builtin:busybox: {}", text::chain(&error)),
+            advice::install(),
+        ),
+    }
+}
+
+/// The file that the disks of sandboxes that stay begin as.
+fn storage(context: &Context) -> Option<Finding> {
+    let (directory, manifest) = assets::manifest(&context.search).ok()?;
+    let path = manifest.storage.map(|name| directory.join(name));
+    Some(match path {
+        Some(path) if path.is_file() => Finding::ok("storage", path.display().to_string()),
+        Some(path) => Finding::new(
+            "storage",
+            Verdict::Fail,
+            format!("{} is missing", path.display()),
+            advice::install(),
+        ),
+        None => {
+            Finding::new("storage", Verdict::Warn, "the installation has no storage.ext4", advice::install())
+        }
+    })
 }
 
 /// Whether a logout ends sandboxes: systemd removes the directory of their sockets, and may end

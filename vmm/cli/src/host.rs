@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, ErrorKind};
 
 use anyhow::{Error, Result};
 
+use crate::advice;
 use crate::fail::Hint;
 
 /// The state of the host's KVM, as far as it can be checked without starting anything.
@@ -16,7 +17,7 @@ pub(crate) enum KvmSupport {
     /// runs a few instructions but no stock kernel.
     Paravirtual,
     /// It cannot be used: the reason, and what to do.
-    Unusable(String, &'static str),
+    Unusable(String, String),
 }
 
 /// Checks /dev/kvm and /proc/cpuinfo.
@@ -26,16 +27,18 @@ pub(crate) fn kvm() -> KvmSupport {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return KvmSupport::Unusable(
                 "there is no /dev/kvm".into(),
-                "load the module kvm_intel or kvm_amd, enable nested virtualisation if this is a virtual machine, or use `make shell` for an emulated host",
+                format!("load the module kvm_intel or kvm_amd; {}", advice::another_host()),
             );
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             return KvmSupport::Unusable(
                 "/dev/kvm: permission denied".into(),
-                "join the group that owns it: sudo usermod -aG kvm $USER, then log in again",
+                "join the group that owns it: sudo usermod -aG kvm $USER, then log in again".into(),
             );
         }
-        Err(error) => return KvmSupport::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`"),
+        Err(error) => {
+            return KvmSupport::Unusable(format!("/dev/kvm: {error}"), "see `dmesg | grep -i kvm`".into());
+        }
     }
     let info = File::open("/proc/cpuinfo");
     if info.map_or(true, |info| virtualises(BufReader::new(info))) {
@@ -70,7 +73,7 @@ pub(crate) fn require_mainstream() -> Result<()> {
 fn paravirtual() -> Error {
     Hint::error(
         "this host's KVM is paravirtual (the processor has neither svm nor vmx) and cannot run a stock kernel",
-        "`make shell` opens a shell in an emulated host with nelly on PATH; `nelly doctor` shows details",
+        format!("{}; `nelly doctor` shows details", advice::another_host()),
     )
 }
 

@@ -1,5 +1,6 @@
 //! The `nelly` command, a client: machines run in `nelly-monitor` processes.
 
+mod advice;
 mod args;
 mod assets;
 mod bench;

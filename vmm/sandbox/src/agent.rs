@@ -66,7 +66,7 @@ pub enum AgentError {
     },
     /// The agent has a different build id.
     #[error(
-        "the agent in the initramfs has build id {agent}, this nelly has build id {host}: run `make` to build both"
+        "the agent in the initramfs has build id {agent}, this nelly has build id {host}: both have to be of one build"
     )]
     Build {
         /// The agent's build id.

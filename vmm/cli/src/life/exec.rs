@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use nelly_sandbox::connect::{Attached, Claimed, Connection, Exec, ExecSpec, ExecState};
 use nelly_sandbox::life::{ProcessRequest, Signal};
+use nelly_sandbox::spec::process;
 use nelly_sandbox::state::{Timestamp, outcome};
 use nelly_vmm::sys::terminal;
 use nelly_vmm::text;
@@ -20,7 +21,7 @@ use super::ps::{command, words};
 use super::{connect, runtime, sandboxes, target};
 use crate::context::Context;
 use crate::detach_keys::DetachKeys;
-use crate::fail::Usage;
+use crate::fail::{OfFlag as _, Usage};
 use crate::{bug, environment, out, signals, stdio, table};
 
 /// Runs a command in a sandbox that runs.
@@ -35,6 +36,7 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
     if args.tty && args.interactive && !terminal::is_terminal(std::io::stdin()) {
         bail!("-it needs a terminal on standard input; use -i without -t for a pipe or a file");
     }
+    args.user.as_deref().map_or(Ok(()), process::check_user).of_flag("--user")?;
     let env = environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?;
     let size = args.tty.then(|| terminal::size(std::io::stdout()).ok()).flatten();
     let spec = ExecSpec {

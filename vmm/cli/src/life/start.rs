@@ -18,7 +18,7 @@ use super::{each, lock, sandboxes};
 use crate::assets::Assets;
 use crate::context::Context;
 use crate::fail::{Hint, Refused};
-use crate::{out, progress};
+use crate::{advice, out, progress};
 
 /// Starts sandboxes that do not run.
 pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
@@ -111,7 +111,8 @@ impl Start {
         lock: SandboxLock,
     ) -> Result<Self> {
         let record = sandbox.record()?;
-        let keeper = context.search.keeper().map_err(|error| Hint::error(error.to_string(), "run `make`"))?;
+        let keeper = context.search.keeper();
+        let keeper = keeper.map_err(|error| Hint::error(error.to_string(), advice::install()))?;
         let disks = image_disks(context, &record.image)?;
         let files = open_files(sandbox, &record, lock, disks)?;
         Ok(Self { keeper, sandboxes: sandboxes.path().to_owned(), id: record.id, files, size: None })

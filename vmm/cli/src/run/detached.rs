@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use nelly_image::{Image, Reference};
+use anyhow::{Context as _, Result};
+use nelly_image::{Image, RawConfig, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::HealthOverrides;
 use nelly_sandbox::spec::quantity::{self, Time};
@@ -15,8 +15,8 @@ use nelly_vmm::config::Platform;
 use super::plan::PreparedRun;
 use crate::args::{KeptArgs, RunArgs};
 use crate::context::Context;
-use crate::fail::{OfFlag as _, Usage};
-use crate::{assets, health_args, life};
+use crate::fail::{Hint, OfFlag as _, Usage};
+use crate::{advice, assets, health_args, life};
 
 /// The flags of a sandbox that stays, validated.
 pub(super) struct KeptOptions {
@@ -90,18 +90,13 @@ pub(super) fn create(
     let mut record = record(args, &kept, plan, reference, image)?;
     let template = storage_template(context);
     // What is removed at its end needs no disk, unless somebody wants its room.
-    let used = !args.read_only || !record.container.options.volumes.is_empty();
-    if kept.storage.is_some() && !used {
-        return Err(Usage::error(
-            "--storage is the size of the disk of the writable layer and of volumes, and with --read-only and no volume there is neither",
-        ));
-    }
+    let used = uses_disk(args, &kept, plan)?;
     let wanted = used && (kept.storage.is_some() || !args.rm);
     let size = kept.storage.unwrap_or_default();
     let template = match template {
         Some(template) if wanted => Some(template),
         None if kept.storage.is_some() => {
-            bail!("--storage: the installation has no storage.ext4: run `make`")
+            return Err(Hint::error("--storage: the installation has no storage.ext4", advice::install()));
         }
         _ => None,
     };
@@ -114,6 +109,23 @@ pub(super) fn create(
     }
     let (sandbox, lock) = draft.publish()?;
     Ok(Made { sandboxes, sandbox, lock })
+}
+
+/// Refuses what does not go with the image, as making the sandbox does.
+pub(super) fn check(args: &RunArgs, kept: &KeptOptions, plan: &PreparedRun, image: &RawConfig) -> Result<()> {
+    health_args::check(image, &kept.health)?;
+    uses_disk(args, kept, plan).map(drop)
+}
+
+/// Whether there is a writable layer or a volume.
+fn uses_disk(args: &RunArgs, kept: &KeptOptions, plan: &PreparedRun) -> Result<bool> {
+    let used = !args.read_only || !plan.container.options.volumes.is_empty();
+    if kept.storage.is_some() && !used {
+        return Err(Usage::error(
+            "--storage is the size of the disk of the writable layer and of volumes, and with --read-only and no volume there is neither",
+        ));
+    }
+    Ok(used)
 }
 
 /// The file that disks of writable layers begin as.

@@ -3,6 +3,7 @@
 
 mod attached;
 mod detached;
+mod dry_run;
 mod foreground;
 mod inside;
 mod plan;
@@ -12,17 +13,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Error, Result, bail};
+use dry_run::dry_run;
 use foreground::foreground;
 use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
-use nelly_sandbox::spec::oci;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_sandbox::wire::order::Last;
-use nelly_vmm::config::FileSource;
 use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::Recorder;
-use plan::{RunOptions, machine_by_path, machine_opened, plan, run_options};
-use serde_json::json;
+use plan::{RunOptions, machine_opened, plan, run_options};
 
 use crate::args::{self, RunArgs};
 use crate::context::Context;
@@ -118,23 +117,6 @@ pub(crate) fn run(
     begin(args, raw, context, recorder, mode)
 }
 
-/// Prints the configuration.
-fn dry_run(args: &RunArgs, options: RunOptions, store: &Store, reference: &Reference) -> Result<ExitCode> {
-    let planned = store.plan(reference)?;
-    let plan = plan(args, options, &planned.config)?;
-    let disk = match planned.disk_paths {
-        paths if paths.is_empty() => vec![FileSource::Fd(0)],
-        paths => paths.into_iter().map(FileSource::Path).collect(),
-    };
-    let config = machine_by_path(&plan, disk).config()?;
-    let shown: serde_json::Value = serde_json::from_str(&config.to_json())?;
-    let spec = oci::container(&plan.container);
-    let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
-        "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec });
-    out::json(format_args!("{object:#}"))?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// The local store and the cache.
 fn open_store(options: &RunOptions, context: &Context) -> Result<Store> {
     let mut of_store = StoreOptions::new(&context.places.cache);
@@ -215,7 +197,7 @@ fn begin(
     let options = run_options(args, command, context)?;
     let store = open_store(&options, context)?;
     if args.machine.dry_run {
-        return dry_run(args, options, &store, &reference);
+        return dry_run(args, options, kept.as_ref(), (&store, &reference), context);
     }
     if let Some(word) = &args.inside {
         // Nobody removes what is found until the keeper has written down that it is used.

@@ -27,7 +27,7 @@ pub(super) const VERSION: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BadStart {
     #[error(
-        "this monitor speaks version {VERSION} of the control protocol, and who started it version {0}: run `make` to build both"
+        "this monitor speaks version {VERSION} of the control protocol, and who started it version {0}: both have to be of one build"
     )]
     Version(u32),
     #[error("the first request on a control connection must be a machine's start")]

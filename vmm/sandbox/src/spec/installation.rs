@@ -32,7 +32,7 @@ pub enum InstallationError {
         source: serde_json::Error,
     },
     /// The manifest is of another time.
-    #[error("{} has schema {found}, but this nelly reads schema {SCHEMA}: run `make` to build both", .path.display())]
+    #[error("{} has schema {found}, but this nelly reads schema {SCHEMA}: both have to be of one build", .path.display())]
     Schema {
         /// The manifest.
         path: PathBuf,

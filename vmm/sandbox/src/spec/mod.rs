@@ -9,6 +9,7 @@ pub mod process;
 pub mod quantity;
 pub mod rights;
 pub mod seccomp;
+pub mod tmpfs;
 pub mod volumes;
 
 pub use health::{HealthCheck, HealthOverrides};
@@ -19,6 +20,7 @@ pub use process::{Overrides, ProcessSpec, SpecError};
 pub use rights::{Capabilities, Rights};
 pub use seccomp::{Seccomp, SecurityOption};
 use serde::{Deserialize, Serialize};
+pub use tmpfs::Tmpfs;
 pub use volumes::{MountRequest, Volume, VolumeRequest};
 
 /// The container that the agent creates.
@@ -63,44 +65,6 @@ impl ContainerSpec {
             seccomp: Seccomp::Default,
             options: ContainerOptions::default(),
             shares_with: None,
-        }
-    }
-}
-
-/// A tmpfs in the container, parsed from `PATH[:OPTIONS]` as in docker and podman.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tmpfs {
-    /// Absolute path in the container.
-    pub path: String,
-    /// Mount options, e.g. `size=64m`, `mode=1777`, `ro`, `noexec`.
-    pub options: Vec<String>,
-}
-
-impl std::str::FromStr for Tmpfs {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        let (path, options) = text.split_once(':').unwrap_or((text, ""));
-        if !path.starts_with('/') || path == "/" || path.split('/').any(|part| part == "..") {
-            return Err(SpecError::Tmpfs { text: text.to_owned() });
-        }
-        let options = options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
-        Ok(Self { path: path.to_owned(), options })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tmpfs_takes_dockers_spelling_and_refuses_what_could_escape() {
-        let tmpfs: Tmpfs = "/cache:size=64m,mode=0700".parse().unwrap();
-        assert_eq!(tmpfs.path, "/cache");
-        assert_eq!(tmpfs.options, ["size=64m", "mode=0700"]);
-        assert_eq!("/run".parse::<Tmpfs>().unwrap().options, Vec::<String>::new());
-        for bad in ["", "cache", "/", "/a/../..", ":size=1m"] {
-            assert!(bad.parse::<Tmpfs>().is_err(), "{bad:?}");
         }
     }
 }

@@ -98,7 +98,11 @@ pub fn annotation(text: &str) -> Result<(String, String), SpecError> {
 pub fn sysctl(text: &str) -> Result<(String, String), SpecError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() && name.chars().all(plain) && !value.contains('\0') => {
+        Some((name, value))
+            if name.chars().all(plain)
+                && name.split(['.', '/']).all(|part| !part.is_empty())
+                && !value.contains('\0') =>
+        {
             Ok((name.to_owned(), value.to_owned()))
         }
         _ => {
@@ -164,7 +168,7 @@ mod tests {
     fn kernel_parameters_and_hosts_are_spelled_as_dockers() {
         assert_eq!(sysctl("net.core.somaxconn=7"), Ok(("net.core.somaxconn".into(), "7".into())));
         assert_eq!(sysctl("kernel.domainname=a=b").unwrap().1, "a=b");
-        for bad in ["", "x", "=1", "a b=1", "a=\0"] {
+        for bad in ["", "x", "=1", "a b=1", "a=\0", "net..ip=1", ".a=1", "a.=1"] {
             assert!(sysctl(bad).is_err(), "{bad:?}");
         }
         for (text, name, address) in [

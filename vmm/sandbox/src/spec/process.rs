@@ -140,6 +140,9 @@ impl ProcessSpec {
         if !cwd.starts_with('/') || cwd.contains('\0') {
             return Err(SpecError::Cwd(cwd.to_owned()));
         }
+        if let Some(user) = &overrides.user {
+            check_user(user)?;
+        }
         let user = overrides.user.as_ref().or(image.user().as_ref()).filter(|user| !user.is_empty());
         // By its number, so that the agent finds root's groups, as other engines do.
         let user = user.map_or_else(|| "0".to_owned(), String::clone);
@@ -153,6 +156,42 @@ impl ProcessSpec {
             rights: overrides.rights.clone(),
         })
     }
+}
+
+/// The largest number of a user or group; the next one means "unchanged" to the kernel.
+const LARGEST_ID: u32 = u32::MAX - 1;
+
+/// Whether a word may be the name or the number of a user or group. Whether there is such a name,
+/// the guest alone knows.
+fn is_id(word: &str) -> bool {
+    let number = word.bytes().all(|byte| byte.is_ascii_digit());
+    let fits = !number || word.is_empty() || word.parse::<u32>().is_ok_and(|id| id <= LARGEST_ID);
+    fits && !word.contains([':', '\n', '\0'])
+}
+
+/// Refuses what can be no `USER[:GROUP]`.
+///
+/// # Errors
+/// A number that is too large, or a word that no file of users can have.
+pub fn check_user(text: &str) -> Result<(), SpecError> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    if is_id(user) && is_id(group) {
+        return Ok(());
+    }
+    let hint = "write USER[:GROUP], each a name or a number of at most 4294967294";
+    Err(SpecError::Flag { what: "user", text: text.to_owned(), hint })
+}
+
+/// Refuses what can be no group.
+///
+/// # Errors
+/// As of [`check_user`].
+pub fn check_group(text: &str) -> Result<(), SpecError> {
+    if is_id(text) && !text.is_empty() {
+        return Ok(());
+    }
+    let hint = "write a name or a number of at most 4294967294";
+    Err(SpecError::Flag { what: "group", text: text.to_owned(), hint })
 }
 
 /// PATH, HOSTNAME and TERM as docker sets them, then the image's words, then the caller's; a later
@@ -187,6 +226,24 @@ mod tests {
     use oci_spec::image::ConfigBuilder;
 
     use super::*;
+
+    #[test]
+    fn a_user_that_cannot_be_is_refused() {
+        for good in ["0", "web", "web:www", "1000:100", "web:", ":7", "", "4294967294", "7a"] {
+            assert_eq!(check_user(good), Ok(()), "{good:?}");
+        }
+        for bad in ["4294967295", "0:4294967295", "99999999999", "a:b:c", "a\nb", "a\0"] {
+            let error = check_user(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("{bad:?}")) && error.contains("4294967294"), "{error}");
+            let overrides =
+                Overrides { user: Some(bad.to_owned()), command: words(&["x"]), ..Default::default() };
+            assert!(ProcessSpec::merge(&Config::default(), &overrides, "h").is_err());
+        }
+        assert!(check_group("wheel").is_ok() && check_group("10").is_ok());
+        for bad in ["", "4294967295", "a:b"] {
+            assert!(check_group(bad).is_err(), "{bad:?}");
+        }
+    }
 
     fn words(words: &[&str]) -> Vec<String> {
         words.iter().map(|word| (*word).to_owned()).collect()

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, Tmpfs};
+use super::{SpecError, Tmpfs, tmpfs};
 
 /// A volume of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +165,8 @@ impl FromStr for MountRequest {
             "tmpfs" => {
                 let mut options = Vec::new();
                 for (key, option) in [("tmpfs-size", "size"), ("tmpfs-mode", "mode")] {
-                    options.extend(words.remove(key).map(|value| format!("{option}={value}")));
+                    let option = words.remove(key).map(|value| tmpfs::option(&format!("{option}={value}")));
+                    options.extend(option.transpose()?);
                 }
                 options.extend(read_only.then(|| "ro".to_owned()));
                 Self::Tmpfs(Tmpfs { path, options })

@@ -21,7 +21,7 @@ pub enum StorageError {
     #[error("a storage of {} is not possible: 64M to 16T, in whole mebibytes, are", quantity::show_bytes(*.0))]
     Size(u64),
     /// The template cannot be read.
-    #[error("cannot read the storage template {}: run `make` to build it", .path.display())]
+    #[error("cannot read the storage template {}; it is a part of the installation", .path.display())]
     Template {
         /// The template.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum StorageError {
         source: io::Error,
     },
     /// The template is another file.
-    #[error("{} is no ext4 file system of at most {}: run `make` to build it", .0.display(), quantity::show_bytes(StorageSize::MIN))]
+    #[error("{} is no ext4 file system of at most {}; it is a part of the installation", .0.display(), quantity::show_bytes(StorageSize::MIN))]
     NoTemplate(PathBuf),
     /// The disk cannot be written.
     #[error("cannot make the disk {}", .path.display())]
@@ -192,7 +192,7 @@ mod tests {
             (top.path().to_owned(), "no ext4"),
         ] {
             let error = create(&template, &path, size).unwrap_err().to_string();
-            assert!(error.contains(word) && error.contains("`make`"), "{error}");
+            assert!(error.contains(word) && error.contains("installation"), "{error}");
             assert!(!path.exists());
         }
         let template = template(top.path());

@@ -64,14 +64,14 @@ mod host {
         match error.kind() {
             io::ErrorKind::NotFound => {
                 "this host offers no KVM: load the kvm_intel or kvm_amd module, enable virtualisation in the firmware, or, in a \
-                 virtual machine, enable nested virtualisation; `make shell` opens an emulated host that has it"
+                 virtual machine, enable nested virtualisation; in a checkout of Nelly, `make shell` opens an emulated host that has it"
             }
             io::ErrorKind::PermissionDenied => {
                 "this user may not use KVM: join the group that owns the device (`sudo usermod -aG kvm $USER`, then log in again)"
             }
             _ => {
-                "KVM does not answer: the processor's virtualisation is switched off or used up; `make shell` opens an emulated \
-                 host that has it"
+                "KVM does not answer: the processor's virtualisation is switched off or used up; in a checkout of Nelly, `make shell` \
+                 opens an emulated host that has it"
             }
         }
     }
