@@ -68,6 +68,17 @@ impl Stream {
     }
 }
 
+/// A frame that is half sent or half read cannot be gone on with by another device on this socket,
+/// which a machine that starts again has: its link is down then.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.unsent.is_empty() || self.start != self.end {
+            // A peer that is gone has no use for it.
+            let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        }
+    }
+}
+
 impl Backend for Stream {
     fn carries(&self) -> Offloads {
         Offloads::NONE

@@ -155,6 +155,36 @@ fn a_peer_whose_lengths_are_mad_loses_its_link() {
 }
 
 #[test]
+fn a_device_that_starts_again_goes_on_with_whole_frames_or_not_at_all() {
+    for (rest, is_up) in [(0, true), (30, false)] {
+        let (near, mut peer) = UnixStream::pair().unwrap();
+        let again = near.try_clone().unwrap();
+        let config = played::config(NetworkLink::Stream(crate::config::FileSource::Fd(0)));
+        let begin = |socket: UnixStream| {
+            let (mut device, view) = Network::new(&config, vec![socket.into()]).unwrap();
+            let bench = Bench::new(&mut device, 256, None);
+            let mut net = Net { device, view, bench, peer: None };
+            net.give(&[2000; 4]);
+            net
+        };
+        let mut net = begin(near);
+        peer.write_all(&framed(&frame(60))).unwrap();
+        peer.write_all(&framed(&frame(60))[..rest]).unwrap();
+        net.bench.turn();
+        assert_eq!(net.received().unwrap().1, frame(60));
+        drop(net.bench.stop());
+        drop(net);
+        let mut net = begin(again);
+        assert_eq!(net.view.is_up(), is_up);
+        if is_up {
+            peer.write_all(&framed(&frame(99))).unwrap();
+            net.bench.turn();
+            assert_eq!(net.received().unwrap().1, frame(99));
+        }
+    }
+}
+
+#[test]
 fn an_end_within_a_frame_is_an_end() {
     let mut side = streamed();
     side.net.give(&[2000; 4]);
