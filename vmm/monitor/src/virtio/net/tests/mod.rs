@@ -6,6 +6,7 @@ mod hostile;
 mod links;
 mod played;
 mod stream;
+mod tap;
 
 use self::played::{Net, frame, header_of};
 use super::spec::{self, feature, header::BYTES};
