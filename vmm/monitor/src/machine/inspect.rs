@@ -69,7 +69,7 @@ impl<V> Assembled<V> {
             queues: identity
                 .as_ref()
                 .map_or_else(Vec::new, |identity| identity.queues.iter().map(|tally| queue(tally)).collect()),
-            network: self.networks.get(&slot).map(network),
+            network: self.networks.get(&slot).filter(|_| id == spec::id::NET).map(network),
             connections: vsock.map(|vsock| vsock.connections() as u64),
         }
     }
