@@ -11,6 +11,7 @@ pub mod layers;
 pub mod mmio;
 pub mod queue;
 pub mod state;
+pub mod usernet;
 pub mod vsock;
 
 /// A target.
@@ -33,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "mmio", run: mmio::run, seeds: mmio::seeds, rounds: 4_000 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
     Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
+    Target { name: "usernet", run: usernet::run, seeds: usernet::seeds, rounds: 4_000 },
     Target { name: "vsock", run: vsock::run, seeds: vsock::seeds, rounds: 1_000 },
 ];
 

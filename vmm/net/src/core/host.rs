@@ -138,6 +138,7 @@ impl Net {
         self.counters.connections += 1;
         let tcp = Tcp::calling(now, self.number(), self.mss(key.remote));
         let id = self.table.insert(now, key, key.remote, Kind::Tcp(tcp));
+        self.begins(id);
         self.settle(id);
         Some(id)
     }

@@ -18,16 +18,30 @@ impl Net {
             return;
         }
         // Calls that nobody has answered go before connections, if they are many.
-        let calls = |flow: &Flow| matches!(&flow.kind, Kind::Tcp(tcp) if tcp.state != State::Open);
-        let oldest = if self.table.count(calls) > most / 2 {
-            self.table.oldest(calls)
-        } else {
-            self.table.oldest(|_| true)
-        };
+        let oldest = if self.opening > most / 2 { self.oldest_call() } else { self.table.oldest(|_| true) };
         let Some(id) = oldest else { return };
         self.counters.evicted += 1;
         self.note(now, "there are too many flows: the one that was silent for longest is ended");
         self.end(id, true, true);
+    }
+
+    /// A connection begins that is not open yet.
+    pub(super) fn begins(&mut self, id: FlowId) {
+        self.opening += 1;
+        self.calls.push_back(id);
+        if self.calls.len() > 4 * index(self.config.max_flows) {
+            let table = &mut self.table;
+            self.calls.retain(|id| table.get(*id).is_some_and(is_call));
+        }
+    }
+
+    fn oldest_call(&mut self) -> Option<FlowId> {
+        while let Some(id) = self.calls.pop_front() {
+            if self.table.get(id).is_some_and(is_call) {
+                return Some(id);
+            }
+        }
+        None
     }
 
     pub(super) fn note(&mut self, now: Time, line: &str) {
@@ -46,6 +60,7 @@ impl Net {
         let Some(flow) = self.table.remove(id) else { return };
         if let Kind::Tcp(tcp) = &flow.kind {
             self.unwritten -= u64::from(tcp.unwritten);
+            self.opening -= usize::from(tcp.state != State::Open);
             if tell {
                 self.reset_flow(&flow.key, tcp);
             }
@@ -90,4 +105,9 @@ impl Net {
             self.table.arm(id, deadline);
         }
     }
+}
+
+/// Whether a flow is a connection that is not open yet.
+fn is_call(flow: &mut Flow) -> bool {
+    matches!(&flow.kind, Kind::Tcp(tcp) if tcp.state != State::Open)
 }

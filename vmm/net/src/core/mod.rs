@@ -67,6 +67,10 @@ pub struct Net {
     next_advertisement: Option<Time>,
     /// The host has a way to the IPv6 Internet.
     has_v6: bool,
+    /// Connections that are not open yet, by age; some of them are no more.
+    calls: VecDeque<FlowId>,
+    /// How many connections are not open yet.
+    opening: usize,
     /// The bytes of all streams that host sockets did not take yet.
     unwritten: u64,
     log: Log,
@@ -102,6 +106,8 @@ impl Net {
             upstreams: resolver::Upstreams::new(config.dns_servers.iter().map(|server| server.0).collect()),
             next_advertisement: None,
             has_v6: false,
+            calls: VecDeque::new(),
+            opening: 0,
             unwritten: 0,
             log: Log::default(),
             counters: Counters::default(),

@@ -44,7 +44,8 @@ impl Net {
             return Some(());
         }
         let mut heard = tcp.segment(now, &segment, payload.len());
-        if !has_memory {
+        // A connection that keeps nothing yet may always go on.
+        if !has_memory && tcp.unwritten > 0 {
             tcp.untake(&mut heard);
         }
         self.heard(id, &heard, segment.has(flag::RST), input.range_of(payload)?);
@@ -53,6 +54,7 @@ impl Net {
 
     /// What a segment means for the host.
     fn heard(&mut self, id: FlowId, heard: &Heard, was_reset: bool, payload: std::ops::Range<usize>) {
+        self.opening -= usize::from(heard.opened);
         if heard.reset {
             self.end(id, true, !was_reset);
             return;
@@ -63,6 +65,13 @@ impl Net {
         if let Some(take) = &heard.take {
             let range = payload.start + take.start..payload.start + take.end;
             self.actions.push_back(Action::Write { flow: id, range });
+            // Nothing of it is written yet; the shell says how much is left when it has tried.
+            if let Some(flow) = self.table.get(id)
+                && let Kind::Tcp(tcp) = &mut flow.kind
+            {
+                tcp.unwritten += len32(take.len());
+                self.unwritten += len32_64(take.len());
+            }
         }
         if heard.fin {
             self.actions.push_back(Action::Shutdown { flow: id });
@@ -108,6 +117,7 @@ impl Net {
         self.counters.connections += 1;
         let tcp = Tcp::dialing(now, self.number(), syn, self.mss(key.remote));
         let id = self.table.insert(now, key, to, Kind::Tcp(tcp));
+        self.begins(id);
         self.arm(id);
         self.actions.push_back(Action::Connect {
             flow: id,

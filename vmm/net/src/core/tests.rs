@@ -1,1 +1,6 @@
+//! The core between a guest that is played segment by segment, a host that is played byte by byte,
+//! and a clock that is set.
 
+mod hostile;
+mod played;
+mod streams;

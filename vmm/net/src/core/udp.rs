@@ -38,6 +38,11 @@ impl Net {
             NetHeader { gso_type: NetHeader::GSO_UDP_L4, gso_size: size @ 1.., .. } => usize::from(size),
             _ => usize::MAX,
         };
+        /// A driver makes no more datagrams of one.
+        const PARTS: usize = 128;
+        if payload.len().div_ceil(cut) > PARTS {
+            return None;
+        }
         if payload.len() <= cut {
             self.datagram_from_guest(now, guest, remote, payload, packet.whole);
         } else {

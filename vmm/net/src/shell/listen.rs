@@ -110,13 +110,23 @@ impl Shell {
     fn accept(&mut self, place: usize, v4: bool, guest: u16) {
         // Who calls before there is a guest waits.
         self.listeners[place].waits = !self.net.has_guest();
-        while self.net.has_guest() {
+        for turn in 0.. {
+            if !self.net.has_guest() {
+                return;
+            }
+            if turn == TURN {
+                self.listeners[place].waits = true;
+                return;
+            }
             let now = self.now();
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match net::accept_with(&self.listeners[place].file, flags) {
                 Ok(file) => {
                     prepare(&file);
-                    if let Some(id) = self.net.accepted(now, v4, guest)
+                    let id = self.net.accepted(now, v4, guest);
+                    // The flow that went to make room is closed before its place is taken.
+                    self.act(now);
+                    if let Some(id) = id
                         && self.add_socket(Socket::new(id, Some(file), Kind::Stream, true)).is_err()
                     {
                         self.net.broken(id);
@@ -136,6 +146,7 @@ impl Shell {
     fn hear(&mut self, place: usize, v4: bool, guest: u16) {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut many = 0;
+        self.listeners[place].waits = false;
         loop {
             let now = self.now();
             let listener = &self.listeners[place];
@@ -145,7 +156,9 @@ impl Shell {
                     let Some(peer) = internet(peer) else { continue };
                     let known = listener.peers.get(&peer).copied();
                     let id = known.or_else(|| {
-                        let id = self.net.heard_of(now, v4, guest)?;
+                        let id = self.net.heard_of(now, v4, guest);
+                        self.act(now);
+                        let id = id?;
                         self.listeners[place].peers.insert(peer, id);
                         self.add_socket(Socket::new(id, None, Kind::Peer(place, peer), true)).ok()?;
                         Some(id)
@@ -160,8 +173,9 @@ impl Shell {
             }
             self.act(now);
             many += 1;
-            if many % TURN == 0 {
-                self.send_messages(now);
+            if many == TURN {
+                self.listeners[place].waits = true;
+                break;
             }
         }
         self.buffer = buffer;

@@ -143,7 +143,8 @@ impl Shell {
     /// The system can wait for nothing any more.
     pub fn run(mut self) -> Result<Counters, Error> {
         while !self.link_ended {
-            let busy = self.link_readable || !self.work.is_empty();
+            let callers = self.net.has_guest() && self.listeners.iter().any(|listener| listener.waits);
+            let busy = self.link_readable || !self.work.is_empty() || callers;
             let timeout = if busy {
                 Some(Time::ZERO)
             } else {

@@ -284,8 +284,8 @@ impl Tcp {
         if let Some(retry) = self.retry.filter(|retry| *retry <= now) {
             return self.again(retry.max(now));
         }
-        if self.state == State::Open && self.deadline(limits).is_some_and(|deadline| deadline <= now) {
-            if self.is_half_closed() || self.asked >= ALIVE_TRIES {
+        if self.deadline(limits).is_some_and(|deadline| deadline <= now) {
+            if self.state != State::Open || self.is_half_closed() || self.asked >= ALIVE_TRIES {
                 return Due::GiveUp;
             }
             // Silence is counted from now on, so that the next questions come in their time.

@@ -1,0 +1,178 @@
+//! What no honest guest sends.
+
+use super::played::{Guest, World, addr, frame, tcp_frame, udp_bytes};
+use crate::config::UsernetConfig;
+use crate::core::{Failure, Time};
+use crate::link::{HEADER_LEN, NetHeader, Offloads};
+use crate::wire::ip::{self, Fragment, protocol};
+use crate::wire::tcp::{Segment, flag};
+
+const FROM: &str = "10.0.2.15:40000";
+const TO: &str = "192.0.2.1:80";
+
+fn world() -> World {
+    World::new(UsernetConfig::default(), Offloads::default())
+}
+
+#[test]
+fn a_storm_of_calls_is_bounded_and_ends_no_connection() {
+    let mut world = world();
+    let mut open = Guest::open(&mut world, FROM, TO);
+    for number in 0..100_000_u32 {
+        let from = addr(&format!("10.0.2.15:{}", 1024 + number % 30_000));
+        let to = addr(&format!("198.51.{}.{}:80", 1 + number % 250, number / 30_000));
+        let syn = Segment { seq: number, flags: flag::SYN, window: 1000, ..Segment::default() };
+        world.send(&tcp_frame(from, to, syn, &[]));
+        world.closed.clear();
+        assert!(world.sockets.len() <= 4096);
+    }
+    assert!(world.net.counters().evicted >= 95_000);
+    assert!(world.log.len() < 100, "the log is flooded");
+    world.all();
+    world.now += Time::from_secs(1);
+    open.send(&mut world, flag::ACK, b"still there");
+    assert_eq!(world.sockets[&open.flow].got, b"still there");
+    let ids: Vec<_> = world.sockets.keys().copied().filter(|id| *id != open.flow).collect();
+    for id in ids {
+        world.net.failed(world.now, id, Failure::Refused);
+        world.act(&[]);
+        world.all();
+    }
+    assert_eq!(world.net.flows(), 1);
+}
+
+#[test]
+fn ten_thousand_flows_that_the_guest_closes_leave_the_table_empty() {
+    let mut world = world();
+    for number in 0..10_000_u32 {
+        let from = format!("10.0.2.15:{}", 1024 + number % 50_000);
+        let mut guest = Guest::open(&mut world, &from, TO);
+        guest.send(&mut world, flag::ACK | flag::FIN, b"bye");
+        world.net.ended(world.now, guest.flow);
+        assert!(guest.take(&mut world).1);
+    }
+    assert_eq!((world.net.flows(), world.sockets.len()), (0, 0));
+    assert_eq!(world.closed.len(), 10_000);
+}
+
+#[test]
+fn every_cut_and_every_lie_in_each_header_is_survived() {
+    let (from, to) = (addr(FROM), addr(TO));
+    let syn = Segment { flags: flag::SYN, mss: Some(1460), shift: Some(7), ..Segment::default() };
+    let (six, far) = (addr("[fd4e:656c:6c79::15]:9"), addr("[2001:db8::1]:9"));
+    let sound = [
+        tcp_frame(from, to, syn, b"data"),
+        tcp_frame(six, far, syn, b"data"),
+        frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"data")),
+        frame(from.ip(), to.ip(), protocol::ICMP, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]),
+        frame(
+            from.ip(),
+            addr("10.0.2.3:53").ip(),
+            protocol::UDP,
+            &udp_bytes(from, addr("10.0.2.3:53"), &[7; 40]),
+        ),
+    ];
+    let mut world = world();
+    for message in sound {
+        for cut in 0..message.len() {
+            world.send(&message[..cut]);
+        }
+        for at in 0..message.len() {
+            for value in [0, 1, 4, 5, 15, 0x40, 0x7f, 0x80, 0xf0, 0xff] {
+                let mut lie = message.clone();
+                lie[at] = value;
+                world.send(&lie);
+                // Without checksums to be looked at, the lies come further.
+                lie[0] |= NetHeader::DATA_VALID;
+                world.send(&lie);
+                while world.next().is_some() {}
+            }
+        }
+    }
+    assert!(world.net.counters().malformed > 1000);
+}
+
+#[test]
+fn forged_sources_are_dropped() {
+    let mut world = world();
+    for from in ["10.0.2.2:1", "10.0.2.16:1", "8.8.8.8:1", "127.0.0.1:1", "0.0.0.0:1"] {
+        world.send(&tcp_frame(addr(from), addr(TO), Segment { flags: flag::SYN, ..Segment::default() }, &[]));
+    }
+    let to = addr("[2001:db8::1]:1");
+    for from in ["[fd4e:656c:6c79::2]:1", "[fd4e:656c:6c7a::15]:1", "[2001:db8::9]:1", "[::1]:1"] {
+        world.send(&tcp_frame(addr(from), to, Segment { flags: flag::SYN, ..Segment::default() }, &[]));
+    }
+    assert_eq!((world.net.counters().forged, world.sockets.len()), (9, 0));
+    assert!(world.all().is_empty());
+}
+
+#[test]
+fn a_datagram_in_fragments_arrives_and_goes_back_in_fragments() {
+    let mut world = world();
+    let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
+    let data: Vec<u8> = (0..65_507_u32).map(|i| (i % 241).to_le_bytes()[0]).collect();
+    let whole = udp_bytes(from, to, &data);
+    for (at, piece) in whole.chunks(1480).enumerate() {
+        let offset = at * 1480;
+        let fragment = Fragment { id: 7, offset, more: offset + piece.len() < whole.len() };
+        let mut message = frame(from.ip(), to.ip(), protocol::UDP, &[])[..HEADER_LEN + 14].to_vec();
+        ip::put_part(&mut message, (from.ip(), to.ip()), protocol::UDP, piece.len(), Some(fragment));
+        message.extend(piece);
+        world.send(&message);
+    }
+    let (&flow, socket) = world.sockets.iter().next().unwrap();
+    assert!(socket.datagrams == [data.clone()]);
+    world.net.datagram(world.now, flow, data.clone());
+    let parts = world.all();
+    assert_eq!(parts.len(), 45);
+    let back: Vec<u8> = parts.iter().flat_map(|part| part.payload.clone()).collect();
+    assert!(back[8..] == data);
+    assert!(parts.iter().all(|part| part.frame.len() <= 1514 && part.src == to.ip()));
+}
+
+#[test]
+fn a_datagram_of_several_is_cut_as_the_guest_says() {
+    let mut world = world();
+    let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
+    let mut message = frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &[5; 3000]));
+    let header = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type: NetHeader::GSO_UDP_L4,
+        gso_size: 1400,
+        ..NetHeader::default()
+    };
+    message[..HEADER_LEN].copy_from_slice(&header.to_bytes());
+    world.send(&message);
+    let lens: Vec<usize> = world.sockets.values().next().unwrap().datagrams.iter().map(Vec::len).collect();
+    assert_eq!(lens, [1400, 1400, 200]);
+}
+
+#[test]
+fn udp_flows_end_in_silence_only() {
+    let mut world = world();
+    let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
+    let message = frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &[]));
+    for _ in 0..10 {
+        world.send(&message);
+        world.pass(Time::from_secs(59));
+        assert_eq!(world.net.flows(), 1);
+    }
+    assert_eq!(world.sockets.values().next().unwrap().datagrams.len(), 10, "a zero length is a datagram");
+    world.pass(Time::from_secs(2));
+    assert_eq!(world.net.flows(), 0);
+}
+
+#[test]
+fn a_guest_that_takes_nothing_costs_bounded_memory() {
+    let mut world = world();
+    let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
+    world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"x")));
+    let flow = *world.sockets.keys().next().unwrap();
+    for _ in 0..10_000 {
+        world.net.datagram(world.now, flow, vec![0; 1400]);
+    }
+    assert!(!world.net.has_room());
+    assert!(world.net.counters().lost > 9000);
+    assert!(world.all().len() <= 256);
+    assert!(world.net.has_room());
+}
