@@ -9,6 +9,7 @@ memory, alone; the first boot is cold and not counted, of the others the median 
     agent       nelly-monitor with the machine of `nelly run` to the ready byte of the agent
     run         `nelly run --result fd:3 -- true` from start to end, by phases
     plain       the same without the result: what a run costs whoever measures nothing
+    kept        `nelly run -- true` without --rm: with a keeper, a disk and four spare slots, and a sandbox that stays
 """
 import json
 import os
@@ -21,7 +22,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
-SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain")
+SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain", "kept")
 BOOTS = 6
 # Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
 INSIDE = "/dev/shm/g"
@@ -119,6 +120,7 @@ def command_of(scenario):
         "agent": [f"unix:{INSIDE}/vsock_500001", *monitor],
         "run": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--result", "fd:3", "--", "true"],
         "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--", "true"],
+        "kept": ["end", f"{INSIDE}/bin/nelly", "run", "--", "true"],
     }[scenario.split("@")[0]]
 
 
