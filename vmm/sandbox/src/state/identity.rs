@@ -36,6 +36,12 @@ impl Id {
         let pick = |words: &[&str], byte: u8| words[usize::from(byte) % words.len()].to_owned();
         Name(format!("{}-{}", pick(&ADJECTIVES, self.0[30]), pick(&ANIMALS, self.0[31])))
     }
+
+    /// [`Self::name`] and four digits of this id, for when another sandbox has the two words.
+    #[must_use]
+    pub fn longer_name(&self) -> Name {
+        Name(format!("{}-{:02x}{:02x}", self.name(), self.0[28], self.0[29]))
+    }
 }
 
 impl fmt::Display for Id {
@@ -208,6 +214,7 @@ mod tests {
         assert_eq!(one.to_string().len(), 64);
         assert!(one.to_string().starts_with(&one.short()));
         assert_eq!(one.name().as_str().parse::<Name>().unwrap(), one.name());
+        assert_eq!(one.longer_name().as_str().parse::<Name>().unwrap(), one.longer_name());
         assert_eq!(one.to_string().parse(), Ok(one));
         for bad in
             ["", "0", &one.to_string()[1..], &one.to_string()[2..], &format!("{one}00"), &"G".repeat(64)]

@@ -21,8 +21,15 @@ pub struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn begin(sandboxes: &'a Sandboxes, record: SandboxRecord) -> Result<Self, StateError> {
-        sandboxes.name_is_free(&record.name)?;
+    pub(super) fn begin(sandboxes: &'a Sandboxes, mut record: SandboxRecord) -> Result<Self, StateError> {
+        match sandboxes.name_is_free(&record.name) {
+            // Two words are not many: a name that nobody asked for is no reason to refuse.
+            Err(StateError::NameTaken { .. }) if record.name == record.id.name() => {
+                record.name = record.id.longer_name();
+                sandboxes.name_is_free(&record.name)?;
+            }
+            free => free?,
+        }
         // Those who clean hold this lock, too: they see no draft that is not locked yet.
         let guard = sandboxes.guard()?;
         if let Some(id) = sandboxes.owner(&record.name)? {

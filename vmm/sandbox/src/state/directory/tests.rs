@@ -151,6 +151,12 @@ fn names_are_taken_once_kept_by_records_and_freed() {
     {
         assert!(error.to_string().contains(&id.short()), "{error}");
     }
+    // One that nobody asked for is made longer.
+    let mut record = example("web");
+    record.name = record.id.name();
+    created(&sandboxes, record.name.as_str());
+    let longer = sandboxes.draft(record.clone()).unwrap().publish().unwrap().0;
+    assert_eq!(longer.record().unwrap().name, record.id.longer_name());
     assert!(matches!(sandboxes.rename(&web, &"late".parse().unwrap()), Err(StateError::NameTaken { .. })));
     sandboxes.rename(&web, &"front".parse().unwrap()).unwrap();
     assert_eq!(sandboxes.find("front").unwrap().id(), web.id());
