@@ -193,8 +193,7 @@ fn apply(interfaces: &[Interface]) -> Result<(), NetworkError> {
     let mut batch = Batch::default();
     for wanted in interfaces {
         let link = find(&links, wanted.mac)?;
-        let own = wanted.addresses.iter().any(|prefix| prefix.address.is_ipv6());
-        if own {
+        if !wanted.addresses.is_empty() {
             keep_static(&link.name)?;
         }
         batch.up(link.index, wanted.mtu);
