@@ -23,6 +23,7 @@ mod kills;
 mod library;
 mod machine;
 mod memory;
+mod network;
 mod pause;
 mod pulled;
 mod random_kills;

@@ -154,7 +154,7 @@ async fn output(machine: &Machine, agent: &Agent, id: &str, script: &str) -> Str
 async fn greet(machine: &Machine) -> (Agent, u64) {
     let agent = Agent::new(machine.vsock().connect(AGENT_PORT).unwrap()).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
-    let greeting = agent.hello("test", i64::try_from(now).unwrap(), vec![7; 32]).await.unwrap();
+    let greeting = agent.hello("test", i64::try_from(now).unwrap(), vec![7; 32], None).await.unwrap();
     (agent, greeting.boot_ns)
 }
 

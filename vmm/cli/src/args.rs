@@ -8,6 +8,7 @@ use crate::life::args::{
     AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, PsArgs, RenameArgs,
     RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
+use crate::network_args::NetworkArgs;
 
 /// The parsed command line.
 #[derive(Debug, Parser)]
@@ -338,6 +339,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "seccomp=unconfined|seccomp=FILE")]
     pub(crate) security_opt: Option<String>,
     #[command(flatten)]
+    pub(crate) network: NetworkArgs,
+    #[command(flatten)]
     pub(crate) container: crate::container_args::ContainerArgs,
     /// When to fetch the image from its registry
     #[arg(long, value_name = "WHEN", default_value = "missing")]
@@ -441,7 +444,7 @@ impl RunArgs {
             ("--trace", self.trace.is_some()),
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
-        given.or_else(|| self.kept.given())
+        given.or_else(|| self.network.given()).or_else(|| self.kept.given())
     }
 
     /// A flag that shows the machine's timeline.
@@ -495,7 +498,8 @@ pub(crate) enum PlatformArg {
     after_help = "The machine's serial port is connected to stdin and stdout. On a terminal, Ctrl-A x stops the machine.\n\n\
     Examples:\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
-    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G"
+    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
+    nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host"
 )]
 pub(crate) struct BootArgs {
     /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
@@ -509,6 +513,8 @@ pub(crate) struct BootArgs {
     /// read-only, ,rw is the default
     #[arg(long, value_name = "FILE[,ro|,rw]")]
     pub(crate) disk: Vec<String>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
     /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or file

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nelly_sandbox::spec::Network;
 use nelly_sandbox::spec::installation::{AssetManifest, InstallationError, Search};
 use nelly_vmm::config::Platform;
 
@@ -46,6 +47,18 @@ pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
             error.to_string(),
             format!("{}; NELLY_MONITOR names another program", advice::install()),
         )),
+    }
+}
+
+/// The `nelly-usernet` program of a network that needs it.
+///
+/// # Errors
+/// The network needs it, and it was not found.
+pub(crate) fn usernet(search: &Search, network: &Network) -> Result<Option<PathBuf>> {
+    match (network, search.usernet()) {
+        (_, Ok(path)) => Ok(Some(path)),
+        (Network::User(_), Err(error)) => Err(Hint::error(error.to_string(), "run `make`")),
+        (_, Err(_)) => Ok(None),
     }
 }
 

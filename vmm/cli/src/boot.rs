@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use rustix::fs::MemfdFlags;
 
+use nelly_sandbox::state::Id;
+use nelly_vmm::config::FileSource;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
 use crate::args::BootArgs;
@@ -20,9 +22,18 @@ use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
-    let config = machine::boot(args, &context.settings)?;
+    let (mut config, network) = (machine::boot(args, &context.settings)?, args.network.network()?);
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
+    let usernet = assets::usernet(&context.search, &network)?;
+    let seed = Id::random().context("cannot create a random id")?.to_string();
+    let mut attached = None;
+    if args.machine.dry_run {
+        config.networks.extend(network.device(&seed, Some(FileSource::Fd(0))));
+        config.validate()?;
+    } else if !network.is_none() {
+        attached = Some(machine::boot_network(&network, usernet.as_deref(), &seed, &mut config)?);
+    }
     if args.machine.dry_run {
         out::json(config.to_json())?;
         return Ok(ExitCode::SUCCESS);
@@ -42,5 +53,6 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         command.arg("--result").arg(result);
     }
     let error = command.exec();
+    drop(attached);
     Err(error).with_context(|| format!("cannot execute {}", monitor.path.display()))
 }

@@ -2,9 +2,12 @@
 
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
+use nelly_sandbox::network::{NetworkError, Usernet};
+use nelly_sandbox::spec::Network;
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
@@ -108,6 +111,31 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     config.time_limit_ms = common.timeout.map(milliseconds);
     config.validate()?;
     Ok(config)
+}
+
+/// Adds the network of `nelly boot`, and starts its user-mode network. The descriptor of its link is
+/// inherited by the monitor, which this process becomes; the process of the network is its child
+/// then. What is answered must live until that.
+pub(crate) fn boot_network(
+    network: &Network,
+    usernet: Option<&Path>,
+    seed: &str,
+    config: &mut MachineConfig,
+) -> Result<(Option<Usernet>, Option<OwnedFd>)> {
+    let (usernet, link) = match network {
+        Network::User(user) => {
+            let program = usernet.ok_or(NetworkError::NoProgram)?;
+            let (usernet, link) = Usernet::start(program, &user.config())?;
+            rustix::io::fcntl_setfd(&link, rustix::io::FdFlags::empty())
+                .context("cannot pass a descriptor on")?;
+            (Some(usernet), Some(link))
+        }
+        Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),
+    };
+    let number = link.as_ref().map(|link| FileSource::Fd(link.as_raw_fd().cast_unsigned()));
+    config.networks.extend(network.device(seed, number));
+    config.validate()?;
+    Ok((usernet, link))
 }
 
 fn disk(index: usize, text: &str) -> Result<DiskConfig> {

@@ -23,6 +23,7 @@ mod image;
 mod life;
 mod machine;
 mod man;
+mod network_args;
 mod out;
 mod output_file;
 mod progress;

@@ -1,5 +1,7 @@
 //! The client of `nelly-agent`: typed calls over a stream to the guest.
 
+mod network;
+
 use std::os::unix::net::UnixStream;
 
 use nelly_protocol::messages as wire;
@@ -11,6 +13,7 @@ use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
+use crate::spec::network::GuestNetwork;
 use crate::spec::options::Device;
 use crate::spec::{ContainerSpec, ProcessSpec, Volume, oci};
 use crate::timeline::GuestStamps;
@@ -266,7 +269,7 @@ impl Agent {
     }
 
     /// The first call. `now_unix_ns` sets the guest's clock; `entropy` (at most 64 bytes) is added
-    /// to its entropy pool.
+    /// to its entropy pool; the guest's `network` is set up.
     ///
     /// # Errors
     /// The agent has another major version of the protocol, lacks a feature, or has another build
@@ -276,6 +279,7 @@ impl Agent {
         hostname: &str,
         now_unix_ns: i64,
         entropy: Vec<u8>,
+        network: Option<&GuestNetwork>,
     ) -> Result<Greeting, AgentError> {
         let needed = [
             features::CONTAINERS,
@@ -291,7 +295,12 @@ impl Agent {
         let request = wire::HelloRequest {
             protocol: PROTOCOL_MAJOR,
             build: BUILD.unwrap_or_default().to_owned(),
-            features: needed.map(str::to_owned).to_vec(),
+            features: needed
+                .into_iter()
+                .chain(network.map(|_| features::NETWORK))
+                .map(str::to_owned)
+                .collect(),
+            network: network.map(network::message).into(),
             hostname: hostname.to_owned(),
             now_unix_ns,
             entropy,

@@ -11,6 +11,7 @@ pub mod instance;
 pub mod keep;
 pub mod library;
 pub mod life;
+pub mod network;
 pub mod spec;
 pub mod state;
 pub mod timeline;

@@ -4,8 +4,9 @@
 type Row = (&'static [&'static str], &'static [&'static str], &'static str);
 
 const MAKE: &[&str] = &["run", "create"];
-const NO_NETWORK: &str = "there are no guest networks yet";
-const NO_PORTS: &str = "there are no guest networks yet, so no port can be published";
+const OWN_NETWORK: &str = "each machine has a network of its own: see --net and -p";
+const ADDRESSES: &str = "--net tap=NAME,ip=ADDRESS/BITS,mac=ADDRESS says addresses; --net user has its own";
+const ONE_BY_ONE: &str = "ports are published one by one: -p HOST:GUEST";
 const NO_IO_LIMITS: &str = "there are no limits of input and output yet";
 const WHOLE: &str = "a machine has whole vCPUs: --cpus N";
 const ALONE: &str = "a container shares nothing with the host: each has a kernel of its own";
@@ -35,13 +36,9 @@ pub(super) const TABLE: &[Row] = &[
     (MAKE, &["--cgroup-parent", "--cgroupns", "--device-cgroup-rule"], ALONE),
     (MAKE, &["--cidfile"], "write --result FILE, or take the id that nelly run -d and nelly create print"),
     (MAKE, &["--cpu-shares", "-c", "--cpuset-cpus", "--cpuset-mems", "--cpu-period", "--cpu-quota"], WHOLE),
-    (
-        MAKE,
-        &["--dns", "--dns-option", "--dns-search", "--ip", "--ip6", "--link", "--mac-address"],
-        NO_NETWORK,
-    ),
-    (MAKE, &["--expose", "--net", "--network", "--network-alias"], NO_NETWORK),
-    (MAKE, &["--publish", "-p", "--publish-all", "-P"], NO_PORTS),
+    (MAKE, &["--ip", "--ip6", "--mac-address"], ADDRESSES),
+    (MAKE, &["--dns-option", "--expose", "--link", "--network-alias"], OWN_NETWORK),
+    (MAKE, &["--publish-all", "-P"], ONE_BY_ONE),
     (MAKE, &["--domainname"], "write --hostname NAME.DOMAIN"),
     (MAKE, &["--env-host"], "-e NAME without a value copies one variable of this environment"),
     (MAKE, &["--gpus"], "host devices cannot be passed to a machine yet"),
@@ -91,7 +88,7 @@ pub(super) const TABLE: &[Row] = &[
     (&["rm"], &["--volumes", "-v"], "volumes belong to the sandbox and are always removed with it"),
     (&["rm", "stop"], &["--ignore", "-i"], "nelly rm -f takes a sandbox that is not there for removed"),
     (&["rm"], &["--time", "-t"], "write nelly stop -t TIME NAME && nelly rm NAME"),
-    (&["rm"], &["--link"], NO_NETWORK),
+    (&["rm"], &["--link"], OWN_NETWORK),
     (&["wait"], &["--condition"], "it waits until the sandboxes have ended"),
     (
         &["update"],

@@ -111,10 +111,9 @@ mod tests {
             (&["container", "ls"], "use nelly ps"),
             (&["container", "frob"], "the verbs without it"),
             (&["volume", "ls"], "belongs to one sandbox"),
-            (&["run", "-p", "80:80", "alpine"], "no port can be published"),
-            (&["run", "-P", "alpine"], "no port can be published"),
-            (&["run", "--publish=80:80", "alpine"], "nelly run has no flag `--publish`: "),
-            (&["run", "--dns=1.1.1.1", "alpine"], "no flag `--dns`: there are no guest networks"),
+            (&["run", "-P", "alpine"], "published one by one"),
+            (&["run", "--publish-all=true", "alpine"], "nelly run has no flag `--publish-all`: "),
+            (&["run", "--ip=10.0.0.2", "alpine"], "no flag `--ip`: --net tap="),
             (&["create", "--gpus", "all", "alpine"], "nelly create has no flag `--gpus`"),
             (&["start", "-ai", "web"], "no flag `-a`: write nelly start NAME && nelly attach NAME"),
             (&["start", "-i", "web"], "nelly attach NAME"),
@@ -155,6 +154,7 @@ mod tests {
             &["image", "list", "-q"],
             &["exec", "-it", "-u", "0", "-w", "/", "-e", "A=1", "web", "id"],
             &["run", "-itd", "--name", "web", "alpine"],
+            &["run", "-p", "80:80", "--dns", "1.1.1.1", "--network", "none", "alpine"],
         ] {
             let raw: Vec<String> = ["nelly"].iter().chain(words).map(|word| (*word).to_owned()).collect();
             assert!(Cli::from_words(&raw).is_ok(), "{words:?}");

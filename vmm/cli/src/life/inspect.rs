@@ -53,19 +53,20 @@ fn hinted(word: &str, error: Error, context: &Context) -> Error {
 /// How long a keeper may take to tell; one that hangs holds up nothing else.
 const KEEPER: Duration = Duration::from_secs(1);
 
-/// The execs that run and the health of the container, as its keeper tells; null if it does not.
-fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> (Value, Value) {
+/// The execs that run, the health of the container and the network of the machine, as its keeper
+/// tells; null if it does not.
+fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> (Value, Value, Value) {
     let told = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
         let asked = async {
             let keeper = Connection::open(place).await.ok()?;
             let state = keeper.state().await.ok()?;
             // One of an older version does not know it.
             let health = if state.health.is_empty() { None } else { keeper.health().await.ok() };
-            Some((execs(&state), health.map_or(Value::Null, health_object)))
+            Some((execs(&state), health.map_or(Value::Null, health_object), network_object(&state)))
         };
         runtime.block_on(async { tokio::time::timeout(KEEPER, asked).await.ok().flatten() })
     });
-    told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or((Value::Null, Value::Null))
+    told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or((Value::Null, Value::Null, Value::Null))
 }
 
 /// Health and the latest results of its check. What probes wrote is the guest's: the output escapes
@@ -77,6 +78,14 @@ fn health_object(health: HealthResponse) -> Value {
             "output": String::from_utf8_lossy(&one.output) })
     });
     json!({ "status": health.health, "failing_streak": health.failures, "log": log.collect::<Value>() })
+}
+
+/// The user-mode network; null of any other.
+fn network_object(state: &StateResponse) -> Value {
+    match state.network.as_str() {
+        "" => Value::Null,
+        link => json!({ "link": link, "published": state.published }),
+    }
 }
 
 fn execs(state: &StateResponse) -> Value {
@@ -92,9 +101,10 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
     object["unclean"] = json!(condition == Condition::Unclean);
     object["directory"] = json!(sandbox.dir().path());
     if condition.is_live() {
-        let (execs, health) = told(sandbox, state.runtime_dir.as_deref());
+        let (execs, health, network) = told(sandbox, state.runtime_dir.as_deref());
         object["execs"] = execs;
         object["health"] = health;
+        object["network"] = network;
     }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)

@@ -169,6 +169,7 @@ fn object(one: &Listed) -> Value {
             "unclean": *condition == Condition::Unclean, "exit": state.exit, "started_at": state.started_at,
             "finished_at": state.finished_at, "restarts": state.restarts,
             "health": state.health(*condition).map(HealthStatus::word), "labels": record.labels,
+            "network": record.machine.network.to_string(),
             "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
         Err(error) => json!({ "schema": 1, "id": id, "name": name,
             "status": if error.is_of_newer_version() { "newer" } else { "damaged" }, "error": nelly_vmm::text::chain(error) }),

@@ -202,6 +202,8 @@ fn record(
             kernel: absolute(&options.assets.kernel.path)?,
             initrd: absolute(&options.assets.initrd.path)?,
             monitor: absolute(&options.monitor.path)?,
+            usernet: options.usernet.as_deref().map(absolute).transpose()?,
+            network: options.network.clone(),
         },
         restart: kept.restart,
         labels: kept.labels.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nelly_sandbox::agent::ProcessId;
-use nelly_sandbox::instance::{Finished, Sandbox};
+use nelly_sandbox::instance::{Finished, Guest, Sandbox};
 use nelly_sandbox::keep;
 use nelly_sandbox::keep::foreground::Foreground;
 use nelly_sandbox::life::{Ended, Outside, ProcessRequest};
@@ -56,8 +56,7 @@ fn not_listed(error: &(dyn std::error::Error + 'static)) {
 pub(super) async fn foreground(
     args: &RunArgs,
     plan: &PreparedRun,
-    config: MachineConfig,
-    resources: Resources,
+    (config, resources, guest): (MachineConfig, Resources, Guest),
     isolation: Isolation,
     recorder: &Recorder,
     listing: &Listing<'_>,
@@ -65,7 +64,7 @@ pub(super) async fn foreground(
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.options.common.timeout);
     signals::forward(&send, args.tty)?;
-    let start = Sandbox::start(config, resources, isolation, plan.container.hostname.as_str());
+    let start = Sandbox::start(config, resources, isolation, guest);
     // Before there is a container, a signal ends the attempt: dropping the start ends the machine.
     let sandbox = match outside.during(start).await {
         Ok(sandbox) => sandbox?,

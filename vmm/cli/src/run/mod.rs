@@ -16,6 +16,8 @@ use anyhow::{Context as _, Error, Result, bail};
 use dry_run::dry_run;
 use foreground::foreground;
 use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
+use nelly_sandbox::instance::Guest;
+use nelly_sandbox::network::attach;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_sandbox::wire::order::Last;
@@ -243,7 +245,13 @@ fn begin(
     }
     let mut resources = Resources::new();
     let disk = std::mem::take(&mut image.disk);
-    let config = machine_opened(&plan, disk, &mut resources)?.config()?;
+    let mut machine = machine_opened(&plan, disk, &mut resources)?;
+    let RunOptions { network, usernet, .. } = &plan.options;
+    let attached = attach(network, usernet.as_deref(), &plan.options.id.to_string(), &mut resources)?;
+    machine.networks.extend(attached.device);
+    let hostname = plan.container.hostname.clone();
+    let guest = Guest { hostname, network: attached.guest, usernet: attached.usernet };
+    let config = machine.config()?;
     // Made when the container runs: a start waits for nothing that it does not need.
     let listing = || detached::listing(args, &plan, &reference, &image, context);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -251,7 +259,7 @@ fn begin(
         .build()
         .context("cannot start the async runtime")?;
     let isolation = Isolation::Process { monitor: plan.options.monitor.path.clone() };
-    let run = foreground(args, &plan, config, resources, isolation, recorder, &listing);
+    let run = foreground(args, &plan, (config, resources, guest), isolation, recorder, &listing);
     let ended = runtime.block_on(run);
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();

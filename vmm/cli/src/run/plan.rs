@@ -1,13 +1,13 @@
 //! Converts the flags and the image's configuration to specifications, before anything is started.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
 use nelly_sandbox::spec::{
-    ContainerOptions, ContainerSpec, MachineSpec, Overrides, ProcessSpec, Rights, Seccomp, SecurityOption,
-    SpecError, Tmpfs, VolumeRequest, volumes,
+    ContainerOptions, ContainerSpec, MachineSpec, Network, Overrides, ProcessSpec, Rights, Seccomp,
+    SecurityOption, SpecError, Tmpfs, VolumeRequest, volumes,
 };
 use nelly_sandbox::state::{Hostname, Id, Name};
 use nelly_vmm::config::{FileSource, Platform};
@@ -33,6 +33,9 @@ pub(super) struct RunOptions {
     pub(super) common: machine::MachineOptions,
     pub(super) assets: Assets,
     pub(super) monitor: Asset,
+    pub(super) network: Network,
+    /// The program of user-mode networks.
+    pub(super) usernet: Option<PathBuf>,
 }
 
 /// The flags together with the container that they and the image specify.
@@ -81,6 +84,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let container = args.container.options()?;
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
+    let network = args.network.network()?;
     // What is asked for was looked at before what is installed.
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
@@ -98,6 +102,8 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         common,
         assets,
         monitor: assets::monitor(&context.search, &context.settings)?,
+        usernet: assets::usernet(&context.search, &network)?,
+        network,
     })
 }
 
@@ -125,6 +131,7 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
         tmpfs: options.tmpfs.clone(),
         seccomp: options.seccomp.clone(),
         options: ContainerOptions { volumes, ..options.container.clone() },
+        in_machine_network: !options.network.is_none(),
         ..ContainerSpec::new(process, options.hostname.as_str())
     };
     Ok(PreparedRun { options, container })
@@ -133,7 +140,12 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
 /// The specification of the machine with its files as paths, for `--dry-run`.
 pub(super) fn machine_by_path(plan: &PreparedRun, image: Vec<FileSource>) -> MachineSpec {
     let path = |asset: &Asset| FileSource::Path(asset.path.clone());
-    machine_spec(plan, path(&plan.options.assets.kernel), path(&plan.options.assets.initrd), image)
+    let mut spec =
+        machine_spec(plan, path(&plan.options.assets.kernel), path(&plan.options.assets.initrd), image);
+    // A link of a process that is not there has the number 0, as the disk of an image that is not.
+    let link = FileSource::Fd(0);
+    spec.networks.extend(plan.options.network.device(&plan.options.id.to_string(), Some(link)));
+    spec
 }
 
 /// The specification of the machine with its files opened.
@@ -172,5 +184,6 @@ fn machine_spec(
         nested: plan.options.common.nested,
         append,
         spare_slots: 0,
+        networks: Vec::new(),
     }
 }

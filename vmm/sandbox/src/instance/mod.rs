@@ -1,6 +1,7 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
 mod disks;
+mod guest;
 mod waits;
 mod why;
 
@@ -10,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use guest::Guest;
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{
@@ -22,6 +24,8 @@ use waits::{Gone, KillOnDrop, Process, accept, answered, blocking};
 use why::{ended, explain};
 
 use crate::agent::{Agent, AgentError, Greeting, Inspection, ProcessId, StartFailure, Token, Tokens};
+use crate::network::{NetworkError, Usernet};
+use crate::spec::network::GuestNetwork;
 use crate::spec::{ContainerSpec, ProcessSpec};
 use crate::timeline::{Timeline, Who, name};
 
@@ -74,6 +78,9 @@ pub enum SandboxError {
     /// The guest did not come up.
     #[error("the guest's agent did not answer within {} s", READY.as_secs())]
     NotReady,
+    /// Its network was not made.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The agent failed a call.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -106,6 +113,7 @@ pub struct Sandbox {
     machine: Arc<Machine>,
     process: Process,
     recorder: Arc<Recorder>,
+    usernet: Option<Usernet>,
     #[cfg(test)]
     dials: Option<Dials>,
 }
@@ -136,13 +144,25 @@ impl Sandbox {
         config: MachineConfig,
         resources: Resources,
         isolation: Isolation,
-        hostname: &str,
+        guest: impl Into<Guest>,
     ) -> Result<Self, SandboxError> {
+        let Guest { hostname, network, usernet } = guest.into();
         let recorder = Recorder::new(now_ns());
         let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
         let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
         let process = Process::of(&machine).map_err(host("cannot watch the monitor"))?;
-        let greeted = process.during(greet(&machine, answer, hostname, &recorder)).await;
+        let told = (hostname.as_str(), network.as_ref());
+        let greeted = async {
+            let greeted = greet(&machine, answer, told, &recorder);
+            match &usernet {
+                Some(usernet) => {
+                    let serves = async { Ok(usernet.ready().await?) };
+                    tokio::try_join!(greeted, serves).map(|(greeted, ())| greeted)
+                }
+                None => greeted.await,
+            }
+        };
+        let greeted = process.during(greeted).await;
         let (agent, greeting) = match greeted {
             Ok(greeted) => greeted?,
             Err(Gone) => return Err(ended(&machine).await),
@@ -154,6 +174,7 @@ impl Sandbox {
             machine: machine.disarm(),
             process,
             recorder: Arc::new(recorder),
+            usernet,
             #[cfg(test)]
             dials: None,
         })
@@ -253,6 +274,12 @@ impl Sandbox {
         let asked = Arc::clone(&self.machine);
         let resumed = blocking(move || asked.resume());
         self.during(async { resumed.await.map_err(what("cannot resume the machine")) }).await
+    }
+
+    /// The user-mode network of the machine, if it has one.
+    #[must_use]
+    pub fn usernet(&self) -> Option<&Usernet> {
+        self.usernet.as_ref()
     }
 
     /// What the agent said of itself.
@@ -411,7 +438,7 @@ impl Sandbox {
 async fn greet(
     machine: &Arc<Machine>,
     answer: Result<Pending, ControlError>,
-    hostname: &str,
+    (hostname, network): (&str, Option<&GuestNetwork>),
     recorder: &Recorder,
 ) -> Result<(Agent, Greeting), SandboxError> {
     // Asked for before the first answer is there: neither request finds the connection full.
@@ -443,7 +470,7 @@ async fn greet(
     recorder.stamp(name::AGENT_CONNECTED);
     let agent = Agent::new(stream)?;
     let entropy = entropy().map_err(host("cannot read random bytes"))?;
-    match agent.hello(hostname, now_unix_ns(), entropy).await {
+    match agent.hello(hostname, now_unix_ns(), entropy, network).await {
         Ok(greeting) => Ok((agent, greeting)),
         Err(error) => Err(explain(machine, error.into()).await),
     }
@@ -489,7 +516,7 @@ impl Sandbox {
         let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
         let process = Process::of(&machine).expect("a descriptor");
         let recorder = Arc::new(Recorder::new(now_ns()));
-        Self { agent, greeting, machine: Arc::new(machine), process, recorder, dials: None }
+        Self { agent, greeting, machine: Arc::new(machine), process, recorder, usernet: None, dials: None }
     }
 
     /// The same, whose streams the test plays too.

@@ -8,9 +8,11 @@ use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{Isolation, Resources};
 
 use super::Start;
-use crate::instance::{Sandbox, SandboxError};
+use crate::instance::{Guest, Sandbox, SandboxError};
+use crate::network::attach;
 use crate::spec::MachineSpec;
 use crate::state::SandboxRecord;
+use crate::state::record::MachineRecord;
 use crate::wire::order::Files;
 
 /// What starts the machine of this record.
@@ -19,21 +21,24 @@ pub(super) fn start(record: SandboxRecord, files: Files) -> Start {
     Box::new(move || {
         let made = machine(&record, &files);
         let isolation = Isolation::Process { monitor: record.machine.monitor.clone() };
-        let hostname = record.container.hostname.clone();
         Box::pin(async move {
-            let failed = |source| SandboxError::Host { what: "cannot make the machine", source };
-            let (config, resources) = made.map_err(failed)?;
-            Sandbox::start(config, resources, isolation, &hostname).await
+            let (config, resources, guest) = made?;
+            Sandbox::start(config, resources, isolation, guest).await
         })
     })
 }
 
-fn machine(record: &SandboxRecord, files: &Files) -> io::Result<(MachineConfig, Resources)> {
+type Made = (MachineConfig, Resources, Guest);
+
+fn machine(record: &SandboxRecord, files: &Files) -> Result<Made, SandboxError> {
+    let failed = |source| SandboxError::Host { what: "cannot make the machine", source };
     let mut resources = Resources::new();
-    let kernel = resources.add(files.kernel.try_clone()?);
-    let initrd = resources.add(files.initrd.try_clone()?);
-    let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>()?;
-    let storage = files.storage.as_ref().map(File::try_clone).transpose()?;
+    let kernel = resources.add(files.kernel.try_clone().map_err(failed)?);
+    let initrd = resources.add(files.initrd.try_clone().map_err(failed)?);
+    let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    let storage = files.storage.as_ref().map(File::try_clone).transpose().map_err(failed)?;
+    let MachineRecord { network, usernet, .. } = &record.machine;
+    let attached = attach(network, usernet.as_deref(), &record.id.to_string(), &mut resources)?;
     let spec = MachineSpec {
         kernel,
         initrd,
@@ -45,6 +50,9 @@ fn machine(record: &SandboxRecord, files: &Files) -> io::Result<(MachineConfig, 
         nested: record.machine.nested,
         append: record.machine.append.clone(),
         spare_slots: record.machine.spare_slots,
+        networks: attached.device.into_iter().collect(),
     };
-    Ok((spec.config().map_err(io::Error::other)?, resources))
+    let config = spec.config().map_err(|error| failed(io::Error::other(error)))?;
+    let hostname = record.container.hostname.clone();
+    Ok((config, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))
 }

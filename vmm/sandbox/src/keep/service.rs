@@ -20,6 +20,7 @@ use super::{Ended, Keeper, containers, execs, usage};
 use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, ProcessId};
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
+use crate::network::Usernet;
 use crate::state::record::Status;
 use crate::state::{Change, Exit, Id};
 
@@ -224,6 +225,9 @@ impl Service for Calls {
     async fn state(&self, _: &TtrpcContext, _: m::StateRequest) -> ttrpc::Result<m::StateResponse> {
         let state = self.0.state();
         let (health, health_failures) = self.0.health.told();
+        let sandbox = self.running().ok();
+        let usernet = sandbox.as_ref().and_then(|sandbox| sandbox.usernet());
+        let network = usernet.map(|usernet| if usernet.ended().is_none() { "up" } else { "down" });
         Ok(m::StateResponse {
             health,
             health_failures,
@@ -232,6 +236,8 @@ impl Service for Calls {
             restart: self.0.policy.borrow().to_string(),
             execs: self.0.execs().running(),
             foreground: self.0.kept.foreground,
+            network: network.unwrap_or_default().to_owned(),
+            published: usernet.map(Usernet::published).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             ..Default::default()
         })

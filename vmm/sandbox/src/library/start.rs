@@ -11,7 +11,7 @@ use super::process::{Input, Pipes, report};
 use super::{Builder, Error, Output, Sandbox, Signal, blocking};
 use crate::instance;
 use crate::spec::machine::IMAGE_DEVICE;
-use crate::spec::{ContainerOptions, ContainerSpec, MachineSpec, ProcessSpec, Tmpfs, volumes};
+use crate::spec::{ContainerOptions, ContainerSpec, MachineSpec, Network, ProcessSpec, Tmpfs, volumes};
 use crate::state::record::{ImageRecord, MachineRecord};
 use crate::state::{Exit, Hostname, Id, Name, SandboxDir, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 
@@ -223,6 +223,8 @@ impl Builder {
                 kernel: installation.kernel.clone(),
                 initrd: installation.initramfs.clone(),
                 monitor: installation.monitor.clone(),
+                usernet: installation.usernet().ok(),
+                network: Network::None,
             },
         })
     }

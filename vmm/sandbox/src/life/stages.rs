@@ -216,7 +216,7 @@ async fn an_agent_that_stops_answering_is_left_at_every_stage() {
             let exec = ProcessId { container: "c", exec: "e" };
             let agent = sandbox.agent();
             let exit: Option<Exit> = left(wish, reached, async |outside| match stage {
-                "hello" => outside.during(agent.hello("box", 0, Vec::new())).await.err(),
+                "hello" => outside.during(agent.hello("box", 0, Vec::new(), None)).await.err(),
                 "create" | "start" => outside.during(sandbox.run("c", &spec, "/dev/vda", None)).await.err(),
                 "exec" => outside.during(sandbox.exec(exec, &process, None)).await.err(),
                 _ => match outside.attend(agent, ID).await.unwrap() {

@@ -110,8 +110,8 @@ impl AssetManifest {
 /// Where the parts of an installation are looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, monitor and
-    /// keeper in it or in `../libexec/nelly`.
+    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the other programs
+    /// in it or in `../libexec/nelly`.
     pub bin: PathBuf,
     /// A user's own directory, where assets are looked for last.
     pub data: Option<PathBuf>,
@@ -147,6 +147,14 @@ impl Search {
     /// There is none; the error says where it was looked for.
     pub fn keeper(&self) -> Result<PathBuf, InstallationError> {
         self.program("nelly-keeper")
+    }
+
+    /// The `nelly-usernet` program, of user-mode networks.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn usernet(&self) -> Result<PathBuf, InstallationError> {
+        self.program("nelly-usernet")
     }
 
     fn program(&self, name: &'static str) -> Result<PathBuf, InstallationError> {
@@ -186,6 +194,14 @@ impl Installation {
     /// There is none; the error says where it was looked for.
     pub fn keeper(&self) -> Result<PathBuf, InstallationError> {
         self.search.keeper()
+    }
+
+    /// The `nelly-usernet` program, which user-mode networks need.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn usernet(&self) -> Result<PathBuf, InstallationError> {
+        self.search.usernet()
     }
 
     /// The installation below `prefix`.

@@ -4,7 +4,7 @@
 use nelly_protocol::ports;
 use nelly_vmm::config::{
     CommandLine, ConfigError, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize,
-    Platform, VsockConfig,
+    NetworkConfig, Platform, VsockConfig,
 };
 
 use super::Installation;
@@ -52,6 +52,8 @@ pub struct MachineSpec {
     /// How many disks can be attached while the machine runs, see
     /// [`crate::instance::Sandbox::attach_image`].
     pub spare_slots: u8,
+    /// Its network devices.
+    pub networks: Vec<NetworkConfig>,
 }
 
 impl MachineSpec {
@@ -70,6 +72,7 @@ impl MachineSpec {
             nested: false,
             append: String::new(),
             spare_slots: 0,
+            networks: Vec::new(),
         }
     }
 
@@ -110,6 +113,7 @@ impl MachineSpec {
             config.disks.push(DiskConfig::new(id, storage.clone(), false));
         }
         config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
+        config.networks.clone_from(&self.networks);
         config.serial = Endpoint::Stream;
         config.validate()?;
         Ok(config)

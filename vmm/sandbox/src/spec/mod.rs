@@ -3,6 +3,7 @@
 pub mod health;
 pub mod installation;
 pub mod machine;
+pub mod network;
 pub mod oci;
 pub mod options;
 pub mod process;
@@ -15,6 +16,7 @@ pub mod volumes;
 pub use health::{HealthCheck, HealthOverrides};
 pub use installation::Installation;
 pub use machine::MachineSpec;
+pub use network::Network;
 pub use options::ContainerOptions;
 pub use process::{Overrides, ProcessSpec, SpecError};
 pub use rights::{Capabilities, Rights};
@@ -49,6 +51,10 @@ pub struct ContainerSpec {
     /// shares. `None`: it has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares_with: Option<u32>,
+    /// It is in the network of the machine, which has one. Otherwise it has loopback only, unless it
+    /// shares another one's network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_machine_network: bool,
 }
 
 impl ContainerSpec {
@@ -65,6 +71,7 @@ impl ContainerSpec {
             seccomp: Seccomp::Default,
             options: ContainerOptions::default(),
             shares_with: None,
+            in_machine_network: false,
         }
     }
 }

@@ -89,7 +89,7 @@ struct Mount<'a> {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Linux<'a> {
-    namespaces: [Namespace; 6],
+    namespaces: Vec<Namespace>,
     resources: Resources,
     sysctl: Sysctls<'a>,
     masked_paths: &'static [&'static str],
@@ -106,15 +106,19 @@ struct Namespace {
     path: Option<String>,
 }
 
-/// A namespace of the container's own, or that of the process whose network and IPC it shares.
-fn namespace(kind: &'static str, container: &ContainerSpec) -> Namespace {
+/// A namespace of the container's own, or that of the process whose network and IPC it shares;
+/// `None`: that of the machine.
+fn namespace(kind: &'static str, container: &ContainerSpec) -> Option<Namespace> {
     let file = match kind {
         "network" => Some("net"),
         "ipc" => Some("ipc"),
         _ => None,
     };
     let shared = container.shares_with.zip(file);
-    Namespace { kind, path: shared.map(|(process, file)| format!("/proc/{process}/ns/{file}")) }
+    if kind == "network" && shared.is_none() && container.in_machine_network {
+        return None;
+    }
+    Some(Namespace { kind, path: shared.map(|(process, file)| format!("/proc/{process}/ns/{file}")) })
 }
 
 /// Kernel parameters, each once.
@@ -192,7 +196,9 @@ pub fn container(container: &ContainerSpec) -> Container<'_> {
         mounts: mounts(container),
         linux: Linux {
             namespaces: ["pid", "mount", "ipc", "uts", "network", "cgroup"]
-                .map(|kind| namespace(kind, container)),
+                .into_iter()
+                .filter_map(|kind| namespace(kind, container))
+                .collect(),
             resources: Resources {
                 devices: devices(options.privileged),
                 memory: options.memory_limit.map(|limit| Memory { limit }),
@@ -385,11 +391,20 @@ mod tests {
         let mut spec =
             ContainerSpec::new(ProcessSpec { args: vec!["sh".into()], ..ProcessSpec::default() }, "box");
         spec.shares_with = Some(7);
-        let shared = serde_json::to_value(container(&spec)).unwrap();
+        for in_machine_network in [false, true] {
+            spec.in_machine_network = in_machine_network;
+            let shared = serde_json::to_value(container(&spec)).unwrap();
+            assert_eq!(
+                shared["linux"]["namespaces"],
+                json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                    {"type": "uts"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "cgroup"}])
+            );
+        }
+        spec.shares_with = None;
+        let in_machine = serde_json::to_value(container(&spec)).unwrap();
         assert_eq!(
-            shared["linux"]["namespaces"],
-            json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
-                {"type": "uts"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "cgroup"}])
+            in_machine["linux"]["namespaces"],
+            json!([{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"}])
         );
     }
 

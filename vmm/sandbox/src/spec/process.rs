@@ -76,6 +76,14 @@ pub enum SpecError {
         /// What to write.
         hint: String,
     },
+    /// See [`super::Network`].
+    #[error("invalid network {text:?}: {what}")]
+    Network {
+        /// As written.
+        text: String,
+        /// What is wrong, or what to write.
+        what: String,
+    },
     /// See [`super::SecurityOption`].
     #[error("invalid security option {text:?}: write seccomp=unconfined, or seccomp=FILE with a profile")]
     SecurityOption {

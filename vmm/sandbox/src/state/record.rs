@@ -13,8 +13,8 @@ use nelly_vmm::config::{CpuCount, MemorySize, Platform};
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, Id, Name, StorageSize, Timestamp};
-use crate::spec::ContainerSpec;
 use crate::spec::machine::STORAGE_DEVICE;
+use crate::spec::{ContainerSpec, Network};
 
 /// The `schema` of both files.
 pub const SCHEMA: u32 = 1;
@@ -111,6 +111,12 @@ pub struct MachineRecord {
     pub initrd: PathBuf,
     /// The `nelly-monitor` program.
     pub monitor: PathBuf,
+    /// The `nelly-usernet` program, if it is installed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usernet: Option<PathBuf>,
+    /// Its network.
+    #[serde(default)]
+    pub network: Network,
 }
 
 impl MachineRecord {
@@ -493,6 +499,8 @@ pub(crate) mod tests {
                 kernel: "/k".into(),
                 initrd: "/i".into(),
                 monitor: "/m".into(),
+                usernet: None,
+                network: Network::None,
             },
             restart: RestartPolicy::No,
             labels: BTreeMap::new(),

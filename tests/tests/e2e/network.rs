@@ -1,0 +1,287 @@
+//! Networks of a machine. A network namespace that the test makes, at the other end of a pair of
+//! interfaces, is the Internet: nothing leaves the machine.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Home;
+use super::keeper::{Kept, kill};
+
+/// Servers of the Internet: `world`, and of the host itself: `host`. Prints a line when they listen.
+const SERVERS: &str = r#"
+import hashlib, socket, socketserver, sys, threading
+BIG = bytes(range(256)) * (32 * 4096)
+def start(family, address, port, handle):
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self): handle(self)
+    class Server(socketserver.ThreadingTCPServer):
+        address_family = family
+        allow_reuse_address = daemon_threads = True
+    threading.Thread(target=Server((address, port), Handler).serve_forever).start()
+def http(h):
+    while h.rfile.readline().strip(): pass
+    body = BIG if path == b"/big" else b"hello from " + h.server.server_address[0].encode() + b"\n"
+    h.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+def digest(h):
+    # The guest closes first, and hears the answer.
+    sum = hashlib.md5()
+    while part := h.rfile.read(1 << 16): sum.update(part)
+    h.wfile.write(sum.hexdigest().encode() + b"\n")
+def first(h):
+    # The server closes first, and what the guest says then is heard.
+    h.wfile.write(b"bye\n")
+    h.request.shutdown(socket.SHUT_WR)
+    print("heard", h.rfile.read().decode().strip(), flush=True)
+def names():
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("203.0.113.53", 53))
+    while True:
+        q, peer = s.recvfrom(512)
+        end = q.index(b"\0", 12)
+        known = q[12:end] == b"\x03www\x07example" and q[end + 2] == 1
+        answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04" + bytes([203, 0, 113, 10]) if known else b""
+        flags = b"\x81\x80" if known or q[12:end] == b"\x03www\x07example" else b"\x81\x83"
+        s.sendto(q[:2] + flags + b"\0\x01\0" + bytes([known]) + b"\0\0\0\0" + q[12:end + 5] + answer, peer)
+def raw(h): h.wfile.write(BIG)
+if sys.argv[1] == "host":
+    start(socket.AF_INET, "0.0.0.0", 8000, http)
+    start(socket.AF_INET, "0.0.0.0", 8002, raw)
+else:
+    start(socket.AF_INET, "203.0.113.10", 80, http)
+    start(socket.AF_INET6, "2001:db8::10", 80, http)
+    start(socket.AF_INET, "203.0.113.10", 9000, digest)
+    start(socket.AF_INET, "203.0.113.10", 9002, raw)
+    start(socket.AF_INET, "203.0.113.10", 9001, first)
+    threading.Thread(target=names).start()
+print("ready", flush=True)
+threading.Event().wait()
+"#;
+
+fn sh(script: &str) {
+    let done = Command::new("sh").args(["-ec", script]).output().expect("sh");
+    assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A process that ends with the test.
+struct Helper(Child, BufReader<std::process::ChildStdout>);
+
+impl Helper {
+    /// Runs until it has said a word.
+    fn new(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a helper");
+        let said = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut helper = Self(child, said);
+        helper.line();
+        helper
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.1.read_line(&mut line).expect("a line");
+        assert!(!line.is_empty(), "the helper has ended");
+        line
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _collected = self.0.wait();
+    }
+}
+
+/// The host with its interface, and what is behind it.
+struct World {
+    servers: Helper,
+    _host: Helper,
+    _namespace: Helper,
+}
+
+impl World {
+    fn new() -> Self {
+        let namespace =
+            Helper::new(Command::new("unshare").args(["--net", "sh", "-c", "echo; exec sleep 1000"]));
+        let pid = namespace.0.id().to_string();
+        sh("modprobe veth; ip link del wan0 2>/dev/null || :; ip link add wan0 type veth peer name wan1");
+        sh(&format!(
+            "ip link set wan1 netns {pid}; ip addr add 198.51.100.2/24 dev wan0; \
+             ip addr add 2001:db8:1::2/64 dev wan0 nodad; ip link set wan0 up; ip route add default via 198.51.100.1; \
+             ip -6 route add default via 2001:db8:1::1; echo '0 2147483647' >/proc/sys/net/ipv4/ping_group_range"
+        ));
+        let inside = "ip link set lo up; ip addr add 203.0.113.10/32 dev lo; ip addr add 203.0.113.53/32 dev lo; \
+                      ip addr add 2001:db8::10/128 dev lo nodad; ip addr add 198.51.100.1/24 dev wan1; \
+                      ip addr add 2001:db8:1::1/64 dev wan1 nodad; ip link set wan1 up";
+        sh(&format!("nsenter --net --target {pid} sh -ec '{inside}'"));
+        let mut servers = Command::new("nsenter");
+        servers.args(["--net", "--target", &pid, "python3", "-c", SERVERS, "world"]);
+        let mut host = Command::new("python3");
+        host.args(["-c", SERVERS, "host"]);
+        Self { servers: Helper::new(&mut servers), _host: Helper::new(&mut host), _namespace: namespace }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", "wan0"]).status();
+    }
+}
+
+/// What the servers' BIG is, by md5sum.
+fn big() -> String {
+    let script = "import hashlib; print(hashlib.md5(bytes(range(256)) * (32 * 4096)).hexdigest())";
+    let done = Command::new("python3").args(["-c", script]).output().expect("python3");
+    String::from_utf8(done.stdout).expect("text").trim().to_owned()
+}
+
+#[test]
+fn a_user_network_leads_out_and_not_to_the_host() {
+    let home = Home::new();
+    let mut world = World::new();
+    // Of busybox's programs those that look up names or services need libraries that are not there.
+    let get = |name: &str, address: &str| {
+        let said = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 2>/dev/null | tail -n 1");
+        format!("x=$({said}); echo {name} ${{x:-refused}}; ")
+    };
+    let script = [
+        "ip -o addr show dev eth0; ip route; cat /etc/resolv.conf /etc/hosts; ".to_owned(),
+        get("four", "203.0.113.10 80"),
+        get("six", "2001:db8::10 80"),
+        "ping -c 1 -W 5 203.0.113.10 >/dev/null && echo ping four; ".to_owned(),
+        "ping -c 1 -W 5 10.0.2.2 >/dev/null && echo ping gateway; ".to_owned(),
+        "nc 203.0.113.10 9002 >/tmp/big </dev/null; echo down $(md5sum </tmp/big); ".to_owned(),
+        "echo up $(nc 203.0.113.10 9000 </tmp/big); ".to_owned(),
+        "echo first $( (sleep 1; echo late) | nc 203.0.113.10 9001); ".to_owned(),
+        get("allowed", "10.0.2.2 8000"),
+        get("other", "10.0.2.2 8002"),
+        get("host", "198.51.100.2 8000"),
+        get("host6", "2001:db8:1::2 8000"),
+        get("metadata", "169.254.169.254 80"),
+        get("denied", "203.0.113.53 80"),
+    ]
+    .concat();
+    let words = [
+        "run",
+        "--rm",
+        "--net",
+        "user",
+        "--allow",
+        "host:8000",
+        "--deny",
+        "203.0.113.53",
+        "--dns",
+        "203.0.113.53",
+        "--dns-search",
+        "example",
+        "--",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let done = home.nelly(&words);
+    done.expect(0);
+    let (out, sum) = (done.out(), big());
+    for line in [
+        "inet 10.0.2.15/24",
+        "inet6 fd4e:656c:6c79::15/64",
+        "default via 10.0.2.2 dev eth0",
+        "nameserver 10.0.2.3\nsearch example\n",
+        "10.0.2.2\thost.internal\n",
+        "four hello from 203.0.113.10\n",
+        "six hello from 2001:db8::10\n",
+        "ping four\n",
+        "ping gateway\n",
+        &format!("down {sum} -\n"),
+        &format!("up {sum}\n"),
+        "first bye\n",
+        "allowed hello from 0.0.0.0\n",
+        "other refused\n",
+        "host refused\n",
+        "host6 refused\n",
+        "metadata refused\n",
+        "denied refused\n",
+    ] {
+        assert!(out.contains(line), "{line:?} is not in\n{out}\n{}", done.err());
+    }
+    assert_eq!(world.servers.line(), "heard late\n");
+}
+
+#[test]
+fn a_kept_sandbox_has_its_network_again_after_a_restart() {
+    let kept = Kept::new();
+    let serve = "while :; do echo from the guest | nc -l -p 8080; done";
+    kept.keep(&["-p", "0:8080"], serve);
+    let network = || {
+        let text = kept.out(&["inspect", "box"]);
+        serde_json::from_str::<Value>(&text).expect("JSON")[0].clone()
+    };
+    let ask = |network: &Value| {
+        let port = network["published"][0]
+            .as_str()
+            .expect("a port")
+            .split(':')
+            .nth(1)
+            .expect("ADDRESS:PORT:GUEST/tcp");
+        let port: u16 = port.parse().expect("a number");
+        let mut stream =
+            TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        stream.shutdown(Shutdown::Write).expect("half closed");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).expect("read");
+        said
+    };
+    let shown = network();
+    assert_eq!(
+        (&shown["machine"]["network"]["mode"], &shown["network"]["link"]),
+        (&"user".into(), &"up".into())
+    );
+    assert_eq!(ask(&shown["network"]), "from the guest\n");
+
+    // Its end breaks the link, and nothing else.
+    let keeper = kept.pid("keeper");
+    let found =
+        Command::new("pgrep").args(["-P", &keeper.to_string(), "nelly-usernet"]).output().expect("pgrep");
+    let pid: u64 = String::from_utf8_lossy(&found.stdout).trim().parse().expect("one process of the network");
+    kill("KILL", pid);
+    kept.until("the network is down", || network()["network"]["link"] == "down");
+    assert_eq!(kept.exec("sleep 1; cat /sys/class/net/eth0/carrier"), "0");
+    kept.out(&["restart", "-t", "0", "box"]);
+    let again = network();
+    assert_eq!(again["network"]["link"], "up");
+    assert_eq!(ask(&again["network"]), "from the guest\n");
+    kept.out(&["rm", "-f", "box"]);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_tap_and_no_network_are_what_they_are_called() {
+    let home = Home::new();
+    sh(
+        "ip link del tap7 2>/dev/null || :; ip tuntap add tap7 mode tap; ip addr add 10.9.0.1/24 dev tap7; ip link set tap7 up",
+    );
+    let mut host = Command::new("python3");
+    host.args(["-c", SERVERS, "host"]);
+    let _host = Helper::new(&mut host);
+    let script = "ping -c 1 -W 5 10.9.0.1 >/dev/null && echo ping; nc 10.9.0.1 8002 >/tmp/big </dev/null; \
+                  echo down $(md5sum </tmp/big); cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu";
+    let tap = "tap=tap7,ip=10.9.0.2/24,gw=10.9.0.1,mtu=1400,mac=52:54:00:00:00:07";
+    let done = home.nelly(&["run", "--rm", "--net", tap, "--", "sh", "-c", script]);
+    done.expect(0);
+    assert_eq!(done.out(), format!("ping\ndown {} -\n52:54:00:00:00:07\n1400\n", big()), "{}", done.err());
+    sh("ip link del tap7");
+
+    let refused = home.nelly(&["run", "--rm", "--net", "tap=tap8", "--", "true"]);
+    refused.expect(125);
+    assert!(refused.err().contains("tap8"), "{}", refused.err());
+    let refused = home.nelly(&["run", "--rm", "--net", "unix=/nonexistent/passt", "--", "true"]);
+    refused.expect(125);
+    assert!(refused.err().contains("/nonexistent/passt"), "{}", refused.err());
+
+    let none = home.sh("ls /sys/class/net; nc -w 2 10.0.2.2 8000 </dev/null || echo unreachable");
+    assert_eq!(none.expect(0).out(), "lo\nunreachable\n");
+    std::io::stdout().flush().expect("flushed");
+}

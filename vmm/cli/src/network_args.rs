@@ -1,0 +1,139 @@
+//! The flags of a machine's network.
+
+use anyhow::Result;
+use clap::Args;
+use nelly_net::config::is_domain;
+use nelly_sandbox::spec::network::Network;
+
+use crate::fail::{OfFlag as _, Usage};
+
+/// Flags of `run`, `create` and `boot`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct NetworkArgs {
+    /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt), with
+    /// options as in docs/network.md [default: none; user with -p, --allow, --deny or --dns]
+    #[arg(long, value_name = "NETWORK", alias = "network")]
+    pub(crate) net: Option<String>,
+    /// Let a port of this host lead to one of the guest; on loopback unless BIND is given
+    #[arg(short = 'p', long, value_name = "[BIND:]HOST:GUEST[/udp]")]
+    pub(crate) publish: Vec<String>,
+    /// Let the guest reach what is refused otherwise, e.g. host:8080, a port of this host
+    #[arg(long, value_name = "RULE")]
+    pub(crate) allow: Vec<String>,
+    /// Do not let the guest reach this, e.g. 10.0.0.0/8, [fd00::/8]:443, '*:25/tcp'
+    #[arg(long, value_name = "RULE")]
+    pub(crate) deny: Vec<String>,
+    /// Resolver that the guest's names are looked up at [default: those of this host]
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub(crate) dns: Vec<String>,
+    /// Domain in which the guest looks up short names
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) dns_search: Vec<String>,
+}
+
+impl NetworkArgs {
+    /// A flag that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        if self.net.is_some() { Some("--net") } else { self.of_user() }
+    }
+
+    /// A flag that says something of the user-mode network.
+    fn of_user(&self) -> Option<&'static str> {
+        let given = [
+            ("-p", &self.publish),
+            ("--allow", &self.allow),
+            ("--deny", &self.deny),
+            ("--dns", &self.dns),
+            ("--dns-search", &self.dns_search),
+        ];
+        given.into_iter().find(|(_, values)| !values.is_empty()).map(|(flag, _)| flag)
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// A value that is wrong, or flags that do not go together; the error names the flag.
+    pub(crate) fn network(&self) -> Result<Network> {
+        let mut network: Network = match (&self.net, self.of_user()) {
+            (Some(text), _) => text.parse().of_flag("--net")?,
+            (None, Some(_)) => "user".parse().of_flag("--net")?,
+            (None, None) => return Ok(Network::None),
+        };
+        if let Network::Unix(unix) = &mut network {
+            unix.path = std::path::absolute(&unix.path).of_flag("--net")?;
+        }
+        let (word, flag) = (network.word(), self.of_user());
+        let Some(user) = network.user_mut() else {
+            return match flag {
+                Some(flag) => Err(Usage::error(format!("{flag} is for --net user, and --net is {word}"))),
+                None => Ok(network),
+            };
+        };
+        let parsed =
+            |values: &[String]| values.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
+        user.allow = parsed(&self.allow).map_err(anyhow::Error::msg).of_flag("--allow")?;
+        user.deny = parsed(&self.deny).map_err(anyhow::Error::msg).of_flag("--deny")?;
+        let publish = self.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
+        user.publish = publish.map_err(anyhow::Error::msg).of_flag("-p")?;
+        let dns = self.dns.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
+        user.dns = dns.map_err(anyhow::Error::msg).of_flag("--dns")?;
+        if let Some(bad) = self.dns_search.iter().find(|domain| !is_domain(domain)) {
+            return Err(Usage::error(format!("--dns-search: {bad:?} is not the name of a domain")));
+        }
+        user.search.clone_from(&self.dns_search);
+        Ok(network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    fn network(words: &[&str]) -> Result<Network> {
+        let command = NetworkArgs::augment_args(Command::new("nelly").no_binary_name(true));
+        NetworkArgs::from_arg_matches(&command.get_matches_from(words)).unwrap().network()
+    }
+
+    #[test]
+    fn flags_become_a_network() {
+        assert!(network(&[]).unwrap().is_none());
+        assert!(network(&["--net", "none"]).unwrap().is_none());
+        assert_eq!(network(&["--network", "user"]).unwrap().word(), "user");
+        let words = [
+            "-p",
+            "8080:80",
+            "--allow",
+            "host:5432/tcp",
+            "--deny",
+            "10.0.0.0/8",
+            "--dns",
+            "192.0.2.1",
+            "--dns-search",
+            "lan",
+        ];
+        let Network::User(user) = network(&words).unwrap() else { panic!("user") };
+        assert_eq!((user.publish.len(), user.allow.len(), user.deny.len(), user.dns.len()), (1, 1, 1, 1));
+        assert_eq!(user.search, ["lan"]);
+        let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
+        assert!(unix.path.is_absolute());
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_flag() {
+        for (words, flag) in [
+            (&["--net", "bridge"][..], "--net"),
+            (&["--net", "none", "-p", "80:80"], "-p is for --net user"),
+            (&["--net", "tap=t", "--dns", "1.1.1.1"], "--dns is for --net user"),
+            (&["-p", "80"], "-p"),
+            (&["--allow", "host"], "--allow"),
+            (&["--deny", "example.com"], "--deny"),
+            (&["--dns", "dns"], "--dns"),
+            (&["--dns-search", "a b"], "--dns-search"),
+        ] {
+            let error = format!("{:#}", network(words).unwrap_err());
+            assert!(error.contains(flag), "{words:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The user-mode network of a machine: a process `nelly-usernet` of its own, which whoever starts
+//! the machine starts beside it.
+//!
+//! It is given one end of a socket pair, whose other end the monitor gets as an inherited
+//! descriptor, and ends by end of file when the monitor is gone, however that ended. Its own end
+//! breaks the guest's link, and nothing else.
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nelly_net::config::UsernetConfig;
+use nelly_vmm::config::NetworkConfig;
+use nelly_vmm::machine::Resources;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::Deserialize;
+use tokio::io::AsyncReadExt;
+
+use crate::spec::network::{GuestNetwork, Network};
+
+/// Most that is read of what it says, in bytes.
+const MOST: u64 = 256 << 10;
+
+/// What it says when it serves.
+#[derive(Deserialize)]
+struct Ready {
+    published: Vec<String>,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why there is no user-mode network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// Its program is not installed.
+    #[error("--net user needs the program nelly-usernet, which is not installed beside nelly-monitor")]
+    NoProgram,
+    /// Its program cannot be started, or given its configuration.
+    #[error("cannot start the user-mode network {}", .program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended, or said what is wrong.
+    #[error("the user-mode network did not start: {0}")]
+    Refused(String),
+}
+
+/// The process. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Usernet {
+    child: Mutex<Child>,
+    /// What it says; taken once it is ready.
+    said: Mutex<Option<UnixStream>>,
+    published: Mutex<Vec<String>>,
+}
+
+impl Usernet {
+    /// Starts `program` with this configuration. Answers the monitor's end of the link, too.
+    ///
+    /// # Errors
+    /// [`NetworkError::Start`].
+    pub fn start(program: &Path, config: &UsernetConfig) -> Result<(Self, OwnedFd), NetworkError> {
+        let failed = |source| NetworkError::Start { program: program.to_owned(), source };
+        let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
+        let pair = || {
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        };
+        let (link, theirs) = pair().map_err(|error| failed(error.into()))?;
+        let (mut said, telling) = UnixStream::pair().map_err(failed)?;
+        // Only standard streams are handed on without a moment in which every other child of this
+        // process would get them, too.
+        let mut command = Command::new(std::path::absolute(program).map_err(failed)?);
+        command.args(["--link", "fd:0", "--config", "fd:1", "--ready", "fd:1"]);
+        command.env_clear().current_dir("/");
+        // It says there, too, what is wrong.
+        let complaints = telling.try_clone().map_err(failed)?;
+        command.stdin(theirs).stdout(OwnedFd::from(telling)).stderr(OwnedFd::from(complaints));
+        let child = command.spawn().map_err(failed)?;
+        drop(command);
+        let network = Self { child: Mutex::new(child), said: Mutex::default(), published: Mutex::default() };
+        said.write_all(&text).and_then(|()| said.shutdown(Shutdown::Write)).map_err(failed)?;
+        *held(&network.said) = Some(said);
+        Ok((network, link))
+    }
+
+    /// Waits until it serves; its ports are bound then.
+    ///
+    /// # Errors
+    /// [`NetworkError::Refused`].
+    pub async fn ready(&self) -> Result<(), NetworkError> {
+        let said = held(&self.said).take();
+        let Some(said) = said else { return Ok(()) };
+        let refused = |error: io::Error| NetworkError::Refused(error.to_string());
+        said.set_nonblocking(true).map_err(refused)?;
+        let said = tokio::net::UnixStream::from_std(said).map_err(refused)?;
+        let mut text = String::new();
+        // It closes its ends once it has said its word.
+        said.take(MOST).read_to_string(&mut text).await.map_err(refused)?;
+        if let Ok(Ready { published }) = serde_json::from_str(&text) {
+            *held(&self.published) = published;
+            return Ok(());
+        }
+        let text = text.trim();
+        let why = text.strip_prefix("nelly-usernet: ").unwrap_or(text);
+        Err(NetworkError::Refused(if why.is_empty() {
+            "it ended before it said why".to_owned()
+        } else {
+            nelly_vmm::text::line(why).to_string()
+        }))
+    }
+
+    /// The published ports, each as `ADDRESS:PORT:GUEST/PROTOCOL`, once it is ready.
+    #[must_use]
+    pub fn published(&self) -> Vec<String> {
+        held(&self.published).clone()
+    }
+
+    /// How it ended; `None` while it runs.
+    #[must_use]
+    pub fn ended(&self) -> Option<ExitStatus> {
+        held(&self.child).try_wait().ok().flatten()
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        held(&self.child).id()
+    }
+}
+
+impl Drop for Usernet {
+    fn drop(&mut self) {
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // It may have ended; nobody else collects it.
+        let _ended = child.kill();
+        let _collected = child.wait();
+    }
+}
+
+/// What a machine gets of its network.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// Its device.
+    pub device: Option<NetworkConfig>,
+    /// What its guest is told.
+    pub guest: Option<GuestNetwork>,
+    /// The process of a user-mode network.
+    pub usernet: Option<Usernet>,
+}
+
+/// Makes the host's side of a network: the process `program` of a user-mode network, whose link
+/// becomes one of the machine's resources. `seed` is what the guest's hardware address is of.
+///
+/// # Errors
+/// [`NetworkError::NoProgram`], [`NetworkError::Start`].
+pub fn attach(
+    network: &Network,
+    program: Option<&Path>,
+    seed: &str,
+    resources: &mut Resources,
+) -> Result<Attached, NetworkError> {
+    let (usernet, link) = match network {
+        Network::User(user) => {
+            let program = program.ok_or(NetworkError::NoProgram)?;
+            let (usernet, link) = Usernet::start(program, &user.config())?;
+            (Some(usernet), Some(resources.add(link)))
+        }
+        Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),
+    };
+    Ok(Attached { device: network.device(seed, link), guest: network.guest(seed), usernet })
+}

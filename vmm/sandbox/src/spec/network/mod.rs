@@ -1,0 +1,284 @@
+//! The network of a sandbox: what was asked for, as plain data that its record keeps.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use nelly_net::config::{Publish, Rule, Server, UsernetConfig, is_domain};
+use nelly_vmm::config::{
+    FileSource, MacAddress, Mtu, NetworkConfig, NetworkId, NetworkLink, TapLink, TapName,
+};
+use serde::{Deserialize, Serialize};
+
+use super::SpecError;
+
+mod guest;
+
+pub use guest::{GuestNetwork, GuestPrefix};
+
+/// The id of the network device in the machine's configuration.
+const DEVICE: &str = "net0";
+
+/// What the guest's network device is connected to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum Network {
+    /// Nothing: the guest has loopback only.
+    #[default]
+    None,
+    /// The user-mode network, a process `nelly-usernet` beside the machine.
+    User(UserNetwork),
+    /// A tap interface of the host.
+    Tap(TapNetwork),
+    /// A Unix stream socket with QEMU's framing, such as passt's.
+    Unix(UnixNetwork),
+}
+
+/// The user-mode network of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserNetwork {
+    /// What may be reached although the network would refuse it: `host:PORT`, or what a rule of
+    /// `deny` names no more exactly.
+    pub allow: Vec<Rule>,
+    /// What may not be reached.
+    pub deny: Vec<Rule>,
+    /// Ports of the host that lead to the guest.
+    pub publish: Vec<Publish>,
+    /// Resolvers to ask; if empty, those of the host.
+    pub dns: Vec<Server>,
+    /// Domains to search.
+    pub search: Vec<String>,
+    /// The MTU of the link in bytes; if absent, 1500.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+}
+
+/// A tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapNetwork {
+    /// The interface of the host.
+    pub name: TapName,
+    /// What the guest is told.
+    #[serde(default)]
+    pub guest: StaticGuest,
+}
+
+/// A Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixNetwork {
+    /// The socket to connect to.
+    pub path: PathBuf,
+    /// What the guest is told.
+    #[serde(default)]
+    pub guest: StaticGuest,
+}
+
+/// What the guest is told of a network that Nelly does not make. Without an address the interface
+/// is up, and whoever wants one in the guest gets it there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StaticGuest {
+    /// Addresses with the lengths of their prefixes.
+    pub addresses: Vec<GuestPrefix>,
+    /// Gateways, at most one of a family.
+    pub gateways: Vec<IpAddr>,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+    /// Domains to search.
+    pub search: Vec<String>,
+    /// The MTU in bytes; if absent, 1500.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<Mtu>,
+    /// The hardware address; if absent, one that belongs to the sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+}
+
+const HINT: &str = "write none, user[,mtu=BYTES], tap=NAME or unix=PATH; tap and unix take \
+                    ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN ,mtu=BYTES and ,mac=ADDRESS";
+
+impl FromStr for Network {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let refuse = |what: String| SpecError::Network { text: text.to_owned(), what };
+        let mut words = text.split(',');
+        let mode = words.next().unwrap_or_default();
+        let (mode, value) = match mode.split_once('=') {
+            Some((mode, value)) => (mode, Some(value)),
+            None => (mode, None),
+        };
+        let mut guest = StaticGuest::default();
+        for word in words {
+            guest.option(word).map_err(refuse)?;
+        }
+        match (mode, value) {
+            ("none", None) if guest == StaticGuest::default() => Ok(Self::None),
+            ("none", None) => Err(refuse("no network has options".to_owned())),
+            ("user", None) => {
+                let StaticGuest { mtu, .. } = guest;
+                if guest != (StaticGuest { mtu, ..StaticGuest::default() }) {
+                    let what = "the user-mode network gives the guest its addresses; it takes mtu alone";
+                    return Err(refuse(what.to_owned()));
+                }
+                if let Some(mtu) = mtu.filter(|mtu| mtu.get() < nelly_net::config::MIN_MTU) {
+                    let least = nelly_net::config::MIN_MTU;
+                    return Err(refuse(format!("its MTU is at least {least}, not {}", mtu.get())));
+                }
+                Ok(Self::User(UserNetwork { mtu, ..UserNetwork::default() }))
+            }
+            ("tap", Some(name)) => {
+                Ok(Self::Tap(TapNetwork { name: TapName::new(name).map_err(refuse)?, guest }))
+            }
+            ("unix", Some(path)) if !path.is_empty() => {
+                Ok(Self::Unix(UnixNetwork { path: path.into(), guest }))
+            }
+            ("bridge" | "host" | "default" | "container", _) => {
+                Err(refuse(format!("docker's networks are not those of a machine; {HINT}")))
+            }
+            _ => Err(refuse(HINT.to_owned())),
+        }
+    }
+}
+
+impl StaticGuest {
+    /// Takes one `NAME=VALUE`; an error says what is wrong.
+    fn option(&mut self, word: &str) -> Result<(), String> {
+        let (name, value) = word.split_once('=').ok_or_else(|| format!("{word:?} is no option; {HINT}"))?;
+        let address = |value: &str| {
+            value.parse::<IpAddr>().map_err(|_| format!("{name}={value}: an IPv4 or IPv6 address is needed"))
+        };
+        match name {
+            "ip" => self.addresses.push(value.parse().map_err(|why| format!("ip={value}: {why}"))?),
+            "gw" => {
+                let gateway = address(value)?;
+                if self.gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4()) {
+                    return Err(format!("gw={value}: there is a gateway of this family already"));
+                }
+                self.gateways.push(gateway);
+            }
+            "dns" => self.dns.push(address(value)?),
+            "search" if is_domain(value) => self.search.push(value.to_owned()),
+            "search" => return Err(format!("search={value}: a domain is needed")),
+            "mtu" => {
+                let bytes = value.parse().map_err(|_| format!("mtu={value}: a number is needed"))?;
+                self.mtu = Some(Mtu::new(bytes)?);
+            }
+            "mac" => self.mac = Some(value.parse()?),
+            _ => return Err(format!("there is no option {name:?}; {HINT}")),
+        }
+        Ok(())
+    }
+
+    fn guest(&self, mac: MacAddress) -> GuestNetwork {
+        GuestNetwork {
+            mac,
+            mtu: self.mtu.unwrap_or_default(),
+            addresses: self.addresses.clone(),
+            gateways: self.gateways.clone(),
+            nameservers: self.dns.clone(),
+            search: self.search.clone(),
+            hosts: Vec::new(),
+        }
+    }
+}
+
+impl Network {
+    /// The word of the mode: `none`, `user`, `tap` or `unix`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::User(_) => "user",
+            Self::Tap(_) => "tap",
+            Self::Unix(_) => "unix",
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// The user-mode network, to add rules and ports to; `None` of any other.
+    pub fn user_mut(&mut self) -> Option<&mut UserNetwork> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::None | Self::Tap(_) | Self::Unix(_) => None,
+        }
+    }
+
+    /// The device of the machine, with a hardware address that belongs to `seed` unless another was
+    /// asked for. `user` is the socket of the user-mode network's link.
+    #[must_use]
+    pub fn device(&self, seed: &str, user: Option<FileSource>) -> Option<NetworkConfig> {
+        let own = MacAddress::from_seed(seed);
+        let (mac, mtu, link) = match self {
+            Self::None => return None,
+            Self::User(network) => {
+                let link = user.map_or(NetworkLink::None, |socket| {
+                    NetworkLink::Datagram(nelly_vmm::config::DatagramLink { socket, header: true })
+                });
+                (own, network.mtu, link)
+            }
+            Self::Tap(TapNetwork { name, guest }) => {
+                let link = TapLink { name: Some(name.clone()), queues: Vec::new() };
+                (guest.mac.unwrap_or(own), guest.mtu, NetworkLink::Tap(link))
+            }
+            Self::Unix(UnixNetwork { path, guest }) => {
+                let link = NetworkLink::Stream(FileSource::Path(path.clone()));
+                (guest.mac.unwrap_or(own), guest.mtu, link)
+            }
+        };
+        let id = NetworkId::new(DEVICE).ok()?;
+        let device = NetworkConfig::new(id, mac, link);
+        Some(NetworkConfig { mtu: mtu.unwrap_or_default(), ..device })
+    }
+
+    /// What the guest's agent is told, with a hardware address as in [`Network::device`].
+    #[must_use]
+    pub fn guest(&self, seed: &str) -> Option<GuestNetwork> {
+        let own = MacAddress::from_seed(seed);
+        match self {
+            Self::None => None,
+            Self::User(user) => {
+                Some(GuestNetwork::of_user(&user.config(), own, user.mtu.unwrap_or_default()))
+            }
+            Self::Tap(TapNetwork { guest, .. }) | Self::Unix(UnixNetwork { guest, .. }) => {
+                Some(guest.guest(guest.mac.unwrap_or(own)))
+            }
+        }
+    }
+}
+
+impl UserNetwork {
+    /// What `nelly-usernet` is told.
+    #[must_use]
+    pub fn config(&self) -> UsernetConfig {
+        UsernetConfig {
+            mtu: self.mtu.unwrap_or_default().get(),
+            dns_servers: self.dns.clone(),
+            search: self.search.clone(),
+            allow: self.allow.clone(),
+            deny: self.deny.clone(),
+            publish: self.publish.clone(),
+            ..UsernetConfig::default()
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None | Self::User(_) => f.write_str(self.word()),
+            Self::Tap(tap) => write!(f, "tap={}", tap.name.as_str()),
+            Self::Unix(unix) => write!(f, "unix={}", unix.path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+use super::*;
+
+fn parsed(text: &str) -> Network {
+    text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+#[test]
+fn networks_are_spelled_as_flags_have_them() {
+    assert_eq!(parsed("none"), Network::None);
+    assert_eq!(parsed("user"), Network::User(UserNetwork::default()));
+    let Network::User(user) = parsed("user,mtu=65520") else { panic!("user") };
+    assert_eq!(user.config().mtu, 65_520);
+    let text = "tap=tap0,ip=10.1.0.2/24,ip=fd01::2/64,gw=10.1.0.1,gw=fd01::1,dns=10.1.0.1,search=lan,mtu=9000,\
+                mac=52:54:00:12:34:56";
+    let tap = parsed(text);
+    let guest = tap.guest("seed").unwrap();
+    assert_eq!(
+        guest.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.1.0.2/24", "fd01::2/64"]
+    );
+    assert_eq!(
+        (guest.gateways.len(), guest.mtu.get(), guest.mac.to_string().as_str()),
+        (2, 9000, "52:54:00:12:34:56")
+    );
+    let device = tap.device("seed", None).unwrap();
+    assert_eq!((device.mac, device.mtu.get()), (guest.mac, 9000));
+    let unix = parsed("unix=/run/passt.sock");
+    assert_eq!(unix.device("a", None).unwrap().mac, unix.guest("a").unwrap().mac);
+    assert_ne!(unix.device("a", None).unwrap().mac, unix.device("b", None).unwrap().mac);
+    assert!(Network::None.device("a", None).is_none() && Network::None.guest("a").is_none());
+}
+
+#[test]
+fn what_is_no_network_says_what_is_wrong() {
+    for (text, words) in [
+        ("", "write none, user"),
+        ("bridge", "docker's networks"),
+        ("host", "docker's networks"),
+        ("tap", "write none, user"),
+        ("tap=", "not the name of an interface"),
+        ("tap=a/b", "not the name of an interface"),
+        ("unix=", "write none, user"),
+        ("none,mtu=1500", "no network has options"),
+        ("user=x", "write none, user"),
+        ("user,ip=10.0.0.2/24", "takes mtu alone"),
+        ("user,mtu=1279", "at least 1280"),
+        ("user,mtu=65521", "out of range"),
+        ("tap=t,mtu=x", "a number is needed"),
+        ("tap=t,ip=10.0.0.2", "is not an address with its prefix"),
+        ("tap=t,ip=10.0.0.2/+8", "is not an address with its prefix"),
+        ("tap=t,ip=127.0.0.1/8", "cannot be the address"),
+        ("tap=t,gw=10.0.0.1,gw=10.0.0.2", "a gateway of this family already"),
+        ("tap=t,dns=dns", "address is needed"),
+        ("tap=t,search=a b", "a domain is needed"),
+        ("tap=t,mac=01:00:00:00:00:00", "not that of one station"),
+        ("tap=t,x=1", "no option \"x\""),
+        ("tap=t,x", "\"x\" is no option"),
+    ] {
+        let error = text.parse::<Network>().unwrap_err().to_string();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_record_keeps_it_and_knows_older_ones() {
+    let mut user = parsed("user,mtu=9000");
+    let rules = user.user_mut().unwrap();
+    rules.allow.push("host:8080/tcp".parse().unwrap());
+    rules.publish.push("8080:80".parse().unwrap());
+    for network in [Network::None, user, parsed("tap=tap0,ip=10.1.0.2/24"), parsed("unix=/run/p")] {
+        let text = serde_json::to_string(&network).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), network, "{text}");
+    }
+    assert_eq!(serde_json::from_str::<Network>(r#"{"mode":"user"}"#).unwrap(), parsed("user"));
+}
+
+#[test]
+fn the_guest_of_a_user_network_knows_its_host() {
+    let guest = parsed("user").guest("x").unwrap();
+    assert_eq!(guest.addresses[0].to_string(), "10.0.2.15/24");
+    assert_eq!(guest.hosts, [("10.0.2.2".parse().unwrap(), "host.internal".to_owned())]);
+    assert_eq!(guest.nameservers, ["10.0.2.3".parse::<IpAddr>().unwrap()]);
+}
