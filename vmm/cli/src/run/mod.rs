@@ -8,6 +8,7 @@ mod foreground;
 mod inside;
 mod plan;
 
+use std::fs::File;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -21,9 +22,10 @@ use nelly_sandbox::network::attach;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_sandbox::wire::order::Last;
+use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{Isolation, Resources};
 use nelly_vmm::timeline::Recorder;
-use plan::{RunOptions, machine_opened, plan, run_options};
+use plan::{PreparedRun, RunOptions, machine_opened, plan, run_options};
 
 use crate::args::{self, RunArgs};
 use crate::context::Context;
@@ -163,6 +165,17 @@ fn tell(result: Option<OutputFile>, id: &Id, started: Instant, exit: Result<Last
     exit.map(|exit| ExitCode::from(exit.code))
 }
 
+/// The machine of a run in the foreground, with its files opened and its network made.
+fn machine(plan: &PreparedRun, disk: Vec<File>) -> Result<(MachineConfig, Resources, Guest)> {
+    let mut resources = Resources::new();
+    let mut machine = machine_opened(plan, disk, &mut resources)?;
+    let RunOptions { network, usernet, id, .. } = &plan.options;
+    let attached = attach(network, usernet.as_deref(), &id.to_string(), &mut resources)?;
+    machine.networks.extend(attached.device);
+    let hostname = plan.container.hostname.clone();
+    Ok((machine.config()?, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))
+}
+
 /// Runs a container in the foreground, or makes a sandbox that stays.
 fn begin(
     args: &RunArgs,
@@ -243,15 +256,7 @@ fn begin(
         out::line(id.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut resources = Resources::new();
-    let disk = std::mem::take(&mut image.disk);
-    let mut machine = machine_opened(&plan, disk, &mut resources)?;
-    let RunOptions { network, usernet, .. } = &plan.options;
-    let attached = attach(network, usernet.as_deref(), &plan.options.id.to_string(), &mut resources)?;
-    machine.networks.extend(attached.device);
-    let hostname = plan.container.hostname.clone();
-    let guest = Guest { hostname, network: attached.guest, usernet: attached.usernet };
-    let config = machine.config()?;
+    let machine = machine(&plan, std::mem::take(&mut image.disk))?;
     // Made when the container runs: a start waits for nothing that it does not need.
     let listing = || detached::listing(args, &plan, &reference, &image, context);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -259,7 +264,7 @@ fn begin(
         .build()
         .context("cannot start the async runtime")?;
     let isolation = Isolation::Process { monitor: plan.options.monitor.path.clone() };
-    let run = foreground(args, &plan, (config, resources, guest), isolation, recorder, &listing);
+    let run = foreground(args, &plan, machine, isolation, recorder, &listing);
     let ended = runtime.block_on(run);
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
