@@ -17,8 +17,16 @@ impl Net {
         if self.table.len() < most {
             return;
         }
-        // Calls that nobody has answered go before connections, if they are many.
-        let oldest = if self.opening > most / 2 { self.oldest_call() } else { self.table.oldest(|_| true) };
+        // Calls that nobody has answered, and datagrams, go before connections, if they are many:
+        // whoever floods a published port with them ends no connection.
+        let datagrams = |flow: &Flow| !matches!(flow.kind, Kind::Tcp(_));
+        let oldest = if self.opening > most / 2 {
+            self.oldest_call()
+        } else if self.table.count(datagrams) > most / 8 {
+            self.table.oldest(datagrams)
+        } else {
+            self.table.oldest(|_| true)
+        };
         let Some(id) = oldest else { return };
         self.counters.evicted += 1;
         self.note(now, "there are too many flows: the one that was silent for longest is ended");

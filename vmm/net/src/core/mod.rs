@@ -313,6 +313,11 @@ impl Net {
             flow.queued = true;
             self.ready.push_back(id);
         }
+        // While the link takes nothing, flows that are no more would pile up.
+        if self.ready.len() > 2 * self.table.len() + WAITING {
+            let table = &mut self.table;
+            self.ready.retain(|id| table.get(*id).is_some());
+        }
     }
 
     /// The next message for the link, to be sent as it is: it is not made again.

@@ -266,6 +266,14 @@ impl Shell {
                 if !std::mem::replace(&mut socket.queued, true) {
                     self.stalled.push_back(id);
                 }
+                // While the link takes nothing, flows that are no more would pile up.
+                if self.stalled.len() > 2 * self.sockets.len() {
+                    let live = |id: &FlowId| {
+                        let socket = self.sockets.get(index(id.slot)).and_then(Option::as_ref);
+                        socket.is_some_and(|socket| socket.id == *id)
+                    };
+                    self.stalled.retain(live);
+                }
                 break;
             }
             match receive(file, &mut buffer) {

@@ -176,3 +176,30 @@ fn a_guest_that_takes_nothing_costs_bounded_memory() {
     assert!(world.all().len() <= 256);
     assert!(world.net.has_room());
 }
+
+#[test]
+fn flows_that_end_while_the_link_takes_nothing_do_not_pile_up() {
+    let mut world = world();
+    for _ in 0..5000 {
+        let mut guest = Guest::call(&mut world, FROM, TO);
+        world.net.connected(world.now, guest.flow);
+        // The guest takes back its call before it has heard the answer.
+        guest.send(&mut world, flag::RST, &[]);
+        assert!(world.net.ready.len() <= 1000);
+    }
+    assert_eq!(world.net.flows(), 0);
+}
+
+#[test]
+fn callers_of_a_published_datagram_port_end_no_connection() {
+    let mut world = world();
+    let mut open = Guest::open(&mut world, FROM, TO);
+    for _ in 0..20_000 {
+        world.now += Time::from_millis(1);
+        world.net.heard_of(world.now, true, 53).unwrap();
+        world.act(&[]);
+    }
+    assert!(world.net.flows() <= 4096);
+    open.send(&mut world, flag::ACK, b"still there");
+    assert_eq!(world.sockets[&open.flow].got, b"still there");
+}
