@@ -9,6 +9,7 @@ pub mod agent;
 pub mod kernel;
 pub mod layers;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod state;
 pub mod usernet;
@@ -32,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "kernel", run: kernel::run, seeds: kernel::seeds, rounds: 3_000 },
     Target { name: "layers", run: layers::run, seeds: layers::seeds, rounds: 4_000 },
     Target { name: "mmio", run: mmio::run, seeds: mmio::seeds, rounds: 4_000 },
+    Target { name: "net", run: net::run, seeds: net::seeds, rounds: 200 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
     Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
     Target { name: "usernet", run: usernet::run, seeds: usernet::seeds, rounds: 4_000 },

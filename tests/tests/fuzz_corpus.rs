@@ -124,6 +124,11 @@ fn mmio() {
 }
 
 #[test]
+fn net() {
+    corpus("net");
+}
+
+#[test]
 fn queue() {
     corpus("queue");
 }
@@ -142,12 +147,14 @@ fn vsock() {
 #[test]
 fn seeds_are_sound_and_every_target_has_its_test() {
     let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "queue", "state", "vsock"]);
+    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "net", "queue", "state", "vsock"]);
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
     // Without indirect tables negotiated, the second chain breaks the queue.
     let chains: Vec<_> = targets::queue::seeds().iter().map(|seed| targets::queue::chains(seed)).collect();
     assert_eq!(chains, [1, 2, 2]);
     assert!(targets::state::seeds().iter().all(|seed| targets::state::restores(seed)));
+    let frames: Vec<_> = targets::net::seeds().iter().map(|seed| targets::net::frames(seed)).collect();
+    assert_eq!(frames, [4, 2, 3]);
     assert!(targets::mmio::interrupts(&targets::mmio::seeds()[1]), "the device answered");
 }
