@@ -16,6 +16,8 @@ mod detach_keys;
 mod docker_words;
 mod doctor;
 mod environment;
+#[cfg(test)]
+mod examples;
 mod fail;
 mod health_args;
 mod host;
