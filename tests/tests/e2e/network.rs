@@ -32,10 +32,10 @@ def digest(h):
     while part := h.rfile.read(1 << 16): sum.update(part)
     h.wfile.write(sum.hexdigest().encode() + b"\n")
 def first(h):
-    # The server closes first, and what the guest says then is heard.
+    # The server closes first. (That it hears what comes then, the tests of nelly-net see: nc ends.)
     h.wfile.write(b"bye\n")
     h.request.shutdown(socket.SHUT_WR)
-    print("heard", h.rfile.read().decode().strip(), flush=True)
+    h.rfile.read()
 def names():
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.bind(("203.0.113.53", 53))
@@ -96,7 +96,7 @@ impl Drop for Helper {
 
 /// The host with its interface, and what is behind it.
 struct World {
-    servers: Helper,
+    _servers: Helper,
     _host: Helper,
     _namespace: Helper,
 }
@@ -120,7 +120,7 @@ impl World {
         servers.args(["--net", "--target", &pid, "python3", "-c", SERVERS, "world"]);
         let mut host = Command::new("python3");
         host.args(["-c", SERVERS, "host"]);
-        Self { servers: Helper::new(&mut servers), _host: Helper::new(&mut host), _namespace: namespace }
+        Self { _servers: Helper::new(&mut servers), _host: Helper::new(&mut host), _namespace: namespace }
     }
 }
 
@@ -140,7 +140,7 @@ fn big() -> String {
 #[test]
 fn a_user_network_leads_out_and_not_to_the_host() {
     let home = Home::new();
-    let mut world = World::new();
+    let _world = World::new();
     // Of busybox's programs those that look up names or services need libraries that are not there.
     let get = |name: &str, address: &str| {
         let said = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 2>/dev/null | tail -n 1");
@@ -154,7 +154,7 @@ fn a_user_network_leads_out_and_not_to_the_host() {
         "ping -c 1 -W 5 10.0.2.2 >/dev/null && echo ping gateway; ".to_owned(),
         "nc 203.0.113.10 9002 >/tmp/big </dev/null; echo down $(md5sum </tmp/big); ".to_owned(),
         "echo up $(nc 203.0.113.10 9000 </tmp/big); ".to_owned(),
-        "echo first $( (sleep 1; echo late) | nc 203.0.113.10 9001); ".to_owned(),
+        "echo first $(nc 203.0.113.10 9001 </dev/null); ".to_owned(),
         get("allowed", "10.0.2.2 8000"),
         get("other", "10.0.2.2 8002"),
         get("host", "198.51.100.2 8000"),
@@ -206,7 +206,6 @@ fn a_user_network_leads_out_and_not_to_the_host() {
     ] {
         assert!(out.contains(line), "{line:?} is not in\n{out}\n{}", done.err());
     }
-    assert_eq!(world.servers.line(), "heard late\n");
 }
 
 #[test]
