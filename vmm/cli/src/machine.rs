@@ -113,8 +113,8 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     Ok(config)
 }
 
-/// Adds the network of `nelly boot`, and starts its user-mode network. The descriptor of its link is
-/// inherited by the monitor, which this process becomes; the process of the network is its child
+/// Adds the network of `nelly boot`, and starts its user-mode network. The descriptor of its link
+/// is inherited by the monitor, which this process becomes; the process of the network is its child
 /// then. What is answered must live until that.
 pub(crate) fn boot_network(
     network: &Network,

@@ -10,8 +10,8 @@ use crate::fail::{OfFlag as _, Usage};
 /// Flags of `run`, `create` and `boot`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
-    /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt), with
-    /// options as in docs/network.md [default: none; user with -p, --allow, --deny or --dns]
+    /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
+    /// with options as in docs/network.md [default: none; user with -p, --allow, --deny or --dns]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
     /// Let a port of this host lead to one of the guest; on loopback unless BIND is given

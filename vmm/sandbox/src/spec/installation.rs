@@ -110,8 +110,8 @@ impl AssetManifest {
 /// Where the parts of an installation are looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the other programs
-    /// in it or in `../libexec/nelly`.
+    /// The directory of the programs: assets lie in `../share/nelly` of it or in it, the other
+    /// programs in it or in `../libexec/nelly`.
     pub bin: PathBuf,
     /// A user's own directory, where assets are looked for last.
     pub data: Option<PathBuf>,

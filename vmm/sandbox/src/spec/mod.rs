@@ -51,8 +51,8 @@ pub struct ContainerSpec {
     /// shares. `None`: it has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares_with: Option<u32>,
-    /// It is in the network of the machine, which has one. Otherwise it has loopback only, unless it
-    /// shares another one's network.
+    /// It is in the network of the machine, which has one. Otherwise it has loopback only, unless
+    /// it shares another one's network.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_machine_network: bool,
 }
