@@ -25,7 +25,7 @@ pub fn run(data: &[u8]) {
     runtime.block_on(async {
         let agent = Agent::new(host).expect("a client");
         let calls = async {
-            let _ = agent.hello("fuzz", 0, Vec::new()).await;
+            let _ = agent.hello("fuzz", 0, Vec::new(), None).await;
             let _ = agent.stats("").await;
             let _ = agent.start("x").await;
         };
