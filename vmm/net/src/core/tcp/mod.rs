@@ -235,9 +235,11 @@ impl Tcp {
     pub(crate) fn drained(&mut self, now: Time, unwritten: u32) {
         self.unwritten = unwritten;
         self.active = now;
-        // The guest hears of room when it is worth a packet, or when it waits for some.
+        // The guest hears of room when it is worth a packet. Who does not scale windows is never
+        // told of more than 64 KiB.
+        let worth = if self.shift.is_some() { WINDOW / 4 } else { 16 << 10 };
         let gained = self.rcv.wrapping_add(self.room()).wrapping_sub(self.edge);
-        if self.state == State::Open && !self.guest_fin && (WINDOW / 4..1 << 31).contains(&gained) {
+        if self.state == State::Open && !self.guest_fin && (worth..1 << 31).contains(&gained) {
             self.ack_due = true;
         }
     }
