@@ -274,9 +274,15 @@ impl Tcp {
         let silent = match self.state {
             // The host's system has limits of its own.
             State::Dialing => return None,
-            State::Open if self.is_half_closed() => self.active + limits.half_closed,
-            _ if self.asked > 0 => self.heard + limits.idle + ALIVE_EVERY * u32::from(self.asked),
-            _ => self.active + limits.idle,
+            // What the guest was told is taken waits for a peer that takes its time.
+            State::Open if self.is_half_closed() && self.unwritten > 0 => {
+                self.active.max(self.heard) + limits.half_closed.max(limits.idle)
+            }
+            State::Open if self.is_half_closed() => self.active.max(self.heard) + limits.half_closed,
+            State::Open if self.asked > 0 => self.heard + limits.idle + ALIVE_EVERY * u32::from(self.asked),
+            // Whoever answered a question is not asked again at once.
+            State::Open => self.active.max(self.heard) + limits.idle,
+            State::Answering | State::Calling => self.active + limits.idle,
         };
         Some(self.retry.map_or(silent, |retry| retry.min(silent)))
     }
