@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use nelly_net::config::UsernetConfig;
-use nelly_net::shell::{RESOLV_CONF, Shell};
+use nelly_net::shell::{Journal, RESOLV_CONF, Shell};
 use nelly_net::sys;
 
 const HELP: &str = "\
@@ -94,11 +95,11 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     let log = log.map_err(|e| (format!("log_fd: cannot use the file descriptor: {e}"), 2))?;
     let kept: Vec<&OwnedFd> = [Some(&link), ready.as_ref(), log.as_ref()].into_iter().flatten().collect();
     sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
-    let log = log.map(File::from);
-    let panics = log.as_ref().map(File::try_clone).transpose().map_err(failed("cannot use log_fd"))?;
+    let log = log.map(|log| Arc::new(Journal::new(File::from(log))));
+    let panics = log.clone();
     std::panic::set_hook(Box::new(move |panic| {
-        if let Some(mut log) = panics.as_ref() {
-            let _ = writeln!(log, "nelly-usernet: {}", panic.to_string().escape_debug());
+        if let Some(log) = &panics {
+            log.say(&panic.to_string().escape_debug().to_string());
         }
     }));
     sys::keep_privileges_down().map_err(failed("cannot give up privileges"))?;

@@ -4,15 +4,16 @@
 mod actions;
 mod holder;
 mod host;
+mod journal;
 mod listen;
 mod ring;
 mod socket;
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::io::Errno;
@@ -27,6 +28,7 @@ use host::Host;
 use listen::Listener;
 use socket::{Socket, receive, send_parts};
 
+pub use journal::Journal;
 pub use listen::ListenError;
 
 /// Where the host has its resolvers.
@@ -75,7 +77,7 @@ pub struct Shell {
     ring_budget: usize,
     listeners: Vec<Listener>,
     host: Host,
-    log: Option<File>,
+    log: Option<Arc<Journal>>,
 }
 
 impl Shell {
@@ -86,7 +88,7 @@ impl Shell {
     pub fn new(
         config: UsernetConfig,
         link: OwnedFd,
-        log: Option<File>,
+        log: Option<Arc<Journal>>,
         resolv_conf: PathBuf,
     ) -> Result<Self, Error> {
         let poller = Poller::new().map_err(|e| Error::System("wait for sockets", e))?;
@@ -289,10 +291,9 @@ impl Shell {
         }
     }
 
-    fn write_log(&mut self, line: &str) {
-        if let Some(log) = &mut self.log {
-            // Nobody is there to be told that nobody reads the log.
-            let _ = log.write_all(format!("nelly-usernet: {line}\n").as_bytes());
+    fn write_log(&self, line: &str) {
+        if let Some(log) = &self.log {
+            log.say(line);
         }
     }
 }
