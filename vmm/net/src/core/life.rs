@@ -52,7 +52,8 @@ impl Net {
         None
     }
 
-    pub(super) fn note(&mut self, now: Time, line: &str) {
+    /// Asks for a line in the log, of which only so many come.
+    pub fn note(&mut self, now: Time, line: &str) {
         if let Some(line) = self.log.line(now, line) {
             self.actions.push_back(Action::Log(line));
         }

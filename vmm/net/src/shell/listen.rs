@@ -10,7 +10,7 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, Socket
 use super::Shell;
 use super::socket::{Kind, Socket, internet, prepare};
 use crate::config::{Protocol, Publish};
-use crate::core::FlowId;
+use crate::core::{FlowId, Time};
 
 /// A port that cannot be published.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +27,49 @@ pub(super) struct Listener {
     publish: Publish,
     /// Flows of the peers of a UDP port.
     peers: HashMap<SocketAddr, FlowId>,
-    /// Somebody called before there was a guest.
-    pub(super) waits: bool,
+    /// Somebody called before there was a guest, or is still to be heard.
+    waits: bool,
+    /// When who waits is heard at the earliest: the host had nothing left for it.
+    again: Option<Time>,
 }
 
 /// How many callers are taken before others have their turn.
 const TURN: usize = 64;
+/// How long callers wait when the host has nothing left for them, before it is tried again.
+const PAUSE: Time = Time::from_millis(100);
+
+/// Why nobody was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// There is nobody.
+    Nobody,
+    /// This one is gone; others may be there.
+    Gone,
+    /// Somebody is there, and the host has nothing left. Nothing tells when it has.
+    Later,
+}
+
+fn silence(error: Errno) -> Silence {
+    match error {
+        Errno::AGAIN => Silence::Nobody,
+        // On Linux, errors of the network that a connection already has come here, too.
+        Errno::INTR
+        | Errno::CONNABORTED
+        | Errno::CONNREFUSED
+        | Errno::CONNRESET
+        | Errno::HOSTDOWN
+        | Errno::HOSTUNREACH
+        | Errno::NETDOWN
+        | Errno::NETUNREACH
+        | Errno::NONET
+        | Errno::NOPROTOOPT
+        | Errno::OPNOTSUPP
+        | Errno::PERM
+        | Errno::PROTO
+        | Errno::TIMEDOUT => Silence::Gone,
+        _ => Silence::Later,
+    }
+}
 
 impl Listener {
     /// Listens.
@@ -52,7 +89,7 @@ impl Listener {
             },
         })?;
         publish.bind = bound;
-        Ok(Self { file, publish, peers: HashMap::new(), waits: false })
+        Ok(Self { file, publish, peers: HashMap::new(), waits: false, again: None })
     }
 
     fn socket(publish: &Publish) -> Result<(OwnedFd, SocketAddr), Errno> {
@@ -88,6 +125,11 @@ impl Listener {
         net::sendto(&self.file, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT, &peer)
     }
 
+    /// When who waits is to be heard; `None`: nobody waits.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.waits.then(|| self.again.unwrap_or(Time::ZERO))
+    }
+
     /// The peer's flow is no more.
     pub(super) fn forget(&mut self, peer: SocketAddr) {
         self.peers.remove(&peer);
@@ -110,6 +152,7 @@ impl Shell {
     fn accept(&mut self, place: usize, v4: bool, guest: u16) {
         // Who calls before there is a guest waits.
         self.listeners[place].waits = !self.net.has_guest();
+        let paused = self.listeners[place].again.take().is_some();
         for turn in 0.. {
             if !self.net.has_guest() {
                 return;
@@ -132,13 +175,24 @@ impl Shell {
                         self.net.broken(id);
                     }
                 }
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(Errno::MFILE | Errno::NFILE) => {
-                    self.write_log("a caller of a published port waits: there are too many open files");
-                    return;
-                }
-                Err(_) => return,
+                Err(error) => match silence(error) {
+                    Silence::Nobody => return,
+                    Silence::Gone => {}
+                    Silence::Later => return self.pause(now, place, error, paused),
+                },
             }
+            self.act(now);
+        }
+    }
+
+    /// Callers wait for a while. `paused`: as they did before, which is told already.
+    fn pause(&mut self, now: Time, place: usize, error: Errno, paused: bool) {
+        let listener = &mut self.listeners[place];
+        listener.waits = true;
+        listener.again = Some(now + PAUSE);
+        if !paused {
+            let line = format!("callers of the published port {} wait: {error}", listener.publish);
+            self.net.note(now, &line);
             self.act(now);
         }
     }
@@ -147,6 +201,7 @@ impl Shell {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut many = 0;
         self.listeners[place].waits = false;
+        let paused = self.listeners[place].again.take().is_some();
         loop {
             let now = self.now();
             let listener = &self.listeners[place];
@@ -168,8 +223,15 @@ impl Shell {
                         self.net.datagram(now, id, buffer[..len].to_vec());
                     }
                 }
-                Ok(_) | Err(Errno::INTR | Errno::CONNREFUSED) => {}
-                Err(_) => break,
+                Ok(_) => {}
+                Err(error) => match silence(error) {
+                    Silence::Nobody => break,
+                    Silence::Gone => {}
+                    Silence::Later => {
+                        self.pause(now, place, error, paused);
+                        break;
+                    }
+                },
             }
             self.act(now);
             many += 1;
@@ -179,5 +241,21 @@ impl Shell {
             }
         }
         self.buffer = buffer;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_one_caller_is_none_of_the_others() {
+        assert_eq!(silence(Errno::AGAIN), Silence::Nobody);
+        for error in [Errno::CONNABORTED, Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::PROTO, Errno::PERM] {
+            assert_eq!(silence(error), Silence::Gone, "{error}");
+        }
+        for error in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert_eq!(silence(error), Silence::Later, "{error}");
+        }
     }
 }

@@ -145,12 +145,10 @@ impl Shell {
     /// The system can wait for nothing any more.
     pub fn run(mut self) -> Result<Counters, Error> {
         while !self.link_ended {
-            let callers = self.net.has_guest() && self.listeners.iter().any(|listener| listener.waits);
-            let busy = self.link_readable || !self.work.is_empty() || callers;
-            let timeout = if busy {
+            let timeout = if self.link_readable || !self.work.is_empty() {
                 Some(Time::ZERO)
             } else {
-                self.net.deadline().map(|deadline| deadline.saturating_sub(self.now()))
+                self.deadline().map(|deadline| deadline.saturating_sub(self.now()))
             };
             self.poller.wait(timeout).map_err(|e| Error::System("wait for sockets", e))?;
             let ready: Vec<Ready> = self.poller.ready().collect();
@@ -159,8 +157,9 @@ impl Shell {
             }
             self.take_messages();
             if self.net.has_guest() {
+                let now = self.now();
                 for place in 0..self.listeners.len() {
-                    if self.listeners[place].waits {
+                    if self.listeners[place].due().is_some_and(|time| time <= now) {
                         self.listen(place);
                     }
                 }
@@ -175,6 +174,13 @@ impl Shell {
         let now = self.now();
         self.act(now);
         Ok(self.net.counters())
+    }
+
+    /// When something is to be done though nothing becomes ready.
+    fn deadline(&self) -> Option<Time> {
+        let callers = self.listeners.iter().filter_map(Listener::due).min();
+        let callers = callers.filter(|_| self.net.has_guest());
+        [self.net.deadline(), callers].into_iter().flatten().min()
     }
 
     fn now(&self) -> Time {

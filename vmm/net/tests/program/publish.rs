@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use nelly_net::config::UsernetConfig;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use smoltcp::socket::tcp;
 
 use crate::reach::pings;
@@ -103,4 +104,30 @@ fn published_ports_lead_to_the_guest() {
     assert_eq!(program.files(), files, "sockets are left");
     drop(guest);
     program.ends_well();
+}
+
+#[test]
+fn a_caller_waits_while_there_are_too_many_open_files_and_costs_nothing() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let publish = vec!["0:80".parse().unwrap()];
+    let (program, mut guest) = started(&UsernetConfig { publish, ..UsernetConfig::default() });
+    let handle = guest.listen(80);
+    assert!(pings(&mut guest, "10.0.2.2", Duration::from_secs(5)));
+    let process = Pid::from_child(&program.child);
+    let none = Rlimit { current: Some(0), ..getrlimit(Resource::Nofile) };
+    let before = prlimit(Some(process), Resource::Nofile, none).unwrap();
+    let mut stream = TcpStream::connect(published(&program.ready)[0]).unwrap();
+    guest.pass(Duration::from_millis(100));
+    let ticks = program.ticks();
+    guest.pass(Duration::from_secs(1));
+    assert!(program.ticks() - ticks <= 2, "a caller that waits costs processor time");
+    assert!(guest.tcp(handle).is_listening());
+    prlimit(Some(process), Resource::Nofile, before).unwrap();
+    // Nobody else calls.
+    guest.until("the caller", |guest| guest.tcp(handle).may_recv().then_some(()));
+    stream.write_all(b"here").unwrap();
+    guest.until("a word", |guest| guest.tcp(handle).can_recv().then_some(()));
 }
