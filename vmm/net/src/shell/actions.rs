@@ -159,6 +159,7 @@ impl Shell {
         let Some(socket) = self.socket(id) else { return };
         socket.readable |= ready.readable;
         socket.ended |= ready.ended;
+        socket.urgent |= ready.urgent;
         if let (Kind::Connecting, Some(file)) = (&socket.kind, &socket.file) {
             if !ready.writable {
                 return;
@@ -229,8 +230,9 @@ impl Shell {
                 }
                 Ok(len) => {
                     socket.ring.fill(len);
-                    // Less than there was room for: that was all, but for an end that follows.
-                    let all = len < room && !socket.ended;
+                    // Less than there was room for: that was all, but for an end that follows, and
+                    // for urgent data, before which a read stops.
+                    let all = len < room && !socket.ended && !socket.urgent;
                     socket.readable = !all;
                     turn += len;
                     self.net.received(now, id, len);

@@ -40,6 +40,8 @@ pub(super) struct Socket {
     pub(super) readable: bool,
     /// The peer has said that nothing more comes.
     pub(super) ended: bool,
+    /// There was urgent data: a read that gives little does not mean that there is no more.
+    pub(super) urgent: bool,
     /// It stands in the list of work.
     pub(super) queued: bool,
     /// What the guest does not have yet.
@@ -61,6 +63,7 @@ impl Socket {
             kind,
             readable: false,
             ended: false,
+            urgent: false,
             queued: false,
             ring: Ring::default(),
             left: VecDeque::new(),
@@ -155,11 +158,14 @@ pub(super) fn open(protocol: Protocol, to: SocketAddr) -> Result<OwnedFd, Errno>
     Ok(file)
 }
 
-/// The guest decides when to send, and who is silent for long is asked whether it is there.
+/// The guest decides when to send, who is silent for long is asked whether it is there, and urgent
+/// data is data.
 pub(super) fn prepare(stream: &OwnedFd) {
-    // Neither changes what arrives, so neither must succeed.
+    // No stream of the Internet refuses any of these.
     let _ = sockopt::set_tcp_nodelay(stream, true);
     let _ = sockopt::set_socket_keepalive(stream, true);
+    // Urgent data stays in its place in the stream.
+    let _ = sockopt::set_socket_oobinline(stream, true);
 }
 
 /// The peer of this stream is to see a reset when it is closed.

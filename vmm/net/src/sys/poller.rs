@@ -25,6 +25,8 @@ pub struct Ready {
     pub writable: bool,
     /// The peer has said that nothing more comes, or there is an error.
     pub ended: bool,
+    /// Urgent data is among what there is to read: a read may end before it.
+    pub urgent: bool,
 }
 
 impl Poller {
@@ -42,7 +44,7 @@ impl Poller {
     /// The system has no more memory, or too many are waited for.
     pub fn add(&self, file: impl AsFd, token: u64) -> io::Result<()> {
         use epoll::EventFlags as E;
-        let flags = E::IN | E::OUT | E::RDHUP | E::ET;
+        let flags = E::IN | E::PRI | E::OUT | E::RDHUP | E::ET;
         Ok(epoll::add(&self.file, file, epoll::EventData::new_u64(token), flags)?)
     }
 
@@ -67,9 +69,10 @@ impl Poller {
             let broken = flags.intersects(E::ERR | E::HUP);
             Ready {
                 token,
-                readable: broken || flags.intersects(E::IN | E::RDHUP),
+                readable: broken || flags.intersects(E::IN | E::PRI | E::RDHUP),
                 writable: broken || flags.contains(E::OUT),
                 ended: broken || flags.contains(E::RDHUP),
+                urgent: flags.contains(E::PRI),
             }
         })
     }

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nelly_net::config::UsernetConfig;
+use rustix::net::SendFlags;
 use smoltcp::socket::tcp;
 
 use crate::world::{World, is_root, started};
@@ -186,4 +187,39 @@ fn a_reset_of_either_side_reaches_the_other() {
     guest.until("a reset", |guest| (guest.tcp(handle).state() == tcp::State::Closed).then_some(()));
     guest.pass(Duration::from_millis(50));
     assert_eq!(program.files(), files, "sockets are left");
+}
+
+#[test]
+fn urgent_data_is_in_its_place_in_the_stream() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let send = |stream: &TcpStream, bytes: &[u8], flags| {
+        assert_eq!(rustix::net::send(stream, bytes, flags).unwrap(), bytes.len());
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    serve(&world, "198.51.100.7:1001", move |stream| tell.send(stream).unwrap());
+    let (_program, mut guest) = started(&UsernetConfig::default());
+    let handle = guest.dial("198.51.100.7:1001");
+    assert!(guest.answered(handle));
+    let stream = told.recv().unwrap();
+    let mut got = Vec::new();
+    for round in 0..20 {
+        send(&stream, b"before", SendFlags::empty());
+        if round % 2 == 0 {
+            guest.pass(Duration::from_millis(2));
+        }
+        send(&stream, b"!", SendFlags::OOB);
+        send(&stream, b"behind", SendFlags::empty());
+        // Nothing else comes before all of it is there.
+        guest.until("what is behind urgent data", |guest| {
+            let socket = guest.tcp(handle);
+            while socket.can_recv() {
+                socket.recv(|data| (data.len(), got.extend_from_slice(data))).unwrap();
+            }
+            (got.len() == 13 * (round + 1)).then_some(())
+        });
+    }
+    assert!(got == b"before!behind".repeat(20));
 }
