@@ -2,6 +2,7 @@
 //! sockets and time, and does what the core says. Nothing in it blocks but that wait.
 
 mod actions;
+mod gate;
 mod holder;
 mod host;
 mod journal;
@@ -24,6 +25,7 @@ use crate::link::MAX_MESSAGE;
 use crate::number::index;
 use crate::sys::{Poller, Ready};
 
+use gate::Gate;
 use host::Host;
 use listen::Listener;
 use socket::{Socket, receive, send_parts};
@@ -62,7 +64,7 @@ pub struct Shell {
     poller: Poller,
     link: OwnedFd,
     link_readable: bool,
-    link_writable: bool,
+    link_gate: Gate,
     link_ended: bool,
     /// The message that the link did not take.
     pending: Option<Vec<u8>>,
@@ -118,7 +120,7 @@ impl Shell {
             poller,
             link,
             link_readable: true,
-            link_writable: true,
+            link_gate: Gate::new(),
             link_ended: false,
             pending: None,
             buffer: vec![0; MAX_MESSAGE].into_boxed_slice(),
@@ -168,6 +170,7 @@ impl Shell {
             let now = self.now();
             self.net.tick(now);
             self.act(now);
+            self.link_gate.tick(now);
             self.send_messages(now);
         }
         self.net.close_all();
@@ -180,7 +183,7 @@ impl Shell {
     fn deadline(&self) -> Option<Time> {
         let callers = self.listeners.iter().filter_map(Listener::due).min();
         let callers = callers.filter(|_| self.net.has_guest());
-        [self.net.deadline(), callers].into_iter().flatten().min()
+        [self.net.deadline(), self.link_gate.deadline(), callers].into_iter().flatten().min()
     }
 
     fn now(&self) -> Time {
@@ -190,7 +193,9 @@ impl Shell {
     fn became_ready(&mut self, ready: Ready) {
         if ready.token == LINK {
             self.link_readable |= ready.readable;
-            self.link_writable |= ready.writable;
+            if ready.writable {
+                self.link_gate.opens();
+            }
             return;
         }
         let slot = crate::number::fits::<u64, u32>(ready.token & LINK, "it is masked");
@@ -234,23 +239,22 @@ impl Shell {
 
     /// Sends the guest what there is for it, as long as the link takes it.
     fn send_messages(&mut self, now: Time) {
-        while self.link_writable {
+        while self.link_gate.is_open() {
             if let Some(message) = self.pending.take() {
-                if self.send(&[IoSlice::new(&message)]) {
-                    continue;
+                if let Err(error) = send_parts(&self.link, &[IoSlice::new(&message)]) {
+                    self.not_taken(now, error, message);
                 }
-                self.pending = Some(message);
-                return;
+                continue;
             }
             let Some(message) = self.net.next_frame(now) else { break };
-            self.send_made(message);
+            self.send_made(now, message);
         }
-        if self.link_writable && !self.stalled.is_empty() && self.net.has_room() {
+        if self.link_gate.is_open() && !self.stalled.is_empty() && self.net.has_room() {
             self.work.append(&mut self.stalled);
         }
     }
 
-    fn send_made(&mut self, mut message: Outgoing) {
+    fn send_made(&mut self, now: Time, mut message: Outgoing) {
         let (a, b): (&[u8], &[u8]) = match &message.data {
             Data::None => (&[], &[]),
             Data::Bytes(bytes) => (bytes, &[]),
@@ -270,31 +274,17 @@ impl Shell {
             message.head = head.head;
         }
         let parts = [IoSlice::new(&message.head), IoSlice::new(a), IoSlice::new(b)];
-        match send_parts(&self.link, &parts) {
-            Ok(_) => {}
-            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => {
-                // What it refers to may be gone when the link takes it.
-                self.pending = Some([&message.head, a, b].concat());
-                self.link_writable = false;
-            }
-            Err(_) => self.link_ended = true,
+        if let Err(error) = send_parts(&self.link, &parts) {
+            // What it refers to may be gone when the link takes it.
+            let message = [&message.head, a, b].concat();
+            self.not_taken(now, error, message);
         }
     }
 
-    /// Whether the link took a message.
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> bool {
-        match send_parts(&self.link, parts) {
-            Ok(_) => true,
-            Err(Errno::INTR) => self.send(parts),
-            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {
-                self.link_writable = false;
-                false
-            }
-            Err(_) => {
-                self.link_ended = true;
-                true
-            }
-        }
+    /// The link did not take a message.
+    fn not_taken(&mut self, now: Time, error: Errno, message: Vec<u8>) {
+        self.pending = Some(message);
+        self.link_ended |= self.link_gate.refused(now, error).is_err();
     }
 
     fn write_log(&self, line: &str) {
