@@ -14,6 +14,10 @@ pub const A: u16 = 1;
 pub const AAAA: u16 = 28;
 
 const HEADER: usize = 12;
+/// How an answer went that is one.
+const FINE: u8 = Code::Fine as u8;
+/// How an answer went that says that there is no such name.
+const NO_SUCH_NAME: u8 = 3;
 
 /// How an answer went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,8 +102,9 @@ impl Query {
         let fits =
             be16(response, 0) == Some(id) && be16(response, 2).is_some_and(|flags| flags & 0x8000 != 0);
         fits && match be16(response, 4) {
-            // Servers that refuse may leave the question out.
-            Some(0) => response.len() >= HEADER,
+            // Servers that failed or refuse may leave the question out. Who has an answer, or knows
+            // that there is none, has no reason to.
+            Some(0) => response.len() >= HEADER && !matches!(response[3] & 15, FINE | NO_SUCH_NAME),
             Some(1) => {
                 question(response).is_some_and(|(name, kind, _)| name == self.name && kind == self.kind)
             }
@@ -188,6 +193,15 @@ mod tests {
         let failed = error(QUERY, Code::Failed);
         assert!(query.is_answered_by(0x1234, &failed));
         assert_eq!(failed[3] & 15, 2);
+        // Without the question, only that there is no answer is believed.
+        for (code, believed) in [(0, false), (1, true), (2, true), (3, false), (4, true), (5, true)] {
+            let mut bare = failed[..HEADER].to_vec();
+            bare[3] = 0x80 | code;
+            bare[5] = 0;
+            assert_eq!(query.is_answered_by(0x1234, &bare), believed, "{code}");
+            assert!(!query.is_answered_by(0x1235, &bare));
+        }
+        assert!(!query.is_answered_by(0x1234, &failed[..4]));
     }
 
     #[test]
