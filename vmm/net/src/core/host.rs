@@ -42,9 +42,13 @@ impl Net {
     pub fn failed(&mut self, now: Time, id: FlowId, failure: Failure) {
         let Some(flow) = self.table.get(id) else { return };
         let (key, to) = (flow.key, flow.to);
-        match &flow.kind {
-            Kind::Lookup(_) => self.lookup_failed(now, id),
-            Kind::Udp | Kind::Ping => {
+        let is_lookup = matches!(flow.kind, Kind::Lookup(_));
+        if failure == Failure::OwnAddress && !is_lookup {
+            self.refused(now, key.protocol, key.remote, crate::policy::Reason::OwnAddress);
+        }
+        match key.protocol {
+            _ if is_lookup => self.lookup_failed(now, id),
+            Protocol::Udp | Protocol::Icmp => {
                 self.end(id, false, false);
                 let why = match failure {
                     Failure::Refused => Unreachable::Port,
@@ -54,12 +58,9 @@ impl Net {
                 };
                 self.flow_unreachable(&key, why);
             }
-            Kind::Tcp(_) => {
+            Protocol::Tcp => {
                 if failure == Failure::Refused && self.is_dns(key.remote.ip()) {
                     self.upstreams.failed(to);
-                }
-                if failure == Failure::OwnAddress {
-                    self.refused(now, Protocol::Tcp, key.remote, crate::policy::Reason::OwnAddress);
                 }
                 let why = match failure {
                     Failure::NetUnreachable => Some(Unreachable::Net),

@@ -203,3 +203,27 @@ fn callers_of_a_published_datagram_port_end_no_connection() {
     open.send(&mut world, flag::ACK, b"still there");
     assert_eq!(world.sockets[&open.flow].got, b"still there");
 }
+
+#[test]
+fn what_turns_out_to_be_the_host_itself_is_counted_and_told() {
+    let mut world = world();
+    let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
+    let ping = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
+    for (count, (message, what)) in [
+        (tcp_frame(from, to, Segment { flags: flag::SYN, ..Segment::default() }, &[]), "tcp to 192.0.2.1:7"),
+        (frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"data")), "udp to 192.0.2.1:7"),
+        (frame(from.ip(), to.ip(), protocol::ICMP, &ping), "icmp to 192.0.2.1:0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.send(&message);
+        let flow = *world.sockets.keys().next().unwrap();
+        world.net.failed(world.now, flow, Failure::OwnAddress);
+        world.act(&[]);
+        assert_eq!((world.net.flows(), world.all().len()), (0, 1), "{what}");
+        assert_eq!(world.net.counters().refused, u64::try_from(count).unwrap() + 1, "{what}");
+        let line = world.log.last().unwrap();
+        assert!(line.contains(what) && line.contains("the host itself"), "{line}");
+    }
+}
