@@ -131,11 +131,11 @@ impl Net {
     }
 
     /// A published TCP port was called: the flow to give its socket to. `None`: the guest cannot be
-    /// called yet.
+    /// called yet, or too many have called it.
     pub fn accepted(&mut self, now: Time, v4: bool, guest_port: u16) -> Option<FlowId> {
         self.maker()?;
-        self.make_room(now);
         let key = self.published(Protocol::Tcp, v4, guest_port)?;
+        self.make_room(now);
         self.counters.connections += 1;
         let tcp = Tcp::calling(now, self.number(), self.mss(key.remote));
         let id = self.table.insert(now, key, key.remote, Kind::Tcp(tcp));
@@ -144,30 +144,36 @@ impl Net {
         Some(id)
     }
 
-    /// A published UDP port heard of a new peer: the flow that stands for it.
+    /// A published UDP port heard of a new peer: the flow that stands for it. `None` as for
+    /// [`Self::accepted`].
     pub fn heard_of(&mut self, now: Time, v4: bool, guest_port: u16) -> Option<FlowId> {
         self.maker()?;
-        self.make_room(now);
         let key = self.published(Protocol::Udp, v4, guest_port)?;
+        self.make_room(now);
         let id = self.table.insert(now, key, key.remote, Kind::Udp);
         self.arm(id);
         Some(id)
     }
 
     /// The ends of a flow that begins at a published port: peers have the gateway's address and a
-    /// port of its own for each.
+    /// port of its own for each. `None`: no port was found, which is counted.
     fn published(&mut self, protocol: Protocol, v4: bool, guest_port: u16) -> Option<super::Key> {
         let (guest, gateway) = if v4 {
             (self.config.guest4.into(), self.config.gateway4.into())
         } else {
             (self.config.guest6.into(), self.config.gateway6.into())
         };
+        /// No more ports are tried: nearly all are taken then, and whoever floods the port would
+        /// cost a search through all of them each time.
+        const TRIES: u32 = 256;
         let start = self.number();
-        (0..=u32::from(u16::MAX)).find_map(|step| {
+        let found = (0..TRIES).find_map(|step| {
             let port = 49_152 | len16_of(start.wrapping_add(step));
             let key = Self::key(protocol, SocketAddr::new(guest, guest_port), SocketAddr::new(gateway, port));
             self.table.find(&key).is_none().then_some(key)
-        })
+        });
+        self.counters.lost += u64::from(found.is_none());
+        found
     }
 
     /// Ends every flow: the link is gone.

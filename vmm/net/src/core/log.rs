@@ -25,7 +25,8 @@ pub struct Counters {
     pub evicted: u64,
     /// Flows that were silent for too long.
     pub timed_out: u64,
-    /// Answers and datagrams that were lost because the guest took none.
+    /// Answers and datagrams that were lost because the guest took none, and callers of published
+    /// ports for whom no port of the gateway was free.
     pub lost: u64,
     /// Questions to the resolver.
     pub queries: u64,

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use super::Shell;
-use super::socket::{Kind, Socket, internet, prepare};
+use super::socket::{Kind, Socket, internet, prepare, reset_at_close};
 use crate::config::{Protocol, Publish};
 use crate::core::{FlowId, Time};
 
@@ -169,9 +169,11 @@ impl Shell {
                     let id = self.net.accepted(now, v4, guest);
                     // The flow that went to make room is closed before its place is taken.
                     self.act(now);
-                    if let Some(id) = id
-                        && self.add_socket(Socket::new(id, Some(file), Kind::Stream, true)).is_err()
-                    {
+                    let Some(id) = id else {
+                        reset_at_close(&file);
+                        continue;
+                    };
+                    if self.add_socket(Socket::new(id, Some(file), Kind::Stream, true)).is_err() {
                         self.net.broken(id);
                     }
                 }

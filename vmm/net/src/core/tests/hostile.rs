@@ -227,3 +227,19 @@ fn what_turns_out_to_be_the_host_itself_is_counted_and_told() {
         assert!(line.contains(what) && line.contains("the host itself"), "{line}");
     }
 }
+
+#[test]
+fn callers_beyond_the_gateways_ports_are_lost_and_end_nothing() {
+    let config = UsernetConfig { max_flows: 65_536, ..UsernetConfig::default() };
+    let mut world = World::new(config, Offloads::default());
+    Guest::open(&mut world, FROM, TO);
+    let taken = (0..17_000).filter(|_| world.net.heard_of(world.now, true, 53).is_some()).count();
+    assert!((14_000..=16_384).contains(&taken), "{taken}");
+    // Another port of the guest has peers of its own, and so has another protocol or family.
+    assert!(world.net.heard_of(world.now, true, 54).is_some());
+    assert!(world.net.accepted(world.now, true, 53).is_some());
+    assert!(world.net.heard_of(world.now, false, 53).is_some());
+    assert_eq!(world.net.flows(), 1 + taken + 3);
+    let lost = 17_000 - u64::try_from(taken).unwrap();
+    assert_eq!((world.net.counters().lost, world.net.counters().evicted), (lost, 0));
+}
