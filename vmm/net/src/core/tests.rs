@@ -3,4 +3,5 @@
 
 mod hostile;
 mod played;
+mod routers;
 mod streams;

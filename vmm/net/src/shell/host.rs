@@ -47,7 +47,8 @@ impl Host {
         if past(self.seldom, SELDOM) {
             self.seldom = Some(now);
             let somewhere = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
-            net.set_has_v6(now, self.source(SocketAddr::new(somewhere.into(), 9)).is_some());
+            let source = self.source(SocketAddr::new(somewhere.into(), 9));
+            net.set_has_v6(now, source.is_some_and(is_heard_everywhere));
         }
     }
 
@@ -77,6 +78,18 @@ impl Host {
     }
 }
 
+/// Whether answers to this address of the host come back from the Internet, perhaps through a
+/// translator. A route alone does not make it so: some networks have a router that announces itself
+/// and no addresses.
+fn is_heard_everywhere(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(source) => !source.is_loopback() && !source.is_link_local() && !source.is_unspecified(),
+        IpAddr::V6(source) => {
+            !source.is_loopback() && !source.is_unicast_link_local() && !source.is_unspecified()
+        }
+    }
+}
+
 /// The addresses of all interfaces. `None`: the system does not tell.
 fn own_addresses() -> Option<Vec<IpAddr>> {
     let all = nix::ifaddrs::getifaddrs().ok()?;
@@ -88,4 +101,26 @@ fn own_addresses() -> Option<Vec<IpAddr>> {
         address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip()))
     };
     Some(all.filter_map(address).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_from_an_address_of_the_link_is_no_way_out() {
+        for (source, out) in [
+            ("fe80::1", false),
+            ("febf::1", false),
+            ("::1", false),
+            ("::", false),
+            ("2001:db8::1", true),
+            ("fd00::1", true),
+            ("127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("192.168.1.1", true),
+        ] {
+            assert_eq!(is_heard_everywhere(source.parse().unwrap()), out, "{source}");
+        }
+    }
 }
