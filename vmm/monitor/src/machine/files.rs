@@ -102,6 +102,18 @@ impl Handed {
                 continue;
             }
             let (pairs, file) = (network.queues.get(), format!("the tap {}", name.as_str()));
+            // Not made here, where root could: a name with a mistake would lead nowhere.
+            if !sys::tap::exists(name.as_str()) {
+                let name = name.as_str();
+                let text =
+                    format!("there is no such interface; `ip tuntap add {name} mode tap user USER` makes it");
+                let error = io::Error::new(io::ErrorKind::NotFound, text);
+                return Err(FileError::Open {
+                    field: format!("networks[{index}].link.tap.name"),
+                    file,
+                    error,
+                });
+            }
             for _ in 0..pairs {
                 let opened = sys::tap::open(name.as_str(), pairs > 1).map_err(|error| FileError::Open {
                     field: format!("networks[{index}].link.tap.name"),

@@ -62,6 +62,14 @@ mod platform {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Whether there is an interface `name` in this network namespace.
+    #[must_use]
+    pub fn exists(name: &str) -> bool {
+        let Ok(name) = std::ffi::CString::new(name) else { return false };
+        // SAFETY: a C string that outlives the call, which only reads it.
+        unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+    }
+
     /// Opens one queue of the tap `name`, with a virtio header before each frame. The interface is
     /// made if there is none and this process may.
     ///
@@ -171,9 +179,15 @@ mod platform {
 
     /// There is none.
     #[must_use]
+    pub fn exists(_name: &str) -> bool {
+        false
+    }
+
+    /// There is none.
+    #[must_use]
     pub fn is_deleted(_error: &io::Error) -> bool {
         false
     }
 }
 
-pub use platform::{is_deleted, open, prepare, set_offloads, use_queue};
+pub use platform::{exists, is_deleted, open, prepare, set_offloads, use_queue};
