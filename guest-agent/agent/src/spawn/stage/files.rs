@@ -39,7 +39,7 @@ pub(super) fn write_names(
     Ok(())
 }
 
-const RESOLVER: &str = "# This container has no network but loopback, and no name server.\n";
+const RESOLVER: &str = "# No name server is configured for this container.\n";
 
 fn hosts(hostname: Option<&str>, more: &[String], names: &Names) -> String {
     let address = names.own.unwrap_or(IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1)));
