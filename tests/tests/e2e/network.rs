@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Home;
 use super::keeper::{Kept, kill};
+use super::{Home, LIMIT};
 
 /// Servers of the Internet: `world`, and of the host itself: `host`. Prints a line when they
 /// listen.
@@ -273,6 +273,25 @@ fn a_tap_and_no_network_are_what_they_are_called() {
     done.expect(0);
     assert_eq!(done.out(), format!("ping\ndown {} -\n52:54:00:00:00:07\n1400\n", big()), "{}", done.err());
     sh("ip link del tap7");
+
+    // A guest without our agent.
+    let script =
+        "ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ping -c 1 -W 5 10.0.2.2 && echo reached";
+    let boot = super::boot::ours(&home, script, &["--net", "user", "-p", "0:80"], LIMIT);
+    boot.expect(0);
+    assert!(boot.out().contains("reached"), "{}", boot.out());
+    assert!(boot.err().contains("published 127.0.0.1:"), "{}", boot.err());
+
+    for (verb, network, code, hint) in [
+        ("run", "tap=nosuch7", 125, "ip tuntap add nosuch7"),
+        ("boot", "tap=tap7,ip=10.9.0.2/24", 125, "sets up its network itself"),
+    ] {
+        let words: &[&str] =
+            if verb == "run" { &["--rm", "--net", network, "--", "true"] } else { &["--net", network] };
+        let refused = home.nelly(&[&[verb][..], words].concat());
+        assert!(refused.expect(code).err().contains(hint), "{network}: {}", refused.err());
+    }
+    assert!(!std::path::Path::new("/sys/class/net/nosuch7").exists());
 
     let refused = home.nelly(&["run", "--rm", "--net", "unix=/nonexistent/passt", "--", "true"]);
     refused.expect(125);

@@ -287,7 +287,8 @@ pub(crate) struct MachineArgs {
         nelly run --rm --security-opt seccomp=unconfined oci:./debian:12 perf stat true\n  \
         nelly run --rm --timeout 10s --result result.json -- sleep 60\n  \
         nelly run -d --name db -v data:/var/lib/postgresql/data postgres:17\n  \
-        nelly run -d --name web --health-cmd 'wget -qO- localhost' --health-interval 10s nginx\n  \
+        nelly run -d --name web -p 8080:80 --health-cmd 'wget -qO- localhost' --health-interval 10s nginx\n  \
+        nelly run --rm --net user,default=deny --allow 203.0.113.7:443 alpine wget -qO- https://203.0.113.7\n  \
         nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
         nelly run --in web -it oci:./tools sh"
 )]

@@ -57,7 +57,7 @@ pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
 pub(crate) fn usernet(search: &Search, network: &Network) -> Result<Option<PathBuf>> {
     match (network, search.usernet()) {
         (_, Ok(path)) => Ok(Some(path)),
-        (Network::User(_), Err(error)) => Err(Hint::error(error.to_string(), "run `make`")),
+        (Network::User(_), Err(error)) => Err(Hint::error(error.to_string(), advice::install())),
         (_, Err(_)) => Ok(None),
     }
 }

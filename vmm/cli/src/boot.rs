@@ -16,13 +16,17 @@ use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
 use crate::args::BootArgs;
 use crate::context::Context;
-use crate::fail::OfFlag as _;
+use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
 use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     let (mut config, network) = (machine::boot(args, &context.settings)?, args.network.network()?);
+    if network.configures_guest() {
+        let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
+        return Err(Usage::error(format!("--net {network}: {what}")));
+    }
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;

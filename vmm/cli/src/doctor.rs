@@ -139,6 +139,13 @@ fn installation(context: &Context) -> Vec<Finding> {
             findings.push(Finding::new("keeper", Verdict::Fail, error.to_string(), advice::install()));
         }
     }
+    // Of machines with --net user.
+    match context.search.usernet() {
+        Ok(path) => findings.push(Finding::ok("usernet", format!("{} (beside nelly)", path.display()))),
+        Err(error) => {
+            findings.push(Finding::new("usernet", Verdict::Fail, error.to_string(), advice::install()));
+        }
+    }
     match Assets::find(&context.search, &context.settings, None, None) {
         Ok(assets) => {
             findings.push(Finding::ok("kernel", asset(&assets.kernel)));

@@ -15,10 +15,10 @@ use nelly_vmm::config::{
 };
 use nelly_vmm::sys::files::{self, Accept};
 
-use crate::args;
 use crate::fail::{OfFlag as _, Usage};
 use crate::settings::{SettingSource, Settings};
 use crate::vcpus;
+use crate::{args, out};
 
 /// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
@@ -125,7 +125,11 @@ pub(crate) fn boot_network(
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = usernet.ok_or(NetworkError::NoProgram)?;
-            let (usernet, link) = Usernet::start(program, &user.config())?;
+            let (usernet, link) = Usernet::start(program, &user.config(seed))?;
+            usernet.wait_ready()?;
+            for port in usernet.published() {
+                out::message(format_args!("published {port}"));
+            }
             rustix::io::fcntl_setfd(&link, rustix::io::FdFlags::empty())
                 .context("cannot pass a descriptor on")?;
             (Some(usernet), Some(link))

@@ -11,7 +11,8 @@ use crate::fail::{OfFlag as _, Usage};
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
-    /// with options as in docs/network.md [default: none; user with -p, --allow, --deny or --dns]
+    /// with options: user,default=deny,mtu=BYTES; ip=, gw=, dns=, search=, mtu= and mac= for tap
+    /// and unix [default: none; user with any of the flags below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
     /// Let a port of this host lead to one of the guest; on loopback unless BIND is given

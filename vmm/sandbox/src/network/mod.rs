@@ -5,13 +5,15 @@
 //! descriptor, and ends by end of file when the monitor is gone, however that ended. Its own end
 //! breaks the guest's link, and nothing else.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nelly_net::config::UsernetConfig;
 use nelly_vmm::config::NetworkConfig;
@@ -24,6 +26,9 @@ use crate::spec::network::{GuestNetwork, Network};
 
 /// Most that is read of what it says, in bytes.
 const MOST: u64 = 256 << 10;
+
+/// How long it may take to serve: it reads some files and binds its ports.
+const READY_WITHIN: Duration = Duration::from_secs(30);
 
 /// What it says when it serves.
 #[derive(Deserialize)]
@@ -85,6 +90,8 @@ impl Usernet {
         // It says there, too, what is wrong.
         let complaints = telling.try_clone().map_err(failed)?;
         command.stdin(theirs).stdout(OwnedFd::from(telling)).stderr(OwnedFd::from(complaints));
+        // A terminal's Ctrl-C is for the container, which ends in its own time and with its network.
+        command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let network = Self { child: Mutex::new(child), said: Mutex::default(), published: Mutex::default() };
@@ -100,13 +107,36 @@ impl Usernet {
     pub async fn ready(&self) -> Result<(), NetworkError> {
         let said = held(&self.said).take();
         let Some(said) = said else { return Ok(()) };
-        let refused = |error: io::Error| NetworkError::Refused(error.to_string());
         said.set_nonblocking(true).map_err(refused)?;
         let said = tokio::net::UnixStream::from_std(said).map_err(refused)?;
         let mut text = String::new();
         // It closes its ends once it has said its word.
-        said.take(MOST).read_to_string(&mut text).await.map_err(refused)?;
-        if let Ok(Ready { published }) = serde_json::from_str(&text) {
+        let mut said = said.take(MOST);
+        match tokio::time::timeout(READY_WITHIN, said.read_to_string(&mut text)).await {
+            Ok(read) => read.map_err(refused)?,
+            Err(_) => return Err(late()),
+        };
+        self.heard(&text)
+    }
+
+    /// As [`Usernet::ready`], for a caller without an async runtime.
+    ///
+    /// # Errors
+    /// [`NetworkError::Refused`].
+    pub fn wait_ready(&self) -> Result<(), NetworkError> {
+        let said = held(&self.said).take();
+        let Some(said) = said else { return Ok(()) };
+        said.set_read_timeout(Some(READY_WITHIN)).map_err(refused)?;
+        let mut text = String::new();
+        match said.take(MOST).read_to_string(&mut text) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+            read => read.map_err(refused)?,
+        };
+        self.heard(&text)
+    }
+
+    fn heard(&self, text: &str) -> Result<(), NetworkError> {
+        if let Ok(Ready { published }) = serde_json::from_str(text) {
             *held(&self.published) = published;
             return Ok(());
         }
@@ -147,6 +177,15 @@ impl Drop for Usernet {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it stands where errors are mapped")]
+fn refused(error: io::Error) -> NetworkError {
+    NetworkError::Refused(error.to_string())
+}
+
+fn late() -> NetworkError {
+    NetworkError::Refused(format!("it was not ready within {} seconds", READY_WITHIN.as_secs()))
+}
+
 /// What a machine gets of its network.
 #[derive(Debug, Default)]
 pub struct Attached {
@@ -172,7 +211,7 @@ pub fn attach(
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = program.ok_or(NetworkError::NoProgram)?;
-            let (usernet, link) = Usernet::start(program, &user.config())?;
+            let (usernet, link) = Usernet::start(program, &user.config(seed))?;
             (Some(usernet), Some(resources.add(link)))
         }
         Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use nelly_net::config::{Publish, Rule, Server, UsernetConfig, is_domain};
+use nelly_net::config::{Publish, Rule, Server, UsernetConfig, Verdict, is_domain};
+use nelly_net::wire::Mac;
 use nelly_vmm::config::{
     FileSource, MacAddress, Mtu, NetworkConfig, NetworkId, NetworkLink, TapLink, TapName,
 };
@@ -39,10 +40,12 @@ pub enum Network {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UserNetwork {
-    /// What may be reached although the network would refuse it: `host:PORT`, or what a rule of
-    /// `deny` names no more exactly.
+    /// What no rule names.
+    pub default: Verdict,
+    /// What may be reached although `default` or the network itself would refuse it, such as
+    /// `host:PORT`.
     pub allow: Vec<Rule>,
-    /// What may not be reached.
+    /// What may not be reached. Stronger than `allow`.
     pub deny: Vec<Rule>,
     /// Ports of the host that lead to the guest.
     pub publish: Vec<Publish>,
@@ -96,7 +99,7 @@ pub struct StaticGuest {
     pub mac: Option<MacAddress>,
 }
 
-const HINT: &str = "write none, user[,mtu=BYTES], tap=NAME or unix=PATH; tap and unix take \
+const HINT: &str = "write none, user[,mtu=BYTES][,default=deny], tap=NAME or unix=PATH; tap and unix take \
                     ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN ,mtu=BYTES and ,mac=ADDRESS";
 
 impl FromStr for Network {
@@ -110,9 +113,13 @@ impl FromStr for Network {
             Some((mode, value)) => (mode, Some(value)),
             None => (mode, None),
         };
-        let mut guest = StaticGuest::default();
+        let (mut guest, mut default) = (StaticGuest::default(), Verdict::default());
         for word in words {
-            guest.option(word).map_err(refuse)?;
+            match word {
+                "default=allow" if mode == "user" => default = Verdict::Allow,
+                "default=deny" if mode == "user" => default = Verdict::Deny,
+                _ => guest.option(word).map_err(refuse)?,
+            }
         }
         match (mode, value) {
             ("none", None) if guest == StaticGuest::default() => Ok(Self::None),
@@ -120,14 +127,15 @@ impl FromStr for Network {
             ("user", None) => {
                 let StaticGuest { mtu, .. } = guest;
                 if guest != (StaticGuest { mtu, ..StaticGuest::default() }) {
-                    let what = "the user-mode network gives the guest its addresses; it takes mtu alone";
+                    let what =
+                        "the user-mode network gives the guest its addresses; it takes mtu and default alone";
                     return Err(refuse(what.to_owned()));
                 }
                 if let Some(mtu) = mtu.filter(|mtu| mtu.get() < nelly_net::config::MIN_MTU) {
                     let least = nelly_net::config::MIN_MTU;
                     return Err(refuse(format!("its MTU is at least {least}, not {}", mtu.get())));
                 }
-                Ok(Self::User(UserNetwork { mtu, ..UserNetwork::default() }))
+                Ok(Self::User(UserNetwork { mtu, default, ..UserNetwork::default() }))
             }
             ("tap", Some(name)) => {
                 Ok(Self::Tap(TapNetwork { name: TapName::new(name).map_err(refuse)?, guest }))
@@ -135,6 +143,9 @@ impl FromStr for Network {
             ("unix", Some(path)) if !path.is_empty() => {
                 Ok(Self::Unix(UnixNetwork { path: path.into(), guest }))
             }
+            (other, None) if other.starts_with("container:") => Err(refuse(
+                "a container in the machine of another one is in its network: --in SANDBOX".to_owned(),
+            )),
             ("bridge" | "host" | "default" | "container", _) => {
                 Err(refuse(format!("docker's networks are not those of a machine; {HINT}")))
             }
@@ -151,7 +162,14 @@ impl StaticGuest {
             value.parse::<IpAddr>().map_err(|_| format!("{name}={value}: an IPv4 or IPv6 address is needed"))
         };
         match name {
-            "ip" => self.addresses.push(value.parse().map_err(|why| format!("ip={value}: {why}"))?),
+            "ip" => {
+                let address: GuestPrefix = value.parse().map_err(|why| format!("ip={value}: {why}"))?;
+                if self.addresses.iter().any(|other| other.address().is_ipv4() == address.address().is_ipv4())
+                {
+                    return Err(format!("ip={value}: there is an address of this family already"));
+                }
+                self.addresses.push(address);
+            }
             "gw" => {
                 let gateway = address(value)?;
                 if self.gateways.iter().any(|other| other.is_ipv4() == gateway.is_ipv4()) {
@@ -203,6 +221,18 @@ impl Network {
         *self == Self::None
     }
 
+    /// Whether it says something that only Nelly's agent can tell a guest: addresses and names.
+    #[must_use]
+    pub fn configures_guest(&self) -> bool {
+        match self {
+            Self::None | Self::User(_) => false,
+            Self::Tap(TapNetwork { guest, .. }) | Self::Unix(UnixNetwork { guest, .. }) => {
+                let StaticGuest { addresses, gateways, dns, search, mtu: _, mac: _ } = guest;
+                !(addresses.is_empty() && gateways.is_empty() && dns.is_empty() && search.is_empty())
+            }
+        }
+    }
+
     /// The user-mode network, to add rules and ports to; `None` of any other.
     pub fn user_mut(&mut self) -> Option<&mut UserNetwork> {
         match self {
@@ -245,7 +275,7 @@ impl Network {
         match self {
             Self::None => None,
             Self::User(user) => {
-                Some(GuestNetwork::of_user(&user.config(), own, user.mtu.unwrap_or_default()))
+                Some(GuestNetwork::of_user(&user.config(seed), own, user.mtu.unwrap_or_default()))
             }
             Self::Tap(TapNetwork { guest, .. }) | Self::Unix(UnixNetwork { guest, .. }) => {
                 Some(guest.guest(guest.mac.unwrap_or(own)))
@@ -255,10 +285,12 @@ impl Network {
 }
 
 impl UserNetwork {
-    /// What `nelly-usernet` is told.
+    /// What `nelly-usernet` is told of a guest whose hardware address belongs to `seed`.
     #[must_use]
-    pub fn config(&self) -> UsernetConfig {
+    pub fn config(&self, seed: &str) -> UsernetConfig {
         UsernetConfig {
+            guest_mac: Some(Mac(MacAddress::from_seed(seed).bytes())),
+            default: self.default,
             mtu: self.mtu.unwrap_or_default().get(),
             dns_servers: self.dns.clone(),
             search: self.search.clone(),

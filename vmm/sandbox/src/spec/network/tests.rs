@@ -9,7 +9,12 @@ fn networks_are_spelled_as_flags_have_them() {
     assert_eq!(parsed("none"), Network::None);
     assert_eq!(parsed("user"), Network::User(UserNetwork::default()));
     let Network::User(user) = parsed("user,mtu=65520") else { panic!("user") };
-    assert_eq!(user.config().mtu, 65_520);
+    let config = user.config("seed");
+    assert_eq!((config.mtu, config.default), (65_520, Verdict::Allow));
+    assert_eq!(config.guest_mac.unwrap().0, MacAddress::from_seed("seed").bytes());
+    let Network::User(user) = parsed("user,default=deny") else { panic!("user") };
+    assert_eq!(user.config("seed").default, Verdict::Deny);
+    assert!(parsed("tap=t,dns=10.0.0.1").configures_guest() && !parsed("tap=t,mtu=1400").configures_guest());
     let text = "tap=tap0,ip=10.1.0.2/24,ip=fd01::2/64,gw=10.1.0.1,gw=fd01::1,dns=10.1.0.1,search=lan,mtu=9000,\
                 mac=52:54:00:12:34:56";
     let tap = parsed(text);
@@ -42,7 +47,11 @@ fn what_is_no_network_says_what_is_wrong() {
         ("unix=", "write none, user"),
         ("none,mtu=1500", "no network has options"),
         ("user=x", "write none, user"),
-        ("user,ip=10.0.0.2/24", "takes mtu alone"),
+        ("container:web", "--in SANDBOX"),
+        ("user,ip=10.0.0.2/24", "takes mtu and default alone"),
+        ("user,default=x", "no option \"default\""),
+        ("tap=t,default=deny", "no option \"default\""),
+        ("tap=t,ip=10.0.0.2/8,ip=10.0.0.3/8", "an address of this family already"),
         ("user,mtu=1279", "at least 1280"),
         ("user,mtu=65521", "out of range"),
         ("tap=t,mtu=x", "a number is needed"),
