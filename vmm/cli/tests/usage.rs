@@ -76,7 +76,11 @@ fn usage_errors_have_their_exit_code() {
         (&["create"], 2, "IMAGE"),
         // These have the exit codes of what they run.
         (&["run", "--cpus", "0.5", "alpine"], 125, "whole vCPUs"),
-        (&["run", "-p", "80:80", "alpine"], 125, "no port can be published"),
+        (&["run", "-P", "alpine"], 125, "ports are published one by one"),
+        (&["run", "-p", "80", "alpine"], 125, "-p"),
+        (&["run", "--net", "bridge", "alpine"], 125, "write none, user"),
+        (&["create", "--net", "none", "-p", "8080:80", "alpine"], 2, "--net user"),
+        (&["boot", "--kernel", "x", "--net", "tap=t,ip=10.0.0.2/24"], 125, "sets up its network itself"),
         (&["exec", "web"], 125, "COMMAND"),
         (&["exec", "--no-such"], 125, "--no-such"),
         (&["attach", "--detach-keys", "ctrl-1", "web"], 125, "--detach-keys"),

@@ -164,8 +164,11 @@ impl Sandbox {
         };
         let greeted = process.during(greeted).await;
         let (agent, greeting) = match greeted {
+            // Whoever is asked may notice the monitor's end before its process has ended.
+            Ok(Err(SandboxError::Machine { source: ControlError::Ended, .. })) | Err(Gone) => {
+                return Err(ended(&machine).await);
+            }
             Ok(greeted) => greeted?,
-            Err(Gone) => return Err(ended(&machine).await),
         };
         recorder.stamp(name::READY);
         Ok(Self {
