@@ -22,11 +22,12 @@ use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
-    let (mut config, network) = (machine::boot(args, &context.settings)?, args.network.network()?);
+    let network = args.network.network()?;
     if network.configures_guest() {
         let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
         return Err(Usage::error(format!("--net {network}: {what}")));
     }
+    let mut config = machine::boot(args, &context.settings)?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
