@@ -237,7 +237,7 @@ fn limits_hold_now_and_later(kept: &Kept) {
     assert!(told["disk_written_bytes"].as_u64().unwrap() >= 4 << 20, "{told}");
     assert!(kept.out(&["stats", "box"]).contains(" 64 "));
     for (limit, code, hint) in
-        [("5M", 1, "6M"), ("64G", 1, "whole machine"), ("64", 2, "suffix"), ("0M", 2, "more than zero")]
+        [("5M", 1, "6M"), ("64G", 1, "whole machine"), ("64", 2, "write 64M"), ("0M", 2, "more than zero")]
     {
         let refused = kept.0.nelly(&["update", "--memory", limit, "box"]);
         assert!(refused.expect(code).err().contains(hint), "{limit}: {}", refused.err());
