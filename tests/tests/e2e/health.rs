@@ -147,7 +147,7 @@ fn a_container_becomes_healthy_and_ill_and_probes_that_hang_are_killed() {
         (&["create", "--health-cmd", "x", "--no-healthcheck", "--", "x"][..], 2, "--no-healthcheck"),
         (&["create", "--health-retries", "2", "--", "x"], 2, "--health-cmd"),
         (&["create", "--health-interval", "5", "--", "x"], 2, "--health-interval"),
-        (&["run", "--rm", "--health-cmd", "x", "--", "x"], 125, "keeper"),
+        (&["run", "--rm", "--health-cmd", "x", "--", "x"], 125, "that stays"),
         (&["ps", "--filter", "health=ill"], 2, "unhealthy"),
     ] {
         let refused = kept.0.nelly(words);

@@ -85,7 +85,7 @@ fn verbs_that_are_used_wrongly_say_so() {
         (&["image", "rm", "none"], 1, "there is no image `none`"),
         (&["image", "inspect", "none"], 1, "`none` is not in the local store"),
         (&["image", "tag", "none", "other"], 1, "there is no image `none`"),
-        (&["image", "tag", "none", "Not A Name"], 1, "NAME"),
+        (&["image", "tag", "none", "Not A Name"], 2, "NAME"),
         (&["image", "save", "none"], 1, "there is no image `none`"),
         (&["image", "load"], 1, "is empty"),
         (&["image", "load", "-i", "/nonexistent/x.tar"], 1, "/nonexistent/x.tar"),

@@ -90,7 +90,7 @@ impl Usernet {
         // It says there, too, what is wrong.
         let complaints = telling.try_clone().map_err(failed)?;
         command.stdin(theirs).stdout(OwnedFd::from(telling)).stderr(OwnedFd::from(complaints));
-        // A terminal's Ctrl-C is for the container, which ends in its own time and with its network.
+        // A terminal's Ctrl-C is for the container, which ends in its own time.
         command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         drop(command);
