@@ -124,7 +124,8 @@ fn names_are_asked_of_resolvers_that_answer_and_the_host_has_one() {
         guest.say(handle, &question(at, "example.com"), "10.0.2.3:53");
         let (answer, _) = guest.hear(handle);
         assert_eq!((answer.len(), &answer[..2]), (1200, &at.to_be_bytes()[..]));
-        assert!(at == 0 || begun.elapsed() < Duration::from_secs(1), "a dead resolver is asked first again");
+        // A resolver that is asked and silent costs two seconds.
+        assert!(at == 0 || begun.elapsed() < Duration::from_secs(2), "a dead resolver is asked first again");
     }
     let mut ids = seen.join().unwrap();
     ids.sort_unstable();

@@ -118,7 +118,7 @@ async fn a_status_that_alternates_is_written_once_a_second_and_the_last_one_is()
     let client = async {
         scene.status(Status::Running).await;
         let (began, mut number) = (std::time::Instant::now(), 0);
-        while began.elapsed() < Duration::from_millis(1500) || number % 2 == 0 {
+        while began.elapsed() < Duration::from_millis(1500) || number <= 20 || number % 2 == 0 {
             number += 1;
             scene.end_probe(number, b"", u32::try_from(number % 2).unwrap()).await;
         }
@@ -127,6 +127,11 @@ async fn a_status_that_alternates_is_written_once_a_second_and_the_last_one_is()
         assert!(changes > 20, "{changes}");
         assert_eq!(scene.keeper.state().health.unwrap().status, HealthStatus::Unhealthy);
         tokio::time::sleep(Duration::from_millis(1200)).await;
+        let limit = std::time::Instant::now() + SOON;
+        while scene.written_health().last() != Some(&HealthStatus::Unhealthy) {
+            assert!(std::time::Instant::now() < limit, "the last status is never written");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         let written = scene.written_health();
         assert_eq!(written.last(), Some(&HealthStatus::Unhealthy));
         // The first status, one at once, and one a second.
