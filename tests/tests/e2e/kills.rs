@@ -25,10 +25,22 @@ fn monitors() -> Vec<u32> {
         .collect()
 }
 
+/// What the first sandbox that is listed makes of a user's directories, and what stays. A run that
+/// ends before it would be listed makes none of it.
+const STAYS: [&str; 6] = [
+    "d data",
+    "d data/sandboxes",
+    "d data/sandboxes/names",
+    "d run",
+    "f data/sandboxes/lock",
+    "f data/sandboxes/version",
+];
+
 /// Every path below `directory` and its type; what a run must not add to.
 fn paths(directory: &Path) -> Vec<String> {
-    let done = Command::new("find").arg(directory).args(["-printf", "%y %p\n"]).output().unwrap();
-    let mut lines: Vec<_> = String::from_utf8_lossy(&done.stdout).lines().map(str::to_owned).collect();
+    let done = Command::new("find").arg(directory).args(["-printf", "%y %P\n"]).output().unwrap();
+    let lines = String::from_utf8_lossy(&done.stdout);
+    let mut lines: Vec<_> = lines.lines().filter(|line| !STAYS.contains(line)).map(str::to_owned).collect();
     lines.sort();
     lines
 }
