@@ -7,6 +7,9 @@
 //! stands between a monitor and this network, [`policy`] says what may be reached, [`dns`] what the
 //! resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
 //!
+//! [`switch`] is the network that several machines share, a program of its own, `nelly-switch`, and
+//! [`peers`] what stands between it and those on it.
+//!
 //! The guest is hostile: every length, address and transition from it is checked, and whatever it
 //! sends, memory is bounded.
 
@@ -15,7 +18,9 @@ pub mod core;
 pub mod dns;
 pub mod link;
 pub mod number;
+pub mod peers;
 pub mod policy;
 pub mod shell;
+pub mod switch;
 pub mod sys;
 pub mod wire;

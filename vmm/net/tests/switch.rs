@@ -1,0 +1,234 @@
+//! The program `nelly-switch`, with machines that are played.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nelly_net::link::{HEADER_LEN, Hello, NetHeader, Offloads};
+use nelly_net::peers::{Answer, Join, Names, Request, Shown};
+use nelly_net::wire::ip::{self, protocol};
+use nelly_net::wire::{Mac, Udp, kind, put_ethernet};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
+    recv, send, socket_with,
+};
+
+/// Far more than anything here takes.
+const SOON: Duration = Duration::from_secs(60);
+
+fn socket() -> OwnedFd {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+/// A switch that listens below `top`.
+fn start(top: &Path, arguments: &[&str]) -> Child {
+    std::fs::create_dir_all(top.join("net")).unwrap();
+    let listener = socket();
+    bind(&listener, &SocketAddrUnix::new(top.join("net/switch")).unwrap()).unwrap();
+    listen(&listener, 128).unwrap();
+    let lock = File::options().create(true).append(true).open(top.join("lock")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nelly-switch"));
+    command.args(["--network", "dev", "--directory", "net"]).args(arguments);
+    command.stdin(listener).stdout(lock).stderr(File::open(top).unwrap());
+    command.spawn().unwrap()
+}
+
+fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(found) = done() {
+            return found;
+        }
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn ended(child: &mut Child) -> ExitStatus {
+    until("the end of the switch", || child.try_wait().unwrap())
+}
+
+/// A message; empty: the end.
+fn hear(file: &OwnedFd) -> Vec<u8> {
+    let mut files = [PollFd::new(file, PollFlags::IN)];
+    assert_ne!(poll(&mut files, Some(&Timespec::try_from(SOON).unwrap())).unwrap(), 0, "in vain: a message");
+    let mut message = vec![0; 70_000];
+    let (len, _) = recv(file, &mut *message, RecvFlags::empty()).unwrap_or((0, 0));
+    message.truncate(len);
+    message
+}
+
+fn say(file: &OwnedFd, message: &[u8]) {
+    send(file, message, SendFlags::NOSIGNAL).unwrap();
+}
+
+fn request(top: &Path, request: &Request) -> OwnedFd {
+    let file = socket();
+    connect(&file, &SocketAddrUnix::new(top.join("net/switch")).unwrap()).unwrap();
+    say(&file, &serde_json::to_vec(request).unwrap());
+    file
+}
+
+fn machine(n: u8) -> Join {
+    Join {
+        id: format!("machine{n}"),
+        names: vec![format!("m{n}"), "all".to_owned()],
+        mac: Mac([0x52, 0x54, 0, 0, 0, n]),
+        address4: Ipv4Addr::new(10, 89, 0, n),
+        address6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n.into()),
+    }
+}
+
+/// A machine on the network, whose driver has begun.
+fn join(top: &Path, n: u8) -> OwnedFd {
+    let file = request(top, &Request::Join(machine(n)));
+    let answer = hear(&file);
+    assert_eq!(serde_json::from_slice::<Answer>(&answer).unwrap(), Answer::Joined);
+    say(&file, &Hello { offloads: Offloads(0x37), mtu: 1500 }.to_bytes());
+    file
+}
+
+/// Waits for names that fit.
+fn names(file: &OwnedFd, fits: impl Fn(&Names) -> bool) {
+    until("the names", || Names::parse(&hear(file)).filter(|names| fits(names)));
+}
+
+fn show(top: &Path) -> Vec<Shown> {
+    let file = request(top, &Request::Show);
+    let mut all = Vec::new();
+    loop {
+        match hear(&file) {
+            end if end.is_empty() => return all,
+            one => all.push(serde_json::from_slice(&one).unwrap()),
+        }
+    }
+}
+
+/// A frame from one machine to another with `len` bytes.
+fn frame(from: u8, to: u8, len: usize) -> Vec<u8> {
+    let (from, to) = (machine(from), machine(to));
+    let mut message = NetHeader::default().to_bytes().to_vec();
+    put_ethernet(&mut message, to.mac, from.mac, kind::IPV4);
+    let whole = Udp::LEN + len;
+    ip::put_header(&mut message, from.address4.into(), to.address4.into(), protocol::UDP, whole);
+    Udp { src: 1, dst: 2 }.put(&mut message, len, 0);
+    message.resize(message.len() + len, 7);
+    message
+}
+
+#[test]
+fn machines_hear_each_other_and_their_names_and_nothing_is_left() {
+    let top = tempfile::tempdir().unwrap();
+    let mut switch = start(top.path(), &["--serve"]);
+    let (one, two) = (join(top.path(), 1), join(top.path(), 2));
+    names(&one, |names| names.addresses("m2.dev").is_some());
+    names(&two, |names| names.addresses("all").is_some_and(|all| all.len() == 4));
+    // The driver has begun when its frames come back.
+    let sent = frame(1, 2, 100);
+    until("a frame", || {
+        say(&one, &sent);
+        let mut message = vec![0; 2000];
+        let (len, _) = recv(&two, &mut *message, RecvFlags::DONTWAIT).ok()?;
+        (message[..len] == sent).then_some(())
+    });
+    say(&two, &frame(1, 2, 100));
+    let shown = until("what is counted", || {
+        let shown = show(top.path());
+        (shown[1].counters.forged == 1).then_some(shown)
+    });
+    assert_eq!(shown.len(), 2);
+    assert_eq!((&shown[0].machine, shown[0].counters.forged), (&machine(1), 0));
+    assert!(shown[0].counters.sent > 0 && shown[1].counters.received > 0);
+    // What is no request, and addresses that are taken.
+    let refused = |join: Join| {
+        let answer = hear(&request(top.path(), &Request::Join(join)));
+        serde_json::from_slice::<Answer>(&answer).unwrap()
+    };
+    let Answer::Refused(why) = refused(Join { address4: machine(1).address4, ..machine(3) }) else {
+        panic!("refused")
+    };
+    assert!(why.contains("10.89.0.1") && why.contains("machine m1"), "{why}");
+    for nonsense in [&b"x"[..], b"{}", &[0; 60_000]] {
+        let file = socket();
+        connect(&file, &SocketAddrUnix::new(top.path().join("net/switch")).unwrap()).unwrap();
+        say(&file, nonsense);
+        assert!(matches!(serde_json::from_slice(&hear(&file)).unwrap(), Answer::Refused(_)));
+        assert!(hear(&file).is_empty());
+    }
+    // The same machine again takes the place of its port, which hears the end.
+    let again = join(top.path(), 1);
+    until("the end of a port", || hear(&one).is_empty().then_some(()));
+    drop(again);
+    names(&two, |names| names.addresses("m1").is_none() && names.addresses("m2").is_some());
+    drop(two);
+    assert!(ended(&mut switch).success());
+    assert!(!top.path().join("net").exists());
+}
+
+#[test]
+fn who_does_not_read_loses_its_own_frames_and_holds_up_nobody() {
+    let top = tempfile::tempdir().unwrap();
+    let mut switch = start(top.path(), &["--serve"]);
+    let [one, two, three] = [1, 2, 3].map(|n| join(top.path(), n));
+    names(&three, |names| names.addresses("m3").is_some());
+    let big = frame(1, 2, 1400);
+    for round in 0..40 {
+        // As much as a queue holds, without a reader.
+        for _ in 0..100 {
+            say(&one, &big);
+        }
+        let mark = frame(1, 3, 10 + round);
+        say(&one, &mark);
+        until("a frame for another", || (hear(&three) == mark).then_some(()));
+    }
+    let shown = show(top.path());
+    assert!(shown[1].counters.lost > 0 && shown[1].counters.received > 3000, "{:?}", shown[1].counters);
+    assert_eq!((shown[0].counters.lost, shown[2].counters.lost), (0, 0));
+    // Afterwards it reads on, and hears new frames.
+    let mark = frame(1, 2, 99);
+    until("a frame after the loss", || {
+        say(&one, &mark);
+        let mut message = vec![0; 70_000];
+        while let Ok((len, _)) = recv(&two, &mut *message, RecvFlags::DONTWAIT) {
+            if message[HEADER_LEN..len] == mark[HEADER_LEN..] {
+                return Some(());
+            }
+        }
+        None
+    });
+    drop((one, two, three));
+    assert!(ended(&mut switch).success());
+}
+
+#[test]
+fn it_is_nobodys_child_and_waits_for_who_is_about_to_join() {
+    let top = tempfile::tempdir().unwrap();
+    assert!(ended(&mut start(top.path(), &[])).success());
+    // Whoever joins holds the lock: until then it does not end.
+    let lock = File::options().append(true).open(top.path().join("lock")).unwrap();
+    let held = rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive);
+    held.unwrap();
+    drop(join(top.path(), 1));
+    std::thread::sleep(Duration::from_millis(200));
+    let two = join(top.path(), 2);
+    assert_eq!(show(top.path()).len(), 1);
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+    drop(two);
+    until("nothing is left", || (!top.path().join("net").exists()).then_some(()));
+}
+
+#[test]
+fn words_that_are_none_are_refused() {
+    for words in [&[][..], &["--network", "dev"], &["--network", "..", "--directory", "a/b"], &["--what"]] {
+        let status = Command::new(env!("CARGO_BIN_EXE_nelly-switch")).args(words).status().unwrap();
+        assert_eq!(status.code(), Some(2), "{words:?}");
+    }
+    let help = Command::new(env!("CARGO_BIN_EXE_nelly-switch")).arg("--help").output().unwrap();
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("--network NAME"));
+}
