@@ -28,6 +28,7 @@ pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
     ("kvm_bindings", "vmm/monitor", &["hv::kvm"]),
     ("applevisor", "vmm/monitor", &["hv::hvf"]),
     ("applevisor_sys", "vmm/monitor", &["hv::hvf"]),
+    ("seccompiler", "vmm/net", &["sys::confine"]),
 ];
 
 /// Words that belong to one processor architecture, in small letters and without separators.

@@ -84,7 +84,14 @@ fn health_object(health: HealthResponse) -> Value {
 fn network_object(state: &StateResponse) -> Value {
     match state.network.as_str() {
         "" => Value::Null,
-        link => json!({ "link": link, "published": state.published }),
+        link => {
+            let mut network = json!({ "link": link, "published": state.published,
+                "confinement": state.network_confinement });
+            if !state.network_reason.is_empty() {
+                network["reason"] = json!(state.network_reason);
+            }
+            network
+        }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use nelly_net::config::UsernetConfig;
-use nelly_net::shell::{Journal, RESOLV_CONF, Shell};
-use nelly_net::sys;
+use nelly_net::config::{Confine, UsernetConfig};
+use nelly_net::shell::{Journal, RESOLV_CONF, Reader, Shell};
+use nelly_net::sys::{self, Role};
 
 const HELP: &str = "\
 The user-mode network of one virtual machine: what the guest sends becomes connections of ordinary sockets.
@@ -17,14 +17,15 @@ Usage: nelly-usernet --config fd:N --link fd:N [--ready fd:N]
 
   --config fd:N   read the configuration, as JSON (schema 1), from file descriptor N to its end
   --link fd:N     the machine: a message socket (SOCK_SEQPACKET), one frame a message; the program ends with it
-  --ready fd:N    write one line of JSON when everything listens: {\"published\":[\"127.0.0.1:49152:80/tcp\"]}
+  --ready fd:N    write one line of JSON when everything listens and this program is confined:
+                  {\"published\":[\"127.0.0.1:49152:80/tcp\"],\"confinement\":[\"seccomp\"]}
   --help          print this help
   --version       print the version
 
 Whoever starts a machine starts it; there is nothing to be done with it by hand. Descriptors that are not named
 are closed. See docs/network.md.
 
-Exit codes: 0 the machine has ended, 2 usage or configuration, 125 everything else.
+Exit codes: 0 the machine has ended, 2 usage or configuration, 159 a system call was denied, 125 everything else.
 ";
 
 /// The longest configuration, in bytes.
@@ -98,27 +99,38 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     let log = log.map(|log| Arc::new(Journal::new(File::from(log))));
     let panics = log.clone();
     std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.to_string().escape_debug().to_string();
         if let Some(log) = &panics {
-            log.say(&panic.to_string().escape_debug().to_string());
+            log.say(&text);
         }
+        let _gone = writeln!(std::io::stderr(), "nelly-usernet: {text}");
     }));
     sys::keep_privileges_down().map_err(failed("cannot give up privileges"))?;
-    let shell = Shell::new(config, link, log, RESOLV_CONF.into()).map_err(|e| (chain(&e), 125))?;
+    let confined = config.confine == Confine::On;
+    let reader = config.dns_servers.is_empty().then(|| Reader::start(RESOLV_CONF.as_ref(), confined));
+    let reader = reader.transpose().map_err(failed("cannot start the reader of resolv.conf"))?;
+    let words = log.clone();
+    let shell = Shell::new(config, link, log, reader).map_err(|e| (chain(&e), 125))?;
+    let stderr = std::io::stderr();
+    let told: Vec<_> = std::iter::once(stderr.as_fd()).chain(words.as_ref().map(|log| log.file())).collect();
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(failed("cannot open /dev/null"))?;
+    let confinement = if confined { sys::confine(Role::Network, &told) } else { Ok(Vec::new()) };
+    let confinement = confinement.map_err(|e| (chain(&e), 125))?;
     if let Some(ready) = ready {
-        let published: Vec<String> = shell.published().map(|port| format!("\"{port}\"")).collect();
-        let line = format!("{{\"published\":[{}]}}\n", published.join(","));
+        let published: Vec<String> = shell.published().collect();
+        let line = serde_json::json!({"published": published, "confinement": confinement});
+        let line = format!("{line}\n");
         File::from(ready).write_all(line.as_bytes()).map_err(failed("cannot say that it is ready"))?;
     }
-    leave_terminal().map_err(failed("cannot leave standard input and output"))?;
+    leave_terminal(&null).map_err(failed("cannot leave standard input and output"))?;
     shell.run().map(|_| ()).map_err(|e| (chain(&e), 125))
 }
 
-/// Standard input, output and error are nobody's any more.
-fn leave_terminal() -> std::io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+/// Standard input and output are nobody's any more. On standard error last words are said.
+fn leave_terminal(null: &File) -> std::io::Result<()> {
+    rustix::stdio::dup2_stdin(null)?;
+    rustix::stdio::dup2_stdout(null)?;
     Ok(())
 }
 

@@ -52,6 +52,17 @@ pub enum Verdict {
     Deny,
 }
 
+/// Whether the program is confined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confine {
+    /// It is.
+    #[default]
+    On,
+    /// It is not, to find out what it was denied.
+    Off,
+}
+
 /// The network of one guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UsernetConfig {
@@ -102,6 +113,8 @@ pub struct UsernetConfig {
     pub udp_idle: u32,
     /// The descriptor that log lines go to; none: nowhere.
     pub log_fd: Option<u32>,
+    /// Whether the program gives up what it does not need before the guest is heard.
+    pub confine: Confine,
 }
 
 impl Default for UsernetConfig {
@@ -131,6 +144,7 @@ impl Default for UsernetConfig {
             tcp_half_closed_idle: 900,
             udp_idle: 60,
             log_fd: None,
+            confine: Confine::On,
         }
     }
 }
@@ -212,6 +226,7 @@ impl UsernetConfig {
                 "tcp_half_closed_idle" => config.tcp_half_closed_idle = one(field, value)?,
                 "udp_idle" => config.udp_idle = one(field, value)?,
                 "log_fd" => config.log_fd = one(field, value)?,
+                "confine" => config.confine = one(field, value)?,
                 _ => return Err(ConfigError::new(field, "there is no such field")),
             }
         }

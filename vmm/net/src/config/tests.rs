@@ -9,6 +9,7 @@ fn what_is_written_is_read() {
         publish: vec!["0:80".parse().unwrap(), "[::1]:53:53/udp".parse().unwrap()],
         guest_mac: Some(Mac([0x52, 0x54, 0, 1, 2, 3])),
         log_fd: Some(7),
+        confine: Confine::Off,
         ..UsernetConfig::default()
     };
     for verdict in [Verdict::Deny, Verdict::Allow] {
@@ -55,6 +56,7 @@ fn every_error_names_its_field() {
         (r#"{"schema":1,"memory_mib":0}"#, "memory_mib"),
         (r#"{"schema":1,"udp_idle":0}"#, "udp_idle"),
         (r#"{"schema":1,"log_fd":"x"}"#, "log_fd"),
+        (r#"{"schema":1,"confine":true}"#, "confine"),
     ] {
         assert_eq!(UsernetConfig::from_json(text.as_bytes()).unwrap_err().field, field, "{text}");
     }

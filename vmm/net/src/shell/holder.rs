@@ -8,6 +8,9 @@ use crate::config::{Protocol, Publish};
 /// A sentence about a port that is taken, with what is known of who holds it.
 pub(super) fn taken(publish: &Publish) -> String {
     let what = format!("port {} of {} is taken", publish.bind.port(), publish.bind.ip());
+    if !crate::sys::may_open_files() {
+        return what;
+    }
     match inode(publish).and_then(|inode| process(&inode)) {
         Some(process) => format!("{what} by {process}"),
         None => format!("{what} by a process that is not yours to see"),

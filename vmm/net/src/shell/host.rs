@@ -1,12 +1,11 @@
 //! What the host is like, looked at anew from time to time, but never without a reason.
 
-use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use rustix::net;
 
+use super::reader::Reader;
 use super::socket::{internet, open};
 use crate::config::Protocol;
 use crate::core::{Net, Time};
@@ -15,13 +14,16 @@ use crate::core::{Net, Time};
 const OFTEN: Time = Time::from_secs(1);
 /// How often it is looked at whether the host has a way to the IPv6 Internet, at most.
 const SELDOM: Time = Time::from_secs(10);
-/// No longer `resolv.conf` is read, in bytes.
-const MOST: u64 = 64 << 10;
+/// How long the reader of `resolv.conf` is waited for when the network begins.
+const FIRST: Time = Time::from_secs(5);
+/// And later: less than a question takes that goes to the resolvers known until then.
+const LATER: Time = Time::from_millis(10);
 
 /// The host as it was seen last.
 #[derive(Debug)]
 pub(super) struct Host {
-    resolv_conf: PathBuf,
+    /// Who reads `resolv.conf`; nobody, where the configuration names resolvers.
+    reader: Option<Reader>,
     often: Option<Time>,
     seldom: Option<Time>,
     /// Sockets that are connected to find out from which address that would be, and send nothing.
@@ -29,17 +31,20 @@ pub(super) struct Host {
 }
 
 impl Host {
-    pub(super) fn new(resolv_conf: PathBuf) -> Self {
+    pub(super) fn new(reader: Option<Reader>) -> Self {
         let probe = |address: &str| open(Protocol::Udp, address.parse().ok()?).ok();
-        Self { resolv_conf, often: None, seldom: None, probes: [probe("0.0.0.0:1"), probe("[::]:1")] }
+        Self { reader, often: None, seldom: None, probes: [probe("0.0.0.0:1"), probe("[::]:1")] }
     }
 
     /// Tells the core of the host, if that is some time ago.
     pub(super) fn refresh(&mut self, now: Time, net: &mut Net) {
         let past = |at: Option<Time>, every| at.is_none_or(|at| at + every <= now);
         if past(self.often, OFTEN) {
+            let patience = if self.often.is_none() { FIRST } else { LATER };
             self.often = Some(now);
-            net.set_upstreams(self.resolvers());
+            if let Some(text) = self.reader.as_mut().and_then(|reader| reader.read(patience)) {
+                net.set_upstreams(resolvers(&text));
+            }
             if let Some(addresses) = own_addresses() {
                 net.set_own_addresses(addresses);
             }
@@ -50,18 +55,6 @@ impl Host {
             let source = self.source(SocketAddr::new(somewhere.into(), 9));
             net.set_has_v6(now, source.is_some_and(is_heard_everywhere));
         }
-    }
-
-    fn resolvers(&self) -> Vec<SocketAddr> {
-        let mut text = Vec::new();
-        let read =
-            std::fs::File::open(&self.resolv_conf).and_then(|file| file.take(MOST).read_to_end(&mut text));
-        if read.is_err() {
-            // Without the file there is no resolver, as without a line in it.
-            return Vec::new();
-        }
-        let servers = crate::dns::nameservers(&String::from_utf8_lossy(&text));
-        servers.into_iter().map(|address| SocketAddr::new(address, crate::dns::PORT)).collect()
     }
 
     /// From which address the host would send to this one. `None`: it has no way there.
@@ -76,6 +69,12 @@ impl Host {
     pub(super) fn is_own(&self, to: SocketAddr) -> bool {
         self.source(to) == Some(to.ip())
     }
+}
+
+/// The resolvers of a `resolv.conf`. Without the file there is none, as without a line in it.
+fn resolvers(text: &[u8]) -> Vec<SocketAddr> {
+    let servers = crate::dns::nameservers(&String::from_utf8_lossy(text));
+    servers.into_iter().map(|address| SocketAddr::new(address, crate::dns::PORT)).collect()
 }
 
 /// Whether answers to this address of the host come back from the Internet, perhaps through a

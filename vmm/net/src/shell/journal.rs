@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,6 +37,12 @@ impl Journal {
             is_socket: matches!(kind, Ok(FileType::Socket)),
             lost: AtomicU64::new(0),
         }
+    }
+
+    /// What lines are written to.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Writes a line, or loses it where there is no room for it at once. How many were lost is told

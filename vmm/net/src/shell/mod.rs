@@ -7,13 +7,13 @@ mod holder;
 mod host;
 mod journal;
 mod listen;
+mod reader;
 mod ring;
 mod socket;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,6 +32,7 @@ use socket::{Socket, receive, send_parts};
 
 pub use journal::Journal;
 pub use listen::ListenError;
+pub use reader::Reader;
 
 /// Where the host has its resolvers.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -83,7 +84,8 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// A network on `link`, a message socket. Published ports listen when this returns.
+    /// A network on `link`, a message socket. Published ports listen when this returns, and no file
+    /// is opened after it. `reader` reads [`RESOLV_CONF`] where the configuration has no resolvers.
     ///
     /// # Errors
     /// See [`Error`].
@@ -91,7 +93,7 @@ impl Shell {
         config: UsernetConfig,
         link: OwnedFd,
         log: Option<Arc<Journal>>,
-        resolv_conf: PathBuf,
+        reader: Option<Reader>,
     ) -> Result<Self, Error> {
         let poller = Poller::new().map_err(|e| Error::System("wait for sockets", e))?;
         poller.add(&link, LINK).map_err(|e| Error::System("wait for the link", e))?;
@@ -112,7 +114,7 @@ impl Shell {
             std::hash::BuildHasher::hash_one(&keys, count)
         };
         let mut net = Net::new(config, random)?;
-        let mut host = Host::new(resolv_conf);
+        let mut host = Host::new(reader);
         host.refresh(Time::ZERO, &mut net);
         Ok(Self {
             net,

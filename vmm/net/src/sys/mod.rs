@@ -4,8 +4,10 @@ mod confine;
 mod inherited;
 mod peer;
 mod poller;
+mod process;
 
-pub use confine::keep_privileges_down;
+pub use confine::{ConfineError, DENIED_EXIT, Role, confine, keep_privileges_down, may_open_files};
 pub use inherited::{close_all_but, forget_environment, inherited};
 pub use peer::peer_user;
 pub use poller::{Poller, Ready};
+pub use process::in_a_child;

@@ -72,7 +72,7 @@ fn a_datagram_for_nobody_is_answered_as_unreachable() {
 }
 
 /// A question for an A record.
-fn question(id: u16, name: &str) -> Vec<u8> {
+pub(crate) fn question(id: u16, name: &str) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     out.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     for label in name.split('.') {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod confined;
 mod datagrams;
 mod guest;
 mod publish;

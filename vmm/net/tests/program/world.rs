@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use nelly_net::config::UsernetConfig;
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -18,6 +19,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The host has 192.0.2.2 and 2001:db8:1::2.
 pub(crate) struct World {
     jobs: mpsc::Sender<Job>,
+    /// `/etc` of the host is its own.
+    own_etc: std::cell::Cell<bool>,
 }
 
 /// Whether this process may make network namespaces. Only root can, and only root's runs count.
@@ -47,7 +50,7 @@ impl World {
                 job();
             }
         });
-        let world = Self { jobs };
+        let world = Self { jobs, own_etc: false.into() };
         ip("link set lo up");
         ip("link add v0 type veth peer name v1");
         ip(&format!("link set v1 netns {}", told.recv().unwrap()));
@@ -65,6 +68,25 @@ impl World {
         ip("route add default via 192.0.2.1");
         ip("-6 route add default via 2001:db8:1::1");
         world
+    }
+
+    /// Gives the host an `/etc` of its own, and this `resolv.conf` in it, in place of another as
+    /// most programs replace it.
+    pub(crate) fn has_resolv_conf(&self, text: &str) {
+        if !self.own_etc.replace(true) {
+            let none = None::<&str>;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("etc"), "/etc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        }
+        std::fs::write("/etc/resolv.conf.new", text).unwrap();
+        std::fs::rename("/etc/resolv.conf.new", "/etc/resolv.conf").unwrap();
+    }
+
+    /// Takes it away.
+    pub(crate) fn has_no_resolv_conf(&self) {
+        assert!(self.own_etc.get());
+        std::fs::remove_file("/etc/resolv.conf").unwrap();
     }
 
     /// Runs something in the Internet. Sockets that it makes stay there.

@@ -238,6 +238,8 @@ impl Service for Calls {
             foreground: self.0.kept.foreground,
             network: network.unwrap_or_default().to_owned(),
             published: usernet.map(Usernet::published).unwrap_or_default(),
+            network_reason: usernet.and_then(Usernet::reason).unwrap_or_default(),
+            network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             ..Default::default()
         })

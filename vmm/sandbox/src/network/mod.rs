@@ -20,20 +20,22 @@ use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::Deserialize;
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncReadExt as _;
 
 use crate::spec::network::{GuestNetwork, Network};
 
 /// Most that is read of what it says, in bytes.
-const MOST: u64 = 256 << 10;
+const MOST: usize = 256 << 10;
 
 /// How long it may take to serve: it reads some files and binds its ports.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// What it says when it serves.
-#[derive(Deserialize)]
+/// What it says when it serves, in one line.
+#[derive(Debug, Default, Deserialize)]
 struct Ready {
     published: Vec<String>,
+    #[serde(default)]
+    confinement: Vec<String>,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,9 +66,10 @@ pub enum NetworkError {
 #[derive(Debug)]
 pub struct Usernet {
     child: Mutex<Child>,
-    /// What it says; taken once it is ready.
-    said: Mutex<Option<UnixStream>>,
-    published: Mutex<Vec<String>>,
+    /// What it says: a line when it is ready, and last words.
+    said: UnixStream,
+    ready: Mutex<Option<Ready>>,
+    last_words: Mutex<String>,
 }
 
 impl Usernet {
@@ -81,7 +84,7 @@ impl Usernet {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         };
         let (link, theirs) = pair().map_err(|error| failed(error.into()))?;
-        let (mut said, telling) = UnixStream::pair().map_err(failed)?;
+        let (said, telling) = UnixStream::pair().map_err(failed)?;
         // Only standard streams are handed on without a moment in which every other child of this
         // process would get them, too.
         let mut command = Command::new(std::path::absolute(program).map_err(failed)?);
@@ -94,9 +97,14 @@ impl Usernet {
         command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         drop(command);
-        let network = Self { child: Mutex::new(child), said: Mutex::default(), published: Mutex::default() };
-        said.write_all(&text).and_then(|()| said.shutdown(Shutdown::Write)).map_err(failed)?;
-        *held(&network.said) = Some(said);
+        let network =
+            Self { child: Mutex::new(child), said, ready: Mutex::default(), last_words: Mutex::default() };
+        let said = &network.said;
+        match (&*said).write_all(&text).and_then(|()| said.shutdown(Shutdown::Write)) {
+            // It has ended: why is told to whoever waits for it.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
+            _ => {}
+        }
         Ok((network, link))
     }
 
@@ -105,18 +113,28 @@ impl Usernet {
     /// # Errors
     /// [`NetworkError::Refused`].
     pub async fn ready(&self) -> Result<(), NetworkError> {
-        let said = held(&self.said).take();
-        let Some(said) = said else { return Ok(()) };
+        if held(&self.ready).is_some() {
+            return Ok(());
+        }
+        let said = self.said.try_clone().map_err(refused)?;
         said.set_nonblocking(true).map_err(refused)?;
-        let said = tokio::net::UnixStream::from_std(said).map_err(refused)?;
-        let mut text = String::new();
-        // It closes its ends once it has said its word.
-        let mut said = said.take(MOST);
-        match tokio::time::timeout(READY_WITHIN, said.read_to_string(&mut text)).await {
+        let mut said = tokio::net::UnixStream::from_std(said).map_err(refused)?;
+        let mut text = Vec::new();
+        let line = async {
+            let mut part = [0; 4096];
+            while goes_on(&text) {
+                match said.read(&mut part).await? {
+                    0 => break,
+                    len => text.extend(&part[..len]),
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(READY_WITHIN, line).await {
             Ok(read) => read.map_err(refused)?,
             Err(_) => return Err(late()),
-        };
-        self.heard(&text)
+        }
+        self.heard(&String::from_utf8_lossy(&text))
     }
 
     /// As [`Usernet::ready`], for a caller without an async runtime.
@@ -124,24 +142,30 @@ impl Usernet {
     /// # Errors
     /// [`NetworkError::Refused`].
     pub fn wait_ready(&self) -> Result<(), NetworkError> {
-        let said = held(&self.said).take();
-        let Some(said) = said else { return Ok(()) };
-        said.set_read_timeout(Some(READY_WITHIN)).map_err(refused)?;
-        let mut text = String::new();
-        match said.take(MOST).read_to_string(&mut text) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
-            read => read.map_err(refused)?,
-        };
-        self.heard(&text)
+        if held(&self.ready).is_some() {
+            return Ok(());
+        }
+        self.said.set_read_timeout(Some(READY_WITHIN)).map_err(refused)?;
+        let (mut text, mut part) = (Vec::new(), [0; 4096]);
+        while goes_on(&text) {
+            match (&self.said).read(&mut part) {
+                Ok(0) => break,
+                Ok(len) => text.extend(&part[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        self.heard(&String::from_utf8_lossy(&text))
     }
 
     fn heard(&self, text: &str) -> Result<(), NetworkError> {
-        if let Ok(Ready { published }) = serde_json::from_str(text) {
-            *held(&self.published) = published;
+        let (line, rest) = text.split_once('\n').unwrap_or((text, ""));
+        if let Ok(ready) = serde_json::from_str(line) {
+            *held(&self.ready) = Some(ready);
+            *held(&self.last_words) = last_line(rest);
             return Ok(());
         }
-        let text = text.trim();
-        let why = text.strip_prefix("nelly-usernet: ").unwrap_or(text);
+        let why = without_name(text);
         Err(NetworkError::Refused(if why.is_empty() {
             "it ended before it said why".to_owned()
         } else {
@@ -152,7 +176,30 @@ impl Usernet {
     /// The published ports, each as `ADDRESS:PORT:GUEST/PROTOCOL`, once it is ready.
     #[must_use]
     pub fn published(&self) -> Vec<String> {
-        held(&self.published).clone()
+        held(&self.ready).as_ref().map(|ready| ready.published.clone()).unwrap_or_default()
+    }
+
+    /// What it gave up before it heard of the guest, a word a step; nothing before it is ready.
+    #[must_use]
+    pub fn confinement(&self) -> Vec<String> {
+        held(&self.ready).as_ref().map(|ready| ready.confinement.clone()).unwrap_or_default()
+    }
+
+    /// Why it ended, as a line: its last words, or how the system has it. `None` while it runs.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let status = self.ended()?;
+        let mut words = held(&self.last_words);
+        if words.is_empty() {
+            let mut text = vec![0; 4096];
+            let _unchanged = self.said.set_nonblocking(true);
+            let len = (&self.said).read(&mut text).unwrap_or(0);
+            *words = last_line(&String::from_utf8_lossy(&text[..len]));
+            if words.is_empty() {
+                *words = status.to_string();
+            }
+        }
+        Some(words.clone())
     }
 
     /// How it ended; `None` while it runs.
@@ -175,6 +222,23 @@ impl Drop for Usernet {
         let _ended = child.kill();
         let _collected = child.wait();
     }
+}
+
+/// Whether there is no whole line yet, and may be one.
+fn goes_on(text: &[u8]) -> bool {
+    !text.contains(&b'\n') && text.len() < MOST
+}
+
+/// What the program says, without its name before it.
+fn without_name(text: &str) -> &str {
+    let text = text.trim();
+    text.strip_prefix("nelly-usernet: ").unwrap_or(text)
+}
+
+/// The last line of what it says, fit to be shown.
+fn last_line(text: &str) -> String {
+    let line = without_name(text.lines().next_back().unwrap_or_default());
+    nelly_vmm::text::line(line).to_string()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands where errors are mapped")]
@@ -218,3 +282,6 @@ pub fn attach(
     };
     Ok(Attached { device: network.device(seed, link), guest: network.guest(seed), usernet })
 }
+
+#[cfg(test)]
+mod tests;

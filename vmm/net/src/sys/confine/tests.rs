@@ -1,0 +1,164 @@
+//! Each statement is one of a process of its own: this test program, started again.
+
+use std::io::Write;
+use std::process::{Command, Output};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+
+use super::{DENIED_EXIT, Role, confine};
+
+const CHILD: &str = "NELLY_TEST_CONFINED";
+
+/// What a process tries once it is confined.
+type Attempt = (&'static str, Role, fn());
+
+fn udp() -> std::os::fd::OwnedFd {
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn call(number: libc::c_long, arguments: [usize; 3]) {
+    // SAFETY: the call is denied before it is made, and its numbers are no addresses.
+    let _ = unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2]) };
+}
+
+fn socket(family: libc::c_int, kind: libc::c_int, protocol: libc::c_int) {
+    // SAFETY: a socket is made or not.
+    let _ = unsafe { libc::socket(family, kind, protocol) };
+}
+
+fn map(protection: libc::c_int) {
+    // SAFETY: the memory is new, and nobody else's.
+    let _ = unsafe {
+        libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+}
+
+/// What is denied, with the name that is told of it.
+const DENIED: &[Attempt] = &[
+    ("openat", Role::Network, || drop(std::fs::File::open("/etc/resolv.conf"))),
+    ("openat", Role::Network, || drop(std::fs::File::create("/tmp/nelly-confined"))),
+    ("openat", Role::Reader, || drop(std::fs::File::create("/tmp/nelly-confined"))),
+    ("openat", Role::Reader, || drop(std::fs::File::options().append(true).open("/dev/null"))),
+    ("execve", Role::Network, || call(libc::SYS_execve, [0; 3])),
+    ("execveat", Role::Network, || call(libc::SYS_execveat, [0; 3])),
+    ("clone", Role::Network, || call(libc::SYS_clone, [0; 3])),
+    ("clone3", Role::Network, || call(libc::SYS_clone3, [0; 3])),
+    ("ptrace", Role::Network, || call(libc::SYS_ptrace, [0; 3])),
+    ("process_vm_readv", Role::Network, || call(libc::SYS_process_vm_readv, [0; 3])),
+    ("kill", Role::Network, || call(libc::SYS_kill, [1, 0, 0])),
+    ("tgkill", Role::Network, || call(libc::SYS_tgkill, [1, 1, 0])),
+    ("ioctl", Role::Network, || call(libc::SYS_ioctl, [0; 3])),
+    ("prctl", Role::Network, || call(libc::SYS_prctl, [0; 3])),
+    ("bpf", Role::Network, || call(libc::SYS_bpf, [0; 3])),
+    ("unshare", Role::Network, || call(libc::SYS_unshare, [0; 3])),
+    ("setns", Role::Network, || call(libc::SYS_setns, [0; 3])),
+    ("io_uring_setup", Role::Network, || call(libc::SYS_io_uring_setup, [0; 3])),
+    ("userfaultfd", Role::Network, || call(libc::SYS_userfaultfd, [0; 3])),
+    ("memfd_create", Role::Network, || call(libc::SYS_memfd_create, [0; 3])),
+    ("unlinkat", Role::Network, || call(libc::SYS_unlinkat, [0; 3])),
+    ("socket", Role::Network, || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)),
+    ("socket", Role::Network, || socket(libc::AF_PACKET, libc::SOCK_RAW, 0)),
+    ("socket", Role::Network, || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0)),
+    ("socket", Role::Network, || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)),
+    ("socket", Role::Network, || socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
+    ("socket", Role::Network, || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)),
+    ("socket", Role::Reader, || socket(libc::AF_INET, libc::SOCK_DGRAM, 0)),
+    ("setsockopt", Role::Network, || call(libc::SYS_setsockopt, [0, 1, 25])),
+    ("mmap", Role::Network, || map(libc::PROT_READ | libc::PROT_EXEC)),
+    ("number", Role::Network, || call(0x4000_0000 | libc::SYS_getpid, [0; 3])),
+];
+
+/// What is part of the work.
+const ALLOWED: &[Attempt] = &[
+    ("sockets", Role::Network, || {
+        for (family, kind, protocol) in [
+            (AddressFamily::INET, SocketType::STREAM, None),
+            (AddressFamily::INET6, SocketType::STREAM, None),
+            (AddressFamily::INET6, SocketType::DGRAM, None),
+            (AddressFamily::INET, SocketType::DGRAM, Some(ipproto::ICMP)),
+            (AddressFamily::INET6, SocketType::DGRAM, Some(ipproto::ICMPV6)),
+        ] {
+            // A host may refuse some of them.
+            let _ = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, protocol);
+        }
+        drop(udp());
+        assert!(nix::ifaddrs::getifaddrs().is_ok());
+    }),
+    ("memory", Role::Network, || {
+        map(libc::PROT_READ | libc::PROT_WRITE);
+        for size in [1 << 10, 1 << 20, 64 << 20] {
+            let mut bytes = vec![1_u8; size];
+            bytes.resize(2 * size, 2);
+        }
+    }),
+    ("a file", Role::Reader, || {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(rustix::fs::CWD, "/etc/passwd", flags, rustix::fs::Mode::empty()).unwrap();
+        rustix::fs::fstat(&file).unwrap();
+        assert!(rustix::io::read(&file, &mut [0; 16]).unwrap() > 0);
+    }),
+];
+
+fn of(place: &str) -> &'static Attempt {
+    let (list, place) = place.split_once(' ').unwrap();
+    let list = if list == "denied" { DENIED } else { ALLOWED };
+    &list[place.parse::<usize>().unwrap()]
+}
+
+/// Not a statement of its own, but what the processes do that the others start.
+#[test]
+#[ignore = "it is run by the other tests"]
+fn confined_child() {
+    let Ok(place) = std::env::var(CHILD) else { return };
+    let (_, role, attempt) = of(&place);
+    let (status, stderr) = (std::fs::File::open("/proc/thread-self/status").unwrap(), std::io::stderr());
+    confine(*role, &[std::os::fd::AsFd::as_fd(&stderr)]).unwrap();
+    let mut buffer = vec![0; 16 << 10];
+    let len = rustix::io::read(&status, &mut buffer).unwrap();
+    let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+    attempt();
+    let _ = std::io::stderr().write_all(format!("{text}survived\n").as_bytes());
+    // SAFETY: it ends the process.
+    unsafe { libc::_exit(0) }
+}
+
+fn run(place: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+            "sys::confine::tests::confined_child",
+        ])
+        .env(CHILD, place)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_denied_call_ends_the_process_and_is_named() {
+    for (place, (name, role, _)) in DENIED.iter().enumerate() {
+        let output = run(&format!("denied {place}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(DENIED_EXIT.into()), "{place} {name} {role:?}: {said}");
+        assert!(said.contains(&format!("ended: the system call {name} (")), "{name}: {said}");
+    }
+}
+
+#[test]
+fn the_work_of_each_role_is_allowed_and_its_rights_are_gone() {
+    for (place, (name, ..)) in ALLOWED.iter().enumerate() {
+        let output = run(&format!("allowed {place}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("survived"), "{name}: {said}");
+        for line in
+            ["Seccomp:\t2", "NoNewPrivs:\t1", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000"]
+        {
+            assert!(said.contains(line), "{line}: {said}");
+        }
+        let bound = "CapBnd:\t0000000000000000";
+        assert!(said.contains(bound) || !rustix::process::geteuid().is_root(), "{said}");
+    }
+}

@@ -1,0 +1,63 @@
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+/// A program in the place of the network's: a script of the shell.
+fn started(directory: &Path, script: &str) -> Usernet {
+    let program = directory.join("program");
+    std::fs::write(&program, format!("#!/bin/sh\ncat <&1 >/dev/null\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    Usernet::start(&program, &UsernetConfig::default()).unwrap().0
+}
+
+fn ended(network: &Usernet) -> String {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(reason) = network.reason() {
+            return reason;
+        }
+        assert!(std::time::Instant::now() < end, "the program does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_why_it_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let serves = r#"echo '{"published":["127.0.0.1:1:2/tcp"],"confinement":["seccomp"]}'; exec >/dev/null"#;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (script, reason) in [
+        (
+            format!("{serves}; echo 'nelly-usernet: ended: the system call ptrace (101)' >&2; exit 159"),
+            "ended: the system call ptrace (101)",
+        ),
+        (format!("{serves}; exit 125"), "exit status: 125"),
+        (format!("{serves}; kill -9 $$"), "signal: 9 (SIGKILL)"),
+    ] {
+        let network = started(directory.path(), &script);
+        network.wait_ready().unwrap();
+        assert_eq!(
+            (network.published(), network.confinement()),
+            (vec!["127.0.0.1:1:2/tcp".to_owned()], vec!["seccomp".to_owned()])
+        );
+        assert_eq!(ended(&network), reason);
+        assert_eq!(ended(&network), reason, "another reason the second time");
+        let network = started(directory.path(), &script);
+        runtime.block_on(network.ready()).unwrap();
+        runtime.block_on(network.ready()).unwrap();
+        assert_eq!((network.published().len(), ended(&network).as_str()), (1, reason));
+    }
+    for (script, why) in [
+        ("echo 'nelly-usernet: cannot publish 80: taken' >&2; exit 125", "cannot publish 80: taken"),
+        ("exit 1", "it ended before it said why"),
+    ] {
+        let network = started(directory.path(), script);
+        assert!(network.wait_ready().unwrap_err().to_string().ends_with(why));
+        let network = started(directory.path(), script);
+        assert!(runtime.block_on(network.ready()).unwrap_err().to_string().ends_with(why));
+    }
+    // One that goes on has no reason to tell.
+    let network = started(directory.path(), &format!("{serves}; read nothing; kill -STOP $$"));
+    network.wait_ready().unwrap();
+    assert_eq!(network.reason(), None);
+}
