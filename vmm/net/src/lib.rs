@@ -4,7 +4,7 @@
 //! [`core`] is pure: frames, readiness of sockets and time go in, frames and actions come out. It
 //! keeps every sequence number and no byte of a stream. [`shell`] is one thread around it that owns
 //! the sockets and their buffers. Below: [`wire`] reads and writes the headers, [`link`] is what
-//! stands between a monitor and this network, [`policy`] says what may be reached, [`dns`] what the
+//! stands between a monitor and this network, [`policy`] says what may be reached, [`addressee`] whom a stream is for, [`dns`] what the
 //! resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
 //!
 //! [`switch`] is the network that several machines share, a program of its own, `nelly-switch`, and
@@ -13,6 +13,7 @@
 //! The guest is hostile: every length, address and transition from it is checked, and whatever it
 //! sends, memory is bounded.
 
+pub mod addressee;
 pub mod config;
 pub mod core;
 pub mod dns;

@@ -1,5 +1,6 @@
 //! What `nelly-usernet` is told: JSON of schema 1, every error of which names its field.
 
+mod domain;
 mod prefix;
 mod publish;
 mod rule;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use crate::wire::Mac;
+pub use domain::Domain;
 pub use prefix::{Prefix, Prefix4, Prefix6};
 pub use publish::Publish;
 pub use rule::{Ports, Protocol, Rule, Target};
@@ -324,10 +326,7 @@ fn list<T: DeserializeOwned>(field: &str, value: serde_json::Value) -> Result<Ve
 /// Whether `name` is one of letters, digits, `-` and `_` in labels of 1 to 63.
 #[must_use]
 pub fn is_domain(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
-    name.len() <= 253
-        && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(plain))
+    crate::dns::is_name(name.strip_suffix('.').unwrap_or(name))
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Prefix;
+use super::{Domain, Prefix};
 
 /// What a rule is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The host itself, at the gateway's address.
     Host,
@@ -14,6 +14,8 @@ pub enum Target {
     Net(Prefix),
     /// Every address.
     Any,
+    /// Names, and the addresses that they were answered with.
+    Names(Domain),
 }
 
 /// A protocol that is let out.
@@ -47,7 +49,7 @@ pub struct Ports {
 }
 
 /// A rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Which addresses.
     pub target: Target,
@@ -63,8 +65,8 @@ impl FromStr for Rule {
     fn from_str(text: &str) -> Result<Self, String> {
         let what = || {
             format!(
-                "{text:?} is not a rule: host:PORT, or ADDRESS, NETWORK/BITS or *, then :PORT or :FIRST-LAST, \
-                 then /tcp, /udp or /icmp (IPv6 with a port in brackets: [NETWORK/BITS]:PORT)"
+                "{text:?} is not a rule: host:PORT, or ADDRESS, NETWORK/BITS, NAME, *.NAME or *, then :PORT or \
+                 :FIRST-LAST, then /tcp, /udp or /icmp (IPv6 with a port in brackets: [NETWORK/BITS]:PORT)"
             )
         };
         let (rest, protocol) = match text.rsplit_once('/') {
@@ -89,6 +91,9 @@ impl FromStr for Rule {
         let target = match target {
             "host" => Target::Host,
             "*" => Target::Any,
+            target if is_name_like(target) => {
+                Target::Names(target.parse().map_err(|why| format!("{}: {why}", what()))?)
+            }
             target => Target::Net(target.parse().map_err(|why| format!("{}: {why}", what()))?),
         };
         if target == Target::Host && ports.is_none() {
@@ -101,6 +106,11 @@ impl FromStr for Rule {
     }
 }
 
+/// Whether somebody meant a name: what has no letter is an address, and what has a colon or a slash.
+fn is_name_like(text: &str) -> bool {
+    text.bytes().any(|c| !c.is_ascii_digit() && c != b'.') && !text.contains([':', '/'])
+}
+
 fn ports_of(text: &str) -> Option<Ports> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let ports = Ports { first: first.parse().ok()?, last: last.parse().ok()? };
@@ -109,11 +119,12 @@ fn ports_of(text: &str) -> Option<Ports> {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.target, self.ports) {
+        match (&self.target, self.ports) {
             (Target::Host, _) => f.write_str("host")?,
             (Target::Any, _) => f.write_str("*")?,
             (Target::Net(prefix @ Prefix::V6(_)), Some(_)) => write!(f, "[{prefix}]")?,
             (Target::Net(prefix), _) => prefix.fmt(f)?,
+            (Target::Names(domain), _) => domain.fmt(f)?,
         }
         match self.ports {
             Some(Ports { first, last }) if first == last => write!(f, ":{first}")?,
@@ -141,6 +152,10 @@ mod tests {
             "fd00::/8",
             "fd00::/8/icmp",
             "[2001:db8::/32]:443",
+            "example.org",
+            "*.example.org:443/tcp",
+            "example.org:80-90",
+            "*.example.org/icmp",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -158,7 +173,12 @@ mod tests {
             "[::1]x",
             "10.0.0.0/8/sctp",
             "*:1/icmp",
-            "example.com",
+            "example",
+            "hosts:80",
+            "example.org:",
+            "1.2.3",
+            "ex ample.org",
+            "example.org/8",
             ":80",
             "1.2.3.4:80:90",
             "host:80/tcp/udp",

@@ -44,7 +44,7 @@ impl Net {
         let (key, to) = (flow.key, flow.to);
         let is_lookup = matches!(flow.kind, Kind::Lookup(_));
         if failure == Failure::OwnAddress && !is_lookup {
-            self.refused(now, key.protocol, key.remote, crate::policy::Reason::OwnAddress);
+            self.refused(now, &key, crate::policy::Reason::OwnAddress);
         }
         match key.protocol {
             _ if is_lookup => self.lookup_failed(now, id),

@@ -49,10 +49,13 @@ impl Net {
         let id = match self.table.find(&key) {
             Some(id) => id,
             None => {
-                let to = match self.policy.decide(Protocol::Icmp, key.remote) {
-                    Ok(to) => to,
+                let to = match self.policy.decide(now, Protocol::Icmp, key.remote) {
+                    Ok(passage) => {
+                        self.let_out(now, &key, passage.by);
+                        passage.to
+                    }
                     Err(reason) => {
-                        self.refused(now, Protocol::Icmp, key.remote, reason);
+                        self.refused(now, &key, reason);
                         self.unreachable(Unreachable::Prohibited, packet.whole);
                         return;
                     }

@@ -2,13 +2,17 @@
 
 use std::net::SocketAddr;
 
+use serde_json::json;
+
 use super::Net;
+use super::log::About;
 use super::out::Action;
-use super::table::{Flow, FlowId, Kind, Time};
+use super::table::{Flow, FlowId, Key, Kind, Time};
 use super::tcp::{Due, State};
 use crate::config::Protocol;
+use crate::dns::Query;
 use crate::number::index;
-use crate::policy::Reason;
+use crate::policy::{Naming, Reason};
 
 impl Net {
     /// Makes room for one more flow: the one that was silent for the longest time goes.
@@ -53,15 +57,71 @@ impl Net {
     }
 
     /// Asks for a line in the log, of which only so many come.
-    pub fn note(&mut self, now: Time, line: &str) {
-        if let Some(line) = self.log.line(now, line) {
-            self.actions.push_back(Action::Log(line));
-        }
+    pub fn note(&mut self, now: Time, note: &str) {
+        let line = self.log.line(now, About::Itself, || json!({"note": note}));
+        self.actions.extend(line.map(Action::Log));
     }
 
-    pub(super) fn refused(&mut self, now: Time, protocol: Protocol, to: SocketAddr, reason: Reason) {
+    /// Something of the guest is not let out.
+    pub(super) fn refused(&mut self, now: Time, key: &Key, reason: Reason) {
+        self.refused_because(now, key, reason, reason.text());
+    }
+
+    pub(super) fn refused_because(&mut self, now: Time, key: &Key, reason: Reason, why: &str) {
         self.counters.refused += 1;
-        self.note(now, &format!("refused: {protocol} to {to}: {}", reason.text()));
+        let policy = &self.policy;
+        let line = self.log.line(now, About::Denied, || {
+            let mut line = about(key, policy.name_of(now, key.remote.ip()));
+            line["verdict"] = json!("denied");
+            line["reason"] = json!(why);
+            if let Some(rule) = policy.denied_by(reason) {
+                line["rule"] = json!(format!("deny {rule}"));
+            }
+            line
+        });
+        self.actions.extend(line.map(Action::Log));
+    }
+
+    /// Something of the guest is let out.
+    pub(super) fn let_out(&mut self, now: Time, key: &Key, by: Option<usize>) {
+        let policy = &self.policy;
+        let line = self.log.line(now, About::Allowed, || {
+            let mut line = about(key, policy.name_of(now, key.remote.ip()));
+            line["verdict"] = json!("allowed");
+            let rule = policy.allowed_by(by);
+            line["rule"] = json!(rule.map_or("default".to_owned(), |rule| format!("allow {rule}")));
+            line
+        });
+        self.actions.extend(line.map(Action::Log));
+    }
+
+    /// The guest asked for a name.
+    pub(super) fn named(&mut self, now: Time, guest: SocketAddr, query: &Query, naming: Naming) {
+        let about_it = match naming {
+            Naming::Allowed(_) => About::Allowed,
+            Naming::Refused(_) => About::Denied,
+        };
+        let policy = &self.policy;
+        let line = self.log.line(now, about_it, || {
+            let mut line =
+                json!({"protocol": "dns", "from": guest.to_string(), "name": query.name, "type": query.kind});
+            match naming {
+                Naming::Allowed(by) => {
+                    line["verdict"] = json!("allowed");
+                    let rule = policy.allowed_by(by);
+                    line["rule"] = json!(rule.map_or("default".to_owned(), |rule| format!("allow {rule}")));
+                }
+                Naming::Refused(reason) => {
+                    line["verdict"] = json!("denied");
+                    line["reason"] = json!(reason.text());
+                    if let Some(rule) = policy.denied_by(reason) {
+                        line["rule"] = json!(format!("deny {rule}"));
+                    }
+                }
+            }
+            line
+        });
+        self.actions.extend(line.map(Action::Log));
     }
 
     /// Ends a flow. The guest of a connection is told if it is to be.
@@ -114,6 +174,19 @@ impl Net {
             self.table.arm(id, deadline);
         }
     }
+}
+
+/// What a line says of a flow. Of pings there is no port.
+fn about(key: &Key, name: Option<&str>) -> serde_json::Value {
+    let end = |end: SocketAddr| match key.protocol {
+        Protocol::Icmp => end.ip().to_string(),
+        Protocol::Tcp | Protocol::Udp => end.to_string(),
+    };
+    let mut line = json!({"protocol": key.protocol.to_string(), "from": end(key.guest), "to": end(key.remote)});
+    if let Some(name) = name {
+        line["name"] = json!(name);
+    }
+    line
 }
 
 /// Whether a flow is a connection that is not open yet.

@@ -1,5 +1,7 @@
 //! Counters, and log lines of which only so many come.
 
+use serde_json::json;
+
 use super::table::Time;
 
 /// What was counted.
@@ -32,14 +34,72 @@ pub struct Counters {
     pub queries: u64,
 }
 
-/// Lines that may come at once.
-const BURST: u32 = 20;
-/// The time after which one more may come.
-const EVERY: Time = Time::from_secs(1);
+/// Lines about what was allowed that may come at once.
+const ALLOWED: u32 = 1000;
+/// And about everything else.
+const OTHERS: u32 = 100;
+/// The time after which one more of what is allowed may come.
+const ALLOWED_EVERY: Time = Time::from_millis(5);
+/// And of everything else.
+const OTHERS_EVERY: Time = Time::from_millis(100);
+
+/// What a line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum About {
+    /// Something was let out.
+    Allowed,
+    /// Something was not.
+    Denied,
+    /// The network itself.
+    Itself,
+}
+
+/// The log: objects of JSON, a line each, without the time, which the core does not know.
+#[derive(Debug)]
+pub(super) struct Log {
+    /// Somebody reads it.
+    is_on: bool,
+    allowed: Lines,
+    others: Lines,
+}
+
+impl Log {
+    pub(super) fn new(is_on: bool) -> Self {
+        Self { is_on, allowed: Lines::new(ALLOWED, ALLOWED_EVERY), others: Lines::new(OTHERS, OTHERS_EVERY) }
+    }
+
+    /// A line, if it may come. It is made only then.
+    pub(super) fn line(
+        &mut self,
+        now: Time,
+        about: About,
+        fields: impl FnOnce() -> serde_json::Value,
+    ) -> Option<String> {
+        let lines = if about == About::Allowed { &mut self.allowed } else { &mut self.others };
+        (self.is_on && lines.may_come(now)).then(|| fields().to_string())
+    }
+
+    /// When those that did not come are told.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        [self.allowed.deadline(), self.others.deadline()].into_iter().flatten().min()
+    }
+
+    /// How many did not come, where a line may come again.
+    pub(super) fn due(&mut self, now: Time) -> Option<String> {
+        let of = |count: Option<u64>, what: &str| {
+            let note = format!("{} more lines about {what} were left out", count?);
+            Some(json!({"note": note}).to_string())
+        };
+        of(self.allowed.due(now), "what is allowed")
+            .or_else(|| of(self.others.due(now), "what is denied, and others,"))
+    }
+}
 
 /// Lines at a bounded rate.
-#[derive(Debug, Default)]
-pub(super) struct Log {
+#[derive(Debug)]
+struct Lines {
+    burst: u32,
+    every: Time,
     /// How many came of the burst.
     used: u32,
     /// When `used` was last right.
@@ -48,41 +108,43 @@ pub(super) struct Log {
     held: u64,
 }
 
-impl Log {
-    /// The line, if it may come.
-    pub(super) fn line(&mut self, now: Time, line: &str) -> Option<String> {
+impl Lines {
+    fn new(burst: u32, every: Time) -> Self {
+        Self { burst, every, used: 0, at: Time::ZERO, held: 0 }
+    }
+
+    fn may_come(&mut self, now: Time) -> bool {
         self.refill(now);
-        if self.used >= BURST {
+        if self.used >= self.burst {
             self.held += 1;
-            return None;
+            return false;
         }
         self.used += 1;
-        Some(line.to_owned())
+        true
     }
 
     fn refill(&mut self, now: Time) {
-        while self.used > 0 && self.at + EVERY <= now {
+        while self.used > 0 && self.at + self.every <= now {
             self.used -= 1;
-            self.at += EVERY;
+            self.at += self.every;
         }
         if self.used == 0 {
             self.at = now;
         }
     }
 
-    /// When those that did not come are told.
-    pub(super) fn deadline(&self) -> Option<Time> {
-        (self.held > 0).then(|| self.at + EVERY)
+    fn deadline(&self) -> Option<Time> {
+        (self.held > 0).then(|| self.at + self.every)
     }
 
     /// How many did not come, if one line may come again.
-    pub(super) fn due(&mut self, now: Time) -> Option<String> {
+    fn due(&mut self, now: Time) -> Option<u64> {
         self.refill(now);
-        if self.held == 0 || self.used >= BURST {
+        if self.held == 0 || self.used >= self.burst {
             return None;
         }
         self.used += 1;
-        Some(format!("{} more lines like these were left out", std::mem::take(&mut self.held)))
+        Some(std::mem::take(&mut self.held))
     }
 }
 
@@ -92,14 +154,24 @@ mod tests {
 
     #[test]
     fn a_storm_is_told_as_a_number() {
-        let mut log = Log::default();
-        let told = (0..1000).filter(|_| log.line(Time::ZERO, "x").is_some()).count();
-        assert_eq!(told, 20);
-        assert_eq!(log.due(Time::from_millis(999)), None);
-        assert_eq!(log.deadline(), Some(EVERY));
-        assert_eq!(log.due(EVERY).unwrap(), "980 more lines like these were left out");
+        let mut log = Log::new(true);
+        let mut line = |now, about| log.line(now, about, || json!({"note": "x"}));
+        assert_eq!((0..1000).filter(|_| line(Time::ZERO, About::Denied).is_some()).count(), 100);
+        // What is allowed is told still.
+        assert_eq!(line(Time::ZERO, About::Allowed).unwrap(), r#"{"note":"x"}"#);
+        assert!(line(Time::ZERO, About::Itself).is_none());
+        assert_eq!(log.due(Time::from_millis(99)), None);
+        assert_eq!(log.deadline(), Some(OTHERS_EVERY));
+        assert!(log.due(OTHERS_EVERY).unwrap().contains("901 more lines"));
+        assert_eq!((log.deadline(), log.due(OTHERS_EVERY)), (None, None));
+        assert!(log.line(OTHERS_EVERY, About::Denied, || json!({})).is_none());
+        assert!(log.line(Time::from_secs(100), About::Denied, || json!({})).is_some());
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_costs_nothing() {
+        let mut log = Log::new(false);
+        assert_eq!(log.line(Time::ZERO, About::Denied, || panic!("made for nobody")), None);
         assert_eq!(log.deadline(), None);
-        assert!(log.line(EVERY, "x").is_none());
-        assert!(log.line(Time::from_secs(100), "x").is_some());
     }
 }

@@ -9,6 +9,7 @@
 mod frag;
 mod gateway;
 mod host;
+mod hold;
 mod icmp;
 mod life;
 mod log;
@@ -109,7 +110,7 @@ impl Net {
             calls: VecDeque::new(),
             opening: 0,
             unwritten: 0,
-            log: Log::default(),
+            log: Log::new(config.log_fd.is_some()),
             counters: Counters::default(),
             config,
         })

@@ -33,6 +33,14 @@ pub enum Action {
         /// Where in the message it is.
         range: Range<usize>,
     },
+    /// Write bytes to the flow's stream that were held back until it was known whom they are for,
+    /// and keep what it does not take.
+    WriteHeld {
+        /// The flow.
+        flow: FlowId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
     /// Send a datagram.
     Datagram {
         /// The flow.
@@ -59,7 +67,7 @@ pub enum Action {
         /// The peer is to see a reset.
         abort: bool,
     },
-    /// Write a line into the log.
+    /// Write a line into the log: an object of JSON, to which the time is added.
     Log(String),
 }
 

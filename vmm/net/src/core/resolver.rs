@@ -8,6 +8,7 @@ use super::out::Action;
 use super::table::{FlowId, Key, Kind, Time};
 use crate::config::Protocol;
 use crate::dns::{self, Code, Query};
+use crate::policy::Naming;
 
 /// How long a resolver has to answer.
 const PATIENCE: Time = Time::from_secs(2);
@@ -78,6 +79,18 @@ impl Net {
             // It is being asked.
             return;
         }
+        let naming = self.policy.name(&query.name);
+        self.named(now, guest, &query, naming);
+        if let Naming::Refused(_) = naming {
+            self.counters.refused += 1;
+            return self.send_datagram(resolver, guest, dns::error(message, Code::Refused));
+        }
+        // Addresses that the host has no way to would only be tried in vain, and records of
+        // services have addresses, and keys that hide names, where nobody looks for them.
+        let useless = query.kind == dns::AAAA && !self.has_v6;
+        if useless || dns::SERVICES.contains(&query.kind) && self.policy.is_about_names() {
+            return self.send_datagram(resolver, guest, query.answer(message, &[]));
+        }
         let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
         if self.table.count(lookups) >= MOST
             && let Some(oldest) = self.table.oldest(lookups)
@@ -104,15 +117,32 @@ impl Net {
     }
 
     /// A resolver answered.
-    pub(super) fn lookup_answered(&mut self, _now: Time, id: FlowId, mut bytes: Vec<u8>) {
+    pub(super) fn lookup_answered(&mut self, now: Time, id: FlowId, mut bytes: Vec<u8>) {
         let Some(flow) = self.table.get(id) else { return };
         let (key, Kind::Lookup(lookup)) = (flow.key, &flow.kind) else { return };
         if !lookup.query.is_answered_by(lookup.id, &bytes) {
             return;
         }
         bytes[..2].copy_from_slice(&lookup.query.id.to_be_bytes());
+        let query = lookup.query.clone();
+        if let Some(code) = self.withheld(now, key.guest, &query, &bytes) {
+            bytes = dns::error(&lookup_message(self.table.get(id)), code);
+        }
         self.end(id, false, false);
         self.send_datagram(key.remote, key.guest, bytes);
+    }
+
+    /// How the guest is told that it is not told, if it is not to know an answer. Addresses of others
+    /// are bound to their name.
+    fn withheld(&mut self, now: Time, guest: SocketAddr, query: &Query, bytes: &[u8]) -> Option<Code> {
+        let Some(answer) = dns::Answer::parse(&query.name, bytes) else {
+            // What is not understood may lead anywhere.
+            return self.policy.is_about_names().then_some(Code::Failed);
+        };
+        let reason = self.policy.answered(now, &answer).err()?;
+        self.counters.refused += 1;
+        self.named(now, guest, query, Naming::Refused(reason));
+        Some(Code::Refused)
     }
 
     /// A resolver did not answer in time.
@@ -132,6 +162,14 @@ impl Net {
         if let Kind::Lookup(lookup) = flow.kind {
             self.ask(now, flow.key, lookup.query, lookup.message, lookup.tries + 1);
         }
+    }
+}
+
+/// The question that a flow is about, as the guest sent it.
+fn lookup_message(flow: Option<&mut super::table::Flow>) -> Vec<u8> {
+    match flow.map(|flow| &flow.kind) {
+        Some(Kind::Lookup(lookup)) => lookup.message.clone(),
+        _ => Vec::new(),
     }
 }
 

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 
 use super::out::{Action, Data, Maker, Outgoing};
-use super::table::{FlowId, Key, Kind, Time};
+use super::table::{FlowId, Held, Key, Kind, Time};
 use super::tcp::{Heard, State, Tcp};
 use super::{Input, Net, dns_port};
 use crate::config::Protocol;
 use crate::number::{index, len16, len32};
+use crate::policy::{Passage, Reason};
 use crate::wire::checksum;
 use crate::wire::ip::{self, Packet, protocol};
 use crate::wire::tcp::{LEN, Segment, flag};
@@ -48,12 +49,19 @@ impl Net {
         if !has_memory && tcp.unwritten > 0 {
             tcp.untake(&mut heard);
         }
-        self.heard(id, &heard, segment.has(flag::RST), input.range_of(payload)?);
+        self.heard(now, id, &heard, segment.has(flag::RST), (input.message, input.range_of(payload)?));
         Some(())
     }
 
     /// What a segment means for the host.
-    fn heard(&mut self, id: FlowId, heard: &Heard, was_reset: bool, payload: std::ops::Range<usize>) {
+    fn heard(
+        &mut self,
+        now: Time,
+        id: FlowId,
+        heard: &Heard,
+        was_reset: bool,
+        (message, payload): (&[u8], std::ops::Range<usize>),
+    ) {
         self.opening -= usize::from(heard.opened);
         if heard.reset {
             self.end(id, true, !was_reset);
@@ -62,7 +70,13 @@ impl Net {
         if heard.freed > 0 {
             self.actions.push_back(Action::Free { flow: id, len: heard.freed });
         }
-        if let Some(take) = &heard.take {
+        let is_held = self.table.get(id).is_some_and(|flow| flow.held.is_some());
+        if is_held && (heard.take.is_some() || heard.fin) {
+            let bytes = heard.take.as_ref().map_or(&[][..], |take| &message[payload.clone()][take.clone()]);
+            if !self.hold(now, id, bytes, heard.fin) {
+                return;
+            }
+        } else if let Some(take) = &heard.take {
             let range = payload.start + take.start..payload.start + take.end;
             self.actions.push_back(Action::Write { flow: id, range });
             // Nothing of it is written yet; the shell says how much is left when it has tried.
@@ -100,23 +114,27 @@ impl Net {
 
     /// The guest begins a connection.
     fn call(&mut self, now: Time, key: Key, syn: &Segment, original: &[u8]) {
-        let to = match self.destination(Protocol::Tcp, key.remote) {
-            Ok(to) => to,
+        let passage = match self.destination(now, key.remote) {
+            Ok(passage) => passage,
             Err(reason) => {
-                self.refused(now, Protocol::Tcp, key.remote, reason);
+                self.refused(now, &key, reason);
                 self.reset_unknown(&key, syn, 0);
                 return;
             }
         };
-        let Some(to) = to else {
+        let Some(Passage { to, by, check }) = passage else {
             // There is no resolver to connect to.
             self.unreachable(crate::wire::icmp::Unreachable::Net, original);
             return;
         };
+        self.let_out(now, &key, by);
         self.make_room(now);
         self.counters.connections += 1;
         let tcp = Tcp::dialing(now, self.number(), syn, self.mss(key.remote));
         let id = self.table.insert(now, key, to, Kind::Tcp(tcp));
+        if let (Some(check), Some(flow)) = (check, self.table.get(id)) {
+            flow.held = Some(Box::new(Held { check, bytes: Vec::new() }));
+        }
         self.begins(id);
         self.arm(id);
         self.actions.push_back(Action::Connect {
@@ -127,16 +145,16 @@ impl Net {
         });
     }
 
-    /// Where a packet to `remote` goes: to a resolver of the host, or where the policy has it.
-    pub(super) fn destination(
-        &self,
-        protocol: Protocol,
-        remote: SocketAddr,
-    ) -> Result<Option<SocketAddr>, crate::policy::Reason> {
-        if self.is_dns(remote.ip()) && dns_port(remote) && protocol == Protocol::Tcp {
-            return Ok(self.upstreams.first());
+    /// Where a connection to `remote` goes: to a resolver of the host, or where the policy has it.
+    fn destination(&self, now: Time, remote: SocketAddr) -> Result<Option<Passage>, Reason> {
+        if self.is_dns(remote.ip()) && dns_port(remote) {
+            // What is said there is not looked at.
+            if self.policy.is_about_names() {
+                return Err(Reason::Names);
+            }
+            return Ok(self.upstreams.first().map(|to| Passage { to, by: None, check: None }));
         }
-        self.policy.decide(protocol, remote).map(Some)
+        self.policy.decide(now, Protocol::Tcp, remote).map(Some)
     }
 
     /// The most payload of a segment between the guest and this address, in bytes.

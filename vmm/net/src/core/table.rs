@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::resolver::Lookup;
 use super::tcp::Tcp;
 use crate::config::Protocol;
+use crate::policy::Check;
 use crate::number::{index, len32};
 
 /// Time since the network began.
@@ -48,6 +49,15 @@ pub(crate) enum Kind {
     Lookup(Lookup),
 }
 
+/// The first bytes of a stream.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// What they must say.
+    pub(crate) check: Check,
+    /// The bytes.
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// A flow.
 #[derive(Debug)]
 pub(crate) struct Flow {
@@ -61,6 +71,8 @@ pub(crate) struct Flow {
     pub(crate) kind: Kind,
     /// When something last came or went.
     pub(crate) last: Time,
+    /// What the guest sent, until it is known whom it is for.
+    pub(crate) held: Option<Box<Held>>,
     /// It stands in the queue of those that have something for the guest.
     pub(crate) queued: bool,
     /// The entry it has among the timers.
@@ -100,7 +112,7 @@ impl Table {
         });
         let place = &mut self.slots[index(slot)];
         let id = FlowId { slot, generation: place.generation };
-        place.flow = Some(Box::new(Flow { id, key, to, kind, last: now, queued: false, armed: None }));
+        place.flow = Some(Box::new(Flow { id, key, to, kind, last: now, held: None, queued: false, armed: None }));
         assert!(self.by_key.insert(key, slot).is_none(), "a bug: two flows between the same ends");
         id
     }

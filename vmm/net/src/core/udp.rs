@@ -69,10 +69,13 @@ impl Net {
         let id = match self.table.find(&key) {
             Some(id) => id,
             None => {
-                let to = match self.policy.decide(Protocol::Udp, remote) {
-                    Ok(to) => to,
+                let to = match self.policy.decide(now, Protocol::Udp, remote) {
+                    Ok(passage) => {
+                        self.let_out(now, &key, passage.by);
+                        passage.to
+                    }
                     Err(reason) => {
-                        self.refused(now, Protocol::Udp, remote, reason);
+                        self.refused(now, &key, reason);
                         let closed = self.is_gateway(remote.ip()) || self.is_dns(remote.ip());
                         let why = if closed { Unreachable::Port } else { Unreachable::Prohibited };
                         self.unreachable(why, original);

@@ -45,6 +45,7 @@ impl Shell {
                 Action::Write { flow, range } => {
                     self.written(now, flow, |socket| socket.write(&message[range]))
                 }
+                Action::WriteHeld { flow, bytes } => self.written(now, flow, |socket| socket.write(&bytes)),
                 Action::Shutdown { flow } => self.written(now, flow, |socket| {
                     socket.shut = true;
                     if socket.left.is_empty() { socket.flush() } else { Ok(socket.left.len()) }

@@ -1,8 +1,12 @@
 //! What the guest's resolver answers itself, and what an answer from elsewhere must be like.
 
+mod answer;
+
 use std::net::IpAddr;
 
 use crate::number::{be16, len16};
+
+pub use answer::Answer;
 
 /// The name of the host, at the gateway's address.
 pub const HOST: &str = "host.internal";
@@ -12,6 +16,10 @@ pub const PORT: u16 = 53;
 pub const A: u16 = 1;
 /// The record of an IPv6 address.
 pub const AAAA: u16 = 28;
+/// The record of another name.
+pub const CNAME: u16 = 5;
+/// Records of services, which may hold addresses and keys that hide names (RFC 9460).
+pub const SERVICES: [u16; 2] = [64, 65];
 
 const HEADER: usize = 12;
 /// How an answer went that is one.
@@ -30,6 +38,8 @@ pub enum Code {
     Failed = 2,
     /// This kind of question is not answered.
     Unknown = 4,
+    /// A rule is against it.
+    Refused = 5,
 }
 
 /// A question.
@@ -127,6 +137,10 @@ fn question(message: &[u8]) -> Option<(String, u16, usize)> {
             return None;
         }
         let label = message.get(at..at + len)?;
+        // Written down, such a label would be two.
+        if label.contains(&b'.') {
+            return None;
+        }
         if !name.is_empty() {
             name.push('.');
         }
@@ -150,6 +164,15 @@ pub fn error(message: &[u8], code: Code) -> Vec<u8> {
         out.extend(&message[HEADER..end]);
     }
     out
+}
+
+/// Whether `name` is one of letters, digits, `-` and `_` in labels of 1 to 63, at most 253 long,
+/// without a dot at its end.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    name.len() <= 253
+        && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(plain))
 }
 
 /// The resolvers that a `resolv.conf` names, at most three as the C library has it.

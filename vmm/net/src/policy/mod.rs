@@ -1,10 +1,17 @@
 //! Which address a guest's packet may be let out to. Pure: it is asked for the address that a host
 //! socket would be connected to, after every name and translation.
 
+mod bindings;
+mod names;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
+use crate::addressee::Speaks;
 use crate::config::{Prefix4, Prefix6, Protocol, Rule, Target, UsernetConfig, Verdict};
+
+pub use names::Naming;
 
 /// Why something is not let out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,10 +26,14 @@ pub enum Reason {
     Special,
     /// It is in the guest's own network, where nobody else is.
     Nobody,
-    /// A `deny` names it.
-    Rule,
+    /// A `deny` names it: the one at this place.
+    Rule(usize),
     /// No `allow` names it, and what none names is denied.
     Default,
+    /// A stream is for somebody else than the name that lets it out.
+    Addressee,
+    /// It asks for names where nobody looks at them.
+    Names,
 }
 
 impl Reason {
@@ -35,10 +46,33 @@ impl Reason {
             Self::Never => "loopback, multicast or no address of a single host",
             Self::Special => "a link-local or metadata address that is not allowed",
             Self::Nobody => "nobody has this address in the guest's network",
-            Self::Rule => "denied by a rule",
+            Self::Rule(_) => "denied by a rule",
             Self::Default => "not allowed by a rule",
+            Self::Names => "names are asked for in datagrams where rules are about them",
+            Self::Addressee => "not for the name that its address was allowed for",
         }
     }
+}
+
+/// What is let out, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// What the host's socket is connected to.
+    pub to: SocketAddr,
+    /// The `allow` that lets it out, by its place; none: it is the default.
+    pub by: Option<usize>,
+    /// Whom its first bytes say that it is for is looked at before they go on.
+    pub check: Option<Check>,
+}
+
+/// What the first bytes of a stream must say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What they are expected to be.
+    pub speaks: Speaks,
+    /// They must name a host that is allowed by its name. Otherwise it is only refused if they name
+    /// one that is denied.
+    pub must: bool,
 }
 
 /// What may be reached.
@@ -52,6 +86,10 @@ pub struct Policy {
     prefix4: Prefix4,
     prefix6: Prefix6,
     own: HashSet<IpAddr>,
+    /// Names that the guest was answered with addresses for.
+    asked: bindings::Bindings,
+    /// Names on the way to addresses that a `deny` names.
+    denied: bindings::Bindings,
 }
 
 /// Addresses at which clouds answer questions about the machine, beside those in 169.254/16.
@@ -83,6 +121,8 @@ impl Policy {
             prefix4: config.prefix4,
             prefix6: config.prefix6,
             own: HashSet::new(),
+            asked: bindings::Bindings::default(),
+            denied: bindings::Bindings::default(),
         }
     }
 
@@ -96,27 +136,34 @@ impl Policy {
     ///
     /// # Errors
     /// Why it is not let out.
-    pub fn decide(&self, protocol: Protocol, to: SocketAddr) -> Result<SocketAddr, Reason> {
+    pub fn decide(&self, now: Duration, protocol: Protocol, to: SocketAddr) -> Result<Passage, Reason> {
         let (ip, port) = (to.ip(), to.port());
         if ip == self.gateway4 || ip == self.gateway6 {
             let named = |rules: &[Rule]| {
-                rules.iter().any(|r| r.target == Target::Host && is_about(r, protocol, port))
+                rules.iter().position(|r| r.target == Target::Host && is_about(r, protocol, port))
             };
-            if named(&self.deny) || !named(&self.allow) {
+            let by = named(&self.allow);
+            if named(&self.deny).is_some() || by.is_none() {
                 return Err(Reason::Host);
             }
             let loopback: IpAddr =
                 if ip.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-            return Ok(SocketAddr::new(loopback, port));
+            return Ok(Passage { to: SocketAddr::new(loopback, port), by, check: None });
         }
         if self.in_guests_network(ip) {
             return Err(Reason::Nobody);
         }
-        self.address(protocol, ip, port)?;
+        let (by, must) = self.address(now, protocol, ip, port)?;
         if let Some(inner) = embedded(ip) {
-            self.address(protocol, inner.into(), port)?;
+            // A name was answered with the outer address alone.
+            match must {
+                true => _ = self.is_open(now, protocol, inner.into(), port)?,
+                false => _ = self.address(now, protocol, inner.into(), port)?,
+            }
         }
-        Ok(SocketAddr::new(ip, port))
+        let speaks = Speaks::at(port).filter(|_| protocol == Protocol::Tcp);
+        let check = speaks.filter(|_| must || self.denies_names(port)).map(|speaks| Check { speaks, must });
+        Ok(Passage { to, by, check })
     }
 
     fn in_guests_network(&self, ip: IpAddr) -> bool {
@@ -126,34 +173,96 @@ impl Policy {
         }
     }
 
-    fn address(&self, protocol: Protocol, ip: IpAddr, port: u16) -> Result<(), Reason> {
+    /// Whether nothing is against this address, whatever lets it out: the `allow` that means it, if
+    /// it is one that must be meant.
+    fn is_open(
+        &self,
+        now: Duration,
+        protocol: Protocol,
+        ip: IpAddr,
+        port: u16,
+    ) -> Result<Option<usize>, Reason> {
         if is_never(ip) {
             return Err(Reason::Never);
         }
         if self.own.contains(&ip) {
             return Err(Reason::OwnAddress);
         }
-        let matching = |rule: &&Rule| {
-            let about = match rule.target {
-                Target::Host => false,
-                Target::Any => true,
-                Target::Net(prefix) => prefix.contains(ip),
-            };
-            about && is_about(rule, protocol, port)
+        let denies = |rule: &Rule| {
+            is_about(rule, protocol, port)
+                && match &rule.target {
+                    Target::Names(domain) => {
+                        let mut names = self.asked.names(now, ip).chain(self.denied.names(now, ip));
+                        names.any(|name| domain.is_about(name))
+                    }
+                    other => is_of(other, ip),
+                }
         };
-        if self.deny.iter().any(|rule| matching(&rule)) {
-            return Err(Reason::Rule);
+        if let Some(place) = self.deny.iter().position(denies) {
+            return Err(Reason::Rule(place));
         }
-        let mut allowing = self.allow.iter().filter(matching);
-        match special_bits(ip) {
-            // Whoever allows everything did not mean these.
-            Some(bits) => {
-                let meant = |rule: &Rule| matches!(rule.target, Target::Net(prefix) if prefix.len() >= bits);
-                if allowing.any(meant) { Ok(()) } else { Err(Reason::Special) }
-            }
-            None if self.default == Verdict::Allow || allowing.next().is_some() => Ok(()),
-            None => Err(Reason::Default),
+        // Whoever allows everything did not mean these, and whoever allows a name even less.
+        let Some(bits) = special_bits(ip) else { return Ok(None) };
+        let meant = |rule: &Rule| {
+            matches!(rule.target, Target::Net(prefix) if prefix.len() >= bits && prefix.contains(ip))
+                && is_about(rule, protocol, port)
+        };
+        self.allow.iter().position(meant).map(Some).ok_or(Reason::Special)
+    }
+
+    /// The `allow` that lets it out, if it is not the default, and whether that is so by the name
+    /// alone.
+    fn address(
+        &self,
+        now: Duration,
+        protocol: Protocol,
+        ip: IpAddr,
+        port: u16,
+    ) -> Result<(Option<usize>, bool), Reason> {
+        if let Some(place) = self.is_open(now, protocol, ip, port)? {
+            return Ok((Some(place), false));
         }
+        let by_address = |rule: &Rule| is_of(&rule.target, ip) && is_about(rule, protocol, port);
+        if let Some(place) = self.allow.iter().position(by_address) {
+            return Ok((Some(place), false));
+        }
+        if self.default == Verdict::Allow {
+            return Ok((None, false));
+        }
+        let by_name = |rule: &Rule| {
+            // Whom QUIC is for is not to be seen: whoever wants it says so.
+            let hidden = protocol == Protocol::Udp && port == 443 && rule.protocol.is_none();
+            let Target::Names(domain) = &rule.target else { return false };
+            !hidden
+                && is_about(rule, protocol, port)
+                && self.asked.names(now, ip).any(|name| domain.is_about(name))
+        };
+        let place = self.allow.iter().position(by_name).ok_or(Reason::Default)?;
+        Ok((Some(place), true))
+    }
+
+    /// The rule that a reason is, as it was written.
+    #[must_use]
+    pub fn denied_by(&self, reason: Reason) -> Option<&Rule> {
+        match reason {
+            Reason::Rule(place) => self.deny.get(place),
+            _ => None,
+        }
+    }
+
+    /// The rule that lets something out, as it was written.
+    #[must_use]
+    pub fn allowed_by(&self, by: Option<usize>) -> Option<&Rule> {
+        self.allow.get(by?)
+    }
+}
+
+/// Whether an address is among those that a rule names by their numbers.
+fn is_of(target: &Target, ip: IpAddr) -> bool {
+    match target {
+        Target::Host | Target::Names(_) => false,
+        Target::Any => true,
+        Target::Net(prefix) => prefix.contains(ip),
     }
 }
 
@@ -193,78 +302,4 @@ fn embedded(ip: IpAddr) -> Option<Ipv4Addr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(allow: &[&str], deny: &[&str], default: Verdict) -> Policy {
-        let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let mut policy = Policy::new(&UsernetConfig {
-            allow: rules(allow),
-            deny: rules(deny),
-            default,
-            ..UsernetConfig::default()
-        });
-        policy.set_own(["203.0.113.7".parse().unwrap(), "2001:db8::7".parse().unwrap()]);
-        policy
-    }
-
-    #[test]
-    fn what_is_no_hosts_business_is_refused_by_default() {
-        let policy = policy(&["*", "0.0.0.0/0", "::/0"], &[], Verdict::Allow);
-        for (to, reason) in [
-            ("10.0.2.2:80", Reason::Host),
-            ("[fd4e:656c:6c79::2]:80", Reason::Host),
-            ("10.0.2.9:80", Reason::Nobody),
-            ("203.0.113.7:80", Reason::OwnAddress),
-            ("[2001:db8::7]:80", Reason::OwnAddress),
-            ("[64:ff9b::203.0.113.7]:80", Reason::OwnAddress),
-            ("[2002:cb00:7107::1]:80", Reason::OwnAddress),
-            ("127.0.0.1:80", Reason::Never),
-            ("127.9.9.9:80", Reason::Never),
-            ("0.0.0.0:80", Reason::Never),
-            ("255.255.255.255:80", Reason::Never),
-            ("240.0.0.1:80", Reason::Never),
-            ("224.0.0.251:5353", Reason::Never),
-            ("[::]:80", Reason::Never),
-            ("[::1]:80", Reason::Never),
-            ("[::ffff:127.0.0.1]:80", Reason::Never),
-            ("[::ffff:8.8.8.8]:80", Reason::Never),
-            ("[::8.8.8.8]:80", Reason::Never),
-            ("[64:ff9b::127.0.0.1]:80", Reason::Never),
-            ("[ff02::fb]:5353", Reason::Never),
-            ("169.254.1.1:80", Reason::Special),
-            ("169.254.169.254:80", Reason::Special),
-            ("168.63.129.16:80", Reason::Special),
-            ("[fe80::1]:80", Reason::Special),
-            ("[fd00:ec2::254]:80", Reason::Special),
-            ("[64:ff9b::169.254.169.254]:80", Reason::Special),
-        ] {
-            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
-                assert_eq!(policy.decide(protocol, to.parse().unwrap()), Err(reason), "{to}");
-            }
-        }
-        for to in ["8.8.8.8:53", "192.168.1.1:80", "[2606::1]:443", "[64:ff9b::8.8.8.8]:1"] {
-            let to = to.parse().unwrap();
-            assert_eq!(policy.decide(Protocol::Tcp, to), Ok(to));
-        }
-    }
-
-    #[test]
-    fn rules_open_what_they_name_and_nothing_else() {
-        let allow = ["host:8080/tcp", "169.254.169.254:80", "1.2.3.0/24:443", "host:53"];
-        let policy = policy(&allow, &["1.2.3.9", "host:54"], Verdict::Deny);
-        let decide = |protocol, to: &str| policy.decide(protocol, to.parse().unwrap());
-        let yes = |text: &str| Ok(text.parse().unwrap());
-        assert_eq!(decide(Protocol::Tcp, "10.0.2.2:8080"), yes("127.0.0.1:8080"));
-        assert_eq!(decide(Protocol::Tcp, "[fd4e:656c:6c79::2]:8080"), yes("[::1]:8080"));
-        assert_eq!(decide(Protocol::Udp, "10.0.2.2:8080"), Err(Reason::Host));
-        assert_eq!(decide(Protocol::Udp, "10.0.2.2:53"), yes("127.0.0.1:53"));
-        assert_eq!(decide(Protocol::Icmp, "10.0.2.2:0"), Err(Reason::Host));
-        assert_eq!(decide(Protocol::Tcp, "169.254.169.254:80"), yes("169.254.169.254:80"));
-        assert_eq!(decide(Protocol::Tcp, "169.254.169.254:81"), Err(Reason::Special));
-        assert_eq!(decide(Protocol::Tcp, "1.2.3.4:443"), yes("1.2.3.4:443"));
-        assert_eq!(decide(Protocol::Tcp, "1.2.3.9:443"), Err(Reason::Rule));
-        assert_eq!(decide(Protocol::Tcp, "1.2.3.4:80"), Err(Reason::Default));
-        assert_eq!(decide(Protocol::Icmp, "1.2.3.4:0"), Err(Reason::Default));
-    }
-}
+mod tests;
