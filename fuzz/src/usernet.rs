@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use nelly_net::config::{Protocol, UsernetConfig};
+use nelly_net::config::{Protocol, UsernetConfig, Verdict};
 use nelly_net::core::{Action, Data, Failure, FlowId, Net};
 use nelly_net::link::{Hello, NetHeader, Offloads};
 
@@ -17,6 +17,8 @@ struct Socket {
     ended: bool,
     ring: usize,
     left: usize,
+    /// The last datagram: of a question, what was asked.
+    asked: Vec<u8>,
 }
 
 /// Gives the network what the input describes: an operation a byte, and what it needs behind it.
@@ -26,14 +28,22 @@ struct Socket {
 pub fn run(data: &[u8]) {
     const FLOWS: u32 = 16;
     let mut input = Bytes(&data[..data.len().min(8192)]);
-    let config = UsernetConfig { max_flows: FLOWS, ..UsernetConfig::default() };
+    let [offloads] = input.take();
+    let mut config = UsernetConfig { max_flows: FLOWS, log_fd: Some(9), ..UsernetConfig::default() };
+    config.dns_servers = vec!["192.0.2.53".parse().expect("an address")];
+    // Rules of names, by one of the bits that say nothing of offloads.
+    if offloads & 8 != 0 {
+        let rule = |text: &str| text.parse().expect("a rule");
+        config.default = Verdict::Deny;
+        config.allow = vec![rule("a."), rule("*.a:1-90"), rule("192.0.2.1:7")];
+        config.deny = vec![rule("b."), rule("*.b:80")];
+    }
     let mut number = 0;
     let mut net = Net::new(config, move || {
         number += 0x0123_4567_89ab;
         number
     })
     .expect("the default configuration is sound");
-    let [offloads] = input.take();
     let mut now = Duration::ZERO;
     let mut sockets: HashMap<FlowId, Socket> = HashMap::new();
     net.message(now, &Hello { offloads: Offloads(offloads.into()), mtu: 1500 }.to_bytes());
@@ -70,6 +80,9 @@ pub fn run(data: &[u8]) {
                         0 => net.ended(now, id),
                         _ => net.received(now, id, usize::from(much) * 300),
                     }
+                }
+                5 if !socket.stream && much & 1 != 0 && socket.asked.len() >= 12 => {
+                    net.datagram(now, id, answer(&socket.asked, much, &mut input));
                 }
                 5 if !socket.stream => net.datagram(now, id, vec![much; usize::from(much) * 200]),
                 6 if socket.stream => {
@@ -108,9 +121,37 @@ fn act(net: &mut Net, now: Duration, message: &[u8], sockets: &mut HashMap<FlowI
                 socket.ring -= usize::try_from(len).expect("a length");
             }
             Action::Close { flow, .. } => drop(sockets.remove(&flow)),
-            Action::Datagram { .. } | Action::Shutdown { .. } | Action::Log(_) => {}
+            Action::WriteHeld { flow, bytes } => {
+                let socket = sockets.get_mut(&flow).expect("a socket that is connected");
+                socket.left += if takes { 0 } else { bytes.len() };
+                net.unwritten(now, flow, socket.left);
+            }
+            Action::Datagram { flow, bytes } => {
+                if let Some(socket) = sockets.get_mut(&flow) {
+                    socket.asked = bytes;
+                }
+            }
+            Action::Shutdown { .. } | Action::Log(_) => {}
         }
     }
+}
+
+/// An answer to a question, with records that the input says.
+fn answer(asked: &[u8], much: u8, input: &mut Bytes<'_>) -> Vec<u8> {
+    let mut out = asked.to_vec();
+    out[2] |= 0x80;
+    out[7] = much >> 5;
+    for _ in 0..much >> 5 {
+        let [kind, seconds, a, b] = input.take();
+        out.extend([0xc0, 12 + (a & 3), 0, [1, 28, 5, 16][usize::from(kind & 3)], 0, 1, 0, 0, seconds, 0, 0]);
+        match kind & 7 {
+            0 => out.extend([4, 192, 0, 2, b & 3]),
+            1 => out.extend([16, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, b]),
+            2 => out.extend([3, 1, b'a' + (b & 1), 0]),
+            _ => out.extend([a, b, a]),
+        }
+    }
+    out
 }
 
 fn drain(net: &mut Net, now: Duration, sockets: &HashMap<FlowId, Socket>) {
@@ -137,7 +178,15 @@ fn frame(operation: u8, which: u8, input: &mut Bytes<'_>) -> Vec<u8> {
     let mut out = header.to_bytes().to_vec();
     out.extend(*b"\x02nelly\x52\x54\x00\x01\x02\x03");
     let [a, b, c, d, e, len] = input.take();
-    let payload = vec![e; usize::from(len) * usize::from(1 + (operation >> 5))];
+    let mut payload = vec![e; usize::from(len) * usize::from(1 + (operation >> 5))];
+    // What a stream that is held back may begin with.
+    for (begins, with) in
+        [(7, &b"GET / HTTP/1.1\r\nHost: x.a\r\n\r\n"[..]), (9, b"\x16\x03\x01\0\x40\x01\0\0\x3c\x03\x03")]
+    {
+        if len & 15 == begins && payload.len() >= with.len() {
+            payload[..with.len()].copy_from_slice(with);
+        }
+    }
     let mut inner = Vec::new();
     let number = match operation & 3 {
         0 => {
@@ -183,6 +232,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     // operation, which, then a, b, c, d, flags, len
     let syn = [1, 1, 0, 1, 0, 0, 2, 0];
     let data = [1 | 32, 1, 0, 2, 0, 1, 16, 200];
+    let request = [1 | 32, 1, 0, 2, 0, 1, 16, 39];
     let fin = [1, 1, 0, 2, 0, 1, 17, 0];
     let (connect, feed, end, wait, took) = ([4, 0, 1], [5, 0, 90], [5, 0, 0], [7, 200], [6, 0, 0]);
     let name = [&[3, 1, 0, 0, 0, 0, 0, 0][..], &[1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 0, 0, 1, 0, 1]]
@@ -192,5 +242,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [&[0x3f][..], &syn, &connect, &data, &feed, &wait, &fin, &end, &took].concat(),
         [&[0][..], &syn, &connect, &feed, &end, &wait, &wait, &data].concat(),
         [&[1][..], &name, &[0; 8], &datagram, &[0; 24], &feed, &wait, &wait].concat(),
+        // A name with an address, under rules, then a connection to it and a request.
+        [&[8][..], &name, &[0; 5], &[5, 0, 33, 0, 9, 0, 1], &syn, &connect, &request, &took, &wait].concat(),
     ]
 }

@@ -99,6 +99,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("sys", 0),
             ("dns", 1),
             ("wire", 1),
+            ("addressee", 2),
             ("config", 2),
             ("peers", 2),
             ("policy", 3),

@@ -18,10 +18,11 @@ pub(crate) struct NetworkArgs {
     /// Let a port of this host lead to one of the guest; on loopback unless BIND is given
     #[arg(short = 'p', long, value_name = "[BIND:]HOST:GUEST[/udp]")]
     pub(crate) publish: Vec<String>,
-    /// Let the guest reach what is refused otherwise, e.g. host:8080, a port of this host
+    /// Let the guest reach what is refused otherwise, e.g. host:8080, a port of this host, or
+    /// example.org:443, with --net user,default=deny
     #[arg(long, value_name = "RULE")]
     pub(crate) allow: Vec<String>,
-    /// Do not let the guest reach this, e.g. 10.0.0.0/8, [fd00::/8]:443, '*:25/tcp'
+    /// Do not let the guest reach this, e.g. 10.0.0.0/8, [fd00::/8]:443, '*:25/tcp', ads.example
     #[arg(long, value_name = "RULE")]
     pub(crate) deny: Vec<String>,
     /// Resolver that the guest's names are looked up at [default: those of this host]
@@ -107,6 +108,8 @@ mod tests {
             "8080:80",
             "--allow",
             "host:5432/tcp",
+            "--allow",
+            "*.example.org:443",
             "--deny",
             "10.0.0.0/8",
             "--dns",
@@ -115,7 +118,7 @@ mod tests {
             "lan",
         ];
         let Network::User(user) = network(&words).unwrap() else { panic!("user") };
-        assert_eq!((user.publish.len(), user.allow.len(), user.deny.len(), user.dns.len()), (1, 1, 1, 1));
+        assert_eq!((user.publish.len(), user.allow.len(), user.deny.len(), user.dns.len()), (1, 2, 1, 1));
         assert_eq!(user.search, ["lan"]);
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
@@ -129,7 +132,7 @@ mod tests {
             (&["--net", "tap=t", "--dns", "1.1.1.1"], "--dns is for --net user"),
             (&["-p", "80"], "-p"),
             (&["--allow", "host"], "--allow"),
-            (&["--deny", "example.com"], "--deny"),
+            (&["--deny", "example"], "--deny"),
             (&["--dns", "dns"], "--dns"),
             (&["--dns-search", "a b"], "--dns-search"),
         ] {

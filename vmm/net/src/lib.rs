@@ -2,10 +2,11 @@
 //! ordinary host sockets, without any privilege, and what these receive becomes frames.
 //!
 //! [`core`] is pure: frames, readiness of sockets and time go in, frames and actions come out. It
-//! keeps every sequence number and no byte of a stream. [`shell`] is one thread around it that owns
-//! the sockets and their buffers. Below: [`wire`] reads and writes the headers, [`link`] is what
-//! stands between a monitor and this network, [`policy`] says what may be reached, [`addressee`] whom a stream is for, [`dns`] what the
-//! resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
+//! keeps every sequence number and no byte of a stream, but for the first ones where rules are
+//! about names. [`shell`] is one thread around it that owns the sockets and their buffers. Below:
+//! [`wire`] reads and writes the headers, [`link`] is what stands between a monitor and this
+//! network, [`policy`] says what may be reached, [`addressee`] whom a stream is for, [`dns`] what
+//! the resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
 //!
 //! [`switch`] is the network that several machines share, a program of its own, `nelly-switch`, and
 //! [`peers`] what stands between it and those on it.

@@ -46,7 +46,8 @@ fn target(line: &[u8]) -> Option<Target<'_>> {
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
     let token = |c: &u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c);
     let fine = words.next().is_none() && !method.is_empty() && method.iter().all(token);
-    if !fine || !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") || target.iter().any(|c| !c.is_ascii_graphic()) {
+    if !fine || !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") || target.iter().any(|c| !c.is_ascii_graphic())
+    {
         return None;
     }
     if target.starts_with(b"/") || target == b"*" {

@@ -58,7 +58,8 @@ fn a_hello_names_its_server_however_it_is_cut() {
 #[test]
 fn what_names_nobody_that_could_be_relied_on_says_why() {
     let tls = |extensions: &[Vec<u8>]| records(&message(extensions), 16 << 10);
-    let two = extension(0, &lengthed(2, &[&[0][..], &lengthed(2, b"a.b"), &[0], &lengthed(2, b"c.d")].concat()));
+    let two =
+        extension(0, &lengthed(2, &[&[0][..], &lengthed(2, b"a.b"), &[0], &lengthed(2, b"c.d")].concat()));
     for (bytes, why) in [
         (tls(&[]), "no SNI"),
         (tls(&[extension(0xfe0d, &[0; 40]), server_name("a.example")]), "ECH"),
@@ -132,7 +133,10 @@ fn a_request_that_could_be_read_in_two_ways_is_none() {
 fn whoever_never_says_it_is_not_listened_to_for_ever() {
     let endless = [b"GET / HTTP/1.1\r\nX: ".to_vec(), vec![b'x'; MOST]].concat();
     assert!(matches!(Speaks::Http.claim(&endless), Claim::None(_)));
-    assert_eq!((Speaks::at(443), Speaks::at(80), Speaks::at(22)), (Some(Speaks::Tls), Some(Speaks::Http), None));
+    assert_eq!(
+        (Speaks::at(443), Speaks::at(80), Speaks::at(22)),
+        (Some(Speaks::Tls), Some(Speaks::Http), None)
+    );
 }
 
 proptest! {

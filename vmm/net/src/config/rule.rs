@@ -106,7 +106,7 @@ impl FromStr for Rule {
     }
 }
 
-/// Whether somebody meant a name: what has no letter is an address, and what has a colon or a slash.
+/// Whether somebody meant a name: what has no letter is an address, and what has a colon or slash.
 fn is_name_like(text: &str) -> bool {
     text.bytes().any(|c| !c.is_ascii_digit() && c != b'.') && !text.contains([':', '/'])
 }

@@ -182,7 +182,8 @@ fn about(key: &Key, name: Option<&str>) -> serde_json::Value {
         Protocol::Icmp => end.ip().to_string(),
         Protocol::Tcp | Protocol::Udp => end.to_string(),
     };
-    let mut line = json!({"protocol": key.protocol.to_string(), "from": end(key.guest), "to": end(key.remote)});
+    let mut line =
+        json!({"protocol": key.protocol.to_string(), "from": end(key.guest), "to": end(key.remote)});
     if let Some(name) = name {
         line["name"] = json!(name);
     }

@@ -8,8 +8,8 @@
 
 mod frag;
 mod gateway;
-mod host;
 mod hold;
+mod host;
 mod icmp;
 mod life;
 mod log;

@@ -132,8 +132,8 @@ impl Net {
         self.send_datagram(key.remote, key.guest, bytes);
     }
 
-    /// How the guest is told that it is not told, if it is not to know an answer. Addresses of others
-    /// are bound to their name.
+    /// How the guest is told that it is not told, if it is not to know an answer. Addresses of
+    /// others are bound to their name.
     fn withheld(&mut self, now: Time, guest: SocketAddr, query: &Query, bytes: &[u8]) -> Option<Code> {
         let Some(answer) = dns::Answer::parse(&query.name, bytes) else {
             // What is not understood may lead anywhere.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::resolver::Lookup;
 use super::tcp::Tcp;
 use crate::config::Protocol;
-use crate::policy::Check;
 use crate::number::{index, len32};
+use crate::policy::Check;
 
 /// Time since the network began.
 pub type Time = Duration;
@@ -112,7 +112,8 @@ impl Table {
         });
         let place = &mut self.slots[index(slot)];
         let id = FlowId { slot, generation: place.generation };
-        place.flow = Some(Box::new(Flow { id, key, to, kind, last: now, held: None, queued: false, armed: None }));
+        place.flow =
+            Some(Box::new(Flow { id, key, to, kind, last: now, held: None, queued: false, armed: None }));
         assert!(self.by_key.insert(key, slot).is_none(), "a bug: two flows between the same ends");
         id
     }

@@ -4,4 +4,5 @@
 mod hostile;
 mod played;
 mod routers;
+mod rules;
 mod streams;

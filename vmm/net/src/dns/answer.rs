@@ -53,7 +53,9 @@ impl Answer {
         let mut chain = vec![name.to_owned()];
         while chain.len() < CHAIN
             && let Some(next) = records.iter().find_map(|(owner, _, held)| match held {
-                Held::Name(next) if Some(owner) == chain.last() && !chain.contains(next) => Some(next.clone()),
+                Held::Name(next) if Some(owner) == chain.last() && !chain.contains(next) => {
+                    Some(next.clone())
+                }
                 _ => None,
             })
         {

@@ -31,7 +31,8 @@ impl Bindings {
     pub(super) fn bind(&mut self, now: Duration, address: IpAddr, name: &Arc<str>, seconds: u32) {
         let seconds = seconds.clamp(*SECONDS.start(), *SECONDS.end());
         let until = now + Duration::from_secs(seconds.into()) + GRACE;
-        let known = self.by_address.get_mut(&address).and_then(|all| all.iter_mut().find(|one| one.name == *name));
+        let known =
+            self.by_address.get_mut(&address).and_then(|all| all.iter_mut().find(|one| one.name == *name));
         if let Some(bound) = known {
             bound.until = bound.until.max(until);
             return;

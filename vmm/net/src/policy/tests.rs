@@ -99,7 +99,11 @@ fn a_name_lets_its_addresses_out_and_no_others() {
     assert!(answered(&mut policy, &["example.org", "edge.cdn.example"], &far));
     assert!(answered(&mut policy, &["www.example.org"], &["198.51.100.2"]));
     assert!(answered(&mut policy, &["q.example"], &["198.51.100.3"]));
-    assert!(answered(&mut policy, &["p.example"], &["198.51.100.4", "127.0.0.1", "169.254.169.254", "203.0.113.7"]));
+    assert!(answered(
+        &mut policy,
+        &["p.example"],
+        &["198.51.100.4", "127.0.0.1", "169.254.169.254", "203.0.113.7"]
+    ));
     let decide = |now, protocol, to: &str| policy.decide(now, protocol, to.parse().unwrap());
     let must = |speaks| Some(Check { speaks, must: true });
     for (protocol, to, by, check) in [
@@ -113,7 +117,11 @@ fn a_name_lets_its_addresses_out_and_no_others() {
         (Protocol::Udp, "198.51.100.4:53", 3, None),
     ] {
         let to = to.parse().unwrap();
-        assert_eq!(policy.decide(NOW, protocol, to), Ok(Passage { to, by: Some(by), check }), "{protocol} {to}");
+        assert_eq!(
+            policy.decide(NOW, protocol, to),
+            Ok(Passage { to, by: Some(by), check }),
+            "{protocol} {to}"
+        );
     }
     for (protocol, to, reason) in [
         (Protocol::Tcp, "198.51.100.1:80", Reason::Default),
@@ -142,8 +150,13 @@ fn a_denied_name_has_no_answer_and_denies_the_addresses_it_led_to() {
         assert_eq!(matches!(policy.name(name), Naming::Refused(_)), refused, "{name}");
     }
     assert!(answered(&mut policy, &["smtp.example"], &["198.51.100.1"]));
-    assert!(!answered(&mut policy, &["mine.example", "t.ads.example"], &["198.51.100.2", "64:ff9b::c633:6403"]));
-    let decide = |to: &str| policy.decide(NOW, Protocol::Tcp, to.parse().unwrap()).map(|passage| passage.check);
+    assert!(!answered(
+        &mut policy,
+        &["mine.example", "t.ads.example"],
+        &["198.51.100.2", "64:ff9b::c633:6403"]
+    ));
+    let decide =
+        |to: &str| policy.decide(NOW, Protocol::Tcp, to.parse().unwrap()).map(|passage| passage.check);
     assert_eq!(decide("198.51.100.1:25"), Err(Reason::Rule(2)));
     assert_eq!(decide("198.51.100.1:26"), Ok(None));
     assert_eq!(decide("198.51.100.2:26"), Err(Reason::Rule(1)));

@@ -5,12 +5,25 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::time;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::net::{SendFlags, send};
 
 /// The longest line, in bytes: a pipe takes so many as a whole or not at all.
 const MOST: usize = 4096;
+
+/// An object with one member, of at most [`MOST`] bytes, nearly.
+fn note_of(note: &str) -> String {
+    // A character may take six bytes there.
+    let short = &note[..note.floor_char_boundary(MOST / 6 - 100)];
+    serde_json::json!({"note": short}).to_string()
+}
+
+/// A line: an object with the time in it.
+fn timed(now: &str, object: &str) -> String {
+    format!("{{\"time\":\"{now}\",{}\n", object.strip_prefix('{').unwrap_or(object))
+}
 
 /// Where log lines go.
 #[derive(Debug)]
@@ -45,19 +58,21 @@ impl Journal {
         self.file.as_fd()
     }
 
-    /// Writes a line, or loses it where there is no room for it at once. How many were lost is told
-    /// before the next one.
-    pub fn say(&self, line: &str) {
+    /// Writes a line about the network itself.
+    pub fn say(&self, note: &str) {
+        self.write_line(&note_of(note));
+    }
+
+    /// Writes a line, an object of JSON, with the time before its other members, or loses it where
+    /// there is no room for it at once. How many were lost is told before the next one.
+    pub fn write_line(&self, object: &str) {
         let lost = self.lost.load(Ordering::Relaxed);
-        let before = match lost {
+        let now = time::now();
+        let mut text = match lost {
             0 => String::new(),
-            lost => format!("nelly-usernet: {lost} lines were lost: nobody read the log\n"),
+            lost => timed(&now, &note_of(&format!("{lost} lines were lost: nobody read the log"))),
         };
-        let mut text = format!("{before}nelly-usernet: {line}");
-        if text.len() >= MOST {
-            text.truncate(text.floor_char_boundary(MOST - 1));
-        }
-        text.push('\n');
+        text.push_str(&timed(&now, object));
         if self.has_room() && self.write(text.as_bytes()) {
             self.lost.fetch_sub(lost, Ordering::Relaxed);
         } else {
@@ -89,6 +104,12 @@ mod tests {
 
     use super::*;
 
+    fn note(line: &str) -> String {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(value["time"].as_str().unwrap().ends_with('Z'));
+        value["note"].as_str().unwrap().to_owned()
+    }
+
     /// Fills a log that nobody reads, then reads what there is and what one line more says.
     fn filled(file: OwnedFd, mut reader: File) {
         let mode = rustix::fs::fcntl_getfl(&file).unwrap();
@@ -96,14 +117,16 @@ mod tests {
         let begun = Instant::now();
         let mut said = 0_u64;
         while journal.lost.load(Ordering::Relaxed) < 100 {
-            journal.say(&format!("line {said} {}", "x".repeat(1000)));
+            journal.say(&format!("line {said} {}", "x".repeat(500)));
             said += 1;
         }
         assert!(begun.elapsed() < Duration::from_secs(10));
         assert_eq!(rustix::fs::fcntl_getfl(&file).unwrap(), mode, "the mode is changed for others, too");
         let mut room = vec![0; 4 << 20];
         let len = reader.read(&mut room).unwrap();
-        assert!(room[..len].starts_with(b"nelly-usernet: line 0 x"));
+        assert!(
+            note(std::str::from_utf8(&room[..len]).unwrap().lines().next().unwrap()).starts_with("line 0 x")
+        );
         journal.say("and then");
         drop((journal, file));
         let mut rest = String::new();
@@ -112,8 +135,8 @@ mod tests {
         let lines: Vec<&str> = all.lines().collect();
         let whole = usize::try_from(said).unwrap() - 100;
         assert_eq!(lines.len(), whole + 2);
-        let last = ["nelly-usernet: 100 lines were lost: nobody read the log", "nelly-usernet: and then"];
-        assert_eq!(lines[whole..], last);
+        let last: Vec<String> = lines[whole..].iter().map(|line| note(line)).collect();
+        assert_eq!(last, ["100 lines were lost: nobody read the log", "and then"]);
     }
 
     #[test]
@@ -131,8 +154,8 @@ mod tests {
         journal.say(&"é".repeat(MOST));
         let mut line = vec![0; 2 * MOST];
         let len = reader.read(&mut line).unwrap();
-        assert!((MOST - 2..=MOST).contains(&len) && line[len - 1] == b'\n');
-        assert!(std::str::from_utf8(&line[..len]).is_ok());
+        assert!(len <= MOST && line[len - 1] == b'\n');
+        assert!(note(std::str::from_utf8(&line[..len]).unwrap()).starts_with("éé"));
         drop(reader);
         journal.say("nobody");
         assert_eq!(journal.lost.load(Ordering::Relaxed), 1);

@@ -10,6 +10,7 @@ mod listen;
 mod reader;
 mod ring;
 mod socket;
+mod time;
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -291,7 +292,7 @@ impl Shell {
 
     fn write_log(&self, line: &str) {
         if let Some(log) = &self.log {
-            log.say(line);
+            log.write_line(line);
         }
     }
 }

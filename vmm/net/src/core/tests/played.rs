@@ -86,6 +86,8 @@ pub(super) fn udp_bytes(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8
 
 impl World {
     pub(super) fn new(config: UsernetConfig, offloads: Offloads) -> Self {
+        // Lines are made for somebody only.
+        let config = UsernetConfig { log_fd: Some(9), ..config };
         let mut state = 1_u64;
         let random = move || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -117,6 +119,12 @@ impl World {
                     if !self.takes {
                         socket.unwritten += range.len();
                     }
+                    let left = socket.unwritten;
+                    self.net.unwritten(self.now, flow, left);
+                }
+                Action::WriteHeld { flow, bytes } => {
+                    let socket = self.sockets.get_mut(&flow).unwrap();
+                    socket.got.extend(bytes);
                     let left = socket.unwritten;
                     self.net.unwritten(self.now, flow, left);
                 }

@@ -1,0 +1,242 @@
+//! Rules of names, from the question to the last byte.
+
+use serde_json::Value;
+
+use super::played::{Guest, World, addr, frame, tcp_frame, udp_bytes};
+use crate::config::{UsernetConfig, Verdict};
+use crate::core::{FlowId, Time};
+use crate::link::Offloads;
+use crate::wire::ip::protocol;
+use crate::wire::tcp::{Segment, flag};
+
+const FROM: &str = "10.0.2.15:40000";
+const RESOLVER: &str = "10.0.2.3:53";
+
+fn world(allow: &[&str], deny: &[&str], default: Verdict) -> World {
+    let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let dns_servers = vec!["192.0.2.53".parse().unwrap()];
+    let config = UsernetConfig {
+        allow: rules(allow),
+        deny: rules(deny),
+        default,
+        dns_servers,
+        ..UsernetConfig::default()
+    };
+    let mut world = World::new(config, Offloads::default());
+    world.net.set_has_v6(world.now, true);
+    world.pass(Time::ZERO);
+    world.all();
+    world
+}
+
+fn question(name: &str, kind: u16) -> Vec<u8> {
+    let mut out = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        out.push(label.len().to_le_bytes()[0]);
+        out.extend(label.as_bytes());
+    }
+    out.push(0);
+    out.extend(kind.to_be_bytes());
+    out.extend([0, 1]);
+    out
+}
+
+/// The guest asks; gives what it is answered when the resolver has these records. `None`: the
+/// resolver was not asked.
+fn ask(world: &mut World, name: &str, kind: u16, records: &[Vec<u8>]) -> (bool, Vec<u8>) {
+    let (from, to) = (addr("10.0.2.15:5353"), addr(RESOLVER));
+    let known: Vec<FlowId> = world.sockets.keys().copied().collect();
+    world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &question(name, kind))));
+    let flow = world.sockets.keys().copied().find(|id| !known.contains(id));
+    if let Some(flow) = flow {
+        let mut answer = world.sockets[&flow].datagrams[0].clone();
+        answer[2] |= 0x80;
+        answer[7] = records.len().to_le_bytes()[0];
+        answer.extend(records.concat());
+        world.net.datagram(world.now, flow, answer);
+        world.act(&[]);
+    }
+    let mut answers = world.all();
+    assert_eq!(answers.len(), 1);
+    (flow.is_some(), answers.remove(0).payload)
+}
+
+fn address(ip: &str) -> Vec<u8> {
+    let (kind, bytes) = match ip.parse().unwrap() {
+        std::net::IpAddr::V4(ip) => (1, ip.octets().to_vec()),
+        std::net::IpAddr::V6(ip) => (28, ip.octets().to_vec()),
+    };
+    [vec![0xc0, 12, 0, kind, 0, 1, 0, 0, 1, 44, 0, bytes.len().to_le_bytes()[0]], bytes].concat()
+}
+
+/// Another name of the first one, which has this address.
+fn alias(name: &str, ip: &str) -> [Vec<u8>; 2] {
+    let wire = question(name, 1)[12..].to_vec();
+    let wire = &wire[..wire.len() - 4];
+    let record = [&[0xc0, 12, 0, 5, 0, 1, 0, 0, 1, 44, 0][..], &[wire.len().to_le_bytes()[0]], wire].concat();
+    [record, [wire, &address(ip)[2..]].concat()]
+}
+
+fn refuses(world: &mut World, to: &str) {
+    let from = addr(FROM);
+    let to = addr(to);
+    let from = if to.is_ipv4() { from } else { addr("[fd4e:656c:6c79::15]:40000") };
+    let count = world.sockets.len();
+    world.send(&tcp_frame(from, to, Segment { seq: 9, flags: flag::SYN, ..Segment::default() }, &[]));
+    assert!(world.one().segment.unwrap().has(flag::RST), "{to}");
+    world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, b"x")));
+    assert_eq!(world.sockets.len(), count, "{to}");
+    while world.next().is_some() {}
+}
+
+fn last(world: &World) -> Value {
+    serde_json::from_str(world.log.last().unwrap()).unwrap()
+}
+
+/// The record of a hello to this server (RFC 8446).
+fn hello(name: &str) -> Vec<u8> {
+    let len = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+    let host = [vec![0], len(name.as_bytes()), name.as_bytes().to_vec()].concat();
+    let list = [len(&host), host].concat();
+    let extensions = [vec![0, 0], len(&list), list].concat();
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+    body.extend([len(&extensions), extensions].concat());
+    let message = [vec![1, 0], len(&body), body].concat();
+    [vec![22, 3, 1], len(&message), message].concat()
+}
+
+#[test]
+fn under_denial_by_default_a_name_opens_its_addresses_and_nothing_else() {
+    let mut world = world(&["Example.org:443", "*.example.org"], &[], Verdict::Deny);
+    for to in ["198.51.100.7:443", "[2001:db8::7]:443"] {
+        refuses(&mut world, to);
+    }
+    let (asked, answer) = ask(&mut world, "other.example", 1, &[]);
+    assert!(!asked && answer[3] & 15 == 5 && answer[..2] == [0x12, 0x34], "{answer:?}");
+    let line = last(&world);
+    assert_eq!((&line["verdict"], &line["name"]), (&"denied".into(), &"other.example".into()));
+    // Who resolves the name has its addresses, of both families, and through other names.
+    let (asked, answer) = ask(&mut world, "example.ORG", 1, &[address("198.51.100.7")]);
+    assert!(asked && answer.ends_with(&[198, 51, 100, 7]));
+    ask(&mut world, "example.org", 28, &[address("2001:db8::7")]);
+    ask(&mut world, "www.example.org", 1, &alias("edge.cdn.example", "198.51.100.8"));
+    // Keys that would hide a name are not handed on.
+    let (asked, answer) = ask(&mut world, "example.org", 65, &[]);
+    assert!(!asked && answer[3] & 15 == 0 && answer[7] == 0);
+    refuses(&mut world, "198.51.100.7:22");
+    refuses(&mut world, "198.51.100.9:443");
+    for (to, by) in [("198.51.100.7:443", "example.org:443"), ("198.51.100.8:22", "*.example.org")] {
+        Guest::open(&mut world, FROM, to);
+        let line = last(&world);
+        assert_eq!((&line["verdict"], line["to"].as_str().unwrap()), (&"allowed".into(), to));
+        assert_eq!(line["rule"], format!("allow {by}"), "{line}");
+        assert!(line["name"].as_str().unwrap().ends_with("example.org"), "{line}");
+    }
+    // Its own time is over when nobody asks again, and connections go on.
+    world.now += Time::from_secs(331);
+    refuses(&mut world, "[2001:db8::7]:443");
+    // Nobody looks into streams of questions.
+    let syn = Segment { seq: 9, flags: flag::SYN, ..Segment::default() };
+    world.send(&tcp_frame(addr("10.0.2.15:5"), addr(RESOLVER), syn, &[]));
+    assert!(world.one().segment.unwrap().has(flag::RST));
+}
+
+#[test]
+fn the_first_bytes_go_on_when_they_name_who_is_allowed() {
+    let mut world = world(&["example.org"], &[], Verdict::Deny);
+    ask(&mut world, "example.org", 1, &[address("198.51.100.7")]);
+    // In many segments, and then more.
+    let mut guest = Guest::open(&mut world, FROM, "198.51.100.7:443");
+    let hello = hello("example.org");
+    let (last_byte, first) = hello.split_last().unwrap();
+    for part in first.chunks(7) {
+        guest.send(&mut world, flag::ACK, part);
+        assert_eq!(world.sockets[&guest.flow].got, b"", "sent before it is known to whom");
+    }
+    guest.send(&mut world, flag::ACK, &[*last_byte, b'x']);
+    guest.send(&mut world, flag::ACK | flag::FIN, b"yz");
+    let socket = &world.sockets[&guest.flow];
+    assert_eq!((&socket.got, socket.shut), (&[&hello[..], b"xyz"].concat(), true));
+    guest.feed(&mut world, b"answer");
+    world.net.ended(world.now, guest.flow);
+    assert_eq!(guest.take(&mut world), (b"answer".to_vec(), true));
+    assert_eq!((world.net.flows(), world.net.unwritten), (0, 0));
+
+    // Whoever says something else is reset, and its peer has heard nothing.
+    let request = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes();
+    for (port, bytes, flags, why) in [
+        (443, self::hello("other.example"), 0, "other.example"),
+        (443, b"SSH-2.0-x\r\n".to_vec(), 0, "does not begin"),
+        (443, hello[..20].to_vec(), flag::FIN, "it ended before"),
+        (80, request("other.example"), 0, "other.example"),
+        (80, request("198.51.100.7"), 0, "names no host"),
+        (80, hello.clone(), 0, "does not begin"),
+    ] {
+        let mut guest = Guest::open(&mut world, FROM, &format!("198.51.100.7:{port}"));
+        world.closed.clear();
+        guest.send(&mut world, flag::ACK | flags, &bytes);
+        assert_eq!(world.closed, [(guest.flow, true)], "{why}");
+        assert!(world.one().segment.unwrap().has(flag::RST), "{why}");
+        let line = last(&world);
+        assert!(line["verdict"] == "denied" && line["reason"].as_str().unwrap().contains(why), "{line}");
+        assert_eq!((world.net.flows(), world.net.unwritten), (0, 0));
+    }
+    let mut guest = Guest::open(&mut world, FROM, "198.51.100.7:80");
+    guest.send(&mut world, flag::ACK, &request("Example.org:80"));
+    assert_eq!(world.sockets[&guest.flow].got, request("Example.org:80"));
+    world.all();
+    // One that never says it is listened to for so long.
+    let mut guest = Guest::open(&mut world, "10.0.2.15:40001", "198.51.100.7:80");
+    guest.send(&mut world, flag::ACK, b"GET / HTTP/1.1\r\nX: ");
+    for _ in 0..20 {
+        if world.sockets.contains_key(&guest.flow) {
+            assert_eq!(world.sockets[&guest.flow].got, b"");
+            guest.send(&mut world, flag::ACK, &[b'x'; 1400]);
+        }
+    }
+    assert!(!world.sockets.contains_key(&guest.flow), "it is held back for ever");
+}
+
+#[test]
+fn a_denied_name_has_no_answer_whatever_name_it_hides_behind() {
+    let mut world = world(&[], &["ads.example", "*.ads.example"], Verdict::Allow);
+    for (name, refused) in [("ads.example", true), ("A.ads.EXAMPLE", true), ("example", false)] {
+        let (asked, answer) = ask(&mut world, name, 1, &[address("198.51.100.1")]);
+        assert_eq!((asked, answer[3] & 15 == 5), (!refused, refused), "{name}");
+    }
+    let (asked, answer) = ask(&mut world, "first.party", 1, &alias("x.ads.example", "198.51.100.2"));
+    assert!(asked && answer[3] & 15 == 5 && answer[7] == 0, "{answer:?}");
+    refuses(&mut world, "198.51.100.2:443");
+    let line = last(&world);
+    assert_eq!((&line["protocol"], &line["rule"]), (&"udp".into(), &"deny *.ads.example".into()));
+    // Its address is not known, but its name is told.
+    let mut guest = Guest::open(&mut world, FROM, "198.51.100.3:443");
+    guest.send(&mut world, flag::ACK, &hello("ads.example"));
+    assert!(world.one().segment.unwrap().has(flag::RST));
+    let mut guest = Guest::open(&mut world, FROM, "198.51.100.3:443");
+    guest.send(&mut world, flag::ACK, b"something else");
+    assert_eq!(world.sockets[&guest.flow].got, b"something else");
+}
+
+#[test]
+fn an_answer_that_is_not_understood_is_not_handed_on_where_rules_are_about_names() {
+    for (deny, code) in [(&[][..], 0), (&["ads.example"], 2)] {
+        let mut world = world(&[], deny, Verdict::Allow);
+        let broken = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 1].to_vec();
+        let (_, answer) = ask(&mut world, "example.org", 1, &[broken]);
+        assert_eq!(answer[3] & 15, code);
+    }
+}
+
+#[test]
+fn a_family_that_the_host_does_not_have_has_no_addresses() {
+    let mut world = world(&[], &[], Verdict::Allow);
+    assert!(ask(&mut world, "example.org", 28, &[address("2001:db8::7")]).0);
+    world.net.set_has_v6(world.now, false);
+    let (asked, answer) = ask(&mut world, "example.org", 28, &[]);
+    assert!(!asked && answer[3] & 15 == 0 && answer[7] == 0);
+    assert!(ask(&mut world, "example.org", 1, &[address("192.0.2.1")]).0);
+    assert_eq!(ask(&mut world, "host.internal", 28, &[]).1[7], 1);
+}
