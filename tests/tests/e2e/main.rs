@@ -24,6 +24,7 @@ mod library;
 mod machine;
 mod memory;
 mod network;
+mod network_rules;
 mod pause;
 mod pulled;
 mod random_kills;

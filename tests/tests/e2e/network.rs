@@ -43,8 +43,10 @@ def names():
     while True:
         q, peer = s.recvfrom(512)
         end = q.index(b"\0", 12)
-        known = q[12:end] == b"\x03www\x07example" and q[end + 2] == 1
-        answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04" + bytes([203, 0, 113, 10]) if known else b""
+        four, six = bytes([203, 0, 113, 10]), socket.inet_pton(socket.AF_INET6, "2001:db8::10")
+        known = q[12:end] == b"\x03www\x07example" and q[end + 2] in (1, 28)
+        data = four if q[end + 2] == 1 else six
+        answer = b"\xc0\x0c\0" + q[end + 2:end + 3] + b"\0\x01\0\0\0\x3c\0" + bytes([len(data)]) + data if known else b""
         flags = b"\x81\x80" if known or q[12:end] == b"\x03www\x07example" else b"\x81\x83"
         s.sendto(q[:2] + flags + b"\0\x01\0" + bytes([known]) + b"\0\0\0\0" + q[12:end + 5] + answer, peer)
 def raw(h): h.wfile.write(BIG)
@@ -96,14 +98,14 @@ impl Drop for Helper {
 }
 
 /// The host with its interface, and what is behind it.
-struct World {
+pub(crate) struct World {
     _servers: Helper,
     _host: Helper,
     _namespace: Helper,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let namespace =
             Helper::new(Command::new("unshare").args(["--net", "sh", "-c", "echo; exec sleep 1000"]));
         let pid = namespace.0.id().to_string();

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
-use nelly_sandbox::network::{NetworkError, Usernet};
+use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_vmm::config::{
@@ -125,7 +125,7 @@ pub(crate) fn boot_network(
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = usernet.ok_or(NetworkError::NoProgram)?;
-            let (usernet, link) = Usernet::start(program, &user.config(seed))?;
+            let (usernet, link) = Usernet::start(program, &user.config(seed), open_log(user)?)?;
             usernet.wait_ready()?;
             for port in usernet.published() {
                 out::message(format_args!("published {port}"));

@@ -1,5 +1,7 @@
 //! The flags of a machine's network.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 use nelly_net::config::is_domain;
@@ -25,6 +27,10 @@ pub(crate) struct NetworkArgs {
     /// Do not let the guest reach this, e.g. 10.0.0.0/8, [fd00::/8]:443, '*:25/tcp', ads.example
     #[arg(long, value_name = "RULE")]
     pub(crate) deny: Vec<String>,
+    /// Add a line of JSON to this file for every connection, datagram flow, ping and name that the
+    /// guest asks for, allowed or denied
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) net_log: Option<PathBuf>,
     /// Resolver that the guest's names are looked up at [default: those of this host]
     #[arg(long, value_name = "ADDRESS[:PORT]")]
     pub(crate) dns: Vec<String>,
@@ -48,7 +54,8 @@ impl NetworkArgs {
             ("--dns", &self.dns),
             ("--dns-search", &self.dns_search),
         ];
-        given.into_iter().find(|(_, values)| !values.is_empty()).map(|(flag, _)| flag)
+        let list = given.into_iter().find(|(_, values)| !values.is_empty()).map(|(flag, _)| flag);
+        list.or(self.net_log.as_ref().map(|_| "--net-log"))
     }
 
     /// The network.
@@ -83,6 +90,7 @@ impl NetworkArgs {
             return Err(Usage::error(format!("--dns-search: {bad:?} is not the name of a domain")));
         }
         user.search.clone_from(&self.dns_search);
+        user.log = self.net_log.as_ref().map(std::path::absolute).transpose().of_flag("--net-log")?;
         Ok(network)
     }
 }
@@ -119,7 +127,9 @@ mod tests {
         ];
         let Network::User(user) = network(&words).unwrap() else { panic!("user") };
         assert_eq!((user.publish.len(), user.allow.len(), user.deny.len(), user.dns.len()), (1, 2, 1, 1));
-        assert_eq!(user.search, ["lan"]);
+        assert_eq!((&user.search[..], &user.log), (&["lan".to_owned()][..], &None));
+        let Network::User(user) = network(&["--net-log", "x"]).unwrap() else { panic!("user") };
+        assert!(user.log.unwrap().is_absolute());
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
     }
@@ -129,6 +139,7 @@ mod tests {
         for (words, flag) in [
             (&["--net", "bridge"][..], "--net"),
             (&["--net", "none", "-p", "80:80"], "-p is for --net user"),
+            (&["--net", "tap=t", "--net-log", "x"], "--net-log is for --net user"),
             (&["--net", "tap=t", "--dns", "1.1.1.1"], "--dns is for --net user"),
             (&["-p", "80"], "-p"),
             (&["--allow", "host"], "--allow"),

@@ -1,8 +1,8 @@
 //! The user-mode network of one machine, in a process of its own.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ The user-mode network of one virtual machine: what the guest sends becomes conne
 
 Usage: nelly-usernet --config fd:N --link fd:N [--ready fd:N]
 
-  --config fd:N   read the configuration, as JSON (schema 1), from file descriptor N to its end
+  --config fd:N   read the configuration, as JSON (schema 1), from file descriptor N to its end; if that is a Unix
+                  socket, the log may come with it as a descriptor
   --link fd:N     the machine: a message socket (SOCK_SEQPACKET), one frame a message; the program ends with it
   --ready fd:N    write one line of JSON when everything listens and this program is confined:
                   {\"published\":[\"127.0.0.1:49152:80/tcp\"],\"confinement\":[\"seccomp\"]}
@@ -29,7 +30,7 @@ Exit codes: 0 the machine has ended, 2 usage or configuration, 159 a system call
 ";
 
 /// The longest configuration, in bytes.
-const MOST: u64 = 1 << 20;
+const MOST: usize = 1 << 20;
 
 /// What to say, and the exit code.
 type Failed = (String, u8);
@@ -84,16 +85,20 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
         let text = text.to_owned();
         move |e: std::io::Error| (format!("{text}: {e}"), 125)
     };
-    let mut text = Vec::new();
-    let config = File::from(config);
-    config.take(MOST + 1).read_to_end(&mut text).map_err(failed("cannot read the configuration"))?;
-    if text.len() as u64 > MOST {
+    let (text, passed) =
+        sys::read_with_file(&config, MOST).map_err(failed("cannot read the configuration"))?;
+    drop(config);
+    if text.len() > MOST {
         return Err((format!("configuration: it is longer than {MOST} bytes"), 2));
     }
-    let config =
+    let mut config =
         UsernetConfig::from_json(&text).map_err(|e| (format!("the configuration is wrong: {e}"), 2))?;
     let log = config.log_fd.map(sys::inherited).transpose();
-    let log = log.map_err(|e| (format!("log_fd: cannot use the file descriptor: {e}"), 2))?;
+    let mut log = log.map_err(|e| (format!("log_fd: cannot use the file descriptor: {e}"), 2))?;
+    if let Some(passed) = passed {
+        config.log_fd = Some(passed.as_raw_fd().unsigned_abs());
+        log = Some(passed);
+    }
     let kept: Vec<&OwnedFd> = [Some(&link), ready.as_ref(), log.as_ref()].into_iter().flatten().collect();
     sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
     let log = log.map(|log| Arc::new(Journal::new(File::from(log))));

@@ -5,9 +5,13 @@
 //! descriptor, and ends by end of file when the monitor is gone, however that ended. Its own end
 //! breaks the guest's link, and nothing else.
 
-use std::io::{self, Read, Write};
+mod log;
+
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,11 +22,15 @@ use std::time::Duration;
 use nelly_net::config::UsernetConfig;
 use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
 use crate::spec::network::{GuestNetwork, Network};
+
+pub use log::open_log;
 
 /// Most that is read of what it says, in bytes.
 const MOST: usize = 256 << 10;
@@ -57,6 +65,15 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// Its log cannot be written.
+    #[error("--net-log: cannot write {}", .path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// The system's error, or what the file is instead.
+        #[source]
+        source: io::Error,
+    },
     /// It ended, or said what is wrong.
     #[error("the user-mode network did not start: {0}")]
     Refused(String),
@@ -73,11 +90,16 @@ pub struct Usernet {
 }
 
 impl Usernet {
-    /// Starts `program` with this configuration. Answers the monitor's end of the link, too.
+    /// Starts `program` with this configuration, and a log if it is to have one. Answers the
+    /// monitor's end of the link, too.
     ///
     /// # Errors
     /// [`NetworkError::Start`].
-    pub fn start(program: &Path, config: &UsernetConfig) -> Result<(Self, OwnedFd), NetworkError> {
+    pub fn start(
+        program: &Path,
+        config: &UsernetConfig,
+        log: Option<File>,
+    ) -> Result<(Self, OwnedFd), NetworkError> {
         let failed = |source| NetworkError::Start { program: program.to_owned(), source };
         let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
         let pair = || {
@@ -100,7 +122,7 @@ impl Usernet {
         let network =
             Self { child: Mutex::new(child), said, ready: Mutex::default(), last_words: Mutex::default() };
         let said = &network.said;
-        match (&*said).write_all(&text).and_then(|()| said.shutdown(Shutdown::Write)) {
+        match send(said, &text, log.as_ref()).and_then(|()| said.shutdown(Shutdown::Write)) {
             // It has ended: why is told to whoever waits for it.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
             _ => {}
@@ -224,6 +246,18 @@ impl Drop for Usernet {
     }
 }
 
+/// Sends a configuration, and a file with its first bytes.
+fn send(to: &UnixStream, text: &[u8], log: Option<&File>) -> io::Result<()> {
+    let files: Vec<BorrowedFd<'_>> = log.iter().map(|log| log.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut with = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() {
+        with.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    let sent = sendmsg(to, &[IoSlice::new(text)], &mut with, SendFlags::NOSIGNAL)?;
+    (&*to).write_all(&text[sent..])
+}
+
 /// Whether there is no whole line yet, and may be one.
 fn goes_on(text: &[u8]) -> bool {
     !text.contains(&b'\n') && text.len() < MOST
@@ -275,7 +309,8 @@ pub fn attach(
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = program.ok_or(NetworkError::NoProgram)?;
-            let (usernet, link) = Usernet::start(program, &user.config(seed))?;
+            let log = open_log(user)?;
+            let (usernet, link) = Usernet::start(program, &user.config(seed), log)?;
             (Some(usernet), Some(resources.add(link)))
         }
         Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),

@@ -1,13 +1,14 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::spec::network::UserNetwork;
 
 /// A program in the place of the network's: a script of the shell.
 fn started(directory: &Path, script: &str) -> Usernet {
     let program = directory.join("program");
     std::fs::write(&program, format!("#!/bin/sh\ncat <&1 >/dev/null\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-    Usernet::start(&program, &UsernetConfig::default()).unwrap().0
+    Usernet::start(&program, &UsernetConfig::default(), None).unwrap().0
 }
 
 fn ended(network: &Usernet) -> String {
@@ -60,4 +61,21 @@ fn it_says_when_it_is_ready_and_why_it_ends() {
     let network = started(directory.path(), &format!("{serves}; read nothing; kill -STOP $$"));
     network.wait_ready().unwrap();
     assert_eq!(network.reason(), None);
+}
+
+#[test]
+fn a_log_is_made_for_its_owner_and_added_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let network = |path: &Path| UserNetwork { log: Some(path.to_owned()), ..UserNetwork::default() };
+    assert!(open_log(&UserNetwork::default()).unwrap().is_none());
+    for _ in 0..2 {
+        open_log(&network(&path)).unwrap().unwrap().write_all(b"line\n").unwrap();
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"line\nline\n");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    for path in [directory.path(), Path::new("/nonexistent/log")] {
+        let error = open_log(&network(path)).unwrap_err().to_string();
+        assert!(error.contains("--net-log") && error.contains(&path.display().to_string()), "{error}");
+    }
 }

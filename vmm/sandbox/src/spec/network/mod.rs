@@ -56,6 +56,9 @@ pub struct UserNetwork {
     /// The MTU of the link in bytes; if absent, 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
+    /// The file that has a line for whatever the guest asks for, absolute; if absent, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<PathBuf>,
 }
 
 /// A tap.
