@@ -32,6 +32,8 @@ pub struct Counters {
     pub lost: u64,
     /// Questions to the resolver.
     pub queries: u64,
+    /// Those of them that a kept answer was given to.
+    pub cached: u64,
 }
 
 /// Lines about what was allowed that may come at once.

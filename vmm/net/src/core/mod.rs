@@ -6,6 +6,7 @@
 //! as the link takes it. What the link does not take is not made: a flow's next segment is made
 //! when there is room for it.
 
+mod cache;
 mod frag;
 mod gateway;
 mod hold;
@@ -65,6 +66,7 @@ pub struct Net {
     whole_first: bool,
     fragments: frag::Reassembly,
     upstreams: resolver::Upstreams,
+    cache: cache::Cache,
     next_advertisement: Option<Time>,
     /// The host has a way to the IPv6 Internet.
     has_v6: bool,
@@ -105,6 +107,7 @@ impl Net {
             whole_first: true,
             fragments: frag::Reassembly::default(),
             upstreams: resolver::Upstreams::new(config.dns_servers.iter().map(|server| server.0).collect()),
+            cache: cache::Cache::default(),
             next_advertisement: None,
             has_v6: false,
             calls: VecDeque::new(),
@@ -135,8 +138,8 @@ impl Net {
 
     /// The resolvers of the host have become these. Not heard where the configuration names some.
     pub fn set_upstreams(&mut self, servers: Vec<SocketAddr>) {
-        if self.config.dns_servers.is_empty() {
-            self.upstreams.set(servers);
+        if self.config.dns_servers.is_empty() && self.upstreams.set(servers) {
+            self.cache.clear();
         }
     }
 

@@ -38,14 +38,16 @@ impl Upstreams {
         Self(servers)
     }
 
-    /// The list has become another. One that is the same keeps its order.
-    pub(super) fn set(&mut self, servers: Vec<SocketAddr>) {
+    /// The list has become another, if this is true. One that is the same keeps its order.
+    pub(super) fn set(&mut self, servers: Vec<SocketAddr>) -> bool {
         let (mut old, mut new) = (self.0.clone(), servers.clone());
         old.sort_unstable();
         new.sort_unstable();
-        if old != new {
+        let differs = old != new;
+        if differs {
             self.0 = servers;
         }
+        differs
     }
 
     /// The one to ask.
@@ -91,6 +93,14 @@ impl Net {
         if useless || dns::SERVICES.contains(&query.kind) && self.policy.is_about_names() {
             return self.send_datagram(resolver, guest, query.answer(message, &[]));
         }
+        if let Some(kept) = self.cache.find(now, &query, message) {
+            self.counters.cached += 1;
+            let answer = match self.withheld(now, guest, &query, &kept) {
+                Some(code) => dns::error(message, code),
+                None => kept,
+            };
+            return self.send_datagram(resolver, guest, answer);
+        }
         let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
         if self.table.count(lookups) >= MOST
             && let Some(oldest) = self.table.oldest(lookups)
@@ -124,9 +134,10 @@ impl Net {
             return;
         }
         bytes[..2].copy_from_slice(&lookup.query.id.to_be_bytes());
-        let query = lookup.query.clone();
-        if let Some(code) = self.withheld(now, key.guest, &query, &bytes) {
-            bytes = dns::error(&lookup_message(self.table.get(id)), code);
+        let (query, question) = (lookup.query.clone(), lookup.message.clone());
+        match self.withheld(now, key.guest, &query, &bytes) {
+            Some(code) => bytes = dns::error(&question, code),
+            None => self.cache.keep(now, &query, &question, &bytes),
         }
         self.end(id, false, false);
         self.send_datagram(key.remote, key.guest, bytes);
@@ -165,14 +176,6 @@ impl Net {
     }
 }
 
-/// The question that a flow is about, as the guest sent it.
-fn lookup_message(flow: Option<&mut super::table::Flow>) -> Vec<u8> {
-    match flow.map(|flow| &flow.kind) {
-        Some(Kind::Lookup(lookup)) => lookup.message.clone(),
-        _ => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,9 +188,9 @@ mod tests {
         assert_eq!(all.first(), Some(a));
         all.failed(a);
         assert_eq!(all.first(), Some(b));
-        all.set(vec![a, b]);
+        assert!(!all.set(vec![b, a]));
         assert_eq!(all.first(), Some(b));
-        all.set(vec![a]);
+        assert!(all.set(vec![a]));
         assert_eq!(all.first(), Some(a));
     }
 }

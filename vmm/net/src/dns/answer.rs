@@ -98,6 +98,11 @@ fn record(message: &[u8], at: &mut usize) -> Option<Option<(String, u32, Held)>>
     Some(Some((owner, seconds, held)))
 }
 
+/// Moves behind the name at `at`.
+pub(super) fn skip_name(message: &[u8], at: &mut usize) -> Option<()> {
+    name(message, at).map(|_| ())
+}
+
 /// The name at `at`, which moves behind it. A part of it may lie before it in the message.
 fn name(message: &[u8], at: &mut usize) -> Option<String> {
     let (mut name, mut place, mut end) = (String::new(), *at, None);

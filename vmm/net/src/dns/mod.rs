@@ -1,12 +1,14 @@
 //! What the guest's resolver answers itself, and what an answer from elsewhere must be like.
 
 mod answer;
+mod life;
 
 use std::net::IpAddr;
 
 use crate::number::{be16, len16};
 
 pub use answer::Answer;
+pub use life::Lifetime;
 
 /// The name of the host, at the gateway's address.
 pub const HOST: &str = "host.internal";
@@ -104,6 +106,21 @@ impl Query {
         out[4..6].copy_from_slice(&1_u16.to_be_bytes());
         out[6..8].copy_from_slice(&len16(count).to_be_bytes());
         out
+    }
+
+    /// The question as it is compared with others: without its number and capitals.
+    #[must_use]
+    pub fn same(&self, message: &[u8]) -> Vec<u8> {
+        let (head, name) = (&message[2..HEADER], &message[HEADER..self.end]);
+        [head, &name.to_ascii_lowercase(), &message[self.end..]].concat()
+    }
+
+    /// Puts number and name of this question, as it was asked, into an answer to the same one.
+    pub fn sign(&self, message: &[u8], answer: &mut [u8]) {
+        answer[..2].copy_from_slice(&message[..2]);
+        if question(answer).is_some_and(|(name, _, end)| name == self.name && end == self.end) {
+            answer[HEADER..self.end].copy_from_slice(&message[HEADER..self.end]);
+        }
     }
 
     /// Whether `response` answers this question, asked under the number `id`.

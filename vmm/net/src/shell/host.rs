@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::net;
 
 use super::reader::Reader;
+use super::routes::Routes;
 use super::socket::{internet, open};
 use crate::config::Protocol;
 use crate::core::{Net, Time};
@@ -28,12 +29,19 @@ pub(super) struct Host {
     seldom: Option<Time>,
     /// Sockets that are connected to find out from which address that would be, and send nothing.
     probes: [Option<OwnedFd>; 2],
+    routes: Routes,
 }
 
 impl Host {
     pub(super) fn new(reader: Option<Reader>) -> Self {
         let probe = |address: &str| open(Protocol::Udp, address.parse().ok()?).ok();
-        Self { reader, often: None, seldom: None, probes: [probe("0.0.0.0:1"), probe("[::]:1")] }
+        Self {
+            reader,
+            often: None,
+            seldom: None,
+            probes: [probe("0.0.0.0:1"), probe("[::]:1")],
+            routes: Routes::new(),
+        }
     }
 
     /// Tells the core of the host, if that is some time ago.
@@ -66,8 +74,9 @@ impl Host {
     }
 
     /// Whether this is an address of the host itself, as its routes have it now.
-    pub(super) fn is_own(&self, to: SocketAddr) -> bool {
-        self.source(to) == Some(to.ip())
+    pub(super) fn is_own(&mut self, to: SocketAddr) -> bool {
+        // A route to the host itself may have another of its addresses as the source.
+        self.source(to) == Some(to.ip()) || self.routes.is_own(to.ip())
     }
 }
 

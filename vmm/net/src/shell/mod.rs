@@ -9,6 +9,7 @@ mod journal;
 mod listen;
 mod reader;
 mod ring;
+mod routes;
 mod socket;
 mod time;
 

@@ -5,6 +5,7 @@
 mod confined;
 mod datagrams;
 mod guest;
+mod many;
 mod publish;
 mod reach;
 mod streams;

@@ -113,6 +113,18 @@ fn a_server_of_the_host_is_reached_by_none_of_its_addresses() {
         std::process::Command::new("ip").args(["addr", "add", "203.0.113.5/32", "dev", "lo"]).status();
     assert!(output.unwrap().success());
     refuses("203.0.113.5:8080");
+    // Networks that are routed to the host itself, whichever of its addresses is the source.
+    for route in [
+        "local 10.9.0.0/16 dev lo",
+        "local 10.10.0.0/16 dev lo src 192.0.2.2",
+        "local 2001:db8:9::/48 dev lo",
+    ] {
+        let words = ["route", "add"].into_iter().chain(route.split_whitespace());
+        assert!(std::process::Command::new("ip").args(words).status().unwrap().success(), "{route}");
+    }
+    for to in ["10.9.1.2:8080", "10.10.1.2:8080", "[2001:db8:9::1]:8080"] {
+        refuses(to);
+    }
     everywhere.set_nonblocking(true).unwrap();
     assert!(everywhere.accept().is_err(), "a connection came through");
     drop(world);

@@ -240,3 +240,19 @@ fn a_family_that_the_host_does_not_have_has_no_addresses() {
     assert!(ask(&mut world, "example.org", 1, &[address("192.0.2.1")]).0);
     assert_eq!(ask(&mut world, "host.internal", 28, &[]).1[7], 1);
 }
+
+#[test]
+fn a_question_is_asked_once_for_as_long_as_its_answer_is_good() {
+    let mut world = world(&["example.org"], &[], Verdict::Deny);
+    let records = [address("198.51.100.7")];
+    assert!(ask(&mut world, "example.org", 1, &records).0);
+    world.now += Time::from_secs(299);
+    let (asked, answer) = ask(&mut world, "EXAMPLE.org", 1, &records);
+    assert!(!asked && answer.ends_with(&[0, 0, 0, 1, 0, 4, 198, 51, 100, 7]), "{answer:?}");
+    assert_eq!((&answer[13..20], world.net.counters().cached), (&b"EXAMPLE"[..], 1));
+    assert!(ask(&mut world, "example.org", 28, &[address("2001:db8::7")]).0);
+    // Its address is let out for as long as whoever was told of it uses it.
+    world.now += Time::from_secs(30);
+    Guest::open(&mut world, FROM, "198.51.100.7:22");
+    assert!(ask(&mut world, "example.org", 1, &records).0);
+}
