@@ -1,6 +1,8 @@
 //! What a holder asks of a running machine. Answers go out on sockets of their own.
 
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
 use super::files::{Files, Handed};
@@ -77,32 +79,10 @@ impl Holder {
                 Ok(stream) => reply.answer(&Answer::Done, Some(stream)),
                 Err(refusal) => return Err((reply, refusal)),
             },
-            ControlRequest::VsockConnect { port } => {
-                let Some(vsock) = &run.machine.vsock else {
-                    return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
-                };
-                vsock.connect(
-                    port,
-                    Box::new(move |result| match result {
-                        Ok(stream) => reply.answer(&Answer::Done, Some(stream.into())),
-                        Err(source) => reply.failed(&Refusal::Connect { port, source }),
-                    }),
-                );
-            }
-            ControlRequest::VsockListen { port } => {
-                let Some(vsock) = &run.machine.vsock else {
-                    return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
-                };
-                let Some(channel) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
-                if self.may_start_again {
-                    self.listeners.retain(|(other, _)| *other != port);
-                    match channel.try_clone() {
-                        Ok(second) => self.listeners.push((port, second)),
-                        Err(error) => return Err((reply, error.into())),
-                    }
-                }
-                vsock.listen(port, channel);
-                reply.done();
+            ControlRequest::VsockConnect { .. }
+            | ControlRequest::VsockJoin { .. }
+            | ControlRequest::VsockListen { .. } => {
+                return self.reach_guest(request, reply, descriptors, run);
             }
             ControlRequest::Resize { device, .. } if device != DeviceName::Memory => {
                 return Err((reply, Refusal::Cannot(device, "keeps the size that it has")));
@@ -131,6 +111,51 @@ impl Holder {
                 self.look_for_detached(&run.machine);
             }
         }
+        Ok(())
+    }
+
+    /// Connects to a port of the guest, or listens on one of the host.
+    fn reach_guest<V: Vm>(
+        &mut self,
+        request: ControlRequest,
+        reply: Reply,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
+        run: &mut Loop<V>,
+    ) -> Result<(), (Reply, Refusal)> {
+        let Some(vsock) = &run.machine.vsock else {
+            return Err((reply, Refusal::NoDevice(DeviceName::Vsock)));
+        };
+        let port = match request {
+            ControlRequest::VsockConnect { port } => {
+                let answer = move |result: io::Result<UnixStream>| match result {
+                    Ok(stream) => reply.answer(&Answer::Done, Some(stream.into())),
+                    Err(source) => reply.failed(&Refusal::Connect { port, source }),
+                };
+                vsock.connect(port, Box::new(answer));
+                return Ok(());
+            }
+            ControlRequest::VsockJoin { port, prefix } => {
+                let Some(stream) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
+                let answer = move |result: io::Result<()>| match result {
+                    Ok(()) => reply.done(),
+                    Err(source) => reply.failed(&Refusal::Connect { port, source }),
+                };
+                vsock.join(port, prefix, stream, Box::new(answer));
+                return Ok(());
+            }
+            ControlRequest::VsockListen { port } => port,
+            other => unreachable!("{other:?} is no request for the socket device"),
+        };
+        let Some(channel) = descriptors.next() else { return Err((reply, Refusal::Descriptor)) };
+        if self.may_start_again {
+            self.listeners.retain(|(other, _)| *other != port);
+            match channel.try_clone() {
+                Ok(second) => self.listeners.push((port, second)),
+                Err(error) => return Err((reply, error.into())),
+            }
+        }
+        vsock.listen(port, channel);
+        reply.done();
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use crate::timeline::GuestCounter;
 /// The version of everything in this file. Holder and monitor are of one build, or at least of one
 /// version: raise it with every change of a request, an answer or an event. What refuses another
 /// version is the same in all: the start's `version`, and the answer `failed`.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
 /// Why a first frame starts no machine.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,13 @@ pub(super) enum ControlRequest {
     /// Answered with a stream once the guest accepted.
     VsockConnect {
         port: u32,
+    },
+    /// Connects a stream to a port of the guest. Descriptors: the answer, the stream. Answered once
+    /// the guest accepted.
+    VsockJoin {
+        port: u32,
+        /// What the guest reads before the bytes of the stream.
+        prefix: Vec<u8>,
     },
     /// Descriptors: the answer, the socket that accepted streams are sent to.
     VsockListen {
@@ -379,6 +386,7 @@ mod tests {
             ControlRequest::Stream { device: DeviceName::Serial },
             ControlRequest::InspectDevice { device: DeviceName::Rng },
             ControlRequest::VsockConnect { port: 1 },
+            ControlRequest::VsockJoin { port: 1, prefix: vec![0, 255] },
             ControlRequest::VsockListen { port: 1 },
             ControlRequest::Resize { device: DeviceName::Memory, bytes: 1 },
             ControlRequest::Attach { device: NewDevice::Disk { disk, labels: vec![Label::default()] } },
@@ -425,7 +433,7 @@ mod tests {
         for (text, wanted) in [
             (r#"{"op":"pause"}"#, "must be a machine's start"),
             (r#"{"op":"start"}"#, "cannot be read"),
-            (r#"{"op":"start","version":4}"#, "cannot be read"),
+            (r#"{"op":"start","version":5}"#, "cannot be read"),
             ("", "cannot be read"),
         ] {
             let said = start(text.as_bytes()).unwrap_err().to_string();

@@ -20,6 +20,12 @@ const ACCEPTED_LEN: usize = 8;
 /// What is called with the stream, or with why there is none.
 pub type ConnectReply = Box<dyn FnOnce(io::Result<UnixStream>) + Send>;
 
+/// What is called once a stream is joined, or with why it is not.
+pub type JoinReply = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// Most bytes that [`VsockControl::join`] says before those of the stream.
+pub const PREFIX_MOST: usize = 64;
+
 /// What the device counts.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -49,6 +55,15 @@ impl VsockControl {
     /// [`Self::connect`] with a time limit of its own, kept to about a second.
     pub fn connect_within(&self, port: u32, timeout: Duration, reply: ConnectReply) {
         self.ask(HostRequest::Connect { port, timeout, reply: Reply(Some(reply)) });
+    }
+
+    /// Connects `stream`, a connected stream socket of any family, to `port` of the guest: its bytes
+    /// go to the guest behind `prefix`, and what the guest says comes out of it, without anybody in
+    /// between. It becomes non-blocking, and nobody else may use it any more. `reply` is called as
+    /// by [`Self::connect`]; `stream` is closed if it is an error, and `InvalidInput` says that
+    /// `prefix` is longer than [`PREFIX_MOST`].
+    pub fn join(&self, port: u32, prefix: Vec<u8>, stream: OwnedFd, reply: JoinReply) {
+        self.ask(HostRequest::Join { port, prefix, stream: stream.into(), reply: Joined(Some(reply)) });
     }
 
     /// Accepts what the guest dials on `port` of the host: for each connection one end of a socket
@@ -121,6 +136,7 @@ pub(super) fn send_accepted(channel: &OwnedFd, stream: &UnixStream, guest: u32, 
 
 pub(super) enum HostRequest {
     Connect { port: u32, timeout: Duration, reply: Reply },
+    Join { port: u32, prefix: Vec<u8>, stream: UnixStream, reply: Joined },
     Listen { port: u32, channel: OwnedFd },
     Unlisten { port: u32 },
 }
@@ -137,6 +153,25 @@ impl Reply {
 }
 
 impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+    }
+}
+
+/// The same of [`VsockControl::join`].
+pub(super) struct Joined(Option<JoinReply>);
+
+impl Joined {
+    pub(super) fn send(mut self, result: io::Result<()>) {
+        if let Some(reply) = self.0.take() {
+            reply(result);
+        }
+    }
+}
+
+impl Drop for Joined {
     fn drop(&mut self) {
         if let Some(reply) = self.0.take() {
             reply(Err(io::ErrorKind::ConnectionAborted.into()));

@@ -2,8 +2,8 @@
 //! on the host.
 //!
 //! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the
-//! guest accepted; the holder of the machine calls [`VsockControl::connect`]. Ways out: what the
-//! guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix socket beside
+//! guest accepted; the holder of the machine calls [`VsockControl::connect`], or gives a socket of
+//! its own to [`VsockControl::join`]. Ways out: what the guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix socket beside
 //! the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]), for one
 //! connection each time the guest's driver starts. What the guest dials takes half of the
 //! connections at most, and silence keeps no place where places are short.
@@ -29,7 +29,7 @@ use std::any::Any;
 use std::io;
 use std::path::PathBuf;
 
-pub use control::{CONNECT_TIMEOUT, ConnectReply, VsockControl, receive_accepted};
+pub use control::{CONNECT_TIMEOUT, ConnectReply, JoinReply, PREFIX_MOST, VsockControl, receive_accepted};
 
 #[cfg(any(test, feature = "testing"))]
 pub use fuzz::fuzz_packets;

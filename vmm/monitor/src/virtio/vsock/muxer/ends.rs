@@ -48,6 +48,7 @@ impl Muxer {
             self.table.unbind(key);
         }
         self.dialled -= usize::from(slot.dialled);
+        self.joined -= usize::from(slot.joined);
         self.bury(slot.host, slot.registered);
     }
 

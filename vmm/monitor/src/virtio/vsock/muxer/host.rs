@@ -1,13 +1,15 @@
 //! The host's side: descriptors that are ready, clients at the door, requests of the handle.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::Muxer;
 use super::slot::{Caller, Host, Ringing, Slot, window};
 use crate::sys::Interest;
+use crate::sys::unix;
 use crate::virtio::vsock::connection::{Connection, Key};
-use crate::virtio::vsock::control::{HostRequest, Reply};
+use crate::virtio::vsock::control::{CONNECT_TIMEOUT, HostRequest, Joined, PREFIX_MOST, Reply};
 use crate::virtio::vsock::door::{GREETINGS_MAX, Greeting, Line};
 use crate::virtio::vsock::table::Handle;
 
@@ -102,6 +104,7 @@ impl Muxer {
         while let Some(request) = self.inbox.next() {
             match request {
                 HostRequest::Connect { port, timeout, reply } => self.dial(port, timeout, reply),
+                HostRequest::Join { port, prefix, stream, reply } => self.join(port, prefix, stream, reply),
                 HostRequest::Listen { port, channel } => self.listeners.open(port, channel),
                 HostRequest::Unlisten { port } => self.listeners.close(port),
             }
@@ -116,6 +119,26 @@ impl Muxer {
         let protocol = Connection::dial(window(self.table.len()));
         let slot = Slot::new(None, protocol, Host::Ringing(Box::new(ringing)));
         if let Ok(handle) = self.table.insert(slot) {
+            self.bind(handle, port);
+        }
+    }
+
+    fn join(&mut self, port: u32, prefix: Vec<u8>, stream: UnixStream, reply: Joined) {
+        if self.table.is_full() || self.joined >= self.joined_max {
+            return reply.send(Err(io::ErrorKind::QuotaExceeded.into()));
+        }
+        if prefix.len() > PREFIX_MOST {
+            return reply.send(Err(io::ErrorKind::InvalidInput.into()));
+        }
+        if let Err(error) = unix::prepare(&stream) {
+            return reply.send(Err(error));
+        }
+        let ringing = Ringing::new(Caller::Joins(stream, reply), CONNECT_TIMEOUT, Instant::now());
+        let protocol = Connection::dial(window(self.table.len()));
+        let host = Host::Ringing(Box::new(ringing));
+        let slot = Slot { joined: true, prefix, ..Slot::new(None, protocol, host) };
+        if let Ok(handle) = self.table.insert(slot) {
+            self.joined += 1;
             self.bind(handle, port);
         }
     }

@@ -194,6 +194,10 @@ impl Muxer {
                 }
                 slot.host = Host::Stream(stream);
             }
+            Caller::Joins(stream, reply) => {
+                slot.host = Host::Stream(stream);
+                reply.send(Ok(()));
+            }
             Caller::Handle(reply) => match control::pair() {
                 Ok((near, far)) => {
                     slot.host = Host::Stream(near);

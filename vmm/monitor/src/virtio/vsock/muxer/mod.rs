@@ -37,6 +37,9 @@ pub(super) use slot::SLOT_BYTES;
 pub(super) const CONNECTIONS_MAX: usize = 16_384;
 /// Most of them that the guest dialled: the host's own find a place whatever the guest does.
 const DIALLED_MAX: usize = CONNECTIONS_MAX / 2;
+/// Most of them whose stream the holder gave: those of processes find a place whatever its relays
+/// carry.
+const JOINED_MAX: usize = CONNECTIONS_MAX / 4;
 /// RSTs that may wait for room in the guest before its packets wait too (virtio 1.2, 5.10.6.1.2).
 const RESETS_MAX: usize = 1024;
 
@@ -74,6 +77,9 @@ pub(super) struct Muxer {
     /// Connections that the guest dialled, and how many they may be.
     dialled: usize,
     dialled_max: usize,
+    /// The same of streams that the holder gave.
+    joined: usize,
+    joined_max: usize,
     power: Option<Power>,
     inbox: Inbox,
     timer: Timer,
@@ -104,6 +110,8 @@ impl Muxer {
             greetings: 0,
             dialled: 0,
             dialled_max: DIALLED_MAX.min(descriptors() / 2),
+            joined: 0,
+            joined_max: JOINED_MAX.min(descriptors() / 4),
             power: power.map(|(port, sink)| Power { port, sink, taken: false }),
             inbox,
             timer: Timer::new()?,

@@ -11,7 +11,7 @@ use crate::sys::{Interest, fits, unix};
 use crate::virtio::queue::{Chain, QueueFault};
 use crate::virtio::vsock::backlog::Backlog;
 use crate::virtio::vsock::connection::{Connection, Key};
-use crate::virtio::vsock::control::Reply;
+use crate::virtio::vsock::control::{Joined, Reply};
 use crate::virtio::vsock::door::Greeting;
 use crate::virtio::vsock::packet::Op;
 
@@ -35,6 +35,8 @@ pub(super) fn window(connections: usize) -> u32 {
 pub(super) enum Caller {
     Client(UnixStream),
     Handle(Reply),
+    /// The stream is the holder's own.
+    Joins(UnixStream, Joined),
 }
 
 /// A connection that the guest has not answered.
@@ -55,6 +57,11 @@ impl Ringing {
         match self.caller {
             Caller::Client(stream) => drop(stream),
             Caller::Handle(reply) => reply.send(Err(why.into())),
+            Caller::Joins(stream, reply) => {
+                // Its other end hears of it first.
+                drop(stream);
+                reply.send(Err(why.into()));
+            }
         }
     }
 }
@@ -88,6 +95,10 @@ pub(super) struct Slot {
     pub(super) touched: bool,
     /// The guest dialled.
     pub(super) dialled: bool,
+    /// The stream is one that the holder gave.
+    pub(super) joined: bool,
+    /// Bytes for the guest before those of the stream.
+    pub(super) prefix: Vec<u8>,
     /// Ticks since something was said on it, where they count.
     pub(super) silent: u8,
 }
@@ -104,6 +115,8 @@ impl Slot {
             queued: false,
             touched: false,
             dialled: false,
+            joined: false,
+            prefix: Vec::new(),
             silent: 0,
         }
     }
@@ -125,7 +138,8 @@ impl Slot {
 
     /// There is something to say to the guest.
     pub(super) fn due(&self) -> bool {
-        self.key.is_some() && (self.protocol.has_word() || self.readable && self.protocol.may_send() > 0)
+        let data = self.readable || !self.prefix.is_empty();
+        self.key.is_some() && (self.protocol.has_word() || data && self.protocol.may_send() > 0)
     }
 
     pub(super) fn stream(&self) -> Option<&UnixStream> {
@@ -133,7 +147,7 @@ impl Slot {
             Host::Greeting(greeting) => Some(&greeting.stream),
             Host::Stream(stream) => Some(stream),
             Host::Ringing(ringing) => match &ringing.caller {
-                Caller::Client(stream) => Some(stream),
+                Caller::Client(stream) | Caller::Joins(stream, _) => Some(stream),
                 Caller::Handle(_) => None,
             },
             Host::Power | Host::Gone => None,
@@ -194,6 +208,9 @@ pub(super) fn say(
 ) -> Result<Option<u32>, QueueFault> {
     let Some(key) = slot.key else { return Ok(None) };
     let most = room.min(PAYLOAD_MAX).min(slot.protocol.may_send());
+    if !slot.prefix.is_empty() && most > 0 && !slot.protocol.is_urgent() {
+        return say_prefix(slot, (cid, key), chain, most, memory).map(Some);
+    }
     if slot.readable
         && most > 0
         && !slot.protocol.is_urgent()
@@ -225,4 +242,23 @@ pub(super) fn say(
     let header = slot.protocol.header(cid, key, op, flags, 0);
     chain.writer(memory).write_all(&header.encode())?;
     Ok(Some(HEADER_SIZE))
+}
+
+/// Sends up to `most` bytes of what comes before the stream's own.
+fn say_prefix(
+    slot: &mut Slot,
+    (cid, key): (u64, Key),
+    chain: &Chain,
+    most: u32,
+    memory: &Memory,
+) -> Result<u32, QueueFault> {
+    let count = slot.prefix.len().min(fits(most, "usize has at least 32 bits on every host of Nelly"));
+    let first: Vec<u8> = slot.prefix.drain(..count).collect();
+    let count = u32::try_from(count).expect("at most what was asked for");
+    slot.protocol.sent(count);
+    let header = slot.protocol.header(cid, key, Op::Rw, 0, count);
+    let mut writer = chain.writer(memory);
+    writer.write_all(&header.encode())?;
+    writer.write_all(&first)?;
+    Ok(HEADER_SIZE + count)
 }

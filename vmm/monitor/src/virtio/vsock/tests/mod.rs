@@ -3,6 +3,7 @@
 mod flow;
 mod guest;
 mod hostile;
+mod joins;
 mod limits;
 mod restored;
 mod scale;
