@@ -2,7 +2,7 @@
 //!
 //! Layers, from the lowest; modules import only from lower ones: `arch` and `sys`; `cgroup`,
 //! `network`, `slots` and `timeline`; `mounts`; `spawn`; `registry` and `inspect`; `stdio`;
-//! `service`; `main`.
+//! `relay`; `service`; `main`.
 
 pub mod arch;
 pub mod cgroup;
@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod mounts;
 pub mod network;
 pub mod registry;
+pub mod relay;
 pub mod service;
 pub mod slots;
 pub mod spawn;

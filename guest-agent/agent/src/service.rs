@@ -22,6 +22,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, get_status};
 
 use crate::registry::{ContainerSummary, ProcessExit, ProcessKey, RegistryError, Status};
+use crate::relay::RelayError;
 use crate::slots::{DeviceSlots, GuestDisk, SlotError};
 use crate::spawn::plan::PlanError;
 use crate::spawn::{FailureKind, StageFailure, chain};
@@ -129,10 +130,21 @@ fn slot_status(error: &SlotError) -> ttrpc::Error {
     status(code, chain(error))
 }
 
+fn relay_status(error: &RelayError) -> ttrpc::Error {
+    let code = match error {
+        RelayError::Address(_) => Code::INVALID_ARGUMENT,
+        RelayError::Connect(..) | RelayError::Listen(..) => Code::FAILED_PRECONDITION,
+        RelayError::TooMany(..) => Code::RESOURCE_EXHAUSTED,
+        RelayError::NoListener(_) => Code::NOT_FOUND,
+    };
+    status(code, chain(error))
+}
+
 impl From<ServiceError> for ttrpc::Error {
     fn from(error: ServiceError) -> Self {
         match &error {
             ServiceError::Registry(inner) => registry_status(inner),
+            ServiceError::Relay(inner) => relay_status(inner),
             ServiceError::Plan(PlanError::Unsupported(_)) => status(Code::UNIMPLEMENTED, chain(&error)),
             ServiceError::Plan(_) | ServiceError::Stdio(StdioError::Terminal) | ServiceError::Signal(_) => {
                 status(Code::INVALID_ARGUMENT, chain(&error))
@@ -389,6 +401,27 @@ impl Agent for Connection {
     ) -> ttrpc::Result<m::InspectResponse> {
         let token = self.guest_after_hello()?.copy_in(request)?;
         Ok(m::InspectResponse { token, ..m::InspectResponse::default() })
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: m::ConnectRequest,
+    ) -> ttrpc::Result<m::ConnectResponse> {
+        let guest = self.guest_after_hello()?;
+        let token = guest.connect(&request.container_id, &request.address).await?;
+        Ok(m::ConnectResponse { token, ..m::ConnectResponse::default() })
+    }
+
+    async fn listen(&self, _: &TtrpcContext, request: m::ListenRequest) -> ttrpc::Result<m::ListenResponse> {
+        let guest = self.guest_after_hello()?;
+        let listener = guest.listen(&request.container_id, &request.address).await?;
+        Ok(m::ListenResponse { listener, ..m::ListenResponse::default() })
+    }
+
+    async fn accept(&self, _: &TtrpcContext, request: m::AcceptRequest) -> ttrpc::Result<m::ConnectResponse> {
+        let token = self.guest_after_hello()?.accept(request.listener).await?;
+        Ok(m::ConnectResponse { token, ..m::ConnectResponse::default() })
     }
 
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {

@@ -23,11 +23,13 @@ use thiserror::Error;
 
 use crate::sys;
 
+mod joined;
 mod promises;
 mod pumps;
 mod stream;
 
-use promises::Promised;
+pub use joined::join;
+pub(crate) use promises::Promised;
 pub use promises::{Patience, Promises};
 pub use pumps::{IDLE, Pumps};
 pub use stream::{Stream, connected};

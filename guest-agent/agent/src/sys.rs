@@ -28,8 +28,8 @@ pub use mounting::{
     set_propagation, set_read_ahead, unmount,
 };
 pub use net::{
-    ReceivedBytes, VsockAddress, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock,
-    loopback_up, receive, send, shutdown_write, socket_pair,
+    ReceivedBytes, VsockAddress, accept, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock,
+    loopback_up, receive, send, set_no_delay, shutdown_write, socket_pair,
 };
 pub use netlink::netlink_route;
 pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_machine, set_real_time_ns};

@@ -58,6 +58,9 @@ pub const COPY: &str = "copy";
 /// `HelloRequest.network`: interfaces, addresses, routes, names.
 pub const NETWORK: &str = "network";
 
+/// `Connect`, `Listen` and `Accept`: connections between the host and a container.
+pub const RELAYS: &str = "relays";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -79,4 +82,5 @@ pub const ALL: &[&str] = &[
     UPDATE,
     COPY,
     NETWORK,
+    RELAYS,
 ];

@@ -51,12 +51,17 @@ impl Stream {
         self.0.async_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), buffer)).await
     }
 
-    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = self.0.async_io(Interest::WRITABLE, |fd| sys::write(fd.as_fd(), bytes)).await?;
             bytes = bytes.get(n..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Accepts a connection, if this listens.
+    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
+        self.0.async_io(Interest::READABLE, |fd| sys::accept(fd.as_fd())).await
     }
 
     /// Waits until the peer has closed both directions; received data is discarded. After the peer

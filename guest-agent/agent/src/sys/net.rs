@@ -74,6 +74,16 @@ pub fn accept_vsock(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, VsockAddre
     }
 }
 
+/// Accepts a connection on a stream socket of any family; the new socket is non-blocking.
+///
+/// # Errors
+/// Those of accept4(2).
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the address is not asked for.
+    owned(unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) })
+}
+
 /// Connects a socket. If it is non-blocking, it becomes writable when the connection is established
 /// or has failed; see [`connect_result`].
 ///
@@ -113,6 +123,26 @@ pub fn connect_result(socket: BorrowedFd<'_>) -> io::Result<()> {
 pub fn shutdown_write(socket: BorrowedFd<'_>) {
     // SAFETY: no pointer.
     unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) };
+}
+
+/// Sends small pieces of a TCP connection at once.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_no_delay(stream: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the pointer is to a live value of the length given.
+    check(unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            (&raw const on).cast(),
+            length,
+        )
+    })
+    .map(drop)
 }
 
 /// Whether the peer of a stream has closed both directions, and not only its sending direction.

@@ -11,6 +11,7 @@ mod execs;
 mod lives;
 mod looks;
 mod network;
+mod relays;
 mod rules;
 mod storage;
 mod streams;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         storage::ALL,
         volumes::ALL,
         network::ALL,
+        relays::ALL,
     ]
     .concat()
     .into_iter()

@@ -1,6 +1,7 @@
 //! What clients ask of a keeper: `nelly.sandbox.v1`.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +19,12 @@ use super::execs::{FindError, Stays};
 use super::offers::STDOUT;
 use super::{Ended, Keeper, containers, execs, usage};
 use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, ProcessId};
+use crate::instance::relays::RelayState;
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
 use crate::network::Usernet;
+use crate::spec::RelayAddress;
+use crate::spec::relay::Side;
 use crate::state::record::Status;
 use crate::state::{Change, Exit, Id};
 
@@ -66,6 +70,22 @@ fn ended(ended: Ended) -> m::ExitStatus {
         code: ended.exit.code.into(),
         reason: ended.exit.reason,
         detail: ended.detail,
+        ..Default::default()
+    }
+}
+
+fn relay(state: RelayState) -> m::RelayState {
+    let listens = match state.relay.listens {
+        Side::Host => "host",
+        Side::Guest => "guest",
+    };
+    m::RelayState {
+        listens: listens.to_owned(),
+        listen: state.relay.listen.to_string(),
+        connect: state.relay.connect.to_string(),
+        connections: state.connections,
+        failed: state.failed,
+        last_failure: state.last_failure,
         ..Default::default()
     }
 }
@@ -167,7 +187,10 @@ impl Calls {
     async fn inspect(&self, container: &str, what: Inspection) -> ttrpc::Result<m::InspectResponse> {
         let sandbox = self.answering()?;
         let container = self.container(self.further(container)?);
-        let stream = sandbox.inspect(&container, what).await.map_err(|error| refused(&error))?;
+        self.offer(sandbox.inspect(&container, what).await.map_err(|error| refused(&error))?)
+    }
+
+    fn offer(&self, stream: UnixStream) -> ttrpc::Result<m::InspectResponse> {
         let offered = self.0.offers().offer(STDOUT, vec![stream.into()]);
         // Whoever does not claim it leaves it closed after a while.
         let (token, _) =
@@ -228,6 +251,7 @@ impl Service for Calls {
         let sandbox = self.running().ok();
         let usernet = sandbox.as_ref().and_then(|sandbox| sandbox.usernet());
         let network = usernet.map(|usernet| if usernet.ended().is_none() { "up" } else { "down" });
+        let relays = sandbox.as_ref().map(|sandbox| sandbox.relays()).unwrap_or_default();
         Ok(m::StateResponse {
             health,
             health_failures,
@@ -241,6 +265,7 @@ impl Service for Calls {
             network_reason: usernet.and_then(Usernet::reason).unwrap_or_default(),
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
+            relays: relays.into_iter().map(relay).collect(),
             ..Default::default()
         })
     }
@@ -468,6 +493,19 @@ impl Service for Calls {
         let m::CopyInRequest { container, path, name, directory, contents, archive, tar, .. } = request;
         let target = CopyTarget { path, name, directory, contents, archive, tar };
         self.inspect(&container, Inspection::CopyIn(target)).await
+    }
+
+    async fn connect(
+        &self,
+        _: &TtrpcContext,
+        request: m::ConnectRequest,
+    ) -> ttrpc::Result<m::InspectResponse> {
+        let address = request.address.parse::<RelayAddress>().and_then(RelayAddress::of_guest);
+        let address = address.map_err(|error| status(Code::INVALID_ARGUMENT, error.to_string()))?;
+        let sandbox = self.answering()?;
+        let container = self.container(self.further(&request.container)?);
+        let stream = sandbox.connect(&container, &address).await.map_err(|error| refused(&error))?;
+        self.offer(stream)
     }
 
     async fn health(&self, _: &TtrpcContext, _: m::HealthRequest) -> ttrpc::Result<m::HealthResponse> {

@@ -5,6 +5,7 @@ mod limit;
 mod look;
 mod process;
 mod reap;
+mod relay;
 mod start;
 mod stop;
 
@@ -15,12 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use process::ManagedProcess;
+use relay::Relays;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupStats};
 use crate::network::Names;
 use crate::registry::{Registry, RegistryError};
+use crate::relay::RelayError;
 use crate::spawn::StageFailure;
 use crate::spawn::launch::{LaunchError, Launcher, Stage};
 use crate::spawn::plan::PlanError;
@@ -52,6 +55,9 @@ pub enum ServiceError {
     /// A system call failed; the text says what was tried.
     #[error("{0}")]
     Kernel(String, #[source] io::Error),
+    /// A connection between the host and a container.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
     /// Not a signal number.
     #[error("{0} is not a signal number (1 to 64)")]
     Signal(u32),
@@ -139,6 +145,8 @@ pub struct GuestState {
     with_disks: Mutex<Vec<File>>,
     /// What containers in the guest's network read; nothing without a network.
     names: Mutex<Names>,
+    /// Connections between the host and containers.
+    relays: Relays,
 }
 
 impl GuestState {
@@ -161,6 +169,7 @@ impl GuestState {
                 limiting: tokio::sync::Mutex::default(),
                 with_disks: Mutex::default(),
                 names: Mutex::default(),
+                relays: Relays::default(),
             }),
             ends,
         )

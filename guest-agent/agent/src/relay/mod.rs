@@ -1,0 +1,129 @@
+//! Connections between the host and containers: the container's ends of them.
+//!
+//! A path of a container is the container's business: it may lead into a file system that the
+//! container itself serves, and wait for ever. So the calls on it are made by a process of its own
+//! (`door`), which is in the container's mounts and network, one for each container, and sends
+//! back the socket. Whoever makes it wait holds up relays of this container alone, and for a while.
+
+mod address;
+mod door;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+pub use address::{Address, BadAddress};
+use door::{Ask, Door};
+
+use crate::stdio::{Stream, connected};
+
+/// Most connections of each kind at a time, and so their descriptors.
+pub const CONNECTIONS_MOST: usize = 2048;
+
+/// Most listeners at a time.
+pub const LISTENERS_MOST: usize = 64;
+
+/// How long a connection may take to be made.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How soon a Unix socket whose queue is full is tried again: no event tells that it has room.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Why there is no connection or no listener.
+#[derive(Debug, Error)]
+pub enum RelayError {
+    /// What was named is no address.
+    #[error(transparent)]
+    Address(#[from] BadAddress),
+    /// Nothing accepts there.
+    #[error("cannot connect to {0}")]
+    Connect(Address, #[source] io::Error),
+    /// The container's processes cannot be listened to there.
+    #[error("cannot listen at {0}")]
+    Listen(Address, #[source] io::Error),
+    /// There are too many.
+    #[error("too many {0} are open in the guest at a time; the most are {1}")]
+    TooMany(&'static str, usize),
+    /// There is no such listener, or its container has ended.
+    #[error("there is no listener {0}")]
+    NoListener(u32),
+}
+
+/// The way into one container.
+pub struct Entrance {
+    /// The container's first process.
+    first: Arc<OwnedFd>,
+    /// Made when it is first needed, and anew after it had to be ended.
+    door: Mutex<Option<Door>>,
+}
+
+impl Entrance {
+    /// That of the container whose first process has this pidfd.
+    #[must_use]
+    pub fn new(first: Arc<OwnedFd>) -> Self {
+        Self { first, door: Mutex::new(None) }
+    }
+
+    /// The container's first process.
+    #[must_use]
+    pub fn first(&self) -> &Arc<OwnedFd> {
+        &self.first
+    }
+
+    /// Ends the process in the container: nothing is asked of it any more.
+    pub async fn close(&self) {
+        *self.door.lock().await = None;
+    }
+
+    async fn ask(&self, ask: Ask, address: &Address) -> io::Result<OwnedFd> {
+        let mut door = self.door.lock().await;
+        if door.is_none() {
+            *door = Some(Door::open(&self.first)?);
+        }
+        let Some(open) = door.as_ref() else { return Err(io::ErrorKind::NotConnected.into()) };
+        match timeout(PATIENCE, open.ask(ask, address)).await {
+            Ok(Ok(answer)) => answer,
+            broken => {
+                // It hangs, or it is gone as when memory was short.
+                *door = None;
+                broken.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))?
+            }
+        }
+    }
+
+    /// Connects to `address`.
+    ///
+    /// # Errors
+    /// Those of connect(2), and `TimedOut`.
+    pub async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let error = match self.ask(Ask::Connect, address).await {
+                Ok(socket) => {
+                    let made = timeout(PATIENCE, connected(socket)).await;
+                    return made
+                        .unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))
+                        .and_then(Stream::new);
+                }
+                Err(error) => error,
+            };
+            if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= until {
+                return Err(error);
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Listens at `address`.
+    ///
+    /// # Errors
+    /// Those of socket(2), bind(2) and listen(2).
+    pub async fn listen(&self, address: &Address) -> io::Result<Stream> {
+        self.ask(Ask::Listen, address).await.and_then(Stream::new)
+    }
+}
