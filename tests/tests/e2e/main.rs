@@ -28,6 +28,7 @@ mod network_rules;
 mod pause;
 mod pulled;
 mod random_kills;
+mod relay;
 mod rights;
 mod run;
 mod sessions;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::life::args::{
-    AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, PsArgs, RenameArgs,
-    RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
+    AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, ProxyArgs, PsArgs,
+    RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 use crate::network_args::NetworkArgs;
 
@@ -139,6 +139,8 @@ pub(crate) enum Verb {
             Examples:\n  nelly diff web\n  nelly diff web | grep '^A /etc/'"
     )]
     Diff(LookArgs),
+    /// Join standard input and output with a connection to a container, as for ssh's ProxyCommand
+    Proxy(ProxyArgs),
     /// List the sandboxes that run, or all
     Ps(PsArgs),
     /// Print what the container of a sandbox wrote
@@ -290,6 +292,8 @@ pub(crate) struct MachineArgs {
         nelly run -d --name web -p 8080:80 --health-cmd 'wget -qO- localhost' --health-interval 10s nginx\n  \
         nelly run --rm --net user,default=deny --allow 203.0.113.7:443 alpine wget -qO- https://203.0.113.7\n  \
         nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
+        nelly run -d --relay ./app.sock=/run/app.sock --relay 8080=80 app\n  \
+        nelly run --rm -it --ssh-agent --relay-out 5432=5432 oci:./tools sh\n  \
         nelly run --in web -it oci:./tools sh"
 )]
 pub(crate) struct RunArgs {
@@ -341,6 +345,8 @@ pub(crate) struct RunArgs {
     pub(crate) security_opt: Option<String>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) relays: crate::relay_args::RelayArgs,
     #[command(flatten)]
     pub(crate) container: crate::container_args::ContainerArgs,
     /// When to fetch the image from its registry
@@ -445,7 +451,8 @@ impl RunArgs {
             ("--trace", self.trace.is_some()),
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
-        given.or_else(|| self.network.given()).or_else(|| self.kept.given())
+        let given = given.or_else(|| self.network.given()).or_else(|| self.relays.given());
+        given.or_else(|| self.kept.given())
     }
 
     /// A flag that shows the machine's timeline.

@@ -102,6 +102,7 @@ impl ContainerArgs {
             devices: devices.of_flag("--device")?,
             health: None,
             annotations: annotations.of_flag("--annotation")?,
+            relays: Vec::new(),
         })
     }
 

@@ -31,6 +31,7 @@ mod output_file;
 mod progress;
 mod registries;
 mod registry;
+mod relay_args;
 mod result;
 mod run;
 mod settings;
@@ -137,6 +138,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Cp(args) => life::cp(args, &context),
         Verb::Top(args) => life::top(args, &context),
         Verb::Diff(args) => life::diff(args, &context),
+        Verb::Proxy(args) => life::proxy(args, &context),
         Verb::Ps(args) => life::ps(args, &context),
         Verb::Logs(args) => life::logs(args, &context),
         Verb::Inspect(args) => life::inspect(args, &context),

@@ -1,6 +1,7 @@
 //! The client of `nelly-agent`: typed calls over a stream to the guest.
 
 mod network;
+mod relay;
 
 use std::os::unix::net::UnixStream;
 

@@ -369,6 +369,25 @@ pub(crate) struct LookArgs {
     pub(crate) sandbox: String,
 }
 
+/// `nelly proxy`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "It needs no network in the sandbox. Each direction ends by itself: the end of standard input is passed on, and the command ends when \
+        the container has closed its end. The exit code is 1 if the sandbox does not run or nobody accepts there.\n\n\
+        Examples:\n  \
+        nelly proxy web 80\n  \
+        nelly proxy db /run/postgresql/.s.PGSQL.5432\n  \
+        ssh -o 'ProxyCommand=nelly proxy %h 22' root@box"
+)]
+pub(crate) struct ProxyArgs {
+    /// The sandbox, by name, id or the beginning of an id; SANDBOX/CONTAINER is a further container
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) sandbox: String,
+    /// A port of the container's loopback address, or the absolute path of a Unix socket in it
+    #[arg(value_name = "PORT|PATH")]
+    pub(crate) target: String,
+}
+
 /// `nelly logs`.
 #[derive(Debug, Args)]
 #[command(

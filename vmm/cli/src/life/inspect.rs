@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
-use nelly_sandbox::connect::{Connection, HealthResponse, StateResponse};
+use nelly_sandbox::connect::{Connection, HealthResponse, RelayReport, StateResponse};
 use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
@@ -53,20 +53,21 @@ fn hinted(word: &str, error: Error, context: &Context) -> Error {
 /// How long a keeper may take to tell; one that hangs holds up nothing else.
 const KEEPER: Duration = Duration::from_secs(1);
 
-/// The execs that run, the health of the container and the network of the machine, as its keeper
-/// tells; null if it does not.
-fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> (Value, Value, Value) {
+/// The execs that run, the health of the container, the network of the machine and the relays, as
+/// its keeper tells; null if it does not.
+fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> [Value; 4] {
     let told = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
         let asked = async {
             let keeper = Connection::open(place).await.ok()?;
             let state = keeper.state().await.ok()?;
             // One of an older version does not know it.
             let health = if state.health.is_empty() { None } else { keeper.health().await.ok() };
-            Some((execs(&state), health.map_or(Value::Null, health_object), network_object(&state)))
+            let health = health.map_or(Value::Null, health_object);
+            Some([execs(&state), health, network_object(&state), relays(&state)])
         };
         runtime.block_on(async { tokio::time::timeout(KEEPER, asked).await.ok().flatten() })
     });
-    told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or((Value::Null, Value::Null, Value::Null))
+    told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or_default()
 }
 
 /// Health and the latest results of its check. What probes wrote is the guest's: the output escapes
@@ -95,6 +96,16 @@ fn network_object(state: &StateResponse) -> Value {
     }
 }
 
+/// What became of connections of relays. Why one failed may be the guest's word: the output escapes
+/// it.
+fn relays(state: &StateResponse) -> Value {
+    let relay = |one: &RelayReport| {
+        json!({ "listens": one.listens, "listen": one.listen, "connect": one.connect, "connections": one.connections,
+            "failed": one.failed, "last_failure": one.last_failure })
+    };
+    state.relays.iter().map(relay).collect()
+}
+
 fn execs(state: &StateResponse) -> Value {
     state.execs.iter().map(super::exec::object).collect()
 }
@@ -108,10 +119,11 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
     object["unclean"] = json!(condition == Condition::Unclean);
     object["directory"] = json!(sandbox.dir().path());
     if condition.is_live() {
-        let (execs, health, network) = told(sandbox, state.runtime_dir.as_deref());
+        let [execs, health, network, relays] = told(sandbox, state.runtime_dir.as_deref());
         object["execs"] = execs;
         object["health"] = health;
         object["network"] = network;
+        object["relays"] = relays;
     }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)

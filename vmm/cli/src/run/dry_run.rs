@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use nelly_image::{ImageError, Reference, Store};
+use nelly_sandbox::instance::relays;
 use nelly_sandbox::spec::oci;
 use nelly_vmm::config::FileSource;
 use serde_json::{Value, json};
@@ -36,6 +37,7 @@ pub(super) fn dry_run(
     if let Some(kept) = kept {
         detached::check(args, kept, &plan, &planned.raw_config)?;
     }
+    relays::check(&plan.container.options.relays)?;
     let disk = match planned.disk_paths {
         paths if paths.is_empty() => vec![FileSource::Fd(0)],
         paths => paths.into_iter().map(FileSource::Path).collect(),
@@ -45,7 +47,8 @@ pub(super) fn dry_run(
     let mut spec = serde_json::to_value(oci::container(&plan.container))?;
     let unknown = unknown(&plan, &mut spec);
     let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
-        "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec, "unknown": unknown });
+        "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec,
+        "relays": plan.container.options.relays, "unknown": unknown });
     out::json(format_args!("{object:#}"))?;
     Ok(ExitCode::SUCCESS)
 }

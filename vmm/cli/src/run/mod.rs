@@ -17,7 +17,7 @@ use anyhow::{Context as _, Error, Result, bail};
 use dry_run::dry_run;
 use foreground::foreground;
 use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
-use nelly_sandbox::instance::Guest;
+use nelly_sandbox::instance::{Guest, relays};
 use nelly_sandbox::network::attach;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
@@ -176,6 +176,14 @@ fn machine(plan: &PreparedRun, disk: Vec<File>) -> Result<(MachineConfig, Resour
     Ok((machine.config()?, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))
 }
 
+/// Refuses relays that cannot listen, before there is a machine.
+fn check_relays(mode: Mode, plan: &PreparedRun) -> Result<()> {
+    if mode != Mode::Created {
+        relays::check(&plan.container.options.relays)?;
+    }
+    Ok(())
+}
+
 /// Runs a container in the foreground, or makes a sandbox that stays.
 fn begin(
     args: &RunArgs,
@@ -240,6 +248,7 @@ fn begin(
     let mut image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
     let plan = plan(args, options, &image.config)?;
+    check_relays(mode, &plan)?;
     if let Some(kept) = kept {
         let made = detached::create(args, kept, &plan, &reference, &image, context)?;
         drop(hold);

@@ -54,10 +54,11 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         Some(name) => name.parse().of_flag("--hostname")?,
         None => name.clone().into(),
     };
+    let env = environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?;
     let overrides = Overrides {
         entrypoint: args.entrypoint.clone(),
         command,
-        env: environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?,
+        env: [args.relays.environment().into_iter().collect(), env].concat(),
         cwd: args.workdir.clone(),
         user: args.user.clone(),
         terminal: args.tty,
@@ -81,7 +82,8 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let tmpfs = [tmpfs.of_flag("--tmpfs")?, more_tmpfs].concat();
     // As above.
     volumes::combine(&volumes, &[], &tmpfs).of_flag("--volume, --mount, --tmpfs")?;
-    let container = args.container.options()?;
+    let relays = args.relays.relays(|name| std::env::var_os(name).map(Into::into))?;
+    let container = ContainerOptions { relays, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
     let network = args.network.network()?;

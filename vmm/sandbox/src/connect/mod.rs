@@ -15,7 +15,9 @@ use std::time::Duration;
 
 pub use data::{Attached, Claimed, ConnectError, EndReport, Exec, ExecSpec, Run, RunSpec};
 use nelly_protocol::sandbox::messages as wire;
-pub use nelly_protocol::sandbox::messages::{ExecState, HealthResponse, StateResponse};
+pub use nelly_protocol::sandbox::messages::{
+    ExecState, HealthResponse, RelayState as RelayReport, StateResponse,
+};
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
 use nelly_vmm::sys;
@@ -25,6 +27,7 @@ use ttrpc::context::{self, Context};
 
 use crate::agent::{CopySource, CopyTarget, Inspection, StartFailure};
 use crate::life::Signal;
+use crate::spec::RelayAddress;
 use crate::state::Change;
 use crate::state::record::ExitRecord;
 use crate::state::runtime::RuntimeDir;
@@ -290,6 +293,20 @@ impl Connection {
         Ok(copy::CopyIn::new(self.look(Inspection::CopyIn(target)).await?))
     }
 
+    /// Connects to an address of the container that calls are about, which must run.
+    ///
+    /// # Errors
+    /// As every call; nobody accepts there.
+    pub async fn connect(&self, to: &RelayAddress) -> Result<UnixStream, ConnectError> {
+        let request = wire::ConnectRequest {
+            container: self.container.clone(),
+            address: to.to_string(),
+            ..Default::default()
+        };
+        let answer = self.client.connect(within(GUEST_ANSWER), &request).await.map_err(refused)?;
+        self.claim_output(&answer.token).await
+    }
+
     /// The stream of such a call.
     async fn look(&self, what: Inspection) -> Result<UnixStream, ConnectError> {
         let request = wire::InspectRequest { container: self.container.clone(), ..Default::default() };
@@ -315,7 +332,11 @@ impl Connection {
                 self.client.copy_in(within(GUEST_ANSWER), &request).await
             }
         };
-        let claimed = self.claim(&answer.map_err(refused)?.token).await?;
+        self.claim_output(&answer.map_err(refused)?.token).await
+    }
+
+    async fn claim_output(&self, token: &[u8]) -> Result<UnixStream, ConnectError> {
+        let claimed = self.claim(token).await?;
         let missing = || ConnectError::Streams(io::Error::other("it is not an output"));
         claimed.streams.stdout.ok_or_else(missing)
     }

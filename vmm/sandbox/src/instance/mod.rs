@@ -2,13 +2,14 @@
 
 mod disks;
 mod guest;
+pub mod relays;
 mod waits;
 mod why;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use guest::Guest;
@@ -23,10 +24,11 @@ use tokio::io::AsyncReadExt;
 use waits::{Gone, KillOnDrop, Process, accept, answered, blocking};
 use why::{ended, explain};
 
+use self::relays::{Carrier, Joins, RelayState, Relays};
 use crate::agent::{Agent, AgentError, Greeting, Inspection, ProcessId, StartFailure, Token, Tokens};
 use crate::network::{NetworkError, Usernet};
 use crate::spec::network::GuestNetwork;
-use crate::spec::{ContainerSpec, ProcessSpec};
+use crate::spec::{ContainerSpec, ProcessSpec, RelayAddress};
 use crate::timeline::{Timeline, Who, name};
 
 /// Longest wait for the agent after the machine's start. A cold kernel under emulation needs
@@ -78,6 +80,15 @@ pub enum SandboxError {
     /// The guest did not come up.
     #[error("the guest's agent did not answer within {} s", READY.as_secs())]
     NotReady,
+    /// A relay cannot listen on the host.
+    #[error("a relay cannot listen at {listen}")]
+    Relay {
+        /// Where.
+        listen: RelayAddress,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its network was not made.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -114,6 +125,8 @@ pub struct Sandbox {
     process: Process,
     recorder: Arc<Recorder>,
     usernet: Option<Usernet>,
+    /// Those of its containers.
+    relays: Mutex<Vec<Relays>>,
     #[cfg(test)]
     dials: Option<Dials>,
 }
@@ -178,6 +191,7 @@ impl Sandbox {
             process,
             recorder: Arc::new(recorder),
             usernet,
+            relays: Mutex::default(),
             #[cfg(test)]
             dials: None,
         })
@@ -312,6 +326,11 @@ impl Sandbox {
         let run = async {
             let tokens = self.agent.create(id, spec, device, size).await?;
             self.recorder.stamp(name::CONTAINER_CREATED);
+            // Before its program runs, which may need them at once.
+            let relays = match &spec.options.relays[..] {
+                [] => None,
+                relays => Some(self.carrier(id).listen(relays).await?),
+            };
             let start = async {
                 match self.agent.start(id).await {
                     Ok(Ok(_)) => {
@@ -327,7 +346,13 @@ impl Sandbox {
             // Side by side: what the process says first waits for its streams. Nobody serves those
             // of one that did not start.
             match tokio::try_join!(start, dial) {
-                Ok(((), streams)) => Ok(Ok(streams?)),
+                Ok(((), streams)) => {
+                    let streams = streams?;
+                    if let Some(relays) = relays {
+                        self.served().push(relays.serve());
+                    }
+                    Ok(Ok(streams))
+                }
                 Err(Ok(failure)) => Ok(Err(failure)),
                 Err(Err(error)) => Err(SandboxError::from(error)),
             }
@@ -352,6 +377,39 @@ impl Sandbox {
             }
         };
         self.during(exec).await
+    }
+
+    fn carrier(&self, container: &str) -> Carrier {
+        let guest = Joins::Monitor(self.machine.vsock());
+        Carrier { agent: self.agent.clone(), guest, id: container.to_owned() }
+    }
+
+    fn served(&self) -> std::sync::MutexGuard<'_, Vec<Relays>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The relays of its containers.
+    #[must_use]
+    pub fn relays(&self) -> Vec<RelayState> {
+        self.served().iter().flat_map(Relays::states).collect()
+    }
+
+    /// Ends its relays: nobody listens any more, and their sockets are removed.
+    pub fn end_relays(&self) {
+        self.served().clear();
+    }
+
+    /// Connects to an address of a running container, and returns the stream.
+    ///
+    /// # Errors
+    /// Nobody accepts there, or the sandbox failed.
+    pub async fn connect(&self, container: &str, to: &RelayAddress) -> Result<UnixStream, SandboxError> {
+        let connect = async {
+            let stdout = Some(self.agent.connect(container, to).await?);
+            let streams = self.dial(Tokens { stdout, ..Tokens::default() }).await?;
+            Ok::<_, SandboxError>(streams.stdout.expect("it was dialled"))
+        };
+        self.during(connect).await
     }
 
     /// Asks what is to be told of a running container, and returns the stream with the frames.
@@ -519,7 +577,16 @@ impl Sandbox {
         let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
         let process = Process::of(&machine).expect("a descriptor");
         let recorder = Arc::new(Recorder::new(now_ns()));
-        Self { agent, greeting, machine: Arc::new(machine), process, recorder, usernet: None, dials: None }
+        Self {
+            agent,
+            greeting,
+            machine: Arc::new(machine),
+            process,
+            recorder,
+            usernet: None,
+            relays: Mutex::default(),
+            dials: None,
+        }
     }
 
     /// The same, whose streams the test plays too.

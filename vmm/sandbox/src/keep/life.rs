@@ -181,6 +181,7 @@ impl Keeper {
             state.health = None;
         });
         *self.sandbox() = None;
+        sandbox.end_relays();
         sandbox.power_off(POWER_OFF).await;
         // Not before: a client whose input nobody reads holds it until the machine's end.
         *self.input.lock().await = None;

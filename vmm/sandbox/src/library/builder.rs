@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Sandbox;
 use super::capture::HELD;
 use super::{Nelly, Signal};
-use crate::spec::{Capabilities, ContainerOptions, Overrides, Rights, Seccomp};
+use crate::spec::{Capabilities, ContainerOptions, Overrides, Relay, Rights, Seccomp};
 use crate::state::record::RestartPolicy;
 
 /// How long a process may take to end by its stop signal, if nobody says another time.
@@ -247,6 +247,14 @@ impl Builder {
     /// How long the first process may take to end by that, before it is killed.
     pub fn stop_grace(mut self, grace: Duration) -> Self {
         self.stays.grace = grace;
+        self
+    }
+
+    /// A connection between the host and the container that needs no network:
+    /// [`Relay::inward`](crate::spec::Relay::inward) and
+    /// [`Relay::outward`](crate::spec::Relay::outward) parse one.
+    pub fn relay(mut self, relay: Relay) -> Self {
+        self.options.relays.push(relay);
         self
     }
 

@@ -9,6 +9,7 @@ use super::nelly::LAST_WORDS;
 use super::process::{Pipes, Process, Way};
 use super::{EndReport, Error, Exec, Signal, blocking};
 use crate::connect::{Connection, ExecSpec};
+use crate::spec::RelayAddress;
 use crate::state::{Id, Name, SandboxDir, Sandboxes, StateError};
 use crate::{connect, instance};
 
@@ -79,6 +80,19 @@ impl Sandbox {
     /// Describes a further process: program and arguments.
     pub fn exec<S: Into<String>>(&self, args: impl IntoIterator<Item = S>) -> Exec<'_> {
         Exec::new(self, args.into_iter().map(Into::into).collect())
+    }
+
+    /// Connects to a Unix socket or a loopback port of the container. It needs no network.
+    ///
+    /// # Errors
+    /// Nobody accepts there, or it does not run.
+    pub async fn connect(&self, to: &RelayAddress) -> Result<tokio::net::UnixStream, Error> {
+        let stream = match &self.holder {
+            Holder::Held(held, _) => held.machine.connect(&self.id.to_string(), to).await?,
+            Holder::Kept(kept) => kept.connection.connect(to).await?,
+        };
+        let registered = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
+        registered.map_err(Error::host("use the connection to the container"))
     }
 
     /// Waits until the container's first process has ended; of what a keeper holds, until it has

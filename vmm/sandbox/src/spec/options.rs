@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, SpecError, Volume};
+use super::{HealthCheck, Relay, SpecError, Volume};
 
 /// What a container has beyond its process, its name and its writable layer. The default is that of
 /// docker's `run` without flags.
@@ -38,6 +38,9 @@ pub struct ContainerOptions {
     pub health: Option<HealthCheck>,
     /// Words for other programs, in the OCI specification.
     pub annotations: BTreeMap<String, String>,
+    /// Connections between the host and the container that need no network.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub relays: Vec<Relay>,
 }
 
 /// A device of the guest that a container may use, parsed from `PATH[:PATH][:ACCESS]`.

@@ -1,0 +1,303 @@
+//! Relays that run: who listens, and what became of the connections.
+//!
+//! A connection that was made is given to the monitor, which moves its bytes between the socket
+//! and the guest, where the agent has made or accepted the other end. Nothing of it stays here: not
+//! the socket, no buffer, no task. So a relay costs this process no more than its beginning.
+
+mod listener;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nelly_protocol::ports::STREAM_PORT;
+use nelly_vmm::machine::Vsock;
+use nelly_vmm::text;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use self::listener::Listener;
+use super::waits::{answered, blocking};
+use super::{SandboxError, what};
+use crate::agent::{Agent, Token};
+use crate::spec::relay::{Relay, RelayAddress, Side};
+
+/// Most connections of a container's relays that are being made at a time; more wait to be
+/// accepted.
+const BEGINNING_MOST: usize = 128;
+
+/// Most requests to the monitor that are being written at a time: each may hold a thread.
+const ASKING_MOST: usize = 4;
+
+/// How long accepting waits after it failed, as it does when a process has no descriptor left.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// What is known of a relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayState {
+    /// The relay, with the port that was found free in the place of 0.
+    pub relay: Relay,
+    /// Connections that were joined.
+    pub connections: u64,
+    /// Connections that were accepted and could not be joined: they were closed.
+    pub failed: u64,
+    /// Why the latest of those was not; empty if there was none.
+    pub last_failure: String,
+}
+
+/// What the tasks of a relay count.
+#[derive(Debug)]
+struct Tally {
+    relay: Relay,
+    connections: AtomicU64,
+    failed: AtomicU64,
+    last_failure: Mutex<String>,
+}
+
+impl Tally {
+    fn fail(&self, why: String) {
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> RelayState {
+        RelayState {
+            relay: self.relay.clone(),
+            connections: self.connections.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            last_failure: self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+/// Checks that relays can listen on this host now, and changes nothing.
+///
+/// # Errors
+/// One cannot; the error names its address.
+pub fn check(relays: &[Relay]) -> Result<(), SandboxError> {
+    for relay in relays.iter().filter(|relay| relay.listens == Side::Host) {
+        let free = match &relay.listen {
+            RelayAddress::Unix(path) => listener::check(path),
+            RelayAddress::Tcp(port) => {
+                std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, *port)).map(drop)
+            }
+        };
+        free.map_err(|source| SandboxError::Relay { listen: relay.listen.clone(), source })?;
+    }
+    Ok(())
+}
+
+/// What joins connections with the guest.
+#[derive(Clone)]
+pub(super) struct Carrier {
+    pub(super) agent: Agent,
+    pub(super) guest: Joins,
+    /// The container.
+    pub(super) id: String,
+}
+
+/// Who takes a socket for a stream of the guest.
+#[derive(Clone)]
+pub(super) enum Joins {
+    /// The monitor.
+    Monitor(Vsock),
+    /// A test.
+    #[cfg(test)]
+    Played(std::sync::mpsc::Sender<(Token, OwnedFd)>),
+}
+
+/// Relays that listen and are not served yet.
+pub(super) struct Listening {
+    carrier: Carrier,
+    open: Vec<(Relay, Way)>,
+}
+
+enum Way {
+    In(Listener),
+    Out(u32),
+}
+
+impl Carrier {
+    /// Listens for `relays`, on the host and in the container, which need not have started.
+    pub(super) async fn listen(self, relays: &[Relay]) -> Result<Listening, SandboxError> {
+        let mut open = Vec::with_capacity(relays.len());
+        for relay in relays {
+            let mut relay = relay.clone();
+            let way = match relay.listens {
+                Side::Guest => Way::Out(self.agent.listen(&self.id, &relay.listen).await?),
+                Side::Host => {
+                    let asked = relay.listen.clone();
+                    let bound = Listener::bind(&asked);
+                    let listener =
+                        bound.map_err(|source| SandboxError::Relay { listen: asked.clone(), source })?;
+                    relay.listen = listener.address(&asked);
+                    Way::In(listener)
+                }
+            };
+            open.push((relay, way));
+        }
+        Ok(Listening { carrier: self, open })
+    }
+}
+
+impl Listening {
+    /// Serves connections until the value is dropped.
+    pub(super) fn serve(self) -> Relays {
+        let carrier = Arc::new(Serving {
+            carrier: self.carrier,
+            beginning: Arc::new(Semaphore::new(BEGINNING_MOST)),
+            asking: Semaphore::new(ASKING_MOST),
+        });
+        let mut relays = Relays { tallies: Vec::new(), tasks: Vec::new() };
+        for (relay, way) in self.open {
+            let tally = Arc::new(Tally {
+                relay,
+                connections: AtomicU64::new(0),
+                failed: AtomicU64::new(0),
+                last_failure: Mutex::default(),
+            });
+            relays.tallies.push(Arc::clone(&tally));
+            let serving = Arc::clone(&carrier);
+            relays.tasks.push(match way {
+                Way::In(listener) => tokio::spawn(serving.inward(listener, tally)),
+                Way::Out(number) => tokio::spawn(serving.outward(number, tally)),
+            });
+        }
+        relays
+    }
+}
+
+/// Relays that are served. Dropping it ends them; connections that were joined go on.
+#[derive(Debug)]
+pub(super) struct Relays {
+    tallies: Vec<Arc<Tally>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Relays {
+    pub(super) fn states(&self) -> Vec<RelayState> {
+        self.tallies.iter().map(|tally| tally.state()).collect()
+    }
+}
+
+impl Drop for Relays {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+struct Serving {
+    carrier: Carrier,
+    beginning: Arc<Semaphore>,
+    asking: Semaphore,
+}
+
+impl Serving {
+    /// Joins each connection to a socket of the host with one in the container.
+    async fn inward(self: Arc<Self>, listener: Listener, tally: Arc<Tally>) {
+        let mut beginning = JoinSet::new();
+        loop {
+            while beginning.try_join_next().is_some() {}
+            let Ok(permit) = Arc::clone(&self.beginning).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok(client) => {
+                    let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
+                    beginning.spawn(async move {
+                        serving.begin_inward(client, &tally).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tally.fail(format!("cannot accept a connection: {error}"));
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn begin_inward(&self, client: OwnedFd, tally: &Tally) {
+        let Carrier { agent, id, .. } = &self.carrier;
+        let made = match agent.connect(id, &tally.relay.connect).await {
+            Ok(token) => self.join(token, &client).await,
+            Err(error) => Err(text::chain(&error)),
+        };
+        match made {
+            Ok(()) => drop(tally.connections.fetch_add(1, Ordering::Relaxed)),
+            Err(why) => {
+                reset(&client);
+                tally.fail(why);
+            }
+        }
+    }
+
+    /// Joins each connection of a process of the container with one to a socket of the host.
+    async fn outward(self: Arc<Self>, listener: u32, tally: Arc<Tally>) {
+        let mut beginning = JoinSet::new();
+        loop {
+            while beginning.try_join_next().is_some() {}
+            let Ok(permit) = Arc::clone(&self.beginning).acquire_owned().await else { return };
+            match self.carrier.agent.accept(listener).await {
+                Ok(token) => {
+                    let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
+                    beginning.spawn(async move {
+                        serving.begin_outward(token, &tally).await;
+                        drop(permit);
+                    });
+                }
+                // The container has ended, or the guest is out of descriptors.
+                Err(error) => {
+                    tally.fail(text::chain(&error));
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn begin_outward(&self, token: Token, tally: &Tally) {
+        let made = match listener::connect(&tally.relay.connect).await {
+            Ok(server) => self.join(token, &server).await,
+            Err(error) => {
+                // A stream that ends at once closes the container's end.
+                if let Ok((server, far)) = std::os::unix::net::UnixStream::pair() {
+                    drop(far);
+                    let _closed = self.join(token, &server.into()).await;
+                }
+                Err(format!("cannot connect to {}: {error}", tally.relay.connect))
+            }
+        };
+        match made {
+            Ok(()) => drop(tally.connections.fetch_add(1, Ordering::Relaxed)),
+            Err(why) => tally.fail(why),
+        }
+    }
+
+    /// Gives a socket to the monitor, for the stream of the guest that `token` stands for.
+    async fn join(&self, token: Token, socket: &OwnedFd) -> Result<(), String> {
+        let join = async {
+            let theirs = socket.try_clone().map_err(nelly_vmm::machine::ControlError::Talk)?;
+            let vsock = match &self.carrier.guest {
+                Joins::Monitor(vsock) => vsock.clone(),
+                #[cfg(test)]
+                Joins::Played(takes) => {
+                    takes.send((token, theirs)).expect("the test takes them");
+                    return Ok(());
+                }
+            };
+            let one = self.asking.acquire().await;
+            let begun = blocking(move || vsock.begin_join(STREAM_PORT, &token, theirs)).await;
+            drop(one);
+            answered(begun?).await?.done()
+        };
+        let joined: Result<(), SandboxError> = join.await.map_err(what("cannot join a connection"));
+        joined.map_err(|error| text::chain(&error))
+    }
+}
+
+/// Of a TCP connection that is closed next: its client hears of a reset, not of an end.
+fn reset(client: &OwnedFd) {
+    // That of a Unix socket has no such.
+    let _none = rustix::net::sockopt::set_socket_linger(client.as_fd(), Some(Duration::ZERO));
+}
