@@ -27,11 +27,11 @@ impl Vsock {
         self.0.ask(&ControlRequest::VsockConnect { port }, &[])
     }
 
-    /// Connects `stream`, a connected stream socket of any family, to `port` of the guest. The guest
-    /// reads `prefix` (at most 64 bytes) and then what comes on `stream`, and what it says goes out
-    /// on it: the monitor moves the bytes, and nobody stands between. [`Pending::done`] says when
-    /// the guest has accepted; when it has not, the monitor has closed its copy of `stream`. Nobody
-    /// else may use it from here on.
+    /// Connects `stream`, a connected stream socket of any family, to `port` of the guest. The
+    /// guest reads `prefix` (at most 64 bytes) and then what comes on `stream`, and what it says
+    /// goes out on it: the monitor moves the bytes, and nobody stands between. [`Pending::done`]
+    /// says when the guest has accepted; when it has not, the monitor has closed its copy of
+    /// `stream`. Nobody else may use it from here on.
     pub fn begin_join(&self, port: u32, prefix: &[u8], stream: OwnedFd) -> Result<Pending, ControlError> {
         self.0.ask(&ControlRequest::VsockJoin { port, prefix: prefix.to_vec() }, &[stream])
     }

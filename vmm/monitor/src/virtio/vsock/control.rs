@@ -57,11 +57,11 @@ impl VsockControl {
         self.ask(HostRequest::Connect { port, timeout, reply: Reply(Some(reply)) });
     }
 
-    /// Connects `stream`, a connected stream socket of any family, to `port` of the guest: its bytes
-    /// go to the guest behind `prefix`, and what the guest says comes out of it, without anybody in
-    /// between. It becomes non-blocking, and nobody else may use it any more. `reply` is called as
-    /// by [`Self::connect`]; `stream` is closed if it is an error, and `InvalidInput` says that
-    /// `prefix` is longer than [`PREFIX_MOST`].
+    /// Connects `stream`, a connected stream socket of any family, to `port` of the guest: its
+    /// bytes go to the guest behind `prefix`, and what the guest says comes out of it, without
+    /// anybody in between. It becomes non-blocking, and nobody else may use it any more. `reply` is
+    /// called as by [`Self::connect`]; `stream` is closed if it is an error, and `InvalidInput`
+    /// says that `prefix` is longer than [`PREFIX_MOST`].
     pub fn join(&self, port: u32, prefix: Vec<u8>, stream: OwnedFd, reply: JoinReply) {
         self.ask(HostRequest::Join { port, prefix, stream: stream.into(), reply: Joined(Some(reply)) });
     }

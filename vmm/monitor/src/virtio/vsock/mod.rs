@@ -3,10 +3,11 @@
 //!
 //! Ways in: a client of the Unix socket says `CONNECT port` and is answered `OK port` once the
 //! guest accepted; the holder of the machine calls [`VsockControl::connect`], or gives a socket of
-//! its own to [`VsockControl::join`]. Ways out: what the guest dials goes to a channel given to [`VsockControl::listen`], or to the Unix socket beside
-//! the first one, `PATH_port`; one port may be the monitor's own ([`PowerWord`]), for one
-//! connection each time the guest's driver starts. What the guest dials takes half of the
-//! connections at most, and silence keeps no place where places are short.
+//! its own to [`VsockControl::join`]. Ways out: what the guest dials goes to a channel
+//! given to [`VsockControl::listen`], or to the Unix socket beside the first one, `PATH_port`; one
+//! port may be the monitor's own ([`PowerWord`]), for one connection each time the guest's driver
+//! starts. What the guest dials takes half of the connections at most, what the holder joins a
+//! quarter, and silence keeps no place where places are short.
 //!
 //! `packet` `connection` `backlog` `table` are pure; `muxer` puts them together with descriptors;
 //! `worker` puts it on the queues.
