@@ -10,6 +10,9 @@
 //!   start.
 //!
 //! `guest-look --process` tells of the process alone; other arguments are told, and mean nothing.
+//! `guest-look --ask RESOLVER NAME KIND` asks a resolver, and prints its answer.
+
+mod ask;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,6 +28,13 @@ const MOUNTED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 fn main() -> io::Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    if let [_, flag, resolver, name, kind] = &words[..]
+        && flag == "--ask"
+    {
+        writeln!(out, "{}", ask::ask(resolver, name, kind)?)?;
+        return out.flush();
+    }
     process(&mut out)?;
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--process") {
         return out.flush();
