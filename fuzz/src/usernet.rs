@@ -29,7 +29,8 @@ pub fn run(data: &[u8]) {
     const FLOWS: u32 = 16;
     let mut input = Bytes(&data[..data.len().min(8192)]);
     let [offloads] = input.take();
-    let mut config = UsernetConfig { max_flows: FLOWS, log_fd: Some(9), ..UsernetConfig::default() };
+    let mut config =
+        UsernetConfig { max_flows: FLOWS, peers: true, log_fd: Some(9), ..UsernetConfig::default() };
     config.dns_servers = vec!["192.0.2.53".parse().expect("an address")];
     // Rules of names, by one of the bits that say nothing of offloads.
     if offloads & 8 != 0 {
@@ -56,6 +57,7 @@ pub fn run(data: &[u8]) {
         if operation & 7 <= 3 {
             message = frame(operation, which, &mut input);
             net.message(now, &message);
+            let _passes = net.is_from_peer(&message);
         } else if operation & 7 == 7 {
             now += Duration::from_millis(u64::from(which) * u64::from(which) * 10);
             net.tick(now);
@@ -131,7 +133,7 @@ fn act(net: &mut Net, now: Duration, message: &[u8], sockets: &mut HashMap<FlowI
                     socket.asked = bytes;
                 }
             }
-            Action::Shutdown { .. } | Action::Log(_) => {}
+            Action::Shutdown { .. } | Action::Peers | Action::Log(_) => {}
         }
     }
 }

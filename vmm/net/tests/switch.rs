@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -221,6 +221,83 @@ fn it_is_nobodys_child_and_waits_for_who_is_about_to_join() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
     drop(two);
     until("nothing is left", || (!top.path().join("net").exists()).then_some(()));
+}
+
+/// `nelly-usernet` with a guest and a switch that are played; gives both ends.
+fn usernet(config: &str) -> (Child, OwnedFd, OwnedFd) {
+    let pair = || {
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    };
+    let ((link, theirs), (switch, port)) = (pair(), pair());
+    let (said, telling) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nelly-usernet"));
+    command.args(["--link", "fd:0", "--config", "fd:1", "--ready", "fd:1"]);
+    let child = command.stdin(theirs).stdout(OwnedFd::from(telling)).spawn().unwrap();
+    drop(command);
+    nelly_net::sys::write_with_descriptors(&said, config.as_bytes(), &[port.as_fd()]).unwrap();
+    said.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut ready = String::new();
+    std::io::Read::read_to_string(&mut &said, &mut ready).unwrap();
+    assert!(ready.contains("published"), "{ready}");
+    (child, link, switch)
+}
+
+#[test]
+fn a_machine_has_its_own_network_and_others_beside_it() {
+    let config = r#"{"schema":1,"peers":true,"prefix4":"10.89.0.0/24","gateway4":"10.89.0.1","dns4":"10.89.0.2",
+        "guest4":"10.89.0.3","guest_mac":"52:54:00:00:00:03"}"#;
+    let (mut child, link, switch) = usernet(config);
+    let hello = Hello { offloads: Offloads(0x37), mtu: 1500 }.to_bytes();
+    say(&link, &hello);
+    assert_eq!(hear(&switch), hello);
+    // Router advertisements come by themselves.
+    let answer = |fits: &dyn Fn(&[u8]) -> bool| {
+        until("an answer for the guest", || Some(hear(&link)).filter(|message| fits(message)))
+    };
+    say(&link, &frame(3, 4, 100));
+    assert_eq!(hear(&switch), frame(3, 4, 100));
+    let theirs = frame(4, 3, 1000);
+    say(&switch, &theirs);
+    answer(&|message| message == theirs);
+    // Not for it: it is not passed on. What comes behind it is.
+    say(&switch, &frame(4, 5, 10));
+    say(&switch, &theirs);
+    answer(&|message| {
+        assert_ne!(message, frame(4, 5, 10));
+        message == theirs
+    });
+    let entry = ("db".to_owned(), Ipv4Addr::new(10, 89, 0, 4), Ipv6Addr::LOCALHOST);
+    say(&switch, &Names::new("dev".into(), [entry]).to_bytes());
+    let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02db\x03dev\x00\x00\x01\x00\x01";
+    let mut ask = NetHeader::default().to_bytes().to_vec();
+    put_ethernet(&mut ask, nelly_net::core::OWN_MAC, machine(3).mac, kind::IPV4);
+    let ends = (Ipv4Addr::new(10, 89, 0, 3).into(), Ipv4Addr::new(10, 89, 0, 2).into());
+    ip::put_header(&mut ask, ends.0, ends.1, protocol::UDP, Udp::LEN + question.len());
+    Udp { src: 5000, dst: 53 }.put(&mut ask, question.len(), 0);
+    ask.extend(question);
+    until("a name", || {
+        // Until the names have come it is asked of others, who may be none.
+        say(&link, &ask);
+        let mut files = [PollFd::new(&link, PollFlags::IN)];
+        let heard = poll(&mut files, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap() > 0;
+        (heard && hear(&link).ends_with(&[10, 89, 0, 4])).then_some(())
+    });
+    // The switch dies: the machine goes on.
+    drop(switch);
+    say(&link, &frame(3, 4, 100));
+    let mut ping = NetHeader::default().to_bytes().to_vec();
+    put_ethernet(&mut ping, nelly_net::core::OWN_MAC, machine(3).mac, kind::IPV4);
+    let echo = nelly_net::wire::icmp::Echo { id: 1, seq: 1, data: b"still here" };
+    let gateway = Ipv4Addr::new(10, 89, 0, 1).into();
+    let echo =
+        nelly_net::wire::icmp::finished(ends.0, gateway, nelly_net::wire::icmp::echo(true, false, echo));
+    ip::put_header(&mut ping, ends.0, gateway, protocol::ICMP, echo.len());
+    ping.extend(echo);
+    say(&link, &ping);
+    answer(&|message| message.ends_with(b"still here"));
+    drop(link);
+    assert!(ended(&mut child).success());
 }
 
 #[test]

@@ -85,8 +85,8 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
         let text = text.to_owned();
         move |e: std::io::Error| (format!("{text}: {e}"), 125)
     };
-    let (text, passed) =
-        sys::read_with_file(&config, MOST).map_err(failed("cannot read the configuration"))?;
+    let read = sys::read_with_descriptors(&config, MOST + 1);
+    let (text, descriptors) = read.map_err(failed("cannot read the configuration"))?;
     drop(config);
     if text.len() > MOST {
         return Err((format!("configuration: it is longer than {MOST} bytes"), 2));
@@ -95,11 +95,18 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
         UsernetConfig::from_json(&text).map_err(|e| (format!("the configuration is wrong: {e}"), 2))?;
     let log = config.log_fd.map(sys::inherited).transpose();
     let mut log = log.map_err(|e| (format!("log_fd: cannot use the file descriptor: {e}"), 2))?;
-    if let Some(passed) = passed {
+    let mut descriptors = descriptors.into_iter();
+    let port = if config.peers { descriptors.next() } else { None };
+    if config.peers && port.is_none() {
+        return Err(("peers: a port on a switch comes with the configuration, and none came".to_owned(), 2));
+    }
+    if let Some(passed) = descriptors.next() {
         config.log_fd = Some(passed.as_raw_fd().unsigned_abs());
         log = Some(passed);
     }
-    let kept: Vec<&OwnedFd> = [Some(&link), ready.as_ref(), log.as_ref()].into_iter().flatten().collect();
+    drop(descriptors);
+    let kept = [Some(&link), ready.as_ref(), log.as_ref(), port.as_ref()];
+    let kept: Vec<&OwnedFd> = kept.into_iter().flatten().collect();
     sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
     let log = log.map(|log| Arc::new(Journal::new(File::from(log))));
     let panics = log.clone();
@@ -115,7 +122,10 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     let reader = config.dns_servers.is_empty().then(|| Reader::start(RESOLV_CONF.as_ref(), confined));
     let reader = reader.transpose().map_err(failed("cannot start the reader of resolv.conf"))?;
     let words = log.clone();
-    let shell = Shell::new(config, link, log, reader).map_err(|e| (chain(&e), 125))?;
+    let mut shell = Shell::new(config, link, log, reader).map_err(|e| (chain(&e), 125))?;
+    if let Some(port) = port {
+        shell.join(port).map_err(|e| (chain(&e), 125))?;
+    }
     let stderr = std::io::stderr();
     let told: Vec<_> = std::iter::once(stderr.as_fd()).chain(words.as_ref().map(|log| log.file())).collect();
     let null = File::options().read(true).write(true).open("/dev/null");

@@ -117,6 +117,12 @@ pub struct UsernetConfig {
     pub log_fd: Option<u32>,
     /// Whether the program gives up what it does not need before the guest is heard.
     pub confine: Confine,
+    /// The guest is on a network of machines: a port on its switch comes with the configuration,
+    /// and frames for other machines are passed on to it.
+    pub peers: bool,
+    /// There is no way out, for names neither: only what `allow` names, and the network's own
+    /// names.
+    pub isolated: bool,
 }
 
 impl Default for UsernetConfig {
@@ -147,6 +153,8 @@ impl Default for UsernetConfig {
             udp_idle: 60,
             log_fd: None,
             confine: Confine::On,
+            peers: false,
+            isolated: false,
         }
     }
 }
@@ -229,6 +237,8 @@ impl UsernetConfig {
                 "udp_idle" => config.udp_idle = one(field, value)?,
                 "log_fd" => config.log_fd = one(field, value)?,
                 "confine" => config.confine = one(field, value)?,
+                "peers" => config.peers = one(field, value)?,
+                "isolated" => config.isolated = one(field, value)?,
                 _ => return Err(ConfigError::new(field, "there is no such field")),
             }
         }

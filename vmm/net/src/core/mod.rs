@@ -15,6 +15,7 @@ mod icmp;
 mod life;
 mod log;
 mod out;
+mod peers;
 mod resolver;
 mod stream;
 mod table;
@@ -67,6 +68,8 @@ pub struct Net {
     fragments: frag::Reassembly,
     upstreams: resolver::Upstreams,
     cache: cache::Cache,
+    /// The names of the network that the guest is on with others.
+    names: crate::peers::Names,
     next_advertisement: Option<Time>,
     /// The host has a way to the IPv6 Internet.
     has_v6: bool,
@@ -108,6 +111,7 @@ impl Net {
             fragments: frag::Reassembly::default(),
             upstreams: resolver::Upstreams::new(config.dns_servers.iter().map(|server| server.0).collect()),
             cache: cache::Cache::default(),
+            names: crate::peers::Names::default(),
             next_advertisement: None,
             has_v6: false,
             calls: VecDeque::new(),
@@ -219,9 +223,11 @@ impl Net {
         }
         if frame.dst != OWN_MAC && frame.dst.is_unicast() {
             // For somebody who is not here.
+            self.pass_on(&frame);
             return Some(());
         }
         self.guest = Some(frame.src);
+        self.pass_on(&frame);
         let packet = match frame.kind {
             kind::ARP => return self.arp(frame.payload),
             kind::IPV4 => Packet::parse_v4(frame.payload)?,

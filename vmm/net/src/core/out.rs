@@ -67,6 +67,8 @@ pub enum Action {
         /// The peer is to see a reset.
         abort: bool,
     },
+    /// Pass the message in hand on to the other machines of the network.
+    Peers,
     /// Write a line into the log: an object of JSON, to which the time is added.
     Log(String),
 }

@@ -76,6 +76,12 @@ impl Net {
             let addresses = [self.config.gateway4.into(), self.config.gateway6.into()];
             return self.send_datagram(resolver, guest, query.answer(message, &addresses));
         }
+        if let Some(answer) = self.peers_answer(&query, message) {
+            return self.send_datagram(resolver, guest, answer);
+        }
+        if self.config.isolated {
+            return self.send_datagram(resolver, guest, dns::error(message, Code::Refused));
+        }
         let key = Key { protocol: Protocol::Udp, guest, remote: resolver, query: query.id };
         if self.table.find(&key).is_some() {
             // It is being asked.

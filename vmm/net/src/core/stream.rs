@@ -148,6 +148,9 @@ impl Net {
     /// Where a connection to `remote` goes: to a resolver of the host, or where the policy has it.
     fn destination(&self, now: Time, remote: SocketAddr) -> Result<Option<Passage>, Reason> {
         if self.is_dns(remote.ip()) && dns_port(remote) {
+            if self.config.isolated {
+                return Err(Reason::Default);
+            }
             // What is said there is not looked at.
             if self.policy.is_about_names() {
                 return Err(Reason::Names);

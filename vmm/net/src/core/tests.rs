@@ -2,6 +2,7 @@
 //! and a clock that is set.
 
 mod hostile;
+mod neighbours;
 mod played;
 mod routers;
 mod rules;

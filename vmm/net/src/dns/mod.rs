@@ -22,6 +22,8 @@ pub const AAAA: u16 = 28;
 pub const CNAME: u16 = 5;
 /// Records of services, which may hold addresses and keys that hide names (RFC 9460).
 pub const SERVICES: [u16; 2] = [64, 65];
+/// The record of a name that an address has.
+pub const PTR: u16 = 12;
 
 const HEADER: usize = 12;
 /// How an answer went that is one.
@@ -40,7 +42,7 @@ pub enum Code {
     Failed = 2,
     /// This kind of question is not answered.
     Unknown = 4,
-    /// A rule is against it.
+    /// A rule is against it, or there is no way out.
     Refused = 5,
 }
 
@@ -84,9 +86,13 @@ impl Query {
     pub fn answer(&self, message: &[u8], addresses: &[IpAddr]) -> Vec<u8> {
         /// How long an answer of our own may be kept, in seconds.
         const SECONDS: u32 = 60;
-        let mut out = error(message, Code::Fine);
-        out.truncate(HEADER);
-        out.extend(&message[HEADER..self.end]);
+        self.answer_for(message, addresses, SECONDS)
+    }
+
+    /// As [`Self::answer`], to be kept for `seconds`.
+    #[must_use]
+    pub fn answer_for(&self, message: &[u8], addresses: &[IpAddr], seconds: u32) -> Vec<u8> {
+        let mut out = self.begin(message);
         let mut count = 0;
         for address in addresses {
             let (kind, bytes) = match address {
@@ -94,16 +100,10 @@ impl Query {
                 IpAddr::V6(address) => (AAAA, address.octets().to_vec()),
             };
             if kind == self.kind {
-                out.extend([0xc0, 12]);
-                out.extend(kind.to_be_bytes());
-                out.extend([0, 1]);
-                out.extend(SECONDS.to_be_bytes());
-                out.extend(len16(bytes.len()).to_be_bytes());
-                out.extend(bytes);
+                record(&mut out, kind, seconds, &bytes);
                 count += 1;
             }
         }
-        out[4..6].copy_from_slice(&1_u16.to_be_bytes());
         out[6..8].copy_from_slice(&len16(count).to_be_bytes());
         out
     }
@@ -123,6 +123,31 @@ impl Query {
         }
     }
 
+    /// The answer that an address has this name, which is one that is known here.
+    #[must_use]
+    pub fn answer_name(&self, message: &[u8], name: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for label in name.split('.') {
+            let label = &label.as_bytes()[..label.len().min(63)];
+            bytes.extend(&len16(label.len()).to_be_bytes()[1..]);
+            bytes.extend(label);
+        }
+        bytes.push(0);
+        let mut out = self.begin(message);
+        record(&mut out, PTR, 0, &bytes);
+        out[6..8].copy_from_slice(&1_u16.to_be_bytes());
+        out
+    }
+
+    /// An answer without a record.
+    fn begin(&self, message: &[u8]) -> Vec<u8> {
+        let mut out = error(message, Code::Fine);
+        out.truncate(HEADER);
+        out.extend(&message[HEADER..self.end]);
+        out[4..6].copy_from_slice(&1_u16.to_be_bytes());
+        out
+    }
+
     /// Whether `response` answers this question, asked under the number `id`.
     #[must_use]
     pub fn is_answered_by(&self, id: u16, response: &[u8]) -> bool {
@@ -138,6 +163,16 @@ impl Query {
             _ => false,
         }
     }
+}
+
+/// Writes a record about the name of the question behind `out`.
+fn record(out: &mut Vec<u8>, kind: u16, seconds: u32, bytes: &[u8]) {
+    out.extend([0xc0, 12]);
+    out.extend(kind.to_be_bytes());
+    out.extend([0, 1]);
+    out.extend(seconds.to_be_bytes());
+    out.extend(len16(bytes.len()).to_be_bytes());
+    out.extend(bytes);
 }
 
 /// The first question: name, kind and where it ends.

@@ -113,7 +113,7 @@ impl Policy {
     #[must_use]
     pub fn new(config: &UsernetConfig) -> Self {
         Self {
-            default: config.default,
+            default: if config.isolated { Verdict::Deny } else { config.default },
             allow: config.allow.clone(),
             deny: config.deny.clone(),
             gateway4: config.gateway4,

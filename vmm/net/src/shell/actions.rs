@@ -53,6 +53,7 @@ impl Shell {
                 Action::Datagram { flow, bytes } => self.send_datagram(now, flow, &bytes),
                 Action::Free { flow, len } => self.free(flow, index(len)),
                 Action::Close { flow, abort } => self.close(flow, abort),
+                Action::Peers => self.tell_peers(message),
                 Action::Log(line) => self.write_log(&line),
             }
         }

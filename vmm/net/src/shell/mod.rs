@@ -7,6 +7,7 @@ mod holder;
 mod host;
 mod journal;
 mod listen;
+mod peers;
 mod reader;
 mod ring;
 mod routes;
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 
 use crate::config::{ConfigError, UsernetConfig};
 use crate::core::{Counters, Data, FlowId, Net, Outgoing, Time};
-use crate::link::MAX_MESSAGE;
+use crate::link::{Hello, MAX_MESSAGE};
 use crate::number::index;
 use crate::sys::{Poller, Ready};
 
@@ -43,6 +44,8 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 const LINK: u64 = u32::MAX as u64;
 /// The first published port; others follow it downwards.
 const LISTENER: u64 = LINK - 1;
+/// What the port on a switch is called: far below the last published port, far above any flow.
+const PEERS: u64 = LINK - (1 << 20);
 /// Messages of the link that are taken before the sockets have their turn.
 const TURN: usize = 64;
 
@@ -83,6 +86,10 @@ pub struct Shell {
     listeners: Vec<Listener>,
     host: Host,
     log: Option<Arc<Journal>>,
+    /// The port on a switch.
+    peers: Option<peers::Peers>,
+    /// Whose turn it is on the link: that of other machines.
+    peers_first: bool,
 }
 
 impl Shell {
@@ -136,7 +143,19 @@ impl Shell {
             listeners,
             host,
             log,
+            peers: None,
+            peers_first: false,
         })
+    }
+
+    /// Takes a port on the switch of a network of machines, a message socket.
+    ///
+    /// # Errors
+    /// The system cannot wait for it.
+    pub fn join(&mut self, port: OwnedFd) -> Result<(), Error> {
+        self.poller.add(&port, PEERS).map_err(|e| Error::System("wait for the switch", e))?;
+        self.peers = Some(peers::Peers::new(port, None));
+        Ok(())
     }
 
     /// Where the published ports listen, in the order of the configuration, as
@@ -151,7 +170,7 @@ impl Shell {
     /// The system can wait for nothing any more.
     pub fn run(mut self) -> Result<Counters, Error> {
         while !self.link_ended {
-            let timeout = if self.link_readable || !self.work.is_empty() {
+            let timeout = if self.link_readable || !self.work.is_empty() || self.has_peer_work() {
                 Some(Time::ZERO)
             } else {
                 self.deadline().map(|deadline| deadline.saturating_sub(self.now()))
@@ -175,7 +194,15 @@ impl Shell {
             self.net.tick(now);
             self.act(now);
             self.link_gate.tick(now);
-            self.send_messages(now);
+            // Neither keeps the other from the link.
+            self.peers_first = !self.peers_first;
+            if self.peers_first {
+                self.take_from_peers(now);
+                self.send_messages(now);
+            } else {
+                self.send_messages(now);
+                self.take_from_peers(now);
+            }
         }
         self.net.close_all();
         let now = self.now();
@@ -199,6 +226,13 @@ impl Shell {
             self.link_readable |= ready.readable;
             if ready.writable {
                 self.link_gate.opens();
+            }
+            return;
+        }
+        if let Some(peers) = self.peers.as_mut().filter(|_| ready.token == PEERS) {
+            peers.readable |= ready.readable;
+            if ready.writable {
+                peers.opens();
             }
             return;
         }
@@ -227,6 +261,9 @@ impl Shell {
                 Ok(0) => self.link_ended = true,
                 Ok(len) => {
                     let now = self.now();
+                    if let Some(hello) = Hello::parse(&buffer[..len]) {
+                        self.greet_peers(hello);
+                    }
                     self.net.message(now, &buffer[..len]);
                     self.act_on(now, &buffer[..len]);
                 }

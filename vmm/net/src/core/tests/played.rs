@@ -146,6 +146,7 @@ impl World {
                     self.closed.push((flow, abort));
                 }
                 Action::Log(line) => self.log.push(line),
+                Action::Peers => {}
             }
         }
     }
