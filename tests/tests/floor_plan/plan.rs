@@ -220,8 +220,8 @@ pub(crate) const CRATES: &[Crate] = &[
         floors: &[
             ("spec", 0),
             ("timeline", 0),
-            ("network", 1),
             ("state", 1),
+            ("network", 2),
             ("wire", 2),
             ("agent", 3),
             ("instance", 4),

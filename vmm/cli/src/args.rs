@@ -164,6 +164,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::image::args::ImageVerb,
     },
+    /// Make, list and remove networks of machines
+    Network {
+        #[command(subcommand)]
+        verb: crate::network::args::NetworkVerb,
+    },
     /// Check a name and a password with a registry, and keep them
     Login(crate::registry::args::LoginArgs),
     /// Forget the name and the password for a registry

@@ -27,6 +27,10 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
         return Err(Usage::error(format!("--net {network}: {what}")));
     }
+    if let Some(member) = network.member() {
+        let what = "networks of machines are for nelly run, whose guests have Nelly's agent";
+        return Err(Usage::error(format!("--net {}: {what}", member.network)));
+    }
     let mut config = machine::boot(args, &context.settings)?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;

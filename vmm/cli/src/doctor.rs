@@ -146,6 +146,13 @@ fn installation(context: &Context) -> Vec<Finding> {
             findings.push(Finding::new("usernet", Verdict::Fail, error.to_string(), advice::install()));
         }
     }
+    // Of networks of machines.
+    match context.search.switch() {
+        Ok(path) => findings.push(Finding::ok("switch", format!("{} (beside nelly)", path.display()))),
+        Err(error) => {
+            findings.push(Finding::new("switch", Verdict::Fail, error.to_string(), advice::install()));
+        }
+    }
     match Assets::find(&context.search, &context.settings, None, None) {
         Ok(assets) => {
             findings.push(Finding::ok("kernel", asset(&assets.kernel)));

@@ -25,6 +25,7 @@ mod image;
 mod life;
 mod machine;
 mod man;
+mod network;
 mod network_args;
 mod out;
 mod output_file;
@@ -145,13 +146,14 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Events(args) => life::events(args, &context),
         Verb::Rename(args) => life::rename(args, &context),
         Verb::Rm(args) => life::rm(args, &context),
-        Verb::Gc => life::gc(&context),
+        Verb::Gc => life::gc(&context).and_then(|code| network::gc(&context).map(|()| code)),
         Verb::Generate { verb: GenerateVerb::Systemd(args) } => life::systemd(args, &context),
         Verb::Boot(args) => {
             log(args.machine.log_level, false, &context)?;
             boot::run(args, &context, recorder)
         }
         Verb::Image { verb } => image::run(verb, &context),
+        Verb::Network { verb } => network::run(verb, &context),
         Verb::Login(args) => registry::login(args, &context),
         Verb::Logout(args) => registry::logout(args, &context),
         Verb::Bench(args) => bench::run(args, &context),

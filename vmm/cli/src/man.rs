@@ -29,7 +29,7 @@ const FILES: &[(&str, &str)] = &[
         "The sockets of sandboxes that run; /run/nelly for root without that variable.",
     ),
     ("PREFIX/share/nelly", "Kernel, initramfs and built-in image, found from where the nelly program lies."),
-    ("PREFIX/libexec/nelly", "The programs nelly-monitor, nelly-keeper and nelly-usernet."),
+    ("PREFIX/libexec/nelly", "The programs nelly-monitor, nelly-keeper, nelly-usernet and nelly-switch."),
 ];
 
 /// Writes all pages into a directory, which is made.

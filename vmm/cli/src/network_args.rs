@@ -14,9 +14,13 @@ use crate::fail::{OfFlag as _, Usage};
 pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
     /// with options: user,default=deny,mtu=BYTES; ip=, gw=, dns=, search=, mtu= and mac= for tap
-    /// and unix [default: none; user with any of the flags below]
+    /// and unix; or a network of nelly network create, NAME[,alias=NAME][,ip=ADDRESS]
+    /// [default: none; user with any of the flags below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
+    /// Name that leads to the machine on its network of machines, beside the sandbox's own
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network_alias: Vec<String>,
     /// Let a port of this host lead to one of the guest; on loopback unless BIND is given
     #[arg(short = 'p', long, value_name = "[BIND:]HOST:GUEST[/udp]")]
     pub(crate) publish: Vec<String>,
@@ -48,6 +52,7 @@ impl NetworkArgs {
     /// A flag that says something of the user-mode network.
     fn of_user(&self) -> Option<&'static str> {
         let given = [
+            ("--network-alias", &self.network_alias),
             ("-p", &self.publish),
             ("--allow", &self.allow),
             ("--deny", &self.deny),
@@ -91,6 +96,18 @@ impl NetworkArgs {
         }
         user.search.clone_from(&self.dns_search);
         user.log = self.net_log.as_ref().map(std::path::absolute).transpose().of_flag("--net-log")?;
+        match &mut user.member {
+            Some(member) => {
+                let added = self.network_alias.iter().try_for_each(|name| member.add_alias(name));
+                added.map_err(anyhow::Error::msg).of_flag("--network-alias")?;
+            }
+            None if !self.network_alias.is_empty() => {
+                return Err(Usage::error(
+                    "--network-alias is a name on a network of machines: name one with --network",
+                ));
+            }
+            None => {}
+        }
         Ok(network)
     }
 }
@@ -130,6 +147,8 @@ mod tests {
         assert_eq!((&user.search[..], &user.log), (&["lan".to_owned()][..], &None));
         let Network::User(user) = network(&["--net-log", "x"]).unwrap() else { panic!("user") };
         assert!(user.log.unwrap().is_absolute());
+        let member = network(&["--network", "dev,alias=a", "--network-alias", "b", "-p", "80:80"]).unwrap();
+        assert_eq!(member.member().unwrap().aliases, ["a", "b"]);
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
     }
@@ -146,6 +165,9 @@ mod tests {
             (&["--deny", "example"], "--deny"),
             (&["--dns", "dns"], "--dns"),
             (&["--dns-search", "a b"], "--dns-search"),
+            (&["--network-alias", "db"], "--network-alias"),
+            (&["--net", "none", "--network-alias", "db"], "--network-alias is for --net user"),
+            (&["--net", "dev", "--network-alias", "D B"], "--network-alias"),
         ] {
             let error = format!("{:#}", network(words).unwrap_err());
             assert!(error.contains(flag), "{words:?}: {error}");

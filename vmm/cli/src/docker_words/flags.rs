@@ -4,8 +4,9 @@
 type Row = (&'static [&'static str], &'static [&'static str], &'static str);
 
 const MAKE: &[&str] = &["run", "create"];
-const OWN_NETWORK: &str = "each machine has a network of its own: see --net and -p";
-const ADDRESSES: &str = "--net tap=NAME,ip=ADDRESS/BITS,mac=ADDRESS says addresses; --net user has its own";
+const OWN_NETWORK: &str =
+    "each machine has a network of its own, or is on one of nelly network: see --net and -p";
+const ADDRESSES: &str = "--network NAME,ip=ADDRESS says one on a network of machines, --net tap=NAME,ip=ADDRESS/BITS,mac=ADDRESS on a tap";
 const ONE_BY_ONE: &str = "ports are published one by one: -p HOST:GUEST";
 const NO_IO_LIMITS: &str = "there are no limits of input and output yet";
 const WHOLE: &str = "a machine has whole vCPUs: --cpus N";
@@ -37,7 +38,7 @@ pub(super) const TABLE: &[Row] = &[
     (MAKE, &["--cidfile"], "write --result FILE, or take the id that nelly run -d and nelly create print"),
     (MAKE, &["--cpu-shares", "-c", "--cpuset-cpus", "--cpuset-mems", "--cpu-period", "--cpu-quota"], WHOLE),
     (MAKE, &["--ip", "--ip6", "--mac-address"], ADDRESSES),
-    (MAKE, &["--dns-option", "--expose", "--link", "--network-alias"], OWN_NETWORK),
+    (MAKE, &["--dns-option", "--expose", "--link"], OWN_NETWORK),
     (MAKE, &["--publish-all", "-P"], ONE_BY_ONE),
     (MAKE, &["--domainname"], "write --hostname NAME.DOMAIN"),
     (MAKE, &["--env-host"], "-e NAME without a value copies one variable of this environment"),

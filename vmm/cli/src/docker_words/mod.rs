@@ -113,7 +113,7 @@ mod tests {
             (&["volume", "ls"], "belongs to one sandbox"),
             (&["run", "-P", "alpine"], "published one by one"),
             (&["run", "--publish-all=true", "alpine"], "nelly run has no flag `--publish-all`: "),
-            (&["run", "--ip=10.0.0.2", "alpine"], "no flag `--ip`: --net tap="),
+            (&["run", "--ip=10.0.0.2", "alpine"], "no flag `--ip`: --network NAME,ip="),
             (&["create", "--gpus", "all", "alpine"], "nelly create has no flag `--gpus`"),
             (&["start", "-ai", "web"], "no flag `-a`: write nelly start NAME && nelly attach NAME"),
             (&["start", "-i", "web"], "nelly attach NAME"),
@@ -155,6 +155,10 @@ mod tests {
             &["exec", "-it", "-u", "0", "-w", "/", "-e", "A=1", "web", "id"],
             &["run", "-itd", "--name", "web", "alpine"],
             &["run", "-p", "80:80", "--dns", "1.1.1.1", "--network", "none", "alpine"],
+            &["run", "--network", "dev", "--network-alias", "db", "alpine"],
+            &["network", "create", "--internal", "--label", "a=b", "--subnet", "10.7.0.0/24", "dev"],
+            &["network", "ls", "-q", "-f", "name=dev"],
+            &["network", "rm", "-f", "dev"],
         ] {
             let raw: Vec<String> = ["nelly"].iter().chain(words).map(|word| (*word).to_owned()).collect();
             assert!(Cli::from_words(&raw).is_ok(), "{words:?}");

@@ -23,10 +23,6 @@ pub(super) const TOP: &[Row] = &[
     ("list", Some("nelly ps")),
     ("load", Some("nelly image load")),
     ("ls", Some("nelly ps")),
-    (
-        "network",
-        Some("nelly run --net for the network of a machine; networks between machines there are none"),
-    ),
     ("plugin", None),
     ("pod", Some("nelly run --in SANDBOX for a further container in the machine of a sandbox")),
     ("port", Some("nelly inspect NAME, which shows network.published")),

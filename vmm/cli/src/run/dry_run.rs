@@ -15,13 +15,13 @@ use super::plan::{PreparedRun, RunOptions, machine_by_path, plan};
 use crate::args::RunArgs;
 use crate::context::Context;
 use crate::fail::Hint;
-use crate::out;
 use crate::registry::args::PullPolicy;
+use crate::{network, out};
 
 /// Prints the configuration.
 pub(super) fn dry_run(
     args: &RunArgs,
-    options: RunOptions,
+    mut options: RunOptions,
     kept: Option<&KeptOptions>,
     (store, reference): (&Store, &Reference),
     context: &Context,
@@ -33,6 +33,8 @@ pub(super) fn dry_run(
     if args.name.is_some() {
         detached::name_is_free(&options.name, context)?;
     }
+    // What is given is kept for nobody.
+    drop(network::assign(&mut options.network, context)?);
     let plan = plan(args, options, &planned.config)?;
     if let Some(kept) = kept {
         detached::check(args, kept, &plan, &planned.raw_config)?;

@@ -19,6 +19,7 @@ use foreground::foreground;
 use nelly_image::{Hold, Image, ImageError, Reference, Store, StoreOptions};
 use nelly_sandbox::instance::{Guest, relays};
 use nelly_sandbox::network::attach;
+use nelly_sandbox::state::networks::NetworksLock;
 use nelly_sandbox::state::{Id, outcome};
 use nelly_sandbox::timeline::name;
 use nelly_sandbox::wire::order::Last;
@@ -33,7 +34,7 @@ use crate::detach_keys::DetachKeys;
 use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::output_file::OutputFile;
 use crate::registry::args::PullPolicy;
-use crate::{out, progress, registry, result, signals};
+use crate::{network, out, progress, registry, result, signals};
 
 /// Who holds the sandbox, and whether this process has the container's streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,12 +166,20 @@ fn tell(result: Option<OutputFile>, id: &Id, started: Instant, exit: Result<Last
     exit.map(|exit| ExitCode::from(exit.code))
 }
 
-/// The machine of a run in the foreground, with its files opened and its network made.
-fn machine(plan: &PreparedRun, disk: Vec<File>) -> Result<(MachineConfig, Resources, Guest)> {
+/// The machine of a run in the foreground, with its files opened and its network made, under the
+/// lock under which its place on that was given.
+fn machine(
+    plan: &PreparedRun,
+    disk: Vec<File>,
+    lock: Option<NetworksLock>,
+    context: &Context,
+) -> Result<(MachineConfig, Resources, Guest)> {
     let mut resources = Resources::new();
     let mut machine = machine_opened(plan, disk, &mut resources)?;
-    let RunOptions { network, usernet, id, .. } = &plan.options;
-    let attached = attach(network, usernet.as_deref(), &id.to_string(), &mut resources)?;
+    let RunOptions { network: asked, usernet, id, name, .. } = &plan.options;
+    let (id, site) = (id.to_string(), network::site(context));
+    let who = (id.as_str(), name.as_str());
+    let attached = attach(asked, usernet.as_deref(), who, &mut resources, (&site, lock))?;
     machine.networks.extend(attached.device);
     let hostname = plan.container.hostname.clone();
     Ok((machine.config()?, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))
@@ -247,11 +256,13 @@ fn begin(
     let hold = if stays { hold(&store)? } else { None };
     let mut image = resolve(&store, &reference, args, context)?;
     recorder.stamp(name::IMAGE_RESOLVED);
-    let plan = plan(args, options, &image.config)?;
+    let mut plan = plan(args, options, &image.config)?;
     check_relays(mode, &plan)?;
+    // Held until others can see what the machine was given.
+    let lock = network::assign(&mut plan.options.network, context)?;
     if let Some(kept) = kept {
         let made = detached::create(args, kept, &plan, &reference, &image, context)?;
-        drop(hold);
+        drop((hold, lock));
         let id = plan.options.id;
         match mode {
             Mode::Held | Mode::Created => {}
@@ -265,7 +276,7 @@ fn begin(
         out::line(id.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let machine = machine(&plan, std::mem::take(&mut image.disk))?;
+    let machine = machine(&plan, std::mem::take(&mut image.disk), lock, context)?;
     // Made when the container runs: a start waits for nothing that it does not need.
     let listing = || detached::listing(args, &plan, &reference, &image, context);
     let runtime = tokio::runtime::Builder::new_current_thread()

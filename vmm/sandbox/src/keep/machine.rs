@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{Isolation, Resources};
 
 use super::Start;
 use crate::instance::{Guest, Sandbox, SandboxError};
-use crate::network::attach;
+use crate::network::{Site, attach};
 use crate::spec::MachineSpec;
 use crate::state::SandboxRecord;
 use crate::state::record::MachineRecord;
@@ -17,9 +18,15 @@ use crate::wire::order::Files;
 
 /// What starts the machine of this record.
 #[must_use]
-pub(super) fn start(record: SandboxRecord, files: Files) -> Start {
+pub(super) fn start(
+    record: SandboxRecord,
+    files: Files,
+    networks: PathBuf,
+    environment: impl Fn(&str) -> Option<PathBuf> + 'static,
+) -> Start {
     Box::new(move || {
-        let made = machine(&record, &files);
+        let site = Site { networks: networks.clone(), environment: &environment };
+        let made = machine(&record, &files, &site);
         let isolation = Isolation::Process { monitor: record.machine.monitor.clone() };
         Box::pin(async move {
             let (config, resources, guest) = made?;
@@ -30,7 +37,7 @@ pub(super) fn start(record: SandboxRecord, files: Files) -> Start {
 
 type Made = (MachineConfig, Resources, Guest);
 
-fn machine(record: &SandboxRecord, files: &Files) -> Result<Made, SandboxError> {
+fn machine(record: &SandboxRecord, files: &Files, site: &Site<'_>) -> Result<Made, SandboxError> {
     let failed = |source| SandboxError::Host { what: "cannot make the machine", source };
     let mut resources = Resources::new();
     let kernel = resources.add(files.kernel.try_clone().map_err(failed)?);
@@ -38,7 +45,8 @@ fn machine(record: &SandboxRecord, files: &Files) -> Result<Made, SandboxError> 
     let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     let storage = files.storage.as_ref().map(File::try_clone).transpose().map_err(failed)?;
     let MachineRecord { network, usernet, .. } = &record.machine;
-    let attached = attach(network, usernet.as_deref(), &record.id.to_string(), &mut resources)?;
+    let who = (&*record.id.to_string(), record.name.as_str());
+    let attached = attach(network, usernet.as_deref(), who, &mut resources, (site, None))?;
     let spec = MachineSpec {
         kernel,
         initrd,

@@ -121,7 +121,9 @@ pub async fn serve(
             Err((code, message)) => answer(&tell, code, message),
         }
     };
-    let start = machine::start(record, files);
+    // Beside the sandboxes.
+    let networks = order.sandboxes.with_file_name("networks");
+    let start = machine::start(record, files, networks, environment);
     let ended = keeper.run(&start, &mut requests, begun).await;
     if order.client.any() {
         let Ended { exit, detail } = ended;

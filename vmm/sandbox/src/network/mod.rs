@@ -6,12 +6,12 @@
 //! breaks the guest's link, and nothing else.
 
 mod log;
+pub mod member;
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read};
 use std::net::Shutdown;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -22,15 +22,15 @@ use std::time::Duration;
 use nelly_net::config::UsernetConfig;
 use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
 use crate::spec::network::{GuestNetwork, Network};
+use crate::state::networks::NetworksLock;
 
 pub use log::open_log;
+pub use member::{MemberError, Site};
 
 /// Most that is read of what it says, in bytes.
 const MOST: usize = 256 << 10;
@@ -74,6 +74,9 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The machine is not on its network.
+    #[error(transparent)]
+    Member(#[from] Box<MemberError>),
     /// It ended, or said what is wrong.
     #[error("the user-mode network did not start: {0}")]
     Refused(String),
@@ -90,8 +93,8 @@ pub struct Usernet {
 }
 
 impl Usernet {
-    /// Starts `program` with this configuration, and a log if it is to have one. Answers the
-    /// monitor's end of the link, too.
+    /// Starts `program` with this configuration, a log if it is to have one, and the `port` on a
+    /// switch that it may ask for. Answers the monitor's end of the link, too.
     ///
     /// # Errors
     /// [`NetworkError::Start`].
@@ -99,6 +102,7 @@ impl Usernet {
         program: &Path,
         config: &UsernetConfig,
         log: Option<File>,
+        port: Option<OwnedFd>,
     ) -> Result<(Self, OwnedFd), NetworkError> {
         let failed = |source| NetworkError::Start { program: program.to_owned(), source };
         let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
@@ -122,7 +126,10 @@ impl Usernet {
         let network =
             Self { child: Mutex::new(child), said, ready: Mutex::default(), last_words: Mutex::default() };
         let said = &network.said;
-        match send(said, &text, log.as_ref()).and_then(|()| said.shutdown(Shutdown::Write)) {
+        let files = port.iter().map(AsFd::as_fd).chain(log.iter().map(AsFd::as_fd));
+        let files: Vec<BorrowedFd<'_>> = files.collect();
+        let told = nelly_net::sys::write_with_descriptors(said, &text, &files);
+        match told.and_then(|()| said.shutdown(Shutdown::Write)) {
             // It has ended: why is told to whoever waits for it.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
             _ => {}
@@ -246,18 +253,6 @@ impl Drop for Usernet {
     }
 }
 
-/// Sends a configuration, and a file with its first bytes.
-fn send(to: &UnixStream, text: &[u8], log: Option<&File>) -> io::Result<()> {
-    let files: Vec<BorrowedFd<'_>> = log.iter().map(|log| log.as_fd()).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut with = SendAncillaryBuffer::new(&mut space);
-    if !files.is_empty() {
-        with.push(SendAncillaryMessage::ScmRights(&files));
-    }
-    let sent = sendmsg(to, &[IoSlice::new(text)], &mut with, SendFlags::NOSIGNAL)?;
-    (&*to).write_all(&text[sent..])
-}
-
 /// Whether there is no whole line yet, and may be one.
 fn goes_on(text: &[u8]) -> bool {
     !text.contains(&b'\n') && text.len() < MOST
@@ -296,21 +291,28 @@ pub struct Attached {
 }
 
 /// Makes the host's side of a network: the process `program` of a user-mode network, whose link
-/// becomes one of the machine's resources. `seed` is what the guest's hardware address is of.
+/// becomes one of the machine's resources. `seed` is what the guest's hardware address is of: the
+/// sandbox's id; `name` is the sandbox's name. On a network of machines of `site` it joins, under
+/// the `lock` of [`member::assign`] if that is still held.
 ///
 /// # Errors
-/// [`NetworkError::NoProgram`], [`NetworkError::Start`].
+/// [`NetworkError::NoProgram`], [`NetworkError::Start`], [`NetworkError::Member`].
 pub fn attach(
     network: &Network,
     program: Option<&Path>,
-    seed: &str,
+    (seed, name): (&str, &str),
     resources: &mut Resources,
+    (site, lock): (&Site<'_>, Option<NetworksLock>),
 ) -> Result<Attached, NetworkError> {
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = program.ok_or(NetworkError::NoProgram)?;
-            let log = open_log(user)?;
-            let (usernet, link) = Usernet::start(program, &user.config(seed), log)?;
+            let port = user.member.as_ref().map(|member| {
+                let switch = program.with_file_name("nelly-switch");
+                member::join(site, member, (seed, name), &switch, lock).map_err(Box::new)
+            });
+            let (log, port) = (open_log(user)?, port.transpose()?);
+            let (usernet, link) = Usernet::start(program, &user.config(seed), log, port)?;
             (Some(usernet), Some(resources.add(link)))
         }
         Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),

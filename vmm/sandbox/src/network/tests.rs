@@ -1,5 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
+use std::io::Write as _;
+
 use super::*;
 use crate::spec::network::UserNetwork;
 
@@ -8,7 +10,7 @@ fn started(directory: &Path, script: &str) -> Usernet {
     let program = directory.join("program");
     std::fs::write(&program, format!("#!/bin/sh\ncat <&1 >/dev/null\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-    Usernet::start(&program, &UsernetConfig::default(), None).unwrap().0
+    Usernet::start(&program, &UsernetConfig::default(), None, None).unwrap().0
 }
 
 fn ended(network: &Usernet) -> String {

@@ -157,6 +157,14 @@ impl Search {
         self.program("nelly-usernet")
     }
 
+    /// The `nelly-switch` program, of networks of machines.
+    ///
+    /// # Errors
+    /// There is none; the error says where it was looked for.
+    pub fn switch(&self) -> Result<PathBuf, InstallationError> {
+        self.program("nelly-switch")
+    }
+
     fn program(&self, name: &'static str) -> Result<PathBuf, InstallationError> {
         let tried = vec![self.bin.join(name), self.bin.join("../libexec/nelly").join(name)];
         match tried.iter().find(|path| path.is_file()) {

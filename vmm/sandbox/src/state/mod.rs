@@ -7,6 +7,7 @@ mod error;
 pub mod events;
 pub mod identity;
 pub mod logs;
+pub mod networks;
 pub mod outcome;
 pub mod places;
 pub mod record;

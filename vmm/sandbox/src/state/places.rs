@@ -56,6 +56,12 @@ impl Places {
         self.data.join("sandboxes")
     }
 
+    /// Networks of machines.
+    #[must_use]
+    pub fn networks(&self) -> PathBuf {
+        self.data.join("networks")
+    }
+
     /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
     /// is checked when it is opened with [`nelly_image::trusted::open_file`].
     ///

@@ -90,6 +90,35 @@ impl RuntimeDir {
         stream.map_err(|source| io_error("connect to", &self.path().join(name), source))
     }
 
+    /// As [`RuntimeDir::bind`], a message socket.
+    ///
+    /// # Errors
+    /// As [`RuntimeDir::bind`].
+    pub fn bind_packets(&self, name: &str) -> Result<OwnedFd, StateError> {
+        self.dir.remove(name)?;
+        let path = self.dir.reach(name);
+        let bound = || -> io::Result<OwnedFd> {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            rustix::net::listen(&socket, 128)?;
+            Ok(socket)
+        };
+        bound().map_err(|source| io_error("make the socket", &self.path().join(name), source))
+    }
+
+    /// As [`RuntimeDir::connect`], to a message socket. The socket does not wait for room, either.
+    ///
+    /// # Errors
+    /// As [`RuntimeDir::connect`].
+    pub fn connect_packets(&self, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(self.dir.reach(name))?)?;
+        Ok(socket)
+    }
+
     /// Removes the directory at `path` as [`RuntimeDir::remove`], unless it is not there or
     /// somebody serves its sockets, as the keeper of a copy of the sandbox. The caller holds the
     /// sandbox's lock. Whether it was removed.

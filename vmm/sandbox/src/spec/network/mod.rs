@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use super::SpecError;
 
 mod guest;
+mod member;
 
 pub use guest::{GuestNetwork, GuestPrefix};
+pub use member::{FIRST, Member, Place, check_network_name};
 
 /// The id of the network device in the machine's configuration.
 const DEVICE: &str = "net0";
@@ -59,6 +61,9 @@ pub struct UserNetwork {
     /// The file that has a line for whatever the guest asks for, absolute; if absent, none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
+    /// The network of machines that it is on with others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub member: Option<Member>,
 }
 
 /// A tap.
@@ -102,8 +107,9 @@ pub struct StaticGuest {
     pub mac: Option<MacAddress>,
 }
 
-const HINT: &str = "write none, user[,mtu=BYTES][,default=deny], tap=NAME or unix=PATH; tap and unix take \
-                    ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN ,mtu=BYTES and ,mac=ADDRESS";
+const HINT: &str = "write none, user[,mtu=BYTES][,default=deny], tap=NAME, unix=PATH or the NAME of a network of \
+                    machines; tap and unix take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
+                    ,mtu=BYTES and ,mac=ADDRESS, a network of machines ,alias=NAME and ,ip=ADDRESS";
 
 impl FromStr for Network {
     type Err = SpecError;
@@ -116,6 +122,12 @@ impl FromStr for Network {
             Some((mode, value)) => (mode, Some(value)),
             None => (mode, None),
         };
+        if value.is_none()
+            && let Ok(mut member) = Member::new(mode)
+        {
+            words.try_for_each(|word| member.option(word)).map_err(refuse)?;
+            return Ok(Self::User(UserNetwork { member: Some(member), ..UserNetwork::default() }));
+        }
         let (mut guest, mut default) = (StaticGuest::default(), Verdict::default());
         for word in words {
             match word {
@@ -244,6 +256,15 @@ impl Network {
         }
     }
 
+    /// The network of machines that it is on.
+    #[must_use]
+    pub fn member(&self) -> Option<&Member> {
+        match self {
+            Self::User(user) => user.member.as_ref(),
+            Self::None | Self::Tap(_) | Self::Unix(_) => None,
+        }
+    }
+
     /// The device of the machine, with a hardware address that belongs to `seed` unless another was
     /// asked for. `user` is the socket of the user-mode network's link.
     #[must_use]
@@ -291,7 +312,7 @@ impl UserNetwork {
     /// What `nelly-usernet` is told of a guest whose hardware address belongs to `seed`.
     #[must_use]
     pub fn config(&self, seed: &str) -> UsernetConfig {
-        UsernetConfig {
+        let mut config = UsernetConfig {
             guest_mac: Some(Mac(MacAddress::from_seed(seed).bytes())),
             default: self.default,
             mtu: self.mtu.unwrap_or_default().get(),
@@ -301,13 +322,18 @@ impl UserNetwork {
             deny: self.deny.clone(),
             publish: self.publish.clone(),
             ..UsernetConfig::default()
+        };
+        if let Some(member) = &self.member {
+            member.configure(&mut config);
         }
+        config
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::User(UserNetwork { member: Some(member), .. }) => f.write_str(&member.network),
             Self::None | Self::User(_) => f.write_str(self.word()),
             Self::Tap(tap) => write!(f, "tap={}", tap.name.as_str()),
             Self::Unix(unix) => write!(f, "unix={}", unix.path.display()),

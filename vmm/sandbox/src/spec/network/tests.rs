@@ -64,6 +64,12 @@ fn what_is_no_network_says_what_is_wrong() {
         ("tap=t,mac=01:00:00:00:00:00", "not that of one station"),
         ("tap=t,x=1", "no option \"x\""),
         ("tap=t,x", "\"x\" is no option"),
+        ("Dev", "write none, user"),
+        ("dev=x", "write none, user"),
+        ("dev,mtu=1400", "takes alias=NAME and ip=ADDRESS"),
+        ("dev,alias=A B", "is not a name"),
+        ("dev,ip=10.0.0.3/24", "an IPv4 address is needed"),
+        ("dev,ip=10.0.0.3,ip=10.0.0.4", "an address already"),
     ] {
         let error = text.parse::<Network>().unwrap_err().to_string();
         assert!(error.contains(words), "{text}: {error}");
@@ -89,4 +95,28 @@ fn the_guest_of_a_user_network_knows_its_host() {
     assert_eq!(guest.addresses[0].to_string(), "10.0.2.15/24");
     assert_eq!(guest.hosts, [("10.0.2.2".parse().unwrap(), "host.internal".to_owned())]);
     assert_eq!(guest.nameservers, ["10.0.2.3".parse::<IpAddr>().unwrap()]);
+}
+
+#[test]
+fn a_machine_on_a_network_has_the_addresses_that_it_was_given() {
+    let mut network = parsed("dev,alias=db,alias=store,alias=db,ip=10.89.0.7");
+    assert_eq!((network.to_string().as_str(), network.word()), ("dev", "user"));
+    let user = network.user_mut().unwrap();
+    let member = user.member.as_mut().unwrap();
+    assert_eq!(member.aliases, ["db", "store"]);
+    assert_eq!(member.wanted, Some("10.89.0.7".parse().unwrap()));
+    let prefixes = ("10.89.0.0/24".parse().unwrap(), "fd12::/64".parse().unwrap());
+    member.place = Some(Place::new("id".into(), prefixes, true, 7));
+    let config = user.config("seed");
+    config.check().unwrap();
+    assert!(config.peers && config.isolated);
+    assert_eq!(
+        (config.gateway4.to_string(), config.dns6.to_string()),
+        ("10.89.0.1".into(), "fd12::2".into())
+    );
+    let guest = network.guest("seed").unwrap();
+    let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.89.0.7/24", "fd12::7/64"]);
+    let text = serde_json::to_string(&network).unwrap();
+    assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), network);
 }

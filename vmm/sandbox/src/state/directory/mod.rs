@@ -37,6 +37,7 @@ use rustix::io::Errno;
 pub use clean::Cleaned;
 pub use draft::Draft;
 pub use find::{Details, Listed};
+pub(super) use sandbox::replace;
 pub use sandbox::{SandboxDir, SandboxLock};
 
 use super::error::io_error;

@@ -248,7 +248,7 @@ impl SandboxDir {
 /// Replaces the file `name` in `dir` by renaming, so that every reader finds a whole one, also
 /// after the host lost its power. Only one process at a time may replace a file, which a lock sees
 /// to.
-pub(super) fn replace(dir: &TrustedDir, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+pub(in crate::state) fn replace(dir: &TrustedDir, name: &str, bytes: &[u8]) -> Result<(), StateError> {
     let unfinished = format!("{name}.new");
     let path = dir.path().join(name);
     // What a killed process left.
