@@ -12,6 +12,7 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod state;
+pub mod switch;
 pub mod usernet;
 pub mod vsock;
 
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "net", run: net::run, seeds: net::seeds, rounds: 200 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
     Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
+    Target { name: "switch", run: switch::run, seeds: switch::seeds, rounds: 4_000 },
     Target { name: "usernet", run: usernet::run, seeds: usernet::seeds, rounds: 4_000 },
     Target { name: "vsock", run: vsock::run, seeds: vsock::seeds, rounds: 1_000 },
 ];

@@ -139,6 +139,11 @@ fn state() {
 }
 
 #[test]
+fn switch() {
+    corpus("switch");
+}
+
+#[test]
 fn usernet() {
     corpus("usernet");
 }
@@ -152,7 +157,10 @@ fn vsock() {
 #[test]
 fn seeds_are_sound_and_every_target_has_its_test() {
     let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
-    assert_eq!(names, ["agent", "kernel", "layers", "mmio", "net", "queue", "state", "usernet", "vsock"]);
+    assert_eq!(
+        names,
+        ["agent", "kernel", "layers", "mmio", "net", "queue", "state", "switch", "usernet", "vsock"]
+    );
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
     // Without indirect tables negotiated, the second chain breaks the queue.
