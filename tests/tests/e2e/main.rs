@@ -35,6 +35,7 @@ mod sessions;
 mod snapshot;
 mod sockets;
 mod storage;
+mod switch;
 mod terminal;
 mod timings;
 mod user;
