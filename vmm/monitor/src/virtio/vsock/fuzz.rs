@@ -21,8 +21,11 @@ pub fn fuzz_packets(data: &[u8]) {
     crate::sys::set_nonblocking(&ours).expect("a channel");
     control.listen(1, theirs);
     control.connect(2, Box::new(drop));
+    let (joined, far) = crate::sys::stream_pair().expect("a stream");
+    control.join(3, vec![7; 16], joined, Box::new(drop));
     let mut bench = Bench::new(&mut device, 64, None);
-    let mut streams: Vec<UnixStream> = Vec::new();
+    let mut streams: Vec<UnixStream> = vec![far.into()];
+    streams[0].set_nonblocking(true).expect("a stream");
     for chunk in data.chunks(12) {
         let mut bytes = [0u8; 12];
         bytes[..chunk.len()].copy_from_slice(chunk);

@@ -32,6 +32,9 @@ const BEGINNING_MOST: usize = 128;
 /// Most requests to the monitor that are being written at a time: each may hold a thread.
 const ASKING_MOST: usize = 4;
 
+/// Most bytes that are kept of why a connection failed.
+const SENTENCE_MOST: usize = 512;
+
 /// How long accepting waits after it failed, as it does when a process has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -58,7 +61,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn fail(&self, why: String) {
+    /// What the guest says may be long.
+    fn fail(&self, mut why: String) {
+        why.truncate(why.floor_char_boundary(SENTENCE_MOST));
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = why;
         self.failed.fetch_add(1, Ordering::Relaxed);
     }

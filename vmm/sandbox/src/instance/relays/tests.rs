@@ -34,7 +34,7 @@ impl agent_service::Agent for Played {
     ) -> ttrpc::Result<m::ConnectResponse> {
         match &request.address.path[..] {
             b"/served" => Ok(m::ConnectResponse { token: vec![7; 16], ..Default::default() }),
-            _ => Err(refusal("nobody is there")),
+            _ => Err(refusal(&format!("nobody is there{}", "!".repeat(100_000)))),
         }
     }
 
@@ -158,6 +158,7 @@ async fn a_free_port_is_found_and_told_and_a_target_that_is_gone_is_a_reset() {
     let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let state = counted(&relays, 0, 1).await;
     assert!(state.last_failure.contains("nobody is there"), "{}", state.last_failure);
+    assert!(state.last_failure.len() <= SENTENCE_MOST);
     assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     // A second one finds the port taken.
     let taken = check(&[Relay::inward(&format!("{port}=80")).unwrap()]).unwrap_err();
