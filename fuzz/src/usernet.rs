@@ -14,6 +14,8 @@ use super::Bytes;
 struct Socket {
     connecting: bool,
     stream: bool,
+    /// Nothing stands for it: only the core says what it holds.
+    local: bool,
     ended: bool,
     ring: usize,
     left: usize,
@@ -63,6 +65,7 @@ pub fn run(data: &[u8]) {
             net.tick(now);
         } else if let Some(id) = id
             && let Some(socket) = sockets.get_mut(&id)
+            && !socket.local
         {
             let [much] = input.take();
             match operation & 7 {
@@ -75,6 +78,9 @@ pub fn run(data: &[u8]) {
                     id,
                     if much & 4 == 0 { Failure::Refused } else { Failure::HostUnreachable },
                 ),
+                5 if socket.stream && !socket.connecting && net.answers_in_stream(id) => {
+                    net.answer_part(now, id, &input.take::<40>());
+                }
                 5 if socket.stream && !socket.connecting && !socket.ended => {
                     socket.ended = much == 0;
                     socket.ring += usize::from(much) * 300;
@@ -112,6 +118,12 @@ fn act(net: &mut Net, now: Duration, message: &[u8], sockets: &mut HashMap<FlowI
             Action::Connect { flow, protocol, .. } => {
                 let stream = protocol == Protocol::Tcp;
                 sockets.insert(flow, Socket { connecting: stream, stream, ..Socket::default() });
+            }
+            Action::Local { flow } => {
+                sockets.insert(flow, Socket { stream: true, local: true, ..Socket::default() });
+            }
+            Action::Feed { flow, bytes } => {
+                sockets.get_mut(&flow).expect("a stream that was begun").ring += bytes.len();
             }
             Action::Write { flow, range } => {
                 let socket = sockets.get_mut(&flow).expect("a socket that is connected");
@@ -197,7 +209,8 @@ fn frame(operation: u8, which: u8, input: &mut Bytes<'_>) -> Vec<u8> {
             return out;
         }
         1 | 2 => {
-            inner.extend([0x90, which & 3, 0, 80 + (which >> 6)]);
+            // The resolver's port is one of them.
+            inner.extend([0x90, which & 3, 0, [80, 81, 82, 53][usize::from(which >> 6)]]);
             inner.extend([0, 0, a, b, 0, 0, c, d, 0x50, e, d, c, 0, 0, 0, 0]);
             // Numbers of ours begin with what the generator gives; acknowledge near it.
             if operation & 3 == 2 {

@@ -36,12 +36,13 @@ impl Net {
             tcp.connected(now);
             self.settle(id);
         }
+        self.lookup_connected(id);
     }
 
     /// A socket cannot be connected, or says that what it sent did not arrive. The flow ends.
     pub fn failed(&mut self, now: Time, id: FlowId, failure: Failure) {
         let Some(flow) = self.table.get(id) else { return };
-        let (key, to) = (flow.key, flow.to);
+        let key = flow.key;
         let is_lookup = matches!(flow.kind, Kind::Lookup(_));
         if failure == Failure::OwnAddress && !is_lookup {
             self.refused(now, &key, crate::policy::Reason::OwnAddress);
@@ -59,9 +60,6 @@ impl Net {
                 self.flow_unreachable(&key, why);
             }
             Protocol::Tcp => {
-                if failure == Failure::Refused && self.is_dns(key.remote.ip()) {
-                    self.upstreams.failed(to);
-                }
                 let why = match failure {
                     Failure::NetUnreachable => Some(Unreachable::Net),
                     Failure::HostUnreachable => Some(Unreachable::Host),
@@ -84,11 +82,16 @@ impl Net {
     /// A stream from the host has ended.
     pub fn ended(&mut self, now: Time, id: FlowId) {
         self.stream(id, |tcp| tcp.ended(now));
+        if self.answers_in_stream(id) {
+            self.lookup_failed(now, id);
+        }
     }
 
     /// A stream's socket broke.
     pub fn broken(&mut self, id: FlowId) {
-        self.end(id, true, true);
+        if !self.lookup_broken(id) {
+            self.end(id, true, true);
+        }
     }
 
     /// Of what the guest sent, a stream's socket has yet to take `len` bytes.

@@ -130,6 +130,7 @@ impl Net {
         if let Kind::Tcp(tcp) = &flow.kind {
             self.unwritten -= u64::from(tcp.unwritten);
             self.opening -= usize::from(tcp.state != State::Open);
+            self.unread -= flow.talk.as_ref().map_or(0, |talk| talk.unread);
             if tell {
                 self.reset_flow(&flow.key, tcp);
             }

@@ -19,6 +19,7 @@ mod peers;
 mod resolver;
 mod stream;
 mod table;
+mod talk;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -79,6 +80,8 @@ pub struct Net {
     opening: usize,
     /// The bytes of all streams that host sockets did not take yet.
     unwritten: u64,
+    /// The bytes of answers in streams that guests did not take yet.
+    unread: usize,
     log: Log,
     counters: Counters,
 }
@@ -117,6 +120,7 @@ impl Net {
             calls: VecDeque::new(),
             opening: 0,
             unwritten: 0,
+            unread: 0,
             log: Log::new(config.log_fd.is_some()),
             counters: Counters::default(),
             config,
@@ -358,7 +362,7 @@ impl Net {
 
     /// The key of a flow that is no question to the resolver.
     fn key(protocol: Protocol, guest: SocketAddr, remote: SocketAddr) -> Key {
-        Key { protocol, guest, remote, query: 0 }
+        Key { protocol, guest, remote, query: None }
     }
 }
 

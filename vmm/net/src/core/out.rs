@@ -26,6 +26,18 @@ pub enum Action {
         /// Which may be one of the host itself.
         trusted: bool,
     },
+    /// There is a stream that no socket stands for: it is [fed](Self::Feed).
+    Local {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// Put bytes into a stream for the guest that no socket stands for.
+    Feed {
+        /// The flow.
+        flow: FlowId,
+        /// The bytes; the core counts with them already.
+        bytes: Vec<u8>,
+    },
     /// Write a part of the message in hand to the flow's stream, and keep what it does not take.
     Write {
         /// The flow.

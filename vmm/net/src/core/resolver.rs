@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use super::Net;
 use super::out::Action;
 use super::table::{FlowId, Key, Kind, Time};
+use super::talk::Asker;
 use crate::config::Protocol;
 use crate::dns::{self, Code, Query};
+use crate::number::{be16, len16};
 use crate::policy::Naming;
 
 /// How long a resolver has to answer.
@@ -27,6 +29,8 @@ pub(crate) struct Lookup {
     /// The number that the resolver was asked under.
     id: u16,
     tries: u8,
+    /// What a resolver has answered in a stream so far.
+    got: Vec<u8>,
 }
 
 /// The host's resolvers, those that answer first.
@@ -65,39 +69,40 @@ impl Upstreams {
 
 impl Net {
     /// A question of the guest.
-    pub(super) fn query(&mut self, now: Time, guest: SocketAddr, resolver: SocketAddr, message: &[u8]) {
+    pub(super) fn query(&mut self, now: Time, asker: Asker, message: &[u8]) {
+        let guest = asker.guest;
         self.counters.queries += 1;
         let query = match Query::parse(message) {
             Ok(query) => query,
-            Err(Some(code)) => return self.send_datagram(resolver, guest, dns::error(message, code)),
-            Err(None) => return,
+            Err(Some(code)) => return self.answer(now, asker, Some(dns::error(message, code))),
+            Err(None) => return self.answer(now, asker, None),
         };
         if query.name == dns::HOST {
             let addresses = [self.config.gateway4.into(), self.config.gateway6.into()];
-            return self.send_datagram(resolver, guest, query.answer(message, &addresses));
+            return self.answer(now, asker, Some(query.answer(message, &addresses)));
         }
         if let Some(answer) = self.peers_answer(&query, message) {
-            return self.send_datagram(resolver, guest, answer);
+            return self.answer(now, asker, Some(answer));
         }
         if self.config.isolated {
-            return self.send_datagram(resolver, guest, dns::error(message, Code::Refused));
+            return self.answer(now, asker, Some(dns::error(message, Code::Refused)));
         }
-        let key = Key { protocol: Protocol::Udp, guest, remote: resolver, query: query.id };
+        let key = asker.key(query.id);
         if self.table.find(&key).is_some() {
-            // It is being asked.
-            return;
+            // It is being asked, and is answered once.
+            return self.answer(now, asker, None);
         }
         let naming = self.policy.name(&query.name);
         self.named(now, guest, &query, naming);
         if let Naming::Refused(_) = naming {
             self.counters.refused += 1;
-            return self.send_datagram(resolver, guest, dns::error(message, Code::Refused));
+            return self.answer(now, asker, Some(dns::error(message, Code::Refused)));
         }
         // Addresses that the host has no way to would only be tried in vain, and records of
         // services have addresses, and keys that hide names, where nobody looks for them.
         let useless = query.kind == dns::AAAA && !self.has_v6;
         if useless || dns::SERVICES.contains(&query.kind) && self.policy.is_about_names() {
-            return self.send_datagram(resolver, guest, query.answer(message, &[]));
+            return self.answer(now, asker, Some(query.answer(message, &[])));
         }
         if let Some(kept) = self.cache.find(now, &query, message) {
             self.counters.cached += 1;
@@ -105,7 +110,7 @@ impl Net {
                 Some(code) => dns::error(message, code),
                 None => kept,
             };
-            return self.send_datagram(resolver, guest, answer);
+            return self.answer(now, asker, Some(answer));
         }
         let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
         if self.table.count(lookups) >= MOST
@@ -118,18 +123,20 @@ impl Net {
 
     fn ask(&mut self, now: Time, key: Key, query: Query, mut message: Vec<u8>, tries: u8) {
         let Some(to) = self.upstreams.first().filter(|_| tries < TRIES) else {
-            return self.send_datagram(key.remote, key.guest, dns::error(&message, Code::Failed));
+            return self.answer(now, Asker::of(&key), Some(dns::error(&message, Code::Failed)));
         };
         self.make_room(now);
         let id = u16::from_le_bytes([self.number().to_le_bytes()[0], self.number().to_le_bytes()[1]]);
-        let mut question = message.clone();
-        question[..2].copy_from_slice(&id.to_be_bytes());
+        let question = under(id, &message);
         message.shrink_to_fit();
-        let lookup = Lookup { deadline: now + PATIENCE, query, message, id, tries };
+        let lookup = Lookup { deadline: now + PATIENCE, query, message, id, tries, got: Vec::new() };
         let flow = self.table.insert(now, key, to, Kind::Lookup(lookup));
         self.arm(flow);
-        self.actions.push_back(Action::Connect { flow, protocol: Protocol::Udp, to, trusted: true });
-        self.actions.push_back(Action::Datagram { flow, bytes: question });
+        self.actions.push_back(Action::Connect { flow, protocol: key.protocol, to, trusted: true });
+        // A stream is asked when it is connected.
+        if key.protocol == Protocol::Udp {
+            self.actions.push_back(Action::Datagram { flow, bytes: question });
+        }
     }
 
     /// A resolver answered.
@@ -143,10 +150,53 @@ impl Net {
         let (query, question) = (lookup.query.clone(), lookup.message.clone());
         match self.withheld(now, key.guest, &query, &bytes) {
             Some(code) => bytes = dns::error(&question, code),
+            // What came in a stream may not fit a datagram.
+            None if key.protocol == Protocol::Tcp && bytes.len() > 512 => {}
             None => self.cache.keep(now, &query, &question, &bytes),
         }
         self.end(id, false, false);
-        self.send_datagram(key.remote, key.guest, bytes);
+        self.answer(now, Asker::of(&key), Some(bytes));
+    }
+
+    /// Whether a flow is a question whose answer comes in a stream, so that [`Self::answer_part`]
+    /// is to be told of what the socket gives.
+    pub fn answers_in_stream(&mut self, id: FlowId) -> bool {
+        let flow = self.table.get(id);
+        flow.is_some_and(|flow| matches!(flow.kind, Kind::Lookup(_)) && flow.key.protocol == Protocol::Tcp)
+    }
+
+    /// The socket of a question is connected: it is asked.
+    pub(super) fn lookup_connected(&mut self, id: FlowId) {
+        let Some(flow) = self.table.get(id) else { return };
+        if let (Kind::Lookup(lookup), Protocol::Tcp) = (&flow.kind, flow.key.protocol) {
+            let question = under(lookup.id, &lookup.message);
+            let bytes = [&len16(question.len()).to_be_bytes()[..], &question].concat();
+            self.actions.push_back(Action::WriteHeld { flow: id, bytes });
+        }
+    }
+
+    /// A resolver answers in a stream: some bytes of it.
+    pub fn answer_part(&mut self, now: Time, id: FlowId, bytes: &[u8]) {
+        let Some(flow) = self.table.get(id) else { return };
+        let Kind::Lookup(lookup) = &mut flow.kind else { return };
+        lookup.got.extend(bytes);
+        let Some(len) = be16(&lookup.got, 0).map(usize::from) else { return };
+        if let Some(message) = lookup.got.get(2..2 + len) {
+            let message = message.to_vec();
+            self.lookup_answered(now, id, message);
+            // It was another answer than that to the question.
+            if self.answers_in_stream(id) {
+                self.lookup_failed(now, id);
+            }
+        }
+    }
+
+    /// The socket of a question broke, if it was one: the next resolver is asked soon.
+    pub(super) fn lookup_broken(&mut self, id: FlowId) -> bool {
+        let Some(Kind::Lookup(lookup)) = self.table.get(id).map(|flow| &mut flow.kind) else { return false };
+        lookup.deadline = Time::ZERO;
+        self.arm(id);
+        true
     }
 
     /// How the guest is told that it is not told, if it is not to know an answer. Addresses of
@@ -180,6 +230,13 @@ impl Net {
             self.ask(now, flow.key, lookup.query, lookup.message, lookup.tries + 1);
         }
     }
+}
+
+/// A question under another number.
+fn under(id: u16, message: &[u8]) -> Vec<u8> {
+    let mut question = message.to_vec();
+    question[..2].copy_from_slice(&id.to_be_bytes());
+    question
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::tcp::{Heard, State, Tcp};
 use super::{Input, Net, dns_port};
 use crate::config::Protocol;
 use crate::number::{index, len16, len32};
-use crate::policy::{Passage, Reason};
+use crate::policy::Passage;
 use crate::wire::checksum;
 use crate::wire::ip::{self, Packet, protocol};
 use crate::wire::tcp::{LEN, Segment, flag};
@@ -28,7 +28,7 @@ impl Net {
         let calls = segment.flags & (flag::SYN | flag::ACK | flag::RST) == flag::SYN;
         let Some(id) = self.table.find(&key) else {
             if calls {
-                self.call(now, key, &segment, packet.whole);
+                self.call(now, key, &segment);
             } else if !segment.has(flag::RST) {
                 self.reset_unknown(&key, &segment, payload.len());
             }
@@ -41,7 +41,7 @@ impl Net {
         if calls && tcp.state == State::Dialing && !tcp.began_with(&segment) {
             // The guest forgot the first call, and has another.
             self.end(id, true, false);
-            self.call(now, key, &segment, packet.whole);
+            self.call(now, key, &segment);
             return Some(());
         }
         let mut heard = tcp.segment(now, &segment, payload.len());
@@ -68,12 +68,18 @@ impl Net {
             return;
         }
         if heard.freed > 0 {
+            self.has_read(id, index(heard.freed));
             self.actions.push_back(Action::Free { flow: id, len: heard.freed });
         }
-        let is_held = self.table.get(id).is_some_and(|flow| flow.held.is_some());
-        if is_held && (heard.take.is_some() || heard.fin) {
+        let (is_held, is_talk) =
+            self.table.get(id).map_or((false, false), |flow| (flow.held.is_some(), flow.talk.is_some()));
+        if (is_held || is_talk) && (heard.take.is_some() || heard.fin) {
             let bytes = heard.take.as_ref().map_or(&[][..], |take| &message[payload.clone()][take.clone()]);
-            if !self.hold(now, id, bytes, heard.fin) {
+            let goes_on = match is_talk {
+                true => self.listen(now, id, bytes, heard.fin),
+                false => self.hold(now, id, bytes, heard.fin),
+            };
+            if !goes_on {
                 return;
             }
         } else if let Some(take) = &heard.take {
@@ -87,7 +93,7 @@ impl Net {
                 self.unwritten += len32_64(take.len());
             }
         }
-        if heard.fin {
+        if heard.fin && !is_talk {
             self.actions.push_back(Action::Shutdown { flow: id });
         }
         self.settle(id);
@@ -113,19 +119,17 @@ impl Net {
     }
 
     /// The guest begins a connection.
-    fn call(&mut self, now: Time, key: Key, syn: &Segment, original: &[u8]) {
-        let passage = match self.destination(now, key.remote) {
+    fn call(&mut self, now: Time, key: Key, syn: &Segment) {
+        if self.is_dns(key.remote.ip()) && dns_port(key.remote) {
+            return self.begin_talk(now, key, syn);
+        }
+        let Passage { to, by, check } = match self.policy.decide(now, Protocol::Tcp, key.remote) {
             Ok(passage) => passage,
             Err(reason) => {
                 self.refused(now, &key, reason);
                 self.reset_unknown(&key, syn, 0);
                 return;
             }
-        };
-        let Some(Passage { to, by, check }) = passage else {
-            // There is no resolver to connect to.
-            self.unreachable(crate::wire::icmp::Unreachable::Net, original);
-            return;
         };
         self.let_out(now, &key, by);
         self.make_room(now);
@@ -143,21 +147,6 @@ impl Net {
             to,
             trusted: self.is_trusted(key.remote),
         });
-    }
-
-    /// Where a connection to `remote` goes: to a resolver of the host, or where the policy has it.
-    fn destination(&self, now: Time, remote: SocketAddr) -> Result<Option<Passage>, Reason> {
-        if self.is_dns(remote.ip()) && dns_port(remote) {
-            if self.config.isolated {
-                return Err(Reason::Default);
-            }
-            // What is said there is not looked at.
-            if self.policy.is_about_names() {
-                return Err(Reason::Names);
-            }
-            return Ok(self.upstreams.first().map(|to| Passage { to, by: None, check: None }));
-        }
-        self.policy.decide(now, Protocol::Tcp, remote).map(Some)
     }
 
     /// The most payload of a segment between the guest and this address, in bytes.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::resolver::Lookup;
+use super::talk::Talk;
 use super::tcp::Tcp;
 use crate::config::Protocol;
 use crate::number::{index, len32};
@@ -32,8 +33,8 @@ pub(crate) struct Key {
     pub(crate) guest: SocketAddr,
     /// The other end. Of pings: the port is 0.
     pub(crate) remote: SocketAddr,
-    /// The number of a question to the resolver; otherwise 0.
-    pub(crate) query: u16,
+    /// The number of a question to the resolver.
+    pub(crate) query: Option<u16>,
 }
 
 /// What a flow is.
@@ -73,6 +74,8 @@ pub(crate) struct Flow {
     pub(crate) last: Time,
     /// What the guest sent, until it is known whom it is for.
     pub(crate) held: Option<Box<Held>>,
+    /// It is a stream of questions to the resolver.
+    pub(crate) talk: Option<Box<Talk>>,
     /// It stands in the queue of those that have something for the guest.
     pub(crate) queued: bool,
     /// The entry it has among the timers.
@@ -112,8 +115,17 @@ impl Table {
         });
         let place = &mut self.slots[index(slot)];
         let id = FlowId { slot, generation: place.generation };
-        place.flow =
-            Some(Box::new(Flow { id, key, to, kind, last: now, held: None, queued: false, armed: None }));
+        place.flow = Some(Box::new(Flow {
+            id,
+            key,
+            to,
+            kind,
+            last: now,
+            held: None,
+            talk: None,
+            queued: false,
+            armed: None,
+        }));
         assert!(self.by_key.insert(key, slot).is_none(), "a bug: two flows between the same ends");
         id
     }

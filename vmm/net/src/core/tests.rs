@@ -7,3 +7,4 @@ mod played;
 mod routers;
 mod rules;
 mod streams;
+mod talks;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::out::Action;
 use super::table::{Kind, Time};
+use super::talk::Asker;
 use super::{Input, Net, dns_port};
 use crate::config::Protocol;
 use crate::link::NetHeader;
@@ -62,7 +63,7 @@ impl Net {
         original: &[u8],
     ) {
         if self.is_dns(remote.ip()) && dns_port(remote) {
-            self.query(now, guest, remote, payload);
+            self.query(now, Asker { guest, resolver: remote, in_stream: false }, payload);
             return;
         }
         let key = Self::key(Protocol::Udp, guest, remote);

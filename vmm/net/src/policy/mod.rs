@@ -32,8 +32,6 @@ pub enum Reason {
     Default,
     /// A stream is for somebody else than the name that lets it out.
     Addressee,
-    /// It asks for names where nobody looks at them.
-    Names,
 }
 
 impl Reason {
@@ -48,7 +46,6 @@ impl Reason {
             Self::Nobody => "nobody has this address in the guest's network",
             Self::Rule(_) => "denied by a rule",
             Self::Default => "not allowed by a rule",
-            Self::Names => "names are asked for in datagrams where rules are about them",
             Self::Addressee => "not for the name that its address was allowed for",
         }
     }

@@ -42,6 +42,11 @@ impl Shell {
                         self.net.failed(now, flow, why);
                     }
                 }
+                Action::Local { flow } => {
+                    // Nothing is waited for that could fail.
+                    let _added = self.add_socket(Socket::new(flow, None, Kind::Local, true));
+                }
+                Action::Feed { flow, bytes } => self.feed(flow, &bytes),
                 Action::Write { flow, range } => {
                     self.written(now, flow, |socket| socket.write(&message[range]))
                 }
@@ -147,7 +152,7 @@ impl Shell {
         }
     }
 
-    fn has_work(&mut self, id: FlowId) {
+    pub(super) fn has_work(&mut self, id: FlowId) {
         if let Some(socket) = self.socket(id)
             && !std::mem::replace(&mut socket.queued, true)
         {
@@ -173,7 +178,10 @@ impl Shell {
             };
             match outcome {
                 Ok(()) => {
-                    socket.kind = Kind::Stream;
+                    let kind = if self.net.answers_in_stream(id) { Kind::Answer } else { Kind::Stream };
+                    if let Some(socket) = self.socket(id) {
+                        socket.kind = kind;
+                    }
                     self.net.connected(now, id);
                 }
                 Err(why) => self.net.failed(now, id, why),
@@ -198,7 +206,8 @@ impl Shell {
                 match socket.kind {
                     Kind::Stream => self.read_stream(now, id),
                     Kind::Datagrams => self.read_datagrams(now, id),
-                    Kind::Connecting | Kind::Peer(..) => {}
+                    Kind::Answer => self.read_answer(now, id),
+                    Kind::Connecting | Kind::Peer(..) | Kind::Local => {}
                 }
             }
             self.act(now);

@@ -2,6 +2,7 @@
 //! sockets and time, and does what the core says. Nothing in it blocks but that wait.
 
 mod actions;
+mod answers;
 mod gate;
 mod holder;
 mod host;

@@ -21,6 +21,10 @@ pub(super) enum Kind {
     Connecting,
     /// A stream.
     Stream,
+    /// A stream that the core wants to see whole.
+    Answer,
+    /// A stream without a socket.
+    Local,
     /// Datagrams, pings too.
     Datagrams,
     /// A peer of a published UDP port: the place of its socket among them.

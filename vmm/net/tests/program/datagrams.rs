@@ -1,5 +1,6 @@
 //! Datagrams and names.
 
+use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -136,4 +137,68 @@ fn names_are_asked_of_resolvers_that_answer_and_the_host_has_one() {
     let socket = guest.sockets.get_mut::<udp::Socket>(handle);
     assert!(!socket.can_recv(), "a forged answer came through");
     drop(world);
+}
+
+#[test]
+fn an_answer_that_fits_no_datagram_is_had_in_a_stream_of_a_resolver_with_ipv6() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let records: Vec<u8> =
+        (0..=255).flat_map(|last| [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, last]).collect();
+    let datagrams = UdpSocket::bind("[::1]:53").unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok((len, from)) = datagrams.recv_from(&mut buffer) {
+            // It does not fit.
+            buffer[2] |= 0x82;
+            datagrams.send_to(&buffer[..len], from).unwrap();
+        }
+    });
+    let listener = std::net::TcpListener::bind("[::1]:53").unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut len = [0; 2];
+            stream.read_exact(&mut len).unwrap();
+            let mut answer = vec![0; u16::from_be_bytes(len).into()];
+            stream.read_exact(&mut answer).unwrap();
+            answer[2] |= 0x80;
+            answer[6..8].copy_from_slice(&[1, 0]);
+            answer.extend(&records);
+            stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes()).unwrap();
+            for part in answer.chunks(999) {
+                stream.write_all(part).unwrap();
+            }
+        }
+    });
+    // The first is dead.
+    let servers = ["192.0.2.250:53", "[::1]:53"].map(|text| text.parse().unwrap()).to_vec();
+    let config = UsernetConfig { dns_servers: servers, ..UsernetConfig::default() };
+    let (program, mut guest) = started(&config);
+    let files = program.files();
+    let handle = guest.udp(5003);
+    guest.say(handle, &question(7, "example.com"), "10.0.2.3:53");
+    assert_eq!(guest.hear(handle).0[2] & 2, 2);
+    for (id, resolver) in [(8, "10.0.2.3:53"), (9, "[fd4e:656c:6c79::3]:53")] {
+        let asked = [question(id, "example.com"), question(id + 10, "host.internal")];
+        let framed: Vec<u8> = asked
+            .iter()
+            .flat_map(|q| [&u16::try_from(q.len()).unwrap().to_be_bytes()[..], q].concat())
+            .collect();
+        let handle = guest.dial(resolver);
+        let got = guest.exchange(handle, &framed, true);
+        // What this network knows itself comes first.
+        let own = 2 + asked[1].len() + 16;
+        assert_eq!((&got[2..4], &got[own - 4..own]), (&(id + 10).to_be_bytes()[..], &[10, 0, 2, 2][..]));
+        assert_eq!(
+            (&got[own + 2..own + 4], got.len() - own),
+            (&id.to_be_bytes()[..], 2 + asked[0].len() + 4096)
+        );
+        assert!(got.ends_with(&[192, 0, 2, 255]));
+        guest.finished(handle);
+    }
+    guest.pass(Duration::from_millis(50));
+    assert_eq!(program.files(), files, "sockets are left");
 }

@@ -113,6 +113,10 @@ impl World {
                 Action::Connect { flow, .. } => {
                     assert!(self.sockets.insert(flow, Socket::default()).is_none(), "connected twice");
                 }
+                Action::Local { flow } => {
+                    assert!(self.sockets.insert(flow, Socket::default()).is_none(), "begun twice");
+                }
+                Action::Feed { flow, bytes } => self.sockets.get_mut(&flow).unwrap().ring.extend(bytes),
                 Action::Write { flow, range } => {
                     let socket = self.sockets.get_mut(&flow).unwrap();
                     socket.got.extend(&message[range.clone()]);
