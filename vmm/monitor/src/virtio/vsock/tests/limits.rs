@@ -138,3 +138,30 @@ fn silent_connections_of_the_guest_keep_nobody_out() {
     }
     assert!(guest.open().contains(&quiet));
 }
+
+#[test]
+fn joined_streams_leave_places_for_others() {
+    if !in_child("joined_streams_leave_places_for_others") {
+        return;
+    }
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(200), ..before }).unwrap();
+    let mut guest = Guest::new(without_door());
+    guest.listening.insert(5);
+    let join = |guest: &mut Guest| {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        guest.control.join(5, Vec::new(), far.into(), Box::new(move |result| drop(sender.send(result))));
+        guest.pump();
+        receiver.try_recv().unwrap().map(|()| near).map_err(|error| error.kind())
+    };
+    let mut held: Vec<_> = (0..50).map(|_| join(&mut guest).unwrap()).collect();
+    assert_eq!(join(&mut guest).unwrap_err(), ErrorKind::QuotaExceeded);
+    let _another = joined(&mut guest, 5);
+    drop(held.pop());
+    while guest.control.connections() > 50 {
+        guest.bench.is_ready(Duration::from_secs(10));
+        guest.pump();
+    }
+    join(&mut guest).unwrap();
+}
