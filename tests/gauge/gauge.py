@@ -7,9 +7,10 @@ memory, alone; the first boot is cold and not counted, of the others the median 
     first-byte  nelly-monitor with the tiny kernel to the guest's first byte
     init        nelly-monitor with our kernel and command line, 128 MiB, to a byte that an init of ten instructions writes to the console
     agent       nelly-monitor with the machine of `nelly run` to the ready byte of the agent
-    run         `nelly run --result fd:3 -- true` from start to end, by phases
+    run         `nelly run --net none --result fd:3 -- true` from start to end, by phases
     plain       the same without the result: what a run costs whoever measures nothing
-    kept        `nelly run -- true` without --rm: with a keeper, a disk and four spare slots, and a sandbox that stays
+    kept        `nelly run --net none -- true` without --rm: with a keeper, a disk and four spare slots, and a sandbox that stays
+    network     `run` with the user-mode network instead of none, which is the default
 """
 import json
 import os
@@ -22,7 +23,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
-SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain", "kept")
+SCENARIOS = ("floor", "first-byte", "init", "agent", "run", "plain", "kept", "network")
 BOOTS = 6
 # Where everything lies in the emulated host: in memory, or what is timed would wait for this machine's disk.
 INSIDE = "/dev/shm/g"
@@ -94,7 +95,7 @@ def stage(work, installation, words, files):
 def machines(work, words):
     """The machines of the scenarios, by name: that of `nelly run`, and what is left of it without its devices."""
     quiet = {**os.environ, "XDG_CACHE_HOME": f"{work}/cache", "NELLY_APPEND": words}
-    text = output(f"{work}/bin/nelly", "run", "--rm", "--dry-run", "--", "true", env=quiet)
+    text = output(f"{work}/bin/nelly", "run", "--rm", "--net", "none", "--dry-run", "--", "true", env=quiet)
     agent = json.loads(text)["machine"]
     share = f"{INSIDE}/share/nelly"
     agent["kernel"], agent["initrd"] = {"path": f"{share}/vmlinux"}, {"path": f"{share}/initramfs.cpio"}
@@ -118,9 +119,10 @@ def command_of(scenario):
         "first-byte": ["stdout:78", *monitor],
         "init": ["stdout:2", *monitor],
         "agent": [f"unix:{INSIDE}/vsock_500001", *monitor],
-        "run": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--result", "fd:3", "--", "true"],
-        "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--", "true"],
-        "kept": ["end", f"{INSIDE}/bin/nelly", "run", "--", "true"],
+        "run": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--net", "none", "--result", "fd:3", "--", "true"],
+        "plain": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--net", "none", "--", "true"],
+        "kept": ["end", f"{INSIDE}/bin/nelly", "run", "--net", "none", "--", "true"],
+        "network": ["end", f"{INSIDE}/bin/nelly", "run", "--rm", "--net", "user", "--result", "fd:3", "--", "true"],
     }[scenario.split("@")[0]]
 
 

@@ -292,7 +292,9 @@ fn a_tap_and_no_network_are_what_they_are_called() {
     refused.expect(125);
     assert!(refused.err().contains("/nonexistent/passt"), "{}", refused.err());
 
-    let none = home.sh("ls /sys/class/net; nc -w 2 10.0.2.2 8000 </dev/null || echo unreachable");
+    assert_eq!(home.sh("ls /sys/class/net").expect(0).out(), "eth0\nlo\n");
+    let script = "ls /sys/class/net; nc -w 2 10.0.2.2 8000 </dev/null || echo unreachable";
+    let none = home.nelly(&["run", "--rm", "--net", "none", "--", "sh", "-c", script]);
     assert_eq!(none.expect(0).out(), "lo\nunreachable\n");
     std::io::stdout().flush().expect("flushed");
 }

@@ -57,7 +57,10 @@ pub(crate) fn monitor(search: &Search, settings: &Settings) -> Result<Asset> {
 pub(crate) fn usernet(search: &Search, network: &Network) -> Result<Option<PathBuf>> {
     match (network, search.usernet()) {
         (_, Ok(path)) => Ok(Some(path)),
-        (Network::User(_), Err(error)) => Err(Hint::error(error.to_string(), advice::install())),
+        (Network::User(_), Err(error)) => {
+            let hint = format!("{}; --net none does without a network", advice::install());
+            Err(Hint::error(error.to_string(), hint))
+        }
         (_, Err(_)) => Ok(None),
     }
 }

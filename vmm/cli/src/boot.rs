@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result};
 use rustix::fs::MemfdFlags;
 
+use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::Id;
 use nelly_vmm::config::FileSource;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
@@ -22,7 +23,7 @@ use crate::{assets, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
-    let network = args.network.network()?;
+    let network = args.network.network(Network::None)?;
     if network.configures_guest() {
         let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
         return Err(Usage::error(format!("--net {network}: {what}")));

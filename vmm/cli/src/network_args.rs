@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use nelly_net::config::is_domain;
-use nelly_sandbox::spec::network::Network;
+use nelly_sandbox::spec::network::{Network, UserNetwork};
 
 use crate::fail::{OfFlag as _, Usage};
 
@@ -15,7 +15,7 @@ pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
     /// with options: user,default=deny,mtu=BYTES; ip=, gw=, dns=, search=, mtu= and mac= for tap
     /// and unix; or a network of nelly network create, NAME[,alias=NAME][,ip=ADDRESS]
-    /// [default: none; user with any of the flags below]
+    /// [default: user; none for boot, unless it has a flag below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
     /// Name that leads to the machine on its network of machines, beside the sandbox's own
@@ -63,15 +63,15 @@ impl NetworkArgs {
         list.or(self.net_log.as_ref().map(|_| "--net-log"))
     }
 
-    /// The network.
+    /// The network. If no flag says something of it, it is `default`.
     ///
     /// # Errors
     /// A value that is wrong, or flags that do not go together; the error names the flag.
-    pub(crate) fn network(&self) -> Result<Network> {
+    pub(crate) fn network(&self, default: Network) -> Result<Network> {
         let mut network: Network = match (&self.net, self.of_user()) {
             (Some(text), _) => text.parse().of_flag("--net")?,
-            (None, Some(_)) => "user".parse().of_flag("--net")?,
-            (None, None) => return Ok(Network::None),
+            (None, Some(_)) => Network::User(UserNetwork::default()),
+            (None, None) => return Ok(default),
         };
         if let Network::Unix(unix) = &mut network {
             unix.path = std::path::absolute(&unix.path).of_flag("--net")?;
@@ -120,12 +120,14 @@ mod tests {
 
     fn network(words: &[&str]) -> Result<Network> {
         let command = NetworkArgs::augment_args(Command::new("nelly").no_binary_name(true));
-        NetworkArgs::from_arg_matches(&command.get_matches_from(words)).unwrap().network()
+        NetworkArgs::from_arg_matches(&command.get_matches_from(words)).unwrap().network(Network::None)
     }
 
     #[test]
     fn flags_become_a_network() {
         assert!(network(&[]).unwrap().is_none());
+        let user = Network::User(UserNetwork::default());
+        assert_eq!(NetworkArgs::default().network(user.clone()).unwrap(), user);
         assert!(network(&["--net", "none"]).unwrap().is_none());
         assert_eq!(network(&["--network", "user"]).unwrap().word(), "user");
         let words = [

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
+use nelly_sandbox::spec::network::UserNetwork;
 use nelly_sandbox::spec::{
     ContainerOptions, ContainerSpec, MachineSpec, Network, Overrides, ProcessSpec, Rights, Seccomp,
     SecurityOption, SpecError, Tmpfs, VolumeRequest, volumes,
@@ -86,7 +87,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let container = ContainerOptions { relays, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
-    let network = args.network.network()?;
+    let network = args.network.network(Network::User(UserNetwork::default()))?;
     // What is asked for was looked at before what is installed.
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;

@@ -20,6 +20,9 @@ const FIRST: Time = Time::from_secs(5);
 /// And later: less than a question takes that goes to the resolvers known until then.
 const LATER: Time = Time::from_millis(10);
 
+/// An address of the IPv6 Internet that is asked for the way to it, and sent nothing.
+const SOMEWHERE: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1)), 9);
+
 /// The host as it was seen last.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -59,9 +62,7 @@ impl Host {
         }
         if past(self.seldom, SELDOM) {
             self.seldom = Some(now);
-            let somewhere = Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1);
-            let source = self.source(SocketAddr::new(somewhere.into(), 9));
-            net.set_has_v6(now, source.is_some_and(is_heard_everywhere));
+            net.set_has_v6(now, self.source(SOMEWHERE).is_some_and(is_heard_everywhere));
         }
     }
 
@@ -69,8 +70,7 @@ impl Host {
     fn source(&self, to: SocketAddr) -> Option<IpAddr> {
         let probe = self.probes[usize::from(to.is_ipv6())].as_ref()?;
         net::connect_unspec(probe).ok()?;
-        net::connect(probe, &to).ok()?;
-        net::getsockname(probe).ok().and_then(internet).map(|address| address.ip())
+        source(probe, to)
     }
 
     /// Whether this is an address of the host itself, as its routes have it now.
@@ -84,6 +84,20 @@ impl Host {
 fn resolvers(text: &[u8]) -> Vec<SocketAddr> {
     let servers = crate::dns::nameservers(&String::from_utf8_lossy(text));
     servers.into_iter().map(|address| SocketAddr::new(address, crate::dns::PORT)).collect()
+}
+
+/// Connects a socket of datagrams, and says from which address it would send.
+fn source(probe: &OwnedFd, to: SocketAddr) -> Option<IpAddr> {
+    net::connect(probe, &to).ok()?;
+    net::getsockname(probe).ok().and_then(internet).map(|address| address.ip())
+}
+
+/// Whether the host has a way to the IPv6 Internet, on which answers come back. Asks the host's
+/// routes, and sends nothing.
+#[must_use]
+pub fn reaches_ipv6() -> bool {
+    let probe = open(Protocol::Udp, SOMEWHERE).ok();
+    probe.and_then(|probe| source(&probe, SOMEWHERE)).is_some_and(is_heard_everywhere)
 }
 
 /// Whether answers to this address of the host come back from the Internet, perhaps through a

@@ -34,6 +34,7 @@ use host::Host;
 use listen::Listener;
 use socket::{Socket, receive, send_parts};
 
+pub use host::reaches_ipv6;
 pub use journal::Journal;
 pub use listen::ListenError;
 pub use reader::Reader;

@@ -10,7 +10,7 @@ pub mod member;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -317,7 +317,14 @@ pub fn attach(
         }
         Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),
     };
-    Ok(Attached { device: network.device(seed, link), guest: network.guest(seed), usernet })
+    let mut guest = network.guest(seed);
+    if let (Network::User(_), Some(guest)) = (network, &mut guest)
+        && !nelly_net::shell::reaches_ipv6()
+    {
+        // Programs would wait for the answers of addresses that nothing leads to.
+        guest.gateways.retain(IpAddr::is_ipv4);
+    }
+    Ok(Attached { device: network.device(seed, link), guest, usernet })
 }
 
 #[cfg(test)]
