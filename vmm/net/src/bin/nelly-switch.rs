@@ -68,10 +68,10 @@ fn run(network: String, directory: String) -> Result<(), Box<dyn std::error::Err
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     drop(null);
-    sys::keep_privileges_down()?;
     rustix::io::ioctl_fionbio(&listener, true)?;
     let place = Place { parent, directory, name: "switch".to_owned(), lock };
-    Ok(serve(network, listener, &place)?)
+    let confine = || sys::confine(sys::Role::Switch, &[]).map(drop).map_err(std::io::Error::other);
+    Ok(serve(network, listener, &place, confine)?)
 }
 
 fn print(text: &str) -> ExitCode {

@@ -151,11 +151,17 @@ struct Serving {
 }
 
 /// Serves the network called `network` on `listener`, a message socket that does not block, until
-/// the last port has gone, and removes the socket then.
+/// the last port has gone, and removes the socket then. `ready` is called when everything is open
+/// that is needed, before anybody is heard.
 ///
 /// # Errors
-/// The system can wait for nothing any more.
-pub fn serve(network: String, listener: OwnedFd, place: &Place) -> Result<(), Error> {
+/// The system can wait for nothing any more, or `ready` fails.
+pub fn serve(
+    network: String,
+    listener: OwnedFd,
+    place: &Place,
+    ready: impl FnOnce() -> io::Result<()>,
+) -> Result<(), Error> {
     let poller = Poller::new().map_err(|e| Error("wait for sockets", e))?;
     poller.add(&listener, LISTENER).map_err(|e| Error("wait for who joins", e))?;
     let mut serving = Serving {
@@ -171,9 +177,10 @@ pub fn serve(network: String, listener: OwnedFd, place: &Place) -> Result<(), Er
         renamed: false,
         begun: false,
     };
-    let mut ready = Vec::new();
+    ready().map_err(|e| Error("give up rights", e))?;
+    let mut became_ready = Vec::new();
     loop {
-        serving.round(&ready)?;
+        serving.round(&became_ready)?;
         let mut timeout = serving.deadline();
         if serving.may_end() {
             if serving.ends(place) {
@@ -182,7 +189,7 @@ pub fn serve(network: String, listener: OwnedFd, place: &Place) -> Result<(), Er
             timeout = Some(timeout.map_or(AGAIN, |other| other.min(AGAIN)));
         }
         serving.poller.wait(timeout).map_err(|e| Error("wait for sockets", e))?;
-        ready = serving.poller.ready().collect();
+        became_ready = serving.poller.ready().collect();
     }
 }
 

@@ -33,6 +33,7 @@ pub(super) fn program(role: Role) -> Result<BpfProgram, BackendError> {
     entries.extend(match role {
         Role::Network => network(),
         Role::Reader => reader(),
+        Role::Switch => switch(),
     });
     let mut rules = BTreeMap::new();
     for (number, ways) in entries {
@@ -168,5 +169,23 @@ fn reader() -> Vec<Entry> {
     #[cfg(target_arch = "x86_64")]
     entries.push((libc::SYS_newfstatat, Vec::new()));
     entries.push((libc::SYS_statx, Vec::new()));
+    entries
+}
+
+/// Sockets that others connect, and one to be removed. None is made, and none connected.
+fn switch() -> Vec<Entry> {
+    let anywhere = [
+        libc::SYS_accept4,
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_flock,
+        libc::SYS_geteuid,
+        libc::SYS_sendmsg,
+        libc::SYS_unlinkat,
+    ];
+    let mut entries: Vec<Entry> = anywhere.into_iter().map(|number| (number, Vec::new())).collect();
+    let who = vec![(1, Must::Be(bits(libc::SOL_SOCKET))), (2, Must::Be(bits(libc::SO_PEERCRED)))];
+    entries.push((libc::SYS_getsockopt, vec![who]));
     entries
 }

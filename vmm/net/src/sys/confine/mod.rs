@@ -23,6 +23,9 @@ pub enum Role {
     Network,
     /// It reads one file again and again, and says on a socket that it has what it holds.
     Reader,
+    /// It passes on what those say who connect to a socket that it has, and removes that at its
+    /// end.
+    Switch,
 }
 
 /// A step of the confinement that the system refuses.
@@ -68,7 +71,7 @@ pub fn confine(role: Role, told: &[BorrowedFd<'_>]) -> Result<Vec<&'static str>,
     denied::tell(told).map_err(failed("a handler of denied system calls"))?;
     let program = filter::program(role).map_err(|e| failed("seccomp")(io::Error::other(e)))?;
     seccompiler::apply_filter(&program).map_err(|e| failed("seccomp")(io::Error::other(e)))?;
-    NO_FILES.store(role == Role::Network, Ordering::Relaxed);
+    NO_FILES.store(role != Role::Reader, Ordering::Relaxed);
     Ok(vec!["no_new_privs", "capabilities", "limits", "undumpable", "seccomp"])
 }
 
