@@ -87,6 +87,7 @@ fn main() -> ExitCode {
             (FAILED, args.json)
         }
         Verb::Image { verb } => (FAILED, verb.json()),
+        Verb::Network { verb } => (FAILED, verb.json()),
         Verb::Stats(args) => (FAILED, args.json),
         Verb::Top(args) | Verb::Diff(args) => (FAILED, args.json),
         _ => (FAILED, false),

@@ -17,6 +17,13 @@ pub(crate) enum NetworkVerb {
     Inspect(InspectArgs),
 }
 
+impl NetworkVerb {
+    /// Whether errors are printed as JSON.
+    pub(crate) fn json(&self) -> bool {
+        matches!(self, Self::Ls(args) if args.json)
+    }
+}
+
 /// `nelly network create`.
 #[derive(Debug, Args)]
 #[command(
