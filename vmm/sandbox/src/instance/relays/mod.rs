@@ -27,10 +27,10 @@ use crate::spec::relay::{Relay, RelayAddress, Side};
 
 /// Most connections of a container's relays that are being made at a time; more wait to be
 /// accepted.
-const BEGINNING_MOST: usize = 128;
+const BEGINNING_MOST: usize = 32;
 
 /// Most requests to the monitor that are being written at a time: each may hold a thread.
-const ASKING_MOST: usize = 4;
+const ASKING_MOST: usize = 2;
 
 /// Most bytes that are kept of why a connection failed.
 const SENTENCE_MOST: usize = 512;
