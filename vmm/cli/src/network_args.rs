@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use nelly_net::config::is_domain;
+use nelly_net::config::{Publish, is_domain};
 use nelly_sandbox::spec::network::{Network, UserNetwork};
 
 use crate::fail::{OfFlag as _, Usage};
@@ -89,6 +89,14 @@ impl NetworkArgs {
         user.deny = parsed(&self.deny).map_err(anyhow::Error::msg).of_flag("--deny")?;
         let publish = self.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
         user.publish = publish.map_err(anyhow::Error::msg).of_flag("-p")?;
+        for (at, port) in user.publish.iter().enumerate() {
+            let same = |one: &&Publish| (one.bind, one.protocol) == (port.bind, port.protocol);
+            if port.bind.port() != 0
+                && let Some(other) = user.publish[..at].iter().find(same)
+            {
+                return Err(Usage::error(format!("-p: {other} and {port} are the same port of this host")));
+            }
+        }
         let dns = self.dns.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
         user.dns = dns.map_err(anyhow::Error::msg).of_flag("--dns")?;
         if let Some(bad) = self.dns_search.iter().find(|domain| !is_domain(domain)) {
@@ -151,6 +159,8 @@ mod tests {
         assert!(user.log.unwrap().is_absolute());
         let member = network(&["--network", "dev,alias=a", "--network-alias", "b", "-p", "80:80"]).unwrap();
         assert_eq!(member.member().unwrap().aliases, ["a", "b"]);
+        let twice = ["-p", "80:80", "-p", "80:80/udp", "-p", "0:80", "-p", "0:80", "-p", "127.0.0.2:80:80"];
+        assert!(network(&twice).is_ok());
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
     }
@@ -163,6 +173,10 @@ mod tests {
             (&["--net", "tap=t", "--net-log", "x"], "--net-log is for --net user"),
             (&["--net", "tap=t", "--dns", "1.1.1.1"], "--dns is for --net user"),
             (&["-p", "80"], "-p"),
+            (
+                &["-p", "80:80", "-p", "80:81"],
+                "127.0.0.1:80:80/tcp and 127.0.0.1:80:81/tcp are the same port",
+            ),
             (&["--allow", "host"], "--allow"),
             (&["--deny", "example"], "--deny"),
             (&["--dns", "dns"], "--dns"),

@@ -50,7 +50,7 @@ pub(super) fn dry_run(
     let unknown = unknown(&plan, &mut spec);
     let object = json!({ "schema": 1, "id": plan.options.id.to_string(), "name": plan.options.name.as_str(), "image": reference.to_string(),
         "image_digest": planned.digest.to_string(), "image_cached": planned.cached, "machine": shown, "container": spec,
-        "relays": plan.container.options.relays, "unknown": unknown });
+        "network": plan.options.network, "relays": plan.container.options.relays, "unknown": unknown });
     out::json(format_args!("{object:#}"))?;
     Ok(ExitCode::SUCCESS)
 }

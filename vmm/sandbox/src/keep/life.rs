@@ -183,6 +183,10 @@ impl Keeper {
         *self.sandbox() = None;
         sandbox.end_relays();
         sandbox.power_off(POWER_OFF).await;
+        if let Some(usernet) = sandbox.usernet() {
+            // Calls of clients may hold the sandbox for longer, and the next start wants its ports.
+            usernet.end();
+        }
         // Not before: a client whose input nobody reads holds it until the machine's end.
         *self.input.lock().await = None;
         self.change(|state| state.monitor = None);

@@ -237,6 +237,14 @@ impl Usernet {
         held(&self.child).try_wait().ok().flatten()
     }
 
+    /// Ends it: its ports are free when this returns.
+    pub fn end(&self) {
+        let mut child = held(&self.child);
+        // It may have ended already.
+        let _ended = child.kill();
+        let _collected = child.wait();
+    }
+
     /// Its process.
     #[must_use]
     pub fn process(&self) -> u32 {
@@ -246,10 +254,8 @@ impl Usernet {
 
 impl Drop for Usernet {
     fn drop(&mut self) {
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // It may have ended; nobody else collects it.
-        let _ended = child.kill();
-        let _collected = child.wait();
+        // Nobody else collects it.
+        self.end();
     }
 }
 
