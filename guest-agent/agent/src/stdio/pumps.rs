@@ -263,18 +263,35 @@ async fn pump_out(
 ) -> bool {
     let mut buffer = Vec::new();
     let end = loop {
-        tokio::select! {
+        let silent = tokio::select! {
             biased;
             ready = source.0.readable() => match ready {
-                Ok(mut ready) => ready.retain_ready(),
+                Ok(mut ready) => {
+                    ready.retain_ready();
+                    false
+                }
                 Err(_) => break PumpEnd::Source,
             },
             // The socket of a terminal is also read by the input task, which detects this.
             () = socket.gone(), if !terminal => break PumpEnd::Host,
-            () = silent_after_exit(&mut exited) => break PumpEnd::Silence,
-        }
+            () = silent_after_exit(&mut exited) => true,
+        };
         buffer.resize(buffer.len().max(FIRST_BUFFER), 0);
-        let read = source.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer));
+        let read = if silent {
+            // What is written to a terminal is made readable by a worker of the kernel, for which
+            // a machine that did not run for a while had no time. A read waits for it (n_tty_read).
+            sys::read(source.as_fd(), &mut buffer)
+        } else {
+            source.0.try_io(Interest::READABLE, |fd| sys::read(fd.as_fd(), &mut buffer))
+        };
+        // The kernel waits for that worker, and only then looks whether the last writer is gone;
+        // what it wrote in between is there for whoever asks again.
+        let read = match read {
+            Err(error) if terminal && error.kind() != io::ErrorKind::WouldBlock => {
+                sys::read(source.as_fd(), &mut buffer)
+            }
+            read => read,
+        };
         match read {
             Ok(n @ 1..) => {
                 if socket.write_all(buffer.get(..n).unwrap_or_default()).await.is_err() {
@@ -284,6 +301,7 @@ async fn pump_out(
                     buffer.resize(BUFFER, 0);
                 }
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && silent => break PumpEnd::Silence,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // End of file, or EIO from a terminal.
             Ok(_) | Err(_) => break PumpEnd::Source,
