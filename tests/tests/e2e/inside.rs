@@ -21,6 +21,10 @@ fn containers_share_a_machine_its_network_and_its_ipc_and_nothing_else() {
     kept.exec("echo mine >/root/mine");
     let own = words("test ! -e /root/mine && echo theirs >/root/theirs && ps | grep -c ' [s]leep 0.1'; true");
     assert_eq!(kept.out(&own), "0", "neither files nor processes are shared");
+    let spaces = "for name in net ipc pid mnt; do readlink /proc/self/ns/$name; done";
+    let (first, further) = (kept.exec(spaces), kept.out(&words(spaces)));
+    let shared: Vec<_> = first.lines().zip(further.lines()).map(|(one, other)| one == other).collect();
+    assert_eq!(shared, [true, true, false, false], "{first}\n{further}");
 
     // In the background: a server that the first container reaches by the loopback interface.
     let served = "echo serving; printf page | nc -l -p 8080; sleep 1000";

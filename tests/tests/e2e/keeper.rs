@@ -106,7 +106,9 @@ pub(super) fn spawn(home: &Path, words: &[&str]) -> Child {
 #[test]
 fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     let kept = Kept::new();
-    kept.keep(&["-e", "WHO=me"], SERVER);
+    kept.keep(&["-e", "WHO=me", "--storage", "1G"], SERVER);
+    let room: u64 = kept.exec("df -Pm / | awk 'NR == 2 { print $2 }'").parse().unwrap();
+    assert!((900..=1024).contains(&room), "{room} MiB of 1G");
     // Its own words, and those of its container.
     assert_eq!(kept.exec("echo $WHO; pwd"), "me\n/");
     let words =
@@ -143,14 +145,23 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     // A stop flushes: it is there again, and nobody runs in between.
     kept.out(&["start", "box"]);
     assert_eq!(kept.exec("cat /root/file"), "kept");
+    // So does a restart, in another keeper; and a name is not what it runs by.
+    let keeper = kept.pid("holder");
+    kept.exec("sync");
+    kept.out(&["restart", "--time", "0s", "box"]);
+    assert_ne!(kept.pid("holder"), keeper);
+    assert_eq!(kept.exec("cat /root/file"), "kept");
+    kept.out(&["rename", "box", "shop"]);
+    assert_eq!(kept.out(&["exec", "shop", "echo", "renamed"]), "renamed");
+    kept.out(&["rename", "shop", "box"]);
     let twice = kept.0.nelly(&["start", "box"]);
     assert!(twice.expect(1).err().contains("running already"));
     assert!(kept.out(&["ps"]).contains("   Up "));
     assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
     kept.out(&["kill", "-s", "TERM", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "3");
-    // The log has the output of both runs, and outlives them.
-    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nbye");
+    // The log has the output of all runs, and outlives them.
+    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nup\nbye");
     assert!(kept.out(&["ps", "-a"]).contains("   Exited (3) "));
     kept.out(&["rm", "box"]);
     assert_eq!(kept.out(&["ps", "-aq"]), "");
@@ -162,7 +173,10 @@ const ASLEEP: &str = "ps | grep -c ' [s]leep 2000$'; true";
 #[test]
 fn a_client_that_dies_takes_its_command_along_and_nothing_else() {
     let kept = Kept::new();
-    kept.keep(&[], SERVER);
+    kept.keep(
+        &["--stop-signal", "USR1"],
+        "trap 'exit 4' USR1; trap 'exit 3' TERM; while :; do sleep 0.1; done",
+    );
     let mut client = spawn(kept.0.path(), &["exec", "box", "sh", "-c", "sleep 2000 & sleep 2000; true"]);
     kept.until("both run", || kept.exec(ASLEEP) == "2");
     client.kill().unwrap();
@@ -174,9 +188,9 @@ fn a_client_that_dies_takes_its_command_along_and_nothing_else() {
     kept.out(&["unpause", "box"]);
     fs::remove_dir_all(kept.0.path().join("run")).unwrap();
     assert_eq!(kept.exec("echo there"), "there");
-    // SIGTERM to the keeper is a stop.
+    // SIGTERM to the keeper is a stop, with the signal for it.
     kill("TERM", kept.pid("holder"));
-    assert_eq!(kept.out(&["wait", "box"]), "3");
+    assert_eq!(kept.out(&["wait", "box"]), "4");
 }
 
 #[test]
@@ -217,6 +231,30 @@ fn what_is_killed_is_told_and_starts_again() {
     start.wait().unwrap();
     kept.until("the keeper ended", || !runs(keeper));
     assert_eq!(kept.state()["status"], "exited");
+    races_and_wrecks_are_removed(&kept);
+}
+
+/// Of commands that race one wins; and whatever is broken is removed.
+fn races_and_wrecks_are_removed(kept: &Kept) {
+    let starts: Vec<_> = (0..4).map(|_| spawn(kept.0.path(), &["start", "box"])).collect();
+    let mut codes: Vec<_> = starts.into_iter().map(|mut start| wait(&mut start, LIMIT).code()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, [Some(0), Some(1), Some(1), Some(1)]);
+    // A keeper that hangs, its machine killed, and the command that should stop it killed, too.
+    let (keeper, monitor) = (kept.pid("holder"), kept.pid("monitor"));
+    kill("STOP", keeper);
+    kill("KILL", monitor);
+    let mut stop = spawn(kept.0.path(), &["stop", "box"]);
+    thread::sleep(Duration::from_millis(100));
+    stop.kill().unwrap();
+    stop.wait().unwrap();
+    kept.out(&["rm", "-f", "box"]);
+    let limit = Instant::now() + scaled(LIMIT);
+    while runs(keeper) || runs(monitor) {
+        assert!(Instant::now() < limit, "something of it runs");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(kept.out(&["ps", "-aq"]), "");
 }
 
 /// A limit of the memory of a container that runs, and what `stats` tells of it.

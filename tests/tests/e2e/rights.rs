@@ -53,6 +53,22 @@ fn a_privileged_container_has_the_machine() {
 }
 
 #[test]
+fn a_profile_is_anothers_or_none() {
+    let home = Home::new();
+    let script = "grep Seccomp: /proc/self/status; mkdir /tmp/made 2>/dev/null || echo refused; echo done";
+    let profile = home.path().join("profile.json");
+    let denied = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}"#;
+    std::fs::write(&profile, denied).unwrap();
+    let file = format!("seccomp={}", profile.display());
+    for (option, expected) in
+        [("seccomp=unconfined", "Seccomp:\t0\ndone\n"), (file.as_str(), "Seccomp:\t2\nrefused\ndone\n")]
+    {
+        let done = home.nelly(&["run", "--rm", "--security-opt", option, "--", "sh", "-c", script]);
+        assert_eq!(done.expect(0).out(), expected, "{option}");
+    }
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_starts() {
     let home = Home::new();
     for (words, what) in [
