@@ -1,6 +1,6 @@
 //! Sandboxes that stay: what `nelly create` and `nelly run` make, and the start of `nelly run -d`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -175,6 +175,15 @@ pub(super) fn listing(
     Ok((record, context.places.sandboxes()))
 }
 
+/// The labels of the image and those of the flags, which win.
+fn labels(
+    image: Option<&HashMap<String, String>>,
+    flags: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let all = image.into_iter().flatten().chain(flags);
+    all.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
 fn record(
     args: &RunArgs,
     kept: &KeptOptions,
@@ -206,11 +215,26 @@ fn record(
             network: options.network.clone(),
         },
         restart: kept.restart,
-        labels: kept.labels.clone(),
+        labels: labels(config.labels().as_ref(), &kept.labels),
         annotations: plan.container.options.annotations.clone(),
         auto_remove: args.rm,
         stop_signal: kept.stop_signal.unwrap_or_else(|| Signal::stops(&config)).number(),
         stop_grace_ms: kept.stop_grace_ms,
         storage_bytes: 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_flags_win_over_the_images() {
+        let image = HashMap::from([("stage", "image"), ("of", "image")].map(|(a, b)| (a.into(), b.into())));
+        let flags = BTreeMap::from([("stage", "flag"), ("by", "flag")].map(|(a, b)| (a.into(), b.into())));
+        let expected = [("by", "flag"), ("of", "image"), ("stage", "flag")];
+        let found = labels(Some(&image), &flags);
+        assert!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(expected), "{found:?}");
+        assert_eq!(labels(None, &flags), flags);
+    }
 }
