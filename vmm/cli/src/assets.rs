@@ -77,6 +77,8 @@ pub(crate) struct Assets {
     pub(crate) platform: Option<Platform>,
     /// Build id of the installed assets.
     pub(crate) build_id: Option<String>,
+    /// The source of the installed kernel, with its version; `None` for another kernel.
+    pub(crate) kernel_source: Option<String>,
 }
 
 impl Assets {
@@ -118,6 +120,10 @@ impl Assets {
             initrd: pick(initrd, |manifest| &manifest.initramfs)?,
             builtin: installed(|manifest| &manifest.builtin).map(|asset| asset.path),
             platform: manifest.as_ref().filter(|_| own_kernel).map(|(_, manifest)| manifest.platform),
+            kernel_source: manifest
+                .as_ref()
+                .filter(|_| own_kernel)
+                .and_then(|(_, manifest)| manifest.kernel_source.clone()),
             build_id: manifest.map(|(_, manifest)| manifest.build_id),
         })
     }

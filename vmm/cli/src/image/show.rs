@@ -51,8 +51,8 @@ pub(super) fn inspect(args: &InspectArgs, context: &Context) -> Result<ExitCode>
 fn runs_with(context: &Context) -> Value {
     let version = env!("CARGO_PKG_VERSION");
     match Assets::find(&context.search, &context.settings, None, None) {
-        Ok(assets) => json!({ "kernel": assets.kernel.path, "initramfs": assets.initrd.path,
-            "build_id": assets.build_id, "agent_version": version }),
+        Ok(assets) => json!({ "kernel": assets.kernel.path, "kernel_source": assets.kernel_source,
+            "initramfs": assets.initrd.path, "build_id": assets.build_id, "agent_version": version }),
         Err(_) => Value::Null,
     }
 }
@@ -131,7 +131,7 @@ fn lines(image: &Value) -> Vec<String> {
         push(key, &image["config"][key]);
     }
     push("cached", &image["cached"]);
-    for key in ["kernel", "initramfs", "build_id", "agent_version"] {
+    for key in ["kernel", "kernel_source", "initramfs", "build_id", "agent_version"] {
         push(key, &image["runs_with"][key]);
     }
     let layers = image["layers"].as_array().map(Vec::as_slice).unwrap_or_default();

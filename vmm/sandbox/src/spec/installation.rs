@@ -79,6 +79,9 @@ pub struct AssetManifest {
     /// File name of the ext4 file system that the disks of writable layers begin as; a build before
     /// there was one has none.
     pub storage: Option<String>,
+    /// Name and version of the source that the kernel was built from, e.g.
+    /// `linux-source-6.12-6.12.117-1~deb12u1`.
+    pub kernel_source: Option<String>,
 }
 
 impl AssetManifest {
