@@ -76,9 +76,12 @@ fn layout(work: &Path) {
     );
 }
 
+/// Of the machine's network runc knows nothing: a container of its own has none.
+const WORDS: [&str; 6] = ["run", "--rm", "--net", "none", "--hostname", "box"];
+
 /// The same under runc: our runtime specification, umoci's unpacked root.
 fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
-    let planned = home.nelly(&["run", "--rm", "--dry-run", "--hostname", "box", image]);
+    let planned = home.nelly(&[&WORDS[..], &["--dry-run", image]].concat());
     let planned: Value = serde_json::from_slice(&planned.expect(0).stdout).unwrap();
     let mut spec = planned["container"].clone();
     // The agent resolves the user in the container; here the answer is known.
@@ -91,7 +94,7 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
 }
 
 fn compare(work: &Path, home: &Home, image: &str) {
-    let ours = home.nelly(&["run", "--rm", "--hostname", "box", image]);
+    let ours = home.nelly(&[&WORDS[..], &[image]].concat());
     let theirs = under_runc(work, home, image);
     assert_eq!(
         ours.out(),
