@@ -131,6 +131,13 @@ impl Shell {
         if socket.ring.is_empty() && !socket.readable {
             given_back = socket.ring.capacity();
             socket.ring = super::ring::Ring::default();
+        } else if matches!(socket.kind, Kind::Local) {
+            // It grows by what is asked in it, and a guest may leave a byte in each of many.
+            let (capacity, held) = (socket.ring.capacity(), socket.ring.len());
+            if held * 4 < capacity {
+                socket.ring.resize(held.next_power_of_two());
+                given_back = capacity - socket.ring.capacity();
+            }
         }
         let again = socket.readable;
         self.ring_bytes -= given_back;

@@ -12,10 +12,15 @@ const TURN: usize = 8;
 impl Shell {
     /// Bytes for the guest that came from no socket.
     pub(super) fn feed(&mut self, id: FlowId, bytes: &[u8]) {
+        let (used, budget) = (self.ring_bytes, self.ring_budget);
         let Some(socket) = self.socket(id) else { return };
         let (before, room) = (socket.ring.capacity(), socket.ring.room());
         if room < bytes.len() {
-            socket.ring.resize((before + bytes.len() - room).next_power_of_two());
+            let larger = (before + bytes.len() - room).next_power_of_two();
+            if used + larger - before > budget {
+                return self.net.broken(id);
+            }
+            socket.ring.resize(larger);
         }
         let mut rest = bytes;
         for part in &mut socket.ring.free() {

@@ -22,6 +22,11 @@ impl Ring {
         self.bytes.len() - self.len
     }
 
+    /// How many bytes it holds.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Whether it holds nothing.
     pub(super) fn is_empty(&self) -> bool {
         self.len == 0
