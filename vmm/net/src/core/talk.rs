@@ -10,6 +10,8 @@ use crate::config::Protocol;
 use crate::number::{be16, len32};
 use crate::wire::tcp::Segment;
 
+/// A message's header, in bytes (RFC 1035, section 4.1.1).
+const HEADER: usize = 12;
 /// No longer question is heard, in bytes.
 const MOST: usize = 4096;
 /// Answers that guests have not taken yet, of all streams, in bytes.
@@ -70,22 +72,26 @@ impl Net {
         let Some(flow) = self.table.get(id) else { return false };
         let (key, Some(talk)) = (flow.key, &mut flow.talk) else { return true };
         talk.bytes.extend(bytes);
-        talk.ended |= fin;
+        let mut bytes = std::mem::take(&mut talk.bytes);
+        let mut at = 0;
         let asker = Asker { guest: key.guest, resolver: key.remote, in_stream: true };
         loop {
             let Some(talk) = self.table.get(id).and_then(|flow| flow.talk.as_mut()) else { return false };
-            let Some(len) = be16(&talk.bytes, 0).map(usize::from) else { break };
-            if len > MOST {
+            let Some(len) = be16(&bytes, at).map(usize::from) else { break };
+            // Too long, or too short to be one.
+            if !(HEADER..=MOST).contains(&len) {
                 self.end(id, true, true);
                 return false;
             }
-            if talk.bytes.len() < 2 + len {
-                break;
-            }
-            let rest = talk.bytes.split_off(2 + len);
-            let question = std::mem::replace(&mut talk.bytes, rest);
+            let Some(question) = bytes.get(at + 2..at + 2 + len) else { break };
+            at += 2 + len;
             talk.waiting += 1;
-            self.query(now, asker, &question[2..]);
+            self.query(now, asker, question);
+        }
+        bytes.drain(..at);
+        if let Some(talk) = self.table.get(id).and_then(|flow| flow.talk.as_mut()) {
+            // Whatever was asked before the end counts.
+            (talk.bytes, talk.ended) = (bytes, talk.ended || fin);
         }
         self.ends_talk(now, id);
         true
