@@ -12,8 +12,11 @@ use crate::wire::{Arp, Frame, Mac, kind};
 
 /// IGMP.
 const IGMP: u8 = 2;
-/// TCP segments or datagrams that a driver makes of one frame, at most.
-const PARTS: usize = 2048;
+/// ICMP messages of those who play the router: redirects, advertisements and what asks for them.
+const ROUTERS: [u8; 3] = [5, 9, 10];
+/// TCP segments or datagrams that a driver makes of one frame, at most: as many datagrams as Linux
+/// makes, and what a frame of 64 KiB is in segments of 512 bytes. The switch may have to cut it.
+const PARTS: usize = 128;
 
 /// Why a frame is not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +126,11 @@ fn four(join: &Join, packet: &Packet<'_>) -> Result<(), Refusal> {
         return Err(if none_yet { Refusal::Quiet } else { Refusal::Forged });
     }
     if packet.protocol == IGMP {
+        return Err(Refusal::Quiet);
+    }
+    let begins = packet.fragment.is_none_or(|fragment| fragment.offset == 0);
+    let kind = packet.payload.first().filter(|_| packet.protocol == protocol::ICMP && begins);
+    if kind.is_some_and(|kind| ROUTERS.contains(kind)) {
         return Err(Refusal::Quiet);
     }
     no_configuration(packet, [67, 68])

@@ -183,7 +183,9 @@ impl Switch {
             To::Mac(mac) => self.by_mac.get(&mac),
             To::Address(address) => self.by_address.get(&address),
             To::All => {
-                if !port.may_tell_all(now) {
+                // One that has to be cut for each machine would be many.
+                let long = admitted.header.gso_type != NetHeader::GSO_NONE;
+                if long || !port.may_tell_all(now) {
                     return port.counters.limited += 1;
                 }
                 for (id, other) in self.ports.iter_mut().filter(|(id, _)| **id != from) {

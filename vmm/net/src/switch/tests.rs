@@ -241,6 +241,17 @@ fn nobody_plays_the_router_or_gives_addresses() {
         ip::put_part(&mut hidden, ends, protocol::ICMPV6, 64, Some(fragment));
         hidden.extend([vec![kind, 0, 0, 0], vec![0; 60]].concat());
         assert!(say(&mut switch, one, &hidden).is_empty(), "{kind}");
+        // Nor behind that of a fragment that is whole, and other options.
+        let mut hidden = ethernet(NetHeader::default(), mac(2), mac(1), kind::IPV6);
+        ip::put_part(&mut hidden, ends, 60, 72, Some(ip::Fragment { id: 1, offset: 0, more: false }));
+        hidden
+            .extend([vec![protocol::ICMPV6, 0, 1, 4, 0, 0, 0, 0], vec![kind, 0, 0, 0], vec![0; 60]].concat());
+        assert!(say(&mut switch, one, &hidden).is_empty(), "{kind}");
+    }
+    for kind in [5, 9, 10] {
+        let ends = (IpAddr::from(four(1)), IpAddr::from(four(2)));
+        let message = packet(1, mac(2), ends, protocol::ICMP, &[vec![kind, 0, 0, 0], vec![0; 60]].concat());
+        assert!(say(&mut switch, one, &message).is_empty(), "{kind}");
     }
     for (src, dst) in [(67, 68), (68, 67), (9, 68), (67, 9)] {
         let ends = (IpAddr::from(four(1)), IpAddr::from(four(2)));

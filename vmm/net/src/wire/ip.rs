@@ -115,7 +115,10 @@ impl<'a> Packet<'a> {
                     packet.protocol = packet.payload[0];
                     packet.payload = &packet.payload[8..];
                     packet.fragment = (more || offset != 0).then_some(fragment);
-                    return Some(packet);
+                    // One that is whole is as if it had no such header (RFC 6946).
+                    if packet.fragment.is_some() {
+                        return Some(packet);
+                    }
                 }
                 _ => return Some(packet),
             }
