@@ -111,8 +111,10 @@ impl Query {
     /// The question as it is compared with others: without its number and capitals.
     #[must_use]
     pub fn same(&self, message: &[u8]) -> Vec<u8> {
-        let (head, name) = (&message[2..HEADER], &message[HEADER..self.end]);
-        [head, &name.to_ascii_lowercase(), &message[self.end..]].concat()
+        // Its type and class are two bytes each, and have no capitals.
+        let name_end = self.end - 4;
+        let (head, name) = (&message[2..HEADER], &message[HEADER..name_end]);
+        [head, &name.to_ascii_lowercase(), &message[name_end..]].concat()
     }
 
     /// Puts number and name of this question, as it was asked, into an answer to the same one.
