@@ -113,10 +113,9 @@ impl Net {
             return self.answer(now, asker, Some(answer));
         }
         let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
-        if self.table.count(lookups) >= MOST
-            && let Some(oldest) = self.table.oldest(lookups)
-        {
-            self.end(oldest, false, false);
+        // Those that are being asked go on: who asks without end has no answers.
+        if self.table.count(lookups) >= MOST {
+            return self.answer(now, asker, Some(dns::error(message, Code::Failed)));
         }
         self.ask(now, key, query, message.to_vec(), 0);
     }
