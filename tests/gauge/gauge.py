@@ -231,12 +231,20 @@ def medians(rows):
 # Client and guest answer each other in these phases, on one processor: by who gets its turn first, a millisecond moves to the next
 # phase, in one build of a kernel so, in another so. Only together do they say something.
 TURNS = ("agent_connected", "ready", "container_created", "process_started", "exit", "timeline_read")
+# So do the client and the monitor that begins, and longer where a network's process begins beside them.
+STARTS = ("monitor_spawned", "monitor_main", "monitor_config")
+STARTS_OF_THREE = (*STARTS, "memory_mapped", "kernel_loaded")
 
 
-def together(found):
-    """The phases that take turns as one figure; nothing of a boot that has none of them."""
-    turns = [cost for name, cost in found.items() if name in TURNS]
-    return {f"{TURNS[0]} to {TURNS[-1]}": sum(turns)} if turns else {}
+def groups(scenario):
+    """The groups of phases of a scenario that take turns."""
+    return {"run": (TURNS, STARTS), "network": (TURNS, STARTS_OF_THREE)}.get(scenario, (TURNS,))
+
+
+def together(scenario, found):
+    """The phases of each group that takes turns as one figure; nothing of a boot that has none of them."""
+    sums = {f"{group[0]} to {group[-1]}": [cost for name, cost in found.items() if name in group] for group in groups(scenario)}
+    return {name: sum(costs) for name, costs in sums.items() if costs}
 
 
 def summary(samples):
@@ -247,7 +255,7 @@ def summary(samples):
         found[scenario] = {
             "totals": medians([totals(sample) for sample in warm]),
             "phases": medians([phases(sample) for sample in warm]),
-            "together": medians([together(phases(sample)) for sample in warm]),
+            "together": medians([together(scenario, phases(sample)) for sample in warm]),
             "exits": medians([exits(sample) for sample in warm]),
         }
     return found
