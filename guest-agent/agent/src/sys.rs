@@ -29,7 +29,7 @@ pub use mounting::{
 };
 pub use net::{
     ReceivedBytes, VsockAddress, accept, accept_vsock, connect_result, connect_vsock, hung_up, listen_vsock,
-    loopback_up, receive, send, set_no_delay, shutdown_write, socket_pair,
+    loopback_up, receive, send, set_no_delay, shutdown_read, shutdown_write, socket_pair,
 };
 pub use netlink::netlink_route;
 pub use power::{add_entropy, boot_time_ns, random_bytes, real_time_ns, reset_machine, set_real_time_ns};

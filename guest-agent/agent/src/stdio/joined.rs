@@ -31,7 +31,7 @@ thread_local! {
 pub async fn join(one: Stream, other: Stream) {
     let (one_said, other_said) = (Notify::new(), Notify::new());
     let ways = async {
-        // An error of either end is the end of both.
+        // An end that cannot be read is the end of both.
         let _ended = tokio::try_join!(copy(&one, &other, &one_said), copy(&other, &one, &other_said));
     };
     tokio::select! {
@@ -41,39 +41,59 @@ pub async fn join(one: Stream, other: Stream) {
     }
 }
 
-/// Copies one direction to its end.
+/// Copies one direction to its end. Where `to` takes no more, the other direction goes on: what
+/// `to` said before is still under way.
 async fn copy(from: &Stream, to: &Stream, said: &Notify) -> io::Result<()> {
     loop {
         let mut ready = from.0.readable().await?;
         let mut held = Vec::new();
-        match ready.try_io(|_| pass(from, to, &mut held)) {
-            Err(_nothing_there) => {}
-            Ok(Ok(0)) => break,
-            Ok(Ok(_)) => to.write_all(&held).await?,
+        let takes = match ready.try_io(|_| pass(from, to, &mut held)) {
+            Err(_nothing_there) => true,
+            Ok(Ok(Passed::End)) => break,
+            Ok(Ok(Passed::Some)) => to.write_all(&held).await.is_ok(),
+            Ok(Ok(Passed::Refused)) => false,
             Ok(Err(error)) => return Err(error),
+        };
+        if !takes {
+            sys::shutdown_read(from.as_fd());
+            return Ok(());
         }
+        // Two ends that are always ready would leave no turn to anybody else.
+        tokio::task::consume_budget().await;
     }
     sys::shutdown_write(to.as_fd());
     said.notify_one();
     Ok(())
 }
 
-/// Reads once, and writes what `to` takes; the rest of it is `held`. Answers how much was read.
-fn pass(from: &Stream, to: &Stream, held: &mut Vec<u8>) -> io::Result<usize> {
+/// What became of a read.
+enum Passed {
+    /// `from` has said all.
+    End,
+    /// Bytes were taken, or are held.
+    Some,
+    /// `to` takes no more.
+    Refused,
+}
+
+/// Reads once, and writes what `to` takes; the rest of it is `held`. An error is one of reading.
+fn pass(from: &Stream, to: &Stream, held: &mut Vec<u8>) -> io::Result<Passed> {
     PASSING.with_borrow_mut(|buffer| {
         buffer.resize(BUFFER, 0);
         let count = sys::read(from.as_fd(), buffer)?;
+        if count == 0 {
+            return Ok(Passed::End);
+        }
         let mut rest = buffer.get(..count).unwrap_or_default();
         while !rest.is_empty() {
             match sys::write(to.as_fd(), rest) {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // That nothing was there is what a read says.
-                Err(error) => return Err(error),
+                Err(_) => return Ok(Passed::Refused),
             }
         }
         held.extend_from_slice(rest);
-        Ok(count)
+        Ok(Passed::Some)
     })
 }
 
@@ -158,6 +178,34 @@ mod tests {
             reads.join().unwrap()
         });
         assert_eq!(got, ("last words".to_owned(), ErrorKind::BrokenPipe));
+    }
+
+    #[test]
+    fn an_answer_arrives_whose_sender_closed_while_it_was_sent_to() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for _ in 0..50 {
+            let answer = runtime.block_on(async {
+                let ((mut client, one), (mut server, other)) = (unix(), unix());
+                let talks = std::thread::spawn(move || {
+                    let mut reads = client.try_clone().unwrap();
+                    // More than is ever taken, until nobody takes it.
+                    let writes = std::thread::spawn(move || while client.write_all(&[0; 8192]).is_ok() {});
+                    let mut answer = Vec::new();
+                    // What it wrote is not all taken, and it may be told so behind the answer.
+                    let _ = reads.read_to_end(&mut answer);
+                    writes.join().unwrap();
+                    answer
+                });
+                let serves = std::thread::spawn(move || {
+                    server.read_exact(&mut [0; 8192]).unwrap();
+                    server.write_all(b"too much").unwrap();
+                });
+                join(one, other).await;
+                serves.join().unwrap();
+                talks.join().unwrap()
+            });
+            assert_eq!(answer, b"too much");
+        }
     }
 
     #[test]

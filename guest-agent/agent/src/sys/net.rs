@@ -125,6 +125,12 @@ pub fn shutdown_write(socket: BorrowedFd<'_>) {
     unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_WR) };
 }
 
+/// Tells the peer of a socket that nothing more is read.
+pub fn shutdown_read(socket: BorrowedFd<'_>) {
+    // SAFETY: no pointer.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RD) };
+}
+
 /// Sends small pieces of a TCP connection at once.
 ///
 /// # Errors
