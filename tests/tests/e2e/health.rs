@@ -126,7 +126,7 @@ fn a_container_becomes_healthy_and_ill_and_probes_that_hang_are_killed() {
     assert!(output.starts_with("the probe did not end within 5s, and was killed"), "{output}");
     root("echo fine >/good; rm /hang");
     kept.until("it is healthy again", || kept.shows(" (healthy)"));
-    assert_eq!(kept.exec("ps | grep -c '[s]leep 54321' || true"), "0");
+    assert_eq!(kept.exec("ps | grep -c ' [s]leep 54321$' || true"), "0");
 
     kept.out(&["stop", "box"]);
     assert!(kept.state().get("health").is_none());
