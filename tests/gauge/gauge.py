@@ -233,12 +233,12 @@ def medians(rows):
 TURNS = ("agent_connected", "ready", "container_created", "process_started", "exit", "timeline_read")
 # So do the client and the monitor that begins, and longer where a network's process begins beside them.
 STARTS = ("monitor_spawned", "monitor_main", "monitor_config")
-STARTS_OF_THREE = (*STARTS, "memory_mapped", "kernel_loaded")
+STARTS_WITH_NETWORK = (*STARTS, "memory_mapped", "kernel_loaded")
 
 
 def groups(scenario):
     """The groups of phases of a scenario that take turns."""
-    return {"run": (TURNS, STARTS), "network": (TURNS, STARTS_OF_THREE)}.get(scenario, (TURNS,))
+    return {"run": (TURNS, STARTS), "network": (TURNS, STARTS_WITH_NETWORK)}.get(scenario, (TURNS,))
 
 
 def together(scenario, found):
