@@ -264,7 +264,7 @@ impl Builder {
         self
     }
 
-    /// Of a sandbox that stays: a word for filters of `nelly ps`.
+    /// Of a sandbox that stays: a word for filters of `nelly ps`. Those of the image are not taken.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.stays.labels.push((name.into(), value.into()));
         self
