@@ -19,10 +19,13 @@ import traceback
 # What libtest says of one test, and at the end of a test program.
 TEST = re.compile(r"test (\S+) (?:- should panic )?\.\.\. (ok|FAILED|ignored)")
 RESULT = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;")
+BEGIN = re.compile(r"running \d+ tests?$")
 # What of a failed job's log is shown first, each with what follows it.
 TELLING = re.compile(r"(error|test .* FAILED|thread .* panicked|FAILED )")
 # The emulated host stood still, which is no test's doing.
 STOOD_STILL = 70
+# So many failed tests of a job are tried once more; more than that is no accident.
+MOST_AGAIN = 3
 
 
 class Ended(Exception):
@@ -62,11 +65,23 @@ class Job:
         """Whether it is to be tried once more."""
         return False
 
+    def failed_alone(self, output):
+        """A job of the tests alone that failed, where those are few; None for a check, which does
+        not depend on what else the machine does.
+        """
+        return None
+
 
 class Suite(Job):
     """Programs of Rust's test harness, whose own counts are added up. One that ran no test has
     failed.
     """
+
+    def failed_alone(self, output):
+        names = failed(output)
+        if not names:
+            return None
+        return Suite(f"{self.name}-again", [*self.command, "--", "--exact", *names], self.env, self.limit)
 
     def judge(self, output):
         found = sum((Counts(*map(int, match.groups())) for _, line in output.lines if (match := RESULT.match(line))), Counts())
@@ -84,7 +99,15 @@ class Rooms(Job):
     def __init__(self, tests, command, **more):
         rooms = list(dict.fromkeys(room_of(test) for test in tests))
         super().__init__("e2e-" + "-".join(rooms), [*command, "--exact", *tests], **more)
-        self.tests = tests
+        self.tests, self.host, self.more = tests, command, more
+
+    def failed_alone(self, output):
+        names = failed(output)
+        if not names:
+            return None
+        job = Rooms(names, self.host, **self.more)
+        job.name += "-again"
+        return job
 
     def judge(self, output):
         said, took, before = {}, collections.Counter(), 0.0
@@ -107,6 +130,17 @@ class Rooms(Job):
 
     def again(self, output):
         return output.code == STOOD_STILL
+
+
+def failed(output):
+    """The names of the tests that failed, where they are few enough to be tried once more: none when a
+    program did not come to its end, or counted other failures than those that have a name.
+    """
+    lines = [line for _, line in output.lines]
+    ends = [int(match[2]) for line in lines if (match := RESULT.match(line))]
+    names = [match[1] for line in lines if (match := TEST.match(line)) and match[2] == "FAILED"]
+    whole = len(ends) == sum(1 for line in lines if BEGIN.match(line)) and sum(ends) == len(names)
+    return names if whole and len(names) <= MOST_AGAIN else []
 
 
 def room_of(test):
@@ -185,6 +219,8 @@ class Runner:
         self.env = {**os.environ, **tokens.environment(), **(env or {})}
         self.counts, self.outputs = Counts(), {}
         self.lock, self.running, self.stopping = threading.Lock(), set(), False
+        # Jobs of tests that failed, and where the log of that is.
+        self.unstable = []
 
     def say(self, *lines):
         """Prints lines that belong together."""
@@ -229,6 +265,8 @@ class Runner:
             raise Ended  # it did not end by itself
         verdicts = job.judge(output)
         lines = []
+        is_again = job.name.endswith("-again")
+        alone = None if is_again else job.failed_alone(output)
         for name, counts, seconds in verdicts:
             tests = "" if type(job) is Job else f": {counts}" if counts.skipped or counts.failed else f": {counts.passed} tests"
             lines.append(f"  {'FAIL ' if counts.failed else 'ok   '} {name}{tests} ({seconds:.0f} s)")
@@ -236,12 +274,29 @@ class Runner:
         if failed:
             why = f"; time was up after {job.limit:.0f} s" if output.code is None else f", exit code {output.code}"
             lines += [f"        {path}{why}:", *excerpt(path)]
+        if alone:
+            lines += ["        what failed is tried once more, alone, at the end"]
         with self.lock:
             self.outputs[job.name] = output
-            self.counts = sum((counts for _, counts, _ in verdicts), self.counts)
-            self.seconds.known |= {name: round(seconds, 1) for name, counts, seconds in verdicts if not counts.failed}
+            self.counts = sum((counts._replace(failed=0) if alone else counts for _, counts, _ in verdicts), self.counts)
+            if alone:
+                self.unstable.append((alone, path))
+            if not is_again:
+                self.seconds.known |= {name: round(seconds, 1) for name, counts, seconds in verdicts if not counts.failed}
         self.say(*lines)
         return not failed
+
+    def unstable_alone(self):
+        """Tries the tests once more that failed beside others, one job after the other. What passes now is
+        told as unstable, with the log of its failure: that is a fault to mend, of the test or of the
+        product, and yet no reason to think that this tree is broken. What fails again has failed.
+        """
+        for job, path in self.unstable:
+            self.lane(collections.deque([job]))
+            output = self.outputs.get(job.name)
+            if output is not None and not any(counts.failed for _, counts, _ in job.judge(output)):
+                names = " ".join(dict.fromkeys(match[1] for _, line in output.lines if (match := TEST.match(line))))
+                self.say(f"  UNSTABLE {names}: failed beside others, passed alone; mend it: {path}")
 
     def execute(self, job, path):
         """Runs a job's command in a process group of its own, its output added to a log."""

@@ -118,6 +118,38 @@ class Scheduler(unittest.TestCase):
             os.unlink(file.name)
             self.assertEqual(runner.counts, counts, self.heard)
 
+    def test_few_tests_that_failed_are_tried_once_more_alone_and_told(self):
+        result = "test result: ok. {} passed; {} failed; 0 ignored; 0 measured; 0 filtered out; finished in 9s".format
+        suite = Suite("unit", ["cargo", "test"], {"A": "1"})
+        begun = "running 9 tests"
+        again = suite.failed_alone(said(101, begun, "test a::b ... FAILED", result(8, 1), begun, result(9, 0)))
+        self.assertEqual((again.name, again.command, again.env), ("unit-again", ["cargo", "test", "--", "--exact", "a::b"], {"A": "1"}))
+        many = [f"test a::{n} ... FAILED" for n in range(4)]
+        for lines in ([begun, *many, result(5, 4)],  # no accident
+                      [begun, "test a ... FAILED", result(8, 1), begun],  # one of two programs crashed
+                      [begun, "test a ... FAILED", result(7, 2)],  # a failure without a name
+                      [begun, result(9, 0)]):
+            self.assertIsNone(suite.failed_alone(said(101, *lines)), lines)
+        rooms = Rooms(["run::a", "run::b"], ["program"], limit=7)
+        again = rooms.failed_alone(said(101, begun, "test run::a ... ok", "test run::b ... FAILED", result(1, 1)))
+        self.assertEqual((again.name, again.command, again.limit), ("e2e-run-again", ["program", "--exact", "run::b"], 7))
+        self.assertIsNone(Job("fmt", ["false"]).failed_alone(said(1, begun, "test a ... FAILED", result(1, 1))))
+
+        # A program whose test fails the first time, or always.
+        script = (f'echo >>$P/tries; echo "{begun}"; if [ $(wc -l <$P/tries) -gt $BAD ]; then echo "test a::b ... ok"; echo "{result(1, 0)}"; '
+                  f'else echo "test a::b ... FAILED"; echo "{result(0, 1)}"; exit 101; fi')
+        for bad, counts, told in ((1, Counts(passed=1), True), (2, Counts(failed=1), False)):
+            for job in (Suite("unit", ["sh", "-c", script], {"BAD": str(bad)}), Rooms(["a::b"], ["sh", "-c", script], env={"BAD": str(bad)})):
+                runner, self.heard = self.runner(), []
+                runner.together(lane([job]))
+                self.assertEqual(runner.counts, Counts(), self.heard)
+                runner.unstable_alone()
+                self.assertEqual(runner.counts, counts, self.heard)
+                self.assertEqual(any("UNSTABLE a::b" in line for line in self.heard), told, self.heard)
+                with open(f"{self.place}/tries") as file:
+                    self.assertEqual(len(file.readlines()), 2)
+                os.unlink(file.name)
+
     def test_small_rooms_share_a_host_and_the_longest_begin(self):
         groups = schedule.shared({"a": 200, "b": 20, "c": 30, "d": 50, "e": 5}, 60)
         self.assertEqual(groups, [(200, ["a"]), (55, ["d", "e"]), (50, ["c", "b"])])
