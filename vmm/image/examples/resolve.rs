@@ -1,5 +1,6 @@
-//! Resolves an image and says how long each phase took: `resolve CACHE_DIR IMAGE`. CACHE_DIR is
-//! made if it does not exist; it must be the caller's own ([`nelly_image::trusted`]).
+//! Resolves an image and says how long each phase took: `resolve CACHE_DIR IMAGE [STORE_DIR]`.
+//! CACHE_DIR is made if it does not exist; STORE_DIR is the local store in which IMAGE is a name.
+//! Both must be the caller's own ([`nelly_image::trusted`]).
 
 use std::time::{Duration, Instant};
 
@@ -35,10 +36,12 @@ impl Progress for Clock {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let (Some(cache), Some(word)) = (args.next(), args.next()) else {
-        return Err("usage: resolve CACHE_DIR IMAGE".into());
+        return Err("usage: resolve CACHE_DIR IMAGE [STORE_DIR]".into());
     };
     let reference: Reference = word.parse()?;
-    let store = Store::open(StoreOptions::new(cache))?;
+    let mut options = StoreOptions::new(cache);
+    options.local_dir = args.next().map(Into::into);
+    let store = Store::open(options)?;
     let mut clock = Clock::default();
     let start = Instant::now();
     let image = store.resolve(&reference, &mut clock)?;
