@@ -310,10 +310,11 @@ pub(crate) struct EventsArgs {
     pub(crate) filter: Vec<String>,
     /// Begin with the past, as far as the sandboxes that are still there tell it: when each was
     /// created, its latest start and end, and its health, not older than a duration (30s, 5m, 1h)
-    /// or a time (RFC 3339; UTC if it has no offset)
+    /// or a time (RFC 3339, UTC if it has no offset; or seconds since 1970)
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) since: Option<String>,
-    /// End at a time (RFC 3339), or after a duration from now (30s, 5m, 1h) [default: at Ctrl-C]
+    /// End at a time (as --since has it), or after a duration from now (30s, 5m, 1h) [default: at
+    /// Ctrl-C]
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) until: Option<String>,
     /// Print JSON, one object a line (schema 1)
@@ -397,7 +398,8 @@ pub(crate) struct ProxyArgs {
     nelly logs web\n  \
     nelly logs -f --tail 20 web\n  \
     nelly logs --since 10m -t web\n  \
-    nelly logs --since 2026-01-31T12:00:00Z web 2>/dev/null"
+    nelly logs --since 2026-01-31T12:00:00Z web 2>/dev/null\n  \
+    nelly logs --since 1769860800 web"
 )]
 pub(crate) struct LogsArgs {
     /// Go on with new output until the sandbox ends
@@ -406,8 +408,8 @@ pub(crate) struct LogsArgs {
     /// Show only the last N lines, or all
     #[arg(short = 'n', long, value_name = "N|all", default_value = "all", value_parser = tail)]
     pub(crate) tail: Tail,
-    /// Show only what is not older: a duration (30s, 5m, 1h) or a time (RFC 3339; UTC if it has no
-    /// offset)
+    /// Show only what is not older: a duration (30s, 5m, 1h) or a time (RFC 3339, UTC if it has no
+    /// offset; or seconds since 1970)
     #[arg(long, value_name = "TIME|DURATION")]
     pub(crate) since: Option<String>,
     /// Print the time before each line

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::EventsArgs;
-use super::logs::since;
+use super::logs::{POINTS, point, since};
 use crate::context::Context;
 use crate::fail::OfFlag as _;
 
@@ -49,12 +49,12 @@ pub(crate) fn events(args: &EventsArgs, context: &Context) -> Result<ExitCode> {
 
 /// A point in time, or how long from now.
 fn until(text: &str) -> Result<Timestamp> {
-    if let Ok(time) = text.parse() {
+    if let Some(time) = point(text) {
         return Ok(time);
     }
-    let later = Time::DELAY.parse(text).with_context(|| {
-        format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration from now")
-    })?;
+    let later = Time::DELAY
+        .parse(text)
+        .with_context(|| format!("{text:?} is neither a time, {POINTS}, nor a duration from now"))?;
     Ok(Timestamp::now().after(later))
 }
 

@@ -84,13 +84,36 @@ pub(super) fn id_of(sandbox: &SandboxDir, word: &str) -> Result<Id> {
 
 /// A point in time, or how long ago it was.
 pub(super) fn since(text: &str) -> Result<Timestamp> {
-    if let Ok(time) = text.parse() {
+    if let Some(time) = point(text) {
         return Ok(time);
     }
-    let past = Time::DELAY.parse(text).with_context(|| {
-        format!("{text:?} is neither a time such as 2026-01-31T12:00:00Z nor a duration before now")
-    })?;
+    let past = Time::DELAY
+        .parse(text)
+        .with_context(|| format!("{text:?} is neither a time, {POINTS}, nor a duration before now"))?;
     Ok(Timestamp::now().before(past))
+}
+
+/// Times as [`point`] takes them, for messages.
+pub(super) const POINTS: &str = "such as 2026-01-31T12:00:00Z or 1769860800 (seconds since 1970)";
+
+/// Fewer digits are no Unix time: they would be a day before 1973, and are a duration whose unit
+/// was forgotten.
+const UNIX_DIGITS_LEAST: usize = 9;
+
+/// A point in time: RFC 3339, or as docker takes it, too, seconds since 1970 with up to nine digits
+/// behind a point.
+pub(super) fn point(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse() {
+        return Some(time);
+    }
+    let (seconds, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(seconds) || !digits(part) || seconds.len() < UNIX_DIGITS_LEAST || part.len() > 9 {
+        return None;
+    }
+    let whole = seconds.parse::<u64>().ok()?.checked_mul(1_000_000_000)?;
+    let part: u64 = format!("{part:0<9}").parse().ok()?;
+    whole.checked_add(part).map(Timestamp::from_unix_ns)
 }
 
 fn is_broken_pipe(error: &Error) -> bool {
@@ -140,10 +163,30 @@ mod tests {
     #[test]
     fn since_takes_a_time_or_a_duration() {
         assert_eq!(since("2026-01-31T12:00:00Z").unwrap().to_string(), "2026-01-31T12:00:00.000000000Z");
+        // As docker takes them, seconds since 1970.
+        for (text, time) in [
+            ("1700000000", "2023-11-14T22:13:20.000000000Z"),
+            ("1700000000.5", "2023-11-14T22:13:20.500000000Z"),
+            ("1700000000.000000007", "2023-11-14T22:13:20.000000007Z"),
+            ("100000000", "1973-03-03T09:46:40.000000000Z"),
+        ] {
+            assert_eq!(since(text).unwrap().to_string(), time, "{text}");
+        }
         let ten_minutes_ago = since("10m").unwrap();
         let ago = Timestamp::now().since(ten_minutes_ago).as_secs();
         assert!((600..=700).contains(&ago), "{ago}");
-        for bad in ["", "yesterday", "10", "2026-99-01"] {
+        for bad in [
+            "",
+            "yesterday",
+            "10",
+            "2026-99-01",
+            "1700000000.",
+            ".5",
+            "1700000000.0000000001",
+            "-1700000000",
+            "99999999999",
+            "99999999999999999999999",
+        ] {
             assert!(since(bad).unwrap_err().to_string().contains("neither a time"), "{bad}");
         }
     }
