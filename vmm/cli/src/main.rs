@@ -169,8 +169,12 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
 /// failure that is not the container's, and 2 for other verbs.
 fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     let verb = raw.get(1).map(String::as_str);
-    let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-    if asked {
+    let hostname = docker_words::hostname(&error, raw);
+    let asked =
+        hostname.is_none() && matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if let Some(answer) = hostname {
+        out::message(answer);
+    } else if asked {
         // Printing fails only if the reader has gone.
         let _ = error.print();
     } else if let Some(answer) = docker_words::answer(&error, raw) {

@@ -63,6 +63,24 @@ pub(crate) fn answer(error: &clap::Error, raw: &[String]) -> Option<String> {
     }
 }
 
+/// What to say of docker's `-h NAME`, which would print the help and start nothing: it has a value,
+/// which help has not. `None` where help was asked for, and for any other error.
+pub(crate) fn hostname(error: &clap::Error, raw: &[String]) -> Option<String> {
+    let verb = raw.get(1).filter(|verb| ["run", "create"].contains(&verb.as_str()))?;
+    if error.kind() != ErrorKind::DisplayHelp {
+        return None;
+    }
+    let mut words = raw[2..].iter().take_while(|word| *word != "--");
+    let value: &str = loop {
+        match words.next()?.strip_prefix("-h") {
+            Some("") => break words.next().filter(|next| !next.starts_with('-'))?,
+            Some(value) => break value.trim_start_matches('='),
+            None => {}
+        }
+    };
+    Some(format!("nelly {verb} -h prints the help: write --hostname {value} to name the container's host"))
+}
+
 fn spaced(before: &str, word: &str) -> String {
     if before.is_empty() { word.to_owned() } else { format!("{before} {word}") }
 }
@@ -139,6 +157,33 @@ mod tests {
             let (answer, own) = said(words);
             assert_eq!(answer, None, "{words:?}");
             assert!(!own.contains("tip:"), "{words:?}: {own}");
+        }
+    }
+
+    #[test]
+    fn a_hostname_is_not_taken_for_help() {
+        for (words, name) in [
+            (&["run", "-h", "web", "alpine"][..], Some("web")),
+            (&["run", "-d", "-hweb", "alpine"], Some("web")),
+            (&["create", "--rm", "-h=web", "alpine"], Some("web")),
+            (&["run", "-h"], None),
+            (&["run", "-d", "-h"], None),
+            (&["run", "-h", "--name"], None),
+            (&["run", "--help"], None),
+            (&["run", "--namee", "-h", "web"], None),
+            (&["exec", "-h", "web"], None),
+            (&["-h", "run"], None),
+        ] {
+            let raw: Vec<String> = ["nelly"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+            let said = hostname(&Cli::from_words(&raw).unwrap_err(), &raw);
+            let expected = name.map(|name| format!("--hostname {name} "));
+            assert_eq!(said.is_some(), expected.is_some(), "{words:?}: {said:?}");
+            assert!(said.is_none_or(|said| said.contains(&expected.unwrap())), "{words:?}");
+        }
+        // After the image it is the command's.
+        for words in [&["run", "alpine", "ls", "-h", "x"][..], &["run", "--", "ls", "-h"]] {
+            let raw: Vec<String> = ["nelly"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+            assert!(Cli::from_words(&raw).is_ok(), "{words:?}");
         }
     }
 
