@@ -83,7 +83,12 @@ impl Clients {
 /// Whether the process at the other end is of this user, or root's.
 fn may(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+    stream.peer_cred().is_ok_and(|peer| admits(own, peer.uid()))
+}
+
+/// Whether a process of user `own` serves one of user `peer`.
+fn admits(own: u32, peer: u32) -> bool {
+    peer == own || peer == 0
 }
 
 impl Stream for Clients {
@@ -212,5 +217,74 @@ impl Watch {
     pub async fn gone(&self) {
         // An error means that nothing can be heard any more: look, too.
         let _ready = self.0.readable().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::process::Uid;
+    use rustix::thread::set_thread_res_uid;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::state::Id;
+
+    #[test]
+    fn its_own_user_and_root_are_served_and_nobody_else() {
+        for (own, peer, served) in [
+            (0, 0, true),
+            (1000, 1000, true),
+            (1000, 0, true),
+            (1000, 1001, false),
+            (0, 1000, false),
+            (0, u32::MAX, false),
+        ] {
+            assert_eq!(admits(own, peer), served, "{own} {peer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_of_another_user_is_turned_away_whatever_the_modes_of_the_files() {
+        let home = tempfile::tempdir_in("/tmp").unwrap();
+        let at = |name: &str| (name == "NELLY_HOME").then(|| home.path().to_owned());
+        let directory = RuntimeDir::make(at, Id::random().unwrap()).unwrap();
+        let open = Open::default();
+        let mut clients = Clients::new(&directory, CONTROL_SOCKET, open.clone()).unwrap();
+        // By their modes everybody may enter.
+        let path = directory.path().join(CONTROL_SOCKET);
+        for above in path.ancestors().take_while(|above| above.starts_with(home.path())) {
+            std::fs::set_permissions(above, Permissions::from_mode(0o777)).unwrap();
+        }
+        let accepts = std::future::poll_fn(|context| clients.poll_accept(context));
+        let mut accepts = std::pin::pin!(accepts);
+        // Only root can be another user; for others the rule alone is tried, above.
+        if rustix::process::geteuid().is_root() {
+            let (tell, told) = oneshot::channel();
+            let path = path.clone();
+            // A user of this thread alone, which ends with it.
+            std::thread::spawn(move || {
+                let nobody = Uid::from_raw(65_534);
+                set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let heard = std::os::unix::net::UnixStream::connect(path).and_then(|mut stream| {
+                    let mut heard = Vec::new();
+                    stream.read_to_end(&mut heard).map(|_| heard)
+                });
+                let _ = tell.send(heard);
+            });
+            tokio::select! {
+                biased;
+                _ = &mut accepts => panic!("it is served"),
+                heard = told => assert_eq!(heard.unwrap().unwrap(), b"", "it hears the end"),
+            }
+            assert_eq!(open.count(), 0);
+        }
+        let _own = UnixStream::connect(&path).await.unwrap();
+        let client = accepts.await;
+        assert_eq!(client.stream.peer_cred().unwrap().uid(), rustix::process::geteuid().as_raw());
+        assert_eq!(open.count(), 1);
     }
 }
