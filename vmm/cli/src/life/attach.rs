@@ -64,7 +64,8 @@ pub(super) async fn shown(
     ends_input: bool,
 ) -> Result<Shown> {
     let Attached { claimed, terminal: has_terminal, stdin, exec } = attached;
-    let stream = Arc::new(claimed.streams.stdin.context("the keeper gave no stream")?);
+    let stream =
+        Arc::new(claimed.streams.stdin.context("the process that holds the sandbox gave no stream")?);
     let on_terminal = has_terminal && stdin && terminal::is_terminal(std::io::stdin());
     let raw = on_terminal.then(bug::Raw::enter).transpose().context("cannot set the terminal to raw mode")?;
     let left = Arc::new(AtomicBool::new(false));

@@ -75,7 +75,7 @@ pub(crate) fn exec(args: &ExecArgs, context: &Context) -> Result<ExitCode> {
 
 /// Shows a session until it ends, or until its user leaves it.
 async fn session(args: &ExecArgs, connection: &Connection, exec: Exec, keys: DetachKeys) -> Result<u8> {
-    let claimed = exec.claimed.context("the keeper gave no stream")?;
+    let claimed = exec.claimed.context("the process that holds the sandbox gave no stream")?;
     let (id, ends_input) = (exec.id.clone(), !args.tty);
     let attached = Attached { claimed, terminal: args.tty, stdin: args.interactive, exec: exec.id };
     Ok(match shown(connection, attached, keys, ends_input).await? {

@@ -65,11 +65,11 @@ pub(crate) fn end_unreachable(
     let id = sandbox.id().short();
     let why = text::chain(why.as_ref());
     out::message(format_args!(
-        "sandbox {id} is stopped by SIGTERM to its keeper, which cannot be asked: {why}"
+        "sandbox {id} is stopped by SIGTERM to the process that holds it, which cannot be asked: {why}"
     ));
     match pidfd_send_signal(keeper, Signal::TERM) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => bail!("cannot stop the keeper of sandbox {id}: {error}"),
+        Err(error) => bail!("cannot stop the process that holds sandbox {id}: {error}"),
     }
     let grace = grace.unwrap_or_else(|| {
         let own = sandbox.record().map(|record| Duration::from_millis(record.stop_grace_ms));

@@ -134,7 +134,7 @@ pub(crate) fn ended(process: &OwnedFd, within: Option<Duration>) -> Result<bool>
         match poll(&mut [PollFd::new(&process.as_fd(), PollFlags::IN)], within.as_ref()) {
             Ok(count) => return Ok(count > 0),
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot wait for the keeper"),
+            Err(error) => return Err(error).context("cannot wait for the process that holds the sandbox"),
         }
     }
 }

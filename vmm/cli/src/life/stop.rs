@@ -97,7 +97,7 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
         (Some(_), _) if sandbox.condition().is_ok_and(|condition| !condition.is_live()) => Ok(()),
         (Some(error), _) => Err(error),
         (None, Some(keeper)) if !ended(&keeper, Some(LAST_WORDS))? => {
-            bail!("the sandbox has ended, but its keeper is still there")
+            bail!("the sandbox has ended, but the process that holds it is still there")
         }
         (None, _) => Ok(()),
     }

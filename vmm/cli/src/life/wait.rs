@@ -33,7 +33,9 @@ pub(crate) fn wait(args: &NamesArgs, context: &Context) -> Result<ExitCode> {
         }
         match sandbox.state()?.exit {
             Some(exit) if !sandbox.condition()?.is_live() => Ok(Some(exit.code.to_string())),
-            _ => bail!("sandbox {word} has no exit code: it was never started, or ended with its keeper"),
+            _ => bail!(
+                "sandbox {word} has no exit code: it was never started, or the process that held it was killed"
+            ),
         }
     })
 }

@@ -62,7 +62,7 @@ pub(super) fn attached(
         // Until the container runs, a signal ends the attempt, which ends with this process.
         let mut outside = Outside::new(requests, limit);
         let launched = match outside.during(launching).await {
-            Ok(launched) => launched.context("the thread that starts the keeper panicked")??,
+            Ok(launched) => launched.context("the thread that starts the sandbox panicked")??,
             Err(exit) => {
                 return Ok(Last { code: exit.code, reason: exit.reason.to_owned(), detail: String::new() });
             }
@@ -180,10 +180,10 @@ async fn told(
         let request = tokio::select! {
             biased;
             last = &mut *ending => {
-                return match last.context("the thread that waits for the keeper panicked")? {
+                return match last.context("the thread that waits for the sandbox panicked")? {
                     Ok(last) => Ok(Told::Ended(last)),
                     Err(error) => Err(error).with_context(|| {
-                        format!("the keeper of sandbox {} ended before its container", sandbox.id().short())
+                        format!("the process that holds sandbox {} ended before its container", sandbox.id().short())
                     }),
                 };
             }

@@ -27,7 +27,9 @@ pub(super) async fn show(connection: UnixStream, token: &[u8]) -> io::Result<Cla
     let [set] = set;
     let count = usize::try_from((set & 7).count_ones()).expect("at most three");
     if arrived.bytes != 1 || arrived.lost || count == 0 || count != descriptors.len() {
-        return Err(io::Error::other("the keeper does not know their token, or sent others"));
+        return Err(io::Error::other(
+            "the process that holds the sandbox does not know their token, or sent others",
+        ));
     }
     let mut descriptors = descriptors.into_iter();
     let mut stream =

@@ -17,10 +17,10 @@ use crate::state::{Condition, Id, Name, StateError};
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nobody serves the sandbox.
-    #[error("cannot reach the sandbox's keeper")]
+    #[error("cannot reach the process that holds the sandbox")]
     Reach(#[from] StateError),
     /// The connection cannot be used.
-    #[error("cannot use the connection to the sandbox's keeper")]
+    #[error("cannot use the connection to the process that holds the sandbox")]
     Use(#[source] io::Error),
     /// It does not run.
     #[error("sandbox {} does not run: it is {}", .id.short(), find::shown(*.condition))]
@@ -31,16 +31,16 @@ pub enum ConnectError {
         condition: Condition,
     },
     /// Its keeper lives and has not written down where its sockets are.
-    #[error("the keeper of sandbox {} has no sockets yet", .0.short())]
+    #[error("the process that holds sandbox {} has no sockets yet", .0.short())]
     NoSockets(Id),
     /// Its state cannot be read.
     #[error(transparent)]
     State(StateError),
     /// Its runtime directory is gone.
-    #[error("the keeper's directory {} is gone", .0.display())]
+    #[error("the directory of the sandbox's sockets, {}, is gone", .0.display())]
     Gone(PathBuf),
     /// The keeper is there and says nothing.
-    #[error("the sandbox's keeper does not answer; `nelly stop --time 0s` ends it")]
+    #[error("the process that holds the sandbox does not answer; `nelly stop --time 0s` ends it")]
     Silent,
     /// The keeper refused the call, or ended in the middle of it.
     #[error("{0}")]

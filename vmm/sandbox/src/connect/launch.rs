@@ -18,7 +18,7 @@ use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The program cannot be started.
-    #[error("cannot start the keeper {}", .program.display())]
+    #[error("cannot start the program that holds the sandbox, {}", .program.display())]
     Program {
         /// The program.
         program: PathBuf,
@@ -27,7 +27,7 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// It ended, or said what cannot be understood.
-    #[error("the keeper ended before it said anything: see its sandbox's state")]
+    #[error("the process that holds the sandbox ended before it said anything; `nelly inspect` may show why")]
     Silent(#[source] io::Error),
     /// A file of it cannot be opened.
     #[error("cannot open the sandbox's {what} {}", .path.display())]

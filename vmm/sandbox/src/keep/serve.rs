@@ -86,7 +86,7 @@ pub async fn serve(
             let why = nelly_vmm::text::chain(&error);
             // It is what it was.
             let _kept = shared.0.write_state(&shared.1, &before);
-            answer(&tell, 125, format!("the sandbox's keeper cannot make its sockets: {why}"));
+            answer(&tell, 125, format!("the sockets of the sandbox cannot be made: {why}"));
             drop(keeper);
             if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
                 sandboxes.remove(&directory, lock)?;

@@ -232,7 +232,7 @@ impl Service for Calls {
     async fn hello(&self, _: &TtrpcContext, request: m::HelloRequest) -> ttrpc::Result<m::HelloResponse> {
         if request.protocol != PROTOCOL_MAJOR {
             let message = format!(
-                "the client speaks version {} of the sandbox protocol, this keeper version {PROTOCOL_MAJOR}",
+                "the client speaks version {} of the sandbox protocol, the process that holds the sandbox version {PROTOCOL_MAJOR}",
                 request.protocol
             );
             return Err(status(Code::UNIMPLEMENTED, message));

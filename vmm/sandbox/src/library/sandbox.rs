@@ -215,7 +215,9 @@ impl Sandbox {
                 let connection = kept.connection.clone();
                 let exec = connection.exec(spec).await??;
                 let claimed = exec.claimed.ok_or_else(|| {
-                    Error::host("use the process's streams")(std::io::Error::other("the keeper gave none"))
+                    Error::host("use the process's streams")(std::io::Error::other(
+                        "the process that holds the sandbox gave none",
+                    ))
                 })?;
                 let pipes = Pipes::new(claimed.streams, spec.terminal)?;
                 let alive = Some(claimed.connection);

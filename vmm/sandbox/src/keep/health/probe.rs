@@ -126,7 +126,7 @@ impl Probe {
             Some(Ending::NotStarted(failure)) => Some((Some(failure.code), failure.message.into_bytes())),
             _ if paused => None,
             Some(Ending::Failed(error)) => Some((None, self.said(&error))),
-            None => Some((None, self.said("the keeper's task for the probe ended"))),
+            None => Some((None, self.said("the task that waits for the probe ended"))),
         }
     }
 

@@ -34,7 +34,7 @@ impl fmt::Display for Cleaned {
             Self::Sockets(id, path) => {
                 write!(
                     f,
-                    "the sockets of sandbox {}, whose keeper was killed: {}",
+                    "the sockets of sandbox {}, whose process on this host was killed: {}",
                     id.short(),
                     path.display()
                 )
