@@ -237,6 +237,10 @@ fn logs_are_printed_by_stream_lines_and_time_also_of_what_ended() {
     let since = home.run(&["logs", "--since", "2026-01-31T12:00:01Z", "-t", "web"]);
     assert_eq!(since.stdout, b"2026-01-31T12:00:02.000000000Z \xff is as it was\n");
     assert_eq!(since.stderr, b"2026-01-31T12:00:01.000000000Z wrong\n");
+    for seconds in ["1769860801", "1769860801.0", "2026-01-31T13:00:01+01:00"] {
+        assert_eq!(home.run(&["logs", "--since", seconds, "-t", "web"]).stdout, since.stdout, "{seconds}");
+    }
+    assert!(home.run(&["logs", "--since", "10m", "web"]).stdout.is_empty(), "it is older");
     assert!(home.complains(&["logs", "--since", "soon", "web"], 2).contains("neither a time"));
 
     // Follows until nobody holds the sandbox, and has all that was written until then.
@@ -373,6 +377,42 @@ fn events_are_told_as_they_happen_until_ctrl_c() {
     assert_eq!(words[1..], ["exited", "bbbbbbbbbbbb", "other", "code=7", "reason=exited"]);
     assert!(home.complains(&["events", "--filter", "event=melted"], 2).contains("unpaused"));
     assert!(home.complains(&["events", "--until", "later"], 2).contains("--until"));
+}
+
+#[test]
+fn doctor_says_what_a_logout_ends() {
+    let home = Home::new();
+    let linger = || -> Option<Value> {
+        // Whatever this host is worth.
+        let said: Value = serde_json::from_slice(&home.run(&["doctor", "--json"]).stdout).unwrap();
+        said.as_array().unwrap().iter().find(|found| found["check"] == "linger").cloned()
+    };
+    let all = home.sandboxes();
+    let uid = rustix::process::getuid().as_raw();
+    let name = Command::new("id").arg("-un").output().unwrap();
+    let name = String::from_utf8(name.stdout).unwrap().trim().to_owned();
+    let in_place = |id: char, place: String| {
+        let (dir, lock) = sandbox(&all, &format!("box-{id}"), id, Status::Running);
+        let mut state = dir.state().unwrap();
+        state.runtime_dir = Some(format!("{place}/nelly/{}", id.to_string().repeat(12)).into());
+        dir.write_state(&lock, &state).unwrap();
+        lock
+    };
+    let _stays = in_place('a', "/run".to_owned());
+    assert_eq!(linger(), None, "no logout ends it");
+    let vanishes = in_place('b', format!("/run/user/{uid}"));
+    let found = linger().expect("a finding");
+    let lingers = PathBuf::from("/var/lib/systemd/linger").join(&name).exists();
+    let text = found["text"].as_str().unwrap();
+    assert!(text.contains(&format!("/run/user/{uid}")) && text.contains(&name), "{found}");
+    if lingers {
+        assert_eq!(found["verdict"], "ok", "{found}");
+    } else {
+        assert_eq!((&found["verdict"], &found["hint"]), (&json!("warn"), &json!("loginctl enable-linger")));
+        assert!(text.contains("sockets in") && text.contains(": 1;"), "{found}");
+    }
+    drop(vanishes);
+    assert_eq!(linger(), None, "what has ended is nobody's concern");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! is needed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod faulty;
 mod terminal;
 
 use std::fs;
