@@ -104,9 +104,9 @@ impl Home {
     /// A command `name` that nelly finds, as docker or podman would be.
     fn engine(&self, name: &str, script: &str) {
         fs::create_dir_all(self.at("engines")).unwrap();
-        let path = self.at("engines").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(self.at("script"), format!("#!/bin/sh\n{script}\n")).unwrap();
+        // By another process: what this one has open to write, its other threads pass on to theirs.
+        self.tool(&["install", "-m", "755", "script", &format!("engines/{name}")]);
     }
 
     fn images(&self) -> Value {
