@@ -1,12 +1,16 @@
-//! A file that is only read.
+//! A file that is only read, and one that a format's engine writes.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FileType, SeekFrom};
 
-use crate::buffer::ReadBuffer;
+use crate::buffer::{ReadBuffer, WriteBuffer};
 use crate::number::{at_most, fits};
+use crate::store::Store;
+use crate::sys;
 use crate::traits::{Mappable, ReadAt};
 
 /// Why a file cannot serve.
@@ -72,6 +76,32 @@ impl<F: AsFd + Send + Sync> ReadAt for FileReader<F> {
     }
 }
 
+impl Store for File {
+    fn len(&self) -> io::Result<u64> {
+        size(self.as_fd()).map_err(io::Error::other)
+    }
+
+    fn read_into(&self, into: &mut dyn ReadBuffer, range: Range<usize>, offset: u64) -> io::Result<usize> {
+        if range.is_empty() { Ok(0) } else { into.read_file(range, self.as_fd(), offset) }
+    }
+
+    fn write_from(&self, from: &dyn WriteBuffer, range: Range<usize>, offset: u64) -> io::Result<usize> {
+        if range.is_empty() { Ok(0) } else { from.write_file(range, self.as_fd(), offset) }
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        Self::set_len(self, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        sys::punch_hole(self.as_fd(), offset, len)
+    }
+}
+
 /// Bytes of a regular file or a block device. A block device's metadata says 0; its end does not,
 /// and asking for it moves its position.
 pub(crate) fn size(file: BorrowedFd<'_>) -> Result<u64, OpenError> {
@@ -86,7 +116,6 @@ pub(crate) fn size(file: BorrowedFd<'_>) -> Result<u64, OpenError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::io::{Seek, Write};
 
     use super::*;

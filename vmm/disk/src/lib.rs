@@ -11,8 +11,10 @@ mod buffer;
 mod concat;
 mod file;
 pub mod number;
+pub mod qcow2;
 mod raw;
 mod read_only;
+mod store;
 pub mod sys;
 #[cfg(test)]
 mod testing;
@@ -23,4 +25,5 @@ pub use concat::{Concat, ConcatBuilder, ConcatError};
 pub use file::{FileReader, OpenError};
 pub use raw::{DiskError, RawDisk};
 pub use read_only::ReadOnly;
+pub use store::Store;
 pub use traits::{BYTES_MAX, Disk, Mappable, ReadAt, SECTOR};
