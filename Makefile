@@ -34,7 +34,7 @@ shell: build ## a shell with nelly on PATH, in the emulated host where this mach
 test: build ## set everything up and run every test
 	@tests/setup/test
 
-soak: build ## tests at full size that `make test` makes small, such as fifty random kills
+soak: build ## what is too large for `make test`: tests at full size, engines in machines, the goals of the figures
 	@tests/setup/soak
 
 gauge: build ## hold counted boots against tests/gauge/baseline.json
