@@ -25,6 +25,7 @@ mod machine;
 mod memory;
 mod network;
 mod network_rules;
+mod network_world;
 mod pause;
 mod pulled;
 mod random_kills;

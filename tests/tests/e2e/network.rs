@@ -64,17 +64,17 @@ print("ready", flush=True)
 threading.Event().wait()
 "#;
 
-fn sh(script: &str) {
+pub(crate) fn sh(script: &str) {
     let done = Command::new("sh").args(["-ec", script]).output().expect("sh");
     assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// A process that ends with the test.
-struct Helper(Child, BufReader<std::process::ChildStdout>);
+pub(crate) struct Helper(Child, BufReader<std::process::ChildStdout>);
 
 impl Helper {
     /// Runs until it has said a word.
-    fn new(command: &mut Command) -> Self {
+    pub(crate) fn new(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a helper");
         let said = BufReader::new(child.stdout.take().expect("it is piped"));
         let mut helper = Self(child, said);
@@ -82,7 +82,7 @@ impl Helper {
         helper
     }
 
-    fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.1.read_line(&mut line).expect("a line");
         assert!(!line.is_empty(), "the helper has ended");
@@ -101,7 +101,7 @@ impl Drop for Helper {
 pub(crate) struct World {
     _servers: Helper,
     _host: Helper,
-    _namespace: Helper,
+    namespace: Helper,
 }
 
 impl World {
@@ -123,7 +123,14 @@ impl World {
         servers.args(["--net", "--target", &pid, "python3", "-c", SERVERS, "world"]);
         let mut host = Command::new("python3");
         host.args(["-c", SERVERS, "host"]);
-        Self { _servers: Helper::new(&mut servers), _host: Helper::new(&mut host), _namespace: namespace }
+        Self { _servers: Helper::new(&mut servers), _host: Helper::new(&mut host), namespace }
+    }
+
+    /// A program in the namespace that is the Internet.
+    pub(crate) fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &self.namespace.0.id().to_string(), program]);
+        command
     }
 }
 

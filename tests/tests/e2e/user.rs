@@ -6,6 +6,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use nelly_tests::{Done, program, run};
 
@@ -32,17 +33,23 @@ exec setpriv --reuid 65534 --regid 65534 $groups --no-new-privs --bounding-set=-
 
 /// `nelly WORDS` as an ordinary user who may or may not open /dev/kvm, its home at `home`.
 #[track_caller]
-fn nelly_as_nobody(home: &Path, may: bool, words: &[&str]) -> Done {
+pub(crate) fn nelly_as_nobody(home: &Path, may: bool, words: &[&str]) -> Done {
+    as_nobody(home, may, words, LIMIT)
+}
+
+/// The same, with a limit of its own.
+#[track_caller]
+pub(crate) fn as_nobody(home: &Path, may: bool, words: &[&str], limit: Duration) -> Done {
     let place = tempfile::tempdir().unwrap();
     let groups = if may { format!("--groups={KVM}") } else { "--clear-groups".to_owned() };
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", BECOME, "sh", KVM, &groups]).arg(place.path());
     command.arg(program("nelly")).args(words).env("NELLY_HOME", home).env_remove("XDG_RUNTIME_DIR");
-    run(&mut command, b"", LIMIT)
+    run(&mut command, b"", limit)
 }
 
 /// A home that belongs to nobody.
-fn home() -> Home {
+pub(crate) fn home() -> Home {
     let home = Home::new();
     std::os::unix::fs::chown(home.path(), Some(NOBODY), Some(NOBODY)).expect("this test needs root");
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
