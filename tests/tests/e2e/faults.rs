@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nelly_tests::{nelly, run, scaled, wait};
+use nelly_tests::{Done, nelly, run, scaled, wait};
 use serde_json::Value;
 
 use super::LIMIT;
@@ -54,6 +54,96 @@ fn sockets_that_cannot_be_made_are_told_and_a_keeper_that_lost_them_is_stopped()
     assert_eq!(kept.state()["exit"]["code"], 3, "its own end, in order");
     kept.until("the keeper ended", || processes(&kept).is_empty());
     kept.out(&["rm", "box"]);
+}
+
+/// A user with directories of their own and without NELLY_HOME, which would say where the sockets
+/// are.
+struct User(Kept);
+
+impl User {
+    fn new() -> Self {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let kept = Kept::new();
+        let home = kept.0.path();
+        for name in ["home", "share", "session", "other"] {
+            fs::create_dir(home.join(name)).unwrap();
+            fs::set_permissions(home.join(name), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        fs::create_dir_all(home.join("share/nelly")).unwrap();
+        // Where a test looks for the sandboxes.
+        symlink(home.join("share/nelly"), home.join("data")).unwrap();
+        Self(kept)
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.0.path().join(name)
+    }
+
+    /// `nelly WORDS` in an environment with this XDG_RUNTIME_DIR, or none.
+    #[track_caller]
+    fn nelly(&self, session: Option<&str>, words: &[&str]) -> Done {
+        let mut command = nelly(self.0.0.path(), words);
+        command.env_remove("NELLY_HOME").env("HOME", self.path("home"));
+        command.env("XDG_DATA_HOME", self.path("share")).env("XDG_CACHE_HOME", self.path("cache"));
+        command.env("XDG_CONFIG_HOME", self.path("config")).env_remove("XDG_RUNTIME_DIR");
+        command.envs(session.map(|name| ("XDG_RUNTIME_DIR", self.path(name))));
+        run(&mut command, b"", LIMIT)
+    }
+
+    /// The same, which must succeed.
+    #[track_caller]
+    fn out(&self, session: Option<&str>, words: &[&str]) -> String {
+        self.nelly(session, words).expect(0).out().trim_end().to_owned()
+    }
+
+    /// Where the sandbox's sockets are, as its state says.
+    fn sockets(&self) -> std::path::PathBuf {
+        self.0.state()["runtime_dir"].as_str().unwrap().into()
+    }
+}
+
+/// The user logs out, so that the runtime directory is removed; cron knows none, `su` and `sudo`
+/// another one. A sandbox is the same from all of them.
+#[test]
+fn a_sandbox_is_found_whatever_the_runtime_directory_of_who_asks() {
+    let user = User::new();
+    let start = ["run", "-d", "--name", "box", "--", "sh", "-c", SERVER];
+    user.nelly(Some("session"), &start).expect(0);
+    let first = user.sockets();
+    assert!(first.starts_with(user.path("session")), "{}", first.display());
+    let works = |session: Option<&str>| {
+        assert_eq!(user.out(session, &["ps", "-q"]).len(), 12, "{session:?}");
+        assert_eq!(user.out(session, &["exec", "box", "echo", "there"]), "there", "{session:?}");
+        assert_eq!(user.out(session, &["gc"]), "", "{session:?}");
+        assert_eq!(user.out(session, &["exec", "box", "echo", "still"]), "still", "{session:?}");
+    };
+    let places = [Some("session"), Some("other"), Some("nowhere"), None];
+    places.into_iter().for_each(works);
+    assert_eq!(user.sockets(), first);
+    // The logout: the keeper makes its sockets anew, where it still can.
+    fs::remove_dir_all(user.path("session")).unwrap();
+    places.into_iter().for_each(works);
+    let second = user.sockets();
+    assert!(second != first && second.exists(), "{}", second.display());
+    // The next login.
+    fs::create_dir(user.path("session")).unwrap();
+    places.into_iter().for_each(works);
+    let stopped = user.nelly(None, &["stop", "box"]);
+    assert_eq!((stopped.expect(0).out().as_str(), stopped.err().as_str()), ("box\n", ""));
+    assert_eq!(user.0.state()["exit"]["code"], 3, "its own end, in order");
+    assert!(!second.exists(), "{} is left", second.display());
+    assert_eq!(user.out(None, &["gc"]), "");
+    // Started without a session, and killed: whoever comes next cleans its sockets.
+    user.nelly(None, &["start", "box"]).expect(0);
+    let last = user.sockets();
+    assert!(!last.starts_with(user.0.0.path()) && last.exists(), "{}", last.display());
+    kill("KILL", user.0.pid("holder"));
+    user.0.until("the keeper ended", || user.out(Some("other"), &["ps", "-q"]).is_empty());
+    assert!(user.out(Some("other"), &["ps", "-a"]).contains("Exited (unclean)"));
+    user.out(Some("other"), &["gc"]);
+    assert!(!last.exists(), "{} is left", last.display());
+    user.out(Some("other"), &["rm", "box"]);
+    assert_eq!(user.out(None, &["ps", "-aq"]), "");
 }
 
 #[test]
