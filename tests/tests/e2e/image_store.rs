@@ -52,6 +52,10 @@ fn an_image_is_loaded_run_saved_and_removed() {
         shown["runs_with"]["kernel"].as_str().is_some_and(|kernel| kernel.ends_with("vmlinux")),
         "{shown}"
     );
+    let version: Value = json(&["version", "--json"]);
+    assert!(shown["runs_with"]["kernel_source"].as_str().is_some_and(|it| it.contains("6.")), "{shown}");
+    assert_eq!(shown["runs_with"]["agent_version"], version["version"], "{shown}");
+    assert_eq!(shown["runs_with"]["build_id"], version["assets_build_id"], "{shown}");
     assert_eq!(
         json(&["image", "history", "--json", "app:1"])[0]["stored_bytes"],
         shown["layers"][0]["stored_bytes"]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Stdio;
 
 use nelly_tests::{code, nelly, wait};
@@ -89,6 +90,18 @@ fn programs_that_cannot_run_have_their_own_codes() {
     done.expect(126);
     assert!(done.err().contains("/etc/passwd"), "{}", done.err());
     home.nelly(&["run", "--rm", "--", "/etc"]).expect(126);
+    // The only file of an image, the beginning of a program for another processor.
+    let (other, number) = if cfg!(target_arch = "x86_64") { ("aarch64", 183) } else { ("x86_64", 62) };
+    let mut program = b"\x7fELF\x02\x01\x01".to_vec();
+    program.resize(64, 0);
+    program[18] = number;
+    let tree = home.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("program"), program).unwrap();
+    std::fs::set_permissions(tree.join("program"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let done = home.nelly(&["run", "--rm", &format!("rootfs:{}", tree.display()), "/program"]);
+    let told = format!("is a program for {other}; the guest is {}", std::env::consts::ARCH);
+    assert!(done.expect(126).err().contains(&told), "{}", done.err());
     // The first process of a PID namespace does not hear its own SIGKILL; any other does. (A shell
     // runs its last command in its place.)
     home.sh("kill -9 $$; exit 5").expect(5);
