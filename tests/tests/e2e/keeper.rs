@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nelly_tests::{nelly, scaled, wait};
 use serde_json::Value;
 
+use super::sessions::Events;
 use super::{Home, LIMIT};
 
 /// Says that it runs, and ends with 3 when it is asked to.
@@ -183,9 +184,22 @@ fn a_client_that_dies_takes_its_command_along_and_nothing_else() {
     client.wait().unwrap();
     kept.until("both ended", || kept.exec(ASLEEP) == "0");
     // A pause holds everything; a runtime directory that vanishes is made anew.
+    let events = Events::of(&kept);
     kept.out(&["pause", "box"]);
     assert!(kept.0.nelly(&["exec", "box", "true"]).expect(125).err().contains("paused"));
+    events.until("paused");
     kept.out(&["unpause", "box"]);
+    events.until("unpaused");
+    for (old, new) in [("box", "other"), ("other", "box")] {
+        kept.out(&["rename", old, new]);
+        events.wait("it has another name", |told| {
+            told.last().is_some_and(|last| {
+                (&last["event"], &last["name"], &last["from"])
+                    == (&"renamed".into(), &new.into(), &old.into())
+            })
+        });
+    }
+    events.end();
     fs::remove_dir_all(kept.0.path().join("run")).unwrap();
     assert_eq!(kept.exec("echo there"), "there");
     // SIGTERM to the keeper is a stop, with the signal for it.
@@ -291,9 +305,16 @@ fn limits_hold_now_and_later(kept: &Kept) {
 #[test]
 fn a_policy_starts_it_again_until_it_is_stopped() {
     let kept = Kept::new();
+    // What happens is told as it happens.
+    let events = Events::of(&kept);
     kept.keep(&["--restart", "on-failure:1"], "exit 5");
     assert_eq!(kept.out(&["wait", "box"]), "5");
     assert_eq!(kept.state()["restarts"], 1);
+    events.wait("it is told of a start by the policy, and of the end after it", |told| {
+        let mut words = told.iter().filter(|it| it["name"] == "box").map(|it| it["event"].as_str().unwrap());
+        words.any(|word| word == "restarted") && words.last() == Some("exited")
+    });
+    events.end();
     // The next exit is governed by what holds then.
     kept.out(&["update", "--restart", "always", "box"]);
     kept.out(&["start", "box"]);

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use nelly_tests::{nelly, program, run, wait};
+use nelly_tests::{nelly, program, run, scaled, wait};
 use serde_json::Value;
 
 use super::LIMIT;
@@ -28,11 +29,14 @@ fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
         let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
         assert!(kept.0.nelly(&words).expect(5).out() == *whole, "{flags:?}");
     }
-    // 8 MiB and an end at once; 32 MiB of input.
-    let line = "0123456789abcde\n";
-    let much = line.repeat((8 << 20) / line.len());
-    let done = kept.0.nelly(&["exec", "box", "sh", "-c", "yes 0123456789abcde | head -c 8388608; exit 3"]);
-    assert!(done.expect(3).out() == much);
+    // 8 MiB and an end at once, each time with other bytes in it.
+    for round in 0..repeats() {
+        let line = format!("{round:015}\n");
+        let script = format!("yes {round:015} | head -c 8388608; exit 3");
+        let done = kept.0.nelly(&["exec", "box", "sh", "-c", &script]);
+        assert!(done.expect(3).out() == line.repeat((8 << 20) / line.len()), "round {round}");
+    }
+    // 32 MiB of input.
     let input: Vec<u8> =
         (0..32_u32 << 20).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     let inside = kept.0.feed(&["exec", "-i", "box", "sha256sum"], &input);
@@ -50,6 +54,25 @@ fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
     kept.0.nelly(&["exec", "box", "sh", "-c", "kill -TERM $$"]).expect(143);
 }
 
+/// The first process of a sandbox ends with its machine: nothing of what it wrote is left in there.
+#[test]
+fn the_output_of_a_run_is_whole_however_soon_it_ends() {
+    let kept = Kept::new();
+    let kinds: [&[&str]; 4] = [&["--rm"], &["-t"], &[], &["--rm", "-t"]];
+    for (round, flags) in kinds.into_iter().cycle().take(repeats().div_ceil(6)).enumerate() {
+        let line = format!("{round:015}");
+        let script = format!("yes {line} | head -c 8388608; exit 4");
+        let words = [&["run"], flags, &["--name", "box", "--", "sh", "-c", &script]].concat();
+        let end = if flags.contains(&"-t") { "\r\n" } else { "\n" };
+        let whole = format!("{line}{end}").repeat((8 << 20) / (line.len() + 1));
+        assert!(kept.0.nelly(&words).expect(4).out() == whole, "{flags:?}");
+        if !flags.contains(&"--rm") {
+            assert!(kept.0.nelly(&["logs", "box"]).expect(0).out() == whole, "{flags:?}");
+            kept.out(&["rm", "box"]);
+        }
+    }
+}
+
 /// The execs that run, as `nelly exec --list` prints them, without the heading.
 fn listed(kept: &Kept) -> Vec<Vec<String>> {
     let all = kept.out(&["exec", "--list", "box"]);
@@ -61,20 +84,14 @@ fn listed(kept: &Kept) -> Vec<Vec<String>> {
 fn a_session_is_left_and_returned_to_until_it_ends() {
     let kept = Kept::new();
     // What happens meanwhile is told.
-    let log = kept.0.path().join("events");
-    let mut events = nelly(kept.0.path(), &["events", "--json"]);
-    let mut events = events.stdout(File::create(&log).unwrap()).spawn().unwrap();
-    let limit = std::time::Instant::now() + nelly_tests::scaled(LIMIT);
-    while !kept.sandboxes().exists() {
-        assert!(std::time::Instant::now() < limit, "the watch does not begin");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    std::thread::sleep(std::time::Duration::from_millis(500));
+    let events = Events::of(&kept);
     kept.keep(&[], SERVER);
     let tmux = Tmux::new(&kept.0, "80", "24");
     let nelly = format!("NELLY_HOME={} {}", kept.0.path().display(), program("nelly").display());
     tmux.see("host#");
-    tmux.line(&format!("clear; {nelly} exec --session -it -e 'PS1=box# ' box sh; echo code-$?"));
+    tmux.line(&format!(
+        "clear; {nelly} exec --session -it --detach-keys ctrl-p,ctrl-q -e 'PS1=box# ' box sh; echo code-$?"
+    ));
     tmux.see("box#");
     tmux.line("echo mark-$((40 + 2))");
     tmux.see("mark-42");
@@ -85,8 +102,8 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     let shown: Value = serde_json::from_str(&kept.out(&["exec", "--list", "--json", "box"])).unwrap();
     assert_eq!((&shown[0]["id"], &shown[0]["container"]), (&id.as_str().into(), &kept.record()["id"]));
     assert!(kept.0.nelly(&["exec", "--list", "box/none"]).expect(125).err().contains("no container none"));
-    // Left by its keys.
-    tmux.keys(&["C-]"]);
+    // Left by the keys that were asked for.
+    tmux.keys(&["C-p", "C-q"]);
     tmux.see("goes on");
     tmux.see("code-0");
     let shown: Value = serde_json::from_str(&kept.out(&["inspect", "box"])).unwrap();
@@ -139,6 +156,13 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     tmux.keys(&["C-]"]);
     tmux.see("sandbox fg goes on");
     tmux.see("code-0");
+    // By others, too, which are no others' then.
+    tmux.line(&format!("clear; {nelly} attach --detach-keys ctrl-a,q fg; echo code-$?"));
+    tmux.see("fg#");
+    tmux.line("echo there-$((2 + 1))");
+    tmux.see("there-3");
+    tmux.keys(&["C-a", "q"]);
+    tmux.see("code-0");
     tmux.line(&format!("clear; {nelly} attach fg; echo code-$?"));
     tmux.see("fg#");
     tmux.line("exit 6");
@@ -158,20 +182,66 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     }
     kept.out(&["stop", "box"]);
     kept.out(&["rm", "box"]);
-    let told = || -> Vec<Value> {
-        let text = std::fs::read_to_string(&log).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
-    let limit = std::time::Instant::now() + nelly_tests::scaled(LIMIT);
-    while told().last().is_none_or(|last| last["event"] != "removed" || last["name"] != "box") {
-        assert!(std::time::Instant::now() < limit, "{:?}", told());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let mut told = told();
-    told.retain(|event| event["name"] == "box");
+    let told = events.until("removed");
     let words: Vec<&str> = told.iter().map(|event| event["event"].as_str().unwrap()).collect();
     assert_eq!(words, ["created", "started", "running", "exited", "removed"]);
     assert_eq!((&told[3]["code"], &told[3]["reason"]), (&3.into(), &"exited".into()));
-    super::keeper::kill("INT", events.id().into());
-    assert_eq!(wait(&mut events, LIMIT).code(), Some(0));
+    events.end();
+}
+
+/// `nelly events` while a test runs.
+pub(super) struct Events<'kept> {
+    kept: &'kept Kept,
+    child: std::process::Child,
+}
+
+impl<'kept> Events<'kept> {
+    /// Begins, and waits until the watch has begun: it tells of a sandbox that is there already.
+    pub(super) fn of(kept: &'kept Kept) -> Self {
+        kept.out(&["create", "--name", "earlier", "--", "true"]);
+        let mut events = nelly(kept.0.path(), &["events", "--json", "--since", "1h"]);
+        let child = events.stdout(File::create(Self::log(kept)).unwrap()).spawn().unwrap();
+        let events = Self { kept, child };
+        events.wait("the watch begins", |told| told.iter().any(|event| event["name"] == "earlier"));
+        kept.out(&["rm", "earlier"]);
+        events
+    }
+
+    fn log(kept: &Kept) -> std::path::PathBuf {
+        kept.0.path().join("events")
+    }
+
+    /// All events so far.
+    fn all(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(Self::log(self.kept)).unwrap();
+        // The last line may be in the middle of being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Waits until what was told fits.
+    #[track_caller]
+    pub(super) fn wait(&self, what: &str, fits: impl Fn(&[Value]) -> bool) {
+        let limit = Instant::now() + scaled(LIMIT);
+        while !fits(&self.all()) {
+            assert!(Instant::now() < limit, "waited in vain until {what}: {:?}", self.all());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for an event of the sandbox `box`; all of its events so far.
+    #[track_caller]
+    pub(super) fn until(&self, event: &str) -> Vec<Value> {
+        let of_box = |told: &[Value]| -> Vec<Value> {
+            told.iter().filter(|event| event["name"] == "box").cloned().collect()
+        };
+        self.wait(event, |told| of_box(told).last().is_some_and(|last| last["event"] == event));
+        of_box(&self.all())
+    }
+
+    /// Ends the watch, as Ctrl-C does.
+    pub(super) fn end(mut self) {
+        super::keeper::kill("INT", self.child.id().into());
+        assert_eq!(wait(&mut self.child, LIMIT).code(), Some(0));
+    }
 }
