@@ -151,7 +151,6 @@ fn big() -> String {
 fn a_user_network_leads_out_and_not_to_the_host() {
     let home = Home::new();
     let _world = World::new();
-    // Of busybox's programs those that look up names or services need libraries that are not there.
     let get = |name: &str, address: &str| {
         let said = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {address} 2>/dev/null | tail -n 1");
         format!("x=$({said}); echo {name} ${{x:-refused}}; ")

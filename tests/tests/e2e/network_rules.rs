@@ -15,7 +15,7 @@ fn a_name_opens_its_addresses_for_whom_it_names_and_everything_is_told() {
     let _world = World::new();
     let directory = tempfile::tempdir().expect("a directory");
     let log = directory.path().join("log");
-    // Not every busybox looks up names.
+    // The answers as they come, REFUSED among them.
     let root = home.path().join("root");
     busybox(&root, &["sh", "nc", "ping", "tail"]);
     let helper = top().join("target/nelly/tests/guest-look");

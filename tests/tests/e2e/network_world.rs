@@ -176,6 +176,7 @@ fn the_built_in_image_finds_its_way_by_name() {
 
     scene.says(
         r#"echo "$CA" >/tmp/ca.pem
+        echo 'options timeout:60' >>/etc/resolv.conf
         echo name $(wget -qO- http://www.example/)
         echo port $(printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 60 www.example http | tail -n 1)
         echo unknown $(wget -qO- https://www.example/ 2>/dev/null || echo refused)
@@ -263,6 +264,7 @@ fn a_debian_finds_its_way_by_its_own_programs() {
     assert_eq!(listens, "127.0.0.1:8081");
     scene.says(
         r#"echo "$CA" >/tmp/ca.pem
+        echo 'options timeout:60' >>/etc/resolv.conf
         get() { curl -sS --max-time 100 "$@" 2>/dev/null || echo refused; }
         echo four $(get -4 http://www.example/)
         echo six $(get -6 http://www.example/)
@@ -270,9 +272,9 @@ fn a_debian_finds_its_way_by_its_own_programs() {
         echo known $(get --cacert /tmp/ca.pem https://www.example/)
         file=$(ls /usr/lib/*/libcrypto.so.3)
         [ "$(get -T $file http://www.example:9003/) -" = "$(md5sum <$file | tr -s ' ')" ] && echo up
-        echo answer $(dig +short www.example A) $(dig +short www.example AAAA)
-        echo stream $(dig +tcp +short host.internal)
-        dig nosuch.example | grep -o NXDOMAIN
+        echo answer $(dig +time=60 +short www.example A) $(dig +time=60 +short www.example AAAA)
+        echo stream $(dig +time=60 +tcp +short host.internal)
+        dig +time=60 nosuch.example | grep -o NXDOMAIN
         ping -4 -c 1 -W 60 www.example >/dev/null && echo ping four
         ping -6 -c 1 -W 60 www.example >/dev/null && echo ping six"#,
         &[

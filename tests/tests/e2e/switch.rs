@@ -11,8 +11,7 @@ use serde_json::Value;
 use super::keeper::{Kept, kill};
 use super::{Home, LIMIT};
 
-/// What looks names up needs libraries, which the built-in image does not have: busybox, getent,
-/// and what that needs.
+/// Busybox, getent, which tells all addresses of a name, and the libraries that it needs.
 fn image(top: &Path) -> String {
     let script = r#"
         mkdir -p "$1"/bin "$1"/usr/bin "$1"/etc "$1"/tmp "$1"/proc "$1"/dev "$1"/sys
