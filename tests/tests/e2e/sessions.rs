@@ -12,7 +12,8 @@ use super::LIMIT;
 use super::keeper::{Kept, SERVER, spawn};
 use super::terminal::Tmux;
 
-/// How often what may be lost by chance is tried: 12 times, or what `NELLY_REPEATS` says.
+/// How often what may be lost by chance is tried: 12 times, or what `NELLY_REPEATS` says; a sixth
+/// of that where each try boots a machine.
 fn repeats() -> usize {
     std::env::var("NELLY_REPEATS").map_or(12, |word| word.parse().expect("NELLY_REPEATS is a number"))
 }
