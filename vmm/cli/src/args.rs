@@ -164,6 +164,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::image::args::ImageVerb,
     },
+    /// Create, convert, check and show disk images
+    Disk {
+        #[command(subcommand)]
+        verb: crate::disk::args::DiskVerb,
+    },
     /// Make, list and remove networks of machines
     Network {
         #[command(subcommand)]

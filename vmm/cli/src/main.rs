@@ -13,6 +13,7 @@ mod container_args;
 mod context;
 mod ctrl_c;
 mod detach_keys;
+mod disk;
 mod docker_words;
 mod doctor;
 mod environment;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
             (FAILED, args.json)
         }
         Verb::Image { verb } => (FAILED, verb.json()),
+        Verb::Disk { verb } => (FAILED, verb.json()),
         Verb::Network { verb } => (FAILED, verb.json()),
         Verb::Stats(args) => (FAILED, args.json),
         Verb::Top(args) | Verb::Diff(args) => (FAILED, args.json),
@@ -154,6 +156,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
             boot::run(args, &context, recorder)
         }
         Verb::Image { verb } => image::run(verb, &context),
+        Verb::Disk { verb } => disk::run(verb),
         Verb::Network { verb } => network::run(verb, &context),
         Verb::Login(args) => registry::login(args, &context),
         Verb::Logout(args) => registry::logout(args, &context),

@@ -9,7 +9,11 @@
 
 mod buffer;
 mod concat;
+mod convert;
 mod file;
+mod image;
+mod info;
+mod new_file;
 pub mod number;
 pub mod qcow2;
 mod raw;
@@ -22,8 +26,12 @@ mod traits;
 
 pub use buffer::{ReadBuffer, Within, WriteBuffer};
 pub use concat::{Concat, ConcatBuilder, ConcatError};
+pub use convert::{Converted, convert};
 pub use file::{FileReader, OpenError};
+pub use image::{Follow, Format, ImageError, NewImage, create_image, open_image, resize_image};
+pub use info::{ImageInfo, check_image, image_info};
+pub use new_file::NewFile;
 pub use raw::{DiskError, RawDisk};
 pub use read_only::ReadOnly;
 pub use store::Store;
-pub use traits::{BYTES_MAX, Disk, Mappable, ReadAt, SECTOR};
+pub use traits::{BYTES_MAX, Disk, Extent, ExtentKind, Mappable, ReadAt, SECTOR};

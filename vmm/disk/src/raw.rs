@@ -11,7 +11,7 @@ use crate::concat::ConcatError;
 use crate::file::{self, OpenError};
 use crate::number::at_most;
 use crate::sys;
-use crate::traits::{Disk, ReadAt, SECTOR};
+use crate::traits::{Disk, Extent, ExtentKind, ReadAt, SECTOR};
 
 /// A raw image or block device. Its lock (several readers, or one writer) belongs to the open file
 /// description.
@@ -69,14 +69,7 @@ impl RawDisk {
     /// [`DiskError`], except [`DiskError::Open`].
     pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
         let bytes = file::size(file.as_fd())?;
-        let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        match lock {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DiskError::Locked),
-            // The file system does not support locks.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(DiskError::Lock(error)),
-        }
+        lock(&file, read_only)?;
         Ok(Self { file, read_only, bytes })
     }
 
@@ -117,6 +110,29 @@ impl ReadAt for RawDisk {
             }
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             bytes => Ok(bytes),
+        }
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        self.extent_of(offset, len)
+    }
+}
+
+impl RawDisk {
+    fn extent_of(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        let len = len.min(self.len().saturating_sub(offset));
+        let zero = |len| Ok(Extent { len, kind: ExtentKind::Zero, depth: 0, host: None });
+        match sys::data_from(self.file.as_fd(), offset) {
+            Ok(None) => zero(len),
+            Ok(Some(data)) if data > offset => zero(len.min(data - offset)),
+            Ok(Some(_)) => {
+                let hole = sys::hole_from(self.file.as_fd(), offset)?;
+                // One that is there since may be nearer than the data was.
+                let len = len.min(hole.saturating_sub(offset)).max(1);
+                Ok(Extent { len, kind: ExtentKind::Data, depth: 0, host: Some(offset) })
+            }
+            // A block device, or a file system that does not tell.
+            Err(_) => Ok(Extent { len, kind: ExtentKind::Data, depth: 0, host: Some(offset) }),
         }
     }
 }
@@ -166,6 +182,18 @@ impl Disk for RawDisk {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => zeroes(&self.file, offset, len),
             result => result,
         }
+    }
+}
+
+/// Locks a file for one writer or several readers.
+pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), DiskError> {
+    let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    match lock {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(DiskError::Locked),
+        // The file system does not support locks.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(TryLockError::Error(error)) => Err(DiskError::Lock(error)),
     }
 }
 

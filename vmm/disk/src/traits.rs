@@ -53,6 +53,16 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
+    /// What is at byte `offset`, which is inside, and for how many of `len` bytes, at least one, from
+    /// there on. Data may be zeroes that nobody knows of.
+    ///
+    /// # Errors
+    /// As [`ReadAt::read_at`].
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        let len = len.min(self.len().saturating_sub(offset));
+        Ok(Extent { len, kind: ExtentKind::Data, depth: 0, host: None })
+    }
+
     /// The place in a file where the `len` bytes from `offset` on lie as they are, and stay: nobody
     /// changes them or cuts them off, so that they may be mapped instead of read. `None` when
     /// nobody promised that, or they lie in no one file.
@@ -60,6 +70,30 @@ pub trait ReadAt: Send + Sync {
         let _ = (offset, len);
         None
     }
+}
+
+/// A range that is one kind of thing; see [`ReadAt::extent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its bytes, at least one.
+    pub len: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+    /// How many backing files below the image it lies.
+    pub depth: u32,
+    /// Where it lies in its file, if it lies there as it is.
+    pub host: Option<u64>,
+}
+
+/// What a range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Bytes.
+    Data,
+    /// Bytes that are compressed.
+    Compressed,
+    /// Zeroes that need not be read.
+    Zero,
 }
 
 /// See [`ReadAt::mappable`].

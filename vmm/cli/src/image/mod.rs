@@ -83,7 +83,7 @@ fn reference(local: &LocalStore, word: &str) -> Result<Reference> {
 }
 
 /// Bytes as people read them.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut tenths_of = bytes.saturating_mul(10);
     let mut unit = "B";

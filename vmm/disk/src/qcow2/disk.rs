@@ -11,7 +11,7 @@ use super::refcount::Run;
 use super::{Qcow2, UNPACKED_MAX};
 use crate::buffer::{ReadBuffer, Within, WriteBuffer, wide};
 use crate::number::{at_most, fits};
-use crate::traits::{Disk, ReadAt, SECTOR};
+use crate::traits::{Disk, Extent, ExtentKind, ReadAt, SECTOR};
 
 /// What is to be written: bytes of a buffer, or zeroes.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ impl Qcow2 {
     }
 
     /// What is at `offset`, and for how many of `len` bytes from there on.
-    fn extent(&self, offset: u64, len: u64) -> io::Result<(Entry, u64)> {
+    fn entry_at(&self, offset: u64, len: u64) -> io::Result<(Entry, u64)> {
         let clusters = self.clusters(offset, len);
         let count = clusters.end() - clusters.start() + 1;
         let (entry, count) = self.meta().run(&*self.store, *clusters.start(), count)?;
@@ -143,7 +143,7 @@ impl Qcow2 {
 
     /// Writes where the data is, if it is alone there.
     fn write_in_place(&self, from: Source<'_>, offset: u64) -> io::Result<Option<u64>> {
-        let (entry, len) = self.extent(offset, from.size())?;
+        let (entry, len) = self.entry_at(offset, from.size())?;
         let Entry::Data { host, copied: true } = entry else { return Ok(None) };
         let at = host + offset % self.geometry.cluster();
         let hosts = self.clusters(at, len);
@@ -424,8 +424,39 @@ impl ReadAt for Qcow2 {
             return Ok(0);
         }
         let _held = self.ranges.hold(self.clusters(offset, wide(want)), false);
-        let (entry, len) = self.extent(offset, wide(want))?;
+        let (entry, len) = self.entry_at(offset, wide(want))?;
         self.read_entry(entry, &mut Within::new(into, 0..fits(len, "within the buffer")), offset)
+    }
+
+    fn extent(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        self.extent_of(offset, len)
+    }
+}
+
+/// What lies where, with the images below.
+impl Qcow2 {
+    fn extent_of(&self, offset: u64, len: u64) -> io::Result<Extent> {
+        let len = len.min(self.bytes().saturating_sub(offset)).max(1);
+        let _held = self.ranges.hold(self.clusters(offset, len), false);
+        let (entry, len) = self.entry_at(offset, len)?;
+        let extent = |kind, host| Ok(Extent { len, kind, depth: 0, host });
+        match entry {
+            Entry::Data { host, .. } => {
+                extent(ExtentKind::Data, Some(host + offset % self.geometry.cluster()))
+            }
+            Entry::Compressed { .. } => extent(ExtentKind::Compressed, None),
+            Entry::Zero | Entry::ZeroAt { .. } => extent(ExtentKind::Zero, None),
+            Entry::Unallocated => {
+                let left = self.backing.as_ref().map_or(0, |backing| backing.len().saturating_sub(offset));
+                match &self.backing {
+                    Some(backing) if left > 0 => {
+                        let below = backing.extent(offset, len.min(left))?;
+                        Ok(Extent { depth: below.depth + 1, ..below })
+                    }
+                    _ => extent(ExtentKind::Zero, None),
+                }
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 //! of locks is range, commit, metadata.
 
 mod cache;
+mod check;
 mod commit;
 mod compress;
 mod create;
@@ -36,6 +37,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::check::{CheckReport, check};
 pub use self::create::{CreateOptions, create};
 use self::entry::Geometry;
 pub use self::header::{BackingName, Compression, Header, HeaderError};
@@ -54,6 +56,9 @@ pub enum Qcow2Error {
     /// It may be read, but not written.
     #[error("the qcow2 image cannot be written: {0}")]
     Unwritable(&'static str),
+    /// It has parts that a check does not know.
+    #[error("the qcow2 image has {0}, which cannot be checked")]
+    Unchecked(&'static str),
     /// It has a backing file and none was given, or the other way round.
     #[error("the qcow2 image {0}")]
     Backing(&'static str),

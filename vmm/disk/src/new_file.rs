@@ -1,0 +1,66 @@
+//! A file that gets its name when it is whole.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// A new file. Dropped before [`NewFile::finish`] it is gone; where the file system has files
+/// without a name, also when the process is killed.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    path: PathBuf,
+    /// It has its name already, for the file system knows no files without one.
+    named: bool,
+}
+
+impl NewFile {
+    /// Makes the file that will be `path`, open for reading and writing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or the system's.
+    pub fn begin(path: &Path) -> io::Result<Self> {
+        if std::fs::symlink_metadata(path).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let (file, named) = match sys::unnamed(directory.unwrap_or(Path::new("."))) {
+            Ok(file) => (file, false),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                (OpenOptions::new().read(true).write(true).create_new(true).open(path)?, true)
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { file, path: path.to_owned(), named })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// `AlreadyExists`: somebody else was faster; or the system's. The file is gone.
+    pub fn finish(mut self) -> io::Result<()> {
+        if !self.named {
+            sys::give_name(&self.file, &self.path)?;
+        }
+        // It stays when this is dropped.
+        self.named = false;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if self.named {
+            // There is nobody to tell.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
