@@ -10,6 +10,7 @@ pub mod kernel;
 pub mod layers;
 pub mod mmio;
 pub mod net;
+pub mod qcow2;
 pub mod queue;
 pub mod state;
 pub mod switch;
@@ -35,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "layers", run: layers::run, seeds: layers::seeds, rounds: 4_000 },
     Target { name: "mmio", run: mmio::run, seeds: mmio::seeds, rounds: 4_000 },
     Target { name: "net", run: net::run, seeds: net::seeds, rounds: 200 },
+    Target { name: "qcow2", run: qcow2::run, seeds: qcow2::seeds, rounds: 3_000 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
     Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
     Target { name: "switch", run: switch::run, seeds: switch::seeds, rounds: 4_000 },

@@ -129,6 +129,11 @@ fn net() {
 }
 
 #[test]
+fn qcow2() {
+    corpus("qcow2");
+}
+
+#[test]
 fn queue() {
     corpus("queue");
 }
@@ -159,10 +164,11 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
     assert_eq!(
         names,
-        ["agent", "kernel", "layers", "mmio", "net", "queue", "state", "switch", "usernet", "vsock"]
+        ["agent", "kernel", "layers", "mmio", "net", "qcow2", "queue", "state", "switch", "usernet", "vsock"]
     );
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
+    assert!(targets::qcow2::seeds().iter().all(|seed| targets::qcow2::accepts(seed)));
     // Without indirect tables negotiated, the second chain breaks the queue.
     let chains: Vec<_> = targets::queue::seeds().iter().map(|seed| targets::queue::chains(seed)).collect();
     assert_eq!(chains, [1, 2, 2]);

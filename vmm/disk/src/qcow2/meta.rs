@@ -186,6 +186,10 @@ impl Meta {
     /// commit, except what the new entry uses.
     pub(crate) fn set(&mut self, store: &dyn Store, cluster: u64, raw: u64) -> io::Result<()> {
         let old = self.entry(store, cluster)?;
+        // An image that lies must not have its own metadata freed.
+        if old.hosts(self.geometry).any(|host| self.counts.is_metadata(host)) {
+            return Err(corrupt("an L2 entry names a cluster of the image's own metadata"));
+        }
         let place = self.place(cluster)?.ok_or_else(|| corrupt("an L2 table vanished"))?;
         self.l2.set_entry(store, place, raw)?;
         let kept = Entry::decode(raw, self.geometry)?.hosts(self.geometry);

@@ -98,11 +98,10 @@ impl Refcounts {
 
     /// Says that clusters hold metadata.
     pub(crate) fn claim(&mut self, first: u64, count: u64) -> io::Result<()> {
-        for cluster in first..first + count {
-            if !self.metadata.insert(cluster) {
-                return Err(corrupt("two parts of the metadata have the same cluster"));
-            }
+        if self.metadata.range(first..first + count).next().is_some() {
+            return Err(corrupt("two parts of the metadata have the same cluster"));
         }
+        self.metadata.extend(first..first + count);
         Ok(())
     }
 
@@ -231,8 +230,12 @@ impl Refcounts {
     /// writes it.
     fn new_metadata(&mut self, store: &dyn Store, first: u64, count: u64) -> io::Result<()> {
         let bits = self.geometry.cluster_bits;
-        store.write_zero_bytes(first << bits, count << bits)?;
+        // First, for a damaged image may count what it has there as free.
         self.claim(first, count)?;
+        if let Err(error) = store.write_zero_bytes(first << bits, count << bits) {
+            self.disclaim(first, count);
+            return Err(error);
+        }
         self.reach(first, count);
         Ok(())
     }
@@ -319,7 +322,9 @@ impl Refcounts {
     pub(crate) fn last_users(&mut self, store: &dyn Store, freed: &[u64]) -> io::Result<Vec<u64>> {
         let mut last = Vec::new();
         for (cluster, times) in counted(freed) {
-            if self.get(store, cluster)? <= times {
+            let count = self.get(store, cluster)?;
+            // A damaged image may have counted it as free, and metadata may be there now.
+            if count > 0 && count <= times && !self.is_metadata(cluster) {
                 last.push(cluster);
             }
         }
@@ -331,7 +336,7 @@ impl Refcounts {
         for (cluster, times) in counted(freed) {
             let count = self.get(store, cluster)?;
             // A count of 0 is a damage that a check tells.
-            if count > 0 {
+            if count > 0 && !self.is_metadata(cluster) {
                 self.set(store, cluster, count.saturating_sub(times))?;
             }
         }

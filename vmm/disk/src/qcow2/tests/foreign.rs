@@ -142,18 +142,6 @@ fn what_is_not_supported_is_named() {
     let data = format!("data_file={}", word(&directory.path().join("data")));
     qemu(&["create", "-f", "qcow2", "-o", &data, word(&image), "1M"]);
     assert!(refused(true).contains("an external data file"));
-    qemu(&[
-        "create",
-        "-f",
-        "qcow2",
-        "--object",
-        "secret,id=s,data=x",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        word(&image),
-        "1M",
-    ]);
-    assert!(refused(true).contains("encryption (LUKS)"));
     qemu(&["create", "-f", "qcow2", word(&image), "1M"]);
     qemu(&["snapshot", "-c", "one", word(&image)]);
     assert!(refused(false).contains("internal snapshots"));
