@@ -90,7 +90,7 @@ pub fn accepts(data: &[u8]) -> bool {
 /// Reads some of a disk; returns how many bytes.
 fn read(image: &Qcow2) -> usize {
     let mut buffer = [0; 4096];
-    let places = [0, 4096, 65536, image.len() / 2 & !511, image.len().saturating_sub(512)];
+    let places = [0, 4096, 65536, (image.len() / 2) & !511, image.len().saturating_sub(512)];
     places.iter().filter_map(|place| image.read_at(&mut buffer, *place).ok()).sum()
 }
 
@@ -105,7 +105,7 @@ pub fn run(data: &[u8]) {
     let Some((store, image)) = open(data, false) else { return };
     let len = image.len();
     let bytes = [0x5a; 1536];
-    for place in [0, 1024, 65536, len / 2 & !511, len.saturating_sub(1536) & !511] {
+    for place in [0, 1024, 65536, (len / 2) & !511, len.saturating_sub(1536) & !511] {
         let _ = image.write_at(&bytes, place);
         let _ = image.write_zeroes(place, 512.min(len), true);
         read(&image);
