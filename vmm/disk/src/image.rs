@@ -133,7 +133,7 @@ fn shown(path: &Path) -> String {
 pub(crate) fn open_file(path: &Path, read_only: bool) -> Result<File, ImageError> {
     let open = || {
         // One who opens a pipe does not wait for who writes it.
-        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
         let opened = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
         let file = opened.map_err(|source| DiskError::Open { path: shown(path), source })?;
         file::size(file.as_fd())?;

@@ -53,8 +53,8 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
-    /// What is at byte `offset`, which is inside, and for how many of `len` bytes, at least one, from
-    /// there on. Data may be zeroes that nobody knows of.
+    /// What is at byte `offset`, which is inside, and for how many of `len` bytes, at least one,
+    /// from there on. Data may be zeroes that nobody knows of.
     ///
     /// # Errors
     /// As [`ReadAt::read_at`].
