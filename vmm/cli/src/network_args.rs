@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use nelly_net::config::{Publish, is_domain};
+use nelly_net::control::MAX_PORTS;
 use nelly_sandbox::spec::network::{Network, UserNetwork};
 
 use crate::fail::{OfFlag as _, Usage};
@@ -21,7 +22,8 @@ pub(crate) struct NetworkArgs {
     /// Name that leads to the machine on its network of machines, beside the sandbox's own
     #[arg(long, value_name = "NAME")]
     pub(crate) network_alias: Vec<String>,
-    /// Let a port of this host lead to one of the guest; on loopback unless BIND is given
+    /// Let a port of this host, or each of a range, lead to one of the guest; on loopback unless
+    /// BIND is given
     #[arg(short = 'p', long, value_name = "[BIND:]HOST:GUEST[/udp]")]
     pub(crate) publish: Vec<String>,
     /// Let the guest reach what is refused otherwise, e.g. host:8080, a port of this host, or
@@ -87,8 +89,11 @@ impl NetworkArgs {
             |values: &[String]| values.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
         user.allow = parsed(&self.allow).map_err(anyhow::Error::msg).of_flag("--allow")?;
         user.deny = parsed(&self.deny).map_err(anyhow::Error::msg).of_flag("--deny")?;
-        let publish = self.publish.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
-        user.publish = publish.map_err(anyhow::Error::msg).of_flag("-p")?;
+        let publish = self.publish.iter().map(|text| Publish::all(text)).collect::<Result<Vec<_>, String>>();
+        user.publish = publish.map_err(anyhow::Error::msg).of_flag("-p")?.concat();
+        if user.publish.len() > MAX_PORTS {
+            return Err(Usage::error(format!("-p: {} ports are more than {MAX_PORTS}", user.publish.len())));
+        }
         for (at, port) in user.publish.iter().enumerate() {
             let same = |one: &&Publish| (one.bind, one.protocol) == (port.bind, port.protocol);
             if port.bind.port() != 0
@@ -161,6 +166,8 @@ mod tests {
         assert_eq!(member.member().unwrap().aliases, ["a", "b"]);
         let twice = ["-p", "80:80", "-p", "80:80/udp", "-p", "0:80", "-p", "0:80", "-p", "127.0.0.2:80:80"];
         assert!(network(&twice).is_ok());
+        let Network::User(user) = network(&["-p", "8000-8002:80-82"]).unwrap() else { panic!("user") };
+        assert_eq!(user.publish.iter().map(|port| port.guest).collect::<Vec<_>>(), [80, 81, 82]);
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
     }
@@ -173,6 +180,12 @@ mod tests {
             (&["--net", "tap=t", "--net-log", "x"], "--net-log is for --net user"),
             (&["--net", "tap=t", "--dns", "1.1.1.1"], "--dns is for --net user"),
             (&["-p", "80"], "-p"),
+            (&["-p", "80-81:80"], "2 ports of the host cannot lead to 1 of the guest"),
+            (&["-p", "80-90:80-90", "-p", "90:80"], "are the same port"),
+            (
+                &["-p", "0:1-200", "-p", "0:1-256", "-p", "0:1-256", "-p", "0:1-256", "-p", "0:1-256"],
+                "-p: 1224 ports are more than 1024",
+            ),
             (
                 &["-p", "80:80", "-p", "80:81"],
                 "127.0.0.1:80:80/tcp and 127.0.0.1:80:81/tcp are the same port",

@@ -6,7 +6,8 @@
 //! about names. [`shell`] is one thread around it that owns the sockets and their buffers. Below:
 //! [`wire`] reads and writes the headers, [`link`] is what stands between a monitor and this
 //! network, [`policy`] says what may be reached, [`addressee`] whom a stream is for, [`dns`] what
-//! the resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told.
+//! the resolver of the guest answers, [`config`] is what the program `nelly-usernet` is told,
+//! [`control`] what it is asked while it runs, and [`holder`] the end of whoever asks.
 //!
 //! [`switch`] is the network that several machines share, a program of its own, `nelly-switch`, and
 //! [`peers`] what stands between it and those on it.
@@ -16,8 +17,10 @@
 
 pub mod addressee;
 pub mod config;
+pub mod control;
 pub mod core;
 pub mod dns;
+pub mod holder;
 pub mod link;
 pub mod number;
 pub mod peers;

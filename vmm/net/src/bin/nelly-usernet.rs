@@ -100,12 +100,19 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     if config.peers && port.is_none() {
         return Err(("peers: a port on a switch comes with the configuration, and none came".to_owned(), 2));
     }
+    let control = if config.control { descriptors.next() } else { None };
+    if config.control && control.is_none() {
+        return Err((
+            "control: a socket of the holder comes with the configuration, and none came".to_owned(),
+            2,
+        ));
+    }
     if let Some(passed) = descriptors.next() {
         config.log_fd = Some(passed.as_raw_fd().unsigned_abs());
         log = Some(passed);
     }
     drop(descriptors);
-    let kept = [Some(&link), ready.as_ref(), log.as_ref(), port.as_ref()];
+    let kept = [Some(&link), ready.as_ref(), log.as_ref(), port.as_ref(), control.as_ref()];
     let kept: Vec<&OwnedFd> = kept.into_iter().flatten().collect();
     sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
     let log = log.map(|log| Arc::new(Journal::new(File::from(log))));
@@ -125,6 +132,9 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     let mut shell = Shell::new(config, link, log, reader).map_err(|e| (chain(&e), 125))?;
     if let Some(port) = port {
         shell.join(port).map_err(|e| (chain(&e), 125))?;
+    }
+    if let Some(control) = control {
+        shell.obey(control).map_err(|e| (chain(&e), 125))?;
     }
     let stderr = std::io::stderr();
     let told: Vec<_> = std::iter::once(stderr.as_fd()).chain(words.as_ref().map(|log| log.file())).collect();

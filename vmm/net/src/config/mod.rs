@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::wire::Mac;
 pub use domain::Domain;
 pub use prefix::{Prefix, Prefix4, Prefix6};
-pub use publish::Publish;
+pub use publish::{MOST_OF_RANGE, Publish};
 pub use rule::{Ports, Protocol, Rule, Target};
 
 /// The schema that is read here.
@@ -120,6 +120,9 @@ pub struct UsernetConfig {
     /// The guest is on a network of machines: a port on its switch comes with the configuration,
     /// and frames for other machines are passed on to it.
     pub peers: bool,
+    /// Whoever holds the machine asks things while it runs: a message socket for that comes with
+    /// the configuration, behind the port on a switch.
+    pub control: bool,
     /// There is no way out, for names neither: only what `allow` names, and the network's own
     /// names.
     pub isolated: bool,
@@ -154,6 +157,7 @@ impl Default for UsernetConfig {
             log_fd: None,
             confine: Confine::On,
             peers: false,
+            control: false,
             isolated: false,
         }
     }
@@ -238,6 +242,7 @@ impl UsernetConfig {
                 "log_fd" => config.log_fd = one(field, value)?,
                 "confine" => config.confine = one(field, value)?,
                 "peers" => config.peers = one(field, value)?,
+                "control" => config.control = one(field, value)?,
                 "isolated" => config.isolated = one(field, value)?,
                 _ => return Err(ConfigError::new(field, "there is no such field")),
             }

@@ -84,6 +84,7 @@ impl Net {
 
     /// Something of the guest is let out.
     pub(super) fn let_out(&mut self, now: Time, key: &Key, by: Option<usize>) {
+        self.counters.allowed += 1;
         let policy = &self.policy;
         let line = self.log.line(now, About::Allowed, || {
             let mut line = about(key, policy.name_of(now, key.remote.ip()));
@@ -98,8 +99,15 @@ impl Net {
     /// The guest asked for a name.
     pub(super) fn named(&mut self, now: Time, guest: SocketAddr, query: &Query, naming: Naming) {
         let about_it = match naming {
-            Naming::Allowed(_) => About::Allowed,
-            Naming::Refused(_) => About::Denied,
+            Naming::Allowed(_) => {
+                self.counters.names_allowed += 1;
+                About::Allowed
+            }
+            Naming::Refused(_) => {
+                self.counters.refused += 1;
+                self.counters.names_refused += 1;
+                About::Denied
+            }
         };
         let policy = &self.policy;
         let line = self.log.line(now, about_it, || {

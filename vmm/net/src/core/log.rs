@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::table::Time;
+use crate::control::Traffic;
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,8 +22,14 @@ pub struct Counters {
     pub reassembled: u64,
     /// Connections of the guest, and to published ports.
     pub connections: u64,
-    /// What the policy did not let out.
+    /// Connections, flows of datagrams and pings that the policy let out.
+    pub allowed: u64,
+    /// What the policy did not let out, names among it.
     pub refused: u64,
+    /// Names that were looked up.
+    pub names_allowed: u64,
+    /// Names that were not, or whose answer was held back.
+    pub names_refused: u64,
     /// Flows that went to make room.
     pub evicted: u64,
     /// Flows that were silent for too long.
@@ -34,6 +41,19 @@ pub struct Counters {
     pub queries: u64,
     /// Those of them that a kept answer was given to.
     pub cached: u64,
+}
+
+impl Counters {
+    /// What whoever holds the machine is told of them.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            allowed: self.allowed,
+            denied: self.refused - self.names_refused,
+            names_allowed: self.names_allowed,
+            names_denied: self.names_refused,
+        }
+    }
 }
 
 /// Lines about what was allowed that may come at once.
@@ -78,7 +98,7 @@ impl Log {
         fields: impl FnOnce() -> serde_json::Value,
     ) -> Option<String> {
         let lines = if about == About::Allowed { &mut self.allowed } else { &mut self.others };
-        (self.is_on && lines.may_come(now)).then(|| fields().to_string())
+        (self.is_on && lines.may_come(now)).then(|| plain(&fields().to_string()))
     }
 
     /// When those that did not come are told.
@@ -95,6 +115,24 @@ impl Log {
         of(self.allowed.due(now), "what is allowed")
             .or_else(|| of(self.others.due(now), "what is denied, and others,"))
     }
+}
+
+/// JSON without characters that a terminal may take for more than text: names are the guest's, and
+/// may hold any byte. They stand in strings only, so that an escape says the same.
+fn plain(json: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if matches!(c, ' '..='~') {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a string does not fail.
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
 }
 
 /// Lines at a bounded rate.
@@ -168,6 +206,15 @@ mod tests {
         assert_eq!((log.deadline(), log.due(OTHERS_EVERY)), (None, None));
         assert!(log.line(OTHERS_EVERY, About::Denied, || json!({})).is_none());
         assert!(log.line(Time::from_secs(100), About::Denied, || json!({})).is_some());
+    }
+
+    #[test]
+    fn a_name_of_any_bytes_is_text() {
+        let name: String = (0..=255_u8).map(char::from).chain("\u{202e}\u{1f600}".chars()).collect();
+        let line = Log::new(true).line(Time::ZERO, About::Denied, || json!({"name": name})).unwrap();
+        assert!(line.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{line}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["name"], json!(name));
     }
 
     #[test]

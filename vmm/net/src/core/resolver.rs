@@ -10,7 +10,7 @@ use super::talk::Asker;
 use crate::config::Protocol;
 use crate::dns::{self, Code, Query};
 use crate::number::{be16, len16};
-use crate::policy::Naming;
+use crate::policy::{Naming, Reason};
 
 /// How long a resolver has to answer.
 const PATIENCE: Time = Time::from_secs(2);
@@ -85,6 +85,7 @@ impl Net {
             return self.answer(now, asker, Some(answer));
         }
         if self.config.isolated {
+            self.named(now, guest, &query, Naming::Refused(Reason::Isolated));
             return self.answer(now, asker, Some(dns::error(message, Code::Refused)));
         }
         let key = asker.key(query.id);
@@ -95,7 +96,6 @@ impl Net {
         let naming = self.policy.name(&query.name);
         self.named(now, guest, &query, naming);
         if let Naming::Refused(_) = naming {
-            self.counters.refused += 1;
             return self.answer(now, asker, Some(dns::error(message, Code::Refused)));
         }
         // Addresses that the host has no way to would only be tried in vain, and records of
@@ -206,7 +206,6 @@ impl Net {
             return self.policy.is_about_names().then_some(Code::Failed);
         };
         let reason = self.policy.answered(now, &answer).err()?;
-        self.counters.refused += 1;
         self.named(now, guest, query, Naming::Refused(reason));
         Some(Code::Refused)
     }

@@ -32,6 +32,8 @@ pub enum Reason {
     Default,
     /// A stream is for somebody else than the name that lets it out.
     Addressee,
+    /// The guest's network is isolated: no name is looked up outside of it.
+    Isolated,
 }
 
 impl Reason {
@@ -47,6 +49,7 @@ impl Reason {
             Self::Rule(_) => "denied by a rule",
             Self::Default => "not allowed by a rule",
             Self::Addressee => "not for the name that its address was allowed for",
+            Self::Isolated => "not a name of the isolated network",
         }
     }
 }

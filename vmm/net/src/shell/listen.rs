@@ -5,20 +5,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
 
 use super::Shell;
+use super::bind::Bound;
 use super::socket::{Kind, Socket, internet, prepare, reset_at_close};
 use crate::config::{Protocol, Publish};
+use crate::control::{self, Page};
 use crate::core::{FlowId, Time};
-
-/// A port that cannot be published.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot publish {publish}: {what}")]
-pub struct ListenError {
-    publish: Publish,
-    what: String,
-}
+use crate::number::len32;
 
 /// A published port.
 #[derive(Debug)]
@@ -31,7 +26,15 @@ pub(super) struct Listener {
     waits: bool,
     /// When who waits is heard at the earliest: the host had nothing left for it.
     again: Option<Time>,
+    /// Callers that were heard.
+    connections: u64,
+    /// Callers that were turned away.
+    refused: u64,
 }
+
+/// Published ports, each at a place that it keeps.
+#[derive(Debug, Default)]
+pub(super) struct Listeners(Vec<Option<Listener>>);
 
 /// How many callers are taken before others have their turn.
 const TURN: usize = 64;
@@ -72,44 +75,9 @@ fn silence(error: Errno) -> Silence {
 }
 
 impl Listener {
-    /// Listens.
-    pub(super) fn bind(publish: Publish) -> Result<Self, ListenError> {
-        let mut publish = publish;
-        let (file, bound) = Self::socket(&publish).map_err(|error| ListenError {
-            publish,
-            what: match error {
-                Errno::ADDRINUSE => super::holder::taken(&publish),
-                Errno::ADDRNOTAVAIL => format!("the host has no address {}", publish.bind.ip()),
-                Errno::ACCESS => format!(
-                    "port {} is for privileged programs only; take one above 1023, or lower \
-                     net.ipv4.ip_unprivileged_port_start",
-                    publish.bind.port()
-                ),
-                other => other.to_string(),
-            },
-        })?;
-        publish.bind = bound;
-        Ok(Self { file, publish, peers: HashMap::new(), waits: false, again: None })
-    }
-
-    fn socket(publish: &Publish) -> Result<(OwnedFd, SocketAddr), Errno> {
-        let family = if publish.bind.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let stream = publish.protocol == Protocol::Tcp;
-        let kind = if stream { SocketType::STREAM } else { SocketType::DGRAM };
-        let file = net::socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-        if publish.bind.is_ipv6() {
-            sockopt::set_ipv6_v6only(&file, true)?;
-        }
-        if stream {
-            // Connections of a machine that ended do not hold its port up.
-            sockopt::set_socket_reuseaddr(&file, true)?;
-        }
-        net::bind(&file, &publish.bind)?;
-        if stream {
-            net::listen(&file, 1024)?;
-        }
-        let bound = internet(net::getsockname(&file)?).ok_or(Errno::AFNOSUPPORT)?;
-        Ok((file, bound))
+    /// A port whose socket listens.
+    pub(super) fn new(Bound { file, publish }: Bound) -> Self {
+        Self { file, publish, peers: HashMap::new(), waits: false, again: None, connections: 0, refused: 0 }
     }
 
     pub(super) fn file(&self) -> &OwnedFd {
@@ -134,11 +102,94 @@ impl Listener {
     pub(super) fn forget(&mut self, peer: SocketAddr) {
         self.peers.remove(&peer);
     }
+
+    /// The flows of its peers.
+    pub(super) fn flows(&self) -> Vec<FlowId> {
+        self.peers.values().copied().collect()
+    }
+
+    /// Whether it is this port of the host.
+    fn is(&self, publish: &Publish) -> bool {
+        (self.publish.bind, self.publish.protocol) == (publish.bind, publish.protocol)
+    }
+}
+
+impl Listeners {
+    /// Adds a port, at the first place that is free; `None`: there are too many.
+    pub(super) fn add(&mut self, listener: Listener) -> Option<usize> {
+        let place = self.0.iter().position(Option::is_none).unwrap_or(self.0.len());
+        if place >= control::MAX_PORTS {
+            return None;
+        }
+        if place == self.0.len() {
+            self.0.push(None);
+        }
+        self.0[place] = Some(listener);
+        Some(place)
+    }
+
+    /// Takes a port away.
+    pub(super) fn remove(&mut self, place: usize) -> Option<Listener> {
+        self.0.get_mut(place)?.take()
+    }
+
+    /// The place of this port of the host, and where it leads to.
+    pub(super) fn find(&self, publish: &Publish) -> Option<(usize, Publish)> {
+        let is = |one: &Option<Listener>| one.as_ref().is_some_and(|one| one.is(publish));
+        let place = self.0.iter().position(is)?;
+        self.0[place].as_ref().map(|one| (place, one.publish))
+    }
+
+    /// Whether there is a port at this place.
+    pub(super) fn has(&self, place: usize) -> bool {
+        self.0.get(place).is_some_and(Option::is_some)
+    }
+
+    /// How many places there are; some of them are free.
+    pub(super) fn places(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.0.iter().flatten()
+    }
+
+    /// The ports from a place on that one answer holds; what is counted beside them is not in it.
+    pub(super) fn page(&self, from: usize) -> Page {
+        let told = self.0.iter().enumerate().skip(from);
+        let mut told = told.filter_map(|(place, one)| one.as_ref().map(|one| (place, one)));
+        let port = |one: &Listener| control::Port {
+            publish: one.publish,
+            connections: one.connections,
+            refused: one.refused,
+        };
+        let ports = told.by_ref().take(control::PAGE).map(|(_, one)| port(one)).collect();
+        Page { ports, next: told.next().map(|(place, _)| len32(place)), ..Page::default() }
+    }
+}
+
+impl std::ops::Index<usize> for Listeners {
+    type Output = Listener;
+
+    fn index(&self, place: usize) -> &Listener {
+        self.0[place].as_ref().expect("a bug: nobody is called whose port is gone")
+    }
+}
+
+impl std::ops::IndexMut<usize> for Listeners {
+    fn index_mut(&mut self, place: usize) -> &mut Listener {
+        self.0[place].as_mut().expect("a bug: nobody is called whose port is gone")
+    }
 }
 
 impl Shell {
     /// A published port was called.
     pub(super) fn listen(&mut self, place: usize) {
+        if !self.listeners.has(place) {
+            // It became ready before it was removed.
+            return;
+        }
         let v4 = self.listeners[place].publish.bind.is_ipv4();
         let guest = self.listeners[place].publish.guest;
         // Each change is told once: all who call are answered.
@@ -170,9 +221,11 @@ impl Shell {
                     // The flow that went to make room is closed before its place is taken.
                     self.act(now);
                     let Some(id) = id else {
+                        self.listeners[place].refused += 1;
                         reset_at_close(&file);
                         continue;
                     };
+                    self.listeners[place].connections += 1;
                     if self.add_socket(Socket::new(id, Some(file), Kind::Stream, true)).is_err() {
                         self.net.broken(id);
                     }
@@ -215,7 +268,11 @@ impl Shell {
                     let id = known.or_else(|| {
                         let id = self.net.heard_of(now, v4, guest);
                         self.act(now);
-                        let id = id?;
+                        let Some(id) = id else {
+                            self.listeners[place].refused += 1;
+                            return None;
+                        };
+                        self.listeners[place].connections += 1;
                         self.listeners[place].peers.insert(peer, id);
                         self.add_socket(Socket::new(id, None, Kind::Peer(place, peer), true)).ok()?;
                         Some(id)

@@ -3,6 +3,8 @@
 
 mod actions;
 mod answers;
+mod bind;
+mod control;
 mod gate;
 mod holder;
 mod host;
@@ -31,12 +33,12 @@ use crate::sys::{Poller, Ready};
 
 use gate::Gate;
 use host::Host;
-use listen::Listener;
+use listen::{Listener, Listeners};
 use socket::{Socket, receive, send_parts};
 
+pub use bind::{Bound, ListenError, bind};
 pub use host::reaches_ipv6;
 pub use journal::Journal;
-pub use listen::ListenError;
 pub use reader::Reader;
 
 /// Where the host has its resolvers.
@@ -48,6 +50,8 @@ const LINK: u64 = u32::MAX as u64;
 const LISTENER: u64 = LINK - 1;
 /// What the port on a switch is called: far below the last published port, far above any flow.
 const PEERS: u64 = LINK - (1 << 20);
+/// And the socket of whoever holds the machine.
+const CONTROL: u64 = PEERS - 1;
 /// Messages of the link that are taken before the sockets have their turn.
 const TURN: usize = 64;
 
@@ -85,13 +89,20 @@ pub struct Shell {
     /// Bytes of all rings, and how many they may be.
     ring_bytes: usize,
     ring_budget: usize,
-    listeners: Vec<Listener>,
+    listeners: Listeners,
     host: Host,
     log: Option<Arc<Journal>>,
     /// The port on a switch.
     peers: Option<peers::Peers>,
     /// Whose turn it is on the link: that of other machines.
     peers_first: bool,
+    /// Whoever holds the machine.
+    control: Option<control::Control>,
+}
+
+/// What a published port is called among those that are waited for.
+fn token(place: usize) -> u64 {
+    LISTENER - u64::from(crate::number::len32(place))
 }
 
 impl Shell {
@@ -110,12 +121,14 @@ impl Shell {
         poller.add(&link, LINK).map_err(|e| Error::System("wait for the link", e))?;
         let mut config = config;
         config.max_flows = raise_file_limit(config.max_flows);
-        let mut listeners = Vec::new();
+        let mut listeners = Listeners::default();
         for publish in &config.publish {
-            let listener = Listener::bind(*publish)?;
-            let token = LISTENER - u64::from(crate::number::len32(listeners.len()));
-            poller.add(listener.file(), token).map_err(|e| Error::System("wait for a published port", e))?;
-            listeners.push(listener);
+            // A configuration has no more ports than there are places.
+            if let Some(place) = listeners.add(Listener::new(bind(*publish)?)) {
+                poller
+                    .add(listeners[place].file(), token(place))
+                    .map_err(|e| Error::System("wait for a published port", e))?;
+            }
         }
         let ring_budget = index(config.memory_mib) << 20;
         let keys = std::hash::RandomState::new();
@@ -147,6 +160,7 @@ impl Shell {
             log,
             peers: None,
             peers_first: false,
+            control: None,
         })
     }
 
@@ -172,7 +186,8 @@ impl Shell {
     /// The system can wait for nothing any more.
     pub fn run(mut self) -> Result<Counters, Error> {
         while !self.link_ended {
-            let timeout = if self.link_readable || !self.work.is_empty() || self.has_peer_work() {
+            let busy = self.link_readable || !self.work.is_empty();
+            let timeout = if busy || self.has_peer_work() || self.has_requests() {
                 Some(Time::ZERO)
             } else {
                 self.deadline().map(|deadline| deadline.saturating_sub(self.now()))
@@ -182,14 +197,10 @@ impl Shell {
             for ready in ready {
                 self.became_ready(ready);
             }
+            self.take_requests();
             self.take_messages();
             if self.net.has_guest() {
-                let now = self.now();
-                for place in 0..self.listeners.len() {
-                    if self.listeners[place].due().is_some_and(|time| time <= now) {
-                        self.listen(place);
-                    }
-                }
+                self.hear_callers(self.now());
             }
             self.read_sockets();
             let now = self.now();
@@ -238,13 +249,16 @@ impl Shell {
             }
             return;
         }
-        let slot = crate::number::fits::<u64, u32>(ready.token & LINK, "it is masked");
-        let generation = crate::number::fits(ready.token >> 32, "it is shifted");
-        let place = LISTENER - u64::from(slot);
-        if ready.token <= LISTENER && place < crate::number::len32(self.listeners.len()).into() {
-            self.listen(index(crate::number::fits(place, "it is below the number of ports")));
+        if let Some(control) = self.control.as_mut().filter(|_| ready.token == CONTROL) {
+            control.readable |= ready.readable;
             return;
         }
+        if let Some(place) = self.called(ready.token) {
+            self.listen(place);
+            return;
+        }
+        let slot = crate::number::fits::<u64, u32>(ready.token & LINK, "it is masked");
+        let generation = crate::number::fits(ready.token >> 32, "it is shifted");
         self.socket_ready(FlowId { slot, generation }, ready);
     }
 

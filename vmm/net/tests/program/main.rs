@@ -6,6 +6,7 @@ mod confined;
 mod datagrams;
 mod guest;
 mod many;
+mod ports;
 mod publish;
 mod reach;
 mod streams;

@@ -1,11 +1,14 @@
 //! A host and an Internet: two network namespaces with a cable between them.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use nelly_net::config::UsernetConfig;
+use nelly_net::holder::Holder;
+use nelly_net::sys::write_with_descriptors;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -112,13 +115,17 @@ fn passed(file: &OwnedFd) -> OwnedFd {
 
 /// Starts the program; gives what it said instead if it does not begin.
 pub(crate) fn start(config: &str) -> Result<(Program, OwnedFd), String> {
-    let flags = SocketFlags::CLOEXEC;
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let (config_out, mut config_in) = std::io::pipe().unwrap();
-    let (ready_out, ready_in) = std::io::pipe().unwrap();
-    let (config_out, ready_in) = (OwnedFd::from(config_out), OwnedFd::from(ready_in));
     config_in.write_all(config.as_bytes()).unwrap();
     drop(config_in);
+    start_by(OwnedFd::from(config_out))
+}
+
+fn start_by(config_out: OwnedFd) -> Result<(Program, OwnedFd), String> {
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let (ready_out, ready_in) = std::io::pipe().unwrap();
+    let ready_in = OwnedFd::from(ready_in);
     for file in [&theirs, &config_out, &ready_in] {
         drop(passed(file));
     }
@@ -146,6 +153,18 @@ pub(crate) fn started(config: &UsernetConfig) -> (Program, Guest) {
     let mut guest = Guest::new(link, 1500);
     guest.pass(std::time::Duration::from_millis(50));
     (program, guest)
+}
+
+/// The same, and the end of whoever holds the machine.
+pub(crate) fn held(config: &UsernetConfig) -> (Program, Guest, Holder) {
+    let config = UsernetConfig { control: true, ..config.clone() };
+    let (holder, control) = Holder::pair().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let text = serde_json::to_vec(&config).unwrap();
+    write_with_descriptors(&ours, &text, &[control.as_fd()]).unwrap();
+    drop((ours, control));
+    let (program, link) = start_by(theirs.into()).unwrap();
+    (program, Guest::new(link, 1500), holder)
 }
 
 impl Program {

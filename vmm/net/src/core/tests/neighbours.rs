@@ -117,6 +117,8 @@ fn an_isolated_network_asks_nobody_and_leads_nowhere() {
     world.net.set_upstreams(vec![addr("192.0.2.53:53")]);
     assert_eq!(answered(&mut world, "example.com", 1), Some((5, 0)));
     assert_eq!(answered(&mut world, "host.internal", 1), Some((0, 1)));
+    let traffic = world.net.counters().traffic();
+    assert_eq!((traffic.names_denied, traffic.names_allowed, traffic.denied), (1, 0, 0));
     let ends: [(&str, &str); 3] =
         [("10.0.2.15:9", "192.0.2.1:80"), ("10.0.2.15:9", "10.0.2.3:53"), ("10.0.2.15:9", "10.0.2.2:80")];
     for (from, to) in ends {

@@ -107,7 +107,7 @@ names! {
     SYS_bpf "bpf", SYS_chdir "chdir", SYS_clone "clone", SYS_clone3 "clone3", SYS_connect "connect", SYS_dup "dup", SYS_execve "execve",
     SYS_execveat "execveat", SYS_fchmod "fchmod", SYS_fchmodat "fchmodat", SYS_fcntl "fcntl", SYS_fstat "fstat",
     SYS_ftruncate "ftruncate", SYS_getdents64 "getdents64", SYS_getsockopt "getsockopt", SYS_io_uring_setup "io_uring_setup",
-    SYS_ioctl "ioctl", SYS_kill "kill", SYS_linkat "linkat", SYS_lseek "lseek", SYS_memfd_create "memfd_create",
+    SYS_ioctl "ioctl", SYS_kill "kill", SYS_linkat "linkat", SYS_listen "listen", SYS_lseek "lseek", SYS_memfd_create "memfd_create",
     SYS_mkdirat "mkdirat", SYS_mmap "mmap", SYS_mount "mount", SYS_mprotect "mprotect", SYS_newfstatat "newfstatat",
     SYS_openat "openat", SYS_openat2 "openat2", SYS_perf_event_open "perf_event_open", SYS_pidfd_getfd "pidfd_getfd",
     SYS_pidfd_open "pidfd_open", SYS_prctl "prctl", SYS_prlimit64 "prlimit64", SYS_process_vm_readv "process_vm_readv",

@@ -73,6 +73,8 @@ const DENIED: &[Attempt] = &[
     ("renameat2", Role::Switch, || call(libc::SYS_renameat2, [0; 3])),
     ("getsockopt", Role::Switch, || call(libc::SYS_getsockopt, [0, 1, 4])),
     ("setsockopt", Role::Network, || call(libc::SYS_setsockopt, [0, 1, 25])),
+    ("setsockopt", Role::Network, || call(libc::SYS_setsockopt, [0, 1, 2])),
+    ("listen", Role::Network, || call(libc::SYS_listen, [0, 1, 0])),
     ("mmap", Role::Network, || map(libc::PROT_READ | libc::PROT_EXEC)),
     ("number", Role::Network, || call(0x4000_0000 | libc::SYS_getpid, [0; 3])),
 ];
