@@ -174,6 +174,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: crate::network::args::NetworkVerb,
     },
+    /// List, add and remove published ports of a sandbox that runs
+    Port {
+        #[command(subcommand)]
+        verb: crate::life::port::args::PortVerb,
+    },
     /// Check a name and a password with a registry, and keep them
     Login(crate::registry::args::LoginArgs),
     /// Forget the name and the password for a registry

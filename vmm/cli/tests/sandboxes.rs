@@ -109,7 +109,7 @@ fn sandboxes_are_listed_by_what_their_files_and_locks_say() {
     let listed = home.out(&["ps"]);
     let lines: Vec<_> = listed.lines().collect();
     assert_eq!(lines.len(), 3, "{listed}");
-    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("STATUS"), "{listed}");
+    assert!(lines[0].starts_with("ID ") && lines[0].ends_with("PORTS"), "{listed}");
     let row = |name: &str, text: &str| {
         let row = text.lines().find(|line| line.split_whitespace().nth(1) == Some(name));
         row.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()

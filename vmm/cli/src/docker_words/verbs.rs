@@ -25,7 +25,6 @@ pub(super) const TOP: &[Row] = &[
     ("ls", Some("nelly ps")),
     ("plugin", None),
     ("pod", Some("nelly run --in SANDBOX for a further container in the machine of a sandbox")),
-    ("port", Some("nelly inspect NAME, which shows network.published")),
     ("prune", Some("nelly image prune for images, nelly gc for what killed commands left behind")),
     ("pull", Some("nelly image pull")),
     ("push", Some("nelly image push")),

@@ -291,7 +291,7 @@ pub(crate) struct RenameArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "One line an event: time (RFC 3339), event, short id, name, and what there is to say, such as code=0 reason=exited. The events are \
-    created, started, running, exited, restarted, paused, unpaused, health_status, renamed and removed. They are told from the files of the sandboxes, \
+    created, started, running, exited, restarted, paused, unpaused, health_status, network (change=port_added, port_removed or down), renamed and removed. They are told from the files of the sandboxes, \
     so what came and went at once, such as a pause of a millisecond, may not be told. An exit whose code nobody wrote down has the reason unclean (the \
     sandbox's process on this host was killed, or the host went down) or unknown. Ctrl-C ends with code 0.\n\
     Without --until, nelly events goes on until Ctrl-C. A duration is counted from now on, so `--until 10s` watches for ten seconds (docker counts it back). \

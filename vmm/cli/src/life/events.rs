@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Error, Result};
 use nelly_sandbox::spec::quantity::Time;
-use nelly_sandbox::state::events::{Event, Filters, What, watch};
+use nelly_sandbox::state::events::{Event, Filters, NetworkChange, What, watch};
 use nelly_sandbox::state::{Sandboxes, Timestamp};
 use nelly_vmm::text;
 use serde_json::{Value, json};
@@ -83,6 +83,15 @@ fn object(event: &Event) -> Value {
         What::Restarted(restarts) => object["restarts"] = json!(restarts),
         What::Renamed(from) => object["from"] = json!(from.as_str()),
         What::Health(status) => object["health"] = json!(status.word()),
+        What::Network(change) => {
+            object["change"] = json!(change.word());
+            match change {
+                NetworkChange::PortAdded(port) | NetworkChange::PortRemoved(port) => {
+                    object["port"] = json!(port)
+                }
+                NetworkChange::Down(reason) => object["reason"] = json!(reason),
+            }
+        }
         _ => {}
     }
     object
@@ -129,6 +138,13 @@ mod tests {
         assert_eq!(object(&event(What::Restarted(2)))["restarts"], 2);
         assert_eq!(object(&event(What::Renamed("old".parse().unwrap())))["from"], "old");
         assert_eq!(object(&event(What::Health(HealthStatus::Healthy)))["health"], "healthy");
+        let added = object(&event(What::Network(NetworkChange::PortAdded("127.0.0.1:1:2/tcp".to_owned()))));
+        assert_eq!(
+            (&added["event"], &added["change"], &added["port"]),
+            (&json!("network"), &json!("port_added"), &json!("127.0.0.1:1:2/tcp"))
+        );
+        let down = object(&event(What::Network(NetworkChange::Down("killed".to_owned()))));
+        assert_eq!((&down["change"], &down["reason"]), (&json!("down"), &json!("killed")));
         assert!(object(&event(What::Paused)).get("code").is_none());
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
-use nelly_sandbox::connect::{Connection, HealthResponse, RelayReport, StateResponse};
+use nelly_sandbox::connect::{Connection, HealthResponse, PortsResponse, RelayReport, StateResponse};
 use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
@@ -63,9 +63,15 @@ fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> [Value; 4] {
             // One of an older version does not know it.
             let health = if state.health.is_empty() { None } else { keeper.health().await.ok() };
             let health = health.map_or(Value::Null, health_object);
-            Some([execs(&state), health, network_object(&state), relays(&state)])
+            let mut network = network_object(&state);
+            if state.network == "up" {
+                // A network that hangs holds up nothing else, and an older keeper does not know it.
+                let ports = tokio::time::timeout(KEEPER, keeper.ports()).await;
+                add_ports(&mut network, ports.ok().and_then(Result::ok));
+            }
+            Some([execs(&state), health, network, relays(&state)])
         };
-        runtime.block_on(async { tokio::time::timeout(KEEPER, asked).await.ok().flatten() })
+        runtime.block_on(async { tokio::time::timeout(2 * KEEPER, asked).await.ok().flatten() })
     });
     told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or_default()
 }
@@ -93,6 +99,15 @@ fn network_object(state: &StateResponse) -> Value {
             }
             network
         }
+    }
+}
+
+/// Adds the counters of ports and of rules, where they are known.
+fn add_ports(network: &mut Value, told: Option<PortsResponse>) {
+    if let Some(told) = told {
+        network["ports"] = super::port::objects(&told);
+        network["traffic"] = json!({ "allowed": told.allowed, "denied": told.denied,
+            "names_allowed": told.names_allowed, "names_denied": told.names_denied });
     }
 }
 

@@ -11,6 +11,7 @@ mod inspect;
 mod logs;
 mod look;
 mod notes;
+pub(crate) mod port;
 mod proxy;
 mod ps;
 mod remove;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nelly_sandbox::state::directory::Details;
-use nelly_sandbox::state::record::{ContainerRecord, HealthStatus};
+use nelly_sandbox::state::record::{ContainerRecord, HealthStatus, NetworkState};
 use nelly_sandbox::state::{Condition, Listed, Status, Timestamp};
 use serde_json::{Value, json};
 
@@ -109,7 +109,7 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let now = Timestamp::now();
-    let mut rows = vec![["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS"].map(str::to_owned)];
+    let mut rows = vec![["ID", "NAME", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS"].map(str::to_owned)];
     for one in &shown {
         let name = one.name.as_ref().map_or("-", |name| name.as_str()).to_owned();
         rows.push(match &one.details {
@@ -117,8 +117,8 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
                 let record = &details.record;
                 let command = command(&record.container.process.args, args.no_trunc);
                 let created = format!("{} ago", words(now.since(record.created)));
-                let row =
-                    [id(one), name, record.image.reference.clone(), command, created, status(details, now)];
+                let (image, ports) = (record.image.reference.clone(), ports(details, args.no_trunc));
+                let row = [id(one), name, image, command, created, status(details, now), ports];
                 rows.push(row);
                 rows.extend(containers(args, details, now));
                 continue;
@@ -126,7 +126,7 @@ pub(crate) fn ps(args: &PsArgs, context: &Context) -> Result<ExitCode> {
             Err(error) => {
                 let unknown = || "-".to_owned();
                 let status = if error.is_of_newer_version() { "Newer version" } else { "Damaged" };
-                [id(one), name, unknown(), unknown(), unknown(), status.to_owned()]
+                [id(one), name, unknown(), unknown(), unknown(), status.to_owned(), String::new()]
             }
         });
     }
@@ -139,7 +139,7 @@ fn containers(
     args: &PsArgs,
     Details { record, state, condition }: &Details,
     now: Timestamp,
-) -> Vec<[String; 6]> {
+) -> Vec<[String; 7]> {
     if !condition.is_live() {
         return Vec::new();
     }
@@ -153,9 +153,20 @@ fn containers(
         };
         let id = if args.no_trunc { one.id.to_string() } else { one.id.short() };
         let (name, image) = (format!("{}/{}", record.name, one.name), one.image.reference.clone());
-        [id, name, image, command(&one.args, args.no_trunc), format!("{} ago", since(one.created)), status]
+        let (command, created) = (command(&one.args, args.no_trunc), format!("{} ago", since(one.created)));
+        // Published ports are the machine's.
+        [id, name, image, command, created, status, String::new()]
     };
     shown.map(row).collect()
+}
+
+/// The published ports of a machine that runs, or that nobody serves them any more.
+fn ports(Details { state, condition, .. }: &Details, whole: bool) -> String {
+    match state.network.as_ref().filter(|_| condition.is_live()) {
+        None => String::new(),
+        Some(NetworkState { down: Some(_), .. }) => "network down".to_owned(),
+        Some(NetworkState { published, .. }) => super::port::column(published, whole),
+    }
 }
 
 /// A sandbox as JSON, by its main facts; `nelly inspect` has all.
@@ -170,6 +181,7 @@ fn object(one: &Listed) -> Value {
             "finished_at": state.finished_at, "restarts": state.restarts,
             "health": state.health(*condition).map(HealthStatus::word), "labels": record.labels,
             "network": record.machine.network.to_string(),
+            "ports": state.network.as_ref().filter(|_| condition.is_live()).map_or(&[][..], |network| &network.published),
             "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
         Err(error) => json!({ "schema": 1, "id": id, "name": name,
             "status": if error.is_of_newer_version() { "newer" } else { "damaged" }, "error": nelly_vmm::text::chain(error) }),

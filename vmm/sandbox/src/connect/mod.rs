@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use data::{Attached, Claimed, ConnectError, EndReport, Exec, ExecSpec, Run, RunSpec};
+use nelly_net::config::Publish;
 use nelly_protocol::sandbox::messages as wire;
 pub use nelly_protocol::sandbox::messages::{
-    ExecState, HealthResponse, RelayState as RelayReport, StateResponse,
+    ExecState, HealthResponse, PortState, PortsResponse, RelayState as RelayReport, StateResponse,
 };
 use nelly_protocol::sandbox::service::SandboxClient;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, PROTOCOL_MAJOR, STREAM_SOCKET};
@@ -259,6 +260,36 @@ impl Connection {
             ..Default::default()
         };
         self.client.update(within(GUEST_ANSWER), &request).await.map(drop).map_err(refused)
+    }
+
+    /// The published ports of the user-mode network, and what it counted.
+    ///
+    /// # Errors
+    /// As every call; there is no such network, or it has ended; a keeper of an older version does
+    /// not know it.
+    pub async fn ports(&self) -> Result<PortsResponse, ConnectError> {
+        self.client.ports(within(ANSWER), &wire::PortsRequest::default()).await.map_err(refused)
+    }
+
+    /// Publishes a port until the machine ends; port 0 is a free one. Gives where it listens, as
+    /// `ADDRESS:PORT:GUEST/PROTOCOL`.
+    ///
+    /// # Errors
+    /// As [`Connection::ports`]; the port is taken.
+    pub async fn add_port(&self, port: &Publish) -> Result<String, ConnectError> {
+        let request = wire::PortRequest { port: port.to_string(), ..Default::default() };
+        let added = self.client.add_port(within(ANSWER), &request).await;
+        added.map(|answer| answer.published).map_err(refused)
+    }
+
+    /// Publishes a port no more. Connections that were accepted go on.
+    ///
+    /// # Errors
+    /// As [`Connection::ports`]; it is not published.
+    pub async fn remove_port(&self, port: &Publish) -> Result<String, ConnectError> {
+        let request = wire::PortRequest { port: port.to_string(), ..Default::default() };
+        let removed = self.client.remove_port(within(ANSWER), &request).await;
+        removed.map(|answer| answer.published).map_err(refused)
     }
 
     /// Resource use of the container and its guest.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::output::Output;
 use super::serve::{Serving, books};
-use super::{Ended, Keeper, Kept, Request};
+use super::{Ended, Keeper, Kept, Request, network};
 use crate::instance::Sandbox;
 use crate::life::{ProcessRequest, Signal};
 use crate::state::record::{SandboxState, Status};
@@ -104,6 +104,7 @@ impl Listed {
             monitor: sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok()),
             started_at: Some(started),
             foreground: true,
+            network: network::state(&sandbox),
             ..SandboxState::created()
         };
         let (id, first, place) = (record.id, state.clone(), path.clone());
@@ -136,6 +137,7 @@ impl Listed {
         asked: &UnboundedSender<ProcessRequest>,
     ) -> Result<(), StateError> {
         let mut kill_at: Option<Instant> = None;
+        let watched = self.keeper.sandbox().clone().and_then(|sandbox| self.keeper.watch_network(&sandbox));
         let ended = loop {
             let late: Pin<Box<dyn Future<Output = ()> + Send>> = match kill_at {
                 Some(at) => Box::pin(sleep_until(at)),
@@ -157,6 +159,7 @@ impl Listed {
                 }
             }
         };
+        drop(watched);
         let Self { keeper, serving, sandboxes, shared, .. } = self;
         // Whoever runs it is about to end in a way of its own.
         let ended = ended.unwrap_or_else(|_| Ended::new(125, "failed", "its process gave it up"));

@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::output::registered;
-use super::{Ended, Keeper, Request, backoff};
+use super::{Ended, Keeper, Request, backoff, network};
 use crate::agent::{ProcessId, StartFailure};
 use crate::instance::{Sandbox, SandboxError, Streams};
 use crate::life::{Signal, exit_of};
@@ -150,6 +150,7 @@ impl Keeper {
                     self.change(|state| {
                         state.status = Status::Running;
                         state.health = health;
+                        state.network = network::state(&sandbox);
                         state.started_at = Some(Timestamp::now());
                         state.exit = None;
                         state.detail.clear();
@@ -158,7 +159,7 @@ impl Keeper {
                         begun(Ok(()));
                     }
                     let began = Instant::now();
-                    let watched = self.watch_health(&sandbox);
+                    let watched = (self.watch_health(&sandbox), self.watch_network(&sandbox));
                     let ended = self.attend(&sandbox, requests).await;
                     drop(watched);
                     self.forget_health();
@@ -179,6 +180,7 @@ impl Keeper {
         self.change(|state| {
             state.status = Status::Stopping;
             state.health = None;
+            state.network = None;
         });
         *self.sandbox() = None;
         sandbox.end_relays();

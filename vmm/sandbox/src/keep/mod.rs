@@ -12,6 +12,7 @@ pub mod foreground;
 pub mod health;
 mod life;
 mod machine;
+mod network;
 pub mod offers;
 pub mod output;
 pub mod ring;

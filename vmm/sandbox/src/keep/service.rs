@@ -17,7 +17,7 @@ use ttrpc::{Code, get_status};
 use super::attach::{Attachment, Prepared};
 use super::execs::{FindError, Stays};
 use super::offers::STDOUT;
-use super::{Ended, Keeper, containers, execs, usage};
+use super::{Ended, Keeper, containers, execs, network, usage};
 use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, ProcessId};
 use crate::instance::relays::RelayState;
 use crate::instance::{Sandbox, SandboxError};
@@ -506,6 +506,20 @@ impl Service for Calls {
         let container = self.container(self.further(&request.container)?);
         let stream = sandbox.connect(&container, &address).await.map_err(|error| refused(&error))?;
         self.offer(stream)
+    }
+
+    async fn ports(&self, _: &TtrpcContext, _: m::PortsRequest) -> ttrpc::Result<m::PortsResponse> {
+        network::ports(self.running()?).await
+    }
+
+    async fn add_port(&self, _: &TtrpcContext, request: m::PortRequest) -> ttrpc::Result<m::PortResponse> {
+        let changes = network::change(Arc::clone(&self.0), self.running()?, request.port, true);
+        to_its_end(changes, drop).await?
+    }
+
+    async fn remove_port(&self, _: &TtrpcContext, request: m::PortRequest) -> ttrpc::Result<m::PortResponse> {
+        let changes = network::change(Arc::clone(&self.0), self.running()?, request.port, false);
+        to_its_end(changes, drop).await?
     }
 
     async fn health(&self, _: &TtrpcContext, _: m::HealthRequest) -> ttrpc::Result<m::HealthResponse> {

@@ -7,6 +7,7 @@
 
 mod log;
 pub mod member;
+mod ports;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nelly_net::config::UsernetConfig;
+use nelly_net::holder::Holder;
 use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -31,6 +33,7 @@ use crate::state::networks::NetworksLock;
 
 pub use log::open_log;
 pub use member::{MemberError, Site};
+pub use ports::PortError;
 
 /// Most that is read of what it says, in bytes.
 const MOST: usize = 256 << 10;
@@ -90,6 +93,8 @@ pub struct Usernet {
     said: UnixStream,
     ready: Mutex<Option<Ready>>,
     last_words: Mutex<String>,
+    /// Asks it things while it runs.
+    holder: Holder,
 }
 
 impl Usernet {
@@ -105,7 +110,9 @@ impl Usernet {
         port: Option<OwnedFd>,
     ) -> Result<(Self, OwnedFd), NetworkError> {
         let failed = |source| NetworkError::Start { program: program.to_owned(), source };
-        let text = serde_json::to_vec(config).map_err(|error| failed(error.into()))?;
+        let config = UsernetConfig { control: true, ..config.clone() };
+        let text = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
+        let (holder, control) = Holder::pair().map_err(failed)?;
         let pair = || {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         };
@@ -123,10 +130,11 @@ impl Usernet {
         command.process_group(0);
         let child = command.spawn().map_err(failed)?;
         drop(command);
-        let network =
-            Self { child: Mutex::new(child), said, ready: Mutex::default(), last_words: Mutex::default() };
+        let child = Mutex::new(child);
+        let network = Self { child, said, ready: Mutex::default(), last_words: Mutex::default(), holder };
         let said = &network.said;
-        let files = port.iter().map(AsFd::as_fd).chain(log.iter().map(AsFd::as_fd));
+        let files = port.iter().map(AsFd::as_fd).chain([control.as_fd()]);
+        let files = files.chain(log.iter().map(AsFd::as_fd));
         let files: Vec<BorrowedFd<'_>> = files.collect();
         let told = nelly_net::sys::write_with_descriptors(said, &text, &files);
         match told.and_then(|()| said.shutdown(Shutdown::Write)) {
@@ -235,6 +243,43 @@ impl Usernet {
     #[must_use]
     pub fn ended(&self) -> Option<ExitStatus> {
         held(&self.child).try_wait().ok().flatten()
+    }
+
+    /// Waits until it has said its last word, which it does when it ends, and gives that word. Only
+    /// after [`Usernet::ready`]; what is waited for holds nothing of it.
+    ///
+    /// # Errors
+    /// The system has no more descriptors.
+    pub fn silence(&self) -> io::Result<impl Future<Output = String> + Send + 'static> {
+        let said = self.said.try_clone()?;
+        said.set_nonblocking(true)?;
+        Ok(async move {
+            let (mut text, mut part) = (Vec::new(), [0; 1024]);
+            let Ok(mut said) = tokio::net::UnixStream::from_std(said) else {
+                return std::future::pending().await;
+            };
+            loop {
+                match said.read(&mut part).await {
+                    Ok(0) | Err(_) => return String::from_utf8_lossy(&text).into_owned(),
+                    Ok(len) => text.extend(&part[..len]),
+                }
+                // The end of it is what counts.
+                text.drain(..text.len().saturating_sub(MOST));
+            }
+        })
+    }
+
+    /// Why it has ended, after these last words: collects it, so that nothing of it is left.
+    /// `None`: in order, as with its machine.
+    #[must_use]
+    pub fn collect(&self, words: &str) -> Option<String> {
+        let line = last_line(words);
+        if !line.is_empty() {
+            *held(&self.last_words) = line;
+        }
+        // It says no more, so it ends; one that only says so is ended.
+        self.end();
+        if self.ended().is_some_and(|status| status.success()) { None } else { self.reason() }
     }
 
     /// Ends it: its ports are free when this returns.

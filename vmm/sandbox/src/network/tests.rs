@@ -66,6 +66,62 @@ fn it_says_when_it_is_ready_and_why_it_ends() {
 }
 
 #[test]
+fn its_end_is_heard_at_once_and_collected() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let serves = r#"echo '{"published":[]}'; exec >/dev/null"#;
+    for (script, reason) in [
+        (
+            "echo 'first words' >&2; echo 'nelly-usernet: ended: the system call ptrace (101)' >&2; exit 159",
+            Some("ended: the system call ptrace (101)"),
+        ),
+        ("exit 125", Some("exit status: 125")),
+        ("kill -9 $$", Some("signal: 9 (SIGKILL)")),
+        // With its machine.
+        ("exit 0", None),
+        // It only seems to have ended.
+        ("exec 2>/dev/null <&- ; kill -STOP $$", Some("signal: 9 (SIGKILL)")),
+    ] {
+        let network = started(directory.path(), &format!("{serves}; {script}"));
+        runtime.block_on(async {
+            network.ready().await.unwrap();
+            let words = network.silence().unwrap().await;
+            assert_eq!(network.collect(&words).as_deref(), reason, "{script}");
+        });
+        assert!(!Path::new(&format!("/proc/{}", network.process())).exists(), "a zombie: {script}");
+    }
+}
+
+#[test]
+fn a_port_that_cannot_be_is_refused_before_the_network_is_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    // It takes no descriptor, so nobody answers.
+    let script =
+        r#"echo '{"published":["127.0.0.1:1:80/tcp"]}'; exec >/dev/null; read nothing; kill -STOP $$"#;
+    let network = started(directory.path(), script);
+    network.wait_ready().unwrap();
+    let port = |text: &str| text.parse().unwrap();
+    assert!(matches!(network.add_port(port("1:81")), Err(PortError::Equal(_))));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let number = taken.local_addr().unwrap().port();
+    let error = network.add_port(port(&format!("{number}:80"))).unwrap_err().to_string();
+    let by = format!("port {number} of 127.0.0.1 is taken by process {}", std::process::id());
+    assert!(error.contains(&by), "{error}");
+    for (text, words) in [
+        ("1:81", "127.0.0.1:1:81/tcp is not published: this port leads to 80"),
+        ("1:80/udp", "127.0.0.1:1:80/udp is not published"),
+        ("0:80", "not 0"),
+    ] {
+        let error = network.remove_port(port(text)).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    // What the network does not take is not published, and its port is free again.
+    let error = network.add_port(port("0:80")).unwrap_err();
+    assert!(matches!(error, PortError::Holder(_)), "{error}");
+    assert_eq!(network.published(), ["127.0.0.1:1:80/tcp"]);
+}
+
+#[test]
 fn a_log_is_made_for_its_owner_and_added_to() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("log");

@@ -345,6 +345,26 @@ pub struct ContainerRecord {
     pub detail: String,
 }
 
+/// The user-mode network of a machine that runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// Its published ports, each as `ADDRESS:PORT:GUEST/PROTOCOL`.
+    #[serde(default)]
+    pub published: Vec<String>,
+    /// Since when its process has been dead, and why. The machine goes on without its link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down: Option<NetworkDown>,
+}
+
+/// The end of a network's process before that of its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDown {
+    /// When it was seen.
+    pub since: Timestamp,
+    /// Its last words, or how the system has it.
+    pub reason: String,
+}
+
 /// `state.json`, written by the holder of the sandbox's lock alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxState {
@@ -389,6 +409,9 @@ pub struct SandboxState {
     /// last start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub containers: Vec<ContainerRecord>,
+    /// The user-mode network of its machine, while its container runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkState>,
 }
 
 impl SandboxState {
@@ -409,6 +432,7 @@ impl SandboxState {
             health: None,
             foreground: false,
             containers: Vec::new(),
+            network: None,
         }
     }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::directory::{Details, Listed};
-use super::record::{Condition, ExitRecord, HealthRecord, HealthStatus, HolderRecord};
+use super::record::{Condition, ExitRecord, HealthRecord, HealthStatus, HolderRecord, NetworkState};
 use super::{Id, Name, SandboxState, Status, Timestamp};
 pub use filters::{FilterError, Filters};
 pub use watch::watch;
@@ -42,15 +42,40 @@ pub enum What {
     Unpaused,
     /// Its health check found out something else than before: that it is healthy, or not.
     Health(HealthStatus),
+    /// Something of its network is another than before.
+    Network(NetworkChange),
     /// It was given another name; this was the old one.
     Renamed(Name),
     /// It was removed.
     Removed,
 }
 
+/// What happened to the network of a machine that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkChange {
+    /// A port was published, `ADDRESS:PORT:GUEST/PROTOCOL`.
+    PortAdded(String),
+    /// A port is published no more.
+    PortRemoved(String),
+    /// Its process ended, and this is why; the machine goes on.
+    Down(String),
+}
+
+impl NetworkChange {
+    /// Its word in output.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::PortAdded(_) => "port_added",
+            Self::PortRemoved(_) => "port_removed",
+            Self::Down(_) => "down",
+        }
+    }
+}
+
 impl What {
     /// Every word.
-    pub const WORDS: [&'static str; 10] = [
+    pub const WORDS: [&'static str; 11] = [
         "created",
         "started",
         "running",
@@ -59,6 +84,7 @@ impl What {
         "paused",
         "unpaused",
         "health_status",
+        "network",
         "renamed",
         "removed",
     ];
@@ -84,6 +110,7 @@ impl What {
             Self::Paused => "paused",
             Self::Unpaused => "unpaused",
             Self::Health(_) => "health_status",
+            Self::Network(_) => "network",
             Self::Renamed(_) => "renamed",
             Self::Removed => "removed",
         }
@@ -124,6 +151,7 @@ struct Seen {
     exit: Option<ExitRecord>,
     restarts: u32,
     health: Option<HealthRecord>,
+    network: Option<NetworkState>,
 }
 
 impl Look {
@@ -215,6 +243,7 @@ impl Seen {
             exit: None,
             restarts: 0,
             health: None,
+            network: None,
         };
         seen.take_state(state);
         seen
@@ -237,6 +266,7 @@ impl Seen {
         self.exit = state.exit;
         self.restarts = state.restarts;
         self.health = state.health;
+        self.network = state.network;
     }
 
     /// What its health check found out, and when; nothing before that.
@@ -255,6 +285,7 @@ impl Seen {
             exit: None,
             restarts: 0,
             health: None,
+            network: None,
             ..seen.clone()
         }
     }
@@ -299,6 +330,11 @@ impl Seen {
         {
             add(since, health);
         }
+        let same_life = !other_holder && ran.is_none();
+        let old = before.network.as_ref().filter(|_| same_life);
+        for (time, change) in network_changes(old, self.network.as_ref(), now) {
+            add(time, What::Network(change));
+        }
         let paused = Condition::Status(Status::Paused);
         if self.condition == paused && before.condition != paused {
             add(now, What::Paused);
@@ -318,6 +354,29 @@ impl Seen {
     }
 }
 
+/// What happened to a network since `before`, which is none if this is another life of its machine:
+/// ports that a machine begins with are not told.
+fn network_changes(
+    before: Option<&NetworkState>,
+    after: Option<&NetworkState>,
+    now: Timestamp,
+) -> Vec<(Timestamp, NetworkChange)> {
+    let Some(after) = after else { return Vec::new() };
+    let mut changes = Vec::new();
+    if let Some(before) = before {
+        let gone = before.published.iter().filter(|port| !after.published.contains(port));
+        changes.extend(gone.map(|port| (now, NetworkChange::PortRemoved(port.clone()))));
+        let new = after.published.iter().filter(|port| !before.published.contains(port));
+        changes.extend(new.map(|port| (now, NetworkChange::PortAdded(port.clone()))));
+    }
+    if let Some(down) = &after.down
+        && before.is_none_or(|before| before.down.is_none())
+    {
+        changes.push((down.since, NetworkChange::Down(down.reason.clone())));
+    }
+    changes
+}
+
 impl fmt::Display for Event {
     /// One line: the time, the event, the sandbox's short id and its name, and what there is to
     /// say.
@@ -329,6 +388,12 @@ impl fmt::Display for Event {
             What::Restarted(restarts) => write!(f, " restarts={restarts}"),
             What::Renamed(old) => write!(f, " from={old}"),
             What::Health(status) => write!(f, " health={}", status.word()),
+            What::Network(change) => match change {
+                NetworkChange::PortAdded(port) | NetworkChange::PortRemoved(port) => {
+                    write!(f, " change={} port={port}", change.word())
+                }
+                NetworkChange::Down(reason) => write!(f, " change={} reason={reason}", change.word()),
+            },
             _ => Ok(()),
         }
     }

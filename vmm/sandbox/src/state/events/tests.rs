@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::state::directory::SandboxLock;
+use crate::state::record::NetworkDown;
 use crate::state::record::tests::example;
 use crate::state::{SandboxDir, Sandboxes, StateError};
 
@@ -70,12 +71,17 @@ fn what_changed_between_two_looks_tells_what_happened() {
         look(&record, SandboxState { health, ..ran.clone() }, true)
     };
     let (starts, good, bad) = (HealthStatus::Starting, HealthStatus::Healthy, HealthStatus::Unhealthy);
+    let network = |published: &[&str], down: Option<u64>| {
+        let published = published.iter().map(|port| (*port).to_owned()).collect();
+        let down = down.map(|since| NetworkDown { since: at(since), reason: "killed".to_owned() });
+        look(&record, SandboxState { network: Some(NetworkState { published, down }), ..ran.clone() }, true)
+    };
     let other = SandboxState {
         holder: Some(HolderRecord { pid: 2, start_ticks: 2 }),
         started_at: Some(at(50)),
         ..ran.clone()
     };
-    let table: [(Look, Look, &[&str]); 19] = [
+    let table: [(Look, Look, &[&str]); 25] = [
         (Look::default(), created(), &["10 created"]),
         (created(), created(), &[]),
         (created(), starting(), &["99 started"]),
@@ -105,6 +111,22 @@ fn what_changed_between_two_looks_tells_what_happened() {
         // It was unhealthy in between.
         (health(good, 50), health(good, 70), &["70 health_status health=healthy"]),
         (health(bad, 60), health(bad, 60), &[]),
+        // What a machine begins with is not told.
+        (starting(), network(&["a"], None), &["20 running"]),
+        (network(&["a"], None), network(&["a", "b"], None), &["99 network change=port_added port=b"]),
+        (
+            network(&["a", "b"], None),
+            network(&["c"], Some(70)),
+            &[
+                "70 network change=down reason=killed",
+                "99 network change=port_removed port=a",
+                "99 network change=port_removed port=b",
+                "99 network change=port_added port=c",
+            ],
+        ),
+        (network(&["a"], Some(70)), network(&["a"], Some(70)), &[]),
+        (network(&["a"], None), running(), &[]),
+        (starting(), network(&[], Some(70)), &["20 running", "70 network change=down reason=killed"]),
         (running(), look(&record, ran.clone(), false), &["99 exited reason=unclean"]),
         (
             look(&record, ran.clone(), false),
