@@ -249,20 +249,76 @@ fn a_kept_sandbox_has_its_network_again_after_a_restart() {
     );
     kept.until("its server answers", || ask(&shown["network"]));
 
+    // A port that comes while it runs is on loopback alone, and leads to the guest.
+    let added = kept.out(&["port", "add", "box", "0:8080"]).trim().to_owned();
+    let number: u16 = added.split(':').nth(1).and_then(|port| port.parse().ok()).expect("a port");
+    assert_eq!(added, format!("127.0.0.1:{number}:8080/tcp"));
+    assert_eq!(listening(number), [format!("0100007F:{number:04X}")]);
+    kept.until("its server answers at it", || {
+        let curl = ["--silent", "--max-time", "10", "--http0.9", &format!("http://127.0.0.1:{number}/")];
+        let done = Command::new("curl").args(curl).output().expect("curl");
+        String::from_utf8_lossy(&done.stdout) == "from the guest\n"
+    });
+    let taken = kept.0.nelly(&["port", "add", "box", &format!("{number}:80")]);
+    assert!(taken.expect(1).err().contains(&format!("{added} is published already")), "{}", taken.err());
+    let listed: Value = serde_json::from_str(&kept.out(&["port", "ls", "--json", "box"])).expect("JSON");
+    assert_eq!((listed.as_array().map(Vec::len), &listed[1]["published"]), (Some(2), &added.as_str().into()));
+    assert!(listed[1]["connections"].as_u64().is_some_and(|count| count > 0), "{listed}");
+    assert!(kept.out(&["ps"]).contains(&format!("127.0.0.1:{number}->8080/tcp")));
+    let denied = || network()["network"]["traffic"]["denied"].as_u64();
+    let before = denied().expect("it is counted");
+    kept.exec("nc -w 5 169.254.169.254 80 </dev/null || :");
+    assert!(denied() > Some(before), "what is denied is not counted");
+    // Who is connected stays so when it is removed; nobody else gets in.
+    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, number))).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    assert_eq!(kept.out(&["port", "rm", "box", &added]).trim(), added);
+    assert!(listening(number).is_empty());
+    let refused = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, number))).map(drop);
+    assert_eq!(refused.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
+    let mut said = String::new();
+    // The guest's server may have been between two callers.
+    let heard = stream.read_to_string(&mut said);
+    assert!(heard.is_err() || said == "from the guest\n", "{said:?}");
+    let gone = kept.0.nelly(&["port", "rm", "box", &added]);
+    assert!(gone.expect(1).err().contains("is not published"), "{}", gone.err());
+    // It is another's from now on.
+    let _other = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, number)).expect("it is free");
+    let taken = kept.0.nelly(&["port", "add", "box", &format!("{number}:80")]);
+    let by = format!("taken by process {}", std::process::id());
+    assert!(taken.expect(1).err().contains(&by), "{}", taken.err());
+
     // Its end breaks the link, and nothing else.
     let holder = kept.pid("holder");
     let found =
         Command::new("pgrep").args(["-P", &holder.to_string(), "nelly-usernet"]).output().expect("pgrep");
     let pid: u64 = String::from_utf8_lossy(&found.stdout).trim().parse().expect("one process of the network");
     kill("KILL", pid);
-    kept.until("the network is down", || network()["network"]["link"] == "down");
+    kept.until("the network is down", || kept.out(&["ps"]).contains("network down"));
+    assert_eq!(network()["network"]["link"], "down");
+    // Nobody waits for it any more.
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let down = kept.0.nelly(&["port", "add", "box", "0:80"]);
+    assert!(down.expect(1).err().contains("SIGKILL"), "{}", down.err());
     assert_eq!(kept.exec("sleep 1; cat /sys/class/net/eth0/carrier"), "0");
     kept.out(&["restart", "-t", "0", "box"]);
     let again = network();
     assert_eq!(again["network"]["link"], "up");
     kept.until("its server answers again", || ask(&again["network"]));
+    // What was added is not there again.
+    let ports = again["network"]["ports"].as_array().expect("ports");
+    assert_eq!((ports.len(), &ports[0]["guest_port"]), (1, &8080.into()));
     kept.out(&["rm", "-f", "box"]);
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// The addresses at which somebody listens at a TCP port, as the kernel has them.
+fn listening(port: u16) -> Vec<String> {
+    let of = |table: &str| std::fs::read_to_string(format!("/proc/net/{table}")).expect("a table");
+    let text = of("tcp") + &of("tcp6");
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listens = lines.filter(|words| words.get(3) == Some(&"0A"));
+    let local = listens.map(|words| words[1].to_owned());
+    local.filter(|local| local.ends_with(&format!(":{port:04X}"))).collect()
 }
 
 #[test]
