@@ -142,7 +142,8 @@ fn an_interrupted_copy_leaves_nothing() {
     Command::new("kill").args(["-INT", &pid]).status().unwrap();
     let status = child.wait().unwrap();
     let exists = Path::new(&place.path("a.qcow2")).exists();
-    assert_eq!(exists, status.success());
+    // It may come between the name and the end.
+    assert!(exists || !status.success());
     if exists {
         place.good(&["check", "a.qcow2"]);
     }
