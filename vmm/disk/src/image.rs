@@ -266,8 +266,14 @@ pub fn create_image(path: &Path, new: &NewImage) -> Result<u64, ImageError> {
         if new.format == Format::Raw {
             return Err(size_refused("a raw image has no backing file"));
         }
-        // It is usable, whatever it stands on: the user named it.
-        base_bytes = Some(open_image(base, *format, true, Follow::Anywhere)?.len());
+        // What it stands on is not looked at.
+        base_bytes = Some(match format {
+            Format::Raw => open_image(base, *format, true, Follow::Beside)?.len(),
+            Format::Qcow2 => {
+                let header = read_header(&open_file(base, true)?);
+                header.map_err(|source| ImageError::Qcow2 { path: shown(base), source })?.size
+            }
+        });
         backing = Some(BackingName { name: name_from(path, base)?, format: Some(format.to_string()) });
     }
     let size =

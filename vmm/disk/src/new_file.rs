@@ -42,17 +42,23 @@ impl NewFile {
         &self.file
     }
 
-    /// Gives it its name.
+    /// Makes it durable and gives it its name.
     ///
     /// # Errors
     /// `AlreadyExists`: somebody else was faster; or the system's. The file is gone.
     pub fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
         if !self.named {
             sys::give_name(&self.file, &self.path)?;
         }
         // It stays when this is dropped.
         self.named = false;
-        Ok(())
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        match File::open(directory.unwrap_or(Path::new("."))).and_then(|directory| directory.sync_all()) {
+            // Who may only write to a directory cannot make a name durable.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -19,6 +19,11 @@ impl Qcow2 {
     /// Commits all changes that were made before the call; see the top of the room.
     pub(super) fn commit(&self) -> io::Result<()> {
         let _turn = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.commit_now()
+    }
+
+    /// [`Qcow2::commit`] of who has the turn.
+    fn commit_now(&self) -> io::Result<()> {
         let mut batch = self.meta().take();
         let written = self.write(&batch);
         self.meta().settle(&mut batch, written.is_ok());
@@ -28,7 +33,12 @@ impl Qcow2 {
 
     /// Commits if much waits.
     pub(super) fn relieve(&self) -> io::Result<()> {
-        if self.meta().commit_due() { self.commit() } else { Ok(()) }
+        if !self.meta().commit_due() {
+            return Ok(());
+        }
+        let _turn = self.committing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another may have done it meanwhile.
+        if self.meta().commit_due() { self.commit_now() } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -47,8 +57,12 @@ impl Qcow2 {
             ));
         }
         let store = &*self.store;
-        if store.len()? < batch.end {
-            store.set_len(batch.end)?;
+        {
+            // Nobody is given a cluster meanwhile: the length would cut off what they write there.
+            let meta = self.meta();
+            if store.len()? < meta.counts.end {
+                store.set_len(meta.counts.end)?;
+            }
         }
         self.write_counts(&batch.counts)?;
         // Data and counts, before what refers to them.

@@ -38,6 +38,8 @@ pub fn create(store: Box<dyn Store>, options: &CreateOptions) -> Result<(), Qcow
     // The header, the refcount table, its first block, the first-level table: one cluster each.
     let write = || -> io::Result<()> {
         store.set_len(4 * cluster)?;
+        // A flush writes there, and is to find the room.
+        store.write_zero_bytes(cluster, 2 * cluster)?;
         store.write_bytes(&(2 * cluster).to_be_bytes(), cluster)?;
         store.write_bytes(&[0, 1, 0, 1, 0, 1, 0, 1], 2 * cluster)?;
         store.write_bytes(&fields, 0)

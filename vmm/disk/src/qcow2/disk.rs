@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::compress::unpack;
-use super::entry::{Entry, corrupt};
+use super::entry::Entry;
 use super::refcount::Run;
 use super::{Qcow2, UNPACKED_MAX};
 use crate::buffer::{ReadBuffer, Within, WriteBuffer, wide};
@@ -146,14 +146,21 @@ impl Qcow2 {
         let (entry, len) = self.entry_at(offset, from.size())?;
         let Entry::Data { host, copied: true } = entry else { return Ok(None) };
         let at = host + offset % self.geometry.cluster();
-        let hosts = self.clusters(at, len);
+        let mut whole = 0;
         {
-            let meta = self.meta();
-            if hosts.clone().any(|cluster| meta.counts.is_metadata(cluster)) {
-                return Err(corrupt("an L2 entry names a cluster of the image's own metadata"));
+            let mut meta = self.meta();
+            for cluster in self.clusters(at, len) {
+                if !meta.is_own(&*self.store, cluster)? {
+                    break;
+                }
+                whole += 1;
             }
         }
-        self.write_source(from, len, at).map(Some)
+        if whole == 0 {
+            return Ok(None);
+        }
+        let room = (whole << self.geometry.cluster_bits) - offset % self.geometry.cluster();
+        self.write_source(from, len.min(room), at).map(Some)
     }
 
     fn write_source(&self, from: Source<'_>, len: u64, at: u64) -> io::Result<u64> {
@@ -188,12 +195,10 @@ impl Qcow2 {
             }
             meta.ensure_table(store, *clusters.start())?;
             let run = match entries[0] {
-                Entry::ZeroAt { host, copied: true } => {
-                    let first = host >> self.geometry.cluster_bits;
-                    if meta.counts.is_metadata(first) {
-                        return Err(corrupt("an L2 entry names a cluster of the image's own metadata"));
-                    }
-                    Kept(Run { first, count: 1, fresh: false })
+                Entry::ZeroAt { host, copied: true }
+                    if meta.is_own(store, host >> self.geometry.cluster_bits)? =>
+                {
+                    Kept(Run { first: host >> self.geometry.cluster_bits, count: 1, fresh: false })
                 }
                 _ => New(meta.counts.allocate(store, wide(entries.len()), false)?),
             };
@@ -353,8 +358,14 @@ impl Qcow2 {
             self.zero_behind(old, end)?;
         }
         self.meta().set_size(size);
-        self.size.store(size, Ordering::Release);
-        self.commit()
+        let grown = self.commit();
+        if grown.is_err() {
+            // Whatever is written later, the disk is as large as it was.
+            self.meta().set_size(old);
+        } else {
+            self.size.store(size, Ordering::Release);
+        }
+        grown
     }
 
     fn zero_behind(&self, old: u64, end: u64) -> io::Result<()> {

@@ -35,8 +35,6 @@ pub(crate) struct Meta {
 /// What a commit writes. Fields are in the order in which they are written.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    /// Least length of the file in bytes.
-    pub(crate) end: u64,
     pub(crate) counts: TakenCounts,
     pub(crate) l2: Taken,
     /// Index and entry.
@@ -134,12 +132,27 @@ impl Meta {
         Ok(entry)
     }
 
+    /// Whether a cluster of the file that an entry names as its own may be written in place: it is
+    /// counted once, so nobody else is given it meanwhile.
+    ///
+    /// # Errors
+    /// It holds metadata.
+    pub(crate) fn is_own(&mut self, store: &dyn Store, cluster: u64) -> io::Result<bool> {
+        if self.counts.is_metadata(cluster) {
+            return Err(corrupt("an L2 entry names a cluster of the image's own metadata"));
+        }
+        Ok(self.counts.get(store, cluster)? == 1)
+    }
+
     /// What the cluster `first` is, and how many of `most` from it on, all in one part of a table,
     /// are of the same kind and, if they are data, lie one after another.
     pub(crate) fn run(&mut self, store: &dyn Store, first: u64, most: u64) -> io::Result<(Entry, u64)> {
-        let entry = self.entry(store, first)?;
         let table = self.geometry.l2_entries();
-        let part = if self.place(first)?.is_some() { self.geometry.slice() / 8 } else { table };
+        if self.place(first)?.is_none() {
+            return Ok((Entry::Unallocated, most.min(table - first % table)));
+        }
+        let entry = self.entry(store, first)?;
+        let part = self.geometry.slice() / 8;
         let most = most.min(part - first % part);
         let mut count = 1;
         while count < most {
@@ -267,7 +280,6 @@ impl Meta {
         let dirty = std::mem::take(&mut self.l1_dirty);
         let l1 = if l1_moved { BTreeSet::new() } else { dirty };
         Batch {
-            end: self.counts.end,
             counts: self.counts.take(),
             l2: self.l2.take(),
             l1: l1.into_iter().map(|index| (index, self.l1[index])).collect(),

@@ -180,7 +180,7 @@ impl std::fmt::Debug for Qcow2 {
 /// Whether an image may be written.
 fn writable(header: &Header) -> Result<(), Qcow2Error> {
     let reason = if header.corrupt {
-        "it is marked as corrupt; `nelly disk check` says what is wrong, `nelly disk convert` copies what can be read"
+        "it is marked as corrupt; `nelly disk check` says what is wrong, `qemu-img convert` copies more of it than Nelly does"
     } else if header.dirty {
         "it was not closed by who wrote it with lazy refcounts; `qemu-img check -r all` repairs it"
     } else if header.snapshots > 0 {

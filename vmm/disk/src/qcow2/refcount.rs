@@ -151,13 +151,13 @@ impl Refcounts {
 
     /// Finds the first run of clusters with count 0, of `want` at most, or of exactly so many.
     fn find(&mut self, store: &dyn Store, want: u64, exact: bool) -> io::Result<(u64, u64)> {
+        while self.get(store, self.scan)? > 0 {
+            self.scan += 1;
+        }
         let mut first = self.scan;
         loop {
             while self.get(store, first)? > 0 {
                 first += 1;
-            }
-            if !exact {
-                self.scan = first;
             }
             let mut count = 1;
             while count < want && self.get(store, first + count)? == 0 {
@@ -175,18 +175,8 @@ impl Refcounts {
 
     /// Gives out clusters with the count 1: `want` at most, or exactly so many.
     pub(crate) fn allocate(&mut self, store: &dyn Store, want: u64, exact: bool) -> io::Result<Run> {
-        let (first, count) = loop {
-            let (first, count) = self.find(store, want, exact)?;
-            let entries = self.geometry.block_entries();
-            let mut made = false;
-            for block in first / entries..=(first + count - 1) / entries {
-                made |= self.ensure_block(store, block)?;
-            }
-            // A block that was made may have taken one of them.
-            if !made {
-                break (first, count);
-            }
-        };
+        let (first, count) =
+            if exact && want > 1 { self.find_whole(store, want)? } else { self.find_some(store, want)? };
         if let Some(taken) = (first..first + count).find(|cluster| self.is_metadata(*cluster)) {
             return Err(corrupt(format!("the cluster {taken} holds metadata and has the refcount 0")));
         }
@@ -197,6 +187,61 @@ impl Refcounts {
             self.scan = first + count;
         }
         Ok(Run { first, count, fresh: self.reach(first, count) })
+    }
+
+    /// Finds a run of clusters with count 0 that have blocks, of `want` at most.
+    fn find_some(&mut self, store: &dyn Store, want: u64) -> io::Result<(u64, u64)> {
+        let entries = self.geometry.block_entries();
+        loop {
+            let (first, count) = self.find(store, want, false)?;
+            let mut made = false;
+            for block in first / entries..=(first + count - 1) / entries {
+                made |= self.ensure_block(store, block)?;
+            }
+            // A block that was made may have taken one of them.
+            if !made {
+                return Ok((first, count));
+            }
+        }
+    }
+
+    /// Finds a run of exactly `want` clusters with count 0. Blocks that these lack are made before
+    /// the run, all beside one another: in the places that [`Refcounts::ensure_block`] gives them
+    /// they would cut a run that is longer than what a block counts.
+    fn find_whole(&mut self, store: &dyn Store, want: u64) -> io::Result<(u64, u64)> {
+        let entries = self.geometry.block_entries();
+        let mut before = 0;
+        loop {
+            let (first, count) = self.find(store, want + before, true)?;
+            let last = (first + count - 1) / entries;
+            if last >= wide(self.table.len()) {
+                self.grow_table(store, last)?;
+                continue;
+            }
+            let mut missing = Vec::new();
+            for index in first / entries..=last {
+                let index: usize = fits(index, "an index of the table");
+                if self.table[index] == 0 {
+                    missing.push(index);
+                }
+            }
+            let blocks = wide(missing.len());
+            if blocks > before {
+                before = blocks;
+                continue;
+            }
+            if blocks > 0 {
+                self.new_metadata(store, first, blocks)?;
+                for (cluster, index) in (first..).zip(missing) {
+                    self.table[index] = cluster << self.geometry.cluster_bits;
+                    self.table_dirty.insert(index);
+                }
+                for cluster in first..first + blocks {
+                    self.set(store, cluster, 1)?;
+                }
+            }
+            return Ok((first + blocks, want));
+        }
     }
 
     /// The file reaches to the end of these clusters. Whether they were never written.

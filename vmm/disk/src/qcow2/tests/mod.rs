@@ -4,6 +4,7 @@
 mod crash;
 mod foreign;
 mod hostile;
+mod mended;
 mod model;
 
 use std::path::Path;
