@@ -81,9 +81,10 @@ impl Holder {
     /// See [`HolderError`].
     pub fn list(&self) -> Result<(Vec<Port>, Traffic), HolderError> {
         let (mut ports, mut from) = (Vec::new(), 0);
+        let until = Instant::now() + PATIENCE;
         // It may lie about what follows.
         for _ in 0..=MAX_PORTS / PAGE {
-            let page = match self.ask(Call::List(from), None)? {
+            let page = match self.ask(Call::List(from), None, until)? {
                 Outcome::Page(page) => page,
                 other => return Err(unexpected(other)),
             };
@@ -98,16 +99,15 @@ impl Holder {
     }
 
     fn done(&self, call: Call, socket: Option<OwnedFd>) -> Result<(), HolderError> {
-        match self.ask(call, socket)? {
+        match self.ask(call, socket, Instant::now() + PATIENCE)? {
             Outcome::Done => Ok(()),
             other => Err(unexpected(other)),
         }
     }
 
-    fn ask(&self, call: Call, socket: Option<OwnedFd>) -> Result<Outcome, HolderError> {
+    fn ask(&self, call: Call, socket: Option<OwnedFd>, until: Instant) -> Result<Outcome, HolderError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last += 1;
-        let until = Instant::now() + PATIENCE;
         self.say(&Request { id: *last, call }.to_bytes(), socket, until)?;
         let mut buffer = vec![0; MAX_MESSAGE + 1];
         loop {
@@ -146,7 +146,8 @@ impl Holder {
     }
 
     fn wait(&self, what: PollFlags, until: Instant) -> Result<(), HolderError> {
-        let left = until.saturating_duration_since(Instant::now());
+        // Also where it says something all the time.
+        let left = until.checked_duration_since(Instant::now()).ok_or(HolderError::Silent)?;
         let left = Timespec::try_from(left).map_err(|_| HolderError::Silent)?;
         match poll(&mut [PollFd::new(&self.file, what)], Some(&left)) {
             Ok(0) => Err(HolderError::Silent),

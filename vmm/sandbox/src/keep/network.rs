@@ -53,8 +53,12 @@ impl Keeper {
         })))
     }
 
-    /// Writes down which ports there are now.
-    fn note_ports(&self, usernet: &Usernet) {
+    /// Writes down which ports a network has now, unless its sandbox is another's already.
+    fn note_ports(&self, sandbox: &Arc<Sandbox>) {
+        let Some(usernet) = sandbox.usernet() else { return };
+        if !self.sandbox().as_ref().is_some_and(|now| Arc::ptr_eq(now, sandbox)) {
+            return;
+        }
         self.change(|state| {
             if let Some(network) = &mut state.network {
                 network.published = usernet.published();
@@ -90,11 +94,18 @@ fn refused(error: &PortError) -> ttrpc::Error {
     status(code, nelly_vmm::text::chain(error))
 }
 
-/// Does something that waits for the network, on a thread of its own.
+/// Does something that waits for the network, on a thread of its own, of which there is one.
 async fn waits<T: Send + 'static>(
-    work: impl FnOnce() -> ttrpc::Result<T> + Send + 'static,
+    sandbox: Arc<Sandbox>,
+    work: impl FnOnce(&Usernet) -> ttrpc::Result<T> + Send + 'static,
 ) -> ttrpc::Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let turn = usernet(&sandbox)?.turn().await;
+    let done = tokio::task::spawn_blocking(move || {
+        // Held until the end, also where nobody waits for it any more.
+        let _turn = turn;
+        work(usernet(&sandbox)?)
+    });
+    let done = done.await;
     done.unwrap_or_else(|error| Err(status(Code::INTERNAL, error.to_string())))
 }
 
@@ -106,21 +117,21 @@ pub(super) async fn change(
     add: bool,
 ) -> ttrpc::Result<m::PortResponse> {
     let publish: Publish = port.parse().map_err(|why: String| status(Code::INVALID_ARGUMENT, why))?;
-    waits(move || {
-        let usernet = usernet(&sandbox)?;
+    let done = waits(Arc::clone(&sandbox), move |usernet| {
         let done =
             if add { usernet.add_port(publish) } else { usernet.remove_port(publish).map(|()| publish) };
-        let publish = done.map_err(|error| refused(&error))?;
-        keeper.note_ports(usernet);
-        Ok(m::PortResponse { published: publish.to_string(), ..Default::default() })
-    })
-    .await
+        done.map_err(|error| refused(&error))
+    });
+    let publish = done.await?;
+    // Here, for the state has one writer.
+    keeper.note_ports(&sandbox);
+    Ok(m::PortResponse { published: publish.to_string(), ..Default::default() })
 }
 
 /// Tells of the ports, and of what was counted.
 pub(super) async fn ports(sandbox: Arc<Sandbox>) -> ttrpc::Result<m::PortsResponse> {
-    waits(move || {
-        let (ports, traffic) = usernet(&sandbox)?.ports().map_err(|error| refused(&error.into()))?;
+    waits(sandbox, move |usernet| {
+        let (ports, traffic) = usernet.ports().map_err(|error| refused(&error.into()))?;
         let port = |one: nelly_net::control::Port| m::PortState {
             published: one.publish.to_string(),
             connections: one.connections,

@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nelly_net::config::UsernetConfig;
@@ -37,6 +37,8 @@ pub use ports::PortError;
 
 /// Most that is read of what it says, in bytes.
 const MOST: usize = 256 << 10;
+/// So many bytes of its last words are looked at.
+const LAST_WORDS: usize = 1024;
 
 /// How long it may take to serve: it reads some files and binds its ports.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -95,6 +97,8 @@ pub struct Usernet {
     last_words: Mutex<String>,
     /// Asks it things while it runs.
     holder: Holder,
+    /// The turn of whoever waits for an answer of it.
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Usernet {
@@ -131,7 +135,14 @@ impl Usernet {
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let child = Mutex::new(child);
-        let network = Self { child, said, ready: Mutex::default(), last_words: Mutex::default(), holder };
+        let network = Self {
+            child,
+            said,
+            ready: Mutex::default(),
+            last_words: Mutex::default(),
+            asking: Arc::default(),
+            holder,
+        };
         let said = &network.said;
         let files = port.iter().map(AsFd::as_fd).chain([control.as_fd()]);
         let files = files.chain(log.iter().map(AsFd::as_fd));
@@ -239,6 +250,12 @@ impl Usernet {
         Some(words.clone())
     }
 
+    /// Waits until nobody else asks it things. One that does not answer has one thread wait, however
+    /// many would.
+    pub async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.asking).lock_owned().await
+    }
+
     /// How it ended; `None` while it runs.
     #[must_use]
     pub fn ended(&self) -> Option<ExitStatus> {
@@ -264,7 +281,9 @@ impl Usernet {
                     Ok(len) => text.extend(&part[..len]),
                 }
                 // The end of it is what counts.
-                text.drain(..text.len().saturating_sub(MOST));
+                if text.len() > 2 * LAST_WORDS {
+                    text.drain(..text.len() - LAST_WORDS);
+                }
             }
         })
     }
@@ -318,6 +337,7 @@ fn without_name(text: &str) -> &str {
 /// The last line of what it says, fit to be shown.
 fn last_line(text: &str) -> String {
     let line = without_name(text.lines().next_back().unwrap_or_default());
+    let line = &line[line.ceil_char_boundary(line.len().saturating_sub(LAST_WORDS))..];
     nelly_vmm::text::line(line).to_string()
 }
 

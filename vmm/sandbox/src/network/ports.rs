@@ -42,7 +42,13 @@ impl Usernet {
         }
         let bound = bind(publish)?;
         let publish = bound.publish;
-        self.holder.add(bound)?;
+        if let Err(error) = self.holder.add(bound) {
+            if matches!(error, HolderError::Silent | HolderError::Garbled(_)) {
+                // What it may do later is to be undone after that, whether it answers or not.
+                let _ = self.holder.remove(publish);
+            }
+            return Err(error.into());
+        }
         self.change(|published| published.push(publish.to_string()));
         Ok(publish)
     }
@@ -62,7 +68,11 @@ impl Usernet {
             }
             None => return Err(PortError::None(publish, String::new())),
         }
-        self.holder.remove(publish)?;
+        match self.holder.remove(publish) {
+            // It refuses what it has not: an earlier request was done after nobody waited for it.
+            Ok(()) | Err(HolderError::Refused(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
         self.change(|published| published.retain(|port| *port != publish.to_string()));
         Ok(())
     }
