@@ -65,7 +65,7 @@ impl Kept {
     }
 
     #[track_caller]
-    pub(super) fn until(&self, what: &str, holds: impl Fn() -> bool) {
+    pub(super) fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let limit = Instant::now() + scaled(LIMIT);
         while !holds() {
             assert!(Instant::now() < limit, "waited in vain until {what}: {}", self.state());

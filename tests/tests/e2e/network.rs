@@ -223,8 +223,13 @@ fn a_kept_sandbox_has_its_network_again_after_a_restart() {
     let serve = "while :; do echo from the guest | nc -l -p 8080; done";
     kept.keep(&["-p", "0:8080"], serve);
     let network = || {
-        let text = kept.out(&["inspect", "box"]);
-        serde_json::from_str::<Value>(&text).expect("JSON")[0].clone()
+        let mut shown = Value::Null;
+        // A network that does not answer within a second is shown without its ports.
+        kept.until("its network answers, or is down", || {
+            shown = serde_json::from_str::<Value>(&kept.out(&["inspect", "box"])).expect("JSON")[0].clone();
+            !shown["network"]["ports"].is_null() || shown["network"]["link"] == "down"
+        });
+        shown
     };
     let ask = |network: &Value| {
         let port = network["published"][0]

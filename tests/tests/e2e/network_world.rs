@@ -12,11 +12,11 @@ use super::{Home, LIMIT};
 /// More servers of the Internet: TLS at 443, bytes that are no two blocks the same at 9003, and the
 /// files of a directory at 9004; with `host`, one of the host at all of its addresses.
 const SERVERS: &str = r#"
-import functools, hashlib, http.server, socket, ssl, sys, threading
+import functools, hashlib, http.server, socket, socketserver, ssl, sys, threading
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    def server_bind(self): self.socket.bind(self.server_address)
+    def server_bind(self): socketserver.TCPServer.server_bind(self)
 def start(family, address, handler, tls=None):
     class Its(Server):
         address_family = family
