@@ -250,8 +250,8 @@ impl Usernet {
         Some(words.clone())
     }
 
-    /// Waits until nobody else asks it things. One that does not answer has one thread wait, however
-    /// many would.
+    /// Waits until nobody else asks it things. One that does not answer has one thread wait,
+    /// however many would.
     pub async fn turn(&self) -> tokio::sync::OwnedMutexGuard<()> {
         Arc::clone(&self.asking).lock_owned().await
     }
