@@ -104,7 +104,7 @@ macro_rules! names {
 }
 
 names! {
-    SYS_bpf "bpf", SYS_chdir "chdir", SYS_clone "clone", SYS_clone3 "clone3", SYS_connect "connect", SYS_dup "dup", SYS_execve "execve",
+    SYS_bind "bind", SYS_bpf "bpf", SYS_chdir "chdir", SYS_clone "clone", SYS_clone3 "clone3", SYS_connect "connect", SYS_dup "dup", SYS_execve "execve",
     SYS_execveat "execveat", SYS_fchmod "fchmod", SYS_fchmodat "fchmodat", SYS_fcntl "fcntl", SYS_fstat "fstat",
     SYS_ftruncate "ftruncate", SYS_getdents64 "getdents64", SYS_getsockopt "getsockopt", SYS_io_uring_setup "io_uring_setup",
     SYS_ioctl "ioctl", SYS_kill "kill", SYS_linkat "linkat", SYS_listen "listen", SYS_lseek "lseek", SYS_memfd_create "memfd_create",

@@ -108,7 +108,6 @@ fn common() -> Vec<Entry> {
 fn network() -> Vec<Entry> {
     let anywhere = [
         libc::SYS_accept4,
-        libc::SYS_bind,
         libc::SYS_connect,
         libc::SYS_dup3,
         libc::SYS_epoll_create1,
@@ -143,6 +142,8 @@ fn network() -> Vec<Entry> {
             socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE),
         ],
     ));
+    // An address of the system's own messages is so long; those of the Internet are longer.
+    entries.push((libc::SYS_bind, vec![vec![(2, Must::Be(12))]]));
     let option = |level, name| vec![(1, Must::Be(bits(level))), (2, Must::Be(bits(name)))];
     entries.push((
         libc::SYS_setsockopt,

@@ -72,6 +72,8 @@ const DENIED: &[Attempt] = &[
     ("kill", Role::Switch, || call(libc::SYS_kill, [1, 0, 0])),
     ("renameat2", Role::Switch, || call(libc::SYS_renameat2, [0; 3])),
     ("getsockopt", Role::Switch, || call(libc::SYS_getsockopt, [0, 1, 4])),
+    ("bind", Role::Network, || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
+    ("bind", Role::Network, || drop(std::net::UdpSocket::bind("[::1]:0"))),
     ("setsockopt", Role::Network, || call(libc::SYS_setsockopt, [0, 1, 25])),
     ("setsockopt", Role::Network, || call(libc::SYS_setsockopt, [0, 1, 2])),
     ("listen", Role::Network, || call(libc::SYS_listen, [0, 1, 0])),
