@@ -4,8 +4,8 @@
 mod crash;
 mod foreign;
 mod hostile;
-mod mended;
 mod model;
+mod regressions;
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! Faults that a reader of the code found.
+//! Faults that were there once: lost writes, a search without an end, clusters that are not
+//! counted.
 
 use std::io;
 use std::ops::Range;
