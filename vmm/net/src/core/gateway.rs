@@ -7,7 +7,7 @@ use super::{Net, OWN_MAC};
 use crate::link::{ETHERNET_LEN, HEADER_LEN, NetHeader};
 use crate::wire::dhcp::{self, Lease, Message};
 use crate::wire::icmp::{self, Router};
-use crate::wire::{Arp, Mac, kind, put_ethernet};
+use crate::wire::{Arp, Mac, dhcp6, kind, put_ethernet};
 
 /// The gateway's link-local address, made of [`OWN_MAC`].
 pub(super) const LINK_LOCAL: Ipv6Addr = {
@@ -118,6 +118,28 @@ impl Net {
         let answers = maker.datagram(src, dst, lease.answer(&message, kind), 0);
         debug_assert!(answers[0].head.len() > HEADER_LEN + ETHERNET_LEN);
         self.queue(answers);
+        Some(())
+    }
+
+    /// What a DHCPv6 client at `from` is answered. As for IPv4, the one address is for whoever is on
+    /// the link, so that no number of clients takes it from anybody.
+    pub(super) fn dhcp6(&mut self, from: Ipv6Addr, payload: &[u8]) -> Option<()> {
+        let message = dhcp6::Message::parse(payload)?;
+        // A client has no other address that it may ask from.
+        if !from.is_unicast_link_local() {
+            return None;
+        }
+        let config = &self.config;
+        let lease = dhcp6::Lease {
+            address: config.guest6,
+            prefix: config.prefix6.address,
+            server: OWN_MAC,
+            dns: config.dns6,
+            search: config.search.clone(),
+        };
+        let Some(answer) = lease.answer(&message) else { return Some(()) };
+        let src = SocketAddr::new(LINK_LOCAL.into(), dhcp6::SERVER);
+        self.send_datagram(src, SocketAddr::new(from.into(), dhcp6::CLIENT), answer);
         Some(())
     }
 }

@@ -11,7 +11,7 @@ use crate::config::Protocol;
 use crate::link::NetHeader;
 use crate::wire::icmp::Unreachable;
 use crate::wire::ip::{Packet, protocol};
-use crate::wire::{Udp, checksum, dhcp};
+use crate::wire::{Udp, checksum, dhcp, dhcp6};
 
 impl Net {
     /// A datagram of the guest. `None`: it lies about itself.
@@ -26,6 +26,11 @@ impl Net {
         }
         if udp.dst == dhcp::SERVER && packet.src.is_ipv4() && self.is_for_dhcp(packet.dst) {
             return self.dhcp(payload);
+        }
+        if let (dhcp6::SERVER, IpAddr::V6(from)) = (udp.dst, packet.src)
+            && packet.dst == IpAddr::V6(dhcp6::SERVERS)
+        {
+            return self.dhcp6(from, payload);
         }
         if packet.src.is_unspecified() {
             return None;

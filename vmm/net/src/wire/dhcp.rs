@@ -155,12 +155,7 @@ impl Lease {
             }
             let mut list = Vec::new();
             for domain in &self.search {
-                let mut name = Vec::new();
-                for label in domain.split('.').filter(|label| !label.is_empty()) {
-                    name.push(fits(label.len(), "labels are checked"));
-                    name.extend(label.as_bytes());
-                }
-                name.push(0);
+                let name = encoded(domain);
                 // What does not fit into one option is left out: resolvers that read this option
                 // without its continuation are many.
                 if list.len() + name.len() <= 255 {
@@ -175,4 +170,15 @@ impl Lease {
         out.resize(out.len().max(300), 0);
         out
     }
+}
+
+/// A domain as messages have it: each label behind its length, and an empty one at the end.
+pub(super) fn encoded(domain: &str) -> Vec<u8> {
+    let mut name = Vec::new();
+    for label in domain.split('.').filter(|label| !label.is_empty()) {
+        name.push(fits(label.len(), "labels are checked"));
+        name.extend(label.as_bytes());
+    }
+    name.push(0);
+    name
 }

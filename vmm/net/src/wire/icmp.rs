@@ -147,7 +147,8 @@ impl Router {
     pub fn advertisement(&self) -> Vec<u8> {
         /// How long what is said of prefix and resolver holds, in seconds.
         const DAY: [u8; 4] = 86_400_u32.to_be_bytes();
-        let mut message = vec![134, 0, 0, 0, 64, 0];
+        // Addresses, and what else there is to know, come by DHCPv6, too.
+        let mut message = vec![134, 0, 0, 0, 64, 0xc0];
         message.extend(self.lifetime.to_be_bytes());
         message.extend([0; 8]);
         message.extend([1, 1]);

@@ -2,6 +2,7 @@
 
 pub mod checksum;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod icmp;
 pub mod ip;
 pub mod tcp;
