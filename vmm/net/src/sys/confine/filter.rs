@@ -1,59 +1,36 @@
 //! The system calls of each role, and with which arguments. Calls on the way of a guest's bytes
 //! stand without arguments: the system decides those without running the program.
 
-use std::collections::BTreeMap;
+use std::io;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
+use seccompiler::BpfProgram;
 
 use super::Role;
-
-/// Arguments that must be so, each by its place.
-type Arguments = Vec<(u8, Must)>;
-
-/// What an argument must be, of 32 bits.
-#[derive(Clone, Copy)]
-enum Must {
-    /// This.
-    Be(u32),
-    /// With these bits only.
-    BeWithin(u32),
-    /// This, whatever the other bits are, of which these are masked out.
-    BeBut(u32, u32),
-}
+use super::program::{Arguments, Calls, Must, compile};
 
 /// A call, and in which ways it may be made; none: in every way.
 type Entry = (i64, Vec<Arguments>);
 
 /// The filter of a role.
-pub(super) fn program(role: Role) -> Result<BpfProgram, BackendError> {
+///
+/// # Errors
+/// This architecture is none whose numbers are known.
+pub(super) fn program(role: Role) -> io::Result<BpfProgram> {
     let mut entries = common();
     entries.extend(match role {
         Role::Network => network(),
         Role::Reader => reader(),
         Role::Switch => switch(),
     });
-    let mut rules = BTreeMap::new();
-    for (number, ways) in entries {
-        let ways = ways.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-        rules.insert(number, ways);
-    }
-    let arch = std::env::consts::ARCH.try_into()?;
-    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch)?.try_into()
-}
-
-fn rule(arguments: &Arguments) -> Result<SeccompRule, BackendError> {
-    let conditions = arguments.iter().map(|&(place, must)| {
-        let (operator, value) = match must {
-            Must::Be(value) => (SeccompCmpOp::Eq, value),
-            Must::BeWithin(bits) => (SeccompCmpOp::MaskedEq(u64::from(!bits)), 0),
-            Must::BeBut(value, bits) => (SeccompCmpOp::MaskedEq(u64::from(!bits)), value),
-        };
-        SeccompCondition::new(place, SeccompCmpArgLen::Dword, operator, value.into())
-    });
-    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+    let numbered = |(number, ways)| (crate::number::fits(number, "calls have small numbers"), ways);
+    let calls: Calls = entries.into_iter().map(numbered).collect();
+    // AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => 0xc000_003e,
+        "aarch64" => 0xc000_00b7,
+        other => return Err(io::Error::other(format!("no filter is known for {other}"))),
+    };
+    Ok(compile(&calls, architecture))
 }
 
 /// A constant of the system, as an argument has it.

@@ -4,6 +4,7 @@
 
 mod denied;
 mod filter;
+mod program;
 #[cfg(test)]
 mod tests;
 
@@ -69,7 +70,7 @@ pub fn confine(role: Role, told: &[BorrowedFd<'_>]) -> Result<Vec<&'static str>,
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| failed("not dumpable")(e.into()))?;
     denied::tell(told).map_err(failed("a handler of denied system calls"))?;
-    let program = filter::program(role).map_err(|e| failed("seccomp")(io::Error::other(e)))?;
+    let program = filter::program(role).map_err(failed("seccomp"))?;
     seccompiler::apply_filter(&program).map_err(|e| failed("seccomp")(io::Error::other(e)))?;
     NO_FILES.store(role != Role::Reader, Ordering::Relaxed);
     Ok(vec!["no_new_privs", "capabilities", "limits", "undumpable", "seccomp"])
