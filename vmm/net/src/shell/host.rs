@@ -15,10 +15,9 @@ use crate::core::{Net, Time};
 const OFTEN: Time = Time::from_secs(1);
 /// How often it is looked at whether the host has a way to the IPv6 Internet, at most.
 const SELDOM: Time = Time::from_secs(10);
-/// How long the reader of `resolv.conf` is waited for when the network begins.
-const FIRST: Time = Time::from_secs(5);
-/// And later: less than a question takes that goes to the resolvers known until then.
-const LATER: Time = Time::from_millis(10);
+/// How long the reader of `resolv.conf` is waited for: less than a question takes that goes to the
+/// resolvers known until then.
+const PATIENCE: Time = Time::from_millis(10);
 
 /// An address of the IPv6 Internet that is asked for the way to it, and sent nothing.
 const SOMEWHERE: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1)), 9);
@@ -51,9 +50,8 @@ impl Host {
     pub(super) fn refresh(&mut self, now: Time, net: &mut Net) {
         let past = |at: Option<Time>, every| at.is_none_or(|at| at + every <= now);
         if past(self.often, OFTEN) {
-            let patience = if self.often.is_none() { FIRST } else { LATER };
             self.often = Some(now);
-            if let Some(text) = self.reader.as_mut().and_then(|reader| reader.read(patience)) {
+            if let Some(text) = self.reader.as_mut().and_then(|reader| reader.read(PATIENCE)) {
                 net.set_upstreams(resolvers(&text));
             }
             if let Some(addresses) = own_addresses() {

@@ -3,7 +3,8 @@
 //! The file is often a link, and is replaced rather than written, by whom and in which directory
 //! differs from host to host. So no list of paths would let this process read it and nothing else.
 //! The reader is made before the guest is heard, knows the path from then on, and hears one thing:
-//! that it is to read it again.
+//! that it is to read it again. The first time this process reads the file itself, while it still
+//! may: so a start, which somebody waits for, does not wait for the reader.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +30,8 @@ const NONE: u8 = b'-';
 #[derive(Debug)]
 pub struct Reader {
     file: OwnedFd,
+    /// What the file held when the process was made, until that is taken.
+    first: Option<Vec<u8>>,
     /// It was asked, and has not answered.
     asked: bool,
 }
@@ -41,14 +44,20 @@ impl Reader {
     pub fn start(path: &Path, confined: bool) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC;
         let (file, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let path = path.to_owned();
-        sys::in_a_child(&theirs, || serve(&theirs, &path, confined))?;
-        Ok(Self { file, asked: false })
+        sys::in_a_child(&theirs, || serve(&theirs, path, confined))?;
+        let mut text = vec![0; MOST];
+        // Where there is no such file, there is nothing in it.
+        let len = held(path, &mut text).unwrap_or(0);
+        text.truncate(len);
+        Ok(Self { file, first: Some(text), asked: false })
     }
 
     /// What the file holds now, or nothing where there is none. `None`: that is not known within
     /// `patience`, and is told at a later call.
     pub(super) fn read(&mut self, patience: std::time::Duration) -> Option<Vec<u8>> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
         let dont_wait = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         if !self.asked {
             self.asked = send(&self.file, READ, dont_wait).is_ok();
