@@ -6,14 +6,9 @@ use crate::memory::Memory;
 use crate::virtio::device::DeviceFault;
 use crate::virtio::queue::Chain;
 
-/// Most bytes of a table of addresses that is looked at for its form: nothing is done with it.
-const TABLE_MAX: u32 = 1 << 20;
-
 /// What the driver wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    /// Nothing that changes what the device does: it passes on all that its peer sends.
-    Filter,
     /// So many pairs of queues are in use.
     Pairs(u16),
     /// What it takes from now on.
@@ -39,13 +34,6 @@ pub(super) fn read(chain: &Chain, memory: &Memory, features: u64) -> Result<Comm
     let has = |bit: u64| features & bit != 0;
     let left = reader.left();
     let command = match (head[0], head[1]) {
-        (spec::CLASS_RX, command) if has(feature::CTRL_RX) && spec::RX_COMMANDS.contains(&command) => {
-            if left == 1 { Command::Filter } else { Command::Unknown }
-        }
-        (spec::CLASS_MAC, spec::MAC_TABLE_SET) if has(feature::CTRL_RX) => {
-            // Two tables: a count of addresses and the addresses.
-            if (8..=TABLE_MAX).contains(&left) { Command::Filter } else { Command::Unknown }
-        }
         (spec::CLASS_MQ, spec::MQ_VQ_PAIRS_SET) if has(feature::MQ) && left == 2 => {
             reader.read_exact(&mut body[..2])?;
             Command::Pairs(u16::from_le_bytes([body[0], body[1]]))

@@ -56,12 +56,14 @@ impl Network {
         let backend = backend::open(&config.link, mtu, descriptors)?;
         let carries = backend.as_ref().map_or(Offloads::NONE, |backend| backend.carries());
         let pairs = usize::from(config.queues.get());
+        // No CTRL_RX: a device without it passes on all that its peer sends, which this one does
+        // anyway. With it, a driver says at each change of its addresses, three times while its
+        // interface goes up, what nobody heeds, and spins until that is answered.
         let mut features = spec::feature::MTU
             | spec::feature::MAC
             | spec::feature::MRG_RXBUF
             | spec::feature::STATUS
             | spec::feature::CTRL_VQ
-            | spec::feature::CTRL_RX
             | carries.host_features()
             | carries.guest_features();
         if pairs > 1 {

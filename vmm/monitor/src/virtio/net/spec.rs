@@ -26,8 +26,6 @@ pub mod feature {
     pub const STATUS: u64 = 1 << 16;
     /// There is a control queue.
     pub const CTRL_VQ: u64 = 1 << 17;
-    /// The driver says which frames it wants.
-    pub const CTRL_RX: u64 = 1 << 18;
     /// There are several pairs of queues.
     pub const MQ: u64 = 1 << 22;
     /// The driver takes segments of UDP over IPv4.
@@ -40,14 +38,6 @@ pub mod feature {
 
 /// Of the control queue (5.1.6.5).
 pub mod control {
-    /// Which frames the driver wants.
-    pub const CLASS_RX: u8 = 0;
-    /// Promiscuous, all of groups, all of stations, none of groups, none of stations, no broadcast.
-    pub const RX_COMMANDS: std::ops::RangeInclusive<u8> = 0..=5;
-    /// Addresses of the driver.
-    pub const CLASS_MAC: u8 = 1;
-    /// The table of addresses that it wants frames for.
-    pub const MAC_TABLE_SET: u8 = 0;
     /// Pairs of queues.
     pub const CLASS_MQ: u8 = 4;
     /// How many are in use.

@@ -277,7 +277,6 @@ impl NetworkWorker {
         let (memory, interrupt) = (self.memory.clone(), self.interrupt.clone());
         let served = queue.serve(&memory, &interrupt, |chain| {
             let done = match control::read(chain, &memory, self.features)? {
-                Command::Filter => true,
                 Command::Unknown => false,
                 Command::Pairs(pairs) => self.use_pairs(pairs, registrar)?,
                 Command::Takes(takes) => {
