@@ -121,8 +121,8 @@ impl Net {
         Some(())
     }
 
-    /// What a DHCPv6 client at `from` is answered. As for IPv4, the one address is for whoever is on
-    /// the link, so that no number of clients takes it from anybody.
+    /// What a DHCPv6 client at `from` is answered. As for IPv4, the one address is for whoever is
+    /// on the link, so that no number of clients takes it from anybody.
     pub(super) fn dhcp6(&mut self, from: Ipv6Addr, payload: &[u8]) -> Option<()> {
         let message = dhcp6::Message::parse(payload)?;
         // A client has no other address that it may ask from.

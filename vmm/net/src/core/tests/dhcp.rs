@@ -320,7 +320,8 @@ fn a_client_of_ipv4_that_lies_is_answered_by_nothing_or_refused() {
     let has = |code: u8, value: &[u8]| offer.options.contains(&(code, value.to_vec()));
     assert!(has(1, &[255, 255, 255, 0]) && has(3, &[10, 0, 2, 2]) && has(6, &[10, 0, 2, 3]));
     assert!(has(51, &DAY.to_be_bytes()) && has(54, &[10, 0, 2, 2]) && has(26, &1500_u16.to_be_bytes()));
-    // Addresses that are not its to have; an option too short to hold one is as if it were not there.
+    // Addresses that are not its to have. An option too short to hold one is as if it were not
+    // there.
     for wanted in [&[10, 0, 2, 16][..], &[10, 0, 2, 2], &[255; 4], &[0; 4], &[10, 0, 2], &[]] {
         let answer = v4(&mut world, 3, mac, &[(50, wanted)]).unwrap();
         assert_eq!((answer.kind, answer.address), (6, [0; 4]), "{wanted:?}");

@@ -22,8 +22,9 @@ pub(super) fn program(role: Role) -> io::Result<BpfProgram> {
         Role::Reader => reader(),
         Role::Switch => switch(),
     });
-    let numbered = |(number, ways)| (crate::number::fits(number, "calls have small numbers"), ways);
-    let calls: Calls = entries.into_iter().map(numbered).collect();
+    let numbered = |(number, ways)| u32::try_from(number).map(|number| (number, ways));
+    let calls: Result<Calls, _> = entries.into_iter().map(numbered).collect();
+    let calls = calls.map_err(io::Error::other)?;
     // AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
     let architecture = match std::env::consts::ARCH {
         "x86_64" => 0xc000_003e,

@@ -94,7 +94,7 @@ fn halves(ranges: &[(u32, Verdict<'_>)]) -> BpfProgram {
         Ok(len) => vec![branch(IF_AT_LEAST, first, len, 0)],
         // Branches do not reach that far.
         Err(_) => {
-            vec![branch(IF_AT_LEAST, first, 0, 1), statement(JUMP, crate::number::len32(below.len()))]
+            vec![branch(IF_AT_LEAST, first, 0, 1), statement(JUMP, distance(below.len()))]
         }
     };
     program.extend(below);
@@ -123,7 +123,7 @@ fn way(arguments: &Arguments) -> BpfProgram {
             Must::BeWithin(bits) => (0, Some(!bits)),
             Must::BeBut(value, bits) => (value, Some(!bits)),
         };
-        let past = crate::number::fits(program.len(), "a call has six arguments");
+        let past = distance(program.len());
         program.insert(0, branch(IF_EQUAL, value, 0, past));
         if let Some(bits) = bits {
             program.insert(0, statement(AND, bits));
@@ -131,6 +131,12 @@ fn way(arguments: &Arguments) -> BpfProgram {
         program.insert(0, statement(LOAD, ARGUMENTS + 8 * u32::from(place)));
     }
     program
+}
+
+/// How far a jump goes.
+fn distance<T: TryFrom<usize>>(len: usize) -> T {
+    T::try_from(len)
+        .unwrap_or_else(|_| panic!("a bug: lists of calls are short, and so is each of their ways"))
 }
 
 fn statement(code: u16, k: u32) -> sock_filter {

@@ -26,7 +26,8 @@ fn says_what_it_is() {
     let (device, view) = Network::new(&config(NetworkLink::None, 3), Vec::new()).unwrap();
     let always = feature::MTU | feature::MAC | feature::MRG_RXBUF | feature::STATUS | feature::CTRL_VQ;
     assert_eq!(device.features(), always | feature::MQ);
-    // CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA, GUEST_ANNOUNCE, CTRL_MAC_ADDR: commands of a driver that starts.
+    // CTRL_RX, CTRL_VLAN, CTRL_RX_EXTRA, GUEST_ANNOUNCE, CTRL_MAC_ADDR: commands of a driver that
+    // starts.
     assert_eq!(device.features() & (0b1111 << 18 | 1 << 23), 0);
     assert_eq!(device.queue_sizes(), [256, 256, 256, 256, 256, 256, 64]);
     assert_eq!((device.id(), device.name().as_deref()), (1, Some("net0")));
