@@ -82,7 +82,6 @@ impl Reader {
 
 /// What the process does, until the other end is closed.
 fn serve(file: &OwnedFd, path: &Path, confined: bool) {
-    let mut text = vec![0; 1 + MOST];
     // Nobody hears why: the resolvers stay as they are known.
     if confined && sys::confine(Role::Reader, &[]).is_err() {
         return;
@@ -94,6 +93,8 @@ fn serve(file: &OwnedFd, path: &Path, confined: bool) {
             Err(Errno::INTR) => continue,
             _ => return,
         }
+        // Only while it is needed: this process idles for as long as its machine runs.
+        let mut text = vec![0; 1 + MOST];
         let len = match held(path, &mut text[1..]) {
             Ok(len) => {
                 text[0] = HELD;

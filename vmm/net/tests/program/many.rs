@@ -10,6 +10,10 @@ use smoltcp::socket::tcp;
 use crate::guest::Guest;
 use crate::world::{World, is_root, started};
 
+/// What the program may have to itself without a flow, and for a thousand that are idle, in bytes.
+const IDLE_BYTES: u64 = 400 << 10;
+const FLOWS_BYTES: u64 = 1000 << 10;
+
 /// Begins to connect, with little memory for it.
 fn dial(guest: &mut Guest, to: std::net::SocketAddr, port: u16) {
     let buffer = || tcp::SocketBuffer::new(vec![0; 64]);
@@ -54,6 +58,46 @@ fn a_thousand_calls_that_nobody_answers_delay_nobody() {
     let ticks = program.ticks();
     std::thread::sleep(Duration::from_secs(1));
     assert!(program.ticks() - ticks <= 10, "calls that wait cost processor time");
+}
+
+#[test]
+fn idle_flows_and_no_flows_have_little_memory() {
+    const FLOWS: u16 = 1000;
+    if !is_root() {
+        return;
+    }
+    let wanted = rustix::process::Rlimit { current: Some(8192), maximum: Some(8192) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
+    let world = World::new();
+    let listener = world.there(|| TcpListener::bind("198.51.100.7:80").unwrap());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let all: Vec<_> = listener.incoming().take(FLOWS.into()).map(Result::unwrap).collect();
+        tell.send(all).unwrap();
+    });
+    let (program, mut guest) = started(&UsernetConfig::default());
+    let (idle, files) = (program.memory(), program.files());
+    for number in 0..FLOWS {
+        dial(&mut guest, "198.51.100.7:80".parse().unwrap(), 2000 + number);
+        if number % 50 == 0 {
+            guest.pass(Duration::from_millis(1));
+        }
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    let peers = loop {
+        guest.pass(Duration::from_millis(10));
+        if let Ok(peers) = told.try_recv() {
+            break peers;
+        }
+        assert!(Instant::now() < end, "they are not all connected");
+    };
+    guest.pass(Duration::from_millis(100));
+    assert_eq!(program.files(), files + usize::from(FLOWS));
+    let flows = program.memory() - idle;
+    println!("idle {} KiB, {FLOWS} idle flows {} KiB more", idle >> 10, flows >> 10);
+    drop(peers);
+    // The program as the tests have it is not that of a release: docs/network.md has its figures.
+    assert!(idle <= IDLE_BYTES && flows <= FLOWS_BYTES, "{idle} and {flows} bytes");
 }
 
 #[test]

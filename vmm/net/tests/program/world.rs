@@ -173,6 +173,19 @@ impl Program {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Memory in bytes that it and its reader of resolv.conf have to themselves.
+    pub(crate) fn memory(&self) -> u64 {
+        let own = self.child.id().to_string();
+        let children = std::fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap();
+        let all = children.split_whitespace().chain([own.as_str()]);
+        all.map(|process| {
+            let text = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        })
+        .sum()
+    }
+
     /// The processor time it has used, in clock ticks.
     pub(crate) fn ticks(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
