@@ -148,7 +148,7 @@ mod tests {
         let queues = vec![FileSource::Fd(8)];
         config.networks = vec![
             network("a", NetworkLink::Stream(path("passt"))),
-            network("b", NetworkLink::Tap(TapLink { name: None, queues })),
+            network("b", NetworkLink::Tap(TapLink { queues, ..TapLink::default() })),
         ];
         config.vsock = Some(VsockConfig { unix_socket: Some("socket".into()), ..VsockConfig::default() });
         config

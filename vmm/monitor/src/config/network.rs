@@ -66,6 +66,14 @@ pub struct TapLink {
     /// `IFF_VNET_HDR`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<FileSource>,
+    /// One descriptor of `/dev/vhost-net` for each pair of queues, or none: the host's kernel is
+    /// offered the queues, and what it does not take is served by the monitor. Whoever opens the
+    /// tap by its name opens these, too, where this user may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vhost: Vec<FileSource>,
+    /// `/dev/vhost-net` is not opened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_vhost: bool,
 }
 
 impl NetworkConfig {
@@ -84,8 +92,12 @@ impl NetworkConfig {
             }
             NetworkLink::Stream(socket) => vec![(format!("{field}.stream"), FileUse::Socket, socket)],
             NetworkLink::Tap(tap) => {
-                let queue = |(index, file)| (format!("{field}.tap.queues[{index}]"), FileUse::Tap, file);
-                tap.queues.iter_mut().enumerate().map(queue).collect()
+                let all = [("queues", &mut tap.queues), ("vhost", &mut tap.vhost)];
+                let all = all.into_iter().flat_map(|(name, files)| {
+                    files.iter_mut().enumerate().map(move |(index, file)| (name, index, file))
+                });
+                all.map(|(name, index, file)| (format!("{field}.tap.{name}[{index}]"), FileUse::Tap, file))
+                    .collect()
             }
         }
     }
@@ -102,8 +114,14 @@ impl NetworkConfig {
             NetworkLink::Datagram(_) | NetworkLink::Stream(_) if pairs > 1 => {
                 refuse("queues", format!("a socket serves one pair of queues, not {pairs}"))
             }
-            NetworkLink::Tap(TapLink { name: None, queues }) if queues.is_empty() => {
+            NetworkLink::Tap(TapLink { name: None, queues, .. }) if queues.is_empty() => {
                 refuse("link.tap", "it has neither a name nor descriptors".into())
+            }
+            NetworkLink::Tap(TapLink { queues, vhost, .. })
+                if !vhost.is_empty() && vhost.len() != queues.len() =>
+            {
+                let (queues, vhost) = (queues.len(), vhost.len());
+                refuse("link.tap.vhost", format!("the tap has {queues} descriptors and vhost-net {vhost}"))
             }
             NetworkLink::Tap(TapLink { queues, .. }) if !queues.is_empty() && queues.len() != pairs => {
                 refuse(

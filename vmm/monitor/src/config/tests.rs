@@ -44,6 +44,7 @@ fn everything_survives_a_round_trip() {
         NetworkLink::Tap(TapLink {
             name: name.map(|name| TapName::new(name).unwrap()),
             queues: queues.iter().map(|number| FileSource::Fd(*number)).collect(),
+            ..TapLink::default()
         })
     };
     config.networks = vec![
@@ -55,6 +56,12 @@ fn everything_survives_a_round_trip() {
         network("both", 6, tap(Some("tap1"), &[9])),
     ];
     config.networks[4].queues = QueuePairs::new(2).unwrap();
+    if let NetworkLink::Tap(tap) = &mut config.networks[4].link {
+        tap.vhost = vec![FileSource::Fd(10), FileSource::Fd(11)];
+    }
+    if let NetworkLink::Tap(tap) = &mut config.networks[3].link {
+        tap.no_vhost = true;
+    }
     config.networks[3].queues = QueuePairs::new(8).unwrap();
     config.networks[1].mtu = Mtu::new(65_520).unwrap();
     config.spare_slots = 2;
@@ -163,6 +170,10 @@ fn every_refusal_of_a_network_names_its_field() {
             json!([net("a", MAC, json!({"datagram": {"socket": {"path": "/x"}}}))]),
         ),
         ("networks[0].queues", json!([{"id": "a", "mac": MAC, "queues": 2, "link": {"stream": {"fd": 3}}}])),
+        (
+            "networks[0].link.tap.vhost",
+            json!([net("a", MAC, json!({"tap": {"queues": [{"fd": 3}], "vhost": [{"fd": 4}, {"fd": 5}]}}))]),
+        ),
         ("networks[0].link.tap", json!([net("a", MAC, json!({"tap": {}}))])),
         (
             "networks[0].link.tap.queues",

@@ -97,7 +97,10 @@ impl Handed {
     /// number was taken.
     fn open_taps(&mut self, config: &mut MachineConfig) -> Result<(), FileError> {
         for (index, network) in config.networks.iter_mut().enumerate() {
-            let NetworkLink::Tap(TapLink { name: Some(name), queues }) = &mut network.link else { continue };
+            let NetworkLink::Tap(TapLink { name: Some(name), queues, vhost, no_vhost }) = &mut network.link
+            else {
+                continue;
+            };
             if !queues.is_empty() {
                 continue;
             }
@@ -121,6 +124,14 @@ impl Handed {
                     error,
                 })?;
                 queues.push(self.push(opened, Label { name: Some(file.clone()), place: None }));
+            }
+            if *no_vhost {
+                continue;
+            }
+            // All or none; without them, the monitor serves the queues, and its inspection says so.
+            let opened: io::Result<Vec<_>> = (0..pairs).map(|_| sys::vhost::open()).collect();
+            for opened in opened.into_iter().flatten() {
+                vhost.push(self.push(opened, Label { name: Some("/dev/vhost-net".to_owned()), place: None }));
             }
         }
         Ok(())

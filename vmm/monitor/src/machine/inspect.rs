@@ -83,6 +83,7 @@ fn network(view: &NetworkView) -> NetworkState {
     NetworkState {
         link_up: view.is_up(),
         pairs: view.pairs(),
+        kernel_pairs: view.kernel_pairs(),
         sent: frames(view.sent()),
         received: frames(view.received()),
     }

@@ -80,6 +80,9 @@ pub struct NetworkState {
     pub link_up: bool,
     /// Pairs of queues that the driver uses; 0 without a driver.
     pub pairs: u16,
+    /// Those of them that the host's kernel serves (vhost-net). Their frames are not counted.
+    #[serde(default)]
+    pub kernel_pairs: u16,
     /// Frames of the guest.
     pub sent: FrameState,
     /// Frames to the guest.

@@ -18,6 +18,7 @@ mod range;
 #[cfg(test)]
 mod tests;
 mod vectored;
+mod vhost;
 
 use std::fs::File;
 use std::io;
@@ -36,6 +37,7 @@ use range::HostRange;
 pub use file::read_at;
 pub use image::ImageError;
 pub use vectored::IoVecs;
+pub use vhost::{KernelNet, KernelQueue};
 
 /// The interface through which devices and loaders access guest memory: volatile copies and checked
 /// ranges. It is cheap to clone, and keeps the memory mapped.

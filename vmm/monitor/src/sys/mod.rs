@@ -19,6 +19,7 @@ pub mod tap;
 pub mod terminal;
 mod timer;
 pub mod unix;
+pub mod vhost;
 
 pub use entry::begin;
 pub use inherited::{close_all_but, inherited};

@@ -49,6 +49,8 @@ struct Shared {
     is_up: AtomicBool,
     /// Pairs of queues in use; 0 without a driver.
     pairs: AtomicU16,
+    /// Those of them that the host's kernel serves.
+    kernel_pairs: AtomicU16,
 }
 
 /// Looks at a network device. Cloning shares it.
@@ -88,6 +90,16 @@ impl NetworkView {
 
     pub(super) fn set_pairs(&self, pairs: u16) {
         self.0.pairs.store(pairs, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_kernel_pairs(&self, pairs: u16) {
+        self.0.kernel_pairs.store(pairs, Ordering::Relaxed);
+    }
+
+    /// Pairs of queues that the host's kernel serves (vhost-net). Their frames are not counted.
+    #[must_use]
+    pub fn kernel_pairs(&self) -> u16 {
+        self.0.kernel_pairs.load(Ordering::Relaxed)
     }
 
     /// Whether the link is up.

@@ -53,9 +53,9 @@ impl Network {
     /// A descriptor is of another kind than the link.
     pub fn new(config: &NetworkConfig, descriptors: Vec<OwnedFd>) -> io::Result<(Self, NetworkView)> {
         let mtu = config.mtu.get();
-        let backend = backend::open(&config.link, mtu, descriptors)?;
-        let carries = backend.as_ref().map_or(Offloads::NONE, |backend| backend.carries());
         let pairs = usize::from(config.queues.get());
+        let backend = backend::open(&config.link, mtu, pairs, descriptors)?;
+        let carries = backend.as_ref().map_or(Offloads::NONE, |backend| backend.carries());
         // No CTRL_RX: a device without it passes on all that its peer sends, which this one does
         // anyway. With it, a driver says at each change of its addresses, three times while its
         // interface goes up, what nobody heeds, and spins until that is answered.

@@ -4,23 +4,25 @@ use std::any::Any;
 use std::io;
 use std::os::fd::AsFd;
 
-use super::backend::{Backend, Sent, closed};
+use super::backend::{Backend, Offer, Sent, closed};
 use super::control::{self, Command};
 use super::counters::NetworkView;
 use super::header::Offloads;
 use super::pair::{Around, ReceiveQueue, TransmitQueue, Turn};
 use super::spec::{control as answer, feature};
 use crate::memory::Memory;
-use crate::sys::Interest;
+use crate::sys::{Interest, Notifier};
 use crate::virtio::device::{ActivateError, Activation, DeviceFault, Registrar, Returned, Worker};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Queue, Served};
 
-/// Keys of registrations: three for each pair.
+/// Keys of registrations: five for each pair.
 const KEY_RECEIVE: u32 = 0;
 const KEY_TRANSMIT: u32 = 1;
 const KEY_PEER: u32 = 2;
-const KEYS: u32 = 3;
+const KEY_USED: u32 = 3;
+const KEY_BROKEN: u32 = 4;
+const KEYS: u32 = 5;
 const KEY_CONTROL: u32 = u32::MAX;
 
 /// Bytes that a command stands for: a turn has sixteen.
@@ -47,6 +49,22 @@ struct Pair {
     full: bool,
     /// What the peer's descriptor is registered for.
     registered: Option<Interest>,
+    /// The host's kernel serves the queues: what it wakes.
+    kernel: Option<Bells>,
+}
+
+/// By these the host's kernel tells of a pair that it serves.
+struct Bells {
+    /// The driver is to be interrupted.
+    used: Notifier,
+    /// The rings are broken.
+    broken: Notifier,
+}
+
+impl Pair {
+    fn queues(&self) -> [(u32, &Queue); 2] {
+        [(KEY_RECEIVE, &self.receive.queue), (KEY_TRANSMIT, &self.transmit.queue)]
+    }
 }
 
 /// See the module.
@@ -83,6 +101,7 @@ impl NetworkWorker {
                     starved: true,
                     full: false,
                     registered: None,
+                    kernel: None,
                 }),
                 (Err(error), _) | (_, Err(error)) if index == 0 => return Err(error),
                 // The driver leaves this pair alone.
@@ -130,6 +149,9 @@ impl NetworkWorker {
             return Ok(());
         }
         let Some((pair, Some(backend), around)) = self.parts(index) else { return Ok(()) };
+        if pair.kernel.is_some() {
+            return Ok(());
+        }
         pair.starved = false;
         match pair.receive.turn(index, backend, &around)? {
             Turn::Done | Turn::Full => {}
@@ -147,8 +169,8 @@ impl NetworkWorker {
             return Ok(());
         }
         let Some((pair, backend, around)) = self.parts(index) else { return Ok(()) };
-        if pair.full {
-            // The peer's descriptor brings the rest.
+        if pair.full || pair.kernel.is_some() {
+            // The peer's descriptor brings the rest, or somebody else sees to it.
             return Ok(());
         }
         match pair.transmit.turn(index, backend, &around)? {
@@ -182,7 +204,8 @@ impl NetworkWorker {
         let in_use = self.in_use(index);
         let Some((pair, Some(backend), _)) = self.parts(index) else { return Ok(()) };
         // Without buffers nothing is waited for but the end of the peer.
-        let wanted = Interest { readable: !pair.starved, writable: pair.full };
+        let reads = !pair.starved && pair.kernel.is_none();
+        let wanted = Interest { readable: reads, writable: pair.full };
         let wanted = in_use.then_some(wanted);
         if wanted == pair.registered {
             return Ok(());
@@ -200,6 +223,9 @@ impl NetworkWorker {
     /// The peer is gone: the link is down, and stays so.
     fn lose(&mut self, error: io::Error, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         self.ignore_peer(registrar);
+        for index in 0..self.pairs.len() {
+            self.withdraw(index, registrar)?;
+        }
         self.rest.backend = None;
         self.view.set_up(false);
         self.interrupt.tally().fault(&DeviceFault::Host(error));
@@ -245,6 +271,76 @@ impl NetworkWorker {
         self.wait_for(0, registrar)
     }
 
+    /// Offers a pair in use to the host's kernel, and takes back one that is not.
+    fn offer(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        if !self.in_use(index) {
+            return self.withdraw(index, registrar);
+        }
+        let Self { pairs, rest, features, memory, .. } = self;
+        let (Some(Some(pair)), Some(backend)) = (pairs.get_mut(index), &mut rest.backend) else {
+            return Ok(());
+        };
+        if pair.kernel.is_some() {
+            return Ok(());
+        }
+        let bells = Bells { used: Notifier::new()?, broken: Notifier::new()? };
+        let queues = [&pair.receive.queue, &pair.transmit.queue];
+        let (features, memory) = (*features, &*memory);
+        let offer = Offer { memory, features, queues, used: &bells.used, broken: &bells.broken };
+        if !backend.offer(index, &offer) {
+            return Ok(());
+        }
+        for (_, queue) in pair.queues() {
+            registrar.remove(queue.doorbell().as_fd())?;
+        }
+        registrar.add(bells.used.as_fd(), key(index, KEY_USED), Interest::READ)?;
+        registrar.add(bells.broken.as_fd(), key(index, KEY_BROKEN), Interest::READ)?;
+        pair.kernel = Some(bells);
+        self.count_kernel_pairs();
+        Ok(())
+    }
+
+    /// Serves a pair here again that the host's kernel served.
+    fn withdraw(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        let taken = self.take_back(index, registrar);
+        let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
+        if taken? {
+            for (which, queue) in pair.queues() {
+                registrar.add(queue.doorbell().as_fd(), key(index, which), Interest::READ)?;
+                // What the driver rang for in between.
+                queue.doorbell().notify()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the host's kernel served a pair, which it does no more.
+    fn take_back(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
+        let Self { pairs, rest, .. } = self;
+        let (Some(Some(pair)), Some(backend)) = (pairs.get_mut(index), &mut rest.backend) else {
+            return Ok(false);
+        };
+        let Some(bells) = pair.kernel.take() else { return Ok(false) };
+        for bell in [&bells.used, &bells.broken] {
+            // One that was never added is not there: what was wanted.
+            let _ = registrar.remove(bell.as_fd());
+        }
+        let stands = backend.take_back(index);
+        if let Ok([receive, transmit]) = stands {
+            pair.receive.queue.stand(receive);
+            pair.transmit.queue.stand(transmit);
+        }
+        // An interrupt may have been on its way.
+        self.interrupt.used()?;
+        self.count_kernel_pairs();
+        Ok(stands.map(|_| true)?)
+    }
+
+    fn count_kernel_pairs(&self) {
+        let pairs = self.pairs.iter().flatten().filter(|pair| pair.kernel.is_some()).count();
+        self.view.set_kernel_pairs(crate::sys::fits(pairs, "there are at most eight pairs"));
+    }
+
     /// Puts pairs of queues into use.
     fn use_pairs(&mut self, pairs: u16, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
         let wanted = usize::from(pairs);
@@ -260,6 +356,7 @@ impl NetworkWorker {
         self.rest.pairs = pairs;
         self.view.set_pairs(pairs);
         for index in 0..self.pairs.len() {
+            self.offer(index, registrar)?;
             if let Some(pair) = &mut self.pairs[index] {
                 // What came before waits.
                 pair.receive.queue.doorbell().notify()?;
@@ -303,7 +400,7 @@ impl Worker for NetworkWorker {
     fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         for (index, pair) in self.pairs.iter().enumerate() {
             let Some(pair) = pair else { continue };
-            for (which, queue) in [(KEY_RECEIVE, &pair.receive.queue), (KEY_TRANSMIT, &pair.transmit.queue)] {
+            for (which, queue) in pair.queues() {
                 registrar.add(queue.doorbell().as_fd(), key(index, which), Interest::READ)?;
             }
         }
@@ -320,6 +417,12 @@ impl Worker for NetworkWorker {
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
         self.ignore_peer(registrar);
+        for index in 0..self.pairs.len() {
+            if let Err(fault) = self.take_back(index, registrar) {
+                // Nobody knows what of the queues is done.
+                self.interrupt.fail(&fault);
+            }
+        }
         let pairs = self.pairs.iter().flatten();
         let queues = pairs.flat_map(|pair| [&pair.receive.queue, &pair.transmit.queue]);
         for queue in queues.chain(&self.control) {
@@ -343,9 +446,22 @@ impl Worker for NetworkWorker {
                 pair.transmit.queue.doorbell().consume()?;
                 self.transmit(index, registrar)
             }
+            KEY_USED => match &pair.kernel {
+                Some(bells) if bells.used.consume()? => Ok(self.interrupt.used()?),
+                _ => Ok(()),
+            },
+            KEY_BROKEN => match &pair.kernel {
+                Some(bells) if bells.broken.consume()? => {
+                    Err(DeviceFault::Protocol("the host's kernel found the rings of a pair broken"))
+                }
+                _ => Ok(()),
+            },
             // What was taken off the poller in this turn may still be told of.
             _ => match pair.registered {
                 None => Ok(()),
+                // The interface was gone when the kernel was given the queues; if it goes later,
+                // nobody is told, as under every monitor with vhost-net.
+                Some(Interest::NONE) if pair.kernel.is_some() => self.lose(closed(), registrar),
                 // Only a hang-up is told of then. What waits and has no room is lost.
                 Some(Interest::NONE) => {
                     self.receive(index, registrar)?;

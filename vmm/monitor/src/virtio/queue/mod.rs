@@ -12,6 +12,7 @@ mod cursor;
 mod tests;
 
 use std::num::Wrapping;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -26,7 +27,7 @@ pub use super::fault::{QueueConfigError, QueueFault};
 use super::interrupt::Interrupt;
 use super::spec::{AVAIL_NO_INTERRUPT, USED_NO_NOTIFY, feature};
 use super::tally::QueueTally;
-use crate::memory::Memory;
+use crate::memory::{KernelQueue, Memory};
 use crate::state::fields::stateful_fields;
 use crate::sys::Notifier;
 
@@ -149,6 +150,24 @@ impl Queue {
         self.published = Wrapping(published);
         self.tally.stand(next_available, next_used);
         self
+    }
+
+    /// The queue as the host's kernel is told of it, to serve it in this one's place until
+    /// [`Queue::stand`]. `None`: a chain is held, or not published.
+    #[must_use]
+    pub fn for_kernel<'a>(&'a self, call: &'a Notifier, broken: &'a Notifier) -> Option<KernelQueue<'a>> {
+        let Rings { size, descriptors, available, used } = self.rings;
+        let next = self.position().is_quiet().then_some(self.next_available.0)?;
+        let kick = self.doorbell.as_fd();
+        let (call, broken) = (call.as_fd(), broken.as_fd());
+        Some(KernelQueue { size, descriptors, available, used, next, kick, call, broken })
+    }
+
+    /// Somebody else has served the queue up to here, and holds nothing of it.
+    pub fn stand(&mut self, next: u16) {
+        (self.next_available, self.next_used, self.published) =
+            (Wrapping(next), Wrapping(next), Wrapping(next));
+        self.tally.stand(next, next);
     }
 
     /// Its size: at most this many chains are held at once.

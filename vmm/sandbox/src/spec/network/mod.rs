@@ -71,6 +71,9 @@ pub struct UserNetwork {
 pub struct TapNetwork {
     /// The interface of the host.
     pub name: TapName,
+    /// The host's kernel (vhost-net) is not asked to serve it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_vhost: bool,
     /// What the guest is told.
     #[serde(default)]
     pub guest: StaticGuest,
@@ -109,7 +112,7 @@ pub struct StaticGuest {
 
 const HINT: &str = "write none, user[,mtu=BYTES][,default=deny], tap=NAME, unix=PATH or the NAME of a network of \
                     machines; tap and unix take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
-                    ,mtu=BYTES and ,mac=ADDRESS, a network of machines ,alias=NAME and ,ip=ADDRESS";
+                    ,mtu=BYTES and ,mac=ADDRESS, tap also ,vhost=off; a network of machines ,alias=NAME and ,ip=ADDRESS";
 
 impl FromStr for Network {
     type Err = SpecError;
@@ -129,10 +132,12 @@ impl FromStr for Network {
             return Ok(Self::User(UserNetwork { member: Some(member), ..UserNetwork::default() }));
         }
         let (mut guest, mut default) = (StaticGuest::default(), Verdict::default());
+        let mut no_vhost = false;
         for word in words {
             match word {
                 "default=allow" if mode == "user" => default = Verdict::Allow,
                 "default=deny" if mode == "user" => default = Verdict::Deny,
+                "vhost=off" if mode == "tap" => no_vhost = true,
                 _ => guest.option(word).map_err(refuse)?,
             }
         }
@@ -153,7 +158,7 @@ impl FromStr for Network {
                 Ok(Self::User(UserNetwork { mtu, default, ..UserNetwork::default() }))
             }
             ("tap", Some(name)) => {
-                Ok(Self::Tap(TapNetwork { name: TapName::new(name).map_err(refuse)?, guest }))
+                Ok(Self::Tap(TapNetwork { name: TapName::new(name).map_err(refuse)?, no_vhost, guest }))
             }
             ("unix", Some(path)) if !path.is_empty() => {
                 Ok(Self::Unix(UnixNetwork { path: path.into(), guest }))
@@ -278,8 +283,8 @@ impl Network {
                 });
                 (own, network.mtu, link)
             }
-            Self::Tap(TapNetwork { name, guest }) => {
-                let link = TapLink { name: Some(name.clone()), queues: Vec::new() };
+            Self::Tap(TapNetwork { name, no_vhost, guest }) => {
+                let link = TapLink { name: Some(name.clone()), no_vhost: *no_vhost, ..TapLink::default() };
                 (guest.mac.unwrap_or(own), guest.mtu, NetworkLink::Tap(link))
             }
             Self::Unix(UnixNetwork { path, guest }) => {

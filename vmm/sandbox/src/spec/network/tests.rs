@@ -15,6 +15,8 @@ fn networks_are_spelled_as_flags_have_them() {
     let Network::User(user) = parsed("user,default=deny") else { panic!("user") };
     assert_eq!(user.config("seed").default, Verdict::Deny);
     assert!(parsed("tap=t,dns=10.0.0.1").configures_guest() && !parsed("tap=t,mtu=1400").configures_guest());
+    let without = parsed("tap=t,vhost=off").device("seed", None).map(|device| device.link);
+    assert!(matches!(without, Some(NetworkLink::Tap(TapLink { no_vhost: true, .. }))), "{without:?}");
     let text = "tap=tap0,ip=10.1.0.2/24,ip=fd01::2/64,gw=10.1.0.1,gw=fd01::1,dns=10.1.0.1,search=lan,mtu=9000,\
                 mac=52:54:00:12:34:56";
     let tap = parsed(text);
@@ -51,6 +53,8 @@ fn what_is_no_network_says_what_is_wrong() {
         ("user,ip=10.0.0.2/24", "takes mtu and default alone"),
         ("user,default=x", "no option \"default\""),
         ("tap=t,default=deny", "no option \"default\""),
+        ("tap=t,vhost=on", "no option \"vhost\""),
+        ("unix=/s,vhost=off", "no option \"vhost\""),
         ("tap=t,ip=10.0.0.2/8,ip=10.0.0.3/8", "an address of this family already"),
         ("user,mtu=1279", "at least 1280"),
         ("user,mtu=65521", "out of range"),

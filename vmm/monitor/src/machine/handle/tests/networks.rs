@@ -113,7 +113,7 @@ fn a_network_is_driven_paused_and_loses_its_peer() {
 fn a_link_that_cannot_be_had_names_itself() {
     let folder = tempfile::tempdir().unwrap();
     let nobody = FileSource::Path(folder.path().join("nobody"));
-    let tap = TapLink { name: Some(TapName::new("lo").unwrap()), queues: Vec::new() };
+    let tap = TapLink { name: Some(TapName::new("lo").unwrap()), ..TapLink::default() };
     for (link, words) in [
         (NetworkLink::Stream(nobody), ["networks[0].link.stream", "nobody"]),
         (NetworkLink::Stream(FileSource::Path("/dev/null".into())), ["networks[0].link.stream", "/dev/null"]),

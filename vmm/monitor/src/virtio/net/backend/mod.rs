@@ -13,7 +13,9 @@ pub(super) use tap::Tap;
 
 use super::header::{Header, Offloads};
 use crate::config::NetworkLink;
-use crate::virtio::queue::{QueueFault, Reader, Writer};
+use crate::memory::Memory;
+use crate::sys::Notifier;
+use crate::virtio::queue::{Queue, QueueFault, Reader, Writer};
 
 /// What became of a frame of the guest.
 #[derive(Debug)]
@@ -46,6 +48,19 @@ pub(super) enum Received {
     Gone(io::Error),
 }
 
+/// A pair of queues that somebody else may serve in the worker's place.
+pub(super) struct Offer<'a> {
+    pub(super) memory: &'a Memory,
+    /// What the driver has accepted.
+    pub(super) features: u64,
+    /// To the guest, and from it. No chain of them is held.
+    pub(super) queues: [&'a Queue; 2],
+    /// What is woken when the driver is to be interrupted.
+    pub(super) used: &'a Notifier,
+    /// What is woken when the rings are broken.
+    pub(super) broken: &'a Notifier,
+}
+
 /// The host's end of a device. Nothing here waits.
 pub(super) trait Backend: Send {
     /// What the two sides of it can leave to each other.
@@ -64,6 +79,20 @@ pub(super) trait Backend: Send {
     /// The host refuses: then those from before are.
     fn use_pairs(&mut self, pairs: usize) -> io::Result<()>;
 
+    /// Offers a pair of queues to the host's kernel. `true`: it serves them until
+    /// [`Backend::take_back`]. `false`: as before.
+    fn offer(&mut self, _pair: usize, _offer: &Offer<'_>) -> bool {
+        false
+    }
+
+    /// Takes back a pair that the kernel serves: the next entries of its queues.
+    ///
+    /// # Errors
+    /// It does not say where it stands.
+    fn take_back(&mut self, _pair: usize) -> io::Result<[u16; 2]> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Passes on a frame of the guest: all that `frame` has. What is not taken was not read.
     fn send(&mut self, pair: usize, header: &Header, frame: &mut Reader<'_>) -> Result<Sent, QueueFault>;
 
@@ -74,13 +103,15 @@ pub(super) trait Backend: Send {
     fn receive(&mut self, pair: usize, space: &mut Writer<'_>) -> Result<Received, QueueFault>;
 }
 
-/// Makes the back end of a link that has these descriptors; none for no link.
+/// Makes the back end of a link that has these descriptors; none for no link. A tap of `pairs`
+/// pairs of queues has that many, and behind them as many of vhost-net, or none.
 ///
 /// # Errors
 /// A descriptor is of another kind.
 pub(super) fn open(
     link: &NetworkLink,
     mtu: u16,
+    pairs: usize,
     mut descriptors: Vec<OwnedFd>,
 ) -> io::Result<Option<Box<dyn Backend>>> {
     let mut one = || descriptors.pop().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
@@ -88,7 +119,10 @@ pub(super) fn open(
         NetworkLink::None => None,
         NetworkLink::Datagram(link) => Some(Box::new(Datagram::new(one()?, link.header.then_some(mtu))?)),
         NetworkLink::Stream(_) => Some(Box::new(Stream::new(one()?)?)),
-        NetworkLink::Tap(_) => Some(Box::new(Tap::new(descriptors)?)),
+        NetworkLink::Tap(_) => {
+            let kernel = descriptors.split_off(pairs.min(descriptors.len()));
+            Some(Box::new(Tap::new(descriptors, kernel)?))
+        }
     })
 }
 

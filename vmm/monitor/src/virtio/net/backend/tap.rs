@@ -1,19 +1,28 @@
 //! A tap of the host: a descriptor for each pair of queues, the device's own header before each
-//! frame.
+//! frame. Where there is a descriptor of vhost-net for the pair, too, the host's kernel is offered
+//! its queues, and frames pass this process by.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{Backend, Received, Sent, closed, refused, unread};
+use super::{Backend, Offer, Received, Sent, closed, refused, unread};
+use crate::memory::KernelNet;
 use crate::sys::tap::{TapOffloads, is_deleted, prepare, set_offloads, use_queue};
 use crate::sys::{fits, set_nonblocking};
 use crate::virtio::net::header::{Header, Offloads};
+use crate::virtio::net::spec::feature::MRG_RXBUF;
 use crate::virtio::net::spec::header::BYTES;
 use crate::virtio::queue::{QueueFault, Reader, Writer};
+use crate::virtio::spec::feature as ring;
+
+/// What the rings and the length of the header depend on.
+const KERNEL_FEATURES: u64 = MRG_RXBUF | ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC;
 
 /// See the module.
 pub(in crate::virtio::net) struct Tap {
     queues: Vec<Queue>,
+    /// For each pair of queues, or none.
+    kernel: Vec<KernelNet>,
     carries: Offloads,
 }
 
@@ -24,8 +33,9 @@ struct Queue {
 }
 
 impl Tap {
-    /// A tap with these queues, at least one.
-    pub(in crate::virtio::net) fn new(files: Vec<OwnedFd>) -> io::Result<Self> {
+    /// A tap with these queues, at least one, and what vhost-net has for them.
+    pub(in crate::virtio::net) fn new(files: Vec<OwnedFd>, kernel: Vec<OwnedFd>) -> io::Result<Self> {
+        let kernel = kernel.into_iter().map(KernelNet::new).collect::<io::Result<Vec<_>>>()?;
         let mut queues = Vec::new();
         for file in files {
             let is_used = prepare(file.as_fd(), fits(BYTES, "a header has twelve bytes"))?;
@@ -41,7 +51,7 @@ impl Tap {
             Err(_) => Offloads { uso: false, ..Offloads::ALL },
         };
         of(Offloads::NONE)?;
-        Ok(Self { queues, carries })
+        Ok(Self { queues, kernel, carries })
     }
 }
 
@@ -77,6 +87,22 @@ impl Backend for Tap {
             }
         }
         Ok(())
+    }
+
+    fn offer(&mut self, pair: usize, offer: &Offer<'_>) -> bool {
+        let Offer { memory, features, queues, used, broken } = *offer;
+        let Some(kernel) = self.kernel.get_mut(pair) else { return false };
+        let [Some(receive), Some(transmit)] = queues.map(|queue| queue.for_kernel(used, broken)) else {
+            return false;
+        };
+        // The rest is between the driver and the tap.
+        let features = features & KERNEL_FEATURES;
+        kernel.start(memory, features, [receive, transmit], self.queues[pair].file.as_fd()).is_ok()
+    }
+
+    fn take_back(&mut self, pair: usize) -> io::Result<[u16; 2]> {
+        let kernel = self.kernel.get_mut(pair).and_then(KernelNet::stop);
+        kernel.ok_or_else(|| io::Error::other("vhost-net does not say how far it has served the queues"))
     }
 
     fn send(&mut self, pair: usize, header: &Header, frame: &mut Reader<'_>) -> Result<Sent, QueueFault> {

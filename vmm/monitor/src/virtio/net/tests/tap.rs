@@ -20,8 +20,16 @@ const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 #[test]
 fn the_host_and_a_guest_talk_over_a_tap() {
     if std::env::var_os(INSIDE).is_some() {
-        one_queue();
-        two_queues();
+        one_queue(false);
+        two_queues(false);
+        // The host's kernel does the same, where it has vhost-net.
+        if crate::sys::vhost::open().is_ok() {
+            one_queue(true);
+            two_queues(true);
+            rings_that_the_kernel_finds_broken();
+        } else {
+            eprintln!("left out: there is no /dev/vhost-net here");
+        }
         return;
     }
     let unshare = || {
@@ -44,9 +52,12 @@ fn ip(arguments: &str) {
     assert!(status.unwrap().success(), "ip {arguments}");
 }
 
-fn tap(name: &str, queues: u8) -> Net {
-    let files: Vec<OwnedFd> = (0..queues).map(|_| open(name, queues > 1).unwrap()).collect();
-    let link = NetworkLink::Tap(TapLink { name: Some(TapName::new(name).unwrap()), queues: Vec::new() });
+fn tap(name: &str, queues: u8, kernel: bool) -> Net {
+    let mut files: Vec<OwnedFd> = (0..queues).map(|_| open(name, queues > 1).unwrap()).collect();
+    if kernel {
+        files.extend((0..queues).map(|_| crate::sys::vhost::open().unwrap()));
+    }
+    let link = NetworkLink::Tap(TapLink { name: Some(TapName::new(name).unwrap()), ..TapLink::default() });
     let mut config = played::config(link);
     config.queues = QueuePairs::new(queues.into()).unwrap();
     let guest = config.mac;
@@ -55,6 +66,7 @@ fn tap(name: &str, queues: u8) -> Net {
     ip(&format!("neighbour add 10.9.0.2 lladdr {guest} dev {name}"));
     let (mut device, view) = Network::new(&config, files).unwrap();
     let bench = Bench::new(&mut device, 256, None);
+    assert_eq!(view.kernel_pairs(), u16::from(kernel));
     Net { device, view, bench, peer: None }
 }
 
@@ -102,8 +114,8 @@ fn next(net: &mut Net, protocol: u8) -> ([u8; BYTES], Vec<u8>) {
     panic!("nothing came: {:?}", net.view);
 }
 
-fn one_queue() {
-    let mut net = tap("nelly0", 1);
+fn one_queue(kernel: bool) {
+    let mut net = tap("nelly0", 1, kernel);
     let mac = net.device.mac;
     net.give(&[2000; 60]);
     let socket = UdpSocket::bind("10.9.0.1:5000").unwrap();
@@ -125,16 +137,31 @@ fn one_queue() {
     let (header, udp) = next(&mut net, 17);
     assert_eq!((header[0], header[6], header[8], &udp[8..]), (1, 34, 6, &b"from the host"[..]));
     tcp(&mut net);
+    // A pause takes the queues back, and gives them away once more, where they stand.
+    let features = net.device.features() | ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC;
+    net.pause(features);
+    assert_eq!(net.view.kernel_pairs(), u16::from(kernel));
+    net.guest_sends(&header_of(1, 0, 0, 34, 6), &datagram(mac, b"after a pause"));
+    assert_eq!((socket.recv(&mut bytes).unwrap(), &bytes[..13]), (13, &b"after a pause"[..]));
+    socket.send_to(b"to both", "10.9.0.2:6000").unwrap();
+    assert_eq!(next(&mut net, 17).1[8..], *b"to both");
 
     // An interface that is down loses frames; one that is deleted is gone.
     ip("link set nelly0 down");
     let lost = net.view.sent().lost;
     net.guest_sends(&header_of(1, 0, 0, 34, 6), &datagram(mac, b"nobody"));
-    assert_eq!((net.view.sent().lost, net.view.is_up()), (lost + 1, true));
+    // What the kernel moves and loses is not counted here.
+    assert_eq!((net.view.sent().lost, net.view.is_up()), (lost + u64::from(!kernel), true));
+    assert_eq!(net.view.sent().frames == 0 && net.view.received().frames == 0, kernel);
     ip("link delete nelly0");
     net.bench.turn();
+    if kernel {
+        // It does not say so: that is found out when the device starts the next time.
+        net.pause(features);
+        assert!(!net.view.is_up());
+    }
     net.guest_sends(&header_of(1, 0, 0, 34, 6), &datagram(mac, b"nobody"));
-    assert!(!net.view.is_up());
+    assert!(!net.view.is_up() && net.view.kernel_pairs() == 0);
     assert_eq!(net.bench.interrupt.tally().faults()[0].kind, "host");
     assert_eq!(net.bench.interrupt.faults(), 0);
 }
@@ -176,8 +203,8 @@ fn tcp(net: &mut Net) {
     writer.join().unwrap();
 }
 
-fn two_queues() {
-    let mut net = tap("nelly1", 2);
+fn two_queues(kernel: bool) {
+    let mut net = tap("nelly1", 2, kernel);
     let mac = net.device.mac;
     let socket = UdpSocket::bind("10.9.0.1:5000").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -186,6 +213,7 @@ fn two_queues() {
         net.bench.kick(4);
         assert_eq!(net.bench.queues[4].used().unwrap().data, [0], "{round}");
         assert_eq!(net.view.pairs(), u16::from(pairs));
+        assert_eq!(net.view.kernel_pairs(), if kernel { u16::from(pairs) } else { 0 });
         for pair in 0..usize::from(pairs) {
             let message = [&header_of(1, 0, 0, 34, 6)[..], &datagram(mac, &[pairs; 9])].concat();
             net.bench.queues[2 * pair + 1].add(&[Part::Read(message)]);
@@ -211,4 +239,21 @@ fn two_queues() {
         assert!(came, "{round}");
     }
     assert_eq!(net.bench.interrupt.faults(), 0);
+    ip("link delete nelly1");
+}
+
+/// A driver that says it has made more buffers available than there are.
+fn rings_that_the_kernel_finds_broken() {
+    let mut net = tap("nelly2", 1, true);
+    net.bench.queues[1].set_available(300);
+    net.bench.kick(1);
+    let failed = (0..200).any(|_| {
+        net.bench.wait(Duration::from_millis(50));
+        net.bench.interrupt.needs_reset()
+    });
+    assert!(failed && net.view.kernel_pairs() == 0);
+    assert_eq!(net.bench.interrupt.tally().faults()[0].kind, "protocol");
+    // It can be taken away, and started anew.
+    let returned = net.bench.stop();
+    net.device.reclaim(returned.state);
 }
