@@ -123,6 +123,26 @@ pub(crate) const CRATES: &[Crate] = &[
         program: false,
     },
     Crate {
+        directory: "vmm/share",
+        floors: &[
+            ("config", 0),
+            ("errno", 0),
+            ("owner", 0),
+            ("wire", 1),
+            ("sys", 2),
+            ("nodes", 3),
+            ("stream", 3),
+            ("cache", 4),
+            ("server", 5),
+        ],
+        halls: &[],
+        stands_on: &["nelly-disk"],
+        never: &["tokio", "clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings", "vm-memory", "libc"],
+        unsafe_rooms: &[],
+        target_rooms: &["sys"],
+        program: false,
+    },
+    Crate {
         directory: "vmm/monitor",
         floors: &[
             ("arch", 0),

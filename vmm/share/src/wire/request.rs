@@ -1,0 +1,623 @@
+//! Requests, decoded. Each operation says which structure of include/uapi/linux/fuse.h it is.
+
+use std::ffi::CStr;
+
+use crate::errno::Errno;
+use crate::wire::fields::Fields;
+use crate::wire::name::{Name, Target};
+
+/// Bytes of `fuse_in_header`, which every request begins with.
+pub const IN_HEADER: usize = 40;
+
+/// Bytes of `fuse_out_header`, which every answer begins with.
+pub const OUT_HEADER: usize = 16;
+
+/// Most bytes behind the header of a request other than WRITE and BATCH_FORGET: an extended
+/// attribute's value of 64 KiB with its name is the largest.
+pub const BODY_MAX: usize = 8 + 256 + (64 << 10);
+
+/// `fuse_in_header`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of the request, this header included.
+    pub len: u32,
+    /// What is asked for (`enum fuse_opcode`).
+    pub opcode: u32,
+    /// The driver's number of the request, which the answer repeats.
+    pub unique: u64,
+    /// The inode it concerns.
+    pub node: u64,
+    /// User of the process that asks, as the guest numbers them.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl Header {
+    /// Reads the header. `pid` and the length of extensions are not needed: no extension is
+    /// negotiated.
+    #[must_use]
+    pub fn decode(bytes: &[u8; IN_HEADER]) -> Self {
+        let word = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
+        let long = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
+        Self { len: word(0), opcode: word(4), unique: long(8), node: long(16), uid: word(24), gid: word(28) }
+    }
+}
+
+macro_rules! operations {
+    ($($name:ident = $number:literal,)*) => {
+        /// What a request asks for (`enum fuse_opcode`): those that the server answers. Others
+        /// (STATX, IOCTL, BMAP, POLL, mappings for DAX, CUSE) are `ENOSYS`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "fuse.h has their descriptions")]
+        pub enum Op { $($name,)* }
+
+        impl Op {
+            /// Every operation with its number.
+            pub const ALL: &'static [(Op, u32)] = &[$((Op::$name, $number),)*];
+
+            /// The operation with this number.
+            #[must_use]
+            pub fn of(opcode: u32) -> Option<Self> {
+                match opcode {
+                    $($number => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    Lookup = 1, Forget = 2, GetAttr = 3, SetAttr = 4, ReadLink = 5, SymLink = 6, MkNod = 8, MkDir = 9,
+    Unlink = 10, RmDir = 11, Rename = 12, Link = 13, Open = 14, Read = 15, Write = 16, StatFs = 17,
+    Release = 18, FSync = 20, SetXattr = 21, GetXattr = 22, ListXattr = 23, RemoveXattr = 24, Flush = 25,
+    Init = 26, OpenDir = 27, ReadDir = 28, ReleaseDir = 29, FSyncDir = 30, GetLk = 31, SetLk = 32,
+    SetLkW = 33, Access = 34, Create = 35, Interrupt = 36, Destroy = 38, BatchForget = 42, FAllocate = 43,
+    ReadDirPlus = 44, Rename2 = 45, LSeek = 46, CopyFileRange = 47, SyncFs = 50, TmpFile = 51,
+}
+
+impl Op {
+    /// Whether it may change the tree, whatever its arguments say. OPEN with an access mode for
+    /// writing or O_TRUNC is not among these.
+    #[must_use]
+    pub fn changes(self) -> bool {
+        use Op::{
+            CopyFileRange, Create, FAllocate, Link, MkDir, MkNod, RemoveXattr, Rename, Rename2, RmDir,
+            SetAttr, SetXattr, SymLink, TmpFile, Unlink, Write,
+        };
+        matches!(
+            self,
+            SetAttr
+                | SymLink
+                | MkNod
+                | MkDir
+                | Unlink
+                | RmDir
+                | Rename
+                | Rename2
+                | Link
+                | Write
+                | SetXattr
+                | RemoveXattr
+                | Create
+                | FAllocate
+                | CopyFileRange
+                | TmpFile
+        )
+    }
+
+    /// Fewest bytes that its answer needs behind the header, so that a request whose answer cannot
+    /// be told is refused before it does anything.
+    #[must_use]
+    pub fn answer_len(self) -> usize {
+        match self {
+            Self::Lookup | Self::SymLink | Self::MkNod | Self::MkDir | Self::Link => 128,
+            Self::GetAttr | Self::SetAttr => 104,
+            Self::Create | Self::TmpFile => 144,
+            Self::Open | Self::OpenDir => 16,
+            Self::Write | Self::LSeek | Self::CopyFileRange => 8,
+            Self::StatFs => 80,
+            Self::GetLk => 24,
+            Self::Init => 64,
+            _ => 0,
+        }
+    }
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The host's time now.
+    Now,
+    /// Seconds since 1970 (before, if negative) and nanoseconds.
+    At(i64, u32),
+}
+
+/// `fuse_setattr_in`: what is to be set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permissions with the bits for set-id and sticky: 12 bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length of the file.
+    pub size: Option<u64>,
+    /// Time of access.
+    pub atime: Option<SetTime>,
+    /// Time of change of the contents.
+    pub mtime: Option<SetTime>,
+    /// The open file by which it is asked.
+    pub handle: Option<u64>,
+    /// With a new length or owner: the bits for set-id are to go.
+    pub kill_set_id: bool,
+}
+
+/// `fuse_write_in`, without the data that follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// The open file.
+    pub handle: u64,
+    /// Where in the file.
+    pub offset: u64,
+    /// Bytes of data that follow.
+    pub size: u32,
+    /// The bits for set-id are to go.
+    pub kill_set_id: bool,
+}
+
+impl Write {
+    /// Bytes of `fuse_write_in`.
+    pub const LEN: usize = 40;
+
+    /// Decodes it.
+    #[must_use]
+    pub fn decode(bytes: &[u8; Self::LEN]) -> Self {
+        let word = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
+        let long = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
+        // FUSE_WRITE_KILL_SUIDGID.
+        Self { handle: long(0), offset: long(8), size: word(16), kill_set_id: word(20) & 1 << 2 != 0 }
+    }
+}
+
+/// The kind of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// F_RDLCK: shared.
+    Read,
+    /// F_WRLCK: exclusive.
+    Write,
+    /// F_UNLCK: none.
+    Unlock,
+}
+
+/// `fuse_lk_in`: a lock, its owner and its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    /// The open file.
+    pub handle: u64,
+    /// Whose lock it is: a number that the driver makes.
+    pub owner: u64,
+    /// First byte.
+    pub start: u64,
+    /// Last byte, at least `start`; `i64::MAX` or more: to the end, wherever that will be.
+    pub end: u64,
+    /// Its kind.
+    pub kind: LockKind,
+    /// It is a lock of the whole open file (flock), not of a process (fcntl).
+    pub flock: bool,
+}
+
+/// A decoded request, without its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "fuse.h describes the fields, and the operations' names say the rest")]
+pub enum Operation<'a> {
+    Lookup {
+        name: Name<'a>,
+    },
+    Forget {
+        lookups: u64,
+    },
+    /// The list of `fuse_forget_one` follows in the request: `count` pairs of node and lookups.
+    BatchForget {
+        count: u32,
+    },
+    GetAttr {
+        handle: Option<u64>,
+    },
+    SetAttr(SetAttr),
+    ReadLink,
+    SymLink {
+        name: Name<'a>,
+        target: Target<'a>,
+    },
+    MkNod {
+        name: Name<'a>,
+        mode: u32,
+        device: u32,
+    },
+    MkDir {
+        name: Name<'a>,
+        mode: u32,
+    },
+    Unlink {
+        name: Name<'a>,
+    },
+    RmDir {
+        name: Name<'a>,
+    },
+    Rename {
+        name: Name<'a>,
+        new_parent: u64,
+        new_name: Name<'a>,
+        flags: u32,
+    },
+    Link {
+        old_node: u64,
+        name: Name<'a>,
+    },
+    Open {
+        flags: u32,
+        kill_set_id: bool,
+    },
+    Create {
+        name: Name<'a>,
+        flags: u32,
+        mode: u32,
+        kill_set_id: bool,
+    },
+    TmpFile {
+        flags: u32,
+        mode: u32,
+    },
+    Read {
+        handle: u64,
+        offset: u64,
+        size: u32,
+    },
+    /// Only its header: the data stay where they are.
+    Write(Write),
+    StatFs,
+    Release {
+        handle: u64,
+        owner: u64,
+        unlock: bool,
+    },
+    ReleaseDir {
+        handle: u64,
+    },
+    Flush {
+        handle: u64,
+        owner: u64,
+    },
+    FSync {
+        handle: u64,
+        data_only: bool,
+    },
+    FSyncDir {
+        handle: u64,
+        data_only: bool,
+    },
+    SetXattr {
+        name: &'a CStr,
+        value: &'a [u8],
+        flags: u32,
+    },
+    GetXattr {
+        name: &'a CStr,
+        size: u32,
+    },
+    ListXattr {
+        size: u32,
+    },
+    RemoveXattr {
+        name: &'a CStr,
+    },
+    Init {
+        major: u32,
+        minor: u32,
+        readahead: u32,
+        flags: u64,
+    },
+    OpenDir {
+        flags: u32,
+    },
+    ReadDir {
+        handle: u64,
+        offset: u64,
+        size: u32,
+        plus: bool,
+    },
+    GetLk(LockRange),
+    SetLk {
+        lock: LockRange,
+        wait: bool,
+    },
+    Access {
+        mask: u32,
+    },
+    Interrupt {
+        unique: u64,
+    },
+    Destroy,
+    FAllocate {
+        handle: u64,
+        offset: u64,
+        len: u64,
+        mode: u32,
+    },
+    LSeek {
+        handle: u64,
+        offset: u64,
+        whence: u32,
+    },
+    CopyFileRange {
+        from: u64,
+        from_offset: u64,
+        to_node: u64,
+        to: u64,
+        to_offset: u64,
+        len: u64,
+    },
+    SyncFs,
+}
+
+impl<'a> Operation<'a> {
+    /// Decodes what follows the header. `body` ends where the header's length says.
+    ///
+    /// # Errors
+    /// `EINVAL`: it is cut short, longer than its fields, or a field has a value that cannot be.
+    /// `ENAMETOOLONG`, `ERANGE`: a name.
+    pub fn decode(op: Op, body: &'a [u8]) -> Result<Self, Errno> {
+        let mut fields = Fields(body);
+        let f = &mut fields;
+        let operation = match op {
+            Op::Lookup => Self::Lookup { name: f.name()? },
+            Op::Forget => Self::Forget { lookups: f.u64()? },
+            Op::BatchForget => {
+                let count = f.u32()?;
+                return Ok(Self::BatchForget { count });
+            }
+            Op::Write => {
+                let bytes = f.bytes(Write::LEN)?.first_chunk().ok_or(Errno::INVAL)?;
+                return Ok(Self::Write(Write::decode(bytes)));
+            }
+            Op::GetAttr | Op::SetAttr | Op::ReadLink | Op::Access => attributes(op, f)?,
+            Op::SymLink | Op::MkNod | Op::MkDir | Op::Unlink | Op::RmDir => entries(op, f)?,
+            Op::Rename | Op::Rename2 | Op::Link => moves(op, f)?,
+            Op::Open | Op::OpenDir | Op::Create | Op::TmpFile => opens(op, f)?,
+            Op::Release | Op::ReleaseDir | Op::Flush | Op::FSync | Op::FSyncDir => closes(op, f)?,
+            Op::SetXattr | Op::GetXattr | Op::ListXattr | Op::RemoveXattr => extended(op, f)?,
+            Op::Read | Op::ReadDir | Op::ReadDirPlus | Op::FAllocate | Op::LSeek | Op::CopyFileRange => {
+                data(op, f)?
+            }
+            Op::GetLk => Self::GetLk(lock(f)?),
+            Op::SetLk | Op::SetLkW => Self::SetLk { lock: lock(f)?, wait: op == Op::SetLkW },
+            Op::Interrupt => Self::Interrupt { unique: f.u64()? },
+            // Some drivers send eight bytes of padding, others nothing.
+            Op::SyncFs => {
+                f.0 = &[];
+                Self::SyncFs
+            }
+            Op::StatFs => Self::StatFs,
+            Op::Destroy => Self::Destroy,
+            Op::Init => init(f)?,
+        };
+        fields.end()?;
+        Ok(operation)
+    }
+}
+
+/// Before 7.36 `fuse_init_in` has 16 bytes, then 64. With a version that shares nothing with ours
+/// there may be anything behind it.
+fn init<'a>(f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    const INIT_EXT: u64 = 1 << 30;
+    let (major, minor) = (f.u32()?, f.u32()?);
+    if major != 7 {
+        f.0 = &[];
+        return Ok(Operation::Init { major, minor, readahead: 0, flags: 0 });
+    }
+    let readahead = f.u32()?;
+    let mut flags = u64::from(f.u32()?);
+    if flags & INIT_EXT != 0 {
+        flags |= u64::from(f.u32()?) << 32;
+    }
+    f.0 = &[];
+    Ok(Operation::Init { major, minor, readahead, flags })
+}
+
+fn attributes<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    Ok(match op {
+        Op::GetAttr => {
+            let (flags, _, handle) = (f.u32()?, f.u32()?, f.u64()?);
+            // FUSE_GETATTR_FH.
+            Operation::GetAttr { handle: (flags & 1 != 0).then_some(handle) }
+        }
+        Op::SetAttr => Operation::SetAttr(setattr(f)?),
+        Op::Access => {
+            let (mask, _) = (f.u32()?, f.u32()?);
+            Operation::Access { mask }
+        }
+        _ => Operation::ReadLink,
+    })
+}
+
+/// `fuse_setattr_in`. A time of change of the inode (FATTR_CTIME) cannot be set anywhere and is
+/// ignored, as is the owner of a lock.
+fn setattr(f: &mut Fields<'_>) -> Result<SetAttr, Errno> {
+    let (valid, _) = (f.u32()?, f.u32()?);
+    let (handle, size, _lock_owner) = (f.u64()?, f.u64()?, f.u64()?);
+    let (atime, mtime, _ctime) = (f.u64()?, f.u64()?, f.u64()?);
+    let (atime_ns, mtime_ns, _ctime_ns) = (f.u32()?, f.u32()?, f.u32()?);
+    let (mode, _, uid, gid, _) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+    let has = |bit: u32| valid & 1 << bit != 0;
+    let time = |bit: u32, now: u32, seconds: u64, nanos: u32| match (has(bit), has(now)) {
+        (false, _) => Ok(None),
+        (true, true) => Ok(Some(SetTime::Now)),
+        (true, false) if nanos < 1_000_000_000 => Ok(Some(SetTime::At(seconds.cast_signed(), nanos))),
+        (true, false) => Err(Errno::INVAL),
+    };
+    // Ids of all ones mean "none" to the host.
+    let id = |bit: u32, id: u32| match (has(bit), id) {
+        (false, _) => Ok(None),
+        (true, u32::MAX) => Err(Errno::INVAL),
+        (true, id) => Ok(Some(id)),
+    };
+    Ok(SetAttr {
+        mode: has(0).then_some(mode & 0o7777),
+        uid: id(1, uid)?,
+        gid: id(2, gid)?,
+        size: has(3).then_some(size),
+        atime: time(4, 7, atime, atime_ns)?,
+        mtime: time(5, 8, mtime, mtime_ns)?,
+        handle: has(6).then_some(handle),
+        kill_set_id: has(11),
+    })
+}
+
+fn entries<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    Ok(match op {
+        Op::SymLink => Operation::SymLink { name: f.name()?, target: f.target()? },
+        Op::MkNod => {
+            let (mode, device, _umask, _) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+            Operation::MkNod { name: f.name()?, mode, device }
+        }
+        Op::MkDir => {
+            let (mode, _umask) = (f.u32()?, f.u32()?);
+            Operation::MkDir { name: f.name()?, mode: mode & 0o7777 }
+        }
+        Op::Unlink => Operation::Unlink { name: f.name()? },
+        _ => Operation::RmDir { name: f.name()? },
+    })
+}
+
+fn moves<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    let node = f.u64()?;
+    if op == Op::Link {
+        return Ok(Operation::Link { old_node: node, name: f.name()? });
+    }
+    let flags = if op == Op::Rename2 {
+        let (flags, _) = (f.u32()?, f.u32()?);
+        flags
+    } else {
+        0
+    };
+    Ok(Operation::Rename { new_parent: node, flags, name: f.name()?, new_name: f.name()? })
+}
+
+fn opens<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    let flags = f.u32()?;
+    if matches!(op, Op::Open | Op::OpenDir) {
+        let open_flags = f.u32()?;
+        return Ok(match op {
+            Op::Open => Operation::Open { flags, kill_set_id: open_flags & 1 != 0 },
+            _ => Operation::OpenDir { flags },
+        });
+    }
+    let (mode, _umask, open_flags) = (f.u32()?, f.u32()?, f.u32()?);
+    let mode = mode & 0o7777;
+    if op == Op::Create {
+        let kill_set_id = open_flags & 1 != 0;
+        return Ok(Operation::Create { name: f.name()?, flags, mode, kill_set_id });
+    }
+    // The driver sends the name `/`, which stands for none.
+    f.terminated()?;
+    Ok(Operation::TmpFile { flags, mode })
+}
+
+fn closes<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    let handle = f.u64()?;
+    Ok(match op {
+        Op::Release | Op::ReleaseDir => {
+            let (_flags, release, owner) = (f.u32()?, f.u32()?, f.u64()?);
+            match op {
+                // FUSE_RELEASE_FLOCK_UNLOCK.
+                Op::Release => Operation::Release { handle, owner, unlock: release & 2 != 0 },
+                _ => Operation::ReleaseDir { handle },
+            }
+        }
+        Op::Flush => {
+            let (_, _, owner) = (f.u32()?, f.u32()?, f.u64()?);
+            Operation::Flush { handle, owner }
+        }
+        _ => {
+            let (flags, _) = (f.u32()?, f.u32()?);
+            // FUSE_FSYNC_FDATASYNC.
+            let data_only = flags & 1 != 0;
+            match op {
+                Op::FSync => Operation::FSync { handle, data_only },
+                _ => Operation::FSyncDir { handle, data_only },
+            }
+        }
+    })
+}
+
+fn extended<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    Ok(match op {
+        // FUSE_SETXATTR_EXT is not negotiated, so that `fuse_setxattr_in` has 8 bytes.
+        Op::SetXattr => {
+            let (size, flags) = (f.u32()?, f.u32()?);
+            let name = f.attribute()?;
+            let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+            Operation::SetXattr { name, value: f.bytes(size)?, flags }
+        }
+        Op::GetXattr => {
+            let (size, _) = (f.u32()?, f.u32()?);
+            Operation::GetXattr { name: f.attribute()?, size }
+        }
+        Op::ListXattr => {
+            let (size, _) = (f.u32()?, f.u32()?);
+            Operation::ListXattr { size }
+        }
+        _ => Operation::RemoveXattr { name: f.attribute()? },
+    })
+}
+
+fn data<'a>(op: Op, f: &mut Fields<'a>) -> Result<Operation<'a>, Errno> {
+    let (handle, offset) = (f.u64()?, f.u64()?);
+    Ok(match op {
+        Op::Read | Op::ReadDir | Op::ReadDirPlus => {
+            let (size, _read_flags, _lock_owner) = (f.u32()?, f.u32()?, f.u64()?);
+            let (_flags, _) = (f.u32()?, f.u32()?);
+            match op {
+                Op::Read => Operation::Read { handle, offset, size },
+                _ => Operation::ReadDir { handle, offset, size, plus: op == Op::ReadDirPlus },
+            }
+        }
+        Op::FAllocate => {
+            let (len, mode, _) = (f.u64()?, f.u32()?, f.u32()?);
+            Operation::FAllocate { handle, offset, len, mode }
+        }
+        Op::LSeek => {
+            let (whence, _) = (f.u32()?, f.u32()?);
+            Operation::LSeek { handle, offset, whence }
+        }
+        _ => {
+            let (to_node, to, to_offset) = (f.u64()?, f.u64()?, f.u64()?);
+            let (len, flags) = (f.u64()?, f.u64()?);
+            if flags != 0 {
+                return Err(Errno::INVAL);
+            }
+            Operation::CopyFileRange { from: handle, from_offset: offset, to_node, to, to_offset, len }
+        }
+    })
+}
+
+/// `fuse_lk_in`.
+fn lock(f: &mut Fields<'_>) -> Result<LockRange, Errno> {
+    let (handle, owner, start, end) = (f.u64()?, f.u64()?, f.u64()?, f.u64()?);
+    let (kind, _pid, flags, _) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+    let kind = match kind {
+        0 => LockKind::Read,
+        1 => LockKind::Write,
+        2 => LockKind::Unlock,
+        _ => return Err(Errno::INVAL),
+    };
+    if end < start {
+        return Err(Errno::INVAL);
+    }
+    // FUSE_LK_FLOCK.
+    Ok(LockRange { handle, owner, start, end, kind, flock: flags & 1 != 0 })
+}
