@@ -35,9 +35,9 @@ impl Server {
                 return Ok(());
             }
         }
-        match self.keep_shown(fd, stat, wanted) {
-            Err(Errno::PERM) if self.default_owner().is_some() => Ok(()),
-            result => result,
+        match (self.keep_shown(fd, stat, wanted), self.default_owner()) {
+            (Err(Errno::PERM), Some((uid, gid))) => self.keep_shown(fd, stat, Shown { uid, gid, ..wanted }),
+            (result, _) => result,
         }
     }
 

@@ -47,7 +47,7 @@ impl Server {
         self.check_how(how)?;
         let number = {
             let _names = self.reading_names();
-            let (found, stat) = self.leaf(node)?;
+            let (found, stat) = self.leaf_in_place(node)?;
             match stat.kind() {
                 S_IFREG => {}
                 S_IFDIR => return Err(Errno::ISDIR),

@@ -103,29 +103,34 @@ impl Server {
     }
 
     /// A descriptor of an inode of any kind, which stands for it without having opened it, and its
-    /// attributes.
+    /// attributes. One that has another place than it had is reached by an open file of it.
     pub(super) fn leaf(&self, number: u64) -> Result<(Found, Stat)> {
+        match self.leaf_in_place(number) {
+            Err(Errno::STALE) => {
+                let handle = self.nodes.handle(number).ok_or(Errno::STALE)?;
+                let open = self.cache.get(Key::Handle(handle)).ok_or(Errno::STALE)?;
+                let stat = sys::stat(open.as_fd())?;
+                Ok((Found::Cached(open), stat))
+            }
+            found => found,
+        }
+    }
+
+    /// The same only for one that is where it was: when the host replaced it, `ESTALE` has the
+    /// driver find what is there now.
+    pub(super) fn leaf_in_place(&self, number: u64) -> Result<(Found, Stat)> {
         let (place, identity) = self.nodes.place(number)?;
         let found = match place {
             Place::Pinned(fd) => Found::Pinned(fd),
             Place::Named(..) if identity.kind == S_IFDIR => self.dir(number)?,
             Place::Named(parent, name) => {
                 let dir = self.dir(parent)?;
-                match self.open_known(dir.as_fd(), &name, identity) {
-                    Ok((fd, stat)) => return Ok((Found::Cached(Open::new(fd)), stat)),
-                    Err(Errno::STALE) => self.open_elsewhere(number)?,
-                    Err(error) => return Err(error),
-                }
+                let (fd, stat) = self.open_known(dir.as_fd(), &name, identity)?;
+                return Ok((Found::Cached(Open::new(fd)), stat));
             }
         };
         let stat = sys::stat(found.as_fd())?;
         Ok((found, stat))
-    }
-
-    /// An inode that is not where it was, by the descriptor of an open file if there is one.
-    fn open_elsewhere(&self, number: u64) -> Result<Found> {
-        let handle = self.nodes.handle(number).ok_or(Errno::STALE)?;
-        self.cache.get(Key::Handle(handle)).map(Found::Cached).ok_or(Errno::STALE)
     }
 
     /// Attributes of an inode, as the guest is shown them.
@@ -231,7 +236,7 @@ impl Server {
             if record.is_some() && (wanted.uid, wanted.gid) != default {
                 return Err(Errno::PERM);
             }
-            return if stat.kind() == S_IFLNK { Ok(()) } else { sys::set_mode(fd, wanted.mode & 0o777) };
+            return if stat.kind() == S_IFLNK { Ok(()) } else { sys::set_mode(fd, mode) };
         }
         let kept = match record {
             Some(record) => sys::set_xattr(fd, owner::ATTRIBUTE, record.encode().as_bytes(), 0),

@@ -621,3 +621,140 @@ fn lock(f: &mut Fields<'_>) -> Result<LockRange, Errno> {
     // FUSE_LK_FLOCK.
     Ok(LockRange { handle, owner, start, end, kind, flock: flags & 1 != 0 })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), op in 0..Op::ALL.len()) {
+            let (op, number) = Op::ALL[op];
+            prop_assert_eq!(Op::of(number), Some(op));
+            // What is accepted with something behind it is what says itself how long it is.
+            if Operation::decode(op, &bytes).is_ok() {
+                let mut more = bytes.clone();
+                more.extend_from_slice(b"\0x");
+                let open = matches!(op, Op::BatchForget | Op::Write | Op::SyncFs | Op::Init);
+                prop_assert_eq!(Operation::decode(op, &more).is_ok(), open, "{:?}", op);
+            }
+        }
+    }
+
+    /// The numbers 1, 2, 3, ... as 32-bit fields.
+    fn words(count: u32) -> Vec<u8> {
+        (1..=count).flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn with(mut bytes: Vec<u8>, names: &[u8]) -> Vec<u8> {
+        bytes.extend_from_slice(names);
+        bytes
+    }
+
+    /// Two consecutive words of [`words`] as one field of 64 bits.
+    fn pair(low: u64) -> u64 {
+        low | (low + 1) << 32
+    }
+
+    #[test]
+    fn fields_lie_where_linux_has_them() {
+        let name = |bytes| Name::new(bytes).unwrap();
+        let (a, b) = (name(b"a\0"), name(b"b\0"));
+        let table: Vec<(Op, Vec<u8>, Operation<'_>)> = vec![
+            (Op::Lookup, b"a\0".to_vec(), Operation::Lookup { name: a }),
+            (Op::Forget, words(2), Operation::Forget { lookups: pair(1) }),
+            (Op::GetAttr, words(4), Operation::GetAttr { handle: Some(pair(3)) }),
+            (Op::MkNod, with(words(4), b"a\0"), Operation::MkNod { name: a, mode: 1, device: 2 }),
+            (Op::MkDir, with(words(2), b"a\0"), Operation::MkDir { name: a, mode: 1 }),
+            (Op::Link, with(words(2), b"a\0"), Operation::Link { old_node: pair(1), name: a }),
+            (
+                Op::Rename,
+                with(words(2), b"a\0b\0"),
+                Operation::Rename { name: a, new_parent: pair(1), new_name: b, flags: 0 },
+            ),
+            (
+                Op::Rename2,
+                with(words(4), b"a\0b\0"),
+                Operation::Rename { name: a, new_parent: pair(1), new_name: b, flags: 3 },
+            ),
+            (Op::Open, words(2), Operation::Open { flags: 1, kill_set_id: false }),
+            (
+                Op::Create,
+                with(words(4), b"a\0"),
+                Operation::Create { name: a, flags: 1, mode: 2, kill_set_id: false },
+            ),
+            (Op::TmpFile, with(words(4), b"/\0"), Operation::TmpFile { flags: 1, mode: 2 }),
+            (Op::Read, words(10), Operation::Read { handle: pair(1), offset: pair(3), size: 5 }),
+            (Op::Release, words(6), Operation::Release { handle: pair(1), owner: pair(5), unlock: false }),
+            (Op::Flush, words(6), Operation::Flush { handle: pair(1), owner: pair(5) }),
+            (Op::FSync, words(4), Operation::FSync { handle: pair(1), data_only: true }),
+            (Op::GetXattr, with(words(2), b"n/a\0"), Operation::GetXattr { name: c"n/a", size: 1 }),
+            (Op::ListXattr, words(2), Operation::ListXattr { size: 1 }),
+            (
+                Op::FAllocate,
+                words(8),
+                Operation::FAllocate { handle: pair(1), offset: pair(3), len: pair(5), mode: 7 },
+            ),
+            (Op::LSeek, words(6), Operation::LSeek { handle: pair(1), offset: pair(3), whence: 5 }),
+            (Op::Interrupt, words(2), Operation::Interrupt { unique: pair(1) }),
+        ];
+        for (op, bytes, operation) in table {
+            assert_eq!(Operation::decode(op, &bytes), Ok(operation), "{op:?}");
+            assert_eq!(Operation::decode(op, &bytes[..bytes.len() - 1]), Err(Errno::INVAL), "{op:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_to_set_are_told_apart() {
+        let body = |valid: u32| {
+            let mut bytes = words(22);
+            bytes[..4].copy_from_slice(&valid.to_le_bytes());
+            bytes
+        };
+        let of = |valid| match Operation::decode(Op::SetAttr, &body(valid)) {
+            Ok(Operation::SetAttr(set)) => set,
+            other => panic!("{other:?}"),
+        };
+        let none = SetAttr::default();
+        assert_eq!(of(0), none);
+        assert_eq!(of(1), SetAttr { mode: Some(18), ..none });
+        assert_eq!(of(2), SetAttr { uid: Some(20), ..none });
+        assert_eq!(of(4), SetAttr { gid: Some(21), ..none });
+        assert_eq!(of(8), SetAttr { size: Some(pair(5)), ..none });
+        let at = |seconds: u64, nanos| Some(SetTime::At(pair(seconds).cast_signed(), nanos));
+        assert_eq!(of(1 << 4), SetAttr { atime: at(9, 15), ..none });
+        assert_eq!(of(1 << 5), SetAttr { mtime: at(11, 16), ..none });
+        assert_eq!(of(1 << 5 | 1 << 8), SetAttr { mtime: Some(SetTime::Now), ..none });
+        assert_eq!(of(1 << 6), SetAttr { handle: Some(pair(3)), ..none });
+        assert_eq!(of(1 << 9 | 1 << 10), none, "a lock's owner, and a time that nobody sets");
+        assert_eq!(of(1 << 11), SetAttr { kill_set_id: true, ..none });
+        // No nanosecond beyond a second, no owner that means none.
+        let mut bytes = body(1 << 4);
+        bytes[56..60].copy_from_slice(&1_000_000_000_u32.to_le_bytes());
+        assert_eq!(Operation::decode(Op::SetAttr, &bytes), Err(Errno::INVAL));
+        let mut bytes = body(2);
+        bytes[76..80].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Operation::decode(Op::SetAttr, &bytes), Err(Errno::INVAL));
+    }
+
+    #[test]
+    fn writes_and_greetings_of_any_age() {
+        let Ok(Operation::Write(write)) = Operation::decode(Op::Write, &words(11)) else {
+            panic!("data may follow")
+        };
+        assert_eq!(write, Write { handle: pair(1), offset: pair(3), size: 5, kill_set_id: true });
+        let init = |bytes: &[u8]| Operation::decode(Op::Init, bytes);
+        let seven = |rest: &[u32]| -> Vec<u8> {
+            [7, 31, 4096].iter().chain(rest).flat_map(|word: &u32| word.to_le_bytes()).collect()
+        };
+        let plain = Operation::Init { major: 7, minor: 31, readahead: 4096, flags: 9 };
+        assert_eq!(init(&seven(&[9])), Ok(plain));
+        let extended = Operation::Init { major: 7, minor: 31, readahead: 4096, flags: 1 << 30 | 5 << 32 };
+        assert_eq!(init(&seven(&[1 << 30, 5, 0, 0])), Ok(extended));
+        assert_eq!(init(&seven(&[1 << 30])), Err(Errno::INVAL));
+        assert_eq!(init(&words(2)), Ok(Operation::Init { major: 1, minor: 2, readahead: 0, flags: 0 }));
+        assert_eq!(init(&words(1)), Err(Errno::INVAL));
+    }
+}
