@@ -739,13 +739,16 @@ mod tests {
         assert_eq!(Operation::decode(Op::SetAttr, &bytes), Err(Errno::INVAL));
     }
 
+    fn init(bytes: &[u8]) -> Result<Operation<'_>, Errno> {
+        Operation::decode(Op::Init, bytes)
+    }
+
     #[test]
     fn writes_and_greetings_of_any_age() {
         let Ok(Operation::Write(write)) = Operation::decode(Op::Write, &words(11)) else {
             panic!("data may follow")
         };
         assert_eq!(write, Write { handle: pair(1), offset: pair(3), size: 5, kill_set_id: true });
-        let init = |bytes: &[u8]| Operation::decode(Op::Init, bytes);
         let seven = |rest: &[u32]| -> Vec<u8> {
             [7, 31, 4096].iter().chain(rest).flat_map(|word: &u32| word.to_le_bytes()).collect()
         };
