@@ -152,7 +152,7 @@ impl Guest {
     /// Sends a request; its answer's body, or the error's number.
     pub(crate) fn ask(&self, op: Op, node: u64, body: Body) -> Result<Vec<u8>> {
         let opcode = Op::ALL.iter().find(|(known, _)| *known == op).unwrap().1;
-        self.ask_raw(opcode, node, body, 2 << 20)
+        self.ask_raw(opcode, node, body, 4608)
     }
 
     pub(crate) fn ask_raw(&self, opcode: u32, node: u64, body: Body, room: usize) -> Result<Vec<u8>> {
@@ -285,7 +285,8 @@ impl Guest {
 
     pub(crate) fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>> {
         let body = body().long(handle).long(offset).word(size).word(0).long(0).long(0);
-        self.ask(Op::Read, 0, body)
+        let room = usize::try_from(size).unwrap().min(2 << 20);
+        self.ask_raw(15, 0, body, room)
     }
 
     pub(crate) fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<u32> {
