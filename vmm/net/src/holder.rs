@@ -17,7 +17,7 @@ use crate::config::Publish;
 use crate::control::{Answer, Call, MAX_MESSAGE, MAX_PORTS, Outcome, PAGE, Port, Request, Traffic};
 use crate::shell::Bound;
 
-/// How long an answer may take.
+/// How long an answer may take, if nobody says another time.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why what was asked is not done, or not known to be.
@@ -30,8 +30,8 @@ pub enum HolderError {
     #[error("the process of the network has ended")]
     Gone,
     /// It does not answer.
-    #[error("the process of the network does not answer within {} seconds", PATIENCE.as_secs())]
-    Silent,
+    #[error("the process of the network does not answer within {0:?}")]
+    Silent(Duration),
     /// What it answers is none.
     #[error("the process of the network does not answer what it was asked: {0}")]
     Garbled(String),
@@ -44,6 +44,8 @@ pub enum HolderError {
 #[derive(Debug)]
 pub struct Holder {
     file: OwnedFd,
+    /// How long an answer may take.
+    patience: Duration,
     /// The id of the last request; one at a time.
     last: Mutex<u64>,
 }
@@ -56,7 +58,13 @@ impl Holder {
     pub fn pair() -> std::io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         let (file, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Ok((Self { file, last: Mutex::default() }, other))
+        Ok((Self { file, patience: PATIENCE, last: Mutex::default() }, other))
+    }
+
+    /// Answers may take this long, in the place of [`PATIENCE`].
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Has the network serve a port, whose socket is closed here: only the network has it then.
@@ -81,7 +89,7 @@ impl Holder {
     /// See [`HolderError`].
     pub fn list(&self) -> Result<(Vec<Port>, Traffic), HolderError> {
         let (mut ports, mut from) = (Vec::new(), 0);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         // It may lie about what follows.
         for _ in 0..=MAX_PORTS / PAGE {
             let page = match self.ask(Call::List(from), None, until)? {
@@ -99,7 +107,7 @@ impl Holder {
     }
 
     fn done(&self, call: Call, socket: Option<OwnedFd>) -> Result<(), HolderError> {
-        match self.ask(call, socket, Instant::now() + PATIENCE)? {
+        match self.ask(call, socket, Instant::now() + self.patience)? {
             Outcome::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -147,10 +155,11 @@ impl Holder {
 
     fn wait(&self, what: PollFlags, until: Instant) -> Result<(), HolderError> {
         // Also where it says something all the time.
-        let left = until.checked_duration_since(Instant::now()).ok_or(HolderError::Silent)?;
-        let left = Timespec::try_from(left).map_err(|_| HolderError::Silent)?;
+        let silent = || HolderError::Silent(self.patience);
+        let left = until.checked_duration_since(Instant::now()).ok_or_else(silent)?;
+        let left = Timespec::try_from(left).map_err(|_| silent())?;
         match poll(&mut [PollFd::new(&self.file, what)], Some(&left)) {
-            Ok(0) => Err(HolderError::Silent),
+            Ok(0) => Err(silent()),
             Ok(_) => Ok(()),
             Err(error) => again(error),
         }
@@ -189,6 +198,11 @@ mod tests {
                 }
             }
         });
+    }
+
+    fn quick() -> (Holder, OwnedFd) {
+        let (holder, other) = Holder::pair().unwrap();
+        (holder.with_patience(Duration::from_millis(20)), other)
     }
 
     fn publish() -> Publish {
@@ -245,7 +259,32 @@ mod tests {
 
     #[test]
     fn one_that_does_not_answer_is_given_up() {
-        let (holder, _other) = Holder::pair().unwrap();
-        assert!(matches!(holder.remove(publish()), Err(HolderError::Silent)));
+        let (holder, _other) = quick();
+        let error = holder.remove(publish()).unwrap_err();
+        assert!(
+            matches!(error, HolderError::Silent(_)) && error.to_string().ends_with("within 20ms"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn one_that_says_other_things_all_the_time_is_given_up() {
+        let (holder, other) = quick();
+        let flood = std::thread::spawn(move || {
+            let other_request = Answer { id: u64::MAX, outcome: Outcome::Done }.to_bytes();
+            while send(&other, &other_request, SendFlags::NOSIGNAL).is_ok() {}
+        });
+        assert!(matches!(holder.remove(publish()), Err(HolderError::Silent(_))));
+        drop(holder);
+        flood.join().unwrap();
+    }
+
+    #[test]
+    fn one_that_takes_nothing_is_given_up() {
+        let (holder, _other) = quick();
+        // As many requests as fit, and one more: it waits for room, and no longer than for an answer.
+        let request = Request { id: 0, call: Call::List(0) }.to_bytes();
+        while send(&holder.file, &request, SendFlags::DONTWAIT).is_ok() {}
+        assert!(matches!(holder.remove(publish()), Err(HolderError::Silent(_))));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nelly_sandbox::state::directory::Details;
-use nelly_sandbox::state::record::{ContainerRecord, HealthStatus, NetworkState};
+use nelly_sandbox::state::record::{ContainerRecord, HealthStatus, NetworkState, SandboxState};
 use nelly_sandbox::state::{Condition, Listed, Status, Timestamp};
 use serde_json::{Value, json};
 
@@ -160,9 +160,14 @@ fn containers(
     shown.map(row).collect()
 }
 
+/// The user-mode network of a machine that runs.
+fn network_of<'a>(state: &'a SandboxState, condition: &Condition) -> Option<&'a NetworkState> {
+    state.network.as_ref().filter(|_| condition.is_live())
+}
+
 /// The published ports of a machine that runs, or that nobody serves them any more.
 fn ports(Details { state, condition, .. }: &Details, whole: bool) -> String {
-    match state.network.as_ref().filter(|_| condition.is_live()) {
+    match network_of(state, condition) {
         None => String::new(),
         Some(NetworkState { down: Some(_), .. }) => "network down".to_owned(),
         Some(NetworkState { published, .. }) => super::port::column(published, whole),
@@ -181,7 +186,8 @@ fn object(one: &Listed) -> Value {
             "finished_at": state.finished_at, "restarts": state.restarts,
             "health": state.health(*condition).map(HealthStatus::word), "labels": record.labels,
             "network": record.machine.network.to_string(),
-            "ports": state.network.as_ref().filter(|_| condition.is_live()).map_or(&[][..], |network| &network.published),
+            "ports": network_of(state, condition).map_or(&[][..], NetworkState::serving),
+            "network_down": network_of(state, condition).and_then(|network| network.down.as_ref()),
             "containers": if condition.is_live() { json!(state.containers) } else { json!([]) } }),
         Err(error) => json!({ "schema": 1, "id": id, "name": name,
             "status": if error.is_of_newer_version() { "newer" } else { "damaged" }, "error": nelly_vmm::text::chain(error) }),

@@ -25,8 +25,10 @@ use nelly_net::holder::Holder;
 use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Deserialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, Interest};
 
 use crate::spec::network::{GuestNetwork, Network};
 use crate::state::networks::NetworksLock;
@@ -288,17 +290,34 @@ impl Usernet {
         })
     }
 
-    /// Why it has ended, after these last words: collects it, so that nothing of it is left.
-    /// `None`: in order, as with its machine.
-    #[must_use]
-    pub fn collect(&self, words: &str) -> Option<String> {
+    /// Has it ended, whose last words these are, and waits until nothing but its exit code is left,
+    /// which holds up no thread: [`Usernet::reason`] tells then. What is waited for holds nothing
+    /// of it.
+    pub fn collect(&self, words: &str) -> impl Future<Output = ()> + Send + 'static {
         let line = last_line(words);
         if !line.is_empty() {
             *held(&self.last_words) = line;
         }
-        // It says no more, so it ends; one that only says so is ended.
-        self.end();
-        if self.ended().is_some_and(|status| status.success()) { None } else { self.reason() }
+        let mut child = held(&self.child);
+        // One that was waited for has a number that may be another's.
+        let runs = matches!(child.try_wait(), Ok(None));
+        let end = runs.then(|| {
+            // It says no more, so it ends; one that only says so is ended.
+            let _ended = child.kill();
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw)?;
+            #[expect(deprecated, reason = "an OwnedFd means the same descriptor for as long as it lives")]
+            let end = AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::empty()).ok()?, Interest::READABLE);
+            if end.is_err() {
+                // Without a descriptor: it was killed, so this is short.
+                let _collected = child.wait();
+            }
+            end.ok()
+        });
+        async move {
+            if let Some(end) = end.flatten() {
+                let _ended = end.readable().await;
+            }
+        }
     }
 
     /// Ends it: its ports are free when this returns.
@@ -399,4 +418,4 @@ pub fn attach(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

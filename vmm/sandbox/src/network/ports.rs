@@ -43,7 +43,7 @@ impl Usernet {
         let bound = bind(publish)?;
         let publish = bound.publish;
         if let Err(error) = self.holder.add(bound) {
-            if matches!(error, HolderError::Silent | HolderError::Garbled(_)) {
+            if matches!(error, HolderError::Silent(_) | HolderError::Garbled(_)) {
                 // What it may do later is to be undone after that, whether it answers or not.
                 let _ = self.holder.remove(publish);
             }

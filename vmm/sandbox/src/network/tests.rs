@@ -2,6 +2,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use std::io::Write as _;
 
+use nelly_net::control::{Call, MAX_MESSAGE, Request};
+use nelly_net::holder::HolderError;
+use rustix::net::RecvFlags;
+
 use super::*;
 use crate::spec::network::UserNetwork;
 
@@ -11,6 +15,17 @@ fn started(directory: &Path, script: &str) -> Usernet {
     std::fs::write(&program, format!("#!/bin/sh\ncat <&1 >/dev/null\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
     Usernet::start(&program, &UsernetConfig::default(), None, None).unwrap().0
+}
+
+/// A network that serves, whose process does nothing more by itself. Whoever has the other end
+/// plays what it is asked.
+pub(crate) fn played(directory: &Path, then: &str, patience: Duration) -> (Usernet, OwnedFd) {
+    let serves = r#"echo '{"published":["127.0.0.1:1:80/tcp"]}'; exec >/dev/null"#;
+    let mut network = started(directory, &format!("{serves}; {then}"));
+    network.wait_ready().unwrap();
+    let (holder, other) = Holder::pair().unwrap();
+    network.holder = holder.with_patience(patience);
+    (network, other)
 }
 
 fn ended(network: &Usernet) -> String {
@@ -73,20 +88,23 @@ fn its_end_is_heard_at_once_and_collected() {
     for (script, reason) in [
         (
             "echo 'first words' >&2; echo 'nelly-usernet: ended: the system call ptrace (101)' >&2; exit 159",
-            Some("ended: the system call ptrace (101)"),
+            "ended: the system call ptrace (101)",
         ),
-        ("exit 125", Some("exit status: 125")),
-        ("kill -9 $$", Some("signal: 9 (SIGKILL)")),
-        // With its machine.
-        ("exit 0", None),
+        ("exit 125", "exit status: 125"),
+        ("kill -9 $$", "signal: 9 (SIGKILL)"),
+        ("exit 0", "exit status: 0"),
         // It only seems to have ended.
-        ("exec 2>/dev/null <&- ; kill -STOP $$", Some("signal: 9 (SIGKILL)")),
+        ("exec 2>/dev/null <&- ; kill -STOP $$", "signal: 9 (SIGKILL)"),
     ] {
         let network = started(directory.path(), &format!("{serves}; {script}"));
         runtime.block_on(async {
             network.ready().await.unwrap();
             let words = network.silence().unwrap().await;
-            assert_eq!(network.collect(&words).as_deref(), reason, "{script}");
+            network.collect(&words).await;
+            assert_eq!(network.reason().as_deref(), Some(reason), "{script}");
+            // Twice is no harm, whoever has its number now.
+            network.collect("").await;
+            assert_eq!(network.reason().as_deref(), Some(reason), "{script}");
         });
         assert!(!Path::new(&format!("/proc/{}", network.process())).exists(), "a zombie: {script}");
     }
@@ -118,6 +136,23 @@ fn a_port_that_cannot_be_is_refused_before_the_network_is_asked() {
     // What the network does not take is not published, and its port is free again.
     let error = network.add_port(port("0:80")).unwrap_err();
     assert!(matches!(error, PortError::Holder(_)), "{error}");
+    assert_eq!(network.published(), ["127.0.0.1:1:80/tcp"]);
+}
+
+#[test]
+fn what_is_asked_too_late_is_undone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (network, other) = played(directory.path(), "read nothing; kill -STOP $$", Duration::from_millis(20));
+    let error = network.add_port("0:80".parse().unwrap()).unwrap_err();
+    assert!(matches!(error, PortError::Holder(HolderError::Silent(_))), "{error}");
+    // It answers later: after what it did so late it is told to undo that.
+    let mut calls = Vec::new();
+    let mut buffer = vec![0; MAX_MESSAGE];
+    while let Ok((len @ 1.., _)) = rustix::net::recv(&other, &mut *buffer, RecvFlags::DONTWAIT) {
+        calls.push(Request::parse(&buffer[..len]).unwrap().call);
+    }
+    let [Call::Add(added), Call::Remove(removed)] = calls[..] else { panic!("{calls:?}") };
+    assert_eq!((added, added.guest), (removed, 80));
     assert_eq!(network.published(), ["127.0.0.1:1:80/tcp"]);
 }
 

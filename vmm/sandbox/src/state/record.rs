@@ -356,6 +356,14 @@ pub struct NetworkState {
     pub down: Option<NetworkDown>,
 }
 
+impl NetworkState {
+    /// The published ports that somebody serves: none of a dead network.
+    #[must_use]
+    pub fn serving(&self) -> &[String] {
+        if self.down.is_none() { &self.published } else { &[] }
+    }
+}
+
 /// The end of a network's process before that of its machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkDown {

@@ -209,8 +209,8 @@ impl Look {
     }
 
     /// What these files say of the time before: when each sandbox was made, when its container
-    /// last started, when and how it last ended, and when its health last changed. In the order of
-    /// time.
+    /// last started, when and how it last ended, when its health last changed, and when its network
+    /// went down. In the order of time.
     #[must_use]
     pub fn past(&self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -219,7 +219,10 @@ impl Look {
             let ended = seen.finished_at.map(|time| (time, What::exited(seen.exit.as_ref())));
             let ran = seen.started_at.map(|time| (time, What::Running));
             let health = seen.told_health().filter(|_| seen.condition.is_live());
-            for (time, what) in [ran, ended, health].into_iter().flatten() {
+            let down = seen.network.as_ref().and_then(|network| network.down.as_ref());
+            let down = down.filter(|_| seen.condition.is_live());
+            let down = down.map(|down| (down.since, What::Network(NetworkChange::Down(down.reason.clone()))));
+            for (time, what) in [ran, ended, health, down].into_iter().flatten() {
                 events.push(seen.event(*id, time, what));
             }
         }

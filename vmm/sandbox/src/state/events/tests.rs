@@ -147,6 +147,8 @@ fn what_changed_between_two_looks_tells_what_happened() {
     assert_eq!(shown(&Look::default().since(&running(), at(99))), ["99 exited reason=unknown", "99 removed"]);
     let past = health(bad, 60).past();
     assert_eq!(shown(&past), ["10 created", "20 running", "60 health_status health=unhealthy"]);
+    let past = network(&["a"], Some(70)).past();
+    assert_eq!(shown(&past), ["10 created", "20 running", "70 network change=down reason=killed"]);
     assert_eq!(shown(&look(&record, ran, true).past()), ["10 created", "20 running"]);
 }
 
