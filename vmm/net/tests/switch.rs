@@ -32,11 +32,58 @@ fn start(top: &Path, arguments: &[&str]) -> Child {
     let listener = socket();
     bind(&listener, &SocketAddrUnix::new(top.join("net/switch")).unwrap()).unwrap();
     listen(&listener, 128).unwrap();
+    let (child, said) = start_with(top, arguments, listener, 2);
+    assert_eq!(said, "ready\n");
+    child
+}
+
+/// A switch with this listener, which comes with some of its descriptors; and what it says.
+fn start_with(top: &Path, arguments: &[&str], listener: OwnedFd, files: usize) -> (Child, String) {
     let lock = File::options().create(true).append(true).open(top.join("lock")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_nelly-switch"));
     command.args(["--network", "dev", "--directory", "net"]).args(arguments);
-    command.stdin(listener).stdout(lock).stderr(File::open(top).unwrap());
-    command.spawn().unwrap()
+    let (said, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let all = [File::open(top).unwrap(), File::open(top).unwrap()];
+    let borrowed: Vec<_> = all.iter().map(|file| file.as_fd()).take(files).collect();
+    nelly_net::sys::write_with_descriptors(&said, b"{}", &borrowed).unwrap();
+    said.shutdown(std::net::Shutdown::Write).unwrap();
+    command.stdin(listener).stdout(lock).stderr(OwnedFd::from(theirs));
+    let child = command.spawn().unwrap();
+    drop(command);
+    let mut text = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(said), &mut text).unwrap();
+    (child, text)
+}
+
+#[test]
+fn one_that_cannot_serve_says_why() {
+    let top = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(top.path().join("net")).unwrap();
+    for (listener, files, why) in [
+        (OwnedFd::from(File::open("/dev/null").unwrap()), 2, "cannot wait for who joins: Operation not"),
+        (socket(), 1, "1 descriptors came, not a directory and a file to keep"),
+    ] {
+        let (mut child, said) = start_with(top.path(), &["--serve"], listener, files);
+        assert!(said.contains(why), "{said:?}, not {why}");
+        assert_eq!(ended(&mut child).code(), Some(125));
+    }
+}
+
+#[test]
+fn what_another_switch_has_put_in_its_place_is_let_be() {
+    let top = tempfile::tempdir().unwrap();
+    let mut first = start(top.path(), &["--serve"]);
+    let one = join(top.path(), 1);
+    // Its directory vanishes, and another switch comes to be there.
+    std::fs::remove_dir_all(top.path().join("net")).unwrap();
+    let mut second = start(top.path(), &["--serve"]);
+    let two = join(top.path(), 2);
+    drop(one);
+    assert!(ended(&mut first).success());
+    assert_eq!(show(top.path()).len(), 1);
+    drop(two);
+    assert!(ended(&mut second).success());
+    assert!(!top.path().join("net").exists());
 }
 
 fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {

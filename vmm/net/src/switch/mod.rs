@@ -22,7 +22,7 @@ use crate::wire::Mac;
 
 use admit::{Refusal, To};
 
-pub use serve::{Error, Place, serve};
+pub use serve::{Error, Place, READY, serve};
 
 /// The MTU of every network of machines, in bytes.
 pub const MTU: usize = 1500;
@@ -164,8 +164,19 @@ impl Switch {
         }
     }
 
-    /// A message of a port. What comes of it is given to `out`.
-    pub fn message(&mut self, now: Duration, from: PortId, message: &[u8], out: &mut Out<'_>) {
+    /// A message of a port. What comes of it is given to `out`. Gives how much work it was, in
+    /// frames: one that is cut into many is many.
+    pub fn message(&mut self, now: Duration, from: PortId, message: &[u8], out: &mut Out<'_>) -> usize {
+        let mut work = 0;
+        let mut counted = |port: PortId, head: &[u8; HEADER_LEN], frame: &[u8]| {
+            work += 1;
+            out(port, head, frame);
+        };
+        self.pass_on(now, from, message, &mut counted);
+        work.max(1)
+    }
+
+    fn pass_on(&mut self, now: Duration, from: PortId, message: &[u8], out: &mut Out<'_>) {
         let Some(port) = self.ports.get_mut(&from) else { return };
         if let Some(hello) = Hello::parse(message) {
             port.hello = Some(hello);

@@ -26,8 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FIRST: Duration = Duration::from_secs(30);
 /// How often it tries to end while somebody else holds the lock.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Messages of one socket before others have their turn.
+/// Messages of one socket before others have their turn, or frames that come of them.
 const TURN: usize = 64;
+/// What a switch says when it serves.
+pub const READY: &[u8] = b"ready\n";
 /// What waits for one socket, in bytes, and in messages.
 const QUEUE: (usize, usize) = (1 << 20, 1024);
 
@@ -47,6 +49,18 @@ pub struct Place {
     pub name: String,
     /// The lock that whoever joins holds: under it nobody is about to.
     pub lock: OwnedFd,
+}
+
+impl Place {
+    fn path(&self) -> String {
+        format!("{}/{}", self.directory, self.name)
+    }
+
+    /// What is there now, by its device and its inode.
+    fn socket(&self) -> Option<(u64, u64)> {
+        let found = rustix::fs::statat(&self.parent, self.path(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some((found.st_dev, found.st_ino))
+    }
 }
 
 /// Somebody who has connected.
@@ -148,6 +162,8 @@ struct Serving {
     renamed: bool,
     /// Somebody has joined.
     begun: bool,
+    /// The device and the inode of its socket: another one at the same place is another switch's.
+    socket: Option<(u64, u64)>,
 }
 
 /// Serves the network called `network` on `listener`, a message socket that does not block, until
@@ -176,6 +192,7 @@ pub fn serve(
         calls: true,
         renamed: false,
         begun: false,
+        socket: place.socket(),
     };
     ready().map_err(|e| Error("give up rights", e))?;
     let mut became_ready = Vec::new();
@@ -278,15 +295,17 @@ impl Serving {
     /// Reads some messages of a socket.
     fn read(&mut self, token: u64) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        for _ in 0..TURN {
+        let mut left = TURN;
+        while left > 0 {
             let Some(client) = self.clients.get_mut(&token).filter(|client| !client.ended) else { break };
+            let mut work = 1;
             match net::recv(&client.file, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((0, _)) => client.ended = true,
                 // Longer than any message may be.
                 Ok((len, _)) if len == buffer.len() => {}
                 Ok((len, _)) => {
                     let kind = client.kind;
-                    self.message(token, kind, &buffer[..len]);
+                    work = self.message(token, kind, &buffer[..len]);
                 }
                 Err(Errno::AGAIN) => {
                     client.readable = false;
@@ -295,13 +314,18 @@ impl Serving {
                 Err(Errno::INTR) => {}
                 Err(_) => client.ended = true,
             }
+            left = left.saturating_sub(work);
         }
         self.buffer = buffer;
     }
 
-    fn message(&mut self, token: u64, kind: Kind, message: &[u8]) {
+    /// Takes a message, and gives how much work it was, in messages.
+    fn message(&mut self, token: u64, kind: Kind, message: &[u8]) -> usize {
         match kind {
-            Kind::New(_) => self.request(token, message),
+            Kind::New(_) => {
+                self.request(token, message);
+                1
+            }
             Kind::Port(port) => {
                 let now = self.now();
                 let (clients, ports) = (&mut self.clients, &self.ports);
@@ -312,11 +336,12 @@ impl Serving {
                         lost.push(to);
                     }
                 };
-                self.switch.message(now, port, message, &mut out);
+                let work = self.switch.message(now, port, message, &mut out);
                 lost.into_iter().for_each(|port| self.switch.lost(port));
+                work
             }
             // Who asks has nothing more to say.
-            Kind::Asks => {}
+            Kind::Asks => 1,
         }
     }
 
@@ -380,10 +405,66 @@ impl Serving {
             let _unlocked = rustix::fs::flock(&place.lock, FlockOperation::Unlock);
             return false;
         }
-        // What somebody else has removed already is as good.
-        let socket = format!("{}/{}", place.directory, place.name);
-        let _ = rustix::fs::unlinkat(&place.parent, &socket, AtFlags::empty());
-        let _ = rustix::fs::unlinkat(&place.parent, &place.directory, AtFlags::REMOVEDIR);
+        // What somebody else has removed already is as good, and another's is let be.
+        if self.socket.is_some() && self.socket == place.socket() {
+            let _ = rustix::fs::unlinkat(&place.parent, place.path(), AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&place.parent, &place.directory, AtFlags::REMOVEDIR);
+        }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::link::{Hello, Offloads};
+    use crate::switch::tests::{join, segment};
+
+    #[test]
+    fn what_is_cut_into_many_is_a_turn_of_its_own() {
+        let (listener, _other) = UnixStream::pair().unwrap();
+        let mut serving = Serving {
+            switch: Switch::new("dev".to_owned()),
+            start: Instant::now(),
+            poller: Poller::new().unwrap(),
+            listener: listener.into(),
+            clients: BTreeMap::new(),
+            ports: HashMap::new(),
+            next: LISTENER + 1,
+            buffer: vec![0; MAX_MESSAGE].into_boxed_slice(),
+            calls: false,
+            renamed: false,
+            begun: true,
+            socket: None,
+        };
+        let mut ends = Vec::new();
+        for n in [1, 2] {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let seqpacket = net::SocketType::SEQPACKET;
+            let (ours, theirs) = net::socketpair(net::AddressFamily::UNIX, seqpacket, flags, None).unwrap();
+            let token = serving.next;
+            serving.take(ours);
+            let port = serving.switch.join(Duration::ZERO, join(n)).unwrap().port;
+            serving.ports.insert(port, token);
+            serving.clients.get_mut(&token).unwrap().kind = Kind::Port(port);
+            // It takes neither long frames nor unfinished checksums.
+            let hello = Hello { offloads: Offloads::default(), mtu: 1500 }.to_bytes();
+            serving.message(token, Kind::Port(port), &hello);
+            ends.push(theirs);
+        }
+        let first = LISTENER + 1;
+        let mut long = segment(1, 2, true, 2 * TURN, 1);
+        for _ in 0..3 {
+            net::send(&ends[0], &long, SendFlags::empty()).unwrap();
+        }
+        serving.read(first);
+        // One was read and cut, and two wait for their turns.
+        let mut waiting = 0;
+        while net::recv(&serving.clients[&first].file, &mut *long, RecvFlags::DONTWAIT).is_ok() {
+            waiting += 1;
+        }
+        assert_eq!((waiting, serving.clients[&first].readable), (2, true));
     }
 }

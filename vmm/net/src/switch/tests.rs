@@ -14,7 +14,7 @@ use crate::wire::{Arp, Frame, Mac, Udp, icmp, kind, put_ethernet};
 const ALL: Offloads = Offloads(0x37);
 const NOW: Duration = Duration::from_secs(1);
 
-fn join(n: u8) -> Join {
+pub(super) fn join(n: u8) -> Join {
     Join {
         id: format!("machine{n}"),
         names: vec![format!("m{n}")],
@@ -124,7 +124,7 @@ fn neighbour_question(from: u8, address: Ipv6Addr, option: Mac) -> Vec<u8> {
 }
 
 /// A TCP segment with `len` bytes of data whose checksum is unfinished; cut where `size` is not 0.
-fn segment(from: u8, to: u8, v4: bool, len: usize, size: u16) -> Vec<u8> {
+pub(super) fn segment(from: u8, to: u8, v4: bool, len: usize, size: u16) -> Vec<u8> {
     let ends: (IpAddr, IpAddr) =
         if v4 { (four(from).into(), four(to).into()) } else { (six(from).into(), six(to).into()) };
     let tcp =

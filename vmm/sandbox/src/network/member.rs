@@ -4,16 +4,19 @@
 //! Whoever joins holds the lock of all networks, from the look for a switch until the machine is a
 //! port of one. A switch ends only under the same lock, so nobody joins one that is about to end.
 
-use std::io;
-use std::net::Ipv4Addr;
+use std::io::{self, Read as _};
+use std::net::{Ipv4Addr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use nelly_image::trusted::{TrustError, TrustedDir};
 use nelly_net::config::Prefix4;
 use nelly_net::peers::{Answer, Join, MAX_REQUEST, Request, Shown};
+use nelly_net::switch::READY;
+use nelly_net::sys::write_with_descriptors;
 use nelly_net::wire::Mac;
 use nelly_vmm::config::MacAddress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,10 +31,17 @@ use crate::state::{RuntimeDir, Sandboxes, StateError};
 const SOCKET: &str = "switch";
 /// How long a switch may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most that is read of what it says, in bytes.
+const MOST_WORDS: usize = 4096;
 /// How often a join begins anew, because a switch ended meanwhile.
 const AGAIN: usize = 5;
-/// The first of the prefixes that networks are given: 10.89.0.0/24 to 10.89.255.0/24.
-const SUBNETS: Ipv4Addr = Ipv4Addr::new(10, 89, 0, 0);
+/// The prefixes that networks are given, each a /24: the first, and how many follow it. The later
+/// ones are for hosts that have a way to all of 10.0.0.0/8.
+const SUBNETS: [(Ipv4Addr, u32); 3] = [
+    (Ipv4Addr::new(10, 89, 0, 0), 256),
+    (Ipv4Addr::new(172, 29, 0, 0), 256),
+    (Ipv4Addr::new(192, 168, 128, 0), 128),
+];
 
 /// Where networks are, and where sockets go by the environment.
 #[derive(Clone)]
@@ -108,6 +118,18 @@ pub enum MemberError {
         /// The system's error.
         #[source]
         source: io::Error,
+    },
+    /// The socket of a switch that runs is not where it was.
+    #[error(
+        "the switch of network {network} runs, but its socket{} is gone: stop the machines of the network, and start \
+         them again (nelly network inspect {network} lists them)",
+        .path.as_ref().map(|path| format!(" in {}", path.display())).unwrap_or_default()
+    )]
+    Lost {
+        /// The network.
+        network: String,
+        /// Where it was.
+        path: Option<PathBuf>,
     },
     /// The switch cannot be talked to.
     #[error("the switch of network {network} does not answer")]
@@ -222,16 +244,23 @@ fn number(
     (FIRST..most).find(free).ok_or(MemberError::Full { network, subnet })
 }
 
-/// A prefix for a new network: the first of 10.89.0.0/24 to 10.89.255.0/24 that neither a network
-/// nor a route of this host has, as far as the system tells its routes.
+/// A prefix for a new network: the first /24 of [`SUBNETS`] that neither a network nor a route of
+/// this host has, as far as the system tells its routes.
 #[must_use]
 pub fn free_subnet(networks: &[NetworkRecord]) -> Option<Prefix4> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let taken: Vec<Prefix4> =
-        networks.iter().map(|network| network.subnet).chain(routes_of(&routes)).collect();
-    (0..=255_u32)
-        .map(|n| Prefix4 { address: Ipv4Addr::from_bits(SUBNETS.to_bits() | n << 8), len: 24 })
-        .find(|prefix| !taken.iter().any(|other| overlap(*prefix, *other)))
+    first_free(networks.iter().map(|network| network.subnet), routes_of(&routes))
+}
+
+fn first_free(networks: impl Iterator<Item = Prefix4>, routes: Vec<Prefix4>) -> Option<Prefix4> {
+    // What is wider leads to everywhere, as the two halves of a VPN do.
+    let routes = routes.into_iter().filter(|route| route.len >= 8);
+    let taken: Vec<Prefix4> = networks.chain(routes).collect();
+    let all = SUBNETS.iter().flat_map(|(first, count)| {
+        (0..*count).map(|n| Prefix4 { address: Ipv4Addr::from_bits(first.to_bits() + (n << 8)), len: 24 })
+    });
+    let mut free = all.filter(|prefix| !taken.iter().any(|other| overlap(*prefix, *other)));
+    free.next()
 }
 
 /// Whether two prefixes have an address in common.
@@ -364,18 +393,60 @@ fn start(
     if !program.is_file() {
         return Err(failed(io::ErrorKind::NotFound.into()));
     }
+    // Held by the switch for as long as it runs.
+    let kept = networks.switch_lock(lock, &record.name)?;
+    let kept =
+        kept.ok_or_else(|| MemberError::Lost { network: network.clone(), path: record.runtime_dir.clone() })?;
     let dir = RuntimeDir::make(site.environment, record.id)?;
     let listener = dir.bind_packets(SOCKET)?;
     let parent = dir.path().parent().map(TrustedDir::open).transpose()?.flatten();
     let parent = parent.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     record.runtime_dir = Some(dir.path().to_owned());
     networks.write(lock, record)?;
+    // What the switch is given is in the socket before it starts.
+    let (said, theirs) = UnixStream::pair().map_err(failed)?;
+    let sent = write_with_descriptors(&said, b"{}", &[parent.as_fd(), kept.as_fd()]);
+    sent.and_then(|()| said.shutdown(Shutdown::Write)).map_err(failed)?;
     let mut command = Command::new(program);
     command.args(["--network", &record.name, "--directory", &record.id.short()]);
     command.env_clear().current_dir("/").stdin(listener).stdout(networks.lock_file()?);
-    command.stderr(parent.as_fd().try_clone_to_owned().map_err(failed)?);
-    let started = command.status().map_err(failed)?;
-    if started.success() { Ok(()) } else { Err(failed(io::Error::other(started.to_string()))) }
+    command.stderr(OwnedFd::from(theirs));
+    let status = command.status().map_err(failed)?;
+    drop(command);
+    heard(&said, status).map_err(failed)
+}
+
+/// Waits for what a switch says when it serves, or why it does not.
+fn heard(mut said: &UnixStream, status: ExitStatus) -> io::Result<()> {
+    said.set_read_timeout(Some(PATIENCE))?;
+    let (mut text, mut part) = (Vec::new(), [0; 1024]);
+    // It keeps its end, and says nothing more.
+    while text.len() < MOST_WORDS && text != READY {
+        match said.read(&mut part) {
+            Ok(0) => break,
+            Ok(len) => text.extend(&part[..len]),
+            // One that ended before it read what it was given is reset; what it said comes next.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(io::Error::other(format!(
+                    "it is not ready within {} seconds",
+                    PATIENCE.as_secs()
+                )));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if text == READY {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&text);
+    let why = why.lines().next_back().unwrap_or_default().trim();
+    Err(io::Error::other(match (why, status.success()) {
+        ("", true) => "it ended before it said why".to_owned(),
+        ("", false) => status.to_string(),
+        (why, _) => nelly_vmm::text::line(why).to_string(),
+    }))
 }
 
 /// Removes the directory of a switch that was killed. Under the lock. Whether it was removed.
@@ -394,12 +465,68 @@ pub fn clean(record: &NetworkRecord, _lock: &NetworksLock) -> Result<bool, Membe
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::state::Id;
 
     fn record(subnet: &str) -> NetworkRecord {
         let id = Id::random().unwrap();
         NetworkRecord::new(id, "dev".into(), subnet.parse().unwrap(), "fd00::/64".parse().unwrap(), false)
+    }
+
+    /// The directories of a user, and a network `dev` there.
+    fn dev(top: &Path) -> (Networks, NetworkRecord) {
+        let networks = Networks::make(&top.join("networks")).unwrap();
+        let record = record("10.89.0.0/24");
+        networks.create(&networks.lock().unwrap(), &record).unwrap();
+        (networks, record)
+    }
+
+    fn program(top: &Path, script: &str) -> PathBuf {
+        let program = top.join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        program
+    }
+
+    #[test]
+    fn a_switch_that_does_not_start_says_why_and_only_one_runs() {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(top.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let (networks, mut record) = dev(top.path());
+        let run = top.path().to_owned();
+        let environment = move |name: &str| (name == "XDG_RUNTIME_DIR").then(|| run.clone());
+        let site = Site { networks: top.path().join("networks"), environment: &environment };
+        let lock = networks.lock().unwrap();
+        let mut tried = |script: &str| {
+            let program = program(top.path(), script);
+            start(&site, &networks, (&mut record, &lock), &program).map_err(|e| nelly_vmm::text::chain(&e))
+        };
+        for (script, why) in [
+            (
+                "echo 'cannot wait for who joins: not permitted' >&2; exit 125",
+                "cannot wait for who joins: not permitted",
+            ),
+            ("echo first >&2; echo 'cannot \u{1b}[2J' >&2", "cannot"),
+            ("exit 2", "exit status: 2"),
+            ("exit 0", "it ended before it said why"),
+        ] {
+            let error = tried(script).unwrap_err();
+            assert!(error.contains("cannot start the switch") && error.contains(why), "{error}");
+            assert!(!error.contains('\u{1b}'), "{error}");
+        }
+        // One that serves keeps the file that it was given, and so its network to itself.
+        let serves = "cat <&2 >/dev/null; echo ready >&2";
+        assert_eq!(tried(serves), Ok(()));
+        let kept = networks.switch_lock(&lock, "dev").unwrap();
+        assert!(kept.is_some(), "a script takes no descriptors, so nobody keeps it");
+        let error = tried(serves).unwrap_err();
+        assert!(error.contains("the switch of network dev runs, but its socket in "), "{error}");
+        drop(kept);
+        assert_eq!(tried(serves), Ok(()));
+        networks.remove(&lock, "dev").unwrap();
+        assert!(!top.path().join("networks/dev.switch").exists());
     }
 
     #[test]
@@ -437,6 +564,21 @@ mod tests {
         let first = free_subnet(&[]).unwrap();
         let second = free_subnet(&[record(&first.to_string())]).unwrap();
         assert!(!overlap(first, second));
-        assert_eq!(free_subnet(&[record("10.89.0.0/16")]), None);
+        let found = |networks: &[&str], routes: &[&str]| {
+            let all = |texts: &[&str]| texts.iter().map(|text| prefix(text)).collect::<Vec<_>>();
+            first_free(all(networks).into_iter(), all(routes)).map(|prefix| prefix.to_string())
+        };
+        for (networks, routes, free) in [
+            (&[][..], &[][..], Some("10.89.0.0/24")),
+            (&["10.89.0.0/24"], &["10.89.1.0/24", "192.168.1.0/24"], Some("10.89.2.0/24")),
+            // A VPN, by the halves of everything and by all of the private network.
+            (&[], &["0.0.0.0/1", "128.0.0.0/1"], Some("10.89.0.0/24")),
+            (&[], &["10.0.0.0/8"], Some("172.29.0.0/24")),
+            (&["172.29.0.0/24"], &["10.0.0.0/8"], Some("172.29.1.0/24")),
+            (&[], &["10.0.0.0/8", "172.16.0.0/12"], Some("192.168.128.0/24")),
+            (&[], &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"], None),
+        ] {
+            assert_eq!(found(networks, routes).as_deref(), free, "{networks:?} {routes:?}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! lock        held (flock) by whoever makes or removes a network, gives an address, or joins, and
 //!             by a switch that is about to end
 //! NAME.json   a network
+//! NAME.switch held (flock) by the switch of the network while it runs
 //! ```
 
 use std::collections::BTreeMap;
@@ -35,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ASK: Duration = Duration::from_millis(2);
 /// What the name of a network's file ends with.
 const SUFFIX: &str = ".json";
+/// What the name of the file ends with that its switch holds.
+const SWITCH: &str = ".switch";
+/// How long a switch that has said that it ends may take to.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// A network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +172,28 @@ impl Networks {
         }
     }
 
+    /// The lock that the switch of a network holds while it runs, for one that is about to start;
+    /// `None`: one runs. One that is about to end is waited for, though not for long.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn switch_lock(&self, _lock: &NetworksLock, name: &str) -> Result<Option<File>, NetworksError> {
+        let name = format!("{name}{SWITCH}");
+        let (file, path) = (self.dir.open_or_make(&name)?, self.dir.path().join(&name));
+        let start = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(file)),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(error) => return Err(io_error("lock", &path, error).into()),
+            }
+            if start.elapsed() > ENDS_WITHIN {
+                return Ok(None);
+            }
+            std::thread::sleep(ASK);
+        }
+    }
+
     /// The names of all networks, in order.
     ///
     /// # Errors
@@ -235,6 +262,8 @@ impl Networks {
     /// # Errors
     /// The file system refuses.
     pub fn remove(&self, _lock: &NetworksLock, name: &str) -> Result<(), NetworksError> {
+        // That of one that is killed only now is forgotten with it.
+        self.dir.remove(format!("{name}{SWITCH}"))?;
         Ok(self.dir.remove(format!("{name}{SUFFIX}"))?)
     }
 }

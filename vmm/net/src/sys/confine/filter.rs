@@ -164,5 +164,8 @@ fn switch() -> Vec<Entry> {
     let mut entries: Vec<Entry> = anywhere.into_iter().map(|number| (number, Vec::new())).collect();
     let who = vec![(1, Must::Be(bits(libc::SOL_SOCKET))), (2, Must::Be(bits(libc::SO_PEERCRED)))];
     entries.push((libc::SYS_getsockopt, vec![who]));
+    // Whether what it removes is its own.
+    let link = vec![(3, Must::Be(bits(libc::AT_SYMLINK_NOFOLLOW)))];
+    entries.push((libc::SYS_newfstatat, vec![link]));
     entries
 }
