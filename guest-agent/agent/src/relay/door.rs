@@ -4,16 +4,17 @@
 //! bytes 0 and `p` and a port, big-endian. It answers each with four bytes, 0 or the number of an
 //! error, little-endian, and the socket.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, UnixAddr, bind, connect, listen,
     setsockopt, socket, sockopt,
 };
+use nix::sys::stat::Mode;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -124,6 +125,7 @@ fn main() -> i32 {
         return 125;
     }
     drop(first);
+    nix::sys::stat::umask(Mode::empty());
     let mut packet = [0; PATH_MOST + 1];
     loop {
         let Ok(received) = sys::receive(packets.as_fd(), &mut packet) else { return 1 };
@@ -191,8 +193,9 @@ fn listen_unix(name: &Path) -> io::Result<OwnedFd> {
         Err(error) => return Err(error),
     }
     let socket = fresh(AddressFamily::Unix, None)?;
+    // The file has its mode from its socket: by its name it may be another's by then.
+    nix::sys::stat::fchmod(&socket, Mode::from_bits_truncate(0o666))?;
     bind(socket.as_raw_fd(), &UnixAddr::new(name)?)?;
-    fs::set_permissions(name, Permissions::from_mode(0o666))?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(socket)
 }

@@ -62,6 +62,26 @@ pub struct Entrance {
     door: Mutex<Option<Door>>,
 }
 
+/// Does `work` with what is in `place`, or with what `open` makes, and puts it back if it served.
+/// It is out of its place meanwhile: work that fails, or that its caller gives up, ends it, so that
+/// nobody later has the answer to what was asked before.
+async fn taken<T, R, E, F>(
+    place: &Mutex<Option<T>>,
+    open: impl FnOnce() -> io::Result<T>,
+    work: impl AsyncFnOnce(&T) -> Result<Result<R, F>, E>,
+) -> io::Result<Result<Result<R, F>, E>> {
+    let mut place = place.lock().await;
+    let held = match place.take() {
+        Some(held) => held,
+        None => open()?,
+    };
+    let done = work(&held).await;
+    if let Ok(Ok(_)) = done {
+        *place = Some(held);
+    }
+    Ok(done)
+}
+
 impl Entrance {
     /// That of the container whose first process has this pidfd.
     #[must_use]
@@ -81,19 +101,10 @@ impl Entrance {
     }
 
     async fn ask(&self, ask: Ask, address: &Address) -> io::Result<OwnedFd> {
-        let mut door = self.door.lock().await;
-        if door.is_none() {
-            *door = Some(Door::open(&self.first)?);
-        }
-        let Some(open) = door.as_ref() else { return Err(io::ErrorKind::NotConnected.into()) };
-        match timeout(PATIENCE, open.ask(ask, address)).await {
-            Ok(Ok(answer)) => answer,
-            broken => {
-                // It hangs, or it is gone as when memory was short.
-                *door = None;
-                broken.unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))?
-            }
-        }
+        let open = || Door::open(&self.first);
+        taken(&self.door, open, async |door: &Door| timeout(PATIENCE, door.ask(ask, address)).await)
+            .await?
+            .unwrap_or_else(|_late| Err(io::ErrorKind::TimedOut.into()))?
     }
 
     /// Connects to `address`.
@@ -125,5 +136,38 @@ impl Entrance {
     /// Those of socket(2), bind(2) and listen(2).
     pub async fn listen(&self, address: &Address) -> io::Result<Stream> {
         self.ask(Ask::Listen, address).await.and_then(Stream::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_is_asked_in_vain_is_not_asked_again() {
+        let place = Mutex::new(None);
+        let made = std::cell::Cell::new(0);
+        let open = || {
+            made.set(made.get() + 1);
+            Ok(made.get())
+        };
+        let ask = |served: Result<Result<(), ()>, ()>| {
+            taken(&place, open, async move |held: &i32| {
+                let _one = *held;
+                served
+            })
+        };
+        ask(Ok(Ok(()))).await.unwrap().unwrap().unwrap();
+        ask(Ok(Ok(()))).await.unwrap().unwrap().unwrap();
+        assert_eq!((made.get(), *place.lock().await), (1, Some(1)), "one serves for all");
+        ask(Err(())).await.unwrap().unwrap_err();
+        assert_eq!(*place.lock().await, None, "it did not answer in time");
+        ask(Ok(Err(()))).await.unwrap().unwrap().unwrap_err();
+        assert_eq!((made.get(), *place.lock().await), (2, None), "it is gone");
+        // The caller gives up, as at the deadline of its call.
+        let dropped =
+            taken(&place, open, async |_: &i32| std::future::pending::<Result<Result<(), ()>, ()>>().await);
+        assert!(timeout(Duration::ZERO, dropped).await.is_err());
+        assert_eq!((made.get(), *place.lock().await), (3, None), "its answer would be another's");
     }
 }

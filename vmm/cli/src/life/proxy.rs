@@ -1,8 +1,9 @@
 //! `nelly proxy`: standard input and output joined with a connection to a container.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -36,6 +37,12 @@ pub(crate) fn proxy(args: &ProxyArgs, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Copies what the container says. Standard output of the library would hold back what follows the
+/// last newline.
+fn copy_out(mut stream: &UnixStream, output: BorrowedFd<'_>) -> io::Result<()> {
+    io::copy(&mut stream, &mut File::from(output.try_clone_to_owned()?)).map(drop)
+}
+
 fn join(stream: UnixStream) -> io::Result<()> {
     let mut input = stream.try_clone()?;
     // It may wait for a terminal at the end, and ends with the process.
@@ -44,14 +51,36 @@ fn join(stream: UnixStream) -> io::Result<()> {
         let _refused = io::copy(&mut io::stdin().lock(), &mut input);
         let _gone = input.shutdown(Shutdown::Write);
     });
-    let mut output = io::stdout().lock();
-    io::copy(&mut &stream, &mut output)?;
-    output.flush()?;
+    copy_out(&stream, io::stdout().as_fd())?;
     // The container may still read: until the input ends, or it closes its end.
     loop {
         match poll(&mut [PollFd::new(&stream.as_fd(), PollFlags::empty())], None) {
             Err(rustix::io::Errno::INTR) => {}
             done => return Ok(done.map(drop)?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    #[test]
+    fn a_prompt_without_a_newline_is_passed_on_at_once() {
+        let (stream, mut container) = UnixStream::pair().expect("a pair");
+        let (output, mut reader) = UnixStream::pair().expect("a pair");
+        let copies = std::thread::spawn(move || copy_out(&stream, output.as_fd()));
+        // Each is answered before the next is said, and the connection stays open.
+        for words in ["login: ", "first\npassword: ", "$ "] {
+            container.write_all(words.as_bytes()).expect("it is taken");
+            let mut heard = vec![0; words.len()];
+            reader.read_exact(&mut heard).expect("it comes");
+            assert_eq!(heard, words.as_bytes());
+        }
+        drop(container);
+        copies.join().expect("no panic").expect("an end in order");
+        assert_eq!(reader.read(&mut [0]).expect("an end"), 0);
     }
 }

@@ -162,6 +162,8 @@ impl Keeper {
                     let watched = (self.watch_health(&sandbox), self.watch_network(&sandbox));
                     let ended = self.attend(&sandbox, requests).await;
                     drop(watched);
+                    // They are the first container's, however long others run.
+                    sandbox.end_relays();
                     self.forget_health();
                     ran = began.elapsed();
                     self.drain(pumps, &sandbox, requests).await;

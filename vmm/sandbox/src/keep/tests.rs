@@ -20,7 +20,7 @@ use crate::agent::{Agent, Tokens};
 use crate::connect::{Connection, ExecSpec};
 use crate::instance::{SandboxError, Streams};
 use crate::life::stages::{container, machine_of};
-use crate::spec::HealthCheck;
+use crate::spec::{HealthCheck, Relay};
 use crate::state::{Id, RuntimeDir};
 use crate::wire::frames::{Decoder, Frame};
 
@@ -41,6 +41,8 @@ struct Script {
     deaf: bool,
     /// The container's health check.
     health: Option<HealthCheck>,
+    /// The container's relays.
+    relays: Vec<Relay>,
     /// Execs are started only once a test lets them.
     holds_execs: bool,
 }
@@ -285,6 +287,7 @@ impl Scene {
         let mut container = container();
         container.process.stdin = true;
         container.options.health.clone_from(&script.health);
+        container.options.relays.clone_from(&script.relays);
         // A guest that answers is never given up because this machine is busy.
         let kill_patience = if script.deaf { Duration::from_millis(50) } else { GRACE };
         let (id, stop_signal) = ("c".into(), Signal::TERM);

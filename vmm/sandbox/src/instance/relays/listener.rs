@@ -1,5 +1,6 @@
 //! The host's ends of relays: listeners that are made, sockets that are connected.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nelly_vmm::sys::unix;
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -24,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How soon a Unix socket whose queue is full is tried again: no event tells that it has room.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// How long somebody else may hold the lock of a socket's directory, and how often it is asked for.
+const LOCKED: Duration = Duration::from_secs(2);
+const ASK: Duration = Duration::from_millis(2);
 
 /// Somebody to listen on the host. Dropping it removes its socket from the file system.
 #[derive(Debug)]
@@ -60,12 +67,7 @@ impl Listener {
                 TcpListener::from_std(listener).map(Self::Tcp)
             }
             RelayAddress::Unix(path) => {
-                check(path)?;
-                if path.symlink_metadata().is_ok() {
-                    // Its owner is gone.
-                    std::fs::remove_file(path)?;
-                }
-                let (listener, made) = bind_unix(path)?;
+                let (listener, made) = listen_unix(path)?;
                 listener.set_nonblocking(true)?;
                 Ok(Self::Unix(tokio::net::UnixListener::from_std(listener)?, made))
             }
@@ -119,23 +121,61 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Nobody can connect before the file has its mode.
-fn bind_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
+/// Listens at `path`, in the place of a socket whose owner is gone. Of several who do so at once one
+/// listens, and the others find that somebody does.
+fn listen_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    // An address of a socket has room for a short path only.
+    check(path)?;
     let directory = OwnedFd::from(std::fs::File::open(parent)?);
+    lock(&directory)?;
+    check(path)?;
+    if path.symlink_metadata().is_ok() {
+        // Its owner is gone.
+        std::fs::remove_file(path)?;
+    }
+    bind_unix(path, &directory, name)
+}
+
+/// Locks a directory, which ends when it is closed. Nobody holds that for longer than it takes to
+/// make a socket.
+fn lock(directory: &OwnedFd) -> io::Result<()> {
+    let until = std::time::Instant::now() + LOCKED;
+    loop {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if std::time::Instant::now() < until => {
+                std::thread::sleep(ASK);
+            }
+            // Of a file system without locks, where the check alone has to do.
+            Err(Errno::NOTSUP | Errno::NOSYS | Errno::INVAL | Errno::NOLCK) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                let why = "another process holds a lock of its directory";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Nobody can connect before the file has its mode, which the file has from its socket.
+fn bind_unix(path: &Path, directory: &OwnedFd, name: &OsStr) -> io::Result<(UnixListener, Made)> {
+    // An address of a socket has room for a short path only.
     let short = match path.as_os_str().len() {
         0..=100 => path.to_owned(),
         _ => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name),
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let given = rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR);
     rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(&short)?)?;
     let found = short.symlink_metadata()?;
     let made = Made { path: path.to_owned(), made: (found.dev(), found.ino()) };
-    std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    if given.is_err() {
+        // Where sockets have no mode of their own, as on macOS.
+        std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
+    }
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((socket.into(), made))
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use nelly_protocol::ports::STREAM_PORT;
 use nelly_vmm::machine::Vsock;
 use nelly_vmm::text;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::listener::Listener;
@@ -25,8 +25,8 @@ use super::{SandboxError, what};
 use crate::agent::{Agent, Token};
 use crate::spec::relay::{Relay, RelayAddress, Side};
 
-/// Most connections of a container's relays that are being made at a time; more wait to be
-/// accepted.
+/// Most connections of a container's relays that are being made at a time; more wait, one of each
+/// relay accepted already.
 const BEGINNING_MOST: usize = 32;
 
 /// Most requests to the monitor that are being written at a time: each may hold a thread.
@@ -206,9 +206,9 @@ impl Serving {
         let mut beginning = JoinSet::new();
         loop {
             while beginning.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&self.beginning).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok(client) => {
+                    let Some(permit) = self.begins().await else { return };
                     let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
                     beginning.spawn(async move {
                         serving.begin_inward(client, &tally).await;
@@ -221,6 +221,12 @@ impl Serving {
                 }
             }
         }
+    }
+
+    /// Waits until one more connection may begin. Taken for a connection that is there: a relay that
+    /// nobody uses takes nothing away from others.
+    async fn begins(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.beginning).acquire_owned().await.ok()
     }
 
     async fn begin_inward(&self, client: OwnedFd, tally: &Tally) {
@@ -243,9 +249,9 @@ impl Serving {
         let mut beginning = JoinSet::new();
         loop {
             while beginning.try_join_next().is_some() {}
-            let Ok(permit) = Arc::clone(&self.beginning).acquire_owned().await else { return };
             match self.carrier.agent.accept(listener).await {
                 Ok(token) => {
+                    let Some(permit) = self.begins().await else { return };
                     let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
                     beginning.spawn(async move {
                         serving.begin_outward(token, &tally).await;

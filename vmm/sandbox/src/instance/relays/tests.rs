@@ -19,6 +19,8 @@ use super::*;
 /// the test.
 struct Played {
     accepted: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<u8>>,
+    /// Connections to `/slow`, which are never made.
+    begun: Arc<AtomicU64>,
 }
 
 fn refusal(text: &str) -> ttrpc::Error {
@@ -33,6 +35,10 @@ impl agent_service::Agent for Played {
         request: m::ConnectRequest,
     ) -> ttrpc::Result<m::ConnectResponse> {
         match &request.address.path[..] {
+            b"/slow" => {
+                self.begun.fetch_add(1, Ordering::SeqCst);
+                std::future::pending().await
+            }
             b"/served" => Ok(m::ConnectResponse { token: vec![7; 16], ..Default::default() }),
             _ => Err(refusal(&format!("nobody is there{}", "!".repeat(100_000)))),
         }
@@ -57,6 +63,7 @@ struct Scene {
     carrier: Carrier,
     /// What the container's processes connect.
     dials: tokio::sync::mpsc::UnboundedSender<u8>,
+    begun: Arc<AtomicU64>,
     /// What the monitor would get.
     joined: mpsc::Receiver<(Token, OwnedFd)>,
     place: tempfile::TempDir,
@@ -68,7 +75,8 @@ impl Scene {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("agent");
         let (dials, accepted) = tokio::sync::mpsc::unbounded_channel();
-        let played = Played { accepted: tokio::sync::Mutex::new(accepted) };
+        let begun = Arc::new(AtomicU64::new(0));
+        let played = Played { accepted: tokio::sync::Mutex::new(accepted), begun: Arc::clone(&begun) };
         let listener = ServerListener::bind_unix(path.to_str().unwrap()).unwrap();
         let mut server =
             Server::new().register_service(create_agent(Arc::new(played))).add_listener(listener);
@@ -76,7 +84,7 @@ impl Scene {
         let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
         let (takes, joined) = mpsc::channel();
         let carrier = Carrier { agent, guest: Joins::Played(takes), id: "c".to_owned() };
-        Self { carrier, dials, joined, place, _server: server }
+        Self { carrier, dials, begun, joined, place, _server: server }
     }
 
     async fn serve(&self, relays: &[Relay]) -> Result<Relays, SandboxError> {
@@ -227,4 +235,57 @@ async fn connections_of_a_container_are_joined_with_a_socket_of_the_host() {
     assert_eq!((token, guest.read(&mut [0]).unwrap()), ([200; 16], 0));
     let state = counted(&relays, 100, 1).await;
     assert!(state.last_failure.contains("server"), "{}", state.last_failure);
+}
+
+#[tokio::test]
+async fn relays_that_nobody_uses_take_nothing_away() {
+    let scene = Scene::new().await;
+    let at = |n: usize| scene.place.path().join(format!("s{n}"));
+    let many: Vec<Relay> = (0..BEGINNING_MOST).map(|n| inward(&at(n), "/slow")).collect();
+    let _relays = scene.serve(&many).await.unwrap();
+    let clients: Vec<_> =
+        (0..2 * BEGINNING_MOST).map(|_| nelly_vmm::sys::unix::connect(&at(0)).unwrap()).collect();
+    // All that may be made at a time are those of the one that is used.
+    while scene.begun.load(Ordering::SeqCst) < BEGINNING_MOST as u64 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(clients);
+}
+
+#[test]
+fn of_many_who_listen_at_one_path_one_does() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("s");
+    for _ in 0..20 {
+        // That of one that was killed is in the way of all.
+        drop(UnixListener::bind(&path).unwrap());
+        let together = std::sync::Barrier::new(8);
+        let listeners: Vec<_> = std::thread::scope(|scope| {
+            let one = || {
+                scope.spawn(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    together.wait();
+                    let made = runtime.block_on(async { Listener::bind(&RelayAddress::Unix(path.clone())) });
+                    made.map(|listener| (runtime, listener))
+                })
+            };
+            let all: Vec<_> = (0..8).map(|_| one()).collect();
+            all.into_iter().filter_map(|one| one.join().unwrap().ok()).collect()
+        });
+        assert_eq!(listeners.len(), 1);
+        nelly_vmm::sys::unix::connect(&path).unwrap();
+        assert_eq!(path.symlink_metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[tokio::test]
+async fn a_socket_is_not_made_while_another_holds_its_directory() {
+    let scene = Scene::new().await;
+    let held = std::fs::File::open(scene.place.path()).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let relays = [inward(&scene.place.path().join("s"), "/served")];
+    let error = text::chain(&scene.serve(&relays).await.unwrap_err());
+    assert!(error.contains("another process holds a lock of its directory"), "{error}");
+    drop(held);
+    scene.serve(&relays).await.unwrap();
 }

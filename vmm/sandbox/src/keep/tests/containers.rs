@@ -28,10 +28,13 @@ async fn a_further_container_has_a_disk_and_a_client_and_the_machine_waits_for_i
     let place = tempfile::tempdir().unwrap();
     let disk: Vec<PathBuf> = ["a", "b"].map(|name| place.path().join(name)).to_vec();
     disk.iter().for_each(|path| std::fs::write(path, [1; 4096]).unwrap());
-    let (scene, life) = Scene::new(Script::default(), RestartPolicy::No, GRACE);
+    let relay = place.path().join("relay");
+    let relays = vec![Relay::inward(&format!("{}=/served", relay.display())).unwrap()];
+    let (scene, life) = Scene::new(Script { relays, ..Script::default() }, RestartPolicy::No, GRACE);
     let script = async {
         scene.status(Status::Running).await;
         let (_sockets, connection) = connected(&scene, place.path()).await;
+        assert!(relay.exists());
         let run = connection.run(&spec("side", &disk)).await.unwrap().unwrap();
         let record = scene.keeper.state().containers.remove(0);
         assert_eq!((record.id.to_string(), record.name.as_str()), (run.id.clone(), "side"));
@@ -56,6 +59,10 @@ async fn a_further_container_has_a_disk_and_a_client_and_the_machine_waits_for_i
         let alone = said(connection.run(&spec("third", &disk)).await.unwrap_err());
         assert!(alone.contains("first container has ended"), "{alone}");
         assert_eq!(scene.keeper.state().status, Status::Running);
+        // Its relays end with it.
+        while relay.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let wait = tokio::spawn({
             let side = connection.of_container("side");
             async move { side.wait("").await.unwrap() }
