@@ -306,6 +306,7 @@ pub(crate) struct MachineArgs {
         nelly run -d --name db -v data:/var/lib/postgresql/data postgres:17\n  \
         nelly run -d --name web -p 8080:80 --health-cmd 'wget -qO- localhost' --health-interval 10s nginx\n  \
         nelly run --rm --net user,default=deny --allow 203.0.113.7:443 alpine wget -qO- https://203.0.113.7\n  \
+        nelly run --rm --net user,prefix=10.77.0.0/24 -- ip addr\n  \
         nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
         nelly run -d --relay ./app.sock=/run/app.sock --relay 8080=80 app\n  \
         nelly run --rm -it --ssh-agent --relay-out 5432=5432 oci:./tools sh\n  \

@@ -4,18 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use nelly_net::config::{Publish, is_domain};
-use nelly_net::control::MAX_PORTS;
-use nelly_sandbox::spec::network::{Network, UserNetwork};
+use nelly_sandbox::spec::network::{Network, NetworkOption, NetworkOptions, OptionError};
 
-use crate::fail::{OfFlag as _, Usage};
+use crate::fail::Usage;
 
 /// Flags of `run`, `create` and `boot`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
-    /// with options: user,default=deny,mtu=BYTES; ip=, gw=, dns=, search=, mtu= and mac= for tap
-    /// and unix; or a network of nelly network create, NAME[,alias=NAME][,ip=ADDRESS]
+    /// with options: prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; ip=, gw=,
+    /// dns=, search=, mtu= and mac= for tap and unix; or a network of nelly network create, NAME[,alias=NAME][,ip=ADDRESS]
     /// [default: user; none for boot, unless it has a flag below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
@@ -48,21 +46,20 @@ pub(crate) struct NetworkArgs {
 impl NetworkArgs {
     /// A flag that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
-        if self.net.is_some() { Some("--net") } else { self.of_user() }
+        self.options().given().map(flag)
     }
 
-    /// A flag that says something of the user-mode network.
-    fn of_user(&self) -> Option<&'static str> {
-        let given = [
-            ("--network-alias", &self.network_alias),
-            ("-p", &self.publish),
-            ("--allow", &self.allow),
-            ("--deny", &self.deny),
-            ("--dns", &self.dns),
-            ("--dns-search", &self.dns_search),
-        ];
-        let list = given.into_iter().find(|(_, values)| !values.is_empty()).map(|(flag, _)| flag);
-        list.or(self.net_log.as_ref().map(|_| "--net-log"))
+    fn options(&self) -> NetworkOptions {
+        NetworkOptions {
+            net: self.net.clone(),
+            aliases: self.network_alias.clone(),
+            publish: self.publish.clone(),
+            allow: self.allow.clone(),
+            deny: self.deny.clone(),
+            dns: self.dns.clone(),
+            search: self.dns_search.clone(),
+            log: self.net_log.clone(),
+        }
     }
 
     /// The network. If no flag says something of it, it is `default`.
@@ -70,64 +67,39 @@ impl NetworkArgs {
     /// # Errors
     /// A value that is wrong, or flags that do not go together; the error names the flag.
     pub(crate) fn network(&self, default: Network) -> Result<Network> {
-        let mut network: Network = match (&self.net, self.of_user()) {
-            (Some(text), _) => text.parse().of_flag("--net")?,
-            (None, Some(_)) => Network::User(UserNetwork::default()),
-            (None, None) => return Ok(default),
-        };
-        if let Network::Unix(unix) = &mut network {
-            unix.path = std::path::absolute(&unix.path).of_flag("--net")?;
-        }
-        let (word, flag) = (network.word(), self.of_user());
-        let Some(user) = network.user_mut() else {
-            return match flag {
-                Some(flag) => Err(Usage::error(format!("{flag} is for --net user, and --net is {word}"))),
-                None => Ok(network),
-            };
-        };
-        let parsed =
-            |values: &[String]| values.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
-        user.allow = parsed(&self.allow).map_err(anyhow::Error::msg).of_flag("--allow")?;
-        user.deny = parsed(&self.deny).map_err(anyhow::Error::msg).of_flag("--deny")?;
-        let publish = self.publish.iter().map(|text| Publish::all(text)).collect::<Result<Vec<_>, String>>();
-        user.publish = publish.map_err(anyhow::Error::msg).of_flag("-p")?.concat();
-        if user.publish.len() > MAX_PORTS {
-            return Err(Usage::error(format!("-p: {} ports are more than {MAX_PORTS}", user.publish.len())));
-        }
-        for (at, port) in user.publish.iter().enumerate() {
-            let same = |one: &&Publish| (one.bind, one.protocol) == (port.bind, port.protocol);
-            if port.bind.port() != 0
-                && let Some(other) = user.publish[..at].iter().find(same)
-            {
-                return Err(Usage::error(format!("-p: {other} and {port} are the same port of this host")));
-            }
-        }
-        let dns = self.dns.iter().map(|text| text.parse()).collect::<Result<Vec<_>, String>>();
-        user.dns = dns.map_err(anyhow::Error::msg).of_flag("--dns")?;
-        if let Some(bad) = self.dns_search.iter().find(|domain| !is_domain(domain)) {
-            return Err(Usage::error(format!("--dns-search: {bad:?} is not the name of a domain")));
-        }
-        user.search.clone_from(&self.dns_search);
-        user.log = self.net_log.as_ref().map(std::path::absolute).transpose().of_flag("--net-log")?;
-        match &mut user.member {
-            Some(member) => {
-                let added = self.network_alias.iter().try_for_each(|name| member.add_alias(name));
-                added.map_err(anyhow::Error::msg).of_flag("--network-alias")?;
-            }
-            None if !self.network_alias.is_empty() => {
-                return Err(Usage::error(
-                    "--network-alias is a name on a network of machines: name one with --network",
-                ));
-            }
-            None => {}
-        }
-        Ok(network)
+        self.options().network(default).map_err(|error| {
+            let flag = flag(error.option());
+            Usage::error(match error {
+                OptionError::OfUser { word, .. } => {
+                    format!("{flag} is for --net user, and --net is {word}")
+                }
+                OptionError::Value { option: NetworkOption::Alias, what } if self.net.is_none() => {
+                    format!("{flag}: {what}: name one with --network")
+                }
+                OptionError::Value { what, .. } => format!("{flag}: {what}"),
+            })
+        })
+    }
+}
+
+/// What an option is on the command line.
+fn flag(option: NetworkOption) -> &'static str {
+    match option {
+        NetworkOption::Net => "--net",
+        NetworkOption::Alias => "--network-alias",
+        NetworkOption::Publish => "-p",
+        NetworkOption::Allow => "--allow",
+        NetworkOption::Deny => "--deny",
+        NetworkOption::Dns => "--dns",
+        NetworkOption::Search => "--dns-search",
+        NetworkOption::Log => "--net-log",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use clap::{Command, FromArgMatches};
+    use nelly_sandbox::spec::network::UserNetwork;
 
     use super::*;
 
@@ -160,6 +132,10 @@ mod tests {
         let Network::User(user) = network(&words).unwrap() else { panic!("user") };
         assert_eq!((user.publish.len(), user.allow.len(), user.deny.len(), user.dns.len()), (1, 2, 1, 1));
         assert_eq!((&user.search[..], &user.log), (&["lan".to_owned()][..], &None));
+        let both = ["--net", "user,search=first,prefix=10.9.0.0/24", "--dns-search", "second"];
+        let Network::User(user) = network(&both).unwrap() else { panic!("user") };
+        assert_eq!(user.search, ["first", "second"]);
+        assert_eq!(user.config("").guest4.to_string(), "10.9.0.15");
         let Network::User(user) = network(&["--net-log", "x"]).unwrap() else { panic!("user") };
         assert!(user.log.unwrap().is_absolute());
         let member = network(&["--network", "dev,alias=a", "--network-alias", "b", "-p", "80:80"]).unwrap();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_image::LocalStore;
 use nelly_sandbox::connect::{Connection, HealthResponse, PortsResponse, RelayReport, StateResponse};
+use nelly_sandbox::spec::network::{Network, UserNetwork};
 use nelly_sandbox::state::{Condition, SandboxDir, Timestamp};
 use serde_json::{Value, json};
 
@@ -102,6 +103,13 @@ fn network_object(state: &StateResponse) -> Value {
     }
 }
 
+/// The addresses of a user-mode network, whether they were asked for or not.
+fn addresses(user: &UserNetwork) -> Value {
+    let config = user.config("");
+    json!({ "prefix4": config.prefix4, "gateway4": config.gateway4, "dns4": config.dns4, "guest4": config.guest4,
+        "prefix6": config.prefix6, "gateway6": config.gateway6, "dns6": config.dns6, "guest6": config.guest6 })
+}
+
 /// Adds the counters of ports and of rules, where they are known.
 fn add_ports(network: &mut Value, told: Option<PortsResponse>) {
     if let Some(told) = told {
@@ -138,8 +146,29 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
         object["execs"] = execs;
         object["health"] = health;
         object["network"] = network;
+        if let (Network::User(user), true) = (&record.machine.network, object["network"].is_object()) {
+            object["network"]["addresses"] = addresses(user);
+        }
         object["relays"] = relays;
     }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_that_the_guest_has() {
+        let addresses = |text: &str| match text.parse() {
+            Ok(Network::User(user)) => addresses(&user),
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(addresses("user")["guest4"], "10.0.2.15");
+        let own = addresses("user,prefix=10.77.0.0/24,dns=10.77.0.53,prefix=fd77::/64");
+        assert_eq!((&own["prefix4"], &own["guest4"]), (&json!("10.77.0.0/24"), &json!("10.77.0.15")));
+        assert_eq!((&own["dns4"], &own["gateway4"]), (&json!("10.77.0.53"), &json!("10.77.0.2")));
+        assert_eq!((&own["prefix6"], &own["guest6"]), (&json!("fd77::/64"), &json!("fd77::15")));
+    }
 }

@@ -301,9 +301,9 @@ impl UsernetConfig {
                 return Err(ConfigError::new(field, format!("{address} is taken by another field")));
             }
         }
-        let special = |a: Ipv4Addr| {
-            a.is_loopback() || a.is_multicast() || a.is_unspecified() || a.is_link_local() || a.is_broadcast()
-        };
+        // Nothing begins with 0, and what begins with 224 and more is for many, or reserved.
+        let special =
+            |a: Ipv4Addr| a.is_loopback() || a.is_link_local() || a.octets()[0] == 0 || a.octets()[0] >= 224;
         if special(self.prefix4.address) {
             return Err(ConfigError::new("prefix4", format!("{} is no network of hosts", self.prefix4)));
         }

@@ -39,6 +39,10 @@ fn every_error_names_its_field() {
         (r#"{"schema":1,"prefix4":"10.0.2.1/24"}"#, "prefix4"),
         (r#"{"schema":1,"prefix4":"10.0.2.0/30"}"#, "prefix4"),
         (r#"{"schema":1,"prefix4":"10.9.0.0/16"}"#, "gateway4"),
+        (
+            r#"{"schema":1,"prefix4":"240.0.0.0/24","gateway4":"240.0.0.2","dns4":"240.0.0.3","guest4":"240.0.0.4"}"#,
+            "prefix4",
+        ),
         (r#"{"schema":1,"gateway4":"10.0.2.0"}"#, "gateway4"),
         (r#"{"schema":1,"guest4":"10.0.2.255"}"#, "guest4"),
         (r#"{"schema":1,"guest4":"10.0.2.2"}"#, "guest4"),

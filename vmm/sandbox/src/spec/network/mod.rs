@@ -14,11 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use super::SpecError;
 
+mod addresses;
 mod guest;
 mod member;
+mod options;
 
+pub use addresses::Addresses;
 pub use guest::{GuestNetwork, GuestPrefix};
 pub use member::{FIRST, Member, Place, check_network_name};
+pub use options::{NetworkOption, NetworkOptions, OptionError};
 
 /// The id of the network device in the machine's configuration.
 const DEVICE: &str = "net0";
@@ -55,6 +59,10 @@ pub struct UserNetwork {
     pub dns: Vec<Server>,
     /// Domains to search.
     pub search: Vec<String>,
+    /// The addresses of the network. Not those of a member of a network of machines, which has its
+    /// place.
+    #[serde(skip_serializing_if = "Addresses::is_usual")]
+    pub addresses: Addresses,
     /// The MTU of the link in bytes; if absent, 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<Mtu>,
@@ -110,8 +118,9 @@ pub struct StaticGuest {
     pub mac: Option<MacAddress>,
 }
 
-const HINT: &str = "write none, user[,mtu=BYTES][,default=deny], tap=NAME, unix=PATH or the NAME of a network of \
-                    machines; tap and unix take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
+const HINT: &str = "write none, user, tap=NAME, unix=PATH or the NAME of a network of machines; user takes \
+                    ,prefix=PREFIX ,ip=ADDRESS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN ,mtu=BYTES and \
+                    ,default=deny, tap and unix take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
                     ,mtu=BYTES and ,mac=ADDRESS, tap also ,vhost=off; a network of machines ,alias=NAME and ,ip=ADDRESS";
 
 impl FromStr for Network {
@@ -131,12 +140,12 @@ impl FromStr for Network {
             words.try_for_each(|word| member.option(word)).map_err(refuse)?;
             return Ok(Self::User(UserNetwork { member: Some(member), ..UserNetwork::default() }));
         }
-        let (mut guest, mut default) = (StaticGuest::default(), Verdict::default());
-        let mut no_vhost = false;
+        if (mode, value) == ("user", None) {
+            return Ok(Self::User(UserNetwork::of_options(words).map_err(refuse)?));
+        }
+        let (mut guest, mut no_vhost) = (StaticGuest::default(), false);
         for word in words {
             match word {
-                "default=allow" if mode == "user" => default = Verdict::Allow,
-                "default=deny" if mode == "user" => default = Verdict::Deny,
                 "vhost=off" if mode == "tap" => no_vhost = true,
                 _ => guest.option(word).map_err(refuse)?,
             }
@@ -144,19 +153,6 @@ impl FromStr for Network {
         match (mode, value) {
             ("none", None) if guest == StaticGuest::default() => Ok(Self::None),
             ("none", None) => Err(refuse("no network has options".to_owned())),
-            ("user", None) => {
-                let StaticGuest { mtu, .. } = guest;
-                if guest != (StaticGuest { mtu, ..StaticGuest::default() }) {
-                    let what =
-                        "the user-mode network gives the guest its addresses; it takes mtu and default alone";
-                    return Err(refuse(what.to_owned()));
-                }
-                if let Some(mtu) = mtu.filter(|mtu| mtu.get() < nelly_net::config::MIN_MTU) {
-                    let least = nelly_net::config::MIN_MTU;
-                    return Err(refuse(format!("its MTU is at least {least}, not {}", mtu.get())));
-                }
-                Ok(Self::User(UserNetwork { mtu, default, ..UserNetwork::default() }))
-            }
             ("tap", Some(name)) => {
                 Ok(Self::Tap(TapNetwork { name: TapName::new(name).map_err(refuse)?, no_vhost, guest }))
             }
@@ -314,6 +310,33 @@ impl Network {
 }
 
 impl UserNetwork {
+    /// One with these options.
+    fn of_options<'a>(words: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let (mut user, mut other) = (Self::default(), StaticGuest::default());
+        for word in words {
+            match word {
+                "default=allow" => user.default = Verdict::Allow,
+                "default=deny" => user.default = Verdict::Deny,
+                _ => {
+                    match word.split_once('=').map(|(name, value)| (name, user.addresses.option(name, value)))
+                    {
+                        Some((_, Some(taken))) => taken?,
+                        Some(("mac", None)) => {
+                            return Err(format!("{word}: the hardware address belongs to the sandbox"));
+                        }
+                        _ => other.option(word)?,
+                    }
+                }
+            }
+        }
+        user.addresses.check()?;
+        let StaticGuest { mtu, search, .. } = other;
+        if let Some(mtu) = mtu.filter(|mtu| mtu.get() < nelly_net::config::MIN_MTU) {
+            return Err(format!("its MTU is at least {}, not {}", nelly_net::config::MIN_MTU, mtu.get()));
+        }
+        Ok(Self { mtu, search, ..user })
+    }
+
     /// What `nelly-usernet` is told of a guest whose hardware address belongs to `seed`.
     #[must_use]
     pub fn config(&self, seed: &str) -> UsernetConfig {
@@ -328,8 +351,9 @@ impl UserNetwork {
             publish: self.publish.clone(),
             ..UsernetConfig::default()
         };
-        if let Some(member) = &self.member {
-            member.configure(&mut config);
+        match &self.member {
+            Some(member) => member.configure(&mut config),
+            None => self.addresses.configure(&mut config),
         }
         config
     }

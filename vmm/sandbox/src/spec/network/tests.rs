@@ -38,6 +38,57 @@ fn networks_are_spelled_as_flags_have_them() {
 }
 
 #[test]
+fn a_user_network_has_the_addresses_that_are_wanted() {
+    let addresses = |text: &str| {
+        let config = match parsed(text) {
+            Network::User(user) => user.config("seed"),
+            other => panic!("{other}"),
+        };
+        assert_eq!(config.check(), Ok(()), "{text}");
+        let (four, six) =
+            ((config.gateway4, config.dns4, config.guest4), (config.gateway6, config.dns6, config.guest6));
+        format!(
+            "{} {} {} {} {} {} {} {}",
+            config.prefix4, four.0, four.1, four.2, config.prefix6, six.0, six.1, six.2
+        )
+    };
+    const FOUR: &str = "10.0.2.0/24 10.0.2.2 10.0.2.3 10.0.2.15";
+    const SIX: &str = "fd4e:656c:6c79::/64 fd4e:656c:6c79::2 fd4e:656c:6c79::3 fd4e:656c:6c79::15";
+    for (text, four, six) in [
+        ("user", FOUR, SIX),
+        ("user,prefix=192.168.77.0/24", "192.168.77.0/24 192.168.77.2 192.168.77.3 192.168.77.15", SIX),
+        ("user,prefix=10.0.0.0/8", "10.0.0.0/8 10.0.0.2 10.0.0.3 10.0.0.15", SIX),
+        ("user,prefix=10.1.1.8/29", "10.1.1.8/29 10.1.1.10 10.1.1.11 10.1.1.12", SIX),
+        ("user,prefix=10.1.1.16/28", "10.1.1.16/28 10.1.1.18 10.1.1.19 10.1.1.20", SIX),
+        ("user,prefix=10.1.1.32/27", "10.1.1.32/27 10.1.1.34 10.1.1.35 10.1.1.47", SIX),
+        ("user,prefix=fd01:2:3:4::/64", FOUR, "fd01:2:3:4::/64 fd01:2:3:4::2 fd01:2:3:4::3 fd01:2:3:4::15"),
+        ("user,ip=10.0.2.99,dns=10.0.2.1,gw=10.0.2.254", "10.0.2.0/24 10.0.2.254 10.0.2.1 10.0.2.99", SIX),
+        (
+            "user,ip=10.7.7.7,prefix=10.7.0.0/16,gw=fd07::1,prefix=fd07::/64,ip=fd07::77,dns=fd07::53",
+            "10.7.0.0/16 10.7.0.2 10.7.0.3 10.7.7.7",
+            "fd07::/64 fd07::1 fd07::53 fd07::77",
+        ),
+    ] {
+        assert_eq!(addresses(text), format!("{four} {six}"), "{text}");
+    }
+    let Network::User(user) = parsed("user,search=lan,search=example.org") else { panic!("user") };
+    assert_eq!(user.search, ["lan", "example.org"]);
+    // The guest is told the same, and a record keeps it.
+    let network = parsed("user,prefix=10.7.0.0/16,prefix=fd07::/64,dns=10.7.0.53");
+    let guest = network.guest("seed").unwrap();
+    assert_eq!(
+        guest.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["10.7.0.15/16", "fd07::15/64"]
+    );
+    assert_eq!(guest.nameservers, ["10.7.0.53".parse::<IpAddr>().unwrap()]);
+    assert_eq!(guest.hosts[0].0, "10.7.0.2".parse::<IpAddr>().unwrap());
+    let kept = serde_json::to_value(&network).unwrap();
+    assert_eq!(kept["addresses"]["prefix4"], "10.7.0.0/16");
+    assert_eq!(serde_json::from_value::<Network>(kept).unwrap(), network);
+    assert!(serde_json::to_value(parsed("user")).unwrap().get("addresses").is_none());
+}
+
+#[test]
 fn what_is_no_network_says_what_is_wrong() {
     for (text, words) in [
         ("", "write none, user"),
@@ -50,8 +101,28 @@ fn what_is_no_network_says_what_is_wrong() {
         ("none,mtu=1500", "no network has options"),
         ("user=x", "write none, user"),
         ("container:web", "--in SANDBOX"),
-        ("user,ip=10.0.0.2/24", "takes mtu and default alone"),
+        ("user,ip=10.0.2.9/24", "an IPv4 or IPv6 address without its prefix is needed"),
+        ("user,ip=10.0.3.9", "ip: 10.0.3.9 is no host of 10.0.2.0/24"),
+        ("user,ip=10.0.2.255", "ip: 10.0.2.255 is no host of 10.0.2.0/24"),
+        ("user,ip=fd00::1", "ip: fd00::1 is no host of fd4e:656c:6c79::/64"),
+        ("user,dns=10.0.2.2", "dns: 10.0.2.2 is taken by another"),
+        ("user,gw=10.0.2.4,gw=10.0.2.5", "gw=10.0.2.5: there is one of this family already"),
+        ("user,dns=resolver", "dns=resolver: an IPv4 or IPv6 address"),
+        ("user,prefix=10.9.0.1/24", "is no network: its first address is 10.9.0.0"),
+        ("user,prefix=10.9.0.0/30", "prefix: 10.9.0.0/30 is not between /8 and /29"),
+        ("user,prefix=10.9.0.0", "prefix: 10.9.0.0/32 is not between /8 and /29"),
+        ("user,prefix=127.1.0.0/24", "prefix: 127.1.0.0/24 is no network of hosts"),
+        ("user,prefix=224.1.0.0/24", "prefix: 224.1.0.0/24 is no network of hosts"),
+        ("user,prefix=0.0.0.0/8", "prefix: 0.0.0.0/8 is no network of hosts"),
+        ("user,prefix=250.0.0.0/8", "prefix: 250.0.0.0/8 is no network of hosts"),
+        ("user,prefix=fd00::/48", "prefix: fd00::/48 is not a /64"),
+        ("user,prefix=fe80::/64", "prefix: fe80::/64 is no network of hosts"),
+        ("user,prefix=::/64", "prefix: ::/64 is no network of hosts"),
+        ("user,prefix=10.8.0.0/24,prefix=10.9.0.0/24", "there is one of this family already"),
+        ("user,mac=52:54:00:12:34:56", "belongs to the sandbox"),
+        ("user,search=a b", "a domain is needed"),
         ("user,default=x", "no option \"default\""),
+        ("dev,prefix=10.9.0.0/24", "takes alias=NAME and ip=ADDRESS"),
         ("tap=t,default=deny", "no option \"default\""),
         ("tap=t,vhost=on", "no option \"vhost\""),
         ("unix=/s,vhost=off", "no option \"vhost\""),
