@@ -9,7 +9,7 @@ use super::{Home, LIMIT};
 
 /// Runs an example of nelly-sandbox with the installation that was built.
 #[track_caller]
-fn example(home: &Home, name: &str) -> Done {
+fn example(home: &Home, name: &str, words: &[&str]) -> Done {
     // Beside this program's directory: target/PROFILE/deps.
     let this = std::env::current_exe().expect("the path of this program");
     let path =
@@ -20,14 +20,14 @@ fn example(home: &Home, name: &str) -> Done {
         path.display()
     );
     let mut command = Command::new(path);
-    command.arg(top().join("target/nelly")).env("NELLY_HOME", home.path());
+    command.arg(top().join("target/nelly")).args(words).env("NELLY_HOME", home.path());
     run(&mut command, b"", LIMIT)
 }
 
 #[test]
 fn one_process_holds_three_machines() {
     let home = Home::new();
-    let done = example(&home, "embed");
+    let done = example(&home, "embed", &[]);
     let said = "hello from first with 2 vCPUs\nsecond was stopped\nthird could not start\n";
     assert_eq!(done.expect(0).out(), said, "{}", done.err());
 }
@@ -35,11 +35,23 @@ fn one_process_holds_three_machines() {
 #[test]
 fn a_sandbox_is_made_entered_and_removed_through_its_keeper() {
     let home = Home::new();
-    let done = example(&home, "keep");
+    let done = example(&home, "keep", &[]);
     let said = done.expect(0).out();
     assert!(said.starts_with("box is running and held by process "), "{said}");
     assert!(said.ends_with("\nbox was stopped and removed\n"), "{said}");
     assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
+}
+
+#[test]
+fn machines_have_networks_ports_and_rules_by_the_library() {
+    let home = Home::new();
+    home.nelly(&["network", "create", "dev"]).expect(0);
+    let done = example(&home, "network", &["dev"]);
+    let said = "a server was reached by its ports and by vsock\na machine was alone\ntwo machines met on dev\n\
+                wrong networks were refused\n";
+    assert_eq!(done.expect(0).out(), said, "{}", done.err());
+    assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
+    home.nelly(&["network", "rm", "dev"]).expect(0);
 }
 
 /// The steps of docs/keeper-protocol.md, in another language.

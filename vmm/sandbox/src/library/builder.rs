@@ -1,11 +1,13 @@
 //! The description of a sandbox.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[cfg(doc)]
 use super::Sandbox;
 use super::capture::HELD;
 use super::{Nelly, Signal};
+use crate::spec::network::NetworkOptions;
 use crate::spec::{Capabilities, ContainerOptions, Overrides, Relay, Rights, Seccomp};
 use crate::state::record::RestartPolicy;
 
@@ -13,7 +15,8 @@ use crate::state::record::RestartPolicy;
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A sandbox to be started. What is not said is as of `nelly run`: the image's program, user and
-/// environment, one vCPU, 512 MiB of memory, docker's default rights.
+/// environment, one vCPU, 512 MiB of memory, docker's default rights; but for the network, of which
+/// there is none unless it is asked for.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is started before `start`, `keep` or `output`"]
 pub struct Builder {
@@ -31,6 +34,7 @@ pub struct Builder {
     pub(super) volumes: Vec<String>,
     pub(super) seccomp: Seccomp,
     pub(super) options: ContainerOptions,
+    pub(super) network: NetworkOptions,
     pub(super) in_process: bool,
     pub(super) piped: bool,
     pub(super) input: Vec<u8>,
@@ -75,6 +79,7 @@ impl Builder {
             volumes: Vec::new(),
             seccomp: Seccomp::Default,
             options: ContainerOptions::default(),
+            network: NetworkOptions::default(),
             in_process: false,
             piped: false,
             input: Vec::new(),
@@ -255,6 +260,60 @@ impl Builder {
     /// [`Relay::outward`](crate::spec::Relay::outward) parse one.
     pub fn relay(mut self, relay: Relay) -> Self {
         self.options.relays.push(relay);
+        self
+    }
+
+    /// The machine's network, as `nelly run --net` has it: `none`, `user`, `user,default=deny`,
+    /// `tap=NAME`, `unix=PATH`, or the name of a network of machines, with their options. None if
+    /// nobody says one, nor a port, a rule, a resolver or a log, which mean `user`.
+    pub fn net(mut self, network: impl Into<String>) -> Self {
+        self.network.net = Some(network.into());
+        self
+    }
+
+    /// A further name of the machine on its network of machines.
+    pub fn network_alias(mut self, name: impl Into<String>) -> Self {
+        self.network.aliases.push(name.into());
+        self
+    }
+
+    /// A port of this host that leads to one of the guest, `[BIND:]HOST:GUEST[/udp]`, or a range;
+    /// on loopback if no BIND is given. [`Sandbox::ports`] tells which a free one (HOST 0) is.
+    pub fn publish(mut self, port: impl Into<String>) -> Self {
+        self.network.publish.push(port.into());
+        self
+    }
+
+    /// Lets the guest reach what is refused otherwise: `host:8080`, `10.0.0.0/8`,
+    /// `example.org:443`.
+    pub fn allow(mut self, rule: impl Into<String>) -> Self {
+        self.network.allow.push(rule.into());
+        self
+    }
+
+    /// Does not let the guest reach this.
+    pub fn deny(mut self, rule: impl Into<String>) -> Self {
+        self.network.deny.push(rule.into());
+        self
+    }
+
+    /// A resolver at which the guest's names are looked up, `ADDRESS[:PORT]`; those of this host if
+    /// none is said.
+    pub fn dns(mut self, resolver: impl Into<String>) -> Self {
+        self.network.dns.push(resolver.into());
+        self
+    }
+
+    /// A domain in which the guest looks up short names.
+    pub fn dns_search(mut self, domain: impl Into<String>) -> Self {
+        self.network.search.push(domain.into());
+        self
+    }
+
+    /// A file that gets a line of JSON for every connection, datagram flow, ping and name that the
+    /// guest asks for.
+    pub fn net_log(mut self, file: impl Into<PathBuf>) -> Self {
+        self.network.log = Some(file.into());
         self
     }
 

@@ -11,6 +11,7 @@ use crate::agent::StartFailure;
 use crate::connect::ConnectError;
 use crate::connect::launch::LaunchError;
 use crate::instance::SandboxError;
+use crate::network::{MemberError, NetworkError, PortError};
 use crate::spec::installation::InstallationError;
 use crate::state::StateError;
 use crate::state::outcome::{NOT_EXECUTABLE, NOT_FOUND};
@@ -55,6 +56,9 @@ pub enum Error {
     /// A keeper was not started, or its sandbox did not start.
     #[error(transparent)]
     Launch(LaunchError),
+    /// A port of a machine that this process holds is not published, or still is.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// The program in the container was not started. Nothing runs.
     #[error("{message}")]
     Program {
@@ -91,6 +95,18 @@ impl Error {
 
     pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { what, source }
+    }
+}
+
+impl From<NetworkError> for Error {
+    fn from(error: NetworkError) -> Self {
+        Self::Machine(error.into())
+    }
+}
+
+impl From<MemberError> for Error {
+    fn from(error: MemberError) -> Self {
+        NetworkError::from(Box::new(error)).into()
     }
 }
 

@@ -24,6 +24,7 @@ mod error;
 mod exec;
 mod held;
 mod nelly;
+mod ports;
 mod process;
 mod sandbox;
 mod start;
@@ -35,6 +36,9 @@ pub use exec::Exec;
 pub use nelly::{Nelly, connect};
 pub use process::{Pipes, Process};
 pub use sandbox::Sandbox;
+
+pub use nelly_net::config::Publish;
+pub use nelly_net::control::{Port, Traffic};
 
 pub use crate::connect::EndReport;
 pub use crate::life::Signal;
@@ -69,5 +73,7 @@ mod tests {
         sent_with(|sandbox| sandbox.exec(["true"]).output());
         sent_with(|sandbox| sandbox.exec(["true"]).spawn());
         sent_with(|sandbox| sandbox.stop(None));
+        sent_with(super::Sandbox::ports);
+        sent_with(|sandbox| sandbox.add_port("0:80".parse().unwrap()));
     }
 }

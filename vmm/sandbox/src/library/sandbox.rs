@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::held::Held;
 use super::nelly::LAST_WORDS;
 use super::process::{Pipes, Process, Way};
-use super::{EndReport, Error, Exec, Signal, blocking};
+use super::{EndReport, Error, Exec, Port, Publish, Signal, Traffic, blocking, ports};
 use crate::connect::{Connection, ExecSpec};
 use crate::spec::RelayAddress;
 use crate::state::{Id, Name, SandboxDir, Sandboxes, StateError};
@@ -93,6 +93,41 @@ impl Sandbox {
         };
         let registered = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
         registered.map_err(Error::host("use the connection to the container"))
+    }
+
+    /// Publishes a port of this host until the machine ends; port 0 of the host is a free one. Gives
+    /// where it listens. A [`Publish`] is parsed from `[BIND:]HOST:GUEST[/udp]`.
+    ///
+    /// # Errors
+    /// [`Error::Port`], or [`Error::Keeper`] of what a keeper holds: the port is taken, or published
+    /// already. [`Error::Invalid`]: the sandbox has no user-mode network.
+    pub async fn add_port(&self, port: Publish) -> Result<Publish, Error> {
+        match &self.holder {
+            Holder::Held(held, _) => ports::add(&held.machine, port).await,
+            Holder::Kept(kept) => ports::add_kept(&kept.connection, &port).await,
+        }
+    }
+
+    /// Publishes a port no more. Connections that were accepted go on.
+    ///
+    /// # Errors
+    /// As [`Sandbox::add_port`]; it is not published.
+    pub async fn remove_port(&self, port: Publish) -> Result<(), Error> {
+        match &self.holder {
+            Holder::Held(held, _) => ports::remove(&held.machine, port).await,
+            Holder::Kept(kept) => Ok(kept.connection.remove_port(&port).await.map(drop)?),
+        }
+    }
+
+    /// The published ports with their counters, and what the guest asked for and what became of it.
+    ///
+    /// # Errors
+    /// The sandbox has no user-mode network, or that has ended or does not answer.
+    pub async fn ports(&self) -> Result<(Vec<Port>, Traffic), Error> {
+        match &self.holder {
+            Holder::Held(held, _) => ports::list(&held.machine).await,
+            Holder::Kept(kept) => ports::list_kept(&kept.connection).await,
+        }
     }
 
     /// Waits until the container's first process has ended; of what a keeper holds, until it has

@@ -1,5 +1,7 @@
 //! The start of what a [`Builder`] describes.
 
+use std::path::PathBuf;
+
 use nelly_image::{Image, Reference, Silent, Store, StoreOptions};
 use nelly_vmm::config::{CpuCount, MemorySize};
 use nelly_vmm::machine::{Isolation, Resources};
@@ -8,10 +10,13 @@ use super::capture::collect;
 use super::held::Held;
 use super::nelly::LAST_WORDS;
 use super::process::{Input, Pipes, report};
-use super::{Builder, Error, Output, Sandbox, Signal, blocking};
-use crate::instance;
+use super::{Builder, Error, Nelly, Output, Sandbox, Signal, blocking};
+use crate::instance::{self, Guest};
+use crate::network::{Attached, Site, attach, member};
 use crate::spec::machine::IMAGE_DEVICE;
+use crate::spec::network::NetworkOption;
 use crate::spec::{ContainerOptions, ContainerSpec, MachineSpec, Network, ProcessSpec, Tmpfs, volumes};
+use crate::state::networks::NetworksLock;
 use crate::state::record::{ImageRecord, MachineRecord};
 use crate::state::{Exit, Hostname, Id, Name, SandboxDir, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 
@@ -26,6 +31,46 @@ struct Prepared {
     signal: Signal,
 }
 
+/// A directory of the environment, for sockets of networks.
+fn environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
+}
+
+impl Prepared {
+    fn site(nelly: &Nelly) -> Site<'static> {
+        Site { networks: nelly.places().networks(), environment: &environment }
+    }
+
+    /// Gives the machine its place on a network of machines, if it is to be on one.
+    fn assign(&mut self, nelly: &Nelly) -> Result<Option<NetworksLock>, Error> {
+        let sandboxes = nelly.places().sandboxes();
+        Ok(member::assign(&Self::site(nelly), &sandboxes, &mut self.machine.network)?)
+    }
+
+    /// Makes the network of a machine of this process.
+    fn attach(&mut self, nelly: &Nelly, resources: &mut Resources) -> Result<Attached, Error> {
+        let lock = self.assign(nelly)?;
+        let MachineRecord { network, usernet, .. } = &self.machine;
+        let id = self.id.to_string();
+        let who = (id.as_str(), self.name.as_str());
+        Ok(attach(network, usernet.as_deref(), who, resources, (&Self::site(nelly), lock))?)
+    }
+}
+
+/// The method that takes an option.
+fn method(option: NetworkOption) -> &'static str {
+    match option {
+        NetworkOption::Net => "net",
+        NetworkOption::Alias => "network_alias",
+        NetworkOption::Publish => "publish",
+        NetworkOption::Allow => "allow",
+        NetworkOption::Deny => "deny",
+        NetworkOption::Dns => "dns",
+        NetworkOption::Search => "dns_search",
+        NetworkOption::Log => "net_log",
+    }
+}
+
 impl Builder {
     /// Starts it in a machine that this process holds, and waits until its program runs. Dropping
     /// the future ends what was started.
@@ -36,18 +81,30 @@ impl Builder {
     pub async fn start(self) -> Result<Sandbox, Error> {
         let (nelly, in_process, piped) = (self.nelly.clone(), self.in_process, self.piped);
         let (size, grace) = (self.size, self.stays.grace);
-        let Prepared { id, name, image, container, machine, signal, .. } =
-            blocking(move || self.prepare()).await?;
-        let mut resources = Resources::new();
+        let within = nelly.clone();
+        let prepared = blocking(move || {
+            let mut prepared = self.prepare()?;
+            let mut resources = Resources::new();
+            let attached = prepared.attach(&within, &mut resources)?;
+            Ok::<_, Error>((prepared, resources, attached))
+        });
+        let (prepared, mut resources, attached) = prepared.await?;
+        let Prepared { id, name, image, container, machine, signal, .. } = prepared;
         let spec = MachineSpec::installed(nelly.installation(), resources.add_all(image.disk));
         let spec =
             MachineSpec { memory: machine.memory_bytes, cpus: machine.cpus, nested: machine.nested, ..spec };
+        let spec = MachineSpec { networks: attached.device.into_iter().collect(), ..spec };
         let config = spec.config().map_err(|error| Error::invalid("machine")(error.into()))?;
         let isolation = match in_process {
             true => Isolation::Thread,
             false => Isolation::Process { monitor: nelly.installation().monitor.clone() },
         };
-        let running = instance::Sandbox::start(config, resources, isolation, &container.hostname).await?;
+        let guest = Guest {
+            hostname: container.hostname.clone(),
+            network: attached.guest,
+            usernet: attached.usernet,
+        };
+        let running = instance::Sandbox::start(config, resources, isolation, guest).await?;
         let (text, first, terminal) = (id.to_string(), container.process.clone(), container.process.terminal);
         let held = Held { machine: running.into(), id: text, first, signal, grace };
         let streams = match held.machine.run(&held.id, &container, IMAGE_DEVICE, size).await {
@@ -114,7 +171,10 @@ impl Builder {
         // Nobody removes the image until the sandbox's record says that it is used.
         // Whoever embeds this has no terminal to be told on that another command removes images.
         let hold = store.hold(&mut |_| ())?;
-        let Prepared { id, name, reference, image, container, machine, signal } = self.prepare_in(&store)?;
+        let mut prepared = self.prepare_in(&store)?;
+        // Held until others can see what the machine was given.
+        let given = prepared.assign(&nelly)?;
+        let Prepared { id, name, reference, image, container, machine, signal } = prepared;
         let needs_disk = !container.read_only || !container.options.volumes.is_empty();
         let mut record = SandboxRecord {
             id,
@@ -151,7 +211,7 @@ impl Builder {
             draft.make_disk(template)?;
         }
         let (sandbox, lock) = draft.publish()?;
-        drop(hold);
+        drop((hold, given));
         if starts && let Err(error) = nelly.launch(&sandboxes, &sandbox, lock, image.disk) {
             // What the caller knows nothing of must not stay; this error tells more than another.
             let lock = sandboxes.lock_ended(&sandbox, LAST_WORDS);
@@ -200,6 +260,12 @@ impl Builder {
         let volumes = volumes::combine(&asked, declared, &tmpfs)
             .map_err(|error| Error::invalid("volume")(error.into()))?;
         let installation = self.nelly.installation();
+        let network = self.network.network(Network::None);
+        let network = network.map_err(|error| Error::invalid(method(error.option()))(boxed(error)))?;
+        let usernet = match (&network, installation.usernet()) {
+            (Network::User(_), Err(error)) => return Err(error.into()),
+            (_, usernet) => usernet.ok(),
+        };
         Ok(Prepared {
             id,
             name,
@@ -211,6 +277,7 @@ impl Builder {
                 tmpfs,
                 seccomp: self.seccomp,
                 options: ContainerOptions { volumes, ..self.options },
+                in_machine_network: !network.is_none(),
                 ..ContainerSpec::new(process, hostname.as_str())
             },
             machine: MachineRecord {
@@ -223,8 +290,8 @@ impl Builder {
                 kernel: installation.kernel.clone(),
                 initrd: installation.initramfs.clone(),
                 monitor: installation.monitor.clone(),
-                usernet: installation.usernet().ok(),
-                network: Network::None,
+                usernet,
+                network,
             },
         })
     }
