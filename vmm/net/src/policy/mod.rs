@@ -22,7 +22,7 @@ pub enum Reason {
     OwnAddress,
     /// It is loopback, multicast, broadcast, unspecified or mapped: never let out.
     Never,
-    /// It is a link-local or metadata address that no `allow` names.
+    /// It is a link-local or metadata address, or one of a site's translator, that no `allow` names.
     Special,
     /// It is in the guest's own network, where nobody else is.
     Nobody,
@@ -44,7 +44,7 @@ impl Reason {
             Self::Host => "a port of the host that is not allowed",
             Self::OwnAddress => "an address of the host itself",
             Self::Never => "loopback, multicast or no address of a single host",
-            Self::Special => "a link-local or metadata address that is not allowed",
+            Self::Special => "a link-local, metadata or translated address that is not allowed",
             Self::Nobody => "nobody has this address in the guest's network",
             Self::Rule(_) => "denied by a rule",
             Self::Default => "not allowed by a rule",
@@ -95,8 +95,14 @@ pub struct Policy {
 /// Addresses at which clouds answer questions about the machine, beside those in 169.254/16.
 const METADATA4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-const METADATA6: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+/// Of Amazon (the machine's and its containers' credentials), Google, Oracle and Scaleway.
+const METADATA6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
 
 const LINK_LOCAL4: Prefix4 = Prefix4 { address: Ipv4Addr::new(169, 254, 0, 0), len: 16 };
 const LINK_LOCAL6: Prefix6 = Prefix6 { address: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), len: 10 };
@@ -106,6 +112,8 @@ const THIS4: Prefix4 = Prefix4 { address: Ipv4Addr::UNSPECIFIED, len: 8 };
 /// Unspecified, loopback and what once held IPv4 addresses.
 const LOW6: Prefix6 = Prefix6 { address: Ipv6Addr::UNSPECIFIED, len: 64 };
 const NAT64: Prefix6 = Prefix6 { address: Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), len: 96 };
+/// For translators of a site (RFC 8215): where an IPv4 address stands in it, they alone know.
+const LOCAL_NAT64: Prefix6 = Prefix6 { address: Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), len: 48 };
 const SIX_TO_FOUR: Prefix6 = Prefix6 { address: Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), len: 16 };
 
 impl Policy {
@@ -289,6 +297,7 @@ fn special_bits(ip: IpAddr) -> Option<u8> {
         IpAddr::V4(ip) if LINK_LOCAL4.contains(ip) => Some(LINK_LOCAL4.len),
         IpAddr::V4(ip) => METADATA4.contains(&ip).then_some(32),
         IpAddr::V6(ip) if LINK_LOCAL6.contains(ip) => Some(LINK_LOCAL6.len),
+        IpAddr::V6(ip) if LOCAL_NAT64.contains(ip) => Some(LOCAL_NAT64.len),
         IpAddr::V6(ip) => METADATA6.contains(&ip).then_some(128),
     }
 }

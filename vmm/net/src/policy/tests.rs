@@ -46,7 +46,16 @@ fn what_is_no_hosts_business_is_refused_by_default() {
         ("168.63.129.16:80", Reason::Special),
         ("[fe80::1]:80", Reason::Special),
         ("[fd00:ec2::254]:80", Reason::Special),
+        ("[fd00:ec2::23]:80", Reason::Special),
+        ("[fd20:ce::254]:80", Reason::Special),
+        ("[fd00:c1::a9fe:a9fe]:80", Reason::Special),
+        ("[fd00:42::42]:80", Reason::Special),
         ("[64:ff9b::169.254.169.254]:80", Reason::Special),
+        ("[64:ff9b::100.100.100.200]:80", Reason::Special),
+        // Wherever the translator of a site has the address.
+        ("[64:ff9b:1::127.0.0.1]:80", Reason::Special),
+        ("[64:ff9b:1:7f00:0:100::]:80", Reason::Special),
+        ("[64:ff9b:1:fffe::8.8.8.8]:80", Reason::Special),
     ] {
         for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
             assert_eq!(policy.decide(NOW, protocol, to.parse().unwrap()), Err(reason), "{to}");
@@ -60,7 +69,14 @@ fn what_is_no_hosts_business_is_refused_by_default() {
 
 #[test]
 fn rules_open_what_they_name_and_nothing_else() {
-    let allow = ["host:8080/tcp", "169.254.169.254:80", "1.2.3.0/24:443", "host:53"];
+    let allow = [
+        "host:8080/tcp",
+        "169.254.169.254:80",
+        "1.2.3.0/24:443",
+        "host:53",
+        "[64:ff9b:1::/48]:443",
+        "[64::/16]:80",
+    ];
     let policy = policy(&allow, &["1.2.3.9", "host:54"], Verdict::Deny);
     let decide =
         |protocol, to: &str| policy.decide(NOW, protocol, to.parse().unwrap()).map(|passage| passage.to);
@@ -72,6 +88,12 @@ fn rules_open_what_they_name_and_nothing_else() {
     assert_eq!(decide(Protocol::Icmp, "10.0.2.2:0"), Err(Reason::Host));
     assert_eq!(decide(Protocol::Tcp, "169.254.169.254:80"), yes("169.254.169.254:80"));
     assert_eq!(decide(Protocol::Tcp, "169.254.169.254:81"), Err(Reason::Special));
+    assert_eq!(decide(Protocol::Tcp, "[64:ff9b:1::1]:443"), yes("[64:ff9b:1::1]:443"));
+    assert_eq!(
+        decide(Protocol::Tcp, "[64:ff9b:1::1]:80"),
+        Err(Reason::Special),
+        "a wider rule does not mean it"
+    );
     assert_eq!(decide(Protocol::Tcp, "1.2.3.4:443"), yes("1.2.3.4:443"));
     assert_eq!(decide(Protocol::Tcp, "1.2.3.9:443"), Err(Reason::Rule(0)));
     assert_eq!(decide(Protocol::Tcp, "1.2.3.4:80"), Err(Reason::Default));
