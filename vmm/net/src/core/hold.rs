@@ -8,6 +8,24 @@ use crate::number::len32;
 use crate::policy::Reason;
 
 impl Net {
+    /// Whether the peer of a stream says something before the guest has said whom it is for, where
+    /// only that lets the stream out: whoever it is is not heard, and the stream is no more.
+    pub(super) fn speaks_too_early(&mut self, now: Time, id: FlowId) -> bool {
+        let Some(flow) = self.table.get(id) else { return false };
+        if !flow.held.as_ref().is_some_and(|held| held.check.must) {
+            return false;
+        }
+        let key = flow.key;
+        self.refused_because(
+            now,
+            &key,
+            Reason::Addressee,
+            "its server speaks before it is known whom it is for",
+        );
+        self.end(id, true, true);
+        true
+    }
+
     /// Bytes of a stream that is held back, and perhaps its end. `false`: the stream is no more.
     pub(super) fn hold(&mut self, now: Time, id: FlowId, bytes: &[u8], fin: bool) -> bool {
         let Some(flow) = self.table.get(id) else { return false };

@@ -76,6 +76,9 @@ impl Net {
 
     /// The shell has `len` bytes more of a stream for the guest.
     pub fn received(&mut self, now: Time, id: FlowId, len: usize) {
+        if self.speaks_too_early(now, id) {
+            return;
+        }
         self.stream(id, |tcp| tcp.received(now, len32(len)));
     }
 

@@ -33,6 +33,13 @@ pub(crate) struct Lookup {
     got: Vec<u8>,
 }
 
+impl Lookup {
+    /// What its guest is answered when nobody is asked any more.
+    pub(super) fn failed(&self) -> Vec<u8> {
+        dns::error(&self.message, Code::Failed)
+    }
+}
+
 /// The host's resolvers, those that answer first.
 #[derive(Debug)]
 pub(super) struct Upstreams(Vec<SocketAddr>);

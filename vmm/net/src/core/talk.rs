@@ -17,6 +17,9 @@ const MOST: usize = 4096;
 /// Answers that guests have not taken yet, of all streams, in bytes.
 const MOST_UNREAD: usize = 4 << 20;
 
+/// The same of one stream. No answer is longer than a quarter of it.
+const MOST_UNREAD_OF_ONE: usize = 256 << 10;
+
 /// A stream of questions.
 #[derive(Debug, Default)]
 pub(crate) struct Talk {
@@ -115,7 +118,7 @@ impl Net {
             && let Ok(len) = u16::try_from(answer.len())
         {
             let bytes = [&len.to_be_bytes()[..], &answer].concat();
-            if self.unread + bytes.len() > MOST_UNREAD {
+            if talk.unread + bytes.len() > MOST_UNREAD_OF_ONE || self.unread + bytes.len() > MOST_UNREAD {
                 self.end(id, true, true);
                 return;
             }

@@ -246,3 +246,22 @@ fn callers_beyond_the_gateways_ports_are_lost_and_end_nothing() {
     let lost = 17_000 - u64::try_from(taken).unwrap();
     assert_eq!((world.net.counters().lost, world.net.counters().evicted), (lost, 0));
 }
+
+#[test]
+fn whoever_asks_by_dhcp_is_told_of_the_one_address() {
+    let mut world = world();
+    let (from, to) = (addr("0.0.0.0:68"), addr("255.255.255.255:67"));
+    for number in 0..10_000_u32 {
+        let mut message = vec![0; 240];
+        message[..3].copy_from_slice(&[1, 1, 6]);
+        message[4..8].copy_from_slice(&number.to_be_bytes());
+        // Another client each time.
+        message[28..34].copy_from_slice(&[&[0x52, 0x54][..], &number.to_be_bytes()].concat());
+        message[236..240].copy_from_slice(&[99, 130, 83, 99]);
+        message.extend([53, 1, 1, 255]);
+        world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &message)));
+        let offer = world.one().payload;
+        assert_eq!((&offer[4..8], &offer[16..20]), (&number.to_be_bytes()[..], &[10, 0, 2, 15][..]));
+    }
+    assert_eq!((world.net.flows(), world.sockets.len()), (0, 0));
+}

@@ -179,6 +179,20 @@ fn the_first_bytes_go_on_when_they_name_who_is_allowed() {
         assert!(line["verdict"] == "denied" && line["reason"].as_str().unwrap().contains(why), "{line}");
         assert_eq!((world.net.flows(), world.net.unwritten), (0, 0));
     }
+    // A server that speaks first is not heard.
+    for (port, sent) in [(443, &hello[..20]), (80, b"")] {
+        let mut guest = Guest::open(&mut world, FROM, &format!("198.51.100.7:{port}"));
+        guest.send(&mut world, flag::ACK, sent);
+        world.all();
+        world.closed.clear();
+        guest.feed(&mut world, b"220 a server of mail\r\n");
+        assert_eq!(world.closed, [(guest.flow, true)]);
+        let heard = world.all();
+        assert!(heard.iter().all(|got| got.payload.is_empty()), "it was heard");
+        assert!(heard.last().unwrap().segment.unwrap().has(flag::RST));
+        assert!(last(&world)["reason"].as_str().unwrap().contains("speaks before"));
+        assert_eq!((world.net.flows(), world.net.unwritten), (0, 0));
+    }
     let mut guest = Guest::open(&mut world, FROM, "198.51.100.7:80");
     guest.send(&mut world, flag::ACK, &request("Example.org:80"));
     assert_eq!(world.sockets[&guest.flow].got, request("Example.org:80"));
@@ -251,4 +265,22 @@ fn a_question_is_asked_once_for_as_long_as_its_answer_is_good() {
     world.now += Time::from_secs(30);
     Guest::open(&mut world, FROM, "198.51.100.7:22");
     assert!(ask(&mut world, "example.org", 1, &records).0);
+}
+
+#[test]
+fn a_day_of_lookups_leaves_nothing_and_the_last_is_as_good_as_the_first() {
+    let mut world = world(&[], &[], Verdict::Allow);
+    for minute in 0..24 * 60 {
+        // One name again and again, which is forgotten when its five minutes are over, and others.
+        let (asked, answer) = ask(&mut world, "www.example.org", 1, &[address("198.51.100.7")]);
+        assert_eq!(asked, minute % 5 == 0, "{minute}");
+        assert!(answer.ends_with(&[198, 51, 100, 7]), "{minute}");
+        for other in 0..10 {
+            let name = format!("n{minute}-{other}.example.org");
+            assert!(ask(&mut world, &name, 1, &[address("198.51.100.8")]).0, "{name}");
+        }
+        world.pass(Time::from_secs(60));
+        world.all();
+    }
+    assert_eq!((world.net.flows(), world.sockets.len()), (0, 0));
 }
