@@ -67,3 +67,28 @@ fn socket(publish: &Publish) -> Result<(OwnedFd, SocketAddr), Errno> {
     let bound = internet(net::getsockname(&file)?).ok_or(Errno::AFNOSUPPORT)?;
     Ok((file, bound))
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_needs_more_rights_says_what_to_do() {
+        // Rights are those of a thread, which ends here.
+        let bound = std::thread::spawn(|| {
+            let mut own = capabilities(None).unwrap();
+            own.effective.remove(CapabilitySet::NET_BIND_SERVICE);
+            set_capabilities(None, own).unwrap();
+            let free: u16 = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+                .map_or(1024, |text| text.trim().parse().unwrap());
+            // Where nothing needs rights there is nothing to say.
+            (free > 1).then(|| bind("1:80".parse().unwrap()).map(drop))
+        });
+        if let Some(bound) = bound.join().unwrap() {
+            let error = bound.unwrap_err().to_string();
+            assert!(error.contains("port 1 is for privileged programs only; take one above"), "{error}");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 mod confined;
 mod datagrams;
 mod guest;
+mod listed;
 mod many;
 mod ports;
 mod publish;
