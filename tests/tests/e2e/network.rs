@@ -220,7 +220,7 @@ fn a_user_network_leads_out_and_not_to_the_host() {
 #[test]
 fn a_kept_sandbox_has_its_network_again_after_a_restart() {
     let kept = Kept::new();
-    let serve = "while :; do echo from the guest | nc -l -p 8080; done";
+    let serve = "while :; do echo from the guest | nc -l -p 8080 >>/tmp/heard; done";
     kept.keep(&["-p", "0:8080"], serve);
     let network = || {
         let mut shown = Value::Null;
@@ -274,17 +274,29 @@ fn a_kept_sandbox_has_its_network_again_after_a_restart() {
     let before = denied().expect("it is counted");
     kept.exec("nc -w 5 169.254.169.254 80 </dev/null || :");
     assert!(denied() > Some(before), "what is denied is not counted");
-    // Who is connected stays so when it is removed; nobody else gets in.
-    let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, number))).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    // Who is connected stays so when it is removed; nobody else gets in. The guest's server may be
+    // between two callers, who are refused then.
+    let mut connected = None;
+    kept.until("its server talks to a caller", || {
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, number));
+        let mut stream = TcpStream::connect(at).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+        let mut said = [0; 15];
+        let heard = stream.read_exact(&mut said).is_ok() && said == *b"from the guest\n";
+        connected = heard.then_some(stream);
+        heard
+    });
+    let mut stream = connected.expect("a stream");
     assert_eq!(kept.out(&["port", "rm", "box", &added]).trim(), added);
     assert!(listening(number).is_empty());
     let refused = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, number))).map(drop);
     assert_eq!(refused.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
+    stream.write_all(b"still here\n").expect("it is connected");
+    stream.shutdown(Shutdown::Write).expect("it is connected");
     let mut said = String::new();
-    // The guest's server may have been between two callers.
-    let heard = stream.read_to_string(&mut said);
-    assert!(heard.is_err() || said == "from the guest\n", "{said:?}");
+    stream.read_to_string(&mut said).expect("an end in order");
+    assert_eq!(said, "");
+    kept.until("what was said later is heard", || kept.exec("cat /tmp/heard").contains("still here"));
     let gone = kept.0.nelly(&["port", "rm", "box", &added]);
     assert!(gone.expect(1).err().contains("is not published"), "{}", gone.err());
     // It is another's from now on.
@@ -300,6 +312,14 @@ fn a_kept_sandbox_has_its_network_again_after_a_restart() {
     let pid: u64 = String::from_utf8_lossy(&found.stdout).trim().parse().expect("one process of the network");
     kill("KILL", pid);
     kept.until("the network is down", || kept.out(&["ps"]).contains("network down"));
+    let listed: Value = serde_json::from_str(&kept.out(&["ps", "--json"])).expect("JSON");
+    assert_eq!(listed[0]["ports"], Value::Array(Vec::new()), "{listed}");
+    assert!(
+        listed[0]["network_down"]["reason"].as_str().is_some_and(|why| why.contains("SIGKILL")),
+        "{listed}"
+    );
+    let past = kept.out(&["events", "--since", "1h", "--until", "0s", "--filter", "event=network"]);
+    assert!(past.contains("change=down reason=signal: 9 (SIGKILL)"), "{past}");
     assert_eq!(network()["network"]["link"], "down");
     // Nobody waits for it any more.
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());

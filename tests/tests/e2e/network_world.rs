@@ -10,7 +10,7 @@ use super::user::{as_nobody, home, nelly_as_nobody};
 use super::{Home, LIMIT};
 
 /// More servers of the Internet: TLS at 443, bytes that are no two blocks the same at 9003, and the
-/// files of a directory at 9004; with `host`, one of the host at all of its addresses.
+/// files of a directory at 9004; with `host`, two of the host at all of its addresses.
 const SERVERS: &str = r#"
 import functools, hashlib, http.server, socket, socketserver, ssl, sys, threading
 class Server(http.server.ThreadingHTTPServer):
@@ -40,7 +40,8 @@ if sys.argv[1] == "host":
         def server_bind(self):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             super().server_bind()
-    threading.Thread(target=Both(("::", 8003), Host).serve_forever, daemon=True).start()
+    for port in (8003, 8004):
+        threading.Thread(target=Both(("::", port), Host).serve_forever, daemon=True).start()
 else:
     mib, directory = int(sys.argv[2]), sys.argv[3]
     rest = bytes(i * 7 & 255 for i in range(65528))
@@ -132,6 +133,15 @@ impl Scene {
         done.expect(0);
     }
 
+    /// The free port that the sandbox got for its server.
+    #[track_caller]
+    fn port(&self) -> u16 {
+        let listed = self.nelly(&["port", "ls", "--json", "box"]).expect(0).out();
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        let published = listed[0]["published"].as_str().unwrap_or_default().to_owned();
+        published.split(':').nth(1).and_then(|port| port.parse().ok()).expect(&published)
+    }
+
     /// What this host hears at a port of its own, and who listens there, as ss tells it.
     fn published(port: u16, path: &str) -> (String, String) {
         let url = format!("http://127.0.0.1:{port}/{path}");
@@ -167,12 +177,14 @@ fn the_built_in_image_finds_its_way_by_name() {
     let (_servers, sum) = scene.serve();
     let authority = std::fs::read_to_string(scene.directory.path().join("ca.pem")).expect("an authority");
     let authority = format!("CA={authority}");
-    // README's, with the name of this file.
-    let words = ["run", "-d", "--name", "box", "-p", "8080:80", "--dns", "203.0.113.53", "-e", &authority];
-    scene.nelly(&[&words[..], &["--", "httpd", "-f"]].concat()).expect(0);
-    let (page, listens) = Scene::published(8080, "etc/os-release");
+    // README's, with a free port, and the name of this file.
+    let words = ["run", "-d", "--name", "box", "-p", "0:80", "--dns", "203.0.113.53", "-e", &authority];
+    let words = [&words[..], &["--allow", "host:8004", "--", "httpd", "-f"]].concat();
+    scene.nelly(&words).expect(0);
+    let port = scene.port();
+    let (page, listens) = Scene::published(port, "etc/os-release");
     assert!(page.contains("ID=nelly"), "{page}");
-    assert_eq!(listens, "127.0.0.1:8080");
+    assert_eq!(listens, format!("127.0.0.1:{port}"));
 
     scene.says(
         r#"echo "$CA" >/tmp/ca.pem
@@ -202,6 +214,21 @@ fn the_built_in_image_finds_its_way_by_name() {
             "no such name\n",
         ],
     );
+
+    // Both families lead out by their addresses, and the host's server is there for the guest where
+    // a rule allows its port.
+    let mut script =
+        "for url in http://203.0.113.10/ http://[2001:db8::10]/; do echo $url $(wget -qO- $url); done; "
+            .to_owned();
+    script += "for at in 10.0.2.2 [fd4e:656c:6c79::2] host.internal; do echo $at $(wget -qO- http://$at:8004/); done";
+    let lines = [
+        "http://203.0.113.10/ hello from 203.0.113.10\n",
+        "http://[2001:db8::10]/ hello from 2001:db8::10\n",
+        "10.0.2.2 the host\n",
+        "[fd4e:656c:6c79::2] the host\n",
+        "host.internal the host\n",
+    ];
+    scene.says(&script, &lines);
 
     // A server at every address of this host is reached by none.
     let mine = addresses();
@@ -257,11 +284,12 @@ fn a_debian_finds_its_way_by_its_own_programs() {
     let authority = std::fs::read_to_string(scene.directory.path().join("ca.pem")).expect("an authority");
     let authority = format!("CA={authority}");
     let words =
-        ["run", "-d", "--name", "box", "-p", "8081:80", "--dns", "203.0.113.53", "-e", &authority, &image];
+        ["run", "-d", "--name", "box", "-p", "0:80", "--dns", "203.0.113.53", "-e", &authority, &image];
     scene.nelly(&words).expect(0);
-    let (page, listens) = Scene::published(8081, "");
+    let port = scene.port();
+    let (page, listens) = Scene::published(port, "");
     assert!(page.contains("nginx"), "{page}");
-    assert_eq!(listens, "127.0.0.1:8081");
+    assert_eq!(listens, format!("127.0.0.1:{port}"));
     scene.says(
         r#"echo "$CA" >/tmp/ca.pem
         echo 'options timeout:60' >>/etc/resolv.conf

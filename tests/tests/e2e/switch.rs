@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nelly_tests::scaled;
+use nelly_tests::{nelly, scaled, top};
 use serde_json::Value;
 
 use super::keeper::{Kept, kill};
@@ -87,6 +87,34 @@ fn ping(address: &str) -> String {
 fn processes(part: &str) -> Vec<u64> {
     let found = Command::new("pgrep").args(["-f", part]).output().expect("pgrep");
     String::from_utf8_lossy(&found.stdout).lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Runs what README's session does with a network, word for word, and takes it away again.
+fn as_the_readme_has_it(kept: &Kept) {
+    let readme = fs::read_to_string(top().join("README.md")).expect("README.md");
+    let mut lines = readme.lines().filter_map(|line| line.strip_prefix("$ "));
+    let create = lines.find(|line| line.starts_with("nelly network create")).expect("it makes a network");
+    let run = lines.next().expect("and then machines");
+    assert!(run.contains("--network"), "{run}");
+    let nelly = nelly(kept.0.path(), &[]);
+    let path = Path::new(nelly.get_program()).parent().expect("a directory").to_owned();
+    let path = format!("{}:{}", path.display(), std::env::var("PATH").expect("a path"));
+    let mut shell = Command::new("sh");
+    shell.args(["-ec", &format!("{create}\n{run}")]).env("PATH", path);
+    for (name, value) in nelly.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    nelly_tests::run(&mut shell, b"", LIMIT).expect(0);
+    let shown: Value = serde_json::from_str(&kept.out(&["network", "inspect", "dev"])).expect("JSON");
+    assert_eq!(
+        (&shown[0]["machines"][0]["name"], &shown[0]["machines"][0]["joined"]),
+        (&"db".into(), &true.into())
+    );
+    kept.out(&["rm", "-f", "db"]);
+    kept.out(&["network", "rm", "dev"]);
 }
 
 #[test]
@@ -175,6 +203,7 @@ fn machines_on_a_network_reach_each_other_by_name_and_no_others() {
     home.nelly(&["network", "rm", "dev"]).expect(1);
     machines.kept.out(&["network", "rm", "-f", "dev"]);
     assert_eq!(machines.kept.out(&["network", "ls", "-q"]), "");
+    as_the_readme_has_it(&machines.kept);
     let limit = Instant::now() + scaled(LIMIT);
     let left = || fs::read_dir(home.path().join("run")).map_or(0, Iterator::count);
     while left() > 0 || !processes("nelly-switch --serve --network").is_empty() {
