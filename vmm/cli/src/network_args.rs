@@ -13,7 +13,8 @@ use crate::fail::Usage;
 pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
     /// with options: prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; ip=, gw=,
-    /// dns=, search=, mtu= and mac= for tap and unix; or a network of nelly network create, NAME[,alias=NAME][,ip=ADDRESS]
+    /// dns=, search=, mtu= and mac= for tap and unix, vhost=off for tap; or a network of nelly
+    /// network create, NAME[,alias=NAME][,ip=ADDRESS]
     /// [default: user; none for boot, unless it has a flag below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
     pub(crate) net: Option<String>,
