@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn one_that_takes_nothing_is_given_up() {
         let (holder, _other) = quick();
-        // As many requests as fit, and one more: it waits for room, and no longer than for an answer.
+        // As many requests as fit, and one more: it waits for room no longer than for an answer.
         let request = Request { id: 0, call: Call::List(0) }.to_bytes();
         while send(&holder.file, &request, SendFlags::DONTWAIT).is_ok() {}
         assert!(matches!(holder.remove(publish()), Err(HolderError::Silent(_))));

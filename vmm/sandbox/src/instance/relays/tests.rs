@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 
 use async_trait::async_trait;
@@ -20,7 +21,7 @@ use super::*;
 struct Played {
     accepted: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<u8>>,
     /// Connections to `/slow`, which are never made.
-    begun: Arc<AtomicU64>,
+    begun: Arc<AtomicUsize>,
 }
 
 fn refusal(text: &str) -> ttrpc::Error {
@@ -63,7 +64,7 @@ struct Scene {
     carrier: Carrier,
     /// What the container's processes connect.
     dials: tokio::sync::mpsc::UnboundedSender<u8>,
-    begun: Arc<AtomicU64>,
+    begun: Arc<AtomicUsize>,
     /// What the monitor would get.
     joined: mpsc::Receiver<(Token, OwnedFd)>,
     place: tempfile::TempDir,
@@ -75,7 +76,7 @@ impl Scene {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("agent");
         let (dials, accepted) = tokio::sync::mpsc::unbounded_channel();
-        let begun = Arc::new(AtomicU64::new(0));
+        let begun = Arc::new(AtomicUsize::new(0));
         let played = Played { accepted: tokio::sync::Mutex::new(accepted), begun: Arc::clone(&begun) };
         let listener = ServerListener::bind_unix(path.to_str().unwrap()).unwrap();
         let mut server =
@@ -246,7 +247,7 @@ async fn relays_that_nobody_uses_take_nothing_away() {
     let clients: Vec<_> =
         (0..2 * BEGINNING_MOST).map(|_| nelly_vmm::sys::unix::connect(&at(0)).unwrap()).collect();
     // All that may be made at a time are those of the one that is used.
-    while scene.begun.load(Ordering::SeqCst) < BEGINNING_MOST as u64 {
+    while scene.begun.load(Ordering::SeqCst) < BEGINNING_MOST {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drop(clients);
