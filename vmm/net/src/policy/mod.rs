@@ -22,7 +22,8 @@ pub enum Reason {
     OwnAddress,
     /// It is loopback, multicast, broadcast, unspecified or mapped: never let out.
     Never,
-    /// It is a link-local or metadata address, or one of a site's translator, that no `allow` names.
+    /// It is a link-local or metadata address, or one of a site's translator, that no `allow`
+    /// names.
     Special,
     /// It is in the guest's own network, where nobody else is.
     Nobody,

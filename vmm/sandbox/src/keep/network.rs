@@ -108,8 +108,8 @@ fn refused(error: &PortError) -> ttrpc::Error {
     status(code, nelly_vmm::text::chain(error))
 }
 
-/// The end of a network that has said its last `words`; `None`: whoever holds it has ended, too. One
-/// that ended in order is let be for the time `with_machine`: whoever waits for this gives up when
+/// The end of a network that has said its last `words`; `None`: whoever holds it has ended, too.
+/// One that ended in order is let be for the time `with_machine`: whoever waits for this gives up when
 /// the machine ends.
 async fn down<H>(
     held: Weak<H>,

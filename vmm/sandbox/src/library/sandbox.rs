@@ -95,12 +95,12 @@ impl Sandbox {
         registered.map_err(Error::host("use the connection to the container"))
     }
 
-    /// Publishes a port of this host until the machine ends; port 0 of the host is a free one. Gives
-    /// where it listens. A [`Publish`] is parsed from `[BIND:]HOST:GUEST[/udp]`.
+    /// Publishes a port of this host until the machine ends; port 0 of the host is a free one.
+    /// Gives where it listens. A [`Publish`] is parsed from `[BIND:]HOST:GUEST[/udp]`.
     ///
     /// # Errors
-    /// [`Error::Port`], or [`Error::Keeper`] of what a keeper holds: the port is taken, or published
-    /// already. [`Error::Invalid`]: the sandbox has no user-mode network.
+    /// [`Error::Port`], or [`Error::Keeper`] of what a keeper holds: the port is taken, or
+    /// published already. [`Error::Invalid`]: the sandbox has no user-mode network.
     pub async fn add_port(&self, port: Publish) -> Result<Publish, Error> {
         match &self.holder {
             Holder::Held(held, _) => ports::add(&held.machine, port).await,

@@ -121,8 +121,8 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Listens at `path`, in the place of a socket whose owner is gone. Of several who do so at once one
-/// listens, and the others find that somebody does.
+/// Listens at `path`, in the place of a socket whose owner is gone. Of several who do so at once
+/// one listens, and the others find that somebody does.
 fn listen_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());

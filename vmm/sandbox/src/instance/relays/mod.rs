@@ -223,8 +223,8 @@ impl Serving {
         }
     }
 
-    /// Waits until one more connection may begin. Taken for a connection that is there: a relay that
-    /// nobody uses takes nothing away from others.
+    /// Waits until one more connection may begin. Taken for a connection that is there: a relay
+    /// that nobody uses takes nothing away from others.
     async fn begins(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.beginning).acquire_owned().await.ok()
     }
