@@ -34,7 +34,13 @@ pub(crate) fn system(environment: &Environment) -> Result<Vec<Certificate<'stati
 /// Further authorities for the registry `host`, of a configured file and of docker's directories.
 pub(crate) fn of_host(host: &str, ca: Option<&Path>) -> Result<Vec<Certificate<'static>>, RegistryError> {
     let mut found = ca.map_or(Ok(Vec::new()), read)?;
-    for directory in DIRECTORIES.iter().map(|directory| Path::new(directory).join(host)) {
+    found.extend(in_directories(host, &DIRECTORIES.map(Path::new))?);
+    Ok(found)
+}
+
+fn in_directories(host: &str, all: &[&Path]) -> Result<Vec<Certificate<'static>>, RegistryError> {
+    let mut found = Vec::new();
+    for directory in all.iter().map(|directory| directory.join(host)) {
         let Ok(entries) = directory.read_dir() else { continue };
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "crt"));
@@ -71,4 +77,33 @@ pub(crate) fn config(authorities: Vec<Certificate<'static>>) -> TlsConfig {
         .root_certs(RootCerts::Specific(Arc::new(authorities)))
         .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing looks into what stands there before a connection does.
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn directories_of_a_registry_have_its_authorities() {
+        let work = tempfile::tempdir().unwrap();
+        let (docker, podman) = (work.path().join("docker"), work.path().join("podman"));
+        let write = |directory: &Path, name: &str, text: &str| {
+            std::fs::create_dir_all(directory).unwrap();
+            std::fs::write(directory.join(name), text).unwrap();
+        };
+        let count = |host: &str| in_directories(host, &[&docker, &podman]).map(|found| found.len());
+        assert_eq!(count("registry:5000").unwrap(), 0);
+        write(&docker.join("registry:5000"), "ca.crt", &PEM.repeat(2));
+        write(&docker.join("registry:5000"), "client.key", "a key");
+        write(&docker.join("registry:5000"), "client.cert", "what docker shows to the registry");
+        write(&podman.join("registry:5000"), "other.crt", PEM);
+        write(&podman.join("other"), "ca.crt", "nothing");
+        assert_eq!(count("registry:5000").unwrap(), 3);
+        assert_eq!(count("registry").unwrap(), 0, "another port is another registry");
+        let error = count("other").unwrap_err().to_string();
+        assert!(error.contains("other/ca.crt") && error.contains("no certificate"), "{error}");
+    }
 }
