@@ -39,12 +39,25 @@ pub(crate) fn attach(args: &AttachArgs, context: &Context) -> Result<ExitCode> {
         let attached = connection.attach(exec.unwrap_or_default(), stdin).await?;
         Ok(match shown(&connection, attached, keys, false).await? {
             Shown::Ended(code) => code,
-            Shown::Left => 0,
+            Shown::Left => {
+                out::message(goes_on(&args.name, exec));
+                0
+            }
         })
     });
     // The input thread may still block in a read of standard input; it ends with the process.
     runtime.shutdown_background();
     code.map(ExitCode::from)
+}
+
+/// What is told whoever leaves a container or a session by the detach keys.
+pub(super) fn goes_on(sandbox: &str, exec: Option<&str>) -> String {
+    match exec {
+        Some(id) => format!("session {id} goes on; `nelly attach --exec {id} {sandbox}` returns to it"),
+        None => format!(
+            "sandbox {sandbox} goes on; `nelly attach {sandbox}` returns to it, `nelly stop {sandbox}` ends it"
+        ),
+    }
 }
 
 /// How an attachment ended.

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::args::ExecArgs;
-use super::attach::{Shown, shown};
+use super::attach::{Shown, goes_on, shown};
 use super::logs::id_of;
 use super::ps::{command, words};
 use super::{connect, runtime, sandboxes, target};
@@ -81,10 +81,7 @@ async fn session(args: &ExecArgs, connection: &Connection, exec: Exec, keys: Det
     Ok(match shown(connection, attached, keys, ends_input).await? {
         Shown::Ended(code) => code,
         Shown::Left => {
-            let sandbox = &args.words[0];
-            out::message(format_args!(
-                "session {id} goes on; `nelly attach --exec {id} {sandbox}` returns to it"
-            ));
+            out::message(goes_on(&args.words[0], Some(&id)));
             0
         }
     })
