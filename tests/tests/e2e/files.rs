@@ -1,7 +1,7 @@
 //! Looking into the container of a sandbox, and its files.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -85,6 +85,19 @@ fn copies(kept: &Kept) {
     ] {
         kept.out(&["cp", from, to]);
         assert_eq!(kept.exec(&format!("stat -c '%a %u' {there}")), "750 0", "{from} {to}");
+    }
+    // With owners and set-user-id bits only where that is asked for.
+    kept.exec("cp /w/new /w/owned; chown 7:8 /w/owned; chmod 4751 /w/owned");
+    let owned = at("owned");
+    kept.out(&["cp", "box:/w/owned", &at("mine")]);
+    let mine = fs::metadata(at("mine")).unwrap();
+    assert_eq!((mine.uid(), mine.mode() & 0o7777), (rustix::process::getuid().as_raw(), 0o751));
+    kept.out(&["cp", "-a", "box:/w/owned", &owned]);
+    let copy = fs::metadata(&owned).unwrap();
+    assert_eq!((copy.uid(), copy.gid(), copy.mode() & 0o7777), (7, 8, 0o4751));
+    for (flags, there) in [(&["cp"][..], "751 0:0"), (&["cp", "-a"], "4751 7:8")] {
+        kept.out(&[flags, &[&owned, "box:/w/again"]].concat());
+        assert_eq!(kept.exec("stat -c '%a %u:%g' /w/again"), there);
     }
     // Archives, whatever made them.
     let packed = Command::new("tar").args(["-C", &tree, "-cf", "-", "deep"]).output().unwrap().stdout;

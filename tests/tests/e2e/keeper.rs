@@ -15,7 +15,8 @@ use super::sessions::Events;
 use super::{Home, LIMIT};
 
 /// Says that it runs, and ends with 3 when it is asked to.
-pub(super) const SERVER: &str = "echo up; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
+pub(super) const SERVER: &str =
+    "echo up; trap 'echo bye; exit 3' TERM; trap 'exit 4' INT; while :; do sleep 0.1; done";
 
 /// A home whose sandboxes end with the test, however it ends.
 pub(super) struct Kept(pub(super) Home);
@@ -107,11 +108,17 @@ pub(super) fn spawn(home: &Path, words: &[&str]) -> Child {
 #[test]
 fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     let kept = Kept::new();
-    kept.keep(&["-e", "WHO=me", "--storage", "1G"], SERVER);
+    let file = kept.0.path().join("variables");
+    fs::write(&file, "# Who it is.\nWHO=somebody\nFROM=a file = here\n").unwrap();
+    let file = file.to_str().unwrap();
+    kept.keep(&["--env-file", file, "-e", "WHO=me", "--storage", "1G"], SERVER);
+    let mut follows = spawn(kept.0.path(), &["logs", "-f", "box"]);
     let room: u64 = kept.exec("df -Pm / | awk 'NR == 2 { print $2 }'").parse().unwrap();
     assert!((900..=1024).contains(&room), "{room} MiB of 1G");
     // Its own words, and those of its container.
-    assert_eq!(kept.exec("echo $WHO; pwd"), "me\n/");
+    assert_eq!(kept.exec("echo $WHO; echo $FROM; pwd"), "me\na file = here\n/");
+    let words = ["exec", "--env-file", file, "box", "sh", "-c", "echo $WHO"];
+    assert_eq!(kept.out(&words), "somebody");
     let words =
         ["exec", "-e", "WHO=you", "-w", "/tmp", "-u", "1:1", "box", "sh", "-c", "echo $WHO; pwd; id -u"];
     assert_eq!(kept.out(&words), "you\n/tmp\n1");
@@ -139,6 +146,9 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert_eq!(wait(&mut attached, LIMIT).code(), Some(3));
     let shown = attached.wait_with_output().unwrap().stdout;
     assert_eq!(String::from_utf8_lossy(&shown), "up\nbye\n");
+    // Who follows the log has it to the end.
+    assert_eq!(wait(&mut follows, LIMIT).code(), Some(0));
+    assert_eq!(follows.wait_with_output().unwrap().stdout, b"up\nbye\n");
     assert_eq!(kept.out(&["wait", "box"]), "3");
     let refused = kept.0.nelly(&["exec", "box", "true"]);
     assert!(refused.expect(125).err().contains("exited"));
@@ -161,9 +171,13 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
     kept.out(&["kill", "-s", "TERM", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "3");
+    // Another first signal than its own: nothing is said, and no time goes by.
+    kept.out(&["start", "box"]);
+    kept.out(&["stop", "--signal", "INT", "--time", "1000s", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "4");
     // The log has the output of all runs, and outlives them.
-    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nup\nbye");
-    assert!(kept.out(&["ps", "-a"]).contains("   Exited (3) "));
+    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nup\nbye\nup");
+    assert!(kept.out(&["ps", "-a"]).contains("   Exited (4) "));
     kept.out(&["rm", "box"]);
     assert_eq!(kept.out(&["ps", "-aq"]), "");
 }
@@ -324,6 +338,16 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
         (&kept.state()["status"], &kept.state()["stopped_by_command"]),
         (&"exited".into(), &true.into())
     );
+    // A policy that a stop ends, and an end of its own does not.
+    kept.out(&["update", "--restart", "unless-stopped", "box"]);
+    kept.out(&["start", "box"]);
+    kept.until("it was started again", || kept.state()["restarts"] == 1);
+    kept.out(&["stop", "box"]);
+    assert_eq!(kept.out(&["start", "--restartable"]), "");
+    assert_eq!(kept.state()["status"], "exited");
+    kept.out(&["update", "--restart", "always", "box"]);
+    assert_eq!(kept.out(&["start", "--restartable"]), "box");
+    kept.out(&["stop", "box"]);
     // What is removed at its end is gone with it, and leaves no keeper.
     let made = kept.0.nelly(&["run", "-d", "--rm", "--name", "other", "--", "true"]);
     let path = kept.sandboxes().join(made.expect(0).out().trim());

@@ -111,6 +111,12 @@ fn a_pulled_image_runs_with_the_registry_stopped() {
     assert_eq!(version(&second, &["--pull", "always"], "team/app:1"), "two\n");
     assert_eq!(version(&second, &["--pull", "never"], "team/app:1"), "two\n");
 
+    // What the registry does not have is told by `run`, too.
+    let none = format!("{host}/team/none:1");
+    let done = first.nelly(&["run", "--rm", &none, "true"]);
+    let err = done.expect(125).err();
+    assert!(err.contains("does not have the manifest") && err.contains(&none), "{err}");
+
     // The first home has pulled, and nothing more: it unpacks without the registry.
     registry.stop();
     assert_eq!(version(first, &[], &name), "one\n");

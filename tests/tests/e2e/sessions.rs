@@ -152,9 +152,11 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     let late = kept.0.nelly(&["attach", "--exec", &id, "box"]);
     assert_eq!((late.expect(143).out().as_str(), late.err().as_str()), ("out\n", "err\n"));
     // A sandbox of its own is left by the same keys, and returned to.
-    tmux.line(&format!("clear; {nelly} run -it --name fg -e 'PS1=fg# ' -- sh; echo code-$?"));
+    tmux.line(&format!(
+        "clear; {nelly} run -it --name fg --detach-keys ctrl-o,d -e 'PS1=fg# ' -- sh; echo code-$?"
+    ));
     tmux.see("fg#");
-    tmux.keys(&["C-]"]);
+    tmux.keys(&["C-o", "d"]);
     tmux.see("sandbox fg goes on");
     tmux.see("code-0");
     // By others, too, which are no others' then.
@@ -163,6 +165,7 @@ fn a_session_is_left_and_returned_to_until_it_ends() {
     tmux.line("echo there-$((2 + 1))");
     tmux.see("there-3");
     tmux.keys(&["C-a", "q"]);
+    tmux.see("sandbox fg goes on");
     tmux.see("code-0");
     tmux.line(&format!("clear; {nelly} attach fg; echo code-$?"));
     tmux.see("fg#");

@@ -152,27 +152,35 @@ fn noise(bytes: usize) -> Vec<u8> {
 
 /// skopeo pushes an image of one layer with a file of `bytes` bytes; the layer's digest.
 fn pushed(target: &str, bytes: usize, credentials: Option<&str>) -> String {
+    pushed_layers(target, bytes, 1, credentials).remove(0)
+}
+
+/// The same of `count` such layers.
+fn pushed_layers(target: &str, bytes: usize, count: usize, credentials: Option<&str>) -> Vec<String> {
     let work = tempfile::tempdir().unwrap();
     let at = |name: &str| work.path().join(name);
     fs::create_dir_all(at("image/blobs/sha256")).unwrap();
-    fs::write(at("file"), noise(bytes)).unwrap();
-    tool(work.path(), &["tar", "-cf", "layer.tar", "file"]);
     let blob = |bytes: &[u8], kind: &str| {
         let digest = Digest::sha256(bytes);
         fs::write(at("image/blobs/sha256").join(digest.hex()), bytes).unwrap();
         json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len() })
     };
-    let diff_id = Digest::sha256(&fs::read(at("layer.tar")).unwrap()).to_string();
-    // skopeo would compress a layer that is not.
-    tool(work.path(), &["gzip", "-n", "layer.tar"]);
-    let layer = blob(&fs::read(at("layer.tar.gz")).unwrap(), "layer.v1.tar+gzip");
+    let (mut diff_ids, mut layers) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        fs::write(at("file"), noise(bytes)).unwrap();
+        tool(work.path(), &["tar", "-cf", "layer.tar", "file"]);
+        diff_ids.push(Digest::sha256(&fs::read(at("layer.tar")).unwrap()).to_string());
+        // skopeo would compress a layer that is not.
+        tool(work.path(), &["gzip", "-fn", "layer.tar"]);
+        layers.push(blob(&fs::read(at("layer.tar.gz")).unwrap(), "layer.v1.tar+gzip"));
+    }
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({ "architecture": architecture, "os": "linux", "author": HOSTILE,
         "config": { "Cmd": ["/file"], "Labels": { HOSTILE: HOSTILE }, "WorkingDir": HOSTILE },
         "history": [{ "created_by": format!("a test {HOSTILE}"), "comment": HOSTILE }],
-        "rootfs": { "type": "layers", "diff_ids": [diff_id] } });
+        "rootfs": { "type": "layers", "diff_ids": diff_ids } });
     let config = blob(config.to_string().as_bytes(), "config.v1+json");
-    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
     let manifest = blob(manifest.to_string().as_bytes(), "manifest.v1+json");
     let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(at("image/index.json"), index.to_string()).unwrap();
@@ -184,7 +192,7 @@ fn pushed(target: &str, bytes: usize, credentials: Option<&str>) -> String {
     }
     words.extend(["oci:image", &target]);
     tool(work.path(), &words);
-    layer["digest"].as_str().unwrap().to_owned()
+    layers.iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
 }
 
 /// Runs a tool that must succeed; what it prints.

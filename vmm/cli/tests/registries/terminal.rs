@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Gate, Home, LIMIT, Registry, pushed, tool};
+use super::{Gate, Home, LIMIT, Registry, pushed_layers, tool};
 
 /// A tmux server of a test's own, with a shell in it.
 struct Tmux {
@@ -99,19 +99,26 @@ fn a_password_is_asked_for_and_not_shown() {
 }
 
 #[test]
-fn a_bar_shows_how_far_a_layer_is_and_ctrl_c_ends_it() {
+fn bars_show_how_far_layers_are_and_ctrl_c_ends_them() {
     let registry = Registry::start(false);
-    let digest = pushed(&format!("{}/app", registry.host()), 24 << 20, None);
+    let digests = pushed_layers(&format!("{}/app", registry.host()), 6 << 20, 4, None);
     let home = Home::new();
-    let gate = Gate::start(registry.port, 8 << 20);
+    let gate = Gate::start(registry.port, 12 << 20);
     let tmux = Tmux::new(&home);
     let pull = format!("image pull 127.0.0.1:{}/app", gate.port);
     tmux.nelly(&pull);
+    // As many at once as are transferred at once, each drawn over, not below.
+    let ids = digests.iter().map(|digest| digest.strip_prefix("sha256:").unwrap().get(..12).unwrap());
+    let ids: Vec<&str> = ids.collect();
+    for id in &ids {
+        tmux.see(id);
+    }
     let screen = tmux.see("[####");
-    let id = digest.strip_prefix("sha256:").unwrap().get(..12).unwrap();
-    let line = screen.lines().find(|line| line.contains("[####")).unwrap();
-    assert!(line.trim_start().starts_with(id) && line.contains("MiB of 24.0 MiB"), "{screen}");
-    assert_eq!(screen.matches(id).count(), 1, "drawn over, not below: {screen}");
+    for id in ids {
+        let line = screen.lines().find(|line| line.trim_start().starts_with(id)).unwrap();
+        assert!(line.contains("MiB of 6.0 MiB"), "{screen}");
+        assert_eq!(screen.matches(id).count(), 1, "{screen}");
+    }
     tmux.ask(&["send-keys", "C-c"]);
     // What the shell shows after a death by SIGINT.
     tmux.line("echo code-$?");
