@@ -74,6 +74,7 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/disk",
         floors: &[
+            ("le", 0),
             ("number", 0),
             ("sys", 0),
             ("buffer", 1),
@@ -81,8 +82,10 @@ pub(crate) const CRATES: &[Crate] = &[
             ("traits", 2),
             ("testing", 3),
             ("file", 4),
+            ("partitions", 4),
             ("read_only", 4),
             ("concat", 5),
+            ("fs", 5),
             ("raw", 6),
             ("new_file", 6),
             ("qcow2", 6),
