@@ -1,0 +1,29 @@
+//! How a cloud image boots, found out on the host, from its disk alone: which kernel, which
+//! initrds and which command line its own boot loader would take.
+//!
+//! The image is only read, through [`nelly_disk::ReadAt`] and so through qcow2 with its backing
+//! files, too. Nothing of it is trusted: every table is checked, every file bounded, every script
+//! ends. [`find`] gives a [`BootPlan`], which is plain data; [`Image::copy`] takes a file out.
+
+pub mod bls;
+mod drivers;
+mod entry;
+mod error;
+mod files;
+pub mod fstab;
+pub mod grub;
+pub mod grubenv;
+mod initrd;
+mod layout;
+mod loaders;
+mod plan;
+pub mod syslinux;
+mod unpack;
+pub mod version;
+
+pub use drivers::{Driver, DriverPlace, Drivers};
+pub use entry::{BootEntry, FileRef, Loader};
+pub use error::CloudError;
+pub use files::{INITRD_MAX, KERNEL_MAX};
+pub use layout::{Image, Parts, Slot};
+pub use plan::{BootPlan, COMMAND_LINE_MAX, find};
