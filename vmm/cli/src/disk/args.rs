@@ -19,6 +19,8 @@ pub(crate) enum DiskVerb {
     Check(CheckArgs),
     /// List what of a disk is data, and where it lies
     Map(MapArgs),
+    /// Show how a cloud image boots: kernel, initrd and command line of each entry
+    BootEntries(super::boot_entries::BootEntriesArgs),
 }
 
 impl DiskVerb {
@@ -31,6 +33,7 @@ impl DiskVerb {
             Self::Convert(args) => args.json,
             Self::Check(args) => args.json,
             Self::Map(args) => args.json,
+            Self::BootEntries(args) => args.json,
         }
     }
 }

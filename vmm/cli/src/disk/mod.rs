@@ -1,6 +1,7 @@
 //! `nelly disk`: images of disks.
 
 pub(crate) mod args;
+mod boot_entries;
 mod show;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ pub(crate) fn run(verb: &DiskVerb) -> Result<ExitCode> {
         DiskVerb::Convert(args) => convert(args),
         DiskVerb::Check(args) => show::check(args),
         DiskVerb::Map(args) => show::map(args),
+        DiskVerb::BootEntries(args) => boot_entries::run(args),
     }
 }
 
