@@ -6,6 +6,7 @@
 //! the same.
 
 pub mod agent;
+pub mod cloud;
 pub mod kernel;
 pub mod layers;
 pub mod mmio;
@@ -32,6 +33,7 @@ pub struct Target {
 /// Every target.
 pub const TARGETS: &[Target] = &[
     Target { name: "agent", run: agent::run, seeds: agent::seeds, rounds: 1_000 },
+    Target { name: "cloud", run: cloud::run, seeds: cloud::seeds, rounds: 4_000 },
     Target { name: "kernel", run: kernel::run, seeds: kernel::seeds, rounds: 3_000 },
     Target { name: "layers", run: layers::run, seeds: layers::seeds, rounds: 4_000 },
     Target { name: "mmio", run: mmio::run, seeds: mmio::seeds, rounds: 4_000 },

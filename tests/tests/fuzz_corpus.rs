@@ -109,6 +109,11 @@ fn agent() {
 }
 
 #[test]
+fn cloud() {
+    corpus("cloud");
+}
+
+#[test]
 fn kernel() {
     corpus("kernel");
 }
@@ -164,9 +169,13 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     let names: Vec<_> = targets::TARGETS.iter().map(|target| target.name).collect();
     assert_eq!(
         names,
-        ["agent", "kernel", "layers", "mmio", "net", "qcow2", "queue", "state", "switch", "usernet", "vsock"]
+        [
+            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "state", "switch",
+            "usernet", "vsock"
+        ]
     );
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
+    assert!(targets::cloud::seeds().iter().all(|seed| targets::cloud::accepts(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
     assert!(targets::qcow2::seeds().iter().all(|seed| targets::qcow2::accepts(seed)));
     // Without indirect tables negotiated, the second chain breaks the queue.
