@@ -4,6 +4,7 @@ pub mod blk;
 pub mod console;
 pub mod device;
 pub mod fault;
+pub mod fs;
 pub mod interrupt;
 pub mod mem;
 pub mod net;

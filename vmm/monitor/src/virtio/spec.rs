@@ -61,6 +61,8 @@ pub mod id {
     pub const VSOCK: u32 = 19;
     /// Memory that is plugged in.
     pub const MEMORY: u32 = 24;
+    /// File system.
+    pub const FILE_SYSTEM: u32 = 26;
 
     /// What people call the devices that there are here.
     #[must_use]
@@ -73,6 +75,7 @@ pub mod id {
             ENTROPY => "entropy",
             VSOCK => "vsock",
             MEMORY => "memory",
+            FILE_SYSTEM => "fs",
             _ => "unknown",
         }
     }
