@@ -25,6 +25,9 @@ pub const OVERLAY_DISK: &str = "overlay-disk";
 /// `Rootfs.volumes`: directories that are no overlay.
 pub const VOLUMES: &str = "volumes";
 
+/// `Rootfs.shares`: directories and files of the host.
+pub const SHARES: &str = "shares";
+
 /// `CreateContainerRequest.init`: a small init as the container's first process.
 pub const INIT: &str = "init";
 
@@ -71,6 +74,7 @@ pub const ALL: &[&str] = &[
     OVERLAY_TMPFS,
     OVERLAY_DISK,
     VOLUMES,
+    SHARES,
     INIT,
     GUEST_DEVICES,
     HOSTS,

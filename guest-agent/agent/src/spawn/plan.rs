@@ -110,21 +110,55 @@ pub struct RootfsPlan {
     pub upper_bytes: u64,
     /// Block device with the writable layer, instead of one in memory.
     pub upper_device: Option<String>,
-    /// Directories beside the writable layer.
+    /// What is mounted into it that is no overlay.
     pub volumes: Vec<VolumePlan>,
 }
 
-/// A directory that is no overlay, mounted into the container.
+/// A directory that is no overlay, or a file, mounted into the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumePlan {
-    /// Its name among the volumes; a valid id.
-    pub name: String,
+    /// Where it comes from.
+    pub source: VolumeSource,
     /// Absolute, in the container.
     pub path: String,
     /// Whether the container cannot write to it.
     pub read_only: bool,
-    /// Whether a new one gets what the image has at the path.
-    pub copy_up: bool,
+}
+
+/// Where a volume comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// A directory beside the writable layer.
+    Kept {
+        /// Its name among these; a valid id.
+        name: String,
+        /// Whether a new one gets what the image has at the path.
+        copy_up: bool,
+    },
+    /// A directory of the host, or a file.
+    Shared {
+        /// The tag of its file system device; a valid id.
+        tag: String,
+        /// It is a single file.
+        file: bool,
+    },
+}
+
+impl VolumePlan {
+    /// Whether it lies beside the writable layer.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.source, VolumeSource::Kept { .. })
+    }
+}
+
+/// What messages call it.
+impl std::fmt::Display for VolumePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.source {
+            VolumeSource::Kept { name, .. } => write!(f, "the volume {name}"),
+            VolumeSource::Shared { tag, .. } => write!(f, "the shared directory {tag}"),
+        }
+    }
 }
 
 /// A mount.

@@ -114,6 +114,18 @@ async fn volumes_stay_inside_of_the_container(world: Arc<World>) {
         let (refused, text) = refusal(world.create(&request).await);
         assert!(refused == code && text.contains(words), "{name} {path}: {text}");
     }
+    // A directory of the host that this guest has no device for.
+    for (tag, path, code, words) in [
+        ("nosuch", "/data", ttrpc::Code::INTERNAL, "mount the shared directory nosuch for /data"),
+        ("../x", "/data", ttrpc::Code::INVALID_ARGUMENT, "rootfs.shares.tag"),
+        ("tag", "data", ttrpc::Code::INVALID_ARGUMENT, "rootfs.shares.path"),
+    ] {
+        let mut request = world.create_request("shared", &spec(&["true"]), &m::Stdio::new());
+        let (tag, path) = (tag.to_owned(), path.to_owned());
+        request.rootfs.mut_or_insert_default().shares = vec![m::Share { tag, path, ..m::Share::default() }];
+        let (refused, text) = refusal(world.create(&request).await);
+        assert!(refused == code && text.contains(words), "{text}");
+    }
     // What root in a container with all rights may have put on its disk.
     let disk = Disk::new();
     let place = tempfile::tempdir().unwrap();

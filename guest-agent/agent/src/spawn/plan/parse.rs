@@ -1,13 +1,13 @@
 //! Conversion of requests to plans. Everything that is invalid or not supported is an error that
 //! names the field.
 
-use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Stdio, Volume};
+use nelly_protocol::messages::{CreateContainerRequest, Rootfs, Share, Stdio, Volume};
 use oci_spec::runtime::{Linux, LinuxDeviceType, LinuxNamespaceType, PosixRlimitType};
 
 use super::guest_devices;
 use super::{
     ContainerPlan, ContainerRequest, DevicePlan, MountPlan, PlanError, ProcessPlan, RootfsPlan, StagePlan,
-    Surroundings, UserPlan, VolumePlan,
+    Surroundings, UserPlan, VolumePlan, VolumeSource,
 };
 use crate::network::{Names, host_line};
 use crate::spawn::caps::{self, CapabilitySets};
@@ -332,19 +332,27 @@ fn rootfs_plan(rootfs: &Rootfs, mount_read_only: bool) -> Result<RootfsPlan, Pla
         mount_read_only: mount_read_only || rootfs.read_only,
         upper_bytes: rootfs.upper_bytes,
         upper_device: upper_device.cloned(),
-        volumes: rootfs.volumes.iter().map(volume).collect::<Result<_, _>>()?,
+        volumes: rootfs
+            .volumes
+            .iter()
+            .map(volume)
+            .chain(rootfs.shares.iter().map(share))
+            .collect::<Result<_, _>>()?,
     })
 }
 
 fn volume(volume: &Volume) -> Result<VolumePlan, PlanError> {
     check_id("rootfs.volumes.name", &volume.name)?;
     absolute("rootfs.volumes.path", &volume.path)?;
-    Ok(VolumePlan {
-        name: volume.name.clone(),
-        path: volume.path.clone(),
-        read_only: volume.read_only,
-        copy_up: volume.copy_up,
-    })
+    let source = VolumeSource::Kept { name: volume.name.clone(), copy_up: volume.copy_up };
+    Ok(VolumePlan { source, path: volume.path.clone(), read_only: volume.read_only })
+}
+
+fn share(share: &Share) -> Result<VolumePlan, PlanError> {
+    check_id("rootfs.shares.tag", &share.tag)?;
+    absolute("rootfs.shares.path", &share.path)?;
+    let source = VolumeSource::Shared { tag: share.tag.clone(), file: share.file };
+    Ok(VolumePlan { source, path: share.path.clone(), read_only: share.read_only })
 }
 
 /// A line for /etc/hosts.

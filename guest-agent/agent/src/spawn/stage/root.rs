@@ -9,7 +9,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Gid, Uid, chown};
 
 use super::{Named, StageError, storage, volumes};
-use crate::spawn::plan::RootfsPlan;
+use crate::spawn::plan::{RootfsPlan, VolumePlan};
 use crate::sys;
 
 /// Mounts the image read-only below a writable layer, on its own disk or in `size` bytes of memory;
@@ -24,7 +24,7 @@ pub(super) fn mount(
     sys::mount("tmpfs", workdir, "tmpfs", 0, &format!("mode=755,size={size}"))
         .step(|| format!("mount the writable layer ({size} bytes) on {workdir}"))?;
     let [lower, root] = ["lower", "root"].map(|name| format!("{workdir}/{name}"));
-    let wanted = !rootfs.read_only || !rootfs.volumes.is_empty();
+    let wanted = !rootfs.read_only || rootfs.volumes.iter().any(VolumePlan::is_kept);
     let disk = rootfs.upper_device.as_ref().filter(|_| wanted);
     let kept = match disk {
         Some(_) => format!("{workdir}/disk"),
@@ -48,7 +48,7 @@ pub(super) fn mount(
     let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     sys::mount("overlay", &root, "overlay", 0, &layers)
         .step(|| "mount the overlay of image and writable layer".into())?;
-    let volumes = volumes::open(&rootfs.volumes, &kept, &root)?;
+    let volumes = volumes::open(&rootfs.volumes, workdir, &kept, &root)?;
     Ok((root, volumes))
 }
 

@@ -1,7 +1,10 @@
-//! Volumes: directories beside the writable layer, `volumes/NAME`, mounted into the container.
+//! Volumes: directories beside the writable layer, `volumes/NAME`, and directories and files of the
+//! host, mounted into the container.
 //!
 //! They are no overlay, so that an overlay can be mounted on top of them by what runs in the
-//! container. A new one is filled under another name, and has its own only when it is whole.
+//! container. A new one is filled under another name, and has its own only when it is whole. What
+//! is the host's is mounted by its tag at a place of which no container has a path, and lasts in
+//! the container's mounts alone.
 
 use std::fs;
 use std::io;
@@ -10,33 +13,60 @@ use std::path::Path;
 
 use super::places::{self, ROOT, TargetKind};
 use super::{Named, StageError, copy, storage};
-use crate::spawn::plan::{MountPlan, VolumePlan};
+use crate::spawn::plan::{MountPlan, VolumePlan, VolumeSource};
 use crate::sys::{self, MountAttributes};
 
 /// Makes those volumes that are missing below `kept`, from what the root file system at `root` has
-/// where they will be mounted, and opens all of them.
-pub(super) fn open(volumes: &[VolumePlan], kept: &str, root: &str) -> Result<Vec<OwnedFd>, StageError> {
-    if volumes.is_empty() {
-        return Ok(Vec::new());
-    }
+/// where they will be mounted, mounts what is the host's below `workdir`, and opens all of them.
+pub(super) fn open(
+    volumes: &[VolumePlan],
+    workdir: &str,
+    kept: &str,
+    root: &str,
+) -> Result<Vec<OwnedFd>, StageError> {
     let directory = format!("{kept}/volumes");
-    storage::make_directory(&directory)?;
-    volumes.iter().map(|volume| open_one(volume, &directory, root)).collect()
-}
-
-fn open_one(volume: &VolumePlan, directory: &str, root: &str) -> Result<OwnedFd, StageError> {
-    let VolumePlan { name, path, .. } = volume;
-    let place = format!("{directory}/{name}");
-    if fs::symlink_metadata(&place).is_err() {
-        fill(volume, directory, root, &place)?;
+    if volumes.iter().any(VolumePlan::is_kept) {
+        storage::make_directory(&directory)?;
     }
-    storage::make_directory(&place)?;
-    sys::clone_tree(&place, false).step(|| format!("open the volume {name} for {path}"))
+    let open = |volume: &VolumePlan| match &volume.source {
+        VolumeSource::Kept { name, copy_up } => {
+            let place = format!("{directory}/{name}");
+            if fs::symlink_metadata(&place).is_err() {
+                fill((name, *copy_up), &volume.path, &directory, root, &place)?;
+            }
+            storage::make_directory(&place)?;
+            sys::clone_tree(&place, false).step(|| format!("open {volume} for {}", volume.path))
+        }
+        VolumeSource::Shared { tag, file } => open_shared(volume, tag, *file, workdir),
+    };
+    volumes.iter().map(open).collect()
 }
 
-/// Makes a new volume. No name begins with a dot, so nothing else is called what it is meanwhile.
-fn fill(volume: &VolumePlan, directory: &str, root: &str, place: &str) -> Result<(), StageError> {
-    let VolumePlan { name, path, copy_up, .. } = volume;
+/// What a file system device with a single file calls it.
+const SINGLE_FILE: &str = "file";
+
+/// Mounts the file system of a device, and opens it, or its single file.
+fn open_shared(volume: &VolumePlan, tag: &str, file: bool, workdir: &str) -> Result<OwnedFd, StageError> {
+    let path = &volume.path;
+    let shares = format!("{workdir}/shares");
+    storage::make_directory(&shares)?;
+    let place = format!("{shares}/{tag}");
+    storage::make_directory(&place)?;
+    let read_only = if volume.read_only { libc::MS_RDONLY } else { 0 };
+    sys::mount(tag, &place, "virtiofs", read_only, "").step(|| format!("mount {volume} for {path}"))?;
+    let wanted = if file { format!("{place}/{SINGLE_FILE}") } else { place };
+    sys::clone_tree(&wanted, false).step(|| format!("open {volume} for {path}"))
+}
+
+/// Makes a new volume, which has a name and is perhaps filled. No name begins with a dot, so
+/// nothing else is called what it is meanwhile.
+fn fill(
+    (name, copy_up): (&str, bool),
+    path: &str,
+    directory: &str,
+    root: &str,
+    place: &str,
+) -> Result<(), StageError> {
     let begun = format!("{directory}/.{name}.new");
     match fs::remove_dir_all(&begun) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -47,7 +77,7 @@ fn fill(volume: &VolumePlan, directory: &str, root: &str, place: &str) -> Result
     storage::make_directory(&begun)?;
     let source = places::make(root, path, TargetKind::Directory)
         .step(|| format!("make the mount point {path} of the volume {name}"))?;
-    if *copy_up {
+    if copy_up {
         copy::tree(Path::new(&source), Path::new(&begun))
             .step(|| format!("fill the volume {name} with what the image has at {path}"))?;
     }
@@ -56,17 +86,20 @@ fn fill(volume: &VolumePlan, directory: &str, root: &str, place: &str) -> Result
 
 /// Mounts a volume, after the root was changed.
 pub(super) fn mount(volume: &VolumePlan, tree: BorrowedFd<'_>) -> Result<(), StageError> {
-    let VolumePlan { name, path, read_only, .. } = volume;
-    let place = places::make(ROOT, path, TargetKind::Directory)
-        .step(|| format!("make the mount point {path} of the volume {name}"))?;
+    let VolumePlan { source, path, read_only } = volume;
+    let end = match source {
+        VolumeSource::Shared { file: true, .. } => TargetKind::File,
+        _ => TargetKind::Directory,
+    };
+    let place = places::make(ROOT, path, end).step(|| format!("make the mount point {path} of {volume}"))?;
     if is_kernels(&place) {
         let refused = io::Error::from_raw_os_error(libc::EPERM);
-        return Err(refused).step(|| format!("mount the volume {name} on {path}, which is {place}"));
+        return Err(refused).step(|| format!("mount {volume} on {path}, which is {place}"));
     }
-    sys::move_tree(tree, &place).step(|| format!("mount the volume {name} on {path}"))?;
+    sys::move_tree(tree, &place).step(|| format!("mount {volume} on {path}"))?;
     let read_only = if *read_only { libc::MS_RDONLY } else { 0 };
     sys::mount_attributes(&place, MountAttributes { set: read_only, clear: 0 })
-        .step(|| format!("make the volume {name} read-only"))
+        .step(|| format!("make {volume} read-only"))
 }
 
 /// Whether a place is the root itself, which a mount would not replace, or of the proc file system,
@@ -113,7 +146,8 @@ mod tests {
     use crate::spawn::mount_options;
 
     fn volume(path: &str) -> VolumePlan {
-        VolumePlan { name: "v".to_owned(), path: path.to_owned(), read_only: false, copy_up: true }
+        let source = VolumeSource::Kept { name: "v".to_owned(), copy_up: true };
+        VolumePlan { source, path: path.to_owned(), read_only: false }
     }
 
     #[test]
@@ -143,16 +177,16 @@ mod tests {
         // What a guest that was killed left.
         fs::create_dir_all(at("volumes/.v.new/half")).expect("made");
         let [kept, root] = ["", "root"].map(|path| at(path).to_str().expect("UTF-8").to_owned());
-        let fill_it = |volume: &VolumePlan| {
-            let place = format!("{kept}/volumes/{}", volume.name);
-            fill(volume, &format!("{kept}/volumes"), &root, &place).expect("filled");
+        let fill_it = |name: &str, copy_up: bool, path: &str| {
+            let place = format!("{kept}/volumes/{name}");
+            fill((name, copy_up), path, &format!("{kept}/volumes"), &root, &place).expect("filled");
         };
-        fill_it(&volume("/data"));
+        fill_it("v", true, "/data");
         assert_eq!(text("volumes/v/file"), "image");
         assert!(!at("volumes/v/half").exists() && !at("volumes/.v.new").exists());
-        fill_it(&VolumePlan { name: "w".into(), copy_up: false, ..volume("/data") });
+        fill_it("w", false, "/data");
         assert!(fs::read_dir(at("volumes/w")).expect("made").next().is_none());
-        fill_it(&VolumePlan { name: "x".into(), ..volume("/missing/below") });
+        fill_it("x", true, "/missing/below");
         assert!(at("volumes/x").is_dir() && at("root/missing/below").is_dir());
     }
 
