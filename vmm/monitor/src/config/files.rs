@@ -25,6 +25,11 @@ pub(crate) enum FileUse {
     Socket,
     /// A queue of a tap; a path is that of its device node.
     Tap,
+    /// A directory, or a regular file, of which the guest sees what is in it.
+    Share {
+        /// Nothing in it is written.
+        read_only: bool,
+    },
 }
 
 impl MachineConfig {
@@ -78,6 +83,7 @@ impl MachineConfig {
             log_bytes: _,
             vsock: _,
             networks,
+            shares,
             spare_slots: _,
             on_reset: _,
             time_limit_ms: _,
@@ -89,6 +95,9 @@ impl MachineConfig {
         }
         for (index, network) in networks.iter_mut().enumerate() {
             files.extend(network.files(&format!("networks[{index}].link")));
+        }
+        for (index, share) in shares.iter_mut().enumerate() {
+            files.push(share.file(&format!("shares[{index}]")));
         }
         for (field, endpoint) in [("console", console), ("serial", serial)] {
             match endpoint {
@@ -132,7 +141,8 @@ fn absolute(field: &str, path: &Path) -> Result<PathBuf, ConfigError> {
 mod tests {
     use super::*;
     use crate::config::{
-        DiskConfig, DiskId, MacAddress, NetworkConfig, NetworkId, NetworkLink, TapLink, VsockConfig,
+        DiskConfig, DiskId, MacAddress, NetworkConfig, NetworkId, NetworkLink, ShareConfig, ShareTag,
+        TapLink, VsockConfig,
     };
 
     fn machine() -> MachineConfig {
@@ -150,6 +160,8 @@ mod tests {
             network("a", NetworkLink::Stream(path("passt"))),
             network("b", NetworkLink::Tap(TapLink { queues, ..TapLink::default() })),
         ];
+        let share = |tag: &str, source| ShareConfig::new(ShareTag::new(tag).unwrap(), source, true);
+        config.shares = vec![share("a", path("shared")), share("b", FileSource::Fd(9))];
         config.vsock = Some(VsockConfig { unix_socket: Some("socket".into()), ..VsockConfig::default() });
         config
     }
@@ -158,9 +170,9 @@ mod tests {
     fn every_descriptor_is_named_and_every_path_becomes_absolute() {
         let here = std::env::current_dir().unwrap();
         let mut config = machine().with_absolute_paths().unwrap();
-        assert_eq!(config.descriptors(), [7, 3, 8, 0]);
+        assert_eq!(config.descriptors(), [7, 3, 8, 9, 0]);
         config.initrd = Some(FileSource::Path("/dev/fd/12".into()));
-        assert_eq!(config.descriptors(), [12, 3, 8, 0]);
+        assert_eq!(config.descriptors(), [12, 3, 8, 9, 0]);
         config.initrd = None;
         let paths: Vec<_> = config
             .files()
@@ -175,6 +187,7 @@ mod tests {
             ("disks[0]", "/disks/a".into()),
             ("disks[2]", here.join("c")),
             ("networks[0].link.stream", here.join("passt")),
+            ("shares[0].source", here.join("shared")),
             ("console", here.join("log")),
             ("serial", here.join("out")),
         ];

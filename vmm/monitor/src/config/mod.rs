@@ -8,6 +8,7 @@ mod disk;
 mod files;
 mod network;
 mod parse;
+mod share;
 mod values;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub(crate) use files::FileUse;
 pub use network::{
     DatagramLink, MacAddress, Mtu, NetworkConfig, NetworkId, NetworkLink, QueuePairs, TapLink, TapName,
 };
+pub use share::{MAX_SHARES, ShareConfig, ShareTag};
 pub use values::{CommandLine, ContextId, CpuCount, DiskId, HotplugSize, LogSize, MemorySize, SERIAL_BYTES};
 
 /// The version of the JSON form that this monitor reads and writes.
@@ -77,6 +79,10 @@ pub struct MachineConfig {
     /// Network devices, in the order in which the guest sees them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkConfig>,
+    /// Shared directories, in the order in which the guest sees their devices. At most
+    /// [`MAX_SHARES`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareConfig>,
     /// Number of empty virtio-mmio slots for devices that are attached at run time. At most 64
     /// together with all other devices.
     pub spare_slots: u8,
@@ -110,6 +116,7 @@ impl MachineConfig {
             log_bytes: LogSize::default(),
             vsock: None,
             networks: Vec::new(),
+            shares: Vec::new(),
             spare_slots: 0,
             on_reset: OnReset::Exit,
             time_limit_ms: None,
@@ -124,6 +131,7 @@ impl MachineConfig {
             + usize::from(self.console != Endpoint::None)
             + usize::from(self.vsock.is_some())
             + self.networks.len()
+            + self.shares.len()
             + usize::from(self.hotplug_bytes.get() > 0)
             + usize::from(self.spare_slots)
     }
@@ -159,12 +167,14 @@ impl MachineConfig {
             disk.validate(&format!("disks[{index}]"))?;
         }
         network::validate(&self.networks)?;
+        share::validate(&self.shares)?;
         let devices = self.virtio_devices();
         if devices > MAX_VIRTIO_DEVICES {
             let reason = format!(
                 "the machine has {devices} virtio devices in total; the limit is {MAX_VIRTIO_DEVICES}"
             );
             let field = match self.spare_slots {
+                0 if self.shares.len() > self.disks.len().max(self.networks.len()) => "shares",
                 0 if self.networks.len() > self.disks.len() => "networks",
                 0 => "disks",
                 _ => "spare_slots",
@@ -262,6 +272,8 @@ pub enum DeviceName {
     Network(NetworkId),
     /// The disk with this id.
     Disk(DiskId),
+    /// The shared directory with this tag.
+    Share(ShareTag),
 }
 
 impl std::fmt::Display for DeviceName {
@@ -274,6 +286,7 @@ impl std::fmt::Display for DeviceName {
             Self::Memory => "memory device",
             Self::Network(id) => return write!(f, "network {:?}", id.as_str()),
             Self::Disk(id) => return write!(f, "disk {:?}", id.as_str()),
+            Self::Share(tag) => return write!(f, "shared directory {:?}", tag.as_str()),
         })
     }
 }

@@ -83,6 +83,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         log_bytes: fields.or_default("log_bytes")?,
         vsock: fields.optional("vsock")?,
         networks: fields.list("networks")?,
+        shares: fields.list("shares")?,
         spare_slots: fields.or_default("spare_slots")?,
         on_reset: fields.or_default("on_reset")?,
         time_limit_ms: fields.optional("time_limit_ms")?,

@@ -64,6 +64,9 @@ fn everything_survives_a_round_trip() {
     }
     config.networks[3].queues = QueuePairs::new(8).unwrap();
     config.networks[1].mtu = Mtu::new(65_520).unwrap();
+    let share = |tag: &str, source| ShareConfig::new(ShareTag::new(tag).unwrap(), source, tag == "ro");
+    config.shares =
+        vec![share("work", FileSource::Path("/home/me/work".into())), share("ro", FileSource::Fd(10))];
     config.spare_slots = 2;
     config.on_reset = OnReset::Reboot;
     config.time_limit_ms = Some(1);

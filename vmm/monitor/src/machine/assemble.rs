@@ -15,7 +15,7 @@ use super::faults;
 use super::files::{FileError, Files};
 use super::mailbox::Mailbox;
 use super::outcome::{DeviceFaults, ExitCounts};
-use super::plan::Plan;
+use super::plan::{Plan, SlotDevice};
 use super::snapshot::{self, Description, RestoreError, Saved, Snapshot};
 use super::vcpu::{self, SharedMachine};
 use super::workers::WorkerThreads;
@@ -62,6 +62,12 @@ pub(super) enum AssembleError {
     #[error("networks: the link of the network {id:?} cannot be used")]
     Network {
         id: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("shares: the shared directory {tag:?} cannot be used")]
+    Share {
+        tag: String,
         #[source]
         source: io::Error,
     },
@@ -280,6 +286,11 @@ impl<V: Vm> Assembled<V> {
         lock(&self.transports[slot]).0.vacant()
     }
 
+    /// Whether the guest sees files of the host.
+    pub(super) fn has_shares(&self) -> bool {
+        self.plan.slots.iter().any(|slot| matches!(slot.device, SlotDevice::Share(_)))
+    }
+
     /// The slot of a virtio device.
     pub(super) fn slot_of(&self, device: &DeviceName) -> Option<usize> {
         let (kind, name) = match device {
@@ -290,6 +301,7 @@ impl<V: Vm> Assembled<V> {
             DeviceName::Memory => (id::MEMORY, None),
             DeviceName::Network(network) => (id::NET, Some(network.as_str())),
             DeviceName::Disk(disk) => (id::BLOCK, Some(disk.as_str())),
+            DeviceName::Share(tag) => (id::FILE_SYSTEM, Some(tag.as_str())),
         };
         self.interrupts.iter().position(|interrupt| {
             let identity = interrupt.tally().identity();

@@ -20,7 +20,7 @@ use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::MmioSlot;
 use crate::bus::{Buses, SharedDevice};
-use crate::config::{DiskConfig, Endpoint, NetworkConfig, PART_ALIGNMENT};
+use crate::config::{DiskConfig, Endpoint, NetworkConfig, PART_ALIGNMENT, ShareConfig};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
@@ -29,6 +29,7 @@ use crate::timeline::name;
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
+use crate::virtio::fs::{FileSystem, SharedTree};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::{MemoryControl, MemoryDevice};
 use crate::virtio::net::{Network, NetworkView};
@@ -170,6 +171,14 @@ fn network(
         .map_err(|source| AssembleError::Network { id: network.id.as_str().to_owned(), source })
 }
 
+fn share(share: &ShareConfig, index: usize, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
+    let shared = files.get(&format!("shares[{index}].source"), &share.source)?;
+    let tag = share.tag.as_str();
+    let server = SharedTree::new(shared, share.read_only, share.host_locks)
+        .map_err(|source| AssembleError::Share { tag: tag.to_owned(), source })?;
+    Ok(Box::new(FileSystem::new(Arc::new(server), tag, share.read_only)))
+}
+
 /// The devices of a plan before they have a place.
 pub(super) struct Devices {
     /// By slot; none for what is made of other things than files.
@@ -228,6 +237,7 @@ impl Devices {
                     found.networks.insert(slot.number, view);
                     Some(Box::new(device))
                 }
+                SlotDevice::Share(index) => Some(share(&config.shares[index], index, files)?),
                 SlotDevice::Memory | SlotDevice::Nothing => None,
             };
             found.virtio.push(device);

@@ -148,6 +148,11 @@ impl Handed {
                 *source = self.push(socket.into(), Label { name: Some(file), place: None });
                 return Ok(());
             }
+            FileUse::Share { read_only } => {
+                let shared = sys::files::open_shared(path, read_only).map_err(failed)?;
+                *source = self.push(shared, Label { name: Some(file), place: None });
+                return Ok(());
+            }
             FileUse::Tap => (options.read(true).write(true), Accept::Stream),
             FileUse::Image => (options.read(true), Accept::Regular),
             FileUse::Disk { read_only } => (options.read(true).write(!read_only), Accept::Disk),

@@ -48,7 +48,7 @@ pub struct DeviceState {
     pub slot: u16,
     /// What it is: `block`, `vsock`, ...; `none` for an empty slot.
     pub kind: String,
-    /// A disk's id.
+    /// A disk's id, a shared directory's tag.
     pub name: Option<String>,
     /// The device status register without NEEDS_RESET (15: the driver is ready).
     pub status: u8,

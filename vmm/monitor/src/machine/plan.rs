@@ -36,6 +36,8 @@ pub(super) enum SlotDevice {
     Vsock,
     /// The network of this number in the config.
     Network(usize),
+    /// The shared directory of this number in the config.
+    Share(usize),
     /// The memory that is plugged in later.
     Memory,
     /// A disk, once one is attached.
@@ -58,6 +60,7 @@ impl Plan {
             devices.extend(wanted.then_some(what));
         }
         devices.extend((0..config.networks.len()).map(SlotDevice::Network));
+        devices.extend((0..config.shares.len()).map(SlotDevice::Share));
         // Memory comes last of all devices, so that every other one is where it is without it.
         devices.extend((config.hotplug_bytes.get() > 0).then_some(SlotDevice::Memory));
         devices.extend((0..config.spare_slots).map(|_| SlotDevice::Nothing));
@@ -78,11 +81,14 @@ impl Plan {
         self.slots.iter().map(|slot| slot.mmio).collect()
     }
 
-    /// The slots whose devices have a thread for their worker: those of disks and networks, and
-    /// those with room for a disk.
+    /// The slots whose devices have a thread for their worker: those of disks, networks and shared
+    /// directories, and those with room for a disk.
     pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
         let threaded = |slot: &&SlotPlan| {
-            matches!(slot.device, SlotDevice::Disk(_) | SlotDevice::Network(_) | SlotDevice::Nothing)
+            matches!(
+                slot.device,
+                SlotDevice::Disk(_) | SlotDevice::Network(_) | SlotDevice::Share(_) | SlotDevice::Nothing
+            )
         };
         self.slots.iter().filter(threaded).map(|slot| slot.number)
     }
@@ -98,7 +104,7 @@ mod tests {
     use super::*;
     use crate::config::{
         CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MacAddress, MemorySize, NetworkConfig,
-        NetworkId, NetworkLink, VsockConfig,
+        NetworkId, NetworkLink, ShareConfig, ShareTag, VsockConfig,
     };
 
     fn disk(id: &str) -> DiskConfig {
@@ -122,15 +128,28 @@ mod tests {
             NetworkConfig::new(id, mac, NetworkLink::None)
         };
         config.networks = vec![network("a"), network("b")];
+        config.shares = vec![ShareConfig::new(ShareTag::new("s").unwrap(), FileSource::Fd(0), false)];
         config.spare_slots = 2;
         let plan = Plan::of(&config);
         let devices: Vec<_> = plan.slots.iter().map(|slot| slot.device).collect();
-        use SlotDevice::{Console, Disk, Memory, Network, Nothing, Rng, Vsock};
+        use SlotDevice::{Console, Disk, Memory, Network, Nothing, Rng, Share, Vsock};
         assert_eq!(
             devices,
-            [Disk(0), Disk(1), Rng, Console, Vsock, Network(0), Network(1), Memory, Nothing, Nothing]
+            [
+                Disk(0),
+                Disk(1),
+                Rng,
+                Console,
+                Vsock,
+                Network(0),
+                Network(1),
+                Share(0),
+                Memory,
+                Nothing,
+                Nothing
+            ]
         );
-        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 5, 6, 8, 9]);
+        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 5, 6, 7, 9, 10]);
         assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {

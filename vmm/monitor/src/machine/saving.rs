@@ -23,6 +23,10 @@ pub(super) enum SaveError {
     Hypervisor(#[from] HvError),
     #[error(transparent)]
     Memory(#[from] ImageError),
+    #[error(
+        "a machine with shared directories cannot be saved: which files of the host its guest has open cannot be written down"
+    )]
+    Shares,
     #[error("the file of the state is not a regular file")]
     Kind,
     #[error("cannot write the file of the state")]
@@ -54,6 +58,9 @@ impl<V: Vm> Loop<V> {
         }
         if self.saving.is_some() {
             return Err((reply, Refusal::Saving));
+        }
+        if self.machine.has_shares() {
+            return Err((reply, SaveError::Shares.into()));
         }
         self.saves += 1;
         let vcpus = (0..self.cpus).map(|_| None).collect();

@@ -374,7 +374,8 @@ impl<H: Hypervisor> Server<'_, H> {
                 | DeviceName::Console
                 | DeviceName::Vsock
                 | DeviceName::Memory
-                | DeviceName::Network(_) => {}
+                | DeviceName::Network(_)
+                | DeviceName::Share(_) => {}
             }
             reply.done();
         }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Access, Mode, OFlags, fcntl_getfl, fcntl_setfl};
 
 /// What may stand behind a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,62 @@ pub fn open(path: &Path, options: &OpenOptions, accept: Accept) -> io::Result<Fi
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens what is to be shared with a guest, close-on-exec: a directory for reading, a regular file
+/// by its place alone (`O_PATH`), since its server opens it as each guest asks. Looks first whether
+/// this process may read it, and write to it unless `read_only`: of a file that it may not, the
+/// guest would only see errors.
+///
+/// # Errors
+/// The system's refusal, or a sentence that says what `path` is instead.
+pub fn open_shared(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    shared(rustix::fs::open(path, PLACE, Mode::empty())?, read_only)
+}
+
+/// The same of a path none of whose parts may be a symbolic link: one that has become a link since
+/// somebody looked would lead elsewhere.
+///
+/// # Errors
+/// As [`open_shared`]; the system's `ELOOP` of a path with a link.
+#[cfg(target_os = "linux")]
+pub fn open_shared_without_links(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let without = rustix::fs::ResolveFlags::NO_SYMLINKS;
+    let place = rustix::fs::openat2(rustix::fs::CWD, path, PLACE, Mode::empty(), without)?;
+    shared(place, read_only)
+}
+
+/// The same of a path none of whose parts may be a symbolic link.
+///
+/// # Errors
+/// As [`open_shared`]; the system's `ELOOP` of a path with a link.
+#[cfg(target_os = "macos")]
+pub fn open_shared_without_links(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let without = OFlags::from_bits_retain(libc::O_NOFOLLOW_ANY.cast_unsigned());
+    shared(rustix::fs::open(path, PLACE | without, Mode::empty())?, read_only)
+}
+
+/// Flags that open a place in the file system and not what is there.
+#[cfg(target_os = "linux")]
+const PLACE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+#[cfg(not(target_os = "linux"))]
+const PLACE: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+fn shared(place: OwnedFd, read_only: bool) -> io::Result<OwnedFd> {
+    let place = File::from(place);
+    let kind = place.metadata()?.file_type();
+    if kind.is_dir() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        return Ok(rustix::fs::openat(&place, ".", flags, Mode::empty())?);
+    }
+    if !kind.is_file() {
+        let text = format!("it is {}; a directory or a regular file is needed", name(kind));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let wanted = if read_only { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
+    let here = format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&place));
+    rustix::fs::access(here.as_str(), wanted)?;
+    Ok(place.into())
 }
 
 fn name(kind: FileType) -> &'static str {

@@ -8,6 +8,7 @@
 
 mod locks;
 mod request;
+mod server;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use nelly_disk::{ReadBuffer, WriteBuffer};
 
 use self::locks::Locks;
 use self::request::Answered;
+pub use self::server::SharedTree;
 use super::device::{ActivateError, Activation, Device, DeviceFault, Placement, Registrar, Returned, Worker};
 use super::interrupt::Interrupt;
 use super::queue::{Queue, TURN_BYTES};
