@@ -16,7 +16,7 @@ use ttrpc::context::Context;
 
 use crate::spec::network::GuestNetwork;
 use crate::spec::options::Device;
-use crate::spec::{ContainerSpec, ProcessSpec, Volume, oci};
+use crate::spec::{ContainerSpec, ProcessSpec, Share, Volume, oci, shares};
 use crate::timeline::GuestStamps;
 
 /// A disk in the guest.
@@ -218,6 +218,17 @@ fn volume(volume: &Volume) -> wire::Volume {
     }
 }
 
+/// A share of this number.
+fn share((number, share): (usize, &Share)) -> wire::Share {
+    wire::Share {
+        tag: shares::tag(number).as_str().to_owned(),
+        path: share.path.clone(),
+        read_only: share.read_only,
+        file: share.file,
+        ..Default::default()
+    }
+}
+
 fn guest_device(device: &Device) -> wire::Device {
     wire::Device {
         source: device.source.clone(),
@@ -290,6 +301,7 @@ impl Agent {
             features::OVERLAY_DISK,
             features::HOSTS,
             features::VOLUMES,
+            features::SHARES,
             features::INIT,
             features::GUEST_DEVICES,
         ];
@@ -339,6 +351,7 @@ impl Agent {
             upper_bytes: spec.upper_bytes,
             upper_device: spec.upper_device.clone().unwrap_or_default(),
             volumes: spec.options.volumes.iter().map(volume).collect(),
+            shares: spec.options.shares.iter().enumerate().map(share).collect(),
             ..Default::default()
         };
         let stdio = stdio(&spec.process, size);

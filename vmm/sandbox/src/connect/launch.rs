@@ -11,6 +11,7 @@ use nelly_vmm::sys;
 use nelly_vmm::sys::files::{self, Accept};
 use serde::de::DeserializeOwned;
 
+use crate::spec::{ShareError, shares};
 use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord};
 use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
 
@@ -40,6 +41,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// A directory or file of the host is not what it was.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// Its monitor is gone.
     #[error("the sandbox's monitor {} is missing", .0.display())]
     NoMonitor(PathBuf),
@@ -80,7 +84,7 @@ fn line<T: DeserializeOwned>(from: &mut BufReader<UnixStream>) -> io::Result<T> 
 /// of its image and without the streams of a client.
 ///
 /// # Errors
-/// [`LaunchError::File`], [`LaunchError::NoMonitor`].
+/// [`LaunchError::File`], [`LaunchError::Share`], [`LaunchError::NoMonitor`].
 pub fn open_files(
     sandbox: &SandboxDir,
     record: &SandboxRecord,
@@ -106,7 +110,9 @@ pub fn open_files(
             Some(File::options().read(true).write(true).open(&path).map_err(failed("disk", &path))?)
         }
     };
-    Ok(Files { lock: Some(lock.into_fd()), kernel, initrd, disks, storage, client: ClientEnds::default() })
+    let shares = shares::open(&record.container.options.shares)?;
+    let (lock, client) = (Some(lock.into_fd()), ClientEnds::default());
+    Ok(Files { lock, kernel, initrd, disks, storage, shares, client })
 }
 
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
@@ -136,6 +142,7 @@ pub fn launch(
         id,
         disks: files.disks.len(),
         storage: files.storage.is_some(),
+        shares: files.shares.len(),
         client: files.client(),
         size,
     };

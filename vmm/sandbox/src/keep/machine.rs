@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nelly_vmm::config::MachineConfig;
@@ -47,7 +48,10 @@ fn machine(record: &SandboxRecord, files: &Files, site: &Site<'_>) -> Result<Mad
     let MachineRecord { network, usernet, .. } = &record.machine;
     let who = (&*record.id.to_string(), record.name.as_str());
     let attached = attach(network, usernet.as_deref(), who, &mut resources, (site, None))?;
-    let spec = MachineSpec {
+    let shares =
+        files.shares.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+    let shares = resources.add_all(shares);
+    let mut spec = MachineSpec {
         kernel,
         initrd,
         image: resources.add_all(image),
@@ -59,7 +63,9 @@ fn machine(record: &SandboxRecord, files: &Files, site: &Site<'_>) -> Result<Mad
         append: record.machine.append.clone(),
         spare_slots: record.machine.spare_slots,
         networks: attached.device.into_iter().collect(),
+        shares: Vec::new(),
     };
+    spec.share(&record.container.options.shares, shares);
     let config = spec.config().map_err(|error| failed(io::Error::other(error)))?;
     let hostname = record.container.hostname.clone();
     Ok((config, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))

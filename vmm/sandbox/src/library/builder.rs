@@ -8,7 +8,9 @@ use super::Sandbox;
 use super::capture::HELD;
 use super::{Nelly, Signal};
 use crate::spec::network::NetworkOptions;
-use crate::spec::{Capabilities, ContainerOptions, Overrides, Relay, Rights, Seccomp};
+use crate::spec::{
+    Capabilities, ContainerOptions, MountRequest, Overrides, Relay, Rights, Seccomp, ShareRequest,
+};
 use crate::state::record::RestartPolicy;
 
 /// How long a process may take to end by its stop signal, if nobody says another time.
@@ -32,6 +34,7 @@ pub struct Builder {
     pub(super) read_only: bool,
     pub(super) tmpfs: Vec<String>,
     pub(super) volumes: Vec<String>,
+    pub(super) shares: Vec<MountRequest>,
     pub(super) seccomp: Seccomp,
     pub(super) options: ContainerOptions,
     pub(super) network: NetworkOptions,
@@ -77,6 +80,7 @@ impl Builder {
             read_only: false,
             tmpfs: Vec::new(),
             volumes: Vec::new(),
+            shares: Vec::new(),
             seccomp: Seccomp::Default,
             options: ContainerOptions::default(),
             network: NetworkOptions::default(),
@@ -163,9 +167,19 @@ impl Builder {
     }
 
     /// A volume, as `[NAME:]PATH[:ro]`: on the disk of a sandbox that stays, else in the guest's
-    /// memory.
+    /// memory. `HOST:PATH[:ro]`, where HOST begins with `/` or `.`, is a directory or a file of the
+    /// host, see [`Builder::share`].
     pub fn volume(mut self, text: impl Into<String>) -> Self {
         self.volumes.push(text.into());
+        self
+    }
+
+    /// A directory or a file of the host at an absolute path in the container. A relative `source`
+    /// is one from the current directory. What is to be written may neither contain Nelly's own
+    /// files nor be one of them. A sandbox that stays opens it again at each start.
+    pub fn share(mut self, source: impl Into<PathBuf>, path: impl Into<String>, read_only: bool) -> Self {
+        let (source, path) = (source.into(), path.into());
+        self.shares.push(MountRequest::Share(ShareRequest { source, path, read_only }));
         self
     }
 

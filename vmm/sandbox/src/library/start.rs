@@ -15,7 +15,10 @@ use crate::instance::{self, Guest};
 use crate::network::{Attached, Site, attach, member};
 use crate::spec::machine::IMAGE_DEVICE;
 use crate::spec::network::NetworkOption;
-use crate::spec::{ContainerOptions, ContainerSpec, MachineSpec, Network, ProcessSpec, Tmpfs, volumes};
+use crate::spec::{
+    ContainerOptions, ContainerSpec, MachineSpec, MountRequest, Mounts, Network, ProcessSpec, Tmpfs, shares,
+    volumes,
+};
 use crate::state::networks::NetworksLock;
 use crate::state::record::{ImageRecord, MachineRecord};
 use crate::state::{Exit, Hostname, Id, Name, SandboxDir, SandboxRecord, Sandboxes, StorageSize, Timestamp};
@@ -94,6 +97,9 @@ impl Builder {
         let spec =
             MachineSpec { memory: machine.memory_bytes, cpus: machine.cpus, nested: machine.nested, ..spec };
         let spec = MachineSpec { networks: attached.device.into_iter().collect(), ..spec };
+        let (mut spec, shares) = (spec, &container.options.shares);
+        let opened = shares::open(shares).map_err(|error| Error::invalid("volume")(error.into()))?;
+        spec.share(shares, resources.add_all(opened));
         let config = spec.config().map_err(|error| Error::invalid("machine")(error.into()))?;
         let isolation = match in_process {
             true => Isolation::Thread,
@@ -248,8 +254,10 @@ impl Builder {
         let cpus = CpuCount::new(self.cpus).map_err(|error| Error::invalid("cpus")(error.into()))?;
         let tmpfs: Result<Vec<Tmpfs>, _> = self.tmpfs.iter().map(|text| text.parse()).collect();
         let tmpfs = tmpfs.map_err(|error| Error::invalid("tmpfs")(boxed(error)))?;
-        let asked: Result<Vec<_>, _> = self.volumes.iter().map(|text| text.parse()).collect();
-        let asked = asked.map_err(|error| Error::invalid("volume")(boxed(error)))?;
+        let mounts: Result<Vec<_>, _> =
+            self.volumes.iter().map(|text| MountRequest::of_volume(text)).collect();
+        let mounts = mounts.map_err(|error| Error::invalid("volume")(boxed(error)))?;
+        let Mounts { volumes: asked, shares, tmpfs: _ } = mounts.into_iter().chain(self.shares).collect();
         let reference: Reference =
             self.image.parse().map_err(|error| Error::invalid("image")(boxed(error)))?;
         let image = store.resolve(&reference, &mut Silent)?;
@@ -257,7 +265,9 @@ impl Builder {
         let process = ProcessSpec::merge(&config, &self.overrides, hostname.as_str())
             .map_err(|error| Error::invalid("command")(error.into()))?;
         let declared = config.volumes().as_deref().unwrap_or_default();
-        let volumes = volumes::combine(&asked, declared, &tmpfs)
+        let volumes = volumes::combine(&asked, declared, &tmpfs, &shares)
+            .map_err(|error| Error::invalid("volume")(error.into()))?;
+        let shares = shares::resolve(&shares, &self.nelly.places().own())
             .map_err(|error| Error::invalid("volume")(error.into()))?;
         let installation = self.nelly.installation();
         let network = self.network.network(Network::None);
@@ -276,7 +286,7 @@ impl Builder {
                 read_only: self.read_only,
                 tmpfs,
                 seccomp: self.seccomp,
-                options: ContainerOptions { volumes, ..self.options },
+                options: ContainerOptions { volumes, shares, ..self.options },
                 in_machine_network: !network.is_none(),
                 ..ContainerSpec::new(process, hostname.as_str())
             },

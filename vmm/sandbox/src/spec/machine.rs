@@ -4,10 +4,10 @@
 use nelly_protocol::ports;
 use nelly_vmm::config::{
     CommandLine, ConfigError, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize,
-    NetworkConfig, Platform, VsockConfig,
+    NetworkConfig, Platform, ShareConfig, VsockConfig,
 };
 
-use super::Installation;
+use super::{Installation, Share, shares};
 
 /// Arguments of the guest kernel. It logs only emergencies to the console, and reboots after a
 /// panic. (Trusting the processor's random numbers is the default since 6.2; the agent adds the
@@ -54,6 +54,8 @@ pub struct MachineSpec {
     pub spare_slots: u8,
     /// Its network devices.
     pub networks: Vec<NetworkConfig>,
+    /// Its shared directories, see [`MachineSpec::share`].
+    pub shares: Vec<ShareConfig>,
 }
 
 impl MachineSpec {
@@ -73,7 +75,18 @@ impl MachineSpec {
             append: String::new(),
             spare_slots: 0,
             networks: Vec::new(),
+            shares: Vec::new(),
         }
+    }
+
+    /// Adds the devices of a container's shared directories, which are opened or named by
+    /// `sources`, in their order.
+    pub fn share(&mut self, shares: &[Share], sources: impl IntoIterator<Item = FileSource>) {
+        let devices = shares.iter().zip(sources).enumerate();
+        let device = |(n, (share, source)): (usize, (&Share, _))| {
+            ShareConfig::new(shares::tag(n), source, share.read_only)
+        };
+        self.shares.extend(devices.map(device));
     }
 
     /// The same, with the kernel and initramfs of an installation.
@@ -114,6 +127,7 @@ impl MachineSpec {
         }
         config.vsock = Some(VsockConfig { power_port: Some(ports::POWER_PORT), ..VsockConfig::default() });
         config.networks.clone_from(&self.networks);
+        config.shares.clone_from(&self.shares);
         config.serial = Endpoint::Stream;
         config.validate()?;
         Ok(config)

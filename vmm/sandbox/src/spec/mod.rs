@@ -11,6 +11,7 @@ pub mod quantity;
 pub mod relay;
 pub mod rights;
 pub mod seccomp;
+pub mod shares;
 pub mod tmpfs;
 pub mod volumes;
 
@@ -24,8 +25,9 @@ pub use relay::{Relay, RelayAddress};
 pub use rights::{Capabilities, Rights};
 pub use seccomp::{Seccomp, SecurityOption};
 use serde::{Deserialize, Serialize};
+pub use shares::{Share, ShareError, ShareRequest};
 pub use tmpfs::Tmpfs;
-pub use volumes::{MountRequest, Volume, VolumeRequest};
+pub use volumes::{MountRequest, Mounts, Volume, VolumeRequest};
 
 /// The container that the agent creates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

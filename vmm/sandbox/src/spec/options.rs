@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, Relay, SpecError, Volume};
+use super::{HealthCheck, Relay, Share, SpecError, Volume};
 
 /// What a container has beyond its process, its name and its writable layer. The default is that of
 /// docker's `run` without flags.
@@ -29,6 +29,9 @@ pub struct ContainerOptions {
     pub hosts: Vec<Host>,
     /// Directories that are no part of the writable layer.
     pub volumes: Vec<Volume>,
+    /// Directories and files of the host. The machine has a device for each, in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// The program is the child of a small init, which forwards signals and reaps.
     pub init: bool,
     /// Devices of the guest.

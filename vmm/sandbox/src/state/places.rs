@@ -62,6 +62,12 @@ impl Places {
         self.data.join("networks")
     }
 
+    /// Those that no guest may write to: who writes there says what runs on this host.
+    #[must_use]
+    pub fn own(&self) -> Vec<PathBuf> {
+        vec![self.data.clone(), self.cache.clone(), self.config.clone()]
+    }
+
     /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
     /// is checked when it is opened with [`nelly_image::trusted::open_file`].
     ///

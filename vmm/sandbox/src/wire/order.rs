@@ -28,6 +28,8 @@ pub struct Order {
     pub disks: usize,
     /// Whether it has a disk for its writable layer.
     pub storage: bool,
+    /// How many directories and files of the host it has.
+    pub shares: usize,
     /// Which streams of the container go to the client that gives the order, from the first byte
     /// on; those that are absent are not wanted.
     pub client: ClientStreams,
@@ -83,6 +85,8 @@ pub struct Files {
     pub disks: Vec<File>,
     /// The disk of the writable layer.
     pub storage: Option<File>,
+    /// The container's directories and files of the host, in their order.
+    pub shares: Vec<OwnedFd>,
     /// The keeper's ends of the client's streams.
     pub client: ClientEnds,
 }
@@ -121,6 +125,7 @@ impl Files {
         lock.chain([self.kernel.as_fd(), self.initrd.as_fd()])
             .chain(self.disks.iter().map(AsFd::as_fd))
             .chain(self.storage.iter().map(AsFd::as_fd))
+            .chain(self.shares.iter().map(AsFd::as_fd))
             .chain(self.client.stdin.iter().map(AsFd::as_fd))
             .chain(self.client.stdout.iter().map(AsFd::as_fd))
             .chain(self.client.stderr.iter().map(AsFd::as_fd))
@@ -129,7 +134,7 @@ impl Files {
 
 impl Order {
     /// The schema of this build.
-    pub const SCHEMA: u32 = 2;
+    pub const SCHEMA: u32 = 3;
 
     /// Receives an order with its files.
     ///
@@ -150,7 +155,8 @@ impl Order {
         if order.schema != Self::SCHEMA {
             return Err(wrong("the order is of another version"));
         }
-        let most = order.disks.checked_add(3 + usize::from(order.storage) + order.client.count());
+        let few = 3 + usize::from(order.storage) + order.client.count();
+        let most = order.disks.checked_add(few).and_then(|most| most.checked_add(order.shares));
         if most != Some(descriptors.len()) {
             return Err(wrong("the order has other files than it says"));
         }
@@ -159,10 +165,11 @@ impl Order {
         let (lock, kernel, initrd) = (Some(take()?), take()?.into(), take()?.into());
         let disks = (0..order.disks).map(|_| take().map(File::from)).collect::<io::Result<_>>()?;
         let storage = order.storage.then(&mut take).transpose()?.map(File::from);
+        let shares = (0..order.shares).map(|_| take()).collect::<io::Result<_>>()?;
         let mut stream = |there: bool| there.then(&mut take).transpose().map(|fd| fd.map(UnixStream::from));
         let ClientStreams { stdin, stdout, stderr } = order.client;
         let client = ClientEnds { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? };
-        Ok((order, Files { lock, kernel, initrd, disks, storage, client }))
+        Ok((order, Files { lock, kernel, initrd, disks, storage, shares, client }))
     }
 }
 
@@ -180,6 +187,7 @@ mod tests {
             initrd: file(),
             disks: vec![file(), file()],
             storage: Some(file()),
+            shares: vec![file().into(), file().into(), file().into()],
             client: ClientEnds { stdout: Some(UnixStream::pair().unwrap().0), ..ClientEnds::default() },
         };
         let send = |order: &Order| {
@@ -193,14 +201,20 @@ mod tests {
             id: Id::random().unwrap(),
             disks: 2,
             storage: true,
+            shares: 3,
             client: files.client(),
             size: Some((3, 4)),
         };
         send(&order);
         let (received, came) = Order::receive(theirs.as_fd()).unwrap();
         assert_eq!((received, came.disks.len(), came.storage.is_some()), (order.clone(), 2, true));
-        assert_eq!(came.client(), order.client);
-        for wrong in [Order { disks: 1, ..order.clone() }, Order { schema: 1, ..order }] {
+        assert_eq!((came.client(), came.shares.len()), (order.client, 3));
+        for wrong in [
+            Order { disks: 1, ..order.clone() },
+            Order { shares: 4, ..order.clone() },
+            Order { shares: usize::MAX, ..order.clone() },
+            Order { schema: 1, ..order },
+        ] {
             send(&wrong);
             assert!(Order::receive(theirs.as_fd()).is_err());
         }
