@@ -523,7 +523,8 @@ pub(crate) enum PlatformArg {
     Examples:\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
-    nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host"
+    nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
+    nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt"
 )]
 pub(crate) struct BootArgs {
     /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
@@ -537,6 +538,10 @@ pub(crate) struct BootArgs {
     /// read-only, ,rw is the default
     #[arg(long, value_name = "FILE[,ro|,rw]")]
     pub(crate) disk: Vec<String>,
+    /// Share a directory or a file of this host, which the guest mounts by its TAG (`mount -t
+    /// virtiofs TAG PLACE`); :ro makes it read-only
+    #[arg(long, value_name = "TAG=HOST[:ro]")]
+    pub(crate) share: Vec<String>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
     #[command(flatten)]

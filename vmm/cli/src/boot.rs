@@ -32,7 +32,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         let what = "networks of machines are for nelly run, whose guests have Nelly's agent";
         return Err(Usage::error(format!("--net {}: {what}", member.network)));
     }
-    let mut config = machine::boot(args, &context.settings)?;
+    let mut config = machine::boot(args, &context.settings, &context.places.own())?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;

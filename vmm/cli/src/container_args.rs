@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 use nelly_sandbox::spec::{
-    Capabilities, ContainerOptions, MountRequest, Rights, Tmpfs, VolumeRequest, options, process, quantity,
+    Capabilities, ContainerOptions, MountRequest, Mounts, Rights, options, process, quantity,
 };
 
 use crate::fail::{OfFlag as _, Usage};
@@ -38,12 +38,15 @@ pub(crate) struct ContainerArgs {
     /// Add a line to /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub(crate) add_host: Vec<String>,
-    /// Mount a volume: a directory on the sandbox's own disk, or with --rm in the guest's memory.
-    /// NAME is of this sandbox alone. A new one is filled with what the image has at PATH. Options,
-    /// separated by commas: ro (read-only), rw (the default), nocopy (not filled)
-    #[arg(short, long, value_name = "PATH|NAME:PATH[:OPTIONS]")]
+    /// Share a directory or a file of this host (HOST begins with / or ./), or mount a volume: a
+    /// directory on the sandbox's own disk, or with --rm in the guest's memory. NAME is of this
+    /// sandbox alone. A new volume is filled with what the image has at PATH. Options, separated by
+    /// commas: ro (read-only), rw (the default), nocopy (a volume that is not filled)
+    #[arg(short, long, value_name = "HOST:PATH|NAME:PATH|PATH[:OPTIONS]")]
     pub(crate) volume: Vec<String>,
-    /// Mount a volume or a tmpfs: type=volume,source=NAME,target=PATH[,readonly][,volume-nocopy] or
+    /// Share a directory or a file, or mount a volume or a tmpfs:
+    /// type=bind,source=HOST,target=PATH[,readonly] or
+    /// type=volume,source=NAME,target=PATH[,readonly][,volume-nocopy] or
     /// type=tmpfs,target=PATH[,readonly][,tmpfs-size=SIZE][,tmpfs-mode=MODE]
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub(crate) mount: Vec<String>,
@@ -98,6 +101,7 @@ impl ContainerArgs {
             hosts: hosts.of_flag("--add-host")?,
             memory_limit: None,
             volumes: Vec::new(),
+            shares: Vec::new(),
             init: self.init,
             devices: devices.of_flag("--device")?,
             health: None,
@@ -106,20 +110,15 @@ impl ContainerArgs {
         })
     }
 
-    /// The volumes and file systems in memory of `--volume` and `--mount`.
+    /// What `--volume` and `--mount` ask for.
     ///
     /// # Errors
     /// A value that is wrong; the error names the flag.
-    pub(crate) fn mounts(&self) -> Result<(Vec<VolumeRequest>, Vec<Tmpfs>)> {
-        let volumes = self.volume.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>();
-        let (mut volumes, mut tmpfs) = (volumes.of_flag("--volume")?, Vec::new());
-        for text in &self.mount {
-            match text.parse().of_flag("--mount")? {
-                MountRequest::Volume(volume) => volumes.push(volume),
-                MountRequest::Tmpfs(one) => tmpfs.push(one),
-            }
-        }
-        Ok((volumes, tmpfs))
+    pub(crate) fn mounts(&self) -> Result<Mounts> {
+        let volumes = self.volume.iter().map(|text| MountRequest::of_volume(text));
+        let volumes = volumes.collect::<Result<Vec<_>, _>>().of_flag("--volume")?;
+        let mounts = self.mount.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>();
+        Ok(volumes.into_iter().chain(mounts.of_flag("--mount")?).collect())
     }
 }
 
@@ -186,6 +185,8 @@ mod tests {
             "data:/data",
             "--mount",
             "type=tmpfs,target=/t",
+            "-v",
+            "./here:/there:ro",
         ]);
         let (rights, options) = (args.rights().unwrap(), args.options().unwrap());
         assert_eq!(rights.capabilities.names(), ["CAP_NET_ADMIN"]);
@@ -193,8 +194,9 @@ mod tests {
         assert_eq!((options.shm_bytes, options.pids_limit), (Some(1 << 20), Some(9)));
         assert_eq!((options.sysctls["a.b"].as_str(), options.hosts.len()), ("1", 1));
         assert!(options.init && options.devices[0].access == "r" && options.annotations["a"] == "b");
-        let (volumes, tmpfs) = args.mounts().unwrap();
+        let Mounts { volumes, tmpfs, shares } = args.mounts().unwrap();
         assert_eq!((volumes[0].path.as_str(), tmpfs[0].path.as_str()), ("/data", "/t"));
+        assert!(shares[0].path == "/there" && shares[0].read_only);
         for unlimited in ["-1", "0"] {
             assert_eq!(parsed(&["--pids-limit", unlimited]).options().unwrap().pids_limit, None);
         }
@@ -214,8 +216,8 @@ mod tests {
             ("--add-host", "db"),
             ("--device", "fuse"),
             ("--annotation", "=x"),
-            ("--volume", "/host:/guest"),
-            ("--mount", "type=bind,source=/a,target=/b"),
+            ("--volume", "a/b:/guest"),
+            ("--mount", "type=bind,target=/b"),
             ("--platform", "linux/s390x"),
             ("--platform", "windows/amd64"),
             ("--platform", ""),

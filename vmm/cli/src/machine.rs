@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::network::{NetworkError, Usernet, open_log};
-use nelly_sandbox::spec::Network;
 use nelly_sandbox::spec::quantity::{self, Time};
+use nelly_sandbox::spec::{Network, ShareRequest};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
-    Platform,
+    Platform, ShareConfig, ShareTag,
 };
 use nelly_vmm::sys::files::{self, Accept};
 
@@ -73,8 +73,9 @@ pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     Ok(file)
 }
 
-/// The configuration of the machine of `nelly boot`.
-pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<MachineConfig> {
+/// The configuration of the machine of `nelly boot`. `own` are directories that no guest may write
+/// to.
+pub(crate) fn boot(args: &args::BootArgs, settings: &Settings, own: &[PathBuf]) -> Result<MachineConfig> {
     let common = common(&args.machine, settings)?;
     open("--kernel", &args.kernel, Accept::Regular)?;
     let mut config = MachineConfig::new(FileSource::Path(args.kernel.clone()));
@@ -103,6 +104,9 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings) -> Result<Machine
     };
     for (index, text) in args.disk.iter().enumerate() {
         config.disks.push(disk(index, text)?);
+    }
+    for text in &args.share {
+        config.shares.push(share(text, own)?);
     }
     config.rng = true;
     config.serial = nelly_vmm::config::Endpoint::Stdio;
@@ -153,6 +157,25 @@ fn disk(index: usize, text: &str) -> Result<DiskConfig> {
     open("--disk", &path, Accept::Disk)?;
     let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
     Ok(DiskConfig::new(id, FileSource::Path(path), read_only))
+}
+
+/// Parses `TAG=HOST[:ro]`, and looks whether it can be shared.
+fn share(text: &str, own: &[PathBuf]) -> Result<ShareConfig> {
+    const FORM: &str =
+        "write TAG=DIRECTORY or TAG=DIRECTORY:ro; the guest mounts it with `mount -t virtiofs TAG PLACE`";
+    let wrong = |why: &str| Usage::error(format!("--share {text}: {why}"));
+    let (tag, source) = text.split_once('=').ok_or_else(|| wrong(FORM))?;
+    let (source, read_only) = match source.strip_suffix(":ro") {
+        Some(source) => (source, true),
+        None => (source.strip_suffix(":rw").unwrap_or(source), false),
+    };
+    if source.is_empty() {
+        return Err(wrong(FORM));
+    }
+    let tag = ShareTag::new(tag).map_err(|reason| wrong(&reason))?;
+    let request = ShareRequest { source: source.into(), path: "/".to_owned(), read_only };
+    let share = request.resolve(own).context("--share")?;
+    Ok(ShareConfig::new(tag, FileSource::Path(share.source), read_only))
 }
 
 #[cfg(test)]

@@ -105,7 +105,14 @@ pub(crate) fn run(
                 "{flag} does not fit --in: the machine of sandbox {sandbox} is there already"
             )));
         }
-        if let Some(name) = args.container.mounts()?.0.into_iter().find_map(|volume| volume.name) {
+        let mounts = args.container.mounts()?;
+        if let Some(share) = mounts.shares.first() {
+            let source = share.source.display();
+            return Err(Usage::error(format!(
+                "-v {source}: the machine of sandbox {sandbox} was made with the directories of this host that it shares; share {source} when you make that, or copy it with nelly cp"
+            )));
+        }
+        if let Some(name) = mounts.volumes.into_iter().find_map(|volume| volume.name) {
             return Err(Usage::error(format!(
                 "-v {name}: named volumes are those of a sandbox's first container; with --in write -v PATH for one without a name"
             )));

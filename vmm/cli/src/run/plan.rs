@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
 use nelly_sandbox::spec::network::UserNetwork;
 use nelly_sandbox::spec::{
-    ContainerOptions, ContainerSpec, MachineSpec, Network, Overrides, ProcessSpec, Rights, Seccomp,
-    SecurityOption, SpecError, Tmpfs, VolumeRequest, volumes,
+    ContainerOptions, ContainerSpec, MachineSpec, Mounts, Network, Overrides, ProcessSpec, Rights, Seccomp,
+    SecurityOption, ShareRequest, SpecError, Tmpfs, VolumeRequest, shares, volumes,
 };
 use nelly_sandbox::state::{Hostname, Id, Name};
 use nelly_vmm::config::{FileSource, Platform};
@@ -29,6 +29,7 @@ pub(super) struct RunOptions {
     pub(super) overrides: Overrides,
     pub(super) tmpfs: Vec<Tmpfs>,
     pub(super) volumes: Vec<VolumeRequest>,
+    pub(super) shares: Vec<ShareRequest>,
     pub(super) seccomp: Seccomp,
     pub(super) container: ContainerOptions,
     pub(super) common: machine::MachineOptions,
@@ -78,13 +79,14 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         Err(error @ SpecError::EmptyProgram) => return Err(error.into()),
         Err(error) => return Err(Usage::error(error.to_string())),
     }
-    let (volumes, more_tmpfs) = args.container.mounts()?;
+    let Mounts { volumes, tmpfs: more_tmpfs, shares } = args.container.mounts()?;
     let tmpfs = args.tmpfs.iter().map(|text| text.parse()).collect::<Result<Vec<Tmpfs>, _>>();
     let tmpfs = [tmpfs.of_flag("--tmpfs")?, more_tmpfs].concat();
     // As above.
-    volumes::combine(&volumes, &[], &tmpfs).of_flag("--volume, --mount, --tmpfs")?;
+    volumes::combine(&volumes, &[], &tmpfs, &shares).of_flag("--volume, --mount, --tmpfs")?;
     let relays = args.relays.relays(|name| std::env::var_os(name).map(Into::into))?;
-    let container = ContainerOptions { relays, ..args.container.options()? };
+    let shared = shares::resolve(&shares, &context.places.own())?;
+    let container = ContainerOptions { relays, shares: shared, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
     let network = args.network.network(Network::User(UserNetwork::default()))?;
@@ -99,6 +101,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         hostname,
         tmpfs,
         volumes,
+        shares,
         seccomp,
         overrides,
         container,
@@ -128,7 +131,7 @@ pub(super) fn plan(args: &RunArgs, options: RunOptions, image: &ImageConfigurati
     let config = image.config().clone().unwrap_or_default();
     let process = ProcessSpec::merge(&config, &options.overrides, options.hostname.as_str())?;
     let declared = config.volumes().as_deref().unwrap_or_default();
-    let volumes = volumes::combine(&options.volumes, declared, &options.tmpfs)?;
+    let volumes = volumes::combine(&options.volumes, declared, &options.tmpfs, &options.shares)?;
     let container = ContainerSpec {
         read_only: args.read_only,
         tmpfs: options.tmpfs.clone(),
@@ -148,6 +151,8 @@ pub(super) fn machine_by_path(plan: &PreparedRun, image: Vec<FileSource>) -> Mac
     // A link of a process that is not there has the number 0, as the disk of an image that is not.
     let link = FileSource::Fd(0);
     spec.networks.extend(plan.options.network.device(&plan.options.id.to_string(), Some(link)));
+    let shares = &plan.container.options.shares;
+    spec.share(shares, shares.iter().map(|share| FileSource::Path(share.source.clone())));
     spec
 }
 
@@ -162,7 +167,10 @@ pub(super) fn machine_opened(
     };
     let (kernel, initrd) =
         (open("--kernel", &plan.options.assets.kernel)?, open("--initrd", &plan.options.assets.initrd)?);
-    Ok(machine_spec(plan, kernel, initrd, resources.add_all(image)))
+    let mut spec = machine_spec(plan, kernel, initrd, resources.add_all(image));
+    let shares = &plan.container.options.shares;
+    spec.share(shares, resources.add_all(shares::open(shares)?));
+    Ok(spec)
 }
 
 fn machine_spec(
@@ -188,5 +196,6 @@ fn machine_spec(
         append,
         spare_slots: 0,
         networks: Vec::new(),
+        shares: Vec::new(),
     }
 }
