@@ -209,7 +209,7 @@ fn our_kernel_finds_sixty_four_devices() {
 }
 
 #[test]
-fn disks_are_written_synced_discarded_and_kept_from_writing() {
+fn disks_and_directories_are_written_synced_discarded_and_kept_from_writing() {
     let home = Home::new();
     let disk = home.path().join("disk.img");
     let kept = home.path().join("kept.img");
@@ -224,12 +224,30 @@ fn disks_are_written_synced_discarded_and_kept_from_writing() {
         if printf x | dd of=/dev/vdb bs=1 conv=notrunc,fsync 2>/dev/null; then echo WROTE-READ-ONLY; fi
         dd if=/dev/vdb bs=1M 2>/dev/null | md5sum | cut -d' ' -f1
         cat /sys/block/vdb/ro
+        mkdir /work /fixed
+        mount -t virtiofs work /work
+        mount -t virtiofs fixed /fixed
+        echo said=$(cat /work/said)
+        echo back >/work/back
+        if echo x >/fixed/x 2>/dev/null; then echo WROTE-READ-ONLY; fi
+        umount /work
+        mount -t virtiofs work /work
+        echo again=$(cat /work/back)
     ";
+    let (work, fixed) = (home.path().join("work"), home.path().join("fixed"));
+    fs::create_dir(&work).unwrap();
+    fs::create_dir(&fixed).unwrap();
+    fs::write(work.join("said"), "host").unwrap();
+    let shares = [format!("work={}", work.display()), format!("fixed={}:ro", fixed.display())];
     let (writable, read_only) = (disk.to_str().unwrap(), format!("{},ro", kept.display()));
-    let done = ours(&home, script, &["--disk", writable, "--disk", &read_only], LIMIT);
+    let flags = ["--disk", writable, "--disk", &read_only, "--share", &shares[0], "--share", &shares[1]];
+    let done = ours(&home, script, &flags, LIMIT);
     done.expect(0);
     let out = done.out();
     assert!(out.contains("INIT-DONE 0") && !out.contains("WROTE-READ-ONLY"), "{out}");
+    assert!(out.contains("said=host") && out.contains("again=back"), "{out}");
+    assert_eq!(fs::read_to_string(work.join("back")).unwrap(), "back\n");
+    assert!(fs::read_dir(&fixed).unwrap().next().is_none());
     let sum = run(Command::new("md5sum").arg(&kept), b"", LIMIT).out();
     assert!(out.contains(sum.split(' ').next().unwrap()), "{out}");
     let after = fs::read(&disk).unwrap();

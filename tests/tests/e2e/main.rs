@@ -33,6 +33,7 @@ mod relay;
 mod rights;
 mod run;
 mod sessions;
+mod shares;
 mod snapshot;
 mod sockets;
 mod storage;

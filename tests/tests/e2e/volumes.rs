@@ -95,9 +95,7 @@ fn a_read_only_root_has_volumes_devices_and_annotations() {
         missing.err()
     );
     for (flags, words) in [
-        (&["-v", "/tmp:/data"][..], "directories of the host cannot be shared yet"),
-        (&["--mount", "type=bind,source=/tmp,target=/data"], "directories of the host cannot be shared yet"),
-        (&["-v", "a:/data", "-v", "b:/data"], "something else is mounted"),
+        (&["-v", "a:/data", "-v", "b:/data"][..], "something else is mounted"),
         (&["-v", "a:/"], "must be absolute"),
         (&["--device", "fuse"], "--device"),
     ] {
