@@ -189,7 +189,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("machine", 6),
         ],
         halls: &["hv", "virtio", "boot", "devices"],
-        stands_on: &["nelly-disk"],
+        stands_on: &["nelly-disk", "nelly-share"],
         never: HEAVY,
         unsafe_rooms: &["sys", "memory", "hv"],
         target_rooms: &["arch", "hv", "sys"],
