@@ -1,155 +1,12 @@
-//! Images by path: their format, their lock, and the chain of backing files below them.
+//! Images by path: opened, made and grown.
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use rustix::fs::OFlags;
-
-use crate::file;
+use crate::chain::{Follow, Format, ImageError, claim, disk_of_chain, open_chain, open_file, shown};
 use crate::new_file::NewFile;
-use crate::qcow2::{self, BackingName, CreateOptions, Qcow2, Qcow2Error, read_header};
-use crate::raw::{DiskError, RawDisk, lock};
-use crate::traits::{BYTES_MAX, Disk, ReadAt, SECTOR};
-
-/// Most images of a chain.
-const CHAIN_MAX: usize = 64;
-
-/// The format of an image. It is always named, never found out from what the image holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// The disk byte for byte.
-    Raw,
-    /// QEMU's, version 2 or 3.
-    Qcow2,
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        match word {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!("{word:?} is not raw or qcow2")),
-        }
-    }
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        })
-    }
-}
-
-/// Which backing files are opened. An image that somebody else made can name any file of the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Follow {
-    /// Those in the directory of the image that names them, or below it.
-    Beside,
-    /// All.
-    Anywhere,
-}
-
-/// Why an image cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The file cannot be used.
-    #[error("cannot open {path}")]
-    File {
-        /// Its path.
-        path: String,
-        /// Why.
-        #[source]
-        source: DiskError,
-    },
-    /// The format is refused.
-    #[error("cannot use {path}")]
-    Qcow2 {
-        /// Its path.
-        path: String,
-        /// Why.
-        #[source]
-        source: Qcow2Error,
-    },
-    /// A backing file's name, format or place is refused.
-    #[error("{path} has the backing file {name:?}, which is not opened: {reason}")]
-    Backing {
-        /// The image that names it.
-        path: String,
-        /// The name.
-        name: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// A new image cannot be made.
-    #[error("cannot create {path}")]
-    Create {
-        /// Its path.
-        path: String,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// A size cannot be.
-    #[error("{path}: {reason}")]
-    Size {
-        /// The image.
-        path: String,
-        /// Why.
-        reason: String,
-    },
-    /// Reading failed.
-    #[error("cannot read {path}")]
-    Read {
-        /// The image.
-        path: String,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// Writing failed.
-    #[error("cannot change {path}")]
-    Change {
-        /// The image.
-        path: String,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// Opens a file without waiting for anybody.
-pub(crate) fn open_file(path: &Path, read_only: bool) -> Result<File, ImageError> {
-    let open = || {
-        // One who opens a pipe does not wait for who writes it.
-        let flags = OFlags::NONBLOCK.bits().cast_signed();
-        let opened = OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
-        let file = opened.map_err(|source| DiskError::Open { path: shown(path), source })?;
-        file::size(file.as_fd())?;
-        Ok(file)
-    };
-    open().map_err(|source| ImageError::File { path: shown(path), source })
-}
-
-/// Opens a file of a chain and locks it, for several readers or one writer.
-pub(crate) fn claim(path: &Path, read_only: bool, chain: &mut Vec<(u64, u64)>) -> Result<File, ImageError> {
-    let file = open_file(path, read_only)?;
-    // A chain that comes back to an image that it has locked is a loop, and no other user.
-    remember(path, &file, chain)?;
-    lock(&file, read_only).map_err(|source| ImageError::File { path: shown(path), source })?;
-    Ok(file)
-}
+use crate::qcow2::{self, BackingName, CreateOptions, Qcow2Error, read_header};
+use crate::traits::{BYTES_MAX, Disk, SECTOR};
 
 /// Opens an image and the chain below it, which is only read.
 ///
@@ -161,83 +18,7 @@ pub fn open_image(
     read_only: bool,
     follow: Follow,
 ) -> Result<Box<dyn Disk>, ImageError> {
-    let mut chain = Vec::new();
-    Ok(match format {
-        Format::Raw => Box::new(open_raw(path, read_only, &mut chain)?),
-        Format::Qcow2 => Box::new(open_qcow2(path, read_only, follow, &mut chain)?),
-    })
-}
-
-/// Remembers a file of the chain, by device and number.
-fn remember(path: &Path, file: &File, chain: &mut Vec<(u64, u64)>) -> Result<(), ImageError> {
-    let failed = |source| ImageError::Read { path: shown(path), source };
-    let meta = file.metadata().map_err(failed)?;
-    let id = (meta.dev(), meta.ino());
-    let loops = chain.contains(&id);
-    if loops || chain.len() == CHAIN_MAX {
-        let what =
-            if loops { "it is in the chain of its own backing files" } else { "the chain is too long" };
-        return Err(ImageError::Size { path: shown(path), reason: what.to_owned() });
-    }
-    chain.push(id);
-    Ok(())
-}
-
-fn open_raw(path: &Path, read_only: bool, chain: &mut Vec<(u64, u64)>) -> Result<RawDisk, ImageError> {
-    let file = claim(path, read_only, chain)?;
-    RawDisk::new(file, read_only).map_err(|source| ImageError::File { path: shown(path), source })
-}
-
-fn open_qcow2(
-    path: &Path,
-    read_only: bool,
-    follow: Follow,
-    chain: &mut Vec<(u64, u64)>,
-) -> Result<Qcow2, ImageError> {
-    let refused = |source| ImageError::Qcow2 { path: shown(path), source };
-    let file = claim(path, read_only, chain)?;
-    let header = read_header(&file).map_err(refused)?;
-    let backing = match &header.backing {
-        Some(backing) => Some(open_backing(path, backing, follow, chain)?),
-        None => None,
-    };
-    Qcow2::open(Box::new(file), backing, read_only).map_err(refused)
-}
-
-fn open_backing(
-    image: &Path,
-    backing: &BackingName,
-    follow: Follow,
-    chain: &mut Vec<(u64, u64)>,
-) -> Result<Box<dyn ReadAt>, ImageError> {
-    let refused = |reason| ImageError::Backing { path: shown(image), name: backing.name.clone(), reason };
-    let format = backing.format.as_deref().ok_or_else(|| {
-        refused("the image does not say its format; `qemu-img rebase -u -b FILE -F FORMAT IMAGE` writes it")
-    })?;
-    let format: Format = format.parse().map_err(|_| refused("its format is not raw or qcow2"))?;
-    let path = backing_path(image, &backing.name)
-        .ok_or_else(|| refused("only names of files are followed, no protocols"))?;
-    if follow == Follow::Beside {
-        let directory = image.canonicalize().ok().and_then(|image| Some(image.parent()?.to_owned()));
-        let place = path.canonicalize().map_err(|source| {
-            let source = DiskError::Open { path: shown(&path), source };
-            ImageError::File { path: shown(&path), source }
-        })?;
-        if !directory.is_some_and(|directory| place.starts_with(directory)) {
-            return Err(refused("it lies outside of the image's directory; --backing-anywhere allows it"));
-        }
-    }
-    Ok(match format {
-        Format::Raw => Box::new(open_raw(&path, true, chain)?),
-        Format::Qcow2 => Box::new(open_qcow2(&path, true, follow, chain)?),
-    })
-}
-
-/// A name is relative to the image that has it. A colon before the first slash begins a protocol.
-fn backing_path(image: &Path, name: &str) -> Option<PathBuf> {
-    let protocol = name.find(':').is_some_and(|colon| name.find('/').is_none_or(|slash| colon < slash));
-    let directory = image.parent().unwrap_or(Path::new(""));
-    (!protocol).then(|| directory.join(name))
+    disk_of_chain(open_chain(path, format, read_only, follow)?, read_only)
 }
 
 /// A new image that is wanted.
@@ -300,7 +81,7 @@ pub fn create_image(path: &Path, new: &NewImage) -> Result<u64, ImageError> {
 }
 
 /// How the image at `path` names `base`: relative if it lies beside or below it, else absolute.
-fn name_from(path: &Path, base: &Path) -> Result<String, ImageError> {
+pub(crate) fn name_from(path: &Path, base: &Path) -> Result<String, ImageError> {
     let failed = |source| ImageError::Create { path: shown(path), source };
     let base = base.canonicalize().map_err(failed)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -332,10 +113,9 @@ pub fn resize_image(path: &Path, format: Format, size: u64, follow: Follow) -> R
     if !size.is_multiple_of(SECTOR) || size > BYTES_MAX {
         return Err(refused(format!("{size} bytes are not a number of whole sectors of 512 bytes")));
     }
-    let mut chain = Vec::new();
     match format {
         Format::Raw => {
-            let file = claim(path, false, &mut chain)?;
+            let file = claim(path, false, &mut Vec::new())?;
             let meta = file.metadata().map_err(failed)?;
             if !meta.is_file() {
                 return Err(refused("a block device has the size that it has".to_owned()));
@@ -345,14 +125,13 @@ pub fn resize_image(path: &Path, format: Format, size: u64, follow: Follow) -> R
             Ok(meta.len())
         }
         Format::Qcow2 => {
-            let image = open_qcow2(path, false, follow, &mut chain)?;
+            let image = open_image(path, format, false, follow)?;
             let old = image.len();
             grows(old)?;
             image.grow(size).map_err(|error| match error.kind() {
-                io::ErrorKind::FileTooLarge => refused(format!(
-                    "{size} bytes are too large for clusters of {} bytes",
-                    image.header().cluster_size()
-                )),
+                io::ErrorKind::FileTooLarge => {
+                    refused(format!("{size} bytes are too large for clusters of this size"))
+                }
                 _ => failed(error),
             })?;
             Ok(old)

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::image::{Format, ImageError, claim, open_file};
+use crate::chain::{Format, ImageError, claim, open_file};
 use crate::qcow2::{CheckReport, Header, check, read_header};
 use crate::store::Store;
 

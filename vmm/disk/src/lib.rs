@@ -8,6 +8,7 @@
 //! [`ReadAt`] can be read, a [`Disk`] can also be written.
 
 mod buffer;
+mod chain;
 mod concat;
 mod convert;
 mod file;
@@ -17,6 +18,7 @@ mod info;
 mod le;
 mod new_file;
 pub mod number;
+mod overlay;
 pub mod partitions;
 pub mod qcow2;
 mod raw;
@@ -28,12 +30,14 @@ mod testing;
 mod traits;
 
 pub use buffer::{ReadBuffer, Within, WriteBuffer};
+pub use chain::{ChainFile, Follow, Format, ImageError, disk_of_chain, open_chain};
 pub use concat::{Concat, ConcatBuilder, ConcatError};
 pub use convert::{Converted, convert};
 pub use file::{FileReader, OpenError};
-pub use image::{Follow, Format, ImageError, NewImage, create_image, open_image, resize_image};
+pub use image::{NewImage, create_image, open_image, resize_image};
 pub use info::{ImageInfo, check_image, image_info};
 pub use new_file::NewFile;
+pub use overlay::{ephemeral_overlay, grow_chain, open_overlay};
 pub use raw::{DiskError, RawDisk};
 pub use read_only::ReadOnly;
 pub use store::Store;

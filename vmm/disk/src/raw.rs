@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buffer::{ReadBuffer, WriteBuffer, wide};
 use crate::concat::ConcatError;
 use crate::file::{self, OpenError};
 use crate::number::at_most;
 use crate::sys;
-use crate::traits::{Disk, Extent, ExtentKind, ReadAt, SECTOR};
+use crate::traits::{BYTES_MAX, Disk, Extent, ExtentKind, ReadAt, SECTOR};
 
 /// A raw image or block device. Its lock (several readers, or one writer) belongs to the open file
 /// description.
@@ -20,7 +21,7 @@ pub struct RawDisk {
     file: File,
     read_only: bool,
     /// Size of the file in bytes, not necessarily a multiple of the sector size.
-    bytes: u64,
+    bytes: AtomicU64,
 }
 
 /// Why a disk cannot be used.
@@ -45,7 +46,9 @@ pub enum DiskError {
     #[error("the file cannot be used as a disk")]
     File(#[from] OpenError),
     /// It is locked by another machine or process.
-    #[error("the disk is in use: it can be opened by one writer or by several readers")]
+    #[error(
+        "the disk is in use by another machine or command: it can be opened by one writer or by several readers"
+    )]
     Locked,
     /// Locking failed.
     #[error("cannot lock the disk")]
@@ -70,13 +73,13 @@ impl RawDisk {
     pub fn new(file: File, read_only: bool) -> Result<Self, DiskError> {
         let bytes = file::size(file.as_fd())?;
         lock(&file, read_only)?;
-        Ok(Self { file, read_only, bytes })
+        Ok(Self { file, read_only, bytes: AtomicU64::new(bytes) })
     }
 
     /// Size of the file in bytes, not necessarily a multiple of the sector size.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Acquire)
     }
 
     fn writable(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -93,7 +96,7 @@ impl RawDisk {
 impl ReadAt for RawDisk {
     /// An incomplete last sector counts as a whole one.
     fn len(&self) -> u64 {
-        self.bytes.next_multiple_of(SECTOR)
+        self.file_bytes().next_multiple_of(SECTOR)
     }
 
     fn read_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<usize> {
@@ -104,7 +107,7 @@ impl ReadAt for RawDisk {
         match into.read_file(0..want, self.file.as_fd(), offset)? {
             // The rest of the last sector reads as zeroes. Anything before it existed when the
             // disk was opened.
-            0 if offset >= self.bytes => {
+            0 if offset >= self.file_bytes() => {
                 into.zero(0..want);
                 Ok(want)
             }
@@ -171,7 +174,7 @@ impl Disk for RawDisk {
         self.writable(offset, len)?;
         // A range that extends beyond the end of the file (in its last sector) would need to extend
         // the file, which only writing does.
-        let fast = if offset + len > self.bytes {
+        let fast = if offset + len > self.file_bytes() {
             Err(io::ErrorKind::Unsupported.into())
         } else if unmap {
             sys::punch_hole(self.file.as_fd(), offset, len)
@@ -183,17 +186,45 @@ impl Disk for RawDisk {
             result => result,
         }
     }
+
+    /// A block device must have become as large before.
+    fn grow(&self, bytes: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        if bytes < self.len() || !bytes.is_multiple_of(SECTOR) || bytes > BYTES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let there = file::size(self.file.as_fd()).map_err(io::Error::other)?;
+        if there < bytes {
+            if !self.file.metadata()?.is_file() {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            self.file.set_len(bytes)?;
+        }
+        self.file.sync_all()?;
+        self.bytes.store(bytes, Ordering::Release);
+        Ok(())
+    }
 }
 
-/// Locks a file for one writer or several readers.
+/// Locks a file for one writer or several readers, against Nelly and QEMU. The locks are the open
+/// file's: to lock what is locked by whoever passed it on changes nothing.
 pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), DiskError> {
     let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
     match lock {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(DiskError::Locked),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(DiskError::Locked),
         // The file system does not support locks.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-        Err(TryLockError::Error(error)) => Err(DiskError::Lock(error)),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+        Err(TryLockError::Error(error)) => return Err(DiskError::Lock(error)),
+    }
+    match sys::lock_as_qemu(file, read_only) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(DiskError::Locked),
+        // The system or the file system does not support locks of ranges.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        Err(error) => Err(DiskError::Lock(error)),
     }
 }
 
@@ -281,6 +312,24 @@ mod tests {
         let disk = RawDisk::new(file, false).unwrap();
         disk.file.set_len(512).unwrap();
         assert_eq!(read(&disk, 512, 512).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn it_grows_and_never_shrinks() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 700]).unwrap();
+        let other = file.try_clone().unwrap();
+        let disk = RawDisk::new(file, false).unwrap();
+        for bytes in [512, 700, 1025, u64::MAX] {
+            assert_eq!(disk.grow(bytes).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bytes}");
+        }
+        assert_eq!(disk.write_at(&[5; 512], 1024).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        disk.grow(4096).unwrap();
+        assert_eq!((disk.len(), other.metadata().unwrap().len()), (4096, 4096));
+        assert_eq!(read(&disk, 700, 4096).unwrap(), [0; 3396]);
+        assert_eq!(disk.write_at(&[5; 512], 1024).unwrap(), 512);
+        let disk = RawDisk::new(other, true).unwrap();
+        assert_eq!(disk.grow(8192).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Operating system specific calls: holes of files, and files without a name.
+//! Operating system specific calls: holes of files, files without a name, and locks.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -95,6 +95,80 @@ pub fn give_name(file: impl AsFd, path: &std::path::Path) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     Ok(rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Where QEMU's locks of what a user of an image does begin, one byte for each permission, and where
+/// those of what it does not let others do.
+#[cfg(target_os = "linux")]
+const QEMU_DOES: i64 = 100;
+#[cfg(target_os = "linux")]
+const QEMU_FORBIDS: i64 = 200;
+/// Permissions of QEMU: to read what nobody changes meanwhile, to write, and to change the size.
+#[cfg(target_os = "linux")]
+const READ: i64 = 0;
+#[cfg(target_os = "linux")]
+const WRITE: i64 = 1;
+#[cfg(target_os = "linux")]
+const RESIZE: i64 = 3;
+
+/// Locks an image as QEMU does, for one writer or several readers: `false` when another open file
+/// has it. All locks are shared ones, so that a process that may only read can take them; then each
+/// side looks whether another one does what it forbids, or forbids what it does. They belong to the
+/// open file, and last as long as it.
+///
+/// # Errors
+/// `Unsupported` where there are no such locks. Else the system's.
+#[cfg(target_os = "linux")]
+pub fn lock_as_qemu(file: impl AsFd, read_only: bool) -> io::Result<bool> {
+    let does: &[i64] = if read_only { &[READ] } else { &[READ, WRITE, RESIZE] };
+    let forbids = [WRITE, RESIZE];
+    for byte in does.iter().map(|what| QEMU_DOES + what).chain(forbids.map(|what| QEMU_FORBIDS + what)) {
+        let lock = byte_lock(nix::libc::F_RDLCK, byte);
+        match range_lock(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)) {
+            Ok(()) => {}
+            // QEMU itself takes none of these for itself alone, but another one may.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    for byte in does.iter().map(|what| QEMU_FORBIDS + what).chain(forbids.map(|what| QEMU_DOES + what)) {
+        let mut lock = byte_lock(nix::libc::F_WRLCK, byte);
+        range_lock(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut lock))?;
+        if i32::from(lock.l_type) != nix::libc::F_UNLCK {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(target_os = "linux")]
+fn byte_lock(kind: i32, byte: i64) -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: crate::number::fits(kind, "kinds of locks are small"),
+        l_whence: crate::number::fits(nix::libc::SEEK_SET, "it is 0"),
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn range_lock(file: impl AsFd, what: nix::fcntl::FcntlArg<'_>) -> io::Result<()> {
+    use nix::errno::Errno;
+    match nix::fcntl::fcntl(file, what) {
+        Ok(_) => Ok(()),
+        Err(Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        Err(Errno::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Such locks are not supported on this system.
+#[cfg(not(target_os = "linux"))]
+pub fn lock_as_qemu(_file: impl AsFd, _read_only: bool) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Holes are not told on this system.

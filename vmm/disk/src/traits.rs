@@ -17,7 +17,7 @@ const CALL_MAX: usize = 1 << 30;
 /// Bytes that are read by their position. Every call may block, and none moves a position of a
 /// file.
 pub trait ReadAt: Send + Sync {
-    /// Bytes there are, fixed while this is in use.
+    /// Bytes there are: fixed while this is in use, unless it is a disk that is made larger.
     fn len(&self) -> u64;
 
     /// `true` without a byte.
@@ -138,6 +138,22 @@ pub trait Disk: ReadAt {
     /// # Errors
     /// The host's.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+
+    /// Bytes that are discarded as a whole: less gives no space back. A power of two from 512.
+    fn discard_size(&self) -> u32 {
+        self.block_size()
+    }
+
+    /// Makes the disk `bytes` long while it is in use; what is added reads as zeroes. It is durable
+    /// when this returns.
+    ///
+    /// # Errors
+    /// `Unsupported`: it has the size that it has. `InvalidInput`: it would be smaller, or not whole
+    /// sectors. `FileTooLarge`: its format or its host cannot have it. Else the host's.
+    fn grow(&self, bytes: u64) -> io::Result<()> {
+        let _ = bytes;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Bytes in memory: what was unpacked or made.

@@ -105,6 +105,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Forgets the parts from byte `start` to `end`: nothing of them is to be written.
+    pub(crate) fn forget(&mut self, start: u64, end: u64) {
+        let gone = |at: &u64| (start..end).contains(at);
+        let dirty = self.parts.iter().filter(|(at, part)| gone(at) && part.dirty).count();
+        self.dirty -= dirty;
+        self.parts.retain(|at, _| !gone(at));
+        self.clock.retain(|at| !gone(at));
+    }
+
     /// What is changed, for a commit to write. Until [`Cache::settle`] nobody reads these parts
     /// from the file.
     pub(crate) fn take(&mut self) -> Taken {

@@ -7,6 +7,7 @@ use super::{Qcow2, Qcow2Error, read_header};
 use crate::buffer::wide;
 use crate::number::fits;
 use crate::store::Store;
+use crate::traits::Disk;
 
 /// What a new image is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

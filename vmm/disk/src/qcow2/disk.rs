@@ -52,7 +52,10 @@ impl Qcow2 {
             Entry::Data { host, .. } => {
                 let read = self.store.read_into(into, 0..room, host + inside)?;
                 if read == 0 {
-                    // The file ends in its last cluster.
+                    // The file ends in its last cluster, or in one that was not written to its end.
+                    if host + inside < self.file_bytes {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
                     into.zero(0..room);
                     return Ok(room);
                 }
@@ -273,7 +276,12 @@ impl Qcow2 {
             Source::Zeroes(len) => {
                 let mut done = 0;
                 while done < len {
-                    done += self.write_some(Source::Zeroes(len - done), offset + done)?;
+                    // What reads as zeroes takes no space for it.
+                    let extent = self.extent_of(offset + done, len - done)?;
+                    done += match extent.kind {
+                        ExtentKind::Zero => extent.len,
+                        _ => self.write_some(Source::Zeroes(extent.len), offset + done)?,
+                    };
                 }
                 Ok(())
             }
@@ -334,38 +342,6 @@ impl Qcow2 {
             meta.zero(&*self.store, cluster, keep, hidden)?;
         }
         Ok(unchanged)
-    }
-
-    /// Makes the disk larger; what is added reads as zeroes. It is durable when this returns.
-    ///
-    /// # Errors
-    /// `InvalidInput`: it would be smaller, or no whole sectors. `FileTooLarge`: the format cannot
-    /// have it with clusters of this size. Else the host's.
-    pub fn grow(&self, size: u64) -> io::Result<()> {
-        if self.read_only {
-            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
-        }
-        let old = self.bytes();
-        if size < old || !size.is_multiple_of(SECTOR) || size > crate::traits::BYTES_MAX {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.meta().grow_l1(&*self.store, size)?;
-        // What the backing file has behind the old end, or its last cluster, must not appear.
-        let cluster = self.geometry.cluster();
-        let hidden = self.backing.as_ref().map_or(0, |backing| backing.len());
-        let end = size.min(old.next_multiple_of(cluster).max(hidden.next_multiple_of(cluster)));
-        if end > old {
-            self.zero_behind(old, end)?;
-        }
-        self.meta().set_size(size);
-        let grown = self.commit();
-        if grown.is_err() {
-            // Whatever is written later, the disk is as large as it was.
-            self.meta().set_size(old);
-        } else {
-            self.size.store(size, Ordering::Release);
-        }
-        grown
     }
 
     fn zero_behind(&self, old: u64, end: u64) -> io::Result<()> {
@@ -501,5 +477,36 @@ impl Disk for Qcow2 {
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         self.writable(offset, len)?;
         if len == 0 { Ok(()) } else { self.make_zero(offset, len, !unmap, false) }
+    }
+
+    fn discard_size(&self) -> u32 {
+        fits(self.geometry.cluster(), "2 MiB at most")
+    }
+
+    fn grow(&self, size: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        let old = self.bytes();
+        if size < old || !size.is_multiple_of(SECTOR) || size > crate::traits::BYTES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.meta().grow_l1(&*self.store, size)?;
+        // What the backing file has behind the old end, or its last cluster, must not appear.
+        let cluster = self.geometry.cluster();
+        let hidden = self.backing.as_ref().map_or(0, |backing| backing.len());
+        let end = size.min(old.next_multiple_of(cluster).max(hidden.next_multiple_of(cluster)));
+        if end > old {
+            self.zero_behind(old, end)?;
+        }
+        self.meta().set_size(size);
+        let grown = self.commit();
+        if grown.is_err() {
+            // Whatever is written later, the disk is as large as it was.
+            self.meta().set_size(old);
+        } else {
+            self.size.store(size, Ordering::Release);
+        }
+        grown
     }
 }

@@ -20,7 +20,11 @@ const PENDING_MAX: usize = 1 << 16;
 #[derive(Debug)]
 pub(crate) struct Meta {
     geometry: Geometry,
+    /// Empty in an image that is only read: it is read where it is used, so that no image costs more
+    /// memory than its cache, whatever it says.
     l1: Vec<u64>,
+    /// Entries of the first-level table in the file, for those that are only read.
+    l1_in_file: Option<u64>,
     l1_offset: u64,
     /// Entries that differ from the file.
     l1_dirty: BTreeSet<usize>,
@@ -62,6 +66,23 @@ impl Batch {
 }
 
 impl Meta {
+    /// An image that is only read, of whose refcounts nothing is needed.
+    pub(crate) fn for_reading(header: &Header, file_bytes: u64) -> io::Result<Self> {
+        let geometry = geometry(header);
+        Ok(Self {
+            geometry,
+            l1: Vec::new(),
+            l1_in_file: Some(header.l1_entries.into()),
+            l1_offset: header.l1_offset,
+            l1_dirty: BTreeSet::new(),
+            l1_moved: false,
+            size: header.size,
+            size_dirty: false,
+            l2: Cache::new(geometry.slice()),
+            counts: Refcounts::new(geometry, 0, Vec::new(), file_bytes)?,
+        })
+    }
+
     /// Reads the tables that a header names.
     pub(crate) fn load(store: &dyn Store, header: &Header, file_bytes: u64) -> io::Result<Self> {
         let geometry = geometry(header);
@@ -83,6 +104,7 @@ impl Meta {
         Ok(Self {
             geometry,
             l1,
+            l1_in_file: None,
             l1_offset: header.l1_offset,
             l1_dirty: BTreeSet::new(),
             l1_moved: false,
@@ -109,15 +131,25 @@ impl Meta {
     }
 
     /// The offset of a cluster's entry, if it has a second-level table.
-    fn place(&self, cluster: u64) -> io::Result<Option<u64>> {
-        let raw = self.l1.get(self.l1_index(cluster)).copied().unwrap_or(0);
+    fn place(&mut self, store: &dyn Store, cluster: u64) -> io::Result<Option<u64>> {
+        let index = self.l1_index(cluster);
+        let raw = match self.l1_in_file {
+            None => self.l1.get(index).copied().unwrap_or(0),
+            Some(entries) if wide(index) < entries => {
+                self.l2.entry(store, self.l1_offset + 8 * wide(index))?
+            }
+            Some(_) => 0,
+        };
         let table = table_offset(raw, COPIED, self.geometry, "L1 table")?;
+        if table >= self.counts.end {
+            return Err(corrupt("an L2 table lies behind the end of the file"));
+        }
         Ok((table > 0).then(|| table + cluster % self.geometry.l2_entries() * 8))
     }
 
     /// What a cluster of the disk is.
     pub(crate) fn entry(&mut self, store: &dyn Store, cluster: u64) -> io::Result<Entry> {
-        let Some(place) = self.place(cluster)? else { return Ok(Entry::Unallocated) };
+        let Some(place) = self.place(store, cluster)? else { return Ok(Entry::Unallocated) };
         let raw = self.l2.entry(store, place)?;
         let entry = Entry::decode(raw, self.geometry)?;
         let behind = match entry {
@@ -148,7 +180,7 @@ impl Meta {
     /// are of the same kind and, if they are data, lie one after another.
     pub(crate) fn run(&mut self, store: &dyn Store, first: u64, most: u64) -> io::Result<(Entry, u64)> {
         let table = self.geometry.l2_entries();
-        if self.place(first)?.is_none() {
+        if self.place(store, first)?.is_none() {
             return Ok((Entry::Unallocated, most.min(table - first % table)));
         }
         let entry = self.entry(store, first)?;
@@ -203,7 +235,7 @@ impl Meta {
         if old.hosts(self.geometry).any(|host| self.counts.is_metadata(host)) {
             return Err(corrupt("an L2 entry names a cluster of the image's own metadata"));
         }
-        let place = self.place(cluster)?.ok_or_else(|| corrupt("an L2 table vanished"))?;
+        let place = self.place(store, cluster)?.ok_or_else(|| corrupt("an L2 table vanished"))?;
         self.l2.set_entry(store, place, raw)?;
         let kept = Entry::decode(raw, self.geometry)?.hosts(self.geometry);
         self.counts.pending.extend(old.hosts(self.geometry).filter(|host| !kept.contains(host)));

@@ -76,6 +76,8 @@ pub struct Qcow2 {
     geometry: Geometry,
     read_only: bool,
     size: AtomicU64,
+    /// Bytes that the file had when it was opened: it never has less.
+    file_bytes: u64,
     meta: Mutex<Meta>,
     committing: Mutex<()>,
     ranges: Ranges,
@@ -133,7 +135,11 @@ impl Qcow2 {
             writable(&header)?;
         }
         let bytes = store.len().map_err(Qcow2Error::Io)?;
-        let meta = Meta::load(&*store, &header, bytes).map_err(Qcow2Error::Io)?;
+        let meta = match read_only {
+            true => Meta::for_reading(&header, bytes),
+            false => Meta::load(&*store, &header, bytes),
+        };
+        let meta = meta.map_err(Qcow2Error::Io)?;
         if !read_only && header.autoclear != 0 {
             // What these features describe is not kept up to date from now on.
             store.write_bytes(&[0; 8], 88).map_err(Qcow2Error::Io)?;
@@ -142,6 +148,7 @@ impl Qcow2 {
         Ok(Self {
             geometry: meta::geometry(&header),
             size: AtomicU64::new(header.size),
+            file_bytes: bytes,
             meta: Mutex::new(meta),
             store,
             backing,

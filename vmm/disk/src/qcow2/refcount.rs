@@ -232,12 +232,15 @@ impl Refcounts {
             }
             if blocks > 0 {
                 self.new_metadata(store, first, blocks)?;
-                for (cluster, index) in (first..).zip(missing) {
-                    self.table[index] = cluster << self.geometry.cluster_bits;
-                    self.table_dirty.insert(index);
+                for (cluster, index) in (first..).zip(&missing) {
+                    self.table[*index] = cluster << self.geometry.cluster_bits;
+                    self.table_dirty.insert(*index);
                 }
-                for cluster in first..first + blocks {
-                    self.set(store, cluster, 1)?;
+                if let Err(error) = (first..first + blocks).try_for_each(|at| self.set(store, at, 1)) {
+                    // Some of their counts may lie in blocks that stay.
+                    (first..first + blocks).try_for_each(|at| self.set(store, at, 0)).unwrap_or(());
+                    self.take_back(&missing);
+                    return Err(error);
                 }
             }
             return Ok((first + blocks, want));
@@ -267,8 +270,21 @@ impl Refcounts {
         self.new_metadata(store, cluster, 1)?;
         self.table[index] = cluster << self.geometry.cluster_bits;
         self.table_dirty.insert(index);
-        self.set(store, cluster, 1)?;
+        if let Err(error) = self.set(store, cluster, 1) {
+            self.take_back(&[index]);
+            return Err(error);
+        }
         Ok(true)
+    }
+
+    /// Forgets blocks that were just made and could not be counted. Nothing refers to them yet.
+    fn take_back(&mut self, blocks: &[usize]) {
+        for index in blocks {
+            let block = std::mem::take(&mut self.table[*index]);
+            self.table_dirty.remove(index);
+            self.blocks.forget(block, block + self.geometry.cluster());
+            self.disclaim(block >> self.geometry.cluster_bits, 1);
+        }
     }
 
     /// Zeroes clusters for metadata. It is written now, so that there is room for it when a commit
@@ -317,10 +333,15 @@ impl Refcounts {
             let index: usize = fits(first_block + block, "an index of the table");
             self.table[index] = (first + block) << bits;
         }
-        self.table_offset = (first + blocks) << bits;
-        self.table_moved = true;
-        for cluster in first..first + blocks + clusters {
-            self.set(store, cluster, 1)?;
+        let old_offset = std::mem::replace(&mut self.table_offset, (first + blocks) << bits);
+        let moved = std::mem::replace(&mut self.table_moved, true);
+        if let Err(error) = (first..first + blocks + clusters).try_for_each(|at| self.set(store, at, 1)) {
+            // All of these counts lie in the new blocks.
+            self.table.truncate(fits(old, "an index of the table"));
+            (self.table_offset, self.table_moved) = (old_offset, moved);
+            self.blocks.forget(first << bits, (first + blocks) << bits);
+            self.disclaim(first, blocks + clusters);
+            return Err(error);
         }
         self.disclaim(old_first, old_clusters);
         self.pending.extend(old_first..old_first + old_clusters);

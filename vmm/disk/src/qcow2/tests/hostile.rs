@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::qcow2::{HeaderError, Qcow2Error};
+use crate::store::Store;
 
 fn header_with(at: usize, value: &[u8]) -> Result<Qcow2, Qcow2Error> {
     let store = new_image(&options(1 << 20, 16, false));
@@ -113,8 +114,39 @@ fn tables_that_lie_are_errors_and_never_reach_other_metadata() {
     for entry in [1 << 63 | 1_u64 << 40, 1 << 63 | 512, 1 << 63 | l1 as u64, 1 << 63, 2, u64::MAX] {
         let mut bytes = bytes.clone();
         bytes[l1..l1 + 8].copy_from_slice(&entry.to_be_bytes());
-        assert!(Qcow2::open(Box::new(Recorder::new(bytes)), None, true).is_err(), "{entry:#x}");
+        let opened = |read_only| Qcow2::open(Box::new(Recorder::new(bytes.clone())), None, read_only);
+        assert!(opened(false).is_err(), "{entry:#x}");
+        // One that is only read is looked at where it is read.
+        let read = opened(true).and_then(|disk| disk.read_exact_at(&mut [0; 512], 0).map_err(Qcow2Error::Io));
+        assert!(read.is_err() || entry == 1 << 63 | l1 as u64, "{entry:#x}");
     }
+}
+
+#[test]
+fn an_image_with_damaged_refcounts_is_read_and_costs_no_memory_for_them() {
+    let store = new_image(&options(1 << 20, 16, false));
+    let disk = open(&store, None);
+    write(&disk, 4096, &[7; 8192]).unwrap();
+    drop(disk);
+    let mut bytes = store.bytes();
+    // Every entry of the refcount table names what is behind the end.
+    bytes[1 << 16..2 << 16].fill(0x7f);
+    let opened = |read_only| Qcow2::open(Box::new(Recorder::new(bytes.clone())), None, read_only);
+    assert!(opened(false).is_err());
+    assert_eq!(contents(&opened(true).unwrap())[4096..12288], [7; 8192]);
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_an_error_and_no_zeroes() {
+    let store = new_image(&options(1 << 20, 16, false));
+    let disk = open(&store, None);
+    write(&disk, 0, &[7; 1 << 18]).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let disk = Qcow2::open(Box::new(Arc::clone(&store)), None, true).unwrap();
+    store.set_len(store.len().unwrap() - 100_000).unwrap();
+    let error = disk.read_exact_at(&mut vec![0; 1 << 18], 0).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
 }
 
 #[test]
