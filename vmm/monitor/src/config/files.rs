@@ -15,6 +15,8 @@ pub(crate) enum FileUse {
         /// It is not written.
         read_only: bool,
     },
+    /// An image whose backing files are to be found: opened with them, as one.
+    Chain,
     /// Appended to, and made if it is not there.
     Log,
     /// Read to its end.

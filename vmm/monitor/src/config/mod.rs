@@ -15,7 +15,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use disk::{DiskConfig, MAX_DISK_PARTS, PART_ALIGNMENT};
+pub use disk::{
+    BackingFile, DiskConfig, DiskFormat, DiskLimits, DiskThreads, MAX_BACKING, MAX_DISK_PARTS,
+    PART_ALIGNMENT, SectorSize,
+};
 pub(crate) use files::FileUse;
 pub use network::{
     DatagramLink, MacAddress, Mtu, NetworkConfig, NetworkId, NetworkLink, QueuePairs, TapLink, TapName,

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use nelly_disk::DiskError;
+use nelly_disk::ImageError;
 
 use super::begin::{Beginning, Images};
 use super::build::{self, Devices, VmWithDevices, VmWithMemory};
@@ -26,6 +26,7 @@ use crate::hv::{HvError, Hypervisor, Kicker, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::state::{Sections, Stateful};
 use crate::timeline::Recorder;
+use crate::virtio::blk::BlockControl;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
 use crate::virtio::net::NetworkView;
@@ -57,7 +58,13 @@ pub(super) enum AssembleError {
     Disk {
         id: String,
         #[source]
-        source: DiskError,
+        source: ImageError,
+    },
+    #[error("disks: the disk {id:?} cannot have sectors of that size")]
+    Sectors {
+        id: String,
+        #[source]
+        source: io::Error,
     },
     #[error("networks: the link of the network {id:?} cannot be used")]
     Network {
@@ -90,6 +97,10 @@ pub(super) enum AssembleError {
     Taken(String),
 }
 
+/// A device is not there, or its thread is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone;
+
 /// A machine that is assembled.
 pub(super) struct Assembled<V> {
     vm: Arc<V>,
@@ -104,6 +115,8 @@ pub(super) struct Assembled<V> {
     pub(super) vsock: Option<VsockControl>,
     /// The networks, by slot.
     pub(super) networks: BTreeMap<u16, NetworkView>,
+    /// The disks, by slot.
+    pub(super) disks: BTreeMap<u16, BlockControl>,
     pub(super) memory: Option<MemoryControl>,
     host: Arc<WorkerThreads>,
     /// The devices of the board and the serial port, by the names of their state.
@@ -165,8 +178,18 @@ impl<H: Hypervisor> Assembly<'_, H> {
         beginning: Beginning,
     ) -> Result<Assembled<H::Vm>, AssembleError> {
         let VmWithMemory { ram, vm } = bare;
-        let VmWithDevices { buses, board, transports, interrupts, pumps, vsock, networks, memory, host } =
-            equipped;
+        let VmWithDevices {
+            buses,
+            board,
+            transports,
+            interrupts,
+            pumps,
+            vsock,
+            networks,
+            disks,
+            memory,
+            host,
+        } = equipped;
         let Beginning { vcpus, saved, says_kernel } = beginning;
         let recorder = Arc::clone(self.recorder);
         let shared =
@@ -183,6 +206,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             pumps,
             vsock,
             networks,
+            disks,
             memory,
             host,
             board,
@@ -215,7 +239,7 @@ pub(super) struct Remains {
 impl<V: Vm> Assembled<V> {
     /// Threads that must be ready before the guest runs: vCPUs, and those of workers.
     pub(super) fn expected_threads(&self) -> usize {
-        self.threads.len() + self.plan.threaded().count()
+        self.threads.len() + self.plan.device_threads()
     }
 
     /// Every vCPU exists, and none has run: what they share is taken back from a saved machine, and
@@ -265,15 +289,28 @@ impl<V: Vm> Assembled<V> {
             return Err(AssembleError::Taken(id()));
         }
         let device = build::block(disk, "disk", files)?;
+        let control = device.control();
         let mut slots = self.plan.threaded().map(usize::from);
         let Some(slot) = slots.find(|slot| self.is_vacant(*slot)) else {
             return Err(AssembleError::NoSlot(id()));
         };
         let mut transport = lock(&self.transports[slot]);
         let known = transport.doorbells().count();
-        transport.0.attach(device)?;
+        transport.0.attach(Box::new(device))?;
         build::offer(&*self.vm, self.plan.slots[slot].mmio, &transport, known);
+        self.disks.insert(self.plan.slots[slot].number, control);
         Ok(())
+    }
+
+    /// Has the thread of a disk's slot do something with the disk that may block.
+    pub(super) fn with_disk(
+        &self,
+        slot: usize,
+        task: impl FnOnce(&BlockControl) + Send + 'static,
+    ) -> Result<(), Gone> {
+        let number = self.plan.slots[slot].number;
+        let control = self.disks.get(&number).ok_or(Gone)?.clone();
+        self.host.run(number, Box::new(move || task(&control))).map_err(|_task| Gone)
     }
 
     /// Begins to take the device out of a slot; [`Assembled::is_vacant`] tells when it is out.
@@ -323,6 +360,7 @@ impl<V: Vm> Assembled<V> {
             mut pumps,
             vsock,
             networks: _,
+            disks: _,
             memory,
             host,
             board,

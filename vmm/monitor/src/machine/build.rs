@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use nelly_disk::{Concat, DiskError, RawDisk, ReadOnly};
+use nelly_disk::{ChainFile, Concat, Disk, DiskError, ImageError, RawDisk, ReadOnly, disk_of_chain};
 
 use super::assemble::{AssembleError, Assembly, SLOT_CONSOLE, SLOT_SERIAL};
 use super::console::Pump;
@@ -20,13 +20,15 @@ use super::workers::WorkerThreads;
 use crate::arch::{Address, Nested};
 use crate::boot::MmioSlot;
 use crate::bus::{Buses, SharedDevice};
-use crate::config::{DiskConfig, Endpoint, NetworkConfig, PART_ALIGNMENT, ShareConfig};
+use crate::config::{
+    DiskConfig, DiskFormat, Endpoint, FileSource, NetworkConfig, PART_ALIGNMENT, ShareConfig,
+};
 use crate::devices::serial::{self, Serial};
 use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
 use crate::sys;
 use crate::timeline::name;
-use crate::virtio::blk::Block;
+use crate::virtio::blk::{Block, BlockControl, Crew};
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
 use crate::virtio::fs::{FileSystem, SharedTree};
@@ -57,6 +59,8 @@ pub(super) struct VmWithDevices {
     pub(super) vsock: Option<VsockControl>,
     /// The networks, by slot.
     pub(super) networks: BTreeMap<u16, NetworkView>,
+    /// The disks, by slot.
+    pub(super) disks: BTreeMap<u16, BlockControl>,
     pub(super) memory: Option<MemoryControl>,
     pub(super) host: Arc<WorkerThreads>,
 }
@@ -85,7 +89,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
         vm.create_irqchip(plan.interrupts)?;
         self.recorder.stamp(name::VM_CREATED);
 
-        let Devices { virtio, mut pumps, serial_line, vsock, networks } = devices;
+        let Devices { virtio, mut pumps, serial_line, vsock, networks, disks, crews } = devices;
         let mut buses = Buses::default();
         let mut board = Vec::new();
         for platform in plan.board.platform_devices() {
@@ -101,6 +105,9 @@ impl<H: Hypervisor> Assembly<'_, H> {
 
         let host = WorkerThreads::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
         let host = Arc::new(host);
+        for (slot, crew, count) in crews {
+            host.add_crew(slot, crew, count).map_err(no_thread)?;
+        }
         let (mut transports, mut interrupts) = (Vec::new(), Vec::new());
         let mut memory = None;
         for (slot, device) in plan.slots.iter().zip(virtio) {
@@ -128,7 +135,18 @@ impl<H: Hypervisor> Assembly<'_, H> {
             transports.push(transport);
         }
         self.recorder.stamp(name::DEVICES_READY);
-        Ok(VmWithDevices { buses, board, transports, interrupts, pumps, vsock, networks, memory, host })
+        Ok(VmWithDevices {
+            buses,
+            board,
+            transports,
+            interrupts,
+            pumps,
+            vsock,
+            networks,
+            disks,
+            memory,
+            host,
+        })
     }
 }
 
@@ -140,22 +158,50 @@ pub(super) fn offer<V: Vm>(vm: &V, mmio: MmioSlot, transport: &MmioTransport, kn
     }
 }
 
-pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Device>, AssembleError> {
+/// Opens a disk over its files, and puts a device before it.
+pub(super) fn block(disk: &DiskConfig, field: &str, files: &Files) -> Result<Block, AssembleError> {
     let id = disk.id.as_str();
     let unusable = |source| AssembleError::Disk { id: id.to_owned(), source };
-    let raw = RawDisk::new(files.get(field, &disk.source)?, disk.read_only).map_err(unusable)?;
-    if disk.followed_by.is_empty() {
-        return Ok(Box::new(Block::new(Box::new(raw), id)));
+    let opened = if disk.followed_by.is_empty() {
+        let mut chain = vec![chain_file(files, field, &disk.source, disk.format)?];
+        for (index, below) in disk.backing.iter().enumerate() {
+            chain.push(chain_file(files, &format!("{field}.backing[{index}]"), &below.source, below.format)?);
+        }
+        disk_of_chain(chain, disk.read_only).map_err(unusable)?
+    } else {
+        one_after_another(disk, field, files)?
+    };
+    let block = Block::new(opened, id).with_sectors(disk.sector_bytes);
+    let block = block.map_err(|source| AssembleError::Sectors { id: id.to_owned(), source })?;
+    Ok(block.with_limits(disk.limits))
+}
+
+fn chain_file(
+    files: &Files,
+    field: &str,
+    source: &FileSource,
+    format: DiskFormat,
+) -> Result<ChainFile, AssembleError> {
+    Ok(ChainFile { file: files.get(field, source)?, format: format.into(), name: files.name(source) })
+}
+
+/// The disk of several files.
+fn one_after_another(disk: &DiskConfig, field: &str, files: &Files) -> Result<Box<dyn Disk>, AssembleError> {
+    let unusable = |path: &str, source| {
+        let source = ImageError::File { path: path.to_owned(), source };
+        AssembleError::Disk { id: disk.id.as_str().to_owned(), source }
+    };
+    let whole = "the disk of several files";
+    let mut parts = Concat::builder(PART_ALIGNMENT).map_err(|error| unusable(whole, error.into()))?;
+    let fields = (0..disk.followed_by.len()).map(|index| format!("{field}.followed_by[{index}]"));
+    let sources = [&disk.source].into_iter().chain(&disk.followed_by);
+    for (field, source) in [field.to_owned()].into_iter().chain(fields).zip(sources) {
+        let name = files.name(source);
+        let part = RawDisk::new(files.get(&field, source)?, true).map_err(|error| unusable(&name, error))?;
+        parts.part(Box::new(part)).map_err(|error| unusable(&name, error.into()))?;
     }
-    let mut parts = Concat::builder(PART_ALIGNMENT).map_err(|error| unusable(error.into()))?;
-    parts.part(Box::new(raw)).map_err(|error| unusable(error.into()))?;
-    for (index, source) in disk.followed_by.iter().enumerate() {
-        let file = files.get(&format!("{field}.followed_by[{index}]"), source)?;
-        let part = RawDisk::new(file, true).map_err(unusable)?;
-        parts.part(Box::new(part)).map_err(|error| unusable(error.into()))?;
-    }
-    let whole = ReadOnly::new(parts.build()).map_err(|error| unusable(DiskError::TooLarge(error)))?;
-    Ok(Box::new(Block::new(Box::new(whole), id)))
+    let disk = ReadOnly::new(parts.build()).map_err(|error| unusable(whole, DiskError::TooLarge(error)))?;
+    Ok(Box::new(disk))
 }
 
 fn network(
@@ -187,6 +233,10 @@ pub(super) struct Devices {
     serial_line: SerialLine,
     vsock: Option<VsockControl>,
     networks: BTreeMap<u16, NetworkView>,
+    /// The disks, by slot.
+    disks: BTreeMap<u16, BlockControl>,
+    /// Threads to be made beside workers: of which slot, what they serve, how many.
+    crews: Vec<(u16, Crew, u8)>,
 }
 
 impl Devices {
@@ -207,12 +257,21 @@ impl Devices {
             serial_line,
             vsock: None,
             networks: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            crews: Vec::new(),
         };
         let mut console = None;
         for slot in &plan.slots {
             let device: Option<Box<dyn Device>> = match slot.device {
                 SlotDevice::Disk(index) => {
-                    Some(block(&config.disks[index], &format!("disks[{index}]"), files)?)
+                    let mut block = block(&config.disks[index], &format!("disks[{index}]"), files)?;
+                    found.disks.insert(slot.number, block.control());
+                    if let Some((slot, more)) = plan.helpers.iter().find(|(at, _)| *at == slot.number) {
+                        let crew = Crew::default();
+                        block = block.with_crew(crew.clone());
+                        found.crews.push((*slot, crew, *more));
+                    }
+                    Some(Box::new(block))
                 }
                 SlotDevice::Rng => Some(Box::new(Rng)),
                 SlotDevice::Console => {

@@ -9,9 +9,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use nelly_disk::{ChainFile, Follow, Format, ImageError};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, FileSource, FileUse, MachineConfig, NetworkLink, TapLink};
+use crate::config::{
+    BackingFile, DiskConfig, DiskFormat, FileSource, FileUse, MachineConfig, NetworkLink, TapLink,
+};
 use crate::sys::files::Accept;
 use crate::sys::{self, fits};
 
@@ -44,6 +47,12 @@ pub(super) enum FileError {
         #[source]
         error: io::Error,
     },
+    #[error("{field}: the disk cannot be used")]
+    Chain {
+        field: String,
+        #[source]
+        error: ImageError,
+    },
     #[error("{field}: {file} was not handed in")]
     Missing { field: String, file: String },
 }
@@ -66,11 +75,13 @@ impl Handed {
     /// its number here.
     pub(super) fn open(&mut self, config: &mut MachineConfig) -> Result<(), FileError> {
         self.open_taps(config)?;
+        self.open_chains(config)?;
         config.files().into_iter().try_for_each(|(field, usage, source)| self.open_one(&field, usage, source))
     }
 
     /// The same of one disk.
     pub(super) fn open_disk(&mut self, disk: &mut DiskConfig) -> Result<(), FileError> {
+        self.open_chain("disk", disk)?;
         disk.files("disk")
             .into_iter()
             .try_for_each(|(field, usage, source)| self.open_one(&field, usage, source))
@@ -90,7 +101,31 @@ impl Handed {
             *source = handed.push(taken, Label { name: Some(file), place: None });
         }
         handed.open_taps(config)?;
+        handed.open_chains(config)?;
         Ok(handed)
+    }
+
+    /// Opens the images whose backing files are to be found, with these. Comes after what the
+    /// config names by number was taken.
+    fn open_chains(&mut self, config: &mut MachineConfig) -> Result<(), FileError> {
+        let mut disks = config.disks.iter_mut().enumerate();
+        disks.try_for_each(|(index, disk)| self.open_chain(&format!("disks[{index}]"), disk))
+    }
+
+    fn open_chain(&mut self, field: &str, disk: &mut DiskConfig) -> Result<(), FileError> {
+        let (true, FileSource::Path(path)) = (disk.is_unresolved(), &disk.source) else { return Ok(()) };
+        let follow = if disk.backing_anywhere { Follow::Anywhere } else { Follow::Beside };
+        let chain = nelly_disk::open_chain(path, disk.format.into(), disk.read_only, follow);
+        let chain = chain.map_err(|error| FileError::Chain { field: field.to_owned(), error })?;
+        let mut files = chain.into_iter().map(|ChainFile { file, format, name }| {
+            let source = self.push(file.into(), Label { name: Some(name), place: None });
+            BackingFile { source, format: format.into() }
+        });
+        if let Some(image) = files.next() {
+            disk.source = image.source;
+        }
+        disk.backing = files.collect();
+        Ok(())
     }
 
     /// Opens the taps that have a name and no descriptors. Comes after what the config names by
@@ -154,6 +189,8 @@ impl Handed {
                 return Ok(());
             }
             FileUse::Tap => (options.read(true).write(true), Accept::Stream),
+            // Opened by `open_chains`.
+            FileUse::Chain => return Ok(()),
             FileUse::Image => (options.read(true), Accept::Regular),
             FileUse::Disk { read_only } => (options.read(true).write(!read_only), Accept::Disk),
             FileUse::Log => (options.append(true).create(true), Accept::Stream),
@@ -185,6 +222,24 @@ impl Handed {
         self.files.push(file);
         self.labels.push(label);
         FileSource::Fd(number)
+    }
+}
+
+impl From<DiskFormat> for Format {
+    fn from(format: DiskFormat) -> Self {
+        match format {
+            DiskFormat::Raw => Self::Raw,
+            DiskFormat::Qcow2 => Self::Qcow2,
+        }
+    }
+}
+
+impl From<Format> for DiskFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Raw => Self::Raw,
+            Format::Qcow2 => Self::Qcow2,
+        }
     }
 }
 

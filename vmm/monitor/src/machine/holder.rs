@@ -15,6 +15,7 @@ use super::wire::{self, Answer, ControlRequest, Received, Receiver, Reply};
 use crate::config::{DeviceName, DiskConfig, OnReset};
 use crate::hv::Vm;
 use crate::timeline::GuestCounter;
+use crate::virtio::blk::GrowError;
 use crate::virtio::mem::BadSize;
 
 /// Why a request was refused.
@@ -28,6 +29,12 @@ pub(super) enum Refusal {
     TooLittle(u64),
     #[error(transparent)]
     Size(#[from] BadSize),
+    #[error("the {device} cannot be changed")]
+    Disk {
+        device: DeviceName,
+        #[source]
+        source: GrowError,
+    },
     #[error("the machine was started already")]
     Started,
     #[error("the machine ended before it came to rest")]

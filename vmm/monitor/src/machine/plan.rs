@@ -16,6 +16,8 @@ pub(super) struct Plan {
     pub(super) serial: SerialPlan,
     /// The virtio slots, by number.
     pub(super) slots: Vec<SlotPlan>,
+    /// Slots of disks with more threads than one, and how many more.
+    pub(super) helpers: Vec<(u16, u8)>,
 }
 
 /// One virtio slot.
@@ -66,6 +68,8 @@ impl Plan {
         devices.extend((0..config.spare_slots).map(|_| SlotDevice::Nothing));
         let slot = |(number, device)| SlotPlan { number, mmio: board.slot(number), device };
         let slots: Vec<_> = (0..).zip(devices).map(slot).collect();
+        // Disks come first.
+        let more = (0..).zip(&config.disks).map(|(slot, disk)| (slot, disk.threads.get() - 1));
         let mmio_slots: Vec<_> = slots.iter().map(|slot| slot.mmio).collect();
         Self {
             board,
@@ -73,6 +77,7 @@ impl Plan {
             interrupts: board.interrupts(config.cpus.get(), &mmio_slots),
             serial: board.serial(),
             slots,
+            helpers: more.filter(|(_, more)| *more > 0).collect(),
         }
     }
 
@@ -93,6 +98,11 @@ impl Plan {
         self.slots.iter().filter(threaded).map(|slot| slot.number)
     }
 
+    /// Threads that serve devices: those of workers, and those beside them.
+    pub(super) fn device_threads(&self) -> usize {
+        self.threaded().count() + self.helpers.iter().map(|(_, more)| usize::from(*more)).sum::<usize>()
+    }
+
     /// vCPUs.
     pub(super) fn cpus(&self) -> u32 {
         fits(self.interrupts.vcpus, "vCPUs are counted in eight bits")
@@ -103,8 +113,8 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::config::{
-        CpuCount, DiskConfig, DiskId, FileSource, HotplugSize, MacAddress, MemorySize, NetworkConfig,
-        NetworkId, NetworkLink, ShareConfig, ShareTag, VsockConfig,
+        CpuCount, DiskConfig, DiskId, DiskThreads, FileSource, HotplugSize, MacAddress, MemorySize,
+        NetworkConfig, NetworkId, NetworkLink, ShareConfig, ShareTag, VsockConfig,
     };
 
     fn disk(id: &str) -> DiskConfig {
@@ -122,6 +132,7 @@ mod tests {
         config.hotplug_bytes = HotplugSize::new(256 << 20).unwrap();
         config.cpus = CpuCount::new(3).unwrap();
         config.disks = vec![disk("a"), disk("b")];
+        config.disks[1].threads = DiskThreads::new(4).unwrap();
         (config.rng, config.console, config.vsock) = (true, Endpoint::Stream, Some(VsockConfig::default()));
         let network = |id: &str| {
             let (mac, id) = (MacAddress::from_seed(id), NetworkId::new(id).unwrap());
@@ -150,6 +161,7 @@ mod tests {
             ]
         );
         assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 5, 6, 7, 9, 10]);
+        assert_eq!((plan.helpers.as_slice(), plan.device_threads()), (&[(1, 3)][..], 10));
         assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));
         for (number, slot) in (0..).zip(&plan.slots) {

@@ -15,6 +15,7 @@ use super::wire::{Answer, ControlRequest, NewDevice, Reply};
 use crate::config::{DeviceName, DiskConfig};
 use crate::hv::Vm;
 use crate::sys;
+use crate::virtio::blk::{BlockControl, GrowError};
 
 impl Holder {
     /// Carries out one request.
@@ -83,6 +84,13 @@ impl Holder {
             | ControlRequest::VsockJoin { .. }
             | ControlRequest::VsockListen { .. } => {
                 return self.reach_guest(request, reply, descriptors, run);
+            }
+            ControlRequest::Resize { device: device @ DeviceName::Disk(_), bytes } => {
+                return change_disk(device, reply, run, move |disk| disk.grow(bytes));
+            }
+            ControlRequest::LimitDisk { disk, limits } => {
+                let device = DeviceName::Disk(disk);
+                return change_disk(device, reply, run, move |disk| disk.set_limits(limits));
             }
             ControlRequest::Resize { device, .. } if device != DeviceName::Memory => {
                 return Err((reply, Refusal::Cannot(device, "keeps the size that it has")));
@@ -199,6 +207,23 @@ impl Holder {
         }
         Ok(())
     }
+}
+
+/// Changes a disk on the thread of its worker, which may block; the answer follows then.
+fn change_disk<V: Vm>(
+    device: DeviceName,
+    reply: Reply,
+    run: &Loop<V>,
+    change: impl FnOnce(&BlockControl) -> Result<(), GrowError> + Send + 'static,
+) -> Result<(), (Reply, Refusal)> {
+    let Some(slot) = run.machine.slot_of(&device) else { return Err((reply, Refusal::NoDevice(device))) };
+    let name = device.clone();
+    // Whoever asked sees the end of its socket if the thread is not there any more.
+    let _changed = run.machine.with_disk(slot, move |disk| match change(disk) {
+        Ok(()) => reply.done(),
+        Err(source) => reply.failed(&Refusal::Disk { device: name, source }),
+    });
+    Ok(())
 }
 
 /// Begins to save the machine to the next two descriptors.

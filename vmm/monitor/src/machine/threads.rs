@@ -35,6 +35,8 @@ pub(super) enum Role {
     Vcpu(u32),
     /// The worker of the device in this slot, whose requests block.
     Worker(u16),
+    /// One of those that serve requests beside the worker of this slot.
+    Helper(u16, u8),
 }
 
 impl Role {
@@ -44,6 +46,7 @@ impl Role {
             Self::Loop => "nelly-loop".into(),
             Self::Vcpu(index) => format!("nelly-cpu-{index}"),
             Self::Worker(slot) => format!("nelly-dev-{slot}"),
+            Self::Helper(slot, number) => format!("nelly-dev-{slot}.{number}"),
         }
     }
 
@@ -52,7 +55,7 @@ impl Role {
     fn stack_bytes(self) -> usize {
         match self {
             Self::Loop => 256 << 10,
-            Self::Vcpu(_) | Self::Worker(_) => 128 << 10,
+            Self::Vcpu(_) | Self::Worker(_) | Self::Helper(..) => 128 << 10,
         }
     }
 }
@@ -71,7 +74,12 @@ mod tests {
 
     #[test]
     fn each_thread_has_the_name_of_its_role() {
-        for role in [Role::Loop, Role::Vcpu(u32::from(crate::config::CpuCount::MAX) - 1), Role::Worker(18)] {
+        for role in [
+            Role::Loop,
+            Role::Vcpu(u32::from(crate::config::CpuCount::MAX) - 1),
+            Role::Worker(18),
+            Role::Helper(63, 15),
+        ] {
             let thread = spawn(role, move || {
                 let name = std::thread::current().name().map(str::to_owned);
                 assert_eq!(name, Some(role.name()));

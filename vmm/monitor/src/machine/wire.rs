@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::files::Label;
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
-use crate::config::{DeviceName, DiskConfig, MachineConfig};
+use crate::config::{DeviceName, DiskConfig, DiskId, DiskLimits, MachineConfig};
 use crate::sys::{self, Arrived};
 use crate::timeline::GuestCounter;
 
@@ -98,10 +98,16 @@ pub(super) enum ControlRequest {
     VsockListen {
         port: u32,
     },
-    /// What the device is to have in all: of the memory device, the guest's memory.
+    /// What the device is to have in all: of the memory device, the guest's memory. A disk is made
+    /// larger.
     Resize {
         device: DeviceName,
         bytes: u64,
+    },
+    /// Changes the limits of a disk's rates.
+    LimitDisk {
+        disk: DiskId,
+        limits: DiskLimits,
     },
     /// Puts a device into an empty slot. Descriptors: the answer, and the files that the device's
     /// configuration refers to by their numbers.

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::mailbox::{Mailbox, Message};
 use super::threads::{self, Role};
 use crate::sys::{Interest, Notifier, Poller, Ready};
+use crate::virtio::blk::Crew;
 use crate::virtio::device::{Placement, Registrar, Running, WorkerHost};
 use crate::virtio::fault::DeviceFault;
 
@@ -19,6 +20,7 @@ const ORDERS: u64 = u64::MAX;
 pub(super) struct WorkerThreads {
     mailbox: Mailbox,
     threads: BTreeMap<u16, Thread>,
+    crews: Mutex<Vec<(Crew, Vec<JoinHandle<()>>)>>,
 }
 
 struct Thread {
@@ -43,11 +45,16 @@ struct Posted {
 enum Order {
     /// Run this worker.
     Start(Running),
+    /// Do this between two events.
+    Do(Task),
     /// Send it home.
     Stop,
     /// Send it home, and end.
     End,
 }
+
+/// What a worker's thread does beside its worker.
+pub(super) type Task = Box<dyn FnOnce() + Send>;
 
 impl Orders {
     fn lock(&self) -> MutexGuard<'_, Posted> {
@@ -74,7 +81,7 @@ impl WorkerThreads {
     /// # Errors
     /// The host has no room for one more thread or descriptor.
     pub(super) fn new(mailbox: Mailbox, slots: impl IntoIterator<Item = u16>) -> io::Result<Self> {
-        let mut host = Self { mailbox, threads: BTreeMap::new() };
+        let mut host = Self { mailbox, threads: BTreeMap::new(), crews: Mutex::default() };
         for slot in slots {
             let thread = host.thread(slot)?;
             host.threads.insert(slot, thread);
@@ -95,6 +102,38 @@ impl WorkerThreads {
         Ok(Thread { orders, handle })
     }
 
+    /// Makes `count` threads for the crew of the device in `slot`. Each says
+    /// [`Message::ThreadReady`] when it is ready.
+    ///
+    /// # Errors
+    /// As of [`WorkerThreads::new`].
+    pub(super) fn add_crew(&self, slot: u16, crew: Crew, count: u8) -> io::Result<()> {
+        let mut crews = self.crews.lock().unwrap_or_else(PoisonError::into_inner);
+        crews.push((crew.clone(), Vec::new()));
+        for number in 1..=count {
+            let (crew, mailbox) = (crew.clone(), self.mailbox.clone());
+            let body = move || {
+                mailbox.post(Message::ThreadReady);
+                crew.serve();
+            };
+            let handle = threads::spawn(Role::Helper(slot, number), body)?;
+            if let Some((_, handles)) = crews.last_mut() {
+                handles.push(handle);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the thread of `slot` do something that may block. Gives it back if there is no such
+    /// thread.
+    pub(super) fn run(&self, slot: u16, task: Task) -> Result<(), Task> {
+        let Some(thread) = self.threads.get(&slot) else { return Err(task) };
+        thread.orders.give(Order::Do(task)).map_err(|order| match order {
+            Order::Do(task) => task,
+            _ => unreachable!("the order that was given comes back"),
+        })
+    }
+
     /// Waits for the threads to end, whose workers go home. Nothing is started from here on.
     pub(super) fn join(&self) {
         for thread in self.threads.values() {
@@ -106,6 +145,12 @@ impl WorkerThreads {
             if let Some(handle) = handle {
                 drop(handle.join());
             }
+        }
+        // Workers wait for what crews do, so these end last.
+        let crews = std::mem::take(&mut *self.crews.lock().unwrap_or_else(PoisonError::into_inner));
+        for (crew, handles) in crews {
+            crew.end();
+            handles.into_iter().for_each(|handle| drop(handle.join()));
         }
     }
 }
@@ -178,6 +223,7 @@ impl WorkerThread {
                     running.start(poller);
                     *worker = Some(running);
                 }
+                Order::Do(task) => task(),
                 Order::Stop => {
                     if let Some(running) = worker.take() {
                         running.stop(poller);

@@ -24,7 +24,7 @@ use super::files::Handed;
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
 use super::wire::{Answer, ControlRequest, NewDevice};
-use crate::config::{DeviceName, DiskConfig, FileSource};
+use crate::config::{DeviceName, DiskConfig, DiskId, DiskLimits, FileSource};
 use crate::sys::{self, fits};
 use crate::timeline::GuestCounter;
 
@@ -246,6 +246,28 @@ impl Machine {
     /// The machine has ended.
     pub fn begin_request_memory(&self, bytes: u64) -> Result<Pending, ControlError> {
         self.control.ask(&ControlRequest::Resize { device: DeviceName::Memory, bytes }, &[])
+    }
+
+    /// Makes a disk of the machine `bytes` long; what is added reads as zeroes, and is there for good
+    /// when this returns. The guest's driver is told, also later of what happened in a pause. What
+    /// the guest makes of the room is its own business. A block device of the host must have become
+    /// larger before.
+    ///
+    /// # Errors
+    /// The machine has no such disk or has ended, the disk is only read, would become smaller, or
+    /// `bytes` are not whole sectors, or the host refuses.
+    pub fn resize_disk(&self, disk: &DiskId, bytes: u64) -> Result<(), ControlError> {
+        let device = DeviceName::Disk(disk.clone());
+        self.control.ask(&ControlRequest::Resize { device, bytes }, &[])?.done()
+    }
+
+    /// Changes the limits of a disk's rates from now on, until the machine ends or the guest is
+    /// started again, which then has those of its configuration.
+    ///
+    /// # Errors
+    /// The machine has no such disk, or has ended.
+    pub fn limit_disk(&self, disk: &DiskId, limits: DiskLimits) -> Result<(), ControlError> {
+        self.control.ask(&ControlRequest::LimitDisk { disk: disk.clone(), limits }, &[])?.done()
     }
 
     /// Readable once the monitor's process has ended, whatever it said before: to be polled beside

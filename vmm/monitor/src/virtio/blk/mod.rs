@@ -3,30 +3,37 @@
 //!
 //! A write for which the host's file system has no room does not fail: guests take an error of a
 //! disk for a broken one, and their file systems do not survive all of them. The request is put
-//! back into the queue, and those behind it wait with it, until trying again every [`AGAIN`]
-//! succeeds. Nothing is in flight meanwhile: a reset, a pause and the machine's end wait for
-//! nothing.
+//! back into the queue, and those behind it wait with it, until trying again every 200 ms
+//! succeeds. No write is in flight meanwhile: a reset, a pause and the machine's end do not wait for
+//! room.
+//!
+//! Reads and flushes of a disk that makes them wait are done by a [`Crew`] of threads, so that
+//! several wait at once; those that the host answers from its memory are faster done by the worker
+//! itself. Writes go to the host's memory, and are the worker's.
 
+mod control;
+mod crew;
+mod rate;
 mod request;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::any::Any;
 use std::io;
-use std::os::fd::AsFd;
-use std::time::Duration;
+use std::sync::Arc;
 
 use nelly_disk::{Disk, SECTOR};
 
-use self::request::Requests;
-use super::device::{ActivateError, Activation, Device, DeviceFault, Placement, Registrar, Returned, Worker};
-use super::interrupt::Interrupt;
-use super::queue::Queue;
+use self::control::Shared;
+pub use self::control::{BlockControl, GrowError};
+pub use self::crew::Crew;
+use self::worker::BlockWorker;
+use super::device::{ActivateError, Activation, Device, Placement, Worker};
 use super::spec::id;
-use crate::memory::Memory;
+use crate::config::{DiskLimits, SectorSize};
 use crate::state::fields::plain;
 use crate::state::{Sections, StateError, Stateful};
-use crate::sys::{Interest, Timer};
 
 /// Features and limits (5.2.3, 5.2.4).
 pub mod spec {
@@ -90,18 +97,19 @@ pub mod spec {
 /// Bytes of the configuration space.
 const CONFIG_BYTES: usize = 60;
 
-/// The device. Its disk is with the worker while there is one.
+/// The device.
 pub struct Block {
-    disk: Option<Box<dyn Disk>>,
+    shared: Arc<Shared>,
+    crew: Option<Crew>,
     name: String,
     id: [u8; spec::ID_BYTES],
     features: u64,
-    config: [u8; CONFIG_BYTES],
+    sector: SectorSize,
 }
 
 impl Block {
-    /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue: requests are
-    /// served one by one.
+    /// A device named `id` (cut to 20 bytes) over `disk`, with one request queue, and sectors of
+    /// 512 bytes.
     #[must_use]
     pub fn new(disk: Box<dyn Disk>, id: &str) -> Self {
         let mut cut = [0; spec::ID_BYTES];
@@ -113,29 +121,64 @@ impl Block {
             name: id.to_owned(),
             id: cut,
             features: spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | writing,
-            config: config(&*disk),
-            disk: Some(disk),
+            shared: Arc::new(Shared::new(disk)),
+            crew: None,
+            sector: SectorSize::default(),
         }
     }
-}
 
-/// The configuration space (5.2.4).
-fn config(disk: &dyn Disk) -> [u8; CONFIG_BYTES] {
-    let mut config = [0; CONFIG_BYTES];
-    let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &(disk.len() / SECTOR).to_le_bytes());
-    put(8, &spec::SIZE_MAX.to_le_bytes());
-    put(12, &spec::SEG_MAX.to_le_bytes());
-    put(20, &disk.block_size().to_le_bytes());
-    put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());
-    put(40, &spec::DISCARD_RANGES_MAX.to_le_bytes());
-    // discard_sector_alignment
-    put(44, &(disk.block_size() / 512).to_le_bytes());
-    put(48, &spec::RANGE_SECTORS_MAX.to_le_bytes());
-    put(52, &spec::ZERO_RANGES_MAX.to_le_bytes());
-    // write_zeroes_may_unmap
-    put(56, &[1]);
-    config
+    /// The same, with threads that serve beside the worker.
+    #[must_use]
+    pub fn with_crew(self, crew: Crew) -> Self {
+        Self { crew: Some(crew), ..self }
+    }
+
+    /// The same, with sectors of another size.
+    ///
+    /// # Errors
+    /// `InvalidInput`: the disk does not consist of whole ones.
+    pub fn with_sectors(self, sector: SectorSize) -> io::Result<Self> {
+        let bytes = self.shared.disk.len();
+        if !bytes.is_multiple_of(sector.get().into()) {
+            let text = format!("{bytes} bytes are not a number of whole sectors of {} bytes", sector.get());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(Self { sector, ..self })
+    }
+
+    /// The same, with limits.
+    #[must_use]
+    pub fn with_limits(self, limits: DiskLimits) -> Self {
+        self.shared.set_limits(limits);
+        self
+    }
+
+    /// What changes the device while it is in use.
+    #[must_use]
+    pub fn control(&self) -> BlockControl {
+        BlockControl::new(&self.shared, self.sector)
+    }
+
+    /// The configuration space (5.2.4).
+    fn config(&self) -> [u8; CONFIG_BYTES] {
+        let disk = &self.shared.disk;
+        let mut config = [0; CONFIG_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        let sector = self.sector.get().max(disk.block_size());
+        put(0, &(disk.len() / SECTOR).to_le_bytes());
+        put(8, &spec::SIZE_MAX.to_le_bytes());
+        put(12, &spec::SEG_MAX.to_le_bytes());
+        put(20, &sector.to_le_bytes());
+        put(36, &spec::RANGE_SECTORS_MAX.to_le_bytes());
+        put(40, &spec::DISCARD_RANGES_MAX.to_le_bytes());
+        // discard_sector_alignment: less gives no space back.
+        put(44, &(sector.max(disk.discard_size()) / 512).to_le_bytes());
+        put(48, &spec::RANGE_SECTORS_MAX.to_le_bytes());
+        put(52, &spec::ZERO_RANGES_MAX.to_le_bytes());
+        // write_zeroes_may_unmap
+        put(56, &[1]);
+        config
+    }
 }
 
 impl Device for Block {
@@ -156,7 +199,7 @@ impl Device for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::device::read_bytes(&self.config, offset, data);
+        super::device::read_bytes(&self.config(), offset, data);
     }
 
     fn placement(&self) -> Placement {
@@ -165,18 +208,17 @@ impl Device for Block {
 
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let queue = activation.take_queue(0)?;
-        let Activation { features, memory, queues: _, interrupt } = activation;
-        let disk = self.disk.take().ok_or_else(|| ActivateError::Host(io::ErrorKind::ResourceBusy.into()))?;
-        // A driver that will never ask for a flush expects that what it wrote is safe (5.2.6.2).
-        let write_through = features & spec::F_FLUSH == 0;
-        let requests = Requests { disk, id: self.id, features, write_through };
-        Ok(Box::new(BlockWorker { requests, queue, memory, interrupt, waiting: None }))
+        self.shared.begin(&activation.interrupt, queue.doorbell());
+        let worker = BlockWorker::new(&self.shared, self.id, self.crew.clone(), queue, activation)?;
+        Ok(Box::new(worker))
     }
 
-    fn reclaim(&mut self, state: Box<dyn Any + Send>) {
-        if let Ok(disk) = state.downcast::<Box<dyn Disk>>() {
-            self.disk = Some(*disk);
-        }
+    fn reclaim(&mut self, _state: Box<dyn Any + Send>) {
+        self.shared.pause();
+    }
+
+    fn reset(&mut self) {
+        self.shared.forget();
     }
 }
 
@@ -184,17 +226,19 @@ impl Device for Block {
 /// the outside; its contents are whoever restores it to see to.
 impl Stateful for Block {
     fn save(&self, name: &str, state: &mut Sections) {
-        // The short id is the beginning of the name.
-        let Self { disk: _, name: id, id: _, features, config } = self;
+        // The short id is the beginning of the name, and limits are the machine's.
+        let Self { shared: _, crew: _, name: id, id: _, features, sector: _ } = self;
+        let config = self.config();
         state.put_fields(name, 1, |fields| {
             fields.put_text(id);
             fields.put(&(features & spec::F_RO != 0));
-            fields.put(&capacity(config));
-            fields.put(config);
+            fields.put(&capacity(&config));
+            fields.put(&config);
         });
     }
 
     fn restore(&mut self, name: &str, state: &mut Sections) -> Result<(), StateError> {
+        let config = self.config();
         state.take_fields(name, 1, |fields| {
             let (id, here) = (fields.get_text(TEXT_MAX)?, plain(&self.name));
             if id != here {
@@ -203,11 +247,11 @@ impl Stateful for Block {
             if fields.get::<bool>()? != (self.features & spec::F_RO != 0) {
                 return Err(fields.unfit("one of the two disks is read-only, and the other is not"));
             }
-            let (sectors, here) = (fields.get::<u64>()?, capacity(&self.config));
+            let (sectors, here) = (fields.get::<u64>()?, capacity(&config));
             if sectors != here {
                 return Err(fields.unfit(format!("the disk had {sectors} sectors, and has {here} here")));
             }
-            if fields.get::<[u8; CONFIG_BYTES]>()? != self.config {
+            if fields.get::<[u8; CONFIG_BYTES]>()? != config {
                 return Err(fields.unfit("the disk has other blocks or limits than it had"));
             }
             Ok(())
@@ -221,93 +265,4 @@ const TEXT_MAX: usize = 1024;
 fn capacity(config: &[u8; CONFIG_BYTES]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *config;
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
-
-/// How often a request is tried again for which the host's file system has no room.
-const AGAIN: Duration = Duration::from_millis(200);
-
-/// What the driver's notification comes under.
-const KEY_DOORBELL: u32 = 0;
-/// What the time for another try comes under.
-const KEY_AGAIN: u32 = 1;
-
-/// A request is done, or put back, before the next one is taken, so between two events nothing is
-/// in flight.
-struct BlockWorker {
-    requests: Requests,
-    queue: Queue,
-    memory: Memory,
-    interrupt: Interrupt,
-    /// Ticks while the first request waits for room on the host. Most machines never make one.
-    waiting: Option<Timer>,
-}
-
-impl BlockWorker {
-    /// Serves what waits. `true`: the first request waits for room.
-    fn serve(&mut self) -> Result<bool, DeviceFault> {
-        let Self { requests, queue, memory, interrupt, .. } = self;
-        let mut full = false;
-        queue.serve_or_wait(memory, interrupt, |chain| {
-            let served = requests.serve(memory, chain)?;
-            full = served.is_none();
-            Ok(served)
-        })?;
-        Ok(full)
-    }
-
-    fn wait(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        let timer = Timer::new()?;
-        timer.set(Some(AGAIN))?;
-        registrar.add(timer.as_fd(), KEY_AGAIN, Interest::READ)?;
-        self.waiting = Some(timer);
-        self.interrupt.tally().set_waits_for_room(true);
-        self.interrupt.tally().fault(&DeviceFault::NoRoom);
-        Ok(())
-    }
-
-    fn wait_no_more(&mut self, registrar: &mut Registrar<'_>) {
-        if let Some(timer) = self.waiting.take() {
-            // One that was never added is not there any more: what was wanted.
-            let _ = registrar.remove(timer.as_fd());
-            self.interrupt.tally().set_waits_for_room(false);
-        }
-    }
-}
-
-impl Worker for BlockWorker {
-    fn register(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
-        registrar.add(self.queue.doorbell().as_fd(), KEY_DOORBELL, Interest::READ)?;
-        Ok(self.queue.doorbell().notify()?)
-    }
-
-    fn unregister(&mut self, registrar: &mut Registrar<'_>) {
-        self.wait_no_more(registrar);
-        // A descriptor that was never added is not there any more: what was wanted.
-        let _ = registrar.remove(self.queue.doorbell().as_fd());
-    }
-
-    fn ready(
-        &mut self,
-        key: u32,
-        _ready: Interest,
-        registrar: &mut Registrar<'_>,
-    ) -> Result<(), DeviceFault> {
-        if key == KEY_AGAIN
-            && let Some(timer) = &self.waiting
-        {
-            timer.consume()?;
-        }
-        match (self.serve()?, self.waiting.is_some()) {
-            (true, false) => self.wait(registrar),
-            (false, true) => {
-                self.wait_no_more(registrar);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn quiesce(self: Box<Self>) -> Returned {
-        Returned { state: Box::new(self.requests.disk), queues: vec![Some(self.queue)] }
-    }
 }

@@ -1,9 +1,11 @@
 //! One request: header, data, status byte (virtio 1.2, 5.2.6).
 
 use std::io;
+use std::sync::Arc;
 
-use nelly_disk::{Disk, SECTOR};
+use nelly_disk::SECTOR;
 
+use super::control::Shared;
 use super::spec;
 use crate::memory::Memory;
 use crate::sys::at_most;
@@ -19,7 +21,7 @@ const UNMAP: u32 = 1;
 
 /// What serves requests.
 pub(super) struct Requests {
-    pub(super) disk: Box<dyn Disk>,
+    pub(super) shared: Arc<Shared>,
     pub(super) id: [u8; spec::ID_BYTES],
     pub(super) features: u64,
     pub(super) write_through: bool,
@@ -105,7 +107,7 @@ impl Requests {
                     if range.flags != 0 {
                         return Err(UNSUPP);
                     }
-                    Ok(self.disk.discard(range.offset, range.len)?)
+                    Ok(self.shared.disk.discard(range.offset, range.len)?)
                 })
             }
             spec::T_WRITE_ZEROES if self.features & spec::F_WRITE_ZEROES != 0 => {
@@ -113,7 +115,7 @@ impl Requests {
                     if range.flags & !UNMAP != 0 {
                         return Err(UNSUPP);
                     }
-                    Ok(self.disk.write_zeroes(range.offset, range.len, range.flags & UNMAP != 0)?)
+                    Ok(self.shared.disk.write_zeroes(range.offset, range.len, range.flags & UNMAP != 0)?)
                 })
             }
             _ => Err(UNSUPP),
@@ -124,7 +126,7 @@ impl Requests {
         let mut offset = self.extent(sector, u64::from(room))?;
         let mut left = room;
         while left > 0 {
-            let bytes = writer.transfer(left, |pieces| self.disk.read_at(pieces, offset))??;
+            let bytes = writer.transfer(left, |pieces| self.shared.disk.read_at(pieces, offset))??;
             (offset, left) = advance(offset, left, bytes)?;
         }
         Ok(())
@@ -133,11 +135,11 @@ impl Requests {
     fn write(&self, sector: u64, reader: &mut Reader<'_>) -> Result<(), Refused> {
         let mut left = reader.left();
         let mut offset = self.extent(sector, u64::from(left))?;
-        if self.disk.read_only() {
+        if self.shared.disk.read_only() {
             return Err(IOERR);
         }
         while left > 0 {
-            let bytes = reader.transfer(left, |pieces| self.disk.write_at(pieces, offset))??;
+            let bytes = reader.transfer(left, |pieces| self.shared.disk.write_at(pieces, offset))??;
             (offset, left) = advance(offset, left, bytes)?;
         }
         self.written()
@@ -151,7 +153,7 @@ impl Requests {
     /// A flush that fails is told to the driver, whatever the reason: the host may have given up
     /// what it had accepted before, and a second flush would succeed without it.
     fn flush(&self) -> Result<(), Refused> {
-        self.disk.flush().map_err(|_| IOERR)
+        self.shared.disk.flush().map_err(|_| IOERR)
     }
 
     /// Where whole sectors of the disk begin, in bytes. No request touches more at once than
@@ -159,7 +161,7 @@ impl Requests {
     fn extent(&self, sector: u64, len: u64) -> Result<u64, Refused> {
         let offset = sector.checked_mul(SECTOR).ok_or(IOERR)?;
         let end = offset.checked_add(len).ok_or(IOERR)?;
-        if len > spec::REQUEST_BYTES_MAX || !len.is_multiple_of(SECTOR) || end > self.disk.len() {
+        if len > spec::REQUEST_BYTES_MAX || !len.is_multiple_of(SECTOR) || end > self.shared.disk.len() {
             return Err(IOERR);
         }
         Ok(offset)
@@ -173,7 +175,10 @@ impl Requests {
         mut each: impl FnMut(&Range) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
         let bytes = reader.left();
-        if self.disk.read_only() || !bytes.is_multiple_of(RANGE) || !(1..=most).contains(&(bytes / RANGE)) {
+        if self.shared.disk.read_only()
+            || !bytes.is_multiple_of(RANGE)
+            || !(1..=most).contains(&(bytes / RANGE))
+        {
             return Err(IOERR);
         }
         let mut ranges = Vec::new();

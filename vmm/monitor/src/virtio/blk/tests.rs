@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use nelly_disk::{RawDisk, ReadAt, ReadBuffer, Within, WriteBuffer};
@@ -11,6 +11,8 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::config::DiskLimits;
+use crate::virtio::device::Returned;
 use crate::virtio::spec::{descriptor as flag, feature};
 use crate::virtio::testing::{Bench, Part, Used};
 
@@ -580,4 +582,215 @@ fn figures() {
             per_second * f64::from(bytes) / 1e9
         );
     }
+}
+
+/// A disk whose reads and flushes wait until some are there at once.
+struct Together {
+    inner: RawDisk,
+    there: Arc<Barrier>,
+}
+
+impl ReadAt for Together {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    fn read_at(&self, into: &mut dyn ReadBuffer, offset: u64) -> io::Result<usize> {
+        self.there.wait();
+        self.inner.read_at(into, offset)
+    }
+}
+
+impl Disk for Together {
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn block_size(&self) -> u32 {
+        512
+    }
+    fn write_at(&self, from: &dyn WriteBuffer, offset: u64) -> io::Result<usize> {
+        self.inner.write_at(from, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.there.wait();
+        Ok(())
+    }
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.inner.write_zeroes(offset, len, unmap)
+    }
+}
+
+/// Threads of a crew, which end with it.
+struct Threads(Crew, Vec<std::thread::JoinHandle<()>>);
+
+impl Threads {
+    fn new(count: usize) -> Self {
+        let crew = Crew::default();
+        let handles = (0..count).map(|_| {
+            let crew = crew.clone();
+            std::thread::spawn(move || crew.serve())
+        });
+        let handles: Vec<_> = handles.collect();
+        while crew.size() < count {
+            std::thread::yield_now();
+        }
+        Self(crew, handles)
+    }
+
+    fn end(self) {
+        self.0.end();
+        self.1.into_iter().for_each(|handle| handle.join().unwrap());
+    }
+}
+
+fn together(there: &Arc<Barrier>, threads: &Threads) -> (Block, File) {
+    let mut file = tempfile::tempfile().unwrap();
+    (0..64).for_each(|sector| file.write_all(&[sector; 512]).unwrap());
+    let other = file.try_clone().unwrap();
+    let disk = Together { inner: RawDisk::new(file, false).unwrap(), there: Arc::clone(there) };
+    (Block::new(Box::new(disk), "wide").with_crew(threads.0.clone()), other)
+}
+
+#[test]
+fn reads_and_flushes_wait_for_the_host_side_by_side() {
+    let threads = Threads::new(3);
+    let (mut device, mut file) = together(&Arc::new(Barrier::new(3)), &threads);
+    let mut bench = Bench::new(&mut device, 64, None);
+    // Six that come in threes, and a write that passes them.
+    for sector in 0..5 {
+        bench.queues[0].add(&[Part::Read(header(spec::T_IN, sector)), Part::Write(512), Part::Write(1)]);
+    }
+    bench.queues[0].add(&[Part::Read(header(spec::T_FLUSH, 0)), Part::Write(1)]);
+    bench.queues[0].add(&[Part::Read(header(spec::T_OUT, 63)), Part::Read(vec![9; 512]), Part::Write(1)]);
+    bench.kick(0);
+    let mut found = Vec::new();
+    while found.len() < 7 {
+        while let Some(used) = bench.queues[0].used() {
+            assert_eq!(used.data.last(), Some(&spec::S_OK));
+            found.push(if used.data.len() == 513 { used.data[0] } else { 99 });
+        }
+        if found.len() < 7 {
+            bench.wait(Duration::from_secs(60));
+        }
+    }
+    found.sort_unstable();
+    assert_eq!(found, [0, 1, 2, 3, 4, 99, 99]);
+    assert_eq!(contents(&mut file)[63 * 512..], [9; 512]);
+    assert_eq!(bench.interrupt.faults(), 0);
+    drop(bench.stop());
+    drop(bench);
+    threads.end();
+}
+
+#[test]
+fn a_pause_waits_for_what_is_out_and_leaves_nothing_in_flight() {
+    let threads = Threads::new(2);
+    let barrier = Arc::new(Barrier::new(3));
+    let (mut device, _) = together(&barrier, &threads);
+    let mut bench = Bench::new(&mut device, 64, None);
+    for sector in 0..2 {
+        bench.queues[0].add(&[Part::Read(header(spec::T_IN, sector)), Part::Write(512), Part::Write(1)]);
+    }
+    bench.kick(0);
+    // Neither can end before this thread is there, too.
+    assert_eq!(bench.queues[0].used(), None);
+    let third = std::thread::spawn(move || barrier.wait());
+    let Returned { state, queues } = bench.stop();
+    third.join().unwrap();
+    assert!(queues[0].as_ref().unwrap().position().is_quiet());
+    device.reclaim(state);
+    for _ in 0..2 {
+        assert_eq!(bench.queues[0].used().unwrap().data.last(), Some(&spec::S_OK));
+    }
+    let features = device.features() | feature::EVENT_IDX | feature::VERSION_1;
+    bench.resume(&mut device, features, queues);
+    assert_eq!(
+        status(&mut bench, vec![Part::Read(header(spec::T_OUT, 0)), Part::Read(vec![0; 512])]),
+        spec::S_OK
+    );
+    // What is broken is a fault of the device, though another thread found it.
+    bench.queues[0].add(&[Part::Read(header(spec::T_IN, 0))]);
+    bench.kick(0);
+    while !bench.interrupt.needs_reset() {
+        bench.wait(Duration::from_secs(60));
+    }
+    drop(bench.stop());
+    drop(bench);
+    threads.end();
+}
+
+#[test]
+fn a_disk_without_tokens_waits_and_goes_on_when_the_limit_is_lifted() {
+    let (device, _file) = disk(false);
+    let one = std::num::NonZeroU64::new(1);
+    let limits = DiskLimits { bytes_per_second: one, operations_per_second: None };
+    let mut device = device.with_limits(limits);
+    let mut bench = Bench::new(&mut device, 64, None);
+    let read = [Part::Read(header(spec::T_IN, 3)), Part::Write(512), Part::Write(1)];
+    bench.queues[0].add(&read);
+    bench.queues[0].add(&read);
+    bench.kick(0);
+    // The first one is let through, and costs nine minutes.
+    assert!(bench.queues[0].used().is_some() && bench.queues[0].used().is_none());
+    assert!(!bench.interrupt.tally().waits_for_room(), "the host has room");
+    let Returned { state, queues } = bench.stop();
+    assert!(queues[0].as_ref().unwrap().position().is_quiet());
+    device.reclaim(state);
+    let features = device.features() | feature::EVENT_IDX | feature::VERSION_1;
+    bench.resume(&mut device, features, queues);
+    assert!(bench.queues[0].used().is_none(), "the debt outlives a pause");
+    device.control().set_limits(DiskLimits::default()).unwrap();
+    bench.turn();
+    assert_eq!(bench.queues[0].used().unwrap().data[0], 3);
+}
+
+#[test]
+fn a_disk_grows_and_its_driver_hears_of_it_after_a_pause_too() {
+    let (mut device, _file) = disk(false);
+    let capacity = |device: &Block| {
+        let mut bytes = [0; 8];
+        device.read_config(0, &mut bytes);
+        u64::from_le_bytes(bytes)
+    };
+    let control = device.control();
+    let mut bench = Bench::new(&mut device, 64, None);
+    let read = |bench: &mut Bench| status(bench, vec![Part::Read(header(spec::T_IN, 256)), Part::Write(512)]);
+    assert_eq!(read(&mut bench), spec::S_IOERR);
+    let generation = bench.interrupt.generation();
+    control.grow(257 * 512).unwrap();
+    assert_ne!(bench.interrupt.generation(), generation);
+    assert_eq!((capacity(&device), read(&mut bench)), (257, spec::S_OK));
+    let told = bench.interrupt.generation();
+    let Returned { state, queues } = bench.stop();
+    device.reclaim(state);
+    control.grow(300 * 512).unwrap();
+    assert_eq!(bench.interrupt.generation(), told, "nobody is there");
+    let features = device.features() | feature::EVENT_IDX | feature::VERSION_1;
+    bench.resume(&mut device, features, queues);
+    assert_ne!(bench.interrupt.generation(), told);
+    assert!(matches!(control.grow(512), Err(GrowError::Smaller { has: 153_600 })));
+    assert!(matches!(control.grow(153_601), Err(GrowError::Sectors { .. })));
+    drop(bench);
+    drop(device);
+    assert!(matches!(control.grow(1 << 30), Err(GrowError::Gone)));
+    let (device, _file) = disk(true);
+    assert!(matches!(device.control().grow(1 << 30), Err(GrowError::ReadOnly)));
+}
+
+#[test]
+fn sectors_of_four_kibibytes_are_whole_ones() {
+    let (device, _file) = disk(false);
+    let sector = crate::config::SectorSize::new(4096).unwrap();
+    let device = device.with_sectors(sector).unwrap();
+    let mut bytes = [0; 4];
+    device.read_config(20, &mut bytes);
+    assert_eq!(u32::from_le_bytes(bytes), 4096);
+    device.read_config(44, &mut bytes);
+    assert_eq!(u32::from_le_bytes(bytes), 8);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(512 * 9).unwrap();
+    let odd = Block::new(Box::new(RawDisk::new(file, false).unwrap()), "odd");
+    assert_eq!(odd.with_sectors(sector).err().unwrap().kind(), io::ErrorKind::InvalidInput);
 }

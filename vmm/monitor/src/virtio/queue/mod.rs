@@ -55,6 +55,18 @@ impl From<u32> for Served {
     }
 }
 
+/// What became of a chain for now; see [`Queue::serve_or_wait`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is done.
+    Served(Served),
+    /// It is put back, to be served first by the next call, and ends the turn. Whoever serves sees
+    /// to it that there is one.
+    PutBack,
+    /// Whoever serves has it, and gives it back by [`Queue::push_used`] later.
+    Kept,
+}
+
 /// The head of a chain that was popped and not yet pushed: put-back and completion ask for it, so
 /// that a number from nowhere is no argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,16 +282,15 @@ impl Queue {
         interrupt: &Interrupt,
         mut serve: impl FnMut(&Chain) -> Result<Served, DeviceFault>,
     ) -> Result<(), DeviceFault> {
-        self.serve_or_wait(memory, interrupt, |chain| serve(chain).map(Some))
+        self.serve_or_wait(memory, interrupt, |chain| serve(chain).map(Verdict::Served))
     }
 
-    /// As [`Queue::serve`], but a chain of which `serve` says `None` is put back, to be served
-    /// first by the next call, and ends the turn. Whoever serves sees to it that there is one.
+    /// As [`Queue::serve`], but a chain may also be put back, or kept.
     pub fn serve_or_wait(
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        serve: impl FnMut(&Chain) -> Result<Option<Served>, DeviceFault>,
+        serve: impl FnMut(&Chain) -> Result<Verdict, DeviceFault>,
     ) -> Result<(), DeviceFault> {
         self.doorbell.consume()?;
         let served = self.serve_turn(memory, interrupt, serve);
@@ -293,7 +304,7 @@ impl Queue {
         &mut self,
         memory: &Memory,
         interrupt: &Interrupt,
-        mut serve: impl FnMut(&Chain) -> Result<Option<Served>, DeviceFault>,
+        mut serve: impl FnMut(&Chain) -> Result<Verdict, DeviceFault>,
     ) -> Result<bool, DeviceFault> {
         self.disable_notifications(memory)?;
         let mut moved_in_turn = 0;
@@ -302,9 +313,13 @@ impl Queue {
                 self.signal(memory, interrupt)?;
                 return Ok(self.enable_notifications(memory)?);
             };
-            let Some(Served { written, moved }) = serve(&chain)? else {
-                self.unpop(chain);
-                return Ok(false);
+            let Served { written, moved } = match serve(&chain)? {
+                Verdict::Served(served) => served,
+                Verdict::Kept => continue,
+                Verdict::PutBack => {
+                    self.unpop(chain);
+                    return Ok(false);
+                }
             };
             self.push_used(memory, &chain, written)?;
             moved_in_turn += moved;

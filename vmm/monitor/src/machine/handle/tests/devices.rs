@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::*;
-use crate::config::DeviceName;
+use crate::config::{BackingFile, DeviceName, DiskFormat, DiskLimits, DiskThreads};
 use crate::virtio::spec::{feature, register, status};
 
 /// Where the first slot's register is.
@@ -264,4 +264,117 @@ fn a_disk_of_several_files_is_attached() {
     assert!(fake.wait_until(|record| record.answers.len() == 4));
     assert_eq!(seen()[3], 8 + 16 + 8);
     drop(machine);
+}
+
+#[test]
+fn a_disk_grows_under_its_driver_and_the_driver_is_told() {
+    let fake = Fake::new();
+    let mut resources = Resources::new();
+    let mut config = config(&mut resources);
+    let (first, fixed) = (image(), image());
+    config.disks = vec![disk("root", first.path()), disk("kept", fixed.path())];
+    config.disks[0].threads = DiskThreads::new(3).unwrap();
+    config.disks[1].read_only = true;
+    let machine = start_with(&fake, &config, resources).unwrap();
+    let capacity = || Step::read32(slot(register::CONFIG));
+    let answer = |wanted: usize| {
+        assert!(fake.wait_until(|record| record.answers.len() >= wanted));
+        let (_, bytes) = fake.record().answers.pop().unwrap();
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    };
+    let id = |name: &str| DiskId::new(name).unwrap();
+    // Before a driver is there.
+    machine.resize_disk(&id("root"), 16384).unwrap();
+    fake.script(0, [Step::read32(slot(register::INTERRUPT_STATUS)), capacity()]);
+    assert_eq!(answer(2), 32);
+    fake.script(0, drive());
+    assert_eq!(answer(3), 15);
+    machine.resize_disk(&id("root"), 1 << 20).unwrap();
+    fake.script(0, [capacity(), Step::read32(slot(register::INTERRUPT_STATUS))]);
+    assert_eq!(answer(5), 2, "its configuration has changed");
+    assert_eq!(fake.record().answers[3].1, 2048_u32.to_le_bytes());
+    assert_eq!(first.as_file().metadata().unwrap().len(), 1 << 20);
+
+    let chain = |error: ControlError| crate::text::chain(&error);
+    for (name, bytes, what) in [
+        ("root", 8192, "never made smaller"),
+        ("root", (1 << 20) + 5, "whole sectors"),
+        ("kept", 16384, "only read"),
+        ("none", 16384, "has no disk \"none\""),
+    ] {
+        let error = chain(machine.resize_disk(&id(name), bytes).unwrap_err());
+        assert!(error.contains(what), "{name} {bytes}: {error}");
+    }
+    let limits = DiskLimits { bytes_per_second: None, operations_per_second: std::num::NonZeroU64::new(5) };
+    machine.limit_disk(&id("kept"), limits).unwrap();
+    machine.limit_disk(&id("kept"), DiskLimits::default()).unwrap();
+    assert!(chain(machine.limit_disk(&id("none"), limits).unwrap_err()).contains("none"));
+    machine.detach(&DeviceName::Disk(id("root"))).unwrap();
+    machine.resize_disk(&id("root"), 2 << 20).unwrap_err();
+    fake.script(0, [off()]);
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    assert_gone(&fake);
+}
+
+#[test]
+fn an_image_is_opened_with_what_lies_below_it_by_whoever_starts_the_machine() {
+    use nelly_disk::{Format, NewImage, create_image};
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("base.raw"), vec![7; 1 << 20]).unwrap();
+    std::fs::create_dir(path("elsewhere")).unwrap();
+    let over = |at: &str, base: &str, format| {
+        let backing = Some((path(base), format));
+        create_image(&path(at), &NewImage { format: Format::Qcow2, size: None, cluster_bits: 16, backing })
+            .unwrap()
+    };
+    over("middle.qcow2", "base.raw", Format::Raw);
+    over("top.qcow2", "middle.qcow2", Format::Qcow2);
+    over("elsewhere/far.qcow2", "middle.qcow2", Format::Qcow2);
+    let qcow2 = |name: &str| DiskConfig { format: DiskFormat::Qcow2, ..disk("root", &path(name)) };
+    let fake = Fake::new();
+    let begin = |disk: DiskConfig| {
+        let mut resources = Resources::new();
+        let mut config = config(&mut resources);
+        config.disks = vec![disk];
+        start_with(&fake, &config, resources)
+    };
+    fake.script(0, [Step::read32(slot(register::CONFIG)), off()]);
+    let machine = begin(qcow2("top.qcow2")).unwrap();
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    assert_eq!(fake.record().answers.pop().unwrap().1, 2048_u32.to_le_bytes());
+    drop(machine);
+    // What is handed in must be the whole chain, and nothing else.
+    let handed = |below: &[(&str, DiskFormat)]| {
+        let mut resources = Resources::new();
+        let mut config = config(&mut resources);
+        let open =
+            |name: &str| File::options().read(true).write(name == "top.qcow2").open(path(name)).unwrap();
+        let source = resources.add(open("top.qcow2"));
+        let backing = below
+            .iter()
+            .map(|(name, format)| BackingFile { source: resources.add(open(name)), format: *format });
+        config.disks = vec![DiskConfig { backing: backing.collect(), source, ..qcow2("top.qcow2") }];
+        start_with(&fake, &config, resources)
+    };
+    let refusal = |started: Result<Machine, StartError>| crate::text::chain(&started.unwrap_err());
+    let (middle, base) = (("middle.qcow2", DiskFormat::Qcow2), ("base.raw", DiskFormat::Raw));
+    fake.script(0, [off()]);
+    handed(&[middle, base]).unwrap().wait();
+    for (below, what) in
+        [(&[][..], "has a backing file"), (&[middle], "has a backing file"), (&[middle, middle], "")]
+    {
+        let error = refusal(handed(below));
+        assert!(error.contains("root") && error.contains(what), "{error}");
+    }
+    let outside = refusal(begin(qcow2("elsewhere/far.qcow2")));
+    assert!(outside.contains("outside"), "{outside}");
+    fake.script(0, [off()]);
+    begin(DiskConfig { backing_anywhere: true, ..qcow2("elsewhere/far.qcow2") }).unwrap().wait();
+    // Two machines that would write to one image; several may stand on one.
+    fake.script(0, [sign()]);
+    let first = begin(qcow2("top.qcow2")).unwrap();
+    assert!(refusal(begin(qcow2("top.qcow2"))).contains("in use"));
+    assert!(refusal(begin(qcow2("middle.qcow2"))).contains("in use"));
+    drop(first);
 }
