@@ -9,6 +9,7 @@ mod beside_runc;
 mod boot;
 mod boundary;
 mod bulk;
+mod disks;
 mod faults;
 mod files;
 mod foreground;

@@ -524,7 +524,21 @@ pub(crate) enum PlatformArg {
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
     nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
-    nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt"
+    nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
+    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append root=/dev/vda1\n  \
+    nelly boot --kernel bzImage --disk debian.img,format=qcow2,ephemeral --append root=/dev/vda1\n\n\
+    Options of --disk:\n  \
+    ro, readonly       the guest may only read it\n  \
+    rw                 what the guest writes goes into FILE (the default)\n  \
+    overlay=PATH       FILE stays as it is: what the guest writes goes into the qcow2 image PATH, which is created if it is not there\n  \
+    ephemeral          FILE stays as it is: what the guest writes is gone when the machine ends\n  \
+    size=SIZE          make the disk at least so large before the start, such as 20G\n  \
+    format=FORMAT      raw or qcow2; it is never found out from what FILE holds\n  \
+    bps=SIZE, iops=N   at most so many bytes, such as 50M, and so many requests in a second\n  \
+    threads=N          serve so many requests at once that wait for this host, 1 to 16 (default 4, from the ninth disk on 1)\n  \
+    sectors=BYTES      sectors of 512 (the default) or 4096 bytes\n  \
+    backing-anywhere   open backing files outside of the directory of the image that names them, too\n\
+    A comma in FILE is written twice."
 )]
 pub(crate) struct BootArgs {
     /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
@@ -534,9 +548,10 @@ pub(crate) struct BootArgs {
     /// Initramfs for the kernel
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Attach a raw disk image or block device (the first one is /dev/vda); ,ro makes it
-    /// read-only, ,rw is the default
-    #[arg(long, value_name = "FILE[,ro|,rw]")]
+    /// Attach a disk image or block device (the first one is /dev/vda), with options after commas:
+    /// format=raw|qcow2 (default: qcow2 if the name ends so, else raw), ro, rw, overlay=PATH,
+    /// ephemeral, size=SIZE, bps=SIZE, iops=N and others, see below
+    #[arg(long, value_name = "FILE[,OPTION...]")]
     pub(crate) disk: Vec<String>,
     /// Share a directory or a file of this host, which the guest mounts by its TAG (`mount -t
     /// virtiofs TAG PLACE`); :ro makes it read-only

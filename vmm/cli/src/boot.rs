@@ -16,6 +16,7 @@ use nelly_vmm::config::FileSource;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
 use crate::args::BootArgs;
+use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
@@ -32,12 +33,19 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         let what = "networks of machines are for nelly run, whose guests have Nelly's agent";
         return Err(Usage::error(format!("--net {}: {what}", member.network)));
     }
+    let disks = args.disk.iter().map(|text| text.parse()).collect::<Result<Vec<DiskFlag>>>()?;
     let mut config = machine::boot(args, &context.settings, &context.places.own())?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
     let seed = Id::random().context("cannot create a random id")?.to_string();
     let mut attached = None;
+    // Open until the monitor has them.
+    let mut files = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        config.disks.push(disk.config(index, args.machine.dry_run, &mut files)?);
+    }
+    config.validate()?;
     if args.machine.dry_run {
         config.networks.extend(network.device(&seed, Some(FileSource::Fd(0))));
         config.validate()?;
@@ -63,6 +71,6 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         command.arg("--result").arg(result);
     }
     let error = command.exec();
-    drop(attached);
+    drop((attached, files));
     Err(error).with_context(|| format!("cannot execute {}", monitor.path.display()))
 }

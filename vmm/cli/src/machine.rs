@@ -5,13 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
 use nelly_vmm::config::{
-    BootProtocol, CommandLine, CpuCount, DiskConfig, DiskId, FileSource, MachineConfig, MemorySize, OnReset,
-    Platform, ShareConfig, ShareTag,
+    BootProtocol, CommandLine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform, ShareConfig,
+    ShareTag,
 };
 use nelly_vmm::sys::files::{self, Accept};
 
@@ -102,9 +102,6 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings, own: &[PathBuf]) 
         args::OnResetArg::Exit => OnReset::Exit,
         args::OnResetArg::Reboot => OnReset::Reboot,
     };
-    for (index, text) in args.disk.iter().enumerate() {
-        config.disks.push(disk(index, text)?);
-    }
     for text in &args.share {
         config.shares.push(share(text, own)?);
     }
@@ -144,19 +141,6 @@ pub(crate) fn boot_network(
     config.networks.extend(network.device(seed, number));
     config.validate()?;
     Ok((usernet, link))
-}
-
-fn disk(index: usize, text: &str) -> Result<DiskConfig> {
-    let (path, read_only) = match text.rsplit_once(',') {
-        Some((path, "ro")) => (path, true),
-        Some((path, "rw")) => (path, false),
-        Some((_, word)) => bail!("--disk {text}: unknown option {word:?}; write FILE, FILE,ro or FILE,rw"),
-        None => (text, false),
-    };
-    let path = PathBuf::from(path);
-    open("--disk", &path, Accept::Disk)?;
-    let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
-    Ok(DiskConfig::new(id, FileSource::Path(path), read_only))
 }
 
 /// Parses `TAG=HOST[:ro]`, and looks whether it can be shared.

@@ -6,6 +6,7 @@ mod assets;
 mod bench;
 mod bench_args;
 mod boot;
+mod boot_disk;
 mod bug;
 mod completion;
 mod console;

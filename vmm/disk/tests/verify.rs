@@ -5,7 +5,7 @@
 use std::process::Command;
 use std::thread;
 
-use nelly_disk::{Disk, Follow, Format, NewImage, ReadAt, create_image, open_image};
+use nelly_disk::{Disk, Follow, Format, NewImage, create_image, open_image};
 
 const JOBS: u64 = 16;
 const BLOCK: u64 = 4096;

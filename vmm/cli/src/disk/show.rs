@@ -99,15 +99,24 @@ pub(super) fn check(args: &CheckArgs) -> Result<ExitCode> {
         let path = args.file.display();
         match (corruptions, leaks) {
             (0, 0) => out::line(format_args!("{path} has no errors"))?,
-            (0, leaks) => {
-                out::line(format_args!("{path} has no errors; {leaks} clusters take space and are not used"))?
-            }
+            (0, leaks) => out::line(format_args!(
+                "{path} has no errors; {} space and {} not used",
+                counted(leaks, "cluster takes", "clusters take"),
+                if leaks == 1 { "is" } else { "are" }
+            ))?,
             (corruptions, leaks) => out::line(format_args!(
-                "{path} has {corruptions} corruptions, and {leaks} clusters that are not used"
+                "{path} has {}, and {} not used",
+                counted(corruptions, "corruption", "corruptions"),
+                counted(leaks, "cluster that is", "clusters that are")
             ))?,
         }
     }
     Ok(if corruptions == 0 { ExitCode::SUCCESS } else { ExitCode::from(crate::FAILED) })
+}
+
+/// A number with what it counts.
+fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// The ranges of a disk, neighbours that go on together.
