@@ -277,7 +277,7 @@ impl Qcow2 {
                 let mut done = 0;
                 while done < len {
                     // What reads as zeroes takes no space for it.
-                    let extent = self.extent_of(offset + done, len - done)?;
+                    let extent = self.extent_within(offset + done, len - done)?;
                     done += match extent.kind {
                         ExtentKind::Zero => extent.len,
                         _ => self.write_some(Source::Zeroes(extent.len), offset + done)?,
@@ -423,7 +423,11 @@ impl ReadAt for Qcow2 {
 /// What lies where, with the images below.
 impl Qcow2 {
     fn extent_of(&self, offset: u64, len: u64) -> io::Result<Extent> {
-        let len = len.min(self.bytes().saturating_sub(offset)).max(1);
+        self.extent_within(offset, len.min(self.bytes().saturating_sub(offset)).max(1))
+    }
+
+    /// The same, also behind the end of a disk that is about to grow. `len` is not 0.
+    fn extent_within(&self, offset: u64, len: u64) -> io::Result<Extent> {
         let _held = self.ranges.hold(self.clusters(offset, len), false);
         let (entry, len) = self.entry_at(offset, len)?;
         let extent = |kind, host| Ok(Extent { len, kind, depth: 0, host });
