@@ -189,7 +189,7 @@ impl DiskFlag {
             DiskThreads::new(threads).expect("it is within the limits")
         });
         if dry_run {
-            // The overlay's own image, as far as it has a name; what lies below it is found by that.
+            // The overlay's own image, as far as it has a name; what lies below it is found by it.
             match &self.written {
                 Written::Overlay(path) => disk.source = FileSource::Path(path.clone()),
                 Written::Ephemeral => disk.source = FileSource::Fd(0),

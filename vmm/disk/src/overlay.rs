@@ -62,8 +62,8 @@ fn is_named(overlay: &Path, named: &BackingName, base: &ChainFile) -> bool {
     format == Some(base.format) && there.zip(here).is_some_and(|(there, here)| same(&there, &here))
 }
 
-/// Opens an overlay without a name over the image `base`, in a file of `directory` that is gone with
-/// the last descriptor of it.
+/// Opens an overlay without a name over the image `base`, in a file of `directory` that is gone
+/// with the last descriptor of it.
 ///
 /// # Errors
 /// [`ImageError`].

@@ -97,8 +97,8 @@ pub fn give_name(file: impl AsFd, path: &std::path::Path) -> io::Result<()> {
     Ok(rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
-/// Where QEMU's locks of what a user of an image does begin, one byte for each permission, and where
-/// those of what it does not let others do.
+/// Where QEMU's locks of what a user of an image does begin, one byte for each permission, and
+/// where those of what it does not let others do.
 #[cfg(target_os = "linux")]
 const QEMU_DOES: i64 = 100;
 #[cfg(target_os = "linux")]
@@ -144,8 +144,8 @@ pub fn lock_as_qemu(file: impl AsFd, read_only: bool) -> io::Result<bool> {
 #[cfg(target_os = "linux")]
 fn byte_lock(kind: i32, byte: i64) -> nix::libc::flock {
     nix::libc::flock {
-        l_type: crate::number::fits(kind, "kinds of locks are small"),
-        l_whence: crate::number::fits(nix::libc::SEEK_SET, "it is 0"),
+        l_type: i16::try_from(kind).expect("kinds of locks are small"),
+        l_whence: i16::try_from(nix::libc::SEEK_SET).expect("it is 0"),
         l_start: byte,
         l_len: 1,
         l_pid: 0,

@@ -148,8 +148,8 @@ pub trait Disk: ReadAt {
     /// when this returns.
     ///
     /// # Errors
-    /// `Unsupported`: it has the size that it has. `InvalidInput`: it would be smaller, or not whole
-    /// sectors. `FileTooLarge`: its format or its host cannot have it. Else the host's.
+    /// `Unsupported`: it has the size that it has. `InvalidInput`: it would be smaller, or not
+    /// whole sectors. `FileTooLarge`: its format or its host cannot have it. Else the host's.
     fn grow(&self, bytes: u64) -> io::Result<()> {
         let _ = bytes;
         Err(io::ErrorKind::Unsupported.into())

@@ -1,5 +1,5 @@
-//! What fio's verify does, over the engine: sixteen threads write, discard, flush and read back on a
-//! warm overlay with a backing file, and qemu-img is the judge of what is left.
+//! What fio's verify does, over the engine: sixteen threads write, discard, flush and read back on
+//! a warm overlay with a backing file, and qemu-img is the judge of what is left.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 use std::process::Command;
@@ -81,8 +81,8 @@ fn expect(disk: &dyn Disk, at: u64, known: Known) {
     assert!(found == expected, "other bytes at {at}");
 }
 
-/// Bytes of the disk and steps of a job: few, unless `NELLY_DISK_VERIFY` names MiB of the disk (6144
-/// is what another monitor's fault was found with).
+/// Bytes of the disk and steps of a job: few, unless `NELLY_DISK_VERIFY` names MiB of the disk
+/// (6144 is what another monitor's fault was found with).
 #[test]
 fn sixteen_jobs_on_a_warm_overlay_leave_what_they_wrote_and_whole_metadata() {
     let mebibytes = std::env::var("NELLY_DISK_VERIFY").ok().and_then(|text| text.parse().ok());

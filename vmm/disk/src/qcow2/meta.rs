@@ -20,8 +20,8 @@ const PENDING_MAX: usize = 1 << 16;
 #[derive(Debug)]
 pub(crate) struct Meta {
     geometry: Geometry,
-    /// Empty in an image that is only read: it is read where it is used, so that no image costs more
-    /// memory than its cache, whatever it says.
+    /// Empty in an image that is only read: it is read where it is used, so that no image costs
+    /// more memory than its cache, whatever it says.
     l1: Vec<u64>,
     /// Entries of the first-level table in the file, for those that are only read.
     l1_in_file: Option<u64>,

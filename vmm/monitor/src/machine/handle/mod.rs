@@ -248,8 +248,8 @@ impl Machine {
         self.control.ask(&ControlRequest::Resize { device: DeviceName::Memory, bytes }, &[])
     }
 
-    /// Makes a disk of the machine `bytes` long; what is added reads as zeroes, and is there for good
-    /// when this returns. The guest's driver is told, also later of what happened in a pause. What
+    /// Makes a disk of the machine `bytes` long; what is added reads as zeroes, and is there for
+    /// good when this returns. The guest's driver is told, also later of what happened in a pause. What
     /// the guest makes of the room is its own business. A block device of the host must have become
     /// larger before.
     ///

@@ -4,8 +4,8 @@
 //! A write for which the host's file system has no room does not fail: guests take an error of a
 //! disk for a broken one, and their file systems do not survive all of them. The request is put
 //! back into the queue, and those behind it wait with it, until trying again every 200 ms
-//! succeeds. No write is in flight meanwhile: a reset, a pause and the machine's end do not wait for
-//! room.
+//! succeeds. No write is in flight meanwhile: a reset, a pause and the machine's end do not wait
+//! for room.
 //!
 //! Reads and flushes of a disk that makes them wait are done by a [`Crew`] of threads, so that
 //! several wait at once; those that the host answers from its memory are faster done by the worker
