@@ -249,9 +249,9 @@ impl Machine {
     }
 
     /// Makes a disk of the machine `bytes` long; what is added reads as zeroes, and is there for
-    /// good when this returns. The guest's driver is told, also later of what happened in a pause. What
-    /// the guest makes of the room is its own business. A block device of the host must have become
-    /// larger before.
+    /// good when this returns. The guest's driver is told, also later of what happened in a pause.
+    /// What the guest makes of the room is its own business. A block device of the host must have
+    /// become larger before.
     ///
     /// # Errors
     /// The machine has no such disk or has ended, the disk is only read, would become smaller, or

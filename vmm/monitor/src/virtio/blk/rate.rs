@@ -10,8 +10,8 @@ const SECOND: u128 = 1_000_000_000;
 const BURST: u64 = 100_000_000;
 
 /// A bucket of tokens: so many a second, those of a tenth of a second at most saved up. A request
-/// is let through when the bucket is not in debt, whatever it costs, so that no request is too large;
-/// what follows pays for it.
+/// is let through when the bucket is not in debt, whatever it costs, so that no request is too
+/// large; what follows pays for it.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
     per_second: NonZeroU64,
