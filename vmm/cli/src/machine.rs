@@ -10,8 +10,8 @@ use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
 use nelly_vmm::config::{
-    BootProtocol, CommandLine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform, ShareConfig,
-    ShareTag,
+    BootProtocol, CommandLine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform,
+    ShareConfig, ShareTag,
 };
 use nelly_vmm::sys::files::{self, Accept};
 
