@@ -168,7 +168,7 @@ pub(crate) const CRATES: &[Crate] = &[
         ],
         halls: &[],
         stands_on: &["nelly-disk"],
-        never: &["tokio", "clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings", "vm-memory", "libc"],
+        never: &["tokio", "clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings", "vm-memory"],
         unsafe_rooms: &[],
         target_rooms: &["sys"],
         program: false,

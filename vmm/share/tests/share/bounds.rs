@@ -21,7 +21,8 @@ fn scale(whole: usize) -> usize {
     if std::env::var_os("NELLY_FULL_SHARE").is_some() { whole } else { whole / 20 }
 }
 
-/// `find` over a million files (10,000 of them here), each directory listed with attributes and walked into.
+/// `find` over a million files (10,000 of them here), each directory listed with attributes and
+/// walked into.
 #[test]
 fn a_large_tree_needs_few_descriptors() {
     let tree = tempfile::tempdir().unwrap();

@@ -98,7 +98,7 @@ fn symbolic_links_are_never_followed() {
 }
 
 /// A directory of the tree and a link out of it change places all the time, while the guest works
-/// in the directory. Run with the validity of names both ways, with and without descriptors at hand.
+/// in the directory. Nothing is cached, and few descriptors are at hand.
 #[test]
 fn swapped_directories_lead_nowhere() {
     let outside = tempfile::tempdir().unwrap();
