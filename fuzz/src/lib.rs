@@ -13,6 +13,7 @@ pub mod mmio;
 pub mod net;
 pub mod qcow2;
 pub mod queue;
+pub mod share;
 pub mod state;
 pub mod switch;
 pub mod usernet;
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "net", run: net::run, seeds: net::seeds, rounds: 200 },
     Target { name: "qcow2", run: qcow2::run, seeds: qcow2::seeds, rounds: 3_000 },
     Target { name: "queue", run: queue::run, seeds: queue::seeds, rounds: 4_000 },
+    Target { name: "share", run: share::run, seeds: share::seeds, rounds: 2_000 },
     Target { name: "state", run: state::run, seeds: state::seeds, rounds: 8_000 },
     Target { name: "switch", run: switch::run, seeds: switch::seeds, rounds: 4_000 },
     Target { name: "usernet", run: usernet::run, seeds: usernet::seeds, rounds: 4_000 },

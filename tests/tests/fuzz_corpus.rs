@@ -144,6 +144,11 @@ fn queue() {
 }
 
 #[test]
+fn share() {
+    corpus("share");
+}
+
+#[test]
 fn state() {
     corpus("state");
 }
@@ -170,7 +175,7 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert_eq!(
         names,
         [
-            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "state", "switch",
+            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "share", "state", "switch",
             "usernet", "vsock"
         ]
     );
@@ -178,6 +183,9 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert!(targets::cloud::seeds().iter().all(|seed| targets::cloud::accepts(seed)));
     assert!(targets::kernel::seeds().iter().all(|seed| targets::kernel::accepts(seed)));
     assert!(targets::qcow2::seeds().iter().all(|seed| targets::qcow2::accepts(seed)));
+    let requests: Vec<_> =
+        targets::share::seeds().iter().map(|seed| targets::share::successes(seed)).collect();
+    assert!(requests.iter().zip([14, 9, 10, 6]).all(|(found, least)| *found >= least), "{requests:?}");
     // Without indirect tables negotiated, the second chain breaks the queue.
     let chains: Vec<_> = targets::queue::seeds().iter().map(|seed| targets::queue::chains(seed)).collect();
     assert_eq!(chains, [1, 2, 2]);
