@@ -346,6 +346,16 @@ fn listening(port: u16) -> Vec<String> {
     local.filter(|local| local.ends_with(&format!(":{port:04X}"))).collect()
 }
 
+/// Whether vhost-net serves somebody: its thread is one of a process.
+fn has_kernel_worker() -> bool {
+    let threads = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .flat_map(|process| std::fs::read_dir(process.path().join("task")).into_iter().flatten().flatten());
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm"));
+    threads.flat_map(name).any(|name| name.starts_with("vhost-"))
+}
+
 #[test]
 fn a_tap_and_no_network_are_what_they_are_called() {
     let home = Home::new();
@@ -358,9 +368,23 @@ fn a_tap_and_no_network_are_what_they_are_called() {
     let script = "ping -c 1 -W 5 10.9.0.1 >/dev/null && echo ping; nc 10.9.0.1 8002 >/tmp/big </dev/null; \
                   echo down $(md5sum </tmp/big); cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu";
     let tap = "tap=tap7,ip=10.9.0.2/24,gw=10.9.0.1,mtu=1400,mac=52:54:00:00:00:07";
-    let done = home.nelly(&["run", "--rm", "--net", tap, "--", "sh", "-c", script]);
-    done.expect(0);
-    assert_eq!(done.out(), format!("ping\ndown {} -\n52:54:00:00:00:07\n1400\n", big()), "{}", done.err());
+    // By the host's kernel, and by the monitor.
+    for (more, kernel) in [("", true), (",vhost=off", false)] {
+        let (done, seen) = std::thread::scope(|scope| {
+            let run = scope.spawn(|| {
+                home.nelly(&["run", "--rm", "--net", &format!("{tap}{more}"), "--", "sh", "-c", script])
+            });
+            let mut seen = false;
+            while !run.is_finished() {
+                seen |= has_kernel_worker();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            (run.join().unwrap(), seen)
+        });
+        done.expect(0);
+        let expected = format!("ping\ndown {} -\n52:54:00:00:00:07\n1400\n", big());
+        assert_eq!((done.out(), seen), (expected, kernel), "{}", done.err());
+    }
     sh("ip link del tap7");
 
     // A guest without our agent.
