@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nelly_share::wire::Op;
 use nelly_share::{CacheMode, Locks, Options, Owners, Server, Tree};
 
-use crate::share::body::Body;
+use self::body::Body;
 
 /// Most requests of one input.
 const REQUESTS_MAX: usize = 64;

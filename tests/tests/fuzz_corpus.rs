@@ -175,8 +175,8 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert_eq!(
         names,
         [
-            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "share", "state", "switch",
-            "usernet", "vsock"
+            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "share", "state",
+            "switch", "usernet", "vsock"
         ]
     );
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));

@@ -100,7 +100,6 @@ fn flag(option: NetworkOption) -> &'static str {
 #[cfg(test)]
 mod tests {
     use clap::{Command, FromArgMatches};
-    use nelly_sandbox::spec::network::UserNetwork;
 
     use super::*;
 
@@ -112,7 +111,7 @@ mod tests {
     #[test]
     fn flags_become_a_network() {
         assert!(network(&[]).unwrap().is_none());
-        let user = Network::User(UserNetwork::default());
+        let user = Network::User(Box::default());
         assert_eq!(NetworkArgs::default().network(user.clone()).unwrap(), user);
         assert!(network(&["--net", "none"]).unwrap().is_none());
         assert_eq!(network(&["--network", "user"]).unwrap().word(), "user");

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
-use nelly_sandbox::spec::network::UserNetwork;
 use nelly_sandbox::spec::{
     ContainerOptions, ContainerSpec, MachineSpec, Mounts, Network, Overrides, ProcessSpec, Rights, Seccomp,
     SecurityOption, ShareRequest, SpecError, Tmpfs, VolumeRequest, shares, volumes,
@@ -89,7 +88,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let container = ContainerOptions { relays, shares: shared, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
-    let network = args.network.network(Network::User(UserNetwork::default()))?;
+    let network = args.network.network(Network::User(Box::default()))?;
     // What is asked for was looked at before what is installed.
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;

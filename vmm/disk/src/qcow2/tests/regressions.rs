@@ -160,7 +160,7 @@ fn a_read_that_fails_anywhere_leaves_an_image_that_goes_on() {
             if round % 4 == 0 {
                 *left.lock().unwrap() = Some(at);
             }
-            let offset = round * 100 << 10;
+            let offset = (round * 100) << 10;
             while let Err(error) = write(&disk, offset, &[round as u8 + 1; 60 << 10]) {
                 assert_eq!(error.to_string(), "a scratch", "{at} {round}");
                 failed += 1;
@@ -174,7 +174,7 @@ fn a_read_that_fails_anywhere_leaves_an_image_that_goes_on() {
         disk.flush().unwrap();
         for round in 0..40_u64 {
             let mut found = vec![0; 60 << 10];
-            disk.read_exact_at(&mut found, round * 100 << 10).unwrap();
+            disk.read_exact_at(&mut found, (round * 100) << 10).unwrap();
             assert!(found.iter().all(|byte| *byte == round as u8 + 1), "{at} {round}");
         }
         drop(disk);

@@ -35,7 +35,7 @@ pub enum Network {
     #[default]
     None,
     /// The user-mode network, a process `nelly-usernet` beside the machine.
-    User(UserNetwork),
+    User(Box<UserNetwork>),
     /// A tap interface of the host.
     Tap(TapNetwork),
     /// A Unix stream socket with QEMU's framing, such as passt's.
@@ -138,10 +138,10 @@ impl FromStr for Network {
             && let Ok(mut member) = Member::new(mode)
         {
             words.try_for_each(|word| member.option(word)).map_err(refuse)?;
-            return Ok(Self::User(UserNetwork { member: Some(member), ..UserNetwork::default() }));
+            return Ok(Self::User(Box::new(UserNetwork { member: Some(member), ..UserNetwork::default() })));
         }
         if (mode, value) == ("user", None) {
-            return Ok(Self::User(UserNetwork::of_options(words).map_err(refuse)?));
+            return Ok(Self::User(Box::new(UserNetwork::of_options(words).map_err(refuse)?)));
         }
         let (mut guest, mut no_vhost) = (StaticGuest::default(), false);
         for word in words {
@@ -361,8 +361,10 @@ impl UserNetwork {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(member) = self.member() {
+            return f.write_str(&member.network);
+        }
         match self {
-            Self::User(UserNetwork { member: Some(member), .. }) => f.write_str(&member.network),
             Self::None | Self::User(_) => f.write_str(self.word()),
             Self::Tap(tap) => write!(f, "tap={}", tap.name.as_str()),
             Self::Unix(unix) => write!(f, "unix={}", unix.path.display()),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nelly_net::config::{Publish, is_domain};
 use nelly_net::control::MAX_PORTS;
 
-use super::{Network, UserNetwork};
+use super::Network;
 
 /// What is said of a network. Nothing of it: the network is another's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl NetworkOptions {
         use NetworkOption as Is;
         let mut network: Network = match (&self.net, self.of_user()) {
             (Some(text), _) => text.parse().map_err(of(Is::Net))?,
-            (None, Some(_)) => Network::User(UserNetwork::default()),
+            (None, Some(_)) => Network::User(Box::default()),
             (None, None) => return Ok(default),
         };
         if let Network::Unix(unix) = &mut network {

@@ -7,7 +7,7 @@ fn parsed(text: &str) -> Network {
 #[test]
 fn networks_are_spelled_as_flags_have_them() {
     assert_eq!(parsed("none"), Network::None);
-    assert_eq!(parsed("user"), Network::User(UserNetwork::default()));
+    assert_eq!(parsed("user"), Network::User(Box::default()));
     let Network::User(user) = parsed("user,mtu=65520") else { panic!("user") };
     let config = user.config("seed");
     assert_eq!((config.mtu, config.default), (65_520, Verdict::Allow));

@@ -140,15 +140,16 @@ fn what_changed_between_two_looks_tells_what_happened() {
     for (index, (before, after, expected)) in table.into_iter().enumerate() {
         assert_eq!(shown(&after.since(&before, at(99))), expected, "{index}");
     }
-    let mut named = record.clone();
-    named.name = "db".parse().unwrap();
+    let named = crate::state::SandboxRecord { name: "db".parse().unwrap(), ..record.clone() };
     let events = look(&named, SandboxState::created(), false).since(&created(), at(99));
     assert_eq!((shown(&events), events[0].name.as_str()), (vec!["99 renamed from=web".to_owned()], "db"));
     assert_eq!(shown(&Look::default().since(&running(), at(99))), ["99 exited reason=unknown", "99 removed"]);
-    let past = health(bad, 60).past();
-    assert_eq!(shown(&past), ["10 created", "20 running", "60 health_status health=unhealthy"]);
-    let past = network(&["a"], Some(70)).past();
-    assert_eq!(shown(&past), ["10 created", "20 running", "70 network change=down reason=killed"]);
+    assert_eq!(
+        shown(&health(bad, 60).past()),
+        ["10 created", "20 running", "60 health_status health=unhealthy"]
+    );
+    let past = shown(&network(&["a"], Some(70)).past());
+    assert_eq!(past, ["10 created", "20 running", "70 network change=down reason=killed"]);
     assert_eq!(shown(&look(&record, ran, true).past()), ["10 created", "20 running"]);
 }
 
