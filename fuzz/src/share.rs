@@ -94,8 +94,8 @@ fn server(tree: &Path, choice: u8) -> Option<Server> {
     Server::new(tree, options).ok()
 }
 
-/// Whether a request would make a file that takes long to remove or write: the host's file system is
-/// not what is tested.
+/// Whether a request would make a file that takes long to remove or write: the host's file system
+/// is not what is tested.
 fn is_large(request: &[u8]) -> bool {
     let long = |at: usize| {
         request.get(at..at + 8).map(|bytes| u64::from_le_bytes(bytes.try_into().expect("8 bytes")))
@@ -121,8 +121,8 @@ fn send(data: &[u8]) -> usize {
     let mut reply = vec![0; 8192];
     let mut good = 0;
     for _ in 0..REQUESTS_MAX {
-        // Two bytes say how long a request is, two how much room its answer has; what the request says
-        // of its length is its own.
+        // Two bytes say how long a request is, two how much room its answer has; what the request
+        // says of its length is its own.
         let Some((head, more)) = rest.split_first_chunk::<4>() else { break };
         let len = usize::from(u16::from_le_bytes([head[0], head[1]])).min(more.len());
         let room = usize::from(u16::from_le_bytes([head[2], head[3]])).min(reply.len());

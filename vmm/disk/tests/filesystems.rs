@@ -72,7 +72,8 @@ fn tree(directory: &Path) {
     link("circle-a", "circle-b");
 }
 
-/// Every file of `directory` is in the volume with its bytes, and every name of the volume is there.
+/// Every file of `directory` is in the volume with its bytes, and every name of the volume is
+/// there.
 fn same(volume: &dyn Volume, directory: &Path, at: &str) {
     let mut names = list(volume, &format!("/{at}")).unwrap().unwrap();
     names.retain(|name| name != "lost+found");

@@ -109,8 +109,8 @@ fn refused(error: &PortError) -> ttrpc::Error {
 }
 
 /// The end of a network that has said its last `words`; `None`: whoever holds it has ended, too.
-/// One that ended in order is let be for the time `with_machine`: whoever waits for this gives up when
-/// the machine ends.
+/// One that ended in order is let be for the time `with_machine`: whoever waits for this gives up
+/// when the machine ends.
 async fn down<H>(
     held: Weak<H>,
     network: fn(&H) -> Option<&Usernet>,

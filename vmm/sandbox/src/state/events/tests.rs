@@ -42,10 +42,15 @@ fn shown(events: &[Event]) -> Vec<String> {
     events.iter().map(line).collect()
 }
 
+fn connected(published: &[&str], down: Option<u64>) -> NetworkState {
+    let published = published.iter().map(|port| (*port).to_owned()).collect();
+    let down = down.map(|since| NetworkDown { since: at(since), reason: "killed".to_owned() });
+    NetworkState { published, down }
+}
+
 #[test]
 fn what_changed_between_two_looks_tells_what_happened() {
-    let mut record = example("web");
-    record.created = at(10);
+    let record = crate::state::SandboxRecord { created: at(10), ..example("web") };
     let created = || look(&record, SandboxState::created(), false);
     let starting = || look(&record, state(Status::Starting), true);
     let ran = SandboxState { started_at: Some(at(20)), ..state(Status::Running) };
@@ -72,9 +77,7 @@ fn what_changed_between_two_looks_tells_what_happened() {
     };
     let (starts, good, bad) = (HealthStatus::Starting, HealthStatus::Healthy, HealthStatus::Unhealthy);
     let network = |published: &[&str], down: Option<u64>| {
-        let published = published.iter().map(|port| (*port).to_owned()).collect();
-        let down = down.map(|since| NetworkDown { since: at(since), reason: "killed".to_owned() });
-        look(&record, SandboxState { network: Some(NetworkState { published, down }), ..ran.clone() }, true)
+        look(&record, SandboxState { network: Some(connected(published, down)), ..ran.clone() }, true)
     };
     let other = SandboxState {
         holder: Some(HolderRecord { pid: 2, start_ticks: 2 }),
