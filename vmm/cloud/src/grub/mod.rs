@@ -1,12 +1,13 @@
 //! GRUB's scripts, as `grub-mkconfig` of Debian, Ubuntu, Fedora and Alpine makes them.
 //!
-//! The grammar: commands of words, ended by a new line or `;`; `if`/`elif`/`else`/`fi`, `for`,
-//! `while`, `until`, `function`, `menuentry` and `submenu` with a body in braces; single and double
-//! quotes, backslashes, `$name`, `${name}`, `$1`, `$?`, `$@`; comments. `test` and `[` with
-//! strings, numbers, files, `!`, `-a`, `-o` and parentheses. Commands that decide what boots are
-//! carried out (`set`, `load_env`, `search`, `source`, `configfile`, `linux`, `initrd`, `devicetree`,
-//! `blscfg`); those that a picture or a module needs do nothing. Every other one fails, as an
-//! unknown command does in GRUB, and is named in [`Menu::unknown`].
+//! The grammar: commands of words, ended by a new line or `;`; `if`/`elif`/`else`/`fi`,
+//! `for`, `while`, `until`, `function`, `menuentry` and `submenu` with a body in braces;
+//! single and double quotes, backslashes, `$name`, `${name}`, `$1`, `$?`, `$@`; comments.
+//! `test` and `[` with strings, numbers, files, `!`, `-a`, `-o` and parentheses. Commands
+//! that decide what boots are carried out (`set`, `load_env`, `search`, `source`,
+//! `configfile`, `linux`, `initrd`, `devicetree`, `blscfg`); those that a picture or a module
+//! needs do nothing. Every other one fails, as an unknown command does in GRUB, and is named
+//! in [`Menu::unknown`].
 
 mod eval;
 mod syntax;
