@@ -117,7 +117,7 @@ impl Server {
             match reply.read_file(OUT_HEADER + done..OUT_HEADER + want, open.as_fd(), place) {
                 Ok(0) => break,
                 Ok(read) => done += read,
-                Err(_) if done > 0 => break,
+                // Less would be taken for the file's end, also where something was read before.
                 Err(error) => return Err(error.into()),
             }
         }
@@ -137,6 +137,12 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let open = self.open_file(write.handle, &handle)?;
+        // The host appends whatever it is given by a descriptor for appending.
+        let in_place = match write.cached && handle.how.appends() {
+            true => Some(self.descriptor(|| sys::reopen(open.as_fd(), OpenHow::WRITE_ONLY))?),
+            false => None,
+        };
+        let file = in_place.as_ref().map_or(open.as_fd(), |file| file.as_fd());
         let mut done = 0;
         while done < size {
             let more: u64 = fits(done, "a request has less than 4 GiB");
@@ -144,7 +150,7 @@ impl Server {
             if i64::try_from(place).is_err() {
                 return Err(Errno::FBIG);
             }
-            match request.buffer.write_file(first + done..first + size, open.as_fd(), place) {
+            match request.buffer.write_file(first + done..first + size, file, place) {
                 Ok(0) => break,
                 Ok(written) => done += written,
                 Err(_) if done > 0 => break,

@@ -12,7 +12,7 @@ use crate::cache::{Key, Open};
 use crate::errno::Errno;
 use crate::stream::DirEntry;
 use crate::sys::{self, OpenHow};
-use crate::wire::{Entry, OUT_HEADER, dirent, fits_dirent, open_out};
+use crate::wire::{Entry, NAME_MAX, OUT_HEADER, dirent, fits_dirent, open_out};
 
 /// Most bytes that one READDIR returns, whatever the driver has room for. Linux asks for a page.
 const LIST_MAX: usize = 64 << 10;
@@ -93,7 +93,8 @@ impl Server {
         let name = entry.name.to_bytes();
         let mut found = Entry::default();
         let mut kind = u32::from(entry.kind);
-        if name != b"." && name != b".." {
+        // File systems without a limit of bytes have names that no request could have.
+        if name != b"." && name != b".." && name.len() <= NAME_MAX {
             match sys::stat_at(dir.as_fd(), entry.name) {
                 Ok(stat) => {
                     let attr = self.attr(&stat, Source::At(dir.as_fd(), entry.name));

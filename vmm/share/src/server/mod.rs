@@ -203,7 +203,7 @@ impl Server {
         }
         let take = match op {
             Op::Write => wire::Write::LEN.min(len - IN_HEADER),
-            Op::BatchForget => 8.min(len - IN_HEADER),
+            Op::BatchForget if len - IN_HEADER <= BODY_MAX => 8.min(len - IN_HEADER),
             _ if len - IN_HEADER > BODY_MAX => return unless_silent(Some(op), Errno::INVAL),
             _ => len - IN_HEADER,
         };

@@ -231,12 +231,20 @@ impl Server {
         };
         let is_dir = stat.kind() == S_IFDIR;
         let (mode, record) = owner::keep(wanted, is_dir, default);
+        // The owner of a link gives no right to anybody: it stays as it is shown.
+        if stat.kind() == S_IFLNK {
+            return Ok(());
+        }
         if !matches!(stat.kind(), S_IFREG | S_IFDIR) {
             // No attribute can be kept here: only what the file shows by itself can be set.
             if record.is_some() && (wanted.uid, wanted.gid) != default {
                 return Err(Errno::PERM);
             }
-            return if stat.kind() == S_IFLNK { Ok(()) } else { sys::set_mode(fd, mode) };
+            return sys::set_mode(fd, mode);
+        }
+        // The attribute needs the right to write, which the file's owner can give himself.
+        if stat.mode & 0o200 == 0 {
+            sys::set_mode(fd, mode)?;
         }
         let kept = match record {
             Some(record) => sys::set_xattr(fd, owner::ATTRIBUTE, record.encode().as_bytes(), 0),

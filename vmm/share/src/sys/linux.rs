@@ -119,7 +119,9 @@ impl OwnPath {
         path
     }
 
+    /// As much as there is room for: all names in use are short enough.
     fn push(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[..bytes.len().min(self.bytes.len() - 1 - self.len)];
         self.bytes[self.len..][..bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
     }
@@ -136,9 +138,18 @@ impl std::fmt::Write for OwnPath {
     }
 }
 
+/// Whether what `fd` stands for is a file of procfs. Some of these are regular files by their kind,
+/// and the memory of a process by what they hold.
+pub(crate) fn is_of_processes(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
 /// Opens what `fd` stands for. It must be a regular file: opening a device may act, opening a pipe
-/// may wait.
+/// may wait. Files of procfs are refused.
 pub(crate) fn reopen(fd: BorrowedFd<'_>, how: OpenHow) -> Result<OwnedFd> {
+    if is_of_processes(fd)? {
+        return Err(Errno::ACCES);
+    }
     let flags = OFlags::from_bits_retain(how.kept().0) | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let path = OwnPath::new(fd);
     Ok(rustix::io::retry_on_intr(|| rustix::fs::open(path.as_c_str(), flags, Mode::empty()))?)

@@ -79,6 +79,14 @@ impl OpenHow {
     const APPEND: u32 = 0o2000;
     const SYNC: u32 = 0o4_010_000;
 
+    /// For writing alone, at any place.
+    pub(crate) const WRITE_ONLY: Self = Self(1);
+
+    /// Whether all that is written goes to the end.
+    pub(crate) fn appends(self) -> bool {
+        self.0 & Self::APPEND != 0
+    }
+
     /// Whether it can be read.
     pub(crate) fn reads(self) -> bool {
         matches!(self.0 & Self::ACCESS, 0 | 2)

@@ -166,6 +166,8 @@ pub struct Write {
     pub size: u32,
     /// The bits for set-id are to go.
     pub kill_set_id: bool,
+    /// Pages of the guest's cache, which belong where they say, whatever the handle is for.
+    pub cached: bool,
 }
 
 impl Write {
@@ -177,8 +179,9 @@ impl Write {
     pub fn decode(bytes: &[u8; Self::LEN]) -> Self {
         let word = |at: usize| u32::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
         let long = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().expect("40 bytes"));
-        // FUSE_WRITE_KILL_SUIDGID.
-        Self { handle: long(0), offset: long(8), size: word(16), kill_set_id: word(20) & 1 << 2 != 0 }
+        // FUSE_WRITE_CACHE and FUSE_WRITE_KILL_SUIDGID.
+        let (cached, kill_set_id) = (word(20) & 1 != 0, word(20) & 1 << 2 != 0);
+        Self { handle: long(0), offset: long(8), size: word(16), kill_set_id, cached }
     }
 }
 
@@ -748,7 +751,10 @@ mod tests {
         let Ok(Operation::Write(write)) = Operation::decode(Op::Write, &words(11)) else {
             panic!("data may follow")
         };
-        assert_eq!(write, Write { handle: pair(1), offset: pair(3), size: 5, kill_set_id: true });
+        assert_eq!(
+            write,
+            Write { handle: pair(1), offset: pair(3), size: 5, kill_set_id: true, cached: false }
+        );
         let seven = |rest: &[u32]| -> Vec<u8> {
             [7, 31, 4096].iter().chain(rest).flat_map(|word: &u32| word.to_le_bytes()).collect()
         };

@@ -246,3 +246,15 @@ fn numbers_that_are_none_are_stale() {
     assert_ne!(guest.walk("d/f").unwrap(), node, "no number comes again");
     assert!(tree.path().join("g").exists());
 }
+
+#[test]
+fn the_memory_of_processes_is_no_file_of_a_tree() {
+    const EACCES: i32 = 13;
+    let guest = Guest::new(std::path::Path::new("/proc"), Options::default());
+    for file in ["mem", "environ"] {
+        let node = guest.walk(&format!("{}/{file}", std::process::id())).unwrap();
+        for how in [0, O_RDWR] {
+            assert_eq!(guest.open(node, how), Err(EACCES), "{file} {how}");
+        }
+    }
+}

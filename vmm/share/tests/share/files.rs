@@ -265,3 +265,15 @@ fn what_the_server_does_not_have_says_so() {
         assert_eq!(guest.ask_raw(opcode, ROOT, body().bytes(&[0; 64]), 4096), Err(ENOSYS), "{opcode}");
     }
 }
+
+#[test]
+fn pages_of_the_cache_are_written_where_they_belong() {
+    const O_APPEND: u32 = 0o2000;
+    const FROM_CACHE: u32 = 1;
+    let (guest, tree) = guest();
+    let handle = guest.open(guest.walk("g").unwrap(), O_RDWR | O_APPEND).unwrap();
+    // What a program writes is appended, wherever its guest believes the end to be.
+    assert_eq!(guest.write(handle, 13, b"+").unwrap(), 1);
+    assert_eq!(guest.write_with(handle, 0, b"CONT", FROM_CACHE).unwrap(), 4);
+    assert_eq!(fs::read(tree.path().join("g")).unwrap(), b"CONTents of g+");
+}
