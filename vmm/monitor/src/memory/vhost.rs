@@ -76,7 +76,12 @@ impl KernelNet {
         }
         let vhost = self.file.as_fd();
         if !self.owned {
-            vhost::own(vhost)?;
+            match vhost::own(vhost) {
+                // A machine that starts anew has what its last run opened. Of another process's,
+                // the kernel refuses all that follows.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+                owned => owned?,
+            }
             self.owned = true;
         }
         vhost::set_features(vhost, features)?;

@@ -290,12 +290,13 @@ impl NetworkWorker {
         if !backend.offer(index, &offer) {
             return Ok(());
         }
+        // From here on it is taken back, whatever fails.
+        let bells = pair.kernel.insert(bells);
+        registrar.add(bells.used.as_fd(), key(index, KEY_USED), Interest::READ)?;
+        registrar.add(bells.broken.as_fd(), key(index, KEY_BROKEN), Interest::READ)?;
         for (_, queue) in pair.queues() {
             registrar.remove(queue.doorbell().as_fd())?;
         }
-        registrar.add(bells.used.as_fd(), key(index, KEY_USED), Interest::READ)?;
-        registrar.add(bells.broken.as_fd(), key(index, KEY_BROKEN), Interest::READ)?;
-        pair.kernel = Some(bells);
         self.count_kernel_pairs();
         Ok(())
     }
