@@ -127,6 +127,15 @@ pub trait Disk: ReadAt {
     /// The host's.
     fn flush(&self) -> io::Result<()>;
 
+    /// Returns when the files have everything that was written, as another process would read them:
+    /// nothing waits in this process any more. What waits in the host's cache is not looked at.
+    ///
+    /// # Errors
+    /// The host's.
+    fn settle(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The range's contents are no longer wanted.
     ///
     /// # Errors

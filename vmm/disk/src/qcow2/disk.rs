@@ -472,6 +472,10 @@ impl Disk for Qcow2 {
         if self.read_only { Ok(()) } else { self.commit() }
     }
 
+    fn settle(&self) -> io::Result<()> {
+        self.flush()
+    }
+
     /// Whole clusters read as zeroes afterwards, whatever the backing file has; others stay.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.writable(offset, len)?;

@@ -146,7 +146,7 @@ impl BlockControl {
         }
         shared.disk.grow(bytes).map_err(GrowError::Host)?;
         let mut driver = shared.driver();
-        driver.untold = bytes > has;
+        driver.untold |= bytes > has;
         driver.tell();
         Ok(())
     }

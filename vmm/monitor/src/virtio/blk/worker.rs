@@ -135,6 +135,8 @@ pub(super) struct BlockWorker {
     /// Requests that the crew has.
     out: usize,
     paces: [Pace; 2],
+    /// The first request has had its turn under the limits, and waits for room.
+    paid: bool,
     /// Ticks while the first request waits for room or its turn. Most machines never make one.
     timer: Option<Timer>,
 }
@@ -161,13 +163,14 @@ impl BlockWorker {
             interrupt,
             out: 0,
             paces: [Pace::NEW; 2],
+            paid: false,
             timer: None,
         })
     }
 
     /// Serves what waits. Says why the first request waits, if it does.
     fn serve(&mut self) -> Result<Option<Waits>, DeviceFault> {
-        let Self { common, shared, crew, queue, interrupt, out, paces, .. } = self;
+        let Self { common, shared, crew, queue, interrupt, out, paces, paid, .. } = self;
         let crew = crew.as_ref();
         // What the crew is given beside what it is at keeps its threads from waiting for this one.
         let most = crew.map_or(0, |crew| 2 * crew.size());
@@ -190,7 +193,7 @@ impl BlockWorker {
                 crew.give(move || errand.run(&chain));
                 return Ok(Verdict::Kept);
             }
-            if let Err(wait) = shared.take(|| bytes(chain)) {
+            if !*paid && let Err(wait) = shared.take(|| bytes(chain)) {
                 waits = Some(Waits::Rate(wait));
                 return Ok(Verdict::PutBack);
             }
@@ -199,7 +202,8 @@ impl BlockWorker {
             if let Some((kind, begun)) = begun {
                 paces[kind as usize].add(begun.elapsed());
             }
-            waits = served.is_none().then_some(Waits::Room);
+            *paid = served.is_none();
+            waits = paid.then_some(Waits::Room);
             Ok(served.map_or(Verdict::PutBack, Verdict::Served))
         })?;
         Ok(waits)
@@ -326,8 +330,14 @@ impl Worker for BlockWorker {
                     done = self.common.added.wait(done).unwrap_or_else(PoisonError::into_inner);
                 }
             }
-            // A fault that nobody can be told of any more: the driver goes, or looks again.
-            let _late = self.give_back();
+            // After it the queue does not stand where it says.
+            if let Err(fault) = self.give_back() {
+                self.interrupt.fail(&fault);
+            }
+        }
+        // Whoever copies the disk while the machine is paused, or saves the machine, has all of it.
+        if let Err(error) = self.shared.disk.settle() {
+            self.interrupt.tally().fault(&error.into());
         }
         Returned { state: Box::new(()), queues: vec![Some(self.queue)] }
     }
