@@ -125,9 +125,13 @@ impl ShareRequest {
     }
 }
 
-/// Whether one is the other, or is in it. What is not there yet counts by its path.
+/// Whether one is the other, or is in it. What is not there yet counts by what is above it.
 fn meet(source: &Path, own: &Path) -> bool {
-    let own = fs::canonicalize(own).unwrap_or_else(|_| own.to_owned());
+    let there = own.ancestors().find_map(|above| Some((fs::canonicalize(above).ok()?, above)));
+    let own = match there.and_then(|(place, above)| Some(place.join(own.strip_prefix(above).ok()?))) {
+        Some(own) => own,
+        None => own.to_owned(),
+    };
     own.starts_with(source) || source.starts_with(&own)
 }
 

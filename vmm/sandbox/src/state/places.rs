@@ -65,7 +65,8 @@ impl Places {
     /// Those that no guest may write to: who writes there says what runs on this host.
     #[must_use]
     pub fn own(&self) -> Vec<PathBuf> {
-        vec![self.data.clone(), self.cache.clone(), self.config.clone()]
+        let [images, sandboxes] = [self.images(), self.sandboxes()];
+        vec![self.data.clone(), self.cache.clone(), self.config.clone(), images, sandboxes, self.networks()]
     }
 
     /// Checks the data directory, if it exists. The image store checks the cache, and `config.toml`
