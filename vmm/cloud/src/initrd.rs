@@ -7,7 +7,7 @@ use nelly_disk::ReadAt;
 
 use crate::unpack::{Stream, reader};
 
-/// Most bytes that an initrd unpacks to, as far as it is looked at.
+/// Most bytes that the initrds of an entry unpack to, as far as they are looked at.
 const UNPACKED_MAX: u64 = 2 << 30;
 /// Most archives in a file.
 const ARCHIVES_MAX: u32 = 64;
@@ -23,6 +23,8 @@ pub(crate) struct Contents {
     pub(crate) modules: BTreeSet<String>,
     /// Its own `modules.builtin`.
     pub(crate) builtin: Option<String>,
+    /// Bytes that were unpacked.
+    pub(crate) unpacked: u64,
 }
 
 /// The name of a module's file, as the kernel has it.
@@ -53,10 +55,12 @@ pub(crate) fn look(source: &dyn ReadAt, contents: &mut Contents) -> io::Result<(
         let Some(unpacked) = reader(head, Stream::new(source, at))? else {
             return Err(invalid("it is neither an archive (newc) nor compressed by gzip, zstd, xz or lz4"));
         };
-        let mut unpacked = BufReader::new(unpacked.take(UNPACKED_MAX));
+        let left = UNPACKED_MAX.saturating_sub(contents.unpacked);
+        let mut unpacked = BufReader::new(Counted { inner: unpacked.take(left), read: 0 });
         while more(&mut unpacked)? {
             archive(&mut unpacked, contents)?;
         }
+        contents.unpacked += unpacked.get_ref().read;
         // What a decoder leaves behind is not told by all of them: it is the last one.
         return Ok(());
     }

@@ -14,6 +14,8 @@ use crate::{syslinux, version};
 
 /// Most entries that are kept.
 const ENTRIES_MAX: usize = 256;
+/// Most initrds of an entry.
+const INITRDS_MAX: usize = 32;
 
 /// What was found.
 pub(crate) struct Found {
@@ -102,6 +104,9 @@ fn entry(image: &Image<'_>, wanted: Wanted, source: &str) -> Result<BootEntry, S
         }
     };
     let kernel = file(&wanted.kernel)?;
+    if wanted.initrds.len() > INITRDS_MAX {
+        return Err(format!("{title:?} has more than {INITRDS_MAX} initrds"));
+    }
     let mut initrds = wanted.initrds.iter().map(file).collect::<Result<Vec<_>, _>>()?;
     // The kernel looks for microcode in the first archive only.
     initrds.sort_by_key(|file| {

@@ -237,8 +237,9 @@ impl Below {
     }
 }
 
-/// Whether the file that was opened by `path` lies in the image's directory or below. The file
-/// itself is looked for there, so it does not matter whether a link was changed in between.
+/// Whether the file that was opened by `path` lies in the image's directory or below, hidden files
+/// and directories left out. The file itself is looked for there, so it does not matter whether a
+/// link was changed in between.
 fn lies_beside(image: &Path, path: &Path, file: &File) -> bool {
     let directory = image.canonicalize().ok().and_then(|image| Some(image.parent()?.to_owned()));
     let place = path.canonicalize().ok();
@@ -246,7 +247,9 @@ fn lies_beside(image: &Path, path: &Path, file: &File) -> bool {
     let same = |there: std::fs::Metadata, here: std::fs::Metadata| {
         (there.dev(), there.ino()) == (here.dev(), here.ino())
     };
-    place.starts_with(directory)
+    // A disk in a home directory is no reason to read that directory's keys.
+    let hidden = |part: std::path::Component<'_>| part.as_os_str().as_encoded_bytes().starts_with(b".");
+    place.strip_prefix(directory).is_ok_and(|below| !below.components().any(hidden))
         && std::fs::symlink_metadata(&place)
             .is_ok_and(|there| file.metadata().is_ok_and(|here| same(there, here)))
 }

@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::chain::{
     ChainFile, Follow, Format, ImageError, backing_path, claim, disk_of_chain, open_chain, shown,
 };
-use crate::image::{NewImage, create_image, name_from};
+use crate::image::{NewImage, create_image};
 use crate::qcow2::{self, BackingName, CreateOptions, Qcow2Error, read_header};
 use crate::sys;
 use crate::traits::SECTOR;
@@ -83,7 +83,8 @@ pub fn ephemeral_overlay(
     };
     let file = file.map_err(failed)?;
     let backing =
-        BackingName { name: name_from(&directory.join("overlay"), base)?, format: Some(format.to_string()) };
+        // Nobody reads it: the files below are handed over open.
+        BackingName { name: "base".to_owned(), format: Some(format.to_string()) };
     let options = CreateOptions {
         size: size.next_multiple_of(SECTOR),
         cluster_bits: CLUSTER_BITS,
@@ -102,7 +103,7 @@ pub fn ephemeral_overlay(
 /// A file whose name is removed at once, on file systems that know none without one.
 fn removed_at_once(directory: &Path) -> io::Result<File> {
     let path = directory.join(format!(".nelly-overlay-{}", std::process::id()));
-    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
 }

@@ -255,6 +255,7 @@ impl<'a> State<'a> {
                 Ok(self.entry(&words, *submenu, body))
             }
             Command::If { cases, otherwise } => {
+                self.step(0)?;
                 for (condition, body) in cases {
                     if self.block(condition)? {
                         return self.block(body);
@@ -279,6 +280,7 @@ impl<'a> State<'a> {
                 Ok(true)
             }
             Command::Function { name, body } => {
+                self.step(0)?;
                 self.functions.insert(name.clone(), Rc::clone(body));
                 Ok(true)
             }
@@ -481,7 +483,11 @@ impl<'a> State<'a> {
                     SearchBy::Label => "label",
                     SearchBy::File => "file",
                 };
-                self.found.missing.push(format!("no file system has the {what} {value}"));
+                // The first says enough.
+                if self.found.missing.is_empty() {
+                    let value: String = value.chars().take(128).collect();
+                    self.found.missing.push(format!("no file system has the {what} {value}"));
+                }
                 false
             }
         }

@@ -53,6 +53,8 @@ impl Ext<'_> {
         each: &mut dyn FnMut(&str, Entry) -> bool,
     ) -> Result<(), FsError> {
         self.readable(inode)?;
+        // Also one without blocks takes a while.
+        self.budget.spend(4096)?;
         let mut count = 0;
         if inode.inline() {
             let data = self.inline_data(inode)?;

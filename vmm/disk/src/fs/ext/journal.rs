@@ -24,8 +24,8 @@ const INCOMPAT_FAST_COMMIT: u32 = 0x20;
 /// Revocations, 64 bits, asynchronous commits, both checksums, fast commits.
 const INCOMPAT_KNOWN: u32 = 1 | 2 | 4 | 8 | 0x10 | 0x20;
 
-/// Most blocks of a log that is read: 4 GiB of the usual ones.
-const LOG_MAX: u64 = 1 << 20;
+/// Most bytes of a log that is read.
+const LOG_MAX: u64 = 4 << 30;
 /// Most blocks that are revoked.
 const REVOKED_MAX: usize = 1 << 20;
 
@@ -111,7 +111,8 @@ impl Header {
         };
         let end = len.saturating_sub(fast);
         let start = u64::from(be32_at(&block, 0x1c));
-        if len > log.blocks() || len > LOG_MAX || first == 0 || first >= end {
+        let bytes = len.saturating_mul(log.block_size() as u64);
+        if len > log.blocks() || bytes > LOG_MAX || first == 0 || first >= end {
             return corrupt("has an impossible size");
         }
         if start != 0 && !(first..end).contains(&start) {
@@ -295,11 +296,13 @@ fn revoked(log: &dyn Log, header: &Header, steps: &[Step]) -> Result<HashMap<u64
 
 /// Refuses a journal with fast commits behind its last transaction, which are of another format.
 fn no_fast_commits(log: &dyn Log, header: &Header, next: u32) -> Result<(), FsError> {
-    if !header.fast_commits || header.ring.1 >= log.blocks() {
+    // The kernel leaves a block free behind the ring.
+    let first = header.ring.1 + 1;
+    if !header.fast_commits || first >= log.blocks() {
         return Ok(());
     }
     let mut block = vec![0; log.block_size()];
-    log.read(log.place(header.ring.1)?, &mut block)?;
+    log.read(log.place(first)?, &mut block)?;
     // A head: type 9, length 8, features, the transaction that it follows, all little-endian.
     let head = crate::le::u16_at(&block, 0) == 9 && crate::le::u32_at(&block, 8) == next;
     if head {

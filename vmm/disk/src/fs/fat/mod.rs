@@ -237,7 +237,7 @@ impl<'a> Fat<'a> {
     /// All bytes of a directory.
     fn directory_bytes(&self, directory: Node) -> Result<Vec<u8>, FsError> {
         if directory.place == 0 {
-            self.budget.spend(self.root_bytes)?;
+            self.budget.spend(self.root_bytes.max(4096))?;
             let mut bytes = vec![0; fits(self.root_bytes, "at most 2 MiB")];
             self.disk.read_exact_at(&mut bytes, self.root)?;
             return Ok(bytes);
