@@ -116,7 +116,7 @@ fn bars_show_how_far_layers_are_and_ctrl_c_ends_them() {
     let screen = tmux.see("[####");
     for id in ids {
         let line = screen.lines().find(|line| line.trim_start().starts_with(id)).unwrap();
-        assert!(line.contains("MiB of 6.0 MiB"), "{screen}");
+        assert!(line.contains(" of 6.0 MiB"), "{screen}");
         assert_eq!(screen.matches(id).count(), 1, "{screen}");
     }
     tmux.ask(&["send-keys", "C-c"]);
