@@ -50,7 +50,6 @@ fn a_base_stays_as_it_is_and_its_overlay_is_whole() {
         for disk in a b; do
             printf nelly | dd of=/dev/vd$disk bs=1 seek=1048576 conv=notrunc 2>/dev/null
             blkdiscard -o 4194304 -l 1048576 /dev/vd$disk
-            blkdiscard -z -o 2097152 -l 65536 /dev/vd$disk
             printf end | dd of=/dev/vd$disk bs=1 seek=16777213 conv=notrunc 2>/dev/null
         done
         dd if=/dev/zero bs=4096 count=1 2>/dev/null | tr '\\0' w | dd of=/dev/vdc bs=4096 seek=3 conv=notrunc 2>/dev/null
@@ -90,7 +89,6 @@ fn a_base_stays_as_it_is_and_its_overlay_is_whole() {
     whole.resize(16 * MIB, 0);
     whole[MIB..MIB + 5].copy_from_slice(b"nelly");
     whole[4 * MIB..5 * MIB].fill(0);
-    whole[2 * MIB..2 * MIB + 65536].fill(0);
     whole[16 * MIB - 3..].copy_from_slice(b"end");
     assert!(fs::read(path("whole.raw")).unwrap() == whole, "the overlay has other bytes");
     let wide = fs::read(&wide).unwrap();
@@ -114,7 +112,8 @@ fn an_image_in_use_is_nobody_elses_and_what_was_flushed_survives_a_kill() {
                 printf '%08d' $n | dd of=/dev/vda bs=65536 seek=$(( n * 7 % 1000 )) conv=notrunc 2>/dev/null
                 n=$(( n + 1 )); i=$(( i + 1 ))
             done
-            sync
+            # sync(2) tells a disk without a file system nothing.
+            dd if=/dev/null of=/dev/vda conv=notrunc,fsync 2>/dev/null
             echo flushed $n
         done
     ";
