@@ -4,7 +4,7 @@
 //! Requests are answered one after the other on the device's own thread, in the order of their
 //! queue. One that has to wait for a lock is put aside and tried again, so that it holds up nobody:
 //! see [`locks`]. Between two events nothing else is in flight, so that a pause, a reset and the
-//! machine's end wait for one request at most.
+//! machine's end wait for one turn: 20 ms, or as long as its last request takes.
 
 mod locks;
 mod request;
