@@ -146,7 +146,7 @@ fn the_help_says_what_a_person_can_know() {
         ("run", "nocopy"),
         ("run", "volume-nocopy"),
         ("run", "tmpfs-mode=MODE"),
-        ("boot", ",rw is the default"),
+        ("boot", "rw what the guest writes goes into FILE (the default)"),
         ("events", "docker counts it back"),
         ("stop", "or a number of seconds"),
     ] {
