@@ -14,8 +14,10 @@ use serde_json::Value;
 use super::sessions::Events;
 use super::{Home, LIMIT};
 
-/// Says that it runs, and ends with 3 when it is asked to.
-pub(super) const SERVER: &str = "echo up; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
+/// Says that it runs once it hears signals (before, the kernel drops them: it is the first process
+/// of its name space), and ends with 3 when it is asked to, with 4 by a signal that is not its own.
+pub(super) const SERVER: &str =
+    "trap 'echo bye; exit 3' TERM; trap 'exit 4' INT; echo up; while :; do sleep 0.1; done";
 
 /// A home whose sandboxes end with the test, however it ends.
 pub(super) struct Kept(pub(super) Home);
@@ -170,9 +172,15 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
     kept.out(&["kill", "-s", "TERM", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "3");
+    // Another first signal than its own: nothing is said, and no grace time goes by.
+    kept.out(&["start", "box"]);
+    let log = "up\nbye\nup\nup\nbye\nup";
+    kept.until("it hears signals", || kept.out(&["logs", "box"]) == log);
+    kept.out(&["stop", "--signal", "INT", "--time", "1000s", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "4");
     // The log has the output of all runs, and outlives them.
-    assert_eq!(kept.out(&["logs", "box"]), "up\nbye\nup\nup\nbye");
-    assert!(kept.out(&["ps", "-a"]).contains("   Exited (3) "));
+    assert_eq!(kept.out(&["logs", "box"]), log);
+    assert!(kept.out(&["ps", "-a"]).contains("   Exited (4) "));
     kept.out(&["rm", "box"]);
     assert_eq!(kept.out(&["ps", "-aq"]), "");
 }
