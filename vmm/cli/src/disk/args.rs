@@ -21,6 +21,8 @@ pub(crate) enum DiskVerb {
     Map(MapArgs),
     /// Show how a cloud image boots: kernel, initrd and command line of each entry
     BootEntries(super::boot_entries::BootEntriesArgs),
+    /// Create a seed for cloud-init: user, keys, host name and more for a cloud image
+    Seed(Box<super::seed::SeedImageArgs>),
 }
 
 impl DiskVerb {
@@ -34,6 +36,7 @@ impl DiskVerb {
             Self::Check(args) => args.json,
             Self::Map(args) => args.json,
             Self::BootEntries(args) => args.json,
+            Self::Seed(args) => args.json,
         }
     }
 }

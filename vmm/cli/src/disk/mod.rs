@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 mod boot_entries;
+mod seed;
 mod show;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ pub(crate) fn run(verb: &DiskVerb) -> Result<ExitCode> {
         DiskVerb::Check(args) => show::check(args),
         DiskVerb::Map(args) => show::map(args),
         DiskVerb::BootEntries(args) => boot_entries::run(args),
+        DiskVerb::Seed(args) => seed::run(args),
     }
 }
 

@@ -1,0 +1,210 @@
+//! The flags of a seed: what cloud-init in a guest is told.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use nelly_seed::{
+    Growth, GuestFile, HostName, PackageName, Password, PublicKey, Salt, SeedError, Settings, TEXT_MAX,
+    Texts, UserName,
+};
+use nelly_vmm::sys::files::{self, Accept};
+use nelly_vmm::sys::random;
+
+use crate::fail::{OfFlag as _, Usage};
+use crate::ssh_dir::SshDir;
+
+/// The heading of these flags in the help.
+const HEADING: &str = "What cloud-init in the guest is told";
+
+/// Flags of `disk seed` and `boot`.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = HEADING)]
+pub(crate) struct SeedArgs {
+    /// Make this user, with sudo [default: password and keys are for the image's own user, such as
+    /// debian or ubuntu]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// File whose only line is the user's password; it is hashed here. Without a key, ssh takes it,
+    /// too
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) password_file: Option<PathBuf>,
+    /// The user's password as crypt(3) hashes it: $6$SALT$HASH
+    #[arg(long, value_name = "HASH", conflicts_with = "password_file")]
+    pub(crate) password_hash: Option<String>,
+    /// Salt for --password-file [default: one of this host's own]
+    #[arg(long, value_name = "SALT", requires = "password_file")]
+    pub(crate) salt: Option<String>,
+    /// File of public keys that may log in, such as ~/.ssh/id_ed25519.pub
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) ssh_key: Vec<PathBuf>,
+    /// Directory for keys of this machine alone, which are made if they are not there: one for ssh
+    /// to log in with, one by which ssh knows the machine
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, requires = "user")]
+    pub(crate) ssh_dir: Option<PathBuf>,
+    /// Host name of the guest
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Write this host's FILE to PATH in the guest, with its permissions, owned by root
+    #[arg(long, value_name = "PATH=FILE")]
+    pub(crate) write_file: Vec<String>,
+    /// Install a package
+    #[arg(long, value_name = "NAME")]
+    pub(crate) package: Vec<String>,
+    /// Run a line by the guest's shell as root, at the end of its first start
+    #[arg(long, value_name = "LINE")]
+    pub(crate) runcmd: Vec<String>,
+    /// Leave root's partition and file system as large as they are
+    #[arg(long)]
+    pub(crate) no_grow: bool,
+    /// User data as it is, instead of the flags above
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) user_data: Option<PathBuf>,
+    /// Metadata as it is; its instance-id is then yours to change
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) meta_data: Option<PathBuf>,
+    /// Configuration of the network as it is
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) network_config: Option<PathBuf>,
+}
+
+/// What the flags say.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// What a seed is made of.
+    pub(crate) settings: Settings,
+    /// Texts that take the place of settings.
+    pub(crate) texts: Texts,
+    /// The machine's own keys.
+    pub(crate) ssh: Option<SshDir>,
+}
+
+impl SeedArgs {
+    /// Reads what the flags name. Keys that are not there yet are made in the directory of
+    /// `--ssh-dir`, unless it is a `dry_run`.
+    ///
+    /// # Errors
+    /// A value that is wrong, or a file that cannot be read or is none of its kind; the error names
+    /// the flag.
+    pub(crate) fn read(&self, dry_run: bool) -> Result<Asked> {
+        let mut settings = Settings {
+            user: self.user.as_deref().map(UserName::new).transpose().of_flag("--user")?,
+            host_name: self.hostname.as_deref().map(HostName::new).transpose().of_flag("--hostname")?,
+            packages: self
+                .package
+                .iter()
+                .map(|name| PackageName::new(name))
+                .collect::<Result<_, _>>()
+                .of_flag("--package")?,
+            commands: self.runcmd.clone(),
+            growth: if self.no_grow { Growth::Stay } else { Growth::Grow },
+            ..Settings::default()
+        };
+        for path in &self.ssh_key {
+            let text = text("--ssh-key", path)?;
+            let keys = PublicKey::lines(&text).with_context(|| format!("--ssh-key: {}", path.display()))?;
+            settings.keys.extend(keys);
+        }
+        for text in &self.write_file {
+            settings.files.push(guest_file(text)?);
+        }
+        let ssh = self.ssh_dir.as_deref().map(|path| SshDir::open(path, dry_run)).transpose()?;
+        if let Some(ssh) = &ssh {
+            settings.keys.push(ssh.client.public().clone());
+            settings.host_key = Some(ssh.host.clone());
+        }
+        settings.password = self.password(&settings)?;
+        let texts = Texts {
+            user_data: given("--user-data", self.user_data.as_deref(), nelly_seed::check_user_data)?,
+            meta_data: given("--meta-data", self.meta_data.as_deref(), nelly_seed::check_yaml)?,
+            network_config: given(
+                "--network-config",
+                self.network_config.as_deref(),
+                nelly_seed::check_yaml,
+            )?,
+        };
+        Ok(Asked { settings, texts, ssh })
+    }
+
+    fn password(&self, settings: &Settings) -> Result<Option<Password>> {
+        if let Some(hash) = &self.password_hash {
+            return Ok(Some(Password::hashed(hash).of_flag("--password-hash")?));
+        }
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let salt = match &self.salt {
+            Some(salt) => Salt::new(salt).of_flag("--salt")?,
+            None => own_salt(settings)?,
+        };
+        let text = text("--password-file", path)?;
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let failed = || format!("--password-file: {}", path.display());
+        Password::hash(line, &salt).map(Some).with_context(failed)
+    }
+}
+
+/// A salt that stays the same as long as the machine does, so that its seed does: a new one would
+/// be a new instance to cloud-init. Nobody else can know it before, as it comes of a secret of this
+/// host.
+fn own_salt(settings: &Settings) -> Result<Salt> {
+    let mut secret = Vec::new();
+    if let Some(key) = &settings.host_key {
+        secret.extend_from_slice(key.private().as_bytes());
+    } else if let Ok(id) = std::fs::read("/etc/machine-id")
+        && !id.is_empty()
+    {
+        // machine-id(5) forbids to show it, and asks for a digest as this is one of.
+        secret.extend(id);
+        secret.extend(settings.user.as_ref().map_or("", |user| user.as_str()).as_bytes());
+        secret.push(0);
+        secret.extend(settings.host_name.as_ref().map_or("", |name| name.as_str()).as_bytes());
+    } else {
+        secret.resize(32, 0);
+        random(&mut secret).context("cannot get random bytes for a salt")?;
+    }
+    Ok(Salt::of(&secret))
+}
+
+/// Opens a file and reads its at most 16 MiB. It may be a pipe, as of a shell's `<(...)`.
+fn bytes(flag: &str, path: &Path) -> Result<(File, Vec<u8>)> {
+    let failed = || format!("{flag}: cannot read {}", path.display());
+    let file = files::open(path, OpenOptions::new().read(true), Accept::Text).with_context(failed)?;
+    let mut bytes = Vec::new();
+    (&file).take(TEXT_MAX as u64 + 1).read_to_end(&mut bytes).with_context(failed)?;
+    if bytes.len() > TEXT_MAX {
+        return Err(Usage::error(format!("{flag}: {} has more than 16 MiB", path.display())));
+    }
+    Ok((file, bytes))
+}
+
+fn text(flag: &str, path: &Path) -> Result<String> {
+    String::from_utf8(bytes(flag, path)?.1)
+        .map_err(|_| Usage::error(format!("{flag}: {} is no text in UTF-8", path.display())))
+}
+
+/// A file that goes into the seed as it is.
+fn given(
+    flag: &str,
+    path: Option<&Path>,
+    check: fn(&[u8]) -> Result<(), SeedError>,
+) -> Result<Option<Vec<u8>>> {
+    let Some(path) = path else { return Ok(None) };
+    let (_, bytes) = bytes(flag, path)?;
+    check(&bytes).with_context(|| format!("{flag}: {}", path.display()))?;
+    Ok(Some(bytes))
+}
+
+/// The file of `--write-file PATH=FILE`. A path in a guest has no `=`, one of this host may.
+fn guest_file(value: &str) -> Result<GuestFile> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let Some((path, file)) = value.split_once('=') else {
+        return Err(Usage::error(format!("--write-file {value}: is not PATH=FILE")));
+    };
+    let file = Path::new(file);
+    let (opened, contents) = bytes("--write-file", file)?;
+    let failed = || format!("--write-file: cannot read {}", file.display());
+    let mode = opened.metadata().with_context(failed)?.permissions().mode();
+    GuestFile::new(path, contents, mode).of_flag("--write-file")
+}
