@@ -6,6 +6,7 @@
 //! and what later versions add up to 7.41 (`STATX`, pass-through of files, mapped mounts) is not
 //! needed.
 
+mod decode;
 mod fields;
 mod init;
 mod name;
