@@ -1,6 +1,6 @@
 //! Sandboxes that stay: what `nelly create` and `nelly run` make, and the start of `nelly run -d`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -8,7 +8,7 @@ use nelly_image::{Image, RawConfig, Reference};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::HealthOverrides;
 use nelly_sandbox::spec::quantity::{self, Time};
-use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
+use nelly_sandbox::state::record::{self, ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 use nelly_vmm::config::Platform;
 
@@ -175,15 +175,6 @@ pub(super) fn listing(
     Ok((record, context.places.sandboxes()))
 }
 
-/// The labels of the image and those of the flags, which win.
-fn labels(
-    image: Option<&HashMap<String, String>>,
-    flags: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
-    let all = image.into_iter().flatten().chain(flags);
-    all.map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
 fn record(
     args: &RunArgs,
     kept: &KeptOptions,
@@ -215,26 +206,11 @@ fn record(
             network: options.network.clone(),
         },
         restart: kept.restart,
-        labels: labels(config.labels().as_ref(), &kept.labels),
+        labels: record::labels(&config, kept.labels.clone()),
         annotations: plan.container.options.annotations.clone(),
         auto_remove: args.rm,
         stop_signal: kept.stop_signal.unwrap_or_else(|| Signal::stops(&config)).number(),
         stop_grace_ms: kept.stop_grace_ms,
         storage_bytes: 0,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn labels_of_flags_win_over_the_images() {
-        let image = HashMap::from([("stage", "image"), ("of", "image")].map(|(a, b)| (a.into(), b.into())));
-        let flags = BTreeMap::from([("stage", "flag"), ("by", "flag")].map(|(a, b)| (a.into(), b.into())));
-        let expected = [("by", "flag"), ("of", "image"), ("stage", "flag")];
-        let found = labels(Some(&image), &flags);
-        assert!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(expected), "{found:?}");
-        assert_eq!(labels(None, &flags), flags);
-    }
 }

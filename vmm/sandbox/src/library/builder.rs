@@ -337,7 +337,8 @@ impl Builder {
         self
     }
 
-    /// Of a sandbox that stays: a word for filters of `nelly ps`. Those of the image are not taken.
+    /// Of a sandbox that stays: a word for filters of `nelly ps`, in place of one of the image with
+    /// this name.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.stays.labels.push((name.into(), value.into()));
         self

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nelly_image::{Image, Reference, Silent, Store, StoreOptions};
+use nelly_image::{Config, Image, Reference, Silent, Store, StoreOptions};
 use nelly_vmm::config::{CpuCount, MemorySize};
 use nelly_vmm::machine::{Isolation, Resources};
 
@@ -20,7 +20,7 @@ use crate::spec::{
     volumes,
 };
 use crate::state::networks::NetworksLock;
-use crate::state::record::{ImageRecord, MachineRecord};
+use crate::state::record::{self, ImageRecord, MachineRecord};
 use crate::state::{Exit, Hostname, Id, Name, SandboxDir, SandboxRecord, Sandboxes, StorageSize, Timestamp};
 
 /// What was read and checked.
@@ -181,6 +181,8 @@ impl Builder {
         // Held until others can see what the machine was given.
         let given = prepared.assign(&nelly)?;
         let Prepared { id, name, reference, image, container, machine, signal } = prepared;
+        let config = image.config.config().as_ref();
+        let labels = record::labels(config.unwrap_or(&Config::default()), stays.labels.into_iter().collect());
         let needs_disk = !container.read_only || !container.options.volumes.is_empty();
         let mut record = SandboxRecord {
             id,
@@ -195,7 +197,7 @@ impl Builder {
             container,
             machine,
             restart: stays.restart,
-            labels: stays.labels.into_iter().collect(),
+            labels,
             auto_remove: stays.remove,
             stop_signal: signal.number(),
             stop_grace_ms: u64::try_from(stays.grace.as_millis())

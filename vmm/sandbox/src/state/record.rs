@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use nelly_image::Config;
 use nelly_vmm::config::{CpuCount, MemorySize, Platform};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,14 @@ use crate::spec::{ContainerSpec, Network};
 
 /// The `schema` of both files.
 pub const SCHEMA: u32 = 1;
+
+/// The labels of a sandbox: those of its image, and its own, which win.
+#[must_use]
+pub fn labels(image: &Config, own: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut all: BTreeMap<_, _> = image.labels().clone().unwrap_or_default().into_iter().collect();
+    all.extend(own);
+    all
+}
 
 /// `sandbox.json`: everything that a start needs. Only the name, the restart policy and limits are
 /// ever changed.
@@ -38,7 +47,7 @@ pub struct SandboxRecord {
     /// When it is started again after its end.
     #[serde(default)]
     pub restart: RestartPolicy,
-    /// Words that a user gave it, for filters.
+    /// Words of its image and of whoever made it, for filters.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// Words for other programs.
@@ -542,6 +551,18 @@ pub(crate) mod tests {
             stop_grace_ms: 10_000,
             storage_bytes: 0,
         }
+    }
+
+    #[test]
+    fn own_labels_win_over_those_of_the_image() {
+        let own: BTreeMap<_, _> =
+            [("stage", "own"), ("by", "own")].map(|(name, value)| (name.into(), value.into())).into();
+        let image: Config =
+            serde_json::from_value(json!({ "Labels": { "stage": "image", "of": "image" } })).unwrap();
+        let found = labels(&image, own.clone());
+        let expected = [("by", "own"), ("of", "image"), ("stage", "own")];
+        assert!(found.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(expected), "{found:?}");
+        assert_eq!(labels(&Config::default(), own.clone()), own);
     }
 
     #[test]
