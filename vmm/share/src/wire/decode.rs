@@ -1,7 +1,6 @@
 //! How a request is decoded: its fields in the order of include/uapi/linux/fuse.h.
 
 use super::fields::Fields;
-use super::name::Name;
 use super::request::{LockKind, LockRange, Op, Operation, SetAttr, SetTime, Write};
 use crate::errno::Errno;
 
@@ -267,6 +266,7 @@ fn lock(f: &mut Fields<'_>) -> Result<LockRange, Errno> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::name::Name;
     use super::*;
 
     proptest! {
