@@ -9,6 +9,7 @@ use crate::life::args::{
     RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 use crate::network_args::NetworkArgs;
+use crate::seed_args::SeedArgs;
 
 /// The parsed command line.
 #[derive(Debug, Parser)]
@@ -574,6 +575,8 @@ pub(crate) struct BootArgs {
     /// How the kernel is told about its hardware
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) platform: PlatformArg,
+    #[command(flatten)]
+    pub(crate) seed: SeedArgs,
 }
 
 /// Splits the words after the flags of `run`. The first word is the image; if `--` comes directly

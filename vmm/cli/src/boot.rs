@@ -20,7 +20,7 @@ use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
-use crate::{assets, machine, out};
+use crate::{assets, boot_seed, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
@@ -38,7 +38,15 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
-    let seed = Id::random().context("cannot create a random id")?.to_string();
+    // One flag says that the guest has cloud-init.
+    let asked = match args.seed.given() {
+        Some(_) => Some(boot_seed::read(&args.seed, args.machine.dry_run)?),
+        None => None,
+    };
+    let seed = match &asked {
+        Some(_) => boot_seed::identity(&disks)?,
+        None => Id::random().context("cannot create a random id")?.to_string(),
+    };
     let mut attached = None;
     // Open until the monitor has them.
     let mut files = Vec::new();
@@ -51,6 +59,10 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         config.validate()?;
     } else if !network.is_none() {
         attached = Some(machine::boot_network(&network, usernet.as_deref(), &seed, &mut config)?);
+    }
+    if let Some(asked) = asked {
+        boot_seed::attach(asked, &network, args.machine.dry_run, &mut config, &mut files)?;
+        config.validate()?;
     }
     if args.machine.dry_run {
         out::json(config.to_json())?;

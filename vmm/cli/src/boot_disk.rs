@@ -167,6 +167,15 @@ impl DiskFlag {
         Ok("whether it is written")
     }
 
+    /// The file that keeps what the guest writes.
+    pub(crate) fn kept(&self) -> Option<&Path> {
+        match &self.written {
+            Written::InPlace => Some(&self.path),
+            Written::Overlay(overlay) => Some(overlay),
+            Written::Nowhere | Written::Ephemeral => None,
+        }
+    }
+
     fn format(&self) -> DiskFormat {
         self.format.unwrap_or_else(|| match self.path.extension().and_then(|ending| ending.to_str()) {
             Some("qcow2") => DiskFormat::Qcow2,

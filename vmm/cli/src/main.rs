@@ -7,6 +7,7 @@ mod bench;
 mod bench_args;
 mod boot;
 mod boot_disk;
+mod boot_seed;
 mod bug;
 mod completion;
 mod console;

@@ -82,6 +82,26 @@ pub(crate) struct Asked {
 }
 
 impl SeedArgs {
+    /// A flag that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (self.user.is_some(), "--user"),
+            (self.password_file.is_some(), "--password-file"),
+            (self.password_hash.is_some(), "--password-hash"),
+            (!self.ssh_key.is_empty(), "--ssh-key"),
+            (self.ssh_dir.is_some(), "--ssh-dir"),
+            (self.hostname.is_some(), "--hostname"),
+            (!self.write_file.is_empty(), "--write-file"),
+            (!self.package.is_empty(), "--package"),
+            (!self.runcmd.is_empty(), "--runcmd"),
+            (self.no_grow, "--no-grow"),
+            (self.user_data.is_some(), "--user-data"),
+            (self.meta_data.is_some(), "--meta-data"),
+            (self.network_config.is_some(), "--network-config"),
+        ];
+        flags.into_iter().find(|(given, _)| *given).map(|(_, flag)| flag)
+    }
+
     /// Reads what the flags name. Keys that are not there yet are made in the directory of
     /// `--ssh-dir`, unless it is a `dry_run`.
     ///

@@ -157,3 +157,31 @@ fn what_cannot_be_is_refused_by_its_flag_and_file() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read(place.path("there.img")).unwrap(), b"mine");
 }
+
+#[test]
+fn a_machine_has_its_seed_as_the_last_disk_and_nothing_is_made_of_a_dry_run() {
+    let place = Place::new();
+    place.write("kernel", "k");
+    std::fs::write(place.path("disk.img"), [0; 4096]).unwrap();
+    let planned = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nelly"));
+        command.args(["boot", "--dry-run", "--kernel", "kernel", "--disk", "disk.img"]).args(words);
+        command.current_dir(&place.0).env_clear().env("NELLY_HOME", place.path("home"));
+        let output = command.env("NELLY_MONITOR", "/bin/true").output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{words:?}: {said}");
+        (serde_json::from_slice::<Value>(&output.stdout).unwrap()["disks"].clone(), said)
+    };
+    let (disks, said) = planned(&[]);
+    assert_eq!((disks.as_array().unwrap().len(), &*said), (1, ""));
+    let (disks, said) = planned(&["--hostname", "web"]);
+    let [first, seed] = &disks.as_array().unwrap()[..] else { panic!("{disks}") };
+    assert_eq!(
+        (&first["id"], &seed["id"], &seed["read_only"]),
+        (&"disk0".into(), &"seed".into(), &true.into())
+    );
+    assert!(said.contains("nobody can log in") && said.contains("--ssh-key"), "{said}");
+    let (disks, said) = planned(&["--user", "ada", "--ssh-dir", "keys"]);
+    assert_eq!((disks.as_array().unwrap().len(), &*said), (2, ""));
+    assert!(!place.path("keys").exists());
+}
