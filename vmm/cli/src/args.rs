@@ -527,7 +527,10 @@ pub(crate) enum PlatformArg {
     nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
     nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
     nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append root=/dev/vda1\n  \
-    nelly boot --kernel bzImage --disk debian.img,format=qcow2,ephemeral --append root=/dev/vda1\n\n\
+    nelly boot --kernel bzImage --disk debian.img,format=qcow2,ephemeral --append root=/dev/vda1\n  \
+    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2 --append root=/dev/vda1 --user ada --ssh-dir web.keys -p 2222:22\n\n\
+    A flag for cloud-init attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
+    Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
     Options of --disk:\n  \
     ro, readonly       the guest may only read it\n  \
     rw                 what the guest writes goes into FILE (the default)\n  \
