@@ -135,7 +135,7 @@ pub(crate) fn boot_network(
                 .context("cannot pass a descriptor on")?;
             (Some(usernet), Some(link))
         }
-        Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),
+        Network::None | Network::Tap(_) | Network::Unix(_) | Network::VhostUser(_) => (None, None),
     };
     let number = link.as_ref().map(|link| FileSource::Fd(link.as_raw_fd().cast_unsigned()));
     config.networks.extend(network.device(seed, number));

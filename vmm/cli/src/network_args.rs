@@ -11,9 +11,10 @@ use crate::fail::Usage;
 /// Flags of `run`, `create` and `boot`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
-    /// Network of the machine: none, user (no privilege needed), tap=NAME or unix=PATH (passt),
-    /// with options: prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; ip=, gw=,
-    /// dns=, search=, mtu= and mac= for tap and unix, vhost=off for tap; or a network of nelly
+    /// Network of the machine: none, user (no privilege needed), tap=NAME, unix=PATH (passt) or
+    /// vhost-user=PATH (Linux; whoever listens there gets the guest's memory), with options:
+    /// prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; ip=, gw=, dns=, search=,
+    /// mtu= and mac= for tap, unix and vhost-user, vhost=off for tap; or a network of nelly
     /// network create, NAME[,alias=NAME][,ip=ADDRESS]
     /// [default: user; none for boot, unless it has a flag below]
     #[arg(long, value_name = "NETWORK", alias = "network")]
@@ -146,6 +147,10 @@ mod tests {
         assert_eq!(user.publish.iter().map(|port| port.guest).collect::<Vec<_>>(), [80, 81, 82]);
         let Network::Unix(unix) = network(&["--net", "unix=passt.sock"]).unwrap() else { panic!("unix") };
         assert!(unix.path.is_absolute());
+        let Network::VhostUser(peer) = network(&["--net", "vhost-user=ovs.sock,mtu=9000"]).unwrap() else {
+            panic!("vhost-user")
+        };
+        assert!(peer.path.is_absolute());
     }
 
     #[test]

@@ -39,7 +39,10 @@ impl<'a> Loader<'a> {
         let before = first - guest;
         source.check(offset, len, what)?;
         let place = match last.checked_sub(first) {
-            Some(pages) if pages >= MAP_MIN => source.mappable(offset + before, pages),
+            // Others see memory that they share by its own file alone.
+            Some(pages) if pages >= MAP_MIN && !self.ram.is_shared() => {
+                source.mappable(offset + before, pages)
+            }
             _ => None,
         };
         let memory = self.ram.memory();

@@ -161,6 +161,7 @@ mod tests {
         config.networks = vec![
             network("a", NetworkLink::Stream(path("passt"))),
             network("b", NetworkLink::Tap(TapLink { queues, ..TapLink::default() })),
+            network("c", NetworkLink::VhostUser(path("ovs"))),
         ];
         let share = |tag: &str, source| ShareConfig::new(ShareTag::new(tag).unwrap(), source, true);
         config.shares = vec![share("a", path("shared")), share("b", FileSource::Fd(9))];
@@ -189,6 +190,7 @@ mod tests {
             ("disks[0]", "/disks/a".into()),
             ("disks[2]", here.join("c")),
             ("networks[0].link.stream", here.join("passt")),
+            ("networks[2].link.vhost_user", here.join("ovs")),
             ("shares[0].source", here.join("shared")),
             ("console", here.join("log")),
             ("serial", here.join("out")),

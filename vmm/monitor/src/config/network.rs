@@ -18,7 +18,8 @@ pub struct NetworkConfig {
     /// Largest packet in bytes without the Ethernet header, as the guest is told.
     #[serde(default)]
     pub mtu: Mtu,
-    /// Most pairs of queues that the guest may use. Only a tap has more than one.
+    /// Most pairs of queues that the guest may use. Only a tap and a peer of vhost-user have more
+    /// than one.
     #[serde(default)]
     pub queues: QueuePairs,
     /// What its frames go to and come from.
@@ -40,6 +41,9 @@ pub enum NetworkLink {
     Stream(FileSource),
     /// A tap of the host (Linux).
     Tap(TapLink),
+    /// A stream socket whose other end serves the queues itself, in guest memory, which it is given
+    /// (vhost-user, Linux). A path is that of a Unix socket to connect to.
+    VhostUser(FileSource),
 }
 
 /// A socket that keeps the limits of messages (`SOCK_SEQPACKET` or `SOCK_DGRAM`).
@@ -83,6 +87,11 @@ impl NetworkConfig {
         Self { id, mac, mtu: Mtu::default(), queues: QueuePairs::default(), link }
     }
 
+    /// Whether its peer needs the guest's memory.
+    pub(crate) fn shares_memory(&self) -> bool {
+        matches!(self.link, NetworkLink::VhostUser(_))
+    }
+
     /// Its descriptors, each with the field that names it, `field` being the link's.
     pub(crate) fn files(&mut self, field: &str) -> Vec<(String, FileUse, &mut FileSource)> {
         match &mut self.link {
@@ -91,6 +100,9 @@ impl NetworkConfig {
                 vec![(format!("{field}.datagram.socket"), FileUse::Socket, socket)]
             }
             NetworkLink::Stream(socket) => vec![(format!("{field}.stream"), FileUse::Socket, socket)],
+            NetworkLink::VhostUser(socket) => {
+                vec![(format!("{field}.vhost_user"), FileUse::Socket, socket)]
+            }
             NetworkLink::Tap(tap) => {
                 let all = [("queues", &mut tap.queues), ("vhost", &mut tap.vhost)];
                 let all = all.into_iter().flat_map(|(name, files)| {

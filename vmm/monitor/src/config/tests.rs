@@ -54,6 +54,7 @@ fn everything_survives_a_round_trip() {
         network("tap", 4, tap(Some("tap0"), &[])),
         network("taps", 5, tap(None, &[7, 8])),
         network("both", 6, tap(Some("tap1"), &[9])),
+        network("peer", 7, NetworkLink::VhostUser(FileSource::Path("/run/ovs".into()))),
     ];
     config.networks[4].queues = QueuePairs::new(2).unwrap();
     if let NetworkLink::Tap(tap) = &mut config.networks[4].link {

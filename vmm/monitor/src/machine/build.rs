@@ -68,7 +68,10 @@ pub(super) struct VmWithDevices {
 impl<H: Hypervisor> Assembly<'_, H> {
     /// Memory, and a virtual machine that has it.
     pub(super) fn create_vm(&self, plan: &Plan) -> Result<VmWithMemory<H::Vm>, AssembleError> {
-        let ram = GuestRam::laid_out(&plan.memory.ranges, plan.memory.hotplug, Backing::Anonymous)?;
+        // A file only where somebody is to have it: its pages are small ones.
+        let is_shared = self.config.networks.iter().any(NetworkConfig::shares_memory);
+        let backing = if is_shared { Backing::SharedFile } else { Backing::Anonymous };
+        let ram = GuestRam::laid_out(&plan.memory.ranges, plan.memory.hotplug, backing)?;
         let nested = if self.config.nested { Nested::Shown } else { Nested::Hidden };
         let vm = Arc::new(self.hypervisor.create_vm(nested)?);
         for slot in ram.slots() {

@@ -84,6 +84,7 @@ fn network(view: &NetworkView) -> NetworkState {
         link_up: view.is_up(),
         pairs: view.pairs(),
         kernel_pairs: view.kernel_pairs(),
+        peer_pairs: view.peer_pairs(),
         sent: frames(view.sent()),
         received: frames(view.received()),
     }

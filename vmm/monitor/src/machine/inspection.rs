@@ -83,6 +83,9 @@ pub struct NetworkState {
     /// Those of them that the host's kernel serves (vhost-net). Their frames are not counted.
     #[serde(default)]
     pub kernel_pairs: u16,
+    /// Those that the process at the other end of the link serves (vhost-user), uncounted, too.
+    #[serde(default)]
+    pub peer_pairs: u16,
     /// Frames of the guest.
     pub sent: FrameState,
     /// Frames to the guest.

@@ -290,6 +290,13 @@ impl GuestRam {
         self.size
     }
 
+    /// Whether other processes may map it by its files, which then are all that there is of it: no
+    /// page is one of another file.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.slots.iter().all(|slot| slot.range.is_shared())
+    }
+
     /// The slots to register, by rising guest address.
     #[must_use]
     pub fn slots(&self) -> &[Slot] {

@@ -130,6 +130,11 @@ impl HostRange {
         }
     }
 
+    /// It is a file that others may map, too.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     pub(super) fn pointer(&self) -> *mut u8 {
         self.start.as_ptr()
     }

@@ -20,6 +20,7 @@ pub mod terminal;
 mod timer;
 pub mod unix;
 pub mod vhost;
+pub mod vhost_user;
 
 pub use entry::begin;
 pub use inherited::{close_all_but, inherited};

@@ -47,6 +47,12 @@ pub trait Device: Send + Stateful {
     /// by it).
     fn features(&self) -> u64;
 
+    /// Features of the transport and its rings that this device cannot have: whoever walks its rings
+    /// does not know of them.
+    fn withheld(&self) -> u64 {
+        0
+    }
+
     /// The largest size of each queue, powers of two up to 32768.
     fn queue_sizes(&self) -> &[u16];
 

@@ -16,7 +16,7 @@ use super::interrupt::Interrupt;
 use super::queue::{Queue, QueueConfig};
 use super::spec::{descriptor as flag, feature};
 use crate::hv::IrqLine;
-use crate::memory::Memory;
+use crate::memory::{Backing, Memory, Slot, view};
 use crate::sys::Notifier;
 
 /// A megabyte, the unit tests think in.
@@ -29,6 +29,16 @@ pub const MIB: usize = 1 << 20;
 #[must_use]
 pub fn memory(bytes: usize) -> Memory {
     Memory::from_ranges(&[(GuestAddress(0), bytes)]).expect("memory for a test")
+}
+
+/// The same in a memory file that other processes may map.
+///
+/// # Panics
+/// When it cannot be mapped.
+#[must_use]
+pub fn shared_memory(bytes: u64) -> Memory {
+    let slot = Slot::new(0, 0, bytes, Backing::SharedFile, false).expect("memory for a test");
+    view(&[slot]).expect("one slot overlaps nothing")
 }
 
 /// A line that counts its edges.
@@ -351,6 +361,10 @@ pub struct Bench {
 
 /// The slot of a device under test.
 const SLOT: u16 = 1;
+/// Bytes of guest memory for each queue.
+const SHARE: u64 = 8 << 20;
+/// Features of the rings that a driver takes.
+const RINGS: u64 = feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1;
 
 impl Bench {
     /// Activates `device` with all its features (or `features`, if given) and queues of `size`; 8
@@ -359,15 +373,25 @@ impl Bench {
     /// # Panics
     /// When the device does not start.
     pub fn new(device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
-        const SHARE: u64 = 8 << 20;
-        let count = device.queue_sizes().len();
-        let memory = memory(usize::try_from(SHARE).expect("8 MiB") * count);
-        let queues: Vec<_> =
-            (0..count).map(|i| DriverQueue::new(&memory, i as u64 * SHARE, SHARE, size)).collect();
+        let bytes = SHARE * device.queue_sizes().len() as u64;
+        Self::over(memory(usize::try_from(bytes).expect("8 MiB a queue")), device, size, features)
+    }
+
+    /// The same in memory that other processes may map.
+    ///
+    /// # Panics
+    /// When the device does not start.
+    pub fn shared(device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
+        Self::over(shared_memory(SHARE * device.queue_sizes().len() as u64), device, size, features)
+    }
+
+    fn over(memory: Memory, device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
+        let queues = (0..device.queue_sizes().len() as u64)
+            .map(|index| DriverQueue::new(&memory, index * SHARE, SHARE, size))
+            .collect::<Vec<_>>();
         let line = Arc::new(CountingLine::default());
         let interrupt = Interrupt::new(line.clone());
-        let features = features
-            .unwrap_or(device.features() | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::VERSION_1);
+        let features = features.unwrap_or_else(|| device.features() | RINGS & !device.withheld());
         let ends: Vec<_> = queues.iter().map(|queue| Some(queue.device_end(features))).collect();
         let mut bench = Self {
             memory,

@@ -405,7 +405,7 @@ pub fn attach(
             let (usernet, link) = Usernet::start(program, &user.config(seed), log, port)?;
             (Some(usernet), Some(resources.add(link)))
         }
-        Network::None | Network::Tap(_) | Network::Unix(_) => (None, None),
+        Network::None | Network::Tap(_) | Network::Unix(_) | Network::VhostUser(_) => (None, None),
     };
     let mut guest = network.guest(seed);
     if let (Network::User(_), Some(guest)) = (network, &mut guest)

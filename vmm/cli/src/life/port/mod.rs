@@ -40,6 +40,9 @@ fn no_ports(network: &Network) -> Option<&'static str> {
         Network::Unix(_) => {
             Some("has its network from another program (--net unix): ports are published by that program")
         }
+        Network::VhostUser(_) => Some(
+            "has its network from another program (--net vhost-user): ports are published by that program, if it has any",
+        ),
     }
 }
 

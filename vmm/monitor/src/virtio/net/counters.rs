@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
+use super::backend::Server;
+
 /// Frames one way. Bytes are those of frames, without the headers before them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrameCounts {
@@ -51,6 +53,8 @@ struct Shared {
     pairs: AtomicU16,
     /// Those of them that the host's kernel serves.
     kernel_pairs: AtomicU16,
+    /// Those that the peer serves.
+    peer_pairs: AtomicU16,
 }
 
 /// Looks at a network device. Cloning shares it.
@@ -92,14 +96,23 @@ impl NetworkView {
         self.0.pairs.store(pairs, Ordering::Relaxed);
     }
 
-    pub(super) fn set_kernel_pairs(&self, pairs: u16) {
-        self.0.kernel_pairs.store(pairs, Ordering::Relaxed);
+    /// So many pairs are served by somebody else.
+    pub(super) fn set_given(&self, server: Option<Server>, pairs: u16) {
+        let of = |who| if server == Some(who) { pairs } else { 0 };
+        self.0.kernel_pairs.store(of(Server::Kernel), Ordering::Relaxed);
+        self.0.peer_pairs.store(of(Server::Peer), Ordering::Relaxed);
     }
 
     /// Pairs of queues that the host's kernel serves (vhost-net). Their frames are not counted.
     #[must_use]
     pub fn kernel_pairs(&self) -> u16 {
         self.0.kernel_pairs.load(Ordering::Relaxed)
+    }
+
+    /// Pairs of queues that the peer serves itself (vhost-user). Their frames are not counted.
+    #[must_use]
+    pub fn peer_pairs(&self) -> u16 {
+        self.0.peer_pairs.load(Ordering::Relaxed)
     }
 
     /// Whether the link is up.

@@ -40,6 +40,8 @@ pub struct Network {
     mtu: u16,
     queue_sizes: Vec<u16>,
     features: u64,
+    /// Features of the rings that the peer does not know of.
+    withheld: u64,
     view: NetworkView,
     /// `None` while a worker has it.
     rest: Option<Rest>,
@@ -72,6 +74,8 @@ impl Network {
         if carries != Offloads::NONE {
             features |= spec::feature::CTRL_GUEST_OFFLOADS;
         }
+        let withheld = backend.as_ref().map_or(0, |backend| backend.lacks());
+        let features = features & !withheld;
         let mut queue_sizes = vec![spec::QUEUE_SIZE; 2 * pairs];
         queue_sizes.push(spec::CONTROL_QUEUE_SIZE);
         let is_up = backend.is_some();
@@ -82,6 +86,7 @@ impl Network {
             mtu,
             queue_sizes,
             features,
+            withheld,
             view: view.clone(),
             rest: Some(Rest { backend, pairs: 1, takes: None, told_up: is_up }),
         };
@@ -113,6 +118,10 @@ impl Device for Network {
 
     fn features(&self) -> u64 {
         self.features
+    }
+
+    fn withheld(&self) -> u64 {
+        self.withheld
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -155,7 +164,7 @@ impl Stateful for Network {
     /// # Panics
     /// A worker has the link.
     fn save(&self, name: &str, state: &mut Sections) {
-        let Self { name: id, mac, mtu, queue_sizes: _, features: _, view: _, rest } = self;
+        let Self { name: id, mac, mtu, queue_sizes: _, features: _, withheld: _, view: _, rest } = self;
         let Rest { backend: _, pairs, takes, told_up } =
             rest.as_ref().expect("a device has no worker when it says its state");
         state.put_fields(name, 1, |fields| {

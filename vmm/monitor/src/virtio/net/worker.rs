@@ -49,11 +49,11 @@ struct Pair {
     full: bool,
     /// What the peer's descriptor is registered for.
     registered: Option<Interest>,
-    /// The host's kernel serves the queues: what it wakes.
-    kernel: Option<Bells>,
+    /// Somebody else serves the queues, the host's kernel or the peer: what it wakes.
+    given: Option<Bells>,
 }
 
-/// By these the host's kernel tells of a pair that it serves.
+/// By these whoever serves a pair tells of it.
 struct Bells {
     /// The driver is to be interrupted.
     used: Notifier,
@@ -101,7 +101,7 @@ impl NetworkWorker {
                     starved: true,
                     full: false,
                     registered: None,
-                    kernel: None,
+                    given: None,
                 }),
                 (Err(error), _) | (_, Err(error)) if index == 0 => return Err(error),
                 // The driver leaves this pair alone.
@@ -149,7 +149,7 @@ impl NetworkWorker {
             return Ok(());
         }
         let Some((pair, Some(backend), around)) = self.parts(index) else { return Ok(()) };
-        if pair.kernel.is_some() {
+        if pair.given.is_some() {
             return Ok(());
         }
         pair.starved = false;
@@ -169,7 +169,7 @@ impl NetworkWorker {
             return Ok(());
         }
         let Some((pair, backend, around)) = self.parts(index) else { return Ok(()) };
-        if pair.full || pair.kernel.is_some() {
+        if pair.full || pair.given.is_some() {
             // The peer's descriptor brings the rest, or somebody else sees to it.
             return Ok(());
         }
@@ -204,7 +204,7 @@ impl NetworkWorker {
         let in_use = self.in_use(index);
         let Some((pair, Some(backend), _)) = self.parts(index) else { return Ok(()) };
         // Without buffers nothing is waited for but the end of the peer.
-        let reads = !pair.starved && pair.kernel.is_none();
+        let reads = !pair.starved && pair.given.is_none();
         let wanted = Interest { readable: reads, writable: pair.full };
         let wanted = in_use.then_some(wanted);
         if wanted == pair.registered {
@@ -271,7 +271,7 @@ impl NetworkWorker {
         self.wait_for(0, registrar)
     }
 
-    /// Offers a pair in use to the host's kernel, and takes back one that is not.
+    /// Offers a pair in use to whoever may serve it, and takes back one that is not.
     fn offer(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         if !self.in_use(index) {
             return self.withdraw(index, registrar);
@@ -280,28 +280,30 @@ impl NetworkWorker {
         let (Some(Some(pair)), Some(backend)) = (pairs.get_mut(index), &mut rest.backend) else {
             return Ok(());
         };
-        if pair.kernel.is_some() {
+        if pair.given.is_some() {
             return Ok(());
         }
         let bells = Bells { used: Notifier::new()?, broken: Notifier::new()? };
         let queues = [&pair.receive.queue, &pair.transmit.queue];
         let (features, memory) = (*features, &*memory);
         let offer = Offer { memory, features, queues, used: &bells.used, broken: &bells.broken };
-        if !backend.offer(index, &offer) {
-            return Ok(());
+        match backend.offer(index, &offer) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => return self.lose(error, registrar),
         }
         // From here on it is taken back, whatever fails.
-        let bells = pair.kernel.insert(bells);
+        let bells = pair.given.insert(bells);
         registrar.add(bells.used.as_fd(), key(index, KEY_USED), Interest::READ)?;
         registrar.add(bells.broken.as_fd(), key(index, KEY_BROKEN), Interest::READ)?;
         for (_, queue) in pair.queues() {
             registrar.remove(queue.doorbell().as_fd())?;
         }
-        self.count_kernel_pairs();
+        self.count_given();
         Ok(())
     }
 
-    /// Serves a pair here again that the host's kernel served.
+    /// Serves a pair here again that somebody else served.
     fn withdraw(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         let taken = self.take_back(index, registrar);
         let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
@@ -315,13 +317,13 @@ impl NetworkWorker {
         Ok(())
     }
 
-    /// Whether the host's kernel served a pair, which it does no more.
+    /// Whether somebody else served a pair, which they do no more.
     fn take_back(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<bool, DeviceFault> {
         let Self { pairs, rest, .. } = self;
         let (Some(Some(pair)), Some(backend)) = (pairs.get_mut(index), &mut rest.backend) else {
             return Ok(false);
         };
-        let Some(bells) = pair.kernel.take() else { return Ok(false) };
+        let Some(bells) = pair.given.take() else { return Ok(false) };
         for bell in [&bells.used, &bells.broken] {
             // One that was never added is not there: what was wanted.
             let _ = registrar.remove(bell.as_fd());
@@ -333,13 +335,14 @@ impl NetworkWorker {
         }
         // An interrupt may have been on its way.
         self.interrupt.used()?;
-        self.count_kernel_pairs();
+        self.count_given();
         Ok(stands.map(|_| true)?)
     }
 
-    fn count_kernel_pairs(&self) {
-        let pairs = self.pairs.iter().flatten().filter(|pair| pair.kernel.is_some()).count();
-        self.view.set_kernel_pairs(crate::sys::fits(pairs, "there are at most eight pairs"));
+    fn count_given(&self) {
+        let pairs = self.pairs.iter().flatten().filter(|pair| pair.given.is_some()).count();
+        let server = self.rest.backend.as_ref().map(|backend| backend.server());
+        self.view.set_given(server, crate::sys::fits(pairs, "there are at most eight pairs"));
     }
 
     /// Puts pairs of queues into use.
@@ -447,22 +450,22 @@ impl Worker for NetworkWorker {
                 pair.transmit.queue.doorbell().consume()?;
                 self.transmit(index, registrar)
             }
-            KEY_USED => match &pair.kernel {
+            KEY_USED => match &pair.given {
                 Some(bells) if bells.used.consume()? => Ok(self.interrupt.used()?),
                 _ => Ok(()),
             },
-            KEY_BROKEN => match &pair.kernel {
+            KEY_BROKEN => match &pair.given {
                 Some(bells) if bells.broken.consume()? => {
-                    Err(DeviceFault::Protocol("the host's kernel found the rings of a pair broken"))
+                    Err(DeviceFault::Protocol("whoever serves a pair of queues found its rings broken"))
                 }
                 _ => Ok(()),
             },
             // What was taken off the poller in this turn may still be told of.
             _ => match pair.registered {
                 None => Ok(()),
-                // The interface was gone when the kernel was given the queues; if it goes later,
-                // nobody is told, as under every monitor with vhost-net.
-                Some(Interest::NONE) if pair.kernel.is_some() => self.lose(closed(), registrar),
+                // A peer of vhost-user is gone; or a tap was, when the kernel was given the queues
+                // (if it goes later, nobody is told, as under every monitor with vhost-net).
+                Some(Interest::NONE) if pair.given.is_some() => self.lose(closed(), registrar),
                 // Only a hang-up is told of then. What waits and has no room is lost.
                 Some(Interest::NONE) => {
                     self.receive(index, registrar)?;

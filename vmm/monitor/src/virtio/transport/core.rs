@@ -275,7 +275,7 @@ impl Transport {
     }
 
     fn offered(&self) -> u64 {
-        self.device.as_ref().map_or(0, |device| device.features() | RING_FEATURES)
+        self.device.as_ref().map_or(0, |device| device.features() | RING_FEATURES & !device.withheld())
     }
 
     /// The window of device features that the driver selected.

@@ -40,6 +40,8 @@ pub enum Network {
     Tap(TapNetwork),
     /// A Unix stream socket with QEMU's framing, such as passt's.
     Unix(UnixNetwork),
+    /// A Unix stream socket whose other end serves the device's queues itself, in guest memory.
+    VhostUser(UnixNetwork),
 }
 
 /// The user-mode network of one machine.
@@ -118,9 +120,9 @@ pub struct StaticGuest {
     pub mac: Option<MacAddress>,
 }
 
-const HINT: &str = "write none, user, tap=NAME, unix=PATH or the NAME of a network of machines; user takes \
+const HINT: &str = "write none, user, tap=NAME, unix=PATH, vhost-user=PATH or the NAME of a network of machines; user takes \
                     ,prefix=PREFIX ,ip=ADDRESS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN ,mtu=BYTES and \
-                    ,default=deny, tap and unix take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
+                    ,default=deny, tap, unix and vhost-user take ,ip=ADDRESS/BITS ,gw=ADDRESS ,dns=ADDRESS ,search=DOMAIN \
                     ,mtu=BYTES and ,mac=ADDRESS, tap also ,vhost=off; a network of machines ,alias=NAME and ,ip=ADDRESS";
 
 impl FromStr for Network {
@@ -158,6 +160,9 @@ impl FromStr for Network {
             }
             ("unix", Some(path)) if !path.is_empty() => {
                 Ok(Self::Unix(UnixNetwork { path: path.into(), guest }))
+            }
+            ("vhost-user", Some(path)) if !path.is_empty() => {
+                Ok(Self::VhostUser(UnixNetwork { path: path.into(), guest }))
             }
             (other, None) if other.starts_with("container:") => Err(refuse(
                 "a container in the machine of another one is in its network: --in SANDBOX".to_owned(),
@@ -220,7 +225,7 @@ impl StaticGuest {
 }
 
 impl Network {
-    /// The word of the mode: `none`, `user`, `tap` or `unix`.
+    /// The word of the mode: `none`, `user`, `tap`, `unix` or `vhost-user`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
@@ -228,6 +233,7 @@ impl Network {
             Self::User(_) => "user",
             Self::Tap(_) => "tap",
             Self::Unix(_) => "unix",
+            Self::VhostUser(_) => "vhost-user",
         }
     }
 
@@ -242,7 +248,9 @@ impl Network {
     pub fn configures_guest(&self) -> bool {
         match self {
             Self::None | Self::User(_) => false,
-            Self::Tap(TapNetwork { guest, .. }) | Self::Unix(UnixNetwork { guest, .. }) => {
+            Self::Tap(TapNetwork { guest, .. })
+            | Self::Unix(UnixNetwork { guest, .. })
+            | Self::VhostUser(UnixNetwork { guest, .. }) => {
                 let StaticGuest { addresses, gateways, dns, search, mtu: _, mac: _ } = guest;
                 !(addresses.is_empty() && gateways.is_empty() && dns.is_empty() && search.is_empty())
             }
@@ -253,7 +261,7 @@ impl Network {
     pub fn user_mut(&mut self) -> Option<&mut UserNetwork> {
         match self {
             Self::User(user) => Some(user),
-            Self::None | Self::Tap(_) | Self::Unix(_) => None,
+            Self::None | Self::Tap(_) | Self::Unix(_) | Self::VhostUser(_) => None,
         }
     }
 
@@ -262,7 +270,7 @@ impl Network {
     pub fn member(&self) -> Option<&Member> {
         match self {
             Self::User(user) => user.member.as_ref(),
-            Self::None | Self::Tap(_) | Self::Unix(_) => None,
+            Self::None | Self::Tap(_) | Self::Unix(_) | Self::VhostUser(_) => None,
         }
     }
 
@@ -287,6 +295,10 @@ impl Network {
                 let link = NetworkLink::Stream(FileSource::Path(path.clone()));
                 (guest.mac.unwrap_or(own), guest.mtu, link)
             }
+            Self::VhostUser(UnixNetwork { path, guest }) => {
+                let link = NetworkLink::VhostUser(FileSource::Path(path.clone()));
+                (guest.mac.unwrap_or(own), guest.mtu, link)
+            }
         };
         let id = NetworkId::new(DEVICE).ok()?;
         let device = NetworkConfig::new(id, mac, link);
@@ -302,9 +314,9 @@ impl Network {
             Self::User(user) => {
                 Some(GuestNetwork::of_user(&user.config(seed), own, user.mtu.unwrap_or_default()))
             }
-            Self::Tap(TapNetwork { guest, .. }) | Self::Unix(UnixNetwork { guest, .. }) => {
-                Some(guest.guest(guest.mac.unwrap_or(own)))
-            }
+            Self::Tap(TapNetwork { guest, .. })
+            | Self::Unix(UnixNetwork { guest, .. })
+            | Self::VhostUser(UnixNetwork { guest, .. }) => Some(guest.guest(guest.mac.unwrap_or(own))),
         }
     }
 }
@@ -368,6 +380,7 @@ impl fmt::Display for Network {
             Self::None | Self::User(_) => f.write_str(self.word()),
             Self::Tap(tap) => write!(f, "tap={}", tap.name.as_str()),
             Self::Unix(unix) => write!(f, "unix={}", unix.path.display()),
+            Self::VhostUser(peer) => write!(f, "vhost-user={}", peer.path.display()),
         }
     }
 }

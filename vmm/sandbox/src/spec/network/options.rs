@@ -118,8 +118,8 @@ impl NetworkOptions {
             (None, Some(_)) => Network::User(Box::default()),
             (None, None) => return Ok(default),
         };
-        if let Network::Unix(unix) = &mut network {
-            unix.path = std::path::absolute(&unix.path).map_err(of(Is::Net))?;
+        if let Network::Unix(socket) | Network::VhostUser(socket) = &mut network {
+            socket.path = std::path::absolute(&socket.path).map_err(of(Is::Net))?;
         }
         let (word, option) = (network.word(), self.of_user());
         let Some(user) = network.user_mut() else {

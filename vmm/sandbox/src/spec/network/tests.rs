@@ -34,6 +34,11 @@ fn networks_are_spelled_as_flags_have_them() {
     let unix = parsed("unix=/run/passt.sock");
     assert_eq!(unix.device("a", None).unwrap().mac, unix.guest("a").unwrap().mac);
     assert_ne!(unix.device("a", None).unwrap().mac, unix.device("b", None).unwrap().mac);
+    let peer = parsed("vhost-user=/run/ovs.sock,mtu=9000,ip=10.3.0.2/24");
+    let device = peer.device("a", None).unwrap();
+    assert_eq!((device.mtu.get(), peer.word()), (9000, "vhost-user"));
+    assert_eq!(device.link, NetworkLink::VhostUser(FileSource::Path("/run/ovs.sock".into())));
+    assert!(peer.configures_guest());
     assert!(Network::None.device("a", None).is_none() && Network::None.guest("a").is_none());
 }
 
@@ -98,6 +103,8 @@ fn what_is_no_network_says_what_is_wrong() {
         ("tap=", "not the name of an interface"),
         ("tap=a/b", "not the name of an interface"),
         ("unix=", "write none, user"),
+        ("vhost-user=", "write none, user"),
+        ("vhost-user=/s,vhost=off", "no option \"vhost\""),
         ("none,mtu=1500", "no network has options"),
         ("user=x", "write none, user"),
         ("container:web", "--in SANDBOX"),
@@ -157,7 +164,13 @@ fn a_record_keeps_it_and_knows_older_ones() {
     let rules = user.user_mut().unwrap();
     rules.allow.push("host:8080/tcp".parse().unwrap());
     rules.publish.push("8080:80".parse().unwrap());
-    for network in [Network::None, user, parsed("tap=tap0,ip=10.1.0.2/24"), parsed("unix=/run/p")] {
+    for network in [
+        Network::None,
+        user,
+        parsed("tap=tap0,ip=10.1.0.2/24"),
+        parsed("unix=/run/p"),
+        parsed("vhost-user=/run/p"),
+    ] {
         let text = serde_json::to_string(&network).unwrap();
         assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), network, "{text}");
     }

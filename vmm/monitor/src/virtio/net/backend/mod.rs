@@ -3,6 +3,7 @@
 mod datagram;
 mod stream;
 mod tap;
+mod vhost_user;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,6 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 pub(super) use datagram::Datagram;
 pub(super) use stream::Stream;
 pub(super) use tap::Tap;
+pub(super) use vhost_user::VhostUser;
 
 use super::header::{Header, Offloads};
 use crate::config::NetworkLink;
@@ -61,10 +63,24 @@ pub(super) struct Offer<'a> {
     pub(super) broken: &'a Notifier,
 }
 
-/// The host's end of a device. Nothing here waits.
+/// Who may serve a pair of queues in the worker's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Server {
+    /// The host's kernel (vhost-net).
+    Kernel,
+    /// The process at the other end of the link (vhost-user).
+    Peer,
+}
+
+/// The host's end of a device. No frame is waited for here.
 pub(super) trait Backend: Send {
     /// What the two sides of it can leave to each other.
     fn carries(&self) -> Offloads;
+
+    /// Features of the device or its rings that the driver is not to have with this one.
+    fn lacks(&self) -> u64 {
+        0
+    }
 
     /// What tells when the peer of pair `pair` can be read or written.
     fn descriptor(&self, pair: usize) -> BorrowedFd<'_>;
@@ -79,13 +95,21 @@ pub(super) trait Backend: Send {
     /// The host refuses: then those from before are.
     fn use_pairs(&mut self, pairs: usize) -> io::Result<()>;
 
-    /// Offers a pair of queues to the host's kernel. `true`: it serves them until
-    /// [`Backend::take_back`]. `false`: as before.
-    fn offer(&mut self, _pair: usize, _offer: &Offer<'_>) -> bool {
-        false
+    /// Whom [`Backend::offer`] asks.
+    fn server(&self) -> Server {
+        Server::Kernel
     }
 
-    /// Takes back a pair that the kernel serves: the next entries of its queues.
+    /// Offers a pair of queues to the host's kernel, or to another process. `true`: it serves them
+    /// until [`Backend::take_back`]. `false`: as before.
+    ///
+    /// # Errors
+    /// The peer, who alone can serve them, does not: it is gone.
+    fn offer(&mut self, _pair: usize, _offer: &Offer<'_>) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Takes back a pair that was offered and taken: the next entries of its queues.
     ///
     /// # Errors
     /// It does not say where it stands.
@@ -119,6 +143,7 @@ pub(super) fn open(
         NetworkLink::None => None,
         NetworkLink::Datagram(link) => Some(Box::new(Datagram::new(one()?, link.header.then_some(mtu))?)),
         NetworkLink::Stream(_) => Some(Box::new(Stream::new(one()?)?)),
+        NetworkLink::VhostUser(_) => Some(Box::new(VhostUser::new(one()?, mtu, pairs)?)),
         NetworkLink::Tap(_) => {
             let kernel = descriptors.split_off(pairs.min(descriptors.len()));
             Some(Box::new(Tap::new(descriptors, kernel)?))

@@ -89,15 +89,17 @@ impl Backend for Tap {
         Ok(())
     }
 
-    fn offer(&mut self, pair: usize, offer: &Offer<'_>) -> bool {
+    fn offer(&mut self, pair: usize, offer: &Offer<'_>) -> io::Result<bool> {
         let Offer { memory, features, queues, used, broken } = *offer;
-        let Some(kernel) = self.kernel.get_mut(pair) else { return false };
+        let Some(kernel) = self.kernel.get_mut(pair) else { return Ok(false) };
         let [Some(receive), Some(transmit)] = queues.map(|queue| queue.for_kernel(used, broken)) else {
-            return false;
+            return Ok(false);
         };
         // The rest is between the driver and the tap.
         let features = features & KERNEL_FEATURES;
-        kernel.start(memory, features, [receive, transmit], self.queues[pair].file.as_fd()).is_ok()
+        let tap = self.queues[pair].file.as_fd();
+        // What it refuses is served here.
+        Ok(kernel.start(memory, features, [receive, transmit], tap).is_ok())
     }
 
     fn take_back(&mut self, pair: usize) -> io::Result<[u16; 2]> {

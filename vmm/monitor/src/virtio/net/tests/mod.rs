@@ -7,6 +7,7 @@ mod links;
 mod played;
 mod stream;
 mod tap;
+mod vhost_user;
 
 use self::played::{Net, frame, header_of};
 use super::spec::{self, feature, header::BYTES};
