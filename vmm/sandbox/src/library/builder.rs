@@ -278,8 +278,9 @@ impl Builder {
     }
 
     /// The machine's network, as `nelly run --net` has it: `none`, `user`, `user,default=deny`,
-    /// `tap=NAME`, `unix=PATH`, `vhost-user=PATH`, or the name of a network of machines, with their options. None if
-    /// nobody says one, nor a port, a rule, a resolver or a log, which mean `user`.
+    /// `tap=NAME`, `unix=PATH`, `vhost-user=PATH`, or the name of a network of machines, with their
+    /// options. None if nobody says one, nor a port, a rule, a resolver or a log, which mean
+    /// `user`.
     pub fn net(mut self, network: impl Into<String>) -> Self {
         self.network.net = Some(network.into());
         self

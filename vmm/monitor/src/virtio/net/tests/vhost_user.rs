@@ -294,7 +294,7 @@ fn play(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<(
                 (Said::Words(words), Some(_)) => (word(0), words),
                 (Said::Other, Some(right)) => (word(0) + 1, right),
                 (Said::Drops, Some(_)) => {
-                    while far.write_all(&[word(0) as u8]).is_ok() {
+                    while far.write_all(&[1]).is_ok() {
                         std::thread::sleep(Duration::from_millis(500));
                     }
                     return;
