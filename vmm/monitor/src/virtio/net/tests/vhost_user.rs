@@ -239,7 +239,7 @@ fn its_end_is_the_end_of_the_link_and_not_of_the_machine() {
     net.bench.wait(Duration::from_secs(10));
     assert!(!net.view.is_up() && net.view.peer_pairs() == 0);
     let interrupt = &net.bench.interrupt;
-    assert_eq!((interrupt.tally().faults()[0].kind.as_ref(), interrupt.needs_reset()), ("host", false));
+    assert_eq!((interrupt.tally().faults()[0].kind, interrupt.needs_reset()), ("host", false));
     // The driver's frames are dropped, one like another.
     for n in 1..=300 {
         net.guest_sends(&header_of(0, 0, 0, 0, 0), &frame(100));
