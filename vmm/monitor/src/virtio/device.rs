@@ -47,8 +47,8 @@ pub trait Device: Send + Stateful {
     /// by it).
     fn features(&self) -> u64;
 
-    /// Features of the transport and its rings that this device cannot have: whoever walks its rings
-    /// does not know of them.
+    /// Features of the transport and its rings that this device cannot have: whoever walks its
+    /// rings does not know of them.
     fn withheld(&self) -> u64 {
         0
     }
