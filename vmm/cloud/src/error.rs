@@ -23,6 +23,14 @@ pub enum CloudError {
         /// What was looked for, and what was there.
         looked_for: Vec<String>,
     },
+    /// There are entries, but none of them is called so.
+    #[error("no entry, id or kernel is called {wanted:?}; the entries are {}", titles.join("; "))]
+    NoEntry {
+        /// What was asked for.
+        wanted: String,
+        /// The titles of all entries.
+        titles: Vec<String>,
+    },
     /// A file of the plan cannot be read.
     #[error("cannot read {path}: {why}")]
     File {

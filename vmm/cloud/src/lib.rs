@@ -26,4 +26,4 @@ pub use entry::{BootEntry, FileRef, Loader};
 pub use error::CloudError;
 pub use files::{INITRD_MAX, KERNEL_MAX};
 pub use layout::{Image, Parts, Slot};
-pub use plan::{BootPlan, COMMAND_LINE_MAX, find};
+pub use plan::{BootPlan, COMMAND_LINE_MAX, find, find_entry};

@@ -44,11 +44,27 @@ impl BootPlan {
 /// # Errors
 /// [`CloudError`]; [`CloudError::Nothing`] says what was looked for.
 pub fn find(image: &Image<'_>, console: Option<&str>) -> Result<BootPlan, CloudError> {
+    find_entry(image, console, None)
+}
+
+/// The same with another entry than the image's own default: the first with this title, with this
+/// id, or with a kernel of this path.
+///
+/// # Errors
+/// As [`find`]; [`CloudError::NoEntry`] says which entries there are.
+pub fn find_entry(
+    image: &Image<'_>,
+    console: Option<&str>,
+    wanted: Option<&str>,
+) -> Result<BootPlan, CloudError> {
     let mut found = loaders::find(image);
     let mut looked_for = partitions(image);
     looked_for.append(&mut found.looked_for);
     if found.entries.is_empty() {
         return Err(CloudError::Nothing { looked_for });
+    }
+    if let Some(wanted) = wanted {
+        found.chosen = entry_named(&found.entries, wanted)?;
     }
     let entry = &found.entries[found.chosen];
     let mut notes = image.notes.clone();
@@ -74,6 +90,18 @@ pub fn find(image: &Image<'_>, console: Option<&str>) -> Result<BootPlan, CloudE
         drivers,
         looked_for,
         notes,
+    })
+}
+
+/// The place of the entry that is called so.
+fn entry_named(entries: &[BootEntry], wanted: &str) -> Result<usize, CloudError> {
+    let names: [fn(&BootEntry) -> &str; 3] =
+        [|entry| &entry.title, |entry| &entry.id, |entry| &entry.kernel.path];
+    let mut places =
+        names.into_iter().filter_map(|name| entries.iter().position(|entry| name(entry) == wanted));
+    places.next().ok_or_else(|| CloudError::NoEntry {
+        wanted: wanted.to_owned(),
+        titles: entries.iter().map(|entry| entry.title.clone()).collect(),
     })
 }
 
