@@ -25,6 +25,7 @@ use crate::seed_args::SeedArgs;
         echo hi | nelly run --rm -i docker-archive:app.tar cat\n  \
         nelly run -d --name web oci:./image             in the background: nelly exec, attach, stop\n  \
         nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
+        nelly boot --image debian.qcow2 -m 1G          a cloud image, without firmware\n  \
         nelly doctor                                   what this host can do\n\n\
         Exit codes: nelly help exit-codes"
 )]
@@ -520,22 +521,27 @@ pub(crate) enum PlatformArg {
 /// `nelly boot`.
 #[derive(Debug, Args)]
 #[command(
+    override_usage = "nelly boot [OPTIONS] --kernel <FILE>\n       nelly boot [OPTIONS] --image <FILE[,OPTION...]>",
     after_help = "The machine's serial port is connected to stdin and stdout. On a terminal, Ctrl-A x stops the machine.\n\n\
     Examples:\n  \
+    nelly boot --image debian.qcow2 -m 1G                                 a cloud image, without firmware; nothing stays\n  \
+    nelly boot --image debian.qcow2,overlay=web.qcow2,size=20G -m 1G       what it writes is kept in web.qcow2\n  \
+    nelly boot --image debian.qcow2 --append systemd.unit=rescue.target    words added to the image's command line\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
     nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
     nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
     nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append root=/dev/vda1\n  \
-    nelly boot --kernel bzImage --disk debian.img,format=qcow2,ephemeral --append root=/dev/vda1\n  \
-    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2 --append root=/dev/vda1 --user ada --ssh-dir web.keys -p 2222:22\n\n\
+    nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
+    --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
+    nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     A flag for cloud-init attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
-    Options of --disk:\n  \
+    Options of --disk and --image:\n  \
     ro, readonly       the guest may only read it\n  \
-    rw                 what the guest writes goes into FILE (the default)\n  \
+    rw                 what the guest writes goes into FILE (the default of --disk)\n  \
     overlay=PATH       FILE stays as it is: what the guest writes goes into the qcow2 image PATH, which is created if it is not there\n  \
-    ephemeral          FILE stays as it is: what the guest writes is gone when the machine ends\n  \
+    ephemeral          FILE stays as it is: what the guest writes is gone when the machine ends (the default of --image)\n  \
     size=SIZE          make the disk at least so large before the start, such as 20G\n  \
     format=FORMAT      raw or qcow2; it is never found out from what FILE holds\n  \
     bps=SIZE, iops=N   at most so many bytes, such as 50M, and so many requests in a second\n  \
@@ -546,13 +552,22 @@ pub(crate) enum PlatformArg {
 )]
 pub(crate) struct BootArgs {
     /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
-    /// xz
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
-    /// Initramfs for the kernel
+    /// xz; with --image, instead of the image's
+    #[arg(long, value_name = "FILE", required_unless_present = "image")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initramfs for the kernel; with --image, instead of the image's
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Attach a disk image or block device (the first one is /dev/vda), with options after commas:
+    /// Boot a cloud image, which is the first disk, with the kernel, initrds and command line that
+    /// its boot loader would take; with the options of --disk after commas, see below
+    #[arg(long, value_name = "FILE[,OPTION...]")]
+    pub(crate) image: Option<String>,
+    /// Boot another entry of the image's boot loader than its default: a title or a kernel as nelly
+    /// disk boot-entries shows them, or the loader's id
+    #[arg(long, value_name = "ENTRY", requires = "image")]
+    pub(crate) entry: Option<String>,
+    /// Attach a disk image or block device (the first one is /dev/vda, or /dev/vdb behind
+    /// --image), with options after commas:
     /// format=raw|qcow2 (default: qcow2 if the name ends so, else raw), ro, rw, overlay=PATH,
     /// ephemeral, size=SIZE, bps=SIZE, iops=N and others, see below
     #[arg(long, value_name = "FILE[,OPTION...]")]
@@ -569,9 +584,9 @@ pub(crate) struct BootArgs {
     /// descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
-    /// What to do when the guest resets the machine
-    #[arg(long, value_name = "WHAT", default_value = "exit")]
-    pub(crate) on_reset: OnResetArg,
+    /// What to do when the guest resets the machine [default: exit; with --image, reboot]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_reset: Option<OnResetArg>,
     /// Boot protocol of the kernel
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) protocol: ProtocolArg,

@@ -20,7 +20,7 @@ use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
-use crate::{assets, boot_seed, machine, out};
+use crate::{assets, boot_image, boot_seed, machine, out};
 
 /// Runs the verb. Returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
@@ -33,8 +33,15 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         let what = "networks of machines are for nelly run, whose guests have Nelly's agent";
         return Err(Usage::error(format!("--net {}: {what}", member.network)));
     }
-    let disks = args.disk.iter().map(|text| text.parse()).collect::<Result<Vec<DiskFlag>>>()?;
-    let mut config = machine::boot(args, &context.settings, &context.places.own())?;
+    let image = args.image.as_deref().map(DiskFlag::image).transpose()?;
+    // The image is the first disk, whatever else the machine has.
+    let disks = image.iter().cloned().map(Ok).chain(args.disk.iter().map(|text| text.parse()));
+    let disks = disks.collect::<Result<Vec<DiskFlag>>>()?;
+    // Open until the monitor has them.
+    let mut files = Vec::new();
+    let common = machine::common(&args.machine, &context.settings)?;
+    let boot = boot_image::what_boots(args, image.as_ref(), common.memory, &mut files)?;
+    let mut config = machine::boot(args, common, boot, &context.places.own())?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
@@ -48,8 +55,6 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         None => Id::random().context("cannot create a random id")?.to_string(),
     };
     let mut attached = None;
-    // Open until the monitor has them.
-    let mut files = Vec::new();
     for (index, disk) in disks.iter().enumerate() {
         config.disks.push(disk.config(index, args.machine.dry_run, &mut files)?);
     }

@@ -1,4 +1,4 @@
-//! The disks of `nelly boot`: `--disk FILE[,OPTION...]`.
+//! The disks of `nelly boot`: `--disk FILE[,OPTION...]`, and `--image` with the same options.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Error, Result, anyhow};
-use nelly_disk::{ChainFile, Follow, Format};
+use nelly_disk::{ChainFile, Disk, Follow, Format};
 use nelly_sandbox::spec::quantity;
 use nelly_vmm::config::{
     BackingFile, DiskConfig, DiskFormat, DiskId, DiskLimits, DiskThreads, FileSource, SectorSize,
@@ -21,10 +21,13 @@ use crate::machine::open;
 /// A disk that a flag describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskFlag {
+    /// [`DISK`] or [`IMAGE`].
+    flag: &'static str,
     path: PathBuf,
     /// What the flag says; else the ending of the name does.
     format: Option<DiskFormat>,
-    written: Written,
+    /// What the flag says; else see [`DiskFlag::written`].
+    written: Option<Written>,
     size: Option<u64>,
     backing_anywhere: bool,
     threads: Option<DiskThreads>,
@@ -46,35 +49,15 @@ enum Written {
     Ephemeral,
 }
 
-/// What is wrong with a flag.
-fn refused(text: &str, reason: impl std::fmt::Display) -> Error {
-    Usage::error(format!("--disk {text}: {reason}"))
-}
+/// The flag of a disk, and that of the disk which a machine boots from.
+const DISK: &str = "--disk";
+const IMAGE: &str = "--image";
 
 impl FromStr for DiskFlag {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut words = split(text).into_iter();
-        let path =
-            words.next().filter(|path| !path.is_empty()).ok_or_else(|| refused(text, "no file is named"))?;
-        let mut flag = Self::new(path.into());
-        let mut said = Vec::new();
-        for word in words {
-            let (name, value) = match word.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (word.as_str(), None),
-            };
-            let kind = flag.take(name, value).map_err(|reason| refused(text, reason))?;
-            if said.contains(&kind) {
-                return Err(refused(text, format_args!("{kind} is said twice")));
-            }
-            said.push(kind);
-        }
-        if flag.written == Written::Nowhere && flag.size.is_some() {
-            return Err(refused(text, "a disk that is only read cannot be made larger"));
-        }
-        Ok(flag)
+        Self::parse(DISK, text)
     }
 }
 
@@ -97,12 +80,45 @@ fn split(text: &str) -> Vec<String> {
 }
 
 impl DiskFlag {
+    /// The value of `--image`.
+    ///
+    /// # Errors
+    /// What the value cannot be: an error of how the command was used.
+    pub(crate) fn image(text: &str) -> Result<Self> {
+        Self::parse(IMAGE, text)
+    }
+
+    fn parse(flag: &'static str, text: &str) -> Result<Self> {
+        let refused = |reason: String| Usage::error(format!("{flag} {text}: {reason}"));
+        let mut words = split(text).into_iter();
+        let path = words.next().filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| refused("no file is named".to_owned()))?;
+        let mut disk = Self::new(flag, path.into());
+        let mut said = Vec::new();
+        for word in words {
+            let (name, value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word.as_str(), None),
+            };
+            let kind = disk.take(name, value).map_err(refused)?;
+            if said.contains(&kind) {
+                return Err(refused(format!("{kind} is said twice")));
+            }
+            said.push(kind);
+        }
+        if disk.written == Some(Written::Nowhere) && disk.size.is_some() {
+            return Err(refused("a disk that is only read cannot be made larger".to_owned()));
+        }
+        Ok(disk)
+    }
+
     /// A disk of which nothing more is said.
-    fn new(path: PathBuf) -> Self {
+    fn new(flag: &'static str, path: PathBuf) -> Self {
         Self {
+            flag,
             path,
             format: None,
-            written: Written::InPlace,
+            written: None,
             size: None,
             backing_anywhere: false,
             threads: None,
@@ -163,17 +179,34 @@ impl DiskFlag {
             },
             _ => return Err(format!("the option {name:?} is unknown; {OPTIONS}")),
         };
-        self.written = written;
+        self.written = Some(written);
         Ok("whether it is written")
     }
 
     /// The file that keeps what the guest writes.
     pub(crate) fn kept(&self) -> Option<&Path> {
-        match &self.written {
+        match self.written() {
             Written::InPlace => Some(&self.path),
             Written::Overlay(overlay) => Some(overlay),
             Written::Nowhere | Written::Ephemeral => None,
         }
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the machine boots from this disk and nobody said where what it writes goes.
+    pub(crate) fn is_ephemeral_unasked(&self) -> bool {
+        self.written.is_none() && self.written() == &Written::Ephemeral
+    }
+
+    /// Where what the guest writes goes. An image that machines are made of is not written unless
+    /// somebody says so.
+    fn written(&self) -> &Written {
+        let unsaid = if self.flag == IMAGE { &Written::Ephemeral } else { &Written::InPlace };
+        self.written.as_ref().unwrap_or(unsaid)
     }
 
     fn format(&self) -> DiskFormat {
@@ -186,11 +219,10 @@ impl DiskFlag {
     /// The disk of this number. What is to be open when the monitor starts is added to `files`;
     /// with `dry_run` nothing is made, and nothing changes.
     pub(crate) fn config(&self, index: usize, dry_run: bool, files: &mut Vec<OwnedFd>) -> Result<DiskConfig> {
-        let mut first = open("--disk", &self.path, Accept::Disk)?;
-        self.looks_raw(&mut first)?;
-        let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("--disk: {reason}"))?;
+        self.check()?;
+        let id = DiskId::new(format!("disk{index}")).map_err(|reason| anyhow!("{}: {reason}", self.flag))?;
         let source = FileSource::Path(self.path.clone());
-        let mut disk = DiskConfig::new(id, source, self.written == Written::Nowhere);
+        let mut disk = DiskConfig::new(id, source, self.written() == &Written::Nowhere);
         (disk.format, disk.backing_anywhere) = (self.format(), self.backing_anywhere);
         (disk.sector_bytes, disk.limits) = (self.sectors, self.limits);
         disk.threads = self.threads.unwrap_or_else(|| {
@@ -199,7 +231,7 @@ impl DiskFlag {
         });
         if dry_run {
             // The overlay's own image, as far as it has a name; what lies below it is found by it.
-            match &self.written {
+            match self.written() {
                 Written::Overlay(path) => disk.source = FileSource::Path(path.clone()),
                 Written::Ephemeral => disk.source = FileSource::Fd(0),
                 Written::Nowhere | Written::InPlace => return Ok(disk),
@@ -207,7 +239,7 @@ impl DiskFlag {
             disk.format = DiskFormat::Qcow2;
             return Ok(disk);
         }
-        let chain = self.chain().with_context(|| format!("--disk {}", self.path.display()))?;
+        let chain = self.chain().with_context(|| format!("{} {}", self.flag, self.path.display()))?;
         let mut sources =
             chain.into_iter().map(|file| inherit(file, files)).collect::<Result<Vec<_>>>()?.into_iter();
         if let Some((source, format)) = sources.next() {
@@ -217,11 +249,39 @@ impl DiskFlag {
         Ok(disk)
     }
 
+    /// The disk as its guest will find it, to be read. Nothing is made and nothing changes: an
+    /// overlay that does not exist yet has what the image has.
+    ///
+    /// # Errors
+    /// The image cannot be used, or somebody writes to it.
+    pub(crate) fn look(&self) -> Result<Box<dyn Disk>> {
+        self.check()?;
+        let (path, format, follow) = (&self.path, self.format().into(), self.follow());
+        let chain = match self.written() {
+            Written::Overlay(overlay) if std::fs::symlink_metadata(overlay).is_ok() => {
+                nelly_disk::open_overlay(overlay, path, format, follow)
+            }
+            _ => nelly_disk::open_chain(path, format, true, follow),
+        };
+        let disk = chain.and_then(|chain| nelly_disk::disk_of_chain(chain, true));
+        disk.with_context(|| format!("{} {}", self.flag, path.display()))
+    }
+
+    fn follow(&self) -> Follow {
+        if self.backing_anywhere { Follow::Anywhere } else { Follow::Beside }
+    }
+
+    /// Whether the file can be a disk at all.
+    fn check(&self) -> Result<()> {
+        let mut first = open(self.flag, &self.path, Accept::Disk)?;
+        self.looks_raw(&mut first)
+    }
+
     /// Opens the image and what lies below it.
     fn chain(&self) -> Result<Vec<ChainFile>> {
-        let follow = if self.backing_anywhere { Follow::Anywhere } else { Follow::Beside };
+        let follow = self.follow();
         let (path, format) = (&self.path, self.format().into());
-        let chain = match &self.written {
+        let chain = match self.written() {
             Written::Nowhere => nelly_disk::open_chain(path, format, true, follow)?,
             Written::InPlace => nelly_disk::open_chain(path, format, false, follow)?,
             Written::Overlay(overlay) => nelly_disk::open_overlay(overlay, path, format, follow)?,
@@ -240,7 +300,8 @@ impl DiskFlag {
         let raw = self.format.is_none() && self.format() == DiskFormat::Raw;
         if raw && file.read_exact(&mut first).is_ok() && first == *b"QFI\xfb" {
             let message = format!(
-                "--disk: {} begins as a qcow2 image does, and its name does not end so",
+                "{}: {} begins as a qcow2 image does, and its name does not end so",
+                self.flag,
                 self.path.display()
             );
             return Err(Hint::error(
@@ -282,20 +343,20 @@ mod tests {
 
     #[test]
     fn a_flag_says_file_format_and_where_it_is_written() {
-        let plain = DiskFlag::new("a.img".into());
+        let plain = DiskFlag::new(DISK, "a.img".into());
         let table = [
             ("a.img", plain.clone()),
-            ("a.img,rw", plain.clone()),
-            ("a.img,ro", DiskFlag { written: Written::Nowhere, ..plain.clone() }),
-            ("a.img,readonly=on", DiskFlag { written: Written::Nowhere, ..plain.clone() }),
-            ("a.img,readonly=off", plain.clone()),
-            ("a,,b,ro", DiskFlag { path: "a,b".into(), written: Written::Nowhere, ..plain.clone() }),
+            ("a.img,rw", DiskFlag { written: Some(Written::InPlace), ..plain.clone() }),
+            ("a.img,ro", DiskFlag { written: Some(Written::Nowhere), ..plain.clone() }),
+            ("a.img,readonly=on", DiskFlag { written: Some(Written::Nowhere), ..plain.clone() }),
+            ("a.img,readonly=off", DiskFlag { written: Some(Written::InPlace), ..plain.clone() }),
+            ("a,,b,ro", DiskFlag { path: "a,b".into(), written: Some(Written::Nowhere), ..plain.clone() }),
             ("a.img,format=qcow2", DiskFlag { format: Some(DiskFormat::Qcow2), ..plain.clone() }),
             (
                 "a.img,ephemeral,size=20G,format=raw,backing-anywhere",
                 DiskFlag {
                     format: Some(DiskFormat::Raw),
-                    written: Written::Ephemeral,
+                    written: Some(Written::Ephemeral),
                     size: Some(20 << 30),
                     backing_anywhere: true,
                     ..plain.clone()
@@ -313,7 +374,10 @@ mod tests {
                     ..plain.clone()
                 },
             ),
-            ("a.img,overlay=b,,c", DiskFlag { written: Written::Overlay("b,c".into()), ..plain.clone() }),
+            (
+                "a.img,overlay=b,,c",
+                DiskFlag { written: Some(Written::Overlay("b,c".into())), ..plain.clone() },
+            ),
         ];
         for (text, flag) in table {
             assert_eq!(parse(text).unwrap(), flag, "{text}");
@@ -321,6 +385,23 @@ mod tests {
         assert_eq!(parse("x/a.qcow2").unwrap().format(), DiskFormat::Qcow2);
         assert_eq!(parse("x/a.qcow2,format=raw").unwrap().format(), DiskFormat::Raw);
         assert_eq!(plain.format(), DiskFormat::Raw);
+    }
+
+    #[test]
+    fn an_image_is_written_only_where_somebody_says_so() {
+        let image = |text: &str| DiskFlag::image(text).unwrap();
+        for (disk, written, unasked) in [
+            (parse("a.img").unwrap(), Written::InPlace, false),
+            (image("a.img"), Written::Ephemeral, true),
+            (image("a.img,size=2G"), Written::Ephemeral, true),
+            (image("a.img,ephemeral"), Written::Ephemeral, false),
+            (image("a.img,rw"), Written::InPlace, false),
+            (image("a.img,overlay=b"), Written::Overlay("b".into()), false),
+        ] {
+            assert_eq!((disk.written(), disk.is_ephemeral_unasked()), (&written, unasked), "{disk:?}");
+        }
+        let error = format!("{:#}", DiskFlag::image("a.img,color=red").unwrap_err());
+        assert!(error.starts_with("--image a.img,color=red: ") && error.contains("unknown"), "{error}");
     }
 
     #[test]

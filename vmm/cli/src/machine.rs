@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
@@ -73,20 +73,40 @@ pub(crate) fn open(flag: &str, path: &Path, accept: Accept) -> Result<File> {
     Ok(file)
 }
 
-/// The configuration of the machine of `nelly boot`. `own` are directories that no guest may write
-/// to.
-pub(crate) fn boot(args: &args::BootArgs, settings: &Settings, own: &[PathBuf]) -> Result<MachineConfig> {
-    let common = common(&args.machine, settings)?;
-    open("--kernel", &args.kernel, Accept::Regular)?;
-    let mut config = MachineConfig::new(FileSource::Path(args.kernel.clone()));
-    if let Some(initrd) = &args.initrd {
-        open("--initrd", initrd, Accept::Regular)?;
-        config.initrd = Some(FileSource::Path(initrd.clone()));
-    }
+/// What a machine boots.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// The kernel.
+    pub(crate) kernel: FileSource,
+    /// All of the initrds.
+    pub(crate) initrd: Option<FileSource>,
+    /// The command line, to which `--append` adds.
+    pub(crate) command_line: String,
+    /// Whether a disk image says so.
+    pub(crate) of_image: bool,
+}
+
+/// The command line of an image with what `--append` adds.
+fn appended(image: &str, append: CommandLine) -> Result<CommandLine> {
+    let words: Vec<&str> = [image, append.as_str()].into_iter().filter(|words| !words.is_empty()).collect();
+    CommandLine::new(words.join(" "))
+        .map_err(|reason| anyhow!("the command line of the image with that of --append: {reason}"))
+}
+
+/// The configuration of the machine of `nelly boot`; its disks are not in it yet. `own` are
+/// directories that no guest may write to.
+pub(crate) fn boot(
+    args: &args::BootArgs,
+    common: MachineOptions,
+    boot: Boot,
+    own: &[PathBuf],
+) -> Result<MachineConfig> {
+    let mut config = MachineConfig::new(boot.kernel);
+    config.initrd = boot.initrd;
     config.memory_bytes = common.memory;
     config.cpus = common.cpus;
     config.nested = common.nested;
-    config.command_line = common.append;
+    config.command_line = appended(&boot.command_line, common.append)?;
     config.boot_protocol = match args.protocol {
         args::ProtocolArg::Auto => BootProtocol::Auto,
         args::ProtocolArg::Elf64 => BootProtocol::Elf64,
@@ -94,13 +114,17 @@ pub(crate) fn boot(args: &args::BootArgs, settings: &Settings, own: &[PathBuf]) 
         args::ProtocolArg::Bzimage => BootProtocol::Bzimage,
     };
     config.platform = match args.platform {
+        // Kernels of distributions are made for it.
+        args::PlatformArg::Auto if boot.of_image => Platform::Acpi,
         args::PlatformArg::Auto => Platform::Auto,
         args::PlatformArg::Mptable => Platform::Mptable,
         args::PlatformArg::Acpi => Platform::Acpi,
     };
     config.on_reset = match args.on_reset {
-        args::OnResetArg::Exit => OnReset::Exit,
-        args::OnResetArg::Reboot => OnReset::Reboot,
+        Some(args::OnResetArg::Exit) => OnReset::Exit,
+        Some(args::OnResetArg::Reboot) => OnReset::Reboot,
+        None if boot.of_image => OnReset::Reboot,
+        None => OnReset::Exit,
     };
     for text in &args.share {
         config.shares.push(share(text, own)?);

@@ -146,7 +146,8 @@ fn the_help_says_what_a_person_can_know() {
         ("run", "nocopy"),
         ("run", "volume-nocopy"),
         ("run", "tmpfs-mode=MODE"),
-        ("boot", "rw what the guest writes goes into FILE (the default)"),
+        ("boot", "rw what the guest writes goes into FILE (the default of --disk)"),
+        ("boot", "is gone when the machine ends (the default of --image)"),
         ("events", "docker counts it back"),
         ("stop", "or a number of seconds"),
     ] {

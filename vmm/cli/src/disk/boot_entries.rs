@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use nelly_cloud::{BootEntry, BootPlan, CloudError, FileRef, Image, KERNEL_MAX, Parts, find};
+use nelly_cloud::{BootEntry, BootPlan, FileRef, Image, KERNEL_MAX, Parts, find};
 use serde_json::{Value, json};
 
 use super::args::FormatArg;
 use super::{follow, format, show};
-use crate::fail::Hint;
+use crate::image_plan::{CONSOLE, advised};
 use crate::out;
 use crate::table;
 
@@ -25,7 +25,7 @@ use crate::table;
     Examples:\n  \
     nelly disk boot-entries debian-12-genericcloud-amd64.qcow2\n  \
     nelly disk boot-entries --json --format raw disk.img | jq -r .command_line\n  \
-    nelly disk boot-entries --extract out debian.raw && nelly boot --kernel out/kernel --initrd out/initrd --append \"$(cat out/cmdline)\" --disk debian.raw"
+    nelly disk boot-entries --extract out debian.raw    kernel, initrd and cmdline, as nelly boot --image debian.raw takes them"
 )]
 pub(crate) struct BootEntriesArgs {
     /// The image
@@ -45,27 +45,14 @@ pub(crate) struct BootEntriesArgs {
     pub(crate) json: bool,
 }
 
-/// The console of a machine of Nelly.
-const CONSOLE: &str = "ttyS0";
-
 /// Runs the verb.
 pub(super) fn run(args: &BootEntriesArgs) -> Result<ExitCode> {
     let format = format(args.format, "--format", &args.file)?;
     let disk = nelly_disk::open_image(&args.file, format, true, follow(args.backing_anywhere))?;
-    let failed = || format!("cannot find out how {} boots", args.file.display());
-    let parts = Parts::read(&*disk).with_context(failed)?;
-    let image = Image::open(&parts).with_context(failed)?;
-    let plan = match find(&image, Some(CONSOLE)) {
-        Ok(plan) => plan,
-        Err(error @ CloudError::Nothing { .. }) => {
-            let message = format!("{}: {error}", failed());
-            return Err(Hint::error(
-                message,
-                "give the kernel itself: nelly boot --kernel FILE --initrd FILE --append 'root=/dev/vda1'",
-            ));
-        }
-        Err(error) => return Err(error).with_context(failed),
-    };
+    let failed = |error| advised(error, &args.file);
+    let parts = Parts::read(&*disk).map_err(failed)?;
+    let image = Image::open(&parts).map_err(failed)?;
+    let plan = find(&image, Some(CONSOLE)).map_err(failed)?;
     if let Some(directory) = &args.extract {
         extract(&image, &plan, directory)?;
     }
