@@ -9,7 +9,7 @@ use crate::life::args::{
     RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 use crate::network_args::NetworkArgs;
-use crate::seed_args::SeedArgs;
+use crate::seed_args::{SEED_FLAGS, SeedArgs};
 
 /// The parsed command line.
 #[derive(Debug, Parser)]
@@ -535,7 +535,7 @@ pub(crate) enum PlatformArg {
     nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
     nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
-    A flag for cloud-init attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
+    --image, and any flag for cloud-init, attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
     Options of --disk and --image:\n  \
     ro, readonly       the guest may only read it\n  \
@@ -593,6 +593,9 @@ pub(crate) struct BootArgs {
     /// How the kernel is told about its hardware
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub(crate) platform: PlatformArg,
+    /// Attach no seed to an image, which has one of its own or no cloud-init
+    #[arg(long, requires = "image", conflicts_with_all = SEED_FLAGS)]
+    pub(crate) no_seed: bool,
     #[command(flatten)]
     pub(crate) seed: SeedArgs,
 }

@@ -45,13 +45,11 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
-    // One flag says that the guest has cloud-init.
-    let asked = match args.seed.given() {
-        Some(_) => Some(boot_seed::read(&args.seed, args.machine.dry_run)?),
-        None => None,
-    };
+    // An image is one for clouds, and one flag says that another guest has cloud-init, too.
+    let wanted = args.seed.given().is_some() || (image.is_some() && !args.no_seed);
+    let asked = wanted.then(|| boot_seed::read(&args.seed, args.machine.dry_run)).transpose()?;
     let seed = match &asked {
-        Some(_) => boot_seed::identity(&disks)?,
+        Some(_) => boot_seed::identity(image.iter().chain(&disks))?,
         None => Id::random().context("cannot create a random id")?.to_string(),
     };
     let mut attached = None;

@@ -66,8 +66,8 @@ fn usual_keys(directory: &Path) -> Vec<PublicKey> {
 ///
 /// # Errors
 /// The path of that disk cannot be found out, or there are no random bytes.
-pub(crate) fn identity(disks: &[DiskFlag]) -> Result<String> {
-    let Some(path) = disks.iter().find_map(DiskFlag::kept) else {
+pub(crate) fn identity<'a>(mut disks: impl Iterator<Item = &'a DiskFlag>) -> Result<String> {
+    let Some(path) = disks.find_map(DiskFlag::kept) else {
         return Ok(Id::random().context("cannot create a random id")?.to_string());
     };
     // An overlay may not be there yet, but its directory is.

@@ -19,6 +19,24 @@ use crate::ssh_dir::SshDir;
 /// The heading of these flags in the help.
 const HEADING: &str = "What cloud-init in the guest is told";
 
+/// The names of these flags for clap.
+pub(crate) const SEED_FLAGS: [&str; 14] = [
+    "user",
+    "password_file",
+    "password_hash",
+    "salt",
+    "ssh_key",
+    "ssh_dir",
+    "hostname",
+    "write_file",
+    "package",
+    "runcmd",
+    "no_grow",
+    "user_data",
+    "meta_data",
+    "network_config",
+];
+
 /// Flags of `disk seed` and `boot`.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = HEADING)]

@@ -191,3 +191,19 @@ fn what_boots_nothing_is_refused_and_leaves_nothing() {
     let refused = place.refused(&["--image", small.to_str().unwrap(), "-m", "2M"]);
     assert!(refused.contains("the machine has 2 MiB") && refused.contains("--memory"), "{refused}");
 }
+
+#[test]
+fn an_image_has_a_seed_behind_all_other_disks_unless_it_shall_have_none() {
+    let place = Place::new();
+    fs::write(place.path("data.img"), [0; 4096]).unwrap();
+    let ids = |flags: &[&str]| {
+        let words = [&["--image", "disk.raw", "--disk", "data.img"], flags].concat();
+        let disks = place.planned(&words)["disks"].clone();
+        disks.as_array().unwrap().iter().map(|disk| disk["id"].to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(ids(&[]), "\"disk0\" \"disk1\" \"seed\"");
+    assert_eq!(ids(&["--user", "ada"]), "\"disk0\" \"disk1\" \"seed\"");
+    assert_eq!(ids(&["--no-seed"]), "\"disk0\" \"disk1\"");
+    let refused = place.nelly(&["boot", "--image", "disk.raw", "--no-seed", "--user", "ada"]);
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("--user"));
+}

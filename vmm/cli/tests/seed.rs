@@ -181,6 +181,9 @@ fn a_machine_has_its_seed_as_the_last_disk_and_nothing_is_made_of_a_dry_run() {
         (&"disk0".into(), &"seed".into(), &true.into())
     );
     assert!(said.contains("nobody can log in") && said.contains("--ssh-key"), "{said}");
+    let refused =
+        Command::new(env!("CARGO_BIN_EXE_nelly")).args(["boot", "--no-seed", "--kernel", "k"]).output();
+    assert!(String::from_utf8(refused.unwrap().stderr).unwrap().contains("--image"));
     let (disks, said) = planned(&["--user", "ada", "--ssh-dir", "keys"]);
     assert_eq!((disks.as_array().unwrap().len(), &*said), (2, ""));
     assert!(!place.path("keys").exists());
