@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -21,7 +21,12 @@ const RINGS: u64 = ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC;
 const ITS_OWN: u64 = RINGS | feature::MRG_RXBUF;
 /// Where the other side is told that this process has guest address 0: nowhere. Rings are named by
 /// such addresses, which it looks up in the table of the memory; it need not know real ones.
-const HERE: u64 = 1 << 44;
+const HERE: u64 = 1 << 45;
+/// How far the addresses of one table are from those of the next: DPDK keeps the memory that it has
+/// if a table has the same addresses, and a machine that starts again has other memory.
+const STEP: u64 = 2 << 20;
+/// Tables so far, of this whole process.
+static TABLES: AtomicU64 = AtomicU64::new(0);
 
 /// See the module.
 pub(in crate::virtio::net) struct VhostUser {
@@ -30,6 +35,8 @@ pub(in crate::virtio::net) struct VhostUser {
     sockets: Vec<OwnedFd>,
     /// What the other side has.
     features: u64,
+    /// Where it was told that guest address 0 is.
+    here: u64,
     /// The pairs that it serves.
     serves: Vec<Option<Served>>,
     /// Why nothing is asked of it any more.
@@ -83,7 +90,7 @@ impl VhostUser {
         let sockets = (0..pairs).map(|_| channel.as_fd().try_clone_to_owned());
         let sockets = sockets.collect::<io::Result<_>>()?;
         let serves = (0..pairs).map(|_| None).collect();
-        Ok(Self { channel, sockets, features, serves, failed: None })
+        Ok(Self { channel, sockets, features, here: HERE, serves, failed: None })
     }
 
     /// What came of an exchange; after one that failed there are no more.
@@ -109,7 +116,7 @@ impl VhostUser {
         }
         let numbers = [0, 1].map(|way| crate::sys::fits::<_, u32>(2 * pair + way, "there are eight pairs"));
         for (number, queue) in numbers.into_iter().zip(queues) {
-            set_up(&mut self.channel, number, queue)?;
+            set_up(&mut self.channel, number, queue, self.here)?;
         }
         // From here on it is taken back, whatever comes of the rest.
         self.serves[pair] = Some(Served { memory: memory.clone(), used: [queues[0].used, queues[1].used] });
@@ -122,13 +129,16 @@ impl VhostUser {
     }
 
     fn tell_memory(&mut self, memory: &Memory) -> io::Result<()> {
+        self.here = HERE + STEP * (TABLES.fetch_add(1, Ordering::Relaxed) % (1 << 20));
         let (mut words, mut files) = (Vec::new(), Vec::new());
         for region in memory.iter() {
             let guest = region.start_addr().0;
             let file = region.file_offset().ok_or_else(|| {
                 io::Error::new(io::ErrorKind::Unsupported, "guest memory is this process's alone")
             })?;
-            words.extend([guest, region.len(), HERE + guest, file.start()].map(u64::to_ne_bytes).concat());
+            words.extend(
+                [guest, region.len(), self.here + guest, file.start()].map(u64::to_ne_bytes).concat(),
+            );
             files.push(file.file().as_fd());
         }
         let count = u32::try_from(files.len()).ok().filter(|_| files.len() <= REGIONS_MAX);
@@ -160,12 +170,12 @@ fn state(queue: u32, number: u32) -> Vec<u8> {
 }
 
 /// Tells of one queue; with the last word it starts.
-fn set_up(channel: &mut Channel, number: u32, queue: &KernelQueue<'_>) -> io::Result<()> {
+fn set_up(channel: &mut Channel, number: u32, queue: &KernelQueue<'_>, here: u64) -> io::Result<()> {
     let KernelQueue { size, descriptors, available, used, next, kick, call, broken } = *queue;
     channel.tell(Request::SetVringNum, &state(number, size.into()), &[])?;
     channel.tell(Request::SetVringBase, &state(number, next.into()), &[])?;
     // Without a log of pages that were written.
-    let rings = [descriptors, used, available].map(|guest| (HERE + guest).to_ne_bytes()).concat();
+    let rings = [descriptors, used, available].map(|guest| (here + guest).to_ne_bytes()).concat();
     channel.tell(Request::SetVringAddr, &[state(number, 0), rings, vec![0; 8]].concat(), &[])?;
     let bells =
         [(Request::SetVringErr, broken), (Request::SetVringCall, call), (Request::SetVringKick, kick)];
