@@ -14,6 +14,7 @@ mod faults;
 mod files;
 mod foreground;
 mod health;
+mod image_boot;
 mod image_store;
 mod images;
 mod inside;

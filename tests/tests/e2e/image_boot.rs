@@ -1,0 +1,74 @@
+//! `nelly boot --image`: an image with Debian's kernel boots by itself, and what its guest makes of
+//! it is what boots next.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use nelly_tests::{nelly, run, wait};
+
+use super::boot::{initramfs, stock};
+use super::{Home, LIMIT};
+
+/// What the image's grub.cfg boots; `generation` tells who wrote it.
+const GRUB: &str = "
+menuentry 'Debian' { linux /boot/vmlinuz-1 root=/dev/vda ro quiet panic=-1 generation=1; initrd /boot/initrd.img-1 }
+";
+
+/// The first generation makes a second, and waits for its end.
+const SCRIPT: &str = "
+    set -e
+    echo sectors=$(cat /sys/block/vda/size)
+    mount -t ext4 /dev/vda /mnt
+    if grep -q generation=2 /proc/cmdline; then
+        echo upgraded; umount /mnt; exit 0
+    fi
+    for name in vmlinuz initrd.img; do cp /mnt/boot/$name-1 /mnt/boot/$name-2; done
+    sed -e s/-1/-2/g -e s/panic=-2/panic=-1/ -e s/generation=1/generation=2/ /mnt/boot/grub/grub.cfg >/mnt/boot/grub/new
+    sync
+    rm /mnt/boot/vmlinuz-1 /mnt/boot/initrd.img-1
+    mv /mnt/boot/grub/new /mnt/boot/grub/grub.cfg
+    sync
+    echo written
+    while :; do sleep 1000; done
+";
+
+#[test]
+fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
+    let home = Home::new();
+    let (tree, image) = (home.path().join("tree"), home.path().join("base.raw"));
+    fs::create_dir_all(tree.join("boot/grub")).unwrap();
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 rw 0 1\n").unwrap();
+    fs::write(tree.join("boot/grub/grub.cfg"), GRUB).unwrap();
+    let modules = stock("modules");
+    let initrd = initramfs(&home, Some(SCRIPT), Some((&modules, &["virtio_mmio", "virtio_blk", "ext4"])));
+    fs::copy(initrd, tree.join("boot/initrd.img-1")).unwrap();
+    fs::copy(stock("bzimage"), tree.join("boot/vmlinuz-1")).unwrap();
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let mut make = Command::new("mke2fs");
+    make.env("PATH", path).args(["-q", "-F", "-t", "ext4", "-d"]).args([&tree, &image]).arg("96M");
+    run(&mut make, b"", LIMIT).expect(0);
+    let before = fs::read(&image).unwrap();
+
+    let disk = format!("{},overlay={},size=1G", image.display(), home.path().join("over.qcow2").display());
+    let words = ["boot", "--image", &disk, "--on-reset", "exit", "--timeout", "300s"];
+    let mut first = nelly(home.path(), &words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    for line in BufReader::new(first.stdout.take().unwrap()).split(b'\n') {
+        said.push_str(&String::from_utf8_lossy(&line.unwrap()));
+        said.push('\n');
+        if said.ends_with("written\r\n") {
+            // Its file system is mounted, and what it wrote last is in the journal.
+            first.kill().unwrap();
+        }
+    }
+    assert_eq!(wait(&mut first, LIMIT).signal(), Some(9), "{said}");
+    assert!(said.contains("sectors=2097152"), "{said}");
+
+    let second = run(&mut nelly(home.path(), &words), b"", LIMIT);
+    let out = second.expect(0).out();
+    assert!(out.contains("upgraded") && out.contains("INIT-DONE 0"), "{out}");
+    assert!(fs::read(&image).unwrap() == before, "the base was written");
+}
