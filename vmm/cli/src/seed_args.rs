@@ -19,7 +19,7 @@ use crate::ssh_dir::SshDir;
 /// The heading of these flags in the help.
 const HEADING: &str = "What cloud-init in the guest is told";
 
-/// The names of these flags for clap.
+/// The names of these flags for clap: all fields of [`SeedArgs`].
 pub(crate) const SEED_FLAGS: [&str; 14] = [
     "user",
     "password_file",
