@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::sys;
@@ -22,14 +23,27 @@ impl NewFile {
     /// # Errors
     /// `AlreadyExists`, or the system's.
     pub fn begin(path: &Path) -> io::Result<Self> {
+        Self::with_mode(path, 0o666)
+    }
+
+    /// The same, and from its first moment on nobody but its owner can open it.
+    ///
+    /// # Errors
+    /// See [`NewFile::begin`].
+    pub fn private(path: &Path) -> io::Result<Self> {
+        Self::with_mode(path, 0o600)
+    }
+
+    fn with_mode(path: &Path, mode: u32) -> io::Result<Self> {
         if std::fs::symlink_metadata(path).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let (file, named) = match sys::unnamed(directory.unwrap_or(Path::new("."))) {
+        let (file, named) = match sys::unnamed(directory.unwrap_or(Path::new(".")), mode) {
             Ok(file) => (file, false),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                (OpenOptions::new().read(true).write(true).create_new(true).open(path)?, true)
+                let mut options = OpenOptions::new();
+                (options.read(true).write(true).create_new(true).mode(mode).open(path)?, true)
             }
             Err(error) => return Err(error),
         };

@@ -77,7 +77,7 @@ pub fn ephemeral_overlay(
     let failed = |source| ImageError::Create { path: format!("{name} in {}", directory.display()), source };
     let below = open_chain(base, format, true, follow)?;
     let size = disk_of_chain(copies(&below)?, true)?.len();
-    let file = match sys::unnamed(directory) {
+    let file = match sys::unnamed(directory, 0o600) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => removed_at_once(directory),
         made => made,
     };

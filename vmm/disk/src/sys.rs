@@ -69,16 +69,17 @@ pub fn hole_from(file: impl AsFd, offset: u64) -> io::Result<u64> {
     Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(offset))?)
 }
 
-/// Makes a file without a name in `directory`, open for reading and writing.
+/// Makes a file without a name in `directory`, open for reading and writing, with the permissions
+/// `mode` as far as the process allows them (umask).
 ///
 /// # Errors
 /// `Unsupported`: the file system has no such files. Else the system's.
 #[cfg(target_os = "linux")]
-pub fn unnamed(directory: &std::path::Path) -> io::Result<std::fs::File> {
+pub fn unnamed(directory: &std::path::Path, mode: u32) -> io::Result<std::fs::File> {
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
+    match rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)) {
         Ok(file) => Ok(file.into()),
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Err(io::ErrorKind::Unsupported.into()),
         Err(error) => Err(error.into()),
@@ -185,7 +186,7 @@ pub fn hole_from(_file: impl AsFd, _offset: u64) -> io::Result<u64> {
 
 /// Files without a name are not supported on this system.
 #[cfg(not(target_os = "linux"))]
-pub fn unnamed(_directory: &std::path::Path) -> io::Result<std::fs::File> {
+pub fn unnamed(_directory: &std::path::Path, _mode: u32) -> io::Result<std::fs::File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
