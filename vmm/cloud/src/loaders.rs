@@ -407,7 +407,8 @@ fn newest(image: &Image<'_>, found: &mut Found) {
             (None, None) => "root=/dev/vda ro".to_owned(),
         }
     });
-    let wanted = kernels.into_iter().map(|(name, release)| {
+    // Each looks for its initrd among all names: not for more kernels than there are entries.
+    let wanted = kernels.into_iter().take(ENTRIES_MAX).map(|(name, release)| {
         let called = [
             format!("initrd.img-{release}"),
             format!("initramfs-{release}.img"),
