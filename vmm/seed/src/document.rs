@@ -35,6 +35,9 @@ pub struct Settings {
     pub growth: Growth,
     /// The machine's own key, by which ssh knows it again.
     pub host_key: Option<KeyPair>,
+    /// What tells this machine from others with equal settings, such as the path of its disk. It
+    /// is not written anywhere: another machine is another instance, and so is a copy of a disk.
+    pub machine: String,
     /// Network interfaces that ask for their addresses (DHCP), and no others; when empty, the image
     /// decides.
     pub interfaces: Vec<MacAddress>,
@@ -216,6 +219,9 @@ pub(crate) fn meta_data(instance_id: &str, host_name: Option<&HostName>) -> Vec<
 /// JSON that is YAML 1.1 as well: characters that YAML does not have in its texts, or takes for
 /// ends of lines, are escaped. None of them lies beyond U+FFFF, where the two write escapes
 /// differently.
+///
+/// Neither is there the word by which cloud-init takes any text for a mail, whose parts it would
+/// then look for (`convert_string` in its `user_data.py`).
 fn written(value: &Value) -> Vec<u8> {
     let text = serde_json::to_string_pretty(value).expect("maps with texts for keys");
     let mut escaped = String::with_capacity(text.len() + 1);
@@ -228,7 +234,27 @@ fn written(value: &Value) -> Vec<u8> {
         }
     }
     escaped.push('\n');
-    escaped.into_bytes()
+    without_mail(escaped).into_bytes()
+}
+
+/// The text with an escape for the colon of each `MIME-Version:`, which can only stand within a
+/// value.
+fn without_mail(text: String) -> String {
+    const MAIL: &str = "mime-version:";
+    let small = text.to_ascii_lowercase();
+    let mut rest = 0;
+    let mut without = String::new();
+    for (at, _) in small.match_indices(MAIL) {
+        let colon = at + MAIL.len() - 1;
+        without.push_str(&text[rest..colon]);
+        without.push_str("\\u003a");
+        rest = colon + 1;
+    }
+    if rest == 0 {
+        return text;
+    }
+    without.push_str(&text[rest..]);
+    without
 }
 
 #[cfg(test)]
@@ -326,6 +352,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_json_and_has_no_character_that_yaml_lacks(text in any::<String>(), more in "[\u{7f}-\u{a0}\u{2028}\u{2029}\u{feff}\u{fffe}\u{ffff}\\\\\"]*") {
+            let text = format!("{text}MIME-Version: 1.0");
             let settings = Settings { commands: vec![text.clone(), more.clone()], ..Settings::default() };
             let said = settings.user_data().unwrap();
             let json: Value = serde_json::from_slice(&said[b"#cloud-config\n".len()..]).unwrap();
@@ -335,6 +362,7 @@ mod tests {
             let of_yaml = |c: char| matches!(c, '\n' | ' '..='~' | '\u{a1}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
                 && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
             prop_assert!(said.chars().all(of_yaml));
+            prop_assert!(!said.to_lowercase().contains("mime-version:"));
         }
     }
 }

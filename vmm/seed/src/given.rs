@@ -5,8 +5,8 @@ use crate::error::SeedError;
 /// Bytes of a text at most.
 pub const TEXT_MAX: usize = 16 << 20;
 
-/// How user data begins that cloud-init knows (`INCLUSION_TYPES_MAP` in its handlers, and what
-/// `user_data.py` tells by content).
+/// How user data begins that cloud-init knows (`INCLUSION_TYPES_MAP` in its handlers), in small
+/// letters; a word ends there. It takes capitals and space before them, too.
 const HEADS: &[&str] = &[
     "#cloud-config",
     "#cloud-config-archive",
@@ -17,8 +17,12 @@ const HEADS: &[&str] = &[
     "#include-once",
     "## template: jinja",
 ];
-/// The same, where more may follow on the line.
-const BEGINNINGS: &[&str] = &["#!", "Content-Type:", "MIME-Version:", "From nobody "];
+/// The same, where anything may follow.
+const BEGINNINGS: &[&str] = &["#!", "content-type:", "from nobody "];
+/// What makes it a mail, with parts, in its first [`HEADER`] bytes (`convert_string` of
+/// `user_data.py`).
+const MAIL: &str = "mime-version:";
+const HEADER: usize = 4096;
 /// How gzip begins.
 const GZIP: &[u8] = &[0x1f, 0x8b];
 
@@ -33,16 +37,21 @@ pub fn check_user_data(data: &[u8]) -> Result<(), SeedError> {
     if data.is_empty() || data.starts_with(GZIP) {
         return Ok(());
     }
-    let first = data.split(|&byte| byte == b'\n').next().unwrap_or(data);
-    let first = String::from_utf8_lossy(&first[..first.len().min(200)]).into_owned();
-    let line = first.trim_end();
-    if HEADS.contains(&line) || BEGINNINGS.iter().any(|start| line.starts_with(start)) {
+    let head = String::from_utf8_lossy(&data[..data.len().min(HEADER)]);
+    let small = head.to_lowercase();
+    let start = small.trim_start();
+    let is_word = |rest: &str| rest.is_empty() || rest.starts_with(char::is_whitespace);
+    let known = HEADS.iter().any(|head| start.strip_prefix(head).is_some_and(is_word))
+        || BEGINNINGS.iter().any(|beginning| start.starts_with(beginning))
+        || small.contains(MAIL);
+    if known {
         return Ok(());
     }
+    let line = head.trim_start().lines().next().unwrap_or_default();
     let hint = if line.starts_with('\u{feff}') {
         "; the file begins with a byte order mark, which has to go"
     } else if line.replace(' ', "").eq_ignore_ascii_case("#cloud-config") {
-        "; #cloud-config has no spaces and no capital letters"
+        "; #cloud-config has no spaces"
     } else {
         ""
     };
@@ -93,6 +102,9 @@ mod tests {
             "## template: jinja\n#cloud-config\n",
             "Content-Type: multipart/mixed; boundary=\"x\"\n",
             "MIME-Version: 1.0\n",
+            "content-type: text/cloud-config\nmime-version: 1.0\n",
+            "From: me\nMIME-Version: 1.0\n",
+            "\n  #Cloud-Config # of the web server\n",
             "#cloud-boothook\n",
         ] {
             assert_eq!(check_user_data(good.as_bytes()), Ok(()), "{good:?}");
@@ -101,9 +113,8 @@ mod tests {
         for (bad, what) in [
             ("packages: [curl]\n", "\"packages: [curl]\""),
             ("# cloud-config\n", "has no spaces"),
-            ("#Cloud-Config\n", "no capital"),
             ("\u{feff}#cloud-config\n", "byte order mark"),
-            ("\n#cloud-config\n", "\"\""),
+            ("\n\n", "\"\""),
             ("#cloud-configuration\n", "#cloud-configuration"),
             ("#included\n", "#included"),
         ] {

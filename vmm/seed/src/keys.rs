@@ -88,6 +88,12 @@ impl PublicKey {
         &self.0
     }
 
+    /// The same key without its comment, which often says who has it and where.
+    #[must_use]
+    pub fn bare(&self) -> Self {
+        Self(self.without_comment())
+    }
+
     /// Kind and key without the comment, as a line of `known_hosts` has them.
     #[must_use]
     pub fn without_comment(&self) -> String {

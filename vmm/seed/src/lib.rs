@@ -50,9 +50,9 @@ impl std::fmt::Debug for Seed {
 impl Seed {
     /// The seed of these settings and texts.
     ///
-    /// The metadata has an `instance-id` that is a digest of all the rest: a machine that has seen
-    /// this seed does nothing at its next start, and does all again when anything of it has
-    /// changed.
+    /// The metadata has an `instance-id` that is a digest of all the rest and of
+    /// [`Settings::machine`]: a machine that has seen this seed does nothing at its next start, and
+    /// does all again when anything of it has changed.
     ///
     /// # Errors
     /// A text is none that cloud-init takes; or one stands where a setting would have to go.
@@ -79,8 +79,10 @@ impl Seed {
         let user_data = texts.user_data.map_or_else(|| settings.user_data(), Ok)?;
         let network_config = texts.network_config.or_else(|| settings.network_config());
         let host_name = settings.host_name.as_ref();
-        let id =
-            || instance_id(&[&user_data, network_config.as_deref().unwrap_or_default(), host(host_name)]);
+        let id = || {
+            let network = network_config.as_deref().unwrap_or_default();
+            instance_id(&[&user_data, network, host(host_name), settings.machine.as_bytes()])
+        };
         let meta_data = texts.meta_data.unwrap_or_else(|| document::meta_data(&id(), host_name));
         Ok(Self { user_data, meta_data, network_config })
     }
@@ -146,7 +148,8 @@ mod tests {
         let named = |name| Settings { host_name: Some(HostName::new(name).unwrap()), ..user("ada") };
         let seed = |settings: &Settings| Seed::new(settings, Texts::default()).unwrap();
         let interface = Settings { interfaces: vec![MacAddress::new([2; 6])], ..user("ada") };
-        let all = [Settings::default(), user("ada"), user("bob"), named("a"), named("b"), interface];
+        let copy = Settings { machine: "of a copied disk".to_owned(), ..user("ada") };
+        let all = [Settings::default(), user("ada"), user("bob"), named("a"), named("b"), interface, copy];
         let mut ids: Vec<_> = all.iter().map(|settings| id(&seed(settings))).collect();
         assert!(ids.iter().all(|id| id.len() == "nelly-".len() + 32));
         assert_eq!(ids, all.iter().map(|settings| id(&seed(settings))).collect::<Vec<_>>());
