@@ -15,6 +15,7 @@ use super::wire::Reply;
 use crate::hv::{HvError, Vm};
 use crate::memory::{GuestRam, ImageError};
 use crate::state::Sections;
+use crate::virtio::net::NetworkView;
 
 /// Why a machine was not saved. It is paused as before.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,10 @@ pub(super) enum SaveError {
         "a machine with shared directories cannot be saved: which files of the host its guest has open cannot be written down"
     )]
     Shares,
+    #[error(
+        "a machine whose vhost-user peer has not said that it stopped cannot be saved: the peer may still write to its memory; start the machine again"
+    )]
+    Peer,
     #[error("the file of the state is not a regular file")]
     Kind,
     #[error("cannot write the file of the state")]
@@ -61,6 +66,9 @@ impl<V: Vm> Loop<V> {
         }
         if self.machine.has_shares() {
             return Err((reply, SaveError::Shares.into()));
+        }
+        if self.machine.networks.values().any(NetworkView::is_astray) {
+            return Err((reply, SaveError::Peer.into()));
         }
         self.saves += 1;
         let vcpus = (0..self.cpus).map(|_| None).collect();

@@ -119,6 +119,8 @@ impl Slot {
             Backing::SharedFile | Backing::PrivateFile => {
                 let file = anonymous::memory_file("guest-memory").map_err(map)?;
                 file.set_len(len).map_err(map)?;
+                // Whoever shares it could otherwise have this process killed by its next access.
+                anonymous::seal_size(&file).map_err(map)?;
                 HostRange::file(bytes, file, backing == Backing::SharedFile).map_err(map)?
             }
         };

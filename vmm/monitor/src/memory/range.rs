@@ -157,6 +157,11 @@ impl HostRange {
 
 impl Drop for HostRange {
     fn drop(&mut self) {
+        if let (true, Some(file)) = (self.shared, &self.file) {
+            // Whoever else has it mapped would keep all of it: what a guest leaves is nobody's to
+            // read or to pay for. What the system refuses is given back with the last mapping.
+            let _ = punch_hole(file.as_fd(), 0, self.len as u64);
+        }
         // SAFETY: this object mapped the range and is its last user: whoever else reaches it holds
         // an `Arc` of this object.
         let result = unsafe { munmap(self.start.as_ptr().cast(), self.len) };

@@ -39,6 +39,27 @@ pub fn seal(_file: &File) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// Fixes the size of a memory file for ever, so that another process that has it cannot take pages
+/// from under a mapping of it. Holes may still be punched into it. Files of systems without memory
+/// files stay as they are.
+///
+/// # Errors
+/// The file is not a memory file, or was sealed before.
+#[cfg(target_os = "linux")]
+pub fn seal_size(file: &File) -> io::Result<()> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    Ok(fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?)
+}
+
+/// See the Linux version.
+///
+/// # Errors
+/// None.
+#[cfg(not(target_os = "linux"))]
+pub fn seal_size(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
 /// Whether nobody can make the file shorter: it is sealed against it.
 #[cfg(target_os = "linux")]
 #[must_use]
@@ -103,6 +124,21 @@ mod tests {
         assert_eq!(text, "abc");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         assert!(unnamed_file(&directory.path().join("absent")).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_of_sealed_size_is_written_to_and_has_holes() {
+        let mut file = memory_file("test").unwrap();
+        file.write_all(b"abc").unwrap();
+        seal_size(&file).unwrap();
+        for len in [0, 4] {
+            assert!(file.set_len(len).is_err());
+        }
+        file.rewind().unwrap();
+        file.write_all(b"d").unwrap();
+        nelly_disk::sys::punch_hole(&file, 0, 3).unwrap();
+        assert!(rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::FUTURE_WRITE).is_err());
     }
 
     #[cfg(target_os = "linux")]

@@ -194,9 +194,14 @@ impl Channel {
 
     /// Nothing of what comes after this can be believed.
     fn end(&self, error: io::Error) -> io::Error {
+        self.close();
+        error
+    }
+
+    /// Ends the connection, which others may have duplicates of.
+    pub fn close(&self) {
         // One that is gone is what was wanted.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
-        error
     }
 }
 

@@ -55,6 +55,8 @@ struct Shared {
     kernel_pairs: AtomicU16,
     /// Those that the peer serves.
     peer_pairs: AtomicU16,
+    /// The peer may write to the guest's memory though it serves nothing.
+    is_astray: AtomicBool,
 }
 
 /// Looks at a network device. Cloning shares it.
@@ -113,6 +115,17 @@ impl NetworkView {
     #[must_use]
     pub fn peer_pairs(&self) -> u16 {
         self.0.peer_pairs.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_astray(&self) {
+        self.0.is_astray.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a peer that served queues was told to stop and has not said that it has: it may
+    /// write to the guest's memory, at any time, as long as this machine runs.
+    #[must_use]
+    pub fn is_astray(&self) -> bool {
+        self.0.is_astray.load(Ordering::SeqCst)
     }
 
     /// Whether the link is up.

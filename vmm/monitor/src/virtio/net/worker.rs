@@ -226,6 +226,7 @@ impl NetworkWorker {
         for index in 0..self.pairs.len() {
             self.withdraw(index, registrar)?;
         }
+        self.note_astray();
         self.rest.backend = None;
         self.view.set_up(false);
         self.interrupt.tally().fault(&DeviceFault::Host(error));
@@ -333,10 +334,18 @@ impl NetworkWorker {
             pair.receive.queue.stand(receive);
             pair.transmit.queue.stand(transmit);
         }
+        self.note_astray();
         // An interrupt may have been on its way.
         self.interrupt.used()?;
         self.count_given();
         Ok(stands.map(|_| true)?)
+    }
+
+    /// Whoever looks at the machine must know of a peer that may write to its memory.
+    fn note_astray(&self) {
+        if self.rest.backend.as_ref().is_some_and(|backend| backend.is_astray()) {
+            self.view.set_astray();
+        }
     }
 
     fn count_given(&self) {

@@ -117,6 +117,12 @@ pub(super) trait Backend: Send {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Whoever served a pair was told to stop, and has not said that it has: it may write to the
+    /// guest's memory still.
+    fn is_astray(&self) -> bool {
+        false
+    }
+
     /// Passes on a frame of the guest: all that `frame` has. What is not taken was not read.
     fn send(&mut self, pair: usize, header: &Header, frame: &mut Reader<'_>) -> Result<Sent, QueueFault>;
 
@@ -143,7 +149,9 @@ pub(super) fn open(
         NetworkLink::None => None,
         NetworkLink::Datagram(link) => Some(Box::new(Datagram::new(one()?, link.header.then_some(mtu))?)),
         NetworkLink::Stream(_) => Some(Box::new(Stream::new(one()?)?)),
-        NetworkLink::VhostUser(_) => Some(Box::new(VhostUser::new(one()?, mtu, pairs)?)),
+        NetworkLink::VhostUser(_) => {
+            VhostUser::new(one()?, mtu, pairs)?.map(|peer| Box::new(peer) as Box<dyn Backend>)
+        }
         NetworkLink::Tap(_) => {
             let kernel = descriptors.split_off(pairs.min(descriptors.len()));
             Some(Box::new(Tap::new(descriptors, kernel)?))

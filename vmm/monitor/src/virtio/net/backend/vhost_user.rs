@@ -39,8 +39,12 @@ pub(in crate::virtio::net) struct VhostUser {
     here: u64,
     /// The pairs that it serves.
     serves: Vec<Option<Served>>,
+    /// It has been told of the memory.
+    has_memory: bool,
     /// Why nothing is asked of it any more.
     failed: Option<String>,
+    /// See [`Backend::is_astray`].
+    astray: bool,
 }
 
 /// A pair of queues that the other side serves.
@@ -51,12 +55,20 @@ struct Served {
 }
 
 impl VhostUser {
-    /// Agrees with the other side of this socket on what the two can do.
+    /// Agrees with the other side of this socket on what the two can do. `None`: it was lost while
+    /// this machine ran before it started again, so there is no link, as before.
     ///
     /// # Errors
     /// It does not answer in time, breaks the protocol, or lacks what is needed.
-    pub(in crate::virtio::net) fn new(socket: OwnedFd, mtu: u16, pairs: usize) -> io::Result<Self> {
-        let (mut channel, was_used) = Channel::new(socket)?;
+    pub(in crate::virtio::net) fn new(socket: OwnedFd, mtu: u16, pairs: usize) -> io::Result<Option<Self>> {
+        let (channel, was_used) = Channel::new(socket)?;
+        match Self::agree(channel, was_used, mtu, pairs) {
+            Err(_) if was_used => Ok(None),
+            agreed => agreed.map(Some),
+        }
+    }
+
+    fn agree(mut channel: Channel, was_used: bool, mtu: u16, pairs: usize) -> io::Result<Self> {
         if !was_used {
             channel.tell(Request::SetOwner, &[], &[])?;
         }
@@ -90,13 +102,25 @@ impl VhostUser {
         let sockets = (0..pairs).map(|_| channel.as_fd().try_clone_to_owned());
         let sockets = sockets.collect::<io::Result<_>>()?;
         let serves = (0..pairs).map(|_| None).collect();
-        Ok(Self { channel, sockets, features, here: HERE, serves, failed: None })
+        Ok(Self {
+            channel,
+            sockets,
+            features,
+            here: HERE,
+            serves,
+            has_memory: false,
+            failed: None,
+            astray: false,
+        })
     }
 
-    /// What came of an exchange; after one that failed there are no more.
+    /// What came of an exchange; after one that failed there are no more, and the other side hears
+    /// so.
     fn noted<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
         if let Err(error) = &result {
             self.failed = Some(error.to_string());
+            self.astray |= self.has_memory && error.kind() != io::ErrorKind::UnexpectedEof;
+            self.channel.close();
         }
         result
     }
@@ -113,6 +137,15 @@ impl VhostUser {
             let features = features & self.features | self.features & PROTOCOL_FEATURES;
             self.channel.tell(Request::SetFeatures, &features.to_ne_bytes(), &[])?;
             self.tell_memory(memory)?;
+        }
+        for queue in queues {
+            let n = usize::from(queue.size);
+            let rings = [(queue.descriptors, 16 * n), (queue.available, 6 + 2 * n), (queue.used, 6 + 8 * n)];
+            for (ring, len) in rings {
+                // The other side maps each region by itself: a ring that lies in two of them would
+                // lead it behind the first.
+                memory.get_slice(GuestAddress(ring), len).map_err(io::Error::other)?;
+            }
         }
         let numbers = [0, 1].map(|way| crate::sys::fits::<_, u32>(2 * pair + way, "there are eight pairs"));
         for (number, queue) in numbers.into_iter().zip(queues) {
@@ -144,6 +177,7 @@ impl VhostUser {
         let count = u32::try_from(files.len()).ok().filter(|_| files.len() <= REGIONS_MAX);
         let count = count.ok_or(io::ErrorKind::InvalidInput)?;
         let head = [count, 0].map(u32::to_ne_bytes).concat();
+        self.has_memory = true;
         self.channel.tell(Request::SetMemTable, &[head, words].concat(), &files)
     }
 
@@ -221,10 +255,14 @@ impl Backend for VhostUser {
         Server::Peer
     }
 
+    fn is_astray(&self) -> bool {
+        self.astray
+    }
+
     fn offer(&mut self, pair: usize, offer: &Offer<'_>) -> io::Result<bool> {
         let Offer { memory, features, queues, used, broken } = *offer;
         let [Some(receive), Some(transmit)] = queues.map(|queue| queue.for_kernel(used, broken)) else {
-            return Err(io::Error::other("requests of its queues are not done yet"));
+            return self.noted(Err(io::Error::other("requests of its queues are not done yet")));
         };
         let started = self.start(pair, memory, features, &[receive, transmit]);
         self.noted(started).map(|()| true)

@@ -377,16 +377,31 @@ fn a_peer_that_fails_later_takes_down_the_link_alone() {
         }
     }
     // It does not say where it stands: the next start knows that it is lost.
-    for say in [|| Said::End, || Said::Other, || Said::Words(vec![9, 0, 0, 0, 0, 0, 0, 0])] {
+    let says: [(fn() -> Said, bool); 3] =
+        [(|| Said::End, false), (|| Said::Other, true), (|| Said::Words(vec![9, 0, 0, 0, 0, 0, 0, 0]), true)];
+    for (say, is_astray) in says {
         let (near, thread) = play(move |number| if number == 11 { say() } else { Said::Right });
         let mut net = served(1, near);
         assert!(net.view.is_up());
         let features = net.device.features() | ring::VERSION_1;
         net.pause(features);
         assert!(!net.view.is_up() && !net.bench.interrupt.needs_reset());
+        // It may still write to the memory, unless it is gone.
+        assert_eq!(net.view.is_astray(), is_astray);
         drop(net);
         thread.join().unwrap();
     }
+}
+
+#[test]
+fn a_machine_that_starts_again_goes_on_without_a_peer_it_had_lost() {
+    let (near, thread) = play(|_| Said::Right);
+    let socket = near.try_clone().unwrap();
+    drop(served(1, near));
+    socket.shutdown(std::net::Shutdown::Both).unwrap();
+    thread.join().unwrap();
+    let (_device, view) = Network::new(&config(1), vec![socket.into()]).unwrap();
+    assert!(!view.is_up());
 }
 
 #[test]
