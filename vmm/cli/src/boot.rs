@@ -12,6 +12,7 @@ use rustix::fs::MemfdFlags;
 
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::Id;
+use nelly_seed::Seed;
 use nelly_vmm::config::FileSource;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
@@ -47,9 +48,16 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     let usernet = assets::usernet(&context.search, &network)?;
     // An image is one for clouds, and one flag says that another guest has cloud-init, too.
     let wanted = args.seed.given().is_some() || (image.is_some() && !args.no_seed);
-    let asked = wanted.then(|| boot_seed::read(&args.seed, args.machine.dry_run)).transpose()?;
-    let seed = match &asked {
-        Some(_) => boot_seed::identity(image.iter().chain(&disks))?,
+    let mut asked =
+        wanted.then(|| boot_seed::read(&args.seed, &network, args.machine.dry_run)).transpose()?;
+    let seed = match &mut asked {
+        Some(asked) => {
+            let identity = boot_seed::identity(image.iter().chain(&disks))?;
+            asked.settings.machine.clone_from(&identity);
+            // Before disks are made and grown.
+            Seed::new(&asked.settings, asked.texts.clone())?.disk()?;
+            identity
+        }
         None => Id::random().context("cannot create a random id")?.to_string(),
     };
     let mut attached = None;

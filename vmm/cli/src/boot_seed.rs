@@ -16,7 +16,7 @@ use nelly_vmm::sys::files::{self, Accept};
 
 use crate::boot_disk::DiskFlag;
 use crate::out;
-use crate::seed_args::{Asked, SeedArgs};
+use crate::seed_args::{Asked, SeedArgs, machine_id};
 
 /// The files of public keys whose private ones ssh tries by itself (`IdentityFile` in
 /// ssh_config(5)), in its order.
@@ -30,7 +30,7 @@ const SSH: u16 = 22;
 ///
 /// # Errors
 /// See [`SeedArgs::read`].
-pub(crate) fn read(args: &SeedArgs, dry_run: bool) -> Result<Asked> {
+pub(crate) fn read(args: &SeedArgs, network: &Network, dry_run: bool) -> Result<Asked> {
     let mut asked = args.read(dry_run)?;
     let settings = &mut asked.settings;
     if asked.texts.user_data.is_none() && settings.keys.is_empty() && settings.password.is_none() {
@@ -43,6 +43,11 @@ pub(crate) fn read(args: &SeedArgs, dry_run: bool) -> Result<Asked> {
             );
         }
     }
+    if network.is_none() && !settings.keys.is_empty() && settings.password.is_none() {
+        out::message(
+            "only ssh keys can log in, and the machine has no network: add -p 2222:22, or --password-file for its console",
+        );
+    }
     Ok(asked)
 }
 
@@ -54,15 +59,22 @@ fn usual_keys(directory: &Path) -> Vec<PublicKey> {
         let opened = files::open(&path, File::options().read(true), Accept::Regular);
         let Ok(text) = opened.and_then(std::io::read_to_string) else { continue };
         match PublicKey::lines(&text) {
-            Ok(more) => keys.extend(more),
-            Err(error) => out::message(format_args!("{} is left out: it {error}", path.display())),
+            Ok(more) => {
+                out::message(format_args!(
+                    "the key in {} may log in to the guest; --ssh-key names others, --no-seed none",
+                    path.display()
+                ));
+                keys.extend(more.iter().map(PublicKey::bare));
+            }
+            Err(error) => out::message(format_args!("{} is left out: {error}", path.display())),
         }
     }
     keys
 }
 
-/// What a machine's hardware addresses come of. They are the same as long as its first disk that is
-/// kept is: cloud-init sets networks up once, by address.
+/// What a machine's hardware addresses and its instance come of. They are the same as long as its
+/// first disk that is kept is: cloud-init sets networks up once, by address. Another host's machine
+/// with an equal path has others, since both may be on one network.
 ///
 /// # Errors
 /// The path of that disk cannot be found out, or there are no random bytes.
@@ -76,7 +88,8 @@ pub(crate) fn identity<'a>(mut disks: impl Iterator<Item = &'a DiskFlag>) -> Res
     let directory =
         directory.canonicalize().with_context(|| format!("cannot find {}", directory.display()))?;
     let name = path.file_name().unwrap_or_default();
-    Ok(format!("disk {}", directory.join(name).display()))
+    let host = machine_id().unwrap_or_default();
+    Ok(format!("disk {host} {}", directory.join(name).display()))
 }
 
 /// Adds the seed to a machine as its last disk, so that no other one changes its name. Its networks
@@ -108,7 +121,9 @@ pub(crate) fn attach(
         let path = path.display();
         match port {
             Some(_) => out::message(format_args!("ssh -F {path} {name} logs in, once the guest is up")),
-            None => out::message("no port of this host leads to the guest's ssh: -p 2222:22 would be one"),
+            None => out::message(format_args!(
+                "ssh -F {path} -o HostName=ADDRESS -o Port=PORT {name} logs in, if the guest's ssh can be reached; -p 2222:22 would be a way"
+            )),
         }
     }
     Ok(())
@@ -158,7 +173,8 @@ mod tests {
         write("id_rsa.pub", "no key");
         write("other.pub", &key);
         write("id_ed25519", "a private one");
+        // Without the comment, which is nobody's business in there.
         let keys = usual_keys(directory.path());
-        assert_eq!(keys.iter().map(PublicKey::as_str).collect::<Vec<_>>(), [key]);
+        assert_eq!(keys.iter().map(PublicKey::as_str).collect::<Vec<_>>(), [key.trim_end_matches(" me")]);
     }
 }

@@ -11,7 +11,6 @@ use nelly_seed::{
     Texts, UserName,
 };
 use nelly_vmm::sys::files::{self, Accept};
-use nelly_vmm::sys::random;
 
 use crate::fail::{OfFlag as _, Usage};
 use crate::ssh_dir::SshDir;
@@ -49,7 +48,8 @@ pub(crate) struct SeedArgs {
     /// too
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) password_file: Option<PathBuf>,
-    /// The user's password as crypt(3) hashes it: $6$SALT$HASH
+    /// The user's password as crypt(3) hashes it: $6$SALT$HASH. Others on this host can see it in
+    /// the list of processes while nelly starts
     #[arg(long, value_name = "HASH", conflicts_with = "password_file")]
     pub(crate) password_hash: Option<String>,
     /// Salt for --password-file [default: one of this host's own]
@@ -58,8 +58,8 @@ pub(crate) struct SeedArgs {
     /// File of public keys that may log in, such as ~/.ssh/id_ed25519.pub
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) ssh_key: Vec<PathBuf>,
-    /// Directory for keys of this machine alone, which are made if they are not there: one for ssh
-    /// to log in with, one by which ssh knows the machine
+    /// Directory for keys of this machine alone, which is made with them if it is not there: one for
+    /// ssh to log in with, one by which ssh knows the machine
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, requires = "user")]
     pub(crate) ssh_dir: Option<PathBuf>,
     /// Host name of the guest
@@ -184,25 +184,31 @@ impl SeedArgs {
 }
 
 /// A salt that stays the same as long as the machine does, so that its seed does: a new one would
-/// be a new instance to cloud-init. Nobody else can know it before, as it comes of a secret of this
-/// host.
+/// be a new instance to cloud-init. It is another one on each host and for each user and machine,
+/// so that no table of passwords serves for two.
 fn own_salt(settings: &Settings) -> Result<Salt> {
     let mut secret = Vec::new();
     if let Some(key) = &settings.host_key {
         secret.extend_from_slice(key.private().as_bytes());
-    } else if let Ok(id) = std::fs::read("/etc/machine-id")
-        && !id.is_empty()
-    {
-        // machine-id(5) forbids to show it, and asks for a digest as this is one of.
-        secret.extend(id);
+    } else if let Some(id) = machine_id() {
+        // machine-id(5) asks to show a digest of it and never itself.
+        secret.extend(id.as_bytes());
         secret.extend(settings.user.as_ref().map_or("", |user| user.as_str()).as_bytes());
         secret.push(0);
         secret.extend(settings.host_name.as_ref().map_or("", |name| name.as_str()).as_bytes());
     } else {
-        secret.resize(32, 0);
-        random(&mut secret).context("cannot get random bytes for a salt")?;
+        return Err(Usage::error(
+            "--password-file: this host has no /etc/machine-id to make a salt of, and a random one would make a new instance at each start: give --salt or --ssh-dir",
+        ));
     }
     Ok(Salt::of(&secret))
+}
+
+/// What systemd tells this host from others by, if it has it already (machine-id(5)).
+pub(crate) fn machine_id() -> Option<String> {
+    let id = std::fs::read_to_string("/etc/machine-id").ok()?;
+    let id = id.trim();
+    (id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| id.to_owned())
 }
 
 /// Opens a file and reads its at most 16 MiB. It may be a pipe, as of a shell's `<(...)`.

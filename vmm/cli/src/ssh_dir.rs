@@ -1,8 +1,8 @@
 //! The directory of `--ssh-dir`: keys of one machine alone, and what ssh has to be told of it.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -39,22 +39,30 @@ impl SshDir {
     /// memory alone.
     ///
     /// # Errors
-    /// The directory or a key cannot be read or made, or others may write to the directory.
+    /// The directory or a key cannot be read or made, others may write to the directory, it has
+    /// files of something else, or its path cannot stand in a configuration of ssh.
     pub(crate) fn open(path: &Path, dry_run: bool) -> Result<Self> {
         let failed = || format!("--ssh-dir: cannot use {}", path.display());
+        // Without a slash at its end, so that a symbolic link is seen as one.
+        let path: PathBuf = std::path::absolute(path).with_context(failed)?.components().collect();
+        quoted(&path)?;
         if !dry_run {
-            match DirBuilder::new().mode(0o700).create(path) {
+            match DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(error).with_context(failed);
                 }
-                _ => check_owner(path)?,
+                _ => {}
             }
         }
-        let path = std::path::absolute(path).with_context(failed)?;
+        if !dry_run || std::fs::symlink_metadata(&path).is_ok() {
+            check_ours(&path)?;
+        }
         let pair = |name: &str, comment: &str| {
             pair(&path.join(name), comment, dry_run).with_context(|| format!("--ssh-dir: {name}"))
         };
-        Ok(Self { client: pair(CLIENT, "nelly")?, host: pair(HOST, "nelly machine")?, path })
+        // The host's key comes first: by it a directory is known as one of ours.
+        let host = pair(HOST, "nelly machine")?;
+        Ok(Self { client: pair(CLIENT, "nelly")?, host, path })
     }
 
     /// Writes what ssh reads: `ssh -F DIR/config NAME` logs in as `user` by `port` of this host, if
@@ -80,18 +88,26 @@ impl SshDir {
     }
 }
 
-/// Refuses a directory in which another user could put keys.
-fn check_owner(path: &Path) -> Result<()> {
+/// Refuses a directory in which another user could put keys, and one with files that are not ours,
+/// such as `~/.ssh`, whose files would be replaced.
+fn check_ours(path: &Path) -> Result<()> {
+    const HINT: &str = "name another one, which is made if it is not there";
     let failed = || format!("--ssh-dir: cannot use {}", path.display());
-    let meta = std::fs::metadata(path).with_context(failed)?;
-    let mine = meta.uid() == rustix::process::geteuid().as_raw();
-    if !meta.is_dir() || !mine || meta.mode() & 0o022 != 0 {
-        return Err(Hint::error(
-            format!("--ssh-dir: {} is no directory that only you can write to", path.display()),
-            "name another one, which is made if it is not there; or chmod 700 it",
-        ));
+    let meta = std::fs::symlink_metadata(path).with_context(failed)?;
+    if !meta.is_dir() || !is_mine(&meta) || meta.mode() & 0o022 != 0 {
+        let what = "is no directory that only you can write to (a symbolic link is none)";
+        return Err(Hint::error(format!("--ssh-dir: {} {what}", path.display()), HINT));
+    }
+    let is_empty = std::fs::read_dir(path).with_context(failed)?.next().is_none();
+    if !is_empty && std::fs::symlink_metadata(path.join(HOST)).is_err() {
+        let what = "has files, and none of them is a machine's key";
+        return Err(Hint::error(format!("--ssh-dir: {} {what}", path.display()), HINT));
     }
     Ok(())
+}
+
+fn is_mine(meta: &Metadata) -> bool {
+    meta.uid() == rustix::process::geteuid().as_raw()
 }
 
 /// The pair whose private key is in the file at `path`.
@@ -100,7 +116,14 @@ fn pair(path: &Path, comment: &str, dry_run: bool) -> Result<KeyPair> {
     // Somebody else may make the file at the same time: then that one counts.
     for _ in 0..2 {
         match files::open(path, OpenOptions::new().read(true), Accept::Regular) {
-            Ok(file) => return read(file).with_context(|| path.display().to_string()),
+            Ok(file) => {
+                let pair = read(file, path)?;
+                if !dry_run {
+                    // Whoever made the pair may have been killed before the second file.
+                    replace(&path.with_extension("pub"), &public_line(&pair))?;
+                }
+                return Ok(pair);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -121,21 +144,31 @@ fn pair(path: &Path, comment: &str, dry_run: bool) -> Result<KeyPair> {
     Err(error).with_context(|| format!("cannot create {}", path.display()))
 }
 
-fn read(file: File) -> Result<KeyPair> {
+/// Reads a private key that nobody else can know.
+fn read(file: File, path: &Path) -> Result<KeyPair> {
+    let failed = || path.display().to_string();
+    let meta = file.metadata().with_context(failed)?;
+    if !is_mine(&meta) || meta.mode() & 0o077 != 0 {
+        return Err(Hint::error(
+            format!("{} is a private key that others own or can read", path.display()),
+            "remove it, and a new one is made; if it is yours, chmod 600 it",
+        ));
+    }
     let mut text = String::new();
-    file.take(KEY_MAX).read_to_string(&mut text)?;
-    Ok(KeyPair::read(&text)?)
+    file.take(KEY_MAX).read_to_string(&mut text).with_context(failed)?;
+    KeyPair::read(&text).with_context(failed)
 }
 
-/// Creates the two files of a pair. The private one, which comes last, has its name when it is
-/// whole.
+fn public_line(pair: &KeyPair) -> String {
+    format!("{}\n", pair.public().as_str())
+}
+
+/// Creates the two files of a pair. The private one has its name when it is whole.
 fn create(path: &Path, pair: &KeyPair) -> io::Result<()> {
-    let file = NewFile::begin(path)?;
-    file.file().set_permissions(Permissions::from_mode(0o600))?;
+    let file = NewFile::private(path)?;
     file.file().write_all(pair.private().as_bytes())?;
     file.finish()?;
-    let public = path.with_extension("pub");
-    replace_io(&public, &format!("{}\n", pair.public().as_str()))
+    replace_io(&path.with_extension("pub"), &public_line(pair))
 }
 
 /// Puts a file in the place of another one, if they differ.
@@ -150,7 +183,9 @@ fn replace_io(path: &Path, text: &str) -> io::Result<()> {
     let mut part = path.as_os_str().to_owned();
     part.push(format!(".{}", std::process::id()));
     let part = PathBuf::from(part);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    // What a killed process with this number left; an error is the next line's, too.
+    let _ = std::fs::remove_file(&part);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(part, path)
 }
@@ -169,6 +204,8 @@ fn quoted(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;
 
     use super::*;
@@ -180,6 +217,7 @@ mod tests {
         SshDir::open(&path, true).unwrap();
         assert!(!path.exists(), "a dry run makes nothing");
         let first = SshDir::open(&path, false).unwrap();
+        std::fs::remove_file(path.join("id_ed25519.pub")).unwrap();
         let again = SshDir::open(&path, false).unwrap();
         assert_eq!((&first.client, &first.host), (&again.client, &again.host));
         assert_ne!(first.client, first.host);
@@ -222,9 +260,26 @@ mod tests {
         let error = SshDir::open(directory.path(), false).unwrap_err().to_string();
         assert!(error.contains("only you"), "{error}");
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-        std::fs::write(directory.path().join(CLIENT), "no key").unwrap();
+        // One with other files, such as ~/.ssh, stays as it is.
+        std::fs::write(directory.path().join(CONFIG), "mine").unwrap();
+        let error = SshDir::open(directory.path(), false).unwrap_err().to_string();
+        assert!(error.contains("none of them is a machine's key"), "{error}");
+        let names: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, [CONFIG]);
+        // Keys that others know are none.
+        let host = directory.path().join(HOST);
+        std::fs::write(&host, "no key").unwrap();
+        std::fs::set_permissions(&host, Permissions::from_mode(0o644)).unwrap();
         let error = format!("{:#}", SshDir::open(directory.path(), false).unwrap_err());
-        assert!(error.contains(CLIENT) && error.contains("no private key"), "{error}");
-        assert!(quoted(Path::new("/a\"b")).is_err());
+        assert!(error.contains(HOST) && error.contains("others own or can read"), "{error}");
+        std::fs::set_permissions(&host, Permissions::from_mode(0o600)).unwrap();
+        let error = format!("{:#}", SshDir::open(directory.path(), false).unwrap_err());
+        assert!(error.contains(HOST) && error.contains("no private key"), "{error}");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+        let error = SshDir::open(&link, true).unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        assert!(SshDir::open(Path::new("/a\"b"), true).is_err());
     }
 }

@@ -16,6 +16,7 @@ for file in /proc/self/fd/*; do
     /memfd:kernel*) cat "$file" >"$0.kernel" ;;
     /memfd:initrd*) cat "$file" >"$0.initrd" ;;
     /memfd:nelly-config*) cat "$file" >"$0.config" ;;
+    /memfd:seed*) cat "$file" >"$0.seed" ;;
   esac
 done
 "#;
@@ -59,10 +60,14 @@ impl Place {
     }
 
     fn nelly(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nelly"));
         command.args(words).current_dir(&self.0).env_clear().env("TMPDIR", self.0.path());
         command.env("NELLY_HOME", self.path("home")).env("NELLY_MONITOR", self.path("monitor"));
-        command.output().unwrap()
+        command
     }
 
     /// The configuration that a boot with these flags would have.
@@ -129,6 +134,37 @@ fn the_monitor_is_handed_what_the_images_boot_loader_would_take() {
     let done = place.nelly(&["boot", "--image", "link.raw"]);
     assert!(done.status.success() && said(&done).contains("overlay=PATH keeps it"), "{}", said(&done));
     assert!(fs::read(place.path("disk.raw")).unwrap() == before, "the base was written");
+}
+
+#[test]
+fn a_seed_lets_in_the_keys_of_ssh_and_is_one_instance_for_each_disk() {
+    let place = Place::new();
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f";
+    fs::create_dir(place.path(".ssh")).unwrap();
+    fs::write(place.path(".ssh/id_ed25519.pub"), format!("{key} login@laptop\n")).unwrap();
+    let seed = |disk: &str| {
+        let words = ["boot", "--image", disk, "--hostname", "web"];
+        let done = place.command(&words).env("HOME", place.0.path()).output().unwrap();
+        assert!(done.status.success(), "{}", said(&done));
+        for text in [".ssh/id_ed25519.pub may log in", "the machine has no network: add -p 2222:22"] {
+            assert!(said(&done).contains(text), "{}", said(&done));
+        }
+        ["user-data", "meta-data"].map(|name| {
+            let mut read = Command::new("mtype");
+            read.arg("-i").arg(place.path("monitor.seed")).arg(format!("::{name}"));
+            let text = read.output().unwrap().stdout;
+            String::from_utf8(text).unwrap()
+        })
+    };
+    let first = seed("disk.raw,overlay=first.qcow2");
+    let config: Value = serde_json::from_str(first[0].strip_prefix("#cloud-config\n").unwrap()).unwrap();
+    // Without its comment.
+    assert_eq!(config["ssh_authorized_keys"], serde_json::json!([key]));
+    assert!(first[1].contains("instance-id") && first[1].contains("\"web\""), "{}", first[1]);
+    assert_eq!(seed("disk.raw,overlay=first.qcow2"), first);
+    let other = seed("disk.raw,overlay=other.qcow2");
+    assert_eq!(other[0], first[0]);
+    assert_ne!(other[1], first[1]);
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! `nelly disk seed`: a seed for cloud-init as a disk image, for any machine.
 
-use std::fs::Permissions;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,9 +50,8 @@ pub(super) fn run(args: &SeedImageArgs) -> Result<ExitCode> {
     let disk = seed.disk()?;
     let path = args.file.display();
     let create = |source| advised(ImageError::Create { path: path.to_string(), source });
-    let file = NewFile::begin(&args.file).map_err(create)?;
+    let file = NewFile::private(&args.file).map_err(create)?;
     let failed = || format!("cannot create {path}");
-    file.file().set_permissions(Permissions::from_mode(0o600)).with_context(failed)?;
     file.file().write_all(&disk).with_context(failed)?;
     file.finish().with_context(failed)?;
     if let (Some(ssh), Some(user)) = (&asked.ssh, &asked.settings.user) {
