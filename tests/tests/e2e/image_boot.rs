@@ -20,6 +20,7 @@ menuentry 'Debian' { linux /boot/vmlinuz-1 root=/dev/vda ro quiet panic=-1 gener
 const SCRIPT: &str = "
     set -e
     echo sectors=$(cat /sys/block/vda/size)
+    echo seed=$(cat /sys/block/vdb/ro)-$(head -c 512 /dev/vdb | tr -d '\\000' | grep -c cidata)
     mount -t ext4 /dev/vda /mnt
     if grep -q generation=2 /proc/cmdline; then
         echo upgraded; umount /mnt; exit 0
@@ -66,6 +67,8 @@ fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
     }
     assert_eq!(wait(&mut first, LIMIT).signal(), Some(9), "{said}");
     assert!(said.contains("sectors=2097152"), "{said}");
+    // A seed for cloud-init behind it, which is only read.
+    assert!(said.contains("seed=1-1"), "{said}");
 
     let second = run(&mut nelly(home.path(), &words), b"", LIMIT);
     let out = second.expect(0).out();
