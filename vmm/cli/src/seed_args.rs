@@ -58,8 +58,8 @@ pub(crate) struct SeedArgs {
     /// File of public keys that may log in, such as ~/.ssh/id_ed25519.pub
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) ssh_key: Vec<PathBuf>,
-    /// Directory for keys of this machine alone, which is made with them if it is not there: one for
-    /// ssh to log in with, one by which ssh knows the machine
+    /// Directory for keys of this machine alone, which is made with them if it is not there: one
+    /// for ssh to log in with, one by which ssh knows the machine
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath, requires = "user")]
     pub(crate) ssh_dir: Option<PathBuf>,
     /// Host name of the guest
