@@ -137,7 +137,7 @@ fn what_cannot_be_is_refused_by_its_flag_and_file() {
         (&["--hostname", "a_b"], 2, &["--hostname", "hyphens"]),
         (&["--ssh-key", "private"], 1, &["--ssh-key", "private", "line 1", ".pub"]),
         (&["--ssh-key", "none"], 1, &["--ssh-key", "none"]),
-        (&["--password-file", "two"], 1, &["--password-file", "two", "one line"]),
+        (&["--password-file", "two", "--salt", "s"], 1, &["--password-file", "two", "one line"]),
         (&["--password-hash", "plain"], 2, &["--password-hash", "crypt"]),
         (&["--salt", "a"], 2, &["--password-file"]),
         (&["--ssh-dir", "keys"], 2, &["--user"]),
