@@ -158,6 +158,35 @@ pub(crate) const CRATES: &[Crate] = &[
         program: false,
     },
     Crate {
+        directory: "vmm/hydra",
+        floors: &[
+            ("error", 0),
+            ("variables", 0),
+            ("grammar", 1),
+            ("setting", 1),
+            ("share", 2),
+            ("machine", 3),
+            ("rows", 4),
+        ],
+        halls: &[],
+        stands_on: &["nelly-seed"],
+        never: &[
+            "tokio",
+            "clap",
+            "ttrpc",
+            "anyhow",
+            "kvm-ioctls",
+            "kvm-bindings",
+            "vm-memory",
+            "libc",
+            "nix",
+            "rustix",
+        ],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: false,
+    },
+    Crate {
         directory: "vmm/net",
         floors: &[
             ("link", 0),
@@ -363,6 +392,7 @@ pub(crate) const CRATES: &[Crate] = &[
         stands_on: &[
             "nelly-cloud",
             "nelly-disk",
+            "nelly-hydra",
             "nelly-vmm",
             "nelly-image",
             "nelly-net",

@@ -81,6 +81,12 @@ impl Salt {
         Ok(Self(text.to_owned()))
     }
 
+    /// The salt.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// A salt that comes of `secret` alone, 96 bits of it: random bytes for one that is new each
     /// time, a secret of the machine's own for one that stays and that nobody else has.
     #[must_use]
