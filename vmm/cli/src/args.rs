@@ -161,6 +161,10 @@ pub(crate) enum Verb {
     Gc,
     /// Boot a kernel in a new microVM with its console on this terminal
     Boot(Box<BootArgs>),
+    /// Boot the isolated machine that the variables of the Hydra scripts describe
+    Isolated(crate::hydra_args::IsolatedArgs),
+    /// Boot the host machine that the variables of the Hydra scripts describe
+    Host(crate::hydra_args::HostArgs),
     /// Pull, push, list, load, save, tag and remove images
     Image {
         #[command(subcommand)]
@@ -232,7 +236,7 @@ pub(crate) enum Shell {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigVerb {
     /// Print every setting with its value and its source
-    Show(JsonArgs),
+    Show(crate::hydra_args::ShowArgs),
 }
 
 /// Machine-readable output.

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use nelly_sandbox::spec::Network;
@@ -49,6 +49,12 @@ pub(crate) fn read(args: &SeedArgs, network: &Network, dry_run: bool) -> Result<
         );
     }
     Ok(asked)
+}
+
+/// The file of the first of this user's keys that ssh tries by itself.
+pub(crate) fn first_usual_key() -> Option<PathBuf> {
+    let home = PathBuf::from(std::env::var_os("HOME").filter(|home| !home.is_empty())?);
+    KEYS_OF_SSH.iter().map(|name| home.join(".ssh").join(name)).find(|path| path.is_file())
 }
 
 /// The keys in a directory of ssh. What is no key there is none of this machine's concern.

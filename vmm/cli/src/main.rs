@@ -25,6 +25,8 @@ mod examples;
 mod fail;
 mod health_args;
 mod host;
+mod hydra;
+mod hydra_args;
 mod image;
 mod image_plan;
 mod life;
@@ -52,10 +54,11 @@ mod vcpus;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use args::{Cli, ConfigVerb, LogLevel, Verb};
+use args::{BootArgs, Cli, ConfigVerb, LogLevel, Verb};
 use clap::error::ErrorKind;
 use context::Context;
 use life::args::GenerateVerb;
+use nelly_hydra::Profile;
 use nelly_sandbox::state::outcome;
 use nelly_sandbox::timeline::name;
 use nelly_vmm::timeline::{self, Recorder};
@@ -89,10 +92,10 @@ fn main() -> ExitCode {
         Err(error) => return usage(error, &raw),
     };
     let (code, json) = match &cli.verb {
-        Verb::Run(_) | Verb::Boot(_) | Verb::Exec(_) | Verb::Attach(_) => (outcome::FAILED, false),
-        Verb::Doctor(args) | Verb::Version(args) | Verb::Config { verb: ConfigVerb::Show(args) } => {
-            (FAILED, args.json)
-        }
+        Verb::Run(_) | Verb::Exec(_) | Verb::Attach(_) => (outcome::FAILED, false),
+        Verb::Boot(_) | Verb::Isolated(_) | Verb::Host(_) => (outcome::FAILED, false),
+        Verb::Doctor(args) | Verb::Version(args) => (FAILED, args.json),
+        Verb::Config { verb: ConfigVerb::Show(args) } => (FAILED, args.json),
         Verb::Image { verb } => (FAILED, verb.json()),
         Verb::Disk { verb } => (FAILED, verb.json()),
         Verb::Network { verb } => (FAILED, verb.json()),
@@ -158,9 +161,15 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Rm(args) => life::rm(args, &context),
         Verb::Gc => life::gc(&context).and_then(|code| network::gc(&context).map(|()| code)),
         Verb::Generate { verb: GenerateVerb::Systemd(args) } => life::systemd(args, &context),
-        Verb::Boot(args) => {
-            log(args.machine.log_level, false, &context)?;
-            boot::run(args, &context, recorder)
+        Verb::Boot(args) => boot(args, &context, recorder),
+        Verb::Isolated(args) => {
+            let profile = if args.bare { Profile::IsolatedBare } else { Profile::Isolated };
+            let args = hydra::boot_args(&args.common, profile)?;
+            args.map_or(Ok(ExitCode::SUCCESS), |args| boot(&args, &context, recorder))
+        }
+        Verb::Host(args) => {
+            let args = hydra::boot_args(&args.common, Profile::Host)?;
+            args.map_or(Ok(ExitCode::SUCCESS), |args| boot(&args, &context, recorder))
         }
         Verb::Image { verb } => image::run(verb, &context),
         Verb::Disk { verb } => disk::run(verb),
@@ -171,13 +180,21 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Bench(args) => bench::run(args, &context),
         Verb::Doctor(args) => doctor::run(args.json, &context),
         Verb::Version(args) => show::version(args.json, &context),
-        Verb::Config { verb: ConfigVerb::Show(args) } => show::config(args.json, &context),
+        Verb::Config { verb: ConfigVerb::Show(args) } => match args.machine {
+            Some(machine) => hydra::show(machine.profile(), args.json),
+            None => show::config(args.json, &context),
+        },
         Verb::Completion { .. } | Verb::Help { .. } => unreachable!("handled above"),
     }
 }
 
-/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach` and `boot`, like every
-/// failure that is not the container's, and 2 for other verbs.
+fn boot(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
+    log(args.machine.log_level, false, context)?;
+    boot::run(args, context, recorder)
+}
+
+/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `boot`, `isolated` and
+/// `host`, like every failure that is not the container's, and 2 for other verbs.
 fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     let verb = raw.get(1).map(String::as_str);
     let hostname = docker_words::hostname(&error, raw);
@@ -197,7 +214,7 @@ fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     }
     match verb {
         _ if asked => ExitCode::SUCCESS,
-        Some("run" | "boot" | "exec" | "attach") => ExitCode::from(outcome::FAILED),
+        Some("run" | "boot" | "isolated" | "host" | "exec" | "attach") => ExitCode::from(outcome::FAILED),
         _ => ExitCode::from(USAGE),
     }
 }

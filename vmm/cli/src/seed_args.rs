@@ -86,6 +86,9 @@ pub(crate) struct SeedArgs {
     /// Configuration of the network as it is
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) network_config: Option<PathBuf>,
+    /// Keys that may log in, which no flag says.
+    #[arg(skip)]
+    pub(crate) keys: Vec<PublicKey>,
 }
 
 /// What the flags say.
@@ -137,6 +140,7 @@ impl SeedArgs {
                 .collect::<Result<_, _>>()
                 .of_flag("--package")?,
             commands: self.runcmd.clone(),
+            keys: self.keys.clone(),
             growth: if self.no_grow { Growth::Stay } else { Growth::Grow },
             ..Settings::default()
         };
