@@ -91,7 +91,11 @@ fn a_flood_of_output_ends_in_the_log_in_flat_memory() {
     let amount = mebibytes("NELLY_FLOOD_MIB", 24);
     let kept = Kept::new();
     let line = "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopq";
-    let script = format!("read go; yes {line} | head -c {}; echo last words; read go; exit 7", amount << 20);
+    // Of a file: `yes` writes little at a time.
+    let script = format!(
+        "yes {line} | head -c 1048576 >/lines; read go; cat $(yes /lines | head -n {amount})
+        echo last words; read go; exit 7"
+    );
     kept.keep(&["-i"], &script);
     let keeper = kept.pid("holder");
     let mut attached = spawn(kept.0.path(), &["attach", "box"]);

@@ -18,24 +18,41 @@ fn repeats() -> usize {
     std::env::var("NELLY_REPEATS").map_or(12, |word| word.parse().expect("NELLY_REPEATS is a number"))
 }
 
+/// A script that writes so many MiB and a little more, and ends at once with `code`, and all that
+/// it writes: the number of the round and numbered lines, in writes as large as `cat` makes them.
+fn flood(round: usize, mib: usize, code: u8) -> (String, String) {
+    let lines: String = (1..=8192_u64).map(|line| format!("{}\n", 100_000_000_000_000 + line)).collect();
+    let times = mib * 8;
+    let script = format!(
+        "[ -e /tmp/lines ] || seq 100000000000001 100000000008192 >/tmp/lines
+        echo round {round}; cat $(yes /tmp/lines | head -n {times}); exit {code}"
+    );
+    (script, format!("round {round}\n{}", lines.repeat(times)))
+}
+
+/// How many MiB are written at once: 8, and 1 on a terminal, which passes on 4 KiB at a time.
+fn mib(flags: &[&str]) -> usize {
+    if flags.contains(&"-t") { 1 } else { 8 }
+}
+
+/// `text` as a terminal prints it.
+fn on_terminal(text: &str) -> String {
+    text.replace('\n', "\r\n")
+}
+
 #[test]
 fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
     let kept = Kept::new();
     kept.keep(&[], SERVER);
-    let script = "seq 1 2000; exit 5";
     let lines: String = (1..=2000).map(|line| format!("{line}\n")).collect();
-    let on_terminal = lines.replace('\n', "\r\n");
-    let kinds = [(&[][..], &lines), (&["-t"], &on_terminal), (&["--session"], &lines)];
-    for (flags, whole) in kinds.into_iter().cycle().take(repeats()) {
-        let words = [&["exec"], flags, &["box", "sh", "-c", script]].concat();
-        assert!(kept.0.nelly(&words).expect(5).out() == *whole, "{flags:?}");
-    }
-    // 8 MiB and an end at once, each time with other bytes in it.
-    for round in 0..repeats() {
-        let line = format!("{round:015}\n");
-        let script = format!("yes {round:015} | head -c 8388608; exit 3");
-        let done = kept.0.nelly(&["exec", "box", "sh", "-c", &script]);
-        assert!(done.expect(3).out() == line.repeat((8 << 20) / line.len()), "round {round}");
+    let kinds: [&[&str]; 3] = [&[], &["-t"], &["--session"]];
+    for (round, flags) in kinds.into_iter().cycle().take(repeats()).enumerate() {
+        let little = ("seq 1 2000; exit 5".to_owned(), lines.clone());
+        for ((script, whole), code) in [(little, 5), (flood(round, mib(flags), 3), 3)] {
+            let words = [&["exec"], flags, &["box", "sh", "-c", &script]].concat();
+            let whole = if flags.contains(&"-t") { on_terminal(&whole) } else { whole };
+            assert!(kept.0.nelly(&words).expect(code).out() == whole, "round {round}, {flags:?}: {script}");
+        }
     }
     // 32 MiB of input.
     let input: Vec<u8> =
@@ -61,12 +78,10 @@ fn the_output_of_a_run_is_whole_however_soon_it_ends() {
     let kept = Kept::new();
     let kinds: [&[&str]; 4] = [&["--rm"], &["-t"], &[], &["--rm", "-t"]];
     for (round, flags) in kinds.into_iter().cycle().take(repeats().div_ceil(6)).enumerate() {
-        let line = format!("{round:015}");
-        let script = format!("yes {line} | head -c 8388608; exit 4");
+        let (script, whole) = flood(round, mib(flags), 4);
         let words = [&["run"], flags, &["--name", "box", "--", "sh", "-c", &script]].concat();
-        let end = if flags.contains(&"-t") { "\r\n" } else { "\n" };
-        let whole = format!("{line}{end}").repeat((8 << 20) / (line.len() + 1));
-        assert!(kept.0.nelly(&words).expect(4).out() == whole, "{flags:?}");
+        let whole = if flags.contains(&"-t") { on_terminal(&whole) } else { whole };
+        assert!(kept.0.nelly(&words).expect(4).out() == whole, "round {round}, {flags:?}");
         if !flags.contains(&"--rm") {
             assert!(kept.0.nelly(&["logs", "box"]).expect(0).out() == whole, "{flags:?}");
             kept.out(&["rm", "box"]);
