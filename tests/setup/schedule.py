@@ -143,6 +143,17 @@ def failed(output):
     return names if whole and len(names) <= MOST_AGAIN else []
 
 
+def took(output):
+    """Pairs (seconds, test) of the tests that a job's output tells of."""
+    before, pairs = 0.0, []
+    for at, line in output.lines:
+        if match := TEST.match(line):
+            pairs.append((at - before, match[1]))
+        if match or BEGIN.match(line):
+            before = at
+    return pairs
+
+
 def room_of(test):
     """The room of an end-to-end test: the first part of its path."""
     return test.split("::")[0]
@@ -221,6 +232,8 @@ class Runner:
         self.lock, self.running, self.stopping = threading.Lock(), set(), False
         # Jobs of tests that failed, and where the log of that is.
         self.unstable = []
+        # What each test took, as `took` has it.
+        self.took = []
 
     def say(self, *lines):
         """Prints lines that belong together."""
@@ -278,6 +291,7 @@ class Runner:
             lines += ["        what failed is tried once more, alone, at the end"]
         with self.lock:
             self.outputs[job.name] = output
+            self.took += took(output)
             self.counts = sum((counts._replace(failed=0) if alone else counts for _, counts, _ in verdicts), self.counts)
             if alone:
                 self.unstable.append((alone, path))
@@ -332,6 +346,11 @@ class Runner:
             with self.lock:
                 self.running.discard(process)
         return output
+
+    def write_took(self):
+        """Writes what each test took into the file `seconds` beside the logs, the longest first."""
+        with open(os.path.join(self.log, "seconds"), "w") as file:
+            file.writelines(f"{seconds:7.1f} {test}\n" for seconds, test in sorted(self.took, reverse=True))
 
     def stop(self):
         """Ends whatever still runs; nothing begins any more."""
@@ -397,6 +416,7 @@ def finish(runner, work):
     try:
         work()
         runner.stop()
+        runner.write_took()
         runner.seconds.keep()
         print(runner.counts, flush=True)
         code = 0 if runner.counts.failed == 0 and runner.counts.passed > 0 else 1

@@ -150,6 +150,13 @@ class Scheduler(unittest.TestCase):
                     self.assertEqual(len(file.readlines()), 2)
                 os.unlink(file.name)
 
+    def test_what_each_test_took_is_written_the_longest_first(self):
+        runner = self.runner()
+        runner.took = schedule.took(said(0, "compiling", "running 2 tests", "test a ... ok", "a word", "test b ... ok"))
+        runner.write_took()
+        with open(f"{self.place}/seconds") as file:
+            self.assertEqual(file.read(), "    2.0 b\n    1.0 a\n")
+
     def test_small_rooms_share_a_host_and_the_longest_begin(self):
         groups = schedule.shared({"a": 200, "b": 20, "c": 30, "d": 50, "e": 5}, 60)
         self.assertEqual(groups, [(200, ["a"]), (55, ["d", "e"]), (50, ["c", "b"])])
