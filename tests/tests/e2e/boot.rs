@@ -51,7 +51,7 @@ pub(crate) fn stock(key: &str) -> String {
 #[test]
 fn our_kernel_runs_by_every_entry_and_ends_by_reset() {
     let home = Home::new();
-    for protocol in ["auto", "elf64", "pvh"] {
+    for protocol in ["elf64", "pvh"] {
         let done = ours(&home, "grep -c virtio /proc/cmdline; exit 3", &["--protocol", protocol], LIMIT);
         done.expect(0);
         assert!(done.out().contains("INIT-READY cpus=1"), "{protocol}: {}", done.out());

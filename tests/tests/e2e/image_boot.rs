@@ -1,12 +1,12 @@
-//! `nelly boot --image`: an image with Debian's kernel boots by itself, and what its guest makes of
-//! it is what boots next.
+//! `nelly boot --image` and `nelly isolated`: an image with Debian's kernel boots by itself, and
+//! what its guest makes of it is what boots next.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use nelly_tests::{nelly, run, wait};
+use nelly_tests::{asset, nelly, run, wait};
 
 use super::boot::{initramfs, stock};
 use super::{Home, LIMIT};
@@ -53,9 +53,12 @@ fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
     run(&mut make, b"", LIMIT).expect(0);
     let before = fs::read(&image).unwrap();
 
-    let disk = format!("{},overlay={},size=1G", image.display(), home.path().join("over.qcow2").display());
-    let words = ["boot", "--image", &disk, "--on-reset", "exit", "--timeout", "300s"];
-    let mut first = nelly(home.path(), &words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    // Once by the variables of the Hydra scripts, once by flags.
+    let flags = ["--on-reset", "exit", "--timeout", "300s"];
+    let mut first = nelly(home.path(), &[&["isolated", "--"], &flags[..]].concat());
+    first.env("DEFAULT_DIR_IMAGE", home.path()).env("DEFAULT_IMAGE", "base.raw");
+    first.env("DEFAULT_KVM_DISK_SIZE", "1").env("KVM_MEMORY", "512M").env("KVM_CPU", "1");
+    let mut first = first.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     for line in BufReader::new(first.stdout.take().unwrap()).split(b'\n') {
         said.push_str(&String::from_utf8_lossy(&line.unwrap()));
@@ -70,8 +73,39 @@ fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
     // A seed for cloud-init behind it, which is only read.
     assert!(said.contains("seed=1-1"), "{said}");
 
+    let overlay = home.path().join("isolated-disk.qcow2");
+    let disk = format!("{},overlay={}", image.display(), overlay.display());
+    let words = [&["boot", "--image", &disk], &flags[..]].concat();
     let second = run(&mut nelly(home.path(), &words), b"", LIMIT);
     let out = second.expect(0).out();
     assert!(out.contains("upgraded") && out.contains("INIT-DONE 0"), "{out}");
     assert!(fs::read(&image).unwrap() == before, "the base was written");
+}
+
+#[test]
+fn a_bare_kernel_of_the_variables_boots_with_its_initrd_and_network() {
+    let home = Home::new();
+    let script = "cat /proc/cmdline; ls /sys/class/net; nproc";
+    initramfs(&home, Some(script), None);
+    fs::copy(asset("vmlinux"), home.path().join("vmlinux")).unwrap();
+    let mut command = nelly(home.path(), &["isolated", "--", "--timeout", "300s"]);
+    for (name, value) in [
+        ("RUN_BARE_KERNEL", "1"),
+        ("DEFAULT_RIMD_KERNEL_FILENAME", "vmlinux"),
+        ("DEFAULT_RIMD_IMAGE_FILENAME", "initramfs.cpio"),
+        ("ADDITIONAL_KERNEL_COMMANDLINE", "quiet panic=-1 reboot=k no-kvmapf"),
+        ("KVM_CPU", "1"),
+        ("KVM_MEMORY", "512M"),
+        ("ENABLE_KRUNKIT", "1"),
+    ] {
+        command.env(name, value);
+    }
+    let done = run(command.env("DEFAULT_DIR_IMAGE", home.path()), b"", LIMIT);
+    let (out, said) = (done.expect(0).out(), String::from_utf8_lossy(&done.stderr).into_owned());
+    for part in ["INIT-READY cpus=1", "ENABLE_SSH=true quiet", "eth0", "INIT-DONE 0"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    for part in ["published 127.0.0.1:5555:22/tcp", "warning: ENABLE_KRUNKIT has no meaning here"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
