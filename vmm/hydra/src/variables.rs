@@ -211,9 +211,9 @@ mod tests {
     fn the_table_of_the_documentation_says_what_was_decided() {
         let table = TABLE.split("## All variables").nth(1).unwrap();
         let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
-        let mut rows: Vec<Vec<&str>> = rows.map(|row| row.split(" | ").collect()).collect();
+        let mut rows = rows.map(|row| row.split(" | ").collect::<Vec<_>>());
         for variable in VARIABLES {
-            let cells = (!rows.is_empty()).then(|| rows.remove(0)).unwrap_or_default();
+            let cells = rows.next().unwrap_or_default();
             let [name, default, meaning] = cells[..] else { panic!("{}: {cells:?}", variable.name) };
             assert_eq!(name, format!("{}`", variable.name));
             let quoted = format!("`{}`", variable.default);
@@ -226,7 +226,7 @@ mod tests {
                 Decision::Later(reason) => assert_eq!(meaning, format!("not yet: {reason}"), "{name}"),
             }
         }
-        assert_eq!(rows, Vec::<Vec<&str>>::new(), "rows without a variable");
+        assert_eq!(rows.next(), None, "rows without a variable");
     }
 
     #[test]
