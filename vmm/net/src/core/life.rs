@@ -8,7 +8,6 @@ use super::Net;
 use super::log::About;
 use super::out::Action;
 use super::table::{Flow, FlowId, Key, Kind, Time};
-use super::talk::Asker;
 use super::tcp::{Due, State};
 use crate::config::Protocol;
 use crate::dns::Query;
@@ -35,14 +34,12 @@ impl Net {
         let Some(id) = oldest else { return };
         self.counters.evicted += 1;
         self.note(now, "there are too many flows: the one that was silent for longest is ended");
-        let asked = self.table.get(id).and_then(|flow| match &flow.kind {
-            Kind::Lookup(lookup) => Some((Asker::of(&flow.key), lookup.failed())),
-            _ => None,
+        let asked = self.table.get(id).map(|flow| match &flow.kind {
+            Kind::Lookup(lookup) => lookup.failures(&flow.key),
+            _ => Vec::new(),
         });
         self.end(id, true, true);
-        if let Some((asker, answer)) = asked {
-            self.answer(now, asker, Some(answer));
-        }
+        self.answer_all(now, asked.unwrap_or_default());
     }
 
     /// A connection begins that is not open yet.

@@ -1,5 +1,5 @@
 //! The guest's resolver: what it does not know itself it asks the host's resolvers, the next one
-//! when one does not answer.
+//! when one does not answer. What is asked while the same is being asked waits for that answer.
 
 use std::net::SocketAddr;
 
@@ -18,6 +18,9 @@ const PATIENCE: Time = Time::from_secs(2);
 const TRIES: u8 = 4;
 /// Questions at once.
 const MOST: usize = 256;
+/// Questions that wait for the answers to the same ones. The answers come at once, and more would
+/// not find room on their way to the guest. Others are asked by themselves.
+const MOST_WAITING: usize = super::WAITING - 1;
 
 /// A question that a resolver of the host was asked.
 #[derive(Debug)]
@@ -31,12 +34,32 @@ pub(crate) struct Lookup {
     tries: u8,
     /// What a resolver has answered in a stream so far.
     got: Vec<u8>,
+    /// Who asked the same since.
+    others: Vec<Other>,
+}
+
+/// Somebody who asked what was being asked already.
+#[derive(Debug)]
+struct Other {
+    key: Key,
+    query: Query,
+    /// The question without what comes behind it.
+    message: Vec<u8>,
 }
 
 impl Lookup {
-    /// What its guest is answered when nobody is asked any more.
-    pub(super) fn failed(&self) -> Vec<u8> {
-        dns::error(&self.message, Code::Failed)
+    fn new(query: Query, message: &[u8]) -> Self {
+        let message = message.to_vec();
+        Self { deadline: Time::ZERO, query, message, id: 0, tries: 0, got: Vec::new(), others: Vec::new() }
+    }
+
+    /// What all who wait for it are answered when nobody is asked any more. `key` is that of its
+    /// flow.
+    pub(super) fn failures(&self, key: &Key) -> Vec<(Asker, Vec<u8>)> {
+        let first = (Asker::of(key), dns::error(&self.message, Code::Failed));
+        let others = self.others.iter();
+        let others = others.map(|other| (Asker::of(&other.key), dns::error(&other.message, Code::Failed)));
+        std::iter::once(first).chain(others).collect()
     }
 }
 
@@ -119,23 +142,53 @@ impl Net {
             };
             return self.answer(now, asker, Some(answer));
         }
+        if self.waits(now, key, &query, message) {
+            return;
+        }
         let lookups = |flow: &super::table::Flow| matches!(flow.kind, Kind::Lookup(_));
         // Those that are being asked go on: who asks without end has no answers.
         if self.table.count(lookups) >= MOST {
             return self.answer(now, asker, Some(dns::error(message, Code::Failed)));
         }
-        self.ask(now, key, query, message.to_vec(), 0);
+        self.ask(now, key, Lookup::new(query, message));
     }
 
-    fn ask(&mut self, now: Time, key: Key, query: Query, mut message: Vec<u8>, tries: u8) {
-        let Some(to) = self.upstreams.first().filter(|_| tries < TRIES) else {
-            return self.answer(now, Asker::of(&key), Some(dns::error(&message, Code::Failed)));
+    /// Lets a question wait for the answer to the same one, if that is being asked.
+    fn waits(&mut self, now: Time, key: Key, query: &Query, message: &[u8]) -> bool {
+        let same = query.same(message);
+        let (mut waiting, mut asked) = (0, None);
+        for flow in self.table.flows() {
+            let Kind::Lookup(lookup) = &flow.kind else { continue };
+            waiting += lookup.others.len();
+            // What comes in a stream may be too long for others.
+            if flow.key.protocol == key.protocol && lookup.query.same(&lookup.message) == same {
+                asked = Some(flow.id);
+            }
+        }
+        let Some(flow) = asked.and_then(|id| self.table.get(id)) else { return false };
+        let Kind::Lookup(lookup) = &mut flow.kind else { return false };
+        if lookup.others.iter().any(|other| other.key == key) {
+            // It is answered once.
+            self.answer(now, Asker::of(&key), None);
+            return true;
+        }
+        let has_room = waiting < MOST_WAITING;
+        if has_room {
+            let message = query.without_rest(message).to_vec();
+            lookup.others.push(Other { key, query: query.clone(), message });
+        }
+        has_room
+    }
+
+    fn ask(&mut self, now: Time, key: Key, mut lookup: Lookup) {
+        let Some(to) = self.upstreams.first().filter(|_| lookup.tries < TRIES) else {
+            return self.answer_all(now, lookup.failures(&key));
         };
         self.make_room(now);
-        let id = u16::from_le_bytes([self.number().to_le_bytes()[0], self.number().to_le_bytes()[1]]);
-        let question = under(id, &message);
-        message.shrink_to_fit();
-        let lookup = Lookup { deadline: now + PATIENCE, query, message, id, tries, got: Vec::new() };
+        lookup.id = u16::from_le_bytes([self.number().to_le_bytes()[0], self.number().to_le_bytes()[1]]);
+        lookup.deadline = now + PATIENCE;
+        lookup.got = Vec::new();
+        let question = under(lookup.id, &lookup.message);
         let flow = self.table.insert(now, key, to, Kind::Lookup(lookup));
         self.arm(flow);
         self.actions.push_back(Action::Connect { flow, protocol: key.protocol, to, trusted: true });
@@ -145,13 +198,22 @@ impl Net {
         }
     }
 
+    /// Answers everybody who waited for something.
+    pub(super) fn answer_all(&mut self, now: Time, answers: Vec<(Asker, Vec<u8>)>) {
+        for (asker, answer) in answers {
+            self.answer(now, asker, Some(answer));
+        }
+    }
+
     /// A resolver answered.
     pub(super) fn lookup_answered(&mut self, now: Time, id: FlowId, mut bytes: Vec<u8>) {
         let Some(flow) = self.table.get(id) else { return };
-        let (key, Kind::Lookup(lookup)) = (flow.key, &flow.kind) else { return };
+        let (key, Kind::Lookup(lookup)) = (flow.key, &mut flow.kind) else { return };
         if !lookup.query.is_answered_by(lookup.id, &bytes) {
             return;
         }
+        let others = std::mem::take(&mut lookup.others);
+        let answer = bytes.clone();
         bytes[..2].copy_from_slice(&lookup.query.id.to_be_bytes());
         let (query, question) = (lookup.query.clone(), lookup.message.clone());
         match self.withheld(now, key.guest, &query, &bytes) {
@@ -162,6 +224,14 @@ impl Net {
         }
         self.end(id, false, false);
         self.answer(now, Asker::of(&key), Some(bytes));
+        for Other { key, query, message } in others {
+            let mut bytes = answer.clone();
+            match self.withheld(now, key.guest, &query, &bytes) {
+                Some(code) => bytes = dns::error(&message, code),
+                None => query.sign(&message, &mut bytes),
+            }
+            self.answer(now, Asker::of(&key), Some(bytes));
+        }
     }
 
     /// Whether a flow is a question whose answer comes in a stream, so that [`Self::answer_part`]
@@ -231,8 +301,9 @@ impl Net {
         let Some(flow) = self.table.remove(id) else { return };
         self.actions.push_back(Action::Close { flow: id, abort: false });
         self.upstreams.failed(flow.to);
-        if let Kind::Lookup(lookup) = flow.kind {
-            self.ask(now, flow.key, lookup.query, lookup.message, lookup.tries + 1);
+        if let Kind::Lookup(mut lookup) = flow.kind {
+            lookup.tries += 1;
+            self.ask(now, flow.key, lookup);
         }
     }
 }

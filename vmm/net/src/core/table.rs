@@ -193,12 +193,17 @@ impl Table {
 
     /// How many `are` so.
     pub(crate) fn count(&self, are: impl Fn(&Flow) -> bool) -> usize {
-        self.slots.iter().filter_map(|slot| slot.flow.as_deref()).filter(|flow| are(flow)).count()
+        self.flows().filter(|flow| are(flow)).count()
+    }
+
+    /// All of them.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = &Flow> {
+        self.slots.iter().filter_map(|slot| slot.flow.as_deref())
     }
 
     /// The numbers of all flows.
     #[must_use]
     pub(crate) fn ids(&self) -> Vec<FlowId> {
-        self.slots.iter().filter_map(|slot| slot.flow.as_deref()).map(|flow| flow.id).collect()
+        self.flows().map(|flow| flow.id).collect()
     }
 }

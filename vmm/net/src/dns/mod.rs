@@ -117,6 +117,13 @@ impl Query {
         [head, &name.to_ascii_lowercase(), &message[name_end..]].concat()
     }
 
+    /// The part of this question's message that an answer has, too: its header, its name and what
+    /// is asked of it.
+    #[must_use]
+    pub fn without_rest<'a>(&self, message: &'a [u8]) -> &'a [u8] {
+        &message[..self.end]
+    }
+
     /// Puts number and name of this question, as it was asked, into an answer to the same one.
     pub fn sign(&self, message: &[u8], answer: &mut [u8]) {
         answer[..2].copy_from_slice(&message[..2]);

@@ -284,3 +284,69 @@ fn a_day_of_lookups_leaves_nothing_and_the_last_is_as_good_as_the_first() {
     }
     assert_eq!((world.net.flows(), world.sockets.len()), (0, 0));
 }
+
+/// Asks from a port of its own, under a number of its own. Gives what was answered at once.
+fn asks_from(world: &mut World, n: u16, name: &str, kind: u16) -> Vec<Vec<u8>> {
+    let (from, to) = (addr(&format!("10.0.2.15:{}", 6000 + n)), addr(RESOLVER));
+    let mut message = question(name, kind);
+    message[..2].copy_from_slice(&n.to_be_bytes());
+    world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &message)));
+    world.all().into_iter().map(|got| got.payload).collect()
+}
+
+#[test]
+fn the_same_question_of_many_is_asked_once_and_all_are_answered() {
+    let mut world = world(&[], &[], Verdict::Allow);
+    for n in 0..256 {
+        // The last one asks again while it waits.
+        for _ in 0..=n / 255 {
+            assert!(
+                asks_from(&mut world, n, if n % 2 == 0 { "example.org" } else { "EXAMPLE.org" }, 1)
+                    .is_empty()
+            );
+        }
+    }
+    assert_eq!((world.sockets.len(), world.net.flows()), (1, 1));
+    // Another kind of record is another question.
+    assert!(asks_from(&mut world, 300, "example.org", 16).is_empty());
+    assert_eq!(world.sockets.len(), 2);
+    let (&flow, socket) =
+        world.sockets.iter().find(|(_, asked)| asked.datagrams[0].ends_with(&[1, 0, 1])).unwrap();
+    let mut answer = socket.datagrams[0].clone();
+    (answer[2], answer[7]) = (answer[2] | 0x80, 1);
+    answer.extend(address("198.51.100.7"));
+    world.net.datagram(world.now, flow, answer);
+    world.act(&[]);
+    let answers = world.all();
+    assert_eq!((answers.len(), world.sockets.len()), (256, 1));
+    for (n, got) in (0..256_u16).zip(answers) {
+        let name: &[u8] = if n % 2 == 0 { b"example" } else { b"EXAMPLE" };
+        assert_eq!((&got.payload[..2], &got.payload[13..20]), (&n.to_be_bytes()[..], name));
+        assert!(got.payload.ends_with(&[198, 51, 100, 7]));
+    }
+}
+
+#[test]
+fn who_waits_for_an_answer_that_does_not_come_is_told_and_not_too_many_wait() {
+    let mut world = world(&[], &[], Verdict::Allow);
+    for n in 0..256 {
+        assert!(asks_from(&mut world, n, "example.org", 1).is_empty(), "{n}");
+    }
+    assert_eq!(world.sockets.len(), 1);
+    world.pass(Time::from_secs(1));
+    // One more is asked by itself.
+    assert!(asks_from(&mut world, 256, "example.org", 1).is_empty());
+    assert_eq!(world.sockets.len(), 2);
+    // Four resolvers have two seconds each.
+    for (seconds, answered) in [(6, 0), (1, 256), (1, 1)] {
+        let mut answers = Vec::new();
+        for _ in 0..seconds {
+            assert!(answers.is_empty());
+            world.pass(Time::from_secs(1));
+            answers.extend(world.all());
+        }
+        assert_eq!(answers.len(), answered);
+        assert!(answers.iter().all(|got| got.payload[3] & 15 == 2));
+    }
+    assert_eq!((world.net.flows(), world.sockets.len()), (0, 0));
+}

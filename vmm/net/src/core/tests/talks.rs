@@ -163,7 +163,7 @@ fn a_question_that_has_to_make_room_is_answered() {
     let to = addr("10.0.2.3:53");
     for port in 6000..6015 {
         let from = addr(&format!("10.0.2.15:{port}"));
-        let asked = udp_bytes(from, to, &question("example.net", 1));
+        let asked = udp_bytes(from, to, &question(&format!("n{port}.example.net"), 1));
         world.send(&frame(from.ip(), to.ip(), protocol::UDP, &asked));
     }
     let (answer, ended) = guest.take(&mut world);
