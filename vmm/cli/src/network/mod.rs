@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use args::{CreateArgs, InspectArgs, LsArgs, NetworkVerb, RmArgs};
 use nelly_net::config::{Prefix4, Prefix6, UsernetConfig};
 use nelly_sandbox::network::member::{self, Site, User};
+use nelly_sandbox::network::subnets;
 use nelly_sandbox::spec::network::{Network, Place, check_network_name};
 use nelly_sandbox::state::networks::{NetworkRecord, Networks, NetworksError, NetworksLock};
 use nelly_sandbox::state::{Id, RuntimeDir};
@@ -72,7 +73,7 @@ fn create(args: &CreateArgs, context: &Context) -> Result<ExitCode> {
     let id = Id::random().context("cannot create a random id")?;
     let subnet = match subnet {
         Some(subnet) => subnet,
-        None => member::free_subnet(&others)
+        None => subnets::free_subnet(others.iter().map(|other| other.subnet))
             .context("every prefix of 10.89.0.0/16 is taken by a network or a route of this host: name one with --subnet")?,
     };
     let subnet6 = match subnet6 {
@@ -80,7 +81,7 @@ fn create(args: &CreateArgs, context: &Context) -> Result<ExitCode> {
         None => local_prefix(&id),
     };
     check(&args.name, subnet, subnet6)?;
-    if let Some(other) = others.iter().find(|other| member::overlap(other.subnet, subnet)) {
+    if let Some(other) = others.iter().find(|other| subnets::overlap(other.subnet, subnet)) {
         return Err(Usage::error(format!(
             "--subnet {subnet} overlaps that of network {}, {}",
             other.name, other.subnet

@@ -8,6 +8,7 @@
 mod log;
 pub mod member;
 mod ports;
+pub mod subnets;
 
 use std::fs::File;
 use std::io::{self, Read};
