@@ -424,6 +424,11 @@ impl Agent for Connection {
         Ok(m::ConnectResponse { token, ..m::ConnectResponse::default() })
     }
 
+    async fn forget(&self, _: &TtrpcContext, request: m::ForgetRequest) -> ttrpc::Result<m::Empty> {
+        self.guest_after_hello()?.forget(&request.token);
+        Ok(m::Empty::default())
+    }
+
     async fn timeline(&self, _: &TtrpcContext, _: m::TimelineRequest) -> ttrpc::Result<m::TimelineResponse> {
         let guest = self.guest_after_hello()?;
         let stamp =

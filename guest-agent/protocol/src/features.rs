@@ -61,7 +61,7 @@ pub const COPY: &str = "copy";
 /// `HelloRequest.network`: interfaces, addresses, routes, names.
 pub const NETWORK: &str = "network";
 
-/// `Connect`, `Listen` and `Accept`: connections between the host and a container.
+/// `Connect`, `Listen`, `Accept` and `Forget`: connections between the host and a container.
 pub const RELAYS: &str = "relays";
 
 /// Every feature of the agent built from this tree.

@@ -66,6 +66,13 @@ impl Promises {
         Ok(Promised { token, stream, promises: self.clone() })
     }
 
+    /// The host does not connect the stream of this token: whoever waits for it waits no longer.
+    pub fn forget(&self, token: &[u8]) {
+        if let Ok(token) = Token::try_from(token) {
+            lock(&self.waiting).remove(&token);
+        }
+    }
+
     /// Accepts a connection from the host. Must be called within the event loop.
     pub fn admit(self: &Arc<Self>, connection: OwnedFd) {
         let promises = self.clone();
@@ -212,6 +219,24 @@ mod tests {
             for promised in promised {
                 assert!(promised.stream().await.is_some());
             }
+        });
+    }
+
+    #[test]
+    fn a_token_that_the_host_gives_up_is_waited_for_no_longer() {
+        run(async {
+            let promises = Promises::new(Patience { claim: Duration::MAX, ..Patience::default() });
+            let [given_up, other] = [(); 2].map(|()| promises.promise().expect("a token"));
+            let token = given_up.token();
+            for unknown in [&token[1..], &[0; TOKEN_BYTES]] {
+                promises.forget(unknown);
+            }
+            assert_eq!(lock(&promises.waiting).len(), 2);
+            promises.forget(&token);
+            assert!(given_up.stream().await.is_none());
+            closed(dial(&promises, &token)).await;
+            let _right = dial(&promises, &other.token());
+            assert!(other.stream().await.is_some());
         });
     }
 

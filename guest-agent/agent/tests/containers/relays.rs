@@ -144,6 +144,15 @@ async fn a_container_reaches_the_host_through_a_socket(world: Arc<World>) {
     let inside = UnixStream::connect(&socket).unwrap();
     drop(accept(&world, listener).await.unwrap());
     assert_eq!(reading(inside).await, "");
+    // Or says so, and the container's is closed long before the token expires.
+    let inside = UnixStream::connect(&socket).unwrap();
+    let request = m::AcceptRequest { listener, ..Default::default() };
+    let token = world.client.accept(context(), &request).await.unwrap().token;
+    for token in [vec![], vec![1; 16], token] {
+        let request = m::ForgetRequest { token, ..Default::default() };
+        world.client.forget(context(), &request).await.unwrap();
+    }
+    assert_eq!(reading(inside).await, "");
 
     let port = m::ContainerAddress { port: 7000, ..Default::default() };
     let listener = listen(&world, port).await.unwrap();

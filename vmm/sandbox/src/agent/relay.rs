@@ -60,4 +60,13 @@ impl Agent {
         let answer = self.client.accept(Context::default(), &request).await.map_err(failed("Accept"))?;
         token("Accept", answer.token)
     }
+    /// Gives up a stream whose token is not going to be used: the container's end is closed.
+    ///
+    /// # Errors
+    /// The agent is gone, or from before this call: then the token expires after a minute.
+    pub async fn forget(&self, token: &Token) -> Result<(), AgentError> {
+        let request = wire::ForgetRequest { token: token.to_vec(), ..Default::default() };
+        self.client.forget(context(), &request).await.map_err(failed("Forget"))?;
+        Ok(())
+    }
 }

@@ -124,6 +124,11 @@ impl GuestState {
         }
     }
 
+    /// The host does not connect the stream of this token: its other end is closed.
+    pub(in crate::service) fn forget(&self, token: &[u8]) {
+        self.promises.forget(token);
+    }
+
     /// Joins a container's end with what the host dials with the token that this returns.
     fn promise(&self, stream: Stream, permit: OwnedSemaphorePermit) -> Result<Vec<u8>, ServiceError> {
         let promised = self.promises.promise().map_err(StdioError::Token)?;

@@ -271,11 +271,7 @@ impl Serving {
         let made = match listener::connect(&tally.relay.connect).await {
             Ok(server) => self.join(token, &server).await,
             Err(error) => {
-                // A stream that ends at once closes the container's end.
-                if let Ok((server, far)) = std::os::unix::net::UnixStream::pair() {
-                    drop(far);
-                    let _closed = self.join(token, &server.into()).await;
-                }
+                self.give_up(&token).await;
                 Err(format!("cannot connect to {}: {error}", tally.relay.connect))
             }
         };
@@ -285,7 +281,15 @@ impl Serving {
         }
     }
 
-    /// Gives a socket to the monitor, for the stream of the guest that `token` stands for.
+    /// Closes the container's end of a connection that has no other, which would else be open until
+    /// the token expires.
+    async fn give_up(&self, token: &Token) {
+        // An agent that cannot be told is gone with its container, or waits for that minute.
+        let _told = self.carrier.agent.forget(token).await;
+    }
+
+    /// Gives a socket to the monitor, for the stream of the guest that `token` stands for. If it
+    /// does not take it, the container's end is closed.
     async fn join(&self, token: Token, socket: &OwnedFd) -> Result<(), String> {
         let join = async {
             let theirs = socket.try_clone().map_err(nelly_vmm::machine::ControlError::Talk)?;
@@ -293,8 +297,9 @@ impl Serving {
                 Joins::Monitor(vsock) => vsock.clone(),
                 #[cfg(test)]
                 Joins::Played(takes) => {
-                    takes.send((token, theirs)).expect("the test takes them");
-                    return Ok(());
+                    let gone =
+                        || nelly_vmm::machine::ControlError::Talk(std::io::ErrorKind::BrokenPipe.into());
+                    return Ok(takes.send((token, theirs)).map_err(|_| gone())?);
                 }
             };
             let one = self.asking.acquire().await;
@@ -303,6 +308,9 @@ impl Serving {
             answered(begun?).await?.done()
         };
         let joined: Result<(), SandboxError> = join.await.map_err(what("cannot join a connection"));
+        if joined.is_err() {
+            self.give_up(&token).await;
+        }
         joined.map_err(|error| text::chain(&error))
     }
 }

@@ -22,7 +22,11 @@ struct Played {
     accepted: tokio::sync::Mutex<tokio::sync::mpsc::UnboundedReceiver<u8>>,
     /// Connections to `/slow`, which are never made.
     begun: Arc<AtomicUsize>,
+    forgotten: Forgotten,
 }
+
+/// Tokens that the agent was told to forget.
+type Forgotten = Arc<Mutex<Vec<Vec<u8>>>>;
 
 fn refusal(text: &str) -> ttrpc::Error {
     ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::FAILED_PRECONDITION, text.to_owned()))
@@ -58,6 +62,11 @@ impl agent_service::Agent for Played {
             self.accepted.lock().await.recv().await.ok_or_else(|| refusal("the container has ended"))?;
         Ok(m::ConnectResponse { token: vec![next; 16], ..Default::default() })
     }
+
+    async fn forget(&self, _: &TtrpcContext, request: m::ForgetRequest) -> ttrpc::Result<m::Empty> {
+        self.forgotten.lock().unwrap().push(request.token);
+        Ok(m::Empty::default())
+    }
 }
 
 struct Scene {
@@ -65,8 +74,9 @@ struct Scene {
     /// What the container's processes connect.
     dials: tokio::sync::mpsc::UnboundedSender<u8>,
     begun: Arc<AtomicUsize>,
-    /// What the monitor would get.
-    joined: mpsc::Receiver<(Token, OwnedFd)>,
+    forgotten: Forgotten,
+    /// What the monitor would get; without it, it takes nothing.
+    joined: Option<mpsc::Receiver<(Token, OwnedFd)>>,
     place: tempfile::TempDir,
     _server: Server,
 }
@@ -77,7 +87,12 @@ impl Scene {
         let path = place.path().join("agent");
         let (dials, accepted) = tokio::sync::mpsc::unbounded_channel();
         let begun = Arc::new(AtomicUsize::new(0));
-        let played = Played { accepted: tokio::sync::Mutex::new(accepted), begun: Arc::clone(&begun) };
+        let forgotten = Forgotten::default();
+        let played = Played {
+            accepted: tokio::sync::Mutex::new(accepted),
+            begun: Arc::clone(&begun),
+            forgotten: Arc::clone(&forgotten),
+        };
         let listener = ServerListener::bind_unix(path.to_str().unwrap()).unwrap();
         let mut server =
             Server::new().register_service(create_agent(Arc::new(played))).add_listener(listener);
@@ -85,7 +100,7 @@ impl Scene {
         let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
         let (takes, joined) = mpsc::channel();
         let carrier = Carrier { agent, guest: Joins::Played(takes), id: "c".to_owned() };
-        Self { carrier, dials, begun, joined, place, _server: server }
+        Self { carrier, dials, begun, forgotten, joined: Some(joined), place, _server: server }
     }
 
     async fn serve(&self, relays: &[Relay]) -> Result<Relays, SandboxError> {
@@ -95,7 +110,7 @@ impl Scene {
     /// The next socket for the guest, blocking.
     async fn next(&self) -> (Token, UnixStream) {
         loop {
-            match self.joined.try_recv() {
+            match self.joined.as_ref().unwrap().try_recv() {
                 Ok((token, socket)) => {
                     let stream = UnixStream::from(socket);
                     stream.set_nonblocking(false).unwrap();
@@ -232,10 +247,32 @@ async fn connections_of_a_container_are_joined_with_a_socket_of_the_host() {
     drop(server);
     scene.dials.send(200).unwrap();
     // The container's end is closed at once.
-    let (token, mut guest) = scene.next().await;
-    assert_eq!((token, guest.read(&mut [0]).unwrap()), ([200; 16], 0));
     let state = counted(&relays, 100, 1).await;
     assert!(state.last_failure.contains("server"), "{}", state.last_failure);
+    assert_eq!(*scene.forgotten.lock().unwrap(), [[200; 16]]);
+}
+
+#[tokio::test]
+async fn what_the_monitor_does_not_take_is_closed_in_the_container() {
+    let mut scene = Scene::new().await;
+    let at = |name: &str| scene.place.path().join(name);
+    let server = UnixListener::bind(at("server")).unwrap();
+    let outward = Relay::outward(&format!("80=unix:{}", at("server").display())).unwrap();
+    let (clients, inward) = (at("clients"), inward(&at("clients"), "/served"));
+    let relays = scene.serve(&[inward, outward]).await.unwrap();
+    drop(scene.joined.take());
+    let mut client = nelly_vmm::sys::unix::connect(&clients).unwrap();
+    counted(&relays, 0, 1).await;
+    scene.dials.send(9).unwrap();
+    while relays.states()[1].failed == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(relays.states()[1].last_failure.contains("cannot join"), "{:?}", relays.states());
+    assert_eq!(*scene.forgotten.lock().unwrap(), [[7; 16], [9; 16]]);
+    // Both ends on the host are closed, too.
+    client.set_nonblocking(false).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    assert_eq!(server.accept().unwrap().0.read(&mut [0]).unwrap(), 0);
 }
 
 #[tokio::test]
