@@ -95,6 +95,9 @@ fn network_object(state: &StateResponse) -> Value {
         link => {
             let mut network = json!({ "link": link, "published": state.published,
                 "confinement": state.network_confinement });
+            if state.network_process != 0 {
+                network["process"] = json!(state.network_process);
+            }
             if !state.network_reason.is_empty() {
                 network["reason"] = json!(state.network_reason);
             }
@@ -158,6 +161,19 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_that_runs_says_which_process_serves_it() {
+        let shown = |link: &str, process| {
+            network_object(&StateResponse {
+                network: link.to_owned(),
+                network_process: process,
+                ..Default::default()
+            })
+        };
+        assert_eq!((&shown("up", 77)["process"], shown("", 0)), (&json!(77), Value::Null));
+        assert_eq!(shown("down", 0).get("process"), None);
+    }
 
     #[test]
     fn addresses_are_those_that_the_guest_has() {

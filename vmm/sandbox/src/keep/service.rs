@@ -263,6 +263,7 @@ impl Service for Calls {
             network: network.unwrap_or_default().to_owned(),
             published: usernet.map(Usernet::published).unwrap_or_default(),
             network_reason: usernet.and_then(Usernet::reason).unwrap_or_default(),
+            network_process: usernet.filter(|usernet| usernet.ended().is_none()).map_or(0, Usernet::process),
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             relays: relays.into_iter().map(relay).collect(),
