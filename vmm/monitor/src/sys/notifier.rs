@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// A counter that one side bumps and the other side waits for. Cloning shares it.
@@ -66,6 +67,46 @@ impl Notifier {
         }
     }
 
+    /// [`Self::consume`], where another process has the descriptor, too: it may take the wake-up
+    /// first, and make reads wait (`O_NONBLOCK` is a flag of all its duplicates). This one does not.
+    #[cfg(target_os = "linux")]
+    pub fn consume_shared(&self) -> io::Result<bool> {
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let mut buffer = [0u8; 8];
+        loop {
+            let pieces = &mut [io::IoSliceMut::new(&mut buffer)];
+            // The largest offset stands for none.
+            match preadv2(&self.read, pieces, u64::MAX, ReadWriteFlags::NOWAIT) {
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                // Linux before 5.8.
+                Err(Errno::OPNOTSUPP) => return Ok(self.is_ready(PollFlags::IN)? && self.consume()?),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// [`Self::consume`]: no other process has the descriptor here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn consume_shared(&self) -> io::Result<bool> {
+        self.consume()
+    }
+
+    /// [`Self::notify`], where another process has the descriptor, too: a counter that it has
+    /// filled is a wake-up, and is not waited for. (If it is filled between the look and the write,
+    /// it is: no system call adds to an eventfd and never waits.)
+    pub fn notify_shared(&self) -> io::Result<()> {
+        if self.is_ready(PollFlags::OUT)? { self.notify() } else { Ok(()) }
+    }
+
+    fn is_ready(&self, how: PollFlags) -> io::Result<bool> {
+        let end = if how == PollFlags::OUT { self.write.as_ref().unwrap_or(&self.read) } else { &self.read };
+        let mut looked = [PollFd::new(end, how)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        Ok(rustix::io::retry_on_intr(|| poll(&mut looked, Some(&now)))? > 0)
+    }
+
     /// A second handle on the same counter.
     pub fn try_clone(&self) -> io::Result<Self> {
         let write = self.write.as_ref().map(OwnedFd::try_clone).transpose()?;
@@ -94,5 +135,21 @@ mod tests {
         }
         assert!(notifier.consume().unwrap());
         assert!(!notifier.consume().unwrap());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn another_process_that_makes_it_block_holds_nobody_up() {
+        let notifier = Notifier::new().unwrap();
+        let theirs = notifier.as_fd().try_clone_to_owned().unwrap();
+        rustix::fs::fcntl_setfl(&theirs, rustix::fs::OFlags::empty()).unwrap();
+        assert!(!notifier.consume_shared().unwrap());
+        // As full as it can be.
+        rustix::io::write(&theirs, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        notifier.notify_shared().unwrap();
+        assert!(notifier.consume_shared().unwrap() && !notifier.consume_shared().unwrap());
+        notifier.notify_shared().unwrap();
+        rustix::io::read(&theirs, &mut [0; 8]).unwrap();
+        assert!(!notifier.consume_shared().unwrap());
     }
 }

@@ -385,6 +385,19 @@ impl Bench {
         Self::over(shared_memory(SHARE * device.queue_sizes().len() as u64), device, size, features)
     }
 
+    /// The same in memory of two regions, the second of which begins at `at`.
+    ///
+    /// # Panics
+    /// When the device does not start.
+    pub fn split(device: &mut dyn Device, size: u16, at: u64) -> Self {
+        let bytes = SHARE * device.queue_sizes().len() as u64;
+        let slot = |number, from, to| {
+            Slot::new(number, from, to - from, Backing::SharedFile, false).expect("memory for a test")
+        };
+        let memory = view(&[slot(0, 0, at), slot(1, at, bytes)]).expect("two slots side by side");
+        Self::over(memory, device, size, None)
+    }
+
     fn over(memory: Memory, device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
         let queues = (0..device.queue_sizes().len() as u64)
             .map(|index| DriverQueue::new(&memory, index * SHARE, SHARE, size))

@@ -24,6 +24,7 @@ const KEY_USED: u32 = 3;
 const KEY_BROKEN: u32 = 4;
 const KEYS: u32 = 5;
 const KEY_CONTROL: u32 = u32::MAX;
+const KEY_OWN: u32 = u32::MAX - 1;
 
 /// Bytes that a command stands for: a turn has sixteen.
 const COMMAND_WORK: u64 = crate::virtio::queue::TURN_BYTES / 16;
@@ -51,6 +52,8 @@ struct Pair {
     registered: Option<Interest>,
     /// Somebody else serves the queues, the host's kernel or the peer: what it wakes.
     given: Option<Bells>,
+    /// This worker wants a turn: of frames to the guest, and of those from it.
+    wanted: [bool; 2],
 }
 
 /// By these whoever serves a pair tells of it.
@@ -79,6 +82,11 @@ pub(super) struct NetworkWorker {
     memory: Memory,
     interrupt: Interrupt,
     view: NetworkView,
+    /// Rings for the turns that this worker wants: those who serve queues have the driver's
+    /// doorbells, too, and may make whoever rings them wait.
+    own: Notifier,
+    /// Whose turn is the next of those, two for each pair.
+    next: usize,
 }
 
 impl NetworkWorker {
@@ -102,18 +110,32 @@ impl NetworkWorker {
                     full: false,
                     registered: None,
                     given: None,
+                    wanted: [false; 2],
                 }),
                 (Err(error), _) | (_, Err(error)) if index == 0 => return Err(error),
                 // The driver leaves this pair alone.
                 _ => None,
             });
         }
+        let own = Notifier::new().map_err(ActivateError::Host)?;
         let Some(rest) = rest.take() else {
             return Err(ActivateError::Host(io::Error::other("its last worker has not come back")));
         };
         let control = activation.take_queue(control_index).ok();
         let Activation { features, memory, queues: _, interrupt } = activation;
-        Ok(Self { pairs, control, control_index, queues, rest, features, memory, interrupt, view })
+        Ok(Self {
+            pairs,
+            control,
+            control_index,
+            queues,
+            rest,
+            features,
+            memory,
+            interrupt,
+            view,
+            own,
+            next: 0,
+        })
     }
 
     fn takes(&self) -> Offloads {
@@ -156,7 +178,10 @@ impl NetworkWorker {
         match pair.receive.turn(index, backend, &around)? {
             Turn::Done | Turn::Full => {}
             // What the back end has read ahead shows on no descriptor.
-            Turn::More => pair.receive.queue.doorbell().notify()?,
+            Turn::More => {
+                pair.wanted[0] = true;
+                self.own.notify()?;
+            }
             Turn::Starved => pair.starved = true,
             Turn::Gone(error) => return self.lose(error, registrar),
         }
@@ -175,12 +200,13 @@ impl NetworkWorker {
         }
         match pair.transmit.turn(index, backend, &around)? {
             Turn::Done | Turn::Starved => {}
-            Turn::More => pair.transmit.queue.doorbell().notify()?,
-            Turn::Full => pair.full = true,
-            Turn::Gone(error) => {
-                pair.transmit.queue.doorbell().notify()?;
-                return self.lose(error, registrar);
+            Turn::More => {
+                pair.wanted[1] = true;
+                self.own.notify()?;
             }
+            Turn::Full => pair.full = true,
+            // The rest of its frames is dropped.
+            Turn::Gone(error) => return self.lose(error, registrar),
         }
         self.wait_for(index, registrar)
     }
@@ -232,8 +258,9 @@ impl NetworkWorker {
         self.interrupt.tally().fault(&DeviceFault::Host(error));
         for pair in self.pairs.iter_mut().flatten() {
             pair.full = false;
-            pair.transmit.queue.doorbell().notify()?;
+            pair.wanted[1] = true;
         }
+        self.own.notify()?;
         self.tell_link()
     }
 
@@ -307,13 +334,14 @@ impl NetworkWorker {
     /// Serves a pair here again that somebody else served.
     fn withdraw(&mut self, index: usize, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         let taken = self.take_back(index, registrar);
-        let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
+        let Some(Some(pair)) = self.pairs.get_mut(index) else { return Ok(()) };
         if taken? {
             for (which, queue) in pair.queues() {
                 registrar.add(queue.doorbell().as_fd(), key(index, which), Interest::READ)?;
-                // What the driver rang for in between.
-                queue.doorbell().notify()?;
             }
+            // What the driver rang for in between.
+            pair.wanted = [true; 2];
+            self.own.notify()?;
         }
         Ok(())
     }
@@ -372,13 +400,36 @@ impl NetworkWorker {
             self.offer(index, registrar)?;
             if let Some(pair) = &mut self.pairs[index] {
                 // What came before waits.
-                pair.receive.queue.doorbell().notify()?;
-                pair.transmit.queue.doorbell().notify()?;
+                if pair.given.is_some() {
+                    for (_, queue) in pair.queues() {
+                        queue.doorbell().notify_shared()?;
+                    }
+                }
+                pair.wanted = [pair.given.is_none(); 2];
+                self.own.notify()?;
                 pair.full &= index < wanted;
             }
             self.wait_for(index, registrar)?;
         }
         Ok(true)
+    }
+
+    /// One of the turns that this worker wants; whatever else is ready has its own in between.
+    fn own_turn(&mut self, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
+        self.own.consume()?;
+        let places = 2 * self.pairs.len();
+        let pairs = &mut self.pairs;
+        let mut is_wanted = |place: &usize| match &mut pairs[place / 2] {
+            Some(pair) => std::mem::take(&mut pair.wanted[place % 2]),
+            None => false,
+        };
+        let wanted = (0..places).map(|n| (self.next + n) % places).find(|place| is_wanted(place));
+        let Some(place) = wanted else { return Ok(()) };
+        self.next = place + 1;
+        if self.pairs.iter().flatten().any(|pair| pair.wanted != [false; 2]) {
+            self.own.notify()?;
+        }
+        if place % 2 == 0 { self.receive(place / 2, registrar) } else { self.transmit(place / 2, registrar) }
     }
 
     /// Commands of the driver.
@@ -417,6 +468,7 @@ impl Worker for NetworkWorker {
                 registrar.add(queue.doorbell().as_fd(), key(index, which), Interest::READ)?;
             }
         }
+        registrar.add(self.own.as_fd(), KEY_OWN, Interest::READ)?;
         if let Some(control) = &self.control {
             registrar.add(control.doorbell().as_fd(), KEY_CONTROL, Interest::READ)?;
             control.doorbell().notify()?;
@@ -438,9 +490,10 @@ impl Worker for NetworkWorker {
         }
         let pairs = self.pairs.iter().flatten();
         let queues = pairs.flat_map(|pair| [&pair.receive.queue, &pair.transmit.queue]);
-        for queue in queues.chain(&self.control) {
+        let doorbells = queues.chain(&self.control).map(|queue| queue.doorbell().as_fd());
+        for doorbell in doorbells.chain([self.own.as_fd()]) {
             // A descriptor that was never added is not there any more: what was wanted.
-            let _ = registrar.remove(queue.doorbell().as_fd());
+            let _ = registrar.remove(doorbell);
         }
     }
 
@@ -448,23 +501,26 @@ impl Worker for NetworkWorker {
         if key == KEY_CONTROL {
             return self.command(registrar);
         }
+        if key == KEY_OWN {
+            return self.own_turn(registrar);
+        }
         let index = crate::sys::fits::<_, usize>(key / KEYS, "usize has at least 32 bits");
         let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
         match key % KEYS {
             KEY_RECEIVE => {
-                pair.receive.queue.doorbell().consume()?;
+                pair.receive.queue.doorbell().consume_shared()?;
                 self.receive(index, registrar)
             }
             KEY_TRANSMIT => {
-                pair.transmit.queue.doorbell().consume()?;
+                pair.transmit.queue.doorbell().consume_shared()?;
                 self.transmit(index, registrar)
             }
             KEY_USED => match &pair.given {
-                Some(bells) if bells.used.consume()? => Ok(self.interrupt.used()?),
+                Some(bells) if bells.used.consume_shared()? => Ok(self.interrupt.used()?),
                 _ => Ok(()),
             },
             KEY_BROKEN => match &pair.given {
-                Some(bells) if bells.broken.consume()? => {
+                Some(bells) if bells.broken.consume_shared()? => {
                     Err(DeviceFault::Protocol("whoever serves a pair of queues found its rings broken"))
                 }
                 _ => Ok(()),

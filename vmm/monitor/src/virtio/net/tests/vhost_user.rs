@@ -2,6 +2,7 @@
 //! this project, and by played peers that break the protocol.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,6 +18,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use super::*;
 use crate::config::{FileSource, QueuePairs};
+use crate::sys::receive;
 use crate::virtio::testing::{Bench, Part};
 
 const RINGS: u64 = ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC;
@@ -269,14 +271,28 @@ enum Said {
 
 /// Plays a peer until the connection ends: `say` is asked for each request, by number.
 fn play(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<()>) {
+    let (near, thread, _) = play_with_files(say);
+    (near, thread)
+}
+
+/// The descriptors that came with requests, and the numbers of those.
+type Came = Arc<Mutex<Vec<(u32, OwnedFd)>>>;
+
+/// The same, with the descriptors that come.
+fn play_with_files(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<()>, Came) {
     let (near, mut far) = UnixStream::pair().unwrap();
+    let came = Came::default();
+    let files = Arc::clone(&came);
     let thread = std::thread::spawn(move || {
         loop {
-            let mut head = [0; 12];
-            if far.read_exact(&mut head).is_err() {
-                return;
+            let (mut head, mut arrived) = ([0; 12], Vec::new());
+            match receive(far.as_fd(), &mut head, &mut arrived, 8) {
+                Ok(message) if message.bytes == 0 => return,
+                Ok(message) => far.read_exact(&mut head[message.bytes..]).unwrap(),
+                Err(_) => return,
             }
             let word = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().unwrap());
+            files.lock().unwrap().extend(arrived.into_iter().map(|file| (word(0), file)));
             let mut body = vec![0; word(8) as usize];
             far.read_exact(&mut body).unwrap();
             let asks = matches!(word(0), 1 | 11 | 15 | 17);
@@ -310,7 +326,7 @@ fn play(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<(
             let _ = far.write_all(&[head, words].concat());
         }
     });
-    (near, thread)
+    (near, thread, came)
 }
 
 /// Waits for the end of a connection.
@@ -413,4 +429,55 @@ fn memory_that_is_not_shared_is_not_given_away() {
     assert!(bench.interrupt.tally().faults()[0].first.contains("this process's alone"));
     drop((bench, device));
     thread.join().unwrap();
+}
+
+#[test]
+fn a_peer_that_makes_doorbells_block_holds_nobody_up() {
+    let (near, thread, came) = play_with_files(|_| Said::Right);
+    let cut = near.try_clone().unwrap();
+    let mut net = served(1, near);
+    let block = || {
+        for (request, file) in came.lock().unwrap().drain(..) {
+            // Doorbells of the driver, what interrupts it, what tells that rings are broken.
+            if let 12..=14 = request {
+                rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty()).unwrap();
+            }
+            if request == 12 {
+                rustix::io::read(&file, &mut [0; 8]).unwrap();
+                rustix::io::write(&file, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            }
+        }
+    };
+    let features = net.device.features() | ring::VERSION_1;
+    for _ in 0..3 {
+        block();
+        net.pause(features);
+        assert!(net.view.is_up());
+    }
+    block();
+    // Nor when it ends: the driver's frames are dropped.
+    cut.shutdown(std::net::Shutdown::Both).unwrap();
+    net.bench.wait(Duration::from_secs(10));
+    assert!(!net.view.is_up());
+    net.guest_sends(&header_of(0, 0, 0, 0, 0), &frame(100));
+    assert_eq!(net.view.sent().lost, 1);
+    drop(net);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_ring_over_two_regions_of_memory_is_not_given_away() {
+    for (at, is_up) in [(1 << 20, true), (4096, false)] {
+        // Of 512 entries: the descriptors are two pages.
+        let (near, thread, came) = play_with_files(|_| Said::Right);
+        let (mut device, view) = Network::new(&config(1), vec![near.into()]).unwrap();
+        let bench = Bench::split(&mut device, 512, at);
+        assert_eq!(view.is_up(), is_up);
+        assert_eq!(bench.interrupt.tally().faults().is_empty(), is_up);
+        assert!(!bench.interrupt.needs_reset());
+        drop((bench, device));
+        thread.join().unwrap();
+        let requests: Vec<u32> = came.lock().unwrap().iter().map(|(request, _)| *request).collect();
+        assert_eq!(requests.contains(&12), is_up, "{requests:?}");
+    }
 }
