@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     sys::host::share_one_heap();
+    sys::host::raise_descriptor_limit();
     // What whoever started the command had open is none of a sandbox's business.
     sys::close_all_but(&[]).context("cannot close inherited file descriptors")?;
     let client = UnixStream::from(sys::inherited(0).context("cannot use standard input")?);

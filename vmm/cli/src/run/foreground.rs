@@ -61,6 +61,7 @@ pub(super) async fn foreground(
     recorder: &Recorder,
     listing: &Listing<'_>,
 ) -> Result<(Exit, Option<Finished>)> {
+    nelly_vmm::sys::host::raise_descriptor_limit();
     let (send, requests) = mpsc::unbounded_channel();
     let mut outside = Outside::new(requests, plan.options.common.timeout);
     signals::forward(&send, args.tty)?;

@@ -66,6 +66,7 @@ nelly_vmm::entry!(run, keeping timeline::ORIGIN_VARIABLE);
 fn run(origin: Option<OsString>) -> u8 {
     let recorder = recorder(origin);
     sys::host::share_one_heap();
+    sys::host::raise_descriptor_limit();
     let job = match arguments(std::env::args_os().skip(1)) {
         Ok(job) => job,
         Err(error) => return complain(&format!("{error}; see nelly-monitor --help")),

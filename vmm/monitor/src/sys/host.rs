@@ -73,6 +73,21 @@ pub fn share_one_heap() {
 #[cfg(not(target_env = "gnu"))]
 pub fn share_one_heap() {}
 
+/// Raises the number of descriptors that this process may have as far as it may without privilege:
+/// many sessions begin with 1024, for the sake of select(2). For programs, to be called first in
+/// `main`; what they start inherits it. Libraries should not call it.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Where there is no limit that says how far, as on macOS, whose kernel takes no more.
+    const WITHOUT: u64 = 10_240;
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(WITHOUT);
+    if limit.current.is_some_and(|current| current < most) {
+        // A limit that stays is one that is told of when it is reached.
+        let _kept = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -125,7 +125,9 @@ impl Muxer {
 
     fn join(&mut self, port: u32, prefix: Vec<u8>, stream: UnixStream, reply: Joined) {
         if self.table.is_full() || self.joined >= self.joined_max {
-            return reply.send(Err(io::ErrorKind::QuotaExceeded.into()));
+            let most = self.joined_max.min(self.table.len());
+            let text = format!("the machine has {most} connections of relays, the most that it may have");
+            return reply.send(Err(io::Error::new(io::ErrorKind::QuotaExceeded, text)));
         }
         if prefix.len() > PREFIX_MOST {
             return reply.send(Err(io::ErrorKind::InvalidInput.into()));

@@ -153,10 +153,12 @@ fn joined_streams_leave_places_for_others() {
         let (sender, receiver) = mpsc::channel();
         guest.control.join(5, Vec::new(), far.into(), Box::new(move |result| drop(sender.send(result))));
         guest.pump();
-        receiver.try_recv().unwrap().map(|()| near).map_err(|error| error.kind())
+        receiver.try_recv().unwrap().map(|()| near).map_err(|error| (error.kind(), error.to_string()))
     };
     let mut held: Vec<_> = (0..50).map(|_| join(&mut guest).unwrap()).collect();
-    assert_eq!(join(&mut guest).unwrap_err(), ErrorKind::QuotaExceeded);
+    let (kind, text) = join(&mut guest).unwrap_err();
+    assert_eq!(kind, ErrorKind::QuotaExceeded);
+    assert_eq!(text, "the machine has 50 connections of relays, the most that it may have");
     let _another = joined(&mut guest, 5);
     drop(held.pop());
     while guest.control.connections() > 50 {
