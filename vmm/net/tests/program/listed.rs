@@ -127,7 +127,30 @@ const TESTS: &[(&str, &[&str])] = &[
             "a_port_that_needs_more_rights_says_what_to_do",
         ],
     ),
-    ("a relay whose target is gone", &["a_free_port_is_found_and_told_and_a_target_that_is_gone_is_a_reset"]),
+    (
+        "a relay whose target is gone, or that there is no room for",
+        &[
+            "a_free_port_is_found_and_told_and_a_target_that_is_gone_is_a_reset",
+            "what_the_monitor_does_not_take_is_closed_in_the_container",
+        ],
+    ),
+    (
+        "one name asked for by many at once",
+        &[
+            "the_same_question_of_many_is_asked_once_and_all_are_answered",
+            "who_waits_for_an_answer_that_does_not_come_is_told_and_not_too_many_wait",
+        ],
+    ),
+    (
+        "a peer of vhost-user that breaks the protocol, goes, or makes doorbells block",
+        &[
+            "a_peer_that_does_not_know_the_protocol_is_told_of_at_the_start",
+            "a_peer_that_fails_later_takes_down_the_link_alone",
+            "a_peer_that_makes_doorbells_block_holds_nobody_up",
+            "a_ring_over_two_regions_of_memory_is_not_given_away",
+        ],
+    ),
+    ("a switch in the place of another", &["what_another_switch_has_put_in_its_place_is_let_be"]),
     ("no IPv6 on the host", &["a_family_that_the_host_does_not_have_has_no_addresses"]),
     ("no route", &["a_refusal_is_a_reset_and_an_unreachable_network_is_icmp"]),
     (
