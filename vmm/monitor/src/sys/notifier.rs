@@ -68,7 +68,7 @@ impl Notifier {
     }
 
     /// [`Self::consume`], where another process has the descriptor, too: it may take the wake-up
-    /// first, and make reads wait (`O_NONBLOCK` is a flag of all its duplicates). This one does not.
+    /// first, and make reads wait (`O_NONBLOCK` is a flag of all duplicates). This one does not.
     #[cfg(target_os = "linux")]
     pub fn consume_shared(&self) -> io::Result<bool> {
         use rustix::io::{ReadWriteFlags, preadv2};
