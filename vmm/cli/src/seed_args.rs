@@ -19,11 +19,12 @@ use crate::ssh_dir::SshDir;
 const HEADING: &str = "What cloud-init in the guest is told";
 
 /// The names of these flags for clap: all fields of [`SeedArgs`].
-pub(crate) const SEED_FLAGS: [&str; 14] = [
+pub(crate) const SEED_FLAGS: [&str; 15] = [
     "user",
     "password_file",
     "password_hash",
     "salt",
+    "no_ssh_password",
     "ssh_key",
     "ssh_dir",
     "hostname",
@@ -55,6 +56,9 @@ pub(crate) struct SeedArgs {
     /// Salt for --password-file [default: one of this host's own]
     #[arg(long, value_name = "SALT", requires = "password_file")]
     pub(crate) salt: Option<String>,
+    /// The password is for the console alone: ssh does not take it, also where there is no key
+    #[arg(long)]
+    pub(crate) no_ssh_password: bool,
     /// File of public keys that may log in, such as ~/.ssh/id_ed25519.pub
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(crate) ssh_key: Vec<PathBuf>,
@@ -109,6 +113,7 @@ impl SeedArgs {
             (self.user.is_some(), "--user"),
             (self.password_file.is_some(), "--password-file"),
             (self.password_hash.is_some(), "--password-hash"),
+            (self.no_ssh_password, "--no-ssh-password"),
             (!self.ssh_key.is_empty(), "--ssh-key"),
             (self.ssh_dir.is_some(), "--ssh-dir"),
             (self.hostname.is_some(), "--hostname"),
@@ -140,6 +145,7 @@ impl SeedArgs {
                 .collect::<Result<_, _>>()
                 .of_flag("--package")?,
             commands: self.runcmd.clone(),
+            no_ssh_password: self.no_ssh_password,
             keys: self.keys.clone(),
             growth: if self.no_grow { Growth::Stay } else { Growth::Grow },
             ..Settings::default()

@@ -90,6 +90,16 @@ pub struct Login {
     pub salt: Option<Setting<Salt>>,
 }
 
+impl Login {
+    /// Whether it is the one of the Hydra scripts, which everybody knows. It is for the console
+    /// alone: by ssh, whoever reaches a port of the host would be the guest's root, with the host's
+    /// shared directories before them.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.hash.source == Source::Default
+    }
+}
+
 /// Keys for ssh; those of all fields may log in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -284,7 +294,7 @@ fn password(reader: &mut Reader<'_>) -> Result<Login, HydraError> {
     let text = reader.text("VM_PASSWORD");
     if text.source == Source::Default {
         reader.warn(
-            "the password is the one that everybody knows from the Hydra scripts; set VM_PASSWORD or VM_PASSWORD_ENCRYPTED"
+            "the password is the one that everybody knows from the Hydra scripts, so ssh does not take it; set VM_PASSWORD or VM_PASSWORD_ENCRYPTED, or let a key in by VM_SSH_AUTHORIZED_KEY"
                 .to_owned(),
         );
     }

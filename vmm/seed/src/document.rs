@@ -21,6 +21,8 @@ pub struct Settings {
     pub user: Option<UserName>,
     /// That user's password. Over ssh it is taken only where there are no keys.
     pub password: Option<Password>,
+    /// The password is for the console alone, also where there are no keys.
+    pub no_ssh_password: bool,
     /// Who may log in as that user.
     pub keys: Vec<PublicKey>,
     /// The machine's name.
@@ -187,7 +189,7 @@ impl Settings {
             }
         }
         if self.password.is_some() {
-            set("ssh_pwauth", json!(keys.is_empty()));
+            set("ssh_pwauth", json!(keys.is_empty() && !self.no_ssh_password));
         }
         Ok(())
     }
@@ -300,6 +302,8 @@ mod tests {
         let said = config(&settings);
         assert!(said.get("users").is_none());
         assert_eq!(said["ssh_pwauth"], true);
+        let console = Settings { no_ssh_password: true, ..settings.clone() };
+        assert_eq!(config(&console)["ssh_pwauth"], false);
         assert_eq!(said["chpasswd"]["expire"], false);
         assert!(said["password"].as_str().unwrap().starts_with("$6$s$"));
         settings.password = Some(Password::hashed("$y$j9T$a$b").unwrap());

@@ -124,6 +124,10 @@ impl Line {
         };
         self.shown.push(format!("--password-file <(printf %s {plain})"));
         self.shown.push(format!("--salt {}", quoted(salt.value.as_str())));
+        if login.is_known() {
+            self.words.push("--no-ssh-password".to_owned());
+            self.shown.push("--no-ssh-password".to_owned());
+        }
     }
 
     fn flag(&mut self, flag: &str, value: &str) {
@@ -216,7 +220,7 @@ mod tests {
         assert_eq!(
             image.command(),
             "nelly boot --image image/a,,b.qcow2,overlay=image/isolated-disk.qcow2,size=3G --user hailhydra \
-             --password-file <(printf %s hailhydra) --salt 123456 --ssh-key /me/.ssh/id_ed25519.pub --hostname vm-host \
+             --password-file <(printf %s hailhydra) --salt 123456 --no-ssh-password --ssh-key /me/.ssh/id_ed25519.pub --hostname vm-host \
              --cpus 2 --memory 2G --net user -p 5555:22 --timeout 1h"
         );
         let bare = line(
