@@ -299,7 +299,7 @@ impl Serving {
                 Joins::Played(takes) => {
                     let gone =
                         || nelly_vmm::machine::ControlError::Talk(std::io::ErrorKind::BrokenPipe.into());
-                    return Ok(takes.send((token, theirs)).map_err(|_| gone())?);
+                    return takes.send((token, theirs)).map_err(|_| gone());
                 }
             };
             let one = self.asking.acquire().await;
