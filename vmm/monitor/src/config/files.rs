@@ -63,6 +63,15 @@ impl MachineConfig {
         Ok(self)
     }
 
+    /// Gives each descriptor that it names by number another number.
+    pub fn renumber(&mut self, number: impl Fn(u32) -> u32) {
+        for (_, _, file) in self.files() {
+            if let FileSource::Fd(old) = file {
+                *old = number(*old);
+            }
+        }
+    }
+
     /// Every file with the field that names it and what it is for.
     pub(crate) fn files(&mut self) -> Vec<(String, FileUse, &mut FileSource)> {
         // Taken apart, so that nobody adds a field with a file and forgets it here.
@@ -174,6 +183,9 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         let mut config = machine().with_absolute_paths().unwrap();
         assert_eq!(config.descriptors(), [7, 3, 8, 9, 0]);
+        let mut renumbered = config.clone();
+        renumbered.renumber(|number| number + 20);
+        assert_eq!(renumbered.descriptors(), [27, 23, 28, 29, 20]);
         config.initrd = Some(FileSource::Path("/dev/fd/12".into()));
         assert_eq!(config.descriptors(), [12, 3, 8, 9, 0]);
         config.initrd = None;

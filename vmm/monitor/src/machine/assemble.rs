@@ -21,8 +21,8 @@ use super::vcpu::{self, SharedMachine};
 use super::workers::WorkerThreads;
 use crate::boot::BootError;
 use crate::bus::{BusError, SharedDevice};
-use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, SERIAL_BYTES};
-use crate::hv::{HvError, Hypervisor, Kicker, Vm};
+use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, Platform, SERIAL_BYTES};
+use crate::hv::{HvError, Hypervisor, Kicker, SharedLine, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::state::{Sections, Stateful};
 use crate::timeline::Recorder;
@@ -121,6 +121,8 @@ pub(super) struct Assembled<V> {
     host: Arc<WorkerThreads>,
     /// The devices of the board and the serial port, by the names of their state.
     board: Vec<(&'static str, SharedDevice)>,
+    /// The line of the power button, if the guest knows of one.
+    power_button: Option<SharedLine>,
     /// What a restored machine's hypervisor has not yet taken back.
     saved: Option<Sections>,
     /// Kept for the devices' sake until the last of them is gone.
@@ -165,7 +167,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         let bare = self.create_vm(&plan)?;
         self.restore_memory(&bare.ram, &memory.into())?;
         let mut equipped = self.create_devices(&plan, &bare, devices)?;
-        let beginning = equipped.restore(saved).map_err(RestoreError::State)?;
+        let tells_acpi = self.config.platform == Platform::Acpi;
+        let beginning = equipped.restore(saved, tells_acpi).map_err(RestoreError::State)?;
         self.start(plan, bare, equipped, beginning)
     }
 
@@ -190,7 +193,9 @@ impl<H: Hypervisor> Assembly<'_, H> {
             memory,
             host,
         } = equipped;
-        let Beginning { vcpus, saved, says_kernel } = beginning;
+        let Beginning { vcpus, saved, says_kernel, tells_acpi } = beginning;
+        let power_button = plan.board.power_button().filter(|_| tells_acpi);
+        let power_button = power_button.map(|line| vm.irq_line(line)).transpose()?;
         let recorder = Arc::clone(self.recorder);
         let shared =
             Arc::new(SharedMachine::new(plan.interrupts.vcpus, buses, self.mailbox.clone(), recorder));
@@ -210,6 +215,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             memory,
             host,
             board,
+            power_button,
             saved,
             ram,
             says_kernel,
@@ -274,6 +280,11 @@ impl<V: Vm> Assembled<V> {
                 pump.save_words(state);
             }
         }))
+    }
+
+    /// Presses the power button; `None` if there is none.
+    pub(super) fn press_power_button(&self) -> Option<io::Result<()>> {
+        self.power_button.as_ref().map(|line| line.pulse())
     }
 
     /// Puts a disk into the first empty slot that has a thread for it.
@@ -364,6 +375,7 @@ impl<V: Vm> Assembled<V> {
             memory,
             host,
             board,
+            power_button,
             saved: _,
             ram: _ram,
             says_kernel,
@@ -375,7 +387,7 @@ impl<V: Vm> Assembled<V> {
         for thread in threads {
             drop(thread.join());
         }
-        drop((vsock, memory, transports, board, kickers));
+        drop((vsock, memory, transports, board, power_button, kickers));
         host.join();
         let faults = faults::faults(&interrupts);
         drop(interrupts);

@@ -116,6 +116,24 @@ impl EndReason {
     /// The exit code for everything that is not the guest's doing.
     pub const FAILED: u8 = 125;
 
+    /// Its word in JSON.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::PowerOff => "power_off",
+            Self::Halted => "halted",
+            Self::Reset => "reset",
+            Self::Panic => "panic",
+            Self::TripleFault => "triple_fault",
+            Self::Stopped => "stopped",
+            Self::Killed => "killed",
+            Self::TimeLimit => "time_limit",
+            Self::ReaderGone => "reader_gone",
+            Self::MonitorDied(_) => "monitor_died",
+            Self::Error(_) => "error",
+        }
+    }
+
     /// The exit code of `nelly boot` and of `nelly-monitor` for this end: 0 for power-off, halt,
     /// reset or stop, 137 when it was killed, 141, as of SIGPIPE, when nobody read the console any
     /// more, and the constants above.
@@ -224,4 +242,30 @@ pub enum Event {
     Fault(DeviceFaults),
     /// It ended; nothing follows.
     Ended(Outcome),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_reason_is_that_of_its_json() {
+        for reason in [
+            EndReason::PowerOff,
+            EndReason::Halted,
+            EndReason::Reset,
+            EndReason::Panic,
+            EndReason::TripleFault,
+            EndReason::Stopped,
+            EndReason::Killed,
+            EndReason::TimeLimit,
+            EndReason::ReaderGone,
+            EndReason::MonitorDied("how".into()),
+            EndReason::Error("what".into()),
+        ] {
+            let json = serde_json::to_value(&reason).unwrap();
+            let word = json.as_str().or_else(|| Some(json.as_object()?.keys().next()?));
+            assert_eq!(word, Some(reason.word()));
+        }
+    }
 }

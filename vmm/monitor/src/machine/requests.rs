@@ -50,6 +50,11 @@ impl Holder {
                 reply.done();
                 run.end(Ending::Stop, Some(self));
             }
+            ControlRequest::PowerButton => match run.machine.press_power_button() {
+                Some(Ok(())) => reply.done(),
+                Some(Err(error)) => return Err((reply, error.into())),
+                None => return Err((reply, Refusal::NoButton)),
+            },
             ControlRequest::State => reply.answer(&Answer::State(run.life.state()), None),
             ControlRequest::Counters => reply.answer(&Answer::Counters(run.exits()), None),
             ControlRequest::Inspect => reply.answer(&Answer::Inspection(Box::new(run.inspect())), None),

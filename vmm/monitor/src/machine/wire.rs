@@ -68,6 +68,8 @@ pub(super) enum ControlRequest {
     /// Of a paused machine. Descriptors: the answer, the files for its state and its memory.
     Save,
     Stop,
+    /// Refused of a machine without one.
+    PowerButton,
     State,
     Counters,
     Inspect,
@@ -384,6 +386,7 @@ mod tests {
             ControlRequest::Save,
             ControlRequest::Resume,
             ControlRequest::Stop,
+            ControlRequest::PowerButton,
             ControlRequest::State,
             ControlRequest::Counters,
             ControlRequest::Inspect,

@@ -150,6 +150,8 @@ pub mod layout {
     pub const COM1: u16 = 0x3f8;
     /// Line of the first serial port.
     pub const COM1_LINE: InterruptLine = line(4).expect("an I/O APIC has more than five pins");
+    /// Line of the power button, of machines with ACPI.
+    pub const POWER_BUTTON_LINE: InterruptLine = line(3).expect("an I/O APIC has more than four pins");
     /// Number of the first line of a virtio-mmio transport; transports count up from here, a line
     /// each.
     pub const VIRTIO_LINE: u32 = 5;

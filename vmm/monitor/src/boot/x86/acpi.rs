@@ -2,7 +2,8 @@
 //! DSDT.
 //!
 //! There is no PIC, no PM timer, no system control interrupt: the machine is switched off by the
-//! sleep control register and reset by the reset register. COM1 stands in the DSDT, since without
+//! sleep control register and reset by the reset register. The power button is a device, and a
+//! generic event device (5.6.9) tells of it by a line of its own. COM1 stands in the DSDT, since without
 //! legacy lines a kernel finds no interrupt for it otherwise.
 
 use vm_memory::{Bytes, GuestAddress};
@@ -163,10 +164,27 @@ fn dsdt_body(transports: &[MmioSlot]) -> Result<Vec<u8>, BootError> {
         ];
         devices.extend(aml::device(&format!("VR{number:02X}"), &body.concat()));
     }
+    devices.extend(power_button());
     let off = aml::integer(layout::ACPI_SLEEP_TYPE_S5.into());
     let zero = aml::integer(0);
     let s5 = aml::package(&[off, zero.clone(), zero.clone(), zero]);
     Ok([aml::name("\\_S5_", &s5), aml::scope("\\_SB_", &devices)].concat())
+}
+
+/// The power button (ACPI 6.5, 4.8.2.2.1.2), and the device whose interrupt says that it was
+/// pressed.
+fn power_button() -> Vec<u8> {
+    /// S0 power button pressed (ACPI 6.5, table 5.169).
+    const PRESSED: u8 = 0x80;
+    let button = [aml::name("_HID", &aml::eisa_id(b"PNP0C0C")), aml::name("_UID", &aml::integer(0))];
+    let line = aml::edge_interrupt(layout::POWER_BUTTON_LINE.number());
+    let events = [
+        aml::name("_HID", &aml::string("ACPI0013")),
+        aml::name("_UID", &aml::integer(0)),
+        aml::name("_CRS", &aml::resources(&[line])),
+        aml::method_of_one("_EVT", &aml::notify("_SB_", "PWRB", PRESSED)),
+    ];
+    [aml::device("PWRB", &button.concat()), aml::device("GED0", &events.concat())].concat()
 }
 
 #[cfg(test)]

@@ -113,6 +113,10 @@ fn the_reference_compiler_takes_the_tables() {
         "0xD0012000,         // Address Base",
         "\"LNRO0005\"",
         "Device (VR12)",
+        "EisaId (\"PNP0C0C\")",
+        "\"ACPI0013\"",
+        "Method (_EVT, 1, Serialized)",
+        "Notify (\\_SB.PWRB, 0x80)",
     ] {
         assert!(source.contains(line), "{line} is missing in:\n{source}");
     }

@@ -76,6 +76,17 @@ pub(super) fn edge_interrupt(line: u32) -> Vec<u8> {
     [&[0x89, 6, 0, 0b0011, 1], line.to_le_bytes().as_slice()].concat()
 }
 
+/// `Method (name, 1, Serialized) { body }`.
+pub(super) fn method_of_one(name: Name<'_>, body: &[u8]) -> Vec<u8> {
+    let rest = [name.as_bytes(), &[0b1001], body].concat();
+    [&[0x14], package_length(rest.len()).as_slice(), &rest].concat()
+}
+
+/// `Notify (\scope.device, value)`.
+pub(super) fn notify(scope: Name<'_>, device: Name<'_>, value: u8) -> Vec<u8> {
+    [&[0x86, b'\\', 0x2e], scope.as_bytes(), device.as_bytes(), &integer(value.into())].concat()
+}
+
 /// The length that stands before `body` bytes: it counts itself.
 fn package_length(body: usize) -> Vec<u8> {
     if body + 1 < 0x40 {

@@ -102,6 +102,15 @@ impl Machine {
         self.control.ask(&ControlRequest::Stop, &[])?.done()
     }
 
+    /// Presses the power button, which asks the guest to switch itself off. Whether it does so is
+    /// its own business; in a pause it is told when it runs on.
+    ///
+    /// # Errors
+    /// The guest knows of no button, as without ACPI, or the machine has ended.
+    pub fn press_power_button(&self) -> Result<(), ControlError> {
+        self.control.ask(&ControlRequest::PowerButton, &[])?.done()
+    }
+
     /// Gets the vCPUs out of the guest and parks the devices between requests. Returns when nothing
     /// is in flight.
     pub fn pause(&self) -> Result<(), ControlError> {

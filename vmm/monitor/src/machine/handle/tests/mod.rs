@@ -13,7 +13,7 @@ use super::*;
 use crate::arch::Address;
 use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
-use crate::config::{DiskId, Endpoint, MachineConfig, OnReset, VsockConfig};
+use crate::config::{DiskId, Endpoint, MachineConfig, OnReset, Platform, VsockConfig};
 use crate::hv::fake::{Fake, Step};
 use crate::machine::outcome::{EndReason, Event};
 use crate::machine::{QueueState, Snapshot, server, wire};
@@ -410,6 +410,23 @@ fn what_messages_call_a_file_is_its_path() {
     };
     let text = wire::chain(&error).join(": ");
     assert!(text.contains(path.to_str().unwrap()) && !text.contains("descriptor"), "{text}");
+}
+
+#[test]
+fn the_power_button_is_told_to_a_guest_with_acpi() {
+    let fake = Fake::new();
+    fake.script(0, [Step::WaitForLine(layout::POWER_BUTTON_LINE), off()]);
+    let machine = start(&fake, |config| config.platform = Platform::Acpi);
+    machine.press_power_button().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::PowerOff);
+    let fake = Fake::new();
+    fake.script(0, [Step::WaitForLine(layout::POWER_BUTTON_LINE), off()]);
+    let machine = start(&fake, |config| config.platform = Platform::Mptable);
+    let error = machine.press_power_button().unwrap_err();
+    let error = crate::text::chain(&error);
+    assert!(error.contains("no power button"), "{error}");
+    assert_eq!(fake.record().lines.get(&layout::POWER_BUTTON_LINE), None);
+    machine.kill();
 }
 
 #[test]
