@@ -184,7 +184,7 @@ fn the_agent_answers_again_and_its_container_goes_on() {
         let (config, resources) = machine();
         let sandbox = Sandbox::start(config, resources, out_of_process(), "test").await.unwrap();
         sandbox.run("c", &container(&["sh", "-c", count]), IMAGE_DEVICE, None).await.unwrap().unwrap();
-        let boot_ns = sandbox.greeting().boot_ns;
+        let boot_ns = sandbox.greeting().unwrap().boot_ns;
         let machine_now = sandbox.machine();
         let until = "until [ -e /tmp/n ]; do sleep 0.1; done; cat /tmp/n";
         let before: u64 = output(machine_now, sandbox.agent(), "a", until).await.trim().parse().unwrap();

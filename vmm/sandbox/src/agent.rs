@@ -78,6 +78,11 @@ pub enum AgentError {
         /// This program's build id.
         host: String,
     },
+    /// The guest was booted from a kernel or a disk image of its own.
+    #[error(
+        "a machine of nelly boot has no agent of Nelly, which this needs; `nelly attach` shows its console, and ssh may lead into it"
+    )]
+    Absent,
 }
 
 /// Why a call failed.
@@ -184,7 +189,8 @@ pub struct Greeting {
 /// A connection to the agent, cheap to clone.
 #[derive(Clone)]
 pub struct Agent {
-    client: AgentClient,
+    /// None where no agent runs.
+    client: Option<AgentClient>,
 }
 
 /// The id of a process: a container's first process, or an exec.
@@ -277,7 +283,17 @@ impl Agent {
     pub fn new(stream: UnixStream) -> Result<Self, AgentError> {
         stream.set_nonblocking(true).map_err(AgentError::Connect)?;
         let socket = Socket::try_from(stream).map_err(AgentError::Connect)?;
-        Ok(Self { client: AgentClient::new(Client::new(socket)) })
+        Ok(Self { client: Some(AgentClient::new(Client::new(socket))) })
+    }
+
+    /// The agent of a guest that has none: every call is refused.
+    #[must_use]
+    pub fn absent() -> Self {
+        Self { client: None }
+    }
+
+    fn client(&self) -> Result<&AgentClient, AgentError> {
+        self.client.as_ref().ok_or(AgentError::Absent)
     }
 
     /// The first call. `now_unix_ns` sets the guest's clock; `entropy` (at most 64 bytes) is added
@@ -319,7 +335,7 @@ impl Agent {
             entropy,
             ..Default::default()
         };
-        let response = self.client.hello(context(), &request).await.map_err(failed("Hello"))?;
+        let response = self.client()?.hello(context(), &request).await.map_err(failed("Hello"))?;
         // A program without a build id (plain `cargo build`) is not checked.
         if let Some(host) = BUILD.filter(|host| !response.build.is_empty() && *host != response.build) {
             return Err(AgentError::Build { agent: response.build, host: host.to_owned() });
@@ -369,7 +385,7 @@ impl Agent {
         };
         // New volumes are filled, however much the image has for them.
         let limit = if spec.options.volumes.is_empty() { CALL_NS } else { FILL_NS };
-        let response = self.client.create_container(ttrpc::context::with_timeout(limit), &request).await;
+        let response = self.client()?.create_container(ttrpc::context::with_timeout(limit), &request).await;
         let response = response.map_err(failed("CreateContainer"))?;
         tokens("CreateContainer", &stdio, response.streams.unwrap_or_default())
     }
@@ -380,7 +396,7 @@ impl Agent {
     /// There is no such container, or the connection failed.
     pub async fn first_process(&self, container: &str) -> Result<Option<u32>, AgentError> {
         let request = wire::StateRequest { container_id: container.to_owned(), ..Default::default() };
-        let response = self.client.state(context(), &request).await.map_err(failed("State"))?;
+        let response = self.client()?.state(context(), &request).await.map_err(failed("State"))?;
         let runs = |state: &&wire::ContainerState| {
             state.id == container && state.status == wire::container_state::Status::RUNNING.into()
         };
@@ -396,7 +412,7 @@ impl Agent {
         let request =
             wire::StartContainerRequest { container_id: container.to_owned(), ..Default::default() };
         let response =
-            self.client.start_container(context(), &request).await.map_err(failed("StartContainer"))?;
+            self.client()?.start_container(context(), &request).await.map_err(failed("StartContainer"))?;
         Ok(started(response))
     }
 
@@ -421,7 +437,7 @@ impl Agent {
             stdio: Some(stdio.clone()).into(),
             ..Default::default()
         };
-        let mut response = self.client.exec(context(), &request).await.map_err(failed("Exec"))?;
+        let mut response = self.client()?.exec(context(), &request).await.map_err(failed("Exec"))?;
         let given = response.streams.take().unwrap_or_default();
         match started(response) {
             Ok(_) => tokens("Exec", &stdio, given).map(Ok),
@@ -439,7 +455,7 @@ impl Agent {
             exec_id: id.exec.to_owned(),
             ..Default::default()
         };
-        self.client.wait(Context::default(), &request).await.map_err(failed("Wait"))
+        self.client()?.wait(Context::default(), &request).await.map_err(failed("Wait"))
     }
 
     /// Deletes the result of an exec, which [`Agent::wait`] returns until then.
@@ -452,7 +468,7 @@ impl Agent {
             exec_id: exec.to_owned(),
             ..Default::default()
         };
-        self.client.delete_exec(context(), &request).await.map_err(failed("DeleteExec"))?;
+        self.client()?.delete_exec(context(), &request).await.map_err(failed("DeleteExec"))?;
         Ok(())
     }
 
@@ -467,7 +483,7 @@ impl Agent {
             signal,
             ..Default::default()
         };
-        self.client.signal(context(), &request).await.map_err(failed("Signal"))?;
+        self.client()?.signal(context(), &request).await.map_err(failed("Signal"))?;
         Ok(())
     }
 
@@ -484,7 +500,7 @@ impl Agent {
             group: true,
             ..Default::default()
         };
-        self.client.signal(context(), &request).await.map_err(failed("Signal"))?;
+        self.client()?.signal(context(), &request).await.map_err(failed("Signal"))?;
         Ok(())
     }
 
@@ -500,7 +516,7 @@ impl Agent {
             columns: columns.into(),
             ..Default::default()
         };
-        self.client.resize_pty(context(), &request).await.map_err(failed("ResizePty"))?;
+        self.client()?.resize_pty(context(), &request).await.map_err(failed("ResizePty"))?;
         Ok(())
     }
 
@@ -510,7 +526,7 @@ impl Agent {
     /// There is no such container.
     pub async fn stats(&self, container: &str) -> Result<wire::StatsResponse, AgentError> {
         let request = wire::StatsRequest { container_id: container.to_owned(), ..Default::default() };
-        self.client.stats(context(), &request).await.map_err(failed("Stats"))
+        self.client()?.stats(context(), &request).await.map_err(failed("Stats"))
     }
 
     /// Sets the limit of a container's memory in bytes, or removes it.
@@ -524,7 +540,7 @@ impl Agent {
             memory_limit_bytes: limit.unwrap_or(0),
             ..Default::default()
         };
-        let answer = self.client.update_container(context(), &request).await;
+        let answer = self.client()?.update_container(context(), &request).await;
         answer.map(drop).map_err(failed("UpdateContainer"))
     }
 
@@ -535,7 +551,7 @@ impl Agent {
     pub async fn timeline(&self) -> Result<GuestStamps, AgentError> {
         let context = ttrpc::context::with_timeout(TIMELINE_NS);
         let request = wire::TimelineRequest::default();
-        let response = self.client.timeline(context, &request).await.map_err(failed("Timeline"))?;
+        let response = self.client()?.timeline(context, &request).await.map_err(failed("Timeline"))?;
         let plain =
             |stamps: Vec<wire::GuestStamp>| stamps.into_iter().map(|stamp| (stamp.name, stamp.at)).collect();
         Ok(GuestStamps {
@@ -554,7 +570,7 @@ impl Agent {
     pub async fn probe_devices(&self) -> Result<Vec<GuestDisk>, AgentError> {
         let request = wire::ProbeDevicesRequest::default();
         let response =
-            self.client.probe_devices(context(), &request).await.map_err(failed("ProbeDevices"))?;
+            self.client()?.probe_devices(context(), &request).await.map_err(failed("ProbeDevices"))?;
         let disk = |wire::Disk { id, device, bytes, .. }| GuestDisk { id, device, bytes };
         Ok(response.disks.into_iter().map(disk).collect())
     }
@@ -565,7 +581,7 @@ impl Agent {
     /// There is no such disk, or it is in use.
     pub async fn release_disk(&self, id: &str) -> Result<(), AgentError> {
         let request = wire::ReleaseDeviceRequest { disk: id.to_owned(), ..Default::default() };
-        self.client.release_device(context(), &request).await.map_err(failed("ReleaseDevice"))?;
+        self.client()?.release_device(context(), &request).await.map_err(failed("ReleaseDevice"))?;
         Ok(())
     }
 
@@ -579,16 +595,16 @@ impl Agent {
         let (call, answer) = match what {
             Inspection::Processes => {
                 let request = wire::ProcessesRequest { container_id, ..Default::default() };
-                ("Processes", self.client.processes(context(), &request).await)
+                ("Processes", self.client()?.processes(context(), &request).await)
             }
             Inspection::Changes => {
                 let request = wire::ChangesRequest { container_id, ..Default::default() };
-                ("Changes", self.client.changes(context(), &request).await)
+                ("Changes", self.client()?.changes(context(), &request).await)
             }
             Inspection::CopyOut(CopySource { path, follow, sparse }) => {
                 let request =
                     wire::CopyOutRequest { container_id, path, follow, sparse, ..Default::default() };
-                ("CopyOut", self.client.copy_out(context(), &request).await)
+                ("CopyOut", self.client()?.copy_out(context(), &request).await)
             }
             Inspection::CopyIn(CopyTarget { path, name, directory, contents, archive, tar }) => {
                 let request = wire::CopyInRequest {
@@ -601,7 +617,7 @@ impl Agent {
                     tar,
                     ..Default::default()
                 };
-                ("CopyIn", self.client.copy_in(context(), &request).await)
+                ("CopyIn", self.client()?.copy_in(context(), &request).await)
             }
         };
         let answer = answer.map_err(failed(call))?;
@@ -617,7 +633,7 @@ impl Agent {
     pub async fn shutdown(&self, grace_ms: u32) -> Result<(), AgentError> {
         let request = wire::ShutdownRequest { grace_ms, ..Default::default() };
         let context = ttrpc::context::with_timeout(CALL_NS + i64::from(grace_ms) * 1_000_000);
-        match self.client.shutdown(context, &request).await {
+        match self.client()?.shutdown(context, &request).await {
             Ok(_)
             | Err(
                 ttrpc::Error::Socket(_)

@@ -212,5 +212,6 @@ fn record(
         stop_signal: kept.stop_signal.unwrap_or_else(|| Signal::stops(&config)).number(),
         stop_grace_ms: kept.stop_grace_ms,
         storage_bytes: 0,
+        boot: None,
     })
 }

@@ -71,7 +71,7 @@ pub(super) async fn foreground(
         Ok(sandbox) => sandbox?,
         Err(exit) => return Ok((exit, None)),
     };
-    tracing::info!(kernel = sandbox.greeting().kernel_release, "the agent is ready");
+    tracing::info!(kernel = ?sandbox.greeting().map(|agent| &agent.kernel_release), "the agent is ready");
     let sandbox = Arc::new(sandbox);
     let mut listed = None;
     // Runs that are measured are not listed: nothing shall happen beside them.

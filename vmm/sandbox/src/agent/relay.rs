@@ -33,7 +33,7 @@ impl Agent {
             address: Some(address(to)).into(),
             ..Default::default()
         };
-        let answer = self.client.connect(context(), &request).await.map_err(failed("Connect"))?;
+        let answer = self.client()?.connect(context(), &request).await.map_err(failed("Connect"))?;
         token("Connect", answer.token)
     }
 
@@ -48,7 +48,7 @@ impl Agent {
             address: Some(address(at)).into(),
             ..Default::default()
         };
-        Ok(self.client.listen(context(), &request).await.map_err(failed("Listen"))?.listener)
+        Ok(self.client()?.listen(context(), &request).await.map_err(failed("Listen"))?.listener)
     }
 
     /// Waits for the next connection to a listener. Returns the token of the stream to it.
@@ -57,7 +57,7 @@ impl Agent {
     /// There is no such listener, as after the container's end.
     pub async fn accept(&self, listener: u32) -> Result<Token, AgentError> {
         let request = wire::AcceptRequest { listener, ..Default::default() };
-        let answer = self.client.accept(Context::default(), &request).await.map_err(failed("Accept"))?;
+        let answer = self.client()?.accept(Context::default(), &request).await.map_err(failed("Accept"))?;
         token("Accept", answer.token)
     }
     /// Gives up a stream whose token is not going to be used: the container's end is closed.
@@ -66,7 +66,7 @@ impl Agent {
     /// The agent is gone, or from before this call: then the token expires after a minute.
     pub async fn forget(&self, token: &Token) -> Result<(), AgentError> {
         let request = wire::ForgetRequest { token: token.to_vec(), ..Default::default() };
-        self.client.forget(context(), &request).await.map_err(failed("Forget"))?;
+        self.client()?.forget(context(), &request).await.map_err(failed("Forget"))?;
         Ok(())
     }
 }

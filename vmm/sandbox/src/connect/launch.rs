@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::spec::{ShareError, shares};
 use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord};
-use crate::wire::order::{Answer, ClientEnds, Files, Last, Order};
+use crate::wire::order::{Answer, ClientEnds, ContainerFiles, Files, Last, MachineFiles, Order};
 
 /// Why a sandbox was not started.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +112,8 @@ pub fn open_files(
     };
     let shares = shares::open(&record.container.options.shares)?;
     let (lock, client) = (Some(lock.into_fd()), ClientEnds::default());
-    Ok(Files { lock, kernel, initrd, disks, storage, shares, client })
+    let machine = MachineFiles::Container(ContainerFiles { kernel, initrd, disks, storage, shares });
+    Ok(Files { lock, machine, client })
 }
 
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
@@ -140,9 +141,7 @@ pub fn launch(
         schema: Order::SCHEMA,
         sandboxes: sandboxes.to_owned(),
         id,
-        disks: files.disks.len(),
-        storage: files.storage.is_some(),
-        shares: files.shares.len(),
+        machine: files.machine.order(),
         client: files.client(),
         size,
     };

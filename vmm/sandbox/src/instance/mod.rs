@@ -117,10 +117,12 @@ pub struct Streams {
     pub stderr: Option<UnixStream>,
 }
 
-/// A running machine whose agent has answered. Dropping it ends the machine and everything in it.
+/// A running machine whose agent has answered, if its guest has one. Dropping it ends the machine
+/// and everything in it.
 pub struct Sandbox {
     agent: Agent,
-    greeting: Greeting,
+    /// None of a guest without an agent.
+    greeting: Option<Greeting>,
     machine: Arc<Machine>,
     process: Process,
     recorder: Arc<Recorder>,
@@ -186,7 +188,7 @@ impl Sandbox {
         recorder.stamp(name::READY);
         Ok(Self {
             agent,
-            greeting,
+            greeting: Some(greeting),
             machine: machine.disarm(),
             process,
             recorder: Arc::new(recorder),
@@ -195,6 +197,61 @@ impl Sandbox {
             #[cfg(test)]
             dials: None,
         })
+    }
+
+    /// Starts a machine whose guest has no agent: it runs when this returns. Dropping the future
+    /// kills the machine.
+    ///
+    /// # Errors
+    /// The machine or its network did not start.
+    pub async fn boot(
+        config: MachineConfig,
+        resources: Resources,
+        isolation: Isolation,
+        usernet: Option<Usernet>,
+    ) -> Result<Self, SandboxError> {
+        let recorder = Recorder::new(now_ns());
+        let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
+        let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
+        let process = Process::of(&machine).map_err(host("cannot watch the monitor"))?;
+        let runs = async {
+            started(&machine, answer, &recorder).await?;
+            match &usernet {
+                Some(usernet) => Ok(usernet.ready().await?),
+                None => Ok::<_, SandboxError>(()),
+            }
+        };
+        match process.during(runs).await {
+            Err(Gone) => return Err(ended(&machine).await),
+            Ok(runs) => runs?,
+        }
+        Ok(Self {
+            agent: Agent::absent(),
+            greeting: None,
+            machine: machine.disarm(),
+            process,
+            recorder: Arc::new(recorder),
+            usernet,
+            relays: Mutex::default(),
+            #[cfg(test)]
+            dials: None,
+        })
+    }
+
+    /// Presses the power button of the machine, which asks its guest to switch itself off.
+    ///
+    /// # Errors
+    /// The machine has no button, or has ended.
+    pub async fn press_power_button(&self) -> Result<(), SandboxError> {
+        let asked = Arc::clone(&self.machine);
+        let pressed = blocking(move || asked.press_power_button());
+        self.during(async { pressed.await.map_err(what("cannot press the machine's power button")) }).await
+    }
+
+    /// Waits for the machine's end, whoever brings it about.
+    pub async fn outcome(&self) -> Outcome {
+        let asked = Arc::clone(&self.machine);
+        blocking(move || asked.wait()).await
     }
 
     /// Takes this side's stamps; the first of a name counts.
@@ -299,10 +356,10 @@ impl Sandbox {
         self.usernet.as_ref()
     }
 
-    /// What the agent said of itself.
+    /// What the agent said of itself; none of a guest without one.
     #[must_use]
-    pub fn greeting(&self) -> &Greeting {
-        &self.greeting
+    pub fn greeting(&self) -> Option<&Greeting> {
+        self.greeting.as_ref()
     }
 
     /// The agent, for calls that need no streams.
@@ -495,6 +552,21 @@ impl Sandbox {
     }
 }
 
+/// Waits for the answer to a machine's start.
+async fn started(
+    machine: &Arc<Machine>,
+    answer: Result<Pending, ControlError>,
+    recorder: &Recorder,
+) -> Result<(), SandboxError> {
+    let answer = async { answered(answer?).await?.done() };
+    if let Err(error) = answer.await {
+        let failed = Arc::clone(machine);
+        return Err(blocking(move || failed.failed_to_start(error)).await.into());
+    }
+    recorder.stamp_at(name::MONITOR_SPAWNED, machine.spawned_ns());
+    Ok(())
+}
+
 /// Waits for a machine's agent, and greets it.
 async fn greet(
     machine: &Arc<Machine>,
@@ -504,12 +576,7 @@ async fn greet(
 ) -> Result<(Agent, Greeting), SandboxError> {
     // Asked for before the first answer is there: neither request finds the connection full.
     let ready = machine.vsock().begin_listen(ports::READY_PORT);
-    let started = async { answered(answer?).await?.done() };
-    if let Err(error) = started.await {
-        let failed = Arc::clone(machine);
-        return Err(blocking(move || failed.failed_to_start(error)).await.into());
-    }
-    recorder.stamp_at(name::MONITOR_SPAWNED, machine.spawned_ns());
+    started(machine, answer, recorder).await?;
     let ready = async {
         let (ready, listening) = ready?;
         answered(listening).await?.done()?;
@@ -574,12 +641,11 @@ fn entropy() -> io::Result<Vec<u8>> {
 impl Sandbox {
     /// A machine whose agent is played by a test.
     pub(crate) fn played(agent: Agent, machine: Machine) -> Self {
-        let greeting = Greeting { kernel_release: String::new(), boot_ns: 0, ready_ns: 0 };
         let process = Process::of(&machine).expect("a descriptor");
         let recorder = Arc::new(Recorder::new(now_ns()));
         Self {
             agent,
-            greeting,
+            greeting: None,
             machine: Arc::new(machine),
             process,
             recorder,

@@ -97,6 +97,7 @@ impl Listed {
             memory: record.machine.memory_bytes,
             size: None,
             foreground: true,
+            booted: false,
         };
         let state = SandboxState {
             status: Status::Running,

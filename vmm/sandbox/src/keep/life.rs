@@ -18,7 +18,7 @@ use crate::spec::ContainerSpec;
 use crate::spec::machine::IMAGE_DEVICE;
 use crate::state::Timestamp;
 use crate::state::outcome;
-use crate::state::record::Status;
+use crate::state::record::{HealthRecord, Status};
 use crate::wire::frames::Source;
 use crate::wire::holder;
 
@@ -117,7 +117,7 @@ impl Keeper {
         requests: &mut UnboundedReceiver<Request>,
         begun: &mut Option<impl FnOnce(Begun)>,
     ) -> (Ended, Duration) {
-        let mut ran = Duration::ZERO;
+        let ran = Duration::ZERO;
         self.forget_containers();
         // Dropping an attempt kills its machine.
         let sandbox = tokio::select! {
@@ -131,53 +131,14 @@ impl Keeper {
         };
         let monitor = sandbox.machine().process_id().and_then(|pid| holder::of(pid).ok());
         self.change(|state| state.monitor = monitor);
-        let container = self.started_now();
-        let run = sandbox.run(&self.kept.id, &container, IMAGE_DEVICE, self.kept.size);
-        let streams = tokio::select! {
-            biased;
-            streams = run => streams,
-            () = self.stopped(requests) => {
-                sandbox.machine().kill();
-                return (killed(), ran);
-            }
+        let lived = if self.kept.booted {
+            self.live_booted(&sandbox, requests, begun).await
+        } else {
+            self.live(&sandbox, requests, begun).await
         };
-        let ended = match streams {
-            Ok(Ok(streams)) => match self.connect(streams).await {
-                Ok(pumps) => {
-                    *self.sandbox() = Some(Arc::clone(&sandbox));
-                    self.catch_up(&sandbox, &container).await;
-                    let health = self.first_health();
-                    self.change(|state| {
-                        state.status = Status::Running;
-                        state.health = health;
-                        state.network = network::state(&sandbox);
-                        state.started_at = Some(Timestamp::now());
-                        state.exit = None;
-                        state.detail.clear();
-                    });
-                    if let Some(begun) = begun.take() {
-                        begun(Ok(()));
-                    }
-                    let began = Instant::now();
-                    let watched = (self.watch_health(&sandbox), self.watch_network(&sandbox));
-                    let ended = self.attend(&sandbox, requests).await;
-                    drop(watched);
-                    // They are the first container's, however long others run.
-                    sandbox.end_relays();
-                    self.forget_health();
-                    ran = began.elapsed();
-                    self.drain(pumps, &sandbox, requests).await;
-                    self.last_container(&sandbox, requests).await;
-                    ended
-                }
-                Err(error) => Ended::new(
-                    outcome::FAILED,
-                    "failed",
-                    format!("cannot read the container's output: {error}"),
-                ),
-            },
-            Ok(Err(failure)) => not_started(&failure),
-            Err(error) => failed(&sandbox.explain(error).await),
+        let Some((ended, ran)) = lived else {
+            sandbox.machine().kill();
+            return (killed(), Duration::ZERO);
         };
         self.change(|state| {
             state.status = Status::Stopping;
@@ -197,6 +158,73 @@ impl Keeper {
         (ended, ran)
     }
 
+    /// Runs the container to its end; and how long it ran. `None`: somebody asked for the end before.
+    async fn live(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        requests: &mut UnboundedReceiver<Request>,
+        begun: &mut Option<impl FnOnce(Begun)>,
+    ) -> Option<(Ended, Duration)> {
+        let mut ran = Duration::ZERO;
+        let container = self.started_now();
+        let run = sandbox.run(&self.kept.id, &container, IMAGE_DEVICE, self.kept.size);
+        let streams = tokio::select! {
+            biased;
+            streams = run => streams,
+            () = self.stopped(requests) => return None,
+        };
+        let ended = match streams {
+            Ok(Ok(streams)) => match self.connect(streams).await {
+                Ok(pumps) => {
+                    *self.sandbox() = Some(Arc::clone(sandbox));
+                    self.catch_up(sandbox, &container).await;
+                    let health = self.first_health();
+                    self.runs(sandbox, health, begun);
+                    let began = Instant::now();
+                    let watched = (self.watch_health(sandbox), self.watch_network(sandbox));
+                    let ended = self.attend(sandbox, requests).await;
+                    drop(watched);
+                    // They are the first container's, however long others run.
+                    sandbox.end_relays();
+                    self.forget_health();
+                    ran = began.elapsed();
+                    self.drain(pumps, sandbox, requests).await;
+                    self.last_container(sandbox, requests).await;
+                    ended
+                }
+                Err(error) => Ended::new(
+                    outcome::FAILED,
+                    "failed",
+                    format!("cannot read the container's output: {error}"),
+                ),
+            },
+            Ok(Err(failure)) => not_started(&failure),
+            Err(error) => failed(&sandbox.explain(error).await),
+        };
+        Some((ended, ran))
+    }
+
+    /// Writes down and tells that it runs.
+    pub(super) fn runs(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        health: Option<HealthRecord>,
+        begun: &mut Option<impl FnOnce(Begun)>,
+    ) {
+        *self.sandbox() = Some(Arc::clone(sandbox));
+        self.change(|state| {
+            state.status = Status::Running;
+            state.health = health;
+            state.network = network::state(sandbox);
+            state.started_at = Some(Timestamp::now());
+            state.exit = None;
+            state.detail.clear();
+        });
+        if let Some(begun) = begun.take() {
+            begun(Ok(()));
+        }
+    }
+
     /// Sets a limit that was asked for while the container was started with another.
     async fn catch_up(&self, sandbox: &Sandbox, started: &ContainerSpec) {
         let limit = self.started_now().options.memory_limit;
@@ -207,7 +235,10 @@ impl Keeper {
     }
 
     /// Takes the container's streams.
-    async fn connect(self: &Arc<Self>, streams: Streams) -> std::io::Result<JoinSet<std::io::Result<()>>> {
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        streams: Streams,
+    ) -> std::io::Result<JoinSet<std::io::Result<()>>> {
         let mut pumps = JoinSet::new();
         let Streams { stdin, stdout, stderr } = streams;
         if let Some(stream) = stdin {
@@ -227,7 +258,7 @@ impl Keeper {
 
     /// Waits for the rest of the output. A machine that has ended without a word says no more; a
     /// client that reads slowly is waited for until somebody asks for the end.
-    async fn drain(
+    pub(super) async fn drain(
         &self,
         mut pumps: JoinSet<std::io::Result<()>>,
         sandbox: &Sandbox,
@@ -340,7 +371,7 @@ fn killed() -> Ended {
     Ended::new(Signal::KILL.exit_code(), "killed", "it was stopped before its container ran")
 }
 
-fn failed(error: &SandboxError) -> Ended {
+pub(super) fn failed(error: &SandboxError) -> Ended {
     Ended::new(outcome::FAILED, "failed", text::chain(error))
 }
 

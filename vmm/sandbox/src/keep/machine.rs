@@ -11,35 +11,68 @@ use nelly_vmm::machine::{Isolation, Resources};
 
 use super::Start;
 use crate::instance::{Guest, Sandbox, SandboxError};
-use crate::network::{Site, attach};
+use crate::network::{Site, Usernet, attach};
 use crate::spec::MachineSpec;
 use crate::state::SandboxRecord;
 use crate::state::record::MachineRecord;
-use crate::wire::order::Files;
+use crate::wire::order::{BootFiles, ContainerFiles, MachineFiles};
 
 /// What starts the machine of this record.
 #[must_use]
 pub(super) fn start(
     record: SandboxRecord,
-    files: Files,
+    files: MachineFiles,
     networks: PathBuf,
     environment: impl Fn(&str) -> Option<PathBuf> + 'static,
 ) -> Start {
     Box::new(move || {
         let site = Site { networks: networks.clone(), environment: &environment };
-        let made = machine(&record, &files, &site);
         let isolation = Isolation::Process { monitor: record.machine.monitor.clone() };
-        Box::pin(async move {
-            let (config, resources, guest) = made?;
-            Sandbox::start(config, resources, isolation, guest).await
-        })
+        match &files {
+            MachineFiles::Container(files) => {
+                let made = container(&record, files, &site);
+                Box::pin(async move {
+                    let (config, resources, guest) = made?;
+                    Sandbox::start(config, resources, isolation, guest).await
+                })
+            }
+            MachineFiles::Boot(files) => {
+                let made = boot(&record, files, &site);
+                Box::pin(async move {
+                    let (config, resources, usernet) = made?;
+                    Sandbox::boot(config, resources, isolation, usernet).await
+                })
+            }
+        }
     })
+}
+
+fn failed(source: io::Error) -> SandboxError {
+    SandboxError::Host { what: "cannot make the machine", source }
+}
+
+/// A machine of `nelly boot`. Its disks keep the locks of their files for all of its starts.
+fn boot(
+    record: &SandboxRecord,
+    boot: &BootFiles,
+    site: &Site<'_>,
+) -> Result<(MachineConfig, Resources, Option<Usernet>), SandboxError> {
+    let (mut config, mut resources) = (boot.config.clone(), Resources::new());
+    // First, for the configuration counts through them.
+    for file in &boot.files {
+        resources.add(file.try_clone().map_err(failed)?);
+    }
+    let MachineRecord { network, usernet, .. } = &record.machine;
+    let who = (&*record.id.to_string(), record.name.as_str());
+    let attached = attach(network, usernet.as_deref(), who, &mut resources, (site, None))?;
+    config.networks.extend(attached.device);
+    config.validate().map_err(|error| failed(io::Error::other(error)))?;
+    Ok((config, resources, attached.usernet))
 }
 
 type Made = (MachineConfig, Resources, Guest);
 
-fn machine(record: &SandboxRecord, files: &Files, site: &Site<'_>) -> Result<Made, SandboxError> {
-    let failed = |source| SandboxError::Host { what: "cannot make the machine", source };
+fn container(record: &SandboxRecord, files: &ContainerFiles, site: &Site<'_>) -> Result<Made, SandboxError> {
     let mut resources = Resources::new();
     let kernel = resources.add(files.kernel.try_clone().map_err(failed)?);
     let initrd = resources.add(files.initrd.try_clone().map_err(failed)?);

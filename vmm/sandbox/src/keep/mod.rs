@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod backoff;
+mod boot;
 pub mod containers;
 pub mod execs;
 pub mod foreground;
@@ -70,6 +71,8 @@ pub struct Kept {
     pub size: Option<(u16, u16)>,
     /// Its streams are those of the process that holds it.
     pub foreground: bool,
+    /// It is no container: its machine is one of `nelly boot`, whose serial port is its terminal.
+    pub booted: bool,
 }
 
 /// How a sandbox ended.

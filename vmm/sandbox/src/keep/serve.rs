@@ -73,6 +73,7 @@ pub async fn serve(
         memory: record.machine.memory_bytes,
         size: order.size,
         foreground: false,
+        booted: record.boot.is_some(),
     };
     let (id, auto_remove, terminal) = (record.id, record.auto_remove, record.container.process.terminal);
     let before = shared.0.state().unwrap_or_else(|_damaged| SandboxState::created());
@@ -123,7 +124,7 @@ pub async fn serve(
     };
     // Beside the sandboxes.
     let networks = order.sandboxes.with_file_name("networks");
-    let start = machine::start(record, files, networks, environment);
+    let start = machine::start(record, files.machine, networks, environment);
     let ended = keeper.run(&start, &mut requests, begun).await;
     if order.client.any() {
         let Ended { exit, detail } = ended;

@@ -46,6 +46,9 @@ pub(super) fn refused(error: &SandboxError) -> ttrpc::Error {
         SandboxError::Agent(AgentError::Call { source: CallError::Refused(message), .. }) => {
             status(Code::FAILED_PRECONDITION, message.clone())
         }
+        SandboxError::Agent(error @ AgentError::Absent) => {
+            status(Code::FAILED_PRECONDITION, error.to_string())
+        }
         error => status(Code::INTERNAL, text::chain(error)),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use async_trait::async_trait;
 use nelly_protocol::messages as m;
 use nelly_protocol::service::{self as agent_service, create_agent};
+use nelly_vmm::config::Platform;
 use nelly_vmm::machine::{Isolation, Machine};
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -284,8 +285,22 @@ struct Scene {
 
 impl Scene {
     fn new(script: Script, restart: RestartPolicy, grace: Duration) -> (Self, impl Future<Output = Ended>) {
+        Self::of(script, restart, grace, None)
+    }
+
+    /// A machine of `nelly boot`, described to its guest in this way.
+    fn booted(platform: Platform, grace: Duration) -> (Self, impl Future<Output = Ended>) {
+        Self::of(Script::default(), RestartPolicy::No, grace, Some(platform))
+    }
+
+    fn of(
+        script: Script,
+        restart: RestartPolicy,
+        grace: Duration,
+        booted: Option<Platform>,
+    ) -> (Self, impl Future<Output = Ended>) {
         let mut container = container();
-        container.process.stdin = true;
+        (container.process.stdin, container.process.terminal) = (true, booted.is_some());
         container.options.health.clone_from(&script.health);
         container.options.relays.clone_from(&script.relays);
         // A guest that answers is never given up because this machine is busy.
@@ -301,6 +316,7 @@ impl Scene {
             memory: MemorySize::default(),
             size: None,
             foreground: false,
+            booted: booted.is_some(),
         };
         let written = Arc::new(Mutex::new(Vec::new()));
         let writes = Arc::clone(&written);
@@ -328,7 +344,10 @@ impl Scene {
             begun: Arc::clone(&begun),
         };
         let life = async move {
-            let start: Start = Box::new(move || Box::pin(Arc::clone(&guests).start()));
+            let start: Start = Box::new(move || match booted {
+                Some(platform) => Box::pin(boots::start(platform)),
+                None => Box::pin(Arc::clone(&guests).start()),
+            });
             let tell = |how| *begun.lock().unwrap() = Some(how);
             let lived = keeper.run(&start, &mut requests, tell);
             tokio::time::timeout(SOON, lived).await.expect("the guest kept its keeper")
@@ -368,6 +387,7 @@ async fn served_at<T>(scene: &Scene, work: impl AsyncFnOnce(PathBuf, Connection)
     done
 }
 
+mod boots;
 mod clients;
 mod containers;
 mod execs;

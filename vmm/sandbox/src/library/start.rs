@@ -203,6 +203,7 @@ impl Builder {
             stop_grace_ms: u64::try_from(stays.grace.as_millis())
                 .map_err(|error| Error::invalid("stop_grace")(error.into()))?,
             storage_bytes: 0,
+            boot: None,
         };
         let template = nelly.installation().storage.as_ref().filter(|_| needs_disk);
         let size = stays.storage.map(StorageSize::new).transpose()?;

@@ -1,6 +1,7 @@
 //! What is known of a sandbox from outside: its identity and record, its state directory with its
 //! lock and its disk, and the places on the host.
 
+pub mod boot;
 pub mod change;
 pub mod directory;
 mod error;
@@ -15,6 +16,7 @@ pub mod runtime;
 pub mod storage;
 pub mod time;
 
+pub use boot::BootRecord;
 pub use change::Change;
 pub use directory::{Listed, SandboxDir, SandboxLock, Sandboxes};
 pub use error::StateError;

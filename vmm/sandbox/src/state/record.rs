@@ -13,12 +13,16 @@ use nelly_image::Config;
 use nelly_vmm::config::{CpuCount, MemorySize, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::{Exit, Id, Name, StorageSize, Timestamp};
+use super::{BootRecord, Exit, Id, Name, StorageSize, Timestamp};
 use crate::spec::machine::STORAGE_DEVICE;
 use crate::spec::{ContainerSpec, Network};
 
 /// The `schema` of both files.
 pub const SCHEMA: u32 = 1;
+
+/// The `schema` of the record of a machine of `nelly boot`: a version that does not know of them
+/// would start a container, so it must not read the record.
+pub const BOOT_SCHEMA: u32 = 2;
 
 /// The labels of a sandbox: those of its image, and its own, which win.
 #[must_use]
@@ -65,9 +69,19 @@ pub struct SandboxRecord {
     /// Size of the disk of the writable layer, in bytes; 0 means that it has none.
     #[serde(default)]
     pub storage_bytes: u64,
+    /// It has no container and no agent: its machine boots from this. Then `container` says only
+    /// that its serial port is its terminal, `image` names what boots, and `machine` has no kernel
+    /// and no initramfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootRecord>,
 }
 
 impl SandboxRecord {
+    /// The `schema` of its file.
+    pub(super) fn schema(&self) -> u32 {
+        if self.boot.is_some() { BOOT_SCHEMA } else { SCHEMA }
+    }
+
     /// Says that the writable layer of its first container is on a disk of this size, which
     /// [`super::directory::Draft::make_disk`] makes.
     pub fn set_storage(&mut self, size: StorageSize) {
@@ -550,6 +564,7 @@ pub(crate) mod tests {
             stop_signal: 15,
             stop_grace_ms: 10_000,
             storage_bytes: 0,
+            boot: None,
         }
     }
 

@@ -10,12 +10,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::state::error::io_error;
-use crate::state::record::{Condition, SCHEMA, Status};
-use crate::state::{Id, SandboxRecord, SandboxState, StateError, storage};
+use crate::state::record::{BOOT_SCHEMA, Condition, SCHEMA, Status};
+use crate::state::{Id, SandboxRecord, SandboxState, StateError, boot, storage};
 
 const RECORD: &str = "sandbox.json";
 const STATE: &str = "state.json";
 const LOCK: &str = "lock";
+const SEED: &str = "seed.img";
 pub(super) const LOGS: &str = "logs";
 const CONTAINERS: &str = "containers";
 /// A larger file is not one of ours: what a user can say is limited by the system's argument size.
@@ -88,6 +89,31 @@ impl SandboxDir {
         self.dir.path().join(storage::DISK)
     }
 
+    /// The path of the disk that a machine of `nelly boot` writes to, if its image is not written
+    /// itself.
+    #[must_use]
+    pub fn boot_disk(&self) -> PathBuf {
+        self.dir.path().join(boot::DISK)
+    }
+
+    /// The seed of a machine of `nelly boot`, to be read.
+    ///
+    /// # Errors
+    /// It is missing or not trusted.
+    pub fn seed(&self) -> Result<File, StateError> {
+        let path = self.dir.path().join(SEED);
+        self.dir.read(SEED)?.ok_or(StateError::Incomplete { path })
+    }
+
+    /// Replaces that seed. One that a machine has open stays as it is.
+    ///
+    /// # Errors
+    /// The file system refuses; the old one is still there.
+    pub fn write_seed(&self, lock: &SandboxLock, bytes: &[u8]) -> Result<(), StateError> {
+        assert_eq!(lock.id, self.id, "the seed is written by the holder of this sandbox's lock");
+        replace(&self.dir, SEED, bytes)
+    }
+
     /// The directory of its logs, made if it is missing.
     ///
     /// # Errors
@@ -121,12 +147,15 @@ impl SandboxDir {
     /// # Errors
     /// It is missing, damaged, of a newer version, or not trusted.
     pub fn record(&self) -> Result<SandboxRecord, StateError> {
-        let record: SandboxRecord = self.parse(RECORD, &self.read_text(RECORD)?)?;
-        if record.id == self.id {
+        let (schema, record): (_, SandboxRecord) =
+            self.parse(RECORD, &[SCHEMA, BOOT_SCHEMA], &self.read_text(RECORD)?)?;
+        let source = if record.id != self.id {
+            serde::de::Error::custom(format_args!("it is the record of sandbox {}", record.id.short()))
+        } else if record.schema() != schema {
+            serde::de::Error::custom(format_args!("its schema is {schema}, and not {}", record.schema()))
+        } else {
             return Ok(record);
-        }
-        let source =
-            serde::de::Error::custom(format_args!("it is the record of sandbox {}", record.id.short()));
+        };
         Err(StateError::Json { path: self.dir.path().join(RECORD), source })
     }
 
@@ -140,7 +169,8 @@ impl SandboxDir {
             status: String,
         }
         let text = self.read_text(STATE)?;
-        self.parse(STATE, &text).map_err(|error| match serde_json::from_slice(&text) {
+        let state = self.parse(STATE, &[SCHEMA], &text).map(|(_, state)| state);
+        state.map_err(|error| match serde_json::from_slice(&text) {
             Ok(Word { status: found }) if found.parse::<Status>().is_err() => {
                 StateError::Status { path: self.dir.path().join(STATE), found }
             }
@@ -197,12 +227,12 @@ impl SandboxDir {
     /// The file system refuses; the old file is still there.
     pub fn write_state(&self, lock: &SandboxLock, state: &SandboxState) -> Result<(), StateError> {
         assert_eq!(lock.id, self.id, "the state is written by the holder of this sandbox's lock");
-        self.write(STATE, state)
+        self.write(STATE, SCHEMA, state)
     }
 
     /// Writes `sandbox.json` anew, under the lock of the whole directory.
     pub(super) fn write_record(&self, record: &SandboxRecord) -> Result<(), StateError> {
-        self.write(RECORD, record)
+        self.write(RECORD, record.schema(), record)
     }
 
     /// Takes the lock without waiting; `None` if it is held.
@@ -221,23 +251,34 @@ impl SandboxDir {
         Ok(text)
     }
 
-    fn parse<T: DeserializeOwned>(&self, name: &str, text: &[u8]) -> Result<T, StateError> {
+    /// Reads what has one of the `known` schemas; and which.
+    fn parse<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        known: &[u32],
+        text: &[u8],
+    ) -> Result<(u32, T), StateError> {
         #[derive(Deserialize)]
         struct Schema {
             schema: u64,
         }
         let path = self.dir.path().join(name);
         // Of another schema nothing else is known, so that is asked first.
-        match serde_json::from_slice(text) {
-            Ok(Schema { schema }) if schema == u64::from(SCHEMA) => {}
-            Ok(Schema { schema: found }) => return Err(StateError::Schema { path, found }),
+        let found = match serde_json::from_slice(text) {
+            Ok(Schema { schema }) => known.iter().find(|known| u64::from(**known) == schema).ok_or(schema),
             Err(source) => return Err(StateError::Json { path, source }),
+        };
+        match found {
+            Ok(schema) => match serde_json::from_slice(text) {
+                Ok(value) => Ok((*schema, value)),
+                Err(source) => Err(StateError::Json { path, source }),
+            },
+            Err(found) => Err(StateError::Schema { path, found }),
         }
-        serde_json::from_slice(text).map_err(|source| StateError::Json { path, source })
     }
 
-    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
-        let versioned = Versioned { schema: SCHEMA, value };
+    fn write(&self, name: &str, schema: u32, value: &impl Serialize) -> Result<(), StateError> {
+        let versioned = Versioned { schema, value };
         let mut text = serde_json::to_vec_pretty(&versioned)
             .map_err(|source| StateError::Json { path: self.dir.path().join(name), source })?;
         text.push(b'\n');

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::state::record::tests::example;
-use crate::state::{Condition, SandboxState, Status};
+use crate::state::{BootRecord, Condition, SandboxState, Status};
 
 fn place() -> (tempfile::TempDir, PathBuf) {
     let top = tempfile::tempdir().unwrap();
@@ -222,6 +222,28 @@ fn one_to_be_removed_at_its_end_goes_when_its_holder_was_killed() {
 }
 
 /// A name, what is done to its directory, and what is said of it.
+#[test]
+fn the_record_of_a_booted_machine_is_none_of_an_older_version() {
+    let (_top, path) = place();
+    let sandboxes = Sandboxes::make(&path).unwrap();
+    let boot = BootRecord { image: Some("/a.qcow2,size=2G".into()), ..BootRecord::default() };
+    let record = SandboxRecord { boot: Some(boot), ..example("web") };
+    let (sandbox, lock) = sandboxes.draft(record.clone()).unwrap().publish().unwrap();
+    assert_eq!(sandbox.record().unwrap(), record);
+    let file = path.join(record.id.to_string()).join("sandbox.json");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("\"schema\": 2"), "{text}");
+    // Neither is taken for the other.
+    fs::write(&file, text.replace("\"schema\": 2", "\"schema\": 1")).unwrap();
+    let error = nelly_vmm::text::chain(&sandbox.record().unwrap_err());
+    assert!(error.contains("its schema is 1, and not 2"), "{error}");
+    assert!(sandbox.seed().is_err());
+    sandbox.write_seed(&lock, b"a seed").unwrap();
+    let mut seed = String::new();
+    sandbox.seed().unwrap().read_to_string(&mut seed).unwrap();
+    assert_eq!(seed, "a seed");
+}
+
 type Row = (&'static str, fn(&Path), &'static str);
 
 #[test]
