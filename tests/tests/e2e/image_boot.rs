@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nelly_tests::{asset, nelly, run, wait};
@@ -35,22 +36,28 @@ const SCRIPT: &str = "
     while :; do sleep 1000; done
 ";
 
-#[test]
-fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
-    let home = Home::new();
+/// An image `base.raw` of 96 MiB with Debian's kernel, whose init loads these modules and runs
+/// `script`.
+pub(crate) fn image(home: &Home, script: &str, modules: &[&str]) -> PathBuf {
     let (tree, image) = (home.path().join("tree"), home.path().join("base.raw"));
     fs::create_dir_all(tree.join("boot/grub")).unwrap();
     fs::create_dir_all(tree.join("etc")).unwrap();
     fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 rw 0 1\n").unwrap();
     fs::write(tree.join("boot/grub/grub.cfg"), GRUB).unwrap();
-    let modules = stock("modules");
-    let initrd = initramfs(&home, Some(SCRIPT), Some((&modules, &["virtio_mmio", "virtio_blk", "ext4"])));
+    let initrd = initramfs(home, Some(script), Some((&stock("modules"), modules)));
     fs::copy(initrd, tree.join("boot/initrd.img-1")).unwrap();
     fs::copy(stock("bzimage"), tree.join("boot/vmlinuz-1")).unwrap();
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
     let mut make = Command::new("mke2fs");
     make.env("PATH", path).args(["-q", "-F", "-t", "ext4", "-d"]).args([&tree, &image]).arg("96M");
     run(&mut make, b"", LIMIT).expect(0);
+    image
+}
+
+#[test]
+fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
+    let home = Home::new();
+    let image = image(&home, SCRIPT, &["virtio_mmio", "virtio_blk", "ext4"]);
     let before = fs::read(&image).unwrap();
 
     // Once by the variables of the Hydra scripts, once by flags.

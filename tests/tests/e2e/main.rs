@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod beside_runc;
 mod boot;
+mod boots;
 mod boundary;
 mod bulk;
 mod disks;

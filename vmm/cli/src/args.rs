@@ -263,7 +263,7 @@ pub(crate) enum LogLevel {
 }
 
 /// Flags of the machine that `run` and `boot` share.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct MachineArgs {
     /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
     #[arg(long, value_name = "N", value_parser = crate::vcpus::whole)]
@@ -530,6 +530,7 @@ pub(crate) enum PlatformArg {
     Examples:\n  \
     nelly boot --image debian.qcow2 -m 1G                                 a cloud image, without firmware; nothing stays\n  \
     nelly boot --image debian.qcow2,overlay=web.qcow2,size=20G -m 1G       what it writes is kept in web.qcow2\n  \
+    nelly boot -d --name web --image debian.qcow2,size=20G -m 1G           in the background, with a disk of its own\n  \
     nelly boot --image debian.qcow2 --append systemd.unit=rescue.target    words added to the image's command line\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
@@ -539,6 +540,8 @@ pub(crate) enum PlatformArg {
     nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
     nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
+    With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
+    the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it.\n\n\
     --image, and any flag for cloud-init, attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
     Options of --disk and --image:\n  \
@@ -602,6 +605,15 @@ pub(crate) struct BootArgs {
     pub(crate) no_seed: bool,
     #[command(flatten)]
     pub(crate) seed: SeedArgs,
+    /// Boot in the background, and print the id: the machine has a keeper, and lives on as a sandbox
+    /// does (nelly ps, attach, logs, stop, start, rm). An image is then written in a disk of the
+    /// machine's own, which nelly rm removes
+    #[arg(short, long, conflicts_with = "dry_run")]
+    pub(crate) detach: bool,
+    /// Name of the machine; with that of one that does not run, its disk is booted again, with these
+    /// flags [default: two words]
+    #[arg(long, value_name = "NAME", requires = "detach")]
+    pub(crate) name: Option<String>,
 }
 
 /// Splits the words after the flags of `run`. The first word is the image; if `--` comes directly

@@ -21,10 +21,10 @@ use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
-use crate::{assets, boot_image, boot_seed, machine, out};
+use crate::{assets, boot_image, boot_kept, boot_seed, machine, out};
 
-/// Runs the verb. Returns only when the machine was not started.
-pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
+/// The network that the flags ask for.
+pub(crate) fn network(args: &BootArgs) -> Result<Network> {
     let network = args.network.network(Network::None)?;
     if network.configures_guest() {
         let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
@@ -34,6 +34,15 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         let what = "networks of machines are for nelly run, whose guests have Nelly's agent";
         return Err(Usage::error(format!("--net {}: {what}", member.network)));
     }
+    Ok(network)
+}
+
+/// Runs the verb. In the foreground it returns only when the machine was not started.
+pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
+    if args.detach {
+        return boot_kept::run(args, context);
+    }
+    let network = network(args)?;
     let image = args.image.as_deref().map(DiskFlag::image).transpose()?;
     // The image is the first disk, whatever else the machine has.
     let disks = image.iter().cloned().map(Ok).chain(args.disk.iter().map(|text| text.parse()));

@@ -61,6 +61,29 @@ impl FromStr for DiskFlag {
     }
 }
 
+/// The value of `flag` with absolute paths, as it stands in the record of a machine that is started
+/// from anywhere.
+///
+/// # Errors
+/// It cannot be a value, or a path cannot be resolved or is no text in UTF-8.
+pub(crate) fn absolute(flag: &'static str, text: &str) -> Result<String> {
+    DiskFlag::parse(flag, text)?;
+    let path = |path: &str| {
+        let absolute = std::path::absolute(path).with_context(|| format!("{flag} {text}"))?;
+        let absolute = absolute.into_os_string().into_string();
+        absolute.map_err(|_| anyhow!("{flag} {text}: the path of the current directory is no text in UTF-8"))
+    };
+    let words = split(text).into_iter().enumerate().map(|(index, word)| {
+        let word = match (index, word.strip_prefix("overlay=")) {
+            (0, _) => path(&word)?,
+            (_, Some(overlay)) => format!("overlay={}", path(overlay)?),
+            _ => word,
+        };
+        Ok(word.replace(',', ",,"))
+    });
+    Ok(words.collect::<Result<Vec<_>>>()?.join(","))
+}
+
 /// The words between single commas.
 fn split(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
@@ -181,6 +204,12 @@ impl DiskFlag {
         };
         self.written = Some(written);
         Ok("whether it is written")
+    }
+
+    /// The same, with what the guest writes in the overlay `path` if nobody said where it goes.
+    pub(crate) fn kept_in(mut self, path: &Path) -> Self {
+        self.written.get_or_insert_with(|| Written::Overlay(path.to_owned()));
+        self
     }
 
     /// The file that keeps what the guest writes.
@@ -402,6 +431,25 @@ mod tests {
         }
         let error = format!("{:#}", DiskFlag::image("a.img,color=red").unwrap_err());
         assert!(error.starts_with("--image a.img,color=red: ") && error.contains("unknown"), "{error}");
+    }
+
+    #[test]
+    fn a_record_has_absolute_paths_and_the_same_options() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.to_str().unwrap();
+        let text = absolute(IMAGE, "a,,b.img,size=2G,overlay=x/c,,d,format=raw").unwrap();
+        assert_eq!(text, format!("{here}/a,,b.img,size=2G,overlay={here}/x/c,,d,format=raw"));
+        assert_eq!(absolute(IMAGE, &text).unwrap(), text);
+        assert!(absolute(DISK, "a,color=red").is_err());
+        let own = Path::new("/own");
+        for (text, kept) in [
+            ("a", Some(own)),
+            ("a,size=1G", Some(own)),
+            ("a,rw", Some(Path::new("a"))),
+            ("a,ephemeral", None),
+        ] {
+            assert_eq!(DiskFlag::image(text).unwrap().kept_in(own).kept(), kept, "{text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow};
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::Id;
-use nelly_seed::{MacAddress, PublicKey, Seed};
+use nelly_seed::{MacAddress, PublicKey, Seed, Settings};
 use nelly_vmm::config::{DiskConfig, DiskId, FileSource, MachineConfig};
 use nelly_vmm::sys::anonymous;
 use nelly_vmm::sys::files::{self, Accept};
@@ -17,6 +17,7 @@ use nelly_vmm::sys::files::{self, Accept};
 use crate::boot_disk::DiskFlag;
 use crate::out;
 use crate::seed_args::{Asked, SeedArgs, machine_id};
+use crate::ssh_dir::SshDir;
 
 /// The files of public keys whose private ones ssh tries by itself (`IdentityFile` in
 /// ssh_config(5)), in its order.
@@ -121,16 +122,25 @@ pub(crate) fn attach(
     let id = DiskId::new("seed").map_err(|reason| anyhow!("the seed's disk: {reason}"))?;
     config.disks.push(DiskConfig::new(id, source, true));
     if let (Some(ssh), Some(user), false) = (ssh, &settings.user, dry_run) {
-        let name = settings.host_name.as_ref().map_or("machine", |name| name.as_str());
-        let port = port_of_ssh(network);
-        let path = ssh.configure(name, user.as_str(), port)?;
-        let path = path.display();
-        match port {
-            Some(_) => out::message(format_args!("ssh -F {path} {name} logs in, once the guest is up")),
-            None => out::message(format_args!(
-                "ssh -F {path} -o HostName=ADDRESS -o Port=PORT {name} logs in, if the guest's ssh can be reached; -p 2222:22 would be a way"
-            )),
-        }
+        tell_ssh(&ssh, &settings, user.as_str(), network)?;
+    }
+    Ok(())
+}
+
+/// Writes what ssh reads into the directory of the machine's keys, and says how to use it.
+///
+/// # Errors
+/// A file cannot be written.
+pub(crate) fn tell_ssh(ssh: &SshDir, settings: &Settings, user: &str, network: &Network) -> Result<()> {
+    let name = settings.host_name.as_ref().map_or("machine", |name| name.as_str());
+    let port = port_of_ssh(network);
+    let path = ssh.configure(name, user, port)?;
+    let path = path.display();
+    match port {
+        Some(_) => out::message(format_args!("ssh -F {path} {name} logs in, once the guest is up")),
+        None => out::message(format_args!(
+            "ssh -F {path} -o HostName=ADDRESS -o Port=PORT {name} logs in, if the guest's ssh can be reached; -p 2222:22 would be a way"
+        )),
     }
     Ok(())
 }

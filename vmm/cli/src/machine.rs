@@ -167,6 +167,25 @@ pub(crate) fn boot_network(
     Ok((usernet, link))
 }
 
+/// The value of a `--share` with an absolute path.
+///
+/// # Errors
+/// It has no tag, or its path cannot be resolved or is no text in UTF-8.
+pub(crate) fn absolute_share(text: &str) -> Result<String> {
+    let (tag, rest) = text
+        .split_once('=')
+        .ok_or_else(|| Usage::error(format!("--share {text}: write TAG=DIRECTORY or TAG=DIRECTORY:ro")))?;
+    let (source, mode) = match rest.strip_suffix(":ro") {
+        Some(source) => (source, ":ro"),
+        None => (rest.strip_suffix(":rw").unwrap_or(rest), ""),
+    };
+    let source = std::path::absolute(source).with_context(|| format!("--share {text}"))?;
+    let source = source
+        .to_str()
+        .with_context(|| format!("--share {text}: the path of the current directory is no text in UTF-8"))?;
+    Ok(format!("{tag}={source}{mode}"))
+}
+
 /// Parses `TAG=HOST[:ro]`, and looks whether it can be shared.
 fn share(text: &str, own: &[PathBuf]) -> Result<ShareConfig> {
     const FORM: &str =

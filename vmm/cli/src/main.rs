@@ -8,6 +8,7 @@ mod bench_args;
 mod boot;
 mod boot_disk;
 mod boot_image;
+mod boot_kept;
 mod boot_seed;
 mod bug;
 mod completion;

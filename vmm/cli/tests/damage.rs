@@ -99,7 +99,7 @@ fn damage_is_told_by_every_verb_and_hides_nobody() {
         match name {
             "cut" => edit(&record, |text| text[..text.len() / 2].to_owned()),
             "empty" => edit(&state, |_| String::new()),
-            "newer" => edit(&record, |text| text.replace("\"schema\": 1", "\"schema\": 2")),
+            "newer" => edit(&record, |text| text.replace("\"schema\": 1", "\"schema\": 3")),
             "open" => fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap(),
             "linked" => {
                 let elsewhere = home.0.path().join("elsewhere");

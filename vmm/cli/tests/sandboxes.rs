@@ -172,10 +172,10 @@ fn one_that_cannot_be_shown_keeps_none_of_the_others() {
     assert!(home.refused(&["inspect", &"x".repeat(255)]).contains("there is no sandbox"));
     // Files of a newer version are named, and stay.
     let path = dir.dir().path().join("sandbox.json");
-    fs::write(&path, r#"{"schema":2}"#).unwrap();
+    fs::write(&path, r#"{"schema":3}"#).unwrap();
     let refused = home.refused(&["inspect", "a"]);
-    assert!(refused.contains("schema 2") && refused.contains("newer"), "{refused}");
-    assert_eq!(fs::read(path).unwrap(), br#"{"schema":2}"#);
+    assert!(refused.contains("schema 3") && refused.contains("newer"), "{refused}");
+    assert_eq!(fs::read(path).unwrap(), br#"{"schema":3}"#);
 }
 
 #[test]

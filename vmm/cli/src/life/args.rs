@@ -71,7 +71,7 @@ pub(crate) struct SystemdArgs {
 )]
 pub(crate) struct StopArgs {
     /// Grace time before SIGKILL (500ms, 1m30s, or a number of seconds); 0 kills at once
-    /// [default: the sandbox's, 10s]
+    /// [default: the sandbox's, 10s; 30s for a machine of nelly boot, whose power button is pressed]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     /// First signal, by name or number [default: that of the sandbox]
@@ -264,9 +264,12 @@ pub(crate) struct PsArgs {
 
 /// `nelly rm`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
+#[command(
+    after_help = "With a sandbox go its writable layer, volumes and logs; with a machine of nelly boot its own disk, not the image.\n\n\
+    Examples:\n  \
     nelly rm web\n  \
-    nelly rm -f web 5f3a")]
+    nelly rm -f web 5f3a"
+)]
 pub(crate) struct RmArgs {
     /// End those that run, at once; a sandbox that is not there is no error
     #[arg(short, long)]

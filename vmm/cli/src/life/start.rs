@@ -18,7 +18,7 @@ use super::{each, lock, sandboxes};
 use crate::assets::Assets;
 use crate::context::Context;
 use crate::fail::{Hint, Refused};
-use crate::{advice, out, progress};
+use crate::{advice, boot_kept, out, progress};
 
 /// Starts sandboxes that do not run.
 pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
@@ -111,11 +111,22 @@ impl Start {
         lock: SandboxLock,
     ) -> Result<Self> {
         let record = sandbox.record()?;
+        let files = if record.boot.is_some() {
+            boot_kept::open(context, sandbox, &record, lock)?
+        } else {
+            open_files(sandbox, &record, lock, image_disks(context, &record.image)?)?
+        };
+        Self::with_files(context, sandboxes, record.id, files)
+    }
+
+    /// A sandbox with these files.
+    ///
+    /// # Errors
+    /// Its keeper is not installed.
+    pub(crate) fn with_files(context: &Context, sandboxes: &Sandboxes, id: Id, files: Files) -> Result<Self> {
         let keeper = context.search.keeper();
         let keeper = keeper.map_err(|error| Hint::error(error.to_string(), advice::install()))?;
-        let disks = image_disks(context, &record.image)?;
-        let files = open_files(sandbox, &record, lock, disks)?;
-        Ok(Self { keeper, sandboxes: sandboxes.path().to_owned(), id: record.id, files, size: None })
+        Ok(Self { keeper, sandboxes: sandboxes.path().to_owned(), id, files, size: None })
     }
 
     /// The same for a client that has the container's streams, of which these are the keeper's

@@ -166,7 +166,13 @@ pub(crate) fn update(args: &UpdateArgs, context: &Context) -> Result<ExitCode> {
         if sandbox.condition()?.is_live() {
             runtime.block_on(async { anyhow::Ok(connect(&sandbox).await?.update(change).await?) })?;
         } else {
-            change.check(sandbox.record()?.machine.memory_bytes)?;
+            let record = sandbox.record()?;
+            if record.boot.is_some() && change.memory_limit.is_some() {
+                bail!(
+                    "sandbox {word} is a machine of nelly boot, which has no container whose memory could be limited"
+                );
+            }
+            change.check(record.machine.memory_bytes)?;
             sandboxes.update(&sandbox, |record| change.apply(record))?;
         }
         Ok(None)
