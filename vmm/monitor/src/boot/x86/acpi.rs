@@ -3,8 +3,8 @@
 //!
 //! There is no PIC, no PM timer, no system control interrupt: the machine is switched off by the
 //! sleep control register and reset by the reset register. The power button is a device, and a
-//! generic event device (5.6.9) tells of it by a line of its own. COM1 stands in the DSDT, since without
-//! legacy lines a kernel finds no interrupt for it otherwise.
+//! generic event device (5.6.9) tells of it by a line of its own. COM1 stands in the DSDT, since
+//! without legacy lines a kernel finds no interrupt for it otherwise.
 
 use vm_memory::{Bytes, GuestAddress};
 
