@@ -106,6 +106,14 @@ pub enum PlatformTables {
     DeviceTree,
 }
 
+impl PlatformTables {
+    /// Whether they tell the guest of a power button.
+    #[must_use]
+    pub const fn name_a_power_button(self) -> bool {
+        matches!(self, Self::Acpi)
+    }
+}
+
 /// A loaded kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {

@@ -21,7 +21,7 @@ use super::vcpu::{self, SharedMachine};
 use super::workers::WorkerThreads;
 use crate::boot::BootError;
 use crate::bus::{BusError, SharedDevice};
-use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, Platform, SERIAL_BYTES};
+use crate::config::{DeviceName, DiskConfig, DiskId, MachineConfig, SERIAL_BYTES};
 use crate::hv::{HvError, Hypervisor, Kicker, SharedLine, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::state::{Sections, Stateful};
@@ -167,8 +167,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         let bare = self.create_vm(&plan)?;
         self.restore_memory(&bare.ram, &memory.into())?;
         let mut equipped = self.create_devices(&plan, &bare, devices)?;
-        let tells_acpi = self.config.platform == Platform::Acpi;
-        let beginning = equipped.restore(saved, tells_acpi).map_err(RestoreError::State)?;
+        let has_button = self.config.platform.names_a_power_button();
+        let beginning = equipped.restore(saved, has_button).map_err(RestoreError::State)?;
         self.start(plan, bare, equipped, beginning)
     }
 
@@ -193,8 +193,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
             memory,
             host,
         } = equipped;
-        let Beginning { vcpus, saved, says_kernel, tells_acpi } = beginning;
-        let power_button = plan.board.power_button().filter(|_| tells_acpi);
+        let Beginning { vcpus, saved, says_kernel, has_button } = beginning;
+        let power_button = plan.board.power_button().filter(|_| has_button);
         let power_button = power_button.map(|line| vm.irq_line(line)).transpose()?;
         let recorder = Arc::clone(self.recorder);
         let shared =

@@ -11,7 +11,7 @@ use super::build::VmWithDevices;
 use super::plan::Plan;
 use super::snapshot::{self, RestoreError, Saved};
 use super::vcpu::Registers;
-use crate::boot::{self, BootRequest, Image, PlatformTables};
+use crate::boot::{self, BootRequest, Image};
 use crate::config::FileSource;
 use crate::memory::GuestRam;
 use crate::state::{Sections, StateError, Stateful};
@@ -26,8 +26,8 @@ pub(super) struct Beginning {
     pub(super) saved: Option<Sections>,
     /// What was booted says that it is a kernel.
     pub(super) says_kernel: bool,
-    /// The guest was told of the board by ACPI.
-    pub(super) tells_acpi: bool,
+    /// The guest was told of a power button.
+    pub(super) has_button: bool,
 }
 
 /// The files that are booted, each with its name.
@@ -76,8 +76,8 @@ impl<H> Assembly<'_, H> {
         // The others wait for the boot processor's message.
         let others = (1..plan.cpus()).map(|_| Registers::Reset);
         let vcpus = std::iter::once(Registers::Entry(loaded.state)).chain(others).collect();
-        let tells_acpi = loaded.platform == PlatformTables::Acpi;
-        Ok(Beginning { vcpus, saved: None, says_kernel: loaded.says_kernel, tells_acpi })
+        let has_button = loaded.platform.name_a_power_button();
+        Ok(Beginning { vcpus, saved: None, says_kernel: loaded.says_kernel, has_button })
     }
 
     /// Takes the memory of a saved machine back.
@@ -98,7 +98,7 @@ impl<H> Assembly<'_, H> {
 impl VmWithDevices {
     /// Gives the devices the state of those of a saved machine. They are paused then, as those
     /// were. What its guest was told, its state does not say.
-    pub(super) fn restore(&mut self, saved: Saved, tells_acpi: bool) -> Result<Beginning, StateError> {
+    pub(super) fn restore(&mut self, saved: Saved, has_button: bool) -> Result<Beginning, StateError> {
         let Saved { says_kernel, vm, vcpus, devices: mut state, .. } = saved;
         for (name, device) in &self.board {
             device.lock().unwrap_or_else(PoisonError::into_inner).restore(name, &mut state)?;
@@ -111,7 +111,7 @@ impl VmWithDevices {
         }
         state.finish()?;
         let vcpus = vcpus.into_iter().map(Registers::Saved).collect();
-        Ok(Beginning { vcpus, saved: Some(vm), says_kernel, tells_acpi })
+        Ok(Beginning { vcpus, saved: Some(vm), says_kernel, has_button })
     }
 }
 
