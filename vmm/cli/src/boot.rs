@@ -21,7 +21,7 @@ use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
-use crate::{assets, boot_image, boot_kept, boot_seed, machine, out};
+use crate::{assets, boot_image, boot_seed, machine, out};
 
 /// The network that the flags ask for.
 pub(crate) fn network(args: &BootArgs) -> Result<Network> {
@@ -37,11 +37,8 @@ pub(crate) fn network(args: &BootArgs) -> Result<Network> {
     Ok(network)
 }
 
-/// Runs the verb. In the foreground it returns only when the machine was not started.
+/// Runs the verb in the foreground: it returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
-    if args.detach {
-        return boot_kept::run(args, context);
-    }
     let network = network(args)?;
     let image = args.image.as_deref().map(DiskFlag::image).transpose()?;
     // The image is the first disk, whatever else the machine has.

@@ -129,7 +129,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
     if let Verb::Completion { shell } = verb {
         return completion::script(*shell);
     }
-    let context = Context::load()?;
+    let context = Context::load(boot_kept::open)?;
     match verb {
         Verb::Run(args) => {
             log(args.machine.log_level, args.quiet, &context)?;
@@ -191,7 +191,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
 
 fn boot(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     log(args.machine.log_level, false, context)?;
-    boot::run(args, context, recorder)
+    if args.detach { boot_kept::run(args, context) } else { boot::run(args, context, recorder) }
 }
 
 /// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `boot`, `isolated` and

@@ -71,7 +71,8 @@ pub(crate) struct SystemdArgs {
 )]
 pub(crate) struct StopArgs {
     /// Grace time before SIGKILL (500ms, 1m30s, or a number of seconds); 0 kills at once
-    /// [default: the sandbox's, 10s; 30s for a machine of nelly boot, whose power button is pressed]
+    /// [default: the sandbox's, 10s; 30s for a machine of nelly boot, whose power button is
+    /// pressed]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     /// First signal, by name or number [default: that of the sandbox]

@@ -18,7 +18,7 @@ use super::{each, lock, sandboxes};
 use crate::assets::Assets;
 use crate::context::Context;
 use crate::fail::{Hint, Refused};
-use crate::{advice, boot_kept, out, progress};
+use crate::{advice, out, progress};
 
 /// Starts sandboxes that do not run.
 pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
@@ -112,7 +112,7 @@ impl Start {
     ) -> Result<Self> {
         let record = sandbox.record()?;
         let files = if record.boot.is_some() {
-            boot_kept::open(context, sandbox, &record, lock)?
+            (context.open_boot)(context, sandbox, &record, lock)?
         } else {
             open_files(sandbox, &record, lock, image_disks(context, &record.image)?)?
         };

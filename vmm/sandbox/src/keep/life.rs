@@ -158,7 +158,8 @@ impl Keeper {
         (ended, ran)
     }
 
-    /// Runs the container to its end; and how long it ran. `None`: somebody asked for the end before.
+    /// Runs the container to its end; and how long it ran. `None`: somebody asked for the end
+    /// before.
     async fn live(
         self: &Arc<Self>,
         sandbox: &Arc<Sandbox>,
