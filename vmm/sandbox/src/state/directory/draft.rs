@@ -57,6 +57,21 @@ impl<'a> Draft<'a> {
         self.parts().0.dir()
     }
 
+    /// The sandbox as it is so far, by its temporary path.
+    #[must_use]
+    pub fn sandbox(&self) -> &SandboxDir {
+        &self.parts().0
+    }
+
+    /// Writes the seed of a machine of `nelly boot`, so that it is never seen without.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_seed(&self, bytes: &[u8]) -> Result<(), StateError> {
+        let (sandbox, lock) = self.parts();
+        sandbox.write_seed(lock, bytes)
+    }
+
     /// Makes the disk of its writable layer, of which the record says the size, from the template
     /// of an installation.
     ///

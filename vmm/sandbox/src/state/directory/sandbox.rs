@@ -114,6 +114,15 @@ impl SandboxDir {
         replace(&self.dir, SEED, bytes)
     }
 
+    /// Removes that seed, if there is one. One that a machine has open stays as it is.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remove_seed(&self, lock: &SandboxLock) -> Result<(), StateError> {
+        assert_eq!(lock.id, self.id, "the seed is removed by the holder of this sandbox's lock");
+        Ok(self.dir.remove(SEED)?)
+    }
+
     /// The directory of its logs, made if it is missing.
     ///
     /// # Errors

@@ -242,6 +242,17 @@ fn the_record_of_a_booted_machine_is_none_of_an_older_version() {
     let mut seed = String::new();
     sandbox.seed().unwrap().read_to_string(&mut seed).unwrap();
     assert_eq!(seed, "a seed");
+    sandbox.remove_seed(&lock).unwrap();
+    assert!(sandbox.seed().is_err());
+    sandbox.remove_seed(&lock).unwrap();
+    // A new one has its seed before anybody sees it.
+    let draft = sandboxes.draft(SandboxRecord { boot: record.boot, ..example("new") }).unwrap();
+    draft.write_seed(b"its own").unwrap();
+    assert!(draft.sandbox().boot_disk().starts_with(draft.dir().path()));
+    let (sandbox, _lock) = draft.publish().unwrap();
+    let mut seed = String::new();
+    sandbox.seed().unwrap().read_to_string(&mut seed).unwrap();
+    assert_eq!(seed, "its own");
 }
 
 type Row = (&'static str, fn(&Path), &'static str);
