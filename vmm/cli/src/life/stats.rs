@@ -78,11 +78,13 @@ pub(crate) fn stats(args: &StatsArgs, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
-/// The ids of all sandboxes that run or are paused.
+/// The ids of all sandboxes that run or are paused, and have an agent that could tell: machines of
+/// `nelly boot` have none.
 fn running(sandboxes: &Sandboxes) -> Result<Vec<String>> {
     let live = sandboxes.list()?.into_iter().filter(|one| {
         one.details.as_ref().is_ok_and(|details| {
-            matches!(details.condition, Condition::Status(Status::Running | Status::Paused))
+            details.record.boot.is_none()
+                && matches!(details.condition, Condition::Status(Status::Running | Status::Paused))
         })
     });
     Ok(live.map(|one| one.id.to_string()).collect())
