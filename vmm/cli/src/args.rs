@@ -542,7 +542,8 @@ pub(crate) enum PlatformArg {
     nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
     the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it.\n\n\
-    --image, and any flag for cloud-init, attaches a seed as the last disk, which only lies in memory; nelly disk seed makes the same one as a file. \
+    --image, and any flag for cloud-init, attaches a seed as the last disk. It only lies in memory; with -d, also as a file in the machine's directory, with its password hashes \
+    and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
     Options of --disk and --image:\n  \
     ro, readonly       the guest may only read it\n  \

@@ -10,11 +10,13 @@ use std::str::FromStr;
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_disk::{ChainFile, Disk, Follow, Format};
 use nelly_sandbox::spec::quantity;
+use nelly_sandbox::state::BaseFile;
 use nelly_vmm::config::{
     BackingFile, DiskConfig, DiskFormat, DiskId, DiskLimits, DiskThreads, FileSource, SectorSize,
 };
 use nelly_vmm::sys::files::Accept;
 
+use crate::boot_paths;
 use crate::fail::{Hint, Usage};
 use crate::machine::open;
 
@@ -65,12 +67,12 @@ impl FromStr for DiskFlag {
 /// from anywhere.
 ///
 /// # Errors
-/// It cannot be a value, or a path cannot be resolved or is no text in UTF-8.
+/// It cannot be a value, or a path cannot be resolved, is of this process only, or is no text in
+/// UTF-8.
 pub(crate) fn absolute(flag: &'static str, text: &str) -> Result<String> {
     DiskFlag::parse(flag, text)?;
     let path = |path: &str| {
-        let absolute = std::path::absolute(path).with_context(|| format!("{flag} {text}"))?;
-        let absolute = absolute.into_os_string().into_string();
+        let absolute = boot_paths::lasting(flag, Path::new(path))?.into_os_string().into_string();
         absolute.map_err(|_| anyhow!("{flag} {text}: the path of the current directory is no text in UTF-8"))
     };
     let words = split(text).into_iter().enumerate().map(|(index, word)| {
@@ -294,6 +296,39 @@ impl DiskFlag {
         };
         let disk = chain.and_then(|chain| nelly_disk::disk_of_chain(chain, true));
         disk.with_context(|| format!("{} {}", self.flag, path.display()))
+    }
+
+    /// The regular files below an overlay of this disk as they are now: the image, then its backing
+    /// files.
+    ///
+    /// # Errors
+    /// One of them cannot be used, or somebody writes to it.
+    pub(crate) fn base(&self) -> Result<Vec<BaseFile>> {
+        self.check()?;
+        let failed = || format!("{} {}", self.flag, self.path.display());
+        let chain = nelly_disk::open_chain(&self.path, self.format().into(), true, self.follow());
+        let mut base = Vec::new();
+        for file in chain.with_context(failed)? {
+            let meta = file.file.metadata().with_context(failed)?;
+            base.extend(BaseFile::of(Path::new(&file.name), &meta));
+        }
+        Ok(base)
+    }
+
+    /// Whether a machine could open this disk again that has it open now, with its locks.
+    ///
+    /// # Errors
+    /// A file of it cannot be used.
+    pub(crate) fn check_in_use(&self) -> Result<()> {
+        match self.written() {
+            // The machine is its only writer.
+            Written::InPlace => self.check(),
+            Written::Nowhere | Written::Ephemeral => self.base().map(drop),
+            Written::Overlay(path) => {
+                self.base()?;
+                open(self.flag, path, Accept::Disk).map(drop)
+            }
+        }
     }
 
     fn follow(&self) -> Follow {

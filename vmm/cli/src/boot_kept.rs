@@ -1,32 +1,40 @@
 //! `nelly boot -d`: a machine that has a keeper and a name, and lives as a sandbox does. What it
 //! boots from stands in its record; what its guest writes lies in its directory.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::spec::{ContainerSpec, Network, ProcessSpec};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{
     BootRecord, Id, Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp,
 };
 use nelly_sandbox::wire::order::{BootFiles, ClientEnds, Files, MachineFiles};
-use nelly_seed::{MacAddress, Seed};
+use nelly_seed::{MacAddress, Seed, Settings};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, OnReset, Platform,
 };
+use nelly_vmm::sys::files::Accept;
 use nelly_vmm::text;
 
 use crate::args::{BootArgs, MachineArgs, OnResetArg, PlatformArg, ProtocolArg};
 use crate::boot_disk::{DiskFlag, absolute};
-use crate::context::Context;
+use crate::boot_paths::lasting;
+use crate::context::{BootedMachines, Context};
 use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::machine::MachineOptions;
 use crate::network_args::NetworkArgs;
-use crate::seed_args::SeedArgs;
-use crate::{assets, boot, boot_image, boot_seed, life, machine, out};
+use crate::seed_args::{Asked, SeedArgs};
+use crate::ssh_dir::SshDir;
+use crate::{assets, boot, boot_base, boot_image, boot_seed, host, life, machine, out};
+
+/// For [`Context`].
+pub(crate) const MACHINES: BootedMachines = BootedMachines { open, check_running };
 
 /// Makes the machine, or finds the one of this name, and starts it.
 pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
@@ -36,46 +44,167 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     }
     let network = boot::network(args)?;
     let id = Id::random().context("cannot create a random id")?;
-    let name: Name = match &args.name {
-        Some(name) => name.parse().of_flag("--name")?,
-        None => id.name(),
-    };
+    let asked: Option<Name> = args.name.as_deref().map(str::parse).transpose().of_flag("--name")?;
     let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
-    let old = found(&sandboxes, &name)?;
-    let id = old.as_ref().map_or(id, |(sandbox, _)| sandbox.id());
-    let seed = seed(args, &network, id)?;
-    let record = record(args, network, (id, name.clone()), seed.is_some(), context)?;
-    if let Some((_, old)) = &old {
-        same_image(&name, old, &record)?;
-    }
-    // Nothing is made before it is known what boots.
-    let opened = Opened::of(&record, &disk_of(&sandboxes, id), context)?;
-    let (made, (sandbox, lock)) = match old {
-        Some((sandbox, _)) => {
-            let lock = life::lock(&sandboxes, &sandbox)?;
-            let created = |old: &mut SandboxRecord| *old = SandboxRecord { created: old.created, ..record };
-            sandboxes.update(&sandbox, created)?;
-            (false, (sandbox, lock))
-        }
-        None => (true, sandboxes.draft(record)?.publish()?),
+    // Only who names a machine means one that is there.
+    let old = asked.as_ref().map(|name| found(&sandboxes, name)).transpose()?.flatten();
+    let id = old.as_ref().map_or(id, SandboxDir::id);
+    let seed = MadeSeed::of(args, &network, id)?;
+    let bytes = seed.as_ref().map(|seed| seed.disk.as_slice());
+    let name = asked.unwrap_or_else(|| id.name());
+    let record = record(args, network, (id, name), bytes.is_some(), context)?;
+    host::require_mainstream()?;
+    let name = match old {
+        Some(sandbox) => start_again(context, &sandboxes, &sandbox, record, bytes)?,
+        None => start_first(context, &sandboxes, record, bytes)?,
     };
-    let started = begin(context, (&sandboxes, &sandbox), lock, opened, seed.as_deref());
-    if let Err(error) = started {
-        if made && let Err(left) = remove(&sandboxes, &sandbox) {
-            out::message(format_args!("machine {name} stays: {}", text::chain(left.as_ref())));
-        }
-        return Err(error);
-    }
     out::line(id)?;
     out::message(format_args!(
         "machine {name} runs; `nelly attach {name}` is its console, `nelly stop {name}` presses its power button, \
          `nelly start {name}` then boots the same disk again"
     ));
+    if let Some(seed) = seed {
+        seed.tell_ssh()?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The machine of this name, if there is one.
-fn found(sandboxes: &Sandboxes, name: &Name) -> Result<Option<(SandboxDir, BootRecord)>> {
+/// Makes a machine and starts it; its name, which is longer if a generated one is taken. It becomes
+/// visible with its seed and its disk, when all that it needs is open.
+fn start_first(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    mut record: SandboxRecord,
+    seed: Option<&[u8]>,
+) -> Result<Name> {
+    if let Some(boot) = &mut record.boot {
+        boot.base = boot_base::of(boot, &disk_of(sandboxes, record.id))?;
+    }
+    let draft = sandboxes.draft(record.clone())?;
+    if let Some(seed) = seed {
+        draft.write_seed(seed)?;
+    }
+    let opened = Opened::of(&record, &draft.sandbox().boot_disk(), context)?.with_disks()?;
+    let boot = opened.with_seed(seed.map(|_| draft.sandbox().seed()).transpose()?)?;
+    let (sandbox, lock) = draft.publish()?;
+    let name = sandbox.record()?.name;
+    if let Err(error) = launch(context, sandboxes, &sandbox, files(lock, boot)) {
+        if has_run(&sandbox) {
+            out::message(format_args!(
+                "machine {name} stays with its disk: `nelly inspect {name}` and `nelly logs {name}` tell of its end, \
+                 `nelly rm {name}` removes it"
+            ));
+        } else if let Err(left) = remove(sandboxes, &sandbox) {
+            out::message(format_args!("machine {name} stays: {}", text::chain(left.as_ref())));
+        }
+        return Err(error);
+    }
+    Ok(name)
+}
+
+/// Starts a machine that is there as `new` says, with its disk; its name. If it does not start,
+/// its record and its seed are what they were.
+fn start_again(
+    context: &Context,
+    sandboxes: &Sandboxes,
+    sandbox: &SandboxDir,
+    mut new: SandboxRecord,
+    seed: Option<&[u8]>,
+) -> Result<Name> {
+    let lock = life::lock(sandboxes, sandbox)?;
+    let old = sandbox.record()?;
+    let disk = sandbox.boot_disk();
+    if let (Some(before), Some(boot)) = (&old.boot, &mut new.boot) {
+        boot.base = boot_base::carried(old.name.as_str(), before, boot, &disk)?;
+    }
+    let opened = Opened::of(&new, &disk, context)?.with_disks()?;
+    let before = Before::of(sandbox, old)?;
+    let start = || {
+        if let Some(seed) = seed {
+            sandbox.write_seed(&lock, seed)?;
+        }
+        let record = sandboxes.update(sandbox, |record| changed(record, new))?;
+        if seed.is_none() {
+            sandbox.remove_seed(&lock)?;
+        }
+        let boot = opened.with_seed(seed.map(|_| sandbox.seed()).transpose()?)?;
+        launch(context, sandboxes, sandbox, files(lock, boot))?;
+        Ok(record.name)
+    };
+    start().inspect_err(|_: &Error| {
+        if let Err(left) = before.put_back(sandboxes, sandbox) {
+            let name = &before.record.name;
+            let why = text::chain(left.as_ref());
+            out::message(format_args!("machine {name} keeps the new flags for its next start: {why}"));
+        }
+    })
+}
+
+/// Makes the record of a machine that of the same machine with other flags. What other commands
+/// said of it stays.
+fn changed(record: &mut SandboxRecord, new: SandboxRecord) {
+    let old = record.clone();
+    *record = SandboxRecord {
+        created: old.created,
+        restart: old.restart,
+        labels: old.labels,
+        annotations: old.annotations,
+        ..new
+    };
+}
+
+/// What a machine was before it was to be started with other flags.
+struct Before {
+    record: SandboxRecord,
+    seed: Option<Vec<u8>>,
+}
+
+impl Before {
+    fn of(sandbox: &SandboxDir, record: SandboxRecord) -> Result<Self> {
+        let seed = match sandbox.seed() {
+            Ok(mut file) => {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes).context("cannot read the machine's seed")?;
+                Some(bytes)
+            }
+            Err(StateError::Incomplete { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self { record, seed })
+    }
+
+    /// Whoever held the lock has let go of it.
+    fn put_back(&self, sandboxes: &Sandboxes, sandbox: &SandboxDir) -> Result<()> {
+        let lock = life::lock(sandboxes, sandbox)?;
+        if let Some(seed) = &self.seed {
+            sandbox.write_seed(&lock, seed)?;
+        }
+        sandboxes.update(sandbox, |record| *record = self.record.clone())?;
+        if self.seed.is_none() {
+            sandbox.remove_seed(&lock)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the guest of a new machine that did not start has run, and ended before anybody could
+/// see it: then its end is worth a look.
+fn has_run(sandbox: &SandboxDir) -> bool {
+    let exit = sandbox.state().ok().and_then(|state| state.exit);
+    exit.is_some_and(|exit| is_of_guest(&exit.reason))
+}
+
+/// Whether this reason of an end is one of a guest, and not of a machine that could not be made or
+/// was given up.
+fn is_of_guest(reason: &str) -> bool {
+    matches!(
+        reason,
+        "panic" | "triple_fault" | "power_off" | "halted" | "reset" | "time_limit" | "monitor_died"
+    )
+}
+
+/// The machine of this name that does not run, if there is one.
+fn found(sandboxes: &Sandboxes, name: &Name) -> Result<Option<SandboxDir>> {
     let id = match sandboxes.name_is_free(name) {
         Ok(()) => return Ok(None),
         Err(StateError::NameTaken { id, .. }) => id,
@@ -83,52 +212,55 @@ fn found(sandboxes: &Sandboxes, name: &Name) -> Result<Option<(SandboxDir, BootR
     };
     let taken = || StateError::NameTaken { name: name.clone(), id };
     let sandbox = sandboxes.by_id(id)?.ok_or_else(taken)?;
-    let boot = sandbox.record()?.boot.ok_or_else(taken)?;
+    if sandbox.record()?.boot.is_none() {
+        return Err(taken().into());
+    }
     if sandbox.condition()?.is_live() {
         return Err(Hint::error(
             format!("machine {name} runs already"),
             format!("`nelly attach {name}` is its console, and `nelly stop {name}` ends it"),
         ));
     }
-    Ok(Some((sandbox, boot)))
-}
-
-/// The disk of a machine belongs to one image.
-fn same_image(name: &Name, old: &BootRecord, new: &SandboxRecord) -> Result<()> {
-    let path = |boot: Option<&BootRecord>| -> Result<Option<PathBuf>> {
-        let image = boot.and_then(|boot| boot.image.as_deref());
-        image.map(|image| Ok(DiskFlag::image(image)?.path().to_owned())).transpose()
-    };
-    let (old, new) = (path(Some(old))?, path(new.boot.as_ref())?);
-    let Some(image) = old.filter(|old| Some(old) != new.as_ref()) else { return Ok(()) };
-    Err(Hint::error(
-        format!("machine {name} boots from {}, which its disk belongs to", image.display()),
-        format!("use another name, or remove the machine and its disk with `nelly rm {name}`"),
-    ))
+    Ok(Some(sandbox))
 }
 
 fn disk_of(sandboxes: &Sandboxes, id: Id) -> PathBuf {
     sandboxes.path().join(id.to_string()).join(nelly_sandbox::state::boot::DISK)
 }
 
-/// The seed that the flags ask for. It tells of the machine's network by its hardware address,
-/// which comes of the id, as its instance does.
-fn seed(args: &BootArgs, network: &Network, id: Id) -> Result<Option<Vec<u8>>> {
-    let wanted = args.seed.given().is_some() || (args.image.is_some() && !args.no_seed);
-    if !wanted {
-        return Ok(None);
+/// The seed that the flags ask for.
+struct MadeSeed {
+    disk: Vec<u8>,
+    settings: Settings,
+    ssh: Option<SshDir>,
+    network: Network,
+}
+
+impl MadeSeed {
+    /// It tells of the machine's network by its hardware address, which comes of the id, as its
+    /// instance does.
+    fn of(args: &BootArgs, network: &Network, id: Id) -> Result<Option<Self>> {
+        let wanted = args.seed.given().is_some() || (args.image.is_some() && !args.no_seed);
+        if !wanted {
+            return Ok(None);
+        }
+        let Asked { mut settings, texts, ssh } = boot_seed::read(&args.seed, network, false)?;
+        settings.machine = format!("machine {id}");
+        if texts.network_config.is_none() {
+            let device = network.device(&id.to_string(), Some(FileSource::Fd(0)));
+            settings.interfaces = device.iter().map(|device| MacAddress::new(device.mac.bytes())).collect();
+        }
+        let disk = Seed::new(&settings, texts)?.disk()?;
+        Ok(Some(Self { disk, settings, ssh, network: network.clone() }))
     }
-    let mut asked = boot_seed::read(&args.seed, network, false)?;
-    asked.settings.machine = format!("machine {id}");
-    if asked.texts.network_config.is_none() {
-        let device = network.device(&id.to_string(), Some(FileSource::Fd(0)));
-        asked.settings.interfaces = device.iter().map(|device| MacAddress::new(device.mac.bytes())).collect();
+
+    /// Says how ssh leads into the machine, which runs.
+    fn tell_ssh(&self) -> Result<()> {
+        if let (Some(ssh), Some(user)) = (&self.ssh, &self.settings.user) {
+            boot_seed::tell_ssh(ssh, &self.settings, user.as_str(), &self.network)?;
+        }
+        Ok(())
     }
-    let disk = Seed::new(&asked.settings, asked.texts)?.disk()?;
-    if let (Some(ssh), Some(user)) = (asked.ssh, &asked.settings.user) {
-        boot_seed::tell_ssh(&ssh, &asked.settings, user.as_str(), network)?;
-    }
-    Ok(Some(disk))
 }
 
 /// What is written of the machine.
@@ -142,10 +274,12 @@ fn record(
     let common = machine::common(&args.machine, &context.settings)?;
     let path =
         |path: &Path| std::path::absolute(path).with_context(|| format!("cannot use {}", path.display()));
+    let lasting = |flag, path: &Option<PathBuf>| path.as_deref().map(|path| lasting(flag, path)).transpose();
+    let (kernel, initrd) = (lasting("--kernel", &args.kernel)?, lasting("--initrd", &args.initrd)?);
     let image = args.image.as_deref().map(|text| absolute("--image", text)).transpose()?;
     let reference = match &image {
         Some(text) => DiskFlag::image(text)?.path().display().to_string(),
-        None => args.kernel.as_deref().map(path).transpose()?.unwrap_or_default().display().to_string(),
+        None => kernel.clone().unwrap_or_default().display().to_string(),
     };
     let disks = args.disk.iter().map(|text| absolute("--disk", text)).collect::<Result<_>>()?;
     let shares = args.share.iter().map(|text| machine::absolute_share(text)).collect::<Result<_>>()?;
@@ -158,8 +292,8 @@ fn record(
     let boot = BootRecord {
         image,
         entry: args.entry.clone(),
-        kernel: args.kernel.as_deref().map(path).transpose()?,
-        initrd: args.initrd.as_deref().map(path).transpose()?,
+        kernel,
+        initrd,
         disks,
         shares,
         protocol: match args.protocol {
@@ -171,6 +305,8 @@ fn record(
         on_reset,
         time_limit_ms: common.timeout.map(|limit| u64::try_from(limit.as_millis())).transpose()?,
         seed,
+        // It is looked at when it is known which disk there is.
+        base: Vec::new(),
     };
     let usernet = assets::usernet(&context.search, &network)?;
     let machine = MachineRecord {
@@ -224,11 +360,10 @@ struct Opened {
 impl Opened {
     /// Finds out what the machine of a record boots; `disk` is where its own disk is, or will be.
     fn of(record: &SandboxRecord, disk: &Path, context: &Context) -> Result<Self> {
-        let boot = record.boot.as_ref().context("the sandbox is no machine of nelly boot")?;
+        let boot = record.boot.as_ref().context(NO_BOOT)?;
         let machine = &record.machine;
         let args = args_of(boot, machine.platform);
-        let image = boot.image.as_deref().map(DiskFlag::image).transpose()?;
-        let image = image.map(|image| image.kept_in(disk));
+        let image = boot_base::image(boot, disk)?;
         let disks = image.iter().cloned().map(Ok).chain(boot.disks.iter().map(|text| text.parse()));
         let disks = disks.collect::<Result<Vec<DiskFlag>>>()?;
         let common = MachineOptions {
@@ -246,13 +381,19 @@ impl Opened {
     }
 
     /// Opens the disks, and makes those that are not there.
-    fn with_disks(mut self, sandbox: &SandboxDir, seed: bool) -> Result<BootFiles> {
+    fn with_disks(mut self) -> Result<Self> {
         for (index, disk) in self.disks.iter().enumerate() {
             let disk = disk.config(index, false, &mut self.files)?;
             self.config.disks.push(disk);
         }
-        if seed {
-            let file = OwnedFd::from(sandbox.seed()?);
+        self.config.validate()?;
+        Ok(self)
+    }
+
+    /// Adds the seed, if there is one, to the disks: then this is all that a start needs.
+    fn with_seed(mut self, seed: Option<File>) -> Result<BootFiles> {
+        if let Some(seed) = seed {
+            let file = OwnedFd::from(seed);
             let source = FileSource::Fd(file.as_raw_fd().cast_unsigned());
             self.files.push(file);
             let id = DiskId::new("seed").map_err(|reason| anyhow!("the seed's disk: {reason}"))?;
@@ -276,19 +417,8 @@ impl Opened {
     }
 }
 
-/// Starts a machine whose lock this process holds.
-fn begin(
-    context: &Context,
-    (sandboxes, sandbox): (&Sandboxes, &SandboxDir),
-    lock: SandboxLock,
-    opened: Opened,
-    seed: Option<&[u8]>,
-) -> Result<()> {
-    if let Some(seed) = seed {
-        sandbox.write_seed(&lock, seed)?;
-    }
-    let boot = opened.with_disks(sandbox, seed.is_some())?;
-    let files = files(lock, boot);
+/// Starts the keeper of a machine, and waits until its guest runs.
+fn launch(context: &Context, sandboxes: &Sandboxes, sandbox: &SandboxDir, files: Files) -> Result<()> {
     life::Start::with_files(context, sandboxes, sandbox.id(), files)?.launch().map(drop)
 }
 
@@ -298,19 +428,52 @@ fn files(lock: SandboxLock, boot: BootFiles) -> Files {
 }
 
 /// What a start of this machine needs, for `nelly start`.
-pub(crate) fn open(
-    context: &Context,
-    sandbox: &SandboxDir,
-    record: &SandboxRecord,
-    lock: SandboxLock,
-) -> Result<Files> {
+fn open(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord, lock: SandboxLock) -> Result<Files> {
+    let seed = usable(sandbox, record)?;
     let opened = Opened::of(record, &sandbox.boot_disk(), context)?;
+    Ok(files(lock, opened.with_disks()?.with_seed(seed)?))
+}
+
+/// Whether a machine that runs could be started again, as far as that can be seen while it has its
+/// disks open: for `nelly restart`, before it is stopped.
+fn check_running(context: &Context, sandbox: &SandboxDir, record: &SandboxRecord) -> Result<()> {
+    usable(sandbox, record)?;
+    let boot = record.boot.as_ref().context(NO_BOOT)?;
+    for (flag, path) in [("--kernel", &boot.kernel), ("--initrd", &boot.initrd)] {
+        path.as_deref().map(|path| machine::open(flag, path, Accept::Regular)).transpose()?;
+    }
+    let image = boot_base::image(boot, &sandbox.boot_disk())?;
+    for disk in image.into_iter().map(Ok).chain(boot.disks.iter().map(|text| text.parse())) {
+        let disk: DiskFlag = disk?;
+        disk.check_in_use()?;
+    }
+    for text in &boot.shares {
+        machine::share(text, &context.places.own())?;
+    }
+    Ok(())
+}
+
+/// The seed of a machine that was made, if it has one, when its monitor and what its disk lies over
+/// are what they were.
+fn usable(sandbox: &SandboxDir, record: &SandboxRecord) -> Result<Option<File>> {
+    let boot = record.boot.as_ref().context(NO_BOOT)?;
     if !record.machine.monitor.is_file() {
         bail!("the machine's monitor {} is missing", record.machine.monitor.display());
     }
-    let seed = record.boot.as_ref().is_some_and(|boot| boot.seed);
-    Ok(files(lock, opened.with_disks(sandbox, seed)?))
+    boot_base::check(record.name.as_str(), boot, &sandbox.boot_disk())?;
+    if !boot.seed {
+        return Ok(None);
+    }
+    match sandbox.seed() {
+        Err(error @ StateError::Incomplete { .. }) => Err(Hint::error(
+            text::chain(&error),
+            format!("`nelly boot -d --name {}` with the flags of before writes the seed anew", record.name),
+        )),
+        seed => Ok(Some(seed?)),
+    }
 }
+
+const NO_BOOT: &str = "the sandbox is no machine of nelly boot";
 
 /// Removes a machine that did not start for the first time.
 fn remove(sandboxes: &Sandboxes, sandbox: &SandboxDir) -> Result<()> {
@@ -351,3 +514,6 @@ fn args_of(boot: &BootRecord, platform: Platform) -> BootArgs {
         name: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use nelly_vmm::sys::files::{self, Accept};
 use crate::fail::{OfFlag as _, Usage};
 use crate::settings::{SettingSource, Settings};
 use crate::vcpus;
-use crate::{args, out};
+use crate::{args, boot_paths, out};
 
 /// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
@@ -170,7 +170,7 @@ pub(crate) fn boot_network(
 /// The value of a `--share` with an absolute path.
 ///
 /// # Errors
-/// It has no tag, or its path cannot be resolved or is no text in UTF-8.
+/// It has no tag, or its path cannot be resolved, is of this process only, or is no text in UTF-8.
 pub(crate) fn absolute_share(text: &str) -> Result<String> {
     let (tag, rest) = text
         .split_once('=')
@@ -179,7 +179,7 @@ pub(crate) fn absolute_share(text: &str) -> Result<String> {
         Some(source) => (source, ":ro"),
         None => (rest.strip_suffix(":rw").unwrap_or(rest), ""),
     };
-    let source = std::path::absolute(source).with_context(|| format!("--share {text}"))?;
+    let source = boot_paths::lasting("--share", Path::new(source))?;
     let source = source
         .to_str()
         .with_context(|| format!("--share {text}: the path of the current directory is no text in UTF-8"))?;
@@ -187,7 +187,7 @@ pub(crate) fn absolute_share(text: &str) -> Result<String> {
 }
 
 /// Parses `TAG=HOST[:ro]`, and looks whether it can be shared.
-fn share(text: &str, own: &[PathBuf]) -> Result<ShareConfig> {
+pub(crate) fn share(text: &str, own: &[PathBuf]) -> Result<ShareConfig> {
     const FORM: &str =
         "write TAG=DIRECTORY or TAG=DIRECTORY:ro; the guest mounts it with `mount -t virtiofs TAG PLACE`";
     let wrong = |why: &str| Usage::error(format!("--share {text}: {why}"));

@@ -6,9 +6,11 @@ mod assets;
 mod bench;
 mod bench_args;
 mod boot;
+mod boot_base;
 mod boot_disk;
 mod boot_image;
 mod boot_kept;
+mod boot_paths;
 mod boot_seed;
 mod bug;
 mod completion;
@@ -129,7 +131,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
     if let Verb::Completion { shell } = verb {
         return completion::script(*shell);
     }
-    let context = Context::load(boot_kept::open)?;
+    let context = Context::load(boot_kept::MACHINES)?;
     match verb {
         Verb::Run(args) => {
             log(args.machine.log_level, args.quiet, &context)?;

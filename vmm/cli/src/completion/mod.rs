@@ -40,7 +40,7 @@ pub(crate) fn complete(words: &[String]) -> ExitCode {
     let words = words.strip_prefix(&["--".to_owned()][..]).unwrap_or(words);
     let mut command = Cli::command();
     command.build();
-    let names = Installed(Context::load(boot_kept::open).ok());
+    let names = Installed(Context::load(boot_kept::MACHINES).ok());
     let found = words::candidates(&command, words, &names);
     // There is nobody to tell of a failure.
     ExitCode::from(u8::from(out::columns(found).is_err()))

@@ -62,12 +62,16 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
     let sandboxes = sandboxes(context)?;
     each(&args.names.names, |word| {
         let sandbox = sandboxes.find(word)?;
-        if sandbox.record()?.auto_remove {
+        let record = sandbox.record()?;
+        if record.auto_remove {
             bail!("sandbox {word} was made with --rm: it is removed at its end, and cannot be started again");
         }
         // Before it is stopped: what cannot be started again shall go on.
         crate::host::require_mainstream()?;
         if sandbox.condition()?.is_live() {
+            if record.boot.is_some() {
+                (context.booted.check_running)(context, &sandbox, &record)?;
+            }
             super::stop::stop_one(&sandbox, None, grace)?;
         }
         let lock = lock(&sandboxes, &sandbox)?;
@@ -112,7 +116,7 @@ impl Start {
     ) -> Result<Self> {
         let record = sandbox.record()?;
         let files = if record.boot.is_some() {
-            (context.open_boot)(context, sandbox, &record, lock)?
+            (context.booted.open)(context, sandbox, &record, lock)?
         } else {
             open_files(sandbox, &record, lock, image_disks(context, &record.image)?)?
         };
