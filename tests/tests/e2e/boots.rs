@@ -96,11 +96,23 @@ fn a_named_machine_keeps_its_disk_and_hears_its_power_button() {
         let messages = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(refused.code != 0 && messages.contains(why), "{words:?}: {messages}");
     }
+    assert!(!ask(&["stats"]).expect(0).out().contains("web"));
     ask(&["stop", "--time", "300s", "web"]).expect(0);
     let exit = listed(&home)["exit"].clone();
     assert_eq!((&exit["code"], &exit["reason"]), (&0.into(), &"power_off".into()));
     let log = ask(&["logs", "web"]);
     assert!(log.expect(0).out().contains("pressed"), "{}", log.out());
+
+    // Over an image that was written since, the disk would be damaged.
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    let then = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    for refused in [ask(&["start", "web"]), boot(&[])] {
+        let messages = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.code != 0 && messages.contains("belong to the old bytes"), "{messages}");
+    }
+    file.set_modified(then).unwrap();
+    drop(file);
 
     ask(&["start", "web"]).expect(0);
     let second = talk(&home);
