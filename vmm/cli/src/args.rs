@@ -606,9 +606,9 @@ pub(crate) struct BootArgs {
     pub(crate) no_seed: bool,
     #[command(flatten)]
     pub(crate) seed: SeedArgs,
-    /// Boot in the background, and print the id: the machine has a keeper, and lives on as a
-    /// sandbox does (nelly ps, attach, logs, stop, start, rm). An image is then written in a disk
-    /// of the machine's own, which nelly rm removes
+    /// Boot in the background, and print the id: the machine lives on as a sandbox does (nelly ps,
+    /// attach, logs, stop, start, rm). An image is then written in a disk of the machine's own,
+    /// which nelly rm removes
     #[arg(short, long, conflicts_with = "dry_run")]
     pub(crate) detach: bool,
     /// Name of the machine; with that of one that does not run, its disk is booted again, with
