@@ -257,15 +257,6 @@ pub enum Platform {
     Acpi,
 }
 
-impl Platform {
-    /// Whether it surely tells the guest of a power button. (Of [`Platform::Auto`] only the kernel
-    /// that is booted knows.)
-    #[must_use]
-    pub const fn names_a_power_button(self) -> bool {
-        matches!(self, Self::Acpi)
-    }
-}
-
 /// The name of a device, for requests while the machine runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -167,8 +167,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
         let bare = self.create_vm(&plan)?;
         self.restore_memory(&bare.ram, &memory.into())?;
         let mut equipped = self.create_devices(&plan, &bare, devices)?;
-        let has_button = self.config.platform.names_a_power_button();
-        let beginning = equipped.restore(saved, has_button).map_err(RestoreError::State)?;
+        let beginning = equipped.restore(saved).map_err(RestoreError::State)?;
         self.start(plan, bare, equipped, beginning)
     }
 
@@ -269,7 +268,8 @@ impl<V: Vm> Assembled<V> {
             Some((identity.device_id, identity.name.clone()))
         });
         let machine = Description::new(&self.plan, V::HYPERVISOR, devices);
-        Ok(snapshot::write(machine, self.says_kernel, &vm, vcpus, |state| {
+        let told = (self.says_kernel, self.power_button.is_some());
+        Ok(snapshot::write(machine, told, &vm, vcpus, |state| {
             for (name, device) in &self.board {
                 device.lock().unwrap_or_else(PoisonError::into_inner).save(name, state);
             }

@@ -97,9 +97,9 @@ impl<H> Assembly<'_, H> {
 
 impl VmWithDevices {
     /// Gives the devices the state of those of a saved machine. They are paused then, as those
-    /// were. What its guest was told, its state does not say.
-    pub(super) fn restore(&mut self, saved: Saved, has_button: bool) -> Result<Beginning, StateError> {
-        let Saved { says_kernel, vm, vcpus, devices: mut state, .. } = saved;
+    /// were.
+    pub(super) fn restore(&mut self, saved: Saved) -> Result<Beginning, StateError> {
+        let Saved { says_kernel, has_button, vm, vcpus, devices: mut state, .. } = saved;
         for (name, device) in &self.board {
             device.lock().unwrap_or_else(PoisonError::into_inner).restore(name, &mut state)?;
         }

@@ -25,8 +25,6 @@ pub(super) enum Refusal {
     NoDevice(DeviceName),
     #[error("the {0} of this machine {1}")]
     Cannot(DeviceName, &'static str),
-    #[error("the machine has no power button, which only machines with ACPI have")]
-    NoButton,
     #[error("the machine starts with {0} bytes of memory and cannot have less")]
     TooLittle(u64),
     #[error(transparent)]

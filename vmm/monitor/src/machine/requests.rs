@@ -53,7 +53,7 @@ impl Holder {
             ControlRequest::PowerButton => match run.machine.press_power_button() {
                 Some(Ok(())) => reply.done(),
                 Some(Err(error)) => return Err((reply, error.into())),
-                None => return Err((reply, Refusal::NoButton)),
+                None => reply.answer(&Answer::NoPowerButton, None),
             },
             ControlRequest::State => reply.answer(&Answer::State(run.life.state()), None),
             ControlRequest::Counters => reply.answer(&Answer::Counters(run.exits()), None),

@@ -180,19 +180,23 @@ impl Description {
 struct Head {
     machine: Description,
     says_kernel: bool,
+    /// The guest was told of a power button. One that was saved before there was such a button was
+    /// not.
+    #[serde(default)]
+    has_button: bool,
 }
 
 /// State under way to its file.
 pub(super) fn write(
     machine: Description,
-    says_kernel: bool,
+    (says_kernel, has_button): (bool, bool),
     vm: &Sections,
     vcpus: &[Sections],
     devices: impl FnOnce(&mut Sections),
 ) -> Vec<u8> {
     let mut state = Sections::new();
-    let head = serde_json::to_vec(&Head { machine, says_kernel }).expect("it is numbers and words");
-    state.put(MACHINE, VERSION, head);
+    let head = Head { machine, says_kernel, has_button };
+    state.put(MACHINE, VERSION, serde_json::to_vec(&head).expect("it is numbers and words"));
     state.put(VM, VERSION, vm.encode());
     for (index, vcpu) in (0..).zip(vcpus) {
         state.put(&vcpu_name(index), VERSION, vcpu.encode());
@@ -216,6 +220,8 @@ pub(super) struct Saved {
     machine: Description,
     /// See [`Remains`](super::assemble::Remains).
     pub(super) says_kernel: bool,
+    /// See [`Beginning`](super::begin::Beginning).
+    pub(super) has_button: bool,
     pub(super) vm: Sections,
     pub(super) vcpus: Vec<Sections>,
     /// What is left is of devices.
@@ -240,14 +246,14 @@ impl Saved {
     fn decode(bytes: &[u8]) -> Result<Self, StateError> {
         let mut state = Sections::decode(bytes)?;
         let head = serde_json::from_slice(&state.take(MACHINE, VERSION)?);
-        let Head { machine, says_kernel } =
+        let Head { machine, says_kernel, has_button } =
             head.map_err(|error| StateError::unfit(MACHINE, error.to_string()))?;
         let vm = Sections::decode(&state.take(VM, VERSION)?)?;
         // More than a machine can have are not looked at: `check` refuses them.
         let count = machine.vcpus.min(CpuCount::MAX.into());
         let vcpu = |index| Sections::decode(&state.take(&vcpu_name(index), VERSION)?);
         let vcpus = (0..count).map(vcpu).collect::<Result<_, StateError>>()?;
-        Ok(Self { machine, says_kernel, vm, vcpus, devices: state })
+        Ok(Self { machine, says_kernel, has_button, vm, vcpus, devices: state })
     }
 
     /// Says that it is a machine like `here`.
@@ -274,14 +280,14 @@ mod tests {
     fn written() -> Vec<u8> {
         let mut vcpu = Sections::new();
         vcpu.put("registers", 1, vec![1, 2, 3]);
-        write(description(), true, &Sections::new(), &[vcpu], |state| state.put("slot.0", 1, vec![4]))
+        write(description(), (true, true), &Sections::new(), &[vcpu], |state| state.put("slot.0", 1, vec![4]))
     }
 
     #[test]
     fn what_was_written_is_read_and_fits_the_same_machine() {
         let saved = Saved::decode(&written()).unwrap();
         saved.check(&description()).unwrap();
-        assert_eq!((saved.says_kernel, saved.vcpus.len()), (true, 1));
+        assert_eq!((saved.says_kernel, saved.has_button, saved.vcpus.len()), (true, true, 1));
         let mut devices = saved.devices;
         assert_eq!(devices.take(&slot_name(0), 1), Ok(vec![4]));
         assert_eq!(devices.finish(), Ok(()));
@@ -319,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_state_without_all_its_vcpus_is_damaged() {
-        let state = write(description(), true, &Sections::new(), &[], |_| {});
+        let state = write(description(), (true, true), &Sections::new(), &[], |_| {});
         assert_eq!(Saved::decode(&state).unwrap_err(), StateError::Missing("vcpu.0".into()));
         let other = Sections::new().encode();
         assert_eq!(Saved::decode(&other).unwrap_err(), StateError::Missing(MACHINE.into()));

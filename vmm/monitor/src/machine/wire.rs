@@ -21,7 +21,7 @@ use crate::timeline::GuestCounter;
 /// The version of everything in this file. Holder and monitor are of one build, or at least of one
 /// version: raise it with every change of a request, an answer or an event. What refuses another
 /// version is the same in all: the start's `version`, and the answer `failed`.
-pub(super) const VERSION: u32 = 6;
+pub(super) const VERSION: u32 = 7;
 
 /// Why a first frame starts no machine.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub(super) enum ControlRequest {
     /// Of a paused machine. Descriptors: the answer, the files for its state and its memory.
     Save,
     Stop,
-    /// Refused of a machine without one.
+    /// Answered by [`Answer::NoPowerButton`] of a machine without one.
     PowerButton,
     State,
     Counters,
@@ -141,6 +141,8 @@ pub(super) enum Answer {
     GuestCounter(Option<GuestCounter>),
     /// Refused or failed: the layers' sentences, outermost first.
     Failed(Vec<String>),
+    /// Its guest was told of no power button.
+    NoPowerButton,
     /// The machine ended before it could be answered.
     Ended,
 }
@@ -412,6 +414,7 @@ mod tests {
             Answer::Counters(ExitCounts::default()),
             Answer::GuestCounter(None),
             Answer::Failed(Vec::new()),
+            Answer::NoPowerButton,
             Answer::Ended,
         ];
         for answer in answers {
@@ -442,7 +445,7 @@ mod tests {
         for (text, wanted) in [
             (r#"{"op":"pause"}"#, "must be a machine's start"),
             (r#"{"op":"start"}"#, "cannot be read"),
-            (r#"{"op":"start","version":6}"#, "cannot be read"),
+            (r#"{"op":"start","version":7}"#, "cannot be read"),
             ("", "cannot be read"),
         ] {
             let said = start(text.as_bytes()).unwrap_err().to_string();

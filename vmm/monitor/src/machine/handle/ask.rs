@@ -186,6 +186,7 @@ impl Pending {
             Ok(Received::Frame(Answer::Failed(chain), _)) => {
                 Some(Err(ControlError::Refused(MonitorError::from_chain(chain))))
             }
+            Ok(Received::Frame(Answer::NoPowerButton, _)) => Some(Err(ControlError::NoPowerButton)),
             Ok(Received::Frame(Answer::Ended, _)) => Some(Err(ControlError::Ended)),
             Ok(Received::Frame(answer, descriptors)) => Some(Ok((answer, descriptors))),
             // A machine that ends says so, unless it is killed.

@@ -67,6 +67,9 @@ pub enum ControlError {
     /// The monitor refused or failed.
     #[error("the machine refused")]
     Refused(#[source] MonitorError),
+    /// Its guest was told of no power button.
+    #[error("the machine has no power button, which only machines with ACPI have")]
+    NoPowerButton,
     /// The machine goes on, but this one request was lost.
     #[error(
         "the machine did not answer: its monitor has no room for more descriptors, raise its limit on open files"

@@ -106,7 +106,8 @@ impl Machine {
     /// its own business; in a pause it is told when it runs on.
     ///
     /// # Errors
-    /// The guest knows of no button, as without ACPI, or the machine has ended.
+    /// [`ControlError::NoPowerButton`]: the guest was told of none, as without ACPI. The others are
+    /// those of every request.
     pub fn press_power_button(&self) -> Result<(), ControlError> {
         self.control.ask(&ControlRequest::PowerButton, &[])?.done()
     }

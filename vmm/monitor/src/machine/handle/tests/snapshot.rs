@@ -21,9 +21,13 @@ fn two_cpus(config: &mut MachineConfig) {
 
 /// What a machine of two vCPUs was saved to.
 fn saved() -> Snapshot {
+    saved_of(two_cpus)
+}
+
+fn saved_of(change: impl FnOnce(&mut MachineConfig)) -> Snapshot {
     let fake = Fake::new();
     fake.script(0, [sign()]);
-    let machine = start(&fake, two_cpus);
+    let machine = start(&fake, change);
     assert!(fake.wait_until(|record| record.answers.len() == 1));
     machine.pause().unwrap();
     let (to, from) = files();
@@ -35,10 +39,18 @@ fn saved() -> Snapshot {
 }
 
 fn restore(fake: &Fake, change: impl FnOnce(&mut MachineConfig)) -> Result<Machine, StartError> {
+    restore_from(saved(), fake, change)
+}
+
+fn restore_from(
+    saved: Snapshot,
+    fake: &Fake,
+    change: impl FnOnce(&mut MachineConfig),
+) -> Result<Machine, StartError> {
     let mut resources = Resources::new();
     let mut config = config(&mut resources);
     change(&mut config);
-    begin_with(fake, &config, resources, Some(saved()))
+    begin_with(fake, &config, resources, Some(saved))
 }
 
 #[test]
@@ -63,6 +75,26 @@ fn what_vcpus_share_is_restored_after_them_and_a_reset_boots_the_kernel() {
     let at = |name| outcome.timeline.at(name).unwrap();
     assert!(at(name::MEMORY_RESTORED) <= at(name::FIRST_ENTRY));
     assert_gone(&fake);
+}
+
+#[test]
+fn a_restored_machine_has_the_button_that_its_guest_was_told_of() {
+    for (told, here, has) in
+        [(Platform::Acpi, Platform::Auto, true), (Platform::Mptable, Platform::Acpi, false)]
+    {
+        let fake = Fake::new();
+        fake.script(0, [Step::WaitForLine(layout::POWER_BUTTON_LINE), off()]);
+        let saved = saved_of(|config| config.platform = told);
+        let machine = restore_from(saved, &fake, |config| config.platform = here).unwrap();
+        machine.resume().unwrap();
+        match machine.press_power_button() {
+            Ok(()) => assert_eq!((has, machine.wait().reason), (true, EndReason::PowerOff)),
+            Err(error) => {
+                assert!(!has && matches!(error, ControlError::NoPowerButton), "{told:?}: {error:?}");
+                machine.kill();
+            }
+        }
+    }
 }
 
 #[test]
