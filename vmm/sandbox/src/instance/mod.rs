@@ -124,6 +124,8 @@ pub struct Sandbox {
     /// None of a guest without an agent.
     greeting: Option<Greeting>,
     machine: Arc<Machine>,
+    /// The stream of the serial port of a machine without an agent, asked for at its start.
+    serial: Mutex<Option<Result<Pending, ControlError>>>,
     process: Process,
     recorder: Arc<Recorder>,
     usernet: Option<Usernet>,
@@ -190,6 +192,7 @@ impl Sandbox {
             agent,
             greeting: Some(greeting),
             machine: machine.disarm(),
+            serial: Mutex::default(),
             process,
             recorder: Arc::new(recorder),
             usernet,
@@ -214,6 +217,9 @@ impl Sandbox {
         let (machine, answer) = Machine::begin(&config, resources, &isolation)?.into_parts();
         let machine = KillOnDrop::new(Arc::new(machine), |machine| machine.kill());
         let process = Process::of(&machine).map_err(host("cannot watch the monitor"))?;
+        // Asked for before the guest runs, so that the words of one that ends at once are read.
+        // Neither request finds the connection full.
+        let serial = machine.begin_serial();
         let runs = async {
             started(&machine, answer, &recorder).await?;
             match &usernet {
@@ -229,6 +235,7 @@ impl Sandbox {
             agent: Agent::absent(),
             greeting: None,
             machine: machine.disarm(),
+            serial: Mutex::new(Some(serial)),
             process,
             recorder: Arc::new(recorder),
             usernet,
@@ -516,8 +523,12 @@ impl Sandbox {
     /// The machine has ended.
     pub async fn serial(&self) -> Result<UnixStream, SandboxError> {
         let asked = Arc::clone(&self.machine);
+        let first = self.serial.lock().expect("nobody panics while it is taken").take();
         let stream = async {
-            let pending = blocking(move || asked.begin_serial()).await?;
+            let pending = match first {
+                Some(pending) => pending?,
+                None => blocking(move || asked.begin_serial()).await?,
+            };
             answered(pending).await?.stream()
         };
         self.during(async { stream.await.map_err(what("cannot read the guest's console")) }).await
@@ -647,6 +658,7 @@ impl Sandbox {
             agent,
             greeting: None,
             machine: Arc::new(machine),
+            serial: Mutex::default(),
             process,
             recorder,
             usernet: None,

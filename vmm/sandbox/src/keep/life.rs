@@ -282,7 +282,7 @@ impl Keeper {
     }
 
     /// Waits until somebody asks for the end.
-    async fn stopped(&self, requests: &mut UnboundedReceiver<Request>) {
+    pub(super) async fn stopped(&self, requests: &mut UnboundedReceiver<Request>) {
         match requests.recv().await {
             Some(Request::Stop { .. }) => self.change(|state| self.note_stop(state)),
             None => std::future::pending().await,

@@ -15,6 +15,7 @@ use nelly_vmm::machine::{Isolation, Machine};
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
+use self::boots::Booted;
 use super::sockets::{Open, Sockets};
 use super::*;
 use crate::agent::{Agent, Tokens};
@@ -290,14 +291,19 @@ impl Scene {
 
     /// A machine of `nelly boot`, described to its guest in this way.
     fn booted(platform: Platform, grace: Duration) -> (Self, impl Future<Output = Ended>) {
-        Self::of(Script::default(), RestartPolicy::No, grace, Some(platform))
+        Self::of(Script::default(), RestartPolicy::No, grace, Some(Booted { platform, ..Booted::default() }))
+    }
+
+    /// Another one.
+    fn of_guest(booted: Booted) -> (Self, impl Future<Output = Ended>) {
+        Self::of(Script::default(), RestartPolicy::No, GRACE, Some(booted))
     }
 
     fn of(
         script: Script,
         restart: RestartPolicy,
         grace: Duration,
-        booted: Option<Platform>,
+        booted: Option<Booted>,
     ) -> (Self, impl Future<Output = Ended>) {
         let mut container = container();
         (container.process.stdin, container.process.terminal) = (true, booted.is_some());
@@ -345,7 +351,7 @@ impl Scene {
         };
         let life = async move {
             let start: Start = Box::new(move || match booted {
-                Some(platform) => Box::pin(boots::start(platform)),
+                Some(booted) => Box::pin(boots::start(booted)),
                 None => Box::pin(Arc::clone(&guests).start()),
             });
             let tell = |how| *begun.lock().unwrap() = Some(how);

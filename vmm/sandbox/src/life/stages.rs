@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use nelly_protocol::messages as m;
 use nelly_protocol::service::{self, create_agent};
-use nelly_vmm::boot::testing::{Segment, elf};
+use nelly_vmm::boot::testing::{Segment, elf, note};
 use nelly_vmm::config::{Endpoint, MachineConfig, MemorySize, VsockConfig};
 use nelly_vmm::machine::{EndReason, Isolation, Machine, Resources};
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -36,10 +36,16 @@ const KERNEL: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfe];
 
 /// What a machine is started with, and this side of its console, which ends with the machine.
 pub(crate) fn machine_of() -> (MachineConfig, Resources, UnixStream) {
-    const ENTRY: u64 = 0x10_0000;
-    let segment = Segment { address: ENTRY, bytes: KERNEL, memory: 0x1000 };
+    machine_of_code(KERNEL)
+}
+
+/// The same with this code as its kernel, which has a PVH entry too.
+pub(crate) fn machine_of_code(code: &[u8]) -> (MachineConfig, Resources, UnixStream) {
+    const ENTRY: u32 = 0x10_0000;
+    let segment = Segment { address: ENTRY.into(), bytes: code, memory: 0x1000 };
+    let notes = note("Xen", 18, &ENTRY.to_le_bytes());
     let mut kernel = nelly_vmm::sys::anonymous::memory_file("kernel").unwrap();
-    kernel.write_all(&elf(ENTRY, &[segment], &[], &[])).unwrap();
+    kernel.write_all(&elf(ENTRY.into(), &[segment], &notes, &[])).unwrap();
     let (console, theirs) = UnixStream::pair().unwrap();
     console.set_read_timeout(Some(SOON)).unwrap();
     let mut resources = Resources::new();
