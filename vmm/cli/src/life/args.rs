@@ -63,6 +63,8 @@ pub(crate) struct SystemdArgs {
 #[command(
     after_help = "The first signal is the image's STOPSIGNAL (or --stop-signal of run), else SIGTERM. \
     After the grace time it is SIGKILL. What was written is flushed before the machine ends.\n\
+    A machine of nelly boot has its power button pressed every 2 s until it ends, and is killed after the grace time; one without ACPI has no button, \
+    and is killed at once. Standard error then says so.\n\
     `--time 0` ends the sandbox also when its process on this host, nelly-keeper, does not answer; what was written last may then be lost.\n\n\
     Examples:\n  \
     nelly stop web\n  \

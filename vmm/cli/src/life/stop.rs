@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use nelly_sandbox::connect::ConnectError;
+use nelly_sandbox::connect::{ConnectError, EndReport};
 use nelly_sandbox::life::Signal;
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::state::{Change, SandboxDir};
@@ -14,6 +14,7 @@ use super::force::{end_by_force, end_unreachable};
 use super::{LAST_WORDS, connect, each, ended, keeper, runtime, sandboxes, target};
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
+use crate::out;
 
 /// A grace time.
 pub(super) fn grace(text: Option<&str>) -> Result<Option<Duration>> {
@@ -77,7 +78,10 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
             Err(error) => return Ok(Some(error)),
         };
         match connection.stop(signal, grace).await {
-            Ok(_) => Ok(None),
+            Ok(report) => {
+                tell_killed(sandbox, &report);
+                Ok(None)
+            }
             Err(error @ (ConnectError::Silent | ConnectError::Reach(_))) => Err(error.into()),
             // A keeper that ended without an answer has stopped all the same.
             Err(error) => {
@@ -100,6 +104,18 @@ pub(super) fn stop_one(sandbox: &SandboxDir, signal: Option<Signal>, grace: Opti
             bail!("the sandbox has ended, but the process that holds it is still there")
         }
         (None, _) => Ok(()),
+    }
+}
+
+/// Says why a machine of `nelly boot` was killed, as one without a power button is at once.
+fn tell_killed(sandbox: &SandboxDir, report: &EndReport) {
+    // One that somebody else has removed meanwhile has nothing to tell.
+    if report.exit.reason == "killed"
+        && !report.detail.is_empty()
+        && let Ok(record) = sandbox.record()
+        && record.boot.is_some()
+    {
+        out::message(format_args!("machine {}: {}", record.name, report.detail));
     }
 }
 
