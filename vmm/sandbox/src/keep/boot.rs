@@ -126,7 +126,7 @@ impl Keeper {
     ) -> Ended {
         let mut outcome = pin!(sandbox.outcome());
         let mut patience: Option<Patience> = None;
-        // Whoever presses the button. It comes back only if there is none, and is dropped with this.
+        // Whoever presses the button. It comes back only if there is none, and ends with this.
         let mut pressing = JoinSet::new();
         let (tell, presses) = watch::channel(Presses::default());
         let tell = Arc::new(tell);
