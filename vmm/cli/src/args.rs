@@ -26,6 +26,8 @@ use crate::seed_args::{SEED_FLAGS, SeedArgs};
         nelly run -d --name web oci:./image             in the background: nelly exec, attach, stop\n  \
         nelly boot --kernel bzImage --initrd initrd.img --append 'console=ttyS0'\n  \
         nelly boot --image debian.qcow2 -m 1G          a cloud image, without firmware\n  \
+        nelly boot -d --name vm --image debian.qcow2,size=20G -m 1G   in the background: nelly attach, stop, start\n  \
+        nelly isolated                                 a cloud image, by the variables of the Hydra scripts\n  \
         nelly doctor                                   what this host can do\n\n\
         Exit codes: nelly help exit-codes"
 )]
@@ -101,9 +103,9 @@ pub(crate) enum Verb {
     Create(Box<RunArgs>),
     /// Start sandboxes that do not run
     Start(StartArgs),
-    /// Stop sandboxes: a signal, a grace time, SIGKILL
+    /// Stop sandboxes: a signal or the power button, a grace time, SIGKILL
     Stop(StopArgs),
-    /// Send a signal to the first process of sandboxes
+    /// Send a signal to the first process of sandboxes, or end machines of nelly boot
     Kill(KillArgs),
     /// Stop sandboxes, and start them again
     Restart(RestartArgs),
@@ -159,7 +161,15 @@ pub(crate) enum Verb {
     /// Remove what killed commands left behind; never what runs or can be started
     #[command(after_help = "Example:\n  nelly gc")]
     Gc,
-    /// Boot a kernel in a new microVM with its console on this terminal
+    /// Boot a kernel or a cloud image in a new microVM, on this terminal or in the background
+    #[command(
+        mut_arg("network_alias", |arg| arg.hide(true)),
+        mut_arg("net", |arg| arg.help(
+            "Network of the machine: none, user (no privilege needed), tap=NAME, unix=PATH (passt) or vhost-user=PATH (Linux; whoever \
+            listens there gets the guest's memory), with options: prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; \
+            mtu= and mac= for the others, vhost=off for tap [default: none, or user if a flag below needs it]"
+        ))
+    )]
     Boot(Box<BootArgs>),
     /// Boot the isolated machine that the variables of the Hydra scripts describe
     Isolated(crate::hydra_args::IsolatedArgs),
@@ -534,16 +544,16 @@ pub(crate) enum PlatformArg {
     nelly boot --image debian.qcow2 --append systemd.unit=rescue.target    words added to the image's command line\n  \
     nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
     nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
-    nelly boot --kernel bzImage --disk root.img --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
-    nelly boot --kernel bzImage --disk root.img --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
-    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append root=/dev/vda1\n  \
+    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
+    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
+    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append 'console=ttyS0 root=/dev/vda1 rw'\n  \
     nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
     nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
     the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it.\n\n\
-    --image, and any flag for cloud-init, attaches a seed as the last disk. It only lies in memory; with -d, also as a file in the machine's directory, with its password hashes \
-    and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
+    --image, and any flag for cloud-init, attaches a seed as the last disk. In the foreground it is in memory only. With -d it is also a file in the machine's directory, with \
+    password hashes and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
     Options of --disk and --image:\n  \
     ro, readonly       the guest may only read it\n  \

@@ -6,12 +6,15 @@ use nelly_hydra::Profile;
 /// `nelly isolated`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The machine is described by the environment variables of the Hydra scripts, of which docs/hydra-variables.md is the table; \
-        nelly config show isolated prints what they say. It boots the image in DEFAULT_DIR_IMAGE (image), which is not written: its disk is isolated-disk.qcow2 \
-        beside it, so that the same command finds the same disk again. ssh is at port 5555 of loopback.\n\n\
+    after_help = "The environment variables of the Hydra scripts describe the machine. docs/hydra-variables.md lists them; nelly config show isolated prints what they say.\n\
+        Image: a file in DEFAULT_DIR_IMAGE (image). It is not fetched yet: if it is not there, the curl line that fetches it is printed.\n\
+        Login: ssh -p 5555 VM_USERNAME@localhost with a key; the console takes the password. The default one works on the console alone.\n\
+        Stop: sudo poweroff in the guest. Ctrl-A x ends the machine at once, as a loss of power does.\n\
+        Disk: the image is never written. isolated-disk.qcow2 beside it keeps what the guest writes; remove that file to begin anew.\n\n\
         Examples:\n  \
         KVM_MEMORY=4 VM_USERNAME=ada VM_SSH_KEY_FILENAME=ada.pub nelly isolated\n  \
         DRY_RUN_ONLY=1 nelly isolated                    the command of nelly boot that does the same\n  \
+        nelly isolated -- -d --name dev                  in the background; nelly attach dev is its console\n  \
         nelly isolated --bare                            a kernel and an initrd instead of an image\n  \
         nelly isolated -- --timeout 1h -p 8080:80        with flags of nelly boot"
 )]
@@ -27,9 +30,12 @@ pub(crate) struct IsolatedArgs {
 /// `nelly host`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The machine is described by the environment variables of the Hydra scripts, of which docs/hydra-variables.md is the table; \
-        nelly config show host prints what they say. It boots the image in DEFAULT_DIR_IMAGE (image-host), which is not written: its disk is host-disk.qcow2 \
-        beside it. k3s is not installed in it yet.\n\n\
+    after_help = "The environment variables of the Hydra scripts describe the machine. docs/hydra-variables.md lists them; nelly config show host prints what they say. \
+        k3s is not installed yet.\n\
+        Image: a file in DEFAULT_DIR_IMAGE (image-host). It is not fetched yet: if it is not there, the curl line that fetches it is printed.\n\
+        Login: ssh -p 5555 VM_USERNAME@localhost with a key; the console takes the password. The default one works on the console alone.\n\
+        Stop: sudo poweroff in the guest. Ctrl-A x ends the machine at once, as a loss of power does.\n\
+        Disk: the image is never written. host-disk.qcow2 beside it keeps what the guest writes; remove that file to begin anew.\n\n\
         Examples:\n  \
         DEFAULT_KVM_HOST_SSHD_PORT=5556 nelly host      beside nelly isolated, which has port 5555\n  \
         nelly host --dry-run"
@@ -57,8 +63,8 @@ pub(crate) struct HydraArgs {
     nelly config show isolated                       what the variables of the Hydra scripts say\n  \
     nelly config show host --json | jq -r '.[] | select(.key == \"ports\").value'")]
 pub(crate) struct ShowArgs {
-    /// Print the settings of nelly isolated (--bare: isolated-bare) or nelly host, which the
-    /// variables of the Hydra scripts say
+    /// Print the settings of nelly isolated, isolated --bare or nelly host, as the variables of
+    /// the Hydra scripts set them
     #[arg(value_name = "MACHINE")]
     pub(crate) machine: Option<MachineArg>,
     /// Print JSON (schema 1)

@@ -294,7 +294,7 @@ fn password(reader: &mut Reader<'_>) -> Result<Login, HydraError> {
     let text = reader.text("VM_PASSWORD");
     if text.source == Source::Default {
         reader.warn(
-            "the password is the one that everybody knows from the Hydra scripts, so ssh does not take it; set VM_PASSWORD or VM_PASSWORD_ENCRYPTED, or let a key in by VM_SSH_AUTHORIZED_KEY"
+            "the password is the one that everybody knows from the Hydra scripts, so ssh does not take it; set VM_PASSWORD or VM_PASSWORD_ENCRYPTED, or let a key in by VM_SSH_KEY_FILENAME or VM_SSH_AUTHORIZED_KEY"
                 .to_owned(),
         );
     }

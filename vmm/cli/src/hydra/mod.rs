@@ -52,7 +52,15 @@ pub(crate) fn boot_args(args: &HydraArgs, profile: Profile) -> Result<Option<Box
         let anywhere = port.bind.is_loopback() || port.bind.is_unspecified();
         let host = if anywhere { "localhost".to_owned() } else { port.bind.to_string() };
         let user = image.user.value.as_str();
-        out::message(format_args!("once the guest is up: ssh -p {} {user}@{host}", port.host));
+        let seed = &boot.seed;
+        let no_key = seed.keys.is_empty() && seed.ssh_key.is_empty() && seed.ssh_dir.is_none();
+        if seed.no_ssh_password && no_key && seed.user_data.is_none() {
+            out::message(
+                "ssh lets nobody in: set VM_SSH_KEY_FILENAME or VM_PASSWORD; the console takes the password",
+            );
+        } else {
+            out::message(format_args!("once the guest is up: ssh -p {} {user}@{host}", port.host));
+        }
     }
     Ok(Some(boot))
 }

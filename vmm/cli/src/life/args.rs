@@ -77,7 +77,8 @@ pub(crate) struct StopArgs {
     /// pressed]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
-    /// First signal, by name or number [default: that of the sandbox]
+    /// First signal, by name or number [default: that of the sandbox]; not for a machine of nelly
+    /// boot
     #[arg(short, long, value_name = "SIGNAL")]
     pub(crate) signal: Option<String>,
     #[command(flatten)]
@@ -91,7 +92,7 @@ pub(crate) struct StopArgs {
     nelly restart -t 2 web db")]
 pub(crate) struct RestartArgs {
     /// Grace time before SIGKILL (500ms, 1m30s, or a number of seconds); 0 kills at once [default:
-    /// the sandbox's, 10s]
+    /// the sandbox's, 10s; 30s for a machine of nelly boot]
     #[arg(short, long, visible_alias = "timeout", value_name = "DURATION")]
     pub(crate) time: Option<String>,
     #[command(flatten)]
@@ -100,11 +101,13 @@ pub(crate) struct RestartArgs {
 
 /// `nelly kill`.
 #[derive(Debug, Args)]
-#[command(after_help = "The signal may also stand alone, as for kill(1): -9, -KILL, -SIGUSR1.\n\n\
+#[command(
+    after_help = "The signal may also stand alone, as for kill(1): -9, -KILL, -SIGUSR1. A machine of nelly boot takes KILL alone.\n\n\
     Examples:\n  \
     nelly kill web\n  \
     nelly kill -s HUP web\n  \
-    nelly kill -9 web db")]
+    nelly kill -9 web db"
+)]
 pub(crate) struct KillArgs {
     /// Signal, by name or number
     #[arg(short, long, value_name = "SIGNAL", default_value = "KILL")]
@@ -179,7 +182,7 @@ pub(crate) struct ExecArgs {
 /// `nelly attach`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Shows the latest output first. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
+    after_help = "Shows the latest output first; of a machine of nelly boot it is the serial console. Several may be attached at once; who reads too slowly loses output and is told so on stderr. \
     On a terminal, the detach keys leave the container or the session running; elsewhere Ctrl-C does. The exit code is that of the container or \
     the session, or 0 after the detach keys. The output and the exit code of a session are held for ten minutes after its end.\n\n\
     Examples:\n  \
@@ -268,7 +271,7 @@ pub(crate) struct PsArgs {
 /// `nelly rm`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With a sandbox go its writable layer, volumes and logs; with a machine of nelly boot its own disk, not the image.\n\n\
+    after_help = "With a sandbox go its writable layer, volumes and logs; with a machine of nelly boot its own disk and seed, not the image and not an overlay=PATH.\n\n\
     Examples:\n  \
     nelly rm web\n  \
     nelly rm -f web 5f3a"
@@ -399,7 +402,7 @@ pub(crate) struct ProxyArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "What the container wrote to its standard output goes to standard output, and what it wrote to its \
-    standard error to standard error. The log keeps the newest output, up to 64 MiB.\n\n\
+    standard error to standard error. Of a machine of nelly boot it is what its serial port said. The log keeps the newest output, up to 64 MiB.\n\n\
     Examples:\n  \
     nelly logs web\n  \
     nelly logs -f --tail 20 web\n  \

@@ -36,7 +36,8 @@ impl NetworkVerb {
     nelly run -d --name db --network dev,alias=store postgres:17"
 )]
 pub(crate) struct CreateArgs {
-    /// IPv4 prefix, /8 to /29 [default: the first free of 10.89.0.0/24 to 10.89.255.0/24]
+    /// IPv4 prefix, /8 to /29 [default: the first free /24 of 10.89.0.0/16, then of 172.29.0.0/16
+    /// and 192.168.128.0/17]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) subnet: Option<String>,
     /// IPv6 prefix, a /64 [default: one of fd00::/8 that belongs to the network's id]

@@ -74,7 +74,7 @@ fn create(args: &CreateArgs, context: &Context) -> Result<ExitCode> {
     let subnet = match subnet {
         Some(subnet) => subnet,
         None => subnets::free_subnet(others.iter().map(|other| other.subnet))
-            .context("every prefix of 10.89.0.0/16 is taken by a network or a route of this host: name one with --subnet")?,
+            .context("every prefix of 10.89.0.0/16, 172.29.0.0/16 and 192.168.128.0/17 is taken by a network or a route of this host: name one with --subnet")?,
     };
     let subnet6 = match subnet6 {
         Some(subnet6) => subnet6,

@@ -18,12 +18,12 @@ pub fn table() -> [(String, &'static str); 10] {
     let one = |code: u8| code.to_string();
     [
         ("0-255".into(), "run, exec, attach: the command's own exit code"),
-        (one(EndReason::PANICKED), "boot: the guest's kernel panicked"),
-        (one(EndReason::TRIPLE_FAULTED), "boot: the guest caused a triple fault"),
+        (one(EndReason::PANICKED), "boot, isolated, host: the guest's kernel panicked"),
+        (one(EndReason::TRIPLE_FAULTED), "boot, isolated, host: the guest caused a triple fault"),
         (one(TIMED_OUT), "the --timeout expired"),
         (
             one(FAILED),
-            "Nelly itself failed, run, exec, attach or boot was used wrongly, or the output of a successful program could not be written",
+            "Nelly itself failed, run, exec, attach, boot, isolated or host was used wrongly, or the output of a successful program could not be written",
         ),
         (one(NOT_EXECUTABLE), "run, exec: the program cannot be executed"),
         (one(NOT_FOUND), "run, exec: the program was not found"),

@@ -46,7 +46,7 @@ pub(crate) struct LsArgs {
     after_help = "The grammar is that of run -p: on loopback unless BIND is given, HOST 0 is a free port, HOST and GUEST may be ranges. Each port that is \
     published is printed, with its number; the first that cannot be ends the command with code 1, and those that were printed stay published.\n\
     What is added stays until the machine ends: a start or restart publishes what run -p named. Any sandbox with --net user or on a network of \
-    machines can have ports added; what has --net none, tap or unix cannot (nelly proxy reaches its container over vsock).\n\n\
+    machines can have ports added; what has --net none, tap, unix or vhost-user cannot (nelly proxy reaches a container over vsock; a machine of nelly boot has none).\n\n\
     Examples:\n  \
     nelly port add web 8080:80\n  \
     nelly port add web 0:443 0.0.0.0:9000-9009:9000-9009 5353:53/udp"
