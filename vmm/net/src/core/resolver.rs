@@ -18,9 +18,12 @@ const PATIENCE: Time = Time::from_secs(2);
 const TRIES: u8 = 4;
 /// Questions at once.
 const MOST: usize = 256;
-/// Questions that wait for the answers to the same ones. The answers come at once, and more would
-/// not find room on their way to the guest. Others are asked by themselves.
-const MOST_WAITING: usize = super::WAITING - 1;
+/// Questions that wait for the answer to the same one. It is given to all at once, and so many
+/// find room on their way to the guest (`Net::has_room`) if each takes three datagrams. Others are
+/// asked by themselves.
+const MOST_WAITING: usize = 20;
+/// The longest message that is compared with others, in bytes: as a resolver's plain question.
+const LONGEST_SAME: usize = 512;
 
 /// A question that a resolver of the host was asked.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(crate) struct Lookup {
     pub(crate) deadline: Time,
     query: Query,
     message: Vec<u8>,
+    /// What is equal in the same question of others, unless it is too long.
+    same: Option<Vec<u8>>,
     /// The number that the resolver was asked under.
     id: u16,
     tries: u8,
@@ -49,8 +54,13 @@ struct Other {
 
 impl Lookup {
     fn new(query: Query, message: &[u8]) -> Self {
-        let message = message.to_vec();
-        Self { deadline: Time::ZERO, query, message, id: 0, tries: 0, got: Vec::new(), others: Vec::new() }
+        let (message, same) = (message.to_vec(), Self::same(&query, message));
+        let deadline = Time::ZERO;
+        Self { deadline, query, message, same, id: 0, tries: 0, got: Vec::new(), others: Vec::new() }
+    }
+
+    fn same(query: &Query, message: &[u8]) -> Option<Vec<u8>> {
+        (message.len() <= LONGEST_SAME).then(|| query.same(message))
     }
 
     /// What all who wait for it are answered when nobody is asked any more. `key` is that of its
@@ -155,29 +165,30 @@ impl Net {
 
     /// Lets a question wait for the answer to the same one, if that is being asked.
     fn waits(&mut self, now: Time, key: Key, query: &Query, message: &[u8]) -> bool {
-        let same = query.same(message);
-        let (mut waiting, mut asked) = (0, None);
+        let Some(same) = Lookup::same(query, message) else { return false };
+        let (mut asked, mut waits) = (None, false);
         for flow in self.table.flows() {
             let Kind::Lookup(lookup) = &flow.kind else { continue };
-            waiting += lookup.others.len();
             // What comes in a stream may be too long for others.
-            if flow.key.protocol == key.protocol && lookup.query.same(&lookup.message) == same {
+            if flow.key.protocol != key.protocol || lookup.same.as_ref() != Some(&same) {
+                continue;
+            }
+            waits |= lookup.others.iter().any(|other| other.key == key);
+            // One that has failed once has less time left than a question of its own.
+            if lookup.tries == 0 && lookup.others.len() < MOST_WAITING {
                 asked = Some(flow.id);
             }
         }
-        let Some(flow) = asked.and_then(|id| self.table.get(id)) else { return false };
-        let Kind::Lookup(lookup) = &mut flow.kind else { return false };
-        if lookup.others.iter().any(|other| other.key == key) {
+        if waits {
             // It is answered once.
             self.answer(now, Asker::of(&key), None);
             return true;
         }
-        let has_room = waiting < MOST_WAITING;
-        if has_room {
-            let message = query.without_rest(message).to_vec();
-            lookup.others.push(Other { key, query: query.clone(), message });
-        }
-        has_room
+        let Some(flow) = asked.and_then(|id| self.table.get(id)) else { return false };
+        let Kind::Lookup(lookup) = &mut flow.kind else { return false };
+        let message = query.without_rest(message).to_vec();
+        lookup.others.push(Other { key, query: query.clone(), message });
+        true
     }
 
     fn ask(&mut self, now: Time, key: Key, mut lookup: Lookup) {

@@ -306,19 +306,25 @@ fn the_same_question_of_many_is_asked_once_and_all_are_answered() {
             );
         }
     }
-    assert_eq!((world.sockets.len(), world.net.flows()), (1, 1));
+    // So many wait for one that all their answers find room on their way.
+    let asked = 256_usize.div_ceil(21);
+    assert_eq!((world.sockets.len(), world.net.flows()), (asked, asked));
     // Another kind of record is another question.
     assert!(asks_from(&mut world, 300, "example.org", 16).is_empty());
-    assert_eq!(world.sockets.len(), 2);
-    let (&flow, socket) =
-        world.sockets.iter().find(|(_, asked)| asked.datagrams[0].ends_with(&[1, 0, 1])).unwrap();
-    let mut answer = socket.datagrams[0].clone();
-    (answer[2], answer[7]) = (answer[2] | 0x80, 1);
-    answer.extend(address("198.51.100.7"));
-    world.net.datagram(world.now, flow, answer);
-    world.act(&[]);
-    let answers = world.all();
+    assert_eq!(world.sockets.len(), asked + 1);
+    let is_same = |message: &[u8]| message.ends_with(&[1, 0, 1]);
+    let questions = world.sockets.iter().map(|(&flow, socket)| (flow, socket.datagrams[0].clone()));
+    let questions: Vec<_> = questions.filter(|(_, message)| is_same(message)).collect();
+    let mut answers = Vec::new();
+    for (flow, mut answer) in questions {
+        (answer[2], answer[7]) = (answer[2] | 0x80, 1);
+        answer.extend(address("198.51.100.7"));
+        world.net.datagram(world.now, flow, answer);
+        world.act(&[]);
+        answers.extend(world.all());
+    }
     assert_eq!((answers.len(), world.sockets.len()), (256, 1));
+    answers.sort_by_key(|got| got.payload[..2].to_vec());
     for (n, got) in (0..256_u16).zip(answers) {
         let name: &[u8] = if n % 2 == 0 { b"example" } else { b"EXAMPLE" };
         assert_eq!((&got.payload[..2], &got.payload[13..20]), (&n.to_be_bytes()[..], name));
@@ -329,16 +335,16 @@ fn the_same_question_of_many_is_asked_once_and_all_are_answered() {
 #[test]
 fn who_waits_for_an_answer_that_does_not_come_is_told_and_not_too_many_wait() {
     let mut world = world(&[], &[], Verdict::Allow);
-    for n in 0..256 {
+    for n in 0..21 {
         assert!(asks_from(&mut world, n, "example.org", 1).is_empty(), "{n}");
     }
     assert_eq!(world.sockets.len(), 1);
     world.pass(Time::from_secs(1));
     // One more is asked by itself.
-    assert!(asks_from(&mut world, 256, "example.org", 1).is_empty());
+    assert!(asks_from(&mut world, 21, "example.org", 1).is_empty());
     assert_eq!(world.sockets.len(), 2);
     // Four resolvers have two seconds each.
-    for (seconds, answered) in [(6, 0), (1, 256), (1, 1)] {
+    for (seconds, answered) in [(6, 0), (1, 21), (1, 1)] {
         let mut answers = Vec::new();
         for _ in 0..seconds {
             assert!(answers.is_empty());
