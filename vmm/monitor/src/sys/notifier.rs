@@ -104,7 +104,9 @@ impl Notifier {
         let end = if how == PollFlags::OUT { self.write.as_ref().unwrap_or(&self.read) } else { &self.read };
         let mut looked = [PollFd::new(end, how)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        Ok(rustix::io::retry_on_intr(|| poll(&mut looked, Some(&now)))? > 0)
+        rustix::io::retry_on_intr(|| poll(&mut looked, Some(&now)))?;
+        // A counter that the kernel has filled to its end is told as an error, asked or not.
+        Ok(looked[0].revents().contains(how))
     }
 
     /// A second handle on the same counter.

@@ -507,6 +507,8 @@ impl Worker for NetworkWorker {
         let index = crate::sys::fits::<_, usize>(key / KEYS, "usize has at least 32 bits");
         let Some(Some(pair)) = self.pairs.get(index) else { return Ok(()) };
         match key % KEYS {
+            // Given away by an event before this one: who serves it waits for the same doorbell.
+            KEY_RECEIVE | KEY_TRANSMIT if pair.given.is_some() => Ok(()),
             KEY_RECEIVE => {
                 pair.receive.queue.doorbell().consume_shared()?;
                 self.receive(index, registrar)
