@@ -124,9 +124,12 @@ impl Muxer {
     }
 
     fn join(&mut self, port: u32, prefix: Vec<u8>, stream: UnixStream, reply: Joined) {
-        if self.table.is_full() || self.joined >= self.joined_max {
-            let most = self.joined_max.min(self.table.len());
-            let text = format!("the machine has {most} connections of relays, the most that it may have");
+        let (all, joined) = (self.table.len(), self.joined);
+        let is_full = self.table.is_full();
+        if is_full || joined >= self.joined_max {
+            let (count, what) =
+                if is_full { (all, "connections") } else { (joined, "connections of relays") };
+            let text = format!("the machine has {count} {what}, the most that it may have");
             return reply.send(Err(io::Error::new(io::ErrorKind::QuotaExceeded, text)));
         }
         if prefix.len() > PREFIX_MOST {
