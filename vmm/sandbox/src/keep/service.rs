@@ -286,9 +286,10 @@ impl Service for Calls {
         let (container, exec) = self.target(&request.container, &request.exec_id)?;
         self.begun(&exec).await?;
         let is_first = exec.is_empty() && container == self.0.id();
+        let mut before = None;
         if is_first && (number == Signal::KILL || number == self.0.kept.stop_signal) {
             // Who kills it does not want it back.
-            self.0.change(|state| state.stopped_by_command = true);
+            self.0.change(|state| before = Some(std::mem::replace(&mut state.stopped_by_command, true)));
             if number == Signal::KILL {
                 self.0.stop(None, Some(Duration::ZERO));
                 return Ok(m::Empty::default());
@@ -303,9 +304,9 @@ impl Service for Calls {
             Err(error) => Err(error),
         };
         drop(sandbox);
-        if told.is_err() && is_first {
-            // Nothing was sent, so its policy holds as before.
-            self.0.change(|state| state.stopped_by_command = false);
+        if let (Err(_), Some(before)) = (&told, before) {
+            // Nothing was sent, so its policy holds as before; a stop may have been asked for, too.
+            self.0.change(|state| state.stopped_by_command = before);
         }
         told.map(|()| m::Empty::default())
     }
