@@ -76,7 +76,11 @@ impl Keeper {
             Err(error) => {
                 // One that has ended already says how.
                 let outcome = tokio::time::timeout(ENDED_AT_ONCE, sandbox.outcome()).await;
-                let Ok(outcome) = outcome else { return Some((failed(&error), Duration::ZERO)) };
+                let Ok(outcome) = outcome else {
+                    // It runs, and nobody would see what it says.
+                    sandbox.machine().kill();
+                    return Some((failed(&error), Duration::ZERO));
+                };
                 let ended = ended(&outcome);
                 if !matches!(outcome.reason, EndReason::Error(_) | EndReason::MonitorDied(_)) {
                     // Its guest ran, however briefly, and ended it.
@@ -89,6 +93,7 @@ impl Keeper {
         let pumps = match self.connect(streams).await {
             Ok(pumps) => pumps,
             Err(error) => {
+                sandbox.machine().kill();
                 let detail = format!("cannot read the machine's serial port: {error}");
                 return Some((Ended::new(outcome::FAILED, "failed", detail), Duration::ZERO));
             }
