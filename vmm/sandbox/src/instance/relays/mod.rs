@@ -38,6 +38,9 @@ const SENTENCE_MOST: usize = 512;
 /// How long accepting waits after it failed, as it does when a process has no descriptor left.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// How long the agent may take to close the end of a connection that has no other.
+const FORGET: Duration = Duration::from_secs(5);
+
 /// What is known of a relay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayState {
@@ -284,8 +287,9 @@ impl Serving {
     /// Closes the container's end of a connection that has no other, which would else be open until
     /// the token expires.
     async fn give_up(&self, token: &Token) {
-        // An agent that cannot be told is gone with its container, or waits for that minute.
-        let _told = self.carrier.agent.forget(token).await;
+        // An agent that cannot be told is gone with its container, or waits for that minute; the
+        // other end is not to be held open for so long.
+        let _told = tokio::time::timeout(FORGET, self.carrier.agent.forget(token)).await;
     }
 
     /// Gives a socket to the monitor, for the stream of the guest that `token` stands for. If it
