@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::LIMIT;
 use super::keeper::{Kept, spawn};
+use super::relay_programs as programs;
 
 /// Bytes each way: many times what all windows on the way hold.
 const MUCH: usize = 32 << 20;
@@ -202,7 +203,13 @@ fn a_run_in_the_foreground_relays_and_bad_ones_are_refused_before_it() {
     }
     let (inward, outward) =
         (format!("--relay={enters}=/dev/loop"), format!("--relay-out=/dev/loop={server}"));
-    let words = ["run", "--rm", &inward, &outward, "--", "sleep", "100000"];
+    // Programs of others at both ends of a way through the machine.
+    let (web, shell) = (programs::http2_server(kept.0.path()), programs::ssh_server(kept.0.path()));
+    let web_in = format!("--relay={}=/dev/web", at("web"));
+    let web_out = format!("--relay-out=/dev/web={}", web.port);
+    let shell_out = format!("--relay-out=7022={}", shell.port);
+    let flags = ["run", "--rm", "--name", "box", &inward, &outward, &web_in, &web_out, &shell_out];
+    let words = [&flags[..], &["--", "sleep", "100000"]].concat();
     let mut run = spawn(kept.0.path(), &words);
     let limit = Instant::now() + scaled(LIMIT);
     let stream = loop {
@@ -215,6 +222,8 @@ fn a_run_in_the_foreground_relays_and_bad_ones_are_refused_before_it() {
         thread::sleep(Duration::from_millis(20));
     };
     echoed(stream.as_fd().try_clone_to_owned().unwrap(), b"through the foreground");
+    programs::http2(kept.0.path(), &at("web"));
+    programs::ssh(kept.0.path(), kept.0.path(), 7022);
     // Its program does not mind: the machine is killed after five seconds.
     super::keeper::kill("HUP", run.id().into());
     wait(&mut run, scaled(LIMIT));
