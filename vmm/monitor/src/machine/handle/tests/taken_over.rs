@@ -233,18 +233,21 @@ fn half_an_answer_keeps_nobody_beyond_the_machines_end() {
 
 #[test]
 fn half_an_event_keeps_nobody_beyond_the_machines_end() {
-    let (starting, monitor) = held(|request, descriptors| {
+    let (sent, is_sent) = std::sync::mpsc::channel();
+    let (starting, monitor) = held(move |request, descriptors| {
         let (reply, kept) = answer(descriptors);
         wire::Reply::new(reply).done();
         if *request == ControlRequest::Events {
             wire::send(kept[0].as_fd(), &Event::Rebooting, &[]).unwrap();
             half(&kept[0]);
+            sent.send(()).unwrap();
         }
         kept
     });
     let machine = starting.done().unwrap();
     let mut events = machine.events().unwrap();
     assert_eq!(events.next_event().unwrap(), Some(Event::Rebooting));
+    is_sent.recv().unwrap();
     assert_eq!(events.poll_event().unwrap(), std::task::Poll::Pending);
     std::thread::scope(|scope| {
         let next = scope.spawn(|| events.next_event());
