@@ -605,8 +605,20 @@ pub(crate) fn probes<H: Hypervisor>(hypervisor: &H) {
 guest!(counter_code, "2: rdtsc", "out 1, eax", "mov eax, edx", "out 1, eax", "jmp 2b",);
 
 /// What a guest stamps by its counter lies, on the host's clock, between two moments of the host
-/// round it.
+/// round it. A host that is taken off its processor between two readings of its own clocks finds a
+/// wrong frequency now and then; not five times.
 pub(crate) fn counter_on_the_hosts_clock<H: Hypervisor>(hypervisor: &H) {
+    let mut wrong = Vec::new();
+    while wrong.len() < 5 {
+        match stamps_beside_the_hosts_clock(hypervisor) {
+            Ok(()) => return,
+            Err(what) => wrong.push(what),
+        }
+    }
+    panic!("{wrong:?}");
+}
+
+fn stamps_beside_the_hosts_clock<H: Hypervisor>(hypervisor: &H) -> Result<(), String> {
     let machine = Machine::new(hypervisor, counter_code(), 1);
     let mut run = machine.boot();
     let mut stamps = Vec::new();
@@ -620,6 +632,9 @@ pub(crate) fn counter_on_the_hosts_clock<H: Hypervisor>(hypervisor: &H) {
     for (before, stamp, after) in stamps {
         let at = counter.host_ns(stamp).unwrap();
         let slack = 2 * counter.error_ns + 2_000;
-        assert!(before <= at + slack && at <= after + slack, "{before} {at} {after}: {counter:?}");
+        if before > at + slack || at > after + slack {
+            return Err(format!("{before} {at} {after}: {counter:?}"));
+        }
     }
+    Ok(())
 }
