@@ -1,7 +1,7 @@
 //! `nelly proxy`: standard input and output joined with a connection to a container.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -37,10 +37,25 @@ pub(crate) fn proxy(args: &ProxyArgs, context: &Context) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Copies until `from` ends. Not `io::copy`: it splices where it can, and Linux holds a pipe locked
+/// for as long as a splice waits for a socket, so that whoever is at the pipe's other end, as `ssh`
+/// is, cannot take what already lies in it, nor do anything else meanwhile.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(&bytes[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Copies what the container says. Standard output of the library would hold back what follows the
 /// last newline.
 fn copy_out(mut stream: &UnixStream, output: BorrowedFd<'_>) -> io::Result<()> {
-    io::copy(&mut stream, &mut File::from(output.try_clone_to_owned()?)).map(drop)
+    copy(&mut stream, &mut File::from(output.try_clone_to_owned()?))
 }
 
 fn join(stream: UnixStream) -> io::Result<()> {
@@ -48,7 +63,7 @@ fn join(stream: UnixStream) -> io::Result<()> {
     // It may wait for a terminal at the end, and ends with the process.
     std::thread::spawn(move || {
         // A container that reads no more has its reasons.
-        let _refused = io::copy(&mut io::stdin().lock(), &mut input);
+        let _refused = copy(&mut io::stdin().lock(), &mut input);
         let _gone = input.shutdown(Shutdown::Write);
     });
     copy_out(&stream, io::stdout().as_fd())?;
@@ -63,7 +78,8 @@ fn join(stream: UnixStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -82,5 +98,27 @@ mod tests {
         drop(container);
         copies.join().expect("no panic").expect("an end in order");
         assert_eq!(reader.read(&mut [0]).expect("an end"), 0);
+    }
+
+    #[test]
+    fn a_reader_of_a_pipe_takes_a_byte_at_a_time_while_more_is_waited_for() {
+        let (stream, mut container) = UnixStream::pair().expect("a pair");
+        let (mut reader, output) = io::pipe().expect("a pipe");
+        let copies = std::thread::spawn(move || copy_out(&stream, output.as_fd()));
+        container.write_all(b"SSH-2.0").expect("it is taken");
+        let (sender, bytes) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut byte = [0];
+            while let Ok(1) = reader.read(&mut byte) {
+                // Meanwhile what copies waits again.
+                std::thread::sleep(Duration::from_millis(20));
+                sender.send(byte[0]).expect("it is heard");
+            }
+        });
+        for &byte in b"SSH-2.0" {
+            assert_eq!(bytes.recv_timeout(Duration::from_secs(20)), Ok(byte));
+        }
+        drop(container);
+        copies.join().expect("no panic").expect("an end in order");
     }
 }
