@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::boot_args::BootArgs;
 use crate::life::args::{
     AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, ProxyArgs, PsArgs,
     RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
+use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
-use crate::seed_args::{SEED_FLAGS, SeedArgs};
 
 /// The parsed command line.
 #[derive(Debug, Parser)]
@@ -257,48 +258,6 @@ pub(crate) struct JsonArgs {
     pub(crate) json: bool,
 }
 
-/// The log level on stderr.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogLevel {
-    /// Errors
-    Error,
-    /// Errors and warnings
-    Warn,
-    /// Also each main step
-    Info,
-    /// Also details, and the guest's console
-    Debug,
-    /// Everything
-    Trace,
-}
-
-/// Flags of the machine that `run` and `boot` share.
-#[derive(Debug, Default, Args)]
-pub(crate) struct MachineArgs {
-    /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
-    #[arg(long, value_name = "N", value_parser = crate::vcpus::whole)]
-    pub(crate) cpus: Option<u32>,
-    /// Memory size, such as 512M or 1.5G (binary) [env: NELLY_MEMORY] [default: 512M]
-    #[arg(short, long, value_name = "SIZE")]
-    pub(crate) memory: Option<String>,
-    /// Expose SVM or VMX to the guest, so that it can run virtual machines itself
-    #[arg(long)]
-    pub(crate) nested: bool,
-    /// Text to append to the kernel command line [env: NELLY_APPEND]
-    #[arg(long, value_name = "WORDS")]
-    pub(crate) append: Option<String>,
-    /// Stop the machine after this time (500ms, 1m30s, or a number of seconds) and exit with code
-    /// 124
-    #[arg(long, value_name = "DURATION")]
-    pub(crate) timeout: Option<String>,
-    /// Log level on stderr [env: NELLY_LOG] [default: warn]
-    #[arg(long, value_name = "LEVEL")]
-    pub(crate) log_level: Option<LogLevel>,
-    /// Print the configuration as JSON without writing a file or starting a machine
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
 /// `nelly run`.
 #[derive(Debug, Args)]
 #[command(
@@ -497,134 +456,6 @@ impl RunArgs {
     pub(crate) fn wants_timeline(&self) -> bool {
         self.timings || self.trace.is_some() || self.result.is_some()
     }
-}
-
-/// The value of `--on-reset`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnResetArg {
-    /// End with exit code 0
-    Exit,
-    /// Start the machine again
-    Reboot,
-}
-
-/// The value of `--protocol`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProtocolArg {
-    /// Chosen by the type of the file
-    Auto,
-    /// An ELF file, at Linux's 64-bit entry point
-    Elf64,
-    /// An ELF file, at its PVH entry point
-    Pvh,
-    /// A bzImage, at its 64-bit entry point
-    Bzimage,
-}
-
-/// The value of `--platform`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PlatformArg {
-    /// Chosen by the configuration embedded in the kernel, if there is one
-    Auto,
-    /// An MP table, and virtio-mmio devices on the command line
-    Mptable,
-    /// Hardware-reduced ACPI
-    Acpi,
-}
-
-/// `nelly boot`.
-#[derive(Debug, Args)]
-#[command(
-    override_usage = "nelly boot [OPTIONS] --kernel <FILE>\n       nelly boot [OPTIONS] --image <FILE[,OPTION...]>",
-    after_help = "The machine's serial port is connected to stdin and stdout. On a terminal, Ctrl-A x stops the machine.\n\n\
-    Examples:\n  \
-    nelly boot --image debian.qcow2 -m 1G                                 a cloud image, without firmware; nothing stays\n  \
-    nelly boot --image debian.qcow2,overlay=web.qcow2,size=20G -m 1G       what it writes is kept in web.qcow2\n  \
-    nelly boot -d --name web --image debian.qcow2,size=20G -m 1G           in the background, with a disk of its own\n  \
-    nelly boot --image debian.qcow2 --append systemd.unit=rescue.target    words added to the image's command line\n  \
-    nelly boot --kernel vmlinux --initrd initramfs.cpio --append 'console=ttyS0'\n  \
-    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' -m 2G\n  \
-    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --net user -p 2222:22    DHCP; ssh by port 2222 of this host\n  \
-    nelly boot --kernel bzImage --disk root.img --append 'console=ttyS0 root=/dev/vda rw' --share work=./project    in the guest: mount -t virtiofs work /mnt\n  \
-    nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append 'console=ttyS0 root=/dev/vda1 rw'\n  \
-    nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
-    --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
-    nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
-    With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
-    the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it.\n\n\
-    --image, and any flag for cloud-init, attaches a seed as the last disk. In the foreground it is in memory only. With -d it is also a file in the machine's directory, with \
-    password hashes and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
-    Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\
-    Options of --disk and --image:\n  \
-    ro, readonly       the guest may only read it\n  \
-    rw                 what the guest writes goes into FILE (the default of --disk)\n  \
-    overlay=PATH       FILE stays as it is: what the guest writes goes into the qcow2 image PATH, which is created if it is not there\n  \
-    ephemeral          FILE stays as it is: what the guest writes is gone when the machine ends (the default of --image)\n  \
-    size=SIZE          make the disk at least so large before the start, such as 20G\n  \
-    format=FORMAT      raw or qcow2; it is never found out from what FILE holds\n  \
-    bps=SIZE, iops=N   at most so many bytes, such as 50M, and so many requests in a second\n  \
-    threads=N          serve so many requests at once that wait for this host, 1 to 16 (default 4, from the ninth disk on 1)\n  \
-    sectors=BYTES      sectors of 512 (the default) or 4096 bytes\n  \
-    backing-anywhere   open backing files outside of the directory of the image that names them, too\n\
-    A comma in FILE is written twice."
-)]
-pub(crate) struct BootArgs {
-    /// Kernel to boot: vmlinux (ELF) or bzImage, or one of these compressed by gzip, zstd, lz4 or
-    /// xz; with --image, instead of the image's
-    #[arg(long, value_name = "FILE", required_unless_present = "image")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// Initramfs for the kernel; with --image, instead of the image's
-    #[arg(long, value_name = "FILE")]
-    pub(crate) initrd: Option<PathBuf>,
-    /// Boot a cloud image, which is the first disk, with the kernel, initrds and command line that
-    /// its boot loader would take; with the options of --disk after commas, see below
-    #[arg(long, value_name = "FILE[,OPTION...]")]
-    pub(crate) image: Option<String>,
-    /// Boot another entry of the image's boot loader than its default: a title or a kernel as nelly
-    /// disk boot-entries shows them, or the loader's id
-    #[arg(long, value_name = "ENTRY", requires = "image")]
-    pub(crate) entry: Option<String>,
-    /// Attach a disk image or block device (the first one is /dev/vda, or /dev/vdb behind
-    /// --image), with options after commas:
-    /// format=raw|qcow2 (default: qcow2 if the name ends so, else raw), ro, rw, overlay=PATH,
-    /// ephemeral, size=SIZE, bps=SIZE, iops=N and others, see below
-    #[arg(long, value_name = "FILE[,OPTION...]")]
-    pub(crate) disk: Vec<String>,
-    /// Share a directory or a file of this host, which the guest mounts by its TAG (`mount -t
-    /// virtiofs TAG PLACE`); :ro makes it read-only
-    #[arg(long, value_name = "TAG=HOST[:ro]")]
-    pub(crate) share: Vec<String>,
-    #[command(flatten)]
-    pub(crate) network: NetworkArgs,
-    #[command(flatten)]
-    pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or file
-    /// descriptor N
-    #[arg(long, value_name = "FILE|fd:N")]
-    pub(crate) result: Option<String>,
-    /// What to do when the guest resets the machine [default: exit; with --image, reboot]
-    #[arg(long, value_name = "WHAT")]
-    pub(crate) on_reset: Option<OnResetArg>,
-    /// Boot protocol of the kernel
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub(crate) protocol: ProtocolArg,
-    /// How the kernel is told about its hardware
-    #[arg(long, value_name = "HOW", default_value = "auto")]
-    pub(crate) platform: PlatformArg,
-    /// Attach no seed to an image, which has one of its own or no cloud-init
-    #[arg(long, requires = "image", conflicts_with_all = SEED_FLAGS)]
-    pub(crate) no_seed: bool,
-    #[command(flatten)]
-    pub(crate) seed: SeedArgs,
-    /// Boot in the background, and print the id: the machine lives on as a sandbox does (nelly ps,
-    /// attach, logs, stop, start, rm). An image is then written in a disk of the machine's own,
-    /// which nelly rm removes
-    #[arg(short, long, conflicts_with = "dry_run")]
-    pub(crate) detach: bool,
-    /// Name of the machine; with that of one that does not run, its disk is booted again, with
-    /// these flags [default: two words]
-    #[arg(long, value_name = "NAME", requires = "detach")]
-    pub(crate) name: Option<String>,
 }
 
 /// Splits the words after the flags of `run`. The first word is the image; if `--` comes directly

@@ -16,7 +16,7 @@ use nelly_seed::Seed;
 use nelly_vmm::config::FileSource;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
-use crate::args::BootArgs;
+use crate::boot_args::BootArgs;
 use crate::boot_disk::DiskFlag;
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};

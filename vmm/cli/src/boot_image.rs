@@ -11,7 +11,7 @@ use nelly_vmm::config::{FileSource, MemorySize};
 use nelly_vmm::sys::anonymous;
 use nelly_vmm::sys::files::Accept;
 
-use crate::args::BootArgs;
+use crate::boot_args::BootArgs;
 use crate::boot_disk::DiskFlag;
 use crate::fail::{Hint, Usage};
 use crate::image_plan::{CONSOLE, advised};

@@ -22,12 +22,13 @@ use nelly_vmm::config::{
 use nelly_vmm::sys::files::Accept;
 use nelly_vmm::text;
 
-use crate::args::{BootArgs, MachineArgs, OnResetArg, PlatformArg, ProtocolArg};
+use crate::boot_args::{BootArgs, OnResetArg, PlatformArg, ProtocolArg};
 use crate::boot_disk::{DiskFlag, absolute};
 use crate::boot_paths::lasting;
 use crate::context::{BootedMachines, Context};
 use crate::fail::{Hint, OfFlag as _, Usage};
 use crate::machine::MachineOptions;
+use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
 use crate::seed_args::{Asked, SeedArgs};
 use crate::ssh_dir::SshDir;

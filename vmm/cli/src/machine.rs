@@ -18,7 +18,7 @@ use nelly_vmm::sys::files::{self, Accept};
 use crate::fail::{OfFlag as _, Usage};
 use crate::settings::{SettingSource, Settings};
 use crate::vcpus;
-use crate::{args, boot_paths, out};
+use crate::{boot_args, boot_paths, machine_args, out};
 
 /// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
@@ -30,7 +30,7 @@ pub(crate) struct MachineOptions {
 }
 
 /// Evaluates the common flags and their settings.
-pub(crate) fn common(args: &args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
+pub(crate) fn common(args: &machine_args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
     let (cpus, source) = settings.get("cpus", cpus.as_deref());
     let count = vcpus::whole(&cpus).and_then(|cpus| CpuCount::new(u64::from(cpus)));
@@ -96,7 +96,7 @@ fn appended(image: &str, append: CommandLine) -> Result<CommandLine> {
 /// The configuration of the machine of `nelly boot`; its disks are not in it yet. `own` are
 /// directories that no guest may write to.
 pub(crate) fn boot(
-    args: &args::BootArgs,
+    args: &boot_args::BootArgs,
     common: MachineOptions,
     boot: Boot,
     own: &[PathBuf],
@@ -108,21 +108,21 @@ pub(crate) fn boot(
     config.nested = common.nested;
     config.command_line = appended(&boot.command_line, common.append)?;
     config.boot_protocol = match args.protocol {
-        args::ProtocolArg::Auto => BootProtocol::Auto,
-        args::ProtocolArg::Elf64 => BootProtocol::Elf64,
-        args::ProtocolArg::Pvh => BootProtocol::Pvh,
-        args::ProtocolArg::Bzimage => BootProtocol::Bzimage,
+        boot_args::ProtocolArg::Auto => BootProtocol::Auto,
+        boot_args::ProtocolArg::Elf64 => BootProtocol::Elf64,
+        boot_args::ProtocolArg::Pvh => BootProtocol::Pvh,
+        boot_args::ProtocolArg::Bzimage => BootProtocol::Bzimage,
     };
     config.platform = match args.platform {
         // Kernels of distributions are made for it.
-        args::PlatformArg::Auto if boot.of_image => Platform::Acpi,
-        args::PlatformArg::Auto => Platform::Auto,
-        args::PlatformArg::Mptable => Platform::Mptable,
-        args::PlatformArg::Acpi => Platform::Acpi,
+        boot_args::PlatformArg::Auto if boot.of_image => Platform::Acpi,
+        boot_args::PlatformArg::Auto => Platform::Auto,
+        boot_args::PlatformArg::Mptable => Platform::Mptable,
+        boot_args::PlatformArg::Acpi => Platform::Acpi,
     };
     config.on_reset = match args.on_reset {
-        Some(args::OnResetArg::Exit) => OnReset::Exit,
-        Some(args::OnResetArg::Reboot) => OnReset::Reboot,
+        Some(boot_args::OnResetArg::Exit) => OnReset::Exit,
+        Some(boot_args::OnResetArg::Reboot) => OnReset::Reboot,
         None if boot.of_image => OnReset::Reboot,
         None => OnReset::Exit,
     };
@@ -214,8 +214,8 @@ mod tests {
         use clap::FromArgMatches;
         use clap::{Args, Command};
         let refusal = |variable: &str, value: &str, words: &[&str]| {
-            let command = args::MachineArgs::augment_args(Command::new("nelly").no_binary_name(true));
-            let args = args::MachineArgs::from_arg_matches(&command.get_matches_from(words)).unwrap();
+            let command = machine_args::MachineArgs::augment_args(Command::new("nelly").no_binary_name(true));
+            let args = machine_args::MachineArgs::from_arg_matches(&command.get_matches_from(words)).unwrap();
             let get = |name: &str| (name == variable).then(|| value.to_owned());
             let settings = Settings::load(None, get).unwrap();
             format!("{:#}", common(&args, &settings).err().unwrap())

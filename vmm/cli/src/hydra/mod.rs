@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, anyhow};
 use nelly_hydra::{Boots, Host, Machine, Missing, Platform, Profile, Share, Source};
 pub(crate) use show::show;
 
-use crate::args::{BootArgs, Cli, Verb};
+use crate::args::{Cli, Verb};
+use crate::boot_args::BootArgs;
 use crate::fail::{Hint, Usage};
 use crate::hydra_args::HydraArgs;
 use crate::{boot_seed, out};
