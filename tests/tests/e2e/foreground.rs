@@ -8,11 +8,11 @@ use nelly_tests::{scaled, wait};
 use super::LIMIT;
 use super::keeper::{Kept, SERVER, kill, runs, spawn};
 
-/// Waits until a sandbox is listed, which has no state before.
-fn until_listed(listed: &impl Fn() -> bool) {
+/// Waits until the sandbox runs, which has no state before, in the hands of one that `is_holder`.
+fn until_running(kept: &Kept, is_holder: impl Fn(u64) -> bool) {
     let limit = Instant::now() + scaled(LIMIT);
-    while !listed() {
-        assert!(Instant::now() < limit, "it is never listed");
+    while !kept.running().is_some_and(&is_holder) {
+        assert!(Instant::now() < limit, "it never runs");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -48,10 +48,12 @@ fn a_sandbox_stays_after_its_command_and_starts_again() {
 fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox() {
     let kept = Kept::new();
     let counted: Vec<u8> = (1..=100_000).flat_map(|line| format!("{line}\n").into_bytes()).collect();
-    let flood = "seq 1 100000; head -c 8388608 /dev/zero | tr '\\0' x; echo end; echo up >/dev/shm/up; exec sleep 1000";
+    // Of a file, many times: a guest makes so many bytes slowly one by one.
+    let flood = "head -c 65536 /dev/zero | tr '\\0' x >/dev/shm/x; seq 1 100000; \
+        cat $(yes /dev/shm/x | head -n 128); echo end; echo up >/dev/shm/up; exec sleep 1000";
     let mut client = spawn(kept.0.path(), &words(&[], flood));
     let mut stdout = client.stdout.take().unwrap();
-    kept.until("it runs", || kept.0.nelly(&["exec", "box", "true"]).code == 0);
+    until_running(&kept, |_| true);
     // Nobody reads: the container waits in the middle.
     assert_eq!(kept.exec("test -e /dev/shm/up; echo $?"), "1");
     let mut lines = vec![0; counted.len()];
@@ -72,10 +74,8 @@ fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox()
     kept.out(&["stop", "--time", "0s", "box"]);
     kept.out(&["rm", "box"]);
     // A signal reaches the container.
-    let mut client = spawn(
-        kept.0.path(),
-        &words(&[], "trap 'echo bye; exit 4' TERM; echo up; while :; do sleep 0.1; done"),
-    );
+    let mut client =
+        spawn(kept.0.path(), &words(&[], "trap 'echo bye; exit 4' TERM; echo up; sleep 100000 & wait"));
     let mut line = [0; 3];
     client.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
     kill("TERM", client.id().into());
@@ -85,12 +85,11 @@ fn output_is_whole_for_a_slow_reader_and_a_client_that_dies_leaves_the_sandbox()
 #[test]
 fn what_is_held_in_the_foreground_is_listed_served_and_removed() {
     let kept = Kept::new();
-    let listed = || kept.0.nelly(&["exec", "box", "true"]).code == 0;
     let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
-    until_listed(&listed);
+    until_running(&kept, |holder| holder == u64::from(client.id()));
     assert_eq!(kept.exec("echo inside"), "inside");
     assert!(kept.out(&["ps"]).contains("box"));
-    assert!(kept.out(&["top", "box"]).contains("sleep 0.1"));
+    assert!(kept.out(&["top", "box"]).contains("sleep 100000"));
     assert_eq!(kept.pid("holder"), u64::from(client.id()));
     for (verb, code, hint) in [("attach", 125, "nelly run"), ("logs", 1, "no log"), ("restart", 1, "--rm")] {
         let refused = kept.0.nelly(&[verb, "box"]);
@@ -110,13 +109,13 @@ fn what_is_held_in_the_foreground_is_listed_served_and_removed() {
     assert_eq!(std::fs::read_dir(kept.sandboxes().join("names")).unwrap().count(), 0);
     // One whose process is killed takes its machine along, and its name is free again.
     let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
-    until_listed(&listed);
+    until_running(&kept, |holder| holder == u64::from(client.id()));
     let monitor = kept.pid("monitor");
     client.kill().unwrap();
     client.wait().unwrap();
     kept.until("its machine ended", || !runs(monitor));
     let mut client = spawn(kept.0.path(), &words(&["--rm"], SERVER));
-    until_listed(&listed);
+    until_running(&kept, |holder| holder == u64::from(client.id()));
     kept.out(&["rm", "-f", "box"]);
     assert_eq!(wait(&mut client, LIMIT).code(), Some(137));
     assert_eq!(kept.out(&["ps", "-a", "-q"]), "");

@@ -132,7 +132,7 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     home.sh("true").expect(0);
     let before = paths(home.path());
     for (name, expected) in [("TERM", 50), ("INT", 51)] {
-        let script = "trap 'exit 50' TERM; trap 'exit 51' INT; echo ready; while :; do sleep 0.1; done";
+        let script = "trap 'exit 50' TERM; trap 'exit 51' INT; echo ready; sleep 100000 & wait";
         let mut command = nelly(home.path(), &["run", "--rm", "--", "sh", "-c", script]);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
@@ -150,10 +150,8 @@ fn sigterm_and_ctrl_c_reach_the_container_and_leave_nothing() {
     assert_eq!(code(wait(&mut child, LIMIT)), 143);
     nothing_runs();
     // A program that ignores Ctrl-C does not survive the third.
-    let mut command = nelly(
-        home.path(),
-        &["run", "--rm", "--", "sh", "-c", "trap '' INT; echo ready; while :; do sleep 0.1; done"],
-    );
+    let mut command =
+        nelly(home.path(), &["run", "--rm", "--", "sh", "-c", "trap '' INT; echo ready; exec sleep 100000"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
@@ -193,7 +191,7 @@ const PROMPT: Duration = Duration::from_secs(20);
 #[test]
 fn a_guest_that_stopped_answering_can_be_left() {
     let home = Home::new();
-    let script = "trap '' TERM INT; echo ready; while :; do sleep 0.1; done";
+    let script = "trap '' TERM INT; echo ready; exec sleep 100000";
     // A monitor that is stopped is a guest that answers nothing, and neither does the monitor.
     for (name, expected) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
         let mut child = ready(&home, "", &[], script);
@@ -208,7 +206,8 @@ fn a_guest_that_stopped_answering_can_be_left() {
         nothing_runs();
     }
     // The limit of time counts while the machine starts.
-    let mut command = nelly(home.path(), &["run", "--rm", "--timeout", "15s", "--", "sleep", "1000"]);
+    let seconds = format!("{}s", scaled(Duration::from_secs(6)).as_secs());
+    let mut command = nelly(home.path(), &["run", "--rm", "--timeout", &seconds, "--", "sleep", "1000"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     until("its monitor is there", || !monitors().is_empty());
     signal(monitors()[0], "STOP");
@@ -227,7 +226,7 @@ fn signals_that_were_ignored_at_the_start_stay_ignored() {
     let home = Home::new();
     let script =
         "trap 'echo int' INT; trap 'echo quit' QUIT; trap 'echo hup' HUP; trap 'echo term; exit 50' TERM
-        echo ready; while :; do sleep 0.1; done";
+        echo ready; sleep 100000 & while :; do wait; done";
     let mut child = ready(&home, "trap '' HUP INT QUIT;", &[], script);
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();

@@ -33,7 +33,7 @@ async fn once(nelly: &Nelly) -> Result<String, Box<dyn Error>> {
 
 /// Keeps a machine for as long as it has work, and stops it in order.
 async fn server(nelly: &Nelly) -> Result<String, Box<dyn Error>> {
-    let script = "trap 'exit 3' TERM; while :; do sleep 0.1; done";
+    let script = "trap 'exit 3' TERM; sleep 100000 & wait";
     let sandbox = nelly.sandbox("builtin:busybox").command(["sh", "-c", script]).memory(256 << 20);
     let sandbox = sandbox.name("second").start().await?;
     surface::use_sandbox(&sandbox).await?;

@@ -16,7 +16,7 @@ use nelly_sandbox::library::{Error as NellyError, Nelly, connect};
 async fn main() -> Result<(), Box<dyn Error>> {
     let prefix = std::env::args_os().nth(1).ok_or("usage: keep PREFIX")?;
     let nelly = Nelly::at(prefix)?;
-    let script = "echo up; trap 'exit 3' TERM; while :; do sleep 0.1; done";
+    let script = "echo up; trap 'exit 3' TERM; sleep 100000 & wait";
     let describe = || nelly.sandbox("builtin:busybox").command(["sh", "-c", script]).name("box");
     // `keep` would do both: made, and started later.
     let id = describe().memory(256 << 20).label("team", "a").create().await?;
