@@ -54,9 +54,9 @@ fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
             assert!(kept.0.nelly(&words).expect(code).out() == whole, "round {round}, {flags:?}: {script}");
         }
     }
-    // 32 MiB of input.
+    // 8 MiB of input.
     let input: Vec<u8> =
-        (0..32_u32 << 20).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+        (0..8_u32 << 20).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     let inside = kept.0.feed(&["exec", "-i", "box", "sha256sum"], &input);
     let outside = run(&mut Command::new("sha256sum"), &input, LIMIT);
     assert_eq!(inside.expect(0).out(), outside.expect(0).out());
