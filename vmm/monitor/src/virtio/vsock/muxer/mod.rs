@@ -35,8 +35,9 @@ pub(super) use slot::SLOT_BYTES;
 
 /// Most connections at once.
 pub(super) const CONNECTIONS_MAX: usize = 16_384;
-/// Most of them that the guest dialled: the host's own find a place whatever the guest does.
-const DIALLED_MAX: usize = CONNECTIONS_MAX / 2;
+/// Most of them that the guest dialled: the host's own find a place whatever the guest does, and
+/// what it makes the host's kernel buffer is bounded also where the limit of descriptors is high.
+const DIALLED_MAX: usize = CONNECTIONS_MAX / 4;
 /// Most of them whose stream the holder gave: those of processes find a place whatever its relays
 /// carry.
 const JOINED_MAX: usize = CONNECTIONS_MAX / 4;
