@@ -117,6 +117,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("entry", 0),
             ("layout", 3),
             ("files", 4),
+            ("user", 4),
             ("loaders", 4),
             ("drivers", 5),
             ("plan", 6),

@@ -146,6 +146,10 @@ pub(crate) enum Verb {
     Diff(LookArgs),
     /// Join standard input and output with a connection to a container, as for ssh's ProxyCommand
     Proxy(ProxyArgs),
+    /// Log in to a machine of nelly boot by ssh, or run a command in it
+    Ssh(crate::ssh_args::SshArgs),
+    /// Print what ssh's configuration needs for machines of nelly boot
+    SshConfig(crate::ssh_args::SshConfigArgs),
     /// List the sandboxes that run, or all
     Ps(PsArgs),
     /// Print what the container of a sandbox wrote
@@ -168,7 +172,8 @@ pub(crate) enum Verb {
         mut_arg("net", |arg| arg.help(
             "Network of the machine: none, user (no privilege needed), tap=NAME, unix=PATH (passt) or vhost-user=PATH (Linux; whoever \
             listens there gets the guest's memory), with options: prefix=, ip=, gw=, dns=, search=, mtu= and default=deny for user; \
-            mtu= and mac= for the others, vhost=off for tap [default: none, or user if a flag below needs it]"
+            mtu= and mac= for the others, vhost=off for tap [default: none, or user if a flag below needs it, or if nelly ssh does: \
+            with -d and a seed]"
         ))
     )]
     Boot(Box<BootArgs>),

@@ -23,9 +23,9 @@ use crate::fail::{OfFlag as _, Usage};
 use crate::result::ResultFile;
 use crate::{assets, boot_image, boot_seed, machine, out};
 
-/// The network that the flags ask for.
-pub(crate) fn network(args: &BootArgs) -> Result<Network> {
-    let network = args.network.network(Network::None)?;
+/// The network that the flags ask for, or else `default`.
+pub(crate) fn network(args: &BootArgs, default: Network) -> Result<Network> {
+    let network = args.network.network(default)?;
     if network.configures_guest() {
         let what = "ip, gw, dns and search are what Nelly's agent tells its guest; a guest of `nelly boot` sets up its network itself";
         return Err(Usage::error(format!("--net {network}: {what}")));
@@ -37,9 +37,15 @@ pub(crate) fn network(args: &BootArgs) -> Result<Network> {
     Ok(network)
 }
 
+/// Whether the machine has a seed. An image is one for clouds, and one flag says that another guest
+/// has cloud-init, too.
+pub(crate) fn wants_seed(args: &BootArgs) -> bool {
+    args.seed.given().is_some() || (args.image.is_some() && !args.no_seed)
+}
+
 /// Runs the verb in the foreground: it returns only when the machine was not started.
 pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
-    let network = network(args)?;
+    let network = network(args, Network::None)?;
     let image = args.image.as_deref().map(DiskFlag::image).transpose()?;
     // The image is the first disk, whatever else the machine has.
     let disks = image.iter().cloned().map(Ok).chain(args.disk.iter().map(|text| text.parse()));
@@ -52,10 +58,9 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;
     let monitor = assets::monitor(&context.search, &context.settings)?;
     let usernet = assets::usernet(&context.search, &network)?;
-    // An image is one for clouds, and one flag says that another guest has cloud-init, too.
-    let wanted = args.seed.given().is_some() || (image.is_some() && !args.no_seed);
-    let mut asked =
-        wanted.then(|| boot_seed::read(&args.seed, &network, args.machine.dry_run)).transpose()?;
+    let mut asked = wants_seed(args)
+        .then(|| boot_seed::read(&args.seed, &network, None, args.machine.dry_run))
+        .transpose()?;
     let seed = match &mut asked {
         Some(asked) => {
             let identity = boot_seed::identity(image.iter().chain(&disks))?;

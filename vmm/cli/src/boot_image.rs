@@ -95,6 +95,14 @@ fn find(disk: &DiskFlag, choice: &Choice<'_>, files: &mut Vec<OwnedFd>) -> Resul
     Ok(Boot { kernel, initrd, command_line: plan.command_line, of_image: true })
 }
 
+/// The user that cloud-init in an image makes by itself, if the image says so.
+pub(crate) fn default_user(disk: &DiskFlag) -> Option<String> {
+    let opened = disk.look().ok()?;
+    let parts = Parts::read(&*opened).ok()?;
+    let image = Image::open(&parts).ok()?;
+    image.default_user()
+}
+
 /// Refuses files that the machine's memory cannot hold before they fill that of this host.
 fn fits(plan: &BootPlan, choice: &Choice<'_>, path: &Path) -> Result<()> {
     let entry = plan.entry();

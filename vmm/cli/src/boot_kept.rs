@@ -12,10 +12,10 @@ use anyhow::{Context as _, Error, Result, anyhow, bail};
 use nelly_sandbox::spec::{ContainerSpec, Network, ProcessSpec};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{
-    BootRecord, Id, Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, StateError, Timestamp,
+    BootRecord, Id, Name, SandboxDir, SandboxLock, SandboxRecord, Sandboxes, SshRecord, StateError, Timestamp,
 };
 use nelly_sandbox::wire::order::{BootFiles, ClientEnds, Files, MachineFiles};
-use nelly_seed::{MacAddress, Seed, Settings};
+use nelly_seed::{MacAddress, Seed, Settings, UserName};
 use nelly_vmm::config::{
     BootProtocol, CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, OnReset, Platform,
 };
@@ -31,8 +31,8 @@ use crate::machine::MachineOptions;
 use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
 use crate::seed_args::{Asked, SeedArgs};
-use crate::ssh_dir::SshDir;
-use crate::{assets, boot, boot_base, boot_image, boot_seed, host, life, machine, out};
+use crate::ssh_dir::{Login, SshDir};
+use crate::{assets, boot, boot_base, boot_image, boot_seed, host, life, machine, out, ssh};
 
 /// For [`Context`].
 pub(crate) const MACHINES: BootedMachines = BootedMachines { open, check_running };
@@ -43,31 +43,79 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
         let what = "is for a machine in the foreground; nelly wait and nelly inspect tell how this one ends";
         return Err(Usage::error(format!("--result {what}")));
     }
-    let network = boot::network(args)?;
+    let logs_in = ssh_logs_in(args);
+    // Whoever may log in needs a way.
+    let default = if logs_in { Network::User(Box::default()) } else { Network::None };
+    let network = boot::network(args, default)?;
+    let network = if logs_in { ssh::with_port(network) } else { network };
     let id = Id::random().context("cannot create a random id")?;
     let asked: Option<Name> = args.name.as_deref().map(str::parse).transpose().of_flag("--name")?;
     let sandboxes = Sandboxes::make(&context.places.sandboxes())?;
     // Only who names a machine means one that is there.
     let old = asked.as_ref().map(|name| found(&sandboxes, name)).transpose()?.flatten();
     let id = old.as_ref().map_or(id, SandboxDir::id);
-    let seed = MadeSeed::of(args, &network, id)?;
+    let own = logs_in && args.seed.ssh_dir.is_none();
+    let own = own.then(|| own_keys(&sandboxes, id, old.is_some())).transpose()?.flatten();
+    let seed = MadeSeed::of(args, &network, id, own.as_ref())?;
     let bytes = seed.as_ref().map(|seed| seed.disk.as_slice());
     let name = asked.unwrap_or_else(|| id.name());
-    let record = record(args, network, (id, name), bytes.is_some(), context)?;
+    let mut record = record(args, network, (id, name), bytes.is_some(), context)?;
+    let login = seed.as_ref().and_then(|seed| seed.login(args, &record.name, own.as_ref()));
+    if let Some(boot) = &mut record.boot {
+        boot.ssh = login.as_ref().map(|(_, ssh)| ssh.clone());
+    }
     host::require_mainstream()?;
     let name = match old {
         Some(sandbox) => start_again(context, &sandboxes, &sandbox, record, bytes)?,
-        None => start_first(context, &sandboxes, record, bytes)?,
+        None => start_first(context, &sandboxes, record, bytes, own.as_ref())?,
     };
     out::line(id)?;
     out::message(format_args!(
         "machine {name} runs; `nelly attach {name}` is its console, `nelly stop {name}` presses its power button, \
          `nelly start {name}` then boots the same disk again"
     ));
-    if let Some(seed) = seed {
-        seed.tell_ssh()?;
+    if let (Some((keys, ssh)), Some(sandbox)) = (login, sandboxes.by_id(id)?) {
+        tell_ssh(keys, &ssh, &sandbox, &name)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the machine has keys for ssh: its seed brings them, unless user data is given that says
+/// itself who logs in.
+fn ssh_logs_in(args: &BootArgs) -> bool {
+    boot::wants_seed(args) && args.seed.user_data.is_none()
+}
+
+/// The keys of a machine for which nobody named a directory. They are made, in memory alone if the
+/// machine is not `there` yet. `None` where ssh could not be told of them.
+fn own_keys(sandboxes: &Sandboxes, id: Id, there: bool) -> Result<Option<SshDir>> {
+    let path = sandboxes.path().join(id.to_string()).join(nelly_sandbox::state::boot::SSH);
+    if !SshDir::can_be_at(&path) {
+        out::message(format_args!(
+            "no keys for nelly ssh are made, since ssh cannot be told of {}; --ssh-dir names another directory",
+            path.display()
+        ));
+        return Ok(None);
+    }
+    SshDir::open(&path, !there).map(Some)
+}
+
+/// Writes what ssh reads beside the keys of a machine that runs, and says how to log in.
+fn tell_ssh(keys: &SshDir, ssh: &SshRecord, sandbox: &SandboxDir, name: &Name) -> Result<()> {
+    let user = ssh.user.as_deref().map(UserName::new).transpose()?;
+    let target = if user.is_some() { name.to_string() } else { format!("USER@{name}") };
+    let address = ssh::address(&sandbox.state()?);
+    let config = keys.configure(&Login { alias: ssh.alias.clone(), user, address })?;
+    if let Network::User(_) = sandbox.record()?.machine.network {
+        out::message(format_args!("`nelly ssh {target}` logs in, once the guest is up"));
+    } else {
+        let (config, alias) = (config.display(), &ssh.alias);
+        out::message(format_args!(
+            "ssh -F {config} -o HostName=ADDRESS -o Port=PORT {alias} logs in, if the guest's ssh can be reached; \
+             -p 2222:22 would be a way"
+        ));
+    }
+    Ok(())
 }
 
 /// Makes a machine and starts it; its name, which is longer if a generated one is taken. It becomes
@@ -77,6 +125,7 @@ fn start_first(
     sandboxes: &Sandboxes,
     mut record: SandboxRecord,
     seed: Option<&[u8]>,
+    keys: Option<&SshDir>,
 ) -> Result<Name> {
     if let Some(boot) = &mut record.boot {
         boot.base = boot_base::of(boot, &disk_of(sandboxes, record.id))?;
@@ -84,6 +133,9 @@ fn start_first(
     let draft = sandboxes.draft(record.clone())?;
     if let Some(seed) = seed {
         draft.write_seed(seed)?;
+    }
+    if let Some(keys) = keys {
+        keys.save(&draft.sandbox().ssh_keys())?;
     }
     let opened = Opened::of(&record, &draft.sandbox().boot_disk(), context)?.with_disks()?;
     let boot = opened.with_seed(seed.map(|_| draft.sandbox().seed()).transpose()?)?;
@@ -233,34 +285,48 @@ fn disk_of(sandboxes: &Sandboxes, id: Id) -> PathBuf {
 struct MadeSeed {
     disk: Vec<u8>,
     settings: Settings,
+    /// The keys of `--ssh-dir`.
     ssh: Option<SshDir>,
-    network: Network,
 }
 
 impl MadeSeed {
     /// It tells of the machine's network by its hardware address, which comes of the id, as its
     /// instance does.
-    fn of(args: &BootArgs, network: &Network, id: Id) -> Result<Option<Self>> {
-        let wanted = args.seed.given().is_some() || (args.image.is_some() && !args.no_seed);
-        if !wanted {
+    fn of(args: &BootArgs, network: &Network, id: Id, own: Option<&SshDir>) -> Result<Option<Self>> {
+        if !boot::wants_seed(args) {
             return Ok(None);
         }
-        let Asked { mut settings, texts, ssh } = boot_seed::read(&args.seed, network, false)?;
+        let Asked { mut settings, texts, ssh } = boot_seed::read(&args.seed, network, own, false)?;
         settings.machine = format!("machine {id}");
         if texts.network_config.is_none() {
             let device = network.device(&id.to_string(), Some(FileSource::Fd(0)));
             settings.interfaces = device.iter().map(|device| MacAddress::new(device.mac.bytes())).collect();
         }
         let disk = Seed::new(&settings, texts)?.disk()?;
-        Ok(Some(Self { disk, settings, ssh, network: network.clone() }))
+        Ok(Some(Self { disk, settings, ssh }))
     }
 
-    /// Says how ssh leads into the machine, which runs.
-    fn tell_ssh(&self) -> Result<()> {
-        if let (Some(ssh), Some(user)) = (&self.ssh, &self.settings.user) {
-            boot_seed::tell_ssh(ssh, &self.settings, user.as_str(), &self.network)?;
-        }
-        Ok(())
+    /// The keys for ssh, of the machine's `own` or of `--ssh-dir`, and what is written of them.
+    fn login<'a>(
+        &'a self,
+        args: &BootArgs,
+        name: &Name,
+        own: Option<&'a SshDir>,
+    ) -> Option<(&'a SshDir, SshRecord)> {
+        let keys = own.or(self.ssh.as_ref())?;
+        let host_name = self.settings.host_name.as_ref().map(|name| name.as_str());
+        let other = if own.is_some() { name.as_str() } else { "machine" };
+        let of_image = || {
+            let image = DiskFlag::image(args.image.as_deref()?).ok()?;
+            UserName::new(&boot_image::default_user(&image)?).ok()
+        };
+        let user = self.settings.user.clone().or_else(of_image);
+        let record = SshRecord {
+            directory: own.is_none().then(|| keys.path().to_owned()),
+            alias: host_name.unwrap_or(other).to_owned(),
+            user: user.map(|user| user.as_str().to_owned()),
+        };
+        Some((keys, record))
     }
 }
 
@@ -306,6 +372,8 @@ fn record(
         on_reset,
         time_limit_ms: common.timeout.map(|limit| u64::try_from(limit.as_millis())).transpose()?,
         seed,
+        // They are known when the seed is made.
+        ssh: None,
         // It is looked at when it is known which disk there is.
         base: Vec::new(),
     };

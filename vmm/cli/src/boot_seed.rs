@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::Id;
-use nelly_seed::{MacAddress, PublicKey, Seed, Settings};
+use nelly_seed::{MacAddress, PublicKey, Seed, Settings, UserName};
 use nelly_vmm::config::{DiskConfig, DiskId, FileSource, MachineConfig};
 use nelly_vmm::sys::anonymous;
 use nelly_vmm::sys::files::{self, Accept};
@@ -17,34 +18,40 @@ use nelly_vmm::sys::files::{self, Accept};
 use crate::boot_disk::DiskFlag;
 use crate::out;
 use crate::seed_args::{Asked, SeedArgs, machine_id};
-use crate::ssh_dir::SshDir;
+use crate::ssh::is_of_ssh;
+use crate::ssh_dir::{Login, SshDir};
 
 /// The files of public keys whose private ones ssh tries by itself (`IdentityFile` in
 /// ssh_config(5)), in its order.
 const KEYS_OF_SSH: &[&str] =
     &["id_rsa.pub", "id_ecdsa.pub", "id_ecdsa_sk.pub", "id_ed25519.pub", "id_ed25519_sk.pub"];
-/// The port of sshd.
-const SSH: u16 = 22;
 
 /// What the flags say. Where they say nothing of passwords and keys, the keys that ssh of this user
 /// tries are let in: whoever starts a machine expects that `ssh` leads into it.
 ///
+/// `own` are keys of the machine that no flag asked for: they are let in, too.
+///
 /// # Errors
 /// See [`SeedArgs::read`].
-pub(crate) fn read(args: &SeedArgs, network: &Network, dry_run: bool) -> Result<Asked> {
+pub(crate) fn read(args: &SeedArgs, network: &Network, own: Option<&SshDir>, dry_run: bool) -> Result<Asked> {
     let mut asked = args.read(dry_run)?;
     let settings = &mut asked.settings;
+    if let Some(own) = own {
+        settings.own_key = Some(own.client.public().clone());
+        settings.host_key = Some(own.host.clone());
+    }
     if asked.texts.user_data.is_none() && settings.keys.is_empty() && settings.password.is_none() {
         let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
         settings.keys = home.map_or_else(Vec::new, |home| usual_keys(&Path::new(&home).join(".ssh")));
-        if settings.keys.is_empty() {
+        if settings.keys.is_empty() && own.is_none() {
             out::message(
                 "nobody can log in to the guest unless its image says so: ~/.ssh has no public key, and none of \
                  --ssh-key, --ssh-dir and --password-file is given",
             );
         }
     }
-    if network.is_none() && !settings.keys.is_empty() && settings.password.is_none() {
+    let by_key = !settings.keys.is_empty() || own.is_some();
+    if network.is_none() && by_key && settings.password.is_none() {
         out::message(
             "only ssh keys can log in, and the machine has no network: add -p 2222:22, or --password-file for its console",
         );
@@ -122,7 +129,7 @@ pub(crate) fn attach(
     let id = DiskId::new("seed").map_err(|reason| anyhow!("the seed's disk: {reason}"))?;
     config.disks.push(DiskConfig::new(id, source, true));
     if let (Some(ssh), Some(user), false) = (ssh, &settings.user, dry_run) {
-        tell_ssh(&ssh, &settings, user.as_str(), network)?;
+        tell_ssh(&ssh, &settings, user, network)?;
     }
     Ok(())
 }
@@ -131,10 +138,11 @@ pub(crate) fn attach(
 ///
 /// # Errors
 /// A file cannot be written.
-pub(crate) fn tell_ssh(ssh: &SshDir, settings: &Settings, user: &str, network: &Network) -> Result<()> {
+fn tell_ssh(ssh: &SshDir, settings: &Settings, user: &UserName, network: &Network) -> Result<()> {
     let name = settings.host_name.as_ref().map_or("machine", |name| name.as_str());
     let port = port_of_ssh(network);
-    let path = ssh.configure(name, user, port)?;
+    let address = port.map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    let path = ssh.configure(&Login { alias: name.to_owned(), user: Some(user.clone()), address })?;
     let path = path.display();
     match port {
         Some(_) => out::message(format_args!("ssh -F {path} {name} logs in, once the guest is up")),
@@ -151,11 +159,7 @@ fn port_of_ssh(network: &Network) -> Option<u16> {
     let leads = |publish: &&nelly_net::config::Publish| {
         let ip = publish.bind.ip();
         let here = ip.is_loopback() || ip.is_unspecified();
-        publish.guest == SSH
-            && publish.protocol == nelly_net::config::Protocol::Tcp
-            && here
-            && ip.is_ipv4()
-            && publish.bind.port() != 0
+        is_of_ssh(publish) && here && ip.is_ipv4() && publish.bind.port() != 0
     };
     user.publish.iter().find(leads).map(|publish| publish.bind.port())
 }

@@ -51,6 +51,8 @@ mod seed_args;
 mod settings;
 mod show;
 mod signals;
+mod ssh;
+mod ssh_args;
 mod ssh_dir;
 mod stdio;
 mod table;
@@ -99,7 +101,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(error, &raw),
     };
     let (code, json) = match &cli.verb {
-        Verb::Run(_) | Verb::Exec(_) | Verb::Attach(_) => (outcome::FAILED, false),
+        Verb::Run(_) | Verb::Exec(_) | Verb::Attach(_) | Verb::Ssh(_) => (outcome::FAILED, false),
         Verb::Boot(_) | Verb::Isolated(_) | Verb::Host(_) => (outcome::FAILED, false),
         Verb::Doctor(args) | Verb::Version(args) => (FAILED, args.json),
         Verb::Config { verb: ConfigVerb::Show(args) } => (FAILED, args.json),
@@ -160,6 +162,8 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Top(args) => life::top(args, &context),
         Verb::Diff(args) => life::diff(args, &context),
         Verb::Proxy(args) => life::proxy(args, &context),
+        Verb::Ssh(args) => ssh::ssh(args, &context),
+        Verb::SshConfig(args) => ssh::config(args, &context),
         Verb::Ps(args) => life::ps(args, &context),
         Verb::Logs(args) => life::logs(args, &context),
         Verb::Inspect(args) => life::inspect(args, &context),
@@ -200,8 +204,8 @@ fn boot(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitC
     if args.detach { boot_kept::run(args, context) } else { boot::run(args, context, recorder) }
 }
 
-/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `boot`, `isolated` and
-/// `host`, like every failure that is not the container's, and 2 for other verbs.
+/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `ssh`, `boot`, `isolated`
+/// and `host`, like every failure that is not the container's, and 2 for other verbs.
 fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     let verb = raw.get(1).map(String::as_str);
     let hostname = docker_words::hostname(&error, raw);
@@ -221,7 +225,9 @@ fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     }
     match verb {
         _ if asked => ExitCode::SUCCESS,
-        Some("run" | "boot" | "isolated" | "host" | "exec" | "attach") => ExitCode::from(outcome::FAILED),
+        Some("run" | "boot" | "isolated" | "host" | "exec" | "attach" | "ssh") => {
+            ExitCode::from(outcome::FAILED)
+        }
         _ => ExitCode::from(USAGE),
     }
 }

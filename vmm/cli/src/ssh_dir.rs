@@ -2,12 +2,13 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nelly_disk::NewFile;
-use nelly_seed::KeyPair;
+use nelly_seed::{KeyPair, UserName};
 use nelly_vmm::sys::files::{self, Accept};
 use nelly_vmm::sys::random;
 
@@ -23,6 +24,17 @@ const KNOWN_HOSTS: &str = "known_hosts";
 const CONFIG: &str = "config";
 /// Bytes of a private key's file at most.
 const KEY_MAX: u64 = 16 << 10;
+
+/// How ssh logs in to a machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    /// The name by which ssh knows the machine's own key. It is one that a host can have.
+    pub(crate) alias: String,
+    /// As whom, if that is known.
+    pub(crate) user: Option<UserName>,
+    /// Where the guest's sshd is reached, if it is.
+    pub(crate) address: Option<SocketAddr>,
+}
 
 /// The keys of a machine.
 #[derive(Debug)]
@@ -65,26 +77,78 @@ impl SshDir {
         Ok(Self { client: pair(CLIENT, "nelly")?, host, path })
     }
 
-    /// Writes what ssh reads: `ssh -F DIR/config NAME` logs in as `user` by `port` of this host, if
-    /// the guest's ssh has one. Returns the path of that file.
+    /// Reads the keys, all of which must be there.
+    ///
+    /// # Errors
+    /// The directory or a key is missing, is another user's or damaged, or its path cannot stand in
+    /// a configuration of ssh.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        quoted(path)?;
+        check_ours(path)?;
+        let pair = |name: &str| {
+            let path = path.join(name);
+            let file = files::open(&path, OpenOptions::new().read(true), Accept::Regular);
+            read(file.with_context(|| format!("cannot read {}", path.display()))?, &path)
+        };
+        Ok(Self { client: pair(CLIENT)?, host: pair(HOST)?, path: path.to_owned() })
+    }
+
+    /// Whether ssh can be told of keys in this directory.
+    pub(crate) fn can_be_at(path: &Path) -> bool {
+        quoted(path).is_ok()
+    }
+
+    /// The directory, absolute.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the keys, which may be in memory alone, into the directory `at`, which is made.
+    ///
+    /// # Errors
+    /// The directory is there already, or it cannot be written.
+    pub(crate) fn save(&self, at: &Path) -> Result<()> {
+        let failed = || format!("cannot make the keys for ssh in {}", at.display());
+        DirBuilder::new().mode(0o700).create(at).with_context(failed)?;
+        for (name, pair) in [(HOST, &self.host), (CLIENT, &self.client)] {
+            create(&at.join(name), pair).with_context(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what ssh reads: `ssh -F DIR/config ALIAS` logs in. Returns the path of that file.
     ///
     /// # Errors
     /// A file cannot be written, or the directory's path cannot stand in it.
-    pub(crate) fn configure(&self, name: &str, user: &str, port: Option<u16>) -> Result<PathBuf> {
-        let known = format!("{name} {}\n", self.host.public().without_comment());
+    pub(crate) fn configure(&self, login: &Login) -> Result<PathBuf> {
+        let known = format!("{} {}\n", login.alias, self.host.public().without_comment());
         replace(&self.path.join(KNOWN_HOSTS), &known)?;
-        let mut config = format!(
-            "Host {name}\n    User {user}\n    IdentityFile {}\n    IdentitiesOnly yes\n    \
-             UserKnownHostsFile {}\n    HostKeyAlias {name}\n    StrictHostKeyChecking yes\n",
+        let path = self.path.join(CONFIG);
+        replace(&path, &self.block(&login.alias, login)?)?;
+        Ok(path)
+    }
+
+    /// What a configuration of ssh says of the machine under `name`, which is one of a host. It
+    /// names files that [`SshDir::configure`] writes.
+    ///
+    /// # Errors
+    /// The directory's path cannot stand in it.
+    pub(crate) fn block(&self, name: &str, login: &Login) -> Result<String> {
+        let mut block = format!("Host {name}\n");
+        if let Some(user) = &login.user {
+            block.push_str(&format!("    User {}\n", user.as_str()));
+        }
+        block.push_str(&format!(
+            "    IdentityFile {}\n    IdentitiesOnly yes\n    UserKnownHostsFile {}\n    \
+             HostKeyAlias {}\n    StrictHostKeyChecking yes\n",
             quoted(&self.path.join(CLIENT))?,
             quoted(&self.path.join(KNOWN_HOSTS))?,
-        );
-        if let Some(port) = port {
-            config.push_str(&format!("    HostName 127.0.0.1\n    Port {port}\n"));
+            login.alias,
+        ));
+        if let Some(address) = login.address {
+            block.push_str(&format!("    HostName {}\n    Port {}\n", address.ip(), address.port()));
         }
-        let path = self.path.join(CONFIG);
-        replace(&path, &config)?;
-        Ok(path)
+        Ok(block)
     }
 }
 
@@ -190,13 +254,15 @@ fn replace_io(path: &Path, text: &str) -> io::Result<()> {
     std::fs::rename(part, path)
 }
 
-/// A path as a value in a configuration of ssh: `%` begins what ssh replaces.
+/// A path as a value in a configuration of ssh: `%` begins what ssh replaces, and so does `${`, which
+/// cannot be written otherwise.
 fn quoted(path: &Path) -> Result<String> {
-    let text = path.to_str().filter(|text| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control()));
+    let plain = |text: &&str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
+    let text = path.to_str().filter(plain).filter(|text| !text.contains("${"));
     let refused = || {
         Hint::error(
             format!("--ssh-dir: ssh cannot be told of {}", path.display()),
-            "name a directory whose path has no quotation marks, backslashes and control characters",
+            "name a directory whose path has no quotation marks, backslashes, control characters and no ${",
         )
     };
     Ok(format!("\"{}\"", text.ok_or_else(refused)?.replace('%', "%%")))
@@ -230,8 +296,19 @@ mod tests {
         let public = std::fs::read_to_string(path.join("id_ed25519.pub")).unwrap();
         assert_eq!(public.trim_end(), first.client.public().as_str());
         // ssh itself says what it understood.
-        let config = first.configure("web", "ada", Some(2222)).unwrap();
-        assert_eq!(first.configure("web", "ada", Some(2222)).unwrap(), config);
+        let login = Login {
+            alias: "web".to_owned(),
+            user: Some(UserName::new("ada").unwrap()),
+            address: Some("127.0.0.1:2222".parse().unwrap()),
+        };
+        let config = first.configure(&login).unwrap();
+        assert_eq!(first.configure(&login).unwrap(), config);
+        let read = SshDir::read(&path).unwrap();
+        assert_eq!((&read.client, &read.host, read.path()), (&first.client, &first.host, first.path()));
+        let copy = directory.path().join("copy");
+        read.save(&copy).unwrap();
+        assert_eq!(SshDir::read(&copy).unwrap().host, first.host);
+        assert!(read.save(&copy).is_err(), "keys that are there stay");
         let said = Command::new("ssh").arg("-G").arg("-F").arg(&config).arg("web").output().unwrap();
         assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         let said = String::from_utf8(said.stdout).unwrap();
@@ -281,5 +358,8 @@ mod tests {
         let error = SshDir::open(&link, true).unwrap_err().to_string();
         assert!(error.contains("symbolic link"), "{error}");
         assert!(SshDir::open(Path::new("/a\"b"), true).is_err());
+        for path in ["/a\nProxyCommand x", "/a${HOME}", "/a\\b"] {
+            assert!(!SshDir::can_be_at(Path::new(path)), "{path:?}");
+        }
     }
 }

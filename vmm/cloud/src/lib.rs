@@ -19,6 +19,7 @@ mod loaders;
 mod plan;
 pub mod syslinux;
 mod unpack;
+mod user;
 pub mod version;
 
 pub use drivers::{Driver, DriverPlace, Drivers};

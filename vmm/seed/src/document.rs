@@ -25,6 +25,9 @@ pub struct Settings {
     pub no_ssh_password: bool,
     /// Who may log in as that user.
     pub keys: Vec<PublicKey>,
+    /// The key that was made for this machine alone, which may log in, too. Other than with `keys`,
+    /// ssh takes a password beside it.
+    pub own_key: Option<PublicKey>,
     /// The machine's name.
     pub host_name: Option<HostName>,
     /// Files that are written at the first start.
@@ -105,6 +108,7 @@ impl Settings {
             || !(self.packages.is_empty() && self.commands.is_empty())
             || self.growth != Growth::Grow
             || self.host_key.is_some()
+            || self.own_key.is_some()
     }
 
     /// The user data.
@@ -154,7 +158,7 @@ impl Settings {
 
     /// Users, passwords and keys.
     fn logins(&self, set: &mut dyn FnMut(&str, Value) -> Option<Value>) -> Result<(), SeedError> {
-        let keys: Vec<&str> = self.keys.iter().map(PublicKey::as_str).collect();
+        let keys: Vec<&str> = self.keys.iter().chain(&self.own_key).map(PublicKey::as_str).collect();
         if let Some(user) = &self.user {
             let mut entry = json!({
                 "name": user.as_str(),
@@ -189,7 +193,7 @@ impl Settings {
             }
         }
         if self.password.is_some() {
-            set("ssh_pwauth", json!(keys.is_empty() && !self.no_ssh_password));
+            set("ssh_pwauth", json!(self.keys.is_empty() && !self.no_ssh_password));
         }
         Ok(())
     }
@@ -302,6 +306,10 @@ mod tests {
         let said = config(&settings);
         assert!(said.get("users").is_none());
         assert_eq!(said["ssh_pwauth"], true);
+        let own = Settings { own_key: Some(key().public().clone()), ..settings.clone() };
+        let said_of_own = config(&own);
+        assert_eq!(said_of_own["ssh_authorized_keys"], json!([key().public().as_str()]));
+        assert_eq!(said_of_own["ssh_pwauth"], true, "nobody asked for that key");
         let console = Settings { no_ssh_password: true, ..settings.clone() };
         assert_eq!(config(&console)["ssh_pwauth"], false);
         assert_eq!(said["chpasswd"]["expire"], false);

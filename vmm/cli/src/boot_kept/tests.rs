@@ -140,7 +140,7 @@ fn a_new_machine_is_there_when_it_started_or_not_at_all() {
     let place = Place::new();
     let first = |kernel: &str, id: Id| {
         let record = place.record(kernel, id, id.name(), true);
-        start_first(&place.context, &place.sandboxes, record, Some(b"seed"))
+        start_first(&place.context, &place.sandboxes, record, Some(b"seed"), None)
     };
     for kernel in ["kernel", "missing"] {
         first(kernel, Id::random().unwrap()).unwrap_err();

@@ -14,6 +14,7 @@ use super::{advised, show};
 use crate::fail::OfFlag as _;
 use crate::out;
 use crate::seed_args::SeedArgs;
+use crate::ssh_dir::Login;
 
 /// `nelly disk seed`.
 #[derive(Debug, Args)]
@@ -56,7 +57,8 @@ pub(super) fn run(args: &SeedImageArgs) -> Result<ExitCode> {
     file.finish().with_context(failed)?;
     if let (Some(ssh), Some(user)) = (&asked.ssh, &asked.settings.user) {
         let name = asked.settings.host_name.as_ref().map_or("machine", |name| name.as_str());
-        let config = ssh.configure(name, user.as_str(), None)?;
+        let login = Login { alias: name.to_owned(), user: Some(user.clone()), address: None };
+        let config = ssh.configure(&login)?;
         out::message(format_args!(
             "ssh -F {} -o HostName=ADDRESS {name} logs in, once the machine has an address",
             config.display()

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// File name of the disk that such a machine writes to, in its directory.
 pub const DISK: &str = "disk.qcow2";
 
+/// Name of the directory of such a machine's own keys for ssh, in its directory.
+pub const SSH: &str = "ssh";
+
 /// A machine of `nelly boot`, beside what every machine has. All paths are absolute. What kernel,
 /// initrds and command line the image has is found out anew at each start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,11 +48,27 @@ pub struct BootRecord {
     /// Whether it has a seed for cloud-init, the file `seed.img` of the sandbox's directory.
     #[serde(default)]
     pub seed: bool,
+    /// How ssh logs in; none if there are no keys for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<SshRecord>,
     /// The files whose bytes the disk `disk.qcow2` lies over, as they were when it was made: the
     /// image first, then its backing files. Block devices are left out: they do not tell when they
     /// were written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub base: Vec<BaseFile>,
+}
+
+/// How ssh logs in to a machine of `nelly boot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshRecord {
+    /// The directory of its keys, if it is not [`SSH`] of the sandbox's directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+    /// The name by which ssh knows the machine's own key.
+    pub alias: String,
+    /// The user of the guest, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
 }
 
 /// A regular file of this host below a disk, as it was at some time.
@@ -135,7 +154,8 @@ mod tests {
             device: u64::MAX,
             inode: 1,
         };
-        let record = BootRecord { base: vec![base], ..BootRecord::default() };
+        let ssh = Some(SshRecord { directory: Some("/keys".into()), alias: "web".into(), user: None });
+        let record = BootRecord { base: vec![base], ssh, ..BootRecord::default() };
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<BootRecord>(&text).unwrap(), record);
         let without: BootRecord = serde_json::from_str(r#"{"on_reset": "exit"}"#).unwrap();

@@ -16,7 +16,7 @@ pub mod runtime;
 pub mod storage;
 pub mod time;
 
-pub use boot::{BaseFile, BootRecord};
+pub use boot::{BaseFile, BootRecord, SshRecord};
 pub use change::Change;
 pub use directory::{Listed, SandboxDir, SandboxLock, Sandboxes};
 pub use error::StateError;

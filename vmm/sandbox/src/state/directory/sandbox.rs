@@ -96,6 +96,12 @@ impl SandboxDir {
         self.dir.path().join(boot::DISK)
     }
 
+    /// The path of the directory of a machine's own keys for ssh, if it has some.
+    #[must_use]
+    pub fn ssh_keys(&self) -> PathBuf {
+        self.dir.path().join(boot::SSH)
+    }
+
     /// The seed of a machine of `nelly boot`, to be read.
     ///
     /// # Errors
