@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use nelly_tests::{nelly, run};
@@ -53,6 +55,24 @@ fn talk(home: &Home) -> String {
     said
 }
 
+/// What ssh is told of the machine, without the port, which is another one after each start; that
+/// port leads to the machine, and the keys are there.
+fn ssh_config(home: &Home) -> String {
+    let said = run(&mut nelly(home.path(), &["ssh-config", "web"]), b"", LIMIT).expect(0).out();
+    let (config, port) = said.trim_end().rsplit_once("\n    Port ").unwrap();
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port.parse().unwrap())).unwrap();
+    for file in [key_of(config, "IdentityFile"), key_of(config, "UserKnownHostsFile")] {
+        assert!(file.is_file(), "{config}");
+    }
+    config.to_owned()
+}
+
+/// The path behind a word of that.
+fn key_of(config: &str, word: &str) -> PathBuf {
+    let line = config.lines().find_map(|line| line.trim().strip_prefix(word)).unwrap();
+    line.trim().trim_matches('"').into()
+}
+
 /// The only machine, as `nelly ps` has it.
 fn listed(home: &Home) -> Value {
     let list = run(&mut nelly(home.path(), &["ps", "-a", "--json"]), b"", LIMIT);
@@ -85,6 +105,10 @@ fn a_named_machine_keeps_its_disk_and_hears_its_power_button() {
     let words = [&one["name"], &one["image"], &one["status"]].map(|word| word.as_str().unwrap().to_owned());
     assert_eq!(words, ["web".to_owned(), image.display().to_string(), "running".to_owned()]);
     assert_eq!(made.out().trim(), one["id"].as_str().unwrap());
+    // Its seed has brought keys, of which ssh is told, and a port leads to its sshd.
+    assert!(messages.contains("`nelly ssh USER@web`"), "{messages}");
+    let config = ssh_config(&home);
+    assert!(config.starts_with("Host web\n"), "{config}");
     // It has no agent, and runs already.
     for (words, why) in [
         (&["exec", "web", "true"][..], "has no agent of Nelly"),
@@ -125,8 +149,13 @@ fn a_named_machine_keeps_its_disk_and_hears_its_power_button() {
     boot(&["--hostname", "other"]).expect(0);
     let third = talk(&home);
     assert!(third.contains("started=3"), "{third}");
+    // The name of the host is another one, the keys are the same.
+    let other = ssh_config(&home);
+    assert!(other.contains("HostKeyAlias other\n"), "{other}");
+    assert_eq!(other.replace("HostKeyAlias other", "HostKeyAlias web"), config);
     assert_ne!(line(&first, "instance="), line(&third, "instance="));
     ask(&["rm", "-f", "web"]).expect(0);
     assert_eq!(ask(&["ps", "-a", "-q"]).expect(0).out(), "");
+    assert!(!key_of(&config, "IdentityFile").exists(), "keys go with their machine");
     assert!(fs::read(&image).unwrap() == before, "the image was written");
 }

@@ -130,6 +130,12 @@ impl Way {
             }
         }
         let path = ssh.directory.clone().unwrap_or_else(|| sandbox.ssh_keys());
+        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            return Err(Hint::error(
+                format!("machine {word}: its keys for ssh, {}, are gone", path.display()),
+                format!("stop it; `nelly boot -d --name {}` with its flags then makes others", record.name),
+            ));
+        }
         let keys = SshDir::read(&path).with_context(|| format!("machine {word}: its keys for ssh"))?;
         // What stands in a file is believed no more than what somebody typed.
         let alias = ssh.alias.parse::<Hostname>();

@@ -254,8 +254,8 @@ fn replace_io(path: &Path, text: &str) -> io::Result<()> {
     std::fs::rename(part, path)
 }
 
-/// A path as a value in a configuration of ssh: `%` begins what ssh replaces, and so does `${`, which
-/// cannot be written otherwise.
+/// A path as a value in a configuration of ssh: `%` begins what ssh replaces, and so does `${`,
+/// which cannot be written otherwise.
 fn quoted(path: &Path) -> Result<String> {
     let plain = |text: &&str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
     let text = path.to_str().filter(plain).filter(|text| !text.contains("${"));
