@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use nelly_sandbox::state::{Name, Sandboxes, StateError};
+use nelly_sandbox::state::{Name, SandboxDir, Sandboxes, StateError};
 
 use super::args::{RenameArgs, RmArgs};
 use super::force::end_by_force;
@@ -52,6 +52,15 @@ fn remove(sandboxes: &Sandboxes, word: &str, force: bool) -> Result<bool> {
         Err(StateError::Missing { .. }) if force => return Ok(false),
         found => found?,
     };
+    match remove_found(sandboxes, &sandbox, word, force) {
+        Ok(()) => Ok(true),
+        // It removed itself at its end, or another command was faster: nothing said of it holds.
+        Err(_) if force && sandboxes.by_id(sandbox.id())?.is_none() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove_found(sandboxes: &Sandboxes, sandbox: &SandboxDir, word: &str, force: bool) -> Result<()> {
     // Before a keeper of a newer version is ended: only that knows what may be done with it.
     sandbox.refuse_newer()?;
     // Of a damaged one only the lock tells whether it lives.
@@ -65,14 +74,10 @@ fn remove(sandboxes: &Sandboxes, word: &str, force: bool) -> Result<bool> {
         );
     }
     if live {
-        end_by_force(&sandbox)?;
+        end_by_force(sandbox)?;
     }
-    match lock(sandboxes, &sandbox).and_then(|lock| Ok(sandboxes.remove(&sandbox, lock)?)) {
-        Ok(()) => Ok(true),
-        // It removed itself at its end, or another command was faster.
-        Err(_) if force && sandboxes.by_id(sandbox.id())?.is_none() => Ok(true),
-        Err(error) => Err(error),
-    }
+    let lock = lock(sandboxes, sandbox)?;
+    Ok(sandboxes.remove(sandbox, lock)?)
 }
 
 /// Gives a sandbox another name.
