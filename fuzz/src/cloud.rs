@@ -49,6 +49,7 @@ fn disk(rest: &[u8]) -> bool {
     }
     let Ok(parts) = Parts::read(&disk) else { return false };
     let Ok(image) = Image::open(&parts) else { return false };
+    let _ = image.default_user();
     match find(&image, Some("ttyS0")) {
         Ok(plan) => {
             assert!(plan.chosen < plan.entries.len(), "the chosen entry is one of them");

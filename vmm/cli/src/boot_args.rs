@@ -60,8 +60,8 @@ pub(crate) enum PlatformArg {
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
     nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
-    the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it. With a seed it gets keys of its own and a free port \
-of loopback that leads to its port 22, for nelly ssh (--net none leaves the port out).\n\n\
+    the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it. With a seed, and without --user-data and \
+--meta-data, it gets keys of its own and a free port of loopback that leads to its port 22, for nelly ssh (--net none leaves the port out).\n\n\
     --image, and any flag for cloud-init, attaches a seed as the last disk. In the foreground it is in memory only. With -d it is also a file in the machine's directory, with \
     password hashes and host key, until nelly rm or a start with --no-seed. nelly disk seed makes the same one as a file. \
     Unless passwords, keys or user data are given, ssh's usual keys of yours (~/.ssh/id_*.pub) are let in.\n\n\

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     let bytes = seed.as_ref().map(|seed| seed.disk.as_slice());
     let name = asked.unwrap_or_else(|| id.name());
     let mut record = record(args, network, (id, name), bytes.is_some(), context)?;
-    let login = seed.as_ref().and_then(|seed| seed.login(args, &record.name, own.as_ref()));
+    let login = seed.as_ref().and_then(|seed| seed.login(args, id, own.as_ref()));
     if let Some(boot) = &mut record.boot {
         boot.ssh = login.as_ref().map(|(_, ssh)| ssh.clone());
     }
@@ -74,16 +74,19 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
         "machine {name} runs; `nelly attach {name}` is its console, `nelly stop {name}` presses its power button, \
          `nelly start {name}` then boots the same disk again"
     ));
-    if let (Some((keys, ssh)), Some(sandbox)) = (login, sandboxes.by_id(id)?) {
-        tell_ssh(keys, &ssh, &sandbox, &name)?;
+    if let (Some((keys, ssh)), Some(sandbox)) = (login, sandboxes.by_id(id)?)
+        && let Err(error) = tell_ssh(keys, &ssh, &sandbox, &name)
+    {
+        // The machine runs all the same.
+        out::message(format_args!("ssh is not told of it: {}", text::chain(error.as_ref())));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Whether the machine has keys for ssh: its seed brings them, unless user data is given that says
-/// itself who logs in.
+/// itself who logs in, or meta data, whose instance may be one that the guest has seen already.
 fn ssh_logs_in(args: &BootArgs) -> bool {
-    boot::wants_seed(args) && args.seed.user_data.is_none()
+    boot::wants_seed(args) && args.seed.user_data.is_none() && args.seed.meta_data.is_none()
 }
 
 /// The keys of a machine for which nobody named a directory. They are made, in memory alone if the
@@ -103,17 +106,23 @@ fn own_keys(sandboxes: &Sandboxes, id: Id, there: bool) -> Result<Option<SshDir>
 /// Writes what ssh reads beside the keys of a machine that runs, and says how to log in.
 fn tell_ssh(keys: &SshDir, ssh: &SshRecord, sandbox: &SandboxDir, name: &Name) -> Result<()> {
     let user = ssh.user.as_deref().map(UserName::new).transpose()?;
-    let target = if user.is_some() { name.to_string() } else { format!("USER@{name}") };
+    let host = if ssh.directory.is_some() { ssh.alias.clone() } else { name.to_string() };
     let address = ssh::address(&sandbox.state()?);
-    let config = keys.configure(&Login { alias: ssh.alias.clone(), user, address })?;
-    if let Network::User(_) = sandbox.record()?.machine.network {
-        out::message(format_args!("`nelly ssh {target}` logs in, once the guest is up"));
-    } else {
-        let (config, alias) = (config.display(), &ssh.alias);
-        out::message(format_args!(
-            "ssh -F {config} -o HostName=ADDRESS -o Port=PORT {alias} logs in, if the guest's ssh can be reached; \
-             -p 2222:22 would be a way"
-        ));
+    let login = Login { host, alias: ssh.alias.clone(), user, address };
+    let config = keys.configure(&login)?;
+    match (&sandbox.record()?.machine.network, &login.user) {
+        (Network::User(_), Some(user)) => {
+            let user = user.as_str();
+            out::message(format_args!("`nelly ssh {name}` logs in as {user}, once the guest is up"));
+        }
+        (Network::User(_), None) => {
+            out::message(format_args!("`nelly ssh USER@{name}` logs in, once the guest is up"));
+        }
+        (Network::None, _) => {}
+        _ => out::message(format_args!(
+            "`{}` logs in, if the guest's ssh can be reached",
+            ssh::by_address(&config, &login)
+        )),
     }
     Ok(())
 }
@@ -310,12 +319,13 @@ impl MadeSeed {
     fn login<'a>(
         &'a self,
         args: &BootArgs,
-        name: &Name,
+        id: Id,
         own: Option<&'a SshDir>,
     ) -> Option<(&'a SshDir, SshRecord)> {
         let keys = own.or(self.ssh.as_ref())?;
-        let host_name = self.settings.host_name.as_ref().map(|name| name.as_str());
-        let other = if own.is_some() { name.as_str() } else { "machine" };
+        let host_name = self.settings.host_name.as_ref().map_or("machine", |name| name.as_str());
+        // What was printed of a machine holds when its names are others.
+        let alias = if own.is_some() { format!("nelly-{}", id.short()) } else { host_name.to_owned() };
         let of_image = || {
             let image = DiskFlag::image(args.image.as_deref()?).ok()?;
             UserName::new(&boot_image::default_user(&image)?).ok()
@@ -323,7 +333,7 @@ impl MadeSeed {
         let user = self.settings.user.clone().or_else(of_image);
         let record = SshRecord {
             directory: own.is_none().then(|| keys.path().to_owned()),
-            alias: host_name.unwrap_or(other).to_owned(),
+            alias,
             user: user.map(|user| user.as_str().to_owned()),
         };
         Some((keys, record))

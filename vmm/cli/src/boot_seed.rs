@@ -142,7 +142,12 @@ fn tell_ssh(ssh: &SshDir, settings: &Settings, user: &UserName, network: &Networ
     let name = settings.host_name.as_ref().map_or("machine", |name| name.as_str());
     let port = port_of_ssh(network);
     let address = port.map(|port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
-    let path = ssh.configure(&Login { alias: name.to_owned(), user: Some(user.clone()), address })?;
+    let path = ssh.configure(&Login {
+        host: name.to_owned(),
+        alias: name.to_owned(),
+        user: Some(user.clone()),
+        address,
+    })?;
     let path = path.display();
     match port {
         Some(_) => out::message(format_args!("ssh -F {path} {name} logs in, once the guest is up")),

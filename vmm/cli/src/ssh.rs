@@ -3,11 +3,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_net::config::{Protocol, Publish};
 use nelly_sandbox::spec::Network;
+use nelly_sandbox::state::record::{Condition, Status};
 use nelly_sandbox::state::{Hostname, SandboxDir, SandboxRecord, SandboxState};
 use nelly_seed::UserName;
 use nelly_vmm::text;
@@ -41,8 +43,13 @@ pub(crate) fn ssh(args: &SshArgs, context: &Context) -> Result<ExitCode> {
     if let Some(user) = &user {
         command.args(["-l", user.as_str()]);
     }
+    // Another machine with the same directory of keys may write that file, too: words count more.
+    if let Some(address) = way.login.address {
+        command.arg("-o").arg(format!("HostName={}", address.ip()));
+        command.arg("-o").arg(format!("Port={}", address.port()));
+    }
     // Nothing behind is an option of ssh.
-    command.args(["--", way.login.alias.as_str()]).args(&args.command);
+    command.args(["--", way.login.host.as_str()]).args(&args.command);
     let error = command.exec();
     if error.kind() == std::io::ErrorKind::NotFound {
         return Err(Hint::error(
@@ -85,7 +92,7 @@ fn block(sandbox: &SandboxDir, word: &str) -> Result<String> {
     let way = Way::into(sandbox, word)?;
     // The file of known hosts is one of those that this writes.
     way.keys.configure(&way.login)?;
-    way.keys.block(sandbox.record()?.name.as_str(), &way.login)
+    way.keys.block(&Login { host: sandbox.record()?.name.to_string(), ..way.login })
 }
 
 /// How ssh leads into a machine that runs.
@@ -104,36 +111,46 @@ impl Way {
                 format!("`nelly exec -it {word} sh` runs a shell in it"),
             ));
         };
+        let name = &record.name;
         let Some(ssh) = &boot.ssh else {
             return Err(Hint::error(
                 format!("machine {word} has no keys for ssh"),
                 format!(
-                    "it was made without a seed, or with user data of its own: `nelly boot -d --name {}` with its flags, and \
-                     without --no-seed and --user-data, makes them",
-                    record.name
+                    "it was made without a seed, or with user or meta data of its own: once it is stopped, `nelly boot -d --name {name}` \
+                     with --image and without --no-seed, --user-data and --meta-data makes them"
                 ),
             ));
         };
-        match sandbox.condition()?.word() {
-            "paused" => {
-                return Err(Hint::error(
-                    format!("machine {word} is paused"),
-                    format!("`nelly unpause {word}` lets it run on"),
-                ));
+        let state = sandbox.state()?;
+        let (what, hint) = match sandbox.condition()? {
+            Condition::Status(Status::Running) => (None, String::new()),
+            Condition::Status(Status::Paused) => {
+                (Some("is paused"), format!("`nelly unpause {word}` lets it run on"))
             }
-            _ if sandbox.condition()?.is_live() => {}
-            _ => {
-                return Err(Hint::error(
-                    format!("machine {word} does not run"),
-                    format!("`nelly start {word}` starts it"),
-                ));
+            Condition::Status(Status::Starting) => {
+                (Some("is being started"), "say it again in a moment".to_owned())
             }
+            Condition::Status(Status::Stopping) => {
+                (Some("is being stopped"), format!("`nelly start {word}` then starts it"))
+            }
+            _ => (Some("does not run"), format!("`nelly start {word}` starts it")),
+        };
+        if let Some(what) = what {
+            return Err(Hint::error(format!("machine {word} {what}"), hint));
+        }
+        if let Some(down) = state.network.as_ref().and_then(|network| network.down.as_ref()) {
+            return Err(Hint::error(
+                format!("the network of machine {word} has ended: {}", down.reason),
+                format!("`nelly restart {word}` starts the machine again, with a new one"),
+            ));
         }
         let path = ssh.directory.clone().unwrap_or_else(|| sandbox.ssh_keys());
-        if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        if SshDir::can_be_at(&path) && SshDir::lacks_keys(&path) {
             return Err(Hint::error(
                 format!("machine {word}: its keys for ssh, {}, are gone", path.display()),
-                format!("stop it; `nelly boot -d --name {}` with its flags then makes others", record.name),
+                format!(
+                    "stop it and remove that directory; `nelly boot -d --name {name}` with its flags then makes others"
+                ),
             ));
         }
         let keys = SshDir::read(&path).with_context(|| format!("machine {word}: its keys for ssh"))?;
@@ -142,16 +159,18 @@ impl Way {
         let alias = alias.map_err(|why| anyhow!("the record of machine {word}: {why}"))?;
         let user = ssh.user.as_deref().map(UserName::new).transpose();
         let user = user.with_context(|| format!("the record of machine {word}"))?;
-        let mut login = Login { alias: alias.to_string(), user, address: address(&sandbox.state()?) };
+        // In a directory of the user's, the machine is called as it was made.
+        let host = if ssh.directory.is_some() { alias.to_string() } else { name.to_string() };
+        let login = Login { host, alias: alias.to_string(), user, address: address(&state) };
         if login.address.is_none() {
-            return Err(no_way(&record, word, &keys, &mut login));
+            return Err(no_way(&record, word, &keys, &login));
         }
         Ok(Self { keys, login })
     }
 }
 
 /// Why nothing leads to port 22 of a machine, and what would.
-fn no_way(record: &SandboxRecord, word: &str, keys: &SshDir, login: &mut Login) -> Error {
+fn no_way(record: &SandboxRecord, word: &str, keys: &SshDir, login: &Login) -> Error {
     let what = format!("machine {word} has no way to its port 22");
     match &record.machine.network {
         Network::User(_) => Hint::error(
@@ -163,19 +182,24 @@ fn no_way(record: &SandboxRecord, word: &str, keys: &SshDir, login: &mut Login) 
         Network::None => Hint::error(
             what,
             format!(
-                "start it with -p 2222:22, instead of --net none: `nelly boot -d --name {}` with its flags",
+                "it has --net none: once it is stopped, `nelly boot -d --name {}` with -p 2222:22 in the place of that gives it one",
                 record.name
             ),
         ),
         other => {
-            let by_hand = keys.configure(login).map(|path| {
-                let (path, alias) = (path.display(), &login.alias);
-                format!("; `ssh -F {path} -o HostName=ADDRESS {alias}` goes to an address of the guest")
-            });
+            let by_hand = keys
+                .configure(login)
+                .map(|path| format!("; `{}` goes to an address of the guest", by_address(&path, login)));
             let by_hand = by_hand.unwrap_or_default();
             Hint::error(what, format!("its network ({}) publishes no ports{by_hand}", other.word()))
         }
     }
+}
+
+/// How ssh is told to go to an address that only the user knows.
+pub(crate) fn by_address(config: &Path, login: &Login) -> String {
+    let user = if login.user.is_some() { "" } else { "USER@" };
+    format!("ssh -F {} -o HostName=ADDRESS {user}{}", config.display(), login.host)
 }
 
 /// Where the ssh of a machine is reached by its published ports.

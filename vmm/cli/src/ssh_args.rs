@@ -14,7 +14,7 @@ use clap::Args;
     nelly boot -d --name dev --image debian.qcow2 -m 1G\n  \
     nelly ssh dev\n  \
     nelly ssh dev uname -a\n  \
-    nelly ssh root@dev -- systemctl --failed\n  \
+    nelly ssh ada@dev -- systemctl --failed\n  \
     tar c ./src | nelly ssh dev tar x"
 )]
 pub(crate) struct SshArgs {
@@ -30,10 +30,11 @@ pub(crate) struct SshArgs {
 /// `nelly ssh-config`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "For ~/.ssh/config, so that ssh, scp, rsync and editors find the machine by its name. The port is another one after each start unless -p chose it.\n\n\
+    after_help = "So ssh, scp, rsync and editors find the machine by its name: in a file that is written anew after each start, for the port is then another one unless -p chose it, and that \
+    ~/.ssh/config names in its first line (Include nelly.config).\n\n\
     Examples:\n  \
-    nelly ssh-config dev >>~/.ssh/config\n  \
-    nelly ssh-config >nelly.config && scp -F nelly.config dev:/etc/hostname ."
+    nelly ssh-config >~/.ssh/nelly.config\n  \
+    nelly ssh-config dev >dev.config && scp -F dev.config dev:/etc/hostname ."
 )]
 pub(crate) struct SshConfigArgs {
     /// The machine, by name, id or the beginning of an id [default: all that run and have keys and

@@ -28,6 +28,8 @@ const KEY_MAX: u64 = 16 << 10;
 /// How ssh logs in to a machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Login {
+    /// What the machine is called where one says `ssh`: a host name, or the name of a sandbox.
+    pub(crate) host: String,
     /// The name by which ssh knows the machine's own key. It is one that a host can have.
     pub(crate) alias: String,
     /// As whom, if that is known.
@@ -93,6 +95,14 @@ impl SshDir {
         Ok(Self { client: pair(CLIENT)?, host: pair(HOST)?, path: path.to_owned() })
     }
 
+    /// Whether nothing is left of keys that were in this directory, or not all.
+    pub(crate) fn lacks_keys(path: &Path) -> bool {
+        let missing = |path: &Path| {
+            std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        missing(path) || missing(&path.join(CLIENT)) || missing(&path.join(HOST))
+    }
+
     /// Whether ssh can be told of keys in this directory.
     pub(crate) fn can_be_at(path: &Path) -> bool {
         quoted(path).is_ok()
@@ -116,7 +126,7 @@ impl SshDir {
         Ok(())
     }
 
-    /// Writes what ssh reads: `ssh -F DIR/config ALIAS` logs in. Returns the path of that file.
+    /// Writes what ssh reads: `ssh -F DIR/config HOST` logs in. Returns the path of that file.
     ///
     /// # Errors
     /// A file cannot be written, or the directory's path cannot stand in it.
@@ -124,23 +134,24 @@ impl SshDir {
         let known = format!("{} {}\n", login.alias, self.host.public().without_comment());
         replace(&self.path.join(KNOWN_HOSTS), &known)?;
         let path = self.path.join(CONFIG);
-        replace(&path, &self.block(&login.alias, login)?)?;
+        replace(&path, &self.block(login)?)?;
         Ok(path)
     }
 
-    /// What a configuration of ssh says of the machine under `name`, which is one of a host. It
-    /// names files that [`SshDir::configure`] writes.
+    /// What a configuration of ssh says of the machine. It names files that [`SshDir::configure`]
+    /// writes, and lets no file of the whole host say which key is the machine's.
     ///
     /// # Errors
     /// The directory's path cannot stand in it.
-    pub(crate) fn block(&self, name: &str, login: &Login) -> Result<String> {
-        let mut block = format!("Host {name}\n");
+    pub(crate) fn block(&self, login: &Login) -> Result<String> {
+        let mut block = format!("Host {}\n", login.host);
         if let Some(user) = &login.user {
             block.push_str(&format!("    User {}\n", user.as_str()));
         }
         block.push_str(&format!(
             "    IdentityFile {}\n    IdentitiesOnly yes\n    UserKnownHostsFile {}\n    \
-             HostKeyAlias {}\n    StrictHostKeyChecking yes\n",
+             GlobalKnownHostsFile /dev/null\n    HostKeyAlias {}\n    StrictHostKeyChecking yes\n    \
+             UpdateHostKeys no\n",
             quoted(&self.path.join(CLIENT))?,
             quoted(&self.path.join(KNOWN_HOSTS))?,
             login.alias,
@@ -297,6 +308,7 @@ mod tests {
         assert_eq!(public.trim_end(), first.client.public().as_str());
         // ssh itself says what it understood.
         let login = Login {
+            host: "web".to_owned(),
             alias: "web".to_owned(),
             user: Some(UserName::new("ada").unwrap()),
             address: Some("127.0.0.1:2222".parse().unwrap()),

@@ -127,20 +127,23 @@ fn judged(config: &Path, name: &str) -> Vec<String> {
 fn ssh_gets_the_machines_configuration_and_the_words_and_its_code_is_the_commands() {
     let home = Home::new();
     let all = home.sandboxes();
-    let ssh = json!({ "alias": "dev", "user": "debian" });
+    let ssh = json!({ "alias": "nelly-0", "user": "debian" });
     let made = record("dev", 'a', booted(&ssh), &json!({ "mode": "user" }));
     let (dir, _lock) = machine(&all, made, Status::Running, &["127.0.0.1:40022:22/tcp"]);
     keys(&dir.ssh_keys(), 1);
     let config = dir.ssh_keys().join("config");
     let named = config.to_str().unwrap();
     for (words, expected) in [
-        (&["dev"][..], &["-F", named, "--", "dev"][..]),
-        (&["aaaa"], &["-F", named, "--", "dev"]),
-        (&["dev", "uname", "-a"], &["-F", named, "--", "dev", "uname", "-a"]),
-        (&["dev", "--", "-x", "--"], &["-F", named, "--", "dev", "-x", "--"]),
-        (&["root@dev", "sh", "-c", "a  b"], &["-F", named, "-l", "root", "--", "dev", "sh", "-c", "a  b"]),
+        (&["dev"][..], &["--", "dev"][..]),
+        (&["aaaa"], &["--", "dev"]),
+        (&["dev", "uname", "-a"], &["--", "dev", "uname", "-a"]),
+        (&["dev", "--", "-x", "--"], &["--", "dev", "-x", "--"]),
+        (&["ada@dev", "sh", "-c", "a  b"], &["--", "dev", "sh", "-c", "a  b"]),
     ] {
         let output = home.shown(&[&["ssh"], words].concat());
+        let user: &[&str] = if words[0].contains('@') { &["-l", "ada"] } else { &[] };
+        let way = ["-o", "HostName=127.0.0.1", "-o", "Port=40022"];
+        let expected = [&["-F", named], user, &way, expected].concat();
         let mut lines: String = expected.iter().map(|word| format!("<{word}>\n")).collect();
         lines.push_str("typed\n");
         assert_eq!(String::from_utf8(output.stdout).unwrap(), lines, "{words:?}");
@@ -151,14 +154,15 @@ fn ssh_gets_the_machines_configuration_and_the_words_and_its_code_is_the_command
         "user debian",
         "hostname 127.0.0.1",
         "port 40022",
-        "hostkeyalias dev",
+        "hostkeyalias nelly-0",
+        "globalknownhostsfile /dev/null",
         "identitiesonly yes",
         "stricthostkeychecking true",
     ] {
         assert!(said.iter().any(|said| said == line), "{line}: {said:#?}");
     }
     let known = dir.ssh_keys().join("known_hosts");
-    let found = Command::new("ssh-keygen").args(["-F", "dev", "-f"]).arg(&known).output().unwrap();
+    let found = Command::new("ssh-keygen").args(["-F", "nelly-0", "-f"]).arg(&known).output().unwrap();
     let host = KeyPair::of(&[2; 32], "").public().without_comment();
     assert!(String::from_utf8(found.stdout).unwrap().contains(&host));
     let without = home.run("/nonexistent", &["ssh", "dev"]);
@@ -220,9 +224,17 @@ fn what_is_missing_is_said_with_what_to_do() {
         ('0', "box", None, &user, way, false, &["has a container", "nelly exec -it box sh"][..]),
         ('1', "bare", booted(&Value::Null), &user, way, false, &["no keys", "nelly boot -d --name bare"]),
         ('2', "lost", booted(&ssh), &user, way, false, &["are gone", "nelly boot -d --name lost"]),
-        ('3', "shut", booted(&ssh), &none, &[], true, &["no way to its port 22", "-p 2222:22", "--net none"]),
+        (
+            '3',
+            "shut",
+            booted(&ssh),
+            &none,
+            &[],
+            true,
+            &["no way to its port 22", "-p 2222:22", "has --net none"],
+        ),
         ('4', "udp", booted(&ssh), &user, &["127.0.0.1:1:22/udp"], true, &["nelly port add udp 0:22"]),
-        ('5', "tap", booted(&ssh), &tap, &[], true, &["no way to its port 22", "-o HostName=ADDRESS dev"]),
+        ('5', "tap", booted(&ssh), &tap, &[], true, &["no way to its port 22", "-o HostName=ADDRESS tap"]),
         ('6', "line", hostile(json!({ "alias": "x\n  ProxyCommand y" })), &user, way, true, &["host name"]),
         ('7', "user", hostile(json!({ "alias": "x", "user": "a\nb" })), &user, way, true, &["the record of"]),
         (
@@ -232,7 +244,7 @@ fn what_is_missing_is_said_with_what_to_do() {
             &user,
             way,
             false,
-            &["ssh cannot be told"],
+            &["ssh cannot be told of"],
         ),
         (
             '9',
@@ -262,8 +274,11 @@ fn what_is_missing_is_said_with_what_to_do() {
     keys(&dir.ssh_keys(), 1);
     assert!(home.refused(&["ssh", "nobody"], 125).contains("`nelly ssh USER@nobody`"));
     assert!(home.shown(&["ssh", "ada@nobody"]).status.code() == Some(37));
-    for user in ["", "-l", "a b"] {
-        assert!(home.refused(&["ssh", &format!("{user}@nobody")], 125).contains("USER@SANDBOX"));
+    for (user, word) in
+        [("", "USER@SANDBOX"), ("a b", "USER@SANDBOX"), ("root", "cannot log in"), ("-l", "'-l'")]
+    {
+        let error = home.refused(&["ssh", &format!("{user}@nobody")], 125);
+        assert!(error.contains(word), "{user}: {error}");
     }
     drop(lock);
     assert!(home.refused(&["ssh", "ada@nobody"], 125).contains("`nelly start nobody`"));

@@ -117,7 +117,8 @@ fn verbs(home: &tempfile::TempDir) -> Vec<String> {
     let names =
         pages.filter_map(|page| Some(page.to_str()?.strip_prefix("nelly-")?.strip_suffix(".1")?.to_owned()));
     // A verb has one group at most, and may have a hyphen of its own.
-    names.map(|name| name.replacen('-', " ", 1)).collect()
+    let words = |name: String| if name == "ssh-config" { name } else { name.replacen('-', " ", 1) };
+    names.map(words).collect()
 }
 
 #[test]

@@ -17,13 +17,14 @@ fn default_user(text: &str) -> Option<String> {
     let indent = |line: &str| line.len() - line.trim_start_matches(' ').len();
     let says = |line: &&str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
     let mut lines = text.lines().filter(says);
-    let outer = lines.find(|line| line.trim() == "default_user:").map(indent)?;
+    let bare = |line: &str| line.split(" #").next().unwrap_or_default().trim().to_owned();
+    let outer = lines.find(|line| bare(line) == "default_user:").map(indent)?;
     let mut inner = None;
     for line in lines.take_while(|line| indent(line) > outer) {
         let own = *inner.get_or_insert(indent(line)) == indent(line);
         if let (true, Some(value)) = (own, line.trim().strip_prefix("name:")) {
-            let value = value.split(" #").next().unwrap_or_default();
-            let name = value.trim().trim_matches(['"', '\'']);
+            let value = bare(value);
+            let name = value.trim_matches(['"', '\'']);
             return (!name.is_empty()).then(|| name.to_owned());
         }
     }
@@ -36,7 +37,7 @@ mod tests {
 
     #[test]
     fn the_user_is_named_in_its_own_block() {
-        let debian = "users:\n   - default\nsystem_info:\n   # name: none\n   distro: debian\n   default_user:\n     \
+        let debian = "users:\n   - default\nsystem_info:\n   # name: none\n   distro: debian\n   default_user: # of the image\n     \
                       # a comment\n     sudo:\n       - name: other\n     name: debian # the user\n     lock_passwd: True\n";
         assert_eq!(default_user(debian).as_deref(), Some("debian"));
         assert_eq!(default_user("default_user:\n  name: 'ubuntu'\n").as_deref(), Some("ubuntu"));

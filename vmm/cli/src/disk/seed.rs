@@ -57,7 +57,8 @@ pub(super) fn run(args: &SeedImageArgs) -> Result<ExitCode> {
     file.finish().with_context(failed)?;
     if let (Some(ssh), Some(user)) = (&asked.ssh, &asked.settings.user) {
         let name = asked.settings.host_name.as_ref().map_or("machine", |name| name.as_str());
-        let login = Login { alias: name.to_owned(), user: Some(user.clone()), address: None };
+        let (host, alias) = (name.to_owned(), name.to_owned());
+        let login = Login { host, alias, user: Some(user.clone()), address: None };
         let config = ssh.configure(&login)?;
         out::message(format_args!(
             "ssh -F {} -o HostName=ADDRESS {name} logs in, once the machine has an address",

@@ -55,7 +55,8 @@ pub(crate) fn boot_args(args: &HydraArgs, profile: Profile) -> Result<Option<Box
         let user = image.user.value.as_str();
         let seed = &boot.seed;
         let no_key = seed.keys.is_empty() && seed.ssh_key.is_empty() && seed.ssh_dir.is_none();
-        if seed.no_ssh_password && no_key && seed.user_data.is_none() {
+        // In the background, it has keys of its own.
+        if seed.no_ssh_password && no_key && seed.user_data.is_none() && !boot.detach {
             out::message(
                 "ssh lets nobody in: set VM_SSH_KEY_FILENAME or VM_PASSWORD; the console takes the password",
             );
