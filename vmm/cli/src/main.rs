@@ -204,8 +204,8 @@ fn boot(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitC
     if args.detach { boot_kept::run(args, context) } else { boot::run(args, context, recorder) }
 }
 
-/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `ssh`, `boot`, `isolated`
-/// and `host`, like every failure that is not the container's, and 2 for other verbs.
+/// Reports a usage error. Its exit code is 125 for `run`, `exec`, `attach`, `ssh`, `boot`,
+/// `isolated` and `host`, like every failure that is not the container's, and 2 for other verbs.
 fn usage(mut error: clap::Error, raw: &[String]) -> ExitCode {
     let verb = raw.get(1).map(String::as_str);
     let hostname = docker_words::hostname(&error, raw);

@@ -3,8 +3,8 @@
 use crate::layout::Image;
 
 impl Image<'_> {
-    /// The name of that user, as the image's `/etc/cloud/cloud.cfg` says; `None` if there is no such
-    /// file, or it does not say. It is the image's word, and not checked.
+    /// The name of that user, as the image's `/etc/cloud/cloud.cfg` says; `None` if there is no
+    /// such file, or it does not say. It is the image's word, and not checked.
     #[must_use]
     pub fn default_user(&self) -> Option<String> {
         let (slot, path) = self.locate("/etc/cloud/cloud.cfg")?;
