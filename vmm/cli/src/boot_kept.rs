@@ -106,9 +106,8 @@ fn own_keys(sandboxes: &Sandboxes, id: Id, there: bool) -> Result<Option<SshDir>
 /// Writes what ssh reads beside the keys of a machine that runs, and says how to log in.
 fn tell_ssh(keys: &SshDir, ssh: &SshRecord, sandbox: &SandboxDir, name: &Name) -> Result<()> {
     let user = ssh.user.as_deref().map(UserName::new).transpose()?;
-    let host = if ssh.directory.is_some() { ssh.alias.clone() } else { name.to_string() };
     let address = ssh::address(&sandbox.state()?);
-    let login = Login { host, alias: ssh.alias.clone(), user, address };
+    let login = Login { host: ssh::host(ssh, name), alias: ssh.alias.clone(), user, address };
     let config = keys.configure(&login)?;
     match (&sandbox.record()?.machine.network, &login.user) {
         (Network::User(_), Some(user)) => {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Error, Result, anyhow};
 use nelly_net::config::{Protocol, Publish};
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::record::{Condition, Status};
-use nelly_sandbox::state::{Hostname, SandboxDir, SandboxRecord, SandboxState};
+use nelly_sandbox::state::{Hostname, Name, SandboxDir, SandboxRecord, SandboxState, SshRecord};
 use nelly_seed::UserName;
 use nelly_vmm::text;
 
@@ -159,9 +159,7 @@ impl Way {
         let alias = alias.map_err(|why| anyhow!("the record of machine {word}: {why}"))?;
         let user = ssh.user.as_deref().map(UserName::new).transpose();
         let user = user.with_context(|| format!("the record of machine {word}"))?;
-        // In a directory of the user's, the machine is called as it was made.
-        let host = if ssh.directory.is_some() { alias.to_string() } else { name.to_string() };
-        let login = Login { host, alias: alias.to_string(), user, address: address(&state) };
+        let login = Login { host: host(ssh, name), alias: alias.to_string(), user, address: address(&state) };
         if login.address.is_none() {
             return Err(no_way(&record, word, &keys, &login));
         }
@@ -194,6 +192,12 @@ fn no_way(record: &SandboxRecord, word: &str, keys: &SshDir, login: &Login) -> E
             Hint::error(what, format!("its network ({}) publishes no ports{by_hand}", other.word()))
         }
     }
+}
+
+/// What a machine is called where one says `ssh`: by its name, or in a directory of the user's as
+/// it was made.
+pub(crate) fn host(ssh: &SshRecord, name: &Name) -> String {
+    if ssh.directory.is_some() { ssh.alias.clone() } else { name.to_string() }
 }
 
 /// How ssh is told to go to an address that only the user knows.

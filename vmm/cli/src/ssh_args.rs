@@ -7,7 +7,7 @@ use clap::Args;
 #[command(
     override_usage = "nelly ssh [USER@]SANDBOX [COMMAND [ARG...]]",
     after_help = "For machines of nelly boot -d that have keys for ssh: with a seed, which an image has unless there is --no-seed, nelly boot -d makes them and publishes a free port \
-    of loopback; --ssh-dir and -p PORT:22 choose others. The ssh program of this host is started in place of nelly, with the machine's own key, and takes no other host key than the one \
+    of loopback, unless --user-data or --meta-data is given; --ssh-dir and -p PORT:22 choose others. The ssh program of this host is started in place of nelly, with the machine's own key, and takes no other host key than the one \
     that the seed gave the guest: exit code and streams are those of ssh, and of the command. A failure of nelly has the code 125.\n\
     Words of COMMAND are joined with blanks and read by the guest's shell, as those of ssh are. Where it is not known which user the guest has, say USER@SANDBOX.\n\n\
     Examples:\n  \
