@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nelly_tests::{nelly, scaled, wait};
+use nelly_tests::{nelly, run, scaled, wait};
 use serde_json::Value;
 
 use super::sessions::Events;
@@ -330,9 +330,29 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     let kept = Kept::new();
     // What happens is told as it happens.
     let events = Events::of(&kept);
-    kept.keep(&["--restart", "on-failure:1"], "exit 5");
-    assert_eq!(kept.out(&["wait", "box"]), "5");
+    let programs = kept.0.path().join("programs");
+    let install = || {
+        fs::create_dir_all(&programs).expect("a directory");
+        for name in ["nelly-monitor", "nelly-usernet"] {
+            fs::copy(nelly_tests::program(name), programs.join(name)).expect("a copy");
+        }
+    };
+    install();
+    let words = ["run", "-d", "--name", "box", "--restart", "on-failure:1", "--", "sh", "-c", SERVER];
+    run(nelly(kept.0.path(), &words).env("NELLY_MONITOR", programs.join("nelly-monitor")), b"", LIMIT)
+        .expect(0);
+    let ups = || kept.out(&["logs", "box"]).matches("up").count();
+    kept.until("it hears signals", || ups() == 1);
+    // An upgrade, which puts other programs in the place of those that its keeper speaks with.
+    fs::remove_dir_all(&programs).expect("removed");
+    fs::create_dir(&programs).expect("a directory");
+    fs::write(programs.join("nelly-monitor"), "not this one").expect("written");
+    kept.out(&["kill", "-s", "TERM", "box"]);
+    kept.until("it was started again", || ups() == 2);
     assert_eq!(kept.state()["restarts"], 1);
+    kept.out(&["kill", "-s", "TERM", "box"]);
+    assert_eq!(kept.out(&["wait", "box"]), "3");
+    install();
     events.wait("it is told of a start by the policy, and of the end after it", |told| {
         let mut words = told.iter().filter(|it| it["name"] == "box").map(|it| it["event"].as_str().unwrap());
         words.any(|word| word == "restarted") && words.last() == Some("exited")
@@ -341,7 +361,10 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     // The next exit is governed by what holds then.
     kept.out(&["update", "--restart", "always", "box"]);
     kept.out(&["start", "box"]);
-    kept.until("it was started again", || kept.state()["restarts"] == 1);
+    kept.until("it hears signals", || ups() == 3);
+    kept.out(&["kill", "-s", "TERM", "box"]);
+    kept.until("it was started again", || ups() == 4);
+    assert_eq!(kept.state()["restarts"], 1);
     kept.out(&["stop", "box"]);
     assert_eq!(
         (&kept.state()["status"], &kept.state()["stopped_by_command"]),
@@ -350,6 +373,8 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     // A policy that a stop ends, and an end of its own does not.
     kept.out(&["update", "--restart", "unless-stopped", "box"]);
     kept.out(&["start", "box"]);
+    kept.until("it hears signals", || ups() == 5);
+    kept.out(&["kill", "-s", "TERM", "box"]);
     kept.until("it was started again", || kept.state()["restarts"] == 1);
     kept.out(&["stop", "box"]);
     assert_eq!(kept.out(&["start", "--restartable"]), "");

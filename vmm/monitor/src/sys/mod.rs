@@ -12,7 +12,7 @@ mod notifier;
 pub mod pages;
 mod passing;
 mod poller;
-
+mod program;
 mod random;
 pub mod signals;
 pub mod tap;
@@ -30,5 +30,6 @@ pub use nelly_disk::number::{at_most, fits};
 pub use notifier::Notifier;
 pub use passing::{Arrived, MAX_DESCRIPTORS, receive, send, set_nonblocking, stream_pair};
 pub use poller::{Interest, Poller, Ready};
+pub use program::Program;
 pub use random::random;
 pub use timer::Timer;

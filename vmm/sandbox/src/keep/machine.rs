@@ -4,17 +4,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{Isolation, Resources};
+use nelly_vmm::sys::Program;
 
 use super::Start;
 use crate::instance::{Guest, Sandbox, SandboxError};
 use crate::network::{Site, Usernet, attach};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Network};
 use crate::state::SandboxRecord;
-use crate::state::record::MachineRecord;
 use crate::wire::order::{BootFiles, ContainerFiles, MachineFiles};
 
 /// What starts the machine of this record.
@@ -25,19 +25,23 @@ pub(super) fn start(
     networks: PathBuf,
     environment: impl Fn(&str) -> Option<PathBuf> + 'static,
 ) -> Start {
+    // The keeper speaks with the versions that it was started with, also after an upgrade.
+    let monitor = Program::open(record.machine.monitor.clone());
+    let usernet = record.machine.usernet.clone().map(Program::open);
     Box::new(move || {
         let site = Site { networks: networks.clone(), environment: &environment };
-        let isolation = Isolation::Process { monitor: record.machine.monitor.clone() };
+        let isolation = Isolation::Process { monitor: monitor.executable() };
+        let usernet = usernet.as_ref().map(|program| usernet_program(&record, program));
         match &files {
             MachineFiles::Container(files) => {
-                let made = container(&record, files, &site);
+                let made = container(&record, files, usernet.as_deref(), &site);
                 Box::pin(async move {
                     let (config, resources, guest) = made?;
                     Sandbox::start(config, resources, isolation, guest).await
                 })
             }
             MachineFiles::Boot(files) => {
-                let made = boot(&record, files, &site);
+                let made = boot(&record, files, usernet.as_deref(), &site);
                 Box::pin(async move {
                     let (config, resources, usernet) = made?;
                     Sandbox::boot(config, resources, isolation, usernet).await
@@ -45,6 +49,15 @@ pub(super) fn start(
             }
         }
     })
+}
+
+/// What to start as the user-mode network. For one that joins a network of machines it is the file
+/// that lies beside the switch.
+fn usernet_program(record: &SandboxRecord, program: &Program) -> PathBuf {
+    match &record.machine.network {
+        Network::User(user) if user.member.is_some() => program.path().to_owned(),
+        _ => program.executable(),
+    }
 }
 
 fn failed(source: io::Error) -> SandboxError {
@@ -55,6 +68,7 @@ fn failed(source: io::Error) -> SandboxError {
 fn boot(
     record: &SandboxRecord,
     boot: &BootFiles,
+    usernet: Option<&Path>,
     site: &Site<'_>,
 ) -> Result<(MachineConfig, Resources, Option<Usernet>), SandboxError> {
     let (mut config, mut resources) = (boot.config.clone(), Resources::new());
@@ -62,9 +76,9 @@ fn boot(
     for file in &boot.files {
         resources.add(file.try_clone().map_err(failed)?);
     }
-    let MachineRecord { network, usernet, .. } = &record.machine;
+    let network = &record.machine.network;
     let who = (&*record.id.to_string(), record.name.as_str());
-    let attached = attach(network, usernet.as_deref(), who, &mut resources, (site, None))?;
+    let attached = attach(network, usernet, who, &mut resources, (site, None))?;
     config.networks.extend(attached.device);
     config.validate().map_err(|error| failed(io::Error::other(error)))?;
     Ok((config, resources, attached.usernet))
@@ -72,15 +86,20 @@ fn boot(
 
 type Made = (MachineConfig, Resources, Guest);
 
-fn container(record: &SandboxRecord, files: &ContainerFiles, site: &Site<'_>) -> Result<Made, SandboxError> {
+fn container(
+    record: &SandboxRecord,
+    files: &ContainerFiles,
+    usernet: Option<&Path>,
+    site: &Site<'_>,
+) -> Result<Made, SandboxError> {
     let mut resources = Resources::new();
     let kernel = resources.add(files.kernel.try_clone().map_err(failed)?);
     let initrd = resources.add(files.initrd.try_clone().map_err(failed)?);
     let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     let storage = files.storage.as_ref().map(File::try_clone).transpose().map_err(failed)?;
-    let MachineRecord { network, usernet, .. } = &record.machine;
+    let network = &record.machine.network;
     let who = (&*record.id.to_string(), record.name.as_str());
-    let attached = attach(network, usernet.as_deref(), who, &mut resources, (site, None))?;
+    let attached = attach(network, usernet, who, &mut resources, (site, None))?;
     let shares =
         files.shares.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     let shares = resources.add_all(shares);
