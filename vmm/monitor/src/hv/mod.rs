@@ -245,4 +245,10 @@ pub enum SlotRefused {
     /// See the module.
     #[error("the machine has its interrupt controllers, and slots come before them")]
     TooLate,
+    /// It does not begin and end where pages of the hypervisor do.
+    #[error("the slot is not in whole pages of the hypervisor's")]
+    Unaligned,
+    /// The machine has no such addresses.
+    #[error("the slot lies beyond the guest physical addresses that this host's processors have")]
+    Beyond,
 }

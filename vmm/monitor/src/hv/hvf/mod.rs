@@ -1,21 +1,61 @@
-//! Hypervisor.framework of macOS. Not written yet: [`open`] says so.
+//! Hypervisor.framework of macOS 15 and newer, on Apple silicon.
+//!
+//! `apple` makes the framework's calls; everything else is written against `framework`, compiled
+//! for every host's tests, and driven there by a script (`scripted`). It was never run on a Mac:
+//! `docs/macos.md` says what of it is proven and how.
+//!
+//! # What the framework does, and what is done here
+//! It has the interrupt controller (GICv3) and with it each vCPU's timer and the messages between
+//! vCPUs. Here: loads and stores of devices, the firmware (PSCI), system registers that nobody
+//! has, waits that come out, and kicks. A process has one machine.
+
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+mod apple;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod framework;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod ignored;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod pages;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod psci;
+#[cfg(test)]
+mod scripted;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod syndrome;
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod timer;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod vcpu;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod vm;
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod wakes;
 
 use super::HvError;
 
-/// The hypervisor, once there is one.
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub type Hvf = super::never::Never;
+/// Opens the hypervisor.
+///
+/// # Errors
+/// [`HvError::Unsupported`] on a Mac that cannot run machines. Whether this program may is found
+/// out with the first machine.
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+pub fn open() -> Result<impl super::Hypervisor, HvError> {
+    apple::open().map(vm::Hvf::new)
+}
 
 /// Opens the hypervisor.
 ///
 /// # Errors
 /// Always [`HvError::Unsupported`].
-#[cfg(not(target_os = "linux"))]
-pub fn open() -> Result<Hvf, HvError> {
-    Err(unsupported())
+#[cfg(not(any(target_os = "linux", all(target_os = "macos", target_arch = "aarch64"))))]
+pub fn open() -> Result<impl super::Hypervisor, HvError> {
+    Err::<super::never::Never, _>(unsupported())
 }
 
-/// What asking for this back end is answered with.
+/// What asking for this back end is answered with where it is none.
 #[must_use]
 pub fn unsupported() -> HvError {
     HvError::Unsupported { what: "Hypervisor.framework" }
