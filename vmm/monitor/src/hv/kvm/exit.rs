@@ -8,6 +8,7 @@ use kvm_bindings as kvm;
 use kvm_bindings::kvm_run;
 
 use super::super::VcpuExit;
+use super::own;
 use crate::arch::Address;
 use crate::sys::fits;
 
@@ -26,8 +27,8 @@ pub(super) enum Decoded<'a> {
     VcpuExit(VcpuExit<'a>),
     /// Enter again: nothing to be done.
     Again,
-    /// The guest ended the level-triggered interrupt of this vector.
-    EndOfInterrupt(u8),
+    /// What only this architecture has.
+    Own(own::Exit),
     /// The guest did what KVM cannot run; the instruction's address is to be added.
     Fault(String),
 }
@@ -49,18 +50,8 @@ impl RunPage {
         let reason = unsafe { (&raw const (*run).exit_reason).read() };
         let text = match reason {
             // SAFETY: as the caller says.
-            kvm::KVM_EXIT_IO => return unsafe { self.port_io() },
-            // SAFETY: as the caller says.
             kvm::KVM_EXIT_MMIO => return unsafe { self.mmio() },
-            kvm::KVM_EXIT_HLT => return Decoded::VcpuExit(VcpuExit::Halted),
-            kvm::KVM_EXIT_SHUTDOWN => return Decoded::VcpuExit(VcpuExit::TripleFault),
-            kvm::KVM_EXIT_INTR | kvm::KVM_EXIT_IRQ_WINDOW_OPEN => return Decoded::Again,
-            kvm::KVM_EXIT_IOAPIC_EOI => {
-                // SAFETY: the reason says which field of the union the kernel filled.
-                return Decoded::EndOfInterrupt(unsafe {
-                    (&raw const (*run).__bindgen_anon_1.eoi.vector).read()
-                });
-            }
+            kvm::KVM_EXIT_INTR => return Decoded::Again,
             kvm::KVM_EXIT_SYSTEM_EVENT => {
                 // SAFETY: the reason says which field of the union the kernel filled.
                 let kind = unsafe { (&raw const (*run).__bindgen_anon_1.system_event.type_).read() };
@@ -83,34 +74,13 @@ impl RunPage {
             }
             // SAFETY: as the caller says.
             kvm::KVM_EXIT_INTERNAL_ERROR => unsafe { self.internal_error() },
-            reason => format!("KVM left the guest for reason {reason}, which was not asked for"),
+            // SAFETY: as the caller says.
+            reason => match unsafe { own::decode(self, reason) } {
+                Some(decoded) => return decoded,
+                None => format!("KVM left the guest for reason {reason}, which was not asked for"),
+            },
         };
         Decoded::Fault(text)
-    }
-
-    /// # Safety
-    /// As [`exit`](Self::exit), and the reason is KVM_EXIT_IO.
-    unsafe fn port_io<'a>(self) -> Decoded<'a> {
-        let run = self.page.as_ptr();
-        // SAFETY: the reason says which field of the union the kernel filled.
-        let io = unsafe { (&raw const (*run).__bindgen_anon_1.io).read() };
-        let wanted = usize::try_from(io.count).ok().and_then(|count| count.checked_mul(usize::from(io.size)));
-        let start = usize::try_from(io.data_offset).ok();
-        let inside = start
-            .zip(wanted)
-            .filter(|(start, len)| start.checked_add(*len).is_some_and(|end| end <= self.len));
-        let (Some((start, len)), 1 | 2 | 4) = (inside, io.size) else {
-            return Decoded::Fault("KVM described a port access that its page does not hold".into());
-        };
-        // SAFETY: the range was checked to lie in the mapping, past the header that kickers write
-        // to; the kernel leaves it alone until the next KVM_RUN, and the caller makes no second
-        // reference.
-        let data = unsafe { std::slice::from_raw_parts_mut(run.cast::<u8>().add(start), len) };
-        Decoded::VcpuExit(if u32::from(io.direction) == kvm::KVM_EXIT_IO_IN {
-            VcpuExit::Read { address: Address::Port(io.port), width: io.size, data }
-        } else {
-            VcpuExit::Write { address: Address::Port(io.port), width: io.size, data }
-        })
     }
 
     /// # Safety

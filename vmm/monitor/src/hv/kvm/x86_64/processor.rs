@@ -3,7 +3,7 @@
 
 use kvm_ioctls::{Cap, VcpuFd};
 
-use super::inner::Inner;
+use super::super::inner::Inner;
 use crate::arch::x86_64::cpuid::Leaf;
 use crate::state::{Sections, StateError};
 
@@ -38,7 +38,7 @@ pub(super) fn take_frequency(state: &mut Sections) -> Result<u32, StateError> {
 pub(super) fn set_frequency(fd: &VcpuFd, machine: &Inner, own: u32, saved: u32) -> Result<(), StateError> {
     let near = u64::from(own.abs_diff(saved)) * 1_000_000 <= u64::from(own) * TOLERANCE_PPM;
     // KVM takes a higher frequency even where it cannot scale, and makes the counter jump.
-    let can = near || machine.kvm.check_extension(Cap::TscControl);
+    let can = near || machine.own.kvm.check_extension(Cap::TscControl);
     if own == 0 || saved == 0 || !can || fd.set_tsc_khz(saved).is_err() {
         let why = format!(
             "the counter of the saved processors counts at {saved} kHz, this host's at {own} kHz, and this host cannot scale it"

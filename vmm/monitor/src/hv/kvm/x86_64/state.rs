@@ -19,8 +19,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use super::super::HvError;
-use super::inner::{Inner, failed};
+use super::super::super::HvError;
+use super::super::inner::{Inner, failed};
 use super::ioapic::IoApic;
 use crate::arch::Nested;
 use crate::arch::x86_64::msr;
@@ -84,7 +84,7 @@ fn take<T: Plain>(state: &mut Sections, name: &str) -> Result<T, StateError> {
 
 /// What a vCPU with virtualisation of its own is in the middle of is not among the sections.
 fn not_nested(machine: &Inner) -> Result<(), HvError> {
-    match machine.nested {
+    match machine.own.nested {
         Nested::Hidden => Ok(()),
         Nested::Shown => {
             Err(HvError::Unsupported { what: "the state of a machine with virtualisation of its own" })
@@ -197,7 +197,7 @@ fn restore_msrs(fd: &VcpuFd, machine: &Inner, bytes: &[u8]) -> Result<(), HvErro
         msr::TSC_DEADLINE => 2,
         _ => 1,
     });
-    let mut restored = machine.counter_restored.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut restored = machine.own.counter_restored.lock().unwrap_or_else(PoisonError::into_inner);
     if let (false, Some((msr::TIME_STAMP_COUNTER, counter))) = (*restored, wanted.first()) {
         write_msrs(fd, &[(msr::TIME_STAMP_COUNTER, counter.wrapping_add(SECONDS))])?;
         *restored = true;
@@ -238,7 +238,7 @@ fn unfit(name: &str, why: &str) -> StateError {
 }
 
 /// Reads what belongs to no vCPU.
-pub(super) fn save_machine(machine: &Inner) -> Result<Sections, HvError> {
+pub(in super::super) fn save_machine(machine: &Inner) -> Result<Sections, HvError> {
     let mut state = Sections::new();
     let clock = machine.fd.get_clock().map_err(failed("KVM_GET_CLOCK"))?;
     state.put(CLOCK, VERSION, bytes(&clock));
@@ -250,7 +250,7 @@ pub(super) fn save_machine(machine: &Inner) -> Result<Sections, HvError> {
 }
 
 /// Takes it back, when every vCPU has its own.
-pub(super) fn load_machine(machine: &Inner, mut state: Sections) -> Result<(), HvError> {
+pub(in super::super) fn load_machine(machine: &Inner, mut state: Sections) -> Result<(), HvError> {
     let saved: kvm_clock_data = take(&mut state, CLOCK)?;
     // The time that passed meanwhile is none of the guest's.
     let clock = kvm_clock_data { clock: saved.clock, flags: 0, ..kvm_clock_data::default() };
