@@ -7,6 +7,9 @@ setup=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${NELLY_BUILD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nelly-build}
 mkdir -p "$cache/debs"
 cache=$(cd "$cache" && pwd)
+# Where packages are kept, and the lists that are ours; those of another architecture have their own
+# (see for_architecture).
+debs=$cache/debs lists=$cache/apt
 
 say() { echo "${0##*/}: $*" >&2; }
 fail() {
@@ -20,22 +23,37 @@ rust_version() { sed -n 's/^rust-version = "\([0-9.]*\)"$/\1/p' "$setup/../../Ca
 # apt with the machine's own lists; with lists in the cache, which an ordinary user can fetch, where
 # those do not have what is wanted.
 apt_options=(-o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3)
-private_lists=(-c "$cache/apt/conf" -o Dir::State::Lists="$cache/apt/lists" -o Dir::Cache="$cache/apt"
-  -o Dir::Cache::archives="$cache/apt/archives" -o Debug::NoLocking=1)
+private_lists() {
+  private_lists=(-c "$lists/conf" -o Dir::State::Lists="$lists/lists" -o Dir::Cache="$lists"
+    -o Dir::Cache::archives="$lists/archives" -o Debug::NoLocking=1)
+}
+private_lists
+
+# for_architecture ARCHITECTURE: from here on packages are those of another architecture (Debian's name), which this
+# machine need not have switched on. They are unpacked, never installed.
+for_architecture() {
+  debs=$cache/debs-$1 lists=$cache/apt-$1
+  mkdir -p "$debs"
+  private_lists
+  # the machine's own lists have nothing of it
+  apt_options=(-o APT::Sandbox::User="$(id -un)" -o Acquire::Retries=3 -o APT::Architecture="$1" -o "APT::Architectures::=$1" "${private_lists[@]}")
+  mkdir -p "$lists/lists/partial" "$lists/archives/partial"
+  echo '#clear APT::Update::Post-Invoke;' >"$lists/conf"
+}
 
 # fresh_lists: takes the lists in the cache, fetched anew; those of the last ten minutes are new.
 # Scripts that run side by side share them: apt's own lock ends with an error where this one waits.
 fresh_lists() {
   apt_options+=("${private_lists[@]}")
-  mkdir -p "$cache/locks" "$cache/apt/lists/partial" "$cache/apt/archives/partial"
+  mkdir -p "$cache/locks" "$lists/lists/partial" "$lists/archives/partial"
   (
     flock "$lists_fd"
-    [ -z "$(find "$cache/apt/fetched" -mmin -10 2>/dev/null)" ] || exit 0
-    echo '#clear APT::Update::Post-Invoke;' >"$cache/apt/conf" # a container's clean-up, which only root may do
+    [ -z "$(find "$lists/fetched" -mmin -10 2>/dev/null)" ] || exit 0
+    echo '#clear APT::Update::Post-Invoke;' >"$lists/conf" # a container's clean-up, which only root may do
     say "fetching package lists"
     apt-get "${apt_options[@]}" -qq update >&2 || exit 1
-    touch "$cache/apt/fetched"
-  ) {lists_fd}>"$cache/locks/package-lists"
+    touch "$lists/fetched"
+  ) {lists_fd}>"$cache/locks/package-lists-${lists##*/}"
 }
 
 # offered PATTERN [VERSION [LEAST]]: "NAME VERSION" of the newest package whose whole name matches
@@ -60,14 +78,14 @@ offered() {
 # when there is none
 cached() {
   local file version
-  for file in $(find "$cache/debs" -maxdepth 1 -name '*.deb' -printf '%f\n' | { grep -E "^($1)_" || true; } | sort -Vr); do
+  for file in $(find "$debs" -maxdepth 1 -name '*.deb' -printf '%f\n' | { grep -E "^($1)_" || true; } | sort -Vr); do
     version=$(cut -d_ -f2 <<<"${file//%3a/:}")
     if [ -n "${2:-}" ]; then
       [ "$version" = "$2" ] || continue
     elif [ -n "${3:-}" ]; then
       dpkg --compare-versions "$version" ge "$3" || continue
     fi
-    echo "$cache/debs/$file"
+    echo "$debs/$file"
     return
   done
 }
@@ -87,7 +105,7 @@ fetch_package() {
     return
   fi
   command -v apt-get >/dev/null || fail "needs apt-get to fetch $wanted"
-  scratch=$(mktemp -d "$cache/debs/.XXXXXX")
+  scratch=$(mktemp -d "$debs/.XXXXXX")
   for try in "this machine's" fresh; do
     if [ "$try" = fresh ]; then
       fresh_lists || { rmdir "$scratch"; fail "cannot refresh the package lists, and with those that are here $wanted is not to be had"; }
@@ -107,9 +125,9 @@ fetch_package() {
     exit $GONE
   fi
   have=$(basename "$scratch"/*.deb)
-  mv -f "$scratch/$have" "$cache/debs/$have"
+  mv -f "$scratch/$have" "$debs/$have"
   rmdir "$scratch"
-  echo "$cache/debs/$have"
+  echo "$debs/$have"
 }
 
 # fetch_newest PATTERN: prints the path of the newest package that the archive has, whatever is in
