@@ -18,6 +18,7 @@ use crate::sys::fits;
 pub(super) struct RunPage {
     pub(super) page: NonNull<kvm_run>,
     /// Bytes mapped.
+    #[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "only ports have data behind the page"))]
     pub(super) len: usize,
 }
 
@@ -28,6 +29,7 @@ pub(super) enum Decoded<'a> {
     /// Enter again: nothing to be done.
     Again,
     /// What only this architecture has.
+    #[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "it has nothing"))]
     Own(own::Exit),
     /// The guest did what KVM cannot run; the instruction's address is to be added.
     Fault(String),
