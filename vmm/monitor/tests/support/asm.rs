@@ -15,8 +15,8 @@ macro_rules! own_mode {
 }
 pub(crate) use own_mode;
 
-/// Defines `fn $name() -> &'static [u8]`: these instructions (of a PC in Intel syntax, 64-bit unless
-/// they say otherwise).
+/// Defines `fn $name() -> &'static [u8]`: these instructions (a PC's in Intel syntax, 64-bit
+/// unless they say otherwise).
 macro_rules! guest {
     ($name:ident, $($line:expr),* $(,)?) => {
         std::arch::global_asm!(

@@ -25,7 +25,7 @@ macro_rules! set_up {
             "movz x0, #0x8019, lsl #16\n",
             "msr VBAR_EL1, x0\n",
             "mrs x0, ICC_SRE_EL1\n orr x0, x0, #1\n msr ICC_SRE_EL1, x0\n isb\n",
-            // The distributor: affinity routing, group 1; line 1 in group 1, enabled, for processor 0.
+            // The distributor: affinity routing; line 1 is enabled, for processor 0.
             "mov x1, #0x8000000\n",
             "mov w0, #0x12\n str w0, [x1]\n",
             "mov w0, #2\n str w0, [x1, #0x84]\n",
