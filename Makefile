@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to
 # build (kernels, the emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
 .DEFAULT_GOAL := help
-.PHONY: help run shell test soak gauge build kernel install dist deb packages fmt lint cross fuzz clean
+.PHONY: help run shell test soak gauge build kernel macos install dist deb packages fmt lint cross fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,9 @@ lint: ## formatting, clippy, licences
 
 cross: ## type-check the monitor for aarch64 Linux and macOS, the agent for aarch64 Linux
 	@tests/cross/check
+
+macos: ## link nelly-monitor for macOS on this Linux machine, signed ad hoc, into target/macos, and check the file
+	@packaging/macos/build
 
 fuzz: ## fuzz every trust boundary, FUZZ_SECONDS (60) a target
 	@fuzz/run
