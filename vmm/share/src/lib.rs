@@ -8,8 +8,9 @@
 //! is bounded by [`Options`].
 //!
 //! What the host changes is seen when names and attributes that were told are no longer valid
-//! ([`CacheMode`]). The protocol has no way over virtio to tell a driver earlier; whoever watches
-//! the host's tree has a path of the guest touch the file, which this server need not know of.
+//! ([`CacheMode`]). The protocol has no way over virtio to tell a driver earlier. [`Watch`] tells
+//! what changes in the host's tree, and whoever has it has a program of the guest touch the file
+//! ([`TOUCH`]).
 
 mod cache;
 mod config;
@@ -19,8 +20,10 @@ mod owner;
 mod server;
 mod stream;
 mod sys;
+mod watch;
 pub mod wire;
 
 pub use config::{CacheMode, Locks, Options, Owners, Tree};
 pub use errno::Errno;
-pub use server::{FILE_NAME, Server, Usage};
+pub use server::{FILE_NAME, Server, TOUCH, Usage};
+pub use watch::{Told, Watch};

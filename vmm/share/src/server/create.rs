@@ -134,6 +134,7 @@ impl Server {
         let stat = sys::stat(file.as_fd())?;
         let attr = self.attr(&stat, Source::Fd(file.as_fd()));
         let node = self.nodes.enter(stat.identity, header.node, name)?;
+        self.own.note(node);
         let handle = self.keep_open(node, how, file);
         self.entry_and_handle(Entry { node, valid: self.valid(), attr }, handle)
     }

@@ -56,6 +56,7 @@ impl Server {
             let file = self.descriptor(|| sys::reopen(found.as_fd(), how))?;
             if how.truncates() {
                 self.truncate(file.as_fd(), found.as_fd(), how, kill_set_id)?;
+                self.own.note(node);
             }
             self.keep_open(node, how, file)?
         };
@@ -160,6 +161,7 @@ impl Server {
         if write.kill_set_id && done > 0 {
             self.drop_set_id(open.as_fd())?;
         }
+        self.own.note(handle.node);
         let mut out = [0; 8];
         let done: u32 = fits(done, "no more than was asked for");
         out[..4].copy_from_slice(&done.to_le_bytes());
@@ -217,6 +219,7 @@ impl Server {
 
     pub(super) fn copy_range(&self, from: (u64, u64), to: (u64, u64), len: u64) -> Result<Answer> {
         let (source, target) = (self.file_of(from.0)?, self.file_of(to.0)?);
+        let node = target.node;
         if !source.how.reads() || !target.how.writes() {
             return Err(Errno::BADF);
         }
@@ -224,6 +227,7 @@ impl Server {
             [(from.0, source), (to.0, target)].map(|(n, handle)| self.open_file(n, &handle));
         let len: usize = fits(len.min(COPY_MAX), "64 MiB at most");
         let copied = sys::copy_range(source?.as_fd(), from.1, target?.as_fd(), to.1, len)?;
+        self.own.note(node);
         let mut out = [0; 8];
         let copied: u32 = fits(copied, "no more than was asked for");
         out[..4].copy_from_slice(&copied.to_le_bytes());

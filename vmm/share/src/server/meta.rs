@@ -40,6 +40,7 @@ impl Server {
         let stat = sys::stat_at(dir.as_fd(), name)?;
         let attr = self.attr(&stat, Source::At(dir.as_fd(), name));
         let node = self.nodes.enter(stat.identity, parent, name)?;
+        self.own.note(node);
         Ok(Entry { node, valid: self.valid(), attr })
     }
 

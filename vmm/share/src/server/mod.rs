@@ -5,6 +5,7 @@ mod data;
 mod directory;
 mod locks;
 mod meta;
+mod own;
 mod place;
 mod remove;
 mod single;
@@ -26,6 +27,8 @@ use crate::nodes::{Gone, Nodes, ROOT};
 use crate::sys::{self, OpenHow};
 use crate::wire::{self, BODY_MAX, Flags, Header, IN_HEADER, OUT_HEADER, Op, Operation, out_header};
 use locks::LockTable;
+use own::Own;
+pub use own::TOUCH;
 pub use single::FILE_NAME;
 
 type Result<T> = std::result::Result<T, Errno>;
@@ -83,6 +86,7 @@ pub struct Server {
     /// names writes.
     names: RwLock<()>,
     locks: LockTable,
+    own: Own,
 }
 
 impl Server {
@@ -122,6 +126,7 @@ impl Server {
             last_handle: AtomicU64::new(0),
             devices: Mutex::new(vec![stat.identity.device]),
             names: RwLock::new(()),
+            own: Own::default(),
             options,
         })
     }
@@ -165,6 +170,7 @@ impl Server {
         self.handles().clear();
         self.cache.clear();
         self.nodes.reset();
+        self.own.reset();
     }
 
     /// What is held at present.
@@ -193,7 +199,8 @@ impl Server {
             // Of what is unknown, a read-only tree knows that nothing may come of it either.
             return Err(Errno::NOSYS);
         };
-        if op.changes() && self.options.read_only {
+        // One attribute may be set in any tree.
+        if op.changes() && self.options.read_only && op != Op::SetXattr {
             return Err(Errno::ROFS);
         }
         let room = reply.size().saturating_sub(OUT_HEADER);
@@ -213,7 +220,11 @@ impl Server {
             Ok(operation) => operation,
             Err(error) => return unless_silent(Some(op), error),
         };
-        self.dispatch(header, operation, &Request { buffer: request, len }, reply)
+        let answer = self.dispatch(header, operation, &Request { buffer: request, len }, reply)?;
+        if op.changes() && op != Op::SetXattr {
+            self.own.note(header.node);
+        }
+        Ok(answer)
     }
 
     fn dispatch(

@@ -85,10 +85,13 @@ impl Server {
             && identity == moved
         {
             self.nodes.moved(number, new_parent, new_name);
+            self.own.note(number);
         }
         if exchange && let Some((_, number)) = find(from.as_fd(), name) {
             self.nodes.moved(number, parent, name);
+            self.own.note(number);
         }
+        self.own.note(new_parent);
         drop(names);
         Ok(Answer::Done)
     }

@@ -71,7 +71,7 @@ impl Server {
             | O::Create { .. }
             | O::TmpFile { .. }
             | O::SetXattr { .. }
-            | O::RemoveXattr { .. } => Err(Errno::PERM),
+            | O::RemoveXattr { .. } => Err(if self.options.read_only { Errno::ROFS } else { Errno::PERM }),
             // What does not look at the inode.
             _ => return None,
         })

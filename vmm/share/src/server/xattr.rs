@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use nelly_disk::number::{at_most, fits};
 
-use super::{Answer, Result, Server};
+use super::{Answer, Result, Server, TOUCH};
 use crate::config::Owners;
 use crate::errno::Errno;
 use crate::owner::is_ours;
@@ -39,6 +39,12 @@ impl Server {
     }
 
     pub(super) fn set_xattr(&self, node: u64, name: &CStr, value: &[u8], flags: u32) -> Result<Answer> {
+        if name == TOUCH {
+            return self.touch(node);
+        }
+        if self.options.read_only {
+            return Err(Errno::ROFS);
+        }
         if let Access::Missing(error) = self.xattr_access(name) {
             return Err(error);
         }
@@ -49,7 +55,15 @@ impl Server {
         let _names = self.reading_names();
         let (found, _) = self.leaf(node)?;
         sys::set_xattr(found.as_fd(), name, value, flags)?;
+        self.own.note(node);
         Ok(Answer::Done)
+    }
+
+    /// [`TOUCH`]: changes nothing.
+    fn touch(&self, node: u64) -> Result<Answer> {
+        let _names = self.reading_names();
+        let (_, stat) = self.leaf(node)?;
+        if self.own.was_last(node, stat.ctime) { Err(Errno::AGAIN) } else { Ok(Answer::Done) }
     }
 
     pub(super) fn get_xattr(&self, node: u64, name: &CStr, size: u32) -> Result<Answer> {

@@ -100,13 +100,13 @@ pub(crate) fn open_path(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd> {
 }
 
 /// The path of a descriptor of this process.
-struct OwnPath {
+pub(super) struct OwnPath {
     bytes: [u8; 320],
     len: usize,
 }
 
 impl OwnPath {
-    fn new(fd: BorrowedFd<'_>) -> Self {
+    pub(super) fn new(fd: BorrowedFd<'_>) -> Self {
         let mut path = Self { bytes: [0; 320], len: 0 };
         write!(path, "/proc/self/fd/{}", fd.as_raw_fd()).expect("there is room for a number");
         path
@@ -126,7 +126,7 @@ impl OwnPath {
         self.len += bytes.len();
     }
 
-    fn as_c_str(&self) -> &CStr {
+    pub(super) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).expect("what follows the path is zero")
     }
 }

@@ -7,10 +7,14 @@ use rustix::io::Errno as HostErrno;
 use crate::errno::Errno;
 
 #[cfg(target_os = "linux")]
+mod changes;
+#[cfg(target_os = "linux")]
 mod linux;
 #[cfg(not(target_os = "linux"))]
 mod other;
 
+#[cfg(target_os = "linux")]
+pub(crate) use changes::*;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::*;
 #[cfg(not(target_os = "linux"))]
@@ -46,6 +50,33 @@ pub(crate) struct Stat {
     pub(crate) atime: (i64, u32),
     pub(crate) mtime: (i64, u32),
     pub(crate) ctime: (i64, u32),
+}
+
+/// A change that the system tells of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change<'a> {
+    /// The number of the directory or file that is watched.
+    pub(crate) watch: i32,
+    pub(crate) kind: ChangeKind,
+    /// It is a directory that has changed.
+    pub(crate) is_dir: bool,
+    /// Its name in the directory; empty for what is watched itself.
+    pub(crate) name: &'a [u8],
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    /// There were too many changes.
+    Lost,
+    /// It is watched no longer.
+    Forgotten,
+    /// It has this name no longer.
+    Gone,
+    /// It has this name now.
+    New,
+    /// Contents or attributes.
+    Changed,
 }
 
 /// Bits of a mode that say what a file is.

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{OpenHow, Stat};
+use super::{Change, OpenHow, Stat};
 use crate::errno::Errno;
 use crate::wire::{LockRange, SetTime, StatFs};
 
@@ -60,6 +60,12 @@ missing! {
     copy_range(BorrowedFd<'_>, u64, BorrowedFd<'_>, u64, usize) -> usize;
     seek_dir(BorrowedFd<'_>, u64) -> ();
     read_dir(BorrowedFd<'_>, impl FnMut(u64, u64, u8, &CStr)) -> ();
+    changes() -> OwnedFd;
+    watch(BorrowedFd<'_>, BorrowedFd<'_>) -> i32;
+    read_changes(BorrowedFd<'_>, impl FnMut(Change<'_>)) -> ();
     set_lock(BorrowedFd<'_>, &LockRange) -> ();
     lock_in_the_way(BorrowedFd<'_>, &LockRange) -> Option<LockRange>;
 }
+
+/// See Linux.
+pub(crate) fn unwatch(_changes: BorrowedFd<'_>, _number: i32) {}

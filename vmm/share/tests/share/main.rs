@@ -12,4 +12,5 @@ mod locks;
 mod owners;
 mod read_only;
 mod single;
+mod touches;
 mod xattrs;

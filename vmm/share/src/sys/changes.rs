@@ -1,0 +1,66 @@
+//! inotify of Linux.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+use super::linux::OwnPath;
+use super::{Change, ChangeKind};
+use crate::errno::Errno;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// What tells of changes, once it is told where. Reading it does not wait.
+pub(crate) fn changes() -> Result<OwnedFd> {
+    Ok(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?)
+}
+
+/// Has `changes` tell of those of a directory and its entries, or of a file. The number is the same
+/// as long as the inode is.
+pub(crate) fn watch(changes: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<i32> {
+    let what = WatchFlags::CREATE
+        | WatchFlags::MODIFY
+        | WatchFlags::ATTRIB
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::DELETE
+        | WatchFlags::EXCL_UNLINK;
+    Ok(inotify::add_watch(changes, OwnPath::new(fd).as_c_str(), what)?)
+}
+
+/// Ends that.
+pub(crate) fn unwatch(changes: BorrowedFd<'_>, number: i32) {
+    // What is not watched any more need not be ended.
+    let _ = inotify::remove_watch(changes, number);
+}
+
+/// Calls `each` with all changes that there are.
+pub(crate) fn read_changes(changes: BorrowedFd<'_>, mut each: impl FnMut(Change<'_>)) -> Result<()> {
+    let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+    let mut reader = Reader::new(changes, &mut buffer);
+    loop {
+        let event = match reader.next() {
+            Ok(event) => event,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(rustix::io::Errno::AGAIN) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let flags = event.events();
+        let kind = if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+            ChangeKind::Lost
+        } else if flags.contains(ReadFlags::IGNORED) {
+            ChangeKind::Forgotten
+        } else if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+            ChangeKind::Gone
+        } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
+            ChangeKind::New
+        } else {
+            ChangeKind::Changed
+        };
+        let is_dir = flags.contains(ReadFlags::ISDIR);
+        let name = event.file_name().map_or(&b""[..], CStr::to_bytes);
+        each(Change { watch: event.wd(), kind, is_dir, name });
+    }
+}
