@@ -17,3 +17,4 @@ pub mod spawn;
 pub mod stdio;
 pub mod sys;
 pub mod timeline;
+pub mod touch;

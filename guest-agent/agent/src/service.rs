@@ -35,6 +35,9 @@ mod lifecycle;
 pub use guest::GuestError;
 pub use lifecycle::{Config, GuestState, ServiceError, ShutdownRequest};
 
+/// Paths of one call of Touch.
+const TOUCHES_MAX: usize = 256;
+
 /// One connection: the calls of the one service, open after Hello.
 struct Connection {
     guest: Arc<GuestState>,
@@ -469,6 +472,17 @@ impl Agent for Connection {
         self.guest_after_hello()?;
         DeviceSlots::default().release(&request.disk).map_err(|error| slot_status(&error))?;
         Ok(m::Empty::new())
+    }
+
+    async fn touch(&self, _: &TtrpcContext, request: m::TouchRequest) -> ttrpc::Result<m::Empty> {
+        let guest = self.guest_after_hello()?;
+        if request.paths.len() > TOUCHES_MAX {
+            return Err(status(Code::INVALID_ARGUMENT, format!("more than {TOUCHES_MAX} paths")));
+        }
+        match guest.touch(request.tag, request.paths).await {
+            Ok(()) => Ok(m::Empty::new()),
+            Err(error) => Err(status(Code::INTERNAL, format!("cannot touch: {error}"))),
+        }
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {

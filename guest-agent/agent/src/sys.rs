@@ -40,7 +40,7 @@ pub use process::{
 };
 pub use trace::{trace, untrace};
 pub use tty::{Terminal, make_controlling, open_terminal, set_window_size};
-pub use xattr::copy_attributes;
+pub use xattr::{copy_attributes, touch};
 
 /// Turns the C library's -1 into an error.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

@@ -64,6 +64,9 @@ pub const NETWORK: &str = "network";
 /// `Connect`, `Listen`, `Accept` and `Forget`: connections between the host and a container.
 pub const RELAYS: &str = "relays";
 
+/// `Touch`: changes of the host in a shared directory.
+pub const TOUCH: &str = "touch";
+
 /// Every feature of the agent built from this tree.
 pub const ALL: &[&str] = &[
     CONTAINERS,
@@ -87,4 +90,5 @@ pub const ALL: &[&str] = &[
     COPY,
     NETWORK,
     RELAYS,
+    TOUCH,
 ];

@@ -2,11 +2,37 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use super::check;
+
 /// What the kernel keeps to itself of an overlay.
 const OF_OVERLAYS: &[u8] = b"trusted.overlay.";
+
+/// The attribute that a server of a shared directory keeps nowhere (`nelly_share::TOUCH`).
+const TOUCH: &CStr = c"user.nelly.touch";
+
+/// Sets an attribute that no file keeps, at a path below a directory, of which no part may be a
+/// link and none leads out; the empty path is the directory.
+///
+/// # Errors
+/// Those of openat2(2) and setxattr(2): `EAGAIN` of what this guest was the last to change.
+pub fn touch(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
+    let path = CString::new(if path.is_empty() { b"." } else { path }).map_err(io::Error::other)?;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    );
+    let found = openat2(root, path.as_c_str(), how)?;
+    // setxattr(2) takes no descriptor of this kind, but follows its name.
+    let name = CString::new(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(io::Error::other)?;
+    // SAFETY: two C strings, and the pointer and the length of a live slice.
+    let set = unsafe { libc::setxattr(name.as_ptr(), TOUCH.as_ptr(), b"1".as_ptr().cast(), 1, 0) };
+    check(set).map(drop)
+}
 
 /// Gives `to` every extended attribute that `from` has. Those that its file system does not keep
 /// are left out, as by other engines.

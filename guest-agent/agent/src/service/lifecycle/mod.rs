@@ -30,6 +30,7 @@ use crate::spawn::plan::PlanError;
 use crate::spawn::seccomp::SeccompFilter;
 use crate::stdio::{Promises, StdioError, lock};
 use crate::timeline::Marks;
+use crate::touch::Touches;
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -147,6 +148,8 @@ pub struct GuestState {
     names: Mutex<Names>,
     /// Connections between the host and containers.
     relays: Relays,
+    /// Its own mounts of shared directories.
+    touches: Arc<Touches>,
 }
 
 impl GuestState {
@@ -170,6 +173,7 @@ impl GuestState {
                 with_disks: Mutex::default(),
                 names: Mutex::default(),
                 relays: Relays::default(),
+                touches: Arc::default(),
             }),
             ends,
         )
@@ -179,6 +183,16 @@ impl GuestState {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Tells whoever watches a shared directory that the host has changed something in it.
+    ///
+    /// # Errors
+    /// [`Touches::touch`].
+    pub(in crate::service) async fn touch(&self, tag: String, paths: Vec<Vec<u8>>) -> io::Result<()> {
+        let touches = Arc::clone(&self.touches);
+        // The host's file system may take its time, and the agent has other things to do.
+        tokio::task::spawn_blocking(move || touches.touch(&tag, &paths)).await.map_err(io::Error::other)?
     }
 
     /// Says what later containers in the guest's network read.
