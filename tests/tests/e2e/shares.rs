@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nelly_tests::{Done, run};
+use nelly_tests::{Done, run, top};
 use serde_json::Value;
 
 use super::keeper::Kept;
@@ -109,6 +109,10 @@ fn directories_and_files_of_the_host_are_shared_both_ways_and_nothing_beside_the
     symlink(user.at("beside/secret"), user.at("tree/out")).unwrap();
     symlink("../beside", user.at("tree/up")).unwrap();
     symlink("/", user.at("tree/root")).unwrap();
+    // What watches, as programs do that build anew when somebody saves a file.
+    user.directory("tree/watched");
+    fs::copy(top().join("target/nelly/tests/guest-look"), user.at("tree/guest-look")).expect("it is built");
+    let first = "/work/guest-look --watch /work/watched /made/here >/tmp/told & exec sleep 100000";
     let bind = format!("type=bind,source={},target=/lost", user.at("lost").display());
     let words = [
         "run",
@@ -125,8 +129,9 @@ fn directories_and_files_of_the_host_are_shared_both_ways_and_nothing_beside_the
         "--mount",
         &bind,
         "--",
-        "sleep",
-        "100000",
+        "sh",
+        "-c",
+        first,
     ];
     user.nelly(&words).expect(0);
 
@@ -155,6 +160,17 @@ fn directories_and_files_of_the_host_are_shared_both_ways_and_nothing_beside_the
     user.file("tree/new", "three");
     fs::rename(user.at("tree/new"), user.at("tree/live")).unwrap();
     assert_eq!(user.exec("until [ \"$(cat /work/live)\" = three ]; do :; done; echo seen"), "seen");
+
+    // And whoever watches is told, also of what is read-only, but not of what the guest does itself.
+    user.exec("until [ -e /tmp/watching ]; do sleep 0.1; done; echo guest >/work/watched/own");
+    let own = user.exec("sleep 1; cat /tmp/told");
+    assert!(own.contains("other own") && !own.contains("attrib"), "{own}");
+    user.file("tree/watched/own", "host");
+    user.file("fixed/later", "");
+    user.file("tree/watched/end", "");
+    let told = user.exec("until grep -q 'attrib end' /tmp/told && grep -q 'attrib later' /tmp/told; do sleep 0.1; done; cat /tmp/told /work/watched/own");
+    assert!(told.contains("attrib own") && told.ends_with("host"), "{told}");
+    fs::remove_file(user.at("fixed/later")).unwrap();
 
     // A file that lost its name is used as before.
     let held = user.exec(

@@ -281,6 +281,16 @@ impl Agent {
         Ok(response.disks.into_iter().map(disk).collect())
     }
 
+    /// Tells whoever watches a shared directory that these paths of it have changed, at most 256.
+    ///
+    /// # Errors
+    /// The agent does not support this, or there is no such directory.
+    pub async fn touch(&self, tag: &str, paths: &[Vec<u8>]) -> Result<(), AgentError> {
+        let request = wire::TouchRequest { tag: tag.to_owned(), paths: paths.to_vec(), ..Default::default() };
+        self.client()?.touch(context(), &request).await.map_err(failed("Touch"))?;
+        Ok(())
+    }
+
     /// Unbinds the driver of the disk with this id, before the disk is detached from the machine.
     ///
     /// # Errors

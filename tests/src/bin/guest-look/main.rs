@@ -11,8 +11,10 @@
 //!
 //! `guest-look --process` tells of the process alone; other arguments are told, and mean nothing.
 //! `guest-look --ask RESOLVER NAME KIND` asks a resolver, and prints its answer.
+//! `guest-look --watch DIRECTORY...` prints what is told of changes in directories.
 
 mod ask;
+mod watch;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -34,6 +36,11 @@ fn main() -> io::Result<()> {
     {
         writeln!(out, "{}", ask::ask(resolver, name, kind)?)?;
         return out.flush();
+    }
+    if let [_, flag, directories @ ..] = &words[..]
+        && flag == "--watch"
+    {
+        return watch::watch(directories, &mut out);
     }
     process(&mut out)?;
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "--process") {

@@ -1,5 +1,6 @@
 //! A sandbox: a running machine, its agent, and the containers in it.
 
+mod changes;
 mod disks;
 mod guest;
 pub mod relays;
@@ -24,11 +25,12 @@ use tokio::io::AsyncReadExt;
 use waits::{Gone, KillOnDrop, Process, accept, answered, blocking};
 use why::{ended, explain};
 
+use self::changes::Telling;
 use self::relays::{Carrier, Joins, RelayState, Relays};
 use crate::agent::{Agent, AgentError, Greeting, Inspection, ProcessId, StartFailure, Token, Tokens};
 use crate::network::{NetworkError, Usernet};
 use crate::spec::network::GuestNetwork;
-use crate::spec::{ContainerSpec, ProcessSpec, RelayAddress};
+use crate::spec::{ContainerSpec, ProcessSpec, RelayAddress, Share};
 use crate::timeline::{Timeline, Who, name};
 
 /// Longest wait for the agent after the machine's start. A cold kernel under emulation needs
@@ -131,6 +133,8 @@ pub struct Sandbox {
     usernet: Option<Usernet>,
     /// Those of its containers.
     relays: Mutex<Vec<Relays>>,
+    /// Those of its containers that have directories of the host.
+    telling: Mutex<Vec<Telling>>,
     #[cfg(test)]
     dials: Option<Dials>,
 }
@@ -197,6 +201,7 @@ impl Sandbox {
             recorder: Arc::new(recorder),
             usernet,
             relays: Mutex::default(),
+            telling: Mutex::default(),
             #[cfg(test)]
             dials: None,
         })
@@ -240,6 +245,7 @@ impl Sandbox {
             recorder: Arc::new(recorder),
             usernet,
             relays: Mutex::default(),
+            telling: Mutex::default(),
             #[cfg(test)]
             dials: None,
         })
@@ -415,6 +421,7 @@ impl Sandbox {
                     if let Some(relays) = relays {
                         self.served().push(relays.serve());
                     }
+                    self.tell_changes(&spec.options.shares);
                     Ok(Ok(streams))
                 }
                 Err(Ok(failure)) => Ok(Err(failure)),
@@ -422,6 +429,14 @@ impl Sandbox {
             }
         };
         self.during(run).await
+    }
+
+    /// Has the guest told of what the host changes in the directories that it shares.
+    fn tell_changes(&self, shares: &[Share]) {
+        if !shares.is_empty() {
+            let telling = changes::tell(&self.agent, shares);
+            self.telling.lock().unwrap_or_else(PoisonError::into_inner).push(telling);
+        }
     }
 
     /// Starts a further process in a running container.
@@ -663,6 +678,7 @@ impl Sandbox {
             recorder,
             usernet: None,
             relays: Mutex::default(),
+            telling: Mutex::default(),
             dials: None,
         }
     }
