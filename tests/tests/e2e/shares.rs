@@ -161,7 +161,8 @@ fn directories_and_files_of_the_host_are_shared_both_ways_and_nothing_beside_the
     fs::rename(user.at("tree/new"), user.at("tree/live")).unwrap();
     assert_eq!(user.exec("until [ \"$(cat /work/live)\" = three ]; do :; done; echo seen"), "seen");
 
-    // And whoever watches is told, also of what is read-only, but not of what the guest does itself.
+    // And whoever watches is told, also of what is read-only, but not of what the guest does
+    // itself.
     user.exec("until [ -e /tmp/watching ]; do sleep 0.1; done; echo guest >/work/watched/own");
     let own = user.exec("sleep 1; cat /tmp/told");
     assert!(own.contains("other own") && !own.contains("attrib"), "{own}");

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nelly_disk::number::fits;
+
 /// The name of an attribute that no file has. To set it changes nothing on the host, also where
 /// nothing may be changed; the guest's kernel tells its programs that something of the file is
 /// another (`IN_ATTRIB` of inotify), which is what it is for: whoever watches the host's tree has
@@ -28,7 +30,7 @@ impl Own {
     /// set the inode's own.
     pub(crate) fn note(&self, node: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = i128::try_from(now.as_nanos()).unwrap_or(i128::MAX);
+        let now: i128 = fits(now.as_nanos(), "the time in nanoseconds is far below 2^127");
         let mut inner = self.inner();
         if inner.len() >= MAX && !inner.contains_key(&node) {
             inner.clear();
