@@ -479,10 +479,9 @@ impl Agent for Connection {
         if request.paths.len() > TOUCHES_MAX {
             return Err(status(Code::INVALID_ARGUMENT, format!("more than {TOUCHES_MAX} paths")));
         }
-        match guest.touch(request.tag, request.paths).await {
-            Ok(()) => Ok(m::Empty::new()),
-            Err(error) => Err(status(Code::INTERNAL, format!("cannot touch: {error}"))),
-        }
+        let guest = Arc::clone(guest);
+        detached(async move { guest.touch(request.tag, request.paths).await }).await?;
+        Ok(m::Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: m::ShutdownRequest) -> ttrpc::Result<m::Empty> {

@@ -2,61 +2,68 @@
 //! is set that the file does not keep, and the kernel tells whoever watches the file by inotify
 //! (`IN_ATTRIB`), and asks for its size and times anew.
 //!
-//! The agent has a mount of its own of each shared directory, which no path leads to. It can be
-//! written, for the kernel sets no attribute otherwise; that nothing is written to a tree for
-//! reading is the host's to see to.
+//! It is done by a process of its own, a copy of the agent with one thread, in mounts of its own:
+//! whatever makes the host's file system or a file of a hostile container wait for ever, the agent
+//! does not, and no container has a path to its mount. That can be written, for the kernel sets no
+//! attribute otherwise; that nothing is written to a tree for reading is the host's to see to.
 
-use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::sys;
+use crate::sys::{self, CloneRequest};
 
-/// Where a mount is made, and lies no longer than that.
+/// How long the process may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the process has its mount.
 const PLACE: &str = "/run/nelly-touch";
 
 /// Bytes of a tag (virtio 1.2, 5.11.4).
 const TAG_BYTES: usize = 36;
 
-/// The agent's own mounts, by the tags of their devices.
-#[derive(Debug, Default)]
-pub struct Touches(Mutex<HashMap<String, OwnedFd>>);
-
-impl Touches {
-    /// Touches what is at these paths of a shared directory; of none the directory itself. What is
-    /// not there, is a link or was last changed by this guest is passed over. It waits for the
-    /// host's file system.
-    ///
-    /// # Errors
-    /// There is no such device, or it cannot be mounted.
-    pub fn touch(&self, tag: &str, paths: &[Vec<u8>]) -> io::Result<()> {
-        // A map that only whole entries are put into.
-        let mut mounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !mounts.contains_key(tag) {
-            mounts.insert(tag.to_owned(), mount(tag)?);
-        }
-        let root = &mounts[tag];
-        for path in paths {
-            // The next look at it finds what there is.
-            let _ = sys::touch(root.as_fd(), path);
-        }
-        Ok(())
-    }
-}
-
-fn mount(tag: &str) -> io::Result<OwnedFd> {
+/// Makes the process that touches what is at these paths of a shared directory; the empty path is
+/// the directory itself. What is not there or was last changed by this guest is passed over.
+/// Answers its pidfd; it is to be reaped as every child.
+///
+/// # Errors
+/// The tag is none, and those of clone3(2).
+pub fn launch(tag: &str, paths: &[Vec<u8>]) -> io::Result<OwnedFd> {
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if tag.is_empty() || tag.len() > TAG_BYTES || !tag.bytes().all(sound) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "this is no tag"));
     }
-    fs::create_dir_all(Path::new(PLACE))?;
+    fs::create_dir_all(PLACE)?;
+    let null = File::open("/dev/null")?;
+    let descriptors = [null.as_fd(), null.as_fd(), null.as_fd()];
+    let namespaces = libc::CLONE_NEWNS;
+    let request = CloneRequest { namespaces, cgroup: None, pid_namespace: None, descriptors: &descriptors };
+    let (_, pidfd) = sys::clone_child(&request, || child(tag, paths))?;
+    Ok(pidfd)
+}
+
+fn child(tag: &str, paths: &[Vec<u8>]) -> i32 {
+    // The agent's own hook ends the machine.
+    drop(std::panic::take_hook());
+    // Before any process of a container when memory is short.
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    match touch(tag, paths) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+fn touch(tag: &str, paths: &[Vec<u8>]) -> io::Result<()> {
+    // What is mounted here appears nowhere else.
+    sys::set_propagation("/", libc::MS_REC | libc::MS_PRIVATE)?;
     sys::mount(tag, PLACE, "virtiofs", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, "")?;
-    let tree = sys::clone_tree(PLACE, false);
-    sys::unmount(PLACE)?;
-    tree
+    let root = File::open(PLACE)?;
+    for path in paths {
+        // What is not told now is seen by the next look.
+        let _ = sys::touch(root.as_fd(), path);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,9 +72,8 @@ mod tests {
 
     #[test]
     fn what_is_no_tag_is_not_mounted() {
-        let touches = Touches::default();
         for tag in ["", "a/b", "..\n", "\u{e9}", &"a".repeat(TAG_BYTES + 1)] {
-            assert_eq!(touches.touch(tag, &[]).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{tag:?}");
+            assert_eq!(launch(tag, &[]).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{tag:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What changes in a tree of the host, for a guest that is to be told of it ([`crate::TOUCH`]).
 //!
-//! Directories are watched one by one, those near the root first, as many as there may be. Nothing
+//! Directories are watched one by one, those near the root first, as many as there may be, and none
+//! of a file system that is mounted below the root. Nothing
 //! leads out of the tree: each is reached from the root's descriptor by single names, of which none
 //! is followed if it is a symbolic link.
 
@@ -40,15 +41,21 @@ pub struct Watch {
     root: OwnedFd,
     /// The directories that are watched, by the system's numbers.
     directories: HashMap<i32, Vec<u8>>,
+    /// The root's file system.
+    device: u64,
     /// Directories that are to be watched, and whether what is in them is to be told.
     waiting: VecDeque<(Vec<u8>, bool)>,
+    /// Changes were lost, and so perhaps directories: all are to be looked through again.
+    is_stale: bool,
+    /// There may be changes that were not read.
+    has_more: bool,
     max: usize,
     is_full: bool,
 }
 
 impl Watch {
     /// Watches the root of `tree`, or the file. [`Self::read`] adds the directories below, of which
-    /// at most `max` are watched at a time.
+    /// at most `max` are watched at a time, and no more than an eighth of what this user may.
     ///
     /// # Errors
     /// The system cannot watch, or no more for this user, or the descriptor is not what `tree`
@@ -59,8 +66,8 @@ impl Watch {
             Tree::Directory(fd) => (fd, false),
             Tree::File(fd) => (fd, true),
         };
-        let is_dir = sys::stat(root.as_fd()).map_err(failed)?.kind() == S_IFDIR;
-        if is_dir == is_file {
+        let stat = sys::stat(root.as_fd()).map_err(failed)?;
+        if (stat.kind() == S_IFDIR) == is_file {
             return Err(io::Error::other("what is to be watched is not what it is said to be"));
         }
         let changes = sys::changes().map_err(failed)?;
@@ -68,17 +75,27 @@ impl Watch {
         let name = if is_file { FILE_NAME.as_bytes().to_vec() } else { Vec::new() };
         let directories = HashMap::from([(number, name)]);
         let waiting = if is_file { VecDeque::new() } else { VecDeque::from([(Vec::new(), false)]) };
-        Ok(Self { changes, root, directories, waiting, max: max.max(1), is_full: false })
+        Ok(Self {
+            changes,
+            root,
+            directories,
+            device: stat.identity.device,
+            waiting,
+            is_stale: false,
+            has_more: false,
+            max: max.min(sys::watches_max() / 8).max(1),
+            is_full: false,
+        })
     }
 
-    /// Whether all directories were looked through that were known at the last [`Self::read`]. If
-    /// not, the next one goes on, whether or not there are changes.
+    /// Whether there is nothing to do before the descriptor is readable. If not, the next
+    /// [`Self::read`] goes on with what the last one left.
     #[must_use]
-    pub fn is_walked(&self) -> bool {
-        self.waiting.is_empty()
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && !self.is_stale && !self.has_more
     }
 
-    /// Whether there are directories that are not watched, because there are too many.
+    /// Whether there are or were directories that are not watched, because there are too many.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.is_full
@@ -91,53 +108,88 @@ impl Watch {
     /// The system's.
     pub fn read(&mut self) -> io::Result<Told> {
         let mut told = Told::default();
-        let mut forgotten = Vec::new();
-        let (directories, waiting) = (&self.directories, &mut self.waiting);
+        let (mut forgotten, mut away) = (Vec::new(), Vec::new());
+        let (directories, waiting, max) = (&self.directories, &mut self.waiting, self.max);
+        let is_full = &mut self.is_full;
         let read = sys::read_changes(self.changes.as_fd(), |change| {
             match change.kind {
                 ChangeKind::Lost => told.lost = true,
-                ChangeKind::Forgotten => forgotten.push(change.watch),
+                ChangeKind::Forgotten if directories.contains_key(&change.watch) => {
+                    forgotten.push(change.watch);
+                }
                 _ => {}
             }
             let Some(directory) = directories.get(&change.watch) else { return };
             match change.kind {
                 ChangeKind::Lost | ChangeKind::Forgotten => {}
                 ChangeKind::Gone => told.add(directory.clone()),
+                ChangeKind::Away => {
+                    if change.is_dir {
+                        away.push(join(directory, change.name));
+                    }
+                    told.add(directory.clone());
+                }
                 ChangeKind::New | ChangeKind::Changed => {
                     let path = join(directory, change.name);
                     if change.is_dir && change.kind == ChangeKind::New {
                         // What was made in it before it is watched is as new as it is.
-                        waiting.push_back((path.clone(), true));
+                        match directories.len() + waiting.len() < max {
+                            true => waiting.push_back((path.clone(), true)),
+                            false => *is_full = true,
+                        }
                     }
                     told.add(path);
                 }
             }
         });
-        read.map_err(|error| io::Error::from_raw_os_error(error.number()))?;
+        self.has_more = read.map_err(|error| io::Error::from_raw_os_error(error.number()))?;
         for number in forgotten {
             self.directories.remove(&number);
         }
-        if told.lost {
+        // Where it is now may be outside. If it is inside, it is new there.
+        away.iter().for_each(|path| self.leave(path));
+        self.is_stale |= told.lost;
+        if self.is_stale && self.waiting.is_empty() {
+            self.is_stale = false;
             self.waiting.push_back((Vec::new(), false));
         }
         for _ in 0..DIRECTORIES_AT_ONCE {
             let Some((path, new)) = self.waiting.pop_front() else { break };
             // What is gone meanwhile, or may not be read, is nobody's loss.
-            let _ = self.add(&path, new.then_some(&mut told));
-        }
-        if self.is_full {
-            self.waiting.clear();
+            let added = self.add(&path, new.then_some(&mut told));
+            // The user's own limit, or ours.
+            if matches!(added, Err(Errno::NOSPC)) || self.directories.len() >= self.max {
+                self.is_full |= !self.waiting.is_empty();
+                self.waiting.clear();
+            }
         }
         Ok(told)
+    }
+
+    /// Ends the watch of a directory and of those below it.
+    fn leave(&mut self, path: &[u8]) {
+        let is_below = |other: &[u8]| {
+            other.strip_prefix(path).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+        };
+        let changes = &self.changes;
+        self.directories.retain(|number, other| {
+            let leaves = is_below(other);
+            if leaves {
+                sys::unwatch(changes.as_fd(), *number);
+            }
+            !leaves
+        });
+        self.waiting.retain(|(other, new)| *new || !is_below(other));
     }
 
     /// Watches a directory, and has those in it wait; what is in it is told if that is asked for.
     fn add(&mut self, path: &[u8], mut told: Option<&mut Told>) -> Result<(), Errno> {
         let directory = self.open(path)?;
-        let number = sys::watch(self.changes.as_fd(), directory.as_fd()).inspect_err(|error| {
-            // The user's own limit.
-            self.is_full |= *error == Errno::NOSPC;
-        })?;
+        if sys::stat(directory.as_fd())?.identity.device != self.device {
+            return Ok(());
+        }
+        let number = sys::watch(self.changes.as_fd(), directory.as_fd())
+            .inspect_err(|error| self.is_full |= *error == Errno::NOSPC)?;
         if self.directories.len() >= self.max && !self.directories.contains_key(&number) {
             sys::unwatch(self.changes.as_fd(), number);
             self.is_full = true;
@@ -161,7 +213,8 @@ impl Watch {
                     }
                     _ => false,
                 };
-                if is_dir && below.len() <= PATH_MAX && self.waiting.len() < self.max {
+                let has_room = self.directories.len() + self.waiting.len() < self.max;
+                if is_dir && below.len() <= PATH_MAX && has_room {
                     self.waiting.push_back((below.clone(), told.is_some()));
                 } else if is_dir {
                     self.is_full = true;
@@ -228,7 +281,7 @@ mod tests {
     fn watch(path: &Path, max: usize) -> Watch {
         let mut watch =
             Watch::new(Tree::Directory(File::open(path).expect("there").into()), max).expect("watched");
-        while !watch.is_walked() {
+        while !watch.is_idle() {
             assert_eq!(watch.read().expect("read"), Told::default());
         }
         watch
@@ -269,6 +322,12 @@ mod tests {
         assert_eq!(told(&mut watch), ["a/d", "a/d/e", "a/d/e/f", "c"]);
         fs::write(at("a/d/e/f"), "2").unwrap();
         assert_eq!(told(&mut watch), ["a/d/e/f"]);
+        // One that is moved out of the tree is none of it any more.
+        let outside = tempfile::tempdir().unwrap();
+        fs::rename(at("a/d"), outside.path().join("d")).unwrap();
+        assert_eq!(told(&mut watch), ["a"]);
+        fs::write(outside.path().join("d/e/f"), "3").unwrap();
+        assert_eq!(told(&mut watch), Vec::<String>::new());
         fs::remove_dir_all(at("a")).unwrap();
         told(&mut watch);
         assert_eq!(watch.directories.len(), 2, "{watch:?}");
@@ -303,6 +362,13 @@ mod tests {
         fs::create_dir(scratch.path().join("more")).unwrap();
         assert_eq!(told(&mut full), ["more"]);
         assert_eq!(full.directories.len(), 10);
+        for number in 0..600 {
+            fs::create_dir_all(scratch.path().join(format!("more/{number}"))).unwrap();
+        }
+        let many = watch(scratch.path(), 500);
+        assert!(many.is_full() && many.directories.len() == 500, "{}", many.directories.len());
+        fs::remove_dir_all(scratch.path().join("more")).unwrap();
+        fs::create_dir(scratch.path().join("more")).unwrap();
         let mut all = watch(scratch.path(), 100);
         assert!(!all.is_full() && all.directories.len() == 42);
         for number in 0..=TOLD_MAX {

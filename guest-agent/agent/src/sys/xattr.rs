@@ -17,20 +17,38 @@ const OF_OVERLAYS: &[u8] = b"trusted.overlay.";
 const TOUCH: &CStr = c"user.nelly.touch";
 
 /// Sets an attribute that no file keeps, at a path below a directory, of which no part may be a
-/// link and none leads out; the empty path is the directory.
+/// link and none leads out; the empty path is the directory. Of what has no such attributes (links,
+/// pipes, sockets), the directory that it is in gets it.
 ///
 /// # Errors
-/// Those of openat2(2) and setxattr(2): `EAGAIN` of what this guest was the last to change.
+/// Those of openat2(2) and lsetxattr(2): `EAGAIN` of what this guest was the last to change.
 pub fn touch(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
-    let path = CString::new(if path.is_empty() { b"." } else { path }).map_err(io::Error::other)?;
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (&b""[..], path),
+    };
+    if matches!(name, b"." | b"..") || (name.is_empty() && !path.is_empty()) {
+        return Err(invalid());
+    }
+    let parent = CString::new(if parent.is_empty() { b"." } else { parent })?;
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC).resolve(
         ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_MAGICLINKS,
     );
-    let found = openat2(root, path.as_c_str(), how)?;
-    // setxattr(2) takes no descriptor of this kind, but follows its name.
-    let name = CString::new(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(io::Error::other)?;
+    let directory = openat2(root, parent.as_c_str(), how)?;
+    // The call takes no descriptor of this kind, but follows its name. Behind it stands one name,
+    // which the kernel looks up again when it is another file's by now.
+    let own = format!("/proc/self/fd/{}/", directory.as_raw_fd());
+    match set_touch(&[own.as_bytes(), name].concat()) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => set_touch(own.as_bytes()),
+        set => set,
+    }
+}
+
+fn set_touch(path: &[u8]) -> io::Result<()> {
+    let path = CString::new(path)?;
     // SAFETY: two C strings, and the pointer and the length of a live slice.
-    let set = unsafe { libc::setxattr(name.as_ptr(), TOUCH.as_ptr(), b"1".as_ptr().cast(), 1, 0) };
+    let set = unsafe { libc::lsetxattr(path.as_ptr(), TOUCH.as_ptr(), b"1".as_ptr().cast(), 1, 0) };
     check(set).map(drop)
 }
 

@@ -2,19 +2,19 @@
 //! watch them, do what they do when somebody saves a file.
 //!
 //! Whoever holds the sandbox watches: no part of the machine needs to know of it. It begins after
-//! the container has started and costs that nothing.
+//! the container has started.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use nelly_share::{Tree, Watch};
+use nelly_share::{Told, Tree, Watch};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::waits::blocking;
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::spec::{Share, shares};
 
 /// How long after the start of a container its directories are looked through. One that ends before
@@ -23,6 +23,9 @@ const BEGIN: Duration = Duration::from_millis(500);
 
 /// Changes within this time are told together.
 const TOGETHER: Duration = Duration::from_millis(50);
+
+/// How long after a call that failed the next one is made.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Directories of one share that are watched. Changes in further ones, those farthest below the
 /// root, are not told.
@@ -66,6 +69,8 @@ fn watch(share: &Share) -> Option<Watch> {
 async fn follow(agent: &Agent, tag: &str, mut watch: Watch) {
     let Ok(changes) = watch.as_fd().try_clone_to_owned() else { return };
     let Ok(changes) = readable(changes) else { return };
+    // That there is something new is all that can be said then, and the root is told it.
+    let mut lost = false;
     loop {
         let (back, told) = blocking(move || {
             let told = watch.read();
@@ -73,23 +78,28 @@ async fn follow(agent: &Agent, tag: &str, mut watch: Watch) {
         })
         .await;
         watch = back;
-        let Ok(told) = told else { return };
-        let mut paths: BTreeSet<Vec<u8>> = told.paths;
-        if told.lost {
-            // That there is something new is all that can be said.
+        let Ok(Told { mut paths, lost: more }) = told else { return };
+        if lost || more {
             paths.insert(Vec::new());
         }
-        let paths: Vec<Vec<u8>> = paths.into_iter().collect();
-        for some in paths.chunks(PATHS) {
+        lost = tell_agent(agent, tag, paths).await.is_err();
+        if lost {
             // A guest that does not answer in time may do so later: a paused one does.
-            let _ = agent.touch(tag, some).await;
-        }
-        if watch.is_walked() {
+            tokio::time::sleep(AGAIN).await;
+        } else if watch.is_idle() {
             let Ok(mut ready) = changes.readable().await else { return };
             ready.clear_ready();
-            tokio::time::sleep(TOGETHER).await;
         }
+        tokio::time::sleep(TOGETHER).await;
     }
+}
+
+async fn tell_agent(agent: &Agent, tag: &str, paths: BTreeSet<Vec<u8>>) -> Result<(), AgentError> {
+    let paths: Vec<Vec<u8>> = paths.into_iter().collect();
+    for some in paths.chunks(PATHS) {
+        agent.touch(tag, some).await?;
+    }
+    Ok(())
 }
 
 #[expect(deprecated, reason = "an OwnedFd means the same descriptor for as long as it lives")]

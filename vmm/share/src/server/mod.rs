@@ -221,7 +221,8 @@ impl Server {
             Err(error) => return unless_silent(Some(op), error),
         };
         let answer = self.dispatch(header, operation, &Request { buffer: request, len }, reply)?;
-        if op.changes() && op != Op::SetXattr {
+        // An attribute may be the one that changes nothing, and what is copied from is not changed.
+        if op.changes() && !matches!(op, Op::SetXattr | Op::CopyFileRange) {
             self.own.note(header.node);
         }
         Ok(answer)

@@ -30,21 +30,35 @@ pub(crate) fn watch(changes: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<i32> 
     Ok(inotify::add_watch(changes, OwnPath::new(fd).as_c_str(), what)?)
 }
 
+/// How many directories and files the system watches for one user at most.
+pub(crate) fn watches_max() -> usize {
+    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
+    limit.ok().and_then(|limit| limit.trim().parse().ok()).unwrap_or(8192)
+}
+
 /// Ends that.
 pub(crate) fn unwatch(changes: BorrowedFd<'_>, number: i32) {
     // What is not watched any more need not be ended.
     let _ = inotify::remove_watch(changes, number);
 }
 
-/// Calls `each` with all changes that there are.
-pub(crate) fn read_changes(changes: BorrowedFd<'_>, mut each: impl FnMut(Change<'_>)) -> Result<()> {
+/// Changes that one call reads: those who make them may be faster than this reads.
+const AT_ONCE: usize = 16 << 10;
+
+/// Calls `each` with the changes that there are, and says whether there may be more.
+pub(crate) fn read_changes(changes: BorrowedFd<'_>, mut each: impl FnMut(Change<'_>)) -> Result<bool> {
     let mut buffer = [MaybeUninit::uninit(); 16 << 10];
     let mut reader = Reader::new(changes, &mut buffer);
+    let mut count = 0;
     loop {
+        if count >= AT_ONCE && reader.is_buffer_empty() {
+            return Ok(true);
+        }
+        count += 1;
         let event = match reader.next() {
             Ok(event) => event,
             Err(rustix::io::Errno::INTR) => continue,
-            Err(rustix::io::Errno::AGAIN) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
         let flags = event.events();
@@ -52,7 +66,9 @@ pub(crate) fn read_changes(changes: BorrowedFd<'_>, mut each: impl FnMut(Change<
             ChangeKind::Lost
         } else if flags.contains(ReadFlags::IGNORED) {
             ChangeKind::Forgotten
-        } else if flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM) {
+        } else if flags.contains(ReadFlags::MOVED_FROM) {
+            ChangeKind::Away
+        } else if flags.contains(ReadFlags::DELETE) {
             ChangeKind::Gone
         } else if flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO) {
             ChangeKind::New

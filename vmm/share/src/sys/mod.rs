@@ -73,6 +73,8 @@ pub(crate) enum ChangeKind {
     Forgotten,
     /// It has this name no longer.
     Gone,
+    /// The same, and it may have another one.
+    Away,
     /// It has this name now.
     New,
     /// Contents or attributes.

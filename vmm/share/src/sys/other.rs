@@ -62,9 +62,14 @@ missing! {
     read_dir(BorrowedFd<'_>, impl FnMut(u64, u64, u8, &CStr)) -> ();
     changes() -> OwnedFd;
     watch(BorrowedFd<'_>, BorrowedFd<'_>) -> i32;
-    read_changes(BorrowedFd<'_>, impl FnMut(Change<'_>)) -> ();
+    read_changes(BorrowedFd<'_>, impl FnMut(Change<'_>)) -> bool;
     set_lock(BorrowedFd<'_>, &LockRange) -> ();
     lock_in_the_way(BorrowedFd<'_>, &LockRange) -> Option<LockRange>;
+}
+
+/// See Linux.
+pub(crate) fn watches_max() -> usize {
+    0
 }
 
 /// See Linux.

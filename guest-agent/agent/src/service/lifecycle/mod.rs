@@ -11,6 +11,7 @@ mod stop;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use process::ManagedProcess;
 use relay::Relays;
 use thiserror::Error;
+use tokio::io::Interest;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupStats};
 use crate::network::Names;
@@ -30,7 +33,7 @@ use crate::spawn::plan::PlanError;
 use crate::spawn::seccomp::SeccompFilter;
 use crate::stdio::{Promises, StdioError, lock};
 use crate::timeline::Marks;
-use crate::touch::Touches;
+use crate::{sys, touch};
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -148,8 +151,8 @@ pub struct GuestState {
     names: Mutex<Names>,
     /// Connections between the host and containers.
     relays: Relays,
-    /// Its own mounts of shared directories.
-    touches: Arc<Touches>,
+    /// Shared directories are touched one after the other.
+    touching: tokio::sync::Mutex<()>,
 }
 
 impl GuestState {
@@ -173,7 +176,7 @@ impl GuestState {
                 with_disks: Mutex::default(),
                 names: Mutex::default(),
                 relays: Relays::default(),
-                touches: Arc::default(),
+                touching: tokio::sync::Mutex::default(),
             }),
             ends,
         )
@@ -185,14 +188,22 @@ impl GuestState {
         &self.config
     }
 
-    /// Tells whoever watches a shared directory that the host has changed something in it.
-    ///
-    /// # Errors
-    /// [`Touches::touch`].
-    pub(in crate::service) async fn touch(&self, tag: String, paths: Vec<Vec<u8>>) -> io::Result<()> {
-        let touches = Arc::clone(&self.touches);
-        // The host's file system may take its time, and the agent has other things to do.
-        tokio::task::spawn_blocking(move || touches.touch(&tag, &paths)).await.map_err(io::Error::other)?
+    /// Tells whoever watches a shared directory that the host has changed something in it. One
+    /// process at a time does it.
+    pub(in crate::service) async fn touch(
+        &self,
+        tag: String,
+        paths: Vec<Vec<u8>>,
+    ) -> Result<(), ServiceError> {
+        let _turn = self.touching.lock().await;
+        let failed = |error| ServiceError::Kernel(format!("cannot touch the shared directory {tag}"), error);
+        let pidfd = touch::launch(&tag, &paths).map_err(failed)?;
+        let pidfd = sys::watch(pidfd, Interest::READABLE).map_err(failed)?;
+        if timeout(touch::PATIENCE, pidfd.readable()).await.is_err() {
+            let _ = sys::signal_pidfd(pidfd.get_ref().as_fd(), libc::SIGKILL);
+            return Err(failed(io::ErrorKind::TimedOut.into()));
+        }
+        Ok(())
     }
 
     /// Says what later containers in the guest's network read.

@@ -52,7 +52,7 @@ fn open_shared(volume: &VolumePlan, tag: &str, file: bool, workdir: &str) -> Res
     storage::make_directory(&shares)?;
     let place = format!("{shares}/{tag}");
     storage::make_directory(&place)?;
-    // For reading is the container's mount alone: the agent has another one (see `touch`).
+    // For reading is the container's mount alone: what touches has another one (see `touch`).
     sys::mount(tag, &place, "virtiofs", 0, "").step(|| format!("mount {volume} for {path}"))?;
     let wanted = if file { format!("{place}/{SINGLE_FILE}") } else { place };
     sys::clone_tree(&wanted, false).step(|| format!("open {volume} for {path}"))
