@@ -79,10 +79,11 @@ usable() { # what was unpacked runs, and is not older than what the workspace ne
   local version
   [ -x "$sysroot/clippy-driver" ] && version=$("$sysroot/rustc" --version 2>/dev/null) && dpkg --compare-versions "$(cut -d' ' -f2 <<<"$version")" ge "$least"
 }
-usable || {
+# In a shell of its own, for the lock ends with it: what follows takes it, too.
+usable || (
   locked cross
   usable || unpack
-}
+)
 
 # compiler_version: that of the Debian package
 compiler_version() { dpkg-deb -f "$(cached rustc-web '' "$least")" Version; }

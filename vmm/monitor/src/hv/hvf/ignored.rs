@@ -43,6 +43,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn registers_of_the_controller_are_known() {
+        let name = |crn, crm, op2| SystemName { op0: 3, op1: 0, crn, crm, op2 };
+        // ICC_IAR1_EL1, ICC_SGI1R_EL1, ICC_PMR_EL1; VBAR_EL1, ISR_EL1, SCTLR_EL1
+        assert!([name(12, 12, 0), name(12, 11, 5), name(4, 6, 0)].iter().all(|it| it.is_of_the_controller()));
+        assert!(![name(12, 0, 0), name(12, 1, 0), name(1, 0, 0)].iter().any(|it| it.is_of_the_controller()));
+    }
+
+    #[test]
     fn reads_give_zero_and_all_are_counted() {
         let name = |crm| SystemName { op0: 2, op1: 0, crn: 0, crm, op2: 0 };
         let access = |crm, read, register| SystemAccess { name: name(crm), read, register };

@@ -91,6 +91,15 @@ pub(super) struct SystemName {
     pub(super) op2: u8,
 }
 
+impl SystemName {
+    /// Whether it is of the interface of a vCPU to the interrupt controller (GICv3): the priority
+    /// mask, and ICC_*. What reads zero there is a guest without interrupts.
+    pub(super) fn is_of_the_controller(self) -> bool {
+        let Self { op0, op1, crn, crm, op2: _ } = self;
+        (op0, op1) == (3, 0) && ((crn, crm) == (4, 6) || (crn == 12 && (8..=12).contains(&crm)))
+    }
+}
+
 impl std::fmt::Display for SystemName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { op0, op1, crn, crm, op2 } = self;

@@ -39,6 +39,8 @@ pub(super) struct HvfVcpu<F: Framework> {
     machine: Arc<Machine<F>>,
     index: usize,
     alone: bool,
+    /// How often a line had been raised when the guest was entered before its last wait.
+    seen: u64,
     /// SCTLR_EL1 after reset.
     system_control: u64,
     /// A load that the monitor answers into `data`.
@@ -63,18 +65,21 @@ impl<F: Framework> HvfVcpu<F> {
         let mut processor = machine.framework.create_processor().map_err(create)?;
         let affinity = AFFINITY_RESERVED | u64::from(aarch64::affinity(index));
         set(&mut processor, Register::Affinity, affinity)?;
-        let redistributor =
-            processor.redistributor().map_err(|refusal| refusal.of("hv_gic_get_redistributor_base"))?;
-        // Where the device tree says that they are.
-        let len = u64::from(count) * layout::GIC_REDISTRIBUTOR_LEN;
-        if !(layout::GIC_REDISTRIBUTOR..layout::GIC_REDISTRIBUTOR + len).contains(&redistributor) {
-            return Err(HvError::Missing {
-                capability: "an interrupt controller laid out as the board says",
-            });
-        }
-        let features = get(&processor, Register::Features)?;
-        if features & FEATURES_GIC == 0 {
-            set(&mut processor, Register::Features, features | FEATURES_GIC_V3)?;
+        // Without a controller there is none of its parts.
+        if machine.controller.get().is_some() {
+            let redistributor =
+                processor.redistributor().map_err(|refusal| refusal.of("hv_gic_get_redistributor_base"))?;
+            // Where the device tree says that they are.
+            let len = u64::from(count) * layout::GIC_REDISTRIBUTOR_LEN;
+            if !(layout::GIC_REDISTRIBUTOR..layout::GIC_REDISTRIBUTOR + len).contains(&redistributor) {
+                return Err(HvError::Missing {
+                    capability: "an interrupt controller laid out as the board says",
+                });
+            }
+            let features = get(&processor, Register::Features)?;
+            if features & FEATURES_GIC == 0 {
+                set(&mut processor, Register::Features, features | FEATURES_GIC_V3)?;
+            }
         }
         let offset = processor.set_timer_offset(machine.timer_offset);
         offset.map_err(|refusal| refusal.of("hv_vcpu_set_vtimer_offset"))?;
@@ -88,6 +93,7 @@ impl<F: Framework> HvfVcpu<F> {
             machine: Arc::clone(machine),
             index,
             alone: count == 1,
+            seen: 0,
             system_control,
             loading: None,
             data: [0; 8],
@@ -165,7 +171,12 @@ impl<F: Framework> HvfVcpu<F> {
 
     /// Waits until the virtual timer is due, a line was raised more often than `raises` times, or a
     /// kick.
-    fn wait_for_interrupt(&self, raises: u64) -> Result<(), HvError> {
+    fn wait_for_interrupt(&mut self, raises: u64) -> Result<(), HvError> {
+        // A line that was raised since then may be pending still: a guest that waits with
+        // interrupts masked has not taken it, and nothing will raise it again.
+        if std::mem::replace(&mut self.seen, raises) != raises {
+            return Ok(());
+        }
         let framework = &self.machine.framework;
         let control = self.get(Register::TimerControl)?;
         let deadline = self.get(Register::TimerDeadline)?;
@@ -193,6 +204,12 @@ impl<F: Framework> HvfVcpu<F> {
             Trap::Smc(number) => {
                 self.skip_instruction()?;
                 return self.call(number, raises);
+            }
+            Trap::SystemRegister(access) if access.name.is_of_the_controller() => {
+                let name = access.name;
+                return Ok(Some(Stop::Fault(format!(
+                    "it used the interrupt controller's register {name}, which the framework does not serve"
+                ))));
             }
             Trap::SystemRegister(access) => {
                 self.skip_instruction()?;

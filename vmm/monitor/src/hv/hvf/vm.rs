@@ -66,7 +66,7 @@ pub(super) struct Machine<F: Framework> {
     pub(super) ignored: Ignored,
     address_bits: u32,
     /// Once there is one. No slot comes after it.
-    controller: OnceLock<Controller>,
+    pub(super) controller: OnceLock<Controller>,
     slots: Mutex<Vec<Slot>>,
 }
 
