@@ -81,7 +81,9 @@ class Suite(Job):
         names = failed(output)
         if not names:
             return None
-        return Suite(f"{self.name}-again", [*self.command, "--", "--exact", *names], self.env, self.limit)
+        # What is behind this is for the harness, which a program that is called itself is already.
+        own = ["--"] if self.command[0] == "cargo" else []
+        return Suite(f"{self.name}-again", [*self.command, *own, "--exact", *names], self.env, self.limit)
 
     def judge(self, output):
         found = sum((Counts(*map(int, match.groups())) for _, line in output.lines if (match := RESULT.match(line))), Counts())

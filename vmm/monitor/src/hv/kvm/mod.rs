@@ -1,10 +1,10 @@
-//! KVM. What every architecture has is here, and what one of them has alone in the room of its
+//! KVM. What every architecture has is here, and what one of them has alone in the module of its
 //! name; `own` is that of this host.
 //!
 //! # What a start costs
 //! Opening: `open`, KVM_GET_API_VERSION. A machine: KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE, then
 //! what its architecture needs. Memory: one KVM_SET_USER_MEMORY_REGION a slot. A vCPU:
-//! KVM_CREATE_VCPU, one mmap, KVM_SET_SIGNAL_MASK, and what its architecture needs. Nothing is
+//! KVM_CREATE_VCPU, one mmap, what its architecture needs, and KVM_SET_SIGNAL_MASK. Nothing is
 //! asked that API version 12 promises or that can be tried instead, and no state is read that is
 //! known: after reset.
 

@@ -36,7 +36,7 @@ pub(super) fn guests() -> Guests {
         memory: layout::RAM,
         fill,
         entry: arch::BootState::Arm64(BootState { pc: layout::RAM, device_tree: 0 }),
-        mouth: Address::Memory(layout::SERIAL),
+        output: Address::Memory(layout::SERIAL),
     }
 }
 

@@ -27,7 +27,7 @@ struct Guests {
     fill: fn(&Slot, &[u8]) -> Result<(), MemoryError>,
     entry: BootState,
     /// Where it says its word.
-    mouth: Address,
+    output: Address,
 }
 
 fn guests() -> Guests {
@@ -83,7 +83,7 @@ fn trouble<H: Hypervisor>(
     let mut vcpu = vm.create_vcpu(0, 1)?;
     vcpu.load(&guests.entry)?;
     vm.seal()?;
-    let exit = bounded(&mut vcpu, guests.mouth)?;
+    let exit = bounded(&mut vcpu, guests.output)?;
     Ok(match exit {
         Said::Word => None,
         Said::Nothing(why) => Some(why),
@@ -96,7 +96,7 @@ enum Said {
 }
 
 /// Runs to the first exit, or for as long as patience lasts.
-fn bounded<V: Vcpu>(vcpu: &mut V, mouth: Address) -> Result<Said, HvError> {
+fn bounded<V: Vcpu>(vcpu: &mut V, output: Address) -> Result<Said, HvError> {
     let kicker: Arc<dyn Kicker> = vcpu.kicker();
     let (done, wait) = channel::<()>();
     std::thread::scope(|scope| {
@@ -106,7 +106,7 @@ fn bounded<V: Vcpu>(vcpu: &mut V, mouth: Address) -> Result<Said, HvError> {
             }
         });
         let said = match vcpu.run()? {
-            VcpuExit::Write { address, data: [WORD], .. } if address == mouth => Said::Word,
+            VcpuExit::Write { address, data: [WORD], .. } if address == output => Said::Word,
             VcpuExit::TripleFault => Said::Nothing("the guest faulted".into()),
             VcpuExit::Fault(why) => Said::Nothing(why),
             VcpuExit::Kicked => Said::Nothing("the guest did not get on".into()),
@@ -125,11 +125,12 @@ mod tests {
     #[test]
     fn a_word_is_success_and_everything_else_has_its_reason() {
         let fake = Fake::new();
-        fake.script(0, [Step::out(1, &[0xb4]), Step::TripleFault, Step::WaitForKick]);
+        let says = |word| Step::Write { address: guests().output, width: 1, data: vec![word] };
+        fake.script(0, [says(0xb4), Step::TripleFault, Step::WaitForKick]);
         let findings = probe(&fake).unwrap();
         let troubles: Vec<_> = findings.iter().map(|finding| finding.trouble.as_deref()).collect();
         assert_eq!(troubles, [None, Some("the guest faulted"), Some("the guest did not get on")]);
-        fake.script(0, [Step::out(1, &[0]), Step::Halt, Step::Fault("no such instruction".into())]);
+        fake.script(0, [says(0), Step::Halt, Step::Fault("no such instruction".into())]);
         let troubles: Vec<_> =
             probe(&fake).unwrap().into_iter().map(|finding| finding.trouble.unwrap()).collect();
         assert!(troubles[0].contains("astray") && troubles[1].contains("Halted"), "{troubles:?}");

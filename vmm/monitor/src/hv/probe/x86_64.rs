@@ -48,7 +48,7 @@ pub(super) fn guests() -> Guests {
             gdt_base: layout::GDT,
             gdt_limit: 39,
         }),
-        mouth: Address::Port(1),
+        output: Address::Port(1),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::arch::x86_64::{self, Segment, SystemRegisters, layout, msr};
 use crate::arch::{Address, BootState};
 use crate::state::Sections;
 
-/// Where KVM_RUN's page begins: reserved RFLAGS bit 1 is always set.
+/// Reserved bit 1 of RFLAGS, which is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
 /// RFLAGS: interrupts are taken.
 const RFLAGS_INTERRUPT: u64 = 1 << 9;
