@@ -179,7 +179,7 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert!(twice.expect(1).err().contains("running already"));
     assert!(kept.out(&["ps"]).contains("   Up "));
     assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
-    kept.out(&["kill", "-s", "TERM", "box"]);
+    end();
     assert_eq!(kept.out(&["wait", "box"]), "3");
     // Another first signal than its own: nothing is said, and no grace time goes by.
     kept.out(&["start", "box"]);
@@ -341,16 +341,18 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     let words = ["run", "-d", "--name", "box", "--restart", "on-failure:1", "--", "sh", "-c", SERVER];
     run(nelly(kept.0.path(), &words).env("NELLY_MONITOR", programs.join("nelly-monitor")), b"", LIMIT)
         .expect(0);
+    // A signal of a command would end the policy, too.
+    let end = || drop(kept.0.nelly(&["exec", "box", "kill", "-TERM", "1"]));
     let ups = || kept.out(&["logs", "box"]).matches("up").count();
     kept.until("it hears signals", || ups() == 1);
     // An upgrade, which puts other programs in the place of those that its keeper speaks with.
     fs::remove_dir_all(&programs).expect("removed");
     fs::create_dir(&programs).expect("a directory");
     fs::write(programs.join("nelly-monitor"), "not this one").expect("written");
-    kept.out(&["kill", "-s", "TERM", "box"]);
+    end();
     kept.until("it was started again", || ups() == 2);
     assert_eq!(kept.state()["restarts"], 1);
-    kept.out(&["kill", "-s", "TERM", "box"]);
+    end();
     assert_eq!(kept.out(&["wait", "box"]), "3");
     install();
     events.wait("it is told of a start by the policy, and of the end after it", |told| {
@@ -362,7 +364,7 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     kept.out(&["update", "--restart", "always", "box"]);
     kept.out(&["start", "box"]);
     kept.until("it hears signals", || ups() == 3);
-    kept.out(&["kill", "-s", "TERM", "box"]);
+    end();
     kept.until("it was started again", || ups() == 4);
     assert_eq!(kept.state()["restarts"], 1);
     kept.out(&["stop", "box"]);
@@ -374,7 +376,7 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     kept.out(&["update", "--restart", "unless-stopped", "box"]);
     kept.out(&["start", "box"]);
     kept.until("it hears signals", || ups() == 5);
-    kept.out(&["kill", "-s", "TERM", "box"]);
+    end();
     kept.until("it was started again", || kept.state()["restarts"] == 1);
     kept.out(&["stop", "box"]);
     assert_eq!(kept.out(&["start", "--restartable"]), "");

@@ -66,6 +66,7 @@ pub(crate) struct Change<'a> {
 
 /// What has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "nothing is told there"))]
 pub(crate) enum ChangeKind {
     /// There were too many changes.
     Lost,
