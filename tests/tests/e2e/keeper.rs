@@ -179,7 +179,7 @@ fn a_sandbox_is_run_entered_stopped_and_started_with_what_was_written() {
     assert!(twice.expect(1).err().contains("running already"));
     assert!(kept.out(&["ps"]).contains("   Up "));
     assert!(kept.0.nelly(&["rm", "box"]).expect(1).err().contains("nelly stop box"));
-    end();
+    kept.out(&["kill", "-s", "TERM", "box"]);
     assert_eq!(kept.out(&["wait", "box"]), "3");
     // Another first signal than its own: nothing is said, and no grace time goes by.
     kept.out(&["start", "box"]);

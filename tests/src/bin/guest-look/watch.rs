@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 /// Watches directories, and prints a line for each thing that is told of them: `attrib NAME`, or
-/// `other NAME`. An entry `end` ends it.
+/// `other NAME`. It goes on until it is killed.
 pub(crate) fn watch(directories: &[String], out: &mut impl Write) -> io::Result<()> {
     let watch = inotify::init(CreateFlags::CLOEXEC)?;
     for directory in directories {
@@ -23,8 +23,5 @@ pub(crate) fn watch(directories: &[String], out: &mut impl Write) -> io::Result<
         let name = event.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
         writeln!(out, "{kind} {name}")?;
         out.flush()?;
-        if name == "end" {
-            return Ok(());
-        }
     }
 }
