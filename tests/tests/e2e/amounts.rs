@@ -77,7 +77,7 @@ fn an_exec_carries_many_bytes_both_ways_in_flat_memory() {
     }
     let late = pids.map(peak);
     // With the pages of its program, which all keepers share: less than 4 MiB are its own.
-    assert!(late[0] < 4608, "the keeper has had {} KiB", late[0]);
+    assert!(late[0] < 4352, "the keeper has had {} KiB", late[0]);
     drop(writer.join().unwrap());
     assert_eq!(stdout.read(&mut back).unwrap(), 0);
     assert_eq!(wait(&mut client, LIMIT).code(), Some(0));

@@ -53,7 +53,7 @@ impl<F: Framework> Hypervisor for Hvf<F> {
     }
 }
 
-/// A machine. Cheap to clone inside this room: its vCPUs and lines keep it.
+/// A machine. Cheap to clone inside this module: its vCPUs and lines keep it.
 #[derive(Debug)]
 pub(super) struct HvfVm<F: Framework>(Arc<Machine<F>>);
 

@@ -6,7 +6,7 @@ use kvm_bindings as kvm;
 
 use super::super::exit::{Decoded, RunPage};
 
-/// What this architecture's room answers itself: nothing.
+/// What this architecture's module answers itself: nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Exit {}
 
