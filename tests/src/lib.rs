@@ -9,6 +9,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 /// The checkout.
 #[must_use]
 pub fn top() -> PathBuf {
@@ -89,7 +92,8 @@ pub fn scaled(limit: Duration) -> Duration {
     limit.mul_f64(slowness.unwrap_or(1.0_f64).clamp(1.0, 10.0))
 }
 
-/// Waits for `child`, killing it at `limit` ([`scaled`]).
+/// Waits for `child`, killing it at `limit` ([`scaled`]). It sleeps until then: each look at the
+/// clock would take an emulated processor out of the guest that is waited for.
 ///
 /// # Panics
 /// The limit was over.
@@ -97,17 +101,20 @@ pub fn scaled(limit: Duration) -> Duration {
 pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
     let limit = scaled(limit);
     let until = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait().expect("waiting for a child") {
-            return status;
-        }
-        if Instant::now() > until {
+    // One that was waited for already is no process any more.
+    while child.try_wait().expect("waiting for a child").is_none() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             let _ = child.kill();
             let _ = child.wait();
             panic!("the program did not end within {} s", limit.as_secs());
         }
-        thread::sleep(Duration::from_millis(5));
+        let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("a child that runs");
+        let left = Timespec::try_from(left).expect("less than a limit");
+        // Its result says nothing that the child does not: it is asked again.
+        let _ = poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&left));
     }
+    child.wait().expect("waiting for a child")
 }
 
 /// Runs `command` with `input` on its standard input, and collects its output.

@@ -55,7 +55,7 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     let limit = Instant::now() + LIMIT;
     while !condition() {
         assert!(Instant::now() < limit, "waited in vain until {what}");
-        thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 
