@@ -45,12 +45,14 @@ impl Tmux {
     pub(super) fn see(&self, text: &str) -> String {
         let until = Instant::now() + scaled(LIMIT);
         loop {
+            let asked = Instant::now();
             let screen = self.ask(&["capture-pane", "-p"]);
             if screen.contains(text) {
                 return screen;
             }
             assert!(Instant::now() < until, "{text:?} did not appear:\n{screen}");
-            thread::sleep(Duration::from_millis(100));
+            // Longer than an answer takes: most of the processor is for what is awaited.
+            thread::sleep(2 * asked.elapsed().max(Duration::from_millis(50)));
         }
     }
 }
@@ -72,7 +74,6 @@ fn result(path: &Path) -> serde_json::Value {
 #[test]
 fn a_terminal_that_hangs_up_ends_what_ran_in_it() {
     let home = Home::new();
-    home.sh("true").expect(0);
     let tmux = Tmux::new(&home, "80", "24");
     let place = home.path().display().to_string();
     let program = program("nelly").display().to_string();
@@ -139,18 +140,17 @@ fn a_shell_in_a_terminal_is_a_shell_in_a_terminal() {
     tmux.line("echo size-$(stty size | tr ' ' x)");
     tmux.see("size-25x90");
     tmux.ask(&["resize-window", "-x", "70", "-y", "20"]);
-    thread::sleep(Duration::from_secs(1));
-    tmux.line("echo size-$(stty size | tr ' ' x)");
+    tmux.line("until stty size | grep 20; do sleep 0.1; done; echo size-$(stty size | tr ' ' x)");
     tmux.see("size-20x70");
     // Ctrl-C reaches the program, not nelly, and the shell lives on.
-    tmux.line("sleep 1000");
-    thread::sleep(Duration::from_millis(500));
+    tmux.line("echo asleep-$((40 + 2)); sleep 1000");
+    tmux.see("asleep-42");
     tmux.keys(&["C-c"]);
     tmux.line("echo alive-$?");
     tmux.see("alive-130");
     // A full-screen editor: type, save, leave.
-    tmux.line("vi /tmp/note");
-    thread::sleep(Duration::from_secs(1));
+    tmux.line("clear; vi /tmp/note");
+    tmux.see("\n~\n~\n");
     tmux.keys(&["i"]);
     tmux.ask(&["send-keys", "-l", "written in vi"]);
     tmux.keys(&["Escape"]);
