@@ -188,7 +188,7 @@ fn end_of_the_host(kept: &Kept) {
 #[test]
 fn after_the_end_of_the_host_every_sandbox_is_understood_and_starts() {
     let kept = Kept::new();
-    let script = "trap '' TERM; while [ ! -e /root/end ]; do sleep 0.1; done; exit 4";
+    let script = "trap '' TERM; while [ ! -e /root/end ]; do sleep 1; done; exit 4";
     kept.out(&["create", "--name", "box", "--", "sh", "-c", script]);
     end_of_the_host(&kept);
     assert!(kept.out(&["ps", "-a"]).contains("   Created"));

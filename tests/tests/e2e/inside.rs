@@ -5,12 +5,12 @@ use std::process::Stdio;
 use nelly_tests::{nelly, wait};
 
 use super::LIMIT;
-use super::keeper::{Kept, runs, spawn};
+use super::keeper::{Kept, SERVER, runs, spawn};
 
 #[test]
 fn containers_share_a_machine_its_network_and_its_ipc_and_nothing_else() {
     let kept = Kept::new();
-    kept.keep(&[], "echo up; trap 'exit 3' TERM; while :; do sleep 0.1; done");
+    kept.keep(&[], SERVER);
     // In the foreground, as a container of its own: streams, codes, root file system.
     let side = ["run", "--in", "box", "--name", "side", "-i", "--", "sh", "-c"];
     let words = |script| [&side[..], &[script]].concat();
@@ -19,7 +19,8 @@ fn containers_share_a_machine_its_network_and_its_ipc_and_nothing_else() {
     let missing = kept.0.nelly(&["run", "--in", "box", "--", "nosuch"]);
     assert!(missing.expect(127).err().contains("nosuch"), "{}", missing.err());
     kept.exec("echo mine >/root/mine");
-    let own = words("test ! -e /root/mine && echo theirs >/root/theirs && ps | grep -c ' [s]leep 0.1'; true");
+    let own =
+        words("test ! -e /root/mine && echo theirs >/root/theirs && ps | grep -c ' [s]leep 100000'; true");
     assert_eq!(kept.out(&own), "0", "neither files nor processes are shared");
     let spaces = "for name in net ipc pid mnt; do readlink /proc/self/ns/$name; done";
     let (first, further) = (kept.exec(spaces), kept.out(&words(spaces)));
