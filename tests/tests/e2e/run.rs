@@ -9,20 +9,17 @@ use nelly_tests::{code, nelly, wait};
 
 use super::{Home, LIMIT};
 
+/// One machine for what a container finds, and what it gives back.
 #[test]
-fn streams_and_exit_code_are_the_containers() {
-    let done = Home::new().sh("echo out; echo err >&2; exit 7");
-    done.expect(7);
-    assert_eq!(done.out(), "out\n");
-    assert_eq!(done.err(), "err\n");
-}
-
-#[test]
-fn the_container_is_alone_on_an_overlay_over_a_read_only_disk() {
-    let done = Home::new().sh("echo $$; ls /proc | grep '^[0-9]'; echo --; cat /proc/mounts; echo --; ls /dev/vd* 2>/dev/null; echo x > /new && cat /new");
-    done.expect(0);
+fn the_container_is_alone_on_an_overlay_with_its_streams_its_code_and_a_loopback() {
+    let script = "cat; echo --; echo $$; ls /proc | grep '^[0-9]'; echo --; cat /proc/mounts; echo --
+        ls /dev/vd* 2>/dev/null; echo x > /new && cat /new; echo --
+        ping -c 2 127.0.0.1 && ping -c 1 ::1; echo err >&2; exit 7";
+    let done = Home::new().feed(&["run", "--rm", "-i", "--", "sh", "-c", script], b"hi\n");
+    assert_eq!(done.expect(7).err(), "err\n");
     let out = done.out();
     let mut parts = out.split("--\n");
+    assert_eq!(parts.next().unwrap(), "hi\n", "its input, to the end");
     // The shell is process 1; `ls` and `grep` are the only others.
     let pids: Vec<_> = parts.next().unwrap().lines().collect();
     assert_eq!(&pids[..2], ["1", "1"], "{out}");
@@ -31,14 +28,10 @@ fn the_container_is_alone_on_an_overlay_over_a_read_only_disk() {
     let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/")).expect("a root mount");
     assert!(root.starts_with("overlay / overlay rw"), "{root}");
     assert!(!mounts.contains("/dev/vd"), "{mounts}");
-    assert_eq!(parts.next().unwrap(), "x\n");
-}
-
-#[test]
-fn loopback_answers_from_the_first_packet() {
-    let done = Home::new().sh("ping -c 2 127.0.0.1 && ping -c 1 ::1");
-    done.expect(0);
-    assert_eq!(done.out().matches(" 0% packet loss").count(), 2, "{}", done.out());
+    assert_eq!(parts.next().unwrap(), "x\n", "the disks are not its own, its root can be written");
+    // Loopback answers from the first packet, for both families.
+    let pings: Vec<_> = parts.collect();
+    assert_eq!(pings.concat().matches(" 0% packet loss").count(), 2, "{out}");
 }
 
 /// As with a program of the host: a reader that leaves ends whoever goes on writing.
@@ -65,17 +58,6 @@ fn output_that_cannot_be_written_is_no_success() {
         assert_eq!(done.status.code(), Some(expected), "{said}");
         assert!(said.contains("cannot write the container's output: No space left on device"), "{said}");
     }
-}
-
-#[test]
-fn input_reaches_the_container_and_ends() {
-    let done = Home::new().feed(&["run", "--rm", "-i", "--", "cat"], b"hi\n");
-    done.expect(0);
-    assert_eq!(done.out(), "hi\n");
-    // Without -i there is no input at all.
-    let done = Home::new().feed(&["run", "--rm", "--", "cat"], b"hi\n");
-    done.expect(0);
-    assert_eq!(done.out(), "");
 }
 
 #[test]
@@ -111,8 +93,9 @@ fn programs_that_cannot_run_have_their_own_codes() {
 #[test]
 fn flags_reach_the_container() {
     let home = Home::new();
-    let script = "id -u; id -g; pwd; echo $A-$B; hostname; touch /x 2>/dev/null || echo read-only; grep -c ^processor /proc/cpuinfo; df /scratch | tail -n 1 | awk '{print $2}'";
-    let done = home.nelly(&[
+    // Without -i there is no input at all.
+    let script = "cat; id -u; id -g; pwd; echo $A-$B; hostname; touch /x 2>/dev/null || echo read-only; grep -c ^processor /proc/cpuinfo; df /scratch | tail -n 1 | awk '{print $2}'";
+    let words = [
         "run",
         "--rm",
         "-u",
@@ -136,31 +119,10 @@ fn flags_reach_the_container() {
         "sh",
         "-c",
         script,
-    ]);
+    ];
+    let done = home.feed(&words, b"not for it\n");
     done.expect(0);
     assert_eq!(done.out(), "1000\n1001\n/tmp\n1-two\nBox-1.Example\nread-only\n2\n1024\n", "{}", done.err());
-}
-
-#[test]
-fn a_time_limit_ends_the_machine() {
-    let home = Home::new();
-    let result = home.path().join("result.json");
-    let done = home.nelly(&[
-        "run",
-        "--rm",
-        "--timeout",
-        "8s",
-        "--result",
-        result.to_str().unwrap(),
-        "--",
-        "sleep",
-        "1000",
-    ]);
-    done.expect(124);
-    let object: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
-    assert_eq!(object["exit"], 124);
-    assert_eq!(object["reason"], "timeout");
-    assert_eq!(object["id"].as_str().map(str::len), Some(64));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! kernel and agent.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -128,20 +129,23 @@ fn every_phase_is_stamped_on_one_clock_and_they_add_up() {
 }
 
 #[test]
-fn an_absurd_origin_is_not_believed_and_a_machine_that_is_killed_tells_what_the_client_saw() {
+fn an_absurd_origin_is_not_believed_and_a_time_limit_ends_the_machine_and_tells_what_the_client_saw() {
     let home = Home::new();
     let result = home.path().join("result.json");
-    let mut command = nelly_tests::nelly(
-        home.path(),
-        &["run", "--rm", "--timeout", "20s", "--result", result.to_str().unwrap(), "--", "sleep", "1000"],
-    );
+    // It has long started by then: a start takes three seconds in the emulated host.
+    let limit = format!("{}s", nelly_tests::scaled(Duration::from_secs(8)).as_secs());
+    let words = ["run", "--rm", "--timeout", &limit, "--result", result.to_str().unwrap()];
+    let mut command = nelly_tests::nelly(home.path(), &[&words[..], &["--", "sleep", "1000"]].concat());
     // From the future; a word from long ago would be a moment of the last minute on a host that has
     // just booted.
     command.env("NELLY_ORIGIN_NS", u64::MAX.to_string());
     nelly_tests::run(&mut command, b"", super::LIMIT).expect(124);
-    let timeline = json(&result)["timings"]["timeline"].clone();
-    assert_eq!(timeline["origin_ns"].as_u64().unwrap(), at(&timeline, "main"));
-    assert!(at(&timeline, "ready") < at(&timeline, "machine_gone"));
+    let outcome = json(&result);
+    assert_eq!((&outcome["exit"], &outcome["reason"]), (&124.into(), &"timeout".into()));
+    assert_eq!(outcome["id"].as_str().map(str::len), Some(64));
+    let timeline = &outcome["timings"]["timeline"];
+    assert_eq!(timeline["origin_ns"].as_u64().unwrap(), at(timeline, "main"));
+    assert!(at(timeline, "ready") < at(timeline, "machine_gone"));
     let stamps = timeline["stamps"].as_array().unwrap();
     assert!(stamps.iter().all(|stamp| stamp["who"] == "client"), "{timeline:#}");
 }
