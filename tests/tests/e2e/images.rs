@@ -93,9 +93,16 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
     run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
 }
 
-fn compare(work: &Path, home: &Home, image: &str) {
+/// Whether the cache has what the guest reads of an image, as a run would find it.
+fn is_cached(home: &Home, image: &str) -> bool {
+    let planned = home.nelly(&["run", "--rm", "--dry-run", image]);
+    let planned: Value = serde_json::from_slice(&planned.expect(0).stdout).unwrap();
+    planned["image_cached"].as_bool().unwrap()
+}
+
+/// Runs the image and compares what it shows with what runc showed.
+fn compare(home: &Home, image: &str, theirs: &Done) {
     let ours = home.nelly(&[&WORDS[..], &[image]].concat());
-    let theirs = under_runc(work, home, image);
     assert_eq!(
         ours.out(),
         theirs.out(),
@@ -115,38 +122,22 @@ fn work(home: &Home) -> PathBuf {
     work
 }
 
+/// One image in two forms; the second run of one finds it cached, and shows the same.
 #[test]
-fn an_oci_layout_by_umoci_is_as_under_runc() {
+fn an_oci_layout_by_umoci_and_a_docker_archive_by_skopeo_are_as_under_runc() {
     let home = Home::new();
     let work = work(&home);
     layout(&work);
-    compare(&work, &home, &format!("oci:{}:v1", work.join("image").display()));
-}
-
-#[test]
-fn a_docker_archive_by_skopeo_is_as_under_runc() {
-    let home = Home::new();
-    let work = work(&home);
-    layout(&work);
-    tool(
-        &work,
-        &["skopeo", "copy", "--insecure-policy", "oci:image:v1", "docker-archive:image.tar:example/app:1.2"],
-    );
-    compare(&work, &home, &format!("docker-archive:{}:example/app:1.2", work.join("image.tar").display()));
-}
-
-#[test]
-fn a_second_run_finds_the_image_cached() {
-    let home = Home::new();
-    let image = "builtin:busybox";
-    let planned = |home: &Home| -> Value {
-        let done = home.nelly(&["run", "--rm", "--dry-run", image, "true"]);
-        serde_json::from_slice(&done.expect(0).stdout).unwrap()
-    };
-    assert_eq!(planned(&home)["image_cached"], false);
-    home.nelly(&["run", "--rm", image, "true"]).expect(0);
-    assert_eq!(planned(&home)["image_cached"], true);
-    home.nelly(&["run", "--rm", image, "true"]).expect(0);
+    let archive = "docker-archive:image.tar:example/app:1.2";
+    tool(&work, &["skopeo", "copy", "--insecure-policy", "oci:image:v1", archive]);
+    let image = format!("oci:{}:v1", work.join("image").display());
+    let theirs = under_runc(&work, &home, &image);
+    for cached in [false, true] {
+        assert_eq!(is_cached(&home, &image), cached);
+        compare(&home, &image, &theirs);
+    }
+    let image = format!("docker-archive:{}:example/app:1.2", work.join("image.tar").display());
+    compare(&home, &image, &theirs);
 }
 
 /// A tar archive (POSIX ustar) of one file: a process for each of a hundred archives would take the
@@ -171,13 +162,8 @@ fn tar_of(path: &str, contents: &[u8]) -> Vec<u8> {
     tar
 }
 
-/// An OCI layout whose first layer is busybox, and then one layer for each file.
-fn layout_of_many(work: &Path, name: &str, files: &[(String, String)]) -> String {
-    let root = work.join("root");
-    if !root.exists() {
-        busybox(&root, &["sh", "cat", "grep", "ls", "wc"]);
-    }
-    let layout = work.join(name);
+/// Writes an OCI layout of these layers, with this configuration of its container.
+pub(super) fn write_layout(layout: &Path, tars: &[Vec<u8>], config: &Value) {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let blob = |bytes: &[u8], kind: &str| {
@@ -185,13 +171,10 @@ fn layout_of_many(work: &Path, name: &str, files: &[(String, String)]) -> String
         fs::write(blobs.join(digest.hex()), bytes).unwrap();
         serde_json::json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": digest.to_string(), "size": bytes.len() })
     };
-    tool(&root, &["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "-cf", "../root.tar", "."]);
-    let mut tars = vec![fs::read(work.join("root.tar")).unwrap()];
-    tars.extend(files.iter().map(|(path, text)| tar_of(path, text.as_bytes())));
     let layers: Vec<Value> = tars.iter().map(|tar| blob(tar, "layer.v1.tar")).collect();
     let ids: Vec<String> = tars.iter().map(|tar| Digest::sha256(tar).to_string()).collect();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config = serde_json::json!({ "architecture": architecture, "os": "linux", "config": { "Env": ["PATH=/bin"] },
+    let config = serde_json::json!({ "architecture": architecture, "os": "linux", "config": config,
         "rootfs": { "type": "layers", "diff_ids": ids } });
     let config = blob(config.to_string().as_bytes(), "config.v1+json");
     let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers });
@@ -199,7 +182,19 @@ fn layout_of_many(work: &Path, name: &str, files: &[(String, String)]) -> String
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    format!("oci:{}", layout.display())
+}
+
+/// An OCI layout whose first layer is busybox, and then one layer for each file.
+fn layout_of_many(work: &Path, name: &str, files: &[(String, String)]) -> String {
+    let root = work.join("root");
+    if !root.exists() {
+        busybox(&root, &["sh", "cat", "grep", "ls", "wc"]);
+    }
+    tool(&root, &["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "-cf", "../root.tar", "."]);
+    let mut tars = vec![fs::read(work.join("root.tar")).unwrap()];
+    tars.extend(files.iter().map(|(path, text)| tar_of(path, text.as_bytes())));
+    write_layout(&work.join(name), &tars, &serde_json::json!({ "Env": ["PATH=/bin"] }));
+    format!("oci:{}", work.join(name).display())
 }
 
 /// What lies in a directory of the cache.

@@ -1,31 +1,27 @@
 //! Volumes, an init, devices of the guest and annotations, as a user has them.
 
+use std::process::Command;
+
 use nelly_tests::run;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::LIMIT;
+use super::images::write_layout;
 use super::keeper::Kept;
+use super::machine::busybox;
 
-/// An OCI layout with a busybox, files at `/srv` and two volumes, as umoci makes one.
+/// An OCI layout with a busybox, files at `/srv` and two volumes.
 fn layout(kept: &Kept) -> String {
-    let directory = kept.0.path().join("work");
-    std::fs::create_dir(&directory).unwrap();
-    let tool = |words: &[&str]| {
-        let mut command = std::process::Command::new(words[0]);
-        run(command.args(&words[1..]).current_dir(&directory), b"", LIMIT).expect(0);
-    };
-    tool(&["umoci", "init", "--layout", "image"]);
-    tool(&["umoci", "new", "--image", "image:v1"]);
-    tool(&["umoci", "unpack", "--image", "image:v1", "bundle"]);
-    let make = "set -e; cd bundle/rootfs; mkdir -p bin srv/deep tmp; cp /bin/busybox bin/; \
-        for one in sh cat ls stat mount mkdir grep sleep sync rm touch; do ln -s busybox bin/$one; done; \
-        echo image >srv/file; chown 7:8 srv/file; chmod 4750 srv/file; ln srv/file srv/deep/hard; \
-        chown 5:6 srv; chmod 1777 srv; ln -s ../../../../../srv link";
-    tool(&["sh", "-c", make]);
-    tool(&["umoci", "repack", "--image", "image:v1", "bundle"]);
-    let volumes = ["--config.volume", "/srv", "--config.volume", "/cache"];
-    tool(&[&["umoci", "config", "--image", "image:v1"], &volumes[..]].concat());
-    format!("oci:{}:v1", directory.join("image").display())
+    let root = kept.0.path().join("root");
+    busybox(&root, &["sh", "cat", "ls", "stat", "mount", "mkdir", "grep", "sleep", "sync", "rm", "touch"]);
+    let make = "set -e; mkdir -p srv/deep; echo image >srv/file; chown 7:8 srv/file; chmod 4750 srv/file
+        ln srv/file srv/deep/hard; chown 5:6 srv; chmod 1777 srv; ln -s ../../../../../srv link; tar -cf ../root.tar .";
+    run(Command::new("sh").args(["-c", make]).current_dir(&root), b"", LIMIT).expect(0);
+    let layer = std::fs::read(kept.0.path().join("root.tar")).unwrap();
+    let config = json!({ "Env": ["PATH=/bin"], "Volumes": { "/srv": {}, "/cache": {} } });
+    let place = kept.0.path().join("image");
+    write_layout(&place, &[layer], &config);
+    format!("oci:{}", place.display())
 }
 
 #[test]
