@@ -1,4 +1,4 @@
-//! Many bytes: 64 MiB through a container and back, with a reader that is slower than the
+//! Many bytes: 32 MiB through a container and back, with a reader that is slower than the
 //! container.
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use nelly_tests::{code, nelly, wait};
 
 use super::{Home, LIMIT};
 
-const BYTES: usize = 64 << 20;
+const BYTES: usize = 32 << 20;
 
 /// Bytes that no pattern repeats: xorshift64*.
 fn noise() -> Vec<u8> {
@@ -26,7 +26,7 @@ fn noise() -> Vec<u8> {
 }
 
 #[test]
-fn sixty_four_mebibytes_come_back_through_a_slow_reader() {
+fn thirty_two_mebibytes_come_back_through_a_slow_reader() {
     let home = Home::new();
     let bytes = noise();
     let mut command = nelly(home.path(), &["run", "--rm", "-i", "--", "cat"]);

@@ -54,7 +54,7 @@ fn copies(kept: &Kept) {
     let at = |path: &str| home.path().join(path).to_str().unwrap().to_owned();
     let sums = "cd /w/tree && find . -type f -exec sha256sum {} + | sort; ls -l deep/run | cut -c1-10; readlink link";
     // Many windows of the connection, in a tree.
-    let much: Vec<u8> = (0..2_u32 << 20).flat_map(u32::to_le_bytes).collect();
+    let much: Vec<u8> = (0..1_u32 << 20).flat_map(u32::to_le_bytes).collect();
     fs::create_dir_all(at("tree/deep")).unwrap();
     fs::write(at("tree/much"), &much).unwrap();
     fs::write(at("tree/deep/run"), "#!/bin/sh\n").unwrap();
@@ -173,7 +173,7 @@ fn copies(kept: &Kept) {
     let mut copy = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = copy.stdin.take().unwrap();
     let whole = Command::new("tar").args(["-C", &tree, "-cf", "-", "much"]).output().unwrap().stdout;
-    std::io::Write::write_all(&mut input, &whole[..4 << 20]).unwrap();
+    std::io::Write::write_all(&mut input, &whole[..2 << 20]).unwrap();
     kept.until("the copy has begun", || !kept.exec("ls -A /w").is_empty());
     kill("INT", copy.id().into());
     assert_eq!(nelly_tests::wait(&mut copy, LIMIT).code(), Some(130));
