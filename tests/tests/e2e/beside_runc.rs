@@ -124,6 +124,11 @@ impl Images {
     fn theirs(&self, name: &str, tag: &str) -> String {
         format!("{}:{tag}", self.directory.join(name).join("theirs").display())
     }
+
+    /// Its configuration for runc, by umoci.
+    fn configuration(&self, name: &str, tag: &str) -> PathBuf {
+        self.directory.join(name).join(format!("{tag}.json"))
+    }
 }
 
 /// A file system in memory for what umoci unpacks, which honours setuid and file capabilities.
@@ -145,14 +150,9 @@ impl Unpacked {
         run(&mut umoci, b"", LIMIT).expect(0);
     }
 
-    /// What runc shows of what is unpacked, with the configuration that umoci writes for `image`.
-    fn run(&self, image: &str, hostname: &str) -> Done {
-        let path = self.0.join("config.json");
-        let mut umoci = Command::new("umoci");
-        umoci.args(["raw", "runtime-config", "--image", image]);
-        umoci.arg("--rootfs").arg(self.0.join("rootfs")).arg(&path);
-        run(&mut umoci, b"", LIMIT).expect(0);
-        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    /// What runc shows of what is unpacked, with the configuration that umoci made of it.
+    fn run(&self, configuration: &Path, hostname: &str) -> Done {
+        let mut config: Value = serde_json::from_slice(&fs::read(configuration).unwrap()).unwrap();
         // What no image says, and docker sets for runc.
         let process = &mut config["process"];
         process["terminal"] = false.into();
@@ -163,7 +163,7 @@ impl Unpacked {
         config["root"]["path"] = self.0.join("rootfs").display().to_string().into();
         // This host's file is no part of the image.
         config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/etc/resolv.conf");
-        fs::write(&path, config.to_string()).unwrap();
+        fs::write(self.0.join("config.json"), config.to_string()).unwrap();
         run(Command::new("runc").args(["run", "--bundle"]).arg(&self.0).arg("beside"), b"", LIMIT)
     }
 
@@ -216,7 +216,7 @@ fn twelve_images_show_what_they_show_under_runc() {
         let ours = home.nelly(&["run", "--rm", "--hostname", "box", &images.sources[*name]]);
         let image = images.theirs(name, "v1");
         unpacked.unpack(&image);
-        let theirs = unpacked.run(&image, "box");
+        let theirs = unpacked.run(&images.configuration(name, "v1"), "box");
         unpacked.clear();
         text += &comparison(name, &ours, &theirs);
         let out = theirs.out();
@@ -246,7 +246,7 @@ fn users_by_name_and_number_are_as_under_runc() {
         ("unknown", "uid=4242 gid=0(root)"),
     ] {
         let ours = kept.0.nelly(&["run", "--in", "box", "--name", tag, &format!("{source}{tag}")]);
-        let theirs = unpacked.run(&images.theirs("user", tag), tag);
+        let theirs = unpacked.run(&images.configuration("user", tag), tag);
         assert!(ours.out().starts_with(id), "{tag}: {}{}", ours.out(), ours.err());
         text += &comparison(tag, &ours, &theirs);
     }
