@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nelly_protocol::messages as wire;
@@ -36,59 +37,60 @@ async fn start(sandbox: &Sandbox, mode: &str, port: u32) -> UnixStream {
     let script = format!("ulimit -n 4096; exec guest-vsock {mode} {port} {COUNT}");
     // The default profile refuses sockets to the host.
     let spec = ContainerSpec { seccomp: Seccomp::Unconfined, ..container(&["sh", "-c", &script]) };
-    let streams = sandbox.run("c", &spec, IMAGE_DEVICE, None).await.unwrap().unwrap();
+    let streams = sandbox.run(mode, &spec, IMAGE_DEVICE, None).await.unwrap().unwrap();
     // What it says on standard error is worth more in a failure than a broken pipe.
     let mut stderr = streams.stderr.unwrap();
     std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::stderr()));
     streams.stdout.unwrap()
 }
 
-async fn end(sandbox: &Sandbox) -> u32 {
-    sandbox.agent().wait(ProcessId { container: "c", exec: "" }).await.unwrap().exit_code
+async fn end(sandbox: &Sandbox, mode: &str) -> u32 {
+    sandbox.agent().wait(ProcessId { container: mode, exec: "" }).await.unwrap().exit_code
 }
 
+/// One machine, with a container for each way.
 #[test]
-fn two_thousand_connections_from_the_guest() {
+fn two_thousand_connections_from_the_guest_and_to_it() {
     let home = Home::new();
     run(async {
         let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
-        let listener = sandbox.machine().vsock().listen(7000).unwrap();
-        let mut out = start(&sandbox, "dial", 7000).await;
-        let mut streams: Vec<UnixStream> = (0..COUNT).map(|_| listener.accept().unwrap()).collect();
-        for stream in &mut streams {
-            let mut number = [0; 8];
-            stream.read_exact(&mut number).unwrap();
-            stream.write_all(&(u64::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
-        }
-        assert_eq!(end(&sandbox).await, 0);
-        let mut said = String::new();
-        out.read_to_string(&mut said).unwrap();
-        assert_eq!(said, format!("ok {COUNT}\n"));
+        from_the_guest(&sandbox).await;
+        to_the_guest(&sandbox).await;
     });
 }
 
-#[test]
-fn two_thousand_connections_to_the_guest() {
-    let home = Home::new();
-    run(async {
-        let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
-        let mut out = BufReader::new(start(&sandbox, "listen", 7001).await);
-        let mut said = String::new();
-        out.read_line(&mut said).unwrap();
-        assert_eq!(said, "listening\n");
-        let vsock = sandbox.machine().vsock();
-        let mut streams: Vec<UnixStream> = (0..COUNT).map(|_| vsock.connect(7001).unwrap()).collect();
-        for (stream, number) in streams.iter_mut().zip(0u64..) {
-            stream.write_all(&number.to_le_bytes()).unwrap();
-        }
-        for (stream, number) in streams.iter_mut().zip(0u64..) {
-            let mut answer = [0; 8];
-            stream.read_exact(&mut answer).unwrap();
-            assert_eq!(u64::from_le_bytes(answer), number + 1);
-        }
-        drop(streams);
-        assert_eq!(end(&sandbox).await, 0);
-    });
+async fn from_the_guest(sandbox: &Sandbox) {
+    let listener = sandbox.machine().vsock().listen(7000).unwrap();
+    let mut out = start(sandbox, "dial", 7000).await;
+    let mut streams: Vec<UnixStream> = (0..COUNT).map(|_| listener.accept().unwrap()).collect();
+    for stream in &mut streams {
+        let mut number = [0; 8];
+        stream.read_exact(&mut number).unwrap();
+        stream.write_all(&(u64::from_le_bytes(number) + 1).to_le_bytes()).unwrap();
+    }
+    assert_eq!(end(sandbox, "dial").await, 0);
+    let mut said = String::new();
+    out.read_to_string(&mut said).unwrap();
+    assert_eq!(said, format!("ok {COUNT}\n"));
+}
+
+async fn to_the_guest(sandbox: &Sandbox) {
+    let mut out = BufReader::new(start(sandbox, "listen", 7001).await);
+    let mut said = String::new();
+    out.read_line(&mut said).unwrap();
+    assert_eq!(said, "listening\n");
+    let vsock = sandbox.machine().vsock();
+    let mut streams: Vec<UnixStream> = (0..COUNT).map(|_| vsock.connect(7001).unwrap()).collect();
+    for (stream, number) in streams.iter_mut().zip(0u64..) {
+        stream.write_all(&number.to_le_bytes()).unwrap();
+    }
+    for (stream, number) in streams.iter_mut().zip(0u64..) {
+        let mut answer = [0; 8];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(u64::from_le_bytes(answer), number + 1);
+    }
+    drop(streams);
+    assert_eq!(end(sandbox, "listen").await, 0);
 }
 
 const CAPABILITIES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
@@ -163,6 +165,7 @@ async fn echoes(sandbox: &Sandbox, name: &str) {
     assert_eq!(sandbox.agent().wait(id).await.unwrap().exit_code, 0);
 }
 
+/// One machine for all that such a container tries.
 #[test]
 fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
     let home = Home::new();
@@ -170,38 +173,8 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
         let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
         let _streams =
             sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
-        // It takes whoever comes, and says nothing either.
-        let listener = sandbox.machine().vsock().listen(7000).unwrap();
-        let accepting = std::thread::spawn(move || {
-            let streams = std::iter::from_fn(|| listener.accept().ok());
-            streams.collect::<Vec<_>>().len()
-        });
-
-        // A thousand dials to each port of the agent by each address, and on until they are told to
-        // stop, while others use them; then ten thousand that stay and are silent.
-        let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
-        let attacks = ports.map(|port| format!("guest-vsock attack {port} 1000 /tmp/stop & "));
-        let script = format!("ulimit -n 20000; {}wait; exec guest-vsock hold 7000 10000", attacks.concat());
-        let evil = almighty(&sandbox, "evil", &script).await;
-        let (evil, said) = lines(evil, ports.len()).await;
-        assert!(said.iter().all(|line| line.ends_with(": begun")), "{said:?}");
-        for number in 0..8 {
-            echoes(&sandbox, &format!("beside-{number}")).await;
-        }
-        // None has ended: each goes on until now.
-        let stop = ProcessId { container: "evil", exec: "stop" };
-        let _streams = sandbox.exec(stop, &process(&["touch", "/tmp/stop"]), None).await.unwrap().unwrap();
-        let (evil, mut said) = lines(evil, 2 * ports.len()).await;
-        said.retain(|line| line.starts_with("port"));
-        said.sort();
-        assert_eq!(said, ports.map(|port| format!("port {port}: heard 0 times")));
-        let (evil, said) = lines(evil, 1).await;
-        let held: u64 = said[0].strip_prefix("held ").expect(&said[0]).parse().unwrap();
-        assert!(held > 1000, "the guest holds no more than {held} connections to the host");
-        for number in 0..4 {
-            echoes(&sandbox, &format!("after-{number}")).await;
-        }
-        drop(evil);
+        io_uring_gets_nothing_more(&sandbox).await;
+        let accepting = floods_of_dials_disturb_nobody(&sandbox).await;
 
         // The host itself gets no stream without a token.
         let mut wrong = sandbox.machine().vsock().connect(STREAM_PORT).unwrap();
@@ -223,57 +196,84 @@ fn a_container_with_every_right_takes_no_stream_and_ends_no_machine() {
     });
 }
 
+/// Dials to the ports of the agent, and connections to the host that stay; the thread that accepts
+/// them ends with the machine, and knows how many.
+async fn floods_of_dials_disturb_nobody(sandbox: &Sandbox) -> JoinHandle<usize> {
+    // It takes whoever comes, and says nothing either.
+    let listener = sandbox.machine().vsock().listen(7000).unwrap();
+    let accepting = std::thread::spawn(move || {
+        let streams = std::iter::from_fn(|| listener.accept().ok());
+        streams.collect::<Vec<_>>().len()
+    });
+
+    // A thousand dials to each port of the agent by each address, and on until they are told to
+    // stop, while others use them; then ten thousand that stay and are silent.
+    let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
+    let attacks = ports.map(|port| format!("guest-vsock attack {port} 1000 /tmp/stop & "));
+    let script = format!("ulimit -n 20000; {}wait; exec guest-vsock hold 7000 10000", attacks.concat());
+    let evil = almighty(sandbox, "evil", &script).await;
+    let (evil, said) = lines(evil, ports.len()).await;
+    assert!(said.iter().all(|line| line.ends_with(": begun")), "{said:?}");
+    for number in 0..8 {
+        echoes(sandbox, &format!("beside-{number}")).await;
+    }
+    // None has ended: each goes on until now.
+    let stop = ProcessId { container: "evil", exec: "stop" };
+    let _streams = sandbox.exec(stop, &process(&["touch", "/tmp/stop"]), None).await.unwrap().unwrap();
+    let (evil, mut said) = lines(evil, 2 * ports.len()).await;
+    said.retain(|line| line.starts_with("port"));
+    said.sort();
+    assert_eq!(said, ports.map(|port| format!("port {port}: heard 0 times")));
+    let (evil, said) = lines(evil, 1).await;
+    let held: u64 = said[0].strip_prefix("held ").expect(&said[0]).parse().unwrap();
+    assert!(held > 1000, "the guest holds no more than {held} connections to the host");
+    for number in 0..4 {
+        echoes(sandbox, &format!("after-{number}")).await;
+    }
+    drop(evil);
+    accepting
+}
+
 /// io_uring makes sockets and connections without the system calls that a filter could see, and
 /// gets no further by them.
-#[test]
-fn io_uring_gets_a_container_with_every_right_nothing_more() {
-    let home = Home::new();
-    run(async {
-        let sandbox = sandbox(&home, out_of_process(), Some(&image(&home))).await;
-        let _streams =
-            sandbox.run("c", &container(&["sleep", "100000"]), IMAGE_DEVICE, None).await.unwrap().unwrap();
-        // Under the default profile there is none.
-        let id = ProcessId { container: "c", exec: "ring" };
-        let dial = process(&["guest-vsock", "uring-dial", "7000", "1"]);
-        let streams = sandbox.exec(id, &dial, None).await.unwrap().unwrap();
-        assert_eq!(sandbox.agent().wait(id).await.unwrap().exit_code, 1);
-        let mut said = String::new();
-        streams.stderr.unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains("Operation not permitted"), "{said}");
+async fn io_uring_gets_nothing_more(sandbox: &Sandbox) {
+    // Under the default profile there is none.
+    let id = ProcessId { container: "c", exec: "ring" };
+    let dial = process(&["guest-vsock", "uring-dial", "7000", "1"]);
+    let streams = sandbox.exec(id, &dial, None).await.unwrap().unwrap();
+    assert_eq!(sandbox.agent().wait(id).await.unwrap().exit_code, 1);
+    let mut said = String::new();
+    streams.stderr.unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("Operation not permitted"), "{said}");
 
-        // Without a filter it works: who listens on the host is reached.
-        let listener = sandbox.machine().vsock().listen(7000).unwrap();
-        let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
-        let attacks = ports.map(|port| format!("guest-vsock uring-attack {port} 100 /bin/sh; "));
-        // A dial gives up after two seconds (the kernel's limit), which a busy machine may need.
-        let dial = "until guest-vsock uring-dial 7000 1; do echo again >&2; done";
-        let script = format!("{dial}; {} sleep 100000", attacks.concat());
-        let evil = almighty(&sandbox, "evil", &script).await;
-        // What this leaves waiting ends with the machine.
-        let accepted = tokio::task::spawn_blocking(move || {
-            let mut number = [0; 8];
-            loop {
-                let mut stream = listener.accept().unwrap();
-                if stream.read_exact(&mut number).is_ok() {
-                    return (stream, u64::from_le_bytes(number));
-                }
+    // Without a filter it works: who listens on the host is reached.
+    let listener = sandbox.machine().vsock().listen(7000).unwrap();
+    let ports = [AGENT_PORT, READY_PORT, POWER_PORT, STREAM_PORT];
+    let attacks = ports.map(|port| format!("guest-vsock uring-attack {port} 100 /bin/sh; "));
+    // A dial gives up after two seconds (the kernel's limit), which a busy machine may need.
+    let dial = "until guest-vsock uring-dial 7000 1; do echo again >&2; done";
+    let script = format!("{dial}; {} sleep 100000", attacks.concat());
+    let evil = almighty(sandbox, "ring", &script).await;
+    // What this leaves waiting ends with the machine.
+    let accepted = tokio::task::spawn_blocking(move || {
+        let mut number = [0; 8];
+        loop {
+            let mut stream = listener.accept().unwrap();
+            if stream.read_exact(&mut number).is_ok() {
+                return (stream, u64::from_le_bytes(number));
             }
-        });
-        let limit = nelly_tests::scaled(Duration::from_secs(60));
-        let (mut stream, number) =
-            tokio::time::timeout(limit, accepted).await.expect("nobody dialled").unwrap();
-        stream.write_all(&(number + 1).to_le_bytes()).unwrap();
-        let (evil, said) = lines(evil, 1 + 3 * ports.len()).await;
-        let mut expected = vec!["ok 1".to_owned()];
-        for port in ports {
-            let begun = format!("port {port}: begun");
-            expected.extend([begun, format!("port {port}: heard 0 times"), "ok 100".to_owned()]);
         }
-        assert_eq!(said, expected);
-        echoes(&sandbox, "after").await;
-        drop(evil);
-        sandbox.agent().shutdown(0).await.unwrap();
-        let ended = sandbox.machine().wait();
-        assert!(matches!(ended.reason, nelly_vmm::machine::EndReason::PowerOff), "{:?}", ended.reason);
     });
+    let limit = nelly_tests::scaled(Duration::from_secs(60));
+    let (mut stream, number) = tokio::time::timeout(limit, accepted).await.expect("nobody dialled").unwrap();
+    stream.write_all(&(number + 1).to_le_bytes()).unwrap();
+    let (evil, said) = lines(evil, 1 + 3 * ports.len()).await;
+    let mut expected = vec!["ok 1".to_owned()];
+    for port in ports {
+        let begun = format!("port {port}: begun");
+        expected.extend([begun, format!("port {port}: heard 0 times"), "ok 100".to_owned()]);
+    }
+    assert_eq!(said, expected);
+    echoes(sandbox, "after").await;
+    drop(evil);
 }
