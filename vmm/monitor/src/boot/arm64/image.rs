@@ -7,8 +7,8 @@ use crate::boot::error::BootError;
 use crate::boot::map::Map;
 use crate::boot::source::Source;
 
-/// Bytes of the header.
-const HEADER_LEN: usize = 64;
+/// Bytes of a file that tell what it is; the header is the first 64.
+const HEAD_LEN: usize = 0x400;
 /// `ARM\x64`.
 const MAGIC: &[u8] = b"ARM\x64";
 const MAGIC_AT: usize = 56;
@@ -33,11 +33,11 @@ impl<'a> Kernel<'a> {
     pub(super) fn open(mut source: Source<'a>) -> Result<Self, BootError> {
         let name = source.name();
         let mut kind = String::from("Image");
-        let mut head = source.head(HEADER_LEN)?;
+        let mut head = source.head(HEAD_LEN)?;
         if let Some(format) = Format::detect(&head) {
             let bytes = compress::unpack_whole(&source, format)?;
             source = Source::unpacked(name, bytes);
-            head = source.head(HEADER_LEN)?;
+            head = source.head(HEAD_LEN)?;
             kind = format!("{}-compressed Image", format.name());
         }
         if head.get(MAGIC_AT..MAGIC_AT + 4) != Some(MAGIC) {
@@ -87,7 +87,15 @@ impl<'a> Kernel<'a> {
 /// What a file is that is no Image.
 fn unknown(name: &str, head: &[u8]) -> BootError {
     if head.starts_with(b"\x7fELF") {
-        return BootError::unfit(name, "is an ELF file; a kernel for 64-bit Arm is its Image");
+        return match (head.get(4), head.get(18..20)) {
+            (Some(2), Some([62, 0])) => BootError::wrong_machine(name, "x86-64", MACHINE),
+            (Some(1), Some([3, 0])) => BootError::wrong_machine(name, "32-bit x86", MACHINE),
+            _ => BootError::unfit(name, "is an ELF file; a kernel for 64-bit Arm is its Image"),
+        };
+    }
+    // The setup header of a bzImage.
+    if head.get(0x202..0x206) == Some(b"HdrS") {
+        return BootError::wrong_machine(name, "x86", MACHINE);
     }
     if head.get(4..8) == Some(b"zimg") {
         return BootError::unfit(

@@ -116,11 +116,24 @@ fn what_cannot_be_loaded_says_why() {
         image[at..at + bytes.len()].copy_from_slice(bytes);
         image
     };
+    let elf = |class: u8, machine: u8| {
+        let mut header = vec![0; 64];
+        header[..5].copy_from_slice(&[0x7f, b'E', b'L', b'F', class]);
+        header[18] = machine;
+        header
+    };
+    let mut bzimage = vec![0; 0x1000];
+    bzimage[..2].copy_from_slice(b"MZ");
+    bzimage[0x202..0x206].copy_from_slice(b"HdrS");
     let mut zboot = vec![0; 100];
     zboot[..8].copy_from_slice(b"MZ\0\0zimg");
     let cases = [
         (vec![0; 10], "neither an Image"),
         (b"\x7fELF".repeat(20), "is an ELF file"),
+        (elf(2, 62), "is a kernel for x86-64; this machine is 64-bit Arm"),
+        (elf(1, 3), "is a kernel for 32-bit x86"),
+        (elf(2, 183), "is its Image"),
+        (bzimage, "is a kernel for x86;"),
         (zboot, "unpacks itself with EFI"),
         (with(16, &[0; 8]), "older than Linux 3.17"),
         (with(24, &[1]), "big-endian"),
