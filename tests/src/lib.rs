@@ -40,6 +40,15 @@ pub fn asset(name: &str) -> PathBuf {
     path
 }
 
+/// The kernel that ships with Nelly.
+///
+/// # Panics
+/// It was not built.
+#[must_use]
+pub fn kernel() -> PathBuf {
+    asset(if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinux" })
+}
+
 /// What a program did.
 #[derive(Debug)]
 pub struct Done {
@@ -216,9 +225,9 @@ pub fn nelly(home: &Path, words: &[&str]) -> Command {
     ] {
         command.env_remove(name);
     }
-    // The emulated processor loses an interrupt of asynchronous page faults, once in some hundred
+    // The emulated x86 processor loses an interrupt of asynchronous page faults, once in some hundred
     // boots (docs/emulated-host.md).
-    if std::env::var_os("NELLY_EMULATED_HOST").is_some() {
+    if cfg!(target_arch = "x86_64") && std::env::var_os("NELLY_EMULATED_HOST").is_some() {
         command.env("NELLY_APPEND", "no-kvmapf");
     }
     command

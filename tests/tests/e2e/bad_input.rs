@@ -160,6 +160,43 @@ fn names_from_inside_an_image_do_not_steer_a_terminal() {
     }
 }
 
+/// By its name, and before anything starts.
+#[test]
+fn what_is_for_another_processor_is_refused() {
+    let home = Home::new();
+    let files = tempfile::tempdir().unwrap();
+    // What begins a kernel of the other processor, as far as that is read.
+    let mut kernel = vec![0; 8192];
+    let (ours, theirs, name) = if cfg!(target_arch = "aarch64") {
+        kernel[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        kernel[18] = 62; // EM_X86_64
+        ("arm64", "amd64", "x86-64")
+    } else {
+        kernel[56..60].copy_from_slice(b"ARM\x64");
+        ("amd64", "arm64", "AArch64")
+    };
+    let path = files.path().join("kernel");
+    fs::write(&path, kernel).unwrap();
+    let path = path.to_str().unwrap();
+    refused(&home, &["boot", "--kernel", path], &[path, name]);
+    // An image whose index tells.
+    let layout = files.path().join("layout");
+    let copied =
+        Command::new("cp").arg("-r").arg(nelly_tests::asset("busybox")).arg(&layout).status().unwrap();
+    assert!(copied.success());
+    let index = layout.join("index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    let changed = text.replace(&format!("\"{ours}\""), &format!("\"{theirs}\""));
+    assert_ne!(text, changed);
+    fs::write(&index, changed).unwrap();
+    let image = format!("oci:{}", layout.display());
+    let names = [&*format!("linux/{ours}"), &*format!("linux/{theirs}")];
+    refused(&home, &["run", "--rm", &image, "true"], &names);
+    // The image that is built in, and a kernel for the other one: the store is filled before.
+    home.sh("true").expect(0);
+    refused(&home, &["run", "--rm", "--kernel", path, "--", "true"], &[path, name]);
+}
+
 #[test]
 fn kernels_that_are_none() {
     let home = Home::new();
@@ -171,7 +208,7 @@ fn kernels_that_are_none() {
         fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let vmlinux = fs::read(nelly_tests::asset("vmlinux")).unwrap();
+    let vmlinux = fs::read(nelly_tests::kernel()).unwrap();
     let mut foreign = vmlinux[..8192].to_vec();
     foreign[18..20].copy_from_slice(&183u16.to_le_bytes()); // EM_AARCH64
     let cases = [
@@ -192,7 +229,7 @@ fn kernels_that_are_none() {
     }
     refused(&home, &["boot", "--kernel", "/nonexistent/vmlinux"], &["/nonexistent/vmlinux"]);
     refused(&home, &["boot", "--kernel", "/"], &["--kernel", "directory"]);
-    let good = nelly_tests::asset("vmlinux");
+    let good = nelly_tests::kernel();
     let good = good.to_str().unwrap();
     refused(&home, &["boot", "--kernel", good, "--initrd", "/nonexistent/initrd"], &["/nonexistent/initrd"]);
     refused(&home, &["boot", "--kernel", good, "--initrd", &cases[0]], &[&cases[0]]);

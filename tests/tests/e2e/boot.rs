@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nelly_tests::{Done, asset, nelly, program, run, top, wait};
+use nelly_tests::{Done, nelly, program, run, top, wait};
 
 use super::{Home, LIMIT};
 
@@ -33,7 +33,7 @@ pub(crate) fn initramfs(home: &Home, script: Option<&str>, modules: Option<(&str
 /// processor takes turns with all of theirs.
 pub(crate) fn ours(home: &Home, script: &str, flags: &[&str], limit: Duration) -> Done {
     let initrd = initramfs(home, Some(script), None);
-    let vmlinux = asset("vmlinux");
+    let vmlinux = nelly_tests::kernel();
     let (kernel, initrd) = (vmlinux.to_str().unwrap(), initrd.to_str().unwrap());
     let append = "console=ttyS0 quiet panic=-1 reboot=k";
     let words = [&["boot", "--kernel", kernel, "--initrd", initrd, "--append", append], flags].concat();

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nelly_tests::{asset, nelly, run, wait};
+use nelly_tests::{nelly, run, wait};
 
 use super::boot::{initramfs, ours};
 use super::{Home, LIMIT};
@@ -120,7 +120,7 @@ fn an_image_in_use_is_nobody_elses_and_what_was_flushed_survives_a_kill() {
     let initrd = initramfs(&home, Some(script), None);
     let rounds = std::env::var("NELLY_DISK_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(2);
     for round in 0..rounds {
-        let kernel = asset("vmlinux");
+        let kernel = nelly_tests::kernel();
         let words = [
             "boot",
             "--kernel",
@@ -197,7 +197,7 @@ fn a_full_host_makes_the_guest_wait_and_loses_nothing() {
         echo all $i
     ";
     let initrd = initramfs(&home, Some(script), None);
-    let kernel = asset("vmlinux");
+    let kernel = nelly_tests::kernel();
     let words = [
         "boot",
         "--kernel",

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use nelly_tests::{asset, nelly, run, wait};
+use nelly_tests::{nelly, run, wait};
 
 use super::boot::{initramfs, stock};
 use super::{Home, LIMIT};
@@ -94,7 +94,7 @@ fn a_bare_kernel_of_the_variables_boots_with_its_initrd_and_network() {
     let home = Home::new();
     let script = "cat /proc/cmdline; ls /sys/class/net; nproc";
     initramfs(&home, Some(script), None);
-    fs::copy(asset("vmlinux"), home.path().join("vmlinux")).unwrap();
+    fs::copy(nelly_tests::kernel(), home.path().join("vmlinux")).unwrap();
     let mut command = nelly(home.path(), &["isolated", "--", "--timeout", "300s"]);
     for (name, value) in [
         ("RUN_BARE_KERNEL", "1"),

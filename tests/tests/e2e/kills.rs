@@ -38,9 +38,25 @@ const STAYS: [&str; 6] = [
 
 /// Every path below `directory` and its type; what a run must not add to.
 fn paths(directory: &Path) -> Vec<String> {
-    let done = Command::new("find").arg(directory).args(["-printf", "%y %P\n"]).output().unwrap();
-    let lines = String::from_utf8_lossy(&done.stdout);
-    let mut lines: Vec<_> = lines.lines().filter(|line| !STAYS.contains(line)).map(str::to_owned).collect();
+    let (mut lines, mut left) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(path) = left.pop() {
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            let kind = fs::symlink_metadata(&path).unwrap().file_type();
+            let letter = if kind.is_dir() {
+                'd'
+            } else if kind.is_file() {
+                'f'
+            } else {
+                'o'
+            };
+            lines.push(format!("{letter} {}", path.strip_prefix(directory).unwrap().display()));
+            if kind.is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    lines.retain(|line| !STAYS.contains(&line.as_str()));
     lines.sort();
     lines
 }
@@ -123,6 +139,22 @@ fn kill_minus_nine_at_twenty_moments_leaves_nothing() {
     // The record of one that was listed when its client was killed goes with the next command.
     assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "");
     assert_eq!(paths(home.path()), before);
+    assert_eq!(mounts(), mounted);
+}
+
+#[test]
+fn kill_minus_nine_of_a_container_that_runs_leaves_nothing() {
+    let home = Home::new();
+    home.sh("true").expect(0);
+    let (before, mounted) = (paths(home.path()), mounts());
+    for (victim, expected) in [("monitor", 125), ("client", 137)] {
+        let mut child = ready(&home, "", &[], "echo ready; exec sleep 100000");
+        signal(if victim == "monitor" { monitors()[0] } else { child.id() }, "KILL");
+        assert_eq!(code(wait(&mut child, LIMIT)), expected, "{victim}");
+        nothing_runs();
+        assert_eq!(home.nelly(&["ps", "-a", "-q"]).expect(0).out(), "", "{victim}");
+        assert_eq!(paths(home.path()), before, "{victim}");
+    }
     assert_eq!(mounts(), mounted);
 }
 

@@ -75,14 +75,15 @@ async fn sandbox_of(
     let reference: Reference = image.unwrap_or("builtin:busybox").parse().unwrap();
     let image = Store::open(options).unwrap().resolve(&reference, &mut Silent).unwrap();
     let mut resources = Resources::new();
-    let kernel = resources.add(File::open(asset("vmlinux")).unwrap());
+    let kernel = resources.add(File::open(nelly_tests::kernel()).unwrap());
     let initrd = resources.add(File::open(asset("initramfs.cpio")).unwrap());
     let mut disk = tempfile::tempfile().unwrap();
     for mut file in &image.disk {
         std::io::copy(&mut file, &mut disk).unwrap();
     }
     let mut spec = MachineSpec::new(kernel, initrd, resources.add_all(image.disk));
-    spec.platform = Platform::Mptable;
+    // As the installation says of its kernel.
+    spec.platform = if cfg!(target_arch = "x86_64") { Platform::Mptable } else { Platform::Auto };
     spec.memory = MemorySize::new(256 << 20).unwrap();
     specify(&mut spec);
     let mut config = spec.config().unwrap();
@@ -107,7 +108,7 @@ fn holdings() -> (usize, usize, usize) {
     // The allocator's arenas and stacks come and go; what a machine maps is vCPU pages, files, and
     // guest memory, which has no name but is large and can be written.
     let of_machine = |line: &&str| {
-        let named = line.contains("kvm") || line.contains("memfd") || line.contains("vmlinux");
+        let named = line.contains("kvm") || line.contains("memfd") || line.contains("/share/nelly/");
         let (range, rest) = line.split_once(' ').unwrap();
         let (from, to) = range.split_once('-').unwrap();
         let address = |text: &str| u64::from_str_radix(text, 16).unwrap();

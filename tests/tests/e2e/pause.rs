@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
-use nelly_tests::asset;
 use nelly_vmm::config::{CommandLine, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize};
 use nelly_vmm::machine::{EndReason, Isolation, Machine, Resources, State};
 
@@ -106,7 +105,7 @@ fn pauses_during_block_traffic_and_a_disk_that_comes_late() {
     std::fs::write(&late, &bytes).unwrap();
 
     let mut resources = Resources::new();
-    let mut config = MachineConfig::new(resources.add(File::open(asset("vmlinux")).unwrap()));
+    let mut config = MachineConfig::new(resources.add(File::open(nelly_tests::kernel()).unwrap()));
     config.initrd = Some(FileSource::Path(initramfs(&home, Some(SCRIPT), None)));
     config.command_line = CommandLine::new("console=ttyS0 quiet panic=-1 reboot=t").unwrap();
     config.memory_bytes = MemorySize::new(256 << 20).unwrap();

@@ -266,8 +266,7 @@ fn what_cannot_be_shared_is_refused_before_anything_starts() {
         let refused = home.nelly(&[&["create"], flags, &["--", "true"]].concat());
         assert!(refused.code != 0 && refused.err().contains(words), "{flags:?}: {}", refused.err());
     }
-    let boot =
-        home.nelly(&["boot", "--kernel", nelly_tests::asset("vmlinux").to_str().unwrap(), "--share", "tree"]);
+    let boot = home.nelly(&["boot", "--kernel", nelly_tests::kernel().to_str().unwrap(), "--share", "tree"]);
     assert!(boot.code != 0 && boot.err().contains("TAG=DIRECTORY"), "{}", boot.err());
     assert!(home.nelly(&["ps", "-aq"]).expect(0).out().is_empty());
 }

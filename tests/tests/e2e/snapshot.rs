@@ -70,7 +70,7 @@ fn a_linux_goes_on_in_a_new_process() {
     let initrd = initramfs(&home, Some(COUNTING), None);
     let machine = || {
         let mut resources = Resources::new();
-        let mut config = MachineConfig::new(resources.add(File::open(asset("vmlinux")).unwrap()));
+        let mut config = MachineConfig::new(resources.add(File::open(nelly_tests::kernel()).unwrap()));
         config.initrd = Some(FileSource::Path(initrd.clone()));
         config.command_line = CommandLine::new("console=ttyS0 quiet panic=-1 reboot=t").unwrap();
         config.memory_bytes = MemorySize::new(256 << 20).unwrap();
@@ -169,7 +169,7 @@ fn the_agent_answers_again_and_its_container_goes_on() {
         Store::open(options).unwrap().resolve(&"builtin:busybox".parse().unwrap(), &mut Silent).unwrap();
     let machine = || {
         let mut resources = Resources::new();
-        let kernel = resources.add(File::open(asset("vmlinux")).unwrap());
+        let kernel = resources.add(File::open(nelly_tests::kernel()).unwrap());
         let initrd = resources.add(File::open(asset("initramfs.cpio")).unwrap());
         let disk = resources.add_all(image.disk.iter().map(|file| file.try_clone().unwrap()));
         let mut spec = MachineSpec::new(kernel, initrd, disk);

@@ -2,13 +2,17 @@
 //! terminal as it was.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nelly_tests::{program, run, scaled};
+use nelly_tests::{code, nelly, program, run, scaled, wait};
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use super::{Home, LIMIT};
 
@@ -162,4 +166,100 @@ fn a_shell_in_a_terminal_is_a_shell_in_a_terminal() {
     tmux.see("code-9");
     tmux.line("clear; stty -g > after; cmp before after && echo restored");
     tmux.see("restored");
+}
+
+/// A pseudo-terminal without anybody who looks at it: what a program that drives others has.
+struct Pseudo {
+    /// The end of whoever types and reads.
+    own: fs::File,
+    /// The terminal.
+    terminal: fs::File,
+    /// What came, byte strings as they were read.
+    came: mpsc::Receiver<Vec<u8>>,
+    /// What came and was not looked for yet.
+    shown: String,
+}
+
+impl Pseudo {
+    fn new(rows: u16, columns: u16) -> Self {
+        let own = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&own).unwrap();
+        unlockpt(&own).unwrap();
+        let name = ptsname(&own, Vec::new()).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let terminal = fs::File::from(rustix::fs::open(name, flags, Mode::empty()).unwrap());
+        let own = fs::File::from(own);
+        let (mut reader, (sender, came)) = (own.try_clone().unwrap(), mpsc::channel());
+        thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(len @ 1..) = reader.read(&mut bytes) {
+                if sender.send(bytes[..len].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let pseudo = Self { own, terminal, came, shown: String::new() };
+        pseudo.resize(rows, columns);
+        pseudo
+    }
+
+    fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.own, size).unwrap();
+    }
+
+    /// Types keys.
+    fn keys(&mut self, text: &str) {
+        self.own.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits for `text`, and forgets everything up to it.
+    #[track_caller]
+    fn see(&mut self, text: &str) {
+        let until = Instant::now() + scaled(LIMIT);
+        loop {
+            if let Some(at) = self.shown.find(text) {
+                self.shown.drain(..at + text.len());
+                return;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match self.came.recv_timeout(left) {
+                Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) => panic!("{text:?} did not come ({error}):\n{}", self.shown),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_with_a_pseudo_terminal_has_what_a_person_has() {
+    let home = Home::new();
+    let mut pseudo = Pseudo::new(25, 90);
+    let settings = |pseudo: &Pseudo| format!("{:?}", tcgetattr(&pseudo.terminal).unwrap());
+    let before = settings(&pseudo);
+    let inside = nelly(home.path(), &["run", "--rm", "-it", "-e", "PS1=box# ", "--", "sh"]);
+    // In a session of its own, whose terminal this is.
+    let mut command = Command::new("setsid");
+    command.arg("-c").arg(inside.get_program()).args(inside.get_args());
+    command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let end = || pseudo.terminal.try_clone().unwrap();
+    let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    pseudo.see("box#");
+    assert_ne!(settings(&pseudo), before, "the terminal of a container passes every key on");
+    // What is typed is shown, too: the answers are not among it.
+    pseudo.keys("echo size-$(stty size | tr ' ' x)\r");
+    pseudo.see("size-25x90");
+    pseudo.resize(20, 70);
+    pseudo.keys("until [ \"$(stty size)\" = '20 70' ]; do sleep 0.1; done; echo resized-$((40 + 2))\r");
+    pseudo.see("resized-42");
+    // Ctrl-C reaches the program, not nelly, and the shell lives on.
+    pseudo.keys("echo asleep-$((1 + 1)); sleep 1000\r");
+    pseudo.see("asleep-2");
+    pseudo.keys("\x03");
+    pseudo.see("box#");
+    pseudo.keys("echo alive-$?\r");
+    pseudo.see("alive-130");
+    pseudo.keys("exit 9\r");
+    assert_eq!(code(wait(&mut child, LIMIT)), 9);
+    assert_eq!(settings(&pseudo), before);
 }

@@ -154,7 +154,7 @@ fn an_absurd_origin_is_not_believed_and_a_time_limit_ends_the_machine_and_tells_
 fn a_bare_kernel_has_the_monitors_stamps_from_the_commands_start() {
     let home = Home::new();
     let result = home.path().join("result.json");
-    let kernel = nelly_tests::asset("vmlinux");
+    let kernel = nelly_tests::kernel();
     let words = [
         "boot",
         "--kernel",

@@ -91,7 +91,7 @@ fn without_permission_it_says_which_group_to_join() {
     done.expect(125);
     assert!(done.err().contains("/dev/kvm: permission denied"), "{}", done.err());
     assert!(done.err().contains("usermod"), "{}", done.err());
-    let kernel = nelly_tests::asset("vmlinux");
+    let kernel = nelly_tests::kernel();
     let done = nelly_as_nobody(home.path(), false, &["boot", "--kernel", kernel.to_str().unwrap()]);
     done.expect(125);
     assert!(done.err().contains("/dev/kvm"), "{}", done.err());
