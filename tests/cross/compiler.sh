@@ -133,7 +133,8 @@ keep() {
     locked "$1"
     part=$(mktemp -d "$cache/cross/.XXXXXX")
     trap 'rm -rf "$part"' EXIT
-    (cd "$2" && find . \( -name incremental -o -path ./bin -o -path ./boot -o -name 'nelly[-_]*' -o -name 'libnelly*' \) -prune -o -type f ! -name '*.log' ! -name built.json -print0) |
+    (cd "$2" && find . \( -name incremental -o -path ./bin -o -path ./boot -o -path ./nelly -o -name nelly -o -name 'nelly[-_]*' -o -name 'libnelly*' \
+      -o -name 'e2e-*' -o -name 'conformance-*' \) -prune -o -type f ! -name '*.log' ! -name built.json -print0) |
       tar -C "$2" --null -T - -cf - | tar -C "$part" -xf -
     echo "$of" >"$part/of"
     chmod 755 "$part"

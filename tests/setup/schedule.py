@@ -302,6 +302,11 @@ class Runner:
         self.say(*lines)
         return not failed
 
+    def passed(self, name):
+        """Whether a job of this name ran, and did not fail."""
+        output = self.outputs.get(name)
+        return output is not None and output.code == 0
+
     def unstable_alone(self):
         """Tries the tests once more that failed beside others, one job after the other. What passes now is
         told as unstable, with the log of its failure: that is a fault to mend, of the test or of the
