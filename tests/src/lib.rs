@@ -225,8 +225,8 @@ pub fn nelly(home: &Path, words: &[&str]) -> Command {
     ] {
         command.env_remove(name);
     }
-    // The emulated x86 processor loses an interrupt of asynchronous page faults, once in some hundred
-    // boots (docs/emulated-host.md).
+    // The emulated x86 processor loses an interrupt of asynchronous page faults, once in some
+    // hundred boots (docs/emulated-host.md).
     if cfg!(target_arch = "x86_64") && std::env::var_os("NELLY_EMULATED_HOST").is_some() {
         command.env("NELLY_APPEND", "no-kvmapf");
     }
