@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use serde_json::Value;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT};
@@ -159,6 +160,13 @@ fn a_linux_talks_to_a_program_that_serves_its_queues() {
     kept.out(&["pause", "box"]);
     kept.out(&["unpause", "box"]);
     pings(9, 1000);
+    // Whoever looks is told who serves the queues, and what the monitor has given up.
+    let shown: Value = serde_json::from_str(&kept.out(&["inspect", "box"])).unwrap();
+    let monitor = &shown[0]["monitor"];
+    let devices = monitor["devices"].as_array().unwrap();
+    let network = devices.iter().find(|device| device["kind"] == "net").unwrap();
+    assert_eq!(network["network"]["peer_pairs"], 1, "{network}");
+    assert_eq!(monitor["confinement"]["seccomp"], true, "{monitor}");
     kept.out(&["rm", "-f", "box"]);
     serves.join().unwrap();
 }

@@ -222,6 +222,8 @@ fn directories_and_files_of_the_host_are_shared_both_ways_and_nothing_beside_the
     let shown: Value = serde_json::from_str(&user.nelly(&["inspect", "box"]).expect(0).out()).unwrap();
     let shares = shown[0]["container"]["options"]["shares"].as_array().unwrap();
     assert_eq!(shares.len(), 4);
+    let confinement = &shown[0]["monitor"]["confinement"];
+    assert!(confinement["landlock"].as_u64() > Some(1) && confinement["seccomp"] == true, "{confinement}");
     assert_eq!(shares[1]["source"], user.at("fixed").canonicalize().unwrap().to_str().unwrap());
     assert_eq!((&shares[1]["read_only"], &shares[2]["file"]), (&true.into(), &true.into()));
     let further = user.nelly(&["run", "--in", "box", "-v", &user.mount("tree", "/x"), "--", "true"]);

@@ -28,7 +28,7 @@ pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
     ("kvm_bindings", "vmm/monitor", &["hv::kvm"]),
     ("applevisor", "vmm/monitor", &["hv::hvf"]),
     ("applevisor_sys", "vmm/monitor", &["hv::hvf"]),
-    ("seccompiler", "vmm/net", &["sys::confine"]),
+    ("seccompiler", "vmm/confine", &["program"]),
 ];
 
 /// Words that belong to one processor architecture, in small letters and without separators.
@@ -44,7 +44,7 @@ pub(crate) const NEUTRAL: &[(&str, &str, &[&str], bool)] = &[
     ("vmm/monitor", "hv::fake", &[], false),
     ("vmm/monitor", "bus", &[], false),
     ("vmm/monitor", "virtio", &[], false),
-    ("vmm/monitor", "machine", &["machine::board"], false),
+    ("vmm/monitor", "machine", &["machine::board", "machine::confine"], false),
 ];
 
 /// Files that may put another number in the place of one that does not fit, each with its reason.
@@ -188,6 +188,16 @@ pub(crate) const CRATES: &[Crate] = &[
         program: false,
     },
     Crate {
+        directory: "vmm/confine",
+        floors: &[("denied", 0), ("privilege", 0), ("program", 0), ("tree", 0)],
+        halls: &[],
+        stands_on: &[],
+        never: HEAVY,
+        unsafe_rooms: &["denied", "privilege", "program", "tree"],
+        target_rooms: &["denied"],
+        program: false,
+    },
+    Crate {
         directory: "vmm/net",
         floors: &[
             ("link", 0),
@@ -206,7 +216,7 @@ pub(crate) const CRATES: &[Crate] = &[
             ("holder", 6),
         ],
         halls: &[],
-        stands_on: &[],
+        stands_on: &["nelly-confine"],
         never: &["tokio", "clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings", "vm-memory"],
         unsafe_rooms: &["sys"],
         target_rooms: &["sys"],
@@ -251,10 +261,10 @@ pub(crate) const CRATES: &[Crate] = &[
             ("machine", 6),
         ],
         halls: &["hv", "virtio", "boot", "devices"],
-        stands_on: &["nelly-disk", "nelly-share"],
+        stands_on: &["nelly-confine", "nelly-disk", "nelly-share"],
         never: HEAVY,
         unsafe_rooms: &["sys", "memory", "hv"],
-        target_rooms: &["arch", "hv", "sys"],
+        target_rooms: &["arch", "hv", "machine::confine", "sys"],
         program: false,
     },
     Crate {

@@ -437,6 +437,7 @@ impl RunArgs {
             ("--cpus", machine.cpus.is_some()),
             ("--memory", machine.memory.is_some()),
             ("--nested", machine.nested),
+            ("--confine", machine.confine.is_some()),
             ("--append", machine.append.is_some()),
             ("--timeout", machine.timeout.is_some()),
             ("--dry-run", machine.dry_run),

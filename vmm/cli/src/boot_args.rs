@@ -108,8 +108,8 @@ pub(crate) struct BootArgs {
     pub(crate) network: NetworkArgs,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Write one JSON object {reason, hint, timeline, exits, starts, faults} to FILE or file
-    /// descriptor N
+    /// Write one JSON object {reason, hint, timeline, exits, starts, faults, confinement} to FILE
+    /// or file descriptor N
     #[arg(long, value_name = "FILE|fd:N")]
     pub(crate) result: Option<String>,
     /// What to do when the guest resets the machine [default: exit; with --image, reboot]

@@ -392,6 +392,7 @@ fn record(
         memory_bytes: common.memory,
         append: common.append.as_str().to_owned(),
         nested: common.nested,
+        confine: common.confine,
         spare_slots: 0,
         platform: match args.platform {
             PlatformArg::Auto => Platform::Auto,
@@ -448,6 +449,7 @@ impl Opened {
             cpus: machine.cpus,
             memory: machine.memory_bytes,
             nested: machine.nested,
+            confine: machine.confine,
             append: CommandLine::new(machine.append.clone()).map_err(|why| anyhow!("--append: {why}"))?,
             timeout: boot.time_limit_ms.map(Duration::from_millis),
         };

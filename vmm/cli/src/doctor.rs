@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use nelly_image::{Reference, Store, StoreOptions};
 use nelly_sandbox::state::Sandboxes;
+use nelly_vmm::machine::Layers;
 use nelly_vmm::text;
 use serde_json::json;
 
@@ -45,6 +46,7 @@ impl Finding {
 pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
     let mut findings = kvm();
     findings.extend(installation(context));
+    findings.push(confinement(Layers::of_host()));
     findings.push(memory());
     findings.extend(linger(context));
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
@@ -79,6 +81,27 @@ fn verdict_name(verdict: Verdict) -> &'static str {
         Verdict::Warn => "warn",
         Verdict::Fail => "fail",
     }
+}
+
+/// What `nelly-monitor` can be confined by.
+fn confinement(layers: Layers) -> Finding {
+    let Layers { landlock, seccomp } = layers;
+    let text = format!(
+        "nelly-monitor gives up files by Landlock ({}) and system calls by seccomp ({})",
+        if landlock > 0 { format!("version {landlock}") } else { "this host has none".to_owned() },
+        if seccomp { "there" } else { "this host has none" },
+    );
+    let hint = match (landlock, seccomp) {
+        (2.., true) => return Finding::ok("confine", text),
+        (1, true) => {
+            "machines with shared directories go without Landlock, whose version 1 forbids renames: Linux 5.19 has a newer one"
+        }
+        (_, true) => {
+            "Landlock needs Linux 5.13 or newer, and `landlock` in lsm= of the kernel's command line if that is given"
+        }
+        (_, false) => "a container that forbids seccomp has to allow it",
+    };
+    Finding::new("confine", Verdict::Warn, text, hint)
 }
 
 fn kvm() -> Vec<Finding> {

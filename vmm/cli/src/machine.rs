@@ -10,7 +10,7 @@ use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
 use nelly_vmm::config::{
-    BootProtocol, CommandLine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform,
+    BootProtocol, CommandLine, Confine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform,
     ShareConfig, ShareTag,
 };
 use nelly_vmm::sys::files::{self, Accept};
@@ -25,6 +25,7 @@ pub(crate) struct MachineOptions {
     pub(crate) cpus: CpuCount,
     pub(crate) memory: MemorySize,
     pub(crate) nested: bool,
+    pub(crate) confine: Confine,
     pub(crate) append: CommandLine,
     pub(crate) timeout: Option<std::time::Duration>,
 }
@@ -49,7 +50,17 @@ pub(crate) fn common(args: &machine_args::MachineArgs, settings: &Settings) -> R
     let append = CommandLine::new(append).map_err(|reason| refused("append", &source, reason))?;
     let timeout =
         args.timeout.as_deref().map(|text| Time::LIMIT.parse(text)).transpose().of_flag("--timeout")?;
-    Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, append, timeout })
+    let confine = match args.confine {
+        Some(machine_args::ConfineArg::Strict) => Confine::Strict,
+        Some(machine_args::ConfineArg::On) | None => Confine::On,
+        Some(machine_args::ConfineArg::Off) => {
+            out::message(
+                "warning: --confine off: nelly-monitor keeps all rights of this user, for a guest that takes it over",
+            );
+            Confine::Off
+        }
+    };
+    Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, confine, append, timeout })
 }
 
 /// Why the value of a setting cannot be. That of a flag is an error of how the command was used.
@@ -106,6 +117,7 @@ pub(crate) fn boot(
     config.memory_bytes = common.memory;
     config.cpus = common.cpus;
     config.nested = common.nested;
+    config.confine = common.confine;
     config.command_line = appended(&boot.command_line, common.append)?;
     config.boot_protocol = match args.protocol {
         boot_args::ProtocolArg::Auto => BootProtocol::Auto,

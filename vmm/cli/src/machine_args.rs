@@ -17,6 +17,17 @@ pub(crate) enum LogLevel {
     Trace,
 }
 
+/// The value of `--confine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfineArg {
+    /// Wholly, or the machine is refused
+    Strict,
+    /// As far as this host can
+    On,
+    /// Not at all: it keeps all rights of the user
+    Off,
+}
+
 /// Flags of the machine that `run` and `boot` share.
 #[derive(Debug, Default, Args)]
 pub(crate) struct MachineArgs {
@@ -29,6 +40,10 @@ pub(crate) struct MachineArgs {
     /// Expose SVM or VMX to the guest, so that it can run virtual machines itself
     #[arg(long)]
     pub(crate) nested: bool,
+    /// Whether nelly-monitor gives up what the machine does not need before the guest runs: rights,
+    /// files, system calls [default: on]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) confine: Option<ConfineArg>,
     /// Text to append to the kernel command line [env: NELLY_APPEND]
     #[arg(long, value_name = "WORDS")]
     pub(crate) append: Option<String>,

@@ -59,8 +59,9 @@ pub(crate) fn object(
         None => json!({ "total_ns": total }),
     };
     let faults = finished.and_then(|finished| finished.faults.as_ref());
+    let confinement = finished.and_then(|finished| finished.confinement.as_ref());
     let object = json!({ "schema": 1, "id": id.to_string(), "exit": code, "reason": reason, "timings": timings,
-        "faults": faults });
+        "faults": faults, "confinement": confinement });
     text::json(&object.to_string()).into_owned()
 }
 
@@ -90,7 +91,7 @@ mod tests {
             first: "\u{9b}2J".into(),
             count: 3,
         };
-        let finished = Finished { timeline: Timeline::new(7), faults: Some(vec![fault]) };
+        let finished = Finished { timeline: Timeline::new(7), faults: Some(vec![fault]), confinement: None };
         let told = object(&id, 0, "exited", Duration::ZERO, Some(&finished));
         assert!(told.is_ascii() && !told.contains('\n'), "{told}");
         let read: serde_json::Value = serde_json::from_str(&told).unwrap();

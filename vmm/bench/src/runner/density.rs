@@ -28,7 +28,7 @@ pub fn density(
     environment: Environment,
     progress: Progress<'_>,
 ) -> Result<Record, RunnerError> {
-    let setup = SandboxSetup::new(plan)?;
+    let setup = SandboxSetup::new(plan)?.shown();
     let rounds = Rounds { counted: limit.count, warm_up: 0, limit: Duration::MAX };
     let mut record = record("density", "ready", &rounds, setup.guest(), environment);
     let guest_bytes = plan.memory.get();

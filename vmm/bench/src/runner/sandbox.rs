@@ -10,7 +10,7 @@ use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::instance::Sandbox;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
 use nelly_sandbox::spec::{ContainerSpec, MachineSpec, Overrides, ProcessSpec};
-use nelly_vmm::config::FileSource;
+use nelly_vmm::config::{Confine, FileSource};
 use nelly_vmm::machine::{Isolation, Outcome, Resources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
@@ -54,6 +54,8 @@ pub(super) struct SandboxSetup<'a> {
     plan: &'a SandboxPlan,
     disk: Vec<File>,
     image: ImageConfiguration,
+    /// Of the monitors, where this user is not root.
+    confine: Confine,
 }
 
 impl<'a> SandboxSetup<'a> {
@@ -62,7 +64,12 @@ impl<'a> SandboxSetup<'a> {
         let mut options = StoreOptions::new(&plan.cache);
         options.builtin = Some(plan.builtin.clone());
         let image = Store::open(options)?.resolve(&Reference::BuiltinBusybox, &mut Silent)?;
-        Ok(Self { plan, disk: image.disk, image: image.config })
+        Ok(Self { plan, disk: image.disk, image: image.config, confine: Confine::On })
+    }
+
+    /// Whose monitors show this user what they hold.
+    pub(super) fn shown(self) -> Self {
+        Self { confine: Confine::Off, ..self }
     }
 
     /// Starts a machine. Returns also the clock immediately before the start, after all
@@ -78,6 +85,10 @@ impl<'a> SandboxSetup<'a> {
         spec.cpus = self.plan.cpus;
         spec.memory = self.plan.memory;
         spec.append.clone_from(&self.plan.append);
+        if !rustix::process::geteuid().is_root() {
+            // What a confined monitor holds is shown to root alone.
+            spec.confine = self.confine;
+        }
         let config = spec.config()?;
         let isolation = Isolation::Process { monitor: self.plan.monitor.clone() };
         let start_ns = sys::now_ns();

@@ -54,9 +54,9 @@ fn hinted(word: &str, error: Error, context: &Context) -> Error {
 /// How long a keeper may take to tell; one that hangs holds up nothing else.
 const KEEPER: Duration = Duration::from_secs(1);
 
-/// The execs that run, the health of the container, the network of the machine and the relays, as
-/// its keeper tells; null if it does not.
-fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> [Value; 4] {
+/// The execs that run, the health of the container, the network of the machine, the relays and what
+/// the monitor shows of the machine, as its keeper tells; null if it does not.
+fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> [Value; 5] {
     let told = super::runtime().ok().zip(runtime_dir).and_then(|(runtime, place)| {
         let asked = async {
             let keeper = Connection::open(place).await.ok()?;
@@ -70,9 +70,13 @@ fn told(sandbox: &SandboxDir, runtime_dir: Option<&Path>) -> [Value; 4] {
                 let ports = tokio::time::timeout(KEEPER, keeper.ports()).await;
                 add_ports(&mut network, ports.ok().and_then(Result::ok));
             }
-            Some([execs(&state), health, network, relays(&state)])
+            // The same of a monitor.
+            let monitor = tokio::time::timeout(KEEPER, keeper.monitor()).await;
+            let monitor = monitor.ok().and_then(Result::ok);
+            let monitor = monitor.and_then(|shown| serde_json::from_str(&shown).ok()).unwrap_or_default();
+            Some([execs(&state), health, network, relays(&state), monitor])
         };
-        runtime.block_on(async { tokio::time::timeout(2 * KEEPER, asked).await.ok().flatten() })
+        runtime.block_on(async { tokio::time::timeout(3 * KEEPER, asked).await.ok().flatten() })
     });
     told.filter(|_| sandbox.is_locked().unwrap_or(false)).unwrap_or_default()
 }
@@ -145,7 +149,7 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
     object["unclean"] = json!(condition == Condition::Unclean);
     object["directory"] = json!(sandbox.dir().path());
     if condition.is_live() {
-        let [execs, health, network, relays] = told(sandbox, state.runtime_dir.as_deref());
+        let [execs, health, network, relays, monitor] = told(sandbox, state.runtime_dir.as_deref());
         object["execs"] = execs;
         object["health"] = health;
         object["network"] = network;
@@ -153,6 +157,7 @@ fn object(sandbox: &SandboxDir) -> Result<Value> {
             object["network"]["addresses"] = addresses(user);
         }
         object["relays"] = relays;
+        object["monitor"] = monitor;
     }
     object["state"] = serde_json::to_value(&state).context("cannot show the state")?;
     Ok(object)

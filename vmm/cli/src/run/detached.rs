@@ -197,6 +197,7 @@ fn record(
             memory_bytes: options.common.memory,
             append: options.common.append.as_str().to_owned(),
             nested: options.common.nested,
+            confine: options.common.confine,
             spare_slots: MachineRecord::SPARE_SLOTS,
             platform: options.assets.platform.unwrap_or(Platform::Auto),
             kernel: absolute(&options.assets.kernel.path)?,

@@ -192,6 +192,7 @@ fn machine_spec(
         cpus: plan.options.common.cpus,
         memory: plan.options.common.memory,
         nested: plan.options.common.nested,
+        confine: plan.options.common.confine,
         append,
         spare_slots: 0,
         networks: Vec::new(),

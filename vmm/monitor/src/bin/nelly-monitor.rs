@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use nelly_vmm::config::{Endpoint, MachineConfig};
-use nelly_vmm::machine::{self, EndReason, Outcome};
+use nelly_vmm::machine::{self, EndReason, Outcome, Process};
 use nelly_vmm::sys;
 use nelly_vmm::sys::files::{self, Accept};
 use nelly_vmm::sys::signals::{self, Signals};
@@ -34,7 +34,8 @@ Usage: nelly-monitor --config FILE|fd:N [--result FILE|fd:N]
 
   --config FILE|fd:N   read the machine's configuration, as JSON (schema 1), from FILE or file descriptor N;
                        inherited file descriptors that it does not mention are closed
-  --result FILE|fd:N   at the end, write one JSON object: reason, hint, timeline, exits, starts, faults
+  --result FILE|fd:N   at the end, write one JSON object: reason, hint, timeline, exits, starts, faults,
+                       confinement
   --control fd:N       receive the machine, and requests, on this Unix stream socket (from
                        nelly_vmm::machine::Machine); the machine ends when the socket is closed
   --help               print this help
@@ -146,7 +147,7 @@ fn held(number: u32, recorder: Recorder) -> Result<u8, String> {
     close_strays(&[number])?;
     leave()?;
     let control = sys::inherited(number).map_err(|error| format!("--control fd:{number}: {error}"))?;
-    machine::serve(control, recorder, stderr());
+    machine::serve(control, recorder, stderr(), Process::Own);
     Ok(0)
 }
 

@@ -98,6 +98,7 @@ impl MachineConfig {
             spare_slots: _,
             on_reset: _,
             time_limit_ms: _,
+            confine: _,
         } = self;
         let mut files = vec![("kernel".to_owned(), FileUse::Image, kernel)];
         files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), FileUse::Image, file)));

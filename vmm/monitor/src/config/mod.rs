@@ -4,6 +4,7 @@
 //! Unknown keys are errors, and every error names its field. Sizes, counts and names have types
 //! that cannot hold an invalid value.
 
+mod confine;
 mod disk;
 mod files;
 mod network;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use confine::Confine;
 pub use disk::{
     BackingFile, DiskConfig, DiskFormat, DiskLimits, DiskThreads, MAX_BACKING, MAX_DISK_PARTS,
     PART_ALIGNMENT, SectorSize,
@@ -93,6 +95,9 @@ pub struct MachineConfig {
     pub on_reset: OnReset,
     /// Time limit in milliseconds after which the machine is ended. `None` for no limit.
     pub time_limit_ms: Option<u64>,
+    /// Whether the monitor gives up what the machine does not need.
+    #[serde(skip_serializing_if = "Confine::is_default")]
+    pub confine: Confine,
 }
 
 impl MachineConfig {
@@ -123,6 +128,7 @@ impl MachineConfig {
             spare_slots: 0,
             on_reset: OnReset::Exit,
             time_limit_ms: None,
+            confine: Confine::On,
         }
     }
 

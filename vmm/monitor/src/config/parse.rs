@@ -87,6 +87,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         spare_slots: fields.or_default("spare_slots")?,
         on_reset: fields.or_default("on_reset")?,
         time_limit_ms: fields.optional("time_limit_ms")?,
+        confine: fields.or_default("confine")?,
     };
     if let Some(name) = fields.0.keys().next() {
         return Err(ConfigError::new(name.clone(), "is not a field of a machine".into()));

@@ -10,6 +10,7 @@ use nelly_disk::ImageError;
 
 use super::begin::{Beginning, Images};
 use super::build::{self, Devices, VmWithDevices, VmWithMemory};
+use super::confine::{ConfineError, Confiner};
 use super::console::Pump;
 use super::faults;
 use super::files::{FileError, Files};
@@ -44,6 +45,8 @@ pub(super) const SLOT_CONSOLE: u16 = 0xfff2;
 pub(super) enum AssembleError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error("memory_bytes: cannot make the guest's memory")]
     Memory(#[from] MemoryError),
     #[error("cannot make a virtual machine")]
@@ -125,6 +128,7 @@ pub(super) struct Assembled<V> {
     power_button: Option<SharedLine>,
     /// What a restored machine's hypervisor has not yet taken back.
     saved: Option<Sections>,
+    pub(super) confiner: Arc<Confiner>,
     /// Kept for the devices' sake until the last of them is gone.
     pub(super) ram: GuestRam,
     /// See [`Remains`].
@@ -138,6 +142,7 @@ pub(super) struct Assembly<'a, H> {
     pub(super) files: &'a Files,
     pub(super) mailbox: &'a Mailbox,
     pub(super) recorder: &'a Arc<Recorder>,
+    pub(super) confiner: &'a Arc<Confiner>,
     /// The terminal of `stdio` endpoints understands Ctrl-A.
     pub(super) escape: bool,
     /// Asked while much memory is read: whether anybody still waits for this machine.
@@ -147,6 +152,7 @@ pub(super) struct Assembly<'a, H> {
 impl<H: Hypervisor> Assembly<'_, H> {
     /// Assembles a machine that boots its kernel. Nothing runs yet.
     pub(super) fn assemble(&self) -> Result<Assembled<H::Vm>, AssembleError> {
+        self.confiner.confine_process(self.config, self.files)?;
         let plan = Plan::of(self.config);
         // What can be refused without a hypervisor is refused before there is one.
         let images = Images::open(self)?;
@@ -159,6 +165,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
 
     /// Assembles the same machine to go on where a saved one was.
     pub(super) fn assemble_saved(&self, snapshot: Snapshot) -> Result<Assembled<H::Vm>, AssembleError> {
+        self.confiner.confine_process(self.config, self.files)?;
         let Snapshot { state, memory } = snapshot;
         let plan = Plan::of(self.config);
         let saved = Saved::read(&state.into())?;
@@ -216,11 +223,12 @@ impl<H: Hypervisor> Assembly<'_, H> {
             board,
             power_button,
             saved,
+            confiner: Arc::clone(self.confiner),
             ram,
             says_kernel,
         };
         for (index, registers) in (0..cpus).zip(vcpus) {
-            match vcpu::spawn(&assembled.vm, &assembled.shared, index, cpus, registers) {
+            match vcpu::spawn(&assembled.vm, &assembled.shared, self.confiner, index, cpus, registers) {
                 Ok(thread) => assembled.threads.push(thread),
                 Err(error) => {
                     drop(assembled.take_apart());
@@ -301,7 +309,7 @@ impl<V: Vm> Assembled<V> {
         }
         let device = build::block(disk, "disk", files)?;
         let control = device.control();
-        let mut slots = self.plan.threaded().map(usize::from);
+        let mut slots = self.plan.threaded().map(|(slot, _)| usize::from(slot));
         let Some(slot) = slots.find(|slot| self.is_vacant(*slot)) else {
             return Err(AssembleError::NoSlot(id()));
         };
@@ -377,6 +385,7 @@ impl<V: Vm> Assembled<V> {
             board,
             power_button,
             saved: _,
+            confiner: _,
             ram: _ram,
             says_kernel,
         } = self;

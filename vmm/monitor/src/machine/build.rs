@@ -106,7 +106,8 @@ impl<H: Hypervisor> Assembly<'_, H> {
         board.push(("serial", port.clone()));
         buses.insert(plan.serial.base, serial::REGISTERS, port)?;
 
-        let host = WorkerThreads::new(self.mailbox.clone(), plan.threaded()).map_err(no_thread)?;
+        let host =
+            WorkerThreads::new(self.mailbox.clone(), self.confiner, plan.threaded()).map_err(no_thread)?;
         let host = Arc::new(host);
         for (slot, crew, count) in crews {
             host.add_crew(slot, crew, count).map_err(no_thread)?;

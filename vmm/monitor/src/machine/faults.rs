@@ -4,8 +4,6 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::OFlags;
-
 use super::outcome::DeviceFaults;
 use super::watched::Watched;
 use crate::virtio::fault::DeviceFault;
@@ -21,7 +19,8 @@ const SAID_MOST: usize = 1024;
 /// tell anyway.
 pub(super) struct FaultLog {
     to: Option<OwnedFd>,
-    /// Made of `to` by the first line: most machines never say one.
+    /// Made of `to` by the first line: most machines never say one. It is not opened again, which a
+    /// confined monitor may not.
     open: Option<Watched>,
     /// Slots, devices and kinds that were said, the oldest first.
     said: VecDeque<(u16, String, String)>,
@@ -44,7 +43,7 @@ impl FaultLog {
         }
         self.said.push_back(this);
         if let Some(to) = self.to.take() {
-            self.open = Some(Watched::independent(to, OFlags::WRONLY));
+            self.open = Some(Watched::shared(to));
         }
         if let Some(open) = &self.open {
             let _nobody_reads = open.write(line(fault).as_bytes());

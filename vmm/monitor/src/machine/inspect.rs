@@ -33,6 +33,7 @@ impl<V> Assembled<V> {
                 .map(|(slot, interrupt)| self.device(slot, interrupt))
                 .collect(),
             consoles: self.pumps.iter().map(Pump::inspect).collect(),
+            confinement: self.confiner.done(),
         }
     }
 

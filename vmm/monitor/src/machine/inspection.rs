@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::confine::Confinement;
 use super::outcome::{DeviceFaults, ExitCounts, State};
 
 /// A machine at one moment, as one JSON value: `schema` 1, fields are only ever added. Counts of
@@ -28,6 +29,9 @@ pub struct Inspection {
     pub devices: Vec<DeviceState>,
     /// Serial port and console.
     pub consoles: Vec<ConsoleState>,
+    /// What the monitor gave up before the guest ran.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
 }
 
 /// Guest memory.

@@ -21,6 +21,8 @@ pub(super) enum Message {
     StopWorker(u16),
     /// The thread of a worker is ready.
     ThreadReady,
+    /// It ended, for it could not give up what it does not need.
+    Unconfined(io::Error),
     /// A worker on a thread of its own went home.
     WorkerHome,
     /// From a vCPU's thread.

@@ -12,6 +12,7 @@ mod assemble;
 mod begin;
 mod board;
 mod build;
+mod confine;
 mod console;
 mod faults;
 mod files;
@@ -36,6 +37,9 @@ mod watched;
 mod wire;
 mod workers;
 
+#[cfg(feature = "testing")]
+pub use confine::testing as confined;
+pub use confine::{Confinement, Layers, Process};
 pub use handle::{
     ControlError, Events, Isolation, Machine, MonitorError, Pending, Resources, StartError, Starting, Vsock,
     VsockListener,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::confine::Confinement;
 use crate::timeline::Timeline;
 
 /// How a machine ended.
@@ -27,6 +28,9 @@ pub struct Outcome {
     /// What may be the cause of a guest's end in its first instructions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What the monitor gave up before the guest ran; `None` if it did not come to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<Confinement>,
 }
 
 impl Outcome {
@@ -38,6 +42,7 @@ impl Outcome {
             starts: 0,
             faults: Vec::new(),
             hint: None,
+            confinement: None,
         }
     }
 

@@ -2,6 +2,7 @@
 //! is opened, mapped or made.
 
 use super::board::{Board, MemoryPlan, SerialPlan};
+use super::threads::Work;
 use crate::boot::MmioSlot;
 use crate::config::{Endpoint, MachineConfig};
 use crate::hv::IrqchipPlan;
@@ -88,14 +89,18 @@ impl Plan {
 
     /// The slots whose devices have a thread for their worker: those of disks, networks and shared
     /// directories, and those with room for a disk.
-    pub(super) fn threaded(&self) -> impl Iterator<Item = u16> {
-        let threaded = |slot: &&SlotPlan| {
-            matches!(
-                slot.device,
-                SlotDevice::Disk(_) | SlotDevice::Network(_) | SlotDevice::Share(_) | SlotDevice::Nothing
-            )
-        };
-        self.slots.iter().filter(threaded).map(|slot| slot.number)
+    pub(super) fn threaded(&self) -> impl Iterator<Item = (u16, Work)> {
+        self.slots.iter().filter_map(|slot| {
+            let work = match slot.device {
+                SlotDevice::Disk(_) | SlotDevice::Nothing => Work::Disk,
+                SlotDevice::Network(_) => Work::Network,
+                SlotDevice::Share(_) => Work::Share,
+                SlotDevice::Rng | SlotDevice::Console | SlotDevice::Vsock | SlotDevice::Memory => {
+                    return None;
+                }
+            };
+            Some((slot.number, work))
+        })
     }
 
     /// Threads that serve devices: those of workers, and those beside them.
@@ -160,7 +165,9 @@ mod tests {
                 Nothing
             ]
         );
-        assert_eq!(plan.threaded().collect::<Vec<_>>(), [0, 1, 5, 6, 7, 9, 10]);
+        let (disk, network, share) = (Work::Disk, Work::Network, Work::Share);
+        let threaded = [(0, disk), (1, disk), (5, network), (6, network), (7, share), (9, disk), (10, disk)];
+        assert_eq!(plan.threaded().collect::<Vec<_>>(), threaded);
         assert_eq!((plan.helpers.as_slice(), plan.device_threads()), (&[(1, 3)][..], 10));
         assert_eq!(plan.slots.len(), config.virtio_devices());
         assert_eq!((plan.cpus(), plan.interrupts.vcpus), (3, 3));

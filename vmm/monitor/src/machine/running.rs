@@ -15,6 +15,7 @@ use super::lifecycle::{Action, Ending, Input, Life, verdict};
 use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::{DeviceFaults, EndReason, Event, ExitCounts, State};
 use super::saving::Saving;
+use super::threads::Role;
 use super::vcpu::Command;
 use super::wire::Reply;
 use crate::config::OnReset;
@@ -148,6 +149,7 @@ impl<V: Vm> Loop<V> {
                 self.ready_threads += 1;
                 self.look_at_gate(holder, reply, failure);
             }
+            Message::Unconfined(error) => self.unconfined(&error, holder, failure),
             Message::WorkerHome => self.machine.shared.gate.worker_home(),
             Message::Agent(word) => self.end(Ending::Agent(word), holder),
             Message::Fault(slot, fault) => {
@@ -213,6 +215,9 @@ impl<V: Vm> Loop<V> {
                 return self.end(Ending::Host(what), holder);
             }
         };
+        if let Err(error) = self.machine.confiner.confine_thread(Role::Loop) {
+            return self.unconfined(&error, holder, failure);
+        }
         self.started = true;
         self.step(if restored { Input::Restored } else { Input::Assembled }, holder.as_deref_mut());
         // The first look at who reads and writes the consoles.
@@ -220,6 +225,18 @@ impl<V: Vm> Loop<V> {
         if let Some(reply) = reply.take() {
             reply.done();
         }
+    }
+
+    /// A thread could not give up what it does not need: its machine does not run.
+    fn unconfined(
+        &mut self,
+        error: &std::io::Error,
+        holder: Option<&mut Holder>,
+        failure: &mut Option<String>,
+    ) {
+        let what = format!("cannot confine a thread: {}", chain(error));
+        failure.get_or_insert_with(|| what.clone());
+        self.end(Ending::Host(what), holder);
     }
 
     fn look_for_ends(&mut self, holder: Option<&mut Holder>) {

@@ -137,7 +137,7 @@ impl Writing {
 /// of the host, beside memory that was written over.
 fn begin(mut file: &File) -> Result<(), SaveError> {
     // Writing to anything else could wait for a reader for ever.
-    if !file.metadata().map_err(SaveError::State)?.is_file() {
+    if !crate::sys::files::is_regular(file).map_err(SaveError::State)? {
         return Err(SaveError::Kind);
     }
     file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.sync_data()).map_err(SaveError::State)

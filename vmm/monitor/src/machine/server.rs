@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::assemble::{Assembly, SLOT_MACHINE};
+use super::confine::{Confiner, Process};
 use super::console::Pump;
 use super::faults::FaultLog;
 use super::files::{Files, Handed};
@@ -36,8 +37,8 @@ const KEY_TIMER: u32 = 3;
 /// Serves the machine that the holder at the other end of `control` describes, until either ends.
 /// `recorder` has stamped where this process or thread began, and takes the machine's stamps. What
 /// the guest breaks is said on `log`, unless the holder has a place for it.
-pub fn serve(control: OwnedFd, recorder: Recorder, log: Option<OwnedFd>) {
-    serve_on(hv::open, control, recorder, log);
+pub fn serve(control: OwnedFd, recorder: Recorder, log: Option<OwnedFd>, process: Process) {
+    serve_on(hv::open, control, recorder, log, process);
 }
 
 /// The same on any hypervisor.
@@ -46,6 +47,7 @@ pub(super) fn serve_on<H: Hypervisor>(
     control: OwnedFd,
     recorder: Recorder,
     log: Option<OwnedFd>,
+    process: Process,
 ) {
     let mut receiver = Receiver::new(sys::MAX_DESCRIPTORS);
     let Ok(Received::Frame(start, descriptors)) = receiver.receive_start(control.as_fd()) else { return };
@@ -75,9 +77,11 @@ pub(super) fn serve_on<H: Hypervisor>(
         Ok(hypervisor) => hypervisor,
         Err(error) => return reply.failed(&error),
     };
+    let confiner = Confiner::new(process, config.confine).telling(done.as_fd());
     let holder = Holder::new(control, receiver, done, config.on_reset);
     let server = Server {
         hypervisor: &hypervisor,
+        confiner: Arc::new(confiner),
         config,
         files: Handed { files: descriptors.collect(), labels }.into(),
         recorder: Arc::new(recorder),
@@ -121,6 +125,7 @@ pub fn run_alone(
     };
     let server = Server {
         hypervisor: &hypervisor,
+        confiner: Arc::new(Confiner::new(Process::Own, config.confine)),
         config,
         files,
         recorder: Arc::new(recorder),
@@ -137,6 +142,7 @@ pub fn run_alone(
 /// How a machine is driven.
 pub(super) struct Server<'h, H: Hypervisor> {
     pub(super) hypervisor: &'h H,
+    pub(super) confiner: Arc<Confiner>,
     pub(super) config: MachineConfig,
     pub(super) files: Files,
     pub(super) recorder: Arc<Recorder>,
@@ -187,6 +193,7 @@ impl<H: Hypervisor> Server<'_, H> {
             }
         }
         outcome.timeline = self.recorder.timeline();
+        outcome.confinement = self.confiner.done();
         if let Some(holder) = self.holder {
             holder.end(&outcome);
         }
@@ -274,6 +281,7 @@ impl<H: Hypervisor> Server<'_, H> {
             files: &self.files,
             mailbox: &mailbox,
             recorder: &self.recorder,
+            confiner: &self.confiner,
             escape: self.escape,
             wanted: &|| self.holder.as_ref().is_none_or(Holder::is_there),
         };

@@ -34,9 +34,19 @@ pub(super) enum Role {
     /// also writes the files of a machine that is saved.
     Vcpu(u32),
     /// The worker of the device in this slot, whose requests block.
-    Worker(u16),
+    Worker(u16, Work),
     /// One of those that serve requests beside the worker of this slot.
     Helper(u16, u8),
+}
+
+/// What a worker on a thread of its own serves. Plain data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A disk, or a slot that may get one.
+    Disk,
+    Network,
+    /// A shared directory.
+    Share,
 }
 
 impl Role {
@@ -45,7 +55,7 @@ impl Role {
         match self {
             Self::Loop => "nelly-loop".into(),
             Self::Vcpu(index) => format!("nelly-cpu-{index}"),
-            Self::Worker(slot) => format!("nelly-dev-{slot}"),
+            Self::Worker(slot, _) => format!("nelly-dev-{slot}"),
             Self::Helper(slot, number) => format!("nelly-dev-{slot}.{number}"),
         }
     }
@@ -55,12 +65,12 @@ impl Role {
     fn stack_bytes(self) -> usize {
         match self {
             Self::Loop => 256 << 10,
-            Self::Vcpu(_) | Self::Worker(_) | Self::Helper(..) => 128 << 10,
+            Self::Vcpu(_) | Self::Worker(..) | Self::Helper(..) => 128 << 10,
         }
     }
 }
 
-/// Makes a thread.
+/// Makes a thread. Before its first wait it says what it gives up, see `confine`.
 ///
 /// # Errors
 /// The host has no room for one more.
@@ -77,7 +87,7 @@ mod tests {
         for role in [
             Role::Loop,
             Role::Vcpu(u32::from(crate::config::CpuCount::MAX) - 1),
-            Role::Worker(18),
+            Role::Worker(18, Work::Share),
             Role::Helper(63, 15),
         ] {
             let thread = spawn(role, move || {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::confine::Confiner;
 use super::mailbox::{Cause, Mailbox, Message, VcpuEvent};
 use super::outcome::ExitCounts;
 use super::saving::{SaveError, Writing};
@@ -227,13 +228,19 @@ pub(super) enum Registers {
 pub(super) fn spawn<V: Vm>(
     vm: &Arc<V>,
     shared: &Arc<SharedMachine>,
+    confiner: &Arc<Confiner>,
     index: u32,
     count: u32,
     registers: Registers,
 ) -> std::io::Result<JoinHandle<()>> {
-    let (vm, shared) = (Arc::clone(vm), Arc::clone(shared));
+    let (vm, shared, confiner) = (Arc::clone(vm), Arc::clone(shared), Arc::clone(confiner));
+    let role = Role::Vcpu(index);
     let body = move || {
-        let life = || match create(&*vm, index, count, registers) {
+        let confined = |vcpu| match confiner.confine_thread(role) {
+            Ok(()) => Ok(vcpu),
+            Err(source) => Err(HvError::Call { call: "seccomp", source }),
+        };
+        let life = || match create(&*vm, index, count, registers).and_then(confined) {
             Ok(mut vcpu) => {
                 if index == 0 {
                     shared.recorder.stamp(name::VCPU_CREATED);
@@ -253,7 +260,7 @@ pub(super) fn spawn<V: Vm>(
         drop(vm);
         shared.post(index, last);
     };
-    threads::spawn(Role::Vcpu(index), body)
+    threads::spawn(role, body)
 }
 
 fn create<V: Vm>(vm: &V, index: u32, count: u32, registers: Registers) -> Result<V::Vcpu, HvError> {

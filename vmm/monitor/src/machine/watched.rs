@@ -36,6 +36,12 @@ impl Watched {
         Self { fd, kind, interest: None }
     }
 
+    /// A descriptor that stays as it is, also for those who share it.
+    pub(super) fn shared(fd: OwnedFd) -> Self {
+        let kind = kind(fd.as_fd());
+        Self::new(fd, kind)
+    }
+
     /// The same file, in a form that never waits, see [`independent`].
     pub(super) fn independent(fd: OwnedFd, mode: OFlags) -> Self {
         let (fd, kind) = independent(fd, mode);
@@ -88,6 +94,15 @@ impl Watched {
     }
 }
 
+/// What kind of descriptor this is, if it stays as it is.
+fn kind(fd: BorrowedFd<'_>) -> Kind {
+    match rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::Socket) => Kind::Socket,
+        Ok(FileType::RegularFile | FileType::BlockDevice) => Kind::File,
+        _ => Kind::Shared,
+    }
+}
+
 /// Whether a call on `fd` would not wait.
 fn ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(fd, what)];
@@ -97,11 +112,9 @@ fn ready(fd: BorrowedFd<'_>, what: PollFlags) -> bool {
 /// A descriptor for the same file that can be non-blocking without a word to those who share it:
 /// terminals and named or nameless pipes are opened again where the system allows that.
 fn independent(fd: OwnedFd, mode: OFlags) -> (OwnedFd, Kind) {
-    let kind = rustix::fs::fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    match kind {
-        Ok(FileType::Socket) => (fd, Kind::Socket),
-        Ok(FileType::RegularFile | FileType::BlockDevice) => (fd, Kind::File),
-        _ => {
+    match kind(fd.as_fd()) {
+        known @ (Kind::Socket | Kind::File) => (fd, known),
+        Kind::Shared | Kind::NonBlocking => {
             let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             match rustix::fs::open(path, flags, Mode::empty()) {

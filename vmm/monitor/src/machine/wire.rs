@@ -21,7 +21,7 @@ use crate::timeline::GuestCounter;
 /// The version of everything in this file. Holder and monitor are of one build, or at least of one
 /// version: raise it with every change of a request, an answer or an event. What refuses another
 /// version is the same in all: the start's `version`, and the answer `failed`.
-pub(super) const VERSION: u32 = 7;
+pub(super) const VERSION: u32 = 8;
 
 /// Why a first frame starts no machine.
 #[derive(Debug, thiserror::Error)]
@@ -445,7 +445,7 @@ mod tests {
         for (text, wanted) in [
             (r#"{"op":"pause"}"#, "must be a machine's start"),
             (r#"{"op":"start"}"#, "cannot be read"),
-            (r#"{"op":"start","version":7}"#, "cannot be read"),
+            (r#"{"op":"start","version":8}"#, "cannot be read"),
             ("", "cannot be read"),
         ] {
             let said = start(text.as_bytes()).unwrap_err().to_string();

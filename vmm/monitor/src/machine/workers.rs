@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::confine::Confiner;
 use super::mailbox::{Mailbox, Message};
-use super::threads::{self, Role};
+use super::threads::{self, Role, Work};
 use crate::sys::{Interest, Notifier, Poller, Ready};
 use crate::virtio::blk::Crew;
 use crate::virtio::device::{Placement, Registrar, Running, WorkerHost};
@@ -19,6 +20,7 @@ const ORDERS: u64 = u64::MAX;
 /// Runs workers. Its threads live as long as it does.
 pub(super) struct WorkerThreads {
     mailbox: Mailbox,
+    confiner: Arc<Confiner>,
     threads: BTreeMap<u16, Thread>,
     crews: Mutex<Vec<(Crew, Vec<JoinHandle<()>>)>>,
 }
@@ -80,25 +82,48 @@ impl WorkerThreads {
     ///
     /// # Errors
     /// The host has no room for one more thread or descriptor.
-    pub(super) fn new(mailbox: Mailbox, slots: impl IntoIterator<Item = u16>) -> io::Result<Self> {
-        let mut host = Self { mailbox, threads: BTreeMap::new(), crews: Mutex::default() };
-        for slot in slots {
-            let thread = host.thread(slot)?;
+    pub(super) fn new(
+        mailbox: Mailbox,
+        confiner: &Arc<Confiner>,
+        slots: impl IntoIterator<Item = (u16, Work)>,
+    ) -> io::Result<Self> {
+        let (confiner, threads) = (Arc::clone(confiner), BTreeMap::new());
+        let mut host = Self { mailbox, confiner, threads, crews: Mutex::default() };
+        for (slot, work) in slots {
+            let thread = host.thread(slot, work)?;
             host.threads.insert(slot, thread);
         }
         Ok(host)
     }
 
-    fn thread(&self, slot: u16) -> io::Result<Thread> {
+    /// What a thread does first: it gives up what it does not need, and says that it is ready.
+    fn ready(&self, role: Role) -> impl FnOnce() -> bool + use<> {
+        let (mailbox, confiner) = (self.mailbox.clone(), Arc::clone(&self.confiner));
+        move || match confiner.confine_thread(role) {
+            Ok(()) => {
+                mailbox.post(Message::ThreadReady);
+                true
+            }
+            Err(error) => {
+                mailbox.post(Message::Unconfined(error));
+                false
+            }
+        }
+    }
+
+    fn thread(&self, slot: u16, work: Work) -> io::Result<Thread> {
         let poller = Poller::new()?;
         let orders = Arc::new(Orders { posted: Mutex::default(), bell: Notifier::new()? });
         poller.add(orders.bell.as_fd(), ORDERS, Interest::READ)?;
         let worker = WorkerThread { orders: Arc::clone(&orders), mailbox: self.mailbox.clone() };
+        let role = Role::Worker(slot, work);
+        let ready = self.ready(role);
         let body = move || {
-            worker.mailbox.post(Message::ThreadReady);
-            worker.serve(&poller);
+            if ready() {
+                worker.serve(&poller);
+            }
         };
-        let handle = Mutex::new(Some(threads::spawn(Role::Worker(slot), body)?));
+        let handle = Mutex::new(Some(threads::spawn(role, body)?));
         Ok(Thread { orders, handle })
     }
 
@@ -111,12 +136,14 @@ impl WorkerThreads {
         let mut crews = self.crews.lock().unwrap_or_else(PoisonError::into_inner);
         crews.push((crew.clone(), Vec::new()));
         for number in 1..=count {
-            let (crew, mailbox) = (crew.clone(), self.mailbox.clone());
+            let (crew, role) = (crew.clone(), Role::Helper(slot, number));
+            let ready = self.ready(role);
             let body = move || {
-                mailbox.post(Message::ThreadReady);
-                crew.serve();
+                if ready() {
+                    crew.serve();
+                }
             };
-            let handle = threads::spawn(Role::Helper(slot, number), body)?;
+            let handle = threads::spawn(role, body)?;
             if let Some((_, handles)) = crews.last_mut() {
                 handles.push(handle);
             }
@@ -256,8 +283,10 @@ mod tests {
 
     use super::*;
     use crate::arch::Nested;
+    use crate::config::Confine;
     use crate::hv::fake::Fake;
     use crate::hv::{Hypervisor, Vm};
+    use crate::machine::confine::Process;
     use crate::sys::Interest;
     use crate::virtio::device::{ReturnBox, Returned, Worker};
     use crate::virtio::interrupt::Interrupt;
@@ -288,7 +317,8 @@ mod tests {
 
     fn host() -> (WorkerThreads, Receiver<Message>) {
         let (mailbox, inbox) = Mailbox::new().unwrap();
-        (WorkerThreads::new(mailbox, [SLOT, 7]).unwrap(), inbox)
+        let confiner = Arc::new(Confiner::new(Process::Embedder, Confine::On));
+        (WorkerThreads::new(mailbox, &confiner, [(SLOT, Work::Disk), (7, Work::Disk)]).unwrap(), inbox)
     }
 
     fn interrupt() -> Interrupt {

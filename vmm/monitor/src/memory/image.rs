@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{GuestRam, read_at};
-use crate::sys::fits;
+use crate::sys::{self, fits};
 
 /// Bytes that are looked at, or read, at once.
 const CHUNK: u64 = 1 << 20;
@@ -58,7 +58,7 @@ impl GuestRam {
     /// The file is no regular one, or the host refuses: then its content is of no use.
     pub fn write_image(&self, file: &File, go_on: impl Fn() -> bool) -> Result<(), ImageError> {
         let failed = ImageError::Write;
-        if !file.metadata().map_err(failed)?.is_file() {
+        if !sys::files::is_regular(file).map_err(failed)? {
             return Err(ImageError::Kind);
         }
         // Nothing of what was there stays where there will be holes.

@@ -3,7 +3,7 @@
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -75,6 +75,25 @@ pub fn open(path: &Path, options: &OpenOptions, accept: Accept) -> io::Result<Fi
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens the place of a directory alone (`O_PATH`), which may be searched and not read.
+///
+/// # Errors
+/// The system's refusal.
+pub fn open_place(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Whether an open file is a regular one. By its descriptor alone: the standard library's way is
+/// one by names, too, which a confined process may not go.
+///
+/// # Errors
+/// The system's refusal.
+pub fn is_regular(file: impl AsFd) -> io::Result<bool> {
+    let status = rustix::fs::fstat(file)?;
+    Ok(rustix::fs::FileType::from_raw_mode(status.st_mode).is_file())
 }
 
 /// Opens what is to be shared with a guest, close-on-exec: a directory for reading, a regular file
@@ -149,14 +168,17 @@ fn name(kind: FileType) -> &'static str {
 
 /// Whether a pipe was made without a name: its writer has it already.
 #[cfg(target_os = "linux")]
-fn has_no_name(pipe: &File) -> bool {
+#[must_use]
+pub fn has_no_name(pipe: impl std::os::fd::AsFd) -> bool {
     const PIPEFS_MAGIC: i128 = 0x5049_5045;
     // The field's type differs between architectures.
     rustix::fs::fstatfs(pipe).is_ok_and(|system| i128::from(system.f_type) == PIPEFS_MAGIC)
 }
 
+/// Whether a pipe was made without a name: it is not known here.
 #[cfg(not(target_os = "linux"))]
-fn has_no_name(_pipe: &File) -> bool {
+#[must_use]
+pub fn has_no_name(_pipe: impl std::os::fd::AsFd) -> bool {
     false
 }
 

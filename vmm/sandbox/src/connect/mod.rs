@@ -134,6 +134,16 @@ impl Connection {
         self.client.state(within(ANSWER), &wire::StateRequest::default()).await.map_err(refused)
     }
 
+    /// What the monitor shows of the machine, as a JSON object: see
+    /// [`nelly_vmm::machine::Inspection`], of the version that the monitor has.
+    ///
+    /// # Errors
+    /// As every call; a keeper of an older version does not know it.
+    pub async fn monitor(&self) -> Result<String, ConnectError> {
+        let answer = self.client.monitor(within(ANSWER), &wire::MonitorRequest::default()).await;
+        answer.map(|answer| answer.inspection).map_err(refused)
+    }
+
     /// The health of the first container, with the results of the latest probes. What they wrote is
     /// not fit for a terminal.
     ///

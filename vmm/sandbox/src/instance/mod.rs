@@ -4,6 +4,7 @@ mod changes;
 mod disks;
 mod guest;
 pub mod relays;
+mod seen;
 mod waits;
 mod why;
 
@@ -17,7 +18,8 @@ pub use guest::Guest;
 use nelly_protocol::ports;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::machine::{
-    ControlError, DeviceFaults, Isolation, Machine, Outcome, Pending, Resources, StartError, VsockListener,
+    Confinement, ControlError, DeviceFaults, Isolation, Machine, Outcome, Pending, Resources, StartError,
+    VsockListener,
 };
 use nelly_vmm::sys::unix;
 use nelly_vmm::timeline::{Recorder, now_ns};
@@ -151,6 +153,8 @@ pub struct Finished {
     /// What the guest's drivers broke, and what failed behind its devices; `None` of a machine that
     /// was killed, which cannot tell.
     pub faults: Option<Vec<DeviceFaults>>,
+    /// What the monitor gave up before the guest ran, if it came to that.
+    pub confinement: Option<Confinement>,
 }
 
 impl Sandbox {
@@ -304,7 +308,11 @@ impl Sandbox {
             timeline.merge_guest(&guest, &counter, read_ns);
         }
         // A monitor that was killed has told of no start.
-        Finished { timeline, faults: (outcome.starts > 0).then_some(outcome.faults) }
+        Finished {
+            timeline,
+            faults: (outcome.starts > 0).then_some(outcome.faults),
+            confinement: outcome.confinement,
+        }
     }
 
     /// Ends the machine in order: what still runs is killed, what was written is flushed, and the

@@ -112,6 +112,7 @@ fn container(
         cpus: record.machine.cpus,
         memory: record.machine.memory_bytes,
         nested: record.machine.nested,
+        confine: record.machine.confine,
         append: record.machine.append.clone(),
         spare_slots: record.machine.spare_slots,
         networks: attached.device.into_iter().collect(),

@@ -513,6 +513,13 @@ impl Service for Calls {
         self.offer(stream)
     }
 
+    async fn monitor(&self, _: &TtrpcContext, _: m::MonitorRequest) -> ttrpc::Result<m::MonitorResponse> {
+        let shown = self.running()?.inspection().await.map_err(|error| refused(&error))?;
+        let inspection = serde_json::to_string(&shown);
+        let inspection = inspection.map_err(|error| status(Code::INTERNAL, error.to_string()))?;
+        Ok(m::MonitorResponse { inspection, ..Default::default() })
+    }
+
     async fn ports(&self, _: &TtrpcContext, _: m::PortsRequest) -> ttrpc::Result<m::PortsResponse> {
         network::ports(self.running()?).await
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use nelly_image::{Config, Image, Reference, Silent, Store, StoreOptions};
-use nelly_vmm::config::{CpuCount, MemorySize};
+use nelly_vmm::config::{Confine, CpuCount, MemorySize};
 use nelly_vmm::machine::{Isolation, Resources};
 
 use super::capture::collect;
@@ -298,6 +298,7 @@ impl Builder {
                 memory_bytes: memory,
                 append: String::new(),
                 nested: self.nested,
+                confine: Confine::On,
                 spare_slots: MachineRecord::SPARE_SLOTS,
                 platform: installation.platform,
                 kernel: installation.kernel.clone(),

@@ -3,8 +3,8 @@
 
 use nelly_protocol::ports;
 use nelly_vmm::config::{
-    CommandLine, ConfigError, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig, MemorySize,
-    NetworkConfig, Platform, ShareConfig, VsockConfig,
+    CommandLine, ConfigError, Confine, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig,
+    MemorySize, NetworkConfig, Platform, ShareConfig, VsockConfig,
 };
 
 use super::{Installation, Share, shares};
@@ -47,6 +47,8 @@ pub struct MachineSpec {
     pub memory: MemorySize,
     /// Whether to expose the processor's virtualisation to the guest.
     pub nested: bool,
+    /// Whether the monitor gives up what the machine does not need.
+    pub confine: Confine,
     /// Text to append to the kernel command line.
     pub append: String,
     /// How many disks can be attached while the machine runs, see
@@ -72,6 +74,7 @@ impl MachineSpec {
             cpus: CpuCount::default(),
             memory,
             nested: false,
+            confine: Confine::On,
             append: String::new(),
             spare_slots: 0,
             networks: Vec::new(),
@@ -111,6 +114,7 @@ impl MachineSpec {
         config.cpus = self.cpus;
         config.memory_bytes = self.memory;
         config.nested = self.nested;
+        config.confine = self.confine;
         config.spare_slots = self.spare_slots;
         let command_line = format!("{COMMAND_LINE} {}", self.append);
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use nelly_image::Config;
-use nelly_vmm::config::{CpuCount, MemorySize, Platform};
+use nelly_vmm::config::{Confine, CpuCount, MemorySize, Platform};
 use serde::{Deserialize, Serialize};
 
 use super::{BootRecord, Exit, Id, Name, StorageSize, Timestamp};
@@ -122,6 +122,9 @@ pub struct MachineRecord {
     /// Whether the processor's virtualisation is exposed to the guest.
     #[serde(default)]
     pub nested: bool,
+    /// Whether the monitor gives up what the machine does not need.
+    #[serde(default, skip_serializing_if = "Confine::is_default")]
+    pub confine: Confine,
     /// How many further containers can run at a time: each needs a slot for its image's disk.
     #[serde(default)]
     pub spare_slots: u8,
@@ -549,6 +552,7 @@ pub(crate) mod tests {
                 memory_bytes: MemorySize::default(),
                 append: String::new(),
                 nested: false,
+                confine: Confine::On,
                 spare_slots: 0,
                 platform: Platform::Auto,
                 kernel: "/k".into(),

@@ -12,6 +12,7 @@ use rustix::event::PollFlags;
 
 use super::error::{ControlError, MonitorError};
 use super::polling::first_ready;
+use crate::machine::inspection::Inspection;
 use crate::machine::wire::{self, Answer, ControlRequest, Received, Receiver};
 use crate::sys::{self, Killer};
 use crate::timeline::GuestCounter;
@@ -224,6 +225,15 @@ impl Pending {
                 Ok(UnixStream::from(descriptors.remove(0)))
             }
             (Answer::Done, _) => Err(ControlError::Descriptor),
+            _ => Err(ControlError::Confused),
+        }
+    }
+
+    /// Waits for what the machine shows of itself, see
+    /// [`Machine::inspect`](super::Machine::inspect).
+    pub fn inspection(self) -> Result<Inspection, ControlError> {
+        match self.finish()? {
+            (Answer::Inspection(inspection), _) => Ok(*inspection),
             _ => Err(ControlError::Confused),
         }
     }

@@ -143,10 +143,12 @@ impl Machine {
     /// What the machine shows of itself: every device's counters, faults and queue positions,
     /// exits, memory, consoles. Waits for no vCPU, whatever it does, and works in a pause too.
     pub fn inspect(&self) -> Result<Inspection, ControlError> {
-        match self.control.ask(&ControlRequest::Inspect, &[])?.finish()? {
-            (Answer::Inspection(inspection), _) => Ok(*inspection),
-            _ => Err(ControlError::Confused),
-        }
+        self.begin_inspect()?.inspection()
+    }
+
+    /// The same in two steps, with a descriptor to poll in between.
+    pub fn begin_inspect(&self) -> Result<Pending, ControlError> {
+        self.control.ask(&ControlRequest::Inspect, &[])
     }
 
     /// What the guest's counter shows, and when: it puts on CLOCK_MONOTONIC what the guest stamped.

@@ -13,6 +13,7 @@ use super::error::{ControlError, MonitorError, StartError};
 use super::vsock::Vsock;
 use super::{Isolation, Machine, Resources};
 use crate::config::MachineConfig;
+use crate::machine::confine::Process;
 use crate::machine::files::Handed;
 use crate::machine::outcome::EndReason;
 use crate::machine::server;
@@ -56,7 +57,7 @@ impl Machine {
         let body = match isolation {
             Isolation::Process { monitor } => spawn(monitor, theirs)
                 .map_err(|source| StartError::Spawn { monitor: monitor.clone(), source })?,
-            Isolation::Thread => thread(move || server::serve(theirs, recorder(), None))?,
+            Isolation::Thread => thread(move || server::serve(theirs, recorder(), None, Process::Embedder))?,
         };
         Self::hold(&config, resources, snapshot, control, body)
     }

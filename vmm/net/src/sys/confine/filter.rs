@@ -3,10 +3,9 @@
 
 use std::io;
 
-use seccompiler::BpfProgram;
+use nelly_confine::program::{Arguments, BpfProgram, Calls, Denial, Must, Ways, compile};
 
 use super::Role;
-use super::program::{Arguments, Calls, Must, compile};
 
 /// A call, and in which ways it may be made; none: in every way.
 type Entry = (i64, Vec<Arguments>);
@@ -22,16 +21,9 @@ pub(super) fn program(role: Role) -> io::Result<BpfProgram> {
         Role::Reader => reader(),
         Role::Switch => switch(),
     });
-    let numbered = |(number, ways)| u32::try_from(number).map(|number| (number, ways));
+    let numbered = |(number, ways)| u32::try_from(number).map(|number| (number, Ways::from(ways)));
     let calls: Result<Calls, _> = entries.into_iter().map(numbered).collect();
-    let calls = calls.map_err(io::Error::other)?;
-    // AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => 0xc000_003e,
-        "aarch64" => 0xc000_00b7,
-        other => return Err(io::Error::other(format!("no filter is known for {other}"))),
-    };
-    Ok(compile(&calls, architecture))
+    compile(&calls.map_err(io::Error::other)?, Denial::Signal)
 }
 
 /// A constant of the system, as an argument has it.
@@ -74,6 +66,8 @@ fn common() -> Vec<Entry> {
     // A panic ends this process by a signal to itself.
     let own = std::process::id();
     entries.push((libc::SYS_tgkill, vec![vec![(0, Must::Be(own))]]));
+    // Who is told of a denied call hears the name of its thread.
+    entries.push((libc::SYS_prctl, vec![vec![(0, Must::Be(bits(libc::PR_GET_NAME)))]]));
     // The standard library's own checks ask this of a file that is to be closed.
     entries.push((libc::SYS_fcntl, vec![vec![(1, Must::Be(bits(libc::F_GETFD)))]]));
     #[cfg(target_arch = "x86_64")]

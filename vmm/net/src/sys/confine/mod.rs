@@ -1,10 +1,6 @@
 //! What a process may still ask of the system, once it has everything open that it needs.
 
-#![allow(unsafe_code, reason = "capabilities beyond those that a crate knows are dropped by number")]
-
-mod denied;
 mod filter;
-mod program;
 #[cfg(test)]
 mod tests;
 
@@ -12,10 +8,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
-
-pub use denied::DENIED_EXIT;
+use nelly_confine::denied;
+pub use nelly_confine::denied::DENIED_EXIT;
+use nelly_confine::privilege::{self, CapabilitySet};
+use nelly_confine::program::{self, Speculation, Threads};
+use rustix::process::Resource;
 
 /// What a process is for, which decides what it may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +43,7 @@ static NO_FILES: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// The system does not have the call.
 pub fn keep_privileges_down() -> io::Result<()> {
-    Ok(rustix::thread::set_no_new_privs(true)?)
+    privilege::keep_down()
 }
 
 /// Whether files may be opened still.
@@ -65,46 +62,13 @@ pub fn may_open_files() -> bool {
 pub fn confine(role: Role, told: &[BorrowedFd<'_>]) -> Result<Vec<&'static str>, ConfineError> {
     let failed = |step| move |source: io::Error| ConfineError { step, source };
     keep_privileges_down().map_err(failed("no_new_privs"))?;
-    drop_capabilities().map_err(failed("capabilities"))?;
-    set_limits().map_err(failed("limits"))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| failed("not dumpable")(e.into()))?;
-    denied::tell(told).map_err(failed("a handler of denied system calls"))?;
-    let program = filter::program(role).map_err(failed("seccomp"))?;
-    seccompiler::apply_filter(&program).map_err(|e| failed("seccomp")(io::Error::other(e)))?;
+    privilege::drop_capabilities(CapabilitySet::empty()).map_err(failed("capabilities"))?;
+    privilege::set_to_nothing(&[Resource::Nproc, Resource::Memlock, Resource::Msgqueue])
+        .map_err(failed("limits"))?;
+    privilege::hide().map_err(failed("not dumpable"))?;
+    denied::tell("nelly-usernet", told, None).map_err(failed("a handler of denied system calls"))?;
+    let filter = filter::program(role).map_err(failed("seccomp"))?;
+    program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt).map_err(failed("seccomp"))?;
     NO_FILES.store(role != Role::Reader, Ordering::Relaxed);
     Ok(vec!["no_new_privs", "capabilities", "limits", "undumpable", "seccomp"])
-}
-
-/// Empties all sets of capabilities. Who has none keeps none, and is refused nothing.
-fn drop_capabilities() -> io::Result<()> {
-    // Linux 4.3 is the first with an ambient set.
-    match rustix::thread::clear_ambient_capability_set() {
-        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-        Err(error) => return Err(error.into()),
-    }
-    for number in 0..64_u64 {
-        // SAFETY: the call takes numbers only.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) } == 0 {
-            continue;
-        }
-        match io::Error::last_os_error() {
-            // The system knows no more.
-            error if error.raw_os_error() == Some(libc::EINVAL) => break,
-            // An ordinary user may not, and runs no program that the set would bound.
-            error if error.raw_os_error() == Some(libc::EPERM) => break,
-            error => return Err(error),
-        }
-    }
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    Ok(rustix::thread::set_capabilities(None, sets)?)
-}
-
-fn set_limits() -> io::Result<()> {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    for resource in [Resource::Core, Resource::Nproc, Resource::Memlock, Resource::Msgqueue] {
-        setrlimit(resource, none)?;
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Each statement is one of a process of its own: this test program, started again.
 
+#![allow(unsafe_code, reason = "it tries what no safe interface has")]
+
 use std::io::Write;
 use std::process::{Command, Output};
 

@@ -15,6 +15,7 @@ use crate::arch::x86_64::layout;
 use crate::boot::testing::{Segment, elf};
 use crate::config::{DiskId, Endpoint, MachineConfig, OnReset, Platform, VsockConfig};
 use crate::hv::fake::{Fake, Step};
+use crate::machine::confine::Process;
 use crate::machine::outcome::{EndReason, Event};
 use crate::machine::{QueueState, Snapshot, server, wire};
 use crate::timeline::{self, GuestCounter, name};
@@ -49,7 +50,8 @@ fn begin_with(
 ) -> Result<Machine, StartError> {
     let (control, theirs) = sys::stream_pair().unwrap();
     let fake = fake.clone();
-    let body = thread(move || server::serve_on(|| Ok(fake), theirs, recorder(), None)).unwrap();
+    let body =
+        thread(move || server::serve_on(|| Ok(fake), theirs, recorder(), None, Process::Embedder)).unwrap();
     Machine::hold(config, resources, snapshot, control, body)?.done()
 }
 
@@ -549,7 +551,13 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
 fn a_holder_of_another_version_is_told_both_and_gets_everything_back() {
     let (control, theirs) = sys::stream_pair().unwrap();
     let server = std::thread::spawn(move || {
-        server::serve_on(|| -> Result<Fake, _> { panic!("nothing is started") }, theirs, recorder(), None);
+        server::serve_on(
+            || -> Result<Fake, _> { panic!("nothing is started") },
+            theirs,
+            recorder(),
+            None,
+            Process::Embedder,
+        );
     });
     let ((reply, theirs), (given, kept)) = (sys::stream_pair().unwrap(), sys::stream_pair().unwrap());
     let request =
