@@ -42,7 +42,7 @@ pub fn tell(program: &'static str, told: &[BorrowedFd<'_>], framed: Option<Frame
     let _first = SAID.set((program, framed));
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: all zeros are an action without flags, mask and restorer, and an empty set; the
-    // handler has the type that SA_SIGINFO asks for, and calls only what may be called in a handler.
+    // handler has the type that SA_SIGINFO asks for, and calls only what a handler may call.
     unsafe {
         let action = action.assume_init_mut();
         let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *mut libc::c_void) = ended;

@@ -152,7 +152,7 @@ pub enum Threads {
 pub enum Speculation {
     /// Linux before 5.16 turns off much of it, against threads that read each other's memory by it.
     AsTheSystemHasIt,
-    /// It stays: for a thread that runs a guest, to which that would cost far more than the program.
+    /// It stays: for a thread that runs a guest, to which that would cost more than the program.
     Kept,
 }
 

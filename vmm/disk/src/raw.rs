@@ -197,8 +197,8 @@ impl Disk for RawDisk {
         }
         let there = file::size(self.file.as_fd()).map_err(io::Error::other)?;
         if there < bytes {
-            // By the descriptor alone: the standard library's way is one by names, too, which a confined
-            // process may not go.
+            // By the descriptor alone: the standard library's way is one by names, too, which a
+            // confined process may not go.
             let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&self.file)?.st_mode);
             if !kind.is_file() {
                 return Err(io::ErrorKind::FileTooLarge.into());

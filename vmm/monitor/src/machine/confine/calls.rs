@@ -299,8 +299,9 @@ fn interrupts() -> Vec<Arguments> {
 /// Running, and reading what a vCPU is: what it is was set before its guest runs. A machine that
 /// starts again sets it by its loop's requests.
 fn vcpu_requests() -> Vec<Arguments> {
-    // KVM_RUN; KVM_GET_REGS, SREGS, MSRS, LAPIC, MP_STATE, VCPU_EVENTS, DEBUGREGS, XSAVE, XCRS, ONE_REG, XSAVE2;
-    // KVM_KVMCLOCK_CTRL, KVM_GET_MSR_INDEX_LIST, KVM_CHECK_EXTENSION, KVM_*_DEVICE_ATTR
+    // KVM_RUN; KVM_GET_REGS, SREGS, MSRS, LAPIC, MP_STATE, VCPU_EVENTS, DEBUGREGS, XSAVE, XCRS,
+    // ONE_REG, XSAVE2; KVM_KVMCLOCK_CTRL, KVM_GET_MSR_INDEX_LIST, KVM_CHECK_EXTENSION,
+    // KVM_*_DEVICE_ATTR
     let numbers = [
         0x80, 0x81, 0x83, 0x88, 0x8e, 0x98, 0x9f, 0xa1, 0xa4, 0xa6, 0xab, 0xcf, 0xad, 0x02, 0x03, 0xe1, 0xe2,
         0xe3,
@@ -312,8 +313,8 @@ fn vcpu_requests() -> Vec<Arguments> {
 fn network_requests() -> Vec<Arguments> {
     // TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE
     let taps = [0xd0, 0xd2, 0xd8, 0xd9].map(|number| vec![request(TERMINAL, number)]);
-    // VHOST_GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE, SET_VRING_NUM, ADDR, BASE,
-    // GET_VRING_BASE, SET_VRING_KICK, CALL, ERR, VHOST_NET_SET_BACKEND
+    // VHOST_GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE, SET_VRING_NUM, ADDR,
+    // BASE, GET_VRING_BASE, SET_VRING_KICK, CALL, ERR, VHOST_NET_SET_BACKEND
     let vhost = [0x00, 0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x20, 0x21, 0x22, 0x30];
     taps.into_iter().chain(vhost.map(|number| vec![request(VHOST, number)])).collect()
 }
