@@ -90,7 +90,7 @@ fn under_runc(work: &Path, home: &Home, image: &str) -> Done {
     let bundle = work.join("runc");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-    run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside"), b"", LIMIT)
+    run(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg("beside-image"), b"", LIMIT)
 }
 
 /// Whether the cache has what the guest reads of an image, as a run would find it.
@@ -136,7 +136,10 @@ fn an_oci_layout_by_umoci_and_a_docker_archive_by_skopeo_are_as_under_runc() {
         assert_eq!(is_cached(&home, &image), cached);
         compare(&home, &image, &theirs);
     }
+    // A disk is found by its layers, in whatever form they come: the archive's are to be unpacked.
+    fs::remove_dir_all(home.path().join("cache")).unwrap();
     let image = format!("docker-archive:{}:example/app:1.2", work.join("image.tar").display());
+    assert!(!is_cached(&home, &image));
     compare(&home, &image, &theirs);
 }
 

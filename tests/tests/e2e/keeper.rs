@@ -383,8 +383,10 @@ fn a_policy_starts_it_again_until_it_is_stopped() {
     kept.out(&["update", "--restart", "unless-stopped", "box"]);
     kept.until("it hears signals", || ups() == 5);
     end();
-    kept.until("it was started again", || kept.state()["restarts"] == 1 && kept.running().is_some());
-    kept.out(&["stop", "box"]);
+    kept.until("it was started again", || kept.state()["restarts"] == 1 && ups() == 6);
+    kept.out(&["update", "--restart", "no", "box"]);
+    end();
+    assert_eq!(kept.out(&["wait", "box"]), "3");
     assert_eq!(kept.out(&["start", "--restartable"]), "");
     assert_eq!(kept.state()["status"], "exited");
     // What is removed at its end is gone with it, and leaves no keeper.

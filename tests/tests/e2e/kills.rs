@@ -40,9 +40,11 @@ const STAYS: [&str; 6] = [
 fn paths(directory: &Path) -> Vec<String> {
     let (mut lines, mut left) = (Vec::new(), vec![directory.to_owned()]);
     while let Some(path) = left.pop() {
-        for entry in fs::read_dir(path).unwrap() {
-            let path = entry.unwrap().path();
-            let kind = fs::symlink_metadata(&path).unwrap().file_type();
+        // What goes away meanwhile is not there.
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(found) = fs::symlink_metadata(&path) else { continue };
+            let kind = found.file_type();
             let letter = if kind.is_dir() {
                 'd'
             } else if kind.is_file() {

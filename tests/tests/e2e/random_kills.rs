@@ -120,10 +120,14 @@ fn whatever_is_killed_the_next_command_mends() {
     let kept = Kept::new();
     let image = archive(&kept.0);
     kept.0.feed(&["image", "load"], &image).expect(0);
+    // Of what is there already the first commands are.
+    kept.keep(&[], SERVER);
     for moment in 0..number("NELLY_KILLS").unwrap_or(MOMENTS) {
         let before = status(&kept);
         let (words, within) = *random.of(commands(&before));
-        let victim = *random.of(&["nelly", "nelly-keeper", "nelly-monitor"]);
+        // Each in its turn, for the moments are few.
+        let victims = ["nelly-monitor", "nelly-keeper", "nelly"];
+        let victim = victims[usize::try_from(moment).unwrap() % victims.len()];
         let delay = Duration::from_millis(random.below(within));
         let what = format!("seed {seed}, moment {moment}: {before}, {words:?}, {victim} after {delay:?}");
         println!("{what}");

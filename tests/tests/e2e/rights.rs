@@ -12,7 +12,7 @@ fn rights_limits_names_and_a_profile_are_as_asked() {
     let script = "grep CapEff /proc/self/status; ulimit -Sn; ulimit -Hn; cat /proc/sys/net/ipv4/ip_forward; \
                   df -k /dev/shm | tail -n 1 | awk '{print $2}'; cat /sys/fs/cgroup/pids.max; id -G; \
                   grep db /etc/hosts; chown 1:1 /tmp 2>/dev/null || echo refused; \
-                  grep Seccomp: /proc/self/status; mkdir /tmp/made 2>/dev/null || echo refused";
+                  grep Seccomp: /proc/self/status; mkdir /tmp/made 2>/dev/null || echo refused; touch /tmp/t && echo done";
     let words = [
         "run",
         "--rm",
@@ -43,7 +43,7 @@ fn rights_limits_names_and_a_profile_are_as_asked() {
     ];
     let done = home.nelly(&words);
     done.expect(0);
-    let expected = "CapEff:\t0000000000001000\n123\n456\n1\n3072\n17\n0 77\n10.0.0.2\tdb\nrefused\nSeccomp:\t2\nrefused\n";
+    let expected = "CapEff:\t0000000000001000\n123\n456\n1\n3072\n17\n0 77\n10.0.0.2\tdb\nrefused\nSeccomp:\t2\nrefused\ndone\n";
     assert_eq!(done.out(), expected);
 }
 

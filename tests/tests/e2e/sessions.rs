@@ -12,8 +12,8 @@ use super::LIMIT;
 use super::keeper::{Kept, SERVER, spawn};
 use super::terminal::Tmux;
 
-/// How often what may be lost by chance is tried: 6 times, or what `NELLY_REPEATS` says; a third of
-/// that where each try boots a machine.
+/// How often what may be lost by chance is tried: 6 times, or what `NELLY_REPEATS` says; a sixth of
+/// that, and two at least, where each try boots a machine.
 fn repeats() -> usize {
     std::env::var("NELLY_REPEATS").map_or(6, |word| word.parse().expect("NELLY_REPEATS is a number"))
 }
@@ -77,7 +77,7 @@ fn the_output_of_an_exec_is_whole_however_soon_it_ends() {
 fn the_output_of_a_run_is_whole_however_soon_it_ends() {
     let kept = Kept::new();
     let kinds: [&[&str]; 4] = [&["--rm"], &["-t"], &[], &["--rm", "-t"]];
-    for (round, flags) in kinds.into_iter().cycle().take(repeats().div_ceil(3)).enumerate() {
+    for (round, flags) in kinds.into_iter().cycle().take(repeats().div_ceil(6).max(2)).enumerate() {
         let (script, whole) = flood(round, mib(flags), 4);
         let words = [&["run"], flags, &["--name", "box", "--", "sh", "-c", &script]].concat();
         let whole = if flags.contains(&"-t") { on_terminal(&whole) } else { whole };

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read as _, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -147,7 +147,7 @@ fn a_shell_in_a_terminal_is_a_shell_in_a_terminal() {
     tmux.line("until stty size | grep 20; do sleep 0.1; done; echo size-$(stty size | tr ' ' x)");
     tmux.see("size-20x70");
     // Ctrl-C reaches the program, not nelly, and the shell lives on.
-    tmux.line("echo asleep-$((40 + 2)); sleep 1000");
+    tmux.line("sh -c 'echo asleep-$((40 + 2)); exec sleep 1000'");
     tmux.see("asleep-42");
     tmux.keys(&["C-c"]);
     tmux.line("echo alive-$?");
@@ -231,6 +231,16 @@ impl Pseudo {
     }
 }
 
+/// A process that ends with its test, also with one that fails.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ended = self.0.kill();
+        let _collected = self.0.wait();
+    }
+}
+
 #[test]
 fn a_program_with_a_pseudo_terminal_has_what_a_person_has() {
     let home = Home::new();
@@ -243,7 +253,7 @@ fn a_program_with_a_pseudo_terminal_has_what_a_person_has() {
     command.arg("-c").arg(inside.get_program()).args(inside.get_args());
     command.envs(inside.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let end = || pseudo.terminal.try_clone().unwrap();
-    let mut child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+    let mut child = Ends(command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap());
     pseudo.see("box#");
     assert_ne!(settings(&pseudo), before, "the terminal of a container passes every key on");
     // What is typed is shown, too: the answers are not among it.
@@ -253,13 +263,13 @@ fn a_program_with_a_pseudo_terminal_has_what_a_person_has() {
     pseudo.keys("until [ \"$(stty size)\" = '20 70' ]; do sleep 0.1; done; echo resized-$((40 + 2))\r");
     pseudo.see("resized-42");
     // Ctrl-C reaches the program, not nelly, and the shell lives on.
-    pseudo.keys("echo asleep-$((1 + 1)); sleep 1000\r");
+    pseudo.keys("sh -c 'echo asleep-$((1 + 1)); exec sleep 1000'\r");
     pseudo.see("asleep-2");
     pseudo.keys("\x03");
     pseudo.see("box#");
     pseudo.keys("echo alive-$?\r");
     pseudo.see("alive-130");
     pseudo.keys("exit 9\r");
-    assert_eq!(code(wait(&mut child, LIMIT)), 9);
+    assert_eq!(code(wait(&mut child.0, LIMIT)), 9);
     assert_eq!(settings(&pseudo), before);
 }

@@ -133,7 +133,7 @@ fn an_absurd_origin_is_not_believed_and_a_time_limit_ends_the_machine_and_tells_
     let home = Home::new();
     let result = home.path().join("result.json");
     // It has long started by then: a start takes three seconds in the emulated host.
-    let limit = format!("{}s", nelly_tests::scaled(Duration::from_secs(8)).as_secs());
+    let limit = format!("{}s", nelly_tests::scaled(Duration::from_secs(15)).as_secs());
     let words = ["run", "--rm", "--timeout", &limit, "--result", result.to_str().unwrap()];
     let mut command = nelly_tests::nelly(home.path(), &[&words[..], &["--", "sleep", "1000"]].concat());
     // From the future; a word from long ago would be a moment of the last minute on a host that has
