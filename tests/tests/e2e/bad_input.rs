@@ -194,8 +194,7 @@ fn what_is_for_another_processor_is_refused() {
     refused(&home, &["run", "--rm", &image, "true"], &names);
     // The image that is built in, and a kernel for the other one: the store is filled before.
     home.sh("true").expect(0);
-    // The machine is given an open file here, and does not know its path.
-    refused(&home, &["run", "--rm", "--kernel", path, "--", "true"], &[name]);
+    refused(&home, &["run", "--rm", "--kernel", path, "--", "true"], &[path, name]);
 }
 
 #[test]
@@ -226,7 +225,7 @@ fn kernels_that_are_none() {
     fs::File::options().write(true).open(oversized).unwrap().set_len(1 << 40).unwrap();
     for kernel in &cases {
         refused(&home, &["boot", "--kernel", kernel], &[kernel]);
-        refused(&home, &["run", "--rm", "--kernel", kernel, "--", "true"], &[]);
+        refused(&home, &["run", "--rm", "--kernel", kernel, "--", "true"], &[kernel]);
     }
     refused(&home, &["boot", "--kernel", "/nonexistent/vmlinux"], &["/nonexistent/vmlinux"]);
     refused(&home, &["boot", "--kernel", "/"], &["--kernel", "directory"]);

@@ -162,7 +162,8 @@ pub(super) fn machine_opened(
     resources: &mut Resources,
 ) -> Result<MachineSpec> {
     let mut open = |flag: &str, asset: &Asset| {
-        Ok::<_, anyhow::Error>(resources.add(machine::open(flag, &asset.path, Accept::Regular)?))
+        let file = machine::open(flag, &asset.path, Accept::Regular)?;
+        Ok::<_, anyhow::Error>(resources.add_named(file, asset.path.display().to_string()))
     };
     let (kernel, initrd) =
         (open("--kernel", &plan.options.assets.kernel)?, open("--initrd", &plan.options.assets.initrd)?);

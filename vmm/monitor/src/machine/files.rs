@@ -29,6 +29,13 @@ pub(super) struct Label {
     place: Option<LogPlace>,
 }
 
+impl Label {
+    /// With what messages call the file.
+    pub(super) fn named(name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), place: None }
+    }
+}
+
 /// A name in a directory, of which there is a descriptor too: a log that is full begins anew there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct LogPlace {
@@ -66,6 +73,7 @@ pub(super) struct Handed {
 
 impl Handed {
     /// What the config names by number counts through `files` already.
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn with(files: Vec<OwnedFd>) -> Self {
         let labels = files.iter().map(|_| Label::default()).collect();
         Self { files, labels }
@@ -217,7 +225,8 @@ impl Handed {
         Some(LogPlace { directory, name })
     }
 
-    fn push(&mut self, file: OwnedFd, label: Label) -> FileSource {
+    /// Adds a file, and says how the config names it.
+    pub(super) fn push(&mut self, file: OwnedFd, label: Label) -> FileSource {
         let number = fits(self.files.len(), "nobody has 2^32 descriptors");
         self.files.push(file);
         self.labels.push(label);

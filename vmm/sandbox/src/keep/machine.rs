@@ -93,8 +93,13 @@ fn container(
     site: &Site<'_>,
 ) -> Result<Made, SandboxError> {
     let mut resources = Resources::new();
-    let kernel = resources.add(files.kernel.try_clone().map_err(failed)?);
-    let initrd = resources.add(files.initrd.try_clone().map_err(failed)?);
+    let mut named = |file: &File, path: &Path| {
+        Ok::<_, SandboxError>(
+            resources.add_named(file.try_clone().map_err(failed)?, path.display().to_string()),
+        )
+    };
+    let kernel = named(&files.kernel, &record.machine.kernel)?;
+    let initrd = named(&files.initrd, &record.machine.initrd)?;
     let image = files.disks.iter().map(File::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     let storage = files.storage.as_ref().map(File::try_clone).transpose().map_err(failed)?;
     let network = &record.machine.network;

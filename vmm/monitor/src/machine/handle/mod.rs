@@ -20,12 +20,12 @@ use std::sync::Mutex;
 use ask::Control;
 use ending::EndState;
 
-use super::files::Handed;
+use super::files::{Handed, Label};
 use super::inspection::{DeviceState, Inspection};
 use super::outcome::{ExitCounts, State};
 use super::wire::{Answer, ControlRequest, NewDevice};
 use crate::config::{DeviceName, DiskConfig, DiskId, DiskLimits, FileSource};
-use crate::sys::{self, fits};
+use crate::sys;
 use crate::timeline::GuestCounter;
 
 pub use ask::Pending;
@@ -54,7 +54,7 @@ pub enum Isolation {
 /// Files that a machine is given: [`FileSource::Fd`] of its config counts through them.
 #[derive(Debug, Default)]
 pub struct Resources {
-    files: Vec<OwnedFd>,
+    handed: Handed,
     log: Option<OwnedFd>,
 }
 
@@ -67,9 +67,12 @@ impl Resources {
 
     /// Adds a file and says how the config names it.
     pub fn add(&mut self, file: impl Into<OwnedFd>) -> FileSource {
-        let index = fits(self.files.len(), "nobody has 2^32 descriptors");
-        self.files.push(file.into());
-        FileSource::Fd(index)
+        self.handed.push(file.into(), Label::default())
+    }
+
+    /// The same with what messages call the file: its path, say.
+    pub fn add_named(&mut self, file: impl Into<OwnedFd>, name: impl Into<String>) -> FileSource {
+        self.handed.push(file.into(), Label::named(name))
     }
 
     /// Adds several files and says how the config names them.
@@ -214,7 +217,7 @@ impl Machine {
         for (field, _, source) in disk.files("disk") {
             *source = source.clone().with_absolute_path(&field).map_err(refused)?;
         }
-        let mut handed = Handed::with(resources.files);
+        let mut handed = resources.handed;
         handed.open_disk(&mut disk).map_err(refused)?;
         let device = NewDevice::Disk { disk, labels: handed.labels };
         self.control.ask(&ControlRequest::Attach { device }, &handed.files)?.done()

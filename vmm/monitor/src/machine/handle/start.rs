@@ -82,8 +82,8 @@ impl Machine {
         let ending = Mutex::new(EndState::new(body));
         // From here on dropping the machine cleans up.
         let machine = Self { control: Control::new(control, done, killer), ending, spawned_ns };
-        let Resources { files, log } = resources;
-        let (mut config, mut handed) = (Box::new(config.clone()), Handed::with(files));
+        let Resources { mut handed, log } = resources;
+        let mut config = Box::new(config.clone());
         handed.open(&mut config).map_err(|error| StartError::Refused(MonitorError::of(&error)))?;
         let Handed { files, labels } = handed;
         let request = ControlRequest::Start {
