@@ -77,15 +77,6 @@ pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Opens the place of a directory alone (`O_PATH`), which may be searched and not read.
-///
-/// # Errors
-/// The system's refusal.
-pub fn open_place(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
 /// Whether an open file is a regular one. By its descriptor alone: the standard library's way is
 /// one by names, too, which a confined process may not go.
 ///

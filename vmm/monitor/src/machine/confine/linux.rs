@@ -7,6 +7,8 @@ use nelly_confine::denied::{self, Framed};
 use nelly_confine::privilege::{self, CapabilitySet};
 use nelly_confine::program::{self, Denial, Speculation, Threads};
 use nelly_confine::tree::{self, May};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{ConfineError, Confinement, Needs, Process, calls};
 use crate::config::{Confine, Endpoint, MachineConfig};
@@ -76,7 +78,6 @@ fn missing(why: &'static str) -> io::Error {
 /// Whether the host does not have what was asked for, or does not let this process have it, as in
 /// some containers.
 fn is_missing(error: &io::Error) -> bool {
-    use rustix::io::Errno;
     // The last: it has as many rules of Landlock upon it as the kernel takes.
     let refusals = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL, Errno::PERM, Errno::ACCESS, Errno::TOOBIG];
     match error.raw_os_error() {
@@ -176,11 +177,13 @@ fn places(config: &MachineConfig, files: &Files) -> io::Result<Vec<(OwnedFd, May
     }
     if let Some(path) = config.vsock.as_ref().and_then(|vsock| vsock.unix_socket.as_ref()) {
         let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        match sys::files::open_place(directory) {
+        // Its place alone: a directory may be searched and not read.
+        let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(directory, place, Mode::empty()) {
             Ok(place) => places.push((place, May::Sockets)),
             // Whoever makes the socket says it better.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(places)
