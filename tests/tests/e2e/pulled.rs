@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use nelly_tests::{asset, run};
-use serde_json::Value;
 
 use super::keeper::Kept;
 use super::{Home, LIMIT};
