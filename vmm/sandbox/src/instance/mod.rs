@@ -42,12 +42,6 @@ const READY: Duration = Duration::from_secs(120);
 /// Longest wait for a guest's counter, which only a timeline wants.
 const COUNTER: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether the last writes of a guest wait for room on the host.
-const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
-
-/// After so many looks in a row that say so, there will be none.
-const LOOKS_FOR_ROOM: u32 = 2;
-
 /// Why a sandbox failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -336,19 +330,6 @@ impl Sandbox {
         self.machine.kill();
         let ending = Arc::clone(&self.machine);
         blocking(move || ending.wait()).await
-    }
-
-    /// Comes back when a disk has waited for room on the host for a while.
-    async fn stays_without_room(&self) {
-        let mut looks = 0;
-        while looks < LOOKS_FOR_ROOM {
-            tokio::time::sleep(LOOK_FOR_ROOM).await;
-            let machine = Arc::clone(&self.machine);
-            let inspection = blocking(move || machine.inspect()).await;
-            let waits =
-                inspection.is_ok_and(|found| found.devices.iter().any(|device| device.waits_for_room));
-            looks = if waits { looks + 1 } else { 0 };
-        }
     }
 
     /// Pauses the machine. Its guest answers nothing until it is resumed.

@@ -137,8 +137,8 @@ const OWN_OF_THIS_MACHINE: &[i64] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc
 #[cfg(not(target_arch = "x86_64"))]
 const OWN_OF_THIS_MACHINE: &[i64] = &[];
 
-/// Nobody needs these. They lead nowhere, and each stands between others that are allowed, so that
-/// the list is shorter with them.
+/// Nobody needs these. They lead nowhere, and by its number on x86_64 each stands between others
+/// that are allowed, so that the list is shorter with them.
 const BETWEEN: &[i64] = &[
     libc::SYS_dup3,
     libc::SYS_getitimer,
@@ -154,12 +154,6 @@ const BETWEEN: &[i64] = &[
 const BETWEEN_OF_THIS_MACHINE: &[i64] = &[libc::SYS_alarm, libc::SYS_eventfd, libc::SYS_signalfd];
 #[cfg(not(target_arch = "x86_64"))]
 const BETWEEN_OF_THIS_MACHINE: &[i64] = &[];
-
-/// `renameat`, for which the C library has no name on every machine.
-#[cfg(target_arch = "x86_64")]
-const RENAMEAT: i64 = libc::SYS_renameat;
-#[cfg(not(target_arch = "x86_64"))]
-const RENAMEAT: i64 = 38;
 
 /// What a server of shared directories does, by names below their descriptors.
 const FILES: &[i64] = &[
@@ -243,7 +237,7 @@ fn event_loop(entries: &mut Vec<Entry>, needs: Needs) {
         entries.extend(calls(&[
             libc::SYS_newfstatat,
             libc::SYS_openat,
-            RENAMEAT,
+            libc::SYS_renameat,
             libc::SYS_renameat2,
             libc::SYS_statx,
         ]));
