@@ -3,6 +3,7 @@
 //! `relay` those for connections to them.
 
 mod containers;
+mod guard;
 mod network;
 mod relay;
 
@@ -13,10 +14,12 @@ use nelly_protocol::messages as wire;
 use nelly_protocol::ports::TOKEN_BYTES;
 use nelly_protocol::service::AgentClient;
 use nelly_protocol::{PROTOCOL_MAJOR, features};
+use tokio::io::{AsyncRead, AsyncWrite};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
+use self::guard::Guard;
 use crate::spec::network::GuestNetwork;
 use crate::timeline::GuestStamps;
 
@@ -41,6 +44,9 @@ const CALL_NS: i64 = 60_000_000_000;
 
 /// Time limit for reading stamps, in nanoseconds.
 const TIMELINE_NS: i64 = 2_000_000_000;
+
+/// Most bytes of a sentence of the agent that are shown and written down.
+const SENTENCE_MOST: usize = 4096;
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +95,12 @@ pub enum CallError {
     /// The agent's error message.
     #[error("{0}")]
     Refused(String),
+    /// It did not answer within its time limit.
+    #[error("it did not answer in time")]
+    Silent,
+    /// It sent what no agent sends; the connection is closed.
+    #[error("{0}")]
+    Lied(String),
     /// The connection failed, or a message was invalid.
     #[error(transparent)]
     Connection(ttrpc::Error),
@@ -98,11 +110,23 @@ impl From<ttrpc::Error> for CallError {
     /// Only the message of a status is useful; ttrpc would print it with its code and empty fields.
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) if !status.message.is_empty() => Self::Refused(status.message),
+            ttrpc::Error::RpcStatus(status) if !status.message.is_empty() => {
+                Self::Refused(sentence(status.message))
+            }
             ttrpc::Error::RpcStatus(status) => Self::Refused(format!("status {:?}", status.code())),
+            // The client's own end of the wait.
+            ttrpc::Error::Others(text) if text.contains("deadline elapsed") => Self::Silent,
+            ttrpc::Error::Socket(text) if guard::is_lie(&text) => Self::Lied(text),
             other => Self::Connection(other),
         }
     }
+}
+
+/// What the guest says, which may be long, cut to a length that can be shown.
+fn sentence(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SENTENCE_MOST));
+    text.shrink_to_fit();
+    text
 }
 
 /// The token with which the host claims a stream of a process, see `Stdio` in the protocol.
@@ -185,8 +209,14 @@ impl Agent {
     /// The descriptor cannot be made non-blocking or registered.
     pub fn new(stream: UnixStream) -> Result<Self, AgentError> {
         stream.set_nonblocking(true).map_err(AgentError::Connect)?;
-        let socket = Socket::try_from(stream).map_err(AgentError::Connect)?;
-        Ok(Self { client: Some(AgentClient::new(Client::new(socket))) })
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(AgentError::Connect)?;
+        Ok(Self::over(stream))
+    }
+
+    /// The same over any stream.
+    fn over(stream: impl AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static) -> Self {
+        let socket = Socket::new(Guard::new(stream));
+        Self { client: Some(AgentClient::new(Client::new(socket))) }
     }
 
     /// The agent of a guest that has none: every call is refused.
@@ -241,10 +271,10 @@ impl Agent {
         let response = self.client()?.hello(context(), &request).await.map_err(failed("Hello"))?;
         // A program without a build id (plain `cargo build`) is not checked.
         if let Some(host) = BUILD.filter(|host| !response.build.is_empty() && *host != response.build) {
-            return Err(AgentError::Build { agent: response.build, host: host.to_owned() });
+            return Err(AgentError::Build { agent: sentence(response.build), host: host.to_owned() });
         }
         Ok(Greeting {
-            kernel_release: response.kernel_release,
+            kernel_release: sentence(response.kernel_release),
             boot_ns: response.boot_ns,
             ready_ns: response.ready_ns,
         })
@@ -277,7 +307,11 @@ impl Agent {
         let request = wire::ProbeDevicesRequest::default();
         let response =
             self.client()?.probe_devices(context(), &request).await.map_err(failed("ProbeDevices"))?;
-        let disk = |wire::Disk { id, device, bytes, .. }| GuestDisk { id, device, bytes };
+        let disk = |wire::Disk { id, device, bytes, .. }| GuestDisk {
+            id: sentence(id),
+            device: sentence(device),
+            bytes,
+        };
         Ok(response.disks.into_iter().map(disk).collect())
     }
 
@@ -350,6 +384,9 @@ impl Agent {
         let request = wire::ShutdownRequest { grace_ms, ..Default::default() };
         let context = ttrpc::context::with_timeout(CALL_NS + i64::from(grace_ms) * 1_000_000);
         match self.client()?.shutdown(context, &request).await {
+            Err(ttrpc::Error::Socket(text)) if guard::is_lie(&text) => {
+                Err(failed("Shutdown")(ttrpc::Error::Socket(text)))
+            }
             Ok(_)
             | Err(
                 ttrpc::Error::Socket(_)
@@ -361,6 +398,9 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+mod lies;
 
 #[cfg(test)]
 mod tests {

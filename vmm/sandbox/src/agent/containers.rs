@@ -4,12 +4,18 @@ use nelly_protocol::messages as wire;
 use serde::Serialize;
 use ttrpc::context::Context;
 
-use super::{Agent, AgentError, CALL_NS, Token, context, failed};
+use super::{Agent, AgentError, CALL_NS, Token, context, failed, sentence};
 use crate::spec::options::Device;
 use crate::spec::{ContainerSpec, ProcessSpec, Share, Volume, oci, shares};
 
 /// Time limit for making a container with volumes, in nanoseconds.
 const FILL_NS: i64 = 900_000_000_000;
+
+/// The largest exit code that a process has.
+const EXIT_MOST: u32 = 255;
+
+/// The largest number of a signal.
+const SIGNAL_MOST: u32 = 64;
 
 /// Why a program was not started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -208,14 +214,19 @@ impl Agent {
     /// Waits for the end of a process, without a time limit.
     ///
     /// # Errors
-    /// There is no such process, or the connection failed.
+    /// There is no such process, the connection failed, or what came is no end of a process.
     pub async fn wait(&self, id: ProcessId<'_>) -> Result<wire::WaitResponse, AgentError> {
         let request = wire::WaitRequest {
             container_id: id.container.to_owned(),
             exec_id: id.exec.to_owned(),
             ..Default::default()
         };
-        self.client()?.wait(Context::default(), &request).await.map_err(failed("Wait"))
+        let done = self.client()?.wait(Context::default(), &request).await.map_err(failed("Wait"))?;
+        if done.exit_code > EXIT_MOST || done.signal > SIGNAL_MOST {
+            let text = format!("it told of exit code {} and signal {}", done.exit_code, done.signal);
+            return Err(failed("Wait")(ttrpc::Error::Others(text)));
+        }
+        Ok(done)
     }
 
     /// Deletes the result of an exec, which [`Agent::wait`] returns until then.
@@ -315,7 +326,7 @@ fn started(response: wire::StartResponse) -> Result<u32, StartFailure> {
                 Ok(Kind::NOT_EXECUTABLE) => crate::state::outcome::NOT_EXECUTABLE,
                 Ok(Kind::OTHER) | Err(_) => crate::state::outcome::FAILED,
             };
-            Err(StartFailure { code, message: failure.message })
+            Err(StartFailure { code, message: sentence(failure.message) })
         }
     }
 }
