@@ -5,4 +5,4 @@ here=$(dirname "$0")
 exec "${CC:-cc}" -std=gnu11 -O2 -Wall -Wno-unused-parameter -ffreestanding -fno-stack-protector -fno-pic -fno-pie -no-pie \
     -fcf-protection=none -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mno-red-zone -mgeneral-regs-only \
     -nostdlib -static -Wl,--build-id=none -Wl,-z,noseparate-code -Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x200000 \
-    "$here/hostile.c" "$here/driver.c" -o "$1"
+    "$here/hostile.c" "$here/driver.c" "$here/tricks.c" -o "$1"

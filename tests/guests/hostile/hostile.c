@@ -43,6 +43,9 @@ void number(u64 value) {
 
 static const char *name(struct device *d) {
     switch (d->id) {
+    case NET: return "net";
+    case MEM: return "mem";
+    case FS: return "fs";
     case RNG: return "rng";
     case BLK: return "blk";
     case CONSOLE: return "console";
@@ -51,7 +54,9 @@ static const char *name(struct device *d) {
     return "unknown";
 }
 
-static void failed(struct device *d, const char *attack, u32 queue, const char *what) {
+void attacked(void) { attacks++; }
+
+void failed(struct device *d, const char *attack, u32 queue, const char *what) {
     failures++;
     print("hostile: ");
     print(name(d));
@@ -348,7 +353,7 @@ static const struct attack vsock_rooms[] = {
 };
 
 // Proper use after a reset: the point of it all.
-static void must_work(struct device *d, const char *attack, u32 queue) {
+void must_work(struct device *d, const char *attack, u32 queue) {
     if (!reset(d)) return failed(d, attack, queue, "no reset afterwards");
     if (!start(d)) return failed(d, attack, queue, "no start afterwards");
     if (!use(d)) return failed(d, attack, queue, "no proper use afterwards");
@@ -357,7 +362,7 @@ static void must_work(struct device *d, const char *attack, u32 queue) {
 // A device pops these queues only when it has something to say, so a broken chain may lie there unseen.
 static int lazy(struct device *d, const struct attack *a, u32 queue) {
     if (a->act == vsock_bad_room) return 0;
-    return (d->id == CONSOLE && queue == 0) || (d->id == VSOCK && queue != 1);
+    return ((d->id == CONSOLE || d->id == NET) && queue == 0) || (d->id == VSOCK && queue != 1);
 }
 
 static void attack(struct device *d, const struct attack *a, u32 queue) {
@@ -463,7 +468,7 @@ static void registers(struct device *d) {
 // their memory back.
 static void hasty(struct device *d) {
     attacks++;
-    u32 q = d->id == CONSOLE || d->id == VSOCK;
+    u32 q = main_queue(d);
     for (u32 round = 0; round < 8; round++) {
         if (!reset(d) || !start(d)) return failed(d, "hasty reset", q, "no start before");
         for (u16 i = 0; i < QS; i++) put(q, i, address(pages[0]), 64, q || d->id != RNG ? 0 : WRITE, 0), offer(d, q, i);
@@ -503,6 +508,8 @@ static void one(struct device *d) {
     case VSOCK: ALL(d, vsock, 1), ALL(d, vsock_rooms, 0); break;
     }
     hasty(d);
+    tricks(d);
+    race(d);
 }
 
 // The end of the memory that holds 1 MiB, by the zero page's table.
@@ -550,6 +557,7 @@ static void run(const u8 *zero_page) {
 // The entry maps RAM; devices lie above. Adds the 2 MiB page they are in to the tables that the entry made.
 static void map_devices(void) {
     static volatile u64 directory[512] __attribute__((aligned(4096)));
+    // All processors have the same tables.
     volatile u64 *top;
     __asm__ volatile("mov %%cr3, %0" : "=r"(top));
     volatile u64 *pointers = (volatile u64 *)(top[0] & ~0xffful);
@@ -558,13 +566,17 @@ static void map_devices(void) {
     __asm__ volatile("mov %0, %%cr3" : : "r"(top) : "memory");
 }
 
-static u8 stack[32768] __attribute__((aligned(16), used));
+// Of the processors, which all begin here, each in its turn.
+static u8 stacks[4 * 32768] __attribute__((aligned(16), used));
+static volatile u32 turn __attribute__((used));
 
-__attribute__((used, noreturn)) static void main(const u8 *zero_page) {
+__attribute__((used, noreturn)) static void main(const u8 *zero_page, u32 cpu) {
     map_devices();
-    run(zero_page);
+    if (cpu == 0) out8(GATE, 1), run(zero_page);
+    else racer(cpu);
     // Reset by the keyboard controller.
     for (;;) out8(0x64, 0xfe);
 }
 
-__asm__(".globl _start\n_start:\n\tlea stack+32768(%rip), %rsp\n\txor %ebp, %ebp\n\tmov %rsi, %rdi\n\tcall main\n\tud2\n");
+__asm__(".globl _start\n_start:\n\tmov $1, %eax\n\tlock xadd %eax, turn(%rip)\n\tmov %rsi, %rdi\n\tmov %eax, %esi\n\tand $3, %esi\n"
+        "\tlea stacks+32768(%rip), %rsp\n\tmov %esi, %eax\n\tshl $15, %eax\n\tadd %rax, %rsp\n\txor %ebp, %ebp\n\tcall main\n\tud2\n");

@@ -11,9 +11,13 @@ enum { MAGIC = 0x000, VERSION = 0x004, DEVICE_ID = 0x008, FEATURES = 0x010, FEAT
        IRQ_STATUS = 0x060, IRQ_ACK = 0x064, STATUS = 0x070, DESC = 0x080, AVAIL = 0x090, USED = 0x0a0, CONFIG = 0x100 };
 enum { ACK = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
-enum { RNG = 4, BLK = 2, CONSOLE = 3, VSOCK = 19 };
+enum { NET = 1, BLK = 2, CONSOLE = 3, RNG = 4, VSOCK = 19, MEM = 24, FS = 26 };
 
 #define QS 64
+
+// The host holds the other processors back, before they begin and in a read of this port, until a write to it lets each of them go once;
+// it says in the next one how many there are.
+#define GATE 0x510
 #define QUEUES 4
 
 struct desc {
@@ -84,3 +88,13 @@ void offer(struct device *d, u32 queue, u16 head);
 void ring_bell(struct device *d, u32 queue);
 enum outcome await(struct device *d, u32 queue, u32 patience);
 int use(struct device *d);
+u32 main_queue(struct device *d);
+u32 request(struct device *d, u32 queue, u16 at);
+
+// What attacks need of each other.
+void attacked(void);
+void failed(struct device *d, const char *attack, u32 queue, const char *what);
+void must_work(struct device *d, const char *attack, u32 queue);
+void tricks(struct device *d);
+void race(struct device *d);
+void racer(u32 cpu);
