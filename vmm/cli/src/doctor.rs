@@ -169,6 +169,13 @@ fn installation(context: &Context) -> Vec<Finding> {
             findings.push(Finding::new("usernet", Verdict::Fail, error.to_string(), advice::install()));
         }
     }
+    // Of images that are not in the cache yet.
+    match context.search.unpacker().find() {
+        Ok(path) => findings.push(Finding::ok("unpacker", format!("{} (beside nelly)", path.display()))),
+        Err(error) => {
+            findings.push(Finding::new("unpacker", Verdict::Fail, error.to_string(), advice::install()));
+        }
+    }
     // Of networks of machines.
     match context.search.switch() {
         Ok(path) => findings.push(Finding::ok("switch", format!("{} (beside nelly)", path.display()))),

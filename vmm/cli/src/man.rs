@@ -29,7 +29,10 @@ const FILES: &[(&str, &str)] = &[
         "The sockets of sandboxes that run; /run/nelly for root without that variable.",
     ),
     ("PREFIX/share/nelly", "Kernel, initramfs and built-in image, found from where the nelly program lies."),
-    ("PREFIX/libexec/nelly", "The programs nelly-monitor, nelly-keeper, nelly-usernet and nelly-switch."),
+    (
+        "PREFIX/libexec/nelly",
+        "The programs nelly-monitor, nelly-keeper, nelly-usernet, nelly-switch and nelly-unpack.",
+    ),
 ];
 
 /// Writes all pages into a directory, which is made.

@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use thiserror::Error;
 
@@ -14,6 +15,106 @@ use crate::name::ImageName;
 use crate::reference::Reference;
 use crate::rootfs::RootfsError;
 use crate::source::SourceError;
+
+/// The word for what the caller did not want any more.
+const CANCELLED: &str = "cancelled";
+
+/// Words of [`ImageError::code`] that an unpacker may say.
+const TOLD: [&str; 10] = [
+    "image_unusable",
+    "image_layer_unusable",
+    "image_write_failed",
+    "image_cache_unusable",
+    "disk_full",
+    "image_no_builtin",
+    "image_not_stored",
+    "image_store_unusable",
+    "image_unpacker_failed",
+    CANCELLED,
+];
+
+/// Longest text of one error that an unpacker told, in characters.
+const WORDS_MAX: usize = 4000;
+
+/// Text of a process that a hostile image may have taken over, as one line for a terminal.
+pub(crate) fn shown(text: &str) -> String {
+    let harmless = |character: char| if character.is_control() { ' ' } else { character };
+    text.trim().chars().map(harmless).take(WORDS_MAX).collect()
+}
+
+/// An error of the process that unpacks images, with its causes.
+#[derive(Debug, Error)]
+#[error("{words}")]
+pub struct Told {
+    code: &'static str,
+    words: String,
+    source: Option<Box<Told>>,
+}
+
+impl Told {
+    /// The words of an error and its causes, of which there is at least one.
+    pub(crate) fn new(code: &str, words: &[String]) -> Self {
+        let code = TOLD.into_iter().find(|known| *known == code).unwrap_or("image_unpacker_failed");
+        let mut told = None;
+        for words in words.iter().take(16).rev() {
+            told = Some(Box::new(Self { code, words: shown(words), source: told }));
+        }
+        let silent = || Self { code, words: "nelly-unpack gave no reason".to_owned(), source: None };
+        told.map_or_else(silent, |told| *told)
+    }
+
+    /// A stable word, one of those of [`ImageError::code`].
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+}
+
+/// Why an unpacker did not say how it went.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum UnpackerError {
+    /// It is nowhere.
+    #[error("the nelly-unpack program was not found; looked for {}", listed(.tried))]
+    Missing {
+        /// Where it was looked for.
+        tried: Vec<PathBuf>,
+    },
+    /// It could not be started.
+    #[error("cannot start {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The pipes to it failed.
+    #[error("cannot talk to {}", program.display())]
+    Talk {
+        /// The program.
+        program: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// It ended before it was done.
+    #[error("{} ended with {status} before it was done{}{words}", program.display(), if words.is_empty() { "" } else { ": " })]
+    Ended {
+        /// The program.
+        program: PathBuf,
+        /// How.
+        status: ExitStatus,
+        /// What it said last, without what a terminal would obey.
+        words: String,
+    },
+    /// It said that it was done, and the cache does not have the image, or it said nonsense.
+    #[error("nelly-unpack said that the image is ready, but {0}")]
+    Lied(&'static str),
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(", ")
+}
 
 /// Why an image could not be resolved. The chain of sources names the file, digest, layer and entry
 /// concerned.
@@ -96,6 +197,17 @@ pub enum ImageError {
         /// Why.
         source: LocalError,
     },
+    /// What the process that unpacks images said.
+    #[error(transparent)]
+    Told(#[from] Told),
+    /// The process that unpacks images did not say how it went.
+    #[error("cannot unpack {reference} in a process of its own")]
+    Unpacker {
+        /// The image.
+        reference: Box<Reference>,
+        /// Why.
+        source: UnpackerError,
+    },
     /// [`crate::Progress::cancelled`] said so. Nothing was left behind.
     #[error("preparing the image was cancelled")]
     Cancelled,
@@ -115,7 +227,9 @@ impl ImageError {
             Self::NoBuiltin => "image_no_builtin",
             Self::NotStored(_) => "image_not_stored",
             Self::Local { .. } => "image_store_unusable",
-            Self::Cancelled => "cancelled",
+            Self::Told(told) => told.code(),
+            Self::Unpacker { .. } => "image_unpacker_failed",
+            Self::Cancelled => CANCELLED,
         }
     }
 

@@ -68,6 +68,11 @@ impl RawConfig {
         Self(Arc::new(text))
     }
 
+    /// The text.
+    pub(crate) fn text(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The image's health check, if it says one.
     ///
     /// # Errors

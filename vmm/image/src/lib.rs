@@ -36,6 +36,7 @@ mod tar;
 mod transfer;
 mod tree;
 pub mod trusted;
+mod unpacker;
 mod version;
 mod zstd;
 
@@ -43,7 +44,7 @@ pub use cache::CacheError;
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError};
 pub use erofs::WriteError;
-pub use error::ImageError;
+pub use error::{ImageError, Told, UnpackerError};
 pub use health::{HealthCheckError, ImageHealthCheck, RawConfig};
 pub use layer::LayerError;
 pub use limits::Limits;
@@ -62,6 +63,7 @@ pub use sys::Room;
 pub use tar::{Damage, TarError};
 pub use transfer::{ArchiveFormat, Input, TransferError};
 pub use tree::TreeError;
+pub use unpacker::{Order, Unpacker};
 
 /// Entry points for fuzzing.
 #[doc(hidden)]

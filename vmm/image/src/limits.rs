@@ -1,10 +1,12 @@
 //! Limits on the resources that an image may use.
 
+use serde::{Deserialize, Serialize};
+
 /// Limits on the resources that an image may use, so that a small hostile file cannot fill the disk
 /// or the memory.
 ///
 /// Exceeding one is an error that names the limit and its value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Size of the file system image in bytes, including holes. At most 16 TiB, the limit of the
     /// format. Regardless of this limit, an image uses at most fifteen sixteenths of the free space

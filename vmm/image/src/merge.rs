@@ -29,8 +29,13 @@ pub(crate) struct Group<'a> {
     pub(crate) first: usize,
 }
 
+/// How many layers are in a group of an image of so many.
+fn each_of(layers: usize) -> usize {
+    layers.div_ceil(PARTS_MAX).max(1)
+}
+
 pub(crate) fn groups(layers: &[LayerRef]) -> Vec<Group<'_>> {
-    let each = layers.len().div_ceil(PARTS_MAX).max(1);
+    let each = each_of(layers.len());
     let group = |(layers, first)| Group { key: key_of("nelly-layers", layers), layers, first };
     layers.chunks(each).zip((1..).step_by(each)).map(group).collect()
 }
@@ -41,9 +46,13 @@ pub(crate) fn group_keys(groups: &[Group<'_>]) -> Vec<Digest> {
 
 /// The cache's key: what the bytes of an image's metadata, or of its data files, depend on.
 fn key_of(kind: &str, layers: &[LayerRef]) -> Digest {
+    key_of_ids(kind, layers.iter().map(|layer| &layer.diff_id))
+}
+
+fn key_of_ids<'a>(kind: &str, diff_ids: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut text = format!("{kind} {WRITER_VERSION}\n");
-    for layer in layers {
-        text.push_str(&layer.diff_id.to_string());
+    for diff_id in diff_ids {
+        text.push_str(&diff_id.to_string());
         text.push('\n');
     }
     Digest::sha256(text.as_bytes())
@@ -61,6 +70,12 @@ pub(crate) fn verified_mark(image: &Digest, layers: &[LayerRef]) -> Digest {
 pub(crate) fn layer_mark(layer: &LayerRef) -> Option<Digest> {
     let digest = layer.digest?;
     Some(key_of(&format!("nelly-verified-layer {digest}"), std::slice::from_ref(layer)))
+}
+
+/// [`cache_key`] and [`group_keys`] of layers of which only the uncompressed digests are known.
+pub(crate) fn keys_of(diff_ids: &[Digest]) -> (Digest, Vec<Digest>) {
+    let groups = diff_ids.chunks(each_of(diff_ids.len())).map(|group| key_of_ids("nelly-layers", group));
+    (key_of_ids("nelly-erofs", diff_ids), groups.collect())
 }
 
 /// The key of an image's metadata.

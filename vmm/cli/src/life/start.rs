@@ -168,6 +168,7 @@ fn image_disks(context: &Context, image: &ImageRecord) -> Result<Vec<File>> {
     let mut options = StoreOptions::new(&context.places.cache);
     options.local_dir = Some(context.places.images());
     options.builtin = assets.and_then(|assets| assets.builtin);
+    options.unpacker = Some(context.search.unpacker());
     let store = Store::open(options)?;
     let resolve = |reference: &Reference| store.resolve(reference, &mut progress::Bar::new(true));
     let named = matches!(reference, Reference::Named(_));

@@ -134,6 +134,7 @@ fn open_store(options: &RunOptions, context: &Context) -> Result<Store> {
     let mut of_store = StoreOptions::new(&context.places.cache);
     of_store.local_dir = Some(context.places.images());
     of_store.builtin.clone_from(&options.assets.builtin);
+    of_store.unpacker = Some(context.search.unpacker());
     Ok(Store::open(of_store)?)
 }
 

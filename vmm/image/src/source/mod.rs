@@ -331,6 +331,12 @@ pub(crate) fn load_descriptor(
     Err(SourceError::TooLarge { name: "index.json".to_owned(), found, limit: NESTED.to_string() })
 }
 
+/// A configuration alone, and the digests of its uncompressed layers.
+pub(crate) fn load_config(raw: &[u8]) -> Result<(ImageConfiguration, Vec<Digest>), SourceError> {
+    let config: ImageConfiguration = manifest::parse(raw, "configuration")?;
+    manifest::config(raw, config.rootfs().diff_ids().len(), host_architecture())
+}
+
 fn load_manifest(
     files: &dyn ImageFiles,
     digest: Digest,

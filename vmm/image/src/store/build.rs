@@ -12,7 +12,7 @@ use crate::merge::{
 };
 use crate::progress::{ImageStage, Progress, Watch};
 use crate::reference::Reference;
-use crate::source::{Archive, LayerRef, SpoolError};
+use crate::source::{Archive, LayerRef, LoadedImage, SpoolError};
 use crate::tar::TarReader;
 use crate::tree::Tree;
 use crate::trusted::io_error;
@@ -26,32 +26,46 @@ pub(super) fn uuid(key: &Digest) -> [u8; 16] {
     uuid
 }
 
+/// An image with its files.
+fn image_of(loaded: &LoadedImage, files: Cached, cached: bool) -> Image {
+    Image {
+        digest: loaded.digest,
+        config: loaded.config.clone(),
+        raw_config: loaded.raw_config.clone(),
+        disk: files.files,
+        disk_bytes: files.bytes,
+        disk_paths: files.paths,
+        cached,
+    }
+}
+
 impl Store {
+    /// The image, if it was in the cache when that was opened, and its layers had their digests.
+    pub(super) fn cached(&self, loaded: &LoadedImage) -> Result<Option<Image>, ImageError> {
+        let layers = &loaded.layers;
+        let cache_error = |source| self.cache_error(source);
+        if !self.cache.has_verified(&verified_mark(&loaded.digest, layers)).map_err(cache_error)? {
+            return Ok(None);
+        }
+        let found = self.cache.find(&cache_key(layers), &group_keys(&groups(layers)));
+        Ok(found.map_err(cache_error)?.map(|files| image_of(loaded, files, true)))
+    }
+
     pub(super) fn resolve_layers(
         &self,
         reference: &Reference,
         progress: &mut dyn Progress,
     ) -> Result<Image, ImageError> {
         let (mut opened, loaded) = self.load(reference, &mut || progress.cancelled())?;
+        if let Some(image) = self.cached(&loaded)? {
+            return Ok(image);
+        }
         let key = cache_key(&loaded.layers);
         let groups = groups(&loaded.layers);
         let layer_keys = group_keys(&groups);
         let mark = verified_mark(&loaded.digest, &loaded.layers);
         let cache_error = |source| self.cache_error(source);
-        let image = |cached: Cached, found| Image {
-            digest: loaded.digest,
-            config: loaded.config.clone(),
-            raw_config: loaded.raw_config.clone(),
-            disk: cached.files,
-            disk_bytes: cached.bytes,
-            disk_paths: cached.paths,
-            cached: found,
-        };
-        if self.cache.has_verified(&mark).map_err(cache_error)?
-            && let Some(cached) = self.cache.find(&key, &layer_keys).map_err(cache_error)?
-        {
-            return Ok(image(cached, true));
-        }
+        let image = |cached, found| image_of(&loaded, cached, found);
         // Truncated and missing layers are found before anything is written.
         for layer in &loaded.layers {
             layer.check(opened.files()).map_err(|source| source_error(reference, source))?;

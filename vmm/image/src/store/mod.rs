@@ -3,6 +3,7 @@
 mod build;
 mod collect;
 mod directory;
+mod elsewhere;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use crate::rootfs::{self, RootfsError};
 use crate::source::{
     Archive, ImageFiles, LayoutDir, LoadedImage, host_architecture, load_descriptor, load_docker, load_layout,
 };
+use crate::unpacker::Unpacker;
 
 /// How to open a [`Store`].
 #[derive(Clone, Debug)]
@@ -41,13 +43,21 @@ pub struct StoreOptions {
     pub builtin: Option<PathBuf>,
     /// Limits on the resources that an image may use.
     pub limits: Limits,
+    /// What reads archives and layers, in a process of its own; without one this process does.
+    pub unpacker: Option<Unpacker>,
 }
 
 impl StoreOptions {
     /// Options with the default limits, no local store and no built-in image.
     #[must_use]
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), local_dir: None, builtin: None, limits: Limits::default() }
+        Self {
+            cache_dir: cache_dir.into(),
+            local_dir: None,
+            builtin: None,
+            limits: Limits::default(),
+            unpacker: None,
+        }
     }
 }
 
@@ -152,7 +162,10 @@ impl Store {
     pub fn resolve(&self, reference: &Reference, progress: &mut dyn Progress) -> Result<Image, ImageError> {
         let resolved = match reference {
             Reference::Rootfs { dir } => self.resolve_rootfs(reference, dir, progress),
-            _ => self.resolve_layers(reference, progress),
+            _ => match &self.options.unpacker {
+                Some(unpacker) => self.resolve_elsewhere(unpacker, reference, progress),
+                None => self.resolve_layers(reference, progress),
+            },
         };
         resolved.map_err(|error| error.sorted(self.options.cache_dir.clone()))
     }

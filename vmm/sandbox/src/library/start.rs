@@ -234,6 +234,7 @@ impl Builder {
         let mut options = StoreOptions::new(&self.nelly.places().cache);
         options.local_dir = Some(self.nelly.places().images());
         options.builtin = Some(self.nelly.installation().builtin.clone());
+        options.unpacker = Some(self.nelly.installation().unpacker());
         Ok(Store::open(options)?)
     }
 

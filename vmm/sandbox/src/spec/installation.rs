@@ -4,6 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nelly_image::Unpacker;
 use nelly_vmm::config::Platform;
 use serde::Deserialize;
 
@@ -168,8 +169,19 @@ impl Search {
         self.program("nelly-switch")
     }
 
+    /// The `nelly-unpack` program, which is looked for when an image is to be unpacked.
+    #[must_use]
+    pub fn unpacker(&self) -> Unpacker {
+        Unpacker::at(self.places("nelly-unpack"))
+    }
+
+    /// Where a program may be.
+    fn places(&self, name: &str) -> Vec<PathBuf> {
+        vec![self.bin.join(name), self.bin.join("../libexec/nelly").join(name)]
+    }
+
     fn program(&self, name: &'static str) -> Result<PathBuf, InstallationError> {
-        let tried = vec![self.bin.join(name), self.bin.join("../libexec/nelly").join(name)];
+        let tried = self.places(name);
         match tried.iter().find(|path| path.is_file()) {
             Some(path) => Ok(path.clone()),
             None => Err(InstallationError::Program { name, tried }),
@@ -213,6 +225,12 @@ impl Installation {
     /// There is none; the error says where it was looked for.
     pub fn usernet(&self) -> Result<PathBuf, InstallationError> {
         self.search.usernet()
+    }
+
+    /// The `nelly-unpack` program, which unpacks images.
+    #[must_use]
+    pub fn unpacker(&self) -> Unpacker {
+        self.search.unpacker()
     }
 
     /// The installation below `prefix`.

@@ -1,0 +1,331 @@
+//! Unpacking in a process of its own, which is confined: what reads archives, compressed streams
+//! and layers can then write to the cache and nowhere else, and reaches no network, whatever is in
+//! them.
+//!
+//! A program names an [`Unpacker`] in its [`crate::StoreOptions`]. What the cache has is taken from
+//! there, and no process is started; the tar file of an archive is read by the unpacker alone. The
+//! unpacker's own program reads an [`Order`], gives up what the order does not need, and carries it
+//! out ([`crate::Store::carry_out`]).
+
+mod wire;
+
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use wire::{Bytes, OrderText, Report, Wanted};
+
+use crate::error::{ImageError, Told, UnpackerError, shown};
+use crate::limits::Limits;
+use crate::progress::{ImageStage, Progress};
+use crate::reference::Reference;
+
+/// Longest line that is believed to be a report: a configuration of the largest size, of which each
+/// byte is written as six.
+const LINE_MAX: usize = 32 << 20;
+/// What is kept of what is no report.
+const WORDS_MAX: usize = 2000;
+/// How often the caller is asked whether it still waits.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How long an unpacker that is not wanted any more may take to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The program that unpacks images for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpacker {
+    places: Vec<PathBuf>,
+}
+
+/// What an unpacker has put into the cache.
+pub(crate) struct Unpacked {
+    pub(crate) digest: String,
+    pub(crate) config: String,
+    pub(crate) cached: bool,
+}
+
+impl Unpacker {
+    /// The first of these files that there is.
+    #[must_use]
+    pub fn at(places: Vec<PathBuf>) -> Self {
+        Self { places }
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// [`UnpackerError::Missing`].
+    pub fn find(&self) -> Result<&Path, UnpackerError> {
+        let found = self.places.iter().find(|path| path.is_file());
+        found.map(PathBuf::as_path).ok_or_else(|| UnpackerError::Missing { tried: self.places.clone() })
+    }
+
+    /// Has an order carried out.
+    pub(crate) fn unpack(&self, order: &Order, progress: &mut dyn Progress) -> Result<Unpacked, ImageError> {
+        let failed = |source| ImageError::Unpacker { reference: Box::new(order.reference.clone()), source };
+        let program = self.find().map_err(failed)?;
+        let mut running = Running::start(program, order).map_err(failed)?;
+        let talk = |source| failed(UnpackerError::Talk { program: program.to_owned(), source });
+        let mut gives_up = None;
+        let mut result = None;
+        while let Some(line) = running.line(gives_up).map_err(talk)? {
+            match line {
+                Line::Report(Report::Stage { stage, done, total }) => progress.update(stage, done, total),
+                Line::Report(Report::Done { digest, config, cached }) => {
+                    result = Some(Ok(Unpacked { digest, config, cached }));
+                }
+                Line::Report(Report::Failed { code, words }) => {
+                    result = Some(Err(Told::new(&code, &words)));
+                }
+                Line::None => {}
+            }
+            if gives_up.is_none() && progress.cancelled() {
+                // It ends by itself, and takes its unfinished files along.
+                running.orders = None;
+                gives_up = Some(Instant::now() + GRACE);
+            }
+        }
+        let status = running.child.wait().map_err(talk)?;
+        match result {
+            _ if gives_up.is_some() => Err(ImageError::Cancelled),
+            Some(Ok(done)) if status.success() => Ok(done),
+            Some(Err(told)) if told.code() == ImageError::Cancelled.code() => Err(ImageError::Cancelled),
+            Some(Err(told)) => Err(told.into()),
+            _ => {
+                let words = shown(&String::from_utf8_lossy(&running.words));
+                Err(failed(UnpackerError::Ended { program: program.to_owned(), status, words }))
+            }
+        }
+    }
+}
+
+/// An unpacker at work; killed when it is dropped.
+struct Running {
+    child: Child,
+    orders: Option<ChildStdin>,
+    reports: io::PipeReader,
+    /// What was read of its reports.
+    read: Vec<u8>,
+    /// How much of that was taken, and how much was looked through for the end of a line.
+    taken: usize,
+    looked: usize,
+    /// The end of what was no report.
+    words: Vec<u8>,
+}
+
+enum Line {
+    Report(Report),
+    /// Nothing yet, or none that is a report.
+    None,
+}
+
+impl Running {
+    fn start(program: &Path, order: &Order) -> Result<Self, UnpackerError> {
+        let failed = |source| UnpackerError::Start { program: program.to_owned(), source };
+        let talk = |source| UnpackerError::Talk { program: program.to_owned(), source };
+        let (reports, output) = io::pipe().map_err(talk)?;
+        let errors = output.try_clone().map_err(talk)?;
+        // A terminal's Ctrl-C is for the caller, who then leaves it without an order.
+        let mut command = Command::new(program);
+        command.env_clear().stdin(Stdio::piped()).stdout(output).stderr(errors).process_group(0);
+        let mut child = command.spawn().map_err(failed)?;
+        // The other ends of the pipe.
+        drop(command);
+        let orders = child.stdin.take();
+        let mut running =
+            Self { child, orders, reports, read: Vec::new(), taken: 0, looked: 0, words: Vec::new() };
+        let mut line = serde_json::to_vec(&order.text()).map_err(|error| talk(error.into()))?;
+        line.push(b'\n');
+        match running.orders.as_mut().map(|orders| orders.write_all(&line)) {
+            // What it says at its end is worth more.
+            None | Some(Ok(()) | Err(_)) => Ok(running),
+        }
+    }
+
+    /// The next line; `None` at the end. Waits for no longer than [`PATIENCE`].
+    fn line(&mut self, gives_up: Option<Instant>) -> io::Result<Option<Line>> {
+        if let Some(end) = self.read[self.looked..].iter().position(|byte| *byte == b'\n') {
+            let (from, to) = (self.taken, self.looked + end + 1);
+            (self.taken, self.looked) = (to, to);
+            return Ok(Some(self.understand(from, to)));
+        }
+        self.read.drain(..self.taken);
+        (self.taken, self.looked) = (0, self.read.len());
+        if gives_up.is_some_and(|end| Instant::now() >= end) {
+            return Ok(None);
+        }
+        let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(&self.reports, PollFlags::IN)], Some(&patience)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Some(Line::None)),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut buffer = [0; 64 << 10];
+        let got = match self.reports.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Some(Line::None)),
+            got => got?,
+        };
+        self.read.extend_from_slice(&buffer[..got]);
+        if got == 0 && self.read.is_empty() {
+            return Ok(None);
+        }
+        if got == 0 || self.read.len() > LINE_MAX {
+            let to = self.read.len();
+            (self.taken, self.looked) = (to, to);
+            return Ok(Some(self.understand(0, to)));
+        }
+        Ok(Some(Line::None))
+    }
+
+    /// What was read there, as a line.
+    fn understand(&mut self, from: usize, to: usize) -> Line {
+        let line = &self.read[from..to];
+        if let Ok(report) = serde_json::from_slice(line) {
+            return Line::Report(report);
+        }
+        self.words.extend_from_slice(&line[line.len().saturating_sub(WORDS_MAX)..]);
+        let much = self.words.len().saturating_sub(WORDS_MAX);
+        self.words.drain(..much);
+        Line::None
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, or is not wanted; neither fails for a child of one's own.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// What an unpacker is to unpack, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub(crate) reference: Reference,
+    pub(crate) cache: PathBuf,
+    pub(crate) local: Option<PathBuf>,
+    pub(crate) builtin: Option<PathBuf>,
+    pub(crate) limits: Limits,
+}
+
+impl Order {
+    fn text(&self) -> OrderText {
+        OrderText {
+            wanted: Wanted::of(&self.reference),
+            cache: Bytes::of(&self.cache),
+            local: self.local.as_deref().map(Bytes::of),
+            builtin: self.builtin.as_deref().map(Bytes::of),
+            limits: self.limits,
+        }
+    }
+
+    /// Reads an order, for the unpacker's program.
+    ///
+    /// # Errors
+    /// There is none, or one of another version.
+    pub fn read(input: impl BufRead) -> io::Result<Self> {
+        let mut line = Vec::new();
+        input.take(1 << 20).read_until(b'\n', &mut line)?;
+        let text: OrderText = serde_json::from_slice(&line)?;
+        let no_image = || io::Error::new(io::ErrorKind::InvalidData, "the order names no image");
+        Ok(Self {
+            reference: text.wanted.reference().ok_or_else(no_image)?,
+            cache: text.cache.path(),
+            local: text.local.map(|path| path.path()),
+            builtin: text.builtin.map(|path| path.path()),
+            limits: text.limits,
+        })
+    }
+
+    /// The cache's directory: the only one that is written to.
+    #[must_use]
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    /// Whether it reads a directory whose files may be links.
+    #[must_use]
+    pub fn is_layout(&self) -> bool {
+        matches!(self.reference, Reference::OciLayout { .. })
+    }
+
+    /// The files and directories that it reads; not all of them need exist.
+    #[must_use]
+    pub fn sources(&self) -> Vec<&Path> {
+        match &self.reference {
+            Reference::OciLayout { dir: path, .. }
+            | Reference::OciArchive { file: path, .. }
+            | Reference::DockerArchive { file: path, .. }
+            | Reference::Rootfs { dir: path } => vec![path],
+            Reference::BuiltinBusybox => self.builtin.iter().map(PathBuf::as_path).collect(),
+            Reference::Named(_) | Reference::Id(_) => self.local.iter().map(PathBuf::as_path).collect(),
+        }
+    }
+}
+
+/// Tells how an order goes, on the unpacker's standard output, and whether it is still wanted.
+#[derive(Debug)]
+pub(crate) struct Telling<W, C> {
+    out: W,
+    /// The caller's end: nobody waits when it is closed.
+    caller: C,
+    asked: Instant,
+    left: bool,
+}
+
+impl<W: Write, C: AsFd> Telling<W, C> {
+    pub(crate) fn new(out: W, caller: C) -> Self {
+        Self { out, caller, asked: Instant::now(), left: false }
+    }
+
+    fn tell(&mut self, report: &Report) -> io::Result<()> {
+        let mut line = serde_json::to_vec(report)?;
+        line.push(b'\n');
+        self.out.write_all(&line)?;
+        self.out.flush()
+    }
+
+    /// The last report.
+    pub(crate) fn end(&mut self, result: &Result<Unpacked, ImageError>) -> io::Result<()> {
+        self.tell(&match result {
+            Ok(Unpacked { digest, config, cached }) => {
+                Report::Done { digest: digest.clone(), config: config.clone(), cached: *cached }
+            }
+            Err(error) => Report::Failed { code: error.code().to_owned(), words: words(error) },
+        })
+    }
+}
+
+fn words(error: &dyn std::error::Error) -> Vec<String> {
+    let mut words = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push(error.to_string());
+        cause = error.source();
+    }
+    words
+}
+
+impl<W: Write, C: AsFd> Progress for Telling<W, C> {
+    fn update(&mut self, stage: ImageStage, done: u64, total: Option<u64>) {
+        // Nobody hears it any more: nobody waits.
+        self.left |= self.tell(&Report::Stage { stage, done, total }).is_err();
+    }
+
+    fn cancelled(&mut self) -> bool {
+        if !self.left && self.asked.elapsed() >= PATIENCE / 2 {
+            self.asked = Instant::now();
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            // Nothing comes behind an order: what can be read is the end.
+            let asked = poll(&mut [PollFd::new(&self.caller, PollFlags::IN)], Some(&now));
+            self.left = asked.is_ok_and(|ready| ready > 0);
+        }
+        self.left
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! What is said between a program and its unpacker: an order, which is a line of JSON on the
+//! unpacker's standard input, and reports, which are lines of JSON on its standard output.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::Limits;
+use crate::progress::ImageStage;
+use crate::reference::Reference;
+
+/// A path, of whatever bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Bytes(Vec<u8>);
+
+impl Bytes {
+    pub(super) fn of(path: &Path) -> Self {
+        Self(path.as_os_str().as_bytes().to_vec())
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        std::ffi::OsString::from_vec(self.0.clone()).into()
+    }
+}
+
+impl AsRef<OsStr> for Bytes {
+    fn as_ref(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+}
+
+/// Which image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Wanted {
+    Layout(Bytes, Option<String>),
+    OciArchive(Bytes, Option<String>),
+    DockerArchive(Bytes, Option<String>),
+    /// As on a command line: a name, a digest, the built-in image.
+    Word(String),
+}
+
+impl Wanted {
+    pub(super) fn of(reference: &Reference) -> Self {
+        match reference {
+            Reference::OciLayout { dir, tag } => Self::Layout(Bytes::of(dir), tag.clone()),
+            Reference::OciArchive { file, tag } => Self::OciArchive(Bytes::of(file), tag.clone()),
+            Reference::DockerArchive { file, tag } => Self::DockerArchive(Bytes::of(file), tag.clone()),
+            other => Self::Word(other.to_string()),
+        }
+    }
+
+    /// The image; `None` if the word names none.
+    pub(super) fn reference(&self) -> Option<Reference> {
+        Some(match self {
+            Self::Layout(dir, tag) => Reference::OciLayout { dir: dir.path(), tag: tag.clone() },
+            Self::OciArchive(file, tag) => Reference::OciArchive { file: file.path(), tag: tag.clone() },
+            Self::DockerArchive(file, tag) => {
+                Reference::DockerArchive { file: file.path(), tag: tag.clone() }
+            }
+            Self::Word(word) => word.parse().ok()?,
+        })
+    }
+}
+
+/// An order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OrderText {
+    pub(super) wanted: Wanted,
+    pub(super) cache: Bytes,
+    pub(super) local: Option<Bytes>,
+    pub(super) builtin: Option<Bytes>,
+    pub(super) limits: Limits,
+}
+
+/// A report. The last one is `Done` or `Failed`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// As [`crate::Progress::update`] is told.
+    Stage { stage: ImageStage, done: u64, total: Option<u64> },
+    /// The image is in the cache.
+    Done {
+        /// The image's digest.
+        digest: String,
+        /// Its configuration, as it is stored.
+        config: String,
+        /// Whether it was there before.
+        cached: bool,
+    },
+    /// It is not.
+    Failed {
+        /// As [`crate::ImageError::code`].
+        code: String,
+        /// The error, and then each of its causes.
+        words: Vec<String>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_image_arrives_as_it_was_named() {
+        let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff:b\n".to_vec()));
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let words = ["alpine:3.20", "builtin:busybox", "reg.example:5000/a/b@", &digest];
+        let mut references: Vec<Reference> = words.iter().filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(references.len(), 3);
+        for tag in [None, Some("a:b".to_owned())] {
+            references.push(Reference::OciLayout { dir: odd.clone(), tag: tag.clone() });
+            references.push(Reference::OciArchive { file: odd.clone(), tag: tag.clone() });
+            references.push(Reference::DockerArchive { file: odd.clone(), tag });
+        }
+        for reference in references {
+            let line = serde_json::to_string(&Wanted::of(&reference)).unwrap();
+            assert!(!line.contains('\n'));
+            let arrived: Wanted = serde_json::from_str(&line).unwrap();
+            assert_eq!(arrived.reference(), Some(reference));
+        }
+        assert_eq!(Wanted::Word("oci:".to_owned()).reference(), None);
+    }
+}

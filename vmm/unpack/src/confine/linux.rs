@@ -1,0 +1,240 @@
+//! The layers of Linux.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nelly_confine::denied;
+use nelly_confine::privilege::{self, CapabilitySet};
+use nelly_confine::program::{self, Calls, Denial, Must, Speculation, Threads, Ways};
+use nelly_confine::tree::{self, May};
+use nelly_image::Order;
+use nelly_image::trusted::TrustedDir;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::Resource;
+
+use super::ConfineError;
+
+/// The version of Landlock that lets a file without a name get one in another directory.
+const LINKS: u32 = 2;
+
+/// Most blobs of a layout that lie elsewhere and are reached through links.
+const LINKS_MAX: usize = 1024;
+
+pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> {
+    let mut done = Vec::new();
+    let mut layer = |layer: &'static str, result: io::Result<bool>| match result {
+        Ok(true) => {
+            done.push(layer);
+            Ok(())
+        }
+        Ok(false) => Ok(()),
+        Err(error) if is_missing(&error) => Ok(()),
+        Err(source) => Err(ConfineError { layer, source }),
+    };
+    let all = |()| true;
+    layer("no_new_privs", privilege::keep_down().map(all))?;
+    // Root reads images of all users, as it did before.
+    let kept = privilege::drop_capabilities(CapabilitySet::DAC_READ_SEARCH);
+    layer("capabilities", kept.map(|_| true))?;
+    let limits = [Resource::Memlock, Resource::Msgqueue];
+    layer("limits", privilege::set_to_nothing(&limits).map(all))?;
+    layer("undumpable", privilege::hide().map(all))?;
+    layer("landlock", restrict(order))?;
+    if program::available() {
+        let errors = io::stderr();
+        layer(
+            "a word on denied system calls",
+            denied::tell("nelly-unpack", &[errors.as_fd()], None).map(all),
+        )?;
+        let filter = calls();
+        let install = |filter| program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt);
+        layer("seccomp", filter.and_then(install).map(all))?;
+    }
+    Ok(done)
+}
+
+/// Whether the system does not have what was asked for, or does not let this process have it, as in
+/// some containers.
+fn is_missing(error: &io::Error) -> bool {
+    let refusals = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::INVAL, Errno::PERM, Errno::ACCESS, Errno::TOOBIG];
+    error.raw_os_error().is_some_and(|number| refusals.iter().any(|one| one.raw_os_error() == number))
+}
+
+/// Landlock; whether it is in force.
+fn restrict(order: &Order) -> io::Result<bool> {
+    if tree::version() < LINKS {
+        return Ok(false);
+    }
+    // A place that cannot be used is told by the store, which says more of it.
+    let Ok(cache) = TrustedDir::make(order.cache()) else { return Ok(false) };
+    let mut sources: Vec<PathBuf> = order.sources().into_iter().map(Path::to_owned).collect();
+    if order.is_layout() {
+        let linked = sources.iter().flat_map(|layout| links_of(layout)).collect::<Vec<_>>();
+        sources.extend(linked);
+    }
+    let open = |path: &PathBuf| {
+        let place = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open(path, place, Mode::empty()).ok()
+    };
+    let sources: Vec<OwnedFd> = sources.iter().filter_map(open).collect();
+    let mut places = vec![(cache.as_fd(), May::Change)];
+    places.extend(sources.iter().map(|source| (source.as_fd(), May::Read)));
+    Ok(tree::restrict_to(&places)? > 0)
+}
+
+/// What the files of a layout lead to that are links.
+fn links_of(layout: &Path) -> Vec<PathBuf> {
+    let mut links = Vec::new();
+    let mut directories = vec![layout.to_owned()];
+    // `blobs`, and in it a directory for each algorithm.
+    for _ in 0..3 {
+        for directory in std::mem::take(&mut directories) {
+            for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+                match entry.file_type() {
+                    Ok(kind) if kind.is_symlink() && links.len() < LINKS_MAX => links.push(entry.path()),
+                    Ok(kind) if kind.is_dir() && links.len() < LINKS_MAX => directories.push(entry.path()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    links
+}
+
+/// What acts on memory, time, the process itself and what is open, and what reaches files by their
+/// names, of which Landlock leaves few.
+const ANYWHERE: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_copy_file_range,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_futex,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_linkat,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_mkdirat,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    libc::SYS_sync_file_range,
+    libc::SYS_syncfs,
+    libc::SYS_unlinkat,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// What the libraries use of older calls.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[i64] = &[
+    libc::SYS_link,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_unlink,
+];
+
+/// ENOSYS
+const NO_CALL: u16 = 38;
+
+/// The flags with which the C library makes a thread, and no process.
+const THREAD: libc::c_int = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID;
+
+/// A constant of the system, as an argument has it.
+const fn bits(value: libc::c_int) -> u32 {
+    value.cast_unsigned()
+}
+
+/// The list of system calls.
+fn calls() -> io::Result<program::BpfProgram> {
+    let mut calls = Calls::new();
+    let mut put = |number: i64, ways: Ways| {
+        calls.insert(u32::try_from(number).map_err(io::Error::other)?, ways);
+        io::Result::Ok(())
+    };
+    for &number in ANYWHERE {
+        put(number, Ways::All)?;
+    }
+    let these = |ways: &[&[(u8, Must)]]| Ways::These(ways.iter().map(|way| way.to_vec()).collect());
+    // No memory becomes a program.
+    let data = Must::BeWithin(bits(libc::PROT_READ | libc::PROT_WRITE));
+    put(libc::SYS_mmap, these(&[&[(2, data)]]))?;
+    put(libc::SYS_mprotect, these(&[&[(2, data)]]))?;
+    // A stream is decompressed by a thread; the C library makes it by the older call when the newer
+    // one, whose flags are in memory, is not there.
+    put(libc::SYS_clone3, Ways::Error(NO_CALL))?;
+    put(libc::SYS_clone, these(&[&[(0, Must::Be(bits(THREAD)))]]))?;
+    put(
+        libc::SYS_prctl,
+        these(&[&[(0, Must::Be(bits(libc::PR_SET_NAME)))], &[(0, Must::Be(bits(libc::PR_GET_NAME)))]]),
+    )?;
+    // A finished file is for nobody to write.
+    put(libc::SYS_fchmod, these(&[&[(1, Must::Be(0o444))]]))?;
+    // A panic ends this process by a signal to itself.
+    put(libc::SYS_tgkill, these(&[&[(0, Must::Be(std::process::id()))]]))?;
+    let own = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
+    put(libc::SYS_fcntl, Ways::These(own.map(|how| vec![(1, Must::Be(bits(how)))]).to_vec()))?;
+    #[cfg(target_arch = "x86_64")]
+    for number in OLDER {
+        put(*number, Ways::All)?;
+    }
+    program::compile(&calls, Denial::Signal)
+}
