@@ -7,6 +7,7 @@
 mod bench;
 mod calls;
 mod copies;
+mod escapes;
 mod execs;
 mod lives;
 mod looks;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         streams::ALL,
         execs::ALL,
         rules::ALL,
+        escapes::ALL,
         storage::ALL,
         volumes::ALL,
         network::ALL,
