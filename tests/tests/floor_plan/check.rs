@@ -93,10 +93,15 @@ fn words(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) 
     for (at, token) in tokens.iter().enumerate() {
         let Some(word) = token.word() else { continue };
         let next = |ahead: usize| tokens.get(at + ahead);
-        for (fenced, directory, rooms) in FENCES {
-            if word == *fenced && !(plan.directory == *directory && within(&source.module, rooms)) {
-                report(token.line, format!("`{word}` outside {directory} {}", rooms.join(", ")));
-            }
+        let mut fences = FENCES.iter().filter(|(fenced, ..)| word == *fenced).peekable();
+        if fences.peek().is_some()
+            && !fences
+                .clone()
+                .any(|(_, directory, rooms)| plan.directory == *directory && within(&source.module, rooms))
+        {
+            let places: Vec<_> =
+                fences.map(|(_, directory, rooms)| format!("{directory} {}", rooms.join(", "))).collect();
+            report(token.line, format!("`{word}` outside {}", places.join(", ")));
         }
         let is_path = next(1).is_some_and(|next| next.kind == Kind::PathSep);
         if is_path && plan.never.iter().any(|package| package.replace('-', "_") == word) {

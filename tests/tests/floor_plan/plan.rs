@@ -22,10 +22,12 @@ pub(crate) struct Crate {
     pub(crate) program: bool,
 }
 
-/// Words that name a binding, the crate they may stand in, and its module.
+/// Words that name a binding, a crate they may stand in, and its module.
 pub(crate) const FENCES: &[(&str, &str, &[&str])] = &[
     ("kvm_ioctls", "vmm/monitor", &["hv::kvm"]),
+    ("kvm_ioctls", "tests/standin", &["framework"]),
     ("kvm_bindings", "vmm/monitor", &["hv::kvm"]),
+    ("kvm_bindings", "tests/standin", &["framework"]),
     ("applevisor", "vmm/monitor", &["hv::hvf"]),
     ("applevisor_sys", "vmm/monitor", &["hv::hvf"]),
     ("seccompiler", "vmm/confine", &["program"]),
@@ -261,7 +263,8 @@ pub(crate) const CRATES: &[Crate] = &[
             ("machine", 6),
         ],
         halls: &["hv", "virtio", "boot", "devices"],
-        stands_on: &["nelly-confine", "nelly-disk", "nelly-share"],
+        // The last one for tests, where a feature asks for it.
+        stands_on: &["nelly-confine", "nelly-disk", "nelly-share", "nelly-standin"],
         never: HEAVY,
         unsafe_rooms: &["sys", "memory", "hv"],
         target_rooms: &["arch", "hv", "machine::confine", "sys"],
@@ -435,6 +438,16 @@ pub(crate) const CRATES: &[Crate] = &[
         unsafe_rooms: &[],
         target_rooms: &[],
         program: true,
+    },
+    Crate {
+        directory: "tests/standin",
+        floors: &[("answer", 0), ("syndrome", 0), ("transfer", 0), ("framework", 1)],
+        halls: &[],
+        stands_on: &[],
+        never: HEAVY,
+        unsafe_rooms: &["framework"],
+        target_rooms: &["framework"],
+        program: false,
     },
     Crate {
         directory: "guest-agent/protocol",
