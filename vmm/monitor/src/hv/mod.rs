@@ -34,9 +34,9 @@ pub trait Hypervisor {
     fn create_vm(&self, nested: Nested) -> Result<Self::Vm, HvError>;
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), all(feature = "standin", target_arch = "aarch64")))]
 pub use hvf::open;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(all(feature = "standin", target_arch = "aarch64"))))]
 pub use kvm::open;
 
 /// One interrupt line of the machine, from a device to the interrupt controller.

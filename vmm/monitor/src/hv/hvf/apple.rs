@@ -2,11 +2,14 @@
 
 #![allow(unsafe_code, reason = "every call of the framework is foreign")]
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use applevisor_sys as hv;
+// What is linked in the framework's place.
+#[cfg(target_os = "linux")]
+use nelly_standin as _;
 
 use super::super::HvError;
 use super::framework::{Controller, Exit, Framework, Processor, Refusal, Register};
@@ -22,11 +25,11 @@ pub(super) struct Apple(());
 /// # Errors
 /// [`HvError::Unsupported`] where it has none.
 pub(super) fn open() -> Result<Arc<Apple>, HvError> {
-    let mut supported: i32 = 0;
+    let mut supported: c_int = 0;
     let mut len = size_of::<i32>();
     // SAFETY: the name ends with a NUL, and the system writes at most `len` bytes of one integer.
     let result = unsafe {
-        libc::sysctlbyname(
+        sysctlbyname(
             c"kern.hv_support".as_ptr(),
             (&raw mut supported).cast(),
             &raw mut len,
@@ -137,9 +140,19 @@ impl Framework for Apple {
     }
 }
 
+// libc has the second for macOS alone.
 unsafe extern "C" {
     /// Ticks of the system's counter, which the guests' counters are made of.
     fn mach_absolute_time() -> u64;
+
+    /// Reads a variable of the system's by its name.
+    fn sysctlbyname(
+        name: *const c_char,
+        old: *mut c_void,
+        old_len: *mut usize,
+        new: *mut c_void,
+        new_len: usize,
+    ) -> c_int;
 }
 
 /// A vCPU of the framework, on its thread.

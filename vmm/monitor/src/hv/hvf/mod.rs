@@ -8,30 +8,33 @@
 //! It has the interrupt controller (GICv3) and with it each vCPU's timer and the messages between
 //! vCPUs. Here: loads and stores of devices, the firmware (PSCI), system registers that nobody
 //! has, waits that come out, and kicks. A process has one machine.
+//!
+//! With the feature `standin`, for tests, all of it is compiled for 64-bit Arm Linux too, `apple`
+//! included, and linked with a stand-in for the framework.
 
-#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+#[cfg(all(target_arch = "aarch64", any(target_os = "macos", feature = "standin")))]
 mod apple;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod framework;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod ignored;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod pages;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod psci;
 #[cfg(test)]
 mod scripted;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod syndrome;
 #[cfg(test)]
 mod tests;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod timer;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod vcpu;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod vm;
-#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+#[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]
 mod wakes;
 
 use super::HvError;
@@ -41,7 +44,7 @@ use super::HvError;
 /// # Errors
 /// [`HvError::Unsupported`] on a Mac that cannot run machines. Whether this program may is found
 /// out with the first machine.
-#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+#[cfg(all(target_arch = "aarch64", any(target_os = "macos", feature = "standin")))]
 pub fn open() -> Result<impl super::Hypervisor, HvError> {
     apple::open().map(vm::Hvf::new)
 }
