@@ -91,6 +91,8 @@ pub(crate) fn kick_after_the_end<H: Hypervisor>(hypervisor: &H) {
     let kicker = run.vcpu.kicker();
     drop(run);
     kicker.kick();
+    // There may be one a process.
+    drop(machine);
     // The thread is as it was: a second vCPU runs on it.
     let mut again = Machine::new(hypervisor, spin_code(), 1).boot();
     assert_eq!(again.byte(), 1);

@@ -168,6 +168,8 @@ where
 {
     let machine = machine(hypervisor, message_code(), 2);
     let (vm, sealed) = (&machine.vm, &Barrier::new(2));
+    // First, for redistributors lie in the order in which their processors are made.
+    let mut vcpu = vm.create_vcpu(0, 2).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut run = Runner::new(vm.create_vcpu(1, 2).unwrap());
@@ -175,7 +177,6 @@ where
             sealed.wait();
             assert_eq!(run.word(), 0);
         });
-        let mut vcpu = vm.create_vcpu(0, 2).unwrap();
         vcpu.load(&entry()).unwrap();
         sealed.wait();
         vm.seal().unwrap();
