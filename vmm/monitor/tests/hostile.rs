@@ -181,7 +181,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
         vm.map(slot).unwrap();
     }
     let cpus = u32::from(RACERS) + 1;
-    let vcpus = u8::try_from(cpus).unwrap().into();
+    let vcpus = u8::try_from(cpus).unwrap();
     vm.create_irqchip(IrqchipPlan { vcpus, legacy_timer: false, lines: layout::IO_APIC_PINS }).unwrap();
     let workers = WorkerLoop::default();
     let console = tempfile::tempfile().unwrap();
