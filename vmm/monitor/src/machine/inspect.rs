@@ -4,9 +4,12 @@
 use super::assemble::Assembled;
 use super::console::Pump;
 use super::faults::faults_of;
-use super::inspection::{DeviceState, FrameState, Inspection, MemorySizes, NetworkState, QueueState};
+use super::inspection::{
+    DeviceState, DiskState, FrameState, Inspection, MemorySizes, NetworkState, QueueState,
+};
 use super::outcome::State;
 use crate::sys::fits;
+use crate::virtio::blk::{BlockControl, DiskCounts};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
 use crate::virtio::net::{FrameCounts, NetworkView};
@@ -71,9 +74,21 @@ impl<V> Assembled<V> {
                 .as_ref()
                 .map_or_else(Vec::new, |identity| identity.queues.iter().map(|tally| queue(tally)).collect()),
             network: self.networks.get(&slot).filter(|_| id == spec::id::NET).map(network),
+            disk: self
+                .disks
+                .get(&slot)
+                .filter(|_| id == spec::id::BLOCK)
+                .and_then(BlockControl::counts)
+                .map(disk),
             connections: vsock.map(|vsock| vsock.connections() as u64),
         }
     }
+}
+
+fn disk(counts: DiskCounts) -> DiskState {
+    let DiskCounts { reads, read_bytes, writes, written_bytes, flushes, discards, failed, throttled } =
+        counts;
+    DiskState { reads, read_bytes, writes, written_bytes, flushes, discards, failed, throttled }
 }
 
 fn network(view: &NetworkView) -> NetworkState {

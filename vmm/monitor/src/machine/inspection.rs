@@ -75,6 +75,31 @@ pub struct DeviceState {
     /// What a network device has moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkState>,
+    /// What a disk has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskState>,
+}
+
+/// What a disk has done since the last start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskState {
+    /// Reads that succeeded.
+    pub reads: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// Writes that succeeded.
+    pub writes: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// Discards and writes of zeroes that succeeded.
+    pub discards: u64,
+    /// Requests that were answered with an error.
+    pub failed: u64,
+    /// How often requests were held back, because the disk's limits allowed no more at the time.
+    pub throttled: u64,
 }
 
 /// What a network device has moved since the last start.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nelly_disk::Disk;
 
+use super::counters::{Counters, DiskCounts};
 use super::rate::{Bucket, Limiter};
 use crate::config::{DiskLimits, SectorSize};
 use crate::sys::Notifier;
@@ -15,6 +16,7 @@ use crate::virtio::interrupt::Interrupt;
 /// What the device, its worker and whoever changes it share.
 pub(super) struct Shared {
     pub(super) disk: Box<dyn Disk>,
+    pub(super) counters: Counters,
     limiter: Mutex<Limiter>,
     driver: Mutex<Driver>,
 }
@@ -40,7 +42,7 @@ impl Driver {
 
 impl Shared {
     pub(super) fn new(disk: Box<dyn Disk>) -> Self {
-        Self { disk, limiter: Mutex::default(), driver: Mutex::default() }
+        Self { disk, counters: Counters::default(), limiter: Mutex::default(), driver: Mutex::default() }
     }
 
     fn driver(&self) -> MutexGuard<'_, Driver> {
@@ -83,7 +85,14 @@ impl Shared {
     /// Takes what a request of `bytes` costs, which is asked for only if there are limits.
     pub(super) fn take(&self, bytes: impl FnOnce() -> u64) -> Result<(), Duration> {
         let mut limiter = self.limiter();
-        if limiter.limits() { limiter.take(monotonic_ns(), bytes()) } else { Ok(()) }
+        if !limiter.limits() {
+            return Ok(());
+        }
+        let taken = limiter.take(monotonic_ns(), bytes());
+        if taken.is_err() {
+            self.counters.throttled();
+        }
+        taken
     }
 }
 
@@ -125,6 +134,12 @@ pub struct BlockControl {
 impl BlockControl {
     pub(super) fn new(shared: &Arc<Shared>, sector: SectorSize) -> Self {
         Self { shared: Arc::downgrade(shared), sector }
+    }
+
+    /// What the disk has done; `None` of one that was taken out of the machine.
+    #[must_use]
+    pub fn counts(&self) -> Option<DiskCounts> {
+        self.shared.upgrade().map(|shared| shared.counters.read())
     }
 
     /// Makes the disk `bytes` long, and tells the driver. Waits for the host: a driver that is not

@@ -12,6 +12,7 @@
 //! itself. Writes go to the host's memory, and are the worker's.
 
 mod control;
+mod counters;
 mod crew;
 mod rate;
 mod request;
@@ -27,6 +28,7 @@ use nelly_disk::{Disk, SECTOR};
 
 use self::control::Shared;
 pub use self::control::{BlockControl, GrowError};
+pub use self::counters::DiskCounts;
 pub use self::crew::Crew;
 use self::worker::BlockWorker;
 use super::device::{ActivateError, Activation, Device, Placement, Worker};

@@ -14,6 +14,8 @@ use crate::virtio::queue::{Chain, QueueFault, Reader, Served, TURN_BYTES, Writer
 
 /// Bytes of the header: type, reserved, sector.
 const HEADER: usize = 16;
+/// The same, as lengths of chains are told.
+const HEADER_BYTES: u32 = 16;
 /// Bytes of a range to discard or zero: sector, count, flags.
 const RANGE: u32 = 16;
 /// Flag of a range: its space may be given back.
@@ -75,6 +77,8 @@ impl Requests {
         };
         writer.skip(room.saturating_sub(writer.written()));
         writer.write_all(&[status])?;
+        let data = if kind == spec::T_IN { room } else { chain.readable_len().saturating_sub(HEADER_BYTES) };
+        self.shared.counters.answered(kind, status, data);
         let moved = match kind {
             spec::T_IN => u64::from(room),
             // Otherwise it ends with a flush.

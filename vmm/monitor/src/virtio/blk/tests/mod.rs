@@ -123,6 +123,41 @@ fn writes_from_many_segments_and_a_split_header() {
 }
 
 #[test]
+fn what_it_did_is_counted() {
+    let (device, _file) = disk(false);
+    let control = device.control();
+    let mut device = device.with_limits(DiskLimits::default());
+    let mut bench = Bench::new(&mut device, 64, None);
+    let of = |kind, sector, data: Vec<Part>| [vec![Part::Read(header(kind, sector))], data].concat();
+    assert_eq!(status(&mut bench, of(spec::T_IN, 3, vec![Part::Write(1024)])), spec::S_OK);
+    assert_eq!(status(&mut bench, of(spec::T_OUT, 9, vec![Part::Read(vec![7; 512])])), spec::S_OK);
+    assert_eq!(status(&mut bench, of(spec::T_FLUSH, 0, vec![])), spec::S_OK);
+    assert_eq!(status(&mut bench, of(spec::T_IN, SECTORS, vec![Part::Write(512)])), spec::S_IOERR);
+    let counts = DiskCounts {
+        reads: 1,
+        read_bytes: 1024,
+        writes: 1,
+        written_bytes: 512,
+        flushes: 1,
+        failed: 1,
+        ..DiskCounts::default()
+    };
+    assert_eq!(control.counts(), Some(counts));
+    // One that is held back, too.
+    let one = std::num::NonZeroU64::new(1);
+    control.set_limits(DiskLimits { bytes_per_second: one, operations_per_second: None }).unwrap();
+    let read = [Part::Read(header(spec::T_IN, 3)), Part::Write(512), Part::Write(1)];
+    bench.queues[0].add(&read);
+    bench.queues[0].add(&read);
+    bench.kick(0);
+    let held = control.counts().unwrap();
+    assert!(held.reads == 2 && held.throttled >= 1, "{held:?}");
+    drop(bench);
+    drop(device);
+    assert_eq!(control.counts(), None);
+}
+
+#[test]
 fn tells_its_name() {
     let (mut device, _file) = disk(true);
     let mut bench = Bench::new(&mut device, 64, None);
