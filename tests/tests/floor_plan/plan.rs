@@ -353,6 +353,7 @@ pub(crate) const CRATES: &[Crate] = &[
         floors: &[
             ("spec", 0),
             ("timeline", 0),
+            ("metrics", 0),
             ("state", 1),
             ("network", 2),
             ("wire", 2),

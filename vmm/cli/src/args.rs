@@ -6,8 +6,8 @@ use clap::{Args, Command, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::boot_args::BootArgs;
 use crate::life::args::{
-    AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, NamesArgs, ProxyArgs, PsArgs,
-    RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
+    AttachArgs, CpArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs, LookArgs, MetricsArgs, NamesArgs,
+    ProxyArgs, PsArgs, RenameArgs, RestartArgs, RmArgs, StartArgs, StatsArgs, StopArgs, UpdateArgs,
 };
 use crate::machine_args::MachineArgs;
 use crate::network_args::NetworkArgs;
@@ -127,6 +127,8 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Print the resource use of sandboxes that run
     Stats(StatsArgs),
+    /// Print what machines count, as Prometheus reads it
+    Metrics(MetricsArgs),
     /// Copy files into a sandbox that runs, or out of it
     Cp(CpArgs),
     /// List the processes of a sandbox that runs

@@ -158,6 +158,7 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Unpause(args) => life::unpause(args, &context),
         Verb::Update(args) => life::update(args, &context),
         Verb::Stats(args) => life::stats(args, &context),
+        Verb::Metrics(args) => life::metrics(args, &context),
         Verb::Cp(args) => life::cp(args, &context),
         Verb::Top(args) => life::top(args, &context),
         Verb::Diff(args) => life::diff(args, &context),

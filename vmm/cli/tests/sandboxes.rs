@@ -14,6 +14,9 @@ use nelly_sandbox::state::{
 };
 use serde_json::{Value, json};
 
+#[path = "sandboxes/metrics.rs"]
+mod metrics;
+
 struct Home(tempfile::TempDir);
 
 impl Home {

@@ -3,7 +3,7 @@
 //! Programs that use it begin at [`library`], which stands on everything else.
 //!
 //! Modules import only from those before them: `spec` and `timeline` → `state` → `wire` →
-//! `agent` → `instance` → `life` → `connect` → `keep` → `library`.
+//! `agent` → `instance` → `life` → `connect` → `keep` → `library`. `metrics` stands beside `spec`.
 
 pub mod agent;
 pub mod connect;
@@ -11,6 +11,7 @@ pub mod instance;
 pub mod keep;
 pub mod library;
 pub mod life;
+pub mod metrics;
 pub mod network;
 pub mod spec;
 pub mod state;

@@ -140,8 +140,25 @@ impl Connection {
     /// # Errors
     /// As every call; a keeper of an older version does not know it.
     pub async fn monitor(&self) -> Result<String, ConnectError> {
-        let answer = self.client.monitor(within(ANSWER), &wire::MonitorRequest::default()).await;
-        answer.map(|answer| answer.inspection).map_err(refused)
+        Ok(self.machine().await?.inspection)
+    }
+
+    /// The same, with what the monitor's process uses of the host.
+    ///
+    /// # Errors
+    /// As [`Connection::monitor`].
+    pub async fn machine(&self) -> Result<wire::MonitorResponse, ConnectError> {
+        self.client.monitor(within(ANSWER), &wire::MonitorRequest::default()).await.map_err(refused)
+    }
+
+    /// What the machine counts, as Prometheus reads it, labelled with this name of the sandbox.
+    ///
+    /// # Errors
+    /// As every call; a keeper of an older version does not know it.
+    pub async fn metrics(&self, sandbox: &str) -> Result<String, ConnectError> {
+        let request = wire::MetricsRequest { sandbox: sandbox.to_owned(), ..Default::default() };
+        let answer = self.client.metrics(within(ANSWER), &request).await;
+        answer.map(|answer| answer.text).map_err(refused)
     }
 
     /// The health of the first container, with the results of the latest probes. What they wrote is

@@ -22,6 +22,7 @@ use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, Pr
 use crate::instance::relays::RelayState;
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
+use crate::metrics::{Scrape, Seen, Told};
 use crate::network::Usernet;
 use crate::spec::RelayAddress;
 use crate::spec::relay::Side;
@@ -199,6 +200,14 @@ impl Calls {
         let (token, _) =
             offered.map_err(|error| status(Code::INTERNAL, format!("cannot make a token: {error}")))?;
         Ok(m::InspectResponse { token: token.to_vec(), ..Default::default() })
+    }
+
+    /// What the monitor shows of the machine, and what its process uses.
+    async fn monitor_tells(&self) -> ttrpc::Result<Told> {
+        let sandbox = self.running()?;
+        let inspection = sandbox.inspection().await.map_err(|error| refused(&error))?;
+        let usage = usage::of(sandbox.machine().process_id().unwrap_or_default());
+        Ok(Told { inspection, cpu_ns: usage.cpu_ns, resident_bytes: usage.resident_bytes })
     }
 
     async fn set_paused(&self, paused: bool) -> ttrpc::Result<m::Empty> {
@@ -514,10 +523,29 @@ impl Service for Calls {
     }
 
     async fn monitor(&self, _: &TtrpcContext, _: m::MonitorRequest) -> ttrpc::Result<m::MonitorResponse> {
-        let shown = self.running()?.inspection().await.map_err(|error| refused(&error))?;
-        let inspection = serde_json::to_string(&shown);
+        let Told { inspection, cpu_ns, resident_bytes } = self.monitor_tells().await?;
+        let inspection = serde_json::to_string(&inspection);
         let inspection = inspection.map_err(|error| status(Code::INTERNAL, error.to_string()))?;
-        Ok(m::MonitorResponse { inspection, ..Default::default() })
+        Ok(m::MonitorResponse { inspection, cpu_ns, resident_bytes, ..Default::default() })
+    }
+
+    async fn metrics(
+        &self,
+        _: &TtrpcContext,
+        request: m::MetricsRequest,
+    ) -> ttrpc::Result<m::MetricsResponse> {
+        let told = self.monitor_tells().await?;
+        let state = self.0.state();
+        let name = if request.sandbox.is_empty() { self.0.id() } else { &request.sandbox };
+        let mut scrape = Scrape::default();
+        scrape.add(&Seen {
+            id: self.0.id(),
+            name,
+            status: state.status.word(),
+            restarts: state.restarts,
+            told: Some(&told),
+        });
+        Ok(m::MetricsResponse { text: scrape.to_string(), ..Default::default() })
     }
 
     async fn ports(&self, _: &TtrpcContext, _: m::PortsRequest) -> ttrpc::Result<m::PortsResponse> {
