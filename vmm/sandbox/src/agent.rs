@@ -8,6 +8,8 @@ mod network;
 mod relay;
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use containers::{ProcessId, StartFailure, Tokens};
 use nelly_protocol::messages as wire;
@@ -192,6 +194,8 @@ pub struct Greeting {
 pub struct Agent {
     /// None where no agent runs.
     client: Option<AgentClient>,
+    /// It sent what no agent sends.
+    lied: Arc<AtomicBool>,
 }
 
 fn context() -> Context {
@@ -215,14 +219,21 @@ impl Agent {
 
     /// The same over any stream.
     fn over(stream: impl AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static) -> Self {
-        let socket = Socket::new(Guard::new(stream));
-        Self { client: Some(AgentClient::new(Client::new(socket))) }
+        let lied = Arc::default();
+        let socket = Socket::new(Guard::new(stream, Arc::clone(&lied)));
+        Self { client: Some(AgentClient::new(Client::new(socket))), lied }
     }
 
     /// The agent of a guest that has none: every call is refused.
     #[must_use]
     pub fn absent() -> Self {
-        Self { client: None }
+        Self { client: None, lied: Arc::default() }
+    }
+
+    /// Whether it has sent what no agent sends. Its connection is closed then.
+    #[must_use]
+    pub fn has_lied(&self) -> bool {
+        self.lied.load(Ordering::Relaxed)
     }
 
     fn client(&self) -> Result<&AgentClient, AgentError> {
@@ -400,7 +411,7 @@ impl Agent {
 }
 
 #[cfg(test)]
-mod lies;
+pub(crate) mod lies;
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,8 @@
 use std::collections::HashSet;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -85,11 +87,15 @@ pub(super) struct Guard<S> {
     answered: Frames,
     /// Calls without an answer. A call that was given up is answered late, or never.
     waiting: HashSet<u32>,
+    /// Set with the first lie.
+    lied: Arc<AtomicBool>,
 }
 
 impl<S> Guard<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, asked: Frames::default(), answered: Frames::default(), waiting: HashSet::new() }
+    /// `lied` is set with the first lie.
+    pub(super) fn new(stream: S, lied: Arc<AtomicBool>) -> Self {
+        let (asked, answered) = (Frames::default(), Frames::default());
+        Self { stream, asked, answered, waiting: HashSet::new(), lied }
     }
 }
 
@@ -110,6 +116,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
             _ => Ok(()),
         });
         if looked.is_err() {
+            this.lied.store(true, Ordering::Relaxed);
             buffer.set_filled(before);
         }
         Poll::Ready(looked.map_err(io::Error::other))

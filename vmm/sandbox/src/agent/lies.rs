@@ -85,10 +85,18 @@ fn verbs() -> Vec<Verb> {
     ]
 }
 
-/// An answer that an agent could give to a call.
-fn sound(method: &str) -> Vec<u8> {
+/// An answer that an agent could give to this request of a call.
+fn sound(method: &str, request: &[u8]) -> Vec<u8> {
     let token = vec![7; TOKEN_BYTES];
-    let streams = wire::StreamTokens { stdout: token.clone(), stderr: token.clone(), ..Default::default() };
+    let asked = match method {
+        "CreateContainer" => wire::CreateContainerRequest::parse_from_bytes(request).unwrap().stdio,
+        _ => wire::ExecRequest::parse_from_bytes(request).unwrap_or_default().stdio,
+    };
+    // Those of a process without an input, where nobody asks.
+    let (stdin, output) = asked.as_ref().map_or((false, true), |asked| (asked.stdin, asked.stdout));
+    let of = |asked: bool| if asked { token.clone() } else { Vec::new() };
+    let streams =
+        wire::StreamTokens { stdin: of(stdin), stdout: of(output), stderr: of(output), ..Default::default() };
     let payload = match method {
         "Processes" | "Changes" | "CopyOut" | "CopyIn" => {
             wire::InspectResponse { token, ..Default::default() }.write_to_bytes()
@@ -124,7 +132,7 @@ fn with_payload(stream: u32, payload: Vec<u8>) -> Vec<u8> {
 
 /// What a guest does once it was called.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Lie {
+pub(crate) enum Lie {
     /// It tells the truth.
     None,
     /// It reads nothing at all.
@@ -215,8 +223,8 @@ impl Lie {
     }
 
     /// The bytes that it begins with.
-    fn bytes(self, method: &str, stream: u32) -> Vec<u8> {
-        let truth = with_payload(stream, sound(method));
+    fn bytes(self, (method, request): (&str, &[u8]), stream: u32) -> Vec<u8> {
+        let truth = with_payload(stream, sound(method, request));
         // What a response, its payload and their lengths take is less than this.
         let room = usize::try_from(ANSWER_MOST).unwrap() - 16;
         match self {
@@ -227,7 +235,7 @@ impl Lie {
             Self::Length(length) | Self::Endless(length) => {
                 frame(2, stream, usize::try_from(length).unwrap(), &[])
             }
-            Self::Stream(other) => with_payload(other, sound(method)),
+            Self::Stream(other) => with_payload(other, sound(method, request)),
             Self::Kind(kind) => frame(kind, stream, 0, &[]),
             Self::Noise(byte) => vec![byte; 4096],
             Self::Garbage => with_payload(stream, vec![0xff; 64]),
@@ -251,9 +259,12 @@ impl Lie {
     }
 }
 
-/// The guest: what it does until the client is gone.
-async fn guest(mut stream: DuplexStream, lie: Lie) {
-    let mut header = [0; 10];
+/// A guest, until the client is gone. It lies at the first call, or at the first of this method;
+/// before that it tells the truth, and of processes that they run.
+pub(crate) async fn liar<S>(mut stream: S, at: Option<&'static str>, lie: Lie)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     if lie == Lie::Deaf {
         // Nothing can be written to who is gone, not even nothing.
         while stream.write(&[]).await.is_ok() {
@@ -261,14 +272,25 @@ async fn guest(mut stream: DuplexStream, lie: Lie) {
         }
         return;
     }
-    stream.read_exact(&mut header).await.unwrap();
-    let length = u32::from_be_bytes(header[..4].try_into().unwrap());
-    let called = u32::from_be_bytes(header[4..8].try_into().unwrap());
-    let mut request = vec![0; usize::try_from(length).unwrap()];
-    stream.read_exact(&mut request).await.unwrap();
-    let method = Request::parse_from_bytes(&request).unwrap().method;
+    let (method, payload, called) = loop {
+        let mut header = [0; 10];
+        if stream.read_exact(&mut header).await.is_err() {
+            return;
+        }
+        let length = u32::from_be_bytes(header[..4].try_into().unwrap());
+        let called = u32::from_be_bytes(header[4..8].try_into().unwrap());
+        let mut request = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut request).await.unwrap();
+        let Request { method, payload, .. } = Request::parse_from_bytes(&request).unwrap();
+        if at.is_none_or(|at| at == method) {
+            break (method, payload, called);
+        }
+        if method != "Wait" {
+            stream.write_all(&with_payload(called, sound(&method, &payload))).await.unwrap();
+        }
+    };
     // The client may close the connection in the middle.
-    let mut said = stream.write_all(&lie.bytes(&method, called)).await.is_ok();
+    let mut said = stream.write_all(&lie.bytes((&method, &payload), called)).await.is_ok();
     match lie {
         Lie::Cut(_) => return,
         Lie::Endless(_) | Lie::Noise(_) => {
@@ -316,7 +338,7 @@ async fn meets(verb: &Verb, lie: Lie, fate: Fate) {
     // A guest that reads nothing has room for part of a request.
     let room = if lie == Lie::Deaf { 16 } else { 64 << 10 };
     let (near, far) = tokio::io::duplex(room);
-    let guest = tokio::spawn(guest(far, lie));
+    let guest = tokio::spawn(liar(far, None, lie));
     let agent = Agent::over(near);
     let began = Instant::now();
     let call = (verb.call)(agent.clone());
@@ -356,7 +378,7 @@ async fn every_call_ends_beside_every_lie() {
             meets(&verb, lie, fate).await;
         }
         // The end of the connection at each byte of an answer.
-        for count in 10..with_payload(1, sound(verb.name)).len() {
+        for count in 10..with_payload(1, sound(verb.name, &[])).len() {
             meets(&verb, Lie::Cut(count), Fate::Fails).await;
         }
     }

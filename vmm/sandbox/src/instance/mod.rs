@@ -310,18 +310,21 @@ impl Sandbox {
     }
 
     /// Ends the machine in order: what still runs is killed, what was written is flushed, and the
-    /// guest powers off. A guest that does not within `patience`, or whose last writes wait because
-    /// the host's file system is full, is killed with its machine.
+    /// guest powers off. A guest that does not within `patience`, whose agent lies, or whose last
+    /// writes wait because the host's file system is full, is killed with its machine.
     pub async fn power_off(&self, patience: Duration) -> Outcome {
         let orderly = async {
             // Whatever it answers, its machine's end tells.
             let _answer = self.agent.shutdown(0).await;
+            if self.agent.has_lied() {
+                return None;
+            }
             let ending = Arc::clone(&self.machine);
-            blocking(move || ending.wait()).await
+            Some(blocking(move || ending.wait()).await)
         };
         tokio::select! {
             ended = tokio::time::timeout(patience, self.process.during(orderly)) => {
-                if let Ok(Ok(outcome)) = ended {
+                if let Ok(Ok(Some(outcome))) = ended {
                     return outcome;
                 }
             }

@@ -18,6 +18,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use self::boots::Booted;
 use super::sockets::{Open, Sockets};
 use super::*;
+use crate::agent::lies::{Lie, liar};
 use crate::agent::{Agent, Tokens};
 use crate::connect::{Connection, ExecSpec};
 use crate::instance::{SandboxError, Streams};
@@ -47,6 +48,8 @@ struct Script {
     relays: Vec<Relay>,
     /// Execs are started only once a test lets them.
     holds_execs: bool,
+    /// Asked for this, it lies in this way, and says nothing true any more.
+    lies: Option<(&'static str, Lie)>,
 }
 
 /// The guests of one sandbox, over all its starts.
@@ -230,7 +233,15 @@ impl Guests {
         let mut server =
             Server::new().register_service(create_agent(Arc::new(played))).add_listener(listener);
         server.start().await.unwrap();
-        let agent = Agent::new(UnixStream::connect(&path).unwrap()).unwrap();
+        let agent = match self.script.lies {
+            None => Agent::new(UnixStream::connect(&path).unwrap()).unwrap(),
+            Some((at, lie)) => {
+                let (near, far) = UnixStream::pair().unwrap();
+                far.set_nonblocking(true).unwrap();
+                tokio::spawn(liar(tokio::net::UnixStream::from_std(far).unwrap(), Some(at), lie));
+                Agent::new(near).unwrap()
+            }
+        };
         // It serves for as long as the test's runtime runs.
         std::mem::forget(server);
         let (mut config, resources, _console) = machine_of();
@@ -251,7 +262,10 @@ impl Guests {
                 stdout: pair(tokens.stdout.is_some(), |streams| &mut streams.stdout),
                 stderr: pair(tokens.stderr.is_some(), |streams| &mut streams.stderr),
             };
-            guests.streams.lock().unwrap().push(theirs);
+            // What a liar's processes say is at its end.
+            if guests.script.lies.is_none() {
+                guests.streams.lock().unwrap().push(theirs);
+            }
             ours
         };
         let sandbox = Sandbox::played(agent, machine).dialling(Box::new(dials));
@@ -310,7 +324,8 @@ impl Scene {
         container.options.health.clone_from(&script.health);
         container.options.relays.clone_from(&script.relays);
         // A guest that answers is never given up because this machine is busy.
-        let kill_patience = if script.deaf { Duration::from_millis(50) } else { GRACE };
+        let answers = !script.deaf && script.lies.is_none();
+        let kill_patience = if answers { GRACE } else { Duration::from_millis(50) };
         let (id, stop_signal) = ("c".into(), Signal::TERM);
         let kept = Kept {
             id,
@@ -398,5 +413,6 @@ mod clients;
 mod containers;
 mod execs;
 mod health;
+mod lies;
 mod life;
 mod sessions;
