@@ -28,6 +28,9 @@ pub enum CopyError {
     /// The stream from or to the guest ended in the middle.
     #[error("the stream of the guest ended in the middle: the container may have ended")]
     Cut,
+    /// The guest neither took nor gave anything within its time.
+    #[error("the guest neither takes nor gives anything more: it may be paused, or hang")]
+    Silent,
     /// The destination itself is a link, which an earlier copy may have brought from the guest.
     #[error(
         "{} is a symbolic link, which is not followed: write the path that it leads to, or a / at its end for the directory there",
@@ -48,6 +51,7 @@ impl From<ArchiveError> for CopyError {
         match (source.1.get_ref().and_then(|inner| inner.downcast_ref::<Self>()), source.1.kind()) {
             (Some(Self::Guest(sentence)), _) => Self::Guest(sentence.clone()),
             (Some(Self::Cut), _) => Self::Cut,
+            (Some(Self::Silent), _) => Self::Silent,
             _ => Self::Archive(ArchiveError::Stream(source.0, source.1)),
         }
     }
@@ -60,8 +64,17 @@ fn is_cut(error: &io::Error) -> bool {
 
 /// The error of a stream, such that a reader or writer in the middle passes it on.
 fn broken(error: io::Error) -> io::Error {
-    // The kind would be taken for the archive's own end.
-    if is_cut(&error) { io::Error::other(CopyError::Cut) } else { error }
+    match &error {
+        // The kind would be taken for the archive's own end.
+        error if is_cut(error) => io::Error::other(CopyError::Cut),
+        error if is_silent(error) => io::Error::other(CopyError::Silent),
+        _ => error,
+    }
+}
+
+/// Whether a limit of the stream's was reached.
+fn is_silent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// What the guest's last frame says.
@@ -149,7 +162,11 @@ impl CopyIn {
     pub fn finish(self) -> Result<Vec<String>, CopyError> {
         let stream = self.0.stream().try_clone();
         let written = self.0.finish(&[], &[]);
-        let answered = stream.and_then(answer);
+        // Who takes nothing says nothing either.
+        let answered = match &written {
+            Err(error) if is_silent(error) => Err(io::ErrorKind::WouldBlock.into()),
+            _ => stream.and_then(answer),
+        };
         // The answer tells why it could not be written.
         let told = match (written, answered) {
             (Err(error), Err(cut)) if is_cut(&cut) => Err(broken(error)),
@@ -171,9 +188,14 @@ fn answer(stream: UnixStream) -> io::Result<Vec<String>> {
 
 impl Write for CopyIn {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(|error| match self.0.stream().try_clone().and_then(answer) {
-            Err(why) if !is_cut(&why) => why,
-            _ => broken(error),
+        self.0.write(bytes).map_err(|error| {
+            if is_silent(&error) {
+                return broken(error);
+            }
+            match self.0.stream().try_clone().and_then(answer) {
+                Err(why) if !is_cut(&why) => broken(why),
+                _ => broken(error),
+            }
         })
     }
 

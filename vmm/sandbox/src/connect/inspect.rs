@@ -19,6 +19,9 @@ pub enum RecordError {
     /// The stream ended before its result.
     #[error("the stream from the guest ended in the middle: the container may have ended")]
     Cut,
+    /// It said nothing within its time.
+    #[error("the guest says nothing more: it may be paused, or hang")]
+    Silent,
     /// Something that is no record.
     #[error("the guest sent something that is no record")]
     Damaged,
@@ -134,6 +137,8 @@ impl<R: Read> Records<R> {
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), RecordError> {
         self.stream.read_exact(buffer).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => RecordError::Cut,
+            // A limit of the stream's.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => RecordError::Silent,
             _ => RecordError::Broken(error),
         })
     }
@@ -172,6 +177,17 @@ mod tests {
         for bad in [frame(Kind::Record, &[255; 9]), vec![9; 20], frame(Kind::Result, &[255])] {
             assert!(matches!(Records::new(&bad[..]).take::<Change>(), Err(RecordError::Damaged)), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_says_nothing_more_is_left() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_read_timeout(Some(std::time::Duration::from_millis(20))).unwrap();
+        let record = frame(Kind::Record, &Change::default().write_to_bytes().unwrap());
+        io::Write::write_all(&mut far, &[&record[..], &record[..3]].concat()).unwrap();
+        let mut records = Records::new(near);
+        assert!(records.take::<Change>().unwrap().is_some());
+        assert!(matches!(records.take::<Change>(), Err(RecordError::Silent)));
     }
 
     /// What a stream that never ends is read to.

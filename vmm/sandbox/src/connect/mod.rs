@@ -39,6 +39,13 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a keeper may take for what its guest answers.
 const GUEST_ANSWER: Duration = Duration::from_secs(60);
 
+/// How long a guest may take for the next part of what it tells of its processes.
+const TELLING: Duration = Duration::from_secs(60);
+
+/// How long it may neither take nor give anything of a copy, or find no change: its disk may be
+/// slow, and a machine can be paused.
+const COPYING: Duration = Duration::from_secs(600);
+
 /// A connection to a keeper.
 #[derive(Clone)]
 pub struct Connection {
@@ -368,6 +375,7 @@ impl Connection {
     /// The stream of such a call.
     async fn look(&self, what: Inspection) -> Result<UnixStream, ConnectError> {
         let request = wire::InspectRequest { container: self.container.clone(), ..Default::default() };
+        let patience = if what == Inspection::Processes { TELLING } else { COPYING };
         let answer = match what {
             Inspection::Processes => self.client.processes(within(GUEST_ANSWER), &request).await,
             Inspection::Changes => self.client.changes(within(GUEST_ANSWER), &request).await,
@@ -390,7 +398,10 @@ impl Connection {
                 self.client.copy_in(within(GUEST_ANSWER), &request).await
             }
         };
-        self.claim_output(&answer.map_err(refused)?.token).await
+        let stream = self.claim_output(&answer.map_err(refused)?.token).await?;
+        stream.set_read_timeout(Some(patience)).map_err(ConnectError::Use)?;
+        stream.set_write_timeout(Some(patience)).map_err(ConnectError::Use)?;
+        Ok(stream)
     }
 
     async fn claim_output(&self, token: &[u8]) -> Result<UnixStream, ConnectError> {

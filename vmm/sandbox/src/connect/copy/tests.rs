@@ -149,3 +149,29 @@ fn holes_of_a_guest_stay_holes_and_it_fills_no_disk() {
     // Others write there, too.
     assert!(most <= free / 16 * 15 + (1 << 30) && most > 0 && most < u64::MAX, "{most} {free}");
 }
+
+#[test]
+fn a_guest_that_neither_gives_nor_takes_is_left() {
+    let soon = Some(std::time::Duration::from_millis(20));
+    let (near, _far) = UnixStream::pair().unwrap();
+    near.set_read_timeout(soon).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let to = to.path().join("to");
+    let left = to_host(CopyOut::new(near), b"/file", to.as_os_str().as_bytes(), false, &mut |_| {});
+    assert!(matches!(left, Err(CopyError::Silent)) && !to.exists(), "{left:?}");
+
+    let pair = || {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_read_timeout(soon).unwrap();
+        near.set_write_timeout(soon).unwrap();
+        (CopyIn::new(near), far)
+    };
+    // It takes nothing: no buffer holds all of it.
+    let (mut copy, _far) = pair();
+    let error = copy.write_all(&vec![7; 64 << 20]).unwrap_err();
+    assert!(error.to_string().contains("neither takes nor gives"), "{error}");
+    // It takes all, and does not say what became of it.
+    let (mut copy, _far) = pair();
+    copy.write_all(b"little").unwrap();
+    assert!(matches!(copy.finish(), Err(CopyError::Silent)));
+}
