@@ -64,7 +64,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context) -> Result<ExitCode> {
     if let Some(boot) = &mut record.boot {
         boot.ssh = login.as_ref().map(|(_, ssh)| ssh.clone());
     }
-    host::require_mainstream()?;
+    host::require_for(record.boot.as_ref())?;
     let name = match old {
         Some(sandbox) => start_again(context, &sandboxes, &sandbox, record, bytes)?,
         None => start_first(context, &sandboxes, record, bytes, own.as_ref())?,

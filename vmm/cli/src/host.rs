@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind};
 
 use anyhow::{Error, Result};
+use nelly_sandbox::state::BootRecord;
 
 use crate::advice;
 use crate::fail::Hint;
@@ -67,6 +68,21 @@ pub(crate) fn require_mainstream() -> Result<()> {
         KvmSupport::Mainstream => Ok(()),
         KvmSupport::Unusable(message, hint) => Err(Hint::error(message, hint)),
         KvmSupport::Paravirtual => Err(paravirtual()),
+    }
+}
+
+/// The same for what a sandbox boots. Whoever boots a kernel of their own knows what it needs: any
+/// KVM that can be used will do, as it does for `nelly boot` in the foreground.
+///
+/// # Errors
+/// As [`require_mainstream`]; for a kernel of one's own, only where KVM cannot be used at all.
+pub(crate) fn require_for(boot: Option<&BootRecord>) -> Result<()> {
+    if boot.is_none_or(|boot| boot.kernel.is_none()) {
+        return require_mainstream();
+    }
+    match kvm() {
+        KvmSupport::Unusable(message, hint) => Err(Hint::error(message, hint)),
+        KvmSupport::Mainstream | KvmSupport::Paravirtual => Ok(()),
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn start(args: &StartArgs, context: &Context) -> Result<ExitCode> {
         if condition.is_live() {
             bail!("sandbox {word} is {} already", condition.word());
         }
-        crate::host::require_mainstream()?;
+        crate::host::require_for(sandbox.record()?.boot.as_ref())?;
         let lock = lock(&sandboxes, &sandbox)?;
         launch(context, &sandboxes, &sandbox, lock)?;
         Ok(None)
@@ -67,7 +67,7 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
             bail!("sandbox {word} was made with --rm: it is removed at its end, and cannot be started again");
         }
         // Before it is stopped: what cannot be started again shall go on.
-        crate::host::require_mainstream()?;
+        crate::host::require_for(record.boot.as_ref())?;
         if sandbox.condition()?.is_live() {
             if record.boot.is_some() {
                 (context.booted.check_running)(context, &sandbox, &record)?;
