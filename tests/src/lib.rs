@@ -1,6 +1,8 @@
 //! What the tests share: finding the built programs, running them with a limit of time, a scratch
 //! directory.
 
+pub mod random;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

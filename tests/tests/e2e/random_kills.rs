@@ -7,8 +7,9 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use nelly_tests::random::{Numbers, number};
 use nelly_tests::{nelly, wait};
 use serde_json::Value;
 
@@ -17,30 +18,8 @@ use super::faults::processes;
 use super::image_store::archive;
 use super::keeper::{Kept, SERVER, kill};
 
-/// Moments in `make test`, some of which boot a machine; `make soak` has fifty and more.
+/// Moments in `make test`, some of which boot a machine; `make soak` has a hundred.
 const MOMENTS: u64 = 6;
-
-/// A sequence of numbers that looks random (xorshift).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-
-    fn of<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
-        let index = usize::try_from(self.below(choices.len() as u64)).unwrap();
-        &choices[index]
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is no number: {text}")))
-}
 
 /// What can be done with the sandbox `box`, by what it is, each with the time in milliseconds
 /// within which something is killed.
@@ -112,11 +91,7 @@ fn check(kept: &Kept, what: &str) {
 
 #[test]
 fn whatever_is_killed_the_next_command_mends() {
-    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let seed = number("NELLY_KILLS_SEED").unwrap_or(u64::from(clock.subsec_nanos()));
-    println!("NELLY_KILLS_SEED={seed}");
-    // Zero would stay zero.
-    let mut random = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Numbers::seeded("NELLY_KILLS_SEED");
     let kept = Kept::new();
     let image = archive(&kept.0);
     kept.0.feed(&["image", "load"], &image).expect(0);
@@ -129,7 +104,7 @@ fn whatever_is_killed_the_next_command_mends() {
         let victims = ["nelly-monitor", "nelly-keeper", "nelly"];
         let victim = victims[usize::try_from(moment).unwrap() % victims.len()];
         let delay = Duration::from_millis(random.below(within));
-        let what = format!("seed {seed}, moment {moment}: {before}, {words:?}, {victim} after {delay:?}");
+        let what = format!("moment {moment}: {before}, {words:?}, {victim} after {delay:?}");
         println!("{what}");
         let mut command = nelly(kept.0.path(), words);
         let mut child =

@@ -58,8 +58,8 @@ const ECHO: &[u8] = &[
     0xba, 0xf8, 0x03, 0xec, 0xfe, 0xc0, 0xee, 0xeb, 0xed,
 ];
 
-/// Says a byte, then rests: many that waited for input in a loop would wait for a processor. mov dx,
-/// 0x3f8; mov al, '.'; out dx, al; again: cli; hlt; jmp again
+/// Says a byte, then rests: many that waited for input in a loop would wait for a processor.
+/// mov dx, 0x3f8; mov al, '.'; out dx, al; again: cli; hlt; jmp again
 const REST: &[u8] = &[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xfa, 0xf4, 0xeb, 0xfc];
 
 /// What the holder of machines may be left with. Children are named, so that a failure says whose.

@@ -1,0 +1,19 @@
+// What the jobs of the guest of load share.
+#pragma once
+#include "../hostile/virtio.h"
+
+enum { READ_SECTORS = 0, WRITE_SECTORS = 1, FLUSH = 4 };
+
+// Jobs. Each gets the first device of its kind, started, and a number; it returns when it is done, if ever.
+void ledger(struct device *d, u32 unused);
+void fill_serial(struct device *none, u32 bytes);
+void fill_console(struct device *d, u32 unused);
+void take_random(struct device *d, u32 rounds);
+void move_sectors(struct device *d, u32 rounds);
+void fill_streams(struct device *d, u32 count);
+
+// Has the guest's memory all in use, says `ready` and waits for a byte on COM1.
+void wait_for_go(void);
+
+// Says why the job cannot go on, and resets the machine.
+__attribute__((noreturn)) void give_up(const char *why);
