@@ -140,7 +140,14 @@ impl Home {
         }
     }
 
-    /// What must hold after every moment.
+    /// The names in a directory, which need not be there.
+    fn names(&self, path: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path().join(path)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
+    /// What must hold soon after every moment: a keeper whose client was killed while it waited
+    /// ends, too, and what was true before that is not what stays.
     #[track_caller]
     fn check(&mut self, what: &str) {
         let mut status = String::new();
@@ -150,24 +157,21 @@ impl Home {
             let mut left: Vec<_> = processes::all().into_iter().map(|(_, name)| name).collect();
             left.sort();
             left.dedup();
-            match status.as_str() {
+            let all_or_none = match status.as_str() {
                 // It goes on without its network, which is two processes or none.
                 "running" | "paused" => left.iter().filter(|name| *name != "nelly-usernet").eq(HELD),
                 "starting" | "stopping" => false,
                 _ => left.is_empty(),
-            }
+            };
+            all_or_none && self.names("run").len() == usize::from(runs(&status))
         });
         self.out(&["gc"]);
         assert_eq!(self.out(&["gc"]), "", "{what}");
-        let names = |path: &str| {
-            let entries = std::fs::read_dir(self.path().join(path)).into_iter().flatten();
-            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
-        };
-        let sandboxes = names("data/sandboxes");
+        let sandboxes = self.names("data/sandboxes");
         let is_draft = |name: &String| name.starts_with("new-") || name.starts_with("gone-");
         assert!(!sandboxes.iter().any(is_draft), "{what}: {sandboxes:?}");
-        assert_eq!(names("data/sandboxes/names").len(), usize::from(status != "none"), "{what}");
-        assert_eq!(names("run").len(), usize::from(runs(&status)), "{what}: {status}");
+        let names = self.names("data/sandboxes/names").len();
+        assert_eq!(names, usize::from(status != "none"), "{what}");
         if status != "none" {
             self.read_log();
         }
