@@ -2,6 +2,7 @@
 //! hangs among others, a full disk. Each is told in a sentence, and the rest goes on.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -13,15 +14,19 @@ use super::LIMIT;
 use super::image_store::archive;
 use super::keeper::{Kept, SERVER, kill, runs, spawn};
 
-/// Processes of ours, whose environment names the home of this test, and the names of their
-/// programs.
+/// Processes of ours, and the names of their programs: the environment names the home of this test,
+/// or, where a monitor has cleared that, a file that is open lies there.
 pub(super) fn processes(kept: &Kept) -> Vec<(u64, String)> {
     let home = kept.0.path().to_str().unwrap().as_bytes().to_vec();
     let numbers =
         fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let names_home = |bytes: &[u8]| bytes.windows(home.len()).any(|part| part == home);
     let ours = |pid: u64| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        environment.windows(home.len()).any(|part| part == home).then_some(())?;
+        let named =
+            fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| names_home(&environment));
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut links = files.filter_map(|file| fs::read_link(file.path()).ok());
+        (named || links.any(|link| names_home(link.as_os_str().as_bytes()))).then_some(())?;
         // What has ended has no program any more.
         let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
         Some((pid, program.file_name()?.to_str()?.to_owned()))

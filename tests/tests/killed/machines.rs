@@ -1,6 +1,7 @@
 //! Machines of `nelly boot -d` whose guest writes to a qcow2 disk, flushes, and says so: commands,
 //! keepers, monitors and network processes are killed.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -140,11 +141,6 @@ impl Home {
         }
     }
 
-    /// Removes what nobody needs.
-    fn gc(&self) -> bool {
-        self.ask(&["gc"]).code == 0
-    }
-
     /// The names in a directory, which need not be there.
     fn names(&self, path: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path().join(path)).into_iter().flatten().flatten();
@@ -156,21 +152,28 @@ impl Home {
     #[track_caller]
     fn check(&mut self, what: &str) {
         let mut status = String::new();
-        processes::settles(what, || {
-            processes::reap();
-            status = self.status();
-            let mut left: Vec<_> = processes::all().into_iter().map(|(_, name)| name).collect();
-            left.sort();
-            left.dedup();
-            let all_or_none = match status.as_str() {
-                // It goes on without its network, which is two processes or none.
-                "running" | "paused" => left.iter().filter(|name| *name != "nelly-usernet").eq(HELD),
-                "starting" | "stopping" => false,
-                _ => left.is_empty(),
-            };
-            // Sockets of a keeper that was killed are for `nelly gc` to remove.
-            all_or_none && self.gc() && self.names("run").len() == usize::from(runs(&status))
-        });
+        let seen = Cell::new(String::new());
+        processes::settles(
+            || format!("{what}: {}", seen.take()),
+            || {
+                processes::reap();
+                status = self.status();
+                let mut left: Vec<_> = processes::all().into_iter().map(|(_, name)| name).collect();
+                left.sort();
+                left.dedup();
+                let all_or_none = match status.as_str() {
+                    // It goes on without its network, which is two processes or none.
+                    "running" | "paused" => left.iter().filter(|name| *name != "nelly-usernet").eq(HELD),
+                    "starting" | "stopping" => false,
+                    _ => left.is_empty(),
+                };
+                // Sockets of a keeper that was killed are for `nelly gc` to remove.
+                let cleaned = self.ask(&["gc"]);
+                let sockets = self.names("run");
+                seen.set(format!("{status}, {left:?}, {sockets:?}, {}", cleaned.err()));
+                all_or_none && cleaned.code == 0 && sockets.len() == usize::from(runs(&status))
+            },
+        );
         assert_eq!(self.out(&["gc"]), "", "{what}");
         let sandboxes = self.names("data/sandboxes");
         let is_draft = |name: &String| name.starts_with("new-") || name.starts_with("gone-");
@@ -272,10 +275,13 @@ fn what_the_guest_flushed_stays_and_nothing_else_does() {
     home.renew_disk();
     let boot = home.boot_words();
     home.out(&boot.iter().map(String::as_str).collect::<Vec<_>>());
-    processes::settles("entries", || {
-        home.read_log();
-        home.flushed.is_some_and(|(_, number)| number > PLACES / 8)
-    });
+    processes::settles(
+        || "entries".to_owned(),
+        || {
+            home.read_log();
+            home.flushed.is_some_and(|(_, number)| number > PLACES / 8)
+        },
+    );
     home.out(&["kill", "box"]);
     home.check("the end");
     home.out(&["rm", "box"]);

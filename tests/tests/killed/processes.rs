@@ -58,14 +58,14 @@ pub(crate) fn reap() {
 /// Waits until something holds, and looks again after each look's own time: what is waited for
 /// needs the processor.
 #[track_caller]
-pub(crate) fn settles(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn settles(what: impl Fn() -> String, mut holds: impl FnMut() -> bool) {
     let limit = Instant::now() + scaled(SETTLES);
     loop {
         let looked = Instant::now();
         if holds() {
             return;
         }
-        assert!(Instant::now() < limit, "{what}: {:?}", all());
+        assert!(Instant::now() < limit, "{}: {:?}", what(), all());
         std::thread::sleep(looked.elapsed().max(std::time::Duration::from_millis(2)));
     }
 }
@@ -73,8 +73,11 @@ pub(crate) fn settles(what: &str, mut holds: impl FnMut() -> bool) {
 /// Waits until nothing of the test is there any more, not even what has ended.
 #[track_caller]
 pub(crate) fn none_is_left(what: &str) {
-    settles(what, || {
-        reap();
-        children(getpid()).is_empty()
-    });
+    settles(
+        || what.to_owned(),
+        || {
+            reap();
+            children(getpid()).is_empty()
+        },
+    );
 }
