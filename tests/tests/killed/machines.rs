@@ -213,7 +213,7 @@ fn commands(status: &str) -> &'static [&'static [&'static str]] {
         "running" => &[
             &["stop", "-t", "1s", "box"],
             &["kill", "box"],
-            &["restart", "box"],
+            &["restart", "-t", "1s", "box"],
             &["rm", "-f", "box"],
             &["pause", "box"],
             &["logs", "box"],

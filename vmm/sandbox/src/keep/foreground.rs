@@ -166,7 +166,7 @@ impl Listed {
         let ended = ended.unwrap_or_else(|_| Ended::new(125, "failed", "its process gave it up"));
         *keeper.sandbox() = None;
         keeper.end(&ended);
-        serving.close(keeper).await?;
+        serving.close(keeper, false).await?;
         remove(&sandboxes, shared)
     }
 

@@ -267,7 +267,8 @@ impl Keeper {
             state.finished_at = Some(Timestamp::now());
             state.status = Status::Exited;
             state.holder = None;
-            state.runtime_dir = None;
+            // Where the sockets are stands there until they are removed: whoever finds this process
+            // killed knows what to remove.
         });
         self.over.send_replace(Some(ended.clone()));
     }

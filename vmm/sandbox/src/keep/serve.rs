@@ -132,7 +132,7 @@ pub async fn serve(
     }
     stopping.abort();
     drop(start);
-    let removed = serving.close(keeper).await;
+    let removed = serving.close(keeper, !auto_remove).await;
     if auto_remove && let Some((directory, lock)) = Arc::into_inner(shared) {
         sandboxes.remove(&directory, lock)?;
     }
@@ -251,11 +251,12 @@ impl Serving {
         Ok(Self { id, open, place, sockets: tokio::spawn(listening.go_on(first)) })
     }
 
-    /// Removes them, after clients that are connected have had a moment to read their answers.
+    /// Removes them, after clients that are connected have had a moment to read their answers. In
+    /// the state of a sandbox that `stays`, nothing is written of them any more.
     ///
     /// # Errors
     /// Something of them cannot be removed.
-    pub(super) async fn close(self, keeper: Arc<Keeper>) -> Result<(), StateError> {
+    pub(super) async fn close(self, keeper: Arc<Keeper>, stays: bool) -> Result<(), StateError> {
         let Self { id, open, place, sockets } = self;
         let left = async {
             while open.count() > 0 {
@@ -265,9 +266,14 @@ impl Serving {
         let _late = tokio::time::timeout(LAST_ANSWERS, left).await;
         sockets.abort();
         let _aborted = sockets.await;
-        drop(keeper);
         let place = place.lock().expect("nobody panics while it is set").take();
-        place.map_or(Ok(()), |place| RuntimeDir::remove(&place, id))
+        if let Some(place) = place {
+            RuntimeDir::remove(&place, id)?;
+        }
+        if stays {
+            keeper.change(|state| state.runtime_dir = None);
+        }
+        Ok(())
     }
 }
 
