@@ -166,8 +166,22 @@ static const struct {
     {"registers in no order", no_order},
 };
 
+// The same fault again and again, which the host tells once and counts.
+static void flood(struct device *d, u32 q) {
+    attacked();
+    for (u32 i = 0; i < 60; i++) {
+        if (!reset(d) || !start(d)) return failed(d, "a flood of faults", q, "no start before");
+        offer(d, q, d->size[q]);
+        ring_bell(d, q);
+        if (await(d, q, 200000) != BROKEN) return failed(d, "a flood of faults", q, "no fault");
+    }
+    must_work(d, "a flood of faults", q);
+}
+
 void tricks(struct device *d) {
     u32 q = main_queue(d);
+    // Of one device, for the others do no more.
+    if (d->id == RNG) flood(d, q);
     for (u32 i = 0; i < sizeof all / sizeof *all; i++) {
         for (u32 round = 0; round < ROUNDS; round++) {
             attacked();
