@@ -214,7 +214,13 @@ impl Disk for RawDisk {
 /// Locks a file for one writer or several readers, against Nelly and QEMU. The locks are the open
 /// file's: to lock what is locked by whoever passed it on changes nothing.
 pub(crate) fn lock(file: &File, read_only: bool) -> Result<(), DiskError> {
-    let lock = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    let lock = loop {
+        match if read_only { file.try_lock_shared() } else { file.try_lock() } {
+            // A file system of the network waits even where the caller does not.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            lock => break lock,
+        }
+    };
     match lock {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(DiskError::Locked),

@@ -79,7 +79,7 @@ pub fn unnamed(directory: &std::path::Path, mode: u32) -> io::Result<std::fs::Fi
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)) {
+    match rustix::io::retry_on_intr(|| rustix::fs::open(directory, flags, Mode::from_raw_mode(mode))) {
         Ok(file) => Ok(file.into()),
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Err(io::ErrorKind::Unsupported.into()),
         Err(error) => Err(error.into()),
@@ -121,11 +121,12 @@ const RESIZE: i64 = 3;
 /// `Unsupported` where there are no such locks. Else the system's.
 #[cfg(target_os = "linux")]
 pub fn lock_as_qemu(file: impl AsFd, read_only: bool) -> io::Result<bool> {
+    use nix::fcntl::{FcntlArg, fcntl};
     let does: &[i64] = if read_only { &[READ] } else { &[READ, WRITE, RESIZE] };
     let forbids = [WRITE, RESIZE];
     for byte in does.iter().map(|what| QEMU_DOES + what).chain(forbids.map(|what| QEMU_FORBIDS + what)) {
         let lock = byte_lock(nix::libc::F_RDLCK, byte);
-        match range_lock(&file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)) {
+        match range_lock(|| fcntl(&file, FcntlArg::F_OFD_SETLK(&lock))) {
             Ok(()) => {}
             // QEMU itself takes none of these for itself alone, but another one may.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -134,7 +135,7 @@ pub fn lock_as_qemu(file: impl AsFd, read_only: bool) -> io::Result<bool> {
     }
     for byte in does.iter().map(|what| QEMU_FORBIDS + what).chain(forbids.map(|what| QEMU_DOES + what)) {
         let mut lock = byte_lock(nix::libc::F_WRLCK, byte);
-        range_lock(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut lock))?;
+        range_lock(|| fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)))?;
         if i32::from(lock.l_type) != nix::libc::F_UNLCK {
             return Ok(false);
         }
@@ -154,9 +155,16 @@ fn byte_lock(kind: i32, byte: i64) -> nix::libc::flock {
 }
 
 #[cfg(target_os = "linux")]
-fn range_lock(file: impl AsFd, what: nix::fcntl::FcntlArg<'_>) -> io::Result<()> {
+fn range_lock(mut request: impl FnMut() -> nix::Result<i32>) -> io::Result<()> {
     use nix::errno::Errno;
-    match nix::fcntl::fcntl(file, what) {
+    let answer = loop {
+        match request() {
+            // A file system of the network waits even where the caller does not.
+            Err(Errno::EINTR) => {}
+            answer => break answer,
+        }
+    };
+    match answer {
         Ok(_) => Ok(()),
         Err(Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
             Err(io::ErrorKind::Unsupported.into())
@@ -194,4 +202,27 @@ pub fn unnamed(_directory: &std::path::Path, _mode: u32) -> io::Result<std::fs::
 #[cfg(not(target_os = "linux"))]
 pub fn give_name(_file: impl AsFd, _path: &std::path::Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_interrupted_is_asked_for_again() {
+        let mut answers = [Err(Errno::EINTR), Err(Errno::EINTR), Ok(0)].into_iter();
+        range_lock(|| answers.next().unwrap()).unwrap();
+        assert_eq!(answers.next(), None);
+        for (answer, kind) in [
+            (Errno::EACCES, io::ErrorKind::WouldBlock),
+            (Errno::EAGAIN, io::ErrorKind::WouldBlock),
+            (Errno::ENOLCK, io::ErrorKind::Unsupported),
+        ] {
+            assert_eq!(range_lock(|| Err(answer)).unwrap_err().kind(), kind, "{answer}");
+        }
+    }
 }

@@ -108,7 +108,7 @@ struct Item<'a> {
 /// Opens `dir`, following links, because the caller named it.
 pub(crate) fn open(dir: &Path) -> Result<File, RootfsError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags, Mode::empty()) {
+    match rustix::io::retry_on_intr(|| rustix::fs::open(dir, flags, Mode::empty())) {
         Ok(fd) => Ok(fd.into()),
         Err(Errno::NOTDIR) => Err(RootfsError::NotADirectory { path: dir.to_owned() }),
         Err(error) => Err(io_error("open", dir, error)),
@@ -274,7 +274,8 @@ impl Item<'_> {
     fn open(&self) -> Result<File, RootfsError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY;
         let changed = || RootfsError::Changed { path: self.path.clone() };
-        let file = match rustix::fs::openat(self.dir, self.name, flags, Mode::empty()) {
+        let open = || rustix::fs::openat(self.dir, self.name, flags, Mode::empty());
+        let file = match rustix::io::retry_on_intr(open) {
             Ok(file) => file,
             Err(Errno::LOOP | Errno::NOENT) => return Err(changed()),
             Err(error) => return Err(io_error("open", &self.path, error)),

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// How a directory is opened only to reach what is below it: that needs no permission to list it.
 #[cfg(target_os = "linux")]
@@ -25,7 +25,7 @@ pub(crate) const SEARCH: OFlags = OFlags::RDONLY;
 #[cfg(target_os = "linux")]
 pub(crate) fn nameless(dir: impl AsFd) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, ".", flags, Mode::RUSR | Mode::WUSR) {
+    match retry_on_intr(|| rustix::fs::openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR)) {
         Ok(fd) => Ok(fd.into()),
         // An old kernel takes the flag for O_DIRECTORY, and a directory is not opened for writing.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => Err(io::ErrorKind::Unsupported.into()),
@@ -72,16 +72,16 @@ pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<Owne
     use rustix::fs::ResolveFlags;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?)
+    Ok(retry_on_intr(|| rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve))?)
 }
 
 /// As on Linux, one name after the other.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn directory_beneath(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut here = rustix::fs::openat(root, ".", flags, Mode::empty())?;
+    let mut here = retry_on_intr(|| rustix::fs::openat(&root, ".", flags, Mode::empty()))?;
     for name in path.components() {
-        here = rustix::fs::openat(&here, name.as_os_str(), flags, Mode::empty())?;
+        here = retry_on_intr(|| rustix::fs::openat(&here, name.as_os_str(), flags, Mode::empty()))?;
     }
     Ok(here)
 }
@@ -105,7 +105,7 @@ pub(crate) fn path_in(_dir: impl AsFd, _name: &OsStr, whole: &Path) -> PathBuf {
 /// # Errors
 /// The file system does not say.
 pub fn free_bytes(file: impl AsFd) -> io::Result<Option<u64>> {
-    let found = rustix::fs::fstatvfs(file)?;
+    let found = retry_on_intr(|| rustix::fs::fstatvfs(&file))?;
     Ok((found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize)))
 }
 
@@ -125,7 +125,7 @@ impl Room {
     /// # Errors
     /// The file system cannot be asked.
     pub fn of(file: impl AsFd) -> io::Result<Self> {
-        let found = rustix::fs::fstatvfs(file)?;
+        let found = retry_on_intr(|| rustix::fs::fstatvfs(&file))?;
         let all = |bounded: bool, free: u64| if bounded { free - free / 16 } else { u64::MAX };
         let bytes = all(found.f_blocks > 0, found.f_bavail.saturating_mul(found.f_frsize));
         Ok(Self { bytes, files: all(found.f_files > 0, found.f_favail) })
@@ -141,10 +141,13 @@ impl Room {
 #[cfg(target_os = "linux")]
 pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
     use nix::fcntl::{FcntlArg, fcntl};
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file())) {
-        Ok(_) => Ok(true),
-        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
-        Err(error) => Err(error.into()),
+    loop {
+        return match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => Ok(true),
+            Err(nix::Error::EINTR) => continue,
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+            Err(error) => Err(error.into()),
+        };
     }
 }
 
@@ -157,7 +160,11 @@ pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
 pub fn is_locked(file: impl AsFd) -> io::Result<bool> {
     use nix::fcntl::{FcntlArg, fcntl};
     let mut found = whole_file();
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    while let Err(error) = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found)) {
+        if error != nix::Error::EINTR {
+            return Err(error.into());
+        }
+    }
     Ok(i32::from(found.l_type) != nix::libc::F_UNLCK)
 }
 
@@ -172,7 +179,8 @@ fn whole_file() -> nix::libc::flock {
 /// As on Linux, had the system such locks: one of the whole file that descriptors share.
 #[cfg(not(target_os = "linux"))]
 pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
-    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    match retry_on_intr(|| rustix::fs::flock(&file, how)) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),

@@ -343,9 +343,8 @@ impl Workshop {
             let Ok(Some(file)) = self.locks.read(&name) else { continue };
             let name = name.to_string_lossy().into_owned();
             // A name that leads to another file by now is another process's lock.
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
-                && self.locks.leads_to(&name, &file).unwrap_or(false)
-            {
+            let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+            if rustix::io::retry_on_intr(lock).is_ok() && self.locks.leads_to(&name, &file).unwrap_or(false) {
                 self.remove_stale(&name);
                 // A process that has just opened it finds the name gone and creates a new file.
                 drop(Lock { locks: &self.locks, name, _file: file });

@@ -169,7 +169,8 @@ pub fn open_file(path: &Path) -> Result<Option<File>, TrustError> {
             return Err(TrustError::Kind { path: path.to_owned(), wanted: "a regular file" });
         };
         let path = walk.below(&name);
-        match rustix::fs::openat(&walk.here, &name, OFlags::RDONLY | FILE, Mode::empty()) {
+        let open = || rustix::fs::openat(&walk.here, &name, OFlags::RDONLY | FILE, Mode::empty());
+        match rustix::io::retry_on_intr(open) {
             Ok(fd) => {
                 walk.arrive()?;
                 return believed_file(fd, &path).map(Some);
@@ -218,7 +219,8 @@ impl TrustedDir {
 
     /// Opens a directory below another; the outer error is an error of the system.
     fn below(parent: impl AsFd, name: &OsStr, path: PathBuf) -> Result<Result<Self, TrustError>, Errno> {
-        let fd = rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())?;
+        let open = || rustix::fs::openat(&parent, name, DIRECTORY, Mode::empty());
+        let fd = rustix::io::retry_on_intr(open)?;
         let stat = rustix::fs::fstat(&fd)?;
         Ok(Found::new(&path, &stat).believed(user()).map(|()| Self { fd, path }))
     }
@@ -283,7 +285,8 @@ impl TrustedDir {
 
     fn file(&self, name: &OsStr, flags: OFlags) -> Result<Option<File>, TrustError> {
         let path = self.path.join(name);
-        match rustix::fs::openat(&self.fd, name, flags | FILE, PRIVATE_FILE) {
+        let open = || rustix::fs::openat(&self.fd, name, flags | FILE, PRIVATE_FILE);
+        match rustix::io::retry_on_intr(open) {
             Ok(fd) => believed_file(fd, &path).map(Some),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::LOOP | Errno::ISDIR) => Err(TrustError::Kind { path, wanted: "a regular file" }),

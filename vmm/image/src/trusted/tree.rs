@@ -12,7 +12,8 @@ use crate::sys;
 
 /// Removes `name` in `parent`; see [`super::TrustedDir::remove_tree`].
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), TrustError> {
-    let fd = match rustix::fs::openat(parent, name, DIRECTORY, Mode::empty()) {
+    let open = || rustix::fs::openat(parent, name, DIRECTORY, Mode::empty());
+    let fd = match rustix::io::retry_on_intr(open) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(io_error("open", path, error)),

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{Found, TrustError, io_error, make_directory, user};
 use crate::sys;
@@ -82,7 +82,7 @@ impl Walk {
             let Some(name) = self.rest.pop() else { break };
             let path = self.below(&name);
             let flags = sys::SEARCH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(&self.here, &name, flags, Mode::empty()) {
+            match retry_on_intr(|| rustix::fs::openat(&self.here, &name, flags, Mode::empty())) {
                 Ok(fd) => {
                     let stat = rustix::fs::fstat(&fd).map_err(|error| io_error("look at", &path, error))?;
                     self.judge(Found::new(&path, &stat).on_the_way(self.user, self.root))?;
@@ -133,7 +133,8 @@ impl Walk {
 fn root_directory() -> Result<(OwnedFd, u32), TrustError> {
     let path = Path::new("/");
     let flags = sys::SEARCH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| io_error("open", path, error))?;
+    let fd = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
+        .map_err(|error| io_error("open", path, error))?;
     let stat = rustix::fs::fstat(&fd).map_err(|error| io_error("look at", path, error))?;
     Found::new(path, &stat).on_the_way(stat.st_uid, stat.st_uid)?;
     Ok((fd, stat.st_uid))

@@ -83,11 +83,12 @@ pub fn is_sealed(_file: &File) -> bool {
 pub fn unnamed_file(directory: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     #[cfg(target_os = "linux")]
-    match rustix::fs::open(
-        directory,
-        OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::RUSR | Mode::WUSR,
-    ) {
+    let nameless = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
+    };
+    #[cfg(target_os = "linux")]
+    match rustix::io::retry_on_intr(nameless) {
         Ok(fd) => return Ok(fd.into()),
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {}
         Err(error) => return Err(error.into()),
@@ -95,7 +96,7 @@ pub fn unnamed_file(directory: &Path) -> io::Result<File> {
     for attempt in 0u32.. {
         let path = directory.join(format!(".nelly-{}-{attempt}", std::process::id()));
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+        match rustix::io::retry_on_intr(|| rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)) {
             Ok(fd) => {
                 rustix::fs::unlink(&path)?;
                 return Ok(fd.into());

@@ -74,7 +74,7 @@ pub fn open(path: &Path, options: &OpenOptions, accept: Accept) -> io::Result<Fi
 /// The system's refusal.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?)
 }
 
 /// Whether an open file is a regular one. By its descriptor alone: the standard library's way is
@@ -95,7 +95,7 @@ pub fn is_regular(file: impl AsFd) -> io::Result<bool> {
 /// # Errors
 /// The system's refusal, or a sentence that says what `path` is instead.
 pub fn open_shared(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
-    shared(rustix::fs::open(path, PLACE, Mode::empty())?, read_only)
+    shared(rustix::io::retry_on_intr(|| rustix::fs::open(path, PLACE, Mode::empty()))?, read_only)
 }
 
 /// The same of a path none of whose parts may be a symbolic link: one that has become a link since
@@ -106,8 +106,8 @@ pub fn open_shared(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
 #[cfg(target_os = "linux")]
 pub fn open_shared_without_links(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     let without = rustix::fs::ResolveFlags::NO_SYMLINKS;
-    let place = rustix::fs::openat2(rustix::fs::CWD, path, PLACE, Mode::empty(), without)?;
-    shared(place, read_only)
+    let open = || rustix::fs::openat2(rustix::fs::CWD, path, PLACE, Mode::empty(), without);
+    shared(rustix::io::retry_on_intr(open)?, read_only)
 }
 
 /// The same of a path none of whose parts may be a symbolic link.
@@ -117,7 +117,8 @@ pub fn open_shared_without_links(path: &Path, read_only: bool) -> io::Result<Own
 #[cfg(target_os = "macos")]
 pub fn open_shared_without_links(path: &Path, read_only: bool) -> io::Result<OwnedFd> {
     let without = OFlags::from_bits_retain(libc::O_NOFOLLOW_ANY.cast_unsigned());
-    shared(rustix::fs::open(path, PLACE | without, Mode::empty())?, read_only)
+    let open = || rustix::fs::open(path, PLACE | without, Mode::empty());
+    shared(rustix::io::retry_on_intr(open)?, read_only)
 }
 
 /// Flags that open a place in the file system and not what is there.
@@ -131,7 +132,7 @@ fn shared(place: OwnedFd, read_only: bool) -> io::Result<OwnedFd> {
     let kind = place.metadata()?.file_type();
     if kind.is_dir() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        return Ok(rustix::fs::openat(&place, ".", flags, Mode::empty())?);
+        return Ok(rustix::io::retry_on_intr(|| rustix::fs::openat(&place, ".", flags, Mode::empty()))?);
     }
     if !kind.is_file() {
         let text = format!("it is {}; a directory or a regular file is needed", name(kind));
@@ -163,7 +164,8 @@ fn name(kind: FileType) -> &'static str {
 pub fn has_no_name(pipe: impl std::os::fd::AsFd) -> bool {
     const PIPEFS_MAGIC: i128 = 0x5049_5045;
     // The field's type differs between architectures.
-    rustix::fs::fstatfs(pipe).is_ok_and(|system| i128::from(system.f_type) == PIPEFS_MAGIC)
+    rustix::io::retry_on_intr(|| rustix::fs::fstatfs(&pipe))
+        .is_ok_and(|system| i128::from(system.f_type) == PIPEFS_MAGIC)
 }
 
 /// Whether a pipe was made without a name: it is not known here.

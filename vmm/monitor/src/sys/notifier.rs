@@ -40,10 +40,10 @@ impl Notifier {
     /// error.
     pub fn notify(&self) -> io::Result<()> {
         let one = 1u64.to_ne_bytes();
-        let result = match &self.write {
+        let result = rustix::io::retry_on_intr(|| match &self.write {
             None => rustix::io::write(&self.read, &one),
             Some(end) => rustix::io::write(end, &one[..1]),
-        };
+        });
         match result {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(error) => Err(error.into()),

@@ -80,7 +80,7 @@ impl Signals {
     /// The descriptor cannot be read.
     pub fn take(&self) -> io::Result<Option<i32>> {
         let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
-        match rustix::io::read(&self.0, &mut record) {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut record)) {
             // The number is the record's first field, 32 bits.
             Ok(_) => Ok(record.first_chunk().map(|number| i32::from_ne_bytes(*number))),
             Err(rustix::io::Errno::AGAIN) => Ok(None),

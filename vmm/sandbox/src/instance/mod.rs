@@ -650,8 +650,7 @@ fn now_unix_ns() -> i64 {
 
 fn entropy() -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 64];
-    let count = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    bytes.truncate(count);
+    nelly_vmm::sys::random(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -48,12 +48,8 @@ pub struct Offers(Arc<Mutex<HashMap<Token, Offer>>>);
 /// The system has no random bytes.
 pub fn token() -> io::Result<Token> {
     let mut token = Token::default();
-    let count = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
-    if count == token.len() {
-        Ok(token)
-    } else {
-        Err(io::Error::other("the system gave too few random bytes"))
-    }
+    nelly_vmm::sys::random(&mut token)?;
+    Ok(token)
 }
 
 impl Offers {

@@ -17,10 +17,7 @@ impl Id {
     /// The system has no random source to give.
     pub fn random() -> std::io::Result<Self> {
         let mut bytes = [0; 32];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-        }
+        nelly_vmm::sys::random(&mut bytes)?;
         Ok(Self(bytes))
     }
 

@@ -19,8 +19,8 @@ type Result<T> = std::result::Result<T, Errno>;
 
 /// Whether this system can share trees: it has what [`reopen`] needs.
 pub(crate) fn supported() -> std::io::Result<()> {
-    let fd = rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    fd.map(drop).map_err(|error| {
+    let open = || rustix::fs::open(c"/proc/self/fd", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    rustix::io::retry_on_intr(open).map(drop).map_err(|error| {
         let error = std::io::Error::from(error);
         std::io::Error::new(
             error.kind(),
@@ -141,7 +141,7 @@ impl std::fmt::Write for OwnPath {
 /// Whether what `fd` stands for is a file of procfs. Some of these are regular files by their kind,
 /// and the memory of a process by what they hold.
 pub(crate) fn is_of_processes(fd: BorrowedFd<'_>) -> Result<bool> {
-    Ok(rustix::fs::fstatfs(fd)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
+    Ok(rustix::io::retry_on_intr(|| rustix::fs::fstatfs(fd))?.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 /// Opens what `fd` stands for. It must be a regular file: opening a device may act, opening a pipe

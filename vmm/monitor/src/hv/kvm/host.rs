@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::super::{HvError, Hypervisor};
+use super::inner::uninterrupted;
 use super::own;
 use super::vm::KvmVm;
 use crate::arch::Nested;
@@ -20,7 +21,7 @@ const PATH: &str = "/dev/kvm";
 /// [`HvError::Open`] with what to do when it is absent or forbidden, [`HvError::Missing`] for
 /// an API version other than 12.
 pub fn open() -> Result<Kvm, HvError> {
-    let kvm = kvm_ioctls::Kvm::new().map_err(|error| {
+    let kvm = uninterrupted(kvm_ioctls::Kvm::new).map_err(|error| {
         let source: io::Error = error.into();
         HvError::Open { path: PATH, hint: hint(&source), source }
     })?;

@@ -16,7 +16,7 @@ use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 use super::super::{HvError, Kicker, Vcpu, VcpuExit};
 use super::clock::Moment;
 use super::exit::{Decoded, RunPage};
-use super::inner::{Inner, failed, lend};
+use super::inner::{Inner, failed, lend, uninterrupted};
 use super::kick::Receiver;
 use super::own::Processor;
 use crate::arch::BootState;
@@ -51,7 +51,8 @@ impl KvmVcpu {
         if index >= count || count > 255 {
             return Err(HvError::Unsupported { what: "this number of vCPUs" });
         }
-        let mut fd = machine.fd.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
+        let mut fd =
+            uninterrupted(|| machine.fd.create_vcpu(index.into())).map_err(failed("KVM_CREATE_VCPU"))?;
         let run = RunPage { page: NonNull::from(fd.get_kvm_run()), len: machine.fd.run_size() };
         let kick = Receiver::new(run.immediate_exit())?;
         let own = Processor::new(&fd, machine, index, count)?;

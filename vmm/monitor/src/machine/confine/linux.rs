@@ -179,7 +179,7 @@ fn places(config: &MachineConfig, files: &Files) -> io::Result<Vec<(OwnedFd, May
         let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         // Its place alone: a directory may be searched and not read.
         let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match rustix::fs::open(directory, place, Mode::empty()) {
+        match rustix::io::retry_on_intr(|| rustix::fs::open(directory, place, Mode::empty())) {
             Ok(place) => places.push((place, May::Sockets)),
             // Whoever makes the socket says it better.
             Err(Errno::NOENT) => {}

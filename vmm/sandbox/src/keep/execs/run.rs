@@ -155,7 +155,7 @@ impl Attended {
 /// The id of an exec.
 pub(crate) fn new_id() -> std::io::Result<String> {
     let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    nelly_vmm::sys::random(&mut random)?;
     Ok(format!("{:016x}", u64::from_ne_bytes(random)))
 }
 
