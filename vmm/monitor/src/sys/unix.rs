@@ -16,6 +16,9 @@ use super::passing::{PAIR_FLAGS, SEND_FLAGS, close_on_exec, set_nonblocking};
 /// Longest path a socket address takes everywhere (Linux: 107, macOS: 103).
 const ADDRESS_MAX: usize = 103;
 
+/// Connections that may wait to be accepted; the system has a bound of its own.
+const WAITING_MOST: i32 = 4096;
+
 /// `path` in a form that fits a socket address. A long one is reached by a handle on its directory,
 /// which must stay open while the address is used; that works where the system shows open
 /// descriptors below `/proc/self/fd`.
@@ -36,9 +39,18 @@ fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
 /// last part may not.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let (address, _directory) = address(path)?;
-    let listener = UnixListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, PAIR_FLAGS, None)?;
+    close_on_exec([&socket])?;
+    set_nonblocking(&socket)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(address.as_path())?)?;
+    match rustix::net::listen(&socket, WAITING_MOST) {
+        Ok(()) => Ok(socket.into()),
+        Err(error) => {
+            // The name is there and leads nowhere: the next one could not be bound to it.
+            drop(std::fs::remove_file(&address));
+            Err(error.into())
+        }
+    }
 }
 
 /// Connects to the socket at `path` without waiting: a listener whose queue is full answers
@@ -119,6 +131,17 @@ mod tests {
     use std::io::{ErrorKind, Read, Write};
 
     use super::*;
+
+    #[test]
+    fn a_socket_that_cannot_be_made_leaves_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let listener = listen(&path).unwrap();
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        // What is there is another's, and stays.
+        assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert!(connect(&path).is_ok());
+    }
 
     #[test]
     fn long_paths_connect_and_full_queues_do_not_wait() {

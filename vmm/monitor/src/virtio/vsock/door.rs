@@ -32,9 +32,17 @@ impl Door {
     /// Listens on `path`.
     pub(super) fn new(path: PathBuf) -> io::Result<Self> {
         let listener = unix::listen(&path)?;
-        let metadata = std::fs::symlink_metadata(&path)?;
-        let made = (metadata.dev(), metadata.ino());
-        Ok(Self { listener, path, made, registered: false, closed: false })
+        match std::fs::symlink_metadata(&path) {
+            Ok(metadata) => {
+                let made = (metadata.dev(), metadata.ino());
+                Ok(Self { listener, path, made, registered: false, closed: false })
+            }
+            Err(error) => {
+                // It was made a moment ago, and the machine is not.
+                drop(std::fs::remove_file(&path));
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn listener(&self) -> impl AsFd {
