@@ -192,6 +192,12 @@ impl ConsoleWorker {
     }
 }
 
+/// Whether a stream takes or has nothing now, and may later. The host may have no memory for a
+/// moment, which is no reason to give the stream up.
+fn is_full(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM))
+}
+
 /// Fills a chain from the input once.
 fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceFault> {
     let mut writer = chain.writer(memory);
@@ -202,7 +208,7 @@ fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceF
     Ok(match writer.read_from(input.fd.as_fd(), room)? {
         Ok(0) => Moved::Ended,
         Ok(_) => Moved::All(writer.written()),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Moved::Blocked,
+        Err(error) if is_full(&error) => Moved::Blocked,
         // A terminal that hung up, a peer that reset: nothing will come any more.
         Err(_) => Moved::Ended,
     })
@@ -230,7 +236,7 @@ fn write(
             }
             Ok(0) => return Ok(Moved::Ended),
             Ok(_) => progress.sent = chain.readable_len() - reader.left(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
+            Err(error) if is_full(&error) => return Ok(Moved::Blocked),
             // The reader is gone, the file system full: a console loses output rather than stop the
             // guest.
             Err(_) => return Ok(Moved::Ended),
