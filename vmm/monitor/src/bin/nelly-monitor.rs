@@ -62,6 +62,9 @@ enum Job {
     Held(u32),
 }
 
+#[global_allocator]
+static HEAP: sys::Heap = sys::Heap { program: "nelly-monitor:", code: FAILED };
+
 nelly_vmm::entry!(run, keeping timeline::ORIGIN_VARIABLE);
 
 fn run(origin: Option<OsString>) -> u8 {

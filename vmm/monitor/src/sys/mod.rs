@@ -4,6 +4,7 @@
 pub mod anonymous;
 mod entry;
 pub mod files;
+mod heap;
 pub mod host;
 mod inherited;
 mod killer;
@@ -23,6 +24,7 @@ pub mod vhost;
 pub mod vhost_user;
 
 pub use entry::begin;
+pub use heap::Heap;
 pub use inherited::{close_all_but, inherited};
 pub use killer::Killer;
 pub use leave::leave_behind;
