@@ -92,7 +92,17 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
     let mut rows = Vec::new();
     for image in local.list()? {
         // An image for another platform, or a damaged one, is listed without what it does not say.
-        let plan = store.plan_stored(&image.descriptor.digest).ok();
+        let plan = match store.plan_stored(&image.descriptor.digest) {
+            Ok(plan) => Some(plan),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                // What the host could not read may be there the next time.
+                if error.chain().any(|cause| cause.is::<std::io::Error>()) {
+                    out::message(format!("{error:#}"));
+                }
+                None
+            }
+        };
         if filters.iter().all(|filter| filter.takes(&image, plan.as_ref())) {
             rows.push((image, plan));
         }
