@@ -34,7 +34,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64), SourceError> {
     use rustix::fs::{Mode, OFlags};
     let name = || path.display().to_string();
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file: File = match rustix::fs::open(path, flags, Mode::empty()) {
+    let file: File = match rustix::io::retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())) {
         Ok(fd) => fd.into(),
         Err(rustix::io::Errno::NOENT) => return Err(SourceError::missing(name())),
         Err(error) => return Err(SourceError::Io { name: name(), source: error.into() }),

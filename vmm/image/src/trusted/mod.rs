@@ -325,7 +325,8 @@ impl TrustedDir {
 
     /// Waits until the names in it are on the disk.
     pub(crate) fn sync(&self) -> Result<(), TrustError> {
-        rustix::fs::fsync(&self.fd).map_err(|error| io_error("sync", &self.path, error))
+        rustix::io::retry_on_intr(|| rustix::fs::fsync(&self.fd))
+            .map_err(|error| io_error("sync", &self.path, error))
     }
 
     /// A path to the entry `name` that leads through this descriptor, for the calls that take only

@@ -117,7 +117,7 @@ fn independent(fd: OwnedFd, mode: OFlags) -> (OwnedFd, Kind) {
         Kind::Shared | Kind::NonBlocking => {
             let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
             let flags = mode | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            match rustix::fs::open(path, flags, Mode::empty()) {
+            match rustix::io::retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty())) {
                 Ok(again) => (again, Kind::NonBlocking),
                 Err(_) => (fd, Kind::Shared),
             }
