@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything that is built lies below target/; what is fetched or slow to
 # build (kernels, the emulated host) is cached in $NELLY_BUILD_CACHE, by default ~/.cache/nelly-build.
 .DEFAULT_GOAL := help
-.PHONY: help run shell test soak gauge build kernel macos install dist deb packages fmt lint cross fuzz clean
+.PHONY: help run shell test soak gauge faults build kernel macos install dist deb packages fmt lint cross fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -39,6 +39,9 @@ soak: build ## what is too large for `make test`: tests at full size, engines in
 
 gauge: build ## hold counted boots against tests/gauge/baseline.json
 	@tests/gauge/run
+
+faults: build ## make each system call of the monitor and the image store fail, and write docs/faults.md
+	@tests/faults/run --table docs/faults.md
 
 lint: ## formatting, clippy, licences
 	cargo fmt --all --check

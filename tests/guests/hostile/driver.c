@@ -102,9 +102,13 @@ enum outcome await(struct device *d, u32 queue, u32 patience) {
     return NOTHING;
 }
 
+#ifndef PATIENCE
+#define PATIENCE 200000
+#endif
+
 static int answered(struct device *d, u32 queue) {
     ring_bell(d, queue);
-    return await(d, queue, 200000) == ANSWERED;
+    return await(d, queue, PATIENCE) == ANSWERED;
 }
 
 static u32 length(struct device *d, u32 queue) { return rings[queue].used.ring[(u16)(d->seen[queue] - 1) % d->size[queue]].len; }
@@ -172,7 +176,7 @@ static int use_vsock(struct device *d) {
     offer(d, 1, 0);
     if (!answered(d, 1)) return 0;
     for (u32 i = 0; i < 4; i++) {
-        if (await(d, 0, 200000) != ANSWERED) return 0;
+        if (await(d, 0, PATIENCE) != ANSWERED) return 0;
         volatile u8 *packet = pages[4 + rings[0].used.ring[(d->seen[0] - 1) % d->size[0]].id];
         if (((volatile u32 *)packet)[5] == port && ((volatile u16 *)packet)[15] == 3) return 1;
     }
