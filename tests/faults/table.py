@@ -21,7 +21,7 @@ before a program's own first line is left out: it ends a process that it cannot 
 
 A run is right if it is as if nothing had been; or goes on, and says what it goes on without; or a device tells its guest; or if the program ends
 within %s s of the call with a sentence and code 125, of `nelly image` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been.
-A socket that the host does not let be removed at the end stays, and a console whose peer is said to be gone loses its output. No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
+A socket that the host does not let be removed at the end stays, without a word, and the next start finds its path taken. A console whose peer is said to be gone loses its output. No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
 
 Of a call that a thread makes often, the first %d, the middle one and the last %d were tried. The ways:
 
