@@ -9,6 +9,7 @@ COLUMNS = {
     "the guest is told": "the guest is told",
     "a sentence and the code of failure": "a sentence and code",
     "what cannot be removed stays": "cannot be removed, stays",
+    "counts as removed": "counts as removed",
     "the peer counts as gone": "peer counts as gone",
     "the reader of the console has gone: code 141": "reader gone, 141",
 }
