@@ -42,8 +42,8 @@ impl Heap {
             line[len] = *byte;
             len += 1;
         }
-        // SAFETY: the bytes are there. Nothing else of this process runs on: no destructor, no handler
-        // of exit, both of which may ask for memory.
+        // SAFETY: the bytes are there. Nothing else of this process runs on: no destructor, no
+        // handler of exit, both of which may ask for memory.
         unsafe {
             libc::write(2, line.as_ptr().cast(), len);
             libc::_exit(self.code.into());
