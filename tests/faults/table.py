@@ -28,7 +28,8 @@ Of a call that a thread makes often, the first %d, the middle one and the last %
 
 %s
 
-%d faults, %d of them wrong.
+%d faults, %d of them wrong. Known and not mended: where `execve` of `nelly-monitor` fails with ENOEXEC (a program for another processor), the
+C library gives the file to the shell.
 
 | program | call | error | tried | %s | wrong |
 |---|---|---|---|%s---|
