@@ -7,8 +7,6 @@
 #define STRIDE 0x1000
 #define SLOTS 19
 
-enum { NET = 1, FS = 26, MEM = 24 };
-
 void print(const char *text) {
     for (; *text; text++) {
         while (!(in8(0x3fd) & 0x20)) {
@@ -36,7 +34,7 @@ __attribute__((noreturn)) static void off(void) {
     }
 }
 
-static u64 now(void) {
+static u64 clock_now(void) {
     u32 low, high;
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
     return (u64)high << 32 | low;
@@ -44,15 +42,15 @@ static u64 now(void) {
 
 // An answer within a second or so: a frame may be lost, and what waits for it is not to wait for long.
 static int comes(struct device *d, u32 queue) {
-    u64 start = now();
+    u64 start = clock_now();
     do {
         if (await(d, queue, 100) == ANSWERED) return 1;
-    } while (now() - start < 4000000000ul);
+    } while (clock_now() - start < 4000000000ul);
     return 0;
 }
 
 // One frame out, and one in: the other end sends back what it gets.
-static int use_net(struct device *d) {
+static int echo_frame(struct device *d) {
     put(0, 0, address(pages[4]), 2048, WRITE, 0);
     offer(d, 0, 0);
     ring_bell(d, 0);
@@ -67,7 +65,7 @@ static int use_net(struct device *d) {
 }
 
 // FUSE_INIT, which the server answers with what it can.
-static int use_fs(struct device *d) {
+static int greet_server(struct device *d) {
     volatile u32 *h = (volatile u32 *)pages[0];
     for (u32 i = 0; i < 26; i++) h[i] = 0;
     h[0] = 104, h[1] = 26, h[2] = 1;
@@ -116,7 +114,7 @@ __attribute__((used, noreturn)) static void main(void) {
         }
         const char *said = " works\n";
         if (!reset(&d) || !start(&d)) said = " does not start\n";
-        else if (d.id == NET ? !use_net(&d) : d.id == FS ? !use_fs(&d) : d.id == BLK ? !use_disk(&d) : d.id != MEM && !use(&d)) said = " fails\n";
+        else if (d.id == NET ? !echo_frame(&d) : d.id == FS ? !greet_server(&d) : d.id == BLK ? !use_disk(&d) : d.id != MEM && !use(&d)) said = " fails\n";
         print(said);
         if (d.id != NET) reset(&d);
     }
