@@ -29,7 +29,8 @@ Of a call that a thread makes often, the first %d, the middle one and the last %
 %s
 
 %d faults, %d of them wrong. Known and not mended: where `execve` of `nelly-monitor` fails with ENOEXEC (a program for another processor), the
-C library gives the file to the shell.
+C library gives the file to the shell; and `nelly image ls` lists an image without date and size, and says nothing, where a file of it is said to be
+missing (ENOENT) or a link (ELOOP), which counts as damage.
 
 | program | call | error | tried | %s | wrong |
 |---|---|---|---|%s---|
