@@ -516,6 +516,28 @@ pub(crate) fn probes<H: Hypervisor>(hypervisor: &H) {
 
 guest!(counter_code, "mov x28, #0x9000000", "2: mrs x0, CNTVCT_EL0", "str x0, [x28]", "b 2b",);
 
+fn host_counter() -> u64 {
+    let counter: u64;
+    // SAFETY: reads a register that hosts let their processes read; the barrier keeps it from being
+    // read early.
+    unsafe {
+        std::arch::asm!("isb", "mrs {}, cntvct_el0", out(reg) counter, options(nostack, preserves_flags));
+    }
+    counter
+}
+
+/// A guest's counter begins when its machine is made, and goes as fast as the host's.
+pub(crate) fn counter_begins_with_the_machine<H: Hypervisor>(hypervisor: &H) {
+    let before = host_counter();
+    let machine = Machine::new(hypervisor, counter_code(), 1);
+    let mut run = machine.boot();
+    let first = (run.long(), host_counter());
+    assert!(first.0 <= first.1 - before, "{first:?} {before}");
+    let second = (host_counter(), run.long(), host_counter());
+    assert!(second.1 - first.0 <= second.2 - before, "{first:?} {second:?}");
+    assert!(second.1 - first.0 >= second.0 - first.1, "{first:?} {second:?}");
+}
+
 /// What a guest stamps by its counter lies, on the host's clock, between two moments of the host
 /// round it. A host that is taken off its processor between two readings of its own clocks finds a
 /// wrong frequency now and then; not five times.
