@@ -1,7 +1,7 @@
 //! The statements about interrupts that reach the guest: a GICv3 is set up by hand, with one
 //! handler. (No literals: the assembler shares them among guests.)
 
-use std::sync::Barrier;
+use std::sync::mpsc::channel;
 
 use nelly_vmm::arch::aarch64;
 use nelly_vmm::hv::{Hypervisor, Vcpu, Vm};
@@ -167,20 +167,22 @@ where
     H::Vm: Sync,
 {
     let machine = machine(hypervisor, message_code(), 2);
-    let (vm, sealed) = (&machine.vm, &Barrier::new(2));
+    let vm = &machine.vm;
+    // Who fails takes his end of these along, so that the other one does not wait.
+    let ((made, when_made), (seal, when_sealed)) = (channel(), channel());
     // First, for redistributors lie in the order in which their processors are made.
     let mut vcpu = vm.create_vcpu(0, 2).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let mut run = Runner::new(vm.create_vcpu(1, 2).unwrap());
-            sealed.wait();
-            sealed.wait();
+            made.send(()).unwrap();
+            when_sealed.recv().unwrap();
             assert_eq!(run.word(), 0);
         });
         vcpu.load(&entry()).unwrap();
-        sealed.wait();
+        when_made.recv().unwrap();
         vm.seal().unwrap();
-        sealed.wait();
+        seal.send(()).unwrap();
         let mut run = Runner::new(vcpu);
         // It may come before CPU_ON has returned.
         let mut said = [run.word(), run.word()];
