@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSlice};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-    recv, sendmsg, socketpair,
-};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 
 use crate::config::Publish;
 use crate::control::{Answer, Call, MAX_MESSAGE, MAX_PORTS, Outcome, PAGE, Port, Request, Traffic};
 use crate::shell::Bound;
+use crate::sys::{QUIET, message_pair};
 
 /// How long an answer may take, if nobody says another time.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -56,8 +54,7 @@ impl Holder {
     /// # Errors
     /// The system has no more descriptors.
     pub fn pair() -> std::io::Result<(Self, OwnedFd)> {
-        let flags = SocketFlags::CLOEXEC;
-        let (file, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (file, other) = message_pair()?;
         Ok((Self { file, patience: PATIENCE, last: Mutex::default() }, other))
     }
 
@@ -144,7 +141,7 @@ impl Holder {
             if !sockets.is_empty() && !goes.push(SendAncillaryMessage::ScmRights(&sockets)) {
                 return Err(HolderError::Garbled("there is no room for a descriptor".to_owned()));
             }
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let flags = QUIET | SendFlags::DONTWAIT;
             match sendmsg(&self.file, &[IoSlice::new(message)], &mut goes, flags) {
                 Ok(_) => return Ok(()),
                 Err(error) => again(error)?,
@@ -194,7 +191,7 @@ mod tests {
             let mut buffer = vec![0; MAX_MESSAGE];
             while let Ok((len @ 1.., _)) = recv(&other, &mut *buffer, RecvFlags::empty()) {
                 for message in with(Request::parse(&buffer[..len]).unwrap()) {
-                    let _gone = send(&other, &message, SendFlags::NOSIGNAL);
+                    let _gone = send(&other, &message, QUIET);
                 }
             }
         });
@@ -272,7 +269,7 @@ mod tests {
         let (holder, other) = quick();
         let flood = std::thread::spawn(move || {
             let other_request = Answer { id: u64::MAX, outcome: Outcome::Done }.to_bytes();
-            while send(&other, &other_request, SendFlags::NOSIGNAL).is_ok() {}
+            while send(&other, &other_request, QUIET).is_ok() {}
         });
         assert!(matches!(holder.remove(publish()), Err(HolderError::Silent(_))));
         drop(holder);

@@ -113,7 +113,7 @@ impl Shell {
         }
         let sent = match (&socket.kind, &socket.file) {
             (Kind::Peer(listener, peer), _) => self.listeners[*listener].send(bytes, *peer),
-            (_, Some(file)) => net::send(file, bytes, net::SendFlags::NOSIGNAL | net::SendFlags::DONTWAIT),
+            (_, Some(file)) => net::send(file, bytes, crate::sys::QUIET | net::SendFlags::DONTWAIT),
             _ => return,
         };
         match sent {

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, SocketType, sockopt};
 
 use super::socket::internet;
 use crate::config::{Protocol, Publish};
+use crate::sys;
 
 /// A port that cannot be published.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ fn socket(publish: &Publish) -> Result<(OwnedFd, SocketAddr), Errno> {
     let family = if publish.bind.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let stream = publish.protocol == Protocol::Tcp;
     let kind = if stream { SocketType::STREAM } else { SocketType::DGRAM };
-    let file = net::socket_with(family, kind, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    let file = sys::socket(family, kind, None)?;
     if publish.bind.is_ipv6() {
         sockopt::set_ipv6_v6only(&file, true)?;
     }

@@ -43,7 +43,7 @@ impl Control {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut came = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut buffer)];
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let flags = crate::sys::CLOSE_ON_EXEC | RecvFlags::DONTWAIT;
         let len = recvmsg(&self.file, &mut parts, &mut came, flags)?.bytes;
         let mut sockets = Vec::new();
         for message in came.drain() {
@@ -58,7 +58,7 @@ impl Control {
     /// Says the answer that waits. `false`: it waits still, or the holder is gone.
     fn says(&mut self) -> Result<bool, Errno> {
         let Some(answer) = &self.unsaid else { return Ok(true) };
-        match net::send(&self.file, answer, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        match net::send(&self.file, answer, crate::sys::QUIET | SendFlags::DONTWAIT) {
             Ok(_) => self.unsaid = None,
             Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => return Ok(false),
             Err(error) => return Err(error),

@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use rustix::net;
 
 use super::reader::Reader;
-use super::routes::Routes;
 use super::socket::{internet, open};
 use crate::config::Protocol;
 use crate::core::{Net, Time};
+use crate::sys::Routes;
 
 /// How often the resolvers and the addresses of the host are looked at, at most.
 const OFTEN: Time = Time::from_secs(1);

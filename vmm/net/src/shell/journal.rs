@@ -89,7 +89,7 @@ impl Journal {
 
     fn write(&self, text: &[u8]) -> bool {
         if self.is_socket {
-            return send(&self.file, text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Ok(text.len());
+            return send(&self.file, text, crate::sys::QUIET | SendFlags::DONTWAIT) == Ok(text.len());
         }
         (&self.file).write(text).is_ok_and(|len| len == text.len())
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{self, RecvFlags, SendFlags};
 
 use super::Shell;
 use super::bind::Bound;
@@ -14,6 +14,7 @@ use crate::config::{Protocol, Publish};
 use crate::control::{self, Page};
 use crate::core::{FlowId, Time};
 use crate::number::len32;
+use crate::sys::{NO_NETWORK, QUIET, accept};
 
 /// A published port.
 #[derive(Debug)]
@@ -64,12 +65,12 @@ fn silence(error: Errno) -> Silence {
         | Errno::HOSTUNREACH
         | Errno::NETDOWN
         | Errno::NETUNREACH
-        | Errno::NONET
         | Errno::NOPROTOOPT
         | Errno::OPNOTSUPP
         | Errno::PERM
         | Errno::PROTO
         | Errno::TIMEDOUT => Silence::Gone,
+        error if error == NO_NETWORK => Silence::Gone,
         _ => Silence::Later,
     }
 }
@@ -90,7 +91,7 @@ impl Listener {
 
     /// Sends a peer of a UDP port something.
     pub(super) fn send(&self, bytes: &[u8], peer: SocketAddr) -> Result<usize, Errno> {
-        net::sendto(&self.file, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT, &peer)
+        net::sendto(&self.file, bytes, QUIET | SendFlags::DONTWAIT, &peer)
     }
 
     /// When who waits is to be heard; `None`: nobody waits.
@@ -213,8 +214,7 @@ impl Shell {
                 return;
             }
             let now = self.now();
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            match net::accept_with(&self.listeners[place].file, flags) {
+            match accept(&self.listeners[place].file) {
                 Ok(file) => {
                     prepare(&file);
                     let id = self.net.accepted(now, v4, guest);

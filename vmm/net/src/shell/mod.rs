@@ -13,7 +13,6 @@ mod listen;
 mod peers;
 mod reader;
 mod ring;
-mod routes;
 mod socket;
 mod time;
 

@@ -13,9 +13,9 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::sys::{self, Role};
+use crate::sys::{self, QUIET, Role};
 
 /// No longer file is read, in bytes.
 const MOST: usize = 64 << 10;
@@ -42,8 +42,7 @@ impl Reader {
     /// # Errors
     /// The system does not make it.
     pub fn start(path: &Path, confined: bool) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let (file, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (file, theirs) = sys::message_pair()?;
         sys::in_a_child(&theirs, || serve(&theirs, path, confined))?;
         let mut text = vec![0; MOST];
         // Where there is no such file, there is nothing in it.
@@ -58,7 +57,7 @@ impl Reader {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
-        let dont_wait = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let dont_wait = QUIET | SendFlags::DONTWAIT;
         if !self.asked {
             self.asked = send(&self.file, READ, dont_wait).is_ok();
         }
@@ -105,7 +104,7 @@ fn serve(file: &OwnedFd, path: &Path, confined: bool) {
                 0
             }
         };
-        if send(file, &text[..=len], SendFlags::NOSIGNAL).is_err() {
+        if send(file, &text[..=len], QUIET).is_err() {
             return;
         }
     }

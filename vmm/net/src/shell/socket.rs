@@ -6,13 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::net::{
-    self, AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, ipproto, sockopt,
-};
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketType, ipproto, sockopt};
 
 use super::ring::Ring;
 use crate::config::Protocol;
 use crate::core::{Failure, FlowId};
+use crate::sys::{QUIET, socket};
 
 /// What a flow's socket is like.
 #[derive(Debug)]
@@ -81,7 +80,7 @@ impl Socket {
         let Some(file) = &self.file else { return Ok(0) };
         let mut bytes = bytes;
         if self.left.is_empty() && !matches!(self.kind, Kind::Connecting) {
-            match net::send(file, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            match net::send(file, bytes, QUIET | SendFlags::DONTWAIT) {
                 Ok(sent) => bytes = &bytes[sent..],
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error),
@@ -136,7 +135,7 @@ fn ip(address: SocketAddrAny) -> Option<IpAddr> {
 
 /// Sends some slices as one message.
 pub(super) fn send_parts(file: &OwnedFd, parts: &[IoSlice<'_>]) -> Result<usize, Errno> {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let flags = QUIET | SendFlags::DONTWAIT;
     net::sendmsg(file, parts, &mut net::SendAncillaryBuffer::default(), flags)
 }
 
@@ -148,14 +147,13 @@ pub(super) fn receive(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno>
 /// A socket of this kind towards this address.
 pub(super) fn open(protocol: Protocol, to: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (kind, number) = match protocol {
         Protocol::Tcp => (SocketType::STREAM, None),
         Protocol::Udp => (SocketType::DGRAM, None),
         Protocol::Icmp if to.is_ipv4() => (SocketType::DGRAM, Some(ipproto::ICMP)),
         Protocol::Icmp => (SocketType::DGRAM, Some(ipproto::ICMPV6)),
     };
-    let file = net::socket_with(family, kind, flags, number)?;
+    let file = socket(family, kind, number)?;
     if protocol == Protocol::Tcp {
         prepare(&file);
     }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FlockOperation};
 use rustix::io::Errno;
-use rustix::net::{self, RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{self, RecvFlags, SendFlags};
 
 use super::{PortId, Switch};
 use crate::link::{HEADER_LEN, MAX_MESSAGE};
 use crate::peers::{Answer, MAX_PORTS, MAX_REQUEST, Request};
-use crate::sys::{Poller, Ready, peer_user};
+use crate::sys::{Poller, QUIET, Ready, accept, identity, peer_user};
 
 /// The listener among those that are waited for.
 const LISTENER: u64 = 0;
@@ -59,7 +59,7 @@ impl Place {
     /// What is there now, by its device and its inode.
     fn socket(&self) -> Option<(u64, u64)> {
         let found = rustix::fs::statat(&self.parent, self.path(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        Some((found.st_dev, found.st_ino))
+        Some(identity(&found))
     }
 }
 
@@ -142,7 +142,7 @@ impl Client {
 }
 
 fn send(file: &OwnedFd, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let flags = QUIET | SendFlags::DONTWAIT;
     net::sendmsg(file, parts, &mut net::SendAncillaryBuffer::default(), flags).map(drop)
 }
 
@@ -258,7 +258,7 @@ impl Serving {
 
     fn accept(&mut self) -> Result<(), Error> {
         loop {
-            match net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            match accept(&self.listener) {
                 Ok(file) => self.take(file),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return Ok(()),
@@ -441,7 +441,7 @@ mod tests {
         };
         let mut ends = Vec::new();
         for n in [1, 2] {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
             let seqpacket = net::SocketType::SEQPACKET;
             let (ours, theirs) = net::socketpair(net::AddressFamily::UNIX, seqpacket, flags, None).unwrap();
             let token = serving.next;

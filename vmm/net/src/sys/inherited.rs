@@ -40,12 +40,47 @@ pub fn close_all_but(kept: &[&OwnedFd]) -> io::Result<()> {
     close_range(first, RawFd::MAX)
 }
 
+#[cfg(target_os = "linux")]
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: the caller of `close_all_but` has nothing open in this range that anybody still uses.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// As on Linux, one number after the other.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    // SAFETY: the call asks for a number and takes nothing.
+    let most = unsafe { libc::getdtablesize() };
+    for number in first..=last.min(most) {
+        // SAFETY: the caller of `close_all_but` has nothing open in this range that anybody still
+        // uses; a number that is not open is refused.
+        let _not_open = unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Whether this thread is the only one of its process.
+///
+/// # Errors
+/// The system does not tell.
+#[cfg(target_os = "linux")]
+pub(super) fn is_alone() -> io::Result<bool> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count() == 1)
+}
+
+/// The system has no place where that stands: the programs call what needs it before they make
+/// threads.
+///
+/// # Errors
+/// None.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+pub(super) fn is_alone() -> io::Result<bool> {
+    Ok(true)
 }
 
 /// Overwrites the environment that this program was started with, so that neither its memory nor
@@ -58,7 +93,7 @@ pub fn forget_environment() -> io::Result<()> {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if !is_alone()? {
         return Err(io::Error::other("another thread runs"));
     }
     // SAFETY: the C library's list of texts, each with its NUL, and a null pointer behind the last;

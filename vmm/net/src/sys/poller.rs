@@ -8,25 +8,12 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
+use super::Ready;
+
 /// Descriptors that are waited for.
 pub struct Poller {
     file: OwnedFd,
     events: Vec<epoll::Event>,
-}
-
-/// A descriptor that became ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ready {
-    /// As given to [`Poller::add`].
-    pub token: u64,
-    /// There may be something to read, an end or an error.
-    pub readable: bool,
-    /// There may be room to write, or an error.
-    pub writable: bool,
-    /// The peer has said that nothing more comes, or there is an error.
-    pub ended: bool,
-    /// Urgent data is among what there is to read: a read may end before it.
-    pub urgent: bool,
 }
 
 impl Poller {

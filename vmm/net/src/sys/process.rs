@@ -5,8 +5,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Signal, set_parent_process_death_signal};
-
 /// Runs `work` in a child of this process, which has no file open but `kept`, and is ended when
 /// this process ends. The child ends when `work` does.
 ///
@@ -14,14 +12,14 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 /// Another thread runs, which may hold locks that the child would wait for, or the system has no
 /// more processes.
 pub fn in_a_child(kept: &OwnedFd, work: impl FnOnce()) -> io::Result<()> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if !super::inherited::is_alone()? {
         return Err(io::Error::other("another thread runs"));
     }
     // SAFETY: no other thread runs, so that nothing in the child's copy of the memory is half done.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let prepared = set_parent_process_death_signal(Some(Signal::KILL)).is_ok()
+            let prepared = end_with_the_parent().is_ok()
                 && super::close_all_but(&[kept]).is_ok()
                 && leave_standard_streams().is_ok();
             // A parent that ended before that has closed its end of `kept`.
@@ -33,6 +31,19 @@ pub fn in_a_child(kept: &OwnedFd, work: impl FnOnce()) -> io::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+#[cfg(target_os = "linux")]
+fn end_with_the_parent() -> io::Result<()> {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// The child ends when the parent's end of `kept` is closed.
+#[cfg(not(target_os = "linux"))]
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+fn end_with_the_parent() -> io::Result<()> {
+    Ok(())
 }
 
 /// Standard streams are copies of the parent's, which others wait to see closed.

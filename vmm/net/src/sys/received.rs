@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, SendAncillaryBuffer, SendAncillaryMessage, recvmsg, sendmsg,
 };
+
+use super::sockets::{CLOSE_ON_EXEC, QUIET};
 
 /// The most descriptors that come with one text.
 const MOST: usize = 4;
@@ -25,7 +26,7 @@ pub fn read_with_descriptors(file: impl AsFd, most: usize) -> io::Result<(Vec<u8
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
         let mut came = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut buffer)];
-        let len = match recvmsg(&file, &mut parts, &mut came, RecvFlags::CMSG_CLOEXEC) {
+        let len = match recvmsg(&file, &mut parts, &mut came, CLOSE_ON_EXEC) {
             Ok(message) => message.bytes,
             // A file or a pipe.
             Err(Errno::NOTSOCK) => rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buffer))?,
@@ -62,7 +63,7 @@ pub fn write_with_descriptors(
         return Err(io::Error::other("too many descriptors"));
     }
     while !rest.is_empty() {
-        match sendmsg(&file, &[io::IoSlice::new(rest)], &mut goes, SendFlags::NOSIGNAL) {
+        match sendmsg(&file, &[io::IoSlice::new(rest)], &mut goes, QUIET) {
             Ok(sent) => {
                 rest = &rest[sent..];
                 goes.clear();

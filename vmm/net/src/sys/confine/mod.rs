@@ -1,18 +1,19 @@
 //! What a process may still ask of the system, once it has everything open that it needs.
 
+#[cfg(target_os = "linux")]
 mod filter;
-#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+#[path = "elsewhere.rs"]
+mod linux;
+#[cfg(all(test, target_os = "linux"))]
 mod tests;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use nelly_confine::denied;
-pub use nelly_confine::denied::DENIED_EXIT;
-use nelly_confine::privilege::{self, CapabilitySet};
-use nelly_confine::program::{self, Speculation, Threads};
-use rustix::process::Resource;
+pub use linux::{DENIED_EXIT, keep_privileges_down, may_open_files};
 
 /// What a process is for, which decides what it may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,40 +36,13 @@ pub struct ConfineError {
     source: io::Error,
 }
 
-/// Whether a filter of this process denies opening files.
-static NO_FILES: AtomicBool = AtomicBool::new(false);
-
-/// Takes from this process the way to more rights by running another program.
-///
-/// # Errors
-/// The system does not have the call.
-pub fn keep_privileges_down() -> io::Result<()> {
-    privilege::keep_down()
-}
-
-/// Whether files may be opened still.
-#[must_use]
-pub fn may_open_files() -> bool {
-    !NO_FILES.load(Ordering::Relaxed)
-}
-
 /// Takes from this process, which has one thread, everything that its role does not need: all
 /// capabilities, core dumps, more processes, being traced, and all system calls but those of a
 /// list. A call that is not in it ends the process with [`DENIED_EXIT`], after a line on each of
-/// `told` that names the call. Gives what was done, a word a step.
+/// `told` that names the call. Gives what was done, a word a step: nothing on macOS.
 ///
 /// # Errors
 /// The step that the system refuses.
 pub fn confine(role: Role, told: &[BorrowedFd<'_>]) -> Result<Vec<&'static str>, ConfineError> {
-    let failed = |step| move |source: io::Error| ConfineError { step, source };
-    keep_privileges_down().map_err(failed("no_new_privs"))?;
-    privilege::drop_capabilities(CapabilitySet::empty()).map_err(failed("capabilities"))?;
-    privilege::set_to_nothing(&[Resource::Nproc, Resource::Memlock, Resource::Msgqueue])
-        .map_err(failed("limits"))?;
-    privilege::hide().map_err(failed("not dumpable"))?;
-    denied::tell("nelly-usernet", told, None).map_err(failed("a handler of denied system calls"))?;
-    let filter = filter::program(role).map_err(failed("seccomp"))?;
-    program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt).map_err(failed("seccomp"))?;
-    NO_FILES.store(role != Role::Reader, Ordering::Relaxed);
-    Ok(vec!["no_new_privs", "capabilities", "limits", "undumpable", "seccomp"])
+    linux::confine(role, told)
 }

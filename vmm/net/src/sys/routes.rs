@@ -17,6 +17,9 @@ const DESTINATION: u16 = 1;
 const HEAD: usize = 16;
 /// And of what follows in messages about routes.
 const ROUTE: usize = 12;
+const _: () = assert!(HEAD + ROUTE == 28);
+/// Both, as a message says lengths.
+const HEAD_AND_ROUTE: u32 = 28;
 /// Where in that the kind of route stands.
 const KIND: usize = 7;
 
@@ -26,20 +29,22 @@ const OWN: [u8; 2] = [2, 4];
 
 /// The host's routes.
 #[derive(Debug)]
-pub(super) struct Routes {
+pub struct Routes {
     file: Option<OwnedFd>,
     number: u32,
 }
 
 impl Routes {
-    pub(super) fn new() -> Self {
+    /// Asks nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         Self { file: net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).ok(), number: 0 }
     }
 
     /// Whether the host would deliver to itself what is sent there. `false`: it would not, or does
     /// not say.
-    pub(super) fn is_own(&mut self, address: IpAddr) -> bool {
+    pub fn is_own(&mut self, address: IpAddr) -> bool {
         self.kind(address).is_some_and(|kind| OWN.contains(&kind))
     }
 
@@ -63,12 +68,11 @@ impl Routes {
 
 /// The message that asks for the route to an address.
 fn question(number: u32, address: IpAddr) -> Vec<u8> {
-    let (family, bytes) = match address {
-        IpAddr::V4(address) => (AddressFamily::INET, address.octets().to_vec()),
-        IpAddr::V6(address) => (AddressFamily::INET6, address.octets().to_vec()),
+    let (family, len, bytes) = match address {
+        IpAddr::V4(address) => (AddressFamily::INET, 4_u16, address.octets().to_vec()),
+        IpAddr::V6(address) => (AddressFamily::INET6, 16, address.octets().to_vec()),
     };
-    let len = crate::number::len16(bytes.len());
-    let whole = u32::from(len) + 4 + crate::number::len32(HEAD + ROUTE);
+    let whole = u32::from(len) + 4 + HEAD_AND_ROUTE;
     let mut out = whole.to_ne_bytes().to_vec();
     out.extend([GET.to_ne_bytes(), REQUEST.to_ne_bytes()].concat());
     out.extend(number.to_ne_bytes());
