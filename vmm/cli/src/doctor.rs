@@ -83,18 +83,18 @@ fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-/// What `nelly-monitor` can be confined by.
+/// What `nelly-monitor` and `nelly-unpack` can be confined by.
 fn confinement(layers: Layers) -> Finding {
     let Layers { landlock, seccomp } = layers;
     let text = format!(
-        "nelly-monitor gives up files by Landlock ({}) and system calls by seccomp ({})",
+        "nelly-monitor and nelly-unpack give up files by Landlock ({}) and system calls by seccomp ({})",
         if landlock > 0 { format!("version {landlock}") } else { "this host has none".to_owned() },
         if seccomp { "there" } else { "this host has none" },
     );
     let hint = match (landlock, seccomp) {
         (2.., true) => return Finding::ok("confine", text),
         (1, true) => {
-            "machines with shared directories go without Landlock, whose version 1 forbids renames: Linux 5.19 has a newer one"
+            "machines with shared directories, and nelly-unpack, go without Landlock, whose version 1 forbids renames: Linux 5.19 has a newer one"
         }
         (_, true) => {
             "Landlock needs Linux 5.13 or newer, and `landlock` in lsm= of the kernel's command line if that is given"

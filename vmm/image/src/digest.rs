@@ -1,6 +1,8 @@
 //! Content digests (OCI image specification, descriptor, "Digests").
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256, Sha512};
@@ -69,6 +71,19 @@ impl Digest {
         let mut hasher = self.hasher();
         hasher.update(data);
         hasher.finish() == *self
+    }
+
+    /// Whether it is that of all bytes of a file, from where it is read next.
+    pub(crate) fn is_of(&self, mut file: &File) -> io::Result<bool> {
+        let (mut hasher, mut buffer) = (self.hasher(), vec![0; 256 << 10]);
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(hasher.finish() == *self),
+                Ok(got) => hasher.update(&buffer[..got]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

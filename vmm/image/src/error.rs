@@ -2,8 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
-use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -19,17 +18,19 @@ use crate::source::SourceError;
 /// The word for what the caller did not want any more.
 const CANCELLED: &str = "cancelled";
 
+/// The word for a full disk.
+const DISK_FULL: &str = "disk_full";
+
 /// Words of [`ImageError::code`] that an unpacker may say.
-const TOLD: [&str; 10] = [
+const TOLD: [&str; 9] = [
     "image_unusable",
     "image_layer_unusable",
     "image_write_failed",
     "image_cache_unusable",
-    "disk_full",
+    DISK_FULL,
     "image_no_builtin",
     "image_not_stored",
     "image_store_unusable",
-    "image_unpacker_failed",
     CANCELLED,
 ];
 
@@ -53,14 +54,31 @@ pub struct Told {
 
 impl Told {
     /// The words of an error and its causes, of which there is at least one.
-    pub(crate) fn new(code: &str, words: &[String]) -> Self {
+    pub(crate) fn new(code: &str, words: &str) -> Self {
         let code = TOLD.into_iter().find(|known| *known == code).unwrap_or("image_unpacker_failed");
         let mut told = None;
-        for words in words.iter().take(16).rev() {
+        let lines: Vec<&str> = words.lines().take(16).collect();
+        for words in lines.into_iter().rev() {
             told = Some(Box::new(Self { code, words: shown(words), source: told }));
         }
         let silent = || Self { code, words: "nelly-unpack gave no reason".to_owned(), source: None };
         told.map_or_else(silent, |told| *told)
+    }
+
+    /// As the error of a store that unpacks by itself, where others look at more than its words.
+    pub(crate) fn error(self, cache: &Path) -> ImageError {
+        if self.code == CANCELLED {
+            return ImageError::Cancelled;
+        }
+        if self.code != DISK_FULL {
+            return self.into();
+        }
+        let mut last = &self;
+        while let Some(cause) = &last.source {
+            last = cause;
+        }
+        let source = io::Error::new(io::ErrorKind::StorageFull, last.words.clone());
+        ImageError::DiskFull { dir: cache.to_owned(), source }
     }
 
     /// A stable word, one of those of [`ImageError::code`].
@@ -97,12 +115,12 @@ pub enum UnpackerError {
         source: io::Error,
     },
     /// It ended before it was done.
-    #[error("{} ended with {status} before it was done{}{words}", program.display(), if words.is_empty() { "" } else { ": " })]
+    #[error("{} ended with {how} before it was done{}{words}", program.display(), if words.is_empty() { "" } else { ": " })]
     Ended {
         /// The program.
         program: PathBuf,
-        /// How.
-        status: ExitStatus,
+        /// Its exit code or its signal.
+        how: String,
         /// What it said last, without what a terminal would obey.
         words: String,
     },
@@ -223,7 +241,7 @@ impl ImageError {
             Self::Rootfs { .. } => "image_rootfs_unusable",
             Self::Write { .. } => "image_write_failed",
             Self::Cache { .. } => "image_cache_unusable",
-            Self::DiskFull { .. } => "disk_full",
+            Self::DiskFull { .. } => DISK_FULL,
             Self::NoBuiltin => "image_no_builtin",
             Self::NotStored(_) => "image_not_stored",
             Self::Local { .. } => "image_store_unusable",

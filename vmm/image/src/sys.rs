@@ -17,15 +17,15 @@ pub(crate) const SEARCH: OFlags = OFlags::PATH;
 #[cfg(not(target_os = "linux"))]
 pub(crate) const SEARCH: OFlags = OFlags::RDONLY;
 
-/// A new file in `dir` without a name, open for reading and writing, mode 0600: it ends with its
-/// descriptor unless [`publish`] gives it a name.
+/// A new file in `dir` without a name, open for reading and writing whatever `mode`
+/// says of those who open it later: it ends with its descriptor unless [`publish`] gives it a name.
 ///
 /// # Errors
 /// `Unsupported` where the system or the file system has no such files.
 #[cfg(target_os = "linux")]
-pub(crate) fn nameless(dir: impl AsFd) -> io::Result<File> {
+pub(crate) fn nameless(dir: impl AsFd, mode: Mode) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match retry_on_intr(|| rustix::fs::openat(&dir, ".", flags, Mode::RUSR | Mode::WUSR)) {
+    match retry_on_intr(|| rustix::fs::openat(&dir, ".", flags, mode)) {
         Ok(fd) => Ok(fd.into()),
         // An old kernel takes the flag for O_DIRECTORY, and a directory is not opened for writing.
         Err(Errno::OPNOTSUPP | Errno::ISDIR) => Err(io::ErrorKind::Unsupported.into()),
@@ -35,7 +35,7 @@ pub(crate) fn nameless(dir: impl AsFd) -> io::Result<File> {
 
 /// As on Linux, had the system such files.
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn nameless(_dir: impl AsFd) -> io::Result<File> {
+pub(crate) fn nameless(_dir: impl AsFd, _mode: Mode) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -60,8 +60,14 @@ fn every_kind_of_image_is_unpacked_as_it_is_without() {
     support::run("tar", &["-C", layout.dir.to_str().unwrap(), "-cf", tar.to_str().unwrap(), "."]);
     fs::write(place.path("image.tar.gz"), gzip(&fs::read(&tar).unwrap())).unwrap();
     let archive = |name: &str| Reference::OciArchive { file: place.path(name), tag: None };
-    let references =
-        [layout.reference(), archive("image.tar"), archive("image.tar.gz"), "app:1".parse().unwrap()];
+    let listed = place.add(&layout, "app:2").digest.to_string();
+    let references = [
+        layout.reference(),
+        archive("image.tar"),
+        archive("image.tar.gz"),
+        "app:1".parse().unwrap(),
+        listed.parse().unwrap(),
+    ];
     for reference in references {
         let _none_at_first = fs::remove_dir_all(place.cache());
         let without = place.resolve(&reference).unwrap();
@@ -86,7 +92,47 @@ fn a_layout_whose_blobs_are_links_is_unpacked() {
     let layout = layout(&place);
     fs::rename(layout.dir.join("blobs"), place.path("blobs")).unwrap();
     std::os::unix::fs::symlink(place.path("blobs"), layout.dir.join("blobs")).unwrap();
+    fs::rename(layout.dir.join("index.json"), place.path("index")).unwrap();
+    std::os::unix::fs::symlink(place.path("index"), layout.dir.join("index.json")).unwrap();
     store(&place).resolve(&layout.reference(), &mut Silent).unwrap();
+}
+
+#[test]
+fn what_the_caller_has_open_is_none_of_its_business() {
+    let place = TestDir::default();
+    let layout = layout(&place);
+    let program = place.path("nelly-unpack");
+    // It is started with a file that it may not have, and says what it has open.
+    fs::write(
+        &program,
+        format!("#!/bin/sh\nexec 7<'{}'\nexec '{PROGRAM}'\n", layout.dir.join("index.json").display()),
+    )
+    .unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut child = Command::new(&program)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It waits for its order, and has begun.
+    let open = || -> Vec<String> {
+        let listed = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        listed.map(|entry| entry.unwrap().file_name().to_str().unwrap().to_owned()).collect()
+    };
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let mut now = open();
+        now.sort();
+        let name = fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap();
+        if name.trim() == "nelly-unpack" && now == ["0", "1", "2"] {
+            break;
+        }
+        assert!(std::time::Instant::now() < limit, "{now:?}");
+        std::thread::yield_now();
+    }
+    drop(child.stdin.take());
+    child.wait().unwrap();
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -35,6 +35,10 @@ use crate::version;
 
 /// The contents of the `version` file of a cache directory.
 const VERSION: &str = "nelly-cache 1\n";
+
+/// The mode of a file that is finished, and that it has from the beginning: whoever makes it has the
+/// only descriptor that writes to it.
+const FINISHED: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH);
 
 /// Why the cache directory cannot be used.
 #[derive(Debug, Error)]
@@ -366,14 +370,14 @@ impl Workshop {
     pub(crate) fn scratch(&self, prefix: &str) -> Result<Scratch<'_>, CacheError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let scratch = &self.scratch;
-        match sys::nameless(scratch) {
+        match sys::nameless(scratch, FINISHED) {
             Ok(file) => return Ok(Scratch { file, scratch, name: None }),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(source) => return Err(io_error("create a file in", scratch.path(), source).into()),
         }
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}.{}.{count}", std::process::id());
-        Ok(Scratch { file: scratch.make_new(&name)?, scratch, name: Some(name) })
+        Ok(Scratch { file: scratch.make_new_as(&name, FINISHED)?, scratch, name: Some(name) })
     }
 
     /// A new empty file that will not get a name.
@@ -419,8 +423,6 @@ impl Workshop {
 /// could leave a name with less than the whole file behind it otherwise.
 fn publish(scratch: Scratch<'_>, dir: &TrustedDir, name: &str) -> Result<(), CacheError> {
     let path = dir.path().join(name);
-    rustix::fs::fchmod(&scratch.file, rustix::fs::Mode::from_raw_mode(0o444))
-        .map_err(|error| io_error("change the mode of", &path, error))?;
     scratch.file.sync_data().map_err(|source| io_error("sync", &path, source))?;
     dir.remove(name)?;
     Ok(link(scratch, dir, name)?)

@@ -218,7 +218,7 @@ impl Adding {
 
     /// A new file without a name, which ends with its descriptor.
     pub(crate) fn spool(&self) -> Result<File, LocalError> {
-        match sys::nameless(&self.partial) {
+        match sys::nameless(&self.partial, Mode::RUSR | Mode::WUSR) {
             Ok(file) => Ok(file),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                 let name = format!("spool.{}", std::process::id());

@@ -23,7 +23,7 @@ use crate::tar::TarError;
 pub(crate) use archive::{Archive, SpoolError};
 pub(crate) use blobs::{image_blobs, open_blob};
 pub use document::Document;
-pub(crate) use layout::LayoutDir;
+pub(crate) use layout::{LayoutDir, open_regular};
 pub(crate) use manifest::host_architecture;
 use manifest::{DocumentKind, Index, Manifest};
 

@@ -283,9 +283,20 @@ impl TrustedDir {
         file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
     }
 
+    /// As [`TrustedDir::make_new`], with another mode: what is returned writes to it all the same.
+    pub(crate) fn make_new_as(&self, name: &str, mode: Mode) -> Result<File, TrustError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let file = self.file_as(OsStr::new(name), flags, mode)?;
+        file.ok_or_else(|| io_error("create", &self.path.join(name), Errno::NOENT))
+    }
+
     fn file(&self, name: &OsStr, flags: OFlags) -> Result<Option<File>, TrustError> {
+        self.file_as(name, flags, PRIVATE_FILE)
+    }
+
+    fn file_as(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<Option<File>, TrustError> {
         let path = self.path.join(name);
-        let open = || rustix::fs::openat(&self.fd, name, flags | FILE, PRIVATE_FILE);
+        let open = || rustix::fs::openat(&self.fd, name, flags | FILE, mode);
         match rustix::io::retry_on_intr(open) {
             Ok(fd) => believed_file(fd, &path).map(Some),
             Err(Errno::NOENT) => Ok(None),

@@ -9,30 +9,37 @@
 
 mod wire;
 
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wire::{Bytes, OrderText, Report, Wanted};
 
+use crate::digest::Digest;
 use crate::error::{ImageError, Told, UnpackerError, shown};
 use crate::limits::Limits;
+use crate::num::at_most;
 use crate::progress::{ImageStage, Progress};
 use crate::reference::Reference;
+use crate::source::open_regular;
 
-/// Longest line that is believed to be a report: a configuration of the largest size, of which each
-/// byte is written as six.
-const LINE_MAX: usize = 32 << 20;
 /// What is kept of what is no report.
 const WORDS_MAX: usize = 2000;
+/// Bytes that are read at once. They are not on the stack: whoever finds its image in the cache
+/// would pay for that.
+const READ: usize = 64 << 10;
 /// How often the caller is asked whether it still waits.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long an unpacker that is not wanted any more may take to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Most files outside of a layout that its links lead to.
+const LINKED_MAX: usize = 256;
 
 /// The program that unpacks images for others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +76,9 @@ impl Unpacker {
         let program = self.find().map_err(failed)?;
         let mut running = Running::start(program, order).map_err(failed)?;
         let talk = |source| failed(UnpackerError::Talk { program: program.to_owned(), source });
-        let mut gives_up = None;
+        let mut left = None;
         let mut result = None;
-        while let Some(line) = running.line(gives_up).map_err(talk)? {
+        while let Some(line) = running.line(left).map_err(talk)? {
             match line {
                 Line::Report(Report::Stage { stage, done, total }) => progress.update(stage, done, total),
                 Line::Report(Report::Done { digest, config, cached }) => {
@@ -82,21 +89,21 @@ impl Unpacker {
                 }
                 Line::None => {}
             }
-            if gives_up.is_none() && progress.cancelled() {
+            if left.is_none() && progress.cancelled() {
                 // It ends by itself, and takes its unfinished files along.
                 running.orders = None;
-                gives_up = Some(Instant::now() + GRACE);
+                left = Some(Instant::now() + GRACE);
             }
         }
-        let status = running.child.wait().map_err(talk)?;
+        let ended = running.end(left).map_err(talk)?;
         match result {
-            _ if gives_up.is_some() => Err(ImageError::Cancelled),
-            Some(Ok(done)) if status.success() => Ok(done),
-            Some(Err(told)) if told.code() == ImageError::Cancelled.code() => Err(ImageError::Cancelled),
-            Some(Err(told)) => Err(told.into()),
+            _ if left.is_some() => Err(ImageError::Cancelled),
+            Some(Ok(done)) if ended.is_none_or(|status| status.success()) => Ok(done),
+            Some(Err(told)) => Err(told.error(&order.cache)),
             _ => {
                 let words = shown(&String::from_utf8_lossy(&running.words));
-                Err(failed(UnpackerError::Ended { program: program.to_owned(), status, words }))
+                let how = ended.map_or_else(|| "no status".to_owned(), |status| status.to_string());
+                Err(failed(UnpackerError::Ended { program: program.to_owned(), how, words }))
             }
         }
     }
@@ -114,6 +121,9 @@ struct Running {
     looked: usize,
     /// The end of what was no report.
     words: Vec<u8>,
+    /// Longest line that is believed to be a report: a configuration of the largest size, of which
+    /// each byte is written as six.
+    line_max: usize,
 }
 
 enum Line {
@@ -135,8 +145,17 @@ impl Running {
         // The other ends of the pipe.
         drop(command);
         let orders = child.stdin.take();
-        let mut running =
-            Self { child, orders, reports, read: Vec::new(), taken: 0, looked: 0, words: Vec::new() };
+        let line_max = at_most(order.limits.json_bytes, 1_usize << 30) * 6 + (64 << 10);
+        let mut running = Self {
+            child,
+            orders,
+            reports,
+            read: Vec::new(),
+            taken: 0,
+            looked: 0,
+            words: Vec::new(),
+            line_max,
+        };
         let mut line = serde_json::to_vec(&order.text()).map_err(|error| talk(error.into()))?;
         line.push(b'\n');
         match running.orders.as_mut().map(|orders| orders.write_all(&line)) {
@@ -146,7 +165,7 @@ impl Running {
     }
 
     /// The next line; `None` at the end. Waits for no longer than [`PATIENCE`].
-    fn line(&mut self, gives_up: Option<Instant>) -> io::Result<Option<Line>> {
+    fn line(&mut self, left: Option<Instant>) -> io::Result<Option<Line>> {
         if let Some(end) = self.read[self.looked..].iter().position(|byte| *byte == b'\n') {
             let (from, to) = (self.taken, self.looked + end + 1);
             (self.taken, self.looked) = (to, to);
@@ -154,7 +173,7 @@ impl Running {
         }
         self.read.drain(..self.taken);
         (self.taken, self.looked) = (0, self.read.len());
-        if gives_up.is_some_and(|end| Instant::now() >= end) {
+        if left.is_some_and(|end| Instant::now() >= end) {
             return Ok(None);
         }
         let patience = Timespec::try_from(PATIENCE).map_err(io::Error::other)?;
@@ -163,16 +182,18 @@ impl Running {
             Ok(_) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut buffer = [0; 64 << 10];
-        let got = match self.reports.read(&mut buffer) {
+        let had = self.read.len();
+        self.read.resize(had + READ, 0);
+        let got = self.reports.read(&mut self.read[had..]);
+        self.read.truncate(had + got.as_ref().copied().unwrap_or(0));
+        let got = match got {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Some(Line::None)),
             got => got?,
         };
-        self.read.extend_from_slice(&buffer[..got]);
         if got == 0 && self.read.is_empty() {
             return Ok(None);
         }
-        if got == 0 || self.read.len() > LINE_MAX {
+        if got == 0 || self.read.len() > self.line_max {
             let to = self.read.len();
             (self.taken, self.looked) = (to, to);
             return Ok(Some(self.understand(0, to)));
@@ -190,6 +211,29 @@ impl Running {
         let much = self.words.len().saturating_sub(WORDS_MAX);
         self.words.drain(..much);
         Line::None
+    }
+}
+
+impl Running {
+    /// Waits for its end, which comes with that of its reports; what does not end is killed. `None`:
+    /// somebody else of this process has waited for it, or nobody can.
+    fn end(&mut self, left: Option<Instant>) -> io::Result<Option<ExitStatus>> {
+        let end = left.unwrap_or_else(|| Instant::now() + GRACE);
+        let unknown = |error: io::Error| match error.raw_os_error() {
+            // Children end unseen where SIGCHLD is ignored.
+            Some(number) if number == rustix::io::Errno::CHILD.raw_os_error() => Ok(None),
+            _ => Err(error),
+        };
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+                Ok(None) => break,
+                Ok(Some(status)) => return Ok(Some(status)),
+                Err(error) => return unknown(error),
+            }
+        }
+        self.child.kill()?;
+        self.child.wait().map(Some).or_else(unknown)
     }
 }
 
@@ -214,6 +258,7 @@ pub struct Order {
 impl Order {
     fn text(&self) -> OrderText {
         OrderText {
+            version: wire::VERSION,
             wanted: Wanted::of(&self.reference),
             cache: Bytes::of(&self.cache),
             local: self.local.as_deref().map(Bytes::of),
@@ -230,7 +275,11 @@ impl Order {
         let mut line = Vec::new();
         input.take(1 << 20).read_until(b'\n', &mut line)?;
         let text: OrderText = serde_json::from_slice(&line)?;
-        let no_image = || io::Error::new(io::ErrorKind::InvalidData, "the order names no image");
+        let unusable = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+        if text.version != wire::VERSION {
+            return Err(unusable("the order is of another version"));
+        }
+        let no_image = || unusable("the order names no image");
         Ok(Self {
             reference: text.wanted.reference().ok_or_else(no_image)?,
             cache: text.cache.path(),
@@ -246,23 +295,63 @@ impl Order {
         &self.cache
     }
 
-    /// Whether it reads a directory whose files may be links.
+    /// The file or directory that it reads, which need not exist.
     #[must_use]
-    pub fn is_layout(&self) -> bool {
-        matches!(self.reference, Reference::OciLayout { .. })
-    }
-
-    /// The files and directories that it reads; not all of them need exist.
-    #[must_use]
-    pub fn sources(&self) -> Vec<&Path> {
+    pub fn source(&self) -> Option<&Path> {
         match &self.reference {
             Reference::OciLayout { dir: path, .. }
             | Reference::OciArchive { file: path, .. }
-            | Reference::DockerArchive { file: path, .. }
-            | Reference::Rootfs { dir: path } => vec![path],
-            Reference::BuiltinBusybox => self.builtin.iter().map(PathBuf::as_path).collect(),
-            Reference::Named(_) | Reference::Id(_) => self.local.iter().map(PathBuf::as_path).collect(),
+            | Reference::DockerArchive { file: path, .. } => Some(path),
+            Reference::BuiltinBusybox => self.builtin.as_deref(),
+            Reference::Named(_) | Reference::Id(_) => self.local.as_deref(),
+            // Not read here.
+            Reference::Rootfs { .. } => None,
         }
+    }
+
+    /// The files outside of a layout that it may lead to by links: those that a store reads before
+    /// it gives an order, and blobs, each of which has the digest that it is called by. So a layout
+    /// does not lead to files whose contents its maker does not know.
+    ///
+    /// # Errors
+    /// There are more than 256 of them.
+    pub fn linked(&self) -> io::Result<Vec<File>> {
+        let layout = match &self.reference {
+            Reference::OciLayout { dir, .. } => dir,
+            Reference::BuiltinBusybox => match &self.builtin {
+                Some(dir) => dir,
+                None => return Ok(Vec::new()),
+            },
+            _ => return Ok(Vec::new()),
+        };
+        let Ok(inside) = layout.canonicalize() else { return Ok(Vec::new()) };
+        // What lies outside; a device or a pipe is not opened.
+        let outside = |path: &Path| {
+            let found = path.canonicalize().ok().filter(|found| !found.starts_with(&inside))?;
+            let (file, _) = open_regular(&found).ok()?;
+            Some(file)
+        };
+        let documents = ["oci-layout", "index.json"].into_iter();
+        let mut linked: Vec<File> = documents.filter_map(|name| outside(&layout.join(name))).collect();
+        for algorithm in ["sha256", "sha512"] {
+            let blobs = layout.join("blobs").join(algorithm);
+            for entry in std::fs::read_dir(&blobs).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let digest: Option<Digest> =
+                    name.to_str().and_then(|hex| format!("{algorithm}:{hex}").parse().ok());
+                let Some((digest, file)) = digest.zip(outside(&blobs.join(&name))) else { continue };
+                if digest.is_of(&file)? {
+                    linked.push(file);
+                }
+                if linked.len() > LINKED_MAX {
+                    return Err(io::Error::other(format!(
+                        "more than {LINKED_MAX} files of {} are links that lead out of it",
+                        layout.display()
+                    )));
+                }
+            }
+        }
+        Ok(linked)
     }
 }
 
@@ -294,16 +383,17 @@ impl<W: Write, C: AsFd> Telling<W, C> {
             Ok(Unpacked { digest, config, cached }) => {
                 Report::Done { digest: digest.clone(), config: config.clone(), cached: *cached }
             }
-            Err(error) => Report::Failed { code: error.code().to_owned(), words: words(error) },
+            Err(error) => Report::Failed { code: error.code().to_owned(), words: words(error).join("\n") },
         })
     }
 }
 
 fn words(error: &dyn std::error::Error) -> Vec<String> {
-    let mut words = vec![error.to_string()];
+    let line = |error: &dyn std::error::Error| error.to_string().replace('\n', " ");
+    let mut words = vec![line(error)];
     let mut cause = error.source();
     while let Some(error) = cause {
-        words.push(error.to_string());
+        words.push(line(error));
         cause = error.source();
     }
     words

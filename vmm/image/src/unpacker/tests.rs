@@ -71,11 +71,17 @@ fn an_unpacker_that_lies_or_dies_is_an_error_that_says_so() {
     assert!(!message.contains('\x1b') && !message.contains('\n'), "{message:?}");
     // Without a line's end, and much of it.
     assert!(failure("read -r line; head -c 100000 /dev/zero | tr '\\0' x; exit 1").len() < 3000);
-    let told = r#"{"Failed":{"code":"image_layer_unusable","words":["a layer\u001b[1m","it is cut"]}}"#;
-    let error = unpack(&format!("read -r line; echo '{told}'; exit 1")).err().unwrap();
+    let told = r#"{"Failed":{"code":"image_layer_unusable","words":"a layer\u001b[1m\nit is cut"}}"#;
+    let error = unpack(&format!("read -r line; printf '%s\\n' '{told}'; exit 1")).err().unwrap();
     assert_eq!(error.code(), "image_layer_unusable");
     assert_eq!(words(&error), ["a layer [1m", "it is cut"]);
-    let told = r#"{"Failed":{"code":"nonsense","words":[]}}"#;
+    let full = r#"{"Failed":{"code":"disk_full","words":"there is too little\nno space left"}}"#;
+    let error = unpack(&format!("read -r line; printf '%s\\n' '{full}'; exit 1")).err().unwrap();
+    assert!(
+        matches!(&error, ImageError::DiskFull { .. }) && words(&error)[1] == "no space left",
+        "{error:?}"
+    );
+    let told = r#"{"Failed":{"code":"nonsense","words":""}}"#;
     let error = unpack(&format!("echo '{told}'")).err().unwrap();
     assert_eq!((error.code(), words(&error).len()), ("image_unpacker_failed", 1));
     let missing = Unpacker::at(vec!["/nowhere/nelly-unpack".into()]).unpack(&order(), &mut Silent);
@@ -96,6 +102,10 @@ fn one_that_is_not_wanted_any_more_is_left_and_then_ended() {
     let left = unpacker.unpack(&order(), &mut Never);
     assert!(matches!(left, Err(ImageError::Cancelled)));
     assert!(place.path().join("ended").exists());
+    // It does not, and says nothing more either.
+    let (_place, unpacker) =
+        script("trap '' HUP TERM; read -r line; exec > /dev/null 2>&1; while :; do sleep 60; done");
+    assert!(unpacker.unpack(&order(), &mut Never).is_err());
     // It does not, and floods.
     let (_place, unpacker) = script("trap '' HUP TERM; exec yes");
     assert!(matches!(unpacker.unpack(&order(), &mut Never), Err(ImageError::Cancelled)));

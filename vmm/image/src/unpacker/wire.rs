@@ -1,7 +1,6 @@
 //! What is said between a program and its unpacker: an order, which is a line of JSON on the
 //! unpacker's standard input, and reports, which are lines of JSON on its standard output.
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -22,12 +21,6 @@ impl Bytes {
 
     pub(super) fn path(&self) -> PathBuf {
         std::ffi::OsString::from_vec(self.0.clone()).into()
-    }
-}
-
-impl AsRef<OsStr> for Bytes {
-    fn as_ref(&self) -> &OsStr {
-        OsStr::from_bytes(&self.0)
     }
 }
 
@@ -59,14 +52,23 @@ impl Wanted {
             Self::DockerArchive(file, tag) => {
                 Reference::DockerArchive { file: file.path(), tag: tag.clone() }
             }
-            Self::Word(word) => word.parse().ok()?,
+            Self::Word(word) => match word.parse().ok()? {
+                // What is in a directory is not unpacked.
+                Reference::Rootfs { .. } => return None,
+                reference => reference,
+            },
         })
     }
 }
 
+/// The version of orders and reports.
+pub(super) const VERSION: u32 = 1;
+
 /// An order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct OrderText {
+    pub(super) version: u32,
     pub(super) wanted: Wanted,
     pub(super) cache: Bytes,
     pub(super) local: Option<Bytes>,
@@ -92,8 +94,8 @@ pub(super) enum Report {
     Failed {
         /// As [`crate::ImageError::code`].
         code: String,
-        /// The error, and then each of its causes.
-        words: Vec<String>,
+        /// The error, and then each of its causes, a line each.
+        words: String,
     },
 }
 
@@ -120,5 +122,6 @@ mod tests {
             assert_eq!(arrived.reference(), Some(reference));
         }
         assert_eq!(Wanted::Word("oci:".to_owned()).reference(), None);
+        assert_eq!(Wanted::Word("rootfs:/".to_owned()).reference(), None);
     }
 }

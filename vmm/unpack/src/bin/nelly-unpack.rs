@@ -8,13 +8,13 @@ use std::io::{BufReader, Write, stderr, stdin, stdout};
 use std::process::ExitCode;
 
 use nelly_image::{Order, Store};
-use nelly_unpack::confine::confine;
+use nelly_unpack::confine::{begin, confine};
 
 const HELP: &str = "\
 Unpacks an image into the cache of nelly.
 
 nelly starts it; there is nothing to be done with it by hand. It gives up its rights before it reads the image: it can
-read that image, write to the cache, and reaches no network, no other file and no other process.
+read that image, write to the cache, and reaches no network, no other process and, on Linux 5.19 or newer, no other file.
 
   --help      print this help
   --version   print the version
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 
 /// Whether the image is in the cache; if not, the reason was reported.
 fn run() -> Result<bool, Box<dyn Error>> {
+    begin()?;
     let order = Order::read(BufReader::new(stdin())).map_err(|error| {
         format!("standard input gives no order ({error}): nelly-unpack is started by nelly; see nelly-unpack --help")
     })?;

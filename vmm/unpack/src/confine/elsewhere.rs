@@ -1,8 +1,15 @@
 //! Systems whose layers are not used.
 
+use std::io;
+
 use nelly_image::Order;
 
 use super::ConfineError;
+
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
+pub(super) fn begin() -> io::Result<()> {
+    Ok(())
+}
 
 #[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
 pub(super) fn confine(_: &Order) -> Result<Vec<&'static str>, ConfineError> {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use nelly_confine::denied;
 use nelly_confine::privilege::{self, CapabilitySet};
@@ -10,17 +9,20 @@ use nelly_confine::program::{self, Calls, Denial, Must, Speculation, Threads, Wa
 use nelly_confine::tree::{self, May};
 use nelly_image::Order;
 use nelly_image::trusted::TrustedDir;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::Resource;
+use rustix::process::{Resource, Signal, set_parent_process_death_signal};
 
 use super::ConfineError;
 
 /// The version of Landlock that lets a file without a name get one in another directory.
 const LINKS: u32 = 2;
 
-/// Most blobs of a layout that lie elsewhere and are reached through links.
-const LINKS_MAX: usize = 1024;
+pub(super) fn begin() -> io::Result<()> {
+    privilege::close_inherited()?;
+    // An unpacker that an image has taken over would not look whether anybody waits.
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
 
 pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> {
     let mut done = Vec::new();
@@ -67,40 +69,23 @@ fn restrict(order: &Order) -> io::Result<bool> {
     if tree::version() < LINKS {
         return Ok(false);
     }
-    // A place that cannot be used is told by the store, which says more of it.
-    let Ok(cache) = TrustedDir::make(order.cache()) else { return Ok(false) };
-    let mut sources: Vec<PathBuf> = order.sources().into_iter().map(Path::to_owned).collect();
-    if order.is_layout() {
-        let linked = sources.iter().flat_map(|layout| links_of(layout)).collect::<Vec<_>>();
-        sources.extend(linked);
-    }
-    let open = |path: &PathBuf| {
+    // A cache that cannot be used is told by the store, which says more of it.
+    let cache = TrustedDir::make(order.cache()).ok();
+    let source = order.source().and_then(|path| {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         rustix::fs::open(path, place, Mode::empty()).ok()
-    };
-    let sources: Vec<OwnedFd> = sources.iter().filter_map(open).collect();
-    let mut places = vec![(cache.as_fd(), May::Change)];
-    places.extend(sources.iter().map(|source| (source.as_fd(), May::Read)));
+    });
+    let linked = order.linked()?;
+    let mut places: Vec<_> = cache.iter().map(|cache| (cache.as_fd(), May::Change)).collect();
+    places.extend(source.iter().filter(|source| has_rules(source)).map(|source| (source.as_fd(), May::Read)));
+    places.extend(linked.iter().map(|file| (file.as_fd(), May::Read)));
     Ok(tree::restrict_to(&places)? > 0)
 }
 
-/// What the files of a layout lead to that are links.
-fn links_of(layout: &Path) -> Vec<PathBuf> {
-    let mut links = Vec::new();
-    let mut directories = vec![layout.to_owned()];
-    // `blobs`, and in it a directory for each algorithm.
-    for _ in 0..3 {
-        for directory in std::mem::take(&mut directories) {
-            for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-                match entry.file_type() {
-                    Ok(kind) if kind.is_symlink() && links.len() < LINKS_MAX => links.push(entry.path()),
-                    Ok(kind) if kind.is_dir() && links.len() < LINKS_MAX => directories.push(entry.path()),
-                    _ => {}
-                }
-            }
-        }
-    }
-    links
+/// Whether a place is one that rules are made for: a pipe is none.
+fn has_rules(place: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstat(place).map(|found| FileType::from_raw_mode(found.st_mode));
+    matches!(kind, Ok(FileType::RegularFile | FileType::Directory))
 }
 
 /// What acts on memory, time, the process itself and what is open, and what reaches files by their
@@ -110,11 +95,8 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
     libc::SYS_close,
-    libc::SYS_copy_file_range,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fadvise64,
-    libc::SYS_fallocate,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -139,8 +121,6 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_munmap,
     libc::SYS_nanosleep,
     libc::SYS_newfstatat,
-    libc::SYS_openat,
-    libc::SYS_openat2,
     libc::SYS_ppoll,
     libc::SYS_pread64,
     libc::SYS_preadv,
@@ -162,8 +142,6 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_sigaltstack,
     libc::SYS_statfs,
     libc::SYS_statx,
-    libc::SYS_sync_file_range,
-    libc::SYS_syncfs,
     libc::SYS_unlinkat,
     libc::SYS_write,
     libc::SYS_writev,
@@ -175,7 +153,6 @@ const OLDER: &[i64] = &[
     libc::SYS_link,
     libc::SYS_lstat,
     libc::SYS_mkdir,
-    libc::SYS_open,
     libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_rename,
@@ -226,8 +203,11 @@ fn calls() -> io::Result<program::BpfProgram> {
         libc::SYS_prctl,
         these(&[&[(0, Must::Be(bits(libc::PR_SET_NAME)))], &[(0, Must::Be(bits(libc::PR_GET_NAME)))]]),
     )?;
-    // A finished file is for nobody to write.
-    put(libc::SYS_fchmod, these(&[&[(1, Must::Be(0o444))]]))?;
+    // Before its version 3 Landlock does not keep a file that may be read from being cut.
+    let whole = Must::BeWithin(!OFlags::TRUNC.bits());
+    put(libc::SYS_openat, these(&[&[(2, whole)]]))?;
+    #[cfg(target_arch = "x86_64")]
+    put(libc::SYS_open, these(&[&[(1, whole)]]))?;
     // A panic ends this process by a signal to itself.
     put(libc::SYS_tgkill, these(&[&[(0, Must::Be(std::process::id()))]]))?;
     let own = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];

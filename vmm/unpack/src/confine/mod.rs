@@ -3,7 +3,8 @@
 //! What is in an image was made by others, and is decompressed and parsed here. Whatever that does
 //! to this process, it can read the image that it was given (or, of one of the local store, that
 //! store), write to the cache, and say something to who started it. It reaches no other file, no
-//! socket and no other process, and runs no program.
+//! socket and no other process, and runs no program. That needs Linux 5.19 or newer, with Landlock;
+//! elsewhere files are as they are for the user.
 //!
 //! It can write to all of the cache, where other images are too.
 
@@ -36,6 +37,15 @@ impl std::error::Error for ConfineError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
     }
+}
+
+/// Closes what whoever started this process had open, and has it end when that process does. To be
+/// called first by the program.
+///
+/// # Errors
+/// The system's refusal.
+pub fn begin() -> io::Result<()> {
+    linux::begin()
 }
 
 /// Gives up, for this process, which has one thread, what an order does not need. The cache's
