@@ -13,7 +13,7 @@
 // The sector after the first entry counts the lives.
 #define LIFE_SECTOR 1
 
-static void request(struct device *d, u32 kind, u64 sector) {
+static void ask(struct device *d, u32 kind, u64 sector) {
     volatile u32 *header = (volatile u32 *)pages[0];
     header[0] = kind;
     header[1] = 0;
@@ -33,18 +33,18 @@ static void request(struct device *d, u32 kind, u64 sector) {
 
 void ledger(struct device *d, u32 unused) {
     volatile u64 *words = (volatile u64 *)pages[2];
-    request(d, READ_SECTORS, LIFE_SECTOR);
+    ask(d, READ_SECTORS, LIFE_SECTOR);
     u64 life = words[0] + 1;
     words[0] = life;
-    request(d, WRITE_SECTORS, LIFE_SECTOR);
-    request(d, FLUSH, 0);
+    ask(d, WRITE_SECTORS, LIFE_SECTOR);
+    ask(d, FLUSH, 0);
     print("life ");
     number(life);
     print("\n");
     for (u64 n = 1;; n++) {
         for (u32 i = 0; i < 64; i += 2) words[i] = life, words[i + 1] = n;
-        request(d, WRITE_SECTORS, n * STEP % PLACES * CLUSTER_SECTORS);
-        request(d, FLUSH, 0);
+        ask(d, WRITE_SECTORS, n * STEP % PLACES * CLUSTER_SECTORS);
+        ask(d, FLUSH, 0);
         number(n);
         print("\n");
     }

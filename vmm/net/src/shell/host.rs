@@ -42,7 +42,7 @@ impl Host {
             often: None,
             seldom: None,
             probes: [probe("0.0.0.0:1"), probe("[::]:1")],
-            routes: Routes::new(),
+            routes: Routes::open(),
         }
     }
 

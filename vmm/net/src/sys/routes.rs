@@ -37,7 +37,7 @@ pub struct Routes {
 impl Routes {
     /// Asks nothing yet.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         Self { file: net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None).ok(), number: 0 }
     }
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_host_knows_itself() {
-        let mut routes = Routes::new();
+        let mut routes = Routes::open();
         for own in ["127.0.0.1", "127.9.9.9", "::1"] {
             assert!(routes.is_own(own.parse().unwrap()), "{own}");
         }

@@ -9,7 +9,7 @@ pub struct Routes(());
 impl Routes {
     /// None are known.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn open() -> Self {
         Self(())
     }
 
