@@ -1,8 +1,7 @@
 //! What `nelly-monitor` does in place of the standard library's runtime before its own first line.
 
+use std::io;
 use std::process::{Command, Stdio};
-use std::time::Duration;
-use std::{fs, io, thread};
 
 fn shell(script: &str) -> Command {
     let mut command = Command::new("sh");
@@ -35,6 +34,9 @@ fn a_pipe_that_nobody_reads_is_an_error_and_no_signal() {
 #[cfg(target_os = "linux")]
 #[test]
 fn closed_standard_streams_are_open_again() {
+    use std::time::Duration;
+    use std::{fs, thread};
+
     let done = shell("exec \"$0\" --help <&- >&- 2>&-").status().unwrap();
     assert_eq!(done.code(), Some(0));
     // It waits for the other end of a pipe that is its configuration.

@@ -46,12 +46,7 @@ mod tests {
         // moment has our descriptors until its exec, so that one look may come too early, and on a
         // quiet machine nobody causes the next.
         let read = (0..600).find_map(|_| {
-            drop(rustix::net::socketpair(
-                rustix::net::AddressFamily::UNIX,
-                rustix::net::SocketType::STREAM,
-                rustix::net::SocketFlags::CLOEXEC,
-                None,
-            ));
+            drop(stream_pair());
             ended.recv_timeout(Duration::from_millis(100)).ok()
         });
         assert_eq!(read, Some(0));

@@ -7,6 +7,7 @@ mod links;
 mod played;
 mod stream;
 mod tap;
+#[cfg(target_os = "linux")]
 mod vhost_user;
 
 use self::played::{Net, frame, header_of};

@@ -66,7 +66,7 @@ impl Net {
 
     /// The peer sends a message, if there is room.
     pub(super) fn peer_puts(&self, message: &[u8]) -> bool {
-        send(self.peer.as_ref().unwrap().as_fd(), message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
+        send(self.peer.as_ref().unwrap().as_fd(), message, SendFlags::DONTWAIT).is_ok()
     }
 
     /// The peer sends a frame behind a header, and the device has its turns. Returns those.
