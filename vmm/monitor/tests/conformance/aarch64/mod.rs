@@ -13,7 +13,7 @@ mod kvm {
     conformance! {
         nelly_vmm::hv::kvm::open();
         suite:
-            entry_state mmio_widths accesses_that_are_not_described power_off reset firmware firmware_by_smc doorbells slots read_only_slot
+            entry_state mmio_widths accesses_that_are_not_described unaligned_access power_off reset firmware firmware_by_smc doorbells slots read_only_slot
             completes_without_entering second_processor sleep_for_good no_state_yet probes
             counter_begins_with_the_machine;
         of_kvm: what_is_left_off counter_on_the_hosts_clock;
@@ -51,7 +51,7 @@ mod hvf {
     conformance! {
         open();
         suite:
-            entry_state mmio_widths accesses_that_are_not_described power_off reset firmware firmware_by_smc doorbells slots
+            entry_state mmio_widths accesses_that_are_not_described unaligned_access power_off reset firmware firmware_by_smc doorbells slots
             read_only_slot completes_without_entering second_processor sleep_for_good no_state_yet probes
             counter_begins_with_the_machine;
         kicks: kicks_a_spin kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end;

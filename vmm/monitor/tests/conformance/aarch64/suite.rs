@@ -129,6 +129,34 @@ pub(crate) fn accesses_that_are_not_described<H: Hypervisor>(hypervisor: &H) {
     }
 }
 
+guest!(
+    unaligned_code,
+    "mov x28, #0x9000000",
+    "movz x0, #0x8019, lsl #16",
+    "msr VBAR_EL1, x0",
+    // Not every emulator of a processor checks the alignment of devices otherwise.
+    "mrs x0, SCTLR_EL1",
+    "orr x0, x0, #2",
+    "msr SCTLR_EL1, x0",
+    "isb",
+    "mov x27, #0xa000000",
+    "add x27, x27, #2",
+    "ldr w0, [x27]",
+    "2: b 2b",
+);
+guest!(fault_code, "mrs x0, ESR_EL1", "str w0, [x28]", "mrs x0, FAR_EL1", "str x0, [x28]", "2: b 2b",);
+
+/// An access of a device that is not aligned is a fault within the guest, and nobody else's affair.
+pub(crate) fn unaligned_access<H: Hypervisor>(hypervisor: &H) {
+    let machine = Machine::new(hypervisor, unaligned_code(), 1);
+    // The vector of faults at the current level.
+    machine.memory.write_slice(fault_code(), GuestAddress(0x8019_0200)).unwrap();
+    let mut run = machine.boot();
+    let syndrome = run.word();
+    assert_eq!((syndrome >> 26, syndrome & 0x3f), (0x25, 0x21), "a data abort, of alignment");
+    assert_eq!(run.long(), DEVICE + 2);
+}
+
 guest!(power_off_code, "movz w0, #0x8", "movk w0, #0x8400, lsl #16", "hvc #0", "2: b 2b");
 guest!(reset_code, "movz w0, #0x9", "movk w0, #0x8400, lsl #16", "hvc #0", "2: b 2b");
 guest!(
