@@ -5,6 +5,7 @@
 //! one read of the clock through the vDSO, without a system call. See docs/timeline.md.
 
 mod counter;
+mod moment;
 
 use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys;
 pub use counter::GuestCounter;
+pub use moment::Moment;
 
 /// The environment variable with the time at which the parent process started this one, in the
 /// format of [`now_ns`].

@@ -54,6 +54,20 @@ fn meanwhile(happens: impl FnOnce() + Send + 'static) -> Play {
     Play::While(Box::new(happens))
 }
 
+/// What a guest stamps is put on the host's clock by a counter that runs as the framework's does.
+#[test]
+fn the_guests_counter_is_that_of_the_framework_without_what_was_before() {
+    let script = Scripted::new();
+    script.played().counter = 5_000;
+    let vm = machine(&script);
+    script.played().counter = 6_000;
+    let mut vcpu = boot(&vm, 1);
+    assert_eq!(vcpu.counter(), None, "it stands still");
+    script.played().counter = 8_000;
+    let counter = vcpu.counter().unwrap();
+    assert_eq!((counter.counter, counter.span_ticks, counter.nominal_khz), (3_000, 2_000, 1_000_000));
+}
+
 fn line(number: u32) -> InterruptLine {
     aarch64::line(number).unwrap()
 }

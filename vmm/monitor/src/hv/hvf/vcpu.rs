@@ -14,6 +14,7 @@ use crate::arch::aarch64::{self, layout};
 use crate::arch::{Address, BootState};
 use crate::state::Sections;
 use crate::sys::fits;
+use crate::timeline::{GuestCounter, Moment};
 
 /// Bytes of an instruction.
 const INSTRUCTION: u64 = 4;
@@ -37,6 +38,8 @@ pub(super) struct HvfVcpu<F: Framework> {
     processor: F::Processor,
     kick: Arc<Kick<F>>,
     machine: Arc<Machine<F>>,
+    /// When it was made: one end of the span over which the counter's speed is measured.
+    made: Moment,
     index: usize,
     alone: bool,
     /// How often a line had been raised when the guest was entered before its last wait.
@@ -91,6 +94,7 @@ impl<F: Framework> HvfVcpu<F> {
             processor,
             kick: Arc::new(kick),
             machine: Arc::clone(machine),
+            made: Moment::now(|| machine.framework.counter()),
             index,
             alone: count == 1,
             seen: 0,
@@ -369,6 +373,12 @@ impl<F: Framework> Vcpu for HvfVcpu<F> {
 
     fn restore(&mut self, _: Sections) -> Result<(), HvError> {
         Err(NO_SAVE)
+    }
+
+    fn counter(&mut self) -> Option<GuestCounter> {
+        let (framework, offset) = (&self.machine.framework, self.machine.timer_offset);
+        let guest = || Some(framework.counter().wrapping_sub(offset));
+        self.made.counter(framework.counter_hz() / 1000, || framework.counter(), guest)
     }
 
     fn sleeps_for_good(&mut self) -> bool {

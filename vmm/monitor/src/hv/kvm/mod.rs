@@ -10,7 +10,6 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
-mod clock;
 mod exit;
 mod host;
 mod inner;

@@ -14,14 +14,13 @@ use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 
 use super::super::{HvError, Kicker, Vcpu, VcpuExit};
-use super::clock::Moment;
 use super::exit::{Decoded, RunPage};
 use super::inner::{Inner, failed, lend, uninterrupted};
 use super::kick::Receiver;
-use super::own::Processor;
+use super::own::{self, Processor};
 use crate::arch::BootState;
 use crate::state::Sections;
-use crate::timeline::GuestCounter;
+use crate::timeline::{GuestCounter, Moment};
 
 const KVMIO: u8 = 0xae;
 
@@ -56,7 +55,8 @@ impl KvmVcpu {
         let run = RunPage { page: NonNull::from(fd.get_kvm_run()), len: machine.fd.run_size() };
         let kick = Receiver::new(run.immediate_exit())?;
         let own = Processor::new(&fd, machine, index, count)?;
-        let vcpu = Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(), own };
+        let vcpu =
+            Self { kick, run, fd, machine: Arc::clone(machine), made: Moment::now(own::host_counter), own };
         vcpu.set_signal_mask()?;
         Ok(vcpu)
     }
@@ -172,7 +172,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn counter(&mut self) -> Option<GuestCounter> {
-        self.made.counter(self.own.counter_khz(), || Processor::counter(&self.fd))
+        self.made.counter(self.own.counter_khz(), own::host_counter, || Processor::counter(&self.fd))
     }
 
     fn sleeps_for_good(&mut self) -> bool {

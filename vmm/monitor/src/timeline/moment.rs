@@ -1,33 +1,38 @@
-//! The counter that a guest tells the time by, beside the host's clock.
+//! Readings of the counter that a guest tells the time by, beside the host's clock.
 
-use super::own;
-use crate::timeline::{GuestCounter, now_ns};
+use super::{GuestCounter, now_ns};
 
 /// How often the guest's counter is read for one answer.
 const READINGS: u32 = 5;
 
-/// Both of the host's clocks at one moment.
+/// The host's own counter and its clock at one moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
+pub struct Moment {
     ns: u64,
     counter: u64,
 }
 
 impl Moment {
-    pub(super) fn now() -> Self {
-        let counter = own::host_counter();
+    /// Now, with what the host's counter shows.
+    pub fn now(host: impl FnOnce() -> u64) -> Self {
+        let counter = host();
         Self { ns: now_ns(), counter }
     }
 
-    /// The guest's counter now, as `read` reads it. The host's runs at the same speed, which is
-    /// measured since this moment.
-    pub(super) fn counter(self, nominal_khz: u64, read: impl Fn() -> Option<u64>) -> Option<GuestCounter> {
+    /// The guest's counter now, as `read` reads it; `None` if it cannot be read. The host's runs at
+    /// the same speed, which is measured since this moment.
+    pub fn counter(
+        self,
+        nominal_khz: u64,
+        host: impl Fn() -> u64,
+        read: impl Fn() -> Option<u64>,
+    ) -> Option<GuestCounter> {
         // The narrowest of a few: the host may take the processor away in between.
         let mut best: Option<(u64, u64, Self)> = None;
         for _ in 0..READINGS {
             let before = now_ns();
             let guest = read()?;
-            let after = Self::now();
+            let after = Self::now(&host);
             let took = after.ns.saturating_sub(before);
             if best.is_none_or(|(_, narrowest, _)| took < narrowest) {
                 best = Some((guest, took, after));
