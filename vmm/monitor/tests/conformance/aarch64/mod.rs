@@ -15,15 +15,15 @@ mod kvm {
         suite:
             entry_state mmio_widths accesses_that_are_not_described unaligned_access power_off reset firmware firmware_by_smc doorbells slots read_only_slot
             completes_without_entering second_processor sleep_for_good no_state_yet probes
-            counter_begins_with_the_machine;
-        of_kvm: what_is_left_off counter_on_the_hosts_clock;
+            counter_begins_with_the_machine counter_on_the_hosts_clock;
+        of_kvm: what_is_left_off;
         kicks: kicks_a_spin kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end;
         interrupts: shared_edge shared_level timer_wakes_a_halt between_processors;
     }
 }
 
 /// The back end of macOS: on a Mac, and over a stand-in for its framework. What processors show is
-/// the framework's own, and guests' counters are not told.
+/// the framework's own.
 #[cfg(any(target_os = "macos", feature = "standin"))]
 mod hvf {
     use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -53,7 +53,7 @@ mod hvf {
         suite:
             entry_state mmio_widths accesses_that_are_not_described unaligned_access power_off reset firmware firmware_by_smc doorbells slots
             read_only_slot completes_without_entering second_processor sleep_for_good no_state_yet probes
-            counter_begins_with_the_machine;
+            counter_begins_with_the_machine counter_on_the_hosts_clock;
         kicks: kicks_a_spin kick_before_run no_kick_is_lost kick_out_of_a_halt kick_after_the_end;
         interrupts: shared_edge shared_level timer_wakes_a_halt between_processors;
     }

@@ -8,6 +8,7 @@ use nelly_vmm::arch::{Address, Nested};
 use nelly_vmm::hv::{HvError, Hypervisor, SlotRefused, Vcpu, VcpuExit, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
 use nelly_vmm::sys::Notifier;
+use nelly_vmm::timeline;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::harness::{ARGUMENT, CODE, DEVICE, Machine, Runner, SCRATCH, Seen, entry, guest};
@@ -550,6 +551,41 @@ pub(crate) fn counter_begins_with_the_machine<H: Hypervisor>(hypervisor: &H) {
     let second = (host_counter(), run.long(), host_counter());
     assert!(second.1 - first.0 <= second.2 - before, "{first:?} {second:?}");
     assert!(second.1 - first.0 >= second.0 - first.1, "{first:?} {second:?}");
+}
+
+/// What a guest stamps by its counter lies, on the host's clock, between two moments of the host
+/// round it. A host that is taken off its processor between two readings of its own clocks finds a
+/// wrong frequency now and then; not five times.
+pub(crate) fn counter_on_the_hosts_clock<H: Hypervisor>(hypervisor: &H) {
+    let mut wrong = Vec::new();
+    while wrong.len() < 5 {
+        match stamps_beside_the_hosts_clock(hypervisor) {
+            Ok(()) => return,
+            Err(what) => wrong.push(what),
+        }
+    }
+    panic!("{wrong:?}");
+}
+
+fn stamps_beside_the_hosts_clock<H: Hypervisor>(hypervisor: &H) -> Result<(), String> {
+    let machine = Machine::new(hypervisor, counter_code(), 1);
+    let mut run = machine.boot();
+    let mut stamps = Vec::new();
+    for _ in 0..20 {
+        let before = timeline::now_ns();
+        let stamp = run.long();
+        stamps.push((before, stamp, timeline::now_ns()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let counter = run.vcpu.counter().expect("it tells its guests' counter");
+    for (before, stamp, after) in stamps {
+        let at = counter.host_ns(stamp).unwrap();
+        let slack = 2 * counter.error_ns + 2_000;
+        if before > at + slack || at > after + slack {
+            return Err(format!("{before} {at} {after}: {counter:?}"));
+        }
+    }
+    Ok(())
 }
 
 /// Where an instruction of a guest lies, for messages.
