@@ -246,8 +246,8 @@ fn one_that_hangs_keeps_nobody_from_the_others() {
     let kept = Kept::new();
     kept.keep(&[], SERVER);
     kept.out(&["run", "-d", "--name", "other", "--", "sleep", "100000"]);
-    // What `inspect` waits for a monitor that says nothing, and what a busy emulated host takes for a
-    // few calls; far less than the limit for a keeper that does not answer.
+    // What `inspect` waits for a monitor that says nothing, and what a busy emulated host takes for
+    // a few calls; far less than the limit for a keeper that does not answer.
     let soon = |words: &[&str]| {
         let done = kept.0.nelly(words);
         assert!(done.took < scaled(Duration::from_secs(6)), "{words:?} took {:?}", done.took);

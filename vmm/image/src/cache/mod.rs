@@ -36,8 +36,8 @@ use crate::version;
 /// The contents of the `version` file of a cache directory.
 const VERSION: &str = "nelly-cache 1\n";
 
-/// The mode of a file that is finished, and that it has from the beginning: whoever makes it has the
-/// only descriptor that writes to it.
+/// The mode of a file that is finished, and that it has from the beginning: whoever makes it has
+/// the only descriptor that writes to it.
 const FINISHED: Mode = Mode::RUSR.union(Mode::RGRP).union(Mode::ROTH);
 
 /// Why the cache directory cannot be used.

@@ -215,8 +215,8 @@ impl Running {
 }
 
 impl Running {
-    /// Waits for its end, which comes with that of its reports; what does not end is killed. `None`:
-    /// somebody else of this process has waited for it, or nobody can.
+    /// Waits for its end, which comes with that of its reports; what does not end is killed.
+    /// `None`: somebody else of this process has waited for it, or nobody can.
     fn end(&mut self, left: Option<Instant>) -> io::Result<Option<ExitStatus>> {
         let end = left.unwrap_or_else(|| Instant::now() + GRACE);
         let unknown = |error: io::Error| match error.raw_os_error() {
