@@ -98,7 +98,7 @@ pub struct DiskState {
     pub discards: u64,
     /// Requests that were answered with an error.
     pub failed: u64,
-    /// How often requests were held back, because the disk's limits allowed no more at the time.
+    /// Requests that were held back, because the disk's limits allowed no more at the time.
     pub throttled: u64,
 }
 

@@ -58,7 +58,7 @@ pub(super) static FAMILIES: &[Family] = &[
     ),
     counter("nelly_disk_read_bytes_total", "Bytes that the guest read from the disk."),
     counter("nelly_disk_written_bytes_total", "Bytes that the guest wrote to the disk."),
-    counter("nelly_disk_throttled_total", "How often requests were held back by the limits of the disk."),
+    counter("nelly_disk_throttled_total", "Requests that were held back by the limits of the disk."),
     gauge("nelly_disk_waits_for_room", "Whether requests wait because the file system of the host is full."),
     gauge("nelly_network_link_up", "Whether the link of the network device is up."),
     counter(

@@ -67,31 +67,31 @@ impl Shared {
     /// The next driver reads what the size is.
     pub(super) fn forget(&self) {
         *self.driver() = Driver::default();
+        self.limiter().held = false;
     }
 
     pub(super) fn set_limits(&self, limits: DiskLimits) {
         let bucket = |rate: Option<_>| rate.map(Bucket::new);
-        let new = Limiter {
-            bytes: bucket(limits.bytes_per_second),
-            operations: bucket(limits.operations_per_second),
-        };
-        *self.limiter() = new;
+        {
+            let mut limiter = self.limiter();
+            limiter.bytes = bucket(limits.bytes_per_second);
+            limiter.operations = bucket(limits.operations_per_second);
+        }
         if let Some((_, doorbell)) = &self.driver().there {
             // Fails only when the counter is full, and then it rings already.
             let _rings = doorbell.notify();
         }
     }
 
-    /// Takes what a request of `bytes` costs, which is asked for only if there are limits.
+    /// Takes what the first request, of `bytes`, costs, which is asked for only if there are limits.
+    /// One that is held back asks again, and is counted once.
     pub(super) fn take(&self, bytes: impl FnOnce() -> u64) -> Result<(), Duration> {
         let mut limiter = self.limiter();
-        if !limiter.limits() {
-            return Ok(());
-        }
-        let taken = limiter.take(monotonic_ns(), bytes());
-        if taken.is_err() {
+        let taken = if limiter.limits() { limiter.take(monotonic_ns(), bytes()) } else { Ok(()) };
+        if taken.is_err() && !limiter.held {
             self.counters.throttled();
         }
+        limiter.held = taken.is_err();
         taken
     }
 }

@@ -21,7 +21,7 @@ pub struct DiskCounts {
     pub discards: u64,
     /// Requests that were answered with an error.
     pub failed: u64,
-    /// How often requests were held back, because the disk's limits allowed no more at the time.
+    /// Requests that were held back, because the disk's limits allowed no more at the time.
     pub throttled: u64,
 }
 
@@ -59,7 +59,7 @@ impl Counters {
         }
     }
 
-    /// Requests are held back by the limits.
+    /// A request is held back by the limits.
     pub(super) fn throttled(&self) {
         add(&self.throttled, 1);
     }

@@ -40,6 +40,8 @@ impl Bucket {
 pub(super) struct Limiter {
     pub(super) bytes: Option<Bucket>,
     pub(super) operations: Option<Bucket>,
+    /// The first request was told to wait.
+    pub(super) held: bool,
 }
 
 impl Limiter {
@@ -70,7 +72,7 @@ mod tests {
 
     fn limiter(bytes: u64, operations: u64) -> Limiter {
         let bucket = |rate| NonZeroU64::new(rate).map(Bucket::new);
-        Limiter { bytes: bucket(bytes), operations: bucket(operations) }
+        Limiter { bytes: bucket(bytes), operations: bucket(operations), held: false }
     }
 
     /// Requests of `bytes` that get through in `seconds`, when each waits as long as it is told.
