@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_cannot_be_made_leaves_no_name() {
+    fn to_accept_does_not_wait_and_a_path_that_is_taken_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = listen(&path).unwrap();

@@ -160,8 +160,7 @@ impl Networks {
         let (file, path) = (self.lock_file()?, self.dir.path().join("lock"));
         let start = Instant::now();
         loop {
-            let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-            match rustix::io::retry_on_intr(lock) {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(NetworksLock(file)),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                 Err(error) => return Err(io_error("lock", &path, error).into()),
@@ -183,8 +182,7 @@ impl Networks {
         let (file, path) = (self.dir.open_or_make(&name)?, self.dir.path().join(&name));
         let start = Instant::now();
         loop {
-            let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-            match rustix::io::retry_on_intr(lock) {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Some(file)),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                 Err(error) => return Err(io_error("lock", &path, error).into()),
