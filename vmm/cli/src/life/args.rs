@@ -245,10 +245,11 @@ pub(crate) struct StatsArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "The text is that of Prometheus' exposition format 0.0.4; docs/metrics.md has the names. A sandbox that does not answer \
-    within two seconds has nelly_sandbox_up 0, and holds up no other.\n\n\
+    within two seconds has nelly_sandbox_up 0, and holds up no other; then the code is 1, and the text is whole all the same. \
+    One that starts or stops has nelly_sandbox_info alone.\n\n\
     Examples:\n  \
     nelly metrics\n  \
-    nelly metrics > /var/lib/node_exporter/nelly.prom.new && mv /var/lib/node_exporter/nelly.prom.new /var/lib/node_exporter/nelly.prom"
+    nelly metrics > /var/lib/node_exporter/nelly.prom.new; mv /var/lib/node_exporter/nelly.prom.new /var/lib/node_exporter/nelly.prom"
 )]
 pub(crate) struct MetricsArgs {
     /// Sandboxes, by name, id or the beginning of an id [default: all that run]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use nelly_sandbox::metrics::{Scrape, Seen, Told};
-use nelly_sandbox::state::{SandboxDir, Sandboxes};
+use nelly_sandbox::state::{Condition, SandboxDir, Sandboxes, Status};
 use tokio::task::JoinSet;
 
 use super::args::MetricsArgs;
@@ -37,38 +37,53 @@ pub(crate) fn metrics(args: &MetricsArgs, context: &Context) -> Result<ExitCode>
         let mut asking = JoinSet::new();
         for one in asked {
             asking.spawn(async move {
-                let told = tokio::time::timeout(PATIENCE, told(&one.dir)).await;
-                let silent = |_| Err(anyhow!("it does not answer within {} s", PATIENCE.as_secs()));
-                (told.unwrap_or_else(silent), one)
+                let begins_or_ends = one.dir.condition().is_ok_and(begins_or_ends);
+                let told = if begins_or_ends {
+                    Err(anyhow!("it has no machine to ask"))
+                } else {
+                    let told = tokio::time::timeout(PATIENCE, told(&one.dir)).await;
+                    let silent = |_| Err(anyhow!("it does not answer within {} s", PATIENCE.as_secs()));
+                    told.unwrap_or_else(silent)
+                };
+                (told, begins_or_ends, one)
             });
         }
         asking.join_all().await
     });
-    for (told, Asked { dir, id, name }) in all {
-        let told = told.with_context(|| format!("sandbox {name}"));
-        let told = match told {
+    for (told, not_asked, Asked { dir, id, name }) in all {
+        let (condition, state) = (dir.condition(), dir.state());
+        // It may have begun to end while it was asked.
+        let excused = not_asked || condition.as_ref().is_ok_and(|condition| begins_or_ends(*condition));
+        let told = match told.with_context(|| format!("sandbox {name}")) {
             Ok(told) => Some(told),
             Err(error) => {
-                fail::report(&error, false, 1);
-                failed = true;
+                if !excused {
+                    fail::report(&error, false, 1);
+                    failed = true;
+                }
                 None
             }
         };
         // What cannot be read any more was removed meanwhile.
-        let (Ok(condition), Ok(state)) = (dir.condition(), dir.state()) else { continue };
-        scrape.add(&Seen {
-            id: &id,
-            name: &name,
-            status: condition.word(),
-            restarts: state.restarts,
-            told: told.as_ref(),
-        });
+        let (Ok(condition), Ok(state)) = (condition, state) else { continue };
+        let (status, restarts) = (condition.word(), state.restarts);
+        let seen = Seen { id: &id, name: &name, status, restarts, told: told.as_ref() };
+        if told.is_none() && excused {
+            scrape.mention(&seen);
+        } else {
+            scrape.add(&seen);
+        }
     }
     let text = scrape.to_string();
     if !text.is_empty() {
         out::line(text.trim_end())?;
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Whether a sandbox has no machine yet that could be asked, or none any more in a moment.
+fn begins_or_ends(condition: Condition) -> bool {
+    matches!(condition, Condition::Status(Status::Starting | Status::Stopping))
 }
 
 /// What the keeper of a sandbox tells.

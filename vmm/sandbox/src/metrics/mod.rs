@@ -62,17 +62,25 @@ pub struct Scrape {
 impl Scrape {
     /// Adds a sandbox.
     pub fn add(&mut self, seen: &Seen<'_>) {
-        let mut of = Of {
-            scrape: self,
-            labels: labels(&[("sandbox", seen.name), ("id", seen.id)]),
-            left: SAMPLES_MOST,
-        };
+        let mut of = self.named(seen);
         of.put("nelly_sandbox_up", &[], u64::from(seen.told.is_some()));
-        of.put("nelly_sandbox_info", &[("status", seen.status)], 1_u64);
         of.put("nelly_sandbox_restarts_total", &[], u64::from(seen.restarts));
         if let Some(told) = seen.told {
             of.told(told);
         }
+    }
+
+    /// Adds where a sandbox is in its life, and no more: it has no machine to ask yet, or none any
+    /// more.
+    pub fn mention(&mut self, seen: &Seen<'_>) {
+        self.named(seen);
+    }
+
+    fn named(&mut self, seen: &Seen<'_>) -> Of<'_> {
+        let labels = labels(&[("sandbox", seen.name), ("id", seen.id)]);
+        let mut of = Of { scrape: self, labels, left: SAMPLES_MOST };
+        of.put("nelly_sandbox_info", &[("status", seen.status)], 1_u64);
+        of
     }
 }
 
