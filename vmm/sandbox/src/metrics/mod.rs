@@ -44,7 +44,8 @@ pub struct Seen<'a> {
 pub struct Told {
     /// What the monitor shows.
     pub inspection: Inspection,
-    /// CPU time of the monitor's process in nanoseconds, with that of the guest.
+    /// CPU time of the monitor's process in nanoseconds, with that of the guest. It is not known
+    /// where `resident_bytes` is 0: no process has none.
     pub cpu_ns: u64,
     /// Resident memory of the monitor's process, with what the guest has touched of its own.
     pub resident_bytes: u64,
@@ -151,8 +152,10 @@ impl Of<'_> {
 
     fn told(&mut self, told: &Told) {
         let Told { inspection, cpu_ns, resident_bytes } = told;
-        self.put("nelly_monitor_cpu_seconds_total", &[], seconds(*cpu_ns));
-        self.put("nelly_monitor_resident_memory_bytes", &[], *resident_bytes);
+        if *resident_bytes > 0 {
+            self.put("nelly_monitor_cpu_seconds_total", &[], seconds(*cpu_ns));
+            self.put("nelly_monitor_resident_memory_bytes", &[], *resident_bytes);
+        }
         self.put("nelly_machine_starts_total", &[], inspection.starts);
         let memory = inspection.memory;
         let sizes = [

@@ -96,6 +96,10 @@ fn all_that_is_counted_is_told_in_the_format() {
     assert_eq!(value("nelly_device_connections", &[]), 6.0);
     assert_eq!(value("nelly_monitor_confinement", &[("layer", "seccomp")]), 1.0);
     assert_eq!(value("nelly_monitor_confinement", &[("layer", "capabilities")]), 0.0);
+    // Where the host does not tell of the process, there is no zero in its place.
+    let untold = Told { cpu_ns: 0, resident_bytes: 0, ..told.clone() };
+    let untold = scrape(&[seen("web", Some(&untold))]);
+    assert!(!untold.contains("nelly_monitor_cpu") && !untold.contains("nelly_monitor_resident"), "{untold}");
     // An empty slot counts nothing, and every family that there is was told of.
     assert!(scraped.all("nelly_device_interrupts_total", &[("slot", "4")]).is_empty());
     assert_eq!(scraped.kinds.len(), FAMILIES.len(), "{text}");
