@@ -125,7 +125,7 @@ impl From<ttrpc::Error> for CallError {
 }
 
 /// What the guest says, which may be long, cut to a length that can be shown.
-fn sentence(mut text: String) -> String {
+pub(crate) fn sentence(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(SENTENCE_MOST));
     text.shrink_to_fit();
     text

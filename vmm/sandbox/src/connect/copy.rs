@@ -17,12 +17,12 @@ use nelly_archive::{ArchiveError, Kind, Reader, Room, Writer};
 use nelly_protocol::archive::{ArchiveReader, ArchiveWriter};
 use nelly_protocol::{Message, messages};
 
-use crate::agent::CopyTarget;
+use crate::agent::{CopyTarget, sentence};
 
 /// Why a copy failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// What the guest could not do.
+    /// What the guest could not do, in its words, cut to 4 KiB.
     #[error("{0}")]
     Guest(String),
     /// The stream from or to the guest ended in the middle.
@@ -82,9 +82,14 @@ fn result(frames: &ArchiveReader<BufReader<UnixStream>>) -> io::Result<()> {
     let result = frames.result().map(messages::InspectResult::parse_from_bytes);
     match result {
         Some(Ok(result)) if result.code == 0 => Ok(()),
-        Some(Ok(result)) => Err(io::Error::other(CopyError::Guest(result.message))),
+        Some(Ok(result)) => Err(io::Error::other(CopyError::Guest(sentence(result.message)))),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the guest's result is none")),
     }
+}
+
+/// The guest's sentences about what was left out, each cut to 4 KiB.
+fn notes(frames: &ArchiveReader<BufReader<UnixStream>>) -> Vec<String> {
+    frames.notes().iter().cloned().map(sentence).collect()
 }
 
 /// Ends a copy from another thread.
@@ -111,8 +116,8 @@ impl CopyOut {
 
     /// Sentences of the guest about what it left out, after the end.
     #[must_use]
-    pub fn notes(&self) -> &[String] {
-        self.0.notes()
+    pub fn notes(&self) -> Vec<String> {
+        notes(&self.0)
     }
 
     /// A handle that ends the copy.
@@ -183,7 +188,7 @@ fn answer(stream: UnixStream) -> io::Result<Vec<String>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the guest answers with an archive"));
     }
     result(&frames)?;
-    Ok(frames.notes().to_vec())
+    Ok(notes(&frames))
 }
 
 impl Write for CopyIn {

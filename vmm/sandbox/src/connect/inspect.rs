@@ -10,6 +10,8 @@ use nelly_protocol::messages;
 pub use nelly_protocol::messages::change::Kind as ChangeKind;
 pub use nelly_protocol::messages::{Change, Process};
 
+use crate::agent::sentence;
+
 /// Why there are no more records.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -28,7 +30,7 @@ pub enum RecordError {
     /// More than is taken.
     #[error("the guest sends too much: more than {0}")]
     Endless(String),
-    /// What the guest could not do.
+    /// What the guest could not do, in its words, cut to 4 KiB.
     #[error("{0}")]
     Failed(String),
 }
@@ -38,7 +40,7 @@ pub enum RecordError {
 pub enum Told<M> {
     /// A record.
     Record(M),
-    /// A sentence, as the guest wrote it.
+    /// A sentence of the guest, cut to 4 KiB.
     Note(String),
 }
 
@@ -123,12 +125,12 @@ impl<R: Read> Records<R> {
             Kind::Record => M::parse_from_bytes(&payload)
                 .map(|one| Some(Told::Record(one)))
                 .map_err(|_| RecordError::Damaged),
-            Kind::Note => Ok(Some(Told::Note(String::from_utf8_lossy(&payload).into_owned()))),
+            Kind::Note => Ok(Some(Told::Note(sentence(String::from_utf8_lossy(&payload).into_owned())))),
             Kind::Result => {
                 let result = messages::InspectResult::parse_from_bytes(&payload);
                 match result.map_err(|_| RecordError::Damaged)? {
                     result if result.code == 0 => Ok(None),
-                    result => Err(RecordError::Failed(result.message)),
+                    result => Err(RecordError::Failed(sentence(result.message))),
                 }
             }
         }
@@ -177,6 +179,26 @@ mod tests {
         for bad in [frame(Kind::Record, &[255; 9]), vec![9; 20], frame(Kind::Result, &[255])] {
             assert!(matches!(Records::new(&bad[..]).take::<Change>(), Err(RecordError::Damaged)), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn sentences_are_cut() {
+        // 4096 is in the middle of a character.
+        let long = format!("a{}", "ä".repeat(10_000));
+        let failed = InspectResult { code: 1, message: long.clone(), ..Default::default() };
+        let stream = [
+            frame(Kind::Note, long.as_bytes()),
+            frame(Kind::Note, &[0xff; 5000]),
+            frame(Kind::Result, &failed.write_to_bytes().unwrap()),
+        ];
+        let stream = stream.concat();
+        let mut records = Records::new(&stream[..]);
+        for _ in 0..2 {
+            let Ok(Some(Told::Note(text))) = records.take::<Change>() else { panic!("no note") };
+            assert!((4090..=4096).contains(&text.len()), "{}", text.len());
+        }
+        let Err(RecordError::Failed(text)) = records.take::<Change>() else { panic!("no result") };
+        assert_eq!(text, long[..4095]);
     }
 
     #[test]

@@ -175,3 +175,23 @@ fn a_guest_that_neither_gives_nor_takes_is_left() {
     copy.write_all(b"little").unwrap();
     assert!(matches!(copy.finish(), Err(CopyError::Silent)));
 }
+
+#[test]
+fn sentences_of_the_guest_are_cut() {
+    let long = "ä".repeat(10_000);
+    let (note, why) = (long.clone(), long.clone());
+    let mut copied = out(move |stream| {
+        ArchiveWriter::new(stream).finish(&[note], &result_of(1, &why)).unwrap();
+    });
+    let error = CopyError::from(ArchiveError::Stream("read", copied.read(&mut [0]).unwrap_err()));
+    assert!(matches!(&error, CopyError::Guest(text) if *text == long[..4096]), "{error:?}");
+    assert_eq!(copied.notes(), [&long[..4096]]);
+    let (near, far) = UnixStream::pair().unwrap();
+    let answer = long.clone();
+    let guest = thread::spawn(move || {
+        ArchiveWriter::new(&far).finish(&[answer], &result_of(0, "")).unwrap();
+        (&far).read_to_end(&mut Vec::new()).unwrap();
+    });
+    assert_eq!(CopyIn::new(near).finish().unwrap(), [&long[..4096]]);
+    guest.join().unwrap();
+}
