@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use super::watched::{Kind, Watched};
 use crate::devices::last_words::{LastWords, Said};
 use crate::devices::serial::{INPUT_CAPACITY, Line, Serial};
 use crate::state::{Sections, StateError, Stateful};
-use crate::sys::{self, Interest, Poller};
+use crate::sys::{self, Interest, Poller, Timer, lacks_memory};
 use crate::virtio::device::Registrar;
 
 /// Output that waits before the guest is held back, and what is kept for a stream that nobody has
@@ -40,6 +40,10 @@ const ROUNDS: usize = 4;
 const KEY_INPUT: u32 = 0;
 const KEY_OUTPUT: u32 = 1;
 const KEY_NEAR: u32 = 2;
+const KEY_AGAIN: u32 = 3;
+
+/// After how long a call is made again for which the host had no memory.
+const A_MOMENT: Duration = Duration::from_millis(20);
 
 /// The serial port's end of the line, on vCPU threads.
 pub(super) struct SerialLine(Arc<LineState>);
@@ -164,6 +168,10 @@ pub(super) struct Pump {
     /// The machine is there for its reader.
     needs_reader: bool,
     lost: Option<Lost>,
+    /// The host had no memory for a call: a descriptor may be ready, and is not waited for.
+    starved: bool,
+    /// Ticks while that is so. Most machines never make one.
+    again: Option<Timer>,
 }
 
 impl Pump {
@@ -194,6 +202,8 @@ impl Pump {
             lost_bytes: 0,
             needs_reader: false,
             lost: None,
+            starved: false,
+            again: None,
         }
     }
 
@@ -315,8 +325,12 @@ impl Pump {
         if let Near::Serial { line, .. } = &self.near {
             line.news.store(false, Ordering::Release);
         }
+        self.starved = false;
         self.move_output();
         let event = self.move_input();
+        if !self.starved {
+            self.waits_no_more(poller);
+        }
         self.watch(poller);
         if self.lost.is_some() { PumpEvent::Lost } else { event }
     }
@@ -341,13 +355,18 @@ impl Pump {
     pub(super) fn finish(&mut self, patience: Duration) {
         let until = Instant::now() + patience;
         loop {
+            self.starved = false;
             self.move_output();
             let Far::Open { output: Some(output), .. } = &self.far else { return };
             let rest = until.saturating_duration_since(Instant::now());
             if self.output.is_empty() || rest.is_zero() {
                 return;
             }
-            output.wait_writable(rest);
+            if self.starved {
+                std::thread::sleep(rest.min(A_MOMENT));
+            } else {
+                output.wait_writable(rest);
+            }
         }
     }
 
@@ -398,9 +417,12 @@ impl Pump {
             }
             Near::Console(socket) => {
                 let mut chunk = [0; CHUNK];
-                if let Ok(count) = rustix::io::read(&socket.fd, &mut chunk) {
-                    self.taken_bytes += count as u64;
-                    self.output.extend(&chunk[..count]);
+                match rustix::io::read(&socket.fd, &mut chunk) {
+                    Ok(count) => {
+                        self.taken_bytes += count as u64;
+                        self.output.extend(&chunk[..count]);
+                    }
+                    Err(error) => self.starved |= lacks_memory(&error.into()),
                 }
             }
         }
@@ -431,6 +453,10 @@ impl Pump {
                     match output.write(self.output.as_slices().0) {
                         Ok(count) => drop(self.output.drain(..count)),
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                        Err(error) if lacks_memory(&error) => {
+                            self.starved = true;
+                            return false;
+                        }
                         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                         // The reader is gone. A stream may be asked for again; anything else stays
                         // silent.
@@ -479,6 +505,10 @@ impl Pump {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return event,
+                Err(error) if lacks_memory(&error) => {
+                    self.starved = true;
+                    return event;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => *slot = None,
             }
@@ -524,15 +554,19 @@ impl Pump {
                 port.lock().unwrap_or_else(PoisonError::into_inner).receive(bytes)
             }
             Near::Serial { port: None, .. } => bytes.len(),
-            Near::Console(socket) => rustix::io::write(&socket.fd, bytes).unwrap_or(0),
+            Near::Console(socket) => rustix::io::write(&socket.fd, bytes).unwrap_or_else(|error| {
+                self.starved |= lacks_memory(&error.into());
+                0
+            }),
         };
         self.input.drain(..count);
     }
 
     /// Says to the poller what this console waits for now.
     fn watch(&mut self, poller: &Poller) {
+        let idle = self.starved && self.waits_a_moment(poller);
         let token = |key| Registrar::token(self.slot, key);
-        let (room, pending) = (self.input_room() > 0, !self.output.is_empty());
+        let (room, pending) = (!idle && self.input_room() > 0, !idle && !self.output.is_empty());
         if let Far::Open { input, output, .. } = &mut self.far {
             if let Some(input) = input {
                 input.watch(poller, token(KEY_INPUT), Interest { readable: room, writable: false });
@@ -542,15 +576,39 @@ impl Pump {
             }
         }
         if let Near::Console(socket) = &mut self.near {
-            let interest =
-                Interest { readable: self.output.len() < SOFT_LIMIT, writable: !self.input.is_empty() };
+            let interest = Interest {
+                readable: !idle && self.output.len() < SOFT_LIMIT,
+                writable: !idle && !self.input.is_empty(),
+            };
             socket.watch(poller, token(KEY_NEAR), interest);
+        }
+    }
+
+    /// Has the poller tell in a moment. `false` where the host has no memory even for that; then
+    /// everything is tried again at once.
+    fn waits_a_moment(&mut self, poller: &Poller) -> bool {
+        if self.again.is_none() {
+            let token = Registrar::token(self.slot, KEY_AGAIN);
+            let made = Timer::new().and_then(|timer| {
+                poller.add(timer.as_fd(), token, Interest::READ)?;
+                Ok(timer)
+            });
+            self.again = made.ok();
+        }
+        self.again.as_ref().is_some_and(|timer| timer.set(Some(A_MOMENT)).is_ok())
+    }
+
+    fn waits_no_more(&mut self, poller: &Poller) {
+        if let Some(timer) = self.again.take() {
+            // It was added, and it is open.
+            drop(poller.remove(timer.as_fd()));
         }
     }
 
     /// Takes everything off the poller.
     pub(super) fn forget(&mut self, poller: &Poller) {
         self.forget_far(poller);
+        self.waits_no_more(poller);
         if let Near::Console(socket) = &mut self.near {
             socket.forget(poller);
         }

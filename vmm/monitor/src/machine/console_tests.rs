@@ -280,3 +280,36 @@ fn a_guest_that_waited_for_room_is_told_when_it_continues_elsewhere() {
     restored.pump.resumed();
     assert_eq!(identification(&mut restored), 2);
 }
+
+#[test]
+fn output_waits_for_memory_of_the_host_and_nothing_spins() {
+    let mut rig = Rig::new();
+    rig.pump.wait_for_stream();
+    let mut stream = rig.attach();
+    rig.says(b"hello");
+    let refused = sys::cannot_send(|| {
+        let mut ready = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(rig.turn(), PumpEvent::Nothing);
+            rig.poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
+            // The moment may be over, but the stream, which is ready, is not looked at.
+            assert!(ready.iter().all(|one| one.token == Registrar::token(9, KEY_AGAIN)), "{ready:?}");
+        }
+        rig.pump.finish(A_MOMENT * 3);
+        rig.turn();
+    });
+    if refused.is_none() {
+        return;
+    }
+    let mut bytes = [0; 5];
+    assert_eq!(stream.read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    // The moment is over, and the reader was not given up.
+    let mut ready = Vec::new();
+    rig.poller.wait(&mut ready, Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(ready.len(), 1);
+    rig.turn();
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"hello");
+    rig.poller.wait(&mut ready, Some(A_MOMENT * 2)).unwrap();
+    assert!(ready.is_empty(), "nothing ticks any more");
+}

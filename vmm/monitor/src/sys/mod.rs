@@ -15,6 +15,8 @@ mod passing;
 mod poller;
 mod program;
 mod random;
+#[cfg(test)]
+mod refusing;
 pub mod signals;
 pub mod tap;
 pub mod terminal;
@@ -34,4 +36,13 @@ pub use passing::{Arrived, MAX_DESCRIPTORS, receive, send, set_nonblocking, stre
 pub use poller::{Interest, Poller, Ready};
 pub use program::Program;
 pub use random::random;
+#[cfg(test)]
+pub(crate) use refusing::cannot_send;
 pub use timer::Timer;
+
+/// Whether the host had no memory for a call. It may have some in a moment.
+#[must_use]
+pub fn lacks_memory(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::NOBUFS | Errno::NOMEM))
+}

@@ -18,6 +18,7 @@ use super::interrupt::Interrupt;
 use super::spec::id;
 use crate::state::fields::stateful_fields;
 use crate::state::{Sections, StateError, Stateful};
+use crate::sys::Timer;
 
 /// The size of the terminal in the configuration space counts (5.3.3).
 const F_SIZE: u64 = 1;
@@ -123,11 +124,12 @@ impl Device for Console {
     fn activate(&mut self, mut activation: Activation) -> Result<Box<dyn Worker>, ActivateError> {
         let receive = activation.take_queue(0)?;
         let transmit = activation.take_queue(1)?;
+        let timer = Timer::new().map_err(ActivateError::Host)?;
         let idle =
             self.idle.take().ok_or_else(|| ActivateError::Host(std::io::ErrorKind::ResourceBusy.into()))?;
         let Activation { features, memory, queues: _, interrupt } = activation;
         self.size.tell((features & F_SIZE != 0).then(|| interrupt.clone()));
-        Ok(Box::new(ConsoleWorker::new(idle, receive, transmit, memory, interrupt)))
+        Ok(Box::new(ConsoleWorker::new(idle, receive, transmit, memory, interrupt, timer)))
     }
 
     fn reclaim(&mut self, state: Box<dyn Any + Send>) {

@@ -227,3 +227,23 @@ fn the_size_of_the_terminal_is_restored_as_the_guest_knows_it() {
     assert_eq!(size, [80, 0, 25, 0]);
     refuses_damage(&saved, || console().0, |console| console.reset());
 }
+
+#[test]
+fn output_waits_for_memory_of_the_host_and_nothing_spins() {
+    let (mut console, mut peer) = console();
+    let mut bench = Bench::new(&mut console, 8, None);
+    bench.queues[1].add(&[Part::Read(b"written".to_vec())]);
+    // A worker that never comes to rest fails the test.
+    if crate::sys::cannot_send(|| bench.kick(1)).is_none() {
+        return;
+    }
+    assert!(bench.queues[1].used().is_none());
+    let mut bytes = [0; 7];
+    assert_eq!(peer.read(&mut bytes).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    bench.wait(std::time::Duration::from_secs(60));
+    peer.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"written");
+    assert!(bench.queues[1].used().is_some());
+    assert_eq!(bench.interrupt.faults(), 0);
+    assert!(!bench.is_ready(std::time::Duration::from_millis(50)), "nothing ticks any more");
+}

@@ -1,16 +1,18 @@
 //! The console's worker: what waits for what.
 //!
 //! Input is watched only while the guest has room for it, output only while it is full; so a
-//! level-triggered poller never spins.
+//! level-triggered poller never spins. Where the host has no memory for a call, a stream may be
+//! ready all the while, and the call is made again after a moment.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::{Ends, Idle, Progress};
 use crate::memory::Memory;
-use crate::sys::Interest;
+use crate::sys::{Interest, Timer, lacks_memory};
 use crate::virtio::device::{DeviceFault, Registrar, Returned, Worker};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::queue::{Chain, Queue};
@@ -19,6 +21,10 @@ const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const INPUT: u32 = 2;
 const OUTPUT: u32 = 3;
+const AGAIN: u32 = 4;
+
+/// After how long a call is made again for which the host had no memory.
+const A_MOMENT: Duration = Duration::from_millis(20);
 
 /// Chains of one direction that one event moves at most: the loop has other devices.
 const ROUND: u32 = 64;
@@ -33,6 +39,9 @@ pub(super) struct ConsoleWorker {
     /// The chain that output was too full for.
     waiting: Option<Chain>,
     progress: Progress,
+    /// Ticks while something is to be tried again. It is there before, for then there may be no
+    /// memory for it.
+    timer: Timer,
 }
 
 /// A descriptor and whether the poller has it.
@@ -51,16 +60,24 @@ impl Stream {
         Self { fd, watched: false, always: false, socket: true }
     }
 
-    fn watch(&mut self, key: u32, interest: Interest, registrar: &mut Registrar<'_>) -> io::Result<()> {
-        if self.watched || self.always {
-            return Ok(());
+    /// Has the poller tell when it is ready. Where that cannot be, the timer ticks.
+    fn watch(
+        &mut self,
+        key: u32,
+        interest: Interest,
+        timer: &Timer,
+        registrar: &mut Registrar<'_>,
+    ) -> io::Result<()> {
+        if !self.watched && !self.always {
+            match registrar.add(self.fd.as_fd(), key, interest) {
+                Ok(()) => self.watched = true,
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.always = true,
+                // The system has no memory for it, or lets this user watch no more.
+                Err(error) if lacks_memory(&error) || error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => return Err(error),
+            }
         }
-        match registrar.add(self.fd.as_fd(), key, interest) {
-            Ok(()) => self.watched = true,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.always = true,
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        if self.watched { Ok(()) } else { timer.set(Some(A_MOMENT)) }
     }
 
     fn ignore(&mut self, registrar: &mut Registrar<'_>) {
@@ -77,6 +94,8 @@ enum Moved {
     All(u32),
     /// The stream takes or has nothing now.
     Blocked,
+    /// The host has no memory for it now; the stream may be ready.
+    Starved,
     /// The stream is at its end.
     Ended,
 }
@@ -88,6 +107,7 @@ impl ConsoleWorker {
         transmit: Queue,
         memory: Memory,
         interrupt: Interrupt,
+        timer: Timer,
     ) -> Self {
         let Idle { ends: Ends { input, output }, progress } = idle;
         Self {
@@ -99,6 +119,7 @@ impl ConsoleWorker {
             output: output.map(Stream::new),
             waiting: None,
             progress,
+            timer,
         }
     }
 
@@ -127,7 +148,13 @@ impl ConsoleWorker {
                 Moved::All(bytes) => self.receive.push_used(&self.memory, &chain, bytes)?,
                 Moved::Blocked => {
                     self.receive.unpop(chain);
-                    input.watch(INPUT, Interest::READ, registrar)?;
+                    input.watch(INPUT, Interest::READ, &self.timer, registrar)?;
+                    return Ok(false);
+                }
+                Moved::Starved => {
+                    self.receive.unpop(chain);
+                    input.ignore(registrar);
+                    self.timer.set(Some(A_MOMENT))?;
                     return Ok(false);
                 }
                 Moved::Ended => {
@@ -176,8 +203,16 @@ impl ConsoleWorker {
                 Moved::Blocked => {
                     self.waiting = Some(chain);
                     if let Some(output) = &mut self.output {
-                        output.watch(OUTPUT, Interest::WRITE, registrar)?;
+                        output.watch(OUTPUT, Interest::WRITE, &self.timer, registrar)?;
                     }
+                    return Ok(false);
+                }
+                Moved::Starved => {
+                    self.waiting = Some(chain);
+                    if let Some(output) = &mut self.output {
+                        output.ignore(registrar);
+                    }
+                    self.timer.set(Some(A_MOMENT))?;
                     return Ok(false);
                 }
                 Moved::Ended => {
@@ -192,12 +227,6 @@ impl ConsoleWorker {
     }
 }
 
-/// Whether a stream takes or has nothing now, and may later. The host may have no memory for a
-/// moment, which is no reason to give the stream up.
-fn is_full(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM))
-}
-
 /// Fills a chain from the input once.
 fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceFault> {
     let mut writer = chain.writer(memory);
@@ -208,7 +237,8 @@ fn read(input: &Stream, memory: &Memory, chain: &Chain) -> Result<Moved, DeviceF
     Ok(match writer.read_from(input.fd.as_fd(), room)? {
         Ok(0) => Moved::Ended,
         Ok(_) => Moved::All(writer.written()),
-        Err(error) if is_full(&error) => Moved::Blocked,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Moved::Blocked,
+        Err(error) if lacks_memory(&error) => Moved::Starved,
         // A terminal that hung up, a peer that reset: nothing will come any more.
         Err(_) => Moved::Ended,
     })
@@ -236,7 +266,8 @@ fn write(
             }
             Ok(0) => return Ok(Moved::Ended),
             Ok(_) => progress.sent = chain.readable_len() - reader.left(),
-            Err(error) if is_full(&error) => return Ok(Moved::Blocked),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Moved::Blocked),
+            Err(error) if lacks_memory(&error) => return Ok(Moved::Starved),
             // The reader is gone, the file system full: a console loses output rather than stop the
             // guest.
             Err(_) => return Ok(Moved::Ended),
@@ -251,6 +282,7 @@ impl Worker for ConsoleWorker {
             registrar.add(queue.doorbell().as_fd(), key, Interest::READ)?;
             queue.doorbell().notify()?;
         }
+        registrar.add(self.timer.as_fd(), AGAIN, Interest::READ)?;
         Ok(())
     }
 
@@ -259,6 +291,7 @@ impl Worker for ConsoleWorker {
             // A descriptor that was never added is not there any more: what was wanted.
             let _ = registrar.remove(queue.doorbell().as_fd());
         }
+        let _ = registrar.remove(self.timer.as_fd());
         for stream in [&mut self.input, &mut self.output].into_iter().flatten() {
             stream.ignore(registrar);
         }
@@ -291,12 +324,30 @@ impl Worker for ConsoleWorker {
                 }
                 self.transmit(registrar)
             }
+            AGAIN => {
+                if self.timer.consume()? {
+                    self.timer.set(None)?;
+                    self.receive(registrar)?;
+                    self.transmit(registrar)?;
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     fn quiesce(self: Box<Self>) -> Returned {
-        let Self { receive, mut transmit, memory: _, interrupt: _, input, output, waiting, progress } = *self;
+        let Self {
+            receive,
+            mut transmit,
+            memory: _,
+            interrupt: _,
+            input,
+            output,
+            waiting,
+            progress,
+            timer: _,
+        } = *self;
         if let Some(chain) = waiting {
             transmit.unpop(chain);
         }
