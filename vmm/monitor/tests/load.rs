@@ -21,7 +21,7 @@ use nelly_vmm::config::{
     NetworkConfig, NetworkId, NetworkLink, VsockConfig,
 };
 use nelly_vmm::machine::{EndReason, Isolation, Machine, Resources, State};
-use support::{SPIN, kernel};
+use support::{SPIN, kernel, watchdog};
 
 /// Machines of either kind in `make test`, one after the other.
 const MACHINES: usize = 500;
@@ -88,7 +88,7 @@ impl Holdings {
             sockets: targets.iter().filter(|path| path.to_string_lossy().starts_with("socket:")).count(),
             threads: threads(std::process::id()),
             mappings: maps.lines().filter(|line| line.contains("kvm") || line.contains("memfd")).count(),
-            children: fs::read_to_string("/proc/thread-self/children").unwrap(),
+            children: children(),
             files: files(&std::env::temp_dir()),
         }
     }
@@ -103,6 +103,14 @@ impl Holdings {
         }
         Self::now()
     }
+}
+
+/// The children of this process, by all of its threads: that of one that has ended is another's.
+fn children() -> String {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    // A thread may end meanwhile.
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("children")).ok());
+    lists.collect()
 }
 
 /// Everything below a directory.
@@ -352,6 +360,8 @@ fn many_machines_leave_their_holder_as_it_was() {
     let number = std::env::var("NELLY_LOAD_MACHINES").ok();
     let machines = number.map_or(MACHINES, |text| text.parse().expect("NELLY_LOAD_MACHINES is a number"));
     if std::env::var_os(CHILD).is_some() {
+        // Ten times what it takes.
+        watchdog(Duration::from_secs(600) + Duration::from_millis(850) * u32::try_from(machines).unwrap());
         let monitor = env!("CARGO_BIN_EXE_nelly-monitor").into();
         hold(&Isolation::Process { monitor }, "processes", machines);
         hold(&Isolation::Thread, "threads of one process", machines);

@@ -3,6 +3,9 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
+mod support;
+
+use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,6 +18,7 @@ use nelly_vmm::config::{
     CommandLine, DiskConfig, DiskFormat, DiskId, Endpoint, FileSource, MachineConfig, MemorySize, VsockConfig,
 };
 use nelly_vmm::machine::{Inspection, Isolation, Machine, Resources};
+use support::{scaled, watchdog};
 
 /// Streams that the guest fills. The first 64 of a machine may have 256 KiB under way, the next
 /// ones up to the 512th 64 KiB, those up to the 4,096th, the last that a guest may dial, 16 KiB: at
@@ -26,6 +30,9 @@ const UNDER_WAY: u64 = 64 * 256 + (STREAMS - 64) * 64;
 /// What grows beside the bytes themselves, in KiB: pages of the program that were not read before,
 /// its heap, descriptors of connections.
 const BESIDE: u64 = 1024;
+
+/// So many looks, one after the other, must find the same.
+const EQUAL_LOOKS: u32 = 40;
 
 /// The guest's command line, what it is given, and the most that the monitor grows by, in KiB.
 type Job = (&'static str, fn(&mut MachineConfig, &Path), u64);
@@ -70,7 +77,7 @@ fn line(serial: &mut UnixStream) -> String {
 
 /// Waits until what the machine shows of itself is so.
 fn until(machine: &Machine, holds: impl Fn(&Inspection) -> bool) {
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + scaled(Duration::from_secs(60));
     while !holds(&machine.inspect().unwrap()) {
         assert!(Instant::now() < limit, "{:?}", machine.inspect().unwrap());
         std::thread::sleep(Duration::from_millis(5));
@@ -105,11 +112,12 @@ fn growth(kernel: &Path, job: &str, give: fn(&mut MachineConfig, &Path)) -> u64 
         "console" => {
             assert_eq!(line(&mut serial), "done");
             until(&machine, |seen| waiting(seen) > 0);
-            // All that fits is there once nothing more comes.
-            let last = std::cell::Cell::new(0);
+            // All that fits is there once nothing more comes, for as many looks.
+            let (last, equal) = (Cell::new(0), Cell::new(0));
             until(&machine, |seen| {
                 let now = waiting(seen);
-                last.replace(now) == now
+                equal.set(if last.replace(now) == now { equal.get() + 1 } else { 0 });
+                equal.get() == EQUAL_LOOKS
             });
         }
         word => {
@@ -128,6 +136,7 @@ fn growth(kernel: &Path, job: &str, give: fn(&mut MachineConfig, &Path)) -> u64 
 
 #[test]
 fn each_device_at_its_heaviest_use_keeps_to_its_bound() {
+    watchdog(Duration::from_secs(600));
     let place = tempfile::tempdir().unwrap();
     let kernel = place.path().join("guest");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/load/build.sh");
