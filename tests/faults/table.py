@@ -12,6 +12,7 @@ COLUMNS = {
     "counts as removed": "counts as removed",
     "the peer counts as gone": "peer counts as gone",
     "the reader of the console has gone: code 141": "reader gone, 141",
+    "known, and not mended": "known, not mended",
 }
 HEAD = """# System calls that fail
 
@@ -21,16 +22,15 @@ calls: a tracer puts a harmless call in the place of the one that fails, and the
 before a program's own first line is left out: it ends a process that it cannot begin.
 
 A run is right if it is as if nothing had been; or goes on, and says what it goes on without; or a device tells its guest; or if the program ends
-within %s s of the call with a sentence and code 125, of `nelly image` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been.
+within %s s of the call with a sentence and code 125, of `nelly image` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been, and
+without a word. EIO, ENOSPC and EDQUOT of `fsync`, `fdatasync` and the `pwrite` calls must be told to somebody.
 A socket that the host does not let be removed at the end stays, without a word, and the next start finds its path taken. A console whose peer is said to be gone loses its output. No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
 
 Of a call that a thread makes often, the first %d, the middle one and the last %d were tried. The ways:
 
 %s
 
-%d faults, %d of them wrong. Known and not mended: where `execve` of `nelly-monitor` fails with ENOEXEC (a program for another processor), the
-C library gives the file to the shell; and `nelly image ls` lists an image without date and size, and says nothing, where a file of it is said to be
-missing (ENOENT) or a link (ELOOP), which counts as damage.
+%d faults, %d of them wrong; %d more were not made, for a thread does not always make the same calls. Known and not mended: %s.
 
 | program | call | error | tried | %s | wrong |
 |---|---|---|---|%s---|
@@ -47,11 +47,13 @@ least that is enough. Below that, it ends with a sentence and code 125.
 """
 
 
-def text(results, seconds, first, last, described, limited):
+def text(results, seconds, first, last, described, limited, known):
     """The page."""
     rows = collections.defaultdict(collections.Counter)
+    not_made = 0
     for _, (program, _, call, _), error, word, wrong, _ in results:
         if word == "not made this time":
+            not_made += 1
             continue
         rows[program, call, error]["wrong" if wrong else COLUMNS[word]] += 1
     revision = subprocess.run(["git", "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
@@ -59,7 +61,7 @@ def text(results, seconds, first, last, described, limited):
     total = sum(count for row in rows.values() for count in row.values())
     wrong = sum(row["wrong"] for row in rows.values())
     names = list(COLUMNS.values())
-    page = HEAD % (datetime.date.today(), revision, kernel, seconds, first, last, described, total, wrong, " | ".join(names), "---|" * len(names))
+    page = HEAD % (datetime.date.today(), revision, kernel, seconds, first, last, described, total, wrong, not_made, "; ".join(dict.fromkeys(known.values())), " | ".join(names), "---|" * len(names))
     for (program, call, error), row in sorted(rows.items()):
         cells = [str(row[name]) if row[name] else "" for name in [*names, "wrong"]]
         page += f"| {program} | {call} | {error} | {sum(row.values())} | {' | '.join(cells)} |\n"

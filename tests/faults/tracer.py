@@ -55,7 +55,7 @@ class Run:
 class Tracer:
     """One run. `name_of(number, arguments)` names a call; `fault` is (key, how), where `how` is an errno, or "short"."""
 
-    def __init__(self, name_of, fault=None, limit=60.0, after=20.0):
+    def __init__(self, name_of, fault, limit, after):
         self.name_of, self.fault, self.limit, self.after = name_of, fault, limit, after
         self.inside, self.pending, self.counts, self.threads, self.programs = {}, {}, {}, {}, {}
         # Programs, and threads of the standard library, whose own code has begun.

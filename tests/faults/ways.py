@@ -13,6 +13,8 @@ DISK_BYTES = 1 << 20
 # The number of the network's descriptor.
 LINK = 100
 IMAGE = "faults:1"
+# How many times slower this machine is than the one for which the waits were made.
+SLOWNESS = min(max(float(os.environ.get("NELLY_SLOWNESS") or 1), 1.0), 10.0)
 
 
 def build_guest(path):
@@ -40,7 +42,7 @@ class Way:
         """The machine's configuration."""
         def at(name):
             return {"path": f"{folder}/{name}"}
-        machine = {"schema": 1, "memory_bytes": 16 << 20, "kernel": {"path": self.guest}, "serial": "stdio", "time_limit_ms": 60000}
+        machine = {"schema": 1, "memory_bytes": 16 << 20, "kernel": {"path": self.guest}, "serial": "stdio", "time_limit_ms": int(60000 * SLOWNESS)}
         if self.confine != "on":
             machine["confine"] = self.confine
         disks = {"raw": {"id": "raw", "source": at("raw")}, "qcow2": {"id": "q", "source": at("qcow2"), "format": "qcow2", "threads": 2}}
@@ -114,7 +116,7 @@ def untraced(way, folder, words=None):
     child = subprocess.Popen(words or own, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True, close_fds=False, preexec_fn=lambda: way.child(folder))
     try:
-        return (child.wait(timeout=30), child.stdout.read(), child.stderr.read())
+        return (child.wait(timeout=30 * SLOWNESS), child.stdout.read(), child.stderr.read())
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
