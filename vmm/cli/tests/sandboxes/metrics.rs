@@ -78,7 +78,7 @@ fn kept(home: &Home, name: &str, digit: char, keeper: Keeper) -> (SandboxDir, Sa
 fn metrics(home: &Home, names: &[&str]) -> Output {
     let mut last = None;
     for _ in 0..60 {
-        let output = home.run(&[&["metrics"], names].concat());
+        let output = home.run(&[&["metrics"][..], names].concat());
         let errors = String::from_utf8_lossy(&output.stderr);
         let late = errors.lines().any(|line| line.contains("does not answer") && !line.contains("hung"));
         if !late {
@@ -142,7 +142,7 @@ fn what_begins_or_ends_is_named_and_no_error() {
     let _new = sandbox(&all, "new", 'a', Status::Starting);
     let _old = sandbox(&all, "old", 'b', Status::Stopping);
     for names in [&[][..], &["new", "old"]] {
-        let output = home.run(&[&["metrics"], names].concat());
+        let output = home.run(&[&["metrics"][..], names].concat());
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         let told = scraped(&output);
         for (name, status) in [("new", "starting"), ("old", "stopping")] {

@@ -83,8 +83,8 @@ impl Shared {
         }
     }
 
-    /// Takes what the first request, of `bytes`, costs, which is asked for only if there are limits.
-    /// One that is held back asks again, and is counted once.
+    /// Takes what the first request costs. Its `bytes` are asked for only if there are limits. One
+    /// that is held back asks again, and is counted once.
     pub(super) fn take(&self, bytes: impl FnOnce() -> u64) -> Result<(), Duration> {
         let mut limiter = self.limiter();
         let taken = if limiter.limits() { limiter.take(monotonic_ns(), bytes()) } else { Ok(()) };
