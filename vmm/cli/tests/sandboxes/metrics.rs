@@ -43,9 +43,13 @@ fn answer(mut client: UnixStream, keeper: Keeper) {
         let mut request = vec![0; usize::try_from(length).unwrap()];
         client.read_exact(&mut request).unwrap();
         let Keeper::Tells(shown) = keeper else { continue };
-        // A response, whose payload has the inspection, and the nanoseconds of field 2.
+        // A response, whose payload has the inspection, the nanoseconds of field 2, and the bytes
+        // of field 3.
         let payload = match request.windows(7).any(|part| part == b"Monitor") {
-            true => field(2, &[field(1, shown.as_bytes()), vec![0x10, 0x80, 0xca, 0xb5, 0xee, 1]].concat()),
+            true => field(
+                2,
+                &[field(1, shown.as_bytes()), vec![0x10, 0x80, 0xca, 0xb5, 0xee, 1, 0x18, 1]].concat(),
+            ),
             false => Vec::new(),
         };
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
