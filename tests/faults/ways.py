@@ -23,7 +23,7 @@ def build_guest(path):
              "-no-pie -fcf-protection=none -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -mno-red-zone "
              "-mgeneral-regs-only -nostdlib -static -DPATIENCE=2000000 -Wl,--build-id=none -Wl,-z,noseparate-code "
              "-Wl,-z,max-page-size=4096 -Wl,-Ttext-segment=0x200000").split()
-    subprocess.run([os.environ.get("CC", "cc"), *flags, f"{HERE}/guest.c", "-o", path], check=True)
+    subprocess.run([os.environ.get("CC", "cc"), *flags, f"-DFRAME_CYCLES={int(12e9 * SLOWNESS)}ul", f"{HERE}/guest.c", "-o", path], check=True)
 
 
 class Way:
