@@ -188,20 +188,27 @@ class Tokens:
 
 class Seconds:
     """How long jobs took the last time, from a file: the longest begin first. It is a guess, and no
-    harm is done when it is wrong.
+    harm is done when it is wrong. Of a job that never ran here, the file `elsewhere` tells, if there
+    is one, how long it took on another machine.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, elsewhere=None):
         self.path = path
+        self.known = self.read(path)
+        self.elsewhere = self.read(elsewhere) if elsewhere else {}
+
+    @staticmethod
+    def read(path):
+        """What a file says; nothing when it is none, or another."""
         try:
             with open(path) as file:
-                self.known = {str(name): float(seconds) for name, seconds in json.load(file).items()}
+                return {str(name): float(seconds) for name, seconds in json.load(file).items()}
         except (OSError, ValueError, TypeError, AttributeError):
-            self.known = {}
+            return {}
 
     def of(self, name, otherwise):
-        """Seconds of a job, or what is supposed of one that never ran here."""
-        return self.known.get(name, otherwise)
+        """Seconds of a job, or what is supposed of one that never ran anywhere."""
+        return self.known.get(name, self.elsewhere.get(name, otherwise))
 
     def keep(self):
         """Writes the file."""

@@ -167,6 +167,11 @@ class Scheduler(unittest.TestCase):
         seconds.known["a"] = 3.0
         seconds.keep()
         self.assertEqual(schedule.Seconds(seconds.path).of("a", 7), 3)
+        write(f"{self.place}/elsewhere", '{"a": 5, "b": 6}')
+        both = schedule.Seconds(seconds.path, f"{self.place}/elsewhere")
+        self.assertEqual([both.of(name, 7) for name in "abc"], [3, 6, 7])
+        both.keep()
+        self.assertEqual(schedule.Seconds(seconds.path).of("b", 7), 7)
         for broken in ("{", "[]", '{"a": "x"}', '{"a": []}'):
             write(seconds.path, broken)
             self.assertEqual(schedule.Seconds(seconds.path).of("a", 7), 7)

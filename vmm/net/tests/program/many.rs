@@ -70,6 +70,8 @@ fn idle_flows_and_no_flows_have_little_memory() {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     let world = World::new();
     let listener = world.there(|| TcpListener::bind("198.51.100.7:80").unwrap());
+    // All of them may wait to be accepted: what finds no place is tried again for a minute.
+    rustix::net::listen(&listener, FLOWS.into()).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let all: Vec<_> = listener.incoming().take(FLOWS.into()).map(Result::unwrap).collect();
