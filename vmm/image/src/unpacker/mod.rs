@@ -45,6 +45,8 @@ const LINKED_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpacker {
     places: Vec<PathBuf>,
+    /// How long one that is not wanted any more, or says nothing more, may take to end by itself.
+    grace: Duration,
 }
 
 /// What an unpacker has put into the cache.
@@ -58,7 +60,7 @@ impl Unpacker {
     /// The first of these files that there is.
     #[must_use]
     pub fn at(places: Vec<PathBuf>) -> Self {
-        Self { places }
+        Self { places, grace: GRACE }
     }
 
     /// The program.
@@ -92,10 +94,10 @@ impl Unpacker {
             if left.is_none() && progress.cancelled() {
                 // It ends by itself, and takes its unfinished files along.
                 running.orders = None;
-                left = Some(Instant::now() + GRACE);
+                left = Some(Instant::now() + self.grace);
             }
         }
-        let ended = running.end(left).map_err(talk)?;
+        let ended = running.end(left.unwrap_or_else(|| Instant::now() + self.grace)).map_err(talk)?;
         match result {
             _ if left.is_some() => Err(ImageError::Cancelled),
             Some(Ok(done)) if ended.is_none_or(|status| status.success()) => Ok(done),
@@ -217,8 +219,7 @@ impl Running {
 impl Running {
     /// Waits for its end, which comes with that of its reports; what does not end is killed.
     /// `None`: somebody else of this process has waited for it, or nobody can.
-    fn end(&mut self, left: Option<Instant>) -> io::Result<Option<ExitStatus>> {
-        let end = left.unwrap_or_else(|| Instant::now() + GRACE);
+    fn end(&mut self, end: Instant) -> io::Result<Option<ExitStatus>> {
         let unknown = |error: io::Error| match error.raw_os_error() {
             // Children end unseen where SIGCHLD is ignored.
             Some(number) if number == rustix::io::Errno::CHILD.raw_os_error() => Ok(None),
