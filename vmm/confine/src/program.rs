@@ -37,6 +37,22 @@ impl Must {
     }
 }
 
+/// What the flags of clone(2) are when a C library makes a thread; a process has others. (One
+/// library sets a bit besides that the system ignores.)
+pub const MAKES_A_THREAD: Must = Must::BeBut(
+    (libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_SETTLS
+        | libc::CLONE_PARENT_SETTID
+        | libc::CLONE_CHILD_CLEARTID)
+        .cast_unsigned(),
+    libc::CLONE_DETACHED.cast_unsigned(),
+);
+
 /// Calls by their number, and in which ways each may be made.
 pub type Calls = BTreeMap<u32, Ways>;
 

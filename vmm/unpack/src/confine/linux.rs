@@ -164,17 +164,6 @@ const OLDER: &[i64] = &[
 /// ENOSYS
 const NO_CALL: u16 = 38;
 
-/// The flags with which the C library makes a thread, and no process.
-const THREAD: libc::c_int = libc::CLONE_VM
-    | libc::CLONE_FS
-    | libc::CLONE_FILES
-    | libc::CLONE_SIGHAND
-    | libc::CLONE_THREAD
-    | libc::CLONE_SYSVSEM
-    | libc::CLONE_SETTLS
-    | libc::CLONE_PARENT_SETTID
-    | libc::CLONE_CHILD_CLEARTID;
-
 /// A constant of the system, as an argument has it.
 const fn bits(value: libc::c_int) -> u32 {
     value.cast_unsigned()
@@ -198,7 +187,7 @@ fn calls() -> io::Result<program::BpfProgram> {
     // A stream is decompressed by a thread; the C library makes it by the older call when the newer
     // one, whose flags are in memory, is not there.
     put(libc::SYS_clone3, Ways::Error(NO_CALL))?;
-    put(libc::SYS_clone, these(&[&[(0, Must::Be(bits(THREAD)))]]))?;
+    put(libc::SYS_clone, these(&[&[(0, program::MAKES_A_THREAD)]]))?;
     put(
         libc::SYS_prctl,
         these(&[&[(0, Must::Be(bits(libc::PR_SET_NAME)))], &[(0, Must::Be(bits(libc::PR_GET_NAME)))]]),

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use nelly_confine::program::{Arguments, BpfProgram, Calls, Denial, Must, Ways, compile};
+use nelly_confine::program::{Arguments, BpfProgram, Calls, Denial, MAKES_A_THREAD, Must, Ways, compile};
 
 use super::Needs;
 use crate::machine::threads::{Role, Work};
@@ -253,17 +253,7 @@ fn event_loop(entries: &mut Vec<Entry>, needs: Needs) {
         entries.extend(calls(&[libc::SYS_unlink]));
     }
     if needs.again {
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM
-            | libc::CLONE_SETTLS
-            | libc::CLONE_PARENT_SETTID
-            | libc::CLONE_CHILD_CLEARTID;
-        let thread = Must::BeBut(bits(flags), bits(libc::CLONE_DETACHED));
-        entries.push((libc::SYS_clone, vec![vec![(0, thread)]]));
+        entries.push((libc::SYS_clone, vec![vec![(0, MAKES_A_THREAD)]]));
         entries.extend(calls(&[libc::SYS_memfd_create, libc::SYS_rseq, libc::SYS_set_robust_list]));
         // The names of threads, and filters of their own: these hold beside this one.
         entries.push((libc::SYS_seccomp, vec![vec![(0, Must::Be(libc::SECCOMP_SET_MODE_FILTER))]]));
