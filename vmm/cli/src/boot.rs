@@ -1,11 +1,12 @@
 //! `nelly boot`: executes `nelly-monitor` in place of this process, with the machine's
 //! configuration in a memory file.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use rustix::fs::MemfdFlags;
@@ -96,15 +97,20 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     let mut file = File::from(file);
     file.write_all(config.to_json().as_bytes()).context("cannot write the machine's configuration")?;
     file.rewind().context("cannot seek in the machine's configuration")?;
-    let mut command = Command::new(&monitor.path);
-    command.arg("--config").arg(format!("fd:{}", file.as_raw_fd()));
+    let config = format!("fd:{}", file.as_raw_fd());
+    let mut words = vec!["nelly-monitor".as_ref(), "--config".as_ref(), OsStr::new(&config)];
+    if let Some(result) = &args.result {
+        words.extend(["--result".as_ref(), OsStr::new(result)]);
+    }
     // The monitor needs nothing from the environment except the start time of this process, because
     // it continues in the same process.
-    command.env_clear().env(ORIGIN_VARIABLE, recorder.origin_ns().to_string());
-    if let Some(result) = &args.result {
-        command.arg("--result").arg(result);
-    }
-    let error = command.exec();
+    let origin = CString::new(format!("{ORIGIN_VARIABLE}={}", recorder.origin_ns()))?;
+    // Not `exec` of the standard library, which is `execvp`: that gives a file which is no program
+    // for this processor to the shell.
+    let path = CString::new(monitor.path.as_os_str().as_bytes())?;
+    let words: Vec<_> =
+        words.into_iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+    let Err(error) = nix::unistd::execve(&path, &words, &[origin]);
     drop((attached, files));
     Err(error).with_context(|| format!("cannot execute {}", monitor.path.display()))
 }
