@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use nelly_image::{ImagePlan, StoredImage};
+use nelly_image::{ImagePlan, SourceError, StoredImage};
 use serde_json::json;
 
 use super::args::LsArgs;
@@ -91,13 +91,14 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
     let (local, store) = (local(context)?, store(context)?);
     let mut rows = Vec::new();
     for image in local.list()? {
-        // An image for another platform, or a damaged one, is listed without what it does not say.
+        // An image for another platform is listed without its size and date, and so is a damaged one,
+        // of which somebody should hear.
         let plan = match store.plan_stored(&image.descriptor.digest) {
             Ok(plan) => Some(plan),
             Err(error) => {
                 let error = anyhow::Error::from(error);
-                // What the host could not read may be there the next time.
-                if error.chain().any(|cause| cause.is::<std::io::Error>()) {
+                let foreign = |cause: &SourceError| matches!(cause, SourceError::Platform { .. });
+                if !error.chain().filter_map(|cause| cause.downcast_ref()).any(foreign) {
                     out::message(format!("{error:#}"));
                 }
                 None
