@@ -12,7 +12,6 @@ COLUMNS = {
     "counts as removed": "counts as removed",
     "the peer counts as gone": "peer counts as gone",
     "the reader of the console has gone: code 141": "reader gone, 141",
-    "known, and not mended": "known, not mended",
 }
 HEAD = """# System calls that fail
 
@@ -24,13 +23,13 @@ before a program's own first line is left out: it ends a process that it cannot 
 A run is right if it is as if nothing had been; or goes on, and says what it goes on without; or a device tells its guest; or if the program ends
 within %s s of the call with a sentence and code 125, of `nelly image` 1 (141 if nobody reads the console any more). EINTR, EAGAIN of what can be waited for, and short reads and writes must be as if nothing had been, and
 without a word. EIO, ENOSPC and EDQUOT of `fsync`, `fdatasync` and the `pwrite` calls must be told to somebody.
-A socket that the host does not let be removed at the end stays, without a word, and the next start finds its path taken. A console whose peer is said to be gone loses its output. No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
+A socket that the host does not let be removed at the end stays, without a word, and the next start finds its path taken. A console whose peer is said to be gone loses its output. What is said not to be there needs no removal, and a store without an index is a new one ("counts as removed"). No run may end by a signal or a panic, hang, or leave a process, a file or a socket behind, and after each failure the same start must work.
 
 Of a call that a thread makes often, the first %d, the middle one and the last %d were tried. The ways:
 
 %s
 
-%d faults, %d of them wrong; %d more were not made, for a thread does not always make the same calls. Known and not mended: %s.
+%d faults, %d of them wrong; %d more were not made, for a thread does not always make the same calls.
 
 | program | call | error | tried | %s | wrong |
 |---|---|---|---|%s---|
@@ -47,7 +46,7 @@ least that is enough. Below that, it ends with a sentence and code 125.
 """
 
 
-def text(results, seconds, first, last, described, limited, known):
+def text(results, seconds, first, last, described, limited):
     """The page."""
     rows = collections.defaultdict(collections.Counter)
     not_made = 0
@@ -61,7 +60,7 @@ def text(results, seconds, first, last, described, limited, known):
     total = sum(count for row in rows.values() for count in row.values())
     wrong = sum(row["wrong"] for row in rows.values())
     names = list(COLUMNS.values())
-    page = HEAD % (datetime.date.today(), revision, kernel, seconds, first, last, described, total, wrong, not_made, "; ".join(dict.fromkeys(known.values())), " | ".join(names), "---|" * len(names))
+    page = HEAD % (datetime.date.today(), revision, kernel, seconds, first, last, described, total, wrong, not_made, " | ".join(names), "---|" * len(names))
     for (program, call, error), row in sorted(rows.items()):
         cells = [str(row[name]) if row[name] else "" for name in [*names, "wrong"]]
         page += f"| {program} | {call} | {error} | {sum(row.values())} | {' | '.join(cells)} |\n"
