@@ -55,8 +55,8 @@ impl<V> Assembled<V> {
                 chains: tally.chains(),
                 size: position.map(|position| position.size),
                 driver_available: position.map(|position| position.driver_available),
-                next_available: position.map(|position| position.next_available),
-                next_used: position.map(|position| position.next_used),
+                next_available: position.and_then(|position| position.next_available),
+                next_used: position.and_then(|position| position.next_used),
             }
         };
         let vsock = self.vsock.as_ref().filter(|_| id == spec::id::VSOCK);
@@ -94,7 +94,7 @@ fn disk(counts: DiskCounts) -> DiskState {
 fn network(view: &NetworkView) -> NetworkState {
     let frames = |counts: FrameCounts| {
         let FrameCounts { frames, bytes, bad, lost } = counts;
-        FrameState { frames, bytes, bad, lost }
+        view.counts_all().then_some(FrameState { frames, bytes, bad, lost })
     };
     NetworkState {
         link_up: view.is_up(),

@@ -109,16 +109,19 @@ pub struct NetworkState {
     pub link_up: bool,
     /// Pairs of queues that the driver uses; 0 without a driver.
     pub pairs: u16,
-    /// Those of them that the host's kernel serves (vhost-net). Their frames are not counted.
+    /// Those of them that the host's kernel serves (vhost-net).
     #[serde(default)]
     pub kernel_pairs: u16,
-    /// Those that the process at the other end of the link serves (vhost-user), uncounted, too.
+    /// Those that the process at the other end of the link serves (vhost-user).
     #[serde(default)]
     pub peer_pairs: u16,
-    /// Frames of the guest.
-    pub sent: FrameState,
-    /// Frames to the guest.
-    pub received: FrameState,
+    /// Frames of the guest. There are none of these counters once somebody else has served a pair:
+    /// they do not tell what they have moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<FrameState>,
+    /// Frames to the guest, as `sent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<FrameState>,
 }
 
 /// Frames one way.
@@ -136,11 +139,13 @@ pub struct FrameState {
 }
 
 /// A queue. Indices run freely from 0 to 65535; they are `null` while the driver does not use the
-/// queue.
+/// queue, and those of the device while somebody else serves it: the host's kernel, or the peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueState {
-    /// Requests given back since the last start.
-    pub chains: u64,
+    /// Requests given back since the last start; `null` once somebody else has served the queue,
+    /// who does not tell how many.
+    #[serde(default)]
+    pub chains: Option<u64>,
     /// Entries of its rings.
     pub size: Option<u16>,
     /// The driver's available index. Ahead of `next_available` by the requests that the device has

@@ -228,6 +228,10 @@ pub struct QueueTally {
     next_available: AtomicU16,
     next_used: AtomicU16,
     chains: AtomicU64,
+    /// Somebody else serves it now, and alone knows where it stands.
+    is_lent: AtomicBool,
+    /// Somebody else has served it, so that `chains` is short of what they gave back.
+    was_lent: AtomicBool,
 }
 
 /// A queue at one moment. Indices run freely from 0 to 65535.
@@ -237,18 +241,18 @@ pub struct QueuePosition {
     pub size: u16,
     /// The available index as the driver's memory has it.
     pub driver_available: u16,
-    /// The next entry of the available ring that the device takes.
-    pub next_available: u16,
-    /// The next entry of the used ring that the device fills.
-    pub next_used: u16,
+    /// The next entry of the available ring that the device takes; `None`: somebody else serves
+    /// the queue.
+    pub next_available: Option<u16>,
+    /// The next entry of the used ring that the device fills; `None` as well.
+    pub next_used: Option<u16>,
 }
 
 impl QueueTally {
     /// A queue begins, with so many entries and its available ring at a guest physical address.
     pub(super) fn begin(&self, size: u16, available: u64) {
         self.available.store(available, Ordering::Relaxed);
-        self.taken(0);
-        self.next_used.store(0, Ordering::Relaxed);
+        self.stand(0, 0);
         self.size.store(size, Ordering::Release);
     }
 
@@ -266,21 +270,31 @@ impl QueueTally {
         self.chains.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The queue stands here.
+    /// The queue stands here, and is served here.
     pub(super) fn stand(&self, next_available: u16, next_used: u16) {
         self.taken(next_available);
         self.next_used.store(next_used, Ordering::Relaxed);
+        self.is_lent.store(false, Ordering::Release);
     }
 
-    /// So many chains were given back.
-    pub(super) fn set_chains(&self, chains: u64) {
-        self.chains.store(chains, Ordering::Relaxed);
+    /// Somebody else serves the queue until it stands somewhere again.
+    pub(super) fn lent(&self) {
+        self.was_lent.store(true, Ordering::Relaxed);
+        self.is_lent.store(true, Ordering::Release);
     }
 
-    /// Chains that were given back since the machine started.
+    /// So many chains were given back; `None`: nobody has counted all of them.
+    pub(super) fn set_chains(&self, chains: Option<u64>) {
+        self.chains.store(chains.unwrap_or(0), Ordering::Relaxed);
+        self.was_lent.store(chains.is_none(), Ordering::Relaxed);
+    }
+
+    /// Chains that were given back since the machine started; `None`: somebody else gave some back,
+    /// and nobody has counted those.
     #[must_use]
-    pub fn chains(&self) -> u64 {
-        self.chains.load(Ordering::Relaxed)
+    pub fn chains(&self) -> Option<u64> {
+        let is_whole = !self.was_lent.load(Ordering::Relaxed);
+        is_whole.then(|| self.chains.load(Ordering::Relaxed))
     }
 
     /// Where it stands; `None`: the driver does not use it.
@@ -290,11 +304,13 @@ impl QueueTally {
         let index = GuestAddress(self.available.load(Ordering::Relaxed) + 2);
         // Rings in use were checked to lie in memory, which does not shrink.
         let driver_available: u16 = memory.load(index, Ordering::Acquire).ok()?;
+        let is_here = !self.is_lent.load(Ordering::Acquire);
+        let stands = |next: &AtomicU16| is_here.then(|| next.load(Ordering::Relaxed));
         (size > 0).then(|| QueuePosition {
             size,
             driver_available: u16::from_le(driver_available),
-            next_available: self.next_available.load(Ordering::Relaxed),
-            next_used: self.next_used.load(Ordering::Relaxed),
+            next_available: stands(&self.next_available),
+            next_used: stands(&self.next_used),
         })
     }
 }

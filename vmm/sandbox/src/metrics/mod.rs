@@ -221,7 +221,9 @@ impl Of<'_> {
         self.put("nelly_device_needs_reset", &labels, u64::from(device.needs_reset));
         for (number, queue) in device.queues.iter().enumerate() {
             let number = number.to_string();
-            self.put("nelly_device_requests_total", &with(&labels, ("queue", &number)), queue.chains);
+            if let Some(chains) = queue.chains {
+                self.put("nelly_device_requests_total", &with(&labels, ("queue", &number)), chains);
+            }
         }
         if let Some(connections) = device.connections {
             self.put("nelly_device_connections", &labels, connections);
@@ -250,6 +252,8 @@ impl Of<'_> {
     fn network(&mut self, labels: &[(&str, &str)], network: &NetworkState) {
         self.put("nelly_network_link_up", labels, u64::from(network.link_up));
         for (direction, frames) in [("sent", network.sent), ("received", network.received)] {
+            // What the host's kernel or a peer moves is counted nowhere: no zero stands for it.
+            let Some(frames) = frames else { continue };
             let labels = with(labels, ("direction", direction));
             self.put("nelly_network_bytes_total", &labels, frames.bytes);
             for (result, count) in [("passed", frames.frames), ("bad", frames.bad), ("lost", frames.lost)] {

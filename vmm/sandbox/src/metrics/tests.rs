@@ -17,7 +17,7 @@ fn device(slot: u16, kind: &str, name: Option<&str>) -> DeviceState {
         interrupts: 3,
         ignored_accesses: 0,
         faults: Vec::new(),
-        queues: vec![QueueState { chains: 7, ..Default::default() }, QueueState::default()],
+        queues: vec![QueueState { chains: Some(7), ..Default::default() }, QueueState::default()],
         connections: None,
         network: None,
         disk: None,
@@ -61,7 +61,12 @@ fn scrape(all: &[Seen<'_>]) -> String {
 fn all_that_is_counted_is_told_in_the_format() {
     let disk = DiskState { reads: 4, read_bytes: 4096, throttled: 2, ..Default::default() };
     let sent = FrameState { frames: 1, bytes: 60, bad: 2, lost: 3 };
-    let network = NetworkState { link_up: true, sent, ..Default::default() };
+    let network = NetworkState {
+        link_up: true,
+        sent: Some(sent),
+        received: Some(FrameState::default()),
+        ..Default::default()
+    };
     let fault = DeviceFaults {
         slot: 1,
         device: "block root".into(),
@@ -100,6 +105,19 @@ fn all_that_is_counted_is_told_in_the_format() {
     let untold = Told { cpu_ns: 0, resident_bytes: 0, ..told.clone() };
     let untold = scrape(&[seen("web", Some(&untold))]);
     assert!(!untold.contains("nelly_monitor_cpu") && !untold.contains("nelly_monitor_resident"), "{untold}");
+    // Nor for what somebody else moves, who serves the queues.
+    let lent = DeviceState {
+        network: Some(NetworkState { link_up: true, peer_pairs: 1, ..Default::default() }),
+        queues: vec![QueueState { size: Some(256), ..Default::default() }],
+        ..device(2, "network", Some("net0"))
+    };
+    let lent = scrape(&[seen("web", Some(&self::told(vec![lent])))]);
+    assert!(lent.contains("nelly_network_link_up"), "{lent}");
+    for family in
+        ["nelly_network_frames_total{", "nelly_network_bytes_total{", "nelly_device_requests_total{"]
+    {
+        assert!(!lent.contains(family), "{lent}");
+    }
     // An empty slot counts nothing, and every family that there is was told of.
     assert!(scraped.all("nelly_device_interrupts_total", &[("slot", "4")]).is_empty());
     assert_eq!(scraped.kinds.len(), FAMILIES.len(), "{text}");

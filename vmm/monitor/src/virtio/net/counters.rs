@@ -55,6 +55,8 @@ struct Shared {
     kernel_pairs: AtomicU16,
     /// Those that the peer serves.
     peer_pairs: AtomicU16,
+    /// Somebody else has served a pair, and does not tell what it has moved.
+    was_given: AtomicBool,
     /// The peer may write to the guest's memory though it serves nothing.
     is_astray: AtomicBool,
 }
@@ -100,6 +102,7 @@ impl NetworkView {
 
     /// So many pairs are served by somebody else.
     pub(super) fn set_given(&self, server: Option<Server>, pairs: u16) {
+        self.0.was_given.fetch_or(pairs > 0, Ordering::Relaxed);
         let of = |who| if server == Some(who) { pairs } else { 0 };
         self.0.kernel_pairs.store(of(Server::Kernel), Ordering::Relaxed);
         self.0.peer_pairs.store(of(Server::Peer), Ordering::Relaxed);
@@ -115,6 +118,13 @@ impl NetworkView {
     #[must_use]
     pub fn peer_pairs(&self) -> u16 {
         self.0.peer_pairs.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`NetworkView::sent`] and [`NetworkView::received`] have every frame: nobody else has
+    /// served a pair since the machine started.
+    #[must_use]
+    pub fn counts_all(&self) -> bool {
+        !self.0.was_given.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_astray(&self) {
@@ -140,7 +150,8 @@ impl NetworkView {
         self.0.pairs.load(Ordering::Relaxed)
     }
 
-    /// Frames of the guest since the machine started.
+    /// Frames of the guest that passed here since the machine started, see
+    /// [`NetworkView::counts_all`].
     #[must_use]
     pub fn sent(&self) -> FrameCounts {
         self.0.out.read()

@@ -16,7 +16,7 @@ pub mod header;
 mod pair;
 pub mod spec;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker;
 
 use std::any::Any;

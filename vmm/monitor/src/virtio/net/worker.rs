@@ -321,6 +321,9 @@ impl NetworkWorker {
             Err(error) => return self.lose(error, registrar),
         }
         // From here on it is taken back, whatever fails.
+        for (_, queue) in pair.queues() {
+            queue.lend();
+        }
         let bells = pair.given.insert(bells);
         registrar.add(bells.used.as_fd(), key(index, KEY_USED), Interest::READ)?;
         registrar.add(bells.broken.as_fd(), key(index, KEY_BROKEN), Interest::READ)?;

@@ -1,6 +1,8 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
 mod devices;
+#[cfg(target_os = "linux")]
+mod lost_peers;
 mod networks;
 mod snapshot;
 mod taken_over;
@@ -284,7 +286,7 @@ fn what_a_guest_breaks_is_told_once_a_kind_and_counted() {
     assert_eq!((rng.kind.as_str(), rng.status, rng.needs_reset, rng.interrupts), ("entropy", 15, false, 3));
     assert_eq!((empty.kind.as_str(), empty.queues.len()), ("none", 0));
     let position = QueueState {
-        chains: 0,
+        chains: Some(0),
         size: Some(8),
         driver_available: Some(0),
         next_available: Some(0),

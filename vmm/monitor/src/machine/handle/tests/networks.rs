@@ -12,19 +12,20 @@ use crate::config::{
 use crate::machine::DeviceState;
 use crate::virtio::spec::{feature, register, status};
 
-fn network(id: &str, link: NetworkLink) -> NetworkConfig {
+pub(super) fn network(id: &str, link: NetworkLink) -> NetworkConfig {
     NetworkConfig::new(NetworkId::new(id).unwrap(), MacAddress::from_seed(id), link)
 }
 
-/// What a driver of the first slot does up to DRIVER_OK, with a pair of queues in guest memory.
-fn drive() -> Vec<Step> {
+/// What a driver of the first slot does up to DRIVER_OK, with a pair of queues in guest memory. It
+/// takes these of the first 32 features.
+pub(super) fn drive(features: u32) -> Vec<Step> {
     let driven = status::ACKNOWLEDGE | status::DRIVER;
     let negotiated = driven | status::FEATURES_OK;
     let mut writes = vec![
         (register::STATUS, u32::from(status::ACKNOWLEDGE)),
         (register::STATUS, u32::from(driven)),
         (register::DRIVER_FEATURES_SEL, 0),
-        (register::DRIVER_FEATURES, 1 << 1 | 1 << 7 | 1 << 16),
+        (register::DRIVER_FEATURES, features),
         (register::DRIVER_FEATURES_SEL, 1),
         (register::DRIVER_FEATURES, u32::try_from(feature::VERSION_1 >> 32).unwrap()),
         (register::STATUS, u32::from(negotiated)),
@@ -49,7 +50,7 @@ fn drive() -> Vec<Step> {
 }
 
 /// Looks at the machine's devices until they are as `wanted`.
-fn until(machine: &Machine, wanted: impl Fn(&[DeviceState]) -> bool) -> Vec<DeviceState> {
+pub(super) fn until(machine: &Machine, wanted: impl Fn(&[DeviceState]) -> bool) -> Vec<DeviceState> {
     for _ in 0..10_000 {
         let devices = machine.inspect().unwrap().devices;
         if wanted(&devices) {
@@ -71,7 +72,7 @@ fn a_network_is_driven_paused_and_loses_its_peer() {
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("passt")).unwrap();
     let fake = Fake::new();
-    fake.script(0, drive());
+    fake.script(0, drive(1 << 1 | 1 << 7 | 1 << 16));
     let mut resources = Resources::new();
     let mut config = config(&mut resources);
     config.networks = vec![

@@ -6,7 +6,7 @@ use super::*;
 use crate::config::CpuCount;
 
 /// Both files of a snapshot, and other descriptors of the same.
-fn files() -> (Snapshot, Snapshot) {
+pub(super) fn files() -> (Snapshot, Snapshot) {
     let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let again = |file: &File| file.try_clone().unwrap().into();
     let other = Snapshot { state: again(&state), memory: again(&memory) };

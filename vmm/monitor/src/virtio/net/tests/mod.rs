@@ -9,6 +9,8 @@ mod stream;
 mod tap;
 #[cfg(target_os = "linux")]
 mod vhost_user;
+#[cfg(target_os = "linux")]
+pub(crate) mod vhost_user_peer;
 
 use self::played::{Net, frame, header_of};
 use super::spec::{self, feature, header::BYTES};

@@ -1,8 +1,6 @@
 //! The queues served by somebody else: by the crate `vhost-user-backend`, which knows nothing of
 //! this project, and by played peers that break the protocol.
 
-use std::io::{Read, Write};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -16,15 +14,12 @@ use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::vhost_user_peer::{FEW, PROTOCOL, Said, play, play_with_files};
 use super::*;
 use crate::config::{FileSource, QueuePairs};
-use crate::sys::receive;
 use crate::virtio::testing::{Bench, Part};
 
 const RINGS: u64 = ring::VERSION_1 | ring::EVENT_IDX | ring::INDIRECT_DESC;
-const PROTOCOL: u64 = 1 << 30;
-/// As passt has it: no indirect descriptors, no event indices, no offloads.
-const FEW: u64 = ring::VERSION_1 | feature::MRG_RXBUF | PROTOCOL;
 
 fn config(pairs: u8) -> NetworkConfig {
     let mut config = played::config(NetworkLink::VhostUser(FileSource::Fd(0)));
@@ -180,7 +175,7 @@ fn another_process_serves_the_queues_across_pauses_and_resets() {
         assert_eq!(net.device.features() & (feature::CTRL_GUEST_OFFLOADS | feature::CSUM), 0);
         // More than the rings are long.
         round_trips(&mut net, 0, 300);
-        assert!(net.view.is_up() && net.view.sent().frames == 0);
+        assert!(net.view.is_up() && net.view.sent().frames == 0 && !net.view.counts_all());
         assert_eq!((net.view.peer_pairs(), net.view.kernel_pairs()), (1, 0));
         let mine = net.device.features() | rings;
         for _ in 0..3 {
@@ -251,93 +246,6 @@ fn its_end_is_the_end_of_the_link_and_not_of_the_machine() {
     let features = net.device.features() | ring::VERSION_1;
     net.pause(features);
     assert!(!net.view.is_up());
-}
-
-/// What a played peer says to a request.
-enum Said {
-    /// What is right.
-    Right,
-    /// These bytes behind a right header.
-    Words(Vec<u8>),
-    /// A message with another number.
-    Other,
-    /// Nothing, and the end.
-    End,
-    /// Nothing.
-    Silence,
-    /// A byte of an answer now and then.
-    Drops,
-}
-
-/// Plays a peer until the connection ends: `say` is asked for each request, by number.
-fn play(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<()>) {
-    let (near, thread, _) = play_with_files(say);
-    (near, thread)
-}
-
-/// The descriptors that came with requests, and the numbers of those.
-type Came = Arc<Mutex<Vec<(u32, OwnedFd)>>>;
-
-/// The same, with the descriptors that come.
-fn play_with_files(say: impl Fn(u32) -> Said + Send + 'static) -> (UnixStream, JoinHandle<()>, Came) {
-    let (near, mut far) = UnixStream::pair().unwrap();
-    let came = Came::default();
-    let files = Arc::clone(&came);
-    let thread = std::thread::spawn(move || {
-        loop {
-            let (mut head, mut arrived) = ([0; 12], Vec::new());
-            match receive(far.as_fd(), &mut head, &mut arrived, 8) {
-                Ok(message) if message.bytes == 0 => return,
-                Ok(message) => far.read_exact(&mut head[message.bytes..]).unwrap(),
-                Err(_) => return,
-            }
-            let word = |at: usize| u32::from_ne_bytes(head[at..at + 4].try_into().unwrap());
-            files.lock().unwrap().extend(arrived.into_iter().map(|file| (word(0), file)));
-            let mut body = vec![0; word(8) as usize];
-            far.read_exact(&mut body).unwrap();
-            let asks = matches!(word(0), 1 | 11 | 15 | 17);
-            let right = match word(0) {
-                1 => Some((FEW | feature::MQ).to_ne_bytes().to_vec()),
-                11 => Some(body.clone()),
-                // MQ and REPLY_ACK.
-                15 => Some(9u64.to_ne_bytes().to_vec()),
-                17 => Some(8u64.to_ne_bytes().to_vec()),
-                _ => (word(4) & 8 != 0).then(|| vec![0; 8]),
-            };
-            let (number, words) = match (say(word(0)), right) {
-                (Said::End, _) => return,
-                (Said::Right, Some(right)) => (word(0), right),
-                (Said::Words(words), Some(_)) => (word(0), words),
-                (Said::Other, Some(right)) => (word(0) + 1, right),
-                (Said::Drops, Some(_)) => {
-                    while far.write_all(&[1]).is_ok() {
-                        std::thread::sleep(Duration::from_millis(500));
-                    }
-                    return;
-                }
-                (Said::Right | Said::Words(_) | Said::Other | Said::Drops | Said::Silence, _) => {
-                    assert!(!asks || far.peek_end(), "only the end comes");
-                    continue;
-                }
-            };
-            let len = u32::try_from(words.len()).unwrap();
-            let head = [number, 1 | 4, len].map(u32::to_ne_bytes).concat();
-            // Whoever does not like what it read is gone.
-            let _ = far.write_all(&[head, words].concat());
-        }
-    });
-    (near, thread, came)
-}
-
-/// Waits for the end of a connection.
-trait PeekEnd {
-    fn peek_end(&mut self) -> bool;
-}
-
-impl PeekEnd for UnixStream {
-    fn peek_end(&mut self) -> bool {
-        !matches!(self.read(&mut [0; 1]), Ok(1..))
-    }
 }
 
 #[test]

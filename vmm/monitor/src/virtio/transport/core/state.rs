@@ -77,7 +77,8 @@ impl Stateful for Transport {
             interrupt.save(fields);
             fields.put(&rest);
             for index in 0..queues.len() {
-                fields.put(&interrupt.tally().queue(index).map_or(0, |tally| tally.chains()));
+                let chains = interrupt.tally().queue(index).map_or(Some(0), |tally| tally.chains());
+                fields.put(&chains.unwrap_or(UNCOUNTED));
             }
         });
         if let Some(device) = device {
@@ -100,6 +101,9 @@ impl Stateful for Transport {
     }
 }
 
+/// In place of a number of chains that nobody has counted.
+const UNCOUNTED: u64 = u64::MAX;
+
 /// The name of the device's section.
 fn below(name: &str) -> String {
     format!("{name}.device")
@@ -119,9 +123,9 @@ impl Transport {
         let rest = fields.get()?;
         self.life = self.restore_life(&rest).map_err(|why| fields.unfit(why))?;
         for index in 0..self.registers.queues.len() {
-            let chains = fields.get()?;
+            let chains: u64 = fields.get()?;
             if let Some(tally) = self.interrupt.tally().queue(index) {
-                tally.set_chains(chains);
+                tally.set_chains((chains != UNCOUNTED).then_some(chains));
             }
         }
         Ok(())

@@ -178,7 +178,7 @@ impl Side {
         let queues = tally.identity().unwrap();
         let queues = queues.queues.iter();
         let queues =
-            queues.map(|queue| format!("{} {:?}", queue.chains(), queue.position(&self.slot.memory)));
+            queues.map(|queue| format!("{:?} {:?}", queue.chains(), queue.position(&self.slot.memory)));
         queues.chain([format!("{} {}", tally.status(), transport.interrupt().faults())]).collect()
     }
 }
