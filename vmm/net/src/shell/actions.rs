@@ -88,7 +88,16 @@ impl Shell {
         to: std::net::SocketAddr,
         trusted: bool,
     ) -> Result<(), Failure> {
-        let file = open(protocol, to).map_err(failure)?;
+        let file = match open(protocol, to) {
+            Ok(file) => file,
+            Err(error) => {
+                if matches!(error, Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) {
+                    let line = format!("a flow is refused, the host has no more sockets for it: {error}");
+                    self.net.note(self.now(), &line);
+                }
+                return Err(failure(error));
+            }
+        };
         match net::connect(&file, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(failure(error)),

@@ -119,7 +119,7 @@ impl Shell {
         let poller = Poller::new().map_err(|e| Error::System("wait for sockets", e))?;
         poller.add(&link, LINK).map_err(|e| Error::System("wait for the link", e))?;
         let mut config = config;
-        config.max_flows = raise_file_limit(config.max_flows);
+        let few = limit_flows(&mut config);
         let mut listeners = Listeners::default();
         for publish in &config.publish {
             // A configuration has no more ports than there are places.
@@ -137,6 +137,9 @@ impl Shell {
             std::hash::BuildHasher::hash_one(&keys, count)
         };
         let mut net = Net::new(config, random)?;
+        if let Some(few) = few {
+            net.note(Time::ZERO, &few);
+        }
         let mut host = Host::new(reader);
         host.refresh(Time::ZERO, &mut net);
         Ok(Self {
@@ -350,18 +353,53 @@ impl Shell {
     }
 }
 
-/// Raises the limit of open files as far as it goes, and gives the number of flows that fit it.
-fn raise_file_limit(flows: u32) -> u32 {
+/// Raises the limit of open files as far as it goes, and has no more flows than fit it. If that is
+/// less than was wanted, it is said how many.
+fn limit_flows(config: &mut UsernetConfig) -> Option<String> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    /// Files that are no flow's: the link, published ports and some more.
+    /// Files that are no flow's: what else there is, and published ports that are added later.
     const OTHERS: u64 = 1100;
     let limit = getrlimit(Resource::Nofile);
-    let wanted = u64::from(flows) + OTHERS;
+    let wanted = u64::from(config.max_flows) + OTHERS;
     let most = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
     if limit.current.is_some_and(|current| current < most) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: limit.maximum });
     }
-    let fits = getrlimit(Resource::Nofile).current.map_or(wanted, |current| current.min(wanted));
-    let fits = fits.saturating_sub(OTHERS.min(fits / 4)).max(16);
-    u32::try_from(fits).map_or(flows, |fits| fits.min(flows))
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let fits = flows_within(limit, OTHERS, config.publish.len());
+    let few = fits < config.max_flows;
+    config.max_flows = fits.min(config.max_flows);
+    few.then(|| format!("the limit of open files, {limit}, has room for {fits} flows at once"))
+}
+
+/// How many flows fit a limit of open files, beside as many `others` as it has room for.
+fn flows_within(limit: u64, others: u64, published: usize) -> u32 {
+    /// The link, the poller, the log, the probes and whatever else is open from the start.
+    const OWN: u64 = 20;
+    /// Fewer are no network, even if some of them are refused for want of a file.
+    const LEAST: u32 = 16;
+    let own = OWN + u64::from(crate::number::len32(published));
+    let fits = limit.saturating_sub(others.min(limit / 4).max(own));
+    u32::try_from(fits).unwrap_or(u32::MAX).max(LEAST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_leave_room_for_what_is_open_beside_them() {
+        for (limit, published, flows) in [
+            (0, 0, 16),
+            (36, 0, 16),
+            (64, 0, 44),
+            (64, 30, 16),
+            (1024, 0, 768),
+            (1024, 1024, 16),
+            (20_000, 1024, 18_900),
+            (u64::MAX, 0, u32::MAX),
+        ] {
+            assert_eq!(flows_within(limit, 1100, published), flows, "{limit} {published}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 mod confined;
 mod datagrams;
+mod files;
 mod guest;
 mod listed;
 mod many;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use nelly_net::config::UsernetConfig;
 use nelly_net::holder::Holder;
@@ -12,6 +13,7 @@ use nelly_net::sys::write_with_descriptors;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::guest::Guest;
 
@@ -118,10 +120,11 @@ pub(crate) fn start(config: &str) -> Result<(Program, OwnedFd), String> {
     let (config_out, mut config_in) = std::io::pipe().unwrap();
     config_in.write_all(config.as_bytes()).unwrap();
     drop(config_in);
-    start_by(OwnedFd::from(config_out))
+    start_by(OwnedFd::from(config_out), None)
 }
 
-fn start_by(config_out: OwnedFd) -> Result<(Program, OwnedFd), String> {
+/// Starts it with a soft and a hard limit of open files, or those of the tests.
+fn start_by(config_out: OwnedFd, files: Option<[u64; 2]>) -> Result<(Program, OwnedFd), String> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let (ready_out, ready_in) = std::io::pipe().unwrap();
@@ -129,7 +132,17 @@ fn start_by(config_out: OwnedFd) -> Result<(Program, OwnedFd), String> {
     for file in [&theirs, &config_out, &ready_in] {
         drop(passed(file));
     }
-    let mut child = Command::new(env!("CARGO_BIN_EXE_nelly-usernet"))
+    let program = env!("CARGO_BIN_EXE_nelly-usernet");
+    let mut command = match files {
+        None => Command::new(program),
+        Some(limits) => {
+            let mut command = Command::new("sh");
+            command.args(["-c", r#"ulimit -S -n $1 && ulimit -H -n $2 && shift 2 && exec "$@""#, "sh"]);
+            command.args(limits.map(|limit| limit.to_string())).arg(program);
+            command
+        }
+    };
+    let mut child = command
         .args(["--config", &format!("fd:{}", config_out.as_raw_fd())])
         .args(["--link", &format!("fd:{}", theirs.as_raw_fd())])
         .args(["--ready", &format!("fd:{}", ready_in.as_raw_fd())])
@@ -163,8 +176,29 @@ pub(crate) fn held(config: &UsernetConfig) -> (Program, Guest, Holder) {
     let text = serde_json::to_vec(&config).unwrap();
     write_with_descriptors(&ours, &text, &[control.as_fd()]).unwrap();
     drop((ours, control));
-    let (program, link) = start_by(theirs.into()).unwrap();
+    let (program, link) = start_by(theirs.into(), None).unwrap();
     (program, Guest::new(link, 1500), holder)
+}
+
+/// The program with a soft and a hard limit of open files, its link, and who reads its log to the
+/// end: lines that nobody reads are lost.
+pub(crate) fn limited(config: &UsernetConfig, files: [u64; 2]) -> (Program, OwnedFd, JoinHandle<String>) {
+    let (log, theirs_of_log) = std::io::pipe().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let text = serde_json::to_vec(config).unwrap();
+    write_with_descriptors(&ours, &text, &[theirs_of_log.as_fd()]).unwrap();
+    drop(ours);
+    drop(theirs_of_log);
+    let log = std::thread::spawn(move || std::io::read_to_string(log).unwrap());
+    let (program, link) = start_by(theirs.into(), Some(files)).unwrap();
+    (program, link, log)
+}
+
+/// Has the tests open as many files as they may; says how many.
+pub(crate) fn raise_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    limit.maximum.unwrap_or(u64::MAX)
 }
 
 impl Program {
