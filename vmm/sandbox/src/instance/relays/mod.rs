@@ -207,10 +207,12 @@ impl Serving {
     /// Joins each connection to a socket of the host with one in the container.
     async fn inward(self: Arc<Self>, listener: Listener, tally: Arc<Tally>) {
         let mut beginning = JoinSet::new();
+        let mut is_told = false;
         loop {
             while beginning.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok(client) => {
+                    is_told = false;
                     let Some(permit) = self.begins().await else { return };
                     let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
                     beginning.spawn(async move {
@@ -219,7 +221,10 @@ impl Serving {
                     });
                 }
                 Err(error) => {
-                    tally.fail(format!("cannot accept a connection: {error}"));
+                    // Whoever connected waits, and is not one more who failed at each trial.
+                    if !std::mem::replace(&mut is_told, true) {
+                        tally.fail(format!("cannot accept a connection: {error}"));
+                    }
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -250,10 +255,12 @@ impl Serving {
     /// Joins each connection of a process of the container with one to a socket of the host.
     async fn outward(self: Arc<Self>, listener: u32, tally: Arc<Tally>) {
         let mut beginning = JoinSet::new();
+        let mut is_told = false;
         loop {
             while beginning.try_join_next().is_some() {}
             match self.carrier.agent.accept(listener).await {
                 Ok(token) => {
+                    is_told = false;
                     let Some(permit) = self.begins().await else { return };
                     let (serving, tally) = (Arc::clone(&self), Arc::clone(&tally));
                     beginning.spawn(async move {
@@ -263,7 +270,9 @@ impl Serving {
                 }
                 // The container has ended, or the guest is out of descriptors.
                 Err(error) => {
-                    tally.fail(text::chain(&error));
+                    if !std::mem::replace(&mut is_told, true) {
+                        tally.fail(text::chain(&error));
+                    }
                     tokio::time::sleep(AGAIN).await;
                 }
             }

@@ -173,6 +173,52 @@ async fn clients_of_a_unix_socket_are_joined_and_the_socket_is_the_users_alone()
     }
 }
 
+/// The limit of open files is the process's: this runs alone, in a child.
+#[test]
+fn without_files_left_a_client_waits_and_it_is_told_once() {
+    const CHILD: &str = "NELLY_TEST_CHILD";
+    const NAME: &str = "instance::relays::tests::without_files_left_a_client_waits_and_it_is_told_once";
+    if std::env::var_os(CHILD).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(without_files_left());
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = again.args([NAME, "--exact", "--test-threads=1"]).env(CHILD, "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+async fn without_files_left() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let scene = Scene::new().await;
+    let path = scene.place.path().join("s");
+    let relays = scene.serve(&[inward(&path, "/served")]).await.unwrap();
+    let mut held = nelly_vmm::sys::unix::connect(&path).unwrap();
+    let (_, mut guest) = scene.next().await;
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    let waits = rustix::net::socket_with(family, kind, flags, None).unwrap();
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+    rustix::net::connect(&waits, &rustix::net::SocketAddrUnix::new(&path).unwrap()).unwrap();
+    let state = counted(&relays, 1, 1).await;
+    let why = state.last_failure;
+    assert!(why.contains("cannot accept a connection: Too many open files"), "{why}");
+    // It is tried again and again, and a connection that is there goes on.
+    tokio::time::sleep(3 * AGAIN).await;
+    held.write_all(b"word").unwrap();
+    let mut word = [0; 4];
+    guest.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"word");
+    setrlimit(Resource::Nofile, before).unwrap();
+    let mut waits = UnixStream::from(waits);
+    waits.write_all(b"late").unwrap();
+    let (_, mut guest) = scene.next().await;
+    guest.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"late");
+    counted(&relays, 2, 1).await;
+}
+
 #[tokio::test]
 async fn a_free_port_is_found_and_told_and_a_target_that_is_gone_is_a_reset() {
     let scene = Scene::new().await;
