@@ -264,6 +264,23 @@ fn readers_that_leave(run: impl Fn(&[&[u8]], &str) -> Command) {
     assert_eq!(monitor.wait().unwrap().code(), Some(128 + 15));
 }
 
+/// The soft limit of open files, which many sessions have at 1024, is no limit: every connection of
+/// the guest is a file.
+fn soft_limits(run: impl Fn(&[&[u8]], &str) -> Command) {
+    let monitor = run(&[&say("."), SPIN], "");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -S -n 64; exec \"$0\" \"$@\""]).arg(monitor.get_program());
+    command.args(monitor.get_args()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut monitor = command.spawn().unwrap();
+    monitor.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", monitor.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert!(words[3] == words[4] && words[3] != "64", "{line}");
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+}
+
 /// A monitor without room for one more descriptor loses a request, not its machine.
 fn exhausts() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -340,6 +357,7 @@ fn alone() {
     let id = spinning.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     assert_eq!(spinning.wait().unwrap().code(), Some(128 + 15));
+    soft_limits(&run);
     readers_that_leave(run);
     for words in [&["--nonsense"][..], &["--config"], &[], &["--config", "/no/such/config"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_nelly-monitor")).args(words).output().unwrap();
