@@ -357,7 +357,7 @@ fn alone() {
     let id = spinning.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
     assert_eq!(spinning.wait().unwrap().code(), Some(128 + 15));
-    soft_limits(&run);
+    soft_limits(run);
     readers_that_leave(run);
     for words in [&["--nonsense"][..], &["--config"], &[], &["--config", "/no/such/config"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_nelly-monitor")).args(words).output().unwrap();

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use crate::config::{ConfigError, UsernetConfig};
+use crate::config::{ConfigError, MAX_FLOWS, UsernetConfig};
 use crate::core::{Counters, Data, FlowId, Net, Outgoing, Time};
 use crate::link::{Hello, MAX_MESSAGE};
 use crate::number::index;
@@ -379,8 +379,8 @@ fn flows_within(limit: u64, others: u64, published: usize) -> u32 {
     /// Fewer are no network, even if some of them are refused for want of a file.
     const LEAST: u32 = 16;
     let own = OWN + u64::from(crate::number::len32(published));
-    let fits = limit.saturating_sub(others.min(limit / 4).max(own));
-    u32::try_from(fits).unwrap_or(u32::MAX).max(LEAST)
+    let left = limit.saturating_sub(others.min(limit / 4).max(own)).min(MAX_FLOWS.into());
+    crate::number::fits::<_, u32>(left, "there are no more flows than that").max(LEAST)
 }
 
 #[cfg(test)]
@@ -397,7 +397,7 @@ mod tests {
             (1024, 0, 768),
             (1024, 1024, 16),
             (20_000, 1024, 18_900),
-            (u64::MAX, 0, u32::MAX),
+            (u64::MAX, 0, MAX_FLOWS),
         ] {
             assert_eq!(flows_within(limit, 1100, published), flows, "{limit} {published}");
         }

@@ -120,8 +120,8 @@ impl NetworkView {
         self.0.peer_pairs.load(Ordering::Relaxed)
     }
 
-    /// Whether [`NetworkView::sent`] and [`NetworkView::received`] have every frame: nobody else has
-    /// served a pair since the machine started.
+    /// Whether [`NetworkView::sent`] and [`NetworkView::received`] have every frame: nobody else
+    /// has served a pair since the machine started.
     #[must_use]
     pub fn counts_all(&self) -> bool {
         !self.0.was_given.load(Ordering::Relaxed)

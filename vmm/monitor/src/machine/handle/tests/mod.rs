@@ -1,7 +1,6 @@
 //! Whole machines on a scripted hypervisor: what a guest does, what a holder asks, how it ends.
 
 mod devices;
-#[cfg(target_os = "linux")]
 mod lost_peers;
 mod networks;
 mod snapshot;

@@ -9,7 +9,6 @@ mod stream;
 mod tap;
 #[cfg(target_os = "linux")]
 mod vhost_user;
-#[cfg(target_os = "linux")]
 pub(crate) mod vhost_user_peer;
 
 use self::played::{Net, frame, header_of};
