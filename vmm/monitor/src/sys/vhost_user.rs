@@ -101,7 +101,7 @@ impl Channel {
         self.acknowledges = true;
     }
 
-    /// An exchange begins: all its messages together have the time limit.
+    /// Exchanges begin that have the time limit together.
     pub fn begin(&mut self) {
         self.until = Instant::now() + ANSWER_WITHIN;
     }
@@ -170,7 +170,7 @@ impl Channel {
         let mut have = 0;
         while have < bytes.len() {
             match receive(self.socket.as_fd(), &mut bytes[have..], &mut Vec::new(), 0) {
-                Ok(arrived) if arrived.bytes == 0 => return Err(ended(request)),
+                Ok(arrived) if arrived.bytes == 0 => return Err(self.silent(request)),
                 Ok(arrived) => have += arrived.bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(request)?,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(ended(request)),
@@ -178,6 +178,19 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// The error of a connection on which nothing more comes: whoever only says nothing more is
+    /// there still.
+    fn silent(&self, request: Request) -> io::Error {
+        let mut ends = [PollFd::new(&self.socket, PollFlags::empty())];
+        let polled = poll(&mut ends, Some(&Timespec::default()));
+        if polled.is_ok() && ends[0].revents().contains(PollFlags::HUP) {
+            return ended(request);
+        }
+        let text =
+            format!("it closed its side of the connection instead of answering {request:?}, and goes on");
+        io::Error::new(io::ErrorKind::InvalidData, text)
     }
 
     fn wait(&self, request: Request) -> io::Result<()> {

@@ -249,6 +249,7 @@ impl NetworkWorker {
     /// The peer is gone: the link is down, and stays so.
     fn lose(&mut self, error: io::Error, registrar: &mut Registrar<'_>) -> Result<(), DeviceFault> {
         self.ignore_peer(registrar);
+        self.begin();
         for index in 0..self.pairs.len() {
             self.withdraw(index, registrar)?;
         }
@@ -297,6 +298,13 @@ impl NetworkWorker {
             Sent::Gone(error) => return self.lose(error, registrar),
         }
         self.wait_for(0, registrar)
+    }
+
+    /// Pairs are about to be offered or taken back.
+    fn begin(&mut self) {
+        if let Some(backend) = &mut self.rest.backend {
+            backend.begin();
+        }
     }
 
     /// Offers a pair in use to whoever may serve it, and takes back one that is not.
@@ -399,6 +407,7 @@ impl NetworkWorker {
         }
         self.rest.pairs = pairs;
         self.view.set_pairs(pairs);
+        self.begin();
         for index in 0..self.pairs.len() {
             self.offer(index, registrar)?;
             if let Some(pair) = &mut self.pairs[index] {
@@ -485,6 +494,7 @@ impl Worker for NetworkWorker {
 
     fn unregister(&mut self, registrar: &mut Registrar<'_>) {
         self.ignore_peer(registrar);
+        self.begin();
         for index in 0..self.pairs.len() {
             if let Err(fault) = self.take_back(index, registrar) {
                 // Nobody knows what of the queues is done.

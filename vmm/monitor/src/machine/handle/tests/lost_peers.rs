@@ -81,12 +81,13 @@ fn a_machine_whose_peer_is_lost_is_saved_or_says_why_and_goes_on() {
         return;
     }
     // Whoever has not said that it stopped may still write to the memory.
-    let cases: [(&str, Says, bool); 6] = [
+    let cases: [(&str, Says, bool); 7] = [
         (
             "dies when it is told to stop",
             |request, _| if request == STOP { Said::End } else { Said::Right },
             true,
         ),
+        ("closes its side alone", |request, _| if request == STOP { Said::Mute } else { Said::Right }, false),
         ("is silent", |request, _| if request == STOP { Said::Silence } else { Said::Right }, false),
         ("answers in drops", |request, _| if request == STOP { Said::Drops } else { Said::Right }, false),
         (

@@ -95,6 +95,10 @@ pub(super) trait Backend: Send {
     /// The host refuses: then those from before are.
     fn use_pairs(&mut self, pairs: usize) -> io::Result<()>;
 
+    /// Pairs are about to be offered or taken back, some or all of them: whoever is asked has one
+    /// limit of time for all of that.
+    fn begin(&mut self) {}
+
     /// Whom [`Backend::offer`] asks.
     fn server(&self) -> Server {
         Server::Kernel

@@ -132,7 +132,6 @@ impl VhostUser {
         features: u64,
         queues: &[KernelQueue<'_>; 2],
     ) -> io::Result<()> {
-        self.channel.begin();
         if self.serves.iter().all(Option::is_none) {
             let features = features & self.features | self.features & PROTOCOL_FEATURES;
             self.channel.tell(Request::SetFeatures, &features.to_ne_bytes(), &[])?;
@@ -183,7 +182,6 @@ impl VhostUser {
 
     /// Has the other side stop, and hears that it has.
     fn stop(&mut self, pair: usize) -> io::Result<()> {
-        self.channel.begin();
         for way in 0..2 {
             let number = crate::sys::fits(2 * pair + way, "there are eight pairs");
             let answer: [u8; 8] = self.channel.ask(Request::GetVringBase, &state(number, 0))?;
@@ -249,6 +247,10 @@ impl Backend for VhostUser {
 
     fn use_pairs(&mut self, _pairs: usize) -> io::Result<()> {
         Ok(())
+    }
+
+    fn begin(&mut self) {
+        self.channel.begin();
     }
 
     fn server(&self) -> Server {

@@ -389,3 +389,23 @@ fn a_ring_over_two_regions_of_memory_is_not_given_away() {
         assert_eq!(requests.contains(&12), is_up, "{requests:?}");
     }
 }
+
+#[test]
+fn the_limit_of_time_is_that_of_all_pairs_together() {
+    let (near, thread) = play(|number| match number {
+        // Each is asked where it stands, and has its answer, in less than the limit.
+        11 => Said::Late(Duration::from_millis(700)),
+        _ => Said::Right,
+    });
+    let mut net = served(8, near);
+    net.bench.queues[16].add(&[Part::Read(vec![4, 0, 8, 0]), Part::Write(1)]);
+    net.bench.kick(16);
+    assert_eq!((net.bench.queues[16].used().unwrap().data, net.view.peer_pairs()), (vec![0], 8));
+    let features = net.device.features() | ring::VERSION_1;
+    net.pause(features);
+    assert!(net.view.is_astray() && !net.view.is_up());
+    let fault = &net.bench.interrupt.tally().faults()[0];
+    assert!(fault.first.contains("within 5 seconds"), "{fault:?}");
+    drop(net);
+    thread.join().unwrap();
+}

@@ -30,6 +30,10 @@ pub(crate) enum Said {
     Silence,
     /// A byte of an answer now and then.
     Drops,
+    /// What is right, but late.
+    Late(Duration),
+    /// Nothing, and that nothing more comes: the other direction stays open.
+    Mute,
 }
 
 /// Plays a peer until the connection ends: `say` is asked for each request, by number.
@@ -72,6 +76,15 @@ pub(crate) fn play_with_files(
             let (number, words) = match (say(word(0)), right) {
                 (Said::End, _) => return,
                 (Said::Right, Some(right)) => (word(0), right),
+                (Said::Late(time), Some(right)) => {
+                    std::thread::sleep(time);
+                    (word(0), right)
+                }
+                (Said::Mute, _) => {
+                    far.shutdown(std::net::Shutdown::Write).unwrap();
+                    assert!(far.peek_end(), "only the end comes");
+                    continue;
+                }
                 (Said::Words(words), Some(_)) => (word(0), words),
                 (Said::Other, Some(right)) => (word(0) + 1, right),
                 (Said::Drops, Some(_)) => {
@@ -80,7 +93,10 @@ pub(crate) fn play_with_files(
                     }
                     return;
                 }
-                (Said::Right | Said::Words(_) | Said::Other | Said::Drops | Said::Silence, _) => {
+                (
+                    Said::Right | Said::Words(_) | Said::Other | Said::Drops | Said::Late(_) | Said::Silence,
+                    _,
+                ) => {
                     assert!(!asks || far.peek_end(), "only the end comes");
                     continue;
                 }
