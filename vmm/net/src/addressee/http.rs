@@ -16,7 +16,8 @@ pub(super) fn claim(bytes: &[u8]) -> Claim {
     for line in lines {
         // A line that goes on with the one before is read by everybody in another way.
         let Some(colon) = line.iter().position(|&c| c == b':') else { return WRONG };
-        if line.contains(&b'\r') || line[..colon].iter().any(|c| c.is_ascii_whitespace()) {
+        // Nor is a name with odd bytes in it, which some servers pass over.
+        if line.contains(&b'\r') || colon == 0 || !line[..colon].iter().all(is_token) {
             return WRONG;
         }
         if line[..colon].eq_ignore_ascii_case(b"host") {
@@ -34,6 +35,11 @@ pub(super) fn claim(bytes: &[u8]) -> Claim {
     }
 }
 
+/// Whether a byte may stand in a method or in the name of a field.
+fn is_token(c: &u8) -> bool {
+    c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c)
+}
+
 /// What stands behind the method.
 enum Target<'a> {
     Path,
@@ -44,8 +50,7 @@ enum Target<'a> {
 fn target(line: &[u8]) -> Option<Target<'_>> {
     let mut words = line.split(|&c| c == b' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let token = |c: &u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(c);
-    let fine = words.next().is_none() && !method.is_empty() && method.iter().all(token);
+    let fine = words.next().is_none() && !method.is_empty() && method.iter().all(is_token);
     if !fine || !matches!(version, b"HTTP/1.1" | b"HTTP/1.0") || target.iter().any(|c| !c.is_ascii_graphic())
     {
         return None;

@@ -13,6 +13,9 @@ use crate::wire::checksum;
 use crate::wire::ip::{self, Packet, protocol};
 use crate::wire::tcp::{LEN, Segment, flag};
 
+/// The bytes that a connection may keep when all the memory of streams is used up.
+const LITTLE: usize = 16 << 10;
+
 impl Net {
     /// A segment of the guest. `None`: it lies about itself.
     pub(super) fn tcp_from_guest(&mut self, now: Time, packet: &Packet<'_>, input: Input<'_>) -> Option<()> {
@@ -44,8 +47,12 @@ impl Net {
             self.call(now, key, &segment);
             return Some(());
         }
-        let mut heard = tcp.segment(now, &segment, payload.len());
-        // A connection that keeps nothing yet may always go on.
+        // A connection that keeps nothing yet may always go on, a little at a time.
+        let (mut segment, mut len) = (segment, payload.len());
+        if !has_memory && len > LITTLE {
+            (segment.flags, len) = (segment.flags & !flag::FIN, LITTLE);
+        }
+        let mut heard = tcp.segment(now, &segment, len);
         if !has_memory && tcp.unwritten > 0 {
             tcp.untake(&mut heard);
         }

@@ -178,6 +178,43 @@ fn a_guest_that_takes_nothing_costs_bounded_memory() {
 }
 
 #[test]
+fn many_peers_that_take_nothing_cost_bounded_memory_and_lose_nothing() {
+    const FLOWS: u16 = 200;
+    const MIB: usize = 1;
+    let config = UsernetConfig { memory_mib: 1, ..UsernetConfig::default() };
+    let mut world = World::new(config, Offloads::default());
+    world.takes = false;
+    // A frame is as long as any that a driver leaves to be cut.
+    let data: Vec<u8> = (0..60_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let mut guests: Vec<Guest> =
+        (0..FLOWS).map(|n| Guest::open(&mut world, &format!("10.0.2.15:{}", 2000 + n), TO)).collect();
+    let begin = guests[0].seq;
+    for _ in 0..3 {
+        for guest in &mut guests {
+            guest.seq = begin;
+            guest.send(&mut world, flag::ACK | flag::FIN, &data);
+        }
+        let kept: usize = world.sockets.values().map(|socket| socket.got.len()).sum();
+        assert!(kept <= (MIB << 20) + usize::from(FLOWS) * (16 << 10), "{kept} bytes");
+        world.all();
+    }
+    // When peers take something again, the guest's next trials arrive whole.
+    world.takes = true;
+    let flows: Vec<_> = guests.iter().map(|guest| guest.flow).collect();
+    for flow in flows {
+        world.sockets.get_mut(&flow).unwrap().unwritten = 0;
+        world.net.unwritten(world.now, flow, 0);
+    }
+    for guest in &mut guests {
+        let has = world.sockets[&guest.flow].got.len();
+        guest.seq = begin.wrapping_add(crate::number::len32(has));
+        guest.send(&mut world, flag::ACK | flag::FIN, &data[has..]);
+        let socket = &world.sockets[&guest.flow];
+        assert!(socket.got == data && socket.shut, "{} bytes", socket.got.len());
+    }
+}
+
+#[test]
 fn flows_that_end_while_the_link_takes_nothing_do_not_pile_up() {
     let mut world = world();
     for _ in 0..5000 {
