@@ -86,8 +86,8 @@ enum Kind {
     New(Duration),
     /// A port.
     Port(PortId),
-    /// It is told who is there, and goes.
-    Asks,
+    /// It is told who is there, and goes; since then.
+    Asks(Duration),
 }
 
 impl Client {
@@ -107,7 +107,7 @@ impl Client {
             }
         }
         let len = parts[0].len() + parts[1].len();
-        let asks = matches!(self.kind, Kind::Asks);
+        let asks = matches!(self.kind, Kind::Asks(_));
         if !asks && (self.queued + len > QUEUE.0 || self.queue.len() >= QUEUE.1) {
             return false;
         }
@@ -137,7 +137,7 @@ impl Client {
     }
 
     fn is_told(&self) -> bool {
-        matches!(self.kind, Kind::Asks) && self.queue.is_empty()
+        matches!(self.kind, Kind::Asks(_)) && self.queue.is_empty()
     }
 }
 
@@ -252,8 +252,8 @@ impl Serving {
         if self.calls || self.clients.values().any(waits) {
             return Some(AGAIN);
         }
-        let new = self.clients.values().any(|client| matches!(client.kind, Kind::New(_)));
-        (new || !self.begun).then_some(PATIENCE)
+        let short = self.clients.values().any(|client| !matches!(client.kind, Kind::Port(_)));
+        (short || !self.begun).then_some(PATIENCE)
     }
 
     fn accept(&mut self) -> Result<(), Error> {
@@ -341,7 +341,7 @@ impl Serving {
                 work
             }
             // Who asks has nothing more to say.
-            Kind::Asks => 1,
+            Kind::Asks(_) => 1,
         }
     }
 
@@ -357,14 +357,16 @@ impl Serving {
                     && let Some(old) = self.clients.get_mut(&old)
                 {
                     // Its port is gone already.
-                    (old.kind, old.ended) = (Kind::Asks, true);
+                    (old.kind, old.ended) = (Kind::Asks(now), true);
                 }
                 self.ports.insert(joined.port, token);
                 (self.renamed, self.begun) = (true, true);
                 (Kind::Port(joined.port), vec![serde_json::to_vec(&Answer::Joined)])
             }
-            Ok(None) => (Kind::Asks, self.switch.shown().map(|shown| serde_json::to_vec(&shown)).collect()),
-            Err(why) => (Kind::Asks, vec![serde_json::to_vec(&Answer::Refused(why))]),
+            Ok(None) => {
+                (Kind::Asks(now), self.switch.shown().map(|shown| serde_json::to_vec(&shown)).collect())
+            }
+            Err(why) => (Kind::Asks(now), vec![serde_json::to_vec(&Answer::Refused(why))]),
         };
         let Some(client) = self.clients.get_mut(&token) else { return };
         client.kind = kind;
@@ -377,7 +379,7 @@ impl Serving {
     fn sweep(&mut self) {
         let now = self.now();
         let gone = |client: &Client| {
-            let late = matches!(client.kind, Kind::New(since) if since + PATIENCE <= now);
+            let late = matches!(client.kind, Kind::New(since) | Kind::Asks(since) if since + PATIENCE <= now);
             client.ended || late || client.is_told()
         };
         let tokens: Vec<u64> = self.clients.iter().filter(|(_, c)| gone(c)).map(|(t, _)| *t).collect();
@@ -422,10 +424,9 @@ mod tests {
     use crate::link::{Hello, Offloads};
     use crate::switch::tests::{join, segment};
 
-    #[test]
-    fn what_is_cut_into_many_is_a_turn_of_its_own() {
+    fn serving() -> Serving {
         let (listener, _other) = UnixStream::pair().unwrap();
-        let mut serving = Serving {
+        Serving {
             switch: Switch::new("dev".to_owned()),
             start: Instant::now(),
             poller: Poller::new().unwrap(),
@@ -438,7 +439,34 @@ mod tests {
             renamed: false,
             begun: true,
             socket: None,
-        };
+        }
+    }
+
+    #[test]
+    fn who_asks_and_does_not_listen_has_its_place_for_a_while_only() {
+        let mut serving = serving();
+        let mut ends = Vec::new();
+        for kind in [Kind::New(Duration::ZERO), Kind::Asks(Duration::ZERO)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let token = serving.next;
+            serving.take(ours.into());
+            let client = serving.clients.get_mut(&token).unwrap();
+            (client.kind, client.open) = (kind, false);
+            client.send([b"a part of the answer", &[]]);
+            ends.push(theirs);
+        }
+        serving.sweep();
+        assert_eq!((serving.clients.len(), serving.deadline()), (2, Some(Duration::ZERO)));
+        serving.clients.values_mut().for_each(|client| client.readable = false);
+        assert_eq!(serving.deadline(), Some(PATIENCE), "the end of it is not waited for");
+        serving.start -= PATIENCE;
+        serving.sweep();
+        assert!(serving.clients.is_empty());
+    }
+
+    #[test]
+    fn what_is_cut_into_many_is_a_turn_of_its_own() {
+        let mut serving = serving();
         let mut ends = Vec::new();
         for n in [1, 2] {
             let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
