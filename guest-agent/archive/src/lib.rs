@@ -9,6 +9,7 @@ pub mod place;
 mod reader;
 mod room;
 mod sparse;
+mod sys;
 #[cfg(test)]
 mod tests;
 pub mod unpack;

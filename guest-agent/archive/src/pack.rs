@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use crate::error::{file, shown};
 use crate::sparse::{self, Extent};
+use crate::sys;
 use crate::{ArchiveError, Entry, Kind, Writer};
 
 /// Files with several names that are remembered; of more each name becomes a file.
@@ -28,9 +29,6 @@ const MADE_MOST: usize = 4 << 20;
 
 /// Bytes read at a time.
 const STEP: usize = 64 << 10;
-
-/// File systems that hold no files of anybody: proc, sysfs, cgroup2.
-const NO_FILES: [u64; 3] = [0x9fa0, 0x6265_6572, 0x6367_7270];
 
 /// What is written of files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,7 +106,7 @@ impl<'a, W: Write> Packer<'a, W> {
             return Ok(());
         }
         if found.st_nlink > 1 {
-            let id = (found.st_dev, found.st_ino);
+            let id = sys::identity(&found);
             if let Some(first) = self.links.get(&id) {
                 let entry = Entry { link: first.clone(), size: 0, ..entry(&found, path, Kind::HardLink) };
                 return self.writer.begin(&entry);
@@ -117,7 +115,7 @@ impl<'a, W: Write> Packer<'a, W> {
                 self.links.insert(id, path.to_vec());
             }
         }
-        if depth == 0 && no_files(opened).map_err(file("look at the file system of", path))? {
+        if depth == 0 && sys::makes_files_up(opened).map_err(file("look at the file system of", path))? {
             return self.made(opened, &found, path);
         }
         let size = u64::try_from(found.st_size).expect("a file's size");
@@ -194,7 +192,7 @@ impl<'a, W: Write> Packer<'a, W> {
 
     fn directory(&mut self, opened: OwnedFd, path: &[u8], depth: usize) -> Result<(), ArchiveError> {
         let fail = |what| file(what, path);
-        let no_files = no_files(&opened).map_err(fail("look at the file system of"))?;
+        let no_files = sys::makes_files_up(&opened).map_err(fail("look at the file system of"))?;
         let found = fstat(&opened).map_err(fail("look at"))?;
         let xattrs = self.xattrs(&opened);
         self.writer.begin(&Entry { size: 0, xattrs, ..entry(&found, path, Kind::Directory) })?;
@@ -276,11 +274,6 @@ fn at_most(count: u64, room: usize) -> usize {
     usize::try_from(count.min(room as u64)).expect("no more than the buffer has")
 }
 
-fn no_files(opened: impl AsFd) -> Result<bool, Errno> {
-    let kind = rustix::fs::fstatfs(opened)?.f_type;
-    Ok(NO_FILES.iter().any(|magic| u64::try_from(kind) == Ok(*magic)))
-}
-
 /// Whether an extended attribute is copied.
 pub(crate) fn is_carried(name: &[u8]) -> bool {
     name == b"security.capability" || name.starts_with(b"user.")
@@ -291,7 +284,7 @@ fn entry(found: &Stat, path: &[u8], kind: Kind) -> Entry {
         path: path.to_vec(),
         link: Vec::new(),
         kind,
-        mode: found.st_mode & 0o7777,
+        mode: sys::bits(found),
         uid: found.st_uid,
         gid: found.st_gid,
         mtime: found.st_mtime,

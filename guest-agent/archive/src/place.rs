@@ -2,31 +2,15 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat, statat,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 
 use crate::ArchiveError;
 use crate::error::{file, shown};
+use crate::sys::{self, Seen};
 
 /// Links that are followed in one path, as many as the kernel follows.
 const LINKS_MOST: usize = 40;
-
-/// How often a path is looked up again because something was renamed meanwhile. Whoever renames
-/// without an end gets an error, and not a process that never ends.
-const TRIES_MOST: usize = 1000;
-
-/// Looks up a path until nothing comes in between.
-fn undisturbed<T>(mut look: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    for _ in 1..TRIES_MOST {
-        match look() {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            found => return found,
-        }
-    }
-    look()
-}
 
 /// What is at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,21 +35,18 @@ pub enum Files {
 }
 
 impl Files {
-    fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::empty());
-        match self {
-            Self::All => openat(CWD, path, flags, mode),
-            // It also follows none of the links of /proc, which lead elsewhere.
-            Self::Below(root) => undisturbed(|| openat2(root, path, flags, mode, ResolveFlags::IN_ROOT)),
-        }
-    }
-
     /// Opens a directory; links are followed.
     ///
     /// # Errors
     /// It is not there, or is none.
     pub fn directory(&self, path: &[u8]) -> Result<OwnedFd, ArchiveError> {
-        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|error| match error {
+        let opened = match self {
+            Self::All => {
+                openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            }
+            Self::Below(root) => sys::directory_in(root, path),
+        };
+        opened.map_err(|error| match error {
             Errno::NOENT => ArchiveError::Place(format!("there is no directory {}", shown(path))),
             Errno::NOTDIR => ArchiveError::Place(format!("{} is not a directory", shown(path))),
             error => file("open the directory", path)(error),
@@ -80,26 +61,22 @@ impl Files {
         // With a slash at its end it would be followed, and a file would be none.
         let mut now = without_slashes(path).to_vec();
         for _ in 0..LINKS_MOST {
-            let kind = match self.open(&now, OFlags::PATH | OFlags::NOFOLLOW) {
-                Err(Errno::NOENT) => None,
-                opened => {
-                    let opened = opened.map_err(file("look at", path))?;
-                    let found = fstat(opened.as_fd()).map_err(file("look at", path))?;
-                    Some((FileType::from_raw_mode(found.st_mode), opened))
-                }
+            let seen = match self {
+                Self::All => sys::look(CWD, &now),
+                Self::Below(root) => sys::look_in(root, &now),
             };
-            let there = match kind {
-                None => There::Nothing,
-                Some((FileType::Directory, _)) => There::Directory,
-                Some((FileType::RegularFile, _)) => There::File,
-                Some((FileType::Symlink, link)) => {
-                    let to = readlinkat(&link, "", Vec::new()).map_err(file("read the link", path))?;
+            let there = match seen {
+                Err(Errno::NOENT) => There::Nothing,
+                Err(error) => return Err(file("look at", path)(error)),
+                Ok(Seen::Other(FileType::Directory)) => There::Directory,
+                Ok(Seen::Other(FileType::RegularFile)) => There::File,
+                Ok(Seen::Other(_)) => There::Special,
+                Ok(Seen::Link(to)) => {
                     let parent = split(&now).0;
                     let parent = if to.to_bytes().starts_with(b"/") { b"" } else { parent };
                     now = [parent, if parent.is_empty() { b"" } else { b"/" }, to.to_bytes()].concat();
                     continue;
                 }
-                Some(_) => There::Special,
             };
             return Ok(Found { there, path: now });
         }
@@ -252,19 +229,6 @@ pub fn target(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_that_is_renamed_without_an_end_is_an_error() {
-        let mut tries = 0;
-        let disturbed = undisturbed(|| -> Result<(), Errno> {
-            tries += 1;
-            Err(Errno::AGAIN)
-        });
-        assert_eq!((disturbed, tries), (Err(Errno::AGAIN), TRIES_MOST));
-        let mut answers = vec![Ok(5), Err(Errno::INTR), Err(Errno::AGAIN)];
-        assert_eq!(undisturbed(|| answers.pop().unwrap()), Ok(5));
-        assert_eq!(undisturbed(|| Err::<(), _>(Errno::NOENT)), Err(Errno::NOENT));
-    }
 
     #[test]
     fn sources_are_taken_apart() {

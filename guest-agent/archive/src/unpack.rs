@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::{file, shown};
 use crate::pack::is_carried;
 use crate::room::Used;
+use crate::sys;
 use crate::{ArchiveError, Entry, Kind, Piece, Reader, Room};
 
 /// Bytes of what is remembered of directories, whose modes and times are set at the end.
@@ -91,7 +92,7 @@ impl<'a> Unpacker<'a> {
         while let Some(Directory { path, mode, times }) = self.directories.pop() {
             let names = self.names(&path)?;
             let opened = self.open_directory(&names, false, &path)?;
-            fchmod(&opened, Mode::from_raw_mode(mode)).map_err(file("set the mode of", &path))?;
+            fchmod(&opened, sys::mode(mode)).map_err(file("set the mode of", &path))?;
             futimens(&opened, &times).map_err(file("set the time of", &path))?;
         }
         Ok(())
@@ -306,7 +307,7 @@ impl<'a> Unpacker<'a> {
     /// something of the next.
     fn finish(&mut self, opened: &OwnedFd, entry: &Entry) -> Result<(), ArchiveError> {
         self.own(opened, entry)?;
-        let mode = Mode::from_raw_mode(self.mode(entry));
+        let mode = sys::mode(self.mode(entry));
         fchmod(opened, mode).map_err(file("set the mode of", &entry.path))?;
         futimens(opened, &times(entry)).map_err(file("set the time of", &entry.path))
     }

@@ -468,7 +468,7 @@ pub(crate) const CRATES: &[Crate] = &[
         stands_on: &[],
         never: &["clap", "anyhow", "tokio"],
         unsafe_rooms: &[],
-        target_rooms: &[],
+        target_rooms: &["sys"],
         program: false,
     },
     Crate {
