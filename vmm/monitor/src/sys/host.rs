@@ -41,6 +41,53 @@ pub fn memory_bytes() -> io::Result<u64> {
     if result == 0 && size == size_of::<u64>() { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The version of macOS, such as 15.3.1.
+///
+/// # Errors
+/// The system does not tell.
+#[cfg(target_os = "macos")]
+#[allow(unsafe_code, reason = "sysctlbyname has no safe wrapper here")]
+pub fn system_version() -> io::Result<String> {
+    let mut text = [0u8; 64];
+    let mut size = text.len();
+    // SAFETY: the name is a C string, the buffer is `size` writable bytes, and nothing is set.
+    let result = unsafe {
+        libc::sysctlbyname(
+            c"kern.osproductversion".as_ptr(),
+            text.as_mut_ptr().cast(),
+            &raw mut size,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let text = std::ffi::CStr::from_bytes_until_nul(&text).map_err(io::Error::other)?;
+    Ok(text.to_string_lossy().into_owned())
+}
+
+/// Whether the processor can run guests for Hypervisor.framework.
+#[cfg(target_os = "macos")]
+#[must_use]
+#[allow(unsafe_code, reason = "sysctlbyname has no safe wrapper here")]
+pub fn has_hypervisor() -> bool {
+    let mut answer: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>();
+    // SAFETY: the name is a C string, the buffer is as many writable bytes as `size` says, and
+    // nothing is set.
+    let result = unsafe {
+        libc::sysctlbyname(
+            c"kern.hv_support".as_ptr(),
+            std::ptr::from_mut(&mut answer).cast(),
+            &raw mut size,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    result == 0 && answer == 1
+}
+
 /// Page size of the host in bytes, to which mappings and memory slots must be aligned.
 #[must_use]
 pub fn page_size() -> u64 {

@@ -14,7 +14,7 @@ use super::error::{ControlError, MonitorError};
 use super::polling::first_ready;
 use crate::machine::inspection::Inspection;
 use crate::machine::wire::{self, Answer, ControlRequest, Received, Receiver};
-use crate::sys::{self, Killer};
+use crate::sys::{self, ProcessHandle};
 use crate::timeline::GuestCounter;
 
 /// The control connection.
@@ -29,12 +29,12 @@ struct Connection {
     /// Readable once the machine has ended.
     done: OwnedFd,
     /// Of a machine in a process of its own, where the system has such.
-    killer: Option<Killer>,
+    killer: Option<ProcessHandle>,
     killed: AtomicBool,
 }
 
 impl Control {
-    pub(super) fn new(socket: OwnedFd, done: OwnedFd, killer: Option<Killer>) -> Self {
+    pub(super) fn new(socket: OwnedFd, done: OwnedFd, killer: Option<ProcessHandle>) -> Self {
         let (sending, killed) = (Mutex::new(()), AtomicBool::new(false));
         Self(Arc::new(Connection { socket, sending, done, killer, killed }))
     }
@@ -44,7 +44,7 @@ impl Control {
         self.0.done.as_fd()
     }
 
-    pub(super) fn killer(&self) -> Option<&Killer> {
+    pub(super) fn killer(&self) -> Option<&ProcessHandle> {
         self.0.killer.as_ref()
     }
 

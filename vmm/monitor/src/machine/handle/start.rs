@@ -20,7 +20,7 @@ use crate::machine::server;
 use crate::machine::snapshot::Snapshot;
 use crate::machine::threads::{self, Role};
 use crate::machine::wire::{self, ControlRequest};
-use crate::sys::{self, Killer};
+use crate::sys::{self, ProcessHandle};
 use crate::timeline::{self, Recorder, name};
 
 impl Machine {
@@ -76,7 +76,7 @@ impl Machine {
         // half.
         sys::set_nonblocking(&done).map_err(StartError::Talk)?;
         let killer = match &body {
-            Body::Process(child) => Killer::of(child).ok(),
+            Body::Process(child) => ProcessHandle::of(child).ok(),
             Body::Thread(_) => None,
         };
         let ending = Mutex::new(EndState::new(body));
