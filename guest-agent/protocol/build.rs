@@ -18,8 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // ours.
     let module = |name: &str| {
         format!(
-            "#[allow(warnings, clippy::all, clippy::pedantic, missing_docs)]\npub mod {name};\n\
-             #[allow(warnings, clippy::all, clippy::pedantic, missing_docs)]\npub mod {name}_ttrpc;\n"
+            "#[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction, missing_docs)]\npub mod {name};\n\
+             #[allow(warnings, clippy::all, clippy::pedantic, clippy::restriction, missing_docs)]\npub mod {name}_ttrpc;\n"
         )
     };
     fs::write(out.join("mod.rs"), module("agent") + &module("sandbox"))?;

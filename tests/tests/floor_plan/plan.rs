@@ -352,6 +352,7 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/sandbox",
         floors: &[
+            ("sys", 0),
             ("spec", 0),
             ("timeline", 0),
             ("metrics", 0),
@@ -376,7 +377,7 @@ pub(crate) const CRATES: &[Crate] = &[
         ],
         never: &["clap", "anyhow", "kvm-ioctls", "kvm-bindings"],
         unsafe_rooms: &[],
-        target_rooms: &[],
+        target_rooms: &["sys"],
         program: false,
     },
     Crate {
@@ -417,7 +418,7 @@ pub(crate) const CRATES: &[Crate] = &[
         stands_on: &["nelly-vmm", "nelly-image", "nelly-sandbox"],
         never: &["clap", "ttrpc", "anyhow", "kvm-ioctls", "kvm-bindings"],
         unsafe_rooms: &["sys"],
-        target_rooms: &[],
+        target_rooms: &["sys"],
         program: false,
     },
     Crate {
@@ -438,7 +439,7 @@ pub(crate) const CRATES: &[Crate] = &[
         ],
         never: &["ttrpc", "kvm-ioctls", "kvm-bindings"],
         unsafe_rooms: &[],
-        target_rooms: &[],
+        target_rooms: &["host"],
         program: true,
     },
     Crate {

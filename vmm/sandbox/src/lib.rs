@@ -2,7 +2,7 @@
 //!
 //! Programs that use it begin at [`library`], which stands on everything else.
 //!
-//! Modules import only from those before them: `spec` and `timeline` → `state` → `wire` →
+//! Modules import only from those before them: `sys`, `spec` and `timeline` → `state` → `wire` →
 //! `agent` → `instance` → `life` → `connect` → `keep` → `library`. `metrics` stands beside `spec`.
 
 pub mod agent;
@@ -15,5 +15,6 @@ pub mod metrics;
 pub mod network;
 pub mod spec;
 pub mod state;
+mod sys;
 pub mod timeline;
 pub mod wire;

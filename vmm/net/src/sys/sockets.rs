@@ -72,6 +72,13 @@ pub fn message_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((one, other))
 }
 
+/// Whether connections between processes can keep messages apart, as those to a switch do.
+#[cfg(target_os = "linux")]
+pub const KEEPS_MESSAGES: bool = true;
+/// Without a connection they can: [`message_pair`].
+#[cfg(not(target_os = "linux"))]
+pub const KEEPS_MESSAGES: bool = false;
+
 /// A connection, which no call waits for.
 ///
 /// # Errors

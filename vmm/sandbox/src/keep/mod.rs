@@ -21,7 +21,6 @@ mod serve;
 pub mod service;
 mod session;
 pub mod sockets;
-mod usage;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};

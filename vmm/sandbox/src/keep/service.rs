@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use nelly_protocol::sandbox::PROTOCOL_MAJOR;
 use nelly_protocol::sandbox::messages as m;
 use nelly_protocol::sandbox::service::{Sandbox as Service, create_sandbox};
+use nelly_vmm::sys::ProcessUsage;
 use nelly_vmm::text;
 use tokio::sync::{oneshot, watch};
 use ttrpc::asynchronous::TtrpcContext;
@@ -17,7 +18,7 @@ use ttrpc::{Code, get_status};
 use super::attach::{Attachment, Prepared};
 use super::execs::{FindError, Stays};
 use super::offers::STDOUT;
-use super::{Ended, Keeper, containers, execs, network, usage};
+use super::{Ended, Keeper, containers, execs, network};
 use crate::agent::{AgentError, CallError, CopySource, CopyTarget, Inspection, ProcessId};
 use crate::instance::relays::RelayState;
 use crate::instance::{Sandbox, SandboxError};
@@ -206,7 +207,7 @@ impl Calls {
     async fn monitor_tells(&self) -> ttrpc::Result<Told> {
         let sandbox = self.running()?;
         let inspection = sandbox.inspection().await.map_err(|error| refused(&error))?;
-        let usage = usage::of(sandbox.machine().process_id().unwrap_or_default());
+        let usage = ProcessUsage::of(sandbox.machine().process_id().unwrap_or_default());
         Ok(Told { inspection, cpu_ns: usage.cpu_ns, resident_bytes: usage.resident_bytes })
     }
 
@@ -570,7 +571,7 @@ impl Service for Calls {
         let sandbox = self.answering()?;
         let stats = sandbox.agent().stats(self.0.id()).await.map_err(|error| refused(&error.into()))?;
         let monitor_pid = sandbox.machine().process_id().unwrap_or_default();
-        let monitor = usage::of(monitor_pid);
+        let monitor = ProcessUsage::of(monitor_pid);
         Ok(m::StatsResponse {
             cpu_usage_ns: stats.cpu_usage_ns,
             memory_current_bytes: stats.memory_current_bytes,

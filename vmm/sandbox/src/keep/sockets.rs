@@ -2,7 +2,6 @@
 //! open to the keeper's own user and root only.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use nelly_protocol::sandbox::{CONTROL_SOCKET, STREAM_SOCKET};
-use rustix::fs::inotify;
+use nelly_vmm::sys::Removals;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -194,7 +193,7 @@ async fn hand_out(mut clients: Clients, offers: Offers) {
 }
 
 /// Tells when something in a directory is removed, or the directory itself.
-pub struct Watch(AsyncFd<OwnedFd>);
+pub struct Watch(AsyncFd<Removals>);
 
 impl Watch {
     /// Watches `directory`.
@@ -202,18 +201,12 @@ impl Watch {
     /// # Errors
     /// It is not there, or the system cannot watch so many.
     pub fn new(directory: &Path) -> io::Result<Self> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let gone = inotify::WatchFlags::DELETE
-            | inotify::WatchFlags::DELETE_SELF
-            | inotify::WatchFlags::MOVED_FROM
-            | inotify::WatchFlags::MOVE_SELF;
-        inotify::add_watch(&watch, directory, gone)?;
-        #[expect(deprecated, reason = "an OwnedFd means the same descriptor for as long as it lives")]
-        let watch = AsyncFd::with_interest(watch, Interest::READABLE)?;
+        #[expect(deprecated, reason = "it means the same descriptor for as long as it lives")]
+        let watch = AsyncFd::with_interest(Removals::new(directory)?, Interest::READABLE)?;
         Ok(Self(watch))
     }
 
-    /// Waits until something is gone.
+    /// Waits until something is gone. On some systems it ends, too, when something was made.
     pub async fn gone(&self) {
         // An error means that nothing can be heard any more: look, too.
         let _ready = self.0.readable().await;

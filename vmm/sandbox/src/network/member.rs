@@ -16,12 +16,12 @@ use nelly_image::trusted::{TrustError, TrustedDir};
 use nelly_net::config::Prefix4;
 use nelly_net::peers::{Answer, Join, MAX_REQUEST, Request, Shown};
 use nelly_net::switch::READY;
-use nelly_net::sys::write_with_descriptors;
+use nelly_net::sys::{KEEPS_MESSAGES, QUIET, write_with_descriptors};
 use nelly_net::wire::Mac;
 use nelly_vmm::config::MacAddress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 
 use crate::spec::network::{FIRST, Member, Network, Place};
 use crate::state::networks::{NetworkRecord, Networks, NetworksError, NetworksLock};
@@ -53,6 +53,12 @@ impl std::fmt::Debug for Site<'_> {
 /// Why a machine is not on its network.
 #[derive(Debug, thiserror::Error)]
 pub enum MemberError {
+    /// This system has no sockets for it.
+    #[error(
+        "networks of machines are for Linux hosts: the Unix sockets of this system keep no messages apart over a connection \
+         (SOCK_SEQPACKET), which a switch needs; a machine of its own has --net user"
+    )]
+    NoSockets,
     /// The directory of networks, or the network.
     #[error(transparent)]
     Networks(#[from] NetworksError),
@@ -177,6 +183,14 @@ pub fn users(sandboxes: &Path, network: &NetworkRecord, strict: bool) -> Result<
     Ok(users)
 }
 
+/// Whether this system can have networks of machines.
+///
+/// # Errors
+/// [`MemberError::NoSockets`].
+pub fn supported() -> Result<(), MemberError> {
+    if KEEPS_MESSAGES { Ok(()) } else { Err(MemberError::NoSockets) }
+}
+
 /// Gives the machine of a new sandbox its place, if it is to be on a network of machines. The lock
 /// is held until others can see what was given: until the sandbox's record is there, or its machine
 /// has joined.
@@ -191,6 +205,7 @@ pub fn assign(
     let Some(user) = network.user_mut() else { return Ok(None) };
     let has_rules = !user.allow.is_empty();
     let Some(member) = user.member.as_mut() else { return Ok(None) };
+    supported()?;
     let name = member.network.clone();
     let networks = Networks::open(&site.networks)?.ok_or_else(|| NetworksError::Missing(name.clone()))?;
     let lock = networks.lock()?;
@@ -246,7 +261,7 @@ pub fn show(record: &NetworkRecord) -> Result<Option<Vec<Shown>>, MemberError> {
     let Some(socket) = connect(record).map_err(silent)? else { return Ok(None) };
     let request = serde_json::to_vec(&Request::Show).map_err(|error| silent(error.into()))?;
     let mut all = Vec::new();
-    if rustix::net::send(&socket, &request, SendFlags::NOSIGNAL).is_err() {
+    if rustix::net::send(&socket, &request, QUIET).is_err() {
         return Ok(None);
     }
     loop {
@@ -321,7 +336,7 @@ pub fn join(
             start(site, &networks, (&mut record, &lock), program)?;
             continue;
         };
-        if rustix::net::send(&socket, &request, SendFlags::NOSIGNAL).is_err() {
+        if rustix::net::send(&socket, &request, QUIET).is_err() {
             continue;
         }
         // One that has ended meanwhile is followed by another.

@@ -25,8 +25,7 @@ use nelly_net::config::UsernetConfig;
 use nelly_net::holder::Holder;
 use nelly_vmm::config::NetworkConfig;
 use nelly_vmm::machine::Resources;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use nelly_vmm::sys::ProcessHandle;
 use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, Interest};
@@ -120,10 +119,7 @@ impl Usernet {
         let config = UsernetConfig { control: true, ..config.clone() };
         let text = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
         let (holder, control) = Holder::pair().map_err(failed)?;
-        let pair = || {
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-        };
-        let (link, theirs) = pair().map_err(|error| failed(error.into()))?;
+        let (link, theirs) = nelly_net::sys::message_pair().map_err(|error| failed(error.into()))?;
         let (said, telling) = UnixStream::pair().map_err(failed)?;
         // Only standard streams are handed on without a moment in which every other child of this
         // process would get them, too.
@@ -305,9 +301,9 @@ impl Usernet {
         let end = runs.then(|| {
             // It says no more, so it ends; one that only says so is ended.
             let _ended = child.kill();
-            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw)?;
-            #[expect(deprecated, reason = "an OwnedFd means the same descriptor for as long as it lives")]
-            let end = AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::empty()).ok()?, Interest::READABLE);
+            let process = ProcessHandle::of(&child).ok()?;
+            #[expect(deprecated, reason = "a handle means the same descriptor for as long as it lives")]
+            let end = AsyncFd::with_interest(process, Interest::READABLE);
             if end.is_err() {
                 // Without a descriptor: it was killed, so this is short.
                 let _collected = child.wait();

@@ -1,8 +1,11 @@
-//! Directories on the host: data, cache, configuration (XDG, or all below NELLY_HOME).
+//! Directories on the host: data, cache, configuration (XDG, else where the system keeps such files
+//! of a user, or all below NELLY_HOME).
 
 use std::path::PathBuf;
 
 use nelly_image::trusted::{TrustError, TrustedDir};
+
+use crate::sys;
 
 /// The directories of a user. They are not created here. Their contents are trusted (kernels,
 /// images, settings), so they must belong to the caller or root and must not be writable by others.
@@ -38,9 +41,9 @@ impl Places {
             },
         };
         Ok(Self {
-            data: place("XDG_DATA_HOME", "data", ".local/share")?,
-            cache: place("XDG_CACHE_HOME", "cache", ".cache")?,
-            config: place("XDG_CONFIG_HOME", "config", ".config")?,
+            data: place("XDG_DATA_HOME", "data", sys::HOME.data)?,
+            cache: place("XDG_CACHE_HOME", "cache", sys::HOME.cache)?,
+            config: place("XDG_CONFIG_HOME", "config", sys::HOME.config)?,
         })
     }
 
@@ -93,7 +96,7 @@ mod tests {
         assert_eq!(moved.cache, PathBuf::from("/n/cache"));
         let xdg = with(&[("XDG_CACHE_HOME", "/c"), ("XDG_DATA_HOME", "relative"), ("HOME", "/h")]).unwrap();
         assert_eq!(xdg.cache, PathBuf::from("/c/nelly"));
-        assert_eq!(xdg.data, PathBuf::from("/h/.local/share/nelly"));
+        assert_eq!(xdg.data, PathBuf::from("/h").join(sys::HOME.data).join("nelly"));
         assert_eq!(with(&[]), Err(NoHome("XDG_DATA_HOME")));
     }
 

@@ -1,8 +1,9 @@
 //! Where the sockets of a sandbox are: `$XDG_RUNTIME_DIR/nelly/ID12`, where that is this user's;
-//! else `/run/nelly/ID12` for root, and `/tmp/nelly-UID/ID12` for others.
+//! else `/run/nelly/ID12` for root, and `/tmp/nelly-UID/ID12` for others. On macOS the last two are
+//! `/var/run/nelly/ID12` and `$TMPDIR/nelly/ID12`.
 //!
 //! The address of a Unix socket has at most 107 bytes, which a path may well exceed. So sockets are
-//! bound and reached through the descriptor of their directory.
+//! bound and reached through the descriptor of their directory, where the system can do that.
 
 use std::fs::Permissions;
 use std::io;
@@ -13,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use nelly_image::trusted::TrustedDir;
 use nelly_protocol::sandbox::CONTROL_SOCKET;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use super::error::io_error;
 use super::{Id, StateError};
+use crate::sys;
 
 /// The directory of the sockets of one sandbox, mode 0700.
 #[derive(Debug)]
@@ -78,8 +80,7 @@ impl RuntimeDir {
     /// There is no such socket, nobody serves it, or (`WouldBlock`) its process does not answer.
     pub fn connect(&self, name: &str) -> Result<UnixStream, StateError> {
         let connected = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            let socket = nelly_net::sys::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
             rustix::net::connect(&socket, &SocketAddrUnix::new(self.dir.reach(name))?)?;
             Ok(socket)
         };
@@ -98,8 +99,8 @@ impl RuntimeDir {
         self.dir.remove(name)?;
         let path = self.dir.reach(name);
         let bound = || -> io::Result<OwnedFd> {
-            let flags = SocketFlags::CLOEXEC;
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            let socket = nelly_net::sys::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
+            rustix::io::ioctl_fionbio(&socket, false)?;
             rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
             std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
             rustix::net::listen(&socket, 128)?;
@@ -113,8 +114,7 @@ impl RuntimeDir {
     /// # Errors
     /// As [`RuntimeDir::connect`].
     pub fn connect_packets(&self, name: &str) -> Result<OwnedFd, rustix::io::Errno> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let socket = nelly_net::sys::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(self.dir.reach(name))?)?;
         Ok(socket)
     }
@@ -173,8 +173,14 @@ fn place(get: &impl Fn(&str) -> Option<PathBuf>) -> Result<TrustedDir, StateErro
         }
     }
     let user = rustix::process::geteuid();
-    let last = if user.is_root() { "/run/nelly".into() } else { format!("/tmp/nelly-{}", user.as_raw()) };
-    TrustedDir::make(Path::new(&last)).map_err(|error| {
+    // A system may give each user a directory for what does not stay.
+    let own = if sys::TEMPORARY_IS_OWN { absolute("TMPDIR").map(|own| own.join("nelly")) } else { None };
+    let last = match own {
+        _ if user.is_root() => PathBuf::from(sys::ROOT_RUN),
+        Some(own) => own,
+        None => format!("/tmp/nelly-{}", user.as_raw()).into(),
+    };
+    TrustedDir::make(&last).map_err(|error| {
         why.push(error.to_string());
         StateError::NoRuntimeDir { why: why.join("; ") }
     })

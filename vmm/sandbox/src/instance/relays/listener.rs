@@ -12,7 +12,7 @@ use std::time::Duration;
 use nelly_vmm::sys::unix;
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -166,8 +166,7 @@ fn bind_unix(path: &Path, directory: &OwnedFd, name: &OsStr) -> io::Result<(Unix
         0..=100 => path.to_owned(),
         _ => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name),
     };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = nelly_net::sys::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     let given = rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR);
     rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(&short)?)?;
     let found = short.symlink_metadata()?;
