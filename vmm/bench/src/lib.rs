@@ -18,3 +18,5 @@ pub mod runner;
 pub mod stats;
 mod sys;
 pub mod timeline;
+
+pub use sys::supported;

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::pty::{OpenptFlags, openpt, unlockpt};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What a process and the children it waited for used.
@@ -22,9 +22,30 @@ pub(crate) struct Usage {
     pub(crate) peak_rss_bytes: u64,
 }
 
+/// The unit that the peak of memory is counted in.
+#[cfg(target_os = "linux")]
+const PEAK_UNIT: u64 = 1024;
+/// The unit that the peak of memory is counted in.
+#[cfg(not(target_os = "linux"))]
+const PEAK_UNIT: u64 = 1;
+
+/// Whether figures can be taken on this system: most come from /proc, and the monitors that others
+/// are compared with run on KVM.
+///
+/// # Errors
+/// They cannot.
+pub fn supported() -> io::Result<()> {
+    if cfg!(target_os = "linux") {
+        return Ok(());
+    }
+    let why =
+        "figures are taken on Linux hosts only: most of them are read from /proc, which this system has not";
+    Err(io::Error::new(io::ErrorKind::Unsupported, why))
+}
+
 /// A count or a time of the kernel's.
-fn number(value: i64) -> u64 {
-    u64::try_from(value).expect("the kernel counts from zero upwards")
+fn number(value: impl Into<i64>) -> u64 {
+    u64::try_from(value.into()).expect("the kernel counts from zero upwards")
 }
 
 impl Usage {
@@ -35,8 +56,7 @@ impl Usage {
             system_ns: time(raw.ru_stime),
             minor_faults: number(raw.ru_minflt),
             major_faults: number(raw.ru_majflt),
-            // Linux counts in KiB.
-            peak_rss_bytes: number(raw.ru_maxrss) * 1024,
+            peak_rss_bytes: number(raw.ru_maxrss) * PEAK_UNIT,
         }
     }
 
@@ -89,11 +109,26 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 /// A terminal of nobody's: the end that keeps it, and the end for a program.
+#[cfg(target_os = "linux")]
 pub(crate) fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let keeper = openpt(flags)?;
     unlockpt(&keeper)?;
-    let user = ioctl_tiocgptpeer(&keeper, flags)?;
+    let user = rustix::pty::ioctl_tiocgptpeer(&keeper, flags)?;
+    Ok((keeper, user))
+}
+
+/// As on Linux, by the terminal's name.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::fs::{Mode, OFlags};
+    let keeper = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    rustix::io::fcntl_setfd(&keeper, rustix::io::FdFlags::CLOEXEC)?;
+    rustix::pty::grantpt(&keeper)?;
+    unlockpt(&keeper)?;
+    let name = rustix::pty::ptsname(&keeper, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let user = rustix::fs::open(name.as_c_str(), flags, Mode::empty())?;
     Ok((keeper, user))
 }
 

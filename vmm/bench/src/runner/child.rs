@@ -2,16 +2,15 @@
 //! taken, always reaped.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nelly_vmm::sys::signals::Signals;
-use nelly_vmm::sys::{at_most, fits};
+use nelly_vmm::sys::{ProcessHandle, at_most, fits};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::RunnerError;
 use super::console::{Finder, drain};
@@ -48,7 +47,7 @@ pub(super) struct ProcessSample {
 /// A child that does not outlive this value.
 struct Child {
     id: u32,
-    end: OwnedFd,
+    end: ProcessHandle,
     reaped: bool,
 }
 
@@ -57,7 +56,7 @@ impl Child {
     /// until it is reaped.
     fn kill(&self) {
         // Either may have ended by itself just now.
-        let _ = pidfd_send_signal(&self.end, Signal::KILL);
+        self.end.kill();
         if let Some(group) = i32::try_from(self.id).ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(group, Signal::KILL);
         }
@@ -179,9 +178,7 @@ fn start<'a>(
     let program = || launch.program.display().to_string();
     let mut child = child.map_err(|source| RunnerError::Spawn { program: program(), source })?;
     let id = child.id();
-    let end = i32::try_from(id).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData.into());
-    let end = end.and_then(|id| Ok(pidfd_open(id, PidfdFlags::empty())?));
-    let end = end.map_err(|source| {
+    let end = ProcessHandle::of(&child).map_err(|source| {
         let _ = child.kill();
         let _ = child.wait();
         RunnerError::Host { what: "cannot wait for the output of a process".into(), source }
