@@ -23,13 +23,16 @@ use crate::bench_args::{
 };
 use crate::context::Context;
 use crate::fail::{Hint, OfFlag as _, Usage};
-use crate::host::{self, KvmSupport};
+use crate::host::{self, HostSupport};
 use crate::output_file::OutputFile;
 use crate::{advice, machine, out};
 
 /// Runs the verb. Exit code 0; 1 if a start failed or a comparison found a slowdown; 128+n after
 /// signal n.
 pub(crate) fn run(args: &BenchArgs, context: &Context) -> Result<ExitCode> {
+    if !matches!(args.verb, BenchVerb::Compare(_)) {
+        nelly_bench::supported()?;
+    }
     let outputs = match &args.verb {
         BenchVerb::Boot(flags) => Outputs::open(&flags.common)?,
         BenchVerb::Run(flags) | BenchVerb::Exec(flags) => Outputs::open(&flags.common)?,
@@ -116,10 +119,10 @@ fn progress() -> impl FnMut(&str) {
 }
 
 fn environment() -> Environment {
-    let kvm = match host::kvm() {
-        KvmSupport::Mainstream => "mainstream".to_owned(),
-        KvmSupport::Paravirtual => "paravirtual".to_owned(),
-        KvmSupport::Unusable(why, _) => why,
+    let kvm = match host::support() {
+        HostSupport::Mainstream => "mainstream".to_owned(),
+        HostSupport::Paravirtual => "paravirtual".to_owned(),
+        HostSupport::Unusable(why, _) => why,
     };
     let build = nelly_sandbox::agent::BUILD.unwrap_or("unset");
     Environment::read(kvm, format!("nelly {} (build {build})", env!("CARGO_PKG_VERSION")))

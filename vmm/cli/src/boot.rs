@@ -2,19 +2,18 @@
 //! configuration in a memory file.
 
 use std::ffi::{CString, OsStr};
-use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
-use rustix::fs::MemfdFlags;
 
 use nelly_sandbox::spec::Network;
 use nelly_sandbox::state::Id;
 use nelly_seed::Seed;
 use nelly_vmm::config::FileSource;
+use nelly_vmm::sys::anonymous::memory_file;
 use nelly_vmm::timeline::{ORIGIN_VARIABLE, Recorder};
 
 use crate::boot_args::BootArgs;
@@ -92,9 +91,8 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
         return Ok(ExitCode::SUCCESS);
     }
     // Not close-on-exec: the monitor reads it after the exec.
-    let file = rustix::fs::memfd_create("nelly-config", MemfdFlags::empty())
-        .context("cannot create a memory file")?;
-    let mut file = File::from(file);
+    let mut file = memory_file("nelly-config").context("cannot create a memory file")?;
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).context("cannot pass a descriptor on")?;
     file.write_all(config.to_json().as_bytes()).context("cannot write the machine's configuration")?;
     file.rewind().context("cannot seek in the machine's configuration")?;
     let config = format!("fd:{}", file.as_raw_fd());

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use nelly_image::{Reference, Store, StoreOptions};
+use nelly_sandbox::network::member;
 use nelly_sandbox::state::Sandboxes;
 use nelly_vmm::machine::Layers;
 use nelly_vmm::text;
@@ -13,7 +14,7 @@ use serde_json::json;
 use crate::advice;
 use crate::assets::{self, Asset, Assets};
 use crate::context::Context;
-use crate::host::{self, KvmSupport};
+use crate::host::{self, HostSupport};
 use crate::out;
 
 /// The result of a check.
@@ -44,11 +45,12 @@ impl Finding {
 
 /// Runs the verb: exit code 0 when `nelly run` works here, else 1.
 pub(crate) fn run(as_json: bool, context: &Context) -> Result<ExitCode> {
-    let mut findings = kvm();
+    let mut findings = hypervisor();
     findings.extend(installation(context));
     findings.push(confinement(Layers::of_host()));
     findings.push(memory());
     findings.extend(linger(context));
+    findings.extend(host::LACKS.iter().map(|it| Finding::new(it.check, Verdict::Warn, it.text, it.hint)));
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Fail);
     if as_json {
         let rows: Vec<_> = findings
@@ -104,10 +106,10 @@ fn confinement(layers: Layers) -> Finding {
     Finding::new("confine", Verdict::Warn, text, hint)
 }
 
-fn kvm() -> Vec<Finding> {
-    let kvm = host::kvm();
-    let opens = !matches!(kvm, KvmSupport::Unusable(..));
-    let mut findings = describe(kvm);
+fn hypervisor() -> Vec<Finding> {
+    let support = host::support();
+    let opens = !matches!(support, HostSupport::Unusable(..));
+    let mut findings = describe(support);
     if opens {
         findings.extend(probe());
     }
@@ -117,7 +119,7 @@ fn kvm() -> Vec<Finding> {
 /// Runs tiny guests to test what the processor's flags promise.
 fn probe() -> Vec<Finding> {
     use nelly_vmm::hv::{self, probe::probe};
-    let hint = || format!("this KVM cannot run a stock kernel; {}", advice::another_host());
+    let hint = || format!("{}; {}", host::PROBE_HINT, advice::another_host());
     let findings = match hv::open().map_err(anyhow::Error::from).and_then(|hv| Ok(probe(&hv)?)) {
         Ok(findings) => findings,
         Err(error) => return vec![Finding::new("probe", Verdict::Fail, format!("{error:#}"), hint())],
@@ -131,18 +133,16 @@ fn probe() -> Vec<Finding> {
         .collect()
 }
 
-fn describe(kvm: KvmSupport) -> Vec<Finding> {
-    match kvm {
-        KvmSupport::Mainstream => {
-            vec![Finding::ok("kvm", "/dev/kvm can be opened, and the processor has hardware virtualisation")]
-        }
-        KvmSupport::Paravirtual => vec![Finding::new(
-            "kvm",
+fn describe(support: HostSupport) -> Vec<Finding> {
+    match support {
+        HostSupport::Mainstream => vec![Finding::ok(host::CHECK, host::GOOD)],
+        HostSupport::Paravirtual => vec![Finding::new(
+            host::CHECK,
             Verdict::Fail,
             "/dev/kvm can be opened, but the processor has neither svm nor vmx: this KVM is paravirtual and cannot run a stock kernel",
             advice::another_host(),
         )],
-        KvmSupport::Unusable(message, hint) => vec![Finding::new("kvm", Verdict::Fail, message, hint)],
+        HostSupport::Unusable(message, hint) => vec![Finding::new(host::CHECK, Verdict::Fail, message, hint)],
     }
 }
 
@@ -178,6 +178,7 @@ fn installation(context: &Context) -> Vec<Finding> {
     }
     // Of networks of machines.
     match context.search.switch() {
+        Err(_) if member::supported().is_err() => {}
         Ok(path) => findings.push(Finding::ok("switch", format!("{} (beside nelly)", path.display()))),
         Err(error) => {
             findings.push(Finding::new("switch", Verdict::Fail, error.to_string(), advice::install()));

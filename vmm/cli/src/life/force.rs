@@ -1,13 +1,13 @@
 //! The end of a sandbox at once, whatever state its keeper and its machine are in.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use nelly_sandbox::state::SandboxDir;
 use nelly_sandbox::wire::holder;
+use nelly_vmm::sys::ProcessHandle;
 use nelly_vmm::text;
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::Signal;
 
 use super::{connect, ended, keeper, runtime};
 use crate::out;
@@ -58,7 +58,7 @@ pub(crate) fn end_by_force(sandbox: &SandboxDir) -> Result<()> {
 /// A process cannot be signalled, or does not end.
 pub(crate) fn end_unreachable(
     sandbox: &SandboxDir,
-    keeper: &OwnedFd,
+    keeper: &ProcessHandle,
     grace: Option<Duration>,
     why: &anyhow::Error,
 ) -> Result<()> {
@@ -67,10 +67,8 @@ pub(crate) fn end_unreachable(
     out::message(format_args!(
         "sandbox {id} is stopped by SIGTERM to the process that holds it, which cannot be asked: {why}"
     ));
-    match pidfd_send_signal(keeper, Signal::TERM) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => bail!("cannot stop the process that holds sandbox {id}: {error}"),
-    }
+    signal(keeper, Signal::TERM)
+        .with_context(|| format!("cannot stop the process that holds sandbox {id}"))?;
     let grace = grace.unwrap_or_else(|| {
         let own = sandbox.record().map(|record| Duration::from_millis(record.stop_grace_ms));
         own.unwrap_or(ORDERLY)
@@ -81,12 +79,17 @@ pub(crate) fn end_unreachable(
     end_by_force(sandbox)
 }
 
-fn end(processes: &[OwnedFd]) -> Result<()> {
+/// Signals a process; one that has ended meanwhile is as good.
+fn signal(process: &ProcessHandle, signal: Signal) -> std::io::Result<()> {
+    match process.signal(signal) {
+        Err(error) if rustix::io::Errno::from_io_error(&error) != Some(rustix::io::Errno::SRCH) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn end(processes: &[ProcessHandle]) -> Result<()> {
     for process in processes {
-        match pidfd_send_signal(process.as_fd(), Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => bail!("cannot kill a process of the sandbox: {error}"),
-        }
+        signal(process, Signal::KILL).context("cannot kill a process of the sandbox")?;
     }
     for process in processes {
         if !ended(process, Some(KILLED))? {

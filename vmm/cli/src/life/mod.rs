@@ -22,7 +22,7 @@ mod stats;
 mod stop;
 mod wait;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ pub(crate) use metrics::metrics;
 use nelly_sandbox::connect::Connection;
 use nelly_sandbox::state::{SandboxDir, SandboxLock, Sandboxes};
 use nelly_sandbox::wire::holder;
+use nelly_vmm::sys::ProcessHandle;
 pub(crate) use proxy::proxy;
 pub(crate) use ps::ps;
 pub(crate) use remove::{gc, rename, rm};
@@ -126,12 +127,12 @@ pub(crate) async fn connect(sandbox: &SandboxDir) -> Result<Connection> {
 }
 
 /// A handle on the keeper's process, if it lives.
-pub(crate) fn keeper(sandbox: &SandboxDir) -> Result<Option<OwnedFd>> {
+pub(crate) fn keeper(sandbox: &SandboxDir) -> Result<Option<ProcessHandle>> {
     Ok(sandbox.state()?.holder.as_ref().and_then(holder::handle))
 }
 
 /// Waits until a process has ended; `false` when the time was over first.
-pub(crate) fn ended(process: &OwnedFd, within: Option<Duration>) -> Result<bool> {
+pub(crate) fn ended(process: &ProcessHandle, within: Option<Duration>) -> Result<bool> {
     let within = within.map(Timespec::try_from).transpose().context("the time is too long")?;
     loop {
         match poll(&mut [PollFd::new(&process.as_fd(), PollFlags::IN)], within.as_ref()) {

@@ -57,6 +57,7 @@ fn label(text: &str) -> Result<(String, String)> {
 
 fn create(args: &CreateArgs, context: &Context) -> Result<ExitCode> {
     check_network_name(&args.name).map_err(Usage::error)?;
+    member::supported()?;
     let subnet: Option<Prefix4> =
         args.subnet.as_deref().map(str::parse).transpose().map_err(anyhow::Error::msg).of_flag("--subnet")?;
     let subnet6: Option<Prefix6> = args
