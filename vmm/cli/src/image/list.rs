@@ -91,8 +91,8 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
     let (local, store) = (local(context)?, store(context)?);
     let mut rows = Vec::new();
     for image in local.list()? {
-        // An image for another platform is listed without its size and date, and so is a damaged one,
-        // of which somebody should hear.
+        // An image for another platform is listed without its size and date, and so is a damaged
+        // one, of which somebody should hear.
         let plan = match store.plan_stored(&image.descriptor.digest) {
             Ok(plan) => Some(plan),
             Err(error) => {
