@@ -38,6 +38,36 @@ pub enum RegistryError {
         /// The registry's words in brackets; else empty.
         detail: String,
     },
+    /// A server of files wants credentials, or other ones.
+    #[error("{host} denies access to {what}{detail}: it needs {}credentials", other(*.shown))]
+    FileDenied {
+        /// The server.
+        host: String,
+        /// What was asked for.
+        what: String,
+        /// The server's words in brackets; else empty.
+        detail: String,
+        /// Whether it was shown some.
+        shown: bool,
+    },
+    /// What is fetched has more bytes than it may have.
+    #[error("{what} has {}, more than the {most} that are allowed", bytes(*.told))]
+    TooLarge {
+        /// What was asked for.
+        what: String,
+        /// How many it has, if the server told.
+        told: Option<u64>,
+        /// How many it may have.
+        most: u64,
+    },
+    /// What came could not be kept.
+    #[error("cannot keep {what}")]
+    Kept {
+        /// What was asked for.
+        what: String,
+        /// The system's word.
+        source: std::io::Error,
+    },
     /// The registry does not have it.
     #[error("{host} does not have {what}{detail}")]
     NotFound {
@@ -117,6 +147,14 @@ fn after(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(String::new, |time| format!(" (for {} seconds)", time.as_secs()))
 }
 
+fn other(shown: bool) -> &'static str {
+    if shown { "other " } else { "" }
+}
+
+fn bytes(told: Option<u64>) -> String {
+    told.map_or_else(|| "too many bytes".to_owned(), |told| format!("{told} bytes"))
+}
+
 impl RegistryError {
     /// A stable word for programs, `snake_case`.
     #[must_use]
@@ -124,7 +162,9 @@ impl RegistryError {
         match self {
             Self::Name { .. } => "registry_name_invalid",
             Self::Connect { .. } => "registry_unreachable",
-            Self::Denied { .. } => "registry_denied",
+            Self::Denied { .. } | Self::FileDenied { .. } => "registry_denied",
+            Self::TooLarge { .. } => "too_large",
+            Self::Kept { .. } => "io",
             Self::NotFound { .. } => "registry_not_found",
             Self::TooManyRequests { .. } => "registry_too_many_requests",
             Self::Status { .. } | Self::Protocol { .. } => "registry_failed",

@@ -62,13 +62,23 @@ impl Url {
         Some(Self { origin: Origin { https, authority: authority.to_owned() }, path: path.to_owned() })
     }
 
-    /// Follows a `Location`, which may leave out the origin.
+    /// Follows a `Location`, which may leave out the scheme, the origin, or the path to its last
+    /// name. One that goes up (`../x`) is not followed.
     pub(crate) fn join(&self, location: &str) -> Option<Self> {
-        if location.starts_with('/') && !location.starts_with("//") {
-            let whole = format!("{}{location}", self.origin.text());
-            return Self::parse(&whole);
+        let scheme = if self.origin.https { "https" } else { "http" };
+        if location.starts_with("//") {
+            return Self::parse(&format!("{scheme}:{location}"));
         }
-        Self::parse(location)
+        if location.starts_with('/') {
+            return Self::parse(&format!("{}{location}", self.origin.text()));
+        }
+        let first = location.split(['/', '?', '#']).next().unwrap_or_default();
+        if first.is_empty() || first.contains(':') || first == ".." || first == "." {
+            return Self::parse(location);
+        }
+        let path = self.path.split('?').next().unwrap_or_default();
+        let directory = path.rfind('/').map_or("/", |at| &path[..=at]);
+        Self::parse(&format!("{}{directory}{location}", self.origin.text()))
     }
 
     pub(crate) fn text(&self) -> String {
@@ -124,7 +134,7 @@ pub(crate) fn without_port(authority: &str) -> &str {
 pub(crate) struct Call<'a> {
     pub(crate) method: Method,
     pub(crate) url: Url,
-    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) headers: Vec<(&'a str, String)>,
     /// What it is about, for messages.
     pub(crate) what: &'a str,
     /// Its answer is short, and has to be there soon.
@@ -332,17 +342,32 @@ impl Http {
         call: &Call<'_>,
         authorization: Option<&str>,
     ) -> Result<(Url, Response<Body>), Failure> {
+        let secret = authorization.map(|value| (AUTHORIZATION.as_str(), value));
+        self.follow_within(call, secret, &|_| Ok(()))
+    }
+
+    /// Sends a request without a body and follows its redirects, as far as `may_go` has no reason
+    /// against it; the header `secret` goes to the first origin alone.
+    pub(crate) fn follow_within(
+        &self,
+        call: &Call<'_>,
+        secret: Option<(&str, &str)>,
+        may_go: &dyn Fn(&Url) -> Result<(), String>,
+    ) -> Result<(Url, Response<Body>), Failure> {
         let mut url = call.url.clone();
         for _ in 0..=HOPS {
-            let authorization = authorization.filter(|_| url.origin == call.url.origin);
+            let mut headers = call.headers.clone();
+            if let Some((name, value)) = secret.filter(|_| url.origin == call.url.origin) {
+                headers.push((name, value.to_owned()));
+            }
             let next = Call {
                 method: call.method.clone(),
                 url: url.clone(),
-                headers: call.headers.clone(),
+                headers,
                 what: call.what,
                 small: call.small,
             };
-            let answer = self.send(next, Payload::None, authorization)?;
+            let answer = self.send(next, Payload::None, None)?;
             if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((url, answer));
             }
@@ -355,6 +380,10 @@ impl Http {
                 let problem = format!("it redirects to {}, which is not encrypted", target.origin.text());
                 return Err(self.protocol(&url, call.what, problem).into());
             }
+            may_go(&target).map_err(|why| {
+                let problem = format!("it redirects to {}: {why}", target.origin.text());
+                self.protocol(&url, call.what, problem)
+            })?;
             url = target;
         }
         let problem = format!("it redirects more than {HOPS} times");
@@ -427,6 +456,15 @@ pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
     headers.get(name)?.to_str().ok()
 }
 
+/// The first byte and the whole size of `bytes FIRST-LAST/SIZE`, if it goes to the end.
+pub(crate) fn parse_range(text: &str) -> Option<(u64, u64)> {
+    let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let number = |word: &str| word.trim().parse::<u64>().ok();
+    let (first, last, size) = (number(first)?, number(last)?, number(size)?);
+    (first <= last && last.checked_add(1) == Some(size)).then_some((first, size))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -438,8 +476,9 @@ mod tests {
             ("/x?y=z", Some("https://r.example:5000/x?y=z")),
             ("https://cdn.example/b", Some("https://cdn.example/b")),
             ("http://cdn.example", Some("http://cdn.example/")),
-            ("//cdn.example/b", None),
-            ("b", None),
+            ("//cdn.example/b", Some("https://cdn.example/b")),
+            ("b?c=d", Some("https://r.example:5000/v2/a/blobs/uploads/b?c=d")),
+            ("../b", None),
             ("", None),
             ("ftp://cdn.example/b", None),
             ("file:///etc/passwd", None),

@@ -6,6 +6,7 @@
 //! ([`CredentialStore`]), answers challenges, follows mirrors, proxies and redirects, resumes what
 //! was cut and tries again what may work later. Everything that a registry says is untrusted: sizes
 //! are bounded, bytes are verified, and credentials go to the registry and its token server alone.
+//! [`Client::file`] fetches a file of any other server in the same way.
 
 mod cancel;
 mod challenge;
@@ -13,6 +14,7 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod file;
 mod http;
 mod options;
 mod program;
@@ -30,6 +32,7 @@ pub use client::{Client, RawManifest};
 pub use credentials::{CredentialStore, Credentials, LoginPlace, Logout};
 pub use endpoint::Place;
 pub use error::RegistryError;
+pub use file::{FileCredentials, FileRequest, FileSink, FileUrl, FileVersion, Had};
 pub use options::{Environment, HostOptions, Patience, RegistryOptions};
 pub use pull::{Pulled, TransferError, pull};
 pub use push::{Pushed, push};

@@ -12,7 +12,7 @@ use ureq::{Body, BodyReader};
 use super::{Action, Ask, Client};
 use crate::endpoint::Place;
 use crate::error::{RegistryError, clean};
-use crate::http::{Failure, Url, header};
+use crate::http::{Failure, Url, header, parse_range};
 
 /// The manifests that are asked for.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -282,15 +282,6 @@ fn is_tag(word: &str) -> bool {
         && !word.is_empty()
         && word.len() <= 128
         && !word.starts_with(['.', '-'])
-}
-
-/// The first byte and the whole size of `bytes FIRST-LAST/SIZE`, if it goes to the end.
-fn parse_range(text: &str) -> Option<(u64, u64)> {
-    let (range, size) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last, size): (u64, u64, u64) =
-        (first.trim().parse().ok()?, last.trim().parse().ok()?, size.trim().parse().ok()?);
-    (last.checked_add(1) == Some(size)).then_some((first, size))
 }
 
 #[cfg(test)]

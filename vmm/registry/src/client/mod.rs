@@ -27,8 +27,8 @@ const WHOLE: &str = "nobody panics while holding it";
 
 /// Talks with registries. Blocking, for any number of threads.
 pub struct Client {
-    options: RegistryOptions,
-    http: Http,
+    pub(crate) options: RegistryOptions,
+    pub(crate) http: Http,
     credentials: CredentialStore,
     warnings: Warnings,
     /// What to show a server for a repository and what is done there.
@@ -154,7 +154,7 @@ impl Client {
         }
     }
 
-    fn pause(&self, number: u32, after: Option<std::time::Duration>) -> Result<(), RegistryError> {
+    pub(crate) fn pause(&self, number: u32, after: Option<std::time::Duration>) -> Result<(), RegistryError> {
         let delay = after.unwrap_or_else(|| retry::delay(&self.options.patience, number));
         if self.http.cancel.wait(delay) { Err(RegistryError::Cancelled) } else { Ok(()) }
     }

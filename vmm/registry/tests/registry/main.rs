@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+mod file;
 mod hostile;
 mod pull;
 mod real;
