@@ -64,6 +64,7 @@ pub use tar::{Damage, TarError};
 pub use transfer::{ArchiveFormat, Input, TransferError};
 pub use tree::TreeError;
 pub use unpacker::{Order, Unpacker};
+pub use zstd::Decoder as ZstdDecoder;
 
 /// Entry points for fuzzing.
 #[doc(hidden)]

@@ -11,7 +11,7 @@ const WINDOW_MAX: u64 = 128 << 20;
 
 /// Reads what a stream holds. Checksums are verified where frames have one; dictionaries are not
 /// known.
-pub(crate) struct Decoder<R> {
+pub struct Decoder<R> {
     from: R,
     frame: FrameDecoder,
     /// Whether `frame` has something left.
@@ -19,7 +19,8 @@ pub(crate) struct Decoder<R> {
 }
 
 impl<R: BufRead> Decoder<R> {
-    pub(crate) fn new(from: R) -> Self {
+    /// Reads the stream `from`.
+    pub fn new(from: R) -> Self {
         let mut frame = FrameDecoder::new();
         frame.set_max_window_size(WINDOW_MAX);
         Self { from, frame, inside: false }

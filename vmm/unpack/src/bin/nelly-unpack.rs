@@ -2,23 +2,34 @@
 //!
 //! It reads an order on standard input, and reports on standard output (`nelly_image::Order`). When
 //! standard input ends, nobody waits for it any more.
+//!
+//! With `stream FORM MOST [MEMBER]`, standard input is a packed file, and standard output the file
+//! that gets what comes out of it.
 
 use std::error::Error;
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufReader, Write, stderr, stdin, stdout};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use nelly_image::{Order, Store};
-use nelly_unpack::confine::{begin, confine};
+use nelly_unpack::confine::{begin, confine, confine_to_streams};
+use nelly_unpack::stream::{NO_MEMBER, StreamError, StreamOrder, unpack};
 
 const HELP: &str = "\
 Unpacks an image into the cache of nelly.
 
 nelly starts it; there is nothing to be done with it by hand. It gives up its rights before it reads the image: it can
 read that image, write to the cache, and reaches no network, no other process and, on Linux 5.19 or newer, no other file.
+With stream, it unpacks the file that is its standard input into the one that is its standard output, and reaches no other.
 
   --help      print this help
   --version   print the version
 ";
+
+/// The word before the order for one file.
+const STREAM: &str = "stream";
 
 fn main() -> ExitCode {
     match std::env::args_os().nth(1).as_ref().map(|word| word.to_str()) {
@@ -27,6 +38,7 @@ fn main() -> ExitCode {
         Some(Some("--version" | "-V")) => {
             return print(concat!("nelly-unpack ", env!("CARGO_PKG_VERSION"), "\n"));
         }
+        Some(Some(STREAM)) => return stream(),
         Some(_) => return complain("unknown argument; see nelly-unpack --help"),
     }
     match run() {
@@ -44,6 +56,32 @@ fn run() -> Result<bool, Box<dyn Error>> {
     })?;
     confine(&order)?;
     Ok(Store::carry_out(&order, stdout().lock(), stdin())?)
+}
+
+/// Unpacks standard input into standard output.
+fn stream() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(2).collect();
+    let Some(order) = StreamOrder::read(&words) else {
+        return complain("this is no order; see nelly-unpack --help");
+    };
+    let ready = || -> Result<(File, File), Box<dyn Error>> {
+        begin()?;
+        let from = File::from(stdin().as_fd().try_clone_to_owned()?);
+        let to = File::from(stdout().as_fd().try_clone_to_owned()?);
+        confine_to_streams()?;
+        Ok((from, to))
+    };
+    let (from, to) = match ready() {
+        Ok(ready) => ready,
+        Err(error) => return complain(&chain(error.as_ref())),
+    };
+    match unpack(&from, &to, &order) {
+        Ok(_bytes) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = complain(&chain(&error));
+            if matches!(error, StreamError::NoMember { .. }) { ExitCode::from(NO_MEMBER) } else { code }
+        }
+    }
 }
 
 fn chain(error: &dyn Error) -> String {

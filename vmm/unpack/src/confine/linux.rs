@@ -11,9 +11,21 @@ use nelly_image::Order;
 use nelly_image::trusted::TrustedDir;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Resource, Signal, set_parent_process_death_signal};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 
 use super::ConfineError;
+
+/// Bytes of memory of a process that unpacks one file: the largest of decoders takes half of them.
+const MEMORY: u64 = 1 << 30;
+
+/// The files that a process reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    /// Those that it has open.
+    Open,
+    /// Those that Landlock leaves it, too.
+    ByName,
+}
 
 /// The version of Landlock that lets a file without a name get one in another directory.
 const LINKS: u32 = 2;
@@ -25,6 +37,23 @@ pub(super) fn begin() -> io::Result<()> {
 }
 
 pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> {
+    // Root reads images of all users, as it did before.
+    layers(CapabilitySet::DAC_READ_SEARCH, || restrict(order), Files::ByName)
+}
+
+pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
+    // What is open needs no rule.
+    let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
+    setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) })
+        .map_err(|error| ConfineError { layer: "limits", source: error.into() })?;
+    layers(CapabilitySet::empty(), restrict, Files::Open)
+}
+
+fn layers(
+    kept: CapabilitySet,
+    restrict: impl FnOnce() -> io::Result<bool>,
+    files: Files,
+) -> Result<Vec<&'static str>, ConfineError> {
     let mut done = Vec::new();
     let mut layer = |layer: &'static str, result: io::Result<bool>| match result {
         Ok(true) => {
@@ -37,20 +66,19 @@ pub(super) fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> 
     };
     let all = |()| true;
     layer("no_new_privs", privilege::keep_down().map(all))?;
-    // Root reads images of all users, as it did before.
-    let kept = privilege::drop_capabilities(CapabilitySet::DAC_READ_SEARCH);
+    let kept = privilege::drop_capabilities(kept);
     layer("capabilities", kept.map(|_| true))?;
     let limits = [Resource::Memlock, Resource::Msgqueue];
     layer("limits", privilege::set_to_nothing(&limits).map(all))?;
     layer("undumpable", privilege::hide().map(all))?;
-    layer("landlock", restrict(order))?;
+    layer("landlock", restrict())?;
     if program::available() {
         let errors = io::stderr();
         layer(
             "a word on denied system calls",
             denied::tell("nelly-unpack", &[errors.as_fd()], None).map(all),
         )?;
-        let filter = calls();
+        let filter = calls(files);
         let install = |filter| program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt);
         layer("seccomp", filter.and_then(install).map(all))?;
     }
@@ -88,9 +116,8 @@ fn has_rules(place: &OwnedFd) -> bool {
     matches!(kind, Ok(FileType::RegularFile | FileType::Directory))
 }
 
-/// What acts on memory, time, the process itself and what is open, and what reaches files by their
-/// names, of which Landlock leaves few.
-const ANYWHERE: &[i64] = &[
+/// What acts on memory, time, the process itself and what is open.
+const OPEN: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
@@ -98,14 +125,10 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_fdatasync,
-    libc::SYS_flock,
     libc::SYS_fstat,
-    libc::SYS_fstatfs,
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_futex,
-    libc::SYS_getcwd,
-    libc::SYS_getdents64,
     libc::SYS_getegid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -113,10 +136,8 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_gettid,
     libc::SYS_getuid,
-    libc::SYS_linkat,
     libc::SYS_lseek,
     libc::SYS_madvise,
-    libc::SYS_mkdirat,
     libc::SYS_mremap,
     libc::SYS_munmap,
     libc::SYS_nanosleep,
@@ -127,10 +148,7 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_read,
-    libc::SYS_readlinkat,
     libc::SYS_readv,
-    libc::SYS_renameat,
-    libc::SYS_renameat2,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
     libc::SYS_rt_sigaction,
@@ -140,11 +158,24 @@ const ANYWHERE: &[i64] = &[
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
-    libc::SYS_statfs,
     libc::SYS_statx,
-    libc::SYS_unlinkat,
     libc::SYS_write,
     libc::SYS_writev,
+];
+
+/// What reaches files by their names, of which Landlock leaves few.
+const BY_NAME: &[i64] = &[
+    libc::SYS_flock,
+    libc::SYS_fstatfs,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_linkat,
+    libc::SYS_mkdirat,
+    libc::SYS_readlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_statfs,
+    libc::SYS_unlinkat,
 ];
 
 /// What the libraries use of older calls.
@@ -161,6 +192,10 @@ const OLDER: &[i64] = &[
     libc::SYS_unlink,
 ];
 
+/// The other architectures never had them.
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[i64] = &[];
+
 /// ENOSYS
 const NO_CALL: u16 = 38;
 
@@ -170,13 +205,13 @@ const fn bits(value: libc::c_int) -> u32 {
 }
 
 /// The list of system calls.
-fn calls() -> io::Result<program::BpfProgram> {
+fn calls(files: Files) -> io::Result<program::BpfProgram> {
     let mut calls = Calls::new();
     let mut put = |number: i64, ways: Ways| {
         calls.insert(u32::try_from(number).map_err(io::Error::other)?, ways);
         io::Result::Ok(())
     };
-    for &number in ANYWHERE {
+    for &number in OPEN {
         put(number, Ways::All)?;
     }
     let these = |ways: &[&[(u8, Must)]]| Ways::These(ways.iter().map(|way| way.to_vec()).collect());
@@ -192,18 +227,19 @@ fn calls() -> io::Result<program::BpfProgram> {
         libc::SYS_prctl,
         these(&[&[(0, Must::Be(bits(libc::PR_SET_NAME)))], &[(0, Must::Be(bits(libc::PR_GET_NAME)))]]),
     )?;
-    // Before its version 3 Landlock does not keep a file that may be read from being cut.
-    let whole = Must::BeWithin(!OFlags::TRUNC.bits());
-    put(libc::SYS_openat, these(&[&[(2, whole)]]))?;
-    #[cfg(target_arch = "x86_64")]
-    put(libc::SYS_open, these(&[&[(1, whole)]]))?;
+    if files == Files::ByName {
+        for &number in BY_NAME.iter().chain(OLDER) {
+            put(number, Ways::All)?;
+        }
+        // Before its version 3 Landlock does not keep a file that may be read from being cut.
+        let whole = Must::BeWithin(!OFlags::TRUNC.bits());
+        put(libc::SYS_openat, these(&[&[(2, whole)]]))?;
+        #[cfg(target_arch = "x86_64")]
+        put(libc::SYS_open, these(&[&[(1, whole)]]))?;
+    }
     // A panic ends this process by a signal to itself.
     put(libc::SYS_tgkill, these(&[&[(0, Must::Be(std::process::id()))]]))?;
     let own = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     put(libc::SYS_fcntl, Ways::These(own.map(|how| vec![(1, Must::Be(bits(how)))]).to_vec()))?;
-    #[cfg(target_arch = "x86_64")]
-    for number in OLDER {
-        put(*number, Ways::All)?;
-    }
     program::compile(&calls, Denial::Signal)
 }
