@@ -42,9 +42,9 @@ pub(crate) enum PlatformArg {
 }
 
 /// `nelly boot`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(
-    override_usage = "nelly boot [OPTIONS] --kernel <FILE>\n       nelly boot [OPTIONS] --image <FILE[,OPTION...]>",
+    override_usage = "nelly boot [OPTIONS] --kernel <FILE>\n       nelly boot [OPTIONS] --image <FILE|URL[,OPTION...]>",
     after_help = "The machine's serial port is connected to stdin and stdout. On a terminal, Ctrl-A x stops the machine.\n\n\
     Examples:\n  \
     nelly boot --image debian.qcow2 -m 1G                                 a cloud image, without firmware; nothing stays\n  \
@@ -58,7 +58,7 @@ pub(crate) enum PlatformArg {
     nelly boot --kernel bzImage --disk debian.qcow2,overlay=web.qcow2,size=20G --append 'console=ttyS0 root=/dev/vda1 rw'\n  \
     nelly boot --image debian.qcow2,overlay=web.qcow2 -m 1G --net user --user ada --ssh-dir web.keys -p 2222:22\n\n\
     --image boots what the image's boot loader would: its partition table, file systems and grub.cfg, loader/entries or extlinux.conf are read on this host. \
-    nelly disk boot-entries shows what is found. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
+    nelly disk boot-entries shows what is found. The image of a URL is fetched once, as nelly image pull does, and is never written. Without rw, overlay or ephemeral, the image is not written and nothing stays.\n\n\
     With -d the machine lives as a sandbox does: nelly attach is its console, nelly stop presses its power button, nelly start boots the same disk again, which lies in \
     the machine's directory until nelly rm. It has no agent, so that nelly exec, cp and others do not reach into it. With a seed, and without --user-data and \
 --meta-data, it gets keys of its own and a free port of loopback that leads to its port 22, for nelly ssh (--net none leaves the port out).\n\n\
@@ -75,7 +75,8 @@ pub(crate) enum PlatformArg {
     bps=SIZE, iops=N   at most so many bytes, such as 50M, and so many requests in a second\n  \
     threads=N          serve so many requests at once that wait for this host, 1 to 16 (default 4, from the ninth disk on 1)\n  \
     sectors=BYTES      sectors of 512 (the default) or 4096 bytes\n  \
-    backing-anywhere   open backing files outside of the directory of the image that names them, too\n\
+    backing-anywhere   open backing files outside of the directory of the image that names them, too\n  \
+    checksum=SUM       of a URL: what comes has this checksum, sha256:HEX or sha512:HEX\n\
     A comma in FILE is written twice."
 )]
 pub(crate) struct BootArgs {
@@ -88,7 +89,7 @@ pub(crate) struct BootArgs {
     pub(crate) initrd: Option<PathBuf>,
     /// Boot a cloud image, which is the first disk, with the kernel, initrds and command line that
     /// its boot loader would take; with the options of --disk after commas, see below
-    #[arg(long, value_name = "FILE[,OPTION...]")]
+    #[arg(long, value_name = "FILE|URL[,OPTION...]")]
     pub(crate) image: Option<String>,
     /// Boot another entry of the image's boot loader than its default: a title or a kernel as nelly
     /// disk boot-entries shows them, or the loader's id

@@ -87,7 +87,7 @@ pub(crate) fn absolute(flag: &'static str, text: &str) -> Result<String> {
 }
 
 /// The words between single commas.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(letter) = rest.next() {

@@ -7,7 +7,7 @@ use nelly_hydra::Profile;
 #[derive(Debug, Args)]
 #[command(
     after_help = "The environment variables of the Hydra scripts describe the machine. docs/hydra-variables.md lists them; nelly config show isolated prints what they say.\n\
-        Image: a file in DEFAULT_DIR_IMAGE (image). It is not fetched yet: if it is not there, the curl line that fetches it is printed.\n\
+        Image: a file in DEFAULT_DIR_IMAGE (image). If it is not there, it is fetched from DEFAULT_IMAGE_SOURCE_URL, once.\n\
         Login: ssh -p 5555 VM_USERNAME@localhost with a key; the console takes the password. The default one works on the console alone.\n\
         Stop: sudo poweroff in the guest. Ctrl-A x ends the machine at once, as a loss of power does.\n\
         Disk: the image is never written. isolated-disk.qcow2 beside it keeps what the guest writes; remove that file to begin anew.\n\n\
@@ -32,7 +32,7 @@ pub(crate) struct IsolatedArgs {
 #[command(
     after_help = "The environment variables of the Hydra scripts describe the machine. docs/hydra-variables.md lists them; nelly config show host prints what they say. \
         k3s is not installed yet.\n\
-        Image: a file in DEFAULT_DIR_IMAGE (image-host). It is not fetched yet: if it is not there, the curl line that fetches it is printed.\n\
+        Image: a file in DEFAULT_DIR_IMAGE (image-host). If it is not there, it is fetched from DEFAULT_IMAGE_SOURCE_URL, once.\n\
         Login: ssh -p 5555 VM_USERNAME@localhost with a key; the console takes the password. The default one works on the console alone.\n\
         Stop: sudo poweroff in the guest. Ctrl-A x ends the machine at once, as a loss of power does.\n\
         Disk: the image is never written. host-disk.qcow2 beside it keeps what the guest writes; remove that file to begin anew.\n\n\

@@ -29,7 +29,7 @@ pub(crate) enum ConfineArg {
 }
 
 /// Flags of the machine that `run` and `boot` share.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct MachineArgs {
     /// Number of vCPUs, 1 to 32 [env: NELLY_CPUS] [default: 1]
     #[arg(long, value_name = "N", value_parser = crate::vcpus::whole)]

@@ -27,6 +27,7 @@ mod environment;
 #[cfg(test)]
 mod examples;
 mod fail;
+mod fetch;
 mod health_args;
 mod host;
 mod hydra;
@@ -176,11 +177,11 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
         Verb::Boot(args) => boot(args, &context, recorder),
         Verb::Isolated(args) => {
             let profile = if args.bare { Profile::IsolatedBare } else { Profile::Isolated };
-            let args = hydra::boot_args(&args.common, profile)?;
+            let args = hydra::boot_args(&args.common, profile, &context)?;
             args.map_or(Ok(ExitCode::SUCCESS), |args| boot(&args, &context, recorder))
         }
         Verb::Host(args) => {
-            let args = hydra::boot_args(&args.common, Profile::Host)?;
+            let args = hydra::boot_args(&args.common, Profile::Host, &context)?;
             args.map_or(Ok(ExitCode::SUCCESS), |args| boot(&args, &context, recorder))
         }
         Verb::Image { verb } => image::run(verb, &context),
@@ -202,6 +203,9 @@ fn dispatch(verb: &Verb, raw: &[String], recorder: &Recorder) -> Result<ExitCode
 
 fn boot(args: &BootArgs, context: &Context, recorder: &Recorder) -> Result<ExitCode> {
     log(args.machine.log_level, false, context)?;
+    // The image of a URL is from here on one of this host.
+    let fetched = fetch::image(args, context)?;
+    let args = fetched.as_ref().unwrap_or(args);
     if args.detach { boot_kept::run(args, context) } else { boot::run(args, context, recorder) }
 }
 

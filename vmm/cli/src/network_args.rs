@@ -9,7 +9,7 @@ use nelly_sandbox::spec::network::{Network, NetworkOption, NetworkOptions, Optio
 use crate::fail::Usage;
 
 /// Flags of `run`, `create` and `boot`.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct NetworkArgs {
     /// Network of the machine: none, user (no privilege needed), tap=NAME, unix=PATH (passt) or
     /// vhost-user=PATH (Linux; whoever listens there gets the guest's memory), with options:

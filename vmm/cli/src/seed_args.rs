@@ -38,7 +38,7 @@ pub(crate) const SEED_FLAGS: [&str; 15] = [
 ];
 
 /// Flags of `disk seed` and `boot`.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = HEADING)]
 pub(crate) struct SeedArgs {
     /// Make this user, with sudo [default: password and keys are for the image's own user, such as

@@ -165,6 +165,8 @@ fn a_bare_kernel_is_handed_to_the_monitor() {
         ("DEFAULT_RIMD_KERNEL_FILENAME", "Image"),
         ("ADDITIONAL_KERNEL_COMMANDLINE", "quiet"),
         ("KVM_MEMORY", "512M"),
+        // Nothing listens there.
+        ("DEFAULT_RIMD_ARTIFACT_URL", "http://127.0.0.1:1/artifacts"),
     ];
     let said = place.refused(&["isolated"], &variables, 125);
     assert!(
@@ -192,11 +194,14 @@ fn a_bare_kernel_is_handed_to_the_monitor() {
 #[test]
 fn what_cannot_be_is_said_with_what_to_do() {
     let place = Place::new();
-    let image = [("DEFAULT_IMAGE", "d.qcow2"), ("DEFAULT_IMAGE_SOURCE_URL", "https://example.org/images/")];
+    // Nothing listens there.
+    let image = [("DEFAULT_IMAGE", "d.qcow2"), ("DEFAULT_IMAGE_SOURCE_URL", "http://127.0.0.1:1/images/")];
     let said = place.refused(&["isolated"], &image, 125);
     assert!(said.contains("there is no image image/d.qcow2"), "{said}");
+    assert!(said.contains("cannot fetch http://127.0.0.1:1/images/d.qcow2: cannot connect"), "{said}");
+    let said = place.refused(&["isolated", "--", "--dry-run"], &image, 125);
     assert!(
-        said.contains("hint: mkdir -p image && curl -fL -o image/d.qcow2 https://example.org/images/d.qcow2"),
+        said.contains("there is no image") && said.contains("without --dry-run, it is fetched"),
         "{said}"
     );
     for (words, variables, code, what) in [

@@ -15,7 +15,7 @@ mod variables;
 
 pub use error::HydraError;
 pub use grammar::show_size;
-pub use machine::{Bare, Boots, Image, Keys, Login, Machine, Network, Port};
+pub use machine::{ArtifactLogin, Bare, Boots, Image, Keys, Login, Machine, Network, Port};
 pub use rows::Row;
 pub use setting::{Host, Platform, Profile, Setting, Source};
 pub use share::{Missing, Share, mount_lines};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nelly_seed::{HostName, PackageName, Password, PublicKey, Salt, SeedError, UserName};
 
@@ -63,9 +63,11 @@ pub enum Boots {
 /// A cloud image, and what its cloud-init is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// The file, in the machine's directory.
+    /// The file, in the machine's directory: without the ending of what it may be packed with.
     pub file: Setting<PathBuf>,
-    /// Where it can be had.
+    /// What it is called where it can be had, perhaps packed.
+    pub packed: PathBuf,
+    /// Where that is.
     pub url: Setting<String>,
     /// Bytes that the disk has at least.
     pub disk_size: Setting<u64>,
@@ -120,6 +122,27 @@ pub struct Bare {
     pub initrd: Setting<PathBuf>,
     /// A disk in the same, which the guest writes. Unless a variable names it, it may be missing.
     pub disk: Setting<PathBuf>,
+    /// An archive in the same that has these files; it is fetched if one of them is needed.
+    pub artifact: Setting<PathBuf>,
+    /// Where the archive can be had.
+    pub artifact_url: Setting<String>,
+    /// What its server is shown.
+    pub artifact_login: Option<ArtifactLogin>,
+}
+
+/// What the server of an archive is shown.
+#[derive(Clone, PartialEq, Eq)]
+pub enum ArtifactLogin {
+    /// A token, which the scripts send as `PRIVATE-TOKEN`.
+    Token(Setting<String>),
+    /// A name and a password.
+    User(Setting<String>, String),
+}
+
+impl std::fmt::Debug for ArtifactLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ArtifactLogin(..)")
+    }
 }
 
 /// A TCP port of the host that leads to one of the guest.
@@ -240,13 +263,52 @@ fn read_bare(reader: &mut Reader<'_>) -> Result<Bare, HydraError> {
         kernel: file("DEFAULT_RIMD_KERNEL_FILENAME")?,
         initrd: file("DEFAULT_RIMD_IMAGE_FILENAME")?,
         disk: file("DEFAULT_RIMD_FILESYSTEM_FILENAME")?,
+        artifact: file("DEFAULT_RIMD_ARTIFACT_FILENAME")?,
+        artifact_url: reader.text("DEFAULT_RIMD_ARTIFACT_URL"),
+        artifact_login: artifact_login(reader),
     })
 }
 
+/// As in the scripts, the token is for the server, whatever else is set.
+fn artifact_login(reader: &mut Reader<'_>) -> Option<ArtifactLogin> {
+    let user = reader.some("RIMD_ARTIFACT_URL_USER");
+    let password = reader.some("RIMD_ARTIFACT_URL_PASS");
+    if let Some(token) = reader.some("RIMD_ARTIFACT_URL_TOKEN") {
+        for (name, given) in
+            [("RIMD_ARTIFACT_URL_USER", user.is_some()), ("RIMD_ARTIFACT_URL_PASS", password.is_some())]
+        {
+            if given {
+                reader.warn(format!("{name} has no effect, since RIMD_ARTIFACT_URL_TOKEN is set"));
+            }
+        }
+        return Some(ArtifactLogin::Token(token));
+    }
+    if user.is_none() && password.is_some() {
+        reader.warn("RIMD_ARTIFACT_URL_PASS has no effect without RIMD_ARTIFACT_URL_USER".to_owned());
+    }
+    let password = password.map(|password| password.value).unwrap_or_default();
+    user.map(|user| ArtifactLogin::User(user, password))
+}
+
+/// The name of a file without the ending of what it is packed with, which the scripts unpack.
+fn without_packing(file: &Path) -> PathBuf {
+    match file.extension().and_then(|ending| ending.to_str()) {
+        Some("gz" | "xz" | "zst" | "bz2" | "zip") => file.with_extension(""),
+        _ => file.to_owned(),
+    }
+}
+
 fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
-    for name in
-        ["DEFAULT_RIMD_KERNEL_FILENAME", "DEFAULT_RIMD_IMAGE_FILENAME", "DEFAULT_RIMD_FILESYSTEM_FILENAME"]
-    {
+    for name in [
+        "DEFAULT_RIMD_ARTIFACT_FILENAME",
+        "DEFAULT_RIMD_ARTIFACT_URL",
+        "DEFAULT_RIMD_FILESYSTEM_FILENAME",
+        "DEFAULT_RIMD_IMAGE_FILENAME",
+        "DEFAULT_RIMD_KERNEL_FILENAME",
+        "RIMD_ARTIFACT_URL_PASS",
+        "RIMD_ARTIFACT_URL_TOKEN",
+        "RIMD_ARTIFACT_URL_USER",
+    ] {
         if reader.given(name).is_some() {
             reader.warn(format!("{name} is for a bare kernel, and has no effect without RUN_BARE_KERNEL=1"));
         }
@@ -265,8 +327,10 @@ fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
             k3s.source
         ));
     }
+    let named = reader.parsed("DEFAULT_IMAGE", grammar::file_name)?;
     Ok(Image {
-        file: reader.parsed("DEFAULT_IMAGE", grammar::file_name)?,
+        file: named.with(without_packing(&named.value)),
+        packed: named.value,
         url: reader.text("DEFAULT_IMAGE_SOURCE_URL"),
         disk_size: reader.parsed("DEFAULT_KVM_DISK_SIZE", grammar::size)?,
         user: reader.parsed("VM_USERNAME", UserName::new)?,

@@ -50,7 +50,6 @@ const fn later(name: &'static str, default: &'static str, reason: &'static str) 
 }
 
 const FIRMWARE: &str = "the kernel is booted without firmware";
-const FETCH: &str = "artefacts are not fetched and unpacked: put their files into DEFAULT_DIR_IMAGE";
 const SHARED_MEMORY: &str = "a machine has no memory that it shares with others";
 const GPU: &str = "a machine has no GPU";
 const MONITOR: &str = "Nelly's own monitor runs the machine, on each host";
@@ -113,9 +112,17 @@ pub const VARIABLES: &[Variable] = &[
     nothing("DEFAULT_KVM_UNKNWON_BIOS", "", FIRMWARE),
     nothing("DEFAULT_KVM_UNKNWON_BIOS_VAR", "", FIRMWARE),
     sets("DEFAULT_NETWORK_PREFIX", "10.0.2", "network_prefix"),
-    later("DEFAULT_RIMD_ARTIFACT_DIR", "", FETCH),
-    later("DEFAULT_RIMD_ARTIFACT_FILENAME", "", FETCH),
-    later("DEFAULT_RIMD_ARTIFACT_URL", "", FETCH),
+    nothing(
+        "DEFAULT_RIMD_ARTIFACT_DIR",
+        "",
+        "the files of an archive keep their names in it, below DEFAULT_DIR_IMAGE",
+    ),
+    sets("DEFAULT_RIMD_ARTIFACT_FILENAME", "artifacts.zip", "artifact"),
+    sets(
+        "DEFAULT_RIMD_ARTIFACT_URL",
+        "https://gitlab.arm.com/api/v4/projects/576/jobs/146089/artifacts",
+        "artifact_url",
+    ),
     sets("DEFAULT_RIMD_FILESYSTEM_FILENAME", "final_artifact/something.qcow2", "bare_disk"),
     sets("DEFAULT_RIMD_IMAGE_FILENAME", "final_artifact/initramfs.linux_arm64.cpio", "initrd"),
     sets("DEFAULT_RIMD_KERNEL_FILENAME", "final_artifact/Image.gz", "kernel"),
@@ -167,9 +174,9 @@ pub const VARIABLES: &[Variable] = &[
         "",
         "the process of the machine is the command itself, whose id the shell knows; of a machine in the background, nelly inspect shows the process",
     ),
-    later("RIMD_ARTIFACT_URL_PASS", "", FETCH),
-    later("RIMD_ARTIFACT_URL_TOKEN", "", FETCH),
-    later("RIMD_ARTIFACT_URL_USER", "", FETCH),
+    sets("RIMD_ARTIFACT_URL_PASS", "", "artifact_login"),
+    sets("RIMD_ARTIFACT_URL_TOKEN", "", "artifact_login"),
+    sets("RIMD_ARTIFACT_URL_USER", "", "artifact_login"),
     sets("RUN_BARE_KERNEL", "0", "bare"),
     nothing("SHMEM_TYPE", "", SHARED_MEMORY),
     sets("VM_HOSTNAME", "vm-host", "hostname"),

@@ -1,11 +1,11 @@
 //! `nelly isolated` and `nelly host`: the machines of the Hydra scripts, which environment
 //! variables describe, started by `nelly boot`.
 
+mod files;
 mod line;
 mod show;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use nelly_hydra::{Boots, Host, Machine, Missing, Platform, Profile, Share, Source};
@@ -13,21 +13,28 @@ pub(crate) use show::show;
 
 use crate::args::{Cli, Verb};
 use crate::boot_args::BootArgs;
-use crate::fail::{Hint, Usage};
+use crate::context::Context;
+use crate::fail::Usage;
 use crate::hydra_args::HydraArgs;
 use crate::{boot_seed, out};
-use line::{Found, Line, quoted};
+use line::{Found, Line};
 
 /// The arguments of `nelly boot` for a machine of this profile; `None` after a dry run, which only
 /// prints them.
 ///
 /// # Errors
 /// A variable has a value that it cannot have, or a file that is needed is not there.
-pub(crate) fn boot_args(args: &HydraArgs, profile: Profile) -> Result<Option<Box<BootArgs>>> {
+pub(crate) fn boot_args(
+    args: &HydraArgs,
+    profile: Profile,
+    context: &Context,
+) -> Result<Option<Box<BootArgs>>> {
     let machine = machine(profile)?;
     let dry_run = args.dry_run || machine.dry_run.value;
+    // That of boot makes nothing, either.
+    let makes = !dry_run && args.boot.iter().all(|flag| flag != "--dry-run");
     if !dry_run {
-        needed(&machine)?;
+        files::needed(&machine, makes, context)?;
     }
     let usual = match &machine.boots {
         Boots::Image(image) if image.keys.usual => boot_seed::first_usual_key(),
@@ -40,8 +47,6 @@ pub(crate) fn boot_args(args: &HydraArgs, profile: Profile) -> Result<Option<Box
         }
         Boots::Image(_) => false,
     };
-    // That of boot makes nothing, either.
-    let makes = !dry_run && args.boot.iter().all(|flag| flag != "--dry-run");
     let found = Found { shares: shares(&machine, makes)?, key: usual.as_deref(), disk };
     let line = Line::of(&machine, &found, &args.boot);
     let boot = parsed(&line)?;
@@ -107,45 +112,6 @@ fn host() -> Host {
         other => other,
     };
     Host { platform, architecture }
-}
-
-/// Says how what is not there can be had, before anything else is done.
-fn needed(machine: &Machine) -> Result<()> {
-    let directory = &machine.directory.value;
-    let at = |file: &Path| Some(directory.join(file)).filter(|path| !path.exists());
-    match &machine.boots {
-        Boots::Image(image) => {
-            let Some(path) = at(&image.file.value) else { return Ok(()) };
-            let message = format!(
-                "there is no image {} (DEFAULT_DIR_IMAGE and DEFAULT_IMAGE name it), and it is not fetched by itself yet",
-                path.display()
-            );
-            let url = format!("{}/{}", image.url.value.trim_end_matches('/'), image.file.value.display());
-            let shell = |path: &Path| quoted(&path.display().to_string());
-            let hint = format!(
-                "mkdir -p {} && curl -fL -o {} {}",
-                shell(path.parent().unwrap_or(directory)),
-                shell(&path),
-                quoted(&url)
-            );
-            Err(Hint::error(message, hint))
-        }
-        Boots::Bare(bare) => {
-            for (what, variable, file) in [
-                ("kernel", "DEFAULT_RIMD_KERNEL_FILENAME", &bare.kernel),
-                ("initrd", "DEFAULT_RIMD_IMAGE_FILENAME", &bare.initrd),
-            ] {
-                if let Some(path) = at(&file.value) {
-                    let path = path.display();
-                    return Err(Hint::error(
-                        format!("there is no {what} {path} (DEFAULT_DIR_IMAGE and {variable} name it)"),
-                        "put it there: artefacts are not fetched and unpacked by nelly",
-                    ));
-                }
-            }
-            Ok(())
-        }
-    }
 }
 
 /// The shares whose directories are there, or have been made.

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use args::ImageVerb;
+use nelly_fetch::Source;
 use nelly_image::{Digest, InUse, LocalError, LocalStore, Reference, Store, StoreOptions};
 
 use nelly_sandbox::state::Sandboxes;
@@ -18,12 +19,16 @@ use nelly_sandbox::state::Sandboxes;
 use crate::assets;
 use crate::context::Context;
 use crate::fail::OfFlag as _;
-use crate::registry;
+use crate::{fetch, registry};
 
 /// Runs a verb.
 pub(crate) fn run(verb: &ImageVerb, context: &Context) -> Result<ExitCode> {
     match verb {
-        ImageVerb::Pull(args) => registry::pull(args, context),
+        ImageVerb::Pull(args) if Source::is_meant(&args.name) => fetch::pull(args, context),
+        ImageVerb::Pull(args) => {
+            fetch::refuse_flags(&args.disk)?;
+            registry::pull(args, context)
+        }
         ImageVerb::Push(args) => registry::push(args, context),
         ImageVerb::Ls(args) => list::ls(args, context),
         ImageVerb::Inspect(args) => show::inspect(args, context),

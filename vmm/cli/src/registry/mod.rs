@@ -7,4 +7,4 @@ mod password;
 mod transfer;
 
 pub(crate) use login::{login, logout};
-pub(crate) use transfer::{pull, pull_for_run, push};
+pub(crate) use transfer::{client, options, pull, pull_for_run, push};

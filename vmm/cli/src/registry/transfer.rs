@@ -14,11 +14,16 @@ use crate::fail::{OfFlag as _, Usage};
 use crate::out;
 
 /// A client by the settings and the environment.
-pub(super) fn client(context: &Context) -> Client {
+pub(crate) fn client(context: &Context) -> Client {
+    Client::new(options(context), Cancel::new())
+}
+
+/// How to reach hosts by the settings and the environment.
+pub(crate) fn options(context: &Context) -> RegistryOptions {
     let mut options = RegistryOptions::default();
     options.hosts.clone_from(context.settings.registries());
     options.environment = Environment::new(|name| std::env::var(name).ok());
-    Client::new(options, Cancel::new())
+    options
 }
 
 fn store(context: &Context) -> Result<LocalStore> {

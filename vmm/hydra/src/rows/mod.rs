@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use crate::grammar::show_size;
-use crate::machine::{Boots, Machine};
+use crate::machine::{ArtifactLogin, Boots, Machine};
 use crate::setting::{Setting, Source};
 use crate::variables::{Decision, VARIABLES};
 
@@ -71,6 +71,14 @@ impl Machine {
                 rows.push(row("kernel", &bare.kernel, bare.kernel.value.display()));
                 rows.push(row("initrd", &bare.initrd, bare.initrd.value.display()));
                 rows.push(row("bare_disk", &bare.disk, bare.disk.value.display()));
+                rows.push(row("artifact", &bare.artifact, bare.artifact.value.display()));
+                rows.push(row("artifact_url", &bare.artifact_url, &bare.artifact_url.value));
+                match &bare.artifact_login {
+                    Some(ArtifactLogin::Token(setting) | ArtifactLogin::User(setting, _)) => {
+                        rows.push(row("artifact_login", setting, HIDDEN));
+                    }
+                    None => {}
+                }
             }
         }
         if !self.append.value.is_empty() {

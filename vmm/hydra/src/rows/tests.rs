@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::HydraError;
-use crate::machine::{Boots, Image, Machine};
+use crate::machine::{ArtifactLogin, Boots, Image, Machine};
 use crate::setting::{Host, Platform, Profile, Source};
 use crate::share::Missing;
 use crate::variables::{Decision, VARIABLES};
@@ -134,6 +134,8 @@ const VALUES: &[(&str, &str, Host, &str, &str)] = &[
     ("DEFAULT_KVM_UNKNOWN_CPU", "6", OTHER, "cpus", "6"),
     ("DEFAULT_KVM_UNKNOWN_MEMORY", "7", OTHER, "memory", "7G"),
     ("DEFAULT_NETWORK_PREFIX", "10.7.7", USER, "network_prefix", "10.7.7.0/24"),
+    ("DEFAULT_RIMD_ARTIFACT_FILENAME", "a.zip", USER, "artifact", "a.zip"),
+    ("DEFAULT_RIMD_ARTIFACT_URL", "https://h.example/x", USER, "artifact_url", "https://h.example/x"),
     ("DEFAULT_RIMD_FILESYSTEM_FILENAME", "a/fs.qcow2", USER, "bare_disk", "a/fs.qcow2"),
     ("DEFAULT_RIMD_IMAGE_FILENAME", "initrd", USER, "initrd", "initrd"),
     ("DEFAULT_RIMD_KERNEL_FILENAME", "Image", USER, "kernel", "Image"),
@@ -163,6 +165,9 @@ const SWITCHES: &[&str] = &[
     "DISABLE_CONTAINERD_CSI_PROXY",
     "ENABLE_K3S_DIOD",
     "EXTERNAL_9P_KUBELET_MOUNTS",
+    "RIMD_ARTIFACT_URL_PASS",
+    "RIMD_ARTIFACT_URL_TOKEN",
+    "RIMD_ARTIFACT_URL_USER",
     "VM_SALT",
 ];
 
@@ -192,6 +197,41 @@ fn each_variable_sets_what_the_table_says() {
     tested.extend(SWITCHES);
     let sets = VARIABLES.iter().filter(|variable| matches!(variable.decision, Decision::Sets(_)));
     assert_eq!(tested, sets.map(|variable| variable.name).collect());
+}
+
+#[test]
+fn the_login_of_an_archive_is_a_token_or_a_user_and_hidden() {
+    let bare = |variables: &[(&str, &str)]| {
+        let machine = on(USER, Profile::IsolatedBare, variables).unwrap();
+        let Boots::Bare(bare) = machine.boots.clone() else { panic!("no kernel") };
+        let told = machine.warnings.join("\n");
+        assert!(!format!("{machine:?}").contains("sesame") && !told.contains("sesame"), "{told}");
+        (bare.artifact_login, shown(&machine, "artifact_login").join(" "), told)
+    };
+    let user = ("RIMD_ARTIFACT_URL_USER", "ada");
+    let password = ("RIMD_ARTIFACT_URL_PASS", "sesame");
+    let token = ("RIMD_ARTIFACT_URL_TOKEN", "sesame");
+    let (login, row, told) = bare(&[token]);
+    assert!(matches!(login, Some(ArtifactLogin::Token(token)) if token.value == "sesame"));
+    assert_eq!((&row[..], &told[..]), ("(hidden) ($RIMD_ARTIFACT_URL_TOKEN)", ""));
+    let (login, row, _) = bare(&[user, password]);
+    assert!(matches!(login, Some(ArtifactLogin::User(_, password)) if password == "sesame"));
+    assert_eq!(row, "(hidden) ($RIMD_ARTIFACT_URL_USER)");
+    let (login, _, told) = bare(&[user, password, token]);
+    assert!(matches!(login, Some(ArtifactLogin::Token(_))));
+    assert_eq!(told.matches("has no effect, since RIMD_ARTIFACT_URL_TOKEN is set").count(), 2, "{told}");
+    let (login, row, told) = bare(&[password]);
+    assert!(login.is_none() && row.is_empty() && told.contains("without RIMD_ARTIFACT_URL_USER"), "{told}");
+    assert_eq!(bare(&[]).0, None);
+}
+
+#[test]
+fn a_packed_image_is_called_without_what_it_is_packed_with() {
+    for (name, file) in [("d.qcow2.xz", "d.qcow2"), ("a/d.img.gz", "a/d.img"), ("d.qcow2", "d.qcow2")] {
+        let machine = machine(&[("DEFAULT_IMAGE", name)]);
+        let found = image(&machine);
+        assert_eq!((found.file.value.to_str(), found.packed.to_str()), (Some(file), Some(name)));
+    }
 }
 
 #[test]
