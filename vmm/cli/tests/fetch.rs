@@ -1,6 +1,6 @@
 //! `nelly image pull URL`, `nelly boot --image URL`, and what the machines of the Hydra scripts
-//! fetch, from a server of this test's own. What is packed is unpacked by a stand-in here, since the
-//! program is another package's, whose tests have it (vmm/unpack/tests/fetched.rs).
+//! fetch, from a server of this test's own. What is packed is unpacked by a stand-in here, since
+//! the program is another package's, whose tests have it (vmm/unpack/tests/fetched.rs).
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;

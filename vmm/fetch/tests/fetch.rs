@@ -24,11 +24,14 @@ struct Served {
     cut: usize,
 }
 
-/// A server of one file. Its requests are kept, each with its range and its condition.
+/// Requests that came, each with its range and its condition.
+type Asked = Mutex<Vec<(Option<String>, Option<String>)>>;
+
+/// A server of one file.
 struct Server {
     port: u16,
     served: Arc<Mutex<Served>>,
-    asked: Arc<Mutex<Vec<(Option<String>, Option<String>)>>>,
+    asked: Arc<Asked>,
 }
 
 impl Server {
@@ -62,7 +65,7 @@ impl Server {
     }
 }
 
-fn answer(mut stream: &TcpStream, served: &Served, log: &Mutex<Vec<(Option<String>, Option<String>)>>) {
+fn answer(mut stream: &TcpStream, served: &Served, log: &Asked) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let (mut range, mut condition, mut if_range) = (None, None, None);
     while let Some(Ok(line)) = lines.next() {
