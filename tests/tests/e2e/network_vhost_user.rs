@@ -149,7 +149,7 @@ fn a_linux_talks_to_a_program_that_serves_its_queues() {
     let path = kept.0.path().join("vhost.sock");
     let serves = serve(&path);
     let net = format!("vhost-user={},ip=10.3.0.2/24,gw=10.3.0.1", path.display());
-    kept.keep(&["--net", &net], "sleep 100000");
+    kept.keep(&["--net", &net, "--monitor-user", "nobody"], "sleep 100000");
     // More than the queues are long, in frames of every kind of length.
     let pings = |count: u32, size: u32| {
         let script = format!("ping -q -A -c {count} -s {size} 10.3.0.1 | grep -o '[0-9]* packets received'");
@@ -166,7 +166,10 @@ fn a_linux_talks_to_a_program_that_serves_its_queues() {
     let devices = monitor["devices"].as_array().unwrap();
     let network = devices.iter().find(|device| device["kind"] == "net").unwrap();
     assert_eq!(network["network"]["peer_pairs"], 1, "{network}");
-    assert_eq!(monitor["confinement"]["seccomp"], true, "{monitor}");
+    let confinement = &monitor["confinement"];
+    assert_eq!(confinement["seccomp"], true, "{monitor}");
+    assert_eq!(confinement["user"], serde_json::json!({"uid": 65534, "gid": 65534}), "{confinement}");
+    assert_eq!(confinement["namespaces"][0], "network", "{confinement}");
     kept.out(&["rm", "-f", "box"]);
     serves.join().unwrap();
 }

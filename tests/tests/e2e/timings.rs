@@ -163,6 +163,8 @@ fn a_bare_kernel_has_the_monitors_stamps_from_the_commands_start() {
         "console=ttyS0 panic=-1 reboot=t",
         "--timeout",
         "60s",
+        "--monitor-user",
+        "4000001:4000002",
         "--result",
         result.to_str().unwrap(),
     ];
@@ -176,4 +178,5 @@ fn a_bare_kernel_has_the_monitors_stamps_from_the_commands_start() {
     // The command's own start, and its exec, lie before the monitor's first line.
     assert!(timeline["origin_ns"].as_u64().unwrap() < moments[0]);
     assert!(outcome["exits"]["pio_write"].as_u64().unwrap() > 0);
+    assert_eq!(outcome["confinement"]["user"]["uid"], 4_000_001, "{}", outcome["confinement"]);
 }

@@ -440,6 +440,7 @@ impl RunArgs {
             ("--memory", machine.memory.is_some()),
             ("--nested", machine.nested),
             ("--confine", machine.confine.is_some()),
+            ("--monitor-user", machine.monitor_user.is_some()),
             ("--append", machine.append.is_some()),
             ("--timeout", machine.timeout.is_some()),
             ("--dry-run", machine.dry_run),

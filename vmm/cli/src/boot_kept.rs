@@ -393,6 +393,7 @@ fn record(
         append: common.append.as_str().to_owned(),
         nested: common.nested,
         confine: common.confine,
+        monitor_user: common.monitor_user,
         spare_slots: 0,
         platform: match args.platform {
             PlatformArg::Auto => Platform::Auto,
@@ -450,6 +451,7 @@ impl Opened {
             memory: machine.memory_bytes,
             nested: machine.nested,
             confine: machine.confine,
+            monitor_user: machine.monitor_user,
             append: CommandLine::new(machine.append.clone()).map_err(|why| anyhow!("--append: {why}"))?,
             timeout: boot.time_limit_ms.map(Duration::from_millis),
         };

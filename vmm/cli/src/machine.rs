@@ -10,15 +10,15 @@ use nelly_sandbox::network::{NetworkError, Usernet, open_log};
 use nelly_sandbox::spec::quantity::{self, Time};
 use nelly_sandbox::spec::{Network, ShareRequest};
 use nelly_vmm::config::{
-    BootProtocol, CommandLine, Confine, CpuCount, FileSource, MachineConfig, MemorySize, OnReset, Platform,
-    ShareConfig, ShareTag,
+    BootProtocol, CommandLine, Confine, CpuCount, FileSource, MachineConfig, MemorySize, MonitorUser,
+    OnReset, Platform, ShareConfig, ShareTag,
 };
 use nelly_vmm::sys::files::{self, Accept};
 
 use crate::fail::{OfFlag as _, Usage};
 use crate::settings::{SettingSource, Settings};
 use crate::vcpus;
-use crate::{boot_args, boot_paths, machine_args, out};
+use crate::{boot_args, boot_paths, machine_args, monitor_user, out};
 
 /// The options that `run` and `boot` have in common.
 pub(crate) struct MachineOptions {
@@ -26,6 +26,7 @@ pub(crate) struct MachineOptions {
     pub(crate) memory: MemorySize,
     pub(crate) nested: bool,
     pub(crate) confine: Confine,
+    pub(crate) monitor_user: Option<MonitorUser>,
     pub(crate) append: CommandLine,
     pub(crate) timeout: Option<std::time::Duration>,
 }
@@ -60,7 +61,9 @@ pub(crate) fn common(args: &machine_args::MachineArgs, settings: &Settings) -> R
             Confine::Off
         }
     };
-    Ok(MachineOptions { cpus, memory: memory_size, nested: args.nested, confine, append, timeout })
+    let monitor_user = args.monitor_user.as_deref().map(monitor_user::of).transpose()?;
+    let nested = args.nested;
+    Ok(MachineOptions { cpus, memory: memory_size, nested, confine, monitor_user, append, timeout })
 }
 
 /// Why the value of a setting cannot be. That of a flag is an error of how the command was used.
@@ -118,6 +121,7 @@ pub(crate) fn boot(
     config.cpus = common.cpus;
     config.nested = common.nested;
     config.confine = common.confine;
+    config.monitor_user = common.monitor_user;
     config.command_line = appended(&boot.command_line, common.append)?;
     config.boot_protocol = match args.protocol {
         boot_args::ProtocolArg::Auto => BootProtocol::Auto,

@@ -38,6 +38,7 @@ mod life;
 mod machine;
 mod machine_args;
 mod man;
+mod monitor_user;
 mod network;
 mod network_args;
 mod out;

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use nelly_vmm::config::{
-    Confine, Endpoint, FileSource, LogSize, MachineConfig, OnReset, ShareConfig, ShareTag,
+    Confine, DiskConfig, DiskId, Endpoint, FileSource, LogSize, MachineConfig, MonitorUser, OnReset,
+    ShareConfig, ShareTag,
 };
 use nelly_vmm::machine::{Confinement, EndReason, Event, Isolation, Machine, Resources};
 use support::{SPIN, kernel};
@@ -98,6 +99,73 @@ fn no_thread_has_rights_while_the_guest_runs() {
     let names = ["chown", "dac_override", "fowner", "fsetid", "setgid", "setuid"];
     let kept = confinement(&machine).capabilities.unwrap();
     assert_eq!(kept, if is_root() { &names[..] } else { &[] });
+}
+
+const SOMEBODY: MonitorUser = MonitorUser { uid: 4_000_001, gid: 4_000_002 };
+
+#[test]
+fn root_s_monitor_is_another_user_s_process_in_namespaces_of_its_own() {
+    let given = Some(SOMEBODY);
+    if !is_root() {
+        let outcome = start(SPIN, |config| config.monitor_user = given).wait();
+        let EndReason::Error(why) = &outcome.reason else { panic!("{:?}", outcome.reason) };
+        assert!(why.contains("only root can give"), "{why}");
+        return;
+    }
+    // Of root alone, as an image may be.
+    let mut disk = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut disk, &[7; 4096]).unwrap();
+    rustix::fs::fchmod(&disk, rustix::fs::Mode::RUSR).unwrap();
+    let machine = {
+        let mut resources = Resources::new();
+        let mut config = MachineConfig::new(resources.add(kernel(SPIN)));
+        let source = resources.add(std::os::fd::OwnedFd::from(disk));
+        config.disks = vec![DiskConfig::new(DiskId::new("d").unwrap(), source, true)];
+        (config.monitor_user, config.confine) = (given, Confine::Strict);
+        let isolation = Isolation::Process { monitor: env!("CARGO_BIN_EXE_nelly-monitor").into() };
+        Machine::start(&config, resources, &isolation).unwrap()
+    };
+    let ids = |number: u32| [number; 4].map(|number| number.to_string()).join("\t");
+    let (user, group) = (ids(SOMEBODY.uid), ids(SOMEBODY.gid));
+    let mut expected = vec![("Uid", user.as_str()), ("Gid", group.as_str()), ("NoNewPrivs", "1")];
+    expected.extend(["CapPrm", "CapEff", "CapInh", "CapAmb", "CapBnd"].map(|set| (set, NONE)));
+    let group = format!("{} ", SOMEBODY.gid);
+    expected.push(("Groups", &group));
+    all_say(&machine, &expected);
+    let process = format!("/proc/{}", machine.process_id().unwrap());
+    for name in ["mnt", "net", "ipc", "uts"] {
+        let of = |process: &str| fs::read_link(format!("{process}/ns/{name}")).unwrap();
+        assert_ne!(of(&process), of("/proc/self"), "{name}");
+    }
+    let mounts = fs::read_to_string(format!("{process}/mounts")).unwrap();
+    assert!(mounts.lines().count() == 1 && mounts.contains("tmpfs ro,"), "{mounts}");
+    assert_eq!(fs::read_dir(format!("{process}/root")).unwrap().count(), 0);
+    let done = confinement(&machine);
+    assert_eq!(done.user, given);
+    assert_eq!(done.namespaces, ["network", "ipc", "uts", "mount"]);
+    assert!(done.no_new_privs && done.undumpable && done.seccomp && done.landlock > 0, "{done:?}");
+    machine.kill();
+    drop(machine.wait());
+
+    // What names a log or a socket keeps the host's files, and reaches them as its user.
+    let directory = tempfile::tempdir().unwrap();
+    rustix::fs::chown(
+        directory.path(),
+        Some(rustix::fs::Uid::from_raw(SOMEBODY.uid)),
+        Some(rustix::fs::Gid::from_raw(SOMEBODY.gid)),
+    )
+    .unwrap();
+    let machine = start(CHATTER, |config| {
+        config.serial = Endpoint::Log(FileSource::Path(directory.path().join("log")));
+        config.log_bytes = LogSize::new(LogSize::MIN).unwrap();
+        config.monitor_user = given;
+    });
+    while !directory.path().join("log.1").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert_eq!(confinement(&machine).namespaces, ["network", "ipc", "uts"]);
+    machine.kill();
+    drop(machine.wait());
 }
 
 #[test]

@@ -198,6 +198,7 @@ fn record(
             append: options.common.append.as_str().to_owned(),
             nested: options.common.nested,
             confine: options.common.confine,
+            monitor_user: options.common.monitor_user,
             spare_slots: MachineRecord::SPARE_SLOTS,
             platform: options.assets.platform.unwrap_or(Platform::Auto),
             kernel: absolute(&options.assets.kernel.path)?,

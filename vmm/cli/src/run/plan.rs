@@ -194,6 +194,7 @@ fn machine_spec(
         memory: plan.options.common.memory,
         nested: plan.options.common.nested,
         confine: plan.options.common.confine,
+        monitor_user: plan.options.common.monitor_user,
         append,
         spare_slots: 0,
         networks: Vec::new(),

@@ -99,6 +99,7 @@ impl MachineConfig {
             on_reset: _,
             time_limit_ms: _,
             confine: _,
+            monitor_user: _,
         } = self;
         let mut files = vec![("kernel".to_owned(), FileUse::Image, kernel)];
         files.extend(initrd.as_mut().map(|file| ("initrd".to_owned(), FileUse::Image, file)));

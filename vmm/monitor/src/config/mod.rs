@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use confine::Confine;
+pub use confine::{Confine, MonitorUser};
 pub use disk::{
     BackingFile, DiskConfig, DiskFormat, DiskLimits, DiskThreads, MAX_BACKING, MAX_DISK_PARTS,
     PART_ALIGNMENT, SectorSize,
@@ -98,6 +98,9 @@ pub struct MachineConfig {
     /// Whether the monitor gives up what the machine does not need.
     #[serde(skip_serializing_if = "Confine::is_default")]
     pub confine: Confine,
+    /// The user that `nelly-monitor` becomes, with namespaces of its own, if root has started it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor_user: Option<MonitorUser>,
 }
 
 impl MachineConfig {
@@ -129,6 +132,7 @@ impl MachineConfig {
             on_reset: OnReset::Exit,
             time_limit_ms: None,
             confine: Confine::On,
+            monitor_user: None,
         }
     }
 
@@ -199,7 +203,7 @@ impl MachineConfig {
         if self.time_limit_ms == Some(0) {
             return Err(ConfigError::new("time_limit_ms", "0 would end the machine before it starts".into()));
         }
-        Ok(())
+        self.monitor_user.map_or(Ok(()), |user| user.validate(self))
     }
 
     /// Parses the JSON form.

@@ -88,6 +88,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         on_reset: fields.or_default("on_reset")?,
         time_limit_ms: fields.optional("time_limit_ms")?,
         confine: fields.or_default("confine")?,
+        monitor_user: fields.optional("monitor_user")?,
     };
     if let Some(name) = fields.0.keys().next() {
         return Err(ConfigError::new(name.clone(), "is not a field of a machine".into()));

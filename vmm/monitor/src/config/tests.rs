@@ -72,6 +72,9 @@ fn everything_survives_a_round_trip() {
     config.on_reset = OnReset::Reboot;
     config.time_limit_ms = Some(1);
     assert_eq!(MachineConfig::from_json(config.to_json().as_bytes()).unwrap(), config);
+    config.shares.clear();
+    config.monitor_user = Some(MonitorUser { uid: 1, gid: u32::MAX - 1 });
+    assert_eq!(MachineConfig::from_json(config.to_json().as_bytes()).unwrap(), config);
 }
 
 #[test]
@@ -128,6 +131,11 @@ fn every_refusal_names_its_field() {
         ("serial", "serial", json!("screen")),
         ("on_reset", "on_reset", json!("stay")),
         ("time_limit_ms", "time_limit_ms", json!(0)),
+        ("monitor_user", "monitor_user", json!({"uid": 0, "gid": 1})),
+        ("monitor_user", "monitor_user", json!({"uid": 1, "gid": 0})),
+        ("monitor_user", "monitor_user", json!({"uid": 1, "gid": u32::MAX})),
+        ("monitor_user", "monitor_user", json!({"uid": 1})),
+        ("monitor_user", "monitor_user", json!({"uid": 1, "gid": 1, "groups": []})),
         ("memory", "memory", json!(1)),
     ];
     for (named, field, value) in table {
@@ -226,6 +234,21 @@ fn standard_input_has_one_user() {
     parse(&object).unwrap();
     object["console"] = json!("stdio");
     assert_eq!(parse(&object).unwrap_err().field, "console");
+}
+
+#[test]
+fn a_user_of_the_monitor_s_own_rules_out_what_it_could_not_do() {
+    let share = json!([{"tag": "s", "source": {"path": "/s"}}]);
+    for (field, value, word) in
+        [("confine", json!("off"), "confine"), ("shares", share, "shared directories")]
+    {
+        let mut object = minimal();
+        object["monitor_user"] = json!({"uid": 1, "gid": 1});
+        assert!(parse(&object).is_ok());
+        object[field] = value;
+        let error = parse(&object).unwrap_err();
+        assert!(error.field == "monitor_user" && error.reason.contains(word), "{error}");
+    }
 }
 
 #[test]

@@ -118,6 +118,7 @@ fn container(
         memory: record.machine.memory_bytes,
         nested: record.machine.nested,
         confine: record.machine.confine,
+        monitor_user: record.machine.monitor_user,
         append: record.machine.append.clone(),
         spare_slots: record.machine.spare_slots,
         networks: attached.device.into_iter().collect(),

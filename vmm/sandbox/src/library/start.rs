@@ -300,6 +300,7 @@ impl Builder {
                 append: String::new(),
                 nested: self.nested,
                 confine: Confine::On,
+                monitor_user: None,
                 spare_slots: MachineRecord::SPARE_SLOTS,
                 platform: installation.platform,
                 kernel: installation.kernel.clone(),

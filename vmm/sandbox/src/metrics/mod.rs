@@ -270,6 +270,8 @@ impl Of<'_> {
 
     fn confinement(&mut self, done: &Confinement) {
         let layers = [
+            ("user", done.user.is_some()),
+            ("namespaces", !done.namespaces.is_empty()),
             ("no_new_privs", done.no_new_privs),
             ("undumpable", done.undumpable),
             ("capabilities", done.capabilities.is_some()),

@@ -4,7 +4,7 @@
 use nelly_protocol::ports;
 use nelly_vmm::config::{
     CommandLine, ConfigError, Confine, CpuCount, DiskConfig, DiskId, Endpoint, FileSource, MachineConfig,
-    MemorySize, NetworkConfig, Platform, ShareConfig, VsockConfig,
+    MemorySize, MonitorUser, NetworkConfig, Platform, ShareConfig, VsockConfig,
 };
 
 use super::{Installation, Share, shares};
@@ -49,6 +49,8 @@ pub struct MachineSpec {
     pub nested: bool,
     /// Whether the monitor gives up what the machine does not need.
     pub confine: Confine,
+    /// The user that the monitor becomes, if root starts it.
+    pub monitor_user: Option<MonitorUser>,
     /// Text to append to the kernel command line.
     pub append: String,
     /// How many disks can be attached while the machine runs, see
@@ -75,6 +77,7 @@ impl MachineSpec {
             memory,
             nested: false,
             confine: Confine::On,
+            monitor_user: None,
             append: String::new(),
             spare_slots: 0,
             networks: Vec::new(),
@@ -115,6 +118,7 @@ impl MachineSpec {
         config.memory_bytes = self.memory;
         config.nested = self.nested;
         config.confine = self.confine;
+        config.monitor_user = self.monitor_user;
         config.spare_slots = self.spare_slots;
         let command_line = format!("{COMMAND_LINE} {}", self.append);
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use nelly_image::Config;
-use nelly_vmm::config::{Confine, CpuCount, MemorySize, Platform};
+use nelly_vmm::config::{Confine, CpuCount, MemorySize, MonitorUser, Platform};
 use serde::{Deserialize, Serialize};
 
 use super::{BootRecord, Exit, Id, Name, StorageSize, Timestamp};
@@ -125,6 +125,9 @@ pub struct MachineRecord {
     /// Whether the monitor gives up what the machine does not need.
     #[serde(default, skip_serializing_if = "Confine::is_default")]
     pub confine: Confine,
+    /// The user that the monitor becomes, if root starts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitor_user: Option<MonitorUser>,
     /// How many further containers can run at a time: each needs a slot for its image's disk.
     #[serde(default)]
     pub spare_slots: u8,
@@ -553,6 +556,7 @@ pub(crate) mod tests {
                 append: String::new(),
                 nested: false,
                 confine: Confine::On,
+                monitor_user: None,
                 spare_slots: 0,
                 platform: Platform::Auto,
                 kernel: "/k".into(),

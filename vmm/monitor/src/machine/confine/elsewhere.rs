@@ -10,10 +10,13 @@ use crate::machine::threads::Role;
 
 pub(super) fn confine_process(
     done: &mut Confinement,
-    _: &MachineConfig,
+    config: &MachineConfig,
     _: &Files,
     _: Option<RawFd>,
 ) -> Result<(), ConfineError> {
+    if config.monitor_user.is_some() {
+        return Err(ConfineError { layer: "a user of its own here", strict: false, source: None });
+    }
     match done.confine {
         Confine::Strict => {
             Err(ConfineError { layer: "any layer that is known here", strict: true, source: None })

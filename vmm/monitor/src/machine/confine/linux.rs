@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
+use nelly_confine::apart;
 use nelly_confine::denied::{self, Framed};
 use nelly_confine::privilege::{self, CapabilitySet};
 use nelly_confine::program::{self, Denial, Speculation, Threads};
@@ -48,7 +49,28 @@ pub(super) fn confine_process(
         }
     };
     done.no_new_privs = layer("no_new_privs", privilege::keep_down())?;
-    let kept = match (config.shares.is_empty(), Needs::of(config).names) {
+    // While this is root still, which may look everywhere.
+    let places = places(config, files);
+    let needs = Needs::of(config);
+    if let Some(user) = config.monitor_user {
+        let networks = apart::leave_networks().map(|names| {
+            done.namespaces.extend(names.into_iter().map(str::to_owned));
+        });
+        layer("namespaces of its own", networks)?;
+        if needs.none_beyond() {
+            let files = apart::leave_files().map(|()| done.namespaces.push("mount".to_owned()));
+            layer("a root directory of its own", files)?;
+        }
+        // Whoever asks for a user does not want to go on without.
+        apart::become_user(user.uid, user.gid).map_err(|source| ConfineError {
+            layer: "the user that monitor_user names, which only root can give",
+            strict: false,
+            source: Some(source),
+        })?;
+        done.user = Some(user);
+    }
+    let kept = match (config.shares.is_empty(), needs.names) {
+        _ if config.monitor_user.is_some() => CapabilitySet::empty(),
         (false, _) => FILES_OF_ALL,
         // Root's log or socket in the directory of another user.
         (true, true) => CapabilitySet::DAC_OVERRIDE,
@@ -61,7 +83,7 @@ pub(super) fn confine_process(
     layer("a way to drop capabilities", dropped)?;
     // After the capabilities, of which a change makes a process dumpable or not as the host has it.
     done.undumpable = layer("a way to be hidden from others", privilege::hide())?;
-    let restricted = restrict(config, files).map(|version| done.landlock = version);
+    let restricted = restrict(config, places).map(|version| done.landlock = version);
     layer("Landlock", restricted)?;
     let told = match program::available() {
         true => tell(outcome),
@@ -127,7 +149,7 @@ pub(super) fn confine_threads(needs: Needs) -> io::Result<()> {
 }
 
 /// Landlock: gives its version.
-fn restrict(config: &MachineConfig, files: &Files) -> io::Result<u32> {
+fn restrict(config: &MachineConfig, places: io::Result<Vec<(OwnedFd, May)>>) -> io::Result<u32> {
     let version = tree::version();
     if version == 0 {
         return Err(missing("the kernel has it not, or was started without it (lsm=)"));
@@ -137,7 +159,7 @@ fn restrict(config: &MachineConfig, files: &Files) -> io::Result<u32> {
             "its version 1 (Linux before 5.19) forbids renames between the directories of a share",
         ));
     }
-    let places = places(config, files)
+    let places = places
         .map_err(|error| io::Error::other(format!("cannot open where the machine's files are: {error}")))?;
     let places: Vec<_> = places.iter().map(|(place, may)| (place.as_fd(), *may)).collect();
     let version = tree::restrict_to(&places)?;

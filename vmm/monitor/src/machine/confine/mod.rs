@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::Files;
 use super::threads::Role;
-use crate::config::{Confine, Endpoint, MachineConfig, OnReset};
+use crate::config::{Confine, Endpoint, MachineConfig, MonitorUser, OnReset};
 
 /// Whose process a machine's server runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,12 @@ pub enum Process {
 pub struct Confinement {
     /// What the configuration asked for.
     pub confine: Confine,
+    /// The user that it is instead of root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<MonitorUser>,
+    /// Its own namespaces: `network`, `ipc`, `uts`, and `mount`, in which there is no file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
     /// No program that it could run has more rights.
     pub no_new_privs: bool,
     /// No core file, and no other process of the user traces it or reads its memory.
@@ -159,6 +165,13 @@ impl Confiner {
             return Ok(());
         }
         let mut done = Confinement { confine: self.wanted, ..Confinement::default() };
+        if self.process == Process::Embedder && config.monitor_user.is_some() {
+            return Err(ConfineError {
+                layer: "a user of its own for a thread",
+                strict: false,
+                source: None,
+            });
+        }
         if self.wanted != Confine::Off {
             match self.process {
                 Process::Own => linux::confine_process(&mut done, config, files, self.outcome)?,
