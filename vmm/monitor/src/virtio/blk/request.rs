@@ -107,18 +107,12 @@ impl Requests {
                 Ok(writer.write_all(&self.id[..bytes])?)
             }
             spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => {
-                self.ranges(reader, spec::DISCARD_RANGES_MAX, |range| {
-                    if range.flags != 0 {
-                        return Err(UNSUPP);
-                    }
+                self.ranges(reader, spec::DISCARD_RANGES_MAX, 0, |range| {
                     Ok(self.shared.disk.discard(range.offset, range.len)?)
                 })
             }
             spec::T_WRITE_ZEROES if self.features & spec::F_WRITE_ZEROES != 0 => {
-                self.ranges(reader, spec::ZERO_RANGES_MAX, |range| {
-                    if range.flags & !UNMAP != 0 {
-                        return Err(UNSUPP);
-                    }
+                self.ranges(reader, spec::ZERO_RANGES_MAX, UNMAP, |range| {
                     Ok(self.shared.disk.write_zeroes(range.offset, range.len, range.flags & UNMAP != 0)?)
                 })
             }
@@ -171,11 +165,13 @@ impl Requests {
         Ok(offset)
     }
 
-    /// Checks every range, of which there are at most `most`, before the first is touched.
+    /// Checks every range, of which there are at most `most`, before the first is touched. Of the
+    /// flags of a range, those of `known` mean something.
     fn ranges(
         &self,
         reader: &mut Reader<'_>,
         most: u32,
+        known: u32,
         mut each: impl FnMut(&Range) -> Result<(), Refused>,
     ) -> Result<(), Refused> {
         let bytes = reader.left();
@@ -193,6 +189,9 @@ impl Requests {
             let (count, flags) = (word(&raw, 8), word(&raw, 12));
             if count > spec::RANGE_SECTORS_MAX {
                 return Err(IOERR);
+            }
+            if flags & !known != 0 {
+                return Err(UNSUPP);
             }
             let len = u64::from(count) * SECTOR;
             ranges.push(Range { offset: self.extent(sector, len)?, len, flags });

@@ -324,6 +324,23 @@ fn zeroes_exactly_the_ranges() {
 }
 
 #[test]
+fn a_range_with_unknown_flags_refuses_all_of_them() {
+    let (mut device, mut file) = disk(false);
+    let before = contents(&mut file);
+    let mut bench = Bench::new(&mut device, 64, None);
+    for (kind, ranges) in [
+        // Only zeroes may be asked to give their space back.
+        (spec::T_DISCARD, [range(1, 2, 0), range(9, 1, 1)]),
+        (spec::T_WRITE_ZEROES, [range(1, 2, 0), range(9, 1, 2)]),
+        (spec::T_WRITE_ZEROES, [range(1, 2, 1), range(9, 0, 3)]),
+    ] {
+        let parts = vec![Part::Read(header(kind, 0)), Part::Read(ranges.concat())];
+        assert_eq!(status(&mut bench, parts), spec::S_UNSUPP);
+        assert_eq!(contents(&mut file), before, "nothing was touched");
+    }
+}
+
+#[test]
 fn a_chain_without_room_for_its_status_needs_a_reset() {
     let cases = [
         vec![Part::Read(header(spec::T_IN, 0))],
