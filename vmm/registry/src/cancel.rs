@@ -1,5 +1,6 @@
 //! Ending transfers from another thread.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,7 +22,24 @@ struct Inner {
 #[derive(Default)]
 struct State {
     cancelled: bool,
-    agents: Vec<Agent>,
+    /// By numbers that count up.
+    agents: BTreeMap<u64, Agent>,
+    next: u64,
+}
+
+/// An agent that is covered for as long as this lives. The agent knows the switch by its resolver:
+/// a switch that knew the agent for ever would keep both, and connections that nobody needs.
+#[derive(Debug)]
+pub(crate) struct Covered {
+    cancel: Cancel,
+    number: u64,
+}
+
+impl Drop for Covered {
+    fn drop(&mut self) {
+        let agent = self.cancel.state().agents.remove(&self.number);
+        drop(agent);
+    }
 }
 
 impl fmt::Debug for Cancel {
@@ -48,7 +66,7 @@ impl Cancel {
         let agents = std::mem::take(&mut state.agents);
         drop(state);
         self.0.came.notify_all();
-        for agent in agents {
+        for agent in agents.into_values() {
             agent.shutdown();
         }
     }
@@ -59,15 +77,24 @@ impl Cancel {
         self.state().cancelled
     }
 
-    /// Closes the connections of `agent` when it is time.
-    pub(crate) fn covers(&self, agent: &Agent) {
+    /// Closes the connections of `agent` when it is time, for as long as what this returns lives.
+    pub(crate) fn covers(&self, agent: &Agent) -> Covered {
         let mut state = self.state();
+        let number = state.next;
+        state.next += 1;
         if state.cancelled {
             drop(state);
             agent.clone().shutdown();
         } else {
-            state.agents.push(agent.clone());
+            state.agents.insert(number, agent.clone());
         }
+        Covered { cancel: self.clone(), number }
+    }
+
+    /// Whether nothing else has this switch, and it covers nothing.
+    #[cfg(test)]
+    pub(crate) fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1 && self.state().agents.is_empty()
     }
 
     /// Waits `time`, or until it is cancelled. Whether it is.

@@ -12,7 +12,7 @@ use ureq::tls::Certificate;
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body, Proxy, SendBody};
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, Covered};
 use crate::error::{RegistryError, clean};
 use crate::options::{Environment, HostOptions, Patience};
 use crate::proxy::proxy_for;
@@ -170,7 +170,7 @@ pub(crate) struct Http {
     hosts: std::collections::BTreeMap<String, HostOptions>,
     pub(crate) patience: Patience,
     pub(crate) cancel: Cancel,
-    agents: Mutex<HashMap<Origin, Agent>>,
+    agents: Mutex<HashMap<Origin, (Agent, Covered)>>,
     system: OnceLock<Vec<Certificate<'static>>>,
 }
 
@@ -187,7 +187,7 @@ impl Http {
     /// Connections to one origin, which know its certificates and its proxy.
     fn agent(&self, origin: &Origin) -> Result<Agent, RegistryError> {
         const WHOLE: &str = "nobody panics while holding it";
-        if let Some(agent) = self.agents.lock().expect(WHOLE).get(origin) {
+        if let Some((agent, _)) = self.agents.lock().expect(WHOLE).get(origin) {
             return Ok(agent.clone());
         }
         let stall = Some(self.patience.stall);
@@ -209,8 +209,8 @@ impl Http {
         }
         let resolver = HostResolver { cancel: self.cancel.clone(), most: self.patience.connect };
         let agent = Agent::with_parts(config.build(), DefaultConnector::default(), resolver);
-        self.cancel.covers(&agent);
-        Ok(self.agents.lock().expect(WHOLE).entry(origin.clone()).or_insert(agent).clone())
+        let covered = self.cancel.covers(&agent);
+        Ok(self.agents.lock().expect(WHOLE).entry(origin.clone()).or_insert((agent, covered)).0.clone())
     }
 
     fn proxy(&self, origin: &Origin) -> Result<Option<Proxy>, RegistryError> {
@@ -468,6 +468,29 @@ pub(crate) fn parse_range(text: &str) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_end_with_their_client_whoever_can_still_end_them() {
+        let cancel = Cancel::new();
+        let make = || {
+            Http::new(
+                Environment::default(),
+                std::collections::BTreeMap::new(),
+                Patience::default(),
+                cancel.clone(),
+            )
+        };
+        let (one, other) = (make(), make());
+        for authority in ["r.example", "r.example", "s.example"] {
+            for http in [&one, &other] {
+                http.agent(&Origin { https: false, authority: authority.into() }).unwrap();
+            }
+        }
+        drop(one);
+        assert!(!cancel.is_alone());
+        drop(other);
+        assert!(cancel.is_alone());
+    }
 
     #[test]
     fn locations_that_are_followed() {
