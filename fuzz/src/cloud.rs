@@ -26,12 +26,104 @@ pub fn run(data: &[u8]) {
 #[must_use]
 pub fn accepts(data: &[u8]) -> bool {
     let Some((choice, rest)) = data.split_first() else { return false };
-    match choice % 4 {
+    match choice % 8 {
         0 => disk(rest),
         1 => volume(rest),
         2 => script(rest),
+        4 => disk(&gpt(rest)),
+        5 => volume(&unpacked(rest)),
         _ => texts(&String::from_utf8_lossy(rest)),
     }
+}
+
+/// A disk of 64 KiB with the partitions that the input describes, in a table whose sums are right:
+/// 16 bytes a partition, and what is left is the first one's.
+fn gpt(rest: &[u8]) -> Vec<u8> {
+    const ENTRIES: usize = 128;
+    let (described, contents) = rest.split_at(rest.len().min(16 * 8));
+    let mut entries = vec![0; ENTRIES * 128];
+    for (entry, from) in entries.chunks_exact_mut(128).zip(described.chunks_exact(16)) {
+        entry[..4].copy_from_slice(&from[..4]);
+        entry[16..20].copy_from_slice(&from[4..8]);
+        entry[32] = from[8];
+        entry[33..40].fill(from[9] & 0x80);
+        entry[40] = from[10];
+        entry[41..48].fill(from[11] & 0x80);
+        entry[48] = from[12];
+        entry[56..60].copy_from_slice(&[from[13], 0, from[14], from[15]]);
+    }
+    let mut disk = vec![0; 64 << 10];
+    disk[446 + 4] = 0xee;
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let last = disk.len() / 512 - 1;
+    for (at, other, table) in [(1, last, 2), (last, 1, last - 32)] {
+        let number = |number: usize| (number as u64).to_le_bytes();
+        let mut header = b"EFI PART\0\0\x01\0\x5c\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+        for value in [at, other, 34, last - 33] {
+            header.extend(number(value));
+        }
+        header.extend([7; 16]);
+        header.extend(number(table));
+        header.extend([128, 0, 0, 0, 128, 0, 0, 0]);
+        header.extend(crc32(&entries).to_le_bytes());
+        let sum = crc32(&header);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk[at * 512..at * 512 + header.len()].copy_from_slice(&header);
+        disk[table * 512..table * 512 + entries.len()].copy_from_slice(&entries);
+    }
+    let room = &mut disk[34 * 512..(last - 33) * 512];
+    let len = contents.len().min(room.len());
+    room[..len].copy_from_slice(&contents[..len]);
+    disk
+}
+
+/// The sum of a table of partitions.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |sum, byte| {
+        (0..8).fold(
+            sum ^ u32::from(*byte),
+            |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 },
+        )
+    })
+}
+
+/// A file system is mostly zeros: pieces with the bytes between them that are none. Three bytes say
+/// how many zeros there are, in units of 16, and how many bytes follow.
+fn unpacked(mut rest: &[u8]) -> Vec<u8> {
+    let mut disk = Vec::new();
+    while let [low, high, len, more @ ..] = rest {
+        let zeros = usize::from(u16::from_le_bytes([*low, *high])) * 16;
+        let (piece, more) = more.split_at(more.len().min(usize::from(*len)));
+        disk.resize((disk.len() + zeros).min(1 << 20), 0);
+        disk.extend_from_slice(piece);
+        rest = more;
+    }
+    disk.truncate(1 << 20);
+    disk
+}
+
+/// A disk as [`unpacked`] reads it.
+#[must_use]
+pub fn packed(disk: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut units = disk.chunks(16).peekable();
+    let is_zero = |unit: &&[u8]| unit.iter().all(|byte| *byte == 0);
+    while units.peek().is_some() {
+        let mut zeros = 0_u16;
+        while zeros < u16::MAX && units.next_if(is_zero).is_some() {
+            zeros += 1;
+        }
+        let mut piece = Vec::new();
+        while piece.len() <= 239
+            && let Some(unit) = units.next_if(|unit| !is_zero(unit))
+        {
+            piece.extend_from_slice(unit);
+        }
+        bytes.extend(zeros.to_le_bytes());
+        bytes.push(u8::try_from(piece.len()).expect("255 at most"));
+        bytes.extend(piece);
+    }
+    bytes
 }
 
 fn disk(rest: &[u8]) -> bool {
@@ -135,12 +227,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let fat = fat(script);
     let texts = "# GRUB Environment Block\nsaved_entry=a\nUUID=1 /boot ext4 x\nDEFAULT a\nLABEL a\n LINUX k\n INITRD i,j\n APPEND root=/dev/vda\n\ntitle x\nlinux /k\noptions a\n6.1.0-1\n6.1~rc1";
     let with = |choice: u8, rest: &[u8]| [&[choice], rest].concat();
+    let entry = [0xaf, 0x3d, 0xc6, 0x0f, 1, 2, 3, 4, 34, 0, 61, 0, 0, b'a', b'b', 0];
     vec![
         with(0, &mbr(&fat)),
         with(0, &fat),
         with(1, &fat),
         with(2, script.as_bytes()),
         with(3, texts.as_bytes()),
+        with(4, &[&entry[..], &[0; 16 * 7], &fat[..28 << 9]].concat()),
+        with(5, &packed(&fat)),
+        with(5, include_bytes!("../ext4.packed")),
     ]
 }
 

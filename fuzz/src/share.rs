@@ -1,12 +1,12 @@
 //! Requests of a guest to a server over a temporary tree.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nelly_share::wire::Op;
 use nelly_share::{CacheMode, Locks, Options, Owners, Server, Tree};
 
 use self::body::Body;
+use super::place::Place;
 
 /// Most requests of one input.
 const REQUESTS_MAX: usize = 64;
@@ -35,44 +35,15 @@ mod body {
     }
 }
 
-/// A directory that is removed with what is in it; its neighbour must stay as it is.
-struct Place {
-    top: PathBuf,
-}
-
-impl Place {
-    fn new() -> Self {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let top = std::env::temp_dir().join(format!("nelly-fuzz-share-{}-{number}", std::process::id()));
-        // Of a run that was killed, perhaps.
-        let _ = std::fs::remove_dir_all(&top);
-        std::fs::create_dir_all(top.join("tree/d")).expect("there is room");
-        std::fs::write(top.join("tree/d/f"), b"contents").expect("there is room");
-        std::fs::write(top.join("beside"), b"beside").expect("there is room");
-        std::os::unix::fs::symlink("../beside", top.join("tree/out")).expect("there is room");
-        std::os::unix::fs::symlink("..", top.join("tree/up")).expect("there is room");
-        Self { top }
-    }
-
-    /// What lies beside the tree, with its contents.
-    fn beside(&self) -> Vec<(OsString, Vec<u8>)> {
-        let mut found: Vec<_> = std::fs::read_dir(&self.top)
-            .expect("it is there")
-            .map(|entry| entry.expect("it is there").file_name())
-            .filter(|name| name != "tree")
-            .map(|name| (name.clone(), std::fs::read(self.top.join(&name)).unwrap_or_default()))
-            .collect();
-        found.sort();
-        found
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.top);
-    }
+/// A tree with a file, and with links that lead out of it.
+fn place() -> Place {
+    let place = Place::new("share");
+    let tree = place.tree();
+    std::fs::create_dir(tree.join("d")).expect("there is room");
+    std::fs::write(tree.join("d/f"), b"contents").expect("there is room");
+    std::os::unix::fs::symlink("../beside", tree.join("out")).expect("there is room");
+    std::os::unix::fs::symlink("..", tree.join("up")).expect("there is room");
+    place
 }
 
 fn server(tree: &Path, choice: u8) -> Option<Server> {
@@ -115,9 +86,9 @@ fn is_large(request: &[u8]) -> bool {
 /// Sends the requests in the input; how many succeeded.
 fn send(data: &[u8]) -> usize {
     let Some((choice, mut rest)) = data.split_first() else { return 0 };
-    let place = Place::new();
+    let place = place();
     let before = place.beside();
-    let Some(server) = server(&place.top.join("tree"), *choice) else { return 0 };
+    let Some(server) = server(&place.tree(), *choice) else { return 0 };
     let mut reply = vec![0; 8192];
     let mut good = 0;
     for _ in 0..REQUESTS_MAX {

@@ -1,29 +1,19 @@
 //! The saved state of a virtio device, changed by somebody, restored into a slot with that device.
 
-use std::fs::File;
-
-use nelly_disk::RawDisk;
 use nelly_vmm::bus::BusDevice;
-use nelly_vmm::config::VsockConfig;
-use nelly_vmm::memory::{Backing, Slot};
 use nelly_vmm::state::Sections;
 use nelly_vmm::state::testing::{NAME, restore, written};
-use nelly_vmm::virtio::blk::Block;
-use nelly_vmm::virtio::console::{Console, Ends};
-use nelly_vmm::virtio::device::Device;
-use nelly_vmm::virtio::mem::MemoryDevice;
-use nelly_vmm::virtio::rng::Rng;
 use nelly_vmm::virtio::testing::{DriverQueue, OneSlot, Part};
-use nelly_vmm::virtio::vsock::Vsock;
 
-/// Kinds of devices.
-const KINDS: u8 = 5;
+use super::devices;
+
 /// A file follows.
 const FILE: u8 = 0x80;
 /// The version of every section.
 const VERSION: u32 = 1;
 /// Guest memory of each queue.
 const SHARE: u64 = 16 << 10;
+/// The file system's second queue holds 512 requests, of which 8 are used here.
 const MEMORY: usize = 64 << 10;
 
 /// Restores what follows the first byte into a slot whose device that byte chooses. With its upper
@@ -86,28 +76,9 @@ fn write(slot: &mut OneSlot, register: u64, value: u32) {
     let _ = slot.mmio.write(register, &value.to_le_bytes());
 }
 
-fn file(bytes: u64) -> File {
-    let fd = rustix::fs::memfd_create("state", rustix::fs::MemfdFlags::CLOEXEC).expect("a memory file");
-    let file = File::from(fd);
-    file.set_len(bytes).expect("a memory file");
-    file
-}
-
 fn slot(kind: u8) -> OneSlot {
-    let device: Box<dyn Device> = match kind % KINDS {
-        0 => Box::new(Rng),
-        1 => Box::new(Block::new(Box::new(RawDisk::new(file(4096), false).expect("a disk")), "fuzz")),
-        2 => Box::new(Console::new(Ends { input: None, output: Some(file(0).into()) })),
-        3 => {
-            let slot = Slot::new(1, 1 << 27, 32 << 20, Backing::Anonymous, false).expect("a slot");
-            let (device, control) = MemoryDevice::new(slot);
-            control.request(4 << 20).expect("whole blocks");
-            Box::new(device)
-        }
-        _ => Box::new(Vsock::new(&VsockConfig::default(), None).expect("a device").0),
-    };
     let mut slot = OneSlot::new(3, MEMORY);
-    slot.mmio.0.attach(device).expect("an empty slot");
+    slot.mmio.0.attach(devices::device(kind)).expect("an empty slot");
     slot
 }
 
@@ -124,7 +95,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let len = u16::try_from(slot.len()).expect("a small section").to_le_bytes();
         seeds.push([&[kind], &len[..], &slot, &device].concat());
     };
-    for kind in 0..KINDS {
+    for kind in 0..devices::KINDS {
         let mut slot = slot(kind);
         state(kind, &mut slot);
         let mut queues = drive(&mut slot);

@@ -1,6 +1,7 @@
-//! Every fuzz target on its seeds and on some thousand mutations of them: the same ones in every
-//! run, on the stable compiler. `make fuzz` runs the same targets for long; `FUZZ_FACTOR=n` makes
-//! this test so many times as long, where there is no nightly compiler.
+//! Every fuzz target on its seeds, on the inputs that are kept in `fuzz/kept`, and on some thousand
+//! mutations of the seeds: the same ones in every run, on the stable compiler. `make fuzz` runs the
+//! same targets for long; `FUZZ_FACTOR=n` makes this test so many times as long, where the
+//! sanitizer does not run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,7 +9,7 @@
 #[allow(unreachable_pub, reason = "a library of its own for the fuzzer")]
 mod targets;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A generator that always gives the same numbers (xorshift64*).
 struct Random(u64);
@@ -74,13 +75,22 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
     input.truncate(1 << 20);
 }
 
+/// A file of the fuzzer's.
+fn of_fuzz(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz").join(name)
+}
+
 fn corpus(name: &str) {
     let target = targets::TARGETS.iter().find(|target| target.name == name).expect("a target");
     let seeds = (target.seeds)();
     assert!(!seeds.is_empty());
     let started = std::time::Instant::now();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    let inputs = seeds.iter().cloned().map(|seed| (seed, false));
+    let kept = std::fs::read(of_fuzz("kept").join(name)).expect("fuzz/keep has written it");
+    assert!(kept.len() <= targets::kept::MOST);
+    let kept = targets::kept::unpacked(&kept).unwrap();
+    let count = kept.len();
+    let inputs = seeds.iter().cloned().chain(kept).map(|input| (input, false));
     let factor = std::env::var("FUZZ_FACTOR").map_or(1, |factor| factor.parse().expect("a whole number"));
     let mutated =
         (0..target.rounds * factor).map(|round| (seeds[round as usize % seeds.len()].clone(), true));
@@ -96,7 +106,7 @@ fn corpus(name: &str) {
         }
     }
     println!(
-        "{name}: {} seeds and {} mutations in {:?}",
+        "{name}: {} seeds, {count} kept inputs and {} mutations in {:?}",
         seeds.len(),
         target.rounds * factor,
         started.elapsed()
@@ -164,6 +174,71 @@ fn usernet() {
 }
 
 #[test]
+fn blk() {
+    corpus("blk");
+}
+
+#[test]
+fn console() {
+    corpus("console");
+}
+
+#[test]
+fn fs() {
+    corpus("fs");
+}
+
+#[test]
+fn mem() {
+    corpus("mem");
+}
+
+#[test]
+fn archive() {
+    corpus("archive");
+}
+
+#[test]
+fn arm64() {
+    corpus("arm64");
+}
+
+#[test]
+fn config() {
+    corpus("config");
+}
+
+#[test]
+fn erofs() {
+    corpus("erofs");
+}
+
+#[test]
+fn manifests() {
+    corpus("manifests");
+}
+
+#[test]
+fn registry() {
+    corpus("registry");
+}
+
+#[test]
+fn requests() {
+    corpus("requests");
+}
+
+#[test]
+fn tables() {
+    corpus("tables");
+}
+
+#[test]
+fn words() {
+    corpus("words");
+}
+
+#[test]
 fn vsock() {
     corpus("vsock");
 }
@@ -175,8 +250,32 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert_eq!(
         names,
         [
-            "agent", "cloud", "kernel", "layers", "mmio", "net", "qcow2", "queue", "share", "state",
-            "switch", "usernet", "vsock"
+            "agent",
+            "archive",
+            "arm64",
+            "blk",
+            "cloud",
+            "config",
+            "console",
+            "erofs",
+            "fs",
+            "kernel",
+            "layers",
+            "manifests",
+            "mem",
+            "mmio",
+            "net",
+            "qcow2",
+            "queue",
+            "registry",
+            "requests",
+            "share",
+            "state",
+            "switch",
+            "tables",
+            "usernet",
+            "vsock",
+            "words"
         ]
     );
     assert!(targets::layers::seeds().iter().all(|seed| nelly_image::fuzz::layers(seed)));
@@ -192,5 +291,53 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert!(targets::state::seeds().iter().all(|seed| targets::state::restores(seed)));
     let frames: Vec<_> = targets::net::seeds().iter().map(|seed| targets::net::frames(seed)).collect();
     assert_eq!(frames, [4, 2, 3]);
-    assert!(targets::mmio::interrupts(&targets::mmio::seeds()[1]), "the device answered");
+    assert_eq!(
+        counts(targets::mmio::seeds(), targets::mmio::interrupts),
+        [false, true, true, true, true, true, true, true]
+    );
+    assert_eq!(counts(targets::blk::seeds(), targets::blk::served), [16, 5, 8]);
+    assert_eq!(
+        counts(targets::console::seeds(), targets::console::passed),
+        [(900, 200), (262_128, 200), (0, 0)]
+    );
+    assert_eq!(counts(targets::fs::seeds(), targets::fs::answers), [4, 4, 2, 1, 1]);
+    assert_eq!(counts(targets::mem::seeds(), targets::mem::acknowledged), [8, 1, 0]);
+    assert_eq!(counts(targets::erofs::seeds(), targets::erofs::files), [7, 9, 50]);
+    let described = counts(targets::tables::seeds(), targets::tables::described);
+    assert_eq!(described, [Some(3), Some(40), Some(60), Some(9), Some(0)]);
+    // The third archive wants to leave its directory.
+    assert_eq!(counts(targets::archive::seeds(), targets::archive::unpacks), [true, true, false, true, true]);
+    // The last answer is a refusal.
+    assert_eq!(counts(targets::registry::seeds(), targets::registry::pulls), [true, true, true, true, false]);
+    assert!(targets::arm64::seeds().iter().all(|seed| targets::arm64::accepts(seed)));
+    assert!(targets::config::seeds().iter().all(|seed| targets::config::accepts(seed)));
+    assert!(targets::manifests::seeds().iter().all(|seed| targets::manifests::accepts(seed)));
+    assert!(targets::requests::seeds().iter().all(|seed| targets::requests::accepts(seed)));
+    for (number, seed) in targets::words::seeds().iter().enumerate() {
+        assert!(targets::words::accepts(seed), "sentence {number}");
+    }
+}
+
+/// What becomes of each seed.
+fn counts<T>(seeds: Vec<Vec<u8>>, of: fn(&[u8]) -> T) -> Vec<T> {
+    seeds.iter().map(|seed| of(seed)).collect()
+}
+
+#[test]
+fn the_table_is_what_was_written_down() {
+    let read = |name: &str| std::fs::read_to_string(of_fuzz(name)).unwrap();
+    let table = targets::report::table(&read("figures.tsv"), &read("findings.tsv")).unwrap();
+    let document = read("../docs/fuzzing.md");
+    let again = targets::report::with_table(&document, &table).expect("a place for the table");
+    assert!(again == document, "docs/fuzzing.md is not what `fuzz/run --record` writes");
+}
+
+#[test]
+fn inputs_that_are_kept_come_out_as_they_went_in() {
+    use targets::kept::{MOST, packed, unpacked};
+    let inputs = vec![vec![], vec![1], vec![1, 2], vec![7; MOST], vec![2]];
+    assert_eq!(unpacked(&packed(inputs)).unwrap(), [vec![], vec![1], vec![2], vec![1, 2]], "as many as fit");
+    for cut in [&[1][..], &[1, 0, 0, 0], &[255, 255, 255, 255, 1]] {
+        assert!(unpacked(cut).is_err(), "{cut:?}");
+    }
 }
