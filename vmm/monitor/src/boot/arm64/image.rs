@@ -1,6 +1,6 @@
 //! Linux's Image for arm64 (Documentation/arch/arm64/booting.rst): its header, and where it goes.
 
-use super::MACHINE;
+use super::{MACHINE, zboot};
 use crate::arch::aarch64::layout;
 use crate::boot::compress::{self, Format};
 use crate::boot::error::BootError;
@@ -39,6 +39,12 @@ impl<'a> Kernel<'a> {
             source = Source::unpacked(name, bytes);
             head = source.head(HEAD_LEN)?;
             kind = format!("{}-compressed Image", format.name());
+        }
+        if zboot::detect(&head) {
+            let (bytes, format) = zboot::unpack(&source, &head)?;
+            source = Source::unpacked(name, bytes);
+            head = source.head(HEAD_LEN)?;
+            kind = format!("Image in a program for EFI, {}-compressed", format.name());
         }
         if head.get(MAGIC_AT..MAGIC_AT + 4) != Some(MAGIC) {
             return Err(unknown(name, &head));
@@ -96,12 +102,6 @@ fn unknown(name: &str, head: &[u8]) -> BootError {
     // The setup header of a bzImage.
     if head.get(0x202..0x206) == Some(b"HdrS") {
         return BootError::wrong_machine(name, "x86", MACHINE);
-    }
-    if head.get(4..8) == Some(b"zimg") {
-        return BootError::unfit(
-            name,
-            "unpacks itself with EFI, which this machine does not have: use the Image inside",
-        );
     }
     if head.starts_with(b"MZ") {
         return BootError::wrong_machine(name, "another processor, or a program for EFI", MACHINE);

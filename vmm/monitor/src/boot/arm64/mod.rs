@@ -6,6 +6,7 @@ mod image;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod zboot;
 
 use vm_memory::{Bytes, GuestAddress};
 

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::fdt::tests::{Read, read};
 use super::*;
 use crate::arch::aarch64::layout;
-use crate::boot::testing::{arm64_image, gzip};
+use crate::boot::testing::{arm64_image, gzip, lz4, zstd};
 use crate::boot::{Image, MmioSlot};
 use crate::memory::Backing;
 
@@ -134,7 +134,7 @@ fn what_cannot_be_loaded_says_why() {
         (elf(1, 3), "is a kernel for 32-bit x86"),
         (elf(2, 183), "is its Image"),
         (bzimage, "is a kernel for x86;"),
-        (zboot, "unpacks itself with EFI"),
+        (zboot, "its compressed kernel begins in its header"),
         (with(16, &[0; 8]), "older than Linux 3.17"),
         (with(24, &[1]), "big-endian"),
         (with(8, &0x20_0000_u64.to_le_bytes()), "2 MiB or more"),
@@ -162,6 +162,89 @@ fn what_cannot_be_loaded_says_why() {
         refused(BootRequest { protocol: BootProtocol::Pvh, ..request(&file) })
             .contains("only one boot protocol")
     );
+}
+
+/// A program for EFI around `payload`, as the kernel's build makes it, with the payload's size
+/// behind it where the build appends that.
+fn zboot(name: &str, payload: &[u8], appended: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 0x1000];
+    file[..8].copy_from_slice(b"MZ\0\0zimg");
+    file[8..12].copy_from_slice(&0x1000_u32.to_le_bytes());
+    file[12..16].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+    file[24..24 + name.len()].copy_from_slice(name.as_bytes());
+    file[56..60].copy_from_slice(&[0xcd, 0x23, 0x82, 0x81]);
+    file[60..64].copy_from_slice(&0x40_u32.to_le_bytes());
+    file[0x40..0x46].copy_from_slice(b"PE\0\0\x64\xaa");
+    [&file, payload, appended, &[0; 100]].concat()
+}
+
+/// As the kernel's build packs it.
+fn xz(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let mut command = Command::new("xz");
+    command.args(["--check=crc32", "--lzma2=dict=1MiB", "--stdout", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success());
+    done.stdout
+}
+
+#[test]
+fn a_kernel_in_a_program_for_efi_is_unpacked() {
+    let image = arm64_image(0x8_0000, 3 * MIB, &[7; 70_000]);
+    let size = u32::try_from(image.len()).unwrap().to_le_bytes();
+    for (name, payload, appended) in [
+        ("gzip", gzip(&image), &[][..]),
+        ("zstd22", zstd(&image), &size),
+        ("lz4", lz4(&image, 8 << 20), &size),
+        ("xzkern", xz(&image), &size),
+    ] {
+        let memory = memory_of(16);
+        let loaded = load(&memory, &request(&file_of(&zboot(name, &payload, appended)))).unwrap();
+        let start = layout::RAM + 0x8_0000;
+        assert_eq!(loaded.kernel, (start, start + 3 * MIB), "{name}");
+        assert!(bytes(&memory, start, image.len()) == image, "{name}: the kernel differs");
+        assert!(loaded.kind.contains("EFI") && loaded.kind.contains(&name[..2]), "{}", loaded.kind);
+    }
+}
+
+#[test]
+fn lies_of_a_program_for_efi_are_told() {
+    let image = arm64_image(0, MIB, &[1; 5000]);
+    let good = zboot("gzip", &gzip(&image), &[]);
+    let with = |at: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let payload = gzip(&image).len();
+    for (bytes, sentence) in [
+        (with(8, &[0; 4]), "begins in its header"),
+        (with(8, &[0xff; 4]), "compressed kernel"),
+        (with(8, &[0xff; 8]), "compressed kernel"),
+        (with(12, &[0xff; 4]), "compressed kernel"),
+        (with(12, &[0; 4]), "not compressed by gzip, as its header says"),
+        (with(12, &u32::try_from(payload / 2).unwrap().to_le_bytes()), "gzip"),
+        (with(8, &0x1001_u32.to_le_bytes()), "not compressed by gzip, as its header says"),
+        (with(24, b"xzkern\0"), "is gzip, and its header says xzkern"),
+        (with(24, b"\x1b[2J\0"), "its header says nothing that has a name"),
+        (with(24, &[b'g'; 32]), "its header says gggg"),
+        (with(0x1000, b"\x5d\0\0lzma"), "and its header says gzip"),
+        (with(0x44, &[0x64, 0x86]), "is a kernel for x86-64; this machine is 64-bit Arm"),
+        (with(0x44, &[0x64, 0x50]), "is a kernel for 64-bit RISC-V"),
+        (with(0x44, &[1, 1]), "is a kernel for another processor"),
+        (good[..20].to_vec(), "header for EFI"),
+        (zboot("gzip", &gzip(&good), &[]), "is a kernel for another processor, or a program for EFI"),
+        (zboot("gzip", &gzip(b"no kernel"), &[]), "neither an Image"),
+        (zboot("lzma", b"\x5d\0\0\0\x80", &[]), "compressed by lzma, which is not supported"),
+    ] {
+        let error = load(&memory_of(4), &request(&file_of(&bytes))).unwrap_err().to_string();
+        assert!(error.contains("KERNEL") && error.contains(sentence) && !error.contains('\x1b'), "{error}");
+    }
+    // Where no header of a program is, only the kernel itself says what it is for.
+    assert!(load(&memory_of(4), &request(&file_of(&with(60, &[0xff; 4])))).is_ok());
 }
 
 proptest! {
