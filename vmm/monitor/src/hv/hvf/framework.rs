@@ -146,7 +146,9 @@ impl Refusal {
             0xfae9_4005 => ("HV_NO_RESOURCES", "the host has no resources left for it"),
             0xfae9_4006 => ("HV_NO_DEVICE", "there is no such machine or processor"),
             0xfae9_4007 => ("HV_DENIED", "the system does not allow it"),
-            0xfae9_4008 => ("HV_FAULT", "an address is invalid"),
+            // Nothing public says what it means; systems were seen to answer so where memory is
+            // mapped already.
+            0xfae9_4008 => ("HV_FAULT", "an address is invalid, or memory is there already"),
             0xfae9_400f => ("HV_UNSUPPORTED", "the hypervisor does not support it"),
             _ => ("an unknown answer", "the framework's headers do not name it"),
         }

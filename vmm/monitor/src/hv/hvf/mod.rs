@@ -12,6 +12,10 @@
 //! With the feature `standin`, for tests, all of it is compiled for 64-bit Arm Linux too, `apple`
 //! included, and linked with a stand-in for the framework.
 
+// A monitor that is optimised may be one that ships, with a tests' crate for its hypervisor.
+#[cfg(all(feature = "standin", not(debug_assertions)))]
+compile_error!("the feature `standin` of nelly-vmm is for tests, which are built with debug assertions");
+
 #[cfg(all(target_arch = "aarch64", any(target_os = "macos", feature = "standin")))]
 mod apple;
 #[cfg(any(test, all(target_arch = "aarch64", any(target_os = "macos", feature = "standin"))))]

@@ -41,7 +41,8 @@ pub(super) struct HvfVcpu<F: Framework> {
     /// When it was made: one end of the span over which the counter's speed is measured.
     made: Moment,
     index: usize,
-    alone: bool,
+    /// vCPUs of the machine.
+    count: u32,
     /// How often a line had been raised when the guest was entered before its last wait.
     seen: u64,
     /// SCTLR_EL1 after reset.
@@ -96,7 +97,7 @@ impl<F: Framework> HvfVcpu<F> {
             machine: Arc::clone(machine),
             made: Moment::now(|| machine.framework.counter()),
             index,
-            alone: count == 1,
+            count,
             seen: 0,
             system_control,
             loading: None,
@@ -186,7 +187,7 @@ impl<F: Framework> HvfVcpu<F> {
         let deadline = self.get(Register::TimerDeadline)?;
         let counter = framework.counter().wrapping_sub(self.machine.timer_offset);
         let timer = timer::remaining(control, deadline, counter, framework.counter_hz());
-        let most = if self.alone { Duration::MAX } else { UNSEEN_MESSAGES };
+        let most = if self.count == 1 { Duration::MAX } else { UNSEEN_MESSAGES };
         let limit = Some(timer.unwrap_or(Duration::MAX).min(most));
         self.machine.wakes.wait(limit, |state| state.raises == raises && !self.kick.is_pending());
         Ok(())
@@ -220,6 +221,13 @@ impl<F: Framework> HvfVcpu<F> {
                 if let Some((register, value)) = self.machine.ignored.serve(access) {
                     self.set(Register::X(register), value)?;
                 }
+            }
+            // The framework answers them itself. The bus, which knows nothing there, would answer
+            // zeros, and the guest's interrupts would be gone without a word.
+            Trap::Access(_) if is_of_the_controller(address, self.count) => {
+                return self.fault(&format!(
+                    "used the interrupt controller's register at {address:#x}, which the framework does not serve"
+                ));
             }
             Trap::Access(access) => {
                 if access.write {
@@ -322,6 +330,13 @@ impl<F: Framework> Drop for HvfVcpu<F> {
     fn drop(&mut self) {
         self.kick.end();
     }
+}
+
+/// Whether an address is one of the interrupt controller's in a machine of so many vCPUs.
+fn is_of_the_controller(address: u64, count: u32) -> bool {
+    let redistributors = u64::from(count) * layout::GIC_REDISTRIBUTOR_LEN;
+    (layout::GIC_DISTRIBUTOR..layout::GIC_DISTRIBUTOR + layout::GIC_DISTRIBUTOR_LEN).contains(&address)
+        || (layout::GIC_REDISTRIBUTOR..layout::GIC_REDISTRIBUTOR + redistributors).contains(&address)
 }
 
 fn get(processor: &impl Processor, register: Register) -> Result<u64, HvError> {

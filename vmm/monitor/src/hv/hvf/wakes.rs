@@ -88,10 +88,10 @@ impl<F: Framework> Kicker for Kick<F> {
     fn kick(&self) {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(target) = *target else { return };
-        // One that is still pending does the work of both.
-        if self.pending.swap(true, Ordering::SeqCst) {
-            return;
-        }
+        self.pending.store(true, Ordering::SeqCst);
+        // Also where one is pending: should the framework have lost the exit that was forced for
+        // that one, because the guest was about to be entered, this one gets it out. An exit too
+        // many costs one turn.
         // It can only refuse a vCPU that is none, and this one exists while `target` is held.
         let forced = self.framework.force_exit(target);
         debug_assert_eq!(forced, Ok(()), "the vCPU exists");
