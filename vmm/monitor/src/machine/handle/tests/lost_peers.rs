@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::networks::{drive, network, until};
 use super::snapshot::files;
@@ -81,13 +82,14 @@ fn a_machine_whose_peer_is_lost_is_saved_or_says_why_and_goes_on() {
         return;
     }
     // Whoever has not said that it stopped may still write to the memory.
-    let cases: [(&str, Says, bool); 7] = [
+    let cases: [(&str, Says, bool); 8] = [
         (
             "dies when it is told to stop",
             |request, _| if request == STOP { Said::End } else { Said::Right },
             true,
         ),
         ("closes its side alone", |request, _| if request == STOP { Said::Mute } else { Said::Right }, false),
+        ("says something else", |request, _| if request == STOP { Said::Other } else { Said::Right }, false),
         ("is silent", |request, _| if request == STOP { Said::Silence } else { Said::Right }, false),
         ("answers in drops", |request, _| if request == STOP { Said::Drops } else { Said::Right }, false),
         (
@@ -207,6 +209,29 @@ fn a_peer_that_dies_while_the_machine_runs_or_is_paused_is_no_reason_not_to_save
         drop(machine);
         assert_gone(&fake);
     }
+}
+
+#[test]
+fn a_peer_that_takes_its_time_is_waited_for_and_serves_again() {
+    if !is_possible() {
+        return;
+    }
+    let late =
+        |request, _| if request == STOP { Said::Late(Duration::from_millis(200)) } else { Said::Right };
+    let (near, thread, _stops) = peer(late);
+    let fake = Fake::new();
+    script(&fake);
+    let machine = driven(&fake, near, None);
+    for _ in 0..2 {
+        until(&machine, |devices| link(devices) == (true, 1));
+        machine.pause().unwrap();
+        machine.save(files().0).unwrap();
+        machine.resume().unwrap();
+        goes_on(&fake, &machine);
+    }
+    drop(machine);
+    thread.join().unwrap();
+    assert_gone(&fake);
 }
 
 #[test]
