@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nelly_vmm::arch::{Address, Nested};
 use nelly_vmm::hv::{HvError, Hypervisor, SlotRefused, Vcpu, VcpuExit, Vm};
 use nelly_vmm::memory::{Backing, Slot, view};
+use nelly_vmm::state::Sections;
 use nelly_vmm::sys::Notifier;
 use nelly_vmm::timeline;
 use vm_memory::{Bytes, GuestAddress};
@@ -506,15 +507,23 @@ pub(crate) fn sleep_for_good<H: Hypervisor>(hypervisor: &H) {
     }
 }
 
-/// State is refused by name, on both ends.
+/// State is refused by name, on both ends and both ways, and the machine goes on as it was.
 pub(crate) fn no_state_yet<H: Hypervisor>(hypervisor: &H) {
     let machine = Machine::new(hypervisor, spin_code(), 1);
     let mut run = machine.boot();
     assert_eq!(run.byte(), 1);
-    for error in [run.vcpu.save().unwrap_err(), machine.vm.save().unwrap_err()] {
-        let said = error.to_string();
-        assert!(said.contains("64-bit Arm") || said.contains(H::Vm::HYPERVISOR), "{said}");
+    let refused = [
+        run.vcpu.save().map(drop),
+        machine.vm.save().map(drop),
+        run.vcpu.restore(Sections::new()),
+        machine.vm.restore(Sections::new()),
+    ];
+    for error in refused.map(Result::unwrap_err) {
+        let HvError::Unsupported { what } = error else { panic!("{error}") };
+        assert!(what.contains("64-bit Arm") || what.contains(H::Vm::HYPERVISOR), "{what}");
     }
+    run.vcpu.kicker().kick();
+    assert_eq!(run.next(), Seen::Kicked);
 }
 
 /// Probing answers for each kind of instruction.
