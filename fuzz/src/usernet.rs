@@ -145,7 +145,7 @@ fn act(net: &mut Net, now: Duration, message: &[u8], sockets: &mut HashMap<FlowI
                     socket.asked = bytes;
                 }
             }
-            Action::Shutdown { .. } | Action::Peers | Action::Log(_) => {}
+            Action::HandOver { .. } | Action::Shutdown { .. } | Action::Peers | Action::Log(_) => {}
         }
     }
 }

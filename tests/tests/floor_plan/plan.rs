@@ -422,6 +422,16 @@ pub(crate) const CRATES: &[Crate] = &[
         program: false,
     },
     Crate {
+        directory: "vmm/secrets",
+        floors: &[("authority", 0), ("swap", 0), ("http", 1), ("trust", 1), ("link", 2), ("serve", 3)],
+        halls: &[],
+        stands_on: &["nelly-net"],
+        never: &["tokio", "clap", "ttrpc", "anyhow", "reqwest", "hyper", "kvm-ioctls", "kvm-bindings", "vm-memory"],
+        unsafe_rooms: &[],
+        target_rooms: &[],
+        program: false,
+    },
+    Crate {
         directory: "vmm/bench",
         floors: &[
             ("memory_use", 0),

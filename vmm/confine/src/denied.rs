@@ -184,7 +184,7 @@ names! {
     SYS_openat "openat", SYS_openat2 "openat2", SYS_perf_event_open "perf_event_open", SYS_pidfd_getfd "pidfd_getfd",
     SYS_pidfd_open "pidfd_open", SYS_prctl "prctl", SYS_prlimit64 "prlimit64", SYS_process_vm_readv "process_vm_readv",
     SYS_process_vm_writev "process_vm_writev", SYS_ptrace "ptrace", SYS_readlinkat "readlinkat",
-    SYS_renameat2 "renameat2", SYS_seccomp "seccomp", SYS_sendmmsg "sendmmsg", SYS_setns "setns",
+    SYS_renameat2 "renameat2", SYS_seccomp "seccomp", SYS_sendmmsg "sendmmsg", SYS_sendmsg "sendmsg", SYS_setns "setns",
     SYS_setresuid "setresuid", SYS_setsockopt "setsockopt", SYS_setuid "setuid", SYS_socket "socket",
     SYS_socketpair "socketpair", SYS_statx "statx", SYS_tgkill "tgkill", SYS_unlinkat "unlinkat",
     SYS_unshare "unshare", SYS_userfaultfd "userfaultfd", SYS_keyctl "keyctl", SYS_add_key "add_key", SYS_request_key "request_key",

@@ -107,12 +107,16 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
             2,
         ));
     }
+    let secrets = if config.secrets.is_empty() { None } else { descriptors.next() };
+    if !config.secrets.is_empty() && secrets.is_none() {
+        return Err(("secrets: a socket for them comes with the configuration, and none came".to_owned(), 2));
+    }
     if let Some(passed) = descriptors.next() {
         config.log_fd = Some(passed.as_raw_fd().unsigned_abs());
         log = Some(passed);
     }
     drop(descriptors);
-    let kept = [Some(&link), ready.as_ref(), log.as_ref(), port.as_ref(), control.as_ref()];
+    let kept = [Some(&link), ready.as_ref(), log.as_ref(), port.as_ref(), control.as_ref(), secrets.as_ref()];
     let kept: Vec<&OwnedFd> = kept.into_iter().flatten().collect();
     sys::close_all_but(&kept).map_err(failed("cannot close inherited file descriptors"))?;
     let log = log.map(|log| Arc::new(Journal::new(File::from(log))));
@@ -136,11 +140,15 @@ fn serve(config: OwnedFd, link: OwnedFd, ready: Option<OwnedFd>) -> Result<(), F
     if let Some(control) = control {
         shell.obey(control).map_err(|e| (chain(&e), 125))?;
     }
+    let role = if secrets.is_some() { Role::Swapping } else { Role::Network };
+    if let Some(secrets) = secrets {
+        shell.keep_secrets(secrets);
+    }
     let stderr = std::io::stderr();
     let told: Vec<_> = std::iter::once(stderr.as_fd()).chain(words.as_ref().map(|log| log.file())).collect();
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("cannot open /dev/null"))?;
-    let confinement = if confined { sys::confine(Role::Network, &told) } else { Ok(Vec::new()) };
+    let confinement = if confined { sys::confine(role, &told) } else { Ok(Vec::new()) };
     let confinement = confinement.map_err(|e| (chain(&e), 125))?;
     if let Some(ready) = ready {
         let published: Vec<String> = shell.published().collect();

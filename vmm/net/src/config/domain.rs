@@ -23,6 +23,14 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// The name that it is, or that it is all names below of.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl FromStr for Domain {
     type Err = String;
 

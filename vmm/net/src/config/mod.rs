@@ -4,6 +4,7 @@ mod domain;
 mod prefix;
 mod publish;
 mod rule;
+mod secret;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -15,6 +16,9 @@ pub use domain::Domain;
 pub use prefix::{Prefix, Prefix4, Prefix6};
 pub use publish::{MOST_OF_RANGE, Publish};
 pub use rule::{Ports, Protocol, Rule, Target};
+pub use secret::{
+    Handover, MOST_SECRETS, PLACEHOLDER, Secret, SecretHost, SecretValue, SecretsConfig, is_secret_name,
+};
 
 /// The schema that is read here.
 pub const SCHEMA: u32 = 1;
@@ -123,6 +127,9 @@ pub struct UsernetConfig {
     /// Whoever holds the machine asks things while it runs: a message socket for that comes with
     /// the configuration, behind the port on a switch.
     pub control: bool,
+    /// Hosts whose streams are given to a process that puts secrets into them: a message socket of
+    /// that comes with the configuration then, behind that of whoever holds the machine.
+    pub secrets: Vec<SecretHost>,
     /// There is no way out, for names neither: only what `allow` names, and the network's own
     /// names.
     pub isolated: bool,
@@ -158,6 +165,7 @@ impl Default for UsernetConfig {
             confine: Confine::On,
             peers: false,
             control: false,
+            secrets: Vec::new(),
             isolated: false,
         }
     }
@@ -202,7 +210,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Server, Prefix4, Prefix6, Rule, Publish, Mac);
+as_text!(Server, Prefix4, Prefix6, Rule, Publish, Mac, SecretHost);
 
 impl UsernetConfig {
     /// Reads a configuration. Fields that are not there have their default.
@@ -243,6 +251,7 @@ impl UsernetConfig {
                 "confine" => config.confine = one(field, value)?,
                 "peers" => config.peers = one(field, value)?,
                 "control" => config.control = one(field, value)?,
+                "secrets" => config.secrets = list(field, value)?,
                 "isolated" => config.isolated = one(field, value)?,
                 _ => return Err(ConfigError::new(field, "there is no such field")),
             }

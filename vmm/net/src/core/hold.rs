@@ -44,6 +44,12 @@ impl Net {
             None => true,
             Some(true) => {
                 if let Some(held) = flow.held.take() {
+                    if let Claim::Name(name) = claim
+                        && self.policy.has_secrets(now, key.remote, &name)
+                    {
+                        let (to, from) = (flow.to, key.guest);
+                        self.actions.push_back(Action::HandOver { flow: id, name, from, to });
+                    }
                     self.actions.push_back(Action::WriteHeld { flow: id, bytes: held.bytes });
                 }
                 true

@@ -60,6 +60,18 @@ pub enum Action {
         /// What it holds.
         bytes: Vec<u8>,
     },
+    /// Hand the connected socket of a stream over to who puts secrets into what is said to `name`,
+    /// and go on with a stream to that process in its place.
+    HandOver {
+        /// The flow.
+        flow: FlowId,
+        /// Whom the stream is for, in small letters.
+        name: String,
+        /// The guest's end.
+        from: SocketAddr,
+        /// What the socket is connected to.
+        to: SocketAddr,
+    },
     /// Say that nothing more will be written, once everything is.
     Shutdown {
         /// The flow.

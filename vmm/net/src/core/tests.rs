@@ -7,5 +7,6 @@ mod neighbours;
 mod played;
 mod routers;
 mod rules;
+mod secrets;
 mod streams;
 mod talks;

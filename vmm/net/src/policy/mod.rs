@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::addressee::Speaks;
-use crate::config::{Prefix4, Prefix6, Protocol, Rule, Target, UsernetConfig, Verdict};
+use crate::config::{Prefix4, Prefix6, Protocol, Rule, SecretHost, Target, UsernetConfig, Verdict};
 
 pub use names::Naming;
 
@@ -87,6 +87,8 @@ pub struct Policy {
     prefix4: Prefix4,
     prefix6: Prefix6,
     own: HashSet<IpAddr>,
+    /// Hosts whose streams are handed over to who puts secrets into them.
+    secrets: Vec<SecretHost>,
     /// Names that the guest was answered with addresses for.
     asked: bindings::Bindings,
     /// Names on the way to addresses that a `deny` names.
@@ -130,6 +132,7 @@ impl Policy {
             prefix4: config.prefix4,
             prefix6: config.prefix6,
             own: HashSet::new(),
+            secrets: config.secrets.clone(),
             asked: bindings::Bindings::default(),
             denied: bindings::Bindings::default(),
         }
@@ -172,6 +175,9 @@ impl Policy {
         }
         let speaks = Speaks::at(port).filter(|_| protocol == Protocol::Tcp);
         let check = speaks.filter(|_| must || self.denies_names(port)).map(|speaks| Check { speaks, must });
+        // Whoever speaks to such a host begins with TLS, at whatever port.
+        let swaps = protocol == Protocol::Tcp && self.may_have_secrets(now, ip, port);
+        let check = if swaps { Some(Check { speaks: Speaks::Tls, must }) } else { check };
         Ok(Passage { to, by, check })
     }
 

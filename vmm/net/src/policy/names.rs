@@ -1,5 +1,6 @@
 //! Rules about names: what the resolver may be asked, and whom a stream may be for.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ impl Policy {
     #[must_use]
     pub fn is_about_names(&self) -> bool {
         self.default == Verdict::Deny
+            || !self.secrets.is_empty()
             || self.allow.iter().chain(&self.deny).any(|rule| matches!(rule.target, Target::Names(_)))
     }
 
@@ -69,7 +71,7 @@ impl Policy {
     }
 
     /// A name that the guest was answered this address for.
-    pub fn name_of(&self, now: Duration, address: std::net::IpAddr) -> Option<&str> {
+    pub fn name_of(&self, now: Duration, address: IpAddr) -> Option<&str> {
         self.asked.names(now, address).next()
     }
 
@@ -86,6 +88,20 @@ impl Policy {
             Claim::None(_) => Some(!check.must),
             Claim::Name(name) => Some(!any(&self.deny, name) && (!check.must || any(&self.allow, name))),
         }
+    }
+
+    /// Whether the guest was answered this address for the name of a host of secrets.
+    pub(super) fn may_have_secrets(&self, now: Duration, address: IpAddr, port: u16) -> bool {
+        let mut secrets = self.secrets.iter();
+        secrets.any(|host| self.asked.names(now, address).any(|name| host.is_about(name, port)))
+    }
+
+    /// Whether a stream that claims to be for this name is for a host of secrets: the guest was
+    /// answered its address for that very name.
+    #[must_use]
+    pub fn has_secrets(&self, now: Duration, to: SocketAddr, name: &str) -> bool {
+        self.secrets.iter().any(|host| host.is_about(name, to.port()))
+            && self.asked.names(now, to.ip()).any(|asked| asked == name)
     }
 
     /// Whether a rule denies names at this port of TCP.

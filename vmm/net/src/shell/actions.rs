@@ -51,6 +51,7 @@ impl Shell {
                     self.written(now, flow, |socket| socket.write(&message[range]))
                 }
                 Action::WriteHeld { flow, bytes } => self.written(now, flow, |socket| socket.write(&bytes)),
+                Action::HandOver { flow, name, from, to } => self.hand_over(flow, name, from, to),
                 Action::Shutdown { flow } => self.written(now, flow, |socket| {
                     socket.shut = true;
                     if socket.left.is_empty() { socket.flush() } else { Ok(socket.left.len()) }

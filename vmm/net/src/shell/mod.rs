@@ -6,6 +6,7 @@ mod answers;
 mod bind;
 mod control;
 mod gate;
+mod handover;
 mod holder;
 mod host;
 mod journal;
@@ -97,6 +98,8 @@ pub struct Shell {
     peers_first: bool,
     /// Whoever holds the machine.
     control: Option<control::Control>,
+    /// Who puts secrets into streams.
+    secrets: Option<OwnedFd>,
 }
 
 /// What a published port is called among those that are waited for.
@@ -163,6 +166,7 @@ impl Shell {
             peers: None,
             peers_first: false,
             control: None,
+            secrets: None,
         })
     }
 

@@ -35,6 +35,14 @@ impl Poller {
         Ok(epoll::add(&self.file, file, epoll::EventData::new_u64(token), flags)?)
     }
 
+    /// Waits for `file` no more. One that others have open, too, is told of until then.
+    ///
+    /// # Errors
+    /// It was not waited for.
+    pub fn remove(&self, file: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.file, file)?)
+    }
+
     /// Waits until something is ready or `timeout` is over (`None`: never).
     ///
     /// # Errors

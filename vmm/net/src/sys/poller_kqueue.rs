@@ -48,6 +48,20 @@ impl Poller {
         Ok(())
     }
 
+    /// Waits for `file` no more.
+    ///
+    /// # Errors
+    /// It was not waited for.
+    pub fn remove(&self, file: impl AsFd) -> io::Result<()> {
+        let number = file.as_fd().as_raw_fd();
+        let change = |filter| Event::new(filter, EventFlags::DELETE, std::ptr::null_mut());
+        let changes = [change(EventFilter::Read(number)), change(EventFilter::Write(number))];
+        let mut none: Vec<Event> = Vec::new();
+        // SAFETY: the only descriptor named is borrowed for the call.
+        unsafe { kevent(&self.file, &changes, spare_capacity(&mut none), Some(Duration::ZERO)) }?;
+        Ok(())
+    }
+
     /// Waits until something is ready or `timeout` is over (`None`: never).
     ///
     /// # Errors

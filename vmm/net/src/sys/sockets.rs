@@ -79,6 +79,31 @@ pub const KEEPS_MESSAGES: bool = true;
 #[cfg(not(target_os = "linux"))]
 pub const KEEPS_MESSAGES: bool = false;
 
+/// Two streams that are connected to each other, and that no call waits for.
+///
+/// # Errors
+/// The system does not make them.
+#[cfg(target_os = "linux")]
+pub fn stream_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+/// As on Linux.
+///
+/// # Errors
+/// The system does not make them.
+#[cfg(not(target_os = "linux"))]
+pub fn stream_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = rustix::net::SocketFlags::empty();
+    let pair = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    for end in [&pair.0, &pair.1] {
+        prepare(end)?;
+        rustix::io::ioctl_fionbio(end, true)?;
+    }
+    Ok(pair)
+}
+
 /// A connection, which no call waits for.
 ///
 /// # Errors

@@ -23,6 +23,8 @@ pub(super) struct Socket {
     /// Of `got`, what the socket is said not to have taken.
     pub(super) unwritten: usize,
     pub(super) shut: bool,
+    /// Whom it was handed over for, before anything was written.
+    pub(super) handed: Option<String>,
     pub(super) datagrams: Vec<Vec<u8>>,
 }
 
@@ -131,6 +133,11 @@ impl World {
                     socket.got.extend(bytes);
                     let left = socket.unwritten;
                     self.net.unwritten(self.now, flow, left);
+                }
+                Action::HandOver { flow, name, from, to } => {
+                    let socket = self.sockets.get_mut(&flow).unwrap();
+                    assert!(socket.got.is_empty(), "something was sent before");
+                    socket.handed = Some(format!("{name} {from} {to}"));
                 }
                 Action::Datagram { flow, bytes } => {
                     self.sockets.get_mut(&flow).unwrap().datagrams.push(bytes);

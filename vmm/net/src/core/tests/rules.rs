@@ -13,12 +13,19 @@ const FROM: &str = "10.0.2.15:40000";
 const RESOLVER: &str = "10.0.2.3:53";
 
 pub(super) fn world(allow: &[&str], deny: &[&str], default: Verdict) -> World {
+    world_with(allow, deny, default, &[])
+}
+
+/// The same with hosts of secrets.
+pub(super) fn world_with(allow: &[&str], deny: &[&str], default: Verdict, secrets: &[&str]) -> World {
+    let secrets = secrets.iter().map(|text| text.parse().unwrap()).collect();
     let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     let dns_servers = vec!["192.0.2.53".parse().unwrap()];
     let config = UsernetConfig {
         allow: rules(allow),
         deny: rules(deny),
         default,
+        secrets,
         dns_servers,
         ..UsernetConfig::default()
     };
@@ -43,7 +50,7 @@ pub(super) fn question(name: &str, kind: u16) -> Vec<u8> {
 
 /// The guest asks; gives what it is answered when the resolver has these records. `None`: the
 /// resolver was not asked.
-fn ask(world: &mut World, name: &str, kind: u16, records: &[Vec<u8>]) -> (bool, Vec<u8>) {
+pub(super) fn ask(world: &mut World, name: &str, kind: u16, records: &[Vec<u8>]) -> (bool, Vec<u8>) {
     let (from, to) = (addr("10.0.2.15:5353"), addr(RESOLVER));
     let known: Vec<FlowId> = world.sockets.keys().copied().collect();
     world.send(&frame(from.ip(), to.ip(), protocol::UDP, &udp_bytes(from, to, &question(name, kind))));
@@ -70,7 +77,7 @@ pub(super) fn address(ip: &str) -> Vec<u8> {
 }
 
 /// Another name of the first one, which has this address.
-fn alias(name: &str, ip: &str) -> [Vec<u8>; 2] {
+pub(super) fn alias(name: &str, ip: &str) -> [Vec<u8>; 2] {
     let wire = question(name, 1)[12..].to_vec();
     let wire = &wire[..wire.len() - 4];
     let record = [&[0xc0, 12, 0, 5, 0, 1, 0, 0, 1, 44, 0][..], &[wire.len().to_le_bytes()[0]], wire].concat();
@@ -94,7 +101,7 @@ fn last(world: &World) -> Value {
 }
 
 /// The record of a hello to this server (RFC 8446).
-fn hello(name: &str) -> Vec<u8> {
+pub(super) fn hello(name: &str) -> Vec<u8> {
     let len = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
     let host = [vec![0], len(name.as_bytes()), name.as_bytes().to_vec()].concat();
     let list = [len(&host), host].concat();

@@ -18,6 +18,8 @@ pub(super) fn program(role: Role) -> io::Result<BpfProgram> {
     let mut entries = common();
     entries.extend(match role {
         Role::Network => network(),
+        Role::Swapping => swapping(),
+        Role::Secrets => secrets(),
         Role::Reader => reader(),
         Role::Switch => switch(),
     });
@@ -127,6 +129,37 @@ fn network() -> Vec<Entry> {
         ],
     ));
     entries.push((libc::SYS_getsockopt, vec![option(libc::SOL_SOCKET, libc::SO_ERROR)]));
+    entries
+}
+
+/// The same, and pairs of streams of which each end is connected to the other for good.
+fn swapping() -> Vec<Entry> {
+    let mut entries = network();
+    let modes = bits(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC);
+    entries.push((
+        libc::SYS_socketpair,
+        vec![vec![
+            (0, Must::Be(bits(libc::AF_UNIX))),
+            (1, Must::BeBut(bits(libc::SOCK_STREAM), modes)),
+            (2, Must::Be(0)),
+        ]],
+    ));
+    entries
+}
+
+/// Sockets that others connect and hand over.
+fn secrets() -> Vec<Entry> {
+    let anywhere = [
+        libc::SYS_dup3,
+        libc::SYS_epoll_ctl,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_recvmsg,
+        libc::SYS_shutdown,
+    ];
+    let mut entries: Vec<Entry> = anywhere.into_iter().map(|number| (number, Vec::new())).collect();
+    #[cfg(target_arch = "x86_64")]
+    entries.push((libc::SYS_dup2, Vec::new()));
     entries
 }
 

@@ -36,7 +36,8 @@ pub(super) fn confine(role: Role, told: &[BorrowedFd<'_>]) -> Result<Vec<&'stati
     privilege::set_to_nothing(&[Resource::Nproc, Resource::Memlock, Resource::Msgqueue])
         .map_err(failed("limits"))?;
     privilege::hide().map_err(failed("not dumpable"))?;
-    denied::tell("nelly-usernet", told, None).map_err(failed("a handler of denied system calls"))?;
+    let program = if role == Role::Secrets { "nelly-secrets" } else { "nelly-usernet" };
+    denied::tell(program, told, None).map_err(failed("a handler of denied system calls"))?;
     let filter = filter::program(role).map_err(failed("seccomp"))?;
     program::install(&filter, Threads::This, Speculation::AsTheSystemHasIt).map_err(failed("seccomp"))?;
     NO_FILES.store(role != Role::Reader, Ordering::Relaxed);

@@ -65,6 +65,27 @@ const DENIED: &[Attempt] = &[
     ("socket", Role::Network, || socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP)),
     ("socket", Role::Network, || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)),
     ("socket", Role::Reader, || socket(libc::AF_INET, libc::SOCK_DGRAM, 0)),
+    ("socketpair", Role::Network, || drop(crate::sys::stream_pair())),
+    ("socketpair", Role::Swapping, || drop(crate::sys::message_pair())),
+    ("socket", Role::Swapping, || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)),
+    ("openat", Role::Swapping, || drop(std::fs::File::open("/etc/passwd"))),
+    ("openat", Role::Secrets, || drop(std::fs::File::open("/etc/passwd"))),
+    ("openat", Role::Secrets, || drop(std::fs::File::create("/tmp/nelly-confined"))),
+    ("socket", Role::Secrets, || socket(libc::AF_INET, libc::SOCK_STREAM, 0)),
+    ("socket", Role::Secrets, || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)),
+    ("socketpair", Role::Secrets, || drop(crate::sys::stream_pair())),
+    ("connect", Role::Secrets, || call(libc::SYS_connect, [0; 3])),
+    ("bind", Role::Secrets, || call(libc::SYS_bind, [0; 3])),
+    ("accept4", Role::Secrets, || call(libc::SYS_accept4, [0; 3])),
+    ("sendmsg", Role::Secrets, || call(libc::SYS_sendmsg, [0; 3])),
+    ("execve", Role::Secrets, || call(libc::SYS_execve, [0; 3])),
+    ("clone", Role::Secrets, || call(libc::SYS_clone, [0; 3])),
+    ("clone3", Role::Secrets, || call(libc::SYS_clone3, [0; 3])),
+    ("ptrace", Role::Secrets, || call(libc::SYS_ptrace, [0; 3])),
+    ("process_vm_readv", Role::Secrets, || call(libc::SYS_process_vm_readv, [0; 3])),
+    ("kill", Role::Secrets, || call(libc::SYS_kill, [1, 0, 0])),
+    ("memfd_create", Role::Secrets, || call(libc::SYS_memfd_create, [0; 3])),
+    ("mmap", Role::Secrets, || map(libc::PROT_READ | libc::PROT_EXEC)),
     ("openat", Role::Switch, || drop(std::fs::File::open("/etc/passwd"))),
     ("socket", Role::Switch, || socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0)),
     ("socket", Role::Switch, || socket(libc::AF_INET, libc::SOCK_STREAM, 0)),
@@ -98,6 +119,15 @@ const ALLOWED: &[Attempt] = &[
         }
         drop(udp());
         assert!(nix::ifaddrs::getifaddrs().is_ok());
+    }),
+    ("a pair", Role::Swapping, || {
+        drop(crate::sys::stream_pair().unwrap());
+        drop(udp());
+    }),
+    ("a time and a random number", Role::Secrets, || {
+        let _ = (std::time::SystemTime::now(), std::collections::hash_map::RandomState::new());
+        map(libc::PROT_READ | libc::PROT_WRITE);
+        drop(vec![1_u8; 8 << 20]);
     }),
     ("memory", Role::Network, || {
         map(libc::PROT_READ | libc::PROT_WRITE);
