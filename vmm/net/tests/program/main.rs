@@ -6,6 +6,7 @@ mod confined;
 mod datagrams;
 mod files;
 mod guest;
+mod handed;
 mod listed;
 mod many;
 mod ports;

@@ -168,6 +168,16 @@ pub(crate) fn started(config: &UsernetConfig) -> (Program, Guest) {
     (program, guest)
 }
 
+/// The same with hosts of secrets, and the end of whoever has these.
+pub(crate) fn swapping(config: &UsernetConfig) -> (Program, Guest, OwnedFd) {
+    let (secrets, theirs) = nelly_net::sys::message_pair().unwrap();
+    let (ours, configured) = UnixStream::pair().unwrap();
+    write_with_descriptors(&ours, &serde_json::to_vec(config).unwrap(), &[theirs.as_fd()]).unwrap();
+    drop((ours, theirs));
+    let (program, link) = start_by(configured.into()).unwrap();
+    (program, Guest::new(link, 1500), secrets)
+}
+
 /// The same, and the end of whoever holds the machine.
 pub(crate) fn held(config: &UsernetConfig) -> (Program, Guest, Holder) {
     let config = UsernetConfig { control: true, ..config.clone() };
