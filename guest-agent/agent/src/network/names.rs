@@ -10,6 +10,8 @@ use super::{NetworkError, value};
 const MOST_NAMESERVERS: usize = 8;
 const MOST_DOMAINS: usize = 32;
 const MOST_HOSTS: usize = 256;
+/// Most bytes of certificates.
+const MOST_AUTHORITIES: usize = 64 << 10;
 
 /// What a container in the guest's network reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct Names {
     pub hosts: Vec<String>,
     /// The guest's own address, which a container's host name stands for.
     pub own: Option<IpAddr>,
+    /// Certificates in PEM form that are added to those that the container trusts.
+    pub authorities: String,
 }
 
 /// Checks the names of a request.
@@ -49,7 +53,20 @@ pub(super) fn check(network: &m::Network, own: Option<IpAddr>) -> Result<Names, 
         resolver: Some(resolver).filter(|text| !text.is_empty()),
         hosts: network.hosts.iter().map(line).collect::<Result<_, _>>()?,
         own,
+        authorities: authorities(&network.authorities)?,
     })
+}
+
+/// Certificates, and nothing else.
+fn authorities(text: &str) -> Result<String, NetworkError> {
+    let good = |line: &str| {
+        let marks = ["-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"];
+        marks.contains(&line) || line.chars().all(|c| c.is_ascii_alphanumeric() || "+/=".contains(c))
+    };
+    if text.len() > MOST_AUTHORITIES || !text.lines().all(good) {
+        return Err(value("authorities", "a text", "certificates in PEM form are needed, of 64 KiB at most"));
+    }
+    Ok(text.to_owned())
 }
 
 fn plain(name: &str) -> bool {
@@ -100,6 +117,17 @@ mod tests {
             network.search = vec![domain.into()];
             network.hosts = vec![host.into()];
             assert!(check(&network, own).is_err(), "{nameserver:?} {domain:?} {host:?}");
+        }
+        let pem = "-----BEGIN CERTIFICATE-----\nMIIB+/=\n-----END CERTIFICATE-----\n";
+        for (text, good) in [
+            (pem.to_owned(), true),
+            (format!("{pem}# a line\n"), false),
+            ("A".repeat(64 << 10), true),
+            ("A".repeat((64 << 10) + 1), false),
+        ] {
+            network = m::Network { authorities: text.clone(), ..Default::default() };
+            let checked = check(&network, own).map(|names| names.authorities);
+            assert_eq!(checked.ok(), good.then_some(text));
         }
         network = m::Network { nameservers: vec!["10.0.2.3".into(); 9], ..Default::default() };
         assert!(check(&network, own).is_err());

@@ -29,6 +29,7 @@ mod places;
 mod process;
 mod root;
 mod storage;
+mod trust;
 mod volumes;
 
 /// Number of the channel.

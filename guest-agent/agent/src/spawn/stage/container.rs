@@ -13,7 +13,7 @@ use nix::unistd::sethostname;
 
 use super::places::{self, ROOT, TargetKind};
 use super::volumes::{self, Turn};
-use super::{Named, StageError, files, nodes, root};
+use super::{Named, StageError, files, nodes, root, trust};
 use crate::spawn::plan::{ContainerPlan, MountPlan};
 use crate::spawn::shares;
 use crate::sys::{self, MountAttributes};
@@ -53,6 +53,7 @@ pub(super) fn prepare(plan: &ContainerPlan, cwd: &str) -> Result<(), StageError>
     sys::pivot_here().step(|| "make the container's root the root".into())?;
 
     files::write_names(ROOT, plan.hostname.as_deref(), &plan.hosts, &plan.names)?;
+    trust::write_authorities(ROOT, &plan.names.authorities)?;
     let mut mounts = plan.mounts.iter().zip(sources).zip(shares.mounts);
     for turn in volumes::turns(&plan.rootfs.volumes, &plan.mounts) {
         match turn {

@@ -99,6 +99,7 @@ mod tests {
             resolver: Some("nameserver 10.0.2.3\n".to_owned()),
             hosts: vec!["10.0.2.2\thost.internal".to_owned()],
             own: "10.0.2.15".parse().ok(),
+            authorities: String::new(),
         };
         write_names(root, Some("box"), &["10.0.0.2\tdb".to_owned()], &names).expect("written");
         let more = "10.0.2.15\tbox\n10.0.2.2\thost.internal\n10.0.0.2\tdb\n";

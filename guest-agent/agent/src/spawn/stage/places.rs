@@ -29,13 +29,19 @@ const MOST_LINKS: usize = 40;
 
 /// Finds `path` below `root`, making what is missing.
 pub(super) fn make(root: &str, path: &str, end: TargetKind) -> io::Result<String> {
-    let place = walk(Path::new(root), Path::new(path), end)?;
+    let place = walk(Path::new(root), Path::new(path), Some(end))?;
     // System calls of ours take text; a link to a name that is none is nothing that anybody wants
     // to mount on.
     place.into_os_string().into_string().map_err(|_| io::Error::from_raw_os_error(libc::EILSEQ))
 }
 
-fn walk(root: &Path, path: &Path, end: TargetKind) -> io::Result<PathBuf> {
+/// Whether there is something at `path` below `root`. Nothing is made.
+pub(super) fn is_there(root: &str, path: &str) -> bool {
+    walk(Path::new(root), Path::new(path), None).is_ok()
+}
+
+/// Without an `end`, what is missing is an error.
+fn walk(root: &Path, path: &Path, end: Option<TargetKind>) -> io::Result<PathBuf> {
     let mut place = root.to_owned();
     // How far below the root, and what is still to be walked, the next part last.
     let (mut depth, mut links) = (0usize, 0usize);
@@ -50,7 +56,7 @@ fn walk(root: &Path, path: &Path, end: TargetKind) -> io::Result<PathBuf> {
         };
         place.push(name);
         depth += 1;
-        let directory = !rest.is_empty() || end == TargetKind::Directory;
+        let directory = !rest.is_empty() || end == Some(TargetKind::Directory);
         match fs::symlink_metadata(&place) {
             Ok(found) if found.is_symlink() => {
                 links += 1;
@@ -70,7 +76,7 @@ fn walk(root: &Path, path: &Path, end: TargetKind) -> io::Result<PathBuf> {
                 return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
             }
             Ok(_) => {}
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound || end.is_none() => return Err(error),
             Err(_) if directory => DirBuilder::new().mode(0o755).create(&place)?,
             Err(_) => {
                 OpenOptions::new().write(true).create_new(true).mode(0o644).open(&place)?;
