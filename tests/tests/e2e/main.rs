@@ -37,6 +37,7 @@ mod relay;
 mod relay_programs;
 mod rights;
 mod run;
+mod secrets;
 mod sessions;
 mod shares;
 mod snapshot;

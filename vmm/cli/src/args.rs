@@ -292,6 +292,7 @@ pub(crate) struct JsonArgs {
         nelly run --rm --init --device /dev/fuse oci:./tools mount-it\n  \
         nelly run -d --relay ./app.sock=/run/app.sock --relay 8080=80 app\n  \
         nelly run --rm -it --ssh-agent --relay-out 5432=5432 oci:./tools sh\n  \
+        nelly run --rm --secret API_KEY@api.example.com oci:./tools fetch\n  \
         nelly run --in web -it oci:./tools sh"
 )]
 pub(crate) struct RunArgs {
@@ -343,6 +344,8 @@ pub(crate) struct RunArgs {
     pub(crate) security_opt: Option<String>,
     #[command(flatten)]
     pub(crate) network: NetworkArgs,
+    #[command(flatten)]
+    pub(crate) secrets: crate::network_args::SecretArgs,
     #[command(flatten)]
     pub(crate) relays: crate::relay_args::RelayArgs,
     #[command(flatten)]
@@ -451,7 +454,8 @@ impl RunArgs {
             ("--trace", self.trace.is_some()),
         ];
         let given = given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag);
-        let given = given.or_else(|| self.network.given()).or_else(|| self.relays.given());
+        let given = given.or_else(|| self.network.given()).or_else(|| self.secrets.given());
+        let given = given.or_else(|| self.relays.given());
         given.or_else(|| self.kept.given())
     }
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
+use nelly_sandbox::spec::network::SecretValues;
 use nelly_sandbox::spec::{ContainerSpec, Network, ProcessSpec};
 use nelly_sandbox::state::record::{ImageRecord, MachineRecord, RestartPolicy};
 use nelly_sandbox::state::{
@@ -506,7 +507,12 @@ fn launch(context: &Context, sandboxes: &Sandboxes, sandbox: &SandboxDir, files:
 
 fn files(lock: SandboxLock, boot: BootFiles) -> Files {
     let machine = MachineFiles::Boot(Box::new(boot));
-    Files { lock: Some(lock.into_fd()), machine, client: ClientEnds::default() }
+    Files {
+        lock: Some(lock.into_fd()),
+        machine,
+        client: ClientEnds::default(),
+        secrets: SecretValues::default(),
+    }
 }
 
 /// What a start of this machine needs, for `nelly start`.

@@ -166,7 +166,7 @@ pub(crate) fn boot_network(
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = usernet.ok_or(NetworkError::NoProgram)?;
-            let (usernet, link) = Usernet::start(program, &user.config(seed), open_log(user)?, None)?;
+            let (usernet, link) = Usernet::start(program, &user.config(seed), open_log(user)?, None, None)?;
             usernet.wait_ready()?;
             for port in usernet.published() {
                 out::message(format_args!("published {port}"));

@@ -31,7 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("PREFIX/share/nelly", "Kernel, initramfs and built-in image, found from where the nelly program lies."),
     (
         "PREFIX/libexec/nelly",
-        "The programs nelly-monitor, nelly-keeper, nelly-usernet, nelly-switch and nelly-unpack.",
+        "The programs nelly-monitor, nelly-keeper, nelly-usernet, nelly-switch, nelly-unpack and nelly-secrets.",
     ),
 ];
 

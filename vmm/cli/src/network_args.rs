@@ -45,6 +45,28 @@ pub(crate) struct NetworkArgs {
     pub(crate) dns_search: Vec<String>,
 }
 
+/// Flags of `run` and `create`: boot's guest has no agent that would tell it whom to trust.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SecretArgs {
+    /// Give the container a placeholder in its variable NAME, and have the value put in its place in
+    /// requests to HOST by TLS, e.g. API_KEY@api.example.com. HOST is a name or *.NAME, and again
+    /// for several. The value is that of the variable NAME or VARIABLE here, or the content of a
+    /// file, read at each start
+    #[arg(long, value_name = "NAME[=env:VARIABLE|=file:PATH]@HOST[:PORT]")]
+    pub(crate) secret: Vec<String>,
+    /// Check the hosts of secrets with the authorities in this file, too (PEM)
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) secret_ca: Option<PathBuf>,
+}
+
+impl SecretArgs {
+    /// A flag that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [("--secret", !self.secret.is_empty()), ("--secret-ca", self.secret_ca.is_some())];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+}
+
 impl NetworkArgs {
     /// A flag that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
@@ -61,6 +83,7 @@ impl NetworkArgs {
             dns: self.dns.clone(),
             search: self.dns_search.clone(),
             log: self.net_log.clone(),
+            ..NetworkOptions::default()
         }
     }
 
@@ -69,7 +92,18 @@ impl NetworkArgs {
     /// # Errors
     /// A value that is wrong, or flags that do not go together; the error names the flag.
     pub(crate) fn network(&self, default: Network) -> Result<Network> {
-        self.options().network(default).map_err(|error| {
+        self.network_with(&SecretArgs::default(), default)
+    }
+
+    /// The same with secrets.
+    ///
+    /// # Errors
+    /// As [`Self::network`].
+    pub(crate) fn network_with(&self, secrets: &SecretArgs, default: Network) -> Result<Network> {
+        let SecretArgs { secret, secret_ca } = secrets;
+        let options =
+            NetworkOptions { secrets: secret.clone(), secret_ca: secret_ca.clone(), ..self.options() };
+        options.network(default).map_err(|error| {
             let flag = flag(error.option());
             Usage::error(match error {
                 OptionError::OfUser { word, .. } => {
@@ -95,6 +129,8 @@ fn flag(option: NetworkOption) -> &'static str {
         NetworkOption::Dns => "--dns",
         NetworkOption::Search => "--dns-search",
         NetworkOption::Log => "--net-log",
+        NetworkOption::Secret => "--secret",
+        NetworkOption::SecretCa => "--secret-ca",
     }
 }
 

@@ -187,7 +187,8 @@ fn machine(
     let RunOptions { network: asked, usernet, id, name, .. } = &plan.options;
     let (id, site) = (id.to_string(), network::site(context));
     let who = (id.as_str(), name.as_str());
-    let attached = attach(asked, usernet.as_deref(), who, &mut resources, (&site, lock))?;
+    let secrets = &plan.options.secrets;
+    let attached = attach(asked, usernet.as_deref(), who, &mut resources, secrets, (&site, lock))?;
     machine.networks.extend(attached.device);
     let hostname = plan.container.hostname.clone();
     Ok((machine.config()?, resources, Guest { hostname, network: attached.guest, usernet: attached.usernet }))

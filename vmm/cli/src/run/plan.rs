@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nelly_image::{Config, ImageConfiguration};
+use nelly_sandbox::spec::network::SecretValues;
 use nelly_sandbox::spec::{
     ContainerOptions, ContainerSpec, MachineSpec, Mounts, Network, Overrides, ProcessSpec, Rights, Seccomp,
     SecurityOption, ShareRequest, SpecError, Tmpfs, VolumeRequest, shares, volumes,
@@ -35,6 +36,8 @@ pub(super) struct RunOptions {
     pub(super) assets: Assets,
     pub(super) monitor: Asset,
     pub(super) network: Network,
+    /// The values of its secrets.
+    pub(super) secrets: SecretValues,
     /// The program of user-mode networks.
     pub(super) usernet: Option<PathBuf>,
 }
@@ -55,11 +58,14 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         Some(name) => name.parse().of_flag("--hostname")?,
         None => name.clone().into(),
     };
+    let network = args.network.network_with(&args.secrets, Network::User(Box::default()))?;
+    let secrets = SecretValues::read(&network, |name| std::env::var_os(name))?;
     let env = environment::collect(&args.env_file, &args.env, |name| std::env::var(name).ok())?;
+    let own = of_secrets(&network, &env)?;
     let overrides = Overrides {
         entrypoint: args.entrypoint.clone(),
         command,
-        env: [args.relays.environment().into_iter().collect(), env].concat(),
+        env: [args.relays.environment().into_iter().collect(), own, env].concat(),
         cwd: args.workdir.clone(),
         user: args.user.clone(),
         terminal: args.tty,
@@ -88,7 +94,6 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let container = ContainerOptions { relays, shares: shared, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
-    let network = args.network.network(Network::User(Box::default()))?;
     // What is asked for was looked at before what is installed.
     let assets =
         Assets::find(&context.search, &context.settings, args.kernel.as_deref(), args.initrd.as_deref())?;
@@ -108,8 +113,25 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
         assets,
         monitor: assets::monitor(&context.search, &context.settings)?,
         usernet: assets::usernet(&context.search, &network)?,
+        secrets,
         network,
     })
+}
+
+/// What the container's environment has of its secrets, before what `env` says.
+///
+/// # Errors
+/// A variable has to be both.
+fn of_secrets(network: &Network, env: &[String]) -> Result<Vec<String>> {
+    let Network::User(user) = network else { return Ok(Vec::new()) };
+    let is_set = |name: &str| env.iter().any(|word| word.split('=').next() == Some(name));
+    if let Some(secret) = user.secrets.iter().find(|secret| is_set(&secret.name)) {
+        return Err(Usage::error(format!(
+            "--secret {name}: -e or --env-file sets {name}, too, which is the variable of its placeholder",
+            name = secret.name
+        )));
+    }
+    Ok(user.environment())
 }
 
 fn seccomp(args: &RunArgs, rights: &Rights) -> Result<Seccomp> {

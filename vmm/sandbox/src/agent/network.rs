@@ -20,6 +20,7 @@ pub(super) fn message(network: &GuestNetwork) -> wire::Network {
         nameservers: network.nameservers.iter().map(ToString::to_string).collect(),
         search: network.search.clone(),
         hosts: network.hosts.iter().map(|(address, name)| format!("{address} {name}")).collect(),
+        authorities: network.authorities.clone(),
         ..Default::default()
     }
 }

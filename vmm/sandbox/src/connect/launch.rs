@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use nelly_vmm::sys;
 use nelly_vmm::sys::files::{self, Accept};
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
+use crate::spec::network::{SecretError, SecretValues};
 use crate::spec::{ShareError, shares};
 use crate::state::{Id, SandboxDir, SandboxLock, SandboxRecord};
 use crate::wire::order::{Answer, ClientEnds, ContainerFiles, Files, Last, MachineFiles, Order};
@@ -44,6 +46,13 @@ pub enum LaunchError {
     /// A directory or file of the host is not what it was.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The value of a secret cannot be had.
+    #[error("{source}, and each start needs the value")]
+    Secret {
+        /// Which, and why.
+        #[from]
+        source: SecretError,
+    },
     /// Its monitor is gone.
     #[error("the sandbox's monitor {} is missing", .0.display())]
     NoMonitor(PathBuf),
@@ -111,9 +120,10 @@ pub fn open_files(
         }
     };
     let shares = shares::open(&record.container.options.shares)?;
+    let secrets = SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?;
     let (lock, client) = (Some(lock.into_fd()), ClientEnds::default());
     let machine = MachineFiles::Container(ContainerFiles { kernel, initrd, disks, storage, shares });
-    Ok(Files { lock, machine, client })
+    Ok(Files { lock, machine, client, secrets })
 }
 
 /// Starts the keeper `program` for the sandbox `id` of the state directory `sandboxes` with its
@@ -137,6 +147,7 @@ pub fn launch(
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     drop(command);
     let mut child = child.map_err(failed)?;
+    let mut files = files;
     let order = Order {
         schema: Order::SCHEMA,
         sandboxes: sandboxes.to_owned(),
@@ -144,11 +155,13 @@ pub fn launch(
         machine: files.machine.order(),
         client: files.client(),
         size,
+        secrets: std::mem::take(&mut files.secrets),
     };
-    let mut text = serde_json::to_vec(&order).map_err(|error| LaunchError::Silent(error.into()))?;
-    text.push(b'\n');
+    let text = serde_json::to_string(&order).map_err(|error| LaunchError::Silent(error.into()))?;
+    let text = Zeroizing::new(text + "\n");
+    drop(order);
     let descriptors: Vec<BorrowedFd<'_>> = files.all().collect();
-    let told = sys::send(ours.as_fd(), &text, &descriptors);
+    let told = sys::send(ours.as_fd(), text.as_bytes(), &descriptors);
     drop(descriptors);
     // The keeper alone has its ends of the streams.
     drop(files);

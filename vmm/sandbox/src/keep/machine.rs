@@ -13,6 +13,7 @@ use nelly_vmm::sys::Program;
 use super::Start;
 use crate::instance::{Guest, Sandbox, SandboxError};
 use crate::network::{Site, Usernet, attach};
+use crate::spec::network::SecretValues;
 use crate::spec::{MachineSpec, Network};
 use crate::state::SandboxRecord;
 use crate::wire::order::{BootFiles, ContainerFiles, MachineFiles};
@@ -21,7 +22,7 @@ use crate::wire::order::{BootFiles, ContainerFiles, MachineFiles};
 #[must_use]
 pub(super) fn start(
     record: SandboxRecord,
-    files: MachineFiles,
+    (files, secrets): (MachineFiles, SecretValues),
     networks: PathBuf,
     environment: impl Fn(&str) -> Option<PathBuf> + 'static,
 ) -> Start {
@@ -34,7 +35,7 @@ pub(super) fn start(
         let usernet = usernet.as_ref().map(|program| usernet_program(&record, program));
         match &files {
             MachineFiles::Container(files) => {
-                let made = container(&record, files, usernet.as_deref(), &site);
+                let made = container(&record, files, usernet.as_deref(), &secrets, &site);
                 Box::pin(async move {
                     let (config, resources, guest) = made?;
                     Sandbox::start(config, resources, isolation, guest).await
@@ -52,10 +53,10 @@ pub(super) fn start(
 }
 
 /// What to start as the user-mode network. For one that joins a network of machines it is the file
-/// that lies beside the switch.
+/// that lies beside the switch, and for one with secrets beside the program that has them.
 fn usernet_program(record: &SandboxRecord, program: &Program) -> PathBuf {
     match &record.machine.network {
-        Network::User(user) if user.member.is_some() => program.path().to_owned(),
+        Network::User(user) if user.member.is_some() || !user.secrets.is_empty() => program.path().to_owned(),
         _ => program.executable(),
     }
 }
@@ -78,7 +79,9 @@ fn boot(
     }
     let network = &record.machine.network;
     let who = (&*record.id.to_string(), record.name.as_str());
-    let attached = attach(network, usernet, who, &mut resources, (site, None))?;
+    // Its guest has no agent of ours, and so no secrets.
+    let none = SecretValues::default();
+    let attached = attach(network, usernet, who, &mut resources, &none, (site, None))?;
     config.networks.extend(attached.device);
     config.validate().map_err(|error| failed(io::Error::other(error)))?;
     Ok((config, resources, attached.usernet))
@@ -90,6 +93,7 @@ fn container(
     record: &SandboxRecord,
     files: &ContainerFiles,
     usernet: Option<&Path>,
+    secrets: &SecretValues,
     site: &Site<'_>,
 ) -> Result<Made, SandboxError> {
     let mut resources = Resources::new();
@@ -104,7 +108,7 @@ fn container(
     let storage = files.storage.as_ref().map(File::try_clone).transpose().map_err(failed)?;
     let network = &record.machine.network;
     let who = (&*record.id.to_string(), record.name.as_str());
-    let attached = attach(network, usernet, who, &mut resources, (site, None))?;
+    let attached = attach(network, usernet, who, &mut resources, secrets, (site, None))?;
     let shares =
         files.shares.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(failed)?;
     let shares = resources.add_all(shares);

@@ -124,7 +124,7 @@ pub async fn serve(
     };
     // Beside the sandboxes.
     let networks = order.sandboxes.with_file_name("networks");
-    let start = machine::start(record, files.machine, networks, environment);
+    let start = machine::start(record, (files.machine, files.secrets), networks, environment);
     let ended = keeper.run(&start, &mut requests, begun).await;
     if order.client.any() {
         let Ended { exit, detail } = ended;

@@ -24,7 +24,7 @@ use crate::instance::relays::RelayState;
 use crate::instance::{Sandbox, SandboxError};
 use crate::life::Signal;
 use crate::metrics::{Scrape, Seen, Told};
-use crate::network::Usernet;
+use crate::network::{Secrets, Usernet};
 use crate::spec::RelayAddress;
 use crate::spec::relay::Side;
 use crate::state::record::Status;
@@ -265,6 +265,7 @@ impl Service for Calls {
         let usernet = sandbox.as_ref().and_then(|sandbox| sandbox.usernet());
         let network = usernet.map(|usernet| if usernet.ended().is_none() { "up" } else { "down" });
         let relays = sandbox.as_ref().map(|sandbox| sandbox.relays()).unwrap_or_default();
+        let secrets = usernet.and_then(Usernet::secrets);
         Ok(m::StateResponse {
             health,
             health_failures,
@@ -277,6 +278,8 @@ impl Service for Calls {
             published: usernet.map(Usernet::published).unwrap_or_default(),
             network_reason: usernet.and_then(Usernet::reason).unwrap_or_default(),
             network_process: usernet.filter(|usernet| usernet.ended().is_none()).map_or(0, Usernet::process),
+            secrets_process: secrets.map_or(0, Secrets::process),
+            secrets_confinement: secrets.map(|secrets| secrets.confinement().to_vec()).unwrap_or_default(),
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),
             relays: relays.into_iter().map(relay).collect(),

@@ -332,6 +332,22 @@ impl Builder {
         self
     }
 
+    /// A secret that the container never has, `NAME[=env:VARIABLE|=file:PATH]@HOST[:PORT]`: a
+    /// placeholder is in its variable NAME, and a process of this host puts the value in its place
+    /// in requests to HOST by TLS. The value is read at each start, of this process's environment or
+    /// of a file.
+    pub fn secret(mut self, secret: impl Into<String>) -> Self {
+        self.network.secrets.push(secret.into());
+        self
+    }
+
+    /// A file with certificates of authorities that hosts of secrets are checked with, beside those
+    /// of this host.
+    pub fn secret_ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.network.secret_ca = Some(file.into());
+        self
+    }
+
     /// Of a sandbox that stays: when it is started again after its end.
     pub fn restart(mut self, policy: RestartPolicy) -> Self {
         self.stays.restart = policy;

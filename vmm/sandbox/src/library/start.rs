@@ -14,7 +14,7 @@ use super::{Builder, Error, Nelly, Output, Sandbox, Signal, blocking};
 use crate::instance::{self, Guest};
 use crate::network::{Attached, Site, attach, member};
 use crate::spec::machine::IMAGE_DEVICE;
-use crate::spec::network::NetworkOption;
+use crate::spec::network::{NetworkOption, SecretValues};
 use crate::spec::{
     ContainerOptions, ContainerSpec, MachineSpec, MountRequest, Mounts, Network, ProcessSpec, Tmpfs, shares,
     volumes,
@@ -56,7 +56,9 @@ impl Prepared {
         let MachineRecord { network, usernet, .. } = &self.machine;
         let id = self.id.to_string();
         let who = (id.as_str(), self.name.as_str());
-        Ok(attach(network, usernet.as_deref(), who, resources, (&Self::site(nelly), lock))?)
+        let secrets = SecretValues::read(network, |name| std::env::var_os(name)).map_err(boxed);
+        let secrets = secrets.map_err(Error::invalid("secret"))?;
+        Ok(attach(network, usernet.as_deref(), who, resources, &secrets, (&Self::site(nelly), lock))?)
     }
 }
 
@@ -71,6 +73,8 @@ fn method(option: NetworkOption) -> &'static str {
         NetworkOption::Dns => "dns",
         NetworkOption::Search => "dns_search",
         NetworkOption::Log => "net_log",
+        NetworkOption::Secret => "secret",
+        NetworkOption::SecretCa => "secret_ca",
     }
 }
 
@@ -266,7 +270,13 @@ impl Builder {
             self.image.parse().map_err(|error| Error::invalid("image")(boxed(error)))?;
         let image = store.resolve(&reference, &mut Silent)?;
         let config = image.config.config().clone().unwrap_or_default();
-        let process = ProcessSpec::merge(&config, &self.overrides, hostname.as_str())
+        let network = self.network.network(Network::None);
+        let mut network = network.map_err(|error| Error::invalid(method(error.option()))(boxed(error)))?;
+        let mut overrides = self.overrides;
+        if let Some(user) = network.user_mut() {
+            overrides.env = [user.environment(), overrides.env].concat();
+        }
+        let process = ProcessSpec::merge(&config, &overrides, hostname.as_str())
             .map_err(|error| Error::invalid("command")(error.into()))?;
         let declared = config.volumes().as_deref().unwrap_or_default();
         let volumes = volumes::combine(&asked, declared, &tmpfs, &shares)
@@ -274,8 +284,6 @@ impl Builder {
         let shares = shares::resolve(&shares, &self.nelly.places().own())
             .map_err(|error| Error::invalid("volume")(error.into()))?;
         let installation = self.nelly.installation();
-        let network = self.network.network(Network::None);
-        let network = network.map_err(|error| Error::invalid(method(error.option()))(boxed(error)))?;
         let usernet = match (&network, installation.usernet()) {
             (Network::User(_), Err(error)) => return Err(error.into()),
             (_, usernet) => usernet.ok(),

@@ -8,6 +8,7 @@
 mod log;
 pub mod member;
 mod ports;
+mod secrets;
 pub mod subnets;
 
 use std::fs::File;
@@ -30,12 +31,13 @@ use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, Interest};
 
-use crate::spec::network::{GuestNetwork, Network};
+use crate::spec::network::{GuestNetwork, Network, SecretValues};
 use crate::state::networks::NetworksLock;
 
 pub use log::open_log;
 pub use member::{MemberError, Site};
 pub use ports::PortError;
+pub use secrets::Secrets;
 
 /// Most that is read of what it says, in bytes.
 const MOST: usize = 256 << 10;
@@ -63,6 +65,12 @@ pub enum NetworkError {
     /// Its program is not installed.
     #[error("--net user needs the program nelly-usernet, which is not installed beside nelly-monitor")]
     NoProgram,
+    /// The program of its secrets is not installed.
+    #[error("--secret needs the program nelly-secrets, which is not installed beside nelly-usernet")]
+    NoSecretsProgram,
+    /// That program ended, or said what is wrong.
+    #[error("the process that has the secrets did not start: {0}")]
+    Secrets(String),
     /// Its program cannot be started, or given its configuration.
     #[error("cannot start the user-mode network {}", .program.display())]
     Start {
@@ -99,13 +107,15 @@ pub struct Usernet {
     last_words: Mutex<String>,
     /// Asks it things while it runs.
     holder: Holder,
+    /// The process that has the secrets of its guest.
+    secrets: Option<Secrets>,
     /// The turn of whoever waits for an answer of it.
     asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Usernet {
-    /// Starts `program` with this configuration, a log if it is to have one, and the `port` on a
-    /// switch that it may ask for. Answers the monitor's end of the link, too.
+    /// Starts `program` with this configuration, a log if it is to have one, the `port` on a switch
+    /// that it may ask for, and who has the secrets. Answers the monitor's end of the link, too.
     ///
     /// # Errors
     /// [`NetworkError::Start`].
@@ -114,6 +124,7 @@ impl Usernet {
         config: &UsernetConfig,
         log: Option<File>,
         port: Option<OwnedFd>,
+        secrets: Option<(Secrets, OwnedFd)>,
     ) -> Result<(Self, OwnedFd), NetworkError> {
         let failed = |source| NetworkError::Start { program: program.to_owned(), source };
         let config = UsernetConfig { control: true, ..config.clone() };
@@ -134,6 +145,7 @@ impl Usernet {
         let child = command.spawn().map_err(failed)?;
         drop(command);
         let child = Mutex::new(child);
+        let (secrets, handovers) = secrets.unzip();
         let network = Self {
             child,
             said,
@@ -141,9 +153,11 @@ impl Usernet {
             last_words: Mutex::default(),
             asking: Arc::default(),
             holder,
+            secrets,
         };
         let said = &network.said;
         let files = port.iter().map(AsFd::as_fd).chain([control.as_fd()]);
+        let files = files.chain(handovers.iter().map(AsFd::as_fd));
         let files = files.chain(log.iter().map(AsFd::as_fd));
         let files: Vec<BorrowedFd<'_>> = files.collect();
         let told = nelly_net::sys::write_with_descriptors(said, &text, &files);
@@ -325,6 +339,12 @@ impl Usernet {
         let _collected = child.wait();
     }
 
+    /// The process that has the secrets of its guest, if there are any.
+    #[must_use]
+    pub fn secrets(&self) -> Option<&Secrets> {
+        self.secrets.as_ref()
+    }
+
     /// Its process.
     #[must_use]
     pub fn process(&self) -> u32 {
@@ -380,17 +400,19 @@ pub struct Attached {
 /// Makes the host's side of a network: the process `program` of a user-mode network, whose link
 /// becomes one of the machine's resources. `seed` is what the guest's hardware address is of: the
 /// sandbox's id; `name` is the sandbox's name. On a network of machines of `site` it joins, under
-/// the `lock` of [`member::assign`] if that is still held.
+/// the `lock` of [`member::assign`] if that is still held. `secrets` are those of the network.
 ///
 /// # Errors
-/// [`NetworkError::NoProgram`], [`NetworkError::Start`], [`NetworkError::Member`].
+/// [`NetworkError`].
 pub fn attach(
     network: &Network,
     program: Option<&Path>,
     (seed, name): (&str, &str),
     resources: &mut Resources,
+    secrets: &SecretValues,
     (site, lock): (&Site<'_>, Option<NetworksLock>),
 ) -> Result<Attached, NetworkError> {
+    let mut authorities = String::new();
     let (usernet, link) = match network {
         Network::User(user) => {
             let program = program.ok_or(NetworkError::NoProgram)?;
@@ -399,12 +421,19 @@ pub fn attach(
                 member::join(site, member, (seed, name), &switch, lock).map_err(Box::new)
             });
             let (log, port) = (open_log(user)?, port.transpose()?);
-            let (usernet, link) = Usernet::start(program, &user.config(seed), log, port)?;
+            let secrets = secrets
+                .config(user)
+                .map(|config| secrets::Secrets::start(&secrets::program(program), &config, log.as_ref()));
+            let secrets = secrets.transpose()?;
+            if let Some((secrets, _)) = &secrets {
+                secrets.authority().clone_into(&mut authorities);
+            }
+            let (usernet, link) = Usernet::start(program, &user.config(seed), log, port, secrets)?;
             (Some(usernet), Some(resources.add(link)))
         }
         Network::None | Network::Tap(_) | Network::Unix(_) | Network::VhostUser(_) => (None, None),
     };
-    let mut guest = network.guest(seed);
+    let mut guest = network.guest(seed).map(|guest| GuestNetwork { authorities, ..guest });
     if let (Network::User(_), Some(guest)) = (network, &mut guest)
         && !nelly_net::shell::reaches_ipv6()
     {

@@ -14,7 +14,7 @@ fn started(directory: &Path, script: &str) -> Usernet {
     let program = directory.join("program");
     std::fs::write(&program, format!("#!/bin/sh\ncat <&1 >/dev/null\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-    Usernet::start(&program, &UsernetConfig::default(), None, None).unwrap().0
+    Usernet::start(&program, &UsernetConfig::default(), None, None, None).unwrap().0
 }
 
 /// A network that serves, whose process does nothing more by itself. Whoever has the other end

@@ -10,11 +10,13 @@ use std::path::PathBuf;
 use nelly_vmm::config::MachineConfig;
 use nelly_vmm::sys;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
+use crate::spec::network::SecretValues;
 use crate::state::Id;
 
 /// Longest order.
-const ORDER_MOST: usize = 256 << 10;
+const ORDER_MOST: usize = 2 << 20;
 
 /// The order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,9 @@ pub struct Order {
     pub client: ClientStreams,
     /// First size of the container's terminal, rows and columns.
     pub size: Option<(u16, u16)>,
+    /// The values of its secrets, which stand nowhere else.
+    #[serde(default)]
+    pub secrets: SecretValues,
 }
 
 /// What the files of a machine are.
@@ -100,6 +105,8 @@ pub struct Files {
     pub machine: MachineFiles,
     /// The keeper's ends of the client's streams.
     pub client: ClientEnds,
+    /// The values of its secrets. They are in the order itself, and come with it.
+    pub secrets: SecretValues,
 }
 
 /// The open files of a machine.
@@ -235,23 +242,24 @@ impl Files {
 
 impl Order {
     /// The schema of this build.
-    pub const SCHEMA: u32 = 4;
+    pub const SCHEMA: u32 = 5;
 
     /// Receives an order with its files.
     ///
     /// # Errors
     /// It is no order, or lacks files.
     pub fn receive(from: BorrowedFd<'_>) -> io::Result<(Self, Files)> {
-        let (mut text, mut descriptors) = (Vec::new(), Vec::new());
-        let mut part = [0; 4096];
+        // It may have values, and each growth would leave a copy.
+        let (mut text, mut descriptors) = (Zeroizing::new(Vec::with_capacity(ORDER_MOST + 4096)), Vec::new());
+        let mut part = Zeroizing::new([0; 4096]);
         while text.last() != Some(&b'\n') {
-            let arrived = sys::receive(from, &mut part, &mut descriptors, sys::MAX_DESCRIPTORS)?;
+            let arrived = sys::receive(from, &mut part[..], &mut descriptors, sys::MAX_DESCRIPTORS)?;
             if arrived.bytes == 0 || arrived.lost || text.len() > ORDER_MOST {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "the order is not whole"));
             }
             text.extend_from_slice(&part[..arrived.bytes]);
         }
-        let order: Self = serde_json::from_slice(&text)?;
+        let mut order: Self = serde_json::from_slice(&text)?;
         let wrong = |what| io::Error::new(io::ErrorKind::InvalidData, what);
         if order.schema != Self::SCHEMA {
             return Err(wrong("the order is of another version"));
@@ -267,7 +275,8 @@ impl Order {
         let mut stream = |there: bool| there.then(&mut take).transpose().map(|fd| fd.map(UnixStream::from));
         let ClientStreams { stdin, stdout, stderr } = order.client;
         let client = ClientEnds { stdin: stream(stdin)?, stdout: stream(stdout)?, stderr: stream(stderr)? };
-        Ok((order, Files { lock, machine, client }))
+        let secrets = std::mem::take(&mut order.secrets);
+        Ok((order, Files { lock, machine, client, secrets }))
     }
 }
 
@@ -298,6 +307,7 @@ mod tests {
             lock: Some(file().into()),
             machine: machine(container),
             client: ClientEnds { stdout: Some(UnixStream::pair().unwrap().0), ..ClientEnds::default() },
+            secrets: SecretValues::default(),
         };
         let send = |order: &Order, files: &Files| {
             let text = serde_json::to_string(order).unwrap() + "\n";
@@ -311,6 +321,7 @@ mod tests {
             machine: files.machine.order(),
             client: files.client(),
             size: Some((3, 4)),
+            secrets: SecretValues::default(),
         };
         for container in [true, false] {
             let files = files(container);

@@ -81,6 +81,8 @@ pub struct GuestNetwork {
     pub search: Vec<String>,
     /// For `/etc/hosts`.
     pub hosts: Vec<(IpAddr, String)>,
+    /// Certificates that containers trust beside those of their image, in PEM form.
+    pub authorities: String,
 }
 
 impl GuestNetwork {
@@ -98,6 +100,7 @@ impl GuestNetwork {
             nameservers: vec![config.dns4.into()],
             search: config.search.clone(),
             hosts: vec![(config.gateway4.into(), HOST_NAME.to_owned())],
+            authorities: String::new(),
         }
     }
 }

@@ -18,11 +18,13 @@ mod addresses;
 mod guest;
 mod member;
 mod options;
+mod secret;
 
 pub use addresses::Addresses;
 pub use guest::{GuestNetwork, GuestPrefix};
 pub use member::{FIRST, Member, Place, check_network_name};
 pub use options::{NetworkOption, NetworkOptions, OptionError};
+pub use secret::{SecretError, SecretSource, SecretSpec, SecretValues};
 
 /// The id of the network device in the machine's configuration.
 const DEVICE: &str = "net0";
@@ -71,6 +73,13 @@ pub struct UserNetwork {
     /// The file that has a line for whatever the guest asks for, absolute; if absent, none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<PathBuf>,
+    /// Secrets that the guest never has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretSpec>,
+    /// A file of authorities that the hosts of secrets are checked against, beside those of this
+    /// host, absolute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ca: Option<PathBuf>,
     /// The network of machines that it is on with others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub member: Option<Member>,
@@ -220,6 +229,7 @@ impl StaticGuest {
             nameservers: self.dns.clone(),
             search: self.search.clone(),
             hosts: Vec::new(),
+            authorities: String::new(),
         }
     }
 }
@@ -361,6 +371,7 @@ impl UserNetwork {
             allow: self.allow.clone(),
             deny: self.deny.clone(),
             publish: self.publish.clone(),
+            secrets: self.secrets.iter().flat_map(|secret| secret.hosts.clone()).collect(),
             ..UsernetConfig::default()
         };
         match &self.member {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use nelly_net::config::{Publish, is_domain};
 use nelly_net::control::MAX_PORTS;
 
-use super::Network;
+use super::{Network, secret};
 
 /// What is said of a network. Nothing of it: the network is another's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub struct NetworkOptions {
     pub search: Vec<String>,
     /// The file of the log.
     pub log: Option<PathBuf>,
+    /// Secrets, each as `NAME[=env:VARIABLE|=file:PATH]@HOST[:PORT]`.
+    pub secrets: Vec<String>,
+    /// A file of authorities for their hosts.
+    pub secret_ca: Option<PathBuf>,
 }
 
 /// One of them.
@@ -47,6 +51,10 @@ pub enum NetworkOption {
     Search,
     /// [`NetworkOptions::log`].
     Log,
+    /// [`NetworkOptions::secrets`].
+    Secret,
+    /// [`NetworkOptions::secret_ca`].
+    SecretCa,
 }
 
 /// What is wrong with an option.
@@ -95,9 +103,11 @@ impl NetworkOptions {
             (NetworkOption::Deny, &self.deny),
             (NetworkOption::Dns, &self.dns),
             (NetworkOption::Search, &self.search),
+            (NetworkOption::Secret, &self.secrets),
         ];
         let list = given.into_iter().find(|(_, values)| !values.is_empty()).map(|(option, _)| option);
-        list.or(self.log.as_ref().map(|_| NetworkOption::Log))
+        let list = list.or(self.log.as_ref().map(|_| NetworkOption::Log));
+        list.or(self.secret_ca.as_ref().map(|_| NetworkOption::SecretCa))
     }
 
     /// The first option that is given.
@@ -137,6 +147,13 @@ impl NetworkOptions {
         }
         user.search.extend(self.search.iter().cloned());
         user.log = self.log.as_ref().map(std::path::absolute).transpose().map_err(of(Is::Log))?;
+        user.secrets = secret::parse(&self.secrets).map_err(of(Is::Secret))?;
+        user.check_secrets().map_err(of(Is::Secret))?;
+        if self.secret_ca.is_some() && self.secrets.is_empty() {
+            return Err(of(Is::SecretCa)("it is for the hosts of secrets, and there is no secret"));
+        }
+        user.secret_ca =
+            self.secret_ca.as_ref().map(std::path::absolute).transpose().map_err(of(Is::SecretCa))?;
         match &mut user.member {
             Some(member) => {
                 self.aliases.iter().try_for_each(|name| member.add_alias(name)).map_err(of(Is::Alias))?;
@@ -195,7 +212,10 @@ mod tests {
     #[test]
     fn an_error_is_of_its_option() {
         type Change = fn(&mut NetworkOptions);
-        let table: [(&str, Change, NetworkOption, &str); 9] = [
+        let table: [(&str, Change, NetworkOption, &str); 12] = [
+            ("none", |o| o.secrets.push("K@a.b".into()), NetworkOption::Secret, "the network is none"),
+            ("", |o| o.secrets.push("K@192.0.2.1".into()), NetworkOption::Secret, "is an address"),
+            ("", |o| o.secret_ca = Some("x".into()), NetworkOption::SecretCa, "there is no secret"),
             ("bridge", |_| (), NetworkOption::Net, "docker's networks"),
             ("none", |o| o.publish.push("80:80".into()), NetworkOption::Publish, "the network is none"),
             ("tap=t", |o| o.log = Some("x".into()), NetworkOption::Log, "the network is tap"),
