@@ -7,9 +7,9 @@ use std::process::Command;
 use nelly_tests::{Done, nelly, run};
 use serde_json::Value;
 
+use super::LIMIT;
 use super::keeper::Kept;
 use super::network::{Helper, World, sh};
-use super::LIMIT;
 
 /// What only the host may see.
 const VALUE: &str = "the-value-of-the-secret/+";
@@ -39,6 +39,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"seen\n")
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    def handle_error(self, *_): pass
     def server_bind(self): http.server.socketserver.TCPServer.server_bind(self)
 server = Server(("203.0.113.10", 443), Handler)
 tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -113,7 +114,9 @@ fn with(directory: &Path, text: &str) -> String {
 }
 
 fn get(what: &str, words: &str, url: &str) -> String {
-    format!("echo {what} $(wget -qO- {words} --header \"X-Key: $API_KEY\" \"{url}\" 2>/dev/null || echo failed)\n")
+    format!(
+        "echo {what} $(wget -qO- {words} --header \"X-Key: $API_KEY\" \"{url}\" 2>/dev/null || echo failed)\n"
+    )
 }
 
 #[test]
@@ -121,7 +124,8 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     let scene = Scene::new();
     let (ca, log) = (scene.at("ca.pem"), scene.at("log"));
     let words = ["run", "-d", "--name", "box", "--dns", "203.0.113.10", "--net-log", &log];
-    let words = [&words[..], &["--secret", "API_KEY@api.example", "--secret-ca", &ca, "--", "sleep", "100000"]];
+    let words =
+        [&words[..], &["--secret", "API_KEY@api.example", "--secret-ca", &ca, "--", "sleep", "100000"]];
     let words = words.concat();
     let refused = scene.nelly(&words, None);
     assert!(refused.err().contains("API_KEY is not set"), "{}", refused.err());
@@ -147,9 +151,14 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     let done = scene.nelly(&["exec", "box", "sh", "-c", &script], None);
     let out = done.expect(0).out();
     let placeholder = out.lines().find_map(|line| line.strip_prefix("key ")).expect("a key").to_owned();
-    assert!(placeholder.starts_with("nelly-secret-API_KEY-") && placeholder.len() == 21 + 32, "{placeholder}");
+    assert!(
+        placeholder.starts_with("nelly-secret-API_KEY-") && placeholder.len() == 21 + 32,
+        "{placeholder}"
+    );
     let lines = std::fs::read_to_string(&log).unwrap_or_default();
-    for line in ["direct seen\n", "named seen\n", "other seen\n", "unknown failed\n", "REQUESTS_CA_BUNDLE=/etc/"] {
+    for line in
+        ["direct seen\n", "named seen\n", "other seen\n", "unknown failed\n", "REQUESTS_CA_BUNDLE=/etc/"]
+    {
         assert!(out.contains(line), "{line:?} is not in\n{out}\n{lines}");
     }
     assert!(!out.contains(VALUE), "{out}");
@@ -167,8 +176,8 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
 
     // Its death breaks connections to its hosts, and nothing else.
     sh(&format!("kill -9 {process}"));
-    let script =
-        get("named", "", "https://api.example/dead") + &get("other", "--no-check-certificate", "https://other.example/dead");
+    let script = get("named", "", "https://api.example/dead")
+        + &get("other", "--no-check-certificate", "https://other.example/dead");
     let out = scene.nelly(&["exec", "box", "sh", "-c", &script], None).expect(0).out();
     assert_eq!(out, "named failed\nother seen\n");
     assert_eq!(scene.seen("/dead"), [format!("/dead {placeholder}")]);
@@ -176,7 +185,11 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     // The next start reads the value again, and has another authority.
     scene.nelly(&["stop", "-t", "0", "box"], None).expect(0);
     let refused = scene.nelly(&["start", "box"], None);
-    assert!(refused.err().contains("API_KEY is not set here, and each start needs the value"), "{}", refused.err());
+    assert!(
+        refused.err().contains("API_KEY is not set here, and each start needs the value"),
+        "{}",
+        refused.err()
+    );
     scene.nelly(&["start", "box"], Some("another")).expect(0);
     let script = [
         "echo 'options timeout:60' >>/etc/resolv.conf\n",

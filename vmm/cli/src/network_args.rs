@@ -48,10 +48,10 @@ pub(crate) struct NetworkArgs {
 /// Flags of `run` and `create`: boot's guest has no agent that would tell it whom to trust.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SecretArgs {
-    /// Give the container a placeholder in its variable NAME, and have the value put in its place in
-    /// requests to HOST by TLS, e.g. API_KEY@api.example.com. HOST is a name or *.NAME, and again
-    /// for several. The value is that of the variable NAME or VARIABLE here, or the content of a
-    /// file, read at each start
+    /// Give the container a placeholder in its variable NAME, and have the value put in its place
+    /// in requests to HOST by TLS, e.g. API_KEY@api.example.com. HOST is a name or *.NAME; say it
+    /// again for several. The value is that of the variable NAME or VARIABLE here, or the content
+    /// of a file, read at each start
     #[arg(long, value_name = "NAME[=env:VARIABLE|=file:PATH]@HOST[:PORT]")]
     pub(crate) secret: Vec<String>,
     /// Check the hosts of secrets with the authorities in this file, too (PEM)
@@ -142,7 +142,35 @@ mod tests {
 
     fn network(words: &[&str]) -> Result<Network> {
         let command = NetworkArgs::augment_args(Command::new("nelly").no_binary_name(true));
-        NetworkArgs::from_arg_matches(&command.get_matches_from(words)).unwrap().network(Network::None)
+        let matches = SecretArgs::augment_args(command).get_matches_from(words);
+        let secrets = SecretArgs::from_arg_matches(&matches).unwrap();
+        NetworkArgs::from_arg_matches(&matches).unwrap().network_with(&secrets, Network::None)
+    }
+
+    #[test]
+    fn secrets_are_of_the_user_network_and_of_hosts_that_it_reaches() {
+        let words =
+            ["--secret", "A=env:B@api.example", "--secret", "A=env:B@*.example:8443", "--secret-ca", "x"];
+        let Network::User(user) = network(&words).unwrap() else { panic!("user") };
+        assert_eq!((user.secrets.len(), user.secrets[0].hosts.len()), (1, 2));
+        assert!(user.secret_ca.unwrap().is_absolute());
+        for (words, says) in [
+            (&["--net", "none", "--secret", "A@api.example"][..], "--secret is for --net user"),
+            (&["--net", "tap=t", "--secret", "A@api.example"], "--secret is for --net user"),
+            (&["--secret", "A=hush@api.example"], "--secret: A: a value on the command line is seen"),
+            (
+                &["--secret", "A@api.example", "--deny", "api.example"],
+                "--secret: A: api.example is not reached",
+            ),
+            (
+                &["--net", "user,default=deny", "--secret", "A@api.example"],
+                "--secret: A: api.example is not reached",
+            ),
+            (&["--secret-ca", "x"], "--secret-ca: it is for the hosts of secrets"),
+        ] {
+            let error = format!("{:#}", network(words).unwrap_err());
+            assert!(error.contains(says) && !error.contains("hush"), "{words:?}: {error}");
+        }
     }
 
     #[test]

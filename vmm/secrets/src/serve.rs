@@ -25,8 +25,8 @@ const MOST_MESSAGE: usize = 1024;
 /// What the socket on which connections come is called among those that are waited for.
 const HANDOVERS: u64 = u64::MAX;
 /// Lines of the log that may come at once, and how many of them come back in a second.
-const LINES: u32 = 200;
-const LINES_A_SECOND: u32 = 20;
+const LINES: u64 = 200;
+const LINES_A_SECOND: u64 = 20;
 
 /// What is served.
 pub struct Served {
@@ -76,8 +76,10 @@ impl Server {
             };
             self.poller.wait(timeout)?;
             for ready in self.poller.ready() {
-                let place = usize::try_from(ready.token).unwrap_or(usize::MAX);
-                if place < MOST && !self.busy.contains(&place) {
+                if let Ok(place) = usize::try_from(ready.token)
+                    && place < MOST
+                    && !self.busy.contains(&place)
+                {
                     self.busy.push_back(place);
                 }
             }
@@ -179,7 +181,7 @@ impl Server {
 
 /// How many lines may be written still, so that a guest does not fill the host's disk.
 struct Lines {
-    left: u32,
+    left: u64,
     since: Instant,
 }
 
@@ -191,12 +193,12 @@ impl Lines {
     fn has_room(&mut self, now: Instant) -> bool {
         let seconds = now.saturating_duration_since(self.since).as_secs();
         if seconds > 0 {
-            let more = u32::try_from(seconds).unwrap_or(LINES).saturating_mul(LINES_A_SECOND);
+            let more = seconds.saturating_mul(LINES_A_SECOND);
             self.left = self.left.saturating_add(more).min(LINES);
             self.since = now;
         }
         let some = self.left > 0;
-        self.left -= u32::from(some);
+        self.left -= u64::from(some);
         some
     }
 }

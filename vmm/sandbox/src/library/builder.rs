@@ -334,8 +334,8 @@ impl Builder {
 
     /// A secret that the container never has, `NAME[=env:VARIABLE|=file:PATH]@HOST[:PORT]`: a
     /// placeholder is in its variable NAME, and a process of this host puts the value in its place
-    /// in requests to HOST by TLS. The value is read at each start, of this process's environment or
-    /// of a file.
+    /// in requests to HOST by TLS. The value is read at each start, of this process's environment
+    /// or of a file.
     pub fn secret(mut self, secret: impl Into<String>) -> Self {
         self.network.secrets.push(secret.into());
         self

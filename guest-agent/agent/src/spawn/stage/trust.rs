@@ -158,7 +158,7 @@ mod tests {
         let inside = root.join(secret.strip_prefix("/").expect("absolute"));
         assert_eq!(fs::read_to_string(inside).expect("inside"), format!("{BEGIN}ours\n{END}"));
 
-        // A directory, or a link to itself, is an error of the start or no list, and never a way out.
+        // A directory, or a link to itself, is no list or an error of the start.
         fs::remove_dir_all(root.join("etc")).expect("removed");
         fs::create_dir_all(root.join("etc/ssl/certs/ca-certificates.crt")).expect("made");
         write_authorities(root.to_str().expect("UTF-8"), "ours").expect("no list");

@@ -21,8 +21,8 @@ pub use linux::{DENIED_EXIT, keep_privileges_down, may_open_files};
 pub enum Role {
     /// It serves a guest: sockets of the Internet, and no files.
     Network,
-    /// As [`Role::Network`], and it makes pairs of streams, of which it hands one end to who has the
-    /// secrets.
+    /// As [`Role::Network`], and it makes pairs of streams, of which it hands one end to who has
+    /// the secrets.
     Swapping,
     /// It has the secrets: it speaks on what it is handed, and makes no socket.
     Secrets,

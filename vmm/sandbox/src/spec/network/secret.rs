@@ -252,8 +252,8 @@ impl UserNetwork {
         Ok(())
     }
 
-    /// What the container's environment has of the secrets, each `NAME=VALUE`: the placeholders, and
-    /// where the authorities are; before what a person says.
+    /// What the container's environment has of the secrets, each `NAME=VALUE`: the placeholders,
+    /// and where the authorities are; before what a person says.
     #[must_use]
     pub fn environment(&self) -> Vec<String> {
         if self.secrets.is_empty() {
