@@ -24,7 +24,9 @@ pub use poller::Poller;
 pub use process::in_a_child;
 pub use received::{read_with_descriptors, write_with_descriptors};
 pub use routes::Routes;
-pub use sockets::{CLOSE_ON_EXEC, KEEPS_MESSAGES, NO_NETWORK, QUIET, accept, message_pair, socket, stream_pair};
+pub use sockets::{
+    CLOSE_ON_EXEC, KEEPS_MESSAGES, NO_NETWORK, QUIET, accept, message_pair, socket, stream_pair,
+};
 
 /// A descriptor that became ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
