@@ -66,6 +66,8 @@ enum Phase {
     Head,
     Idle,
     Exchange,
+    /// What is left is sent, which may be as much as TLS holds.
+    Rest,
     Farewell,
 }
 
@@ -74,7 +76,7 @@ impl Phase {
         Duration::from_secs(match self {
             Self::Handshakes => 20,
             Self::Head => 30,
-            Self::Idle => 120,
+            Self::Idle | Self::Rest => 120,
             // The network has limits for the silence of a connection.
             Self::Exchange => 10 * 365 * 86_400,
             Self::Farewell => 10,
@@ -191,7 +193,8 @@ impl Link {
     fn phase(&self) -> Phase {
         let waits_for_host = self.unfit.is_none() && self.host.is_handshaking();
         match &self.mode {
-            Mode::Refused | Mode::Ending { .. } => Phase::Farewell,
+            Mode::Refused => Phase::Farewell,
+            Mode::Ending { .. } => Phase::Rest,
             _ if self.guest.is_handshaking() || waits_for_host => Phase::Handshakes,
             Mode::Http(None) if self.guest.bytes.is_empty() => Phase::Idle,
             Mode::Http(None) => Phase::Head,

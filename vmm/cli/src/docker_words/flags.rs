@@ -64,7 +64,6 @@ pub(super) const TABLE: &[Row] = &[
     (MAKE, &["--pod"], "write --in SANDBOX to run beside the container of another sandbox"),
     (MAKE, &["--replace"], "remove the old sandbox first: nelly rm -f NAME"),
     (MAKE, &["--rootfs"], "name the directory as the image: rootfs:DIR"),
-    (MAKE, &["--secret"], "files go into a sandbox that runs by nelly cp, variables by --env-file"),
     (MAKE, &["--sig-proxy"], "signals are always passed on to the container"),
     (MAKE, &["--storage-opt"], "write --storage SIZE"),
     (MAKE, &["--tls-verify", "--authfile"], "registries have their settings in config.toml, and nelly login"),
