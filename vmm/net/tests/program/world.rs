@@ -174,7 +174,7 @@ pub(crate) fn swapping(config: &UsernetConfig) -> (Program, Guest, OwnedFd) {
     let (ours, configured) = UnixStream::pair().unwrap();
     write_with_descriptors(&ours, &serde_json::to_vec(config).unwrap(), &[theirs.as_fd()]).unwrap();
     drop((ours, theirs));
-    let (program, link) = start_by(configured.into()).unwrap();
+    let (program, link) = start_by(configured.into(), None).unwrap();
     (program, Guest::new(link, 1500), secrets)
 }
 
