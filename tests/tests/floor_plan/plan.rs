@@ -163,6 +163,7 @@ pub(crate) const CRATES: &[Crate] = &[
     Crate {
         directory: "vmm/hydra",
         floors: &[
+            ("containerd", 0),
             ("error", 0),
             ("variables", 0),
             ("grammar", 1),

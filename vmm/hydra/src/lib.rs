@@ -5,6 +5,7 @@
 //! source, and warnings. Nothing is looked at on the host and nothing is made.
 //! `docs/hydra-variables.md` is the table of all variables.
 
+mod containerd;
 mod error;
 mod grammar;
 mod machine;
@@ -13,6 +14,7 @@ mod setting;
 mod share;
 mod variables;
 
+pub use containerd::containerd_lines;
 pub use error::HydraError;
 pub use grammar::show_size;
 pub use machine::{ArtifactLogin, Bare, Boots, Image, Keys, Login, Machine, Network, Port};

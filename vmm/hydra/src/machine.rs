@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nelly_seed::{HostName, PackageName, Password, PublicKey, Salt, SeedError, UserName};
 
+use crate::containerd::PORT as CONTAINERD;
 use crate::error::HydraError;
 use crate::grammar;
 use crate::setting::{Host, Platform, Profile, Reader, Setting, Source};
@@ -13,8 +14,6 @@ use crate::share::{Share, shares};
 
 /// The port of sshd.
 const SSH: u16 = 22;
-/// Where the scripts' proxy of containerd listens in the guest.
-const CONTAINERD: u16 = 35000;
 /// Where the server of a bare machine's image listens.
 const RIMD: u16 = 35001;
 /// The port of diod, a server of 9P.
@@ -81,6 +80,8 @@ pub struct Image {
     pub host_name: Setting<HostName>,
     /// The kernel that is installed in the guest, if another one than the image's is wanted.
     pub kernel: Option<Setting<PackageName>>,
+    /// Whether containerd answers at a port of the guest.
+    pub containerd: bool,
 }
 
 /// A password.
@@ -313,13 +314,7 @@ fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
             reader.warn(format!("{name} is for a bare kernel, and has no effect without RUN_BARE_KERNEL=1"));
         }
     }
-    if !reader.parsed("DISABLE_CONTAINERD_CSI_PROXY", grammar::switch)?.value {
-        reader.warn(
-            "containerd is not installed in the machine yet, nor what leads to it at the port of \
-             DEFAULT_KVM_HOST_CONTAINERD_PORT; DISABLE_CONTAINERD_CSI_PROXY=1 says that it is not wanted"
-                .to_owned(),
-        );
-    }
+    let containerd = !reader.parsed("DISABLE_CONTAINERD_CSI_PROXY", grammar::switch)?.value;
     let k3s = reader.parsed("ENABLE_K3S_DIOD", grammar::switch)?;
     if k3s.value {
         reader.warn(format!(
@@ -338,6 +333,7 @@ fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
         keys: keys(reader)?,
         host_name: reader.parsed("VM_HOSTNAME", HostName::new)?,
         kernel: kernel(reader)?,
+        containerd,
     })
 }
 

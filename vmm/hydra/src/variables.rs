@@ -70,7 +70,7 @@ pub const VARIABLES: &[Variable] = &[
         "the image is never written: what the machine writes is in a disk of its own, which can be removed to begin anew",
     ),
     sets("DEBUG", "0", "debug"),
-    later("DEFAULT_CSI_GRPC_PROXY_URL", "", "containerd and csi-grpc-proxy are not installed in the machine"),
+    nothing("DEFAULT_CSI_GRPC_PROXY_URL", "", "systemd's own proxy leads to containerd in the guest"),
     sets("DEFAULT_DEVICE_IP", "PREFIX.15", "device_ip"),
     sets("DEFAULT_DIR_IMAGE", "image", "directory"),
     sets("DEFAULT_DIR_K3S_VAR_DARWIN", "k3s-var", "shares"),
@@ -136,7 +136,11 @@ pub const VARIABLES: &[Variable] = &[
     sets("DISABLE_9P_KUBELET_MOUNTS", "0", "shares"),
     sets("DISABLE_CONTAINERD_CSI_PROXY", "0", "ports"),
     sets("DRY_RUN_ONLY", "0", "dry_run"),
-    later("ENABLE_CONTAINERD_RIMD_PROXY", "0", "containerd and its proxies are not installed in the machine"),
+    later(
+        "ENABLE_CONTAINERD_RIMD_PROXY",
+        "0",
+        "nothing in the machine leads from containerd to a bare machine",
+    ),
     sets("ENABLE_K3S_DIOD", "0", "ports"),
     nothing("ENABLE_KRUNKIT", "0", MONITOR),
     later(

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use nelly_hydra::{Bare, Boots, Image, Machine, Port, Share, Source, mount_lines, show_size};
+use nelly_hydra::{
+    Bare, Boots, Image, Machine, Port, Share, Source, containerd_lines, mount_lines, show_size,
+};
 use nelly_seed::PublicKey;
 
 /// What a bare machine's kernel is told before the words of the user: its console, its address
@@ -95,6 +97,11 @@ impl Line {
         }
         for mount in mount_lines(found.shares.iter().copied()) {
             self.flag("--runcmd", &mount);
+        }
+        if image.containerd {
+            for line in containerd_lines() {
+                self.flag("--runcmd", &line);
+            }
         }
     }
 
@@ -281,6 +288,7 @@ mod tests {
             "--net user,prefix=10.9.8.0/24,gw=10.9.8.1 ",
             "--append=-x",
             "--package linux-image-rt",
+            "--runcmd 'systemctl daemon-reload && systemctl enable --now nelly-containerd.socket'",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
