@@ -48,7 +48,7 @@ lint: ## formatting, clippy, licences
 	cargo clippy --workspace --all-targets --locked --features nelly-vmm/figures -- -D warnings
 	tests/setup/deny
 
-cross: ## type-check for macOS (monitor, network, images) and aarch64 Linux what is not built for it here
+cross: ## type-check for macOS and aarch64 Linux what is not built for it here
 	@tests/cross/check
 
 macos: ## link nelly-monitor for macOS on this Linux machine, signed ad hoc, into target/macos, and check the file
