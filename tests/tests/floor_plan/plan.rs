@@ -192,7 +192,7 @@ pub(crate) const CRATES: &[Crate] = &[
     },
     Crate {
         directory: "vmm/confine",
-        floors: &[("denied", 0), ("privilege", 0), ("program", 0), ("tree", 0)],
+        floors: &[("apart", 0), ("denied", 0), ("privilege", 0), ("program", 0), ("tree", 0)],
         halls: &[],
         stands_on: &[],
         never: HEAVY,
