@@ -53,6 +53,7 @@ pub(crate) fn run(args: &BootArgs, context: &Context, recorder: &Recorder) -> Re
     // Open until the monitor has them.
     let mut files = Vec::new();
     let common = machine::common(&args.machine, &context.settings)?;
+    common.shares(!args.share.is_empty())?;
     let boot = boot_image::what_boots(args, image.as_ref(), common.memory, &mut files)?;
     let mut config = machine::boot(args, common, boot, &context.places.own())?;
     args.result.as_deref().map(ResultFile::parse).transpose().of_flag("--result")?;

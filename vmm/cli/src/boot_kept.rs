@@ -349,6 +349,7 @@ fn record(
     context: &Context,
 ) -> Result<SandboxRecord> {
     let common = machine::common(&args.machine, &context.settings)?;
+    common.shares(!args.share.is_empty())?;
     let path =
         |path: &Path| std::path::absolute(path).with_context(|| format!("cannot use {}", path.display()));
     let lasting = |flag, path: &Option<PathBuf>| path.as_deref().map(|path| lasting(flag, path)).transpose();

@@ -31,6 +31,18 @@ pub(crate) struct MachineOptions {
     pub(crate) timeout: Option<std::time::Duration>,
 }
 
+impl MachineOptions {
+    /// Refuses what a user of the monitor's own could not do.
+    pub(crate) fn shares(&self, any: bool) -> Result<()> {
+        if self.monitor_user.is_some() && any {
+            return Err(Usage::error(
+                "--monitor-user: not with directories of the host (-v, --mount, --share), in which a guest acts on files of all users",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Evaluates the common flags and their settings.
 pub(crate) fn common(args: &machine_args::MachineArgs, settings: &Settings) -> Result<MachineOptions> {
     let cpus = args.cpus.map(|cpus| cpus.to_string());
@@ -62,6 +74,9 @@ pub(crate) fn common(args: &machine_args::MachineArgs, settings: &Settings) -> R
         }
     };
     let monitor_user = args.monitor_user.as_deref().map(monitor_user::of).transpose()?;
+    if monitor_user.is_some() && confine == Confine::Off {
+        return Err(Usage::error("--monitor-user: not with --confine off, which keeps all of root's rights"));
+    }
     let nested = args.nested;
     Ok(MachineOptions { cpus, memory: memory_size, nested, confine, monitor_user, append, timeout })
 }

@@ -44,8 +44,8 @@ pub(crate) struct MachineArgs {
     /// files, system calls [default: on]
     #[arg(long, value_name = "HOW")]
     pub(crate) confine: Option<ConfineArg>,
-    /// As root: the user that nelly-monitor becomes before the guest runs, with namespaces of its
-    /// own and no file in sight; a name of /etc/passwd, UID, or UID:GID
+    /// As root: the user that nelly-monitor becomes before the guest runs, with namespaces and an
+    /// empty root directory of its own; a name of /etc/passwd, UID, or UID:GID
     #[arg(long, value_name = "USER")]
     pub(crate) monitor_user: Option<String>,
     /// Text to append to the kernel command line [env: NELLY_APPEND]

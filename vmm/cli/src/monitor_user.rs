@@ -36,6 +36,9 @@ pub(crate) fn of(word: &str) -> Result<MonitorUser> {
             listed(word, &String::from_utf8_lossy(&text)).ok_or_else(|| unknown(word))?
         }
     };
+    if [user.uid, user.gid].contains(&u32::MAX) {
+        return Err(Usage::error(format!("--monitor-user {word}: {} is no user and no group", u32::MAX)));
+    }
     if user.uid == 0 || user.gid == 0 {
         return Err(Usage::error(format!(
             "--monitor-user {word}: that is root, or root's group, which it is to be kept from"

@@ -21,13 +21,13 @@ pub fn leave_networks() -> io::Result<Vec<&'static str>> {
 ///
 /// # Errors
 /// The system does not have them, or not for this process. (A host whose root is its initramfs has
-/// no way to another root. The process keeps its own then, and nothing is lost.)
+/// no way to another root. The process keeps its own then, and follows the host's unmounts.)
 pub fn leave_files() -> io::Result<()> {
     /// A directory that every system has; the empty one covers it, in this namespace alone.
     const COVERED: &str = "/proc";
     let none = None::<&str>;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
-    nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let locked = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let empty = Some("mode=0555,size=4k,nr_inodes=1");
     nix::mount::mount(Some("empty"), COVERED, Some("tmpfs"), locked, empty)?;

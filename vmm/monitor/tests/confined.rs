@@ -147,25 +147,22 @@ fn root_s_monitor_is_another_user_s_process_in_namespaces_of_its_own() {
     machine.kill();
     drop(machine.wait());
 
-    // What names a log or a socket keeps the host's files, and reaches them as its user.
-    let directory = tempfile::tempdir().unwrap();
-    rustix::fs::chown(
-        directory.path(),
-        Some(rustix::fs::Uid::from_raw(SOMEBODY.uid)),
-        Some(rustix::fs::Gid::from_raw(SOMEBODY.gid)),
-    )
-    .unwrap();
-    let machine = start(CHATTER, |config| {
-        config.serial = Endpoint::Log(FileSource::Path(directory.path().join("log")));
-        config.log_bytes = LogSize::new(LogSize::MIN).unwrap();
+    // One that starts again needs no name for it.
+    let machine = start(RESET, |config| {
+        config.on_reset = OnReset::Reboot;
         config.monitor_user = given;
     });
-    while !directory.path().join("log.1").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    let mut events = machine.events().unwrap();
+    let mut again = 0;
+    while again < 3 {
+        let event = events.next_event().unwrap().expect("it starts again and again");
+        again += u32::from(event == Event::Rebooting);
     }
-    assert_eq!(confinement(&machine).namespaces, ["network", "ipc", "uts"]);
-    machine.kill();
-    drop(machine.wait());
+    machine.stop().unwrap();
+    let outcome = machine.wait();
+    assert_eq!(outcome.reason, EndReason::Stopped);
+    let done = outcome.confinement.unwrap();
+    assert!(done.user == given && done.namespaces.len() == 4, "{done:?}");
 }
 
 #[test]

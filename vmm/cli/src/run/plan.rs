@@ -93,6 +93,7 @@ pub(super) fn run_options(args: &RunArgs, command: Vec<String>, context: &Contex
     let shared = shares::resolve(&shares, &context.places.own())?;
     let container = ContainerOptions { relays, shares: shared, ..args.container.options()? };
     let common = machine::common(&args.machine, &context.settings)?;
+    common.shares(!shares.is_empty())?;
     let seccomp = seccomp(args, &overrides.rights).of_flag("--security-opt")?;
     // What is asked for was looked at before what is installed.
     let assets =

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, MachineConfig};
+use super::{ConfigError, Endpoint, MachineConfig};
 
 /// Whether the monitor gives up what a machine does not need: rights, files, system calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +52,13 @@ impl MonitorUser {
             return refuse(
                 "the machine has shared directories, in which the guest acts on files of all users",
             );
+        }
+        // Root would open it in a directory where the user could have put a link meanwhile.
+        if [&config.serial, &config.console].iter().any(|endpoint| matches!(endpoint, Endpoint::Log(_))) {
+            return refuse("a console has a log, which is reached by its name");
+        }
+        if config.vsock.as_ref().is_some_and(|vsock| vsock.unix_socket.is_some()) {
+            return refuse("vsock has a unix_socket, which is reached by its name");
         }
         Ok(())
     }

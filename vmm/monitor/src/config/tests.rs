@@ -239,9 +239,13 @@ fn standard_input_has_one_user() {
 #[test]
 fn a_user_of_the_monitor_s_own_rules_out_what_it_could_not_do() {
     let share = json!([{"tag": "s", "source": {"path": "/s"}}]);
-    for (field, value, word) in
-        [("confine", json!("off"), "confine"), ("shares", share, "shared directories")]
-    {
+    for (field, value, word) in [
+        ("confine", json!("off"), "confine"),
+        ("shares", share, "shared directories"),
+        ("serial", json!({"log": {"path": "/l"}}), "log"),
+        ("console", json!({"log": {"fd": 3}}), "log"),
+        ("vsock", json!({"unix_socket": "/s"}), "unix_socket"),
+    ] {
         let mut object = minimal();
         object["monitor_user"] = json!({"uid": 1, "gid": 1});
         assert!(parse(&object).is_ok());

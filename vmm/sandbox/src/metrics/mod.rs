@@ -271,7 +271,8 @@ impl Of<'_> {
     fn confinement(&mut self, done: &Confinement) {
         let layers = [
             ("user", done.user.is_some()),
-            ("namespaces", !done.namespaces.is_empty()),
+            ("network_namespace", done.namespaces.iter().any(|name| name == "network")),
+            ("mount_namespace", done.namespaces.iter().any(|name| name == "mount")),
             ("no_new_privs", done.no_new_privs),
             ("undumpable", done.undumpable),
             ("capabilities", done.capabilities.is_some()),

@@ -51,16 +51,13 @@ pub(super) fn confine_process(
     done.no_new_privs = layer("no_new_privs", privilege::keep_down())?;
     // While this is root still, which may look everywhere.
     let places = places(config, files);
-    let needs = Needs::of(config);
     if let Some(user) = config.monitor_user {
         let networks = apart::leave_networks().map(|names| {
             done.namespaces.extend(names.into_iter().map(str::to_owned));
         });
         layer("namespaces of its own", networks)?;
-        if needs.none_beyond() {
-            let files = apart::leave_files().map(|()| done.namespaces.push("mount".to_owned()));
-            layer("a root directory of its own", files)?;
-        }
+        let files = apart::leave_files().map(|()| done.namespaces.push("mount".to_owned()));
+        layer("a root directory of its own", files)?;
         // Whoever asks for a user does not want to go on without.
         apart::become_user(user.uid, user.gid).map_err(|source| ConfineError {
             layer: "the user that monitor_user names, which only root can give",
@@ -69,7 +66,7 @@ pub(super) fn confine_process(
         })?;
         done.user = Some(user);
     }
-    let kept = match (config.shares.is_empty(), needs.names) {
+    let kept = match (config.shares.is_empty(), Needs::of(config).names) {
         _ if config.monitor_user.is_some() => CapabilitySet::empty(),
         (false, _) => FILES_OF_ALL,
         // Root's log or socket in the directory of another user.
