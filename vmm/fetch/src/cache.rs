@@ -311,7 +311,8 @@ fn keep(
     cached(place, &entry, true).ok_or_else(missing)
 }
 
-/// The name of a version's file: for people, and different for each.
+/// The name of a version's file: for people, and different for each. It has the whole digest, for
+/// what is there counts as what came: a server could make two files with one short name.
 fn name(wanted: &Wanted<'_>, came: &Downloaded, format: DiskFormat) -> String {
     let own = wanted.member.map_or_else(|| wanted.source.name(), |member| member.rsplit('/').next());
     let own = Packing::of_name(own.unwrap_or("disk")).1;
@@ -321,5 +322,5 @@ fn name(wanted: &Wanted<'_>, came: &Downloaded, format: DiskFormat) -> String {
     let own: String = own.chars().map(letter).take(STEM).collect();
     let own = own.trim_start_matches('.');
     let own = if own.is_empty() { "disk" } else { own };
-    format!("{own}-{}.{}", &came.sha256.hex()[..12], format.word())
+    format!("{own}-{}.{}", came.sha256.hex(), format.word())
 }

@@ -122,7 +122,7 @@ impl Part {
         let at = self.file.metadata().map_err(of_file(&self.path))?.len();
         let version = note.map(|note| note.version()).unwrap_or_default();
         let whole = version.size;
-        let mut coming = Coming { part: self, url: text, at, version, total: whole, watch };
+        let mut coming = Coming { part: self, url: text, at, version, total: whole, unlooked: 0, watch };
         let request = FileRequest { url, credentials, known, verified, most };
         let had = client.file(&request, &mut coming);
         let room_for = self.room_for;
@@ -157,6 +157,11 @@ impl Part {
         let (sha256, sha512) =
             digests(&self.file, |done| watch.at(Stage::Verify, done, Some(total))).map_err(&failed)?;
         Ok(Downloaded { version, sha256, sha512 })
+    }
+
+    /// Its own name.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The file, to be read from its beginning.
@@ -221,8 +226,15 @@ pub(crate) fn digests(mut file: &File, mut at: impl FnMut(u64)) -> io::Result<(D
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-    if !file.metadata()?.is_file() {
+    let meta = file.metadata()?;
+    if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    // Whoever may write to it could change it after its checksum was compared.
+    let own = meta.uid() == rustix::process::geteuid().as_raw();
+    if !own || meta.nlink() > 1 || meta.mode() & 0o022 != 0 {
+        let why = "it is there already, and others may write to it; remove it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
     Ok(file)
 }
@@ -234,6 +246,8 @@ struct Coming<'a> {
     at: u64,
     version: FileVersion,
     total: Option<u64>,
+    /// Bytes since somebody looked how much room there is.
+    unlooked: u64,
     watch: &'a mut dyn Watch,
 }
 
@@ -265,6 +279,14 @@ impl FileSink for Coming<'_> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        // A server that does not say how much there is may send more than there is room for.
+        self.unlooked += bytes.len() as u64;
+        if self.unlooked >= SPARE / 2 {
+            self.unlooked = 0;
+            if nelly_image::trusted::free_bytes(&self.part.file)?.is_some_and(|room| room < SPARE) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+        }
         (&self.part.file).write_all(bytes)?;
         self.at += bytes.len() as u64;
         self.watch.at(Stage::Download, self.at, self.total);

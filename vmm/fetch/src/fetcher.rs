@@ -104,11 +104,14 @@ impl Fetcher<'_> {
         let came = self.download(part, wanted, None, watch)?.expect("no version is known");
         match self.packing(wanted, part.file()?)? {
             Packing::None => {
-                if wanted.disk
-                    && let Err(error) = look::format(&wanted.source.shown(), part.file()?, None)
-                {
-                    part.discard();
-                    return Err(error);
+                if wanted.disk {
+                    let what = wanted.source.shown();
+                    let disk = look::format(&what, part.file()?, None)
+                        .and_then(|format| look::usable(&what, part.path(), format));
+                    if let Err(error) = disk {
+                        part.discard();
+                        return Err(error);
+                    }
                 }
                 part.finish(target)?;
             }
@@ -198,10 +201,17 @@ impl Fetcher<'_> {
         watch: &mut dyn Watch,
     ) -> Result<(), FetchError> {
         let new = self.unpacked(wanted, from, target, watch)?;
-        if wanted.disk {
-            look::format(&wanted.source.shown(), new.file(), None)?;
+        let what = wanted.source.shown();
+        let format = wanted.disk.then(|| look::format(&what, new.file(), None)).transpose()?;
+        new.finish().map_err(|error| exists(target, error))?;
+        // It had no name before that it could be looked at by.
+        if let Some(format) = format
+            && let Err(error) = look::usable(&what, target, format)
+        {
+            std::fs::remove_file(target).map_err(of_file(target))?;
+            return Err(error);
         }
-        new.finish().map_err(|error| exists(target, error))
+        Ok(())
     }
 
     /// What is in `from`, in a file that will be `target`.

@@ -177,7 +177,7 @@ fn a_version_is_fetched_once_and_never_replaced() {
     let first = pull();
     assert_eq!((first.format, first.fresh, first.sha256), (DiskFormat::Raw, true, Digest::sha256(&one)));
     let name = first.path.file_name().unwrap().to_str().unwrap().to_owned();
-    assert_eq!(name, format!("debian-{}.raw", &Digest::sha256(&one).hex()[..12]));
+    assert_eq!(name, format!("debian-{}.raw", Digest::sha256(&one).hex()));
     assert!(fs::read(&first.path).unwrap() == one);
     assert_eq!(fs::metadata(&first.path).unwrap().permissions().mode() & 0o777, 0o400);
     assert_eq!(place.files("disks"), [name.clone(), "entry.json".to_owned()]);
@@ -309,10 +309,38 @@ fn what_is_no_disk_of_its_own_is_refused_and_leaves_nothing() {
         assert!(error.to_string().contains(needle), "{error}");
         assert_eq!(place.files("disks"), before, "{needle}");
     }
-    // The same for a file that gets a name of the caller's.
-    let server = Server::start(b"<html>", Some("\"1\""));
-    assert_eq!(place.save(&wanted(&server.source("x.qcow2")), "x.qcow2").unwrap_err().code(), "not_a_disk");
-    assert!(!place.path("x.qcow2").exists() && !place.path("x.qcow2.part").exists());
+    // The same for a file that gets a name of the caller's, also one that comes from this host.
+    for bytes in [b"<html>".to_vec(), qcow2(&place, true)] {
+        let server = Server::start(&bytes, Some("\"1\""));
+        let source = server.source("x.qcow2");
+        assert_eq!(place.save(&wanted(&source), "x.qcow2").unwrap_err().code(), "not_a_disk");
+        assert!(!place.path("x.qcow2").exists() && !place.path("x.qcow2.part").exists());
+        fs::write(place.path("own"), &bytes).unwrap();
+        let own = Source::File(place.path("own"));
+        assert_eq!(place.save(&wanted(&own), "x.qcow2").unwrap_err().code(), "not_a_disk");
+        assert!(!place.path("x.qcow2").exists());
+    }
+}
+
+#[test]
+fn a_part_that_others_may_write_to_is_not_gone_on_with() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new();
+    let bytes = disk(1);
+    let server = Server::start(&bytes, Some("\"1\""));
+    let source = server.source("x.raw");
+    let part = place.path("x.raw.part");
+    fs::write(&part, b"").unwrap();
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o666)).unwrap();
+    let error = place.save(&wanted(&source), "x.raw").unwrap_err();
+    assert!(format!("{:#}", std::error::Error::source(&error).unwrap()).contains("others"), "{error}");
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::hard_link(&part, place.path("second")).unwrap();
+    place.save(&wanted(&source), "x.raw").unwrap_err();
+    assert!(part.exists() && !place.path("x.raw").exists());
+    fs::remove_file(place.path("second")).unwrap();
+    place.save(&wanted(&source), "x.raw").unwrap();
+    assert!(fs::read(place.path("x.raw")).unwrap() == bytes);
 }
 
 #[test]

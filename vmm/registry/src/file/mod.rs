@@ -179,7 +179,13 @@ impl Client {
                     ))
                 })?;
                 let now = whole(Some(size));
-                if first != at || version.size.is_some_and(|known| known != size) || !version.is(&now) {
+                // Whoever sends a part has to say the tag of the whole (RFC 9110, 15.3.7).
+                let untold = version.etag.is_some() && now.etag.is_none() && !request.verified;
+                if first != at
+                    || version.size.is_some_and(|known| known != size)
+                    || !version.is(&now)
+                    || untold
+                {
                     return Err(bad(format!("it sends the range `{}` of another file", clean(range))));
                 }
                 let told = length(&answer);

@@ -148,7 +148,7 @@ fn a_version_that_is_known_does_not_come_again() {
 #[test]
 fn lies_about_lengths_and_ranges_are_refused() {
     type Answer = fn(usize, &Got, &mut TcpStream);
-    let cases: [(&str, Answer); 7] = [
+    let cases: [(&str, Answer); 8] = [
         ("was cut", |_, _, stream| {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"))
         }),
@@ -170,6 +170,10 @@ fn lies_about_lengths_and_ranges_are_refused() {
         ("of another file", |number, _, stream| match number {
             0 => drop(stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 100\r\n\r\nabc")),
             _ => reply(stream, "206 Partial Content", "Content-Range: bytes 0-99/100\r\n", &[1; 100]),
+        }),
+        ("of another file", |number, _, stream| match number {
+            0 => drop(stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 100\r\n\r\nabc")),
+            _ => reply(stream, "206 Partial Content", "Content-Range: bytes 3-99/100\r\n", &[1; 97]),
         }),
         ("of another file", |number, _, stream| match number {
             0 => drop(stream.write_all(b"HTTP/1.1 200 OK\r\nETag: \"a\"\r\nContent-Length: 100\r\n\r\nabc")),
