@@ -2,6 +2,8 @@
 //! after the other between them. Nothing here waits.
 
 mod side;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -56,8 +58,13 @@ enum Mode {
     Ending {
         /// It was all.
         whole: bool,
+        /// The guest has not said all of its request, and is given time to stop.
+        speaks: bool,
     },
 }
+
+const BROKEN_OFF: Mode = Mode::Ending { whole: false, speaks: false };
+const ALL_SENT: Mode = Mode::Ending { whole: true, speaks: false };
 
 /// What a connection is about, each part with a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +73,8 @@ enum Phase {
     Head,
     Idle,
     Exchange,
+    /// One end says or hears no more, and the other one may: its silence is bounded.
+    HalfOver,
     /// What is left is sent, which may be as much as TLS holds.
     Rest,
     Farewell,
@@ -77,6 +86,7 @@ impl Phase {
             Self::Handshakes => 20,
             Self::Head => 30,
             Self::Idle | Self::Rest => 120,
+            Self::HalfOver => 60,
             // The network has limits for the silence of a connection.
             Self::Exchange => 10 * 365 * 86_400,
             Self::Farewell => 10,
@@ -95,6 +105,10 @@ pub struct Link {
     unfit: Option<String>,
     phase: Phase,
     deadline: Instant,
+    /// How much both ends have taken.
+    taken: u64,
+    /// How many requests were passed on.
+    requests: u64,
     told: Found,
     notes: Vec<Value>,
 }
@@ -126,6 +140,8 @@ impl Link {
             unfit: None,
             phase: Phase::Handshakes,
             deadline: now + Phase::Handshakes.limit(),
+            taken: 0,
+            requests: 0,
             told: Found::default(),
             notes: Vec::new(),
         })
@@ -154,23 +170,30 @@ impl Link {
             return Turn::Over;
         }
         for _ in 0..ROUNDS {
-            match self.round() {
-                Ok(true) => {}
-                Ok(false) => {
-                    let phase = self.phase();
-                    if phase != self.phase {
-                        (self.phase, self.deadline) = (phase, now + phase.limit());
-                    }
-                    return if self.is_over() { Turn::Over } else { Turn::Waits };
-                }
-                Err(Broken) => {
-                    // An alert may be left to be said.
-                    let _gone = (self.guest.write(), self.host.write());
-                    return Turn::Over;
-                }
+            let Ok(moved) = self.round() else {
+                // An alert may be left to be said.
+                let _gone = (self.guest.write(), self.host.write());
+                return Turn::Over;
+            };
+            // Each time, as a connection that always has something to move is to be in time, too.
+            self.look_at_time(now);
+            if self.is_over() {
+                return Turn::Over;
+            }
+            if !moved {
+                return if self.guest.is_left() { Turn::Over } else { Turn::Waits };
             }
         }
         Turn::Busy
+    }
+
+    /// Begins the time of what the connection is about now.
+    fn look_at_time(&mut self, now: Instant) {
+        let (phase, taken) = (self.phase(), self.guest.taken().wrapping_add(self.host.taken()));
+        if phase != self.phase || phase == Phase::HalfOver && taken != self.taken {
+            (self.phase, self.deadline) = (phase, now + phase.limit());
+        }
+        self.taken = taken;
     }
 
     /// Its time is over: whether the guest is told.
@@ -198,7 +221,11 @@ impl Link {
             _ if self.guest.is_handshaking() || waits_for_host => Phase::Handshakes,
             Mode::Http(None) if self.guest.bytes.is_empty() => Phase::Idle,
             Mode::Http(None) => Phase::Head,
-            Mode::Http(Some(_)) | Mode::Switched => Phase::Exchange,
+            Mode::Switched if self.host.has_ended().is_some() => Phase::HalfOver,
+            Mode::Http(Some(_)) | Mode::Switched => {
+                let half = self.guest.has_ended().is_some() || self.host.is_deaf();
+                if half { Phase::HalfOver } else { Phase::Exchange }
+            }
         }
     }
 
@@ -206,9 +233,11 @@ impl Link {
         match &self.mode {
             Mode::Http(_) => false,
             Mode::Switched => self.guest.is_finished() && self.host.is_finished(),
-            Mode::Refused => self.guest.is_finished() && self.guest.is_gone(),
-            Mode::Ending { whole: true } => self.guest.is_finished(),
-            Mode::Ending { whole: false } => !self.guest.has_unsent(),
+            Mode::Refused => {
+                self.guest.is_finished() && (self.guest.is_gone() || self.guest.has_ended().is_some())
+            }
+            Mode::Ending { whole: true, speaks } => self.guest.is_finished() && !speaks,
+            Mode::Ending { whole: false, .. } => !self.guest.has_unsent(),
         }
     }
 
@@ -218,12 +247,18 @@ impl Link {
         moved |= self.hear_host();
         moved |= self.up();
         moved |= self.down();
-        if matches!(self.mode, Mode::Ending { whole: true }) {
+        if matches!(self.mode, Mode::Ending { whole: true, .. }) {
             moved |= self.guest.finish();
         }
         moved |= self.guest.write().map_err(|_| Broken)?;
+        if matches!(self.mode, Mode::Ending { speaks: true, .. }) && self.guest.is_finished() {
+            // If the connection was closed at once, what the guest says would have it reset, and
+            // the guest might lose the answer.
+            self.mode = Mode::Refused;
+        }
         // What a host has said before it went is still heard.
-        moved |= self.host.write().unwrap_or(false);
+        let was_deaf = self.host.is_deaf();
+        moved |= self.host.write().unwrap_or(!was_deaf);
         Ok(moved)
     }
 
@@ -254,7 +289,7 @@ impl Link {
             self.note("denied", None, &unfit);
         } else {
             // What it has said is not whole, and nobody knows what it would have been.
-            self.mode = Mode::Ending { whole: false };
+            self.fail(&unfit);
         }
         self.unfit = Some(unfit);
         true
@@ -273,11 +308,15 @@ impl Link {
                 if exchange.body.is_over() || self.host.has_unsent() {
                     return false;
                 }
+                if self.host.is_deaf() {
+                    // A guest that says all before it listens is to come to the answer.
+                    return self.guest.forget();
+                }
                 let len = match exchange.body.take(&self.guest.bytes) {
                     Ok(len) => len,
                     Err(why) => {
                         self.note("denied", None, why);
-                        self.mode = Mode::Ending { whole: false };
+                        self.mode = BROKEN_OFF;
                         return true;
                     }
                 };
@@ -285,7 +324,7 @@ impl Link {
                     self.host.say(&self.guest.bytes[..len]);
                     self.guest.bytes.drain(..len);
                 } else if ended {
-                    self.mode = Mode::Ending { whole: false };
+                    self.mode = BROKEN_OFF;
                     return true;
                 }
                 len > 0
@@ -302,7 +341,7 @@ impl Link {
                 return true;
             }
             if ended {
-                self.mode = Mode::Ending { whole: true };
+                self.mode = ALL_SENT;
             }
             return ended;
         };
@@ -314,12 +353,17 @@ impl Link {
         if self.host.is_handshaking() || self.host.has_unsent() {
             return false;
         }
+        if self.host.is_deaf() || self.host.has_ended().is_some() {
+            // The connection ends, or the host turns out to be unfit.
+            return false;
+        }
         self.guest.searched = 0;
         let head: Vec<u8> = self.guest.bytes.drain(..len).collect();
         let swaps = Swaps::new(&self.secrets, &self.about.name, self.about.port);
         match request(&head, &self.about.name, self.about.port, &swaps) {
             Ok(Request { head, framing, is_head, upgrades, found }) => {
                 self.host.say(&head);
+                self.requests = self.requests.wrapping_add(1);
                 let exchange = Exchange { body: Body::new(framing), is_head, upgrades, answer: None };
                 self.mode = Mode::Http(Some(exchange));
                 self.tell(found);
@@ -337,20 +381,32 @@ impl Link {
         let ended = self.host.has_ended();
         match &mut self.mode {
             Mode::Refused | Mode::Ending { .. } => self.host.forget(),
+            Mode::Switched if ended == Some(false) && self.host.bytes.is_empty() => {
+                self.mode = BROKEN_OFF;
+                true
+            }
             Mode::Switched => pass(&mut self.host, &mut self.guest),
+            Mode::Http(None) if self.unfit.is_some() => false,
             Mode::Http(None) => {
                 // It says something that nobody asked for, or that it is tired of waiting.
-                let over = ended.is_some() || !self.host.bytes.is_empty();
-                if over {
-                    self.mode = Mode::Ending { whole: true };
+                let over = ended.is_some() || self.host.is_deaf() || !self.host.bytes.is_empty();
+                if over && self.requests == 0 {
+                    let unfit = "it ended the connection, or answered, before it was asked";
+                    self.note("denied", None, unfit);
+                    self.unfit = Some(unfit.to_owned());
+                } else if over {
+                    self.mode = ALL_SENT;
                 }
                 over
             }
             Mode::Http(Some(exchange)) => {
                 let Some(body) = &mut exchange.answer else { return self.answered(ended) };
-                let Ok(len) = body.take(&self.host.bytes) else {
-                    self.mode = Mode::Ending { whole: false };
-                    return true;
+                let len = match body.take(&self.host.bytes) {
+                    Ok(len) => len,
+                    Err(why) => {
+                        self.fail(why);
+                        return true;
+                    }
                 };
                 self.guest.say(&self.host.bytes[..len]);
                 self.host.bytes.drain(..len);
@@ -359,12 +415,21 @@ impl Link {
                     self.mode = Mode::Http(None);
                     return true;
                 }
+                if is_over && (ended.is_some() || self.host.is_deaf()) {
+                    // It does not want the rest of the request.
+                    self.mode = Mode::Ending { whole: true, speaks: true };
+                    return true;
+                }
                 if let Some(clean) = ended
                     && len == 0
                     && !is_over
                 {
-                    let whole = clean && may_end && exchange.body.is_over();
-                    self.mode = Mode::Ending { whole };
+                    if clean && may_end {
+                        let speaks = !exchange.body.is_over();
+                        self.mode = Mode::Ending { whole: true, speaks };
+                    } else {
+                        self.fail("it ended the connection within its answer");
+                    }
                     return true;
                 }
                 len > 0
@@ -376,29 +441,29 @@ impl Link {
     fn answered(&mut self, ended: Option<bool>) -> bool {
         let Mode::Http(Some(exchange)) = &mut self.mode else { return false };
         let Some(len) = head_len(&self.host.bytes, &mut self.host.searched) else {
-            let lost = ended.is_some() || self.host.bytes.len() >= MOST_HEAD;
-            if lost {
-                self.mode = Mode::Ending { whole: false };
-            }
-            return lost;
+            let why = match ended {
+                _ if self.host.bytes.len() >= MOST_HEAD => "the head of its answer is longer than 64 KiB",
+                Some(_) => "it ended the connection before its answer",
+                None => return false,
+            };
+            self.fail(why);
+            return true;
         };
         self.host.searched = 0;
-        let said = response(&self.host.bytes[..len], exchange.is_head);
-        let whole = match said {
-            Ok(Response::Final(framing)) => {
-                exchange.answer = Some(Body::new(framing));
-                true
-            }
-            Ok(Response::Interim) => true,
+        match response(&self.host.bytes[..len], exchange.is_head) {
+            Ok(Response::Final(framing)) => exchange.answer = Some(Body::new(framing)),
+            Ok(Response::Interim) => {}
             Ok(Response::Switches) if exchange.upgrades && exchange.body.is_over() => {
                 self.mode = Mode::Switched;
-                true
             }
-            Ok(Response::Switches) | Err(_) => false,
-        };
-        if !whole {
-            self.mode = Mode::Ending { whole: false };
-            return true;
+            Ok(Response::Switches) => {
+                self.fail("it switches to a protocol that it was not asked for");
+                return true;
+            }
+            Err(why) => {
+                self.fail(why);
+                return true;
+            }
         }
         self.guest.say(&self.host.bytes[..len]);
         self.host.bytes.drain(..len);
@@ -406,6 +471,30 @@ impl Link {
             self.mode = Mode::Http(None);
         }
         true
+    }
+
+    /// The host's answer cannot be relied on, or does not come: the log has why, and the guest, as
+    /// long as it was sent nothing of an answer.
+    fn fail(&mut self, why: &str) {
+        if matches!(self.mode, Mode::Refused | Mode::Ending { .. }) {
+            return;
+        }
+        self.note("denied", None, &format!("the host's answer: {why}"));
+        let untold = match &self.mode {
+            Mode::Http(Some(exchange)) => exchange.answer.is_none(),
+            // The first request is answered when it is there.
+            Mode::Http(None) if self.requests == 0 => return,
+            _ => false,
+        };
+        // Where a connection that was used before ends without a word, clients ask again on another
+        // one, and they would not if they were answered.
+        let may_ask_again = self.requests > 1 && self.host.bytes.is_empty();
+        if untold && !may_ask_again {
+            let refusal = Refusal { status: 502, why: "the host's answer cannot be relied on" };
+            self.answer(&refusal, &format!("the host's answer: {why}"));
+        } else {
+            self.mode = BROKEN_OFF;
+        }
     }
 
     /// Tells the guest why it is refused, and everybody who reads the log.
@@ -423,7 +512,9 @@ impl Link {
             text.len()
         );
         self.guest.say(head.as_bytes());
-        self.guest.say(text.as_bytes());
+        if !matches!(&self.mode, Mode::Http(Some(exchange)) if exchange.is_head) {
+            self.guest.say(text.as_bytes());
+        }
         self.guest.finish();
         self.mode = Mode::Refused;
     }
@@ -462,6 +553,9 @@ impl Link {
 fn pass(from: &mut Side, to: &mut Side) -> bool {
     if to.has_unsent() {
         return false;
+    }
+    if to.is_deaf() {
+        return from.forget();
     }
     if !from.bytes.is_empty() {
         to.say(&from.bytes);

@@ -9,6 +9,8 @@ use rustls::Connection;
 
 /// How many bytes are taken out of TLS at once.
 const PART: usize = 16 << 10;
+/// The most bytes that wait to be written: the longest head with its values is half of that.
+const MOST_UNSENT: usize = 512 << 10;
 
 /// An end.
 pub(super) struct Side {
@@ -25,6 +27,10 @@ pub(super) struct Side {
     /// It is told that nothing more comes.
     finishing: bool,
     finished: bool,
+    /// It takes nothing any more, and what was said to it is lost.
+    deaf: bool,
+    /// How many bytes it has taken.
+    taken: u64,
 }
 
 /// A socket that no call waits for.
@@ -52,8 +58,8 @@ fn is_for_later(error: &io::Error) -> bool {
 
 impl Side {
     pub(super) fn new(file: OwnedFd, mut tls: Connection) -> Self {
-        // Nothing is said to it while it has not taken what was said before.
-        tls.set_buffer_limit(None);
+        // Nothing is said to it while it has not taken what was said before, but a last word.
+        tls.set_buffer_limit(Some(MOST_UNSENT));
         Self {
             file,
             tls,
@@ -63,6 +69,8 @@ impl Side {
             ended: None,
             finishing: false,
             finished: false,
+            deaf: false,
+            taken: 0,
         }
     }
 
@@ -86,12 +94,28 @@ impl Side {
 
     /// There is something that it has not taken.
     pub(super) fn has_unsent(&self) -> bool {
-        self.tls.wants_write()
+        !self.deaf && self.tls.wants_write()
+    }
+
+    /// It takes nothing any more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf
+    }
+
+    /// How many bytes it has taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Its socket is closed for both directions, though it was not told that nothing more comes.
+    pub(super) fn is_left(&self) -> bool {
+        let nothing = rustix::net::send(&self.file, &[], QUIET | SendFlags::DONTWAIT);
+        !self.finishing && nothing.is_err_and(|error| !is_for_later(&error.into()))
     }
 
     /// It was told that nothing more comes, and has taken that.
     pub(super) fn is_finished(&self) -> bool {
-        self.finished
+        self.finished || self.deaf
     }
 
     /// Hears it, as long as less than `most` bytes of it wait; whether there was something.
@@ -136,8 +160,10 @@ impl Side {
 
     /// Has these bytes written to it.
     pub(super) fn say(&mut self, bytes: &[u8]) {
-        // Without a limit it takes everything.
-        let _all = self.tls.writer().write_all(bytes);
+        if self.tls.writer().write_all(bytes).is_err() {
+            // It is not to be told the one part without the other.
+            self.forget_unsent();
+        }
     }
 
     /// Has it told that nothing more comes; whether that is new.
@@ -161,15 +187,22 @@ impl Side {
     /// Writes to it what is left; whether there was something.
     ///
     /// # Errors
-    /// It is there no more.
+    /// It takes nothing any more.
     pub(super) fn write(&mut self) -> io::Result<bool> {
         let mut moved = false;
-        while self.tls.wants_write() {
+        while self.has_unsent() {
             match self.tls.write_tls(&mut Raw(&self.file)) {
-                Ok(_) => moved = true,
+                Ok(len) => {
+                    moved = true;
+                    self.taken = self.taken.wrapping_add(len as u64);
+                }
                 Err(error) if is_for_later(&error) => return Ok(moved),
-                Err(error) => return Err(error),
+                Err(_) => self.deaf = true,
             }
+        }
+        if self.deaf {
+            self.forget_unsent();
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         if self.finishing && !self.finished {
             self.finished = true;
@@ -178,5 +211,11 @@ impl Side {
             let _gone = rustix::net::shutdown(&self.file, Shutdown::Write);
         }
         Ok(moved)
+    }
+
+    /// Nothing is said to it any more, and what it has not taken is lost.
+    fn forget_unsent(&mut self) {
+        self.deaf = true;
+        while self.tls.wants_write() && self.tls.write_tls(&mut io::sink()).is_ok() {}
     }
 }

@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -19,6 +21,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_nelly-secrets");
 /// The host that has secrets.
 pub(crate) const NAME: &str = "api.example";
 /// Its port, as the guest knows it.
@@ -51,6 +54,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        Self::of(Path::new(PROGRAM), None)
+    }
+
+    /// Of this file, as this user if it is another one.
+    pub(crate) fn of(program: &Path, user: Option<u32>) -> Self {
         let secret = |name: &str, value: &str, host: &str| Secret {
             name: name.to_owned(),
             placeholder: placeholder(name),
@@ -74,7 +82,8 @@ impl Stage {
         };
         let place = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(place.path().join("log")).unwrap();
-        let (child, said, handovers) = start(&serde_json::to_vec(&config).unwrap(), Some(&log));
+        let (child, said, handovers) =
+            start_as((program, user), &serde_json::to_vec(&config).unwrap(), Some(&log));
         let mut line = String::new();
         BufReader::new(said).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line).expect(&line);
@@ -161,6 +170,17 @@ impl Stage {
         std::fs::read_to_string(self.place.path().join("log")).unwrap()
     }
 
+    /// The lines of the log, with those about everything that anybody has heard of yet.
+    pub(crate) fn whole_log(&self) -> String {
+        // The program does one thing after the other, and ends this connection after its line.
+        let (mut guest, _host) = self.raw("elsewhere.example");
+        let _end = guest.read(&mut [0]);
+        let log = self.log();
+        log.lines()
+            .filter(|line| !line.contains("elsewhere"))
+            .fold(String::new(), |all, line| all + line + "\n")
+    }
+
     /// Whoever hands connections over is gone: the program's exit code.
     pub(crate) fn end(mut self) -> Option<i32> {
         self.handovers = None;
@@ -176,9 +196,20 @@ impl Drop for Stage {
 
 /// Starts the program with a configuration; gives what it says, and the socket of connections.
 pub(crate) fn start(config: &[u8], log: Option<&std::fs::File>) -> (Child, UnixStream, OwnedFd) {
+    start_as((Path::new(PROGRAM), None), config, log)
+}
+
+fn start_as(
+    (program, user): (&Path, Option<u32>),
+    config: &[u8],
+    log: Option<&std::fs::File>,
+) -> (Child, UnixStream, OwnedFd) {
     let (ours, theirs) = message_pair().unwrap();
     let (said, telling) = UnixStream::pair().unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nelly-secrets"));
+    let mut command = Command::new(program);
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
     command.args(["--config", "fd:0", "--ready", "fd:0"]).env("SECRET_OF_CALLER", "in the environment");
     let complaints = telling.try_clone().unwrap();
     command.stdin(OwnedFd::from(telling)).stderr(OwnedFd::from(complaints));
