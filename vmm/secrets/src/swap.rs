@@ -1,7 +1,6 @@
 //! Placeholders, and what stands in their place for one host.
 
 use nelly_net::config::{PLACEHOLDER, Secret};
-use zeroize::Zeroizing;
 
 /// What is done with the placeholders of a request.
 #[derive(Clone, Debug)]
@@ -43,16 +42,19 @@ impl<'a> Swaps<'a> {
         self.here.contains(&true)
     }
 
-    /// Copies `text` behind `out`, with values for placeholders.
-    pub fn swap(&self, text: &[u8], form: Form, found: &mut Found, out: &mut Zeroizing<Vec<u8>>) {
+    /// Copies `text` behind `out`, with values for placeholders; `out` is never given more room.
+    ///
+    /// # Errors
+    /// There is not enough room.
+    pub fn swap(&self, text: &[u8], form: Form, found: &mut Found, out: &mut Vec<u8>) -> Result<(), TooLong> {
         let mut rest = text;
         while let Some(at) = find(rest, PLACEHOLDER.as_bytes()) {
-            out.extend_from_slice(&rest[..at]);
+            put(out, &rest[..at])?;
             rest = &rest[at..];
             let which =
                 self.secrets.iter().position(|secret| rest.starts_with(secret.placeholder.as_bytes()));
             let Some(which) = which else {
-                out.extend_from_slice(PLACEHOLDER.as_bytes());
+                put(out, PLACEHOLDER.as_bytes())?;
                 rest = &rest[PLACEHOLDER.len()..];
                 continue;
             };
@@ -63,14 +65,30 @@ impl<'a> Swaps<'a> {
                 note.push(which);
             }
             match (self.here[which], form) {
-                (false, _) => out.extend_from_slice(place),
-                (true, Form::Plain) => out.extend_from_slice(secret.value.reveal().as_bytes()),
-                (true, Form::Url) => encode(secret.value.reveal(), out),
+                (false, _) => put(out, place)?,
+                (true, Form::Plain) => put(out, secret.value.reveal().as_bytes())?,
+                (true, Form::Url) => encode(secret.value.reveal(), out)?,
             }
             rest = list;
         }
-        out.extend_from_slice(rest);
+        put(out, rest)
     }
+}
+
+/// It would need more room than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+/// Copies `text` behind `out`, if there is room: what grows leaves copies of values behind.
+///
+/// # Errors
+/// There is not enough room.
+pub fn put(out: &mut Vec<u8>, text: &[u8]) -> Result<(), TooLong> {
+    if text.len() > out.capacity() - out.len() {
+        return Err(TooLong);
+    }
+    out.extend_from_slice(text);
+    Ok(())
 }
 
 /// Whether a placeholder, of whatever secret, may stand in the text.
@@ -83,15 +101,15 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len()).position(|window| window == what)
 }
 
-fn encode(value: &str, out: &mut Zeroizing<Vec<u8>>) {
+fn encode(value: &str, out: &mut Vec<u8>) -> Result<(), TooLong> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in value.bytes() {
+    value.bytes().try_for_each(|byte| {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(byte);
+            put(out, &[byte])
         } else {
-            out.extend_from_slice(&[b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            put(out, &[b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
         }
-    }
+    })
 }
 
 #[cfg(test)]
@@ -118,9 +136,9 @@ pub(crate) mod tests {
         let cut = &key[..key.len() - 1];
         let text = format!("{key}{key} {other} {cut} {PLACEHOLDER}{key}");
         let swap = |name: &str, port, form| {
-            let (mut found, mut out) = (Found::default(), Zeroizing::default());
-            Swaps::new(&secrets, name, port).swap(text.as_bytes(), form, &mut found, &mut out);
-            (String::from_utf8(out.to_vec()).unwrap(), found)
+            let (mut found, mut out) = (Found::default(), Vec::with_capacity(1000));
+            Swaps::new(&secrets, name, port).swap(text.as_bytes(), form, &mut found, &mut out).unwrap();
+            (String::from_utf8(out).unwrap(), found)
         };
         let (out, found) = swap("api.example", 443, Form::Plain);
         assert_eq!(out, format!("a b/éa b/é {other} {cut} {PLACEHOLDER}a b/é"));
@@ -134,6 +152,22 @@ pub(crate) mod tests {
             let (out, found) = swap(name, port, Form::Plain);
             assert_eq!((out.as_str(), found.swapped.len()), (text.as_str(), 0));
             assert!(!Swaps::new(&secrets, name, port).any());
+        }
+    }
+
+    #[test]
+    fn what_has_no_room_is_not_given_more() {
+        let secrets = [secret("KEY", "a b", "api.example", '1')];
+        let text = format!("x{}y", secrets[0].placeholder);
+        for (form, len) in [(Form::Plain, 5), (Form::Url, 7)] {
+            for room in 0..=len {
+                let mut out = Vec::with_capacity(room);
+                let (place, most) = (out.as_ptr(), out.capacity());
+                let swaps = Swaps::new(&secrets, "api.example", 443);
+                let done = swaps.swap(text.as_bytes(), form, &mut Found::default(), &mut out);
+                assert_eq!(done, if len <= most { Ok(()) } else { Err(TooLong) });
+                assert_eq!((out.as_ptr(), out.capacity()), (place, most));
+            }
         }
     }
 }

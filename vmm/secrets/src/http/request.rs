@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use super::{Framing, MOST_FIELDS, has_plain_lines, number, once};
-use crate::swap::{Form, Found, Swaps, may_have_placeholder};
+use crate::swap::{Form, Found, Swaps, TooLong, may_have_placeholder, put};
 
 /// The longest head with its values, in bytes.
 const MOST_SWAPPED: usize = 256 << 10;
@@ -80,11 +80,14 @@ pub fn request(head: &[u8], name: &str, port: u16, swaps: &Swaps<'_>) -> Result<
     let (Some(method), Some(target), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Refusal::bad("it is no request of HTTP/1"));
     };
-    match method {
-        "CONNECT" => return Err(Refusal { status: 405, why: "CONNECT asks for a way to another host" }),
-        // It is answered with what was sent, the values among it.
-        "TRACE" | "TRACK" => return Err(Refusal { status: 405, why: "TRACE would tell the values" }),
-        _ => {}
+    // Some servers take methods in small letters, too.
+    let asks = |name: &str| method.eq_ignore_ascii_case(name);
+    if asks("CONNECT") {
+        return Err(Refusal { status: 405, why: "CONNECT asks for a way to another host" });
+    }
+    // It is answered with what was sent, the values among it.
+    if asks("TRACE") || asks("TRACK") {
+        return Err(Refusal { status: 405, why: "TRACE would tell the values" });
     }
     if !(target.starts_with('/') || target == "*" && method == "OPTIONS") {
         return Err(Refusal::bad("its target is no path"));
@@ -92,7 +95,8 @@ pub fn request(head: &[u8], name: &str, port: u16, swaps: &Swaps<'_>) -> Result<
     let fields = &*parsed.headers;
     host(fields, name, port)?;
     let framing = framing(fields, version)?;
-    let (head, found) = swapped(method, target, version, fields, swaps)?;
+    let (head, found) = swapped(method, target, version, fields, swaps)
+        .map_err(|TooLong| Refusal { status: 431, why: "it is too long with its values" })?;
     let upgrades = fields.iter().any(|field| field.name.eq_ignore_ascii_case("Upgrade"));
     Ok(Request { head, framing, is_head: method == "HEAD", upgrades, found })
 }
@@ -130,53 +134,95 @@ fn framing(fields: &[httparse::Header<'_>], version: u8) -> Result<Framing, Refu
     }
 }
 
-/// The head with its values. Fields that say where the request ends and whom it is for are left.
+/// Fields that say where a request ends and whom it is for, and those that servers repeat in their
+/// answers or in pages about errors: no value is put into them.
+const LEFT: [&str; 39] = [
+    "Host",
+    "Content-Length",
+    "Transfer-Encoding",
+    "Connection",
+    "Upgrade",
+    "TE",
+    "Trailer",
+    "Expect",
+    "Keep-Alive",
+    "Origin",
+    "Referer",
+    "Forwarded",
+    "Via",
+    "X-Real-IP",
+    "X-Original-Host",
+    "X-Original-URL",
+    "X-Rewrite-URL",
+    "Request-Id",
+    "Correlation-Id",
+    "Trace-Id",
+    "X-Request-Id",
+    "X-Correlation-Id",
+    "X-Trace-Id",
+    "X-Client-Request-Id",
+    "X-Ms-Client-Request-Id",
+    "X-Request-Start",
+    "X-Amzn-Trace-Id",
+    "X-Amzn-RequestId",
+    "X-Cloud-Trace-Context",
+    "X-Transaction-Id",
+    "Idempotency-Key",
+    "Traceparent",
+    "Tracestate",
+    "Baggage",
+    "B3",
+    "Sec-WebSocket-Protocol",
+    "Sec-WebSocket-Extensions",
+    "Sec-WebSocket-Key",
+    "Sec-WebSocket-Version",
+];
+/// The same, for fields whose names begin so.
+const LEFT_BEGINNINGS: [&str; 3] = ["X-Forwarded-", "Access-Control-Request-", "X-B3-"];
+
+fn is_left(name: &str) -> bool {
+    LEFT.iter().any(|left| name.eq_ignore_ascii_case(left))
+        || LEFT_BEGINNINGS.iter().any(|beginning| {
+            name.get(..beginning.len()).is_some_and(|part| part.eq_ignore_ascii_case(beginning))
+        })
+}
+
+/// The head with its values.
 fn swapped(
     method: &str,
     target: &str,
     version: u8,
     fields: &[httparse::Header<'_>],
     swaps: &Swaps<'_>,
-) -> Result<(Zeroizing<Vec<u8>>, Found), Refusal> {
-    const LEFT: [&str; 9] = [
-        "Host",
-        "Content-Length",
-        "Transfer-Encoding",
-        "Connection",
-        "Upgrade",
-        "TE",
-        "Trailer",
-        "Expect",
-        "Keep-Alive",
-    ];
+) -> Result<(Zeroizing<Vec<u8>>, Found), TooLong> {
     let mut found = Found::default();
     // Room at once: what grows leaves copies behind.
     let mut head = Zeroizing::new(Vec::with_capacity(MOST_SWAPPED));
-    head.extend_from_slice(method.as_bytes());
-    head.push(b' ');
-    swaps.swap(target.as_bytes(), Form::Url, &mut found, &mut head);
-    head.extend_from_slice(format!(" HTTP/1.{version}\r\n").as_bytes());
+    put(&mut head, method.as_bytes())?;
+    put(&mut head, b" ")?;
+    swaps.swap(target.as_bytes(), Form::Url, &mut found, &mut head)?;
+    put(&mut head, format!(" HTTP/1.{version}\r\n").as_bytes())?;
     for field in fields {
-        head.extend_from_slice(field.name.as_bytes());
-        head.extend_from_slice(b": ");
-        if LEFT.iter().any(|name| field.name.eq_ignore_ascii_case(name)) {
-            head.extend_from_slice(field.value);
-        } else if let Some(value) = basic(field, swaps, &mut found) {
-            head.extend_from_slice(&value);
+        put(&mut head, field.name.as_bytes())?;
+        put(&mut head, b": ")?;
+        if is_left(field.name) {
+            put(&mut head, field.value)?;
+        } else if let Some(plain) = basic(field) {
+            let mut out = Zeroizing::new(Vec::with_capacity(MOST_SWAPPED / 4 * 3));
+            swaps.swap(&plain, Form::Plain, &mut found, &mut out)?;
+            put(&mut head, b"Basic ")?;
+            put(&mut head, Zeroizing::new(STANDARD.encode(&*out)).as_bytes())?;
         } else {
-            swaps.swap(field.value, Form::Plain, &mut found, &mut head);
+            swaps.swap(field.value, Form::Plain, &mut found, &mut head)?;
         }
-        head.extend_from_slice(b"\r\n");
-        if head.len() > MOST_SWAPPED {
-            return Err(Refusal { status: 431, why: "it is too long with its values" });
-        }
+        put(&mut head, b"\r\n")?;
     }
-    head.extend_from_slice(b"\r\n");
+    put(&mut head, b"\r\n")?;
     Ok((head, found))
 }
 
-/// `Authorization: Basic` with a placeholder in the name or the password: those with their values.
-fn basic(field: &httparse::Header<'_>, swaps: &Swaps<'_>, found: &mut Found) -> Option<Zeroizing<Vec<u8>>> {
+/// Name and password of `Authorization: Basic`, if there may be a placeholder in them.
+fn basic(field: &httparse::Header<'_>) -> Option<Vec<u8>> {
     if !field.name.eq_ignore_ascii_case("Authorization") {
         return None;
     }
@@ -184,12 +230,6 @@ fn basic(field: &httparse::Header<'_>, swaps: &Swaps<'_>, found: &mut Found) -> 
     if !scheme.eq_ignore_ascii_case(b"Basic ") {
         return None;
     }
-    let plain = Zeroizing::new(STANDARD.decode(credentials.trim_ascii()).ok()?);
-    if !may_have_placeholder(&plain) {
-        return None;
-    }
-    let mut out = Zeroizing::new(Vec::with_capacity(MOST_SWAPPED));
-    swaps.swap(&plain, Form::Plain, found, &mut out);
-    let encoded = Zeroizing::new(STANDARD.encode(&*out));
-    Some(Zeroizing::new([b"Basic ", encoded.as_bytes()].concat()))
+    let plain = STANDARD.decode(credentials.trim_ascii()).ok()?;
+    may_have_placeholder(&plain).then_some(plain)
 }

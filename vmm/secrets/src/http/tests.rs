@@ -56,6 +56,44 @@ fn values_stand_where_placeholders_stood() {
     }
 }
 
+/// What servers repeat, and what says whom a request is for, is passed on with the placeholder.
+#[test]
+fn values_stand_in_no_field_that_is_repeated() {
+    let place = secret("KEY", "hush hush", NAME, '1').placeholder;
+    for name in [
+        "Origin",
+        "referer",
+        "Access-Control-Request-Headers",
+        "access-control-request-method",
+        "X-Request-Id",
+        "X-Correlation-ID",
+        "X-Client-Request-Id",
+        "Idempotency-Key",
+        "traceparent",
+        "Tracestate",
+        "Baggage",
+        "X-B3-TraceId",
+        "Forwarded",
+        "X-Forwarded-For",
+        "x-forwarded-host",
+        "X-Forwarded-Proto",
+        "Via",
+        "Sec-WebSocket-Protocol",
+        "Connection",
+        "TE",
+    ] {
+        let (head, request) = asked(&with(&format!("{name}: a KEY\r\n"))).unwrap();
+        assert_eq!(head, with(&format!("{name}: a {place}\r\n")));
+        assert_eq!(request.found.swapped, [0; 0], "{name}");
+    }
+    // It is for another host anyway.
+    assert_eq!(asked("GET / HTTP/1.1\r\nHost: KEY\r\n\r\n").map(|_| ()), Err(421));
+    for name in ["X-Forwarded", "X-Api-Key", "Api-Key", "X-Origin", "Authorization", "Proxy-Authorization"] {
+        let (head, _) = asked(&with(&format!("{name}: a KEY\r\n"))).unwrap();
+        assert_eq!(head, with(&format!("{name}: a hush hush\r\n")));
+    }
+}
+
 #[test]
 fn what_belongs_to_a_request_is_told() {
     let post = |fields: &str| format!("POST / HTTP/1.1\r\nHost: API.example.\r\n{fields}\r\n");
@@ -101,6 +139,9 @@ fn lies_are_refused() {
         ("GET * HTTP/1.1\r\nHost: api.example\r\n\r\n", 400),
         ("CONNECT evil.example:443 HTTP/1.1\r\nHost: api.example\r\n\r\n", 405),
         ("TRACE / HTTP/1.1\r\nHost: api.example\r\nX: KEY\r\n\r\n", 405),
+        ("trace / HTTP/1.1\r\nHost: api.example\r\nX: KEY\r\n\r\n", 405),
+        ("Track / HTTP/1.1\r\nHost: api.example\r\nX: KEY\r\n\r\n", 405),
+        ("connect / HTTP/1.1\r\nHost: api.example\r\nX: KEY\r\n\r\n", 405),
         // Where it ends.
         ("POST / HTTP/1.1\r\nHost: api.example\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nHost: api.example\r\nContent-Length: 1, 1\r\n\r\n", 400),
@@ -149,6 +190,9 @@ fn lies_are_refused() {
     let text = long.replace("KEY", &huge[0].placeholder);
     let refused = request(text.as_bytes(), NAME, 443, &Swaps::new(&huge, NAME, 443)).unwrap_err();
     assert_eq!(refused.status, 431, "a small request becomes a large one");
+    let text = with(&format!("Authorization: Basic {}\r\n", STANDARD.encode(huge[0].placeholder.repeat(40))));
+    let refused = request(text.as_bytes(), NAME, 443, &Swaps::new(&huge, NAME, 443)).unwrap_err();
+    assert_eq!(refused.status, 431);
 }
 
 #[test]
