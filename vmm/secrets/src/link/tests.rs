@@ -189,7 +189,7 @@ const MUCH: usize = 4 << 20;
 
 #[test]
 fn an_early_answer_comes_to_a_guest_that_says_all_first() {
-    // The long one has no room on the way, so that the host's end is not heard before the guest hears.
+    // The long one has no room on the way: the host's end comes behind it, when the guest hears.
     for (host_says_its_end, len) in [(true, 5), (false, 5), (true, 400 << 10)] {
         let mut scene = Scene::new();
         scene.asks(&format!("Content-Length: {MUCH}\r\n"));

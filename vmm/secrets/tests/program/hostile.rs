@@ -64,8 +64,8 @@ fn a_body_without_an_end_ends_the_connection() {
     }
 }
 
-/// What a host answers that cannot be relied on ends the connection: the guest is told why, or, where
-/// it had something of an answer, can tell that there is more.
+/// What a host answers that cannot be relied on ends the connection: the guest is told why, or,
+/// where it had something of an answer, can tell that there is more.
 #[test]
 fn an_answer_that_lies_ends_the_connection() {
     let mut stage = Stage::new();
