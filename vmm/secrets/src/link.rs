@@ -390,7 +390,8 @@ impl Link {
             Mode::Http(None) => {
                 // It says something that nobody asked for, or that it is tired of waiting.
                 let over = ended.is_some() || self.host.is_deaf() || !self.host.bytes.is_empty();
-                if over && self.requests == 0 {
+                // A guest that has not begun to ask is to see that this connection is of no use.
+                if over && self.requests == 0 && !self.guest.bytes.is_empty() {
                     let unfit = "it ended the connection, or answered, before it was asked";
                     self.note("denied", None, unfit);
                     self.unfit = Some(unfit.to_owned());

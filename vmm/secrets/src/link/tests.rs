@@ -250,7 +250,6 @@ fn a_host_that_is_gone_ends_an_exchange() {
         }
         drop(host);
         if which == 0 {
-            assert_eq!(scene.settle(), Turn::Waits);
             scene.guest().say(format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n").as_bytes());
         }
         let turn = scene.settle();
@@ -266,6 +265,15 @@ fn a_host_that_is_gone_ends_an_exchange() {
         let told = scene.notes();
         assert!(told.matches("\"denied\"").count() == 1 && told.contains("it ended the conn"), "{told}");
     }
+}
+
+#[test]
+fn a_host_that_goes_before_it_is_asked_ends_the_connection() {
+    let mut scene = Scene::new();
+    scene.host = None;
+    assert_eq!(scene.settle(), Turn::Over);
+    assert!(scene.guest().told_all && scene.guest().heard.is_empty());
+    assert_eq!(scene.notes(), "");
 }
 
 #[test]
