@@ -184,10 +184,7 @@ fn a_disk_is_pulled_with_its_checksum_and_unpacked_once() {
     let (out, err) = place.run(&["image", "pull", "--checksum", &sum, &url], 0);
     assert!(err.starts_with("fetching http://127.0.0.1:") && !err.contains('\x1b'), "{err:?}");
     let path = PathBuf::from(out.trim_end());
-    assert!(
-        fs::read(&path).unwrap() == disk && path.ends_with(format!("debian-{}.raw", &sum[7..19])),
-        "{out}"
-    );
+    assert!(fs::read(&path).unwrap() == disk && path.ends_with(format!("debian-{}.raw", &sum[7..])), "{out}");
     let (out, err) = place.run(&["image", "pull", "--json", "-q", &url], 0);
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((json["path"].as_str(), json["fetched"].as_bool()), (path.to_str(), Some(false)));
