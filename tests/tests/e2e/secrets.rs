@@ -95,10 +95,14 @@ impl Scene {
         all.lines().filter(|line| line.starts_with(path)).map(str::to_owned).collect()
     }
 
-    fn process(&self) -> u64 {
+    fn inspect(&self) -> Value {
         let shown = self.nelly(&["inspect", "box"], None).expect(0).out();
         let shown: Value = serde_json::from_str(&shown).expect("JSON");
-        let shown = if shown.is_array() { shown[0].clone() } else { shown };
+        if shown.is_array() { shown[0].clone() } else { shown }
+    }
+
+    fn process(&self) -> u64 {
+        let shown = self.inspect();
         let secrets = &shown["network"]["secrets"];
         assert_eq!(secrets["confinement"][4], "seccomp", "{shown:#}");
         assert!(!shown.to_string().contains(VALUE));
@@ -170,9 +174,16 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
 
     // No file of Nelly's has it, and no process shows it.
     assert_eq!(with(scene.kept.0.path(), VALUE), "");
-    let shown = format!("cat /proc/{process}/cmdline /proc/{process}/environ | tr '\\0' '\\n'");
-    let shown = run(Command::new("sh").args(["-c", &shown]), b"", LIMIT).out();
-    assert!(shown.contains("nelly-secrets") && !shown.contains(VALUE), "{shown}");
+    let keeper = scene.kept.state()["holder"]["pid"].as_u64().expect("a keeper");
+    for (process, program) in [(process, "nelly-secrets"), (keeper, "nelly-keeper")] {
+        let shown = format!("cat /proc/{process}/cmdline /proc/{process}/environ | tr '\\0' '\\n'");
+        let shown = run(Command::new("sh").args(["-c", &shown]), b"", LIMIT).out();
+        assert!(shown.contains(program) && !shown.contains(VALUE), "{shown}");
+        // What nobody may look into is root's, and has no core file.
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{program}: {limits}");
+    }
 
     // Its death breaks connections to its hosts, and nothing else.
     sh(&format!("kill -9 {process}"));
@@ -181,6 +192,13 @@ fn the_host_gets_the_value_and_the_guest_has_a_placeholder() {
     let out = scene.nelly(&["exec", "box", "sh", "-c", &script], None).expect(0).out();
     assert_eq!(out, "named failed\nother seen\n");
     assert_eq!(scene.seen("/dead"), [format!("/dead {placeholder}")]);
+    let shown = scene.inspect()["network"]["secrets"].clone();
+    assert!(shown["process"].is_null() && shown["confinement"].is_array(), "{shown}");
+
+    // What could not be started again goes on.
+    let refused = scene.nelly(&["restart", "-t", "0", "box"], None);
+    assert!(refused.err().contains("API_KEY is not set here"), "{}", refused.err());
+    scene.nelly(&["exec", "box", "true"], None).expect(0);
 
     // The next start reads the value again, and has another authority.
     scene.nelly(&["stop", "-t", "0", "box"], None).expect(0);

@@ -29,6 +29,19 @@ pub(crate) const ROOT_RUN: &str = "/var/run/nelly";
 /// Whether `TMPDIR` names a directory of this user alone.
 pub(crate) const TEMPORARY_IS_OWN: bool = cfg!(target_os = "macos");
 
+/// Leaves no core file of this process, and lets no other process of its user read its memory where
+/// the system can do that.
+///
+/// # Errors
+/// The system's refusal.
+pub(crate) fn hide() -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    #[cfg(not(target_os = "macos"))]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

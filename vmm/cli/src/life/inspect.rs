@@ -102,9 +102,10 @@ fn network_object(state: &StateResponse) -> Value {
             if state.network_process != 0 {
                 network["process"] = json!(state.network_process);
             }
-            if state.secrets_process != 0 {
-                network["secrets"] =
-                    json!({ "process": state.secrets_process, "confinement": state.secrets_confinement });
+            // The process is null if it has ended.
+            if !state.secrets_confinement.is_empty() {
+                let process = (state.secrets_process != 0).then_some(state.secrets_process);
+                network["secrets"] = json!({ "process": process, "confinement": state.secrets_confinement });
             }
             if !state.network_reason.is_empty() {
                 network["reason"] = json!(state.network_reason);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use nelly_image::{Digest, ImageError, LocalError, Reference, Store, StoreOptions};
 use nelly_sandbox::connect::launch::{LaunchError, Launched, launch as launch_keeper, open_files};
+use nelly_sandbox::spec::network::SecretValues;
 use nelly_sandbox::state::record::ImageRecord;
 use nelly_sandbox::state::{Id, SandboxDir, SandboxLock, Sandboxes};
 use nelly_sandbox::wire::order::{ClientEnds, Files};
@@ -68,6 +69,7 @@ pub(crate) fn restart(args: &RestartArgs, context: &Context) -> Result<ExitCode>
         }
         // Before it is stopped: what cannot be started again shall go on.
         crate::host::require_for(record.boot.as_ref())?;
+        drop(SecretValues::read(&record.machine.network, |name| std::env::var_os(name))?);
         if sandbox.condition()?.is_live() {
             if record.boot.is_some() {
                 (context.booted.check_running)(context, &sandbox, &record)?;

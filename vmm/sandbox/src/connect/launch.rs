@@ -144,6 +144,10 @@ pub fn launch(
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut command = Command::new(program);
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    // It is told the values, and its environment can be read for as long as it lives.
+    for variable in files.secrets.variables() {
+        command.env_remove(variable);
+    }
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     drop(command);
     let mut child = child.map_err(failed)?;

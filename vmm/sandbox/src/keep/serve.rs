@@ -61,6 +61,13 @@ pub async fn serve(
         }
     };
     let Held { sandboxes, directory, lock, record, files, log, client: (typed, told) } = held;
+    if files.secrets.any()
+        && let Err(source) = crate::sys::hide()
+    {
+        let error = StateError::Io { action: "hide the values of secrets of", path: order.sandboxes, source };
+        answer(&tell, 125, nelly_vmm::text::chain(&error));
+        return Err(error);
+    }
     let shared = Arc::new((directory, lock));
     let books = books(&order.sandboxes, &shared);
     let kept = Kept {

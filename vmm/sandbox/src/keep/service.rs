@@ -278,7 +278,7 @@ impl Service for Calls {
             published: usernet.map(Usernet::published).unwrap_or_default(),
             network_reason: usernet.and_then(Usernet::reason).unwrap_or_default(),
             network_process: usernet.filter(|usernet| usernet.ended().is_none()).map_or(0, Usernet::process),
-            secrets_process: secrets.map_or(0, Secrets::process),
+            secrets_process: secrets.and_then(Secrets::process).unwrap_or(0),
             secrets_confinement: secrets.map(|secrets| secrets.confinement().to_vec()).unwrap_or_default(),
             network_confinement: usernet.map(Usernet::confinement).unwrap_or_default(),
             containers: state.containers.into_iter().map(containers::wire::state).collect(),

@@ -12,6 +12,7 @@ use std::process::{Child, Command};
 
 use nelly_net::config::SecretsConfig;
 use nelly_net::sys::{message_pair, write_with_descriptors};
+use rustix::process::{WaitId, WaitIdOptions};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -88,10 +89,14 @@ impl Secrets {
         &self.ready.authority
     }
 
-    /// Its process.
+    /// Its process; `None` if that has ended, and connections to the hosts of secrets with it.
     #[must_use]
-    pub fn process(&self) -> u32 {
-        self.child.id()
+    pub fn process(&self) -> Option<u32> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw)?;
+        // It stays to be collected, with its number, until this goes.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let ended = rustix::process::waitid(WaitId::Pid(pid), look).is_ok_and(|status| status.is_some());
+        (!ended).then(|| self.child.id())
     }
 
     /// What it gave up before it was handed a connection, a word a step.

@@ -84,9 +84,22 @@ pub struct SecretValues {
     values: Vec<SecretValue>,
     /// Certificates of authorities to trust beside those of this host, in PEM form.
     authorities: Option<String>,
+    /// Variables of the environment that values came from.
+    #[serde(skip)]
+    variables: Vec<String>,
 }
 
 impl SecretValues {
+    /// The variables that values came from, which no process that is started has to have.
+    pub(crate) fn variables(&self) -> &[String] {
+        &self.variables
+    }
+
+    /// Whether there is any.
+    pub(crate) fn any(&self) -> bool {
+        !self.values.is_empty()
+    }
+
     /// Reads those of a network, with `get` as the environment. None of one without secrets.
     ///
     /// # Errors
@@ -95,7 +108,12 @@ impl SecretValues {
         let Network::User(user) = network else { return Ok(Self::default()) };
         let values = user.secrets.iter().map(|secret| secret.value(&get)).collect::<Result<_, _>>()?;
         let authorities = user.secret_ca.as_deref().map(|path| read(path, "--secret-ca")).transpose()?;
-        Ok(Self { values, authorities })
+        let variable = |secret: &SecretSpec| match &secret.source {
+            SecretSource::Env(variable) => Some(variable.clone()),
+            SecretSource::File(_) => None,
+        };
+        let variables = user.secrets.iter().filter_map(variable).collect();
+        Ok(Self { values, authorities, variables })
     }
 
     /// What `nelly-secrets` is told of a network with these values; `None`: it has no secrets.
@@ -339,6 +357,7 @@ mod tests {
         let read = |source: &str| SecretValues::read(&network(source, None), get);
         let error = |source: &str| read(source).unwrap_err().to_string();
         assert_eq!(read("env:SET").unwrap().values[0].reveal(), "hush");
+        assert_eq!(read("env:SET").unwrap().variables(), ["SET"]);
         assert!(error("env:UNSET").contains("UNSET is not set"));
         assert!(error("env:EMPTY").contains("empty"));
         assert!(error("env:LINES").contains("more than one line") && !error("env:LINES").contains("hush"));
