@@ -27,9 +27,11 @@ const END: &str = "# End of what nelly added\n";
 const MOST: u64 = 16 << 20;
 
 /// Adds certificates to the lists below `root`. Before any mount, as names are written. Without any
-/// it takes out what was added before.
+/// it reads nothing: a list is hundreds of kilobytes, which every start would pay for.
 pub(super) fn write_authorities(root: &str, authorities: &str) -> Result<(), StageError> {
-    let wanted = !authorities.is_empty();
+    if authorities.is_empty() {
+        return Ok(());
+    }
     let mut known = None;
     for path in OTHERS {
         if places::is_there(root, path)
@@ -38,13 +40,9 @@ pub(super) fn write_authorities(root: &str, authorities: &str) -> Result<(), Sta
             known = known.or(Some(list));
         }
     }
-    if !wanted && !places::is_there(root, BUNDLE) {
-        return Ok(());
-    }
     // An image may have its list elsewhere alone.
     let here = add(root, BUNDLE, authorities).step(|| format!("add authorities to {BUNDLE}"))?;
     if let (Some(list), Some(known)) = (here, known)
-        && wanted
         && list.is_empty()
     {
         let place = places::make(root, BUNDLE, TargetKind::File).step(|| format!("find {BUNDLE}"))?;
@@ -75,9 +73,6 @@ fn add(root: &str, path: &str, authorities: &str) -> io::Result<Option<Vec<u8>>>
 
 /// A list with authorities behind it.
 fn with(list: &[u8], authorities: &str) -> Vec<u8> {
-    if authorities.is_empty() {
-        return list.to_vec();
-    }
     let gap = if list.is_empty() || list.ends_with(b"\n") { "" } else { "\n" };
     let end = if authorities.ends_with('\n') { "" } else { "\n" };
     [list, gap.as_bytes(), BEGIN.as_bytes(), authorities.as_bytes(), end.as_bytes(), END.as_bytes()].concat()
@@ -122,8 +117,6 @@ mod tests {
         assert_eq!(read(BUNDLE), format!("theirs\n{}", added("ours")));
         write_authorities(root, "anew\n").expect("written");
         assert_eq!(read(BUNDLE), format!("theirs\n{}", added("anew")));
-        write_authorities(root, "").expect("written");
-        assert_eq!(read(BUNDLE), "theirs\n");
 
         // One of another distribution is where programs look for it, too.
         fs::remove_dir_all(at("/etc")).expect("removed");
