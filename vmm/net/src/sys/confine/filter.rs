@@ -157,9 +157,10 @@ fn secrets() -> Vec<Entry> {
         libc::SYS_recvmsg,
         libc::SYS_shutdown,
     ];
-    let mut entries: Vec<Entry> = anywhere.into_iter().map(|number| (number, Vec::new())).collect();
+    let mut entries = Vec::new();
     #[cfg(target_arch = "x86_64")]
     entries.push((libc::SYS_dup2, Vec::new()));
+    entries.extend(anywhere.map(|number| (number, Vec::new())));
     entries
 }
 
