@@ -2,7 +2,7 @@
 //! adds.
 //!
 //! They are added to the lists that distributions have, in the container's writable layer; the
-//! image stays as it is. What was added at an earlier start is taken out.
+//! image stays as it is. What was added at an earlier start is replaced.
 
 use std::fs;
 use std::io::{self, Read as _};
