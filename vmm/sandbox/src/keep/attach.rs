@@ -57,8 +57,8 @@ pub struct Attachment {
     pub input: Option<Input>,
     /// The end of the client's input ends that of the process.
     pub ends_input: bool,
-    /// It is told what was lost before it came.
-    pub from_the_first_byte: bool,
+    /// It hears all from the first byte on, and output waits for it while it reads.
+    pub is_first: bool,
     /// Where it is counted.
     pub clients: Clients,
 }
@@ -98,11 +98,18 @@ impl Attachment {
             self.pass_on(typed).await;
             std::future::pending::<()>().await;
         };
+        let output = async {
+            if self.is_first {
+                self.output.serve_all(&mut shown).await
+            } else {
+                self.output.serve(&mut shown).await
+            }
+        };
         tokio::select! {
             // First what its client typed, then that it is gone.
             biased;
             () = input => {}
-            _ = self.output.serve(&mut shown, self.from_the_first_byte) => {}
+            _ = output => {}
             () = client_gone(claim) => {}
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf;
@@ -18,6 +19,9 @@ const HELD: usize = 256 << 10;
 /// Bytes of output that are moved at once.
 const CHUNK: usize = 16 << 10;
 
+/// How long output waits for the reader that sets its pace while that reads nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 const WHOLE: &str = "nobody panics while output is added";
 
 /// Takes what a container says, as it says it; an empty piece is the end of that stream, until the
@@ -30,6 +34,8 @@ pub struct Output {
     log: Mutex<Sink>,
     /// That there is more, and whether there will ever be more.
     news: watch::Sender<News>,
+    /// How far the reader that sets the pace has read; none when nobody is waited for.
+    pace: watch::Sender<Option<u64>>,
     /// The client that the sandbox was started for, if it has the container's streams.
     client: Mutex<Client>,
     /// How many of its streams are still read.
@@ -77,7 +83,8 @@ impl Output {
         let (ring, left) = (Mutex::new(Ring::new(HELD)), watch::Sender::new(false));
         let readers = usize::from(client.stdout.is_some()) + usize::from(client.stderr.is_some());
         let (client, readers) = (Mutex::new(client), AtomicUsize::new(readers));
-        Arc::new(Self { ring, log: Mutex::new(log), news, client, readers, left })
+        let pace = watch::Sender::new(None);
+        Arc::new(Self { ring, log: Mutex::new(log), news, pace, client, readers, left })
     }
 
     /// Whether a client may still read.
@@ -129,6 +136,34 @@ impl Output {
         self.news.send_modify(|news| news.over = true);
     }
 
+    /// Position behind the newest byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.news.borrow().end
+    }
+
+    /// Waits until the reader that sets the pace would lose nothing by one more chunk. It is waited
+    /// for as long as it reads; one that reads nothing for [`PATIENCE`] sets no pace until it does.
+    async fn keep_pace(&self) {
+        let mut pace = self.pace.subscribe();
+        let held = u64::try_from(HELD - CHUNK).expect("a count of bytes in memory fits 64 bits");
+        loop {
+            let Some(read) = *pace.borrow_and_update() else { return };
+            if self.end() - read <= held {
+                return;
+            }
+            if tokio::time::timeout(PATIENCE, pace.changed()).await.is_err() {
+                self.pace.send_if_modified(|pace| {
+                    let stands = *pace == Some(read);
+                    if stands {
+                        *pace = None;
+                    }
+                    stands
+                });
+            }
+        }
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().expect(WHOLE)
     }
@@ -152,6 +187,7 @@ impl Output {
                 Ok(count) => {
                     self.push(source, &buffer[..count]);
                     self.tell_client(source, &buffer[..count]).await;
+                    self.keep_pace().await;
                 }
             }
             // A flood must not keep the keeper from its clients.
@@ -160,17 +196,36 @@ impl Output {
     }
 
     /// Sends frames to an attachment, from the oldest that is held, until nothing more will be said
-    /// or its reader is gone. `from_the_first_byte`: it is told first what is not held any more.
+    /// or its reader is gone.
     ///
     /// # Errors
     /// The reader is gone.
-    pub async fn serve(
+    pub async fn serve(&self, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Result<()> {
+        let position = self.ring().oldest();
+        self.send(to, position, |_| {}).await
+    }
+
+    /// The same from the first byte, for one reader that sets the pace: while it reads it loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// The reader is gone.
+    pub async fn serve_all(&self, to: &mut (impl tokio::io::AsyncWrite + Unpin)) -> io::Result<()> {
+        let pace = Pace(&self.pace);
+        pace.0.send_replace(Some(0));
+        self.send(to, 0, |position| {
+            pace.0.send_replace(Some(position));
+        })
+        .await
+    }
+
+    async fn send(
         &self,
         to: &mut (impl tokio::io::AsyncWrite + Unpin),
-        from_the_first_byte: bool,
+        mut position: u64,
+        told: impl Fn(u64),
     ) -> io::Result<()> {
         let mut news = self.news.subscribe();
-        let mut position = if from_the_first_byte { 0 } else { self.ring().oldest() };
         let mut chunk = vec![0; HEADER + CHUNK];
         loop {
             // Before it is looked at, so that nothing is missed in between.
@@ -185,11 +240,21 @@ impl Output {
                         to.write_all(&chunk[..HEADER + count]).await?;
                     }
                 }
+                told(position);
             }
             if over || news.changed().await.is_err() {
                 return to.shutdown().await;
             }
         }
+    }
+}
+
+/// Nobody sets the pace once its reader is not served any more.
+struct Pace<'a>(&'a watch::Sender<Option<u64>>);
+
+impl Drop for Pace<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
     }
 }
 
@@ -246,7 +311,7 @@ mod tests {
         let attach = || {
             let (near, far) = tokio::net::UnixStream::pair().unwrap();
             let (output, mut far) = (Arc::clone(&output), far);
-            tokio::spawn(async move { output.serve(&mut far, false).await });
+            tokio::spawn(async move { output.serve(&mut far).await });
             near
         };
         output.push(Source::Error, b"before");
@@ -320,5 +385,38 @@ mod tests {
         more.await.unwrap();
         pump.await.unwrap().unwrap();
         assert!(!output.has_client());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_reader_that_sets_the_pace_loses_nothing_while_it_reads() {
+        let output = Output::new(Box::new(|_, _| {}));
+        let (mut near, mut far) = tokio::net::UnixStream::pair().unwrap();
+        let serving = {
+            let output = Arc::clone(&output);
+            tokio::spawn(async move { output.serve_all(&mut far).await })
+        };
+        tokio::task::yield_now().await;
+        let total = 16 * HELD;
+        let source = tokio::io::repeat(7).take(u64::try_from(total).unwrap());
+        let pump = tokio::spawn(Arc::clone(&output).pump(source, Source::Output));
+        // It reads, with a wait that is shorter than what the output grants it.
+        let (mut seen, mut decoder, mut buffer) = (0, Decoder::default(), vec![0; HELD]);
+        while seen < total / 2 {
+            tokio::time::sleep(PATIENCE / 2).await;
+            let count = near.read(&mut buffer).await.unwrap();
+            decoder.push(&buffer[..count]);
+            while let Some(frame) = decoder.take().unwrap() {
+                let Frame::Bytes(Source::Output, bytes) = frame else { panic!("{frame:?}") };
+                seen += bytes.len();
+            }
+            assert!(!pump.is_finished());
+        }
+        // It reads nothing any more: the output goes on without it, and it is told what it lost.
+        pump.await.unwrap().unwrap();
+        output.finish();
+        let (lost, rest) = all_of(&frames(&mut near, |_| false).await, Source::Output);
+        assert!(lost > 0 && seen + rest.len() + usize::try_from(lost).unwrap() == total, "{lost}");
+        serving.await.unwrap().unwrap();
+        assert_eq!(*output.pace.borrow(), None);
     }
 }

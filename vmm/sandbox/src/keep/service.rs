@@ -417,7 +417,7 @@ impl Service for Calls {
             output: Arc::clone(&self.0.output),
             input: request.stdin.then(|| Arc::clone(&self.0.input)),
             ends_input: false,
-            from_the_first_byte: false,
+            is_first: false,
             clients: self.0.clients.clone(),
         };
         let token = Prepared::new().map_err(internal)?.offer(self.0.offers(), attachment).to_vec();

@@ -12,7 +12,7 @@ use crate::instance::{Sandbox, Streams};
 use crate::spec::ProcessSpec;
 use crate::wire::frames::Source;
 
-/// How long the output of one that has ended may take to arrive.
+/// How long output of one that has ended may fail to arrive.
 const LAST_OUTPUT: Duration = Duration::from_secs(10);
 
 /// What its clients share.
@@ -60,10 +60,21 @@ impl Session {
 
     /// Waits for the rest of the output, after which attachments end.
     pub(super) async fn drain(&self, mut pumps: JoinSet<io::Result<()>>, sandbox: &Sandbox) {
-        let all = async { while pumps.join_next().await.is_some() {} };
+        let all = async {
+            let mut seen = self.output.end();
+            loop {
+                match tokio::time::timeout(LAST_OUTPUT, pumps.join_next()).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return,
+                    // A client that reads slowly holds it up.
+                    Err(_) if self.output.end() > seen => seen = self.output.end(),
+                    Err(_) => return,
+                }
+            }
+        };
         tokio::select! {
             biased;
-            _ = tokio::time::timeout(LAST_OUTPUT, all) => {}
+            () = all => {}
             () = sandbox.gone() => {}
         }
         self.output.finish();
@@ -74,7 +85,7 @@ impl Session {
     /// client's.
     pub(super) fn first_attachment(&self) -> Attachment {
         let ends_input = !self.terminal;
-        Attachment { ends_input, from_the_first_byte: true, ..self.attachment(self.stdin) }
+        Attachment { ends_input, is_first: true, ..self.attachment(self.stdin) }
     }
 
     /// What a later client is attached to.
@@ -83,7 +94,7 @@ impl Session {
             output: Arc::clone(&self.output),
             input: stdin.then(|| Arc::clone(&self.input)),
             ends_input: false,
-            from_the_first_byte: false,
+            is_first: false,
             clients: self.clients.clone(),
         }
     }
