@@ -66,12 +66,13 @@ async fn served(nelly: &Nelly) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Asks the server at a published port; until it listens, callers are refused.
+/// Asks the server at a published port; until it listens, callers are refused, which the connecting
+/// itself says if the refusal comes soon.
 async fn ask(sandbox: &Sandbox, at: SocketAddr) -> Result<String, Box<dyn Error>> {
     loop {
-        let mut stream = TcpStream::connect(at).await?;
         let mut answer = String::new();
-        if stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.is_ok()
+        if let Ok(mut stream) = TcpStream::connect(at).await
+            && stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.is_ok()
             && stream.read_to_string(&mut answer).await.is_ok()
             && let Some((_, body)) = answer.split_once("\r\n\r\n")
         {
