@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::imports::{Source, sources};
-use crate::plan::{Crate, FENCES, FOREIGN, NEUTRAL, SILENT};
+use crate::plan::{Crate, FENCES, FOREIGN, KNOWING, SILENT};
 use crate::tokens::{Kind, Token};
 
 /// Everything in `top` that breaks the plan.
@@ -128,23 +128,51 @@ fn words(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) 
 
 /// Words of an architecture where none may be known.
 fn foreign(plan: &Crate, source: &Source, report: &mut impl FnMut(usize, String)) {
-    let neutral = NEUTRAL.iter().find(|(directory, room, known, alone)| {
-        plan.directory == *directory
-            && if *alone { source.module == [*room] } else { within(&source.module, &[room]) }
-            && !within(&source.module, known)
-    });
-    let is_test = |part: &String| part == "tests" || part.ends_with("_tests") || part == "testing";
-    if neutral.is_none() || source.module.iter().any(is_test) {
+    if KNOWING.iter().any(|room| is_in(plan.directory, source, room)) {
         return;
+    }
+    for (line, word, found) in words_of_an_architecture(source) {
+        report(line, format!("`{word}`: `{found}` is a word of one architecture"));
+    }
+}
+
+/// Whether a file is in a room that may know an architecture.
+fn is_in(directory: &str, source: &Source, (of, room, below, _): &(&str, &str, bool, &str)) -> bool {
+    directory == *of
+        && if *below {
+            room.is_empty() || within(&source.module, &[room])
+        } else {
+            source.module.join("::") == *room
+        }
+}
+
+/// Lines and names of a file that hold a word of one architecture, with that word. Tests may.
+fn words_of_an_architecture(source: &Source) -> Vec<(usize, &str, String)> {
+    let is_test = |part: &String| part == "tests" || part.ends_with("_tests") || part == "testing";
+    if source.module.iter().any(is_test) {
+        return Vec::new();
     }
     // Tests at the end of a file.
     let end = source.tokens.windows(2).position(|pair| pair[0].is_word("mod") && pair[1].is_word("tests"));
-    for token in &source.tokens[..end.unwrap_or(source.tokens.len())] {
-        let Some(word) = token.word() else { continue };
-        if let Some(found) = parts_of_words(word).into_iter().find(|part| FOREIGN.contains(&part.as_str())) {
-            report(token.line, format!("`{word}`: `{found}` is a word of one architecture"));
-        }
-    }
+    let tokens = &source.tokens[..end.unwrap_or(source.tokens.len())];
+    let is_foreign = |part: &String| FOREIGN.contains(&part.as_str());
+    let words = tokens.iter().filter_map(|token| token.word().map(|word| (token.line, word)));
+    words
+        .filter_map(|(line, word)| {
+            parts_of_words(word).into_iter().find(is_foreign).map(|found| (line, word, found))
+        })
+        .collect()
+}
+
+/// Rooms that may know an architecture, and are not there or know none.
+pub(crate) fn unused_knowledge(top: &Path) -> Vec<String> {
+    let uses = |room: &(&str, &str, bool, &str)| {
+        sources(&top.join(room.0).join("src"))
+            .iter()
+            .any(|source| is_in(room.0, source, room) && !words_of_an_architecture(source).is_empty())
+    };
+    let unused = KNOWING.iter().filter(|room| !uses(room));
+    unused.map(|(of, room, ..)| format!("{of} {room} may know an architecture, and knows none")).collect()
 }
 
 /// The words that a name is made of, in small letters, and every two neighbours together: `io_apic`
