@@ -1,7 +1,7 @@
 //! `nelly ssh` and `nelly ssh-config`: how ssh leads into a machine of `nelly boot -d`. Which keys
 //! and which user there are stands in the machine's record, which port leads to it in its state.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -208,15 +208,7 @@ pub(crate) fn by_address(config: &Path, login: &Login) -> String {
 
 /// Where the ssh of a machine is reached by its published ports.
 pub(crate) fn address(state: &SandboxState) -> Option<SocketAddr> {
-    let published = state.network.as_ref()?.serving();
-    let mut ports = published.iter().filter_map(|text| text.parse::<Publish>().ok());
-    let port = ports.find(|port| is_of_ssh(port) && port.bind.port() != 0)?;
-    let ip = match port.bind.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    Some(SocketAddr::new(ip, port.bind.port()))
+    life::port::published(state, PORT)
 }
 
 /// Whether a port leads to the guest's sshd.
@@ -261,6 +253,8 @@ mod tests {
             assert_eq!(address(&state(published)), expected, "{published:?}");
         }
         assert_eq!(address(&SandboxState::created()), None);
+        let other = life::port::published(&state(&["127.0.0.1:40000:22/tcp", "127.0.0.1:8080:80/tcp"]), 80);
+        assert_eq!(other, Some("127.0.0.1:8080".parse().unwrap()));
     }
 
     #[test]

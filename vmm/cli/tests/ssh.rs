@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, Permissions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -292,4 +293,30 @@ fn what_is_missing_is_said_with_what_to_do() {
     assert!(said.contains("left out: machine shut has no way") && !said.contains("bare"), "{said}");
     // Words that are missing are nelly's failure, too.
     assert!(home.refused(&["ssh"], 125).contains("SANDBOX"));
+}
+
+#[test]
+fn a_machine_without_agent_is_proxied_by_its_published_port() {
+    let home = Home::new();
+    let all = home.sandboxes();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let published = format!("{}:7/tcp", listener.local_addr().unwrap());
+    let made = record("dev", 'a', booted(&json!({ "alias": "dev" })), &json!({ "mode": "user" }));
+    let (_, _dev) = machine(&all, made, Status::Running, &["127.0.0.1:1:80/tcp", &published]);
+    let guest = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut heard = String::new();
+        // The end of the input is passed on; what is said behind it still comes.
+        stream.read_to_string(&mut heard).unwrap();
+        write!(stream, "heard {heard}").unwrap();
+    });
+    let output = home.shown(&["proxy", "dev", "7"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"heard typed\n");
+    guest.join().unwrap();
+    // Nobody listens at that port of this host any more, nor at another.
+    let error = home.refused(&["proxy", "dev", "7"], 1);
+    assert!(error.contains("leads to port 7 of the guest"), "{error}");
+    let error = home.refused(&["proxy", "dev", "22"], 1);
+    assert!(error.contains("nelly port add dev 0:22"), "{error}");
 }

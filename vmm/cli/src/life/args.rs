@@ -398,7 +398,8 @@ pub(crate) struct LookArgs {
 /// `nelly proxy`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "It needs no network in the sandbox. Each direction ends by itself: the end of standard input is passed on, and the command ends when \
+    after_help = "It needs no network in the sandbox, but for a machine of nelly boot without agent: there it goes by the published port (-p, nelly port add) \
+        that leads to PORT. Each direction ends by itself: the end of standard input is passed on, and the command ends when \
         the container has closed its end. The exit code is 1 if the sandbox does not run or nobody accepts there.\n\n\
         Examples:\n  \
         nelly proxy web 80\n  \

@@ -2,14 +2,15 @@
 
 pub(crate) mod args;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use args::{AddArgs, LsArgs, PortVerb, RmArgs};
-use nelly_net::config::Publish;
+use nelly_net::config::{Protocol, Publish};
 use nelly_sandbox::connect::{Connection, PortsResponse};
 use nelly_sandbox::spec::network::Network;
-use nelly_sandbox::state::SandboxDir;
+use nelly_sandbox::state::{SandboxDir, SandboxState};
 use serde_json::{Value, json};
 
 use super::{connect, runtime, sandboxes};
@@ -24,6 +25,20 @@ pub(crate) fn run(verb: &PortVerb, context: &Context) -> Result<ExitCode> {
         PortVerb::Add(AddArgs { sandbox, ports }) => change(sandbox, ports, context, true),
         PortVerb::Rm(RmArgs { sandbox, ports }) => change(sandbox, ports, context, false),
     }
+}
+
+/// Where a TCP port of a guest is reached by its published ports.
+pub(crate) fn published(state: &SandboxState, guest: u16) -> Option<SocketAddr> {
+    let published = state.network.as_ref()?.serving();
+    let mut ports = published.iter().filter_map(|text| text.parse::<Publish>().ok());
+    let leads = |port: &Publish| port.guest == guest && port.protocol == Protocol::Tcp;
+    let port = ports.find(|port| leads(port) && port.bind.port() != 0)?;
+    let ip = match port.bind.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    Some(SocketAddr::new(ip, port.bind.port()))
 }
 
 /// Why a sandbox with this network publishes no ports.
