@@ -431,7 +431,7 @@ pub(crate) const CRATES: &[Crate] = &[
         directory: "vmm/unpack",
         floors: &[("confine", 0), ("stream", 0)],
         halls: &[],
-        stands_on: &["nelly-confine", "nelly-image"],
+        stands_on: &["nelly-archive", "nelly-confine", "nelly-image"],
         never: HEAVY,
         unsafe_rooms: &[],
         target_rooms: &["confine"],

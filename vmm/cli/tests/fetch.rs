@@ -25,6 +25,7 @@ case "$1 $2" in
   'stream zip') cat >"$0.zip"; python3 -c 'import sys,zipfile
 try: sys.stdout.buffer.write(zipfile.ZipFile(sys.argv[1]).read(sys.argv[2]))
 except KeyError: sys.exit(3)' "$0.zip" "$4" ;;
+  'stream tar.gz') tar -xzOf - "./$4" ;;
   *) exit 1 ;;
 esac
 "#;
@@ -336,4 +337,17 @@ fn the_machines_of_the_scripts_fetch_what_they_need() {
     fs::remove_file(top.join("f/initrd")).unwrap();
     bare(None, &[]);
     assert!(top.join("f/initrd").exists() && server.asked() == before, "the archive is there");
+    // One that is a tar archive, whatever its name says, with what it was packed from.
+    fs::remove_dir_all(top.join("f")).unwrap();
+    let tar = "mkdir -p f && echo one >f/Image && echo two >f/initrd && tar -cf - ./f | gzip >image-hydra-isolated-bare/artifacts.zip";
+    let made = Command::new("sh").args(["-c", tar]).current_dir(place.path(".")).status().unwrap();
+    let (_, err) = bare(None, &[]);
+    assert!(made.success() && fs::read(top.join("f/initrd")).unwrap() == b"two\n", "{err}");
+    fs::write(top.join("artifacts.zip"), "neither").unwrap();
+    fs::remove_file(top.join("f/initrd")).unwrap();
+    let (code, err) = bare(None, &[]);
+    assert!(
+        code == 125 && err.contains("cannot take f/initrd out of") && err.contains("zip and tar"),
+        "{err}"
+    );
 }

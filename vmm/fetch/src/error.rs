@@ -51,7 +51,7 @@ pub enum FetchError {
         why: String,
     },
     /// A file of an archive was named, and it is none.
-    #[error("{0} is no zip archive, of which a file could be taken")]
+    #[error("{0} is no archive (zip, tar) of which a file could be taken")]
     NoArchive(String),
     /// It is no disk that a machine could have.
     #[error("{what} is no disk that nelly can use: {why}")]

@@ -186,10 +186,10 @@ impl Fetcher<'_> {
         } else {
             packing
         };
-        if wanted.member.is_some() && packing != Packing::Zip {
-            return Err(FetchError::NoArchive(wanted.source.shown()));
+        if wanted.member.is_none() {
+            return Ok(packing);
         }
-        Ok(packing)
+        packing.archive().ok_or_else(|| FetchError::NoArchive(wanted.source.shown()))
     }
 
     /// Writes what is in `from` to the new file `target`.
@@ -234,6 +234,17 @@ impl Fetcher<'_> {
         unpacking.run(self.unpacker, from, new.file(), watch, &|| self.over())?;
         Ok(new)
     }
+}
+
+/// How the archive at `path` is packed, by its first bytes, which no guest may have written, else
+/// by its name. `None` if neither says that it is one.
+///
+/// # Errors
+/// It cannot be read.
+pub fn archive_packing(path: &Path) -> Result<Option<Packing>, FetchError> {
+    let head = look::head(&open_source(path)?).map_err(of_file(path))?;
+    let named = || Packing::of_name(path.file_name()?.to_str()?).0.archive();
+    Ok(Packing::of_bytes(&head).archive().or_else(named))
 }
 
 /// Opens a regular file of this host.

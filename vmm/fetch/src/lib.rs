@@ -19,7 +19,7 @@ mod watch;
 
 pub use cache::{Cached, DiskCache};
 pub use error::FetchError;
-pub use fetcher::{Fetcher, Saved, Wanted};
+pub use fetcher::{Fetcher, Saved, Wanted, archive_packing};
 pub use look::DiskFormat;
 pub use packing::Packing;
 pub use source::Source;

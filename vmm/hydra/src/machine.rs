@@ -293,8 +293,13 @@ fn artifact_login(reader: &mut Reader<'_>) -> Option<ArtifactLogin> {
 
 /// The name of a file without the ending of what it is packed with, which the scripts unpack.
 fn without_packing(file: &Path) -> PathBuf {
-    match file.extension().and_then(|ending| ending.to_str()) {
-        Some("gz" | "xz" | "zst" | "bz2" | "zip") => file.with_extension(""),
+    let ending = |file: &Path| file.extension().and_then(|ending| ending.to_str()).map(str::to_owned);
+    match ending(file).as_deref() {
+        Some("gz" | "xz" | "zst" | "bz2") => {
+            let inner = file.with_extension("");
+            if ending(&inner).as_deref() == Some("tar") { inner.with_extension("") } else { inner }
+        }
+        Some("zip" | "tar" | "tgz" | "txz" | "tzst" | "tbz2") => file.with_extension(""),
         _ => file.to_owned(),
     }
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use nelly_fetch::{
     DiskCache, DiskFormat, FetchError, Fetcher, Packing, Source, Stage, Unwatched, Wanted, Watch,
+    archive_packing,
 };
 use nelly_image::{Digest, Unpacker};
 use nelly_registry::{Cancel, Client, RegistryOptions};
@@ -132,4 +133,37 @@ fn files_of_an_archive_are_taken_by_their_names() {
     );
     assert_eq!(take(None).unwrap_err().code(), "unpack_failed");
     assert!(!place.path("out").exists());
+}
+
+#[test]
+fn disks_and_files_of_tar_archives_are_taken() {
+    let place = Place::new();
+    place.make(
+        "mkdir final; echo kernel >final/Image; yes disk | head -c 1M >disk.raw; tar -czf a.tar.gz ./final; \
+         tar -cf - disk.raw | xz >debian.tar.xz; mv a.tar.gz b.gz; tar -cf plain final; echo no >no; cp plain no.zip; cp no no.tgz",
+    );
+    let disk = fs::read(place.path("disk.raw")).unwrap();
+    let from = source(&place.path("debian.tar.xz"));
+    let out = place.save(&wanted(&from), &mut Unwatched).unwrap();
+    assert!(fs::read(&out).unwrap() == disk);
+    fs::remove_file(out).unwrap();
+    // Of something packed a file is only in a tar archive, so its name need not say so.
+    let from = source(&place.path("b.gz"));
+    let named = Wanted { member: Some("final/Image"), disk: false, ..wanted(&from) };
+    let out = place.save(&named, &mut Unwatched).unwrap();
+    assert_eq!(fs::read(&out).unwrap(), b"kernel\n");
+    fs::remove_file(out).unwrap();
+    let error = place.save(&Wanted { packing: Some(Packing::None), ..named }, &mut Unwatched).unwrap_err();
+    assert!(error.to_string().contains("no archive"), "{error}");
+    // Bytes first, and then the name.
+    for (name, packing) in [
+        ("b.gz", Some(Packing::TarGzip)),
+        ("plain", Some(Packing::Tar)),
+        ("no.zip", Some(Packing::Tar)),
+        ("no.tgz", Some(Packing::TarGzip)),
+        ("no", None),
+    ] {
+        assert_eq!(archive_packing(&place.path(name)).unwrap(), packing, "{name}");
+    }
+    assert!(archive_packing(&place.path("final")).is_err());
 }

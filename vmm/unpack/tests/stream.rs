@@ -164,10 +164,139 @@ fn a_file_of_an_archive_is_taken_by_its_name() {
     assert!(said(&done).contains("not exactly one file"), "{}", said(&done));
 }
 
+/// What a shell prints that runs in a directory with a file `disk`.
+fn tarred(directory: &Path, script: &str) -> Vec<u8> {
+    packed(directory, &data(), &format!("mkdir -p final && {script}"))
+}
+
+#[test]
+fn a_file_of_a_tar_archive_comes_out_whole_and_with_its_holes() {
+    let place = tempfile::tempdir().unwrap();
+    let data = data();
+    let most = data.len().to_string();
+    for (form, command) in [
+        ("tar", "tar -cf - disk"),
+        ("tar", "tar -Scf - --hole-detection=raw disk"),
+        ("tar", "tar -Scf - --hole-detection=raw --format=pax disk"),
+        ("tar", "tar -cf - --format=v7 ./disk"),
+        ("tar.gz", "tar -czf - disk"),
+        ("tar.xz", "tar -cf - disk | xz -c"),
+        ("tar.zst", "tar -cf - disk | zstd -q -c"),
+        ("tar.bz2", "tar -cf - disk | bzip2 -c"),
+    ] {
+        let packed = tarred(place.path(), command);
+        for words in [&[form, most.as_str()][..], &[form, most.as_str(), "disk"]] {
+            let (done, out) = unpack(place.path(), &packed, words);
+            assert!(done.status.success() && done.stderr.is_empty(), "{command}: {}", said(&done));
+            assert!(out == data, "{command}");
+            let blocks = fs::metadata(place.path().join("to")).unwrap().blocks() * 512;
+            assert!(blocks < 1_600_000, "{command}: {blocks} bytes on the disk");
+        }
+        let less = (data.len() - 1).to_string();
+        let (done, out) = unpack(place.path(), &packed, &[form, &less]);
+        assert!(said(&done).contains("bytes that are allowed"), "{command}: {}", said(&done));
+        assert!(!done.status.success() && out.len() < data.len());
+        // One that was cut is seen, also where its checksum or the mark of its end is missing.
+        let last = match command {
+            "tar -cf - disk" => 512 + data.len().next_multiple_of(512),
+            _ if form == "tar" => packed.len() * 3 / 4,
+            _ => packed.len() - 1,
+        };
+        for cut in [0, 5, packed.len() / 2, last] {
+            let (done, _) = unpack(place.path(), &packed[..cut], &[form, "99999999", "disk"]);
+            assert!(!done.status.success(), "{command}: cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_tar_archive_has_its_files_by_their_names_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let script = "echo old >final/Image && tar -cf a.tar ./final/Image && echo new >final/Image && ln -sf /etc/passwd final/link && \
+         ln -f final/Image final/other && mkfifo final/pipe && ln -sf Image final/../late && \
+         tar -rf a.tar ./final && tar -rf a.tar --transform 's,disk,../escape,' -P disk && cat a.tar";
+    let tar = tarred(place.path(), script);
+    // The last of a name counts, as where an archive is unpacked whole.
+    for name in ["final/Image", "./final/Image"] {
+        let (done, out) = unpack(place.path(), &tar, &["tar", "100", name]);
+        assert!(done.status.success() && out == b"new\n", "{}", said(&done));
+    }
+    // A name is a name in the archive, and no path here.
+    let (done, out) = unpack(place.path(), &tar, &["tar", "99999999", "../escape"]);
+    assert!(done.status.success() && out == data(), "{}", said(&done));
+    assert!(!place.path().parent().unwrap().join("escape").exists());
+    for (name, what) in
+        [("final/link", "a symbolic link"), ("final/pipe", "a pipe"), ("final/", "a directory")]
+    {
+        let (done, out) = unpack(place.path(), &tar, &["tar", "100", name]);
+        assert_eq!((done.status.code(), out.len()), (Some(1), 0), "{name}");
+        assert!(said(&done).contains(what), "{name}: {}", said(&done));
+    }
+    let (done, _) = unpack(place.path(), &tar, &["tar", "100", "final/vmlinuz"]);
+    assert_eq!(done.status.code(), Some(3), "{}", said(&done));
+    assert!(said(&done).contains("it has \"final/Image\""), "{}", said(&done));
+    let (done, _) = unpack(place.path(), &tar, &["tar", "99999999"]);
+    assert!(said(&done).contains("not exactly one file"), "{}", said(&done));
+    // Only one, twice.
+    let tar = tarred(
+        place.path(),
+        "tar -cf b.tar disk && mkdir -p empty && tar -rf b.tar ./disk empty && cat b.tar",
+    );
+    let (done, out) = unpack(place.path(), &tar, &["tar", "99999999"]);
+    assert!(done.status.success() && out == data(), "{}", said(&done));
+}
+
+#[test]
+fn hostile_tar_archives_end_with_a_sentence() {
+    let place = tempfile::tempdir().unwrap();
+    let tar = tarred(place.path(), "tar -cf - --format=gnu disk");
+    // A header with other bytes at a place, and the checksum that fits.
+    let changed = |at: usize, bytes: &[u8]| {
+        let mut tar = tar.clone();
+        tar[at..at + bytes.len()].copy_from_slice(bytes);
+        tar[148..156].fill(b' ');
+        let sum: u32 = tar[..512].iter().map(|byte| u32::from(*byte)).sum();
+        tar[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        tar
+    };
+    for (at, bytes, needle) in [
+        (124, &b"77777777777\0"[..], "ends in the middle"),
+        (124, &[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], ""),
+        (124, &[0xff; 12], ""),
+        (124, b"nonsense    ", ""),
+        // A long name of 3 MB, and an extended header.
+        (156, b"L", ""),
+        (156, b"x", ""),
+        // A sparse file whose map says nothing of its bytes.
+        (156, b"S", ""),
+        (156, b"5", ""),
+    ] {
+        let (done, out) = unpack(place.path(), &changed(at, bytes), &["tar", "9999999", "disk"]);
+        let words = said(&done);
+        assert!(!done.status.success() && words.starts_with("nelly-unpack: "), "{at} {bytes:?}: {words}");
+        assert!(words.contains(needle) && words.lines().count() == 1, "{at} {bytes:?}: {words}");
+        assert!(out.len() <= 9_999_999);
+    }
+    // Names that a terminal would obey, and long ones, in a message.
+    let long = format!("tar -cf - --transform 's,disk,{}\x1b[31m,' disk", "n".repeat(3000));
+    let (done, _) = unpack(place.path(), &tarred(place.path(), &long), &["tar", "9999999", "x"]);
+    let words = said(&done);
+    assert!(done.status.code() == Some(3) && words.len() < 300 && !words.contains('\x1b'), "{words}");
+    // What is passed over is bounded, too, before the file and behind the archive's end.
+    for script in [
+        "truncate -s 300M big && tar -cf - big disk | gzip -1c",
+        "{ tar -cf - disk; head -c 300M /dev/zero; } | gzip -1c",
+    ] {
+        let bomb = tarred(place.path(), script);
+        let (done, _) = unpack(place.path(), &bomb, &["tar.gz", "10000000", "disk"]);
+        assert!(said(&done).contains("more than the 10000000 bytes"), "{script}: {}", said(&done));
+    }
+}
+
 #[test]
 fn it_reaches_no_file_and_refuses_nonsense() {
     let place = tempfile::tempdir().unwrap();
-    for words in [&["gz"][..], &["rar", "5"], &["gz", "5", "x"], &["gz", "-1"]] {
+    for words in [&["gz"][..], &["rar", "5"], &["gz", "5", "x"], &["gz", "-1"], &["tar.rar", "5"]] {
         let (done, _) = unpack(place.path(), b"", words);
         assert_eq!(done.status.code(), Some(1), "{words:?}");
         assert!(said(&done).contains("no order"), "{}", said(&done));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
-use nelly_fetch::{FetchError, Packing, Source, Wanted};
+use nelly_fetch::{FetchError, Packing, Source, Wanted, archive_packing};
 use nelly_hydra::{ArtifactLogin, Bare, Boots, Image, Machine};
 use nelly_registry::FileCredentials;
 
@@ -106,19 +106,22 @@ fn take_out(
     }
     let source = Source::File(archive.to_owned());
     let member = name.to_str().ok_or_else(|| anyhow!("{} is no text in UTF-8", name.display()))?;
+    let failed = |error: FetchError| {
+        let hint = format!(
+            "zip and tar archives are unpacked here; with its files below {}, none is needed",
+            directory.display()
+        );
+        let what = format!("cannot take {member} out of {}", archive.display());
+        Hint::error(format!("{what}: {}", nelly_vmm::text::chain(&error)), hint)
+    };
+    // One that is neither is unpacked as zip, which says what is wrong with it.
+    let packing = archive_packing(archive).map_err(failed)?.unwrap_or(Packing::Zip);
     let wanted =
-        Wanted { packing: Some(Packing::Zip), member: Some(member), disk: false, ..fetch::wanted(&source) };
+        Wanted { packing: Some(packing), member: Some(member), disk: false, ..fetch::wanted(&source) };
     match fetching.save(&wanted, &fetch::room_for(&target)?) {
         Ok(()) | Err(FetchError::Exists(_)) => Ok(()),
         Err(FetchError::NoMember { .. }) if optional => Ok(()),
-        Err(error) => {
-            let hint = format!(
-                "only zip archives are unpacked here; with its files below {}, none is needed",
-                directory.display()
-            );
-            let what = format!("cannot take {member} out of {}", archive.display());
-            Err(Hint::error(format!("{what}: {}", nelly_vmm::text::chain(&error)), hint))
-        }
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) enum PullPolicy {
 #[command(
     after_help = "NAME is a name as docker spells it. Without a host it is on Docker Hub; without a tag, the tag is latest.\n\
     A URL, or a path that begins with / or ./, is the image of a disk, for nelly boot --image. It is fetched if it changed there, compared with --checksum, unpacked \
-    (gzip, xz, zstd, bzip2, a file of a zip archive) and kept under a name of its own, which is printed; no version is ever replaced. What came of an interrupted one is \
+    (gzip, xz, zstd, bzip2, a file of a zip or tar archive) and kept under a name of its own, which is printed; no version is ever replaced. What came of an interrupted one is \
     gone on with. Its credentials are in --credentials FILE or $NELLY_CREDENTIALS: `bearer TOKEN`, `basic USER:PASSWORD` or `header NAME: VALUE`; they are shown to \
     the host of the URL alone.\n\n\
     Credentials come from nelly login, docker login and podman login. docs/registries.md tells about mirrors, proxies and certificates.\n\n\
@@ -58,11 +58,11 @@ pub(crate) struct DiskPullArgs {
     /// Of a disk: what comes, before it is unpacked, must have this checksum
     #[arg(long, value_name = "sha256:HEX|sha512:HEX")]
     pub(crate) checksum: Option<String>,
-    /// Of a disk: how it is packed, gz, xz, zst, bz2, zip or none [default: by the ending of its
-    /// name, or by the first bytes of what a server sends]
+    /// Of a disk: how it is packed, gz, xz, zst, bz2, zip, tar, tar.gz (and so on) or none
+    /// [default: by the ending of its name, or by the first bytes of what a server sends]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) unpack: Option<String>,
-    /// Of a disk in a zip archive: the file in it [default: the only one]
+    /// Of a disk in a zip or tar archive: the file in it [default: the only one]
     #[arg(long, value_name = "NAME")]
     pub(crate) member: Option<String>,
     /// Of a disk: raw or qcow2 [default: by what a server sends, or by the name of a file]

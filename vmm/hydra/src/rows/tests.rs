@@ -227,7 +227,14 @@ fn the_login_of_an_archive_is_a_token_or_a_user_and_hidden() {
 
 #[test]
 fn a_packed_image_is_called_without_what_it_is_packed_with() {
-    for (name, file) in [("d.qcow2.xz", "d.qcow2"), ("a/d.img.gz", "a/d.img"), ("d.qcow2", "d.qcow2")] {
+    for (name, file) in [
+        ("d.qcow2.xz", "d.qcow2"),
+        ("a/d.img.gz", "a/d.img"),
+        ("d.qcow2", "d.qcow2"),
+        ("debian.tar.xz", "debian"),
+        ("d.qcow2.tgz", "d.qcow2"),
+        ("d.raw.tar", "d.raw"),
+    ] {
         let machine = machine(&[("DEFAULT_IMAGE", name)]);
         let found = image(&machine);
         assert_eq!((found.file.value.to_str(), found.packed.to_str()), (Some(file), Some(name)));
