@@ -37,7 +37,7 @@ pub use file::{FileReader, OpenError};
 pub use image::{NewImage, create_image, open_image, resize_image};
 pub use info::{ImageInfo, check_image, image_info};
 pub use new_file::NewFile;
-pub use overlay::{ephemeral_overlay, grow_chain, open_overlay};
+pub use overlay::{ephemeral_overlay, grow_chain, open_overlay, open_overlay_to_read};
 pub use raw::{DiskError, RawDisk};
 pub use read_only::ReadOnly;
 pub use store::Store;

@@ -38,7 +38,30 @@ pub fn open_overlay(
             made => _ = made?,
         }
     }
-    let overlay = claim(path, false, &mut Vec::new())?;
+    open_made(path, base, format, follow, false)
+}
+
+/// Opens the overlay at `path`, which is there, over the image `base`, and all of it for reading.
+///
+/// # Errors
+/// [`ImageError`]; also when somebody writes to it.
+pub fn open_overlay_to_read(
+    path: &Path,
+    base: &Path,
+    format: Format,
+    follow: Follow,
+) -> Result<Vec<ChainFile>, ImageError> {
+    open_made(path, base, format, follow, true)
+}
+
+fn open_made(
+    path: &Path,
+    base: &Path,
+    format: Format,
+    follow: Follow,
+    read_only: bool,
+) -> Result<Vec<ChainFile>, ImageError> {
+    let overlay = claim(path, read_only, &mut Vec::new())?;
     let header = read_header(&overlay).map_err(|source| ImageError::Qcow2 { path: shown(path), source })?;
     let below = open_chain(base, format, true, follow)?;
     let named = header.backing.as_ref();
