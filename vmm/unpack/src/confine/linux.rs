@@ -23,6 +23,8 @@ const MEMORY: u64 = 1 << 30;
 enum Files {
     /// Those that it has open.
     Open,
+    /// The same, and their locks.
+    Images,
     /// Those that Landlock leaves it, too.
     ByName,
 }
@@ -47,6 +49,15 @@ pub(super) fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) })
         .map_err(|error| ConfineError { layer: "limits", source: error.into() })?;
     layers(CapabilitySet::empty(), restrict, Files::Open)
+}
+
+pub(super) fn confine_to_images(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
+    let restrict = || Ok(tree::version() > 0 && tree::restrict_to(&[])? > 0);
+    for (resource, most) in [(Resource::As, MEMORY), (Resource::Fsize, most_written)] {
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+            .map_err(|error| ConfineError { layer: "limits", source: error.into() })?;
+    }
+    layers(CapabilitySet::empty(), restrict, Files::Images)
 }
 
 fn layers(
@@ -184,7 +195,6 @@ const OLDER: &[i64] = &[
     libc::SYS_link,
     libc::SYS_lstat,
     libc::SYS_mkdir,
-    libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_rename,
     libc::SYS_rmdir,
@@ -214,6 +224,9 @@ fn calls(files: Files) -> io::Result<program::BpfProgram> {
     for &number in OPEN {
         put(number, Ways::All)?;
     }
+    // The word on a denied call is not waited for.
+    #[cfg(target_arch = "x86_64")]
+    put(libc::SYS_poll, Ways::All)?;
     let these = |ways: &[&[(u8, Must)]]| Ways::These(ways.iter().map(|way| way.to_vec()).collect());
     // No memory becomes a program.
     let data = Must::BeWithin(bits(libc::PROT_READ | libc::PROT_WRITE));
@@ -239,7 +252,12 @@ fn calls(files: Files) -> io::Result<program::BpfProgram> {
     }
     // A panic ends this process by a signal to itself.
     put(libc::SYS_tgkill, these(&[&[(0, Must::Be(std::process::id()))]]))?;
-    let own = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
-    put(libc::SYS_fcntl, Ways::These(own.map(|how| vec![(1, Must::Be(bits(how)))]).to_vec()))?;
+    let mut own = vec![libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
+    if files == Files::Images {
+        put(libc::SYS_flock, Ways::All)?;
+        own.extend([libc::F_OFD_GETLK, libc::F_OFD_SETLK]);
+    }
+    let own = own.into_iter().map(|how| vec![(1, Must::Be(bits(how)))]).collect();
+    put(libc::SYS_fcntl, Ways::These(own))?;
     program::compile(&calls, Denial::Signal)
 }

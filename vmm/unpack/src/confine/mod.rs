@@ -66,3 +66,13 @@ pub fn confine(order: &Order) -> Result<Vec<&'static str>, ConfineError> {
 pub fn confine_to_streams() -> Result<Vec<&'static str>, ConfineError> {
     linux::confine_to_streams()
 }
+
+/// Gives up, for this process, which has one thread, all files but those that it has open: those of
+/// a disk image, and those that it writes, of which each gets at most `most_written` bytes. Gives
+/// the layers that are in force.
+///
+/// # Errors
+/// A layer that is there failed.
+pub fn confine_to_images(most_written: u64) -> Result<Vec<&'static str>, ConfineError> {
+    linux::confine_to_images(most_written)
+}
