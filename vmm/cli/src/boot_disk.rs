@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Error, Result, anyhow};
-use nelly_disk::{ChainFile, Disk, Follow, Format};
+use nelly_disk::{ChainFile, Follow, Format};
 use nelly_sandbox::spec::quantity;
 use nelly_sandbox::state::BaseFile;
 use nelly_vmm::config::{
@@ -280,22 +280,21 @@ impl DiskFlag {
         Ok(disk)
     }
 
-    /// The disk as its guest will find it, to be read. Nothing is made and nothing changes: an
-    /// overlay that does not exist yet has what the image has.
+    /// The files of the disk as its guest will find it, to be read. Nothing is made and nothing
+    /// changes: an overlay that does not exist yet has what the image has.
     ///
     /// # Errors
     /// The image cannot be used, or somebody writes to it.
-    pub(crate) fn look(&self) -> Result<Box<dyn Disk>> {
+    pub(crate) fn look(&self) -> Result<Vec<ChainFile>> {
         self.check()?;
         let (path, format, follow) = (&self.path, self.format().into(), self.follow());
         let chain = match self.written() {
             Written::Overlay(overlay) if std::fs::symlink_metadata(overlay).is_ok() => {
-                nelly_disk::open_overlay(overlay, path, format, follow)
+                nelly_disk::open_overlay_to_read(overlay, path, format, follow)
             }
             _ => nelly_disk::open_chain(path, format, true, follow),
         };
-        let disk = chain.and_then(|chain| nelly_disk::disk_of_chain(chain, true));
-        disk.with_context(|| format!("{} {}", self.flag, path.display()))
+        chain.with_context(|| format!("{} {}", self.flag, path.display()))
     }
 
     /// The regular files below an overlay of this disk as they are now: the image, then its backing

@@ -1,12 +1,13 @@
 //! `nelly boot --image`: which kernel, initrds and command line the disk image's own boot loader
-//! would take, found out on this host and put into memory files for the monitor.
+//! would take, found out on this host by a process that has the image alone, and put into memory
+//! files for the monitor.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow};
-use nelly_cloud::{BootPlan, CloudError, Image, KERNEL_MAX, Parts, find_entry};
+use anyhow::{Context as _, Error, Result, anyhow};
+use nelly_cloud::{AskError, BootPlan, Wanted};
 use nelly_vmm::config::{FileSource, MemorySize};
 use nelly_vmm::sys::anonymous;
 use nelly_vmm::sys::files::Accept;
@@ -14,7 +15,7 @@ use nelly_vmm::sys::files::Accept;
 use crate::boot_args::BootArgs;
 use crate::boot_disk::DiskFlag;
 use crate::fail::{Hint, Usage};
-use crate::image_plan::{CONSOLE, advised};
+use crate::image_plan::{CONSOLE, advised, reader};
 use crate::machine::{Boot, open};
 use crate::out;
 
@@ -69,56 +70,68 @@ pub(crate) fn what_boots(
 /// # Errors
 /// The image cannot be used, or it boots nothing.
 fn find(disk: &DiskFlag, choice: &Choice<'_>, files: &mut Vec<OwnedFd>) -> Result<Boot> {
-    let opened = disk.look()?;
-    let failed = |error: CloudError| advised(error, disk.path());
-    let parts = Parts::read(&*opened).map_err(failed)?;
-    let image = Image::open(&parts).map_err(failed)?;
-    let plan = find_entry(&image, Some(CONSOLE), choice.entry).map_err(failed)?;
-    fits(&plan, choice, disk.path())?;
-    tell(&plan, choice, disk);
-    let entry = plan.entry();
-    let mut made = |name: &str, write: &dyn Fn(&mut File) -> Result<u64, CloudError>| {
-        if choice.dry_run {
-            return Ok(FileSource::Fd(0));
+    let chain = disk.look()?;
+    let file = |name: &str, own: Option<&Path>| {
+        (own.is_none() && !choice.dry_run).then(|| anonymous::memory_file(name)).transpose()
+    };
+    let no_file = || "cannot create a memory file";
+    let kernel_file = file("kernel", choice.kernel).with_context(no_file)?;
+    let initrd_file = file("initrd", choice.initrd).with_context(no_file)?;
+    let wanted = Wanted::Plan {
+        console: Some(CONSOLE.to_owned()),
+        entry: choice.entry.map(ToOwned::to_owned),
+        kernel: kernel_file.is_some(),
+        initrd: initrd_file.is_some(),
+        below: choice.memory,
+    };
+    let outputs: Vec<&File> = kernel_file.iter().chain(&initrd_file).collect();
+    let found = reader()?.plan(&chain, &wanted, &outputs).map_err(|error| match error {
+        AskError::TooLarge(bytes) => too_large(bytes, choice, disk.path()),
+        other => advised(other, disk.path()),
+    })?;
+    fits(&found.plan, choice, disk.path())?;
+    tell(&found.plan, choice, disk);
+    let entry = found.plan.entry();
+    let mut made = |name: &str, file: Option<File>| match file {
+        Some(file) => {
+            memory_file(name, file, files).with_context(|| format!("--image {}", disk.path().display()))
         }
-        memory_file(name, write, files).with_context(|| format!("--image {}", disk.path().display()))
+        None => Ok(FileSource::Fd(0)),
     };
     let kernel = match choice.kernel {
         Some(path) => FileSource::Path(path.to_owned()),
-        None => made("kernel", &|out| image.copy(&entry.kernel, KERNEL_MAX, out))?,
+        None => made("kernel", kernel_file)?,
     };
     let initrd = match choice.initrd {
         Some(path) => Some(FileSource::Path(path.to_owned())),
         None if entry.initrds.is_empty() => None,
-        None => Some(made("initrd", &|out| image.copy_initrds(entry, out))?),
+        None => Some(made("initrd", initrd_file)?),
     };
-    Ok(Boot { kernel, initrd, command_line: plan.command_line, of_image: true })
+    Ok(Boot { kernel, initrd, command_line: found.plan.command_line, of_image: true })
 }
 
 /// The user that cloud-init in an image makes by itself, if the image says so.
 pub(crate) fn default_user(disk: &DiskFlag) -> Option<String> {
-    let opened = disk.look().ok()?;
-    let parts = Parts::read(&*opened).ok()?;
-    let image = Image::open(&parts).ok()?;
-    image.default_user()
+    reader().ok()?.user(&disk.look().ok()?).ok()?
 }
 
-/// Refuses files that the machine's memory cannot hold before they fill that of this host.
+/// Refuses files that the machine's memory cannot hold, also those that nobody wrote.
 fn fits(plan: &BootPlan, choice: &Choice<'_>, path: &Path) -> Result<()> {
     let entry = plan.entry();
     let kernel = if choice.kernel.is_some() { 0 } else { entry.kernel.bytes };
     let initrds = entry.initrds.iter().map(|initrd| initrd.bytes);
     let initrds = if choice.initrd.is_some() { 0 } else { initrds.fold(0, u64::saturating_add) };
     let bytes = kernel.saturating_add(initrds);
-    if bytes >= choice.memory {
-        let (bytes, memory) = (bytes >> 20, choice.memory >> 20);
-        let message = format!(
-            "--image {}: its kernel and initrd have {bytes} MiB, and the machine has {memory} MiB of memory",
-            path.display()
-        );
-        return Err(Hint::error(message, "give the machine more memory with --memory"));
-    }
-    Ok(())
+    if bytes >= choice.memory { Err(too_large(bytes, choice, path)) } else { Ok(()) }
+}
+
+fn too_large(bytes: u64, choice: &Choice<'_>, path: &Path) -> Error {
+    let (bytes, memory) = (bytes >> 20, choice.memory >> 20);
+    let message = format!(
+        "--image {}: its kernel and initrd have {bytes} MiB, and the machine has {memory} MiB of memory",
+        path.display()
+    );
+    Hint::error(message, "give the machine more memory with --memory")
 }
 
 /// Says what a user cannot see in the guest.
@@ -145,13 +158,9 @@ fn tell(plan: &BootPlan, choice: &Choice<'_>, disk: &DiskFlag) {
 }
 
 /// A file in memory that the monitor, which this process becomes, inherits.
-fn memory_file(
-    name: &str,
-    write: &dyn Fn(&mut File) -> Result<u64, CloudError>,
-    files: &mut Vec<OwnedFd>,
-) -> Result<FileSource> {
-    let mut file = anonymous::memory_file(name).context("cannot create a memory file")?;
-    if write(&mut file)? == 0 {
+fn memory_file(name: &str, file: File, files: &mut Vec<OwnedFd>) -> Result<FileSource> {
+    // What was to be written there is believed as little as the image is.
+    if file.metadata().context("cannot look at a memory file")?.len() == 0 {
         return Err(anyhow!("its {name} is empty"));
     }
     match anonymous::seal(&file) {

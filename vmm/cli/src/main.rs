@@ -92,6 +92,7 @@ fn main() -> ExitCode {
     // Before the command line is parsed: these are no verbs of a person's.
     match (raw.get(1).map(String::as_str), raw.get(2..)) {
         (Some(completion::VERB), Some(words)) => return completion::complete(words),
+        (Some(image_plan::VERB), _) => return image_plan::read(),
         (Some(man::VERB), Some([directory])) => {
             let written = man::write(directory.as_ref());
             return written.unwrap_or_else(|error| fail::report(&error, false, FAILED));

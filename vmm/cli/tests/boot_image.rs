@@ -243,3 +243,42 @@ fn an_image_has_a_seed_behind_all_other_disks_unless_it_shall_have_none() {
     let refused = place.nelly(&["boot", "--image", "disk.raw", "--no-seed", "--user", "ada"]);
     assert!(String::from_utf8(refused.stderr).unwrap().contains("--user"));
 }
+
+#[test]
+fn an_image_is_read_by_a_process_that_reaches_nothing_else() {
+    let place = Place::new();
+    let calls = place.path("calls");
+    let mut traced = Command::new("strace");
+    traced.args(["-ff", "-qq", "-o"]).arg(&calls).arg(env!("CARGO_BIN_EXE_nelly"));
+    traced.args(["disk", "boot-entries", "--extract", "out", "disk.raw"]).current_dir(&place.0).env_clear();
+    traced.env("NELLY_HOME", place.path("home"));
+    let done = traced.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output().unwrap();
+    assert!(done.status.success(), "{}", said(&done));
+    assert_eq!(fs::read(place.path("out/kernel")).unwrap(), b"kernel one");
+    assert_eq!(fs::read(place.path("out/initrd")).unwrap(), b"early\0\0\0late");
+    assert_eq!(fs::read_to_string(place.path("out/cmdline")).unwrap(), "root=/dev/vda ro console=ttyS0\n");
+    // One file of calls for each process.
+    let traces = place.names().into_iter().filter(|path| path.to_string_lossy().contains("/calls."));
+    let traces: Vec<String> = traces.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let (readers, others): (Vec<_>, Vec<_>) =
+        traces.iter().partition(|calls| calls.contains("seccomp(SECCOMP_SET_MODE_FILTER"));
+    let [reader] = readers[..] else { panic!("{} processes have a filter", readers.len()) };
+    let (before, after) = reader.split_once("seccomp(SECCOMP_SET_MODE_FILTER").unwrap();
+    for call in ["open(", "openat(", "socket(", "execve(", "recvmsg(", "clone("] {
+        assert!(!after.contains(call), "{call}: {after}");
+    }
+    // It reads the image after it has given up everything, and nobody else does.
+    let (_, number) = after.split_once("flock(").unwrap();
+    let read = format!("pread64({}, ", number.split_once(',').unwrap().0);
+    assert!(after.contains(&read) && !before.contains(&read), "{reader}");
+    for calls in others {
+        let opened = calls.lines().find(|line| line.contains("\"disk.raw\"") && line.contains("open"));
+        let Some(number) = opened.and_then(|line| line.rsplit_once("= ")).map(|(_, number)| number.trim())
+        else {
+            continue;
+        };
+        let (_, since) = calls.split_once("\"disk.raw\", O_").unwrap();
+        let reads = [format!("read({number}, "), format!("pread64({number}, "), format!("preadv({number}, ")];
+        assert!(!reads.iter().any(|read| since.contains(read)), "{since}");
+    }
+}

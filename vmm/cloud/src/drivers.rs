@@ -6,6 +6,7 @@ use std::io;
 
 use nelly_disk::ReadAt;
 use nelly_disk::fs::{FsKind, read_file};
+use serde::{Deserialize, Serialize};
 
 use crate::entry::BootEntry;
 use crate::error::{CloudError, chain};
@@ -17,7 +18,7 @@ use crate::layout::Image;
 const LIST_MAX: u64 = 4 << 20;
 
 /// Where a driver is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DriverPlace {
     /// In the kernel.
     BuiltIn,
@@ -44,7 +45,7 @@ impl std::fmt::Display for DriverPlace {
 }
 
 /// A driver that is needed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Driver {
     /// Its module's name.
     pub name: String,
@@ -53,7 +54,7 @@ pub struct Driver {
 }
 
 /// What is known of a kernel's drivers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drivers {
     /// The kernel's release, if its file says it.
     pub release: Option<String>,

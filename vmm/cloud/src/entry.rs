@@ -1,7 +1,9 @@
 //! Entries of a boot loader, as plain data.
 
+use serde::{Deserialize, Serialize};
+
 /// What said how to boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Loader {
     /// GRUB's configuration.
     Grub,
@@ -25,7 +27,7 @@ impl std::fmt::Display for Loader {
 }
 
 /// A file of the image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRef {
     /// Its partition's place in [`Image::slots`](crate::Image::slots).
     pub slot: usize,
@@ -36,7 +38,7 @@ pub struct FileRef {
 }
 
 /// An entry that boots a Linux kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootEntry {
     /// Its title; those of the menus above it before it, separated by `>`.
     pub title: String,

@@ -13,9 +13,9 @@ use crate::layout::{Image, TEXT_MAX};
 use crate::{syslinux, version};
 
 /// Most entries that are kept.
-const ENTRIES_MAX: usize = 256;
+pub(crate) const ENTRIES_MAX: usize = 256;
 /// Most initrds of an entry.
-const INITRDS_MAX: usize = 32;
+pub(crate) const INITRDS_MAX: usize = 32;
 
 /// What was found.
 pub(crate) struct Found {

@@ -1,6 +1,7 @@
 //! The result: what a boot takes.
 
 use nelly_disk::fs::FsKind;
+use serde::{Deserialize, Serialize};
 
 use crate::drivers::{self, Drivers};
 use crate::entry::{BootEntry, Loader};
@@ -12,7 +13,7 @@ use crate::loaders;
 pub const COMMAND_LINE_MAX: usize = 4096;
 
 /// What a boot takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootPlan {
     /// What said so.
     pub loader: Loader,

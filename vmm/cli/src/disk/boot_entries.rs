@@ -7,12 +7,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use nelly_cloud::{BootEntry, BootPlan, FileRef, Image, KERNEL_MAX, Parts, find};
+use nelly_cloud::{BootEntry, FileRef, Found, Wanted};
 use serde_json::{Value, json};
 
 use super::args::FormatArg;
 use super::{follow, format, show};
-use crate::image_plan::{CONSOLE, advised};
+use crate::image_plan::{CONSOLE, advised, reader};
 use crate::out;
 use crate::table;
 
@@ -48,42 +48,49 @@ pub(crate) struct BootEntriesArgs {
 /// Runs the verb.
 pub(super) fn run(args: &BootEntriesArgs) -> Result<ExitCode> {
     let format = format(args.format, "--format", &args.file)?;
-    let disk = nelly_disk::open_image(&args.file, format, true, follow(args.backing_anywhere))?;
-    let failed = |error| advised(error, &args.file);
-    let parts = Parts::read(&*disk).map_err(failed)?;
-    let image = Image::open(&parts).map_err(failed)?;
-    let plan = find(&image, Some(CONSOLE)).map_err(failed)?;
-    if let Some(directory) = &args.extract {
-        extract(&image, &plan, directory)?;
-    }
+    let chain = nelly_disk::open_chain(&args.file, format, true, follow(args.backing_anywhere))?;
+    let find = |outputs: &[&File]| {
+        let wanted = Wanted::Plan {
+            console: Some(CONSOLE.to_owned()),
+            entry: None,
+            kernel: !outputs.is_empty(),
+            initrd: !outputs.is_empty(),
+            below: u64::MAX,
+        };
+        reader()?.plan(&chain, &wanted, outputs).map_err(|error| advised(error, &args.file))
+    };
+    let found = match &args.extract {
+        Some(directory) => extract(find, directory)?,
+        None => find(&[])?,
+    };
     if args.json {
-        out::json(as_json(&image, &plan, &args.file))?;
+        out::json(as_json(&found, &args.file))?;
     } else {
-        lines(&image, &plan)?;
+        lines(&found)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn file(image: &Image<'_>, file: &FileRef) -> Value {
-    let partition = image.slots[file.slot].partition.as_ref().map(|partition| partition.number);
+fn file(image: &Found, file: &FileRef) -> Value {
+    let partition = image.places[file.slot].number;
     json!({ "path": file.path, "partition": partition, "size_bytes": file.bytes })
 }
 
-fn entry(image: &Image<'_>, entry: &BootEntry) -> Value {
+fn entry(image: &Found, entry: &BootEntry) -> Value {
     json!({ "title": entry.title, "id": entry.id, "kernel": file(image, &entry.kernel),
         "initrds": entry.initrds.iter().map(|initrd| file(image, initrd)).collect::<Vec<_>>(),
         "command_line": entry.command_line, "source": entry.source })
 }
 
-fn as_json(image: &Image<'_>, plan: &BootPlan, path: &Path) -> Value {
-    let partitions = image.slots.iter().enumerate().map(|(index, slot)| {
-        let identity = slot.identity.as_ref();
-        let partition = slot.partition.as_ref();
+fn as_json(image: &Found, path: &Path) -> Value {
+    let plan = &image.plan;
+    let partitions = image.places.iter().enumerate().map(|(index, place)| {
+        let file_system = place.file_system.as_ref();
         let is = |role: Option<usize>| role == Some(index);
-        json!({ "number": partition.map(|found| found.number), "start_bytes": partition.map_or(0, |found| found.start), "size_bytes": slot.bytes,
-            "type": partition.map(|found| found.kind.to_string()), "partuuid": partition.map(|found| found.uuid.clone()),
-            "file_system": identity.map(|found| found.kind.to_string()), "label": identity.map(|found| found.label.clone()),
-            "uuid": identity.map(|found| found.uuid.clone()), "root": is(image.root), "boot": is(image.boot), "esp": is(image.esp) })
+        json!({ "number": place.number, "start_bytes": place.start, "size_bytes": place.bytes,
+            "type": place.kind, "partuuid": place.partuuid,
+            "file_system": file_system.map(|(kind, ..)| kind), "label": file_system.map(|(_, label, _)| label),
+            "uuid": file_system.map(|(.., uuid)| uuid), "root": is(image.root), "boot": is(image.boot), "esp": is(image.esp) })
     });
     let drivers: Vec<Value> = plan
         .drivers
@@ -91,13 +98,14 @@ fn as_json(image: &Image<'_>, plan: &BootPlan, path: &Path) -> Value {
         .iter()
         .map(|driver| json!({ "name": driver.name, "place": driver.place.to_string() }))
         .collect();
-    json!({ "schema": 1, "path": path.display().to_string(), "table": image.table.map(|table| table.kind.to_string()),
+    json!({ "schema": 1, "path": path.display().to_string(), "table": image.table,
         "partitions": partitions.collect::<Vec<_>>(), "loader": plan.loader.to_string(), "chosen": plan.chosen,
         "entries": plan.entries.iter().map(|found| entry(image, found)).collect::<Vec<_>>(), "command_line": plan.command_line,
         "release": plan.drivers.release, "drivers": drivers, "looked_for": plan.looked_for, "notes": plan.notes })
 }
 
-fn lines(image: &Image<'_>, plan: &BootPlan) -> Result<()> {
+fn lines(image: &Found) -> Result<()> {
+    let plan = &image.plan;
     let mut rows = Vec::new();
     for (index, found) in plan.entries.iter().enumerate() {
         let mark = if index == plan.chosen { "->" } else { "" };
@@ -127,14 +135,15 @@ fn lines(image: &Image<'_>, plan: &BootPlan) -> Result<()> {
     Ok(())
 }
 
-fn extract(image: &Image<'_>, plan: &BootPlan, directory: &Path) -> Result<()> {
+/// Has the image read, and what it boots written into a new directory.
+fn extract(find: impl FnOnce(&[&File]) -> Result<Box<Found>>, directory: &Path) -> Result<Box<Found>> {
     let failed = || format!("cannot create {}", directory.display());
     std::fs::create_dir(directory).with_context(failed)?;
-    let written = (|| -> Result<()> {
+    let written = (|| {
         let create = |name: &str| File::create_new(directory.join(name)).with_context(failed);
-        image.copy(&plan.entry().kernel, KERNEL_MAX, &mut create("kernel")?)?;
-        image.copy_initrds(plan.entry(), &mut create("initrd")?)?;
-        writeln!(create("cmdline")?, "{}", plan.command_line).with_context(failed)
+        let found = find(&[&create("kernel")?, &create("initrd")?])?;
+        writeln!(create("cmdline")?, "{}", found.plan.command_line).with_context(failed)?;
+        Ok(found)
     })();
     if written.is_err() {
         // It was made above, so that nothing of others is in it; what fails here stays.
