@@ -8,6 +8,7 @@
 mod check;
 mod imports;
 mod plan;
+mod promises;
 mod tokens;
 
 use std::path::Path;
@@ -20,6 +21,24 @@ fn the_house_stands_as_planned() {
     let mut found = check::findings(top, CRATES);
     found.extend(check::unplanned(top, CRATES));
     assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn the_threat_model_promises_nothing_without_a_test() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(top.join("docs/threat-model.md")).unwrap();
+    let found = promises::findings(top, &text);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+    // A boundary more, a test less, and a line of nothing.
+    for (from, to, what) in [
+        ("- **Seed**", "- **Sprout**", "\"Sprout\" has no line"),
+        ("`out_of_descriptors`", "`out_of_nothing`", "there is no out_of_nothing in vmm/monitor"),
+        ("| Seed |", "| Seed | it grows | |\n| Seed |", "has no test"),
+    ] {
+        let changed = text.replacen(from, to, 1);
+        let found = promises::findings(top, &changed).join("\n");
+        assert!(found.contains(what), "{what}: {found}");
+    }
 }
 
 /// As CONTRIBUTING says. rustfmt leaves comments alone.
