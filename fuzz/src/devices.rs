@@ -8,6 +8,7 @@ use nelly_vmm::config::{
     DatagramLink, FileSource, MacAddress, NetworkConfig, NetworkId, NetworkLink, VsockConfig,
 };
 use nelly_vmm::memory::{Backing, Slot};
+use nelly_vmm::virtio::balloon::Balloon;
 use nelly_vmm::virtio::blk::Block;
 use nelly_vmm::virtio::console::{Console, Ends};
 use nelly_vmm::virtio::device::Device;
@@ -19,7 +20,7 @@ use nelly_vmm::virtio::vsock::Vsock;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 /// Kinds of devices.
-pub(crate) const KINDS: u8 = 7;
+pub(crate) const KINDS: u8 = 8;
 
 /// A device of the kind that a byte chooses.
 pub(crate) fn device(kind: u8) -> Box<dyn Device> {
@@ -35,6 +36,10 @@ pub(crate) fn device(kind: u8) -> Box<dyn Device> {
         }
         4 => Box::new(Vsock::new(&VsockConfig::default(), None).expect("a device").0),
         5 => Box::new(network()),
+        7 => {
+            let slot = Slot::new(1, 1 << 27, 32 << 20, Backing::Anonymous, false).expect("a slot");
+            Box::new(Balloon::new(&[slot]).0)
+        }
         _ => Box::new(FileSystem::new(Arc::new(Refusing), "fuzz", false)),
     }
 }

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod archive;
 pub mod arm64;
+pub mod balloon;
 pub mod blk;
 pub mod cloud;
 pub mod config;
@@ -73,6 +74,13 @@ pub const TARGETS: &[Target] = &[
         run: arm64::run,
         seeds: arm64::seeds,
         rounds: 3_000,
+    },
+    Target {
+        name: "balloon",
+        attacks: "reports of free memory, against a list of pages",
+        run: balloon::run,
+        seeds: balloon::seeds,
+        rounds: 300,
     },
     Target {
         name: "blk",

@@ -133,7 +133,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let mut seeds = vec![[&[0][..], &begin, &queue(0)].concat()];
     // As many queues as each has; the entropy device takes what is to be written first.
-    for (kind, queues) in (0..).zip([1, 1, 2, 1, 3, 3, 2]) {
+    for (kind, queues) in (0..).zip([1, 1, 2, 1, 3, 3, 2, 5]) {
         let mut seed = [&[kind][..], &begin].concat();
         (0..queues).for_each(|index| seed.extend(queue(index)));
         seed.extend(write(0x70, 15));

@@ -13,8 +13,8 @@ const FILE: u8 = 0x80;
 const VERSION: u32 = 1;
 /// Guest memory of each queue.
 const SHARE: u64 = 16 << 10;
-/// The file system's second queue holds 512 requests, of which 8 are used here.
-const MEMORY: usize = 64 << 10;
+/// The most queues are the five of a balloon; all are used with a size of 8 here.
+const MEMORY: usize = 80 << 10;
 
 /// Restores what follows the first byte into a slot whose device that byte chooses. With its upper
 /// bit set, a whole file follows; without, the length of the slot's section (two bytes), that

@@ -10,6 +10,9 @@
 #define FRAME_CYCLES 12000000000ul
 #endif
 
+// The machine of `ways.py` has so much.
+u64 ram_end = 16ul << 20;
+
 void print(const char *text) {
     for (; *text; text++) {
         while (!(in8(0x3fd) & 0x20)) {
@@ -24,6 +27,7 @@ static const char *name(u32 id) {
     case BLK: return "blk";
     case CONSOLE: return "console";
     case RNG: return "rng";
+    case BALLOON: return "balloon";
     case VSOCK: return "vsock";
     case MEM: return "mem";
     case FS: return "fs";

@@ -48,6 +48,7 @@ class Way:
         disks = {"raw": {"id": "raw", "source": at("raw")}, "qcow2": {"id": "q", "source": at("qcow2"), "format": "qcow2", "threads": 2}}
         machine["disks"] = [disks[name] for name in disks if name in self.devices]
         machine["rng"] = "rng" in self.devices
+        machine["give_back"] = "balloon" in self.devices
         if "log" in self.devices:
             machine["console"] = {"log": at("log")}
         if "vsock" in self.devices:
@@ -223,10 +224,10 @@ class Image(Way):
 
 def ways(programs, guest):
     """All of them."""
-    every = ("raw", "qcow2", "rng", "net", "log", "vsock", "share")
+    every = ("raw", "qcow2", "rng", "net", "log", "vsock", "share", "balloon")
     return [
-        Way("plain", programs, guest, devices=("raw", "qcow2", "rng", "net"),
-            about="`nelly-monitor --config` with a raw disk, a qcow2 disk with two threads, an entropy device and a network, all threads with one list of system calls"),
+        Way("plain", programs, guest, devices=("raw", "qcow2", "rng", "net", "balloon"),
+            about="`nelly-monitor --config` with a raw disk, a qcow2 disk with two threads, an entropy device, a network and a balloon, all threads with one list of system calls"),
         Way("named", programs, guest, devices=("raw", "log", "vsock", "share"),
             about="`nelly-monitor --config` with a raw disk, a console's log, the socket of vsock and a shared directory, each thread with a list of its own"),
         Way("off", programs, guest, confine="off", devices=every, about="`nelly-monitor --config` with all of these, and `confine` `off`"),

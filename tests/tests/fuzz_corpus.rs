@@ -174,6 +174,11 @@ fn usernet() {
 }
 
 #[test]
+fn balloon() {
+    corpus("balloon");
+}
+
+#[test]
 fn blk() {
     corpus("blk");
 }
@@ -253,6 +258,7 @@ fn seeds_are_sound_and_every_target_has_its_test() {
             "agent",
             "archive",
             "arm64",
+            "balloon",
             "blk",
             "cloud",
             "config",
@@ -293,8 +299,9 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert_eq!(frames, [4, 2, 3]);
     assert_eq!(
         counts(targets::mmio::seeds(), targets::mmio::interrupts),
-        [false, true, true, true, true, true, true, true]
+        [false, true, true, true, true, true, true, true, true]
     );
+    assert_eq!(counts(targets::balloon::seeds(), targets::balloon::given), [7, 2, 0]);
     assert_eq!(counts(targets::blk::seeds(), targets::blk::served), [16, 5, 8]);
     assert_eq!(
         counts(targets::console::seeds(), targets::console::passed),

@@ -203,6 +203,19 @@ static int use_mem(struct device *d) {
     return answered(d, 0) && ((volatile u16 *)pages[1])[0] == 0;
 }
 
+// A page that is reported free comes back as zeros, and is memory as before.
+static int use_balloon(struct device *d) {
+    volatile u64 *page = (volatile u64 *)SPARE;
+    for (u32 i = 0; i < 512; i++) page[i] = ~0ul;
+    put(2, 0, SPARE, 4096, WRITE, 0);
+    offer(d, 2, 0);
+    if (!answered(d, 2)) return 0;
+    for (u32 i = 0; i < 512; i++)
+        if (page[i]) return 0;
+    page[0] = 1;
+    return page[0] == 1;
+}
+
 // FUSE_INIT.
 static void hello(u64 unique) {
     volatile u32 *words = (volatile u32 *)pages[0];
@@ -227,7 +240,7 @@ static int use_fs(struct device *d) {
 }
 
 // The queue that carries a device's requests.
-u32 main_queue(struct device *d) { return d->id == CONSOLE || d->id == VSOCK || d->id == NET || d->id == FS; }
+u32 main_queue(struct device *d) { return d->id == BALLOON ? 2 : d->id == CONSOLE || d->id == VSOCK || d->id == NET || d->id == FS; }
 
 // A proper request that begins at descriptor `at`, and how many it has: work for a device whose rings are rewritten meanwhile.
 u32 request(struct device *d, u32 q, u16 at) {
@@ -235,6 +248,10 @@ u32 request(struct device *d, u32 q, u16 at) {
     u32 readable = 0, writable = 0;
     switch (d->id) {
     case RNG: writable = 2048; break;
+    case BALLOON:
+        // All four, though the chain is one: whoever rewrites their lengths gives none of the driver's own memory away.
+        for (u32 i = 0; i < 4; i++) put(q, at + i, SPARE + 8192 * (at + i), 4096, WRITE, 0);
+        return 1;
     case CONSOLE: pages[0][0] = '.', readable = 1; break;
     case NET: readable = 72; break;
     case MEM: words[0] = 2, readable = 24, writable = 10; break;
@@ -262,6 +279,7 @@ int use(struct device *d) {
     switch (d->id) {
     case NET: return use_net(d);
     case MEM: return use_mem(d);
+    case BALLOON: return use_balloon(d);
     case FS: return use_fs(d);
     case RNG: return use_rng(d);
     case BLK: return use_blk(d);

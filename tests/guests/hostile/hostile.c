@@ -47,6 +47,7 @@ static const char *name(struct device *d) {
     case MEM: return "mem";
     case FS: return "fs";
     case RNG: return "rng";
+    case BALLOON: return "balloon";
     case BLK: return "blk";
     case CONSOLE: return "console";
     case VSOCK: return "vsock";
@@ -246,6 +247,37 @@ static const struct attack rng[] = {
     {"an empty buffer", ANSWERS, rng_nothing},
     {"a huge buffer", ANSWERS, rng_everything},
     {"the same head 64 times", ANSWERS, rng_same_head},
+};
+
+static void balloon_readable(struct device *d, u32 q) { put(q, 0, SPARE, 4096, 0, 0), offer(d, q, 0); }
+static void balloon_nothing(struct device *d, u32 q) { put(q, 0, SPARE, 0, WRITE, 0), offer(d, q, 0); }
+static void balloon_odd(struct device *d, u32 q) { put(q, 0, SPARE + 1, 12287, WRITE, 0), offer(d, q, 0); }
+static void balloon_everything(struct device *d, u32 q) { put(q, 0, SPARE, 0x800000, WRITE, 0), offer(d, q, 0); }
+static void balloon_twice(struct device *d, u32 q) {
+    put(q, 0, SPARE, 0x800000, NEXT | WRITE, 1);
+    put(q, 1, SPARE + 4096, 0x100000, WRITE, 0);
+    offer(d, q, 0);
+}
+static void balloon_same_head(struct device *d, u32 q) {
+    put(q, 0, SPARE, 0x800000, WRITE, 0);
+    for (u32 i = 0; i < d->size[q]; i++) offer(d, q, 0);
+}
+// Numbers of pages to inflate the balloon with, which nobody has asked for: the page that they stand in, the first, the last there can be.
+static void balloon_numbers(struct device *d, u32 q) {
+    volatile u32 *numbers = (volatile u32 *)pages[0];
+    numbers[0] = address(pages[0]) >> 12, numbers[1] = 0, numbers[2] = ~0u;
+    put(q, 0, address(numbers), 12, 0, 0);
+    offer(d, q, 0);
+}
+
+static const struct attack balloon[] = {
+    {"a report of nothing to write", ANSWERS, balloon_readable},
+    {"an empty report", ANSWERS, balloon_nothing},
+    {"a report of parts of pages", ANSWERS, balloon_odd},
+    {"a report of 8 MiB", ANSWERS, balloon_everything},
+    {"a report of the same memory twice", ANSWERS, balloon_twice},
+    {"the same report in the whole ring", ANSWERS, balloon_same_head},
+    {"numbers of pages", ANSWERS, balloon_numbers},
 };
 
 static void console_writable(struct device *d, u32 q) { put(1, 0, address(pages[0]), 64, WRITE, 0), offer(d, 1, 0); }
@@ -505,6 +537,9 @@ static void one(struct device *d) {
     case RNG: ALL(d, rng, 0); break;
     case BLK: ALL(d, blk, 0); break;
     case CONSOLE: ALL(d, console, 1); break;
+    case BALLOON:
+        for (u32 q = 0; q < d->queues; q++) ALL(d, balloon, q);
+        break;
     case VSOCK: ALL(d, vsock, 1), ALL(d, vsock_rooms, 0); break;
     }
     hasty(d);

@@ -23,8 +23,13 @@ static void busy(struct device *d, u32 q) {
     ring_bell(d, q);
 }
 
+// What is attacked takes whole pages away: none of the driver's own may be named to it.
+static int takes_pages;
+
 static u64 place(void) {
-    switch (any() & 7) {
+    u32 where = any() & 7;
+    if (takes_pages && (where == 0 || where > 4)) return SPARE + (any() & 0x7fffff);
+    switch (where) {
     case 0: return address(pages[any() & 15]) + (any() & 0xfff);
     case 1: return ram_end - (any() & 0x1fff);
     case 2: return ~0ul - (any() & 0xffff);
@@ -85,6 +90,7 @@ static void tables(struct device *d, u32 q) {
         table[i].flags = rings[q].desc[i].flags;
         table[i].next = i + 1;
     }
+    table[count].addr = SPARE;
     for (u16 at = 0; at < d->size[q]; at++) put(q, at, address(table), 16 * count, INDIRECT, 0), offer(d, q, at);
     ring_bell(d, q);
     for (u32 i = 0; i < WRITES; i++) {
@@ -186,6 +192,7 @@ void tricks(struct device *d) {
         for (u32 round = 0; round < ROUNDS; round++) {
             attacked();
             dice = (d->id << 16) + (i << 8) + round;
+            takes_pages = d->id == BALLOON;
             if (!reset(d) || !start(d)) return failed(d, all[i].name, q, "no start before");
             all[i].act(d, q);
             must_work(d, all[i].name, q);
@@ -213,7 +220,9 @@ void racer(u32 cpu) {
             case 3: set(d, IRQ_ACK, 3); break;
             case 4: set(d, DESC, value); break;
             case 5: set(d, QUEUE_NUM, value & 0x7f); break;
-            case 6: rings[q].desc[value % d->size[q]].len = value; break;
+            case 6:
+                if (d->id != BALLOON) rings[q].desc[value % d->size[q]].len = value;
+                break;
             case 7: rings[q].desc[value % d->size[q]].flags = value & 7; break;
             case 8: rings[q].avail.idx += value & 3; break;
             case 9: rings[q].avail.ring[value % d->size[q]] = value; break;

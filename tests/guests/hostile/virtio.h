@@ -11,14 +11,14 @@ enum { MAGIC = 0x000, VERSION = 0x004, DEVICE_ID = 0x008, FEATURES = 0x010, FEAT
        IRQ_STATUS = 0x060, IRQ_ACK = 0x064, STATUS = 0x070, DESC = 0x080, AVAIL = 0x090, USED = 0x0a0, CONFIG = 0x100 };
 enum { ACK = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 0x40 };
 enum { NEXT = 1, WRITE = 2, INDIRECT = 4 };
-enum { NET = 1, BLK = 2, CONSOLE = 3, RNG = 4, VSOCK = 19, MEM = 24, FS = 26 };
+enum { NET = 1, BLK = 2, CONSOLE = 3, RNG = 4, BALLOON = 5, VSOCK = 19, MEM = 24, FS = 26 };
 
 #define QS 64
 
 // The host holds the other processors back, before they begin and in a read of this port, until a write to it lets each of them go once;
 // it says in the next one how many there are.
 #define GATE 0x510
-#define QUEUES 4
+#define QUEUES 5
 
 struct desc {
     u64 addr;
@@ -56,6 +56,8 @@ enum outcome { NOTHING, ANSWERED, BROKEN };
 extern volatile struct ring rings[QUEUES];
 extern volatile u8 pages[16][4096];
 extern u64 ram_end;
+// The last 8 MiB of memory, which nothing here needs: a balloon may have them.
+#define SPARE (ram_end - 0x800000)
 
 static inline void out8(u16 port, u8 value) { __asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port)); }
 static inline u8 in8(u16 port) {

@@ -11,9 +11,15 @@ void fill_console(struct device *d, u32 unused);
 void take_random(struct device *d, u32 rounds);
 void move_sectors(struct device *d, u32 rounds);
 void fill_streams(struct device *d, u32 count);
+void give_back(struct device *d, u32 unused);
+void report(struct device *d, u32 rounds);
+void plug(struct device *d, u32 rounds);
+void use_share(struct device *d, u32 names);
+void send_frames(struct device *d, u32 bytes);
 
 // Has the guest's memory all in use, says `ready` and waits for a byte on COM1.
 void wait_for_go(void);
+void wait_for_byte(void);
 
 // Says why the job cannot go on, and resets the machine.
 __attribute__((noreturn)) void give_up(const char *why);

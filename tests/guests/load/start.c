@@ -16,6 +16,8 @@ static const struct job {
 } jobs[] = {
     {"ledger", BLK, ledger},        {"serial", 0, fill_serial},       {"console", CONSOLE, fill_console},
     {"random", RNG, take_random},   {"disk", BLK, move_sectors},      {"streams", VSOCK, fill_streams},
+    {"give", BALLOON, give_back},   {"report", BALLOON, report},      {"plug", MEM, plug},
+    {"share", FS, use_share},       {"frames", NET, send_frames},
 };
 
 void print(const char *text) {
@@ -72,6 +74,10 @@ void wait_for_go(void) {
         *page = *page;
     }
     print("ready\n");
+    wait_for_byte();
+}
+
+void wait_for_byte(void) {
     // Clear to send.
     out8(0x3fc, 3);
     while (!(in8(0x3fd) & 1)) {

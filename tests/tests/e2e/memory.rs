@@ -1,10 +1,10 @@
 //! Memory that comes when it is needed, in our kernel, also when there is hardly any left, and
 //! memory that comes while the guest runs, by the driver of a kernel that is not ours.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nelly_sandbox::agent::ProcessId;
 use nelly_sandbox::spec::machine::IMAGE_DEVICE;
@@ -283,6 +283,71 @@ fn a_stock_driver_follows(isolation: &Isolation) {
     next(&|line| total(line).is_some_and(|mib| mib < 260));
     machine.request_memory(640 * MIB).unwrap();
     next(&|line| total(line) == Some(grown + 128));
+    machine.stop().unwrap();
+    assert_eq!(machine.wait().reason, EndReason::Stopped);
+}
+
+/// Fills a file system in memory, and empties it, when it is told to.
+const FREED: &str = r#"
+mount -t tmpfs -o size=90% tmpfs /mnt
+echo BEGIN
+for turn in 1 2; do
+  read line
+  dd if=/dev/zero of=/mnt/file bs=1M count=256 2>/dev/null
+  echo FILLED
+  read line
+  rm /mnt/file
+  echo FREED
+done
+read line
+"#;
+
+/// What a guest of our kernel has freed comes back to the host, twice, and memory that came back is
+/// memory.
+#[test]
+fn memory_that_a_guest_has_freed_comes_back_to_the_host() {
+    let home = Home::new();
+    let mut config = MachineConfig::new(FileSource::Path(nelly_tests::kernel()));
+    config.initrd = Some(FileSource::Path(initramfs(&home, Some(FREED), None)));
+    config.command_line = CommandLine::new("console=ttyS0 quiet panic=-1 reboot=k").unwrap();
+    config.memory_bytes = MemorySize::new(512 * MIB).unwrap();
+    config.give_back = true;
+    config.serial = Endpoint::Stream;
+    config.time_limit_ms = Some(400_000);
+    let machine = Machine::start(&config, Resources::new(), &out_of_process()).unwrap();
+    let process = machine.process_id().unwrap();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+    };
+    let serial = machine.serial().unwrap();
+    let mut says = serial.try_clone().unwrap();
+    let mut lines = BufReader::new(serial).lines().map(Result::unwrap);
+    let mut next = |word: &str| {
+        lines.by_ref().inspect(|line| eprintln!("{line}")).find(|line| line.contains(word)).unwrap();
+    };
+    next("BEGIN");
+    let begun = resident();
+    for turn in 1..=2 {
+        says.write_all(b"\n").unwrap();
+        next("FILLED");
+        let filled = resident();
+        assert!(filled > 256 * MIB, "{turn}: {filled}");
+        says.write_all(b"\n").unwrap();
+        next("FREED");
+        // The guest reports two seconds after it has freed something, and blocks of 2 MiB that are
+        // free as a whole. What is in the lists of a processor, or beside something in use, stays.
+        let limit = Instant::now() + LIMIT;
+        while resident() > filled - 192 * MIB {
+            assert!(Instant::now() < limit, "{turn}: {begun} {filled} {}", resident());
+            thread::sleep(Duration::from_millis(20));
+        }
+        eprintln!("turn {turn}: {} MiB resident, then {}", filled / MIB, resident() / MIB);
+    }
+    let seen = machine.inspect().unwrap();
+    let balloon = seen.devices.iter().find_map(|device| device.balloon).unwrap();
+    assert!(balloon.given_back_bytes >= 2 * 192 * MIB, "{balloon:?}");
     machine.stop().unwrap();
     assert_eq!(machine.wait().reason, EndReason::Stopped);
 }

@@ -397,6 +397,7 @@ fn record(
         confine: common.confine,
         monitor_user: common.monitor_user,
         spare_slots: 0,
+        give_back: false,
         platform: match args.platform {
             PlatformArg::Auto => Platform::Auto,
             PlatformArg::Mptable => Platform::Mptable,

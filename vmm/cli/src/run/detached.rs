@@ -172,6 +172,7 @@ pub(super) fn listing(
     let mut record = record(args, &kept, plan, reference, image)?;
     // Its machine was made without them.
     record.machine.spare_slots = 0;
+    record.machine.give_back = false;
     Ok((record, context.places.sandboxes()))
 }
 
@@ -200,6 +201,7 @@ fn record(
             confine: options.common.confine,
             monitor_user: options.common.monitor_user,
             spare_slots: MachineRecord::SPARE_SLOTS,
+            give_back: true,
             platform: options.assets.platform.unwrap_or(Platform::Auto),
             kernel: absolute(&options.assets.kernel.path)?,
             initrd: absolute(&options.assets.initrd.path)?,

@@ -220,6 +220,7 @@ fn machine_spec(
         monitor_user: plan.options.common.monitor_user,
         append,
         spare_slots: 0,
+        give_back: false,
         networks: Vec::new(),
         shares: Vec::new(),
     }

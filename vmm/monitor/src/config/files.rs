@@ -79,6 +79,7 @@ impl MachineConfig {
             schema: _,
             memory_bytes: _,
             hotplug_bytes: _,
+            give_back: _,
             cpus: _,
             nested: _,
             kernel,

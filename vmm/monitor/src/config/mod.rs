@@ -50,6 +50,10 @@ pub struct MachineConfig {
     /// Additional memory in bytes that can be plugged in while the machine runs (a virtio-mem
     /// device). 0 for none.
     pub hotplug_bytes: HotplugSize,
+    /// A balloon device by which the guest reports memory that is free, so that the host has it
+    /// back until the guest uses it again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub give_back: bool,
     /// Number of virtual CPUs.
     pub cpus: CpuCount,
     /// Expose the processor's virtualisation (SVM, VMX) to the guest.
@@ -112,6 +116,7 @@ impl MachineConfig {
             schema: SCHEMA,
             memory_bytes: MemorySize::default(),
             hotplug_bytes: HotplugSize::default(),
+            give_back: false,
             cpus: CpuCount::default(),
             nested: false,
             kernel,
@@ -146,6 +151,7 @@ impl MachineConfig {
             + self.networks.len()
             + self.shares.len()
             + usize::from(self.hotplug_bytes.get() > 0)
+            + usize::from(self.give_back)
             + usize::from(self.spare_slots)
     }
 
@@ -281,6 +287,8 @@ pub enum DeviceName {
     Vsock,
     /// The memory device.
     Memory,
+    /// The balloon device.
+    Balloon,
     /// The network device with this id.
     Network(NetworkId),
     /// The disk with this id.
@@ -297,6 +305,7 @@ impl std::fmt::Display for DeviceName {
             Self::Rng => "entropy device",
             Self::Vsock => "socket device",
             Self::Memory => "memory device",
+            Self::Balloon => "balloon device",
             Self::Network(id) => return write!(f, "network {:?}", id.as_str()),
             Self::Disk(id) => return write!(f, "disk {:?}", id.as_str()),
             Self::Share(tag) => return write!(f, "shared directory {:?}", tag.as_str()),

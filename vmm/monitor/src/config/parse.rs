@@ -68,6 +68,7 @@ fn from_value(value: Value) -> Result<MachineConfig, ConfigError> {
         schema,
         memory_bytes: fields.or_default("memory_bytes")?,
         hotplug_bytes: fields.or_default("hotplug_bytes")?,
+        give_back: fields.or_default("give_back")?,
         cpus: fields.or_default("cpus")?,
         nested: fields.or_default("nested")?,
         kernel: fields.required("kernel")?,

@@ -22,6 +22,7 @@ fn everything_survives_a_round_trip() {
     let mut config = MachineConfig::new(FileSource::Fd(3));
     config.memory_bytes = MemorySize::new(5 << 30).unwrap();
     config.hotplug_bytes = HotplugSize::new(3 << 30).unwrap();
+    config.give_back = true;
     config.cpus = CpuCount::new(32).unwrap();
     config.nested = true;
     config.initrd = Some(FileSource::Path("/i".into()));

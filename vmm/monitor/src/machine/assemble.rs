@@ -27,6 +27,7 @@ use crate::hv::{HvError, Hypervisor, Kicker, SharedLine, Vm};
 use crate::memory::{GuestRam, MemoryError};
 use crate::state::{Sections, Stateful};
 use crate::timeline::Recorder;
+use crate::virtio::balloon::BalloonView;
 use crate::virtio::blk::BlockControl;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
@@ -121,6 +122,7 @@ pub(super) struct Assembled<V> {
     /// The disks, by slot.
     pub(super) disks: BTreeMap<u16, BlockControl>,
     pub(super) memory: Option<MemoryControl>,
+    pub(super) balloon: Option<BalloonView>,
     host: Arc<WorkerThreads>,
     /// The devices of the board and the serial port, by the names of their state.
     board: Vec<(&'static str, SharedDevice)>,
@@ -197,6 +199,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             networks,
             disks,
             memory,
+            balloon,
             host,
         } = equipped;
         let Beginning { vcpus, saved, says_kernel, has_button } = beginning;
@@ -219,6 +222,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             networks,
             disks,
             memory,
+            balloon,
             host,
             board,
             power_button,
@@ -355,6 +359,7 @@ impl<V: Vm> Assembled<V> {
             DeviceName::Rng => (id::ENTROPY, None),
             DeviceName::Vsock => (id::VSOCK, None),
             DeviceName::Memory => (id::MEMORY, None),
+            DeviceName::Balloon => (id::BALLOON, None),
             DeviceName::Network(network) => (id::NET, Some(network.as_str())),
             DeviceName::Disk(disk) => (id::BLOCK, Some(disk.as_str())),
             DeviceName::Share(tag) => (id::FILE_SYSTEM, Some(tag.as_str())),
@@ -381,6 +386,7 @@ impl<V: Vm> Assembled<V> {
             networks: _,
             disks: _,
             memory,
+            balloon,
             host,
             board,
             power_button,
@@ -396,7 +402,7 @@ impl<V: Vm> Assembled<V> {
         for thread in threads {
             drop(thread.join());
         }
-        drop((vsock, memory, transports, board, power_button, kickers));
+        drop((vsock, memory, balloon, transports, board, power_button, kickers));
         host.join();
         let faults = faults::faults(&interrupts);
         drop(interrupts);

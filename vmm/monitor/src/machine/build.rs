@@ -28,6 +28,7 @@ use crate::hv::{Hypervisor, Vm};
 use crate::memory::{Backing, GuestRam};
 use crate::sys;
 use crate::timeline::name;
+use crate::virtio::balloon::{Balloon, BalloonView};
 use crate::virtio::blk::{Block, BlockControl, Crew};
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
@@ -62,6 +63,7 @@ pub(super) struct VmWithDevices {
     /// The disks, by slot.
     pub(super) disks: BTreeMap<u16, BlockControl>,
     pub(super) memory: Option<MemoryControl>,
+    pub(super) balloon: Option<BalloonView>,
     pub(super) host: Arc<WorkerThreads>,
 }
 
@@ -113,7 +115,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             host.add_crew(slot, crew, count).map_err(no_thread)?;
         }
         let (mut transports, mut interrupts) = (Vec::new(), Vec::new());
-        let mut memory = None;
+        let (mut memory, mut balloon) = (None, None);
         for (slot, device) in plan.slots.iter().zip(virtio) {
             let (number, mailbox) = (slot.number, self.mailbox.clone());
             let told = move |fault: &Fault| mailbox.post(Message::Fault(number, fault.clone()));
@@ -124,6 +126,11 @@ impl<H: Hypervisor> Assembly<'_, H> {
                 (SlotDevice::Memory, Some(memory_slot)) => {
                     let (device, control) = MemoryDevice::new(memory_slot.clone());
                     memory = Some(control);
+                    Some(Box::new(device) as Box<dyn Device>)
+                }
+                (SlotDevice::Balloon, _) => {
+                    let (device, view) = Balloon::new(ram.slots());
+                    balloon = Some(view);
                     Some(Box::new(device) as Box<dyn Device>)
                 }
                 _ => device,
@@ -149,6 +156,7 @@ impl<H: Hypervisor> Assembly<'_, H> {
             networks,
             disks,
             memory,
+            balloon,
             host,
         })
     }
@@ -248,6 +256,7 @@ impl Devices {
     pub(super) fn identities(&self, plan: &Plan) -> impl Iterator<Item = Option<(u32, Option<String>)>> {
         plan.slots.iter().zip(&self.virtio).map(|(slot, device)| match (slot.device, device) {
             (SlotDevice::Memory, _) => Some((id::MEMORY, None)),
+            (SlotDevice::Balloon, _) => Some((id::BALLOON, None)),
             (_, device) => device.as_ref().map(|device| (device.id(), device.name())),
         })
     }
@@ -301,7 +310,7 @@ impl Devices {
                     Some(Box::new(device))
                 }
                 SlotDevice::Share(index) => Some(share(&config.shares[index], index, files)?),
-                SlotDevice::Memory | SlotDevice::Nothing => None,
+                SlotDevice::Memory | SlotDevice::Balloon | SlotDevice::Nothing => None,
             };
             found.virtio.push(device);
         }

@@ -5,10 +5,11 @@ use super::assemble::Assembled;
 use super::console::Pump;
 use super::faults::faults_of;
 use super::inspection::{
-    DeviceState, DiskState, FrameState, Inspection, MemorySizes, NetworkState, QueueState,
+    BalloonState, DeviceState, DiskState, FrameState, Inspection, MemorySizes, NetworkState, QueueState,
 };
 use super::outcome::State;
 use crate::sys::fits;
+use crate::virtio::balloon::ReportCounts;
 use crate::virtio::blk::{BlockControl, DiskCounts};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::mem::MemoryControl;
@@ -80,6 +81,11 @@ impl<V> Assembled<V> {
                 .filter(|_| id == spec::id::BLOCK)
                 .and_then(BlockControl::counts)
                 .map(disk),
+            balloon: self
+                .balloon
+                .as_ref()
+                .filter(|_| id == spec::id::BALLOON)
+                .map(|view| balloon(view.counts())),
             connections: vsock.map(|vsock| vsock.connections() as u64),
         }
     }
@@ -89,6 +95,11 @@ fn disk(counts: DiskCounts) -> DiskState {
     let DiskCounts { reads, read_bytes, writes, written_bytes, flushes, discards, failed, throttled } =
         counts;
     DiskState { reads, read_bytes, writes, written_bytes, flushes, discards, failed, throttled }
+}
+
+fn balloon(counts: ReportCounts) -> BalloonState {
+    let ReportCounts { reported, given_back } = counts;
+    BalloonState { reported_bytes: reported, given_back_bytes: given_back }
 }
 
 fn network(view: &NetworkView) -> NetworkState {

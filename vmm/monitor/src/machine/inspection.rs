@@ -78,6 +78,19 @@ pub struct DeviceState {
     /// What a disk has done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskState>,
+    /// What was reported to a balloon device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonState>,
+}
+
+/// What a guest has reported to its balloon device since the last start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalloonState {
+    /// Bytes that it said were free, each as often as it said so.
+    pub reported_bytes: u64,
+    /// Those of them that were given back to the host.
+    pub given_back_bytes: u64,
 }
 
 /// What a disk has done since the last start.

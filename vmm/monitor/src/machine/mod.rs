@@ -45,7 +45,8 @@ pub use handle::{
     VsockListener,
 };
 pub use inspection::{
-    ConsoleState, DeviceState, DiskState, FrameState, Inspection, MemorySizes, NetworkState, QueueState,
+    BalloonState, ConsoleState, DeviceState, DiskState, FrameState, Inspection, MemorySizes, NetworkState,
+    QueueState,
 };
 pub use outcome::{DeviceFaults, EndReason, Event, ExitCounts, Outcome, State};
 pub use server::{run_alone, serve};

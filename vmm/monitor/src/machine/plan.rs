@@ -43,6 +43,8 @@ pub(super) enum SlotDevice {
     Share(usize),
     /// The memory that is plugged in later.
     Memory,
+    /// What takes memory back that the guest does not need.
+    Balloon,
     /// A disk, once one is attached.
     Nothing,
 }
@@ -64,8 +66,10 @@ impl Plan {
         }
         devices.extend((0..config.networks.len()).map(SlotDevice::Network));
         devices.extend((0..config.shares.len()).map(SlotDevice::Share));
-        // Memory comes last of all devices, so that every other one is where it is without it.
+        // Memory comes last of all devices, so that every other one is where it is without it, and
+        // the balloon comes last of all.
         devices.extend((config.hotplug_bytes.get() > 0).then_some(SlotDevice::Memory));
+        devices.extend(config.give_back.then_some(SlotDevice::Balloon));
         devices.extend((0..config.spare_slots).map(|_| SlotDevice::Nothing));
         let slot = |(number, device)| SlotPlan { number, mmio: board.slot(number), device };
         let slots: Vec<_> = (0..).zip(devices).map(slot).collect();
@@ -95,9 +99,11 @@ impl Plan {
                 SlotDevice::Disk(_) | SlotDevice::Nothing => Work::Disk,
                 SlotDevice::Network(_) => Work::Network,
                 SlotDevice::Share(_) => Work::Share,
-                SlotDevice::Rng | SlotDevice::Console | SlotDevice::Vsock | SlotDevice::Memory => {
-                    return None;
-                }
+                SlotDevice::Rng
+                | SlotDevice::Console
+                | SlotDevice::Vsock
+                | SlotDevice::Memory
+                | SlotDevice::Balloon => return None,
             };
             Some((slot.number, work))
         })
@@ -135,6 +141,7 @@ mod tests {
         let mut config = plain.clone();
         config.memory_bytes = MemorySize::new(64 << 20).unwrap();
         config.hotplug_bytes = HotplugSize::new(256 << 20).unwrap();
+        config.give_back = true;
         config.cpus = CpuCount::new(3).unwrap();
         config.disks = vec![disk("a"), disk("b")];
         config.disks[1].threads = DiskThreads::new(4).unwrap();
@@ -148,7 +155,7 @@ mod tests {
         config.spare_slots = 2;
         let plan = Plan::of(&config);
         let devices: Vec<_> = plan.slots.iter().map(|slot| slot.device).collect();
-        use SlotDevice::{Console, Disk, Memory, Network, Nothing, Rng, Share, Vsock};
+        use SlotDevice::{Balloon, Console, Disk, Memory, Network, Nothing, Rng, Share, Vsock};
         assert_eq!(
             devices,
             [
@@ -161,12 +168,13 @@ mod tests {
                 Network(1),
                 Share(0),
                 Memory,
+                Balloon,
                 Nothing,
                 Nothing
             ]
         );
         let (disk, network, share) = (Work::Disk, Work::Network, Work::Share);
-        let threaded = [(0, disk), (1, disk), (5, network), (6, network), (7, share), (9, disk), (10, disk)];
+        let threaded = [(0, disk), (1, disk), (5, network), (6, network), (7, share), (10, disk), (11, disk)];
         assert_eq!(plan.threaded().collect::<Vec<_>>(), threaded);
         assert_eq!((plan.helpers.as_slice(), plan.device_threads()), (&[(1, 3)][..], 10));
         assert_eq!(plan.slots.len(), config.virtio_devices());

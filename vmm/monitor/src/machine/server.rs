@@ -382,6 +382,7 @@ impl<H: Hypervisor> Server<'_, H> {
                 | DeviceName::Console
                 | DeviceName::Vsock
                 | DeviceName::Memory
+                | DeviceName::Balloon
                 | DeviceName::Network(_)
                 | DeviceName::Share(_) => {}
             }

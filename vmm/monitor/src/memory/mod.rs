@@ -180,6 +180,29 @@ impl Slot {
         self.range.discard(number(start)?, number(len)?)
     }
 
+    /// Gives back to the host what the slot has of the `len` bytes from guest physical address
+    /// `guest`, as far as it is whole pages of the host and no file's; returns how many bytes that
+    /// was. They are zero when they are touched again.
+    ///
+    /// # Errors
+    /// The host's refusal: what it refused is as it was.
+    pub fn give_back(&self, guest: u64, len: u64) -> io::Result<u64> {
+        let page = host::page_size();
+        let start = guest.saturating_sub(self.guest).min(self.len());
+        let end = guest.saturating_add(len).saturating_sub(self.guest).min(self.len());
+        let (start, end) = (start.next_multiple_of(page), end - end % page);
+        if start >= end {
+            return Ok(0);
+        }
+        let offset = |value| fits(value, "it is less than the length of a mapping");
+        let mut given = 0;
+        for piece in self.range.own_pieces(offset(start)..offset(end)) {
+            self.range.discard(piece.start, piece.len())?;
+            given += fits::<_, u64>(piece.len(), "no host has more than 64 bits");
+        }
+        Ok(given)
+    }
+
     fn region(&self) -> Result<GuestRegionMmap<Lease>, MemoryError> {
         let refused = || MemoryError::Slot { guest: self.guest, len: self.len() };
         let lease = Lease { _range: Some(Arc::clone(&self.range)) };

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nelly_disk::sys::punch_hole;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -24,6 +25,8 @@ pub(super) struct HostRange {
     len: usize,
     file: Option<Arc<File>>,
     shared: bool,
+    /// Pieces in whose place there are others' files.
+    replaced: Mutex<Vec<Range<usize>>>,
 }
 
 // SAFETY: the range is plain memory that no Rust reference points into; mapping over a piece of it
@@ -90,7 +93,7 @@ impl HostRange {
 
     fn owned(start: *mut u8, len: usize, file: Option<Arc<File>>, shared: bool) -> io::Result<Self> {
         let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, len, file, shared })
+        Ok(Self { start, len, file, shared, replaced: Mutex::default() })
     }
 
     /// Maps `len` bytes of `file` from `offset` privately over the pages from `start`: all three in
@@ -104,6 +107,8 @@ impl HostRange {
     ) -> io::Result<()> {
         assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "a piece lies within its range");
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // First, so that nobody ever finds the file there and takes it for memory.
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).push(start..start + len);
         // SAFETY: the pages replaced lie within this range (asserted), which this object owns;
         // nobody holds a Rust reference into it, so that its bytes may change under everybody's
         // eyes, as they do whenever the guest writes.
@@ -128,6 +133,20 @@ impl HostRange {
             }
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    /// The pieces of `wanted` that are this range's own memory, without those that were replaced.
+    pub(super) fn own_pieces(&self, wanted: Range<usize>) -> Vec<Range<usize>> {
+        let mut pieces = vec![wanted];
+        for taken in self.replaced.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let around = |piece: Range<usize>| {
+                let before = piece.start..piece.end.min(taken.start);
+                let behind = piece.start.max(taken.end)..piece.end;
+                [before, behind].into_iter().filter(|piece| !piece.is_empty())
+            };
+            pieces = pieces.into_iter().flat_map(around).collect();
+        }
+        pieces
     }
 
     /// It is a file that others may map, too.

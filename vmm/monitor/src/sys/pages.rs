@@ -34,6 +34,9 @@ pub fn prefer(start: NonNull<u8>, len: usize, pages: Pages) {
 #[cfg(not(target_os = "linux"))]
 pub fn prefer(_start: NonNull<u8>, _len: usize, _pages: Pages) {}
 
+/// Whether [`discard`] exists on this system.
+pub const CAN_DISCARD: bool = cfg!(target_os = "linux");
+
 /// Returns the pages of `len` bytes from `start` (both multiples of the page size) to the system.
 /// After that the memory reads as zeroes.
 ///

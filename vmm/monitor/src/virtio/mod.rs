@@ -1,5 +1,6 @@
 //! Virtio 1.2 devices behind a memory-mapped transport.
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod device;

@@ -57,6 +57,8 @@ pub mod id {
     pub const CONSOLE: u32 = 3;
     /// Entropy source.
     pub const ENTROPY: u32 = 4;
+    /// Balloon: memory that the guest has no use for.
+    pub const BALLOON: u32 = 5;
     /// Socket device.
     pub const VSOCK: u32 = 19;
     /// Memory that is plugged in.
@@ -73,6 +75,7 @@ pub mod id {
             BLOCK => "block",
             CONSOLE => "console",
             ENTROPY => "entropy",
+            BALLOON => "balloon",
             VSOCK => "vsock",
             MEMORY => "memory",
             FILE_SYSTEM => "fs",

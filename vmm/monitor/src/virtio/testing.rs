@@ -398,7 +398,11 @@ impl Bench {
         Self::over(memory, device, size, None)
     }
 
-    fn over(memory: Memory, device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
+    /// The same in this memory, of which each queue takes 8 MiB from address 0 on.
+    ///
+    /// # Panics
+    /// When the device does not start.
+    pub fn over(memory: Memory, device: &mut dyn Device, size: u16, features: Option<u64>) -> Self {
         let queues = (0..device.queue_sizes().len() as u64)
             .map(|index| DriverQueue::new(&memory, index * SHARE, SHARE, size))
             .collect::<Vec<_>>();

@@ -125,6 +125,7 @@ fn container(
         monitor_user: record.machine.monitor_user,
         append: record.machine.append.clone(),
         spare_slots: record.machine.spare_slots,
+        give_back: record.machine.give_back,
         networks: attached.device.into_iter().collect(),
         shares: Vec::new(),
     };

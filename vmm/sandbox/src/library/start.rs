@@ -310,6 +310,7 @@ impl Builder {
                 confine: Confine::On,
                 monitor_user: None,
                 spare_slots: MachineRecord::SPARE_SLOTS,
+                give_back: true,
                 platform: installation.platform,
                 kernel: installation.kernel.clone(),
                 initrd: installation.initramfs.clone(),

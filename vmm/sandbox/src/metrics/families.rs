@@ -60,6 +60,11 @@ pub(super) static FAMILIES: &[Family] = &[
     counter("nelly_disk_written_bytes_total", "Bytes that the guest wrote to the disk."),
     counter("nelly_disk_throttled_total", "Requests that were held back by the limits of the disk."),
     gauge("nelly_disk_waits_for_room", "Whether requests wait because the file system of the host is full."),
+    counter(
+        "nelly_balloon_reported_bytes_total",
+        "Bytes that the guest reported as free to the balloon device.",
+    ),
+    counter("nelly_balloon_given_back_bytes_total", "Bytes of them that were given back to the host."),
     gauge("nelly_network_link_up", "Whether the link of the network device is up."),
     counter(
         "nelly_network_frames_total",

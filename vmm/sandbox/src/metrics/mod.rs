@@ -244,6 +244,10 @@ impl Of<'_> {
                 self.put("nelly_disk_operations_total", &with(&labels, ("operation", operation)), count);
             }
         }
+        if let Some(balloon) = &device.balloon {
+            self.put("nelly_balloon_reported_bytes_total", &labels, balloon.reported_bytes);
+            self.put("nelly_balloon_given_back_bytes_total", &labels, balloon.given_back_bytes);
+        }
         if let Some(network) = &device.network {
             self.network(&labels, network);
         }

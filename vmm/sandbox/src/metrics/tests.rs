@@ -1,6 +1,6 @@
 use nelly_vmm::machine::{
-    Confinement, ConsoleState, DeviceFaults, DeviceState, DiskState, ExitCounts, FrameState, Inspection,
-    MemorySizes, NetworkState, QueueState, State,
+    BalloonState, Confinement, ConsoleState, DeviceFaults, DeviceState, DiskState, ExitCounts, FrameState,
+    Inspection, MemorySizes, NetworkState, QueueState, State,
 };
 
 use super::strict::parse;
@@ -21,6 +21,7 @@ fn device(slot: u16, kind: &str, name: Option<&str>) -> DeviceState {
         connections: None,
         network: None,
         disk: None,
+        balloon: None,
     }
 }
 
@@ -78,6 +79,10 @@ fn all_that_is_counted_is_told_in_the_format() {
         DeviceState { disk: Some(disk), faults: vec![fault], ..device(1, "block", Some("root")) },
         DeviceState { network: Some(network), ..device(2, "network", Some("net0")) },
         DeviceState { connections: Some(6), ..device(3, "vsock", None) },
+        DeviceState {
+            balloon: Some(BalloonState { reported_bytes: 9, given_back_bytes: 8 }),
+            ..device(5, "balloon", None)
+        },
         device(4, "none", None),
     ]);
     let text = scrape(&[seen("web", Some(&told)), seen("db", None)]);
@@ -99,6 +104,8 @@ fn all_that_is_counted_is_told_in_the_format() {
     assert_eq!(value("nelly_network_frames_total", &[("direction", "sent"), ("result", "lost")]), 3.0);
     assert_eq!(value("nelly_network_bytes_total", &[("direction", "sent")]), 60.0);
     assert_eq!(value("nelly_device_connections", &[]), 6.0);
+    assert_eq!(value("nelly_balloon_reported_bytes_total", &[("device", "balloon")]), 9.0);
+    assert_eq!(value("nelly_balloon_given_back_bytes_total", &[("device", "balloon")]), 8.0);
     assert_eq!(value("nelly_monitor_confinement", &[("layer", "seccomp")]), 1.0);
     assert_eq!(value("nelly_monitor_confinement", &[("layer", "capabilities")]), 0.0);
     // Where the host does not tell of the process, there is no zero in its place.

@@ -56,6 +56,8 @@ pub struct MachineSpec {
     /// How many disks can be attached while the machine runs, see
     /// [`crate::instance::Sandbox::attach_image`].
     pub spare_slots: u8,
+    /// Whether the host gets back what the guest has freed while it runs.
+    pub give_back: bool,
     /// Its network devices.
     pub networks: Vec<NetworkConfig>,
     /// Its shared directories, see [`MachineSpec::share`].
@@ -80,6 +82,7 @@ impl MachineSpec {
             monitor_user: None,
             append: String::new(),
             spare_slots: 0,
+            give_back: false,
             networks: Vec::new(),
             shares: Vec::new(),
         }
@@ -120,6 +123,7 @@ impl MachineSpec {
         config.confine = self.confine;
         config.monitor_user = self.monitor_user;
         config.spare_slots = self.spare_slots;
+        config.give_back = self.give_back;
         let command_line = format!("{COMMAND_LINE} {}", self.append);
         config.command_line = CommandLine::new(command_line.trim_end()).map_err(refuse("command_line"))?;
         config.platform = self.platform;

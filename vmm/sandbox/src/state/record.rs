@@ -131,6 +131,9 @@ pub struct MachineRecord {
     /// How many further containers can run at a time: each needs a slot for its image's disk.
     #[serde(default)]
     pub spare_slots: u8,
+    /// Whether the host gets back what the guest has freed while it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub give_back: bool,
     /// How the hardware is described to the kernel.
     #[serde(default)]
     pub platform: Platform,
@@ -558,6 +561,7 @@ pub(crate) mod tests {
                 confine: Confine::On,
                 monitor_user: None,
                 spare_slots: 0,
+                give_back: false,
                 platform: Platform::Auto,
                 kernel: "/k".into(),
                 initrd: "/i".into(),

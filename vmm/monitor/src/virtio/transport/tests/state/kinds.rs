@@ -9,6 +9,7 @@ use nelly_disk::RawDisk;
 
 use super::Phase;
 use crate::memory::{Backing, Slot};
+use crate::virtio::balloon::{Balloon, BalloonView};
 use crate::virtio::blk::Block;
 use crate::virtio::console::{Console, Ends};
 use crate::virtio::device::Device;
@@ -103,6 +104,17 @@ pub(super) fn memory_request(_: usize, seed: u8) -> Vec<Part> {
     bytes.extend((HOTPLUG + u64::from(seed / 4 % 16) * (2 << 20)).to_le_bytes());
     bytes.extend([1 + seed / 64, 0, 0, 0, 0, 0, 0, 0]);
     vec![Part::Read(bytes), Part::Write(10)]
+}
+
+/// Reports of pages of a region that no ring lies in.
+pub(super) fn balloon(_: Option<&BalloonView>) -> (Box<dyn Device>, BalloonView) {
+    let slot = Slot::new(7, HOTPLUG, HOTPLUG_BYTES, Backing::Anonymous, false).unwrap();
+    let (device, view) = Balloon::new(&[slot]);
+    (Box::new(device), view)
+}
+
+pub(super) fn report(_: usize, seed: u8) -> Vec<Part> {
+    vec![Part::Write(1 + u32::from(seed) * 8), Part::Write(1)]
 }
 
 pub(super) fn sizes(control: &MemoryControl) -> Vec<u8> {

@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 
 use self::kinds::{
-    console, console_request, contents, disk, disk_request, memory_device, memory_request, random_request,
-    rng, said, sizes,
+    balloon, console, console_request, contents, disk, disk_request, memory_device, memory_request,
+    random_request, report, rng, said, sizes,
 };
 use super::*;
 use crate::state::testing::{carry, refuses_damage, restore, written};
@@ -295,6 +295,11 @@ proptest! {
     #[test]
     fn a_memory_device(before in steps(), after in steps()) {
         round_trip(&before, &after, memory_request, false, memory_device, |control, _| sizes(control))?;
+    }
+
+    #[test]
+    fn a_balloon(before in steps(), after in steps()) {
+        round_trip(&before, &after, report, false, balloon, |_, _| Vec::new())?;
     }
 
     /// Bytes of any kind are refused, or give a device that a sound driver can use.
