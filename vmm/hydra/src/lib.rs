@@ -8,6 +8,7 @@
 mod containerd;
 mod error;
 mod grammar;
+mod k3s;
 mod machine;
 mod rows;
 mod setting;
@@ -17,6 +18,7 @@ mod variables;
 pub use containerd::containerd_lines;
 pub use error::HydraError;
 pub use grammar::show_size;
+pub use k3s::k3s_lines;
 pub use machine::{ArtifactLogin, Bare, Boots, Image, Keys, Login, Machine, Network, Port};
 pub use rows::Row;
 pub use setting::{Host, Platform, Profile, Setting, Source};

@@ -9,6 +9,7 @@ use nelly_seed::{HostName, PackageName, Password, PublicKey, Salt, SeedError, Us
 use crate::containerd::PORT as CONTAINERD;
 use crate::error::HydraError;
 use crate::grammar;
+use crate::k3s::{self, k3s};
 use crate::setting::{Host, Platform, Profile, Reader, Setting, Source};
 use crate::share::{Share, shares};
 
@@ -82,6 +83,8 @@ pub struct Image {
     pub kernel: Option<Setting<PackageName>>,
     /// Whether containerd answers at a port of the guest.
     pub containerd: bool,
+    /// The program of k3s on this host, if the guest gets it.
+    pub k3s: Option<Setting<PathBuf>>,
 }
 
 /// A password.
@@ -201,7 +204,10 @@ impl Machine {
             Boots::Image(Box::new(read_image(&mut reader)?))
         };
         let ports = ports(&mut reader, bare.value)?;
-        let shares = shares(&mut reader, bare.value)?;
+        let mut shares = shares(&mut reader, bare.value)?;
+        if let Boots::Image(image) = &boots {
+            shares.extend(image.k3s.as_ref().map(k3s::share));
+        }
         let network = network(&reader)?;
         // Other programs have a variable of this name, with other values.
         let debug = reader.parsed("DEBUG", grammar::switch).unwrap_or_else(|error| {
@@ -320,13 +326,7 @@ fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
         }
     }
     let containerd = !reader.parsed("DISABLE_CONTAINERD_CSI_PROXY", grammar::switch)?.value;
-    let k3s = reader.parsed("ENABLE_K3S_DIOD", grammar::switch)?;
-    if k3s.value {
-        reader.warn(format!(
-            "k3s and diod are not installed in the machine yet, which ENABLE_K3S_DIOD (from {}) asks for",
-            k3s.source
-        ));
-    }
+    let k3s = k3s(reader)?;
     let named = reader.parsed("DEFAULT_IMAGE", grammar::file_name)?;
     Ok(Image {
         file: named.with(without_packing(&named.value)),
@@ -339,6 +339,7 @@ fn read_image(reader: &mut Reader<'_>) -> Result<Image, HydraError> {
         host_name: reader.parsed("VM_HOSTNAME", HostName::new)?,
         kernel: kernel(reader)?,
         containerd,
+        k3s,
     })
 }
 

@@ -23,6 +23,8 @@ pub struct Share {
     pub host: PathBuf,
     /// Where it is in the guest; absolute.
     pub guest: String,
+    /// Whether the guest only reads it.
+    pub read_only: bool,
     /// What to do if it is not there.
     pub missing: Missing,
 }
@@ -50,7 +52,7 @@ pub(crate) fn shares(reader: &mut Reader<'_>, bare: bool) -> Result<Vec<Setting<
             grammar::mounts(&text.value).map_err(|reason| HydraError::value(MOUNTS, &text.value, reason))?;
         all.extend(pairs.into_iter().enumerate().map(|(index, (host, guest))| {
             let tag = format!("host{}", FIRST_TAG + index);
-            text.with(Share { tag, host, guest, missing: Missing::Refuse })
+            text.with(Share { tag, host, guest, read_only: false, missing: Missing::Refuse })
         }));
     }
     for (index, share) in all.iter().enumerate() {
@@ -106,7 +108,8 @@ fn kubelet(reader: &mut Reader<'_>, bare: bool) -> Result<Vec<Setting<Share>>, H
         } else {
             Path::new(&top.value).join(place.trim_start_matches('/'))
         };
-        let value = Share { tag: (*tag).to_owned(), host, guest: (*place).to_owned(), missing };
+        let value =
+            Share { tag: (*tag).to_owned(), host, guest: (*place).to_owned(), read_only: false, missing };
         Setting { value, source: asked }
     };
     Ok(KUBELET.iter().map(share).collect())
@@ -120,7 +123,9 @@ pub fn mount_lines<'a>(shares: impl IntoIterator<Item = &'a Share>) -> Vec<Strin
         .into_iter()
         .map(|share| {
             let (tag, place) = (&share.tag, quoted(&share.guest));
-            let entry = quoted(&format!("{tag} {} virtiofs nofail,{MARK} 0 0", in_fstab(&share.guest)));
+            let reads = if share.read_only { "ro," } else { "" };
+            let entry =
+                quoted(&format!("{tag} {} virtiofs {reads}nofail,{MARK} 0 0", in_fstab(&share.guest)));
             format!("mkdir -p {place} && printf '%s\\n' {entry} >>/etc/fstab && mount {place}")
         })
         .collect();
@@ -151,6 +156,7 @@ mod tests {
             tag: tag.to_owned(),
             host: "/srv".into(),
             guest: guest.to_owned(),
+            read_only: false,
             missing: Missing::Refuse,
         };
         assert_eq!(mount_lines([]), Vec::<String>::new());

@@ -157,7 +157,7 @@ pub const VARIABLES: &[Variable] = &[
         "",
         "packages are not fetched from addresses: KERNEL_VERSION takes a package of the image's own archive",
     ),
-    later("K3S_VERSION_INSTALL", "", "k3s is not installed in the machine"),
+    sets("K3S_VERSION_INSTALL", "", "k3s"),
     sets("KERNEL_VERSION", "", "packages"),
     nothing("KRUNKIT_HTTP_PORT", "", MONITOR),
     nothing("KRUNKIT_REBOOTS", "", MONITOR),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nelly_hydra::{
-    Bare, Boots, Image, Machine, Port, Share, Source, containerd_lines, mount_lines, show_size,
+    Bare, Boots, Image, Machine, Port, Share, Source, containerd_lines, k3s_lines, mount_lines, show_size,
 };
 use nelly_seed::PublicKey;
 
@@ -59,7 +59,8 @@ impl Line {
             line.flag("-p", &published(port.value));
         }
         for share in &found.shares {
-            line.flag("--share", &format!("{}={}", share.tag, share.host.display()));
+            let reads = if share.read_only { ":ro" } else { "" };
+            line.flag("--share", &format!("{}={}{reads}", share.tag, share.host.display()));
         }
         if machine.debug.value {
             line.flag("--log-level", "debug");
@@ -98,10 +99,10 @@ impl Line {
         for mount in mount_lines(found.shares.iter().copied()) {
             self.flag("--runcmd", &mount);
         }
-        if image.containerd {
-            for line in containerd_lines() {
-                self.flag("--runcmd", &line);
-            }
+        let containerd = if image.containerd { containerd_lines() } else { Vec::new() };
+        let k3s = if image.k3s.is_some() { k3s_lines() } else { Vec::new() };
+        for line in containerd.iter().chain(&k3s) {
+            self.flag("--runcmd", line);
         }
     }
 
@@ -249,6 +250,15 @@ mod tests {
             )
         );
         assert!(line(Profile::Host, &[]).command().contains("size=25G"));
+        let k3s = line(Profile::Host, &[("K3S_VERSION_INSTALL", "./k3s")]).command();
+        for part in [
+            "--share k3s=./k3s:ro",
+            "virtiofs ro,nofail,x-nelly.share",
+            "--runcmd 'install -D -m 755 /opt/nelly/k3s/file /usr/local/bin/k3s'",
+            "systemctl enable k3s.service",
+        ] {
+            assert!(k3s.contains(part), "{part}: {k3s}");
+        }
     }
 
     #[test]

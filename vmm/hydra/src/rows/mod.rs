@@ -66,6 +66,7 @@ impl Machine {
                     rows.push(Row { key: "ssh_keys", value, source: Source::Default });
                 }
                 rows.extend(image.kernel.iter().map(|one| row("packages", one, one.value.as_str())));
+                rows.extend(image.k3s.iter().map(|one| row("k3s", one, one.value.display())));
             }
             Boots::Bare(bare) => {
                 rows.push(row("kernel", &bare.kernel, bare.kernel.value.display()));

@@ -147,6 +147,7 @@ const VALUES: &[(&str, &str, Host, &str, &str)] = &[
         "/k/var/lib/kubelet|/var/lib/kubelet /k/var/log/pods|/var/log/pods",
     ),
     ("DRY_RUN_ONLY", "1", USER, "dry_run", "true"),
+    ("K3S_VERSION_INSTALL", "./bin/k3s", USER, "k3s", "./bin/k3s"),
     ("KERNEL_VERSION", "linux-image-rt-amd64", USER, "packages", "linux-image-rt-amd64"),
     ("KVM_CPU", "32", USER, "cpus", "32"),
     ("KVM_MEMORY", "1T", USER, "memory", "1T"),
@@ -176,7 +177,7 @@ fn each_variable_sets_what_the_table_says() {
     for &(name, value, host, key, expected) in VALUES {
         let mut variables = vec![(name, value)];
         match name {
-            "DEFAULT_KVM_HOST_DIOD_PORT" => variables.push(("ENABLE_K3S_DIOD", "1")),
+            "DEFAULT_KVM_HOST_DIOD_PORT" | "K3S_VERSION_INSTALL" => variables.push(("ENABLE_K3S_DIOD", "1")),
             name if name.contains("RIMD") => variables.push(("RUN_BARE_KERNEL", "1")),
             _ => {}
         }
@@ -376,6 +377,14 @@ fn a_profile_is_weaker_than_the_environment() {
     let told = host.warnings.join("\n");
     assert!(told.contains("k3s and diod are not installed") && !told.contains("containerd"), "{told}");
     assert_eq!(on(ROOT, Profile::Host, &[]).unwrap().shares, []);
+    // k3s comes where its program is given, read-only, and a version is none.
+    let k3s = on(ROOT, Profile::Host, &[("K3S_VERSION_INSTALL", "/opt/k3s")]).unwrap();
+    assert_eq!(shown(&k3s, "shares"), ["/opt/k3s|/opt/nelly/k3s ($K3S_VERSION_INSTALL)"]);
+    assert!(k3s.shares[0].value.read_only && k3s.warnings.join("\n").contains("diod is not installed"));
+    let version = on(ROOT, Profile::Host, &[("K3S_VERSION_INSTALL", "v1.32.6+k3s1")]).unwrap();
+    assert!(version.shares.is_empty() && version.warnings.join("\n").contains("names the version"));
+    let without = on(USER, Profile::Isolated, &[("K3S_VERSION_INSTALL", "/opt/k3s")]).unwrap();
+    assert!(image(&without).k3s.is_none() && without.warnings.join("\n").contains("without ENABLE_K3S_DIOD"));
     let bare = on(USER, Profile::IsolatedBare, &[("VM_USERNAME", "ada")]).unwrap();
     is(&bare, "kernel", "final_artifact/Image.gz (default)");
     is(&bare, "directory", "image-hydra-isolated-bare (profile isolated-bare)");
