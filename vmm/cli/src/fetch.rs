@@ -163,8 +163,17 @@ pub(crate) fn image(args: &BootArgs, context: &Context) -> Result<Option<BootArg
     let word = words.remove(0);
     let refused = |why: &str| Usage::error(format!("--image {word}: {why}"));
     let sums: Vec<String> = words.extract_if(.., |word| word.starts_with("checksum=")).collect();
+    // Of an overlay over an image that is kept it is remembered that it needs it.
+    let overlay = words.iter().find_map(|word| word.strip_prefix("overlay=")).map(PathBuf::from);
+    let overlay = overlay.filter(|_| !args.machine.dry_run);
+    let note =
+        |path: &Path| overlay.iter().try_for_each(|overlay| cache(context).note_overlay(path, overlay));
     if !word.contains("://") {
-        return if sums.is_empty() { Ok(None) } else { Err(refused("checksum= is for the image of a URL")) };
+        if !sums.is_empty() {
+            return Err(refused("checksum= is for the image of a URL"));
+        }
+        note(Path::new(&word))?;
+        return Ok(None);
     }
     if words.iter().any(|word| word == "rw" || word == "ro=off" || word == "readonly=off") {
         return Err(refused(
@@ -200,6 +209,7 @@ pub(crate) fn image(args: &BootArgs, context: &Context) -> Result<Option<BootArg
             pulled.map_err(|error| failed(error, &source))?.path
         }
     };
+    note(&path)?;
     let path = path.into_os_string().into_string().map_err(|path| {
         anyhow::anyhow!("the path of the image, {}, is no text in UTF-8", Path::new(&path).display())
     })?;
@@ -209,7 +219,7 @@ pub(crate) fn image(args: &BootArgs, context: &Context) -> Result<Option<BootArg
 }
 
 /// Where fetched images are.
-fn cache(context: &Context) -> DiskCache {
+pub(crate) fn cache(context: &Context) -> DiskCache {
     DiskCache::at(context.places.data.join("disks"))
 }
 

@@ -8,14 +8,15 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nelly_image::Digest;
-use serde_json::Value;
+use nelly_sandbox::state::{SandboxRecord, Sandboxes, Timestamp};
+use serde_json::{Value, json};
 
 /// Knows what the tests need of the program's order.
 const UNPACKER: &str = r#"#!/bin/sh
@@ -288,6 +289,85 @@ fn boot_fetches_an_image_once_and_never_writes_it() {
     let (_, err) = place.run(&["boot", "--image", "x.raw,checksum=sha256:1"], 125);
     assert!(err.contains("checksum= is for the image of a URL"), "{err}");
     assert_eq!(server.asked(), 1);
+}
+
+#[test]
+fn fetched_disks_are_listed_and_those_in_use_stay() {
+    let (place, disk) = (Place::new(), disk());
+    let mut second = disk.clone();
+    second[0] = 2;
+    let files = vec![("a.raw.xz", packed(&disk)), ("b.raw", second), ("c.raw", disk[..4096].to_vec())];
+    let server = Server::start(files, None, false);
+    let pull =
+        |name: &str| PathBuf::from(place.run(&["image", "pull", "-q", &server.url(name)], 0).0.trim_end());
+    let (first, second, third) = (pull("a.raw.xz"), pull("b.raw"), pull("c.raw"));
+    let (out, _) = place.run(&["image", "ls"], 0);
+    let line = |name: &str| out.lines().find(|line| line.starts_with(name)).map(str::to_owned).unwrap();
+    assert!(line("a.raw").contains("KiB") && line("DISK").contains("FETCHED"), "{out}");
+    let (out, _) = place.run(&["image", "ls", "--json"], 0);
+    let rows: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let row = |path: &Path| rows.iter().find(|row| row["path"].as_str() == path.to_str()).unwrap().clone();
+    assert_eq!(row(&first)["bytes"], disk.len());
+    assert_eq!((row(&first)["kind"].as_str(), row(&first)["format"].as_str()), (Some("disk"), Some("raw")));
+    let (quiet, _) = place.run(&["image", "ls", "-q"], 0);
+    assert_eq!(quiet.lines().count(), 3, "{quiet}");
+    assert!(place.run(&["image", "ls", "-q", "--filter", "dangling=true"], 0).0.is_empty());
+
+    // One that a machine has open.
+    let open = fs::File::open(&first).unwrap();
+    open.lock_shared().unwrap();
+    let (_, err) = place.run(&["image", "rm", "a.raw"], 1);
+    assert!(err.contains("is in use: a machine runs with it") && first.exists(), "{err}");
+    drop(open);
+    // One below an overlay that boot was told of, whether or not that boots; by its path, too.
+    for image in [server.url("b.raw"), second.display().to_string()] {
+        let over = place.path("over.qcow2");
+        place.run(&["boot", "--image", &format!("{image},overlay=over.qcow2")], 125);
+        let make = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", second.to_str().unwrap()];
+        let made = Command::new("qemu-img").args(make).arg(&over).status().unwrap();
+        assert!(made.success());
+        let (_, err) = place.run(&["image", "rm", "b.raw"], 1);
+        assert!(err.contains("over.qcow2 lies above it") && second.exists(), "{err}");
+        fs::remove_file(over).unwrap();
+        // It is noted once.
+        let noted = fs::read_to_string(second.parent().unwrap().join("overlays")).unwrap();
+        assert_eq!(noted.lines().count(), 1, "{noted}");
+    }
+    // One that a machine boots from which does not run.
+    let all = Sandboxes::make(&place.path("home/data/sandboxes")).unwrap();
+    let image = format!("{},ephemeral", third.display());
+    let (dir, lock) = all.draft(booted(&image)).unwrap().publish().unwrap();
+    drop(lock);
+    let (_, err) = place.run(&["image", "rm", third.to_str().unwrap()], 1);
+    assert!(err.contains("machine dev boots from it") && third.exists(), "{err}");
+    place.run(&["rm", "dev"], 0);
+    assert!(!dir.ssh_keys().exists());
+
+    let (out, _) = place.run(&["image", "rm", "a.raw", second.to_str().unwrap()], 0);
+    assert!(
+        out.contains("removed ") && out.contains("freed ") && !first.exists() && !second.exists(),
+        "{out}"
+    );
+    let id = row(&third)["id"].as_str().unwrap()[7..19].to_owned();
+    let (out, _) = place.run(&["image", "rm", "--json", &id], 0);
+    assert!(serde_json::from_str::<Value>(&out).unwrap()[0]["freed_bytes"].as_u64() >= Some(4096), "{out}");
+    assert!(place.fetched().is_empty(), "{:?}", place.fetched());
+    assert_eq!(fs::read_dir(place.path("home/data/disks")).unwrap().count(), 0);
+    let (_, err) = place.run(&["image", "rm", "a.raw"], 1);
+    assert!(!err.is_empty());
+    // It can be fetched again.
+    assert!(pull("c.raw").exists());
+}
+
+/// The record of a machine that boots from this image.
+fn booted(image: &str) -> SandboxRecord {
+    let process = json!({ "args": [], "env": [], "cwd": "/", "user": "0", "terminal": true, "stdin": true });
+    let container = json!({ "process": process, "hostname": "dev", "read_only": false, "tmpfs": [], "upper_bytes": 0, "seccomp": "default" });
+    serde_json::from_value(json!({ "id": "a".repeat(64), "name": "dev", "created": Timestamp::now(),
+        "image": { "reference": image, "digest": "", "disk_paths": [] }, "container": container,
+        "machine": { "cpus": 1, "memory_bytes": 536_870_912_u64, "kernel": "", "initrd": "", "monitor": "/m", "network": { "mode": "none" } },
+        "boot": { "image": image, "on_reset": "reboot" } }))
+    .unwrap()
 }
 
 #[test]

@@ -151,6 +151,20 @@ pub(crate) fn claim(path: &Path, read_only: bool, chain: &mut Vec<(u64, u64)>) -
     Ok(file)
 }
 
+/// The image at `path`, which nobody else opens as long as it is open: `None` if somebody has it
+/// open. It is opened to read.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn alone(path: &Path) -> Result<Option<File>, ImageError> {
+    let file = open_file(path, true)?;
+    match lock(&file, false) {
+        Ok(()) => Ok(Some(file)),
+        Err(DiskError::Locked) => Ok(None),
+        Err(source) => Err(ImageError::File { path: shown(path), source }),
+    }
+}
+
 /// Remembers a file of the chain, by device and number.
 pub(crate) fn remember(path: &Path, file: &File, chain: &mut Vec<(u64, u64)>) -> Result<(), ImageError> {
     let failed = |source| ImageError::Read { path: shown(path), source };

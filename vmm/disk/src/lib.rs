@@ -30,7 +30,7 @@ mod testing;
 mod traits;
 
 pub use buffer::{ReadBuffer, Within, WriteBuffer};
-pub use chain::{ChainFile, Follow, Format, ImageError, disk_of_chain, open_chain};
+pub use chain::{ChainFile, Follow, Format, ImageError, alone, disk_of_chain, open_chain};
 pub use concat::{Concat, ConcatBuilder, ConcatError};
 pub use convert::{Converted, convert};
 pub use file::{FileReader, OpenError};

@@ -21,9 +21,9 @@ use crate::source::Source;
 use crate::watch::Watch;
 
 /// The file that tells of the newest version.
-const ENTRY: &str = "entry.json";
+pub(crate) const ENTRY: &str = "entry.json";
 /// The name that a download would have.
-const DOWNLOAD: &str = "download";
+pub(crate) const DOWNLOAD: &str = "download";
 /// Most bytes of an entry.
 const ENTRY_MAX: u64 = 64 << 10;
 /// Longest part of a name that comes from a URL.
@@ -90,6 +90,10 @@ impl DiskCache {
     #[must_use]
     pub fn at(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where versions of what comes from a place are.

@@ -14,7 +14,7 @@ pub(crate) enum ImageVerb {
     Pull(PullArgs),
     /// Upload an image of the local store to a registry
     Push(PushArgs),
-    /// List the images of the local store
+    /// List the images of the local store, and the fetched images of disks
     #[command(visible_alias = "list")]
     Ls(LsArgs),
     /// Show the configuration, layers and cache of images, and what would run them
@@ -23,7 +23,7 @@ pub(crate) enum ImageVerb {
     History(HistoryArgs),
     /// Give an image another name
     Tag(TagArgs),
-    /// Remove images by name or id, with the files that no other image needs
+    /// Remove images by name or id, with the files that no other image needs, and fetched disks
     Rm(RmArgs),
     /// Remove images without a name, unfinished downloads and old cache files
     Prune(PruneArgs),
@@ -115,11 +115,15 @@ pub(crate) struct TagArgs {
 
 /// `nelly image rm`.
 #[derive(Debug, Args)]
-#[command(after_help = "An image that a sandbox uses is not removed.\n\nExamples:\n  \
+#[command(
+    after_help = "An image that a sandbox uses is not removed, and neither is a disk that a machine or an overlay needs which nelly boot was told of. \
+    Overlays that other programs made are not known.\n\nExamples:\n  \
     nelly image rm app:test\n  \
-    nelly image rm -f 3f2a91c04b7d    with all of its names")]
+    nelly image rm -f 3f2a91c04b7d    with all of its names\n  \
+    nelly image rm debian-12-genericcloud-amd64.qcow2"
+)]
 pub(crate) struct RmArgs {
-    /// Images of the local store, by name or id
+    /// Images of the local store, by name or id; fetched disks, by name, id or path
     #[arg(value_name = "IMAGE", required = true)]
     pub(crate) images: Vec<String>,
     /// Remove all names of an image that is given by its id; an image that does not exist is no

@@ -7,7 +7,7 @@ use nelly_image::{ImageError, ImageName, LocalError, Removed};
 use serde_json::{Value, json};
 
 use super::args::{PruneArgs, RmArgs, TagArgs};
-use super::{in_use, local, size, store};
+use super::{disks, in_use, local, size, store};
 use crate::context::Context;
 use crate::fail::{OfFlag as _, Usage};
 use crate::{fail, out};
@@ -62,16 +62,19 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
                     "removed": removal.digest.map(|digest| digest.to_string()),
                     "freed_bytes": removed.bytes, "busy": removed.busy }));
             }
-            Err(ImageError::Local { source: LocalError::NoImage(_), .. }) if args.force => {}
-            // The others are removed nevertheless.
-            Err(error) => {
-                failed = true;
-                let error = match error {
-                    ImageError::Local { source, .. } => source.into(),
-                    other => other.into(),
-                };
-                fail::report(&error, args.json, 1);
-            }
+            Err(error) => match rm_disk(word, error, args, context) {
+                Ok(None) => {}
+                Ok(Some((row, bytes))) => {
+                    total.bytes += bytes;
+                    total.files += 1;
+                    rows.push(row);
+                }
+                // The others are removed nevertheless.
+                Err(error) => {
+                    failed = true;
+                    fail::report(&error, args.json, 1);
+                }
+            },
         }
     }
     if args.json {
@@ -80,6 +83,31 @@ pub(super) fn rm(args: &RmArgs, context: &Context) -> Result<ExitCode> {
         freed(total)?;
     }
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// Removes the fetched disk that a word names which names no image: what is printed of it as JSON,
+/// and how many bytes are free then.
+fn rm_disk(word: &str, error: ImageError, args: &RmArgs, context: &Context) -> Result<Option<(Value, u64)>> {
+    let source = match error {
+        ImageError::Local { source, .. } => source,
+        other => return Err(other.into()),
+    };
+    if !matches!(source, LocalError::NoImage(_)) {
+        return Err(source.into());
+    }
+    match disks::find(disks::all(context)?, word)? {
+        Some(disk) => {
+            let bytes = disks::remove(&disk, context)?;
+            if !args.json {
+                out::line(format_args!("removed {}", disk.path.display()))?;
+            }
+            let row = json!({ "schema": 1, "image": word, "untagged": [], "removed": disk.sha256.to_string(),
+                "path": disk.path, "freed_bytes": bytes, "busy": false });
+            Ok(Some((row, bytes)))
+        }
+        None if args.force => Ok(None),
+        None => Err(source.into()),
+    }
 }
 
 /// `nelly image prune`.

@@ -7,7 +7,7 @@ use nelly_image::{ImagePlan, SourceError, StoredImage};
 use serde_json::json;
 
 use super::args::LsArgs;
-use super::{local, size, store};
+use super::{disks, local, size, store};
 use crate::context::Context;
 use crate::fail::Usage;
 use crate::{out, table};
@@ -108,6 +108,8 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
             rows.push((image, plan));
         }
     }
+    // Disks have nothing that a condition could be for.
+    let disks = if filters.is_empty() { disks::all(context)? } else { Vec::new() };
     let id = |image: &StoredImage| {
         let hex = image.descriptor.digest.hex();
         if args.no_trunc { image.descriptor.digest.to_string() } else { hex.chars().take(SHORT).collect() }
@@ -118,19 +120,22 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
     let created = |plan: &Option<ImagePlan>| plan.as_ref().and_then(|plan| plan.config.created().clone());
     if args.json {
         let rows = rows.iter().map(|(image, plan)| {
-            json!({ "schema": 1, "id": image.descriptor.digest.to_string(),
+            json!({ "schema": 1, "kind": "image", "id": image.descriptor.digest.to_string(),
                 "name": image.name.as_ref().map(|name| name.familiar()),
                 "canonical_name": image.name.as_ref().map(|name| name.canonical()),
                 "media_type": image.descriptor.media_type, "created": created(plan),
                 "layers_bytes": stored(plan), "cached": plan.as_ref().map(|plan| plan.cached) })
         });
-        out::json(serde_json::Value::Array(rows.collect()))?;
+        out::json(serde_json::Value::Array(rows.chain(disks.iter().map(disks::row)).collect()))?;
         return Ok(ExitCode::SUCCESS);
     }
     if args.quiet {
         let mut seen = std::collections::HashSet::new();
         for (image, _) in rows.iter().filter(|(image, _)| seen.insert(image.descriptor.digest)) {
             out::line(id(image))?;
+        }
+        for disk in &disks {
+            out::line(disks::id(disk, args.no_trunc))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -146,6 +151,10 @@ pub(super) fn ls(args: &LsArgs, context: &Context) -> Result<ExitCode> {
     }
     for line in table::aligned(&table) {
         out::line(line)?;
+    }
+    if !disks.is_empty() {
+        out::line("")?;
+        disks::print(&disks, args.no_trunc)?;
     }
     Ok(ExitCode::SUCCESS)
 }

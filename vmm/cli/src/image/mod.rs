@@ -3,6 +3,7 @@
 mod archive;
 pub(crate) mod args;
 mod change;
+mod disks;
 mod engine;
 mod list;
 mod show;
