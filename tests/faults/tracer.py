@@ -99,7 +99,8 @@ class Tracer:
         key = (program, thread, name, nth)
         if self.fault is None:
             self.run.calls.append((key, self.kind(pid, name, arguments), tuple(arguments)))
-        elif key == self.fault[0] and self.run.failed_at is None:
+        elif key == self.fault[0] and self.run.failed_at is None and self.kind(pid, name, arguments)[0] == self.fault[2]:
+            # Of another kind of file this time, the call could not meet this error: it was chosen for that kind.
             how = self.fault[1]
             self.run.failed_at = time.monotonic()
             self.run.name = name
