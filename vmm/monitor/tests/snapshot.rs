@@ -189,6 +189,7 @@ fn config(
     config.console = Endpoint::Stream;
     config.vsock = Some(VsockConfig::default());
     config.hotplug_bytes = HotplugSize::new(128 << 20).unwrap();
+    config.give_back = true;
     config.spare_slots = 1;
     change(&mut config);
     (config, resources)
@@ -264,7 +265,7 @@ fn what_is_saved_goes_on_where_it_was_as_often_as_one_likes() {
                 let mut serial = machine.serial().unwrap();
                 let kinds: Vec<_> =
                     machine.inspect().unwrap().devices.into_iter().map(|device| device.kind).collect();
-                assert_eq!(kinds, ["block", "entropy", "console", "vsock", "memory", "none"]);
+                assert_eq!(kinds, ["block", "entropy", "console", "vsock", "memory", "balloon", "none"]);
                 machine.resume().unwrap();
                 count_on(&mut serial, last + 1, others, count);
                 drop(machine);
@@ -335,7 +336,7 @@ type Change = fn(&mut MachineConfig);
 #[test]
 fn what_differs_is_refused_by_its_name() {
     let folder = saved();
-    let table: [(&str, Change); 6] = [
+    let table: [(&str, Change); 7] = [
         ("the saved machine has 1 vCPU, this one has 2", |config| config.cpus = CpuCount::new(2).unwrap()),
         ("the saved machine has 16777216 bytes of memory, this one has 33554432", |config| {
             config.memory_bytes = MemorySize::new(32 << 20).unwrap()
@@ -343,7 +344,10 @@ fn what_differs_is_refused_by_its_name() {
         ("the saved machine can have 134217728 bytes more of memory, this one has 0", |config| {
             config.hotplug_bytes = HotplugSize::new(0).unwrap()
         }),
-        ("the saved machine has 6 virtio slots, this one has 7", |config| config.spare_slots = 2),
+        ("the saved machine has 7 virtio slots, this one has 8", |config| config.spare_slots = 2),
+        ("the saved machine has in slot 5 balloon, this one has nothing", |config| {
+            (config.give_back, config.spare_slots) = (false, 2)
+        }),
         ("the saved machine has in slot 1 entropy, this one has console", |config| {
             (config.rng, config.spare_slots) = (false, 2)
         }),
