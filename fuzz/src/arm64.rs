@@ -35,6 +35,7 @@ pub fn accepts(data: &[u8]) -> bool {
         platform: Platform::Auto,
         protocol: BootProtocol::Auto,
         seed: None,
+        kernel_place: None,
     };
     let Ok(loaded) = boot::arm64::load(&ram, &request) else { return false };
     let memory = aarch64::layout::RAM..aarch64::layout::RAM + RAM;

@@ -40,6 +40,7 @@ pub fn accepts(data: &[u8]) -> bool {
         protocol: [BootProtocol::Auto, BootProtocol::Elf64, BootProtocol::Pvh, BootProtocol::Bzimage]
             [usize::from(choice & 3)],
         seed: None,
+        kernel_place: None,
     };
     let Ok(loaded) = boot::x86::load(&ram, &request) else { return false };
     let (start, end) = loaded.kernel;

@@ -65,6 +65,7 @@ pub fn described(data: &[u8]) -> Option<usize> {
         platform,
         protocol: BootProtocol::Auto,
         seed: (choice & 0x40 != 0).then_some([9; 32]),
+        kernel_place: (choice & 0x40 != 0).then_some(9),
     };
     if arm {
         let ranges = aarch64::ram_ranges(RAM);

@@ -216,6 +216,7 @@ fn run(elf: &Path, shortcut: bool) -> (String, u64) {
             platform: Platform::Mptable,
             protocol: BootProtocol::Elf64,
             seed: None,
+            kernel_place: None,
         },
     )
     .unwrap();

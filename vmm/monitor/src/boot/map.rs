@@ -7,6 +7,8 @@ use crate::memory::GuestRam;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Map {
     ram: Vec<(u64, u64)>,
+    /// What is put somewhere begins at a multiple of this, a power of two.
+    align: u64,
 }
 
 impl Map {
@@ -21,7 +23,12 @@ impl Map {
                 _ => ram.push((start, end)),
             }
         }
-        Self { ram }
+        Self { ram, align: PAGE }
+    }
+
+    /// The same memory, in which all begins at multiples of `align`, a power of two.
+    pub(super) fn aligned(self, align: u64) -> Self {
+        Self { align, ..self }
     }
 
     /// Bytes of memory.
@@ -39,20 +46,20 @@ impl Map {
         self.ram.iter().any(|&(first, last)| first <= start && end <= last)
     }
 
-    /// The first place, a multiple of 4096, for `len` bytes that lies in memory at `from` or above
+    /// The first aligned place for `len` bytes that lies in memory at `from` or above
     /// and ends at `limit` at the latest.
     pub(super) fn lowest(&self, len: u64, from: u64, limit: u64) -> Option<u64> {
         self.ram.iter().find_map(|&(start, end)| {
-            let place = start.max(from).checked_next_multiple_of(PAGE)?;
+            let place = start.max(from).checked_next_multiple_of(self.align)?;
             (place.checked_add(len)? <= end.min(limit)).then_some(place)
         })
     }
 
-    /// The highest place, a multiple of 4096, for `len` bytes that lies in memory at `floor` or
+    /// The highest aligned place for `len` bytes that lies in memory at `floor` or
     /// above, ends at `limit` at the latest and stays clear of `taken`.
     pub(super) fn highest(&self, len: u64, floor: u64, limit: u64, taken: (u64, u64)) -> Option<u64> {
         let fits = |start: u64, end: u64| {
-            let place = end.min(limit).checked_sub(len)? & !(PAGE - 1);
+            let place = end.min(limit).checked_sub(len)? & !(self.align - 1);
             (place >= start.max(floor)).then_some(place)
         };
         self.ram
@@ -70,7 +77,7 @@ mod tests {
 
     impl Map {
         pub(in crate::boot) fn with(ram: &[(u64, u64)]) -> Self {
-            Self { ram: ram.to_vec() }
+            Self { ram: ram.to_vec(), align: PAGE }
         }
     }
 

@@ -93,6 +93,8 @@ pub struct BootRequest<'a> {
     pub protocol: BootProtocol,
     /// Random bytes for the guest's random number generator.
     pub seed: Option<[u8; 32]>,
+    /// Random bits by which a kernel chooses where it runs, where it is told them.
+    pub kernel_place: Option<u64>,
 }
 
 /// How the hardware was described.

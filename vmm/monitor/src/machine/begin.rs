@@ -58,6 +58,7 @@ impl<H> Assembly<'_, H> {
         let config = self.config;
         let kernel = self.image(&images.kernel)?;
         let initrd = images.initrd.as_ref().map(|image| self.image(image)).transpose()?;
+        let (seed, kernel_place) = seeds()?;
         let request = BootRequest {
             kernel: kernel.image(),
             initrd: initrd.as_ref().map(Bytes::image),
@@ -66,7 +67,8 @@ impl<H> Assembly<'_, H> {
             transports: &plan.transports(),
             platform: config.platform,
             protocol: config.boot_protocol,
-            seed: Some(seed()?),
+            seed: Some(seed),
+            kernel_place: Some(kernel_place),
         };
         let loaded = plan
             .board
@@ -128,9 +130,12 @@ impl Bytes<'_> {
 }
 
 /// Every start of a guest has one of its own.
-fn seed() -> Result<[u8; 32], AssembleError> {
-    let mut seed = [0; 32];
-    sys::random(&mut seed)
+fn seeds() -> Result<([u8; 32], u64), AssembleError> {
+    let mut bytes = [0; 40];
+    sys::random(&mut bytes)
         .map_err(|error| AssembleError::Host("cannot read random bytes of the host", error))?;
-    Ok(seed)
+    let (mut seed, mut place) = ([0; 32], [0; 8]);
+    seed.copy_from_slice(&bytes[..32]);
+    place.copy_from_slice(&bytes[32..]);
+    Ok((seed, u64::from_ne_bytes(place)))
 }

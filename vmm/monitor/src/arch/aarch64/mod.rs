@@ -16,6 +16,41 @@ pub const fn affinity(index: u32) -> u32 {
     (index >> 4) << 8 | index & 0xf
 }
 
+/// Bytes of the pages by which a kernel translates addresses. Each is one that it was built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granule {
+    /// 4 KiB.
+    Kib4,
+    /// 16 KiB.
+    Kib16,
+    /// 64 KiB.
+    Kib64,
+}
+
+impl Granule {
+    /// What is said of a processor without it, as [`crate::hv::HvError::Missing`] names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kib4 => "pages of 4 KiB, for which the kernel is built",
+            Self::Kib16 => "pages of 16 KiB, for which the kernel is built",
+            Self::Kib64 => "pages of 64 KiB, for which the kernel is built",
+        }
+    }
+
+    /// Whether a processor translates by it, as its ID_AA64MMFR0_EL1 says.
+    #[must_use]
+    pub fn is_served(self, memory_model: u64) -> bool {
+        let field = |shift: u32| memory_model >> shift & 0xf;
+        match self {
+            Self::Kib4 => field(28) != 0xf,
+            // This one alone counts from what is not there.
+            Self::Kib16 => field(20) != 0,
+            Self::Kib64 => field(24) != 0xf,
+        }
+    }
+}
+
 /// Registers at the guest's first instruction: EL1, MMU off, interrupts masked (Linux `booting.rst`
 /// for arm64).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +59,8 @@ pub struct BootState {
     pub pc: u64,
     /// X0: guest physical address of the flattened device tree.
     pub device_tree: u64,
+    /// What the kernel's header says of its pages.
+    pub granule: Option<Granule>,
 }
 
 /// Guest physical addresses.
@@ -72,4 +109,28 @@ pub fn hotplug_start(size: u64, _len: u64) -> u64 {
 #[must_use]
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
     vec![(layout::RAM, size)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of real processors' ID_AA64MMFR0_EL1, as far as pages go, and what they cannot.
+    #[test]
+    fn pages_of_a_processor_are_those_that_it_says() {
+        let cases = [
+            // 4 and 64 KiB (a Cortex-A53), all three (a Neoverse N1), 4 and 16 KiB (Apple M1).
+            (0x0000_1122, [true, false, true]),
+            (0x0010_1122, [true, true, true]),
+            (0x0f10_0003, [true, true, false]),
+            // With 52-bit addresses in pages of 4 and 16 KiB.
+            (0x1020_0000, [true, true, true]),
+            (0xff00_0000, [false, false, false]),
+        ];
+        for (register, served) in cases {
+            let found =
+                [Granule::Kib4, Granule::Kib16, Granule::Kib64].map(|pages| pages.is_served(register));
+            assert_eq!(found, served, "{register:#x}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Linux's Image for arm64 (Documentation/arch/arm64/booting.rst): its header, and where it goes.
 
 use super::{MACHINE, zboot};
-use crate::arch::aarch64::layout;
+use crate::arch::aarch64::{Granule, layout};
 use crate::boot::compress::{self, Format};
 use crate::boot::error::BootError;
 use crate::boot::map::Map;
@@ -14,6 +14,8 @@ const MAGIC: &[u8] = b"ARM\x64";
 const MAGIC_AT: usize = 56;
 /// `flags`: the kernel is big-endian.
 const BIG_ENDIAN: u64 = 1;
+/// `flags`: two bits from here on say which pages it was built for.
+const PAGES: u32 = 1;
 /// A kernel lies so many bytes behind a multiple of this.
 const ALIGN: u64 = 2 << 20;
 
@@ -26,6 +28,8 @@ pub(super) struct Kernel<'a> {
     text_offset: u64,
     /// Bytes of memory that it takes, what the file does not give included.
     image_size: u64,
+    /// What its flags say of its pages; old kernels say nothing.
+    pub(super) granule: Option<Granule>,
 }
 
 impl<'a> Kernel<'a> {
@@ -63,6 +67,12 @@ impl<'a> Kernel<'a> {
         if flags & BIG_ENDIAN != 0 {
             return Err(BootError::unfit(name, "is a big-endian kernel"));
         }
+        let granule = match flags >> PAGES & 3 {
+            1 => Some(Granule::Kib4),
+            2 => Some(Granule::Kib16),
+            3 => Some(Granule::Kib64),
+            _ => None,
+        };
         if text_offset >= ALIGN {
             return Err(BootError::corrupt(name, "its text offset is 2 MiB or more"));
         }
@@ -70,7 +80,7 @@ impl<'a> Kernel<'a> {
         if image_size > u64::MAX - layout::RAM - 2 * ALIGN {
             return Err(BootError::corrupt(name, "it would be loaded beyond the end of the address space"));
         }
-        Ok(Self { source, kind, text_offset, image_size })
+        Ok(Self { source, kind, text_offset, image_size, granule })
     }
 
     /// Where it will lie, first byte and end: at the lowest place there is. Memory below a kernel

@@ -26,6 +26,9 @@ use tree::Described;
 const MACHINE: &str = "64-bit Arm";
 /// Longest command line that Linux keeps on arm64, without the NUL.
 const COMMAND_LINE_MAX: usize = 2047;
+/// The largest page of a kernel or host. A kernel gives back whole pages of its initrd, so the
+/// device tree shares none with it; and what lies on the host's pages can be mapped.
+const PAGE_MAX: u64 = 64 << 10;
 /// Kernels map so much of a device tree before they know more.
 const TREE_MAX: u64 = 2 << 20;
 
@@ -49,7 +52,7 @@ pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootErr
     }
     let command_line = command_line(request.command_line)?;
     let kernel = Kernel::open(Source::open(name, request.kernel.bytes)?)?;
-    let map = Map::of(ram);
+    let map = Map::of(ram).aligned(PAGE_MAX);
     let place = kernel.place(&map)?;
     let mut loader = Loader::new(ram);
     let whole = (0, kernel.source.len());
@@ -60,7 +63,7 @@ pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootErr
         let source = Source::open(image.name, image.bytes)?;
         let len = source.len();
         let guest = map.lowest(len, taken.1, u64::MAX).ok_or_else(|| {
-            let needs = (taken.1 - aarch64::layout::RAM).saturating_add(len).saturating_add(super::PAGE);
+            let needs = (taken.1 - aarch64::layout::RAM).saturating_add(len).saturating_add(PAGE_MAX);
             BootError::initrd_too_large(image.name, len, map.total(), needs)
         })?;
         loader.put(&source, guest, (0, len), "initrd")?;
@@ -74,6 +77,7 @@ pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootErr
         command_line,
         initrd,
         seed: request.seed,
+        kernel_place: request.kernel_place,
     });
     let len = tree.len() as u64;
     if len > TREE_MAX {
@@ -87,7 +91,7 @@ pub fn load(ram: &GuestRam, request: &BootRequest<'_>) -> Result<Loaded, BootErr
         .write_slice(&tree, GuestAddress(device_tree))
         .map_err(|source| BootError::Memory { what: "device tree", source })?;
     Ok(Loaded {
-        state: BootState::Arm64(aarch64::BootState { pc: place.0, device_tree }),
+        state: BootState::Arm64(aarch64::BootState { pc: place.0, device_tree, granule: kernel.granule }),
         platform: PlatformTables::DeviceTree,
         kind: kernel.kind,
         kernel: place,

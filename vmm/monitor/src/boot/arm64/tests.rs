@@ -31,6 +31,7 @@ fn request(kernel: &dyn ReadAt) -> BootRequest<'_> {
         platform: Platform::Auto,
         protocol: BootProtocol::Auto,
         seed: None,
+        kernel_place: None,
     }
 }
 
@@ -58,8 +59,11 @@ fn an_image_lies_at_the_lowest_place_its_header_allows() {
         let initrd = vec![9; 4097];
         let memory = memory_of(16);
         let given = Some(Image { name: "INITRD", bytes: &initrd });
-        let loaded =
-            load(&memory, &BootRequest { initrd: given, seed: Some([5; 32]), ..request(&file) }).unwrap();
+        let loaded = load(
+            &memory,
+            &BootRequest { initrd: given, seed: Some([5; 32]), kernel_place: Some(77), ..request(&file) },
+        )
+        .unwrap();
         let start = layout::RAM + text_offset;
         assert_eq!(loaded.kernel, (start, start + 3 * MIB));
         assert!(bytes(&memory, start, image.len()) == image, "the kernel differs");
@@ -71,7 +75,10 @@ fn an_image_lies_at_the_lowest_place_its_header_allows() {
         let chosen = tree.at("chosen");
         assert_eq!(chosen.texts("bootargs"), ["console=ttyS0"]);
         assert_eq!([chosen.wide("linux,initrd-start"), chosen.wide("linux,initrd-end")], [[at], [at + len]]);
-        assert_eq!(chosen.properties["rng-seed"], [5; 32]);
+        assert_eq!(
+            (chosen.properties["rng-seed"].as_slice(), chosen.wide("kaslr-seed")),
+            (&[5; 32][..], vec![77])
+        );
         assert_eq!(loaded.kind.starts_with("gzip-compressed"), packed);
     }
 }
@@ -106,6 +113,85 @@ fn the_tree_has_what_the_board_has() {
     assert_eq!(tree.at("rtc@9010000").cells("clocks"), tree.at("apb-pclk").cells("phandle"));
     assert_eq!(tree.at("timer").cells("interrupts").len(), 12);
     assert_eq!(tree.at("psci").texts("method"), ["hvc"]);
+}
+
+/// With 32 processors and a tebibyte, what is described is what is there.
+#[test]
+fn the_largest_machine_is_described() {
+    let memory = [(layout::RAM, layout::RAM + (1 << 40))];
+    let slot = |number: u32| MmioSlot {
+        address: layout::VIRTIO_MMIO + u64::from(number) * layout::VIRTIO_STRIDE,
+        line: aarch64::line(layout::VIRTIO_LINE + number).unwrap(),
+    };
+    let transports: Vec<_> = (0..64).map(slot).collect();
+    let command_line = "x".repeat(2047);
+    let written = tree::write(&Described {
+        memory: &memory,
+        cpus: 32,
+        transports: &transports,
+        command_line: &command_line,
+        initrd: Some((layout::RAM + (1 << 39), 1 << 30)),
+        seed: Some([1; 32]),
+        kernel_place: Some(2),
+    });
+    assert!((written.len() as u64) < PAGE_MAX, "{}", written.len());
+    let tree = read(&written);
+    assert_eq!(tree.at("memory@80000000").wide("reg"), [layout::RAM, 1 << 40]);
+    assert_eq!(tree.at("cpus").nodes.len(), 32);
+    let gic = tree.at("interrupt-controller@8000000").wide("reg");
+    assert_eq!(gic[3], 32 * layout::GIC_REDISTRIBUTOR_LEN);
+    assert!(gic[2] + gic[3] <= layout::SERIAL, "the redistributors end before the first device");
+    let nodes = tree.nodes.iter().filter(|(name, _)| name.starts_with("virtio_mmio@"));
+    let lines: std::collections::BTreeSet<_> = nodes.map(|(_, node)| node.cells("interrupts")[1]).collect();
+    assert_eq!(lines, (16..80).collect());
+    assert!(lines.iter().all(|line| *line < layout::SHARED_INTERRUPTS));
+    // Without it a device's writes are not seen on processors whose caches do not look for them.
+    assert!(
+        tree.nodes
+            .iter()
+            .filter(|(name, _)| name.starts_with("virtio"))
+            .all(|(_, node)| node.properties.contains_key("dma-coherent"))
+    );
+    assert_eq!(tree.at("chosen").wide("linux,initrd-end"), [layout::RAM + (1 << 39) + (1 << 30)]);
+}
+
+/// What a header says of the kernel's pages goes to the back end, which knows the processor.
+#[test]
+fn a_kernel_says_which_pages_it_was_built_for() {
+    use aarch64::Granule::{Kib4, Kib16, Kib64};
+    for (flags, expected) in [
+        (0b1000, None),
+        (0b1010, Some(Kib4)),
+        (0b1100, Some(Kib16)),
+        (0b1110, Some(Kib64)),
+        (0b110, Some(Kib64)),
+    ] {
+        let mut image = arm64_image(0, MIB, &[1; 100]);
+        image[24] = flags;
+        let loaded = load(&memory_of(4), &request(&file_of(&image))).unwrap();
+        let BootState::Arm64(state) = loaded.state else { panic!("not for Arm") };
+        assert_eq!(state.granule, expected, "{flags:#b}");
+    }
+}
+
+/// A kernel of 64 KiB pages gives back whole ones of its initrd: nothing else may lie in them.
+#[test]
+fn initrd_and_device_tree_share_no_page_at_any_size() {
+    let file = file_of(&arm64_image(0, MIB + 4096, &[1; 100]));
+    let mut loaded_once = 0;
+    for len in (0..20).map(|n| 3 * MIB - 10 * 4096 + n * 4096 + 1) {
+        let initrd = vec![7; usize::try_from(len).unwrap()];
+        let given = Some(Image { name: "INITRD", bytes: &initrd });
+        let Ok(loaded) = load(&memory_of(4 + 1), &BootRequest { initrd: given, ..request(&file) }) else {
+            continue;
+        };
+        loaded_once += 1;
+        let (at, len) = loaded.initrd.unwrap();
+        let BootState::Arm64(state) = loaded.state else { panic!("not for Arm") };
+        let page = |address: u64| address / PAGE_MAX;
+        assert!(page(loaded.kernel.1 - 1) < page(at) && page(at + len - 1) < page(state.device_tree));
+    }
+    assert_ne!(loaded_once, 0);
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(super) struct Described<'a> {
     /// First byte and length.
     pub(super) initrd: Option<(u64, u64)>,
     pub(super) seed: Option<[u8; 32]>,
+    pub(super) kernel_place: Option<u64>,
 }
 
 /// The tree.
@@ -83,6 +84,9 @@ fn chosen(root: &mut FdtNode<'_>, machine: &Described<'_>) {
         }
         if let Some(seed) = machine.seed {
             chosen.bytes("rng-seed", &seed);
+        }
+        if let Some(place) = machine.kernel_place {
+            chosen.wide("kaslr-seed", &[place]);
         }
     });
 }

@@ -285,6 +285,7 @@ fn place(register: Register) -> Place {
         Register::Affinity => Place::System(system::MPIDR_EL1),
         Register::SystemControl => Place::System(system::SCTLR_EL1),
         Register::Features => Place::System(system::ID_AA64PFR0_EL1),
+        Register::MemoryModel => Place::System(system::ID_AA64MMFR0_EL1),
         Register::TimerControl => Place::System(system::CNTV_CTL_EL0),
         Register::TimerDeadline => Place::System(system::CNTV_CVAL_EL0),
     }

@@ -91,6 +91,8 @@ pub(super) enum Register {
     SystemControl,
     /// ID_AA64PFR0_EL1: what the guest is told of the processor.
     Features,
+    /// ID_AA64MMFR0_EL1: what the processor says of its pages and addresses.
+    MemoryModel,
     /// CNTV_CTL_EL0.
     TimerControl,
     /// CNTV_CVAL_EL0: when the virtual timer is due, in ticks of the guest's virtual counter.

@@ -9,7 +9,7 @@ use super::syndrome::tests::{of_access, of_system};
 use super::syndrome::{Access, SystemAccess, SystemName};
 use super::vcpu::HvfVcpu;
 use super::vm::{Hvf, HvfVm};
-use crate::arch::aarch64::{BootState as Arm64, layout};
+use crate::arch::aarch64::{BootState as Arm64, Granule, layout};
 use crate::arch::{Address, BootState, InterruptLine, Nested, aarch64, x86_64};
 use crate::hv::{HvError, Hypervisor, IrqchipPlan, Vcpu, VcpuExit, Vm};
 use crate::memory::{Backing, Slot};
@@ -34,7 +34,7 @@ fn machine(script: &Scripted) -> HvfVm<Scripted> {
 
 fn boot(vm: &HvfVm<Scripted>, count: u32) -> HvfVcpu<Scripted> {
     let mut vcpu = vm.create_vcpu(0, count).unwrap();
-    vcpu.load(&BootState::Arm64(Arm64 { pc: PC, device_tree: 0x8100_0000 })).unwrap();
+    vcpu.load(&BootState::Arm64(Arm64 { pc: PC, device_tree: 0x8100_0000, granule: None })).unwrap();
     vcpu
 }
 
@@ -110,6 +110,21 @@ fn a_kernel_begins_as_its_boot_protocol_says() {
     };
     let error = vm.create_vcpu(1, 2).unwrap().load(&BootState::X86(foreign)).unwrap_err();
     assert!(error.to_string().contains("another architecture"), "{error}");
+}
+
+/// Apple's processors have no pages of 64 KiB.
+#[test]
+fn a_kernel_for_pages_that_the_processor_lacks_is_refused() {
+    let script = Scripted::new();
+    let vm = machine(&script);
+    let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+    script.set_register(0, Register::MemoryModel, 0x0f10_0003);
+    let mut load = |granule| vcpu.load(&BootState::Arm64(Arm64 { pc: PC, device_tree: 0, granule }));
+    for granule in [None, Some(Granule::Kib4), Some(Granule::Kib16)] {
+        load(granule).unwrap();
+    }
+    let error = load(Some(Granule::Kib64)).unwrap_err().to_string();
+    assert_eq!(error, "this hypervisor lacks pages of 64 KiB, for which the kernel is built");
 }
 
 #[test]

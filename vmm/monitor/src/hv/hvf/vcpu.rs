@@ -352,6 +352,12 @@ impl<F: Framework> Vcpu for HvfVcpu<F> {
         let BootState::Arm64(state) = state else {
             return Err(HvError::Unsupported { what: "a kernel for another architecture" });
         };
+        // A kernel that finds no such pages stands still at once, without a word.
+        if let Some(granule) = state.granule
+            && !granule.is_served(self.get(Register::MemoryModel)?)
+        {
+            return Err(HvError::Missing { capability: granule.name() });
+        }
         self.begin(Start { entry: state.pc, context: state.device_tree })?;
         let index = self.index;
         self.machine.wakes.change(|state| state.cores.boot(index));

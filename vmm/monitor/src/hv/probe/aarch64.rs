@@ -35,7 +35,7 @@ pub(super) fn guests() -> Guests {
         codes: &[("SIMD", SIMD), ("PSCI", FIRMWARE), ("the virtual counter", TIMER)],
         memory: layout::RAM,
         fill,
-        entry: arch::BootState::Arm64(BootState { pc: layout::RAM, device_tree: 0 }),
+        entry: arch::BootState::Arm64(BootState { pc: layout::RAM, device_tree: 0, granule: None }),
         output: Address::Memory(layout::SERIAL),
     }
 }

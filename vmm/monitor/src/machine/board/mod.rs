@@ -178,6 +178,7 @@ mod tests {
             (3 * gib, gib),
             (3 * gib + (256 << 20), 0),
             (64 * gib, gib),
+            (MemorySize::MAX, 0),
         ];
         for board in BOARDS {
             for (size, hotplug) in sizes {

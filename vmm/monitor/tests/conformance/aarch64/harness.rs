@@ -56,5 +56,5 @@ impl<H: Hypervisor> Machine<H> {
 
 /// Entry at [`CODE`].
 pub(crate) fn entry() -> BootState {
-    BootState::Arm64(aarch64::BootState { pc: CODE, device_tree: ARGUMENT })
+    BootState::Arm64(aarch64::BootState { pc: CODE, device_tree: ARGUMENT, granule: None })
 }

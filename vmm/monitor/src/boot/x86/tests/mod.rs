@@ -49,6 +49,7 @@ fn request(kernel: &dyn ReadAt) -> BootRequest<'_> {
         platform: Platform::Auto,
         protocol: BootProtocol::Auto,
         seed: None,
+        kernel_place: None,
     }
 }
 

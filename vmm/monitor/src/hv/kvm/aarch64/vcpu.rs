@@ -21,6 +21,8 @@ use crate::state::Sections;
 const ENTRY_STATE: u64 = 0x3c5;
 /// The counter of the virtual timer, by which guests tell the time.
 const COUNTER: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | 0x13_df1a;
+/// ID_AA64MMFR0_EL1: what the processor says of its pages and addresses.
+const MEMORY_MODEL: u64 = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | 0x13_c038;
 /// What is told of state that this back end cannot read yet.
 const NO_STATE: HvError = HvError::Unsupported { what: "the state of a vCPU on 64-bit Arm" };
 
@@ -65,6 +67,13 @@ impl Processor {
         let BootState::Arm64(state) = state else {
             return Err(HvError::Unsupported { what: "a kernel of another architecture" });
         };
+        // A kernel that finds no such pages stands still at once, without a word.
+        let model = register(fd, MEMORY_MODEL);
+        if let (Some(granule), Some(model)) = (state.granule, model)
+            && !granule.is_served(model)
+        {
+            return Err(HvError::Missing { capability: granule.name() });
+        }
         for (register, value) in [(PSTATE, ENTRY_STATE), (PC, state.pc), (X0, state.device_tree)] {
             fd.set_one_reg(register, &value.to_ne_bytes()).map_err(failed("KVM_SET_ONE_REG"))?;
         }
@@ -121,5 +130,7 @@ mod tests {
         let (pc, state) = (of(offset_of!(kvm_regs, regs.pc)), of(offset_of!(kvm_regs, regs.pstate)));
         assert_eq!([X0, PC, PSTATE], [x0, pc, state]);
         assert_eq!((CORE & u64::from(KVM_REG_ARM_CORE), COUNTER), (0x10_0000, 0x6030_0000_0013_df1a));
+        // op0 3, op1 0, CRn 0, CRm 7, op2 0.
+        assert_eq!(MEMORY_MODEL, 0x6030_0000_0013_0000 | 3 << 14 | 7 << 3);
     }
 }
