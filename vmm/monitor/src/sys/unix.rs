@@ -1,10 +1,12 @@
 //! Unix stream sockets by path and the calls on them that never wait and never raise a signal.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(not(target_vendor = "apple"))]
+use std::path::PathBuf;
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketAddrUnix, SocketType, recv, sendmsg,
@@ -19,48 +21,100 @@ const ADDRESS_MAX: usize = 103;
 /// Connections that may wait to be accepted; the system has a bound of its own.
 const WAITING_MOST: i32 = 4096;
 
-/// `path` in a form that fits a socket address. A long one is reached by a handle on its directory,
-/// which must stay open while the address is used; that works where the system shows open
-/// descriptors below `/proc/self/fd`.
-fn address(path: &Path) -> io::Result<(PathBuf, Option<OwnedFd>)> {
+/// Calls `call` with a path of the same file that fits a socket address. A long one is reached from
+/// its directory; its last part must fit.
+///
+/// # Errors
+/// The directory cannot be opened, or what `call` says.
+pub fn reached<T: Send>(path: &Path, call: impl FnOnce(&Path) -> io::Result<T> + Send) -> io::Result<T> {
     if path.as_os_str().len() <= ADDRESS_MAX {
-        return Ok((path.to_owned(), None));
+        return call(path);
     }
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let directory = OwnedFd::from(std::fs::File::open(directory)?);
-    let mut short = OsString::from(format!("/proc/self/fd/{}/", directory.as_raw_fd()));
-    short.push(name);
-    Ok((short.into(), Some(directory)))
+    from_directory(&directory, name, call)
+}
+
+/// By the directory's descriptor, which this system shows as a file.
+#[cfg(not(target_vendor = "apple"))]
+fn from_directory<T>(
+    directory: &OwnedFd,
+    name: &OsStr,
+    call: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let shown = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    call(&shown.join(name))
+}
+
+#[cfg(target_vendor = "apple")]
+use on_a_thread_in_it as from_directory;
+
+/// From a thread in that directory, which the others of the process are not: what works where a
+/// descriptor has no path.
+#[cfg(any(target_vendor = "apple", test))]
+fn on_a_thread_in_it<T: Send>(
+    directory: &OwnedFd,
+    name: &OsStr,
+    call: impl FnOnce(&Path) -> io::Result<T> + Send,
+) -> io::Result<T> {
+    let there = || {
+        enter_alone(directory)?;
+        call(Path::new(name))
+    };
+    std::thread::scope(|scope| scope.spawn(there).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Gives the calling thread a working directory of its own.
+#[cfg(target_vendor = "apple")]
+#[allow(unsafe_code, reason = "the call has no wrapper")]
+fn enter_alone(directory: &OwnedFd) -> io::Result<()> {
+    unsafe extern "C" {
+        fn pthread_fchdir_np(directory: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    // SAFETY: it takes a number alone, and that of a descriptor that is open.
+    match unsafe { pthread_fchdir_np(directory.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// As macOS does it, for the test of the rest.
+#[cfg(all(test, not(target_vendor = "apple")))]
+#[allow(unsafe_code, reason = "what a thread shares with others is its own affair here")]
+fn enter_alone(directory: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no descriptor and no memory is concerned, but the directory, root and mask of files of
+    // this thread, which ends soon.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+    Ok(rustix::process::fchdir(directory)?)
 }
 
 /// Binds and listens on `path`, non-blocking. The path may be longer than a socket address; its
 /// last part may not.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    let (address, _directory) = address(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, PAIR_FLAGS, None)?;
     close_on_exec([&socket])?;
     set_nonblocking(&socket)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(address.as_path())?)?;
-    match rustix::net::listen(&socket, WAITING_MOST) {
-        Ok(()) => Ok(socket.into()),
-        Err(error) => {
+    reached(path, |address| {
+        rustix::net::bind(&socket, &SocketAddrUnix::new(address)?)?;
+        rustix::net::listen(&socket, WAITING_MOST).inspect_err(|_| {
             // The name is there and leads nowhere: the next one could not be bound to it.
-            drop(std::fs::remove_file(&address));
-            Err(error.into())
-        }
-    }
+            drop(std::fs::remove_file(address));
+        })?;
+        Ok(())
+    })?;
+    Ok(socket.into())
 }
 
 /// Connects to the socket at `path` without waiting: a listener whose queue is full answers
 /// `WouldBlock`. The stream is prepared, see [`prepare`].
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let (address, _directory) = address(path)?;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, PAIR_FLAGS, None)?;
     close_on_exec([&socket])?;
     prepare(&socket)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(address.as_path())?)?;
+    reached(path, |address| Ok(rustix::net::connect(&socket, &SocketAddrUnix::new(address)?)?))?;
     Ok(socket.into())
 }
 
@@ -170,6 +224,24 @@ mod tests {
             assert!(held.len() < 10_000);
         };
         assert_eq!(refused.kind(), ErrorKind::WouldBlock);
+    }
+
+    /// As on macOS, whose descriptors have no paths. The rest of the process stays where it is.
+    #[test]
+    fn a_long_path_is_reached_from_a_thread_in_its_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("a-long-name/".repeat(20));
+        std::fs::create_dir_all(&deep).unwrap();
+        let (handle, here) =
+            (OwnedFd::from(std::fs::File::open(&deep).unwrap()), std::env::current_dir().unwrap());
+        let name = OsStr::new("socket");
+        let connects = || on_a_thread_in_it(&handle, name, |name| UnixStream::connect(name));
+        assert_eq!(connects().unwrap_err().kind(), ErrorKind::NotFound);
+        let listener = on_a_thread_in_it(&handle, name, |name| UnixListener::bind(name)).unwrap();
+        assert!(connects().is_ok() && connect(&deep.join(name)).is_ok());
+        drop(listener);
+        assert_eq!(connects().unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!((std::env::current_dir().unwrap(), Path::new("socket").exists()), (here, false));
     }
 
     #[test]

@@ -1,9 +1,8 @@
 //! The host's ends of relays: listeners that are made, sockets that are connected.
 
-use std::ffi::OsStr;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -124,9 +123,7 @@ pub(super) fn check(path: &Path) -> io::Result<()> {
 /// Listens at `path`, in the place of a socket whose owner is gone. Of several who do so at once
 /// one listens, and the others find that somebody does.
 fn listen_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     check(path)?;
     let directory = OwnedFd::from(std::fs::File::open(parent)?);
     lock(&directory)?;
@@ -135,7 +132,7 @@ fn listen_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
         // Its owner is gone.
         std::fs::remove_file(path)?;
     }
-    bind_unix(path, &directory, name)
+    bind_unix(path)
 }
 
 /// Locks a directory, which ends when it is closed. Nobody holds that for longer than it takes to
@@ -160,21 +157,19 @@ fn lock(directory: &OwnedFd) -> io::Result<()> {
 }
 
 /// Nobody can connect before the file has its mode, which the file has from its socket.
-fn bind_unix(path: &Path, directory: &OwnedFd, name: &OsStr) -> io::Result<(UnixListener, Made)> {
-    // An address of a socket has room for a short path only.
-    let short = match path.as_os_str().len() {
-        0..=100 => path.to_owned(),
-        _ => PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name),
-    };
+fn bind_unix(path: &Path) -> io::Result<(UnixListener, Made)> {
     let socket = nelly_net::sys::socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
     let given = rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR);
-    rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(&short)?)?;
-    let found = short.symlink_metadata()?;
-    let made = Made { path: path.to_owned(), made: (found.dev(), found.ino()) };
-    if given.is_err() {
-        // Where sockets have no mode of their own, as on macOS.
-        std::fs::set_permissions(&short, std::fs::Permissions::from_mode(0o600))?;
-    }
+    let made = unix::reached(path, |short| {
+        rustix::net::bind(socket.as_fd(), &SocketAddrUnix::new(short)?)?;
+        let found = short.symlink_metadata()?;
+        if given.is_err() {
+            // Where sockets have no mode of their own, as on macOS.
+            std::fs::set_permissions(short, std::fs::Permissions::from_mode(0o600))?;
+        }
+        Ok((found.dev(), found.ino()))
+    })?;
+    let made = Made { path: path.to_owned(), made };
     rustix::net::listen(&socket, BACKLOG)?;
     Ok((socket.into(), made))
 }

@@ -29,12 +29,7 @@ impl Gic {
     pub(super) fn new(vm: &VmFd, plan: IrqchipPlan) -> Result<Self, HvError> {
         let mut device =
             kvm_create_device { type_: kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, fd: 0, flags: 0 };
-        let gic = vm.create_device(&mut device).map_err(|error| match error.errno() {
-            libc::ENODEV => HvError::Missing {
-                capability: "an interrupt controller for guests (GICv3): the host's is older, and cannot serve guests as one",
-            },
-            _ => failed("KVM_CREATE_DEVICE of a GICv3")(error),
-        })?;
+        let gic = vm.create_device(&mut device).map_err(refused)?;
         let gic = Self(gic);
         let (place, count) = (layout::GIC_DISTRIBUTOR, interrupts(plan.lines));
         gic.set(KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &place)
@@ -59,6 +54,16 @@ impl Gic {
     fn set<T>(&self, group: u32, attribute: u32, value: &T) -> Result<(), kvm_ioctls::Error> {
         let address = fits(std::ptr::from_ref(value).addr(), "no host has more than 64 bits");
         self.0.set_device_attr(&kvm_device_attr { group, attr: attribute.into(), addr: address, flags: 0 })
+    }
+}
+
+/// Why the kernel makes none.
+fn refused(error: kvm_ioctls::Error) -> HvError {
+    match error.errno() {
+        libc::ENODEV => HvError::Missing {
+            capability: "an interrupt controller for guests (GICv3): the host's is older, and cannot serve guests as one",
+        },
+        _ => failed("KVM_CREATE_DEVICE of a GICv3")(error),
     }
 }
 
@@ -90,9 +95,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_such_a_controller_is_told_apart_from_one_that_fails() {
+        let said = |errno| refused(kvm_ioctls::Error::new(errno)).to_string();
+        assert!(said(libc::ENODEV).contains("(GICv3): the host's is older"), "{}", said(libc::ENODEV));
+        assert!(said(libc::ENOMEM).starts_with("KVM_CREATE_DEVICE of a GICv3"), "{}", said(libc::ENOMEM));
+    }
+
+    #[test]
     fn lines_and_places_have_the_kernels_form() {
         assert_eq!(irq(1), 0x0100_0021);
         assert_eq!(redistributors(8), 0x0080_0000_080a_0000);
+        assert_eq!(redistributors(32), 0x0200_0000_080a_0000);
         assert_eq!(layout::GIC_REDISTRIBUTOR % 0x1_0000, 0);
     }
 }
