@@ -17,7 +17,7 @@ fn sources(at: &Path, found: &mut String) {
     }
 }
 
-/// What is wrong with a table whose rows are lines of an issue, what they ask for, and who holds it.
+/// What is wrong with a table whose rows are what is promised, in which line, and who holds it.
 fn wrong(page: &str, lines: &[&str], is_there: impl Fn(&str) -> bool) -> Vec<String> {
     let mut found = Vec::new();
     let rows: Vec<[&str; 3]> = page

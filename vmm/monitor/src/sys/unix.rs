@@ -85,8 +85,8 @@ fn enter_alone(directory: &OwnedFd) -> io::Result<()> {
 #[cfg(all(test, not(target_vendor = "apple")))]
 #[allow(unsafe_code, reason = "what a thread shares with others is its own affair here")]
 fn enter_alone(directory: &OwnedFd) -> io::Result<()> {
-    // SAFETY: no descriptor and no memory is concerned, but the directory, root and mask of files of
-    // this thread, which ends soon.
+    // SAFETY: no descriptor and no memory is concerned, but the directory, root and mask of files
+    // of this thread, which ends soon.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
     Ok(rustix::process::fchdir(directory)?)
 }
