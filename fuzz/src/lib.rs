@@ -31,6 +31,7 @@ pub mod report;
 pub mod requests;
 pub mod share;
 pub mod state;
+pub mod stream;
 pub mod switch;
 pub mod tables;
 mod tarball;
@@ -201,6 +202,13 @@ pub const TARGETS: &[Target] = &[
         run: state::run,
         seeds: state::seeds,
         rounds: 8_000,
+    },
+    Target {
+        name: "stream",
+        attacks: "packed files that were fetched: gzip, xz, zstd, bzip2, zip and tar",
+        run: stream::run,
+        seeds: stream::seeds,
+        rounds: 2_000,
     },
     Target {
         name: "switch",

@@ -164,6 +164,11 @@ fn state() {
 }
 
 #[test]
+fn stream() {
+    corpus("stream");
+}
+
+#[test]
 fn switch() {
     corpus("switch");
 }
@@ -277,6 +282,7 @@ fn seeds_are_sound_and_every_target_has_its_test() {
             "requests",
             "share",
             "state",
+            "stream",
             "switch",
             "tables",
             "usernet",
@@ -318,6 +324,10 @@ fn seeds_are_sound_and_every_target_has_its_test() {
     assert_eq!(counts(targets::registry::seeds(), targets::registry::pulls), [true, true, true, true, false]);
     assert!(targets::arm64::seeds().iter().all(|seed| targets::arm64::accepts(seed)));
     assert!(targets::config::seeds().iter().all(|seed| targets::config::accepts(seed)));
+    // The last one's file is a link in its archive.
+    let packed = targets::stream::seeds();
+    let (link, sound) = packed.split_last().unwrap();
+    assert!(!targets::stream::accepts(link) && sound.iter().all(|seed| targets::stream::accepts(seed)));
     assert!(targets::manifests::seeds().iter().all(|seed| targets::manifests::accepts(seed)));
     assert!(targets::requests::seeds().iter().all(|seed| targets::requests::accepts(seed)));
     for (number, seed) in targets::words::seeds().iter().enumerate() {
