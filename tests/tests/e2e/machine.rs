@@ -247,9 +247,28 @@ fn sentences(error: &(dyn std::error::Error + 'static)) -> String {
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// What a monitor has for itself, in bytes: its private memory without the guest's, which is in
+/// mappings that are far larger than any other.
+fn own_memory(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut is_own, mut sum) = (false, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (name, number) =
+            (words.next().unwrap_or_default(), words.next().and_then(|word| word.parse::<u64>().ok()));
+        match (name, number) {
+            ("Size:", Some(kib)) => is_own = kib < 16 << 10,
+            ("Private_Clean:" | "Private_Dirty:", Some(kib)) if is_own => sum += kib << 10,
+            _ => {}
+        }
+    }
+    sum
+}
+
+/// 86,400 of them, one a second of a day, are in `make soak`.
 #[test]
 fn many_execs_leave_nothing() {
-    const COUNT: usize = 1000;
+    let count = std::env::var("NELLY_EXECS").map_or(1000, |text| text.parse::<usize>().unwrap());
     let home = Home::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -277,7 +296,9 @@ fn many_execs_leave_nothing() {
         let in_guest = exec(20, &["sh", "-c", guest]).await;
         let of_monitor = settled(|| counts(monitor));
         let agent = sandbox.agent().stats("").await.unwrap().agent_resident_bytes;
-        for number in 0..COUNT {
+        let own = own_memory(monitor);
+        let began = std::time::Instant::now();
+        for number in 0..count {
             let (code, out) =
                 exec(100 + number, &["sh", "-c", &format!("echo {number}; exit {}", number % 200)]).await;
             assert_eq!((code as usize, out), (number % 200, format!("{number}\n")));
@@ -287,6 +308,16 @@ fn many_execs_leave_nothing() {
         let grown = sandbox.agent().stats("").await.unwrap().agent_resident_bytes;
         // Results that nobody deleted are kept of the last 1024 execs, some 300 bytes each.
         assert!(grown <= agent + (400 << 10), "the agent's memory went from {agent} to {grown}");
+        let own_after = own_memory(monitor);
+        assert!(own_after <= own + (1 << 20), "the monitor's own memory went from {own} to {own_after}");
+        println!(
+            "{count} execs in {} s: the agent's memory went from {} to {} KiB, the monitor's own from {} to {} KiB",
+            began.elapsed().as_secs(),
+            agent >> 10,
+            grown >> 10,
+            own >> 10,
+            own_after >> 10
+        );
         drop(streams);
     });
 }
