@@ -52,6 +52,7 @@ fn a_boot_is_measured_beside_qemu_and_reported_in_every_form() {
         assert!(samples.iter().all(|sample| sample["total_ns"].as_u64().unwrap() > 0), "{one:#}");
     }
     for (one, least) in contestants.iter().zip([6, 4]) {
+        let mut begun = 0;
         for sample in one["samples"].as_array().unwrap() {
             // The phases are the whole: what they leave out is said, and is little.
             let total = sample["total_ns"].as_u64().unwrap();
@@ -61,9 +62,13 @@ fn a_boot_is_measured_beside_qemu_and_reported_in_every_form() {
             assert!((sum + rest).abs_diff(total) * 100 <= total && rest * 50 < total, "{sample:#}");
             // And none is the rest: the guest tells of itself, whoever its monitor is.
             let names: Vec<_> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
-            let last = ["kernel_entry", "init", "init_main", "marker"];
-            assert!(names.len() >= least && names.ends_with(&last), "{}: {names:?}", one["name"]);
+            let last = ["init", "init_main", "marker"];
+            assert!(names.len() + 1 >= least && names.ends_with(&last), "{}: {names:?}", one["name"]);
+            begun += usize::from(names.len() >= least && names[names.len() - 4] == "kernel_entry");
         }
+        // Where a guest's clock runs a little fast, its kernel would have begun before its monitor
+        // let it, which is no moment and is left out. Of most samples it is one.
+        assert!(begun >= 3, "{one:#}");
     }
     assert!(done.out().contains("nelly") && done.out().contains("qemu"), "{}", done.out());
     assert_eq!(fs::read_to_string(csv).unwrap().lines().filter(|line| line.contains("qemu")).count(), 5);
