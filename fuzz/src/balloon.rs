@@ -11,6 +11,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use super::Bytes;
 
 const PAGE: u64 = 4096;
+const PAGE_BYTES: usize = 4096;
 /// Behind the rings of five queues, 8 MiB each.
 const FREE: u64 = 40 << 20;
 const PAGES: usize = 64;
@@ -87,13 +88,13 @@ pub fn given(data: &[u8]) -> u64 {
             4 => {
                 let page = usize::from(a) % PAGES;
                 let at = FREE + PAGE * page as u64;
-                bench.memory.write_slice(&[7; PAGE as usize], GuestAddress(at)).expect("memory");
+                bench.memory.write_slice(&[7; PAGE_BYTES], GuestAddress(at)).expect("memory");
                 model.full[page] = true;
             }
             5 => {
                 model.poison = u32::from(a & 1);
                 device.write_config(12, &model.poison.to_le_bytes());
-                device.write_config(number(b, c), &[d; 8][..usize::from(e % 9)].to_vec());
+                device.write_config(number(b, c), &[d; 8][..usize::from(e % 9)]);
                 // Whatever else was written there must not change what the driver said.
                 device.write_config(12, &model.poison.to_le_bytes());
             }
@@ -110,7 +111,7 @@ pub fn given(data: &[u8]) -> u64 {
         assert_eq!(view.counts().given_back, model.given * PAGE);
     }
     for (page, full) in model.full.iter().enumerate() {
-        let mut bytes = [0; PAGE as usize];
+        let mut bytes = [0; PAGE_BYTES];
         let at = FREE + PAGE * page as u64;
         bench.memory.read_slice(&mut bytes, GuestAddress(at)).expect("memory");
         assert!(bytes.iter().all(|&byte| byte == if *full { 7 } else { 0 }), "page {page}");
