@@ -51,7 +51,7 @@ lint: ## formatting, clippy, licences
 cross: ## type-check for macOS and aarch64 Linux what is not built for it here
 	@tests/cross/check
 
-macos: ## link nelly-monitor for macOS on this Linux machine, signed ad hoc, into target/macos, and check the file
+macos: ## link nelly for macOS on this Linux machine, signed ad hoc, into target/macos, and check the files
 	@packaging/macos/build
 
 fuzz: ## fuzz every trust boundary, FUZZ_SECONDS (60) a target
