@@ -90,16 +90,25 @@ fn an_image_boots_by_itself_and_its_upgrade_is_taken_after_a_kill() {
 }
 
 #[test]
-fn a_bare_kernel_of_the_variables_boots_with_its_initrd_and_network() {
+fn a_bare_kernel_of_an_archive_boots_with_its_initrd_network_and_disk() {
     let home = Home::new();
-    let script = "cat /proc/cmdline; ls /sys/class/net; nproc";
+    let script = "cat /proc/cmdline; ls /sys/class/net; nproc; echo sectors=$(cat /sys/block/vda/size);
+        echo written by the guest >/dev/vda; sync";
     initramfs(&home, Some(script), None);
-    fs::copy(nelly_tests::kernel(), home.path().join("vmlinux")).unwrap();
-    let mut command = nelly(home.path(), &["isolated", "--", "--timeout", "300s"]);
+    let (top, images) = (home.path().join("final"), home.path().join("images"));
+    fs::create_dir(&top).unwrap();
+    fs::create_dir(&images).unwrap();
+    fs::copy(nelly_tests::kernel(), top.join("vmlinux")).unwrap();
+    fs::rename(home.path().join("initramfs.cpio"), top.join("initrd")).unwrap();
+    let make = "qemu-img create -q -f qcow2 final/fs.qcow2 8M && tar -cf - ./final | gzip -1 >images/artifacts.zip && rm -r final";
+    run(Command::new("sh").args(["-c", make]).current_dir(home.path()), b"", LIMIT).expect(0);
+    let mut command = nelly(home.path(), &["isolated", "--bare", "--", "--timeout", "300s"]);
     for (name, value) in [
-        ("RUN_BARE_KERNEL", "1"),
-        ("DEFAULT_RIMD_KERNEL_FILENAME", "vmlinux"),
-        ("DEFAULT_RIMD_IMAGE_FILENAME", "initramfs.cpio"),
+        ("DEFAULT_RIMD_KERNEL_FILENAME", "final/vmlinux"),
+        ("DEFAULT_RIMD_IMAGE_FILENAME", "final/initrd"),
+        ("DEFAULT_RIMD_FILESYSTEM_FILENAME", "final/fs.qcow2"),
+        // Nobody is asked: the archive is there.
+        ("DEFAULT_RIMD_ARTIFACT_URL", "http://127.0.0.1:1/artifacts"),
         ("ADDITIONAL_KERNEL_COMMANDLINE", "quiet panic=-1 reboot=k no-kvmapf"),
         ("KVM_CPU", "1"),
         ("KVM_MEMORY", "512M"),
@@ -107,12 +116,15 @@ fn a_bare_kernel_of_the_variables_boots_with_its_initrd_and_network() {
     ] {
         command.env(name, value);
     }
-    let done = run(command.env("DEFAULT_DIR_IMAGE", home.path()), b"", LIMIT);
+    let done = run(command.env("DEFAULT_DIR_IMAGE", &images), b"", LIMIT);
     let (out, said) = (done.expect(0).out(), String::from_utf8_lossy(&done.stderr).into_owned());
-    for part in ["INIT-READY cpus=1", "ENABLE_SSH=true quiet", "eth0", "INIT-DONE 0"] {
+    for part in ["INIT-READY cpus=1", "ENABLE_SSH=true quiet", "eth0", "sectors=16384", "INIT-DONE 0"] {
         assert!(out.contains(part), "{part}: {out}");
     }
     for part in ["published 127.0.0.1:5555:22/tcp", "warning: ENABLE_KRUNKIT has no meaning here"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    let read = "qemu-img convert -O raw images/final/fs.qcow2 fs.raw && head -n 1 fs.raw";
+    let disk = run(Command::new("sh").args(["-c", read]).current_dir(home.path()), b"", LIMIT);
+    assert_eq!(disk.expect(0).out(), "written by the guest\n");
 }
