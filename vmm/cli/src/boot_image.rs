@@ -163,11 +163,8 @@ fn memory_file(name: &str, file: File, files: &mut Vec<OwnedFd>) -> Result<FileS
     if file.metadata().context("cannot look at a memory file")?.len() == 0 {
         return Err(anyhow!("its {name} is empty"));
     }
-    match anonymous::seal(&file) {
-        // Where there are no seals, the monitor copies what it would map.
-        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
-        sealed => sealed.context("cannot seal a memory file")?,
-    }
+    // It is not sealed, so that the monitor copies it. It would map a sealed one, in small pages: a
+    // guest that unpacks its kernel and uses its initrd's memory again pays for each of them twice.
     rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).context("cannot pass a descriptor on")?;
     let number = file.as_raw_fd().cast_unsigned();
     files.push(file.into());
